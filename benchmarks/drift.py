@@ -21,7 +21,7 @@ from typing import Any
 import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
 
-from tinylora_edge import Bundle, MicroVector, runtime
+from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.runtime import measure_drift
 from tinylora_edge.runtime.evaluation import compare, evaluate
 from tinylora_edge.tasks import load_task
@@ -62,7 +62,7 @@ def subjects(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path
     for bundle, *files in options.vectors:
         for file in files:
             digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-            names = {"bundle": bundle, "basis": Bundle.find(bundle).basis.digest, "task": options.task}
+            names = {"bundle": bundle, "basis": load_bundle(bundle).basis.digest, "task": options.task}
             for each in scaled:
                 yield {**names, "file": file, "sha256": digest, **each}, Path(bundle)
     # Seeds outermost: whenever the time runs out, bundles and anchors have the same number of them.
@@ -70,7 +70,7 @@ def subjects(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path
         for task in options.tasks:
             for bundle in options.train:
                 for anchor in options.anchors:
-                    names = {"bundle": bundle, "basis": Bundle.find(bundle).basis.digest, "task": task}
+                    names = {"bundle": bundle, "basis": load_bundle(bundle).basis.digest, "task": task}
                     run: dict[str, Any] = {"seed": seed, "anchor": anchor, "steps": options.steps}
                     yield {**names, **run, **asked}, Path(bundle)
 

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from ..documents import read_json
 from ..errors import MissingExtraError
-from ..formats.bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME, Bundle
+from ..formats.bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME, load_bundle
 from ..system import cores
 from ..wire import text as wire_text
 from . import console, figures
@@ -203,7 +203,7 @@ def _unpack(model: Path, output: Path, tell: Tell) -> dict[str, Any]:
         for name in (BASIS_NAME, MANIFEST_NAME, VECTOR, "recipe.json"):
             shutil.copyfile(REPLAY / name, partial / name)
         placed = place_base(model, partial / BASE_NAME)
-    bundle = Bundle.find(output)
+    bundle = load_bundle(output)
     bundle.check_base()
     recipe = read_json(output / "recipe.json")
     held, prompt, settings = recipe["held_out"], recipe["prompt"], recipe["training"]["settings"]

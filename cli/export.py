@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .. import Bundle
+from .. import load_bundle
 from ..formats.gguf import whole_stem
 from ..formats.signatures import signature_path
 from ..projection import EXPLICIT
@@ -162,7 +162,7 @@ def _fetch(found: Selection) -> ResolvedModel:
 def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
     from ..exporters import add_base
 
-    found = Bundle.find(bundle)
+    found = load_bundle(bundle)
     before = found.basis.base_fingerprints
     with console.progress(f"comparing the weights of {base} with the factors"):
         basis, worst = add_base(bundle, base)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import BasisError, Bundle, Ed25519Verifier, load_basis
+from .. import BasisError, Ed25519Verifier, load_basis, load_bundle
 from ..formats.signatures import Signature, check_bundle, signature_path
 from ..shipping import layout
 from . import console, keyfiles, vectors
@@ -83,7 +83,7 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
         if keys:
             raise typer.BadParameter("a basis alone is not signed: name the bundle", param_hint="--key")
         return {"kind": "basis", "path": str(path)} | vectors.basis_facts(load_basis(path))
-    bundle = Bundle.find(path)
+    bundle = load_bundle(path)
     signature = signature_path(bundle)
     signed: dict[str, Any] | None = None
     if keys:

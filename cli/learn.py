@@ -36,7 +36,7 @@ def learn(
     """
     from ..exporters import refuse_existing
     from ..exporters.bundle_writer import write_bundle
-    from ..formats.bundle import Bundle
+    from ..formats.bundle import load_bundle
     from ..tasks.behaviours import load_behaviours
     from ..train.learn import LearnSettings
     from ..train.learn import learn as learn_basis
@@ -44,7 +44,7 @@ def learn(
     if only and behaviours is None:
         raise typer.BadParameter("there is no FILE.jsonl to learn from", param_hint="--only")
     refuse_existing(output)
-    base = Bundle.find(bundle).base
+    base = load_bundle(bundle).base
     shipped = () if only else load_behaviours()
     chosen = [*shipped, *(() if behaviours is None else load_behaviours(behaviours))]
     folder = output.with_name(f"{output.name}.learn")

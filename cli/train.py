@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .. import Bundle, MicroVector
+from .. import MicroVector, load_bundle
 from ..documents import read_json
 from . import console, figures, vectors
 from .figures import ExamplesOption, SystemOption
@@ -133,5 +133,5 @@ def training_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _values(bundle: Path, file: Path) -> tuple[float, ...]:
-    vector = MicroVector.from_bytes(vectors.read(str(file)), Bundle.find(bundle).basis)
+    vector = MicroVector.from_bytes(vectors.read(str(file)), load_bundle(bundle).basis)
     return tuple(map(float, vector.values.reshape(-1)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from .. import Basis, Bundle, FrameError, MicroVector, load_basis
+from .. import Basis, FrameError, MicroVector, load_basis, load_bundle
 from ..formats.gguf import GGUFFile, MalformedGGUFError
 from ..limits import VECTOR_FILE_BYTES
 from ..projection import EXPLICIT
@@ -79,7 +79,7 @@ def write(target: str, data: bytes, *, mode: int = 0o666) -> None:
 
 def find_basis(path: Path) -> Basis:
     """Return the basis of a bundle, of a model with its basis beside it, or of a file of side tensors."""
-    return load_basis(path) if is_basis(path) else Bundle.find(path).basis
+    return load_basis(path) if is_basis(path) else load_bundle(path).basis
 
 
 def is_basis(path: Path) -> bool:

@@ -10,20 +10,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..basis import Basis
+from ..basis import Bases
 from ..documents import write_json
 from ..errors import ExportError
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME
 from ..formats.gguf import gguf_paths, split_name
-from ..formats.side_tensors import load_basis, save_basis
+from ..formats.side_tensors import load_bases, save_bases
 from ..system import __version__, atomic_write, sync_directory
 
-_FORMAT = 1
+_FORMAT = 2
 _SECTIONS = ("source", "base", "onnx", "basis", "factors")
 
 Sections = Mapping[str, dict[str, Any] | None]
 """Sections of a manifest: `source` (where the files came from), `base` (the GGUF), `onnx` (the graph),
-`basis` (what is added to what any basis says) and `factors`. One that is None is left out."""
+and `factors` (their quality). One that is None is left out."""
 
 
 def refuse_existing(output: Path) -> None:
@@ -33,21 +33,21 @@ def refuse_existing(output: Path) -> None:
 
 
 def write_bundle(
-    output: Path, basis: Basis, sections: Sections, *, base: Path | None = None
-) -> tuple[Basis, str | None]:
-    """Write a bundle of a basis, complete or not at all: see `fill_bundle` and `new_bundle`."""
+    output: Path, bases: Bases, sections: Sections, *, base: Path | None = None
+) -> tuple[Bases, str | None]:
+    """Write a bundle of side tensors, complete or not at all: see `fill_bundle` and `new_bundle`."""
     with new_bundle(output) as partial:
-        placed = fill_bundle(partial, basis, sections, base=base)
-    return load_basis(output / BASIS_NAME), placed
+        placed = fill_bundle(partial, bases, sections, base=base)
+    return load_bases(output / BASIS_NAME), placed
 
 
-def fill_bundle(bundle: Path, basis: Basis, sections: Sections, *, base: Path | None = None) -> str | None:
-    """Put basis, GGUF (whose fingerprint is the basis's first) and manifest into a bundle that is made.
+def fill_bundle(bundle: Path, bases: Bases, sections: Sections, *, base: Path | None = None) -> str | None:
+    """Put side tensors, GGUF (whose fingerprint is their first) and manifest into a bundle that is made.
 
     Returns how the GGUF came into it: `hard link` or `copy`; None where there is none.
     """
     placed, sections = None, dict(sections)
-    save_basis(basis, bundle / BASIS_NAME)
+    save_bases(bases, bundle / BASIS_NAME)
     if base is not None:
         files = gguf_paths(base)
         names = [BASE_NAME]
@@ -59,9 +59,9 @@ def fill_bundle(bundle: Path, basis: Basis, sections: Sections, *, base: Path | 
             "file": names[0],
             "name": base.name,
             "bytes": sum(file.stat().st_size for file in files),
-            "fingerprint": basis.base_fingerprints[0],
+            "fingerprint": bases.fingerprints[0],
         }
-    write_json(bundle / MANIFEST_NAME, _manifest(basis, sections))
+    write_json(bundle / MANIFEST_NAME, _manifest(bases, sections))
     return placed
 
 
@@ -109,23 +109,22 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfileobj(file, out, 1 << 24)
 
 
-def _manifest(basis: Basis, sections: Sections) -> dict[str, Any]:
+def _manifest(bases: Bases, sections: Sections) -> dict[str, Any]:
+    factors = bases.factors
     described = {
         "file": BASIS_NAME,
-        "digest": basis.digest,
-        "modules": len(basis.modules),
-        "rank": basis.rank,
-        "u": basis.u,
-        "groups": basis.groups,
-        "tying": basis.scheme,
-        "projection": basis.projection,
-        "factorization": basis.factorization,
+        "factors": factors.digest,
+        "modules": len(factors.modules),
+        "rank": factors.rank,
+        "factor_dtype": factors.dtype,
+        "factorization": factors.factorization,
+        "projections": [projection.descriptor for projection in bases.projections],
     }
-    found = dict(sections) | {"basis": described | (sections.get("basis") or {})}
+    found = dict(sections) | {"basis": described}
     return {
         "format": _FORMAT,
         "tool": f"tinylora-edge {__version__}",
-        "architecture": basis.architecture,
+        "architecture": factors.architecture,
         **{name: found[name] for name in _SECTIONS if found.get(name) is not None},
     }
 

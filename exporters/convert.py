@@ -29,8 +29,9 @@ def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]
     r = basis.R(vector)
     tensors: dict[str, NDArray[np.float32] | NDArray[np.float16]] = {}
     for m, module in enumerate(basis.modules):
-        tensors[f"{module}.lora_a"] = np.ascontiguousarray(basis.a[m], np.float32)
-        tensors[f"{module}.lora_b"] = np.ascontiguousarray(np.asarray(basis.b[m], np.float32) @ r[m])
+        a, b = basis.factors.leading(module, basis.rank)
+        tensors[f"{module}.lora_a"] = np.ascontiguousarray(a)
+        tensors[f"{module}.lora_b"] = np.ascontiguousarray(b @ r[m])
     metadata = [
         ("general.type", "adapter", STRING),
         ("general.name", f"tinylora {basis.id} vector of sequence {vector.sequence}", STRING),
@@ -40,7 +41,7 @@ def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]
     ]
     try:
         with atomic_write(Path(path)) as file:
-            write(file, basis.architecture, metadata, tensors)  # type: ignore[arg-type]
+            write(file, basis.factors.architecture, metadata, tensors)  # type: ignore[arg-type]
     except OSError as error:
         raise ExportError(f"{path} could not be written: {error.strerror or error}") from error
 
@@ -65,7 +66,7 @@ def write_peft_lora(
     tensors: dict[str, NDArray[np.float32]] = {}
     names = []
     for m, module in enumerate(basis.modules):
-        a, b = np.asarray(basis.a[m], np.float32), np.asarray(basis.b[m], np.float32)
+        a, b = basis.factors.leading(module, basis.rank)
         if a.ndim != 2:
             raise UnsupportedModelError(f"{module} has experts, which a PEFT LoRA does not adapt like this")
         name, shape = layers.get(module, ("", ()))
@@ -76,7 +77,7 @@ def write_peft_lora(
                 "than the basis is for"
             )
         order = inverse(listed_order(found.architecture, parse(module)[1], len(b), found.heads))
-        tensors[f"base_model.model.{name}.lora_A.weight"] = a
+        tensors[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(a)
         tensors[f"base_model.model.{name}.lora_B.weight"] = (b @ r[m])[order]
         names.append(name)
     config: dict[str, Any] = {

@@ -13,17 +13,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..basis import Basis
-from ..errors import BaseMismatchError, BasisError, ExportError
-from ..factorization import AGREEMENT, LEFT, distance
-from ..formats.bundle import BASIS_NAME, ONNX_NAME, Bundle
+from ..basis import Bases
+from ..errors import BaseMismatchError, ExportError
+from ..factors import Factors
+from ..factorization import AGREEMENT, distance
+from ..formats.bundle import BASIS_NAME, ONNX_NAME, load_bundle
 from ..formats.onnx_graph import DEFAULT, MODEL_NAME
-from ..formats.side_tensors import check_shapes, fingerprint, load_basis, save_basis
+from ..formats.side_tensors import check_shapes, fingerprint, load_bases, save_bases
 from . import learned
 from .bundle_writer import fill_bundle, new_bundle, refuse_existing
-from .factorize import ExportSettings, Factors, Progress, Quality, factorize, one_blas_thread
+from .factorize import ExportSettings, ModuleFactors, Progress, Quality, factorize, one_blas_thread
 from .onnx import FLAVOURS, PRECISIONS, BakeReport, bake, build, check_graph
 from .source import Source
 from .weights.gguf import GGUFWeights
@@ -40,7 +39,7 @@ class ExportReport:
 
     Attributes:
         output: the bundle.
-        basis: as it was written.
+        bases: as they were written.
         quality: of the factorization.
         base_placed: how `base.gguf` came into the bundle: `hard link` or `copy`; None where there is none.
         baked: what went into the graph; None for GGUF alone.
@@ -49,7 +48,7 @@ class ExportReport:
     """
 
     output: Path
-    basis: Basis
+    bases: Bases
     quality: Quality
     base_placed: str | None
     baked: BakeReport | None = None
@@ -68,20 +67,20 @@ class Export:
         graph: an ONNX model to bake; None builds one from `model`.
         flavour: `default` or `required`; see `onnx.bake`.
         precision: of a graph that is built: `fp32` or `int4`.
-        settings: of the basis.
+        settings: of the factors.
         workers: modules that are factorized at the same time; by default one a core.
         provenance: where the files came from, for the manifest: `ResolvedModel.provenance`.
 
     Attributes:
         base: the GGUF that is deployed, or what the factors are taken from where there is none.
-        modules: of the basis.
+        modules: that get factors.
         bytes: of their weights.
 
     Raises:
         ExportError: a file is missing, unreadable or not a model; the output exists.
         UnsupportedModelError: the architecture is unknown, or no tensor can be adapted.
         MissingExtraError: what is needed to build or to bake a graph is not installed.
-        BasisError: unknown targets, or groups that cannot be made.
+        BasisError: unknown targets, or a rank that a weight does not have.
     """
 
     def __init__(
@@ -114,7 +113,7 @@ class Export:
         self.base = self._source.base or self._source.model
         if self._gguf:
             self._source.warn()
-        self.modules, self.tying = self._source.plan()
+        self.modules = self._source.plan()
         self.bytes = sum(map(self._source.nbytes, self.modules))
 
     def run(
@@ -135,44 +134,27 @@ class Export:
                 lambda module: progress(module, source.nbytes(module)),
                 self._workers,
             )
-            basis, quality = self._basis(found), Quality.of(found)
+            bases, quality = self._bases(found), Quality.of(found)
             sections = self._sections(quality)
-            report = ExportReport(self.output, basis, quality, None)
+            report = ExportReport(self.output, bases, quality, None)
             if self._onnx:
                 with one_blas_thread():
                     report = self._bake(partial, report, stage)
-                marks = (*basis.base_fingerprints, report.baked.fingerprint)  # type: ignore[union-attr]
-                basis = replace(basis, base_fingerprints=marks)
+                bases = bases.with_fingerprint(report.baked.fingerprint)  # type: ignore[union-attr]
                 sections["onnx"] = _describe_graph(report)
-            placed = fill_bundle(partial, basis, sections, base=source.base if self._gguf else None)
-        return replace(report, basis=load_basis(self.output / BASIS_NAME), base_placed=placed)
+            placed = fill_bundle(partial, bases, sections, base=source.base if self._gguf else None)
+        return replace(report, bases=load_bases(self.output / BASIS_NAME), base_placed=placed)
 
-    def _basis(self, found: dict[str, Factors]) -> Basis:
-        settings = self.settings
-        made = Basis(
+    def _bases(self, found: dict[str, ModuleFactors]) -> Bases:
+        factors = Factors(
             architecture=self._source.architecture,
             modules=tuple(self.modules),
-            rank=settings.rank,
-            u=settings.u,
-            groups=int(self.tying.max()) + 1,
-            seed=settings.seed,
-            factorization=LEFT,
-            scheme=settings.tying,
-            tying=self.tying,
+            rank=self.settings.rank,
             a=tuple(found[module].a for module in self.modules),
             b=tuple(found[module].b for module in self.modules),
-            base_fingerprints=self._source.fingerprints(self.modules),
         )
-        shipped = learned.find(made) if settings.may_be_learned else None
-        if shipped is not None:
-            return made.with_projections(shipped.p, prior=shipped.prior)
-        if settings.projection == "learned":
-            raise BasisError(
-                f"no learned projections are shipped for these factors ({made.architecture}, "
-                f"{len(made.modules)} modules, rank {made.rank}): export with random ones, and learn on the "
-                "bundle"
-            )
-        return made
+        shipped = learned.find(factors)
+        return Bases(factors, (shipped,) if shipped else (), self._source.fingerprints(self.modules))
 
     def _bake(self, bundle: Path, report: ExportReport, stage: Stage) -> ExportReport:
         work, folder = bundle / "work", bundle / ONNX_NAME
@@ -186,7 +168,7 @@ class Export:
         stage("baking the factors in")
         folder.mkdir()
         heads, move = self._source.heads, self._graph is None
-        baked = bake(graph, report.basis, folder, flavour=self._flavour, heads=heads, move=move)
+        baked = bake(graph, report.bases.factors, folder, flavour=self._flavour, heads=heads, move=move)
         shutil.rmtree(work)
         baked = replace(baked, model=self.output / ONNX_NAME / MODEL_NAME)
         return replace(report, baked=baked, made_by=made_by, precision=precision)
@@ -194,7 +176,6 @@ class Export:
     def _sections(self, quality: Quality) -> dict[str, dict[str, Any] | None]:
         return {
             "source": self._provenance,
-            "basis": {"seed": self.settings.seed, "factor_dtype": self.settings.factor_dtype},
             "factors": {
                 "from": self._source.kind,
                 "worst_residual": quality.residual,
@@ -233,37 +214,37 @@ def export_onnx(
     return Export(model, output, target="both" if with_gguf else "onnx", **options).run(progress, stage)
 
 
-def add_base(bundle: str | PathLike[str], base: str | PathLike[str]) -> tuple[Basis, float]:
-    """List another deployed form of the same model in a bundle's basis, after checking its weights.
+def add_base(bundle: str | PathLike[str], base: str | PathLike[str]) -> tuple[Bases, float]:
+    """List another deployed form of the same model in a bundle, after checking its weights.
 
-    The digest stays, so every vector of the basis serves the new base too. Returns the basis, and the worst
-    distance between its factors and the weights of `base`, a GGUF.
+    The digest stays, so every vector serves the new base too. Returns the bases, and the worst
+    distance between the factors and the weights of `base`, a GGUF.
 
     Raises:
         BaseMismatchError: modules are missing, or weights are too far from the factors.
         ExportError: the file is no GGUF model.
-        OSError: the basis cannot be written; it stays as it was.
+        OSError: the side tensors cannot be written; they stay as they were.
     """
-    found = Bundle.find(bundle)
-    basis = found.basis
+    found = load_bundle(bundle)
+    factors = found.factors
     weights = GGUFWeights(Path(base))
-    check_shapes(weights.file, basis)
+    check_shapes(weights.file, factors)
     worst = (0.0, "")
     with one_blas_thread():
-        for position, module in enumerate(basis.modules):
-            a, b = basis.a[position], basis.b[position]
-            gap = distance(np.asarray(a, np.float32), np.asarray(b, np.float32), weights.matrices(module))
+        for module in factors.modules:
+            gap = distance(*factors.leading(module, factors.rank), weights.matrices(module))
             worst = max(worst, (gap, module))
     if worst[0] > AGREEMENT:
         raise BaseMismatchError(
-            f"{worst[1]} in {base} is {worst[0]:.2g} away from the factors of the basis (at most {AGREEMENT} "
-            "is accepted): it is another model, and vectors of this basis would not work on it"
+            f"{worst[1]} in {base} is {worst[0]:.2g} away from the factors (at most {AGREEMENT} "
+            "is accepted): it is another model, and vectors of these factors would not work on it"
         )
-    mark = fingerprint(weights.file, basis.modules)
-    if mark not in basis.base_fingerprints:
-        basis = replace(basis, base_fingerprints=(*basis.base_fingerprints, mark))
-        save_basis(basis, found.basis_path)
-    return basis, worst[0]
+    mark = fingerprint(weights.file, factors.modules)
+    bases = found.bases
+    if mark not in bases.fingerprints:
+        bases = bases.with_fingerprint(mark)
+        save_bases(bases, found.basis_path)
+    return bases, worst[0]
 
 
 def _describe_graph(report: ExportReport) -> dict[str, Any]:

@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import limits
 from ..errors import BasisError, ExportError, MissingExtraError
 from ..factorization import RowSource, TruncatedSVD, factors, truncated_svd
-from ..modules import parse, select
-from ..projection import project, tie
+from ..modules import parse
 from ..system import cores
-
-PROJECTIONS = ("random", "learned", "auto")
-_SEED = 42
 
 Progress = Callable[[str, int], None]
 """Called after each module with its name and the bytes of weights that it had as stored."""
@@ -31,68 +28,30 @@ there is one)."""
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """Which modules a basis adapts, tied how, with factors of which kind.
+    """Which modules get factors, and of which kind. All of it is in their digest: another choice makes factors
+    that no vector of these ones fits.
 
     Attributes:
-        rank: r of the factors.
-        u: entries of v that one module reads.
-        groups: G, rows of v; None means 13, or 1 for tying `full`.
-        tying: `tiled`, `structured` or `full`.
-        seed: projection seed.
+        rank: r. The leading k directions serve vectors of rank k, so a large one costs space alone.
         targets: kinds, names or patterns of modules, or `light` (`modules.select`); empty for every linear
             layer.
         factor_dtype: `f32` or `f16`.
-        projection: `random`, the paper's, or `learned`: shipped for few models (`exporters.learned`).
-            Learned ones are dense: u is their number, in one group. `auto`, which is what the command
-            `export` takes, is `learned` where they are shipped for the factors and u, groups, tying and seed
-            are left as they are, and `random` otherwise.
     """
 
-    rank: int = 2
-    u: int = 1
-    groups: int | None = None
-    tying: str = "tiled"
-    seed: int = _SEED
+    rank: int = 8
     targets: tuple[str, ...] = ()
-    factor_dtype: str = "f32"
-    projection: str = "random"
+    factor_dtype: str = "f16"
 
     def __post_init__(self) -> None:
         if self.factor_dtype not in ("f32", "f16"):
             raise BasisError(f"unknown factor dtype {self.factor_dtype!r}: choose 'f32' or 'f16'")
-        if self.projection not in PROJECTIONS:
-            raise BasisError(
-                f"unknown projection {self.projection!r}: choose one of {', '.join(PROJECTIONS)}"
-            )
-        if self.projection == "learned" and not self._shape_is_default:
-            raise BasisError(
-                f"learned projections have one group and a u of their own, not u {self.u}, groups "
-                f"{self.groups} and tying {self.tying!r}: leave these as they are, or take 'random'"
-            )
-
-    @property
-    def may_be_learned(self) -> bool:
-        """Whether learned projections are taken where there are any: asked for, or nothing against it."""
-        asked = self.projection == "auto" and self.seed == _SEED and self._shape_is_default
-        return asked or self.projection == "learned"
-
-    @property
-    def _shape_is_default(self) -> bool:
-        return (self.u, self.groups, self.tying) == (1, None, "tiled")
-
-    def plan(self, deployed_modules: list[str]) -> tuple[list[str], NDArray[np.int32]]:
-        """Return the modules of a basis in canonical order and their groups."""
-        modules = select(deployed_modules, self.targets)
-        project(self.seed, modules[0], self.u, self.rank)  # refuses what makes no projection
-        groups = self.groups
-        if groups is None:
-            groups = 1 if self.tying == "full" else 13
-        return modules, tie(modules, self.tying, groups)
+        if not 1 <= self.rank <= limits.RANK:
+            raise BasisError(f"factors have a rank from 1 to {limits.RANK}, not {self.rank}")
 
 
 @dataclass(frozen=True)
-class Factors:
-    """The factors of a module as a basis stores them, rows in GGUF order; of its matrices the worst residual,
+class ModuleFactors:
+    """The factors of a module as they are stored, rows in GGUF order; of its matrices the worst residual,
     the passes summed, whether all met the tolerance, and the distance to the deployed weight, if that is
     another one.
     """
@@ -125,7 +84,7 @@ class Quality:
     agreement: float | None
 
     @classmethod
-    def of(cls, found: dict[str, Factors]) -> Quality:
+    def of(cls, found: dict[str, ModuleFactors]) -> Quality:
         """Return the quality of some modules' factors."""
         worst = max(found, key=lambda module: found[module].residual)
         gaps = [one.agreement for one in found.values() if one.agreement is not None]
@@ -140,10 +99,10 @@ class Quality:
 
 def factorize(
     modules: Iterable[str],
-    make: Callable[[str, Event], Factors],
+    make: Callable[[str, Event], ModuleFactors],
     done: Callable[[str], None],
     workers: int | None = None,
-) -> dict[str, Factors]:
+) -> dict[str, ModuleFactors]:
     """Return the factors of modules, by name in the same order.
 
     `make` makes them in so many threads, by default one a core: numpy and ggml compute without Python's lock.
@@ -170,7 +129,7 @@ def factorize_module(
     stacked: bool,
     align: Align | None,
     stop: Event,
-) -> Factors:
+) -> ModuleFactors:
     """Factorize one module, expert by expert: its weight is one matrix [out, in], or one an expert.
 
     The factors get an axis for experts where they are `stacked`. `align` orders B's rows; None where the
@@ -192,7 +151,7 @@ def factorize_module(
     if align is not None:
         b, agreement = align(module, a, b)
     stored = np.float16 if settings.factor_dtype == "f16" else np.float32
-    return Factors(
+    return ModuleFactors(
         _store(module, a, stored),
         _store(module, b, stored),
         residual=max(svd.residual for svd in quality),
@@ -212,8 +171,8 @@ def one_blas_thread() -> AbstractContextManager[Any]:
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError:
         raise MissingExtraError("exporting", "threadpoolctl", "export") from None
-    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
-    return limits
+    limit: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
+    return limit
 
 
 def _svd(where: str, module: str, matrix: RowSource, rank: int) -> TruncatedSVD:

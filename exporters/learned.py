@@ -8,6 +8,7 @@ file holds a sketch of them: each row of A and each column of B, of length 1, ti
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..basis import Basis
+from ..errors import ProjectionsLeftOutWarning
+from ..factors import Factors
+from ..projection import Projection
 
 FOLDER = Path(__file__).parent
 """Where `*.npz` are shipped."""
@@ -29,11 +32,11 @@ class Shipped:
     """Projections that were learned for the factors of a model.
 
     Attributes:
-        architecture, factorization: of the model's basis.
+        architecture, factorization: of the model's factors.
         modules: in canonical order.
-        p: float32 [n, M, r, r].
+        p: float32 [n, M, k, k].
         prior: mean [n] and covariance [n, n], float32.
-        sketch: float32 [M, 2, r], of the factors.
+        sketch: float32 [M, 2, k], of the factors' leading directions.
         facts: how they were learned.
     """
 
@@ -45,12 +48,13 @@ class Shipped:
     sketch: NDArray[np.float32]
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def fits(self, basis: Basis) -> bool:
-        """Whether they were learned with the factors of a basis."""
-        mine = (self.architecture, self.modules, self.factorization, self.p.shape[-1])
-        if mine != (basis.architecture, basis.modules, basis.factorization, basis.rank):
-            return False
-        return bool(np.abs(sketch(basis) - self.sketch).max() < _AGREEMENT)
+    def gap(self, factors: Factors) -> float | None:
+        """Return how far the sketch is from that of factors; None where those are of other modules or too few."""
+        mine = (self.architecture, self.modules, self.factorization)
+        rank = self.p.shape[-1]
+        if mine != (factors.architecture, factors.modules, factors.factorization) or rank > factors.rank:
+            return None
+        return float(np.abs(sketch(factors, rank) - self.sketch).max())
 
 
 def read(path: Path) -> Shipped:
@@ -62,15 +66,30 @@ def read(path: Path) -> Shipped:
         return Shipped(p=file["p"], prior=prior, sketch=file["sketch"], **header)
 
 
-def find(basis: Basis) -> Shipped | None:
-    """Return the shipped projections that were learned with the factors of a basis, or None."""
-    return next((each for each in map(read, sorted(FOLDER.glob("*.npz"))) if each.fits(basis)), None)
+def find(factors: Factors) -> Projection | None:
+    """Return the shipped projection that was learned with factors, or None.
+
+    A warning says where one is of a model with the same modules, and its factors are others.
+    """
+    for path in sorted(FOLDER.glob("*.npz")):
+        shipped = read(path)
+        gap = shipped.gap(factors)
+        if gap is not None and gap < _AGREEMENT:
+            return Projection.learned(factors.modules, shipped.p, shipped.prior)
+        if gap is not None:
+            warnings.warn(
+                f"the directions of {path.name} are left out: they were learned with factors whose sketch is "
+                f"{gap:.2g} away from these (at most {_AGREEMENT} is accepted). `learn` finds new ones",
+                ProjectionsLeftOutWarning,
+                stacklevel=2,
+            )
+    return None
 
 
-def sketch(basis: Basis) -> NDArray[np.float32]:
-    """Return the sketch of a basis's factors: float32 [M, 2, r]."""
-    pairs = zip(basis.a, basis.b, strict=True)
-    return np.array([[_along(np.asarray(a)), _along(np.asarray(b).T)] for a, b in pairs], np.float32)
+def sketch(factors: Factors, rank: int) -> NDArray[np.float32]:
+    """Return the sketch of the leading directions of factors: float32 [M, 2, rank]."""
+    pairs = (factors.leading(module, rank) for module in factors.modules)
+    return np.array([[_along(a), _along(b.T)] for a, b in pairs], np.float32)
 
 
 def _along(factor: NDArray[Any]) -> NDArray[np.float64]:

@@ -14,8 +14,8 @@ from ..errors import BaseMismatchError, BasisError, ExportError
 from ..factorization import AGREEMENT, distance
 from ..formats.side_tensors import fingerprint
 from ..limits import BLOCKS
-from ..modules import Heads, listed_order, parse, row_orders
-from .factorize import ExportSettings, Factors, factorize_module
+from ..modules import Heads, listed_order, parse, row_orders, select
+from .factorize import ExportSettings, ModuleFactors, factorize_module
 from .weights.gguf import GGUFWeights, warn_of
 from .weights.hf import HFConfig, HFWeights
 
@@ -85,7 +85,7 @@ class Source:
         """The fingerprint of the GGUF that is deployed, if there is one."""
         return () if self._deployed is None else (fingerprint(self._deployed.file, modules),)
 
-    def factorize(self, module: str, stop: Event) -> Factors:
+    def factorize(self, module: str, stop: Event) -> ModuleFactors:
         """Return the factors of a module, the rows of B in GGUF order; `stop`: see `factorize_module`."""
         return factorize_module(
             module,
@@ -96,9 +96,9 @@ class Source:
             stop=stop,
         )
 
-    def plan(self) -> tuple[list[str], NDArray[np.int32]]:
-        """Return the modules of a basis and their groups, once every weight is known to fit."""
-        modules, tying = self.settings.plan(self.modules)
+    def plan(self) -> list[str]:
+        """Return the modules that get factors, in canonical order, once every weight is known to fit."""
+        modules = select(self.modules, self.settings.targets)
         for module in modules:
             matrices = self._weights.matrices(module)
             n_out, n_in = matrices[0].shape
@@ -116,7 +116,7 @@ class Source:
                     f"{module}: rank {self.settings.rank} does not fit a weight of shape {n_out} x {n_in}: "
                     f"choose 1 to {min(n_out, n_in)}"
                 )
-        return modules, tying
+        return modules
 
     def _stacked(self, module: str) -> bool:
         return self._deployed is not None and len(self._deployed.file.tensors[module].shape) == 3

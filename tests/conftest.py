@@ -58,19 +58,10 @@ def smollm2_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_bundle(smollm2_gguf: Path) -> Path:
-    """A bundle of the real model with the defaults: r = 2, u = 1, 13 groups, tiled. Never write to it."""
+    """A bundle of the real model with the defaults: rank 8, f16, 13 learned directions. Never write to it."""
     from tinylora_edge.exporters import export_gguf
 
     return shared.once("smollm2-bundle", lambda path: export_gguf(smollm2_gguf, path).output)
-
-
-@pytest.fixture(scope="session")
-def smollm2_bundle_u13(smollm2_gguf: Path) -> Path:
-    """The other reading of 13 parameters: u = 13, one group. Never write to it."""
-    from tinylora_edge.exporters import ExportSettings, export_gguf
-
-    settings = ExportSettings(u=13, tying="full")
-    return shared.once("smollm2-u13", lambda path: export_gguf(smollm2_gguf, path, settings=settings).output)
 
 
 @pytest.fixture(scope="session")

@@ -253,6 +253,10 @@ class Bases(Mapping[str, Basis]):
         """Return these bases and one more; errors as for the class."""
         return Bases(self.factors, (*self.projections, projection), self.fingerprints)
 
+    def with_fingerprint(self, fingerprint: str) -> Bases:
+        """Return these bases with one more deployed form of the model listed."""
+        return Bases(self.factors, self.projections, (*self.fingerprints, fingerprint))
+
     def known(self) -> str:
         """Return which vectors these bases take, in words."""
         factors, modules = self.factors, len(self.factors.modules)

@@ -123,6 +123,10 @@ class TinyLoraWarning(UserWarning):
     """Base of this package's warnings."""
 
 
+class ProjectionsLeftOutWarning(TinyLoraWarning):
+    """Learned projections are shipped for such a model, and were learned with other factors."""
+
+
 class UntestedArchitectureWarning(TinyLoraWarning):
     """The export works by its names, but no test compares this architecture's logits with those of torch."""
 

@@ -22,10 +22,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ...basis import Basis, packed_text
 from ...documents import read_json
 from ...errors import BaseMismatchError, ExportError
 from ...factorization import AGREEMENT, gap
+from ...factors import Factors, packed_text
 from ...formats.onnx_adapter import to_adapter
 from ...formats.onnx_graph import (
     DEFAULT,
@@ -76,7 +76,7 @@ class BakeReport:
 
 def bake(
     graph: str | PathLike[str],
-    basis: Basis,
+    factors: Factors,
     output: str | PathLike[str],
     *,
     flavour: str = DEFAULT,
@@ -104,34 +104,34 @@ def bake(
         raise ExportError(f"{model.path} keeps its data in a file called {MODEL_NAME}: rename one of the two")
     genai = _genai_config(model.folder)
     nodes = len(model.graph.node)
-    sites = match(model, basis)
+    sites = match(model, factors)
     homes: Homes = defaultdict(list)
     for site in sites:
         for part in site.parts:
             homes[part.module].append((site.linear, part))
-    ordered, agreement = _align(model, basis, homes, heads)
-    mark, covered = _weights(model, basis, homes)
-    added = add_side_path(model, basis, sites, ordered, flavour)
-    _describe(model, basis, mark, covered, flavour)
+    ordered, agreement = _align(model, factors, homes, heads)
+    mark, covered = _weights(model, factors, homes)
+    added = add_side_path(model, factors, sites, ordered, flavour)
+    _describe(model, factors, mark, covered, flavour)
     report = BakeReport(output / MODEL_NAME, mark, nodes, added, len(sites), agreement, flavour)
     model.save(output / MODEL_NAME)
     copy_folder(model.folder, output, without={model.path, *model.data_files.values()})
     if genai is not None:
         (output / GENAI_NAME).write_bytes(genai)
     with atomic_write(output / ADAPTER_NAME) as file:
-        file.write(to_adapter(MicroVector.zeros(basis), basis))
+        file.write(encode(np.zeros((1, len(factors.modules) * factors.rank**2), np.float32), FIRST_SEQUENCE, 0))
     model.copy_data(output, move=move)
     sync_directory(output)
     return report
 
 
 def _align(
-    model: OnnxModel, basis: Basis, homes: Homes, heads: Heads
+    model: OnnxModel, factors: Factors, homes: Homes, heads: Heads
 ) -> tuple[list[NDArray[np.float32]], float]:
     """Return B of every module with its rows in the order of the graph, and the worst distance."""
     ordered, worst = [], 0.0
-    for position, module in enumerate(basis.modules):
-        a, b = (np.asarray(f[position], np.float32) for f in (basis.a, basis.b))
+    for module in factors.modules:
+        a, b = factors.leading(module, factors.rank)
         rows, weight = _sample(model, homes[module])
         orders = [inverse(order) for order in row_orders(parse(module)[1], len(b), heads)]
         product = weight @ a.T
@@ -162,7 +162,7 @@ def _sample(
     return np.concatenate(numbers), np.concatenate(values)
 
 
-def _weights(model: OnnxModel, basis: Basis, homes: Homes) -> tuple[str, list[list[dict[str, Any]]]]:
+def _weights(model: OnnxModel, factors: Factors, homes: Homes) -> tuple[str, list[list[dict[str, Any]]]]:
     """Return the fingerprint of an ONNX base, SHA-256 in hexadecimal, and what it covers.
 
     Over the architecture and, for each module in order, its name and, for each node that computes it, K,
@@ -170,8 +170,8 @@ def _weights(model: OnnxModel, basis: Basis, homes: Homes) -> tuple[str, list[li
     device that computes it again: an entry a module in order, with for each node `k`, `n` and its `tensors`,
     each [initializer, ONNX element type, bytes].
     """
-    total, covered = hashlib.sha256(FINGERPRINT_MARK + packed_text(basis.architecture)), []
-    for module in basis.modules:
+    total, covered = hashlib.sha256(FINGERPRINT_MARK + packed_text(factors.architecture)), []
+    for module in factors.modules:
         several = sorted(homes[module], key=lambda home: home[1].row)
         total.update(packed_text(module) + struct.pack("<I", len(several)))
         nodes: list[dict[str, Any]] = []
@@ -190,23 +190,17 @@ def _weights(model: OnnxModel, basis: Basis, homes: Homes) -> tuple[str, list[li
 
 
 def _describe(
-    model: OnnxModel, basis: Basis, mark: str, covered: list[list[dict[str, Any]]], flavour: str
+    model: OnnxModel, factors: Factors, mark: str, covered: list[list[dict[str, Any]]], flavour: str
 ) -> None:
-    """Put the basis, but for its factors, into the model's metadata."""
+    """Put what says which factors these are into the model's metadata."""
     values = {
-        MetadataKey.VERSION: "1",
-        MetadataKey.DIGEST: basis.digest,
+        MetadataKey.VERSION: "2",
+        MetadataKey.FACTORS: factors.digest,
         MetadataKey.FINGERPRINT: mark,
-        MetadataKey.ARCHITECTURE: basis.architecture,
-        MetadataKey.RANK: str(basis.rank),
-        MetadataKey.U: str(basis.u),
-        MetadataKey.GROUPS: str(basis.groups),
-        MetadataKey.SEED: str(basis.seed),
-        MetadataKey.PROJECTION: basis.projection,
-        MetadataKey.FACTORIZATION: basis.factorization,
-        MetadataKey.TYING: basis.scheme,
-        MetadataKey.TYING_GROUPS: json.dumps(basis.tying.tolist()),
-        MetadataKey.MODULES: json.dumps(list(basis.modules)),
+        MetadataKey.ARCHITECTURE: factors.architecture,
+        MetadataKey.RANK: str(factors.rank),
+        MetadataKey.FACTORIZATION: factors.factorization,
+        MetadataKey.MODULES: json.dumps(list(factors.modules)),
         MetadataKey.FLAVOUR: flavour,
         MetadataKey.WEIGHTS: json.dumps(covered, separators=(",", ":")),
     }

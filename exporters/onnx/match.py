@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...basis import Basis
+from ...factors import Factors
 from ...errors import BaseMismatchError, ExportError, UnsupportedModelError
 from ...modules import parse
 from ..weights.dequantize import RowDecoder, float_decoder
@@ -217,13 +217,13 @@ class ModuleSlice:
 
 @dataclass
 class Site:
-    """A node and what it computes of the basis."""
+    """A node and what it computes of the factors."""
 
     linear: LinearNode
     parts: list[ModuleSlice] = field(default_factory=list)
 
 
-def match(model: OnnxModel, basis: Basis) -> list[Site]:
+def match(model: OnnxModel, factors: Factors) -> list[Site]:
     """Return the nodes that compute a basis's modules, in the order of the graph."""
     found = list(_LinearFinder(model).read())
     blocks: dict[int, dict[str, LinearNode]] = defaultdict(dict)
@@ -238,7 +238,7 @@ def match(model: OnnxModel, basis: Basis) -> list[Site]:
                 )
     sites: dict[int, Site] = {}
     missing = []
-    for module, a, b in zip(basis.modules, basis.a, basis.b, strict=True):
+    for module, a, b in zip(factors.modules, factors.a, factors.b, strict=True):
         if a.ndim == 3:
             raise UnsupportedModelError(
                 f"{module} holds experts, which ONNX graphs compute in one node that cannot be extended: "
@@ -263,7 +263,7 @@ def match(model: OnnxModel, basis: Basis) -> list[Site]:
     if missing:
         nodes = ", ".join(linear.name for linear in found[:_SHOWN]) or "none"
         raise UnsupportedModelError(
-            f"{len(missing)} of {len(basis.modules)} modules have no node in {model.path}, such as "
+            f"{len(missing)} of {len(factors.modules)} modules have no node in {model.path}, such as "
             f"{', '.join(missing[:_SHOWN])}. Its {len(found)} nodes with a constant weight are {nodes}, ... "
             "Name the nodes after their layers, as onnxruntime-genai's builder, optimum and torch do, or "
             "leave the modules out with --targets"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...basis import Basis
+from ...factors import Factors
 from ...errors import ExportError
 from ...formats.onnx_graph import DEFAULT, INPUT_NAME
 from .match import Site
@@ -48,7 +48,7 @@ def refuse_baked(model: OnnxModel) -> None:
 
 
 def add_side_path(
-    model: OnnxModel, basis: Basis, sites: list[Site], b: Sequence[NDArray[np.float32]], flavour: str
+    model: OnnxModel, factors: Factors, sites: list[Site], b: Sequence[NDArray[np.float32]], flavour: str
 ) -> int:
     """Extend a graph in memory and return how many nodes were added.
 
@@ -59,9 +59,9 @@ def add_side_path(
         together.setdefault(site.linear.input, []).append(site)
     inputs = []
     for several in together.values():
-        modules = sorted({basis.index(part.module) for site in several for part in site.parts})
-        inputs.append(SharedInput(basis.modules[modules[0]].removesuffix(".weight"), several, modules))
-    path = _SidePathWriter(model, basis, b)
+        modules = sorted({factors.index(part.module) for site in several for part in site.parts})
+        inputs.append(SharedInput(factors.modules[modules[0]].removesuffix(".weight"), several, modules))
+    path = _SidePathWriter(model, factors, b)
     for shared, r in zip(inputs, path.matrices(inputs), strict=True):
         path.add(shared, r)
     return path.finish(flavour)
@@ -70,9 +70,9 @@ def add_side_path(
 class _SidePathWriter:
     """The nodes and initializers of a side path, collected, and then put into the graph."""
 
-    def __init__(self, model: OnnxModel, basis: Basis, b: Sequence[NDArray[np.float32]]) -> None:
+    def __init__(self, model: OnnxModel, factors: Factors, b: Sequence[NDArray[np.float32]]) -> None:
         self._onnx = import_onnx()
-        self._model, self._basis, self._b = model, basis, b
+        self._model, self._basis, self._b = model, factors, b
         self._top: list[NodeProto] = []
         self._after: dict[int, list[NodeProto]] = {}
 
@@ -104,32 +104,32 @@ class _SidePathWriter:
         reads: [rows, inputs, 1, k * u] x [inputs, k * u, width * width]. As a product with the whole of v, a
         vector of all of R would need more projections than there are factors.
         """
-        basis, rank = self._basis, self._basis.rank
-        reads = [sorted({int(basis.tying[module]) for module in shared.modules}) for shared in inputs]
+        factors, rank = self._basis, self._basis.rank
+        reads = [sorted({int(factors.tying[module]) for module in shared.modules}) for shared in inputs]
         most = max(map(len, reads))
-        entries = np.zeros((len(inputs), 1, most, basis.u), np.int64)
-        table = np.zeros((len(inputs), most, basis.u, width, width), np.float32)
+        entries = np.zeros((len(inputs), 1, most, factors.u), np.int64)
+        table = np.zeros((len(inputs), most, factors.u, width, width), np.float32)
         for place, (shared, groups) in enumerate(zip(inputs, reads, strict=True)):
-            entries[place, 0, : len(groups)] = np.array(groups)[:, None] * basis.u + np.arange(basis.u)
+            entries[place, 0, : len(groups)] = np.array(groups)[:, None] * factors.u + np.arange(factors.u)
             for order, module in enumerate(shared.modules):
                 block = slice(order * rank, (order + 1) * rank)
-                p = basis.projections[module].swapaxes(1, 2)
-                table[place, groups.index(int(basis.tying[module])), :, block, block] = p
-        if basis.groups == 1:
-            read, shape = INPUT_NAME, [basis.u, -1]
+                p = factors.projections[module].swapaxes(1, 2)
+                table[place, groups.index(int(factors.tying[module])), :, block, block] = p
+        if factors.groups == 1:
+            read, shape = INPUT_NAME, [factors.u, -1]
             table = table.transpose(2, 1, 0, 3, 4)
         else:
             chosen = self._ints(f"entries_{width}", entries.reshape(len(inputs), 1, -1))
             read = self._node("Gather", [INPUT_NAME, chosen], f"entries_of_v_{width}", axis=1)
-            shape = [len(inputs), most * basis.u, -1]
+            shape = [len(inputs), most * factors.u, -1]
         projections = self._floats(f"projections_{width}", table.reshape(shape))
         return self._node("MatMul", [read, projections], f"r_{width}")
 
     def add(self, shared: SharedInput, r: str) -> None:
         """Add the nodes of one shared input behind the nodes that it extends."""
-        basis, linear = self._basis, shared.sites[0].linear
+        factors, linear = self._basis, shared.sites[0].linear
         after = self._after.setdefault(linear.index, [])
-        a = np.concatenate([np.asarray(basis.a[module], np.float32) for module in shared.modules])
+        a = np.concatenate([np.asarray(factors.a[module], np.float32) for module in shared.modules])
         name = f"{shared.name}/a"
         # With a third dimension, since ONNX Runtime packs constant matrices into panels of 16 columns: of the
         # 2 to 6 that there are here it would read 3 to 8 times the bytes, at every token.
@@ -138,12 +138,12 @@ class _SidePathWriter:
         mixed = self._node("MatMul", [columns, r], f"{shared.name}/r/MatMul", into=after)
         for number, site in enumerate(shared.sites):
             after = self._after.setdefault(site.linear.last, [])
-            b = np.zeros((basis.rank * len(shared.modules), site.linear.n_out), np.float32)
+            b = np.zeros((factors.rank * len(shared.modules), site.linear.n_out), np.float32)
             for part in site.parts:
-                module = basis.index(part.module)
-                first = basis.rank * shared.modules.index(module)
+                module = factors.index(part.module)
+                first = factors.rank * shared.modules.index(module)
                 factor = self._b[module][part.row : part.row + part.count]
-                b[first : first + basis.rank, part.column : part.column + part.count] = factor.T
+                b[first : first + factors.rank, part.column : part.column + part.count] = factor.T
             name = f"{shared.name}/b" if len(shared.sites) == 1 else f"{shared.name}/b{number}"
             stored = self._floats(name, b, linear.dtype)
             side = self._node("MatMul", [mixed, stored], f"{name}/MatMul", into=after)

@@ -10,10 +10,10 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
-from ...basis import packed_text
 from ...documents import parse_json
 from ...errors import BaseMismatchError
-from ...formats.bundle import Bundle
+from ...factors import packed_text
+from ...formats.bundle import Bundle, load_bundle
 from ...formats.onnx_graph import (
     DEFAULT,
     EDGE_BYTES,
@@ -32,9 +32,9 @@ NATIVE = frozenset({"custom_ops_library", "library_path", "backend_path", "trt_e
 
 
 def find_bundle(path: str | PathLike[str]) -> Bundle:
-    """Return the bundle at a path, which may be that of its graph too; errors as for `Bundle.find`."""
+    """Return the bundle at a path, which may be that of its graph too; errors as for `load_bundle`."""
     path = Path(path)
-    return Bundle.find(path.absolute().parent if path.name == MODEL_NAME and path.exists() else path)
+    return load_bundle(path.absolute().parent if path.name == MODEL_NAME and path.exists() else path)
 
 
 def flavour(graph: OnnxFile) -> str:
@@ -63,7 +63,7 @@ def checked_graph(bundle: Bundle) -> OnnxFile:
     weights = graph.metadata.get(MetadataKey.WEIGHTS)
     if weights is None:  # the base keeps them in a form that only the onnx package reads
         return graph
-    found = weights_fingerprint(graph, bundle.basis.architecture, bundle.basis.modules, weights)
+    found = weights_fingerprint(graph, bundle.factors.architecture, bundle.factors.modules, weights)
     if found != listed:
         raise BaseMismatchError(
             f"the weights of {graph.path} ({', '.join(graph.data_files) or 'inside it'}) have fingerprint "

@@ -10,7 +10,7 @@ import onnx_models
 import pytest
 from invocation import Cli, contents
 
-from tinylora_edge import Bundle, load_basis
+from tinylora_edge import load_basis, load_bundle
 from tinylora_edge.formats.onnx_graph import read_onnx
 
 
@@ -40,7 +40,7 @@ def test_a_graph_of_ones_own(cli: Cli, hf: Path, graph: Path, tmp_path: Path) ->
     nodes = read_onnx(out / "onnx" / "model.onnx").metadata
     assert nodes["tinylora.digest"] == basis.digest
     assert f"graph {graph}" in " ".join(text.split())
-    assert Bundle.find(out).check_base() == nodes["tinylora.fingerprint"]
+    assert load_bundle(out).check_base() == nodes["tinylora.fingerprint"]
 
 
 def test_both_from_a_gguf_as_json(cli: Cli, tiny_gguf: Path, graph: Path, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_both_from_a_gguf_as_json(cli: Cli, tiny_gguf: Path, graph: Path, tmp_pa
     options = ["--format", "both", "--onnx", graph, "--onnx-input", "required", "--groups", 3]
     record = cli("export", tiny_gguf, "-o", out, *options, "--json").record()
 
-    found = Bundle.find(out)
+    found = load_bundle(out)
     assert record["base_fingerprints"] == [found.check_base(), found.check_onnx()]
     onnx = record["onnx"]
     assert onnx["fingerprint"] == found.check_onnx()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from invocation import Cli, contents, write_vector
 
-from tinylora_edge import Bundle, load_basis
+from tinylora_edge import load_basis, load_bundle
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -32,7 +32,7 @@ def wait_for_partial(out: Path, child: subprocess.Popen[bytes]) -> None:
 
 def check_whole(out: Path, digest: str) -> None:
     assert sorted(contents(out.parent)) == BUNDLE
-    bundle = Bundle.find(out)
+    bundle = load_bundle(out)
     bundle.check_base()
     assert bundle.basis.digest == digest == bundle.manifest["basis"]["digest"]
 

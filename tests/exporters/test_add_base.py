@@ -10,7 +10,7 @@ import pytest
 import smollm2
 import support
 
-from tinylora_edge import BaseMismatchError, Bundle, MicroVector, load_basis, save_basis
+from tinylora_edge import BaseMismatchError, MicroVector, load_basis, load_bundle, save_basis
 from tinylora_edge.exporters import ExportSettings, add_base, export_gguf
 
 
@@ -77,7 +77,7 @@ def test_adding_twice_lists_once(bundle, llama_gguf, tmp_path):
     basis, distance = add_base(bundle, llama_gguf)
     assert len(basis.base_fingerprints) == 2
     assert distance < 1e-3
-    assert Bundle.find(bundle).check_base() == basis.base_fingerprints[0]
+    assert load_bundle(bundle).check_base() == basis.base_fingerprints[0]
 
 
 @pytest.mark.parametrize("form", ["dense", "tiled"])

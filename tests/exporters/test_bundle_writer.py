@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tinylora_edge import Bundle, ExportError
+from tinylora_edge import ExportError, load_bundle
 from tinylora_edge.exporters import ExportSettings, bundle_writer, export_gguf
 
 SETTINGS = ExportSettings(groups=2)
@@ -61,7 +61,7 @@ def test_a_copy_where_no_link_works(model, parent, no_links):
     assert base.read_bytes() == Path(model).read_bytes()
     assert os.stat(model).st_nlink == 1
     assert names(parent / "bundle") == ["base.gguf", "basis.gguf", "manifest.json"]
-    assert Bundle.find(parent / "bundle").check_base()
+    assert load_bundle(parent / "bundle").check_base()
 
 
 # All or nothing

@@ -6,7 +6,7 @@ import models
 import numpy as np
 import pytest
 
-from tinylora_edge import Bundle, MicroVector
+from tinylora_edge import MicroVector, load_bundle
 from tinylora_edge.exporters import ExportSettings, add_base, export_gguf
 
 PROMPT = list(b"one two three")
@@ -27,11 +27,11 @@ def test_the_bundle_of_a_split_model_is_that_of_the_whole(parts, llama_gguf, tmp
     assert split.basis.base_fingerprints == whole.basis.base_fingerprints
     placed = sorted(path.name for path in split.output.glob("*.gguf") if path.name != "basis.gguf")
     assert placed == [f"base-{i + 1:05}-of-{len(parts):05}.gguf" for i in range(len(parts))]
-    bundle = Bundle.find(split.output)
+    bundle = load_bundle(split.output)
     assert bundle.base.name == placed[0]
     assert bundle.manifest["base"]["bytes"] == sum(path.stat().st_size for path in parts)
     assert bundle.manifest["base"]["file"] == placed[0]
-    assert Bundle.find(bundle.base) == bundle
+    assert load_bundle(bundle.base) == bundle
 
     vector = MicroVector.random(split.basis, 0.5)
     one, two = load(whole.output, vector), load(split.output, vector)

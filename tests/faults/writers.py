@@ -188,7 +188,7 @@ def _act_bundle(folder: Path, progress: Progress) -> None:
 
 def _check_bundle(folder: Path, done: int) -> None:
     if done or (folder / "bundle").exists():
-        bundle = Bundle.find(folder / "bundle")
+        bundle = load_bundle(folder / "bundle")
         bundle.check_base()
         assert bundle.manifest
         names = {path.name for path in (folder / "bundle").iterdir()}

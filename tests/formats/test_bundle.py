@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import BaseMismatchError, BasisError, Bundle, load_basis, save_basis
+from tinylora_edge import BaseMismatchError, BasisError, load_basis, load_bundle, save_basis
 from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.formats.side_tensors import fingerprint
 
@@ -67,15 +67,15 @@ def bundle(tmp_path, basis) -> Path:
 
 class TestFind:
     def test_a_directory(self, bundle):
-        found = Bundle.find(bundle)
+        found = load_bundle(bundle)
         assert (found.base, found.basis_path) == (bundle / "base.gguf", bundle / "basis.gguf")
-        assert found == Bundle.find(str(bundle)) == Bundle.find(bundle / "base.gguf")
+        assert found == load_bundle(str(bundle)) == load_bundle(bundle / "base.gguf")
         assert found.manifest == {"format": 1}
 
     def test_a_gguf_with_its_basis_beside_it(self, bundle, tmp_path):
         base = Path(shutil.copy(bundle / "base.gguf", tmp_path / "model.Q8_0.gguf"))
         shutil.copy(bundle / "basis.gguf", tmp_path / "model.Q8_0.basis.gguf")
-        found = Bundle.find(base)
+        found = load_bundle(base)
         assert (found.base, found.basis_path) == (base, tmp_path / "model.Q8_0.basis.gguf")
         assert found.manifest == {}
         assert found.check_base() == mark(base)
@@ -83,25 +83,25 @@ class TestFind:
     def test_a_file_named_base_gguf_outside_a_bundle(self, bundle, tmp_path):
         base = Path(shutil.copy(bundle / "base.gguf", tmp_path / "base.gguf"))
         beside = Path(shutil.copy(bundle / "basis.gguf", tmp_path / "base.basis.gguf"))
-        assert Bundle.find(base).basis_path == beside
+        assert load_bundle(base).basis_path == beside
 
     @pytest.mark.parametrize("missing", ["base.gguf", "basis.gguf"])
     def test_a_missing_part(self, bundle, missing):
         (bundle / missing).unlink()
         with pytest.raises(FileNotFoundError, match=rf"{missing} does not exist.*tinylora-edge export"):
-            Bundle.find(bundle)
+            load_bundle(bundle)
 
 
 class TestContent:
     def test_the_basis(self, bundle, basis):
-        found = Bundle.find(bundle)
+        found = load_bundle(bundle)
         assert found.basis.digest == basis.digest
         assert found.basis is found.basis, "read once"
 
     @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"{'format': 1}"])
     def test_a_manifest_that_is_no_json(self, bundle, content):
         (bundle / "manifest.json").write_bytes(content)
-        found = Bundle.find(bundle)
+        found = load_bundle(bundle)
         with pytest.raises(BasisError, match=r"manifest.json is not JSON"):
             _ = found.manifest
 
@@ -111,7 +111,7 @@ class TestFingerprint:
         basis = load_basis(smollm2_bundle / "basis.gguf")
         expected = support.fingerprint(gguf.GGUFReader(smollm2_gguf), "llama", basis.modules)
         assert basis.base_fingerprints == (expected,)
-        assert Bundle.find(smollm2_bundle).check_base() == expected
+        assert load_bundle(smollm2_bundle).check_base() == expected
         manifest = json.loads((smollm2_bundle / "manifest.json").read_text())
         assert manifest["base"]["fingerprint"] == expected
 
@@ -159,15 +159,15 @@ class TestCheckBase:
     def test_other_weights(self, bundle):
         write_base(bundle / "base.gguf", attn_q=np.zeros((100, 40), np.float32))
         with pytest.raises(BaseMismatchError, match=r"has fingerprint .*lists 0000000000000000.*add_base"):
-            Bundle.find(bundle).check_base()
+            load_bundle(bundle).check_base()
 
     def test_another_architecture(self, bundle):
         write_base(bundle / "base.gguf", architecture="qwen2")
         with pytest.raises(BaseMismatchError, match=r"'qwen2'.*'llama'"):
-            Bundle.find(bundle).check_base()
+            load_bundle(bundle).check_base()
 
     @pytest.mark.parametrize("data", [b"", b"no model", b"GGUF" + bytes(100)])
     def test_what_is_no_gguf(self, bundle, data):
         (bundle / "base.gguf").write_bytes(data)
         with pytest.raises(BaseMismatchError, match=r"base.gguf is not a usable GGUF model"):
-            Bundle.find(bundle).check_base()
+            load_bundle(bundle).check_base()

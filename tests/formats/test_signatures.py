@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinylora_edge import Bundle, Ed25519Signer, Ed25519Verifier, TrustError
+from tinylora_edge import Ed25519Signer, Ed25519Verifier, TrustError, load_bundle
 from tinylora_edge.formats.gguf import split_name
 from tinylora_edge.formats.signatures import Signature, check_bundle, sign_bundle, signature_path, signed
 
@@ -46,7 +46,7 @@ def folder(tmp_path):
 
 
 def check(folder: Path, engine: str | None = None) -> set[str]:
-    found = check_bundle(Bundle.find(folder), KEYS, engine=engine)
+    found = check_bundle(load_bundle(folder), KEYS, engine=engine)
     return {path.name for path in found}
 
 
@@ -66,7 +66,7 @@ def test_a_bundle_as_it_was_signed(folder, monkeypatch):
     assert check(folder) == {Path(name).name for name in FILES}
     monkeypatch.chdir(folder)
     assert check(Path("onnx"))
-    assert signature_path(Bundle.find("onnx")).resolve() == folder / "signature.json"
+    assert signature_path(load_bundle("onnx")).resolve() == folder / "signature.json"
 
 
 def test_one_that_is_not_signed_or_by_a_stranger(folder):
@@ -169,13 +169,13 @@ def test_a_name_that_no_list_holds(folder):
 def test_what_changes_between_check_and_use_is_noticed(folder, change):
     """Also where the signed file is put back in time: its inode was touched."""
     time.sleep(0.02)  # the times of a file have the clock's tick, 4 ms or 10
-    with pytest.raises((TrustError, FileNotFoundError)), signed(Bundle.find(folder), KEYS):
+    with pytest.raises((TrustError, FileNotFoundError)), signed(load_bundle(folder), KEYS):
         change(folder / "basis.gguf")
 
 
 def test_without_keys_nothing_is_checked(folder):
     (folder / "signature.json").unlink()
-    with signed(Bundle.find(folder), ()):
+    with signed(load_bundle(folder), ()):
         (folder / "basis.gguf").write_bytes(b"other")
 
 

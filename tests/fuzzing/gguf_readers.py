@@ -16,7 +16,7 @@ from mutations import changed, number
 
 from tinylora_edge import Basis, load_basis, save_basis
 from tinylora_edge.formats import side_tensors
-from tinylora_edge.formats.bundle import Bundle
+from tinylora_edge.formats.bundle import Bundle, load_bundle
 from tinylora_edge.formats.gguf import GGUFFile
 
 # GGUF, written anew: whatever the package's writer would refuse can be said here.
@@ -209,7 +209,7 @@ def _bundle() -> Bundle:
     basis = support.random_basis(blocks=1, kinds=("attn_q",), groups=1, n_in=8, n_out=6)
     found = side_tensors.fingerprint(GGUFFile(_base()), basis.modules)
     save_basis(replace(basis, base_fingerprints=(found,)), home / "basis.gguf")
-    return Bundle.find(home)
+    return load_bundle(home)
 
 
 def _read_base(data: bytes) -> None:

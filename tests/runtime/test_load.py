@@ -168,7 +168,7 @@ def test_the_fingerprint_is_checked_against_every_listed_base(tiny_bundle, tmp_p
     listed = ("0" * 64, *basis.base_fingerprints)
     save_basis(replace(basis, base_fingerprints=listed), tmp_path / "x.basis.gguf")
     assert load(tmp_path / "x.gguf").basis.digest == basis.digest
-    assert Bundle.find(tmp_path / "x.gguf").check_base() == basis.base_fingerprints[0]
+    assert load_bundle(tmp_path / "x.gguf").check_base() == basis.base_fingerprints[0]
 
 
 # What it needs

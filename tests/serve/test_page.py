@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from serving import KEY, Serving, playing
 
-from tinylora_edge import Basis, Bundle, MicroVector, MissingExtraError, Policy, VectorError
+from tinylora_edge import Basis, MicroVector, MissingExtraError, Policy, VectorError, load_bundle
 from tinylora_edge.serve.editor import USER, VectorEditor, draw_qr
 from tinylora_edge.serve.store import Store
 from tinylora_edge.wire import text
@@ -27,7 +27,7 @@ def page(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
 
 @pytest.fixture(scope="module")
 def basis(tiny: Path) -> Basis:
-    return Bundle.find(tiny).basis
+    return load_bundle(tiny).basis
 
 
 def refused(answer: tuple[int, Any]) -> tuple[int, str]:

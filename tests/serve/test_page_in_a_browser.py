@@ -12,7 +12,7 @@ import pytest
 from browsing import browser
 from serving import playing
 
-from tinylora_edge import Basis, Bundle, MicroVector, Policy
+from tinylora_edge import Basis, MicroVector, Policy, load_bundle
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -22,7 +22,7 @@ FIRST = {1: 0.5, 2: -0.25}  # slider -> value that the page begins with
 
 @pytest.fixture(scope="module")
 def basis(smollm2_bundle: Path) -> Basis:
-    return Bundle.find(smollm2_bundle).basis
+    return load_bundle(smollm2_bundle).basis
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import Basis, Bundle, MicroVector, TrainError, runtime
+from tinylora_edge import Basis, MicroVector, TrainError, load_bundle, runtime
 from tinylora_edge.runtime.batch_context import Generation
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options, checkpoint, train
@@ -42,7 +42,7 @@ def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Option
     longer = replace(options, steps=24, prompts=8, samples=8, validate_every=8, lr=0.3, wire="bf16", drift=4)
     outcome = train(tiny_bundle, letters_task, tmp_path / "v.bin", options=longer, report=rows.append)
     assert outcome.result.best_score >= outcome.result.start_score
-    basis = Bundle.find(tiny_bundle).basis
+    basis = load_bundle(tiny_bundle).basis
     data = outcome.path.read_bytes()
     vector = MicroVector.from_bytes(data, basis)
     assert (len(data), vector.dtype) == (37, "bf16")
@@ -220,7 +220,7 @@ def test_a_prior_is_a_basis_of_its_whitened_directions(
     lr: float | None, tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
 ) -> None:
     """v = L z: the same steps, lengths and gradients as with the directions that L makes of the basis's."""
-    basis = learned(Bundle.find(tiny_bundle).basis, covariance())
+    basis = learned(load_bundle(tiny_bundle).basis, covariance())
     factor = basis.whitening.matrix
     assert factor is not None
     mixed = basis.with_projections(np.einsum("ij,i...->j...", factor, np.stack(basis.p, axis=1)))
@@ -248,7 +248,7 @@ def test_a_prior_is_a_basis_of_its_whitened_directions(
 def test_a_checkpoint_of_another_prior_is_refused(
     tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
 ) -> None:
-    base = Bundle.find(tiny_bundle).basis
+    base = load_bundle(tiny_bundle).basis
     bundle = support.rebased(tiny_bundle, learned(base, covariance()), tmp_path / "learned")
     other = support.rebased(tiny_bundle, learned(base, None), tmp_path / "without")
     interrupted(bundle, letters_task, tmp_path / "v", short, after=2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinylora_edge import Bundle
+from tinylora_edge import load_bundle
 from tinylora_edge.runtime.learning.contrast import Lesson
 from tinylora_edge.train import learner, student
 from tinylora_edge.train.distill import _EFFECT, directions_of, spread_of
@@ -32,7 +32,7 @@ def test_what_prompts_begin_with_runs_once(
     """A divergence and a fit are those of whole rows, by less than half of the work."""
     model = models.tiny_model("llama")
     model.set_attn_implementation("eager")
-    pupil = Student(model, Bundle.find(tiny_bundle).basis)
+    pupil = Student(model, load_bundle(tiny_bundle).basis)
     if not plain:
         monkeypatch.setattr(pupil, "_head", None)
     tokens: list[int] = []
@@ -72,7 +72,7 @@ def divergence(pupil: Student, lesson: Lesson, r: np.ndarray) -> float:
 
 def test_without_a_prior_directions_move_tokens_by_an_effect(tiny_bundle: Path) -> None:
     """A step of one spread in a direction costs half of the effect's square, in the mean of directions."""
-    basis = Bundle.find(tiny_bundle).basis
+    basis = load_bundle(tiny_bundle).basis
     model = models.tiny_model("llama")
     model.set_attn_implementation("eager")
     pupil, lesson_ = Student(model, basis), many(np.random.default_rng(3))
@@ -86,7 +86,7 @@ def test_without_a_prior_directions_move_tokens_by_an_effect(tiny_bundle: Path) 
 
 def test_a_fit_goes_as_far_as_answers_outweigh_the_prior(tiny_bundle: Path) -> None:
     """A narrower prior holds it nearer to 0, and one that allows nothing leaves it there."""
-    basis, dice = Bundle.find(tiny_bundle).basis, np.random.default_rng(5)
+    basis, dice = load_bundle(tiny_bundle).basis, np.random.default_rng(5)
     model = models.tiny_model("llama")
     model.set_attn_implementation("eager")
     pupil = Student(model, basis)

@@ -13,7 +13,7 @@ import pytest
 import trl_world
 from trl_world import TEMPLATE, rows_of, steps, write_tokenizer
 
-from tinylora_edge import Bundle, MicroVector, TrainError
+from tinylora_edge import MicroVector, TrainError, load_bundle
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options, train
 from tinylora_edge.train.peft_adapter import peft_model
@@ -36,7 +36,7 @@ def test_learns_and_ships(tiny: Path, options: Options, tmp_path: Path) -> None:
     assert len(rewards) == 8
     assert outcome.result.best_score >= outcome.result.start_score
     assert outcome.result.vector.norm > 0 or outcome.result.best_step == 0
-    basis = Bundle.find(tiny / "bundle").basis
+    basis = load_bundle(tiny / "bundle").basis
     vector = MicroVector.from_bytes(outcome.path.read_bytes(), basis)
     assert (len(outcome.path.read_bytes()), vector.dtype) == (37, "bf16")
     assert np.allclose(vector.values, outcome.result.vector.values, rtol=2**-8)
@@ -61,7 +61,7 @@ def test_checkpoints_ask_no_hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda name, file: asked.append(name))
     model = models.tiny_model("llama")
     model.name_or_path = model.config._name_or_path = str(tiny / "bundle")
-    peft_model(model, Bundle.find(tiny / "bundle").basis).save_pretrained(tmp_path / "asks not")
+    peft_model(model, load_bundle(tiny / "bundle").basis).save_pretrained(tmp_path / "asks not")
     assert asked == []
 
 
@@ -80,7 +80,7 @@ def test_agrees_with_the_gradient_of_the_default_engine(tiny: Path, tmp_path: Pa
     given = trl_world.completions(prompts, trainer)
     task, end = trl_world.letters_task(), trl_world.END
     model = load_model(tiny / "weights", "fp32")
-    adapter = Adapter(model, Bundle.find(tiny / "bundle").basis)
+    adapter = Adapter(model, load_bundle(tiny / "bundle").basis)
     learner = Learner(model, adapter, temperature=task.temperature)
     groups = []
     for start in range(0, len(prompts), 4):
@@ -217,5 +217,5 @@ def test_the_tokenizer_of_the_real_gguf_is_the_device_s(smollm2_bundle: Path) ->
         Sample(({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi\n\n  there"})),
     ]
     task = Task("t", prompts, [], trl_world.letters)
-    tokenizer = load_tokenizer(Bundle.find(smollm2_bundle).base)
+    tokenizer = load_tokenizer(load_bundle(smollm2_bundle).base)
     check_prompts(tokenizer, task, prompts, room=100, bundle=smollm2_bundle)

@@ -28,7 +28,7 @@ from ..errors import TrustError
 from ..limits import BUNDLE_FILES
 from ..system import atomic_write
 from ..wire.tags import Ed25519Signer, Ed25519Verifier
-from .bundle import BASIS_NAME, ONNX_NAME, Bundle
+from .bundle import BASIS_NAME, ONNX_NAME, Bundle, load_bundle
 from .gguf import gguf_paths, whole_stem
 
 SIGNATURE_NAME = "signature.json"
@@ -102,14 +102,14 @@ def signed_text(files: Mapping[str, str]) -> bytes:
 
 
 def sign_bundle(path: str | PathLike[str], signer: Ed25519Signer) -> Path:
-    """Sign all files of a bundle (see `Bundle.find`), and return where the signature is.
+    """Sign all files of a bundle (see `load_bundle`), and return where the signature is.
 
     Raises:
         FileNotFoundError: there is no bundle.
         TrustError: it holds too many files, no regular one, or one whose name no list holds.
         OSError: a file cannot be read, or the signature not be written; what was there stays.
     """
-    bundle = Bundle.find(path)
+    bundle = load_bundle(path)
     files, target = files_of(bundle), signature_path(bundle)
     for name in files:
         if not name.isprintable():

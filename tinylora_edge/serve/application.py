@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from ..errors import OptionError
-from ..formats.bundle import Bundle
+from ..formats.bundle import load_bundle
 from ..runtime.pool import Pool
 from ..vector import Policy
 from ..wire.tags import Signer, Verifier
@@ -99,7 +99,7 @@ def app(
         raise OptionError("a page is for one visitor: pass no API keys")
     if api_keys is not None and not isinstance(api_keys, ApiKeys):
         api_keys = ApiKeys(api_keys)
-    basis, limits = Bundle.find(bundle).basis, limits or Limits()
+    basis, limits = load_bundle(bundle).basis, limits or Limits()
     opened = edited = feedback = None
     with ExitStack() as unless_made:
         if store is not None:

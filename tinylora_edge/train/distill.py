@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import runtime
 from ..basis import Basis
 from ..errors import TrainError
-from ..formats.bundle import Bundle
+from ..formats.bundle import load_bundle
 from ..runtime.batch import Batch
 from ..runtime.learning.contrast import (
     SHOWN_TOKENS,
@@ -79,7 +79,7 @@ def distill(
             f"distilling takes questions to learn on and others to measure on, not {len(questions)} and "
             f"{len(held_out)} with {len(both)} on both sides"
         )
-    found = Bundle.find(bundle)
+    found = load_bundle(bundle)
     with ExitStack() as stack:
         llm = stack.enter_context(closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=workers)))
         lesson, check = prepare_lessons(

@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import runtime
 from ..basis import Basis
 from ..errors import TrainError
-from ..formats.bundle import Bundle
+from ..formats.bundle import Bundle, load_bundle
 from ..projection import EXPLICIT
 from ..runtime.evaluation import Report
 from ..runtime.learning.contrast import NOISE, Lesson
@@ -116,7 +116,7 @@ def learn(
             torch does not have, a teacher that changes nothing, a prompt that passes the model's context.
     """
     settings = settings or LearnSettings()
-    found = Bundle.find(bundle)
+    found = load_bundle(bundle)
     basis, count = found.basis, settings.directions
     chosen = list(load_behaviours() if behaviours is None else behaviours)
     if basis.projection == EXPLICIT:

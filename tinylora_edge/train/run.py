@@ -19,7 +19,7 @@ from .. import runtime
 from ..basis import Basis
 from ..documents import write_json
 from ..errors import TrainError
-from ..formats.bundle import Bundle
+from ..formats.bundle import load_bundle
 from ..runtime.batch import Batch
 from ..runtime.drift import measure_drift
 from ..runtime.evaluation import Report, evaluate, held_out
@@ -187,7 +187,7 @@ class _Engines:
         self.task, self.options, self.stack = task, options, stack
         self.threads = options.workers or cores()
         torch.set_num_threads(1)
-        found = Bundle.find(bundle)
+        found = load_bundle(bundle)
         self.basis = found.basis
         deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
         self.deployed = stack.enter_context(closing(deployed))

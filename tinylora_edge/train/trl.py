@@ -25,7 +25,7 @@ import torch
 from .. import runtime
 from ..documents import read_json
 from ..errors import MissingExtraError, TrainError
-from ..formats.bundle import Bundle
+from ..formats.bundle import load_bundle
 from ..formats.gguf import read_once
 from ..runtime.evaluation import Report
 from ..system import atomic_write, cores
@@ -82,7 +82,7 @@ def train_trl(
     `num_train_epochs` instead of `steps`. Metrics are reported in process 0.
     """
     options, output = options or Options(), Path(output)
-    found = Bundle.find(bundle)
+    found = load_bundle(bundle)
     found.check_base()
     chosen = grpo_fields(task, options, grpo or {}, processes=int(os.environ.get("WORLD_SIZE", "1")))
     with run_folder(output) as folder:

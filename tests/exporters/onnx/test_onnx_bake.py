@@ -12,7 +12,7 @@ import onnx_models
 import pytest
 from onnx_models import TOKENS
 
-from tinylora_edge import Bundle, MicroVector, load_basis
+from tinylora_edge import MicroVector, load_basis, load_bundle
 from tinylora_edge.exporters import ExportSettings, export_onnx
 from tinylora_edge.exporters.onnx.bake import bake
 from tinylora_edge.modules import Heads
@@ -177,6 +177,6 @@ def test_the_basis_is_that_of_the_gguf(tmp_path):
             *reports[0].basis.base_fingerprints,
             reports[1].baked.fingerprint,
         )
-        assert Bundle.find(both).base == both / "base.gguf"
-        assert Bundle.find(both).check_base() == reports[0].basis.base_fingerprints[0]
-        assert Bundle.find(both).check_onnx() == reports[1].baked.fingerprint
+        assert load_bundle(both).base == both / "base.gguf"
+        assert load_bundle(both).check_base() == reports[0].basis.base_fingerprints[0]
+        assert load_bundle(both).check_onnx() == reports[1].baked.fingerprint

@@ -13,7 +13,7 @@ import torch
 import transformers
 from onnx_models import TOKENS
 
-from tinylora_edge import Bundle, ExportError, MicroVector, UnsupportedModelError
+from tinylora_edge import ExportError, MicroVector, UnsupportedModelError, load_bundle
 from tinylora_edge.exporters import ExportSettings, export_onnx
 
 
@@ -53,7 +53,7 @@ def test_from_a_gguf(architecture, tmp_path, monkeypatch):
     }
     template = (report.output / "onnx" / "chat_template.jinja").read_text()
     assert template == "{{ messages[0].content }}"
-    assert Bundle.find(report.output).check_base() != Bundle.find(report.output).check_onnx()
+    assert load_bundle(report.output).check_base() != load_bundle(report.output).check_onnx()
     assert source.exists()
 
 

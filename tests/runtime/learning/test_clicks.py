@@ -15,7 +15,7 @@ import onnx_bundles
 import pytest
 import support
 
-from tinylora_edge import Bundle, MicroVector, TrainError, runtime
+from tinylora_edge import MicroVector, TrainError, load_bundle, runtime
 from tinylora_edge.runtime import Clicks, Given, TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.tasks import Sample
@@ -246,7 +246,7 @@ def test_a_learned_basis_lends_its_prior(
 ) -> None:
     bundle = tiny_bundles["dense"]
     mean, covariance = np.full(6, 0.05, np.float32), 0.01 * np.eye(6, dtype=np.float32)
-    basis = dataclasses.replace(Bundle.find(bundle).basis, prior_mean=mean, prior_covariance=covariance)
+    basis = dataclasses.replace(load_bundle(bundle).basis, prior_mean=mean, prior_covariance=covariance)
     with load(support.rebased(bundle, basis, tmp_path / "learned")) as learned, load(bundle) as plain:
         with_prior, without = (Clicks(each, n_threads=1) for each in (learned, plain))
         assert not with_prior.vector(tmp_path / "s").values.any()

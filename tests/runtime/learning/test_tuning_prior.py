@@ -13,7 +13,7 @@ import pytest
 import support
 from tuning_task import PROMPTS, favoured
 
-from tinylora_edge import Basis, Bundle, MicroVector, TrainError, runtime
+from tinylora_edge import Basis, MicroVector, TrainError, load_bundle, runtime
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
 from tinylora_edge.runtime.learning.search import change, spread_of
 from tinylora_edge.tasks import Sample
@@ -34,7 +34,7 @@ def with_prior(basis: Basis, covariance: np.ndarray) -> Basis:
 
 @pytest.fixture
 def learned(tiny_bundles: dict[str, Path], tmp_path: Path) -> Path:
-    basis = Bundle.find(tiny_bundles["dense"]).basis
+    basis = load_bundle(tiny_bundles["dense"]).basis
     return support.rebased(tiny_bundles["dense"], with_prior(basis, covariance_of(6)), tmp_path / "learned")
 
 
@@ -74,7 +74,7 @@ class TestEffect:
     def test_it_is_the_same_for_a_basis_in_other_units(
         self, load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path], tmp_path: Path
     ) -> None:
-        basis = Bundle.find(tiny_bundles["dense"]).basis
+        basis = load_bundle(tiny_bundles["dense"]).basis
         p = np.random.default_rng(0).standard_normal((4, len(basis.modules), 2, 2)) / 4
         found = []
         for scale in (1, 8):
@@ -98,7 +98,7 @@ class TestShape:
         tiny_bundles: dict[str, Path],
         tmp_path: Path,
     ) -> None:
-        basis = Bundle.find(tiny_bundles["dense"]).basis
+        basis = load_bundle(tiny_bundles["dense"]).basis
         p = np.random.default_rng(0).standard_normal((4, len(basis.modules), 2, 2)).astype(np.float32)
         prior = np.zeros(4), covariance_of(4)
         learned = basis.with_projections(p, prior=prior)
@@ -121,7 +121,7 @@ class TestShape:
     def test_an_isotropic_prior_changes_nothing(
         self, load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path], tmp_path: Path
     ) -> None:
-        basis = Bundle.find(tiny_bundles["dense"]).basis
+        basis = load_bundle(tiny_bundles["dense"]).basis
         round_one = with_prior(basis, np.float32(0.003) * np.eye(6, dtype=np.float32))
         bundle = support.rebased(tiny_bundles["dense"], round_one, tmp_path / "round")
         with load(bundle) as llm, load(tiny_bundles["dense"]) as plain:
@@ -160,7 +160,7 @@ class TestStates:
 
 
 def test_the_real_model_with_a_prior(smollm2_bundle: Path, tmp_path: Path) -> None:
-    basis = Bundle.find(smollm2_bundle).basis
+    basis = load_bundle(smollm2_bundle).basis
     p = np.random.default_rng(0).standard_normal((13, 210, 2, 2)) * 0.14
     made = basis.with_projections(p, prior=(np.zeros(13), covariance_of(13)))
     rows: list[dict[str, Any]] = []

@@ -15,7 +15,7 @@ import onnx_bundles
 import onnxruntime as ort
 import pytest
 
-from tinylora_edge import BaseMismatchError, Bundle, load_basis
+from tinylora_edge import BaseMismatchError, load_basis, load_bundle
 from tinylora_edge.runtime.onnx.bundle import checked_graph, find_bundle, weights_fingerprint
 
 KEY = "tinylora.weights"
@@ -79,7 +79,7 @@ def test_the_data_of_another_fine_tune(copy: Path) -> None:
     found = re.findall(r"\b([0-9a-f]{16})\.\.\.", str(caught.value))
     assert len(set(found)) == 2
     assert listed[:16] == found[1]
-    assert Bundle.find(copy).check_onnx() == listed  # what the graph states is right: it is the data
+    assert load_bundle(copy).check_onnx() == listed  # what the graph states is right: it is the data
 
 
 def test_both_ends_of_weights_are_looked_at(copy: Path) -> None:
