@@ -131,8 +131,8 @@ class Batch:
             large that logits are not finite, a generation ends and says so (`exploded`).
 
         Raises:
-            VectorError: a prompt is empty, or leaves no room for the tokens asked for; a vector does not fit
-                the basis, or there are not as many as prompts.
+            VectorError: a prompt is empty, or leaves no room for the tokens asked for; a vector fits no
+                basis of the model, or there are not as many as prompts.
             TinyLoraError: the batch is closed, or is closed while it generates.
         """
         own = list(vectors) if isinstance(vectors, Sequence) else [vectors] * len(prompts)
@@ -373,7 +373,7 @@ class Batch:
             if vector is not None and not isinstance(vector, MicroVector):
                 raise VectorError(
                     f"a batch takes a MicroVector, not {type(vector).__name__}: check bytes first, with "
-                    "policy.check(data, basis)"
+                    "policy.check(data, llm.bases)"
                 )
         return [self.llm.r_of(vector) for vector in vectors]
 

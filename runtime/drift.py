@@ -108,7 +108,7 @@ def measure_drift(
     Raises:
         TrainError: there are no prompts, or one has no room in the model's context; the vector is too large
             for the model, whose logits are not finite.
-        VectorError: the vector does not fit the basis.
+        VectorError: the vector fits no basis of the model.
     """
     samples = [Sample.of(prompt) for prompt in (load_general() if prompts is None else prompts)[:count]]
     if not samples:

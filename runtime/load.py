@@ -95,7 +95,7 @@ def load(
     Raises:
         FileNotFoundError: a part of the bundle is missing.
         CorruptBasisError: the side tensors are damaged.
-        BaseMismatchError: the base is not one that the basis was exported for.
+        BaseMismatchError: the base is not one that the factors were exported for.
         TrustError: the bundle is not as one of `bundle_keys` signed it.
         VectorError: the vector was refused; the subclass says why.
         MissingExtraError: the engine is not installed.

@@ -286,7 +286,7 @@ class Scheduler:
 
         Raises:
             RequestError: the prompt is empty or does not fit, or its schema is none that becomes a grammar.
-            VectorError: the vector does not fit the basis.
+            VectorError: the vector fits no basis of the model.
             OverloadError: too many requests wait.
             TinyLoraError: the scheduler is closed.
         """
@@ -295,8 +295,7 @@ class Scheduler:
             raise RequestError("the prompt is empty: it needs one token at least", param="prompt")
         if len(request.prompt) >= self.n_ctx:
             raise _too_long(f"{len(request.prompt)} tokens", str(self.n_ctx))
-        if request.vector is not None:
-            self._llm.basis.values(request.vector)
+        self._llm.r_of(request.vector)
         with self._llm._staying():  # the vocabulary is the model's
             schema = request.sampling.schema
             answering = Answering(

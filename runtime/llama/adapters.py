@@ -16,8 +16,8 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from ...basis import Basis
 from ...errors import BaseMismatchError, TinyLoraError
+from ...factors import Factors
 from ...formats import gguf
 from ...formats.gguf import FLOAT32, STRING
 from .log import signals_wait
@@ -96,22 +96,21 @@ class Adapters:
         BaseMismatchError: llama.cpp refuses the factors for this model, a `llama_model`.
     """
 
-    def __init__(self, model: Any, basis: Basis) -> None:
+    def __init__(self, model: Any, factors: Factors) -> None:
         self.lock = AdapterLock()
         self.spare = 0
-        self._model, self._basis = model, basis
-        self._b = [np.asarray(b, np.float32) for b in basis.b]
-        self._image, self._blocks = _image(basis, self._b)
+        self._model, self._factors = model, factors
+        self._images: dict[int, _Image] = {}  # rank -> its image
         self._exchange = threading.RLock()
-        self._staged: OrderedDict[bytes, Adapter] = OrderedDict()  # by R; used last is at the end
+        self._staged: OrderedDict[bytes, tuple[Adapter, int]] = OrderedDict()  # R -> adapter, bytes; last used last
         self._of: dict[int, bytes] = {}  # context -> its R, where it has one
         with self.lock.alone():
-            self._staged[b""] = self._load()
+            self._stage(b"", np.zeros((len(factors.modules), 1, 1), np.float32))
 
     def apply(
         self, context: Any, r: NDArray[np.float32] | None, others: Sequence[tuple[Adapter, float]] = ()
     ) -> None:
-        """Give a `llama_context`, which does not compute now, its R, float32 [M, r, r]; None for the base.
+        """Give a `llama_context`, which does not compute now, its R, float32 [M, k, k]; None for the base.
 
         Adapters of the caller's own, and their scales, are in force beside it.
 
@@ -126,10 +125,7 @@ class Adapters:
         with self.lock.alone(), self._exchange:
             if key not in self._staged:  # another context may have staged it meanwhile
                 assert r is not None
-                with np.errstate(over="ignore", invalid="ignore"):  # it may be too large for the model
-                    for block, b, each in zip(self._blocks, self._b, r, strict=True):
-                        np.matmul(b, each, out=block)
-                self._staged[key] = self._load()
+                self._stage(key, r)
             try:
                 self._set(context, key, others)
             finally:
@@ -144,10 +140,10 @@ class Adapters:
         """Free every adapter."""
         with self.lock.alone():
             while self._staged:
-                _free(self._staged.popitem()[1])
+                _free(self._staged.popitem()[1][0])
 
     def _set(self, context: Any, key: bytes, others: Sequence[tuple[Adapter, float]]) -> None:
-        active = [(self._staged[key], 1.0), *others] if key else list(others)
+        active = [(self._staged[key][0], 1.0), *others] if key else list(others)
         adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(active))(*(a for a, _ in active))
         scales = (ctypes.c_float * len(active))(*(s for _, s in active))
         if code := llama_cpp.llama_set_adapters_lora(context, adapters, len(active), scales):
@@ -158,21 +154,26 @@ class Adapters:
 
     def _retire(self) -> None:
         """Free those that no context has in force, but for the spare ones that were used last."""
-        used = set(self._of.values()) - {b""}
-        unused = [key for key in self._staged if key not in used]
-        for key in unused[: max(0, len(unused) - self.spare // self._image.nbytes)]:
-            if len(self._staged) > 1:  # for contexts that are still to come
-                _free(self._staged.pop(key))
+        used = {*self._of.values(), b""}  # one is always there, for contexts that are still to come
+        spare = self.spare
+        for key in [key for key in reversed(self._staged) if key not in used]:
+            spare -= self._staged[key][1]
+            if spare < 0:
+                _free(self._staged.pop(key)[0])
 
-    def _load(self) -> Adapter:
+    def _stage(self, key: bytes, r: NDArray[np.float32]) -> None:
+        rank = r.shape[-1]
+        if rank not in self._images:
+            self._images[rank] = _Image(self._factors, rank)
+        image = self._images[rank].of(r)
         with signals_wait():
-            adapter = _from_memory(self._model, self._image)
+            adapter = _from_memory(self._model, image)
         if not adapter:
             raise BaseMismatchError(
-                "llama.cpp refused the adapter that was built from the basis: its modules or their shapes "
+                "llama.cpp refused the adapter that was built from the factors: its modules or their shapes "
                 "are not those of the loaded model (verbose=True shows which)"
             )
-        return adapter
+        self._staged[key] = adapter, image.nbytes
 
 
 def _from_memory(model: Any, image: NDArray[np.uint8]) -> Adapter | None:
@@ -194,28 +195,52 @@ def _from_memory(model: Any, image: NDArray[np.uint8]) -> Adapter | None:
         _libc.fclose(memory)
 
 
-def _image(
-    basis: Basis, b: Sequence[NDArray[np.float32]]
-) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
-    """Return a LoRA adapter (A, 0) as the bytes of its GGUF file, and its B blocks, to be rewritten there.
+class _Image:
+    """A LoRA adapter (A, B R) of the leading k directions of factors, as the bytes of its GGUF file.
 
-    A is in float32 also where it is stored in float16: ggml would round activations to a float16 A's type.
+    A and B are in float32 also where they are stored in float16: ggml would round activations to a float16
+    A's type. Modules whose B have one shape lie side by side, so that one product folds R into all of them.
     """
-    tensors: dict[str, NDArray[Any]] = {}
-    for module, a, each in zip(basis.modules, basis.a, b, strict=True):
-        tensors[f"{module}.lora_a"] = np.asarray(a, np.float32)
-        tensors[f"{module}.lora_b"] = np.zeros_like(each)
-    metadata = [
-        ("general.type", "adapter", STRING),
-        ("adapter.type", "lora", STRING),
-        ("adapter.lora.alpha", 0.0, FLOAT32),  # 0: the adapter's scale is used as it is
-    ]
-    file = io.BytesIO()
-    gguf.write(file, basis.architecture, metadata, tensors)
-    entries = gguf.GGUFFile(file.getvalue()).tensors
-    image = np.frombuffer(file.getbuffer(), np.uint8)
-    found = [entries[f"{module}.lora_b"] for module in basis.modules]
-    return image, [image[e.offset : e.offset + e.nbytes].view(np.float32).reshape(e.shape) for e in found]
+
+    def __init__(self, factors: Factors, rank: int) -> None:
+        shapes: dict[tuple[int, ...], list[int]] = {}  # of B -> positions of the modules
+        for position, b in enumerate(factors.b):
+            shapes.setdefault(b.shape, []).append(position)
+        positions = [position for found in shapes.values() for position in found]
+        names = [factors.modules[position] for position in positions]
+        tensors: dict[str, NDArray[Any]] = {}
+        for name, position in zip(names, positions, strict=True):
+            tensors[f"{name}.lora_a"] = np.asarray(factors.a[position][..., :rank, :], np.float32)
+        self._folds = []
+        for found in shapes.values():
+            b = np.stack([np.asarray(factors.b[position][..., :rank], np.float32) for position in found])
+            self._folds.append((found, b))
+        for name, position in zip(names, positions, strict=True):
+            tensors[f"{name}.lora_b"] = np.zeros((*factors.b[position].shape[:-1], rank), np.float32)
+        metadata = [
+            ("general.type", "adapter", STRING),
+            ("adapter.type", "lora", STRING),
+            ("adapter.lora.alpha", 0.0, FLOAT32),  # 0: the adapter's scale is used as it is
+        ]
+        file = io.BytesIO()
+        gguf.write(file, factors.architecture, metadata, tensors)
+        entries = gguf.GGUFFile(file.getvalue()).tensors
+        self._bytes = np.frombuffer(file.getbuffer(), np.uint8)
+        self._blocks = [
+            self._bytes[e.offset : e.offset + e.nbytes].view(np.float32).reshape(e.shape)
+            for e in (entries[f"{name}.lora_b"] for name in names)
+        ]
+
+    def of(self, r: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return the file with R, float32 [M, k, k], in it, until the next call."""
+        blocks = iter(self._blocks)
+        with np.errstate(over="ignore", invalid="ignore"):  # it may be too large for the model
+            for found, b in self._folds:
+                each = r[found]
+                each = each.reshape(len(found), *(1,) * (b.ndim - 3), *each.shape[1:])  # experts share it
+                for product in np.matmul(b, each):
+                    next(blocks)[...] = product
+        return self._bytes
 
 
 def _address(context: Any) -> int:

@@ -48,7 +48,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     The KV cache, the prefix cache and a `LlamaCache` hold what the old model computed: a swap empties them.
 
     Args:
-        model_path: the GGUF base; `load` has checked that it belongs to the basis.
+        model_path: the GGUF base; `load` has checked that the factors were exported for it.
         bases, policy: of the vectors.
         options: those of `llama_cpp.Llama`; `n_ctx` is rounded up to a multiple of 256, as llama.cpp does it.
 

@@ -12,7 +12,7 @@ from typing import Any
 import llama_cpp
 from llama_cpp._logger import set_verbose
 
-from ...basis import Basis
+from ...basis import Bases
 from ...errors import TinyLoraError
 from .log import signals_wait
 from .model import TinyLoraLlama
@@ -33,7 +33,7 @@ def half_type() -> str | None:
 
 
 @contextmanager
-def half_copy(base: Path, copy: Path, basis: Basis, n_threads: int) -> Iterator[TinyLoraLlama]:
+def half_copy(base: Path, copy: Path, bases: Bases, n_threads: int) -> Iterator[TinyLoraLlama]:
     """Open a copy of the deployed model in 16 bits (`half_type`), which is removed afterwards.
 
     It is in bfloat16 where the model computes more on the way than float16's 65,504.
@@ -41,7 +41,7 @@ def half_copy(base: Path, copy: Path, basis: Basis, n_threads: int) -> Iterator[
     Args:
         base: the deployed GGUF.
         copy: where the copy lies, without a suffix; one that is there already is used.
-        basis: of the deployed model. No basis lists the copy, so it is not opened through `load`.
+        bases: of the deployed model. They do not list the copy, so it is not opened through `load`.
         n_threads: of a context.
 
     Raises:
@@ -54,7 +54,7 @@ def half_copy(base: Path, copy: Path, basis: Basis, n_threads: int) -> Iterator[
         try:
             if not path.exists():
                 requantize(base, path, weights)
-            with closing(TinyLoraLlama(str(path), basis=basis, **options)) as llm:
+            with closing(TinyLoraLlama(str(path), bases=bases, **options)) as llm:
                 llm.eval(llm.tokenize(_PROBE))
                 if weights == "BF16" or llm._finite():
                     yield llm
