@@ -102,7 +102,9 @@ class Adapters:
         self._model, self._factors = model, factors
         self._images: dict[int, _Image] = {}  # rank -> its image
         self._exchange = threading.RLock()
-        self._staged: OrderedDict[bytes, tuple[Adapter, int]] = OrderedDict()  # R -> adapter, bytes; last used last
+        self._staged: OrderedDict[bytes, tuple[Adapter, int]] = (
+            OrderedDict()
+        )  # R -> adapter, bytes; last used last
         self._of: dict[int, bytes] = {}  # context -> its R, where it has one
         with self.lock.alone():
             self._stage(b"", np.zeros((len(factors.modules), 1, 1), np.float32))

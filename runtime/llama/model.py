@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 import numpy as np
-from numpy.typing import NDArray
 
 from ...basis import Bases
 from ...errors import TinyLoraError, VectorError
