@@ -1,4 +1,4 @@
-"""Baking: an ONNX graph and a basis become a graph with the basis in it, and the vector as an input.
+"""Baking: an ONNX graph and factors become a graph with the factors in it, and R as an input.
 
 Modules are matched to nodes, the graph's weights are compared with the factors, the side path is added, and a
 new directory is written; the original is never changed.
@@ -26,7 +26,7 @@ from ...documents import read_json
 from ...errors import BaseMismatchError, ExportError
 from ...factorization import AGREEMENT, gap
 from ...factors import Factors, packed_text
-from ...formats.onnx_adapter import to_adapter
+from ...formats.onnx_adapter import encode
 from ...formats.onnx_graph import (
     DEFAULT,
     EDGE_BYTES,
@@ -34,11 +34,12 @@ from ...formats.onnx_graph import (
     GENAI_NAME,
     MODEL_NAME,
     REQUIRED,
+    VERSION,
     MetadataKey,
 )
 from ...modules import Heads, inverse, parse, row_orders
 from ...system import atomic_write, sync_directory
-from ...vector import MicroVector
+from ...vector import FIRST_SEQUENCE
 from .match import LinearNode, ModuleSlice, match
 from .model import OnnxModel, copy_folder, find_model, nbytes
 from .side_path import add_side_path, refuse_baked
@@ -83,19 +84,19 @@ def bake(
     heads: Heads = Heads(),  # noqa: B008 - immutable
     move: bool = False,
 ) -> BakeReport:
-    """Write a copy of an ONNX model with a basis in it. External data is copied, never loaded.
+    """Write a copy of an ONNX model with factors in it. External data is copied, never loaded.
 
     Args:
         graph: a directory with `model.onnx`, or the model file. Only read.
         output: an existing, empty directory.
-        flavour: `default`: the input `tinylora_v` is zeros unless it is fed; `required`: it has to be fed.
+        flavour: `default`: the input `tinylora_r` is zeros unless it is fed; `required`: it has to be fed.
         heads: of the model, for layers whose rows are ordered otherwise than in the GGUF.
         move: take the external data from the graph's directory instead of copying it.
 
     Raises:
         ExportError: the graph or its data is missing or damaged, or was baked already.
         UnsupportedModelError: a module has no node, or one that cannot be extended.
-        BaseMismatchError: the graph's weights are not those of the basis.
+        BaseMismatchError: the graph's weights are not those of the factors.
     """
     output = Path(output)
     model = OnnxModel(find_model(Path(graph)))
@@ -119,7 +120,8 @@ def bake(
     if genai is not None:
         (output / GENAI_NAME).write_bytes(genai)
     with atomic_write(output / ADAPTER_NAME) as file:
-        file.write(encode(np.zeros((1, len(factors.modules) * factors.rank**2), np.float32), FIRST_SEQUENCE, 0))
+        zeros = np.zeros((1, len(factors.modules) * factors.rank**2), np.float32)
+        file.write(encode(zeros, FIRST_SEQUENCE, 0))
     model.copy_data(output, move=move)
     sync_directory(output)
     return report
@@ -141,7 +143,7 @@ def _align(
             names = ", ".join(linear.name for linear, _ in homes[module])
             raise BaseMismatchError(
                 f"{module} is {gaps[best]:.2g} away from the weight of node {names} in {model.path} (at most "
-                f"{AGREEMENT} is accepted): the graph was made from another model than the basis, or with an "
+                f"{AGREEMENT} is accepted): the graph was made from another model than the factors, or with an "
                 "unknown order of rows"
             )
         ordered.append(b[orders[best]])
@@ -194,7 +196,7 @@ def _describe(
 ) -> None:
     """Put what says which factors these are into the model's metadata."""
     values = {
-        MetadataKey.VERSION: "2",
+        MetadataKey.VERSION: VERSION,
         MetadataKey.FACTORS: factors.digest,
         MetadataKey.FINGERPRINT: mark,
         MetadataKey.ARCHITECTURE: factors.architecture,

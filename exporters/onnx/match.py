@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...factors import Factors
 from ...errors import BaseMismatchError, ExportError, UnsupportedModelError
+from ...factors import Factors
 from ...modules import parse
 from ..weights.dequantize import RowDecoder, float_decoder
 from .model import OnnxModel, attribute, inner_graphs, nbytes
@@ -217,14 +217,14 @@ class ModuleSlice:
 
 @dataclass
 class Site:
-    """A node and what it computes of the factors."""
+    """A node and what it computes of the modules."""
 
     linear: LinearNode
     parts: list[ModuleSlice] = field(default_factory=list)
 
 
 def match(model: OnnxModel, factors: Factors) -> list[Site]:
-    """Return the nodes that compute a basis's modules, in the order of the graph."""
+    """Return the nodes that compute the modules of factors, in the order of the graph."""
     found = list(_LinearFinder(model).read())
     blocks: dict[int, dict[str, LinearNode]] = defaultdict(dict)
     for linear in found:
@@ -257,7 +257,7 @@ def match(model: OnnxModel, factors: Factors) -> list[Site]:
                 raise BaseMismatchError(
                     f"{module} has factors for {a.shape[-1]} x {len(b)}, but node {linear.name} takes K = "
                     f"{linear.weight.shape[1]} to N = {linear.n_out}: {model.path} is another model than the "
-                    "basis was made of"
+                    "factors were made of"
                 )
             sites.setdefault(linear.index, Site(linear)).parts.append(part)
     if missing:

@@ -2,9 +2,9 @@
 
 What a decoder pays for them is not arithmetic but their number: a node costs an engine about a
 microsecond, and a step of a small model a few milliseconds. So modules that share an input share one A,
-one R and, where they share a node, one B; and all R are computed at the top, in one product for each width.
+one R and, where they share a node, one B; and all R are taken from the input at the top, in one go a width.
 A layer costs 4 nodes for each input and 2 more for each further node with that input. Bit for bit the base
-where v = 0: each result gets a zero added, after the bias, so that engines still fuse the same nodes of the
+where R = 0: each result gets a zero added, after the bias, so that engines still fuse the same nodes of the
 base.
 """
 
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...factors import Factors
 from ...errors import ExportError
+from ...factors import Factors
 from ...formats.onnx_graph import DEFAULT, INPUT_NAME
 from .match import Site
 from .model import OnnxModel, import_onnx
@@ -72,24 +72,35 @@ class _SidePathWriter:
 
     def __init__(self, model: OnnxModel, factors: Factors, b: Sequence[NDArray[np.float32]]) -> None:
         self._onnx = import_onnx()
-        self._model, self._basis, self._b = model, factors, b
+        self._model, self._factors, self._b = model, factors, b
         self._top: list[NodeProto] = []
         self._after: dict[int, list[NodeProto]] = {}
 
     def matrices(self, inputs: list[SharedInput]) -> list[str]:
-        """Compute R of each shared input, [rows, w, w], transposed, block-diagonal, and return its name."""
-        widths = [self._basis.rank * len(shared.modules) for shared in inputs]
+        """Compute R of each shared input, [rows, w, w], transposed, block-diagonal, and return its name.
+
+        One Gather for each width w takes the entries from the input, and what is 0 from a column put behind it.
+        """
+        count, rank = len(self._factors.modules), self._factors.rank
+        entries = np.arange(count * rank**2).reshape(count, rank, rank).swapaxes(1, 2)
+        padded = self._node("Pad", [INPUT_NAME, self._ints("pads", [0, 0, 0, 1])], "padded")
+        by_width: dict[int, list[int]] = {}
+        for i, shared in enumerate(inputs):
+            by_width.setdefault(rank * len(shared.modules), []).append(i)
         names = [""] * len(inputs)
-        for width in sorted(set(widths)):
-            members = [i for i, w in enumerate(widths) if w == width]
-            product = self._projected(width, [inputs[i] for i in members])
-            shape = self._ints(f"shape_{width}", [0, len(members) * width, width])
-            pieces = [self._node("Reshape", [product, shape], f"matrices_{width}")]
+        for width, members in sorted(by_width.items()):
+            chosen = np.full((len(members), width, width), count * rank**2)
+            for place, member in enumerate(members):
+                for order, module in enumerate(inputs[member].modules):
+                    block = slice(order * rank, (order + 1) * rank)
+                    chosen[place, block, block] = entries[module]
+            name = f"matrices_{width}"
+            indices = self._ints(f"{name}/entries", chosen.reshape(-1, width))
+            pieces = [self._node("Gather", [padded, indices], name, axis=1)]
             if len(members) > 1:
-                name = f"matrices_{width}/split"
-                sizes = self._ints(f"{name}/sizes", [width] * len(members))
-                outputs = [f"{PREFIX}{name}/{i}" for i in range(len(members))]
-                self._node("Split", [*pieces, sizes], name, outputs=outputs, axis=1)
+                sizes = self._ints(f"{name}/split/sizes", [width] * len(members))
+                outputs = [f"{PREFIX}{name}/split/{i}" for i in range(len(members))]
+                self._node("Split", [*pieces, sizes], f"{name}/split", outputs=outputs, axis=1)
                 pieces = outputs
             for member, piece in zip(members, pieces, strict=True):
                 dtype = inputs[member].sites[0].linear.dtype
@@ -97,37 +108,9 @@ class _SidePathWriter:
                 names[member] = piece if same else self._node("Cast", [piece], f"{piece}/cast", to=dtype)
         return names
 
-    def _projected(self, width: int, inputs: list[SharedInput]) -> str:
-        """Compute R of the inputs of one width in one product, and return its name.
-
-        With one group it is [rows, u] x [u, inputs * width * width]. Else each input has the k groups that it
-        reads: [rows, inputs, 1, k * u] x [inputs, k * u, width * width]. As a product with the whole of v, a
-        vector of all of R would need more projections than there are factors.
-        """
-        factors, rank = self._basis, self._basis.rank
-        reads = [sorted({int(factors.tying[module]) for module in shared.modules}) for shared in inputs]
-        most = max(map(len, reads))
-        entries = np.zeros((len(inputs), 1, most, factors.u), np.int64)
-        table = np.zeros((len(inputs), most, factors.u, width, width), np.float32)
-        for place, (shared, groups) in enumerate(zip(inputs, reads, strict=True)):
-            entries[place, 0, : len(groups)] = np.array(groups)[:, None] * factors.u + np.arange(factors.u)
-            for order, module in enumerate(shared.modules):
-                block = slice(order * rank, (order + 1) * rank)
-                p = factors.projections[module].swapaxes(1, 2)
-                table[place, groups.index(int(factors.tying[module])), :, block, block] = p
-        if factors.groups == 1:
-            read, shape = INPUT_NAME, [factors.u, -1]
-            table = table.transpose(2, 1, 0, 3, 4)
-        else:
-            chosen = self._ints(f"entries_{width}", entries.reshape(len(inputs), 1, -1))
-            read = self._node("Gather", [INPUT_NAME, chosen], f"entries_of_v_{width}", axis=1)
-            shape = [len(inputs), most * factors.u, -1]
-        projections = self._floats(f"projections_{width}", table.reshape(shape))
-        return self._node("MatMul", [read, projections], f"r_{width}")
-
     def add(self, shared: SharedInput, r: str) -> None:
         """Add the nodes of one shared input behind the nodes that it extends."""
-        factors, linear = self._basis, shared.sites[0].linear
+        factors, linear = self._factors, shared.sites[0].linear
         after = self._after.setdefault(linear.index, [])
         a = np.concatenate([np.asarray(factors.a[module], np.float32) for module in shared.modules])
         name = f"{shared.name}/a"
@@ -173,14 +156,12 @@ class _SidePathWriter:
         copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(copies)
-        shape = [ROWS, self._basis.size]
+        shape = [ROWS, len(self._factors.modules) * self._factors.rank**2]
         value = helper.make_tensor_value_info(INPUT_NAME, self._onnx.TensorProto.FLOAT, shape)
-        value.doc_string = (
-            "The micro-vector, row-major [groups, u], one row or one for each row of the batch."
-        )
+        value.doc_string = "R, row-major [modules, rank, rank], one row or one for each row of the batch."
         graph.input.append(value)
         if flavour == DEFAULT:
-            zeros = np.zeros((1, self._basis.size), np.float32)
+            zeros = np.zeros((1, shape[1]), np.float32)
             graph.initializer.append(self._onnx.numpy_helper.from_array(zeros, INPUT_NAME))
         return len(copies) - before
 

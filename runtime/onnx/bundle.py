@@ -1,4 +1,4 @@
-"""The baked ONNX graph of a bundle, and whether it can be run with the bundle's basis."""
+"""The baked ONNX graph of a bundle, and whether it can be run with the bundle's factors."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def find_bundle(path: str | PathLike[str]) -> Bundle:
 
 
 def flavour(graph: OnnxFile) -> str:
-    """Return `default` if the vector may be left out of a run, else `required`."""
+    """Return `default` if R may be left out of a run, else `required`."""
     return DEFAULT if INPUT_NAME in graph.initializers else REQUIRED
 
 
 def checked_graph(bundle: Bundle) -> OnnxFile:
-    """Check that a bundle's graph takes vectors of its basis, and that its weights are its own: milliseconds.
+    """Check that a bundle's graph takes vectors of its factors, and that its weights are its own: milliseconds.
 
     Raises:
         BaseMismatchError: there is none, it does not, or they are not; or the bundle would run native code.
-        CorruptBasisError: the basis is damaged.
+        CorruptBasisError: the side tensors are damaged.
     """
     listed = bundle.check_onnx()
     assert bundle.onnx is not None
@@ -58,7 +58,7 @@ def checked_graph(bundle: Bundle) -> OnnxFile:
     stated = graph.metadata.get(MetadataKey.FLAVOUR, flavour(graph))
     if stated != flavour(graph):
         has = "has" if flavour(graph) == DEFAULT else "lacks"
-        raise _changed(graph, f"says that its vector is {stated}, but {has} an initializer for {INPUT_NAME}")
+        raise _changed(graph, f"says that its input is {stated}, but {has} an initializer for {INPUT_NAME}")
     graph.check_data()
     weights = graph.metadata.get(MetadataKey.WEIGHTS)
     if weights is None:  # the base keeps them in a form that only the onnx package reads
@@ -104,7 +104,7 @@ def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, .
 
     Args:
         file: the model; `check_data` has passed.
-        architecture, modules: of the basis.
+        architecture, modules: of the factors.
         stated: the model's `tinylora.weights`: for each module, for each node that computes a part of it, x
             [.., k] -> [.., n], its k and n and its initializers: name, ONNX element type, bytes.
 
@@ -123,7 +123,9 @@ def weights_fingerprint(file: OnnxFile, architecture: str, modules: tuple[str, .
             "again"
         ) from None
     if len(entries) != len(modules):
-        raise _changed(file, f"lists the weights of {len(entries)} modules, but its basis has {len(modules)}")
+        raise _changed(
+            file, f"lists the weights of {len(entries)} modules, but its factors have {len(modules)}"
+        )
     with ExitStack() as stack:
         files: dict[Path, IO[bytes]] = {}
 

@@ -1,4 +1,4 @@
-"""Rows of a baked graph on ONNX Runtime, each with its vector: what batches and pools compute with."""
+"""Rows of a baked graph on ONNX Runtime, each with its R: what batches and pools compute with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ...errors import BaseMismatchError, TinyLoraError
-from ...formats.onnx_graph import INPUT_NAME
+from ...factors import Factors
+from ...formats.onnx_graph import INPUT_NAME, input_row
 from ..engine import Part
 
 CHUNK = 128
@@ -31,7 +32,7 @@ _BLOCK = 64  # cells that a row's length is a multiple of, so that rows begin at
 
 
 class OnnxEngine:
-    """Sequences that are evaluated together, each with its vector and its length; see `Engine`.
+    """Sequences that are evaluated together, each with its R and its length; see `Engine`.
 
     Rows are padded at their right: the graph's attention (GroupQueryAttention) takes the length of each row
     by itself, and computes nothing beyond it. Rows that generate lie beside each other: they change places
@@ -40,7 +41,7 @@ class OnnxEngine:
 
     Args:
         session: an `onnxruntime.InferenceSession`, which engines in other threads may share.
-        size: numbers of a vector, as the graph takes it.
+        factors: those in the graph.
         rows, n_ctx: sequences, and tokens of each.
         head_size: values of a key, where the graph does not say.
         path: of the graph, for errors.
@@ -57,7 +58,7 @@ class OnnxEngine:
         self,
         session: Any,
         *,
-        size: int,
+        factors: Factors,
         rows: int,
         n_ctx: int,
         head_size: int | None,
@@ -72,7 +73,8 @@ class OnnxEngine:
         # A row that computes for nothing writes the cell behind its last one.
         self._cells: Cells | None = Cells(shapes, rows=rows, length=n_ctx + 1)
         self._tail = min(CHUNK, max(_FEWEST + 1, _FLOATS // self.n_vocab))
-        self._values = np.zeros((rows, size), np.float32)
+        self._rank = factors.rank
+        self._r = np.zeros((rows, len(factors.modules) * factors.rank**2), np.float32)
         self._ids = np.zeros((rows, 1), np.int64)
         self._logits = np.zeros((rows, 1, self.n_vocab), np.float32)
         self._last = np.zeros((1, self._tail, self.n_vocab), np.float32)
@@ -92,7 +94,7 @@ class OnnxEngine:
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
         """See `Engine`."""
-        self._values[self._place[row]] = 0 if r is None else r.reshape(-1)
+        self._r[self._place[row]] = 0 if r is None else input_row(r, self._rank)
 
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """See `Engine`."""
@@ -220,14 +222,14 @@ class OnnxEngine:
             hole, (place, row) = free.pop(0), at.pop()
             other = row_of[hole]
             self._open().swap(place, hole, (self._lengths[row], self._lengths[other]))
-            self._values[[place, hole]] = self._values[[hole, place]]
+            self._r[[place, hole]] = self._r[[hole, place]]
             self._place[row], self._place[other] = hole, place
         return 1 + max(self._place[row] for row in rows)
 
     def _binding(self, begin: int, end: int, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Any:
         """Return a binding of some places, which writes their cells where they are."""
         binding = self._session.io_binding()
-        for name, array in ((_IDS, ids), (_MASK, mask), (INPUT_NAME, self._values[begin:end])):
+        for name, array in ((_IDS, ids), (_MASK, mask), (INPUT_NAME, self._r[begin:end])):
             binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
         for past, present, tensor in zip(self._past, self._present, self._open().tensors, strict=True):
             part = tensor[begin:end]

@@ -40,7 +40,7 @@ class TinyLoraOnnx(PersonalizedModel):
     Raises:
         FileNotFoundError: a part of the bundle is missing.
         CorruptBasisError: the side tensors are damaged.
-        BaseMismatchError: the graph was not baked with this basis, its weights are not there, or the
+        BaseMismatchError: the graph was not baked with these factors, its weights are not there, or the
             installed onnxruntime-genai cannot load it.
     """
 
@@ -55,7 +55,7 @@ class TinyLoraOnnx(PersonalizedModel):
     ) -> None:
         bundle = base if isinstance(base, Bundle) else find_bundle(base)
         graph = checked_graph(bundle)
-        self._prepare(bundle.basis, policy)
+        self._prepare(bundle.bases, policy)
         self.model_path = str(graph.path)
         self._vocabulary = OnnxVocabulary(graph)
         self._n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
@@ -66,7 +66,7 @@ class TinyLoraOnnx(PersonalizedModel):
 
     def __repr__(self) -> str:
         state = f"n_ctx {self._n_ctx}" if self._session is not None else "closed"
-        return f"TinyLoraOnnx({self.model_path!r}, {state}, basis {self.basis.id}, {self.vector!r})"
+        return f"TinyLoraOnnx({self.model_path!r}, {state}, factors {self.bases.id}, {self.vector!r})"
 
     def _activate(self, vector: MicroVector | None) -> None:
         r = self.r_of(vector)
@@ -101,10 +101,6 @@ class TinyLoraOnnx(PersonalizedModel):
         template = self.vocabulary.has_template
         return self.vocabulary.encode(Sample.of(prompt, raw=raw).rendered_by(template=template)), []
 
-    def r_of(self, vector: MicroVector | None) -> NDArray[np.float32] | None:
-        """Return the values of a vector, float32 [n], as the graph takes them; None for the base."""
-        return None if vector is None else self.basis.values(vector).reshape(-1)
-
     def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> OnnxEngine:
         """See `PersonalizedModel.engine`; at least two rows."""
         with self._staying():
@@ -113,7 +109,7 @@ class TinyLoraOnnx(PersonalizedModel):
     def _engine(self, rows: int, n_ctx: int, *, check: bool = False) -> OnnxEngine:
         made = OnnxEngine(
             self._session,
-            size=self.basis.size,
+            factors=self.bases.factors,
             rows=rows,
             n_ctx=n_ctx,
             head_size=self.vocabulary.head_size,

@@ -13,9 +13,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from ...basis import Basis
 from ...errors import BaseMismatchError, RollbackError, VectorError
-from ...formats.onnx_graph import INPUT_NAME, OnnxFile
+from ...formats.onnx_graph import INPUT_NAME, OnnxFile, input_row
 from ...formats.signatures import signed
 from ...vector import CheckedVector, MicroVector, Policy
 from ...wire.tags import Ed25519Verifier
@@ -45,13 +44,18 @@ class RunOptions(onnxruntime.RunOptions):  # type: ignore[misc]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Rows:
-    """Checked vectors, as `OnnxSession.rows` makes them: float32 [rows, n], read-only, of one basis."""
+    """R of checked vectors, as `OnnxSession.rows` makes them.
 
-    values: NDArray[np.float32]
-    basis: Basis
+    Attributes:
+        r: float32 [rows, M r^2], read-only: zeros beyond the rank of each vector.
+        factors: digest of the factors that they are for.
+    """
+
+    r: NDArray[np.float32]
+    factors: str
 
     def __repr__(self) -> str:
-        return f"Rows({len(self.values)} x {self.basis.size} values, basis {self.basis.id})"
+        return f"Rows({len(self.r)} rows, factors {self.factors[:8]})"
 
 
 class OnnxSession:
@@ -72,13 +76,13 @@ class OnnxSession:
 
     Attributes:
         session: the `onnxruntime.InferenceSession`. Its own `run` checks nothing.
-        basis: the basis of the vectors.
+        bases: what vectors may be points of.
         flavour: `default` or `required`: whether the graph can be run without a vector.
 
     Raises:
         FileNotFoundError: a part of the bundle is missing.
         CorruptBasisError: the side tensors are damaged.
-        BaseMismatchError: the graph was not baked with this basis, its weights are not there, or the
+        BaseMismatchError: the graph was not baked with these factors, its weights are not there, or the
             installed ONNX Runtime cannot load it.
         TrustError: the bundle is not as one of `bundle_keys` signed it.
     """
@@ -95,7 +99,7 @@ class OnnxSession:
         self.policy = policy or Policy()
         with signed(bundle, bundle_keys, engine="onnx"):
             graph = checked_graph(bundle)
-            self.basis, self.flavour = bundle.basis, flavour(graph)
+            self.bases, self.flavour = bundle.bases, flavour(graph)
             self.session = open_session(graph, **options)
         self._path = str(graph.path)
         needed = self.session.get_inputs()
@@ -108,7 +112,7 @@ class OnnxSession:
         self._process = Process()
 
     def __repr__(self) -> str:
-        return f"OnnxSession({self._path!r}, basis {self.basis.id}, {self.flavour})"
+        return f"OnnxSession({self._path!r}, factors {self.bases.id}, {self.flavour})"
 
     def rows(
         self,
@@ -117,6 +121,8 @@ class OnnxSession:
         streams: str | Sequence[str] = "",
     ) -> Rows:
         """Return checked vectors for a run: one for the whole batch, or one for each of its sequences.
+
+        They may be of different sizes.
 
         Args:
             vectors: a frame, a raw payload, a `MicroVector`, or None for the base; or a sequence of them.
@@ -136,20 +142,21 @@ class OnnxSession:
             raise VectorError(
                 f"there are {len(given)} vectors, but {len(names)} streams: pass one stream for each"
             )
-        values = np.zeros((len(given), self.basis.size), np.float32)
+        factors = self.bases.factors
+        r = np.zeros((len(given), len(factors.modules) * factors.rank**2), np.float32)
         newest: dict[tuple[str, str], int] = {}
         with ExitStack() as admissions:  # which records what was accepted, once all are
             for row, (source, stream) in enumerate(zip(given, names, strict=True)):
                 if source is None:
                     continue
                 try:
-                    admitting = admitted(source, self.basis, self.policy, stream=stream)
+                    admitting = admitted(source, self.bases, self.policy, stream=stream)
                     vector = admissions.enter_context(admitting)
                 except VectorError as error:
                     if one:
                         raise
                     raise type(error)(f"row {row}: {error}") from None
-                values[row] = vector.values.reshape(-1)
+                r[row] = input_row(self.bases.of(vector).R(vector), factors.rank)
                 if isinstance(vector, CheckedVector) and not vector.raw:
                     other = newest.setdefault((stream, vector.verified_by), vector.sequence)
                     if other != vector.sequence:
@@ -157,8 +164,8 @@ class OnnxSession:
                             f"rows have sequences {other} and {vector.sequence} of the stream {stream!r}: "
                             "the lower one is an older vector of the same user. Pass each user's stream"
                         )
-        values.flags.writeable = False
-        return Rows(values, self.basis)
+        r.flags.writeable = False
+        return Rows(r, factors.digest)
 
     def run(
         self,
@@ -171,12 +178,12 @@ class OnnxSession:
 
         Args:
             output_names: what to compute; None for everything.
-            feeds: name -> array or `OrtValue`, without the vector.
+            feeds: name -> array or `OrtValue`, without R.
             rows: from `rows`; None for the base.
             run_options: `RunOptions` of this module, which hold no adapter.
 
         Raises:
-            VectorError: the rows do not match the batch or are for another basis; a vector among the feeds;
+            VectorError: the rows do not match the batch or are for other factors; R among the feeds;
                 options that may hold an adapter.
             ValueError: the graph has no such input or output.
         """
@@ -191,7 +198,7 @@ class OnnxSession:
         ):
             if unknown := [name for name in names if name not in known]:
                 raise ValueError(f"the graph has no {kind} {unknown[0]!r}; it has {', '.join(known)}")
-        given = {**feeds, INPUT_NAME: self._values(rows, feeds)}
+        given = {**feeds, INPUT_NAME: self._r(rows, feeds)}
         result: list[Any] = self.session.run(output_names, given, run_options)
         return result
 
@@ -201,12 +208,12 @@ class OnnxSession:
         It does not see what else is bound: that there is a row for each sequence is the caller's to know.
 
         Raises:
-            VectorError: the rows are for another basis.
+            VectorError: the rows are for other factors.
         """
         self._check(None)
         binding = self.session.io_binding()
         # bind_cpu_input knows no inputs that have a default.
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(self._values(rows, {}))
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(self._r(rows, {}))
         binding.bind_ortvalue_input(INPUT_NAME, value)
         return binding
 
@@ -223,14 +230,14 @@ class OnnxSession:
                 "ignored or mixed with the vector without a word: use tinylora_edge.runtime.RunOptions"
             )
 
-    def _values(self, rows: Rows | None, feeds: Mapping[str, Any]) -> NDArray[np.float32]:
+    def _r(self, rows: Rows | None, feeds: Mapping[str, Any]) -> NDArray[np.float32]:
         rows = self._zeros if rows is None else rows
-        if rows.basis.digest != self.basis.digest:
+        if rows.factors != self.bases.factors.digest:
             raise VectorError(
-                f"the rows were checked for basis {rows.basis.id}, but this session has {self.basis.id}: "
+                f"the rows were made for factors {rows.factors[:8]}, but this session has {self.bases.id}: "
                 "make them with this session's rows()"
             )
-        count = len(rows.values)
+        count = len(rows.r)
         for name in self._batch & feeds.keys():
             given = feeds[name]
             shape = given.shape() if isinstance(given, onnxruntime.OrtValue) else np.shape(given)
@@ -239,7 +246,7 @@ class OnnxSession:
                     f"there are {count} rows of vectors, but the batch has {shape[0]} sequences: pass one "
                     f"vector for all, or {shape[0]}, one for each"
                 )
-        return rows.values
+        return rows.r
 
 
 def open_session(

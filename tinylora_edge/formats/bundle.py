@@ -13,7 +13,7 @@ from ..documents import read_json
 from ..errors import BaseMismatchError, BasisError
 from ..factors import Factors
 from .gguf import MalformedGGUFError, open_gguf, whole_stem
-from .onnx_graph import MODEL_NAME, MetadataKey, read_onnx
+from .onnx_graph import MODEL_NAME, VERSION, MetadataKey, read_onnx
 from .side_tensors import check_shapes, fingerprint, load_bases
 
 BASE_NAME, BASIS_NAME, MANIFEST_NAME = "base.gguf", "basis.gguf", "manifest.json"
@@ -95,8 +95,8 @@ class Bundle:
         """Return the fingerprint that the bundle's ONNX graph states, if it was baked with this basis.
 
         Raises:
-            BaseMismatchError: there is no graph, it was not baked, was baked with another basis, or from a
-                base that the basis does not list.
+            BaseMismatchError: there is no graph, it was not baked, was baked with other factors or by an older
+                release, or from a base that is not listed.
         """
         if self.onnx is None:
             raise BaseMismatchError(
@@ -105,6 +105,10 @@ class Bundle:
             )
         model = self.onnx / MODEL_NAME
         metadata = read_onnx(model).metadata
+        if (version := metadata.get(MetadataKey.VERSION, VERSION)) != VERSION:
+            raise BaseMismatchError(
+                f"{model} has version {version}, but this release reads version {VERSION}: export the model again"
+            )
         digest = metadata.get(MetadataKey.FACTORS)
         if digest != self.factors.digest:
             what = "has no factors baked in" if digest is None else f"was baked with factors {digest[:16]}..."

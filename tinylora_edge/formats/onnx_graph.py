@@ -31,6 +31,10 @@ DEFAULT, REQUIRED = "default", "required"
 """Flavours of that input: with an initializer of zeros, and without."""
 
 
+VERSION = "2"
+"""Of what this module names."""
+
+
 class MetadataKey(StrEnum):
     """A key of the `metadata_props` that a baked graph carries; the values are strings."""
 
