@@ -143,7 +143,7 @@ def _align(
             names = ", ".join(linear.name for linear, _ in homes[module])
             raise BaseMismatchError(
                 f"{module} is {gaps[best]:.2g} away from the weight of node {names} in {model.path} (at most "
-                f"{AGREEMENT} is accepted): the graph was made from another model than the factors, or with an "
+                f"{AGREEMENT} is accepted): the graph is of another model than the factors, or has an "
                 "unknown order of rows"
             )
         ordered.append(b[orders[best]])

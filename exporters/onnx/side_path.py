@@ -79,7 +79,7 @@ class _SidePathWriter:
     def matrices(self, inputs: list[SharedInput]) -> list[str]:
         """Compute R of each shared input, [rows, w, w], transposed, block-diagonal, and return its name.
 
-        One Gather for each width w takes the entries from the input, and what is 0 from a column put behind it.
+        One Gather for each width w takes the entries from the input, and zeros from a column behind it.
         """
         count, rank = len(self._factors.modules), self._factors.rank
         entries = np.arange(count * rank**2).reshape(count, rank, rank).swapaxes(1, 2)

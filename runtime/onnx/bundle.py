@@ -43,7 +43,7 @@ def flavour(graph: OnnxFile) -> str:
 
 
 def checked_graph(bundle: Bundle) -> OnnxFile:
-    """Check that a bundle's graph takes vectors of its factors, and that its weights are its own: milliseconds.
+    """Check that a bundle's graph takes R of its factors, and that its weights are its own: milliseconds.
 
     Raises:
         BaseMismatchError: there is none, it does not, or they are not; or the bundle would run native code.

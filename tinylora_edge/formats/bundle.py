@@ -77,7 +77,7 @@ class Bundle:
             raise BaseMismatchError(f"{self.base} is not a usable GGUF model: {error}") from None
         if base.architecture != self.factors.architecture:
             raise BaseMismatchError(
-                f"{self.base} has architecture {base.architecture!r}, but the basis {self.basis_path} is for "
+                f"{self.base} has architecture {base.architecture!r}, but {self.basis_path} is for "
                 f"{self.factors.architecture!r}: load the base that it was exported for"
             )
         try:
@@ -92,11 +92,11 @@ class Bundle:
         return found
 
     def check_onnx(self) -> str:
-        """Return the fingerprint that the bundle's ONNX graph states, if it was baked with this basis.
+        """Return the fingerprint that the bundle's ONNX graph states, if it was baked with these factors.
 
         Raises:
-            BaseMismatchError: there is no graph, it was not baked, was baked with other factors or by an older
-                release, or from a base that is not listed.
+            BaseMismatchError: there is no graph, it was not baked, was baked with other factors or by an
+                older release, or from a base that is not listed.
         """
         if self.onnx is None:
             raise BaseMismatchError(
@@ -107,14 +107,15 @@ class Bundle:
         metadata = read_onnx(model).metadata
         if (version := metadata.get(MetadataKey.VERSION, VERSION)) != VERSION:
             raise BaseMismatchError(
-                f"{model} has version {version}, but this release reads version {VERSION}: export the model again"
+                f"{model} has version {version}, but this release reads version {VERSION}: export the model "
+                "again"
             )
         digest = metadata.get(MetadataKey.FACTORS)
         if digest != self.factors.digest:
             what = "has no factors baked in" if digest is None else f"was baked with factors {digest[:16]}..."
             raise BaseMismatchError(
-                f"{model} {what}, but {self.basis_path} has {self.factors.digest[:16]}...: use the two that one "
-                "export wrote, or make them again with exporters.export_onnx"
+                f"{model} {what}, but {self.basis_path} has {self.factors.digest[:16]}...: use the two that "
+                "one export wrote, or make them again with exporters.export_onnx"
             )
         found = metadata.get(MetadataKey.FINGERPRINT, "")
         self._check_listed(model, found)

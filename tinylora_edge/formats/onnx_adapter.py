@@ -27,7 +27,7 @@ _FORMAT_VERSION, _FLOAT = 1, 1  # _FLOAT: TensorDataType.FLOAT
 
 
 def to_adapter(vector: MicroVector, basis: Basis) -> bytes:
-    """Return the R of a micro-vector as an `.onnx_adapter`, in float32: 111 bytes and 4 M r^2, r being the baked rank."""
+    """Return the R of a micro-vector as an `.onnx_adapter`, float32 [1, M r^2], at the baked rank r."""
     row = input_row(basis.R(vector), basis.factors.rank)
     return encode(row[None], vector.sequence, basis_version(basis))
 

@@ -50,7 +50,7 @@ class MetadataKey(StrEnum):
 
 
 def input_row(r: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
-    """Return R, float32 [M, k, k], as a row of the input of a graph of rank r >= k: [M r^2], zeros beyond k."""
+    """Return R, float32 [M, k, k], as a row of the input of a graph of rank r: [M r^2], zeros beyond k."""
     count, k, _ = r.shape
     row = np.zeros((count, rank, rank), np.float32)
     row[:, :k, :k] = r
