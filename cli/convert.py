@@ -41,8 +41,9 @@ def convert(
     target = Path(output)
     if to != "peft" or not target.is_dir() or any(target.iterdir()):
         vectors.check_target(output, as_json=as_json)
-    basis = vectors.find_basis(bundle)
-    vector = keyfiles.policy(keys).check(vectors.read(source), basis, stream=layout.bound_name(stream))
+    bases = vectors.find_bases(bundle)
+    vector = keyfiles.policy(keys).check(vectors.read(source), bases, stream=layout.bound_name(stream))
+    basis = bases.of(vector)
     if to == "onnx-adapter":
         vectors.write(output, to_adapter(vector, basis))
     else:
@@ -54,7 +55,7 @@ def convert(
             write_peft_lora(basis, vector, target, model)
     if output == vectors.STREAM:
         return
-    record = {"to": to, "output": output, "sequence": vector.sequence, "basis_digest": basis.digest}
+    record = {"to": to, "output": output, "sequence": vector.sequence, "rank": basis.rank, "basis": basis.digest}
     told = [f"wrote {output}: {vectors.summary(vector)}, as {to}, for basis {basis.id}"]
     told += [f"in a Modelfile: ADAPTER {shlex.quote(output)}"] if to == "gguf-lora" else []
     console.report(record | {"norm": vector.norm}, as_json, *told)

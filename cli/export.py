@@ -14,7 +14,6 @@ import typer
 from .. import load_bundle
 from ..formats.gguf import whole_stem
 from ..formats.signatures import signature_path
-from ..projection import EXPLICIT
 from . import console, vectors
 from .options import JsonOption
 
@@ -49,14 +48,7 @@ def export(
         typer.Option(help="default: zeros where no vector is fed. required: for browsers."),
     ] = "default",
     onnx_precision: Annotated[Literal["fp32", "int4"], typer.Option(help="Weights that are built.")] = "fp32",
-    rank: Annotated[int, typer.Option(metavar="N", min=1, help="Rank r of the factors.")] = 2,
-    u: Annotated[int, typer.Option(metavar="N", min=1, help="Numbers that one module reads.")] = 1,
-    groups: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Groups of modules. [default: 13]")
-    ] = None,
-    tying: Annotated[
-        Literal["tiled", "structured", "full"], typer.Option(help="By depth, kind, or all in one.")
-    ] = "tiled",
+    rank: Annotated[int, typer.Option(metavar="N", min=1, help="Directions of every module.")] = 8,
     targets: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,17 +56,13 @@ def export(
             help="Modules to adapt: attn_q,ffn_*; light; !PATTERN leaves out. Repeatable. [default: all]",
         ),
     ] = None,
-    factor_dtype: Annotated[Literal["f32", "f16"], typer.Option(help="Type of the factors.")] = "f32",
-    projection: Annotated[
-        Literal["auto", "random", "learned"],
-        typer.Option(help="auto: learned where shipped for the model and no shape is asked for."),
-    ] = "auto",
+    factor_dtype: Annotated[Literal["f32", "f16"], typer.Option(help="Type of the factors.")] = "f16",
     as_json: JsonOption = False,
 ) -> None:
     """Bake a model's frozen factors into a bundle, once.
 
-    The bundle holds the model (a hard link where possible), the factors of its linear layers, and a manifest.
-    A vector of groups x u numbers then personalizes it.
+    The bundle holds the model (a hard link where possible), the factors of its linear layers, directions that
+    were learned for it where there are some, and a manifest. Vectors of any size then personalize it.
 
     \b
     Examples:
@@ -106,16 +94,10 @@ def export(
             raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
         output = Path(found.name)
         refuse_existing(output)
-    if projection == "auto" and _given(ctx, {"u", "groups", "tying"}):
-        projection = "random"  # also where what was given is what it would be
     settings = ExportSettings(
         rank=rank,
-        u=u,
-        groups=groups,
-        tying=tying,
         targets=tuple(part.strip() for each in targets or () for part in each.split(",") if part.strip()),
         factor_dtype=factor_dtype,
-        projection=projection,
     )
     files = _fetch(found)
     start = time.perf_counter()
@@ -133,6 +115,8 @@ def export(
     with module_progress(len(planned.modules), planned.bytes) as (step, stage):
         report = planned.run(step, stage)
     _print_report(planned.base.name, report, files.provenance, time.perf_counter() - start, as_json)
+    if settings != ExportSettings():
+        console.note("rank, targets and factor dtype are in the factors: vectors of other exports do not fit these")
 
 
 @contextmanager
@@ -163,14 +147,14 @@ def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
     from ..exporters import add_base
 
     found = load_bundle(bundle)
-    before = found.basis.base_fingerprints
+    before = found.bases.fingerprints
     with console.progress(f"comparing the weights of {base} with the factors"):
-        basis, worst = add_base(bundle, base)
-    if basis.base_fingerprints != before and signature_path(found).exists():
+        bases, worst = add_base(bundle, base)
+    if bases.fingerprints != before and signature_path(found).exists():
         console.warn(f"the signature of {bundle} is of the basis before: tinylora-edge sign makes a new one")
     if as_json:
-        facts = {"bundle": str(bundle), "base": str(base), "digest": basis.digest, "agreement": worst}
-        console.print_json(facts | {"fingerprints": list(basis.base_fingerprints)})
+        facts = {"bundle": str(bundle), "base": str(base), "factors": bases.factors.digest, "agreement": worst}
+        console.print_json(facts | {"fingerprints": list(bases.fingerprints)})
         return
     console.prose(f"listed {base} in {bundle}: its weights are at most {worst:.2g} away from the factors")
     console.prose(f"to load it, put the basis beside it: {base.with_name(f'{whole_stem(base)}.basis.gguf')}")
@@ -193,16 +177,16 @@ def _refuse(ctx: typer.Context, names: set[str], why: str) -> None:
 def _print_report(
     base: str, report: ExportReport, provenance: dict[str, Any] | None, seconds: float, as_json: bool
 ) -> None:
-    basis, quality, placed = report.basis, report.quality, report.base_placed
+    bases, quality, placed = report.bases, report.quality, report.base_placed
     if names := quality.unconverged:
         console.warn(
-            f"{len(names)} of {len(basis.modules)} modules kept a residual above the tolerance (worst "
+            f"{len(names)} of {len(bases.factors.modules)} modules kept a residual above the tolerance (worst "
             f"{quality.residual:.2g}): {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
         )
     record: dict[str, Any] = {
         "bundle": str(report.output),
         "seconds": round(seconds, 3),
-        **vectors.basis_facts(basis),
+        **vectors.factors_facts(bases),
         "worst_residual": quality.residual,
         "unconverged": names,
         "agreement": quality.agreement,
@@ -220,7 +204,5 @@ def _print_report(
     find = (report.output, "--task", "brevity", "-o", "brief.bin")
     if placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
         console.next_command("train", *find)
-    if (
-        basis.projection == EXPLICIT or placed is None
-    ):  # 13 random numbers are too few for what forward passes find
+    if bases.projections or placed is None:  # 13 random numbers are too few for what forward passes find
         console.next_command("tune", *find)

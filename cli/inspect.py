@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
-from .. import BasisError, Ed25519Verifier, load_basis, load_bundle
+from .. import BasisError, Ed25519Verifier, load_bundle
+from ..formats.side_tensors import load_bases
 from ..formats.signatures import Signature, check_bundle, signature_path
 from ..shipping import layout
 from . import console, keyfiles, vectors
 from .options import JsonOption, KeysOption, StreamOption
+
+_SHOWN = 64  # values in a table
 
 
 def inspect(
@@ -26,9 +30,9 @@ def inspect(
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
 
-    Of a bundle: that the basis gives the digest that it states, and that the base is one that it was
+    Of a bundle: that its factors give the digest that they state, and that the base is one that they were
     exported for; with --key, that its files are those that were signed. Of a vector, with BUNDLE: all that a
-    device checks, and its values.
+    device checks, which projection it is of, and its values.
 
     \b
     Examples:
@@ -49,7 +53,8 @@ def inspect(
     if as_json:
         console.print_json(record)
         return
-    console.facts(console.flat(record))
+    values = record.get("values", [])
+    console.facts(console.flat(record | ({"values": "see --json"} if len(values) > _SHOWN else {})))
     if record["kind"] == "vector" and bundle is None:
         console.next_command("inspect", path, "BUNDLE")
 
@@ -58,20 +63,21 @@ def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, stream: s
     record: dict[str, Any] = {"kind": "vector", "verified": bundle is not None}
     if bundle is None:
         return record | vectors.header(data)
-    basis = vectors.find_basis(bundle)
-    vector = keyfiles.policy(keys).check(data, basis, stream=layout.bound_name(stream))
+    bases = vectors.find_bases(bundle)
+    vector = keyfiles.policy(keys).check(data, bases, stream=layout.bound_name(stream))
+    basis = bases.of(vector)
     return (
         record
         | vectors.header(data)
         | {
             "key": vector.verified_by,
-            "dtype": vector.dtype,
-            "basis_id": basis.id,
-            "basis_digest": basis.digest,
-            "groups": basis.groups,
-            "u": basis.u,
+            "basis": basis.digest,
+            "factors": basis.factors.digest,
+            "projection": basis.projection.descriptor,
             "count": basis.size,
+            "rank": basis.rank,
             "norm": vector.norm,
+            "norm_of_r": float(np.linalg.norm(basis.R(vector).astype(np.float64))),
             "values": vector.values.tolist(),
         }
     )
@@ -82,7 +88,7 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
     if vectors.is_basis(path):
         if keys:
             raise typer.BadParameter("a basis alone is not signed: name the bundle", param_hint="--key")
-        return {"kind": "basis", "path": str(path)} | vectors.basis_facts(load_basis(path))
+        return {"kind": "basis", "path": str(path)} | vectors.factors_facts(load_bases(path))
     bundle = load_bundle(path)
     signature = signature_path(bundle)
     signed: dict[str, Any] | None = None
@@ -91,7 +97,7 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
         signed = {"key": Signature.read(signature).key, "verified": True, "files": count}
     elif signature.exists():
         signed = {"key": Signature.read(signature).key, "verified": False}
-    record = {"kind": "bundle", "path": str(path)} | vectors.basis_facts(bundle.basis)
+    record = {"kind": "bundle", "path": str(path)} | vectors.factors_facts(bundle.bases)
     files = list(bundle.base.iterdir()) if bundle.base.is_dir() else [bundle.base]
     record["base"] = {
         "path": str(bundle.base),
@@ -101,11 +107,11 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
     if bundle.onnx is not None and bundle.onnx != bundle.base:
         record["onnx"] = {"path": str(bundle.onnx), "fingerprint": bundle.check_onnx()}
     stated = bundle.manifest.get("basis")
-    digest = stated.get("digest") if isinstance(stated, dict) else None
-    if digest is not None and digest != bundle.basis.digest:
+    digest = stated.get("factors") if isinstance(stated, dict) else None
+    if digest is not None and digest != bundle.factors.digest:
         raise BasisError(
-            f"{bundle.manifest_path} states digest {str(digest)[:16]}..., but {bundle.basis_path} has "
-            f"{bundle.basis.digest[:16]}...: they come from different exports. Export the bundle again"
+            f"{bundle.manifest_path} states factors {str(digest)[:16]}..., but {bundle.basis_path} has "
+            f"{bundle.factors.digest[:16]}...: they come from different exports. Export the bundle again"
         )
     return record | {"manifest": bundle.manifest, "signature": signed}
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from ..limits import VALUES
 from ..shipping.links import LINKS, fitting, frame_sizes
-from . import console, vectors
+from . import console
 from .options import JsonOption
-
-_MAX_VALUES = 100_000
 
 
 def links(
-    what: Annotated[str, typer.Argument(metavar="N|BUNDLE", help="A number of values, or a bundle.")],
+    values: Annotated[
+        int, typer.Argument(metavar="N", min=1, max=VALUES, help="Numbers of a vector: 13, 840 or 13440, say.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show which frame fits which link in one message: the strongest tag that has room.
@@ -24,13 +24,9 @@ def links(
     A last day takes 2 bytes more.
 
     \b
-    Examples:
+    Example:
       tinylora-edge links 13
-      tinylora-edge links out/demo
     """
-    if what.isdecimal() and not 1 <= int(what) <= _MAX_VALUES:
-        raise typer.BadParameter(f"a micro-vector has 1 to {_MAX_VALUES:,} values", param_hint="N")
-    values = int(what) if what.isdecimal() else vectors.find_basis(Path(what)).size
     if as_json:
         fits = {link: [found._asdict() for found in fitting(link, values)] for link in LINKS}
         links = [link._asdict() | {"fits": found} for link, found in fits.items()]

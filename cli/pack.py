@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from .. import Basis, CheckedVector, ChecksumError, MicroVector, Policy, SignatureError
+from .. import Bases, Basis, CheckedVector, ChecksumError, MicroVector, Policy, SignatureError
 from ..shipping import layout
 from ..shipping.links import qr_code
 from ..wire import tags, text
@@ -33,6 +33,10 @@ def pack(
     sequence: Annotated[
         int | None, typer.Option(metavar="N", min=0, max=65535, help="Rises in one stream.")
     ] = None,
+    numbers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of a raw payload, which names no basis.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(metavar="K", min=1, help="The same: all entries of R.")] = None,
     stream: StreamOption = layout.DEFAULT_STREAM,
     until: Annotated[
         datetime | None, typer.Option(metavar="DATE", formats=["%Y-%m-%d"], help="Last day, in UTC.")
@@ -61,6 +65,8 @@ def pack(
         "--sequence": sequence,
         "--stream": bound or None,
         "--until": until,
+        "--numbers": numbers,
+        "--rank": rank,
     }
     for option, value in framing.items():
         if bundle is None and value is not None:
@@ -72,16 +78,25 @@ def pack(
     data = vectors.read(source)
     record: dict[str, Any] = {}
     if bundle is not None:
-        basis = vectors.find_basis(bundle)
-        found = _check(data, basis, signer, bound)
+        bases: Bases | Basis = vectors.find_bases(bundle)
+        if (numbers, rank) != (None, None):
+            if len(data) % 2:
+                raise console.CommandError("a frame names its basis itself: leave --numbers and --rank out")
+            bases = bases.basis(numbers=numbers, rank=rank)
+        found = _check(data, bases, signer, bound)
+        basis = bases if isinstance(bases, Basis) else bases.of(found)
         made = MicroVector(
-            found.values, dtype or found.dtype, found.sequence if sequence is None else sequence
+            found.values,
+            dtype or found.dtype,
+            found.sequence if sequence is None else sequence,
+            basis.digest,
         )
         last = None if until is None else until.date()
         data = made.to_bytes(basis, tag=signer or tags.Crc32(), stream=bound, until=last)
         record = {
             "key": "" if signer is None else signer.id,
-            "basis_digest": basis.digest,
+            "basis": basis.digest,
+            "projection": basis.projection.descriptor,
             "norm": made.norm,
             "exact": bool((made.values == found.values).all()),
         }
@@ -104,7 +119,7 @@ def pack(
 
 
 def _check(
-    data: bytes, basis: Basis, signer: tags.Ed25519Signer | tags.Hmac | None, stream: str
+    data: bytes, known: Bases | Basis, signer: tags.Ed25519Signer | tags.Hmac | None, stream: str
 ) -> CheckedVector:
     """Return the vector: of the default stream, as `train` leaves it, or of the one it is packed for."""
     keys: list[tags.Verifier] = []
@@ -112,11 +127,11 @@ def _check(
         keys = [tags.Ed25519Verifier(signer.public_key) if isinstance(signer, tags.Ed25519Signer) else signer]
     policy = Policy("none", keys=keys, today=None)  # what is over may be packed anew
     try:
-        return policy.check(data, basis)
+        return policy.check(data, known)
     except (ChecksumError, SignatureError):
         if not stream:
             raise
-        return policy.check(data, basis, stream=stream)
+        return policy.check(data, known, stream=stream)
 
 
 def _qr(data: bytes) -> Any:

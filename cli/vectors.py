@@ -1,4 +1,5 @@
-"""Vector bytes on the command line: where they come from, where they go, and what their header says."""
+"""Vector bytes on the command line: where they come from, where they go, what their header says, and which
+sizes a bundle takes."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from typing import Any
 
 import typer
 
-from .. import Basis, FrameError, MicroVector, load_basis, load_bundle
+from .. import Bases, FrameError, MicroVector, load_bundle
 from ..formats.gguf import GGUFFile, MalformedGGUFError
+from ..formats.side_tensors import load_bases
 from ..limits import VECTOR_FILE_BYTES
-from ..projection import EXPLICIT
+from ..projection import NUMBERS, RANK
 from ..system import atomic_write
 from ..wire import expiry, frame, tags, text, values
 from . import console
@@ -34,8 +36,8 @@ def read(source: str) -> bytes:
         data = text.decode(data)
     if len(data) > VECTOR_FILE_BYTES:
         raise FrameError(
-            f"{'stdin' if source == STREAM else source} has more than {VECTOR_FILE_BYTES:,} bytes, but 13 "
-            "values take 27 to 125: this is no vector"
+            f"{'stdin' if source == STREAM else source} has more than {VECTOR_FILE_BYTES:,} bytes, the most of "
+            "any vector: this is none"
         )
     return data
 
@@ -77,9 +79,9 @@ def write(target: str, data: bytes, *, mode: int = 0o666) -> None:
         raise console.CommandError(f"{target} could not be written: {error.strerror or error}") from error
 
 
-def find_basis(path: Path) -> Basis:
-    """Return the basis of a bundle, of a model with its basis beside it, or of a file of side tensors."""
-    return load_basis(path) if is_basis(path) else load_bundle(path).basis
+def find_bases(path: Path) -> Bases:
+    """Return the bases of a bundle, of a model with its basis beside it, or of a file of side tensors."""
+    return load_bases(path) if is_basis(path) else load_bundle(path).bases
 
 
 def is_basis(path: Path) -> bool:
@@ -137,32 +139,29 @@ def summary(vector: MicroVector) -> str:
     return f"{values}, norm {vector.norm:.4g}"
 
 
-def basis_facts(basis: Basis) -> dict[str, Any]:
-    """Return what a basis is, for a report: its shape, and what a vector costs on the wire."""
+def factors_facts(bases: Bases) -> dict[str, Any]:
+    """Return what a model's factors are, for a report, and what vectors they take: see `sizes`."""
+    factors = bases.factors
     return {
-        "digest": basis.digest,
-        "architecture": basis.architecture,
-        "modules": len(basis.modules),
-        "kinds": list(basis.kinds()),
-        "rank": basis.rank,
-        "u": basis.u,
-        "groups": basis.groups,
-        "values": basis.size,
-        "tying": basis.scheme,
-        "seed": basis.seed,
-        "projection": "learned" if basis.projection == EXPLICIT else "random",
-        "prior": basis.prior is not None,
-        "factorization": basis.factorization,
-        "factor_dtype": {4: "f32", 2: "f16"}[basis.a[0].itemsize],
-        "base_fingerprints": list(basis.base_fingerprints),
-        "vector_bytes": {
-            dtype: {
-                **({"raw": values.payload_bytes(basis.size, dtype)} if dtype in frame.RAW_DTYPES else {}),
-                **{
-                    name.lower(): frame.frame_bytes(basis.size, dtype, kind)
-                    for kind, name in tags.NAMES.items()
-                },
-            }
-            for dtype in ("fp32", "bf16", "int8")
-        },
+        "factors": factors.digest,
+        "architecture": factors.architecture,
+        "modules": len(factors.modules),
+        "kinds": factors.kinds,
+        "rank": factors.rank,
+        "factor_dtype": factors.dtype,
+        "projections": [p.descriptor for p in bases.projections],
+        "fingerprints": list(bases.fingerprints),
+        "frame_bytes": sizes(bases),
+    }
+
+
+def sizes(bases: Bases) -> dict[str, dict[str, int]]:
+    """Return sizes of vectors by the option that names them: numbers, and bytes of a frame with a checksum."""
+    modules, most = len(bases.factors.modules), bases.factors.rank
+    tiled = (min(NUMBERS, modules), modules) if most >= RANK else ()
+    found = {f"--numbers {n}": n for n in sorted({*(p.size for p in bases.projections), *tiled})}
+    found |= {f"--rank {k}": modules * k * k for k in sorted({1, 2, 4, 8, most}) if k <= most}
+    return {
+        option: {"numbers": n} | {dtype: frame.frame_bytes(n, dtype, tags.CRC32) for dtype in ("bf16", "int8")}
+        for option, n in found.items()
     }

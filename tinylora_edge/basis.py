@@ -242,7 +242,7 @@ class Bases(Mapping[str, Basis]):
         if len(data) < _ID.stop or len(data) % 2 == 0:
             raise FrameError(
                 f"{len(data)} bytes are no frame, and a raw payload says neither basis nor sequence: frame it "
-                "(MicroVector.to_bytes), or name its basis (MicroVector.from_bytes(data, basis))"
+                "(`pack --numbers N`, MicroVector.to_bytes), or name its basis (MicroVector.from_bytes)"
             )
         found = self.get(data[_ID].hex())
         if found is None:

@@ -14,7 +14,8 @@ import pytest
 import support
 from invocation import COMMAND, Cli, Outcome, in_process, without_progress, write_vector
 
-from tinylora_edge import Basis, MicroVector, load_basis, runtime, save_basis
+from tinylora_edge import Basis, MicroVector, load_bundle, runtime
+from tinylora_edge.formats.side_tensors import save_bases
 
 
 @pytest.fixture
@@ -69,7 +70,8 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Pope
 
 @pytest.fixture(scope="session")
 def basis(smollm2_bundle: Path) -> Basis:
-    return load_basis(smollm2_bundle / "basis.gguf")
+    """The real model's 13 learned numbers."""
+    return load_bundle(smollm2_bundle).basis(numbers=13)
 
 
 @pytest.fixture(scope="session")
@@ -86,9 +88,9 @@ def tiny_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(small_basis: Basis, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("small") / "small.basis.gguf"
-    save_basis(support.random_basis(blocks=5, groups=13), path)
+    save_bases(support.bases_with(small_basis), path)
     return path
 
 
@@ -153,9 +155,8 @@ def tiny_chat_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def vectors(
-    smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+    basis: Basis, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Path, MicroVector]]:
-    basis = load_basis(smollm2_bundle / "basis.gguf")
     directory = tmp_path_factory.mktemp("vectors")
     made = {}
     for name, seed in (("one", 0), ("two", 8)):

@@ -14,7 +14,8 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from tinylora_edge import Basis, MicroVector, load_basis
+from tinylora_edge import Basis, MicroVector
+from tinylora_edge.formats.side_tensors import load_bases
 
 COMMAND = Path(sys.executable).with_name("tinylora-edge")
 """The installed console script."""
@@ -64,8 +65,8 @@ Cli = Callable[..., Outcome]
 def write_vector(
     path: Path, basis: Basis | Path, norm: float = 0.3, seed: int = 0, dtype: str = "fp32", sequence: int = 1
 ) -> Path:
-    """Write a frame with a checksum, as `train` leaves it."""
-    found = basis if isinstance(basis, Basis) else load_basis(basis)
+    """Write a frame with a checksum, as `train` leaves it; of the 13 numbers of a file of side tensors."""
+    found = basis if isinstance(basis, Basis) else load_bases(basis).basis(numbers=13)
     drawn = MicroVector.random(found, norm, seed=seed)
     path.write_bytes(MicroVector(drawn.values, dtype, sequence).to_bytes(found))
     return path
