@@ -55,7 +55,13 @@ def convert(
             write_peft_lora(basis, vector, target, model)
     if output == vectors.STREAM:
         return
-    record = {"to": to, "output": output, "sequence": vector.sequence, "rank": basis.rank, "basis": basis.digest}
+    record = {
+        "to": to,
+        "output": output,
+        "sequence": vector.sequence,
+        "rank": basis.rank,
+        "basis": basis.digest,
+    }
     told = [f"wrote {output}: {vectors.summary(vector)}, as {to}, for basis {basis.id}"]
     told += [f"in a Modelfile: ADAPTER {shlex.quote(output)}"] if to == "gguf-lora" else []
     console.report(record | {"norm": vector.norm}, as_json, *told)

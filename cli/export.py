@@ -116,7 +116,9 @@ def export(
         report = planned.run(step, stage)
     _print_report(planned.base.name, report, files.provenance, time.perf_counter() - start, as_json)
     if settings != ExportSettings():
-        console.note("rank, targets and factor dtype are in the factors: vectors of other exports do not fit these")
+        console.note(
+            "rank, targets and factor dtype are in the factors: vectors of other exports do not fit these"
+        )
 
 
 @contextmanager
@@ -153,7 +155,12 @@ def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
     if bases.fingerprints != before and signature_path(found).exists():
         console.warn(f"the signature of {bundle} is of the basis before: tinylora-edge sign makes a new one")
     if as_json:
-        facts = {"bundle": str(bundle), "base": str(base), "factors": bases.factors.digest, "agreement": worst}
+        facts = {
+            "bundle": str(bundle),
+            "base": str(base),
+            "factors": bases.factors.digest,
+            "agreement": worst,
+        }
         console.print_json(facts | {"fingerprints": list(bases.fingerprints)})
         return
     console.prose(f"listed {base} in {bundle}: its weights are at most {worst:.2g} away from the factors")

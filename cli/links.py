@@ -15,7 +15,8 @@ from .options import JsonOption
 
 def links(
     values: Annotated[
-        int, typer.Argument(metavar="N", min=1, max=VALUES, help="Numbers of a vector: 13, 840 or 13440, say.")
+        int,
+        typer.Argument(metavar="N", min=1, max=VALUES, help="Numbers of a vector: 13, 840 or 13440, say."),
     ],
     as_json: JsonOption = False,
 ) -> None:

@@ -162,6 +162,7 @@ def sizes(bases: Bases) -> dict[str, dict[str, int]]:
     found = {f"--numbers {n}": n for n in sorted({*(p.size for p in bases.projections), *tiled})}
     found |= {f"--rank {k}": modules * k * k for k in sorted({1, 2, 4, 8, most}) if k <= most}
     return {
-        option: {"numbers": n} | {dtype: frame.frame_bytes(n, dtype, tags.CRC32) for dtype in ("bf16", "int8")}
+        option: {"numbers": n}
+        | {dtype: frame.frame_bytes(n, dtype, tags.CRC32) for dtype in ("bf16", "int8")}
         for option, n in found.items()
     }

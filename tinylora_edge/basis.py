@@ -260,7 +260,9 @@ class Bases(Mapping[str, Basis]):
     def known(self) -> str:
         """Return which vectors these bases take, in words."""
         factors, modules = self.factors, len(self.factors.modules)
-        ranks = f"all entries of rank 1 to {factors.rank} ({modules:,} to {modules * factors.rank**2:,} numbers)"
+        ranks = (
+            f"all entries of rank 1 to {factors.rank} ({modules:,} to {modules * factors.rank**2:,} numbers)"
+        )
         stored = "".join(f", {p.kind} ones of {p.size} numbers" for p in self.projections)
         tiled = f", tiled ones of 1 to {modules}" if factors.rank >= RANK else ""
         return f"this model takes {ranks}{stored}{tiled}"

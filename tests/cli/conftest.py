@@ -154,9 +154,7 @@ def tiny_chat_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def vectors(
-    basis: Basis, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Path, MicroVector]]:
+def vectors(basis: Basis, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, MicroVector]]:
     directory = tmp_path_factory.mktemp("vectors")
     made = {}
     for name, seed in (("one", 0), ("two", 8)):
