@@ -117,7 +117,7 @@ def export(
     _print_report(planned.base.name, report, files.provenance, time.perf_counter() - start, as_json)
     if settings != ExportSettings():
         console.note(
-            "rank, targets and factor dtype are in the factors: vectors of other exports do not fit these"
+            "rank, targets or factor type are not the defaults: vectors of other exports do not fit these"
         )
 
 

@@ -36,8 +36,8 @@ def read(source: str) -> bytes:
         data = text.decode(data)
     if len(data) > VECTOR_FILE_BYTES:
         raise FrameError(
-            f"{'stdin' if source == STREAM else source} has more than {VECTOR_FILE_BYTES:,} bytes, the most of "
-            "any vector: this is none"
+            f"{'stdin' if source == STREAM else source} has more than {VECTOR_FILE_BYTES:,} bytes, the most "
+            "of any vector: this is none"
         )
     return data
 
@@ -161,8 +161,8 @@ def sizes(bases: Bases) -> dict[str, dict[str, int]]:
     tiled = (min(NUMBERS, modules), modules) if most >= RANK else ()
     found = {f"--numbers {n}": n for n in sorted({*(p.size for p in bases.projections), *tiled})}
     found |= {f"--rank {k}": modules * k * k for k in sorted({1, 2, 4, 8, most}) if k <= most}
+    dtypes = "bf16", "int8"
     return {
-        option: {"numbers": n}
-        | {dtype: frame.frame_bytes(n, dtype, tags.CRC32) for dtype in ("bf16", "int8")}
+        option: {"numbers": n} | {dtype: frame.frame_bytes(n, dtype, tags.CRC32) for dtype in dtypes}
         for option, n in found.items()
     }

@@ -1,4 +1,4 @@
-"""The basis, what a vector is a point of: factors and a projection; and all the bases of one model's factors."""
+"""The basis, what a vector is a point of: factors and a projection; and all the bases of a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .errors import BasisError, BasisMismatchError, FrameError, NonFiniteError, VectorError
 from .factors import Factors
 from .prior import Prior, Whitening
-from .projection import RANK, SEED, Projection, entries_descriptor, random_descriptor
+from .projection import RANK, Projection, entries_descriptor, random_descriptor
 
 if TYPE_CHECKING:
     from .vector import MicroVector
@@ -37,8 +37,8 @@ class Basis:
         factors, projection = self.factors, self.projection
         if projection.modules != factors.modules:
             raise BasisError(
-                f"the projection is of {len(projection.modules)} modules, and not of the {len(factors.modules)} "
-                "that the factors are of"
+                f"the projection is of {len(projection.modules)} modules, and not of the "
+                f"{len(factors.modules)} that the factors are of"
             )
         if projection.rank > factors.rank:
             raise beyond(projection.rank, factors.rank)
@@ -241,8 +241,8 @@ class Bases(Mapping[str, Basis]):
         """
         if len(data) < _ID.stop or len(data) % 2 == 0:
             raise FrameError(
-                f"{len(data)} bytes are no frame, and a raw payload says neither basis nor sequence: frame it "
-                "(`pack --numbers N`, MicroVector.to_bytes), or name its basis (MicroVector.from_bytes)"
+                f"{len(data)} bytes are no frame, and a raw payload says neither basis nor sequence: frame "
+                "it (`pack --numbers N`, MicroVector.to_bytes), or name its basis (MicroVector.from_bytes)"
             )
         found = self.get(data[_ID].hex())
         if found is None:
