@@ -187,8 +187,8 @@ def _print_report(
     bases, quality, placed = report.bases, report.quality, report.base_placed
     if names := quality.unconverged:
         console.warn(
-            f"{len(names)} of {len(bases.factors.modules)} modules kept a residual above the tolerance (worst "
-            f"{quality.residual:.2g}): {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+            f"{len(names)} of {len(bases.factors.modules)} modules kept a residual above the tolerance ("
+            f"worst {quality.residual:.2g}): {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
         )
     record: dict[str, Any] = {
         "bundle": str(report.output),

@@ -156,7 +156,7 @@ def factors_facts(bases: Bases) -> dict[str, Any]:
 
 
 def sizes(bases: Bases) -> dict[str, dict[str, int]]:
-    """Return sizes of vectors by the option that names them: numbers, and bytes of a frame with a checksum."""
+    """Return sizes of vectors by the option that names them: numbers, and bytes of frames with a checksum."""
     modules, most = len(bases.factors.modules), bases.factors.rank
     tiled = (min(NUMBERS, modules), modules) if most >= RANK else ()
     found = {f"--numbers {n}": n for n in sorted({*(p.size for p in bases.projections), *tiled})}
