@@ -39,16 +39,16 @@ def fetch(
     """
     policy = keyfiles.policy(keys, state, keyring=keyring, keyless="checksum")
     vectors.check_folder(output)
-    basis, bound = vectors.find_basis(bundle), layout.bound_name(stream)
+    bases, bound = vectors.find_bases(bundle), layout.bound_name(stream)
     with console.progress(f"asking {url}"):
-        data = fetch_frame(url, basis, stream).data
+        data = fetch_frame(url, bases, stream).data
     assert data is not None  # no ETag was sent
-    vector = policy.check(data, basis, stream=bound)
+    vector = policy.check(data, bases, stream=bound)
     present = b""
     with suppress(FileNotFoundError), open(output, "rb") as old:
-        present = old.read(frame.longest(basis.size) + 1)
+        present = old.read(frame.longest(bases.most) + 1)
     if data == present:
-        policy.record(vector, basis, stream=bound)
+        policy.record(vector, bases.factors, stream=bound)
     else:
         # The state is written once the new vector is on the disk under another name: no vector is in place
         # that the state does not know, and a kill between the two leaves the old one.
@@ -57,7 +57,7 @@ def fetch(
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                policy.record(vector, basis, stream=bound)
+                policy.record(vector, bases.factors, stream=bound)
         except OSError as error:
             raise console.CommandError(
                 f"{output} and the state could not be written: {error.strerror or error}"

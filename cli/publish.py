@@ -22,24 +22,24 @@ def publish(
 ) -> None:
     """Publish a frame as the newest of its stream, where any web server can serve it.
 
-    It becomes <basis id>/<stream>/<sequence>.bin and <basis id>/<stream>/latest under DIR.
+    It becomes <factors id>/<stream>/<sequence>.bin and <factors id>/<stream>/latest under DIR.
 
     \b
     Examples:
       tinylora-edge publish v1.bin out/demo --to /srv/vectors
       tinylora-edge publish v1.bin out/demo --to s3://bucket/vectors --stream alice
     """
-    basis = vectors.find_basis(bundle)
+    bases = vectors.find_bases(bundle)
     data = vectors.read(source)
     with console.progress(f"publishing to {to}"):
-        done = publish_frame(data, basis, to, stream=stream)
+        done = publish_frame(data, bases, to, stream=stream)
     kind = vectors.header(data)["tag"]
     if kind == tags.NAMES[tags.CRC32]:
         console.warn("a checksum proves nothing about the sender: sign what you publish (pack --key)")
     record = {
         "target": to,
         "path": done.path,
-        "latest": layout.latest(basis.id, stream),
+        "latest": layout.latest(bases.id, stream),
         "sequence": done.sequence,
         "bytes": len(data),
         "tag": kind,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..serve import ApiKeys, Limits, missing_web
+from ..vector import MAX_NORM
 from . import console, keyfiles
 from .options import BundleArgument, EngineOption, KeysOption, PortOption, StateOption, ThreadsOption
 
@@ -26,9 +27,7 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="A line: a key, or key and user.")
     ] = None,
     keys: KeysOption = None,
-    max_norm: Annotated[float, typer.Option(metavar="NORM", min=0, help="Largest norm of a vector.")] = float(
-        "inf"
-    ),
+    max_norm: Annotated[float, typer.Option(metavar="NORM", min=0, help="Largest norm of R.")] = MAX_NORM,
     state: StateOption = None,
     feedback: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Learn from clicks; states go here.")

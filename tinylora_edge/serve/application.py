@@ -17,7 +17,7 @@ from starlette.routing import Route
 from ..errors import OptionError
 from ..formats.bundle import load_bundle
 from ..runtime.pool import Pool
-from ..vector import Policy
+from ..vector import MAX_NORM, Policy
 from ..wire.tags import Signer, Verifier
 from . import completions, editor, routes
 from .access import Access, ApiKeys, Limits
@@ -54,7 +54,7 @@ def app(
     name: str | None = None,
     keys: Sequence[Verifier] = (),
     keyring: str | PathLike[str] | None = None,
-    max_norm: float = float("inf"),
+    max_norm: float = MAX_NORM,
     state: str | PathLike[str] | None = None,
     api_keys: Mapping[str, str | None] | ApiKeys | None = None,
     limits: Limits | None = None,
@@ -99,17 +99,17 @@ def app(
         raise OptionError("a page is for one visitor: pass no API keys")
     if api_keys is not None and not isinstance(api_keys, ApiKeys):
         api_keys = ApiKeys(api_keys)
-    basis, limits = load_bundle(bundle).basis, limits or Limits()
+    bases, limits = load_bundle(bundle).bases, limits or Limits()
     opened = edited = feedback = None
     with ExitStack() as unless_made:
         if store is not None:
-            opened = Store(store, basis)
+            opened = Store(store, bases)
             unless_made.callback(opened.close)
         policy = Policy(
             keys=keys, keyring=keyring, max_norm=max_norm, state=opened.sequences if opened else state
         )
         if page and opened is not None:
-            edited = editor.VectorEditor(basis, policy, opened, vector)
+            edited = editor.VectorEditor(bases, policy, opened, vector)
             api_keys = ApiKeys({edited.token: editor.USER})
         pool = Pool(bundle, policy=policy, waiting=limits.requests, **pool_options)
         unless_made.callback(pool.close)

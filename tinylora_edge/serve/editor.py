@@ -14,8 +14,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..basis import Basis
+from ..basis import Bases
 from ..errors import ChecksumError, RequestError, VectorError
+from ..projection import NUMBERS
 from ..shipping.links import qr_code
 from ..vector import FIRST_SEQUENCE, MicroVector, Policy
 from ..wire import text
@@ -68,16 +69,19 @@ def read_files() -> Mapping[str, tuple[bytes, str]]:
 class VectorEditor:
     """What the page's visitor does with his vector: he moves values, opens a frame, finds what clicks made.
 
-    A frame that he opens by hand may be older than what clicks have taught since: it is checked like any
+    Values are those of the basis of 13 numbers; a vector of another basis is opened as it is, without values to
+    move. A frame that he opens by hand may be older than what clicks have taught since: it is checked like any
     other, but for its sequence, and framed anew. Each method returns a vector as JSON takes it. `first` is
     the frame that the page begins with, `token` the API key of its requests.
 
     Raises:
         VectorError: the policy would refuse every frame that is made here, or the visitor's first vector.
+        BasisError: there is no basis of 13 numbers.
     """
 
-    def __init__(self, basis: Basis, policy: Policy, store: Store, first: bytes | None = None) -> None:
-        self._basis, self._policy, self._store = basis, policy, store
+    def __init__(self, bases: Bases, policy: Policy, store: Store, first: bytes | None = None) -> None:
+        self._bases, self._policy, self._store = bases, policy, store
+        self.basis = basis = bases.basis(numbers=NUMBERS)
         try:
             policy.check(MicroVector.zeros(basis).to_bytes(basis), basis)
         except VectorError as error:
@@ -101,13 +105,13 @@ class VectorEditor:
     def learned(self) -> dict[str, Any]:
         """Return what clicks made of the vector, in earlier sessions too; zeros where there were none."""
         stored = self._store.get(USER)
-        return self._framed(MicroVector.zeros(self._basis) if stored is None else self._read(stored.frame))
+        return self._framed(MicroVector.zeros(self.basis) if stored is None else self._read(stored.frame))
 
     def made(self, values: Sequence[Any]) -> dict[str, Any]:
         """Return the vector of what the sliders say. RequestError: a frame takes no such value."""
         if not all(type(value) in (int, float) and abs(value) <= _LARGEST for value in values):
             raise RequestError(f"values are numbers from -{_LARGEST:g} to {_LARGEST:g}", param="values")
-        return self._framed(MicroVector(self._basis.values(values)))
+        return self._framed(MicroVector(self.basis.values(values), basis=self.basis.digest))
 
     def opened(self, data: bytes) -> dict[str, Any]:
         """Return the vector in the bytes of a file: a frame, a raw payload, or the text of one."""
@@ -115,7 +119,7 @@ class VectorEditor:
 
     def reach(self) -> float:
         """Return how far from 0 a slider goes: as far as vectors that people want do, where a prior says."""
-        prior = self._basis.prior
+        prior = self.basis.prior
         if prior is None:
             return _REACH
         spread = abs(prior.mean) + _DEVIATIONS * prior.covariance.diagonal() ** 0.5
@@ -124,19 +128,24 @@ class VectorEditor:
     def _read(self, data: bytes) -> MicroVector:
         data = text.decode(data) if text.is_text(data) else data
         rules = Policy(max_norm=self._policy.max_norm)  # which remembers no sequence
+        known = self._bases if len(data) % 2 else self.basis  # a raw payload names none
         try:
-            return rules.check(data, self._basis, stream=USER)
+            return rules.check(data, known, stream=USER)
         except ChecksumError:
-            return rules.check(data, self._basis)
+            return rules.check(data, known)
 
     def _framed(self, vector: MicroVector) -> dict[str, Any]:
-        accepted = self._policy.highest(self._basis, stream=USER)
+        basis = self._bases.of(vector)
+        movable = basis.digest == self.basis.digest
+        accepted = self._policy.highest(self._bases.factors, stream=USER)
         sequence = max(self._sequence(), accepted, FIRST_SEQUENCE)
-        frame = MicroVector(vector.values, _DTYPE, sequence).to_bytes(self._basis, stream=USER)
-        self._policy.check(frame, self._basis, stream=USER)
+        again = MicroVector(vector.values, _DTYPE if movable else vector.dtype, sequence)
+        frame = again.to_bytes(basis, stream=USER)
+        self._policy.check(frame, basis, stream=USER)
         return {
             "object": "page.vector",
-            "values": [float(value) for value in vector.values.reshape(-1)],
+            "numbers": basis.size,
+            "values": [float(value) for value in vector.values] if movable else None,
             "norm": vector.norm,
             "sequence": sequence,
             "vector": text.encode(frame),
@@ -166,7 +175,8 @@ async def page_about(request: Request, service: Service) -> Response:
             "object": "page",
             "model": service.name,
             "user": USER,
-            "basis": service.pool.basis.id,
+            "basis": editor.basis.id,
+            "sliders": editor.basis.size,
             "reach": editor.reach(),
             "feedback": service.feedback is not None,
             "max_tokens": service.limits.tokens,

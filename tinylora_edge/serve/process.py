@@ -17,6 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ..errors import TinyLoraError
+from ..wire import frame
 from .exchange import LOG
 from .service import Service
 
@@ -25,6 +26,7 @@ _END_S = 4  # after which connections are cut
 _KEEP_ALIVE_S = 30
 _CONNECTIONS = 16_384
 _BACKLOG = 2048
+_HEADERS_BYTES = 1 << 16  # beside a vector
 
 
 class _Line(logging.Formatter):
@@ -86,6 +88,7 @@ def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None],
         timeout_graceful_shutdown=_END_S,
         limit_concurrency=_CONNECTIONS,
         backlog=_BACKLOG,
+        h11_max_incomplete_event_size=_HEADERS_BYTES + 2 * frame.longest(service.pool.bases.most),
     )
     with _listening(host, port) as bound:
         shown = f"[{host}]" if ":" in host else host

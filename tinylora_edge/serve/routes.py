@@ -136,13 +136,13 @@ def _nothing(user: str) -> RefusedError:
 
 
 def _model(service: Service, name: str) -> dict[str, object]:
-    basis = service.pool.basis
+    bases = service.pool.bases
     return {
         "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "tinylora-edge",
-        "basis": basis.id,
-        "values": basis.size,
+        "factors": bases.id,
+        "vectors": bases.known(),
         "n_ctx": service.pool.n_ctx,
     }

@@ -13,21 +13,21 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..basis import Basis
-from ..errors import FrameError, RequestError, StoreError
+from ..basis import Bases
+from ..errors import RequestError, StoreError
 from ..shipping import layout
 from ..vector import Policy
 from ..wire.sequences import Accepted, SequenceLog, Source
 
 _APPLICATION = 0x544C4556  # "TLEV": SQLite keeps it in the file's header
-_VERSION = 1
+_VERSION = 2
 _BUSY_S = 10.0
 
 _SCHEMA = f"""
-CREATE TABLE bases (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE);
+CREATE TABLE factors (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE);
 CREATE TABLE vectors (
-    basis INTEGER NOT NULL, user TEXT NOT NULL, frame BLOB, sequence INTEGER NOT NULL,
-    made REAL NOT NULL, changed REAL NOT NULL, PRIMARY KEY (basis, user)
+    factors INTEGER NOT NULL, user TEXT NOT NULL, frame BLOB, sequence INTEGER NOT NULL,
+    made REAL NOT NULL, changed REAL NOT NULL, PRIMARY KEY (factors, user)
 ) WITHOUT ROWID;
 CREATE TABLE marks (
     digest TEXT NOT NULL, key TEXT NOT NULL, stream TEXT NOT NULL,
@@ -59,13 +59,13 @@ def check_user(name: str) -> str:
 
 
 class Store:
-    """Users' vectors of one basis in an SQLite file (WAL), which threads and processes may share.
+    """Users' vectors of one model's factors in an SQLite file (WAL), which threads and processes may share.
 
-    Frame and sequence are written in one transaction where the policy is made with `state=store.sequences`.
+    A user has one, of any size: a newer one of 840 numbers takes the place of an older one of 13. Frame and sequence are written in one transaction where the policy is made with `state=store.sequences`.
 
     Args:
         path: of the file, made where it does not exist. Its directory must exist.
-        basis: of the vectors.
+        bases: that vectors may be of.
 
     Attributes:
         sequences: what was accepted of each user, for a policy's `state`.
@@ -75,8 +75,8 @@ class Store:
         StoreError: the file is damaged, or no store, or cannot be opened; of methods, it cannot be used.
     """
 
-    def __init__(self, path: str | PathLike[str], basis: Basis) -> None:
-        self.path, self._basis = Path(path), basis
+    def __init__(self, path: str | PathLike[str], bases: Bases) -> None:
+        self.path, self._bases = Path(path), bases
         if not self.path.parent.is_dir():
             raise FileNotFoundError(
                 f"{self.path.parent} does not exist: make it, and the store is kept there"
@@ -98,24 +98,20 @@ class Store:
     def get(self, user: str) -> Stored | None:
         """Return a user's vector; None where he has none."""
         rows = self.read(
-            "SELECT frame, sequence FROM vectors WHERE basis = ? AND user = ?",
-            (self._basis_id, check_user(user)),
+            "SELECT frame, sequence FROM vectors WHERE factors = ? AND user = ?",
+            (self._factors_id, check_user(user)),
         )
         return Stored(user, *rows[0]) if rows and rows[0][0] is not None else None
 
     def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
         """Store a user's vector in place of the one before. VectorError: the policy refuses it."""
         check_user(user)
-        with self.transaction() as connection, policy.admit(frame, self._basis, stream=user) as vector:
-            if vector.raw:
-                raise FrameError(
-                    "a raw payload has no sequence: store a frame (`MicroVector.to_bytes` makes one)"
-                )
+        with self.transaction() as connection, policy.admit(frame, self._bases, stream=user) as vector:
             now = time.time()
             connection.execute(
                 "INSERT INTO vectors VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
                 "frame = excluded.frame, sequence = excluded.sequence, changed = excluded.changed",
-                (self._basis_id, user, frame, vector.sequence, now, now),
+                (self._factors_id, user, frame, vector.sequence, now, now),
             )
         return Stored(user, frame, vector.sequence)
 
@@ -124,8 +120,8 @@ class Store:
         with self.transaction() as connection:
             done = connection.execute(
                 "UPDATE vectors SET frame = NULL, changed = ? "
-                "WHERE basis = ? AND user = ? AND frame IS NOT NULL",
-                (time.time(), self._basis_id, check_user(user)),
+                "WHERE factors = ? AND user = ? AND frame IS NOT NULL",
+                (time.time(), self._factors_id, check_user(user)),
             )
             return done.rowcount > 0
 
@@ -175,12 +171,13 @@ class Store:
             )
         elif version != _VERSION:
             raise StoreError(
-                f"the store {self.path} has version {version}, but this release reads version {_VERSION}"
+                f"the store {self.path} has version {version}, but this release reads version {_VERSION}: vectors "
+                "of another version fit no bundle of this one, so name a new file"
             )
         with self.transaction() as connection:
-            digest = (self._basis.digest,)
-            connection.execute("INSERT OR IGNORE INTO bases (digest) VALUES (?)", digest)
-            self._basis_id = int(self.read("SELECT id FROM bases WHERE digest = ?", digest)[0][0])
+            digest = (self._bases.factors.digest,)
+            connection.execute("INSERT OR IGNORE INTO factors (digest) VALUES (?)", digest)
+            self._factors_id = int(self.read("SELECT id FROM factors WHERE digest = ?", digest)[0][0])
 
     def _use_wal(self) -> None:
         """Let readers and a writer get on side by side. SQLite itself waits for no lock here."""

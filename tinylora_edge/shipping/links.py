@@ -1,4 +1,4 @@
-"""Links: what one message of each holds, and which frame fits it; and the picture that is one, a QR code.
+"""Links: what a message of each holds, and which frame fits it, or in how many; and the picture that is one, a QR code.
 
 A size is what is left for a frame after the link's own framing; LoRaWAN's is without MAC commands.
 """
@@ -90,6 +90,11 @@ def frame_sizes(values: int) -> list[FrameSize]:
 def fitting(link: Link, values: int) -> list[FrameSize]:
     """Return the frames of so many values that one message takes."""
     return [found for found in frame_sizes(values) if found.size <= link.size]
+
+
+def messages(link: Link, size: int) -> int:
+    """Return how many messages a frame of so many bytes takes, where an app cuts it into parts."""
+    return -(-size // link.size)
 
 
 def qr_code(data: bytes, otherwise: str) -> Any:

@@ -12,8 +12,8 @@ const SNAP = 0.012; // of the reach: so near to 0 it is 0
 let about;
 /** @type {Vector} */
 let vector; // that answers
-/** @type {number[]} */
-let values; // what the sliders say
+/** @type {number[] | null} */
+let values; // what the sliders say; null where the vector is of another size, and none moves
 /** @type {{input: HTMLInputElement, bar: HTMLElement, output: HTMLOutputElement, root: HTMLElement}[]} */
 let rows;
 let reach = 1; // of the sliders
@@ -130,7 +130,7 @@ function refresh() {
   part("send").textContent = base.running || personal.running ? "Stop" : "Ask";
   for (const pane of [base, personal]) {
     for (const button of pane.buttons) {
-      button.hidden = !about.feedback;
+      button.hidden = !about.feedback || !values;
       button.disabled = learning || !pane.id;
     }
   }
@@ -161,6 +161,7 @@ function stop() {
  * @returns {Promise<Vector>}
  */
 async function remake() {
+  if (!values) return vector;
   const own = ++edits;
   const made = await (await send("/v1/page/vector", { values })).json();
   if (own === edits) take(made);
@@ -170,7 +171,10 @@ async function remake() {
 /** @param {Vector} made that answers from now on. */
 function take(made) {
   vector = made;
-  part("bytes").textContent = `${vector.bytes} bytes`;
+  part("bytes").textContent = `${vector.bytes.toLocaleString("en")} bytes`;
+  if (made.values) return;
+  part("norm").textContent = made.norm.toFixed(2);
+  part("hint").textContent = `No slider moves these ${made.numbers.toLocaleString("en")} numbers. Set to 0 to move ${about.sliders}.`;
 }
 
 async function again() {
@@ -230,9 +234,12 @@ function setLearning(on) {
   refresh();
 }
 
-/** @param {number[]} shown what the sliders say from now on. */
+/** @param {number[] | null} shown what the sliders say from now on. */
 function show(shown) {
-  values = [...shown];
+  values = shown;
+  part("sliders").hidden = !values;
+  refresh();
+  if (!values) return;
   reach = Math.max(reach, Math.ceil(Math.max(...values.map(Math.abs)) * 10) / 10);
   rows.forEach(({ input, bar, output }, number) => {
     const value = values[number];
@@ -323,7 +330,7 @@ function listen() {
     if (event.key === "Escape" && !(/** @type {HTMLDialogElement} */ (part("qr")).open)) stop();
   });
   part("reset").addEventListener("click", () => {
-    show(values.map(() => 0));
+    show(rows.map(() => 0));
     attempt(again);
   });
   part("save").addEventListener("click", () => attempt(save));
@@ -345,19 +352,18 @@ async function begin() {
     throw new Error("this page has no token, or an old one: open the address that the server printed");
   }
   input("send").disabled = false;
-  part("model").textContent = `${about.model}, ${about.vector.values.length} values, basis ${about.basis}`;
+  part("model").textContent = `${about.model}, ${about.sliders} values, basis ${about.basis}`;
   document.title = `${about.model} – tinylora-edge`;
   input("length").max = String(about.max_tokens);
   part("clicks-note").textContent = about.feedback
     ? "Likes and dislikes move the bars, each by a little: to where what you like is likelier."
     : "This server learns from no clicks. That of tinylora-edge play does.";
   reach = about.reach;
-  rows = about.vector.values.map((_, number) => makeRow(number));
+  rows = Array.from({ length: about.sliders }, (_, number) => makeRow(number));
   part("sliders").append(...rows.map((row) => row.root));
   show(about.vector.values);
   take(about.vector);
   listen();
-  refresh();
   document.body.dataset.ready = "true";
 }
 

@@ -16,7 +16,8 @@ export class ServerError extends Error {
 
 /**
  * @typedef {object} Vector a vector as the server describes it
- * @property {number[]} values as they were set, learned or read.
+ * @property {number} numbers how many it has.
+ * @property {number[] | null} values as they were set, learned or read; null where no slider moves them.
  * @property {number} norm Euclidean.
  * @property {string} vector its frame, as base64url; there the values are rounded.
  * @property {number} bytes of the frame.
@@ -25,6 +26,7 @@ export class ServerError extends Error {
  * @property {string} model
  * @property {string} user
  * @property {string} basis
+ * @property {number} sliders how many.
  * @property {number} reach of the sliders.
  * @property {boolean} feedback whether the server learns from clicks.
  * @property {number} max_tokens of an answer.
