@@ -69,10 +69,10 @@ def read_files() -> Mapping[str, tuple[bytes, str]]:
 class VectorEditor:
     """What the page's visitor does with his vector: he moves values, opens a frame, finds what clicks made.
 
-    Values are those of the basis of 13 numbers; a vector of another basis is opened as it is, without values to
-    move. A frame that he opens by hand may be older than what clicks have taught since: it is checked like any
-    other, but for its sequence, and framed anew. Each method returns a vector as JSON takes it. `first` is
-    the frame that the page begins with, `token` the API key of its requests.
+    Values are those of the basis of 13 numbers; a vector of another basis is shown without values to move. A
+    frame that he opens by hand may be older than what clicks have taught since: it is checked like any other,
+    but for its sequence, and framed anew. Each method returns a vector as JSON takes it. `first` is the frame
+    that the page begins with, `token` the API key of its requests.
 
     Raises:
         VectorError: the policy would refuse every frame that is made here, or the visitor's first vector.

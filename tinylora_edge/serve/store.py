@@ -61,7 +61,8 @@ def check_user(name: str) -> str:
 class Store:
     """Users' vectors of one model's factors in an SQLite file (WAL), which threads and processes may share.
 
-    A user has one, of any size: a newer one of 840 numbers takes the place of an older one of 13. Frame and sequence are written in one transaction where the policy is made with `state=store.sequences`.
+    A user has one, of any size: a newer one of 840 numbers takes the place of an older one of 13. Frame and
+    sequence are written in one transaction where the policy is made with `state=store.sequences`.
 
     Args:
         path: of the file, made where it does not exist. Its directory must exist.
@@ -171,8 +172,8 @@ class Store:
             )
         elif version != _VERSION:
             raise StoreError(
-                f"the store {self.path} has version {version}, but this release reads version {_VERSION}: vectors "
-                "of another version fit no bundle of this one, so name a new file"
+                f"the store {self.path} has version {version}, but this release reads version {_VERSION}: its "
+                "vectors fit no bundle of this release, so name a new file"
             )
         with self.transaction() as connection:
             digest = (self._bases.factors.digest,)

@@ -1,4 +1,4 @@
-"""Links: what a message of each holds, and which frame fits it, or in how many; and the picture that is one, a QR code.
+"""Links: what a message of each holds, and how many a frame takes; and the picture that is one, a QR code.
 
 A size is what is left for a frame after the link's own framing; LoRaWAN's is without MAC commands.
 """
