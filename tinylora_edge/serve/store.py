@@ -172,8 +172,8 @@ class Store:
             )
         elif version != _VERSION:
             raise StoreError(
-                f"the store {self.path} has version {version}, but this release reads version {_VERSION}: its "
-                "vectors fit no bundle of this release, so name a new file"
+                f"the store {self.path} has version {version}, but this release reads version {_VERSION}: "
+                "its vectors fit no bundle of this release, so name a new file"
             )
         with self.transaction() as connection:
             digest = (self._bases.factors.digest,)
