@@ -1,5 +1,6 @@
 // Which frames a page takes, and why not, in sentences. The reader of their bytes is vector.mjs.
 
+import { hex } from "./basis.mjs";
 import { VectorError, readFrame } from "./vector.mjs";
 
 const ED25519 = 2;
@@ -8,7 +9,7 @@ const FIRST_DAY = Date.UTC(2026, 0, 1), DAY = 86_400_000; // what a frame's last
 const PUBLIC_KEY = "302a300506032b6570032100"; // what DER puts before the 32 bytes of an Ed25519 key
 
 const WHY = {
-  length: "it has not the length of a frame for this model: it was cut, or is no frame",
+  length: "it has not the length of a frame of its basis: it was cut, or is no frame",
   version: "it is of a version that this page does not read",
   "dtype or tag": "its first byte says a kind of number or of tag that there is not",
   checksum: "its checksum is wrong: it was damaged on its way, or is of another stream",
@@ -16,10 +17,9 @@ const WHY = {
   "no key": "its tag needs a key that this page was not given",
   expired: "its last day is over",
   "not finite": "it has a value that is not finite",
+  norm: "its numbers are too large",
   filling: "its filling byte is not zero",
 };
-
-export const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 /** The 32 bytes of an Ed25519 public key, from a PEM as `keygen` writes it, or from 64 hexadecimal digits. */
 export function publicKey(text) {
@@ -37,28 +37,28 @@ export function publicKey(text) {
 /**
  * Check a frame, and return what it holds.
  *
- * data: Uint8Array. basis: {size, digest}, the digest of 32 bytes. stream: its name. key: text of a public key; where
- * it is not empty, no frame is taken but one that is signed by it. last: the sequence accepted last, or null.
- * Returns {values: Float32Array, sequence, dtype, tag, version, bytes}. Throws VectorError with the reason.
+ * data: Uint8Array. bases: of the model, see basis.mjs. stream: its name. key: text of a public key; where it is not
+ * empty, no frame is taken but one that is signed by it. last: the sequence accepted last with the same factors, or null.
+ * Returns {basis, values: Float32Array, sequence, dtype, tag, version, bytes}. Throws VectorError with the reason.
  */
-export async function checkFrame(data, basis, { stream = "", key = "", last = null } = {}) {
+export async function checkFrame(data, bases, { stream = "", key = "", last = null } = {}) {
   const keys = key.trim() ? { ed25519: publicKey(key) } : {};
   const today = Math.floor((Date.now() - FIRST_DAY) / DAY);
   let found;
   try {
-    found = await readFrame(data, basis.size, basis.digest, { stream, keys, today });
+    found = await readFrame(data, bases, { stream, keys, today });
   } catch (error) {
     if (!(error instanceof VectorError)) throw error;
     throw new VectorError(
       error.message === "basis"
-        ? `it is for basis ${hex(data.slice(1, 5))}, and the model has basis ${hex(basis.digest.slice(0, 4))}`
+        ? `it is for basis ${hex(data.slice(1, 5))}, which is none of this model's`
         : WHY[error.message] ?? error.message,
     );
   }
-  const { values, sequence, dtype, kind, version } = found;
+  const { basis, values, sequence, dtype, kind, version } = found;
   if (keys.ed25519 && kind !== ED25519) throw new VectorError("it is not signed, and a key is set");
   if (last !== null && sequence < last) {
     throw new VectorError(`its sequence is ${sequence}, older than ${last}, which was accepted before`);
   }
-  return { values, sequence, dtype, version, tag: TAGS[kind], bytes: data.length };
+  return { basis, values, sequence, dtype, version, tag: TAGS[kind], bytes: data.length };
 }

@@ -4,7 +4,7 @@
 //
 // bundle: folder of the bundle, which has `onnx/` in it. frame: address that is asked for a vector at first.
 
-import { hex } from "./frame.mjs";
+import { hex } from "./basis.mjs";
 
 const at = (id) => document.getElementById(id);
 const parameters = new URLSearchParams(location.search);

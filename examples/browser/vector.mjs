@@ -93,26 +93,30 @@ function decodeValues(payload, n, dtype) {
 }
 
 /**
- * Read a frame of n values, or refuse it.
+ * Read a frame, or refuse it.
  *
- * data, digest: Uint8Array, the second of 32 bytes. stream: its name. keys: see checkTag. today: days since 2026-01-01.
- * The sequence is for the caller to compare. Raw payloads are not read.
+ * data: Uint8Array. bases: of the model (basis.mjs), with find(id) -> {digest, size, R} or undefined. stream: its name.
+ * keys: see checkTag. today: days since 2026-01-01. maxNorm: of R. The sequence is for the caller to compare, with those
+ * of the same factors. Raw payloads are not read.
  */
-export async function readFrame(data, n, digest, { stream = "", keys = {}, today = 0 } = {}) {
-  if (data.length % 2 === 0 || data.length < 7 || data.length > 9 + 4 * n + 64) refuse("length");
+export async function readFrame(data, bases, { stream = "", keys = {}, today = 0, maxNorm = 1000 } = {}) {
+  if (data.length % 2 === 0 || data.length < 7) refuse("length");
   const version = data[0] >> 4, dtype = DTYPES[data[0] & 3], kind = (data[0] >> 2) & 3;
   if (version < 2 || version > 3) refuse("version");
   if (kind > ED25519) refuse("dtype or tag");
-  for (let i = 0; i < 4; i++) if (data[1 + i] !== digest[i]) refuse("basis");
+  const basis = bases.find(data.subarray(1, 5)) ?? refuse("basis"), n = basis.size;
   const header = version === 3 ? 9 : 7;
   const end = header + payloadBytes(n, dtype);
   if (data.length !== end + TAG_BYTES[kind]) refuse("length");
   if (dtype === "int8" && n % 2 === 0 && data[end - 1]) refuse("filling");
   const body = data.slice(0, end);
   const prefix = await bound("tinylora stream 2", stream);
-  await checkTag(kind, joined(prefix, digest, body), data.slice(end), keys);
+  await checkTag(kind, joined(prefix, basis.digest, body), data.slice(end), keys);
   const until = version === 3 ? data[7] | (data[8] << 8) : null;
   if (until !== null && today > until) refuse("expired");
   const values = decodeValues(body.slice(header), n, dtype);
-  return { version, dtype, kind, sequence: data[5] | (data[6] << 8), until, values };
+  const norm = Math.sqrt(basis.R(values).reduce((sum, entry) => sum + entry * entry, 0));
+  if (!Number.isFinite(norm)) refuse("not finite");
+  if (norm > maxNorm) refuse("norm");
+  return { basis, version, dtype, kind, sequence: data[5] | (data[6] << 8), until, values };
 }
