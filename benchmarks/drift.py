@@ -43,8 +43,8 @@ def measure(
     threads = threads_of(options)
     found: dict[str, Any] = {}
     with closing(runtime.load(bundle, engine="llama", n_ctx=64, **threads)) as llm:
-        whole = MicroVector.from_bytes(data, llm.basis)
-        vector = whole if scale == 1 else MicroVector(whole.values * np.float32(scale))
+        whole = MicroVector.from_bytes(data, llm.bases)
+        vector = whole if scale == 1 else MicroVector(whole.values * np.float32(scale), basis=whole.basis)
         found["norm"] = vector.norm
         found["drift"] = measure_drift(llm, vector, count=options.prompts, **threads).record()
         if task is not None:
@@ -90,7 +90,7 @@ def trained(bundle: Path, name: dict[str, Any], options: argparse.Namespace) -> 
                 evaluate=False,
             ),
         )
-        return outcome.path.read_bytes(), outcome.result.vector.values.reshape(-1).tolist()
+        return outcome.path.read_bytes(), outcome.result.vector.values.tolist()
 
 
 def run_missing(options: argparse.Namespace, report: bench.Report) -> list[dict[str, Any]]:

@@ -79,11 +79,11 @@ def draw(llm: TinyLoraLlama, task: Task, step: float, threads: int | None) -> li
         given = [[g.tokens.tolist() for g in drawn if g.prompt == i] for i in range(len(prompts))]
 
         def totals(values: np.ndarray) -> np.ndarray:
-            vector = MicroVector(values.astype(np.float32).reshape(llm.basis.groups, -1))
+            vector = MicroVector(values.astype(np.float32), basis=basis.digest)
             found = batch.score(prompts, given, vector=vector, temperature=task.temperature)
             return np.array([row.sum(dtype=np.float64) for rows in found for row in rows])
 
-        steps = step * np.eye(llm.basis.size)
+        steps = step * np.eye(basis.size)
         scores = np.array([(totals(each) - totals(-each)) / (2 * step) for each in steps]).T
     return [
         {

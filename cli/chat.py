@@ -202,7 +202,7 @@ class Conversation:
                 "there is no vector to save, the base answers: /like or /dislike an answer first"
             )
         vectors.check_target(file)
-        data = vector.to_bytes(self._llm.basis)
+        data = vector.to_bytes(self._llm.bases.of(vector))
         vectors.write(file, data)
         _note(f"wrote {file}: {len(data)} bytes, {vectors.summary(vector)}, CRC-32")
 

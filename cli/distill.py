@@ -10,10 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import TrainError
+from .. import TrainError, load_bundle
 from ..vector import FIRST_SEQUENCE
 from . import console, figures, vectors
-from .options import BundleArgument, EngineOption, JsonOption, OutputOption, ThreadsOption, load_quietly
+from .options import (
+    BundleArgument,
+    EngineOption,
+    JsonOption,
+    NumbersOption,
+    OutputOption,
+    ThreadsOption,
+    load_quietly,
+)
 
 _LITTLE = 0.2  # share of the distance below which the vector is no replacement of the prompt
 _COUNT, _HELD_OUT = 32, 16  # questions that a host learns on; those that a vector is measured on
@@ -35,6 +43,7 @@ def distill(
     budget: Annotated[
         str | None, typer.Option(metavar="AMOUNT", help="On a device: 90s, 1h, 30ktokens.")
     ] = None,
+    numbers: NumbersOption = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the answers.")] = 0,
     weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Hugging Face weights.")] = None,
     engine: EngineOption = None,
@@ -58,6 +67,7 @@ def distill(
         raise typer.BadParameter("say what to distill: --system TEXT, --examples FILE, or both")
     for name, given, device in (
         ("budget", budget, True),
+        ("numbers", numbers, True),
         ("engine", engine, True),
         ("weights", weights, False),
     ):
@@ -86,6 +96,7 @@ def distill(
                     learn,
                     budget=amount,
                     held_out=held,
+                    basis=None if numbers is None else llm.bases.basis(numbers=numbers),
                     seed=seed,
                     n_threads=threads,
                     report=report,
@@ -99,7 +110,7 @@ def distill(
                 bundle, behaviour, learn[:_COUNT], held, seed=seed, weights=weights, workers=threads
             )
         vector = replace(found.vector, dtype="fp32", sequence=FIRST_SEQUENCE)
-        data = vector.to_bytes(vectors.find_basis(bundle))
+        data = vector.to_bytes(load_bundle(bundle).bases.of(vector))
         vectors.write(output, data)
         away = None
         if output != vectors.STREAM:
@@ -131,7 +142,7 @@ def distill(
     if closed.share < _LITTLE:
         console.warn(
             f"the vector closes {closed.share:.0%} of the distance: it does not replace this prompt. "
-            "A learned basis (tinylora-edge learn) holds more"
+            "Learned directions (tinylora-edge learn) hold more"
         )
 
 

@@ -87,7 +87,7 @@ def evaluate(
         console.progress("loading the model", total=1) as show,
         closing(load_quietly(bundle, engine, threads, policy=policy)) as llm,
     ):
-        checked = None if data is None else policy.check(data, llm.basis, stream=stream)
+        checked = None if data is None else policy.check(data, llm.bases, stream=stream)
         contestants: dict[str, tuple[Any, Any]] = {"base": (None, None)}
         contestants |= {"prompt": (None, before)} if before else {}
         contestants |= {} if checked is None else {"vector": (checked, None)}

@@ -46,6 +46,9 @@ TaskOption = Annotated[
 RewardOption = Annotated[
     str | None, typer.Option(metavar="SPEC", help="As 0.5*max_words(12)+0.5*ends_itself, or MODULE:NAME.")
 ]
+NumbersOption = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Of the vector: 1 to one a module. [default: 13]")
+]
 AnchorOption = Annotated[
     float, typer.Option(metavar="X", min=0, help="Hold it near the base: what a nat away costs.")
 ]

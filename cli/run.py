@@ -85,9 +85,10 @@ def run_prompt(
     if not as_json:
         write("" if text.endswith("\n") else "\n")
         return
-    record: dict[str, Any] = {"text": text, "finish_reason": reason, "basis_digest": llm.basis.digest}
+    record: dict[str, Any] = {"text": text, "finish_reason": reason}
     active = llm.vector
     found = active and {
+        "basis": active.basis,
         "dtype": active.dtype,
         "sequence": active.sequence,
         "norm": active.norm,

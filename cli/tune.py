@@ -21,6 +21,7 @@ from .options import (
     EvaluateOption,
     GpuLayersOption,
     JsonOption,
+    NumbersOption,
     RewardOption,
     RunFrameOption,
     TaskOption,
@@ -39,6 +40,7 @@ def tune(
     budget: Annotated[str, typer.Option(metavar="AMOUNT", help="90s, 5m, 1h, or 80ktokens.")] = "5m",
     reward: RewardOption = None,
     start: Annotated[Path | None, typer.Option(metavar="FILE", help="A vector to begin with.")] = None,
+    numbers: NumbersOption = None,
     system: SystemOption = None,
     examples: ExamplesOption = None,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
@@ -87,6 +89,8 @@ def tune(
             loaded.train,
             loaded.reward,
             shaped=loaded.shaped,
+            basis=None if numbers is None else llm.bases.basis(numbers=numbers),
+            start=llm.vector,
             seed=seed,
             max_tokens=loaded.max_tokens,
             settings=runtime.TuneSettings(prompts=prompts),
@@ -102,7 +106,7 @@ def tune(
         vector = replace(found.vector, dtype="fp32", sequence=FIRST_SEQUENCE)
         record: dict[str, Any] = {
             "task": loaded.name,
-            "values": vector.values.reshape(-1).tolist(),
+            "values": vector.values.tolist(),
             "result": found.record(),
         }
         record |= {} if loaded.preamble is None else {"preamble": loaded.preamble}
@@ -115,10 +119,10 @@ def tune(
             away = figures.drift_beside(llm, vector, n_threads=threads)
             record |= {} if away is None else {"drift": away.record()}
     settings = {"budget": asdict(amount), "seed": seed, "settings": asdict(learner.settings)}
-    made = {"tool": f"tinylora-edge {__version__}", "basis": llm.basis.digest, "dtype": vector.dtype}
+    made = {"tool": f"tinylora-edge {__version__}", "basis": vector.basis, "dtype": vector.dtype}
     manifest = made | {"sequence": vector.sequence, **settings, **record, "curve": curve}
     write_json(output.with_name(f"{output.name}.json"), manifest)
-    vectors.write(str(output), vector.to_bytes(llm.basis))
+    vectors.write(str(output), vector.to_bytes(llm.bases.of(vector)))
     state.unlink(missing_ok=True)
     if not found.improved:
         on = console.counted(found.held_back, "prompt")

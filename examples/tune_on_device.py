@@ -49,7 +49,7 @@ vector: MicroVector = runtime.tune(
     wait=lambda: False,  # true while the phone is hot, or the user wants the processor
     report=progress,
 )
-fresh.write_bytes(vector.to_bytes(llm.basis))
+fresh.write_bytes(vector.to_bytes(llm.bases.of(vector)))
 fresh.replace(kept)  # whole or not at all; then the state is not needed any more
 unfinished.unlink()
 for question, old, new in zip(questions, before, answers(), strict=True):

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...basis import Basis
 from ...errors import TrainError
 from ...prior import Prior
 from ...tasks import Prompt
@@ -27,7 +28,7 @@ from ..batch import Batch
 from ..batch_context import Generation
 from ..model import PersonalizedModel, no_room
 from .posterior import Posterior
-from .state import ClickState, load_state, save_state
+from .state import ClickState, beginning, load_state, save_state
 
 _CHANGE = 0.6
 """Nats by which a step of the finite differences changes an answer's log-probability, root mean square.
@@ -67,18 +68,29 @@ class Clicks:
 
     Args:
         llm: a loaded model, of either engine; it must outlive this, and its own vector is left alone.
+        basis: of users' vectors; None for that of `start`, or of 13 numbers.
         start: a vector that all users begin with, trained say: clicks move it, and what they say is how far
             from it. A state is of one start, which it does not name. None: they begin with the base, and
             the basis's prior says what people want.
         n_threads: cores to use; by default all that this process may use.
+
+    Raises:
+        TrainError: vectors of the basis have more numbers than clicks find.
+        VectorError: the start is of another basis.
     """
 
     def __init__(
-        self, llm: PersonalizedModel, *, start: MicroVector | None = None, n_threads: int | None = None
+        self,
+        llm: PersonalizedModel,
+        *,
+        basis: Basis | None = None,
+        start: MicroVector | None = None,
+        n_threads: int | None = None,
     ) -> None:
-        self._llm, self._basis, self._threads = llm, llm.basis, n_threads
-        self._start = _values(start, llm.basis.size)
-        self._prior = llm.basis.prior if start is None else None  # it is about vectors, not about steps
+        self._basis, first = beginning(llm.bases, basis, start)
+        self._llm, self._threads = llm, n_threads
+        self._start = first.values.astype(np.float64)
+        self._prior = self._basis.prior if start is None else None  # it is about vectors, not about steps
         self._batch: Batch | None = None
         self._room = 0
         self._lock = threading.Lock()
@@ -147,6 +159,7 @@ class Clicks:
 
         Raises:
             TrainError: another reward, an empty answer, or a damaged state. Nothing was learned.
+            VectorError: the answer was drawn with a vector of another basis. Nothing was learned.
             OSError: the state cannot be read or written. Nothing was learned.
         """
         if isinstance(reward, bool) or reward not in (1, -1):
@@ -166,7 +179,7 @@ class Clicks:
 
         Raises:
             TrainError: they are not, or are the same, or as for `tell`. Nothing was learned.
-            OSError: as for `tell`.
+            VectorError, OSError: as for `tell`.
         """
         if better.prompt != worse.prompt or better.vector != worse.vector:
             raise TrainError("only two answers to one prompt under one vector can be compared")
@@ -218,7 +231,8 @@ class Clicks:
             raise TrainError("an answer without a token says nothing about a vector")
         prompt, answers = list(given[0].prompt), [list(each.tokens) for each in given]
         temperature = given[0].temperature or 1.0  # a greedy answer is taken for a draw
-        at = _values(given[0].vector, self._basis.size)
+        vector = given[0].vector
+        at = np.zeros_like(self._start) if vector is None else self._basis.values(vector).astype(np.float64)
         moved = [values for step in state.step * np.eye(len(at)) for values in (at + step, at - step)]
         ends = [at, self._start] if (at != self._start).any() else []
         batch = self._with_room(len(prompt) + max(map(len, answers)))
@@ -250,7 +264,7 @@ class Clicks:
         return self._of(self._start + posterior.vector(), sequence=min(state.clicks, 0xFFFF))
 
     def _of(self, values: NDArray[np.float64], **options: Any) -> MicroVector:
-        return MicroVector(values.astype(np.float32).reshape(self._basis.groups, -1), **options)
+        return MicroVector(values.astype(np.float32), basis=self._basis.digest, **options)
 
     def _identity(self) -> dict[str, Any]:
         return {"basis": self._basis.digest}
@@ -284,10 +298,6 @@ def read_clicks(
     if not usable:
         raise TrainError(f"{path} has numbers that no clicks give: remove it to begin anew")
     return state, posterior
-
-
-def _values(vector: MicroVector | None, size: int) -> NDArray[np.float64]:
-    return np.zeros(size) if vector is None else vector.values.astype(np.float64).reshape(-1)
 
 
 def _different(drawn: list[Generation], count: int) -> list[Generation]:

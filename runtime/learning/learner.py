@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...basis import Basis
 from ...errors import TrainError
 from ...tasks import Sample
 from ...vector import MicroVector
@@ -27,7 +28,7 @@ from ..batch import Batch
 from ..evaluation import Report
 from ..model import PersonalizedModel
 from .search import Search, change, sigma_of, spread_of
-from .state import Budget, SearchState, load_state, save_state
+from .state import Budget, SearchState, beginning, load_state, save_state
 
 _POLL = 0.5  # seconds between two questions to `wait`
 _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
@@ -51,7 +52,8 @@ class TuneSettings:
             log-probabilities of sampled tokens. Measured on the model and its prompts, by a few forward
             passes before the first step, so that one number fits every basis. None: `reach` decides.
         reach: the same without the model: root mean square, over the modules, of the change to what the
-            factors hold of a weight, as a share of that. With an `effect` it is where measuring begins.
+            directions of the basis hold of a weight, as a share of that. With an `effect` it is where
+            measuring begins.
         prompts: a step; every candidate gives its greedy answers to the same ones.
         held_back: prompts never learned on, which decide what is returned: at most a third of all.
         check_every: steps between checks, on the first half of those; the last check is on all.
@@ -125,7 +127,8 @@ class SearchLearner(ABC):
         samples: prompts as candidates see them, at least 2: a part of them is held back.
         max_tokens: of an answer.
         seed: of everything.
-        start: vector to begin with. A state that exists knows its own.
+        basis: of the vector; None for that of `start`, or of 13 numbers.
+        start: vector to begin with; None for zeros. A state that exists knows its own.
         settings: of the loop and the search.
         path: file in which the state is kept after every step, and from which it goes on if it exists. It
             holds numbers, and neither prompts nor answers.
@@ -136,9 +139,9 @@ class SearchLearner(ABC):
         n_threads: cores to use; by default all that the engine would take.
 
     Raises:
-        TrainError: no prompts, or one; settings that no search takes; a state that is damaged, or of another
-            run.
-        VectorError: the start does not fit the basis.
+        TrainError: no prompts, or one; settings that no search takes; more numbers than one finds; a state
+            that is damaged, or of another run.
+        VectorError: the start is of another basis; or that is none of the model.
     """
 
     _batch: Batch  # of the sitting
@@ -150,8 +153,9 @@ class SearchLearner(ABC):
         samples: Sequence[Sample],
         *,
         max_tokens: int,
-        start: MicroVector,
         settings: TuneSettings,
+        basis: Basis | None = None,
+        start: MicroVector | None = None,
         seed: int = 0,
         path: str | PathLike[str] | None = None,
         wait: Callable[[], bool] = lambda: False,
@@ -160,29 +164,28 @@ class SearchLearner(ABC):
         n_threads: int | None = None,
     ) -> None:
         self.settings = settings
-        self._llm, self._samples, self._max_tokens = llm, samples, max_tokens
-        self._start, self._seed = start, seed
+        self._llm, self._samples, self._max_tokens, self._seed = llm, samples, max_tokens, seed
         self._path, self._wait, self._report = None if path is None else Path(path), wait, report
         self._sequences, self._threads = sequences, n_threads
         self._train, self._check = _hold_back(len(samples), settings.held_back, seed)
-        self._whitening = llm.basis.whitening
-        self._sigma = settings.reach / spread_of(llm.basis)
+        self._basis, self._start = basis, start = beginning(llm.bases, basis, start)
+        self._whitening = basis.whitening
+        self._sigma = settings.reach / spread_of(basis)
         self._stop = False
-        llm.basis.values(start)
-        flat = start.values.reshape(-1).astype(float)
+        values = basis.values(start).astype(float)
         try:
             self._search = Search(
-                self._whitening.coordinates(flat), self._sigma, seed, population=settings.population
+                self._whitening.coordinates(values), self._sigma, seed, population=settings.population
             )
         except ValueError as error:
             raise TrainError(f"the search cannot begin: {error}") from None
-        self.state = SearchState(self._search.state(), flat.tolist())
+        self.state = SearchState(self._search.state(), values.tolist())
         if self._path is not None and self._path.exists():
             self.state = load_state(self._path, SearchState, self._identity())
             try:
                 # Not what this process was given: an app may have swapped in what was found.
                 self._start = self._vector(self.state.start)
-                self._search = Search.restored(self.state.search, len(flat))
+                self._search = Search.restored(self.state.search, basis.size)
             except ValueError as error:
                 raise TrainError(
                     f"{self._path} is not a usable state: {error}. Remove it to begin anew"
@@ -438,8 +441,7 @@ class SearchLearner(ABC):
         return self._whitening.values(self._search.mean)
 
     def _vector(self, values: Sequence[float] | NDArray[np.float64]) -> MicroVector:
-        start = self._start
-        return replace(start, values=np.array(values, np.float32).reshape(start.values.shape))
+        return replace(self._start, values=np.array(values, np.float32).reshape(self._basis.size))
 
     def _pick(self, step: int) -> list[int]:
         """The prompts of a step: every epoch visits all of them in an order of its own."""
@@ -503,8 +505,8 @@ class SearchLearner(ABC):
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "basis": self._llm.basis.digest,
-            "prior": None if (prior := self._llm.basis.prior) is None else prior.digest,
+            "basis": self._basis.digest,
+            "prior": None if (prior := self._basis.prior) is None else prior.digest,
             "seed": self._seed,
             "number of prompts": len(self._train),
             "number held back": len(self._check),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ...basis import Basis
 from ...errors import NotImprovedWarning, TrainError
 from ...tasks import Sample
 from ...tasks.behaviours import Behaviour
@@ -36,6 +37,7 @@ def distill(
     *,
     budget: Budget | float | str,
     held_out: Sequence[str] | None = None,
+    basis: Basis | None = None,
     seed: int = 0,
     max_tokens: int = 24,
     temperature: float = 0.8,
@@ -59,6 +61,7 @@ def distill(
             number of threads.
         held_out: questions to measure on, none of them among `questions`. None takes a third of those, at
             most 16.
+        basis: of the vector; None for that of 13 numbers.
         seed: of everything.
         max_tokens, temperature: of the answers.
         settings: of the loop and the search. A reward is minus the KL in nats a token.
@@ -107,7 +110,7 @@ def distill(
             bare[: len(asked)],
             lambda: learn(slice(0, len(asked)), 1),
             max_tokens=max_tokens,
-            start=MicroVector.zeros(llm.basis),
+            basis=basis,
             settings=settings,
             seed=seed,
             report=report,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...basis import Basis
 from ...errors import NotImprovedWarning
 from ...tasks import Prompt, Reward, Sample, Task
 from ...vector import MicroVector
@@ -27,7 +28,8 @@ class RewardLearner(SearchLearner):
             prompt as it was given, or a `Sample` of it.
         shaped: what to learn from in its place: the same goal with credit for coming near, which teaches
             faster than right or wrong. `reward` alone decides what is kept.
-        start: vector to begin with; None for the model's own, or where it has none the base.
+        basis: of the vector; None for that of `start`, or of 13 numbers.
+        start: vector to begin with; None for zeros, or, where no basis is given either, the model's own.
         max_tokens: of an answer.
         raw: texts go past the chat template; by default each is one message of the user, as in the app.
         settings: of the loop and the search.
@@ -41,6 +43,7 @@ class RewardLearner(SearchLearner):
         reward: Reward,
         *,
         shaped: Reward | None = None,
+        basis: Basis | None = None,
         start: MicroVector | None = None,
         max_tokens: int = 64,
         raw: bool = False,
@@ -53,7 +56,8 @@ class RewardLearner(SearchLearner):
             llm,
             [Sample.of(prompt, raw=raw) for prompt in prompts],
             max_tokens=max_tokens,
-            start=start or llm.vector or MicroVector.zeros(llm.basis),
+            basis=basis,
+            start=start or (llm.vector if basis is None else None),
             settings=settings or TuneSettings(),
             **options,
         )
@@ -90,7 +94,7 @@ def tune(
         reward: `reward(completion, sample) -> float`, higher is better.
         budget: seconds, a text such as `5m`, `90s` or `80ktokens`, or a `Budget`. With one of tokens the same
             seed gives the same vector, on one machine, engine build and number of threads.
-        options: those of `RewardLearner` (`seed`, `max_tokens`, `start`, `settings`, `path`, `wait`, ...).
+        options: those of `RewardLearner` (`seed`, `max_tokens`, `basis`, `start`, `settings`, `path`, ...).
 
     Returns:
         The vector that the model has now.

@@ -201,17 +201,17 @@ def sigma_of(effect: float, first: float, measure: Callable[[float], float]) -> 
 def spread_of(basis: Basis) -> float:
     """How much a vector of entries N(0, 1) changes the modules, for `TuneSettings.reach`.
 
-    The root mean square, over modules and eight draws, of |B R A| / |B A| (Frobenius); with a prior the
-    entries are those of z (`Basis.whitening`).
+    The root mean square, over modules and eight draws, of |B R A| / |B A| (Frobenius), A and B being the
+    directions that R acts on; with a prior the entries are those of z (`Basis.whitening`).
     """
     rng = np.random.default_rng(0)
     draws = [
         basis.R(basis.whitening.values(rng.standard_normal(basis.size))).astype(np.float64) for _ in range(8)
     ]
     shares = []
-    for position, factors in enumerate(zip(basis.a, basis.b, strict=True)):
-        a, b = (np.asarray(factor, np.float64) for factor in factors)
-        left, right = np.swapaxes(b, -1, -2) @ b, a @ np.swapaxes(a, -1, -2)  # r x r
+    for position, module in enumerate(basis.modules):
+        a, b = (factor.astype(np.float64) for factor in basis.factors.leading(module, basis.rank))
+        left, right = np.swapaxes(b, -1, -2) @ b, a @ np.swapaxes(a, -1, -2)  # k x k
         whole = float(np.einsum("...ij,...ji->...", left, right).sum())
         for draw in draws:
             r = draw[position]

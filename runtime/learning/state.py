@@ -1,20 +1,24 @@
-"""What learning on a device remembers between sittings, in a file of numbers; and budgets of sittings."""
+"""What learning on a device begins with, and remembers between sittings in a file of numbers; and budgets."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from typing import Any, TypeVar
 
+from ...basis import Bases, Basis
 from ...documents import read_json, restored
 from ...errors import TrainError
+from ...projection import NUMBERS
 from ...system import atomic_write
+from ...vector import MicroVector
 
 _FORMAT = 3
-_STATE_BYTES = 1 << 26  # a posterior of 840 values
+_MOST = 1 << 10  # numbers of a vector: a search, and what clicks say, keep a square of them
+_STATE_BYTES = 1 << 26  # two such squares
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "tokens": 1.0, "ktokens": 1000.0}
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(s|m|h|k?tokens)")
 
@@ -132,6 +136,30 @@ class ClickState:
     answers: int = 0
     clicks: int = 0
     step: float = 0.05
+
+
+def beginning(bases: Bases, basis: Basis | None, start: MicroVector | None) -> tuple[Basis, MicroVector]:
+    """Return the basis of what is to be found, and the vector to begin with, which names it.
+
+    Args:
+        bases: of the model.
+        basis: one of them; None for that of the start, or of 13 numbers.
+        start: None for zeros.
+
+    Raises:
+        TrainError: vectors of the basis have more numbers than forward passes find.
+        VectorError: the start is of another basis; or that is none of the model.
+    """
+    basis = basis or (bases.basis(numbers=NUMBERS) if start is None else bases.of(start))
+    if basis.size > _MOST:
+        raise TrainError(
+            f"forward passes find at most {_MOST:,} numbers, and vectors of basis {basis.id} have "
+            f"{basis.size:,}: begin with one of {NUMBERS}, or train it on a host"
+        )
+    start = MicroVector.zeros(basis) if start is None else start
+    basis.values(start)
+    start = start if start.basis else replace(start, basis=basis.digest)
+    return bases.of(start), start
 
 
 def save_state(path: str | PathLike[str], state: SearchState | ClickState, identity: dict[str, Any]) -> None:
