@@ -9,21 +9,28 @@ import _common as bench
 import gguf
 import numpy as np
 
-from tinylora_edge import Basis, MicroVector
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge import Bases, Basis, MicroVector, Projection
+from tinylora_edge.exporters import export_gguf
+from tinylora_edge.projection import NUMBERS
 from tinylora_edge.runtime.llama.requantize import requantize
 from tinylora_edge.tasks import Preamble, Sample
 
 NORM = 0.05  # of the vectors: the model speaks on, a little differently
 
-SCALES = ExportSettings(rank=2, u=1, groups=13)
-"""13 adapter scales: the default of an export."""
-LEARNED = ExportSettings(projection="learned")
-"""The learned projections that are shipped: 13 dense directions, one adapter that is folded."""
-ALL_OF_R = ExportSettings(u=4, tying="none")
-"""A number for each entry of every R: 840 for SmolLM2, one adapter that is folded."""
-FOLDED = ExportSettings(rank=2, u=13, tying="full")
-"""The other reading of "13 parameters": one adapter, folded anew for every vector."""
+
+def tiled(bases: Bases) -> Basis:
+    """Return the paper's basis of 13 numbers, which a bundle has beside the learned directions."""
+    return Basis(bases.factors, Projection.random(bases.factors.modules))
+
+
+def learned(bases: Bases) -> Basis:
+    """Return the basis of the 13 learned directions that are shipped."""
+    return bases.basis(numbers=NUMBERS)
+
+
+def all_of_r(bases: Bases) -> Basis:
+    """Return the basis of a number for each entry of every R at rank 2: 840 for SmolLM2."""
+    return bases.basis(rank=2)
 
 
 def smollm2() -> Path:
@@ -34,14 +41,14 @@ def smollm2() -> Path:
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def export(folder: Path, settings: ExportSettings, weights: str = "Q4_1") -> tuple[Path, Basis]:
-    """Export SmolLM2 into a folder, requantized unless it is to be Q4_1; return the bundle and its basis."""
+def export(folder: Path, weights: str = "Q4_1") -> tuple[Path, Bases]:
+    """Export SmolLM2 into a folder, requantized unless it is to be Q4_1; return the bundle and its bases."""
     base = smollm2()
     if weights != "Q4_1":
         base = folder / f"SmolLM2-135M-Instruct.{weights}.gguf"
         requantize(smollm2(), base, weights)
-    report = export_gguf(base, folder / f"{weights}-u{settings.u}", settings=settings)
-    return report.output, report.basis
+    report = export_gguf(base, folder / weights)
+    return report.output, report.bases
 
 
 def best_prompt(task: str) -> Preamble:
@@ -54,23 +61,24 @@ def best_prompt(task: str) -> Preamble:
 
 
 def frames(basis: Basis, count: int) -> list[bytes]:
-    """Frames of `count` different vectors without a zero (llama.cpp would leave out a scale of 0)."""
+    """Return the frames of `count` different vectors."""
     return [MicroVector.random(basis, NORM, seed=seed).to_bytes(basis) for seed in range(count)]
 
 
 def write_stock_lora(path: Path, basis: Basis) -> None:
-    """Write a rank-r LoRA for every module of a basis, as convert_lora_to_gguf does: no code of ours.
+    """Write a LoRA of a basis's rank k for every module, as convert_lora_to_gguf does: no code of ours.
 
-    It holds what the basis gives for one vector, in float32, with alpha = r.
+    It holds what the basis gives for one vector, in float32, with alpha = k.
     """
-    writer = gguf.GGUFWriter(path, basis.architecture)
+    writer = gguf.GGUFWriter(path, basis.factors.architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", float(basis.rank))
     r = basis.R(MicroVector.random(basis, NORM))
     for position, module in enumerate(basis.modules):
-        writer.add_tensor(f"{module}.lora_a", np.ascontiguousarray(basis.a[position]))
-        writer.add_tensor(f"{module}.lora_b", np.ascontiguousarray(basis.b[position] @ r[position]))
+        a, b = basis.factors.leading(module, basis.rank)
+        writer.add_tensor(f"{module}.lora_a", np.ascontiguousarray(a))
+        writer.add_tensor(f"{module}.lora_b", np.ascontiguousarray(b @ r[position]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

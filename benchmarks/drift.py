@@ -22,6 +22,7 @@ import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
 
 from tinylora_edge import MicroVector, load_bundle, runtime
+from tinylora_edge.projection import NUMBERS
 from tinylora_edge.runtime import measure_drift
 from tinylora_edge.runtime.evaluation import compare, evaluate
 from tinylora_edge.tasks import load_task
@@ -61,8 +62,9 @@ def subjects(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path
     scaled = [asked if scale == 1 else asked | {"scale": scale} for scale in options.scales]
     for bundle, *files in options.vectors:
         for file in files:
-            digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
-            names = {"bundle": bundle, "basis": load_bundle(bundle).basis.digest, "task": options.task}
+            data = Path(file).read_bytes()
+            digest, basis = hashlib.sha256(data).hexdigest()[:16], load_bundle(bundle).bases.of_frame(data)
+            names = {"bundle": bundle, "basis": basis.digest, "task": options.task}
             for each in scaled:
                 yield {**names, "file": file, "sha256": digest, **each}, Path(bundle)
     # Seeds outermost: whenever the time runs out, bundles and anchors have the same number of them.
@@ -70,7 +72,8 @@ def subjects(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path
         for task in options.tasks:
             for bundle in options.train:
                 for anchor in options.anchors:
-                    names = {"bundle": bundle, "basis": load_bundle(bundle).basis.digest, "task": task}
+                    basis = load_bundle(bundle).basis(numbers=NUMBERS)
+                    names = {"bundle": bundle, "basis": basis.digest, "task": task}
                     run: dict[str, Any] = {"seed": seed, "anchor": anchor, "steps": options.steps}
                     yield {**names, **run, **asked}, Path(bundle)
 
@@ -84,6 +87,7 @@ def trained(bundle: Path, name: dict[str, Any], options: argparse.Namespace) -> 
             Path(folder) / "v.bin",
             options=Options(
                 steps=name["steps"],
+                numbers=NUMBERS,
                 seed=name["seed"],
                 anchor=name["anchor"],
                 workers=options.workers,

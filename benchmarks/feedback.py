@@ -23,9 +23,9 @@ from typing import Any
 
 import _common as bench
 import numpy as np
-from _subjects import LEARNED, SCALES, export
+from _subjects import export, learned, tiled
 
-from tinylora_edge import MicroVector, runtime
+from tinylora_edge import Basis, MicroVector, runtime
 from tinylora_edge.prior import Prior
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch
@@ -33,7 +33,7 @@ from tinylora_edge.runtime.learning.posterior import Posterior
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
 
 PROMPTS, SAMPLES = 40, 4  # of the answers file
-SHAPES = {"random": SCALES, "learned": LEARNED}
+BASES = {"random": tiled, "learned": learned}
 STEP = {"random": 0.05, "learned": 0.35}  # of the finite differences there: both move answers above rounding
 SLIPS = 0.1  # of the clicks go to the wrong button
 
@@ -63,12 +63,14 @@ def say(generator: np.random.Generator, liked: bool) -> bool:
     return liked != (generator.random() < SLIPS)
 
 
-def load(folder: Path, projection: str) -> TinyLoraLlama:
-    bundle, _ = export(folder, SHAPES[projection])
-    return runtime.load(bundle, n_ctx=64, n_threads=1, n_threads_batch=1)
+def load(folder: Path, projection: str) -> tuple[TinyLoraLlama, Basis]:
+    bundle, bases = export(folder)
+    return runtime.load(bundle, n_ctx=64, n_threads=1, n_threads_batch=1), BASES[projection](bases)
 
 
-def draw(llm: TinyLoraLlama, task: Task, step: float, threads: int | None) -> list[dict[str, Any]]:
+def draw(
+    llm: TinyLoraLlama, basis: Basis, task: Task, step: float, threads: int | None
+) -> list[dict[str, Any]]:
     """Answers of the base to training prompts, with scores: what `Clicks` learns of a click."""
     samples = task.train[:PROMPTS]
     prompts = [llm.encode(sample)[0] for sample in samples]
@@ -140,20 +142,23 @@ def from_pairs(
 
 
 def liked(
-    batch: Batch, preference: Preference, task: Task, values: np.ndarray, samples: Sequence[Sample]
+    batch: Batch, preference: Preference, task: Task, vector: MicroVector, samples: Sequence[Sample]
 ) -> list[bool]:
     """Which of the greedy answers to held-out prompts the user likes."""
-    vector = MicroVector(values.astype(np.float32).reshape(batch.llm.basis.groups, -1))
-    answers = batch.answer(samples, vector=vector if values.any() else None, max_tokens=task.max_tokens)
+    answers = batch.answer(samples, vector=vector, max_tokens=task.max_tokens)
     return [preference.pleases(a, s, task) > 0.5 for a, s in zip(answers, samples, strict=True)]
 
 
 def sessions(
-    llm: TinyLoraLlama, options: argparse.Namespace, answers: list[dict[str, Any]], done: list[dict[str, Any]]
+    llm: TinyLoraLlama,
+    basis: Basis,
+    options: argparse.Namespace,
+    answers: list[dict[str, Any]],
+    done: list[dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
     """Every session that is not done yet."""
     kept = {(d["preference"], d["method"], d["clicks"], d["user"]) for d in done}
-    prior = None if options.no_prior else llm.basis.prior
+    prior = None if options.no_prior else basis.prior
     for name in options.preferences:
         preference = PREFERENCES[name]
         task = load_task(preference.task)
@@ -166,11 +171,12 @@ def sessions(
                 if (name, method, clicks, user) in kept:
                     continue
                 if method == "base":
-                    vector = np.zeros(llm.basis.size)
+                    values = np.zeros(basis.size)
                 elif method == "clicks":
-                    vector = from_clicks(mine, pleases, clicks, user, prior)
+                    values = from_clicks(mine, pleases, clicks, user, prior)
                 else:
-                    vector = from_pairs(mine, pleases, clicks, user, prior)
+                    values = from_pairs(mine, pleases, clicks, user, prior)
+                vector = MicroVector(values.astype(np.float32), basis=basis.digest)
                 found = liked(batch, preference, task, vector, samples)
                 yield {
                     "preference": name,
@@ -179,8 +185,8 @@ def sessions(
                     "user": user,
                     "n": len(found),
                     "liked": statistics.mean(found),
-                    "norm": float(np.linalg.norm(vector)),
-                    "vector": [round(float(x), 5) for x in vector],
+                    "norm": float(np.linalg.norm(values)),
+                    "vector": [round(float(x), 5) for x in values],
                 }
 
 
@@ -217,7 +223,7 @@ def main() -> None:
     arguments.add_argument("--json", metavar="FILE", help="write the record there; - for stdout")
     arguments.add_argument("--study", type=Path, metavar="FILE", help="sessions, kept and gone on with")
     arguments.add_argument("--answers", type=Path, metavar="FILE", help="answers and scores, kept likewise")
-    arguments.add_argument("--projection", choices=SHAPES, default="random", help="(%(default)s)")
+    arguments.add_argument("--projection", choices=BASES, default="random", help="(%(default)s)")
     arguments.add_argument("--no-prior", action="store_true", help="leave a learned basis's prior out")
     arguments.add_argument("--preferences", nargs="+", choices=PREFERENCES, default=list(PREFERENCES))
     arguments.add_argument(
@@ -233,7 +239,7 @@ def main() -> None:
     options = arguments.parse_args()
     report = bench.Report("feedback", options.json)
     with tempfile.TemporaryDirectory() as folder:
-        llm = load(Path(folder), options.projection)
+        llm, basis = load(Path(folder), options.projection)
         answers = [
             a
             for a in bench.read_study(options.answers)
@@ -243,13 +249,13 @@ def main() -> None:
         done = [row for row in bench.read_study(options.study) if same(row, arm)]
         if options.methods:
             for name in {PREFERENCES[p].task for p in options.preferences} - {a["task"] for a in answers}:
-                drawn = draw(llm, load_task(name), STEP[options.projection], options.threads)
+                drawn = draw(llm, basis, load_task(name), STEP[options.projection], options.threads)
                 drawn = [row | {"projection": options.projection} for row in drawn]
                 answers += drawn
                 if options.answers:
                     with options.answers.open("a", encoding="utf-8") as file:
                         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn)
-        for found in sessions(llm, options, answers, done):
+        for found in sessions(llm, basis, options, answers, done):
             session = found | arm
             done.append(session)
             if options.study:

@@ -23,7 +23,7 @@ from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
-from _subjects import SCALES, export, smollm2
+from _subjects import export, smollm2
 
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.runtime.llama.requantize import half_copy, half_type
@@ -171,7 +171,7 @@ def main() -> None:
     options.dtype = options.dtype or default_dtype()
     report = bench.Report("grpo", options.json)
     with tempfile.TemporaryDirectory() as name:
-        bundle, _ = export(Path(name), SCALES)
+        bundle, _ = export(Path(name))
         speeds = by_turns(WAYS, bundle, options)
         steps = by_turns(ENGINES, bundle, options)
     stock = speeds[GENERATE]["median"]

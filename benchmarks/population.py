@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
-from _subjects import NORM, SCALES, export
+from _subjects import NORM, export, tiled
 
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.runtime import RewardLearner, TuneSettings
@@ -29,7 +29,7 @@ def llama(bundle: Path, rounds: int) -> dict[str, Any]:
     """Tokens a second of 32 sequences at once over those of one at a time, both with every core."""
     task = load_task("brevity")
     with closing(runtime.load(bundle, engine="llama", n_ctx=256)) as llm:
-        vector = MicroVector.random(llm.basis, NORM, seed=1)
+        vector = MicroVector.random(tiled(llm.bases), NORM, seed=1)
         llm.swap(vector)
         prompts = [llm.encode(sample)[0] for sample in task.train[:SEQUENCES]]
         longest = max(map(len, prompts)) + TOKENS
@@ -62,7 +62,7 @@ def onnx(bundle: Path, rounds: int) -> dict[str, Any]:
     task = load_task("brevity")
     samples = task.train[:PROMPTS]
     with runtime.load(bundle, engine="onnx") as llm:
-        vectors = [MicroVector.random(llm.basis, NORM, seed=seed) for seed in range(VECTORS)]
+        vectors = [MicroVector.random(tiled(llm.bases), NORM, seed=seed) for seed in range(VECTORS)]
         batch = llm.batch(samples, TOKENS, sequences=VECTORS * PROMPTS)
 
         def timed(run: Callable[[], Any]) -> Callable[[], float]:
@@ -126,7 +126,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if "llama" in options.engines:
             every = dict.fromkeys(["Q4_1", *options.weights])
-            bundles = {weights: export(Path(folder), SCALES, weights)[0] for weights in every}
+            bundles = {weights: export(Path(folder), weights)[0] for weights in every}
             for weights in options.weights:
                 title = f"llama.cpp, {weights}, seconds a token"
                 figures = show(report, f"llama {weights}", title, llama(bundles[weights], options.rounds))

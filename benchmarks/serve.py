@@ -31,7 +31,7 @@ import _common as bench  # first: it sets what libraries read when loaded
 import _group_loras
 import _leaving as leaving
 import psutil
-from _subjects import NORM, SCALES, export, smollm2
+from _subjects import NORM, export, smollm2
 
 from tinylora_edge import Basis, Hmac, MicroVector, Policy, load_basis, runtime
 from tinylora_edge.exporters import export_onnx
@@ -249,9 +249,9 @@ def vector_cost(basis: Basis, folder: Path) -> list[float]:
 def measure(report: bench.Report, options: Any, folder: Path) -> None:
     bundles = {"llama": options.llama, "onnx": options.onnx}
     if bundles["llama"] is None:
-        bundles["llama"] = export(folder, SCALES)[0]
+        bundles["llama"] = export(folder)[0]
     if bundles["onnx"] is None:
-        bundles["onnx"] = export_onnx(smollm2(), folder / "onnx", precision="int4", settings=SCALES).output
+        bundles["onnx"] = export_onnx(smollm2(), folder / "onnx", precision="int4").output
     basis = load_basis(bundles["llama"] / "basis.gguf")
     bases = {engine: load_basis(bundles[engine] / "basis.gguf") for engine in ENGINES}
     most = max(options.users)

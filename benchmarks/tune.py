@@ -22,7 +22,7 @@ from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
-from _subjects import ALL_OF_R, LEARNED, SCALES, best_prompt, export
+from _subjects import all_of_r, best_prompt, export, learned, tiled
 
 from tinylora_edge import runtime
 from tinylora_edge.runtime import Budget, RewardLearner, TuneSettings
@@ -35,8 +35,8 @@ ARMS: dict[str, TuneSettings] = {
     "CMA-ES, learned, behind the best prompt": TuneSettings(),
     "CMA-ES, all of R": TuneSettings(),
 }
-SHAPES = {arm: LEARNED for arm in ARMS if "learned" in arm} | {
-    arm: ALL_OF_R for arm in ARMS if "all of R" in arm
+BASES = {arm: learned for arm in ARMS if "learned" in arm} | {
+    arm: all_of_r for arm in ARMS if "all of R" in arm
 }
 TASKS = {"plain-brevity": 0.5, "brevity": 0.2, "list-lookup": 0.2}
 """Task -> gain that is asked for. Plain brevity is to reach 0.6 from at most 0.1."""
@@ -48,13 +48,15 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
     if "behind" in arm:
         task = best_prompt(name).before_task(task)
     with tempfile.TemporaryDirectory() as folder:
-        bundle, basis = export(Path(folder), SHAPES.get(arm, SCALES), options.weights)
+        bundle, bases = export(Path(folder), options.weights)
+        basis = BASES.get(arm, tiled)(bases)
         with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llm:
             tuning = RewardLearner(
                 llm,
                 task.train,
                 task.reward,
                 shaped=task.shaped,
+                basis=basis,
                 seed=seed,
                 max_tokens=task.max_tokens,
                 settings=ARMS[arm],
@@ -88,7 +90,7 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
         **found.record(),
         "processor_seconds": processor,
         "norm": found.vector.norm,
-        "values": found.vector.values.reshape(-1).tolist(),
+        "values": found.vector.values.tolist(),
         "checks": [[row["step"], row["check"]] for row in rows if "reward" in row and "check" in row],
         "rewards": [row["reward"] for row in rows if "reward" in row],
         "answers": [answer.strip() for answer in tuned.answers[:8]],
