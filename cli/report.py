@@ -33,7 +33,6 @@ $held_out
 <h2>Training</h2>
 $curve
 $training
-<details><summary>The $count values</summary>$values</details>
 <details><summary>The frame</summary><code>$frame</code></details>
 <details><summary>How to get the same</summary>$settings</details>
 </body></html>
@@ -56,12 +55,11 @@ def write_report(frame: Path) -> Path:
         training=_table(
             [
                 ("steps", f"{result['steps']}, {result['stopped']}, {record['seconds']:.0f} s"),
+                ("numbers", f"{record['numbers']:,}, {record['projection']}"),
                 ("kept", f"step {result['best_step']}, by prompts held back from training"),
                 ("held back", f"{result['start_score']:.3f} -> {result['best_score']:.3f}"),
             ]
         ),
-        count=len(record["values"]),
-        values=_table((f"v{i}", f"{value:+.4g}") for i, value in enumerate(record["values"], 1)),
         frame=data.hex(),
         settings=_table(console.flat(record["options"] | {"basis": record["basis"], "tool": record["tool"]})),
     )

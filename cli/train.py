@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,8 +35,12 @@ def train(
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps.")] = 40,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
     samples: Annotated[int, typer.Option(metavar="N", min=2, help="Completions a prompt.")] = 8,
-    lr: Annotated[float | None, typer.Option(metavar="X", help="Step size. [default: measured]")] = None,
-    start: Annotated[Path | None, typer.Option(metavar="FILE", help="A vector to begin with.")] = None,
+    lr: Annotated[float | None, typer.Option(metavar="X", help="Step size. [default: one that suits]")] = None,
+    rank: Annotated[int | None, typer.Option(metavar="K", help="All of R at this rank. [default: 2]")] = None,
+    numbers: Annotated[int | None, typer.Option(metavar="N", help="So many numbers, such as 13.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A vector to begin with, of any size up to this one.")
+    ] = None,
     system: SystemOption = None,
     examples: ExamplesOption = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
@@ -50,16 +55,20 @@ def train(
     Beside FILE it leaves FILE.json (task, settings, curve, held-out figures) and a report, FILE.html. Ctrl-C
     saves the state.
 
+    A vector is all entries of R at a rank, 840 for SmolLM2 at rank 2, or --numbers 13: the directions that the
+    bundle has learned, or the paper's.
+
     With --system or --examples the vector is trained behind a prompt, and belongs to it.
 
     \b
     Examples:
       tinylora-edge train out/demo --task list-lookup -o lookup.bin
-      tinylora-edge train out/demo --task brevity --start distilled.bin -o brief.bin
+      tinylora-edge train out/demo --task brevity --numbers 13 -o brief.bin
+      tinylora-edge train out/demo --task brevity --rank 8 --start brief.bin -o briefer.bin
       tinylora-edge train out/demo --task formats --system "Answer in JSON alone." --examples 2 -o json.bin
     """
     from ..tasks import load_task
-    from ..train import Options
+    from ..train import Options, grown
     from ..train import train as run
 
     options = Options(
@@ -67,14 +76,19 @@ def train(
         steps=steps,
         prompts=prompts,
         samples=samples,
+        rank=rank,
+        numbers=numbers,
         lr=lr,
         seed=seed,
         anchor=anchor,
         weights=None if weights is None else str(weights),
         evaluate=evaluate,
         drift=figures.DRIFT_PROMPTS if evaluate else 0,
-        start=None if start is None else _values(bundle, start),
     )
+    if start is not None:
+        bases = load_bundle(bundle).bases
+        vector = MicroVector.from_bytes(vectors.read(str(start)), bases)
+        options = replace(options, start=grown(vector, bases, options.basis(bases)))
     loaded = load_task(task, reward=reward, seed=seed)
     loaded = figures.preamble(loaded, system, examples).before_task(loaded)
     with training_progress(steps) as show:
@@ -130,8 +144,3 @@ def training_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
             bar("  ".join(parts), done=metrics["step"])
 
         yield show
-
-
-def _values(bundle: Path, file: Path) -> tuple[float, ...]:
-    vector = MicroVector.from_bytes(vectors.read(str(file)), load_bundle(bundle).basis)
-    return tuple(map(float, vector.values.reshape(-1)))

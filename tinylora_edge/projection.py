@@ -273,6 +273,11 @@ class Projection(ABC):
     def adjoint(self, r: NDArray[Any]) -> NDArray[np.float64]:
         """Return the gradient by v of a gradient by R: [M, k, k] -> float64 [n]."""
 
+    @property
+    @abstractmethod
+    def tied(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The map in the paper's form, R[m] = sum_i v[g(m) u + i] P[m, i]: g, int32 [M], and P, float32 [M, u, k, k]."""
+
     @cached_property
     def prior(self) -> Prior | None:
         """Mean and covariance in float64, the covariance exactly symmetric; None where there is no prior."""
@@ -303,7 +308,7 @@ class _Tied(Projection):
         p: NDArray[np.float32] | None = None,
     ) -> None:
         self.kind, self.modules, self.rank, self.descriptor = kind, tuple(modules), rank, descriptor
-        self.tying, self.u, self._seed = tying, u, seed
+        self._tying, self._u, self._seed = tying, u, seed
         self.size = (int(tying.max()) + 1) * u
         self._check()
         entries = len(self.modules) * u * rank**2
@@ -312,26 +317,30 @@ class _Tied(Projection):
                 f"a projection has at most {limits.PROJECTION_ENTRIES:,} entries of P, not {entries:,}"
             )
         if p is not None:
-            self.p = p
+            self._p = p
 
     @cached_property
-    def p(self) -> NDArray[np.float32]:
+    def _p(self) -> NDArray[np.float32]:
         """P of every module: float32 [M, u, k, k]."""
-        return np.stack([project(self._seed, module, self.u, self.rank) for module in self.modules])
+        return np.stack([project(self._seed, module, self._u, self.rank) for module in self.modules])
 
     def R(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
-        rows = v.astype(np.float64).reshape(-1, self.u)[self.tying]
+        rows = v.astype(np.float64).reshape(-1, self._u)[self._tying]
         total = np.zeros((len(self.modules), self.rank, self.rank))
-        for i in range(self.u):
-            total += rows[:, i, None, None] * self.p[:, i]
+        for i in range(self._u):
+            total += rows[:, i, None, None] * self._p[:, i]
         with np.errstate(over="ignore"):
             return total.astype(np.float32)
 
     def adjoint(self, r: NDArray[Any]) -> NDArray[np.float64]:
-        by_module = np.einsum("muab,mab->mu", self.p, r, dtype=np.float64)
-        total = np.zeros((self.size // self.u, self.u))
-        np.add.at(total, self.tying, by_module)
+        by_module = np.einsum("muab,mab->mu", self._p, r, dtype=np.float64)
+        total = np.zeros((self.size // self._u, self._u))
+        np.add.at(total, self._tying, by_module)
         return total.reshape(-1)
+
+    @property
+    def tied(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        return self._tying, self._p
 
 
 class _Entries(Projection):
@@ -349,6 +358,12 @@ class _Entries(Projection):
 
     def adjoint(self, r: NDArray[Any]) -> NDArray[np.float64]:
         return np.asarray(r, np.float64).reshape(-1)
+
+    @property
+    def tied(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        count, entries = len(self.modules), self.rank**2
+        units = np.eye(entries, dtype=np.float32).reshape(entries, self.rank, self.rank)
+        return np.arange(count, dtype=np.int32), np.broadcast_to(units, (count, *units.shape))
 
 
 _RANDOM = re.compile(

@@ -1,4 +1,4 @@
-"""The host side of a vector: GRPO or SFT finds the 13 numbers, evaluation proves them.
+"""The host side of a vector: GRPO or SFT finds its numbers, evaluation proves them.
 
 `train` runs a task on a bundle and writes a frame. The parts are there for those who run their own loop:
 `Adapter` puts a basis into a transformers model, `Learner` turns scored completions into a gradient of v,
@@ -17,7 +17,7 @@ except ModuleNotFoundError:
 
 from .adapter import Adapter
 from .learner import Group, Learner
-from .options import Options, Outcome, Result
+from .options import Options, Outcome, Result, grown
 from .trainer import Trainer
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "Outcome",
     "Result",
     "Trainer",
+    "grown",
     "train",
 ]
 

@@ -1,8 +1,9 @@
 """TinyLoRA inside a transformers model: v is all that learns.
 
-Each adapted linear layer computes y = x W^T + ((x A^T) R^T) B^T with R = sum_i v[g, i] P[i]. One autograd
-function a module, whose only trainable input is R: it keeps the r-wide x A^T for the backward pass and
-never an `in x out` gradient, nor the layer's input. v and its gradient are float32 whatever the base is.
+Each adapted linear layer computes y = x W^T + ((x A^T) R^T) B^T with the R that the basis's projection makes
+of v. One autograd function a module, whose only trainable input is R: it keeps the k-wide x A^T for the
+backward pass and never an `in x out` gradient, nor the layer's input. v and its gradient are float32 whatever
+the base is.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ..basis import Basis
+from ..projection import Projection
 from ..vector import MicroVector
 from .model import factors_for, hf_names
 
@@ -23,7 +24,7 @@ from .model import factors_for, hf_names
 class Adapter(nn.Module):
     """A basis attached to a `transformers` language model, which is frozen, and changed until `detach`.
 
-    `v`, float32 [G, u], is the trainable parameter; the model's weights may have any float dtype.
+    `v`, float32 [n], is the trainable parameter; the model's weights may have any float dtype.
 
     Raises:
         TrainError: a module of the basis is not in the model, is no linear layer, or its factors are not
@@ -33,14 +34,14 @@ class Adapter(nn.Module):
     def __init__(self, model: nn.Module, basis: Basis) -> None:
         super().__init__()
         self.basis = basis
-        self.v = nn.Parameter(torch.zeros(basis.groups, basis.u))
-        self.register_buffer("tying", torch.from_numpy(basis.tying.astype(np.int64)), persistent=False)
-        self.register_buffer("p", torch.from_numpy(basis.projections.copy()), persistent=False)
+        self.v = nn.Parameter(torch.zeros(basis.size))
         self._handles: list[Any] = []
         self._forward = threading.local()  # several threads may run the model at once
         model.requires_grad_(False)
-        names = hf_names(model, basis)
-        pairs = [factors_for(model, basis, module, names[module]) for module in basis.modules]
+        names = hf_names(model, basis.factors)
+        pairs = [
+            factors_for(model, basis.factors, module, names[module], basis.rank) for module in basis.modules
+        ]
         for position, (module, pair) in enumerate(zip(basis.modules, pairs, strict=True)):
             linear: Any = model.get_submodule(names[module])
             weight = linear.weight
@@ -56,11 +57,11 @@ class Adapter(nn.Module):
 
     def vector(self) -> MicroVector:
         """Return v as a micro-vector."""
-        return MicroVector(self.v.detach().cpu().numpy().copy())
+        return MicroVector(self.v.detach().cpu().numpy().copy(), basis=self.basis.digest)
 
     def R(self) -> Tensor:
-        """R of every module from the present v: [M, r, r], differentiable."""
-        return torch.einsum("mu,muab->mab", self.v[self.tying], self.p)
+        """R of every module from the present v: [M, k, k], differentiable."""
+        return projected(self.v, self.basis.projection)
 
     def detach(self) -> None:
         """Give the model back as it was (frozen)."""
@@ -74,7 +75,7 @@ class Adapter(nn.Module):
         self.detach()
 
     def _refresh(self, model: nn.Module, inputs: Any) -> None:
-        # once a forward pass: 210 modules share one einsum, and its one backward
+        # once a forward pass: 210 modules share one projection, and its one backward
         self._forward.r = self.R()
 
     def _hook(self, position: int, a: Tensor, b: Tensor) -> Any:
@@ -84,11 +85,32 @@ class Adapter(nn.Module):
         return add
 
 
+def projected(v: Tensor, projection: Projection) -> Tensor:
+    """Return R of v [n]: [M, k, k], on its device and in its dtype, differentiable; computed on the CPU."""
+    found: Tensor = _Projected.apply(v, projection)
+    return found
+
+
+class _Projected(torch.autograd.Function):
+    """R of a projection, and its adjoint as the gradient: numpy's, so that R is that of every engine."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, projection: Projection) -> Tensor:
+        ctx.projection = projection
+        r = projection.R(v.detach().to("cpu", torch.float32).numpy())
+        return torch.from_numpy(r).to(v)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        by_v = ctx.projection.adjoint(grads[0].cpu().numpy())
+        return torch.from_numpy(by_v).to(grads[0]), None
+
+
 class SidePath(torch.autograd.Function):
     """The side path ((x A^T) R^T) B^T, differentiable in x and R.
 
-    Shapes: x [..., in], R [r, r], A [r, in], B [out, r] -> [..., out]. Every row of a batch may have its own
-    R: x [rows, tokens, in], R [rows, r, r]. R is float32 (or float64); the rest share the base's dtype.
+    Shapes: x [..., in], R [k, k], A [k, in], B [out, k] -> [..., out]. Every row of a batch may have its own
+    R: x [rows, tokens, in], R [rows, k, k]. R is float32 (or float64); the rest share the base's dtype.
     """
 
     @staticmethod
@@ -103,7 +125,7 @@ class SidePath(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Return the gradients of x and R."""
         low, r, a, b = ctx.saved_tensors
-        high = (grads[0] @ b).to(r.dtype)  # [..., r]: the gradient at the output of R
+        high = (grads[0] @ b).to(r.dtype)  # [..., k]: the gradient at the output of R
         grad_x = grad_r = None
         if ctx.needs_input_grad[0]:
             grad_x = (high @ r).to(low.dtype) @ a

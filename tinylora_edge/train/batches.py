@@ -31,7 +31,7 @@ class Batches(Protocol):
     """A source of the groups of a step."""
 
     def collect(
-        self, v: NDArray[np.float32], samples: Sequence[Sample], seed: tuple[int, ...]
+        self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]
     ) -> tuple[list[Group], dict[str, Any]]:
         """Return the groups that have signal, and metrics of the step."""
 
@@ -49,11 +49,12 @@ class Sampled:
         self.lowest = 0.0
 
     def collect(
-        self, v: NDArray[np.float32], samples: Sequence[Sample], seed: tuple[int, ...]
+        self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]
     ) -> tuple[list[Group], dict[str, Any]]:
         """Draw and score; groups whose rewards are all equal are left out before any gradient work."""
         began = time.monotonic()
-        drawn, rewards = self.draw(v, samples, each=self._each, temperature=self.task.temperature, seed=seed)
+        drawn, rewards = self.draw(
+            vector, samples, each=self._each, temperature=self.task.temperature, seed=seed)
         groups = []
         for sample, group, scores in zip(samples, drawn, rewards, strict=True):
             # What exploded has no log-probability.
@@ -79,7 +80,7 @@ class Sampled:
 
     def draw(
         self,
-        v: NDArray[np.float32],
+        vector: MicroVector,
         samples: Sequence[Sample],
         *,
         each: int,
@@ -89,7 +90,7 @@ class Sampled:
         """Return `each` completions of every sample, and their rewards."""
         drawn = self._batch.generate(
             [self._encode(sample).tolist() for sample in samples],
-            vectors=MicroVector(v),
+            vectors=vector,
             samples=each,
             max_tokens=self.task.max_tokens,
             temperature=temperature,
@@ -116,7 +117,7 @@ class GivenAnswers:
         self._encode, self._encode_answer = encode, encode_answer
 
     def collect(
-        self, v: NDArray[np.float32], samples: Sequence[Sample], seed: tuple[int, ...]
+        self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]
     ) -> tuple[list[Group], dict[str, Any]]:
         """Return the prompts with their answers."""
         groups = [

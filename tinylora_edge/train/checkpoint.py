@@ -22,7 +22,7 @@ _BYTES = 1 << 28  # 13,440 values in four arrays take 1 MiB, and 10,000 steps 4 
 class TrainState:
     """The state of a run: all that the next step depends on. Random numbers derive from (seed, step)."""
 
-    v: NDArray[np.float32]  # [G, u], like the next three
+    v: NDArray[np.float32]  # [n], like the next three
     m: NDArray[np.float32]  # Adam's first moment, and its second
     s: NDArray[np.float32]
     best_v: NDArray[np.float32]  # what the run would return now
@@ -64,7 +64,7 @@ def load(path: Path, identity: dict[str, Any]) -> TrainState:
         if not isinstance(found, dict):
             raise ValueError("its identity is no object")
         for name, array in arrays.items():
-            if array.ndim != 1 if name == "top_scores" else array.ndim != 2 or array.shape != state.v.shape:
+            if array.ndim != 1 or name != "top_scores" and array.shape != state.v.shape:
                 raise ValueError(f"its {name} is of shape {array.shape}")
     except FileNotFoundError:
         raise TrainError(f"there is no checkpoint {path} to resume from: start without --resume") from None

@@ -16,6 +16,7 @@ from .. import runtime
 from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import load_bundle
+from ..projection import NUMBERS
 from ..runtime.batch import Batch
 from ..runtime.learning.contrast import (
     SHOWN_TOKENS,
@@ -42,6 +43,7 @@ def distill(
     questions: Sequence[str],
     held_out: Sequence[str],
     *,
+    numbers: int = NUMBERS,
     max_tokens: int = 24,
     steps: int = 8,
     seed: int = 0,
@@ -56,10 +58,11 @@ def distill(
     prompt may want the opposite of what most do).
 
     Args:
-        bundle: with a GGUF base. Its basis may be learned or not.
+        bundle: with a GGUF base.
         behaviour: the teacher: a system prompt, worked examples, or both.
         questions: to learn on.
         held_out: to measure on, none of them among `questions`.
+        numbers: of the vector: the bundle's learned ones, or the paper's where it has none of so many.
         max_tokens: of an answer.
         steps: of L-BFGS.
         seed: of the answers.
@@ -68,6 +71,7 @@ def distill(
         workers: cores to use; None takes every core.
 
     Raises:
+        BasisError: no projection has so many numbers.
         TrainError: no questions, a question on both sides, a teacher that changes nothing, a prompt that
             passes the model's context.
     """
@@ -80,6 +84,7 @@ def distill(
             f"{len(held_out)} with {len(both)} on both sides"
         )
     found = load_bundle(bundle)
+    basis = found.basis(numbers=numbers)
     with ExitStack() as stack:
         llm = stack.enter_context(closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=workers)))
         lesson, check = prepare_lessons(
@@ -99,27 +104,16 @@ def distill(
         )
         model = load_model(weights or found.base, dtype)
         model.set_attn_implementation("eager")
-        student = pool.submit(Student, model, found.basis).result()
+        student = pool.submit(Student, model, basis).result()
         stack.callback(student.close)
 
         def fitted() -> MicroVector:
-            directions = directions_of(found.basis)
-            spread = spread_of(found.basis, student, lesson, seed)
-            values, _ = student.fit(lesson, steps=steps, spread=spread, directions=directions)
-            return MicroVector(values.reshape(found.basis.groups, found.basis.u))
+            spread = spread_of(basis, student, lesson, seed)
+            return MicroVector(student.fit(lesson, steps=steps, spread=spread)[0], basis=basis.digest)
 
         vector = pool.submit(fitted).result()
         replacement = measure(batch, behaviour, held_out, contrast, before, vector)
     return Distilled(vector, replacement, time.monotonic() - began)
-
-
-def directions_of(basis: Basis) -> NDArray[np.float32]:
-    """Return what each value of v adds to R, in order: float32 [n, M, r, r]."""
-    count, shape = basis.size, (len(basis.modules), basis.rank, basis.rank)
-    found = np.zeros((count, *shape), np.float32)
-    for module, group in enumerate(basis.tying):
-        found[group * basis.u : (group + 1) * basis.u, module] = basis.projections[module]
-    return found
 
 
 def spread_of(basis: Basis, student: Student, lesson: Lesson, seed: int) -> NDArray[np.float64]:
@@ -131,7 +125,6 @@ def spread_of(basis: Basis, student: Student, lesson: Lesson, seed: int) -> NDAr
     if basis.prior is not None:
         return basis.prior.spread
     slopes = student.slopes(lesson, seed=(seed, 6))
-    score = slopes.score.reshape(len(slopes.tokens), -1).astype(np.float64)
-    score = score @ directions_of(basis).reshape(basis.size, -1).T
+    score = np.array([basis.projection.adjoint(each) for each in slopes.score])
     information = float((score**2).sum(0).mean()) / int(slopes.tokens.sum())
     return np.asarray(_EFFECT / information**0.5 * np.eye(basis.size))

@@ -3,7 +3,7 @@
 Near R = 0 the KL divergence of the changed model from the base is 1/2 R^T F R nats a token, F being the
 Fisher information of the model's next token (Amari, "Natural gradient works efficiently in learning", 1998).
 For many behaviours, prompts that the model follows, the slope g of the KL from the prompted model is taken in
-all M r^2 numbers of R. -F^-1 g is what the behaviour asks of R; the first principal directions of all of
+all M k^2 numbers of R at rank 2. -F^-1 g is what the behaviour asks of R; the first principal directions of all of
 them, measured in nats, are the learned projections, and where the behaviours lie in them is the prior of a
 vector.
 """
@@ -31,7 +31,7 @@ from .. import runtime
 from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import Bundle, load_bundle
-from ..projection import EXPLICIT
+from ..projection import RANK, Projection
 from ..runtime.evaluation import Report
 from ..runtime.learning.contrast import NOISE, Lesson
 from ..runtime.llama.model import TinyLoraLlama
@@ -51,7 +51,7 @@ _WEAK = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class LearnSettings:
-    """The settings of learning a basis of `directions` numbers; `questions` are asked of each behaviour."""
+    """The settings of learning a projection of `directions` numbers; `questions` are asked of each behaviour."""
 
     directions: int = 13
     questions: int = 8
@@ -67,18 +67,18 @@ class LearnSettings:
 
 @dataclass(frozen=True)
 class Learned:
-    """A basis with learned projections, and what it was learned from.
+    """A learned projection, and what it was learned from.
 
     Attributes:
-        basis: explicit projections, with the prior of the behaviours' vectors. A unit is alike in all values:
-            near zero, a vector v moves the model by at most about |v|^2 / 2 nats a token.
+        projection: with the prior of the behaviours' vectors. A unit is alike in all values: near zero, a
+            vector v moves the model by at most about |v|^2 / 2 nats a token.
         behaviours: of each behaviour its name, the KL from the prompted model to the bare one, in nats a
             token, and the share of what it asks of R that the directions hold.
         energy: share of all that the directions hold, in order; float64 [n].
         seconds: that it took, in all sittings together.
     """
 
-    basis: Basis
+    projection: Projection
     behaviours: tuple[tuple[str, float, float], ...]
     energy: NDArray[np.float64]
     seconds: float
@@ -96,10 +96,10 @@ def learn(
     device: str | None = None,
     report: Report = lambda figures: None,
 ) -> Learned:
-    """Learn a basis with the factors of a bundle.
+    """Learn a projection for the leading 2 directions of a bundle's factors (`add_projection` puts it there).
 
     Args:
-        bundle: with a GGUF base and a basis of random projections.
+        bundle: with a GGUF base.
         folder: keeps the slopes of each behaviour; one that is there is not taken again, so that an
             interrupted run goes on.
         behaviours: to learn from, at least as many as there are directions; None takes the shipped ones.
@@ -112,20 +112,15 @@ def learn(
         report: called with the figures of each behaviour whose slope is taken.
 
     Raises:
-        TrainError: fewer behaviours than directions, projections that are explicit already, a device that
-            torch does not have, a teacher that changes nothing, a prompt that passes the model's context.
+        TrainError: fewer behaviours than directions, a device that torch does not have, a teacher that
+            changes nothing, a prompt that passes the model's context.
     """
     settings = settings or LearnSettings()
     found = load_bundle(bundle)
-    basis, count = found.basis, settings.directions
+    basis, count = found.basis(rank=min(RANK, found.factors.rank)), settings.directions
     chosen = list(load_behaviours() if behaviours is None else behaviours)
-    if basis.projection == EXPLICIT:
-        raise TrainError(
-            f"basis {basis.id} has explicit projections already: learn from a bundle that was exported with "
-            "--projection random"
-        )
-    if count > len(basis.modules) * basis.rank**2:
-        raise TrainError(f"R has {len(basis.modules) * basis.rank**2} numbers, fewer than {count} directions")
+    if count > basis.size:
+        raise TrainError(f"R has {basis.size} numbers, fewer than {count} directions")
     twice = [name for name, times in Counter(each.name for each in chosen).items() if times > 1]
     if twice:
         raise TrainError(f"two behaviours are called {twice[0]!r}: give yours another name")
@@ -143,7 +138,15 @@ def learn(
         Path(folder).mkdir(parents=True, exist_ok=True)
         rest = [each for each, _ in missing]
         taken = _slopes(
-            found, Path(folder), rest, settings, weights or found.base, dtype, workers or cores(), place
+            found,
+            basis,
+            Path(folder),
+            rest,
+            settings,
+            weights or found.base,
+            dtype,
+            workers or cores(),
+            place,
         )
         with closing(taken):
             for number, (name, slopes, seconds) in enumerate(taken):
@@ -166,7 +169,7 @@ def questions_of(behaviour: Behaviour, general: Sequence[str], settings: LearnSe
 
 
 def information(scores: ArrayLike, tokens: int) -> Matrix:
-    """Return the Fisher information F of R, in nats a token: float64 [D, D], positive definite, D = M r^2.
+    """Return the Fisher information F of R, in nats a token: float64 [D, D], positive definite, D = M k^2.
 
     `scores`, [K, D], are slopes of the summed log-probability of tokens drawn from the model, `tokens` in
     all.
@@ -238,6 +241,7 @@ def _shortened(steps: Matrix) -> Matrix:
 
 def _slopes(
     found: Bundle,
+    basis: Basis,
     folder: Path,
     asked: Sequence[tuple[Behaviour, list[str]]],
     settings: LearnSettings,
@@ -274,7 +278,7 @@ def _slopes(
         stack.callback(pool.shutdown, cancel_futures=True)
         model = load_model(weights, dtype).to(place)
         model.set_attn_implementation("eager")
-        student = pool.submit(Student, model, found.basis).result()
+        student = pool.submit(Student, model, basis).result()
         stack.callback(student.close)
         for name, slopes, seconds in pool.map(work, lessons):
             if slopes.before < NOISE:
@@ -300,7 +304,8 @@ def _assembled(basis: Basis, names: Sequence[str], paths: Sequence[Path], count:
     fisher = information(np.concatenate(scores), tokens)
     found = learned_directions(np.array(means, np.float32), fisher, count)
     directions = found.directions.reshape(-1, len(basis.modules), basis.rank, basis.rank)
-    made = basis.with_projections(directions, prior=prior_of(found.places) if len(names) > 1 else None)
+    prior = prior_of(found.places) if len(names) > 1 else None
+    made = Projection.learned(basis.modules, directions, prior)
     records = tuple(zip(names, before, found.shares.tolist(), strict=True))
     return Learned(made, records, found.energy, seconds)
 
@@ -316,7 +321,7 @@ def _key(basis: Basis, behaviour: Behaviour, questions: list[str], settings: Lea
 def _teachers(found: Bundle, folder: Path, workers: int, *, on_cpu: bool) -> Iterator[TinyLoraLlama]:
     """Open the deployed model, or where that is faster a copy of it in 16 bits, which is not kept."""
     if on_cpu and half_type() is not None:
-        with half_copy(found.base, folder / "teachers", found.basis, workers) as llm:
+        with half_copy(found.base, folder / "teachers", found.bases, workers) as llm:
             yield llm
     else:
         room: dict[str, Any] = {"n_ctx": 64, "n_threads": workers, "n_gpu_layers": 0 if on_cpu else -1}

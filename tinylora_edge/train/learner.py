@@ -66,7 +66,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Gradient:
-    """The mean loss over the tokens of a batch, and its gradient by v, float32 [G, u]."""
+    """The mean loss over the tokens of a batch, and its gradient by v, float32 [n]."""
 
     loss: float
     grad: Tensor

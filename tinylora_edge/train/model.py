@@ -1,4 +1,4 @@
-"""The transformers model that learns, and which of its layers the modules of a basis are.
+"""The transformers model that learns, and which of its layers the modules of factors are.
 
 The weights are the deployed ones, dequantized, or the original ones. GGUF keeps the rows of some layers in
 another order than transformers: `factors_for` turns a module's factors into the layer's.
@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..basis import Basis
 from ..errors import MissingExtraError, TrainError
 from ..factorization import AGREEMENT, gap
+from ..factors import Factors
 from ..formats.gguf import read_once
 from ..modules import find_architecture, inverse, listed_order, parse, read_heads, row_orders
 
@@ -92,11 +92,11 @@ def location_of(source: Path) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": str(source)}
 
 
-def hf_names(model: nn.Module, basis: Basis) -> dict[str, str]:
+def hf_names(model: nn.Module, factors: Factors) -> dict[str, str]:
     """Return module -> layer name for a transformers model; a TrainError where a module has no layer."""
     architectures = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    blocks = 1 + max(parse(module)[0] for module in basis.modules)
-    table = gguf.get_tensor_name_map(architectures[basis.architecture], blocks)
+    blocks = 1 + max(parse(module)[0] for module in factors.modules)
+    table = gguf.get_tensor_name_map(architectures[factors.architecture], blocks)
     found = {}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear):
@@ -104,22 +104,22 @@ def hf_names(model: nn.Module, basis: Basis) -> dict[str, str]:
             module = table.get_name(f"{layer_name}.weight", try_suffixes=(".weight",))
             if module is not None:
                 found[module] = name
-    missing = [module for module in basis.modules if module not in found]
+    missing = [module for module in factors.modules if module not in found]
     if missing and all(parse(module)[1].endswith("_exps") for module in missing):
         raise TrainError(
             f"experts cannot be trained in torch, where one tensor holds them all: {missing[0]} and "
-            f"{len(missing) - 1} more modules of the basis. Export without them: --targets '!*_exps'"
+            f"{len(missing) - 1} more modules of the factors. Export without them: --targets '!*_exps'"
         )
     if missing:
         raise TrainError(
-            f"{len(missing)} of {len(basis.modules)} modules of the basis are not in the model, "
+            f"{len(missing)} of {len(factors.modules)} modules of the factors are not in the model, "
             f"such as {missing[0]}: it is another model, or of an architecture that trains elsewhere"
         )
-    return {module: found[module] for module in basis.modules}
+    return {module: found[module] for module in factors.modules}
 
 
-def factors_for(model: Any, basis: Basis, module: str, name: str) -> tuple[Tensor, Tensor]:
-    """Return A [r, in] and B [out, r] of a module, float32 on the CPU, B's rows in the order of layer `name`.
+def factors_for(model: Any, factors: Factors, module: str, name: str, rank: int) -> tuple[Tensor, Tensor]:
+    """Return a module's leading A [rank, in] and B [out, rank], float32, B's rows in the order of layer `name`.
 
     GGUF keeps the rows of some layers in another order. The layer's weight decides, as it does in an export,
     and shows that it is the one that was factorized; a list of architectures has to do for a weight that is
@@ -131,20 +131,19 @@ def factors_for(model: Any, basis: Basis, module: str, name: str) -> tuple[Tenso
     try:
         layer: Any = model.get_submodule(name)
     except AttributeError:
-        raise TrainError(f"the model has no layer {name}, which {module} of the basis maps to") from None
+        raise TrainError(f"the model has no layer {name}, which {module} of the factors maps to") from None
     if not isinstance(layer, nn.Linear):
         raise TrainError(
             f"{name} is a {type(layer).__name__}, not a linear layer: {module} cannot be adapted"
         )
-    position = basis.index(module)
-    a, b = (np.array(factors[position], np.float32) for factors in (basis.a, basis.b))
+    a, b = factors.leading(module, rank)
     if (b.shape[0], a.shape[1]) != (layer.out_features, layer.in_features):
         raise TrainError(
             f"{name} is {layer.out_features} x {layer.in_features}, but the factors of {module} fit "
             f"{b.shape[0]} x {a.shape[1]}: this is another model"
         )
     order = _order(model, layer.weight, a, b, module, name)
-    return torch.from_numpy(a), torch.from_numpy(b[inverse(order)])
+    return torch.from_numpy(a.copy()), torch.from_numpy(b[inverse(order)])
 
 
 def _order(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from ..basis import Bases, Basis
 from ..errors import TrainError
+from ..projection import RANK
 from ..runtime.drift import Drift
 from ..runtime.evaluation import Comparison, Evaluation, compare
 from ..vector import MicroVector
@@ -23,9 +29,11 @@ class Options:
         steps: how many.
         prompts: a step.
         samples: completions a prompt (GRPO).
-        lr: step size of Adam on v, or where the basis has a prior on z (`Basis.whitening`); it falls linearly
-            to a tenth. None derives it: one step then moves the log-probabilities of sampled tokens by about
-            `target_logprob_change` nats.
+        rank: k, to train all entries of R at this rank.
+        numbers: to train so many: the bundle's learned ones, or the paper's. Rank 2 where neither is given.
+        lr: step size of Adam, in the coordinates of `trainer.parametrization`; it falls linearly to a tenth.
+            None takes the basis's own, or derives it: one step then moves the log-probabilities of sampled
+            tokens by about `target_logprob_change` nats.
         target_logprob_change: see `lr`; root mean square.
         validation: prompts held back from training to choose the vector by, at least 2.
         validate_every: steps between validations.
@@ -34,8 +42,8 @@ class Options:
         anchor: weight of a nat a token of KL(base || v) on general prompts in the loss. 0 holds v nowhere and
             saves the passes that it costs.
         seed: of everything that is random.
-        start: values that training starts from, as many as the basis has, such as those of a distilled
-            prompt; None is the base.
+        start: values that training starts from, as many as the basis has (`grown` makes them of a smaller
+            vector); None is the base.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
         half_copy: draw with a 16-bit copy of the deployed GGUF, which is closer to what learns; None does
@@ -51,6 +59,8 @@ class Options:
     steps: int = 40
     prompts: int = 8
     samples: int = 8
+    rank: int | None = None
+    numbers: int | None = None
     lr: float | None = None
     target_logprob_change: float = 0.12
     validation: int = 48
@@ -80,7 +90,43 @@ class Options:
         if not 0 <= self.anchor < math.inf:
             raise TrainError(f"an anchor weighs at least 0 a nat, not {self.anchor}")
         if self.start is not None and not all(map(math.isfinite, self.start)):
-            raise TrainError(f"training starts from finite values, not from {list(self.start)}")
+            raise TrainError("training starts from finite values, and one of those to start from is none")
+
+    def basis(self, bases: Bases) -> Basis:
+        """Return the basis that a run trains in; BasisError where there is none of its rank or numbers."""
+        rank = RANK if self.rank is None and self.numbers is None else self.rank
+        return bases.basis(numbers=self.numbers, rank=rank)
+
+    def record(self) -> dict[str, Any]:
+        """Return the options as JSON holds them: of the values to start from their SHA-256."""
+        start = None if self.start is None else hashlib.sha256(np.array(self.start, "<f4")).hexdigest()
+        return asdict(self) | {"start": start}
+
+
+def grown(vector: MicroVector, bases: Bases, basis: Basis) -> tuple[float, ...]:
+    """Return the values in a basis that say what a vector of another one of the same factors says, exactly.
+
+    All entries of a rank say whatever a vector of that rank or a lower one does.
+
+    Raises:
+        TrainError: the basis cannot say it.
+        BasisMismatchError, VectorError: the vector is of none of the bases.
+    """
+    source = bases.of(vector)
+    if source.digest == basis.digest:
+        return tuple(vector.values.tolist())
+    k, most = basis.rank, max(basis.rank, source.rank)
+    whole = np.zeros((len(basis.modules), most, most), np.float32)
+    whole[:, : source.rank, : source.rank] = source.R(vector)
+    values = basis.projection.adjoint(whole[:, :k, :k]).astype(np.float32)
+    said = np.zeros_like(whole)
+    said[:, :k, :k] = basis.R(values)
+    if not np.array_equal(said, whole):
+        raise TrainError(
+            f"a vector of {source.size} numbers does not go into {basis.size} others: train on from it with "
+            f"all entries of its rank, --rank {source.rank}, or of a higher one"
+        )
+    return tuple(values.tolist())
 
 
 @dataclass(frozen=True)

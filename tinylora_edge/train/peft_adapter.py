@@ -1,8 +1,8 @@
 """A basis inside PEFT: an adapter that TRL, accelerate and vLLM treat like any other.
 
 PEFT's own TinyLoRA computes an SVD of every layer when it is created, draws its projections from torch's
-generator, and ties neighbours at one ratio. The layers here are PEFT's, with factors, projections and
-tying taken from a basis instead, under a PEFT type of their own, `TINYLORA_EDGE`. PEFT knows the type once
+generator, and ties neighbours at one ratio. The layers here are PEFT's, with factors and P taken from a
+basis instead (`Projection.tied`), under a PEFT type of their own, `TINYLORA_EDGE`. PEFT knows the type once
 this module is imported; import it before `PeftModel.from_pretrained` of such an adapter.
 """
 
@@ -171,14 +171,17 @@ def peft_model(model: Any, basis: Basis) -> PeftModel:
     Raises:
         TrainError: a module of the basis is not in the model, or its factors are not those of the layer.
     """
-    names = hf_names(model, basis)
-    factors = {names[module]: factors_for(model, basis, module, names[module]) for module in basis.modules}
+    names = hf_names(model, basis.factors)
+    factors = {
+        name: factors_for(model, basis.factors, module, name, basis.rank) for module, name in names.items()
+    }
+    tying, p = basis.projection.tied
     config = TinyLoraEdgeConfig(
         task_type="CAUSAL_LM",
         r=basis.rank,
-        u=basis.u,
+        u=p.shape[1],
         target_modules=list(names.values()),
-        tying={names[m]: int(group) for m, group in zip(basis.modules, basis.tying, strict=True)},
+        tying={names[m]: int(group) for m, group in zip(basis.modules, tying, strict=True)},
         digest=basis.digest,
     )
     wrapped = get_peft_model(model, config)
@@ -189,7 +192,7 @@ def peft_model(model: Any, basis: Basis) -> PeftModel:
         a, b = factors[name]
         layer.tinylora_A["default"].copy_(a)
         layer.tinylora_B["default"].copy_(b)
-        layer.tinylora_P["default"].copy_(torch.from_numpy(basis.projections[position]))
+        layer.tinylora_P["default"].copy_(torch.from_numpy(p[position].copy()))
     return wrapped
 
 
@@ -199,7 +202,8 @@ def vector_of(model: PeftModel, *, adapter_name: str = "default") -> MicroVector
     if adapter_name not in rows:
         raise TrainError(f"the model has no TinyLoRA adapter {adapter_name!r}: make one with peft_model")
     values = [rows[adapter_name][str(group)].detach() for group in range(len(rows[adapter_name]))]
-    return MicroVector(torch.stack(values).float().cpu().numpy())
+    digest = model.peft_config[adapter_name].digest
+    return MicroVector(torch.cat(values).float().cpu().numpy(), basis=digest)
 
 
 # `peft.utils.register_peft_method` takes only names of PEFT's own enum, which cannot be extended; these

@@ -41,8 +41,8 @@ _SHORT = 256
 _SECONDS = ("draw_s", "learn_s", "validate_s", "step_s")
 """The metrics that say how long a part took. Their sum is what the vector cost, interruptions left out."""
 
-_ANY = ("checkpoint_every", "wire", "evaluate", "drift")
-"""Options that a resumed run may have otherwise."""
+_ANY = ("rank", "numbers", "checkpoint_every", "wire", "evaluate", "drift")
+"""Options that a resumed run may have otherwise: of the first two the basis is the same."""
 
 
 def train(
@@ -56,7 +56,7 @@ def train(
 ) -> Outcome:
     """Train a micro-vector and write its frame.
 
-    Writes `output` (the frame), `output`.json (task, digest, options, curve, held-out figures) and, while it
+    Writes `output` (the frame), `output`.json (task, basis, options, curve, held-out figures) and, while it
     runs, the directory `output`.run with `checkpoint.json`.
     SIGINT ends the run after the step at hand with its state saved; a second one ends it at once. A run that
     is refused leaves no file.
@@ -71,6 +71,7 @@ def train(
 
     Raises:
         TrainError: the task or the options do not work out; the message says which and what to do.
+        BasisError: the bundle has no basis of the rank or the numbers that are asked for.
         BaseMismatchError: the base is not one that the basis was exported for.
         MissingExtraError: torch, transformers or llama-cpp-python is not installed.
         OSError: a file cannot be written.
@@ -159,10 +160,11 @@ def write_result(
         "task": task.name,
         **({} if task.preamble is None else {"preamble": task.preamble}),
         "basis": basis.digest,
-        "values": vector.values.reshape(-1).tolist(),
+        "projection": basis.projection.descriptor,
+        "numbers": basis.size,
         "dtype": vector.dtype,
         "sequence": vector.sequence,
-        "options": asdict(options),
+        "options": options.record(),
         **more,
         "result": {k: v for k, v in asdict(outcome.result).items() if k != "vector"},
         "seconds": round(sum(row.get(key, 0.0) for row in curve for key in _SECONDS), 1),
@@ -188,7 +190,7 @@ class _Engines:
         self.threads = options.workers or cores()
         torch.set_num_threads(1)
         found = load_bundle(bundle)
-        self.basis = found.basis
+        self.basis = options.basis(found.bases)
         deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
         self.deployed = stack.enter_context(closing(deployed))
         self.prompts = {id(s): self._tokens(s) for s in (*task.train, *task.held_out)}
@@ -210,7 +212,7 @@ class _Engines:
         self.adapter = stack.enter_context(Adapter(self.model, self.basis))
         self.halved = half_type() is not None if options.half_copy is None else options.half_copy
         if self.halved:
-            copy = half_copy(found.base, folder / "rollout", self.basis, self.threads)
+            copy = half_copy(found.base, folder / "rollout", found.bases, self.threads)
             self.drawing = stack.enter_context(Batch(stack.enter_context(copy), **batch))
         self.anchor: Anchor | None = None
         if options.anchor:
@@ -230,7 +232,7 @@ class _Engines:
         batches: Batches = judge
         if options.method == "sft":
             batches = GivenAnswers(task, encode=self._encode, encode_answer=self._encode_answer)
-        shared = {key: value for key, value in asdict(options).items() if key not in _ANY}
+        shared = {key: value for key, value in options.record().items() if key not in _ANY}
         return Trainer(
             task,
             self._learner(task.temperature if options.method == "grpo" else 1.0),

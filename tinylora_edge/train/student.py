@@ -24,7 +24,7 @@ from ..runtime.learning.contrast import Lesson, Tokens
 from ..runtime.llama.model import TinyLoraLlama
 from ..tasks import Prompt
 from ..tasks.behaviours import Behaviour
-from .adapter import Adapter
+from .adapter import Adapter, projected
 from .learner import chosen_logprobs, pad, plain_head, prefix_cache, shared_prefix
 
 ALIKE = 3.0
@@ -86,8 +86,8 @@ class Slopes:
     """The slopes of a lesson at R = 0, for each of its questions, summed over the tokens of the answer.
 
     Attributes:
-        divergence: float32 [questions, M, r, r], of the KL to the prompted model, in nats.
-        score: float32 [questions, M, r, r], of the log-probabilities of tokens that the bare model draws at
+        divergence: float32 [questions, M, k, k], of the KL to the prompted model, in nats.
+        score: float32 [questions, M, k, k], of the log-probabilities of tokens that the bare model draws at
             the same places. Their outer products are, in the mean, the Fisher information of the answer.
         before: KL without any change, in nats a token.
         tokens: int32 [questions], of each answer.
@@ -100,7 +100,7 @@ class Slopes:
 
 
 class Student:
-    """A frozen model, in evaluation mode, that learns lessons, with R as a whole or in given directions.
+    """A frozen model, in evaluation mode, that learns lessons, with R as a whole or as a basis has it.
 
     Several threads may learn different lessons at once, where the model's weights are; what is returned lies
     in the host's memory.
@@ -118,22 +118,22 @@ class Student:
         self._adapter.detach()
 
     def fit(
-        self, lesson: Lesson, *, steps: int, spread: NDArray[np.float64], directions: NDArray[np.float32]
+        self, lesson: Lesson, *, steps: int, spread: NDArray[np.float64]
     ) -> tuple[NDArray[np.float32], list[float]]:
         """Fit a vector to a lesson, as far as its answers outweigh a prior: the likeliest, by L-BFGS from 0.
 
         What is minimized is the KL a token and ALIKE / T of |z|^2 / 2, for T tokens of answers. The values
-        are spread z, z standard normal before anything is seen; each adds its `directions`, float32
-        [n, M, r, r], to R. Returns the values, float32 [n], and the KL of each pass, first the bare model's.
+        are spread z, z standard normal before anything is seen. Returns them, float32 [n], and the KL of each
+        pass, first the bare model's.
         """
-        teacher, axes = self._teacher(lesson), self._here(directions)
-        factor = self._here(spread.astype(np.float32))
-        z = torch.zeros(len(axes), device=self._device, requires_grad=True)
+        teacher, projection = self._teacher(lesson), self._adapter.basis.projection
+        factor = torch.from_numpy(spread.astype(np.float32)).to(self._device)
+        z = torch.zeros(projection.size, device=self._device, requires_grad=True)
         weight, losses = ALIKE / lesson.tokens, list[float]()
 
         def objective() -> Tensor:
             search.zero_grad()
-            loss = self._loss(lesson, teacher, torch.tensordot(factor @ z, axes, 1))
+            loss = self._loss(lesson, teacher, projected(factor @ z, projection))
             losses.append(float(loss.detach()))
             total = loss + weight * (z @ z) / 2
             total.backward()
@@ -208,9 +208,6 @@ class Student:
         row, place = torch.tensor(pairs, device=self._device).T
         return outputs[row, place]
 
-    def _here(self, values: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
-
 
 class _FreeAdapter(Adapter):
     """An adapter whose R are given, by each thread for its own passes, and not made of a v."""
@@ -220,7 +217,7 @@ class _FreeAdapter(Adapter):
         self._given = threading.local()
 
     def give(self, r: Tensor) -> None:
-        """Use these R in the passes of this thread: float32 [M, r, r], or [M, rows, r, r] with one a row."""
+        """Use these R in the passes of this thread: float32 [M, k, k], or [M, rows, k, k] with one a row."""
         self._given.r = r
 
     def R(self) -> Tensor:

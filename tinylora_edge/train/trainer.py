@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..basis import Basis
 from ..errors import TrainError
 from ..runtime.evaluation import Report
 from ..tasks import Sample, Task
@@ -28,8 +29,19 @@ _ANNEAL = 0.1  # step size of the last step over that of the first
 _CLIP = 2.0  # times the median norm of the last gradients
 _CLIP_WINDOW = 10
 _TOLERANCE = 0.2  # how far validation may fall below the best before training goes back to it
+_ENTRIES_LR = 0.015
 _SMALLEST_PROBE, _LARGEST_PROBE, _GROWTH = 1e-3, 16.0, 8.0
 _VISIBLE = 0.25  # nats, root mean square
+
+
+def parametrization(basis: Basis) -> tuple[NDArray[np.float32], float | None]:
+    """Return how Adam moves v: a scale a number, float32 [n], and the default step size; None derives one.
+
+    Adam's steps are as long in every coordinate, so they are taken in those in which all are as likely to be
+    wanted: v = `basis.whitening` of scale * z.
+    """
+    scale = np.ones(basis.size, np.float32)
+    return scale, _ENTRIES_LR if basis.projection.kind == "entries" else None
 
 
 class Trainer:
@@ -82,10 +94,10 @@ class Trainer:
         if options.start is not None and len(options.start) != basis.size:
             raise TrainError(
                 f"training would start from {len(options.start)} values, and the basis has {basis.size}: "
-                "give a vector of this basis"
+                "give as many, or make them of another vector's with train.grown"
             )
-        start = np.array(options.start or [0.0] * basis.size, np.float32)
-        self.state = TrainState.start(start.reshape(basis.groups, basis.u))
+        self.basis, (self._scale, self._lr) = basis, parametrization(basis)
+        self.state = TrainState.start(np.array(options.start or [0.0] * basis.size, np.float32))
         self._stop = False
 
     def resume(self) -> None:
@@ -137,19 +149,23 @@ class Trainer:
                 "got the same reward. Make the task easier or harder, raise the temperature, or draw more "
                 "samples a prompt"
             )
-        best = MicroVector(state.best_v)
+        best = self._vector(state.best_v)
         return Result(best, state.start_score, state.best_score, state.best_step, state.step, stopped)
 
     def validate(self, v: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the rewards of greedy answers to the validation prompts: float64 [prompts]."""
         seed = self.options.seed, 0
-        _, rewards = self._judged.draw(v, self._validation, each=1, temperature=0.0, seed=seed)
+        vector = self._vector(v)
+        _, rewards = self._judged.draw(vector, self._validation, each=1, temperature=0.0, seed=seed)
         return np.array(rewards, np.float64)[:, 0]
+
+    def _vector(self, v: NDArray[np.float32]) -> MicroVector:
+        return MicroVector(v, basis=self.basis.digest)
 
     def _step(self) -> dict[str, Any]:
         state = self.state
         seed = (self.options.seed, 1, state.step)
-        groups, found = self._batches.collect(state.v, self._pick(state.step), seed)
+        groups, found = self._batches.collect(self._vector(state.v), self._pick(state.step), seed)
         metrics: dict[str, Any] = {"step": state.step + 1, **found}
         began = time.monotonic()
         if groups:
@@ -165,7 +181,7 @@ class Trainer:
         state, options = self.state, self.options
         self.learner.adapter.set(state.v)
         if not state.lr:
-            state.lr = options.lr or self._derive_lr(groups)
+            state.lr = options.lr or self._lr or self._derive_lr(groups)
         result: dict[str, Any] = {}
         gradient = self.learner.gradient(groups)
         by_v = gradient.grad
@@ -186,8 +202,7 @@ class Trainer:
     def _update(self, grad: NDArray[np.float32], lr: float) -> None:
         """One step of Adam (Kingma & Ba, 2015).
 
-        Its steps are as long in every coordinate, and are taken in those in which all directions are as
-        likely to be wanted: the gradient and both moments are by z (`Basis.whitening`), the step goes to v.
+        The gradient and both moments are by z (`parametrization`), the step goes to v.
         """
         state = self.state
         state.updates += 1
@@ -199,12 +214,10 @@ class Trainer:
         state.v = (state.v - self._by_v(lr * m / (np.sqrt(s) + 1e-8))).astype(np.float32)
 
     def _by_z(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
-        whitening, shape = self.learner.adapter.basis.whitening, gradient.shape
-        return np.asarray(whitening.gradient(gradient.reshape(-1)), np.float32).reshape(shape)
+        return np.asarray(self.basis.whitening.gradient(gradient) * self._scale, np.float32)
 
     def _by_v(self, step: NDArray[np.float32]) -> NDArray[np.float32]:
-        whitening, shape = self.learner.adapter.basis.whitening, step.shape
-        return np.asarray(whitening.values(step.reshape(-1)), np.float32).reshape(shape)
+        return np.asarray(self.basis.whitening.values(self._scale * step), np.float32)
 
     def _derive_lr(self, groups: Sequence[Group]) -> float:
         """The step size whose first Adam step (all entries of z +-lr) moves log-probabilities by the target.

@@ -84,6 +84,7 @@ def train_trl(
     options, output = options or Options(), Path(output)
     found = load_bundle(bundle)
     found.check_base()
+    basis = options.basis(found.bases)
     chosen = grpo_fields(task, options, grpo or {}, processes=int(os.environ.get("WORLD_SIZE", "1")))
     with run_folder(output) as folder:
         checkpoints = folder / "trl"
@@ -97,7 +98,7 @@ def train_trl(
         # one process compares with the deployed file: each that opens it needs memory for it
         check_prompts(tokenizer, task, samples, room=room, bundle=bundle if lead else None)
         reward = reward_function(task, samples, tokenizer, _end_ids(model, tokenizer))
-        wrapped = peft_model(model, found.basis)
+        wrapped = peft_model(model, basis)
         best = _Best(wrapped, folder / "best.json", report if lead else None, resumed=last)
         trainer = GRPOTrainer(
             model=wrapped,
@@ -121,7 +122,7 @@ def train_trl(
                     with llm.batch(task.held_out, task.max_tokens, **size) as batch:
                         outcome = measured(outcome, llm, batch, task, vector, options, report)
             engine = {"trl": trl.__version__, "processes": config.world_size, "grpo": chosen}
-            write_result(vector, found.basis, task, options, outcome, best.curve, engine=engine)
+            write_result(vector, basis, task, options, outcome, best.curve, engine=engine)
             shutil.rmtree(checkpoints, ignore_errors=True)
             best.path.unlink()
     return outcome
@@ -315,7 +316,7 @@ class _Best(transformers.TrainerCallback):
                 f"task {task.name} gives no signal: in {steps} steps all samples of every prompt got the "
                 "same reward. Make the task easier or harder, raise the temperature, or draw more samples"
             )
-        best = MicroVector(np.array(kept["values"], np.float32))
+        best = replace(vector_of(self._model), values=np.array(kept["values"], np.float32))
         return Result(best, kept["start"], kept["score"], kept["step"], steps, "done")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
