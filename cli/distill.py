@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import TrainError, load_bundle
+from ..projection import NUMBERS
 from ..vector import FIRST_SEQUENCE
 from . import console, figures, vectors
 from .options import (
@@ -67,7 +68,6 @@ def distill(
         raise typer.BadParameter("say what to distill: --system TEXT, --examples FILE, or both")
     for name, given, device in (
         ("budget", budget, True),
-        ("numbers", numbers, True),
         ("engine", engine, True),
         ("weights", weights, False),
     ):
@@ -107,7 +107,14 @@ def distill(
             third = 0 if own is None else max(1, min(_HELD_OUT, len(own) // 3))
             learn, held = (own[third:], own[:third]) if own is not None else shipped
             found = distill_prompt(
-                bundle, behaviour, learn[:_COUNT], held, seed=seed, weights=weights, workers=threads
+                bundle,
+                behaviour,
+                learn[:_COUNT],
+                held,
+                numbers=numbers or NUMBERS,
+                seed=seed,
+                weights=weights,
+                workers=threads,
             )
         vector = replace(found.vector, dtype="fp32", sequence=FIRST_SEQUENCE)
         data = vector.to_bytes(load_bundle(bundle).bases.of(vector))

@@ -35,7 +35,9 @@ def train(
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps.")] = 40,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
     samples: Annotated[int, typer.Option(metavar="N", min=2, help="Completions a prompt.")] = 8,
-    lr: Annotated[float | None, typer.Option(metavar="X", help="Step size. [default: one that suits]")] = None,
+    lr: Annotated[
+        float | None, typer.Option(metavar="X", help="Step size. [default: one that suits]")
+    ] = None,
     rank: Annotated[int | None, typer.Option(metavar="K", help="All of R at this rank. [default: 2]")] = None,
     numbers: Annotated[int | None, typer.Option(metavar="N", help="So many numbers, such as 13.")] = None,
     start: Annotated[
@@ -55,8 +57,8 @@ def train(
     Beside FILE it leaves FILE.json (task, settings, curve, held-out figures) and a report, FILE.html. Ctrl-C
     saves the state.
 
-    A vector is all entries of R at a rank, 840 for SmolLM2 at rank 2, or --numbers 13: the directions that the
-    bundle has learned, or the paper's.
+    A vector is all entries of R at a rank, 840 for SmolLM2 at rank 2; with --numbers 13 it is in directions
+    that the bundle has learned, or the paper's.
 
     With --system or --examples the vector is trained behind a prompt, and belongs to it.
 

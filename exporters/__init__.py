@@ -2,8 +2,9 @@
 
 `export_gguf` writes a bundle from a GGUF file, or from a Hugging Face directory with the GGUF that is
 deployed; `export_onnx` writes one with an ONNX graph, alone or beside the GGUF; `Export` is both, in steps.
-`add_base` lists another deployed form of the same model. Weights are read in row blocks, so a model never has
-to fit in memory. No engine is needed; where llama-cpp-python is installed, its routines dequantize.
+`add_base` lists another deployed form of the same model, `add_projection` adds learned directions. Weights
+are read in row blocks, so a model never has to fit in memory. No engine is needed; where llama-cpp-python is
+installed, its routines dequantize.
 
 What is exported is called by a path; `resolve` turns other names, those of the catalog and of repositories on
 the hub, into paths. `exporters.convert` writes vectors in the formats of other programs.
@@ -11,7 +12,7 @@ Importing this package loads numpy and gguf; torch, onnx and huggingface_hub are
 """
 
 from .bundle_writer import refuse_existing
-from .export import Export, ExportReport, add_base, export_gguf, export_onnx
+from .export import Export, ExportReport, add_base, add_projection, export_gguf, export_onnx
 from .factorize import ExportSettings, Quality
 from .hub import ResolvedModel, Selection, find, resolve
 from .onnx import BakeReport
@@ -25,6 +26,7 @@ __all__ = [
     "ResolvedModel",
     "Selection",
     "add_base",
+    "add_projection",
     "export_gguf",
     "export_onnx",
     "find",

@@ -7,19 +7,23 @@ and `export_onnx` do both. `add_base` lists another deployed form of the same mo
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..basis import Bases
+from ..basis import Bases, Basis
+from ..documents import write_json
 from ..errors import BaseMismatchError, ExportError
-from ..factors import Factors
 from ..factorization import AGREEMENT, distance
+from ..factors import Factors
 from ..formats.bundle import BASIS_NAME, ONNX_NAME, load_bundle
 from ..formats.onnx_graph import DEFAULT, MODEL_NAME
 from ..formats.side_tensors import check_shapes, fingerprint, load_bases, save_bases
+from ..formats.signatures import check_signer, sign_bundle
+from ..projection import Projection
+from ..wire.tags import Ed25519Signer
 from . import learned
 from .bundle_writer import fill_bundle, new_bundle, refuse_existing
 from .factorize import ExportSettings, ModuleFactors, Progress, Quality, factorize, one_blas_thread
@@ -245,6 +249,40 @@ def add_base(bundle: str | PathLike[str], base: str | PathLike[str]) -> tuple[Ba
         bases = bases.with_fingerprint(mark)
         save_bases(bases, found.basis_path)
     return bases, worst[0]
+
+
+def add_projection(
+    bundle: str | PathLike[str],
+    projection: Projection,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    signer: Ed25519Signer | None = None,
+) -> Basis:
+    """Add a projection to a bundle, which from then on is its `basis(numbers=)` of so many numbers.
+
+    Every frame that the bundle took it still takes. A signed bundle is signed again, by its own signer.
+
+    Args:
+        bundle: which is changed.
+        projection: one of its factors' modules, such as `learn` finds.
+        facts: how it was learned, for the manifest.
+        signer: whose signature the bundle has; None where it has none.
+
+    Raises:
+        BasisError: it does not fit the factors, or the bundle has it.
+        TrustError: the bundle is signed and there is no signer, or is not as the signer signed it.
+        OSError: a file cannot be written; side tensors and manifest are whole, before or after.
+    """
+    found = load_bundle(bundle)
+    check_signer(found, signer)
+    bases = found.bases.with_projection(projection)
+    save_bases(bases, found.basis_path)
+    if found.manifest_path is not None and found.manifest:
+        described = {"projections": [each.descriptor for each in bases.projections], "learned": facts}
+        write_json(found.manifest_path, found.manifest | {"basis": found.manifest["basis"] | described})
+    if signer is not None:
+        sign_bundle(bundle, signer)
+    return Basis(bases.factors, projection)
 
 
 def _describe_graph(report: ExportReport) -> dict[str, Any]:

@@ -156,6 +156,23 @@ def check_bundle(
     return {path: signature.check(name, path) for name, path in sorted(files.items())}
 
 
+def check_signer(bundle: Bundle, signer: Ed25519Signer | None) -> None:
+    """Check that a bundle may be changed: it is unsigned, or by a signer who signs it again.
+
+    Raises:
+        TrustError: it is signed and there is no signer, or it is not as the signer signed it.
+        OSError: a file cannot be read.
+    """
+    path = signature_path(bundle)
+    if signer is not None:
+        check_bundle(bundle, [Ed25519Verifier(signer.public_key)])
+    elif path.exists():
+        raise TrustError(
+            f"the bundle is signed by {Signature.read(path).key[:40]}, and devices would refuse it changed: "
+            f"name that private key with --key, or remove {path}"
+        )
+
+
 @contextmanager
 def signed(bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | None = None) -> Iterator[None]:
     """Load a bundle in a block: checked before, unchanged until the end. Without keys nothing is checked.

@@ -54,7 +54,8 @@ class Sampled:
         """Draw and score; groups whose rewards are all equal are left out before any gradient work."""
         began = time.monotonic()
         drawn, rewards = self.draw(
-            vector, samples, each=self._each, temperature=self.task.temperature, seed=seed)
+            vector, samples, each=self._each, temperature=self.task.temperature, seed=seed
+        )
         groups = []
         for sample, group, scores in zip(samples, drawn, rewards, strict=True):
             # What exploded has no log-probability.

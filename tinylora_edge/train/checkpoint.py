@@ -64,7 +64,7 @@ def load(path: Path, identity: dict[str, Any]) -> TrainState:
         if not isinstance(found, dict):
             raise ValueError("its identity is no object")
         for name, array in arrays.items():
-            if array.ndim != 1 or name != "top_scores" and array.shape != state.v.shape:
+            if array.ndim != 1 or (name != "top_scores" and array.shape != state.v.shape):
                 raise ValueError(f"its {name} is of shape {array.shape}")
     except FileNotFoundError:
         raise TrainError(f"there is no checkpoint {path} to resume from: start without --resume") from None

@@ -3,9 +3,8 @@
 Near R = 0 the KL divergence of the changed model from the base is 1/2 R^T F R nats a token, F being the
 Fisher information of the model's next token (Amari, "Natural gradient works efficiently in learning", 1998).
 For many behaviours, prompts that the model follows, the slope g of the KL from the prompted model is taken in
-all M k^2 numbers of R at rank 2. -F^-1 g is what the behaviour asks of R; the first principal directions of all of
-them, measured in nats, are the learned projections, and where the behaviours lie in them is the prior of a
-vector.
+all M k^2 numbers of R at rank 2. -F^-1 g is what the behaviour asks of R; the first principal directions of
+all of them, measured in nats, are the learned projection, and where the behaviours lie in them is its prior.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ _WEAK = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class LearnSettings:
-    """The settings of learning a projection of `directions` numbers; `questions` are asked of each behaviour."""
+    """The settings of learning `directions` directions; `questions` are asked of each behaviour."""
 
     directions: int = 13
     questions: int = 8

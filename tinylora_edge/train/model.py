@@ -119,7 +119,7 @@ def hf_names(model: nn.Module, factors: Factors) -> dict[str, str]:
 
 
 def factors_for(model: Any, factors: Factors, module: str, name: str, rank: int) -> tuple[Tensor, Tensor]:
-    """Return a module's leading A [rank, in] and B [out, rank], float32, B's rows in the order of layer `name`.
+    """Return a module's leading A [rank, in] and B [out, rank], float32, B's rows as in layer `name`.
 
     GGUF keeps the rows of some layers in another order. The layer's weight decides, as it does in an export,
     and shows that it is the one that was factorized; a list of architectures has to do for a weight that is

@@ -99,8 +99,8 @@ class Options:
 
     def record(self) -> dict[str, Any]:
         """Return the options as JSON holds them: of the values to start from their SHA-256."""
-        start = None if self.start is None else hashlib.sha256(np.array(self.start, "<f4")).hexdigest()
-        return asdict(self) | {"start": start}
+        values = np.array(self.start or (), "<f4").tobytes()
+        return asdict(self) | {"start": hashlib.sha256(values).hexdigest() if values else None}
 
 
 def grown(vector: MicroVector, bases: Bases, basis: Basis) -> tuple[float, ...]:
