@@ -137,7 +137,7 @@ def _structured(modules: Sequence[str], groups: int) -> NDArray[np.int32]:
 
 
 class Projection(ABC):
-    """A linear map from n numbers to R, float32 [M, k, k]: R of module m, on the leading k directions of its factors.
+    """A linear map from n numbers to R, float32 [M, k, k], on the leading k directions of the factors.
 
     Attributes:
         kind: `random`, `learned` or `entries`.
@@ -266,7 +266,7 @@ class Projection(ABC):
 
     @abstractmethod
     def R(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return R of numbers, float32 [n] -> [M, k, k]: summed in order in float64 and rounded once, so that
+        """Return R of numbers, float32 [n] -> [M, k, k]: summed in order in float64, rounded once, so that
         every implementation arrives at the same bits. Not finite where it passes float32."""
 
     @abstractmethod
@@ -276,7 +276,7 @@ class Projection(ABC):
     @property
     @abstractmethod
     def tied(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """The map in the paper's form, R[m] = sum_i v[g(m) u + i] P[m, i]: g, int32 [M], and P, float32 [M, u, k, k]."""
+        """The map as R[m] = sum_i v[g(m) u + i] P[m, i]: g, int32 [M], and P, float32 [M, u, k, k]."""
 
     @cached_property
     def prior(self) -> Prior | None:
