@@ -242,7 +242,7 @@ class Projection(ABC):
         found = _RANDOM.fullmatch(descriptor)
         if found is None:
             raise BasisError(
-                f"{descriptor[:80]!r} names no projection: expected '{random_descriptor(NUMBERS)}' or the like"
+                f"{descriptor[:80]!r} names no projection: expected '{random_descriptor(NUMBERS)}' or so"
             )
         rank, seed, groups, u = (int(found[name]) for name in ("rank", "seed", "groups", "u"))
         made = Projection.random(modules, groups, u, found["tying"], seed, rank)
