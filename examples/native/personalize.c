@@ -1,12 +1,11 @@
-/* A vector in llama.cpp, with no Python: reads a basis and a frame, checks both, and generates before and after.
+/* A vector in llama.cpp, with no Python: reads factors and a frame, checks both, and generates before and after.
  *
  *     personalize BASE.gguf BASIS.gguf FRAME PROMPT [KEY [STREAM]]
  *
  * FRAME is a text, as `tinylora-edge vector text` and a QR code have it. KEY is an HMAC key in hexadecimal: with one,
  * frames without its tag are refused. STREAM is whose vectors this device takes. PROMPT goes to the model as it is.
  *
- * With u = 1 the basis becomes G adapters, once, and every vector is their scales: nothing is written at a swap. With
- * u > 1, as a learned basis has it, a vector becomes one adapter, (A, B R), in milliseconds.
+ * A vector of any size becomes one adapter, (A, B R) on the leading k directions of the factors, in milliseconds.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -22,7 +21,8 @@
 #include "reader/basis.h"
 #include "reader/vector.h"
 
-enum { CONTEXT = 512, TOKENS = 24, THREADS = 2, WHOLE = -1 };
+enum { CONTEXT = 512, TOKENS = 24, THREADS = 2 };
+static const double MAX_NORM = 1000; /* of R */
 
 static void fail(const char *what) {
     fprintf(stderr, "personalize: %s\n", what);
@@ -35,7 +35,7 @@ static void *room(size_t size) {
     return made;
 }
 
-static const uint8_t *map(const char *path, uint64_t *size) { /* it stays mapped: a basis points into it */
+static const uint8_t *map(const char *path, uint64_t *size) { /* it stays mapped: factors point into it */
     struct stat about;
     int file = open(path, O_RDONLY);
     if (file < 0 || fstat(file, &about) || !about.st_size) fail(path);
@@ -48,56 +48,53 @@ static float item(const tensor *t, uint64_t i) {
     return t->type ? ggml_fp16_to_fp32(t->data[2 * i] | t->data[2 * i + 1] << 8) : read_f32(t->data + 4 * i);
 }
 
-/* One tensor of an adapter, f32: a copy of `t`, or where there is an R, t R. */
+/* One tensor of an adapter, f32: the first k rows of A, or with an R (k x k), B's first k columns times R. */
 static void put(struct gguf_context *file, struct ggml_context *memory, const module *m, const char *suffix,
-                const tensor *t, const float *r, uint32_t rank) {
+                const tensor *t, const float *r, uint64_t k) {
     uint64_t stacked = t->dimensions == 3 ? t->shape[0] : 1;
     uint64_t rows = t->shape[t->dimensions - 2], columns = t->shape[t->dimensions - 1];
-    struct ggml_tensor *made =
-        t->dimensions == 3 ? ggml_new_tensor_3d(memory, GGML_TYPE_F32, columns, rows, stacked)
-                           : ggml_new_tensor_2d(memory, GGML_TYPE_F32, columns, rows);
+    uint64_t high = r ? rows : k, wide = r ? k : columns;
+    struct ggml_tensor *made = t->dimensions == 3 ? ggml_new_tensor_3d(memory, GGML_TYPE_F32, wide, high, stacked)
+                                                  : ggml_new_tensor_2d(memory, GGML_TYPE_F32, wide, high);
     float *out = made->data;
     ggml_format_name(made, "%.*s%s", (int)m->name.size, (const char *)m->name.at, suffix);
-    for (uint64_t i = 0; i < stacked * rows * columns; i++) {
-        out[i] = r ? 0 : item(t, i);
-        for (uint32_t k = 0; r && k < rank; k++) out[i] += item(t, i - i % rank + k) * r[k * rank + i % rank];
+    for (uint64_t i = 0; i < stacked * high * wide; i++) {
+        uint64_t row = i / wide, column = i % wide, start = (row / high * rows + row % high) * columns;
+        out[i] = r ? 0 : item(t, start + column);
+        for (uint64_t l = 0; r && l < k; l++) out[i] += item(t, start + l) * r[l * k + column];
     }
     gguf_add_tensor(file, made);
 }
 
-/* (A, B R) of the modules of a group, or of all, loaded into the model through a file that has no name. */
-static struct llama_adapter_lora *adapter(struct llama_model *model, const basis *b, const float *values, int group) {
+/* (A, B R), loaded into the model through a file that has no name. */
+static struct llama_adapter_lora *adapter(struct llama_model *model, const factors *f, uint64_t k, const float *r) {
     struct gguf_context *file = gguf_init_empty();
     size_t bytes = 0;
-    float *r = room((size_t)b->rank * b->rank * sizeof *r);
-    char *architecture = room(b->architecture.size + 1);
-    for (uint32_t i = 0; i < b->count; i++) /* factors of 2 or 4 bytes become floats */
-        bytes += 2 * (b->modules[i].a.size + b->modules[i].b.size + ggml_tensor_overhead() + GGML_MEM_ALIGN);
+    char *architecture = room(f->architecture.size + 1);
+    for (uint32_t i = 0; i < f->count; i++) /* factors of 2 or 4 bytes become floats */
+        bytes += 2 * (f->modules[i].a.size + f->modules[i].b.size + ggml_tensor_overhead() + GGML_MEM_ALIGN);
     struct ggml_context *memory = ggml_init((struct ggml_init_params){bytes, NULL, false});
     FILE *kept = tmpfile();
     if (!memory || !kept) fail("no memory, or no temporary file, for an adapter");
-    memcpy(architecture, b->architecture.at, b->architecture.size);
-    architecture[b->architecture.size] = 0;
+    memcpy(architecture, f->architecture.at, f->architecture.size);
+    architecture[f->architecture.size] = 0;
     gguf_set_val_str(file, "general.architecture", architecture);
     gguf_set_val_str(file, "general.type", "adapter");
     gguf_set_val_str(file, "adapter.type", "lora");
     gguf_set_val_f32(file, "adapter.lora.alpha", 0); /* 0: a scale is used as it is */
-    for (uint32_t i = 0; i < b->count; i++) {
-        const module *m = b->modules + i;
-        if (group != WHOLE && m->group != (uint32_t)group) continue;
-        if (basis_r(b, i, values, r)) fail("no memory");
-        put(file, memory, m, ".lora_a", &m->a, NULL, b->rank);
-        put(file, memory, m, ".lora_b", &m->b, r, b->rank);
+    for (uint32_t i = 0; i < f->count; i++) {
+        const module *m = f->modules + i;
+        put(file, memory, m, ".lora_a", &m->a, NULL, k);
+        put(file, memory, m, ".lora_b", &m->b, r + i * k * k, k);
     }
     int written = gguf_write_to_file_ptr(file, kept, false) && !fflush(kept);
     rewind(kept);
     struct llama_adapter_lora *loaded = written ? llama_adapter_lora_init_from_file_ptr(model, kept) : NULL;
-    if (!loaded) fail("llama.cpp refused an adapter that was made of the basis");
+    if (!loaded) fail("llama.cpp refused an adapter that was made of the factors");
     fclose(kept);
     ggml_free(memory);
     gguf_free(file);
     free(architecture);
-    free(r);
     return loaded;
 }
 
@@ -131,28 +128,30 @@ int main(int argc, char **argv) {
     uint64_t size;
     uint8_t print[32], key[256], *frame = room(strlen(argv[3]) + 1);
     size_t frame_size, key_size = 0;
+    factors f;
     basis b;
     gguf base;
     vector_head head;
 
-    /* First all that may be refused: the basis, the base, and the frame. */
+    /* First all that may be refused: the factors, the base, and the frame. */
     const uint8_t *data = map(argv[2], &size);
-    const char *error = basis_open(&b, data, size);
+    const char *error = factors_open(&f, data, size);
     data = map(argv[1], &size);
     if (!error) error = gguf_open(&base, data, size);
-    if (!error) error = fingerprint(&b, &base, print);
-    if (!error && !fingerprint_is_listed(&b, print)) error = "the basis was not exported for this base";
+    if (!error) error = fingerprint(&f, &base, print);
+    if (!error && !fingerprint_is_listed(&f, print)) error = "the factors were not exported for this base";
     if (!error && argc > 5 && strlen(argv[5]) > sizeof key) error = "a key that long";
     if (!error && argc > 5) error = text_decode(argv[5], strlen(argv[5]), key, &key_size);
     if (!error) error = text_decode(argv[3], strlen(argv[3]), frame, &frame_size);
+    if (!error) error = basis_of(&f, frame, frame_size, &b);
     if (error) fail(error);
     trust trusted = {.hmac_key = key_size ? key : NULL, .hmac_key_size = key_size,
                      .require = key_size ? TAG_HMAC : TAG_CRC32, .stream = argc > 6 ? argv[6] : NULL};
     trusted.today = (int)((time(NULL) - 1767225600) / 86400); /* days since 2026-01-01 */
-    size_t n = (size_t)b.groups * b.u;
-    float *values = room(n * sizeof *values), *ones = room(n * sizeof *ones);
-    error = vector_check(frame, frame_size, n, b.digest, &trusted, &head, values);
-    if (error) fail(error); /* an app also compares head.sequence with the last one that it accepted */
+    float *values = room((size_t)b.n * sizeof *values), *r = room((size_t)f.count * b.rank * b.rank * sizeof *r);
+    error = vector_check(frame, frame_size, (size_t)b.n, b.digest, &trusted, &head, values);
+    if (!error) error = basis_r(&f, &b, values, MAX_NORM, r);
+    if (error) fail(error); /* an app also compares head.sequence with the last one that it accepted of these factors */
 
     /* Then the model. Adapters come before the context: llama.cpp sizes its graph for those that there are. */
     llama_log_set(quiet, NULL);
@@ -160,12 +159,8 @@ int main(int argc, char **argv) {
     struct llama_model_params loading = llama_model_default_params();
     struct llama_model *model = llama_model_load_from_file(argv[1], loading);
     if (!model) fail("llama.cpp could not load the base");
-    size_t count = b.u == 1 ? b.groups : 1;
-    struct llama_adapter_lora **adapters = room(count * sizeof *adapters);
-    float *scales = b.u == 1 ? values : ones;
-    for (size_t i = 0; i < n; i++) ones[i] = 1;
-    for (size_t i = 0; i < count; i++)
-        adapters[i] = adapter(model, &b, b.u == 1 ? ones : values, b.u == 1 ? (int)i : WHOLE);
+    struct llama_adapter_lora *personal = adapter(model, &f, b.rank, r);
+    float scale = 1;
     struct llama_context_params computing = llama_context_default_params();
     computing.n_ctx = computing.n_batch = CONTEXT;
     computing.n_threads = computing.n_threads_batch = THREADS;
@@ -174,12 +169,12 @@ int main(int argc, char **argv) {
 
     printf("before: ");
     generate(context, model, argv[4]);
-    if (llama_set_adapters_lora(context, adapters, count, scales)) fail("llama.cpp refused the scales");
+    if (llama_set_adapters_lora(context, &personal, 1, &scale)) fail("llama.cpp refused the adapter");
     printf("after:  ");
     generate(context, model, argv[4]);
-    printf("vector: sequence %d, %zu values, %zu bytes\n", head.sequence, n, frame_size);
+    printf("vector: sequence %d, %zu values, %zu bytes\n", head.sequence, (size_t)b.n, frame_size);
     llama_free(context);
-    llama_model_free(model); /* and its adapters with it */
+    llama_model_free(model); /* and its adapter with it */
     llama_backend_free();
     return 0;
 }

@@ -1,10 +1,10 @@
 /* A program around the reader of tinylora-edge's formats, examples/native/reader, which is written from docs/FORMAT.md
  * alone. Vectors come on stdin, a text a line.
  *
- *     reader project SEED MODULE U R                    the projection of a module
- *     reader basis BASIS [BASE]                         what side tensors are, and whether the base is listed
- *     reader vectors DIGEST N KEY [NORM [STREAM DAY]]   check each vector; KEY is hexadecimal or -
- *     reader apply BASIS KEY                            the same for a basis, and R of every module
+ *     reader project SEED MODULE U K             a random projection of a module
+ *     reader bases BASIS [BASE]                  what side tensors are, and whether the base is listed
+ *     reader vectors DIGEST N KEY [STREAM DAY]   check each vector; KEY is hexadecimal or -
+ *     reader apply BASIS KEY [STREAM DAY]        the same among the bases of a file, and R of every module
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,8 +59,8 @@ static size_t bytes_of(const char *hex, uint8_t *out) {
 }
 
 /* What the arguments trust; the key is written into `secret`. */
-static trust trust_of(const char *key, uint8_t secret[4096], double max_norm, const char *stream, int today) {
-    trust trusted = {NULL, 0, NULL, TAG_NONE, max_norm, stream, today};
+static trust trust_of(const char *key, uint8_t secret[4096], const char *stream, int today) {
+    trust trusted = {NULL, 0, NULL, TAG_NONE, stream, today};
     if (strcmp(key, "-")) {
         if (strlen(key) > 4096) fail("a key that long");
         trusted.hmac_key_size = bytes_of(key, secret);
@@ -69,61 +69,67 @@ static trust trust_of(const char *key, uint8_t secret[4096], double max_norm, co
     return trusted;
 }
 
-/* Check the vectors on stdin; with a basis, print R of each module too. */
-static void check_lines(const uint8_t digest[32], size_t n, trust trusted, const basis *b) {
+/* Check the vectors on stdin: of n numbers and a digest, or, where there are factors, of one of their bases. */
+static void check_lines(const uint8_t *digest, uint64_t n, const factors *f, trust trusted) {
     char *line = room(LINE);
-    float *values = room(n * sizeof *values);
-    float *r = b ? room((size_t)b->rank * b->rank * sizeof *r) : NULL;
     while (fgets(line, LINE, stdin)) {
         size_t size, length = strcspn(line, "\n");
         uint8_t *data = room((3 * length + 3) / 4); /* as vector.h says, and no more: a sanitizer watches the end */
+        basis b = {.n = n};
         vector_head head;
+        float *values = NULL, *r = NULL;
+        size_t entries = 0;
         const char *error = text_decode(line, length, data, &size);
-        if (!error) error = vector_check(data, size, n, digest, &trusted, &head, values);
-        free(data);
+        if (!error && f) error = basis_of(f, data, size, &b);
+        if (!error) {
+            values = room((size_t)b.n * sizeof *values);
+            error = vector_check(data, size, (size_t)b.n, f ? b.digest : digest, &trusted, &head, values);
+        }
+        if (!error && f) {
+            entries = (size_t)f->count * b.rank * b.rank;
+            r = room(entries * sizeof *r);
+            error = basis_r(f, &b, values, 1000, r);
+        }
         if (error) {
             printf("refused %s\n", error);
-            continue;
-        }
-        printf("ok version %d dtype %d tag %d sequence %d until %d values ", head.version, head.dtype, head.tag,
-               head.sequence, head.until);
-        print_floats(values, n);
-        putchar('\n');
-        for (uint32_t i = 0; b && i < b->count; i++) {
-            error = basis_r(b, i, values, r);
-            if (error) fail(error);
-            print_floats(r, (size_t)b->rank * b->rank);
+        } else {
+            printf("ok version %d dtype %d tag %d sequence %d until %d values ", head.version, head.dtype, head.tag,
+                   head.sequence, head.until);
+            print_floats(values, (size_t)b.n);
             putchar('\n');
+            if (f) print_floats(r, entries);
+            if (f) printf(" %s\n", b.descriptor);
         }
+        free(data);
+        free(values);
+        free(r);
     }
     free(line);
-    free(values);
-    free(r);
 }
 
-static void show_basis(const basis *b, const char *base) {
-    printf("architecture %.*s\n", (int)b->architecture.size, (const char *)b->architecture.at);
-    printf("modules %u rank %u u %u groups %u seed %llu\n", b->count, b->rank, b->u, b->groups,
-           (unsigned long long)b->seed);
-    printf("digest ");
-    print_hex(b->digest, 32);
+static void show(const factors *f, const char *base) {
+    printf("architecture %.*s\n", (int)f->architecture.size, (const char *)f->architecture.at);
+    printf("modules %u rank %u\n", f->count, f->rank);
+    printf("factors ");
+    print_hex(f->digest, 32);
     putchar('\n');
-    for (uint32_t i = 0; i < b->count; i++)
-        if (b->modules[i].p.data) {
-            printf("p ");
-            print_hex(b->modules[i].p.data, b->modules[i].p.size);
-            putchar('\n');
-        }
+    for (uint32_t i = 0; i < f->bases; i++) {
+        basis b;
+        const char *error = basis_at(f, i, &b);
+        if (error) fail(error);
+        print_hex(b.digest, 32);
+        printf(" %u %s\n", (unsigned)b.n, b.descriptor);
+    }
     if (base) {
         size_t size;
         uint8_t *data = read_file(base, &size), print[32];
         gguf file;
         const char *error = gguf_open(&file, data, size);
-        if (!error) error = fingerprint(b, &file, print);
+        if (!error) error = fingerprint(f, &file, print);
         if (error) fail(error);
         printf("fingerprint ");
         print_hex(print, 32);
-        printf(" %s\n", fingerprint_is_listed(b, print) ? "listed" : "unknown");
+        printf(" %s\n", fingerprint_is_listed(f, print) ? "listed" : "unknown");
         free(data);
     }
 }
@@ -132,33 +138,33 @@ int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     if (argc == 6 && !strcmp(what, "project")) {
         text name = {(const uint8_t *)argv[3], strlen(argv[3])};
-        uint32_t u = (uint32_t)atoi(argv[4]), r = (uint32_t)atoi(argv[5]);
-        float *p = room((size_t)u * r * r * sizeof *p);
-        project(strtoull(argv[2], NULL, 10), name, u, r, p);
-        print_floats(p, (size_t)u * r * r);
+        uint32_t u = (uint32_t)atoi(argv[4]), k = (uint32_t)atoi(argv[5]);
+        float *p = room((size_t)u * k * k * sizeof *p);
+        project(strtoull(argv[2], NULL, 10), name, u, k, p);
+        print_floats(p, (size_t)u * k * k);
         putchar('\n');
         free(p);
-    } else if ((argc == 5 || argc == 6 || argc == 8) && !strcmp(what, "vectors")) {
+    } else if ((argc == 5 || argc == 7) && !strcmp(what, "vectors")) {
         uint8_t digest[64], secret[4096];
-        trust trusted = trust_of(argv[4], secret, argc > 5 ? atof(argv[5]) : 0, argc == 8 ? argv[6] : NULL,
-                                 argc == 8 ? atoi(argv[7]) : 0);
+        trust trusted = trust_of(argv[4], secret, argc == 7 ? argv[5] : NULL, argc == 7 ? atoi(argv[6]) : 0);
         if (strlen(argv[2]) != 64 || bytes_of(argv[2], digest) != 32) fail("DIGEST is 64 hexadecimal digits");
-        check_lines(digest, strtoul(argv[3], NULL, 10), trusted, NULL);
-    } else if ((argc >= 3 && argc <= 4 && !strcmp(what, "basis")) || (argc == 4 && !strcmp(what, "apply"))) {
+        check_lines(digest, strtoul(argv[3], NULL, 10), NULL, trusted);
+    } else if ((argc >= 3 && argc <= 4 && !strcmp(what, "bases")) ||
+               ((argc == 4 || argc == 6) && !strcmp(what, "apply"))) {
         size_t size;
         uint8_t *data = read_file(argv[2], &size), secret[4096];
-        basis b;
-        const char *error = basis_open(&b, data, size);
+        factors f;
+        const char *error = factors_open(&f, data, size);
         if (error) {
-            free(b.modules);
+            free(f.modules);
             free(data);
             fail(error);
         }
-        if (!strcmp(what, "basis"))
-            show_basis(&b, argc == 4 ? argv[3] : NULL);
+        if (!strcmp(what, "bases"))
+            show(&f, argc == 4 ? argv[3] : NULL);
         else
-            check_lines(b.digest, (size_t)b.groups * b.u, trust_of(argv[3], secret, 0, NULL, 0), &b);
-        free(b.modules);
+            check_lines(NULL, 0, &f, trust_of(argv[3], secret, argc == 6 ? argv[4] : NULL, argc == 6 ? atoi(argv[5]) : 0));
+        free(f.modules);
         free(data);
     } else {
         fail("unknown command: see main.c");

@@ -4,7 +4,7 @@
 
 #include "basis.h"
 
-enum { U32 = 4, F32 = 6, STRING = 8, ARRAY = 9, U64 = 10 };
+enum { U32 = 4, STRING = 8, ARRAY = 9 };
 
 typedef struct {
     const uint8_t *at, *end;

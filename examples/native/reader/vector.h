@@ -13,7 +13,6 @@ typedef struct {
     size_t hmac_key_size;
     int (*ed25519)(const uint8_t *message, size_t size, const uint8_t tag[64]); /* 1: it verifies */
     int require;                                                                /* TAG_NONE, or at least which */
-    double max_norm;                                                            /* 0: none */
     const char *stream;                                                         /* its name; NULL: without one */
     int today;                                                                  /* days since 2026-01-01 */
 } trust;
