@@ -16,12 +16,11 @@ import shared
 import smollm2
 
 from tinylora_edge import runtime
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.exporters import export_gguf
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.scheduler import Answering
 
 KINDS = ("tiled", "dense")
-SETTINGS = {"tiled": ExportSettings(groups=5), "dense": ExportSettings(groups=2, u=3, tying="tiled")}
 
 # One thread: llama.cpp's threads spin while they wait, which on a busy machine costs more than it saves.
 OPTIONS: dict[str, Any] = {
@@ -45,11 +44,8 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundles(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("tiny-bundles")
-    return {
-        name: export_gguf(tiny_gguf, root / name, settings=settings).output
-        for name, settings in SETTINGS.items()
-    }
+    made = export_gguf(tiny_gguf, tmp_path_factory.mktemp("tiny-bundle") / "bundle").output
+    return dict.fromkeys(KINDS, made)
 
 
 @pytest.fixture
@@ -64,19 +60,13 @@ def f32_gguf(smollm2_gguf: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def f32_bundles(f32_gguf: Path) -> dict[str, Path]:
-    def made(kind: str, settings: ExportSettings) -> Path:
-        name = f"smollm2-f32-{kind}"
-        return shared.once(name, lambda path: export_gguf(f32_gguf, path, settings=settings).output)
-
-    return {
-        "tiled": made("tiled", ExportSettings()),
-        "dense": made("dense", ExportSettings(u=13, tying="full")),
-    }
+    made = shared.once("smollm2-f32", lambda path: export_gguf(f32_gguf, path).output)
+    return dict.fromkeys(KINDS, made)
 
 
 @pytest.fixture
-def real_bundle(kind: str, smollm2_bundle: Path, smollm2_bundle_u13: Path) -> Path:
-    return {"tiled": smollm2_bundle, "dense": smollm2_bundle_u13}[kind]
+def real_bundle(smollm2_bundle: Path) -> Path:
+    return smollm2_bundle
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ NOISE = 1e-3  # of log-probabilities and of what decides an answer: more than ot
 
 class Planted:
     def __init__(self, seed: int) -> None:
-        self.basis = support.random_basis(blocks=4, groups=5)
+        self.bases = support.bases_with(support.random_basis(blocks=4, groups=5))
         self.vector: MicroVector | None = None
         self.evaluated = 0
         self._rng = np.random.default_rng((seed, 1))
-        direction = np.random.default_rng(seed).standard_normal((5, 1))
+        direction = np.random.default_rng(seed).standard_normal(5)
         self.target = (1.5 * direction / np.linalg.norm(direction)).astype(np.float32)
 
     def swap(self, vector: MicroVector) -> MicroVector:

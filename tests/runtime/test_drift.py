@@ -58,11 +58,11 @@ class TestLlama:
         opened.close()
 
     def test_a_longer_vector_drifts_further(self, llm: TinyLoraLlama) -> None:
-        vectors = [MicroVector.random(llm.basis, norm, seed=1) for norm in (0.2, 2.0)]
+        vectors = [MicroVector.random(llm.bases.basis(numbers=13), norm, seed=1) for norm in (0.2, 2.0)]
         own = llm.swap(vectors[0])
         zero, none, short, long = (
             measure_drift(llm, vector, PROMPTS, sequences=8, n_threads=1)
-            for vector in (MicroVector.zeros(llm.basis), None, *vectors)
+            for vector in (MicroVector.zeros(llm.bases.basis(rank=2)), None, *vectors)
         )
         assert zero.kl == none.kl == zero.repeating.new == zero.wrong.new == 0
         assert long.kl > short.kl + 3 * long.standard_error
@@ -76,13 +76,14 @@ class TestLlama:
             measure_drift(llm, None, [])
         with pytest.raises(TrainError, match="there are none"):
             measure_drift(llm, None, PROMPTS, count=0)
-        with pytest.raises(VectorError, match="7"):
-            measure_drift(llm, MicroVector(np.zeros((7, 1))), PROMPTS)
+        with pytest.raises(VectorError, match="99"):
+            measure_drift(llm, MicroVector(np.zeros(99)), PROMPTS)
 
 
 def test_in_onnx_too() -> None:
     with runtime.load(onnx_bundles.without_template(), engine="onnx", n_ctx=128, n_threads=1) as llm:
-        vectors = [MicroVector.zeros(llm.basis), MicroVector.random(llm.basis, 2.0, seed=1)]
+        basis = llm.bases.basis(numbers=13)
+        vectors = [MicroVector.zeros(basis), MicroVector.random(basis, 2.0, seed=1)]
         zero, long = (measure_drift(llm, vector, PROMPTS) for vector in vectors)
         assert abs(zero.kl) < 1e-4
         assert long.kl > 0.01
@@ -91,7 +92,8 @@ def test_in_onnx_too() -> None:
 def test_on_the_real_model(load: Callable[..., TinyLoraLlama], smollm2_bundle: Path) -> None:
     llm = load(smollm2_bundle, n_ctx=64)
     general = [sample for sample in load_general() if sample.data["kind"] == "fact"][:4]
-    vectors = MicroVector.zeros(llm.basis), MicroVector.random(llm.basis, 0.3, seed=1)
+    basis = llm.bases.basis(numbers=13)
+    vectors = MicroVector.zeros(basis), MicroVector.random(basis, 0.3, seed=1)
     zero, long = (measure_drift(llm, vector, general) for vector in vectors)
     llm.close()
     assert zero.kl == 0

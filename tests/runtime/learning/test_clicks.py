@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import onnx_bundles
 import pytest
 import support
 
-from tinylora_edge import MicroVector, TrainError, load_bundle, runtime
+from tinylora_edge import BasisMismatchError, MicroVector, Projection, TrainError, load_bundle, runtime
 from tinylora_edge.runtime import Clicks, Given, TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.tasks import Sample
@@ -70,7 +69,7 @@ def test_a_score_is_the_gradient_of_what_the_model_says(
     assert at.any()
 
     def alone(values: np.ndarray) -> float:
-        return logprob(llm, MicroVector(values.astype(np.float32).reshape(llm.basis.groups, -1)), given)
+        return logprob(llm, MicroVector(values.astype(np.float32)), given)
 
     assert ratios[0] == pytest.approx(alone(at) - alone(np.zeros_like(at)), abs=2e-3)
     expected = [(alone(at + e) - alone(at - e)) / (2 * step) for e in step * np.eye(len(at))]
@@ -82,7 +81,7 @@ def test_a_score_is_the_gradient_of_what_the_model_says(
 def test_a_click_makes_such_answers_likelier_or_not(
     llm: TinyLoraLlama, clicks: Clicks, tmp_path: Path, reward: int
 ) -> None:
-    own = MicroVector.random(llm.basis, 0.3, seed=2)
+    own = MicroVector.random(llm.bases.basis(rank=2), 0.3, seed=2)
     llm.swap(own)
     (given,) = clicks.ask(PROMPTS[0], None, count=1, **OPTIONS)
     vector = clicks.tell(tmp_path / "s", given, reward)
@@ -227,8 +226,19 @@ def test_what_says_nothing_is_refused(clicks: Clicks, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_an_answer_of_another_vector_is_refused(llm: TinyLoraLlama, tmp_path: Path) -> None:
+    five, usual = (llm.bases.basis(numbers=n) for n in (5, 13))
+    clicks = Clicks(llm, basis=five, n_threads=1)
+    assert clicks.tell(tmp_path / "s", Given((1, 2), (3,), None), 1).basis == five.digest
+    with pytest.raises(BasisMismatchError, match=f"of basis {usual.id}, and not of {five.id}"):
+        clicks.tell(tmp_path / "s", Given((1, 2), (3,), MicroVector.zeros(usual)), 1)
+    clicks.close()
+    with pytest.raises(TrainError, match=f"its basis is '{five.digest}', this run's is '{usual.digest}'"):
+        Clicks(llm).vector(tmp_path / "s")
+
+
 def test_clicks_move_the_vector_that_they_start_with(llm: TinyLoraLlama, tmp_path: Path) -> None:
-    start = MicroVector.random(llm.basis, 0.4, seed=1)
+    start = MicroVector.random(llm.bases.basis(numbers=13), 0.4, seed=1)
     prompt, tokens = tuple(PROMPTS[0].encode()), tuple(b"four five")
     moved = {}
     for name, begun, at in (("from", start, start), ("base", None, None), ("forgotten", None, start)):
@@ -241,13 +251,17 @@ def test_clicks_move_the_vector_that_they_start_with(llm: TinyLoraLlama, tmp_pat
     assert away < np.linalg.norm(moved["forgotten"] - start.values)
 
 
-def test_a_learned_basis_lends_its_prior(
-    load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path], tmp_path: Path
+def test_learned_directions_lend_their_prior(
+    load: Callable[..., TinyLoraLlama], tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    bundle = tiny_bundles["dense"]
-    mean, covariance = np.full(6, 0.05, np.float32), 0.01 * np.eye(6, dtype=np.float32)
-    basis = dataclasses.replace(load_bundle(bundle).basis, prior_mean=mean, prior_covariance=covariance)
-    with load(support.rebased(bundle, basis, tmp_path / "learned")) as learned, load(bundle) as plain:
+    bases = load_bundle(tiny_bundle).bases
+    p = np.random.default_rng(0).standard_normal((13, len(bases.factors.modules), 2, 2)) / 4
+    made = {
+        name: Projection.learned(bases.factors.modules, p, prior)
+        for name, prior in {"known": (np.full(13, 0.05), 0.01 * np.eye(13)), "none": None}.items()
+    }
+    bundles = [support.rebased(tiny_bundle, bases.with_projection(made[n]), tmp_path / n) for n in made]
+    with load(bundles[0]) as learned, load(bundles[1]) as plain:
         with_prior, without = (Clicks(each, n_threads=1) for each in (learned, plain))
         assert not with_prior.vector(tmp_path / "s").values.any()
         vector = click(with_prior, tmp_path / "s", 2)

@@ -41,7 +41,7 @@ def either(request: pytest.FixtureRequest) -> PersonalizedModel:
 
 
 def test_a_vector_comes_nearer_to_the_prompted_model(either: PersonalizedModel) -> None:
-    own = MicroVector.random(either.basis, 0.5, seed=2)
+    own = MicroVector.random(either.bases.basis(numbers=5), 0.5, seed=2)
     either.swap(own)
     rows: list[dict[str, Any]] = []
     found = runtime.distill(either, SHOUT, QUESTIONS, budget="30ktokens", report=rows.append, **QUICK)
@@ -64,11 +64,13 @@ def test_a_vector_comes_nearer_to_the_prompted_model(either: PersonalizedModel) 
 def test_paused_it_goes_on(llm: TinyLoraLlama, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         **QUICK,
+        "basis": llm.bases.basis(numbers=5),
         "settings": TuneSettings(held_back=4, prompts=4),
         "path": tmp_path / "s",
     }
-    steps = [runtime.distill(llm, SHOUT, QUESTIONS, budget="9ktokens", **options).steps for _ in range(2)]
-    assert 0 < steps[0] < steps[1]
+    first, second = (runtime.distill(llm, SHOUT, QUESTIONS, budget="9ktokens", **options) for _ in range(2))
+    assert 0 < first.steps < second.steps
+    assert second.vector.basis == options["basis"].digest
 
 
 def test_where_nothing_is_nearer_the_vector_is_zero(
@@ -86,17 +88,17 @@ def test_where_nothing_is_nearer_the_vector_is_zero(
     assert not result.vector.values.any()
 
 
-def test_both_engines_say_the_same(tiny_bundles: dict[str, Path], onnx: TinyLoraOnnx) -> None:
+def test_both_engines_say_the_same(tiny_bundle: Path, onnx: TinyLoraOnnx) -> None:
     rng = np.random.default_rng(0)
     answers = [rng.integers(40, 90, length, dtype=np.int32) for length in (5, 3, 6, 1, 4, 6)]
     bare = [rng.integers(40, 90, 7 + i, dtype=np.int32) for i in range(len(answers))]
     lesson = Lesson("x", [np.concatenate([bare[0][::-1], each]) for each in bare], bare, answers)
     found = []
-    with runtime.load(tiny_bundles["tiled"], engine="llama", n_ctx=64, n_threads=1) as llama:
+    with runtime.load(tiny_bundle, engine="llama", n_ctx=64, n_threads=1) as llama:
         for llm in (llama, onnx):
             with llm.batch([Sample("x" * 30, raw=True)], 40, sequences=4, n_threads=1) as batch:
                 contrast = Contrast(batch, lesson)
-                vector = MicroVector.random(llm.basis, 0.5, seed=3)
+                vector = MicroVector.random(llm.bases.basis(numbers=5), 0.5, seed=3)
                 found.append([*contrast.divergences(None), *contrast.divergences(vector, [1, 2])])
     assert found[0] == pytest.approx(found[1], rel=0.02)
     assert min(found[0]) > 0
@@ -126,7 +128,7 @@ def test_the_divergence_of_rows() -> None:
 def test_what_cannot_be_distilled(
     llm: TinyLoraLlama, prompt: str, questions: list[str], options: dict[str, Any], message: str
 ) -> None:
-    own = MicroVector.random(llm.basis, 0.5, seed=2)
+    own = MicroVector.random(llm.bases.basis(rank=3), 0.5, seed=2)
     llm.swap(own)
     with pytest.raises(TrainError, match=message):
         runtime.distill(llm, prompt, questions, **{"budget": "9ktokens", **QUICK, **options})

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import onnx_bundles
 import pytest
+import support
 from planted import Planted
 from tuning_task import PROMPTS, favoured
 
-from tinylora_edge import MicroVector, TrainError, VectorError, runtime
+from tinylora_edge import BasisMismatchError, MicroVector, TrainError, VectorError, runtime
 from tinylora_edge.runtime import Budget, NotImprovedWarning, RewardLearner, TinyLoraLlama, TuneSettings
+from tinylora_edge.runtime.learning.state import beginning
 from tinylora_edge.tasks import Completion, Sample
 
 FAST = TuneSettings(prompts=4, held_back=8, check_every=3, effect=None, reach=0.6, population=6)
@@ -35,9 +37,8 @@ class TestLearning:
     def test_finds_a_planted_vector_and_makes_it_active(self, seed: int) -> None:
         planted = Planted(seed)
         rows: list[dict[str, Any]] = []
-        found = runtime.tune(
-            planted, PROMPTS, planted.reward, budget="12ktokens", report=rows.append, **QUICK
-        )
+        options: dict[str, Any] = {**QUICK, "basis": planted.bases.basis(numbers=5), "report": rows.append}
+        found = runtime.tune(planted, PROMPTS, planted.reward, budget="12ktokens", **options)
         assert planted.vector == found
         assert np.linalg.norm(found.values - planted.target) < 0.7 * np.linalg.norm(planted.target)
         start, *steps, end = rows
@@ -65,6 +66,14 @@ class TestLearning:
         assert len(seen["reward"]) == found.held_back
         assert not seen["reward"] & seen["shaped"]
 
+    def test_as_many_numbers_as_are_asked_for(self, llm: TinyLoraLlama) -> None:
+        llm.swap(MicroVector.random(llm.bases.basis(numbers=5), 0.1, seed=5))
+        for basis in (llm.bases.basis(numbers=7), llm.bases.basis(rank=1)):
+            tuning = RewardLearner(llm, PROMPTS, favoured, basis=basis, **QUICK)
+            assert tuning.state.start == [0.0] * basis.size, "the model's own vector is of another basis"
+            assert tuning.run("2ktokens").vector.basis == basis.digest
+            assert len(tuning.state.search["mean"]) == basis.size
+
     def test_in_onnx_too(self) -> None:
         bundle = onnx_bundles.without_template()
         with runtime.load(bundle, engine="onnx", n_ctx=64, n_threads=1) as onnx:
@@ -74,7 +83,7 @@ class TestLearning:
             assert rows[-1]["improved"] == bool(found.values.any()) == (onnx.vector is not None)
 
     def test_the_start_is_returned_and_said_where_nothing_is_better(self, llm: TinyLoraLlama) -> None:
-        own = MicroVector.random(llm.basis, 0.1, seed=5)
+        own = MicroVector.random(llm.bases.basis(numbers=5), 0.1, seed=5)
         llm.swap(own)
         base = {}
 
@@ -159,7 +168,7 @@ class TestSittings:
         data = (tmp_path / "state").read_text()
         assert len(data) < 8192
         texts = {text for text, is_key in re.findall(r'"([^"]*)"(:?)', data) if not is_key}
-        assert texts == {llm.basis.digest}
+        assert texts == {llm.bases.basis(numbers=13).digest}
         assert not any(word in data for word in ("secret", "prompt ", *(s for s in seen if len(s) > 3)))
         assert (tmp_path / "state").stat().st_mode & 0o077 == 0
         assert list(tmp_path.iterdir()) == [tmp_path / "state"]
@@ -191,7 +200,7 @@ class TestSittings:
             lambda state: state.update(search={}),
             lambda state: state["search"].update(step="x"),
             lambda state: state["search"].update(mean=[0.0]),
-            lambda state: state["search"].update(mean=[float("nan")] * 5),
+            lambda state: state["search"].update(mean=[float("nan")] * 13),
             lambda state: state["search"].update(sigma=[]),
         ],
     )
@@ -206,11 +215,16 @@ class TestSittings:
 
     def test_the_state_of_another_run(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
         RewardLearner(llm, PROMPTS, favoured, seed=1, path=tmp_path / "state", **QUICK).run("2ktokens")
-        with pytest.raises(TrainError, match="its seed is 1, this run's is 2"):
-            RewardLearner(llm, PROMPTS, favoured, seed=2, path=tmp_path / "state", **QUICK)
+        five, usual = (llm.bases.basis(numbers=n) for n in (5, 13))
+        for other, message in (
+            ({"seed": 2}, "its seed is 1, this run's is 2"),
+            ({"seed": 1, "basis": five}, f"its basis is '{usual.digest}', this run's is '{five.digest}'"),
+        ):
+            with pytest.raises(TrainError, match=message):
+                RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK, **other)
 
     def test_a_state_knows_what_the_run_began_with(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
-        own = MicroVector.random(llm.basis, 0.1, seed=5)
+        own = MicroVector.random(llm.bases.basis(numbers=5), 0.1, seed=5)
 
         def indifferent(completion: Completion, sample: Sample) -> float:
             return 0.5
@@ -225,7 +239,7 @@ class TestSittings:
 class TestBadInput:
     @pytest.fixture(autouse=True)
     def unchanged(self, llm: TinyLoraLlama) -> Iterator[None]:
-        own = MicroVector.random(llm.basis, 0.1, seed=5)
+        own = MicroVector.random(llm.bases.basis(numbers=5), 0.1, seed=5)
         llm.swap(own)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -280,8 +294,27 @@ class TestBadInput:
             runtime.tune(llm, messages, favoured, budget=60, **QUICK)
 
     def test_a_start_that_does_not_fit(self, llm: TinyLoraLlama) -> None:
-        with pytest.raises(VectorError):
-            RewardLearner(llm, PROMPTS, favoured, start=MicroVector(np.zeros((99, 1), np.float32)), **QUICK)
+        with pytest.raises(VectorError, match="no projection has 99 numbers: this model takes"):
+            RewardLearner(llm, PROMPTS, favoured, start=MicroVector(np.zeros(99, np.float32)), **QUICK)
+        five, seven = (llm.bases.basis(numbers=n) for n in (5, 7))
+        with pytest.raises(BasisMismatchError, match=f"of basis {five.id}, and not of {seven.id}"):
+            RewardLearner(llm, PROMPTS, favoured, start=MicroVector.zeros(five), basis=seven, **QUICK)
+        with pytest.raises(BasisMismatchError, match="none of factors"):
+            RewardLearner(llm, PROMPTS, favoured, basis=support.random_basis(), **QUICK)
+
+
+def test_what_learning_begins_with() -> None:
+    given = support.random_basis(blocks=6, groups=5, rank=8)
+    bases = support.bases_with(given)
+    basis, start = beginning(bases, None, None)
+    assert (basis.size, start) == (13, MicroVector.zeros(basis))
+    assert beginning(bases, given, None) == (given, MicroVector.zeros(given))
+    unnamed = MicroVector(np.ones(72))
+    basis, start = beginning(bases, None, unnamed)
+    assert (basis, start.basis) == (bases.basis(rank=2), basis.digest)
+    assert beginning(bases, None, start)[1] is start
+    with pytest.raises(TrainError, match=r"at most 1,024 numbers, and vectors of basis .* have 1,152: .* 13"):
+        beginning(bases, bases.basis(rank=8), None)
 
 
 def test_budgets_as_text() -> None:

@@ -13,7 +13,8 @@ import pytest
 import support
 from tuning_task import PROMPTS, favoured
 
-from tinylora_edge import Basis, MicroVector, TrainError, load_bundle, runtime
+from tinylora_edge import Basis, MicroVector, Projection, TrainError, load_bundle, runtime
+from tinylora_edge.prior import Whitening
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
 from tinylora_edge.runtime.learning.search import change, spread_of
 from tinylora_edge.tasks import Sample
@@ -28,29 +29,38 @@ def covariance_of(size: int) -> np.ndarray:
     return (mixing @ mixing.T).astype(np.float32)
 
 
-def with_prior(basis: Basis, covariance: np.ndarray) -> Basis:
-    return replace(basis, prior_mean=np.full(basis.size, 0.1, np.float32), prior_covariance=covariance)
+def bundle_of(bundle: Path, folder: Path, p: np.ndarray, covariance: np.ndarray | None = None) -> Path:
+    """Make a bundle with learned directions, and return its folder."""
+    bases, mean = load_bundle(bundle).bases, np.full(len(p), 0.1)
+    prior = None if covariance is None else (mean, covariance)
+    made = bases.with_projection(Projection.learned(bases.factors.modules, p, prior))
+    return support.rebased(bundle, made, folder)
+
+
+def directions(count: int, modules: int = 14) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, modules, 2, 2)) / 4
 
 
 @pytest.fixture
-def learned(tiny_bundles: dict[str, Path], tmp_path: Path) -> Path:
-    basis = load_bundle(tiny_bundles["dense"]).basis
-    return support.rebased(tiny_bundles["dense"], with_prior(basis, covariance_of(6)), tmp_path / "learned")
+def learned(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return bundle_of(tiny_bundle, tmp_path / "learned", directions(6), covariance_of(6))
 
 
-def rows_of(llm: TinyLoraLlama, budget: str = "4ktokens", **options: Any) -> list[dict[str, Any]]:
+def rows_of(
+    llm: TinyLoraLlama, numbers: int, budget: str = "4ktokens", **options: Any
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    RewardLearner(llm, PROMPTS, favoured, report=rows.append, **{**QUICK, **options}).run(budget)
+    options = {**QUICK, "basis": llm.bases.basis(numbers=numbers), "report": rows.append, **options}
+    RewardLearner(llm, PROMPTS, favoured, **options).run(budget)
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 class TestEffect:
-    def measured(self, llm: Any, sigma: float) -> float:
+    def measured(self, llm: Any, basis: Basis, sigma: float) -> float:
         samples = [Sample(prompt) for prompt in PROMPTS]
         rng = np.random.default_rng(9)
-        whitened = llm.basis.whitening.values(rng.standard_normal((40, llm.basis.size)))
-        shape = llm.basis.groups, llm.basis.u
-        vectors = [MicroVector((sigma * v).astype(np.float32).reshape(shape)) for v in whitened]
+        whitened = basis.whitening.values(rng.standard_normal((40, basis.size)))
+        vectors = [MicroVector((sigma * v).astype(np.float32), basis=basis.digest) for v in whitened]
         with llm.batch(samples, 5, sequences=8, n_threads=1) as batch:
             prompts = batch.encode(samples)
             drawn = batch.generate(prompts, max_tokens=5, temperature=1.0, seed=8)
@@ -63,25 +73,22 @@ class TestEffect:
         self, load: Callable[..., TinyLoraLlama], learned: Path, effect: float
     ) -> None:
         with load(learned) as llm:
-            start = rows_of(llm, settings=replace(FAST, effect=effect))[0]
-            assert self.measured(llm, start["sigma"]) == pytest.approx(effect, rel=0.4)
+            start = rows_of(llm, 6, settings=replace(FAST, effect=effect))[0]
+            found = self.measured(llm, llm.bases.basis(numbers=6), start["sigma"])
+            assert found == pytest.approx(effect, rel=0.4)
 
     def test_in_onnx_too(self) -> None:
         with runtime.load(onnx_bundles.without_template(), engine="onnx", n_ctx=64, n_threads=1) as llm:
-            start = rows_of(llm)[0]
-            assert 0.25 < self.measured(llm, start["sigma"]) < 1  # 20 tokens of answers tell no more
+            start, basis = rows_of(llm, 5)[0], llm.bases.basis(numbers=5)
+            assert 0.25 < self.measured(llm, basis, start["sigma"]) < 1  # 20 tokens of answers tell no more
 
     def test_it_is_the_same_for_a_basis_in_other_units(
-        self, load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path], tmp_path: Path
+        self, load: Callable[..., TinyLoraLlama], tiny_bundle: Path, tmp_path: Path
     ) -> None:
-        basis = load_bundle(tiny_bundles["dense"]).basis
-        p = np.random.default_rng(0).standard_normal((4, len(basis.modules), 2, 2)) / 4
         found = []
         for scale in (1, 8):
-            made = basis.with_projections(scale * p)
-            bundle = support.rebased(tiny_bundles["dense"], made, tmp_path / str(scale))
-            with load(bundle) as llm:
-                rows = rows_of(llm)
+            with load(bundle_of(tiny_bundle, tmp_path / str(scale), scale * directions(4))) as llm:
+                rows = rows_of(llm, 4)
             found.append([row["sigma"] * scale for row in rows if "sigma" in row])
         np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
 
@@ -93,49 +100,45 @@ class TestEffect:
 
 class TestShape:
     def test_a_prior_is_a_basis_of_its_whitened_directions(
-        self,
-        load: Callable[..., TinyLoraLlama],
-        tiny_bundles: dict[str, Path],
-        tmp_path: Path,
+        self, load: Callable[..., TinyLoraLlama], tiny_bundle: Path, tmp_path: Path
     ) -> None:
-        basis = load_bundle(tiny_bundles["dense"]).basis
-        p = np.random.default_rng(0).standard_normal((4, len(basis.modules), 2, 2)).astype(np.float32)
-        prior = np.zeros(4), covariance_of(4)
-        learned = basis.with_projections(p, prior=prior)
-        factor = learned.whitening.matrix
+        p = directions(4).astype(np.float32)
+        factor = Whitening(covariance_of(4)).matrix
         assert factor is not None
-        mixed = basis.with_projections(np.einsum("ij,i...->j...", factor, p))
-        assert spread_of(learned) == pytest.approx(spread_of(mixed), rel=1e-5)
+        mixed = np.einsum("ij,i...->j...", factor, p)
         settings = replace(FAST, effect=None, reach=0.6)
-        found, means = [], []
-        for name, each in (("learned", learned), ("mixed", mixed)):
-            with load(support.rebased(tiny_bundles["dense"], each, tmp_path / name)) as llm:
-                tuning = RewardLearner(llm, PROMPTS, favoured, **{**QUICK, "settings": settings})
-                result = tuning.run("3ktokens")
+        found, means, spreads = [], [], []
+        for name, each in (("learned", (p, covariance_of(4))), ("mixed", (mixed,))):
+            with load(bundle_of(tiny_bundle, tmp_path / name, *each)) as llm:
+                basis = llm.bases.basis(numbers=4)
+                spreads.append(spread_of(basis))
+                options = {**QUICK, "settings": settings, "basis": basis}
+                result = RewardLearner(llm, PROMPTS, favoured, **options).run("3ktokens")
                 assert result.steps >= 3
                 found.append((result.start_score, result.score, result.steps))
-                means.append(result.vector.values.reshape(-1))
+                means.append(result.vector.values)
+        assert spreads[0] == pytest.approx(spreads[1], rel=1e-5)
         assert found[0] == found[1]
         np.testing.assert_allclose(means[0], factor @ means[1], rtol=1e-4, atol=1e-5)
 
     def test_an_isotropic_prior_changes_nothing(
-        self, load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path], tmp_path: Path
+        self, load: Callable[..., TinyLoraLlama], tiny_bundle: Path, tmp_path: Path
     ) -> None:
-        basis = load_bundle(tiny_bundles["dense"]).basis
-        round_one = with_prior(basis, np.float32(0.003) * np.eye(6, dtype=np.float32))
-        bundle = support.rebased(tiny_bundles["dense"], round_one, tmp_path / "round")
-        with load(bundle) as llm, load(tiny_bundles["dense"]) as plain:
-            assert rows_of(llm) == rows_of(plain)
+        plain = bundle_of(tiny_bundle, tmp_path / "plain", directions(6))
+        known = bundle_of(tiny_bundle, tmp_path / "round", directions(6), 0.003 * np.eye(6))
+        with load(plain) as without, load(known) as llm:
+            assert rows_of(llm, 6) == rows_of(without, 6)
 
     def test_it_starts_at_a_vector_that_is_given(
         self, load: Callable[..., TinyLoraLlama], learned: Path
     ) -> None:
         with load(learned) as llm:
-            own = MicroVector.random(llm.basis, 0.2, seed=3)
+            basis = llm.bases.basis(numbers=6)
+            own = MicroVector.random(basis, 0.2, seed=3)
             tuning = RewardLearner(llm, PROMPTS, favoured, start=own, **QUICK)
             z = np.array(tuning.state.search["mean"])
-            np.testing.assert_allclose(llm.basis.whitening.values(z), own.values.reshape(-1), atol=1e-7)
-            assert tuning.state.start == own.values.reshape(-1).tolist()
+            np.testing.assert_allclose(basis.whitening.values(z), own.values, atol=1e-7)
+            assert tuning.state.start == own.values.tolist()
             rows: list[dict[str, Any]] = []
             tuning = RewardLearner(llm, PROMPTS, favoured, start=own, report=rows.append, **QUICK)
             found = tuning.run("5ktokens")
@@ -146,25 +149,25 @@ class TestShape:
 
 class TestStates:
     def test_of_another_prior(
-        self, load: Callable[..., TinyLoraLlama], learned: Path, tiny_bundles: dict[str, Path], tmp_path: Path
+        self, load: Callable[..., TinyLoraLlama], learned: Path, tiny_bundle: Path, tmp_path: Path
     ) -> None:
         state = tmp_path / "state"
         with load(learned) as llm:
-            RewardLearner(llm, PROMPTS, favoured, path=state, **QUICK).run("4ktokens")
-            digest = llm.basis.prior.digest if llm.basis.prior else ""
+            prior = llm.bases.basis(numbers=6).prior
+            rows_of(llm, 6, path=state)
+        plain = bundle_of(tiny_bundle, tmp_path / "plain", directions(6))
+        assert prior is not None
         with (
-            load(tiny_bundles["dense"]) as llm,
-            pytest.raises(TrainError, match=f"its prior is '{digest}', this run's is None"),
+            load(plain) as llm,
+            pytest.raises(TrainError, match=f"its prior is '{prior.digest}', this run's is None"),
         ):
-            RewardLearner(llm, PROMPTS, favoured, path=state, **QUICK)
+            rows_of(llm, 6, path=state)
 
 
 def test_the_real_model_with_a_prior(smollm2_bundle: Path, tmp_path: Path) -> None:
-    basis = load_bundle(smollm2_bundle).basis
-    p = np.random.default_rng(0).standard_normal((13, 210, 2, 2)) * 0.14
-    made = basis.with_projections(p, prior=(np.zeros(13), covariance_of(13)))
+    bundle = bundle_of(smollm2_bundle, tmp_path / "learned", 0.56 * directions(13, 210), covariance_of(13))
     rows: list[dict[str, Any]] = []
-    with runtime.load(support.rebased(smollm2_bundle, made, tmp_path / "learned"), n_ctx=64) as llm:
+    with runtime.load(bundle, n_ctx=64) as llm:
         tuning = RewardLearner(
             llm,
             ["What is a river?", "What is rain?", "Name a fruit.", "What is snow?", "Say hello.", "Count."],
@@ -175,6 +178,6 @@ def test_the_real_model_with_a_prior(smollm2_bundle: Path, tmp_path: Path) -> No
             n_threads=1,
         )
         found = tuning.run("4ktokens")
-        assert llm.basis.values(found.vector).shape == (1, 13)
+        assert found.vector.basis == llm.bases.basis(numbers=13).digest
     assert found.steps >= 2
     assert 0.005 < rows[0]["sigma"] < 1
