@@ -30,7 +30,7 @@ def llm(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> TinyLoraLlama:
 
 @pytest.fixture
 def clicks(llm: TinyLoraLlama) -> Iterator[Clicks]:
-    made = Clicks(llm, n_threads=1)
+    made = Clicks(llm, basis=llm.bases.basis(numbers=5), n_threads=1)
     yield made
     made.close()
 
@@ -139,7 +139,7 @@ def test_paused_and_resumed_is_as_if_it_never_stopped(
 ) -> None:
     whole = click(clicks, tmp_path / "whole", 6)
     for _ in range(3):
-        again = Clicks(llm, n_threads=1)
+        again = Clicks(llm, basis=llm.bases.basis(numbers=5), n_threads=1)
         vector = again.vector(tmp_path / "cut")
         for number in (vector.sequence, vector.sequence + 1):
             vector = again.vector(tmp_path / "cut")
