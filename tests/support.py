@@ -105,30 +105,48 @@ def bases_with(basis: Basis, *fingerprints: str) -> Bases:
     return Bases(basis.factors, (basis.projection,), fingerprints)
 
 
-def golden_basis() -> tuple[Basis, dict[str, Any]]:
-    """Return the learned basis of tests/golden, with a prior, and all that its file says."""
-    golden: dict[str, Any] = json.loads((GOLDEN / "learned_basis.json").read_text("utf-8"))
-    fields = dict(golden["basis"])
-    modules = fields.pop("modules")
-    del fields["axes"]
-    size = fields["groups"] * fields["u"]
+def golden_models() -> list[tuple[Bases, dict[str, Any]]]:
+    """Return the models of tests/golden/bases.json, made by its formulas, and all that the file says of each."""
+    return [(_golden(model), model) for model in json.loads((GOLDEN / "bases.json").read_text("utf-8"))["models"]]
 
-    def array(hexadecimal: str, *shape: int) -> np.ndarray[Any, Any]:
-        return np.frombuffer(bytes.fromhex(hexadecimal), "<f4").astype(np.float32).reshape(shape)
 
-    factors = {
-        letter: tuple(array(m[f"{letter}_hex_le_f32"], *m[f"{letter}_shape"]) for m in modules)
-        for letter in "abp"
-    }
-    basis = Basis(
-        modules=tuple(module["name"] for module in modules),
-        tying=np.array([module["group"] for module in modules], np.int32),
-        prior_mean=array(fields.pop("prior_mean_hex_le_f32"), size),
-        prior_covariance=array(fields.pop("prior_covariance_hex_le_f32"), size, size),
-        **factors,
-        **fields,
+def _golden(model: dict[str, Any]) -> Bases:
+    def factors(m: int, s: int, shape: list[int]) -> np.ndarray[Any, Any]:
+        numbers = (7 * np.arange(np.prod(shape)) + 13 * m + 5 * s) % 31 - 15
+        return (numbers / 16).astype({"f32": np.float32, "f16": np.float16}[model["dtype"]]).reshape(shape)
+
+    shapes = model.get("modules") or [
+        (f"blk.{block}.{kind}.weight", model["a_shape"], model["b_shape"])
+        for block in range(model["blocks"])
+        for kind in model["kinds"]
+    ]
+    made = Factors(
+        architecture=model["architecture"],
+        modules=tuple(name for name, _, _ in shapes),
+        rank=model["rank"],
+        a=tuple(factors(m, 0, shape) for m, (_, shape, _) in enumerate(shapes)),
+        b=tuple(factors(m, 1, shape) for m, (_, _, shape) in enumerate(shapes)),
     )
-    return basis, golden
+    projections = []
+    for listed in model["projections"]:
+        if "n" in listed:
+            n, k = listed["n"], listed["rank"]
+            p = (11 * np.arange(n * len(shapes) * k * k) % 37 - 18) / 16
+            prior = (3 * np.arange(n) % 7 - 3) / 8, np.where(np.eye(n), 1, 1 / 16)
+            projection = Projection.learned(
+                made.modules, p.reshape(n, -1, k, k), prior if listed["prior"] else None
+            )
+        else:
+            projection = Projection.read(listed["descriptor"], made.modules)
+        projections.append(projection)
+    return Bases(made, tuple(projections))
+
+
+def golden_frame(entry: dict[str, Any]) -> bytes:
+    """Return the frame of a basis in bases.json, made by its formula."""
+    n = entry["n"]
+    payload = bytes.fromhex("d7233c") + bytes((37 * i % 255 - 127) % 256 for i in range(n)) + bytes(n % 2 == 0)
+    return frame(entry["digest"], payload, dtype="int8", sequence=7)
 
 
 def bundle_with(bases: Bases, base: Path, folder: Path) -> Path:

@@ -228,7 +228,9 @@ class Bases(Mapping[str, Basis]):
         size, modules = len(vector.values), len(self.factors.modules)
         try:
             rank = next((k for k in range(1, self.factors.rank + 1) if modules * k * k == size), None)
-            return self.basis(rank=rank) if rank and size > modules else self.basis(numbers=size)
+            if rank and (rank > 1 or self.factors.rank < RANK):  # else as many tiled ones
+                return self.basis(rank=rank)
+            return self.basis(numbers=size)
         except BasisError as error:
             raise VectorError(f"the vector fits no basis: {error}") from None
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from . import limits
 from .errors import BasisError
 from .factorization import LEFT
-from .modules import parse
+from .modules import canonical_order, parse
 
 FactorArray = NDArray[np.float32] | NDArray[np.float16]
 
@@ -52,16 +52,18 @@ class Factors:
         for what, found, most in (
             ("modules", count, limits.MODULES),
             ("as their rank", self.rank, limits.RANK),
+            ("entries of R", count * self.rank**2, limits.VALUES),
             ("bytes in a module's name", max(map(len, self.modules)), limits.NAME_BYTES),
         ):
             if found > most:
                 raise BasisError(f"factors have at most {most:,} {what}, not {found:,}")
+        if list(self.modules) != canonical_order(self.modules):
+            raise BasisError("the modules are not in canonical order: sort them with modules.canonical_order")
         if self.factorization != LEFT:
             raise BasisError(f"unknown factorization {self.factorization!r}: this version knows '{LEFT}'")
         if (len(self.a), len(self.b)) != (count, count):
             raise BasisError(f"{count} modules need as many A and B, not {len(self.a)} and {len(self.b)}")
         for module, a, b in zip(self.modules, self.a, self.b, strict=True):
-            parse(module)
             for array in (a, b):
                 if array.dtype.kind != "f" or array.itemsize not in (2, 4):
                     raise BasisError(f"a factor of {module} is {array.dtype}: expected float32 or float16")

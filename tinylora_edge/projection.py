@@ -200,7 +200,7 @@ class Projection(ABC):
             BasisError: p has another shape, is too large or not finite, or the prior does not fit.
         """
         with np.errstate(over="ignore"):  # infinity is refused below
-            array = np.ascontiguousarray(p, "<f4")
+            array = np.array(p, "<f4", order="C")  # its own
         count = len(modules)
         if array.ndim != 4 or array.shape[1] != count or array.shape[2] != array.shape[3] or not array.size:
             raise BasisError(

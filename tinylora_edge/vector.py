@@ -43,7 +43,6 @@ class MicroVector:
             is what a device will hold.
         dtype: of the values on the wire: `fp32`, `bf16`, `fp16` or `int8`.
         sequence: 0 to 65535; rises with every vector of the same stream. 0 is that of a raw payload.
-
         basis: digest of the basis that it is a point of, in hexadecimal. Where it is empty, a model takes it
             for one of the basis with so many numbers (`Bases.of`).
 

@@ -175,11 +175,10 @@ def _projection(file: GGUFFile, i: int, descriptor: str, modules: tuple[str, ...
 
 
 def _floats(file: GGUFFile, name: str) -> NDArray[Any]:
-    """Return a small tensor of float32, a copy."""
     array = _tensor(file, name)
-    if array.dtype != np.float32 or array.size > limits.PROJECTION_ENTRIES:
-        raise MalformedGGUFError(f"{name} is {array.dtype} of {array.size:,} entries, expected float32")
-    return np.array(array)
+    if array.dtype != np.float32:
+        raise MalformedGGUFError(f"{name} is {array.dtype}, expected float32")
+    return array
 
 
 def _tensor(file: GGUFFile, name: str) -> NDArray[Any]:
