@@ -107,7 +107,9 @@ def bases_with(basis: Basis, *fingerprints: str) -> Bases:
 
 def golden_models() -> list[tuple[Bases, dict[str, Any]]]:
     """Return the models of tests/golden/bases.json, made by its formulas, and all that the file says of each."""
-    return [(_golden(model), model) for model in json.loads((GOLDEN / "bases.json").read_text("utf-8"))["models"]]
+    return [
+        (_golden(model), model) for model in json.loads((GOLDEN / "bases.json").read_text("utf-8"))["models"]
+    ]
 
 
 def _golden(model: dict[str, Any]) -> Bases:
@@ -145,7 +147,9 @@ def _golden(model: dict[str, Any]) -> Bases:
 def golden_frame(entry: dict[str, Any]) -> bytes:
     """Return the frame of a basis in bases.json, made by its formula."""
     n = entry["n"]
-    payload = bytes.fromhex("d7233c") + bytes((37 * i % 255 - 127) % 256 for i in range(n)) + bytes(n % 2 == 0)
+    payload = (
+        bytes.fromhex("d7233c") + bytes((37 * i % 255 - 127) % 256 for i in range(n)) + bytes(n % 2 == 0)
+    )
     return frame(entry["digest"], payload, dtype="int8", sequence=7)
 
 

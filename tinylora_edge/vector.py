@@ -80,9 +80,7 @@ class MicroVector:
         return cls(values, dtype, basis=basis.digest)
 
     @classmethod
-    def from_bytes(
-        cls, data: bytes, basis: Basis | Bases, policy: Policy | None = None
-    ) -> CheckedVector:
+    def from_bytes(cls, data: bytes, basis: Basis | Bases, policy: Policy | None = None) -> CheckedVector:
         """Read a frame, or a raw payload of one basis, as `policy.check` does; by default that of `Policy()`."""
         return (policy or Policy()).check(data, basis)
 
