@@ -86,14 +86,14 @@ def random_factors(
 def random_basis(
     blocks: int = 2, *, groups: int = 2, u: int = 1, scheme: str = "tiled", seed: int = 42, **fields: Any
 ) -> Basis:
-    """Return a basis of random factors (`random_factors`, whose arguments `fields` are) and the paper's projection."""
+    """Return a basis of `random_factors(blocks, **fields)` and the paper's projection."""
     factors = random_factors(blocks, **fields)
     rank = min(2, factors.rank)
     return Basis(factors, Projection.random(factors.modules, groups, u, scheme, seed, rank))
 
 
 def learned(factors: Factors, n: int = 13, *, scale: float = 1.0, prior: bool = True) -> Projection:
-    """Return a learned projection of rank 2, or of the factors' where that is less, with random directions."""
+    """Return a learned projection of random directions, of rank 2, or of the factors' where that is less."""
     rng, k = np.random.default_rng(n), min(2, factors.rank)
     p = scale * rng.standard_normal((n, len(factors.modules), k, k))
     wanted = (rng.standard_normal(n), np.diag(rng.uniform(0.5, 2, n))) if prior else None
@@ -106,7 +106,7 @@ def bases_with(basis: Basis, *fingerprints: str) -> Bases:
 
 
 def golden_models() -> list[tuple[Bases, dict[str, Any]]]:
-    """Return the models of tests/golden/bases.json, made by its formulas, and all that the file says of each."""
+    """Return the models of tests/golden/bases.json, made by its formulas, and what it says of each."""
     return [
         (_golden(model), model) for model in json.loads((GOLDEN / "bases.json").read_text("utf-8"))["models"]
     ]

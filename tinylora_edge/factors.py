@@ -22,7 +22,7 @@ FactorArray = NDArray[np.float32] | NDArray[np.float16]
 class Factors:
     """A and B of every adapted module, from the truncated SVD of its weight: W' = W + B R A.
 
-    Their leading k directions, A[:k] and B[:, :k], are the factors of rank k: one export serves every k <= rank.
+    Their leading k directions, A[:k] and B[:, :k], are the factors of rank k: one export serves every k.
 
     Attributes:
         architecture: the model's `general.architecture`, such as `llama`.

@@ -81,7 +81,7 @@ class MicroVector:
 
     @classmethod
     def from_bytes(cls, data: bytes, basis: Basis | Bases, policy: Policy | None = None) -> CheckedVector:
-        """Read a frame, or a raw payload of one basis, as `policy.check` does; by default that of `Policy()`."""
+        """Read a frame, or a raw payload of one basis, as `policy.check` does, or `Policy().check`."""
         return (policy or Policy()).check(data, basis)
 
     def to_bytes(
@@ -177,7 +177,7 @@ class Policy:
     The rules, in the order in which they are checked; the first that fails raises, and nothing changes:
 
     1. The bytes are a frame, or a raw payload where the caller names its basis (FrameError).
-    2. The frame names a basis that is known (BasisMismatchError), and has the length that fits it (FrameError).
+    2. The frame names a basis that is known (BasisMismatchError), and has its length (FrameError).
     3. The tag verifies for this stream: CRC-32 always (ChecksumError); a MAC or a signature under one of
        `keys`, or one that `keyring` lists for the stream and the day, even where none is required: a tag
        that cannot be checked proves nothing (SignatureError).
@@ -190,9 +190,9 @@ class Policy:
        it is refused with other values, since whoever carries frames could choose between the two. Raw
        payloads have no sequence.
 
-    The highest accepted sequence of each (factors, key, stream) is remembered, whatever the projection, so that
-    a user who grew from 13 numbers to 840 is not set back; while the policy lives, and
-    with `state` in a file that outlives it; share one policy between models to share that memory.
+    The highest accepted sequence of each (factors, key, stream) is remembered, whatever the projection, so
+    that a user who grew from 13 numbers to 840 is not set back; while the policy lives, and with `state` in a
+    file that outlives it; share one policy between models to share that memory.
 
     Args:
         require: `none` (raw payloads too, with one warning), `checksum`, `mac` or `signature`. By default
@@ -200,8 +200,8 @@ class Policy:
         keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
         keyring: a file of public keys that are trusted too, each for its streams and days (see `keyring`).
             It is read again where it changes.
-        max_norm: largest Frobenius norm of R that is accepted; infinite for any. It keeps nonsense out, and is no
-            safety: an engine survives whatever it computes from a finite R.
+        max_norm: largest Frobenius norm of R that is accepted; infinite for any. It keeps nonsense out, and
+            is no safety: an engine survives whatever it computes from a finite R.
         state: a file that keeps the sequences, and the highest day seen, through restarts; processes may
             share it. Or a log that is kept elsewhere, as a store of many users' vectors has one.
         today: what says the day in UTC: a callable (by default the system's clock), or a date. None is a

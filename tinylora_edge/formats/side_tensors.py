@@ -1,4 +1,4 @@
-"""Side tensors: factors and projections in a GGUF file beside the base, `basis.gguf`; and a base's fingerprint.
+"""Side tensors: factors and projections in a GGUF file beside the base, and the fingerprint of a base.
 
 docs/FORMAT.md, "Side tensors", has the keys and the tensors.
 """
@@ -121,7 +121,8 @@ def check_shapes(base: GGUFFile, factors: Factors) -> None:
     """
     if base.architecture != factors.architecture:
         raise BaseMismatchError(
-            f"the base has architecture {base.architecture!r}, but the factors are of {factors.architecture!r}"
+            f"the base has architecture {base.architecture!r}, but the factors are of "
+            f"{factors.architecture!r}"
         )
     for position, module in enumerate(factors.modules):
         a, b = factors.a[position], factors.b[position]
@@ -169,7 +170,8 @@ def _projection(file: GGUFFile, i: int, descriptor: str, modules: tuple[str, ...
     made = Projection.learned(modules, _floats(file, f"tinylora_p.{i}"), prior)
     if made.descriptor != descriptor:
         raise MalformedGGUFError(
-            f"it names the projection {descriptor[:48]!r}..., but tinylora_p.{i} gives {made.descriptor[:48]!r}..."
+            f"it names the projection {descriptor[:48]!r}..., but tinylora_p.{i} gives "
+            f"{made.descriptor[:48]!r}..."
         )
     return made
 
