@@ -9,7 +9,7 @@ import models
 import pytest
 import trl_world
 
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.exporters import export_gguf
 from tinylora_edge.tasks import Sample, Task
 from tinylora_edge.train import Options
 
@@ -18,7 +18,7 @@ from tinylora_edge.train import Options
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     gguf = models.write_gguf(models.tiny_model("llama"), folder / "tiny.gguf")
-    return export_gguf(gguf, folder / "bundle", settings=ExportSettings(groups=13)).output
+    return export_gguf(gguf, folder / "bundle").output
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +34,7 @@ def options(tiny_weights: Path) -> Options:
         steps=6,
         prompts=4,
         samples=6,
+        numbers=13,
         lr=0.2,
         validation=16,
         validate_every=3,

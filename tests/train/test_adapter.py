@@ -2,60 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import models
 import numpy as np
 import pytest
+import support
 import torch
 from architectures import GGUF_NAMES
 
-from tinylora_edge import Basis, MicroVector, TrainError
+from tinylora_edge import Basis, Factors, MicroVector, Projection, TrainError
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.factorization import factors, truncated_svd
 from tinylora_edge.modules import canonical_order, is_adaptable
-from tinylora_edge.projection import tie
 from tinylora_edge.train import learner as learning
-from tinylora_edge.train.adapter import Adapter, SidePath
+from tinylora_edge.train.adapter import Adapter, SidePath, projected
 from tinylora_edge.train.grpo import IMPORTANCE_CAP
 from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, pad, plain_head
 
-TYINGS = [("tiled", 5, 1), ("tiled", 3, 2), ("structured", 7, 1), ("full", 1, 13)]
+PROJECTIONS = {
+    "tiled": lambda factors: Projection.random(factors.modules, 3, 2),
+    "structured": lambda factors: Projection.random(factors.modules, 7, 1, "structured"),
+    "learned": lambda factors: support.learned(factors, 5),
+    "entries": lambda factors: Projection.entries(factors.modules, 2),
+    "all entries": lambda factors: Projection.entries(factors.modules, factors.rank),
+}
 
 
-def basis_of(model: torch.nn.Module, scheme: str, groups: int, u: int, architecture: str) -> Basis:
+def basis_of(model: torch.nn.Module, kind: str, architecture: str = "llama") -> Basis:
+    """Return a basis of factors of rank 3, of which most projections take the leading two directions."""
     weights = {n: w for n, w in models.gguf_tensors(model).items() if is_adaptable(n) and w.ndim == 2}
-
-    modules = canonical_order(weights)
-    pairs = [factors(truncated_svd(weights[m], 2)) for m in modules]
-    return Basis(
-        architecture=architecture,
-        modules=tuple(modules),
-        rank=2,
-        u=u,
-        groups=groups,
-        seed=42,
-        factorization="left",
-        scheme=scheme,
-        tying=tie(modules, scheme, groups),
-        a=tuple(a for a, _ in pairs),
-        b=tuple(b for _, b in pairs),
-    )
+    modules = tuple(canonical_order(weights))
+    a, b = zip(*(factors(truncated_svd(weights[m], 3)) for m in modules), strict=True)
+    made = Factors(architecture=architecture, modules=modules, rank=3, a=a, b=b)
+    return Basis(made, PROJECTIONS[kind](made))
 
 
 @pytest.mark.parametrize(
-    ("architecture", "scheme", "groups", "u"),
+    ("architecture", "kind"),
     [
-        *(("llama", *tying) for tying in TYINGS),
-        *((architecture, *TYINGS[1]) for architecture in GGUF_NAMES if architecture != "llama"),
+        *(("llama", kind) for kind in PROJECTIONS),
+        *((architecture, "tiled") for architecture in GGUF_NAMES if architecture != "llama"),
     ],
 )
-def test_equals_merged_weights(architecture: str, scheme: str, groups: int, u: int) -> None:
+def test_equals_merged_weights(architecture: str, kind: str) -> None:
     """The rows of q and k permuted, qkv and gate and up fused, grouped or not: all but the experts."""
     model = models.tiny_model(architecture)
-    basis = basis_of(model, scheme, groups, u, GGUF_NAMES[architecture])
+    basis = basis_of(model, kind, GGUF_NAMES[architecture])
     vector = MicroVector.random(basis, 1.0, seed=3)
     tokens = [256, *range(40, 60)]
     plain = models.torch_logits(model, tokens)
@@ -72,6 +67,18 @@ def test_equals_merged_weights(architecture: str, scheme: str, groups: int, u: i
     assert np.abs(attached - merged).max() < 1e-4 * effect
 
 
+@pytest.mark.parametrize("kind", PROJECTIONS)
+def test_r_and_its_gradient_are_those_of_the_projection(kind: str) -> None:
+    basis = Basis(made := support.random_factors(5, rank=3), PROJECTIONS[kind](made))
+    v = torch.randn(basis.size, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    r = projected(v, basis.projection)
+    np.testing.assert_array_equal(r.detach(), basis.R(v.detach().numpy()))
+    weight = torch.randn(r.shape, generator=torch.Generator().manual_seed(2))
+    (grad,) = torch.autograd.grad((r * weight).sum(), v)
+    rows = torch.from_numpy(np.array([basis.R(unit) for unit in np.eye(basis.size)]))
+    torch.testing.assert_close(grad, torch.tensordot(rows, weight, 3))
+
+
 def test_sidepath_gradcheck() -> None:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
@@ -81,18 +88,18 @@ def test_sidepath_gradcheck() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "phi3"])  # q, k, v and gate, up separate, and fused
-@pytest.mark.parametrize(("scheme", "groups", "u"), TYINGS)
+@pytest.mark.parametrize("kind", ["tiled", "learned", "entries"])
 @pytest.mark.parametrize("sampled", [True, False])
 def test_loss_gradient_is_the_finite_difference(
-    architecture: str, scheme: str, groups: int, u: int, sampled: bool
+    architecture: str, kind: str, sampled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole learner in float64: dloss/dv within 1e-5 of a central difference, every entry of v."""
     model = models.tiny_model(architecture)
-    basis = basis_of(model, scheme, groups, u, architecture)
+    basis = basis_of(model, kind, architecture)
     in_float64(model)
     rng = np.random.default_rng(5)
     adapter = Adapter(model, basis).double()
-    at = rng.normal(0, 0.1, (groups, u))
+    at = rng.normal(0, 0.1, basis.size).astype(np.float32).astype(np.float64)
     learner = Learner(model, adapter, temperature=20.0)  # random weights are sure of themselves
 
     draw, fixed = np.random.default_rng(8), []
@@ -128,7 +135,9 @@ def test_loss_gradient_is_the_finite_difference(
 
     grad = learner.gradient(fixed).grad.numpy()
     h, numeric = 1e-5, np.empty_like(at)
-    for index in np.ndindex(at.shape):
+    rows = torch.from_numpy(np.array([basis.R(unit) for unit in np.eye(basis.size)], np.float64))
+    monkeypatch.setattr(adapter, "R", lambda: torch.tensordot(adapter.v, rows, 1))  # not rounded to float32
+    for index in range(basis.size):
         ends = []
         for sign in (1, -1):
             moved = at.copy()
@@ -172,7 +181,7 @@ def test_one_pass_equals_whole_sequences(
     model = models.tiny_model(architecture)
     model.set_attn_implementation(attention)
     assert (plain_head(model) is not None) == plain
-    basis = basis_of(model, "full", 1, 13, architecture)
+    basis = basis_of(model, "learned", architecture)
     adapter = Adapter(model, basis)
     adapter.set(MicroVector.random(basis, 0.5, seed=1))
     learner = Learner(model, adapter, temperature=0.6, workers=2)
@@ -221,7 +230,7 @@ def test_backward_keeps_no_wide_gradient() -> None:
 
 def test_bfloat16_base_keeps_v_in_float32() -> None:
     model = models.tiny_model("llama").bfloat16()
-    basis = basis_of(models.tiny_model("llama"), "tiled", 5, 1, "llama")
+    basis = basis_of(models.tiny_model("llama"), "tiled")
     with Adapter(model, basis) as adapter:
         learner = Learner(model, adapter, temperature=1.0)
         group = Group(
@@ -236,12 +245,12 @@ def test_bfloat16_base_keeps_v_in_float32() -> None:
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_refuses_another_model(tiny_basis: Callable[..., Basis]) -> None:
+def test_refuses_another_model() -> None:
     model = models.tiny_model("llama")
-    other = basis_of(models.tiny_model("llama", hidden=128), "full", 1, 1, "llama")
+    other = basis_of(models.tiny_model("llama", hidden=128), "tiled")
     with pytest.raises(TrainError, match=r"64 x 64.*128 x 128"):
         Adapter(model, other)
-    deeper = basis_of(models.tiny_model("llama", blocks=3), "full", 1, 1, "llama")
+    deeper = basis_of(models.tiny_model("llama", blocks=3), "tiled")
     with pytest.raises(TrainError, match=r"blk\.2"):
         Adapter(model, deeper)
 
@@ -249,21 +258,22 @@ def test_refuses_another_model(tiny_basis: Callable[..., Basis]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_refuses_the_factors_of_other_weights(dtype: torch.dtype) -> None:
     """The same shapes: without a look at the weights it would train, and ship what does nothing."""
-    other = basis_of(models.tiny_model("llama", seed=1), "full", 1, 1, "llama")
+    other = basis_of(models.tiny_model("llama", seed=1), "tiled")
     model = models.tiny_model("llama").to(dtype)
     tokens = torch.tensor([[1, 2, 3]])
     plain = model(tokens).logits
     with pytest.raises(TrainError, match=r"q_proj is 1\.\d+ away from the factors of blk\.0\.attn_q\.weight"):
         Adapter(model, other)
     assert torch.equal(model(tokens).logits, plain)
-    Adapter(model, basis_of(models.tiny_model("llama"), "full", 1, 1, "llama")).detach()
+    Adapter(model, basis_of(models.tiny_model("llama"), "tiled")).detach()
 
 
 def test_experts_are_refused_by_name(tmp_path: Path) -> None:
     model = models.tiny_model("qwen3moe")
     base = models.write_gguf(model, tmp_path / "base.gguf")
-    basis = export_gguf(base, tmp_path / "all", settings=ExportSettings(groups=2)).basis
+    basis = export_gguf(base, tmp_path / "all").bases.basis(numbers=2)
     with pytest.raises(TrainError, match=r"ffn_gate_exps\.weight and 5 more.*--targets '!\*_exps'"):
         Adapter(model, basis)
-    settings = ExportSettings(groups=2, targets=("!*_exps",))
-    Adapter(model, export_gguf(base, tmp_path / "some", settings=settings).basis).detach()
+    settings = ExportSettings(targets=("!*_exps",))
+    some = export_gguf(base, tmp_path / "some", settings=settings).bases
+    Adapter(model, some.basis(numbers=2)).detach()

@@ -13,7 +13,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from test_adapter import TYINGS, basis_of
+from test_adapter import PROJECTIONS, basis_of
 from torch import Tensor
 
 from tinylora_edge import Basis, BasisMismatchError, MicroVector, TrainError
@@ -24,16 +24,14 @@ from tinylora_edge.train.peft_adapter import PEFT_TYPE, peft_model, vector_of
 TOKENS = torch.tensor([[256, *range(40, 60)], [256, *range(70, 90)]])
 
 
-def make(
-    architecture: str = "llama", scheme: str = "tiled", groups: int = 5, u: int = 1
-) -> tuple[Any, Basis, MicroVector]:
+def make(architecture: str = "llama", kind: str = "tiled") -> tuple[Any, Basis, MicroVector]:
     model = models.tiny_model(architecture)
-    basis = basis_of(model, scheme, groups, u, architecture)
+    basis = basis_of(model, kind, architecture)
     return model, basis, MicroVector.random(basis, 1.0, seed=3)
 
 
 def logits_and_gradient(model: Any, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits, and the gradient of a loss over all of them with respect to the rows of v: [G, u]."""
+    """Logits, and the gradient of a loss over all of them with respect to the rows of v: [n]."""
     logits = model(TOKENS).logits
     target = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
     grads = torch.autograd.grad((torch.tanh(logits / 10) * target).sum(), rows)
@@ -63,9 +61,9 @@ def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], p
 
 
 @pytest.mark.parametrize("architecture", models.ARCHITECTURES)
-@pytest.mark.parametrize(("scheme", "groups", "u"), TYINGS)
-def test_equals_the_adapter(architecture: str, scheme: str, groups: int, u: int) -> None:
-    model, basis, vector = make(architecture, scheme, groups, u)
+@pytest.mark.parametrize("kind", PROJECTIONS)
+def test_equals_the_adapter(architecture: str, kind: str) -> None:
+    model, basis, vector = make(architecture, kind)
     plain = model(TOKENS).logits
     with Adapter(model, basis) as adapter:
         adapter.set(vector)
@@ -80,27 +78,26 @@ def test_equals_the_adapter(architecture: str, scheme: str, groups: int, u: int)
 
 
 @pytest.mark.parametrize("architecture", models.ARCHITECTURES)
-@pytest.mark.parametrize(("ratio", "u"), [(1.0, 13), (0.0, 1)])
-def test_equals_the_layer_of_peft(architecture: str, ratio: float, u: int) -> None:
+@pytest.mark.parametrize(("ratio", "kind"), [(1.0, "learned"), (0.0, "entries")])
+def test_equals_the_layer_of_peft(architecture: str, ratio: float, kind: str) -> None:
     """PEFT's unmodified TinyLoRA, factors and projections put in; its ratio can say full tying and none."""
     model = models.tiny_model(architecture)
-    count = 7 * model.config.num_hidden_layers
-    basis = basis_of(model, "full" if ratio else "tiled", 1 if ratio else count, u, architecture)
+    basis = basis_of(model, kind, architecture)
     vector = MicroVector.random(basis, 1.0, seed=3)
     plain = model(TOKENS).logits
-    names = hf_names(model, basis)
+    names, (_, p) = hf_names(model, basis.factors), basis.projection.tied
     config = peft.TinyLoraConfig(
-        r=2, u=u, weight_tying=ratio, target_modules=list(names.values()), task_type="CAUSAL_LM"
+        r=2, u=p.shape[1], weight_tying=ratio, target_modules=list(names.values()), task_type="CAUSAL_LM"
     )
     stock = peft.get_peft_model(model, config)
     for position, (module, name) in enumerate(names.items()):
         layer = model.get_submodule(name)
-        a, b = factors_for(models.tiny_model(architecture), basis, module, name)
+        a, b = factors_for(models.tiny_model(architecture), basis.factors, module, name, 2)
         layer.tinylora_A["default"].copy_(a)
         layer.tinylora_B["default"].copy_(b)
-        layer.tinylora_P["default"].copy_(torch.from_numpy(basis.projections[position]))
+        layer.tinylora_P["default"].copy_(torch.tensor(p[position]))
     with torch.no_grad():
-        for row, values in zip(rows_of(stock), vector.values, strict=True):
+        for row, values in zip(rows_of(stock), vector.values.reshape(-1, p.shape[1]), strict=True):
             row.copy_(torch.tensor(values))
     expected = logits_and_gradient(stock, rows_of(stock))
     wrapped = peft_model(models.tiny_model(architecture), basis)
@@ -110,7 +107,7 @@ def test_equals_the_layer_of_peft(architecture: str, ratio: float, u: int) -> No
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saves_and_loads(tmp_path: Path, dtype: torch.dtype) -> None:
-    model, basis, vector = make("llama", "tiled", 3, 2)
+    model, basis, vector = make()
     wrapped = peft_model(model.to(dtype), basis)
     set_vector(wrapped, vector)
     expected = wrapped(TOKENS).logits

@@ -6,7 +6,9 @@ import json
 import math
 import re
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,18 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import Basis, MicroVector, TrainError, load_bundle, runtime
+from tinylora_edge import (
+    BasisError,
+    BasisMismatchError,
+    MicroVector,
+    Projection,
+    TrainError,
+    load_bundle,
+    runtime,
+)
 from tinylora_edge.runtime.batch_context import Generation
 from tinylora_edge.tasks import Completion, Sample, Task
-from tinylora_edge.train import Options, checkpoint, train
+from tinylora_edge.train import Options, checkpoint, grown, train
 from tinylora_edge.train.batches import Sampled
 from tinylora_edge.train.trainer import as_good
 
@@ -42,12 +52,14 @@ def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Option
     longer = replace(options, steps=24, prompts=8, samples=8, validate_every=8, lr=0.3, wire="bf16", drift=4)
     outcome = train(tiny_bundle, letters_task, tmp_path / "v.bin", options=longer, report=rows.append)
     assert outcome.result.best_score >= outcome.result.start_score
-    basis = load_bundle(tiny_bundle).basis
+    bases = load_bundle(tiny_bundle).bases
     data = outcome.path.read_bytes()
-    vector = MicroVector.from_bytes(data, basis)
+    vector = MicroVector.from_bytes(data, bases)
     assert (len(data), vector.dtype) == (37, "bf16")
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
-    assert manifest["basis"] == basis.digest
+    assert manifest["basis"] == vector.basis == bases.basis(numbers=13).digest
+    assert manifest["projection"] == "random rank=2 seed=42 groups=13 u=1 tying=tiled"
+    assert manifest["numbers"] == 13
     assert manifest["held_out"]["n"] == len(letters_task.held_out)
     assert outcome.drift is not None
     assert manifest["drift"] == outcome.drift.record()
@@ -109,29 +121,62 @@ def test_sigint_saves_and_leaves(
 
 
 @pytest.mark.parametrize(
-    "change", [{"method": "sft"}, {"half_copy": True}, {"lr": None}, {"start": (0.1,) * 13}]
+    ("change", "size"),
+    [
+        ({"method": "sft"}, 63),
+        ({"half_copy": True}, 63),
+        ({"lr": None}, 63),
+        ({"start": (0.1,) * 13}, 63),
+        ({"numbers": None, "lr": None}, 235),  # all 56 of rank 2
+        ({"numbers": None, "rank": 8, "lr": 0.05, "wire": "int8"}, 911),
+    ],
 )
 def test_every_option_runs(
-    change: dict[str, Any], tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
+    change: dict[str, Any], size: int, tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
 ) -> None:
     rows: Rows = []
     changed = replace(options, **{"steps": 3, **change})
     outcome = train(tiny_bundle, letters_task, tmp_path / "v", options=changed, report=rows.append)
-    assert len(outcome.path.read_bytes()) == 63
+    assert len(outcome.path.read_bytes()) == size
     learned = [row for row in rows if "grad" in row]
     assert learned
     assert all(math.isfinite(row["grad"]) and row["lr"] > 0 and row["mismatch"] < 0.05 for row in learned)
 
 
-def test_it_begins_with_the_values_that_it_is_given(
+def test_a_run_goes_on_from_a_vector_of_any_smaller_size(
     tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
 ) -> None:
-    found = train(tiny_bundle, letters_task, tmp_path / "first", options=options)
-    values = tuple(map(float, found.result.vector.values.reshape(-1)))
-    rows: Rows = []
-    options = replace(options, start=values, steps=1)
-    train(tiny_bundle, letters_task, tmp_path / "further", options=options, report=rows.append)
-    assert rows[0]["validation"] == pytest.approx(found.result.best_score)
+    bases, validation = load_bundle(tiny_bundle).bases, []
+    vector = MicroVector.zeros(bases.basis(numbers=13))
+    for size in ({"numbers": 13}, {"numbers": 13}, {"rank": 2}, {"rank": 8}):
+        rows: Rows = []
+        chosen = replace(options, **{"numbers": None, "steps": 3, "validate_every": 1, **size})
+        chosen = replace(chosen, start=grown(vector, bases, chosen.basis(bases)))
+        found = train(
+            tiny_bundle, letters_task, tmp_path / f"{len(validation)}", options=chosen, report=rows.append
+        )
+        validation.append((rows[0]["validation"], found.result.best_score))
+        vector = MicroVector.from_bytes(found.path.read_bytes(), bases)
+    assert len(vector.values) == 14 * 64
+    for (_, before), (start, _) in pairwise(validation):
+        assert start == pytest.approx(before)
+
+
+def test_a_vector_grows_exactly_or_not_at_all(tiny_bundle: Path) -> None:
+    bases = load_bundle(tiny_bundle).bases
+    tiled, two, eight = bases.basis(numbers=13), bases.basis(rank=2), bases.basis(rank=8)
+    small = MicroVector.random(tiled, 1.0, dtype="bf16")
+    assert grown(small, bases, tiled) == tuple(small.values.tolist())
+    values = np.array(grown(small, bases, eight), np.float32)
+    np.testing.assert_array_equal(eight.R(values)[:, :2, :2], tiled.R(small))
+    assert grown(MicroVector(values), bases, two) == grown(small, bases, two)  # the rest is zeros
+    with pytest.raises(TrainError, match=r"896 numbers does not go into 56 others: .*--rank 8"):
+        grown(MicroVector.random(eight, 1.0), bases, two)
+    with pytest.raises(TrainError, match=r"56 numbers does not go into 13 others: .*--rank 2"):
+        grown(MicroVector.random(two, 1.0), bases, tiled)
+    other = support.random_basis(groups=13, blocks=5)
+    with pytest.raises(BasisMismatchError, match="none of factors"):
+        grown(MicroVector.random(other, 1.0), bases, two)
 
 
 def test_the_harder_the_pull_to_the_base_the_nearer_v_stays(
@@ -205,9 +250,11 @@ def test_no_signal_is_said(
 # The prior of a basis
 
 
-def learned(basis: Basis, covariance: np.ndarray | None) -> Basis:
-    p = np.random.default_rng(0).standard_normal((4, len(basis.modules), 2, 2))
-    return basis.with_projections(p, prior=None if covariance is None else (np.full(4, 0.1), covariance))
+def learned(modules: Sequence[str], covariance: np.ndarray | None) -> Projection:
+    p = np.random.default_rng(0).standard_normal((4, len(modules), 2, 2))
+    return Projection.learned(
+        factors.modules, p, None if covariance is None else (np.full(4, 0.1), covariance)
+    )
 
 
 def covariance() -> np.ndarray:
@@ -220,21 +267,23 @@ def test_a_prior_is_a_basis_of_its_whitened_directions(
     lr: float | None, tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
 ) -> None:
     """v = L z: the same steps, lengths and gradients as with the directions that L makes of the basis's."""
-    basis = learned(load_bundle(tiny_bundle).basis, covariance())
-    factor = basis.whitening.matrix
+    bases = load_bundle(tiny_bundle).bases
+    own = learned(bases.factors.modules, covariance())
+    factor = own.whitening.matrix
     assert factor is not None
-    mixed = basis.with_projections(np.einsum("ij,i...->j...", factor, np.stack(basis.p, axis=1)))
+    mixed = Projection.learned(own.modules, np.einsum("ij,i...->j...", factor, own.stored))
     rows: dict[str, Rows] = {"learned": [], "mixed": []}
     ends = []
-    for name, each in (("learned", basis), ("mixed", mixed)):
-        bundle = support.rebased(tiny_bundle, each, tmp_path / name)
+    short = replace(short, numbers=4, lr=lr)
+    for name, each in (("learned", own), ("mixed", mixed)):
+        bundle = support.rebased(tiny_bundle, bases.with_projection(each), tmp_path / name)
 
         def interrupt(metrics: dict[str, Any], name: str = name) -> None:
             rows[name].append(metrics)
             if metrics.get("step") == 3:
                 signal.raise_signal(signal.SIGINT)
 
-        train(bundle, letters_task, tmp_path / f"{name}.bin", options=replace(short, lr=lr), report=interrupt)
+        train(bundle, letters_task, tmp_path / f"{name}.bin", options=short, report=interrupt)
         kept = json.loads((tmp_path / f"{name}.bin.run" / "checkpoint.json").read_text())
         ends.append(np.array(kept["state"]["v"]).reshape(-1))
     np.testing.assert_allclose(ends[0], factor @ ends[1], rtol=1e-3, atol=1e-5)
@@ -248,9 +297,15 @@ def test_a_prior_is_a_basis_of_its_whitened_directions(
 def test_a_checkpoint_of_another_prior_is_refused(
     tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
 ) -> None:
-    base = load_bundle(tiny_bundle).basis
-    bundle = support.rebased(tiny_bundle, learned(base, covariance()), tmp_path / "learned")
-    other = support.rebased(tiny_bundle, learned(base, None), tmp_path / "without")
+    bases, short = load_bundle(tiny_bundle).bases, replace(short, numbers=4)
+    bundle, other = (
+        support.rebased(
+            tiny_bundle,
+            bases.with_projection(learned(bases.factors.modules, prior)),
+            tmp_path / f"{prior is None}",
+        )
+        for prior in (covariance(), None)
+    )
     interrupted(bundle, letters_task, tmp_path / "v", short, after=2)
     with pytest.raises(TrainError, match="belongs to another run: its prior is"):
         train(other, letters_task, tmp_path / "v", options=short, resume=True)
@@ -268,7 +323,7 @@ class Given:
     def generate(
         self, prompts: list[list[int]], *, vectors: MicroVector, samples: int, **_: Any
     ) -> list[Generation]:
-        assert vectors.values.shape == (2, 1)
+        assert vectors.values.shape == (2,)
         assert len(prompts) * samples == len(self.lengths)
         return [
             Generation(0, np.arange(n or 0, dtype=np.int32), np.zeros(n or 0, np.float32), bool(n), n is None)
@@ -281,7 +336,7 @@ def test_what_explodes_gets_the_lowest_reward_and_no_gradient() -> None:
         assert not completion.exploded, "no reward judges it"
         return float(completion.tokens) - 5
 
-    samples, v = [Sample("a"), Sample("b")], np.ones((2, 1), np.float32)
+    samples, v = [Sample("a"), Sample("b")], MicroVector(np.ones(2, np.float32))
     given = Given([4, None, 2, None, None, None])
     batches = Sampled(
         Task("task", samples, [], length, max_tokens=8),
@@ -310,6 +365,15 @@ def test_what_explodes_gets_the_lowest_reward_and_no_gradient() -> None:
         ({"train": [Sample("too few")]}, {"half_copy": True}, {}, "1 training prompts"),  # after the copy
         ({}, {"validation": 1}, {}, "1 prompts for validation: at least 2"),
         ({}, {"start": (0.1,) * 12}, {}, "12 values, and the basis has 13"),
+        ({}, {"numbers": None, "rank": 9}, {}, "rank 9 is not among 1 to 8"),
+        (
+            {},
+            {"numbers": 56},
+            {},
+            "these are all entries of rank 2: say rank 2",
+        ),
+        ({}, {"numbers": 57}, {}, "no projection has 57 numbers: this model takes all entries of"),
+        ({}, {"rank": 2}, {}, "pass one of the two"),
         ({}, {"weights": "no/such/folder"}, {}, "no/such/folder"),
         ({}, {}, {"resume": True}, "no checkpoint"),
         ({"reward": lambda completion, sample: math.nan}, {}, {}, "train sample 0 .*returned nan"),
@@ -327,7 +391,7 @@ def test_what_is_refused_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     changed = replace(letters_task, **task)
-    with pytest.raises((TrainError, OSError), match=message):
+    with pytest.raises((TrainError, BasisError, OSError), match=message):
         train(tiny_bundle, changed, tmp_path / "v", options=replace(options, **chosen), **more)
     assert list(tmp_path.iterdir()) == []
 
@@ -369,6 +433,8 @@ def test_a_checkpoint_of_another_run_is_refused(
     first, *rest = letters_task.train
     changes: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("seed is 1, this run's is 2", {}, {"seed": 2}),
+        ("basis is '", {}, {"numbers": None, "rank": 1}),
+        ("start is None, this run's is '", {}, {"start": (0.1,) * 13}),
         ("anchor", {}, {"anchor": 0.5}),
         ("weights", {}, {"weights": str(tmp_path / "other")}),
         ("max_tokens is 6, this run's is 5", {"max_tokens": 5}, {}),
@@ -389,7 +455,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    state: dict[str, Any] = {name: [[0.0], [1.0]] for name in ("v", "m", "s", "best_v")}
+    state: dict[str, Any] = {name: [0.0, 1.0] for name in ("v", "m", "s", "best_v")}
     return {
         "identity": {},
         "state": state | {"top_scores": [0, 1, 0.5], "step": 3, "norms": [1, 2.5]} | changes,
@@ -400,7 +466,7 @@ def test_a_checkpoint_of_the_right_types(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.json"
     path.write_text(json.dumps(document()))
     state = checkpoint.load(path, {})
-    assert (state.step, state.norms, state.v.shape, state.top_scores.shape) == (3, [1, 2.5], (2, 1), (3,))
+    assert (state.step, state.norms, state.v.shape, state.top_scores.shape) == (3, [1, 2.5], (2,), (3,))
     checkpoint.save(path, state, {"a": (1, 2)})
     assert checkpoint.load(path, {"a": (1, 2)}).v.tolist() == state.v.tolist()
 
@@ -414,9 +480,9 @@ def test_a_checkpoint_of_the_right_types(tmp_path: Path) -> None:
         {"identity": 7, "state": document()["state"]},
         document(unknown=1),
         document(step="3"),
-        document(v=[[0.0]]),
+        document(v=[[0.0], [1.0]]),
         document(top_scores=[[1.0]]),
-        document(m=[[0.0], [1.0, 2.0]]),
+        document(m=[0.0, 1.0, 2.0]),
     ],
 )
 def test_a_checkpoint_that_is_none(tmp_path: Path, content: Any) -> None:

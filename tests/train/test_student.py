@@ -7,12 +7,13 @@ from pathlib import Path
 import models
 import numpy as np
 import pytest
+import support
 import torch
 
-from tinylora_edge import load_bundle
+from tinylora_edge import Basis, load_bundle
 from tinylora_edge.runtime.learning.contrast import Lesson
 from tinylora_edge.train import learner, student
-from tinylora_edge.train.distill import _EFFECT, directions_of, spread_of
+from tinylora_edge.train.distill import _EFFECT, spread_of
 from tinylora_edge.train.student import ForwardKL, Student
 
 
@@ -32,19 +33,18 @@ def test_what_prompts_begin_with_runs_once(
     """A divergence and a fit are those of whole rows, by less than half of the work."""
     model = models.tiny_model("llama")
     model.set_attn_implementation("eager")
-    pupil = Student(model, load_bundle(tiny_bundle).basis)
+    factors = load_bundle(tiny_bundle).factors
+    pupil = Student(model, Basis(factors, support.learned(factors, 3, scale=0.3)))
     if not plain:
         monkeypatch.setattr(pupil, "_head", None)
     tokens: list[int] = []
     counter = model.get_input_embeddings().register_forward_pre_hook(
         lambda module, inputs: tokens.append(inputs[0].numel())
     )
-    rng = np.random.default_rng(4)
-    directions = rng.normal(0, 0.3, (3, *pupil._zeros.shape)).astype(np.float32)
 
     def results() -> tuple[list[float], np.ndarray, int]:
         tokens.clear()
-        values, losses = pupil.fit(lesson(), steps=3, spread=0.1 * np.eye(3), directions=directions)
+        values, losses = pupil.fit(lesson(), steps=3, spread=0.1 * np.eye(3))
         return losses, values, sum(tokens)
 
     once = results()
@@ -72,29 +72,26 @@ def divergence(pupil: Student, lesson: Lesson, r: np.ndarray) -> float:
 
 def test_without_a_prior_directions_move_tokens_by_an_effect(tiny_bundle: Path) -> None:
     """A step of one spread in a direction costs half of the effect's square, in the mean of directions."""
-    basis = load_bundle(tiny_bundle).basis
+    basis = load_bundle(tiny_bundle).basis(numbers=13)
     model = models.tiny_model("llama")
     model.set_attn_implementation("eager")
     pupil, lesson_ = Student(model, basis), many(np.random.default_rng(3))
     spread = spread_of(basis, pupil, lesson_, seed=0)
     assert basis.prior is None
     np.testing.assert_array_equal(spread, spread[0, 0] * np.eye(basis.size))
-    kls = [divergence(pupil, lesson_, spread[0, 0] * each) for each in directions_of(basis)]
+    kls = [divergence(pupil, lesson_, basis.R(each)) for each in spread.astype(np.float32)]
     pupil.close()
     assert np.mean(kls) == pytest.approx(_EFFECT**2 / 2, rel=0.4)  # of tokens that were drawn
 
 
 def test_a_fit_goes_as_far_as_answers_outweigh_the_prior(tiny_bundle: Path) -> None:
     """A narrower prior holds it nearer to 0, and one that allows nothing leaves it there."""
-    basis, dice = load_bundle(tiny_bundle).basis, np.random.default_rng(5)
+    basis, dice = load_bundle(tiny_bundle).basis(numbers=13), np.random.default_rng(5)
     model = models.tiny_model("llama")
     model.set_attn_implementation("eager")
     pupil = Student(model, basis)
     lesson_ = many(dice, told=[dice.integers(0, 256, 9).astype(np.int32) for _ in range(16)])
-    fits = [
-        pupil.fit(lesson_, steps=4, spread=spread * np.eye(basis.size), directions=directions_of(basis))
-        for spread in (1e-4, 0.02, 0.2)
-    ]
+    fits = [pupil.fit(lesson_, steps=4, spread=each * np.eye(basis.size)) for each in (1e-4, 0.02, 0.2)]
     pupil.close()
     norms = [float(np.linalg.norm(values)) for values, _ in fits]
     assert norms[0] < 1e-3 < norms[1] < norms[2]

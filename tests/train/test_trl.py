@@ -36,8 +36,7 @@ def test_learns_and_ships(tiny: Path, options: Options, tmp_path: Path) -> None:
     assert len(rewards) == 8
     assert outcome.result.best_score >= outcome.result.start_score
     assert outcome.result.vector.norm > 0 or outcome.result.best_step == 0
-    basis = load_bundle(tiny / "bundle").basis
-    vector = MicroVector.from_bytes(outcome.path.read_bytes(), basis)
+    vector = MicroVector.from_bytes(outcome.path.read_bytes(), load_bundle(tiny / "bundle").bases)
     assert (len(outcome.path.read_bytes()), vector.dtype) == (37, "bf16")
     assert np.allclose(vector.values, outcome.result.vector.values, rtol=2**-8)
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
@@ -61,7 +60,7 @@ def test_checkpoints_ask_no_hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda name, file: asked.append(name))
     model = models.tiny_model("llama")
     model.name_or_path = model.config._name_or_path = str(tiny / "bundle")
-    peft_model(model, load_bundle(tiny / "bundle").basis).save_pretrained(tmp_path / "asks not")
+    peft_model(model, load_bundle(tiny / "bundle").basis(numbers=13)).save_pretrained(tmp_path / "asks not")
     assert asked == []
 
 
@@ -80,7 +79,7 @@ def test_agrees_with_the_gradient_of_the_default_engine(tiny: Path, tmp_path: Pa
     given = trl_world.completions(prompts, trainer)
     task, end = trl_world.letters_task(), trl_world.END
     model = load_model(tiny / "weights", "fp32")
-    adapter = Adapter(model, load_bundle(tiny / "bundle").basis)
+    adapter = Adapter(model, load_bundle(tiny / "bundle").basis(numbers=13))
     learner = Learner(model, adapter, temperature=task.temperature)
     groups = []
     for start in range(0, len(prompts), 4):

@@ -11,7 +11,7 @@ from typing import Any
 import models
 import numpy as np
 
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.exporters import export_gguf
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options
 from tinylora_edge.train import trl as engine
@@ -45,10 +45,10 @@ def write_tokenizer(path: Path, template: str = TEMPLATE) -> None:
 
 
 def prepare(folder: Path) -> Path:
-    """A bundle of a tiny random model, 13 tiled groups, and the same model for transformers."""
+    """A bundle of a tiny random model, and the same model for transformers."""
     model = models.tiny_model("llama")
     gguf = models.write_gguf(model, folder / "tiny.gguf", metadata={"tokenizer.chat_template": TEMPLATE})
-    export_gguf(gguf, folder / "bundle", settings=ExportSettings(groups=13))
+    export_gguf(gguf, folder / "bundle")
     write_tokenizer(models.write_hf(model, folder / "weights"))
     return folder
 
@@ -98,6 +98,7 @@ def options(folder: Path) -> Options:
         steps=4,
         prompts=3,
         samples=4,
+        numbers=13,
         lr=0.2,
         validation=8,
         validate_every=2,
