@@ -252,9 +252,7 @@ def test_no_signal_is_said(
 
 def learned(modules: Sequence[str], covariance: np.ndarray | None) -> Projection:
     p = np.random.default_rng(0).standard_normal((4, len(modules), 2, 2))
-    return Projection.learned(
-        factors.modules, p, None if covariance is None else (np.full(4, 0.1), covariance)
-    )
+    return Projection.learned(modules, p, None if covariance is None else (np.full(4, 0.1), covariance))
 
 
 def covariance() -> np.ndarray:
