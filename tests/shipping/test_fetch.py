@@ -7,14 +7,24 @@ import socket
 import sys
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 import servers
 import support
 
-from tinylora_edge import Ed25519Signer, MicroVector, TransferError
+from tinylora_edge import (
+    Bases,
+    Ed25519Signer,
+    Ed25519Verifier,
+    MicroVector,
+    Policy,
+    RollbackError,
+    TransferError,
+)
 from tinylora_edge.shipping import Fetched, fetch, publish
 
-BASIS = support.random_basis(blocks=5, groups=13)
+BASES = Bases(support.random_factors(blocks=5))
+BASIS = BASES.basis(numbers=13)
 SIGNER = Ed25519Signer(b"k" * 32)
 
 
@@ -36,42 +46,62 @@ def _no_waiting(monkeypatch):
 
 def test_the_newest_and_then_nothing_until_there_is_more(tmp_path):
     with servers.static(tmp_path) as (url, seen):
-        publish(frame(1), BASIS, str(tmp_path))
-        first = fetch(url, BASIS)
+        publish(frame(1), BASES, str(tmp_path))
+        first = fetch(url, BASES)
         assert first == Fetched(frame(1), first.etag)
-        assert fetch(url, BASIS, etag=first.etag) == Fetched(None, first.etag)
-        publish(frame(2, "fp32"), BASIS, str(tmp_path))
-        second = fetch(f"{url}/", BASIS, etag=first.etag)
+        assert fetch(url, BASES, etag=first.etag) == Fetched(None, first.etag)
+        publish(frame(2, "fp32"), BASES, str(tmp_path))
+        second = fetch(f"{url}/", BASES, etag=first.etag)
         assert second.data == frame(2, "fp32")
         assert second.etag != first.etag
-    path = f"/{BASIS.id}/default/latest"
+    path = f"/{BASES.id}/default/latest"
     assert seen == [(path, None), (path, first.etag), (path, first.etag)]
 
 
 def test_streams(tmp_path):
     with servers.static(tmp_path) as (url, _):
-        publish(frame(1), BASIS, str(tmp_path), stream="alice")
-        publish(frame(2), BASIS, str(tmp_path), stream="bob")
-        assert fetch(url, BASIS, "alice").data == frame(1)
-        assert fetch(url, BASIS, "bob").data == frame(2)
+        publish(frame(1), BASES, str(tmp_path), stream="alice")
+        publish(frame(2), BASES, str(tmp_path), stream="bob")
+        assert fetch(url, BASES, "alice").data == frame(1)
+        assert fetch(url, BASES, "bob").data == frame(2)
         with pytest.raises(TransferError, match=r"404 Not Found: nothing is published"):
-            fetch(url, BASIS)
+            fetch(url, BASES)
+
+
+def test_a_stream_that_grows_keeps_its_path(tmp_path):
+    bases = Bases(support.random_factors(blocks=70, rank=8))
+    policy = Policy(keys=[Ed25519Verifier(SIGNER.public_key)])
+    frames = []
+    with servers.static(tmp_path) as (url, seen):
+        for basis in (bases.basis(numbers=13), bases.basis(rank=2), bases.basis(rank=8)):
+            vector = MicroVector(MicroVector.random(basis, 0.3).values, "int8", len(frames) + 1)
+            frames.append(vector.to_bytes(basis, SIGNER, stream="alice"))
+            publish(frames[-1], bases, str(tmp_path), stream="alice")
+            with policy.admit(fetch(url, bases, "alice").data, bases, stream="alice") as found:
+                assert np.array_equal(found.values, vector.values)
+    assert [len(frame) for frame in frames] == [87, 915, 13_515]
+    assert {path for path, _ in seen} == {f"/{bases.id}/alice/latest"}
+    for older in frames[:2]:
+        with pytest.raises(TransferError, match="latest has sequence 3"):
+            publish(older, bases, str(tmp_path), stream="alice")
+        with pytest.raises(RollbackError, match="but 3 was already accepted"):
+            policy.check(older, bases, stream="alice")
 
 
 def test_chunked_and_without_an_etag():
     body = frame(1)
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in (body[:50], body[50:])) + b"0\r\n\r\n"
     with servers.answering(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks) as (url, _):
-        assert fetch(url, BASIS, etag='"old"') == Fetched(body, None)
+        assert fetch(url, BASES, etag='"old"') == Fetched(body, None)
 
 
 @pytest.mark.parametrize("folder", ["Vektören 1", "Vekt%C3%B6ren%201", "~ann/a+b@c;d='e'(f)!"])
 def test_folders_of_any_name(tmp_path, folder):
     (tmp_path / unquote(folder)).mkdir(parents=True)
     with servers.static(tmp_path) as (url, seen):
-        publish(frame(1), BASIS, str(tmp_path / unquote(folder)))
-        assert fetch(f"{url}/{folder}/", BASIS).data == frame(1)
-    assert unquote(seen[0][0]) == f"/{unquote(folder)}/{BASIS.id}/default/latest"
+        publish(frame(1), BASES, str(tmp_path / unquote(folder)))
+        assert fetch(f"{url}/{folder}/", BASES).data == frame(1)
+    assert unquote(seen[0][0]) == f"/{unquote(folder)}/{BASES.id}/default/latest"
     assert seen[0][0].isascii()
 
 
@@ -84,38 +114,38 @@ def test_folders_of_any_name(tmp_path, folder):
 )
 def test_addresses_that_are_none(url):
     with pytest.raises(TransferError, match=re.escape(f"{url!r} is no address of a folder")):
-        fetch(url, BASIS)
+        fetch(url, BASES)
 
 
 @pytest.mark.parametrize("url", ["http://example.org/v", "http://192.168.0.1", "http://localhost.example"])
 def test_http_is_for_this_device_alone(url):
     with pytest.raises(TransferError, match="publish over https"):
-        fetch(url, BASIS)
+        fetch(url, BASES)
 
 
 @pytest.mark.parametrize("stream", ["", "..", "a/b", ".x", "a b", "x" * 65, "é", "a\n"])
 def test_streams_that_are_not_safe_in_a_path(stream):
     with pytest.raises(TransferError, match="no name that is safe"):
-        fetch("http://127.0.0.1:1", BASIS, stream)
+        fetch("http://127.0.0.1:1", BASES, stream)
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 70, "nothing.invalid"])
 def test_a_name_that_is_none(host):
     with pytest.raises(TransferError, match="in 1 of 1 attempts"):
-        fetch(f"https://{host}", BASIS, attempts=1)
+        fetch(f"https://{host}", BASES, attempts=1)
 
 
 def test_nobody_there():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(TransferError, match=r"in 2 of 2 attempts: .*refused"):
-        fetch(f"http://127.0.0.1:{port}", BASIS, attempts=2)
+        fetch(f"http://127.0.0.1:{port}", BASES, attempts=2)
 
 
 @pytest.mark.parametrize("status", ["500 Oops", "503 Busy", "429 Slow Down", "408 Late", "425 Early"])
 def test_a_server_that_is_busy_is_asked_again(status):
     with servers.answering(answer(b"", status=status), answer(frame(1))) as (url, requests):
-        assert fetch(url, BASIS).data == frame(1)
+        assert fetch(url, BASES).data == frame(1)
     assert len(requests) == 2
 
 
@@ -129,22 +159,22 @@ def test_what_is_final(status):
             TransferError, match=rf"{status}.*redirects are not followed, and this one leads to /x"
         ),
     ):
-        fetch(url, BASIS)
+        fetch(url, BASES)
     assert len(requests) == 1
 
 
 def test_fewer_bytes_than_announced_are_asked_for_again():
     short = answer(frame(1)[:40], length=97)
     with servers.answering(short, answer(frame(1))) as (url, requests):
-        assert fetch(url, BASIS).data == frame(1)
+        assert fetch(url, BASES).data == frame(1)
     assert len(requests) == 2
     with servers.answering(short) as (url, _), pytest.raises(TransferError, match="broke off after 40"):
-        fetch(url, BASIS, attempts=2)
+        fetch(url, BASES, attempts=2)
 
 
 def test_more_bytes_than_announced_are_not_read():
     with servers.answering(answer(frame(1) + b"more" * 999, length=97)) as (url, _):
-        assert fetch(url, BASIS).data == frame(1)
+        assert fetch(url, BASES).data == frame(1)
 
 
 def test_a_packed_file_is_refused():
@@ -152,7 +182,7 @@ def test_a_packed_file_is_refused():
         servers.answering(answer(frame(1), "Content-Encoding: gzip")) as (url, _),
         pytest.raises(TransferError, match="packed"),
     ):
-        fetch(url, BASIS)
+        fetch(url, BASES)
 
 
 @pytest.mark.parametrize("etag", ["x", '"' + "e" * 5000 + '"', '"a b"', '"\xe9"', '"a"\t"b"', ""])
@@ -160,6 +190,6 @@ def test_an_etag_that_is_none_is_neither_kept_nor_sent(etag):
     with servers.answering(
         answer(frame(1)).replace(b"\r\n\r\n", f"\r\nETag: {etag}\r\n\r\n".encode("latin-1"), 1)
     ) as (url, requests):
-        assert fetch(url, BASIS, etag=f"{etag}\r\nX-Smuggled: 1").etag is None
+        assert fetch(url, BASES, etag=f"{etag}\r\nX-Smuggled: 1").etag is None
     assert b"None-Match" not in requests[0]
     assert b"Smuggled" not in requests[0]

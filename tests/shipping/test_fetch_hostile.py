@@ -16,10 +16,11 @@ import pytest
 import servers
 import support
 
-from tinylora_edge import MicroVector, TransferError
+from tinylora_edge import Bases, MicroVector, TransferError
 from tinylora_edge.shipping import fetch
 
-BASIS = support.random_basis(blocks=5, groups=13)
+BASES = Bases(support.random_factors(blocks=5))
+BASIS = BASES.basis(numbers=13)
 FRAME = MicroVector.random(BASIS, 0.3, dtype="bf16").to_bytes(BASIS)
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(FRAME), FRAME)
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -75,10 +76,10 @@ CLIENT = textwrap.dedent(
     import json, resource, sys, time
     from pathlib import Path
     import support
-    from tinylora_edge import TransferError
+    from tinylora_edge import Bases, TransferError
     from tinylora_edge.shipping import fetch
 
-    basis = support.random_basis(blocks=5, groups=13)
+    bases = Bases(support.random_factors(blocks=5))
 
     def peak():
         status = Path("/proc/self/status")
@@ -87,11 +88,11 @@ CLIENT = textwrap.dedent(
         # Linux lets a process begin with its parent's ru_maxrss.
         return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
 
-    fetch(sys.argv[1], basis)
+    fetch(sys.argv[1], bases)
     for url in sys.argv[2:]:
         before = peak()
         try:
-            fetch(url, basis, deadline=3, attempts=2)
+            fetch(url, bases, deadline=3, attempts=2)
             why = ""
         except TransferError as error:
             why = str(error)
@@ -117,7 +118,7 @@ def test_what_a_server_sends_without_end_costs_no_memory(monkeypatch):
 @pytest.mark.parametrize("name", ["a body", "a chunk of size -1", "headers", "answers of 100", "trailers"])
 def test_a_flood_is_not_asked_for_again(name):
     with servers.answering(FLOODS[name]) as (url, requests), pytest.raises(TransferError, match="more than"):
-        fetch(url, BASIS)
+        fetch(url, BASES)
     assert len(requests) == 1
 
 
@@ -130,7 +131,7 @@ def test_a_drip_ends_with_the_deadline(slow):
     with servers.answering(slow) as (url, _):
         started = time.monotonic()
         with pytest.raises(TransferError, match=r"within 1 s"):
-            fetch(url, BASIS, deadline=1)
+            fetch(url, BASES, deadline=1)
         assert time.monotonic() - started < 4
 
 
@@ -138,14 +139,14 @@ def test_a_handshake_that_drips_ends_with_the_deadline():
     with servers.listening(lambda connection, _: drip(b"\x16\x03\x03\x40\x00")(connection)) as (port, _):
         started = time.monotonic()
         with pytest.raises(TransferError, match=r"within 1 s"):
-            fetch(f"https://127.0.0.1:{port}", BASIS, deadline=1)
+            fetch(f"https://127.0.0.1:{port}", BASES, deadline=1)
         assert time.monotonic() - started < 4
 
 
 def test_silence_is_asked_again(monkeypatch):
     monkeypatch.setattr(sys.modules["tinylora_edge.shipping.fetch"], "_IDLE_S", 0.5)
     with servers.answering(lambda connection: connection.recv(1), ANSWER) as (url, _):
-        assert fetch(url, BASIS).data == FRAME
+        assert fetch(url, BASES).data == FRAME
 
 
 @pytest.mark.parametrize("length", ["-5", "1e3", "x", "99999999999999999999999"])
@@ -153,7 +154,7 @@ def test_a_length_that_is_none(length):
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode()
     with servers.answering(head + FRAME) as (url, _):
         try:
-            assert fetch(url, BASIS, attempts=2).data == FRAME
+            assert fetch(url, BASES, attempts=2).data == FRAME
         except TransferError:
             return
 
@@ -167,7 +168,7 @@ def test_a_length_that_is_none(length):
 )  # fmt: skip
 def test_what_is_no_http(garbage):
     with servers.answering(garbage) as (url, requests), pytest.raises(TransferError, match="2 attempts"):
-        fetch(url, BASIS, attempts=2)
+        fetch(url, BASES, attempts=2)
     assert len(requests) == 2
 
 
@@ -179,5 +180,5 @@ def test_what_it_says_commands_no_terminal(line):
         servers.answering(line + b"\r\nContent-Length: 0\r\n\r\n") as (url, _),
         pytest.raises(TransferError, match=r"\\x1b") as caught,
     ):
-        fetch(url, BASIS, attempts=1)
+        fetch(url, BASES, attempts=1)
     assert str(caught.value).isprintable()

@@ -17,10 +17,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tinylora_edge import MicroVector, TransferError
+from tinylora_edge import Bases, MicroVector, TransferError
 from tinylora_edge.shipping import Fetched, fetch
 
-BASIS = support.random_basis(blocks=5, groups=13)
+BASES = Bases(support.random_factors(blocks=5))
+BASIS = BASES.basis(numbers=13)
 FRAME = MicroVector.random(BASIS, 0.3, dtype="bf16").to_bytes(BASIS)
 
 
@@ -81,7 +82,7 @@ def tls(certificate: Path, reply: Callable[[], bytes]) -> Iterator[tuple[str, li
 @pytest.mark.usefixtures("trusted")
 def test_a_frame(certificate: Path) -> None:
     with tls(certificate, lambda: answer(FRAME, 'ETag: "one"')) as (url, requests):
-        assert fetch(url, BASIS, headers={"Authorization": "Bearer t"}) == Fetched(FRAME, '"one"')
+        assert fetch(url, BASES, headers={"Authorization": "Bearer t"}) == Fetched(FRAME, '"one"')
     assert b"Bearer t" in requests[0]
 
 
@@ -90,7 +91,7 @@ def test_a_certificate_that_nobody_trusts(certificate: Path) -> None:
         tls(certificate, lambda: answer(FRAME)) as (url, requests),
         pytest.raises(TransferError, match=r"in 1 of 1 attempts: .*certificate"),
     ):
-        fetch(url, BASIS, attempts=1, headers={"Authorization": "Bearer t"})
+        fetch(url, BASES, attempts=1, headers={"Authorization": "Bearer t"})
     assert requests == []
 
 
@@ -100,4 +101,4 @@ def test_a_certificate_for_another_host(certificate: Path) -> None:
         tls(certificate, lambda: answer(FRAME)) as (url, _),
         pytest.raises(TransferError, match=r"in 1 of 1 attempts: .*(certificate|mismatch)"),
     ):
-        fetch(url.replace("127.0.0.1", "localhost"), BASIS, attempts=1)
+        fetch(url.replace("127.0.0.1", "localhost"), BASES, attempts=1)

@@ -6,16 +6,17 @@ import pytest
 import segno
 import support
 
-from tinylora_edge import Ed25519Signer, Hmac, MicroVector
-from tinylora_edge.shipping.links import LINKS, fitting, frame_sizes
+from tinylora_edge import Bases, Ed25519Signer, Hmac, MicroVector
+from tinylora_edge.shipping.links import LINKS, fitting, frame_sizes, messages
 from tinylora_edge.wire import text
 
 BY_NAME = {link.name: link for link in LINKS}
 
 
-@pytest.mark.parametrize("values", [13, 210])
+@pytest.mark.parametrize("values", [13, 210, 13_440])
 def test_sizes_are_those_of_frames(values):
-    basis = support.random_basis(blocks=values, groups=values)
+    bases = Bases(support.random_factors(blocks=70, rank=8))
+    basis = bases.basis(rank=8) if values == bases.most else bases.basis(numbers=values)
     keys = {"CRC-32": "crc32", "HMAC": Hmac(b"k" * 32), "Ed25519": Ed25519Signer(b"k" * 32)}
     for found in frame_sizes(values):
         data = MicroVector.zeros(basis, found.dtype).to_bytes(basis, keys[found.tag])
@@ -52,3 +53,4 @@ def test_what_fits_where():
     assert fits("BLE legacy advertisement") == [("int8", "CRC-32")]
     assert ("bf16", "Ed25519") in fits("LoRaWAN EU868, DR3")
     assert len(fits("Meshtastic packet")) == 9
+    assert [messages(BY_NAME["Meshtastic packet"], size) for size in (233, 234, 13_515)] == [1, 2, 59]

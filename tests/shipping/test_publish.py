@@ -10,6 +10,7 @@ import pytest
 import support
 
 from tinylora_edge import (
+    Bases,
     BasisMismatchError,
     ChecksumError,
     Ed25519Signer,
@@ -19,9 +20,10 @@ from tinylora_edge import (
 )
 from tinylora_edge.shipping import Published, publish
 
-BASIS = support.random_basis(blocks=5, groups=13)
+BASES = Bases(support.random_factors(blocks=5))
+BASIS = BASES.basis(numbers=13)
 SIGNER = Ed25519Signer(b"k" * 32)
-HOME = f"{BASIS.id}/default"
+HOME = f"{BASES.id}/default"
 
 
 def frame(sequence: int, seed: int = 0, signer=SIGNER) -> bytes:
@@ -50,63 +52,63 @@ def target(request, tmp_path):
 
 def test_the_layout(target):
     to, content = target
-    assert publish(frame(3), BASIS, to) == Published(f"{HOME}/00003.bin", 3, True)
+    assert publish(frame(3), BASES, to) == Published(f"{HOME}/00003.bin", 3, True)
     assert content() == {f"{HOME}/00003.bin": frame(3), f"{HOME}/latest": frame(3)}
-    publish(frame(4), BASIS, to)
-    publish(frame(1), BASIS, to, stream="alice")
+    publish(frame(4), BASES, to)
+    publish(frame(1), BASES, to, stream="alice")
     assert content() == {
         f"{HOME}/00003.bin": frame(3),
         f"{HOME}/00004.bin": frame(4),
         f"{HOME}/latest": frame(4),
-        f"{BASIS.id}/alice/00001.bin": frame(1),
-        f"{BASIS.id}/alice/latest": frame(1),
+        f"{BASES.id}/alice/00001.bin": frame(1),
+        f"{BASES.id}/alice/latest": frame(1),
     }
 
 
 def test_again_changes_nothing(target):
     to, content = target
-    publish(frame(3), BASIS, to)
+    publish(frame(3), BASES, to)
     before = content()
-    assert publish(frame(3), BASIS, to).changed is False
+    assert publish(frame(3), BASES, to).changed is False
     assert content() == before
 
 
 def test_an_older_sequence_is_refused(target):
     to, content = target
-    publish(frame(3), BASIS, to)
+    publish(frame(3), BASES, to)
     before = content()
     with pytest.raises(TransferError, match=r"latest has sequence 3, and this frame 2.*sequence=4"):
-        publish(frame(2), BASIS, to)
+        publish(frame(2), BASES, to)
     assert content() == before
 
 
 def test_a_sequence_is_used_once(target):
     to, content = target
-    publish(frame(3), BASIS, to)
+    publish(frame(3), BASES, to)
     before = content()
     with pytest.raises(TransferError, match=r"another frame with sequence 3 lies in .*sequence=4"):
-        publish(frame(3, seed=1), BASIS, to)
+        publish(frame(3, seed=1), BASES, to)
     assert content() == before
 
 
 def test_a_sequence_is_used_once_also_where_the_numbered_file_is_gone(tmp_path):
-    publish(frame(3), BASIS, str(tmp_path))
+    publish(frame(3), BASES, str(tmp_path))
     numbered = tmp_path / HOME / "00003.bin"
     numbered.unlink()
     before = tree(tmp_path)
     with pytest.raises(TransferError, match=r"another frame with sequence 3 lies in .*sequence=4"):
-        publish(frame(3, seed=1), BASIS, str(tmp_path))
+        publish(frame(3, seed=1), BASES, str(tmp_path))
     assert tree(tmp_path) == before
-    assert publish(frame(3), BASIS, str(tmp_path)).changed
+    assert publish(frame(3), BASES, str(tmp_path)).changed
     (tmp_path / HOME / "latest").write_bytes(frame(3)[:-9])  # a server that replaces in more than one step
-    assert publish(frame(3), BASIS, str(tmp_path)).changed
+    assert publish(frame(3), BASES, str(tmp_path)).changed
     assert tree(tmp_path) == {f"{HOME}/00003.bin": frame(3), f"{HOME}/latest": frame(3)}
 
 
 def test_a_frame_of_many_values_is_published_again(target):
     to, content = target
-    large = support.random_basis(blocks=1, u=20_000, groups=1)
-    data = MicroVector.zeros(large).to_bytes(large, SIGNER)
+    large = Bases(support.random_factors(blocks=10, rank=32))
+    data = MicroVector.zeros(large.basis(rank=32)).to_bytes(large.basis(rank=32), SIGNER)
     assert len(data) > 1 << 16
     assert publish(data, large, to).changed
     assert not publish(data, large, to).changed
@@ -116,7 +118,7 @@ def test_a_frame_of_many_values_is_published_again(target):
 def test_what_was_interrupted_is_completed(target, monkeypatch):
     """Between the two files lies the only moment at which they differ; `latest` is then the old one."""
     to, content = target
-    publish(frame(3), BASIS, to)
+    publish(frame(3), BASES, to)
     module = sys.modules["tinylora_edge.shipping.publish"]  # the face has a function of its name
     kind = module._Remote if "://" in to else module._Directory
     usual = kind.write
@@ -128,18 +130,18 @@ def test_what_was_interrupted_is_completed(target, monkeypatch):
 
     monkeypatch.setattr(kind, "write", write)
     with pytest.raises(KeyboardInterrupt):
-        publish(frame(4), BASIS, to)
+        publish(frame(4), BASES, to)
     assert content()[f"{HOME}/latest"] == frame(3)
     monkeypatch.undo()
-    assert publish(frame(4), BASIS, to).changed
+    assert publish(frame(4), BASES, to).changed
     assert content()[f"{HOME}/latest"] == frame(4)
 
 
 @pytest.mark.parametrize(
     ("data", "error", "said"),
     [
-        (MicroVector.zeros(BASIS).to_bytes(BASIS, None), TransferError, "raw payload has no basis"),
-        (b"", FrameError, "empty"),
+        (MicroVector.zeros(BASIS).to_bytes(BASIS, None), FrameError, "a raw payload says neither basis"),
+        (b"", FrameError, "0 bytes are no frame"),
         (frame(1)[:-2], FrameError, "95 bytes"),
         (MicroVector.zeros(BASIS).to_bytes(BASIS)[:-1] + b"?", ChecksumError, "checksum"),
         (frame(1)[:1] + b"none" + frame(1)[5:], BasisMismatchError, "6e6f6e65"),
@@ -147,46 +149,46 @@ def test_what_was_interrupted_is_completed(target, monkeypatch):
 )
 def test_what_is_no_frame_of_the_basis(tmp_path, data, error, said):
     with pytest.raises(error, match=said):
-        publish(data, BASIS, str(tmp_path / "root"))
+        publish(data, BASES, str(tmp_path / "root"))
     assert not (tmp_path / "root").exists()
 
 
 def test_what_training_leaves_is_of_no_user(tmp_path):
     """It says so, and how to make it his, and publishes nothing."""
     with pytest.raises(ChecksumError, match=r"of the default one; .*pack --stream 'alice'"):
-        publish(frame(1, signer="crc32"), BASIS, str(tmp_path), stream="alice")
+        publish(frame(1, signer="crc32"), BASES, str(tmp_path), stream="alice")
     assert tree(tmp_path) == {}
 
 
 def test_latest_that_is_something_else_is_not_replaced(tmp_path):
-    publish(frame(3), BASIS, str(tmp_path))
+    publish(frame(3), BASES, str(tmp_path))
     (tmp_path / HOME / "latest").write_bytes(b"a page that a web server made")
-    with pytest.raises(TransferError, match="is no frame of basis"):
-        publish(frame(4), BASIS, str(tmp_path))
+    with pytest.raises(TransferError, match="is no frame of these factors"):
+        publish(frame(4), BASES, str(tmp_path))
     assert (tmp_path / HOME / "latest").read_bytes().startswith(b"a page")
 
 
 def test_http_is_for_fetching():
     with pytest.raises(TransferError, match="where devices fetch from"):
-        publish(frame(1), BASIS, "https://example.org/v")
+        publish(frame(1), BASES, "https://example.org/v")
 
 
 def test_an_unknown_scheme():
     with pytest.raises(TransferError, match="nowhere"):
-        publish(frame(1), BASIS, "nowhere://x/y")
+        publish(frame(1), BASES, "nowhere://x/y")
 
 
 def test_a_target_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(TransferError, match=r"file.* could not be written"):
-        publish(frame(1), BASIS, str(tmp_path / "file"))
+        publish(frame(1), BASES, str(tmp_path / "file"))
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_files_can_be_read_by_a_web_server(tmp_path):
     before = os.umask(0o022)
     try:
-        publish(frame(1), BASIS, str(tmp_path))
+        publish(frame(1), BASES, str(tmp_path))
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.bin")} == {0o644}

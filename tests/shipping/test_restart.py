@@ -14,10 +14,10 @@ from tinylora_edge import (
     Policy,
     RollbackError,
     SignatureError,
-    load_basis,
+    load_bundle,
     runtime,
 )
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.exporters import export_gguf
 
 SIGNER = Ed25519Signer(b"k" * 32)
 OPTIONS = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
@@ -27,11 +27,13 @@ OPTIONS = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("restart")
     base = models.write_gguf(models.tiny_model("llama"), root / "tiny.gguf")
-    return export_gguf(base, root / "bundle", settings=ExportSettings(groups=5)).output
+    return export_gguf(base, root / "bundle").output
 
 
 def frame(bundle: Path, sequence: int, signer: Ed25519Signer = SIGNER, stream: str = "") -> bytes:
-    basis = load_basis(bundle / "basis.gguf")
+    """Of a user who grows: 13 numbers at first, and from sequence 5 on all entries of rank 4."""
+    bundled = load_bundle(bundle)
+    basis = bundled.basis(rank=4) if sequence >= 5 else bundled.basis(numbers=13)
     drawn = MicroVector.random(basis, 0.3, seed=sequence)
     return MicroVector(drawn.values, "bf16", sequence).to_bytes(basis, signer, stream=stream)
 
