@@ -14,6 +14,7 @@ import pytest
 import support
 
 from tinylora_edge import (
+    Bases,
     Basis,
     BasisMismatchError,
     FrameError,
@@ -24,8 +25,8 @@ from tinylora_edge import (
     RollbackError,
     SignatureError,
     StoreError,
-    save_basis,
 )
+from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.serve.store import Store
 
 KEY = Hmac(bytes(range(32)))
@@ -33,8 +34,13 @@ NEXT_KEY = Hmac(bytes(range(1, 33)))
 
 
 @pytest.fixture(scope="module")
-def basis() -> Basis:
-    return support.random_basis()
+def bases() -> Bases:
+    return Bases(support.random_factors(blocks=70, rank=8))
+
+
+@pytest.fixture(scope="module")
+def basis(bases: Bases) -> Basis:
+    return bases.basis(numbers=13)
 
 
 @pytest.fixture
@@ -43,8 +49,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path, basis: Basis) -> Store:
-    return Store(path, basis)
+def store(path: Path, bases: Bases) -> Store:
+    return Store(path, bases)
 
 
 def framed(
@@ -54,11 +60,16 @@ def framed(
     return vector.to_bytes(basis, tag=key or "crc32", stream=user)
 
 
+def of_another_model(basis: Basis) -> Basis:
+    """A basis of as many numbers."""
+    return Basis(support.random_factors(blocks=70, rng=1), basis.projection)
+
+
 def policy(store: Store, *keys: Hmac) -> Policy:
     return Policy(keys=keys or [KEY], state=store.sequences)
 
 
-def test_what_is_put_is_there(store: Store, path: Path, basis: Basis) -> None:
+def test_what_is_put_is_there(store: Store, path: Path, bases: Bases, basis: Basis) -> None:
     assert store.get("alice") is None
     store.put("alice", framed(basis, 1), policy(store))
     second = store.put("alice", framed(basis, 2), policy(store))
@@ -66,12 +77,12 @@ def test_what_is_put_is_there(store: Store, path: Path, basis: Basis) -> None:
     assert (second.frame, second.sequence) == (framed(basis, 2), 2)
     assert store.get("bob") is None
     store.close()
-    again = Store(path, basis)
+    again = Store(path, bases)
     assert again.get("alice") == second
     assert path.stat().st_mode & 0o077 == 0
 
 
-def test_nothing_older_comes_back(store: Store, path: Path, basis: Basis) -> None:
+def test_nothing_older_comes_back(store: Store, path: Path, bases: Bases, basis: Basis) -> None:
     store.put("alice", framed(basis, 5), policy(store))
     for _ in range(2):
         with pytest.raises(RollbackError, match="sequence 4, but 5 was already accepted"):
@@ -81,7 +92,7 @@ def test_nothing_older_comes_back(store: Store, path: Path, basis: Basis) -> Non
         with pytest.raises(RollbackError):  # a request's own vector, not from the store
             policy(store).check(framed(basis, 4), basis, stream="alice")
         store.close()
-        store = Store(path, basis)
+        store = Store(path, bases)
     assert store.delete("alice")
     assert not store.delete("alice")
     assert store.get("alice") is None
@@ -90,14 +101,35 @@ def test_nothing_older_comes_back(store: Store, path: Path, basis: Basis) -> Non
     assert store.put("bob", framed(basis, 4, "bob"), policy(store)).sequence == 4
 
 
+def test_who_grew_is_not_set_back(store: Store, path: Path, bases: Bases, basis: Basis) -> None:
+    """From 13 numbers to 840 and 13,440: what is put, and what comes with a request, through restarts."""
+    grown = [basis, bases.basis(rank=2), bases.basis(rank=8)]
+    for sequence, each in enumerate(grown, 1):
+        assert store.put("alice", framed(each, sequence), policy(store)).sequence == sequence
+        store.close()
+        store = Store(path, bases)
+    found = store.get("alice")
+    assert found is not None
+    assert policy(store).check(found.frame, bases, stream="alice").values.shape == (13_440,)
+    for sequence, each in ((1, basis), (2, bases.basis(rank=2)), (2, basis)):
+        with pytest.raises(RollbackError, match=f"sequence {sequence}, but 3 was already accepted"):
+            store.put("alice", framed(each, sequence), policy(store))
+        with pytest.raises(RollbackError):
+            policy(store).check(framed(each, sequence), bases, stream="alice")
+    with pytest.raises(RollbackError, match="another vector with this sequence"):
+        store.put("alice", framed(basis, 3), policy(store))
+    assert store.get("alice") == found
+    assert store.put("alice", framed(basis, 4), policy(store)).sequence == 4  # smaller again, if it is newer
+
+
 @pytest.mark.parametrize(
     ("frame", "error"),
     [
         (lambda basis: framed(basis, 9, key=NEXT_KEY), SignatureError),
         (lambda basis: framed(basis, 9, key=None), SignatureError),
         (lambda basis: framed(basis, 9)[:-1], FrameError),
-        (lambda basis: bytes(4 * basis.size), SignatureError),
-        (lambda basis: framed(support.random_basis(rng=1), 9), BasisMismatchError),
+        (lambda basis: bytes(4 * basis.size), FrameError),
+        (lambda basis: framed(of_another_model(basis), 9), BasisMismatchError),
     ],
 )
 def test_what_is_refused_changes_nothing(store: Store, basis: Basis, frame, error) -> None:
@@ -123,16 +155,18 @@ def test_names_that_are_none(store: Store, basis: Basis, user: str) -> None:
 
 @pytest.mark.parametrize("end", ["kill", "close"])
 def test_what_was_acknowledged_outlives_a_process_that_leaves(
-    path: Path, basis: Basis, tmp_path: Path, end: str
+    path: Path, bases: Bases, tmp_path: Path, end: str
 ) -> None:
     """One process puts; another opens the store and leaves; the first goes on, and is killed or closes."""
-    save_basis(basis, tmp_path / "basis.gguf")
+    save_bases(bases, tmp_path / "basis.gguf")
     code = """
 import sys
 from tinylora_edge import *
+from tinylora_edge.formats.side_tensors import load_bases
 from tinylora_edge.serve.store import Store
-basis, key = load_basis(sys.argv[2]), Hmac(bytes(range(32)))
-store = Store(sys.argv[1], basis)
+bases, key = load_bases(sys.argv[2]), Hmac(bytes(range(32)))
+basis = bases.basis(numbers=13)
+store = Store(sys.argv[1], bases)
 policy = Policy(keys=[key], state=store.sequences)
 for line in sys.stdin:
     sequence = int(line)
@@ -159,13 +193,13 @@ store.close()
             first.kill()
         first.stdin.close()
         first.wait(60)
-    store = Store(path, basis)
+    store = Store(path, bases)
     found = store.get("alice")
     assert found is not None
     assert found.sequence == 13
     assert all(store.get(f"user{sequence}") for sequence in range(1, 14))
     with pytest.raises(RollbackError):
-        store.put("alice", framed(basis, 5), policy(store))
+        store.put("alice", framed(bases.basis(numbers=13), 5), policy(store))
 
 
 def test_threads_share_a_store(store: Store, basis: Basis) -> None:
@@ -181,27 +215,27 @@ def test_threads_share_a_store(store: Store, basis: Basis) -> None:
             assert found == [round_ + 1] * 7
 
 
-def test_a_file_that_is_no_store(tmp_path: Path, basis: Basis) -> None:
+def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:
     damaged = tmp_path / "damaged.db"
     damaged.write_bytes(b"no database at all" * 100)
     with pytest.raises(StoreError, match=r"damaged.db cannot be used: file is not a database"):
-        Store(damaged, basis)
+        Store(damaged, bases)
     assert damaged.read_bytes() == b"no database at all" * 100
     other = tmp_path / "other.db"
     with sqlite3.connect(other) as connection:
         connection.execute("CREATE TABLE mine (a)")
     with pytest.raises(StoreError, match="no store of users' vectors"):
-        Store(other, basis)
+        Store(other, bases)
     with pytest.raises(StoreError, match="cannot be used"):
-        Store(tmp_path, basis)
+        Store(tmp_path, bases)
     with pytest.raises(FileNotFoundError, match="make it"):
-        Store(tmp_path / "none" / "users.db", basis)
+        Store(tmp_path / "none" / "users.db", bases)
     later = tmp_path / "later.db"
-    Store(later, basis).close()
+    Store(later, bases).close()
     with sqlite3.connect(later) as connection:
-        connection.execute("PRAGMA user_version = 7")
-    with pytest.raises(StoreError, match="version 7, but this release reads version 1"):
-        Store(later, basis)
+        connection.execute("PRAGMA user_version = 1")
+    with pytest.raises(StoreError, match="version 1, but this release reads version 2: .* name a new file"):
+        Store(later, bases)
 
 
 def test_a_full_disk(store: Store, basis: Basis) -> None:
@@ -219,9 +253,9 @@ def test_a_full_disk(store: Store, basis: Basis) -> None:
     assert store.put("alice", framed(basis, 2), policy(store)).sequence == 2
 
 
-def test_bases_share_a_file(store: Store, path: Path, basis: Basis) -> None:
-    other = support.random_basis(rng=1)
-    second = Store(path, other)
+def test_models_share_a_file(store: Store, path: Path, basis: Basis) -> None:
+    other = of_another_model(basis)
+    second = Store(path, Bases(other.factors))
     store.put("alice", framed(basis, 1), policy(store))
     second.put("alice", framed(other, 7), policy(second))
     found = [each.get("alice") for each in (store, second)]
