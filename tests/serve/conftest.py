@@ -11,7 +11,7 @@ import pytest
 import shared
 from serving import Serving
 
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.exporters import export_gguf
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def tiny() -> Path:
     def make(path: Path) -> Path:
         path.mkdir()
         gguf = models.write_gguf(models.tiny_model("llama"), path / "tiny.gguf")
-        return export_gguf(gguf, path / "tiny", settings=ExportSettings(groups=5)).output
+        return export_gguf(gguf, path / "tiny").output
 
     return shared.once("served", make)
 

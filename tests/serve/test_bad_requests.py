@@ -14,7 +14,7 @@ import pytest
 import support
 from serving import Serving, as_text, framed, mac_file, serving
 
-from tinylora_edge import Basis, load_basis
+from tinylora_edge import Basis, load_bundle
 
 CHAT, PLAIN, VECTORS = "/v1/chat/completions", "/v1/completions", "/v1/vectors"
 GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 3, "temperature": 0}
@@ -33,7 +33,7 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 @pytest.fixture(scope="module")
 def basis(tiny: Path) -> Basis:
-    return load_basis(tiny / "basis.gguf")
+    return load_bundle(tiny).basis(numbers=13)
 
 
 @pytest.fixture(autouse=True)

@@ -71,7 +71,7 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(
         assert not state.exists()
         last = answered(server, user="alice")
         assert told(server, id=last, reward=1) == (200, 2)
-        basis = load_bundle(tiny).basis
+        basis = load_bundle(tiny).basis(numbers=13)
         given = MicroVector(MicroVector.random(basis, 0.1).values, sequence=7).to_bytes(basis, stream="alice")
         brought = answered(server, user="alice", vector=text.encode(given))
         assert told(server, id=brought, reward=1) == (200, 8)
@@ -89,7 +89,7 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(
 
 
 def test_a_server_without_a_store_and_a_store_that_is_damaged(tiny: Path, tmp_path: Path) -> None:
-    basis, path = load_bundle(tiny).basis, tmp_path / "users.db"
+    basis, path = load_bundle(tiny).basis(numbers=13), tmp_path / "users.db"
     with serving(tmp_path, tiny, "--n-ctx", "256") as server:
         status, body = server.ask("POST", "/v1/feedback", {"id": "x", "reward": 1})
         assert (status, body["error"]["code"]) == (404, "no_feedback")

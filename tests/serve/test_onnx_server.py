@@ -12,7 +12,7 @@ import openai
 import pytest
 from serving import Serving, as_text, framed, mac_file, serving
 
-from tinylora_edge import Basis, Ed25519Signer, MicroVector, load_basis, runtime
+from tinylora_edge import Basis, Ed25519Signer, MicroVector, load_bundle, runtime
 from tinylora_edge.wire import tags
 
 QUESTION = [{"role": "user", "content": "Name three fruits."}]
@@ -39,7 +39,7 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture(scope="module")
 def basis(bundle: Path) -> Basis:
-    return load_basis(bundle / "basis.gguf")
+    return load_bundle(bundle).basis(numbers=13)
 
 
 def ask(client: openai.OpenAI, model: str = "tiny", **options: Any) -> Any:

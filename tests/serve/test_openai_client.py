@@ -14,7 +14,7 @@ import pytest
 import support
 from serving import Serving, as_text, framed, mac_file, serving
 
-from tinylora_edge import Basis, Hmac, MicroVector, load_basis, runtime
+from tinylora_edge import Basis, Hmac, MicroVector, load_bundle, runtime
 from tinylora_edge.runtime import TinyLoraLlama
 
 QUESTION = [{"role": "user", "content": "Name three fruits."}]
@@ -31,7 +31,7 @@ def server(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="module")
 def basis(smollm2_bundle: Path) -> Basis:
-    return load_basis(smollm2_bundle / "basis.gguf")
+    return load_bundle(smollm2_bundle).basis(numbers=13)
 
 
 @pytest.fixture(scope="module")

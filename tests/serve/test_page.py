@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from serving import KEY, Serving, playing
 
-from tinylora_edge import Basis, MicroVector, MissingExtraError, Policy, VectorError, load_bundle
+from tinylora_edge import Bases, Basis, MicroVector, MissingExtraError, Policy, VectorError, load_bundle
 from tinylora_edge.serve.editor import USER, VectorEditor, draw_qr
 from tinylora_edge.serve.store import Store
 from tinylora_edge.wire import text
 
-VALUES = [0.5, -0.25, 0.0, 0.125, 1.0]  # which bf16 holds exactly
+VALUES = [0.5, -0.25, 0.0, 0.125, 1.0, *[0.0] * 8]  # which bf16 holds exactly
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,13 @@ def page(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
 
 
 @pytest.fixture(scope="module")
-def basis(tiny: Path) -> Basis:
-    return load_bundle(tiny).basis
+def bases(tiny: Path) -> Bases:
+    return load_bundle(tiny).bases
+
+
+@pytest.fixture(scope="module")
+def basis(bases: Bases) -> Basis:
+    return bases.basis(numbers=13)
 
 
 def refused(answer: tuple[int, Any]) -> tuple[int, str]:
@@ -73,12 +78,12 @@ def test_values_become_a_frame_of_the_visitor(page: tuple[Serving, dict[str, str
     server, token = page
     status, about = server.ask("GET", "/v1/page", **token)
     assert (status, about["model"], about["user"], about["feedback"]) == (200, "tiny", "me", True)
-    assert about["vector"]["values"] == [0.0] * 5
+    assert about["vector"]["values"] == [0.0] * 13
     status, made = server.ask("POST", "/v1/page/vector", {"values": VALUES}, **token)
     assert (status, made["values"], made["norm"]) == (200, VALUES, float(np.linalg.norm(VALUES)))
     frame = text.decode(made["vector"])
     read = Policy("checksum").check(frame, basis, stream="me")
-    assert (read.values.reshape(-1).tolist(), len(frame)) == (VALUES, made["bytes"])
+    assert (read.values.tolist(), len(frame)) == (VALUES, made["bytes"])
     with pytest.raises(VectorError):
         Policy("checksum").check(frame, basis, stream="alice")
     for values in (VALUES[1:], [*VALUES, 0.0]):
@@ -92,7 +97,7 @@ def test_values_become_a_frame_of_the_visitor(page: tuple[Serving, dict[str, str
 
 def test_a_file_becomes_values(page: tuple[Serving, dict[str, str]], basis: Basis) -> None:
     server, token = page
-    vector = MicroVector(np.array(VALUES, np.float32).reshape(basis.groups, basis.u))
+    vector = MicroVector(np.array(VALUES, np.float32))
     sent = token | {"Content_Type": "application/octet-stream"}
     own, nameless = (vector.to_bytes(basis, stream=stream) for stream in ("me", ""))
     for data in (own, nameless, text.encode(own, scheme=True).encode(), vector.to_bytes(basis, None)):
@@ -128,17 +133,19 @@ def test_the_package_that_draws_is_named_where_it_is_missing(monkeypatch: pytest
         draw_qr(b"frame")
 
 
-def test_what_clicks_made_comes_after_what_the_page_began_with(basis: Basis, tmp_path: Path) -> None:
+def test_what_clicks_made_comes_after_what_the_page_began_with(
+    bases: Bases, basis: Basis, tmp_path: Path
+) -> None:
     first, learned = MicroVector.random(basis, 1, seed=1), MicroVector.random(basis, 1, seed=2)
-    store = Store(tmp_path / "users.db", basis)
+    store = Store(tmp_path / "users.db", bases)
     policy = Policy(state=store.sequences)
     for sequence in (1, 2):  # the first is of an earlier session, which FILE comes before
-        editor = VectorEditor(basis, policy, store, first.to_bytes(basis))
-        np.testing.assert_allclose(editor.present()["values"], first.values.reshape(-1), rtol=0.01)
+        editor = VectorEditor(bases, policy, store, first.to_bytes(basis))
+        np.testing.assert_allclose(editor.present()["values"], first.values, rtol=0.01)
         frame = MicroVector(learned.values, sequence=sequence).to_bytes(basis, stream=USER)
         store.put(USER, frame, policy)
         present = editor.present()
-        np.testing.assert_allclose(present["values"], learned.values.reshape(-1), rtol=0.01)
+        np.testing.assert_allclose(present["values"], learned.values, rtol=0.01)
         assert present == editor.learned()
         assert present["sequence"] == sequence
     assert editor.opened(first.to_bytes(basis, stream=USER))["sequence"] == 2  # 1, by hand
@@ -146,7 +153,7 @@ def test_what_clicks_made_comes_after_what_the_page_began_with(basis: Basis, tmp
     made = text.decode(editor.made([0.5] * basis.size)["vector"])
     assert policy.check(made, basis, stream=USER).sequence == 2  # which the policy remembers
     with pytest.raises(VectorError, match="nobody has signed"):
-        VectorEditor(basis, Policy(keys=[KEY]), store)
+        VectorEditor(bases, Policy(keys=[KEY]), store)
     with pytest.raises(VectorError):
-        VectorEditor(basis, Policy(), store, b"no frame")
+        VectorEditor(bases, Policy(), store, b"no frame")
     store.close()

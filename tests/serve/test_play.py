@@ -38,7 +38,7 @@ def test_a_browser_is_opened_and_what_clicks_taught_is_kept(tiny: Path, tmp_path
             time.sleep(0.05)
         assert opened.read_text() == address
         token = key(address)
-        assert learned(server, token) == ([0.0] * 5, 1)
+        assert learned(server, token) == ([0.0] * 13, 1)
         status, answer = server.ask("POST", "/v1/completions", CHAT, **token)
         assert status == 200, answer
         told = {"id": answer["id"], "reward": 1}

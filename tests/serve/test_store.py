@@ -234,7 +234,7 @@ def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:
     Store(later, bases).close()
     with sqlite3.connect(later) as connection:
         connection.execute("PRAGMA user_version = 1")
-    with pytest.raises(StoreError, match="version 1, but this release reads version 2: .* name a new file"):
+    with pytest.raises(StoreError, match=r"version 1, but this release reads version 2: .* name a new file"):
         Store(later, bases)
 
 

@@ -37,7 +37,7 @@ class Feedback:
         self._basis = basis = pool.bases.basis(numbers=NUMBERS)
         zeros = MicroVector.zeros(basis).to_bytes(basis, signer or "crc32")
         self._signed_by = pool.policy.check(zeros, basis).verified_by  # a key's id; empty for a checksum
-        self._clicks = Clicks(pool.model)
+        self._clicks = Clicks(pool.model, basis=basis)
         self._folder: Path = folder / basis.id
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         self._answers: OrderedDict[str, tuple[str, Given]] = OrderedDict()  # id -> its user, the answer
@@ -78,7 +78,12 @@ class Feedback:
         user, answers = self._take(names, key_user)
         try:
             stored = self._store.get(user)
-            self._check_movable(user, stored, answers)
+            if stored is not None and (other := self._bases.of_frame(stored.frame)).digest != self._basis.digest:
+                raise RequestError(
+                    f"the vector of {user!r} has {other.size:,} numbers (basis {other.id}), and clicks move "
+                    f"{self._basis.size} others (basis {self._basis.id}): delete it to begin with clicks",
+                    param="user",
+                )
             accepted = self._policy.highest(self._basis.factors, key=self._signed_by, stream=user)
             sequence = 1 + max(accepted, 0 if stored is None else stored.sequence)
             if sequence >= 1 << 16:
@@ -92,18 +97,6 @@ class Feedback:
             self._basis, self._signer or "crc32", stream=user
         )
         return self._store.put(user, frame, self._policy)
-
-    def _check_movable(self, user: str, stored: Stored | None, answers: list[Given]) -> None:
-        """Raise RequestError where a user has a vector of another basis than clicks': it would be lost."""
-        bases = [self._bases.of(given.vector) for given in answers if given.vector is not None]
-        bases += [self._bases.of_frame(stored.frame)] if stored is not None else []
-        for other in bases:
-            if other.digest != self._basis.digest:
-                raise RequestError(
-                    f"the vector of {user!r} has {other.size:,} numbers (basis {other.id}), and clicks move "
-                    f"{self._basis.size} others (basis {self._basis.id}): delete it to begin with clicks",
-                    param="user",
-                )
 
     def _take(self, names: list[str], key_user: str | None) -> tuple[str, list[Given]]:
         """Return the user of answers, and the answers; forget them, since nobody tells twice."""
