@@ -10,9 +10,9 @@ from typing import Any
 import onnx_bundles
 import openai
 import pytest
-from serving import Serving, as_text, framed, mac_file, serving
+from serving import Serving, as_text, drawn, five_sizes, framed, mac_file, serving
 
-from tinylora_edge import Basis, Ed25519Signer, MicroVector, load_bundle, runtime
+from tinylora_edge import Bases, Ed25519Signer, load_bundle, runtime
 from tinylora_edge.wire import tags
 
 QUESTION = [{"role": "user", "content": "Name three fruits."}]
@@ -38,8 +38,8 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 
 @pytest.fixture(scope="module")
-def basis(bundle: Path) -> Basis:
-    return load_bundle(bundle).basis(numbers=13)
+def bases(bundle: Path) -> Bases:
+    return load_bundle(bundle).bases
 
 
 def ask(client: openai.OpenAI, model: str = "tiny", **options: Any) -> Any:
@@ -48,10 +48,12 @@ def ask(client: openai.OpenAI, model: str = "tiny", **options: Any) -> Any:
 
 
 def test_every_user_gets_his_own_answer(
-    server: Serving, client: openai.OpenAI, bundle: Path, basis: Basis
+    server: Serving, client: openai.OpenAI, bundle: Path, bases: Bases
 ) -> None:
+    """In one running batch of vectors of five sizes."""
     users = [f"user{seed}" for seed in range(12)]
-    frames = {user: framed(basis, user, seed) for seed, user in enumerate(users)}
+    sizes = (five_sizes(bases) * 3)[:12]
+    frames = {user: framed(sizes[seed], user, seed) for seed, user in enumerate(users)}
     for user in users[::2]:
         assert server.ask("PUT", f"/v1/vectors/{user}", {"vector": as_text(frames[user])})[0] == 200
 
@@ -66,12 +68,12 @@ def test_every_user_gets_his_own_answer(
         found = list(threads.map(asked, users))
     with runtime.load(bundle, engine="onnx", n_ctx=400, n_threads=1) as llm:
         for seed, (user, text) in enumerate(zip(users, found, strict=True)):
-            llm.swap(MicroVector.random(basis, 0.5, seed=seed))
+            llm.swap(drawn(sizes[seed], seed))
             said = llm.create_chat_completion(QUESTION, max_tokens=LIMIT, temperature=0)
             assert text == said["choices"][0]["message"]["content"], user
     assert len(set(found)) > 4
-    huge = {"vector": as_text(framed(basis, "mallory", norm=1e30))}
-    with pytest.raises(openai.PermissionDeniedError, match="too large for the model"):
+    huge = {"vector": as_text(framed(sizes[0], "mallory", norm=1e30))}
+    with pytest.raises(openai.PermissionDeniedError, match="the policy accepts at most 1000"):
         ask(client, user="mallory", extra_body=huge)
     assert ask(client).choices
 

@@ -12,9 +12,9 @@ from typing import Any
 import openai
 import pytest
 import support
-from serving import Serving, as_text, framed, mac_file, serving
+from serving import Serving, as_text, drawn, five_sizes, framed, mac_file, serving
 
-from tinylora_edge import Basis, Hmac, MicroVector, load_bundle, runtime
+from tinylora_edge import Bases, Basis, Hmac, MicroVector, load_bundle, runtime
 from tinylora_edge.runtime import TinyLoraLlama
 
 QUESTION = [{"role": "user", "content": "Name three fruits."}]
@@ -30,8 +30,13 @@ def server(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(scope="module")
-def basis(smollm2_bundle: Path) -> Basis:
-    return load_bundle(smollm2_bundle).basis(numbers=13)
+def bases(smollm2_bundle: Path) -> Bases:
+    return load_bundle(smollm2_bundle).bases
+
+
+@pytest.fixture(scope="module")
+def basis(bases: Bases) -> Basis:
+    return bases.basis(numbers=13)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +67,12 @@ def test_the_base_answers_where_there_is_no_vector(client: openai.OpenAI, alone:
 
 
 def test_every_user_gets_his_own_answer_three_ways(
-    server: Serving, client: openai.OpenAI, alone: TinyLoraLlama, basis: Basis
+    server: Serving, client: openai.OpenAI, alone: TinyLoraLlama, bases: Bases
 ) -> None:
-    for seed in range(4):
+    """With 13, 50, 210, 840 and 13,440 numbers beside each other: each that of the same user alone."""
+    sizes = five_sizes(bases)
+    assert [basis.size for basis in sizes] == [13, 50, 210, 840, 13_440]
+    for seed, basis in enumerate(sizes):
         frame = as_text(framed(basis, f"user{seed}", seed))
         status, stored = server.ask("PUT", f"/v1/vectors/user{seed}", {"vector": frame})
         assert (status, stored["sequence"], "vector" in stored) == (200, 1, False)
@@ -73,19 +81,19 @@ def test_every_user_gets_his_own_answer_three_ways(
         return ask(client, f"smollm2@user{seed}").choices[0].message.content
 
     def by_body(seed: int) -> str:
-        body = {"vector": as_text(framed(basis, f"body{seed}", seed))}
+        body = {"vector": as_text(framed(sizes[seed], f"body{seed}", seed))}
         return ask(client, user=f"body{seed}", extra_body=body).choices[0].message.content
 
     def by_header(seed: int) -> str:
-        headers = {"X-TinyLora-Vector": as_text(framed(basis, f"header{seed}", seed))}
+        headers = {"X-TinyLora-Vector": as_text(framed(sizes[seed], f"header{seed}", seed))}
         pieces = ask(client, user=f"header{seed}", stream=True, extra_headers=headers)
         return "".join(piece.choices[0].delta.content or "" for piece in pieces)
 
-    expected = [said(alone, MicroVector.random(basis, 0.5, seed=seed)) for seed in range(4)]
-    with ThreadPoolExecutor(12) as threads:
-        ways = [list(threads.map(way, range(4))) for way in (by_name, by_body, by_header)]
+    expected = [said(alone, drawn(basis, seed)) for seed, basis in enumerate(sizes)]
+    with ThreadPoolExecutor(15) as threads:
+        ways = [list(threads.map(way, range(5))) for way in (by_name, by_body, by_header)]
     assert ways == [expected] * 3
-    assert len(set(expected)) > 1
+    assert len(set(expected)) == 5
 
 
 def test_a_stream_ends_with_what_it_cost(client: openai.OpenAI) -> None:
@@ -102,7 +110,7 @@ def test_a_stream_ends_with_what_it_cost(client: openai.OpenAI) -> None:
 def test_what_is_refused_is_refused_with_the_reason(
     server: Serving, client: openai.OpenAI, basis: Basis
 ) -> None:
-    other = support.random_basis(blocks=8, groups=basis.groups)
+    other = support.random_basis(blocks=8, groups=basis.size)
     newer, older = framed(basis, "dora", sequence=8), framed(basis, "dora", sequence=7)
     assert ask(client, user="dora", extra_body={"vector": as_text(newer)})
     refused = {
