@@ -78,7 +78,10 @@ class Feedback:
         user, answers = self._take(names, key_user)
         try:
             stored = self._store.get(user)
-            if stored is not None and (other := self._bases.of_frame(stored.frame)).digest != self._basis.digest:
+            if (
+                stored is not None
+                and (other := self._bases.of_frame(stored.frame)).digest != self._basis.digest
+            ):
                 raise RequestError(
                     f"the vector of {user!r} has {other.size:,} numbers (basis {other.id}), and clicks move "
                     f"{self._basis.size} others (basis {self._basis.id}): delete it to begin with clicks",
