@@ -10,13 +10,14 @@ import pytest
 import smollm2
 import support
 
-from tinylora_edge import BaseMismatchError, MicroVector, load_basis, load_bundle, save_basis
-from tinylora_edge.exporters import ExportSettings, add_base, export_gguf
+from tinylora_edge import BaseMismatchError, Bases, MicroVector, load_bundle
+from tinylora_edge.exporters import add_base, export_gguf
+from tinylora_edge.formats.side_tensors import load_bases, save_bases
 
 
 @pytest.fixture
 def bundle(llama_gguf, tmp_path):
-    return export_gguf(llama_gguf, tmp_path / "bundle", settings=ExportSettings(groups=5)).output
+    return export_gguf(llama_gguf, tmp_path / "bundle").output
 
 
 def beside(bundle, base, directory):
@@ -38,21 +39,21 @@ def test_other_forms_of_the_real_model(
 ):
     other = smollm2.requantized(f32_gguf, ftype)
     bundle = export_gguf(f32_gguf, tmp_path / "bundle").output
-    before = load_basis(bundle / "basis.gguf")
-    data = MicroVector.random(before, 0.3).to_bytes(before)
+    before = load_bundle(bundle).bases
+    basis = before.basis(numbers=13)
+    data = MicroVector.random(basis, 0.3).to_bytes(basis)
     with pytest.raises(BaseMismatchError, match="add_base"):
         load(beside(bundle, other, tmp_path / "before"), data)
 
-    basis, distance = add_base(bundle, other)
+    bases, distance = add_base(bundle, other)
     record_property("distance", distance)
     print(f"{name}: {distance:.3g} from the factors of the F32 file")
     assert 0 < distance < farthest
-    assert basis.digest == before.digest
-    stored = load_basis(bundle / "basis.gguf")
-    assert stored.digest == before.digest
-    assert stored.base_fingerprints == basis.base_fingerprints
-    assert stored.base_fingerprints[:1] == before.base_fingerprints
-    assert len(stored.base_fingerprints) == 2
+    stored = load_bundle(bundle).bases
+    assert stored.factors.digest == bases.factors.digest == before.factors.digest
+    assert stored.fingerprints == bases.fingerprints
+    assert stored.fingerprints[:1] == before.fingerprints
+    assert len(stored.fingerprints) == 2
 
     prompt = smollm2.tokenize(other, [smollm2.PROMPTS[0]])[0]
     logits = {}
@@ -72,26 +73,25 @@ def test_other_forms_of_the_real_model(
 def test_adding_twice_lists_once(bundle, llama_gguf, tmp_path):
     small = models.quantize_file(llama_gguf, tmp_path / "q8.gguf", 7)
     for _ in range(2):
-        basis, _ = add_base(bundle, small)
-        assert len(basis.base_fingerprints) == 2
-    basis, distance = add_base(bundle, llama_gguf)
-    assert len(basis.base_fingerprints) == 2
+        bases, _ = add_base(bundle, small)
+        assert len(bases.fingerprints) == 2
+    bases, distance = add_base(bundle, llama_gguf)
+    assert len(bases.fingerprints) == 2
     assert distance < 1e-3
-    assert load_bundle(bundle).check_base() == basis.base_fingerprints[0]
+    assert load_bundle(bundle).check_base() == bases.fingerprints[0]
 
 
-@pytest.mark.parametrize("form", ["dense", "tiled"])
-def test_a_learned_basis_keeps_its_projections_names_and_prior(bundle, llama_gguf, tmp_path, form):
-    before = support.learned_forms(load_basis(bundle / "basis.gguf"), 5)[form]
-    save_basis(before, bundle / "basis.gguf")
-    small = models.quantize_file(llama_gguf, tmp_path / "q8.gguf", 7)
-    add_base(bundle, small)
-    after = load_basis(bundle / "basis.gguf")
-    assert len(after.base_fingerprints) == len(before.base_fingerprints) + 1
-    assert after.digest == before.digest
-    np.testing.assert_array_equal(after.prior_mean, before.prior_mean)
-    np.testing.assert_array_equal(after.prior_covariance, before.prior_covariance)
-    np.testing.assert_array_equal(after.projections, before.projections)
+def test_projections_and_priors_stay(bundle, llama_gguf, tmp_path):
+    before = load_bundle(bundle).bases
+    kept = support.learned(before.factors, 5)
+    save_bases(Bases(before.factors, (kept,), before.fingerprints), bundle / "basis.gguf")
+    add_base(bundle, models.quantize_file(llama_gguf, tmp_path / "q8.gguf", 7))
+    after = load_bases(bundle / "basis.gguf")
+    assert len(after.fingerprints) == len(before.fingerprints) + 1
+    (found,) = after.projections
+    assert found.descriptor == kept.descriptor
+    np.testing.assert_array_equal(found.prior_mean, kept.prior_mean)
+    np.testing.assert_array_equal(found.prior_covariance, kept.prior_covariance)
 
 
 def refused(bundle, base, error, match):

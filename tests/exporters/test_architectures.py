@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tinylora_edge import MicroVector
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.exporters import export_gguf
 from tinylora_edge.exporters.weights.gguf import TESTED
 
 PROMPT = list(b"one two three four five")
 GELU = ("gemma2", "gemma3", "falcon")  # which ggml looks up in a table of float16
-KINDS = {"tiled": ExportSettings(groups=5), "dense": ExportSettings(u=3, groups=2)}
+SIZES = {"5 numbers": {"numbers": 5}, "rank 8": {"rank": 8}}
 
 
 @pytest.fixture(scope="module", params=architectures.GGUF_NAMES)
@@ -44,13 +44,17 @@ def base(model, tmp_path_factory):
     return models.write_gguf(model, tmp_path_factory.mktemp("base") / "base.gguf")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_vector_does_what_merging_it_does(kind, architecture, model, base, load, tmp_path, record_property):
-    report = export_gguf(base, tmp_path / "bundle", settings=KINDS[kind])
-    basis = report.basis
-    assert basis.architecture == architectures.GGUF_NAMES[architecture]
+@pytest.fixture(scope="module")
+def exported(base, tmp_path_factory):
+    return export_gguf(base, tmp_path_factory.mktemp("exported") / "bundle")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_vector_does_what_merging_it_does(size, architecture, model, exported, load, record_property):
+    basis = exported.bases.basis(**SIZES[size])
+    assert basis.factors.architecture == architectures.GGUF_NAMES[architecture]
     plain = models.torch_logits(model, PROMPT)
-    llm = load(report.output)
+    llm = load(exported.output)
     scale = np.abs(plain).max()
     tolerance = 1e-3 if architecture in GELU else 1e-4
     assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() < tolerance * scale
@@ -63,39 +67,38 @@ def test_a_vector_does_what_merging_it_does(kind, architecture, model, base, loa
     change = np.abs(expected - plain).max()
     share = np.abs(models.llama_logits(llm, PROMPT) - expected).max() / change
     record_property("measured", f"{share:.2g} of the largest change ({change:.3g})")
-    print(f"{architecture} {kind}: {share:.2g} of the largest change ({change:.3g}, logits to {scale:.3g})")
+    print(f"{architecture}, {size}: {share:.2g} of the largest change ({change:.3g}, logits to {scale:.3g})")
     assert change > 0.05 * scale
     assert share < tolerance
     assert models.llama_greedy(llm, PROMPT, 12) == tokens
 
 
-def test_every_module_has_an_effect(architecture, base, load, tmp_path):
+def test_every_module_has_an_effect(exported, load):
     """An adapter on a tensor that llama.cpp's graph never asks about would load, and do nothing."""
-    count = len(export_gguf(base, tmp_path / "one", settings=ExportSettings(groups=1)).basis.modules)
-    report = export_gguf(base, tmp_path / "bundle", settings=ExportSettings(groups=count))
-    llm = load(report.output)
+    modules = exported.bases.factors.modules
+    llm = load(exported.output)
     plain = models.llama_logits(llm, PROMPT)
-    for position, module in enumerate(report.basis.modules):
-        values = np.zeros((count, 1), np.float32)
+    for position, module in enumerate(modules):
+        values = np.zeros(len(modules), np.float32)
         values[position] = 1
         llm.swap(MicroVector(values))
         assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() > 1e-3, module
 
 
-def test_a_hugging_face_directory_gives_the_same_basis(architecture, model, base, tmp_path):
+def test_a_hugging_face_directory_gives_the_same_factors(architecture, model, base, exported, tmp_path):
     directory = models.write_hf(models.tiny_model(architecture), tmp_path / "hf", max_shard_size="150KB")
-    from_gguf = export_gguf(base, tmp_path / "left", settings=KINDS["tiled"]).basis
-    report = export_gguf(directory, tmp_path / "right", base=base, settings=KINDS["tiled"])
+    report = export_gguf(directory, tmp_path / "right", base=base)
     assert report.quality.agreement < 1e-3
-    assert report.basis.modules == from_gguf.modules
-    assert report.basis.base_fingerprints == from_gguf.base_fingerprints
-    spectrum = {m: w for m, w in models.gguf_tensors(model).items() if m in from_gguf.modules}
-    compare(from_gguf, report.basis, spectrum)
+    left, right = exported.bases, report.bases
+    assert left.factors.modules == right.factors.modules
+    assert left.fingerprints == right.fingerprints
+    spectrum = {m: w for m, w in models.gguf_tensors(model).items() if m in left.factors.modules}
+    compare(left.basis(numbers=5), right.basis(numbers=5), spectrum)
 
 
 def compare(left, right, weights):
     """dW is the same in every matrix whose singular values are apart."""
-    vector, seen = MicroVector.random(left, 1.0, seed=5), 0
+    vector, seen = MicroVector.random(left, 1.0, seed=5).values, 0
     for module, weight in weights.items():
         one, two = (b.delta(module, vector).reshape(-1, *weight.shape[-2:]) for b in (left, right))
         for number, matrix in enumerate(weight.reshape(-1, *weight.shape[-2:])):

@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 from tinylora_edge import ExportError, load_bundle
-from tinylora_edge.exporters import ExportSettings, bundle_writer, export_gguf
-
-SETTINGS = ExportSettings(groups=2)
+from tinylora_edge.exporters import bundle_writer, export_gguf
 
 
 @pytest.fixture
@@ -38,7 +36,7 @@ def names(path):
 
 
 def test_a_hard_link_where_one_works(model, parent):
-    report = export_gguf(model, parent / "bundle", settings=SETTINGS)
+    report = export_gguf(model, parent / "bundle")
     assert report.base_placed == "hard link"
     assert (parent / "bundle" / "base.gguf").samefile(model)
     assert os.stat(model).st_nlink == 2
@@ -54,7 +52,7 @@ def no_links(monkeypatch):
 
 
 def test_a_copy_where_no_link_works(model, parent, no_links):
-    report = export_gguf(model, parent / "bundle", settings=SETTINGS)
+    report = export_gguf(model, parent / "bundle")
     base = parent / "bundle" / "base.gguf"
     assert report.base_placed == "copy"
     assert not base.samefile(model)
@@ -71,7 +69,7 @@ class Interrupted(BaseException):
     """As Ctrl-C is: no Exception."""
 
 
-@pytest.mark.parametrize("step", ["save_basis", "place_base", "_manifest"])
+@pytest.mark.parametrize("step", ["save_bases", "place_base", "_manifest"])
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), Interrupted()])
 def test_an_exception_while_writing_leaves_nothing(model, parent, monkeypatch, step, error):
     real = getattr(bundle_writer, step)
@@ -83,7 +81,7 @@ def test_an_exception_while_writing_leaves_nothing(model, parent, monkeypatch, s
     monkeypatch.setattr(bundle_writer, step, fail)
     expected = ExportError if isinstance(error, OSError) else Interrupted
     with pytest.raises(expected):
-        export_gguf(model, parent / "bundle", settings=SETTINGS)
+        export_gguf(model, parent / "bundle")
     assert names(parent) == []
     assert os.stat(model).st_nlink == 1
 
@@ -101,9 +99,9 @@ def file_size_limit(limit):
 @pytest.mark.parametrize("limit", [0, 1000, 10_000])
 def test_a_disk_that_fills_up_leaves_no_half_made_bundle(model, parent, limit):
     with file_size_limit(limit), pytest.raises(ExportError, match="bundle could not be written"):
-        export_gguf(model, parent / "bundle", settings=SETTINGS)
+        export_gguf(model, parent / "bundle")
     assert names(parent) == []
-    export_gguf(model, parent / "bundle", settings=SETTINGS)
+    export_gguf(model, parent / "bundle")
     assert names(parent) == ["bundle"]
 
 
@@ -118,12 +116,12 @@ def test_an_output_that_exists_is_left_as_it_is(model, parent, kind):
     elif kind == "file":
         output.write_text("mine")
     elif kind == "bundle":
-        export_gguf(model, output, settings=SETTINGS)
+        export_gguf(model, output)
     else:
         output.symlink_to("nowhere")
     before = os.lstat(output)
     with pytest.raises(ExportError, match=r"bundle exists already"):
-        export_gguf(model, output, settings=ExportSettings(groups=3))
+        export_gguf(model, output)
     assert os.lstat(output) == before
     assert names(parent) == ["bundle"]
 
@@ -132,7 +130,7 @@ def test_a_parent_that_is_missing_or_no_directory(model, parent):
     (parent / "file").write_text("mine")
     for output in (parent / "none" / "bundle", parent / "file" / "bundle"):
         with pytest.raises(ExportError, match="cannot write to"):
-            export_gguf(model, output, settings=SETTINGS)
+            export_gguf(model, output)
     assert names(parent) == ["file"]
 
 
@@ -143,7 +141,7 @@ def test_two_exports_to_one_place(model, parent):
     left = parent / ".bundle.partial"
     left.mkdir()
     with pytest.raises(ExportError, match=r"\.bundle\.partial is there.*Remove it then"):
-        export_gguf(model, parent / "bundle", settings=SETTINGS)
+        export_gguf(model, parent / "bundle")
     assert names(parent) == [left.name]
     left.rmdir()
-    export_gguf(model, parent / "bundle", settings=SETTINGS)
+    export_gguf(model, parent / "bundle")

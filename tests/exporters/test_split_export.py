@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from tinylora_edge import MicroVector, load_bundle
-from tinylora_edge.exporters import ExportSettings, add_base, export_gguf
+from tinylora_edge.exporters import add_base, export_gguf
 
 PROMPT = list(b"one two three")
-SETTINGS = ExportSettings(groups=4)
 
 
 @pytest.fixture
@@ -21,10 +20,10 @@ def parts(llama_gguf, tmp_path):
 
 
 def test_the_bundle_of_a_split_model_is_that_of_the_whole(parts, llama_gguf, tmp_path, load):
-    whole = export_gguf(llama_gguf, tmp_path / "whole", settings=SETTINGS)
-    split = export_gguf(parts[0], tmp_path / "bundle", settings=SETTINGS)
-    assert split.basis.digest == whole.basis.digest
-    assert split.basis.base_fingerprints == whole.basis.base_fingerprints
+    whole = export_gguf(llama_gguf, tmp_path / "whole")
+    split = export_gguf(parts[0], tmp_path / "bundle")
+    assert split.bases.factors.digest == whole.bases.factors.digest
+    assert split.bases.fingerprints == whole.bases.fingerprints
     placed = sorted(path.name for path in split.output.glob("*.gguf") if path.name != "basis.gguf")
     assert placed == [f"base-{i + 1:05}-of-{len(parts):05}.gguf" for i in range(len(parts))]
     bundle = load_bundle(split.output)
@@ -33,14 +32,14 @@ def test_the_bundle_of_a_split_model_is_that_of_the_whole(parts, llama_gguf, tmp
     assert bundle.manifest["base"]["file"] == placed[0]
     assert load_bundle(bundle.base) == bundle
 
-    vector = MicroVector.random(split.basis, 0.5)
+    vector = MicroVector.random(split.bases.basis(rank=8), 0.5)
     one, two = load(whole.output, vector), load(split.output, vector)
     assert np.array_equal(models.llama_logits(one, PROMPT), models.llama_logits(two, PROMPT))
 
 
 def test_a_split_model_joins_a_bundle(parts, llama_gguf, tmp_path):
     other = models.quantize_file(llama_gguf, tmp_path / "q8.gguf", 7)
-    bundle = export_gguf(other, tmp_path / "bundle", settings=SETTINGS).output
-    basis, gap = add_base(bundle, parts[0])
-    assert len(basis.base_fingerprints) == 2
+    bundle = export_gguf(other, tmp_path / "bundle").output
+    bases, gap = add_base(bundle, parts[0])
+    assert len(bases.fingerprints) == 2
     assert gap < 0.05
