@@ -18,6 +18,9 @@ from ..factorization import RowSource, TruncatedSVD, factors, truncated_svd
 from ..modules import parse
 from ..system import cores
 
+_ROUNDING = 2.0**-10
+"""Of a factor's entries, relative to the largest: float16 is twice as exact where it has all its digits."""
+
 Progress = Callable[[str, int], None]
 """Called after each module with its name and the bytes of weights that it had as stored."""
 
@@ -28,8 +31,8 @@ there is one)."""
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """Which modules get factors, and of which kind. All of it is in their digest: another choice makes factors
-    that no vector of these ones fits.
+    """Which modules get factors, and of which kind. All of it is in their digest: no vector of these factors
+    fits those of another choice.
 
     Attributes:
         rank: r. The leading k directions serve vectors of rank k, so a large one costs space alone.
@@ -195,10 +198,11 @@ def _svd(where: str, module: str, matrix: RowSource, rank: int) -> TruncatedSVD:
 def _store(module: str, factor: NDArray[np.float32], dtype: type[np.floating]) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         stored = factor.astype(dtype)
-    if not np.isfinite(stored).all():
+    largest = float(np.abs(factor).max())
+    if not np.isfinite(stored).all() or np.abs(stored - factor).max() > _ROUNDING * largest:
         block, kind = parse(module)
         raise ExportError(
-            f"the factors of {kind} in block {block} reach {np.abs(factor).max():.4g}, beyond float16's "
-            "65504: use --factor-dtype f32"
+            f"the factors of {kind} in block {block} reach {largest:.4g}, where float16 is not exact: it "
+            "ends at 65504, and has few digits near 0. Use --factor-dtype f32"
         )
     return np.ascontiguousarray(stored)

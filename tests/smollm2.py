@@ -59,8 +59,8 @@ def in_torch(source: Path) -> LlamaForCausalLM:
 
 @cache
 def top_singular_values(source: Path) -> dict[str, NDArray[np.float64]]:
-    """Module -> the three largest singular values of its weight, by a full decomposition in float64."""
-    return {module: models.top_singular_values(w) for module, w in weights(source).items()}
+    """Module -> the nine largest singular values of its weight, by a full decomposition in float64."""
+    return {module: models.top_singular_values(w, 9) for module, w in weights(source).items()}
 
 
 @cache

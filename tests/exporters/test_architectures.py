@@ -14,7 +14,7 @@ from tinylora_edge.exporters.weights.gguf import TESTED
 
 PROMPT = list(b"one two three four five")
 GELU = ("gemma2", "gemma3", "falcon")  # which ggml looks up in a table of float16
-SIZES = {"5 numbers": {"numbers": 5}, "rank 8": {"rank": 8}}
+SIZES = {"5 numbers": ({"numbers": 5}, 1.0), "rank 8": ({"rank": 8}, 4.0)}
 
 
 @pytest.fixture(scope="module", params=architectures.GGUF_NAMES)
@@ -51,7 +51,8 @@ def exported(base, tmp_path_factory):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_vector_does_what_merging_it_does(size, architecture, model, exported, load, record_property):
-    basis = exported.bases.basis(**SIZES[size])
+    named, norm = SIZES[size]
+    basis = exported.bases.basis(**named)
     assert basis.factors.architecture == architectures.GGUF_NAMES[architecture]
     plain = models.torch_logits(model, PROMPT)
     llm = load(exported.output)
@@ -59,7 +60,7 @@ def test_a_vector_does_what_merging_it_does(size, architecture, model, exported,
     tolerance = 1e-3 if architecture in GELU else 1e-4
     assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() < tolerance * scale
 
-    vector = MicroVector.random(basis, 1.0, seed=1)
+    vector = MicroVector.random(basis, norm, seed=1)
     llm.swap(vector)
     with models.merged(model, basis, vector) as personal:
         expected = models.torch_logits(personal, PROMPT)

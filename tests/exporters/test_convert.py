@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import gguf
 import llama_cpp
 import models
 import numpy as np
@@ -23,29 +24,45 @@ import smollm2
 import support
 from peft import PeftModel
 
-from tinylora_edge import ExportError, MicroVector, load_basis, runtime
+from tinylora_edge import Basis, ExportError, MicroVector, load_bundle, runtime
 from tinylora_edge.exporters import ExportSettings, convert, export_gguf
 
 OPTIONS: dict[str, Any] = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "logits_all": True}
 # Rounded to float16, keys and values that are 1e-7 apart are 1e-3 apart now and then.
 OPTIONS |= {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32, "verbose": False}
 TOKENS = [1, 5, 9, 33, 7, 21]
-SETTINGS = {
-    "u=1": ExportSettings(groups=5),
-    "u=3": ExportSettings(groups=2, u=3),
-    "f16": ExportSettings(groups=3, factor_dtype="f16"),
-}
+KINDS = ["5 numbers", "rank 2", "rank 8", "learned", "f32"]
 PROMPT = "The three primary colours are red, yellow and"
 
 
+World = dict[str, tuple[Path, Basis]]
+"""Kind -> a bundle, and one of its bases."""
+
+
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.write_gguf(models.tiny_model("llama"), tmp_path_factory.mktemp("base") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.write_hf(models.tiny_model("llama"), tmp_path_factory.mktemp("hf") / "hf")
+
+
+@pytest.fixture(scope="module")
+def world(base: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("convert")
-    base = models.write_gguf(models.tiny_model("llama"), root / "tiny.gguf")
-    made = {name: export_gguf(base, root / name, settings=s).output for name, s in SETTINGS.items()}
-    forms = support.learned_forms(load_basis(made["u=1"] / "basis.gguf"), 5)
-    made |= {name: support.bundle_with(basis, base, root / name) for name, basis in forms.items()}
-    return made | {"hf": models.write_hf(models.tiny_model("llama"), root / "hf")}
+    whole = export_gguf(base, root / "whole")
+    exact = export_gguf(base, root / "exact", settings=ExportSettings(factor_dtype="f32"))
+    with_learned = whole.bases.with_projection(support.learned(whole.bases.factors, 5))
+    made = {name: (whole.output, whole.bases.basis(rank=int(name[-1]))) for name in ("rank 2", "rank 8")}
+    made["5 numbers"] = whole.output, whole.bases.basis(numbers=5)
+    made["f32"] = exact.output, exact.bases.basis(rank=3)
+    made["learned"] = (
+        support.bundle_with(with_learned, base, root / "learned"),
+        with_learned.basis(numbers=5),
+    )
+    return made
 
 
 def ours(bundle: Path, vector: MicroVector) -> np.ndarray:
@@ -55,25 +72,27 @@ def ours(bundle: Path, vector: MicroVector) -> np.ndarray:
     return logits
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, "dense", "tiled"])
-def test_llama_cpp_loads_a_gguf_lora(world: dict[str, Path], tmp_path: Path, name: str) -> None:
-    basis = load_basis(world[name] / "basis.gguf")
-    vector = MicroVector.random(basis, 0.5, seed=3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_llama_cpp_loads_a_gguf_lora(world: World, tmp_path: Path, kind: str) -> None:
+    bundle, basis = world[kind]
+    vector = MicroVector.random(basis, 0.1 * np.sqrt(basis.size), seed=3)
     convert.write_gguf_lora(basis, vector, tmp_path / "v.gguf")
-    llm = llama_cpp.Llama(str(world[name] / "base.gguf"), lora_path=str(tmp_path / "v.gguf"), **OPTIONS)
+    llm = llama_cpp.Llama(str(bundle / "base.gguf"), lora_path=str(tmp_path / "v.gguf"), **OPTIONS)
     found = models.llama_logits(llm, TOKENS)
     llm.close()
-    expected = ours(world[name], vector)
-    assert np.abs(expected - ours(world[name], MicroVector.zeros(basis))).max() > 0.01, "it does something"
+    expected = ours(bundle, vector)
+    assert np.abs(expected - ours(bundle, MicroVector.zeros(basis))).max() > 0.01, "it does something"
     np.testing.assert_allclose(found, expected, atol=2e-5)
+    tensors = {tensor.name: tensor.shape for tensor in gguf.GGUFReader(tmp_path / "v.gguf").tensors}
+    assert tensors["blk.0.attn_q.weight.lora_a"].tolist() == [64, basis.rank]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["u=1", "f16", "dense"])
-def test_peft_loads_a_lora(world: dict[str, Path], tmp_path: Path, name: str) -> None:
-    basis = load_basis(world[name] / "basis.gguf")
-    vector = MicroVector.random(basis, 0.5, seed=4)
-    convert.write_peft_lora(basis, vector, tmp_path / "lora", world["hf"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_peft_loads_a_lora(world: World, hf: Path, tmp_path: Path, kind: str) -> None:
+    _, basis = world[kind]
+    vector = MicroVector.random(basis, 0.1 * np.sqrt(basis.size), seed=4)
+    convert.write_peft_lora(basis, vector, tmp_path / "lora", hf)
     model = models.tiny_model("llama")
     loaded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "lora").eval()
     with models.merged(model, basis, vector) as merged:
@@ -82,12 +101,10 @@ def test_peft_loads_a_lora(world: dict[str, Path], tmp_path: Path, name: str) ->
         )
 
 
-def test_of_another_model(world: dict[str, Path], tmp_path: Path) -> None:
-    basis = load_basis(world["u=1"] / "basis.gguf")
-    vector, deeper = (
-        MicroVector.zeros(basis),
-        models.write_hf(models.tiny_model("llama", blocks=1), tmp_path / "one"),
-    )
+def test_of_another_model(world: World, tmp_path: Path) -> None:
+    _, basis = world["rank 2"]
+    vector = MicroVector.zeros(basis)
+    deeper = models.write_hf(models.tiny_model("llama", blocks=1), tmp_path / "one")
     with pytest.raises(ExportError, match=r"has no layer for blk\.1\.attn_q\.weight.*another model"):
         convert.write_peft_lora(basis, vector, tmp_path / "lora", deeper)
     wider = models.write_hf(models.tiny_model("llama", hidden=128), tmp_path / "wide")
@@ -105,8 +122,8 @@ def server() -> str | None:
 @pytest.mark.skipif(server() is None, reason="there is no llama-server: make llama-server builds one")
 def test_llama_server_says_what_our_runtime_says(smollm2_gguf: Path, tmp_path: Path) -> None:
     bundle = export_gguf(smollm2.requantized(smollm2_gguf, smollm2.ALL_F32), tmp_path / "bundle").output
-    basis = load_basis(bundle / "basis.gguf")
-    vector = MicroVector.random(basis, 0.6, seed=3)
+    basis = load_bundle(bundle).basis(rank=8)
+    vector = MicroVector.random(basis, 5.0, seed=3)
     convert.write_gguf_lora(basis, vector, tmp_path / "v.gguf")
     llm = runtime.load(bundle, **{**OPTIONS, "n_ctx": 512, "logits_all": False})
     plain = llm(PROMPT, max_tokens=24, temperature=0)["choices"][0]["text"]

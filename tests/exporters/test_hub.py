@@ -19,10 +19,9 @@ import pytest
 from hub_server import HubServer
 
 from tinylora_edge import ExportError, HubError
-from tinylora_edge.exporters import ExportSettings, export_gguf, find, hub, resolve
+from tinylora_edge.exporters import export_gguf, find, hub, resolve
 from tinylora_edge.exporters.hub import CatalogModel, choose, load_catalog, models_in
 
-SETTINGS = ExportSettings(groups=2)
 REPO, FILE = "org/tiny-GGUF", "tiny-F32.gguf"
 TINY = CatalogModel("tiny", REPO, {"f32": 600_000, "f16": 300_000}, "org/tiny", 150_000, "mit")
 
@@ -69,10 +68,8 @@ class TestFromANameToABundle:
     def test_the_deployed_file_alone(self, server: HubServer, llama_gguf: Path, tmp_path: Path) -> None:
         found = resolve("tiny")
         assert server.downloads == [FILE]
-        bundle = export_gguf(
-            found.model, tmp_path / "b", base=found.base, settings=SETTINGS, provenance=found.provenance
-        )
-        assert bundle.basis.digest == export_gguf(llama_gguf, tmp_path / "l", settings=SETTINGS).basis.digest
+        bundle = export_gguf(found.model, tmp_path / "b", base=found.base, provenance=found.provenance)
+        assert bundle.bases.factors.digest == export_gguf(llama_gguf, tmp_path / "l").bases.factors.digest
         data = llama_gguf.read_bytes()
         file = {"name": FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         commit = server.repos[REPO].find("main")
@@ -91,9 +88,9 @@ class TestFromANameToABundle:
         self, server: HubServer, weights: Path, llama_gguf: Path, tmp_path: Path
     ) -> None:
         found = resolve("org/tiny", base=REPO, quant="f32")
-        bundle = export_gguf(found.model, tmp_path / "b", base=found.base, settings=SETTINGS)
-        local = export_gguf(weights, tmp_path / "local", base=llama_gguf, settings=SETTINGS)
-        assert bundle.basis.digest == local.basis.digest
+        bundle = export_gguf(found.model, tmp_path / "b", base=found.base)
+        local = export_gguf(weights, tmp_path / "local", base=llama_gguf)
+        assert bundle.bases.factors.digest == local.bases.factors.digest
         shards = {path.name for path in weights.glob("*.safetensors")}
         needed = {"config.json", "model.safetensors.index.json", *shards}
         assert set(server.downloads) == {FILE, *needed}

@@ -19,7 +19,6 @@ from tinylora_edge import (
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.weights.gguf import DIRECT
 
-SETTINGS = ExportSettings(groups=2)
 PROMPT = list(b"one two three")
 
 
@@ -32,8 +31,8 @@ def deepseek(tmp_path_factory):
 def modules(path, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        basis = export_gguf(path, tmp_path / "bundle", settings=SETTINGS).basis
-    return set(basis.modules), [(w.category, str(w.message)) for w in caught if is_ours(w.category)]
+        factors = export_gguf(path, tmp_path / "bundle").bases.factors
+    return set(factors.modules), [(w.category, str(w.message)) for w in caught if is_ours(w.category)]
 
 
 def is_ours(category):
@@ -58,7 +57,7 @@ def test_what_llama_cpp_multiplies_without_adapters_is_left_out(deepseek, tmp_pa
 
 
 def test_asking_for_what_is_left_out_says_why(deepseek, tmp_path):
-    settings = ExportSettings(groups=2, targets=("attn_q",))
+    settings = ExportSettings(targets=("attn_q",))
     with (
         pytest.warns(ModulesLeftOutWarning, match=r"attn_q.*without adapters"),
         pytest.raises(BasisError, match="unknown target 'attn_q'"),
@@ -69,11 +68,11 @@ def test_asking_for_what_is_left_out_says_why(deepseek, tmp_path):
 def test_an_adapter_there_would_load_and_do_nothing(deepseek, load, tmp_path, monkeypatch):
     """If this fails, llama.cpp applies adapters there now: take the kind out of `DIRECT`."""
     monkeypatch.setitem(DIRECT, "deepseek2", frozenset())
-    settings = ExportSettings(groups=1, targets=("attn_q",))
+    settings = ExportSettings(targets=("attn_q",))
     report = export_gguf(deepseek, tmp_path / "bundle", settings=settings)
     llm = load(report.output)
     plain = models.llama_logits(llm, PROMPT)
-    llm.swap(MicroVector([[1.0]]))
+    llm.swap(MicroVector([1.0]))
     assert np.array_equal(models.llama_logits(llm, PROMPT), plain)
 
 
@@ -112,5 +111,5 @@ def test_the_language_model_inside_of_one_that_sees(prefix, tmp_path):
     model = models.tiny_model("gemma3")
     base = models.write_gguf(model, tmp_path / "base.gguf")
     hf = renamed(models.write_hf(model, tmp_path / "hf"), lambda name: name.replace("model.", prefix, 1))
-    left = export_gguf(base, tmp_path / "l", settings=SETTINGS).basis
-    assert export_gguf(hf, tmp_path / "r", base=base, settings=SETTINGS).basis.digest == left.digest
+    left = export_gguf(base, tmp_path / "l").bases.factors
+    assert export_gguf(hf, tmp_path / "r", base=base).bases.factors.digest == left.digest

@@ -10,7 +10,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from tinylora_edge import UnsupportedModelError
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.exporters import export_gguf
 from tinylora_edge.exporters.weights import dequantize
 from tinylora_edge.exporters.weights.dequantize import RowDecoder, float_decoder, ggml_decoder
 
@@ -80,7 +80,7 @@ def test_a_type_that_nobody_can_read_is_named(tmp_path, kind):
     model = models.tiny_model("llama", hidden=256, blocks=1)
     path = models.write_gguf(model, tmp_path / "base.gguf", raw={"blk.0.attn_v.weight": Type[kind]})
     with pytest.raises(UnsupportedModelError, match=rf"blk\.0\.attn_v\.weight.*{kind}"):
-        export_gguf(path, tmp_path / "bundle", settings=ExportSettings(groups=2))
+        export_gguf(path, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 

@@ -13,7 +13,6 @@ from tinylora_edge import ExportError, MicroVector, UnsupportedModelError
 from tinylora_edge.exporters import ExportSettings, export_gguf
 
 PROMPT = list(b"one two three four")
-SETTINGS = ExportSettings(groups=5)
 EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 
@@ -29,8 +28,8 @@ def qwen_gguf(qwen, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def qwen_basis(qwen_gguf, tmp_path_factory):
-    return export_gguf(qwen_gguf, tmp_path_factory.mktemp("qwen") / "bundle", settings=SETTINGS).basis
+def qwen_factors(qwen_gguf, tmp_path_factory):
+    return export_gguf(qwen_gguf, tmp_path_factory.mktemp("qwen") / "bundle").bases.factors
 
 
 @pytest.fixture
@@ -38,17 +37,17 @@ def hf(qwen, tmp_path):
     return models.write_hf(qwen, tmp_path / "hf")
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, ExportSettings(u=3, groups=2)], ids=["tiled", "dense"])
-def test_gate_and_up_in_one_tensor(settings, load, tmp_path):
+@pytest.mark.parametrize("size", [{"numbers": 5}, {"rank": 8}], ids=["tiled", "entries"])
+def test_gate_and_up_in_one_tensor(size, load, tmp_path):
     qwen = models.tiny_model("deepseek2")
     base = models.write_gguf(qwen, tmp_path / "base.gguf", fuse_experts=True)
-    report = export_gguf(base, tmp_path / "bundle", settings=settings)
-    basis = report.basis
-    assert set(basis.kinds()) & {*EXPERTS, "ffn_gate_up_exps"} == {"ffn_gate_up_exps", "ffn_down_exps"}
+    report = export_gguf(base, tmp_path / "bundle")
+    basis = report.bases.basis(**size)
+    assert set(basis.factors.kinds) & {*EXPERTS, "ffn_gate_up_exps"} == {"ffn_gate_up_exps", "ffn_down_exps"}
     llm = load(report.output)
     plain = models.torch_logits(qwen, PROMPT)
     assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() < 1e-3
-    vector = MicroVector.random(basis, 0.7)
+    vector = MicroVector.random(basis, 0.3 * np.sqrt(basis.size))
     llm.swap(vector)
     state = {name: tensor.clone() for name, tensor in qwen.state_dict().items()}
     for block in (1,):  # 0 is dense
@@ -67,17 +66,17 @@ def test_gate_and_up_in_one_tensor(settings, load, tmp_path):
 # Forms in which a Hugging Face directory keeps experts
 
 
-def test_a_tensor_an_expert_gives_the_digest_of_the_gguf(hf, qwen_gguf, qwen_basis, tmp_path):
+def test_a_tensor_an_expert_gives_the_digest_of_the_gguf(hf, qwen_gguf, qwen_factors, tmp_path):
     assert "model.layers.0.mlp.experts.3.gate_proj.weight" in load_file(hf / "model.safetensors")
-    basis = export_gguf(hf, tmp_path / "b", base=qwen_gguf, settings=SETTINGS).basis
-    assert basis.digest == qwen_basis.digest
+    factors = export_gguf(hf, tmp_path / "b", base=qwen_gguf).bases.factors
+    assert factors.digest == qwen_factors.digest
 
 
-def test_all_experts_in_one_tensor_give_the_digest_of_the_gguf(hf, qwen, qwen_gguf, qwen_basis, tmp_path):
+def test_all_experts_in_one_tensor_give_the_digest_of_the_gguf(hf, qwen, qwen_gguf, qwen_factors, tmp_path):
     save_file({n: t.contiguous() for n, t in qwen.state_dict().items()}, hf / "model.safetensors")
     assert "model.layers.0.mlp.experts.gate_up_proj" in load_file(hf / "model.safetensors")
-    basis = export_gguf(hf, tmp_path / "b", base=qwen_gguf, settings=SETTINGS).basis
-    assert basis.digest == qwen_basis.digest
+    factors = export_gguf(hf, tmp_path / "b", base=qwen_gguf).bases.factors
+    assert factors.digest == qwen_factors.digest
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -87,8 +86,8 @@ def test_transposed_and_interleaved_as_in_gpt_oss(dtype, tmp_path):
     base = models.write_gguf(model, tmp_path / "base.gguf")
     hf = models.write_hf(model, tmp_path / "hf", dtype)
     assert load_file(hf / "model.safetensors")["model.layers.0.mlp.experts.gate_up_proj"].shape[2] == 192
-    left = export_gguf(base, tmp_path / "l", settings=SETTINGS).basis
-    right = export_gguf(hf, tmp_path / "r", base=base, settings=SETTINGS).basis
+    left = export_gguf(base, tmp_path / "l").bases.factors
+    right = export_gguf(hf, tmp_path / "r", base=base).bases.factors
     assert left.digest == right.digest
 
 
@@ -120,12 +119,12 @@ def mxfp4(tmp_path):
 
 def test_mxfp4_gives_the_digest_of_the_gguf(mxfp4, load, tmp_path):
     hf, base = mxfp4
-    left = export_gguf(base, tmp_path / "l", settings=SETTINGS)
-    right = export_gguf(hf, tmp_path / "r", base=base, settings=SETTINGS).basis
-    assert left.basis.digest == right.digest
+    left = export_gguf(base, tmp_path / "l")
+    right = export_gguf(hf, tmp_path / "r", base=base).bases.factors
+    assert left.bases.factors.digest == right.digest
     llm = load(left.output)
     plain = models.llama_logits(llm, PROMPT)
-    llm.swap(MicroVector.random(left.basis, 0.7))
+    llm.swap(MicroVector.random(left.bases.basis(rank=8), 7))
     assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() > 1
 
 
@@ -136,7 +135,7 @@ def test_blocks_of_another_layout(mxfp4, tmp_path):
     tensors[name] = tensors[name][:, :, :1].contiguous()
     save_file(tensors, hf / "model.safetensors")
     with pytest.raises(UnsupportedModelError, match=r"blk\.1\.ffn_down_exps.*MXFP4.*export from the GGUF"):
-        export_gguf(hf, tmp_path / "b", base=base, settings=SETTINGS)
+        export_gguf(hf, tmp_path / "b", base=base)
 
 
 # Experts that cannot be used
@@ -154,7 +153,7 @@ def spoil(hf, change):
 def test_a_missing_expert(hf, qwen_gguf, tmp_path):
     spoil(hf, lambda tensors: tensors.pop(EXPERT))
     with pytest.raises(ExportError, match=rf"lacks expert 2 of {MODULE}.*3 others"):
-        export_gguf(hf, tmp_path / "b", base=qwen_gguf, settings=SETTINGS)
+        export_gguf(hf, tmp_path / "b", base=qwen_gguf)
 
 
 @pytest.mark.parametrize("source", ["gguf", "hf"])
@@ -174,8 +173,10 @@ def test_an_expert_that_cannot_be_adapted(value, match, source, qwen, hf, qwen_g
     spoil(hf, lambda tensors: tensors[EXPERT].fill_(value))
     model = base if source == "gguf" else hf
     with pytest.raises(ExportError, match=rf"{MODULE}, {match}") as caught:
-        export_gguf(model, tmp_path / "b", base=base, settings=SETTINGS)
+        export_gguf(model, tmp_path / "b", base=base)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "b").exists()
-    settings = ExportSettings(groups=5, targets=(f"!{MODULE}",))  # what the error suggests
-    assert MODULE not in export_gguf(model, tmp_path / "b", base=base, settings=settings).basis.modules
+    settings = ExportSettings(targets=(f"!{MODULE}",))  # what the error suggests
+    assert (
+        MODULE not in export_gguf(model, tmp_path / "b", base=base, settings=settings).bases.factors.modules
+    )

@@ -118,7 +118,7 @@ def test_a_directory_without_one_of_the_weights(hf, llama_gguf, tmp_path):
     save_file(tensors, hf / "model.safetensors")
     refuse(ExportError, tmp_path, hf, llama_gguf, r"blk\.1\.ffn_up\.weight")
     # What the error suggests works.
-    export_gguf(hf, tmp_path / "b", base=llama_gguf, settings=ExportSettings(targets=("attn_*",), groups=2))
+    export_gguf(hf, tmp_path / "b", base=llama_gguf, settings=ExportSettings(targets=("attn_*",)))
 
 
 @pytest.mark.parametrize("options", [{"seed": 9}, {"hidden": 128}], ids=["other weights", "wider"])
