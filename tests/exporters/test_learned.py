@@ -70,5 +70,5 @@ def test_other_factors_are_others_and_it_is_said(plain: Factors, change: str) ->
     else:
         b[7] = b[14]
         assert b[7].shape == plain.b[7].shape
-    with pytest.warns(ProjectionsLeftOutWarning, match=r"smollm2-135m\.npz are left out.* at most 0\.02"):
+    with pytest.warns(ProjectionsLeftOutWarning, match=r"smollm2-135m\.npz are left out.*at most 0\.02"):
         assert find(dataclasses.replace(plain, a=tuple(a), b=tuple(b))) is None
