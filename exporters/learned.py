@@ -49,7 +49,7 @@ class Shipped:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def gap(self, factors: Factors) -> float | None:
-        """Return how far the sketch is from that of factors; None where those have other modules, or rank 1."""
+        """Return how far the sketch is from that of factors; None where their modules or ranks tell."""
         mine = (self.architecture, self.modules, self.factorization)
         rank = self.p.shape[-1]
         if mine != (factors.architecture, factors.modules, factors.factorization) or rank > factors.rank:
