@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
 import numpy as np
 import onnxruntime
 import pytest
 from invocation import Cli, write_vector
 
-from tinylora_edge import Basis, MicroVector
+from tinylora_edge import Basis, MicroVector, load_bundle
+from tinylora_edge.formats.onnx_graph import input_row
 
 
 @pytest.fixture
@@ -21,18 +23,22 @@ def test_onnx_runtime_reads_the_adapter(cli: Cli, smollm2_bundle: Path, basis: B
     path = frame.with_suffix(".onnx_adapter")
     convert = ("convert", "-", smollm2_bundle, "--to", "onnx-adapter", "-o")
     record = cli(*convert, path, "--json", stdin=frame.read_bytes()).record()
-    assert (record["to"], record["sequence"], record["basis_digest"]) == ("onnx-adapter", 7, basis.digest)
+    assert (record["to"], record["sequence"], record["basis"]) == ("onnx-adapter", 7, basis.digest)
     found = onnxruntime.AdapterFormat.read_adapter(str(path))
     vector = MicroVector.from_bytes(frame.read_bytes(), basis)
-    assert np.array_equal(found.get_parameters()["tinylora_v"].numpy(), vector.values.reshape(1, -1))
+    assert np.array_equal(found.get_parameters()["tinylora_r"].numpy(), input_row(basis.R(vector), 8)[None])
     assert cli(*convert, "-", stdin=frame.read_bytes()).stdout_bytes == path.read_bytes()
 
 
-def test_a_gguf_lora(cli: Cli, smollm2_bundle: Path, frame: Path) -> None:
-    path = frame.with_suffix(".gguf")
+@pytest.mark.parametrize(("size", "rank"), [({"numbers": 13}, 2), ({"rank": 1}, 1), ({"rank": 8}, 8)])
+def test_a_gguf_lora_has_the_rank_of_its_vector(
+    cli: Cli, smollm2_bundle: Path, tmp_path: Path, size: dict[str, int], rank: int
+) -> None:
+    frame, path = tmp_path / "v.bin", tmp_path / "v.gguf"
+    write_vector(frame, load_bundle(smollm2_bundle).basis(**size))
     shown = cli("convert", frame, smollm2_bundle, "--to", "gguf-lora", "-o", path).done()
     assert f"ADAPTER {path}" in shown
-    assert path.read_bytes()[:4] == b"GGUF"
+    assert {tensor.shape.min() for tensor in gguf.GGUFReader(path).tensors} == {rank}
 
 
 def test_refusals(cli: Cli, smollm2_bundle: Path, tiny_bundle: Path, frame: Path, tmp_path: Path) -> None:

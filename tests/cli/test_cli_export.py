@@ -2,63 +2,65 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 from pathlib import Path
 
 import models
+import numpy as np
 import pytest
 import smollm2
 from invocation import Cli, contents
 
-from tinylora_edge import Basis, load_basis
+from tinylora_edge import Basis, MicroVector, load_bundle
 
 
 def test_the_report_of_the_real_model(cli: Cli, smollm2_gguf: Path, tmp_path: Path, basis: Basis) -> None:
     out = tmp_path / "out"
-    text = cli("export", smollm2_gguf, "-o", out, "--projection", "random").done()
+    text = cli("export", smollm2_gguf, "-o", out).done()
 
     assert sorted(contents(tmp_path)) == ["out/", "out/base.gguf", "out/basis.gguf", "out/manifest.json"]
-    written = load_basis(out / "basis.gguf")
-    assert written.digest == basis.digest  # one machine, one result
-    assert written.digest in text
-    assert re.search(r"^vector bytes.int8 +crc-32 27, hmac 31, ed25519 87$", text, re.M)
+    written = load_bundle(out).bases
+    assert written.factors.digest == basis.factors.digest  # one machine, one result
+    assert written.factors.digest in text
+    assert basis.projection.descriptor in text
+    assert re.search(r"^frame bytes.--numbers 13 +numbers 13, bf16 37, int8 27$", text, re.M)
+    assert re.search(r"^frame bytes.--rank 8 +numbers 13440, bf16 26891, int8 13455$", text, re.M)
     same = os.path.samefile(smollm2_gguf, out / "base.gguf")
     assert bool(re.search(r"^base +hard link$", text, re.M)) is same
     suggested = [shlex.split(line)[2:4] for line in text.splitlines() if line.startswith("next: ")]
-    assert suggested == [["train", str(out)]]  # 13 random numbers are too few for tune
-
-
-def test_the_real_model_gets_the_projections_that_are_shipped_for_it(
-    cli: Cli, smollm2_gguf: Path, tmp_path: Path, basis: Basis
-) -> None:
-    record = cli("export", smollm2_gguf, "-o", tmp_path / "out", "--json").record()
-    written = load_basis(tmp_path / "out" / "basis.gguf")
-    assert (record["projection"], record["values"], record["u"]) == ("learned", 13, 13)
-    assert written.prior_mean is not None
-    assert written.base_fingerprints == basis.base_fingerprints
-    shaped = cli("export", smollm2_gguf, "-o", tmp_path / "b", "--u", 1, "--json").record()
-    assert (shaped["projection"], shaped["values"], shaped["u"]) == ("random", 13, 1)
+    assert suggested == [["train", str(out)], ["tune", str(out)]]
 
 
 def test_json(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
-    options = ["--rank", 3, "--u", 2, "--groups", 4, "--tying", "tiled"]
-    options += ["--factor-dtype", "f16"]
-    record = cli("export", tiny_gguf, "-o", tmp_path / "out", *options, "--json").record()
+    done = cli("export", tiny_gguf, "-o", tmp_path / "out", "--rank", 3, "--factor-dtype", "f32", "--json")
+    assert done.code == 0
+    assert "not the defaults: vectors of other exports do not fit these" in done.stderr
+    record = json.loads(done.stdout)
+    bases = load_bundle(tmp_path / "out").bases
+    factors = bases.factors
+    assert (record["factors"], record["rank"], record["factor_dtype"]) == (factors.digest, 3, "f32")
+    assert (factors.rank, factors.dtype) == (3, "f32")
+    assert record["fingerprints"] == list(bases.fingerprints)
+    assert record["projections"] == []
+    assert {name: size["numbers"] for name, size in record["frame_bytes"].items()} == {
+        "--numbers 13": 13,
+        "--numbers 14": 14,
+        "--rank 1": 14,
+        "--rank 2": 56,
+        "--rank 3": 126,
+    }
+    for size in record["frame_bytes"].values():
+        for dtype in ("bf16", "int8"):
+            vector = MicroVector(np.ones(size["numbers"], np.float32), dtype)
+            assert len(vector.to_bytes(bases.of(vector))) == size[dtype]
 
-    basis = load_basis(tmp_path / "out" / "basis.gguf")
-    assert (basis.rank, basis.u, basis.groups, basis.scheme) == (3, 2, 4, "tiled")
-    assert basis.a[0].dtype == "float16"
-    for name in ("digest", "rank", "u", "groups", "seed", "factorization"):
-        assert record[name] == getattr(basis, name)
-    assert record["values"] == 8
-    assert record["vector_bytes"]["bf16"]["crc-32"] == 7 + 16 + 4
-    assert record["base_fingerprints"] == list(basis.base_fingerprints)
-    record = cli(
-        "export", tiny_gguf, "-o", tmp_path / "full", "--tying", "full", "--u", 13, "--json"
-    ).record()
-    assert (record["groups"], record["u"], record["values"]) == (1, 13, 13)
+
+def test_a_bundle_of_rank_1_takes_entries_alone(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
+    done = cli("export", tiny_gguf, "-o", tmp_path / "out", "--rank", 1, "--json")
+    assert list(json.loads(done.stdout)["frame_bytes"]) == ["--rank 1"]
 
 
 def test_a_hugging_face_directory_with_the_deployed_gguf(cli: Cli, tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_a_hugging_face_directory_with_the_deployed_gguf(cli: Cli, tmp_path: Pat
 
 
 def test_another_quantization_is_added(
-    cli: Cli, smollm2_gguf: Path, smollm2_bundle: Path, basis: Basis, tmp_path: Path
+    cli: Cli, smollm2_gguf: Path, smollm2_bundle: Path, tmp_path: Path
 ) -> None:
     bundle, q8 = tmp_path / "bundle", tmp_path / "q8.gguf"
     bundle.mkdir()
@@ -84,18 +86,19 @@ def test_another_quantization_is_added(
     q8.symlink_to(smollm2.requantized(smollm2_gguf, smollm2.MOSTLY_Q8_0))
     beside = tmp_path / "q8.basis.gguf"
     beside.write_bytes((bundle / "basis.gguf").read_bytes())
-    cli("inspect", q8).refused(basis.base_fingerprints[0][:16], "--add-base")
+    before = load_bundle(bundle).bases
+    cli("inspect", q8).refused(before.fingerprints[0][:16], "--add-base")
 
     record = cli("export", bundle, "--add-base", q8, "--json").record()
 
-    extended = load_basis(bundle / "basis.gguf")
-    assert record["digest"] == extended.digest == basis.digest
+    extended = load_bundle(bundle).bases
+    assert record["factors"] == extended.factors.digest == before.factors.digest
     assert len(record["fingerprints"]) == 2
-    assert record["fingerprints"] == list(extended.base_fingerprints)
+    assert record["fingerprints"] == list(extended.fingerprints)
     assert record["agreement"] < 0.1
     text = cli("export", bundle, "--add-base", q8).done()  # once more changes nothing
     assert str(beside) in text
-    assert load_basis(bundle / "basis.gguf").base_fingerprints == extended.base_fingerprints
+    assert load_bundle(bundle).bases.fingerprints == extended.fingerprints
     beside.write_bytes((bundle / "basis.gguf").read_bytes())
     cli("inspect", q8).done()
     cli("run", q8, "Hello", "--max-tokens", 2, "--threads", 1).done()
@@ -119,7 +122,8 @@ def test_another_quantization_is_added(
             "that of a graph that is built",
         ),
         (["--add-base", "x.gguf", "--format", "onnx"], "--format"),
-        (["-o", "out", "--tying", "loose"], "loose"),
+        (["-o", "out", "--factor-dtype", "bf16"], "bf16"),
+        (["-o", "out", "--groups", "13"], "--groups"),
     ],
 )
 def test_wrong_usage(cli: Cli, smollm2_gguf: Path, options: list[str], part: str) -> None:

@@ -7,10 +7,13 @@ import os
 import re
 from pathlib import Path
 
+import gguf
+import numpy as np
 import support
-from invocation import Cli
+from invocation import Cli, write_vector
 
-from tinylora_edge import Basis, MicroVector, save_basis
+from tinylora_edge import Basis, MicroVector, load_bundle
+from tinylora_edge.formats.side_tensors import save_bases
 
 
 def test_a_bundle_as_json(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:
@@ -21,31 +24,25 @@ def test_a_bundle_as_json(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:
     assert record["base"] == {
         "path": str(smollm2_bundle / "base.gguf"),
         "bytes": (smollm2_bundle / "base.gguf").stat().st_size,
-        "fingerprint": basis.base_fingerprints[0],
+        "fingerprint": load_bundle(smollm2_bundle).bases.fingerprints[0],
     }
-    assert record["vector_bytes"] == {
-        "fp32": {"raw": 52, "crc-32": 63, "hmac": 67, "ed25519": 123},
-        "bf16": {"raw": 26, "crc-32": 37, "hmac": 41, "ed25519": 97},
-        "int8": {"crc-32": 27, "hmac": 31, "ed25519": 87},
-    }
+    sizes = {"--numbers 13": 13, "--numbers 210": 210}
+    sizes |= {f"--rank {k}": 210 * k * k for k in (1, 2, 4, 8)}
+    assert {name: size["numbers"] for name, size in record["frame_bytes"].items()} == sizes
+    assert record["frame_bytes"]["--rank 2"] == {"numbers": 840, "bf16": 1691, "int8": 855}
     expected = {
         "kind": "bundle",
-        "digest": basis.digest,
+        "factors": basis.factors.digest,
         "architecture": "llama",
         "modules": 210,
-        "rank": 2,
-        "u": 1,
-        "groups": 13,
-        "values": 13,
-        "tying": "tiled",
-        "seed": 42,
-        "factorization": "left",
-        "factor_dtype": "f32",
+        "rank": 8,
+        "factor_dtype": "f16",
+        "projections": [basis.projection.descriptor],
     }
     assert {key: record[key] for key in expected} == expected
     text = cli("inspect", smollm2_bundle).done()
-    assert re.search(rf"^digest +{basis.digest}$", text, re.M)
-    assert re.search(r"^vector bytes.bf16 +raw 26, crc-32 37, hmac 41, ed25519 97$", text, re.M)
+    assert re.search(rf"^factors +{basis.factors.digest}$", text, re.M)
+    assert re.search(r"^projections +learned rank=2 [0-9a-f]{64}$", text, re.M)
 
 
 def test_a_basis_alone(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path) -> None:
@@ -53,17 +50,17 @@ def test_a_basis_alone(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: P
     renamed.write_bytes((smollm2_bundle / "basis.gguf").read_bytes())
     for path in (smollm2_bundle / "basis.gguf", renamed):
         record = cli("inspect", path, "--json").record()
-        assert (record["kind"], record["digest"]) == ("basis", basis.digest)
+        assert (record["kind"], record["factors"]) == ("basis", basis.factors.digest)
         assert "base" not in record
-        assert basis.digest in cli("inspect", path).done()
+        assert basis.factors.digest in cli("inspect", path).done()
 
 
 def test_parts_of_different_exports(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path) -> None:
     for name in ("base.gguf", "basis.gguf"):
         os.link(smollm2_bundle / name, tmp_path / name)
     other = "ab" * 32
-    (tmp_path / "manifest.json").write_text(json.dumps({"basis": {"digest": other}}))
-    cli("inspect", tmp_path).refused("manifest.json", other[:16], basis.digest[:16])
+    (tmp_path / "manifest.json").write_text(json.dumps({"basis": {"factors": other}}))
+    cli("inspect", tmp_path).refused("manifest.json", other[:16], basis.factors.digest[:16])
     (tmp_path / "manifest.json").write_text("{")
     cli("inspect", tmp_path).refused("manifest.json", "not JSON")
 
@@ -75,7 +72,7 @@ def test_only_vectors_are_checked_against_a_bundle(cli: Cli, smollm2_bundle: Pat
 
 def test_control_characters_in_a_file_are_escaped(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "b.basis.gguf"
-    save_basis(support.random_basis(architecture="llama\x1b[2J\x07", scheme="tiled"), path)
+    save_bases(support.bases_with(support.random_basis(architecture="llama\x1b[2J\x07")), path)
     said = cli("inspect", path).done()
     assert "llama\\x1b[2J\\x07" in said
     assert said.replace("\n", "").isprintable()
@@ -115,9 +112,48 @@ def test_a_vector_as_a_device_sees_it(
     record = cli("inspect", trained, small, "--json").record()
     assert record["values"] == MicroVector.from_bytes(trained.read_bytes(), small_basis).values.tolist()
     assert record["verified"] is True
+    r = small_basis.R(MicroVector.from_bytes(trained.read_bytes(), small_basis))
+    assert record["norm_of_r"] == float(np.linalg.norm(r.astype(np.float64)))
+    assert (record["projection"], record["rank"]) == (small_basis.projection.descriptor, 2)
     cli("inspect", tmp_path / "v", small, *public).refused("does not verify")
     cli("inspect", tmp_path / "v", small, "--stream", "al").refused("no Ed25519 key")
     cli("inspect", trained, small, *public).refused("requires a signature")
     late = ("pack", trained, small, "-o", tmp_path / "late", "--until", "2026-01-02")
     cli(*late).done()
     cli("inspect", tmp_path / "late", small).refused("2026-01-02")
+
+
+def test_vectors_of_every_size(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path) -> None:
+    for size in ({"numbers": 50}, {"rank": 2}, {"rank": 8}):
+        of = load_bundle(smollm2_bundle).basis(**size)
+        write_vector(tmp_path / "v", of, dtype="int8")
+        record = cli("inspect", tmp_path / "v", smollm2_bundle, "--json").record()
+        assert (record["projection"], record["count"], record["rank"]) == (
+            of.projection.descriptor,
+            of.size,
+            of.rank,
+        )
+        assert record["factors"] == basis.factors.digest
+        assert len(record["values"]) == of.size
+        assert len(cli("inspect", tmp_path / "v", smollm2_bundle).done()) < 2000
+
+
+def test_what_names_no_basis_of_the_bundle(
+    cli: Cli, smollm2_bundle: Path, basis: Basis, trained: Path
+) -> None:
+    sizes = "1 to 8 (210 to 13,440 numbers), learned ones of 13 numbers, tiled ones of 1 to 210"
+    cli("inspect", trained, smollm2_bundle).refused(
+        trained.read_bytes()[1:5].hex(), basis.factors.digest[:8], sizes
+    )
+    cli("inspect", "-", smollm2_bundle, stdin=bytes(26)).refused("26 bytes are no frame", "pack --numbers")
+
+
+def test_a_bundle_of_version_1(cli: Cli, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "basis.gguf", "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "tinylora")
+    writer.add_uint32("tinylora.version", 1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    cli("inspect", tmp_path / "basis.gguf").refused("version 1", "version 2", "export the model again")

@@ -14,7 +14,7 @@ import pytest
 from hub_server import HubServer
 from invocation import Cli, contents
 
-from tinylora_edge import load_basis
+from tinylora_edge import load_bundle
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def run(process: Cli, home: dict[str, str], work: Path) -> Cli:
 
 
 def test_a_name_is_all_that_it_takes(run: Cli, server: HubServer, work: Path) -> None:
-    record = run("export", "org/tiny-GGUF", "--groups", 2, "--json").record()
+    record = run("export", "org/tiny-GGUF", "--json").record()
     assert record["bundle"] == "tiny-GGUF"
     assert sorted(contents(work / "tiny-GGUF")) == ["base.gguf", "basis.gguf", "manifest.json"]
     manifest = json.loads((work / "tiny-GGUF" / "manifest.json").read_text())
@@ -70,9 +70,9 @@ def test_a_name_is_all_that_it_takes(run: Cli, server: HubServer, work: Path) ->
 
     # The same again, without a hub.
     server.requests.clear()
-    text = run("export", "org/tiny-GGUF", "-o", "again", "--groups", 2, also={"HF_HUB_OFFLINE": "1"}).done()
+    text = run("export", "org/tiny-GGUF", "-o", "again", also={"HF_HUB_OFFLINE": "1"}).done()
     assert commit in text
-    assert load_basis(work / "again" / "basis.gguf").digest == record["digest"]
+    assert load_bundle(work / "again").factors.digest == record["factors"]
     assert server.requests == []
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
-from invocation import Cli
+from invocation import Cli, write_vector
 
 from tinylora_edge import Basis, Ed25519Verifier, Hmac, MicroVector, Policy
+from tinylora_edge.formats.side_tensors import load_bases
 from tinylora_edge.wire import text
 
 
@@ -20,7 +22,7 @@ def test_signed(cli: Cli, small: Path, small_basis: Basis, trained: Path, key: P
     policy = Policy("signature", keys=[verifier], today=lambda: date(2026, 12, 31))
     vector = policy.check(out.read_bytes(), small_basis, stream="al")
     plain = Policy().check(trained.read_bytes(), small_basis)
-    assert vector == MicroVector(plain.values, "bf16", 9)
+    assert vector == MicroVector(plain.values, "bf16", 9, small_basis.digest)
     assert len(out.read_bytes()) == 99
     told = dict(line.split(maxsplit=1) for line in shown.splitlines())
     assert (told["bytes"], told["until"], told["key"]) == ("99", "2026-12-31", verifier.id)
@@ -47,6 +49,29 @@ def test_as_it_came(cli: Cli, small: Path, trained: Path) -> None:
     out = trained.with_name("v.txt")
     record = cli("pack", trained, "--text", "-o", out, "--json").record()
     assert (out.read_text(), record["sequence"]) == (shown, 3)
+
+
+def test_vectors_of_any_basis(cli: Cli, small: Path, tmp_path: Path) -> None:
+    bases = load_bases(small)
+    for size in ({"numbers": 7}, {"rank": 1}, {"rank": 2}):
+        write_vector(tmp_path / "v", bases.basis(**size), sequence=3)
+        record = cli("pack", tmp_path / "v", small, "-o", tmp_path / "p", "--sequence", 4, "--json").record()
+        assert (record["basis"], record["exact"]) == (bases.basis(**size).digest, True)
+        assert Policy().check((tmp_path / "p").read_bytes(), bases).basis == record["basis"]
+        (tmp_path / "p").unlink()
+
+
+def test_a_raw_payload_is_of_the_basis_that_is_named(cli: Cli, small: Path) -> None:
+    bases, raw = load_bases(small), np.arange(15, dtype="<f4").tobytes()
+    cli("pack", "-", small, stdin=raw).refused("60 bytes are no frame", "pack --numbers")
+    for option, size in (("--numbers", {"numbers": 15}), ("--rank", {"rank": 1})):
+        done = cli("pack", "-", small, option, *size.values(), stdin=raw)
+        assert done.code == 0
+        vector = Policy().check(done.stdout_bytes, bases)
+        assert (vector.basis, vector.values[14]) == (bases.basis(**size).digest, 14)
+    cli("pack", "-", small, "--numbers", 13, stdin=raw).refused("60 bytes")
+    cli("pack", "-", small, "--numbers", 60, stdin=raw).refused("say rank 2")
+    cli("pack", "-", small, "--rank", 3, stdin=raw).refused("rank 3 is not among 1 to 2")
 
 
 def test_a_qr_code(cli: Cli, trained: Path, tmp_path: Path) -> None:
@@ -97,6 +122,8 @@ def test_wrong_usage(cli: Cli, small: Path, trained: Path, tmp_path: Path) -> No
     cli(*pack, "--text", "--qr").misused("two forms")
     cli(*pack, "--until", "tomorrow").misused("--until", "tomorrow")
     cli("pack", trained, "-o", tmp_path / "v", "--dtype", "bf16").misused("--dtype", "BUNDLE")
+    cli("pack", trained, "-o", tmp_path / "v", "--rank", 2).misused("--rank", "BUNDLE")
+    cli(*pack, "--numbers", 13).refused("a frame names its basis itself")
     (tmp_path / "short").write_text("ab" * 8)
     cli(*pack, "--key", tmp_path / "short").refused("short: ", "8 bytes", "at least 16")
     cli(*pack, "--key", tmp_path / "none").refused("none", "No such file")
