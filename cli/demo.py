@@ -1,9 +1,9 @@
 """`demo`: a real model learns something, in 37 bytes that can be sent, and can be given back unchanged.
 
-`demo --replay` shows the same with what lies in `replay/`: the basis of SmolLM2-135M-Instruct and
-manifest, a vector that was trained beforehand, and `recipe.json`, which says how and what was measured.
-The basis is shipped since another machine's factors differ in their last bits, and with them the digest that
-the vector is bound to.
+`demo --replay` shows the same with what lies in `replay/`: factors of SmolLM2-135M-Instruct and manifest, a
+vector that was trained beforehand, and `recipe.json`, which says how and what was measured. The factors are
+shipped since another machine's differ in their last bits, and with them the digest that the vector is bound
+to; at rank 2, which 13 numbers need, they have a quarter of the bytes.
 """
 
 from __future__ import annotations
@@ -147,18 +147,20 @@ def _check_output(output: Path) -> None:
 
 def _teach(model: Path, output: Path, size: Size, threads: int, tell: Tell) -> dict[str, Any]:
     """Steps 1 and 2: export the model, train a vector, and measure it on held-out prompts."""
-    from ..exporters import Export, ExportSettings
+    from ..exporters import Export
+    from ..projection import NUMBERS
     from ..tasks import load_task
     from ..train import Options, train
 
-    planned = Export(model, output, settings=ExportSettings(projection="auto"))
+    planned = Export(model, output)
     with module_progress(len(planned.modules), planned.bytes) as (step, _):
-        basis = planned.run(step).basis
-    tell(f"1. Export {model.name}: the frozen factors of {len(basis.modules)} modules, basis {basis.id}.")
+        bases = planned.run(step).bases
+    tell(f"1. Export {model.name}: frozen factors {bases.id} of {len(planned.modules)} modules.")
     tell(f"2. Train with GRPO on {TASK}: {size.steps} steps, then {size.held_out} prompts never trained on.")
     task = load_task(TASK, held_out=size.held_out)
     options = Options(
         steps=size.steps,
+        numbers=NUMBERS,
         validation=size.validation,
         target_logprob_change=_CHANGE,
         workers=threads,
@@ -207,7 +209,7 @@ def _unpack(model: Path, output: Path, tell: Tell) -> dict[str, Any]:
     bundle.check_base()
     recipe = read_json(output / "recipe.json")
     held, prompt, settings = recipe["held_out"], recipe["prompt"], recipe["training"]["settings"]
-    tell(f"1. Unpack {model.name} ({placed}), basis {bundle.basis.id}, and a vector trained beforehand.")
+    tell(f"1. Unpack {model.name} ({placed}), factors {bundle.bases.id}, and a vector trained beforehand.")
     tell(
         f"2. Measured when it was made, on {held['n']} held-out prompts: base {held['base']:.2f} +- "
         f"{held['base_standard_error']:.2f}, vector {held['vector']:.2f} +- "
@@ -221,7 +223,7 @@ def _unpack(model: Path, output: Path, tell: Tell) -> dict[str, Any]:
     task = load_task(recipe["task"], held_out=held["n"])
     by_text = {sample.text: sample for sample in task.held_out}
     return {
-        "digest": bundle.basis.digest,
+        "factors": bundle.factors.digest,
         "recipe": recipe,
         "task": task,
         "samples": [by_text[fixed["prompt"]] for fixed in recipe["fixed"]],
@@ -248,7 +250,7 @@ def _exchange(
     tell(f"3. The vector, {len(frame)} bytes: {frame.hex()}")
     with closing(runtime.load(output, frame, engine="llama", **engine)) as llm:
         assert llm.vector is not None
-        values = llm.vector.values.reshape(-1)
+        values = llm.vector.values
         tokens = [llm.encode(sample)[0] for sample in samples]
         changed = [logits(llm, prompt) for prompt in tokens]
         vector = [_answer(llm, task, sample) for sample in samples]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from invocation import Cli, contents
 
-from tinylora_edge import MicroVector, load_basis, runtime
+from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.cli import demo
 from tinylora_edge.cli.console import CommandError
 from tinylora_edge.cli.demo import REPLAY, Size, logits, prove
@@ -37,8 +37,8 @@ def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pyt
     assert f"37 bytes: {frame.hex()}" in text
     assert frame[0] == 0x21  # version 2, bf16, CRC-32
     record = json.loads((out / "vector.bin.json").read_text("utf-8"))
-    vector = MicroVector.from_bytes(frame, load_basis(out / "basis.gguf"))
-    assert record["values"] == vector.values.reshape(-1).tolist()
+    vector = MicroVector.from_bytes(frame, load_bundle(out).bases)
+    assert record["values"] == vector.values.tolist()
     assert record["held_out"]["n"] == 8
     assert f"base {record['held_out']['base']:.3f}" in text
     page = (out / "vector.bin.html").read_text("utf-8")
@@ -70,7 +70,8 @@ def test_the_proof_fails_where_a_promise_is_broken(smollm2_bundle: Path) -> None
     )
     tokens = llm.tokenize(b"Explain gravity to a child in one sentence.")
     base = [logits(plain, tokens)]
-    llm.swap(MicroVector.random(llm.basis, 0.2, seed=9))
+    basis = llm.bases.basis(numbers=13)
+    llm.swap(MicroVector.random(basis, 0.2, seed=9))
     changed = [logits(llm, tokens)]
     with pytest.raises(CommandError, match=r"not restored: .* differ by up to [1-9]"):
         prove(base, changed, changed)
@@ -82,7 +83,7 @@ def test_the_proof_fails_where_a_promise_is_broken(smollm2_bundle: Path) -> None
     assert (proof["restored_difference"], proof["logits"]) == (0, llm.n_vocab())
     with pytest.raises(CommandError, match="not restored"):
         prove(base, changed, [np.nextafter(restored[0], np.float32(np.inf))])
-    llm.swap(MicroVector.zeros(llm.basis))
+    llm.swap(MicroVector.zeros(basis))
     assert prove(base, [logits(llm, tokens)], restored, zero=True)["vector_difference"] == 0
     llm.close()
     plain.close()
@@ -126,11 +127,12 @@ def test_the_commands_run_as_printed(replayed: tuple[Path, str], process: Cli) -
 def test_a_replay_as_json(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "kept"
     record = cli("demo", "--replay", "-o", out, "--threads", 1, "--json").record()
-    basis, frame = load_basis(out / "basis.gguf"), (REPLAY / "vector.bin").read_bytes()
-    assert (record["digest"], record["proof"]["restored_bit_for_bit"]) == (basis.digest, True)
+    bases, frame = load_bundle(out).bases, (REPLAY / "vector.bin").read_bytes()
+    assert (record["factors"], record["proof"]["restored_bit_for_bit"]) == (bases.factors.digest, True)
     assert (record["frame"]["hex"], record["text"]) == (frame.hex(), wire_text.encode(frame, scheme=True))
-    assert record["frame"]["values"] == MicroVector.from_bytes(frame, basis).values.reshape(-1).tolist()
-    assert record["recipe"]["values"] == record["frame"]["values"]
+    vector = MicroVector.from_bytes(frame, bases)
+    assert record["recipe"]["values"] == record["frame"]["values"] == vector.values.tolist()
+    assert record["recipe"]["basis"] == vector.basis == bases.basis(numbers=13).digest
     assert {(each["base_reward"], each["personalized_reward"]) for each in record["answers"]} == {(0, 1)}
     cli("demo", "--replay", "-o", out).refused(str(out), "exists already")
     cli("demo", "--replay", "-o", tmp_path / "out", "--quick").misused("a replay trains nothing")
