@@ -1,8 +1,10 @@
-"""`learn` and `distill`: a bundle whose numbers were learned, and a prompt as one of its vectors."""
+"""`learn` and `distill`: directions that a bundle learns, and a prompt as one of their vectors."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -12,8 +14,8 @@ import models
 import pytest
 from invocation import Cli, contents
 
-from tinylora_edge import MicroVector, load_basis
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge import MicroVector, load_bundle
+from tinylora_edge.exporters import export_gguf
 from tinylora_edge.train import distill as on_a_host
 
 BEHAVIOURS = [
@@ -21,7 +23,7 @@ BEHAVIOURS = [
     {"name": "french", "system": "Answer in French."},
 ]
 THINGS = ("river", "guitar", "garden", "clock", "harbor", "candle", "bridge", "spoon")
-QUICK = ("--only", "--n", 2, "--questions", 2)
+QUICK = ("--only", "--numbers", 2, "--questions", 2)
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +37,32 @@ def test_a_bundle_is_learned_and_a_prompt_distilled_for_it(
     cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(on_a_host, "distill", partial(on_a_host.distill, steps=2, max_tokens=6))
-    out, frame, others = tmp_path / "learned", tmp_path / "pirate.bin", tmp_path / "learned.learn"
+    out, frame, others = tmp_path / "bundle", tmp_path / "pirate.bin", tmp_path / "bundle.learn"
+    shutil.copytree(smollm2_bundle, out, copy_function=os.link)
+    before, key = load_bundle(out).bases, tmp_path / "fleet.key"
+    cli("keygen", key).done()
+    cli("sign", out, "--key", key).done()
     others.mkdir()
     (others / ".DS_Store").write_bytes(b"x")  # as a file browser leaves it
-    record = cli("learn", smollm2_bundle, "-o", out, "--behaviours", behaviours, *QUICK, "--json").record()
-    basis = load_basis(out / "basis.gguf")
-    assert record["digest"] == basis.digest
-    assert (basis.projection, basis.size, record["values"]) == ("explicit", 2, 2)
+    learn = ("learn", out, "--behaviours", behaviours, *QUICK, "--json")
+    cli(*learn).refused("the bundle is signed by ed25519:", "--key")
+    record = cli(*learn, "--key", key).record()
+    bases = load_bundle(out).bases
+    basis = bases.basis(numbers=2)
+    assert (record["basis"], record["numbers"]) == (basis.digest, 2)
+    assert (basis.projection.kind, basis.rank) == ("learned", 2)
+    assert set(bases) == {*before, basis.id}, "every vector stays good"
+    assert len(load_bundle(smollm2_bundle).bases.projections) == len(bases.projections) - 1
     assert [each["name"] for each in record["behaviours"]] == ["pirate", "french"]
-    assert contents(out).keys() == {"base.gguf", "basis.gguf", "manifest.json"}
-    assert json.loads((out / "manifest.json").read_text())["basis"]["learned"]["behaviours"] == 2
+    described = json.loads((out / "manifest.json").read_text())["basis"]
+    assert described["projections"] == [each.descriptor for each in bases.projections]
+    assert described["learned"]["behaviours"] == 2
     assert contents(others) == {".DS_Store": b"x"}, "what was kept for going on is gone"
+    cli("inspect", out, "--key", f"{key}.pub").done()
 
     questions = tmp_path / "questions.txt"
     questions.write_text("".join(f"What is a {thing}?\n" for thing in THINGS[:4]))
-    distill = ("distill", out, "--system", BEHAVIOURS[0]["system"], "--questions", questions)
+    distill = ("distill", out, "--system", BEHAVIOURS[0]["system"], "--questions", questions, "--numbers", 2)
     told = cli(*distill, "-o", frame, "--json").record()
     assert told["bytes"] == frame.stat().st_size == 7 + 2 * 4 + 4
     assert told["share"] == pytest.approx(1 - told["after"] / told["before"])
@@ -61,12 +74,12 @@ def test_a_distilled_vector_goes_to_stdout_alone(cli: Cli, tmp_path: Path) -> No
     template = "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}"
     model, questions = models.tiny_model("llama"), tmp_path / "questions.txt"
     gguf = models.write_gguf(model, tmp_path / "tiny.gguf", metadata={"tokenizer.chat_template": template})
-    bundle = export_gguf(gguf, tmp_path / "bundle", settings=ExportSettings()).output
+    bundle = export_gguf(gguf, tmp_path / "bundle").output
     questions.write_text("".join(f"{thing}?\n" for thing in THINGS))
     told = ("distill", bundle, "--system", "Arr!", "--on-device", "--threads", 1)
     done = cli(*told, "--questions", questions, "--budget", "5ktokens", "-o", "-")
     assert done.code == 0, done.stderr
-    assert MicroVector.from_bytes(done.stdout_bytes, load_basis(bundle / "basis.gguf"))
+    assert MicroVector.from_bytes(done.stdout_bytes, load_bundle(bundle).bases)
     assert "it does not replace this prompt" in done.stderr
     questioned = (*told, "--questions", questions)
     cli(*questioned, "--budget", "5ktokens", "-o", questions).refused("exists already")
@@ -75,9 +88,8 @@ def test_a_distilled_vector_goes_to_stdout_alone(cli: Cli, tmp_path: Path) -> No
 
 def test_what_cannot_be_asked(cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    cli("learn", smollm2_bundle, "-o", out, "--only").misused("--only")
-    cli("learn", smollm2_bundle, "-o", smollm2_bundle).refused("exists already")
-    few = ("learn", smollm2_bundle, "-o", out, "--behaviours", behaviours, "--only")
+    cli("learn", smollm2_bundle, "--only").misused("--only")
+    few = ("learn", smollm2_bundle, "--behaviours", behaviours, "--only")
     cli(*few).refused("2 behaviours cannot teach 13 directions")
     cli("distill", smollm2_bundle, "-o", out).misused("--system")
     told = ("distill", smollm2_bundle, "-o", out, "--system", "Be brief.")

@@ -14,7 +14,8 @@ RECORD: dict[str, Any] = {
     "tool": "tinylora-edge 0",
     "task": "list-lookup",
     "basis": "ab" * 32,
-    "values": [0.5, -0.25],
+    "projection": "entries rank=2",
+    "numbers": 840,
     "options": {"method": "grpo", "weights": None, "settings": {"prompts": 8}},
     "result": {"start_score": 0.25, "best_score": 0.75, "best_step": 3, "steps": 3, "stopped": "done"},
     "seconds": 61.0,
@@ -39,7 +40,14 @@ def page(folder: Path, **changed: Any) -> str:
 def test_the_page_has_the_figures(tmp_path: Path) -> None:
     assert "not measured: eval does that" in page(tmp_path)
     text = page(tmp_path, held_out=HELD_OUT)
-    for part in ("2 bytes for list-lookup", "+0.200 +- 0.060", "-0.25", "11ab", "prompts 8", "<svg"):
+    for part in (
+        "2 bytes for list-lookup",
+        "+0.200 +- 0.060",
+        "840, entries rank=2",
+        "11ab",
+        "prompts 8",
+        "<svg",
+    ):
         assert part in text
 
 

@@ -6,8 +6,10 @@ import json
 
 import models
 import pytest
+import support
 
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge import MicroVector, load_bundle
+from tinylora_edge.exporters import export_gguf
 
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
 REWARD = ("--reward", "regex('[a-z]')")
@@ -19,7 +21,7 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")
     model, metadata = models.tiny_model("llama"), {"tokenizer.chat_template": TEMPLATE}
     gguf = models.write_gguf(model, folder / "tiny.gguf", metadata=metadata)
-    export_gguf(gguf, folder / "bundle", settings=ExportSettings(groups=13))
+    export_gguf(gguf, folder / "bundle")
     models.write_hf(model, folder / "weights")
     rows = [{"prompt": f"p{i}", "answer": f"a{i}"} for i in range(160)]
     (folder / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -38,8 +40,8 @@ def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
     assert trained.code == 0, trained.stderr
     assert "which belongs to the vector" in trained.stdout
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
-    assert len(manifest["values"]) == 13
-    assert out.stat().st_size == 63
+    assert (manifest["numbers"], manifest["projection"]) == (56, "entries rank=2")
+    assert out.stat().st_size == 235
     assert manifest["preamble"]["system"] == "Be brief."
     assert len(manifest["preamble"]["examples"]) == 2
     assert manifest["drift"]["prompts"] == 32
@@ -68,9 +70,25 @@ def test_train_alone(cli, tiny, task, tmp_path):
     record = cli(*run, "--no-evaluate", "--json").record()
     assert record["result"]["stopped"] == "done"
     assert "held_out" not in record
-    assert len(record["values"]) == 13
     cli(*run).refused("v.bin exists already")
     cli("train", tiny / "bundle", *task, "-o", "-").misused("a run writes files beside its frame")
+
+
+def test_a_vector_grows(cli, tiny, task, tmp_path):
+    run = ("train", tiny / "bundle", *task, "--weights", tiny / "weights", *TRAIN, "--no-evaluate")
+    cli(*run, "--numbers", 13, "-o", tmp_path / "13.bin").done()
+    cli(*run, "--start", tmp_path / "13.bin", "-o", tmp_path / "56.bin").done()
+    cli(*run, "--rank", 8, "--start", tmp_path / "56.bin", "-o", tmp_path / "896.bin").done()
+    assert [(tmp_path / f"{n}.bin").stat().st_size for n in (13, 56, 896)] == [63, 235, 3595]
+    whole = load_bundle(tiny / "bundle").basis(rank=8)
+    (tmp_path / "whole.bin").write_bytes(MicroVector.random(whole, 1.0).to_bytes(whole))
+    back = (*run, "--start", tmp_path / "whole.bin", "-o", tmp_path / "v.bin")
+    cli(*back).refused("896 numbers does not go into 56 others", "--rank 8")
+    cli(*run, "--numbers", 56, "-o", tmp_path / "v.bin").refused("no projection has 56 numbers", "say rank 2")
+    cli(*run, "--numbers", 13, "--rank", 2, "-o", tmp_path / "v.bin").refused("pass one of the two")
+    other = support.random_basis(groups=13, blocks=5)
+    (tmp_path / "other.bin").write_bytes(MicroVector.random(other, 1.0).to_bytes(other))
+    cli(*run, "--start", tmp_path / "other.bin", "-o", tmp_path / "v.bin").refused("none of factors")
 
 
 def test_eval_on_shifted_prompts(cli, tiny, task):
