@@ -11,10 +11,8 @@ import numpy as np
 import onnx_models
 import shared
 
-from tinylora_edge import MicroVector, load_basis
+from tinylora_edge import Basis, MicroVector, load_bundle
 from tinylora_edge.exporters import ExportSettings, export_onnx
-
-SETTINGS = {"tiled": ExportSettings(groups=5), "dense": ExportSettings(groups=2, u=3, tying="tiled")}
 
 TEMPLATE = (
     "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
@@ -23,18 +21,18 @@ TEMPLATE = (
 
 
 def tiny(
-    flavour: str = "default", kind: str = "tiled", architecture: str = "llama", precision: str = "fp32"
+    flavour: str = "default", rank: int = 8, architecture: str = "llama", precision: str = "fp32"
 ) -> Path:
     """A bundle of a small random model with a vocabulary of bytes. Never write to it."""
 
     def make(path: Path) -> Path:
         source = onnx_models.tiny_hf(architecture)
         graph = onnx_models.graph(source, precision)
-        export_onnx(source, path, graph=graph, flavour=flavour, settings=SETTINGS[kind])
+        export_onnx(source, path, graph=graph, flavour=flavour, settings=ExportSettings(rank=rank))
         (path / "onnx" / "chat_template.jinja").write_text(TEMPLATE)
         return path
 
-    return shared.once(f"onnx-{architecture}-{precision}-{kind}-{flavour}", make)
+    return shared.once(f"onnx-{architecture}-{precision}-{rank}-{flavour}", make)
 
 
 def without_template() -> Path:
@@ -57,24 +55,28 @@ def real() -> Path:
     return shared.once("smollm2-onnx", lambda path: export_onnx(source, path).output)
 
 
+def basis(bundle: Path) -> Basis:
+    """The basis of the vectors below: the paper's, of 5 numbers."""
+    return load_bundle(bundle).basis(numbers=5)
+
+
 def vectors(bundle: Path, count: int, norm: float = 1.0) -> list[MicroVector]:
     """Different vectors for a bundle."""
-    basis = load_basis(bundle / "basis.gguf")
-    return [MicroVector.random(basis, norm, seed=seed) for seed in range(count)]
+    return [MicroVector.random(basis(bundle), norm, seed=seed) for seed in range(count)]
 
 
 def logits(bundle: Path, tokens: list[int], vector: MicroVector | None) -> np.ndarray:
     """Of the last token, by plain ONNX Runtime, the vector being fed: nothing of ours runs."""
     running = onnx_models.session(bundle / "onnx")
-    return onnx_models.logits(running, [tokens], _values(bundle, vector))[0, -1]
+    return onnx_models.logits(running, [tokens], _row(bundle, vector))[0, -1]
 
 
 def greedy(bundle: Path, tokens: list[int], count: int, vector: MicroVector | None) -> list[int]:
     """The likeliest tokens, by plain ONNX Runtime; they go on after an end-of-sequence token."""
     running = onnx_models.session(bundle / "onnx")
-    return onnx_models.greedy(running, tokens, count, _values(bundle, vector))
+    return onnx_models.greedy(running, tokens, count, _row(bundle, vector))
 
 
-def _values(bundle: Path, vector: MicroVector | None) -> Any:
-    size = load_basis(bundle / "basis.gguf").size
-    return np.zeros((1, size), np.float32) if vector is None else vector.values.reshape(1, -1)
+def _row(bundle: Path, vector: MicroVector | None) -> Any:
+    vector = MicroVector.zeros(basis(bundle)) if vector is None else vector
+    return onnx_models.row(load_bundle(bundle).bases.of(vector), vector)

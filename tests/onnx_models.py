@@ -19,6 +19,8 @@ from tinylora_edge.exporters.onnx import builder
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from tinylora_edge import Basis
+
 TOKENS = [72, 101, 108, 108, 111, 32, 119, 111, 114, 108, 100]
 
 
@@ -90,7 +92,7 @@ def session(folder: Path, *, threads: int = 1, **options: Any) -> ort.InferenceS
 
 
 def feeds(
-    running: ort.InferenceSession, tokens: list[list[int]], v: NDArray[np.float32] | None = None
+    running: ort.InferenceSession, tokens: list[list[int]], r: NDArray[np.float32] | None = None
 ) -> dict[str, NDArray[Any]]:
     """Inputs for sequences of one length from their start: ids, mask, positions and an empty cache."""
     ids = np.asarray(tokens, np.int64)
@@ -108,24 +110,30 @@ def feeds(
                 config = json.loads((Path(running._model_path).parent / "genai_config.json").read_text())
                 width = config["model"]["decoder"]["head_size"]
             result[value.name] = np.zeros((len(ids), heads, 0, width), np.float32)
-    if v is not None:
-        result["tinylora_v"] = np.atleast_2d(np.asarray(v, np.float32))
+    if r is not None:
+        result["tinylora_r"] = np.atleast_2d(np.asarray(r, np.float32))
     return result
 
 
+def row(basis: Basis, v: Any) -> NDArray[np.float32]:
+    """R of a vector as a graph takes it: float32 [M r^2], zeros beyond the rank of the basis."""
+    r, rank = basis.R(v), basis.factors.rank
+    return np.pad(r, ((0, 0), *[(0, rank - basis.rank)] * 2)).reshape(-1)
+
+
 def logits(
-    running: ort.InferenceSession, tokens: list[list[int]], v: NDArray[np.float32] | None = None
+    running: ort.InferenceSession, tokens: list[list[int]], r: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
     """Logits of every position: [sequences, tokens, vocabulary]."""
-    result: NDArray[np.float32] = running.run(["logits"], feeds(running, tokens, v))[0]
+    result: NDArray[np.float32] = running.run(["logits"], feeds(running, tokens, r))[0]
     return result
 
 
 def greedy(
-    running: ort.InferenceSession, tokens: list[int], count: int, v: NDArray[np.float32] | None = None
+    running: ort.InferenceSession, tokens: list[int], count: int, r: NDArray[np.float32] | None = None
 ) -> list[int]:
     """The tokens that greedy decoding appends, with the cache in use."""
-    fed = feeds(running, [tokens], v)
+    fed = feeds(running, [tokens], r)
     names = [output.name for output in running.get_outputs()]
     result: list[int] = []
     while len(result) < count:

@@ -13,8 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tinylora_edge import Basis
-from tinylora_edge.projection import tie
+from tinylora_edge import Basis, Factors, Projection
 
 HIDDEN, KV, MIDDLE, BLOCKS = 64, 32, 96, 2
 SHAPES = {  # kind -> (out, in), in canonical order
@@ -64,27 +63,17 @@ def fused(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return result
 
 
-def basis_of(weights: dict[str, np.ndarray], *, rank: int = 2, u: int = 1, groups: int = 4) -> Basis:
-    """The basis of weights, factorized in full."""
+def basis_of(weights: dict[str, np.ndarray], *, rank: int = 3, k: int = 2) -> Basis:
+    """Factors of weights, factorized in full, and all entries of R on the leading k directions."""
     a, b = [], []
     for weight in weights.values():
         left, s, right = np.linalg.svd(weight.astype(np.float64))
         a.append(right[:rank].astype(np.float32))
         b.append((left[:, :rank] * s[:rank]).astype(np.float32))
-    modules = tuple(weights)
-    return Basis(
-        architecture="llama",
-        modules=modules,
-        rank=rank,
-        u=u,
-        groups=groups,
-        seed=42,
-        factorization="left",
-        scheme="tiled",
-        tying=tie(modules, "tiled", groups),
-        a=tuple(a),
-        b=tuple(b),
+    factors = Factors(
+        architecture="llama", modules=tuple(weights), rank=rank, a=tuple(a), b=tuple(b)
     )
+    return Basis(factors, Projection.entries(factors.modules, k))
 
 
 def compute(weights: dict[str, np.ndarray], x: np.ndarray, bias: float = 0.0) -> np.ndarray:

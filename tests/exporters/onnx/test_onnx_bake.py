@@ -1,8 +1,8 @@
-"""A baked graph: bit for bit the base where v = 0, else the merged weights, with a vector for each row."""
+"""A baked graph: bit for bit the base where R = 0, else the merged weights, with a vector for each row."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from pathlib import Path
 
 import models
@@ -10,23 +10,21 @@ import numpy as np
 import onnx
 import onnx_models
 import pytest
+import support
 from onnx_models import TOKENS
 
-from tinylora_edge import MicroVector, load_basis, load_bundle
+from tinylora_edge import Basis, MicroVector, load_bundle
 from tinylora_edge.exporters import ExportSettings, export_onnx
 from tinylora_edge.exporters.onnx.bake import bake
 from tinylora_edge.modules import Heads
 
 ARCHITECTURES = ("llama", "qwen2", "phi3")
 SETTINGS = {
-    "13 groups": ExportSettings(groups=None),
-    "one group": ExportSettings(tying="full"),
-    "u = 3": ExportSettings(groups=2, u=3),
-    "u = 13": ExportSettings(u=13, tying="full"),
-    "all of R": ExportSettings(u=4, groups=14),
-    "rank 3, f16": ExportSettings(groups=4, rank=3, factor_dtype="f16"),
-    "some kinds": ExportSettings(groups=2, targets=("attn_*[kv]", "ffn_up", "ffn_down")),
-    "one kind": ExportSettings(groups=2, targets=("attn_v", "attn_output")),
+    "rank 8": ExportSettings(),
+    "rank 1": ExportSettings(rank=1),
+    "rank 3, f32": ExportSettings(rank=3, factor_dtype="f32"),
+    "some kinds": ExportSettings(rank=2, targets=("attn_*[kv]", "ffn_up", "ffn_down")),
+    "one kind": ExportSettings(targets=("attn_v", "attn_output")),
 }
 
 
@@ -35,19 +33,16 @@ def baked(tmp_path_factory):
     """Bake a small model: baked(architecture, precision, settings, flavour) -> report of the export."""
     made = {}
 
-    def run(architecture, precision="fp32", settings="13 groups", flavour="default"):
+    def run(architecture, precision="fp32", settings="rank 8", flavour="default"):
         key = architecture, precision, settings, flavour
         if key not in made:
             hf = onnx_models.tiny_hf(architecture)
-            chosen = SETTINGS[settings]
-            if settings in ("13 groups", "all of R") and architecture == "phi3":
-                chosen = replace(chosen, groups=8)  # as many as it has modules
             made[key] = export_onnx(
                 hf,
                 tmp_path_factory.mktemp("baked") / "bundle",
                 graph=onnx_models.graph(hf, precision),
                 flavour=flavour,
-                settings=chosen,
+                settings=SETTINGS[settings],
             )
         return made[key]
 
@@ -58,6 +53,17 @@ def folder(report):
     return report.output / "onnx"
 
 
+def vectors(bases):
+    """A vector of each kind and size that the bases take, and its basis."""
+    of = [bases.basis(rank=rank) for rank in range(1, bases.factors.rank + 1)]
+    if bases.factors.rank > 1:
+        of += [bases.basis(numbers=3)]
+        learned = support.learned(bases.factors)
+        of += [Basis(bases.factors, learned)]
+    for basis in of:
+        yield basis, MicroVector.random(basis, 0.5, seed=3)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 @pytest.mark.parametrize("flavour", ["default", "required"])
@@ -65,7 +71,8 @@ def test_zeros_are_the_base_bit_for_bit(baked, architecture, precision, flavour)
     report = baked(architecture, precision, flavour=flavour)
     base = onnx_models.session(onnx_models.graph(onnx_models.tiny_hf(architecture), precision))
     ours = onnx_models.session(folder(report))
-    zeros = np.zeros((1, report.basis.size), np.float32)
+    factors = report.bases.factors
+    zeros = np.zeros((1, len(factors.modules) * factors.rank**2), np.float32)
     for tokens in ([TOKENS], [TOKENS, TOKENS[::-1]], [TOKENS[:1]]):
         expected = onnx_models.logits(base, tokens)
         assert np.array_equal(onnx_models.logits(ours, tokens, zeros), expected)
@@ -81,56 +88,54 @@ def test_a_vector_is_the_merged_weights(baked, architecture, settings, record_pr
         pytest.skip("its q, k and v are one module")
     report = baked(architecture, settings=settings)
     model = onnx_models.tiny(architecture)
-    base = onnx_models.logits(onnx_models.session(folder(report)), [TOKENS])[0]
-    vector = MicroVector.random(report.basis, 0.5, seed=3)
     ours = onnx_models.session(folder(report))
-    found = onnx_models.logits(ours, [TOKENS], vector.values.reshape(-1))[0]
-    with models.merged(model, report.basis, vector):
-        expected = models.torch_logits(model, TOKENS)
-        text = models.torch_greedy(model, TOKENS, 16)
-    off, effect = np.abs(found - expected).max(), np.abs(expected - base).max()
-    record_property("measured", f"off by {off:.2g}, effect {effect:.2g}")
-    assert effect > 0.5
-    assert off <= 1e-4
-    assert onnx_models.greedy(ours, TOKENS, 16, vector.values.reshape(-1)) == text
+    base = onnx_models.logits(ours, [TOKENS])[0]
+    for basis, vector in vectors(report.bases):
+        row = onnx_models.row(basis, vector)
+        found = onnx_models.logits(ours, [TOKENS], row)[0]
+        with models.merged(model, basis, vector):
+            expected = models.torch_logits(model, TOKENS)
+            text = models.torch_greedy(model, TOKENS, 8)
+        off, effect = np.abs(found - expected).max(), np.abs(expected - base).max()
+        record_property("measured", f"{basis.size} numbers: off by {off:.2g}, effect {effect:.2g}")
+        assert effect > 0.1
+        assert off <= 1e-4
+        assert onnx_models.greedy(ours, TOKENS, 8, row) == text
 
 
-@pytest.mark.parametrize("settings", ["13 groups", "u = 3", "all of R"])
+@pytest.mark.parametrize("settings", ["rank 8", "rank 3, f32"])
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 def test_every_row_of_a_batch_has_its_own_vector(baked, precision, settings):
     report = baked("llama", precision, settings)
     ours = onnx_models.session(folder(report))
     rng = np.random.default_rng(0)
-    tokens = [[int(t) for t in rng.integers(0, 256, 9)] for _ in range(4)]
-    v = (0.5 * rng.standard_normal((4, report.basis.size))).astype(np.float32)
-    v[2] = 0
-    together = onnx_models.logits(ours, tokens, v)
-    for row in range(4):
-        single = onnx_models.logits(ours, tokens[row : row + 1], v[row])[0]
-        assert np.abs(together[row] - single).max() <= 1e-5
-    assert np.abs(together[2] - onnx_models.logits(ours, tokens)[2]).max() <= 1e-5
-    assert np.abs(together[1] - onnx_models.logits(ours, tokens)[1]).max() > 0.1
+    rows = [onnx_models.row(*each) for each in vectors(report.bases)]
+    rows.append(0 * rows[0])
+    tokens = [[int(t) for t in rng.integers(0, 256, 9)] for _ in rows]
+    together = onnx_models.logits(ours, tokens, np.stack(rows))
+    base = onnx_models.logits(ours, tokens)
+    for found, one, plain, row in zip(together, tokens, base, rows, strict=True):
+        assert np.abs(found - onnx_models.logits(ours, [one], row)[0]).max() <= 1e-5
+        effect = np.abs(found - plain).max()
+        assert effect > 0.05 if row.any() else effect <= 1e-5
 
 
 # What lies in the directory
 
 
-def test_the_metadata_is_the_basis(baked):
-    report = baked("llama", settings="u = 3")
-    ours = onnx_models.session(folder(report))
-    metadata = ours.get_modelmeta().custom_metadata_map
-    basis = report.basis
-    assert metadata["tinylora.version"] == "1"
-    assert metadata["tinylora.digest"] == basis.digest == load_basis(report.output / "basis.gguf").digest
-    assert metadata["tinylora.modules"].count("blk.") == len(basis.modules)
-    expected = (str(basis.rank), str(basis.u), str(basis.groups), str(basis.seed), "default", "tiled")
-    keys = ("rank", "u", "groups", "seed", "flavour", "tying")
-    assert tuple(metadata[f"tinylora.{key}"] for key in keys) == expected
-    assert metadata["tinylora.fingerprint"] in basis.base_fingerprints
+def test_the_metadata_names_the_factors(baked):
+    report = baked("llama", settings="rank 3, f32")
+    metadata = onnx_models.session(folder(report)).get_modelmeta().custom_metadata_map
+    factors = load_bundle(report.output).factors
+    assert metadata["tinylora.version"] == "2"
+    assert metadata["tinylora.factors"] == factors.digest == report.bases.factors.digest
+    assert json.loads(metadata["tinylora.modules"]) == list(factors.modules)
+    assert (metadata["tinylora.rank"], metadata["tinylora.flavour"]) == ("3", "default")
+    assert metadata["tinylora.fingerprint"] in report.bases.fingerprints
     graph = onnx.load(folder(report) / "model.onnx", load_external_data=False).graph
-    (value,) = (value for value in graph.input if value.name == "tinylora_v")
+    (value,) = (value for value in graph.input if value.name == "tinylora_r")
     rows, size = value.type.tensor_type.shape.dim
-    assert (rows.dim_param, size.dim_value) == ("tinylora_rows", basis.size)
+    assert (rows.dim_param, size.dim_value) == ("tinylora_rows", len(factors.modules) * 9)
     assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
@@ -149,8 +154,7 @@ def test_added_nodes_are_of_the_standard_domain_and_few(baked):
 def test_the_original_is_only_read(baked, tmp_path):
     source = onnx_models.graph(onnx_models.tiny_hf("llama"), "fp32")
     before = onnx_models.digests(source)
-    basis = baked("llama").basis
-    bake(source, basis, tmp_path, heads=Heads(4, 2))
+    bake(source, baked("llama").bases.factors, tmp_path, heads=Heads(4, 2))
     assert onnx_models.digests(source) == before
     copied = tmp_path / "model.onnx.data"
     assert copied.read_bytes() == (source / "model.onnx.data").read_bytes()
@@ -159,7 +163,7 @@ def test_the_original_is_only_read(baked, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == kept | {"zeros.onnx_adapter"}
 
 
-def test_the_basis_is_that_of_the_gguf(tmp_path):
+def test_the_factors_are_those_of_the_gguf(tmp_path):
     from tinylora_edge.exporters import export_gguf
 
     for architecture in ("llama", "qwen2"):
@@ -171,12 +175,12 @@ def test_the_basis_is_that_of_the_gguf(tmp_path):
             export_onnx(hf, tmp_path / f"{architecture}-2", graph=graph),
             export_onnx(hf, tmp_path / f"{architecture}-3", graph=graph, base=gguf, with_gguf=True),
         ]
-        assert len({report.basis.digest for report in reports}) == 1
+        assert len({report.bases.factors.digest for report in reports}) == 1
         both = Path(reports[2].output)
-        assert load_basis(both / "basis.gguf").base_fingerprints == (
-            *reports[0].basis.base_fingerprints,
+        assert load_bundle(both).bases.fingerprints == (
+            *reports[0].bases.fingerprints,
             reports[1].baked.fingerprint,
         )
         assert load_bundle(both).base == both / "base.gguf"
-        assert load_bundle(both).check_base() == reports[0].basis.base_fingerprints[0]
+        assert load_bundle(both).check_base() == reports[0].bases.fingerprints[0]
         assert load_bundle(both).check_onnx() == reports[1].baked.fingerprint

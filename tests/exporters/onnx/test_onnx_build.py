@@ -14,15 +14,16 @@ import transformers
 from onnx_models import TOKENS
 
 from tinylora_edge import ExportError, MicroVector, UnsupportedModelError, load_bundle
-from tinylora_edge.exporters import ExportSettings, export_onnx
+from tinylora_edge.exporters import export_onnx
 
 
 def check(report, model):
     ours = onnx_models.session(report.output / "onnx")
-    vector = MicroVector.random(report.basis, 0.5, seed=2)
+    basis = report.bases.basis(rank=4)
+    vector = MicroVector.random(basis, 0.5, seed=2)
     for v in (None, vector):
-        found = onnx_models.logits(ours, [TOKENS], None if v is None else v.values.reshape(-1))[0]
-        with nullcontext() if v is None else models.merged(model, report.basis, v):
+        found = onnx_models.logits(ours, [TOKENS], None if v is None else onnx_models.row(basis, v))[0]
+        with nullcontext() if v is None else models.merged(model, basis, v):
             assert np.abs(found - models.torch_logits(model, TOKENS)).max() <= 1e-4
 
 
@@ -83,17 +84,18 @@ def olmo2(tmp_path_factory):
 
 def test_what_the_builder_does_not_know(olmo2, tmp_path):
     model, hf = olmo2
-    report = export_onnx(hf, tmp_path / "bundle", settings=ExportSettings(groups=5))
+    report = export_onnx(hf, tmp_path / "bundle")
     assert report.made_by.startswith("torch ")
-    assert report.basis.architecture == "olmo2"
+    assert report.bases.factors.architecture == "olmo2"
 
     check(report, model)
     ours = onnx_models.session(report.output / "onnx")
-    vector = MicroVector.random(report.basis, 0.5, seed=2)
-    v = vector.values.reshape(-1)
-    with models.merged(model, report.basis, vector):
-        assert onnx_models.greedy(ours, TOKENS, 12, v) == models.torch_greedy(model, TOKENS, 12)
-    rows = np.stack([v, 0 * v, -v])
+    basis = report.bases.basis(rank=2)
+    vector = MicroVector.random(basis, 0.5, seed=2)
+    r = onnx_models.row(basis, vector)
+    with models.merged(model, basis, vector):
+        assert onnx_models.greedy(ours, TOKENS, 12, r) == models.torch_greedy(model, TOKENS, 12)
+    rows = np.stack([r, 0 * r, -r])
     together = onnx_models.logits(ours, [TOKENS] * 3, rows)
     for row in range(3):
         assert np.abs(together[row] - onnx_models.logits(ours, [TOKENS], rows[row])[0]).max() <= 1e-5
@@ -101,7 +103,7 @@ def test_what_the_builder_does_not_know(olmo2, tmp_path):
 
 def test_what_the_builder_does_not_know_in_4_bits(olmo2, tmp_path):
     with pytest.raises(UnsupportedModelError, match="--onnx-precision fp32"):
-        export_onnx(olmo2[1], tmp_path / "bundle", precision="int4", settings=ExportSettings(groups=5))
+        export_onnx(olmo2[1], tmp_path / "bundle", precision="int4")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,6 +112,6 @@ def test_a_directory_without_a_tokenizer(tmp_path, monkeypatch):
     (hf / "tempfile.py").write_text("raise SystemExit('it was run')")  # as a downloaded folder may hold
     monkeypatch.chdir(hf)
     with pytest.raises(ExportError, match="builder failed on") as caught:
-        export_onnx(hf, tmp_path / "bundle", settings=ExportSettings(groups=2))
+        export_onnx(hf, tmp_path / "bundle")
     assert "it was run" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"hf"}

@@ -19,7 +19,7 @@ def refused(model, source, tmp_path, match):
     output = tmp_path / "output"
     output.mkdir()
     with pytest.raises(ExportError, match=match):
-        bake(source, basis_of(WEIGHTS), output)
+        bake(source, basis_of(WEIGHTS).factors, output)
     assert list(output.iterdir()) == []
 
 
@@ -96,6 +96,6 @@ def test_a_bundle_takes_from_a_folder_what_belongs_to_a_model(tmp_path):
     (source / "tokenizer").mkdir()
     with open(source / "tokenizer.bin", "wb") as file:
         file.truncate(TOKENIZER_BYTES + 1)
-    bake(source, basis_of(WEIGHTS), output)
+    bake(source, basis_of(WEIGHTS).factors, output)
     graph = {"model.onnx", "model.onnx.data", "zeros.onnx_adapter"}
     assert {path.name for path in output.iterdir()} == kept | graph

@@ -9,7 +9,6 @@ import onnx
 import onnx_models
 import onnx_toy
 import pytest
-import support
 from onnx import TensorProto, helper
 from onnx_toy import STYLES, Writer, basis_of, compute, fused, random_weights, save
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
@@ -28,13 +27,17 @@ def baked(model, basis, tmp_path, **options):
     source = model if hasattr(model, "joinpath") else save(model, tmp_path / "source")
     output = tmp_path / "output"
     output.mkdir()
-    bake(source, basis, output, **options)
+    bake(source, basis.factors, output, **options)
     return onnx_models.session(output)
 
 
-def run(session, v=None, x=X):
-    feeds = {"hidden": x} | ({} if v is None else {"tinylora_v": v})
-    return session.run(["logits"], feeds)[0]
+def run(session, basis=None, vectors=(), x=X):
+    rows = {"tinylora_r": np.stack([onnx_models.row(basis, v) for v in vectors])} if basis else {}
+    return session.run(["logits"], {"hidden": x} | rows)[0]
+
+
+def random_vectors(basis, count=1):
+    return np.random.default_rng(2).standard_normal((count, basis.size)).astype(np.float32) / 4
 
 
 def merged(basis, v, weights=WEIGHTS):
@@ -58,31 +61,15 @@ def merged(basis, v, weights=WEIGHTS):
 @pytest.mark.parametrize("modules", ["one each", "fused"])
 @pytest.mark.parametrize("style", STYLES)
 def test_graphs_of_every_writer(style, modules, bias, tmp_path):
-    basis = basis_of(WEIGHTS if modules == "one each" else fused(WEIGHTS), u=3)
+    basis = basis_of(WEIGHTS if modules == "one each" else fused(WEIGHTS))
     source = save(Writer(WEIGHTS, style, bias=bias).model(), tmp_path / "source")
     ours = baked(source, basis, tmp_path)
     base = run(onnx_models.session(source))
     assert np.array_equal(run(ours), base)
-    v = np.random.default_rng(2).standard_normal((1, basis.size)).astype(np.float32)
-    expected = compute(merged(basis, v), X, bias)
-    assert np.abs(expected - base).max() > 0.1
-    assert np.abs(run(ours, v) - expected).max() <= 2e-5 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("modules", ["one each", "fused"])
-@pytest.mark.parametrize("form", ["dense", "tiled"])
-@pytest.mark.parametrize("style", ["builder", "packed", "torch"])
-def test_explicit_projections(style, form, modules, tmp_path):
-    plain = basis_of(WEIGHTS if modules == "one each" else fused(WEIGHTS))
-    basis = support.learned_forms(plain, 7)[form]
-    source = save(Writer(WEIGHTS, style).model(), tmp_path / "source")
-    ours = baked(source, basis, tmp_path)
-    base = run(onnx_models.session(source))
-    assert np.array_equal(run(ours), base)
-    v = np.random.default_rng(2).standard_normal((3, basis.size)).astype(np.float32) / 2
-    found = run(ours, v)
-    for row in range(3):
-        expected = compute(merged(basis, v[row]), X[row : row + 1])[0]
+    vectors = random_vectors(basis, 3)
+    found = run(ours, basis, vectors)
+    for row, v in enumerate(vectors):
+        expected = compute(merged(basis, v), X[row : row + 1], bias)[0]
         assert np.abs(expected - base[row]).max() > 0.1
         assert np.abs(found[row] - expected).max() <= 2e-5 * np.abs(expected).max()
 
@@ -96,11 +83,11 @@ def test_fused_layers_of_another_row_order(tmp_path):
     ours = baked(Writer(WEIGHTS, "packed").model(), basis, tmp_path, heads=Heads(queries=4, keys=2))
     in_graph = tuple(
         b[np.argsort(order)] if "qkv" in module else b
-        for module, b in zip(basis.modules, basis.b, strict=True)
+        for module, b in zip(basis.modules, basis.factors.b, strict=True)
     )
-    v = np.random.default_rng(2).standard_normal((1, basis.size)).astype(np.float32)
-    expected = compute(merged(replace(basis, b=in_graph), v), X)
-    assert np.abs(run(ours, v) - expected).max() <= 2e-5 * np.abs(expected).max()
+    (v,) = random_vectors(basis)
+    expected = compute(merged(replace(basis, factors=replace(basis.factors, b=in_graph)), v), X)
+    assert np.abs(run(ours, basis, [v]) - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
 def test_half_precision(tmp_path):
@@ -113,10 +100,10 @@ def test_half_precision(tmp_path):
         value.type.tensor_type.elem_type = TensorProto.FLOAT16
     basis = basis_of(WEIGHTS)
     ours = baked(model, basis, tmp_path)
-    x, v = X.astype(np.float16), np.full((1, basis.size), 0.5, np.float32)
+    x, v = X.astype(np.float16), np.full(basis.size, 0.5, np.float32)
     assert np.array_equal(run(ours, x=x), run(onnx_models.session(tmp_path / "source"), x=x))
     expected = compute(merged(basis, v), x.astype(np.float32))
-    assert np.abs(run(ours, v, x) - expected).max() <= 2e-2 * np.abs(expected).max()
+    assert np.abs(run(ours, basis, [v], x) - expected).max() <= 2e-2 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
@@ -134,16 +121,16 @@ def test_quantized_weights(style, bits, symmetric, tmp_path):
 
     model = OnnxModel(source / "model.onnx")
     stored = {}
-    for site in match(model, basis):
+    for site in match(model, basis.factors):
         values = site.linear.weight.rows(model, 0, site.linear.n_out)
         for part in site.parts:
             stored[part.module] = values[part.column : part.column + part.count]
     worst = max(np.abs(stored[name] - w).max() / np.abs(w).max() for name, w in WEIGHTS.items())
     assert worst < (0.15 if bits == 4 else 0.01)
-    v = np.random.default_rng(2).standard_normal((1, basis.size)).astype(np.float32)
-    for vector, weights in ((None, stored), (v, merged(basis, v, stored))):
+    (v,) = random_vectors(basis)
+    for vector, weights in ((0 * v, stored), (v, merged(basis, v, stored))):
         expected = compute(weights, X)
-        assert np.abs(run(ours, vector) - expected).max() <= 1e-4 * np.abs(expected).max()
+        assert np.abs(run(ours, basis, [vector]) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 # Refusals
@@ -156,7 +143,7 @@ def refused(error, match, model, basis, tmp_path):
     output = tmp_path / "output"
     output.mkdir()
     with pytest.raises(error, match=match):
-        bake(source, basis, output)
+        bake(source, basis.factors, output)
     assert list(output.iterdir()) == []
     assert not before or onnx_models.digests(folder) == before
 

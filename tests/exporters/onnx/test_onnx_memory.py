@@ -21,20 +21,20 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 import onnx
-from tinylora_edge import load_basis
+from tinylora_edge.formats.side_tensors import load_bases
 from tinylora_edge.exporters.onnx.bake import bake
-basis = load_basis(sys.argv[2])
+factors = load_bases(sys.argv[2]).factors
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-bake(sys.argv[1], basis, sys.argv[3])
+bake(sys.argv[1], factors, sys.argv[3])
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
 @pytest.fixture
 def big(tmp_path: Path) -> tuple[Path, Path]:
-    """A model shaped as a 7B, scaled down, of rank 2, with external data; and its basis."""
-    from tinylora_edge import Basis, save_basis
-    from tinylora_edge.projection import tie
+    """A model shaped as a 7B, scaled down, of rank 2, with external data; and its factors."""
+    from tinylora_edge import Bases, Factors
+    from tinylora_edge.formats.side_tensors import save_bases
 
     rng = np.random.default_rng(0)
     shapes = {
@@ -89,11 +89,9 @@ def big(tmp_path: Path) -> tuple[Path, Path]:
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [*shape[:2], VOCABULARY])]
     model = helper.make_model(helper.make_graph(nodes, "big", inputs, outputs, tensors), ir_version=10)
     onnx.save(model, source / "model.onnx")
-    basis = Basis(
-        architecture="llama", modules=tuple(modules), rank=2, u=1, groups=13, seed=42, factorization="left",
-        scheme="tiled", tying=tie(modules, "tiled", 13), a=tuple(a.values()), b=tuple(b.values()),
-    )  # fmt: skip
-    save_basis(basis, tmp_path / "basis.gguf")
+    pairs = tuple(a.values()), tuple(b.values())
+    factors = Factors(architecture="llama", modules=tuple(modules), rank=2, a=pairs[0], b=pairs[1])
+    save_bases(Bases(factors), tmp_path / "basis.gguf")
     return source, tmp_path / "basis.gguf"
 
 
