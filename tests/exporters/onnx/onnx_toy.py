@@ -70,9 +70,7 @@ def basis_of(weights: dict[str, np.ndarray], *, rank: int = 3, k: int = 2) -> Ba
         left, s, right = np.linalg.svd(weight.astype(np.float64))
         a.append(right[:rank].astype(np.float32))
         b.append((left[:, :rank] * s[:rank]).astype(np.float32))
-    factors = Factors(
-        architecture="llama", modules=tuple(weights), rank=rank, a=tuple(a), b=tuple(b)
-    )
+    factors = Factors(architecture="llama", modules=tuple(weights), rank=rank, a=tuple(a), b=tuple(b))
     return Basis(factors, Projection.entries(factors.modules, k))
 
 
