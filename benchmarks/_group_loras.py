@@ -1,4 +1,4 @@
-"""The baseline of `serve.py`, stock llama-server: with u = 1 a vector is the scales of one LoRA a group."""
+"""The baseline of `serve.py`, stock llama-server: a vector with u = 1 is the scales of one LoRA a group."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ def write_groups(basis: Basis, directory: Path) -> list[Path]:
     """Write one LoRA a group of a basis with u = 1, (A, B P); return their paths in the order of groups."""
     directory.mkdir(exist_ok=True)
     paths = []
-    for group in range(basis.groups):
+    tying, p = basis.projection.tied
+    for group in range(basis.size):
         tensors: dict[str, Any] = {}
-        for m in np.flatnonzero(basis.tying == group):
-            b = np.asarray(basis.b[m], np.float32) @ basis.projections[m, 0]
-            tensors[f"{basis.modules[m]}.lora_a"] = np.ascontiguousarray(basis.a[m], np.float32)
-            tensors[f"{basis.modules[m]}.lora_b"] = np.ascontiguousarray(b)
+        for m in np.flatnonzero(tying == group):
+            a, b = basis.factors.leading(basis.modules[m], basis.rank)
+            tensors[f"{basis.modules[m]}.lora_a"] = np.ascontiguousarray(a)
+            tensors[f"{basis.modules[m]}.lora_b"] = np.ascontiguousarray(b @ p[m, 0])
         metadata = [
             ("general.type", "adapter", STRING),
             ("adapter.type", "lora", STRING),
@@ -29,13 +30,13 @@ def write_groups(basis: Basis, directory: Path) -> list[Path]:
         ]
         paths.append(directory / f"group-{group:02d}.gguf")
         with paths[-1].open("wb") as file:
-            write(file, basis.architecture, metadata, tensors)
+            write(file, basis.factors.architecture, metadata, tensors)
     return paths
 
 
 def scales(basis: Basis, vector: MicroVector) -> list[dict[str, Any]]:
     """Return a vector as `lora` of a request: ids are the positions of the files of `write_groups`."""
-    return [{"id": group, "scale": float(value)} for group, value in enumerate(basis.values(vector)[:, 0])]
+    return [{"id": group, "scale": float(value)} for group, value in enumerate(basis.values(vector))]
 
 
 def server_arguments(paths: Iterable[Path]) -> list[str]:

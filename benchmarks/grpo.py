@@ -23,9 +23,10 @@ from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
-from _subjects import export, smollm2
+from _subjects import export, smollm2, tiled
 
 from tinylora_edge import MicroVector, runtime
+from tinylora_edge.projection import NUMBERS
 from tinylora_edge.runtime.llama.requantize import half_copy, half_type
 from tinylora_edge.system import cores
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
@@ -49,6 +50,7 @@ def one_engine(name: str, bundle: Path, options: argparse.Namespace) -> list[flo
     chosen = Options(
         steps=options.steps + 2,
         prompts=options.prompts,
+        numbers=NUMBERS,
         lr=LR,
         validation=8,
         validate_every=1000,
@@ -82,10 +84,11 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
     with ExitStack() as stack:
         llm = stack.enter_context(closing(runtime.load(bundle, n_ctx=64)))
         prompts = [np.array(llm.encode(sample)[0], np.int32) for sample in samples]
-        vector = MicroVector.random(llm.basis, 0.2, seed=1)
+        basis = tiled(llm.bases)
+        vector = MicroVector.random(basis, 0.2, seed=1)
         if name == GENERATE:
             model = load_model(bundle / "base.gguf", options.dtype)
-            stack.enter_context(Adapter(model, llm.basis)).set(vector)
+            stack.enter_context(Adapter(model, basis)).set(vector)
             ids, mask = pad(prompts, left=True)
             stock: dict[str, Any] = {"attention_mask": mask.long(), "do_sample": True, "top_k": 0}
             stock |= {"temperature": task.temperature, "num_return_sequences": options.samples}
@@ -102,7 +105,7 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
             drawing = llm
             if name == COPY:
                 copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "copy"
-                copied = half_copy(bundle / "base.gguf", copy, llm.basis, cores())
+                copied = half_copy(bundle / "base.gguf", copy, llm.bases, cores())
                 drawing = stack.enter_context(copied)
             batch = stack.enter_context(drawing.batch(samples, task.max_tokens))
             asked = [prompt.tolist() for prompt in prompts]
