@@ -20,6 +20,7 @@ from ...errors import BaseMismatchError, TinyLoraError
 from ...factors import Factors
 from ...formats import gguf
 from ...formats.gguf import FLOAT32, STRING
+from ...projection import RANK
 from .log import signals_wait
 
 Adapter = Any
@@ -107,7 +108,8 @@ class Adapters:
         )  # R -> adapter, bytes; last used last
         self._of: dict[int, bytes] = {}  # context -> its R, where it has one
         with self.lock.alone():
-            self._stage(b"", np.zeros((len(factors.modules), 1, 1), np.float32))
+            rank = min(RANK, factors.rank)  # of most vectors: its image is needed anyhow
+            self._stage(b"", np.zeros((len(factors.modules), rank, rank), np.float32))
 
     def apply(
         self, context: Any, r: NDArray[np.float32] | None, others: Sequence[tuple[Adapter, float]] = ()
@@ -156,11 +158,10 @@ class Adapters:
 
     def _retire(self) -> None:
         """Free those that no context has in force, but for the spare ones that were used last."""
-        used = {*self._of.values(), b""}  # one is always there, for contexts that are still to come
-        spare = self.spare
+        used, spare = set(self._of.values()) - {b""}, self.spare
         for key in [key for key in reversed(self._staged) if key not in used]:
             spare -= self._staged[key][1]
-            if spare < 0:
+            if spare < 0 and len(self._staged) > 1:  # for contexts that are still to come
                 _free(self._staged.pop(key)[0])
 
     def _stage(self, key: bytes, r: NDArray[np.float32]) -> None:
@@ -198,27 +199,25 @@ def _from_memory(model: Any, image: NDArray[np.uint8]) -> Adapter | None:
 
 
 class _Image:
-    """A LoRA adapter (A, B R) of the leading k directions of factors, as the bytes of its GGUF file.
+    """A LoRA adapter (A, B R) on the leading k directions of factors, as the bytes of its GGUF file.
 
     A and B are in float32 also where they are stored in float16: ggml would round activations to a float16
-    A's type. Modules whose B have one shape lie side by side, so that one product folds R into all of them.
+    A's type. Those B that have one shape lie one behind the other, so that one product folds R into all.
     """
 
     def __init__(self, factors: Factors, rank: int) -> None:
-        shapes: dict[tuple[int, ...], list[int]] = {}  # of B -> positions of the modules
-        for position, b in enumerate(factors.b):
-            shapes.setdefault(b.shape, []).append(position)
-        positions = [position for found in shapes.values() for position in found]
-        names = [factors.modules[position] for position in positions]
         tensors: dict[str, NDArray[Any]] = {}
-        for name, position in zip(names, positions, strict=True):
-            tensors[f"{name}.lora_a"] = np.asarray(factors.a[position][..., :rank, :], np.float32)
-        self._folds = []
-        for found in shapes.values():
-            b = np.stack([np.asarray(factors.b[position][..., :rank], np.float32) for position in found])
-            self._folds.append((found, b))
-        for name, position in zip(names, positions, strict=True):
-            tensors[f"{name}.lora_b"] = np.zeros((*factors.b[position].shape[:-1], rank), np.float32)
+        for module, a in zip(factors.modules, factors.a, strict=True):
+            tensors[f"{module}.lora_a"] = np.asarray(a[..., :rank, :], np.float32)
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for position, b in enumerate(factors.b):
+            alike.setdefault(b.shape, []).append(position)
+        stacks = [
+            np.stack([factors.b[i][..., :rank] for i in found]).astype(np.float32) for found in alike.values()
+        ]
+        names = [[f"{factors.modules[i]}.lora_b" for i in found] for found in alike.values()]
+        for each, stack in zip(names, stacks, strict=True):
+            tensors |= dict(zip(each, stack, strict=True))
         metadata = [
             ("general.type", "adapter", STRING),
             ("adapter.type", "lora", STRING),
@@ -226,22 +225,23 @@ class _Image:
         ]
         file = io.BytesIO()
         gguf.write(file, factors.architecture, metadata, tensors)
-        entries = gguf.GGUFFile(file.getvalue()).tensors
         self._bytes = np.frombuffer(file.getbuffer(), np.uint8)
-        self._blocks = [
-            self._bytes[e.offset : e.offset + e.nbytes].view(np.float32).reshape(e.shape)
-            for e in (entries[f"{name}.lora_b"] for name in names)
-        ]
+        entries = gguf.GGUFFile(file.getvalue()).tensors
+        self._folds = []
+        for found, each, stack in zip(alike.values(), names, stacks, strict=True):
+            first, last = entries[each[0]], entries[each[-1]]
+            apart = (last.offset - first.offset) // max(len(each) - 1, 1)
+            strides = apart, *stack.strides[1:]
+            self._folds.append(
+                (found, stack, np.ndarray(stack.shape, np.float32, self._bytes, first.offset, strides))
+            )
 
     def of(self, r: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return the file with R, float32 [M, k, k], in it, until the next call."""
-        blocks = iter(self._blocks)
         with np.errstate(over="ignore", invalid="ignore"):  # it may be too large for the model
-            for found, b in self._folds:
-                each = r[found]
-                each = each.reshape(len(found), *(1,) * (b.ndim - 3), *each.shape[1:])  # experts share it
-                for product in np.matmul(b, each):
-                    next(blocks)[...] = product
+            for found, b, folded in self._folds:
+                between = (1,) * (b.ndim - 3)  # experts, which share their module's R
+                np.matmul(b, r[found].reshape(len(found), *between, *r.shape[1:]), out=folded)
         return self._bytes
 
 
