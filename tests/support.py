@@ -100,6 +100,13 @@ def learned(factors: Factors, n: int = 13, *, scale: float = 1.0, prior: bool = 
     return Projection.learned(factors.modules, p, wanted)
 
 
+def each_size(bases: Bases) -> list[Basis]:
+    """Return bases of every kind and different sizes: of 13, 50, 210, 840 and 13,440 numbers for SmolLM2."""
+    modules, rank = len(bases.factors.modules), bases.factors.rank
+    numbers = dict.fromkeys([*(p.size for p in bases.projections), 13, min(50, modules - 3), modules])
+    return [*(bases.basis(numbers=n) for n in numbers), bases.basis(rank=2), bases.basis(rank=rank)]
+
+
 def bases_with(basis: Basis, *fingerprints: str) -> Bases:
     """Return the bases of a basis's factors, in which its projection is named or stored."""
     return Bases(basis.factors, (basis.projection,), fingerprints)

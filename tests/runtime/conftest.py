@@ -1,4 +1,4 @@
-"""Fixtures of the runtime's tests: bundles of a small random model and of the real one, by kind."""
+"""Fixtures of the runtime's tests: bundles of a small random model and of the real one in F32."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import models
 import pytest
 import shared
 import smollm2
+import support
 
-from tinylora_edge import runtime
+from tinylora_edge import load_bundle, runtime
 from tinylora_edge.exporters import export_gguf
+from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.scheduler import Answering
-
-KINDS = ("tiled", "dense")
 
 # One thread: llama.cpp's threads spin while they wait, which on a busy machine costs more than it saves.
 OPTIONS: dict[str, Any] = {
@@ -32,41 +32,29 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def kind() -> str:
-    return "tiled"
-
-
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.write_gguf(models.tiny_model("llama"), tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 @pytest.fixture(scope="session")
-def tiny_bundles(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = export_gguf(tiny_gguf, tmp_path_factory.mktemp("tiny-bundle") / "bundle").output
-    return dict.fromkeys(KINDS, made)
-
-
-@pytest.fixture
-def tiny_bundle(kind: str, tiny_bundles: dict[str, Path]) -> Path:
-    return tiny_bundles[kind]
-
-
-@pytest.fixture(scope="session")
-def f32_gguf(smollm2_gguf: Path) -> Path:
-    return smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
+def tiny_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """14 modules, rank 8, and 12 learned directions, which are random. Never write to it."""
+    folder = export_gguf(tiny_gguf, tmp_path_factory.mktemp("tiny-bundle") / "bundle").output
+    bases = load_bundle(folder).bases
+    save_bases(bases.with_projection(support.learned(bases.factors, 12, prior=False)), folder / "basis.gguf")
+    return folder
 
 
 @pytest.fixture(scope="session")
-def f32_bundles(f32_gguf: Path) -> dict[str, Path]:
-    made = shared.once("smollm2-f32", lambda path: export_gguf(f32_gguf, path).output)
-    return dict.fromkeys(KINDS, made)
+def tiny_bundles(tiny_bundle: Path) -> dict[str, Path]:
+    return {"tiled": tiny_bundle, "dense": tiny_bundle}
 
 
-@pytest.fixture
-def real_bundle(smollm2_bundle: Path) -> Path:
-    return smollm2_bundle
+@pytest.fixture(scope="session")
+def f32_bundle(smollm2_gguf: Path) -> Path:
+    base = smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
+    return shared.once("smollm2-f32", lambda path: export_gguf(base, path).output)
 
 
 @pytest.fixture
