@@ -30,10 +30,10 @@ CLOSED = "the batch is closed: it was, or its model was"
 
 
 @pytest.fixture
-def llama(load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path]) -> Iterator[TinyLoraLlama]:
+def llama(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[TinyLoraLlama]:
     # float32 KV: in float16 the order of summation shows, and it is not the same for a batch
     kv = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
-    with load(tiny_bundles["dense"], **kv) as opened:
+    with load(tiny_bundle, **kv) as opened:
         yield opened
 
 
@@ -51,13 +51,13 @@ def opened(llm: PersonalizedModel, **options: Any) -> Batch:
 
 
 def vectors(llm: PersonalizedModel) -> list[MicroVector | None]:
-    return [MicroVector.random(llm.basis, 0.5, seed=1), None, MicroVector.random(llm.basis, 0.5, seed=2)]
+    return [MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=1), None, MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=2)]
 
 
 def logits(llm: Any, tokens: list[int], vector: MicroVector | None) -> np.ndarray:
     if not isinstance(llm, TinyLoraLlama):
         return onnx_bundles.logits(onnx_bundles.tiny(), tokens, vector)
-    llm.swap(vector or MicroVector.zeros(llm.basis))
+    llm.swap(vector or MicroVector.zeros(llm.bases.basis(numbers=13)))
     return models.llama_logits(llm, tokens)[-1]
 
 
@@ -74,13 +74,13 @@ def texts(found: list[Generation]) -> list[list[int]]:
 
 def test_each_row_is_what_its_user_gets_alone(llm: Any) -> None:
     users = [*vectors(llm), None]
-    llm.swap(own := MicroVector.random(llm.basis, 1.0, seed=9))
+    llm.swap(own := MicroVector.random(llm.bases.basis(numbers=13), 1.0, seed=9))
     with opened(llm, sequences=16, n_threads=2) as batch:
         found = batch.generate(PROMPTS, vectors=users, max_tokens=LIMIT)
     assert llm.vector == own
     for index, (prompt, vector, each) in enumerate(zip(PROMPTS, users, found, strict=True)):
         assert each.prompt == index
-        llm.swap(vector or MicroVector.zeros(llm.basis))
+        llm.swap(vector or MicroVector.zeros(llm.bases.basis(numbers=13)))
         alone: list[int] = []
         options = {"temp": 0.0} if isinstance(llm, TinyLoraLlama) else {}
         for token in llm.generate(prompt, **options):

@@ -26,8 +26,8 @@ QUICK: dict[str, Any] = {"max_tokens": 4, "n_threads": 1, "sequences": 8}
 
 
 @pytest.fixture
-def llm(load: Callable[..., TinyLoraLlama], tiny_bundles: dict[str, Path]) -> Iterator[TinyLoraLlama]:
-    with load(tiny_bundles["tiled"], chat_format="chatml", flash_attn=False) as opened:
+def llm(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[TinyLoraLlama]:
+    with load(tiny_bundle, chat_format="chatml", flash_attn=False) as opened:
         yield opened
 
 
@@ -41,7 +41,7 @@ def either(request: pytest.FixtureRequest) -> Iterator[PersonalizedModel]:
 
 
 def huge(llm: PersonalizedModel) -> MicroVector:
-    return MicroVector(np.full((llm.basis.groups, llm.basis.u), 1e30, np.float32))
+    return MicroVector(np.full((llm.bases.basis(numbers=13).groups, llm.bases.basis(numbers=13).u), 1e30, np.float32))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -69,7 +69,7 @@ def test_a_batch_says_what_explodes_and_forgets_it(llm: TinyLoraLlama, temperatu
 
 
 def test_of_many_vectors_only_those_explode_that_do(either: PersonalizedModel) -> None:
-    vectors = [MicroVector.random(either.basis, 0.3, seed=1), huge(either), None]
+    vectors = [MicroVector.random(either.bases.basis(numbers=13), 0.3, seed=1), huge(either), None]
     with either.batch(SAMPLES, 4, sequences=8, n_threads=1) as population:
         options: dict[str, Any] = {"max_tokens": 4, "temperature": 1.0, "seed": 3}
         alone = [population.answer_each([v], SAMPLES, **options)[0] for v in (vectors[0], None)]

@@ -28,7 +28,7 @@ from tinylora_edge import (
     MicroVector,
     NonFiniteError,
     VectorError,
-    load_basis,
+    load_bundle,
     runtime,
     save_basis,
 )
@@ -39,7 +39,7 @@ PROMPT = list(b"one two three four")
 
 @pytest.fixture
 def basis(tiny_bundle):
-    return load_basis(tiny_bundle / "basis.gguf")
+    return load_bundle(tiny_bundle).basis(numbers=13)
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_generating_imports_no_heavy_package(tiny_bundle):
     code = (
         "import sys\nfrom tinylora_edge import MicroVector, runtime\n"
         "llm = runtime.load(sys.argv[1], n_ctx=64)\n"
-        "llm.swap(MicroVector.random(llm.basis, 0.5))\nllm('x', max_tokens=2)\nllm.close()\n"
+        "llm.swap(MicroVector.random(llm.bases.basis(numbers=13), 0.5))\nllm('x', max_tokens=2)\nllm.close()\n"
         "print(sorted({'torch', 'transformers', 'onnx', 'scipy', 'safetensors'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -14,18 +14,18 @@ from tinylora_edge import BusyError, MicroVector, TinyLoraError
 
 
 @pytest.fixture
-def llm(load, tiny_bundles):
-    return load(tiny_bundles["tiled"])
+def llm(load, tiny_bundle):
+    return load(tiny_bundle)
 
 
 @pytest.fixture
 def vector(llm):
-    return MicroVector.random(llm.basis, 0.5, seed=1)
+    return MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=1)
 
 
 @pytest.mark.parametrize("action", ["swap", "clear", "using"])
 def test_an_exchange_waits_for_a_streaming_generation(llm, vector, action):
-    old = MicroVector.random(llm.basis, 0.5, seed=2)
+    old = MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=2)
     llm.swap(old)
     expected = complete(llm)
 
@@ -132,10 +132,10 @@ def test_an_abandoned_stream_releases_the_model(llm, vector, end):
     assert start(llm.swap, vector).result(PATIENCE) == vector
 
 
-def test_a_stream_that_was_never_started_holds_nothing(llm, vector, load, tiny_bundles):
+def test_a_stream_that_was_never_started_holds_nothing(llm, vector, load, tiny_bundle):
     chunks = stream(llm)
     assert start(llm.swap, vector).result(PATIENCE) == vector
-    assert "".join(chunks) == complete(load(tiny_bundles["tiled"], vector))
+    assert "".join(chunks) == complete(load(tiny_bundle, vector))
 
 
 @pytest.mark.parametrize("kind", ["completion", "chat", "generate"])
@@ -168,9 +168,9 @@ def test_a_stream_may_be_consumed_by_other_threads(llm, vector, kind):
     assert swap.result(PATIENCE) == vector
 
 
-def test_generations_and_exchanges_of_many_threads_never_mix(llm, load, tiny_bundles):
-    choices = [MicroVector.random(llm.basis, 0.5, seed=seed) for seed in range(3)]
-    expected = {complete(load(tiny_bundles["tiled"], choice)) for choice in choices}
+def test_generations_and_exchanges_of_many_threads_never_mix(llm, load, tiny_bundle):
+    choices = [MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=seed) for seed in range(3)]
+    expected = {complete(load(tiny_bundle, choice)) for choice in choices}
     assert len(expected) == len(choices)
     llm.swap(choices[0])
     texts, stop = [], threading.Event()
@@ -222,12 +222,12 @@ def test_who_waits_for_a_model_that_is_closed_is_refused(llm):
 
 
 def test_using_restores_what_was_there(llm, vector):
-    other = MicroVector.random(llm.basis, 0.5, seed=2)
+    other = MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=2)
     base = complete(llm)
     with llm.using(vector) as active:
         assert active == vector == llm.vector
         with_vector = complete(llm)
-        with llm.using(other.to_bytes(llm.basis)) as inner:
+        with llm.using(other.to_bytes(llm.bases.basis(numbers=13))) as inner:
             assert inner == other == llm.vector
             assert complete(llm) not in (base, with_vector)
         assert llm.vector == vector
@@ -255,7 +255,7 @@ def test_a_stream_that_a_block_leaves_unfinished_is_ended(llm, vector):
 
 def test_other_threads_wait_for_a_using_block(llm, vector):
     base = complete(llm)
-    other = MicroVector.random(llm.basis, 0.5, seed=2)
+    other = MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=2)
     with llm.using(vector):
         generation, swap = start(complete, llm), start(llm.swap, other)
         assert blocked(generation)
@@ -282,7 +282,7 @@ def test_a_stream_of_a_block_may_begin_in_another_thread(llm, vector):
 
 def test_a_block_is_that_of_a_task_and_follows_it_to_threads(llm, vector):
     base = complete(llm)
-    other = MicroVector.random(llm.basis, 0.5, seed=2)
+    other = MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=2)
 
     async def personal(mine):
         with llm.using(mine):

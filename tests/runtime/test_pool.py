@@ -52,8 +52,8 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(params=["llama", "onnx"])
-def opened(request: pytest.FixtureRequest, tiny_bundles: dict[str, Path]) -> Callable[..., Pool]:
-    bundle = tiny_bundles["tiled"] if request.param == "llama" else onnx_bundles.tiny()
+def opened(request: pytest.FixtureRequest, tiny_bundle: Path) -> Callable[..., Pool]:
+    bundle = tiny_bundle if request.param == "llama" else onnx_bundles.tiny()
     usual = {"n_ctx": 400, "n_threads": 2 if request.param == "llama" else 1, **ENGINES[request.param]}
 
     def make(**options: Any) -> Pool:
@@ -71,12 +71,12 @@ def pool(opened: Callable[..., Pool]) -> Iterator[Pool]:
 
 
 def vectors(pool: Pool, count: int, norm: float = 1.0) -> list[MicroVector]:
-    return [MicroVector.random(pool.basis, norm, seed=seed) for seed in range(count)]
+    return [MicroVector.random(pool.bases.basis(numbers=13), norm, seed=seed) for seed in range(count)]
 
 
 def alone(pool: Pool, prompt: str, vector: MicroVector | None, limit: int = LIMIT) -> str:
     llm: Any = pool.model
-    llm.swap(vector or MicroVector.zeros(pool.basis))
+    llm.swap(vector or MicroVector.zeros(pool.bases.basis(numbers=13)))
     return llm.create_completion(prompt, max_tokens=limit, temperature=0.0)["choices"][0]["text"]
 
 
@@ -229,7 +229,7 @@ def test_bytes_are_checked_at_every_request(opened: Callable[..., Pool]) -> None
         return (await pool.complete("abc", user=user, vector=data, max_tokens=3, temperature=0)).text
 
     with opened(policy=Policy(keys=[key], max_norm=2)) as pool:
-        basis, (vector,) = pool.basis, vectors(pool, 1)
+        basis, (vector,) = pool.bases.basis(numbers=13), vectors(pool, 1)
         numbered = [
             MicroVector(vector.values, sequence=n).to_bytes(basis, tag=key, stream="alice") for n in range(4)
         ]
@@ -246,7 +246,7 @@ def test_bytes_are_checked_at_every_request(opened: Callable[..., Pool]) -> None
 
 
 def test_a_vector_that_is_too_large_harms_nobody_else(pool: Pool) -> None:
-    huge, vector = MicroVector.random(pool.basis, 1e30), vectors(pool, 1)[0]
+    huge, vector = MicroVector.random(pool.bases.basis(numbers=13), 1e30), vectors(pool, 1)[0]
     given: Any = {"max_tokens": LIMIT, "temperature": 0, "logprobs": 0}
 
     async def good() -> Answer:
@@ -361,7 +361,7 @@ def test_a_pool_over_a_model_that_is_there(opened: Callable[..., Pool]) -> None:
     with opened() as first:
         path = Path(first.model.model_path)  # type: ignore[attr-defined]
     with runtime.load(path, engine="onnx" if first.model.mixed else "llama", n_ctx=256, n_threads=1) as llm:
-        mine, other = (MicroVector.random(llm.basis, 3.0, seed=seed) for seed in (1, 2))
+        mine, other = (MicroVector.random(llm.bases.basis(numbers=13), 3.0, seed=seed) for seed in (1, 2))
         pool = Pool(llm, slots=3, n_ctx=256)
         expected = alone(pool, "abc", mine, 9)
 

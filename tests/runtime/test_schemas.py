@@ -91,16 +91,16 @@ def onnx_pool(onnx: Path) -> Iterator[Pool]:
 
 
 @pytest.fixture(params=["llama", "onnx"])
-def pool(request: pytest.FixtureRequest, tiny_bundles: dict[str, Path], onnx_pool: Pool) -> Iterator[Pool]:
+def pool(request: pytest.FixtureRequest, tiny_bundle: Path, onnx_pool: Pool) -> Iterator[Pool]:
     if request.param == "onnx":
         yield onnx_pool
         return
-    with Pool(tiny_bundles["tiled"], contexts=1, slots=3, n_ctx=400, n_threads=1) as opened:
+    with Pool(tiny_bundle, contexts=1, slots=3, n_ctx=400, n_threads=1) as opened:
         yield opened
 
 
 def vectors(pool: Pool, count: int) -> list[MicroVector]:
-    return [MicroVector.random(pool.basis, 1.0, seed=seed) for seed in range(count)]
+    return [MicroVector.random(pool.bases.basis(numbers=13), 1.0, seed=seed) for seed in range(count)]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

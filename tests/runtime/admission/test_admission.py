@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinylora_edge import MicroVector, OptionError, Policy, RollbackError, VectorError, load_basis
+from tinylora_edge import MicroVector, OptionError, Policy, RollbackError, VectorError, load_bundle
 from tinylora_edge.runtime.admission import admitted, vector_bytes
 
 
 @pytest.fixture
 def basis(tiny_bundle):
-    return load_basis(tiny_bundle / "basis.gguf")
+    return load_bundle(tiny_bundle).basis(numbers=13)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import llama_cpp
 import onnx_bundles
 import pytest
 
-from tinylora_edge import Ed25519Signer, Ed25519Verifier, MicroVector, Policy, TrustError, load_basis, runtime
+from tinylora_edge import Ed25519Signer, Ed25519Verifier, MicroVector, Policy, TrustError, load_bundle, runtime
 from tinylora_edge.formats.signatures import sign_bundle
 
 SIGNER, STRANGER = Ed25519Signer(b"k" * 32), Ed25519Signer(b"s" * 32)
@@ -18,9 +18,9 @@ OPTIONS = {"n_ctx": 64, "n_threads": 1}
 
 
 @pytest.fixture
-def bundle(tiny_bundles, tmp_path) -> Path:
+def bundle(tiny_bundle, tmp_path) -> Path:
     folder = tmp_path / "bundle"
-    shutil.copytree(tiny_bundles["tiled"], folder)
+    shutil.copytree(tiny_bundle, folder)
     sign_bundle(folder, SIGNER)
     return folder
 
@@ -44,7 +44,7 @@ def exchange(path: Path, content: bytes) -> None:
 
 
 def test_a_signed_bundle_loads(bundle):
-    vector = MicroVector.random(load_basis(bundle / "basis.gguf"), 0.5)
+    vector = MicroVector.random(load_bundle(bundle).basis(numbers=13), 0.5)
     with runtime.load(bundle, vector, bundle_keys=KEYS, **OPTIONS) as llm:
         assert llm.vector == vector
 
@@ -85,8 +85,8 @@ def test_a_bundle_without_a_signature_or_of_a_stranger(bundle):
 @pytest.mark.parametrize("name", ["base.gguf", "basis.gguf"])
 def test_what_is_exchanged_between_check_and_use_is_not_used(bundle, at_start, tmp_path, name):
     content = (bundle / name).read_bytes()
-    vector = MicroVector.random(load_basis(bundle / "basis.gguf"), 0.5)
-    data = vector.to_bytes(load_basis(bundle / "basis.gguf"))
+    vector = MicroVector.random(load_bundle(bundle).basis(numbers=13), 0.5)
+    data = vector.to_bytes(load_bundle(bundle).basis(numbers=13))
     at_start.append(lambda: exchange(bundle / name, content))
     policy = Policy("checksum", state=tmp_path / "state")
     with pytest.raises(TrustError, match=f"{name} changed between the check of its signature and its use"):

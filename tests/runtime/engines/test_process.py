@@ -15,7 +15,7 @@ from tinylora_edge import MicroVector, TinyLoraError, runtime
 from tinylora_edge.runtime.batch import Batch
 
 llm = runtime.load({bundle!r}, n_ctx=64, n_threads=1)
-vector = MicroVector.zeros(llm.basis)
+vector = MicroVector.zeros(llm.bases.basis(numbers=13))
 batch = Batch(llm, n_ctx_seq=32, sequences=4, n_threads=1)
 stream = llm("one two", max_tokens=9, stream=True)
 next(stream)
@@ -67,5 +67,5 @@ def run(bundle: Path, script: str) -> str:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_fork_refuses_and_its_parent_goes_on(tiny_bundles: dict[str, Path]) -> None:
-    assert run(tiny_bundles["dense"], FORK) == "refused\nalive\n"
+def test_a_fork_refuses_and_its_parent_goes_on(tiny_bundle: Path) -> None:
+    assert run(tiny_bundle, FORK) == "refused\nalive\n"

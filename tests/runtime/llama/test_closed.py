@@ -39,7 +39,7 @@ from test_closed import CALLS
 from tinylora_edge import MicroVector, TinyLoraError, runtime
 
 llm = runtime.load({bundle!r}, n_ctx=64, n_threads=1, embedding=True)
-llm.kept = MicroVector.zeros(llm.basis)
+llm.kept = MicroVector.zeros(llm.bases.basis(numbers=13))
 llm.close()
 llm.close()
 assert "closed" in repr(llm)

@@ -21,7 +21,7 @@ def llm(load, tiny_bundle):
 
 @pytest.fixture
 def vector(llm):
-    return MicroVector.random(llm.basis, 0.5, seed=1)
+    return MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=1)
 
 
 def test_options_reach_the_engine(load, tiny_bundle):
@@ -52,21 +52,21 @@ def test_without_options_they_are_those_of_llama(tiny_bundle):
     assert {key: left[key] for key in right} == right
 
 
-def test_chat_template_of_the_real_model(real_bundle, load, load_plain):
+def test_chat_template_of_the_real_model(smollm2_bundle, load, load_plain):
     messages = [{"role": "user", "content": "Name a colour."}]
 
     def answer(llm):
         chunks = llm.create_chat_completion(messages, max_tokens=8, temperature=0.0, stream=True)
         return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
 
-    llm, expected = load(real_bundle), answer(load_plain(real_bundle))
+    llm, expected = load(smollm2_bundle), answer(load_plain(smollm2_bundle))
     assert expected
     assert answer(llm) == expected
-    vector = MicroVector.random(llm.basis, 0.5)
+    vector = MicroVector.random(llm.bases.basis(numbers=13), 0.5)
     llm.swap(vector)
     changed = answer(llm)
     assert changed != expected
-    assert answer(load(real_bundle, vector)) == changed
+    assert answer(load(smollm2_bundle, vector)) == changed
 
 
 @pytest.mark.parametrize("pooling", ["NONE", "LAST"])
@@ -106,7 +106,7 @@ def test_a_saved_state_comes_back_under_its_own_vector(llm, vector):
 
 
 def test_a_state_of_another_vector_is_refused(llm, vector):
-    llm.swap(MicroVector.random(llm.basis, 0.5, seed=2))
+    llm.swap(MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=2))
     llm.eval(PROMPT)
     state = llm.save_state()
     for active in (vector, None):
@@ -125,18 +125,18 @@ def test_a_state_of_another_vector_is_refused(llm, vector):
 def test_a_pickled_model_keeps_its_vector(load, tiny_bundle, vector):
     llm = load(tiny_bundle, vector, chat_format="chatml", policy=Policy(max_norm=5.0))
     copy = pickle.loads(pickle.dumps(llm))
-    assert (copy.vector, copy.basis.digest, copy.chat_format) == (vector, llm.basis.digest, "chatml")
+    assert (copy.vector, copy.bases.factors.digest, copy.chat_format) == (vector, llm.bases.basis(numbers=13).digest, "chatml")
     assert np.array_equal(models.llama_logits(copy, PROMPT), models.llama_logits(llm, PROMPT))
     copy.clear()
     assert llm.vector == vector
     llm.clear()
     assert np.array_equal(models.llama_logits(copy, PROMPT), models.llama_logits(llm, PROMPT))
     with pytest.raises(VectorError):
-        copy.swap(MicroVector.random(llm.basis, 6.0).to_bytes(llm.basis))
+        copy.swap(MicroVector.random(llm.bases.basis(numbers=13), 6.0).to_bytes(llm.bases.basis(numbers=13)))
 
 
 def test_a_pickled_model_remembers_the_accepted_sequence(llm, vector):
-    new, old = (MicroVector(vector.values, sequence=s).to_bytes(llm.basis) for s in (5, 4))
+    new, old = (MicroVector(vector.values, sequence=s).to_bytes(llm.bases.basis(numbers=13)) for s in (5, 4))
     llm.swap(new)
     with pytest.raises(RollbackError):
         pickle.loads(pickle.dumps(llm)).swap(old)

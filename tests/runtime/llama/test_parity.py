@@ -9,7 +9,7 @@ import pytest
 import smollm2
 import support
 
-from tinylora_edge import MicroVector, load_basis
+from tinylora_edge import MicroVector, load_bundle
 
 FULL_PRECISION = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
 NORM = 0.3
@@ -48,11 +48,11 @@ def test_vector_equals_merged_weights(
 ):
     folder = f32_bundles["tiled"]
     if projection == "learned":
-        basis = support.learned_forms(load_basis(folder / "basis.gguf"), scale=0.7)["tiled"]
+        basis = support.learned_forms(load_bundle(folder / "basis.gguf"), scale=0.7)["tiled"]
         folder = support.bundle_with(basis, folder / "base.gguf", tmp_path / "learned")
     llm = load(folder, **FULL_PRECISION)
-    vector = MicroVector.random(llm.basis, NORM, seed=1)
-    expected = in_torch(smollm2_gguf, llm.basis, vector, prompts)
+    vector = MicroVector.random(llm.bases.basis(numbers=13), NORM, seed=1)
+    expected = in_torch(smollm2_gguf, llm.bases.basis(numbers=13), vector, prompts)
     change = smollm2.worst_difference(expected, base_in_torch)
     assert change > 1  # the vector moves the model far more than rounding does
     llm.swap(vector)
@@ -64,12 +64,12 @@ def test_vector_equals_merged_weights(
 def test_greedy_tokens_equal_merged_weights(kind, load, smollm2_gguf, f32_bundles, prompts):
     """Token by token: torch's first choice after each prefix that the runtime generated."""
     llm = load(f32_bundles[kind], **FULL_PRECISION)
-    vector = MicroVector.random(llm.basis, NORM, seed=2)
+    vector = MicroVector.random(llm.bases.basis(numbers=13), NORM, seed=2)
     plain = models.llama_greedy(llm, prompts[0], 20)
     llm.swap(vector)
     generated = models.llama_greedy(llm, prompts[0], 20)
     assert generated != plain
-    with models.merged(smollm2.in_torch(smollm2_gguf), llm.basis, vector) as model:
+    with models.merged(smollm2.in_torch(smollm2_gguf), llm.bases.basis(numbers=13), vector) as model:
         logits = models.torch_logits(model, prompts[0] + generated)
     assert logits[len(prompts[0]) - 1 : -1].argmax(axis=1).tolist() == generated
 
@@ -80,8 +80,8 @@ def test_on_a_quantized_base_the_error_is_the_noise_of_its_activations(
     llm = load(smollm2_bundle)
     error, noise = [], []
     for seed in (11, 12):
-        vector = MicroVector.random(llm.basis, NORM, seed=seed)
-        exact = in_torch(smollm2_gguf, llm.basis, vector, prompts)
+        vector = MicroVector.random(llm.bases.basis(numbers=13), NORM, seed=seed)
+        exact = in_torch(smollm2_gguf, llm.bases.basis(numbers=13), vector, prompts)
         llm.swap(vector)
         ours = in_llama(llm, prompts)
         error += [smollm2.kl_divergence(p, q) for p, q in zip(ours, exact, strict=True)]

@@ -65,7 +65,7 @@ REFUSING = (
 
 
 def test_messages_that_the_template_refuses(
-    tiny_bundles: dict[str, Path], load: Callable[..., TinyLoraLlama]
+    tiny_bundle: Path, load: Callable[..., TinyLoraLlama]
 ) -> None:
     handler = Jinja2ChatFormatter(REFUSING, eos_token="", bos_token="").to_chat_handler()
     refused: list[tuple[Any, str]] = [
@@ -73,7 +73,7 @@ def test_messages_that_the_template_refuses(
         ([{"role": "user", "content": 3}, {"role": "system"}], "ValueError: System role"),
         ([7], "TypeError"),
     ]
-    with load(tiny_bundles["tiled"], chat_handler=handler) as llm:
+    with load(tiny_bundle, chat_handler=handler) as llm:
         for messages, why in refused[:2]:
             with pytest.raises(VectorError, match=f"does not render these messages: {why}"):
                 encode(llm, messages)

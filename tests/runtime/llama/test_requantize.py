@@ -9,20 +9,20 @@ import gguf
 import numpy as np
 import pytest
 
-from tinylora_edge import MicroVector, load_basis, runtime
+from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.cli.demo import logits
 from tinylora_edge.errors import TinyLoraError
 from tinylora_edge.runtime.llama.model import TinyLoraLlama
 from tinylora_edge.runtime.llama.requantize import half_copy, half_type, requantize
 
 
-def test_a_half_copy_computes_the_same_and_is_not_kept(tiny_bundles: dict[str, Path], tmp_path: Path) -> None:
-    bundle, weights, tokens = tiny_bundles["tiled"], half_type() or "BF16", [1, 5, 9, 3]
+def test_a_half_copy_computes_the_same_and_is_not_kept(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle, weights, tokens = tiny_bundle, half_type() or "BF16", [1, 5, 9, 3]
     with closing(runtime.load(bundle, n_ctx=64, n_threads=1)) as deployed:
-        vector = MicroVector.random(deployed.basis, 0.5, seed=1)
+        vector = MicroVector.random(deployed.bases.basis(numbers=13), 0.5, seed=1)
         deployed.swap(vector)
         expected = logits(deployed, tokens)
-        with half_copy(bundle / "base.gguf", tmp_path / "rollout", deployed.basis, 1) as copy:
+        with half_copy(bundle / "base.gguf", tmp_path / "rollout", deployed.bases.basis(numbers=13), 1) as copy:
             (path,) = tmp_path.iterdir()
             assert path.name == f"rollout-{weights.lower()}.gguf"
             types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors}
@@ -33,12 +33,12 @@ def test_a_half_copy_computes_the_same_and_is_not_kept(tiny_bundles: dict[str, P
 
 
 def test_a_model_that_float16_does_not_hold_is_copied_in_bfloat16(
-    tiny_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinylora_edge.runtime.llama.requantize.half_type", lambda: "F16")
     monkeypatch.setattr(TinyLoraLlama, "_finite", lambda _: False)
-    bundle = tiny_bundles["tiled"]
-    basis = load_basis(bundle / "basis.gguf")
+    bundle = tiny_bundle
+    basis = load_bundle(bundle).basis(numbers=13)
     with half_copy(bundle / "base.gguf", tmp_path / "rollout", basis, 1):
         assert [path.name for path in tmp_path.iterdir()] == ["rollout-bf16.gguf"]
     assert not list(tmp_path.iterdir())

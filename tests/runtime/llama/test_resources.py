@@ -38,11 +38,11 @@ def resident():
     return psutil.Process().memory_info().rss
 
 
-def test_a_swap_opens_no_file(real_bundle, load):
+def test_a_swap_opens_no_file(smollm2_bundle, load):
     global _audited
-    llm = load(real_bundle)
-    choices = [MicroVector.random(llm.basis, 0.3, seed=seed) for seed in range(3)]
-    frames = [choice.to_bytes(llm.basis) for choice in choices]
+    llm = load(smollm2_bundle)
+    choices = [MicroVector.random(llm.bases.basis(numbers=13), 0.3, seed=seed) for seed in range(3)]
+    frames = [choice.to_bytes(llm.bases.basis(numbers=13)) for choice in choices]
     llm.swap(frames[0])
     _audited = []
     try:
@@ -59,9 +59,9 @@ def test_a_swap_opens_no_file(real_bundle, load):
         _audited = None
 
 
-def test_a_thousand_swaps_take_no_memory(real_bundle, load):
-    llm = load(real_bundle, logits_all=False)
-    choices = [MicroVector.random(llm.basis, 0.3, seed=seed) for seed in range(4)]
+def test_a_thousand_swaps_take_no_memory(smollm2_bundle, load):
+    llm = load(smollm2_bundle, logits_all=False)
+    choices = [MicroVector.random(llm.bases.basis(numbers=13), 0.3, seed=seed) for seed in range(4)]
 
     def swaps(count):
         for i in range(count):
@@ -77,10 +77,10 @@ def test_a_thousand_swaps_take_no_memory(real_bundle, load):
     assert resident() - before < 5 * MB
 
 
-def test_loading_and_closing_takes_no_memory(real_bundle, load):
+def test_loading_and_closing_takes_no_memory(smollm2_bundle, load):
     def cycle(close):
-        llm = load(real_bundle, logits_all=False, n_ctx=128)
-        llm.swap(MicroVector.random(llm.basis, 0.3))
+        llm = load(smollm2_bundle, logits_all=False, n_ctx=128)
+        llm.swap(MicroVector.random(llm.bases.basis(numbers=13), 0.3))
         llm.eval([1, 2, 3])
         if close:
             llm.close()
@@ -115,7 +115,7 @@ def test_a_model_that_the_factors_do_not_fit_is_refused_and_frees_what_it_took(
     llm = load(tiny_bundle)
     expected = models.llama_logits(llm, PROMPT)
     path = str(tiny_bundle / "base.gguf")
-    bad = list(misfits(llm.basis))
+    bad = list(misfits(llm.bases.basis(numbers=13)))
 
     def attempt(basis):
         with pytest.raises(BaseMismatchError):
@@ -154,7 +154,7 @@ def test_a_temporary_file_serves_as_well_as_memory(tiny_bundle, load, without_fm
 
     monkeypatch.setattr(adapters.llama_cpp, "llama_adapter_lora_init", spy)
     by_file = load(tiny_bundle)
-    vector = MicroVector.random(by_file.basis, 0.5)
+    vector = MicroVector.random(by_file.bases.basis(numbers=13), 0.5)
     by_file.swap(vector)
     logits = models.llama_logits(by_file, PROMPT)
     assert opened
@@ -171,7 +171,7 @@ SCRIPT = """
 import sys
 from tinylora_edge import MicroVector, runtime
 llm = runtime.load(sys.argv[1], n_ctx=64, n_threads=1, n_threads_batch=1)
-llm.swap(MicroVector.random(llm.basis, 0.5))
+llm.swap(MicroVector.random(llm.bases.basis(numbers=13), 0.5))
 llm("one", max_tokens=3)
 {ending}
 print("done")
@@ -180,7 +180,7 @@ print("done")
 ENDINGS = {
     "not closed": "",
     "in a cycle": "llm.itself = llm; llm.stream = llm('one', stream=True); next(llm.stream); del llm",
-    "in a block": "block = llm.using(MicroVector.zeros(llm.basis)); block.__enter__()",
+    "in a block": "block = llm.using(MicroVector.zeros(llm.bases.basis(numbers=13))); block.__enter__()",
     "with a thread inside a step": """
 import threading
 from llama_cpp import LogitsProcessorList

@@ -19,7 +19,7 @@ from tinylora_edge import (
     Policy,
     RollbackError,
     VectorError,
-    load_basis,
+    load_bundle,
 )
 
 PROMPT = list(b"one two three four")
@@ -49,12 +49,12 @@ def same(left, right):
 # The base, bit for bit
 
 
-def test_real_base_is_that_of_plain_llama_cpp_bit_for_bit(real_bundle, load, load_plain):
-    prompt = smollm2.tokenize(real_bundle / "base.gguf", [smollm2.PROMPTS[2]])[0]
-    expected = models.llama_logits(load_plain(real_bundle), prompt)
-    llm = load(real_bundle)
-    zeros = MicroVector.zeros(llm.basis)
-    vector = MicroVector.random(llm.basis, 0.3)
+def test_real_base_is_that_of_plain_llama_cpp_bit_for_bit(smollm2_bundle, load, load_plain):
+    prompt = smollm2.tokenize(smollm2_bundle / "base.gguf", [smollm2.PROMPTS[2]])[0]
+    expected = models.llama_logits(load_plain(smollm2_bundle), prompt)
+    llm = load(smollm2_bundle)
+    zeros = MicroVector.zeros(llm.bases.basis(numbers=13))
+    vector = MicroVector.random(llm.bases.basis(numbers=13), 0.3)
 
     without_vector = models.llama_logits(llm, prompt)
     llm.swap(vector)
@@ -62,7 +62,7 @@ def test_real_base_is_that_of_plain_llama_cpp_bit_for_bit(real_bundle, load, loa
     llm.swap(zeros)
     zero = models.llama_logits(llm, prompt)
     llm.swap(vector)
-    llm.swap(zeros.to_bytes(llm.basis))
+    llm.swap(zeros.to_bytes(llm.bases.basis(numbers=13)))
     zero_bytes = models.llama_logits(llm, prompt)
     llm.swap(vector)
     models.llama_logits(llm, prompt)
@@ -78,15 +78,15 @@ def test_real_base_is_that_of_plain_llama_cpp_bit_for_bit(real_bundle, load, loa
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_zero_vector_is_the_base(llm, load_plain, tiny_bundle, zero):
     expected = outputs(load_plain(tiny_bundle))
-    llm.swap(vectors(llm.basis)[0])
+    llm.swap(vectors(llm.bases.basis(numbers=13))[0])
     assert not same(outputs(llm), expected)
-    llm.swap(MicroVector(np.full((llm.basis.groups, llm.basis.u), zero, np.float32)))
+    llm.swap(MicroVector(np.full((llm.bases.basis(numbers=13).groups, llm.bases.basis(numbers=13).u), zero, np.float32)))
     assert same(outputs(llm), expected)
     assert llm.vector is not None
 
 
 def test_clearing_after_a_vector_that_overflowed_gives_the_base(llm, load_plain, tiny_bundle):
-    llm.swap(MicroVector(np.full((llm.basis.groups, llm.basis.u), 3e38, np.float32)))
+    llm.swap(MicroVector(np.full((llm.bases.basis(numbers=13).groups, llm.bases.basis(numbers=13).u), 3e38, np.float32)))
     assert not np.isfinite(models.llama_logits(llm, PROMPT * 3)).all()
     llm.clear()
     assert same(outputs(llm), outputs(load_plain(tiny_bundle)))
@@ -96,8 +96,8 @@ def test_clearing_after_a_vector_that_overflowed_gives_the_base(llm, load_plain,
 
 
 def test_swap_takes_and_returns_vectors_in_every_form(llm, load, tiny_bundle):
-    (vector,) = vectors(llm.basis, 1)
-    data = vector.to_bytes(llm.basis)
+    (vector,) = vectors(llm.bases.basis(numbers=13), 1)
+    data = vector.to_bytes(llm.bases.basis(numbers=13))
     expected = outputs(load(tiny_bundle, vector))
     for form in (vector, data, bytearray(data), memoryview(data)):
         llm.clear()
@@ -119,7 +119,7 @@ OPERATIONS = st.lists(
 def perform(llm, choices, operation, argument):
     match operation:
         case "swap":
-            llm.swap(choices[argument].to_bytes(llm.basis))
+            llm.swap(choices[argument].to_bytes(llm.bases.basis(numbers=13)))
             return choices[argument]
         case "clear":
             llm.clear()
@@ -147,12 +147,12 @@ def perform(llm, choices, operation, argument):
 @pytest.mark.parametrize("cached", [False, True], ids=["no cache", "LlamaRAMCache"])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS, last=st.integers(-1, 2))
-def test_any_sequence_of_exchanges_ends_as_a_fresh_load(load, tiny_bundles, kind, cached, operations, last):
-    bundle = tiny_bundles[kind]
+def test_any_sequence_of_exchanges_ends_as_a_fresh_load(load, tiny_bundle, kind, cached, operations, last):
+    bundle = tiny_bundle[kind]
     llm = load(bundle)
     if cached:
         llm.set_cache(LlamaRAMCache())
-    choices = vectors(llm.basis)
+    choices = vectors(llm.bases.basis(numbers=13))
     expected = None
     for operation, argument in operations:
         now = perform(llm, choices, operation, argument)
@@ -173,7 +173,7 @@ def test_any_sequence_of_exchanges_ends_as_a_fresh_load(load, tiny_bundles, kind
 
 def test_a_cache_with_states_of_another_vector_does_no_harm(llm, load, tiny_bundle, tmp_path):
     cache = LlamaDiskCache(str(tmp_path / "cache"))
-    first, second, _ = vectors(llm.basis)
+    first, second, _ = vectors(llm.bases.basis(numbers=13))
     llm.swap(first)
     llm.set_cache(cache)
     llm(TEXTS[0], max_tokens=6, temperature=0.0)
@@ -186,7 +186,7 @@ def test_a_cache_with_states_of_another_vector_does_no_harm(llm, load, tiny_bund
 def test_a_swap_empties_the_cache_and_a_refused_one_keeps_it(llm):
     cache = LlamaRAMCache()
     llm.set_cache(cache)
-    for exchange in (lambda: llm.swap(vectors(llm.basis)[0]), llm.clear):
+    for exchange in (lambda: llm.swap(vectors(llm.bases.basis(numbers=13))[0]), llm.clear):
         llm(TEXTS[0], max_tokens=2, temperature=0.0)
         with pytest.raises(FrameError):
             llm.swap(b"")
@@ -203,7 +203,7 @@ def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp
     module, n_out = "output.weight", models.VOCABULARY  # a matrix that the basis leaves alone
     pairs = {module: (rng.normal(size=(4, 64)) / 4, rng.normal(size=(n_out, 4)) / 4)}
     lora = models.write_lora(tmp_path / "lora.gguf", "llama", pairs, alpha=4.0)
-    (vector,) = vectors(llm.basis, 1)
+    (vector,) = vectors(llm.bases.basis(numbers=13), 1)
     options = {"lora_path": str(lora), "lora_scale": 0.5}
     plain = outputs(load_plain(tiny_bundle, **options))
     assert not same(plain, outputs(llm))
@@ -216,7 +216,7 @@ def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp
     llm.swap(vector)
     assert not same(both, outputs(llm))
     assert same(both, outputs(load(tiny_bundle, vector, **options)))
-    with_lora.swap(MicroVector.zeros(llm.basis))
+    with_lora.swap(MicroVector.zeros(llm.bases.basis(numbers=13)))
     assert same(outputs(with_lora), plain)
     with_lora.swap(vector)
     with_lora.clear()
@@ -226,9 +226,9 @@ def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp
 # Refused vectors
 
 
-def test_refused_vectors_change_nothing(real_bundle, tiny_bundle, load):
-    llm, other = load(real_bundle), load_basis(tiny_bundle / "basis.gguf")
-    basis, prompt = llm.basis, llm.tokenize(b"The sea is")
+def test_refused_vectors_change_nothing(smollm2_bundle, tiny_bundle, load):
+    llm, other = load(smollm2_bundle), load_bundle(tiny_bundle).basis(numbers=13)
+    basis, prompt = llm.bases.basis(numbers=13), llm.tokenize(b"The sea is")
     good = MicroVector.random(basis, 0.4, seed=9)
     frame, raw, nan = good.to_bytes(basis), good.to_bytes(basis, tag=None), good.values.copy()
     nan[-1, 0] = np.nan
@@ -255,7 +255,7 @@ def test_refused_vectors_change_nothing(real_bundle, tiny_bundle, load):
 
 def test_the_policy_guards_every_swap(tiny_bundle, load):
     llm = load(tiny_bundle, policy=Policy(require="checksum", max_norm=1.0))
-    basis = llm.basis
+    basis = llm.bases.basis(numbers=13)
     new, old = (MicroVector(vectors(basis)[0].values, sequence=sequence) for sequence in (7, 6))
     llm.swap(new.to_bytes(basis))
     expected = models.llama_logits(llm, PROMPT)
