@@ -51,7 +51,11 @@ def opened(llm: PersonalizedModel, **options: Any) -> Batch:
 
 
 def vectors(llm: PersonalizedModel) -> list[MicroVector | None]:
-    return [MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=1), None, MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=2)]
+    return [
+        MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=1),
+        None,
+        MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=2),
+    ]
 
 
 def logits(llm: Any, tokens: list[int], vector: MicroVector | None) -> np.ndarray:

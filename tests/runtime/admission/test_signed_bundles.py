@@ -9,7 +9,15 @@ import llama_cpp
 import onnx_bundles
 import pytest
 
-from tinylora_edge import Ed25519Signer, Ed25519Verifier, MicroVector, Policy, TrustError, load_bundle, runtime
+from tinylora_edge import (
+    Ed25519Signer,
+    Ed25519Verifier,
+    MicroVector,
+    Policy,
+    TrustError,
+    load_bundle,
+    runtime,
+)
 from tinylora_edge.formats.signatures import sign_bundle
 
 SIGNER, STRANGER = Ed25519Signer(b"k" * 32), Ed25519Signer(b"s" * 32)

@@ -125,7 +125,11 @@ def test_a_state_of_another_vector_is_refused(llm, vector):
 def test_a_pickled_model_keeps_its_vector(load, tiny_bundle, vector):
     llm = load(tiny_bundle, vector, chat_format="chatml", policy=Policy(max_norm=5.0))
     copy = pickle.loads(pickle.dumps(llm))
-    assert (copy.vector, copy.bases.factors.digest, copy.chat_format) == (vector, llm.bases.basis(numbers=13).digest, "chatml")
+    assert (copy.vector, copy.bases.factors.digest, copy.chat_format) == (
+        vector,
+        llm.bases.basis(numbers=13).digest,
+        "chatml",
+    )
     assert np.array_equal(models.llama_logits(copy, PROMPT), models.llama_logits(llm, PROMPT))
     copy.clear()
     assert llm.vector == vector

@@ -64,9 +64,7 @@ REFUSING = (
 )
 
 
-def test_messages_that_the_template_refuses(
-    tiny_bundle: Path, load: Callable[..., TinyLoraLlama]
-) -> None:
+def test_messages_that_the_template_refuses(tiny_bundle: Path, load: Callable[..., TinyLoraLlama]) -> None:
     handler = Jinja2ChatFormatter(REFUSING, eos_token="", bos_token="").to_chat_handler()
     refused: list[tuple[Any, str]] = [
         ([{"role": "system", "content": "x"}, *MESSAGES], "ValueError: System role not supported"),

@@ -22,7 +22,9 @@ def test_a_half_copy_computes_the_same_and_is_not_kept(tiny_bundle: Path, tmp_pa
         vector = MicroVector.random(deployed.bases.basis(numbers=13), 0.5, seed=1)
         deployed.swap(vector)
         expected = logits(deployed, tokens)
-        with half_copy(bundle / "base.gguf", tmp_path / "rollout", deployed.bases.basis(numbers=13), 1) as copy:
+        with half_copy(
+            bundle / "base.gguf", tmp_path / "rollout", deployed.bases.basis(numbers=13), 1
+        ) as copy:
             (path,) = tmp_path.iterdir()
             assert path.name == f"rollout-{weights.lower()}.gguf"
             types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors}

@@ -80,13 +80,21 @@ def test_zero_vector_is_the_base(llm, load_plain, tiny_bundle, zero):
     expected = outputs(load_plain(tiny_bundle))
     llm.swap(vectors(llm.bases.basis(numbers=13))[0])
     assert not same(outputs(llm), expected)
-    llm.swap(MicroVector(np.full((llm.bases.basis(numbers=13).groups, llm.bases.basis(numbers=13).u), zero, np.float32)))
+    llm.swap(
+        MicroVector(
+            np.full((llm.bases.basis(numbers=13).groups, llm.bases.basis(numbers=13).u), zero, np.float32)
+        )
+    )
     assert same(outputs(llm), expected)
     assert llm.vector is not None
 
 
 def test_clearing_after_a_vector_that_overflowed_gives_the_base(llm, load_plain, tiny_bundle):
-    llm.swap(MicroVector(np.full((llm.bases.basis(numbers=13).groups, llm.bases.basis(numbers=13).u), 3e38, np.float32)))
+    llm.swap(
+        MicroVector(
+            np.full((llm.bases.basis(numbers=13).groups, llm.bases.basis(numbers=13).u), 3e38, np.float32)
+        )
+    )
     assert not np.isfinite(models.llama_logits(llm, PROMPT * 3)).all()
     llm.clear()
     assert same(outputs(llm), outputs(load_plain(tiny_bundle)))
