@@ -16,22 +16,18 @@ import llama_cpp
 import models
 import numpy as np
 import pytest
+from bad_vectors import bad_vectors
 from llama_cpp import _logger
 
 from tinylora_edge import (
     BaseMismatchError,
-    BasisMismatchError,
-    Bundle,
-    ChecksumError,
+    Bases,
     CorruptBasisError,
-    FrameError,
     MicroVector,
-    NonFiniteError,
-    VectorError,
     load_bundle,
     runtime,
-    save_basis,
 )
+from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.runtime import TinyLoraLlama
 
 PROMPT = list(b"one two three four")
@@ -98,19 +94,8 @@ def test_a_missing_part(tiny_bundle, tmp_path, part, engine_starts):
     assert engine_starts == []
 
 
-def test_bad_vectors_are_refused_before_the_engine_starts(tiny_bundle, basis, vector, engine_starts):
-    frame = vector.to_bytes(basis)
-    nan = np.full(basis.size, np.nan, "<f4").tobytes()
-    flipped = bytes([*frame[:-1], frame[-1] ^ 1])
-    named = bytes([frame[0], frame[1] ^ 1, *frame[2:]])
-    for error, data in (
-        (FrameError, b""),
-        (FrameError, frame[:-2]),
-        (ChecksumError, flipped),
-        (BasisMismatchError, named),
-        (NonFiniteError, nan),
-        (VectorError, MicroVector(np.zeros((basis.groups + 1, basis.u), np.float32))),
-    ):
+def test_bad_vectors_are_refused_before_the_engine_starts(tiny_bundle, basis, engine_starts):
+    for error, data in bad_vectors(basis):
         with pytest.raises(error):
             runtime.load(tiny_bundle, data)
     assert engine_starts == []
@@ -135,16 +120,17 @@ def test_a_basis_for_another_base(tiny_bundle, tmp_path, architecture, options, 
 
 @pytest.mark.parametrize("change", ["experts", "fewer inputs", "more outputs"])
 def test_factors_of_another_shape_than_the_base(tiny_bundle, tmp_path, basis, change, engine_starts):
-    a, b = list(basis.a), list(basis.b)
+    a, b = list(basis.factors.a), list(basis.factors.b)
     if change == "experts":
         a[3], b[3] = a[3][None], b[3][None]
     elif change == "fewer inputs":
         a[3] = a[3][:, :-1]
     else:
         b[3] = np.concatenate([b[3], b[3][:1]])
-    forged = replace(basis, a=tuple(a), b=tuple(b))
+    listed = load_bundle(tiny_bundle).bases.fingerprints
+    forged = Bases(replace(basis.factors, a=tuple(a), b=tuple(b)), (), listed)
     shutil.copy(tiny_bundle / "base.gguf", tmp_path / "x.gguf")
-    save_basis(forged, tmp_path / "x.basis.gguf")
+    save_bases(forged, tmp_path / "x.basis.gguf")
     with pytest.raises(BaseMismatchError, match=r"x\.gguf: .* has shape .* but shape .* in the base"):
         runtime.load(tmp_path / "x.gguf")
     assert engine_starts == []
@@ -163,12 +149,13 @@ def test_a_base_or_a_basis_that_is_damaged(tiny_bundle, tmp_path, engine_starts)
     assert engine_starts == []
 
 
-def test_the_fingerprint_is_checked_against_every_listed_base(tiny_bundle, tmp_path, basis, load):
+def test_the_fingerprint_is_checked_against_every_listed_base(tiny_bundle, tmp_path, load):
+    bases = load_bundle(tiny_bundle).bases
     shutil.copy(tiny_bundle / "base.gguf", tmp_path / "x.gguf")
-    listed = ("0" * 64, *basis.base_fingerprints)
-    save_basis(replace(basis, base_fingerprints=listed), tmp_path / "x.basis.gguf")
-    assert load(tmp_path / "x.gguf").basis.digest == basis.digest
-    assert load_bundle(tmp_path / "x.gguf").check_base() == basis.base_fingerprints[0]
+    listed = ("0" * 64, *bases.fingerprints)
+    save_bases(Bases(bases.factors, (), listed), tmp_path / "x.basis.gguf")
+    assert load(tmp_path / "x.gguf").bases.factors.digest == bases.factors.digest
+    assert load_bundle(tmp_path / "x.gguf").check_base() == bases.fingerprints[0]
 
 
 # What it needs
@@ -178,7 +165,7 @@ def test_generating_imports_no_heavy_package(tiny_bundle):
     code = (
         "import sys\nfrom tinylora_edge import MicroVector, runtime\n"
         "llm = runtime.load(sys.argv[1], n_ctx=64)\n"
-        "llm.swap(MicroVector.random(llm.bases.basis(numbers=13), 0.5))\nllm('x', max_tokens=2)\nllm.close()\n"
+        "llm.swap(MicroVector.random(llm.bases.basis(rank=8), 0.5))\nllm('x', max_tokens=2)\nllm.close()\n"
         "print(sorted({'torch', 'transformers', 'onnx', 'scipy', 'safetensors'} & set(sys.modules)))"
     )
     done = subprocess.run(

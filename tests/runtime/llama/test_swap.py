@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import models
 import numpy as np
 import pytest
 import smollm2
+import support
+from bad_vectors import bad_vectors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llama_cpp import LlamaDiskCache, LlamaRAMCache
 
 from tinylora_edge import (
-    BasisMismatchError,
-    ChecksumError,
     FrameError,
     MicroVector,
-    NonFiniteError,
     Policy,
     RollbackError,
     VectorError,
-    load_bundle,
 )
 
 PROMPT = list(b"one two three four")
@@ -31,8 +31,8 @@ def llm(load, tiny_bundle):
     return load(tiny_bundle)
 
 
-def vectors(basis, count=3, norm=0.5):
-    return [MicroVector.random(basis, norm, seed=seed) for seed in range(count)]
+def vectors(bases, norm=0.5):
+    return [MicroVector.random(basis, norm, seed=seed) for seed, basis in enumerate(support.each_size(bases))]
 
 
 def outputs(llm, texts=TEXTS):
@@ -53,8 +53,8 @@ def test_real_base_is_that_of_plain_llama_cpp_bit_for_bit(smollm2_bundle, load, 
     prompt = smollm2.tokenize(smollm2_bundle / "base.gguf", [smollm2.PROMPTS[2]])[0]
     expected = models.llama_logits(load_plain(smollm2_bundle), prompt)
     llm = load(smollm2_bundle)
-    zeros = MicroVector.zeros(llm.bases.basis(numbers=13))
-    vector = MicroVector.random(llm.bases.basis(numbers=13), 0.3)
+    basis = llm.bases.basis(numbers=13)
+    zeros, vector = MicroVector.zeros(basis), MicroVector.random(basis, 0.3)
 
     without_vector = models.llama_logits(llm, prompt)
     llm.swap(vector)
@@ -62,7 +62,7 @@ def test_real_base_is_that_of_plain_llama_cpp_bit_for_bit(smollm2_bundle, load, 
     llm.swap(zeros)
     zero = models.llama_logits(llm, prompt)
     llm.swap(vector)
-    llm.swap(zeros.to_bytes(llm.bases.basis(numbers=13)))
+    llm.swap(zeros.to_bytes(basis))
     zero_bytes = models.llama_logits(llm, prompt)
     llm.swap(vector)
     models.llama_logits(llm, prompt)
@@ -78,23 +78,16 @@ def test_real_base_is_that_of_plain_llama_cpp_bit_for_bit(smollm2_bundle, load, 
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_zero_vector_is_the_base(llm, load_plain, tiny_bundle, zero):
     expected = outputs(load_plain(tiny_bundle))
-    llm.swap(vectors(llm.bases.basis(numbers=13))[0])
-    assert not same(outputs(llm), expected)
-    llm.swap(
-        MicroVector(
-            np.full((llm.bases.basis(numbers=13).groups, llm.bases.basis(numbers=13).u), zero, np.float32)
-        )
-    )
-    assert same(outputs(llm), expected)
-    assert llm.vector is not None
+    for vector in vectors(llm.bases):
+        llm.swap(vector)
+        assert not same(outputs(llm), expected)
+        llm.swap(MicroVector(np.full_like(vector.values, zero)))
+        assert same(outputs(llm), expected)
+        assert llm.vector is not None
 
 
 def test_clearing_after_a_vector_that_overflowed_gives_the_base(llm, load_plain, tiny_bundle):
-    llm.swap(
-        MicroVector(
-            np.full((llm.bases.basis(numbers=13).groups, llm.bases.basis(numbers=13).u), 3e38, np.float32)
-        )
-    )
+    llm.swap(MicroVector(np.full(13, 1e30, np.float32)))
     assert not np.isfinite(models.llama_logits(llm, PROMPT * 3)).all()
     llm.clear()
     assert same(outputs(llm), outputs(load_plain(tiny_bundle)))
@@ -104,19 +97,19 @@ def test_clearing_after_a_vector_that_overflowed_gives_the_base(llm, load_plain,
 
 
 def test_swap_takes_and_returns_vectors_in_every_form(llm, load, tiny_bundle):
-    (vector,) = vectors(llm.bases.basis(numbers=13), 1)
-    data = vector.to_bytes(llm.bases.basis(numbers=13))
-    expected = outputs(load(tiny_bundle, vector))
-    for form in (vector, data, bytearray(data), memoryview(data)):
-        llm.clear()
-        assert llm.swap(form) == vector
-        assert llm.vector == vector
-        assert same(outputs(llm), expected)
+    for vector in vectors(llm.bases):
+        data = vector.to_bytes(llm.bases.of(vector))
+        expected = outputs(load(tiny_bundle, vector))
+        for form in (vector, data, bytearray(data), memoryview(data)):
+            llm.clear()
+            assert llm.swap(form) == vector
+            assert llm.vector == vector
+            assert same(outputs(llm), expected)
 
 
 OPERATIONS = st.lists(
     st.one_of(
-        st.tuples(st.sampled_from(["swap", "using"]), st.integers(0, 2)),
+        st.tuples(st.sampled_from(["swap", "using"]), st.integers(0, 4)),
         st.tuples(st.sampled_from(["generate", "complete", "stream", "eval"]), st.sampled_from(TEXTS)),
         st.tuples(st.sampled_from(["clear", "refuse"]), st.none()),
     ),
@@ -127,7 +120,7 @@ OPERATIONS = st.lists(
 def perform(llm, choices, operation, argument):
     match operation:
         case "swap":
-            llm.swap(choices[argument].to_bytes(llm.bases.basis(numbers=13)))
+            llm.swap(choices[argument].to_bytes(llm.bases.of(choices[argument])))
             return choices[argument]
         case "clear":
             llm.clear()
@@ -154,13 +147,12 @@ def perform(llm, choices, operation, argument):
 
 @pytest.mark.parametrize("cached", [False, True], ids=["no cache", "LlamaRAMCache"])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(operations=OPERATIONS, last=st.integers(-1, 2))
-def test_any_sequence_of_exchanges_ends_as_a_fresh_load(load, tiny_bundle, kind, cached, operations, last):
-    bundle = tiny_bundle[kind]
-    llm = load(bundle)
+@given(operations=OPERATIONS, last=st.integers(-1, 4))
+def test_any_sequence_of_exchanges_ends_as_a_fresh_load(load, tiny_bundle, cached, operations, last):
+    llm = load(tiny_bundle)
     if cached:
         llm.set_cache(LlamaRAMCache())
-    choices = vectors(llm.bases.basis(numbers=13))
+    choices = vectors(llm.bases)
     expected = None
     for operation, argument in operations:
         now = perform(llm, choices, operation, argument)
@@ -168,7 +160,7 @@ def test_any_sequence_of_exchanges_ends_as_a_fresh_load(load, tiny_bundle, kind,
         assert llm.vector == expected
     perform(llm, choices, *(("clear", None) if last < 0 else ("swap", last)))
 
-    fresh = load(bundle, None if last < 0 else choices[last])
+    fresh = load(tiny_bundle, None if last < 0 else choices[last])
     if cached:
         fresh.set_cache(LlamaRAMCache())
     assert same(outputs(llm), outputs(fresh))
@@ -181,7 +173,7 @@ def test_any_sequence_of_exchanges_ends_as_a_fresh_load(load, tiny_bundle, kind,
 
 def test_a_cache_with_states_of_another_vector_does_no_harm(llm, load, tiny_bundle, tmp_path):
     cache = LlamaDiskCache(str(tmp_path / "cache"))
-    first, second, _ = vectors(llm.bases.basis(numbers=13))
+    first, second, *_ = vectors(llm.bases)
     llm.swap(first)
     llm.set_cache(cache)
     llm(TEXTS[0], max_tokens=6, temperature=0.0)
@@ -194,7 +186,7 @@ def test_a_cache_with_states_of_another_vector_does_no_harm(llm, load, tiny_bund
 def test_a_swap_empties_the_cache_and_a_refused_one_keeps_it(llm):
     cache = LlamaRAMCache()
     llm.set_cache(cache)
-    for exchange in (lambda: llm.swap(vectors(llm.bases.basis(numbers=13))[0]), llm.clear):
+    for exchange in (lambda: llm.swap(vectors(llm.bases)[0]), llm.clear):
         llm(TEXTS[0], max_tokens=2, temperature=0.0)
         with pytest.raises(FrameError):
             llm.swap(b"")
@@ -208,10 +200,10 @@ def test_a_swap_empties_the_cache_and_a_refused_one_keeps_it(llm):
 
 def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp_path):
     rng = np.random.default_rng(5)
-    module, n_out = "output.weight", models.VOCABULARY  # a matrix that the basis leaves alone
+    module, n_out = "output.weight", models.VOCABULARY  # a matrix without factors
     pairs = {module: (rng.normal(size=(4, 64)) / 4, rng.normal(size=(n_out, 4)) / 4)}
     lora = models.write_lora(tmp_path / "lora.gguf", "llama", pairs, alpha=4.0)
-    (vector,) = vectors(llm.bases.basis(numbers=13), 1)
+    vector = vectors(llm.bases)[-1]  # of another rank than the LoRA
     options = {"lora_path": str(lora), "lora_scale": 0.5}
     plain = outputs(load_plain(tiny_bundle, **options))
     assert not same(plain, outputs(llm))
@@ -224,7 +216,7 @@ def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp
     llm.swap(vector)
     assert not same(both, outputs(llm))
     assert same(both, outputs(load(tiny_bundle, vector, **options)))
-    with_lora.swap(MicroVector.zeros(llm.bases.basis(numbers=13)))
+    with_lora.swap(MicroVector.zeros(llm.bases.basis(rank=8)))
     assert same(outputs(with_lora), plain)
     with_lora.swap(vector)
     with_lora.clear()
@@ -234,25 +226,12 @@ def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp
 # Refused vectors
 
 
-def test_refused_vectors_change_nothing(smollm2_bundle, tiny_bundle, load):
-    llm, other = load(smollm2_bundle), load_bundle(tiny_bundle).basis(numbers=13)
-    basis, prompt = llm.bases.basis(numbers=13), llm.tokenize(b"The sea is")
-    good = MicroVector.random(basis, 0.4, seed=9)
-    frame, raw, nan = good.to_bytes(basis), good.to_bytes(basis, tag=None), good.values.copy()
-    nan[-1, 0] = np.nan
-    before = llm.swap(MicroVector.random(basis, 0.3, seed=4))
+def test_refused_vectors_change_nothing(smollm2_bundle, load):
+    llm = load(smollm2_bundle)
+    prompt = llm.tokenize(b"The sea is")
+    before = llm.swap(MicroVector.random(llm.bases.basis(rank=8), 0.3, seed=4))
     expected = models.llama_logits(llm, prompt)
-    for error, vector in (
-        (FrameError, b""),
-        (VectorError, frame[: len(frame) // 2]),
-        (VectorError, frame[: len(raw)]),  # cut to the length of a raw payload
-        (FrameError, frame + b"\0\0"),
-        (FrameError, bytes(1_000_000)),
-        (ChecksumError, frame[:-1] + bytes([frame[-1] ^ 1])),
-        (NonFiniteError, nan.astype("<f4").tobytes()),
-        (BasisMismatchError, MicroVector.random(other, 0.4).to_bytes(other)),
-        (VectorError, MicroVector(np.zeros((1, 1), np.float32))),
-    ):
+    for error, vector in bad_vectors(llm.bases.basis(numbers=13)):
         with pytest.raises(error):
             llm.swap(vector)
         with pytest.raises(error), llm.using(vector):
@@ -263,13 +242,14 @@ def test_refused_vectors_change_nothing(smollm2_bundle, tiny_bundle, load):
 
 def test_the_policy_guards_every_swap(tiny_bundle, load):
     llm = load(tiny_bundle, policy=Policy(require="checksum", max_norm=1.0))
-    basis = llm.bases.basis(numbers=13)
-    new, old = (MicroVector(vectors(basis)[0].values, sequence=sequence) for sequence in (7, 6))
+    basis = llm.bases.basis(rank=2)
+    vector = MicroVector.random(basis, 0.9)  # whose norm is that of R
+    new, old = (replace(vector, sequence=sequence) for sequence in (7, 6))
     llm.swap(new.to_bytes(basis))
     expected = models.llama_logits(llm, PROMPT)
     refused = {
         RollbackError: old.to_bytes(basis),
-        ChecksumError: new.to_bytes(basis, tag=None),
+        FrameError: new.to_bytes(basis, tag=None),
         VectorError: MicroVector.random(basis, 1.5).to_bytes(basis),
     }
     for error, data in refused.items():
@@ -277,5 +257,8 @@ def test_the_policy_guards_every_swap(tiny_bundle, load):
             llm.swap(data)
         assert llm.vector == new
         assert np.array_equal(models.llama_logits(llm, PROMPT), expected)
+    smaller = llm.bases.basis(numbers=13)  # numbers and projection are no way around the sequence
+    with pytest.raises(RollbackError):
+        llm.swap(MicroVector(np.full(13, 0.01, np.float32), sequence=6).to_bytes(smaller))
     llm.swap(new.to_bytes(basis))  # the same frame again is no rollback
     llm.swap(old.to_bytes(basis, stream="another user"), stream="another user")
