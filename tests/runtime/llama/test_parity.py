@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import llama_cpp
 import models
 import numpy as np
@@ -9,10 +11,10 @@ import pytest
 import smollm2
 import support
 
-from tinylora_edge import MicroVector, load_bundle
+from tinylora_edge import MicroVector
 
 FULL_PRECISION = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
-NORM = 0.3
+NORM = 3.0  # of R
 AGREEMENT = 1e-3  # of the largest change that the vector makes; the project promises 1e-2
 
 
@@ -23,55 +25,48 @@ def prompts(smollm2_gguf):
 
 @pytest.fixture(scope="module")
 def base_in_torch(smollm2_gguf, prompts):
-    model = smollm2.in_torch(smollm2_gguf)
+    return in_torch(smollm2.in_torch(smollm2_gguf), prompts)
+
+
+def in_torch(model, prompts):
     return [models.torch_logits(model, tokens) for tokens in prompts]
 
 
-def in_torch(gguf, basis, vector, prompts):
-    with models.merged(smollm2.in_torch(gguf), basis, vector) as model:
-        return [models.torch_logits(model, tokens) for tokens in prompts]
+def of_norm(basis, norm):
+    vector = MicroVector.random(basis, 1.0, seed=1)
+    return MicroVector(vector.values * np.float32(norm / np.linalg.norm(basis.R(vector))), basis=basis.digest)
 
 
 def in_llama(llm, prompts):
     return [models.llama_logits(llm, tokens) for tokens in prompts]
 
 
-def test_f32_base_equals_torch(load, f32_bundles, prompts, base_in_torch):
+def test_f32_base_equals_torch(load, f32_bundle, prompts, base_in_torch):
     """Without this the tests below would say little."""
-    ours = in_llama(load(f32_bundles["tiled"], **FULL_PRECISION), prompts)
+    ours = in_llama(load(f32_bundle, **FULL_PRECISION), prompts)
     assert smollm2.worst_difference(ours, base_in_torch) < 1e-3
 
 
-@pytest.mark.parametrize("projection", ["random", "learned"])
-def test_vector_equals_merged_weights(
-    projection, load, smollm2_gguf, f32_bundles, prompts, base_in_torch, record_property, tmp_path
+def test_vectors_of_every_size_equal_merged_weights(
+    load, smollm2_gguf, f32_bundle, prompts, base_in_torch, record_property
 ):
-    folder = f32_bundles["tiled"]
-    if projection == "learned":
-        basis = support.learned_forms(load_bundle(folder / "basis.gguf"), scale=0.7)["tiled"]
-        folder = support.bundle_with(basis, folder / "base.gguf", tmp_path / "learned")
-    llm = load(folder, **FULL_PRECISION)
-    vector = MicroVector.random(llm.bases.basis(numbers=13), NORM, seed=1)
-    expected = in_torch(smollm2_gguf, llm.bases.basis(numbers=13), vector, prompts)
-    change = smollm2.worst_difference(expected, base_in_torch)
-    assert change > 1  # the vector moves the model far more than rounding does
-    llm.swap(vector)
-    share = smollm2.worst_difference(in_llama(llm, prompts), expected) / change
-    report(record_property, f"{projection}: {share:.2g} of the largest change ({change:.3g})")
-    assert share <= AGREEMENT
-
-
-def test_greedy_tokens_equal_merged_weights(kind, load, smollm2_gguf, f32_bundles, prompts):
-    """Token by token: torch's first choice after each prefix that the runtime generated."""
-    llm = load(f32_bundles[kind], **FULL_PRECISION)
-    vector = MicroVector.random(llm.bases.basis(numbers=13), NORM, seed=2)
+    """Logits, and token by token torch's first choice after each prefix that the runtime generated."""
+    llm = load(f32_bundle, **FULL_PRECISION)
     plain = models.llama_greedy(llm, prompts[0], 20)
-    llm.swap(vector)
-    generated = models.llama_greedy(llm, prompts[0], 20)
-    assert generated != plain
-    with models.merged(smollm2.in_torch(smollm2_gguf), llm.bases.basis(numbers=13), vector) as model:
-        logits = models.torch_logits(model, prompts[0] + generated)
-    assert logits[len(prompts[0]) - 1 : -1].argmax(axis=1).tolist() == generated
+    for basis in support.each_size(llm.bases):
+        vector = of_norm(basis, NORM)
+        llm.swap(vector)
+        ours, generated = in_llama(llm, prompts), models.llama_greedy(llm, prompts[0], 20)
+        with models.merged(smollm2.in_torch(smollm2_gguf), basis, vector) as model:
+            expected = in_torch(model, prompts)
+            logits = models.torch_logits(model, prompts[0] + generated)
+        change = smollm2.worst_difference(expected, base_in_torch)
+        assert change > 1  # the vector moves the model far more than rounding does
+        share = smollm2.worst_difference(ours, expected) / change
+        report(record_property, f"{basis.size}: {share:.2g} of the largest change ({change:.3g})")
+        assert share <= AGREEMENT
+        assert generated != plain
+        assert logits[len(prompts[0]) - 1 : -1].argmax(axis=1).tolist() == generated
 
 
 def test_on_a_quantized_base_the_error_is_the_noise_of_its_activations(
@@ -79,14 +74,15 @@ def test_on_a_quantized_base_the_error_is_the_noise_of_its_activations(
 ):
     llm = load(smollm2_bundle)
     error, noise = [], []
-    for seed in (11, 12):
-        vector = MicroVector.random(llm.bases.basis(numbers=13), NORM, seed=seed)
-        exact = in_torch(smollm2_gguf, llm.bases.basis(numbers=13), vector, prompts)
+    for basis in (llm.bases.basis(numbers=13), llm.bases.basis(rank=8)):
+        vector = of_norm(basis, NORM)
+        with models.merged(smollm2.in_torch(smollm2_gguf), basis, vector) as model:
+            exact = in_torch(model, prompts)
         llm.swap(vector)
         ours = in_llama(llm, prompts)
         error += [smollm2.kl_divergence(p, q) for p, q in zip(ours, exact, strict=True)]
         for factor in (1 + 1e-6, 1 - 1e-6):
-            llm.swap(MicroVector(vector.values * np.float32(factor)))
+            llm.swap(replace(vector, values=vector.values * np.float32(factor)))
             near = in_llama(llm, prompts)
             noise += [smollm2.kl_divergence(p, q) for p, q in zip(ours, near, strict=True)]
     report(record_property, f"KL(ours || exact) {np.mean(error):.2g}, noise floor {np.mean(noise):.2g}")
