@@ -93,7 +93,7 @@ def test_on_the_real_model(load: Callable[..., TinyLoraLlama], smollm2_bundle: P
     llm = load(smollm2_bundle, n_ctx=64)
     general = [sample for sample in load_general() if sample.data["kind"] == "fact"][:4]
     basis = llm.bases.basis(numbers=13)
-    vectors = MicroVector.zeros(basis), MicroVector.random(basis, 0.3, seed=1)
+    vectors = MicroVector.zeros(basis), MicroVector.random(basis, 1.0, seed=1)
     zero, long = (measure_drift(llm, vector, general) for vector in vectors)
     llm.close()
     assert zero.kl == 0
