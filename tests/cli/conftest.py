@@ -154,11 +154,15 @@ def tiny_chat_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def vectors(basis: Basis, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, MicroVector]]:
+def vectors(
+    basis: Basis, smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, MicroVector]]:
+    """Two of the real model, with their files: one of 13 numbers, and one of 840."""
+    whole = load_bundle(smollm2_bundle).basis(rank=2)
     directory = tmp_path_factory.mktemp("vectors")
     made = {}
-    for name, seed in (("one", 0), ("two", 8)):
-        vector = MicroVector.random(basis, 0.3, seed=seed, dtype="bf16")
-        (directory / f"{name}.bin").write_bytes(vector.to_bytes(basis))
+    for name, each, norm in (("one", basis, 1.0), ("two", whole, 6.0)):
+        vector = MicroVector.random(each, norm, dtype="bf16")
+        (directory / f"{name}.bin").write_bytes(vector.to_bytes(each))
         made[name] = (directory / f"{name}.bin", vector)
     return made

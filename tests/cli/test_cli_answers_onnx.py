@@ -22,7 +22,7 @@ def bundle() -> Path:
 def vector(bundle: Path, tmp_path: Path) -> tuple[Path, MicroVector]:
     (made,) = onnx_bundles.vectors(bundle, 1)
     path = tmp_path / "v.bin"
-    path.write_bytes(made.to_bytes(runtime.OnnxSession(bundle).basis))
+    path.write_bytes(made.to_bytes(onnx_bundles.basis(bundle)))
     return path, made
 
 

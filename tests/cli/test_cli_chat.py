@@ -22,7 +22,7 @@ import pytest
 import support
 from invocation import COMMAND, Cli, write_vector
 
-from tinylora_edge import MicroVector, load_basis, runtime
+from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.cli.chat import given
 from tinylora_edge.exporters import export_gguf
 
@@ -44,7 +44,7 @@ def test_chat_in_a_pipe(process: Cli, smollm2_bundle: Path, answer: Callable[...
     assert result.code == 0
     assert result.stdout == "\n".join([a, b, c, d, ""])
     assert result.stderr.splitlines() == [
-        f"vector: 13 bf16 values, norm {second.norm:.4g}, sequence 1",
+        f"vector: 840 bf16 values, norm {second.norm:.4g}, sequence 1",
         "the base, without a vector",
         "the conversation is forgotten",
     ]
@@ -184,7 +184,7 @@ def test_a_like_moves_the_vector_and_it_can_be_saved(
         "learned from 2 clicks",
         "learned from 1 click",
     ]
-    basis = load_basis(tiny_chat_bundle / "basis.gguf")
+    basis = load_bundle(tiny_chat_bundle).basis(numbers=13)
     start, moved, other = (
         MicroVector.from_bytes(path.read_bytes(), basis).values for path in (first, second, third)
     )

@@ -47,7 +47,7 @@ def test_run_as_json(
     record = cli("run", smollm2_bundle, PROMPT, "--vector", path, *SHORT, "--json").record()
     assert record["text"] == answer(vector, PROMPT)
     assert record["finish_reason"] == "length"
-    assert record["basis_digest"] == basis.digest
+    assert record["vector"]["basis"] == basis.digest
     assert record["vector"]["values"] == vector.values.tolist()
     record = cli("run", smollm2_bundle, PROMPT, "--threads", 1, "--json").record()
     assert (record["finish_reason"], record["vector"]) == ("stop", None)
@@ -69,11 +69,6 @@ def test_a_prompt_that_is_none(cli: Cli, tiny_bundle: Path) -> None:
     cli(*run, "Hello", "--system", "\udcff", *SHORT).refused("the system message is not UTF-8")
 
 
-def test_a_raw_vector_is_applied_with_a_warning(
-    cli: Cli, smollm2_bundle: Path, answer: Callable[..., str]
-) -> None:
-    result = cli("run", smollm2_bundle, PROMPT, "--vector", "-", *SHORT, stdin=bytes(52))
-    assert result.code == 0
-    assert result.stdout == answer(None, PROMPT) + "\n"
-    assert result.stderr.startswith("warning: a raw payload")
-    assert result.stderr.count("\n") == 1
+def test_a_raw_vector_says_no_basis(cli: Cli, tiny_bundle: Path) -> None:
+    run = cli("run", tiny_bundle, PROMPT, "--vector", "-", *SHORT, stdin=bytes(52))
+    run.refused("52 bytes are no frame, and a raw payload says neither basis nor sequence")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from invocation import Cli, on_a_terminal
 
-from tinylora_edge import MicroVector, load_basis
+from tinylora_edge import MicroVector, load_bundle
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,10 @@ def test_tune_writes_a_frame_and_its_story(
     )  # fmt: skip
     assert ran.code == 0, ran.stderr
     record = json.loads(ran.stdout)
-    basis = load_basis(tiny_bundle / "basis.gguf")
+    basis = load_bundle(tiny_bundle).basis(numbers=13)
     vector = MicroVector.from_bytes(out.read_bytes(), basis)
     assert (vector.dtype, vector.sequence) == ("fp32", 1)
-    assert vector.values.reshape(-1).tolist() == record["values"]
+    assert vector.values.tolist() == record["values"]
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
     assert manifest["basis"] == basis.digest
     assert manifest["held_out"] == record["held_out"]
@@ -92,8 +92,26 @@ def test_an_interrupted_run_goes_on(
     assert not state.exists()
 
 
+def test_as_many_numbers_as_are_asked_for_or_the_start_has(
+    cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path
+) -> None:
+    command = ["tune", tiny_bundle, *task, "--no-evaluate", *OPTIONS, "--budget", "8ktokens", "-o"]
+    five, again = tmp_path / "five.bin", tmp_path / "again.bin"
+    ran = cli(*command, five, "--numbers", 5)
+    assert ran.code == 0, ran.stderr
+    assert five.stat().st_size == 7 + 5 * 4 + 4
+    cli(*command, again, "--start", five, "--numbers", 7).refused(
+        "and not of", load_bundle(tiny_bundle).basis(numbers=7).id
+    )
+    ran = cli(*command, again, "--start", five, "--json")
+    assert ran.code == 0, ran.stderr
+    assert len(json.loads(ran.stdout)["values"]) == 5
+
+
 def test_refusals_leave_nothing(cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path) -> None:
     command = ["tune", tiny_bundle, *task, "-o", tmp_path / "v.bin", *OPTIONS]
+    cli(*command, "--numbers", "56").refused("no projection has 56 numbers: these are all entries of rank 2")
+    cli(*command, "--numbers", "15").refused("no projection has 15 numbers", "tiled ones of 1 to 14")
     cli(*command, "--budget", "soon").refused("soon", "5m")
     cli(*command, "--budget", "9tokens").refused("9 tokens", "too small", "one step takes")
     cli(*command, "--resume").refused("no state", "v.bin.state")
