@@ -29,10 +29,11 @@ import scipy.sparse.linalg
 import torch
 from threadpoolctl import threadpool_limits
 
+from tinylora_edge.exporters import ExportSettings
 from tinylora_edge.factorization import truncated_svd
 from tinylora_edge.system import cores
 
-RANK, TOLERANCE = 2, 1e-3
+RANK, TOLERANCE = ExportSettings().rank, 1e-3
 MAX_BYTES, MAX_PASSES, MIN_SPEEDUP = 1.5e9, 6, 40
 
 # Anonymous memory is what the process owns; pages of mapped files are the system's cache.
@@ -72,8 +73,9 @@ if what == "plain":
 else:
     report = Export(model, output, base=base, workers=int(workers)).run()
     quality = report.quality
-    found = {"passes": quality.passes, "matrices": len(report.basis.modules), "residual": quality.residual,
-             "unconverged": len(quality.unconverged), "digest": report.basis.digest}
+    found = {"passes": quality.passes, "matrices": len(report.bases.factors.modules),
+             "residual": quality.residual, "unconverged": len(quality.unconverged),
+             "digest": report.bases.factors.digest}
 seconds = time.perf_counter() - start
 done.set()
 watcher.join()

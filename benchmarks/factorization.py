@@ -1,11 +1,11 @@
-"""How long it takes to get the rank-2 factors of every linear layer of a real model, and how exact they are.
+"""How long it takes to get the rank-8 factors of every linear layer of a real model, and how exact they are.
 
 Six contestants work on the 210 modules of SmolLM2-135M (Q4_1), interleaved in one process:
 
 * ours: read the GGUF, dequantize and factorize, from a closed file to factors;
 * our whole export: that, plus the digest, the side tensors on disk and the manifest;
 * our factorization alone, on the float32 matrices that the last two get;
-* PEFT: `get_peft_model` with TinyLoraConfig(r=2) on the transformers model; loading it is not counted;
+* PEFT: `get_peft_model` with TinyLoraConfig(r=8) on the transformers model; loading it is not counted;
 * torch.svd_lowrank and scipy's svds on float32 matrices that they get for free; each gets, module by
   module, the cheapest setting that reaches our residual, and the search for it is not counted.
 """
@@ -33,13 +33,13 @@ from _subjects import smollm2
 from numpy.typing import NDArray
 from peft.tuners.tinylora.layer import TinyLoraLayer
 
-from tinylora_edge.exporters import export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.factorize import one_blas_thread
 from tinylora_edge.exporters.weights.gguf import GGUFWeights
 from tinylora_edge.factorization import truncated_svd
 from tinylora_edge.modules import canonical_order
 
-RANK = 2
+RANK = ExportSettings().rank
 TOLERANCE = 1e-3
 OVERSAMPLED = RANK + 4  # the block that truncated_svd uses, and svd_lowrank's own default
 MAX_NITER = 4096
