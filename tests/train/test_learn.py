@@ -1,18 +1,18 @@
-"""Learning a basis: what behaviours share, against what is planted; and on the real model, in small."""
+"""Learning directions: what behaviours share, against what is planted; and on the real model, in small."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import support
 import torch
 
-from tinylora_edge import Basis, TrainError, load_basis, runtime, save_basis
+from tinylora_edge import TrainError, load_bundle, runtime
 from tinylora_edge.tasks.behaviours import Behaviour
-from tinylora_edge.train.distill import directions_of, distill
+from tinylora_edge.train.distill import distill
 from tinylora_edge.train.learn import (
     Learned,
     LearnSettings,
@@ -115,7 +115,7 @@ def run(bundle: Path, folder: Path, **options: Any) -> Learned:
 def learned(
     smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Learned, Path, list[Any]]:
-    """A basis, the folder that it was learned in, and what was reported. The run was interrupted once."""
+    """What was learned, the folder that it was learned in, and what was reported. The run was interrupted once."""
     folder, figures = tmp_path_factory.mktemp("learned") / "sub" / "folder", []
 
     def stop(row: dict[str, Any]) -> None:
@@ -130,20 +130,14 @@ def learned(
 
 @pytest.fixture
 def learned_bundle(smollm2_bundle: Path, learned: tuple[Learned, Path, list[Any]], tmp_path: Path) -> Path:
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    (bundle / "base.gguf").symlink_to(smollm2_bundle / "base.gguf")
-    save_basis(learned[0].basis, bundle / "basis.gguf")
-    return bundle
+    bases = load_bundle(smollm2_bundle).bases.with_projection(learned[0].projection)
+    return support.rebased(smollm2_bundle, bases, tmp_path / "bundle")
 
 
-def test_what_is_learned_is_a_basis_of_the_same_factors(smollm2_bundle, learned):
-    made, before = learned[0].basis, load_basis(smollm2_bundle / "basis.gguf")
-    assert (made.projection, made.u, made.groups, made.size) == ("explicit", 2, 1, 2)
-    assert made.modules == before.modules
-    assert made.base_fingerprints == before.base_fingerprints
-    assert all(np.array_equal(x, y) for x, y in zip((*made.a, *made.b), (*before.a, *before.b), strict=True))
-    assert made.digest != before.digest
+def test_what_is_learned_acts_on_the_leading_two_directions(smollm2_bundle, learned):
+    made = learned[0].projection
+    assert (made.kind, made.size, made.rank) == ("learned", 2, 2)
+    assert made.modules == load_bundle(smollm2_bundle).factors.modules
     assert made.prior_mean.shape == (2,)
 
 
@@ -152,7 +146,7 @@ def test_a_unit_of_a_direction_is_a_unit_of_effect(learned):
     slopes = [np.load(path) for path in sorted(folder.glob("*.npz"))]
     scores = np.concatenate([each["score"].reshape(-1, 840) for each in slopes])
     fisher = information(scores, sum(int(each["tokens"].sum()) for each in slopes))
-    flat = directions_of(made.basis).reshape(2, -1).astype(np.float64)
+    flat = made.projection.stored.reshape(2, -1).astype(np.float64)
     np.testing.assert_allclose(flat @ fisher @ flat.T, np.eye(2), atol=1e-4)
 
 
@@ -169,18 +163,28 @@ def test_each_behaviour_is_reported_once_and_not_done_again(smollm2_bundle, lear
         ("french", 3, 3),
     ]
     again: list[Any] = []
-    assert run(smollm2_bundle, folder, report=again.append).basis.digest == made.basis.digest
+    assert (
+        run(smollm2_bundle, folder, report=again.append).projection.descriptor == made.projection.descriptor
+    )
     assert again == []
 
 
 def test_a_prompt_becomes_a_vector_that_the_deployed_model_runs(learned_bundle):
     found = distill(
-        learned_bundle, BEHAVIOURS[0], QUESTIONS, HELD_OUT, max_tokens=8, steps=6, dtype="fp32", workers=2
+        learned_bundle,
+        BEHAVIOURS[0],
+        QUESTIONS,
+        HELD_OUT,
+        numbers=2,
+        max_tokens=8,
+        steps=6,
+        dtype="fp32",
+        workers=2,
     )
     replacement = found.replacement
     assert replacement.share == 1 - replacement.after.sum() / replacement.before.sum()
     assert replacement.share > 0.05, "a direction of the pirate's was learned"
-    assert found.vector.values.shape == (1, 2)
+    assert found.vector.values.shape == (2,)
     assert (replacement.told, replacement.bare) == (23.5, 34.5), "the template has a system prompt of its own"
     assert [each.question for each in replacement.shown] == HELD_OUT
     with runtime.load(learned_bundle, found.vector, engine="llama", n_ctx=256, n_threads=2) as llm:
@@ -227,14 +231,6 @@ def test_what_cannot_be_learned_is_refused(smollm2_bundle, tmp_path, options, me
 def test_questions_are_divided(smollm2_bundle):
     with pytest.raises(TrainError, match="not 4 and 2 with 1 on both sides"):
         distill(smollm2_bundle, BEHAVIOURS[0], QUESTIONS, [HELD_OUT[0], QUESTIONS[0]])
-
-
-@pytest.mark.parametrize(("groups", "u"), [(3, 1), (2, 3), (1, 4)])
-def test_directions_of_a_basis_are_what_its_values_add_to_r(tiny_basis: Callable[..., Basis], groups, u):
-    basis = tiny_basis(groups=groups, u=u)
-    values = np.random.default_rng(0).standard_normal(basis.size).astype(np.float32)
-    summed = np.tensordot(values, directions_of(basis), 1)
-    np.testing.assert_allclose(summed, basis.R(values), rtol=1e-5, atol=1e-6)
 
 
 def test_a_device_is_named_or_found(
