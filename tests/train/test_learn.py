@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,17 @@ import pytest
 import support
 import torch
 
-from tinylora_edge import TrainError, load_bundle, runtime
+from tinylora_edge import (
+    BasisError,
+    Ed25519Signer,
+    Ed25519Verifier,
+    TrainError,
+    TrustError,
+    load_bundle,
+    runtime,
+)
+from tinylora_edge.exporters import add_projection
+from tinylora_edge.formats.signatures import check_bundle, sign_bundle
 from tinylora_edge.tasks.behaviours import Behaviour
 from tinylora_edge.train.distill import distill
 from tinylora_edge.train.learn import (
@@ -115,7 +127,7 @@ def run(bundle: Path, folder: Path, **options: Any) -> Learned:
 def learned(
     smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Learned, Path, list[Any]]:
-    """What was learned, the folder that it was learned in, and what was reported. The run was interrupted once."""
+    """What was learned, in which folder, and what was reported. The run was interrupted once."""
     folder, figures = tmp_path_factory.mktemp("learned") / "sub" / "folder", []
 
     def stop(row: dict[str, Any]) -> None:
@@ -231,6 +243,30 @@ def test_what_cannot_be_learned_is_refused(smollm2_bundle, tmp_path, options, me
 def test_questions_are_divided(smollm2_bundle):
     with pytest.raises(TrainError, match="not 4 and 2 with 1 on both sides"):
         distill(smollm2_bundle, BEHAVIOURS[0], QUESTIONS, [HELD_OUT[0], QUESTIONS[0]])
+
+
+def test_directions_are_added_to_a_signed_bundle_by_its_signer_alone(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    factors, signer = load_bundle(bundle).factors, Ed25519Signer(b"1" * 32)
+    sign_bundle(bundle, signer)
+    first, second = support.learned(factors, 5), support.learned(factors, 6)
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    for other in (None, Ed25519Signer(b"2" * 32)):
+        with pytest.raises(TrustError, match="signed by ed25519:|by ed25519:.* does not verify under"):
+            add_projection(bundle, first, signer=other)
+        assert before == {path.name: path.read_bytes() for path in bundle.iterdir()}
+    for each in (first, second):
+        basis = add_projection(bundle, each, {"behaviours": 7}, signer=signer)
+        found = load_bundle(bundle)
+        assert found.basis(numbers=each.size).digest == basis.digest
+        check_bundle(found, [Ed25519Verifier(signer.public_key)])
+    described = json.loads((bundle / "manifest.json").read_text())["basis"]
+    assert described["projections"] == [first.descriptor, second.descriptor]
+    assert described["learned"] == {"behaviours": 7}
+    with pytest.raises(BasisError, match="has the id .* of another one"):
+        add_projection(bundle, first, signer=signer)
 
 
 def test_a_device_is_named_or_found(
