@@ -254,7 +254,7 @@ def test_directions_are_added_to_a_signed_bundle_by_its_signer_alone(
     first, second = support.learned(factors, 5), support.learned(factors, 6)
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
     for other in (None, Ed25519Signer(b"2" * 32)):
-        with pytest.raises(TrustError, match="signed by ed25519:|by ed25519:.* does not verify under"):
+        with pytest.raises(TrustError, match=r"signed by ed25519:|by ed25519:.* does not verify under"):
             add_projection(bundle, first, signer=other)
         assert before == {path.name: path.read_bytes() for path in bundle.iterdir()}
     for each in (first, second):
@@ -265,7 +265,7 @@ def test_directions_are_added_to_a_signed_bundle_by_its_signer_alone(
     described = json.loads((bundle / "manifest.json").read_text())["basis"]
     assert described["projections"] == [first.descriptor, second.descriptor]
     assert described["learned"] == {"behaviours": 7}
-    with pytest.raises(BasisError, match="has the id .* of another one"):
+    with pytest.raises(BasisError, match=r"has the id .* of another one"):
         add_projection(bundle, first, signer=signer)
 
 
