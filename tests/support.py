@@ -160,6 +160,15 @@ def golden_frame(entry: dict[str, Any]) -> bytes:
     return frame(entry["digest"], payload, dtype="int8", sequence=7)
 
 
+def assert_golden(entry: dict[str, Any], what: str, found: bytes) -> None:
+    """Compare bytes with those of an entry of bases.json, or with their SHA-256 where they are many."""
+    whole = entry.get(f"{what}_hex", entry.get(f"{what}_hex_le_f32"))
+    if whole is None:
+        assert hashlib.sha256(found).hexdigest() == entry[f"{what}_sha256"], entry["descriptor"]
+    else:
+        assert found.hex() == whole, entry["descriptor"]
+
+
 def bundle_with(bases: Bases, base: Path, folder: Path) -> Path:
     """Make a bundle of a GGUF and side tensors, and return its folder."""
     folder.mkdir()

@@ -16,6 +16,7 @@ import pytest
 import support
 
 from tinylora_edge import (
+    Bases,
     BasisMismatchError,
     ChecksumError,
     Ed25519Signer,
@@ -32,8 +33,11 @@ from tinylora_edge import (
     VectorError,
 )
 
-BASIS = support.random_basis(groups=3)
-OTHER = support.random_basis(groups=3, seed=43)
+FACTORS = support.random_factors(3, kinds=("attn_q",))
+BASES = Bases(FACTORS)
+BASIS = BASES.basis(rank=1)
+"""R is v: its norm is that of v."""
+OTHER = support.random_basis(groups=3, rng=1)
 KEY, STRANGER = b"k" * 32, b"s" * 32
 MAC, SIGN = Hmac(KEY), Ed25519Signer(KEY)
 VERIFY = Ed25519Verifier(SIGN.public_key)
@@ -44,12 +48,12 @@ TAGS = {"crc32": ("crc32", ChecksumError), "hmac": (MAC, SignatureError), "ed255
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def vector(sequence: int = 0, values=(0.5, -0.25, 0.125)) -> MicroVector:
-    return MicroVector(np.array(values, np.float32)[:, None], "fp32", sequence)
+def vector(sequence: int = 0, values=(0.5, -0.25, 0.125), basis=BASIS) -> MicroVector:
+    return MicroVector(np.array(values, np.float32), "fp32", sequence, basis.digest)
 
 
 def crc(sequence: int = 0, basis=BASIS, stream: str = "") -> bytes:
-    return vector(sequence).to_bytes(basis, stream=stream)
+    return vector(sequence, basis=basis).to_bytes(basis, stream=stream)
 
 
 def damage(data: bytes, position: int = -1) -> bytes:
@@ -81,10 +85,33 @@ class TestForm:
 
 
 def test_a_digest_that_differs_behind_the_first_4_bytes_fails_the_tag():
-    twin = support.with_digest(support.random_basis(groups=3), BASIS.digest[:8] + "0" * 56)
+    twin = support.with_digest(support.random_basis(groups=3, rng=2), BASIS.digest[:8] + "0" * 56)
     for signer, error in TAGS.values():
         with pytest.raises(error):
-            Policy(keys=KEYS).check(vector().to_bytes(twin, signer), BASIS)
+            Policy(keys=KEYS).check(vector(basis=twin).to_bytes(twin, signer), BASIS)
+
+
+class TestBasis:
+    def test_a_frame_names_its_own_among_all_of_a_model(self):
+        for basis in map(BASES.__getitem__, BASES):
+            sent = MicroVector.random(basis, 0.5, seed=3)
+            assert Policy().check(sent.to_bytes(basis), BASES) == sent
+
+    def test_none_of_those(self):
+        with pytest.raises(BasisMismatchError, match=rf"{OTHER.id}, which is none of factors {BASES.id}"):
+            Policy().check(crc(basis=OTHER), BASES)
+        with pytest.raises(BasisMismatchError, match=rf"for basis {BASIS.id}, but the loaded basis is {OTHER.id}"):
+            Policy().check(crc(), OTHER)
+
+    def test_the_length_of_another_one(self):
+        data = bytearray(crc())
+        data[1:5] = bytes.fromhex(BASES.basis(rank=2).id)
+        with pytest.raises(FrameError, match="23 bytes, but 12 values in fp32 with CRC-32 take 59"):
+            Policy().check(bytes(data), BASES)
+
+    def test_a_raw_payload_names_none(self):
+        with pytest.raises(FrameError, match="12 bytes are no frame, and a raw payload says neither basis nor"):
+            Policy("none").check(FRAMES["none"], BASES)
 
 
 class TestTags:
@@ -157,8 +184,23 @@ class TestValues:
         data = vector(values=(3, 0, 4)).to_bytes(BASIS)
         assert Policy(max_norm=5).check(data, BASIS).norm == 5
         for each in (data, vector(values=(3, 0, 4)).to_bytes(BASIS, None)):
-            with pytest.raises(VectorError, match=r"norm is 5, .* at most 4.99"):
+            with pytest.raises(VectorError, match=r"norm 5, .* at most 4.99"):
                 Policy(max_norm=4.99).check(each, BASIS)
+
+    def test_the_norm_is_that_of_R_whatever_the_size(self):
+        policy = Policy(max_norm=5)
+        for basis in map(BASES.__getitem__, BASES):
+            unit = MicroVector.random(basis, 1)
+            scale = 5 / np.linalg.norm(basis.R(unit).astype(float))
+            for factor in (0.99, 1.01):
+                data = MicroVector(unit.values * np.float32(scale * factor)).to_bytes(basis)
+                if factor < 1:
+                    assert policy.check(data, BASES).basis == basis.digest
+                else:
+                    with pytest.raises(VectorError, match=r"norm 5\.0\d*, .* at most 5"):
+                        policy.check(data, BASES)
+        with pytest.raises(VectorError, match="norm 1001, .* at most 1000"):
+            Policy().check(vector(values=(1001, 0, 0)).to_bytes(BASIS), BASIS)
 
     @pytest.mark.parametrize("bound", [math.nan, -1, -math.inf, "1", None, np.float32("nan")])
     def test_what_bounds_nothing_is_refused(self, bound):
@@ -167,7 +209,7 @@ class TestValues:
 
 
 def accept(policy: Policy, sequence: int, basis=BASIS, **stream: str) -> None:
-    policy.record(policy.check(crc(sequence, basis, **stream), basis, **stream), basis, **stream)
+    policy.record(policy.check(crc(sequence, basis, **stream), basis, **stream), basis.factors, **stream)
 
 
 class TestSequences:
@@ -192,17 +234,17 @@ class TestSequences:
         policy = Policy(keys=[VERIFY])
         first, second = (vector(9, (x, 0, 0)).to_bytes(BASIS, SIGN) for x in (0.5, 0.25))
         checked, other = policy.check(first, BASIS), policy.check(second, BASIS)
-        policy.record(checked, BASIS)
-        policy.record(policy.check(first, BASIS), BASIS)
+        policy.record(checked, FACTORS)
+        policy.record(policy.check(first, BASIS), FACTORS)
         with pytest.raises(RollbackError, match=f"another vector with this sequence .* {VERIFY.id}"):
             policy.check(second, BASIS)
         with pytest.raises(RollbackError, match="another vector"):
-            policy.record(other, BASIS)
+            policy.record(other, FACTORS)
 
     def test_an_app_may_try_vectors_of_its_own_under_one_sequence(self):
         policy = Policy()
         for x in (0.5, 0.25, 0.5):
-            policy.record(policy.check(vector(1, (x, 0, 0)).to_bytes(BASIS), BASIS), BASIS)
+            policy.record(policy.check(vector(1, (x, 0, 0)).to_bytes(BASIS), BASIS), FACTORS)
         with pytest.raises(RollbackError):
             policy.check(crc(0), BASIS)
 
@@ -211,7 +253,7 @@ class TestSequences:
         older = policy.check(crc(2), BASIS)
         accept(policy, 9)
         with pytest.raises(RollbackError, match="sequence 2, but 9"):
-            policy.record(older, BASIS)
+            policy.record(older, FACTORS)
         with pytest.raises(RollbackError), policy.admit(crc(9), BASIS):
             accept(policy, 10)
 
@@ -222,7 +264,7 @@ class TestSequences:
 
         def record(found):
             try:
-                policy.record(found, BASIS)
+                policy.record(found, FACTORS)
             except RollbackError:
                 return False
             return True
@@ -231,9 +273,28 @@ class TestSequences:
             done = list(pool.map(record, checked))
         assert done[[found.sequence for found in checked].index(199)]
         assert not all(done)
-        assert policy.highest(BASIS) == 199
+        assert policy.highest(FACTORS) == 199
 
-    def test_streams_and_bases_are_apart(self):
+    def test_who_grows_is_not_set_back(self):
+        """A sequence is of factors, stream and key, whatever the projection; equal ones under a key too."""
+        policy, large = Policy(keys=[VERIFY]), BASES.basis(rank=2)
+        with policy.admit(vector(9).to_bytes(BASIS, SIGN), BASES):
+            pass
+        assert policy.highest(FACTORS, key=VERIFY.id) == 9
+
+        def grown(sequence: int) -> bytes:
+            made = MicroVector(np.zeros(12), "int8", sequence, large.digest)
+            return made.to_bytes(large, SIGN)
+
+        for sequence, said in ((8, "sequence 8, but 9"), (9, "another vector with this sequence")):
+            with pytest.raises(RollbackError, match=said):
+                policy.check(grown(sequence), BASES)
+        with policy.admit(grown(10), BASES) as found:
+            assert found.basis == large.digest
+        with pytest.raises(RollbackError, match="sequence 9, but 10"):
+            policy.check(vector(9).to_bytes(BASIS, SIGN), BASES)
+
+    def test_streams_and_factors_are_apart(self):
         policy = Policy()
         accept(policy, 9, stream="alice")
         accept(policy, 3, stream="bob")
@@ -248,7 +309,7 @@ class TestSequences:
         accept(policy, 9)
         with pytest.warns(UnauthenticatedVectorWarning):
             raw = policy.check(FRAMES["none"], BASIS)
-        policy.record(raw, BASIS)
+        policy.record(raw, FACTORS)
         with pytest.raises(RollbackError):
             policy.check(crc(8), BASIS)
 
@@ -339,7 +400,7 @@ class TestLastDays:
         clockless = Policy(keys=[MAC], today=None, state=tmp_path / "state")
         assert clockless.check(self.DATA, BASIS).sequence == 1
         told = Policy(keys=[MAC], today=date(2027, 1, 1), state=tmp_path / "state")
-        told.record(told.check(self.NEWER, BASIS), BASIS)
+        told.record(told.check(self.NEWER, BASIS), FACTORS)
         with pytest.raises(ExpiredError):
             clockless.check(self.DATA, BASIS)
 
@@ -373,11 +434,11 @@ class TestLastDays:
             policy.check(self.DATA, BASIS)
         accepted = policy.check(self.NEWER, BASIS)
         with pytest.raises(OSError, match="No space"):
-            policy.record(accepted, BASIS)
+            policy.record(accepted, FACTORS)
 
     def test_what_has_no_last_day_writes_no_day(self, tmp_path):
         policy = Policy(keys=[MAC], state=tmp_path / "state")
-        policy.record(policy.check(FRAMES["mac"], BASIS), BASIS)
+        policy.record(policy.check(FRAMES["mac"], BASIS), FACTORS)
         assert '"day"' not in (tmp_path / "state").read_text()
 
 
@@ -393,7 +454,7 @@ class TestOrder:
     def test_the_first_broken_rule_raises(self, broken):
         """Rules as in the docstring, from 0: form, basis, tag, strength, finite, norm, sequence."""
         policy = Policy("mac" if 3 in broken else "none", keys=[MAC], max_norm=1)
-        policy.record(vector(9), BASIS)
+        policy.record(vector(9), FACTORS)
         values = [np.nan if 4 in broken else 0.0, 2.0 if 5 in broken else 0.5, 0.0]
         data = support.frame(
             OTHER.digest if 1 in broken else BASIS.digest,

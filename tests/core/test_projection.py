@@ -1,10 +1,12 @@
-"""Projections: the golden values, a second implementation in plain integers, and their statistics."""
+"""Projections: golden values, a second implementation in plain integers, statistics, the three kinds."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -12,8 +14,11 @@ import support
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge import BasisError
+from tinylora_edge import BasisError, Projection
 from tinylora_edge.projection import project
+
+MODULES = support.random_factors().modules
+COUNT = len(MODULES)
 
 GOLDEN = json.loads((support.GOLDEN / "projection.json").read_text())["projection"]
 WORD = (1 << 64) - 1
@@ -104,3 +109,139 @@ def test_modules_seeds_and_neighbours_are_uncorrelated():
 def test_refuses_arguments_out_of_range(seed, u, rank, said):
     with pytest.raises(BasisError, match=said):
         project(seed, "blk.0.attn_q.weight", u, rank)
+
+
+KINDS = {
+    "entries": Projection.entries(MODULES, 3),
+    "learned": Projection.learned(MODULES, np.random.default_rng(0).standard_normal((5, COUNT, 2, 2))),
+    "tiled": Projection.random(MODULES, 4),
+    "structured": Projection.random(MODULES, 4, 3, "structured", seed=7, rank=3),
+    "full": Projection.random(MODULES, 1, 13, "full"),
+}
+
+
+def naive(projection: Projection, v: np.ndarray) -> np.ndarray:
+    """The sums of docs/FORMAT.md, one after the other."""
+    k, out = projection.rank, []
+    for m, module in enumerate(MODULES):
+        if projection.kind == "entries":
+            terms = [(1.0, v[m * k * k : (m + 1) * k * k])]
+        elif projection.kind == "learned":
+            terms = list(zip(v.tolist(), projection.stored[:, m].reshape(-1, k * k), strict=True))
+        else:
+            u, seed = (int(projection.descriptor.split(f"{word}=")[1].split()[0]) for word in ("u", "seed"))
+            row = v.reshape(-1, u)[projection.tied[0][m]].tolist()
+            terms = list(zip(row, project(seed, module, u, k).reshape(u, -1), strict=True))
+        for entry in range(k * k):
+            total = 0.0
+            for value, p in terms:
+                total += value * float(p[entry])
+            out.append(np.float32(total))
+    return np.array(out, np.float32).reshape(COUNT, k, k)
+
+
+@pytest.mark.parametrize("projection", KINDS.values(), ids=KINDS)
+class TestKinds:
+    def test_R_is_the_float64_sum_rounded_once(self, projection):
+        v = np.random.default_rng(1).standard_normal(projection.size).astype(np.float32)
+        r = projection.R(v)
+        assert r.dtype == np.float32
+        np.testing.assert_array_equal(r, naive(projection, v))
+
+    def test_the_adjoint_is_that_of_R(self, projection):
+        rng = np.random.default_rng(2)
+        v = rng.standard_normal(projection.size).astype(np.float32)
+        g = rng.standard_normal((COUNT, projection.rank, projection.rank))
+        np.testing.assert_allclose(projection.adjoint(g) @ v, np.sum(g * projection.R(v)), rtol=1e-5)
+
+    def test_the_map_that_others_compute_with_is_R_s(self, projection):
+        v = np.random.default_rng(3).standard_normal(projection.size).astype(np.float32)
+        tying, p = projection.tied
+        rows = v.reshape(-1, p.shape[1])[tying].astype(np.float64)
+        np.testing.assert_allclose(np.einsum("mu,muab->mab", rows, p), projection.R(v), atol=1e-5)
+
+
+def test_descriptors() -> None:
+    p = np.arange(24, dtype="<f4").reshape(1, COUNT, 2, 2)
+    found = [Projection.learned(MODULES, p), *KINDS.values()]
+    assert [projection.descriptor for projection in (found[0], found[1], *found[3:])] == [
+        f"learned rank=2 {hashlib.sha256(p.tobytes()).hexdigest()}",
+        "entries rank=3",
+        "random rank=2 seed=42 groups=4 u=1 tying=tiled",
+        "random rank=3 seed=7 groups=4 u=3 tying=structured",
+        "random rank=2 seed=42 groups=1 u=13 tying=full",
+    ]
+    for projection in found[3:]:
+        read = Projection.read(projection.descriptor, MODULES)
+        assert (read.descriptor, read.size) == (projection.descriptor, projection.size)
+        np.testing.assert_array_equal(read.tied[1], projection.tied[1])
+
+
+def test_a_learned_one_has_arrays_of_its_own() -> None:
+    p, mean, covariance = (np.ones(shape, np.float32) for shape in ((2, COUNT, 2, 2), (2,), (2, 2)))
+    covariance[0, 1] = covariance[1, 0] = 0
+    learned = Projection.learned(MODULES, p, (mean, covariance))
+    for array in (p, mean, covariance):
+        array[:] = 7
+    assert (learned.R(np.ones(2, np.float32)) == 2).all()
+    np.testing.assert_array_equal(learned.prior.covariance, np.eye(2))
+    np.testing.assert_array_equal(learned.prior.mean, [1, 1])
+    assert "2 numbers, 6 modules, a prior" in repr(learned)
+
+
+RANDOM = "random rank=2 seed=42 groups=4 u=1 tying=tiled"
+UNREADABLE = {
+    "nothing": ("", "names no projection"),
+    "entries": ("entries rank=2", "names no projection"),
+    "a zero in front": (RANDOM.replace("42", "042"), f"not canonical: expected '{RANDOM}'"),
+    "two spaces": (RANDOM.replace(" ", "  ", 1), "names no projection"),
+    "a line feed": (RANDOM + "\n", "names no projection"),
+    "another tying": (RANDOM.replace("tiled", "knotted"), "unknown tying scheme 'knotted'"),
+    "other digits": (RANDOM.replace("4 u", "\u0664 u"), "names no projection"),
+    "no groups": (RANDOM.replace("groups=4", "groups=0"), "0 groups for 6 modules"),
+    "groups without a module": (RANDOM.replace("groups=4", "groups=7"), "7 groups for 6 modules"),
+    "no u": (RANDOM.replace("u=1", "u=0"), "u 0"),
+    "rank 0": (RANDOM.replace("rank=2", "rank=0"), "1 or more, not 0"),
+    "a seed of 65 bits": (RANDOM.replace("42", str(1 << 64)), str(1 << 64)),
+    "a rank beyond any": (RANDOM.replace("rank=2", "rank=257"), "at most 256 as its rank, not 257"),
+    "u beyond any": (RANDOM.replace("u=1", "u=125001"), "at most 250,000 numbers, not 500,004"),
+    "P beyond any": (
+        "random rank=256 seed=42 groups=1 u=1000 tying=full",
+        "at most 67,108,864 entries of P, not 393,216,000",
+    ),
+}
+
+
+@pytest.mark.parametrize(("descriptor", "said"), UNREADABLE.values(), ids=UNREADABLE)
+def test_descriptors_that_are_refused(descriptor, said) -> None:
+    with support.memory_limit(64 << 20), pytest.raises(BasisError, match=said):
+        Projection.read(descriptor, MODULES)
+
+
+ONES = np.ones((2, COUNT, 2, 2))
+REFUSED = {
+    "three dimensions": (ONES[0], None, r"\(6, 2, 2\).*\(n, 6, k, k\)"),
+    "other modules": (ONES[:, :5], None, r"\(2, 5, 2, 2\)"),
+    "no square": (ONES[..., :1], None, r"\(2, 6, 2, 1\)"),
+    "no directions": (ONES[:0], None, r"\(0, 6, 2, 2\)"),
+    "no rank": (ONES[..., :0, :0], None, r"\(2, 6, 0, 0\)"),
+    "NaN": (np.where(np.arange(48).reshape(ONES.shape) == 7, np.nan, 1), None, r"entry \(0, 1, 1, 1\).*nan"),
+    "infinity": (ONES * 1e39, None, r"entry \(0, 0, 0, 0\).*inf"),
+    "a prior of others": (ONES, ([0], [[1]]), r"\(1,\).*\(2,\)"),
+    "a prior too large": (ONES, ([1e39, 0], np.eye(2)), "mean.*finite"),
+    "a prior of too many": (np.ones((1025, COUNT, 1, 1)), ([0], [[1]]), "at most 1,024 numbers, not 1,025"),
+}
+
+
+@pytest.mark.parametrize(("p", "prior", "said"), REFUSED.values(), ids=REFUSED)
+def test_learned_ones_that_are_refused(p, prior, said) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(BasisError, match=said):
+            Projection.learned(MODULES, p, prior)
+
+
+def test_entries_that_are_refused() -> None:
+    for rank, said in ((0, "1 or more"), (257, "at most 256 as its rank"), (250, "250,000 numbers, not 375,000")):
+        with pytest.raises(BasisError, match=said):
+            Projection.entries(MODULES, rank)

@@ -53,13 +53,19 @@ class TestNames:
         assert list(load)[:3] == ["base", "vector_bytes", "policy"]
         assert load["vector_bytes"].default is None
         assert load["policy"].kind is inspect.Parameter.KEYWORD_ONLY
-        assert list(inspect.signature(tinylora_edge.load_basis).parameters) == ["path"]
-        assert list(inspect.signature(tinylora_edge.save_basis).parameters) == ["basis", "path"]
-        for name in ("modules", "rank", "u", "groups", "seed"):
-            assert name in tinylora_edge.Basis.__dataclass_fields__
-        for name in ("digest", "size", "R", "delta"):
-            assert hasattr(tinylora_edge.Basis, name)
-        assert list(tinylora_edge.MicroVector.__dataclass_fields__) == ["values", "dtype", "sequence"]
+        assert list(inspect.signature(tinylora_edge.load_bundle).parameters) == ["path"]
+        promised = {
+            tinylora_edge.Factors: ("architecture", "modules", "rank", "a", "b", "digest", "leading"),
+            tinylora_edge.Basis: ("factors", "projection", "size", "digest", "id", "R", "delta"),
+            tinylora_edge.Bundle: ("factors", "bases", "basis", "check_base"),
+        }
+        for kind, names in promised.items():
+            assert [n for n in names if n not in kind.__dataclass_fields__ and not hasattr(kind, n)] == []
+        random = inspect.signature(tinylora_edge.Projection.random).parameters
+        assert list(random) == ["modules", "groups", "u", "tying", "seed", "rank"]
+        assert [random[name].default for name in list(random)[1:]] == [13, 1, "tiled", 42, 2]
+        assert list(inspect.signature(tinylora_edge.Projection.entries).parameters) == ["modules", "rank"]
+        assert list(tinylora_edge.MicroVector.__dataclass_fields__) == ["values", "dtype", "sequence", "basis"]
         assert list(inspect.signature(tinylora_edge.MicroVector.from_bytes).parameters) == [
             "data",
             "basis",
