@@ -133,9 +133,7 @@ class TestArithmetic:
             one.R(MicroVector.zeros(two))
 
 
-@pytest.mark.parametrize(
-    "model", support.golden_models(), ids=lambda pair: pair[1]["name"].replace(" ", "-")
-)
+@pytest.mark.parametrize("model", support.golden_models(), ids=lambda pair: pair[1]["name"].replace(" ", "-"))
 class TestGolden:
     """Computed by the reader in C, from docs/FORMAT.md alone."""
 
@@ -162,7 +160,9 @@ class TestGolden:
     def test_all_of_a_small_model(self, model):
         bases, golden = model
         if golden["name"] == "small":
-            assert list(bases) == [entry["digest"][:8] for entry in golden["bases"]], "in the order of a look-up"
+            assert list(bases) == [entry["digest"][:8] for entry in golden["bases"]], (
+                "in the order of a look-up"
+            )
 
 
 class TestBases:

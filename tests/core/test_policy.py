@@ -100,7 +100,9 @@ class TestBasis:
     def test_none_of_those(self):
         with pytest.raises(BasisMismatchError, match=rf"{OTHER.id}, which is none of factors {BASES.id}"):
             Policy().check(crc(basis=OTHER), BASES)
-        with pytest.raises(BasisMismatchError, match=rf"for basis {BASIS.id}, but the loaded basis is {OTHER.id}"):
+        with pytest.raises(
+            BasisMismatchError, match=rf"for basis {BASIS.id}, but the loaded basis is {OTHER.id}"
+        ):
             Policy().check(crc(), OTHER)
 
     def test_the_length_of_another_one(self):
@@ -110,7 +112,9 @@ class TestBasis:
             Policy().check(bytes(data), BASES)
 
     def test_a_raw_payload_names_none(self):
-        with pytest.raises(FrameError, match="12 bytes are no frame, and a raw payload says neither basis nor"):
+        with pytest.raises(
+            FrameError, match="12 bytes are no frame, and a raw payload says neither basis nor"
+        ):
             Policy("none").check(FRAMES["none"], BASES)
 
 

@@ -242,6 +242,10 @@ def test_learned_ones_that_are_refused(p, prior, said) -> None:
 
 
 def test_entries_that_are_refused() -> None:
-    for rank, said in ((0, "1 or more"), (257, "at most 256 as its rank"), (250, "250,000 numbers, not 375,000")):
+    for rank, said in (
+        (0, "1 or more"),
+        (257, "at most 256 as its rank"),
+        (250, "250,000 numbers, not 375,000"),
+    ):
         with pytest.raises(BasisError, match=said):
             Projection.entries(MODULES, rank)

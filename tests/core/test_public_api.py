@@ -65,7 +65,12 @@ class TestNames:
         assert list(random) == ["modules", "groups", "u", "tying", "seed", "rank"]
         assert [random[name].default for name in list(random)[1:]] == [13, 1, "tiled", 42, 2]
         assert list(inspect.signature(tinylora_edge.Projection.entries).parameters) == ["modules", "rank"]
-        assert list(tinylora_edge.MicroVector.__dataclass_fields__) == ["values", "dtype", "sequence", "basis"]
+        assert list(tinylora_edge.MicroVector.__dataclass_fields__) == [
+            "values",
+            "dtype",
+            "sequence",
+            "basis",
+        ]
         assert list(inspect.signature(tinylora_edge.MicroVector.from_bytes).parameters) == [
             "data",
             "basis",
