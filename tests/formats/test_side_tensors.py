@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import resource
 from pathlib import Path
@@ -12,35 +11,38 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import Basis, CorruptBasisError, load_basis, save_basis
+from tinylora_edge import Bases, CorruptBasisError, Factors, Projection
 from tinylora_edge.formats.gguf import GGUFFile
+from tinylora_edge.formats.side_tensors import load_bases, save_bases
 
 FINGERPRINTS = ("ab" * 32, "cd" * 32)
 VARIANTS = {
     "f32": {},
-    "f16": {"factor_dtype": np.float16},
-    "u13": {"u": 13, "groups": 1, "scheme": "full"},
-    "structured": {"scheme": "structured", "groups": 3},
-    "explicit": {"explicit": True, "u": 3},
-    "experts": {"experts": 4, "groups": 8},
-    "one-expert": {"experts": 1},
-    "explicit-experts-f16": {"explicit": True, "experts": 2, "factor_dtype": np.float16, "u": 2},
-    "rank1": {"rank": 1},
-    "rank4": {"rank": 4, "blocks": 4, "architecture": "qwen2"},
-    "largest-seed": {"seed": (1 << 64) - 1},
-    "one-module": {"blocks": 1, "kinds": ("ffn_down",), "groups": 1},
-    "prior": {
-        "prior_mean": np.array([0.5, -1], np.float32),
-        "prior_covariance": np.array([[2, 0.25], [0.25, 1]], np.float32),
-    },
-    "custom-map": {"scheme": "custom", "tying": np.array([1, 0, 2, 1, 1, 0], np.int32), "groups": 3},
+    "f16": {"factor_dtype": np.float16, "rank": 8},
+    "experts": {"experts": 4},
+    "one expert": {"experts": 1, "factor_dtype": np.float16},
+    "rank 1": {"rank": 1},
+    "rank 4": {"rank": 4, "blocks": 4, "architecture": "qwen2"},
+    "one module": {"blocks": 1, "kinds": ("ffn_down",)},
 }
 MEMORY = 512 << 20  # what damaged files of a few kilobytes may make a process grow by
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
-def basis(request, tiny_basis) -> Basis:
-    return tiny_basis(base_fingerprints=FINGERPRINTS, **request.param)
+def bases_of(factors: Factors) -> Bases:
+    """With projections that are stored, named, and both with and without a prior."""
+    rank = min(2, factors.rank)
+    named = Projection.random(factors.modules, 1, 3, "full", (1 << 64) - 1, rank)
+    stored = (support.learned(factors, 5), support.learned(factors, 4, prior=False))
+    return Bases(factors, (stored[0], named, stored[1]), FINGERPRINTS)
+
+
+@pytest.fixture(params=[*VARIANTS, "golden 0", "golden 1", "nothing but factors"])
+def bases(request) -> Bases:
+    if request.param.startswith("golden"):
+        return support.golden_models()[int(request.param[-1])][0]
+    if request.param not in VARIANTS:
+        return Bases(support.random_factors())
+    return bases_of(support.random_factors(**VARIANTS[request.param]))
 
 
 @pytest.fixture
@@ -48,73 +50,69 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "basis.gguf"
 
 
-def assert_same(found: Basis, expected: Basis) -> None:
-    for field in dataclasses.fields(Basis):
-        one, two = getattr(found, field.name), getattr(expected, field.name)
-        if field.name in ("a", "b", "p"):
-            assert [(x.dtype, x.shape, x.tobytes()) for x in one] == [
-                (x.dtype, x.shape, x.tobytes()) for x in two
-            ]
-        elif isinstance(two, np.ndarray):
-            assert one.dtype == two.dtype
-            np.testing.assert_array_equal(one, two)
-        else:
-            assert one == two, field.name
-            assert type(one) is type(two), field.name
-    assert found.digest == expected.digest
+def assert_same(found: Bases, expected: Bases) -> None:
+    one, two = found.factors, expected.factors
+    for name in ("architecture", "modules", "rank", "factorization", "digest"):
+        assert getattr(one, name) == getattr(two, name)
+    for a, b in zip((*one.a, *one.b), (*two.a, *two.b), strict=True):
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    assert list(found) == list(expected)
+    assert [p.descriptor for p in found.projections] == [p.descriptor for p in expected.projections]
+    for p, q in zip(found.projections, expected.projections, strict=True):
+        for name in ("stored", "prior_mean", "prior_covariance"):
+            np.testing.assert_array_equal(getattr(p, name), getattr(q, name))
 
 
 class TestRoundTrip:
-    def test_every_field(self, basis, path):
-        save_basis(basis, path)
-        assert_same(load_basis(path), basis)
-        assert_same(load_basis(str(path)), basis)
+    def test_every_part(self, bases, path):
+        save_bases(bases, path)
+        for name in (path, str(path)):
+            found = load_bases(name)
+            assert_same(found, bases)
+            assert found.fingerprints == bases.fingerprints
 
-    def test_the_same_bytes_every_time(self, basis, path):
-        save_basis(basis, path)
+    def test_the_same_bytes_every_time(self, bases, path):
+        save_bases(bases, path)
         first = path.read_bytes()
-        save_basis(load_basis(path), path)
+        save_bases(load_bases(path), path)
         assert path.read_bytes() == first
 
-    def test_a_basis_survives_being_saved_over_its_own_file(self, basis, path):
-        save_basis(basis, path)
-        loaded = load_basis(path)  # memory-mapped
-        save_basis(dataclasses.replace(loaded, base_fingerprints=("ef" * 32,)), path)
-        assert_same(loaded, basis)
-        assert load_basis(path).base_fingerprints == ("ef" * 32,)
+    def test_they_survive_being_saved_over_their_own_file(self, bases, path):
+        save_bases(bases, path)
+        loaded = load_bases(path)  # memory-mapped
+        save_bases(loaded.with_fingerprint("ef" * 32), path)
+        assert_same(loaded, bases)
+        assert load_bases(path).fingerprints == (*bases.fingerprints, "ef" * 32)
 
 
-def test_the_file_is_what_the_design_lists(tiny_basis, path):
+def test_the_file_is_what_the_design_lists(path):
     """Read by gguf's own reader."""
-    basis = tiny_basis(u=3, groups=1, explicit=True, experts=2, base_fingerprints=FINGERPRINTS, seed=1 << 63)
-    prior = {"prior_mean": np.arange(3, dtype=np.float32), "prior_covariance": np.eye(3, dtype=np.float32)}
-    basis = dataclasses.replace(basis, **prior)
-    save_basis(basis, path)
+    bases = bases_of(support.random_factors(experts=2, rank=3))
+    factors, projections = bases.factors, bases.projections
+    save_bases(bases, path)
     reader = gguf.GGUFReader(path)
     fields = {k: (f.types[-1].name, f.contents()) for k, f in reader.fields.items() if k[:4] != "GGUF"}
     assert fields == {
         "general.architecture": ("STRING", "llama"),
         "general.type": ("STRING", "adapter"),
         "adapter.type": ("STRING", "tinylora"),
-        "tinylora.version": ("UINT32", 1),
-        "tinylora.rank": ("UINT32", 2),
-        "tinylora.u": ("UINT32", 3),
-        "tinylora.groups": ("UINT32", 1),
-        "tinylora.seed": ("UINT64", 1 << 63),
-        "tinylora.projection": ("STRING", "explicit"),
+        "tinylora.version": ("UINT32", 2),
+        "tinylora.rank": ("UINT32", 3),
         "tinylora.factorization": ("STRING", "left"),
-        "tinylora.tying.scheme": ("STRING", "tiled"),
-        "tinylora.tying.groups": ("UINT32", basis.tying.tolist()),
-        "tinylora.modules": ("STRING", list(basis.modules)),
+        "tinylora.modules": ("STRING", list(factors.modules)),
         "tinylora.base.fingerprints": ("STRING", list(FINGERPRINTS)),
-        "tinylora.prior.mean": ("FLOAT32", [0, 1, 2]),
-        "tinylora.prior.covariance": ("FLOAT32", np.eye(3).reshape(-1).tolist()),
-        "tinylora.digest": ("STRING", basis.digest),
+        "tinylora.factors": ("STRING", factors.digest),
+        "tinylora.projections": ("STRING", [p.descriptor for p in projections]),
     }
     expected = {}
-    for position, module in enumerate(basis.modules):
-        for letter in "abp":
-            expected[f"{module}.tinylora_{letter}"] = getattr(basis, letter)[position]
+    for module, a, b in zip(factors.modules, factors.a, factors.b, strict=True):
+        expected |= {f"{module}.tinylora_a": a, f"{module}.tinylora_b": b}
+    expected |= {
+        "tinylora_p.0": projections[0].stored,
+        "tinylora_prior.0.mean": projections[0].prior_mean,
+        "tinylora_prior.0.covariance": projections[0].prior_covariance,
+        "tinylora_p.2": projections[2].stored,
+    }
     assert [tensor.name for tensor in reader.tensors] == list(expected)
     for tensor in reader.tensors:
         array = expected[tensor.name]
@@ -125,36 +123,36 @@ def test_the_file_is_what_the_design_lists(tiny_basis, path):
 
 class TestDamage:
     @pytest.fixture
-    def small(self, tiny_basis, path) -> tuple[Basis, bytes]:
-        basis = tiny_basis(blocks=1, n_in=4, n_out=4, base_fingerprints=FINGERPRINTS[:1])
-        save_basis(basis, path)
-        return basis, path.read_bytes()
+    def small(self, path) -> tuple[Bases, bytes]:
+        factors = support.random_factors(1, kinds=("attn_q", "attn_v"), n_in=4, n_out=4)
+        bases = Bases(factors, (support.learned(factors, 2),), FINGERPRINTS[:1])
+        save_bases(bases, path)
+        return bases, path.read_bytes()
 
-    def load(self, path: Path, data: bytes | None = None) -> Basis | None:
-        """The basis, or None where it is refused; any other exception passes through."""
+    def load(self, path: Path, data: bytes | None = None) -> Bases | None:
+        """The bases, or None where it is refused; any other exception passes through."""
         if data is not None:
             path.touch()
             with open(path, "r+b") as file:  # in place: thousands of new files take minutes on some disks
                 file.write(data)
                 file.truncate()
         try:
-            return load_basis(path)
+            return load_bases(path)
         except CorruptBasisError:
             return None
 
     def test_truncation_at_every_byte(self, small, path):
-        basis, data = small
+        bases, data = small
         entries = GGUFFile(data).tensors.values()
         end = max(entry.offset + entry.nbytes for entry in entries)
         for length in reversed(range(len(data))):
             os.truncate(path, length)
             found = self.load(path)
-            assert (found is None) if length < end else (found.digest == basis.digest)
+            assert (found is None) if length < end else (list(found) == list(bases))
 
     def test_every_bit_flip_is_refused_or_harmless(self, small, path):
-        """What loads has the digest, so the same function; only names that it does not cover may differ."""
-        basis, data = small
-        covered = GGUFFile(data)
+        """What loads has the digests, so the same functions; only the prior and the fingerprints may differ."""
+        bases, data = small
         refused = 0
         with support.memory_limit(MEMORY), open(path, "r+b", buffering=0) as file:
             for bit in range(8 * len(data)):
@@ -164,15 +162,16 @@ class TestDamage:
                 os.pwrite(file.fileno(), data[at : at + 1], at)
                 if found is None:
                     refused += 1
-                    continue
-                assert_same(
-                    dataclasses.replace(
-                        found, scheme=basis.scheme, base_fingerprints=basis.base_fingerprints
-                    ),
-                    basis,
-                )
-        factors = sum(entry.nbytes for entry in covered.tensors.values())
-        assert refused > 8 * factors, "every bit of the factors is covered, and many of the header"
+                elif found.projections:  # else its key has another name now, which nobody reads
+                    assert list(found) == list(bases)
+                    np.testing.assert_array_equal(found.projections[0].stored, bases.projections[0].stored)
+                else:
+                    assert found.factors.digest == bases.factors.digest
+        tensors = GGUFFile(data).tensors.items()
+        covered = sum(entry.nbytes for name, entry in tensors if "prior" not in name)
+        assert refused > 8 * covered, (
+            "every bit of factors and projections is covered, and many of the header"
+        )
 
     @pytest.mark.parametrize(
         "data", [b"", b"GGUF", b"\0" * 4096, b"{}" * 500], ids=["empty", "cut", "0", "json"]
@@ -182,104 +181,141 @@ class TestDamage:
 
     def test_a_model(self, smollm2_gguf):
         with pytest.raises(CorruptBasisError, match=r"\('model', ''\), not \('adapter', 'tinylora'\)"):
-            load_basis(smollm2_gguf)
+            load_bases(smollm2_gguf)
 
 
-def with_keys(data: bytes, changes: dict[str, tuple[object, gguf.GGUFValueType] | None], path: Path) -> None:
-    """Write a copy of side tensors with other keys, by gguf's own writer."""
-    file = GGUFFile(data)
+Tensors = dict[str, np.ndarray | None]
+
+
+def forged(path: Path, keys: dict[str, object], tensors: Tensors) -> None:
+    """Write a copy of side tensors with other keys and tensors (None: without it), by gguf's own writer."""
+    file = GGUFFile(path.read_bytes())
     writer = gguf.GGUFWriter(path, file.architecture)
     kinds = gguf.GGUFValueType
-    for key in file:
-        value = file.get(key)
-        if key == "general.architecture" or key in changes:
-            continue
-        if isinstance(value, np.ndarray):
-            writer.add_key_value(key, value.tolist(), kinds.ARRAY, sub_type=kinds.UINT32)
-        elif isinstance(value, list):
+    for key in [key for key in file if key != "general.architecture"]:
+        value = keys.get(key.removeprefix("tinylora."), file.get(key))
+        if isinstance(value, list) and value:
             writer.add_key_value(key, value, kinds.ARRAY, sub_type=kinds.STRING)
         elif isinstance(value, str):
             writer.add_key_value(key, value, kinds.STRING)
-        else:
-            writer.add_key_value(key, value, kinds.UINT64 if key == "tinylora.seed" else kinds.UINT32)
-    for key, change in changes.items():
-        if change is not None:
-            value, kind = change
-            if isinstance(value, list):
-                writer.add_key_value(key, value, kinds.ARRAY, sub_type=kind)
-            else:
-                writer.add_key_value(key, value, kind)
+        elif isinstance(value, int):
+            writer.add_key_value(key, value, kinds.UINT32)
     for name, entry in file.tensors.items():
-        writer.add_tensor(name, np.array(file.array(entry)))
+        array = tensors.get(name, np.array(file.array(entry)))
+        if array is not None:
+            writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-KINDS = gguf.GGUFValueType
-REQUIRED = [
-    *("version", "rank", "u", "groups", "seed", "digest", "modules"),
-    *("projection", "factorization", "tying.scheme", "tying.groups"),
-]
+BASES = bases_of(support.random_factors())
+LEARNED, NAMED, OTHER = (projection.descriptor for projection in BASES.projections)
+P, COVARIANCE = BASES.projections[0].stored, BASES.projections[0].prior_covariance
+ONES = Projection.learned(BASES.factors.modules, np.ones((5, 6, 3, 3)))
+A = "blk.0.attn_v.weight.tinylora_a"
+
+
+def listed(*descriptors: str) -> tuple[dict[str, object], Tensors]:
+    return {"projections": list(descriptors)}, {}
+
+
+def with_p(p: np.ndarray) -> tuple[dict[str, object], Tensors]:
+    return {}, {"tinylora_p.0": p}
+
+
 FORGED = {
-    "another version": ({"version": (2, KINDS.UINT32)}, "version 2.*reads version 1"),
-    "another digest": ({"digest": ("0" * 64, KINDS.STRING)}, "digest 0000000000000000.*gives"),
-    "a rank that is a string": ({"rank": ("2", KINDS.STRING)}, "tinylora.rank is '2', expected a int"),
-    "another u": ({"u": (2, KINDS.UINT32)}, "digest"),
-    "u of 2^32-1": ({"u": ((1 << 32) - 1, KINDS.UINT32)}, "at most 250,000 values"),
-    "another projection": ({"projection": ("gauss", KINDS.STRING)}, "unknown projection 'gauss'"),
-    "explicit without P": ({"projection": ("explicit", KINDS.STRING)}, "lacks the tensor .*tinylora_p"),
-    "one module": ({"modules": (["blk.0.attn_q.weight"], KINDS.STRING)}, r"1 modules need .*\(6, 1, 1, 0\)"),
+    "version 1": (({"version": 1}, {}), "version 1, but .*reads version 2: export the model again"),
+    "another digest": (({"factors": "0" * 64}, {}), "states factors 0000000000000000.*content gives"),
+    "a rank that is a text": (({"rank": "2"}, {}), "tinylora.rank is '2', expected a int"),
+    "another rank": (({"rank": 3}, {}), r"\(2, 12\) and \(10, 2\), not those of rank 3"),
+    "a rank of 2^32-1": (({"rank": (1 << 32) - 1}, {}), "at most 256 as their rank"),
+    "another factorization": (({"factorization": "right"}, {}), "unknown factorization 'right'"),
+    "another order": (({"modules": list(BASES.factors.modules[::-1])}, {}), "canonical order"),
     "a module without factors": (
-        {"modules": ([f"blk.{i}.attn_q.weight" for i in range(6)], KINDS.STRING)},
-        "lacks the tensor blk.2.attn_q.weight.tinylora_a",
+        ({"modules": ["blk.2.attn_q.weight"]}, {}),
+        "blk.2.attn_q.weight.tinylora_a",
     ),
-    "a short mean": (
-        {"prior.mean": ([1.0], KINDS.FLOAT32)},
-        "tinylora.prior.mean has 1 numbers, expected 2",
+    "a tensor less": (({}, {A: None}), f"lacks the tensor {A}"),
+    "a factor of another kind": (({}, {A: np.ones((2, 16), np.int32)}), "I32, expected F32 or F16"),
+    "a factor of other values": (({}, {A: np.ones((2, 16), np.float32)}), "its content gives"),
+    "fingerprints that are a number": (({"base.fingerprints": 7}, {}), "base.fingerprints is 7"),
+    "projections that are a text": (({"projections": LEARNED}, {}), "tinylora.projections is 'learned"),
+    "one projection twice": (listed(NAMED, NAMED), "has the id [0-9a-f]{8} of another one"),
+    "entries, which need no mention": (listed("entries rank=2"), "'entries rank=2' names no projection"),
+    "a descriptor that is not canonical": (listed(NAMED.replace("u=3", "u=03")), "not canonical: expected"),
+    "a descriptor with something behind it": (listed(LEARNED + " "), "names the projection 'learned rank=2"),
+    "a rank in it of another P": (
+        listed(LEARNED.replace("rank=2", "rank=1")),
+        "tinylora_p.0 gives 'learned rank=2",
     ),
-    "a mean of integers": ({"prior.mean": ([1, 2], KINDS.UINT32)}, "tinylora.prior.mean are uint32"),
-    "a mean alone": ({"prior.mean": ([1.0, 2.0], KINDS.FLOAT32)}, "one of them is missing"),
-    "a mean that is a number": ({"prior.mean": (1.0, KINDS.FLOAT32)}, "tinylora.prior.mean is 1.0"),
-    "tying that is a string": ({"tying.groups": ("tiled", KINDS.STRING)}, "tinylora.tying.groups"),
-    "tying beyond the groups": ({"tying.groups": ([0, 0, 0, 1, 1, 7], KINDS.UINT32)}, "groups from 0 to 7"),
-    "tying of NaN": ({"tying.groups": ([0.0, 0, 0, 1, 1, float("nan")], KINDS.FLOAT32)}, "tying.groups"),
-    "fingerprints that are a number": ({"base.fingerprints": (7, KINDS.UINT32)}, "base.fingerprints"),
-    **{f"no {key}": ({key: None}, f"tinylora.{key}|version|digest") for key in REQUIRED},
+    "a named rank beyond the baked one": (
+        listed(NAMED.replace("rank=2", "rank=3")),
+        "rank 3 is not among 1 to 2",
+    ),
+    "a named one too large": (listed(NAMED.replace("u=3", "u=250001")), "at most 250,000 numbers"),
+    "more groups than modules": (
+        listed(NAMED.replace("full", "tiled").replace("groups=1", "groups=7")),
+        "7 groups",
+    ),
+    "too many": (listed(*[NAMED] * 65), "65 projections, and at most 64"),
+    "P of another place": (listed(OTHER, NAMED, LEARNED), "tinylora_p.0 gives"),
+    "a stored rank beyond the baked one": (
+        ({"projections": [ONES.descriptor]}, {"tinylora_p.0": ONES.stored}),
+        "rank 3 is not among 1 to 2",
+    ),
+    "P that is missing": (({}, {"tinylora_p.0": None}), "lacks the tensor tinylora_p.0"),
+    "P of other values": (with_p(P + 1), "tinylora_p.0 gives"),
+    "P of halves": (with_p(P.astype(np.float16)), "tinylora_p.0 is float16, expected float32"),
+    "P of other modules": (with_p(P[:, :5].copy()), r"\(5, 5, 2, 2\) do not fit 6 modules"),
+    "P that is flat": (with_p(P.reshape(-1)), r"\(120,\) do not fit"),
+    "P with NaN": (with_p(np.where(P == P[1, 2, 1, 0], np.nan, P)), r"entry \(1, 2, 1, 0\) .* is nan"),
+    "a mean of others": (({}, {"tinylora_prior.0.mean": np.ones(4, np.float32)}), r"mean.*\(4,\).*\(5,\)"),
+    "a mean alone": (
+        ({}, {"tinylora_prior.0.covariance": None}),
+        "lacks the tensor tinylora_prior.0.covariance",
+    ),
+    "a covariance alone": (({}, {"tinylora_prior.0.mean": None}), "lacks the tensor tinylora_prior.0.mean"),
+    "a covariance that is none": (
+        ({}, {"tinylora_prior.0.covariance": -COVARIANCE}),
+        "variance that is not above 0",
+    ),
+    **{
+        f"no {key}": (({key: None}, {}), rf"tinylora\.{key} is None")
+        for key in ("version", "rank", "factors", "modules")
+    },
 }
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("changes", "said"), FORGED.values(), ids=FORGED)
-def test_forged_keys(tiny_basis, path, changes, said):
+def test_forged_content(path, changes, said):
     """Well-formed GGUF with nonsense in it: one error, whatever the nonsense, and no memory for it."""
-    save_basis(tiny_basis(base_fingerprints=FINGERPRINTS), path)
-    data = path.read_bytes()
-    with_keys(data, {}, path)
-    load_basis(path)  # the copy itself is fine
-    names = {key: key if key.endswith(".type") else f"tinylora.{key}" for key in changes}
-    with_keys(data, {names[key]: change for key, change in changes.items()}, path)
+    save_bases(BASES, path)
+    forged(path, {}, {})
+    load_bases(path)  # the copy itself is fine
+    forged(path, *changes)
     with support.memory_limit(MEMORY), pytest.raises(CorruptBasisError, match=said) as caught:
-        load_basis(path)
+        load_bases(path)
     assert str(path) in str(caught.value)
 
 
 class TestSaving:
-    def test_a_full_disk_leaves_the_old_file(self, tiny_basis, path):
+    def test_a_full_disk_leaves_the_old_file(self, path):
         """The limit on a file's size fails a write as a full disk does: in its middle."""
-        small, large = tiny_basis(), tiny_basis(n_in=20_000)
-        save_basis(small, path)
+        small, large = (Bases(support.random_factors(n_in=n)) for n in (12, 20_000))
+        save_bases(small, path)
         before = path.read_bytes()
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
         try:
             with pytest.raises(OSError, match="File too large"):
-                save_basis(large, path)
+                save_bases(large, path)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert path.read_bytes() == before
         assert list(path.parent.iterdir()) == [path], "no temporary file is left"
-        assert load_basis(path).digest == small.digest
-        save_basis(large, path)
-        assert load_basis(path).digest == large.digest
+        assert list(load_bases(path)) == list(small)
+        save_bases(large, path)
+        assert list(load_bases(path)) == list(large)
