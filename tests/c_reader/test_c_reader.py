@@ -20,16 +20,19 @@ import pytest
 import support
 
 from tinylora_edge import (
+    Bases,
     Basis,
+    CorruptBasisError,
     Ed25519Signer,
     FrameError,
     Hmac,
     MicroVector,
     Policy,
+    Projection,
     VectorError,
-    load_basis,
-    save_basis,
+    load_bundle,
 )
+from tinylora_edge.formats.side_tensors import load_bases, save_bases
 from tinylora_edge.wire import expiry
 from tinylora_edge.wire import text as _text
 
@@ -38,11 +41,11 @@ SOURCES = (Path(__file__).with_name("main.c"), *sorted(READER.glob("*.c")))
 FLAGS = ("-std=c99", "-O1", "-Wall", "-Wextra", "-pedantic", "-Werror", f"-I{READER}")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 KEY = bytes(range(32))
-BASES = {
-    "u = 1": {},
-    "u = 3, f16": {"u": 3, "rank": 3, "factor_dtype": np.float16},
-    "explicit": {"explicit": True, "u": 2},
-    "experts": {"experts": 3, "scheme": "structured", "groups": 4},
+MODELS = {
+    "one": {},
+    "f16": {"rank": 8, "factor_dtype": np.float16, "blocks": 5},
+    "experts": {"experts": 3, "rank": 3},
+    "rank 1": {"rank": 1},
 }
 
 Reader = Callable[..., subprocess.CompletedProcess[str]]
@@ -85,7 +88,7 @@ def verdicts(
     reader: Reader, basis: Basis, lines: list[str], key: bytes = KEY, *, stream: str = "", day: int = 0
 ) -> list[list[str]]:
     """What the reader says of each text: ["refused", why...] or ["ok", ...]."""
-    done = reader("vectors", basis.digest, basis.size, key.hex() or "-", 0, stream, day, lines=lines)
+    done = reader("vectors", basis.digest, basis.size, key.hex() or "-", stream, day, lines=lines)
     assert done.returncode == 0, done.stderr
     found = [line.split() for line in done.stdout.splitlines()]
     assert len(found) == len(lines)
@@ -113,87 +116,149 @@ def test_golden_frames(reader: Reader) -> None:
     entries = json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
     assert {entry["auth"] for entry in entries} == {"crc32", "hmac", "ed25519"}
     for entry in entries:
-        values = np.array(entry["values"])[:, None]
-        basis = support.with_digest(support.random_basis(blocks=5, groups=len(values)), entry["digest_hex"])
+        values = np.frombuffer(bytes.fromhex(entry["values_hex_le_f32"]), "<f4")
+        digest, until = entry["digest_hex"], entry["last_day"]
         key = bytes.fromhex(entry["key_hex"] or "") if entry["auth"] == "hmac" else b""
         vector = MicroVector(values, entry["dtype"], entry["sequence"])
-        kind, version, until = support.TAG_CODES[entry["auth"]], entry["version"], entry.get("until")
+        kind, version = support.TAG_CODES[entry["auth"]], 2 if until is None else 3
         expected = ["refused", "no", "key"] if kind == 2 else accepted(vector, kind, False, version, until)
-        bound = {"stream": entry.get("stream", ""), "day": until or 0}
-        line = [entry["frame_hex"]]
-        assert verdicts(reader, basis, line, key, **bound) == [expected], entry
+
+        def said(key: bytes, stream: str, day: int, entry=entry, digest=digest) -> list[str]:
+            arguments = (digest, entry["n"], key.hex() or "-", stream, day)
+            return reader("vectors", *arguments, lines=[entry["frame_hex"]]).stdout.split()
+
+        bound = entry["stream"], until or 0
+        assert said(key, *bound) == expected, entry
         if entry["dtype"] == "int8" and kind != 2:
             assert expected[-1] == entry["values_hex_le_f32"]
         if key:
-            assert verdicts(reader, basis, line, b"", **bound) == [["refused", "no", "key"]]
-            assert verdicts(reader, basis, line, KEY, **bound) == [["refused", "mac"]]
+            assert said(b"", *bound) == ["refused", "no", "key"]
+            assert said(KEY, *bound) == ["refused", "mac"]
         if kind != 2:
-            assert verdicts(reader, basis, line, key, stream="bob", day=0)[0][0] == "refused"
+            assert said(key, "bob", 0)[0] == "refused"
         if until is not None and kind != 2:
-            bound["day"] = until + 1
-            assert verdicts(reader, basis, line, key, **bound) == [["refused", "expired"]]
+            assert said(key, bound[0], until + 1) == ["refused", "expired"]
 
 
-@pytest.mark.parametrize("fields", BASES.values(), ids=list(BASES))
-def test_a_basis(reader: Reader, tmp_path: Path, fields: dict[str, object]) -> None:
-    """The reader computes the digest itself, and refuses a file that has another."""
-    basis = support.random_basis(**fields)
-    save_basis(basis, tmp_path / "basis.gguf")
-    said = reader("basis", tmp_path / "basis.gguf").stdout
-    assert f"digest {basis.digest}\n" in said
-    assert f"modules {len(basis.modules)} rank {basis.rank} u {basis.u} groups {basis.groups} seed 42" in said
-    vector = MicroVector.random(basis, 0.5, seed=1, dtype="bf16")
-    frame = vector.to_bytes(basis, Hmac(KEY))
-    done = reader("apply", tmp_path / "basis.gguf", KEY.hex(), lines=[_text.encode(frame)])
-    first, *rows = done.stdout.splitlines()
-    assert first.split() == accepted(vector, 1)
-    assert rows == [r.astype("<f4").tobytes().hex() for r in basis.R(vector)]
+def check_bases(reader: Reader, path: Path, bases: Bases) -> None:
+    """The reader finds the same bases, and of a frame of each the same R."""
+    _, about, factors, *listed = reader("bases", path).stdout.splitlines()
+    assert about == f"modules {len(bases.factors.modules)} rank {bases.factors.rank}"
+    assert factors == f"factors {bases.factors.digest}"
+    every = [bases[basis_id] for basis_id in bases]
+    assert listed == [f"{basis.digest} {basis.size} {basis.projection.descriptor}" for basis in every]
+    vectors = [MicroVector.random(basis, 0.5, seed=1, dtype="bf16") for basis in every]
+    frames = [vector.to_bytes(basis, Hmac(KEY)) for vector, basis in zip(vectors, every, strict=True)]
+    lines = reader("apply", path, KEY.hex(), lines=map(_text.encode, frames)).stdout.splitlines()
+    for basis, vector, head, r in zip(every, vectors, lines[::2], lines[1::2], strict=True):
+        assert head.split() == accepted(vector, 1)
+        assert r == f"{basis.R(vector).astype('<f4').tobytes().hex()} {basis.projection.descriptor}"
 
 
-@pytest.mark.parametrize("form", ["golden", "dense", "one a module"])
-def test_learned_projections(reader: Reader, tmp_path: Path, form: str) -> None:
-    plain, rng = support.random_basis(groups=3), np.random.default_rng(0)
-    basis = {
-        "golden": support.golden_basis()[0],
-        "dense": plain.with_projections(rng.standard_normal((5, 6, 2, 2))),
-        "one a module": plain.with_projections(rng.standard_normal((6, 2, 2))),
-    }[form]
-    save_basis(basis, tmp_path / "basis.gguf")
-    said = reader("basis", tmp_path / "basis.gguf").stdout.splitlines()
-    assert f"digest {basis.digest}" in said
-    assert [line for line in said if line.startswith("p ")] == [f"p {p.tobytes().hex()}" for p in basis.p]
-    vector = MicroVector.random(basis, 0.5, seed=1)
-    done = reader("apply", tmp_path / "basis.gguf", "-", lines=[vector.to_bytes(basis).hex()])
-    assert done.stdout.splitlines()[1:] == [r.astype("<f4").tobytes().hex() for r in basis.R(vector)]
+@pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
+def test_bases(reader: Reader, tmp_path: Path, fields: dict[str, object]) -> None:
+    factors = support.random_factors(**fields)
+    rank = min(2, factors.rank)
+    named = Projection.random(factors.modules, 5, 3, "structured", (1 << 64) - 1, rank)
+    bases = Bases(factors, (support.learned(factors, 5), named, support.learned(factors, 4)))
+    save_bases(bases, tmp_path / "basis.gguf")
+    check_bases(reader, tmp_path / "basis.gguf", bases)
+    other = support.random_basis(rng=9)
+    lines = [MicroVector.zeros(other).to_bytes(other).hex(), "00" * 24, "1100", "11"]
+    said = reader("apply", tmp_path / "basis.gguf", "-", lines=lines).stdout.splitlines()
+    assert said == ["refused basis", *["refused no frame"] * 3]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_golden_bases(reader: Reader, tmp_path: Path, number: int) -> None:
+    """What tests/golden/bases.json was computed by: it still says the same."""
+    bases, golden = support.golden_models()[number]
+    save_bases(bases, tmp_path / "basis.gguf")
+    listed = reader("bases", tmp_path / "basis.gguf").stdout.splitlines()
+    assert f"factors {golden['factors']}" in listed
+    frames = [support.golden_frame(entry).hex() for entry in golden["bases"]]
+    lines = reader("apply", tmp_path / "basis.gguf", "-", lines=frames).stdout.splitlines()
+    for entry, r in zip(golden["bases"], lines[1::2], strict=True):
+        assert f"{entry['digest']} {entry['n']} {entry['descriptor']}" in listed
+        values, _, descriptor = r.partition(" ")
+        support.assert_golden(entry, "r", bytes.fromhex(values))
+        assert descriptor == entry["descriptor"]
+
+
+def test_R_is_within_its_bound(reader: Reader, tmp_path: Path) -> None:
+    bases = Bases(support.random_factors())
+    save_bases(bases, tmp_path / "basis.gguf")
+    basis = bases.basis(rank=1)
+    lines = [MicroVector(np.full(6, x)).to_bytes(basis).hex() for x in (408, 409, 3e38)]
+    said = reader("apply", tmp_path / "basis.gguf", "-", lines=lines).stdout.splitlines()
+    assert [line.split()[0] for line in said[::3]] == ["ok", "refused"]
+    assert said[2:] == ["refused norm"] * 2
 
 
 def test_a_real_bundle(reader: Reader, smollm2_bundle: Path, tmp_path: Path) -> None:
-    basis = load_basis(smollm2_bundle / "basis.gguf")
-    base, other = smollm2_bundle / "base.gguf", smollm2_bundle / "basis.gguf"
-    said = reader("basis", smollm2_bundle / "basis.gguf", base).stdout
-    assert f"digest {basis.digest}\n" in said
-    (print_,) = basis.base_fingerprints
-    assert f"fingerprint {print_} listed\n" in said
-    assert "a tensor is missing" in reader("basis", smollm2_bundle / "basis.gguf", other).stderr
+    bases = load_bundle(smollm2_bundle).bases
+    base, side = smollm2_bundle / "base.gguf", smollm2_bundle / "basis.gguf"
+    said = reader("bases", side, base).stdout
+    assert f"factors {bases.factors.digest}\n" in said
+    assert f"fingerprint {bases.fingerprints[0]} listed\n" in said
+    assert "a tensor is missing" in reader("bases", side, side).stderr
     (tensor,) = (t for t in gguf.GGUFReader(base).tensors if t.name == "blk.7.ffn_up.weight")
     data = bytearray(base.read_bytes())
     data[tensor.data_offset + 4095] ^= 1  # the last byte that is hashed of the module's beginning
     (tmp_path / "changed.gguf").write_bytes(data)
-    said = reader("basis", smollm2_bundle / "basis.gguf", tmp_path / "changed.gguf").stdout
-    assert said.rstrip().endswith("unknown")
-    vector = MicroVector.random(basis, 0.5, seed=1)
-    done = reader("apply", smollm2_bundle / "basis.gguf", "-", lines=[vector.to_bytes(basis).hex()])
-    first, *rows = done.stdout.splitlines()
-    assert first.split() == accepted(vector, 0)
-    assert rows == [r.astype("<f4").tobytes().hex() for r in basis.R(vector)]
+    assert reader("bases", side, tmp_path / "changed.gguf").stdout.rstrip().endswith("unknown")
+    for basis in (bases.basis(numbers=13), bases.basis(rank=2), bases.basis(rank=8)):
+        vector = MicroVector.random(basis, 0.5, seed=1)
+        lines = reader("apply", side, "-", lines=[vector.to_bytes(basis).hex()]).stdout.splitlines()
+        assert lines[0].split() == accepted(vector, 0)
+        assert lines[1].split()[0] == basis.R(vector).astype("<f4").tobytes().hex()
 
 
-@pytest.mark.parametrize("learned", [False, True])
-def test_damaged_files_are_refused(reader: Reader, tmp_path: Path, learned: bool) -> None:
+LEARNED = Projection.learned(support.random_factors(1).modules, np.ones((2, 3, 2, 2)))
+NAMED = "random rank=2 seed=7 groups=2 u=2 tying=tiled"
+FORGED = {
+    "a projection twice": ([NAMED, NAMED], "two projections of one id"),
+    "a descriptor that is not canonical": ([NAMED.replace("u=2", "u=02")], "descriptor"),
+    "a seed of 65 bits": ([NAMED.replace("seed=7", f"seed={1 << 64}")], "descriptor"),
+    "a rank beyond the baked one": ([NAMED.replace("rank=2", "rank=3")], "a rank beyond that of the factors"),
+    "groups beyond the modules": ([NAMED.replace("groups=2", "groups=4")], "descriptor"),
+    "groups beyond a kind's modules": (
+        [NAMED.replace("groups=2 u=2 tying=tiled", "groups=4 u=2 tying=structured")],
+        "descriptor",
+    ),
+    "u beyond any": ([NAMED.replace("u=2", "u=4000000000")], "a projection too large"),
+    "P that is missing": ([NAMED, LEARNED.descriptor], "a tensor is missing"),
+    "P of another digest": (
+        [LEARNED.descriptor.replace("rank=2 ", "rank=2 0")[:-1]],
+        "the digest of a projection",
+    ),
+    "entries": (["entries rank=2"], "descriptor"),
+    "nothing": ([""], "descriptor"),
+}
+
+
+@pytest.mark.parametrize(("descriptors", "said"), FORGED.values(), ids=FORGED)
+def test_forged_projections(reader: Reader, tmp_path: Path, descriptors: list[str], said: str) -> None:
+    bases = Bases(support.random_factors(1))
+    bases.projections = tuple(Projection.entries(bases.factors.modules, 1) for _ in descriptors)
+    for projection, descriptor in zip(bases.projections, descriptors, strict=True):
+        projection.descriptor = descriptor
+    bases.projections[0].stored = LEARNED.stored
+    save_bases(bases, tmp_path / "basis.gguf")
+    done = reader("bases", tmp_path / "basis.gguf")
+    assert (done.returncode, done.stderr) == (1, f"reader: {said}\n")
+    with pytest.raises(CorruptBasisError):
+        load_bases(tmp_path / "basis.gguf")
+
+
+def test_damaged_files_are_refused(reader: Reader, tmp_path: Path) -> None:
     """Cut anywhere, or with any byte of the header changed: an error, and never a read behind the end."""
-    basis = support.random_basis(blocks=1, kinds=("attn_q",), groups=1)
-    save_basis(support.golden_basis()[0] if learned else basis, tmp_path / "basis.gguf")
-    whole = (tmp_path / "basis.gguf").read_bytes()
+    factors = support.random_factors(1, kinds=("attn_q", "attn_v"), n_in=4, n_out=4)
+    save_bases(
+        Bases(factors, (support.learned(factors, 2), Projection.read(NAMED, factors.modules))),
+        tmp_path / "whole",
+    )
+    whole = (tmp_path / "whole").read_bytes()
     rng = random.Random(0)
     damaged = tmp_path / "damaged.gguf"
     refused = 0
@@ -205,14 +270,17 @@ def test_damaged_files_are_refused(reader: Reader, tmp_path: Path, learned: bool
             at = rng.randrange(len(data))
             data[at : at + 8] = rng.choice((b"\xff" * 8, b"\0" * 8, rng.randbytes(8)))[: len(data) - at]
         damaged.write_bytes(data)
-        done = reader("basis", damaged)
+        done = reader("bases", damaged)
         refused += done.returncode
         try:
-            digest = load_basis(damaged).digest
-        except ValueError:
+            bases = load_bases(damaged)
+        except CorruptBasisError:
             continue
-        assert f"digest {digest}" in done.stdout, "what the package reads, the reader reads as the same"
-    assert refused > 150
+        listed = done.stdout.splitlines()[3:]
+        assert [line[:8] for line in listed] == list(bases), (
+            "what the package reads, the reader reads as the same"
+        )
+    assert refused > 120
 
 
 def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
@@ -235,8 +303,8 @@ def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
 
 def test_its_verdict_on_damaged_vectors_is_ours(reader: Reader) -> None:
     """Frames, raw payloads and random bytes, whole and damaged: the same are accepted, as the same values."""
-    basis = support.random_basis(blocks=5, groups=13)
-    policy = Policy("none", keys=[Hmac(KEY)], today=expiry.day_date(32768))
+    basis = Bases(support.random_factors(13, kinds=("attn_q",), rank=1)).basis(rank=1)  # R is v
+    policy = Policy("none", keys=[Hmac(KEY)], today=expiry.day_date(32768), max_norm=np.inf)
     rng = random.Random(1)
     signers = ("crc32", Hmac(KEY), Hmac(bytes(32)), Ed25519Signer(KEY), None)
     whole = []

@@ -151,7 +151,7 @@ class TestDamage:
             assert (found is None) if length < end else (list(found) == list(bases))
 
     def test_every_bit_flip_is_refused_or_harmless(self, small, path):
-        """What loads has the digests, so the same functions; only the prior and the fingerprints may differ."""
+        """What loads has the digests, so the same functions; only prior and fingerprints may differ."""
         bases, data = small
         refused = 0
         with support.memory_limit(MEMORY), open(path, "r+b", buffering=0) as file:
@@ -270,7 +270,7 @@ FORGED = {
     "P of halves": (with_p(P.astype(np.float16)), "tinylora_p.0 is float16, expected float32"),
     "P of other modules": (with_p(P[:, :5].copy()), r"\(5, 5, 2, 2\) do not fit 6 modules"),
     "P that is flat": (with_p(P.reshape(-1)), r"\(120,\) do not fit"),
-    "P with NaN": (with_p(np.where(P == P[1, 2, 1, 0], np.nan, P)), r"entry \(1, 2, 1, 0\) .* is nan"),
+    "P with NaN": (with_p(np.where(P[1, 2, 1, 0] == P, np.nan, P)), r"entry \(1, 2, 1, 0\) .* is nan"),
     "a mean of others": (({}, {"tinylora_prior.0.mean": np.ones(4, np.float32)}), r"mean.*\(4,\).*\(5,\)"),
     "a mean alone": (
         ({}, {"tinylora_prior.0.covariance": None}),
