@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import Ed25519Signer, Hmac, MicroVector, Policy, VectorError
+from tinylora_edge import Bases, Ed25519Signer, Hmac, MicroVector, Policy, Projection, VectorError
+from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.wire import expiry
 
 HERE = Path(__file__).parent
@@ -36,44 +37,112 @@ def read(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def golden(name: str) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = json.loads((support.GOLDEN / f"{name}.json").read_text("utf-8"))[name]
-    return entries
-
-
 def test_golden_frames() -> None:
-    entries = golden("frames")
+    entries = json.loads((support.GOLDEN / "frames.json").read_text("utf-8"))["frames"]
     jobs = []
     for entry in entries:
         job = {
             "data": entry["frame_hex"],
-            "n": len(entry["values"]),
+            "n": entry["n"],
             "digest": entry["digest_hex"],
-            "stream": entry.get("stream", ""),
-            "today": entry.get("until") or 0,
-            "hmac": f"{1:064x}",
+            "stream": entry["stream"],
+            "today": entry["last_day"] or 0,
             "ed25519": PUBLIC,
         }
+        job["hmac"] = entry["key_hex"] or KEY.hex()
         jobs += [job, job | {"stream": "bob"}, job | {"today": 1 << 16}]
     found = read(jobs)
     for entry, own, other, late in zip(entries, found[::3], found[1::3], found[2::3], strict=True):
-        vector = MicroVector(np.array(entry["values"])[:, None], entry["dtype"], entry["sequence"])
-        version = entry["version"]
+        values = np.frombuffer(bytes.fromhex(entry["values_hex_le_f32"]), "<f4")
+        vector = MicroVector(values, entry["dtype"], entry["sequence"])
+        dated = entry["last_day"] is not None
         assert own == {
-            "version": version,
+            "version": 3 if dated else 2,
             "dtype": entry["dtype"],
             "kind": support.TAG_CODES[entry["auth"]],
             "sequence": 7,
-            "until": entry.get("until"),
+            "until": entry["last_day"],
             "values": vector.values.tobytes().hex(),
         }
         wrong = {"crc32": "checksum", "hmac": "mac", "ed25519": "signature"}[entry["auth"]]
         assert other == {"refused": wrong}
-        assert late == ({"refused": "expired"} if version == 3 else own)
+        assert late == ({"refused": "expired"} if dated else own)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_golden_bases(tmp_path: Path, number: int) -> None:
+    bases, golden = support.golden_models()[number]
+    save_bases(bases, tmp_path / "basis.gguf")
+    shared = {"bases": str(tmp_path / "basis.gguf")}
+    frames = [support.golden_frame(entry).hex() for entry in golden["bases"]]
+    about, *found = read([shared, *({"data": data, **shared} for data in frames)])
+    assert (about["factors"], about["ids"]) == (golden["factors"], list(bases))
+    for entry, said in zip(golden["bases"], found, strict=True):
+        assert (said["descriptor"], said["digest"]) == (entry["descriptor"], entry["digest"])
+        support.assert_golden(entry, "r", bytes.fromhex(said["r"]))
+
+
+def test_bases_of_any_factors(tmp_path: Path) -> None:
+    for position, fields in enumerate(({"rank": 8, "factor_dtype": np.float16}, {"experts": 3}, {"rank": 1})):
+        factors = support.random_factors(**fields)
+        named = Projection.random(factors.modules, 4, 3, "structured", (1 << 64) - 1, min(2, factors.rank))
+        bases = Bases(factors, (support.learned(factors, 5), named))
+        save_bases(bases, tmp_path / f"{position}")
+        shared = {"bases": str(tmp_path / f"{position}")}
+        every = [bases[basis_id] for basis_id in bases]
+        vectors = [MicroVector.random(basis, 0.5, seed=1) for basis in every]
+        jobs = [{"data": v.to_bytes(b).hex(), **shared} for v, b in zip(vectors, every, strict=True)]
+        for basis, vector, said in zip(every, vectors, read(jobs), strict=True):
+            assert said["digest"] == basis.digest
+            assert said["r"] == basis.R(vector).tobytes().hex()
+        far = bases.basis(rank=1)
+        beyond = MicroVector(np.full(far.size, 3e38)).to_bytes(far).hex()
+        other = support.random_basis(rng=9)
+        strange = MicroVector.zeros(other).to_bytes(other).hex()
+        said = read([{"data": data, **shared} for data in (beyond, strange)])
+        assert said == [{"refused": "norm"}, {"refused": "basis"}]
+
+
+LEARNED = Projection.learned(support.random_factors(1).modules, np.ones((2, 3, 2, 2)))
+NAMED = "random rank=2 seed=7 groups=2 u=2 tying=tiled"
+FORGED = {
+    "a projection twice": ([NAMED, NAMED], "two projections of one id"),
+    "a descriptor that is not canonical": ([NAMED.replace("u=2", "u=02")], "descriptor"),
+    "a seed of 65 bits": ([NAMED.replace("seed=7", f"seed={1 << 64}")], "descriptor"),
+    "a rank beyond the baked one": ([NAMED.replace("rank=2", "rank=3")], "rank 3 is not among 1 to 2"),
+    "groups beyond the modules": ([NAMED.replace("groups=2", "groups=4")], "groups"),
+    "P that is missing": ([NAMED, LEARNED.descriptor], "tinylora_p.1 is missing"),
+    "P of another digest": (
+        [LEARNED.descriptor.replace("rank=2 ", "rank=2 0")[:-1]],
+        "the digest of a projection is another one",
+    ),
+    "entries": (["entries rank=2"], "descriptor"),
+}
+
+
+@pytest.mark.parametrize(("descriptors", "said"), FORGED.values(), ids=FORGED)
+def test_forged_projections(tmp_path: Path, descriptors: list[str], said: str) -> None:
+    bases = Bases(support.random_factors(1))
+    bases.projections = tuple(Projection.entries(bases.factors.modules, 1) for _ in descriptors)
+    for projection, descriptor in zip(bases.projections, descriptors, strict=True):
+        projection.descriptor = descriptor
+    bases.projections[0].stored = LEARNED.stored
+    save_bases(bases, tmp_path / "basis.gguf")
+    assert read([{"bases": str(tmp_path / "basis.gguf")}]) == [{"refused": f"basis: {said}"}]
+
+
+def test_files_that_are_cut(tmp_path: Path) -> None:
+    save_bases(Bases(support.random_factors(1), (LEARNED,)), tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    sizes = range(0, len(whole) - 32, 97)
+    for size in sizes:
+        (tmp_path / f"{size}").write_bytes(whole[:size])
+    found = read([{"bases": str(tmp_path / f"{size}")} for size in sizes])
+    assert all(said["refused"].startswith("basis: ") for said in found)
 
 
 def test_its_verdict_on_damaged_frames_is_ours() -> None:
-    basis = support.random_basis(blocks=5, groups=13)
+    basis = Bases(support.random_factors(13, kinds=("attn_q",), rank=1)).basis(rank=1)  # R is v
     policy = Policy("checksum", keys=[Hmac(KEY)], today=expiry.day_date(32768))
     rng = random.Random(0)
     whole = []
