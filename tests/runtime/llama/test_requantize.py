@@ -22,9 +22,7 @@ def test_a_half_copy_computes_the_same_and_is_not_kept(tiny_bundle: Path, tmp_pa
         vector = MicroVector.random(deployed.bases.basis(numbers=13), 0.5, seed=1)
         deployed.swap(vector)
         expected = logits(deployed, tokens)
-        with half_copy(
-            bundle / "base.gguf", tmp_path / "rollout", deployed.bases.basis(numbers=13), 1
-        ) as copy:
+        with half_copy(bundle / "base.gguf", tmp_path / "rollout", deployed.bases, 1) as copy:
             (path,) = tmp_path.iterdir()
             assert path.name == f"rollout-{weights.lower()}.gguf"
             types = {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors}
@@ -40,8 +38,8 @@ def test_a_model_that_float16_does_not_hold_is_copied_in_bfloat16(
     monkeypatch.setattr("tinylora_edge.runtime.llama.requantize.half_type", lambda: "F16")
     monkeypatch.setattr(TinyLoraLlama, "_finite", lambda _: False)
     bundle = tiny_bundle
-    basis = load_bundle(bundle).basis(numbers=13)
-    with half_copy(bundle / "base.gguf", tmp_path / "rollout", basis, 1):
+    bases = load_bundle(bundle).bases
+    with half_copy(bundle / "base.gguf", tmp_path / "rollout", bases, 1):
         assert [path.name for path in tmp_path.iterdir()] == ["rollout-bf16.gguf"]
     assert not list(tmp_path.iterdir())
 

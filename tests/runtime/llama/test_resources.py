@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tinylora_edge import BaseMismatchError, MicroVector
+from tinylora_edge import BaseMismatchError, Bases, MicroVector
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.llama import adapters
 
@@ -41,8 +41,9 @@ def resident():
 def test_a_swap_opens_no_file(smollm2_bundle, load):
     global _audited
     llm = load(smollm2_bundle)
-    choices = [MicroVector.random(llm.bases.basis(numbers=13), 0.3, seed=seed) for seed in range(3)]
-    frames = [choice.to_bytes(llm.bases.basis(numbers=13)) for choice in choices]
+    bases = [llm.bases.basis(numbers=13), llm.bases.basis(rank=2), llm.bases.basis(rank=8)]
+    choices = [MicroVector.random(basis, 0.3) for basis in bases]
+    frames = [choice.to_bytes(basis) for choice, basis in zip(choices, bases, strict=True)]
     llm.swap(frames[0])
     _audited = []
     try:
@@ -61,11 +62,12 @@ def test_a_swap_opens_no_file(smollm2_bundle, load):
 
 def test_a_thousand_swaps_take_no_memory(smollm2_bundle, load):
     llm = load(smollm2_bundle, logits_all=False)
-    choices = [MicroVector.random(llm.bases.basis(numbers=13), 0.3, seed=seed) for seed in range(4)]
+    basis = llm.bases.basis(numbers=13)
+    choices = [MicroVector.random(basis, 0.3, seed=seed) for seed in range(4)]
 
     def swaps(count):
         for i in range(count):
-            llm.swap(choices[i % 4])
+            llm.swap(choices[i % len(choices)])
             if i % 100 == 0:
                 llm.create_completion("one two", max_tokens=2, temperature=0.0)
             if i % 50 == 0:
@@ -75,6 +77,11 @@ def test_a_thousand_swaps_take_no_memory(smollm2_bundle, load):
     before = resident()
     swaps(1000)
     assert resident() - before < 5 * MB
+    choices += [MicroVector.random(llm.bases.basis(rank=8), 0.3, seed=seed) for seed in range(4)]
+    swaps(100)
+    before = resident()
+    swaps(200)  # the allocator moves by a few adapters, of 10 MB each
+    assert resident() - before < 60 * MB
 
 
 def test_loading_and_closing_takes_no_memory(smollm2_bundle, load):
@@ -98,15 +105,15 @@ def test_loading_and_closing_takes_no_memory(smollm2_bundle, load):
     pytest.fail(f"8 models took {growth} bytes")
 
 
-# A basis that does not fit the loaded model: only a caller of TinyLoraLlama itself can get there, since
+# Factors that do not fit the loaded model: only a caller of TinyLoraLlama itself can get there, since
 # `load` compares fingerprints.
 
 
-def misfits(basis):
-    a = [*basis.a[:-1], np.zeros((basis.rank, basis.a[-1].shape[1] + 32), np.float32)]
-    yield replace(basis, a=tuple(a))
-    yield replace(basis, modules=(*basis.modules[:-1], "blk.7.ffn_down.weight"))
-    yield replace(basis, architecture="qwen2")
+def misfits(factors):
+    a = [*factors.a[:-1], np.zeros((factors.rank, factors.a[-1].shape[1] + 32), np.float32)]
+    yield Bases(replace(factors, a=tuple(a)))
+    yield Bases(replace(factors, modules=(*factors.modules[:-1], "blk.7.ffn_down.weight")))
+    yield Bases(replace(factors, architecture="qwen2"))
 
 
 def test_a_model_that_the_factors_do_not_fit_is_refused_and_frees_what_it_took(
@@ -115,19 +122,19 @@ def test_a_model_that_the_factors_do_not_fit_is_refused_and_frees_what_it_took(
     llm = load(tiny_bundle)
     expected = models.llama_logits(llm, PROMPT)
     path = str(tiny_bundle / "base.gguf")
-    bad = list(misfits(llm.bases.basis(numbers=13)))
+    bad = list(misfits(llm.bases.factors))
 
-    def attempt(basis):
+    def attempt(bases):
         with pytest.raises(BaseMismatchError):
-            TinyLoraLlama(path, basis=basis, n_ctx=128, verbose=False)
+            TinyLoraLlama(path, bases=bases, n_ctx=128, verbose=False)
 
     for _ in range(3):
-        for basis in bad:
-            attempt(basis)
+        for bases in bad:
+            attempt(bases)
     before = resident()
     for _ in range(20):
-        for basis in bad:
-            attempt(basis)
+        for bases in bad:
+            attempt(bases)
     assert resident() - before < 4 * MB
     assert np.array_equal(models.llama_logits(llm, PROMPT), expected)
     assert np.array_equal(models.llama_logits(load_plain(tiny_bundle), PROMPT), expected)
