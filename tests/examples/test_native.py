@@ -1,4 +1,4 @@
-"""The example in C: the same scales through llama.cpp's own functions give the answers that Python gives."""
+"""The example in C: vectors of any size, through llama.cpp's own functions, answer as they do in Python."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import smollm2
 import support
 
-from tinylora_edge import Basis, Hmac, MicroVector, load_basis, runtime
+from tinylora_edge import Basis, Hmac, MicroVector, load_bundle, runtime
 from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.formats.side_tensors import fingerprint
 from tinylora_edge.wire import expiry, text
@@ -58,9 +59,9 @@ def personalize(tmp_path_factory: pytest.TempPathFactory) -> Program:
 def bundle(smollm2_gguf: Path, smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model as F32, where right implementations agree exactly."""
     base = smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
-    basis = load_basis(smollm2_bundle / "basis.gguf")
-    vars(basis)["base_fingerprints"] += (fingerprint(GGUFFile(base), basis.modules),)
-    return support.bundle_with(basis, base, tmp_path_factory.mktemp("native") / "bundle")
+    bases = load_bundle(smollm2_bundle).bases
+    bases = bases.with_fingerprint(fingerprint(GGUFFile(base), bases.factors.modules))
+    return support.bundle_with(bases, base, tmp_path_factory.mktemp("native") / "bundle")
 
 
 def answers(bundle: Path, frame: bytes) -> list[str]:
@@ -77,20 +78,22 @@ def answers(bundle: Path, frame: bytes) -> list[str]:
 
 
 def framed(basis: Basis, signer: object = "crc32", **options: object) -> bytes:
-    vector = MicroVector(MicroVector.random(basis, 0.3, seed=1).values, "bf16", 7)
+    unit = MicroVector.random(basis, 1, seed=1)
+    scale = np.float32(12 / np.linalg.norm(basis.R(unit)))  # so that it is heard
+    vector = MicroVector(unit.values * scale, "bf16", 7)
     return vector.to_bytes(basis, signer, **options)
 
 
-@pytest.mark.filterwarnings("ignore::tinylora_edge.UnauthenticatedVectorWarning")
-def test_its_answers_are_those_of_python(personalize: Program, bundle: Path) -> None:
-    basis = load_basis(bundle / "basis.gguf")
+@pytest.mark.parametrize("size", [{"numbers": 13}, {"numbers": 50}, {"rank": 2}, {"rank": 8}], ids=str)
+def test_its_answers_are_those_of_python(personalize: Program, bundle: Path, size: dict[str, int]) -> None:
+    basis = load_bundle(bundle).basis(**size)
     frame = framed(basis)
     done = personalize(bundle / "base.gguf", bundle / "basis.gguf", text.encode(frame), PROMPT)
     assert done.returncode == 0, done.stderr
     before, after = answers(bundle, frame)
     assert before != after
     assert done.stdout == (
-        f"before: {before}\nafter:  {after}\nvector: sequence 7, 13 values, {len(frame)} bytes\n"
+        f"before: {before}\nafter:  {after}\nvector: sequence 7, {basis.size} values, {len(frame)} bytes\n"
     )
     assert done.stderr == ""
 
@@ -99,8 +102,9 @@ def test_what_it_refuses(
     personalize: Program, smollm2_bundle: Path, tiny_basis: Callable[..., Basis]
 ) -> None:
     base, side = smollm2_bundle / "base.gguf", smollm2_bundle / "basis.gguf"
-    basis = load_basis(side)
+    basis = load_bundle(smollm2_bundle).basis(numbers=13)
     frame = framed(basis)
+    huge = MicroVector(np.full(13, 1e6)).to_bytes(basis)
     flipped = frame[:-1] + bytes([frame[-1] ^ 1])
     foreign = framed(tiny_basis(blocks=5, groups=13))
     signed = framed(basis, Hmac(KEY), stream="alice")
@@ -109,7 +113,9 @@ def test_what_it_refuses(
     cases = [
         ((base, side, text.encode(flipped)), "checksum"),
         ((base, side, text.encode(foreign)), "basis"),
-        ((base, side, text.encode(frame[7:])), "length"),
+        ((base, side, text.encode(frame[7:])), "no frame"),
+        ((base, side, text.encode(frame[:-2])), "length"),
+        ((base, side, text.encode(huge)), "norm"),
         ((side, side, text.encode(frame)), "a tensor is missing"),
         ((base, side, text.encode(signed)), "no key"),
         ((base, side, text.encode(frame), key), "tag too weak"),

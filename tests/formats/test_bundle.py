@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import BaseMismatchError, BasisError, load_basis, load_bundle, save_basis
+from tinylora_edge import BaseMismatchError, Bases, BasisError, CorruptBasisError, load_bundle
 from tinylora_edge.formats.gguf import GGUFFile
-from tinylora_edge.formats.side_tensors import fingerprint
+from tinylora_edge.formats.side_tensors import fingerprint, save_bases
 
 MODULES = ("blk.0.attn_q.weight", "blk.0.ffn_down.weight")
 
@@ -41,27 +40,26 @@ def mark(path: Path, modules=MODULES) -> str:
 
 
 @pytest.fixture
-def basis():
+def bases() -> Bases:
     """For `write_base`'s modules."""
     rng = np.random.default_rng(0)
     shapes = [(100, 40), (12, 40)]
-    return dataclasses.replace(
-        support.random_basis(blocks=1, kinds=("attn_q", "ffn_down"), groups=2),
+    factors = support.random_factors(
         modules=MODULES,
         a=tuple(rng.standard_normal((2, n)).astype(np.float32) for _, n in shapes),
         b=tuple(rng.standard_normal((n, 2)).astype(np.float32) for n, _ in shapes),
     )
+    return Bases(factors, (support.learned(factors, 5),))
 
 
 @pytest.fixture
-def bundle(tmp_path, basis) -> Path:
+def bundle(tmp_path, bases) -> Path:
     directory = tmp_path / "bundle"
     directory.mkdir()
     base = write_base(directory / "base.gguf")
-    save_basis(
-        dataclasses.replace(basis, base_fingerprints=("00" * 32, mark(base))), directory / "basis.gguf"
-    )
-    (directory / "manifest.json").write_text('{"format": 1}')
+    listed = bases.with_fingerprint("00" * 32).with_fingerprint(mark(base))
+    save_bases(listed, directory / "basis.gguf")
+    (directory / "manifest.json").write_text('{"format": 2}')
     return directory
 
 
@@ -70,7 +68,7 @@ class TestFind:
         found = load_bundle(bundle)
         assert (found.base, found.basis_path) == (bundle / "base.gguf", bundle / "basis.gguf")
         assert found == load_bundle(str(bundle)) == load_bundle(bundle / "base.gguf")
-        assert found.manifest == {"format": 1}
+        assert found.manifest == {"format": 2}
 
     def test_a_gguf_with_its_basis_beside_it(self, bundle, tmp_path):
         base = Path(shutil.copy(bundle / "base.gguf", tmp_path / "model.Q8_0.gguf"))
@@ -93,10 +91,20 @@ class TestFind:
 
 
 class TestContent:
-    def test_the_basis(self, bundle, basis):
+    def test_the_bases(self, bundle, bases):
         found = load_bundle(bundle)
-        assert found.basis.digest == basis.digest
-        assert found.basis is found.basis, "read once"
+        assert list(found.bases) == list(bases)
+        assert found.bases is found.bases, "read once"
+        assert found.factors.digest == bases.factors.digest
+        assert found.basis(numbers=5).digest == bases.basis(numbers=5).digest
+        assert found.basis(rank=2).size == 8
+
+    def test_of_version_1_they_are_refused_by_name(self, bundle):
+        data = (bundle / "basis.gguf").read_bytes()
+        key = b"tinylora.version" + (4).to_bytes(4, "little")
+        (bundle / "basis.gguf").write_bytes(data.replace(key + b"\x02", key + b"\x01"))
+        with pytest.raises(CorruptBasisError, match=r"version 1, but this release reads version 2: export"):
+            load_bundle(bundle).check_base()
 
     @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"{'format': 1}"])
     def test_a_manifest_that_is_no_json(self, bundle, content):
@@ -108,9 +116,9 @@ class TestContent:
 
 class TestFingerprint:
     def test_of_a_real_model(self, smollm2_gguf, smollm2_bundle):
-        basis = load_basis(smollm2_bundle / "basis.gguf")
-        expected = support.fingerprint(gguf.GGUFReader(smollm2_gguf), "llama", basis.modules)
-        assert basis.base_fingerprints == (expected,)
+        bases = load_bundle(smollm2_bundle).bases
+        expected = support.fingerprint(gguf.GGUFReader(smollm2_gguf), "llama", bases.factors.modules)
+        assert bases.fingerprints == (expected,)
         assert load_bundle(smollm2_bundle).check_base() == expected
         manifest = json.loads((smollm2_bundle / "manifest.json").read_text())
         assert manifest["base"]["fingerprint"] == expected

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from support import random_basis
+import support
 
-from tinylora_edge import MicroVector, VectorError
+from tinylora_edge import Bases, MicroVector, VectorError
 from tinylora_edge.formats.onnx_adapter import basis_version, encode, to_adapter
 
-BASIS = random_basis(groups=3, u=2)
+FACTORS = support.random_factors(rank=3)
 
 
-def test_onnx_runtime_reads_what_is_written(tmp_path: Path) -> None:
-    vector = MicroVector(MicroVector.random(BASIS, 0.3, seed=5).values, sequence=9)
+@pytest.mark.parametrize("size", [{"numbers": 4}, {"rank": 1}, {"rank": 3}], ids=str)
+def test_onnx_runtime_reads_what_is_written(tmp_path: Path, size: dict[str, int]) -> None:
+    basis = Bases(FACTORS).basis(**size)
+    vector = replace(MicroVector.random(basis, 0.3, seed=5), sequence=9)
     path = tmp_path / "v.onnx_adapter"
-    path.write_bytes(to_adapter(vector, BASIS))
+    path.write_bytes(to_adapter(vector, basis))
     found = onnxruntime.AdapterFormat.read_adapter(str(path))
-    assert (found.get_adapter_version(), found.get_model_version()) == (9, basis_version(BASIS))
+    assert (found.get_adapter_version(), found.get_model_version()) == (9, basis_version(basis))
     (name,) = found.get_parameters()
-    assert name == "tinylora_v"
+    assert name == "tinylora_r"
     value = found.get_parameters()[name].numpy()
-    assert value.dtype == np.float32
-    assert np.array_equal(value, vector.values.reshape(1, -1))
-    with pytest.raises(VectorError, match="3 values"):
-        to_adapter(MicroVector([[1], [2], [3]]), BASIS)
+    assert (value.dtype, value.shape) == (np.float32, (1, 6 * 9))
+    k, r = basis.rank, value.reshape(6, 3, 3).copy()
+    assert np.array_equal(r[:, :k, :k], basis.R(vector))
+    r[:, :k, :k] = 0
+    assert not r.any(), "zeros beyond the rank of a vector"
+    with pytest.raises(VectorError, match="2 values"):
+        to_adapter(MicroVector([1, 2]), basis)
 
 
 @pytest.mark.parametrize("n", [1, 13, 50])
@@ -38,4 +44,4 @@ def test_sizes(n: int, rows: int, tmp_path: Path) -> None:
     assert path.write_bytes(encode(values, 1, -5)) == 111 + 4 * n * rows
     found = onnxruntime.AdapterFormat.read_adapter(str(path))
     assert found.get_model_version() == -5
-    assert np.array_equal(found.get_parameters()["tinylora_v"].numpy(), values)
+    assert np.array_equal(found.get_parameters()["tinylora_r"].numpy(), values)

@@ -99,20 +99,20 @@ def test_random_mutations_are_refused(name):
 
 
 def test_what_stands_for_values_in_a_state_stays_what_it_is():
-    given = np.array([[0.5, -1.25, 0.0078125]], np.float32)
-    upper = given.view("<u2").reshape(-1, 2)[:, 1].tobytes()
+    given = np.array([0.5, -1.25, 0.0078125], np.float32)
+    upper = given.view("<u2")[1::2].tobytes()
     packed = {"fp32": given.tobytes(), "bf16": upper, "fp16": given.astype("<f2").tobytes()}
     packed["int8"] = packed["fp32"]
     for dtype in frame.DTYPES:
-        whole = hashlib.sha256(dtype.encode() + b"\n" + packed[dtype]).hexdigest()
-        assert frame.content("key", given, dtype) == whole[:32]
-        assert frame.content("", given, dtype) == ""
+        whole = hashlib.sha256(f"{BASIS.digest}\n{dtype}\n".encode() + packed[dtype]).hexdigest()
+        assert frame.content("key", BASIS.digest, given, dtype) == whole[:32]
+        assert frame.content("", BASIS.digest, given, dtype) == ""
 
 
 @pytest.mark.parametrize("sequence", [-1, 65536])
 def test_a_sequence_that_no_frame_has(sequence):
     with pytest.raises(FrameError, match=f"sequence {sequence} does not fit a frame"):
-        frame.encode(VECTOR["fp32"].values.reshape(-1), "fp32", sequence, BASIS.digest, Crc32())
+        frame.encode(VECTOR["fp32"].values, "fp32", sequence, BASIS.digest, Crc32())
 
 
 @pytest.mark.parametrize("version", [2, 3])

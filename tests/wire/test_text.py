@@ -88,7 +88,7 @@ def test_raw_payloads_of_trained_vectors_are_not_taken_for_text():
     for scale in (1e-3, 0.05, 1.0):
         for dtype in ("fp32", "bf16"):
             for _ in range(200):
-                values = (rng.standard_normal((13, 1)) * scale).astype(np.float32)
+                values = (rng.standard_normal(13) * scale).astype(np.float32)
                 assert not is_text(MicroVector(values, dtype).to_bytes(basis, None))
 
 

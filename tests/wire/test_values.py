@@ -80,7 +80,7 @@ def test_many_values(n):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused_by_its_place(value):
-    values = np.ones((13, 1), np.float32)
+    values = np.ones(13, np.float32)
     values[5] = value
     with pytest.raises(NonFiniteError, match=r"value 5 is .*not finite in int8"):
         MicroVector(values, "int8")
