@@ -10,15 +10,14 @@ def test_links(cli: Cli) -> None:
     assert [frame["size"] for frame in record["frames"]] == [63, 67, 123, 37, 41, 97, 27, 31, 87]
     (slowest, *_) = record["links"]
     assert [frame["size"] for frame in slowest["fits"]] == [37, 41, 27, 31]
+    assert slowest["messages"] == {"fp32": 3, "bf16": 2, "int8": 2}
     table = cli("links", 13).done().splitlines()
     assert table[1].endswith("63 / 67 / 123 37 / 41 / 97 27 / 31 / 87")
     (row,) = [line for line in table if line.startswith("LoRaWAN EU868, DR0")]
-    assert row.split()[-3:] == ["3", "HMAC", "HMAC"]
+    assert row.split()[-5:] == ["51", "in", "3", "HMAC", "HMAC"]
+    large = cli("links", 13_440).done().splitlines()
+    (row,) = [line for line in large if line.startswith("LoRaWAN EU868, DR0")]
+    assert row.split()[-7:] == ["51", "in", "1,056", "in", "529", "in", "265"]
     assert max(map(len, table)) <= 100
-    assert [frame["size"] for frame in cli("links", 13_440, "--json").record()["frames"]][-3:] == [
-        13_455,
-        13_459,
-        13_515,
-    ]
-    cli("links", 0).misused("N")
-    cli("links", "nothing-there").misused("N")
+    for none in (0, 250_001, "out/demo"):
+        cli("links", none).misused("N")

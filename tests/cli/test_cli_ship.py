@@ -11,12 +11,12 @@ import servers
 import support
 from invocation import Cli, contents, write_vector
 
-from tinylora_edge import save_basis
+from tinylora_edge.formats.side_tensors import save_bases
 
 
 @pytest.fixture
 def ready(cli: Cli, tmp_path: Path) -> Path:
-    save_basis(support.random_basis(blocks=5, groups=13), tmp_path / "b.basis.gguf")
+    save_bases(support.bases_with(support.random_basis(blocks=5, groups=13)), tmp_path / "b.basis.gguf")
     cli("keygen", tmp_path / "key").done()
     for number in (1, 2, 3):
         new = write_vector(tmp_path / "new.bin", tmp_path / "b.basis.gguf", seed=number)
@@ -54,7 +54,7 @@ def test_from_one_machine_to_another(cli: Cli, ready: Path) -> None:
         latest.write_bytes(plain)
         cli(*fetch).refused("requires a signature, but this is a CRC-32 frame")
         latest.write_bytes(plain * 100)
-        cli(*fetch).refused("more than 125 bytes")
+        cli(*fetch).refused("more than 313 bytes")
         latest.write_bytes(b"")
         assert cli(*fetch).code == 1
         assert contents(out.parent) == before

@@ -16,7 +16,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.write_gguf(models.tiny_model("llama"), folder / "tiny.gguf")
     for name in ("key", "other"):
         cli("keygen", folder / name).done()
-    cli("export", folder / "tiny.gguf", "-o", folder / "bundle", "--groups", 5).done()
+    cli("export", folder / "tiny.gguf", "-o", folder / "bundle").done()
     record = cli("sign", folder / "bundle", "--key", folder / "key", "--json").record()
     assert record["files"] == 3
     assert record["signature"] == str(folder / "bundle" / "signature.json")
