@@ -8,7 +8,7 @@ from typing import Any
 import onnx_bundles
 import pytest
 
-from tinylora_edge import MicroVector, TinyLoraError, load_basis, runtime
+from tinylora_edge import MicroVector, TinyLoraError, load_bundle, runtime
 from tinylora_edge.runtime import OnnxSession
 from tinylora_edge.tasks import Sample
 
@@ -67,10 +67,10 @@ def test_every_call_of_a_closed_model_says_so(bundle: Path, vector: MicroVector)
 
 
 def test_what_a_model_says_of_itself(bundle: Path, vector: MicroVector) -> None:
-    name, path = load_basis(bundle / "basis.gguf").id, str(bundle / "onnx" / "model.onnx")
+    name, path = load_bundle(bundle).bases.id, str(bundle / "onnx" / "model.onnx")
     with runtime.load(bundle, **OPTIONS) as llm:
-        assert repr(llm) == f"TinyLoraOnnx({path!r}, n_ctx 64, basis {name}, None)"
-    assert repr(llm) == f"TinyLoraOnnx({path!r}, closed, basis {name}, None)"
+        assert repr(llm) == f"TinyLoraOnnx({path!r}, n_ctx 64, factors {name}, None)"
+    assert repr(llm) == f"TinyLoraOnnx({path!r}, closed, factors {name}, None)"
     session = OnnxSession(bundle)
-    assert repr(session) == f"OnnxSession({path!r}, basis {name}, default)"
-    assert repr(session.rows([vector, None])) == f"Rows(2 x {llm.basis.size} values, basis {name})"
+    assert repr(session) == f"OnnxSession({path!r}, factors {name}, default)"
+    assert repr(session.rows([vector, None])) == f"Rows(2 rows, factors {name})"

@@ -15,7 +15,7 @@ import onnx_bundles
 import onnxruntime as ort
 import pytest
 
-from tinylora_edge import BaseMismatchError, load_basis, load_bundle
+from tinylora_edge import BaseMismatchError, load_bundle
 from tinylora_edge.runtime.onnx.bundle import checked_graph, find_bundle, weights_fingerprint
 
 KEY = "tinylora.weights"
@@ -59,12 +59,12 @@ def restate(bundle: Path, text: str) -> None:
 def test_the_device_computes_what_the_exporter_stated(architecture: str, precision: str) -> None:
     path = onnx_bundles.tiny(architecture=architecture, precision=precision)
     bundle, stated = find_bundle(path), metadata(path)
-    basis = bundle.basis
+    factors = bundle.factors
     entries = json.loads(stated[KEY])
-    assert len(entries) == len(basis.modules)
-    assert [node["k"] for nodes in entries for node in nodes] == [a.shape[1] for a in basis.a]
-    found = weights_fingerprint(checked_graph(bundle), basis.architecture, basis.modules, stated[KEY])
-    assert found == stated["tinylora.fingerprint"] == basis.base_fingerprints[-1]
+    assert len(entries) == len(factors.modules)
+    assert [node["k"] for nodes in entries for node in nodes] == [a.shape[1] for a in factors.a]
+    found = weights_fingerprint(checked_graph(bundle), factors.architecture, factors.modules, stated[KEY])
+    assert found == stated["tinylora.fingerprint"] == bundle.bases.fingerprints[-1]
 
 
 def test_the_data_of_another_fine_tune(copy: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_data_of_another_fine_tune(copy: Path) -> None:
     tuned = values * np.float32(1.001)
     assert np.isfinite(tuned).all()
     data.write_bytes(tuned.tobytes())
-    listed = load_basis(copy / "basis.gguf").base_fingerprints[-1]
+    listed = load_bundle(copy).bases.fingerprints[-1]
     with pytest.raises(BaseMismatchError, match=r"model\.onnx\.data.*another model") as caught:
         checked_graph(find_bundle(copy))
     found = re.findall(r"\b([0-9a-f]{16})\.\.\.", str(caught.value))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_bundles
 import onnxruntime
@@ -20,17 +21,19 @@ import pytest
 
 from tinylora_edge import (
     BaseMismatchError,
-    ChecksumError,
+    Bases,
     CorruptBasisError,
+    Hmac,
     MicroVector,
     Policy,
     RollbackError,
+    SignatureError,
     TinyLoraError,
     VectorError,
-    load_basis,
+    load_bundle,
     runtime,
-    save_basis,
 )
+from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.runtime import OnnxSession, TinyLoraOnnx
 
 OPTIONS: dict[str, Any] = {"n_ctx": 64, "n_threads": 1}
@@ -78,7 +81,7 @@ def test_a_bundle_its_directory_and_its_graph(bundle: Path, vector: MicroVector,
         assert isinstance(llm, TinyLoraOnnx)
         assert llm.vector == vector
         assert list(llm.generate([65, 66], max_tokens=5)) == answer
-    assert OnnxSession(bundle / "onnx" / "model.onnx").basis.digest == expected.basis.digest
+    assert OnnxSession(bundle / "onnx" / "model.onnx").bases.id == expected.bases.id
 
 
 def test_a_relative_path_in_any_alphabet(
@@ -94,18 +97,18 @@ def test_a_relative_path_in_any_alphabet(
 def test_the_policy_is_that_of_load_and_of_every_swap(
     bundle: Path, vector: MicroVector, engine_starts: list[Any]
 ) -> None:
-    basis = load_basis(bundle / "basis.gguf")
-    raw, frame = vector.to_bytes(basis, tag=None), MicroVector(vector.values, sequence=9).to_bytes(basis)
-    policy = Policy(require="checksum")
-    with pytest.raises(ChecksumError):
-        runtime.load(bundle, raw, policy=policy, **OPTIONS)
+    basis = onnx_bundles.basis(bundle)
+    later, key = replace(vector, sequence=9), Hmac(bytes(32))
+    policy = Policy(keys=[key])
+    with pytest.raises(SignatureError):
+        runtime.load(bundle, later.to_bytes(basis), policy=policy, **OPTIONS)
     assert engine_starts == []
-    llm = runtime.load(bundle, frame, policy=policy, **OPTIONS)
-    with pytest.raises(ChecksumError):
-        llm.swap(raw)
+    llm = runtime.load(bundle, later.to_bytes(basis, key), policy=policy, **OPTIONS)
+    with pytest.raises(SignatureError):
+        llm.swap(later.to_bytes(basis))
     with pytest.raises(RollbackError):
-        llm.swap(vector.to_bytes(basis))
-    assert llm.vector == MicroVector(vector.values, sequence=9)
+        llm.swap(vector.to_bytes(basis, key))
+    assert llm.vector == later
 
 
 def test_the_engine_is_what_the_bundle_has(bundle: Path, tmp_path: Path, smollm2_bundle: Path) -> None:
@@ -154,8 +157,8 @@ def test_session_options_reach_onnx_runtime(bundle: Path) -> None:
 def test_bad_vectors_are_refused_before_the_engine_starts(
     bundle: Path, vector: MicroVector, engine_starts: list[Any]
 ) -> None:
-    frame = vector.to_bytes(load_basis(bundle / "basis.gguf"))
-    for data in (b"", frame[:-2], frame[:-1] + bytes([frame[-1] ^ 1]), MicroVector(vector.values[:2])):
+    frame = vector.to_bytes(onnx_bundles.basis(bundle))
+    for data in (b"", frame[:-2], frame[:-1] + bytes([frame[-1] ^ 1]), MicroVector(np.zeros(81))):
         with pytest.raises(VectorError):
             runtime.load(bundle, data, **OPTIONS)
     assert engine_starts == []
@@ -196,24 +199,28 @@ def test_a_part_that_is_missing_or_damaged(copy: Path, tmp_path: Path, engine_st
 
 
 def test_the_basis_of_another_export_or_base(copy: Path, engine_starts: list[Any]) -> None:
-    basis, path = load_basis(copy / "basis.gguf"), copy / "basis.gguf"
+    bases, path = load_bundle(copy).bases, copy / "basis.gguf"
     path.unlink()  # it is mapped
-    save_basis(replace(basis, base_fingerprints=("0" * 64,)), path)
-    refused(copy, "0000000000000000", basis.base_fingerprints[-1][:16])
+    save_bases(Bases(bases.factors, fingerprints=("0" * 64,)), path)
+    refused(copy, "0000000000000000", bases.fingerprints[-1][:16])
     path.unlink()
-    shutil.copy(onnx_bundles.tiny("default", "dense") / "basis.gguf", copy)
-    refused(copy, basis.digest[:16], load_basis(path).digest[:16])
+    shutil.copy(onnx_bundles.tiny(rank=3) / "basis.gguf", copy)
+    refused(copy, bases.factors.digest[:16], load_bundle(copy).factors.digest[:16])
     assert engine_starts == []
 
 
 def remove(field: str) -> Callable[[Any], None]:
     def change(model: Any) -> None:
         entries = getattr(model.graph, field)
-        kept = [each for each in entries if each.name != "tinylora_v"]
+        kept = [each for each in entries if each.name != "tinylora_r"]
         del entries[:]
         entries.extend(kept)
 
     return change
+
+
+def older(model: Any) -> None:
+    next(each for each in model.metadata_props if each.key == "tinylora.version").value = "1"
 
 
 def opset(model: Any) -> None:
@@ -223,13 +230,14 @@ def opset(model: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (lambda model: model.ClearField("metadata_props"), ("model.onnx", "no basis")),
-        (remove("input"), ("tinylora_v",)),
+        (lambda model: model.ClearField("metadata_props"), ("model.onnx", "no factors")),
+        (older, ("model.onnx", "version 1", "export the model again")),
+        (remove("input"), ("tinylora_r",)),
         (remove("initializer"), ("default", "lacks an initializer")),
         (lambda model: setattr(model, "ir_version", 99), ("cannot load", "IR 99")),
         (opset, ("cannot load", "ai.onnx 99")),
     ],
-    ids=["not baked", "without the input", "without its default", "IR", "opset"],
+    ids=["not baked", "version 1", "without the input", "without its default", "IR", "opset"],
 )
 def test_a_graph_that_a_tool_changed(copy: Path, change: Any, parts: tuple[str, ...]) -> None:
     path = copy / "onnx" / "model.onnx"
@@ -292,7 +300,7 @@ def test_it_needs_no_heavy_package_and_may_end_with_everything_in_use(bundle: Pa
     code = (
         "from tinylora_edge import MicroVector, runtime\n"
         "llm = runtime.load(sys.argv[1], n_ctx=64)\n"
-        "llm.swap(MicroVector.random(llm.basis, 0.5))\n"
+        "llm.swap(MicroVector.random(llm.bases.basis(rank=2), 0.5))\n"
         "stream = llm.create_completion('x', stream=True); next(stream)\n"
         "class Cycle: pass\n"
         "cycle = Cycle(); cycle.all = [cycle, llm, stream]\nprint('end')"

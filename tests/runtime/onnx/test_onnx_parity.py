@@ -12,8 +12,8 @@ import onnx_models
 import pytest
 import smollm2
 
-from tinylora_edge import MicroVector, load_basis, runtime
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge import MicroVector, load_bundle, runtime
+from tinylora_edge.exporters import export_gguf
 from tinylora_edge.runtime import OnnxSession, TinyLoraLlama, TinyLoraOnnx
 from tinylora_edge.runtime.batch import Batch
 
@@ -39,13 +39,13 @@ def onnx_bundle() -> Path:
 
 @pytest.fixture(scope="module")
 def vector(onnx_bundle: Path) -> MicroVector:
-    return MicroVector.random(load_basis(onnx_bundle / "basis.gguf"), 0.3, seed=11)
+    return MicroVector.random(load_bundle(onnx_bundle).basis(rank=8), 10, seed=11)
 
 
 @pytest.fixture(scope="module")
 def llama(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyLoraLlama]:
     f32 = smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
-    bundle = export_gguf(f32, tmp_path_factory.mktemp("f32") / "bundle", settings=ExportSettings()).output
+    bundle = export_gguf(f32, tmp_path_factory.mktemp("f32") / "bundle").output
     llm = runtime.load(bundle, engine="llama", n_threads_batch=1, logits_all=True, verbose=False, **OPTIONS)
     yield llm
     llm.close()
@@ -73,7 +73,7 @@ def test_both_render_and_tokenize_a_chat_alike(llama: TinyLoraLlama, onnx: TinyL
 def test_logits_agree_within_a_hundredth_of_the_vectors_effect(
     llama: TinyLoraLlama, onnx_bundle: Path, vector: MicroVector
 ) -> None:
-    frame = vector.to_bytes(llama.basis)
+    frame = vector.to_bytes(llama.bases.of(vector))
     session = OnnxSession(onnx_bundle)
     rows = session.rows(frame)
     for prompt in smollm2.PROMPTS:
@@ -90,7 +90,7 @@ def test_logits_agree_within_a_hundredth_of_the_vectors_effect(
 
 
 def test_greedy_text_is_the_same(llama: TinyLoraLlama, onnx: TinyLoraOnnx, vector: MicroVector) -> None:
-    frame = vector.to_bytes(onnx.basis)
+    frame = vector.to_bytes(onnx.bases.of(vector))
     llama.swap(frame)
     different = []
     messages = [[{"role": "user", "content": question}] for question in QUESTIONS]

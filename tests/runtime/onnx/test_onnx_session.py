@@ -34,7 +34,7 @@ def options() -> Any:
 
 @pytest.fixture(params=["default", "required"])
 def bundle(request: pytest.FixtureRequest) -> Path:
-    return onnx_bundles.tiny(request.param, "tiled" if request.param == "default" else "dense")
+    return onnx_bundles.tiny(request.param)
 
 
 @pytest.fixture
@@ -57,25 +57,28 @@ def test_no_vector_is_the_base_and_zeros_are_too(session: OnnxSession, bundle: P
     base = run(session)
     assert np.array_equal(base[0], onnx_bundles.logits(bundle, TOKENS, None))
     assert np.array_equal(run(session, session.rows(None)), base)
-    assert np.array_equal(run(session, session.rows(MicroVector.zeros(session.basis))), base)
+    assert np.array_equal(run(session, session.rows(MicroVector.zeros(session.bases.basis(rank=3)))), base)
 
 
 def test_a_vector_in_every_form(session: OnnxSession, bundle: Path) -> None:
     (vector,) = onnx_bundles.vectors(bundle, 1)
     expected = onnx_bundles.logits(bundle, TOKENS, vector)
-    data = vector.to_bytes(session.basis)
+    data = vector.to_bytes(session.bases.of(vector))
     for form in (vector, data, bytearray(data), memoryview(data), [vector], (data,)):
         assert np.array_equal(run(session, session.rows(form))[0], expected)
     assert not np.array_equal(run(session)[0], expected)
 
 
-def test_every_row_of_a_batch_is_its_own_user(session: OnnxSession, bundle: Path) -> None:
-    vectors = onnx_bundles.vectors(bundle, 3)
-    rows = session.rows([vectors[0], None, vectors[1].to_bytes(session.basis), vectors[2]])
-    together = run(session, rows, batch=4)
-    for found, vector in zip(together, [vectors[0], None, vectors[1], vectors[2]], strict=True):
+def test_every_row_of_a_batch_is_its_own_user_of_any_size(session: OnnxSession) -> None:
+    bases = session.bases
+    of = [bases.basis(numbers=5), bases.basis(numbers=14), *(bases.basis(rank=rank) for rank in (1, 2, 8))]
+    vectors = [MicroVector.random(basis, 1, seed=basis.size) for basis in of]
+    frames = [vector.to_bytes(basis) for vector, basis in zip(vectors, of, strict=True)]
+    rows = session.rows([*frames[:3], None, *frames[3:]])
+    together = run(session, rows, batch=6)
+    for found, vector in zip(together, [*vectors[:3], None, *vectors[3:]], strict=True):
         assert np.abs(found - run(session, session.rows(vector))[0]).max() <= 1e-5
-    assert min(np.abs(together[i] - together[j]).max() for i in range(4) for j in range(i)) > 0.01
+    assert min(np.abs(together[i] - together[j]).max() for i in range(6) for j in range(i)) > 0.01
 
 
 def test_rows_that_do_not_match_the_batch(session: OnnxSession, bundle: Path) -> None:
@@ -91,7 +94,7 @@ def test_rows_that_do_not_match_the_batch(session: OnnxSession, bundle: Path) ->
 
 
 def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bundle: Path) -> None:
-    basis = session.basis
+    basis = onnx_bundles.basis(bundle)
     values = onnx_bundles.vectors(bundle, 1)[0].values
     alice, older = (MicroVector(values, sequence=s).to_bytes(basis, stream="alice") for s in (8, 3))
     bob = MicroVector(values, sequence=3).to_bytes(basis, stream="bob")
@@ -108,14 +111,18 @@ def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bu
         session.rows(older, streams="alice")
 
 
-def test_a_vector_of_a_wrong_width_or_basis(session: OnnxSession) -> None:
-    kind = "dense" if session.flavour == "default" else "tiled"
-    other = OnnxSession(onnx_bundles.tiny("default", kind), sess_options=options())
-    with pytest.raises(VectorError, match="values"):
-        session.rows(MicroVector.zeros(other.basis))
-    with pytest.raises(BasisMismatchError):
-        session.rows(MicroVector.zeros(other.basis).to_bytes(other.basis))
-    with pytest.raises(VectorError, match=other.basis.id):
+def test_a_vector_of_a_wrong_width_or_of_other_factors(session: OnnxSession) -> None:
+    other = OnnxSession(onnx_bundles.tiny(rank=3), sess_options=options())
+    basis = other.bases.basis(rank=3)
+    zeros = MicroVector.zeros(basis)
+    with pytest.raises(VectorError, match="no projection has 81 numbers"):
+        session.rows(MicroVector(np.zeros(81, np.float32)))
+    for source in (zeros, zeros.to_bytes(basis)):
+        with pytest.raises(BasisMismatchError, match=basis.id):
+            session.rows(source)
+    with pytest.raises(BasisMismatchError):  # a rank beyond the graph's
+        other.rows(MicroVector.zeros(session.bases.basis(rank=4)))
+    with pytest.raises(VectorError, match=other.bases.id):
         run(session, other.rows(None))
 
 
@@ -123,9 +130,8 @@ def test_a_vector_of_a_wrong_width_or_basis(session: OnnxSession) -> None:
 
 
 def test_the_vector_among_the_feeds(session: OnnxSession) -> None:
-    values = np.zeros((1, session.basis.size), np.float32)
     with pytest.raises(VectorError, match="rows"):
-        session.run(["logits"], {**feeds(session), "tinylora_v": values})
+        session.run(["logits"], {**feeds(session), "tinylora_r": session.rows(None).r})
 
 
 def test_unknown_names(session: OnnxSession) -> None:

@@ -22,7 +22,7 @@ def flavour(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def bundle(flavour: str) -> Path:
-    return onnx_bundles.tiny(flavour, "tiled" if flavour == "default" else "dense")
+    return onnx_bundles.tiny(flavour)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_any_sequence_of_exchanges_equals_a_fresh_model(
 def test_a_block_ends_where_it_began(llm: TinyLoraOnnx, bundle: Path, vectors: list[MicroVector]) -> None:
     a, b, _ = vectors
     llm.swap(a)
-    with llm.using(b.to_bytes(llm.basis)) as active:
+    with llm.using(b.to_bytes(llm.bases.of(b))) as active:
         assert active == b
         assert answer(llm) == until_end(expected(bundle, b))
         with llm.using(a):
@@ -80,11 +80,11 @@ def test_a_refused_vector_changes_nothing(
 ) -> None:
     llm.swap(vectors[0])
     before = answer(llm)
-    good = vectors[1].to_bytes(llm.basis)
+    good = vectors[1].to_bytes(llm.bases.of(vectors[1]))
     for error, bad in (
         (ChecksumError, good[:-1] + bytes([good[-1] ^ 1])),
         (VectorError, b""),
-        (VectorError, MicroVector(np.zeros((9, 9), np.float32))),
+        (VectorError, MicroVector(np.zeros(81, np.float32))),
     ):
         with pytest.raises(error):
             llm.swap(bad)
