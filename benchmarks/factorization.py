@@ -41,7 +41,7 @@ from tinylora_edge.modules import canonical_order
 
 RANK = ExportSettings().rank
 TOLERANCE = 1e-3
-OVERSAMPLED = RANK + 4  # the block that truncated_svd uses, and svd_lowrank's own default
+OVERSAMPLED = RANK + 6  # the block that truncated_svd uses
 MAX_NITER = 4096
 
 Matrix = NDArray[np.float32]

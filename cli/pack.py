@@ -78,13 +78,14 @@ def pack(
     data = vectors.read(source)
     record: dict[str, Any] = {}
     if bundle is not None:
-        bases: Bases | Basis = vectors.find_bases(bundle)
+        bases = vectors.find_bases(bundle)
+        known: Bases | Basis = bases
         if (numbers, rank) != (None, None):
             if len(data) % 2:
                 raise console.CommandError("a frame names its basis itself: leave --numbers and --rank out")
-            bases = bases.basis(numbers=numbers, rank=rank)
-        found = _check(data, bases, signer, bound)
-        basis = bases if isinstance(bases, Basis) else bases.of(found)
+            known = bases.basis(numbers=numbers, rank=rank)
+        found = _check(data, known, signer, bound)
+        basis = bases.of(found)
         made = MicroVector(
             found.values,
             dtype or found.dtype,

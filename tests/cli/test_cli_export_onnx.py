@@ -10,8 +10,8 @@ import onnx_models
 import pytest
 from invocation import Cli, contents
 
-from tinylora_edge import load_basis, load_bundle
-from tinylora_edge.formats.onnx_graph import read_onnx
+from tinylora_edge import load_bundle
+from tinylora_edge.formats.onnx_graph import MetadataKey, read_onnx
 
 
 @pytest.fixture(scope="session")
@@ -34,22 +34,22 @@ def test_a_graph_of_ones_own(cli: Cli, hf: Path, graph: Path, tmp_path: Path) ->
         "onnx/",
         *sorted(f"onnx/{name}" for name in [*os.listdir(graph), "zeros.onnx_adapter"]),
     ]
-    basis = load_basis(out / "basis.gguf")
-    assert basis.digest in text
+    digest = load_bundle(out).factors.digest
+    assert digest in text
     assert "exported hf to" in text or f"exported {hf.name} to" in text
     nodes = read_onnx(out / "onnx" / "model.onnx").metadata
-    assert nodes["tinylora.digest"] == basis.digest
+    assert nodes[MetadataKey.FACTORS] == digest
     assert f"graph {graph}" in " ".join(text.split())
-    assert load_bundle(out).check_base() == nodes["tinylora.fingerprint"]
+    assert load_bundle(out).check_base() == nodes[MetadataKey.FINGERPRINT]
 
 
 def test_both_from_a_gguf_as_json(cli: Cli, tiny_gguf: Path, graph: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ["--format", "both", "--onnx", graph, "--onnx-input", "required", "--groups", 3]
+    options = ["--format", "both", "--onnx", graph, "--onnx-input", "required"]
     record = cli("export", tiny_gguf, "-o", out, *options, "--json").record()
 
     found = load_bundle(out)
-    assert record["base_fingerprints"] == [found.check_base(), found.check_onnx()]
+    assert record["fingerprints"] == [found.check_base(), found.check_onnx()]
     onnx = record["onnx"]
     assert onnx["fingerprint"] == found.check_onnx()
     assert (onnx["graph"], onnx["precision"], onnx["flavour"]) == (str(graph), None, "required")
@@ -65,7 +65,7 @@ def test_a_graph_that_is_built(cli: Cli, hf: Path, tmp_path: Path) -> None:
     assert record["onnx"]["precision"] == "int4"
     assert record["onnx"]["graph"].startswith("onnxruntime-genai ")
     assert record["base"] is None
-    assert record["base_fingerprints"] == [record["onnx"]["fingerprint"]]
+    assert record["fingerprints"] == [record["onnx"]["fingerprint"]]
 
 
 def test_what_is_refused_leaves_no_bundle(cli: Cli, hf: Path, graph: Path, tmp_path: Path) -> None:

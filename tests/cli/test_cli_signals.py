@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 from invocation import Cli, contents, write_vector
 
-from tinylora_edge import load_basis, load_bundle
+from tinylora_edge import load_bundle
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 BUNDLE = ["out/", "out/base.gguf", "out/basis.gguf", "out/manifest.json"]
-RANDOM = ("--projection", "random")
 
 
 def wait_for_partial(out: Path, child: subprocess.Popen[bytes]) -> None:
@@ -34,7 +33,7 @@ def check_whole(out: Path, digest: str) -> None:
     assert sorted(contents(out.parent)) == BUNDLE
     bundle = load_bundle(out)
     bundle.check_base()
-    assert bundle.basis.digest == digest == bundle.manifest["basis"]["digest"]
+    assert bundle.factors.digest == digest == bundle.manifest["basis"]["factors"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
@@ -46,9 +45,9 @@ def test_an_export_that_is_killed_while_it_writes(
     tmp_path: Path,
     number: signal.Signals,
 ) -> None:
-    digest = load_basis(smollm2_bundle / "basis.gguf").digest
+    digest = load_bundle(smollm2_bundle).factors.digest
     out = tmp_path / "out"
-    child = start("export", smollm2_gguf, *RANDOM, "-o", out)
+    child = start("export", smollm2_gguf, "-o", out)
     wait_for_partial(out, child)
     child.send_signal(number)
     child.communicate(timeout=60)
@@ -59,9 +58,9 @@ def test_an_export_that_is_killed_while_it_writes(
     elif number != signal.SIGKILL:
         assert contents(tmp_path) == {}
     elif (left := tmp_path / ".out.partial").exists():
-        process("export", smollm2_gguf, *RANDOM, "-o", out).refused(str(left), "Remove it")
+        process("export", smollm2_gguf, "-o", out).refused(str(left), "Remove it")
         shutil.rmtree(left)
-    process("export", smollm2_gguf, *RANDOM, "-o", out).done()
+    process("export", smollm2_gguf, "-o", out).done()
     check_whole(out, digest)
 
 
