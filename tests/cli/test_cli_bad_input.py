@@ -37,7 +37,10 @@ BAD_VECTORS: dict[str, tuple[Callable[[Basis], bytes], list[str]]] = {
     "padded": (lambda b: good(b) + bytes(2), ["39 bytes", "37"]),
     "flipped in a value": (lambda b: flipped(good(b), 12, 3), ["checksum", "its bytes give"]),
     "flipped in the version": (lambda b: flipped(good(b), 0, 6), ["version 6", "versions 2 and 3"]),
-    "flipped in the basis id": (lambda b: flipped(good(b), 1, 0), ["none of factors", "learned ones of 13 numbers"]),
+    "flipped in the basis id": (
+        lambda b: flipped(good(b), 1, 0),
+        ["none of factors", "learned ones of 13 numbers"],
+    ),
     "raw of a wrong length": (lambda b: bytes(50), ["50 bytes are no frame", "pack --numbers"]),
     "oversized": (lambda b: good(b) + bytes(4096), ["4133 bytes", "37"]),
     "far oversized": (lambda b: bytes((1 << 20) + 1), ["1,048,576"]),
