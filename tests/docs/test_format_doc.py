@@ -7,14 +7,14 @@ import hmac
 import io
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+import support
 
-from tinylora_edge import Basis, MicroVector, Policy
+from tinylora_edge import Bases, Basis, Factors, MicroVector, Policy, Projection
 from tinylora_edge.errors import TransferError
 from tinylora_edge.formats import gguf as _gguf
 from tinylora_edge.formats import side_tensors, signatures
@@ -56,21 +56,10 @@ def values_of(title: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def example_basis() -> Basis:
-    """The basis of the page's test values for the digest."""
-    return Basis(
-        architecture=ARCHITECTURE,
-        modules=(MODULE,),
-        rank=1,
-        u=1,
-        groups=1,
-        seed=42,
-        factorization="left",
-        scheme="full",
-        tying=np.zeros(1, np.int32),
-        a=(np.array([[1, 0]], np.float32),),
-        b=(np.array([[2], [-1], [0.5]], np.float32),),
-    )
+def example() -> Factors:
+    """The factors of the page's test values for digests."""
+    a, b = np.array([[1, 0]], np.float32), np.array([[2], [-1], [0.5]], np.float32)
+    return Factors(architecture=ARCHITECTURE, modules=(MODULE,), rank=1, a=(a,), b=(b,))
 
 
 def frame_digest() -> str:
@@ -78,14 +67,14 @@ def frame_digest() -> str:
 
 
 def test_projection_values() -> None:
-    found = rows("Projection", 5)
+    found = rows("Random projections", 5)
     assert len(found) == 3
     for seed, module, u, rank, expected in found:
         assert project(int(seed), module, int(u), int(rank)).astype("<f4").tobytes().hex() == expected
 
 
 def test_projection_steps() -> None:
-    text = section("Projection").replace("\n", " ")
+    text = section("Random projections").replace("\n", " ")
     name, key, *words = (int(word, 16) for word in re.findall(r"`0x([0-9a-f]{16})`", text))
     hashed = 0xCBF29CE484222325
     for byte in MODULE.encode():
@@ -106,28 +95,36 @@ def mix(z: int) -> int:
     return z ^ z >> 31
 
 
-def test_sum_of_projections() -> None:
-    ((v, expected),) = rows("The adaptation", 2)
-    basis = Basis(
-        architecture=ARCHITECTURE,
-        modules=(MODULE,),
-        rank=2,
-        u=3,
-        groups=1,
-        seed=42,
-        factorization="left",
-        scheme="full",
-        tying=np.zeros(1, np.int32),
-        a=(np.ones((2, 4), np.float32),),
-        b=(np.ones((4, 2), np.float32),),
-    )
-    values = np.frombuffer(bytes.fromhex(v), "<f4").astype(np.float32)
-    assert basis.R(values).astype("<f4").tobytes().hex() == expected
+def test_sums() -> None:
+    ((v, expected),) = rows("Random projections", 2)
+    values = np.frombuffer(bytes.fromhex(v), "<f4")
+    found = Projection.random([MODULE], 1, 3, "full", 42, 2).R(values)
+    assert found.astype("<f4").tobytes().hex() == expected
     in_f32 = np.zeros((2, 2), np.float32)
     for value, p in zip(values, project(42, MODULE, 3, 2), strict=True):
         in_f32 += value * p
-    (wrong,) = re.findall(r"second entry would be `(\w+)`", section("The adaptation"))
+    (wrong,) = re.findall(r"second entry would be `(\w+)`", section("Random projections"))
     assert in_f32.reshape(-1)[1].tobytes().hex() == wrong != expected[8:16]
+    ((v, p, expected),) = rows("Learned projections", 3)
+    values, flat = (np.frombuffer(bytes.fromhex(text), "<f4") for text in (v, p))
+    found = Projection.learned([MODULE], flat.reshape(3, 1, 2, 2)).R(values)
+    assert found.astype("<f4").tobytes().hex() == expected
+
+
+def test_descriptors() -> None:
+    forms = re.findall(r"^    ((?:entries|learned|random) rank=<k>.*)$", section("Projections"), re.M)
+    made = (
+        Projection.entries([MODULE], 1),
+        Projection.learned([MODULE], np.ones((1, 1, 1, 1))),
+        Projection.random([MODULE], 1, rank=1),
+    )
+    for form, projection in zip(forms, made, strict=True):
+        pattern = re.sub(r"<[^>]+>", "[0-9a-z]+", form)
+        assert re.fullmatch(pattern, projection.descriptor), form
+    text = " ".join(section("Projections").split())
+    (default,) = re.findall(r"The \*default\* random projections are `([^`]+)`", text)
+    modules = [f"blk.{block}.attn_q.weight" for block in range(5)]
+    assert Projection.random(modules, 5).descriptor == default.replace("<n>", "5")
 
 
 def test_order_of_kinds() -> None:
@@ -135,45 +132,44 @@ def test_order_of_kinds() -> None:
     assert [name for name in re.findall(r"`(\w+)`", text) if name.startswith(("attn", "ffn"))] == list(KINDS)
 
 
-def test_keys_of_side_tensors(example_basis: Basis, tmp_path: Path) -> None:
-    fields = {"base_fingerprints": ("00",)}
-    fields |= {"prior_mean": np.zeros(1, np.float32), "prior_covariance": np.ones((1, 1), np.float32)}
-    side_tensors.save_basis(replace(example_basis, **fields), tmp_path / "basis.gguf")
-    written = gguf.GGUFReader(tmp_path / "basis.gguf").fields.values()
-    kinds = {"U32": "UINT32", "U64": "UINT64", "STRING": "STRING", "ARRAY OF U32": "ARRAY UINT32"}
-    kinds |= {"ARRAY OF STRINGS": "ARRAY STRING", "ARRAY OF F32": "ARRAY FLOAT32"}
+def test_keys_and_tensors_of_side_tensors(tmp_path: Path) -> None:
+    factors = support.random_factors(1, kinds=("attn_q",))
+    bases = Bases(factors, (support.learned(factors, 3),), ("00",))
+    side_tensors.save_bases(bases, tmp_path / "basis.gguf")
+    reader = gguf.GGUFReader(tmp_path / "basis.gguf")
+    kinds = {"U32": "UINT32", "STRING": "STRING", "ARRAY OF STRINGS": "ARRAY STRING"}
     documented = {key: kinds[kind.replace("`", "").upper()] for key, kind, _ in rows("Keys", 3)}
     found = {
         field.name: " ".join(kind.name for kind in field.types)
-        for field in written
+        for field in reader.fields.values()
         if not field.name.startswith("GGUF.")
     }
     assert found == documented
+    names = [re.split("[`,]", name)[0] for name, *_ in rows("Tensors", 4)]
+    named = [name.replace("<m>", MODULE).replace("<i>", "0") for name in names]
+    assert [tensor.name for tensor in reader.tensors] == named
 
 
-def test_digest(example_basis: Basis) -> None:
-    page = values_of("Digest")
+def test_digests(example: Factors) -> None:
+    page = values_of("Digests")
     module = hashlib.sha256(bytes.fromhex(page["of the module"]))
     whole = hashlib.sha256(bytes.fromhex(page["before the modules"]) + module.digest())
     assert module.hexdigest() == page["its SHA-256"]
-    assert whole.hexdigest() == page["digest"] == example_basis.digest
-
-
-def test_digest_of_explicit_projections(example_basis: Basis) -> None:
-    page = values_of("Digest")
-    module = hashlib.sha256(bytes.fromhex(page["of the module, explicit"]))
-    whole = hashlib.sha256(bytes.fromhex(page["before the modules, explicit"]) + module.digest())
-    assert module.hexdigest() == page["its SHA-256, explicit"]
-    basis = example_basis.with_projections([[[[0.5]]], [[[-2]]]])
-    assert whole.hexdigest() == page["digest, explicit"] == basis.digest
-
-
-def test_sum_of_explicit_projections(example_basis: Basis) -> None:
-    ((v, p, expected),) = rows("Explicit projections", 3)
-    values, flat = (np.frombuffer(bytes.fromhex(text), "<f4") for text in (v, p))
-    fields = {"rank": 2, "a": (np.ones((2, 4), np.float32),), "b": (np.ones((4, 2), np.float32),)}
-    basis = replace(example_basis, **fields).with_projections(flat.reshape(3, 1, 2, 2))
-    assert basis.R(values).astype("<f4").tobytes().hex() == expected
+    assert whole.hexdigest() == page["factors' digest"] == example.digest
+    descriptors = [text for text in page if " rank=" in text]
+    assert [text.split()[0] for text in descriptors] == ["entries", "random", "learned"]
+    p = np.array([0.5, -2]).reshape(2, 1, 1, 1)
+    made = (
+        Projection.entries(example.modules, 1),
+        Projection.random(example.modules, 1, 1, "full", 42, 1),
+        Projection.learned(example.modules, p),
+    )
+    for text, projection in zip(descriptors, made, strict=True):
+        hashed = hashlib.sha256(b"tinylora basis 2\n" + whole.digest() + text.encode()).hexdigest()
+        assert projection.descriptor == text
+        assert hashed == page[text] == Basis(example, projection).digest
+    sizes = re.findall(r'the (\d+) bytes "(tinylora \w+ 2)" LF', section("Digests"))
+    assert [int(size) for size, _ in sizes] == [len(word) + 1 for _, word in sizes] == [19, 17]
 
 
 def test_fingerprint() -> None:
@@ -220,21 +216,9 @@ def test_test_frames() -> None:
     assert signer.public_key == public_key
     policy = Policy("none", keys=[tags.Hmac(hmac_key), tags.Ed25519Verifier(signer.public_key)])
     signers = {"CRC-32": tags.Crc32(), "HMAC": tags.Hmac(hmac_key), "Ed25519": signer}
-    values = np.arange(-6, 7, dtype=np.float32).reshape(13, 1) / np.float32(100)
-    basis = Basis(
-        architecture=ARCHITECTURE,
-        modules=tuple(f"blk.{block}.attn_q.weight" for block in range(13)),
-        rank=1,
-        u=1,
-        groups=13,
-        seed=0,
-        factorization="left",
-        scheme="tiled",
-        tying=np.arange(13, dtype=np.int32),
-        a=(np.ones((1, 2), np.float32),) * 13,
-        b=(np.ones((2, 1), np.float32),) * 13,
-    )
-    vars(basis)["digest"] = frame_digest()  # the test frames' basis is known by its digest alone
+    values = np.arange(-6, 7, dtype=np.float32) / np.float32(100)
+    factors = support.random_factors(13, kinds=("attn_q",))
+    basis = support.with_digest(Bases(factors).basis(rank=1), frame_digest())  # it is known by that alone
     later = rows("Test frames", 6)
     assert {(version, dtype) for version, _, dtype, *_ in later} >= {
         ("2", "bf16"),
@@ -243,7 +227,7 @@ def test_test_frames() -> None:
     }
     for version, name, dtype, tag, size, text in later:
         frame, stream = bytes.fromhex(text), "" if name == "without a name" else name
-        vector = MicroVector(values, dtype, sequence=7)
+        vector = MicroVector(values, dtype, 7, basis.digest)
         until = expiry.LAST if version == "3" else None
         assert len(frame) == int(size)
         assert vector.to_bytes(basis, signers[tag], stream=stream, until=until) == frame
@@ -327,3 +311,18 @@ def test_the_keyring_is_one(tmp_path: Path) -> None:
     shown["keys"][0]["key"] = tags.public_pem(public).splitlines()[1]
     (tmp_path / "keys.json").write_text(json.dumps(shown))
     assert Policy(keyring=tmp_path / "keys.json")
+
+
+def test_a_state_file(tmp_path: Path) -> None:
+    text = section("State files")
+    word = re.search(r"^    (tinylora state \d) <SHA-256", text, re.M).group(1)
+    basis, key = support.random_basis(), tags.Hmac(bytes(32))
+    policy = Policy(keys=[key], state=tmp_path / "state", today=expiry.FIRST)
+    vector = MicroVector([0.5, -1], "int8", 7)
+    with policy.admit(vector.to_bytes(basis, key, stream="alice", until=expiry.LAST), basis, stream="alice"):
+        pass
+    head, _, body = (tmp_path / "state").read_bytes().partition(b"\n")
+    assert head.decode() == f"{word} {hashlib.sha256(body).hexdigest()}"
+    hashed = f"{basis.digest}\nint8\n".encode() + vector.values.astype("<f4").tobytes()
+    content = hashlib.sha256(hashed).hexdigest()[:32]
+    assert json.loads(body) == {basis.factors.digest: {key.id: {"alice": f"7:{content}"}}}

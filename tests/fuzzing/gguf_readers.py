@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import struct
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -14,7 +15,7 @@ import support
 from harness import Harness, folder
 from mutations import changed, number
 
-from tinylora_edge import Basis, load_basis, save_basis
+from tinylora_edge import Bases, Basis, NonFiniteError, Projection
 from tinylora_edge.formats import side_tensors
 from tinylora_edge.formats.bundle import Bundle, load_bundle
 from tinylora_edge.formats.gguf import GGUFFile
@@ -71,10 +72,8 @@ def _parts(image: bytes) -> tuple[list[Pair], list[Entry]]:
             pairs.append((key, _STRING, value))
         elif isinstance(value, list):
             pairs.append((key, _ARRAY, (_STRING, value)))
-        elif isinstance(value, np.ndarray):
-            pairs.append((key, _ARRAY, (6 if value.dtype.kind == "f" else 4, value.tolist())))
         else:
-            pairs.append((key, 10 if key.endswith("seed") else 4, value))
+            pairs.append((key, 4, value))
     entries = [
         (t.name, [*reversed(t.shape)], int(t.type), file.data(t).tobytes()) for t in file.tensors.values()
     ]
@@ -128,58 +127,97 @@ def _altered(pairs: list[Pair], entries: list[Entry], random: Random) -> bytes:
 
 
 @cache
-def bases() -> list[Basis]:
-    """Bases of every kind: drawn and learned projections, experts, names and a prior."""
-    plain = support.random_basis()
+def bases() -> list[Bases]:
+    """Bases of every kind: stored and named projections, with a prior and without, experts, deployed forms."""
+    plain = support.random_factors()
+    experts = support.random_factors(experts=2, factor_dtype=np.float16, rank=3)
+    named = [
+        Projection.random(experts.modules, 4, 2, *rest) for rest in (("structured", 7, 3), ("tiled", 0, 1))
+    ]
+    learned = [support.learned(plain, 5), support.learned(plain, 2, prior=False)]
     return [
-        replace(plain, base_fingerprints=("ab" * 32,)),
-        support.random_basis(experts=2, factor_dtype=np.float16, u=2, scheme="tiled", groups=3),
-        support.random_basis(explicit=True),
-        *list(support.learned_forms(plain, 6).values())[:2],
+        Bases(plain, (), ("ab" * 32,)),
+        Bases(plain, tuple(learned)),
+        Bases(experts, tuple(named)),
+        Bases(plain, (learned[0], Projection.random(plain.modules, 1, 6, "full"))),
+        Bases(support.random_factors(1, kinds=("attn_q",), rank=1)),
     ]
 
 
 @cache
 def _basis_parts() -> list[tuple[list[Pair], list[Entry]]]:
     path, out = folder() / "valid.gguf", []
-    for basis in bases():
-        save_basis(basis, path)
+    for each in bases():
+        side_tensors.save_bases(each, path)
         out.append(_parts(path.read_bytes()))
     path.unlink()
     return out
 
 
 def _make_basis(random: Random) -> bytes:
-    return _mend_basis(_altered(*random.choice(_basis_parts()), random))
+    """What is declared, changed; or descriptors alone, which no small change makes."""
+    pairs, entries = random.choice(_basis_parts())
+    if random.random() < 0.3:
+        listed = [random.choice(_DESCRIPTORS) for _ in range(random.choice((1, 1, 2, 65)))]
+        pairs = [pair for pair in pairs if pair[0] != "tinylora.projections"]
+        pairs.append(("tinylora.projections", _ARRAY, (_STRING, listed)))
+    return _mend_basis(_altered(pairs, entries, random))
+
+
+_RANDOM = "random rank=2 seed=42 groups=2 u=1 tying=tiled"
+_DESCRIPTORS = [
+    _RANDOM,
+    *(_RANDOM.replace("seed=42", f"seed={seed}") for seed in ("043", "18446744073709551615", 1 << 64, "x")),
+    *(_RANDOM.replace("rank=2", f"rank={rank}") for rank in (0, 1, 3, 256, 257, 999_999_999)),
+    *(_RANDOM.replace("u=1", f"u={u}") for u in (0, 2, 125_000, 125_001, 999_999_999, 1 << 40)),
+    *(_RANDOM.replace("groups=2", f"groups={groups}") for groups in (0, 1, 6, 7, 1 << 40)),
+    *(_RANDOM.replace("tiled", tying) for tying in ("full", "structured", "")),
+    *("entries rank=2", "learned rank=2 " + "0" * 64, "learned rank=3 " + "0" * 64, "learned ", ""),
+]
 
 
 def _mend_basis(data: bytes) -> bytes:
-    """State the digest that the content gives."""
+    """State the digests that the content gives: of the factors, and of stored projections."""
     try:
         file = GGUFFile(data)
-        stated = file.get("tinylora.digest")
-        found = side_tensors._read(file).digest
+        listed = file.value("tinylora.projections", list, [])
+        for i, text in enumerate(listed):
+            if re.fullmatch("learned rank=[0-9]+ [0-9a-f]{64}", text) and f"tinylora_p.{i}" in file.tensors:
+                found = hashlib.sha256(file.data(file.tensors[f"tinylora_p.{i}"])).hexdigest()
+                data = data.replace(text[-64:].encode(), found.encode())
+        stated = file.value("tinylora.factors", str)
+        found = side_tensors._read(GGUFFile(data)).factors.digest
     except Exception:
         return data
-    if not isinstance(stated, str) or len(stated.encode()) != len(found):
-        return data
-    return data.replace(stated.encode(), found.encode(), 1)
+    return data.replace(stated.encode(), found.encode(), 1) if len(stated.encode()) == len(found) else data
 
 
 def _read_basis(data: bytes) -> None:
     path = folder() / "basis.gguf"
     path.write_bytes(data)
-    basis = load_basis(path)
-    assert basis.size == basis.groups * basis.u
-    v = np.full((basis.groups, basis.u), 0.5, np.float32)
-    with np.errstate(all="ignore"):
-        assert basis.R(v).shape == (len(basis.modules), basis.rank, basis.rank)
-    assert repr(basis)
-    arrays = (*basis.a, *basis.b, *basis.p)
-    if len(data) < 1 << 14 and all(np.isfinite(array).all() for array in arrays):  # Python may change a NaN
-        assert basis.digest == support.digest(basis)
-    if basis.prior is not None:
-        assert basis.whitening is not None
+    found = side_tensors.load_bases(path)
+    factors = found.factors
+    assert repr(found)
+    assert found.most >= max(basis.size for basis in _some(found))
+    for basis in _some(found):
+        assert found[basis.id] is basis
+        if basis.size * len(factors.modules) > 1 << 16:  # which is legal, and slow
+            continue
+        try:
+            r = basis.R(np.full(basis.size, 0.5, np.float32))
+        except NonFiniteError:
+            continue
+        assert r.shape == (len(factors.modules), basis.rank, basis.rank)
+        assert basis.prior is None or basis.whitening is not None
+        if len(data) < 1 << 14 and all(np.isfinite(array).all() for array in (*factors.a, *factors.b)):
+            assert basis.digest == support.digest(factors, basis.projection.descriptor)
+
+
+def _some(found: Bases) -> list[Basis]:
+    """Bases of each kind."""
+    ids = list(found)
+    first = found.factors.rank
+    return [found[each] for each in {ids[0], ids[first - 1], *ids[first : first + 3], ids[-1]}]
 
 
 # A base, and a LoRA for it.
@@ -206,9 +244,9 @@ def _bundle() -> Bundle:
     home = folder() / "bundle"
     home.mkdir()
     (home / "base.gguf").touch()
-    basis = support.random_basis(blocks=1, kinds=("attn_q",), groups=1, n_in=8, n_out=6)
-    found = side_tensors.fingerprint(GGUFFile(_base()), basis.modules)
-    save_basis(replace(basis, base_fingerprints=(found,)), home / "basis.gguf")
+    factors = support.random_factors(1, kinds=("attn_q",), n_in=8, n_out=6)
+    found = side_tensors.fingerprint(GGUFFile(_base()), factors.modules)
+    side_tensors.save_bases(Bases(factors, (), (found,)), home / "basis.gguf")
     return load_bundle(home)
 
 

@@ -14,10 +14,19 @@ import support
 from harness import Harness, folder
 from mutations import as_json, changed
 
-from tinylora_edge import Ed25519Signer, Ed25519Verifier, Hmac, MicroVector, Policy, TinyLoraError
+from tinylora_edge import (
+    Bases,
+    Ed25519Signer,
+    Ed25519Verifier,
+    Hmac,
+    MicroVector,
+    Policy,
+    TinyLoraError,
+)
 from tinylora_edge.wire import frame, text
 
-BASIS = support.random_basis(blocks=5, groups=13)
+BASES = Bases(support.random_factors(blocks=5))
+BASIS = BASES.basis(numbers=13)
 DIGEST = bytes.fromhex(BASIS.digest)
 SECRET = bytes(range(32))
 SIGNER = Ed25519Signer(SECRET)
@@ -77,7 +86,8 @@ def _read_frame(data: bytes) -> None:
             refusals, last = refusals + 1, error
             continue
         assert np.isfinite(vector.values).all()
-        assert vector.values.shape == (13, 1)
+        assert vector.values.shape == (13,)
+        assert vector.basis == BASIS.digest
         assert not vector.verified_by or data in SIGNED, "a forgery"
         assert vector.raw == (len(data) % 2 == 0)
         assert vector.verified_by or policy.require not in ("mac", "signature")
@@ -87,6 +97,8 @@ def _read_frame(data: bytes) -> None:
             assert vector.to_bytes(BASIS, until=vector.until) == data
     if refusals == len(_policies):
         raise last
+    if len(data) % 2:  # it names its basis, among all of a model
+        assert Policy("none", keys=KEYS, max_norm=math.inf).check(data, BASES).basis == BASIS.digest
 
 
 _policies = [
@@ -116,15 +128,20 @@ def _read_text(data: bytes) -> None:
 
 def _make_state(random: Random) -> bytes:
     content = hashlib.sha256(b"").hexdigest()[:32]
-    tree = {BASIS.digest: {"": {"": "5:"}, "hmac:0011223344556677": {"alice": f"65535:{content}", "b": "0:"}}}
+    tree = {
+        BASIS.factors.digest: {
+            "": {"": "5:"},
+            "hmac:0011223344556677": {"alice": f"65535:{content}", "b": "0:"},
+        }
+    }
     if random.random() < 0.1:  # an older version
-        tree = {BASIS.digest: {"": {"": 5, "alice": 7}}}  # type: ignore[dict-item]
-    return _mend_state(b"tinylora state 2 \n" + as_json(changed(tree, random)))
+        tree = {BASIS.factors.digest: {"": {"": 5, "alice": 7}}}  # type: ignore[dict-item]
+    return _mend_state(b"tinylora state 3 \n" + as_json(changed(tree, random)))
 
 
 def _mend_state(data: bytes) -> bytes:
     head, _, body = data.partition(b"\n")
-    return head[: len("tinylora state 2 ")] + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    return head[: len("tinylora state 3 ")] + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
 def _read_state(data: bytes) -> None:
@@ -133,7 +150,7 @@ def _read_state(data: bytes) -> None:
     policy = Policy(state=path)
     frame = VECTORS[0].to_bytes(BASIS)
     try:
-        policy.record(policy.check(frame, BASIS), BASIS)
+        policy.record(policy.check(frame, BASIS), BASIS.factors)
     finally:
         path.unlink()
     assert Policy.check(policy, frame, BASIS).sequence == 1
