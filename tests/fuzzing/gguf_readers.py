@@ -128,7 +128,7 @@ def _altered(pairs: list[Pair], entries: list[Entry], random: Random) -> bytes:
 
 @cache
 def bases() -> list[Bases]:
-    """Bases of every kind: stored and named projections, with a prior and without, experts, deployed forms."""
+    """Bases of every kind: stored and named projections, priors, experts, deployed forms."""
     plain = support.random_factors()
     experts = support.random_factors(experts=2, factor_dtype=np.float16, rank=3)
     named = [
