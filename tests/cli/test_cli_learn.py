@@ -76,10 +76,10 @@ def test_a_distilled_vector_goes_to_stdout_alone(cli: Cli, tmp_path: Path) -> No
     gguf = models.write_gguf(model, tmp_path / "tiny.gguf", metadata={"tokenizer.chat_template": template})
     bundle = export_gguf(gguf, tmp_path / "bundle").output
     questions.write_text("".join(f"{thing}?\n" for thing in THINGS))
-    told = ("distill", bundle, "--system", "Arr!", "--on-device", "--threads", 1)
+    told = ("distill", bundle, "--system", "Arr!", "--on-device", "--threads", 1, "--numbers", 5)
     done = cli(*told, "--questions", questions, "--budget", "5ktokens", "-o", "-")
     assert done.code == 0, done.stderr
-    assert MicroVector.from_bytes(done.stdout_bytes, load_bundle(bundle).bases)
+    assert MicroVector.from_bytes(done.stdout_bytes, load_bundle(bundle).basis(numbers=5))
     assert "it does not replace this prompt" in done.stderr
     questioned = (*told, "--questions", questions)
     cli(*questioned, "--budget", "5ktokens", "-o", questions).refused("exists already")
