@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,6 @@ from .errors import BasisError, BasisMismatchError, FrameError, NonFiniteError, 
 from .factors import Factors
 from .prior import Prior, Whitening
 from .projection import RANK, Projection, entries_descriptor, random_descriptor
-
-if TYPE_CHECKING:
-    from .vector import MicroVector
 
 _ID = slice(1, 5)  # of a frame: where it names its basis
 
@@ -213,8 +210,8 @@ class Bases(Mapping[str, Basis]):
         advice = f"these are all entries of rank {whole}: say rank {whole}" if whole else self.known()
         raise BasisError(f"no projection has {numbers} numbers: {advice}")
 
-    def of(self, vector: MicroVector) -> Basis:
-        """Return the basis of a vector: the one it names, else the one of so many numbers, or entries.
+    def of(self, vector: Any) -> Basis:
+        """Return the basis of a micro-vector: the one it names, else the one of so many numbers, or entries.
 
         Raises:
             BasisMismatchError: it names one that is not here.
