@@ -79,7 +79,7 @@ def answers(bundle: Path, frame: bytes) -> list[str]:
 
 def framed(basis: Basis, signer: object = "crc32", **options: object) -> bytes:
     unit = MicroVector.random(basis, 1, seed=1)
-    scale = np.float32(6 / np.linalg.norm(basis.R(unit)))  # so that it is heard
+    scale = np.float32((12 if basis.size < 100 else 6) / np.linalg.norm(basis.R(unit)))  # it is heard
     vector = MicroVector(unit.values * scale, "bf16", 7)
     return vector.to_bytes(basis, signer, **options)
 
