@@ -24,7 +24,7 @@ import servers
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from tinylora_edge import MicroVector, load_basis
+from tinylora_edge import MicroVector, load_bundle
 from tinylora_edge.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def folder(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(smollm2_bundle, folder / "bundle", copy_function=os.link)
     os.link(smollm2_bundle / "base.gguf", folder / "model.gguf")
-    basis = load_basis(folder / "bundle" / "basis.gguf")
+    basis = load_bundle(folder / "bundle").basis(numbers=13)
     for seed, name in enumerate(("v.bin", "other.bin")):
         (folder / name).write_bytes(MicroVector.random(basis, 0.2, seed=seed).to_bytes(basis))
     rows = ({"prompt": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(120))

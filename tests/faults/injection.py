@@ -129,13 +129,13 @@ def main() -> None:
 def _begin_again(options: argparse.Namespace) -> None:
     """Build the faults, publish a vector on a server, and run this file once more under the faults."""
     import servers
-    from writers import BASIS, frame
+    from writers import BASES, frame
 
     from tinylora_edge.shipping.publish import publish
 
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder))
-        publish(frame(7), BASIS, f"{folder}/site")
+        publish(frame(7), BASES, f"{folder}/site")
         with servers.static(Path(folder) / "site") as (url, _):
             command = [sys.executable, __file__, "--rounds", str(options.rounds), "--url", url]
             command += ["--writer", options.writer]

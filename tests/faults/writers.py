@@ -7,7 +7,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from gguf_readers import gguf_image
 from invocation import in_process
 
 from tinylora_edge import (
-    Bundle,
     Ed25519Signer,
     Ed25519Verifier,
     MicroVector,
     Policy,
     RollbackError,
     TransferError,
+    load_bundle,
 )
 from tinylora_edge.exporters import bundle_writer
 from tinylora_edge.formats import side_tensors
@@ -37,7 +37,8 @@ from tinylora_edge.wire import tags
 
 BASIS = support.random_basis(blocks=1, kinds=("attn_q",), groups=1, n_in=8, n_out=6)
 SIGNER = Ed25519Signer(bytes(range(32)))
-VALUES = np.ones((BASIS.groups, BASIS.u), np.float32)
+BASES = support.bases_with(BASIS)
+VALUES = np.ones(BASIS.size, np.float32)
 
 
 class Progress:
@@ -114,7 +115,7 @@ def _policy(folder: Path) -> Policy:
 
 def _apply(folder: Path, sequence: int) -> None:
     policy = _policy(folder)
-    policy.record(policy.check(frame(sequence), BASIS), BASIS)
+    policy.record(policy.check(frame(sequence), BASES), BASIS.factors)
 
 
 def _act_policy(folder: Path, progress: Progress) -> None:
@@ -140,7 +141,7 @@ _IDENTITY = {"digest": BASIS.digest}
 
 
 def _step(folder: Path, step: int) -> None:
-    state = checkpoint.TrainState.start(np.full((1, 1), step, np.float32))
+    state = checkpoint.TrainState.start(np.full(1, step, np.float32))
     state.step = step
     state.curve = [{"step": number, "padding": "x" * 100} for number in range(1, step + 1)]
     checkpoint.save(folder / "checkpoint.json", state, _IDENTITY)
@@ -161,7 +162,7 @@ def _prepare_training(folder: Path) -> None:
 
 def _check_training(folder: Path, done: int) -> None:
     state = checkpoint.load(folder / "checkpoint.json", _IDENTITY)
-    assert state.step == state.v[0, 0] == len(state.curve)
+    assert state.step == state.v[0] == len(state.curve)
     assert max(1, min(done, 3)) <= state.step <= 3
     if done == 4 or (folder / "v.bin").exists():
         assert sequence_of((folder / "v.bin").read_bytes()) == 4
@@ -181,8 +182,7 @@ def _act_bundle(folder: Path, progress: Progress) -> None:
         shutil.rmtree(folder / ".bundle.partial", ignore_errors=True)  # as the export's error says
         base = folder / "tiny.gguf"
         found = side_tensors.fingerprint(GGUFFile(base), BASIS.modules)
-        basis = replace(BASIS, base_fingerprints=(found,))
-        bundle_writer.write_bundle(folder / "bundle", basis, {}, base=base)
+        bundle_writer.write_bundle(folder / "bundle", BASES.with_fingerprint(found), {}, base=base)
     progress.done = 1
 
 
@@ -199,13 +199,13 @@ def _check_bundle(folder: Path, done: int) -> None:
 
 
 def _prepare_publish(folder: Path) -> None:
-    publish(frame(5), BASIS, str(folder / "site"))
+    publish(frame(5), BASES, str(folder / "site"))
 
 
 def _act_publish(folder: Path, progress: Progress) -> None:
     for sequence in (6, 7):
         try:
-            publish(frame(sequence), BASIS, str(folder / "site"))
+            publish(frame(sequence), BASES, str(folder / "site"))
         except TransferError as error:
             if "devices that applied the newer one" not in str(error):  # done before
                 raise
@@ -213,9 +213,9 @@ def _act_publish(folder: Path, progress: Progress) -> None:
 
 
 def _check_publish(folder: Path, done: int) -> None:
-    latest = sequence_of((folder / "site" / layout.latest(BASIS.id, layout.DEFAULT_STREAM)).read_bytes())
+    latest = sequence_of((folder / "site" / layout.latest(BASES.id, layout.DEFAULT_STREAM)).read_bytes())
     assert 5 + done <= latest <= 7
-    numbered = folder / "site" / layout.numbered(BASIS.id, layout.DEFAULT_STREAM, latest)
+    numbered = folder / "site" / layout.numbered(BASES.id, layout.DEFAULT_STREAM, latest)
     assert sequence_of(numbered.read_bytes()) == latest
 
 
@@ -223,7 +223,7 @@ def _check_publish(folder: Path, done: int) -> None:
 
 
 def _prepare_fetch(folder: Path) -> None:
-    side_tensors.save_basis(BASIS, folder / "basis.gguf")
+    side_tensors.save_bases(BASES, folder / "basis.gguf")
     (folder / "key.pub").write_text(tags.public_pem(SIGNER.public_key))
     (folder / "v.bin").write_bytes(frame(5))
     _apply(folder, 5)
