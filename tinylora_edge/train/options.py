@@ -31,9 +31,10 @@ class Options:
         samples: completions a prompt (GRPO).
         rank: k, to train all entries of R at this rank.
         numbers: to train so many: the bundle's learned ones, or the paper's. Rank 2 where neither is given.
-        lr: step size of Adam, in the coordinates of `trainer.parametrization`; it falls linearly to a tenth.
-            None takes the basis's own, or derives it: one step then moves the log-probabilities of sampled
-            tokens by about `target_logprob_change` nats.
+        lr: step size of Adam on v, or where the basis has a prior on z (`Basis.whitening`); it falls linearly
+            to a tenth. None takes `trainer.default_lr` for all entries of a rank, and derives it for other
+            numbers: one step then moves the log-probabilities of sampled tokens by about
+            `target_logprob_change` nats.
         target_logprob_change: see `lr`; root mean square.
         validation: prompts held back from training to choose the vector by, at least 2.
         validate_every: steps between validations.
