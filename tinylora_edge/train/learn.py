@@ -114,8 +114,7 @@ def learn(
         TrainError: fewer behaviours than directions, a device that torch does not have, a teacher that
             changes nothing, a prompt that passes the model's context.
     """
-    settings = settings or LearnSettings()
-    found = load_bundle(bundle)
+    settings, workers, found = settings or LearnSettings(), workers or cores(), load_bundle(bundle)
     basis, count = found.basis(rank=min(RANK, found.factors.rank)), settings.directions
     chosen = list(load_behaviours() if behaviours is None else behaviours)
     if count > basis.size:
@@ -136,17 +135,7 @@ def learn(
         place = _find_device(device)
         Path(folder).mkdir(parents=True, exist_ok=True)
         rest = [each for each, _ in missing]
-        taken = _slopes(
-            found,
-            basis,
-            Path(folder),
-            rest,
-            settings,
-            weights or found.base,
-            dtype,
-            workers or cores(),
-            place,
-        )
+        taken = _slopes(found, basis, Path(folder), rest, settings, weights, dtype, workers, place)
         with closing(taken):
             for number, (name, slopes, seconds) in enumerate(taken):
                 with atomic_write(missing[number][1]) as file:
@@ -244,7 +233,7 @@ def _slopes(
     folder: Path,
     asked: Sequence[tuple[Behaviour, list[str]]],
     settings: LearnSettings,
-    weights: str | PathLike[str],
+    weights: str | PathLike[str] | None,
     dtype: str | None,
     workers: int,
     place: torch.device,
@@ -275,7 +264,7 @@ def _slopes(
             ThreadPoolExecutor(passes, initializer=torch.set_num_threads, initargs=(1,))
         )
         stack.callback(pool.shutdown, cancel_futures=True)
-        model = load_model(weights, dtype).to(place)
+        model = load_model(weights or found.base, dtype).to(place)
         model.set_attn_implementation("eager")
         student = pool.submit(Student, model, basis).result()
         stack.callback(student.close)
