@@ -17,7 +17,7 @@ import pytest
 import venvs
 from packaging.requirements import Requirement
 
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.exporters import export_gguf
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {  # folder -> where the wheel has it
@@ -29,7 +29,7 @@ ASK = """
 import sys
 from tinylora_edge import MicroVector, runtime
 llm = runtime.load(sys.argv[1], n_ctx=64)
-llm.swap(MicroVector.random(llm.basis, 0.5, seed=1))
+llm.swap(MicroVector.random(llm.bases.basis(rank=2), 0.5, seed=1))
 answer = llm.create_chat_completion([{"role": "user", "content": "a"}], max_tokens=4, temperature=0)
 assert answer["usage"]["completion_tokens"] > 0, answer
 llm.close()
@@ -42,10 +42,10 @@ for found in pkgutil.walk_packages(tinylora_edge.__path__, "tinylora_edge."):
         importlib.import_module(found.name)
 """
 PROGRAM = """
-from tinylora_edge import MicroVector, Policy, load_basis, runtime
+from tinylora_edge import MicroVector, Policy, load_bundle, runtime
 llama = runtime.load("bundle", engine="llama", policy=Policy(keys=()))
-reveal_type(llama.swap(MicroVector.random(load_basis("basis.gguf"), 0.3)))
-wrong: int = llama.basis
+reveal_type(llama.swap(MicroVector.random(load_bundle("bundle").basis(numbers=13), 0.3)))
+wrong: int = llama.bases
 """
 
 
@@ -119,7 +119,7 @@ def test_a_model_answers_beside_one_engine_alone(
 ) -> None:
     if engine == "llama":
         gguf = models.write_gguf(models.tiny_model("llama"), tmp_path / "tiny.gguf")
-        bundle = export_gguf(gguf, tmp_path / "tiny", settings=ExportSettings(groups=5)).output
+        bundle = export_gguf(gguf, tmp_path / "tiny").output
     else:
         bundle = onnx_bundles.tiny()
     python = venvs.linked(tmp_path / "venv", f"tinylora-edge[{engine}]", wheel)
@@ -143,7 +143,7 @@ def test_the_package_has_types(wheel: Path, tmp_path: Path) -> None:
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
     assert 'Revealed type is "tinylora_edge.vector.MicroVector"' in said
     assert said.count(": error:") == 1, said
-    assert 'has type "Basis", variable has type "int"' in said
+    assert 'has type "Bases", variable has type "int"' in said
 
 
 @pytest.mark.parametrize(
