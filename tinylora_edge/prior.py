@@ -1,6 +1,6 @@
-"""The prior of a basis: mean and covariance of the vectors that people want, and coordinates that fit it.
+"""The prior of a projection: mean and covariance of the vectors that people want, coordinates that fit it.
 
-The function v -> dW does not depend on it, so the digest of a basis does not cover it.
+The function v -> dW does not depend on it, so no digest covers it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROUND = 1e-6  # of a covariance that is isotropic but for rounding, relative to
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """The prior of a basis as computing takes it: mean [n] and covariance [n, n] in float64."""
+    """A prior as computing takes it: mean [n] and covariance [n, n] in float64."""
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
@@ -82,8 +82,8 @@ class Whitening:
         return by_v if self.matrix is None else by_v.astype(np.float64) @ self.matrix
 
 
-def check_prior(mean: NDArray[np.float32] | None, covariance: NDArray[np.float32] | None, size: int) -> None:
-    """Check the prior of a basis of n = `size` values: float32 [n] and [n, n], or None and None.
+def check_prior(mean: NDArray[np.float32], covariance: NDArray[np.float32], size: int) -> None:
+    """Check the prior of a projection of n = `size` numbers: float32 [n] and [n, n].
 
     The covariance is symmetric and positive definite, both beyond the rounding of float32: its entries
     [i, j] and [j, i] differ by at most 2^-20 sqrt(c_ii c_jj), and no pivot of its Cholesky decomposition is
@@ -92,10 +92,6 @@ def check_prior(mean: NDArray[np.float32] | None, covariance: NDArray[np.float32
     Raises:
         BasisError: it is no such pair.
     """
-    if mean is None and covariance is None:
-        return
-    if mean is None or covariance is None:
-        raise BasisError("a prior is a mean and a covariance, but one of them is missing")
     for what, array, shape in (("mean", mean, (size,)), ("covariance", covariance, (size, size))):
         if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
             raise BasisError(

@@ -82,6 +82,7 @@ class Basis {
       this.seed = BigInt(random[2]);
       this.tying = tie(modules, random[5], Number(random[3]));
     }
+    if (this.size > 250_000) fail("a basis of that many numbers");
   }
 
   /** R of n numbers: Float32Array [M, width, width], zeros beyond the rank of the basis. Sums are in binary64. */

@@ -1,4 +1,4 @@
-"""The prior of a basis: what is refused, that the digest does not cover it, and coordinates that fit it."""
+"""The prior of a projection: what is refused, that the digest does not cover it, and coordinates that fit it."""
 
 from __future__ import annotations
 
@@ -51,8 +51,6 @@ def changed(array: np.ndarray, *entries: tuple[object, float]) -> np.ndarray:
 
 EYE, NEAR = np.eye(N, dtype=np.float32), 1 - 2.0**-24
 REFUSED = {
-    "a mean alone": (MEAN, None, "one of them is missing"),
-    "a covariance alone": (None, COVARIANCE, "one of them is missing"),
     "a short mean": (MEAN[:3], COVARIANCE, r"mean.*\(3,\).*\(4,\)"),
     "a flat covariance": (MEAN, COVARIANCE.reshape(-1), r"covariance.*\(16,\).*\(4, 4\)"),
     "float64": (MEAN, COVARIANCE.astype(np.float64), "float64.*expected finite float32"),

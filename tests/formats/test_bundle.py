@@ -174,6 +174,19 @@ class TestCheckBase:
         with pytest.raises(BaseMismatchError, match=r"'qwen2'.*'llama'"):
             load_bundle(bundle).check_base()
 
+    def test_factors_of_other_shapes(self, bundle, bases):
+        """As of a file that lists a base which it was not made of."""
+        factors = support.random_factors(blocks=1, kinds=("attn_q", "ffn_down"))
+        save_bases(Bases(factors, (), load_bundle(bundle).bases.fingerprints), bundle / "basis.gguf")
+        with pytest.raises(
+            BaseMismatchError, match=r"attn_q.weight has shape \(10, 12\) .*\(100, 40\) in the base"
+        ):
+            load_bundle(bundle).check_base()
+
+    def test_a_graph_that_is_not_there(self, bundle):
+        with pytest.raises(BaseMismatchError, match=r"has no onnx/model.onnx"):
+            load_bundle(bundle).check_onnx()
+
     @pytest.mark.parametrize("data", [b"", b"no model", b"GGUF" + bytes(100)])
     def test_what_is_no_gguf(self, bundle, data):
         (bundle / "base.gguf").write_bytes(data)

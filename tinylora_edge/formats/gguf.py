@@ -55,7 +55,6 @@ _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{
 _MAX_DIMS = 4  # of the format
 
 UINT32 = gguf.GGUFValueType.UINT32
-UINT64 = gguf.GGUFValueType.UINT64
 STRING = gguf.GGUFValueType.STRING
 FLOAT32 = gguf.GGUFValueType.FLOAT32
 
