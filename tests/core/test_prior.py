@@ -1,4 +1,4 @@
-"""The prior of a projection: what is refused, that the digest does not cover it, and coordinates that fit it."""
+"""The prior of a projection: what is refused, that no digest covers it, and coordinates that fit it."""
 
 from __future__ import annotations
 
