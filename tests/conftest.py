@@ -20,11 +20,8 @@ if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
 import numpy as np
 import pytest
 import shared
-import support
 from browsing import browser
 from hypothesis import settings
-
-from tinylora_edge import Basis
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -62,12 +59,6 @@ def smollm2_bundle(smollm2_gguf: Path) -> Path:
     from tinylora_edge.exporters import export_gguf
 
     return shared.once("smollm2-bundle", lambda path: export_gguf(smollm2_gguf, path).output)
-
-
-@pytest.fixture(scope="session")
-def tiny_basis() -> Callable[..., Basis]:
-    """Make a small random basis; the arguments are those of `support.random_basis`."""
-    return support.random_basis
 
 
 @pytest.fixture(scope="module")

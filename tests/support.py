@@ -169,6 +169,34 @@ def assert_golden(entry: dict[str, Any], what: str, found: bytes) -> None:
         assert found.hex() == whole, entry["descriptor"]
 
 
+STORED = Projection.learned(random_factors(1).modules, np.ones((2, 3, 2, 2)))
+NAMED = "random rank=2 seed=7 groups=2 u=2 tying=tiled"
+FORGED = {
+    "a projection twice": (NAMED, NAMED),
+    "a descriptor that is not canonical": (NAMED.replace("u=2", "u=02"),),
+    "a seed of 65 bits": (NAMED.replace("seed=7", f"seed={1 << 64}"),),
+    "a rank beyond the baked one": (NAMED.replace("rank=2", "rank=3"),),
+    "groups beyond the modules": (NAMED.replace("groups=2", "groups=4"),),
+    "groups beyond a kind's modules": ("random rank=2 seed=7 groups=2 u=2 tying=structured",),
+    "u beyond any": (NAMED.replace("u=2", "u=4000000000"),),
+    "P that is missing": (NAMED, STORED.descriptor),
+    "P of another digest": (STORED.descriptor.replace("rank=2 ", "rank=2 0")[:-1],),
+    "entries": ("entries rank=2",),
+    "nothing": ("",),
+}
+"""Descriptors that no reader takes in side tensors of `random_factors(1)`; `STORED` is `tinylora_p.0`."""
+
+
+def save_forged(descriptors: Sequence[str], path: Path) -> None:
+    """Write side tensors that list such descriptors."""
+    bases = Bases(random_factors(1))
+    bases.projections = tuple(Projection.entries(bases.factors.modules, 1) for _ in descriptors)
+    for projection, descriptor in zip(bases.projections, descriptors, strict=True):
+        projection.descriptor = descriptor
+    bases.projections[0].stored = STORED.stored
+    save_bases(bases, path)
+
+
 def bundle_with(bases: Bases, base: Path, folder: Path) -> Path:
     """Make a bundle of a GGUF and side tensors, and return its folder."""
     folder.mkdir()

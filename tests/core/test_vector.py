@@ -191,14 +191,14 @@ class TestFrames:
             *(("int8", tag, size) for tag, size in (("crc32", 27), ("hmac", 31), ("ed25519", 87))),
         ],
     )
-    def test_13_values_take(self, tiny_basis, dtype, tag, size):
-        basis = tiny_basis(u=13, groups=1, scheme="full")
+    def test_13_values_take(self, dtype, tag, size):
+        basis = support.random_basis(u=13, groups=1, scheme="full")
         assert len(MicroVector.zeros(basis, dtype).to_bytes(basis, TAGS[tag][0])) == size
 
     @pytest.mark.parametrize("groups", range(1, 6))
     @pytest.mark.parametrize("u", [1, 2, 13])
-    def test_frames_are_odd_and_raw_payloads_even(self, tiny_basis, groups, u):
-        basis = tiny_basis(groups=groups, u=u)
+    def test_frames_are_odd_and_raw_payloads_even(self, groups, u):
+        basis = support.random_basis(groups=groups, u=u)
         for dtype in DTYPES:
             vector = MicroVector.zeros(basis, dtype)
             assert all(len(vector.to_bytes(basis, signer)) % 2 == 1 for signer, _ in TAGS.values())
@@ -225,8 +225,8 @@ class TestLengths:
                 MicroVector.from_bytes(bytes(length), BASIS)
             assert length == 0 or length % 2 or f"{length} bytes" in str(caught.value)
 
-    def test_a_frame_of_another_number_of_values(self, tiny_basis):
-        other = support.with_digest(tiny_basis(groups=3, u=3), BASIS.digest)
+    def test_a_frame_of_another_number_of_values(self):
+        other = support.with_digest(support.random_basis(groups=3, u=3), BASIS.digest)
         data = MicroVector.zeros(other).to_bytes(other)
         with pytest.raises(FrameError, match=r"47 bytes, but 12 values in fp32 with CRC-32 take 59"):
             MicroVector.from_bytes(data, BASIS)

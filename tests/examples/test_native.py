@@ -98,15 +98,13 @@ def test_its_answers_are_those_of_python(personalize: Program, bundle: Path, siz
     assert done.stderr == ""
 
 
-def test_what_it_refuses(
-    personalize: Program, smollm2_bundle: Path, tiny_basis: Callable[..., Basis]
-) -> None:
+def test_what_it_refuses(personalize: Program, smollm2_bundle: Path) -> None:
     base, side = smollm2_bundle / "base.gguf", smollm2_bundle / "basis.gguf"
     basis = load_bundle(smollm2_bundle).basis(numbers=13)
     frame = framed(basis)
     huge = MicroVector(np.full(13, 1e6)).to_bytes(basis)
     flipped = frame[:-1] + bytes([frame[-1] ^ 1])
-    foreign = framed(tiny_basis(blocks=5, groups=13))
+    foreign = framed(support.random_basis(blocks=5, groups=13))
     signed = framed(basis, Hmac(KEY), stream="alice")
     old = framed(basis, Hmac(KEY), until=expiry.day_date(1))
     key = KEY.hex()
