@@ -13,6 +13,7 @@ import models
 import numpy as np
 import onnx_bundles
 import pytest
+import support
 from turns import PATIENCE, blocked, start
 
 from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
@@ -51,11 +52,8 @@ def opened(llm: PersonalizedModel, **options: Any) -> Batch:
 
 
 def vectors(llm: PersonalizedModel) -> list[MicroVector | None]:
-    return [
-        MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=1),
-        None,
-        MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=2),
-    ]
+    learned, *_, whole = support.each_size(llm.bases)
+    return [MicroVector.random(learned, 1.0, seed=1), None, MicroVector.random(whole, 3.0, seed=2)]
 
 
 def logits(llm: Any, tokens: list[int], vector: MicroVector | None) -> np.ndarray:
@@ -187,7 +185,7 @@ def test_room_for_what_prompts_share_is_needed_once(llm: PersonalizedModel) -> N
 
 
 def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedModel) -> None:
-    unfit = MicroVector(np.zeros((99, 1), np.float32))
+    unfit = MicroVector(np.zeros(99, np.float32))
     with opened(llm, n_ctx_seq=40) as batch:
         for prompts, completions, temperature, message in (
             ([[1]], [], 1.0, "every completion needs as many rows|1 prompts need as many lists"),
@@ -205,7 +203,7 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedMo
             (lambda: batch.generate([[1], []], max_tokens=2), "prompt 1 is empty"),
             (lambda: batch.generate([[1] * 39], max_tokens=2), "raise n_ctx_seq"),
             (lambda: batch.generate([[1]], vectors=[], max_tokens=2), "1 prompts need as many vectors"),
-            (lambda: batch.generate([[1]], vectors=[unfit], max_tokens=2), "values"),
+            (lambda: batch.generate([[1]], vectors=[unfit], max_tokens=2), "99 numbers"),
             (lambda: batch.generate([[1]], vectors=[b"bytes"], max_tokens=2), "a MicroVector, not bytes"),
         ):
             with pytest.raises(VectorError, match=message):

@@ -41,9 +41,7 @@ def either(request: pytest.FixtureRequest) -> Iterator[PersonalizedModel]:
 
 
 def huge(llm: PersonalizedModel) -> MicroVector:
-    return MicroVector(
-        np.full((llm.bases.basis(numbers=13).groups, llm.bases.basis(numbers=13).u), 1e30, np.float32)
-    )
+    return MicroVector(np.full(llm.bases.basis(rank=8).size, 1e30, np.float32))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

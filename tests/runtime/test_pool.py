@@ -8,6 +8,8 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +19,11 @@ import onnx
 import onnx_bundles
 import psutil
 import pytest
+import support
 
 from tinylora_edge import (
     BaseMismatchError,
+    FrameError,
     Hmac,
     MicroVector,
     OptionError,
@@ -36,6 +40,7 @@ from tinylora_edge.runtime import Clicks, Given, Pool
 from tinylora_edge.runtime.answers import Answer
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.scheduler import Waiting
+from tinylora_edge.tasks import Sample
 
 LIMIT = 20
 PROMPTS = ["one two three", "one two four", "quite another text, and a longer one", "x" * 129, "y" * 256]
@@ -71,7 +76,8 @@ def pool(opened: Callable[..., Pool]) -> Iterator[Pool]:
 
 
 def vectors(pool: Pool, count: int, norm: float = 1.0) -> list[MicroVector]:
-    return [MicroVector.random(pool.bases.basis(numbers=13), norm, seed=seed) for seed in range(count)]
+    of = cycle(support.each_size(pool.bases))  # users beside each other have different sizes
+    return [MicroVector.random(next(of), norm, seed=seed) for seed in range(count)]
 
 
 def alone(pool: Pool, prompt: str, vector: MicroVector | None, limit: int = LIMIT) -> str:
@@ -229,10 +235,9 @@ def test_bytes_are_checked_at_every_request(opened: Callable[..., Pool]) -> None
         return (await pool.complete("abc", user=user, vector=data, max_tokens=3, temperature=0)).text
 
     with opened(policy=Policy(keys=[key], max_norm=2)) as pool:
-        basis, (vector,) = pool.bases.basis(numbers=13), vectors(pool, 1)
-        numbered = [
-            MicroVector(vector.values, sequence=n).to_bytes(basis, tag=key, stream="alice") for n in range(4)
-        ]
+        basis = pool.bases.basis(rank=2)
+        vector = MicroVector.random(basis, 1.0)
+        numbered = [replace(vector, sequence=n).to_bytes(basis, tag=key, stream="alice") for n in range(4)]
         assert asyncio.run(ask(pool, numbered[2])) == asyncio.run(ask(pool, numbered[3]))
         with pytest.raises(RollbackError, match="sequence 1, but 3 was already accepted from stream 'alice'"):
             asyncio.run(ask(pool, numbered[1]))
@@ -292,8 +297,8 @@ def test_stop_texts_log_probabilities_and_the_longest_answer(pool: Pool) -> None
         ("\ud800", {}, RequestError, "the text is none"),
         ("x", {"temperature": -1}, RequestError, "temperature is -1"),
         ("x", {"vector": "a path"}, VectorError, "a vector is bytes"),
-        ("x", {"vector": b"?"}, VectorError, "neither a frame"),
-        ("x", {"vector": MicroVector([[1.0]])}, TinyLoraError, "values"),
+        ("x", {"vector": b"?"}, FrameError, "1 bytes are no frame"),
+        ("x", {"vector": MicroVector([1.0] * 99)}, VectorError, "99 numbers"),
     ],
 )
 def test_bad_requests(
@@ -419,3 +424,29 @@ def test_memory_stays_flat(opened: Callable[..., Pool]) -> None:
             gc.collect()
             taken.append(process.memory_info().rss)
         assert taken[1] - taken[0] < 20 << 20
+
+
+def test_users_of_every_size_beside_each_other_on_the_real_model(f32_bundle: Path) -> None:
+    """On an F32 base with F32 keys, where two right computations agree on every token."""
+    full = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+    prompt, answers = "Once upon a time, in a small village by the sea,", []
+    with runtime.load(f32_bundle, n_ctx=128, n_threads=1, **full) as llm:
+        bases = support.each_size(llm.bases)
+        assert [basis.size for basis in bases] == [13, 50, 210, 840, 13_440]
+        users = [MicroVector.random(basis, 0.5, seed=seed) for seed, basis in enumerate(bases)]
+        for vector, basis in zip(users, bases, strict=True):
+            llm.swap(vector.to_bytes(basis))
+            answers.append(llm.create_completion(prompt, max_tokens=12, temperature=0)["choices"][0]["text"])
+        assert len(set(answers)) == 5
+        with Batch(llm, n_ctx_seq=64, sequences=5, n_threads=1) as batch:
+            tokens = batch.encode([Sample(prompt, raw=True)])
+            found = batch.generate(tokens * 5, vectors=users, max_tokens=12)
+            assert [llm.vocabulary.decode(each.tokens.tolist()) for each in found] == answers
+
+    async def together(pool: Pool) -> list[str]:
+        given: Any = {"max_tokens": 12, "temperature": 0}
+        asked = [pool.complete(prompt, user=str(i), vector=v, **given) for i, v in enumerate(users * 2)]
+        return [answer.text for answer in await asyncio.gather(*asked)]
+
+    with Pool(f32_bundle, contexts=2, slots=3, n_ctx=128, n_threads=2, **full) as pool:
+        assert asyncio.run(together(pool)) == answers * 2
