@@ -1,12 +1,13 @@
 // A decoder in onnxruntime-web: its graph, its tokenizer, and greedy decoding with a KV cache, where every row of a
-// batch has a vector of its own.
+// batch has an R of its own.
 
 import { Template } from "./node_modules/@huggingface/jinja/dist/index.js";
 import { Tokenizer } from "./node_modules/@huggingface/tokenizers/dist/tokenizers.min.mjs";
 import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.min.mjs";
+import { hex, readBases } from "./basis.mjs";
 import { readGraph } from "./graph.mjs";
 
-const VECTOR = "tinylora_v";
+const R = "tinylora_r";
 
 /** Fetch a file, and say how many bytes came so far. */
 async function fetched(address, progress = () => {}) {
@@ -39,26 +40,32 @@ const whole = (values, dims) => new ort.Tensor("int64", BigInt64Array.from(value
 
 export class Model {
   /**
-   * Fetch a bundle's graph and all that belongs to it.
+   * Fetch a bundle's graph and all that belongs to it, its side tensors among them.
    *
    * folder: URL of the bundle's `onnx/`, with a slash at its end. progress: is called with the bytes of weights so far.
    */
   static async load(folder, progress) {
     const at = (name) => new URL(name, folder);
-    const [config, tokenizer, words, graph, template] = await Promise.all([
+    const [config, tokenizer, words, graph, basis, template] = await Promise.all([
       json(at("genai_config.json")),
       json(at("tokenizer.json")),
       json(at("tokenizer_config.json")),
       fetched(at("model.onnx")),
+      fetched(at("../basis.gguf")),
       fetch(at("chat_template.jinja")).then((answer) => (answer.ok ? answer.text() : null)),
     ]);
     const { metadata, files } = readGraph(graph);
-    if (!metadata.has("tinylora.digest")) throw new Error("model.onnx has no basis: it was not made by export");
+    const version = metadata.get("tinylora.version");
+    if (version !== "2") throw new Error(`model.onnx has version ${version}, expected 2: export the model again`);
+    const bases = await readBases(basis);
+    if (metadata.get("tinylora.factors") !== hex(bases.factors)) {
+      throw new Error("model.onnx and basis.gguf are of different exports");
+    }
     if (metadata.get("tinylora.flavour") !== "required") {
       throw new Error("the graph is not for the web: export it again with --onnx-input required");
     }
     const externalData = [];
-    let before = graph.length;
+    let before = graph.length + basis.length;
     for (const path of files) {
       const data = await fetched(at(path), (bytes) => progress(before + bytes));
       before += data.length;
@@ -67,8 +74,8 @@ export class Model {
     const session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"], externalData });
     const model = new Model();
     model.bytes = before;
-    model.digest = Uint8Array.from(metadata.get("tinylora.digest").match(/../g), (pair) => parseInt(pair, 16));
-    model.size = Number(metadata.get("tinylora.groups")) * Number(metadata.get("tinylora.u"));
+    model.bases = bases;
+    model.width = bases.modules.length * bases.rank ** 2;
     model.session = session;
     model.context = config.model.context_length;
     model.ends = new Set([config.model.eos_token_id].flat());
@@ -98,18 +105,18 @@ export class Model {
   }
 
   /**
-   * Generate greedily, once with each vector, all in one batch.
+   * Generate greedily, once with each R, all in one batch.
    *
-   * prompt: token ids. vectors: Float32Array of `size` values each; zeros are the base. most: tokens an answer.
+   * prompt: token ids. several: each R, a Float32Array of `width` entries; zeros are the base. most: tokens an answer.
    * Yields at each step an array with the next token of each row, or null where its answer is over.
    */
-  async *generate(prompt, vectors, most) {
-    const rows = vectors.length;
-    const v = new Float32Array(rows * this.size);
-    vectors.forEach((values, row) => v.set(values, row * this.size));
-    const feeds = { [VECTOR]: new ort.Tensor("float32", v, [rows, this.size]), ...this.#emptyCache(rows) };
-    const over = vectors.map(() => false);
-    let next = vectors.map(() => prompt);
+  async *generate(prompt, several, most) {
+    const rows = several.length;
+    const all = new Float32Array(rows * this.width);
+    several.forEach((r, row) => all.set(r, row * this.width));
+    const feeds = { [R]: new ort.Tensor("float32", all, [rows, this.width]), ...this.#emptyCache(rows) };
+    const over = several.map(() => false);
+    let next = several.map(() => prompt);
     let length = 0; // tokens whose keys and values are in the cache
     for (let step = 0; step < most && length + next[0].length < this.context; step++) {
       const count = next[0].length;

@@ -4,13 +4,12 @@
 //
 // bundle: folder of the bundle, which has `onnx/` in it. frame: address that is asked for a vector at first.
 
-import { hex } from "./basis.mjs";
-
 const at = (id) => document.getElementById(id);
 const parameters = new URLSearchParams(location.search);
 const worker = new Worker("worker.mjs", { type: "module" });
 const waiting = new Map();
-let basis = "";
+const BARS = 60;
+let factors = "";
 let count = 0;
 
 worker.addEventListener("error", ({ message }) => say("model", `The page cannot start: ${message}`));
@@ -40,9 +39,9 @@ async function load() {
   const start = performance.now();
   const hear = ({ bytes }) => say("model", `Loading the model… ${megabytes(bytes)}`);
   const found = await worked("load", { folder: new URL("onnx/", folder).href }, hear);
-  basis = hex(found.digest);
+  factors = found.factors;
   const seconds = ((performance.now() - start) / 1000).toFixed(1);
-  say("model", `${megabytes(found.bytes)} in ${seconds} s · basis ${basis.slice(0, 8)}, ${found.size} values`);
+  say("model", `${megabytes(found.bytes)} in ${seconds} s · factors ${factors.slice(0, 8)}`);
   at("go").disabled = false;
 }
 
@@ -50,14 +49,15 @@ async function load() {
 
 async function take(data) {
   const stream = at("stream").value;
-  const memory = `tinylora ${basis} ${stream}`;
+  const memory = `tinylora ${factors} ${stream}`;
   const last = localStorage.getItem(memory);
   const options = { stream, key: at("key").value, last: last === null ? null : Number(last) };
   const found = await worked("swap", { data, options });
   localStorage.setItem(memory, found.sequence);
-  const { sequence, version, dtype, tag, bytes } = found;
-  say("vector", `Active: ${bytes} bytes, ${dtype}, ${tag}, frame version ${version}, sequence ${sequence}.`);
-  draw(found.values);
+  const { sequence, version, dtype, tag, bytes, values, descriptor } = found;
+  const what = `${values.length} numbers (${descriptor.split(" ")[0]}) in ${bytes} bytes`;
+  say("vector", `Active: ${what}, ${dtype}, ${tag}, frame version ${version}, sequence ${sequence}.`);
+  draw(values);
   at("clear").disabled = false;
 }
 
@@ -71,9 +71,12 @@ async function attempt(get) {
   }
 }
 
+/** Draw a bar a number; of more than there is room for, one for the largest of each share. */
 function draw(values) {
-  const most = Math.max(...values.map(Math.abs)) || 1;
-  const bars = Array.from(values, (value) => {
+  const count = Math.min(values.length, BARS), most = values.reduce((a, b) => Math.max(a, Math.abs(b)), 0) || 1;
+  const bars = Array.from({ length: count }, (_, i) => {
+    const [start, end] = [i, i + 1].map((part) => Math.floor((part * values.length) / count));
+    const value = values.subarray(start, end).reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a));
     const bar = document.createElement("span");
     bar.style.setProperty("--share", Math.abs(value) / most);
     bar.className = value < 0 ? "minus" : "";

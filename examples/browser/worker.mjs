@@ -1,10 +1,11 @@
 // The model lives here, apart from the page, which stays quick while it computes. One message asks, one or more answer.
 
+import { hex } from "./basis.mjs";
 import { checkFrame } from "./frame.mjs";
 import { Model } from "./model.mjs";
 
 let model = null;
-let vector = null; // Float32Array of the active vector; null for the base
+let active = null; // R of the active vector, Float32Array; null for the base
 let stopped = false;
 
 /** Let messages in: a loop that only waits for the engine hears none. */
@@ -18,29 +19,29 @@ const breath = () =>
 const tasks = {
   async load({ folder }, tell) {
     model = await Model.load(new URL(folder), (bytes) => tell({ bytes }));
-    return { bytes: model.bytes, digest: model.digest, size: model.size };
+    return { bytes: model.bytes, factors: hex(model.bases.factors) };
   },
 
   /** Check a frame first, and touch the vector last: whatever is refused, the model stays as it was. */
   async swap({ data, options }) {
-    const found = await checkFrame(data, model, options);
-    vector = found.values;
-    return found;
+    const { basis, ...found } = await checkFrame(data, model.bases, options);
+    active = basis.R(found.values, model.bases.rank);
+    return { ...found, descriptor: basis.descriptor };
   },
 
   async clear() {
-    vector = null;
+    active = null;
   },
 
   /** Answer before and after: by the base, and by the active vector where there is one. */
   async ask({ question, most }, tell) {
     stopped = false;
-    const base = new Float32Array(model.size);
-    const vectors = vector ? [base, vector] : [base];
-    const answers = vectors.map(() => []);
+    const base = new Float32Array(model.width);
+    const several = active ? [base, active] : [base];
+    const answers = several.map(() => []);
     const start = performance.now();
     let first = null;
-    for await (const tokens of model.generate(model.encode(question), vectors, most)) {
+    for await (const tokens of model.generate(model.encode(question), several, most)) {
       first ??= performance.now();
       tokens.forEach((token, row) => token !== null && answers[row].push(token));
       tell({ texts: answers.map((answer) => model.decode(answer)) });

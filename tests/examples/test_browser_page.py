@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ import pytest
 import support
 from browsing.browser import opened, overflow, pale
 from browsing.packages import FOLDER, node_modules
-from onnx_bundles import tiny
+from onnx_bundles import basis, tiny
 from tokenizers import Tokenizer
 
-from tinylora_edge import Ed25519Signer, MicroVector, load_basis, runtime
+from tinylora_edge import Ed25519Signer, MicroVector, load_bundle, runtime
 from tinylora_edge.wire import tags
 
 if TYPE_CHECKING:
@@ -119,9 +119,9 @@ def pythons(site: Site, vectors: list[MicroVector | None]) -> list[list[int]]:
 
 def test_its_answers_are_pythons_token_for_token(page: Page, site: Site) -> None:
     """Between the two likeliest tokens lies .03 at least, and both engines agree within 1e-4."""
-    basis = load_basis(site.bundle / "basis.gguf")
-    short = MicroVector.random(basis, 4.0, seed=0)
-    long = MicroVector(MicroVector.random(basis, 1.0, seed=1).values, "int8", 2)
+    bases = load_bundle(site.bundle).bases
+    short = MicroVector.random(bases.basis(numbers=5), 4.0, seed=0)
+    long = replace(MicroVector.random(bases.basis(rank=8), 4.0, seed=1), dtype="int8", sequence=2)
     base, *answers = pythons(site, [None, short, long])
     assert len(answers[0]) < len(answers[1]) == len(base) == MOST  # one ends by itself, one goes on
     assert asked(page) == [base, []]
@@ -129,32 +129,38 @@ def test_its_answers_are_pythons_token_for_token(page: Page, site: Site) -> None
     assert page.locator("#before").text_content() == tokenizer.decode(base)
     for vector, tokens in zip((short, long), answers, strict=True):
         until = date(2100, 1, 1) if vector.dtype == "int8" else None  # a frame of version 3
-        take(page, site.put("v.bin", vector.to_bytes(basis, until=until)))
+        of = bases.of(vector)
+        take(page, site.put("v.bin", vector.to_bytes(of, until=until)))
         assert not page.locator("#refused").is_visible()
         assert f"{vector.dtype}, CRC-32" in page.locator("#vector").inner_text()
-        assert page.locator("#bars span").count() == basis.size
+        assert f"{of.size} numbers ({of.projection.kind})" in page.locator("#vector").inner_text()
+        assert page.locator("#bars span").count() == min(of.size, 60)
         assert asked(page) == [base, tokens]
     page.click("#clear")
     assert asked(page) == [base, []]
 
 
 def test_what_is_refused_changes_nothing(page: Page, site: Site) -> None:
-    basis = load_basis(site.bundle / "basis.gguf")
-    other = load_basis(tiny("default", "dense") / "basis.gguf")
-    vector = MicroVector.random(basis, 1.0, seed=2)
-    frame = MicroVector(vector.values, "fp32", 5).to_bytes(basis)
+    of = basis(site.bundle)
+    other = basis(tiny(rank=3))
+    grown = load_bundle(site.bundle).basis(rank=2)
+    vector = MicroVector.random(of, 1.0, seed=2)
+    frame = replace(vector, sequence=5).to_bytes(of)
     take(page, site.put("v.bin", frame))
     before = asked(page)
     assert before[0] != before[1]
-    nan = support.frame(basis.digest, struct.pack(f"<{basis.size}f", *[math.nan] * basis.size), sequence=6)
-    over = MicroVector(vector.values, "fp32", 6).to_bytes(basis, until=date(2026, 1, 1))
+    nan = support.frame(of.digest, struct.pack("<5f", *[math.nan] * 5), sequence=6)
+    over = replace(vector, sequence=6).to_bytes(of, until=date(2026, 1, 1))
+    large = replace(vector, values=vector.values * 1e4, sequence=6).to_bytes(of)
     for data, why in (
         (frame[:12] + bytes([frame[12] ^ 4]) + frame[13:], "its checksum is wrong"),
         (
             MicroVector.random(other, 1.0).to_bytes(other),
-            f"it is for basis {other.digest[:8]}, and the model has basis {basis.digest[:8]}",
+            f"it is for basis {other.id}, which is none of this model's",
         ),
-        (MicroVector(vector.values, "fp32", 4).to_bytes(basis), "its sequence is 4, older than 5"),
+        (replace(vector, sequence=4).to_bytes(of), "its sequence is 4, older than 5"),
+        (MicroVector.random(grown, 1.0).to_bytes(grown), "its sequence is 1, older than 5"),
+        (large, "its numbers are too large"),
         (frame[:-2], "it was cut, or is no frame"),
         (over, "its last day is over"),
         (nan, "a value that is not finite"),
@@ -167,17 +173,17 @@ def test_what_is_refused_changes_nothing(page: Page, site: Site) -> None:
 
 
 def test_a_signature_is_demanded_where_there_is_a_key(page: Page, site: Site) -> None:
-    basis = load_basis(site.bundle / "basis.gguf")
+    of = basis(site.bundle)
     signer = Ed25519Signer(bytes(range(32)))
-    vector = MicroVector.random(basis, 1.0, seed=2)
+    vector = MicroVector.random(of, 1.0, seed=2)
     page.click("summary")
     page.fill("#stream", "alice")
     page.fill("#key", tags.public_pem(signer.public_key))
-    unsigned = vector.to_bytes(basis, stream="alice")
+    unsigned = vector.to_bytes(of, stream="alice")
     assert "it is not signed, and a key is set" in refused(page, site.put("v.bin", unsigned))
-    signed = vector.to_bytes(basis, signer, stream="bob")
+    signed = vector.to_bytes(of, signer, stream="bob")
     assert "its signature is not one of this key" in refused(page, site.put("v.bin", signed))
-    take(page, site.put("v.bin", vector.to_bytes(basis, signer, stream="alice")))
+    take(page, site.put("v.bin", vector.to_bytes(of, signer, stream="alice")))
     assert "Ed25519" in page.locator("#vector").inner_text()
     page.fill("#key", "abc")
     assert "the key has not 32 bytes" in refused(page, "/frames/v.bin")
@@ -185,12 +191,12 @@ def test_a_signature_is_demanded_where_there_is_a_key(page: Page, site: Site) ->
 
 @pytest.mark.parametrize(("screen", "scheme"), [("desktop", "light"), ("phone", "dark")])
 def test_it_fits_and_can_be_read(chromium: Browser, site: Site, screen: str, scheme: str) -> None:
-    basis = load_basis(site.bundle / "basis.gguf")
-    site.put("shown.bin", MicroVector.random(basis, 1.0, seed=2).to_bytes(basis))
+    of = load_bundle(site.bundle).basis(rank=8)
+    site.put("shown.bin", MicroVector.random(of, 1.0, seed=2).to_bytes(of))
     address = f"{site.address}?frame=/frames/shown.bin"
     with opened(chromium, address, screen=screen, scheme=scheme) as shown:
         shown.wait_for_selector("#bars span", timeout=MILLISECONDS)
-        assert re.search(r"basis [0-9a-f]{8}, 5 values", shown.locator("#model").inner_text())
+        assert re.search(r"factors [0-9a-f]{8}", shown.locator("#model").inner_text())
         shown.click("summary")
         shown.evaluate("document.getElementById('refused').hidden = false")
         shown.evaluate("document.getElementById('refused').textContent = 'Refused: ' + 'x'.repeat(200)")
