@@ -1,18 +1,18 @@
 """The side path: nodes that add B R A x to the results of a graph's linear layers.
 
-What a decoder pays for them is not arithmetic but their number: a node costs an engine about a
-microsecond, and a step of a small model a few milliseconds. So modules that share an input share one A,
-one R and, where they share a node, one B; and all R are taken from the input at the top, in one go a width.
-A layer costs 4 nodes for each input and 2 more for each further node with that input. Bit for bit the base
-where R = 0: each result gets a zero added, after the bias, so that engines still fuse the same nodes of the
-base.
+What a decoder pays for them is their number, and the bytes of A and B: a node costs an engine about a
+microsecond, and a step of a small model a few milliseconds. So modules that share an input share one A, those
+that share a node one R and one B too; and all R are taken from the input at the top, in one go a shape. An
+input costs a node, and each node of the base with that input 3. Bit for bit the base where R = 0: each result
+gets a zero added, after the bias, so that engines still fuse the same nodes of the base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +28,24 @@ if TYPE_CHECKING:
 
 ROWS = "tinylora_rows"
 PREFIX = "tinylora/"
+_PANEL = 16
+
+
+Modules: TypeAlias = tuple[int, ...]
+"""Positions of modules, rising."""
 
 
 @dataclass(frozen=True)
 class SharedInput:
-    """An input that several nodes share, named by the first of the modules (positions) that they compute."""
+    """An input that several nodes share, named by the first of the modules that they compute.
+
+    Attributes:
+        sites: the nodes, each with the modules that it computes parts of.
+    """
 
     name: str
-    sites: list[Site]
-    modules: list[int]
+    sites: list[tuple[Site, Modules]]
+    modules: Modules
 
 
 def refuse_baked(model: OnnxModel) -> None:
@@ -59,10 +68,13 @@ def add_side_path(
         together.setdefault(site.linear.input, []).append(site)
     inputs = []
     for several in together.values():
-        modules = sorted({factors.index(part.module) for site in several for part in site.parts})
-        inputs.append(SharedInput(factors.modules[modules[0]].removesuffix(".weight"), several, modules))
+        own = [tuple(sorted({factors.index(part.module) for part in site.parts})) for site in several]
+        modules = tuple(sorted({*chain(*own)}))
+        name = factors.modules[modules[0]].removesuffix(".weight")
+        inputs.append(SharedInput(name, list(zip(several, own, strict=True)), modules))
     path = _SidePathWriter(model, factors, b)
-    for shared, r in zip(inputs, path.matrices(inputs), strict=True):
+    r = path.matrices(inputs)
+    for shared in inputs:
         path.add(shared, r)
     return path.finish(flavour)
 
@@ -76,60 +88,71 @@ class _SidePathWriter:
         self._top: list[NodeProto] = []
         self._after: dict[int, list[NodeProto]] = {}
 
-    def matrices(self, inputs: list[SharedInput]) -> list[str]:
-        """Compute R of each shared input, [rows, w, w], transposed, block-diagonal, and return its name.
+    def matrices(self, inputs: list[SharedInput]) -> dict[tuple[Modules, Modules], str]:
+        """Compute what leads from each input's columns x A^T to those of each of its nodes' B^T.
 
-        One Gather for each width w takes the entries from the input, and zeros from a column behind it.
+        For an input of i modules and a node of j it is [rows, r i, r j]: R^T where both are the same module,
+        and 0 elsewhere. A Gather for each shape takes it by rows of R^T, and zeros from a row behind them: by
+        single entries it would take r times as long.
+
+        Returns:
+            modules of an input and of a node -> name of the value.
         """
         count, rank = len(self._factors.modules), self._factors.rank
-        entries = np.arange(count * rank**2).reshape(count, rank, rank).swapaxes(1, 2)
-        padded = self._node("Pad", [INPUT_NAME, self._ints("pads", [0, 0, 0, 1])], "padded")
-        by_width: dict[int, list[int]] = {}
-        for i, shared in enumerate(inputs):
-            by_width.setdefault(rank * len(shared.modules), []).append(i)
-        names = [""] * len(inputs)
-        for width, members in sorted(by_width.items()):
-            chosen = np.full((len(members), width, width), count * rank**2)
-            for place, member in enumerate(members):
-                for order, module in enumerate(inputs[member].modules):
-                    block = slice(order * rank, (order + 1) * rank)
-                    chosen[place, block, block] = entries[module]
-            name = f"matrices_{width}"
-            indices = self._ints(f"{name}/entries", chosen.reshape(-1, width))
-            pieces = [self._node("Gather", [padded, indices], name, axis=1)]
-            if len(members) > 1:
-                sizes = self._ints(f"{name}/split/sizes", [width] * len(members))
-                outputs = [f"{PREFIX}{name}/split/{i}" for i in range(len(members))]
-                self._node("Split", [*pieces, sizes], f"{name}/split", outputs=outputs, axis=1)
+        square = self._ints("square", [0, count, rank, rank])
+        turned = self._node("Reshape", [INPUT_NAME, square], "r")
+        turned = self._node("Transpose", [turned], "r_t", perm=[0, 1, 3, 2])
+        turned = self._node("Reshape", [turned, self._ints("flat", [0, count * rank, rank])], "r_t_rows")
+        padded = self._node("Pad", [turned, self._ints("pads", [0, 0, 0, 0, 1, 0])], "padded")
+        wanted = {(shared.modules, own): site.linear.dtype for shared in inputs for site, own in shared.sites}
+        by_shape: dict[tuple[int, int], list[tuple[Modules, Modules]]] = {}
+        for pair in wanted:
+            by_shape.setdefault((len(pair[0]), len(pair[1])), []).append(pair)
+        names = {}
+        for (high, wide), pairs in sorted(by_shape.items()):
+            rows = np.full((len(pairs), high, rank, wide), count * rank)
+            for place, (modules, own) in enumerate(pairs):
+                for column, module in enumerate(own):
+                    rows[place, modules.index(module), :, column] = module * rank + np.arange(rank)
+            name, height = f"matrices_{high}_{wide}", high * rank
+            indices = self._ints(f"{name}/rows", rows.reshape(-1, wide))
+            taken = self._node("Gather", [padded, indices], name, axis=1)
+            shape = self._ints(f"{name}/shape", [0, len(pairs) * height, wide * rank])
+            pieces = [self._node("Reshape", [taken, shape], f"{name}/Reshape")]
+            if len(pairs) > 1:
+                sizes = self._ints(f"{name}/sizes", [height] * len(pairs))
+                outputs = [f"{PREFIX}{name}/{i}" for i in range(len(pairs))]
+                self._node("Split", [*pieces, sizes], f"{name}/Split", outputs=outputs, axis=1)
                 pieces = outputs
-            for member, piece in zip(members, pieces, strict=True):
-                dtype = inputs[member].sites[0].linear.dtype
-                same = dtype == self._onnx.TensorProto.FLOAT
-                names[member] = piece if same else self._node("Cast", [piece], f"{piece}/cast", to=dtype)
+            for pair, piece in zip(pairs, pieces, strict=True):
+                same = wanted[pair] == self._onnx.TensorProto.FLOAT
+                names[pair] = piece if same else self._node("Cast", [piece], f"{piece}/cast", to=wanted[pair])
         return names
 
-    def add(self, shared: SharedInput, r: str) -> None:
+    def add(self, shared: SharedInput, r: Mapping[tuple[Modules, Modules], str]) -> None:
         """Add the nodes of one shared input behind the nodes that it extends."""
-        factors, linear = self._factors, shared.sites[0].linear
-        after = self._after.setdefault(linear.index, [])
+        factors, linear = self._factors, shared.sites[0][0].linear
+        first = self._after.setdefault(linear.index, [])
         a = np.concatenate([np.asarray(factors.a[module], np.float32) for module in shared.modules])
-        name = f"{shared.name}/a"
-        # With a third dimension, since ONNX Runtime packs constant matrices into panels of 16 columns: of the
-        # 2 to 6 that there are here it would read 3 to 8 times the bytes, at every token.
-        stored = self._floats(name, a.T[None], linear.dtype)
-        columns = self._node("MatMul", [linear.input, stored], f"{name}/MatMul", into=after)
-        mixed = self._node("MatMul", [columns, r], f"{shared.name}/r/MatMul", into=after)
-        for number, site in enumerate(shared.sites):
-            after = self._after.setdefault(site.linear.last, [])
-            b = np.zeros((factors.rank * len(shared.modules), site.linear.n_out), np.float32)
+        # A narrow one with a third dimension, since ONNX Runtime packs constant matrices into panels of 16
+        # columns: of 2 to 8 it would read 2 to 8 times the bytes, at every token.
+        stored = self._floats(f"{shared.name}/a", a.T if len(a) >= _PANEL else a.T[None], linear.dtype)
+        columns = self._node("MatMul", [linear.input, stored], f"{shared.name}/a/MatMul", into=first)
+        mixed: dict[Modules, str] = {}
+        for number, (site, own) in enumerate(shared.sites):
+            tail = number if len(shared.sites) > 1 else ""
+            if own not in mixed:
+                name = f"{shared.name}/r{tail}/MatMul"
+                mixed[own] = self._node("MatMul", [columns, r[shared.modules, own]], name, into=first)
+            b = np.zeros((factors.rank * len(own), site.linear.n_out), np.float32)
             for part in site.parts:
                 module = factors.index(part.module)
-                first = factors.rank * shared.modules.index(module)
+                start = factors.rank * own.index(module)
                 factor = self._b[module][part.row : part.row + part.count]
-                b[first : first + factors.rank, part.column : part.column + part.count] = factor.T
-            name = f"{shared.name}/b" if len(shared.sites) == 1 else f"{shared.name}/b{number}"
+                b[start : start + factors.rank, part.column : part.column + part.count] = factor.T
+            name, after = f"{shared.name}/b{tail}", self._after.setdefault(site.linear.last, [])
             stored = self._floats(name, b, linear.dtype)
-            side = self._node("MatMul", [mixed, stored], f"{name}/MatMul", into=after)
+            side = self._node("MatMul", [mixed[own], stored], f"{name}/MatMul", into=after)
             base = f"{PREFIX}{name}/base"
             self._rename_result(site, base)
             self._node("Add", [base, side], f"{name}/Add", outputs=[site.linear.output], into=after)
@@ -156,12 +179,12 @@ class _SidePathWriter:
         copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(copies)
-        shape = [ROWS, len(self._factors.modules) * self._factors.rank**2]
-        value = helper.make_tensor_value_info(INPUT_NAME, self._onnx.TensorProto.FLOAT, shape)
+        width = len(self._factors.modules) * self._factors.rank**2
+        value = helper.make_tensor_value_info(INPUT_NAME, self._onnx.TensorProto.FLOAT, [ROWS, width])
         value.doc_string = "R, row-major [modules, rank, rank], one row or one for each row of the batch."
         graph.input.append(value)
         if flavour == DEFAULT:
-            zeros = np.zeros((1, shape[1]), np.float32)
+            zeros = np.zeros((1, width), np.float32)
             graph.initializer.append(self._onnx.numpy_helper.from_array(zeros, INPUT_NAME))
         return len(copies) - before
 

@@ -23,6 +23,7 @@ from onnx_bundles import basis, tiny
 from tokenizers import Tokenizer
 
 from tinylora_edge import Ed25519Signer, MicroVector, load_bundle, runtime
+from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.wire import tags
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
     (folder / "node_modules").symlink_to(node_modules())
     (folder / "frames").mkdir()
-    bundle = tiny("required")
+    bundle = Path(shutil.copytree(tiny("required"), folder.parent / "bundle"))
+    bases = load_bundle(tiny("required")).bases
+    (bundle / "basis.gguf").unlink()  # a link, perhaps
+    save_bases(bases.with_projection(support.learned(bases.factors)), bundle / "basis.gguf")
     command = [sys.executable, str(folder / "serve.py"), str(bundle), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -122,12 +126,14 @@ def test_its_answers_are_pythons_token_for_token(page: Page, site: Site) -> None
     bases = load_bundle(site.bundle).bases
     short = MicroVector.random(bases.basis(numbers=5), 4.0, seed=0)
     long = replace(MicroVector.random(bases.basis(rank=8), 4.0, seed=1), dtype="int8", sequence=2)
-    base, *answers = pythons(site, [None, short, long])
+    learned = replace(MicroVector.random(bases.basis(numbers=13), 1.0, seed=2), sequence=3)
+    vectors = [short, long, learned]
+    base, *answers = pythons(site, [None, *vectors])
     assert len(answers[0]) < len(answers[1]) == len(base) == MOST  # one ends by itself, one goes on
     assert asked(page) == [base, []]
     tokenizer = Tokenizer.from_file(str(site.bundle / "onnx" / "tokenizer.json"))
     assert page.locator("#before").text_content() == tokenizer.decode(base)
-    for vector, tokens in zip((short, long), answers, strict=True):
+    for vector, tokens in zip(vectors, answers, strict=True):
         until = date(2100, 1, 1) if vector.dtype == "int8" else None  # a frame of version 3
         of = bases.of(vector)
         take(page, site.put("v.bin", vector.to_bytes(of, until=until)))
