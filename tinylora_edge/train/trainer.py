@@ -38,8 +38,8 @@ def default_lr(basis: Basis, method: str) -> float | None:
     """Return the step size of a run where none is given; None derives it (`Trainer._derive_lr`).
 
     Adam's first step in all entries of R is as long at every rank. SFT's length is the best of a grid at 840
-    and at 13,440 numbers (SNIPS and CLINC150, SmolLM2), GRPO's a third of it. A step derived along random
-    directions is too short.
+    and at 13,440 numbers (SNIPS and CLINC150, SmolLM2; steps in R / S do no better), GRPO's a third of it. A
+    step derived along random directions is too short.
     """
     return _LENGTHS[method] / basis.size**0.5 if basis.projection.kind == "entries" else None
 
