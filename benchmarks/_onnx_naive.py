@@ -1,4 +1,4 @@
-"""The obvious way to bake a basis into a graph, as a contestant: each module by itself, nothing shared."""
+"""The obvious way to bake factors into a graph, as a contestant: each module by itself, nothing shared."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from tinylora_edge import Basis
+from tinylora_edge import Factors
 from tinylora_edge.exporters.onnx.match import Site, match
 from tinylora_edge.exporters.onnx.model import OnnxModel, copy_folder
 from tinylora_edge.formats.onnx_graph import INPUT_NAME
 
 
-def bake_naively(graph: Path, basis: Basis, output: Path) -> int:
+def bake_naively(graph: Path, factors: Factors, output: Path) -> int:
     """Write a copy of a graph with y + x A^T R^T B^T at every module; return how many nodes that adds.
 
-    R of each module comes from a MatMul of its own. Rows of B stay in GGUF order: this graph is timed, and
+    R of each module comes from a Gather of its own. Rows of B stay in GGUF order: this graph is timed, and
     what it says does not matter.
     """
     model = OnnxModel(graph / "model.onnx")
-    sites = match(model, basis)
+    sites = match(model, factors)
     before = len(model.graph.node)
     nodes = {site.linear.output: site for site in sites}
     added = list[onnx.NodeProto]()
@@ -30,11 +30,12 @@ def bake_naively(graph: Path, basis: Basis, output: Path) -> int:
         for position, name in enumerate(node.output):
             if name in nodes:
                 node.output[position] = f"{name}/base"
-                added += _side_path(model, basis, nodes[name], name)
-    shape = [helper.make_tensor_value_info(INPUT_NAME, onnx.TensorProto.FLOAT, ["rows", basis.size])]
-    model.graph.input.extend(shape)
-    _store(model, INPUT_NAME, np.zeros((1, basis.size), np.float32))
-    _store(model, "naive/shape", np.array([-1, basis.rank, basis.rank]))
+                added += _side_path(model, factors, nodes[name], name)
+    size = len(factors.modules) * factors.rank**2
+    model.graph.input.append(
+        helper.make_tensor_value_info(INPUT_NAME, onnx.TensorProto.FLOAT, ["rows", size])
+    )
+    _store(model, INPUT_NAME, np.zeros((1, size), np.float32))
     del model.graph.node[:]
     model.graph.node.extend(added)
     output.mkdir()
@@ -44,19 +45,17 @@ def bake_naively(graph: Path, basis: Basis, output: Path) -> int:
     return len(added) - before
 
 
-def _side_path(model: OnnxModel, basis: Basis, site: Site, output: str) -> list[onnx.NodeProto]:
+def _side_path(model: OnnxModel, factors: Factors, site: Site, output: str) -> list[onnx.NodeProto]:
     nodes, deltas = [], []
     for part in sorted(site.parts, key=lambda part: part.column):
-        at, name = basis.index(part.module), f"naive/{part.module}"
-        projection = np.zeros((basis.size, basis.rank, basis.rank), np.float32)
-        first = int(basis.tying[at]) * basis.u
-        projection[first : first + basis.u] = basis.projections[at].transpose(0, 2, 1)
-        _store(model, f"{name}/p", projection.reshape(basis.size, -1))
-        _store(model, f"{name}/a", np.asarray(basis.a[at], np.float32).T)
-        _store(model, f"{name}/b", np.asarray(basis.b[at], np.float32)[part.row : part.row + part.count].T)
+        name, rank = f"naive/{part.module}", factors.rank
+        entries = factors.index(part.module) * rank**2 + np.arange(rank**2)
+        a, b = factors.leading(part.module, rank)
+        _store(model, f"{name}/entries", entries.reshape(rank, rank).T)
+        _store(model, f"{name}/a", a.T)
+        _store(model, f"{name}/b", b[part.row : part.row + part.count].T)
         nodes += [
-            helper.make_node("MatMul", [INPUT_NAME, f"{name}/p"], [f"{name}/r"]),
-            helper.make_node("Reshape", [f"{name}/r", "naive/shape"], [f"{name}/R"]),
+            helper.make_node("Gather", [INPUT_NAME, f"{name}/entries"], [f"{name}/R"], axis=1),
             helper.make_node("MatMul", [site.linear.input, f"{name}/a"], [f"{name}/x"]),
             helper.make_node("MatMul", [f"{name}/x", f"{name}/R"], [f"{name}/y"]),
             helper.make_node("MatMul", [f"{name}/y", f"{name}/b"], [f"{name}/d"]),

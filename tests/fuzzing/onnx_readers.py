@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import cache
 from random import Random
 from typing import Any
@@ -12,9 +11,10 @@ from gguf_readers import bases
 from harness import Harness, folder
 from mutations import as_json, changed, number
 
-from tinylora_edge import save_basis
+from tinylora_edge import Bases
 from tinylora_edge.formats.bundle import Bundle
-from tinylora_edge.formats.onnx_graph import MetadataKey, read_onnx
+from tinylora_edge.formats.onnx_graph import VERSION, MetadataKey, read_onnx
+from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.runtime.onnx.bundle import checked_graph, find_bundle, weights_fingerprint
 
 # ONNX graphs: protocol buffers as (field, integer, bytes or fields).
@@ -50,24 +50,24 @@ def _weights() -> str:
     """The fingerprint of the graph's weights, all zeros, wherever they lie."""
     path = folder() / "whole.onnx"
     path.write_bytes(protobuf([(7, [(11, [(1, b"x")]), *_KEPT])]))
-    basis = bases()[0]
+    factors = bases()[0].factors
     return weights_fingerprint(
-        read_onnx(path), basis.architecture, basis.modules, json.dumps(_list_of_weights())
+        read_onnx(path), factors.architecture, factors.modules, json.dumps(_list_of_weights())
     )
 
 
 def _list_of_weights() -> list[Any]:
-    tensors = [["x", 1, 32], *[["w", 1, 64]] * (len(bases()[0].modules) - 1)]
+    tensors = [["x", 1, 32], *[["w", 1, 64]] * (len(bases()[0].factors.modules) - 1)]
     return [[{"k": 8, "n": 6, "tensors": [tensor]}] for tensor in tensors]
 
 
 def _graph(random: Random) -> list[Field]:
-    basis, weights = bases()[0], _list_of_weights()
+    weights = _list_of_weights()
     if random.random() < 0.6:
         weights = changed(weights, random)
     metadata = {
-        MetadataKey.VERSION: "1",
-        MetadataKey.DIGEST: basis.digest,
+        MetadataKey.VERSION: random.choice((VERSION,) * 9 + ("1",)),
+        MetadataKey.FACTORS: bases()[0].factors.digest,
         MetadataKey.FINGERPRINT: _weights(),
         MetadataKey.WEIGHTS: as_json(weights).decode("ascii", "replace"),
         MetadataKey.FLAVOUR: "default",
@@ -84,8 +84,8 @@ def _graph(random: Random) -> list[Field]:
         place.append([(1, random.choice((b"offset", b"length"))), (2, str(number(random)).encode())])
     graph: list[Field] = [
         (11, [(1, b"input_ids")]),
-        (11, [(1, b"tinylora_v")]),
-        (5, [(8, b"tinylora_v"), (9, bytes(12))]),
+        (11, [(1, b"tinylora_r")]),
+        (5, [(8, b"tinylora_r"), (9, bytes(12))]),
         (5, [(8, b"w"), (9, bytes(64))]),
         (5, [(8, b"x"), *((13, entry) for entry in place)]),
     ]
@@ -124,7 +124,7 @@ def _bundle() -> Bundle:
     home.mkdir()
     (home / "data.bin").write_bytes(bytes(32))
     (home / "model.onnx").touch()
-    save_basis(replace(bases()[0], base_fingerprints=(_weights(),)), home / "basis.gguf")
+    save_bases(Bases(bases()[0].factors, fingerprints=(_weights(),)), home / "basis.gguf")
     return find_bundle(home)
 
 
