@@ -162,7 +162,7 @@ class TestKinds:
         }
         metadata = [
             ("n", 7, _gguf.UINT32),
-            ("big", (1 << 64) - 1, _gguf.UINT64),
+            ("big", (1 << 64) - 1, gguf.GGUFValueType.UINT64),
             ("x", 0.5, _gguf.FLOAT32),
             ("name", "é𝄞", _gguf.STRING),
             ("names", ["a", "", "é"], _gguf.STRING),
