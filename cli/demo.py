@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+from .. import MicroVector
 from ..documents import read_json
 from ..errors import MissingExtraError
 from ..formats.bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME, load_bundle
@@ -255,9 +256,10 @@ def _exchange(
         changed = [logits(llm, prompt) for prompt in tokens]
         vector = [_answer(llm, task, sample) for sample in samples]
         times = []
-        for _ in range(_SWAPS):
+        other = MicroVector(-values, basis=llm.vector.basis)  # a vector that is active already costs nothing
+        for turn in range(_SWAPS):
             start = time.perf_counter()
-            llm.swap(frame)
+            llm.swap(frame if turn % 2 else other)
             times.append(time.perf_counter() - start)
         llm.clear()
         restored = [logits(llm, prompt) for prompt in tokens]
