@@ -207,17 +207,15 @@ class _Image:
 
     def __init__(self, factors: Factors, rank: int) -> None:
         tensors: dict[str, NDArray[Any]] = {}
-        for module, a in zip(factors.modules, factors.a, strict=True):
-            tensors[f"{module}.lora_a"] = np.asarray(a[..., :rank, :], np.float32)
         alike: dict[tuple[int, ...], list[int]] = {}
-        for position, b in enumerate(factors.b):
-            alike.setdefault(b.shape, []).append(position)
-        stacks = [
-            np.stack([factors.b[i][..., :rank] for i in found]).astype(np.float32) for found in alike.values()
-        ]
-        names = [[f"{factors.modules[i]}.lora_b" for i in found] for found in alike.values()]
-        for each, stack in zip(names, stacks, strict=True):
-            tensors |= dict(zip(each, stack, strict=True))
+        for position, module in enumerate(factors.modules):
+            tensors[f"{module}.lora_a"] = np.asarray(factors.a[position][..., :rank, :], np.float32)
+            alike.setdefault(factors.b[position].shape, []).append(position)
+        stacks = []
+        for found in alike.values():
+            b = np.stack([factors.b[position][..., :rank] for position in found]).astype(np.float32)
+            stacks.append((found, b))
+            tensors |= {f"{factors.modules[i]}.lora_b": each for i, each in zip(found, b, strict=True)}
         metadata = [
             ("general.type", "adapter", STRING),
             ("adapter.type", "lora", STRING),
@@ -226,22 +224,20 @@ class _Image:
         file = io.BytesIO()
         gguf.write(file, factors.architecture, metadata, tensors)
         self._bytes = np.frombuffer(file.getbuffer(), np.uint8)
-        entries = gguf.GGUFFile(file.getvalue()).tensors
-        self._folds = []
-        for found, each, stack in zip(alike.values(), names, stacks, strict=True):
-            first, last = entries[each[0]], entries[each[-1]]
-            apart = (last.offset - first.offset) // max(len(each) - 1, 1)
-            strides = apart, *stack.strides[1:]
-            self._folds.append(
-                (found, stack, np.ndarray(stack.shape, np.float32, self._bytes, first.offset, strides))
-            )
+        self._folds, begin = [], self._bytes.nbytes
+        for found, b in reversed(stacks):
+            apart = -(-b[0].nbytes // gguf.ALIGNMENT) * gguf.ALIGNMENT
+            begin -= apart * len(found)
+            folded = np.ndarray(b.shape, np.float32, self._bytes, begin, (apart, *b.strides[1:]))
+            self._folds.append((found, b, folded))
 
     def of(self, r: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return the file with R, float32 [M, k, k], in it, until the next call."""
+        product = np.multiply if r.shape[-1] == 1 else np.matmul  # which is slow where a multiple is meant
         with np.errstate(over="ignore", invalid="ignore"):  # it may be too large for the model
             for found, b, folded in self._folds:
                 between = (1,) * (b.ndim - 3)  # experts, which share their module's R
-                np.matmul(b, r[found].reshape(len(found), *between, *r.shape[1:]), out=folded)
+                product(b, r[found].reshape(len(found), *between, *r.shape[1:]), out=folded)
         return self._bytes
 
 

@@ -57,6 +57,7 @@ _MAX_DIMS = 4  # of the format
 UINT32 = gguf.GGUFValueType.UINT32
 STRING = gguf.GGUFValueType.STRING
 FLOAT32 = gguf.GGUFValueType.FLOAT32
+ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 
 
 class MalformedGGUFError(ValueError):
@@ -360,7 +361,10 @@ def write(
     metadata: Sequence[tuple[str, Any, gguf.GGUFValueType]],
     tensors: Mapping[str, NDArray[Any]],
 ) -> None:
-    """Write a GGUF image of (key, value, type) and tensors; a list value is an array of that type."""
+    """Write a GGUF image of (key, value, type) and tensors; a list value is an array of that type.
+
+    The data of the tensors are the image's end, one behind the other, each at a multiple of `ALIGNMENT`.
+    """
     writer = gguf.GGUFWriter(None, architecture)
     for key, value, kind in metadata:
         if isinstance(value, list):
@@ -381,7 +385,7 @@ def write(
 
 
 def _pad(file: BinaryIO) -> None:
-    file.write(bytes(-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
+    file.write(bytes(-file.tell() % ALIGNMENT))
 
 
 _READ_ONCE = threading.RLock()
