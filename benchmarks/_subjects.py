@@ -16,7 +16,6 @@ from tinylora_edge.runtime.llama.requantize import requantize
 from tinylora_edge.tasks import Preamble, Sample
 
 NORM = 0.05  # of the vectors: the model speaks on, a little differently
-RANKS = (2, 8)  # of R: what is trained where nothing is said, and the most that an export bakes
 
 
 def tiled(bases: Bases) -> Basis:
