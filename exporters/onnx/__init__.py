@@ -1,4 +1,4 @@
-"""The ONNX side of an export: `build` makes a graph of a model, `bake` puts a basis into a graph.
+"""The ONNX side of an export: `build` makes a graph of a model, `bake` puts factors into a graph.
 
 Importing this package does not load the onnx package.
 """
