@@ -47,11 +47,6 @@ def tiny_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
-def tiny_bundles(tiny_bundle: Path) -> dict[str, Path]:
-    return {"tiled": tiny_bundle, "dense": tiny_bundle}
-
-
-@pytest.fixture(scope="session")
 def f32_bundle(smollm2_gguf: Path) -> Path:
     base = smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
     return shared.once("smollm2-f32", lambda path: export_gguf(base, path).output)

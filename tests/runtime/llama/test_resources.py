@@ -84,6 +84,25 @@ def test_a_thousand_swaps_take_no_memory(smollm2_bundle, load):
     assert resident() - before < 60 * MB
 
 
+def test_adapters_that_are_kept_are_bounded_in_bytes_and_equal_ones_are_one(tiny_bundle, load):
+    llm = load(tiny_bundle)
+    held, context, sizes = llm.adapters, llm._ctx.ctx, {}
+    r = {k: [np.full((14, k, k), x, np.float32) for x in (0.1, 0.2, 0.3)] for k in (2, 8)}
+    for k, choices in r.items():
+        held.apply(context, choices[0])
+        assert len(held._staged) == 1, "a model alone keeps the one in force"
+        ((_, sizes[k]),) = held._staged.values()
+    assert sizes[8] > 2 * sizes[2]
+    held.spare = sizes[8] + sizes[2]
+    for each in (*r[8], *r[2], r[2][2].copy()):
+        held.apply(context, each)
+    assert [nbytes for _, nbytes in held._staged.values()] == [sizes[2]] * 3
+    held.spare = sizes[8] + 2 * sizes[2]
+    for each in (r[8][0], r[2][0], r[2][1], r[2][0]):
+        held.apply(context, each)
+    assert [nbytes for _, nbytes in held._staged.values()].count(sizes[8]) == 1
+
+
 def test_loading_and_closing_takes_no_memory(smollm2_bundle, load):
     def cycle(close):
         llm = load(smollm2_bundle, logits_all=False, n_ctx=128)
