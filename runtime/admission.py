@@ -23,8 +23,8 @@ def admitted(
 ) -> Iterator[MicroVector]:
     """Check a vector, give it to a block that applies it, and record it once that is done.
 
-    The policy is for bytes; a `MicroVector`, which the app made itself, only has to be of one of the bases. Where
-    it names none, it is of the one that `Bases.of` says, and the block's vector names it.
+    The policy is for bytes; a `MicroVector`, which the app made itself, only has to be of one of the bases.
+    Where it names none, it is of the one that `Bases.of` says, and the block's vector names it.
 
     Raises:
         VectorError: the vector is refused, or is something else than a vector. The block does not run.

@@ -7,7 +7,7 @@ time in proportion to its own bytes.
 from __future__ import annotations
 
 VALUES = 250_000
-"""Numbers of a vector: 1 MB in float32. All entries of rank 8 are 13,440 for 210 modules, 96,000 for 1,500."""
+"""Numbers of a vector: 1 MB in float32. All entries of rank 8: 13,440 for 210 modules, 96,000 for 1,500."""
 
 RANK = 256
 """Rank of factors. Ranks above some tens add nothing to a vector, and r * r floats a module are made."""
