@@ -279,6 +279,12 @@ class Projection(ABC):
         """The map as R[m] = sum_i v[g(m) u + i] P[m, i]: g, int32 [M], and P, float32 [M, u, k, k]."""
 
     @cached_property
+    def norm(self) -> float:
+        """The Frobenius norm of the map from z of its whitening to R: what R has, root mean square, for z = +-1."""
+        by_number = np.moveaxis(self.tied[1], 1, -1)
+        return float(np.linalg.norm(self.whitening.gradient(by_number)))
+
+    @cached_property
     def prior(self) -> Prior | None:
         """Mean and covariance in float64, the covariance exactly symmetric; None where there is no prior."""
         if self.prior_mean is None or self.prior_covariance is None:

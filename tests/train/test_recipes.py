@@ -173,7 +173,10 @@ def test_a_command_that_cannot_run_says_one_line(
     lookup = ["--set", "task=list-lookup", "--set", "options.lr=1e-5"]
     cases: list[tuple[list[str], str]] = [
         ([], "no task: name one with --recipe"),
-        (["--recipe", recipe, "--set", "task=list-lookup"], "derives no step size: give one with options.lr"),
+        (
+            ["--recipe", recipe, "--set", "task=list-lookup"],
+            "has no step size of its own: give one with options.lr",
+        ),
         (["--recipe", str(tmp_path / "bad.toml")], "not TOML"),
         (["--recipe", recipe, "--set", "task=gsm8k:none.jsonl"], "none.jsonl"),
         ([*lookup, "--vllm"], "original weights: name them with --model"),

@@ -158,7 +158,7 @@ def test_resumes_to_the_same_numbers(tiny: Path, options: Options, tmp_path: Pat
     ("change", "grpo", "message"),
     [
         ({"method": "sft"}, {}, "has no method sft"),
-        ({"lr": None}, {}, "derives no step size"),
+        ({"lr": None}, {}, "has no step size of its own"),
         ({"anchor": 0.5}, {}, "has no anchor"),
         ({"start": (0.1,) * 13}, {}, "has no start"),
         ({"validation": 0}, {}, "at least 1"),

@@ -32,10 +32,7 @@ class Options:
         rank: k, to train all entries of R at this rank.
         numbers: to train so many: the bundle's learned ones, or the paper's. Rank 2 where neither is given.
         lr: step size of Adam on v, or where the basis has a prior on z (`Basis.whitening`); it falls linearly
-            to a tenth. None takes `trainer.default_lr` for all entries of a rank, and derives it for other
-            numbers: one step then moves the log-probabilities of sampled tokens by about
-            `target_logprob_change` nats.
-        target_logprob_change: see `lr`; root mean square.
+            to a tenth. None takes `trainer.default_lr`.
         validation: prompts held back from training to choose the vector by, at least 2.
         validate_every: steps between validations.
         checkpoint_every: steps between checkpoints.
@@ -63,7 +60,6 @@ class Options:
     rank: int | None = None
     numbers: int | None = None
     lr: float | None = None
-    target_logprob_change: float = 0.12
     validation: int = 48
     validate_every: int = 5
     checkpoint_every: int = 5

@@ -29,19 +29,17 @@ _ANNEAL = 0.1  # step size of the last step over that of the first
 _CLIP = 2.0  # times the median norm of the last gradients
 _CLIP_WINDOW = 10
 _TOLERANCE = 0.2  # how far validation may fall below the best before training goes back to it
-_LENGTHS = {"sft": 3.5, "grpo": 1.2}  # of the first step in R, Frobenius
-_SMALLEST_PROBE, _LARGEST_PROBE, _GROWTH = 1e-3, 16.0, 8.0
-_VISIBLE = 0.25  # nats, root mean square
+_LENGTHS = {"sft": 3.5, "grpo": 0.5}
 
 
-def default_lr(basis: Basis, method: str) -> float | None:
-    """Return the step size of a run where none is given; None derives it (`Trainer._derive_lr`).
+def default_lr(basis: Basis, method: str) -> float:
+    """Return the step size of a run where none is given: the first step has one length in R for every basis.
 
-    Adam's first step in all entries of R is as long at every rank. SFT's length is the best of a grid at 840
-    and at 13,440 numbers (SNIPS and CLINC150, SmolLM2; steps in R / S do no better), GRPO's a third of it. A
-    step derived along random directions is too short.
+    Adam's first step is +-lr in each of the n numbers, which in R has the Frobenius norm lr |P| in the mean, P
+    being the map v -> R. R is relative to the singular values (R = x I scales the leading part of a weight by
+    1 + x), so its unit is the same in every module. The lengths are the best of grids (docs/EVIDENCE.md).
     """
-    return _LENGTHS[method] / basis.size**0.5 if basis.projection.kind == "entries" else None
+    return _LENGTHS[method] / basis.projection.norm
 
 
 class Trainer:
@@ -181,8 +179,7 @@ class Trainer:
         state, options = self.state, self.options
         self.learner.adapter.set(state.v)
         if not state.lr:
-            known = options.lr or default_lr(self.basis, options.method)
-            state.lr = known or self._derive_lr(groups)
+            state.lr = options.lr or default_lr(self.basis, options.method)
         result: dict[str, Any] = {}
         gradient = self.learner.gradient(groups)
         by_v = gradient.grad
@@ -220,36 +217,6 @@ class Trainer:
 
     def _by_v(self, step: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(self.basis.whitening.values(step), np.float32)
-
-    def _derive_lr(self, groups: Sequence[Group]) -> float:
-        """The step size whose first Adam step (all entries of z +-lr) moves log-probabilities by the target.
-
-        The probe grows until what it moves stands above rounding: bfloat16 alone moves them by up to .1, and
-        how far a unit of v goes is the basis's own affair.
-        """
-        v, here = self.state.v, self.learner.measure(groups)
-        rng = np.random.default_rng((self.options.seed, 2))
-        signs = [self._by_v(each) for each in rng.choice([-1.0, 1.0], (2, *v.shape)).astype(np.float32)]
-        count = sum(len(completion) for group in groups for completion in group.completions)
-
-        def move(probe: float) -> float:
-            squares = 0.0
-            for each in signs:
-                self.learner.adapter.set(v + probe * each)
-                there = self.learner.measure(groups)
-                squares += sum(float(((a - b) ** 2).sum()) for a, b in zip(here, there, strict=True))
-            return math.sqrt(squares / len(signs) / count)
-
-        # What is measured last decides, so that to begin one step later changes nothing and saves two passes.
-        probe = _GROWTH * _SMALLEST_PROBE
-        if not (moved := move(probe)) < _VISIBLE:
-            probe = _SMALLEST_PROBE
-            moved = move(probe)
-        while moved < _VISIBLE and probe <= _LARGEST_PROBE:
-            probe *= min(max(_VISIBLE / max(moved, 1e-9), 2.0), _GROWTH)
-            moved = move(probe)
-        self.learner.adapter.set(v)
-        return self.options.target_logprob_change * probe / max(moved, 1e-9)
 
     def _judge(self, report: Report) -> float:
         """Validate; keep what is as good as the highest so far, or go back from a collapse."""

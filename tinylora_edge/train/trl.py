@@ -148,8 +148,7 @@ def grpo_fields(
         raise TrainError("TRL's continuous batching casts the whole model, and v with it, to bfloat16")
     if options.lr is None and "learning_rate" not in given:
         raise TrainError(
-            "the TRL engine derives no step size: give one with options.lr (`train` reports the "
-            "one that it derives)"
+            "the TRL engine has no step size of its own: give one with options.lr (`train` reports its own)"
         )
     if not 0 < options.validation <= len(task.train) - options.prompts:
         raise TrainError(
