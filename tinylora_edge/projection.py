@@ -280,7 +280,7 @@ class Projection(ABC):
 
     @cached_property
     def norm(self) -> float:
-        """The Frobenius norm of the map from z of its whitening to R: that of R, root mean square, for z = +-1."""
+        """The Frobenius norm of the map z -> R (`whitening`): that of R, root mean square, for z = +-1."""
         by_number = np.moveaxis(self.tied[1], 1, -1)
         return float(np.linalg.norm(self.whitening.gradient(by_number)))
 
