@@ -35,8 +35,8 @@ _LENGTHS = {"sft": 3.5, "grpo": 0.5}
 def default_lr(basis: Basis, method: str) -> float:
     """Return the step size where none is given: a first step has one length in R for all bases.
 
-    Adam's first step is +-lr in each of the n numbers, which in R has the Frobenius norm lr |P| in the mean, P
-    being the map v -> R. R is relative to the singular values (R = x I scales the leading part of a weight by
+    Adam's first step is +-lr in each of the n numbers. In R its Frobenius norm is lr |P| in the mean, P being
+    the map v -> R. R is relative to the singular values (R = x I scales the leading part of a weight by
     1 + x), so its unit is the same in every module. The lengths are the best of grids (docs/EVIDENCE.md).
     """
     return _LENGTHS[method] / basis.projection.norm
