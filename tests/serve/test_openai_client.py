@@ -125,6 +125,9 @@ def test_what_is_refused_is_refused_with_the_reason(
         assert caught.value.code == code, caught.value
         status, body = server.ask("PUT", "/v1/vectors/dora", frame, Content_Type="application/octet-stream")
         assert (status, body["error"]["code"]) == (403, code)
+        if code == "vector_of_another_basis":
+            assert f"for basis {other.id}" in body["error"]["message"]
+            assert "this model takes all entries of rank 1 to 8" in body["error"]["message"]
     assert server.ask("GET", "/v1/vectors/dora")[0] == 404
     with pytest.raises(openai.NotFoundError, match="user 'nobody' has no vector here"):
         ask(client, "smollm2@nobody")
