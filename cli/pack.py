@@ -95,6 +95,7 @@ def pack(
         last = None if until is None else until.date()
         data = made.to_bytes(basis, tag=signer or tags.Crc32(), stream=bound, until=last)
         record = {
+            "count": basis.size,
             "key": "" if signer is None else signer.id,
             "basis": basis.digest,
             "projection": basis.projection.descriptor,

@@ -207,7 +207,7 @@ class Bases(Mapping[str, Basis]):
         if numbers is not None and 1 <= numbers <= modules and factors.rank >= RANK:
             return self[digest_of(factors, random_descriptor(numbers))[:8]]
         whole = next((k for k in range(1, factors.rank + 1) if modules * k * k == numbers), None)
-        advice = f"these are all entries of rank {whole}: say rank {whole}" if whole else self.known()
+        advice = f"these are all entries of rank {whole}: say --rank {whole}" if whole else self.known()
         raise BasisError(f"no projection has {numbers} numbers: {advice}")
 
     def of(self, vector: Any) -> Basis:

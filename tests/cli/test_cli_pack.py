@@ -70,7 +70,7 @@ def test_a_raw_payload_is_of_the_basis_that_is_named(cli: Cli, small: Path) -> N
         vector = Policy().check(done.stdout_bytes, bases)
         assert (vector.basis, vector.values[14]) == (bases.basis(**size).digest, 14)
     cli("pack", "-", small, "--numbers", 13, stdin=raw).refused("60 bytes")
-    cli("pack", "-", small, "--numbers", 60, stdin=raw).refused("say rank 2")
+    cli("pack", "-", small, "--numbers", 60, stdin=raw).refused("say --rank 2")
     cli("pack", "-", small, "--rank", 3, stdin=raw).refused("rank 3 is not among 1 to 2")
 
 

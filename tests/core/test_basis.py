@@ -189,7 +189,7 @@ class TestBases:
     @pytest.mark.parametrize(
         ("asked", "said"),
         [
-            ({"numbers": 24}, "no projection has 24 numbers.*say rank 2"),
+            ({"numbers": 24}, "no projection has 24 numbers.*say --rank 2"),
             (
                 {"numbers": 100},
                 r"rank 1 to 3 \(6 to 54 numbers\), learned ones of 4 .* 13 numbers.* tiled ones of 1 to 6",

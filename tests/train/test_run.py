@@ -371,7 +371,7 @@ def test_what_explodes_gets_the_lowest_reward_and_no_gradient() -> None:
             {},
             {"numbers": 56},
             {},
-            "these are all entries of rank 2: say rank 2",
+            "these are all entries of rank 2: say --rank 2",
         ),
         ({}, {"numbers": 57}, {}, "no projection has 57 numbers: this model takes all entries of"),
         ({}, {"rank": 2}, {}, "pass one of the two"),
