@@ -63,7 +63,7 @@ def fetch(
                 f"{output} and the state could not be written: {error.strerror or error}"
             ) from error
     record: dict[str, Any] = {"vector": str(output), "changed": data != present, **vectors.header(data)}
-    record |= {"key": vector.verified_by, "norm": vector.norm}
+    record |= {"count": len(vector.values), "key": vector.verified_by, "norm": vector.norm}
     under = f" under {vector.verified_by}" if vector.verified_by else ""
     told = f"{output}: {len(data)} bytes, sequence {vector.sequence}, {record['tag']} tag{under}"
     console.report(record, as_json, f"{'wrote' if record['changed'] else 'nothing new:'} {told}")

@@ -83,7 +83,7 @@ def test_a_vector_grows(cli, tiny, task, tmp_path):
     (tmp_path / "whole.bin").write_bytes(MicroVector.random(whole, 1.0).to_bytes(whole))
     back = (*run, "--start", tmp_path / "whole.bin", "-o", tmp_path / "v.bin")
     cli(*back).refused("896 numbers does not go into 56 others", "--rank 8")
-    cli(*run, "--numbers", 56, "-o", tmp_path / "v.bin").refused("no projection has 56 numbers", "say --rank 2")
+    cli(*run, "--numbers", 56, "-o", tmp_path / "v.bin").refused("has 56 numbers", "say --rank 2")
     cli(*run, "--numbers", 13, "--rank", 2, "-o", tmp_path / "v.bin").refused("pass one of the two")
     other = support.random_basis(groups=13, blocks=5)
     (tmp_path / "other.bin").write_bytes(MicroVector.random(other, 1.0).to_bytes(other))
