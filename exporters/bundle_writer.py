@@ -15,7 +15,7 @@ from ..documents import write_json
 from ..errors import ExportError
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME
 from ..formats.gguf import gguf_paths, split_name
-from ..formats.side_tensors import load_bases, save_bases
+from ..formats.side_tensors import save_bases
 from ..system import __version__, atomic_write, sync_directory
 
 _FORMAT = 2
@@ -30,15 +30,6 @@ def refuse_existing(output: Path) -> None:
     """Raise an ExportError where something is at the output already."""
     if output.exists() or output.is_symlink():
         raise ExportError(f"{output} exists already: choose another output, or remove it first")
-
-
-def write_bundle(
-    output: Path, bases: Bases, sections: Sections, *, base: Path | None = None
-) -> tuple[Bases, str | None]:
-    """Write a bundle of side tensors, complete or not at all: see `fill_bundle` and `new_bundle`."""
-    with new_bundle(output) as partial:
-        placed = fill_bundle(partial, bases, sections, base=base)
-    return load_bases(output / BASIS_NAME), placed
 
 
 def fill_bundle(bundle: Path, bases: Bases, sections: Sections, *, base: Path | None = None) -> str | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import limits
 from .errors import BasisError, BasisMismatchError, FrameError, NonFiniteError, VectorError
 from .factors import Factors
 from .prior import Prior, Whitening
@@ -139,9 +140,16 @@ class Bases(Mapping[str, Basis]):
     ) -> None:
         self.factors, self.projections, self.fingerprints = factors, projections, fingerprints
         self._made: dict[str, Basis] = {}
-        self._of: dict[str, tuple[str, int]] = {}  # id -> what makes the basis: (kind, rank or numbers)
+        if len(projections) > limits.PROJECTIONS:
+            raise BasisError(
+                f"there are {len(projections)} projections beside the factors, and at most "
+                f"{limits.PROJECTIONS} are read: export the model again, and add those that are in use"
+            )
+        modules = factors.modules
+        self._of: dict[str, Callable[[], Projection]] = {}  # id -> what makes its projection
         for rank in range(1, factors.rank + 1):
-            self._of[digest_of(factors, entries_descriptor(rank))[:8]] = "entries", rank
+            entries = digest_of(factors, entries_descriptor(rank))[:8]
+            self._of[entries] = partial(Projection.entries, modules, rank)
         for projection in projections:
             basis = Basis(factors, projection)
             if basis.id in self._of:
@@ -149,10 +157,10 @@ class Bases(Mapping[str, Basis]):
                     f"the projection {projection.descriptor[:64]!r} has the id {basis.id} of another one: a "
                     "frame could not say which is meant. Leave one of them out"
                 )
-            self._of[basis.id] = "stored", 0
-            self._made[basis.id] = basis
-        for numbers in range(1, len(factors.modules) + 1) if factors.rank >= RANK else ():
-            self._of.setdefault(digest_of(factors, random_descriptor(numbers))[:8], ("tiled", numbers))
+            self._of[basis.id] = lambda projection=projection: projection
+        for numbers in range(1, len(modules) + 1) if factors.rank >= RANK else ():
+            tiled = digest_of(factors, random_descriptor(numbers))[:8]
+            self._of.setdefault(tiled, partial(Projection.random, modules, numbers))
 
     def __repr__(self) -> str:
         return f"Bases({self.factors!r}, {self.known()}, {len(self.fingerprints)} deployed forms)"
@@ -160,13 +168,7 @@ class Bases(Mapping[str, Basis]):
     def __getitem__(self, basis_id: str) -> Basis:
         made = self._made.get(basis_id)
         if made is None:
-            kind, number = self._of[basis_id]
-            modules = self.factors.modules
-            if kind == "entries":
-                projection = Projection.entries(modules, number)
-            else:
-                projection = Projection.random(modules, number)
-            made = self._made[basis_id] = Basis(self.factors, projection)
+            made = self._made[basis_id] = Basis(self.factors, self._of[basis_id]())
         return made
 
     def __iter__(self) -> Iterator[str]:
@@ -183,8 +185,7 @@ class Bases(Mapping[str, Basis]):
     @property
     def most(self) -> int:
         """Numbers of the largest vector."""
-        modules = len(self.factors.modules)
-        return max(modules * self.factors.rank**2, *(p.size for p in self.projections), modules)
+        return max([len(self.factors.modules) * self.factors.rank**2, *(p.size for p in self.projections)])
 
     def basis(self, *, numbers: int | None = None, rank: int | None = None) -> Basis:
         """Return the basis of so many numbers, or of all entries of R at a rank; one of the two is given.

@@ -140,7 +140,6 @@ class Projection(ABC):
     """A linear map from n numbers to R, float32 [M, k, k], on the leading k directions of the factors.
 
     Attributes:
-        kind: `random`, `learned` or `entries`.
         modules: M module names in canonical order.
         rank: k.
         size: n.
@@ -150,7 +149,6 @@ class Projection(ABC):
         prior_covariance: float32 [n, n], their covariance; there where the mean is.
     """
 
-    kind: str
     modules: tuple[str, ...]
     rank: int
     size: int
@@ -175,15 +173,8 @@ class Projection(ABC):
         """
         if u < 1 or not 0 <= seed < 1 << 64:
             raise BasisError(f"u {u} and seed {seed}: u is at least 1, the seed an unsigned 64-bit integer")
-        return _Tied(
-            "random",
-            modules,
-            rank,
-            u,
-            tie(modules, tying, groups),
-            random_descriptor(groups, u, tying, seed, rank),
-            seed=seed,
-        )
+        text = random_descriptor(groups, u, tying, seed, rank)
+        return _Tied(modules, rank, u, tie(modules, tying, groups), text, seed=seed)
 
     @staticmethod
     def learned(
@@ -212,7 +203,7 @@ class Projection(ABC):
         size, rank = len(array), array.shape[2]
         text = f"learned rank={rank} {hashlib.sha256(array.data).hexdigest()}"
         tying = np.zeros(count, np.int32)
-        made = _Tied("learned", modules, rank, size, tying, text, p=array.swapaxes(0, 1))
+        made = _Tied(modules, rank, size, tying, text, p=array.swapaxes(0, 1))
         made.stored = array
         if prior is not None:
             if size > limits.PRIOR_VALUES:
@@ -253,16 +244,20 @@ class Projection(ABC):
     def _check(self) -> None:
         if self.rank < 1:
             raise BasisError(f"a projection has a rank of 1 or more, not {self.rank}")
-        for what, found, most in (
-            ("as its rank", self.rank, limits.RANK),
-            ("numbers", self.size, limits.VALUES),
-        ):
-            if found > most:
-                raise BasisError(f"a projection has at most {most:,} {what}, not {found:,}")
+        if self.rank > limits.RANK or self.size > limits.VALUES:
+            raise BasisError(
+                f"a projection has at most rank {limits.RANK} and {limits.VALUES:,} numbers, not rank "
+                f"{self.rank} and {self.size:,}"
+            )
 
     def __repr__(self) -> str:
         prior = "" if self.prior_mean is None else ", a prior"
         return f"Projection({self.descriptor[:64]}: {self.size} numbers, {len(self.modules)} modules{prior})"
+
+    @property
+    def kind(self) -> str:
+        """`random`, `learned` or `entries`: a word for people."""
+        return self.descriptor.partition(" ")[0]
 
     @abstractmethod
     def R(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -303,7 +298,6 @@ class _Tied(Projection):
 
     def __init__(
         self,
-        kind: str,
         modules: Sequence[str],
         rank: int,
         u: int,
@@ -313,7 +307,7 @@ class _Tied(Projection):
         seed: int = SEED,
         p: NDArray[np.float32] | None = None,
     ) -> None:
-        self.kind, self.modules, self.rank, self.descriptor = kind, tuple(modules), rank, descriptor
+        self.modules, self.rank, self.descriptor = tuple(modules), rank, descriptor
         self._tying, self._u, self._seed = tying, u, seed
         self.size = (int(tying.max()) + 1) * u
         self._check()
@@ -351,8 +345,6 @@ class _Tied(Projection):
 
 class _Entries(Projection):
     """R is v."""
-
-    kind = "entries"
 
     def __init__(self, modules: Sequence[str], rank: int) -> None:
         self.modules, self.rank = tuple(modules), rank

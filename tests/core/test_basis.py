@@ -243,6 +243,13 @@ class TestBases:
         with pytest.raises(BasisError, match=rf"'{twice} rank=2.* has the id [0-9a-f]{{8}} of another"):
             bases.with_projection(again)
 
+    def test_more_than_any_reader_takes(self, bases):
+        """Refused before they are written: the file would lose the model."""
+        for seed in range(60):
+            bases = bases.with_projection(Projection.random(bases.factors.modules, seed=seed, groups=2))
+        with pytest.raises(BasisError, match="65 projections beside the factors, and at most 64"):
+            bases.with_projection(Projection.random(bases.factors.modules, seed=60, groups=2))
+
     def test_the_default_one_may_be_named(self, bases):
         named = bases.with_projection(Projection.random(bases.factors.modules, 3))
         assert set(named) == set(bases)

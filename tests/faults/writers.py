@@ -182,7 +182,8 @@ def _act_bundle(folder: Path, progress: Progress) -> None:
         shutil.rmtree(folder / ".bundle.partial", ignore_errors=True)  # as the export's error says
         base = folder / "tiny.gguf"
         found = side_tensors.fingerprint(GGUFFile(base), BASIS.modules)
-        bundle_writer.write_bundle(folder / "bundle", BASES.with_fingerprint(found), {}, base=base)
+        with bundle_writer.new_bundle(folder / "bundle") as partial:
+            bundle_writer.fill_bundle(partial, BASES.with_fingerprint(found), {}, base=base)
     progress.done = 1
 
 

@@ -259,7 +259,7 @@ FORGED = {
         listed(NAMED.replace("full", "tiled").replace("groups=1", "groups=7")),
         "7 groups",
     ),
-    "too many": (listed(*[NAMED] * 65), "65 projections, and at most 64"),
+    "too many": (listed(*[NAMED] * 65), "65 projections beside the factors, and at most 64"),
     "P of another place": (listed(OTHER, NAMED, LEARNED), "tinylora_p.0 gives"),
     "a stored rank beyond the baked one": (
         ({"projections": [ONES.descriptor]}, {"tinylora_p.0": ONES.stored}),

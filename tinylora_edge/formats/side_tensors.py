@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import limits
 from ..basis import Bases
 from ..errors import BaseMismatchError, BasisError, CorruptBasisError
 from ..factors import Factors, packed_text
@@ -153,8 +152,6 @@ def _read(file: GGUFFile) -> Bases:
         b=tuple(_tensor(file, f"{module}.tinylora_b") for module in modules),
     )
     descriptors: list[str] = file.value("tinylora.projections", list, [])
-    if len(descriptors) > limits.PROJECTIONS:
-        raise MalformedGGUFError(f"it has {len(descriptors)} projections, and at most {limits.PROJECTIONS}")
     projections = tuple(_projection(file, i, text, modules) for i, text in enumerate(descriptors))
     return Bases(factors, projections, tuple(file.value("tinylora.base.fingerprints", list, [])))
 
