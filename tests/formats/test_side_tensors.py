@@ -254,7 +254,7 @@ FORGED = {
         listed(NAMED.replace("rank=2", "rank=3")),
         "rank 3 is not among 1 to 2",
     ),
-    "a named one too large": (listed(NAMED.replace("u=3", "u=250001")), "at most 250,000 numbers"),
+    "a named one too large": (listed(NAMED.replace("u=3", "u=250001")), "not rank 2 and 250,001"),
     "more groups than modules": (
         listed(NAMED.replace("full", "tiled").replace("groups=1", "groups=7")),
         "7 groups",

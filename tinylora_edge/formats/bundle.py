@@ -75,20 +75,12 @@ class Bundle:
             base = open_gguf(self.base)
         except MalformedGGUFError as error:
             raise BaseMismatchError(f"{self.base} is not a usable GGUF model: {error}") from None
-        if base.architecture != self.factors.architecture:
-            raise BaseMismatchError(
-                f"{self.base} has architecture {base.architecture!r}, but {self.basis_path} is for "
-                f"{self.factors.architecture!r}: load the base that it was exported for"
-            )
         try:
+            check_shapes(base, self.factors)
             found = fingerprint(base, self.factors.modules)
         except BaseMismatchError as error:
             raise BaseMismatchError(f"{self.base}: {error}") from None
         self._check_listed(self.base, found)
-        try:
-            check_shapes(base, self.factors)
-        except BaseMismatchError as error:
-            raise BaseMismatchError(f"{self.base}: {error}") from None
         return found
 
     def check_onnx(self) -> str:

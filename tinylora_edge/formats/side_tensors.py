@@ -121,7 +121,7 @@ def check_shapes(base: GGUFFile, factors: Factors) -> None:
     if base.architecture != factors.architecture:
         raise BaseMismatchError(
             f"the base has architecture {base.architecture!r}, but the factors are of "
-            f"{factors.architecture!r}"
+            f"{factors.architecture!r}: load the base that they were exported for"
         )
     for position, module in enumerate(factors.modules):
         a, b = factors.a[position], factors.b[position]
