@@ -167,18 +167,11 @@ def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
     console.prose(f"to load it, put the basis beside it: {base.with_name(f'{whole_stem(base)}.basis.gguf')}")
 
 
-def _given(ctx: typer.Context, names: set[str]) -> list[str]:
-    sources = [
-        (each.opts[0], ctx.get_parameter_source(each.name or ""))
-        for each in ctx.command.params
-        if each.name in names
-    ]
-    return [option for option, source in sources if source is not None and source.name == "COMMANDLINE"]
-
-
 def _refuse(ctx: typer.Context, names: set[str], why: str) -> None:
-    for option in _given(ctx, names):
-        raise typer.BadParameter(f"{option} {why}", ctx=ctx)
+    for each in ctx.command.params:
+        source = ctx.get_parameter_source(each.name or "")
+        if each.name in names and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"{each.opts[0]} {why}", ctx=ctx)
 
 
 def _print_report(

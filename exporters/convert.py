@@ -25,7 +25,7 @@ from .weights.hf import HFConfig, HFWeights
 
 
 def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]) -> None:
-    """Write a stock GGUF LoRA that is the basis with a vector in it, atomically."""
+    """Write a stock GGUF LoRA that does what a vector does, atomically."""
     r = basis.R(vector)
     tensors: dict[str, NDArray[np.float32] | NDArray[np.float16]] = {}
     for m, module in enumerate(basis.modules):
@@ -55,7 +55,7 @@ def write_peft_lora(
 
     Raises:
         ExportError: the model is another one or damaged, or a file cannot be written.
-        UnsupportedModelError: no GGUF architecture is known for it, or the basis adapts experts.
+        UnsupportedModelError: no GGUF architecture is known for it, or experts are adapted.
     """
     from safetensors.numpy import save
 
@@ -74,7 +74,7 @@ def write_peft_lora(
             what = f"a layer of {shape}" if name else "no layer"
             raise ExportError(
                 f"{model} has {what} for {module}, which is {len(b)} x {a.shape[1]}: it is another model "
-                "than the basis is for"
+                "than the factors are of"
             )
         order = inverse(listed_order(found.architecture, parse(module)[1], len(b), found.heads))
         tensors[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(a)

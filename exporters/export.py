@@ -191,31 +191,19 @@ class Export:
         }
 
 
-def export_gguf(
-    model: str | PathLike[str],
-    output: str | PathLike[str],
-    *,
-    progress: Progress = lambda module, size: None,
-    **options: Any,
-) -> ExportReport:
+def export_gguf(model: str | PathLike[str], output: str | PathLike[str], **options: Any) -> ExportReport:
     """Write a bundle: `base.gguf`, `basis.gguf`, `manifest.json`. Arguments and errors: see `Export`."""
-    return Export(model, output, **options).run(progress)
+    return Export(model, output, **options).run()
 
 
 def export_onnx(
-    model: str | PathLike[str],
-    output: str | PathLike[str],
-    *,
-    with_gguf: bool = False,
-    progress: Progress = lambda module, size: None,
-    stage: Stage = lambda what: None,
-    **options: Any,
+    model: str | PathLike[str], output: str | PathLike[str], *, with_gguf: bool = False, **options: Any
 ) -> ExportReport:
     """Write a bundle with an ONNX graph: `onnx/`, `basis.gguf`, `manifest.json`, and `base.gguf` if asked.
 
-    Arguments and errors: see `Export`.
+    Arguments and errors: see `Export`, which also reports how far it is.
     """
-    return Export(model, output, target="both" if with_gguf else "onnx", **options).run(progress, stage)
+    return Export(model, output, target="both" if with_gguf else "onnx", **options).run()
 
 
 def add_base(bundle: str | PathLike[str], base: str | PathLike[str]) -> tuple[Bases, float]:

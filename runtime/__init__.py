@@ -1,4 +1,4 @@
-"""The device side: load a base with its basis, apply a micro-vector, exchange it while running.
+"""The device side: load a base with its factors, apply a micro-vector, exchange it while running.
 
     from tinylora_edge import runtime
     llm = runtime.load("bundle", vector_bytes)      # a llama_cpp.Llama, or a TinyLoraOnnx

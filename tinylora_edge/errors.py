@@ -48,7 +48,7 @@ class BasisError(TinyLoraError, ValueError):
 
 
 class BaseMismatchError(BasisError):
-    """The base model is not one that the basis was exported for."""
+    """The base model is not one that the factors were exported for."""
 
 
 class CorruptBasisError(BasisError):
@@ -64,7 +64,7 @@ class HubError(ExportError):
 
 
 class UnsupportedModelError(ExportError):
-    """The model has no tensors that a basis can be built on, or names them in a way that is unknown."""
+    """The model has no tensors that can be adapted, or names them in a way that is unknown."""
 
 
 class TrainError(TinyLoraError):
@@ -132,7 +132,7 @@ class UntestedArchitectureWarning(TinyLoraWarning):
 
 
 class ModulesLeftOutWarning(TinyLoraWarning):
-    """The model has linear layers on which llama.cpp would ignore an adapter; they are not in the basis."""
+    """The model has linear layers on which llama.cpp would ignore an adapter; they get no factors."""
 
 
 class UnauthenticatedVectorWarning(TinyLoraWarning):

@@ -22,7 +22,7 @@ PRIOR_VALUES = 1 << 10
 """Values of a vector that has a prior: its covariance is inverted, in cubic time."""
 
 MODULES = 1 << 14
-"""Modules of a basis. The largest models have some 1,500."""
+"""Modules of a model. The largest models have some 1,500."""
 
 BLOCKS = 1 << 12
 """Decoder blocks of a model: the table of their tensors' names has 10 kB a block. The largest have 130."""

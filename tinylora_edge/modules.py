@@ -1,4 +1,4 @@
-"""Module names: their kinds, their order, the choice of those that a basis adapts; orders of their rows.
+"""Module names: their kinds, their order, the choice of those that are adapted; orders of their rows.
 
 A module is named by its GGUF tensor, `blk.<block>.<kind>.weight`, on every engine.
 
@@ -50,7 +50,7 @@ def parse(module: str) -> tuple[int, str]:
 
 
 def is_adaptable(tensor: str) -> bool:
-    """Tell whether a GGUF tensor name is that of a linear layer that a basis can adapt."""
+    """Tell whether a GGUF tensor name is that of a linear layer that can be adapted."""
     match = _NAME.fullmatch(tensor)
     return match is not None and match[2] in (*KINDS, *BEYOND)
 

@@ -1,4 +1,4 @@
-"""The weights of a GGUF file, and which of its linear layers a basis can adapt.
+"""The weights of a GGUF file, and which of its linear layers can be adapted.
 
 An adapter on a tensor that llama.cpp's graph multiplies by itself, or does not use at all, loads without a
 word and does nothing: a vector would have values without effect. Such tensors are left out here, each with

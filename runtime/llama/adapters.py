@@ -103,9 +103,8 @@ class Adapters:
         self._model, self._factors = model, factors
         self._images: dict[int, _Image] = {}  # rank -> its image
         self._exchange = threading.RLock()
-        self._staged: OrderedDict[bytes, tuple[Adapter, int]] = (
-            OrderedDict()
-        )  # R -> adapter, bytes; last used last
+        # R -> adapter, bytes; last used last
+        self._staged: OrderedDict[bytes, tuple[Adapter, int]] = OrderedDict()
         self._of: dict[int, bytes] = {}  # context -> its R, where it has one
         with self.lock.alone():
             rank = min(RANK, factors.rank)  # of most vectors: its image is needed anyhow

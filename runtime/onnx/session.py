@@ -125,7 +125,7 @@ class OnnxSession:
         They may be of different sizes.
 
         Args:
-            vectors: a frame, a raw payload, a `MicroVector`, or None for the base; or a sequence of them.
+            vectors: a frame, a `MicroVector`, or None for the base; or a sequence of them.
             streams: which sequence of vectors the bytes belong to (see `Policy`): one, or one a row.
 
         Raises:

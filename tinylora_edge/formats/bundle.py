@@ -23,7 +23,7 @@ ONNX_NAME = "onnx"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A base model and the basis that adapts it.
+    """A base model and the bases of its vectors.
 
     Attributes:
         base: the GGUF file (the first of a split one), or the ONNX directory where the bundle has no GGUF.
@@ -67,7 +67,7 @@ class Bundle:
 
         Raises:
             BaseMismatchError: the base is neither a GGUF file nor a baked ONNX graph, or not one that
-                the basis was exported for.
+                the factors were exported for.
         """
         if self.base == self.onnx:
             return self.check_onnx()

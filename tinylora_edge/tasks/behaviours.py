@@ -1,6 +1,6 @@
 """Behaviours: prompts that a vector can take the place of, and the questions that they are asked with.
 
-Learning a basis and distilling a prompt compare two views of one question: the teacher sees it behind a
+Learning directions and distilling a prompt compare two views of one question: the teacher sees it behind a
 system prompt or worked examples (`Behaviour.messages`), the student sees it alone (`Behaviour.bare`). Two
 files are shipped, both written for this project: `behaviours.jsonl`, and `questions.jsonl` for the behaviours
 that bring no questions of their own; what a question to learn from is about is in no held-out one. A file of
