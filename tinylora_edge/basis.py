@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -146,7 +146,7 @@ class Bases(Mapping[str, Basis]):
                 f"{limits.PROJECTIONS} are read: export the model again, and add those that are in use"
             )
         modules = factors.modules
-        self._of: dict[str, Callable[[], Projection]] = {}  # id -> what makes its projection
+        self._of: dict[str, Projection | partial[Projection]] = {}  # id -> it, or what makes it
         for rank in range(1, factors.rank + 1):
             entries = digest_of(factors, entries_descriptor(rank))[:8]
             self._of[entries] = partial(Projection.entries, modules, rank)
@@ -157,7 +157,7 @@ class Bases(Mapping[str, Basis]):
                     f"the projection {projection.descriptor[:64]!r} has the id {basis.id} of another one: a "
                     "frame could not say which is meant. Leave one of them out"
                 )
-            self._of[basis.id] = lambda projection=projection: projection
+            self._of[basis.id] = projection
         for numbers in range(1, len(modules) + 1) if factors.rank >= RANK else ():
             tiled = digest_of(factors, random_descriptor(numbers))[:8]
             self._of.setdefault(tiled, partial(Projection.random, modules, numbers))
@@ -168,7 +168,9 @@ class Bases(Mapping[str, Basis]):
     def __getitem__(self, basis_id: str) -> Basis:
         made = self._made.get(basis_id)
         if made is None:
-            made = self._made[basis_id] = Basis(self.factors, self._of[basis_id]())
+            found = self._of[basis_id]
+            projection = found if isinstance(found, Projection) else found()
+            made = self._made[basis_id] = Basis(self.factors, projection)
         return made
 
     def __iter__(self) -> Iterator[str]:

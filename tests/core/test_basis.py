@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import warnings
 
 import numpy as np
@@ -228,6 +229,10 @@ class TestBases:
         other = support.random_basis(rank=3, rng=1)
         with pytest.raises(BasisMismatchError, match=rf"basis {other.id}, .* this model takes all entries"):
             bases.of_frame(MicroVector.zeros(other).to_bytes(other))
+
+    def test_another_process_gets_them_whole(self, bases):
+        again = pickle.loads(pickle.dumps(bases))
+        assert [each.digest for each in again.values()] == [each.digest for each in bases.values()]
 
     def test_one_more(self, bases):
         more = bases.with_projection(support.learned(bases.factors, 7)).with_fingerprint("ab" * 32)

@@ -72,7 +72,7 @@ def train(
     Raises:
         TrainError: the task or the options do not work out; the message says which and what to do.
         BasisError: the bundle has no basis of the rank or the numbers that are asked for.
-        BaseMismatchError: the base is not one that the basis was exported for.
+        BaseMismatchError: the base is not one that the factors were exported for.
         MissingExtraError: torch, transformers or llama-cpp-python is not installed.
         OSError: a file cannot be written.
     """
