@@ -248,7 +248,8 @@ def add_projection(
 ) -> Basis:
     """Add a projection to a bundle, which from then on is its `basis(numbers=)` of so many numbers.
 
-    Every frame that the bundle took it still takes. A signed bundle is signed again, by its own signer.
+    Every frame that the bundle took it still takes. Again is fine: of two with so many numbers it is the one
+    that was added last. A signed bundle is signed again, by its own signer.
 
     Args:
         bundle: which is changed.
@@ -257,7 +258,7 @@ def add_projection(
         signer: whose signature the bundle has; None where it has none.
 
     Raises:
-        BasisError: it does not fit the factors, or the bundle has it.
+        BasisError: it does not fit the factors, or there are too many.
         TrustError: the bundle is signed and there is no signer, or is not as the signer signed it.
         OSError: a file cannot be written; side tensors and manifest are whole, before or after.
     """

@@ -252,8 +252,9 @@ class Bases(Mapping[str, Basis]):
         return found
 
     def with_projection(self, projection: Projection) -> Bases:
-        """Return these bases and one more; errors as for the class."""
-        return Bases(self.factors, (*self.projections, projection), self.fingerprints)
+        """Return these bases and one more; one that is there already is the last now. Errors: the class's."""
+        others = (each for each in self.projections if each.descriptor != projection.descriptor)
+        return Bases(self.factors, (*others, projection), self.fingerprints)
 
     def with_fingerprint(self, fingerprint: str) -> Bases:
         """Return these bases with one more deployed form of the model listed."""

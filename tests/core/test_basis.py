@@ -241,12 +241,15 @@ class TestBases:
         assert len(more) == len(list(more)) == len(bases) + 1
         assert f"Bases({bases.factors!r}" in repr(bases)
 
-    @pytest.mark.parametrize("twice", ["learned", "entries"])
-    def test_two_of_one_id(self, bases, twice):
-        kind = support.learned(bases.factors, 4)
-        again = kind if twice == "learned" else Projection.entries(bases.factors.modules, 2)
-        with pytest.raises(BasisError, match=rf"'{twice} rank=2.* has the id [0-9a-f]{{8}} of another"):
-            bases.with_projection(again)
+    def test_one_again_is_the_last_of_its_size(self, bases):
+        again = support.learned(bases.factors, 4, prior=False)
+        assert bases.basis(numbers=4).digest != bases.with_projection(again).basis(numbers=4).digest
+        assert bases.with_projection(again).basis(numbers=4).projection is again
+        assert set(bases.with_projection(again)) == set(bases)
+
+    def test_two_of_one_id(self, bases):
+        with pytest.raises(BasisError, match=r"'entries rank=2.* has the id [0-9a-f]{8} of another"):
+            bases.with_projection(Projection.entries(bases.factors.modules, 2))
 
     def test_more_than_any_reader_takes(self, bases):
         """Refused before they are written: the file would lose the model."""
