@@ -251,7 +251,7 @@ FORGED = {
         "rank 3 is not among 1 to 2",
     ),
     "a named one too large": (listed(NAMED.replace("u=3", "u=250001")), "not rank 2 and 250,001"),
-    "too many": (listed(*[NAMED] * 65), "65 projections beside the factors, and at most 64"),
+    "too many": (listed(*[NAMED] * 100_000), "65 projections beside the factors, and at most 64"),
     "P of another place": (listed(OTHER, NAMED, LEARNED), "tinylora_p.0 gives"),
     "a stored rank beyond the baked one": (
         ({"projections": [ONES.descriptor]}, {"tinylora_p.0": ONES.stored}),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import limits
 from ..basis import Bases
 from ..errors import BaseMismatchError, BasisError, CorruptBasisError
 from ..factors import Factors, packed_text
@@ -151,7 +152,8 @@ def _read(file: GGUFFile) -> Bases:
         a=tuple(_tensor(file, f"{module}.tinylora_a") for module in modules),
         b=tuple(_tensor(file, f"{module}.tinylora_b") for module in modules),
     )
-    descriptors: list[str] = file.value("tinylora.projections", list, [])
+    listed: list[str] = file.value("tinylora.projections", list, [])
+    descriptors = listed[: limits.PROJECTIONS + 1]  # with one too many, `Bases` refuses them
     projections = tuple(_projection(file, i, text, modules) for i, text in enumerate(descriptors))
     return Bases(factors, projections, tuple(file.value("tinylora.base.fingerprints", list, [])))
 
