@@ -95,7 +95,7 @@ class Lora(nn.Module):
         model.requires_grad_(False)
         random = torch.Generator().manual_seed(seed)
         self.trained, self._handles = nn.ParameterList(), []
-        for name in hf_names(model, bundle.basis(rank=1)).values():
+        for name in hf_names(model, bundle.factors).values():
             layer = model.get_submodule(name)
             a = torch.empty(rank, layer.in_features)
             nn.init.kaiming_uniform_(a, a=5**0.5, generator=random)
