@@ -130,7 +130,9 @@ def check_shapes(base: GGUFFile, factors: Factors) -> None:
         tensor = base.tensors.get(module)
         if tensor is None or tensor.shape != expected:
             found = "no such tensor" if tensor is None else f"shape {tensor.shape}"
-            raise BaseMismatchError(f"{module} has shape {expected} in the factors, but {found} in the base")
+            raise BaseMismatchError(
+                f"{module} has shape {expected} in the factors, but {found} in the base: this is another model"
+            )
 
 
 def _read(file: GGUFFile) -> Bases:
