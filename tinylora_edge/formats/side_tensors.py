@@ -131,7 +131,7 @@ def check_shapes(base: GGUFFile, factors: Factors) -> None:
         if tensor is None or tensor.shape != expected:
             found = "no such tensor" if tensor is None else f"shape {tensor.shape}"
             raise BaseMismatchError(
-                f"{module} has shape {expected} in the factors, but {found} in the base: this is another model"
+                f"{module} has shape {expected} in the factors, but {found} in the base: it is another model"
             )
 
 
