@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from .. import BasisError, Ed25519Verifier, load_bundle
@@ -77,7 +76,7 @@ def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, stream: s
             "count": basis.size,
             "rank": basis.rank,
             "norm": vector.norm,
-            "norm_of_r": float(np.linalg.norm(basis.R(vector).astype(np.float64))),
+            "norm_of_r": basis.norm(vector),
             "values": vector.values.tolist(),
         }
     )

@@ -113,6 +113,10 @@ class Basis:
             raise NonFiniteError("R of the vector passes float32: its values are too large")
         return r
 
+    def norm(self, v: Any) -> float:
+        """Return the Frobenius norm of R, summed in float64; errors as for `R`."""
+        return float(np.sqrt(np.square(self.R(v), dtype=np.float64).sum()))  # BLAS would wake threads
+
     def delta(self, module: str, v: Any) -> NDArray[np.float32]:
         """Return dW = B R A of one module, float32 [out, in] or [experts, out, in]; errors as for `R`."""
         a, b = self.factors.leading(module, self.rank)
@@ -199,17 +203,16 @@ class Bases(Mapping[str, Basis]):
         """
         if (numbers is None) == (rank is None):
             raise BasisError("a basis is named by its numbers or by its rank: pass one of the two")
-        factors, modules = self.factors, len(self.factors.modules)
         if rank is not None:
-            if not 1 <= rank <= factors.rank:
-                raise beyond(rank, factors.rank)
-            return self[digest_of(factors, entries_descriptor(rank))[:8]]
+            if not 1 <= rank <= self.factors.rank:
+                raise beyond(rank, self.factors.rank)
+            return self._named(entries_descriptor(rank))
         for projection in reversed(self.projections):
             if projection.size == numbers:
-                return self[digest_of(factors, projection.descriptor)[:8]]
-        if numbers is not None and 1 <= numbers <= modules and factors.rank >= RANK:
-            return self[digest_of(factors, random_descriptor(numbers))[:8]]
-        whole = next((k for k in range(1, factors.rank + 1) if modules * k * k == numbers), None)
+                return self._named(projection.descriptor)
+        if numbers is not None and 1 <= numbers <= len(self.factors.modules) and self.factors.rank >= RANK:
+            return self._named(random_descriptor(numbers))
+        whole = self._whole(numbers)
         advice = f"these are all entries of rank {whole}: say --rank {whole}" if whole else self.known()
         raise BasisError(f"no projection has {numbers} numbers: {advice}")
 
@@ -225,9 +228,9 @@ class Bases(Mapping[str, Basis]):
             if found is None or found.digest != vector.basis:
                 raise self._unknown(vector.basis[:8])
             return found
-        size, modules = len(vector.values), len(self.factors.modules)
+        size = len(vector.values)
         try:
-            rank = next((k for k in range(1, self.factors.rank + 1) if modules * k * k == size), None)
+            rank = self._whole(size)
             if rank and (rank > 1 or self.factors.rank < RANK):  # else as many tiled ones
                 return self.basis(rank=rank)
             return self.basis(numbers=size)
@@ -269,6 +272,14 @@ class Bases(Mapping[str, Basis]):
         stored = "".join(f", {p.kind} ones of {p.size} numbers" for p in self.projections)
         tiled = f", tiled ones of 1 to {modules}" if factors.rank >= RANK else ""
         return f"this model takes {ranks}{stored}{tiled}"
+
+    def _named(self, descriptor: str) -> Basis:
+        return self[digest_of(self.factors, descriptor)[:8]]
+
+    def _whole(self, numbers: int | None) -> int | None:
+        """Return the rank whose entries are so many; None where there is none."""
+        modules = len(self.factors.modules)
+        return next((k for k in range(1, self.factors.rank + 1) if modules * k * k == numbers), None)
 
     def _unknown(self, basis_id: str) -> BasisMismatchError:
         return BasisMismatchError(
