@@ -15,12 +15,12 @@ from ..shipping import layout
 from . import console, figures, keyfiles, vectors
 from .options import (
     BundleArgument,
+    DataArgument,
     EngineOption,
     JsonOption,
     KeysOption,
     RewardOption,
     StreamOption,
-    TaskOption,
     ThreadsOption,
     load_quietly,
 )
@@ -31,7 +31,7 @@ _BOTH = "vector + prompt"
 
 def evaluate(
     bundle: BundleArgument,
-    task: TaskOption,
+    data: DataArgument,
     vector: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A vector, to compare with the base.")
     ] = None,
@@ -60,8 +60,8 @@ def evaluate(
 
     \b
     Examples:
-      tinylora-edge eval out/demo --vector lookup.bin --task list-lookup
-      tinylora-edge eval out/demo --vector lookup.bin --task list-lookup --system "One word." --examples 2
+      tinylora-edge eval out/demo list-lookup --vector lookup.bin
+      tinylora-edge eval out/demo list-lookup --vector lookup.bin --system "One word." --examples 2
     """
     from ..runtime import measure_drift
     from ..runtime.evaluation import Evaluation, compare
@@ -71,8 +71,8 @@ def evaluate(
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
     policy, stream = keyfiles.policy(keys), layout.bound_name(stream)
-    data = None if vector is None else vectors.read(str(vector))
-    loaded = load_task(task, reward=reward, held_out=number, max_tokens=max_tokens)
+    frame = None if vector is None else vectors.read(str(vector))
+    loaded = load_task(data, reward=reward, held_out=number, max_tokens=max_tokens)
     if shifted:
         if not loaded.shifted:
             raise TrainError(f"task {loaded.name} has no shifted prompts: leave out --shifted")
@@ -87,7 +87,7 @@ def evaluate(
         console.progress("loading the model", total=1) as show,
         closing(load_quietly(bundle, engine, threads, policy=policy)) as llm,
     ):
-        checked = None if data is None else policy.check(data, llm.bases, stream=stream)
+        checked = None if frame is None else policy.check(frame, llm.bases, stream=stream)
         contestants: dict[str, tuple[Any, Any]] = {"base": (None, None)}
         contestants |= {"prompt": (None, before)} if before else {}
         contestants |= {} if checked is None else {"vector": (checked, None)}

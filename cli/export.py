@@ -201,7 +201,7 @@ def _print_report(
         return
     console.prose(f"exported {base} to {report.output} in {seconds:.1f} s")
     console.facts(console.flat(record))
-    find = (report.output, "--task", "brevity", "-o", "brief.bin")
+    find = (report.output, "brevity", "-o", "brief.bin")
     if placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
         console.next_command("train", *find)
     if bases.projections or placed is None:  # 13 random numbers are too few for what forward passes find

@@ -40,8 +40,8 @@ GpuLayersOption = Annotated[
     int | None,
     typer.Option("--gpu-layers", metavar="N", min=-1, help="Layers that llama.cpp puts on a GPU; -1: all."),
 ]
-TaskOption = Annotated[
-    str, typer.Option("--task", metavar="TASK", help="A built-in task, such as brevity, or a JSONL file.")
+DataArgument = Annotated[
+    str, typer.Argument(metavar="DATA", help="Examples: a JSONL or CSV file, or a built-in task's name.")
 ]
 RewardOption = Annotated[
     str | None, typer.Option(metavar="SPEC", help="As 0.5*max_words(12)+0.5*ends_itself, or MODULE:NAME.")

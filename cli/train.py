@@ -17,18 +17,18 @@ from .figures import ExamplesOption, SystemOption
 from .options import (
     AnchorOption,
     BundleArgument,
+    DataArgument,
     EvaluateOption,
     JsonOption,
     RewardOption,
     RunFrameOption,
-    TaskOption,
 )
 from .report import write_report
 
 
 def train(
     bundle: BundleArgument,
-    task: TaskOption,
+    data: DataArgument,
     output: RunFrameOption,
     reward: RewardOption = None,
     method: Annotated[Literal["grpo", "sft"], typer.Option(help="By a reward, or on answers.")] = "grpo",
@@ -64,10 +64,10 @@ def train(
 
     \b
     Examples:
-      tinylora-edge train out/demo --task list-lookup -o lookup.bin
-      tinylora-edge train out/demo --task brevity --numbers 13 -o brief.bin
-      tinylora-edge train out/demo --task brevity --rank 8 --start brief.bin -o briefer.bin
-      tinylora-edge train out/demo --task formats --system "Answer in JSON alone." --examples 2 -o json.bin
+      tinylora-edge train out/demo list-lookup -o lookup.bin
+      tinylora-edge train out/demo brevity --numbers 13 -o brief.bin
+      tinylora-edge train out/demo brevity --rank 8 --start brief.bin -o briefer.bin
+      tinylora-edge train out/demo formats --system "Answer in JSON alone." --examples 2 -o json.bin
     """
     from ..tasks import load_task
     from ..train import Options, grown
@@ -91,7 +91,7 @@ def train(
         bases = load_bundle(bundle).bases
         vector = MicroVector.from_bytes(vectors.read(str(start)), bases)
         options = replace(options, start=grown(vector, bases, options.basis(bases)))
-    loaded = load_task(task, reward=reward, seed=seed)
+    loaded = load_task(data, reward=reward, seed=seed)
     loaded = figures.preamble(loaded, system, examples).before_task(loaded)
     with training_progress(steps) as show:
         outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)

@@ -17,6 +17,7 @@ from . import console, figures, vectors
 from .figures import ExamplesOption, SystemOption
 from .options import (
     BundleArgument,
+    DataArgument,
     EngineOption,
     EvaluateOption,
     GpuLayersOption,
@@ -24,7 +25,6 @@ from .options import (
     NumbersOption,
     RewardOption,
     RunFrameOption,
-    TaskOption,
     ThreadsOption,
     load_quietly,
 )
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def tune(
     bundle: BundleArgument,
-    task: TaskOption,
+    data: DataArgument,
     output: RunFrameOption,
     budget: Annotated[str, typer.Option(metavar="AMOUNT", help="90s, 5m, 1h, or 80ktokens.")] = "5m",
     reward: RewardOption = None,
@@ -60,7 +60,7 @@ def tune(
 
     \b
     Example:
-      tinylora-edge tune out/demo --task list-lookup --budget 5m -o lookup.bin
+      tinylora-edge tune out/demo list-lookup --budget 5m -o lookup.bin
     """
     from .. import runtime
     from ..runtime.evaluation import evaluate as measure
@@ -76,7 +76,7 @@ def tune(
             if resume
             else f"{state} holds the state of an unfinished run: go on with --resume, or remove it"
         )
-    loaded = load_task(task, reward=reward, seed=seed)
+    loaded = load_task(data, reward=reward, seed=seed)
     loaded = figures.preamble(loaded, system, examples).before_task(loaded)
     first = None if start is None else vectors.read(str(start))
     curve: list[dict[str, Any]] = []

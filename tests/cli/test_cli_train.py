@@ -30,7 +30,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def task(tiny):
-    return "--task", tiny / "task.jsonl", *REWARD
+    return tiny / "task.jsonl", *REWARD
 
 
 def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
@@ -94,7 +94,7 @@ def test_eval_on_shifted_prompts(cli, tiny, task):
     rows = [{"prompt": f"p{i}", "split": ("train", "held_out")[i % 2]} for i in range(8)]
     rows += [{"prompt": f"q{i}", "split": "shifted"} for i in range(4)]
     (tiny / "shifted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ("eval", tiny / "bundle", "--task", tiny / "shifted.jsonl", *REWARD, "--shifted", "-n")
+    command = ("eval", tiny / "bundle", tiny / "shifted.jsonl", *REWARD, "--shifted", "-n")
     record = cli(*command, 4, "--json").record()
     assert (record["split"], record["base"]["n"]) == ("shifted", 4)
     cli("eval", tiny / "bundle", *task, "--shifted").refused("no shifted prompts", "--shifted")
@@ -108,5 +108,5 @@ def test_bad_input(cli, tiny, task, tmp_path):
     cli("eval", tiny / "bundle", *task, "--vector", tmp_path / "none").refused("none: No such file")
     for command in ("train", "eval", "tune"):
         output = () if command == "eval" else ("-o", tmp_path / "v.bin")
-        cli(command, tiny / "bundle", "--task", "lst-lookup", *output).refused("lst-lookup", "list-lookup")
+        cli(command, tiny / "bundle", "lst-lookup", *output).refused("lst-lookup", "list-lookup")
     assert list(tmp_path.iterdir()) == []

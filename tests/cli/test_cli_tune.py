@@ -20,7 +20,7 @@ from tinylora_edge import MicroVector, load_bundle
 def task(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     path = tmp_path_factory.mktemp("task") / "task.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"prompt {i}"}) + "\n" for i in range(60)))
-    return ["--task", str(path), "--reward", "regex('[a-z]')"]
+    return [str(path), "--reward", "regex('[a-z]')"]
 
 
 OPTIONS = ["--threads", "1"]

@@ -103,6 +103,9 @@ class Task:
         shifted: more samples to measure on, of another kind than those of `held_out`: rarer words, other
             phrasings of the request, longer inputs. None of their prompts is in `train` or `held_out`.
         preamble: what all its prompts begin with, as `Preamble.record` has it; None where that is nothing.
+        schema: what answers are held to while they are drawn, in training and in use: a JSON schema, or a
+            list of labels, one of which is the answer; None where they are free.
+        notes: what its user should know of the data, a sentence each: duplicates that were dropped, say.
     """
 
     name: str
@@ -114,6 +117,8 @@ class Task:
     shaped: Reward | None = None
     shifted: Sequence[Sample] = ()
     preamble: Mapping[str, Any] | None = None
+    schema: Mapping[str, Any] | Sequence[str] | None = None
+    notes: Sequence[str] = ()
 
     def score(self, completion: Completion, sample: Sample) -> float:
         """Return the reward of one completion, as a finite float.

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,30 +16,24 @@ import torch
 from numpy.typing import NDArray
 
 from .. import runtime
-from ..basis import Basis
-from ..documents import write_json
 from ..errors import TrainError
 from ..formats.bundle import load_bundle
 from ..runtime.batch import Batch
-from ..runtime.drift import measure_drift
-from ..runtime.evaluation import Report, evaluate, held_out
+from ..runtime.evaluation import Report
 from ..runtime.llama.requantize import half_copy, half_type
-from ..system import __version__, atomic_write, cores
+from ..system import cores
 from ..tasks import Sample, Task
 from ..tasks.general import load_general
-from ..vector import MicroVector
 from .adapter import Adapter
 from .batches import ANCHOR_TOKENS, Anchor, Batches, GivenAnswers, Sampled
 from .learner import Learner
+from .measure import measured, write_result
 from .model import load_model
 from .options import Options, Outcome
 from .trainer import Trainer
 
 _SHORT = 256
 """Tokens of a sequence up to which plain attention is faster in the backward pass than the fused one."""
-
-_SECONDS = ("draw_s", "learn_s", "validate_s", "step_s")
-"""The metrics that say how long a part took. Their sum is what the vector cost, interruptions left out."""
 
 _ANY = ("rank", "numbers", "checkpoint_every", "wire", "evaluate", "drift")
 """Options that a resumed run may have otherwise: of the first two the basis is the same."""
@@ -121,63 +115,6 @@ def unfinished(folder: Path) -> TrainError:
     return TrainError(
         f"{folder} holds the checkpoint of an unfinished run: go on with --resume, or remove it"
     )
-
-
-def measured(
-    outcome: Outcome,
-    llm: Any,
-    batch: Batch,
-    task: Task,
-    vector: MicroVector,
-    options: Options,
-    report: Report,
-) -> Outcome:
-    """Add the held-out prompts, and the drift where it can be measured, both in the deployed model."""
-    base, personalized = evaluate(batch, task, None), evaluate(batch, task, vector)
-    drift, threads = None, options.workers or cores()
-    try:
-        if options.drift:
-            drift = measure_drift(
-                llm, vector, count=options.drift, sequences=options.sequences, n_threads=threads
-            )
-    except TrainError as error:
-        report({"event": "no drift", "why": str(error)})
-    return replace(outcome, base=base, personalized=personalized, drift=drift)
-
-
-def write_result(
-    vector: MicroVector,
-    basis: Basis,
-    task: Task,
-    options: Options,
-    outcome: Outcome,
-    curve: list[dict[str, Any]],
-    **more: Any,
-) -> None:
-    """Write the manifest, with `more` keys, and then the frame: who sees the frame finds its manifest."""
-    manifest: dict[str, Any] = {
-        "tool": f"tinylora-edge {__version__}",
-        "task": task.name,
-        **({} if task.preamble is None else {"preamble": task.preamble}),
-        "basis": basis.digest,
-        "projection": basis.projection.descriptor,
-        "numbers": basis.size,
-        "dtype": vector.dtype,
-        "sequence": vector.sequence,
-        "options": options.record(),
-        **more,
-        "result": {k: v for k, v in asdict(outcome.result).items() if k != "vector"},
-        "seconds": round(sum(row.get(key, 0.0) for row in curve for key in _SECONDS), 1),
-        "curve": curve,
-    }
-    if outcome.base is not None and outcome.personalized is not None:
-        manifest["held_out"] = held_out(outcome.base, outcome.personalized)
-    if outcome.drift is not None:
-        manifest["drift"] = outcome.drift.record()
-    output = outcome.path
-    write_json(output.with_name(f"{output.name}.json"), manifest)
-    with atomic_write(output) as file:
-        file.write(vector.to_bytes(basis))
 
 
 class _Engines:

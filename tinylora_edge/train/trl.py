@@ -34,7 +34,8 @@ from ..vector import MicroVector
 from .grpo import IMPORTANCE_CAP
 from .model import default_dtype, load_model, location_of
 from .options import Options, Outcome, Result
-from .run import measured, run_folder, unfinished, write_result
+from .measure import measured, write_result
+from .run import run_folder, unfinished
 
 try:
     import accelerate
