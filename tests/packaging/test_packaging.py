@@ -24,7 +24,10 @@ FOLDERS = {  # folder -> where the wheel has it
     "tinylora_edge": "tinylora_edge",
     **{name: f"tinylora_edge/{name}" for name in ("exporters", "runtime", "cli")},
 }
-DATA = (".bin", ".css", ".gguf", ".html", ".js", ".json", ".jsonl", ".npz", ".pub", ".svg", ".toml", ".typed")
+DATA = (
+    *(".LICENSE", ".bin", ".css", ".gguf", ".html", ".js", ".json", ".jsonl", ".npz", ".pub", ".svg", ".toml"),
+    ".typed",
+)
 ASK = """
 import sys
 from tinylora_edge import MicroVector, runtime

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -12,12 +13,13 @@ from typing import Any
 
 from ..errors import MissingExtraError, TrainError
 from . import generated
+from .generated.tool_calls import right_call
 from .files import rank, read_objects, read_samples, split_by_prompt
 from .numbers import final_number
 from .rewards import exact_number, parse_reward
 from .task import Completion, Draw, Reward, Sample, Task
 
-BUILTIN: tuple[str, ...] = tuple(sorted([*generated.TASKS, "gsm8k"]))
+BUILTIN: tuple[str, ...] = tuple(sorted([*generated.TASKS, "gsm8k", "snips"]))
 """The tasks that `load_task` knows by name. `gsm8k` needs a download; `gsm8k:PATH.jsonl` does not."""
 
 GSM8K = "openai/gsm8k"
@@ -25,6 +27,7 @@ GSM8K = "openai/gsm8k"
 GSM8K_INSTRUCTION = "Put your final answer after ####."
 """Stands behind every problem, after a blank line."""
 
+_SNIPS = Path(__file__).with_name("snips.jsonl")  # where it is from: snips.LICENSE
 _GENERATED_TRAIN = 512  # samples; at 8 prompts a step more than a default run sees
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations for a calculator, not part of the solution's text
 
@@ -72,7 +75,10 @@ def load_task(
     if name in generated.TASKS:
         task = generated.TASKS[name].make(seed, _GENERATED_TRAIN if train is None else train, held_out)
     else:
-        whole = _gsm8k(name) if name == "gsm8k" or name.startswith("gsm8k:") else _from_file(name, judge)
+        if name == "snips":
+            whole = _snips()
+        else:
+            whole = _gsm8k(name) if name == "gsm8k" or name.startswith("gsm8k:") else _from_file(name, judge)
         task = _limited(whole, train, held_out, seed)
     changes: dict[str, Any] = {"reward": judge, "max_tokens": max_tokens, "temperature": temperature}
     if judge is not None:
@@ -130,6 +136,15 @@ def _reward_of_lines(samples: Sequence[Sample], places: Mapping[int, str]) -> Re
         return parsed[sample.data["reward"]](completion, sample)
 
     return reward_of_the_line
+
+
+def _snips() -> Task:
+    """Return utterances and their calls: SNIPS custom intents (Coucke et al. 2018)."""
+    sides: dict[str, list[Sample]] = {"train": [], "held_out": []}
+    for _, row in read_objects(_SNIPS):
+        answer = json.dumps(row["answer"], ensure_ascii=False)
+        sides[row["split"]].append(Sample(row["prompt"], answer, {"call": row["answer"]}))
+    return Task("snips", sides["train"], sides["held_out"], right_call, max_tokens=96)
 
 
 def _gsm8k(name: str) -> Task:
