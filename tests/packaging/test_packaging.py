@@ -25,7 +25,20 @@ FOLDERS = {  # folder -> where the wheel has it
     **{name: f"tinylora_edge/{name}" for name in ("exporters", "runtime", "cli")},
 }
 DATA = (
-    *(".LICENSE", ".bin", ".css", ".gguf", ".html", ".js", ".json", ".jsonl", ".npz", ".pub", ".svg", ".toml"),
+    *(
+        ".LICENSE",
+        ".bin",
+        ".css",
+        ".gguf",
+        ".html",
+        ".js",
+        ".json",
+        ".jsonl",
+        ".npz",
+        ".pub",
+        ".svg",
+        ".toml",
+    ),
     ".typed",
 )
 ASK = """

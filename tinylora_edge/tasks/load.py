@@ -13,8 +13,8 @@ from typing import Any
 
 from ..errors import MissingExtraError, TrainError
 from . import generated
-from .generated.tool_calls import right_call
 from .files import rank, read_objects, read_samples, split_by_prompt
+from .generated.tool_calls import right_call
 from .numbers import final_number
 from .rewards import exact_number, parse_reward
 from .task import Completion, Draw, Reward, Sample, Task
