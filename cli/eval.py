@@ -16,12 +16,14 @@ from . import console, figures, keyfiles, vectors
 from .options import (
     BundleArgument,
     DataArgument,
+    DropDuplicatesOption,
     EngineOption,
     JsonOption,
     KeysOption,
     RewardOption,
     StreamOption,
     ThreadsOption,
+    load_data,
     load_quietly,
 )
 
@@ -36,6 +38,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="A vector, to compare with the base.")
     ] = None,
     reward: RewardOption = None,
+    drop_duplicates: DropDuplicatesOption = False,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Compare with a system prompt.")] = None,
     examples: Annotated[
         int | None, typer.Option(metavar="K", min=1, help="Compare with K worked examples.")
@@ -66,13 +69,14 @@ def evaluate(
     from ..runtime import measure_drift
     from ..runtime.evaluation import Evaluation, compare
     from ..runtime.evaluation import evaluate as measure
-    from ..tasks import load_task
 
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
     policy, stream = keyfiles.policy(keys), layout.bound_name(stream)
     frame = None if vector is None else vectors.read(str(vector))
-    loaded = load_task(data, reward=reward, held_out=number, max_tokens=max_tokens)
+    loaded = load_data(
+        data, reward=reward, drop_duplicates=drop_duplicates, held_out=number, max_tokens=max_tokens
+    )
     if shifted:
         if not loaded.shifted:
             raise TrainError(f"task {loaded.name} has no shifted prompts: leave out --shifted")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from . import console
+
+if TYPE_CHECKING:
+    from ..tasks import Task
 
 Dtype = Literal["fp32", "bf16", "fp16", "int8"]
 Engine = Literal["llama", "onnx"]
@@ -44,7 +47,17 @@ DataArgument = Annotated[
     str, typer.Argument(metavar="DATA", help="Examples: a JSONL or CSV file, or a built-in task's name.")
 ]
 RewardOption = Annotated[
-    str | None, typer.Option(metavar="SPEC", help="As 0.5*max_words(12)+0.5*ends_itself, or MODULE:NAME.")
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="label, json, max_words(12), MODULE:NAME, or a sum. [default: read off the answers]",
+    ),
+]
+DropDuplicatesOption = Annotated[
+    bool,
+    typer.Option(
+        "--drop-duplicates", help="Leave out of training what is measured on, and what is there twice."
+    ),
 ]
 NumbersOption = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Of the vector: 1 to one a module. [default: 13]")
@@ -61,6 +74,16 @@ StateOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Keep the sequence here; a lower one is refused.")
 ]
 StreamOption = Annotated[str, typer.Option("--stream", metavar="NAME", help="Whose vectors these are.")]
+
+
+def load_data(data: str, **arguments: Any) -> Task:
+    """Return the task of DATA, and tell its user what to know of it: the reward that was read off, say."""
+    from ..tasks import load_task
+
+    task = load_task(data, **arguments)
+    for sentence in task.notes:
+        console.note(sentence)
+    return task
 
 
 def engine_options(engine: str, threads: int | None, gpu_layers: int | None = None) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from .options import (
     AnchorOption,
     BundleArgument,
     DataArgument,
+    DropDuplicatesOption,
     EvaluateOption,
     JsonOption,
     RewardOption,
     RunFrameOption,
+    load_data,
 )
 from .report import write_report
 
@@ -31,6 +33,7 @@ def train(
     data: DataArgument,
     output: RunFrameOption,
     reward: RewardOption = None,
+    drop_duplicates: DropDuplicatesOption = False,
     method: Annotated[Literal["grpo", "sft"], typer.Option(help="By a reward, or on answers.")] = "grpo",
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps.")] = 40,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
@@ -69,7 +72,6 @@ def train(
       tinylora-edge train out/demo brevity --rank 8 --start brief.bin -o briefer.bin
       tinylora-edge train out/demo formats --system "Answer in JSON alone." --examples 2 -o json.bin
     """
-    from ..tasks import load_task
     from ..train import Options, grown
     from ..train import train as run
 
@@ -91,7 +93,7 @@ def train(
         bases = load_bundle(bundle).bases
         vector = MicroVector.from_bytes(vectors.read(str(start)), bases)
         options = replace(options, start=grown(vector, bases, options.basis(bases)))
-    loaded = load_task(data, reward=reward, seed=seed)
+    loaded = load_data(data, reward=reward, drop_duplicates=drop_duplicates, seed=seed)
     loaded = figures.preamble(loaded, system, examples).before_task(loaded)
     with training_progress(steps) as show:
         outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)

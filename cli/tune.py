@@ -18,6 +18,7 @@ from .figures import ExamplesOption, SystemOption
 from .options import (
     BundleArgument,
     DataArgument,
+    DropDuplicatesOption,
     EngineOption,
     EvaluateOption,
     GpuLayersOption,
@@ -26,6 +27,7 @@ from .options import (
     RewardOption,
     RunFrameOption,
     ThreadsOption,
+    load_data,
     load_quietly,
 )
 
@@ -39,6 +41,7 @@ def tune(
     output: RunFrameOption,
     budget: Annotated[str, typer.Option(metavar="AMOUNT", help="90s, 5m, 1h, or 80ktokens.")] = "5m",
     reward: RewardOption = None,
+    drop_duplicates: DropDuplicatesOption = False,
     start: Annotated[Path | None, typer.Option(metavar="FILE", help="A vector to begin with.")] = None,
     numbers: NumbersOption = None,
     system: SystemOption = None,
@@ -65,7 +68,6 @@ def tune(
     from .. import runtime
     from ..runtime.evaluation import evaluate as measure
     from ..runtime.evaluation import held_out
-    from ..tasks import load_task
 
     amount = runtime.Budget.of(budget)
     state = output.with_name(f"{output.name}.state")
@@ -76,7 +78,7 @@ def tune(
             if resume
             else f"{state} holds the state of an unfinished run: go on with --resume, or remove it"
         )
-    loaded = load_task(data, reward=reward, seed=seed)
+    loaded = load_data(data, reward=reward, drop_duplicates=drop_duplicates, seed=seed)
     loaded = figures.preamble(loaded, system, examples).before_task(loaded)
     first = None if start is None else vectors.read(str(start))
     curve: list[dict[str, Any]] = []

@@ -33,9 +33,9 @@ AS_PERSON, ANY = rewards.json_schema(PERSON), rewards.json_schema(True)
 @pytest.mark.parametrize(
     ("reward", "sample", "text"),
     [
-        (rewards.exact_number, APPLES, "3 + 4 = 7"),
-        (rewards.exact_number, APPLES, r"\boxed{7.00}"),
-        (rewards.exact_number, LARGEST, "The largest is 40."),
+        (rewards.number, APPLES, "3 + 4 = 7"),
+        (rewards.number, APPLES, r"\boxed{7.00}"),
+        (rewards.number, LARGEST, "The largest is 40."),
         (FOUR, RIVER, "Water flowing far downhill."),
         (rewards.ends_itself, RIVER, "Water that flows downhill towards some distant sea, through valleys."),
         (WORD, RIVER, "Flowing water."),
@@ -54,8 +54,8 @@ def test_what_earns_a_reward(reward: rewards.Reward, sample: Sample, text: str) 
 @pytest.mark.parametrize(
     ("reward", "sample", "texts"),
     [
-        (rewards.exact_number, APPLES, ["", "8", "seven", "7 or 8", "#### 6\n#### 7", r"\boxed{6}\boxed{7}"]),
-        (rewards.exact_number, LARGEST, [LARGEST.text, "numbers 12, 5, or 40"]),
+        (rewards.number, APPLES, ["", "8", "seven", "7 or 8", "#### 6\n#### 7", r"\boxed{6}\boxed{7}"]),
+        (rewards.number, LARGEST, [LARGEST.text, "numbers 12, 5, or 40"]),
         (FOUR, RIVER, ["Water flowing very far downhill.", "Water-flowing_very/far.downhill"]),
         (rewards.max_words(100), RIVER, [*NOTHING, *LOOPS]),
         (rewards.ends_itself, RIVER, [*NOTHING, *LOOPS]),
@@ -78,8 +78,8 @@ def test_what_does_not(reward: rewards.Reward, sample: Sample, texts: list[str])
 
 
 def test_what_the_limit_cut() -> None:
-    assert rewards.exact_number(said("3 + 4 = 7", ended=False), APPLES) == 0.0
-    assert rewards.exact_number(said("3 + 4 = 7 apples", ended=False), APPLES) == 1.0
+    assert rewards.number(said("3 + 4 = 7", ended=False), APPLES) == 0.0
+    assert rewards.number(said("3 + 4 = 7 apples", ended=False), APPLES) == 1.0
     assert FOUR(said("Water flowing", ended=False), RIVER) == 0.0
     assert rewards.ends_itself(said("Water flowing", ended=False), RIVER) == 0.0
 
@@ -87,7 +87,7 @@ def test_what_the_limit_cut() -> None:
 @pytest.mark.parametrize("answer", [None, "none", "#### 5 or 6"])
 def test_what_a_sample_has_to_have(answer: str | None) -> None:
     with pytest.raises(ValueError, match="needs a sample whose answer has a number"):
-        rewards.exact_number(said("7"), asked("?", answer))
+        rewards.number(said("7"), asked("?", answer))
     with pytest.raises(ValueError, match="answer and a list"):
         rewards.picks_answer(said("tree"), asked("?", answer, others="dog"))
 

@@ -1,20 +1,29 @@
-"""Samples from files of JSON lines, and their split into trained on and held out, by the prompt alone.
+"""Samples from files, and their split into trained on and held out, by the prompt alone.
 
     {"prompt": "What is 2 + 2?", "answer": "4"}
+    {"prompt": "Play some jazz", "answer": {"intent": "play", "genre": "jazz"}}
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
     {"messages": [{"role": "user", "content": "Hi"}], "split": "held_out", "any": "other key"}
 
-`prompt` is text or a list of chat messages, `messages` a list of them; all go through the model's chat
-template, text as one message of the user. With `"raw": true` the model continues the text as it stands.
-Other keys than these, `answer` and `split` become the sample's `data`. A line's `split` is "train",
-"held_out" or "shifted". Where lines say none, a fifth of the distinct prompts is held out, chosen by their
-hash, and none is shifted. Every complaint names its file and line.
+These are JSON lines. `prompt` is text or a list of chat messages, `messages` a list of them, whose last one
+may be the assistant's: then it is the answer. All go through the model's chat template, text as one message
+of the user; with `"raw": true` the model continues the text as it stands. An answer that is an object, a list
+or a boolean becomes its JSON text. Other keys than these, `answer` and `split` become the sample's `data`.
+
+A `.csv` file has a header with `prompt` and `answer`; its other columns are other keys, where filled in.
+
+A line's `split` is "train", "held_out" or "shifted". Where lines say none, a fifth of the distinct prompts is
+held out, chosen by their hash, and none is shifted. Every complaint names its file and line.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,68 +35,113 @@ from .task import Sample
 HELD_OUT_SHARE = 0.2
 """Of the distinct prompts, where a file does not say which are held out."""
 
+_SURELY_HELD_OUT = 8  # prompts at most of a small file, whose hashes may leave out too few
+
 _ROLES = ("system", "user", "assistant")
-_SPLITS = ("train", "held_out", "shifted")
+_SPLITS = ("held_out", "shifted", "train")
 _KEYS = ("prompt", "messages", "answer", "split", "raw")
+_UNSEEN = ("tools", "functions")  # keys of OpenAI's form, which here do not reach the model
 
 
 class Lines(NamedTuple):
-    """The samples of a file by their split, and `file:line` by the id of each sample."""
+    """The samples of a file by their split, `file:line` by the id of each sample, and notes for the user."""
 
     train: list[Sample]
     held_out: list[Sample]
     shifted: list[Sample]
     places: dict[int, str]
+    notes: list[str]
+
+
+class _Line(NamedTuple):
+    place: str
+    sample: Sample
+    rank: float
+    split: str | None
 
 
 def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `file:line` and the JSON object of every line that is not blank; `what` is what lines are."""
     empty = True
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")  # the BOM that some editors write
-                if line.strip():
-                    empty = False
-                    yield f"{path}:{number}", _object(f"{path}:{number}", line)
-    except OSError as error:
-        raise TrainError(f"{path}: cannot read {what}: {error.strerror}") from error
+    for number, line in _lines(path, what):
+        if line.strip():
+            empty = False
+            yield f"{path}:{number}", _object(f"{path}:{number}", line)
     if empty:
         raise TrainError(f"{path}: the file is empty, expected one JSON object a line")
 
 
-def read_samples(path: Path) -> Lines:
+def read_samples(path: Path, *, drop_duplicates: bool = False) -> Lines:
     """Return the samples of a file.
+
+    Args:
+        path: CSV where it ends in `.csv`, else JSON lines.
+        drop_duplicates: leave out prompts of training that are measured on too, and lines that repeat
+            prompt and answer of another one.
 
     Raises:
         TrainError: a line is malformed, only some lines say their split, or a prompt stands in two splits.
     """
-    sides: dict[str | None, list[Sample]] = {side: [] for side in (None, *_SPLITS)}
-    places: dict[int, str] = {}
-    for place, row in read_objects(path):
-        sample, split = _sample(place, row), row.get("split")
-        if not (split is None or split in _SPLITS):
-            raise TrainError(f'{place}: "split" is {split!r}, expected "train", "held_out" or "shifted"')
-        sides[split].append(sample)
-        places[id(sample)] = place
-    if len(sides[None]) == len(places):
-        return Lines(*split_by_prompt(sides[None]), [], places)
-    if sides[None]:
+    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else read_objects(path)
+    unseen: Counter[str] = Counter()
+    lines = [_line(place, row, unseen) for place, row in rows]
+    notes = [f"{key} is not shown to the model ({_lines_of(count)})" for key, count in unseen.items()]
+    without = [line for line in lines if line.split is None]
+    if len(without) == len(lines):
+        threshold = _threshold({line.rank for line in lines})
+        lines = [line._replace(split="held_out" if line.rank < threshold else "train") for line in lines]
+    elif without:
         raise TrainError(
-            f'{places[id(sides[None][0])]}: no "split", but other lines have one: expected it on all lines '
-            "or on none"
+            f'{without[0].place}: no "split", but other lines have one: expected it on all lines or on none'
         )
-    seen: dict[float, tuple[str, Sample]] = {}
-    for side in _SPLITS:
-        for sample in sides[side]:
-            other, first = seen.setdefault(rank(sample), (side, sample))
-            if other != side:
+    lines = _distinct(lines, drop_duplicates, notes)
+    sides: dict[str | None, list[Sample]] = {side: [] for side in _SPLITS}
+    for line in lines:
+        sides[line.split].append(line.sample)
+    places = {id(line.sample): line.place for line in lines}
+    return Lines(sides["train"], sides["held_out"], sides["shifted"], places, notes)
+
+
+def _distinct(lines: list[_Line], drop: bool, notes: list[str]) -> list[_Line]:
+    """Return lines without duplicates, where they are dropped; refuse, count or note them otherwise."""
+    owners: dict[float, _Line] = {}
+    for line in sorted(lines, key=lambda line: _SPLITS.index(str(line.split))):
+        owners.setdefault(line.rank, line)  # the first of the split that stays: what is measured goes first
+    kept, crossing, repeated, differing = [], 0, list[_Line](), dict[float, _Line]()
+    seen: set[tuple[float, str | None]] = set()
+    for line in lines:
+        owner = owners[line.rank]
+        if line.split != owner.split:
+            if not drop:
                 raise TrainError(
-                    f"{places[id(sample)]}: its split is {side!r}, but the same prompt is {other!r} at "
-                    f"{places[id(first)]}: a prompt must not occur in two splits"
+                    f"{line.place}: its split is {line.split!r}, but the same prompt is {owner.split!r} at "
+                    f"{owner.place}: a prompt must not occur in two splits (--drop-duplicates keeps that one)"
                 )
-    return Lines(sides["train"], sides["held_out"], sides["shifted"], places)
+            crossing += 1
+            continue
+        if (line.rank, line.sample.answer) in seen:
+            repeated.append(line)
+            if drop:
+                continue
+        elif line.sample.answer != owner.sample.answer:
+            differing.setdefault(line.rank, line)
+        seen.add((line.rank, line.sample.answer))
+        kept.append(line)
+    if crossing:
+        notes.append(f"{_lines_of(crossing)} dropped, whose prompt is in another split, too")
+    if repeated:
+        done = "dropped" if drop else "stay (--drop-duplicates)"
+        again = f"the prompt and the answer of another one, such as {repeated[0].place}"
+        notes.append(f"{_lines_of(len(repeated))} with {again}: {done}")
+    if differing:
+        other = next(iter(differing.values()))
+        first = owners[other.rank]
+        what = "1 prompt has" if len(differing) == 1 else f"{len(differing):,} prompts have"
+        notes.append(
+            f"{what} different answers, such as {first.sample.answer!r:.60} at {first.place} and "
+            f"{other.sample.answer!r:.60} at {other.place}"
+        )
+    return kept
 
 
 def rank(sample: Sample) -> float:
@@ -107,11 +161,21 @@ def rank(sample: Sample) -> float:
 
 def split_by_prompt(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     """Return train and held-out samples: about a fifth of the distinct prompts, whatever else a file has."""
+    ranks = list(map(rank, samples))
+    threshold = _threshold(set(ranks))
     train: list[Sample] = []
     held_out: list[Sample] = []
-    for sample in samples:
-        (held_out if rank(sample) < HELD_OUT_SHARE else train).append(sample)
+    for sample, place in zip(samples, ranks, strict=True):
+        (held_out if place < threshold else train).append(sample)
     return train, held_out
+
+
+def _threshold(ranks: Iterable[float]) -> float:
+    """Return the rank below which distinct prompts are held out, so that a small file has some of both."""
+    ordered = sorted(ranks)
+    least = min(max(1, len(ordered) // 5), _SURELY_HELD_OUT)
+    count = min(max(least, bisect_left(ordered, HELD_OUT_SHARE)), max(1, len(ordered) // 3))
+    return ordered[count] if count < len(ordered) else 1.0
 
 
 def kind_of(value: Any) -> str:
@@ -125,55 +189,147 @@ def kind_of(value: Any) -> str:
     return "null" if value is None else f"{json.dumps(value)}"
 
 
-def _object(place: str, line: bytes) -> dict[str, Any]:
+def _lines_of(count: int) -> str:
+    return "1 line" if count == 1 else f"{count:,} lines"
+
+
+def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text in UTF-8, with their numbers from 1."""
     try:
-        row = parse_json(line.rstrip(b"\r\n").decode("utf-8"))
-        json.dumps(row, ensure_ascii=False).encode()  # half of a pair of surrogates is no character
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")  # the BOM that some editors write
+                    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:4]:
+                        raise TrainError(f"{path}:1: the file is in UTF-16: save it as UTF-8")
+                try:
+                    yield number, line.decode()
+                except UnicodeDecodeError as error:
+                    found = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
+                    raise TrainError(
+                        f"{path}:{number}: {found}, which is no UTF-8: save it as UTF-8"
+                    ) from None
+    except OSError as error:
+        raise TrainError(f"{path}: cannot read {what}: {error.strerror}") from error
+
+
+def _object(place: str, line: str) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+        if "\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()  # half of a pair of surrogates is no character
     except ValueError as error:
-        raise TrainError(f"{place}: not JSON in UTF-8: {error}, expected one JSON object") from None
+        raise TrainError(f"{place}: not JSON: {error}, expected one JSON object a line") from None
     if not isinstance(row, dict):
-        raise TrainError(f"{place}: {kind_of(row)}, expected a JSON object")
+        raise TrainError(f"{place}: {kind_of(row)}, expected a JSON object a line")
     return row
 
 
-def _sample(place: str, row: Mapping[str, Any]) -> Sample:
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield `file:line` and the filled cells of every row, by the names of the header."""
+    reader = csv.reader((line for _, line in _lines(path, "the task's samples")), strict=True)
+    header, start = list[str](), 1
+    try:
+        for cells in reader:
+            place, start = f"{path}:{start}", reader.line_num + 1
+            if not any(map(str.strip, cells)):
+                continue
+            if not header:
+                header = _header(place, cells)
+            elif len(cells) != len(header):
+                raise TrainError(
+                    f"{place}: {len(cells)} columns, expected {len(header)} as in the header: put text that "
+                    "has commas into double quotes"
+                )
+            else:
+                row: dict[str, Any] = {"prompt": "", "answer": ""}
+                row.update((name, cell) for name, cell in zip(header, cells, strict=True) if cell.strip())
+                if row.get("raw", "").lower() in ("true", "false"):
+                    row["raw"] = row["raw"].lower() == "true"
+                yield place, row
+    except csv.Error as error:
+        raise TrainError(f"{path}:{start}: not CSV: {error}") from None
+    if start == 1 or not header:
+        raise TrainError(f"{path}: the file is empty, expected a header with prompt and answer")
+
+
+def _header(place: str, cells: Sequence[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    if not {"prompt", "answer"} <= set(names) or len(set(names)) < len(names) or "messages" in names:
+        hint = "columns are separated by commas; " if len(names) == 1 else ""
+        raise TrainError(
+            f"{place}: the header has {', '.join(map(repr, names))}, expected one column prompt, one answer, "
+            f"and any others: {hint}each name stands once"
+        )
+    return names
+
+
+def _line(place: str, row: Mapping[str, Any], unseen: Counter[str]) -> _Line:
     if ("prompt" in row) == ("messages" in row):
         found = "both" if "prompt" in row else f"only {', '.join(map(repr, row))}" if row else "neither"
         raise TrainError(f'{place}: found {found}, expected either "prompt" or "messages"')
-    answer = row.get("answer")
-    if isinstance(answer, float):
-        answer = f"{Decimal(repr(answer)):f}"  # no exponent, which rewards read as another number
-    elif isinstance(answer, int) and not isinstance(answer, bool):
-        answer = str(answer)
-    if answer is not None and not isinstance(answer, str):
-        raise TrainError(f'{place}: "answer" is {kind_of(answer)}, expected a string or a number')
+    answer, raw = row.get("answer"), row.get("raw", False)
+    if not isinstance(raw, bool):
+        raise TrainError(f'{place}: "raw" is {kind_of(raw)}, expected true or false')
     key = "prompt" if "prompt" in row else "messages"
     prompt = row[key]
     if key == "messages" or isinstance(prompt, list):
-        prompt = _messages(place, key, prompt)
+        *before, last = _messages(place, key, prompt, unseen)
+        if key == "messages" and last["role"] == "assistant":
+            if answer is not None:
+                raise TrainError(f'{place}: found "answer", and an answer as the last message: expected one')
+            answer = last["content"]
+            prompt = tuple(before)
+        else:
+            prompt = (*before, last)
+        if not prompt or prompt[-1]["role"] != "user":
+            found = repr(prompt[-1]["role"]) if prompt else "no one"
+            raise TrainError(f"{place}: the message to be answered is from {found}, expected 'user'")
+        if raw:
+            raise TrainError(f'{place}: "raw" is true, but "{key}" is messages, which a template renders')
     elif not isinstance(prompt, str) or not prompt.strip():
         raise TrainError(f'{place}: "prompt" is {kind_of(prompt)}, expected text or a list of messages')
-    raw = row.get("raw", False)
-    if not isinstance(raw, bool):
-        raise TrainError(f'{place}: "raw" is {kind_of(raw)}, expected true or false')
-    if raw and not isinstance(prompt, str):
-        raise TrainError(f'{place}: "raw" is true, but "{key}" is messages, which a template renders')
-    return Sample(prompt, answer, {name: value for name, value in row.items() if name not in _KEYS}, raw)
+    unseen.update(name for name in _UNSEEN if row.get(name))
+    split = row.get("split")
+    if not (split is None or split in _SPLITS):
+        raise TrainError(f'{place}: "split" is {split!r}, expected "train", "held_out" or "shifted"')
+    data = {name: value for name, value in row.items() if name not in _KEYS}
+    sample = Sample(prompt, _answer(place, answer, raw), data, raw)
+    return _Line(place, sample, rank(sample), split)
 
 
-def _messages(place: str, key: str, value: Any) -> tuple[dict[str, str], ...]:
+def _answer(place: str, value: Any, raw: bool) -> str | None:
+    if isinstance(value, float):
+        return f"{Decimal(repr(value)):f}"  # no exponent, which rewards read as another number
+    if value is None or isinstance(value, str):
+        if value is not None and not value.strip():
+            raise TrainError(f'{place}: "answer" is {kind_of(value)}, expected what the model should say')
+        return value if value is None or raw else value.strip()
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _messages(place: str, key: str, value: Any, unseen: Counter[str]) -> tuple[dict[str, str], ...]:
+    """Return messages of role and content alone: a `name` is left out, and so is a `weight` that says 1."""
     if not isinstance(value, list) or not value:
         raise TrainError(f'{place}: "{key}" is {kind_of(value)}, expected a list of messages')
+    messages = []
     for number, message in enumerate(value, 1):
-        whole = isinstance(message, dict) and set(message) == {"role", "content"}
+        given = (
+            {name for name, item in message.items() if item is not None} if isinstance(message, dict) else ()
+        )
+        whole = {"role", "content"} <= set(given) <= {"role", "content", "name", "weight"}
         content = message["content"] if whole else None
         if not (whole and message["role"] in _ROLES and isinstance(content, str) and content.strip()):
             raise TrainError(
                 f'{place}: message {number} is {json.dumps(message)[:200]}, expected {{"role": ..., '
                 f'"content": TEXT}} with a role of {", ".join(_ROLES)}'
             )
-    if value[-1]["role"] != "user":
-        raise TrainError(
-            f"{place}: the last message is from {value[-1]['role']!r}, expected 'user': the model answers it"
-        )
-    return tuple(value)
+        if number == len(value) and message.get("weight", 1) != 1:
+            raise TrainError(
+                f"{place}: the last message has the weight {message['weight']!r}, but it is what is learned: "
+                "leave out the weight, or the line"
+            )
+        if message.get("name"):
+            unseen["the name of a message"] += 1
+        messages.append({"role": message["role"], "content": content})
+    return tuple(messages)

@@ -1,4 +1,4 @@
-"""Answers that must be JSON: reading one strictly, its values, and checking it against a JSON Schema."""
+"""Answers that must be JSON: reading one strictly, its leaves, and checking it against a JSON Schema."""
 
 from __future__ import annotations
 
@@ -30,8 +30,27 @@ def read_answer(text: str) -> Any:
 
 def has_content(value: Any) -> bool:
     """Whether a JSON value holds any string, number or boolean, and no blank string or one in circles."""
-    found = list(_leaves(value))
+    found = [leaf for _, leaf in _leaves(value) if leaf is not None and not isinstance(leaf, dict | list)]
     return bool(found) and all(words(leaf) and not repeats(leaf) for leaf in found if isinstance(leaf, str))
+
+
+def leaves(value: Any) -> dict[tuple[str | int, ...], str | float]:
+    """The leaves of a JSON value by their path: numbers as they are, anything else as its JSON text.
+
+    Values are equal where their leaves are; true is not 1, and an empty object or list is a leaf.
+    """
+    return {
+        path: leaf
+        if isinstance(leaf, int | float) and not isinstance(leaf, bool)
+        else json.dumps(leaf, ensure_ascii=False)
+        for path, leaf in _leaves(value)
+    }
+
+
+def stands_in(value: Any, text: str) -> bool:
+    """Whether an object or a list stands in a text as it is, white space aside."""
+    given = "".join(json.dumps(value, ensure_ascii=False).split())
+    return isinstance(value, dict | list) and given in "".join(text.split())
 
 
 def validator(schema: Mapping[str, Any] | bool | str) -> Callable[[Any], bool]:
@@ -61,12 +80,16 @@ def validator(schema: Mapping[str, Any] | bool | str) -> Callable[[Any], bool]:
     return lambda value: bool(check.is_valid(value))
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(item)
-    elif value is not None:
-        yield value
+def _leaves(value: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Yield path and value of what holds nothing further; without recursion, which deep answers exhaust."""
+    level: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
+    while level:
+        path, value = level.pop()
+        if value and isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            level += (((*path, key), item) for key, item in items)
+        else:
+            yield path, value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

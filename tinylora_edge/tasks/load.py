@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -11,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..documents import read_json
 from ..errors import MissingExtraError, TrainError
 from . import generated
-from .files import rank, read_objects, read_samples, split_by_prompt
-from .generated.tool_calls import right_call
+from .answers import is_text, label, number, read_off, shaped, unfit
+from .files import kind_of, rank, read_objects, read_samples, split_by_prompt
 from .numbers import final_number
-from .rewards import exact_number, parse_reward
-from .task import Completion, Draw, Reward, Sample, Task
+from .rewards import parse_reward
+from .task import Completion, Draw, Reward, Sample, Task, name_of
 
 BUILTIN: tuple[str, ...] = tuple(sorted([*generated.TASKS, "gsm8k", "snips"]))
 """The tasks that `load_task` knows by name. `gsm8k` needs a download; `gsm8k:PATH.jsonl` does not."""
@@ -27,7 +27,11 @@ GSM8K = "openai/gsm8k"
 GSM8K_INSTRUCTION = "Put your final answer after ####."
 """Stands behind every problem, after a blank line."""
 
+LABELS = 1000
+"""Different answers at most that `schema="label"` holds a model to."""
+
 _SNIPS = Path(__file__).with_name("snips.jsonl")  # where it is from: snips.LICENSE
+_ANSWER_TOKENS = (16, 64, 512)  # the least, what is given to answers of unknown length, and the most
 _GENERATED_TRAIN = 512  # samples; at 8 prompts a step more than a default run sees
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations for a calculator, not part of the solution's text
 
@@ -36,6 +40,8 @@ def load_task(
     name_or_path: str | os.PathLike[str],
     *,
     reward: str | Reward | None = None,
+    schema: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    drop_duplicates: bool = False,
     seed: int = 0,
     held_out: int = 128,
     train: int | None = None,
@@ -46,20 +52,27 @@ def load_task(
 
     Args:
         name_or_path: one of `BUILTIN`; `gsm8k:PATH.jsonl`, a local file with the keys `question` and
-            `answer`; or the path of a JSONL file with `prompt` or `messages` a line (see `files`).
+            `answer`; or the path of a JSONL or CSV file (see `files`).
         reward: judges the completions instead of the task's own reward: a callable, or text that
-            `rewards.parse_reward` understands. A JSONL task needs one, here or as `reward` on each line.
+            `rewards.parse_reward` understands. A file may have one as `reward` on each line; where neither
+            is given, it is read off the answers (see `answers`), and `Task.notes` says so.
+        schema: what answers are held to: a JSON schema, the path of a file that has one, or "label", which
+            is any one of the answers that the samples have. The reward has to be `label` then.
+        drop_duplicates: of a file: leave out training prompts that are measured on too, and lines that
+            stand there twice.
         seed: of generated training prompts, and of which training samples are taken where `train` limits
             them. What is held out or shifted never depends on it.
         held_out: number of held-out samples, and of shifted ones; files may have fewer. A smaller number is
             the beginning of a larger one.
         train: number of training samples; None: 512 of generated tasks, all that a file has.
-        max_tokens: limit of a completion; None: the task's own.
+        max_tokens: limit of a completion; None: the task's own, for a file as long as its longest answer, in
+            bytes: 16 to 512.
         temperature: sampling temperature in training; None: the task's own.
 
     Raises:
         TrainError: an unknown name, a file that is missing, malformed (with its line) or empty, no samples on
-            a side, no reward or one that is not valid, or a number out of range.
+            a side, answers that are all the same, a reward or a schema that is not valid or does not suit the
+            answers, or a number out of range.
         MissingExtraError: the task or its reward needs a package that is not installed.
     """
     for what, value in (("held_out", held_out), ("train", train), ("max_tokens", max_tokens)):
@@ -74,16 +87,52 @@ def load_task(
     name = os.fspath(name_or_path)
     if name in generated.TASKS:
         task = generated.TASKS[name].make(seed, _GENERATED_TRAIN if train is None else train, held_out)
+    elif name == "gsm8k" or name.startswith("gsm8k:"):
+        task = _gsm8k(name)
     else:
-        if name == "snips":
-            whole = _snips()
-        else:
-            whole = _gsm8k(name) if name == "gsm8k" or name.startswith("gsm8k:") else _from_file(name, judge)
-        task = _limited(whole, train, held_out, seed)
-    changes: dict[str, Any] = {"reward": judge, "max_tokens": max_tokens, "temperature": temperature}
+        path = _SNIPS if name == "snips" else Path(name)
+        task = _from_file(name, path, judge, drop_duplicates)
     if judge is not None:
-        task = dataclasses.replace(task, shaped=None)  # it is the task's own reward that it shapes
+        task = dataclasses.replace(task, reward=judge, shaped=shaped(judge))
+    held_to = _schema(schema, task)
+    if name not in generated.TASKS:
+        task = _limited(task, train, held_out, seed)
+    changes: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "schema": held_to}
     return dataclasses.replace(task, **{key: value for key, value in changes.items() if value is not None})
+
+
+def _schema(
+    schema: str | os.PathLike[str] | Mapping[str, Any] | None, task: Task
+) -> Mapping[str, Any] | Sequence[str] | None:
+    if schema == "label":
+        if task.reward is not label:
+            raise TrainError(
+                f"{task.name}: the schema label needs the reward label, but the reward is "
+                f"{name_of(task.reward)}: name it (--reward label), or give a JSON schema"
+            )
+        answers = {(sample.answer or "").strip() for sample in _samples(task)}
+        if len(answers) > LABELS:
+            raise TrainError(
+                f"{task.name}: {len(answers):,} different answers, expected {LABELS:,} labels at most"
+            )
+        return sorted(answers)
+    if schema is None or isinstance(schema, Mapping):
+        return schema
+    try:
+        value = read_json(schema)
+    except OSError as error:
+        raise TrainError(
+            f"schema {os.fspath(schema)!r}: {error.strerror}: expected a file, or label"
+        ) from None
+    except ValueError as error:
+        raise TrainError(f"schema {os.fspath(schema)}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise TrainError(f"schema {os.fspath(schema)}: {kind_of(value)}, expected a JSON schema, an object")
+    return value
+
+
+def _samples(task: Task) -> list[Sample]:
+    return [*task.train, *task.held_out, *task.shifted]
 
 
 def _limited(task: Task, train: int | None, held_out: int, seed: int) -> Task:
@@ -105,46 +154,76 @@ def _limited(task: Task, train: int | None, held_out: int, seed: int) -> Task:
     )
 
 
-def _from_file(name: str, judge: Reward | None) -> Task:
-    path = Path(name)
+def _from_file(name: str, path: Path, judge: Reward | None, drop_duplicates: bool) -> Task:
     if not path.exists():
         raise TrainError(
             f"there is no task and no file {name!r}: choose from {', '.join(BUILTIN)}, gsm8k:PATH.jsonl, or "
-            "the path of a JSONL file"
+            "the path of a JSONL or CSV file"
         )
-    train, held_out, shifted, places = read_samples(path)
-    reward = judge or _reward_of_lines([*train, *held_out, *shifted], places)
-    return Task(name, train, held_out, reward, shifted=shifted)
+    lines = read_samples(path, drop_duplicates=drop_duplicates)
+    samples, notes = [*lines.train, *lines.held_out, *lines.shifted], lines.notes
+    answers = [sample.answer for sample in samples if sample.answer is not None]
+    reward = judge or _reward_of_lines(samples, lines.places)
+    if reward is None:
+        for sample in samples:
+            if sample.answer is None:
+                raise TrainError(
+                    f'{lines.places[id(sample)]}: there is no "answer", and no reward: expected an answer on '
+                    'every line, or a reward for the task (--reward) or on every line ("reward")'
+                )
+        reward, why = read_off(answers)
+        notes.append(f"reward: {name_of(reward)}, {why}")
+    for sample in samples:
+        if wrong := unfit(reward, sample.answer):
+            raise TrainError(f"{lines.places[id(sample)]}: {wrong}")
+    if (reward is label or not judge) and len(answers) > 1 and len(set(answers)) == 1:
+        raise TrainError(
+            f"{name}: all {len(answers):,} answers are {answers[0]!r:.60}: there is nothing to learn from "
+            "one class alone, so add samples of others"
+        )
+    least, unknown, most = _ANSWER_TOKENS
+    free = len(answers) < len(samples) or reward is number  # which may be worked out before it is told
+    longest = max([unknown if free else least, *(len(answer.encode()) + 1 for answer in answers)])
+    return Task(
+        name,
+        lines.train,
+        lines.held_out,
+        reward,
+        max_tokens=min(longest, most),
+        shaped=shaped(reward),
+        shifted=lines.shifted,
+        notes=notes,
+    )
 
 
-def _reward_of_lines(samples: Sequence[Sample], places: Mapping[int, str]) -> Reward:
+def _reward_of_lines(samples: Sequence[Sample], places: Mapping[int, str]) -> Reward | None:
+    """Return the reward that lines name, or None where none of them does."""
+    if not any("reward" in sample.data for sample in samples):
+        return None
     parsed: dict[str, Reward] = {}
     for sample in samples:
         text, place = sample.data.get("reward"), places[id(sample)]
         if not isinstance(text, str):
             raise TrainError(
-                f'{place}: there is no "reward": expected one on every line, such as "max_words(12)", or one '
-                "for the whole task (reward=...)"
+                f'{place}: there is no "reward", but other lines have one: expected it on every line, such '
+                'as "max_words(12)", or on none'
             )
         if text not in parsed:
             try:
                 parsed[text] = parse_reward(text, allow_import=False)
             except TrainError as error:
                 raise TrainError(f"{place}: {error}") from error
+        if why := unfit(parsed[text], sample.answer):
+            raise TrainError(f"{place}: {why}")
+    if len(parsed) == 1:
+        return next(iter(parsed.values()))
+    if text_line := next((sample for sample in samples if is_text(parsed[sample.data["reward"]])), None):
+        raise TrainError(f"{places[id(text_line)]}: the reward text has to be that of all lines")
 
     def reward_of_the_line(completion: Completion, sample: Sample) -> float:
         return parsed[sample.data["reward"]](completion, sample)
 
     return reward_of_the_line
-
-
-def _snips() -> Task:
-    """Return utterances and their calls: SNIPS custom intents (Coucke et al. 2018)."""
-    sides: dict[str, list[Sample]] = {"train": [], "held_out": []}
-    for _, row in read_objects(_SNIPS):
-        answer = json.dumps(row["answer"], ensure_ascii=False)
-        sides[row["split"]].append(Sample(row["prompt"], answer, {"call": row["answer"]}))
-    return Task("snips", sides["train"], sides["held_out"], right_call, max_tokens=96)
 
 
 def _gsm8k(name: str) -> Task:
@@ -156,7 +235,7 @@ def _gsm8k(name: str) -> Task:
         sides = split_by_prompt([_problem(place, row) for place, row in read_objects(Path(path))])
     else:
         sides = _hub_problems("train"), _hub_problems("test")
-    return Task(name, *sides, exact_number, max_tokens=256, temperature=0.7)
+    return Task(name, *sides, number, max_tokens=256, temperature=0.7)
 
 
 def _problem(place: str, row: Mapping[str, Any]) -> Sample:

@@ -7,7 +7,7 @@ truth: no reward here knows whether a river is made of water.
 
 `parse_reward` makes a reward from text, as the command line and JSONL tasks spell it:
 
-    exact_number                                    a reward
+    label                                           a reward
     max_words(12)                                   one with an argument
     0.5*max_words(12) + 0.5*ends_itself             a weighted sum
     ends_itself * (regex("cat") + regex("dog"))     a product: the first gates the second
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import json
 import math
 import re
 import sys
@@ -30,27 +29,11 @@ from typing import Any
 
 from ..documents import parse_json
 from ..errors import TrainError
-from .guards import contains, copies, count_words, repeats, says_something, words
-from .json_answers import has_content, read_answer, validator
-from .numbers import final_number
+from .answers import is_text as is_text  # a name of this module, too
+from .answers import json_value, label, number, text
+from .guards import contains, count_words, repeats, says_something, words
+from .json_answers import has_content, read_answer, stands_in, validator
 from .task import Completion, Reward, Sample, name_of
-
-
-def exact_number(completion: Completion, sample: Sample) -> float:
-    r"""1 if the answer arrives at the number at which the reference answer arrives.
-
-    The number is what follows `####`, else what `\boxed{}` holds, else the last one. Commas, currency
-    signs, units, percent signs, a trailing period and trailing zeros do not matter: $1,000.00 is 1000.
-
-    Guards: an answer that hedges (marks that disagree, several numbers in one mark) gets 0; so does a
-    number that the token limit may have cut, and an answer that is a piece of the prompt, 4 words or more.
-    """
-    expected = None if sample.answer is None else final_number(sample.answer)
-    if expected is None:
-        raise ValueError(f"exact_number needs a sample whose answer has a number, not {sample.answer!r}")
-    if copies(completion.text, sample):
-        return 0.0
-    return float(final_number(completion.text, complete=completion.ended) == expected)
 
 
 def max_words(n: int) -> Reward:
@@ -113,9 +96,7 @@ def json_schema(schema: Mapping[str, Any] | bool | str) -> Reward:
             value = read_answer(completion.text)
         except ValueError:
             return 0.0
-        given = "".join(json.dumps(value, ensure_ascii=False).split())
-        said_back = isinstance(value, dict | list) and given in "".join(sample.text.split())
-        return float(not said_back and has_content(value) and fits(value))
+        return float(not stands_in(value, sample.text) and has_content(value) and fits(value))
 
     return _named(reward, f"json_schema({schema!r})")
 
@@ -161,8 +142,11 @@ def product(first: Reward, second: Reward) -> Reward:
 
 REWARDS: dict[str, Reward] = {
     "ends_itself": ends_itself,
-    "exact_number": exact_number,
+    "json": json_value,
+    "label": label,
+    "number": number,
     "picks_answer": picks_answer,
+    "text": text,
 }
 """Rewards that take no argument, by the name that `parse_reward` knows."""
 
@@ -249,6 +233,8 @@ class _Reader:
     def _named(self, name: str, arguments: list[ast.expr]) -> Reward:
         if name in self._imports:
             return self._imported(self._imports[name])
+        if name == "text" and self._source != "text":
+            raise ValueError("text stands alone: it has no reward for a completion that a sum could add")
         if name in REWARDS and not arguments:
             return REWARDS[name]
         if name in FACTORIES and len(arguments) == 1:

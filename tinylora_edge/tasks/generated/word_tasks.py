@@ -6,9 +6,10 @@ Greedy held-out scores of SmolLM2-135M-Instruct (Q4_1) before any training, n = 
 
 from __future__ import annotations
 
+from ..answers import number
 from ..guards import own_words, repeats, words
 from ..numbers import numbers_in
-from ..rewards import exact_number, picks_answer
+from ..rewards import picks_answer
 from ..task import Completion, Draw, Sample
 from .words import GeneratedTask, Words, article, ask, has_noun, plural
 
@@ -98,13 +99,13 @@ def short(completion: Completion, sample: Sample) -> float:
 
 
 def sum_alone(completion: Completion, sample: Sample) -> float:
-    """`exact_number`, and no number besides those of the question and the result.
+    """`number`, and no number besides those of the question and the result.
 
-    Guards: those of `exact_number`; and since only the last number counts there, running through numbers
+    Guards: those of `number`; and since only the last number counts there, running through numbers
     until the limit cuts would sometimes stop at the right one: any further number gets 0.
     """
     given = set(numbers_in(sample.text)) | set(numbers_in(sample.answer or ""))
-    return float(set(numbers_in(completion.text)) <= given and exact_number(completion, sample) == 1.0)
+    return float(set(numbers_in(completion.text)) <= given and number(completion, sample) == 1.0)
 
 
 def _lookup(side: Words, draw: Draw) -> Sample:
