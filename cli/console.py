@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,17 @@ def report(record: dict[str, Any], as_json: bool, *sentences: str) -> None:
         print_json(record)
     for sentence in sentences if not as_json else ():
         prose(sentence)
+
+
+def grid(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under a header, the first of them, as a table on stdout; nothing where there are none."""
+    for header in rows[:1]:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for number, label in enumerate(header):
+            table.add_column(Text(harmless(label)), justify="right" if number else "left")
+        for row in rows[1:]:
+            table.add_row(*(Text(harmless(cell)) for cell in row))
+        print_table(table)
 
 
 def flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

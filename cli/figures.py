@@ -49,26 +49,61 @@ def compared(found: Any) -> str:
     )
 
 
-def verdict(found: Any) -> str:
+def verdict(found: Any, what: str = "reward") -> str:
     """Return what a paired comparison shows, and no more than that."""
     if not found.difference or abs(found.difference) <= 2 * found.standard_error:
         return "The difference is within two standard errors: it may be chance."
     return (
-        f"The vector {'raises' if found.difference > 0 else 'lowers'} the reward, beyond two standard errors."
+        f"The vector {'raises' if found.difference > 0 else 'lowers'} the {what}, beyond two standard errors."
     )
 
 
+def table(record: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the arms that the record of a run compares, for reading: a header, then a row an arm."""
+    arms, (sign, unit) = record.get("arms", {}), _scale(record)
+    shown = console.counted(len(record.get("prompt", {}).get("examples", ())), "worked example")
+    names = {"base": "base", "prompt": shown, "vector": "vector", "vector + prompt": f"vector + {shown}"}
+    better = "" if sign > 0 else ", less is better"
+    found: list[tuple[str, ...]] = [("", f"{unit}{better}", "tokens a request", "bytes a user")]
+    for name in [each for each in names if each in arms]:
+        arm = SimpleNamespace(**arms[name])
+        score = f"{sign * arm.mean:.3f} +- {arm.standard_error:.3f}"
+        found.append((names[name], score, f"{arm.tokens:.0f}", f"{arm.bytes:,}"))
+    return found if arms else []
+
+
+def show(record: dict[str, Any], *more: tuple[str, str]) -> None:
+    """Print what the record of a run says of its vector, and more facts."""
+    console.grid(table(record))
+    console.facts([*rows(record), *more])
+
+
 def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what the record of a run says of its vector, for reading: gain, drift, and what it is behind."""
-    found = []
+    """Return what the record of a run says of its vector beside `table`: gain, forms, drift, and more."""
+    found, (sign, unit) = [], _scale(record)
     if "held_out" in record:
         held = SimpleNamespace(**record["held_out"])
+        if "arms" not in record:
+            found += [
+                ("base", f"{held.base:.3f} +- {held.base_standard_error:.3f} (n = {held.n}, held out)"),
+                ("vector", f"{held.vector:.3f} +- {held.vector_standard_error:.3f}"),
+            ]
+        held.difference *= sign
         found += [
-            ("base", f"{held.base:.3f} +- {held.base_standard_error:.3f} (n = {held.n}, held out)"),
-            ("vector", f"{held.vector:.3f} +- {held.vector_standard_error:.3f}"),
-            ("difference", compared(held)),
-            ("", verdict(held)),
+            ("vector - base", f"{compared(held)} (n = {held.n}, held out)"),
+            ("", verdict(held, unit)),
         ]
+    if "prompt" in record:
+        tried = console.counted(len(record["prompt"]["tried"]), "draw")
+        found.append(("examples", f"of your training prompts, the best of {tried} on validation prompts"))
+    for name, form in record.get("forms", {}).items():
+        gain = f"{sign * form['base']:.3f} -> {sign * form['vector']:.3f}"
+        said = f"{gain} +- {form['vector_standard_error']:.3f} (n = {form['n']})"
+        if "same" in form:
+            said += f"; {form['same']} answers word for word as above, {form['empty']} empty"
+        found.append((f"in {name}", said))
+    if "warning" in record:
+        found.append(("warning", record["warning"]))
     if "drift" in record:
         drift = SimpleNamespace(**record["drift"])
         error = "" if drift.standard_error is None else f" +- {drift.standard_error:.3f}"
@@ -80,7 +115,14 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
             "base and vector stand behind a prompt, which belongs to the vector: put it before every request"
         )
         found.append(("preamble", behind))
+    found += [("not measured", f"{what}: {why}") for what, why in record.get("unmeasured", {}).items()]
     return found
+
+
+def _scale(record: dict[str, Any]) -> tuple[int, str]:
+    """Return what a score is multiplied by for reading, and its unit: nats are minus the score."""
+    unit = record.get("unit")
+    return (1, "reward") if unit is None else (-1, str(unit))
 
 
 def drift_beside(llm: Any, vector: MicroVector, **options: Any) -> Drift | None:

@@ -112,7 +112,7 @@ def train(
         f"wrote {outcome.path} ({outcome.path.stat().st_size} bytes), the vector of step "
         f"{result.best_step} of {result.steps}: held back {result.start_score:.3f} -> {result.best_score:.3f}"
     )
-    console.facts([*figures.rows(record), ("report", str(report))])
+    figures.show(record, ("report", str(report)))
 
 
 @contextmanager
@@ -133,8 +133,8 @@ def training_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
                     f"validation fell to {metrics['validation']:.3f} from {metrics['best']:.3f}: went back "
                     f"to the best vector and halved the step size to {metrics['lr']:.2g}"
                 )
-            elif event == "no drift":
-                figures.warn_of_drift(metrics["why"])
+            elif event == "measuring":
+                bar(f"measuring: {metrics['what']}", done=metrics["done"], total=metrics["total"])
             elif event == "stopping":
                 console.acknowledge_interrupt()
             if event is not None:

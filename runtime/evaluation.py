@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ class Evaluation:
     def __repr__(self) -> str:
         exploded = f", {self.exploded} exploded" if self.exploded else ""
         return f"Evaluation(mean {self.mean:.4f} +- {self.standard_error:.4f}, n = {self.n}{exploded})"
+
+    def first(self, n: int) -> Evaluation:
+        """Return what was found for the first n prompts; of explosions all."""
+        return replace(self, scores=self.scores[:n], answers=self.answers[:n])
 
     @property
     def n(self) -> int:

@@ -61,9 +61,8 @@ def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Option
     assert manifest["projection"] == "random rank=2 seed=42 groups=13 u=1 tying=tiled"
     assert manifest["numbers"] == 13
     assert manifest["held_out"]["n"] == len(letters_task.held_out)
-    assert outcome.drift is not None
-    assert manifest["drift"] == outcome.drift.record()
-    assert manifest["curve"] == rows
+    assert manifest["drift"] == outcome.measured["drift"]
+    assert manifest["curve"] == [row for row in rows if row.get("event") != "measuring"]
     assert len(steps(rows)) == 24
     took = [value for row in rows for key, value in row.items() if key.endswith("_s")]
     assert len(took) == 24 * 2 + 1 + 3  # drawn and learned in each step; validated 4 times

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy as np
 from ..basis import Bases, Basis
 from ..errors import TrainError
 from ..projection import RANK
-from ..runtime.drift import Drift
 from ..runtime.evaluation import Comparison, Evaluation, compare
 from ..vector import MicroVector
 
@@ -155,14 +155,14 @@ class Outcome:
         path: the frame file. Its manifest lies beside it as `<name>.json`.
         result: of the loop.
         base, personalized: on the held-out prompts; None where not evaluated.
-        drift: of the vector on general prompts; None where it was not measured.
+        measured: the figures of what was measured, as the manifest has them.
     """
 
     path: Path
     result: Result
     base: Evaluation | None = None
     personalized: Evaluation | None = None
-    drift: Drift | None = None
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         held_out = "not evaluated"

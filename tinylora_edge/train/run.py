@@ -86,10 +86,12 @@ def train(
         outcome = Outcome(output, result)
         vector = replace(result.vector, dtype=options.wire)
         curve = trainer.state.curve
-        if options.evaluate:
-            outcome = measured(outcome, engines.deployed, engines.batch, task, vector, options, report)
         write_result(vector, engines.basis, task, options, outcome, curve)
         checkpoint.unlink()
+        if options.evaluate:
+            deployed = engines.deployed, engines.batch
+            outcome = measured(outcome, bundle, *deployed, task, vector, options, report)
+            write_result(vector, engines.basis, task, options, outcome, curve)
     return outcome
 
 

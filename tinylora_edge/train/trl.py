@@ -32,9 +32,9 @@ from ..system import atomic_write, cores
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
 from .grpo import IMPORTANCE_CAP
+from .measure import measured, write_result
 from .model import default_dtype, load_model, location_of
 from .options import Options, Outcome, Result
-from .measure import measured, write_result
 from .run import run_folder, unfinished
 
 try:
@@ -116,16 +116,17 @@ def train_trl(
         check_agreement(outcome.result.vector)
         if lead:
             vector = replace(outcome.result.vector, dtype=options.wire)
+            engine = {"trl": trl.__version__, "processes": config.world_size, "grpo": chosen}
+            write_result(vector, basis, task, options, outcome, best.curve, engine=engine)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            best.path.unlink()
             if options.evaluate:
                 threads = options.workers or cores()
                 with closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm:
                     size: dict[str, Any] = {"sequences": options.sequences, "n_threads": threads}
                     with llm.batch(task.held_out, task.max_tokens, **size) as batch:
-                        outcome = measured(outcome, llm, batch, task, vector, options, report)
-            engine = {"trl": trl.__version__, "processes": config.world_size, "grpo": chosen}
-            write_result(vector, basis, task, options, outcome, best.curve, engine=engine)
-            shutil.rmtree(checkpoints, ignore_errors=True)
-            best.path.unlink()
+                        outcome = measured(outcome, bundle, llm, batch, task, vector, options, report)
+                write_result(vector, basis, task, options, outcome, best.curve, engine=engine)
     return outcome
 
 

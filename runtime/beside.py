@@ -1,0 +1,103 @@
+"""The prompt that would be used in a vector's place: the best of a few draws of worked examples."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..errors import TrainError
+from ..tasks import Preamble, Sample, Task, draw_examples
+from .evaluation import Answered, evaluate
+from .model import PersonalizedModel
+
+TRIED = tuple(itertools.product(range(3), (2, 4, 8)))
+"""The prompts that are tried: which draw, and of how many examples. An early end leaves out whole draws."""
+
+
+class _OverError(Exception):
+    """The time is over."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A prompt that was tried: how many examples, which draw of so many, and its mean reward."""
+
+    examples: int
+    draw: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The prompt to compare a vector with.
+
+    Attributes:
+        preamble: the best draw; of equals one with the fewest examples.
+        tried: all that were measured to their end.
+    """
+
+    preamble: Preamble
+    tried: tuple[Tried, ...]
+
+    def record(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        return {**self.preamble.record(), "tried": [asdict(each) for each in self.tried]}
+
+
+def find_examples(
+    llm: PersonalizedModel,
+    task: Task,
+    judged: Sequence[Sample],
+    *,
+    seconds: float,
+    sequences: int = 32,
+    n_threads: int | None = None,
+    answered: Answered = lambda count: None,
+) -> Beside:
+    """Find the worked examples that do best for the base, among a task's own training prompts.
+
+    Args:
+        llm: a loaded model, of either engine.
+        task: whose training prompts have answers; those of `judged` are not shown.
+        judged: prompts to choose by, not those that are measured on.
+        seconds: after which whatever is being tried is given up.
+        sequences: that run at the same time.
+        n_threads: cores to use.
+        answered: told of progress: of as many answers as there are `TRIED` times `judged`.
+
+    Raises:
+        TrainError: the task has no answers to show; no draw leaves room in the model's context for the
+            longest prompt, judged or held out, and its answer; none was tried to its end in the time.
+    """
+    hidden = {sample.text for sample in judged}
+    source = replace(task, train=[sample for sample in task.train if sample.text not in hidden])
+    longest = max((*task.held_out, *judged), key=lambda sample: len(llm.encode(sample)[0]))
+    found: dict[Tried, Preamble] = {}
+    refused, end = None, time.monotonic() + seconds
+
+    def going(count: int) -> None:
+        answered(count)
+        if time.monotonic() > end:
+            raise _OverError  # which the batch stops for
+
+    for draw, count in TRIED:
+        try:
+            preamble = Preamble(examples=draw_examples(source, count, seed=draw))
+            asked = [preamble.before(sample) for sample in (*judged, longest)]
+            batch = llm.batch(asked, task.max_tokens, sequences=sequences, n_threads=n_threads)
+        except TrainError as error:
+            refused = refused or error
+            continue
+        try:
+            with batch:
+                one = evaluate(batch, task, None, samples=judged, preamble=preamble, answered=going)
+        except _OverError:
+            break
+        found[Tried(count, draw, one.mean)] = preamble
+    if not found:
+        raise refused or TrainError(f"none was tried to its end within {seconds:.0f} s")
+    best = max(found, key=lambda tried: (tried.score, -tried.examples))
+    return Beside(found[best], tuple(found))
