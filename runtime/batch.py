@@ -21,6 +21,7 @@ from .batch_context import BatchContext, Generation, Read, Running, Scored, Stop
 from .engine import Weights
 from .lock import Process
 from .sampling import likeliest, logprobs
+from .schema import Grammars, Schema
 
 S = TypeVar("S", Running, Scored)
 
@@ -63,7 +64,7 @@ class Batch:
         n_threads: int | None = None,
         contexts: int | None = None,
     ) -> None:
-        self.llm = llm
+        self.llm, self._grammars = llm, Grammars(llm.vocabulary)
         self._n_ctx, self._threads = n_ctx_seq, n_threads or cores()
         self.contexts = 1 if llm.one_engine else max(1, min(self._threads, contexts or sequences // _FEWEST))
         self._process = Process()
@@ -112,6 +113,7 @@ class Batch:
         max_tokens: int,
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
+        schema: Schema | None = None,
         ended: Callable[[], None] = lambda: None,
     ) -> list[Generation]:
         """Continue every prompt `samples` times.
@@ -124,6 +126,8 @@ class Batch:
             temperature: of sampling from the full distribution; 0 takes the most likely token.
             seed: of the random numbers. Every sequence has its own, whatever runs beside it, and two vectors
                 draw with the same ones.
+            schema: what every sequence keeps to, from its first token: a JSON schema, or labels, one of which
+                is all of it.
             ended: called whenever a sequence has ended, in a thread of the batch.
 
         Returns:
@@ -133,6 +137,8 @@ class Batch:
         Raises:
             VectorError: a prompt is empty, or leaves no room for the tokens asked for; a vector fits no
                 basis of the model, or there are not as many as prompts.
+            RequestError: the schema becomes no grammar, or one that takes too much on the way.
+            MissingExtraError: llguidance is not installed, which schemas need.
             TinyLoraError: the batch is closed, or is closed while it generates.
         """
         own = list(vectors) if isinstance(vectors, Sequence) else [vectors] * len(prompts)
@@ -140,7 +146,9 @@ class Batch:
             raise VectorError(f"{len(prompts)} prompts need as many vectors, not {len(own)}: one for each")
         groups = {vector: group for group, vector in enumerate(dict.fromkeys(own))}
         asked = [(groups[vector], index) for index, vector in enumerate(own)]
-        return self._generate([*groups], asked, prompts, samples, max_tokens, temperature, seed, ended)
+        return self._generate(
+            [*groups], asked, prompts, samples, max_tokens, temperature, seed, schema, ended
+        )
 
     def answer(
         self,
@@ -150,6 +158,7 @@ class Batch:
         max_tokens: int,
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
+        schema: Schema | None = None,
         answered: Callable[[int], None] = lambda count: None,
     ) -> list[Completion]:
         """Answer every sample's prompt once, as texts; `answered` is told how many more have their answer."""
@@ -159,6 +168,7 @@ class Batch:
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
+            schema=schema,
             ended=lambda: answered(1),
         )
         return [self._completion(generation) for generation in found]
@@ -171,11 +181,14 @@ class Batch:
         max_tokens: int,
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
+        schema: Schema | None = None,
     ) -> list[list[Completion]]:
         """Return of each vector its answers to all samples, all drawn with the same random numbers."""
         prompts, count = self.encode(samples), len(samples)
         asked = [(group, index) for group in range(len(vectors)) for index in range(count)]
-        found = self._generate(vectors, asked, prompts, 1, max_tokens, temperature, seed, lambda: None)
+        found = self._generate(
+            vectors, asked, prompts, 1, max_tokens, temperature, seed, schema, lambda: None
+        )
         answers = [self._completion(generation) for generation in found]
         return [answers[v * count : (v + 1) * count] for v in range(len(vectors))]
 
@@ -279,6 +292,7 @@ class Batch:
         max_tokens: int,
         temperature: float,
         seed: int | Sequence[int],
+        schema: Schema | None,
         ended: Callable[[], None],
     ) -> list[Generation]:
         """Continue what is asked: numbers of a vector and of a prompt."""
@@ -288,8 +302,9 @@ class Batch:
                 self._check(index, prompt, max_tokens)
             shape = len(prompts), samples, max_tokens
             uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
+            grammar = None if schema is None else self._grammars.of(schema)
             sequences = [
-                Running(group, r[group], prompts[index], index, uniform[index, sample])
+                Running(group, r[group], prompts[index], index, uniform[index, sample], grammar)
                 for group, index in asked
                 for sample in range(samples)
             ]

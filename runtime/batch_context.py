@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .engine import Engine, Part, Vocabulary
 from .sampling import draw
+from .schema import Grammar
 
 _SCORED = 64
 """Tokens scored at once: more would take memory (their logits 200 kB each) and no less time."""
@@ -28,7 +29,8 @@ class Generation:
         prompt: index of its prompt in the call.
         tokens: int32 [n], with the end-of-generation token where there was one.
         logprobs: float32 [n], natural logarithm, of each token under the distribution it was drawn
-            from: softmax(logits / temperature), or softmax(logits) for greedy decoding.
+            from: softmax(logits / temperature), or softmax(logits) for greedy decoding; with a schema
+            over the tokens that it allows there.
         ended: it ended by itself, within the limit.
         exploded: it ended where the model's logits were no longer finite, because the vector is too large for
             the model. It may have no tokens then.
@@ -54,6 +56,7 @@ class Running:
     prompt: Sequence[int]
     index: int  # of the prompt in the call
     uniform: NDArray[np.float64]  # [max_tokens], what decides each draw
+    grammar: Grammar | None = None  # what the answer keeps to
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     ended: bool = False
@@ -121,7 +124,7 @@ class BatchContext:
             """Draw the next token of the sequences in some rows; let those go that end."""
             uniform = np.array([each.uniform[len(each.tokens)] for each in drawn.values()])
             exploded = []
-            found = draw(logits, temperature, uniform)
+            found = draw(_allowed(logits, [*drawn.values()]), temperature, uniform)
             for (row, sequence), token, logprob in zip(drawn.items(), *found, strict=True):
                 if token < 0:
                     exploded.append(row)
@@ -129,10 +132,12 @@ class BatchContext:
                 sequence.tokens.append(int(token))
                 sequence.logprobs.append(float(logprob))
                 sequence.ended = self._vocabulary.ends(int(token))
+                if sequence.grammar is not None and not sequence.ended:
+                    sequence.grammar.accept(int(token))
             for row in {gone for each in exploded for gone in self.engine.purge(each)} & running.keys():
                 running[row].exploded = not running[row].over
             for row in [row for row, each in running.items() if each.over]:
-                del running[row]
+                running.pop(row).grammar = None
                 self.engine.cut(row, 0)
                 free.append(row)
                 ended()
@@ -141,6 +146,7 @@ class BatchContext:
             while free and (sequence := next(ahead, None)) is not None:
                 row = free.pop()
                 running[row] = sequence
+                sequence.grammar = sequence.grammar and sequence.grammar.copy()
                 add({row: sequence}, self._start(row, sequence))
             if not running:
                 return
@@ -232,6 +238,14 @@ class BatchContext:
         if self._stopped():
             raise Stopped
         return self.engine.evaluate(parts)
+
+
+def _allowed(logits: NDArray[np.float32], sequences: Sequence[Running]) -> NDArray[np.float32]:
+    """Return the logits [sequences, vocabulary], those of tokens that a grammar forbids at -infinity."""
+    if all(each.grammar is None for each in sequences):
+        return logits
+    rows = zip(sequences, logits, strict=True)
+    return np.stack([row if each.grammar is None else each.grammar.masked(row) for each, row in rows])
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:

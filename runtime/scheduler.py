@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import OptionError, OverloadError, RequestError, TinyLoraError, VectorError
+from ..errors import MissingExtraError, OptionError, OverloadError, RequestError, TinyLoraError, VectorError
 from ..system import cores
 from ..tasks import Prompt
 from ..vector import MicroVector
@@ -297,14 +297,13 @@ class Scheduler:
             raise _too_long(f"{len(request.prompt)} tokens", str(self.n_ctx))
         self._llm.r_of(request.vector)
         with self._llm._staying():  # the vocabulary is the model's
-            schema = request.sampling.schema
             answering = Answering(
                 request,
                 report,
                 vocabulary=self._llm.vocabulary,
                 n_ctx=self.n_ctx,
                 withdraw=self._withdraw,
-                grammar=None if schema is None else self._grammars.of(schema),
+                grammar=self._grammar(request),
             )
         with self._changed:
             if self._closed:
@@ -312,6 +311,13 @@ class Scheduler:
             self._waiting.add(answering)
             self._place()
         return answering
+
+    def _grammar(self, request: Request) -> Grammar | None:
+        schema = request.sampling.schema
+        try:
+            return None if schema is None else self._grammars.of(schema)
+        except MissingExtraError as error:
+            raise RequestError(str(error), param="response_format", code="unsupported_parameter") from error
 
     def load(self) -> Load:
         """Return how busy it is."""

@@ -1,4 +1,4 @@
-"""Answers that keep to a JSON schema, by llguidance's parser over the tokens of a model, in both engines.
+"""Answers that keep to a JSON schema or a list of labels, by llguidance's parser over the tokens of a model.
 
 llama.cpp has grammars of its own, which a short pattern keeps busy for minutes.
 """
@@ -9,9 +9,9 @@ import json
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from .engine import Vocabulary
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+
+Schema: TypeAlias = Mapping[str, Any] | Sequence[str]
+"""A JSON schema, or labels, one of which is the whole answer; an empty schema is any JSON object."""
 
 SCHEMA_BYTES = 1 << 16
 """Bytes of a JSON schema that an answer keeps to: a grammar is made of it, in more than linear time."""
@@ -60,25 +63,28 @@ class Grammars:
         self._lock = threading.Lock()
         self._tokens: LLTokenizer | None = None
 
-    def of(self, schema: Mapping[str, Any]) -> Grammar:
-        """Return what a schema allows; an empty one is any JSON object. Any thread may call it.
+    def of(self, schema: Schema) -> Grammar:
+        """Return what a schema allows. Any thread may call it.
 
         Raises:
-            RequestError: llguidance makes no grammar of it, it is too large, or llguidance is not installed.
+            RequestError: llguidance makes no grammar of it, it is too large, or a label is no text.
+            MissingExtraError: llguidance is not installed.
             TinyLoraError: llguidance does not read the model's tokens.
         """
-        text = check_schema(schema or {"type": "object"})
+        given = isinstance(schema, Mapping)
+        text = check_schema(schema or {"type": "object"}) if isinstance(schema, Mapping) else _choice(schema)
         try:
             from llguidance import LLMatcher, LLParserLimits
         except ModuleNotFoundError as error:
             if error.name != "llguidance":
                 raise
-            missing = MissingExtraError("a JSON schema", "llguidance", "schema")
-            raise RequestError(
-                str(missing), param="response_format", code="unsupported_parameter"
-            ) from missing
+            raise MissingExtraError("a schema", "llguidance", "schema") from None
         try:
-            grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _BETWEEN})
+            if given:
+                options = {"whitespace_pattern": _BETWEEN}
+                grammar = LLMatcher.grammar_from_json_schema(text, overrides=options)
+            else:
+                grammar = LLMatcher.grammar_from_lark(text)
         except ValueError as error:
             raise _no_grammar(str(error)) from None
         with self._lock:
@@ -89,7 +95,7 @@ class Grammars:
 
 
 class Grammar:
-    """What a JSON schema allows next. One thread uses it.
+    """What a schema allows next. One thread uses it.
 
     Args:
         matcher: at its start.
@@ -102,6 +108,10 @@ class Grammar:
     def __init__(self, matcher: LLMatcher, ends: Callable[[int], bool]) -> None:
         self._matcher, self._ends = matcher, ends
         self._check()
+
+    def copy(self) -> Grammar:
+        """Return another one for another answer, which is where this one is; any thread may call it."""
+        return Grammar(self._matcher.deep_copy(), self._ends)
 
     def allows(self, token: int) -> bool:
         """Whether a token may come next."""
@@ -171,6 +181,22 @@ def check_schema(schema: Mapping[str, Any]) -> str:
     return text
 
 
+def _choice(labels: Sequence[str]) -> str:
+    """Return the grammar of labels, as llguidance's form of Lark has it.
+
+    Raises:
+        RequestError: there is none, one is no text, or they are too large.
+    """
+    if isinstance(labels, str) or not labels or not all(isinstance(each, str) and each for each in labels):
+        raise _refused(f"the labels are {str(labels)[:100]!r}: a schema is a list of texts, or a JSON schema")
+    text = "start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in dict.fromkeys(labels))
+    if (size := len(text.encode(errors="replace"))) > SCHEMA_BYTES:
+        raise _refused(
+            f"{len(labels):,} labels have {size:,} bytes, and at most {SCHEMA_BYTES:,} become a grammar"
+        )
+    return text
+
+
 def _repeats(rules: list[Mapping[str, Any]]) -> int:
     """Return how many characters are repeated, at most, where two rules may have to hold together.
 
@@ -229,7 +255,7 @@ def _digits(number: Any) -> int:
 
 
 def _no_grammar(why: str) -> RequestError:
-    return _refused(f"llguidance makes no grammar of this JSON schema: {' '.join(why.split())[:200]}")
+    return _refused(f"llguidance makes no grammar of this schema: {' '.join(why.split())[:200]}")
 
 
 def _refused(why: str) -> RequestError:

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import onnx_bundles
 import pytest
 
-from tinylora_edge import MicroVector, RequestError, TinyLoraError
+from tinylora_edge import MicroVector, RequestError, TinyLoraError, runtime
 from tinylora_edge.runtime import Pool
 from tinylora_edge.runtime.answers import Answer
+from tinylora_edge.runtime.batch import Batch
+from tinylora_edge.runtime.model import PersonalizedModel
 from tinylora_edge.runtime.schema import SCHEMA_REPEATS, repeated
+from tinylora_edge.tasks import Sample
 
 NAMED = {"type": "string", "pattern": "^[A-Z][a-z]{1,8}$"}
 GOOD: dict[str, dict[str, Any]] = {
@@ -204,3 +208,42 @@ def test_a_tokenizer_that_cannot_be_read_fails_schemas_alone(
         with pytest.raises(TinyLoraError, match=r"does not read .*tokenizer\.json"):
             asyncio.run(pool.complete("x", schema={"enum": [1]}))
         assert asyncio.run(pool.complete("x", max_tokens=2)).finish.completion_tokens <= 2
+
+
+LABELS = ["cancel", "cancel order", '"quoted"\n']
+
+
+@pytest.fixture(params=["llama", "onnx"])
+def llm(request: pytest.FixtureRequest, tiny_bundle: Path, onnx: Path) -> Iterator[PersonalizedModel]:
+    base = tiny_bundle if request.param == "llama" else onnx
+    options: dict[str, Any] = {"n_ctx": 256, "n_threads": 1, "engine": request.param}
+    with runtime.load(base, **options) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_every_sequence_of_a_batch_keeps_to_the_schema(llm: Any, temperature: float) -> None:
+    prompts = [llm.encode(Sample(text, raw=True))[0] for text in ("a prompt", "another", "x")]
+    users: list[Any] = [None, *(MicroVector.random(llm.bases.basis(numbers=13), 1.0, seed=n) for n in (1, 2))]
+    how: Any = {"vectors": users, "samples": 2, "temperature": temperature, "seed": 3}
+    ends = set(llm.vocabulary.end_ids)
+    with Batch(llm, n_ctx_seq=200, sequences=4, n_threads=2) as batch:
+        free = batch.generate(prompts, max_tokens=20, **how)
+        for schema in (GOOD["one of"], GOOD["a list"]):
+            for each in batch.generate(prompts, max_tokens=160, schema=schema, **how):
+                assert each.ended
+                jsonschema.validate(json.loads(llm.vocabulary.decode(each.tokens[:-1].tolist())), schema)
+        held = batch.generate(prompts, max_tokens=20, schema=LABELS, **how)
+        again = batch.generate(prompts, max_tokens=20, **how)
+        # Of the tokens that may stand there the masked distribution has all.
+        first = [[np.array([[*set("".join(LABELS).encode()), *ends]], np.int32)]] * len(prompts)
+        starts = [[[each.tokens[0]]] for each in held[::2]]
+        among = batch.score_each(users, prompts, starts, temperature=temperature or 1.0, among=first)
+    assert [llm.vocabulary.decode(each.tokens[:-1].tolist()) in LABELS for each in held] == [True] * 6
+    assert all(each.ended for each in held)
+    assert [each.tokens.tolist() for each in again] == [each.tokens.tolist() for each in free]
+    for number, each in enumerate(held[::2]):
+        row = dict(zip(first[number][0][0].tolist(), among[number][number][0][0].tolist(), strict=True))
+        may = {label.encode()[0] for label in LABELS}
+        expected = row[int(each.tokens[0])] - np.log(np.exp([row[token] for token in may]).sum())
+        assert each.logprobs[0] == pytest.approx(expected, abs=1e-3)
