@@ -64,11 +64,12 @@ def table(record: dict[str, Any]) -> list[tuple[str, ...]]:
     shown = console.counted(len(record.get("prompt", {}).get("examples", ())), "worked example")
     names = {"base": "base", "prompt": shown, "vector": "vector", "vector + prompt": f"vector + {shown}"}
     better = "" if sign > 0 else ", less is better"
-    found: list[tuple[str, ...]] = [("", f"{unit}{better}", "tokens a request", "bytes a user")]
+    near = ("in part",) if any("partial" in arm for arm in arms.values()) else ()
+    found: list[tuple[str, ...]] = [("", f"{unit}{better}", *near, "tokens a request", "bytes a user")]
     for name in [each for each in names if each in arms]:
         arm = SimpleNamespace(**arms[name])
-        score = f"{sign * arm.mean:.3f} +- {arm.standard_error:.3f}"
-        found.append((names[name], score, f"{arm.tokens:.0f}", f"{arm.bytes:,}"))
+        scores = [f"{sign * arm.mean:.3f} +- {arm.standard_error:.3f}", *(f"{arm.partial:.3f}" for _ in near)]
+        found.append((names[name], *scores, f"{arm.tokens:.0f}", f"{arm.bytes:,}"))
     return found if arms else []
 
 

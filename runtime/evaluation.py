@@ -25,11 +25,13 @@ class Evaluation:
         answers: the texts.
         exploded: answers that ended because the vector is too large for the model. They have the lowest
             reward (`Task.scores`).
+        partial: the mean with credit for coming near (`Task.shaped`); None where the task has none.
     """
 
     scores: NDArray[np.float64]
     answers: list[str]
     exploded: int = 0
+    partial: float | None = None
 
     def __repr__(self) -> str:
         exploded = f", {self.exploded} exploded" if self.exploded else ""
@@ -37,7 +39,7 @@ class Evaluation:
 
     def first(self, n: int) -> Evaluation:
         """Return what was found for the first n prompts; of explosions all."""
-        return replace(self, scores=self.scores[:n], answers=self.answers[:n])
+        return replace(self, scores=self.scores[:n], answers=self.answers[:n], partial=None)
 
     @property
     def n(self) -> int:
@@ -138,10 +140,14 @@ def evaluate(
         seed=seed,
         answered=answered,
     )
+    partial = None
+    if task.shaped is not None:
+        partial = float(np.mean(replace(task, reward=task.shaped).scores(answers, chosen)))
     return Evaluation(
         np.array(task.scores(answers, chosen), np.float64),
         [answer.text for answer in answers],
         sum(answer.exploded for answer in answers),
+        partial,
     )
 
 

@@ -170,6 +170,7 @@ class _Measuring:
         self.record.setdefault("arms", {})[name] = {
             "mean": found.mean,
             "standard_error": found.standard_error,
+            **({} if found.partial is None else {"partial": found.partial}),
             "tokens": fmean(tokens),
             "bytes": 0 if vector is None else len(vector.to_bytes(self.llm.bases.of(vector))),
         }
