@@ -1,9 +1,9 @@
-"""How far vectors move a model from its base on general prompts, and what holding them near it costs.
+"""How far vectors move a model from its base on general prompts, and what `--keep` costs and saves.
 
 Vectors come from files (`--vectors BUNDLE FILE...`, once a bundle) or are trained here (`--train BUNDLE`, for
-every task, seed and anchor). Each has its gain on a task's held-out prompts beside its drift, where the task
-is known. `--scales` measures shares of each vector too: two bases can then be compared at equal gain. Every
-vector is a line of the study, which is gone on with.
+every seed and weight of what is kept), on a task's given answers. Each has its gain on a
+task's held-out prompts beside its drift, where the task is known. `--scales` measures shares of each vector
+too: two bases can then be compared at equal gain. Every vector is a line of the study, which is gone on with.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
 
 from tinylora_edge import MicroVector, load_bundle, runtime
-from tinylora_edge.projection import NUMBERS
 from tinylora_edge.runtime import measure_drift
+from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.evaluation import compare, evaluate
-from tinylora_edge.tasks import load_task
-from tinylora_edge.train import Options, train
+from tinylora_edge.tasks import Task, load_task
+from tinylora_edge.train import Options, train, trainer
 
 
 def same(row: dict[str, Any], name: dict[str, Any]) -> bool:
@@ -35,6 +35,16 @@ def same(row: dict[str, Any], name: dict[str, Any]) -> bool:
 
 def threads_of(options: argparse.Namespace) -> dict[str, Any]:
     return {} if options.workers is None else {"n_threads": options.workers}
+
+
+def nats(llm: Any, batch: Batch, task: Task, vector: MicroVector | None) -> float:
+    """Return the nats a token of the given answers to the held-out prompts."""
+    end = llm.vocabulary.turn_end
+    answers = [
+        [[*llm.tokenize(str(s.answer).encode(), add_bos=False, special=False), end]] for s in task.held_out
+    ]
+    found = batch.score(batch.encode(task.held_out), answers, vector=vector)
+    return float(-np.concatenate([row for (row,) in found]).mean())
 
 
 def measure(
@@ -47,12 +57,14 @@ def measure(
         whole = MicroVector.from_bytes(data, llm.bases)
         vector = whole if scale == 1 else MicroVector(whole.values * np.float32(scale), basis=whole.basis)
         found["norm"] = vector.norm
-        found["drift"] = measure_drift(llm, vector, count=options.prompts, **threads).record()
         if task is not None:
             loaded = load_task(task, held_out=options.held_out)
             with llm.batch(loaded.held_out, loaded.max_tokens, **threads) as batch:
                 base, own = evaluate(batch, loaded, None), evaluate(batch, loaded, vector)
-            found |= {"base": base.mean, "vector": own.mean, "n": base.n, **asdict(compare(base, own))}
+                found |= {"base": base.mean, "vector": own.mean, "n": base.n, **asdict(compare(base, own))}
+                if all(sample.answer is not None for sample in loaded.held_out):
+                    found["nats"] = [nats(llm, batch, loaded, each) for each in (None, vector)]
+        found["drift"] = measure_drift(llm, vector, count=options.prompts, **threads).record()
     return found
 
 
@@ -67,34 +79,52 @@ def subjects(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path
             names = {"bundle": bundle, "basis": basis.digest, "task": options.task}
             for each in scaled:
                 yield {**names, "file": file, "sha256": digest, **each}, Path(bundle)
-    # Seeds outermost: whenever the time runs out, bundles and anchors have the same number of them.
+    # Seeds outermost: whenever the time runs out, all weights have the same number of them.
     for seed in options.seeds:
-        for task in options.tasks:
-            for bundle in options.train:
-                for anchor in options.anchors:
-                    basis = load_bundle(bundle).basis(numbers=NUMBERS)
-                    names = {"bundle": bundle, "basis": basis.digest, "task": task}
-                    run: dict[str, Any] = {"seed": seed, "anchor": anchor, "steps": options.steps}
-                    yield {**names, **run, **asked}, Path(bundle)
+        for bundle in options.train:
+            for keep in options.keeps:
+                basis = load_bundle(bundle).basis(rank=options.rank)
+                run: dict[str, Any] = {"seed": seed, "keep": keep, "steps": options.steps}
+                yield (
+                    {"bundle": bundle, "basis": basis.digest, "task": options.task, **run, **asked},
+                    Path(bundle),
+                )
 
 
-def trained(bundle: Path, name: dict[str, Any], options: argparse.Namespace) -> tuple[bytes, list[float]]:
-    """Train a vector; return its frame and values."""
+def trained(bundle: Path, name: dict[str, Any], options: argparse.Namespace) -> tuple[bytes, dict[str, Any]]:
+    """Train a vector on the task's answers; return its frame, and what the steps took and showed."""
+    trainer.KEEP = name["keep"]
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         outcome = train(
             bundle,
             load_task(name["task"], seed=name["seed"]),
             Path(folder) / "v.bin",
             options=Options(
+                method="sft",
                 steps=name["steps"],
-                numbers=NUMBERS,
+                prompts=16,
+                rank=options.rank,
                 seed=name["seed"],
-                anchor=name["anchor"],
+                keep=name["keep"] > 0,
+                validate_every=name["steps"],
                 workers=options.workers,
                 evaluate=False,
             ),
+            report=rows.append,
         )
-        return outcome.path.read_bytes(), outcome.result.vector.values.tolist()
+        data = outcome.path.read_bytes()
+    if options.frames is not None:
+        (options.frames / f"keep-{name['keep']:g}-s{name['seed']}.bin").write_bytes(data)
+    steps = [row for row in rows if "step" in row]
+    moved = [row["moved"] for row in steps if "moved" in row][-8:]
+    facts = {
+        "step_s": statistics.median(row["learn_s"] for row in steps),
+        "moved": statistics.mean(moved) if moved else None,
+        "validation": outcome.result.best_score,
+        "best_step": outcome.result.best_step,
+    }
+    return data, facts
 
 
 def run_missing(options: argparse.Namespace, report: bench.Report) -> list[dict[str, Any]]:
@@ -107,7 +137,7 @@ def run_missing(options: argparse.Namespace, report: bench.Report) -> list[dict[
             if "file" in name:
                 data = Path(name["file"]).read_bytes()
             else:
-                data, more["values"] = trained(bundle, name, options)
+                data, more = trained(bundle, name, options)
             known = {**name, **more, **measure(bundle, data, name["task"], name.get("scale", 1), options)}
             bench.keep(options.study, known)
             report.say(f"measured {name.get('file') or name} of {bundle}")
@@ -140,14 +170,15 @@ def main() -> None:
     arguments.add_argument(
         "--vectors", nargs="+", action="append", default=[], metavar="PATH", help="a bundle and its frames"
     )
-    arguments.add_argument("--task", help="that the vectors of files are for; their gain is measured, too")
+    arguments.add_argument("--task", help="to train on and to measure the gain on, besides the drift")
     arguments.add_argument(
         "--scales", type=float, nargs="+", default=[1.0], metavar="X", help="of the files' vectors"
     )
     arguments.add_argument("--train", nargs="+", default=[], metavar="BUNDLE", help="bundles to train for")
-    arguments.add_argument("--tasks", nargs="+", default=["list-lookup", "brevity"], metavar="TASK")
-    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="N")
-    arguments.add_argument("--anchors", type=float, nargs="+", default=[0.0, 0.1, 0.3, 1.0], metavar="X")
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    arguments.add_argument("--keeps", type=float, nargs="+", default=[0.0, 0.3, 1.0], metavar="WEIGHT")
+    arguments.add_argument("--rank", type=int, default=8, help="of what is trained (%(default)s)")
+    arguments.add_argument("--frames", type=Path, metavar="DIR", help="keep what is trained there")
     arguments.add_argument("--steps", type=int, default=40, help="of training (%(default)s)")
     arguments.add_argument("--prompts", type=int, help="general prompts; all unless given")
     arguments.add_argument("--held-out", type=int, default=128, help="prompts of a task (%(default)s)")
@@ -161,9 +192,9 @@ def main() -> None:
         rows = run_missing(options, report)
     lines: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        what = f"anchor {row['anchor']:g}" if "anchor" in row else Path(row["file"]).name
+        what = f"keep {row['keep']:g}" if "keep" in row else Path(row["file"]).name
         what += f" x {row['scale']:g}" if "scale" in row else ""
-        lines.setdefault((row["bundle"], row["task"] or "", what), []).append(row)
+        lines.setdefault((Path(row["bundle"]).name, Path(row["task"] or "").name, what), []).append(row)
     table = [[*line, str(len(mine)), *cells(mine)] for line, mine in lines.items()]
     if table:
         headers = ["bundle", "task", "vector", "vectors", "gain", "nats a token", "repeating", "wrong"]

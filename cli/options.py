@@ -62,9 +62,6 @@ DropDuplicatesOption = Annotated[
 NumbersOption = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Of the vector: 1 to one a module. [default: 13]")
 ]
-AnchorOption = Annotated[
-    float, typer.Option(metavar="X", min=0, help="Hold it near the base: what a nat away costs.")
-]
 EvaluateOption = Annotated[bool, typer.Option(help="Measure gain and drift on held-out prompts.")]
 KeysOption = Annotated[
     list[Path] | None,

@@ -15,7 +15,6 @@ from ..documents import read_json
 from . import console, figures, vectors
 from .figures import ExamplesOption, SystemOption
 from .options import (
-    AnchorOption,
     BundleArgument,
     DataArgument,
     DropDuplicatesOption,
@@ -51,7 +50,7 @@ def train(
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Hugging Face weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    anchor: AnchorOption = 0.0,
+    keep: Annotated[bool, typer.Option("--keep", help="Rehearse, to keep what else the model can.")] = False,
     evaluate: EvaluateOption = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -84,7 +83,7 @@ def train(
         numbers=numbers,
         lr=lr,
         seed=seed,
-        anchor=anchor,
+        keep=keep,
         weights=None if weights is None else str(weights),
         evaluate=evaluate,
         drift=figures.DRIFT_PROMPTS if evaluate else 0,

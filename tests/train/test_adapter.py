@@ -205,6 +205,39 @@ def test_one_pass_equals_whole_sequences(
     learner.close()
 
 
+@pytest.mark.parametrize("architecture", ["qwen2", "granite"])  # of hidden states, and of logits
+def test_the_pull_is_the_divergence_from_the_base_and_leads_back_to_it(architecture: str) -> None:
+    model = models.tiny_model(architecture)
+    basis = basis_of(model, "learned", architecture)
+    adapter = Adapter(model, basis)
+    learner = Learner(model, adapter, temperature=0.6, workers=2)
+    groups = [
+        group([*range(20), *range(60, 60 + length)], [answer])
+        for length, answer in ((12, [1, 2, 3, 257]), (3, [5, 5]), (30, [7]))
+    ]
+
+    def whole() -> list[torch.Tensor]:
+        found = []
+        for each in groups:
+            row = [*each.prompt.tolist(), *each.completions[0].tolist()]
+            with torch.no_grad():
+                logits = model(torch.tensor([row])).logits[0, len(each.prompt) - 1 : -1]
+            found.append(torch.log_softmax(logits, -1))
+        return found
+
+    learner.refer(groups)
+    still = learner.pull(groups)
+    assert still.loss == pytest.approx(0, abs=1e-6)
+    assert still.grad.abs().max() < 1e-5
+    base = torch.cat(whole())
+    adapter.set(MicroVector.random(basis, 2.0, seed=1))
+    own, found = torch.cat(whole()), learner.pull(groups)
+    assert found.loss == pytest.approx(float((base.exp() * (base - own)).sum(-1).mean()), rel=1e-4)
+    adapter.set(adapter.v.detach().numpy() - 0.05 * (found.grad / found.grad.norm()).numpy())
+    assert learner.pull(groups).loss < found.loss
+    learner.close()
+
+
 def test_chosen_logprobs_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(5, 6, dtype=torch.float64, generator=generator).requires_grad_()

@@ -86,7 +86,7 @@ def test_the_reward_for_math(answer: str, reference: str, score: float) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["options.prompt=8"], "'prompt' is unknown: expected anchor, "),
+        (["options.prompt=8"], "'prompt' is unknown: expected "),
         (["options.prompts"], "expected KEY=VALUE"),
         (["task=5"], "task is 5, expected str"),
         (["max_tokens=abc"], "max_tokens is 'abc', expected int"),

@@ -27,7 +27,7 @@ from tinylora_edge import (
 )
 from tinylora_edge.runtime.batch_context import Generation
 from tinylora_edge.tasks import Completion, Sample, Task
-from tinylora_edge.train import Options, checkpoint, grown, train
+from tinylora_edge.train import Options, checkpoint, grown, train, trainer
 from tinylora_edge.train.batches import Sampled
 from tinylora_edge.train.trainer import as_good
 
@@ -77,8 +77,8 @@ def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Option
 def test_a_killed_run_goes_on_to_the_same_bytes(
     method: str, tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
 ) -> None:
-    """With an anchor: the base's own answers are drawn again, and are the same."""
-    options = replace(options, method=method, anchor=0.5)
+    """Rehearsed: the base's own answers are drawn again, and are the same."""
+    options = replace(options, method=method, keep=True)
     whole: Rows = []
     train(tiny_bundle, letters_task, tmp_path / "whole", options=options, report=whole.append)
 
@@ -181,20 +181,21 @@ def test_a_vector_grows_exactly_or_not_at_all(tiny_bundle: Path) -> None:
         grown(MicroVector.random(other, 1.0), bases, two)
 
 
-def test_the_harder_the_pull_to_the_base_the_nearer_v_stays(
-    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
+def test_the_harder_it_rehearses_the_nearer_v_stays(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {}
-    for weight in (0.0, 1.0, 100.0):
+    for weight in (None, 1.0, 100.0):
+        monkeypatch.setattr(trainer, "KEEP", weight)
         rows: Rows = []
-        chosen = replace(short, steps=8, anchor=weight)
+        chosen = replace(short, steps=8, keep=weight is not None)
         train(tiny_bundle, letters_task, tmp_path / f"{weight}", options=chosen, report=rows.append)
         found[weight] = steps(rows)
-    assert "anchor" not in found[0.0][0]
-    assert found[1.0][0]["anchor"] == pytest.approx(0, abs=1e-6), "the base is at no distance from itself"
+    assert "moved" not in found[None][0]
+    assert found[1.0][0]["moved"] == pytest.approx(0, abs=1e-6), "the base is at no distance from itself"
     last = {weight: rows[-1] for weight, rows in found.items()}
-    assert last[100.0]["norm"] < last[1.0]["norm"] < last[0.0]["norm"]
-    assert last[100.0]["anchor"] < last[1.0]["anchor"]
+    assert last[100.0]["norm"] < last[1.0]["norm"] < last[None]["norm"]
+    assert last[100.0]["moved"] < last[1.0]["moved"]
 
 
 # What is kept, and when it goes back
@@ -400,7 +401,6 @@ def test_what_is_refused_leaves_nothing(
     ("options", "message"),
     [
         ({"start": (math.nan,) * 13}, "finite values"),
-        ({"anchor": -1.0}, "an anchor weighs at least 0"),
         ({"method": "dpo"}, "unknown method 'dpo'"),
         ({"steps": 0}, "steps is 0, expected at least 1"),
     ],
@@ -435,7 +435,7 @@ def test_a_checkpoint_of_another_run_is_refused(
         ("seed is 1, this run's is 2", {}, {"seed": 2}),
         ("basis is '", {}, {"numbers": None, "rank": 1}),
         ("start is None, this run's is '", {}, {"start": (0.1,) * 13}),
-        ("anchor", {}, {"anchor": 0.5}),
+        ("keep", {}, {"keep": True}),
         ("weights", {}, {"weights": str(tmp_path / "other")}),
         ("max_tokens is 6, this run's is 5", {"max_tokens": 5}, {}),
         ("temperature is 1.0, this run's is 0.5", {"temperature": 0.5}, {}),

@@ -14,7 +14,8 @@ from tinylora_edge import Basis, load_bundle
 from tinylora_edge.runtime.learning.contrast import Lesson
 from tinylora_edge.train import learner, student
 from tinylora_edge.train.distill import _EFFECT, spread_of
-from tinylora_edge.train.student import ForwardKL, Student
+from tinylora_edge.train.learner import ForwardKL
+from tinylora_edge.train.student import Student
 
 
 def lesson() -> Lesson:
@@ -113,9 +114,9 @@ def reference(h: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> t
     return (target.exp() * (target - own)).sum(-1)
 
 
-@pytest.mark.parametrize("chunk", [1 << 23, 150, 1], ids=["whole", "three rows", "a row"])
+@pytest.mark.parametrize("chunk", [1 << 24, 300, 1], ids=["whole", "three rows", "a row"])
 def test_it_is_the_divergence_and_its_gradient(parts, chunk, monkeypatch):
-    monkeypatch.setattr(student, "_CHUNK", chunk)
+    monkeypatch.setattr(learner, "_CHUNK", chunk)
     h, teacher, weight = parts
     own = h.clone().requires_grad_(True)
     found = ForwardKL.apply(own, teacher, weight)

@@ -159,7 +159,7 @@ def test_resumes_to_the_same_numbers(tiny: Path, options: Options, tmp_path: Pat
     [
         ({"method": "sft"}, {}, "has no method sft"),
         ({"lr": None}, {}, "has no step size of its own"),
-        ({"anchor": 0.5}, {}, "has no anchor"),
+        ({"keep": True}, {}, "has no keep"),
         ({"start": (0.1,) * 13}, {}, "has no start"),
         ({"validation": 0}, {}, "at least 1"),
         ({"validation": 46}, {}, "48 training prompts, but 46"),

@@ -1,7 +1,7 @@
 """General prompts: what people ask a model in general, which no task and no behaviour is about.
 
-A personalized model is compared with its base on these prompts (`runtime.measure_drift`), and held near it on
-others of them (`anchor`, in training and in tuning). The file was written for this project. It has the format
+A personalized model is compared with its base on these prompts (`runtime.measure_drift`), and rehearses others
+of them in training (`Options.keep`). The file was written for this project. It has the format
 of a task, and `answers` where a rule can check them:
 
     {"prompt": "What is 7 + 5?", "kind": "arithmetic", "answers": ["12", "twelve"], "split": "held_out"}
@@ -26,7 +26,7 @@ _TIMES = 3
 
 
 def load_general(split: Literal["train", "held_out"] = "held_out") -> tuple[Sample, ...]:
-    """Return the general prompts to measure drift on, or (`train`) to hold a vector near the base on."""
+    """Return the general prompts to measure drift on, or (`train`) those to rehearse."""
     found = read_samples(_PROMPTS)
     return tuple(found.train if split == "train" else found.held_out)
 

@@ -1,4 +1,4 @@
-"""The groups of a step: sampled and rewarded (GRPO), given (SFT), or drawn by the base, to stay near it."""
+"""The groups of a step: sampled and rewarded (GRPO), given (SFT), or the base's own, to keep them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from ..vector import MicroVector
 from .grpo import advantages
 from .learner import Gradient, Group, Learner
 
-ANCHOR_TOKENS = 24
-"""Tokens of an answer of the base that v is held near to."""
-_PULLED = 8  # prompts a step
+KEEP = 1.0
+"""Weight in the loss of a nat a token of KL(base || v) on general prompts (docs/EVIDENCE.md)."""
+REHEARSED = 4
+"""General prompts a step."""
+REHEARSED_TOKENS = 24
+"""Tokens at most of the base's answer to one."""
 
 Encode = Callable[[Sample], NDArray[np.int32]]
 """sample -> token ids of its prompt (or of its answer), int32 [n]."""
@@ -129,47 +132,38 @@ class GivenAnswers:
         return groups, {"tokens": total, "length": total / len(samples)}
 
 
-class Anchor:
-    """The base's own answers to general prompts, and how v is pulled back to them.
+class Rehearsal:
+    """The base's own answers to general prompts, which v is held to while it learns something else.
 
-    `batch` draws them once, before the first step, and a step takes the next few of them. `learner` is one at
-    temperature 1; `weight` is that of a nat a token of KL(base || present policy) in the loss.
+    `batch` draws them once, before the first step, greedily. The next `REHEARSED` are part of a step.
     """
 
-    def __init__(
-        self,
-        learner: Learner,
-        batch: Batch,
-        prompts: Sequence[NDArray[np.int32]],
-        *,
-        weight: float,
-        seed: int,
-    ) -> None:
-        self.weight = weight
-        self._learner, self._batch, self._prompts, self._seed = learner, batch, prompts, seed
-        self._groups: list[Group] = []
+    def __init__(self, learner: Learner, batch: Batch, prompts: Sequence[NDArray[np.int32]]) -> None:
+        self._learner, self._batch, self._prompts = learner, batch, prompts
+        self._parts: list[list[Group]] = []
 
     def gradient(self, v: NDArray[np.float32], step: int) -> Gradient:
         """Return KL(base || v) on the prompts of a step, in nats a token, and its gradient by v."""
-        if not self._groups:
-            self._draw()
-        chosen = [self._groups[i % len(self._groups)] for i in range(step * _PULLED, (step + 1) * _PULLED)]
+        self._parts = self._parts or self._draw()
+        part = self._parts[step % len(self._parts)]
+        # Always by the same passes, so that v = 0 is at no distance.
+        if any(group.reference is None for group in part):
+            self._learner.refer(part)
         self._learner.adapter.set(v)
-        return self._learner.pull(chosen)
+        found = self._learner.pull(part)
+        if not self._learner.compact:
+            for group in part:
+                group.reference = None
+        return found
 
-    def _draw(self) -> None:
-        drawn = self._batch.generate(
-            [prompt.tolist() for prompt in self._prompts],
-            max_tokens=ANCHOR_TOKENS,
-            temperature=1.0,
-            seed=(self._seed, 5),
-        )
+    def _draw(self) -> list[list[Group]]:
+        asked = [prompt.tolist() for prompt in self._prompts]
+        drawn = self._batch.generate(asked, max_tokens=REHEARSED_TOKENS, temperature=0.0)
         groups = [
             Group(prompt, [each.tokens], np.ones(1, np.float32))
             for prompt, each in zip(self._prompts, drawn, strict=True)
+            if len(each.tokens)
         ]
-        self._learner.adapter.set(np.zeros(self._learner.adapter.v.shape, np.float32))
-        # By the learner and not the sampler: the two do not agree exactly, and v must not make up for that.
-        for group, reference in zip(groups, self._learner.measure(groups), strict=True):
-            group.reference = reference
-        self._groups = groups
+        if not groups:
+            raise TrainError("the base says nothing to any general prompt, so there is nothing to keep")
+        return [groups[i : i + REHEARSED] for i in range(0, len(groups), REHEARSED)]

@@ -16,8 +16,6 @@ from torch import Tensor
 IMPORTANCE_CAP = 2.0
 """Largest weight exp(log p_learner - log p_sampler) of a token."""
 
-_MOST = 10.0  # nats: the ratio of one token must not overflow
-
 
 def advantages(rewards: ArrayLike) -> NDArray[np.float32]:
     """Return rewards [samples] minus their mean, by their standard deviation: float32 [samples].
@@ -43,14 +41,3 @@ def token_loss(logprobs: Tensor, advantage: Tensor, sampled: Tensor | None) -> T
     if sampled is not None:
         objective = objective * torch.exp(now - sampled).clamp(max=IMPORTANCE_CAP)
     return -objective
-
-
-def distance(logprobs: Tensor, base: Tensor) -> Tensor:
-    """Return r - 1 - log r of every token that the base drew, with r = p / p_base: [completions, tokens].
-
-    Its mean is KL(base || p): -log r alone has it too, and r - 1 has the mean 0 (Schulman, "Approximating KL
-    divergence", 2020: k3, where the base is the sampler). It is never below 0, and its gradient is 0 where
-    nothing changed: it pulls to the base, and not to the answers that happened to be drawn.
-    """
-    ratio = logprobs - base
-    return torch.expm1(ratio.clamp(max=_MOST)) - ratio

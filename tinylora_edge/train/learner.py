@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..errors import TrainError
 from .adapter import Adapter
-from .grpo import distance, token_loss
+from .grpo import token_loss
 from .model import give_back
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class Group:
     Attributes:
         advantage: float32 [completions].
         sampled: log-probabilities they were drawn with, float32, same lengths; None where they are given.
-        reference: log-probabilities of the base, float32 [completions, longest]; `Learner.pull` needs them.
+        reference: what the base's next tokens follow from, [tokens, hidden]: `Learner.refer` gives it.
     """
 
     prompt: NDArray[np.int32]
@@ -90,6 +90,11 @@ class Learner:
         # configured, once for each thread that it computes in, and its next use of them is illegal.
         self._head = self._pool.submit(plain_head, model).result()
 
+    @property
+    def compact(self) -> bool:
+        """Whether hidden states decide tokens, and not logits, which are too many to be kept."""
+        return self._head is not None
+
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()
@@ -107,16 +112,29 @@ class Learner:
             counts.append(len(known))
             places.append([known[completion.tobytes()] for completion in group.completions])
         tokens, mask = pad(rows)
-        scores = self._logprobs([group.prompt for group in groups], torch.tensor(counts), tokens, mask)
+        real = mask.bool()
+        outputs = self._outputs([group.prompt for group in groups], torch.tensor(counts), tokens, mask)
+        chosen = chosen_logprobs(outputs, self._head, tokens[real], self.temperature)
+        scores = chosen.new_zeros(tokens.shape).masked_scatter(real, chosen)
         return [
             scores[place, : max(len(completion) for completion in group.completions)]
             for group, place in zip(groups, places, strict=True)
         ]
 
-    def _logprobs(
+    def _deciding(self, groups: Sequence[Group]) -> Tensor:
+        """Return what decides each token of the completions, group after group."""
+        tokens, mask = pad([completion for group in groups for completion in group.completions])
+        counts = torch.tensor([len(group.completions) for group in groups])
+        return self._outputs([group.prompt for group in groups], counts, tokens, mask)
+
+    def _outputs(
         self, prompts: Sequence[NDArray[np.int32]], counts: Tensor, tokens: Tensor, mask: Tensor
     ) -> Tensor:
-        """Log-probability of tokens [rows, longest]; the first counts[0] rows follow prompt 0, and so on."""
+        """Return what decides each of tokens [rows, longest] that is real, row after row.
+
+        That are hidden states, [tokens, hidden], or logits where those do not do. The first counts[0] rows
+        follow prompt 0, and so on.
+        """
         run = self.model if self._head is None else self.model.base_model
         shared = shared_prefix(prompts)
         cache = prefix_cache(run, prompts, shared)
@@ -127,7 +145,6 @@ class Learner:
         if padded:
             places = (seen.cumsum(-1) - 1).clamp(min=0)
             options |= {"attention_mask": seen, "position_ids": places[:, shared:]}
-        # logits [.., vocabulary], or hidden states [.., hidden] where those are enough
         last_alone: dict[str, Any] = {"logits_to_keep": 1} if self._head is None else {}
         outputs = run(ids, **options, **last_alone)[0][:, -1:].repeat_interleave(counts, 0)
         if (more := tokens.shape[1] - 1) > 0:
@@ -137,60 +154,77 @@ class Learner:
                 options["attention_mask"] = torch.cat([seen, seen.new_ones(len(seen), more)], 1)
                 options["position_ids"] = seen.sum(-1, keepdim=True) + torch.arange(more)
             outputs = torch.cat([outputs, run(tokens[:, :-1], **options)[0]], dim=1)
-        real = mask.bool()
-        chosen = chosen_logprobs(outputs[real], self._head, tokens[real], self.temperature)
-        return chosen.new_zeros(tokens.shape).masked_scatter(real, chosen)
+        return outputs[mask.bool()]
 
     def measure(self, groups: Sequence[Group]) -> list[Tensor]:
         """Return the log-probabilities of each group under the present v, without a gradient."""
+        return self._each(self.logprobs, groups)
 
-        def run(chosen: Sequence[Group]) -> list[Tensor]:
-            with torch.no_grad():
-                return self.logprobs(chosen)
+    def refer(self, groups: Sequence[Group]) -> None:
+        """Make the policy of v = 0 what `pull` pulls these groups to; v is 0 then."""
 
-        order = [number for numbers in self._passes(groups) for number in numbers]
-        found = dict(zip(order, chain.from_iterable(self._map(run, groups)), strict=True))
-        return [found[number] for number in range(len(groups))]
+        def run(chosen: Sequence[Group]) -> Sequence[Tensor]:
+            return self._deciding(chosen).split([tokens_of([group]) for group in chosen])
+
+        self.adapter.set(np.zeros(self.adapter.v.shape, np.float32))
+        for group, reference in zip(groups, self._each(run, groups), strict=True):
+            group.reference = reference
 
     def gradient(self, groups: Sequence[Group]) -> Gradient:
         """Return GRPO's loss of a batch (`grpo.token_loss`) and its gradient."""
 
-        def terms(group: Group, logprobs: Tensor, sampled: Tensor | None) -> Tensor:
-            return token_loss(logprobs, torch.from_numpy(group.advantage)[:, None], sampled)
-
-        return self._gradient(groups, terms)
-
-    def pull(self, groups: Sequence[Group]) -> Gradient:
-        """Return KL(base || present policy) and its gradient, on completions that the base drew."""
-
-        def terms(group: Group, logprobs: Tensor, sampled: Tensor | None) -> Tensor:
-            if group.reference is None:
-                raise TrainError("the pull to the base needs the base's log-probabilities of every group")
-            return distance(logprobs, group.reference)
-
-        return self._gradient(groups, terms)
-
-    def _gradient(
-        self, groups: Sequence[Group], terms_of: Callable[[Group, Tensor, Tensor | None], Tensor]
-    ) -> Gradient:
-        """Average the terms of all tokens, and differentiate the mean by v."""
-        count = sum(len(completion) for group in groups for completion in group.completions)
-
-        def run(chosen: Sequence[Group]) -> tuple[Tensor, Tensor, float]:
+        def loss(chosen: Sequence[Group]) -> tuple[Tensor, float]:
             total, gap = torch.zeros(()), 0.0
             for group, logprobs in zip(chosen, self.logprobs(chosen), strict=True):
                 _, mask = pad(group.completions)
                 sampled = None if group.sampled is None else pad(group.sampled)[0]
-                total = total + (terms_of(group, logprobs, sampled) * mask).sum() / count
+                terms = token_loss(logprobs, torch.from_numpy(group.advantage)[:, None], sampled)
+                total = total + (terms * mask).sum()
                 if sampled is not None:
-                    gap += ((logprobs.detach() - sampled).abs() * mask).sum().item() / count
+                    gap += ((logprobs.detach() - sampled).abs() * mask).sum().item()
+            return total, gap
+
+        return self._gradient(groups, loss)
+
+    def pull(self, groups: Sequence[Group]) -> Gradient:
+        """Return KL(base || v) of the next token, in the mean over those of the completions; and its gradient.
+
+        It is exact, over the whole vocabulary, at temperature 1, for groups that `refer` was given.
+        """
+
+        def loss(chosen: Sequence[Group]) -> tuple[Tensor, float]:
+            base = torch.cat([group.reference for group in chosen if group.reference is not None])
+            return divergences(self._deciding(chosen), base, self._head).sum(), 0.0
+
+        return self._gradient(groups, loss)
+
+    def _gradient(
+        self, groups: Sequence[Group], loss: Callable[[Sequence[Group]], tuple[Tensor, float]]
+    ) -> Gradient:
+        """Return the mean over all tokens of a loss, which is its sum over those of some groups, and of a gap."""
+        count = tokens_of(groups)
+
+        def run(chosen: Sequence[Group]) -> tuple[Tensor, Tensor, float]:
+            total, gap = loss(chosen)
+            total = total / count
             (gradient,) = torch.autograd.grad(total, [self.adapter.v])
-            return total.detach(), gradient, gap
+            return total.detach(), gradient, gap / count
 
         parts = self._map(run, groups)
         give_back()
         losses, gradients, gaps = zip(*parts, strict=True)
         return Gradient(float(sum(losses)), torch.stack(gradients).sum(0), sum(gaps))
+
+    def _each(self, function: Callable[[Sequence[Group]], Sequence[T]], groups: Sequence[Group]) -> list[T]:
+        """Return what a function gives for each group, in their order, without a gradient."""
+
+        def run(chosen: Sequence[Group]) -> Sequence[T]:
+            with torch.no_grad():
+                return function(chosen)
+
+        order = [number for numbers in self._passes(groups) for number in numbers]
+        found = dict(zip(order, chain.from_iterable(self._map(run, groups)), strict=True))
+        return [found[number] for number in range(len(groups))]
 
     def _passes(self, groups: Sequence[Group]) -> list[list[int]]:
         """Which groups to compute together: of similar length, few enough for memory, as many a worker."""
@@ -239,6 +273,37 @@ class ChosenLogprobs(torch.autograd.Function):
         return (grads[0][:, None] * slope).to(slope.dtype), None, None, None
 
 
+class ForwardKL(torch.autograd.Function):
+    """KL(softmax(t W^T) || softmax(h W^T)) of every row, differentiable in h, without keeping logits.
+
+    Shapes: h and t [rows, hidden], W [vocabulary, hidden] -> [rows], float32, in nats. The gradient by h,
+    (softmax(h W^T) - softmax(t W^T)) W, is worked out in the forward pass, as in `ChosenLogprobs`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+        """Return the divergences."""
+        result = torch.empty(len(h), dtype=torch.float32, device=h.device)
+        slope = torch.empty_like(h) if ctx.needs_input_grad[0] else None
+        step = max(1, _CHUNK // (2 * len(weight)))  # of both
+        for start in range(0, len(h), step):
+            rows = slice(start, start + step)
+            target = torch.log_softmax((teacher[rows] @ weight.T).float(), -1)
+            own = torch.log_softmax((h[rows] @ weight.T).float(), -1)
+            chances = target.exp()
+            result[rows] = (chances * target.sub_(own)).sum(-1)
+            if slope is not None:
+                torch.mm(own.exp_().sub_(chances).to(weight.dtype), weight, out=slope[rows])
+        ctx.save_for_backward(slope)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of h."""
+        (slope,) = ctx.saved_tensors
+        return (grads[0][:, None] * slope).to(slope.dtype), None, None
+
+
 def plain_head(model: Any) -> Tensor | None:
     """Return the output layer's weight [vocabulary, hidden] if the model's logits are h W^T and no more.
 
@@ -261,6 +326,20 @@ def chosen_logprobs(outputs: Tensor, head: Tensor | None, tokens: Tensor, temper
         return found
     wide = torch.promote_types(outputs.dtype, torch.float32)
     return torch.log_softmax(outputs.to(wide) / temperature, -1).gather(-1, tokens[:, None])[:, 0]
+
+
+def divergences(outputs: Tensor, base: Tensor, head: Tensor | None) -> Tensor:
+    """Return KL(base || present) of the next token, one a row: of hidden states, or without a head of logits."""
+    if head is not None:
+        found: Tensor = ForwardKL.apply(outputs, base, head)
+        return found
+    target, own = (torch.log_softmax(logits.float(), -1) for logits in (base, outputs))
+    return (target.exp() * (target - own)).sum(-1)
+
+
+def tokens_of(groups: Sequence[Group]) -> int:
+    """Return how many tokens the completions have."""
+    return sum(len(completion) for group in groups for completion in group.completions)
 
 
 def shared_prefix(rows: Sequence[NDArray[np.int32]]) -> int:

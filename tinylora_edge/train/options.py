@@ -37,8 +37,7 @@ class Options:
         validate_every: steps between validations.
         checkpoint_every: steps between checkpoints.
         silence: steps in a row without any signal after which the run stops.
-        anchor: weight of a nat a token of KL(base || v) on general prompts in the loss. 0 holds v nowhere and
-            saves the passes that it costs.
+        keep: rehearse: KL(base || v) on the base's own answers to general prompts is part of the loss.
         seed: of everything that is random.
         start: values that training starts from, as many as the basis has (`grown` makes them of a smaller
             vector); None is the base.
@@ -64,7 +63,7 @@ class Options:
     validate_every: int = 5
     checkpoint_every: int = 5
     silence: int = 10
-    anchor: float = 0.0
+    keep: bool = False
     seed: int = 0
     start: tuple[float, ...] | None = None
     weights: str | None = None
@@ -84,8 +83,6 @@ class Options:
                 raise TrainError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.drift < 0:
             raise TrainError(f"drift is measured on 0 general prompts or more, not on {self.drift}")
-        if not 0 <= self.anchor < math.inf:
-            raise TrainError(f"an anchor weighs at least 0 a nat, not {self.anchor}")
         if self.start is not None and not all(map(math.isfinite, self.start)):
             raise TrainError("training starts from finite values, and one of those to start from is none")
 

@@ -25,7 +25,7 @@ from ..system import cores
 from ..tasks import Sample, Task
 from ..tasks.general import load_general
 from .adapter import Adapter
-from .batches import ANCHOR_TOKENS, Anchor, Batches, GivenAnswers, Sampled
+from .batches import REHEARSED_TOKENS, Batches, GivenAnswers, Rehearsal, Sampled
 from .learner import Learner
 from .measure import measured, write_result
 from .model import load_model
@@ -137,12 +137,11 @@ class _Engines:
         room = self._room(
             f"the longest prompt of task {task.name} has", longest, task.max_tokens, "shorten it"
         )
-        general = []
-        if options.anchor:
-            general = [self._tokens(sample) for sample in load_general(split="train")]
-            longest = max(map(len, general))
-            what, cure = "the longest general prompt has", "leave out the anchor"
-            room = max(room, self._room(what, longest, ANCHOR_TOKENS, cure))
+        self.general = [self._tokens(sample) for sample in load_general(split="train") if options.keep]
+        if options.keep:
+            longest = max(map(len, self.general))
+            what, cure = "the longest general prompt has", "leave out --keep"
+            room = max(room, self._room(what, longest, REHEARSED_TOKENS, cure))
         batch = {"n_ctx_seq": room, "sequences": options.sequences, "n_threads": self.threads}
         self.batch = self.drawing = stack.enter_context(Batch(self.deployed, **batch))
         self.model = load_model(options.weights or found.base, options.dtype)
@@ -153,10 +152,6 @@ class _Engines:
         if self.halved:
             copy = half_copy(found.base, folder / "rollout", found.bases, self.threads)
             self.drawing = stack.enter_context(Batch(stack.enter_context(copy), **batch))
-        self.anchor: Anchor | None = None
-        if options.anchor:
-            learner, weight = self._learner(1.0), options.anchor
-            self.anchor = Anchor(learner, self.drawing, general, weight=weight, seed=options.seed)
 
     def trainer(self, checkpoint: Path) -> Trainer:
         """Return the loop over these engines."""
@@ -171,22 +166,24 @@ class _Engines:
         batches: Batches = judge
         if options.method == "sft":
             batches = GivenAnswers(task, encode=self._encode, encode_answer=self._encode_answer)
+        learner = Learner(
+            self.model,
+            self.adapter,
+            temperature=task.temperature if options.method == "grpo" else 1.0,
+            workers=self.threads,
+        )
+        self.stack.callback(learner.close)
         shared = {key: value for key, value in options.record().items() if key not in _ANY}
         return Trainer(
             task,
-            self._learner(task.temperature if options.method == "grpo" else 1.0),
+            learner,
             batches,
             judge,
             options=options,
             checkpoint=checkpoint,
             identity=shared | {"half_copy": self.halved, "workers": self.threads},
-            anchor=self.anchor,
+            rehearsal=Rehearsal(learner, self.drawing, self.general) if options.keep else None,
         )
-
-    def _learner(self, temperature: float) -> Learner:
-        learner = Learner(self.model, self.adapter, temperature=temperature, workers=self.threads)
-        self.stack.callback(learner.close)
-        return learner
 
     def _tokens(self, sample: Sample) -> NDArray[np.int32]:
         return np.array(self.deployed.encode(sample)[0], np.int32)

@@ -25,7 +25,7 @@ from ..runtime.llama.model import TinyLoraLlama
 from ..tasks import Prompt
 from ..tasks.behaviours import Behaviour
 from .adapter import Adapter, projected
-from .learner import chosen_logprobs, pad, plain_head, prefix_cache, shared_prefix
+from .learner import chosen_logprobs, divergences, pad, plain_head, prefix_cache, shared_prefix
 
 ALIKE = 3.0
 """Tokens of an answer say something that is much alike: T of them say as much as T / 3 of many answers.
@@ -35,7 +35,6 @@ questions, from four and from six. For 95 prompts that directions were learned f
 this one leaves nine tenths of that.
 """
 _ROWS = 64  # of logits at the same time
-_CHUNK = 1 << 23  # logits at the same time, of teacher and student each: 32 MiB in float32
 
 
 def prepare_lessons(
@@ -149,7 +148,7 @@ class Student:
         teacher = self._teacher(lesson)
         self._adapter.give(r)  # a row of the batch has an R of its own
         outputs = self._outputs(lesson.bare, lesson.answers, shared=0)
-        found = self._divergences(outputs, teacher)
+        found = divergences(outputs, teacher, self._head)
         dice = torch.Generator(self._device).manual_seed(
             int(np.random.SeedSequence(seed).generate_state(1)[0])
         )
@@ -166,14 +165,7 @@ class Student:
 
     def _loss(self, lesson: Lesson, teacher: Tensor, r: Tensor) -> Tensor:
         self._adapter.give(r)
-        return self._divergences(self._outputs(lesson.bare, lesson.answers), teacher).mean()
-
-    def _divergences(self, outputs: Tensor, teacher: Tensor) -> Tensor:
-        if self._head is not None:
-            found: Tensor = ForwardKL.apply(outputs, teacher, self._head)
-            return found
-        target, own = (torch.log_softmax(logits.float(), -1) for logits in (teacher, outputs))
-        return (target.exp() * (target - own)).sum(-1)
+        return divergences(self._outputs(lesson.bare, lesson.answers), teacher, self._head).mean()
 
     def _drawn(self, outputs: Tensor, dice: torch.Generator) -> Tensor:
         drawn = []
@@ -223,34 +215,3 @@ class _FreeAdapter(Adapter):
     def R(self) -> Tensor:
         given: Tensor = self._given.r
         return given
-
-
-class ForwardKL(torch.autograd.Function):
-    """KL(softmax(t W^T) || softmax(h W^T)) of every row, differentiable in h, without keeping logits.
-
-    Shapes: h and t [rows, hidden], W [vocabulary, hidden] -> [rows], float32, in nats. The gradient by h,
-    (softmax(h W^T) - softmax(t W^T)) W, is worked out in the forward pass, as in `ChosenLogprobs`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-        """Return the divergences."""
-        result = torch.empty(len(h), dtype=torch.float32, device=h.device)
-        slope = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        step = max(1, _CHUNK // len(weight))
-        for start in range(0, len(h), step):
-            rows = slice(start, start + step)
-            target = torch.log_softmax((teacher[rows] @ weight.T).float(), -1)
-            own = torch.log_softmax((h[rows] @ weight.T).float(), -1)
-            chances = target.exp()
-            result[rows] = (chances * target.sub_(own)).sum(-1)
-            if slope is not None:
-                torch.mm(own.exp_().sub_(chances).to(weight.dtype), weight, out=slope[rows])
-        ctx.save_for_backward(slope)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient of h."""
-        (slope,) = ctx.saved_tensors
-        return (grads[0][:, None] * slope).to(slope.dtype), None, None

@@ -19,7 +19,7 @@ from ..runtime.evaluation import Report
 from ..tasks import Sample, Task
 from ..tasks.task import name_of
 from ..vector import MicroVector
-from .batches import Anchor, Batches, Sampled
+from .batches import KEEP, Batches, Rehearsal, Sampled
 from .checkpoint import TrainState, load, save
 from .learner import Group, Learner
 from .options import Options, Result
@@ -63,11 +63,11 @@ class Trainer:
         options: Options,
         checkpoint: Path,
         identity: dict[str, Any],
-        anchor: Anchor | None = None,
+        rehearsal: Rehearsal | None = None,
     ) -> None:
         basis = learner.adapter.basis
         self.task, self.learner, self.options = task, learner, options
-        self._batches, self._judged, self._anchor = batches, judge, anchor
+        self._batches, self._judged, self._rehearsal = batches, judge, rehearsal
         self._checkpoint = checkpoint
         self._identity = {
             "task": task.name,
@@ -183,10 +183,10 @@ class Trainer:
         result: dict[str, Any] = {}
         gradient = self.learner.gradient(groups)
         by_v = gradient.grad
-        if self._anchor is not None:
-            pull = self._anchor.gradient(state.v, state.step)
-            by_v = by_v + self._anchor.weight * pull.grad
-            result["anchor"] = pull.loss
+        if self._rehearsal is not None:
+            pull = self._rehearsal.gradient(state.v, state.step)
+            by_v = by_v + KEEP * pull.grad
+            result["moved"] = pull.loss
         grad = self._by_z(by_v.numpy().astype(np.float32))
         norm = float(np.linalg.norm(grad))
         if not np.isfinite(norm):

@@ -137,7 +137,7 @@ def grpo_fields(
     refused = {
         f"method {options.method}": options.method != "grpo",
         "start": options.start is not None,
-        "anchor": options.anchor > 0,
+        "keep": options.keep,
     }
     for name, used in refused.items():
         if used:
