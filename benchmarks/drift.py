@@ -95,6 +95,12 @@ def trained(bundle: Path, name: dict[str, Any], options: argparse.Namespace) -> 
     """Train a vector on the task's answers; return its frame, and what the steps took and showed."""
     trainer.KEEP = name["keep"]
     rows: list[dict[str, Any]] = []
+
+    def show(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if row.get("step", 0) % 10 == 0:
+            print(row, flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         outcome = train(
             bundle,
@@ -111,7 +117,7 @@ def trained(bundle: Path, name: dict[str, Any], options: argparse.Namespace) -> 
                 workers=options.workers,
                 evaluate=False,
             ),
-            report=rows.append,
+            report=show,
         )
         data = outcome.path.read_bytes()
     if options.frames is not None:

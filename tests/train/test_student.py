@@ -12,7 +12,7 @@ import torch
 
 from tinylora_edge import Basis, load_bundle
 from tinylora_edge.runtime.learning.contrast import Lesson
-from tinylora_edge.train import learner, student
+from tinylora_edge.train import learner
 from tinylora_edge.train.distill import _EFFECT, spread_of
 from tinylora_edge.train.learner import ForwardKL
 from tinylora_edge.train.student import Student

@@ -1,8 +1,8 @@
 """General prompts: what people ask a model in general, which no task and no behaviour is about.
 
-A personalized model is compared with its base on these prompts (`runtime.measure_drift`), and rehearses others
-of them in training (`Options.keep`). The file was written for this project. It has the format
-of a task, and `answers` where a rule can check them:
+A personalized model is compared with its base on these prompts (`runtime.measure_drift`), and rehearses
+others of them in training (`Options.keep`). The file was written for this project. It has the format of a
+task, and `answers` where a rule can check them:
 
     {"prompt": "What is 7 + 5?", "kind": "arithmetic", "answers": ["12", "twelve"], "split": "held_out"}
     {"prompt": "Write a haiku about the ocean.", "kind": "poem", "split": "held_out"}

@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import TrainError
 from .adapter import Adapter
 from .grpo import token_loss
 from .model import give_back
@@ -187,9 +186,9 @@ class Learner:
         return self._gradient(groups, loss)
 
     def pull(self, groups: Sequence[Group]) -> Gradient:
-        """Return KL(base || v) of the next token, in the mean over those of the completions; and its gradient.
+        """Return KL(base || v) of the next token, the mean over those of the completions, and its gradient.
 
-        It is exact, over the whole vocabulary, at temperature 1, for groups that `refer` was given.
+        It is exact, of the whole vocabulary at temperature 1, for groups that `refer` was given.
         """
 
         def loss(chosen: Sequence[Group]) -> tuple[Tensor, float]:
@@ -201,7 +200,7 @@ class Learner:
     def _gradient(
         self, groups: Sequence[Group], loss: Callable[[Sequence[Group]], tuple[Tensor, float]]
     ) -> Gradient:
-        """Return the mean over all tokens of a loss, which is its sum over those of some groups, and of a gap."""
+        """Return the means over all tokens of a loss and a gap, which it gives as sums over some groups."""
         count = tokens_of(groups)
 
         def run(chosen: Sequence[Group]) -> tuple[Tensor, Tensor, float]:
@@ -329,7 +328,7 @@ def chosen_logprobs(outputs: Tensor, head: Tensor | None, tokens: Tensor, temper
 
 
 def divergences(outputs: Tensor, base: Tensor, head: Tensor | None) -> Tensor:
-    """Return KL(base || present) of the next token, one a row: of hidden states, or without a head of logits."""
+    """Return KL(base || present) of the next token, one a row: of hidden states, or of logits (no head)."""
     if head is not None:
         found: Tensor = ForwardKL.apply(outputs, base, head)
         return found
