@@ -29,7 +29,7 @@ def parse_json(data: bytes | bytearray | memoryview | str, *, limit: int = DOCUM
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 text (byte {error.start + 1})") from None
     try:
-        value = json.loads(text, parse_int=_integer)
+        value = _DECODER.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if raw.count(b"[") + raw.count(b"{") > DEPTH:
@@ -59,6 +59,9 @@ def _integer(digits: str) -> int:
     if len(digits.lstrip("-")) > DIGITS:
         raise ValueError(f"it has a number of more than {DIGITS} digits")
     return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)
 
 
 def restored(kind: type[Record], values: Any, given: Mapping[str, Any] | None = None) -> Record:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tinylora_edge.tasks import Sample, Task, load_task
 from tinylora_edge.tasks.generated import TASKS
 from tinylora_edge.tasks.generated.house_style import CLOSING, in_house_style
-from tinylora_edge.tasks.generated.tool_calls import right_call
+from tinylora_edge.tasks.rewards import REWARDS
 
 
 def held_out_sample(tasks: dict[str, Task], name: str, text: str) -> Sample:
@@ -222,7 +222,7 @@ def call(function: Any, **arguments: Any) -> str:
 
 def test_every_prompt_offers_four_functions_and_asks_for_one(tasks: dict[str, Task]) -> None:
     for sample in (*tasks["tool-calls"].train, *tasks["tool-calls"].shifted):
-        offer, wanted = sample.data["offer"], sample.data["call"]
+        offer, wanted = sample.data["offer"], json.loads(str(sample.answer))
         assert len(offer) == 4
         assert all(f'"{function}"' in sample.text for function in offer)
         assert set(wanted["arguments"]) == set(offer[wanted["tool"]])
@@ -247,7 +247,7 @@ def test_every_prompt_offers_four_functions_and_asks_for_one(tasks: dict[str, Ta
     ],
 )
 def test_tool_calls(text: str, score: float) -> None:
-    assert right_call(said(text), Sample("", None, {"call": CALL})) == score
+    assert REWARDS["json"](said(text), Sample("", json.dumps(CALL))) == score
 
 
 # All of them

@@ -128,11 +128,10 @@ def _distinct(lines: list[_Line], drop: bool, notes: list[str]) -> list[_Line]:
         seen.add((line.rank, line.sample.answer))
         kept.append(line)
     if crossing:
-        notes.append(f"{_lines_of(crossing)} dropped, whose prompt is in another split, too")
+        notes.append(f"left out {_lines_of(crossing)} whose prompt is measured on, too")
     if repeated:
-        done = "dropped" if drop else "stay (--drop-duplicates)"
-        again = f"the prompt and the answer of another one, such as {repeated[0].place}"
-        notes.append(f"{_lines_of(len(repeated))} with {again}: {done}")
+        again = f"{_lines_of(len(repeated))} with prompt and answer of another, such as {repeated[0].place}"
+        notes.append(f"left out {again}" if drop else f"{again} (--drop-duplicates leaves them out)")
     if differing:
         other = next(iter(differing.values()))
         first = owners[other.rank]
@@ -228,7 +227,7 @@ def _object(place: str, line: str) -> dict[str, Any]:
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `file:line` and the filled cells of every row, by the names of the header."""
     reader = csv.reader((line for _, line in _lines(path, "the task's samples")), strict=True)
-    header, start = list[str](), 1
+    header, start, empty = list[str](), 1, True
     try:
         for cells in reader:
             place, start = f"{path}:{start}", reader.line_num + 1
@@ -242,6 +241,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     "has commas into double quotes"
                 )
             else:
+                empty = False
                 row: dict[str, Any] = {"prompt": "", "answer": ""}
                 row.update((name, cell) for name, cell in zip(header, cells, strict=True) if cell.strip())
                 if row.get("raw", "").lower() in ("true", "false"):
@@ -249,17 +249,20 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield place, row
     except csv.Error as error:
         raise TrainError(f"{path}:{start}: not CSV: {error}") from None
-    if start == 1 or not header:
-        raise TrainError(f"{path}: the file is empty, expected a header with prompt and answer")
+    if empty:
+        raise TrainError(f"{path}: the file is empty, expected rows under a header with prompt and answer")
 
 
 def _header(place: str, cells: Sequence[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
-    if not {"prompt", "answer"} <= set(names) or len(set(names)) < len(names) or "messages" in names:
-        hint = "columns are separated by commas; " if len(names) == 1 else ""
+    if len(names) == 1:
         raise TrainError(
-            f"{place}: the header has {', '.join(map(repr, names))}, expected one column prompt, one answer, "
-            f"and any others: {hint}each name stands once"
+            f"{place}: one column, {cells[0][:60]!r}, expected prompt and answer, with a comma between"
+        )
+    if not {"prompt", "answer"} <= set(names) or len(set(names)) < len(names) or "messages" in names:
+        raise TrainError(
+            f"{place}: the columns are {', '.join(map(repr, names))}, expected prompt and answer, and others "
+            "if you like, but none twice and no messages"
         )
     return names
 

@@ -19,11 +19,7 @@ def read_answer(text: str) -> Any:
     text = text.strip()
     fenced = _FENCE.fullmatch(text)
     try:
-        return json.loads(
-            fenced["body"] if fenced else text,
-            object_pairs_hook=_object,
-            parse_constant=_refuse_constant,
-        )
+        return _DECODER.decode(fenced["body"] if fenced else text)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
 
@@ -101,3 +97,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)

@@ -173,9 +173,13 @@ def _from_file(name: str, path: Path, judge: Reward | None, drop_duplicates: boo
                 )
         reward, why = read_off(answers)
         notes.append(f"reward: {name_of(reward)}, {why}")
-    for sample in samples:
-        if wrong := unfit(reward, sample.answer):
-            raise TrainError(f"{lines.places[id(sample)]}: {wrong}")
+        trained = {sample.answer for sample in lines.train}
+        if reward is label and (never := sorted(set(answers) - trained)):
+            notes.append(f"{len(never):,} of these answers are never trained on, such as {never[0]!r}")
+    elif judge:
+        for sample in samples:
+            if wrong := unfit(reward, sample.answer):
+                raise TrainError(f"{lines.places[id(sample)]}: {wrong}")
     if (reward is label or not judge) and len(answers) > 1 and len(set(answers)) == 1:
         raise TrainError(
             f"{name}: all {len(answers):,} answers are {answers[0]!r:.60}: there is nothing to learn from "

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from ..json_answers import read_answer
-from ..task import Completion, Draw, Sample
+from ..answers import json_value
+from ..task import Draw, Sample
 from .words import GeneratedTask, Words, article, ask
 
 # The functions, called tools in prompts, by the arguments that they take, and how people ask for them.
@@ -57,19 +57,6 @@ _SHIFTED_CALL_REQUESTS = (
 )
 
 
-def right_call(completion: Completion, sample: Sample) -> float:
-    """1 for the call that is asked for: its function, and its arguments with their types and true values.
-
-    Guards: the answer ended by itself and is one JSON object with no other key and nothing beside it (one ```
-    fence may be around it), so that calling several functions, or giving all arguments that exist, gets 0.
-    """
-    try:
-        value = read_answer(completion.text)
-    except ValueError:
-        return 0.0
-    return float(completion.ended and value == sample.data["call"])
-
-
 def _call_sample(side: Words, draw: Draw, texts: Mapping[str, str], requests: tuple[str, ...]) -> Sample:
     kinds = draw.one(_OFFERS)
     offered = [draw.some(tuple(_FUNCTIONS[kind]), _FUNCTIONS_OFFERED // len(kinds)) for kind in kinds]
@@ -85,7 +72,6 @@ def _call_sample(side: Words, draw: Draw, texts: Mapping[str, str], requests: tu
     return ask(
         draw.one(requests).format(text=text, choice=choice),
         answer=json.dumps(call),
-        call=call,
         offer={name: kind for kind, functions in zip(kinds, offered, strict=True) for name in functions},
         text=text,
     )
@@ -95,7 +81,7 @@ TOOL_CALLS = GeneratedTask(
     "tool-calls",
     build=lambda side, draw: _call_sample(side, draw, _CALLS, (_CALL_REQUEST,)),
     build_shifted=lambda side, draw: _call_sample(side, draw, _SHIFTED_CALLS, _SHIFTED_CALL_REQUESTS),
-    reward=right_call,
+    reward=json_value,
     max_tokens=40,
     temperature=0.5,
 )

@@ -1,0 +1,378 @@
+"""A user's own file: its forms, the reward that is read off its answers, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answers import asked, said
+
+from tinylora_edge import TrainError
+from tinylora_edge.tasks import Sample, Task, load_task, rewards
+from tinylora_edge.tasks.rewards import REWARDS, parse_reward
+
+Write = Callable[..., Path]
+
+TOPICS = ("card arrival", "card linking", "exchange rate", "lost or stolen card")
+UTTERANCES = [
+    {"prompt": f"{start} {what}, please?", "answer": TOPICS[number % 4]}
+    for number, what in enumerate(
+        ("my card", "the new card", "pounds to euros", "a stolen wallet", "top ups")
+    )
+    for start in ("Where is", "Can you track", "How do I get", "What about")
+]
+CALLS = [
+    {
+        "prompt": f"Wake me at {hour} on {day}",
+        "answer": {"name": "alarm", "arguments": {"hour": hour, "day": day}},
+    }
+    for hour in range(5, 9)
+    for day in ("Monday", "Tuesday", "Friday")
+]
+FENCED = [{**row, "answer": f"```json\n{json.dumps(row['answer'])}\n```"} for row in CALLS]
+SUMS = [{"prompt": f"A crate holds {n} pears. Pears in 12 crates?", "answer": 12 * n} for n in range(3, 23)]
+STORIES = [
+    {
+        "prompt": f"The {animal} {end}. How did it end?",
+        "answer": f"The {animal} {end}, and came home late.\nSo it was.",
+    }
+    for animal in ("fox", "hen", "owl", "cat", "dog")
+    for end in ("met a friend", "found a river", "saw the sea")
+]
+
+
+def everything(task: Task) -> list[Sample]:
+    return [*task.train, *task.held_out, *task.shifted]
+
+
+# Forms of a file
+
+
+def test_openais_form_is_prompt_and_answer(write: Write) -> None:
+    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi", "name": "Ann"}]
+    turns = [*chat, {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "Bye"}]
+    last = {"role": "assistant", "content": " Goodbye. ", "weight": 1, "refusal": None}
+    tools = [{"type": "function", "function": {"name": "wave"}}]
+    task = load_task(
+        write(
+            {"messages": [*chat, {"role": "assistant", "content": "Hello."}], "split": "train"},
+            {"messages": [*turns, last], "tools": tools, "split": "held_out"},
+        )
+    )
+    plain = ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"})
+    assert task.train == (Sample(plain, "Hello."),)
+    (held_out,) = task.held_out
+    assert (held_out.answer, len(held_out.prompt), held_out.text) == (
+        "Goodbye.",
+        4,
+        "Be kind.\nHi\nHello!\nBye",
+    )
+    assert "the name of a message is not shown to the model (2 lines)" in task.notes
+    assert "tools is not shown to the model (1 line)" in task.notes
+
+
+def test_csv_has_the_columns_of_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "own.CSV"
+    path.write_bytes(
+        "\ufeffprompt,level,answer,split,raw\r\n"
+        '"Say ""hi"",\r\nin German",3,Grüß dich,train,\r\n'
+        "\r\n,,,,\r\n"
+        "Once upon, ,a time,held_out,TRUE\r\n".encode()
+    )
+    task = load_task(path, reward="label")
+    assert task.train == (Sample('Say "hi",\r\nin German', "Grüß dich", {"level": "3"}),)
+    assert task.held_out == (Sample("Once upon", "a time", raw=True),)
+
+
+def test_an_answer_that_is_json_becomes_its_text(write: Write) -> None:
+    answers = [{"b": "Grüße", "a": [1, None]}, ["x", {"y": 2.5}], True, 7]
+    task = load_task(write(*({"prompt": str(each), "answer": each} for each in answers)), reward="label")
+    found = {sample.answer for sample in everything(task)}
+    assert found == {'{"b": "Grüße", "a": [1, null]}', '["x", {"y": 2.5}]', "true", "7"}
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10, 20, 60])
+def test_a_small_file_has_both_sides_whatever_its_hashes(write: Write, count: int) -> None:
+    for start in range(0, 2000, 100):
+        rows = [{"prompt": f"Question {start + number}?", "answer": str(number)} for number in range(count)]
+        task = load_task(write(*rows), reward="label")
+        assert min(8, max(1, count // 5)) <= len(task.held_out) <= max(1, count // 3)
+        assert len(task.train) + len(task.held_out) == count
+
+
+# The reward that is read off
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "why", "tokens"),
+    [
+        (UTTERANCES, "label", "read off 4 different answers, of which 'card arrival' is 40 % of all", 20),
+        (
+            [{**row, "answer": number % 2} for number, row in enumerate(SUMS)],
+            "label",
+            "2 different answers",
+            16,
+        ),
+        (CALLS, "json", "all 12 answers are JSON", 62),
+        (FENCED, "json", "all 12 answers are JSON", 74),
+        (SUMS, "number", "all 20 answers are numbers", 64),
+        ([{**row, "answer": f"12 * n\n#### {row['answer']:,}"} for row in SUMS], "number", "numbers", 64),
+        ([{**row, "answer": f"$1,{row['answer']:03}.50"} for row in SUMS], "number", "numbers", 64),
+        ([{**row, "answer": f"0{row['answer']}-55"} for row in SUMS], "text", "20 of 20", 16),
+        (STORIES, "text", "longer than 64 characters or a line", 54),
+        ([*CALLS, STORIES[0]], "text", "12 are JSON, but 'The fox met a friend", 62),
+        ([{**row, "answer": "x" * (400 + n)} for n, row in enumerate(SUMS)], "text", "different", 420),
+        ([{**row, "answer": "x" * (900 + n)} for n, row in enumerate(SUMS)], "text", "different", 512),
+    ],
+)
+def test_the_reward_is_read_off_the_answers(
+    write: Write, rows: Sequence[dict[str, Any]], name: str, why: str, tokens: int
+) -> None:
+    task = load_task(write(*rows))
+    assert task.reward.__name__ == name
+    assert task.notes[0].startswith(f"reward: {name}, ")
+    assert why in task.notes[0]
+    assert task.max_tokens == tokens
+    assert (task.shaped is not None) == (name == "json")
+    assert rewards.is_text(task.reward) == (name == "text")
+    named = load_task(write(*rows), reward=name)
+    assert (named.reward, named.shaped, named.notes) == (task.reward, task.shaped, [])
+    if name != "text":
+        assert [task.score(said(str(each.answer)), each) for each in everything(task)] == [1.0] * len(rows)
+
+
+def test_one_reward_on_all_lines_is_the_tasks(write: Write) -> None:
+    task = load_task(write(*({**row, "reward": "json"} for row in CALLS)))
+    assert (task.reward, task.shaped) == (REWARDS["json"], load_task("snips").shaped)
+
+
+def test_free_text_has_no_reward_for_a_completion(write: Write) -> None:
+    task = load_task(write(*STORIES))
+    assert task.reward is parse_reward("text") is rewards.text
+    with pytest.raises(TrainError, match=r"text has no reward for a completion: .*learned by SFT"):
+        task.score(said("The fox slept."), task.train[0])
+    with pytest.raises(TrainError, match="text stands alone"):
+        parse_reward("0.5*text + 0.5*label")
+
+
+CALL = asked(
+    'Wake me at 6 on Monday. Answer as {"name": "alarm", "arguments": {"hour": 5, "day": "Monday"}}',
+    json.dumps({"name": "alarm", "arguments": {"hour": 6, "day": "Monday"}}),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "share"),
+    [
+        ('{"arguments": {"day":"Monday","hour":6.0},\n "name":"alarm"}', 1, 1),
+        ('```json\n{"name": "alarm", "arguments": {"hour": 6, "day": "Monday"}}\n```', 1, 1),
+        ('{"name": "alarm", "arguments": {"hour": 7, "day": "Monday"}}', 0, 2 / 3),
+        ('{"name": "alarm", "arguments": {"hour": "6", "day": "Monday"}}', 0, 2 / 3),
+        ('{"name": "alarm", "arguments": {}}', 0, 1 / 4),
+        ('{"name": "alarm", "arguments": {"hour": 6, "day": "Monday", "week": 1}}', 0, 3 / 4),
+        ('{"hour": 6, "day": "Monday"}', 0, 0),
+        ("{}", 0, 0),
+        ("[]", 0, 0),
+        ("6", 0, 0),
+        ("", 0, 0),
+        ('{"name": "alarm", "name": "alarm"}', 0, 0),
+        ('{"name": "alarm", "arguments": {"hour": 5, "day": "Monday"}}', 0, 0),  # it stands in the prompt
+        (CALL.text, 0, 0),
+        ('{"name": "alarm"} {"name": "alarm"}', 0, 0),
+        ('{"a":' * 900 + "1" + "}" * 900, 0, 0),
+    ],
+)
+def test_json_is_right_as_a_whole_and_learned_by_fields(text: str, whole: float, share: float) -> None:
+    task = Task("calls", [CALL], [CALL], REWARDS["json"])
+    assert task.score(said(text), CALL) == whole
+    shaped = load_task("snips").shaped
+    assert shaped is not None
+    assert shaped(said(text), CALL) == pytest.approx(share)
+    assert shaped(said(text, ended=False), CALL) == REWARDS["json"](said(text, ended=False), CALL) == 0
+
+
+def test_true_is_not_one_and_an_empty_call_is_a_call() -> None:
+    assert REWARDS["json"](said('{"on": 1}'), asked("?", '{"on": true}')) == 0
+    assert REWARDS["json"](said("{}"), asked("?", "{ }")) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "ended", "score"),
+    [
+        ("\n lost or stolen card ", True, 1),
+        ("lost or stolen card", False, 0),
+        ("Lost or stolen card", True, 0),
+        ("lost or stolen card.", True, 0),
+        ("The topic is: lost or stolen card", True, 0),
+        ("card arrival, card linking, lost or stolen card", True, 0),
+        ("", True, 0),
+    ],
+)
+def test_a_label_is_the_answer_and_nothing_else(text: str, ended: bool, score: float) -> None:
+    assert (
+        rewards.label(said(text, ended=ended), asked("Where is my wallet?", "lost or stolen card")) == score
+    )
+
+
+# What answers are held to
+
+
+def test_the_schema_of_labels_is_the_answers(write: Write, tmp_path: Path) -> None:
+    rows = [*UTTERANCES, {"prompt": "Far away?", "answer": "a new one"}]
+    assert load_task(write(*rows), held_out=1, train=2, schema="label", reward="label").schema == [
+        "a new one",
+        *TOPICS,
+    ]
+    path = tmp_path / "schema.json"
+    path.write_text('{"type": "object"}')
+    assert load_task(write(*CALLS), schema=path).schema == {"type": "object"} == load_task(
+        "tool-calls", schema={"type": "object"}
+    ).schema  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ("label", "the schema label needs the reward label, but the reward is json: name it"),
+        ("nowhere.json", "schema 'nowhere.json': No such file or directory: expected a file, or label"),
+        (__file__, "not JSON"),
+    ],
+)
+def test_a_schema_that_does_not_suit(write: Write, schema: str, message: str) -> None:
+    with pytest.raises(TrainError, match=message):
+        load_task(write(*CALLS), schema=schema)
+
+
+def test_a_thousand_labels_are_the_most(write: Write) -> None:
+    rows = [{"prompt": f"Item {number}", "answer": f"shelf {number // 2}"} for number in range(2002)]
+    with pytest.raises(TrainError, match="1,001 different answers, expected 1,000 labels at most"):
+        load_task(write(*rows), schema="label")
+
+
+# What its user should know
+
+
+def test_what_stands_twice_is_told(write: Write) -> None:
+    again = {"prompt": UTTERANCES[2]["prompt"].upper(), "answer": "card linking"}
+    path = write(*UTTERANCES, UTTERANCES[0], UTTERANCES[1], again)
+    repeated, differing, _ = load_task(path).notes
+    assert (
+        repeated
+        == f"2 lines with prompt and answer of another, such as {path}:21 (--drop-duplicates leaves them out)"
+    )
+    assert differing == (
+        f"1 prompt has different answers, such as 'card arrival' at {path}:3 and 'card linking' at {path}:23"
+    )
+    task = load_task(path, drop_duplicates=True)
+    assert len(everything(task)) == 21
+    assert task.notes[0].startswith("left out 2 lines with prompt and answer of another")
+
+
+def test_what_is_measured_is_dropped_from_training(write: Write) -> None:
+    measured = [
+        {**row, "split": split} for row, split in zip(SUMS[:6], ["held_out", "shifted"] * 3, strict=True)
+    ]
+    path = write(*({**row, "split": "train"} for row in SUMS), *measured)
+    with pytest.raises(TrainError, match=r"own\.jsonl:1: its split is 'train', but .* 'held_out' at .*:21"):
+        load_task(path)
+    task = load_task(path, drop_duplicates=True)
+    assert (len(task.train), len(task.held_out), len(task.shifted)) == (14, 3, 3)
+    assert task.notes[0] == "left out 6 lines whose prompt is measured on, too"
+
+
+def test_labels_that_are_never_trained_on_are_told(write: Write) -> None:
+    rows = [{**row, "split": "held_out" if row["answer"] == TOPICS[1] else "train"} for row in UTTERANCES]
+    assert (
+        load_task(write(*rows)).notes[-1] == "1 of these answers are never trained on, such as 'card linking'"
+    )
+
+
+# What is wrong with it
+
+GREETING = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            [{"prompt": "a"}, {"prompt": "b"}],
+            ':.: there is no "answer", and no reward: expected an answer on every',
+        ),
+        ([{**row, "answer": "yes"} for row in SUMS], ": all 20 answers are 'yes': there is nothing to learn"),
+        ([{"prompt": "a", "answer": "\n"}], ':1: "answer" is blank text, expected what the model should say'),
+        ([b"\xff\xfe{\x00"], ":1: the file is in UTF-16: save it as UTF-8"),
+        ([b"{\x00}\x00"], ":1: the file is in UTF-16: save it as UTF-8"),
+        (["[", '{"prompt": "a"}', "]"], ":1: not JSON: .*, expected one JSON object a line"),
+        ([SUMS[0]], ": it has 0 training and 1 held-out samples"),
+        (
+            [{"messages": [*GREETING, {"role": "assistant", "content": "Hi"}], "answer": "b"}],
+            ":1: found .answer., and",
+        ),
+        (
+            [{"messages": [*GREETING, {"role": "assistant", "content": "Hi", "weight": 0}]}],
+            ":1: the last message has the weight 0, but it is what is learned",
+        ),
+        (
+            [{"messages": [*GREETING, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]}],
+            ":1: message 2 is .*tool_calls.*, expected .*TEXT",
+        ),
+        (
+            [{"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+            ":1: the message to be answered is from 'system', expected 'user'",
+        ),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(write: Write, lines: list[Any], message: str) -> None:
+    with pytest.raises(TrainError, match=rf"own\.jsonl{message}") as caught:
+        load_task(write(*lines))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("json", "the answer is 'The fox met a friend, and came home late.*, expected a JSON object or list"),
+        ("number", "the answer is 'The .*, expected one number"),
+        ("label", 'there is no "answer", with which the reward label compares'),
+    ],
+)
+def test_a_reward_that_the_answers_do_not_suit(write: Write, reward: str, message: str) -> None:
+    rows = [{"prompt": row["prompt"]} for row in STORIES] if reward == "label" else STORIES
+    with pytest.raises(TrainError, match=rf"own\.jsonl:\d+: {message}"):
+        load_task(write(*rows), reward=reward)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", ": the file is empty, expected rows under a header with prompt and answer"),
+        ("prompt,answer\n", ": the file is empty, expected rows under a header"),
+        ("prompt\nHi\n", ":1: one column, 'prompt', expected prompt and answer, with a comma between"),
+        ("prompt;answer\nHi;Ho\n", ":1: one column, 'prompt;answer', expected"),
+        ("text,label\nHi,Ho\n", ":1: the columns are 'text', 'label', expected prompt and answer"),
+        ("prompt,answer,answer\nHi,Ho,Ha\n", ":1: the columns are .*, but none twice"),
+        ('prompt,answer\n"Hi\nyou",Ho\nHi, you,Ho\n', ":4: 3 columns, expected 2 as in the header"),
+        ("prompt,answer\nHi,Ho\nHi,\n", ':3: "answer" is blank text'),
+        ("prompt,answer\n ,Ho\n", ':2: "prompt" is blank text'),
+        ('prompt,answer\nHi,Ho\n"Hi,Ho\n', ":3: not CSV: unexpected end of data"),
+        ("prompt,answer,raw\nHi,Ho,perhaps\n", ":2: \"raw\" is the string 'perhaps', expected true or false"),
+    ],
+)
+def test_a_wrong_csv_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text(text)
+    with pytest.raises(TrainError, match=rf"own\.csv{message}"):
+        load_task(path)
+
+
+def test_a_csv_in_latin_1_is_refused_with_line_and_byte(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_bytes("prompt,answer\nHi,Grüße\n".encode("latin-1"))
+    with pytest.raises(
+        TrainError, match=r"own\.csv:2: byte 6 of the line is 0xfc, which is no UTF-8: save it as"
+    ):
+        load_task(path)
