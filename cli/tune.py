@@ -68,6 +68,7 @@ def tune(
     from .. import runtime
     from ..runtime.evaluation import evaluate as measure
     from ..runtime.evaluation import held_out
+    from ..tasks.rewards import is_text
 
     amount = runtime.Budget.of(budget)
     state = output.with_name(f"{output.name}.state")
@@ -79,6 +80,11 @@ def tune(
             else f"{state} holds the state of an unfinished run: go on with --resume, or remove it"
         )
     loaded = load_data(data, reward=reward, drop_duplicates=drop_duplicates, seed=seed)
+    if is_text(loaded.reward):
+        raise TrainError(
+            f"{data}: its answers are free text, and tune learns from a reward: name one (--reward), or "
+            "learn the answers themselves with train"
+        )
     loaded = figures.preamble(loaded, system, examples).before_task(loaded)
     first = None if start is None else vectors.read(str(start))
     curve: list[dict[str, Any]] = []

@@ -117,5 +117,11 @@ def test_refusals_leave_nothing(cli: Cli, tiny_bundle: Path, task: list[str], tm
     cli(*command, "--resume").refused("no state", "v.bin.state")
     cli("tune", tiny_bundle, *task, "-o", "-").misused("a run writes files beside its frame")
     assert list(tmp_path.iterdir()) == []
+    tales = tmp_path / "tales.csv"
+    tales.write_text("prompt,answer\n" + "".join(f"Tale {i}?,It was {i} years ago.\n" for i in range(9)))
+    free = cli("tune", tiny_bundle, tales, "-o", tmp_path / "v.bin")
+    assert free.code == 1
+    assert "reward: text, as 9 of 9 answers are different" in free.stderr
+    assert "free text, and tune learns from a reward" in free.stderr
     (tmp_path / "v.bin").write_bytes(b"mine")
     cli(*command).refused("v.bin", "exists")
