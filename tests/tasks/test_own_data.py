@@ -147,6 +147,8 @@ def test_the_reward_is_read_off_the_answers(
 def test_one_reward_on_all_lines_is_the_tasks(write: Write) -> None:
     task = load_task(write(*({**row, "reward": "json"} for row in CALLS)))
     assert (task.reward, task.shaped) == (REWARDS["json"], load_task("snips").shaped)
+    short = load_task(write(*({**row, "answer": "7", "reward": "max_words(12)"} for row in CALLS)))
+    assert (short.reward.__name__, short.shaped, short.max_tokens) == ("max_words(12)", None, 64)
 
 
 def test_free_text_has_no_reward_for_a_completion(write: Write) -> None:
@@ -342,7 +344,7 @@ def test_a_wrong_file_is_refused_in_one_line(write: Write, lines: list[Any], mes
 )
 def test_a_reward_that_the_answers_do_not_suit(write: Write, reward: str, message: str) -> None:
     rows = [{"prompt": row["prompt"]} for row in STORIES] if reward == "label" else STORIES
-    with pytest.raises(TrainError, match=rf"own\.jsonl:\d+: {message}"):
+    with pytest.raises(TrainError, match=rf"own\.jsonl:1: {message}"):
         load_task(write(*rows), reward=reward)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..documents import read_json
 from ..errors import MissingExtraError, TrainError
 from . import generated
-from .answers import is_text, label, number, read_off, shaped, unfit
+from .answers import is_text, json_value, label, number, read_off, shaped, text, unfit
 from .files import kind_of, rank, read_objects, read_samples, split_by_prompt
 from .numbers import final_number
 from .rewards import parse_reward
@@ -31,7 +31,7 @@ LABELS = 1000
 """Different answers at most that `schema="label"` holds a model to."""
 
 _SNIPS = Path(__file__).with_name("snips.jsonl")  # where it is from: snips.LICENSE
-_ANSWER_TOKENS = (16, 64, 512)  # the least, what is given to answers of unknown length, and the most
+_ANSWER_TOKENS = (16, 64, 512)  # the least; the least where the answer is not to be said as it is; the most
 _GENERATED_TRAIN = 512  # samples; at 8 prompts a step more than a default run sees
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations for a calculator, not part of the solution's text
 
@@ -161,9 +161,10 @@ def _from_file(name: str, path: Path, judge: Reward | None, drop_duplicates: boo
             "the path of a JSONL or CSV file"
         )
     lines = read_samples(path, drop_duplicates=drop_duplicates)
-    samples, notes = [*lines.train, *lines.held_out, *lines.shifted], lines.notes
-    answers = [sample.answer for sample in samples if sample.answer is not None]
-    reward = judge or _reward_of_lines(samples, lines.places)
+    order = {key: number for number, key in enumerate(lines.places)}
+    samples = sorted([*lines.train, *lines.held_out, *lines.shifted], key=lambda sample: order[id(sample)])
+    answers, notes = [sample.answer for sample in samples if sample.answer is not None], lines.notes
+    reward = named = judge or _reward_of_lines(samples, lines.places)
     if reward is None:
         for sample in samples:
             if sample.answer is None:
@@ -180,14 +181,14 @@ def _from_file(name: str, path: Path, judge: Reward | None, drop_duplicates: boo
         for sample in samples:
             if wrong := unfit(reward, sample.answer):
                 raise TrainError(f"{lines.places[id(sample)]}: {wrong}")
-    if (reward is label or not judge) and len(answers) > 1 and len(set(answers)) == 1:
+    if (reward is label or not named) and len(answers) > 1 and len(set(answers)) == 1:
         raise TrainError(
             f"{name}: all {len(answers):,} answers are {answers[0]!r:.60}: there is nothing to learn from "
             "one class alone, so add samples of others"
         )
-    least, unknown, most = _ANSWER_TOKENS
-    free = len(answers) < len(samples) or reward is number  # which may be worked out before it is told
-    longest = max([unknown if free else least, *(len(answer.encode()) + 1 for answer in answers)])
+    least, free, most = _ANSWER_TOKENS
+    whole = len(answers) == len(samples) and any(reward is each for each in (label, json_value, text))
+    longest = max([least if whole else free, *(len(answer.encode()) + 1 for answer in answers)])
     return Task(
         name,
         lines.train,
@@ -206,18 +207,18 @@ def _reward_of_lines(samples: Sequence[Sample], places: Mapping[int, str]) -> Re
         return None
     parsed: dict[str, Reward] = {}
     for sample in samples:
-        text, place = sample.data.get("reward"), places[id(sample)]
-        if not isinstance(text, str):
+        given, place = sample.data.get("reward"), places[id(sample)]
+        if not isinstance(given, str):
             raise TrainError(
                 f'{place}: there is no "reward", but other lines have one: expected it on every line, such '
                 'as "max_words(12)", or on none'
             )
-        if text not in parsed:
+        if given not in parsed:
             try:
-                parsed[text] = parse_reward(text, allow_import=False)
+                parsed[given] = parse_reward(given, allow_import=False)
             except TrainError as error:
                 raise TrainError(f"{place}: {error}") from error
-        if why := unfit(parsed[text], sample.answer):
+        if why := unfit(parsed[given], sample.answer):
             raise TrainError(f"{place}: {why}")
     if len(parsed) == 1:
         return next(iter(parsed.values()))
