@@ -84,18 +84,30 @@ def _read_config(data: bytes) -> None:
 
 
 def _make_task(random: Random) -> bytes:
+    if random.random() < 0.2:
+        cells = [f'"{place} + 2?",{place + 2},{"train" if place % 3 else "held_out"}' for place in range(6)]
+        return "\r\n".join(["prompt,answer,split", *cells]).encode()
+    reward = random.choice(({"reward": "max_words(12)"}, {}))
     rows: list[Any] = []
     for place in range(random.choice((2, 3, 12))):
-        row: dict[str, Any] = {"prompt": f"{place} + 2?", "answer": "4", "reward": "max_words(12)"}
+        row: dict[str, Any] = {
+            "prompt": f"{place} + 2?",
+            "answer": random.choice(("4", place, {"sum": place})),
+        }
         if random.random() < 0.3:
-            row = {"messages": [{"role": "user", "content": f"Hi {place}"}], "reward": "max_words(3)"}
+            said = (
+                {"role": "user", "content": f"Hi {place}"},
+                {"role": "assistant", "content": f"Ho {place}"},
+            )
+            row = {"messages": said}
         row["split"] = ("train", "held_out", "shifted")[place % 3]
+        row |= reward
         rows.append(changed(row, random, 1) if random.random() < 0.1 else row)
     return b"\n".join(map(as_json, rows))
 
 
 def _read_task(data: bytes) -> None:
-    path = folder() / "task.jsonl"
+    path = folder() / ("task.csv" if data.startswith(b"prompt") else "task.jsonl")
     path.write_bytes(data)
     task = load_task(str(path))
     assert task.train

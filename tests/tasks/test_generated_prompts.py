@@ -20,7 +20,7 @@ SIDES = (lists.TRAIN, lists.HELD_OUT, lists.SHIFTED)
 # Of train (seeds 0 and 1) and 256 held-out samples. Published figures are of these very prompts.
 DIGESTS = {
     "house-style": ("288aaf8392c13fbb", "05b95c825b4722b6", "709ac91db442d32c"),
-    "tool-calls": ("fdcfb887cc4b5dbf", "c9a178a8c8ce9553", "797746a0f08e3591"),
+    "tool-calls": ("163e78c14e408c5d", "cdfa26857af8f7de", "90ced6090a2fdb9c"),
     "brevity": ("5511e97f11667ca6", "6acba9d0d1a664d1", "e113b621759ec2a6"),
     "formats": ("1867ee3dc1e1f8d3", "cbaeef897f63041f", "c0c649f8da1a9a03"),
     "list-lookup": ("ecb21dd2dcc32aa4", "78e264da30de1774", "7ce884604c83f0dd"),
