@@ -48,6 +48,7 @@ def one_engine(name: str, bundle: Path, options: argparse.Namespace) -> list[flo
             ends.append(time.perf_counter())
 
     chosen = Options(
+        method="grpo",
         steps=options.steps + 2,
         prompts=options.prompts,
         numbers=NUMBERS,

@@ -160,6 +160,7 @@ def _teach(model: Path, output: Path, size: Size, threads: int, tell: Tell) -> d
     tell(f"2. Train with GRPO on {TASK}: {size.steps} steps, then {size.held_out} prompts never trained on.")
     task = load_task(TASK, held_out=size.held_out)
     options = Options(
+        method="grpo",
         steps=size.steps,
         numbers=NUMBERS,
         validation=size.validation,
@@ -168,7 +169,7 @@ def _teach(model: Path, output: Path, size: Size, threads: int, tell: Tell) -> d
         wire="bf16",
         drift=0,
     )
-    with _kept_once_trained(output), training_progress(size.steps) as show:
+    with _kept_once_trained(output), training_progress() as show:
         outcome = train(output, task, output / VECTOR, options=options, report=show)
         if outcome.result.stopped == "interrupted":
             raise KeyboardInterrupt

@@ -120,6 +120,22 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
+def phases(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what each method of a run brought, for reading."""
+    found = []
+    for each in (SimpleNamespace(**phase) for phase in record["result"].get("phases", ())):
+        said = f"{each.steps} steps, {each.seconds:.0f} s"
+        said += f", held back {each.start_score:.3f} -> {each.best_score:.3f}"
+        if each.start_loss is not None:
+            said += f", loss {each.start_loss:.3f} -> {each.best_loss:.3f} nats a token"
+        if each.temperature is not None:
+            said += f", temperature {each.temperature}"
+        if each.why is not None:
+            said = f"left out: {each.why}" if not each.steps else f"{said}. Left out: {each.why}"
+        found.append((each.method, said))
+    return found
+
+
 def _scale(record: dict[str, Any]) -> tuple[int, str]:
     """Return what a score is multiplied by for reading, and its unit: nats are minus the score."""
     unit = record.get("unit")

@@ -33,14 +33,28 @@ def train(
     output: RunFrameOption,
     reward: RewardOption = None,
     drop_duplicates: DropDuplicatesOption = False,
-    method: Annotated[Literal["grpo", "sft"], typer.Option(help="By a reward, or on answers.")] = "grpo",
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps.")] = 40,
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            "--schema", metavar="FILE", help="Hold answers to this JSON schema; label: to the answers."
+        ),
+    ] = None,
+    method: Annotated[
+        Literal["sft", "grpo"] | None,
+        typer.Option(help="On answers, or by a reward. [default: one after the other, where they help]"),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="M", help="Of training, at most. [default: 5]")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="At most. [default: what the minutes allow]")
+    ] = None,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
     samples: Annotated[int, typer.Option(metavar="N", min=2, help="Completions a prompt.")] = 8,
     lr: Annotated[
         float | None, typer.Option(metavar="X", help="Step size. [default: one that suits]")
     ] = None,
-    rank: Annotated[int | None, typer.Option(metavar="K", help="All of R at this rank. [default: 2]")] = None,
+    rank: Annotated[int | None, typer.Option(metavar="K", help="All of R at this rank. [default: 8]")] = None,
     numbers: Annotated[int | None, typer.Option(metavar="N", help="So many numbers, such as 13.")] = None,
     start: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A vector to begin with, of any size up to this one.")
@@ -54,21 +68,25 @@ def train(
     evaluate: EvaluateOption = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a vector for a task with GRPO, and write it as a frame.
+    """Train a vector on examples, and write it as a frame.
+
+    Where every example has an answer, it learns from them (SFT) until prompts that are held back get no
+    better, and then from the reward of sampled answers (GRPO), where these differ. What brings nothing is
+    left out.
 
     Beside FILE it leaves FILE.json (task, settings, curve, held-out figures) and a report, FILE.html. Ctrl-C
     saves the state.
 
-    A vector is all entries of R at a rank, 840 for SmolLM2 at rank 2; with --numbers 13 it is in directions
-    that the bundle has learned, or the paper's.
+    A vector is all entries of R at a rank, 13,440 for SmolLM2 at rank 8; with --numbers 13 it is in
+    directions that the bundle has learned, or the paper's.
 
     With --system or --examples the vector is trained behind a prompt, and belongs to it.
 
     \b
     Examples:
-      tinylora-edge train out/demo list-lookup -o lookup.bin
-      tinylora-edge train out/demo brevity --numbers 13 -o brief.bin
-      tinylora-edge train out/demo brevity --rank 8 --start brief.bin -o briefer.bin
+      tinylora-edge train out/demo examples.jsonl -o mine.bin
+      tinylora-edge train out/demo brevity --numbers 13 --minutes 20 -o brief.bin
+      tinylora-edge train out/demo brevity --start brief.bin -o briefer.bin
       tinylora-edge train out/demo formats --system "Answer in JSON alone." --examples 2 -o json.bin
     """
     from ..train import Options, grown
@@ -76,6 +94,7 @@ def train(
 
     options = Options(
         method=method,
+        minutes=minutes,
         steps=steps,
         prompts=prompts,
         samples=samples,
@@ -92,9 +111,9 @@ def train(
         bases = load_bundle(bundle).bases
         vector = MicroVector.from_bytes(vectors.read(str(start)), bases)
         options = replace(options, start=grown(vector, bases, options.basis(bases)))
-    loaded = load_data(data, reward=reward, drop_duplicates=drop_duplicates, seed=seed)
+    loaded = load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates, seed=seed)
     loaded = figures.preamble(loaded, system, examples).before_task(loaded)
-    with training_progress(steps) as show:
+    with training_progress() as show:
         outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)
     if outcome.result.stopped == "interrupted":
         console.note(
@@ -107,43 +126,71 @@ def train(
         console.print_json({"file": str(outcome.path), "report_file": str(report), **record})
         return
     result = outcome.result
-    console.prose(
-        f"wrote {outcome.path} ({outcome.path.stat().st_size} bytes), the vector of step "
-        f"{result.best_step} of {result.steps}: held back {result.start_score:.3f} -> {result.best_score:.3f}"
-    )
+    kept = "what it began with: nothing was better"
+    if result.best_step:
+        kept = f"the vector of step {result.best_step} of {result.steps}"
+    console.prose(f"wrote {outcome.path} ({outcome.path.stat().st_size:,} bytes), {kept}")
+    console.facts(figures.phases(record))
     figures.show(record, ("report", str(report)))
 
 
 @contextmanager
-def training_progress(steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show reward, validation and speed of a run, and how far it is."""
+def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show what a run learns from, its loss and rewards, and how far it is."""
     known: dict[str, str] = {}
-    with console.progress("loading, and scoring the start", steps) as bar:
+    with console.progress("loading the model", 1.0) as bar:
 
         def show(metrics: dict[str, Any]) -> None:
-            for key, name in (("reward", "reward"), ("validation", "held back")):
-                if key in metrics:
-                    known[key] = f"{name} {metrics[key]:.2f}"
             event = metrics.get("event")
-            if event == "start":
-                bar(f"{known.get('validation', '')}  drawing the first answers")
-            elif event == "back-off":
-                console.warn(
-                    f"validation fell to {metrics['validation']:.3f} from {metrics['best']:.3f}: went back "
-                    f"to the best vector and halved the step size to {metrics['lr']:.2g}"
+            if event in (None, "start"):
+                known.update(
+                    {key: text.format(metrics[key]) for key, text in _SHOWN.items() if key in metrics}
                 )
+            if event is None:
+                parts = [f"{metrics['method']}, step {metrics['step']}", *known.values()]
+                bar("  ".join(parts), done=metrics["share"])
+            elif event == "start":
+                bar(f"{metrics['method']}, first step  {'  '.join(known.values())}", done=0.0)
             elif event == "measuring":
+                known.clear()
                 bar(f"measuring: {metrics['what']}", done=metrics["done"], total=metrics["total"])
-            elif event == "stopping":
-                console.acknowledge_interrupt()
-            if event is not None:
-                return
-            parts = [f"step {metrics['step']}/{steps}", *known.values()]
-            if metrics["step"] >= steps:
-                parts.append("measuring on held-out prompts")
-            elif "draw_s" in metrics:
-                seconds = metrics["draw_s"] + metrics.get("learn_s", 0.0)
-                parts.append(f"{metrics['tokens'] / max(seconds, 1e-9):.0f} tokens/s")
-            bar("  ".join(parts), done=metrics["step"])
+            else:
+                _tell(event, metrics, bar)
 
         yield show
+
+
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "reward": "reward {:.2f}",
+    "validation": "held back {:.3f}",
+    "validation_loss": "(loss {:.3f})",
+}
+"""The metrics of a step that are shown."""
+
+
+def _tell(event: str, metrics: dict[str, Any], bar: console.Show) -> None:
+    """Say what has happened in a run beside its steps."""
+    if event == "data":
+        console.note(
+            f"{metrics['train']} examples to learn from, {metrics['validation']} held back to choose the "
+            f"vector by, {metrics['held_out']} held out to measure it on; reward {metrics['reward']}; "
+            f"{' and then '.join(metrics['methods']).upper()} on {metrics['numbers']:,} numbers"
+        )
+        bar("scoring the start")
+    elif event == "temperature":
+        drawn = "".join(f", {share:.0%} differ at {at}" for at, share in metrics["differ"].items())
+        bar(f"drawing answers at temperature {metrics['temperature']}{drawn}", done=0.0)
+    elif event == "silent":
+        console.warn(
+            f"two steps without signal: all sampled answers of every prompt got the same reward, which is "
+            f"{metrics['reward']:.3f} in the mean. GRPO learns from differences alone: give answers to learn "
+            "from, draw more with --samples, or make the task easier or harder"
+        )
+    elif event == "back-off":
+        console.warn(
+            f"validation fell to {metrics['validation']:.3f} from {metrics['best']:.3f}: went back to the "
+            f"best vector and halved the step size to {metrics['lr']:.2g}"
+        )
+    elif event == "stopping":
+        console.acknowledge_interrupt()

@@ -12,7 +12,7 @@ from tinylora_edge import MicroVector, load_bundle
 from tinylora_edge.exporters import export_gguf
 
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
-REWARD = ("--reward", "regex('[a-z]')")
+REWARD = ("--reward", "regex('^')")
 TRAIN = ("--steps", 2, "--prompts", 4, "--samples", 4, "--lr", 0.1)
 
 
@@ -40,8 +40,11 @@ def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
     assert trained.code == 0, trained.stderr
     assert "which belongs to the vector" in trained.stdout
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
-    assert (manifest["numbers"], manifest["projection"]) == (56, "entries rank=2")
-    assert out.stat().st_size == 235
+    assert (manifest["numbers"], manifest["projection"]) == (896, "entries rank=8")
+    assert out.stat().st_size == 911
+    assert manifest["data"]["methods"] == ["sft", "grpo"]
+    assert [phase["steps"] for phase in manifest["result"]["phases"]] == [2, 0]
+    assert "examples to learn from, 25 held back" in trained.stderr
     assert manifest["preamble"]["system"] == "Be brief."
     assert len(manifest["preamble"]["examples"]) == 2
     assert manifest["drift"]["prompts"] == 32
@@ -67,7 +70,9 @@ def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
 
 def test_train_alone(cli, tiny, task, tmp_path):
     run = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin", "--weights", tiny / "weights", *TRAIN)
-    record = cli(*run, "--no-evaluate", "--json").record()
+    found = cli(*run, "--no-evaluate", "--json")
+    assert found.code == 0, found.stderr
+    record = json.loads(found.stdout)
     assert record["result"]["stopped"] == "done"
     assert "held_out" not in record
     cli(*run).refused("v.bin exists already")
@@ -76,12 +81,12 @@ def test_train_alone(cli, tiny, task, tmp_path):
 
 def test_a_vector_grows(cli, tiny, task, tmp_path):
     run = ("train", tiny / "bundle", *task, "--weights", tiny / "weights", *TRAIN, "--no-evaluate")
-    cli(*run, "--numbers", 13, "-o", tmp_path / "13.bin").done()
-    cli(*run, "--rank", 8, "--start", tmp_path / "13.bin", "-o", tmp_path / "896.bin").done()
-    assert [(tmp_path / f"{n}.bin").stat().st_size for n in (13, 896)] == [63, 3595]
+    cli(*run, "--numbers", 13, "-o", tmp_path / "13.bin")
+    cli(*run, "--rank", 8, "--start", tmp_path / "13.bin", "-o", tmp_path / "896.bin")
+    assert [(tmp_path / f"{n}.bin").stat().st_size for n in (13, 896)] == [37, 911]
     whole = load_bundle(tiny / "bundle").basis(rank=8)
     (tmp_path / "whole.bin").write_bytes(MicroVector.random(whole, 1.0).to_bytes(whole))
-    back = (*run, "--start", tmp_path / "whole.bin", "-o", tmp_path / "v.bin")
+    back = (*run, "--rank", 2, "--start", tmp_path / "whole.bin", "-o", tmp_path / "v.bin")
     cli(*back).refused("896 numbers does not go into 56 others", "--rank 8")
     cli(*run, "--numbers", 56, "-o", tmp_path / "v.bin").refused("has 56 numbers", "say --rank 2")
     cli(*run, "--numbers", 13, "--rank", 2, "-o", tmp_path / "v.bin").refused("pass one of the two")
@@ -102,6 +107,13 @@ def test_eval_on_shifted_prompts(cli, tiny, task):
 
 def test_bad_input(cli, tiny, task, tmp_path):
     train = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin")
+    (tiny / "few.jsonl").write_text(
+        "".join(f'{{"prompt": "p{i}", "answer": "a{i % 9}"}}\n' for i in range(10))
+    )
+    cli("train", tiny / "bundle", tiny / "few.jsonl", *train[3:]).refused(
+        "examples to train on", "at least 20"
+    )
+    cli(*train, "--minutes", 0).refused("more than 0 minutes")
     cli(*train, "--system", " ").refused("the system prompt is blank")
     cli(*train, "--examples", 500).refused("500 worked examples", "ask for fewer")
     cli("eval", tiny / "bundle", *task, "--drift").misused("say which, with --vector")

@@ -31,10 +31,11 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(tiny_weights: Path) -> Options:
     """Of a short GRPO run."""
     return Options(
+        method="grpo",
         steps=6,
         prompts=4,
         samples=6,
-        numbers=13,
+        rank=8,
         lr=0.2,
         validation=16,
         validate_every=3,
@@ -45,6 +46,7 @@ def options(tiny_weights: Path) -> Options:
         workers=2,
         sequences=8,
         half_copy=False,
+        wire="fp32",
         drift=0,
     )
 

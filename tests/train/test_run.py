@@ -49,23 +49,27 @@ def interrupted(bundle: Path, task: Task, output: Path, options: Options, *, aft
 
 def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path) -> None:
     rows: Rows = []
-    longer = replace(options, steps=24, prompts=8, samples=8, validate_every=8, lr=0.3, wire="bf16", drift=4)
-    outcome = train(tiny_bundle, letters_task, tmp_path / "v.bin", options=longer, report=rows.append)
-    assert outcome.result.best_score >= outcome.result.start_score
+    chosen = replace(options, wire=None, drift=4)
+    outcome = train(tiny_bundle, letters_task, tmp_path / "v.bin", options=chosen, report=rows.append)
+    assert outcome.result.best_score > outcome.result.start_score
     bases = load_bundle(tiny_bundle).bases
     data = outcome.path.read_bytes()
     vector = MicroVector.from_bytes(data, bases)
-    assert (len(data), vector.dtype) == (37, "bf16")
+    assert (len(data), vector.dtype) == (911, "int8")
+    assert vector == outcome.result.vector, "what is measured is what the frame holds"
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
-    assert manifest["basis"] == vector.basis == bases.basis(numbers=13).digest
-    assert manifest["projection"] == "random rank=2 seed=42 groups=13 u=1 tying=tiled"
-    assert manifest["numbers"] == 13
+    assert manifest["basis"] == vector.basis == bases.basis(rank=8).digest
+    assert manifest["projection"] == "entries rank=8"
+    assert manifest["numbers"] == 896
     assert manifest["held_out"]["n"] == len(letters_task.held_out)
     assert manifest["drift"] == outcome.measured["drift"]
-    assert manifest["curve"] == [row for row in rows if row.get("event") != "measuring"]
-    assert len(steps(rows)) == 24
+    assert manifest["curve"] == [row for row in rows if row.get("event", "start") == "start"]
+    assert rows[0] == {"event": "data", **manifest["data"]}
+    assert (manifest["data"]["train"], manifest["data"]["validation"]) == (48, 16)
+    (phase,) = manifest["result"]["phases"]
+    assert (phase["method"], phase["steps"], phase["temperature"], phase["why"]) == ("grpo", 6, 1.0, None)
     took = [value for row in rows for key, value in row.items() if key.endswith("_s")]
-    assert len(took) == 24 * 2 + 1 + 3  # drawn and learned in each step; validated 4 times
+    assert len(took) == 6 * 2 + 1 + 2  # drawn and learned in each step; validated 3 times
     assert manifest["seconds"] == pytest.approx(sum(took), abs=0.1)
     assert not (tmp_path / "v.bin.run").exists()
     with_vector = runtime.load(tiny_bundle, data, n_ctx=64)
@@ -73,20 +77,30 @@ def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Option
     with_vector.close()
 
 
-@pytest.mark.parametrize("method", ["grpo", "sft"])
+@pytest.mark.parametrize(
+    ("method", "count", "cut"), [("grpo", 6, 5), ("sft", 6, 5), (None, 8, 4), (None, 8, 8)]
+)
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    method: str, tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
+    method: str | None,
+    count: int,
+    cut: int,
+    tiny_bundle: Path,
+    letters_task: Task,
+    options: Options,
+    tmp_path: Path,
 ) -> None:
-    """Rehearsed: the base's own answers are drawn again, and are the same."""
-    options = replace(options, method=method, keep=True)
+    """Rehearsed: the base's own answers are drawn again, and are the same. SFT and GRPO: in either."""
+    options = replace(options, method=method, steps=count, keep=True)
     whole: Rows = []
     train(tiny_bundle, letters_task, tmp_path / "whole", options=options, report=whole.append)
+    methods = [row["method"] for row in steps(whole)]
+    assert methods == ["sft"] * 6 + ["grpo"] * 2 if method is None else [method] * 6
 
     class StopError(Exception):
         pass
 
     def crash(metrics: dict[str, Any]) -> None:
-        if metrics.get("step") == 5:  # after the checkpoint of step 4, before that of step 6
+        if metrics.get("step") == cut:  # after a checkpoint, before the next
             raise StopError
 
     with pytest.raises(StopError):
@@ -97,10 +111,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     rest: Rows = []
     train(tiny_bundle, letters_task, tmp_path / "cut", options=options, resume=True, report=rest.append)
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
-    assert steps(rest) == steps(whole)[4:]
+    assert 0 < len(steps(rest)) < len(steps(whole))
+    assert steps(rest) == steps(whole)[-len(steps(rest)) :]
     assert steps(json.loads((tmp_path / "cut.json").read_text())["curve"]) == steps(whole)
-    sizes = [row["lr"] for row in steps(whole)]
-    np.testing.assert_allclose(sizes, np.linspace(0.2, 0.02, len(sizes)), rtol=1e-6)
+    for each in set(methods):  # each falls to a tenth
+        sizes = [row["lr"] for row in steps(whole) if row["method"] == each]
+        np.testing.assert_allclose(sizes, np.linspace(0.2, 0.02, len(sizes)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("at", ["start", 3, 6])
@@ -122,26 +138,25 @@ def test_sigint_saves_and_leaves(
 @pytest.mark.parametrize(
     ("change", "size"),
     [
-        ({"method": "sft"}, 63),
-        ({"half_copy": True}, 63),
-        ({"lr": None}, 63),
-        ({"start": (0.1,) * 13}, 63),
-        ({"numbers": None, "lr": None}, 235),  # all 56 of rank 2
-        ({"numbers": None, "rank": 8, "lr": 0.05, "wire": "int8"}, 911),
+        ({"half_copy": True}, 3595),
+        ({"method": "sft", "rank": None, "lr": None, "wire": None}, 911),  # int8
+        ({"rank": None, "numbers": 13, "start": (0.1,) * 13, "wire": None}, 37),  # bf16
     ],
 )
 def test_every_option_runs(
     change: dict[str, Any], size: int, tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
 ) -> None:
     rows: Rows = []
-    changed = replace(options, **{"steps": 3, **change})
+    changed = replace(options, **{"steps": 4, "validate_every": 2, **change})
+    if changed.method == "sft":
+        letters_task = replace(letters_task, reward=lambda completion, sample: 1.0)
     outcome = train(tiny_bundle, letters_task, tmp_path / "v", options=changed, report=rows.append)
     assert len(outcome.path.read_bytes()) == size
     learned = [row for row in rows if "grad" in row]
     assert learned
     if changed.lr is None:  # the first step has one length in R, whatever the basis
         norm = changed.basis(load_bundle(tiny_bundle).bases).projection.norm
-        assert learned[0]["lr"] == pytest.approx(0.5 / norm)
+        assert learned[0]["lr"] == pytest.approx(3.5 / norm)
     assert all(math.isfinite(row["grad"]) and row["lr"] > 0 and row["mismatch"] < 0.05 for row in learned)
 
 
@@ -149,15 +164,16 @@ def test_a_run_goes_on_from_a_vector_of_any_smaller_size(
     tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
 ) -> None:
     bases, validation = load_bundle(tiny_bundle).bases, []
-    vector = MicroVector.zeros(bases.basis(numbers=13))
+    vector = MicroVector.random(bases.basis(numbers=13), 0.5)
     for size in ({"numbers": 13}, {"numbers": 13}, {"rank": 2}, {"rank": 8}):
         rows: Rows = []
-        chosen = replace(options, **{"numbers": None, "steps": 3, "validate_every": 1, **size})
+        chosen = replace(options, **{"rank": None, "steps": 3, "validate_every": 1, **size})
         chosen = replace(chosen, start=grown(vector, bases, chosen.basis(bases)))
         found = train(
             tiny_bundle, letters_task, tmp_path / f"{len(validation)}", options=chosen, report=rows.append
         )
-        validation.append((rows[0]["validation"], found.result.best_score))
+        start = next(row for row in rows if row.get("event") == "start")
+        validation.append((start["validation"], found.result.best_score))
         vector = MicroVector.from_bytes(found.path.read_bytes(), bases)
     assert len(vector.values) == 14 * 64
     for (_, before), (start, _) in pairwise(validation):
@@ -212,7 +228,7 @@ def test_what_is_trained_longer_is_kept_within_the_noise() -> None:
     assert not as_good(top - 0.01, top)  # a little lower everywhere: no noise in that
 
 
-@pytest.mark.parametrize("last", [0.5, 0.0], ids=["the last one", "the start, to which it goes back"])
+@pytest.mark.parametrize("last", [1.0, 0.0], ids=["the last one", "the start, to which it goes back"])
 def test_signal_that_dries_up_ends_the_run_with_what_was_found(
     last: float, tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
 ) -> None:
@@ -220,34 +236,106 @@ def test_signal_that_dries_up_ends_the_run_with_what_was_found(
 
     def drying(completion: Completion, sample: Sample) -> float:
         nonlocal calls
-        calls += 1  # validation 16, a step 24
-        return letters_task.reward(completion, sample) if calls <= 16 + 24 else last
+        calls += 1  # validation 16, to find a temperature 24, a step 24
+        return letters_task.reward(completion, sample) if calls <= 16 + 24 + 24 else last
 
     quick = replace(options, steps=30, silence=3, validate_every=1 if last == 0 else 50, evaluate=False)
     rows: Rows = []
     dry = replace(letters_task, reward=drying)
-    outcome = train(tiny_bundle, dry, tmp_path / "v", options=quick, report=rows.append)
-    assert outcome.result.stopped == "silence"
-    assert (tmp_path / "v").exists()
+    asked = {"options": quick, "report": rows.append}
     if last:
+        outcome = train(tiny_bundle, dry, tmp_path / "v", **asked)
+        assert (outcome.result.stopped, outcome.result.best_step) == ("silence", 4)
         quiet = [row["norm"] for row in rows if row.get("signal") == 0]
         assert len(quiet) == 3
         assert len(set(quiet)) == 1  # v did not move
     else:
+        with pytest.raises(TrainError, match=r"held back never rose above 0\.\d\d\d: give it more"):
+            train(tiny_bundle, dry, tmp_path / "v", **asked)
         assert any(row.get("event") == "back-off" for row in rows)
-        assert outcome.result.best_score == outcome.result.start_score
+        assert list(tmp_path.iterdir()) == []
+    assert [row["reward"] for row in rows if row.get("event") == "silent"] == [last]
 
 
-@pytest.mark.parametrize(("count", "silence"), [(20, 2), (2, 10)])
-def test_no_signal_is_said(
-    count: int, silence: int, tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
+def test_no_signal_is_said_before_the_first_step(
+    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
 ) -> None:
-    """Also by a run with fewer steps than it takes to stop for silence."""
-    dull = replace(letters_task, reward=lambda completion, sample: 1.0)
-    quick = replace(options, steps=count, silence=silence)
-    with pytest.raises(TrainError, match="no signal: in 2 steps"):
-        train(tiny_bundle, dull, tmp_path / "v", options=quick)
-    assert not (tmp_path / "v").exists()
+    rows: Rows = []
+    dull, asked = replace(letters_task, reward=lambda completion, sample: 1.0), {"report": rows.append}
+    with pytest.raises(TrainError, match="no signal: all sampled answers"):
+        train(tiny_bundle, dull, tmp_path / "v", options=options, **asked)
+    assert [row["temperature"] for row in rows if row.get("event") == "temperature"] == [1.0, 1.3]
+    assert list(tmp_path.iterdir()) == []
+
+
+# SFT, and what follows it
+
+
+def test_sft_that_lowers_the_loss_is_progress_without_any_reward(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
+) -> None:
+    """GRPO, which would have nothing to learn from, is left out, and the vector is SFT's."""
+    none = replace(letters_task, reward=lambda completion, sample: 0.0)
+    chosen = replace(short, method=None, steps=8)
+    found = train(tiny_bundle, none, tmp_path / "v", options=chosen).result
+    sft, grpo = found.phases
+    assert (sft.method, sft.start_score, sft.best_score, sft.steps) == ("sft", 0.0, 0.0, 6)
+    assert sft.start_loss is not None
+    assert sft.best_loss is not None
+    assert sft.best_loss < 0.9 * sft.start_loss
+    assert found.best_step == sft.best_step > 0
+    assert (grpo.method, grpo.steps, grpo.stopped) == ("grpo", 0, "no signal")
+    assert "hardly any group" in str(grpo.why)
+
+
+def test_answers_that_are_as_good_as_the_given_ones_need_no_grpo(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
+) -> None:
+    easy = replace(letters_task, reward=lambda completion, sample: 1.0)
+    found = train(tiny_bundle, easy, tmp_path / "v", options=replace(short, method=None)).result
+    ends = [(phase.method, phase.stopped) for phase in found.phases]
+    assert ends == [("sft", "done"), ("grpo", "left out")]
+    assert found.phases[-1].why == "every answer held back is as good as the given one already"
+
+
+def test_a_run_that_finds_nothing_says_what_was_seen(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
+) -> None:
+    """SFT ends where neither loss nor reward gets better; a loss that falls against the reward is told."""
+    still = replace(short, steps=50, validate_every=1, lr=1e-12)
+    with pytest.raises(TrainError, match=r"sft, 4 steps: the loss .*: give it more --minutes or a larger"):
+        train(tiny_bundle, letters_task, tmp_path / "v", options=still)
+    calls = iter(range(1000))
+    falling = replace(letters_task, reward=lambda completion, sample: float(next(calls) < 16))
+    with pytest.raises(TrainError, match=r"but their reward fell from .*name another with --reward"):
+        train(tiny_bundle, falling, tmp_path / "v", options=short)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_minutes_end_a_run_and_let_the_step_size_fall(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
+) -> None:
+    rows: Rows = []
+    brief = replace(short, steps=None, minutes=0.05)
+    easy = replace(letters_task, reward=lambda completion, sample: 1.0)
+    outcome = train(tiny_bundle, easy, tmp_path / "v", options=brief, report=rows.append)
+    (phase,) = outcome.result.phases
+    sizes = [row["lr"] for row in rows if "lr" in row]
+    assert phase.stopped == "done"
+    assert phase.seconds >= 3
+    assert sizes == sorted(sizes, reverse=True)
+    assert 0.02 <= sizes[-1] <= sizes[0] <= 0.2
+
+
+def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> None:
+    options = Options()
+    held, train_on = options.split(letters_task)
+    other, _ = options.split(replace(letters_task, train=letters_task.train[::-1]))
+    assert (len(held), len(train_on)) == (12, 52)
+    assert {sample.prompt for sample in held} == {sample.prompt for sample in other}
+    assert held != list(letters_task.train[:12])
+    with pytest.raises(TrainError, match="has 19 examples to train on, and at least 20"):
+        options.split(replace(letters_task, train=letters_task.train[:19]))
 
 
 # The prior of a basis
@@ -275,7 +363,7 @@ def test_a_prior_is_a_basis_of_its_whitened_directions(
     mixed = Projection.learned(own.modules, np.einsum("ij,i...->j...", factor, own.stored))
     rows: dict[str, Rows] = {"learned": [], "mixed": []}
     ends = []
-    short = replace(short, numbers=4, lr=lr)
+    short = replace(short, rank=None, numbers=4, lr=lr)
     for name, each in (("learned", own), ("mixed", mixed)):
         bundle = support.rebased(tiny_bundle, bases.with_projection(each), tmp_path / name)
 
@@ -285,7 +373,7 @@ def test_a_prior_is_a_basis_of_its_whitened_directions(
                 signal.raise_signal(signal.SIGINT)
 
         train(bundle, letters_task, tmp_path / f"{name}.bin", options=short, report=interrupt)
-        kept = json.loads((tmp_path / f"{name}.bin.run" / "checkpoint.json").read_text())
+        kept = json.loads((tmp_path / f"{name}.bin.run" / "sft.json").read_text())
         ends.append(np.array(kept["state"]["v"]).reshape(-1))
     np.testing.assert_allclose(ends[0], factor @ ends[1], rtol=1e-3, atol=1e-5)
     assert np.abs(ends[1]).max() > 1e-3
@@ -298,7 +386,7 @@ def test_a_prior_is_a_basis_of_its_whitened_directions(
 def test_a_checkpoint_of_another_prior_is_refused(
     tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
 ) -> None:
-    bases, short = load_bundle(tiny_bundle).bases, replace(short, numbers=4)
+    bases, short = load_bundle(tiny_bundle).bases, replace(short, rank=None, numbers=4)
     bundle, other = (
         support.rebased(
             tiny_bundle,
@@ -342,6 +430,7 @@ def test_what_explodes_gets_the_lowest_reward_and_no_gradient() -> None:
     batches = Sampled(
         Task("task", samples, [], length, max_tokens=8),
         given,  # type: ignore[arg-type]
+        given,  # type: ignore[arg-type]
         encode=lambda sample: np.array([1], np.int32),
         decode=lambda tokens: "x" * len(tokens),
         each=3,
@@ -363,22 +452,28 @@ def test_what_explodes_gets_the_lowest_reward_and_no_gradient() -> None:
     ("task", "chosen", "more", "message"),
     [
         ({"train": [Sample("x" * 600)] * 64}, {}, {}, r"60\d tokens.*512"),
-        ({"train": [Sample("too few")]}, {"half_copy": True}, {}, "1 training prompts"),  # after the copy
+        ({"train": [Sample("too few")]}, {}, {}, "1 training prompts"),
         ({}, {"validation": 1}, {}, "1 prompts for validation: at least 2"),
-        ({}, {"start": (0.1,) * 12}, {}, "12 values, and the basis has 13"),
-        ({}, {"numbers": None, "rank": 9}, {}, "rank 9 is not among 1 to 8"),
+        ({}, {"start": (0.1,) * 12}, {}, "12 values, and the basis has 896"),
+        ({}, {"rank": 9}, {}, "rank 9 is not among 1 to 8"),
+        ({}, {"rank": None, "numbers": 56}, {}, "these are all entries of rank 2: say --rank 2"),
+        ({}, {"rank": None, "numbers": 57}, {}, "no projection has 57 numbers: this model takes all entries"),
+        ({}, {"numbers": 13}, {}, "pass one of the two"),
         (
+            {"train": [Sample("x", answer="y" * 600)] * 64},
+            {"method": "sft"},
             {},
-            {"numbers": 56},
-            {},
-            "these are all entries of rank 2: say --rank 2",
+            r"train sample 0 .*\d+.*60\d",
         ),
-        ({}, {"numbers": 57}, {}, "no projection has 57 numbers: this model takes all entries of"),
-        ({}, {"rank": 2}, {}, "pass one of the two"),
         ({}, {"weights": "no/such/folder"}, {}, "no/such/folder"),
         ({}, {}, {"resume": True}, "no checkpoint"),
-        ({"reward": lambda completion, sample: math.nan}, {}, {}, "train sample 0 .*returned nan"),
-        ({"train": [Sample("x")] * 64}, {"method": "sft"}, {}, "without an answer"),
+        ({"reward": lambda completion, sample: math.nan}, {}, {}, r"train sample \d+ .*returned nan"),
+        (
+            {"train": [Sample("x")] * 64},
+            {"method": "sft"},
+            {},
+            "64 of 64 training prompts .* without an answer",
+        ),
     ],
 )
 def test_what_is_refused_leaves_nothing(
@@ -403,6 +498,7 @@ def test_what_is_refused_leaves_nothing(
         ({"start": (math.nan,) * 13}, "finite values"),
         ({"method": "dpo"}, "unknown method 'dpo'"),
         ({"steps": 0}, "steps is 0, expected at least 1"),
+        ({"minutes": 0.0}, "more than 0 minutes, not 0"),
     ],
 )
 def test_options_that_are_none(options: dict[str, Any], message: str) -> None:
@@ -433,8 +529,8 @@ def test_a_checkpoint_of_another_run_is_refused(
     first, *rest = letters_task.train
     changes: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("seed is 1, this run's is 2", {}, {"seed": 2}),
-        ("basis is '", {}, {"numbers": None, "rank": 1}),
-        ("start is None, this run's is '", {}, {"start": (0.1,) * 13}),
+        ("basis is '", {}, {"rank": 1}),
+        ("start is None, this run's is '", {}, {"start": (0.1,) * 896}),
         ("keep", {}, {"keep": True}),
         ("weights", {}, {"weights": str(tmp_path / "other")}),
         ("max_tokens is 6, this run's is 5", {"max_tokens": 5}, {}),

@@ -107,6 +107,7 @@ def options(folder: Path) -> Options:
         dtype="fp32",
         workers=1,
         sequences=8,
+        wire="fp32",
         evaluate=False,
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,35 +31,35 @@ Decode = Callable[[NDArray[np.int32]], str]
 """token ids -> text."""
 
 
-class Batches(Protocol):
-    """A source of the groups of a step."""
-
-    def collect(
-        self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]
-    ) -> tuple[list[Group], dict[str, Any]]:
-        """Return the groups that have signal, and metrics of the step."""
-
-
 class Sampled:
     """GRPO: completions drawn under the present v, `each` a prompt, scored by the task's reward.
 
-    `batch` draws them, in the deployed model or in a copy of it in another type. `lowest` is the lowest
-    reward so far, 0 where none was below it: what exploded gets it.
+    What it learns from is the task's shaped reward, where it has one; what `greedy` answers are judged by is
+    its reward.
+
+    Args:
+        batch: draws what is learned from, in the deployed model or in a copy of it in another type.
+        deployed: draws greedy answers.
+
+    Attributes:
+        temperature: that completions are drawn at.
+        lowest: reward so far, 0 where none was below it: what exploded gets it.
     """
 
-    def __init__(self, task: Task, batch: Batch, *, encode: Encode, decode: Decode, each: int) -> None:
-        self.task = task
-        self._batch, self._encode, self._decode, self._each = batch, encode, decode, each
-        self.lowest = 0.0
+    def __init__(
+        self, task: Task, batch: Batch, deployed: Batch, *, encode: Encode, decode: Decode, each: int
+    ) -> None:
+        self.task, self.temperature, self.lowest = task, task.temperature, 0.0
+        self._lessons = replace(task, reward=task.shaped or task.reward)
+        self._batch, self._deployed = batch, deployed
+        self._encode, self._decode, self._each = encode, decode, each
 
     def collect(
         self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]
     ) -> tuple[list[Group], dict[str, Any]]:
         """Draw and score; groups whose rewards are all equal are left out before any gradient work."""
         began = time.monotonic()
-        drawn, rewards = self.draw(
-            vector, samples, each=self._each, temperature=self.task.temperature, seed=seed
-        )
+        drawn, rewards = self._draw(vector, samples, self.temperature, seed)
         groups = []
         for sample, group, scores in zip(samples, drawn, rewards, strict=True):
             # What exploded has no log-probability.
@@ -82,41 +83,57 @@ class Sampled:
             metrics["exploded"] = exploded
         return groups, metrics
 
-    def draw(
-        self,
-        vector: MicroVector,
-        samples: Sequence[Sample],
-        *,
-        each: int,
-        temperature: float,
-        seed: tuple[int, ...],
+    def differing(
+        self, vector: MicroVector, samples: Sequence[Sample], temperature: float, seed: tuple[int, ...]
+    ) -> float:
+        """Return the share of prompts whose completions at a temperature have different rewards."""
+        _, rewards = self._draw(vector, samples, temperature, seed)
+        return float(np.mean([advantages(scores).any() for scores in rewards]))
+
+    def greedy(self, vector: MicroVector, samples: Sequence[Sample]) -> NDArray[np.float64]:
+        """Return the rewards of greedy answers in the deployed model: float64 [samples]."""
+        drawn = self._deployed.generate(
+            [self._encode(sample).tolist() for sample in samples],
+            vectors=vector,
+            max_tokens=self.task.max_tokens,
+            schema=self.task.schema,
+        )
+        return np.array(self._scores(self.task, drawn, samples), np.float64)
+
+    def _draw(
+        self, vector: MicroVector, samples: Sequence[Sample], temperature: float, seed: tuple[int, ...]
     ) -> tuple[list[list[Generation]], list[list[float]]]:
-        """Return `each` completions of every sample, and their rewards."""
+        """Return the completions of every sample, and their rewards."""
         drawn = self._batch.generate(
             [self._encode(sample).tolist() for sample in samples],
             vectors=vector,
-            samples=each,
+            samples=self._each,
             max_tokens=self.task.max_tokens,
             temperature=temperature,
             seed=seed,
+            schema=self.task.schema,
         )
-        rewards = self.task.scores(
-            [Completion(self._decode(r.tokens), r.ended, len(r.tokens), r.exploded) for r in drawn],
-            [sample for sample in samples for _ in range(each)],
-            lowest=self.lowest,
-        )
-        self.lowest = min([self.lowest, *rewards])
+        each = self._each
+        rewards = self._scores(self._lessons, drawn, [sample for sample in samples for _ in range(each)])
         starts = range(0, len(drawn), each)
         return [drawn[i : i + each] for i in starts], [rewards[i : i + each] for i in starts]
+
+    def _scores(self, task: Task, drawn: Sequence[Generation], samples: Sequence[Sample]) -> list[float]:
+        completions = [Completion(self._decode(r.tokens), r.ended, len(r.tokens), r.exploded) for r in drawn]
+        rewards = task.scores(completions, samples, lowest=self.lowest)
+        self.lowest = min([self.lowest, *rewards])
+        return rewards
 
 
 class GivenAnswers:
     """SFT: cross-entropy on the given answers with the tokens that end them: the paper's comparison."""
 
     def __init__(self, task: Task, *, encode: Encode, encode_answer: Encode) -> None:
-        if any(sample.answer is None for sample in task.train):
+        missing = sum(sample.answer is None for sample in task.train)
+        if missing:
             raise TrainError(
-                f"task {task.name} has training prompts without an answer: --method sft needs one for each"
+                f"{missing} of {len(task.train)} training prompts of task {task.name} are without an answer: "
+                "--method sft needs one for each"
             )
         self._encode, self._encode_answer = encode, encode_answer
 
@@ -124,12 +141,14 @@ class GivenAnswers:
         self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]
     ) -> tuple[list[Group], dict[str, Any]]:
         """Return the prompts with their answers."""
-        groups = [
-            Group(self._encode(sample), [self._encode_answer(sample)], np.ones(1, np.float32))
-            for sample in samples
-        ]
+        groups = self.groups(samples)
         total = sum(len(group.completions[0]) for group in groups)
         return groups, {"tokens": total, "length": total / len(samples)}
+
+    def groups(self, samples: Sequence[Sample]) -> list[Group]:
+        """Return the prompts with their answers."""
+        one = np.ones(1, np.float32)
+        return [Group(self._encode(each), [self._encode_answer(each)], one) for each in samples]
 
 
 class Rehearsal:

@@ -30,10 +30,18 @@ class TrainState:
     updates: int = 0  # Adam's own count of steps
     step: int = 0
     lr: float = 0.0
+    seconds: float = 0.0  # spent on steps and validations
     best_score: float = float("-inf")
     best_step: int = 0
     start_score: float = float("-inf")
+    start_loss: float = 0.0  # nats a token of the validation answers, where SFT measures them
+    best_loss: float = 0.0
+    lowest_loss: float = 0.0
+    temperature: float = 0.0  # that answers are drawn at (GRPO); 0 before it is found
+    signal: bool = False  # whether any step had some
     silent: int = 0  # steps without signal in a row
+    stale: int = 0  # validations in a row that found nothing better
+    stopped: str = ""  # why it ended
     norms: list[float] = field(default_factory=list)  # of the last gradients, for the clip
     lowest: float = 0.0  # reward so far
     curve: list[dict[str, Any]] = field(default_factory=list)

@@ -33,11 +33,10 @@ def advantages(rewards: ArrayLike) -> NDArray[np.float32]:
 def token_loss(logprobs: Tensor, advantage: Tensor, sampled: Tensor | None) -> Tensor:
     """Return the loss of every token, to be minimised: [completions, tokens], as `logprobs` and `sampled`.
 
-    With advantage 1, [completions, 1], and nothing sampled its gradient is that of cross-entropy. `sampled`
-    are the log-probabilities that the tokens were drawn with, for their importance.
+    With advantage 1, [completions, 1], and nothing sampled it is cross-entropy. `sampled` are the
+    log-probabilities that the tokens were drawn with, for their importance.
     """
+    if sampled is None:
+        return -logprobs * advantage
     now = logprobs.detach()
-    objective = torch.exp(logprobs - now) * advantage
-    if sampled is not None:
-        objective = objective * torch.exp(now - sampled).clamp(max=IMPORTANCE_CAP)
-    return -objective
+    return -torch.exp(logprobs - now) * advantage * torch.exp(now - sampled).clamp(max=IMPORTANCE_CAP)

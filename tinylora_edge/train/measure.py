@@ -117,7 +117,7 @@ class _Measuring:
         """Find worked examples; measure them alone, and together with the vector."""
         if self.task.preamble is not None:
             raise TrainError("base and vector stand behind a prompt already")
-        judged = self.task.train[: self.options.validation][:_JUDGED]
+        judged = self.options.split(self.task)[0][:_JUDGED]
         answered = self._progress("worked examples on validation prompts", len(TRIED) * len(judged))
         best = find_examples(self.llm, self.task, judged, seconds=_SEARCH_S, answered=answered, **self._size)
         self.record["prompt"] = best.record()

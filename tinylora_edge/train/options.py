@@ -13,11 +13,24 @@ import numpy as np
 
 from ..basis import Bases, Basis
 from ..errors import TrainError
-from ..projection import RANK
 from ..runtime.evaluation import Comparison, Evaluation, compare
+from ..tasks import Sample, Task
+from ..tasks.files import rank
 from ..vector import MicroVector
 
-METHODS: tuple[str, ...] = ("grpo", "sft")
+METHODS: tuple[str, ...] = ("sft", "grpo")
+
+MINUTES = 5.0
+"""Of training, where neither steps nor minutes are given."""
+
+DEFAULT_RANK = 8
+"""Where neither a rank nor numbers are given; the bundle's own where that is lower."""
+
+_FEWEST = 20
+"""Examples that are enough for some to choose a vector by and others to learn from."""
+
+_INT8_FROM = 64
+"""Numbers from which a frame is int8: the bytes that it saves are more than those of its scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +38,20 @@ class Options:
     """The options of a run, besides bundle and task.
 
     Attributes:
-        method: `grpo`, or `sft` for cross-entropy on the task's answers.
-        steps: how many.
+        method: `sft` for cross-entropy on the task's answers, or `grpo`. None chooses: `sft` where every
+            training sample has an answer, and then `grpo` where sampled answers differ in their reward.
+        steps: at most so many.
+        minutes: at most so many of training, with its validations. 5 where neither is given. The step size
+            falls over whichever of the two is used up first; with steps alone a run is the same every time.
         prompts: a step.
         samples: completions a prompt (GRPO).
         rank: k, to train all entries of R at this rank.
-        numbers: to train so many: the bundle's learned ones, or the paper's. Rank 2 where neither is given.
+        numbers: to train so many: the bundle's learned ones, or the paper's. `DEFAULT_RANK` where neither is
+            given.
         lr: step size of Adam on v, or where the basis has a prior on z (`Basis.whitening`); it falls linearly
             to a tenth. None takes `trainer.default_lr`.
-        validation: prompts held back from training to choose the vector by, at least 2.
+        validation: prompts held back from training to choose the vector by, at least 2. None takes a fifth of
+            the training samples, 8 to 48.
         validate_every: steps between validations.
         checkpoint_every: steps between checkpoints.
         silence: steps in a row without any signal after which the run stops.
@@ -47,19 +65,21 @@ class Options:
             where that is faster (`half_type`). The evaluation always uses the deployed file.
         workers: threads, a core each; None takes every core.
         sequences: that llama.cpp runs at the same time.
-        wire: dtype of the frame that is written.
+        wire: dtype of the frame that is written, and measured. None takes int8, and bf16 for fewer than 64
+            numbers. One scale for all n costs about a hundredth of R's norm, and no answer that was seen.
         evaluate: measure base and vector on the held-out prompts at the end.
         drift: general prompts on which the vector's drift is measured then; 0 leaves it out.
     """
 
-    method: str = "grpo"
-    steps: int = 40
+    method: str | None = None
+    steps: int | None = None
+    minutes: float | None = None
     prompts: int = 8
     samples: int = 8
     rank: int | None = None
     numbers: int | None = None
     lr: float | None = None
-    validation: int = 48
+    validation: int | None = None
     validate_every: int = 5
     checkpoint_every: int = 5
     silence: int = 10
@@ -71,16 +91,18 @@ class Options:
     half_copy: bool | None = None
     workers: int | None = None
     sequences: int = 32
-    wire: str = "fp32"
+    wire: str | None = None
     evaluate: bool = True
     drift: int = 32
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if self.method is not None and self.method not in METHODS:
             raise TrainError(f"unknown method {self.method!r}: choose one of {', '.join(METHODS)}")
         for name in ("steps", "prompts", "samples", "validate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise TrainError(f"{name} is {getattr(self, name)}, expected at least 1")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise TrainError(f"{name} is {value}, expected at least 1")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise TrainError(f"training takes more than 0 minutes, not {self.minutes}")
         if self.drift < 0:
             raise TrainError(f"drift is measured on 0 general prompts or more, not on {self.drift}")
         if self.start is not None and not all(map(math.isfinite, self.start)):
@@ -88,8 +110,45 @@ class Options:
 
     def basis(self, bases: Bases) -> Basis:
         """Return the basis that a run trains in; BasisError where there is none of its rank or numbers."""
-        rank = RANK if self.rank is None and self.numbers is None else self.rank
+        rank = self.rank
+        if rank is None and self.numbers is None:
+            rank = min(DEFAULT_RANK, bases.factors.rank)
         return bases.basis(numbers=self.numbers, rank=rank)
+
+    def dtype_on_the_wire(self, basis: Basis) -> str:
+        """Return the dtype of the frame of a vector in this basis."""
+        return self.wire or ("int8" if basis.size >= _INT8_FROM else "bf16")
+
+    def split(self, task: Task) -> tuple[list[Sample], list[Sample]]:
+        """Return the samples to choose the vector by, and those to learn from.
+
+        Which these are depends on the prompts alone: not on their order, which often is one by answer.
+
+        Raises:
+            TrainError: there are too few.
+        """
+        count = len(task.train)
+        held = self.validation
+        if held is None:
+            if count < _FEWEST:
+                raise TrainError(
+                    f"task {task.name} has {count} examples to train on, and at least {_FEWEST} are needed: "
+                    "some to learn from, and 8 to choose the vector by. Add more"
+                )
+            held = max(8, min(48, count // 5))
+        if held < 2:
+            raise TrainError(f"{held} prompts for validation: at least 2 are needed to tell luck from gain")
+        if count < held + self.prompts:
+            raise TrainError(
+                f"task {task.name} has {count} training prompts, but {held} for validation and "
+                f"{self.prompts} a step are needed: add prompts, or lower those settings"
+            )
+        order = sorted(range(count), key=lambda index: (rank(task.train[index]), index))
+        chosen = set(order[:held])
+        return (
+            [task.train[index] for index in sorted(chosen)],
+            [sample for index, sample in enumerate(task.train) if index not in chosen],
+        )
 
     def record(self) -> dict[str, Any]:
         """Return the options as JSON holds them: of the values to start from their SHA-256."""
@@ -124,8 +183,36 @@ def grown(vector: MicroVector, bases: Bases, basis: Basis) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """What a method did, and brought.
+
+    Attributes:
+        start_score, best_score: validation reward of its start, and of what it found.
+        start_loss, best_loss: nats a token of the validation answers (SFT).
+        best_step: the step that the vector is from; 0 where none was better than the start.
+        steps, seconds: done, and what they took with their validations.
+        stopped: why it ended: `done`, `patience`, `silence`, `no signal`, or `interrupted`; `left out` where
+            it did not begin.
+        temperature: that answers were drawn at (GRPO).
+        why: it was left out.
+    """
+
+    method: str
+    start_score: float
+    best_score: float
+    start_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    stopped: str = "left out"
+    temperature: float | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True)
 class Result:
-    """The result of the loop.
+    """The result of the loop, or of several: one for each method.
 
     Attributes:
         vector: the last one whose validation was the highest, or within one standard error of it; the
@@ -133,7 +220,8 @@ class Result:
         start_score: validation reward of the start.
         best_score: validation reward of `vector`, and `best_step` the step that it is from.
         steps: done.
-        stopped: why the run ended: `done`, `silence`, or `interrupted`.
+        stopped: why the last phase ended: see `Phase`.
+        phases: what each method did; empty of TRL's.
     """
 
     vector: MicroVector
@@ -142,6 +230,7 @@ class Result:
     best_step: int
     steps: int
     stopped: str
+    phases: tuple[Phase, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,21 +24,26 @@ from ..runtime.batch import Batch
 from ..runtime.evaluation import Report
 from ..runtime.llama.requantize import half_copy, half_type
 from ..system import cores
-from ..tasks import Sample, Task
+from ..tasks import Completion, Sample, Task
 from ..tasks.general import load_general
+from ..tasks.rewards import is_text
+from ..tasks.task import name_of
 from .adapter import Adapter
-from .batches import REHEARSED_TOKENS, Batches, GivenAnswers, Rehearsal, Sampled
+from .batches import REHEARSED_TOKENS, GivenAnswers, Rehearsal, Sampled
 from .learner import Learner
 from .measure import measured, write_result
 from .model import load_model
-from .options import Options, Outcome
-from .trainer import Trainer
+from .options import METHODS, MINUTES, Options, Outcome, Phase, Result
+from .trainer import DIFFER, Trainer
 
 _SHORT = 256
 """Tokens of a sequence up to which plain attention is faster in the backward pass than the fused one."""
 
 _ANY = ("rank", "numbers", "checkpoint_every", "wire", "evaluate", "drift")
 """Options that a resumed run may have otherwise: of the first two the basis is the same."""
+
+_SFT_SHARE = 0.75
+"""Of the budget, where GRPO follows: it has the rest, and what SFT leaves over."""
 
 
 def train(
@@ -50,49 +57,223 @@ def train(
 ) -> Outcome:
     """Train a micro-vector and write its frame.
 
+    SFT and GRPO follow each other (`Options.method`), each from what the one before it found. What brought
+    nothing is left out: `Result.phases` says what each did.
+
     Writes `output` (the frame), `output`.json (task, basis, options, curve, held-out figures) and, while it
-    runs, the directory `output`.run with `checkpoint.json`.
+    runs, the directory `output`.run with a checkpoint a method.
     SIGINT ends the run after the step at hand with its state saved; a second one ends it at once. A run that
-    is refused leaves no file.
+    is refused, or finds nothing, leaves no file.
 
     Args:
         bundle: of the base that is deployed.
         task: prompts and reward.
         output: the frame file; it must not exist.
         options: of the run.
-        resume: go on from the checkpoint in `output`.run, to the identical result.
-        report: called with the metrics of every step.
+        resume: go on from the checkpoints in `output`.run, to the identical result where no minutes are set.
+        report: called with the metrics of every step, and with events.
 
     Raises:
-        TrainError: the task or the options do not work out; the message says which and what to do.
+        TrainError: the task or the options do not work out, or nothing that was tried is better than the
+            start; the message says which and what to do.
         BasisError: the bundle has no basis of the rank or the numbers that are asked for.
         BaseMismatchError: the base is not one that the factors were exported for.
         MissingExtraError: torch, transformers or llama-cpp-python is not installed.
         OSError: a file cannot be written.
     """
     options, output = options or Options(), Path(output)
+    if options.steps is None and options.minutes is None:
+        options = replace(options, minutes=MINUTES)
     with run_folder(output) as folder, ExitStack() as stack:
-        checkpoint = folder / "checkpoint.json"
-        if checkpoint.exists() and not resume:
+        checkpoints = [folder / f"{method}.json" for method in METHODS]
+        found = [path for path in checkpoints if path.exists()]
+        if found and not resume:
             raise unfinished(folder)
-        engines = _Engines(bundle, task, options, folder, stack)
-        trainer = engines.trainer(checkpoint)
-        if resume:
-            trainer.resume()
-        with _interruptible(trainer, report):
-            result = trainer.run(report)
-        if result.stopped == "interrupted":
-            return Outcome(checkpoint, result)
-        outcome = Outcome(output, result)
-        vector = replace(result.vector, dtype=options.wire)
-        curve = trainer.state.curve
-        write_result(vector, engines.basis, task, options, outcome, curve)
-        checkpoint.unlink()
+        if resume and not found:
+            raise TrainError(f"{folder} has no checkpoint to resume from: start without --resume")
+        methods = chosen_methods(task, options)
+        engines = _Engines(bundle, task, options, methods, folder, stack)
+        task = engines.task
+        about = engines.about()
+        report({"event": "data", **about})
+        run = _Run(engines, options, folder, report)
+        with _interruptible(run.stop, report):
+            result = run.phases(methods)
+        if run.stopping:
+            return Outcome(folder, result)
+        vector = replace(result.vector, dtype=options.dtype_on_the_wire(engines.basis))
+        if not vector.values.any():
+            for path in checkpoints:
+                path.unlink(missing_ok=True)
+            raise nothing_found(task, options, result, run.curve)
+        outcome = Outcome(output, replace(result, vector=vector))
+        written = vector, engines.basis, task, options
+        write_result(*written, outcome, run.curve, data=about)
+        for path in checkpoints:
+            path.unlink(missing_ok=True)
         if options.evaluate:
             deployed = engines.deployed, engines.batch
             outcome = measured(outcome, bundle, *deployed, task, vector, options, report)
-            write_result(vector, engines.basis, task, options, outcome, curve)
+            write_result(*written, outcome, run.curve, data=about)
     return outcome
+
+
+def chosen_methods(task: Task, options: Options) -> list[str]:
+    """Return the methods of a run, in order."""
+    free = is_text(task.reward)
+    if options.method is not None:
+        if free and options.method == "grpo":
+            raise TrainError(
+                f"task {task.name} is measured by the text of its answers, which no reward judges: GRPO has "
+                "nothing to learn from. Leave --method out, or name a reward with --reward"
+            )
+        return [options.method]
+    answered = sum(sample.answer is not None for sample in task.train) == len(task.train)
+    return [method for method, fits in (("sft", answered), ("grpo", not free)) if fits]
+
+
+class _Run:
+    """The phases of a run, one after the other, each with a checkpoint of its own."""
+
+    def __init__(self, engines: _Engines, options: Options, folder: Path, report: Report) -> None:
+        self.stopping = False
+        self.curve: list[dict[str, Any]] = []
+        self._engines, self._options, self._folder, self._report = engines, options, folder, report
+        self._trainer: Trainer | None = None
+
+    def stop(self) -> None:
+        """End the run after the step at hand, its state saved."""
+        self.stopping = True
+        if self._trainer is not None:
+            self._trainer.stop()
+
+    def phases(self, methods: Sequence[str]) -> Result:
+        """Run the methods that are worth it."""
+        whole: Result | None = None
+        for method in methods:
+            if whole is not None and (why := self._why_not(whole)):
+                last = whole.best_score
+                whole = replace(whole, phases=(*whole.phases, Phase(method, last, last, why=why)))
+                continue
+            found = self._phase(method, whole, alone=len(methods) == 1)
+            whole = found if whole is None else _joined(whole, found)
+            if self.stopping:
+                break
+        assert whole is not None
+        return whole
+
+    def _phase(self, method: str, before: Result | None, *, alone: bool) -> Result:
+        """Run a method from what was found before it, or go on with it."""
+        options = self._options
+        steps, minutes = options.steps, options.minutes
+        if not alone and before is None:
+            steps = None if steps is None else math.ceil(_SFT_SHARE * steps)
+            minutes = None if minutes is None else _SFT_SHARE * minutes
+        elif before is not None:
+            steps = None if steps is None else steps - before.steps
+            minutes = None if minutes is None else minutes - before.phases[-1].seconds / 60
+            if before.best_step:
+                options = replace(options, start=tuple(before.vector.values.tolist()))
+        options = replace(options, method=method, steps=steps, minutes=minutes)
+        done = 0 if before is None else before.steps
+        checkpoint = self._folder / f"{method}.json"
+        needed = 0.0 if before is None else DIFFER
+        self._trainer = trainer = self._engines.trainer(options, checkpoint, needed)
+        if checkpoint.exists():
+            trainer.resume()
+        if self.stopping:
+            trainer.stop()
+
+        def report(metrics: dict[str, Any]) -> None:
+            self._report(_placed(metrics, method, done))
+
+        result = trainer.run(report)
+        self._trainer = None
+        self.curve += [_placed(row, method, done) for row in trainer.state.curve]
+        return result
+
+    def _why_not(self, before: Result) -> str | None:
+        """Return why GRPO is not worth its time after SFT, or None."""
+        options, task = self._options, self._engines.task
+        if self._engines.perfect(before.best_score):
+            return "every answer held back is as good as the given one already"
+        used = [0.0]
+        if options.steps is not None:
+            used.append(before.steps / options.steps)
+        if options.minutes is not None:
+            used.append(before.phases[-1].seconds / 60 / options.minutes)
+        return f"nothing of the budget is left for it by task {task.name}" if max(used) >= 1 else None
+
+
+def _placed(metrics: dict[str, Any], method: str, done: int) -> dict[str, Any]:
+    """Return metrics with their method, and steps counted from the beginning of the run."""
+    counted = {"step": metrics["step"] + done} if "step" in metrics else {}
+    return {**metrics, **counted, "method": method}
+
+
+def _joined(before: Result, after: Result) -> Result:
+    """Return the result of two phases, the second of which began with what the first found."""
+    phase, whole = after.phases[-1], before
+    if phase.best_step:
+        whole = replace(after, best_step=before.steps + phase.best_step, start_score=before.start_score)
+    elif phase.stopped == "no signal":
+        phase = replace(phase, why=_NO_SIGNAL)
+    elif phase.stopped != "interrupted":
+        phase = replace(phase, why="it brought nothing on the answers held back")
+    steps = before.steps + after.steps
+    return replace(whole, steps=steps, stopped=after.stopped, phases=(*before.phases, phase))
+
+
+_NO_SIGNAL = (
+    "hardly any group of sampled answers differed in its rewards, at whatever temperature, and GRPO learns "
+    "from differences alone"
+)
+
+
+def nothing_found(
+    task: Task, options: Options, result: Result, curve: Sequence[dict[str, Any]]
+) -> TrainError:
+    """Return the error of a run that found nothing better than the base, with advice on what was seen."""
+    advice = []
+    for phase in result.phases:
+        rows = [row for row in curve if row.get("method") == phase.method]
+        tried = f"{phase.method}, {phase.steps} steps: "
+        if phase.stopped == "no signal":
+            rewards = {row["reward"] for row in rows if "reward" in row}
+            shown = f" ({rewards.pop():.3f})" if len(rewards) == 1 else ""
+            told = (
+                f"no signal: all sampled answers of every prompt got the same reward{shown}. Give the "
+                "samples answers to learn from first, make the task easier, or draw more with --samples"
+            )
+        elif phase.start_loss is not None:
+            losses = [row["loss"] for row in rows if "loss" in row]
+            seen = [(row["validation_loss"], row["validation"]) for row in rows if "validation_loss" in row]
+            (loss, reward), (lowest, then) = seen[0], min(seen[1:] or seen)
+            told = f"the loss on answers held back is {loss:.3f} nats a token at the start"
+            told += f" and {lowest:.3f} at best afterwards"
+            if lowest < 0.99 * loss:
+                told += (
+                    f", but their reward fell from {reward:.3f} to {then:.3f}: see that the reward judges "
+                    "the given answers as you do, or name another with --reward"
+                )
+            elif losses and min(losses) < 0.8 * losses[0]:
+                told += (
+                    f", while that on those learned from fell from {losses[0]:.3f} to {min(losses):.3f}: add "
+                    "examples, or check that their answers follow from their prompts"
+                )
+            elif any(row.get("event") == "back-off" for row in rows):
+                told += ": the steps are too large, halve them with --lr"
+            else:
+                told += ": give it more --minutes or a larger --lr, and see that the answers agree"
+        elif phase.why is not None:
+            continue
+        else:
+            told = (
+                f"the reward of answers held back never rose above {phase.start_score:.3f}: give it more "
+                "--minutes, check that the reward judges as you would, or give answers to learn from"
+            )
+        advice.append(tried + told)
+    return TrainError(f"nothing better than the base was found for {task.name}: {'; '.join(advice)}")
 
 
 @contextmanager
@@ -123,13 +304,21 @@ class _Engines:
     """The engines that a run computes with, opened in order and closed in reverse."""
 
     def __init__(
-        self, bundle: str | PathLike[str], task: Task, options: Options, folder: Path, stack: ExitStack
+        self,
+        bundle: str | PathLike[str],
+        task: Task,
+        options: Options,
+        methods: Sequence[str],
+        folder: Path,
+        stack: ExitStack,
     ) -> None:
-        self.task, self.options, self.stack = task, options, stack
+        self.task, self.options, self.methods, self.stack = task, options, methods, stack
+        self._folder = folder
+        options.split(task)
         self.threads = options.workers or cores()
         torch.set_num_threads(1)
-        found = load_bundle(bundle)
-        self.basis = options.basis(found.bases)
+        self._bundle = load_bundle(bundle)
+        self.basis = options.basis(self._bundle.bases)
         deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
         self.deployed = stack.enter_context(closing(deployed))
         self.prompts = {id(s): self._tokens(s) for s in (*task.train, *task.held_out)}
@@ -137,52 +326,83 @@ class _Engines:
         room = self._room(
             f"the longest prompt of task {task.name} has", longest, task.max_tokens, "shorten it"
         )
+        if "sft" in methods:
+            room = max(room, self._room_for_answers())
         self.general = [self._tokens(sample) for sample in load_general(split="train") if options.keep]
         if options.keep:
             longest = max(map(len, self.general))
             what, cure = "the longest general prompt has", "leave out --keep"
             room = max(room, self._room(what, longest, REHEARSED_TOKENS, cure))
-        batch = {"n_ctx_seq": room, "sequences": options.sequences, "n_threads": self.threads}
-        self.batch = self.drawing = stack.enter_context(Batch(self.deployed, **batch))
-        self.model = load_model(options.weights or found.base, options.dtype)
+        self._batch = {"n_ctx_seq": room, "sequences": options.sequences, "n_threads": self.threads}
+        self.batch = stack.enter_context(Batch(self.deployed, **self._batch))
+        self.model = load_model(options.weights or self._bundle.base, options.dtype)
         if room <= _SHORT:
             self.model.set_attn_implementation("eager")
         self.adapter = stack.enter_context(Adapter(self.model, self.basis))
         self.halved = half_type() is not None if options.half_copy is None else options.half_copy
-        if self.halved:
-            copy = half_copy(found.base, folder / "rollout", found.bases, self.threads)
-            self.drawing = stack.enter_context(Batch(stack.enter_context(copy), **batch))
 
-    def trainer(self, checkpoint: Path) -> Trainer:
-        """Return the loop over these engines."""
-        task, options = self.task, self.options
+    @cached_property
+    def drawing(self) -> Batch:
+        """What draws the completions that GRPO learns from."""
+        if not self.halved:
+            return self.batch
+        copy = half_copy(self._bundle.base, self._folder / "rollout", self._bundle.bases, self.threads)
+        return self.stack.enter_context(Batch(self.stack.enter_context(copy), **self._batch))
+
+    def about(self) -> dict[str, Any]:
+        """Return what a run learns from, and how, as its record has it."""
+        task = self.task
+        validation, train = self.options.split(task)
+        return {
+            "train": len(train),
+            "validation": len(validation),
+            "held_out": len(task.held_out),
+            "reward": name_of(task.reward),
+            "methods": list(self.methods),
+            "numbers": self.basis.size,
+            "notes": list(task.notes),
+        }
+
+    def perfect(self, score: float) -> bool:
+        """Whether answers to the validation prompts are as good as the given ones."""
+        if is_text(self.task.reward):
+            return False
+        validation, _ = self.options.split(self.task)
+        given = [
+            self.task.score(Completion(each.answer, True, len(self._encode_answer(each))), each)
+            for each in validation
+            if each.answer is not None
+        ]
+        return len(given) == len(validation) and score >= sum(given) / len(given) > 0
+
+    def trainer(self, options: Options, checkpoint: Path, needed: float) -> Trainer:
+        """Return the loop of one method over these engines; `options` are its own."""
+        task = self.task
+        sft = options.method == "sft"
+        drawing = self.batch if sft else self.drawing
         judge = Sampled(
             task,
-            self.drawing,
+            drawing,
+            self.batch,
             encode=self._encode,
             decode=lambda tokens: self.deployed.vocabulary.decode(tokens.tolist()),
             each=options.samples,
         )
-        batches: Batches = judge
-        if options.method == "sft":
-            batches = GivenAnswers(task, encode=self._encode, encode_answer=self._encode_answer)
-        learner = Learner(
-            self.model,
-            self.adapter,
-            temperature=task.temperature if options.method == "grpo" else 1.0,
-            workers=self.threads,
-        )
+        answers = GivenAnswers(task, encode=self._encode, encode_answer=self._encode_answer) if sft else None
+        learner = Learner(self.model, self.adapter, temperature=1.0, workers=self.threads)
         self.stack.callback(learner.close)
+        rehearsal = Rehearsal(learner, drawing, self.general) if options.keep else None
         shared = {key: value for key, value in options.record().items() if key not in _ANY}
         return Trainer(
             task,
             learner,
-            batches,
+            answers or judge,
             judge,
             options=options,
             checkpoint=checkpoint,
             identity=shared | {"half_copy": self.halved, "workers": self.threads},
-            rehearsal=Rehearsal(learner, self.drawing, self.general) if options.keep else None,
+            needed=needed,
+            rehearsal=rehearsal,
         )
 
     def _tokens(self, sample: Sample) -> NDArray[np.int32]:
@@ -198,6 +418,23 @@ class _Engines:
         chat = not sample.raw and vocabulary.has_template
         return np.array([*text, vocabulary.turn_end if chat else self.deployed.token_eos()], np.int32)
 
+    def _room_for_answers(self) -> int:
+        """Return the tokens of the longest prompt with its given answer."""
+        limit, longest = self.deployed._model.n_ctx_train(), 0
+        for name, samples in (("train", self.task.train), ("held_out", self.task.held_out)):
+            for number, sample in enumerate(samples):
+                if sample.answer is None:
+                    continue
+                prompt, answer = len(self._encode(sample)), len(self._encode_answer(sample))
+                if prompt + answer > limit:
+                    raise TrainError(
+                        f"task {self.task.name}, {name} sample {number} ({sample.text[:60]!r}): its prompt "
+                        f"has {prompt} tokens and its answer {answer}, which together pass the model's "
+                        f"context of {limit}: shorten it, or leave it out"
+                    )
+                longest = max(longest, prompt + answer)
+        return longest
+
     def _room(self, what: str, longest: int, answer: int, cure: str) -> int:
         limit = self.deployed._model.n_ctx_train()
         if longest + answer > limit:
@@ -209,7 +446,7 @@ class _Engines:
 
 
 @contextmanager
-def _interruptible(trainer: Trainer, report: Report) -> Iterator[None]:
+def _interruptible(stop: Callable[[], None], report: Report) -> Iterator[None]:
     """Let SIGINT end the run after the step at hand; a second one as usual."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -217,7 +454,7 @@ def _interruptible(trainer: Trainer, report: Report) -> Iterator[None]:
 
     def handle(number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, before)
-        trainer.stop()
+        stop()
         report({"event": "stopping"})
 
     before = signal.signal(signal.SIGINT, handle)

@@ -17,18 +17,26 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..runtime.evaluation import Report
 from ..tasks import Sample, Task
+from ..tasks.rewards import is_text
 from ..tasks.task import name_of
 from ..vector import MicroVector
-from .batches import KEEP, Batches, Rehearsal, Sampled
+from .batches import KEEP, GivenAnswers, Rehearsal, Sampled
 from .checkpoint import TrainState, load, save
 from .learner import Group, Learner
-from .options import Options, Result
+from .options import Options, Phase, Result
 
 _BETAS = 0.9, 0.99
 _ANNEAL = 0.1  # step size of the last step over that of the first
 _CLIP = 2.0  # times the median norm of the last gradients
 _CLIP_WINDOW = 10
 _TOLERANCE = 0.2  # how far validation may fall below the best before training goes back to it
+_LOWER = 0.99  # times the lowest loss: what counts as better
+_EXPLOSION = 0.5  # nats a token above twice the lowest loss
+_EXPLODED = 1e4  # nats of an answer where the vector is too large for the model
+_PATIENCE = 4  # validations in a row without a better one, after which SFT ends
+_SILENT = 2  # steps without signal in a row, which are said
+DIFFER = 0.25  # of the groups, in whose rewards GRPO needs some difference to be worth its time
+_HOTTER = 1.0, 1.3  # temperatures to try above a task's own
 _LENGTHS = {"sft": 3.5, "grpo": 0.5}
 
 
@@ -43,11 +51,11 @@ def default_lr(basis: Basis, method: str) -> float:
 
 
 class Trainer:
-    """The loop that trains v, which the learner's adapter holds.
+    """The loop that trains v, which the learner's adapter holds, by one method.
 
-    `batches` gives the groups of each step. `judge` scores greedy answers to the validation prompts, the
-    first `Options.validation` of the task's, which are not trained on. `identity` is what else than task and
-    basis a resumed run must share.
+    `batches` gives the groups of each step. `judge` scores greedy answers to the validation prompts, which
+    are not trained on (`Options.split`). `identity` is what else than task and basis a resumed run must
+    share. GRPO does not begin where fewer than `needed` of the groups differ in their rewards, or none does.
 
     Raises:
         TrainError: the task has too few prompts, or the values to start from are not those of the basis.
@@ -57,18 +65,20 @@ class Trainer:
         self,
         task: Task,
         learner: Learner,
-        batches: Batches,
+        batches: Sampled | GivenAnswers,
         judge: Sampled,
         *,
         options: Options,
         checkpoint: Path,
         identity: dict[str, Any],
+        needed: float = 0.0,
         rehearsal: Rehearsal | None = None,
     ) -> None:
         basis = learner.adapter.basis
         self.task, self.learner, self.options = task, learner, options
         self._batches, self._judged, self._rehearsal = batches, judge, rehearsal
-        self._checkpoint = checkpoint
+        self._method = "sft" if isinstance(batches, GivenAnswers) else "grpo"
+        self._checkpoint, self._needed = checkpoint, needed
         self._identity = {
             "task": task.name,
             "preamble": task.preamble,
@@ -80,15 +90,10 @@ class Trainer:
             "prior": None if basis.prior is None else basis.prior.digest,
             **identity,
         }
-        held = options.validation
-        if held < 2:
-            raise TrainError(f"{held} prompts for validation: at least 2 are needed to tell luck from gain")
-        if len(task.train) < held + options.prompts:
-            raise TrainError(
-                f"task {task.name} has {len(task.train)} training prompts, but {held} for validation and "
-                f"{options.prompts} a step are needed: add prompts, or lower those settings"
-            )
-        self._validation, self._train = list(task.train[:held]), list(task.train[held:])
+        self._validation, self._train = options.split(task)
+        self._given: list[Group] = []  # the validation answers
+        if isinstance(batches, GivenAnswers):
+            self._given = batches.groups(self._validation)
         if options.start is not None and len(options.start) != basis.size:
             raise TrainError(
                 f"training would start from {len(options.start)} values, and the basis has {basis.size}: "
@@ -108,54 +113,131 @@ class Trainer:
         self._stop = True
 
     def run(self, report: Report = lambda metrics: None) -> Result:
-        """Train until the last step, silence, or `stop`; a TrainError where no step had any signal."""
+        """Train until the budget is used, nothing gets better, or `stop`.
+
+        Where no answer of any group had another reward than the others (`no signal`), or nothing was better
+        than the start, the result is the start.
+        """
         state, options = self.state, self.options
 
         def write(metrics: dict[str, Any]) -> None:
             state.curve.append(metrics)
             report(metrics)
 
-        if state.step == 0:
+        if not state.curve:
+            self._begin(write)
+        if isinstance(self._batches, Sampled) and not state.stopped:
+            self._find_temperature(self._batches, report)
+        while not (state.stopped or self._stop or self._used(state.step) >= 1):
             began = time.monotonic()
-            state.top_scores = self.validate(state.v)
-            state.start_score = state.best_score = float(state.top_scores.mean())
-            took = time.monotonic() - began
-            state.curve.clear()
-            write({"event": "start", "validation": state.start_score, "validate_s": took})
-        stopped = "done"
-        while state.step < options.steps and not self._stop:
             metrics = self._step()
             state.step += 1
-            last = state.step == options.steps
-            if state.step % options.validate_every == 0 or last:
-                began = time.monotonic()
-                metrics["validation"] = self._judge(write)
-                metrics["validate_s"] = time.monotonic() - began
+            state.seconds += time.monotonic() - began
+            metrics["share"] = min(1.0, self._used(state.step))
+            silent = state.silent >= options.silence
+            if state.step % options.validate_every == 0 or silent or metrics["share"] == 1:
+                metrics |= self._judge(write)
             write(metrics)
-            if state.silent >= options.silence:
-                stopped = "silence"
-                break
-            if state.step % options.checkpoint_every == 0:
+            if state.silent == _SILENT:
+                report({"event": "silent", "reward": metrics["reward"]})
+            if silent:
+                state.stopped = "silence" if state.signal else "no signal"
+            elif self._given and state.stale >= _PATIENCE:
+                state.stopped = "patience"
+            elif state.step % options.checkpoint_every == 0:
                 self._save()
+        if not (state.stopped or self._stop):
+            state.stopped = "done" if state.signal else "no signal"
         self._save()
-        if self._stop and stopped == "done":  # in the last step too: what follows takes its time as well
-            stopped = "interrupted"
-        silent = state.silent and not state.lr  # which is set at the first step that had signal
-        if silent and stopped != "interrupted":
-            raise TrainError(
-                f"task {self.task.name} gives no signal: in {state.silent} steps all samples of every prompt "
-                "got the same reward. Make the task easier or harder, raise the temperature, or draw more "
-                "samples a prompt"
-            )
-        best = self._vector(state.best_v)
-        return Result(best, state.start_score, state.best_score, state.best_step, state.step, stopped)
+        # In the last step too: what follows takes its time as well.
+        return self._result("interrupted" if self._stop else state.stopped)
 
-    def validate(self, v: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the rewards of greedy answers to the validation prompts: float64 [prompts]."""
-        seed = self.options.seed, 0
-        vector = self._vector(v)
-        _, rewards = self._judged.draw(vector, self._validation, each=1, temperature=0.0, seed=seed)
-        return np.array(rewards, np.float64)[:, 0]
+    def validate(self, v: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
+        """Return the rewards of greedy answers to the validation prompts, and the loss on the given ones.
+
+        Returns:
+            float64 [prompts]; nats a token, 0 where the method is not SFT.
+        """
+        nats, loss = self._nats(v)
+        if is_text(self.task.reward):
+            return -nats, loss
+        return self._judged.greedy(self._vector(v), self._validation), loss
+
+    def _nats(self, v: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
+        """Return the nats a token of each validation answer, float64 [prompts], and of all tokens."""
+        if not self._given:
+            return np.empty(0), 0.0
+        self.learner.adapter.set(v)
+        logprobs = self.learner.measure(self._given)
+        sums = -np.array([float(each.sum()) for each in logprobs], np.float64)
+        sums = np.nan_to_num(sums, nan=_EXPLODED, posinf=_EXPLODED)
+        counts = np.array([len(group.completions[0]) for group in self._given])
+        return sums / counts, float(sums.sum() / counts.sum())
+
+    def _begin(self, write: Report) -> None:
+        """Judge the start."""
+        state, began = self.state, time.monotonic()
+        state.top_scores, loss = self.validate(state.v)
+        state.start_score = state.best_score = float(state.top_scores.mean())
+        state.start_loss = state.best_loss = state.lowest_loss = loss
+        took = time.monotonic() - began
+        state.seconds += took
+        losses = {"validation_loss": loss} if self._given else {}
+        write({"event": "start", "validation": state.start_score, **losses, "validate_s": took})
+
+    def _find_temperature(self, batches: Sampled, report: Report) -> None:
+        """Draw at rising temperatures until sampled answers differ in their reward, and learn at that one."""
+        state, began = self.state, time.monotonic()
+        if not state.temperature:
+            shares: dict[float, float] = {}
+            own = self.task.temperature
+            for temperature in (own, *(each for each in _HOTTER if each > own)):
+                if self._stop:
+                    return
+                report({"event": "temperature", "temperature": temperature, "differ": shares})
+                shares[temperature] = batches.differing(
+                    self._vector(state.v), self._pick(0), temperature, (self.options.seed, 4)
+                )
+                if shares[temperature] >= DIFFER:
+                    break
+            state.temperature = max(shares, key=lambda each: (shares[each], -each))
+            state.seconds += time.monotonic() - began
+            if not shares[state.temperature] or shares[state.temperature] < self._needed:
+                state.stopped = "no signal"
+        batches.temperature = self.learner.temperature = state.temperature
+
+    def _used(self, steps: int) -> float:
+        """Return which share of the budget is used after so many steps: of the steps or the minutes."""
+        options, used = self.options, 0.0
+        if options.steps is not None:
+            used = steps / options.steps
+        if options.minutes is not None and steps:  # one step is taken in any case
+            used = max(used, self.state.seconds / (60 * options.minutes))
+        return used
+
+    def _scheduled(self) -> float:
+        """Return how far the step size has fallen: 1 in the last step."""
+        steps = self.options.steps
+        return self._used(self.state.step) * (1 if steps is None else steps / max(steps - 1, 1))
+
+    def _result(self, stopped: str) -> Result:
+        state = self.state
+        given = bool(self._given)
+        phase = Phase(
+            self._method,
+            state.start_score,
+            state.best_score,
+            start_loss=state.start_loss if given else None,
+            best_loss=state.best_loss if given else None,
+            best_step=state.best_step,
+            steps=state.step,
+            seconds=round(state.seconds, 1),
+            stopped=stopped,
+            temperature=state.temperature or None,
+        )
+        best = self._vector(state.best_v)
+        scores = state.start_score, state.best_score
+        return Result(best, *scores, state.best_step, state.step, stopped, (phase,))
 
     def _vector(self, v: NDArray[np.float32]) -> MicroVector:
         return MicroVector(v, basis=self.basis.digest)
@@ -168,7 +250,7 @@ class Trainer:
         began = time.monotonic()
         if groups:
             metrics |= self._learn(groups)
-            state.silent = 0
+            state.silent, state.signal = 0, True
         else:
             # Not even Adam's momentum moves v: it would drift on without evidence.
             state.silent += 1
@@ -179,9 +261,11 @@ class Trainer:
         state, options = self.state, self.options
         self.learner.adapter.set(state.v)
         if not state.lr:
-            state.lr = options.lr or default_lr(self.basis, options.method)
+            state.lr = options.lr or default_lr(self.basis, self._method)
         result: dict[str, Any] = {}
         gradient = self.learner.gradient(groups)
+        if self._given:
+            result["loss"] = gradient.loss
         by_v = gradient.grad
         if self._rehearsal is not None:
             pull = self._rehearsal.gradient(state.v, state.step)
@@ -193,7 +277,7 @@ class Trainer:
             return result | {"skipped": "non-finite gradient"}
         limit = _CLIP * float(np.median(state.norms)) if state.norms else norm
         state.norms = [*state.norms, norm][-_CLIP_WINDOW:]
-        lr = state.lr * (1 - (1 - _ANNEAL) * state.step / max(options.steps - 1, 1))
+        lr = state.lr * (1 - (1 - _ANNEAL) * min(1.0, self._scheduled()))
         self._update(grad * min(1.0, limit / max(norm, 1e-30)), lr)
         return result | {"grad": norm, "lr": lr, "mismatch": gradient.mismatch}
 
@@ -218,22 +302,36 @@ class Trainer:
     def _by_v(self, step: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(self.basis.whitening.values(step), np.float32)
 
-    def _judge(self, report: Report) -> float:
-        """Validate; keep what is as good as the highest so far, or go back from a collapse."""
-        state = self.state
-        scores = self.validate(state.v)
+    def _judge(self, write: Report) -> dict[str, float]:
+        """Validate; keep what is as good as the highest so far, or go back from a collapse.
+
+        Of two vectors whose rewards are the same but for chance the one that SFT has lower loss of is kept:
+        where the reward is still 0 everywhere, that is progress.
+        """
+        state, began = self.state, time.monotonic()
+        scores, loss = self.validate(state.v)
         score, top = float(scores.mean()), float(state.top_scores.mean())
-        if as_good(scores, state.top_scores) and score > state.start_score:
-            state.best_v, state.best_score, state.best_step = state.v.copy(), score, state.step
-        if score > top:
-            state.top_scores = scores
-        elif score < top - _TOLERANCE:
+        if self._given:
+            better = score > state.best_score or loss < state.best_loss
+        else:
+            better = score > state.start_score
+        state.stale = 0 if score > top or loss < _LOWER * state.lowest_loss else state.stale + 1
+        if as_good(scores, state.top_scores) and better:
+            state.best_v, state.best_step = state.v.copy(), state.step
+            state.best_score, state.best_loss = score, loss
+        elif collapsed(scores, state.top_scores) or loss > 2 * state.lowest_loss + _EXPLOSION:
             state.v = state.best_v.copy()
             state.m, state.s, state.updates = np.zeros_like(state.m), np.zeros_like(state.s), 0
             state.lr /= 2
             went = {"validation": score, "best": top, "lr": state.lr}
-            report({"event": "back-off", "step": state.step, **went})
-        return score
+            write({"event": "back-off", "step": state.step, **went})
+        if score > top:
+            state.top_scores = scores
+        state.lowest_loss = min(state.lowest_loss, loss)
+        took = time.monotonic() - began
+        state.seconds += took
+        losses = {"validation_loss": loss} if self._given else {}
+        return {"validation": score, **losses, "validate_s": took}
 
     def _pick(self, step: int) -> list[Sample]:
         """The prompts of a step: every epoch visits all of them in an order of its own."""
@@ -256,6 +354,12 @@ def _digest(samples: Sequence[Sample]) -> str:
     # Of objects of a program's own the type has to do: their texts may differ from process to process.
     text = json.dumps(rows, default=lambda value: type(value).__name__, skipkeys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def collapsed(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
+    """Whether scores fell so far below the highest that it is neither chance nor worth going on from."""
+    gaps = top - scores
+    return bool(gaps.mean() > max(_TOLERANCE, 2 * gaps.std(ddof=1) / math.sqrt(len(gaps))))
 
 
 def as_good(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:

@@ -61,6 +61,9 @@ _METRICS = {
 }
 """This project's name of a metric -> TRL's."""
 
+STEPS = 40
+"""Where neither steps nor epochs are given."""
+
 
 def train_trl(
     bundle: str | PathLike[str],
@@ -75,8 +78,8 @@ def train_trl(
     """Train a micro-vector with TRL and write its frame; call it in every process of the launch.
 
     Arguments, errors and what it writes are those of `train`, on a file system that all processes see. The
-    vector is the best by validation: the mean reward of one completion, drawn at the task's temperature, of
-    each of the first `Options.validation` training prompts.
+    vector is the best by validation (`Options.split`): the mean reward of one completion of each of its
+    prompts, drawn at the task's temperature.
 
     `options.lr` is needed; what TRL has no place for is refused or has no meaning. `grpo` are fields of
     `trl.GRPOConfig` that go before what follows from the options, such as `beta`, `use_vllm`, or
@@ -94,7 +97,8 @@ def train_trl(
         last = _last_checkpoint(checkpoints, resume)
         source = Path(options.weights or found.base)
         model, tokenizer = load_model(source, options.dtype), load_tokenizer(source)
-        samples, held = list(task.train), options.validation
+        validation, others = options.split(task)
+        samples, held = [*validation, *others], len(validation)
         room = model.config.max_position_embeddings - config.max_completion_length
         # one process compares with the deployed file: each that opens it needs memory for it
         check_prompts(tokenizer, task, samples, room=room, bundle=bundle if lead else None)
@@ -115,7 +119,7 @@ def train_trl(
         outcome = Outcome(output, best.result(task, trainer.state.global_step))
         check_agreement(outcome.result.vector)
         if lead:
-            vector = replace(outcome.result.vector, dtype=options.wire)
+            vector = replace(outcome.result.vector, dtype=options.dtype_on_the_wire(basis))
             engine = {"trl": trl.__version__, "processes": config.world_size, "grpo": chosen}
             write_result(vector, basis, task, options, outcome, best.curve, engine=engine)
             shutil.rmtree(checkpoints, ignore_errors=True)
@@ -135,7 +139,8 @@ def grpo_fields(
 ) -> dict[str, Any]:
     """Return the fields of `trl.GRPOConfig` that say what a task and options say; `given` go before."""
     refused = {
-        f"method {options.method}": options.method != "grpo",
+        f"method {options.method}": options.method not in (None, "grpo"),
+        "minutes": options.minutes is not None,
         "start": options.start is not None,
         "keep": options.keep,
     }
@@ -152,11 +157,6 @@ def grpo_fields(
         raise TrainError(
             "the TRL engine has no step size of its own: give one with options.lr (`train` reports its own)"
         )
-    if not 0 < options.validation <= len(task.train) - options.prompts:
-        raise TrainError(
-            f"task {task.name} has {len(task.train)} training prompts, but {options.validation} for "
-            f"validation (at least 1) and {options.prompts} a step are needed: change those options"
-        )
     completions = options.prompts * options.samples
     each = int(given.get("per_device_train_batch_size", max(1, completions // processes)))
     if completions % (each * processes) and "gradient_accumulation_steps" not in given:
@@ -166,7 +166,7 @@ def grpo_fields(
             "per_device_train_batch_size"
         )
     return {
-        "max_steps": -1 if "num_train_epochs" in given else options.steps,
+        "max_steps": -1 if "num_train_epochs" in given else options.steps or STEPS,
         "learning_rate": options.lr,
         "lr_scheduler_type": "constant",
         "adam_beta2": 0.99,
