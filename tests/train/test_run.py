@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     tmp_path: Path,
 ) -> None:
     """Rehearsed: the base's own answers are drawn again, and are the same. SFT and GRPO: in either."""
-    options = replace(options, method=method, steps=count, keep=True)
+    options = replace(options, method=method, steps=count, keep=method != "grpo")
     whole: Rows = []
     train(tiny_bundle, letters_task, tmp_path / "whole", options=options, report=whole.append)
     methods = [row["method"] for row in steps(whole)]
