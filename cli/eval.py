@@ -6,6 +6,7 @@ import itertools
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ from .options import (
     JsonOption,
     KeysOption,
     RewardOption,
+    SchemaOption,
     StreamOption,
     ThreadsOption,
     load_data,
@@ -38,6 +40,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="A vector, to compare with the base.")
     ] = None,
     reward: RewardOption = None,
+    schema: SchemaOption = None,
     drop_duplicates: DropDuplicatesOption = False,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Compare with a system prompt.")] = None,
     examples: Annotated[
@@ -69,13 +72,19 @@ def evaluate(
     from ..runtime import measure_drift
     from ..runtime.evaluation import Evaluation, compare
     from ..runtime.evaluation import evaluate as measure
+    from ..tasks import rewards
 
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
     policy, stream = keyfiles.policy(keys), layout.bound_name(stream)
     frame = None if vector is None else vectors.read(str(vector))
     loaded = load_data(
-        data, reward=reward, drop_duplicates=drop_duplicates, held_out=number, max_tokens=max_tokens
+        data,
+        reward=reward,
+        schema=schema,
+        drop_duplicates=drop_duplicates,
+        held_out=number,
+        max_tokens=max_tokens,
     )
     if shifted:
         if not loaded.shifted:
@@ -87,6 +96,7 @@ def evaluate(
         console.note(f"{why}: measuring on all {len(samples)}")
     before = figures.preamble(loaded, system, examples)
     found: dict[str, Evaluation] = {}
+    arms: dict[str, dict[str, Any]] = {}
     with (
         console.progress("loading the model", total=1) as show,
         closing(load_quietly(bundle, engine, threads, policy=policy)) as llm,
@@ -100,6 +110,7 @@ def evaluate(
         for stands_behind in (None, before) if before else (None,):
             prompts = [sample if stands_behind is None else before.before(sample) for sample in samples]
             with llm.batch(prompts, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
+                tokens = fmean(map(len, batch.encode(prompts)))
                 for name, (value, preamble) in contestants.items():
                     if preamble is stands_behind:
 
@@ -110,6 +121,9 @@ def evaluate(
                         found[name] = measure(
                             batch, loaded, value, samples=samples, preamble=preamble, answered=answered
                         )
+                        each = found[name]
+                        arms[name] = {"n": each.n, "mean": each.mean, "standard_error": each.standard_error}
+                        arms[name] |= {"tokens": tokens, "bytes": len(frame or b"") if value else 0}
         away = None
         if drift:
             show("measuring the drift on general prompts")
@@ -119,21 +133,24 @@ def evaluate(
         for other, name in itertools.combinations(contestants, 2)
     }
     drifted = {} if away is None else {"drift": away.record()}
+    given = rewards.is_text(loaded.reward)
+    record: dict[str, Any] = {"unit": "nats a token"} if given else {}
     if as_json:
-        record: dict[str, Any] = {
-            "task": loaded.name,
-            "split": "shifted" if shifted else "held_out",
-            **drifted,
-        }
+        record |= {"task": loaded.name, "split": "shifted" if shifted else "held_out", **drifted}
         for name, each in found.items():
-            figure = {"n": each.n, "mean": each.mean, "standard_error": each.standard_error}
-            record[name] = figure | {"scores": each.scores.tolist(), "answers": each.answers}
+            record[name] = arms[name] | {"scores": each.scores.tolist(), "answers": each.answers}
         record["comparisons"] = {name: asdict(each) for name, each in comparisons.items()}
         console.print_json(record)
         return
-    rows = [(name, f"{figures.mean(found[name])} (n = {len(samples)})") for name in contestants]
-    rows += [(name, figures.compared(each)) for name, each in comparisons.items()]
-    console.facts(rows + figures.rows(drifted))
+    console.grid(figures.table(record | {"arms": arms}))
+    sign = -1 if given else 1
+    rows = [
+        (name, figures.compared(replace(each, difference=sign * each.difference)))
+        for name, each in comparisons.items()
+    ]
+    console.facts([("held-out prompts", str(len(samples))), *rows, *figures.rows(drifted)])
+    if given:
+        return
     width = max(map(len, found))
     for i in range(min(_SHOWN, len(samples))):
         console.say()

@@ -61,7 +61,8 @@ def verdict(found: Any, what: str = "reward") -> str:
 def table(record: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the arms that the record of a run compares, for reading: a header, then a row an arm."""
     arms, (sign, unit) = record.get("arms", {}), _scale(record)
-    shown = console.counted(len(record.get("prompt", {}).get("examples", ())), "worked example")
+    examples = record.get("prompt", {}).get("examples", ())
+    shown = console.counted(len(examples), "worked example") if examples else "prompt"
     names = {"base": "base", "prompt": shown, "vector": "vector", "vector + prompt": f"vector + {shown}"}
     better = "" if sign > 0 else ", less is better"
     near = ("in part",) if any("partial" in arm for arm in arms.values()) else ()

@@ -59,6 +59,12 @@ DropDuplicatesOption = Annotated[
         "--drop-duplicates", help="Leave out of training what is measured on, and what is there twice."
     ),
 ]
+SchemaOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Hold answers to this JSON schema, or by `label` to those that DATA has."
+    ),
+]
 NumbersOption = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Of the vector: 1 to one a module. [default: 13]")
 ]

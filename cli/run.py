@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import sys
 import time
@@ -19,6 +20,7 @@ from .options import (
     EngineOption,
     GpuLayersOption,
     KeysOption,
+    SchemaOption,
     StateOption,
     StreamOption,
     ThreadsOption,
@@ -54,6 +56,7 @@ def run_prompt(
     gpu_layers: GpuLayersOption = None,
     engine: EngineOption = None,
     system: SystemOption = None,
+    schema: SchemaOption = None,
     keys: KeysOption = None,
     bundle_keys: Annotated[
         list[Path] | None,
@@ -72,8 +75,15 @@ def run_prompt(
       tinylora-edge run out/demo --vector vector.bin "Describe the moon in one sentence."
       tinylora-edge run out/demo --vector v1.bin --key fleet.key.pub --state v.state "Describe the moon."
     """
+    from ..tasks import read_schema
+
     if vector == prompt == vectors.STREAM:
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
+    if schema == "label":
+        raise typer.BadParameter(
+            "there is no data whose answers are labels here: give a file", param_hint="--schema"
+        )
+    held_to = None if schema is None else read_schema(schema)
     policy, signers = keyfiles.policy(keys, state), keyfiles.public_keys(bundle_keys)
     llm = load(bundle, vector, n_ctx, threads, engine, policy, layout.bound_name(stream), gpu_layers, signers)
     if prompt == vectors.STREAM:
@@ -81,7 +91,12 @@ def run_prompt(
         prompt = sys.stdin.read()
     start = time.perf_counter()
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    text, reason = answer(llm, messages(system, prompt), show=not as_json, **options)
+    asked = messages(system, prompt)
+    if held_to is None:
+        text, reason = answer(llm, asked, show=not as_json, **options)
+    else:
+        options |= {"max_tokens": max_tokens or None, "schema": held_to}
+        text, reason = asyncio.run(held(llm, asked, n_ctx, threads, show=not as_json, **options))
     if not as_json:
         write("" if text.endswith("\n") else "\n")
         return
@@ -162,6 +177,28 @@ def answer(
     finally:
         chunks.close()
     return text, reason
+
+
+async def held(
+    llm: TinyLoraLlama | TinyLoraOnnx,
+    asked: list[dict[str, str]],
+    n_ctx: int,
+    threads: int | None,
+    *,
+    show: bool,
+    **options: Any,
+) -> tuple[str, str | None]:
+    """Answer messages as `serve` does, which holds an answer to a schema; otherwise like `answer`."""
+    from ..runtime import Pool
+
+    text, size = "", min(n_ctx or llm.longest, llm.longest)
+    with Pool(llm, contexts=1, slots=1, n_ctx=size, n_threads=threads) as pool:
+        stream = pool.stream(asked, vector=llm.vector, **options)
+        async for piece in stream:
+            text += piece.text
+            if show:
+                write(piece.text)
+    return text, stream.finish.reason if stream.finish else None
 
 
 def messages(system: str | None, prompt: str | None = None) -> list[dict[str, str]]:

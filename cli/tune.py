@@ -26,6 +26,7 @@ from .options import (
     NumbersOption,
     RewardOption,
     RunFrameOption,
+    SchemaOption,
     ThreadsOption,
     load_data,
     load_quietly,
@@ -41,6 +42,7 @@ def tune(
     output: RunFrameOption,
     budget: Annotated[str, typer.Option(metavar="AMOUNT", help="90s, 5m, 1h, or 80ktokens.")] = "5m",
     reward: RewardOption = None,
+    schema: SchemaOption = None,
     drop_duplicates: DropDuplicatesOption = False,
     start: Annotated[Path | None, typer.Option(metavar="FILE", help="A vector to begin with.")] = None,
     numbers: NumbersOption = None,
@@ -79,7 +81,7 @@ def tune(
             if resume
             else f"{state} holds the state of an unfinished run: go on with --resume, or remove it"
         )
-    loaded = load_data(data, reward=reward, drop_duplicates=drop_duplicates, seed=seed)
+    loaded = load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates, seed=seed)
     if is_text(loaded.reward):
         raise TrainError(
             f"{data}: its answers are free text, and tune learns from a reward: name one (--reward), or "
@@ -101,6 +103,7 @@ def tune(
             start=llm.vector,
             seed=seed,
             max_tokens=loaded.max_tokens,
+            schema=loaded.schema,
             settings=runtime.TuneSettings(prompts=prompts),
             path=state,
             report=_reporter(show, amount, curve),

@@ -87,12 +87,27 @@ class Vocabulary(Protocol):
     """The tokens of a model, as answers need them."""
 
     @property
+    def has_template(self) -> bool:
+        """Whether the model renders chat messages."""
+
+    @property
     def end_ids(self) -> list[int]:
         """The tokens that end an answer."""
 
     @property
     def longest(self) -> int:
         """Bytes of the longest token."""
+
+    @property
+    def text_end(self) -> int:
+        """The token that ends a text without a chat."""
+
+    @property
+    def turn_end(self) -> int:
+        """The token that ends an answer in a chat; a VectorError where the model has no chat template."""
+
+    def plain(self, text: str) -> list[int]:
+        """Return the tokens of a text in which special tokens are text."""
 
     def ends(self, token: int) -> bool:
         """Whether a token ends an answer."""
@@ -155,6 +170,13 @@ class Weights:
             TrainError: chat messages that are to be raw.
             UnicodeEncodeError: the text has half of a surrogate pair.
         """
+
+    def encode_answer(self, sample: Sample) -> list[int]:
+        """Return the tokens of a sample's answer, and the one that ends it: a turn, or a raw text."""
+        vocabulary = self.vocabulary
+        chat = vocabulary.has_template and not sample.raw
+        end = vocabulary.turn_end if chat else vocabulary.text_end
+        return [*vocabulary.plain(str(sample.answer)), end]
 
     def r_of(self, vector: MicroVector | None) -> NDArray[np.float32] | None:
         """Return R of a vector, as `Engine.set_r` takes it; a `VectorError` says that it fits no basis."""

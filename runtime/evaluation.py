@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import VectorError
-from ..tasks import Preamble, Sample, Task
+from ..tasks import Preamble, Sample, Task, rewards
 from ..vector import MicroVector
 from .batch import Batch
 
@@ -21,8 +21,9 @@ class Evaluation:
     """The rewards of a vector on a list of prompts.
 
     Attributes:
-        scores: float64 [n], in the order of the prompts.
-        answers: the texts.
+        scores: float64 [n], in the order of the prompts. Of a task whose reward is `text`: minus the nats a
+            token of the given answer, with its end.
+        answers: the texts; empty ones where given answers are measured.
         exploded: answers that ended because the vector is too large for the model. They have the lowest
             reward (`Task.scores`).
         partial: the mean with credit for coming near (`Task.shaped`); None where the task has none.
@@ -83,6 +84,13 @@ Report = Callable[[dict[str, Any]], None]
 """Called with the figures of every step of learning, and with events."""
 
 
+_TOGETHER = 32
+"""Given answers that are measured between two reports of progress."""
+
+_LOST = -12.0
+"""Score of an answer under a vector that is too large for the model: a guess among 160,000 tokens."""
+
+
 def ratio(sums: NDArray[np.float64], of: NDArray[Any]) -> tuple[float, float]:
     """Return the ratio of two sums, and its standard error as one over independent pairs of terms.
 
@@ -116,9 +124,12 @@ def evaluate(
 ) -> Evaluation:
     """Score the answers of a vector to a task's held-out prompts.
 
+    They keep to the task's schema. Where its reward is `text`, nothing is drawn, and the given answers are
+    measured, up to the token limit.
+
     Args:
         batch: over the deployed model.
-        task: prompts, reward and token limit.
+        task: prompts, reward, schema and token limit.
         vector: None for the base alone.
         samples: other prompts than `task.held_out`.
         preamble: what stands before every prompt. The reward sees the prompt without it.
@@ -129,15 +140,20 @@ def evaluate(
     Raises:
         VectorError: the vector does not fit, or a prompt does not fit the batch's context.
         TrainError: the reward fails, or a preamble cannot stand before a prompt.
+        RequestError: the schema becomes no grammar.
+        MissingExtraError: llguidance is not installed, which schemas need.
     """
     chosen = list(task.held_out if samples is None else samples)
     asked = chosen if preamble is None else [preamble.before(sample) for sample in chosen]
+    if rewards.is_text(task.reward):
+        return _given(batch, task, vector, asked, answered)
     answers = batch.answer(
         asked,
         vector=vector,
         max_tokens=task.max_tokens,
         temperature=temperature,
         seed=seed,
+        schema=task.schema,
         answered=answered,
     )
     partial = None
@@ -149,6 +165,21 @@ def evaluate(
         sum(answer.exploded for answer in answers),
         partial,
     )
+
+
+def _given(
+    batch: Batch, task: Task, vector: MicroVector | None, asked: Sequence[Sample], answered: Answered
+) -> Evaluation:
+    """Measure how likely the given answers are."""
+    found: list[float] = []
+    for start in range(0, len(asked), _TOGETHER):
+        samples = asked[start : start + _TOGETHER]
+        given = [[batch.llm.encode_answer(sample)[: task.max_tokens]] for sample in samples]
+        for (each,) in batch.score(batch.encode(samples), given, vector=vector):
+            found.append(float(each.mean()))
+            answered(1)
+    exploded = np.isnan(found)
+    return Evaluation(np.where(exploded, _LOST, found), [""] * len(found), int(exploded.sum()))
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:

@@ -14,6 +14,7 @@ from ...errors import NotImprovedWarning
 from ...tasks import Prompt, Reward, Sample, Task
 from ...vector import MicroVector
 from ..model import PersonalizedModel
+from ..schema import Schema
 from .learner import Judged, SearchLearner, TuneSettings
 from .state import Budget
 
@@ -31,6 +32,7 @@ class RewardLearner(SearchLearner):
         basis: of the vector; None for that of `start`, or of 13 numbers.
         start: vector to begin with; None for zeros, or, where no basis is given either, the model's own.
         max_tokens: of an answer.
+        schema: what answers are held to: a JSON schema, or labels, one of which is the answer.
         raw: texts go past the chat template; by default each is one message of the user, as in the app.
         settings: of the loop and the search.
         options: further ones of `SearchLearner`, which has the errors, too.
@@ -46,11 +48,12 @@ class RewardLearner(SearchLearner):
         basis: Basis | None = None,
         start: MicroVector | None = None,
         max_tokens: int = 64,
+        schema: Schema | None = None,
         raw: bool = False,
         settings: TuneSettings | None = None,
         **options: Any,
     ) -> None:
-        self._deciding = Task("tuning", [], [], reward, max_tokens)
+        self._deciding, self._schema = Task("tuning", [], [], reward, max_tokens), schema
         self._lessons = replace(self._deciding, reward=shaped or reward)
         super().__init__(
             llm,
@@ -64,7 +67,7 @@ class RewardLearner(SearchLearner):
 
     def _worth(self, vectors: Sequence[MicroVector], numbers: Sequence[int], *, checking: bool) -> Judged:
         samples = [self._samples[i] for i in numbers]
-        answers = self._batch.answer_each(vectors, samples, max_tokens=self._max_tokens)
+        answers = self._batch.answer_each(vectors, samples, max_tokens=self._max_tokens, schema=self._schema)
         task = self._deciding if checking else self._lessons
         exploded = np.array([any(answer.exploded for answer in row) for row in answers])
         rewards = np.zeros((len(vectors), len(samples)))

@@ -79,6 +79,10 @@ class LlamaVocabulary:
 
     # Answers
 
+    def plain(self, text: str) -> list[int]:
+        """See `Vocabulary`."""
+        return list(self._llm.tokenize(text.encode(), add_bos=False, special=False))
+
     def ends(self, token: int) -> bool:
         """See `Vocabulary`."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
@@ -104,7 +108,7 @@ class LlamaVocabulary:
 
     @cached_property
     def turn_end(self) -> int:
-        """The token that ends an answer in a chat: what the template writes behind one.
+        """See `Vocabulary`: what the template writes behind an answer.
 
         What llama.cpp calls the end of a turn is a guess where the file does not say it: `<|endoftext|>` in
         SmolLM2, whose answers end with `<|im_end|>`.
@@ -114,7 +118,12 @@ class LlamaVocabulary:
         """
         tokens, _ = self.encode([{"role": role, "content": "x"} for role in ("user", "assistant")])
         ends = [token for token in tokens if self.ends(token)]
-        return int(ends[-1] if ends else llama_cpp.llama_vocab_eos(self._vocab))
+        return ends[-1] if ends else self.text_end
+
+    @property
+    def text_end(self) -> int:
+        """See `Vocabulary`."""
+        return int(llama_cpp.llama_vocab_eos(self._vocab))
 
     @cached_property
     def longest(self) -> int:

@@ -131,6 +131,27 @@ class OnnxVocabulary:
 
     # Answers
 
+    def plain(self, text: str) -> list[int]:
+        """See `Vocabulary`."""
+        (message,) = self.special_tokens.cut([{"content": text}])
+        return [
+            token for part in self.special_tokens.parts(message["content"]) for token in self.encode(part)
+        ]
+
+    @property
+    def text_end(self) -> int:
+        """See `Vocabulary`; a TinyLoraError where the configuration names none."""
+        if not self._ends:
+            raise TinyLoraError(f"{self._folder / GENAI_NAME} names no token that ends an answer")
+        return int(self._ends[0])
+
+    @cached_property
+    def turn_end(self) -> int:
+        """See `Vocabulary`."""
+        tokens = self.encode_chat([{"role": role, "content": "x"} for role in ("user", "assistant")])
+        ends = [token for token in tokens if self.ends(token)]
+        return ends[-1] if ends else self.text_end
+
     def ends(self, token: int) -> bool:
         """See `Vocabulary`."""
         return token in self.end_ids
@@ -176,7 +197,8 @@ class OnnxVocabulary:
                 raise TypeError("context_length and vocab_size are not both integers")
             self.context, self.size = int(content["context_length"]), int(content["vocab_size"])
             ends = content.get("eos_token_id") or []
-            self.end_ids = sorted(map(int, [ends] if isinstance(ends, int) else ends))
+            ends = [int(end) for end in ([ends] if isinstance(ends, int) else ends)]
+            self._ends, self.end_ids = ends, sorted(ends)
             self.head_size: int | None = content.get("decoder", {}).get("head_size")
         except FileNotFoundError:
             raise FileNotFoundError(

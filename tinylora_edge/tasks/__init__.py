@@ -7,7 +7,7 @@ before every prompt, and `draw_examples` draws those from the training split.
 """
 
 from . import rewards
-from .load import BUILTIN, load_task
+from .load import BUILTIN, load_task, read_schema
 from .preamble import Preamble, draw_examples
 from .task import Completion, Prompt, Reward, Sample, Task
 
@@ -21,5 +21,6 @@ __all__ = [
     "Task",
     "draw_examples",
     "load_task",
+    "read_schema",
     "rewards",
 ]

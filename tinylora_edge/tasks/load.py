@@ -116,8 +116,11 @@ def _schema(
                 f"{task.name}: {len(answers):,} different answers, expected {LABELS:,} labels at most"
             )
         return sorted(answers)
-    if schema is None or isinstance(schema, Mapping):
-        return schema
+    return schema if schema is None or isinstance(schema, Mapping) else read_schema(schema)
+
+
+def read_schema(schema: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the JSON schema of a file; a TrainError says that there is none."""
     try:
         value = read_json(schema)
     except OSError as error:
