@@ -80,8 +80,8 @@ def run_prompt(
     if vector == prompt == vectors.STREAM:
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
     if schema == "label":
-        raise typer.BadParameter(
-            "there is no data whose answers are labels here: give a file", param_hint="--schema"
+        raise console.CommandError(
+            "--schema label: there is no data here whose answers are labels: give a file"
         )
     held_to = None if schema is None else read_schema(schema)
     policy, signers = keyfiles.policy(keys, state), keyfiles.public_keys(bundle_keys)

@@ -17,6 +17,7 @@ from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.runtime import OnnxSession, TinyLoraLlama, TinyLoraOnnx
 from tinylora_edge.runtime.batch import Batch
+from tinylora_edge.tasks import Sample
 
 OPTIONS = {"n_ctx": 256, "n_threads": 1}
 TOKENS = 64
@@ -69,6 +70,12 @@ def test_both_render_and_tokenize_a_chat_alike(llama: TinyLoraLlama, onnx: TinyL
     for question in QUESTIONS:
         messages = [{"role": "user", "content": question}]
         assert onnx.tokenize(onnx.apply_chat_template(messages)) == llama.encode(messages)[0]
+    for answer in (*QUESTIONS, "<|im_end|> is text", "Größe\n"):
+        sample = Sample(QUESTIONS[0], answer)
+        (end,) = llama.tokenize(b"<|im_end|>", add_bos=False, special=True)
+        tokens = [*llama.tokenize(answer.encode(), add_bos=False, special=False), end]
+        assert onnx.encode_answer(sample) == llama.encode_answer(sample) == tokens
+        assert llama.encode_answer(replace(sample, raw=True)) == [*tokens[:-1], llama.token_eos()]
 
 
 def test_logits_agree_within_a_hundredth_of_the_vectors_effect(
