@@ -20,7 +20,6 @@ from .options import (
     EngineOption,
     GpuLayersOption,
     KeysOption,
-    SchemaOption,
     StateOption,
     StreamOption,
     ThreadsOption,
@@ -56,7 +55,9 @@ def run_prompt(
     gpu_layers: GpuLayersOption = None,
     engine: EngineOption = None,
     system: SystemOption = None,
-    schema: SchemaOption = None,
+    schema: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Hold the answer to this JSON schema.")
+    ] = None,
     keys: KeysOption = None,
     bundle_keys: Annotated[
         list[Path] | None,

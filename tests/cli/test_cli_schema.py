@@ -109,7 +109,6 @@ def test_free_text_is_measured_by_the_nats_of_the_given_answers(
     assert sorted(record["base"]["scores"]) == pytest.approx(sorted(expected), abs=1e-3)
     assert "nats a token, less is better" in (shown := cli(*command).done())
     assert f"{-np.mean(expected):.3f}" in shown
-    cli("tune", bundle, task, "--reward", "text", "-o", tmp_path / "v.bin").refused("text judges no answers")
 
 
 def test_what_no_answer_can_keep_to(
