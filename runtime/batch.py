@@ -21,7 +21,7 @@ from .batch_context import BatchContext, Generation, Read, Running, Scored, Stop
 from .engine import Weights
 from .lock import Process
 from .sampling import likeliest, logprobs
-from .schema import Grammars, Schema
+from .schema import Schema, grammar_of
 
 S = TypeVar("S", Running, Scored)
 
@@ -64,7 +64,7 @@ class Batch:
         n_threads: int | None = None,
         contexts: int | None = None,
     ) -> None:
-        self.llm, self._grammars = llm, Grammars(llm.vocabulary)
+        self.llm = llm
         self._n_ctx, self._threads = n_ctx_seq, n_threads or cores()
         self.contexts = 1 if llm.one_engine else max(1, min(self._threads, contexts or sequences // _FEWEST))
         self._process = Process()
@@ -302,7 +302,7 @@ class Batch:
                 self._check(index, prompt, max_tokens)
             shape = len(prompts), samples, max_tokens
             uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
-            grammar = None if schema is None else self._grammars.of(schema)
+            grammar = None if schema is None else grammar_of(schema, self.llm.vocabulary)
             sequences = [
                 Running(group, r[group], prompts[index], index, uniform[index, sample], grammar)
                 for group, index in asked

@@ -121,8 +121,9 @@ class Vocabulary(Protocol):
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special ones left out."""
 
+    @property
     def for_grammars(self) -> LLTokenizer:
-        """Return the tokens as llguidance takes them.
+        """The tokens as llguidance takes them, read when the first schema comes.
 
         Raises:
             TinyLoraError: the model has no token that ends an answer, or llguidance does not read them.

@@ -18,7 +18,7 @@ from .answers import Finish, FinishReason, Piece, Report, Request, Text, Token
 from .engine import Engine, Part, Vocabulary, Weights
 from .lock import Process
 from .sampling import Sampler, likeliest, logprobs
-from .schema import Grammar, Grammars
+from .schema import Grammar, grammar_of
 
 _SLOTS, _MIXED_SLOTS = 4, 16
 """Slots of an engine unless told otherwise. Where they share evaluations, more of them take longer for each
@@ -237,7 +237,7 @@ class Scheduler:
         threads = n_threads or cores()
         count = contexts or (1 if llm.one_engine else threads)
         rows = slots or (_MIXED_SLOTS if llm.mixed else _SLOTS)
-        self._llm, self._grammars, self._process = llm, Grammars(llm.vocabulary), Process()
+        self._llm, self._process = llm, Process()
         self._closing = threading.Lock()
         self._engines: list[Engine] = []
         self._changed = threading.Condition()  # what follows is looked at and changed with it
@@ -315,7 +315,7 @@ class Scheduler:
     def _grammar(self, request: Request) -> Grammar | None:
         schema = request.sampling.schema
         try:
-            return None if schema is None else self._grammars.of(schema)
+            return None if schema is None else grammar_of(schema, self._llm.vocabulary)
         except MissingExtraError as error:
             raise RequestError(str(error), param="response_format", code="unsupported_parameter") from error
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,7 +19,7 @@ from ..errors import MissingExtraError, RequestError
 from .engine import Vocabulary
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
 
 Schema: TypeAlias = Mapping[str, Any] | Sequence[str]
 """A JSON schema, or labels, one of which is the whole answer; an empty schema is any JSON object."""
@@ -55,43 +54,31 @@ _DIGITS = 32  # of a count that is read
 _BEYOND = SCHEMA_REPEATS + SCHEMA_BYTES + 1
 
 
-class Grammars:
-    """What makes grammars over the tokens of a model; they are read when the first schema comes."""
+def grammar_of(schema: Schema, vocabulary: Vocabulary) -> Grammar:
+    """Return what a schema allows, over the tokens of a model. Any thread may call it.
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-        self._lock = threading.Lock()
-        self._tokens: LLTokenizer | None = None
-
-    def of(self, schema: Schema) -> Grammar:
-        """Return what a schema allows. Any thread may call it.
-
-        Raises:
-            RequestError: llguidance makes no grammar of it, it is too large, or a label is no text.
-            MissingExtraError: llguidance is not installed.
-            TinyLoraError: llguidance does not read the model's tokens.
-        """
-        given = isinstance(schema, Mapping)
-        text = check_schema(schema or {"type": "object"}) if isinstance(schema, Mapping) else _choice(schema)
-        try:
-            from llguidance import LLMatcher, LLParserLimits
-        except ModuleNotFoundError as error:
-            if error.name != "llguidance":
-                raise
-            raise MissingExtraError("a schema", "llguidance", "schema") from None
-        try:
-            if given:
-                options = {"whitespace_pattern": _BETWEEN}
-                grammar = LLMatcher.grammar_from_json_schema(text, overrides=options)
-            else:
-                grammar = LLMatcher.grammar_from_lark(text)
-        except ValueError as error:
-            raise _no_grammar(str(error)) from None
-        with self._lock:
-            self._tokens = self._tokens or self._vocabulary.for_grammars()
-        limits = LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
-        matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=limits)
-        return Grammar(matcher, self._vocabulary.ends)
+    Raises:
+        RequestError: llguidance makes no grammar of it, it is too large, or a label is no text.
+        MissingExtraError: llguidance is not installed.
+        TinyLoraError: llguidance does not read the model's tokens.
+    """
+    objects = isinstance(schema, Mapping)
+    text = check_schema(schema or {"type": "object"}) if isinstance(schema, Mapping) else _choice(schema)
+    try:
+        from llguidance import LLMatcher, LLParserLimits
+    except ModuleNotFoundError as error:
+        if error.name != "llguidance":
+            raise
+        raise MissingExtraError("a schema", "llguidance", "schema") from None
+    try:
+        if objects:
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _BETWEEN})
+        else:
+            grammar = LLMatcher.grammar_from_lark(text)
+    except ValueError as error:
+        raise _no_grammar(str(error)) from None
+    limits = LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
+    return Grammar(LLMatcher(vocabulary.for_grammars, grammar, log_level=0, limits=limits), vocabulary.ends)
 
 
 class Grammar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import proxy
 
 import llama_cpp
 from llama_cpp import llama_chat_format
@@ -132,6 +133,7 @@ class LlamaVocabulary:
 
     # Grammars
 
+    @cached_property
     def for_grammars(self) -> LLTokenizer:
         """See `Vocabulary`."""
         from llguidance import LLTokenizer, TokenizerWrapper
@@ -139,7 +141,9 @@ class LlamaVocabulary:
         if not self.end_ids:
             raise TinyLoraError("the model has no token that ends an answer, so none can keep to a schema")
         tokens = [self.data(token) for token in range(self._size)]
-        return LLTokenizer(TokenizerWrapper(_Tokens(self._llm, tokens, self.end_ids)), eos_token=self.end_ids)
+        return LLTokenizer(
+            TokenizerWrapper(_Tokens(proxy(self._llm), tokens, self.end_ids)), eos_token=self.end_ids
+        )
 
 
 class _Recorded(Exception):  # noqa: N818 - it carries a result, not an error
@@ -165,7 +169,10 @@ class _Recorder:
 
 
 class _Tokens:
-    """The tokens as llguidance takes them: bytes, which special ones have none of."""
+    """The tokens as llguidance takes them: bytes, which special ones have none of.
+
+    `llm` is a weak proxy: the garbage collector does not see what llguidance holds.
+    """
 
     bos_token_id = None
 

@@ -174,6 +174,7 @@ class OnnxVocabulary:
         """See `Vocabulary`."""
         return max(len(self.data(token)) for token in range(self.size))
 
+    @cached_property
     def for_grammars(self) -> LLTokenizer:
         """See `Vocabulary`."""
         from llguidance import LLTokenizer

@@ -16,7 +16,7 @@ from mutations import as_json, changed
 from tinylora_edge import RequestError
 from tinylora_edge.documents import parse_json
 from tinylora_edge.limits import BODY_BYTES
-from tinylora_edge.runtime.schema import Grammars
+from tinylora_edge.runtime.schema import grammar_of
 from tinylora_edge.serve import Limits
 from tinylora_edge.serve.bodies import read_body
 
@@ -100,11 +100,9 @@ class _Bytes:
 
 
 @cache
-def _grammars() -> Grammars:
-    tokens: Any = SimpleNamespace(
-        for_grammars=lambda: LLTokenizer(TokenizerWrapper(_Bytes()), eos_token=[_END]), ends=_END.__eq__
-    )
-    return Grammars(tokens)
+def _vocabulary() -> Any:
+    tokens = LLTokenizer(TokenizerWrapper(_Bytes()), eos_token=[_END])
+    return SimpleNamespace(for_grammars=tokens, ends=_END.__eq__)
 
 
 def _make_schema(random: Random) -> bytes:
@@ -170,7 +168,7 @@ def _read_schema(data: bytes) -> None:
         raise RequestError(str(error)) from None
     if not isinstance(schema, dict):
         raise RequestError("no schema")
-    grammar, random = _grammars().of(schema), Random(len(data))
+    grammar, random = grammar_of(schema, _vocabulary()), Random(len(data))
     for _ in range(_STEPS):
         allowed = np.flatnonzero(np.isfinite(grammar.masked(np.zeros(len(_Bytes.tokens), np.float32))))
         assert allowed.size, "an answer that can neither go on nor end"
