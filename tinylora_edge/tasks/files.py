@@ -327,7 +327,7 @@ def _messages(place: str, key: str, value: Any, unseen: Counter[str]) -> tuple[d
                 f'{place}: message {number} is {json.dumps(message)[:200]}, expected {{"role": ..., '
                 f'"content": TEXT}} with a role of {", ".join(_ROLES)}'
             )
-        if number == len(value) and message.get("weight", 1) != 1:
+        if number == len(value) and message.get("weight") not in (None, 1):
             raise TrainError(
                 f"{place}: the last message has the weight {message['weight']!r}, but it is what is learned: "
                 "leave out the weight, or the line"
