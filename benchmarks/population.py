@@ -145,7 +145,7 @@ def main() -> None:
 
             from tinylora_edge.exporters import export_onnx
 
-            baked = export_onnx(smollm2(), Path(folder) / "onnx").output
+            baked = export_onnx(smollm2(), Path(folder) / "onnx", precision="fp32").output
             title = "ONNX Runtime, 8 vectors x 4 prompts, seconds"
             figures = show(report, "onnx", title, onnx(baked, options.rounds))
             ratio = (

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .. import load_bundle
+from ..documents import write_json
+from ..errors import MissingExtraError, TinyLoraError
 from ..formats.gguf import whole_stem
 from ..formats.signatures import signature_path
 from . import console, vectors
@@ -19,6 +21,7 @@ from .options import JsonOption
 
 if TYPE_CHECKING:
     from ..exporters import ExportReport, ResolvedModel, Selection
+    from ..runtime.forms import Likeness
 
 
 def export(
@@ -47,7 +50,12 @@ def export(
         Literal["default", "required"],
         typer.Option(help="default: zeros where no vector is fed. required: for browsers."),
     ] = "default",
-    onnx_precision: Annotated[Literal["fp32", "int4"], typer.Option(help="Weights that are built.")] = "fp32",
+    onnx_precision: Annotated[
+        Literal["fp32", "int8", "int4"] | None,
+        typer.Option(
+            help="Weights that are built. [default: int8, which keeps those of a quantized GGUF; else fp32]"
+        ),
+    ] = None,
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Directions of every module.")] = 8,
     targets: Annotated[
         list[str] | None,
@@ -114,7 +122,8 @@ def export(
     )
     with module_progress(len(planned.modules), planned.bytes) as (step, stage):
         report = planned.run(step, stage)
-    _print_report(planned.base.name, report, files.provenance, time.perf_counter() - start, as_json)
+    alike = _compare_forms(report, planned.base)
+    _print_report(planned.base.name, report, files.provenance, time.perf_counter() - start, as_json, alike)
     if settings != ExportSettings():
         console.note(
             "rank, targets or factor type are not the defaults: vectors of other exports do not fit these"
@@ -167,6 +176,30 @@ def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
     console.prose(f"to load it, put the basis beside it: {base.with_name(f'{whole_stem(base)}.basis.gguf')}")
 
 
+def _compare_forms(report: ExportReport, base: Path) -> Likeness | None:
+    """Compare the answers of a graph with those of its GGUF, and note it in the manifest.
+
+    None where there are no two forms, or no two engines.
+    """
+    if report.baked is None or base.is_dir():
+        return None
+    from ..runtime.forms import compare_forms
+
+    try:
+        with console.progress("comparing the answers of both forms"):
+            alike = compare_forms(report.output, base=None if report.base_placed else base)
+    except MissingExtraError:
+        return None
+    except TinyLoraError as error:
+        console.warn(f"the answers of both forms were not compared: {error}")
+        return None
+    found = load_bundle(report.output)
+    assert found.manifest_path is not None
+    onnx = found.manifest["onnx"] | {"answers": alike.record()}
+    write_json(found.manifest_path, found.manifest | {"onnx": onnx})
+    return alike
+
+
 def _refuse(ctx: typer.Context, names: set[str], why: str) -> None:
     for each in ctx.command.params:
         source = ctx.get_parameter_source(each.name or "")
@@ -175,7 +208,12 @@ def _refuse(ctx: typer.Context, names: set[str], why: str) -> None:
 
 
 def _print_report(
-    base: str, report: ExportReport, provenance: dict[str, Any] | None, seconds: float, as_json: bool
+    base: str,
+    report: ExportReport,
+    provenance: dict[str, Any] | None,
+    seconds: float,
+    as_json: bool,
+    alike: Likeness | None,
 ) -> None:
     bases, quality, placed = report.bases, report.quality, report.base_placed
     if names := quality.unconverged:
@@ -195,12 +233,16 @@ def _print_report(
     record |= {"source": provenance} if provenance else {}
     if report.baked is not None:
         made = {"graph": report.made_by, "precision": report.precision, **asdict(report.baked)}
+        made |= {"weights": asdict(report.packed)} if report.packed else {}
+        made |= {"answers": alike.record()} if alike else {}
         record["onnx"] = made | {"model": str(report.baked.model)}
     if as_json:
         console.print_json(record)
         return
     console.prose(f"exported {base} to {report.output} in {seconds:.1f} s")
     console.facts(console.flat(record))
+    if alike is not None:
+        console.prose(f"the GGUF in llama.cpp and the graph: {alike}")
     find = (report.output, "brevity", "-o", "brief.bin")
     if placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
         console.next_command("train", *find)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ..wire.tags import Ed25519Signer
 from . import learned
 from .bundle_writer import fill_bundle, new_bundle, refuse_existing
 from .factorize import ExportSettings, ModuleFactors, Progress, Quality, factorize, one_blas_thread
-from .onnx import FLAVOURS, PRECISIONS, BakeReport, bake, build, check_graph
+from .onnx import FLAVOURS, PRECISIONS, BakeReport, Packed, bake, build, check_graph
 from .source import Source
 from .weights.gguf import GGUFWeights
 
@@ -48,7 +48,8 @@ class ExportReport:
         base_placed: how `base.gguf` came into the bundle: `hard link` or `copy`; None where there is none.
         baked: what went into the graph; None for GGUF alone.
         made_by: who built the graph: `onnxruntime-genai 0.18.0`, or the path of a graph that was given.
-        precision: `fp32` or `int4`; None for a graph that was given.
+        precision: `fp32`, `int8` or `int4`; None for a graph that was given.
+        packed: how many weights of a graph in 8 bits are the GGUF's, and how many were rounded.
     """
 
     output: Path
@@ -58,6 +59,7 @@ class ExportReport:
     baked: BakeReport | None = None
     made_by: str | None = None
     precision: str | None = None
+    packed: Packed | None = None
 
 
 class Export:
@@ -70,7 +72,8 @@ class Export:
         target: `gguf`, `onnx` or `both`.
         graph: an ONNX model to bake; None builds one from `model`.
         flavour: `default` or `required`; see `onnx.bake`.
-        precision: of a graph that is built: `fp32` or `int4`.
+        precision: of a graph that is built: `fp32`, `int8` or `int4` (see `onnx.build`). By default a
+            quantized GGUF keeps its weights, `int8`, and others are `fp32`.
         settings: of the factors.
         workers: modules that are factorized at the same time; by default one a core.
         provenance: where the files came from, for the manifest: `ResolvedModel.provenance`.
@@ -96,17 +99,17 @@ class Export:
         target: str = "gguf",
         graph: str | PathLike[str] | None = None,
         flavour: str = DEFAULT,
-        precision: str = "fp32",
+        precision: str | None = None,
         settings: ExportSettings | None = None,
         workers: int | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
-        for value, known in ((target, FORMATS), (flavour, FLAVOURS), (precision, PRECISIONS)):
+        for value, known in ((target, FORMATS), (flavour, FLAVOURS), (precision, (None, *PRECISIONS))):
             if value not in known:
-                raise ExportError(f"unknown choice {value!r}: choose one of {', '.join(known)}")
+                raise ExportError(f"unknown choice {value!r}: choose one of {', '.join(filter(None, known))}")
         self._graph = Path(graph) if graph is not None else None
         self._gguf, self._onnx = target != "onnx", target != "gguf"
-        self._flavour, self._precision = flavour, precision
+        self._flavour = flavour
         if self._onnx:
             check_graph(self._graph)
         self.settings, self._workers, self._provenance = settings or ExportSettings(), workers, provenance
@@ -114,6 +117,7 @@ class Export:
         refuse_existing(self.output)
         deployed = Path(base) if base is not None else None
         self._source = Source(Path(model), deployed, self.settings, needs_gguf=self._gguf)
+        self._precision = precision or ("int8" if self._source.quantized else "fp32")
         self.base = self._source.base or self._source.model
         if self._gguf:
             self._source.warn()
@@ -163,19 +167,18 @@ class Export:
     def _bake(self, bundle: Path, report: ExportReport, stage: Stage) -> ExportReport:
         work, folder = bundle / "work", bundle / ONNX_NAME
         work.mkdir()
-        graph, made_by, precision = self._graph, str(self._graph), None
+        graph, heads, move = self._graph, self._source.heads, self._graph is None
         if graph is None:
-            precision = self._precision
-            stage(f"building the graph ({precision})")
-            built = build(self._source.model, work, precision)
-            graph, made_by = built.folder, built.made_by
+            stage(f"building the graph ({self._precision})")
+            built = build(self._source.model, work, self._precision, heads)
+            graph = built.folder
+            report = replace(report, made_by=built.made_by, precision=self._precision, packed=built.packed)
         stage("baking the factors in")
         folder.mkdir()
-        heads, move = self._source.heads, self._graph is None
         baked = bake(graph, report.bases.factors, folder, flavour=self._flavour, heads=heads, move=move)
         shutil.rmtree(work)
         baked = replace(baked, model=self.output / ONNX_NAME / MODEL_NAME)
-        return replace(report, baked=baked, made_by=made_by, precision=precision)
+        return replace(report, baked=baked, made_by=report.made_by or str(self._graph))
 
     def _sections(self, quality: Quality) -> dict[str, dict[str, Any] | None]:
         return {
@@ -281,6 +284,7 @@ def _describe_graph(report: ExportReport) -> dict[str, Any]:
         "folder": ONNX_NAME,
         "flavour": baked.flavour,
         "precision": report.precision,
+        **({} if report.packed is None else {"weights": asdict(report.packed)}),
         "graph": report.made_by,
         "nodes": baked.nodes,
         "nodes_added": baked.added,

@@ -72,6 +72,11 @@ class Source:
         """`gguf` or `hf`: where the weights come from."""
         return self._weights.kind
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the model is a GGUF with quantized weights."""
+        return isinstance(self._weights, GGUFWeights) and self._weights.quantized
+
     def warn(self) -> None:
         """Warn of what llama.cpp would make of the deployed GGUF, if there is one."""
         if self._deployed is not None:

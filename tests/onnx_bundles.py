@@ -52,7 +52,8 @@ def real() -> Path:
     assert spec is not None
     assert spec.origin is not None
     source = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    return shared.once("smollm2-onnx", lambda path: export_onnx(source, path).output)
+    graph = onnx_models.graph(source, "fp32")
+    return shared.once("smollm2-onnx", lambda path: export_onnx(source, path, graph=graph).output)
 
 
 def basis(bundle: Path) -> Basis:

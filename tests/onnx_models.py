@@ -14,7 +14,8 @@ import numpy as np
 import onnxruntime as ort
 import shared
 
-from tinylora_edge.exporters.onnx import builder
+from tinylora_edge.exporters.onnx import builder, pack
+from tinylora_edge.modules import Heads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,12 +72,15 @@ def tiny_hf(architecture: str) -> Path:
     return shared.once(f"{architecture}-hf", lambda path: write_hf(tiny(architecture), path))
 
 
-def graph(source: Path, precision: str) -> Path:
-    """The base graph that the builder makes of a model. Never write to it."""
+def graph(source: Path, precision: str, heads: Heads = Heads()) -> Path:  # noqa: B008 - immutable
+    """The base graph that is built of a model. Never write to it."""
 
     def make(path: Path) -> Path:
         path.mkdir()
-        return builder.build(source, path, precision).folder
+        if precision != "int8":
+            return builder.build(source, path, precision).folder
+        pack.pack(graph(source, "fp32"), path, source if source.is_file() else None, heads)
+        return path
 
     return shared.once(f"{precision}-{hashlib.sha256(bytes(source)).hexdigest()[:16]}", make)
 

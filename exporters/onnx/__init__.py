@@ -5,5 +5,6 @@ Importing this package does not load the onnx package.
 
 from .bake import FLAVOURS, BakeReport, bake
 from .builder import PRECISIONS, build, check_graph
+from .pack import Packed
 
-__all__ = ["FLAVOURS", "PRECISIONS", "BakeReport", "bake", "build", "check_graph"]
+__all__ = ["FLAVOURS", "PRECISIONS", "BakeReport", "Packed", "bake", "build", "check_graph"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,9 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
+from ...modules import Heads
 from .model import find_model, import_onnx
+from .pack import Packed, pack
 
-PRECISIONS = ("fp32", "int4")
+PRECISIONS = ("fp32", "int8", "int4")
 _BUILDER = "onnxruntime_genai.models.builder"
 _WORKER = "tinylora_edge.exporters.onnx.worker"
 _UNKNOWN = "is not currently supported"  # how the builder says that it does not know an architecture
@@ -33,10 +36,15 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class BaseGraph:
-    """A graph that was built, and by whom: `onnxruntime-genai <version>` or `torch <version>`."""
+    """A graph that was built, and by whom: `onnxruntime-genai <version>` or `torch <version>`.
+
+    Attributes:
+        packed: what became of its weights in 8 bits; None in the other precisions.
+    """
 
     folder: Path
     made_by: str
+    packed: Packed | None = None
 
 
 def check_graph(graph: Path | None) -> None:
@@ -54,15 +62,27 @@ def check_graph(graph: Path | None) -> None:
             raise MissingExtraError("building an ONNX graph", package, "onnx-export")
 
 
-def build(model: Path, work: Path, precision: str) -> BaseGraph:
+def build(model: Path, work: Path, precision: str, heads: Heads = Heads()) -> BaseGraph:  # noqa: B008
     """Build the base graph of a model, in the existing directory `work`.
 
-    `int4` has blocks of 32, symmetric, at accuracy level 4.
+    Blocks have 32 weights, are symmetric, and are multiplied at accuracy level 4. `int8`: those of a
+    quantized GGUF (see `pack`), or every weight rounded to 8 bits. `int4`: every weight rounded to 4 bits by
+    the builder, those that were quantized before a second time.
+
+    Args:
+        heads: of the model, as `pack` needs them.
 
     Raises:
         UnsupportedModelError: neither the builder nor torch can build it.
         ExportError: the model cannot be read, or the disk is full.
     """
+    if precision == "int8":
+        built = build(model, work, "fp32")
+        folder = work / "packed"
+        folder.mkdir()
+        packed = pack(built.folder, folder, model if model.is_file() else None, heads)
+        shutil.rmtree(built.folder)
+        return BaseGraph(folder, built.made_by, packed)
     source = model
     if model.is_file():
         source = work / "hf"
@@ -78,8 +98,8 @@ def build(model: Path, work: Path, precision: str) -> BaseGraph:
             if precision != "fp32":
                 raise UnsupportedModelError(
                     f"onnxruntime-genai's model builder does not know the architecture of {model}, and "
-                    "torch's exporter, which may, writes fp32 alone: use --onnx-precision fp32, or pass a "
-                    "graph that you have with --onnx DIR"
+                    "torch's exporter, which may, does not write int4: use --onnx-precision int8 or fp32, or "
+                    "pass a graph that you have with --onnx DIR"
                 ) from None
             _run(
                 [_WORKER, "trace", str(source), str(graph)],

@@ -11,7 +11,7 @@ import ast
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -225,7 +225,38 @@ class Site:
 
 def match(model: OnnxModel, factors: Factors) -> list[Site]:
     """Return the nodes that compute the modules of factors, in the order of the graph."""
-    found = list(_LinearFinder(model).read())
+    found = linear_nodes(model)
+    shapes = {}
+    for module, a, b in zip(factors.modules, factors.a, factors.b, strict=True):
+        if a.ndim == 3:
+            raise UnsupportedModelError(
+                f"{module} holds experts, which ONNX graphs compute in one node that cannot be extended: "
+                "leave them out with --targets"
+            )
+        shapes[module] = (len(b), a.shape[-1])
+    sites = place(model, found, shapes)
+    placed = {part.module for site in sites for part in site.parts}
+    if missing := [module for module in factors.modules if module not in placed]:
+        nodes = ", ".join(linear.name for linear in found[:_SHOWN]) or "none"
+        raise UnsupportedModelError(
+            f"{len(missing)} of {len(factors.modules)} modules have no node in {model.path}, such as "
+            f"{', '.join(missing[:_SHOWN])}. Its {len(found)} nodes with a constant weight are {nodes}, ... "
+            "Name the nodes after their layers, as onnxruntime-genai's builder, optimum and torch do, or "
+            "leave the modules out with --targets"
+        )
+    return sites
+
+
+def linear_nodes(model: OnnxModel) -> list[LinearNode]:
+    """Return every node that multiplies a three-dimensional input with a constant matrix, in order."""
+    return list(_LinearFinder(model).read())
+
+
+def place(model: OnnxModel, found: list[LinearNode], shapes: Mapping[str, tuple[int, int]]) -> list[Site]:
+    """Return which of the nodes that were found compute modules of these shapes (out, in), in order.
+
+    Modules that none computes are in none of the sites.
+    """
     blocks: dict[int, dict[str, LinearNode]] = defaultdict(dict)
     for linear in found:
         if linear.place is not None:
@@ -237,37 +268,16 @@ def match(model: OnnxModel, factors: Factors) -> list[Site]:
                     "cannot be matched. Has it adapters already?"
                 )
     sites: dict[int, Site] = {}
-    missing = []
-    for module, a, b in zip(factors.modules, factors.a, factors.b, strict=True):
-        if a.ndim == 3:
-            raise UnsupportedModelError(
-                f"{module} holds experts, which ONNX graphs compute in one node that cannot be extended: "
-                "leave them out with --targets"
-            )
+    for module, (n_out, n_in) in shapes.items():
         block, kind = parse(module)
-        parts = _parts(module, kind, len(b), blocks[block])
-        if not parts:
-            missing.append(module)
-        for linear, part in parts:
-            if (
-                linear.weight.shape[1] != a.shape[-1]
-                or part.column < 0
-                or part.column + part.count > linear.n_out
-            ):
+        for linear, part in _parts(module, kind, n_out, blocks[block]):
+            if linear.weight.shape[1] != n_in or part.column < 0 or part.column + part.count > linear.n_out:
                 raise BaseMismatchError(
-                    f"{module} has factors for {a.shape[-1]} x {len(b)}, but node {linear.name} takes K = "
+                    f"{module} has factors for {n_in} x {n_out}, but node {linear.name} takes K = "
                     f"{linear.weight.shape[1]} to N = {linear.n_out}: {model.path} is another model than the "
                     "factors were made of"
                 )
             sites.setdefault(linear.index, Site(linear)).parts.append(part)
-    if missing:
-        nodes = ", ".join(linear.name for linear in found[:_SHOWN]) or "none"
-        raise UnsupportedModelError(
-            f"{len(missing)} of {len(factors.modules)} modules have no node in {model.path}, such as "
-            f"{', '.join(missing[:_SHOWN])}. Its {len(found)} nodes with a constant weight are {nodes}, ... "
-            "Name the nodes after their layers, as onnxruntime-genai's builder, optimum and torch do, or "
-            "leave the modules out with --targets"
-        )
     return [sites[index] for index in sorted(sites)]
 
 
@@ -280,7 +290,7 @@ class _LinearFinder:
         self._producers = {name: node for node in self._nodes for name in node.output}
         self._readers: dict[str, list[int]] = defaultdict(list)
         for index, node in enumerate(self._nodes):
-            for name in {*node.input, *_captured(node)}:
+            for name in {*node.input, *captured(node)}:
                 self._readers[name].append(index)
         self._results = {value.name for value in model.graph.output}
         self._ranks = {
@@ -408,10 +418,11 @@ def _consecutive(module: str, n_out: int, several: list[LinearNode]) -> list[tup
     return parts
 
 
-def _captured(node: NodeProto) -> Iterator[str]:
+def captured(node: NodeProto) -> Iterator[str]:
+    """Yield the names that graphs inside a node take from around it, and some of their own."""
     for item in node.attribute:
         for graph in inner_graphs(item):
             for one in graph.node:
                 yield from one.input
-                yield from _captured(one)
+                yield from captured(one)
             yield from (value.name for value in graph.output)

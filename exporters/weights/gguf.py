@@ -22,7 +22,7 @@ from ...errors import (
 from ...factorization import RowSource
 from ...formats.gguf import GGUFFile, MalformedGGUFError, open_gguf
 from ...modules import is_adaptable, parse
-from .dequantize import PackedRows, ggml_decoder
+from .dequantize import FLOAT_BYTES, PackedRows, ggml_decoder
 
 TESTED = frozenset(
     {
@@ -98,6 +98,11 @@ class GGUFWeights:
                 f"{path} has no linear layers that can be adapted: none of its {len(self.file.tensors)} "
                 f"tensors ({some}, ...) is named like 'blk.0.attn_q.weight'"
             )
+
+    @property
+    def quantized(self) -> bool:
+        """Whether a weight that can be adapted is stored in fewer bits than floats have."""
+        return any(self.file.tensors[module].type.name not in FLOAT_BYTES for module in self.modules)
 
     def nbytes(self, module: str) -> int:
         """Bytes of a module's weight as it is stored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 
 import converter
@@ -9,12 +10,16 @@ import models
 import numpy as np
 import onnx_models
 import pytest
+import smollm2
 import torch
 import transformers
 from onnx_models import TOKENS
 
 from tinylora_edge import ExportError, MicroVector, UnsupportedModelError, load_bundle
 from tinylora_edge.exporters import export_onnx
+from tinylora_edge.exporters.onnx import builder
+from tinylora_edge.exporters.onnx.pack import Packed, pack
+from tinylora_edge.modules import Heads
 
 
 def check(report, model):
@@ -27,10 +32,9 @@ def check(report, model):
             assert np.abs(found - models.torch_logits(model, TOKENS)).max() <= 1e-4
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_from_a_gguf(architecture, tmp_path, monkeypatch):
+def test_from_a_gguf(tmp_path, monkeypatch):
     monkeypatch.setattr(converter, "_add_vocabulary", onnx_models.add_vocabulary)
-    model = onnx_models.tiny(architecture)
+    model = onnx_models.tiny("qwen2")
     source = models.write_gguf(
         model, tmp_path / "model.gguf", metadata={"tokenizer.chat_template": "{{ messages[0].content }}"}
     )
@@ -56,6 +60,20 @@ def test_from_a_gguf(architecture, tmp_path, monkeypatch):
     assert template == "{{ messages[0].content }}"
     assert load_bundle(report.output).check_base() != load_bundle(report.output).check_onnx()
     assert source.exists()
+    assert json.loads((report.output / "manifest.json").read_text())["onnx"]["precision"] == "fp32"
+
+
+def test_from_a_quantized_gguf(tmp_path, monkeypatch):
+    monkeypatch.setattr(converter, "_add_vocabulary", onnx_models.add_vocabulary)
+    plain = models.write_gguf(onnx_models.tiny("llama"), tmp_path / "plain.gguf")
+    source = models.quantize_file(plain, tmp_path / "model.gguf", smollm2.MOSTLY_Q8_0)
+    report = export_onnx(source, tmp_path / "bundle")
+    onnx = json.loads((report.output / "manifest.json").read_text())["onnx"]
+    assert (report.precision, onnx["precision"]) == ("int8", "int8")
+    assert onnx["weights"] == {"kept": 16, "rounded": 0, "floats": 0}  # 14 layers, the head, the embeddings
+    found = onnx_models.logits(onnx_models.session(report.output / "onnx"), [TOKENS])[0]
+    expected = models.torch_logits(onnx_models.tiny("llama"), TOKENS)
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +102,11 @@ def olmo2(tmp_path_factory):
 
 def test_what_the_builder_does_not_know(olmo2, tmp_path):
     model, hf = olmo2
-    report = export_onnx(hf, tmp_path / "bundle")
-    assert report.made_by.startswith("torch ")
+    work = tmp_path / "work"
+    work.mkdir()
+    graph = builder.build(hf, work, "fp32")
+    assert graph.made_by.startswith("torch ")
+    report = export_onnx(hf, tmp_path / "bundle", graph=graph.folder)
     assert report.bases.factors.architecture == "olmo2"
 
     check(report, model)
@@ -100,9 +121,18 @@ def test_what_the_builder_does_not_know(olmo2, tmp_path):
     for row in range(3):
         assert np.abs(together[row] - onnx_models.logits(ours, [TOKENS], rows[row])[0]).max() <= 1e-5
 
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    assert pack(graph.folder, packed, None, Heads()) == Packed(rounded=16)
+    found, expected = (
+        onnx_models.logits(onnx_models.session(each), [TOKENS]) for each in (packed, graph.folder)
+    )
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    assert (packed / "model.onnx.data").stat().st_size < (graph.folder / "model.onnx.data").stat().st_size / 2
+
 
 def test_what_the_builder_does_not_know_in_4_bits(olmo2, tmp_path):
-    with pytest.raises(UnsupportedModelError, match="--onnx-precision fp32"):
+    with pytest.raises(UnsupportedModelError, match="--onnx-precision int8 or fp32"):
         export_onnx(olmo2[1], tmp_path / "bundle", precision="int4")
     assert list(tmp_path.iterdir()) == []
 

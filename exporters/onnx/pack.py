@@ -1,0 +1,304 @@
+"""Packing: a graph of floats becomes one of blocks of 4 and 8 bits, those that its GGUF has.
+
+Weights that were quantized once are not rounded again to 4 bits. Q4_0 and Q8_0 go into the graph bit for
+bit: their codes and scales are those of a MatMulNBits node with zero points in the middle. Types with a
+minimum or with scales of two levels (Q4_1, Q4_K, Q6_K, ...) have no such node, and are rounded to 8 bits in
+blocks of 32: by a 254th of the largest weight of a block at most. What are floats in the GGUF stay floats.
+
+The graph says what a weight is: codes are taken from the GGUF where they mean the graph's values, bit for
+bit, in one of the orders that rows may have (`row_orders`). Elsewhere the graph's own values are rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...formats.gguf import Tensor
+from ...formats.onnx_graph import MODEL_NAME
+from ...modules import Heads, inverse, row_orders
+from ..weights.dequantize import FLOAT_BYTES, ggml_decoder
+from ..weights.gguf import GGUFWeights
+from .match import FloatWeight, ModuleSlice, captured, linear_nodes, place
+from .model import OnnxModel, copy_folder, find_model, import_onnx
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, TensorProto
+
+_DOMAIN = "com.microsoft"
+_BLOCK = 32  # weights that share a scale, as in ggml
+_ALIGNMENT = 4096  # of a tensor in its file, so that it can be mapped
+_VALUES = 1 << 22  # weights that are in memory as floats
+_HEAD, _TABLE = "output.weight", "token_embd.weight"
+_Q4_0, _Q8_0 = "Q4_0", "Q8_0"
+
+Codes: TypeAlias = tuple[NDArray[np.int8], NDArray[np.float32]]
+"""Rows of a weight: int8 [n, blocks, 32], and what they are multiplied with, float32 [n, blocks]."""
+
+
+@dataclass
+class Packed:
+    """How many weights of a graph are as the GGUF has them (`kept`), are rounded to 8 bits, stay floats."""
+
+    kept: int = 0
+    rounded: int = 0
+    floats: int = 0
+
+
+def pack(graph: Path, target: Path, gguf: Path | None, heads: Heads) -> Packed:
+    """Write a copy of a graph into the existing directory `target`, with its linear layers, its head and its
+    table of embeddings packed. Of the weights some rows at a time are in memory.
+
+    Args:
+        graph: a directory with an ONNX model in float32, as the builder or torch's exporter writes it.
+        gguf: that it was built from. Where none is given, or one without quantized weights, everything is
+            rounded to 8 bits.
+        heads: of the model, for layers whose rows are ordered otherwise than in the GGUF.
+
+    Raises:
+        ExportError: the graph or its data is damaged.
+        BaseMismatchError: a layer has another shape than in the GGUF.
+    """
+    model = OnnxModel(find_model(graph))
+    weights = None if gguf is None else GGUFWeights(gguf)
+    with open(target / f"{MODEL_NAME}.data", "wb") as file:
+        packer = _Packer(model, weights if weights is not None and weights.quantized else None, heads, file)
+        packer.run()
+    model.save(target / MODEL_NAME)
+    copy_folder(model.folder, target, without={model.path, *model.data_files.values()})
+    return packer.packed
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """A weight as it was written: bits of a code, the tensor of its blocks, the name of its scales."""
+
+    bits: int
+    blocks: TensorProto
+    scales: str
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Rows of a GGUF's tensor of type Q4_0 or Q8_0: uint8 [all rows, row bytes], and which of them."""
+
+    kind: str
+    raw: NDArray[np.uint8]
+    rows: NDArray[np.int64]
+
+    def codes(self, start: int, stop: int) -> Codes:
+        """Return the codes of some of the rows. A block is a scale in float16 and codes; of Q4_0 a byte has
+        one of the first 16 in its low bits, and one of the last 16 in its high bits."""
+        chosen = self.raw[self.rows[start:stop]]
+        blocks = chosen.reshape(len(chosen), -1, 2 + (_BLOCK if self.kind == _Q8_0 else _BLOCK // 2))
+        scales = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0].astype(np.float32)
+        packed = blocks[..., 2:]
+        if self.kind == _Q8_0:
+            return packed.view(np.int8), scales
+        return np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int8) - np.int8(8), scales
+
+
+class _Packer:
+    """The packing of one graph in memory, and of its data into a file."""
+
+    def __init__(self, model: OnnxModel, weights: GGUFWeights | None, heads: Heads, file: BinaryIO) -> None:
+        self._onnx = import_onnx()
+        self._model, self._weights, self._heads, self._file = model, weights, heads, file
+        self._tensors = {} if weights is None else weights.file.tensors
+        self._done: dict[tuple[str, bool], _Blocks | None] = {}
+        self._moved: set[str] = set()
+        self.packed = Packed()
+
+    def run(self) -> None:
+        model, graph = self._model, self._model.graph
+        found = linear_nodes(model)
+        shapes = {
+            name: (self._tensors[name].shape[0], self._tensors[name].shape[1])
+            for name in (self._weights.modules if self._weights is not None else ())
+            if len(self._tensors[name].shape) == 2
+        }
+        parts = {site.linear.index: site.parts for site in place(model, found, shapes)}
+        for linear in found:
+            own = parts.get(linear.index, [])
+            if linear is found[-1] and linear.place is None:  # what is multiplied last gives the logits
+                own = [ModuleSlice(_HEAD if _HEAD in self._tensors else _TABLE, 0, 0, linear.n_out)]
+            elif self._weights is None and linear.place is not None:
+                own = [ModuleSlice("", 0, 0, linear.n_out)]
+            if isinstance(linear.weight, FloatWeight):
+                self._multiply(graph.node[linear.index], linear.weight, own)
+        producers = {name: node for node in graph.node for name in node.output}
+        for node in graph.node:
+            if node.op_type == "Gather" and list(node.input[1:]) == ["input_ids"]:
+                self._look_up(node, producers.get(node.input[0]))
+        self._drop_unread()
+        for tensor in graph.initializer:
+            if tensor.data_location == tensor.EXTERNAL and tensor.name not in self._moved:
+                _refer(tensor, *self._write([model.data(tensor)]))
+
+    def _multiply(self, node: NodeProto, weight: FloatWeight, parts: Sequence[ModuleSlice]) -> None:
+        """Make a MatMul one of packed weights."""
+        found = self._pack(weight, weight.tensor.name or node.input[1], parts)
+        if found is not None:
+            n_out, n_in = weight.shape
+            sizes = {"K": n_in, "N": n_out, "bits": found.bits, "block_size": _BLOCK, "accuracy_level": 4}
+            self._become(node, "MatMulNBits", [node.input[0], found.blocks.name, found.scales], sizes)
+
+    def _look_up(self, node: NodeProto, producer: NodeProto | None) -> None:
+        """Make the Gather of the embeddings one of packed weights: the head's, where they are tied."""
+        turned = producer is not None and producer.op_type == "Transpose"
+        tensor = self._model.initializers.get(producer.input[0] if producer and turned else node.input[0])
+        if tensor is None or tensor.data_type != tensor.FLOAT or len(tensor.dims) != 2:
+            return
+        weight = FloatWeight(tensor, not turned)
+        n_out, n_in = weight.shape
+        if n_in % _BLOCK:
+            return
+        found = self._pack(weight, tensor.name, [ModuleSlice(_TABLE, 0, 0, n_out)])
+        if found is not None:
+            rows = self._onnx.TensorProto.FromString(found.blocks.SerializeToString())
+            rows.name, rows.dims[:] = f"{rows.name}_rows", [n_out, n_in * found.bits // 8]  # the same bytes
+            self._add(rows)
+            sizes = {"bits": found.bits, "block_size": _BLOCK, "gather_axis": 0, "quantize_axis": 1}
+            self._become(node, "GatherBlockQuantized", [rows.name, node.input[1], found.scales], sizes)
+
+    def _pack(self, weight: FloatWeight, name: str, parts: Sequence[ModuleSlice]) -> _Blocks | None:
+        """Write a weight's blocks, once; None where it stays as it is."""
+        key = name, weight.transposed
+        if key not in self._done:
+            tensors = [self._tensors.get(part.module) for part in parts]
+            floats = any(tensor is not None and tensor.type.name in FLOAT_BYTES for tensor in tensors)
+            if floats or sum(part.count for part in parts) != weight.shape[0]:
+                self._done[key] = None
+                self.packed.floats += max(len(parts), 1)
+            else:
+                self._done[key] = self._written(weight, name, parts, tensors)
+        return self._done[key]
+
+    def _written(
+        self, weight: FloatWeight, name: str, parts: Sequence[ModuleSlice], tensors: Sequence[Tensor | None]
+    ) -> _Blocks:
+        n_out, n_in = weight.shape
+        shares = [(part, self._kept(weight, part, t)) for part, t in zip(parts, tensors, strict=True)]
+        kept = [rows for _, rows in shares if rows is not None]
+        self.packed.kept += len(kept)
+        self.packed.rounded += len(parts) - len(kept)
+        bits = 4 if all(rows is not None and rows.kind == _Q4_0 for _, rows in shares) else 8
+        scales = np.empty((n_out, -(-n_in // _BLOCK)), np.float32)
+
+        def blocks() -> Iterator[NDArray[np.uint8]]:
+            for part, rows in sorted(shares, key=lambda share: share[0].column):
+                for i, j in _chunks(part.count, n_in):
+                    columns = slice(part.column + i, part.column + j)
+                    if rows is not None:
+                        codes, scales[columns] = rows.codes(i, j)
+                    else:
+                        codes, scales[columns] = _rounded(
+                            weight.rows(self._model, columns.start, columns.stop)
+                        )
+                    yield _bytes(codes, bits)
+
+        kind = self._onnx.TensorProto
+        data = kind(name=f"{name}_Q{bits}", data_type=kind.UINT8, dims=[*scales.shape, _BLOCK * bits // 8])
+        _refer(data, *self._write(blocks()))
+        factors = kind(name=f"{name}_scales", data_type=kind.FLOAT, dims=scales.shape)
+        _refer(factors, *self._write([scales]))
+        self._add(data)
+        self._add(factors)
+        return _Blocks(bits, data, factors.name)
+
+    def _kept(self, weight: FloatWeight, part: ModuleSlice, tensor: Tensor | None) -> _Stored | None:
+        """Return the rows of the GGUF that are these of the graph, bit for bit, if they can be kept."""
+        if self._weights is None or tensor is None or tensor.type.name not in (_Q4_0, _Q8_0):
+            return None
+        n_out, n_in = tensor.shape
+        if n_in != weight.shape[1] or n_out < part.row + part.count:
+            return None
+        raw = self._weights.file.data(tensor).reshape(n_out, -1)
+        decode = ggml_decoder(tensor.type, raw)
+        for order in row_orders(tensor.name.split(".")[-2], n_out, self._heads):
+            stored = _Stored(tensor.type.name, raw, inverse(order)[part.row : part.row + part.count])
+            if all(
+                np.array_equal(
+                    decode(raw[stored.rows[i:j]]),
+                    weight.rows(self._model, part.column + i, part.column + j),
+                )
+                for i, j in _chunks(part.count, n_in)
+            ):
+                return stored
+        return None
+
+    def _drop_unread(self) -> None:
+        """Take out the floats that nothing reads any more, and what only turned them."""
+        graph = self._model.graph
+
+        def read() -> set[str]:
+            names = {name for node in graph.node for name in (*node.input, *captured(node))}
+            return names | {value.name for value in graph.output}
+
+        left = read()
+        for i in reversed(range(len(graph.node))):
+            if graph.node[i].op_type in ("Transpose", "Constant") and not left & set(graph.node[i].output):
+                gone = set(graph.node[i].output)
+                del graph.node[i]
+                for j in reversed(range(len(graph.value_info))):
+                    if graph.value_info[j].name in gone:
+                        del graph.value_info[j]
+        left = read()
+        for i in reversed(range(len(graph.initializer))):
+            if graph.initializer[i].name not in left:
+                del graph.initializer[i]
+
+    def _become(self, node: NodeProto, operation: str, inputs: list[str], sizes: dict[str, int]) -> None:
+        node.op_type, node.domain = operation, _DOMAIN
+        node.input[:] = inputs
+        del node.attribute[:]
+        node.attribute.extend(self._onnx.helper.make_attribute(key, value) for key, value in sizes.items())
+        if all(item.domain != _DOMAIN for item in self._model.proto.opset_import):
+            self._model.proto.opset_import.add(domain=_DOMAIN, version=1)
+
+    def _add(self, tensor: TensorProto) -> None:
+        self._model.graph.initializer.append(tensor)
+        self._moved.add(tensor.name)
+
+    def _write(self, chunks: Iterable[NDArray[Any]]) -> tuple[int, int]:
+        """Append a tensor's bytes to the file and return (offset, length)."""
+        start = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
+        self._file.write(bytes(start - self._file.tell()))
+        for chunk in chunks:
+            self._file.write(np.ascontiguousarray(chunk).data)
+        return start, self._file.tell() - start
+
+
+def _refer(tensor: TensorProto, offset: int, length: int) -> None:
+    """Say where a tensor's bytes lie."""
+    tensor.data_location = tensor.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", f"{MODEL_NAME}.data"), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def _chunks(rows: int, n_in: int) -> Iterator[tuple[int, int]]:
+    step = max(1, _VALUES // n_in)
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _rounded(values: NDArray[np.float32]) -> Codes:
+    """Round float32 [n, K] to 8 bits, as ggml makes Q8_0 of it, with scales in float32."""
+    n, n_in = values.shape
+    blocks = np.pad(values, ((0, 0), (0, -n_in % _BLOCK))).reshape(n, -1, _BLOCK)
+    scales = np.abs(blocks).max(axis=-1) / np.float32(127)
+    divisor = np.where(scales > 0, scales, 1)[..., None]
+    return np.rint(blocks / divisor).astype(np.int8), scales
+
+
+def _bytes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+    """Codes as a node has them: uint8, zero in the middle, of 4 bits the first of two in the low ones."""
+    if bits == 8:
+        return codes.view(np.uint8) ^ np.uint8(0x80)
+    nibbles = (codes + np.int8(8)).view(np.uint8)
+    return nibbles[..., ::2] | nibbles[..., 1::2] << np.uint8(4)
