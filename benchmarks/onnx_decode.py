@@ -20,7 +20,7 @@ from _subjects import smollm2
 
 from tinylora_edge import Factors
 from tinylora_edge.exporters import ExportSettings, export_onnx
-from tinylora_edge.exporters.onnx.builder import build
+from tinylora_edge.exporters.onnx.builder import PRECISIONS, build
 from tinylora_edge.formats.onnx_adapter import encode
 
 BASE, NAIVE = "base", "naive side path, rank 2"
@@ -186,7 +186,7 @@ def main() -> None:
         "--threads", type=int, nargs="+", default=[1, 0], help="0 is ONNX Runtime's default (1 0)"
     )
     arguments.add_argument(
-        "--precision", nargs="+", choices=("int4", "fp32"), default=["int4", "fp32"], help="of the base"
+        "--precision", nargs="+", choices=PRECISIONS, default=["int8", "fp32"], help="of the base"
     )
     options = arguments.parse_args()
     report = bench.Report("onnx_decode", options.json)

@@ -2,7 +2,7 @@
 
 int8 keeps the weights of the GGUF; int4 rounds them a second time, as onnxruntime-genai's builder does. For
 each form: bytes; KL of the base, exact, on answers to general prompts, from llama.cpp and from the graph in
-fp32; what a vector gains on a task, in nats a token of given answers and in reward; time of a token, by turns.
+fp32; what a vector gains on a task, in nats a token of given answers and in reward; time of a token by turns.
 
     python benchmarks/onnx_weights.py --vector v.bin --task snips --json results/onnx_weights.json
 """

@@ -54,6 +54,8 @@ def test_both_from_a_gguf_as_json(cli: Cli, tiny_gguf: Path, graph: Path, tmp_pa
     assert onnx["fingerprint"] == found.check_onnx()
     assert (onnx["graph"], onnx["precision"], onnx["flavour"]) == (str(graph), None, "required")
     manifest = json.loads((out / "manifest.json").read_text())
+    assert onnx["answers"] == manifest["onnx"]["answers"]
+    assert onnx["answers"]["prompts"] == 16
     assert manifest["onnx"]["flavour"] == "required"
     assert manifest["base"]["file"] == "base.gguf"
     assert read_onnx(out / "onnx" / "model.onnx").metadata["tinylora.flavour"] == "required"

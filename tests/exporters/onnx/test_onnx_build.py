@@ -20,6 +20,7 @@ from tinylora_edge.exporters import export_onnx
 from tinylora_edge.exporters.onnx import builder
 from tinylora_edge.exporters.onnx.pack import Packed, pack
 from tinylora_edge.modules import Heads
+from tinylora_edge.runtime.forms import compare_forms
 
 
 def check(report, model):
@@ -61,6 +62,12 @@ def test_from_a_gguf(tmp_path, monkeypatch):
     assert load_bundle(report.output).check_base() != load_bundle(report.output).check_onnx()
     assert source.exists()
     assert json.loads((report.output / "manifest.json").read_text())["onnx"]["precision"] == "fp32"
+    alike = compare_forms(report.output)
+    assert (alike.prompts, alike.begin_alike, alike.empty) == (16, 16, {"llama": 0, "onnx": 0})
+    assert (
+        compare_forms(report.output, MicroVector.random(report.bases.basis(rank=4), 0.5), base=source)
+        != alike
+    )
 
 
 def test_from_a_quantized_gguf(tmp_path, monkeypatch):
