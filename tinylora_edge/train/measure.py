@@ -23,6 +23,7 @@ from ..runtime.evaluation import Answered, Evaluation, Report, evaluate, held_ou
 from ..runtime.model import PersonalizedModel
 from ..system import __version__, atomic_write, cores
 from ..tasks import Preamble, Task
+from ..tasks.rewards import is_text
 from ..vector import MicroVector
 from .options import Options, Outcome
 
@@ -109,6 +110,8 @@ class _Measuring:
 
     def held_out(self) -> None:
         """Measure base and vector on the held-out prompts."""
+        if is_text(self.task.reward):
+            self.record["unit"] = "nats a token"
         self._arm("base", self.batch, None)
         self._arm("vector", self.batch, self.vector)
         self.record["held_out"] = held_out(self.found["base"], self.found["vector"])
@@ -140,7 +143,7 @@ class _Measuring:
                 found[name] = evaluate(batch, self.task, vector, samples=samples, answered=answered)
         first = {name: self.found[name].first(len(samples)) for name in arms}
         here, there = (held_out(each["base"], each["vector"]) for each in (first, found))
-        if self.record.get("unit") is None:
+        if not is_text(self.task.reward):
             answers = found["vector"].answers
             there["same"] = sum(map(eq, answers, first["vector"].answers))
             there["empty"] = sum(not answer.strip() for answer in answers)

@@ -1,0 +1,175 @@
+"""What is measured after a run, on a small model in both engines: every arm and form, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import converter
+import models
+import onnx_models
+import pytest
+import shared
+import trl_world
+
+from tinylora_edge import MicroVector, TrainError, load_bundle, runtime
+from tinylora_edge.exporters import export_onnx
+from tinylora_edge.runtime import TinyLoraLlama, beside
+from tinylora_edge.runtime.beside import TRIED, find_examples
+from tinylora_edge.tasks import Completion, Sample, Task
+from tinylora_edge.train import Options, train
+
+TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
+
+
+@pytest.fixture(scope="module")
+def both() -> Path:
+    """A bundle of one model for both engines, in float32 in both. Never write to it."""
+
+    def make(path: Path) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(converter, "_add_vocabulary", onnx_models.add_vocabulary)
+            model, metadata = onnx_models.tiny("llama"), {"tokenizer.chat_template": TEMPLATE}
+            source = models.write_gguf(model, path.with_suffix(".gguf"), metadata=metadata)
+        return export_onnx(source, path, with_gguf=True).output
+
+    return shared.once("tiny-both", make)
+
+
+@pytest.fixture
+def task(letters_task: Task) -> Task:
+    """80 prompts with answers, 16 of them held out."""
+    return replace(letters_task, max_tokens=5)
+
+
+@pytest.fixture
+def quick(options: Options) -> Options:
+    return replace(options, steps=2, validate_every=2, validation=8, rank=2, numbers=None, drift=2)
+
+
+def run(bundle: Path, task: Task, folder: Path, options: Options, **more: Any) -> dict[str, Any]:
+    train(bundle, task, folder / "v", options=options, **more)
+    assert MicroVector.from_bytes((folder / "v").read_bytes(), load_bundle(bundle).bases)
+    assert not (folder / "v.run").exists(), "nothing is left to resume"
+    found: dict[str, Any] = json.loads((folder / "v.json").read_text())
+    return found
+
+
+class TestMeasured:
+    def test_every_arm_and_every_form(self, both: Path, task: Task, quick: Options, tmp_path: Path) -> None:
+        rows: list[dict[str, Any]] = []
+        record = run(both, task, tmp_path, quick, report=rows.append)
+        size = (tmp_path / "v").stat().st_size
+        arms = record["arms"]
+        assert [(name, arm["bytes"]) for name, arm in arms.items()] == [
+            ("base", 0), ("vector", size), ("prompt", 0), ("vector + prompt", size),
+        ]  # fmt: skip
+        examples = record["prompt"]["examples"]
+        shown = sum(len(f"u:{each['question']}\na:{each['answer']}\n") for each in examples)
+        assert arms["prompt"]["tokens"] == arms["vector + prompt"]["tokens"]
+        assert arms["prompt"]["tokens"] - arms["base"]["tokens"] == shown, "a token a byte"
+        held = record["held_out"]
+        assert [held[name] for name in ("base", "vector")] == [arms[n]["mean"] for n in ("base", "vector")]
+
+        first, second = record["forms"]["llama.cpp"], record["forms"]["ONNX Runtime"]
+        assert second["same"] == second["n"] == 16, "the weights are the same ones, in float32"
+        assert (first["base"], first["vector"]) == (second["base"], second["vector"])
+        assert "warning" not in record
+        assert record["drift"]["prompts"] == 2
+        assert "unmeasured" not in record
+        answers = record["answers"]
+        assert [each["asked"] for each in answers] == [sample.prompt for sample in task.held_out[:8]]
+        assert set(answers[0]) == {"asked", "wanted", *arms}
+
+        told = [row for row in rows if row.get("event") == "measuring"]
+        ends = {row["what"]: row["total"] for row in told if row["done"] == row["total"]}
+        assert ends["base on held-out prompts"] == ends["vector + prompt on held-out prompts"] == 16
+        assert ends["worked examples on validation prompts"] == len(TRIED) * 8
+        assert ends["vector in ONNX Runtime"] == 16
+
+    @pytest.mark.parametrize("at", ["vector on held-out prompts", "worked examples on validation prompts"])
+    def test_ctrl_c_loses_nothing_that_is_known(
+        self, at: str, both: Path, task: Task, quick: Options, tmp_path: Path
+    ) -> None:
+        def interrupt(row: dict[str, Any]) -> None:
+            if row.get("what") == at and not row["done"]:
+                signal.raise_signal(signal.SIGINT)
+
+        record = run(both, task, tmp_path, quick, report=interrupt)
+        known = at.startswith("worked")
+        lost = ["worked examples", "the graph in ONNX Runtime", "drift"]
+        assert record["unmeasured"] == dict.fromkeys(
+            lost if known else ["base and vector", *lost], "interrupted"
+        )
+        assert list(record["arms"]) == (["base", "vector"] if known else ["base"])
+        assert ("held_out" in record) == known
+
+    def test_what_fails_is_named(self, both: Path, task: Task, quick: Options, tmp_path: Path) -> None:
+        broken = tmp_path / "bundle"
+        (broken / "onnx").mkdir(parents=True)
+        for path in both.glob("*.*"):
+            (broken / path.name).symlink_to(path)
+        for path in (both / "onnx").iterdir():
+            if path.name != "model.onnx.data":
+                (broken / "onnx" / path.name).symlink_to(path)
+        bare = [replace(sample, answer=None) for sample in task.train]
+        record = run(broken, replace(task, train=bare), tmp_path, quick)
+        assert set(record["unmeasured"]) == {"worked examples", "the graph in ONNX Runtime"}
+        assert "0 training prompts have an answer" in record["unmeasured"]["worked examples"]
+        assert "model.onnx.data" in record["unmeasured"]["the graph in ONNX Runtime"]
+        assert record["held_out"]["n"] == 16
+        assert record["drift"]["prompts"] == 2
+
+    def test_a_reward_that_fails_on_held_out_prompts_costs_no_vector(
+        self, tiny_bundle: Path, task: Task, quick: Options, tmp_path: Path
+    ) -> None:
+        def fails(completion: Completion, sample: Sample) -> float:
+            return 1 / (sample not in task.held_out) * trl_world.letters(completion, sample)
+
+        record = run(tiny_bundle, replace(task, reward=fails), tmp_path, quick)
+        assert list(record["unmeasured"]) == ["base and vector"]
+        assert "ZeroDivisionError" in record["unmeasured"]["base and vector"]
+        assert "held_out" not in record
+
+
+class TestExamples:
+    @pytest.fixture
+    def llm(self, both: Path) -> Iterator[TinyLoraLlama]:
+        with runtime.load(both, engine="llama", n_ctx=64, n_threads=1) as llm:
+            yield llm
+
+    def find(self, llm: TinyLoraLlama, task: Task, seconds: float = 100.0) -> beside.Beside:
+        return find_examples(llm, task, task.train[:6], seconds=seconds, sequences=8, n_threads=1)
+
+    def test_the_best_of_all_draws_shows_nothing_that_is_judged(
+        self, llm: TinyLoraLlama, task: Task, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        few = replace(task, train=task.train[:14])  # 8 are left to be shown
+        found = self.find(llm, few)
+        assert [(each.draw, each.examples) for each in found.tried] == list(TRIED)
+        best = max(each.score for each in found.tried)
+        counts = [each.examples for each in found.tried if each.score == best]
+        assert len(found.preamble.examples) == min(counts)
+        assert {each.text for each in self.find(llm, few).preamble.examples} <= {
+            sample.text for sample in few.train[6:]
+        }
+
+    def test_what_does_not_fit_is_left_out(self, llm: TinyLoraLlama, task: Task) -> None:
+        long = [*task.train[:6], *(Sample("x" * 70 + str(i), answer="y") for i in range(30))]
+        assert {each.examples for each in self.find(llm, replace(task, train=long)).tried} == {2, 4}
+        with pytest.raises(TrainError, match="pass the model's context"):
+            self.find(llm, replace(task, held_out=[Sample("x" * 490)]))
+        with pytest.raises(TrainError, match="0 training prompts have an answer"):
+            self.find(llm, replace(task, train=task.train[:6]))
+
+    def test_an_early_end(self, llm: TinyLoraLlama, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(TrainError, match="within 0 s"):
+            self.find(llm, task, seconds=0.0)
+        now = iter(range(10_000))
+        monkeypatch.setattr(beside.time, "monotonic", lambda: float(next(now)))
+        tried = self.find(llm, task, seconds=20.5).tried  # a second an answer: the fourth is given up
+        assert [each.examples for each in tried] == [2, 4, 8]
