@@ -23,7 +23,7 @@ from tinylora_edge.runtime.beside import TRIED, find_examples
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options, train
 
-TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}assistant:"
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +42,8 @@ def both() -> Path:
 
 @pytest.fixture
 def task(letters_task: Task) -> Task:
-    """80 prompts with answers, 16 of them held out."""
-    return replace(letters_task, max_tokens=5)
+    """72 prompts with answers, 8 of them held out: all of those are in a record."""
+    return replace(letters_task, held_out=letters_task.held_out[:8], max_tokens=5)
 
 
 @pytest.fixture
@@ -69,27 +69,35 @@ class TestMeasured:
             ("base", 0), ("vector", size), ("prompt", 0), ("vector + prompt", size),
         ]  # fmt: skip
         examples = record["prompt"]["examples"]
-        shown = sum(len(f"u:{each['question']}\na:{each['answer']}\n") for each in examples)
+        shown = sum(len(f"user:{each['question']}\nassistant:{each['answer']}\n") for each in examples)
         assert arms["prompt"]["tokens"] == arms["vector + prompt"]["tokens"]
         assert arms["prompt"]["tokens"] - arms["base"]["tokens"] == shown, "a token a byte"
         held = record["held_out"]
         assert [held[name] for name in ("base", "vector")] == [arms[n]["mean"] for n in ("base", "vector")]
 
+        vector = MicroVector.from_bytes((tmp_path / "v").read_bytes(), load_bundle(both).bases)
+        with (
+            runtime.load(both, engine="onnx", n_threads=1) as llm,
+            llm.batch(task.held_out, 5, sequences=8, n_threads=1) as batch,
+        ):
+            base, own = (runtime.evaluate(batch, task, each) for each in (None, vector))
         first, second = record["forms"]["llama.cpp"], record["forms"]["ONNX Runtime"]
-        assert second["same"] == second["n"] == 16, "the weights are the same ones, in float32"
-        assert (first["base"], first["vector"]) == (second["base"], second["vector"])
-        assert "warning" not in record
+        assert (second["base"], second["vector"]) == (base.mean, own.mean)
+        assert (first["base"], first["vector"]) == (held["base"], held["vector"])
+        assert second["same"] == sum(
+            found == shown["vector"] for found, shown in zip(own.answers, record["answers"], strict=True)
+        )
         assert record["drift"]["prompts"] == 2
         assert "unmeasured" not in record
         answers = record["answers"]
-        assert [each["asked"] for each in answers] == [sample.prompt for sample in task.held_out[:8]]
+        assert [each["asked"] for each in answers] == [sample.prompt for sample in task.held_out]
         assert set(answers[0]) == {"asked", "wanted", *arms}
 
         told = [row for row in rows if row.get("event") == "measuring"]
         ends = {row["what"]: row["total"] for row in told if row["done"] == row["total"]}
-        assert ends["base on held-out prompts"] == ends["vector + prompt on held-out prompts"] == 16
+        assert ends["base on held-out prompts"] == ends["vector + prompt on held-out prompts"] == 8
         assert ends["worked examples on validation prompts"] == len(TRIED) * 8
-        assert ends["vector in ONNX Runtime"] == 16
+        assert ends["vector in ONNX Runtime"] == 8
 
     @pytest.mark.parametrize("at", ["vector on held-out prompts", "worked examples on validation prompts"])
     def test_ctrl_c_loses_nothing_that_is_known(
@@ -121,7 +129,7 @@ class TestMeasured:
         assert set(record["unmeasured"]) == {"worked examples", "the graph in ONNX Runtime"}
         assert "0 training prompts have an answer" in record["unmeasured"]["worked examples"]
         assert "model.onnx.data" in record["unmeasured"]["the graph in ONNX Runtime"]
-        assert record["held_out"]["n"] == 16
+        assert record["held_out"]["n"] == 8
         assert record["drift"]["prompts"] == 2
 
     def test_a_reward_that_fails_on_held_out_prompts_costs_no_vector(

@@ -177,6 +177,8 @@ class _Measuring:
             "tokens": fmean(tokens),
             "bytes": 0 if vector is None else len(vector.to_bytes(self.llm.bases.of(vector))),
         }
+        if is_text(self.task.reward):  # nothing is answered
+            return
         if not self.record.get("answers"):
             asked = [sample.bare or sample for sample in samples[:_SHOWN]]
             self.record["answers"] = [{"asked": each.text, "wanted": each.answer} for each in asked]
