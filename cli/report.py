@@ -62,6 +62,7 @@ def write_report(frame: Path) -> Path:
         curve="".join(_panel(record["curve"], result["best_step"], *each) for each in _CURVES),
         training=_table(
             [
+                *figures.phases(record),
                 ("steps", f"{result['steps']}, {result['stopped']}, {record['seconds']:.0f} s"),
                 ("numbers", f"{record['numbers']:,}, {record['projection']}"),
                 ("kept", f"step {result['best_step']}, by prompts held back from training"),
@@ -79,7 +80,7 @@ def write_report(frame: Path) -> Path:
 
 
 def _table(rows: Iterable[Sequence[str]], *, header: bool = False) -> str:
-    found = []
+    found: list[str] = []
     for row in rows:
         cell = "th" if header and not found else "td"
         found.append("".join(f"<{cell}>{escape(text)}</{cell}>" for text in row))

@@ -51,6 +51,52 @@ def test_the_page_has_the_figures(tmp_path: Path) -> None:
         assert part in text
 
 
+ARMS = {
+    name: {"mean": mean, "standard_error": 0.05, "tokens": tokens, "bytes": size}
+    for name, mean, tokens, size in (
+        ("base", -2.5, 31.0, 0),
+        ("vector", -0.5, 31.0, 13455),
+        ("prompt", -1.5, 331.0, 0),
+    )
+}
+
+
+def test_the_arms_and_forms_and_answers(tmp_path: Path) -> None:
+    measured = {
+        "held_out": HELD_OUT,
+        "arms": ARMS,
+        "prompt": {"system": None, "examples": [{}, {}], "tried": [{}] * 7},
+        "forms": {"llama.cpp": HELD_OUT, "ONNX Runtime": HELD_OUT | {"same": 61, "empty": 3}},
+        "warning": "do not deploy it",
+        "unmeasured": {"drift": "interrupted"},
+        "answers": [{"asked": "<i>", "wanted": None, "base": "", "vector": "yes & no"}],
+    }
+    text = page(tmp_path, **measured)
+    for part in (
+        "<td>2 worked examples</td><td>-1.500 +- 0.050</td><td>331</td><td>0</td>",
+        "<td>vector</td><td>-0.500 +- 0.050</td><td>31</td><td>13,455</td>",
+        "the best of 7 draws",
+        "61 answers word for word as above, 3 empty",
+        "do not deploy it",
+        "drift: interrupted",
+        "<td>asked</td><td>&lt;i&gt;</td>",
+        "yes &amp; no",
+    ):
+        assert part in text
+    assert (
+        text.index("2 worked examples") < text.index("61 answers") < text.index("<svg") < text.index("asked")
+    )
+    assert "wanted" not in text
+
+
+def test_nats_are_shown_as_nats(tmp_path: Path) -> None:
+    text = page(tmp_path, held_out=HELD_OUT, arms=ARMS, unit="nats a token")
+    assert "<th>nats a token, less is better</th>" in text
+    assert "<td>vector</td><td>0.500 +- 0.050</td>" in text
+    assert "-0.200 +- 0.060" in text
+    assert "The vector lowers the nats a token, beyond two standard errors." in text
+
+
 @pytest.mark.parametrize(
     ("difference", "error", "expected"),
     [
