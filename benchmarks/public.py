@@ -1,0 +1,363 @@
+"""Vectors and a LoRA on public data: cross-entropy on given answers, the same loop for each arm.
+
+    python benchmarks/public.py snips FOLDER --arms rank-8 lora-8 --seeds 0 1 2 --study public.jsonl
+    python benchmarks/public.py clinc FOLDER --arms rank-8
+
+`FOLDER` is what `_sets.py` says. An arm is `rank-K`, all entries of R; `learned-13`, the shipped directions;
+`lora-K`, a LoRA on the same layers; `base`; `shots`, the best of nine prompts of worked examples; the file
+of a vector, `*.bin`; or `tf-idf` and `tf-idf-N`, a classifier, which needs scikit-learn.
+
+Every arm sees the same samples in the same order, and its last vector is measured: nothing is chosen by what
+is measured on. Vectors answer in llama.cpp on the quantized weights; the LoRA answers in torch on the same
+weights, dequantized. A run that is in the record is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import _common as bench  # first: it sets what libraries read when loaded
+import numpy as np
+import torch
+from _sets import PublicSet, clinc, ifeval, snips, tf_idf
+from _subjects import learned, smollm2
+from torch import Tensor, nn
+
+from tinylora_edge import MicroVector, Policy, load_bundle, runtime
+from tinylora_edge.exporters import export_gguf
+from tinylora_edge.runtime.model import common_prefix
+from tinylora_edge.system import cores
+from tinylora_edge.tasks import Preamble, Sample, Task, draw_examples
+from tinylora_edge.train import Adapter, Group, Learner
+from tinylora_edge.train.learner import chosen_logprobs
+from tinylora_edge.train.model import give_back, hf_names, load_model
+from tinylora_edge.train.trainer import default_lr
+
+LORA_LR = 2e-3
+SHOTS = 2, 4, 8
+WARMUP = int(__import__("os").environ.get("WARMUP", "1"))
+PACKS = 4  # rows that a step is computed in
+KEYS = "set", "model", "each", "arm", "seed", "steps", "asked_lr", "n"
+
+
+class Lora(nn.Module):
+    """PEFT's LoRA on the layers of a basis: A uniform, B zero, scale 1, in float32."""
+
+    def __init__(self, model: Any, bundle: Any, rank: int, seed: int) -> None:
+        super().__init__()
+        model.requires_grad_(False)
+        random = torch.Generator().manual_seed(seed)
+        self.trained, self._handles = nn.ParameterList(), []
+        for name in hf_names(model, bundle.factors).values():
+            layer = model.get_submodule(name)
+            a = torch.empty(rank, layer.in_features)
+            nn.init.kaiming_uniform_(a, a=5**0.5, generator=random)
+            self.trained += [nn.Parameter(a), nn.Parameter(torch.zeros(layer.out_features, rank))]
+            self._handles.append(layer.register_forward_hook(self._hook(*self.trained[-2:])))
+
+    def _hook(self, a: Tensor, b: Tensor) -> Callable[..., Tensor]:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = inputs[0]
+            return output + (x @ a.to(x.dtype).T) @ b.to(x.dtype).T
+
+        return add
+
+    def detach(self) -> None:
+        """Give the model back as it was."""
+        for handle in self._handles:
+            handle.remove()
+
+
+class Run:
+    """The model that learns, the deployed one that answers, and a public set."""
+
+    def __init__(self, bundle: Path, data: PublicSet, trained: bool = True) -> None:
+        torch.set_num_threads(1)
+        self.bundle, self.data = load_bundle(bundle), data
+        self.llm = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=1)
+        if trained:
+            self.model = load_model(self.bundle.base)
+            self.model.set_attn_implementation("sdpa")
+        given = [len(self._answer(sample)) for sample in (*data.test, *data.train)]
+        self.longest = data.max_tokens or max(given) + 8
+
+    def measured(
+        self, arm: str, seed: int, steps: int, lr: float | None, frames: Path | None
+    ) -> dict[str, Any]:
+        """Train one arm, and return its losses and what it scores on the set."""
+        began = time.monotonic()
+        if arm in ("base", "shots") or arm.endswith(".bin"):
+            found = self._shots(seed) if arm == "shots" else self._given(None if arm == "base" else Path(arm))
+            return {**found, "answer_s": time.monotonic() - began}
+        kind, size = arm.split("-")
+        basis = None
+        if kind == "lora":
+            adapter: Any = Lora(self.model, self.bundle, int(size), seed)
+            trained, lr = list(adapter.trained), lr or LORA_LR
+        else:
+            basis = (
+                learned(self.bundle.bases) if kind == "learned" else self.bundle.bases.basis(rank=int(size))
+            )
+            adapter = Adapter(self.model, basis)
+            trained, lr = [adapter.v], lr or default_lr(basis, "sft")
+        learner = Learner(self.model, adapter, temperature=1.0, workers=cores())
+        losses = self._fit(learner, trained, basis, lr, seed, steps)
+        took = time.monotonic() - began
+        numbers = sum(part.numel() for part in trained)
+        facts: dict[str, Any] = {"lr": lr, "numbers": numbers, "losses": losses, "train_s": took}
+        if basis is None:
+            answers, facts["bytes"] = self._torch_answers(), 4 * numbers
+        else:
+            vector = replace(adapter.vector(), dtype="int8")
+            data = vector.to_bytes(basis)
+            facts["bytes"] = len(data)
+            if frames is not None:
+                (frames / f"{self.data.name}-{arm}-{steps}-s{seed}.bin").write_bytes(data)
+            answers = self.answers(vector)
+        learner.close()
+        adapter.detach()
+        return facts | self.data.figures(answers) | {"answer_s": time.monotonic() - began - took}
+
+    def _given(self, frame: Path | None) -> dict[str, Any]:
+        """Return the figures of a vector that is there already, or of the base."""
+        vector = None if frame is None else Policy().check(frame.read_bytes(), self.llm.bases)
+        size = {"numbers": 0, "bytes": 0}
+        if vector is not None and frame is not None:
+            size = {"numbers": len(vector), "bytes": frame.stat().st_size}
+        return size | self.data.figures(self.answers(vector))
+
+    def _shots(self, seed: int) -> dict[str, Any]:
+        """Return the figures of the best of nine prompts of examples, chosen on 24 training samples."""
+        task = Task(self.data.name, self.data.train, self.data.test, lambda completion, sample: 0.0)
+        tried = []
+        for count in SHOTS:
+            for draw in range(3):
+                before = Preamble(None, draw_examples(task, count, seed=3 * seed + draw))
+                shown = {example.text for example in before.examples}
+                asked = [sample for sample in self.data.train if sample.text not in shown]
+                asked = asked[:: len(asked) // 24][:24]
+                answers = self.answers(None, [before.before(sample) for sample in asked])
+                found = replace(self.data, test=asked).figures(answers)
+                tried.append((found["score"], found.get("slot_f1", 0.0), count, draw, before))
+                print(f"{count} shots, draw {draw}: {found['score']:.3f}", flush=True)
+        *_, count, draw, before = max(tried, key=lambda row: row[:2])
+        asked = [before.before(sample) for sample in self.data.test]
+        tokens = len(self.llm.encode(asked[0])[0]) - len(self.llm.encode(self.data.test[0])[0])
+        facts = {"numbers": 0, "bytes": 0, "shots": count, "draw": draw, "prompt_tokens": tokens}
+        return facts | self.data.figures(self.answers(None, asked))
+
+    def answers(self, vector: MicroVector | None, samples: Sequence[Sample] | None = None) -> list[str]:
+        """Return greedy answers of the deployed model, held to nothing."""
+        chosen = list(self.data.test if samples is None else samples)
+        with self.llm.batch(chosen, self.longest, sequences=32, n_threads=cores()) as batch:
+            return [each.text for each in batch.answer(chosen, vector=vector, max_tokens=self.longest)]
+
+    def _fit(
+        self, learner: Learner, trained: list[Tensor], basis: Any, lr: float, seed: int, steps: int
+    ) -> list[float]:
+        """Train in place, and return the losses. In a basis with a prior Adam steps by z, as the trainer."""
+        z = trained if basis is None else [torch.zeros_like(trained[0])]
+        adam = torch.optim.Adam(z, lr=lr, betas=(0.9, 0.99))
+        losses = []
+        for step in range(steps):
+            groups = [self._group(self.data.train[i]) for i in self._order(seed, step)]
+            loss, gradients = differentiated(learner, trained, groups)
+            for part, gradient in zip(z, gradients, strict=True):
+                part.grad = gradient
+            if basis is not None:
+                z[0].grad = torch.from_numpy(np.float32(basis.whitening.gradient(gradients[0].numpy())))
+            adam.param_groups[0]["lr"] = (
+                lr * min(1, (step + 1) / WARMUP) * (1 - 0.9 * step / max(steps - 1, 1))
+            )
+            adam.step()
+            if basis is not None:
+                learner.adapter.set(np.float32(basis.whitening.values(z[0].detach().numpy())))
+            losses.append(loss)
+            if step % 10 == 9:
+                print(f"step {step + 1}: loss {np.mean(losses[-10:]):.3f}", flush=True)
+        return losses
+
+    def _order(self, seed: int, step: int) -> list[int]:
+        """Return which samples a step learns from: every epoch visits all, in an order of its own."""
+        count, found = len(self.data.train), []
+        for position in range(step * self.data.batch, (step + 1) * self.data.batch):
+            epoch, offset = divmod(position, count)
+            found.append(int(np.random.default_rng((seed, 3, epoch)).permutation(count)[offset]))
+        return found
+
+    def _torch_answers(self) -> list[str]:
+        """Return greedy answers in torch, as the LoRA is not in the deployed model."""
+        prompts = [self.llm.encode(sample)[0] for sample in self.data.test]
+        order = sorted(range(len(prompts)), key=lambda i: len(self._answer(self.data.test[i])))
+        parts = [order[i : i + 32] for i in range(0, len(order), 32)]
+        end, found = self.llm.vocabulary.turn_end, [""] * len(prompts)
+
+        def answer(part: list[int]) -> None:
+            torch.set_num_threads(1)
+            longest = max(len(prompts[i]) for i in part)
+            ids = torch.tensor([[end] * (longest - len(prompts[i])) + prompts[i] for i in part])
+            mask = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in part])
+            with torch.no_grad():
+                out = self.model.generate(
+                    ids,
+                    attention_mask=mask,
+                    max_new_tokens=self.longest,
+                    do_sample=False,
+                    eos_token_id=end,
+                    pad_token_id=end,
+                )
+            for i, row in zip(part, out[:, longest:].tolist(), strict=True):
+                found[i] = self.llm.vocabulary.decode(row[: row.index(end)] if end in row else row)
+
+        with ThreadPoolExecutor(cores()) as pool:
+            list(pool.map(answer, parts))
+        return found
+
+    def _answer(self, sample: Sample) -> list[int]:
+        text = self.llm.tokenize(str(sample.answer).encode(), add_bos=False, special=False)
+        return [*text, self.llm.vocabulary.turn_end]
+
+    def _group(self, sample: Sample) -> Group:
+        prompt = np.array(self.llm.encode(sample)[0], np.int32)
+        return Group(prompt, [np.array(self._answer(sample), np.int32)], np.ones(1, np.float32))
+
+
+def differentiated(
+    learner: Learner, trained: list[Tensor], groups: Sequence[Group]
+) -> tuple[float, list[Tensor]]:
+    """Return the loss of given answers, nats a token, and its gradients by any tensors."""
+    count = sum(len(group.completions[0]) for group in groups)
+    shared = common_prefix([group.prompt.tolist() for group in groups])
+    order = sorted(groups, key=lambda group: len(group.prompt) + len(group.completions[0]))
+
+    def run(chosen: Sequence[Group]) -> tuple[float, Sequence[Tensor]]:
+        loss = -packed(learner, chosen, shared).sum() / count
+        return float(loss.detach()), torch.autograd.grad(loss, trained)
+
+    losses, gradients = zip(*learner._pool.map(run, [order[i::PACKS] for i in range(PACKS)]), strict=True)
+    give_back()
+    return sum(losses), [torch.stack(each).sum(0) for each in zip(*gradients, strict=True)]
+
+
+def packed(learner: Learner, groups: Sequence[Group], shared: int) -> Tensor:
+    """Return the log-probabilities of all answers' tokens, computed in one row behind what prompts share.
+
+    Nothing is padded: with answers of 10 to 90 tokens that is half of the work.
+    """
+    first = groups[0].prompt[:shared].tolist()
+    ids, places, owner = list(first), list(range(shared)), [0] * shared
+    rows, wanted = list[int](), list[int]()
+    for number, group in enumerate(groups, start=1):
+        own, answer = group.prompt[shared:].tolist(), group.completions[0].tolist()
+        rows += range(len(ids) + len(own) - 1, len(ids) + len(own) - 1 + len(answer))
+        wanted += answer
+        ids += [*own, *answer[:-1]]
+        places += range(shared, shared + len(own) + len(answer) - 1)
+        owner += [number] * (len(own) + len(answer) - 1)
+    of = torch.tensor(owner)
+    seen = ((of[:, None] == of) | (of == 0)).tril()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+    run = learner.model if learner._head is None else learner.model.base_model
+    out = run(
+        torch.tensor([ids]),
+        attention_mask=mask.to(learner.model.dtype),
+        position_ids=torch.tensor([places]),
+        use_cache=False,
+    )[0][0]
+    return chosen_logprobs(out[rows], learner._head, torch.tensor(wanted), 1.0)
+
+
+def classified(data: PublicSet, arm: str) -> dict[str, Any]:
+    """Return the figures of `tf-idf`, or of `tf-idf-N`, which is trained on N samples."""
+    labels, size = tf_idf(data, int(arm.removeprefix("tf-idf-")) if arm != "tf-idf" else None)
+    return {"numbers": size // 4, "bytes": size, **data.figures(labels)}
+
+
+def data_of(options: argparse.Namespace, seed: int) -> PublicSet:
+    """Return the public set that is asked for."""
+    if options.set == "snips":
+        return snips(options.folder, options.each, seed).thinned(options.n)
+    return {"clinc": clinc, "ifeval": ifeval}[options.set](options.folder).thinned(options.n)
+
+
+def main() -> None:
+    """Run what the record lacks, and print a row a run."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    arguments.add_argument("set", choices=["snips", "clinc", "ifeval"])
+    arguments.add_argument("folder", type=Path, help="of the set's data")
+    arguments.add_argument("--arms", nargs="+", default=["rank-8", "lora-8"], help="see above")
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[0])
+    arguments.add_argument(
+        "--each", type=int, default=70, help="utterances an intent (snips); 2000: all of them"
+    )
+    arguments.add_argument("--n", type=int, help="test samples, evenly chosen; by default all")
+    arguments.add_argument("--steps", type=int, help="by default those of the set")
+    arguments.add_argument("--lr", type=float, help="of every arm; by default each has its own")
+    arguments.add_argument("--base", type=Path, help="a GGUF file; by default SmolLM2-135M-Instruct")
+    arguments.add_argument("--frames", type=Path, help="a folder that frames are kept in")
+    arguments.add_argument("--study", type=Path, default=Path("public.jsonl"), help="the record")
+    options = arguments.parse_args()
+    base = options.base or smollm2()
+    asked = []
+    for seed in options.seeds:
+        for arm in options.arms:
+            data = data_of(options, seed)
+            steps = options.steps or data.steps
+            values = options.set, base.stem, options.each, arm, seed, steps, options.lr, len(data.test)
+            asked.append(dict(zip(KEYS, values, strict=True)))
+    done = [{key: row.get(key) for key in KEYS} for row in bench.read_study(options.study)]
+    if left := [each for each in asked if each not in done]:
+        with tempfile.TemporaryDirectory() as work:
+            bundle = export_gguf(base, Path(work) / "bundle").output
+            for each in left:
+                data = data_of(options, each["seed"])
+                if each["arm"].startswith("tf-idf"):
+                    found = classified(data, each["arm"])
+                else:
+                    run = Run(bundle, data, trained=each["arm"].split("-")[0] in ("rank", "learned", "lora"))
+                    with closing(run.llm):
+                        found = run.measured(
+                            each["arm"], each["seed"], each["steps"], options.lr, options.frames
+                        )
+                about: dict[str, Any] = {"samples": len(data.train), "batch": data.batch}
+                environment = bench.environment()
+                about |= {
+                    "commit": bench.commit(),
+                    "versions": environment["versions"],
+                    "cpu": environment["cpu"],
+                }
+                bench.keep(options.study, each | about | found)
+    rows = [row for row in bench.read_study(options.study) if {key: row.get(key) for key in KEYS} in asked]
+    names = [
+        "arm",
+        "seed",
+        "numbers",
+        "bytes",
+        "last loss",
+        "score",
+        "slot F1 or in scope",
+        "train s",
+        "answer s",
+    ]
+    print(bench.table(names, [cells(row) for row in rows]))
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Return a run as a row of the table; a loss is the mean of the last ten steps."""
+    loss = f"{np.mean(row['losses'][-10:]):.3f}" if "losses" in row else ""
+    second = row.get("slot_f1", row.get("in_scope", 0.0))
+    shown = [row["arm"], str(row["seed"]), f"{row['numbers']:,}", f"{row['bytes']:,}", loss]
+    times = [f"{row[key]:.0f}" if key in row else "" for key in ("train_s", "answer_s")]
+    return [*shown, f"{row['score']:.3f}", f"{second:.3f}", *times]
+
+
+if __name__ == "__main__":
+    main()
