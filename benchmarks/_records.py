@@ -32,11 +32,6 @@ BEHIND = {
     "learned, behind the best prompt": TITLES[FAR],
     f"{ALL}, behind the best prompt": "840 numbers",
 }
-PROMPTED = "the best prompt, no vector"
-VARIED = {
-    f"{ALL}, varied prompts": "840 numbers, trained on varied prompts",
-    f"{LEARNED}, varied prompts": f"{TITLES[LEARNED]}, trained on varied prompts",
-}
 MORE = {
     "G = 52": "52 numbers",
     "G = 210": "210 numbers",
@@ -55,16 +50,16 @@ DEVICE = {
 """What a device finds: search and budget in `tune.jsonl`, or method and directions in `feedback.jsonl`."""
 LIKED = {"brevity": "brief", "list-lookup": "correct"}
 """What simulated users like, by the task that asks for it."""
+PUBLIC_STEPS = {"snips": 80, "clinc": 100, "ifeval": 0}
+"""Steps of the runs that the table of public data compares."""
 PAIRS, USERS_HELD_OUT = 20, 64  # pairs clicked on, and prompts that a user's vector is measured on
 WAYS = {
-    PROMPTED: "best prompt",
     PAPER: "13 numbers, the paper's",
     LEARNED: "13 numbers, learned",
     ALL: "840 numbers",
 }
 """What figures compare."""
-STEPS, HELD_OUT, VALIDATED = 40, 128, 5  # steps, prompts, and steps between validations
-SHIFTED = 64  # shifted prompts
+STEPS, HELD_OUT = 40, 128  # steps, and prompts
 
 
 @cache
@@ -119,19 +114,6 @@ def contestant(row: dict[str, Any], name: str) -> dict[str, Any] | None:
     return next((each for each in row["contestants"] if each["name"] == name), None)
 
 
-def prompted() -> list[dict[str, Any]]:
-    """Return the best prompt of each task that was searched for thoroughly, as a run without a vector."""
-    found = []
-    for task, row in prompts().items():
-        pair = ("base", "best prompt")
-        duel = next((each for each in row["duels"] if (each["first"], each["second"]) == pair), None)
-        if duel is not None:
-            base = contestant(row, "base") or {}
-            own = {"arm": PROMPTED, "task": task, "seed": 0, "frame": None, "base": base["mean"]}
-            found.append(own | {key: duel[key] for key in ("difference", "standard_error")})
-    return found
-
-
 def best_prompt(task: str) -> tuple[dict[str, Any] | None, str]:
     """Return what the best prompt of a task scored, and how many it is the best of where these are few."""
     row = prompts().get(task)
@@ -141,13 +123,6 @@ def best_prompt(task: str) -> tuple[dict[str, Any] | None, str]:
     return contestant(row, "prompt" if quick else "best prompt"), (
         f" (of {row['search']['tried']})" if quick else ""
     )
-
-
-def validated(run: dict[str, Any]) -> list[int] | None:
-    """Return the steps at which a run validated; None where its record has more of them than it says when."""
-    usual = list(range(0, STEPS + 1, VALIDATED))
-    known: list[int] | None = run.get("validated_at")
-    return known or (usual if len(run["validation"]) == len(usual) else None)
 
 
 def distillations() -> list[dict[str, Any]]:
@@ -161,17 +136,35 @@ def widest(run: dict[str, Any]) -> dict[str, Any]:
     return max([run, *(row for row in rows if row["prompts"] == "usual")], key=lambda row: int(row["n"]))
 
 
-def on_shifted() -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Return what was measured on shifted prompts, each with the run of the vector, where that is known."""
-    measured = records("held_out")
-    rows = [row for row in measured if (row["prompts"], row["n"]) == ("shifted", SHIFTED)]
-    known = {
-        (arm, task, run.get("frame")): run
-        for task in TASKS
-        for arm in (*TITLES, *MORE, *VARIED)
-        for run in runs(arm, task)
-    } | {(PROMPTED, run["task"], None): run for run in prompted()}
-    return [(row, known.get((row["arm"], row["task"], row["frame"]))) for row in rows]
+def public(name: str) -> dict[str, list[dict[str, Any]]]:
+    """Return SmolLM2's runs of a public set by what was run, each a list over seeds.
+
+    Runs of other steps, utterances or step sizes than the usual ones say so in their names.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in records("public"):
+        if row["set"] == name and row["model"].startswith("SmolLM2"):
+            more = []
+            if "losses" in row:
+                more += [f"{row['steps']} steps"] * (row["steps"] != PUBLIC_STEPS[name])
+                more += [f"{row['samples']:,} utterances"] * (row["each"] != 70)
+            found.setdefault(", ".join([row["arm"], *more]), []).append(row)
+    return found
+
+
+def titled(arm: str) -> str:
+    """Return what a run of a public set is called in tables and figures."""
+    first, *more = arm.split(", ")
+    kind, _, size = first.partition("-")
+    title = {
+        "rank": f"rank {size}",
+        "learned": f"{size} numbers",
+        "lora": f"LoRA of rank {size}",
+        "base": "the base",
+        "shots": "best worked examples",
+        "tf": f"TF-IDF of {size.removeprefix('idf-')}" if size[3:] else "TF-IDF",
+    }.get(kind, first.removesuffix("_metrics"))
+    return ", ".join([title, *more])
 
 
 def drifts() -> list[dict[str, Any]]:

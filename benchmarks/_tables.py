@@ -23,8 +23,10 @@ from _records import (
     found_on_device,
     over_seeds,
     prompts,
+    public,
     runs,
     seed_of,
+    titled,
     trained,
     ways,
     widest,
@@ -46,6 +48,70 @@ def with_error(value: float, error: float) -> str:
 def markdown(headers: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (headers, ["---"] * len(headers), *rows)]
     return "\n".join(lines)
+
+
+def public_sets() -> str:
+    """What each arm costs, and what it scores on SNIPS and CLINC150."""
+    calls, intents, rows = public("snips"), public("clinc"), []
+    for arm in sorted({*calls, *intents}, key=lambda arm: (rank_of(arm), arm)):
+        mine = [*calls.get(arm, []), *intents.get(arm, [])]
+        if "score" not in mine[0]:
+            continue  # a service of 2017
+        size = mine[0]["bytes"]
+        tokens = f"{mine[0]['prompt_tokens']}" if "prompt_tokens" in mine[0] else "0"
+        cells = [over(calls.get(arm, []), "slot_f1"), over(calls.get(arm, []), "score")]
+        cells += [over(intents.get(arm, []), "in_scope"), over(intents.get(arm, []), "oos_recall")]
+        seeds = "; ".join(str(len(found[arm])) for found in (calls, intents) if arm in found)
+        rows.append([titled(arm), f"{size:,}" if size else "0", tokens, *cells, seeds])
+    headers = ["", "bytes a user", "tokens a request", "SNIPS: slot F1", "SNIPS: right calls"]
+    return markdown([*headers, "CLINC150: right intents", "CLINC150: recall out of scope", "seeds"], rows)
+
+
+def services() -> str:
+    """What services of 2017 reached on SNIPS, as its repository records it."""
+    found = {arm: rows[0]["slot_f1"] for arm, rows in public("snips").items() if "_metrics" in arm}
+    small = sorted((arm for arm in found if arm.endswith("_metrics")), key=lambda arm: -found[arm])
+    rows = [[titled(arm), number3(found[arm]), number3(found.get(f"{arm}_full"))] for arm in small]
+    return markdown(["SNIPS, macro F1 of 53 slots", "70 utterances an intent", "about 2,000"], rows)
+
+
+def number3(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}".lstrip("0")
+
+
+def rank_of(arm: str) -> int:
+    """Return where an arm stands in a table: the base, prompts, vectors by size, the LoRA, a classifier."""
+    order = ("base", "shots", "learned", "rank-1", "rank-2", "rank-4", "rank-8", "lora", "tf-idf")
+    return next((place for place, start in enumerate(order) if arm.startswith(start)), len(order))
+
+
+def over(rows: list[dict[str, Any]], key: str) -> str:
+    """Return the mean over seeds, with the standard error over samples or, where that is larger, seeds."""
+    if not rows:
+        return ""
+    mean, between_seeds = statistics.mean(row[key] for row in rows), between([row[key] for row in rows])
+    if key == "slot_f1":  # a mean over slots, not over samples
+        return with_error(mean, between_seeds) if between_seeds else number(mean)
+    n = rows[0]["n"] // 11 * 2 if key == "oos_recall" else rows[0]["n"]  # 1,000 of 5,500 are out of scope
+    return with_error(mean, max(between_seeds, (mean * (1 - mean) / n) ** 0.5))
+
+
+def ifeval() -> str:
+    """What of the base's instruction following is left under a vector, paired."""
+    found = public("ifeval")
+    if "base" not in found:
+        return "Not measured."
+    base, rows = found["base"][0], []
+    for arm, (row, *_) in found.items():
+        gaps = [int(a) - int(b) for a, b in zip(row["followed"], base["followed"], strict=True)]
+        mean = statistics.mean(gaps)
+        change = f"{mean:+.3f} ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.3f}" if arm != "base" else ""
+        name = IFEVAL_ARMS.get(arm, titled(arm))
+        rows.append([name, f"{row['n']}", f"{row['score']:.3f}", change, f"{row['instructions']:.3f}"])
+    return markdown(["", "prompts", "prompts followed", "to the base", "instructions followed"], rows)
+
+
+IFEVAL_ARMS = {"snips-rank-8-s0.bin": "SNIPS vector of rank 8", "snips-keep.bin": "with --keep"}
 
 
 def scores() -> str:
@@ -188,5 +254,6 @@ def moved() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    block.__name__: block for block in (scores, together, more, device, distilled, moved)
+    block.__name__: block
+    for block in (public_sets, services, ifeval, scores, together, more, device, distilled, moved)
 }

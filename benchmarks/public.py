@@ -5,7 +5,7 @@
 
 `FOLDER` is what `_sets.py` says. An arm is `rank-K`, all entries of R; `learned-13`, the shipped directions;
 `lora-K`, a LoRA on the same layers; `base`; `shots`, the best of nine prompts of worked examples; the file
-of a vector, `*.bin`; or `tf-idf` and `tf-idf-N`, a classifier, which needs scikit-learn.
+of a vector, `*.bin`; `tf-idf` and `tf-idf-N`, a classifier, which needs scikit-learn; or one of `SERVICES`.
 
 Every arm sees the same samples in the same order, and its last vector is measured: nothing is chosen by what
 is measured on. Vectors answer in llama.cpp on the quantized weights; the LoRA answers in torch on the same
@@ -15,6 +15,7 @@ weights, dequantized. A run that is in the record is not run again.
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from typing import Any
 import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
 import torch
-from _sets import PublicSet, clinc, ifeval, snips, tf_idf
+from _sets import PublicSet, clinc, ifeval, others, snips, tf_idf
 from _subjects import learned, smollm2
 from torch import Tensor, nn
 
@@ -42,8 +43,9 @@ from tinylora_edge.train.model import give_back, hf_names, load_model
 from tinylora_edge.train.trainer import default_lr
 
 LORA_LR = 2e-3
-SHOTS = 2, 4, 8
-WARMUP = int(__import__("os").environ.get("WARMUP", "1"))
+SHOTS, CHOSEN = (2, 4, 8), 14  # examples in a prompt, and training samples that choose among prompts
+SERVICES = tuple(f"{name}_metrics" for name in ("Snips", "api.ai", "Wit", "Luis", "Alexa"))
+SERVICES += ("Snips_metrics_full",)  # whose records SNIPS's repository has, the last of about 2,000 an intent
 PACKS = 4  # rows that a step is computed in
 KEYS = "set", "model", "each", "arm", "seed", "steps", "asked_lr", "n"
 
@@ -135,7 +137,7 @@ class Run:
         return size | self.data.figures(self.answers(vector))
 
     def _shots(self, seed: int) -> dict[str, Any]:
-        """Return the figures of the best of nine prompts of examples, chosen on 24 training samples."""
+        """Return the figures of the best of nine prompts of examples, chosen on few training samples."""
         task = Task(self.data.name, self.data.train, self.data.test, lambda completion, sample: 0.0)
         tried = []
         for count in SHOTS:
@@ -143,7 +145,7 @@ class Run:
                 before = Preamble(None, draw_examples(task, count, seed=3 * seed + draw))
                 shown = {example.text for example in before.examples}
                 asked = [sample for sample in self.data.train if sample.text not in shown]
-                asked = asked[:: len(asked) // 24][:24]
+                asked = asked[:: len(asked) // CHOSEN][:CHOSEN]
                 answers = self.answers(None, [before.before(sample) for sample in asked])
                 found = replace(self.data, test=asked).figures(answers)
                 tried.append((found["score"], found.get("slot_f1", 0.0), count, draw, before))
@@ -174,9 +176,7 @@ class Run:
                 part.grad = gradient
             if basis is not None:
                 z[0].grad = torch.from_numpy(np.float32(basis.whitening.gradient(gradients[0].numpy())))
-            adam.param_groups[0]["lr"] = (
-                lr * min(1, (step + 1) / WARMUP) * (1 - 0.9 * step / max(steps - 1, 1))
-            )
+            adam.param_groups[0]["lr"] = lr * (1 - 0.9 * step / max(steps - 1, 1))  # as the trainer has it
             adam.step()
             if basis is not None:
                 learner.adapter.set(np.float32(basis.whitening.values(z[0].detach().numpy())))
@@ -306,12 +306,13 @@ def main() -> None:
     arguments.add_argument("--study", type=Path, default=Path("public.jsonl"), help="the record")
     options = arguments.parse_args()
     base = options.base or smollm2()
-    asked = []
+    files, asked = {Path(arm).name: arm for arm in options.arms}, []
     for seed in options.seeds:
         for arm in options.arms:
             data = data_of(options, seed)
             steps = options.steps or data.steps
-            values = options.set, base.stem, options.each, arm, seed, steps, options.lr, len(data.test)
+            name = Path(arm).name  # of a file without its folder
+            values = options.set, base.stem, options.each, name, seed, steps, options.lr, len(data.test)
             asked.append(dict(zip(KEYS, values, strict=True)))
     done = [{key: row.get(key) for key in KEYS} for row in bench.read_study(options.study)]
     if left := [each for each in asked if each not in done]:
@@ -319,10 +320,13 @@ def main() -> None:
             bundle = export_gguf(base, Path(work) / "bundle").output
             for each in left:
                 data = data_of(options, each["seed"])
-                if each["arm"].startswith("tf-idf"):
-                    found = classified(data, each["arm"])
+                arm = files[each["arm"]]
+                if arm in SERVICES:
+                    found = {"slot_f1": statistics.mean(others(options.folder, arm, "70").values())}
+                elif arm.startswith("tf-idf"):
+                    found = classified(data, arm)
                 else:
-                    run = Run(bundle, data, trained=each["arm"].split("-")[0] in ("rank", "learned", "lora"))
+                    run = Run(bundle, data, trained=arm.split("-")[0] in ("rank", "learned", "lora"))
                     with closing(run.llm):
                         found = run.measured(
                             each["arm"], each["seed"], each["steps"], options.lr, options.frames
@@ -354,9 +358,9 @@ def cells(row: dict[str, Any]) -> list[str]:
     """Return a run as a row of the table; a loss is the mean of the last ten steps."""
     loss = f"{np.mean(row['losses'][-10:]):.3f}" if "losses" in row else ""
     second = row.get("slot_f1", row.get("in_scope", 0.0))
-    shown = [row["arm"], str(row["seed"]), f"{row['numbers']:,}", f"{row['bytes']:,}", loss]
+    shown = [row["arm"], str(row["seed"]), f"{row.get('numbers', 0):,}", f"{row.get('bytes', 0):,}", loss]
     times = [f"{row[key]:.0f}" if key in row else "" for key in ("train_s", "answer_s")]
-    return [*shown, f"{row['score']:.3f}", f"{second:.3f}", *times]
+    return [*shown, f"{row.get('score', 0):.3f}", f"{second:.3f}", *times]
 
 
 if __name__ == "__main__":

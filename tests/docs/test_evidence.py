@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FIGURES = ("evidence", "costs", "more", "curves", "shifted", "distilled", "drift")
+FIGURES = ("frontier", "evidence")
 
 
 def evidence(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -39,8 +39,8 @@ def test_tables_and_figures_are_those_of_the_records() -> None:
 def test_what_is_older_than_the_records_is_noticed_and_made_again(copy: Path) -> None:
     page, figure, gone = (
         copy / "docs/EVIDENCE.md",
-        copy / "docs/figures/drift.svg",
-        copy / "docs/figures/costs.svg",
+        copy / "docs/figures/frontier.svg",
+        copy / "docs/figures/evidence.svg",
     )
     text, drawn = page.read_text("utf-8"), figure.read_text("utf-8")
     page.write_text(text.replace("| guarded brevity |", "| guarded  brevity |", 1), "utf-8")
@@ -48,7 +48,7 @@ def test_what_is_older_than_the_records_is_noticed_and_made_again(copy: Path) ->
     gone.unlink()
     done = evidence(copy, "--check")
     assert done.returncode == 1
-    assert done.stderr.startswith("older than the records: EVIDENCE.md, costs.svg, drift.svg;")
+    assert done.stderr.startswith("older than the records: EVIDENCE.md, evidence.svg, frontier.svg;")
     assert evidence(copy).returncode == 0
     assert evidence(copy, "--check").returncode == 0
     assert page.read_text("utf-8") == text
