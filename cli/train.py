@@ -22,6 +22,7 @@ from .options import (
     JsonOption,
     RewardOption,
     RunFrameOption,
+    SchemaOption,
     load_data,
 )
 from .report import write_report
@@ -33,12 +34,7 @@ def train(
     output: RunFrameOption,
     reward: RewardOption = None,
     drop_duplicates: DropDuplicatesOption = False,
-    schema: Annotated[
-        str | None,
-        typer.Option(
-            "--schema", metavar="FILE", help="Hold answers to this JSON schema; label: to the answers."
-        ),
-    ] = None,
+    schema: SchemaOption = None,
     method: Annotated[
         Literal["sft", "grpo"] | None,
         typer.Option(help="On answers, or by a reward. [default: one after the other, where they help]"),

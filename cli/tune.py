@@ -121,6 +121,7 @@ def tune(
             "result": found.record(),
         }
         record |= {} if loaded.preamble is None else {"preamble": loaded.preamble}
+        record |= {} if loaded.schema is None else {"schema": loaded.schema}
         if evaluate:
             show("measuring on held-out prompts", done=1)
             with llm.batch(loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads) as batch:

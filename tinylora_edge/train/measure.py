@@ -209,6 +209,7 @@ def write_result(
         "tool": f"tinylora-edge {__version__}",
         "task": task.name,
         **({} if task.preamble is None else {"preamble": task.preamble}),
+        **({} if task.schema is None else {"schema": task.schema}),
         "basis": basis.digest,
         "projection": basis.projection.descriptor,
         "numbers": basis.size,

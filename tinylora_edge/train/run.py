@@ -412,11 +412,7 @@ class _Engines:
         return self.prompts[id(sample)]
 
     def _encode_answer(self, sample: Sample) -> NDArray[np.int32]:
-        """Return an answer with the token that ends it: the chat's, where the model has a template."""
-        text = self.deployed.tokenize(str(sample.answer).encode(), add_bos=False, special=False)
-        vocabulary = self.deployed.vocabulary
-        chat = not sample.raw and vocabulary.has_template
-        return np.array([*text, vocabulary.turn_end if chat else self.deployed.token_eos()], np.int32)
+        return np.array(self.deployed.encode_answer(sample), np.int32)
 
     def _room_for_answers(self) -> int:
         """Return the tokens of the longest prompt with its given answer."""

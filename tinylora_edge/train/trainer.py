@@ -82,6 +82,7 @@ class Trainer:
         self._identity = {
             "task": task.name,
             "preamble": task.preamble,
+            "schema": task.schema,
             "reward": name_of(task.reward),
             "max_tokens": task.max_tokens,
             "temperature": task.temperature,
