@@ -28,7 +28,9 @@ SMALL = ("--threads", 1)
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("schema")
     metadata = {"tokenizer.chat_template": TEMPLATE}
-    gguf = models.write_gguf(models.tiny_model("llama"), folder / "tiny.gguf", metadata=metadata)
+    model = models.tiny_model("llama")
+    models.write_hf(model, folder / "weights")
+    gguf = models.write_gguf(model, folder / "tiny.gguf", metadata=metadata)
     return export_gguf(gguf, folder / "bundle").output
 
 
@@ -76,6 +78,21 @@ def test_tune_learns_from_answers_that_are_held_to_labels(
     assert found.code == 0, found.stderr
     # A model of random weights never writes a label by itself.
     assert json.loads(found.stdout)["result"]["start_score"] > 0
+
+
+def test_train_draws_and_measures_answers_that_are_held_to_labels(
+    cli: Cli, bundle: Path, labels: Path, tmp_path: Path
+) -> None:
+    how = ("--method", "grpo", "--steps", 3, "--prompts", 4, "--samples", 4, "--lr", 0.1, "--rank", 2)
+    run = (*how, "--weights", bundle.parent / "weights", "--reward", "label", "--schema", "label", "--json")
+    found = cli("train", bundle, labels, "-o", tmp_path / "v.bin", *run)
+    if found.code:  # three steps by chance improved nothing, and nothing is written
+        assert "nothing better than the base was found" in found.stderr
+        assert "the reward of answers held back never rose above 0." in found.stderr
+        return
+    manifest = json.loads((tmp_path / "v.bin.json").read_text())
+    assert manifest["schema"] == LABELS
+    assert {each["base"] for each in manifest["answers"]} <= set(LABELS)
 
 
 def test_run_answers_as_serve_does(cli: Cli, bundle: Path, schema: Path) -> None:
