@@ -172,8 +172,9 @@ def group(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Group:
 @pytest.mark.parametrize("common", [0, 40])
 @pytest.mark.parametrize("lengths", [(12, 12), (7, 12), (1, 30)])
 @pytest.mark.parametrize(
-    ("architecture", "plain"), [("qwen2", True), ("phi3", True), ("granite", False)]
-)  # Granite divides its logits
+    ("architecture", "plain"),  # Granite divides its logits; Gemma's blocks see 8 tokens, in turns
+    [("qwen2", True), ("phi3", True), ("granite", False), ("gemma3", True)],
+)
 def test_one_pass_equals_whole_sequences(
     architecture: str, plain: bool, lengths: tuple[int, int], common: int, attention: str
 ) -> None:

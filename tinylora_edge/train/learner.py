@@ -1,8 +1,8 @@
 """The learner: log-probabilities of completions in torch, and what their loss says about v.
 
-The prompt of a group runs once; its keys and values serve all completions of the group. What all prompts
-begin with, such as the chat template's own words or a prompt to train behind, runs once for all groups of a
-pass. Groups are computed some at a time, since a matrix product of few rows costs little less than one of
+All groups of a pass are one row, of which each token attends to its own prompt and completion alone: nothing
+is padded, a prompt is computed once for all its completions, and so is what all prompts begin with, such as
+the chat template's own words or a prompt to train behind. Groups are computed some at a time, since a matrix product of few rows costs little less than one of
 many, on a pool of threads with one core each: an OpenMP team that spans busy cores waits more than it works.
 
 Log-probabilities of chosen tokens come straight from hidden states, and no logits are kept. For logits
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .adapter import Adapter
 from .grpo import token_loss
@@ -59,8 +60,7 @@ class Group:
     @property
     def size(self) -> int:
         """Tokens to compute, if no other group has some of them."""
-        longest = max(len(completion) for completion in self.completions)
-        return len(self.prompt) + len(self.completions) * longest
+        return len(self.prompt) + sum(map(len, self.completions))
 
 
 @dataclass(frozen=True)
@@ -101,59 +101,58 @@ class Learner:
     def logprobs(self, groups: Sequence[Group]) -> list[Tensor]:
         """Return every token's log-probability: float32 [completions, longest] a group; padding gives 0."""
         # At a low temperature some samples of a prompt are the same: each is computed once.
-        rows: list[NDArray[np.int32]] = []
-        counts, places = [], []
+        alone, places = [], []
         for group in groups:
-            known: dict[bytes, int] = {}
-            for completion in group.completions:
-                if known.setdefault(completion.tobytes(), len(rows)) == len(rows):
-                    rows.append(completion)
-            counts.append(len(known))
-            places.append([known[completion.tobytes()] for completion in group.completions])
-        tokens, mask = pad(rows)
-        real = mask.bool()
-        outputs = self._outputs([group.prompt for group in groups], torch.tensor(counts), tokens, mask)
-        chosen = chosen_logprobs(outputs, self._head, tokens[real], self.temperature)
-        scores = chosen.new_zeros(tokens.shape).masked_scatter(real, chosen)
-        return [
-            scores[place, : max(len(completion) for completion in group.completions)]
-            for group, place in zip(groups, places, strict=True)
-        ]
+            known = {completion.tobytes(): completion for completion in group.completions}
+            alone.append([*known.values()])
+            order = {key: number for number, key in enumerate(known)}
+            places.append([order[completion.tobytes()] for completion in group.completions])
+        rows = [completion for each in alone for completion in each]
+        tokens = torch.from_numpy(np.concatenate(rows).astype(np.int64))
+        outputs = self._outputs([group.prompt for group in groups], alone)
+        chosen = chosen_logprobs(outputs, self._head, tokens, self.temperature)
+        scores = chosen.split([len(row) for row in rows])
+        found = []
+        for own, place in zip(alone, places, strict=True):
+            padded = pad_sequence(scores[: len(own)], batch_first=True)
+            scores = scores[len(own) :]
+            found.append(padded[place])
+        return found
 
     def _deciding(self, groups: Sequence[Group]) -> Tensor:
         """Return what decides each token of the completions, group after group."""
-        tokens, mask = pad([completion for group in groups for completion in group.completions])
-        counts = torch.tensor([len(group.completions) for group in groups])
-        return self._outputs([group.prompt for group in groups], counts, tokens, mask)
+        return self._outputs([group.prompt for group in groups], [group.completions for group in groups])
 
     def _outputs(
-        self, prompts: Sequence[NDArray[np.int32]], counts: Tensor, tokens: Tensor, mask: Tensor
+        self, prompts: Sequence[NDArray[np.int32]], completions: Sequence[Sequence[NDArray[np.int32]]]
     ) -> Tensor:
-        """Return what decides each of tokens [rows, longest] that is real, row after row.
+        """Return what decides each token of the completions of each prompt, in their order.
 
-        That are hidden states, [tokens, hidden], or logits where those do not do. The first counts[0] rows
-        follow prompt 0, and so on.
+        That are hidden states, [tokens, hidden], or logits where those do not do. Everything is one row in one
+        pass, and nothing is padded: a token attends to what all prompts begin with, to its own prompt, and to
+        its own completion.
         """
-        run = self.model if self._head is None else self.model.base_model
         shared = shared_prefix(prompts)
-        cache = prefix_cache(run, prompts, shared)
-        ids, prompts_mask = pad([prompt[shared:] for prompt in prompts], left=True)
-        options: dict[str, Any] = {"cache": cache, "use_cache": True}
-        seen = torch.cat([torch.ones(len(prompts), shared, dtype=torch.long), prompts_mask.long()], 1)
-        padded = not bool(seen.all())
-        if padded:
-            places = (seen.cumsum(-1) - 1).clamp(min=0)
-            options |= {"attention_mask": seen, "position_ids": places[:, shared:]}
-        last_alone: dict[str, Any] = {"logits_to_keep": 1} if self._head is None else {}
-        outputs = run(ids, **options, **last_alone)[0][:, -1:].repeat_interleave(counts, 0)
-        if (more := tokens.shape[1] - 1) > 0:
-            cache.batch_repeat_interleave(counts)
-            if padded:
-                seen = seen.repeat_interleave(counts, 0)
-                options["attention_mask"] = torch.cat([seen, seen.new_ones(len(seen), more)], 1)
-                options["position_ids"] = seen.sum(-1, keepdim=True) + torch.arange(more)
-            outputs = torch.cat([outputs, run(tokens[:, :-1], **options)[0]], dim=1)
-        return outputs[mask.bool()]
+        ids, places, deciding = prompts[0][:shared].tolist(), [*range(shared)], list[int]()
+        owners = [(0, 0)] * shared  # prompt and completion, from 1; 0: of all
+        for number, (prompt, own) in enumerate(zip(prompts, completions, strict=True), 1):
+            ids += prompt[shared:].tolist()
+            places += range(shared, len(prompt))
+            owners += [(number, 0)] * (len(prompt) - shared)
+            last = len(ids) - 1
+            for branch, completion in enumerate(own, 1):
+                deciding += [last, *range(len(ids), len(ids) + len(completion) - 1)]
+                ids += completion[:-1].tolist()
+                places += range(len(prompt), len(prompt) + len(completion) - 1)
+                owners += [(number, branch)] * (len(completion) - 1)
+        of, at = torch.tensor(owners), torch.tensor(places)
+        seen = ((of[:, None] == of) | (of == 0)).all(-1).tril()
+        run = self.model if self._head is None else self.model.base_model
+        mask = attention_masks(run.config.get_text_config(), seen, at, self.model.dtype)
+        outputs: Tensor = run(
+            torch.tensor([ids]), attention_mask=mask, position_ids=at[None], use_cache=False
+        )[0]
+        return outputs[0, deciding]
 
     def measure(self, groups: Sequence[Group]) -> list[Tensor]:
         """Return the log-probabilities of each group under the present v, without a gradient."""
@@ -301,6 +300,23 @@ class ForwardKL(torch.autograd.Function):
         """Return the gradient of h."""
         (slope,) = ctx.saved_tensors
         return (grads[0][:, None] * slope).to(slope.dtype), None, None
+
+
+def attention_masks(config: Any, seen: Tensor, places: Tensor, dtype: torch.dtype) -> Any:
+    """Return what a transformers model takes as `attention_mask` for a row in which tokens see some others.
+
+    `seen`, bool [tokens, tokens], says which; `places`, [tokens], are their positions, which windows of
+    attention go by.
+    """
+
+    def added(allowed: Tensor) -> Tensor:
+        return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[None, None]
+
+    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
+    if not window or kinds == {"full_attention"}:
+        return added(seen)
+    near = added(seen & (places[:, None] - places < window))
+    return {"full_attention": added(seen), "sliding_attention": near} if kinds else near
 
 
 def plain_head(model: Any) -> Tensor | None:
