@@ -2,8 +2,9 @@
 
 All groups of a pass are one row, of which each token attends to its own prompt and completion alone: nothing
 is padded, a prompt is computed once for all its completions, and so is what all prompts begin with, such as
-the chat template's own words or a prompt to train behind. Groups are computed some at a time, since a matrix product of few rows costs little less than one of
-many, on a pool of threads with one core each: an OpenMP team that spans busy cores waits more than it works.
+the chat template's own words or a prompt to train behind. Groups are computed some at a time, since a matrix
+product of few rows costs little less than one of many, on a pool of threads with one core each: an OpenMP
+team that spans busy cores waits more than it works.
 
 Log-probabilities of chosen tokens come straight from hidden states, and no logits are kept. For logits
 z = h W^T / temperature, the gradient of log softmax(z)[t] with respect to h is (W[t] - softmax(z) W) /
@@ -128,9 +129,9 @@ class Learner:
     ) -> Tensor:
         """Return what decides each token of the completions of each prompt, in their order.
 
-        That are hidden states, [tokens, hidden], or logits where those do not do. Everything is one row in one
-        pass, and nothing is padded: a token attends to what all prompts begin with, to its own prompt, and to
-        its own completion.
+        That are hidden states, [tokens, hidden], or logits where those do not do. Everything is one row in
+        one pass, and nothing is padded: a token attends to what all prompts begin with, to its own prompt,
+        and to its own completion.
         """
         shared = shared_prefix(prompts)
         ids, places, deciding = prompts[0][:shared].tolist(), [*range(shared)], list[int]()
@@ -162,7 +163,8 @@ class Learner:
         """Make the policy of v = 0 what `pull` pulls these groups to; v is 0 then."""
 
         def run(chosen: Sequence[Group]) -> Sequence[Tensor]:
-            return self._deciding(chosen).split([tokens_of([group]) for group in chosen])
+            deciding: Sequence[Tensor] = self._deciding(chosen).split([tokens_of([group]) for group in chosen])
+            return deciding
 
         self.adapter.set(np.zeros(self.adapter.v.shape, np.float32))
         for group, reference in zip(groups, self._each(run, groups), strict=True):
@@ -310,7 +312,8 @@ def attention_masks(config: Any, seen: Tensor, places: Tensor, dtype: torch.dtyp
     """
 
     def added(allowed: Tensor) -> Tensor:
-        return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[None, None]
+        mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+        return mask[None, None]
 
     window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
     if not window or kinds == {"full_attention"}:

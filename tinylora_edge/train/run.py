@@ -36,9 +36,6 @@ from .model import load_model
 from .options import METHODS, MINUTES, Options, Outcome, Phase, Result
 from .trainer import DIFFER, Trainer
 
-_SHORT = 256
-"""Tokens of a sequence up to which plain attention is faster in the backward pass than the fused one."""
-
 _ANY = ("rank", "numbers", "checkpoint_every", "wire", "evaluate", "drift")
 """Options that a resumed run may have otherwise: of the first two the basis is the same."""
 
@@ -336,8 +333,6 @@ class _Engines:
         self._batch = {"n_ctx_seq": room, "sequences": options.sequences, "n_threads": self.threads}
         self.batch = stack.enter_context(Batch(self.deployed, **self._batch))
         self.model = load_model(options.weights or self._bundle.base, options.dtype)
-        if room <= _SHORT:
-            self.model.set_attn_implementation("eager")
         self.adapter = stack.enter_context(Adapter(self.model, self.basis))
         self.halved = half_type() is not None if options.half_copy is None else options.half_copy
 
