@@ -163,7 +163,9 @@ class Learner:
         """Make the policy of v = 0 what `pull` pulls these groups to; v is 0 then."""
 
         def run(chosen: Sequence[Group]) -> Sequence[Tensor]:
-            deciding: Sequence[Tensor] = self._deciding(chosen).split([tokens_of([group]) for group in chosen])
+            deciding: Sequence[Tensor] = self._deciding(chosen).split(
+                [tokens_of([group]) for group in chosen]
+            )
             return deciding
 
         self.adapter.set(np.zeros(self.adapter.v.shape, np.float32))
