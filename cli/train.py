@@ -83,7 +83,7 @@ def train(
       tinylora-edge train out/demo examples.jsonl -o mine.bin
       tinylora-edge train out/demo brevity --numbers 13 --minutes 20 -o brief.bin
       tinylora-edge train out/demo brevity --start brief.bin -o briefer.bin
-      tinylora-edge train out/demo formats --system "Answer in JSON alone." --examples 2 -o json.bin
+      tinylora-edge train out/demo examples.csv --schema label --keep -o mine.bin
     """
     from ..train import Options, grown
     from ..train import train as run

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any
 
-import pytest
 from answers import said
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora_edge.tasks import Sample, Task, load_task
 from tinylora_edge.tasks.generated import TASKS
-from tinylora_edge.tasks.generated.house_style import CLOSING, in_house_style
-from tinylora_edge.tasks.rewards import REWARDS
 
 
 def held_out_sample(tasks: dict[str, Task], name: str, text: str) -> Sample:
@@ -111,143 +106,6 @@ def test_word_sums(tasks: dict[str, Task]) -> None:
             f"{total - 1}, {total}",
         ):
             assert task.score(said(wrong), sample) == 0.0, wrong
-
-
-FACTS = "- A hamster is small and furry.\n- It eats seeds.\n- Many children keep one."
-
-
-@pytest.mark.parametrize(
-    ("form", "text", "expected"),
-    [
-        ("json", '{"name": "hamster", "color": "brown"}', 1.0),
-        ("json", '```json\n{"name": "Hamster", "color": "brown"}\n```', 1.0),
-        ("json", '{"name": "hamster", "color": "brown"}\nThis JSON object', 0.5),
-        ("json", 'Here it is: {"name": "hamster", "color": "brown"}', 0.0),
-        ("json", '{"name": "John", "color": "brown"}', 0.0),
-        ("json", '{"name": "hamster", "color": "hamster"}', 0.0),
-        ("json", '{"name": "hamster", "color": "brown", "age": 1}', 0.0),
-        ("bullets", FACTS, 1.0),
-        ("bullets", FACTS.replace("- ", "* "), 0.5),
-        ("bullets", "1. A hamster is small and furry.\n2. It eats seeds.\n3. Many keep one.", 0.5),
-        ("bullets", FACTS + "\n- It sleeps by day.", 0.0),
-        ("bullets", "Facts:\n" + FACTS, 0.0),
-        ("bullets", "- Seeds.\n- Wheels.\n- Sleep.", 0.0),
-        ("capitals", "HAMSTER! PLEASE KNOCK SOFTLY.", 1.0),
-        ("capitals", "HAMSTER! PLEASE KNOCK softly.", 0.5),
-        ("capitals", "A HAMSTER, ALL IN CAPITAL LETTERS.", 0.0),  # an echo
-        ("capitals", "Hamster! Please knock softly.", 0.0),
-        ("prefix", "Answer: A hamster is a small furry pet.", 1.0),
-        ("prefix", "Answer: A hamster is a small furry pet.\nIt eats seeds.", 0.5),
-        ("prefix", "Sure. Answer: A hamster is a small furry pet.", 0.5),
-        ("prefix", "Answer: Answer: a hamster is a small furry pet.", 0.0),
-        ("sentence", "A hamster is a small furry pet.", 1.0),
-        ("sentence", "A hamster is a small furry pet that many children keep in their rooms.", 0.5),
-        ("sentence", "A hamster is a small furry pet. It eats seeds.", 0.0),
-        ("sentence", "A hamster is a hamster.", 0.0),
-    ],
-)
-def test_formats(tasks: dict[str, Task], form: str, text: str, expected: float) -> None:
-    sample = next(
-        sample
-        for sample in load_task("formats", held_out=500).held_out
-        if sample.data["format"] == form and sample.data["noun"] == "hamster"
-    )
-    assert tasks["formats"].score(said(text), sample) == expected
-    cut = {1.0: 0.5, 0.5: 0.5, 0.0: 0.0}[expected] if form != "sentence" else 0.0
-    assert tasks["formats"].score(said(text, ended=False), sample) == cut
-
-
-# House style: the three rules, and the facts without which none of them counts
-
-NOTE = "The belt weighs 12 kilograms. It came on May 3, 2026."
-RIGHT = "The belt weighs 12 kg. It came on 2026-05-03."
-FACTS_OF_NOTE = (("12 kg", "12 kilograms"), ("2026-05-03", "May 3, 2026"))
-BELT = Sample("", f"{RIGHT}\n{CLOSING}", {"note": NOTE, "facts": FACTS_OF_NOTE})
-
-
-@pytest.mark.parametrize("name", ["house-style", "tool-calls"])
-def test_the_answers_of_samples_are_right_and_their_prompts_are_not(
-    tasks: dict[str, Task], name: str
-) -> None:
-    task = tasks[name]
-    for sample in (*task.train[:64], *task.held_out[:64], *task.shifted[:64]):
-        assert task.score(said(sample.answer or ""), sample) == 1.0
-        assert task.score(said(sample.answer or "", ended=False), sample) == 0.0
-        assert task.score(said(sample.text), sample) == 0.0
-        assert task.score(said(sample.data.get("note", "")), sample) == 0.0
-
-
-def test_in_house_style() -> None:
-    for text in (
-        f"{RIGHT}\n{CLOSING}",
-        f"{RIGHT} {CLOSING}\n",
-        f"The belt weighs 12 kg, and it came on 2026-05-03.\n\n{CLOSING}",
-    ):
-        assert in_house_style(said(text), BELT) == 1.0
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        RIGHT,
-        f"{NOTE} {CLOSING}",
-        f"The belt weighs 12 kg. It came on May 3, 2026. {CLOSING}",
-        f"The belt weighs 12kg. It came on 2026-05-03. {CLOSING}",
-        f"The belt weighs 13 kg. It came on 2026-05-03. {CLOSING}",
-        f"The belt weighs 12 kg. It came on 2026-5-3. {CLOSING}",
-        f"The belt weighs 12 kg (12 kg). It came on 2026-05-03. {CLOSING}",
-        f"The belt weighs fact0. It came on fact1. {CLOSING}",
-        f"The boot weighs 12 kg. It came on 2026-05-03. {CLOSING}",
-        f"12 kg, 2026-05-03. {CLOSING}",
-        f"{NOTE} {RIGHT} {CLOSING}",
-        f"{RIGHT} It is heavy. {CLOSING}",
-        f"{RIGHT} {CLOSING} At the end.",
-        f"{RIGHT} It is it, and it is it, and it is it. {CLOSING}",
-        f"Here is the note: {RIGHT} {CLOSING}",
-    ],
-)
-def test_not_in_house_style(text: str) -> None:
-    assert in_house_style(said(text), BELT) == 0.0
-
-
-# Tool calls
-
-CALL = {"tool": "find", "arguments": {"item": "boot"}}
-
-
-def call(function: Any, **arguments: Any) -> str:
-    return json.dumps({"tool": function, "arguments": arguments})
-
-
-def test_every_prompt_offers_four_functions_and_asks_for_one(tasks: dict[str, Task]) -> None:
-    for sample in (*tasks["tool-calls"].train, *tasks["tool-calls"].shifted):
-        offer, wanted = sample.data["offer"], json.loads(str(sample.answer))
-        assert len(offer) == 4
-        assert all(f'"{function}"' in sample.text for function in offer)
-        assert set(wanted["arguments"]) == set(offer[wanted["tool"]])
-
-
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        (call("find", item="boot"), 1.0),
-        ('{"arguments":{"item":"boot"},"tool":"find"}', 1.0),
-        (f"```json\n{json.dumps(CALL, indent=2)}\n```", 1.0),
-        (call("sell", item="boot"), 0.0),
-        (call("find", item="Boot"), 0.0),
-        (call("find", name="boot"), 0.0),
-        (call("find", item="boot", name="boot"), 0.0),
-        (call("find", item=["boot"]), 0.0),
-        (call("find", item="boot") + call("sell", item="boot"), 0.0),
-        (call("find", item="boot") + "\nThe JSON object is:", 0.0),
-        ('{"tool": "find", "arguments": {"item": "boot"}, "x": 1}', 0.0),
-        ('{"tool": "find" or "sell", "arguments": {"item": string}}', 0.0),
-        ("", 0.0),
-    ],
-)
-def test_tool_calls(text: str, score: float) -> None:
-    assert REWARDS["json"](said(text), Sample("", json.dumps(CALL))) == score
 
 
 # All of them

@@ -231,7 +231,7 @@ def test_the_schema_of_labels_is_the_answers(write: Write, tmp_path: Path) -> No
     path = tmp_path / "schema.json"
     path.write_text('{"type": "object"}')
     assert load_task(write(*CALLS), schema=path).schema == {"type": "object"} == load_task(
-        "tool-calls", schema={"type": "object"}
+        "snips", schema={"type": "object"}
     ).schema  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def test_a_side_without_samples(write: Write, split: str, message: str) -> None:
 def test_a_file_that_is_not_there_lists_the_tasks(tmp_path: Path) -> None:
     with pytest.raises(
         TrainError,
-        match="no task and no file 'list-lokup': choose from brevity, formats, gsm8k, house-style, list-look",
+        match="no task and no file 'list-lokup': choose from brevity, gsm8k, list-lookup",
     ):
         load_task("list-lokup")
 

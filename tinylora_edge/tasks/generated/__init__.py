@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .formats import FORMATS
-from .house_style import HOUSE_STYLE
-from .tool_calls import TOOL_CALLS
 from .word_tasks import BREVITY, LIST_LOOKUP, PLAIN_BREVITY, WORD_SUMS
 from .words import GeneratedTask
 
 TASKS: Mapping[str, GeneratedTask] = {
-    task.name: task
-    for task in (BREVITY, FORMATS, HOUSE_STYLE, LIST_LOOKUP, PLAIN_BREVITY, TOOL_CALLS, WORD_SUMS)
+    task.name: task for task in (BREVITY, LIST_LOOKUP, PLAIN_BREVITY, WORD_SUMS)
 }
 """The generated tasks by their names."""
