@@ -29,7 +29,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def options(tiny_weights: Path) -> Options:
-    """Of a short GRPO run."""
+    """Of a short GRPO run, which begins with a vector: whether or not it finds a better one, it writes one."""
     return Options(
         method="grpo",
         steps=6,
@@ -41,6 +41,7 @@ def options(tiny_weights: Path) -> Options:
         validate_every=3,
         checkpoint_every=2,
         seed=1,
+        start=(0.01,) * 896,
         weights=str(tiny_weights),
         dtype="fp32",
         workers=2,

@@ -36,8 +36,8 @@ from .model import load_model
 from .options import METHODS, MINUTES, Options, Outcome, Phase, Result
 from .trainer import DIFFER, Trainer
 
-_ANY = ("rank", "numbers", "checkpoint_every", "wire", "evaluate", "drift")
-"""Options that a resumed run may have otherwise: of the first two the basis is the same."""
+_ANY = ("minutes", "rank", "numbers", "checkpoint_every", "wire", "evaluate", "drift")
+"""Options that a resumed run may have otherwise: whatever rank or numbers say, the basis is the same."""
 
 _SFT_SHARE = 0.75
 """Of the budget, where GRPO follows: it has the rest, and what SFT leaves over."""
