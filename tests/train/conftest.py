@@ -29,7 +29,7 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def options(tiny_weights: Path) -> Options:
-    """Of a short GRPO run, which begins with a vector: whether or not it finds a better one, it writes one."""
+    """Of a short GRPO run that begins with a vector: it writes one, whether or not it finds a better one."""
     return Options(
         method="grpo",
         steps=6,
