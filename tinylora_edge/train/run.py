@@ -41,6 +41,7 @@ _ANY = ("minutes", "rank", "numbers", "checkpoint_every", "wire", "evaluate", "d
 
 _SFT_SHARE = 0.75
 """Of the budget, where GRPO follows: it has the rest, and what SFT leaves over."""
+_USED_UP = 0.9  # from which share on GRPO has no time to find a temperature, validate and learn
 
 
 def train(
@@ -191,7 +192,7 @@ class _Run:
 
     def _why_not(self, before: Result) -> str | None:
         """Return why GRPO is not worth its time after SFT, or None."""
-        options, task = self._options, self._engines.task
+        options = self._options
         if self._engines.perfect(before.best_score):
             return "every answer held back is as good as the given one already"
         used = [0.0]
@@ -199,7 +200,7 @@ class _Run:
             used.append(before.steps / options.steps)
         if options.minutes is not None:
             used.append(before.phases[-1].seconds / 60 / options.minutes)
-        return f"nothing of the budget is left for it by task {task.name}" if max(used) >= 1 else None
+        return "too little of the budget is left for it" if max(used) > _USED_UP else None
 
 
 def _placed(metrics: dict[str, Any], method: str, done: int) -> dict[str, Any]:
