@@ -58,7 +58,7 @@ def in_node(web: Path, bundle: Path, feeds: dict[str, Any], folder: Path, adapte
     return np.array(logits["data"], np.float32).reshape(logits["dims"])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_logits_equal_pythons(web: Path, tmp_path: Path, precision: str) -> None:
     bundle = tiny("required", precision=precision)
     session = OnnxSession(bundle)

@@ -55,7 +55,7 @@ def test_a_vector_is_the_merged_weights(report, prompts, smollm2_gguf, record_pr
     record_property("measured", measured)
     print(measured)
     assert effect > 1
-    assert kl <= 0.01  # 4 bits of the builder: above 0.1
+    assert kl <= 0.03  # with the builder's 4 bits the base alone is .3 off
     if precision == "fp32":
         assert off <= 1e-3
         assert onnx_models.greedy(ours, prompts[1], 24, r) == text
