@@ -1,8 +1,6 @@
-"""How far vectors move a model from its base on general prompts, and what `--keep` costs and saves.
+"""How far vectors move a model from its base on general prompts, and their gain on a task where one is named.
 
-Vectors come from files (`--vectors BUNDLE FILE...`, once a bundle) or are trained here (`--train BUNDLE`, for
-every seed and weight of what is kept), on a task's given answers. Each has its gain on a
-task's held-out prompts beside its drift, where the task is known. `--scales` measures shares of each vector
+Vectors come from files (`--vectors BUNDLE FILE...`, once a bundle). `--scales` measures shares of each vector
 too: two bases can then be compared at equal gain. Every vector is a line of the study, which is gone on with.
 """
 
@@ -26,7 +24,6 @@ from tinylora_edge.runtime import measure_drift
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.evaluation import compare, evaluate
 from tinylora_edge.tasks import Task, load_task
-from tinylora_edge.train import Options, train, trainer
 
 
 def same(row: dict[str, Any], name: dict[str, Any]) -> bool:
@@ -79,58 +76,6 @@ def subjects(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path
             names = {"bundle": bundle, "basis": basis.digest, "task": options.task}
             for each in scaled:
                 yield {**names, "file": file, "sha256": digest, **each}, Path(bundle)
-    # Seeds outermost: whenever the time runs out, all weights have the same number of them.
-    for seed in options.seeds:
-        for bundle in options.train:
-            for keep in options.keeps:
-                basis = load_bundle(bundle).basis(rank=options.rank)
-                run: dict[str, Any] = {"seed": seed, "keep": keep, "steps": options.steps}
-                yield (
-                    {"bundle": bundle, "basis": basis.digest, "task": options.task, **run, **asked},
-                    Path(bundle),
-                )
-
-
-def trained(bundle: Path, name: dict[str, Any], options: argparse.Namespace) -> tuple[bytes, dict[str, Any]]:
-    """Train a vector on the task's answers; return its frame, and what the steps took and showed."""
-    trainer.KEEP = name["keep"]
-    rows: list[dict[str, Any]] = []
-
-    def show(row: dict[str, Any]) -> None:
-        rows.append(row)
-        if row.get("step", 0) % 10 == 0:
-            print(row, flush=True)
-
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = train(
-            bundle,
-            load_task(name["task"], seed=name["seed"]),
-            Path(folder) / "v.bin",
-            options=Options(
-                method="sft",
-                steps=name["steps"],
-                prompts=16,
-                rank=options.rank,
-                seed=name["seed"],
-                keep=name["keep"] > 0,
-                validate_every=name["steps"],
-                workers=options.workers,
-                evaluate=False,
-            ),
-            report=show,
-        )
-        data = outcome.path.read_bytes()
-    if options.frames is not None:
-        (options.frames / f"keep-{name['keep']:g}-s{name['seed']}.bin").write_bytes(data)
-    steps = [row for row in rows if "step" in row]
-    moved = [row["moved"] for row in steps if "moved" in row][-8:]
-    facts = {
-        "step_s": statistics.median(row["learn_s"] for row in steps),
-        "moved": statistics.mean(moved) if moved else None,
-        "validation": outcome.result.best_score,
-        "best_step": outcome.result.best_step,
-    }
-    return data, facts
 
 
 def run_missing(options: argparse.Namespace, report: bench.Report) -> list[dict[str, Any]]:
@@ -139,14 +84,10 @@ def run_missing(options: argparse.Namespace, report: bench.Report) -> list[dict[
     for name, bundle in subjects(options):
         known = next((row for row in bench.read_study(options.study) if same(row, name)), None)
         if known is None:
-            more: dict[str, Any] = {}
-            if "file" in name:
-                data = Path(name["file"]).read_bytes()
-            else:
-                data, more = trained(bundle, name, options)
-            known = {**name, **more, **measure(bundle, data, name["task"], name.get("scale", 1), options)}
+            data, scale = Path(name["file"]).read_bytes(), name.get("scale", 1)
+            known = {**name, **measure(bundle, data, name["task"], scale, options)}
             bench.keep(options.study, known)
-            report.say(f"measured {name.get('file') or name} of {bundle}")
+            report.say(f"measured {name['file']} of {bundle}")
         chosen.append(known)
     return chosen
 
@@ -176,16 +117,10 @@ def main() -> None:
     arguments.add_argument(
         "--vectors", nargs="+", action="append", default=[], metavar="PATH", help="a bundle and its frames"
     )
-    arguments.add_argument("--task", help="to train on and to measure the gain on, besides the drift")
+    arguments.add_argument("--task", help="that the vectors are for; their gain on it is measured, too")
     arguments.add_argument(
         "--scales", type=float, nargs="+", default=[1.0], metavar="X", help="of the files' vectors"
     )
-    arguments.add_argument("--train", nargs="+", default=[], metavar="BUNDLE", help="bundles to train for")
-    arguments.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
-    arguments.add_argument("--keeps", type=float, nargs="+", default=[0.0, 0.3, 1.0], metavar="WEIGHT")
-    arguments.add_argument("--rank", type=int, default=8, help="of what is trained (%(default)s)")
-    arguments.add_argument("--frames", type=Path, metavar="DIR", help="keep what is trained there")
-    arguments.add_argument("--steps", type=int, default=40, help="of training (%(default)s)")
     arguments.add_argument("--prompts", type=int, help="general prompts; all unless given")
     arguments.add_argument("--held-out", type=int, default=128, help="prompts of a task (%(default)s)")
     arguments.add_argument("--workers", type=int, help="cores; all unless given")
@@ -198,7 +133,7 @@ def main() -> None:
         rows = run_missing(options, report)
     lines: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        what = f"keep {row['keep']:g}" if "keep" in row else Path(row["file"]).name
+        what = Path(row["file"]).name
         what += f" x {row['scale']:g}" if "scale" in row else ""
         lines.setdefault((Path(row["bundle"]).name, Path(row["task"] or "").name, what), []).append(row)
     table = [[*line, str(len(mine)), *cells(mine)] for line, mine in lines.items()]
