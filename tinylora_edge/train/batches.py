@@ -24,6 +24,7 @@ REHEARSED = 4
 """General prompts a step."""
 REHEARSED_TOKENS = 24
 """Tokens at most of the base's answer to one."""
+_AT_ONCE = 8  # steps whose answers are drawn together
 
 Encode = Callable[[Sample], NDArray[np.int32]]
 """sample -> token ids of its prompt (or of its answer), int32 [n]."""
@@ -154,18 +155,20 @@ class GivenAnswers:
 class Rehearsal:
     """The base's own answers to general prompts, which v is held to while it learns something else.
 
-    `batch` draws them once, before the first step, greedily. The next `REHEARSED` are part of a step.
+    The next `REHEARSED` prompts are part of a step. `batch` draws the answers greedily, when they are needed.
     """
 
     def __init__(self, learner: Learner, batch: Batch, prompts: Sequence[NDArray[np.int32]]) -> None:
-        self._learner, self._batch, self._prompts = learner, batch, prompts
-        self._parts: list[list[Group]] = []
+        self._learner, self._batch = learner, batch
+        self._asked = [prompts[i : i + REHEARSED] for i in range(0, len(prompts), REHEARSED)]
+        self._parts: dict[int, list[Group]] = {}
 
     def gradient(self, v: NDArray[np.float32], step: int) -> Gradient:
         """Return KL(base || v) on the prompts of a step, in nats a token, and its gradient by v."""
-        self._parts = self._parts or self._draw()
-        part = self._parts[step % len(self._parts)]
-        # Always by the same passes, so that v = 0 is at no distance.
+        number = step % len(self._asked)
+        if number not in self._parts:
+            self._draw(number - number % _AT_ONCE)
+        part = self._parts[number]
         if any(group.reference is None for group in part):
             self._learner.refer(part)
         self._learner.adapter.set(v)
@@ -175,14 +178,10 @@ class Rehearsal:
                 group.reference = None
         return found
 
-    def _draw(self) -> list[list[Group]]:
-        asked = [prompt.tolist() for prompt in self._prompts]
-        drawn = self._batch.generate(asked, max_tokens=REHEARSED_TOKENS, temperature=0.0)
-        groups = [
-            Group(prompt, [each.tokens], np.ones(1, np.float32))
-            for prompt, each in zip(self._prompts, drawn, strict=True)
-            if len(each.tokens)
-        ]
-        if not groups:
-            raise TrainError("the base says nothing to any general prompt, so there is nothing to keep")
-        return [groups[i : i + REHEARSED] for i in range(0, len(groups), REHEARSED)]
+    def _draw(self, first: int) -> None:
+        parts = self._asked[first : first + _AT_ONCE]
+        asked = [prompt.tolist() for part in parts for prompt in part]
+        drawn = iter(self._batch.generate(asked, max_tokens=REHEARSED_TOKENS))
+        for number, part in enumerate(parts, start=first):
+            answers = [(prompt, next(drawn).tokens) for prompt in part]
+            self._parts[number] = [Group(each, [tokens], np.ones(1, np.float32)) for each, tokens in answers]
