@@ -3,9 +3,10 @@
     python benchmarks/public.py snips FOLDER --arms rank-8 lora-8 --seeds 0 1 2 --study public.jsonl
     python benchmarks/public.py clinc FOLDER --arms rank-8
 
-`FOLDER` is what `_sets.py` says. An arm is `rank-K`, all entries of R; `learned-13`, the shipped directions;
-`lora-K`, a LoRA on the same layers; `base`; `shots`, the best of nine prompts of worked examples; the file
-of a vector, `*.bin`; `tf-idf` and `tf-idf-N`, a classifier, which needs scikit-learn; or one of `SERVICES`.
+`FOLDER` is what `_sets.py` says. An arm is `rank-K`, all entries of R; `keep-K`, that with `--keep`;
+`learned-13`, the shipped directions; `lora-K`, a LoRA on the same layers; `base`; `shots`, the best of nine
+prompts of worked examples; the file of a vector, `*.bin`; `tf-idf` and `tf-idf-N`, a classifier, which needs
+scikit-learn; or one of `SERVICES`.
 
 Every arm sees the same samples in the same order, and its last vector is measured: nothing is chosen by what
 is measured on. Vectors answer in llama.cpp on the quantized weights; the LoRA answers in torch on the same
@@ -34,10 +35,13 @@ from torch import Tensor, nn
 
 from tinylora_edge import MicroVector, Policy, load_bundle, runtime
 from tinylora_edge.exporters import export_gguf
+from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.model import common_prefix
 from tinylora_edge.system import cores
 from tinylora_edge.tasks import Preamble, Sample, Task, draw_examples
+from tinylora_edge.tasks.general import load_general
 from tinylora_edge.train import Adapter, Group, Learner
+from tinylora_edge.train.batches import KEEP, REHEARSED_TOKENS, Rehearsal
 from tinylora_edge.train.learner import chosen_logprobs
 from tinylora_edge.train.model import give_back, hf_names, load_model
 from tinylora_edge.train.trainer import default_lr
@@ -111,10 +115,13 @@ class Run:
             adapter = Adapter(self.model, basis)
             trained, lr = [adapter.v], lr or default_lr(basis, "sft")
         learner = Learner(self.model, adapter, temperature=1.0, workers=cores())
-        losses = self._fit(learner, trained, basis, lr, seed, steps)
+        kept = self._rehearsal(learner) if kind == "keep" else None
+        losses = self._fit(learner, trained, basis, lr, seed, steps, kept)
         took = time.monotonic() - began
         numbers = sum(part.numel() for part in trained)
         facts: dict[str, Any] = {"lr": lr, "numbers": numbers, "losses": losses, "train_s": took}
+        if kept is not None:
+            facts["keep"] = KEEP
         if basis is None:
             answers, facts["bytes"] = self._torch_answers(), 4 * numbers
         else:
@@ -162,8 +169,20 @@ class Run:
         with self.llm.batch(chosen, self.longest, sequences=32, n_threads=cores()) as batch:
             return [each.text for each in batch.answer(chosen, vector=vector, max_tokens=self.longest)]
 
+    def _rehearsal(self, learner: Learner) -> Rehearsal:
+        prompts = [np.array(self.llm.encode(sample)[0], np.int32) for sample in load_general("train")]
+        room = max(map(len, prompts)) + REHEARSED_TOKENS
+        return Rehearsal(learner, Batch(self.llm, n_ctx_seq=room, sequences=32, n_threads=cores()), prompts)
+
     def _fit(
-        self, learner: Learner, trained: list[Tensor], basis: Any, lr: float, seed: int, steps: int
+        self,
+        learner: Learner,
+        trained: list[Tensor],
+        basis: Any,
+        lr: float,
+        seed: int,
+        steps: int,
+        kept: Rehearsal | None,
     ) -> list[float]:
         """Train in place, and return the losses. In a basis with a prior Adam steps by z, as the trainer."""
         z = trained if basis is None else [torch.zeros_like(trained[0])]
@@ -172,6 +191,9 @@ class Run:
         for step in range(steps):
             groups = [self._group(self.data.train[i]) for i in self._order(seed, step)]
             loss, gradients = differentiated(learner, trained, groups)
+            if kept is not None:
+                pull = kept.gradient(trained[0].detach().numpy().copy(), step)
+                gradients[0] = gradients[0] + KEEP * pull.grad
             for part, gradient in zip(z, gradients, strict=True):
                 part.grad = gradient
             if basis is not None:
@@ -326,7 +348,7 @@ def main() -> None:
                 elif arm.startswith("tf-idf"):
                     found = classified(data, arm)
                 else:
-                    run = Run(bundle, data, trained=arm.split("-")[0] in ("rank", "learned", "lora"))
+                    run = Run(bundle, data, trained=arm.split("-")[0] in ("rank", "keep", "learned", "lora"))
                     with closing(run.llm):
                         found = run.measured(
                             each["arm"], each["seed"], each["steps"], options.lr, options.frames
