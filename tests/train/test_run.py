@@ -39,12 +39,16 @@ def steps(rows: Rows) -> Rows:
     return [{k: v for k, v in r.items() if not k.endswith("_s")} for r in rows if "step" in r]
 
 
-def interrupted(bundle: Path, task: Task, output: Path, options: Options, *, after: int) -> None:
+def interrupted(bundle: Path, task: Task, output: Path, options: Options, *, after: int) -> Rows:
+    rows: Rows = []
+
     def interrupt(metrics: dict[str, Any]) -> None:
+        rows.append(metrics)
         if metrics.get("step") == after:
             signal.raise_signal(signal.SIGINT)
 
     train(bundle, task, output, options=options, report=interrupt)
+    return rows
 
 
 def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path) -> None:
@@ -203,10 +207,8 @@ def test_the_harder_it_rehearses_the_nearer_v_stays(
     found = {}
     for weight in (None, 1.0, 100.0):
         monkeypatch.setattr(trainer, "KEEP", weight)
-        rows: Rows = []
-        chosen = replace(short, steps=8, keep=weight is not None)
-        train(tiny_bundle, letters_task, tmp_path / f"{weight}", options=chosen, report=rows.append)
-        found[weight] = steps(rows)
+        chosen = replace(short, steps=8, keep=weight is not None, start=None)
+        found[weight] = steps(interrupted(tiny_bundle, letters_task, tmp_path / f"{weight}", chosen, after=8))
     assert "moved" not in found[None][0]
     assert found[1.0][0]["moved"] == pytest.approx(0, abs=1e-6), "the base is at no distance from itself"
     last = {weight: rows[-1] for weight, rows in found.items()}
