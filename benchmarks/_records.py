@@ -158,6 +158,7 @@ def titled(arm: str) -> str:
     kind, _, size = first.partition("-")
     title = {
         "rank": f"rank {size}",
+        "keep": f"rank {size} with --keep",
         "learned": f"{size} numbers",
         "lora": f"LoRA of rank {size}",
         "base": "the base",

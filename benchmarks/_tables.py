@@ -81,7 +81,7 @@ def number3(value: float | None) -> str:
 
 def rank_of(arm: str) -> int:
     """Return where an arm stands in a table: the base, prompts, vectors by size, the LoRA, a classifier."""
-    order = ("base", "shots", "learned", "rank-1", "rank-2", "rank-4", "rank-8", "lora", "tf-idf")
+    order = ("base", "shots", "learned", "rank-1", "rank-2", "rank-4", "rank-8", "keep", "lora", "tf-idf")
     return next((place for place, start in enumerate(order) if arm.startswith(start)), len(order))
 
 

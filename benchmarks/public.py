@@ -36,13 +36,11 @@ from torch import Tensor, nn
 from tinylora_edge import MicroVector, Policy, load_bundle, runtime
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.runtime.batch import Batch
-from tinylora_edge.runtime.model import common_prefix
 from tinylora_edge.system import cores
 from tinylora_edge.tasks import Preamble, Sample, Task, draw_examples
 from tinylora_edge.tasks.general import load_general
 from tinylora_edge.train import Adapter, Group, Learner
 from tinylora_edge.train.batches import KEEP, REHEARSED_TOKENS, Rehearsal
-from tinylora_edge.train.learner import chosen_logprobs
 from tinylora_edge.train.model import give_back, hf_names, load_model
 from tinylora_edge.train.trainer import default_lr
 
@@ -50,7 +48,6 @@ LORA_LR = 2e-3
 SHOTS, CHOSEN = (2, 4, 8), 14  # examples in a prompt, and training samples that choose among prompts
 SERVICES = tuple(f"{name}_metrics" for name in ("Snips", "api.ai", "Wit", "Luis", "Alexa"))
 SERVICES += ("Snips_metrics_full",)  # whose records SNIPS's repository has, the last of about 2,000 an intent
-PACKS = 4  # rows that a step is computed in
 KEYS = "set", "model", "each", "arm", "seed", "steps", "asked_lr", "n"
 
 
@@ -255,46 +252,16 @@ class Run:
 def differentiated(
     learner: Learner, trained: list[Tensor], groups: Sequence[Group]
 ) -> tuple[float, list[Tensor]]:
-    """Return the loss of given answers, nats a token, and its gradients by any tensors."""
-    count = sum(len(group.completions[0]) for group in groups)
-    shared = common_prefix([group.prompt.tolist() for group in groups])
-    order = sorted(groups, key=lambda group: len(group.prompt) + len(group.completions[0]))
+    """Return the loss of given answers, nats a token, and its gradients: as the learner's, of any tensors."""
+    tokens = sum(len(group.completions[0]) for group in groups)
 
     def run(chosen: Sequence[Group]) -> tuple[float, Sequence[Tensor]]:
-        loss = -packed(learner, chosen, shared).sum() / count
+        loss = -torch.stack([each.sum() for each in learner.logprobs(chosen)]).sum() / tokens
         return float(loss.detach()), torch.autograd.grad(loss, trained)
 
-    losses, gradients = zip(*learner._pool.map(run, [order[i::PACKS] for i in range(PACKS)]), strict=True)
+    losses, gradients = zip(*learner._map(run, groups), strict=True)
     give_back()
     return sum(losses), [torch.stack(each).sum(0) for each in zip(*gradients, strict=True)]
-
-
-def packed(learner: Learner, groups: Sequence[Group], shared: int) -> Tensor:
-    """Return the log-probabilities of all answers' tokens, computed in one row behind what prompts share.
-
-    Nothing is padded: with answers of 10 to 90 tokens that is half of the work.
-    """
-    first = groups[0].prompt[:shared].tolist()
-    ids, places, owner = list(first), list(range(shared)), [0] * shared
-    rows, wanted = list[int](), list[int]()
-    for number, group in enumerate(groups, start=1):
-        own, answer = group.prompt[shared:].tolist(), group.completions[0].tolist()
-        rows += range(len(ids) + len(own) - 1, len(ids) + len(own) - 1 + len(answer))
-        wanted += answer
-        ids += [*own, *answer[:-1]]
-        places += range(shared, shared + len(own) + len(answer) - 1)
-        owner += [number] * (len(own) + len(answer) - 1)
-    of = torch.tensor(owner)
-    seen = ((of[:, None] == of) | (of == 0)).tril()
-    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
-    run = learner.model if learner._head is None else learner.model.base_model
-    out = run(
-        torch.tensor([ids]),
-        attention_mask=mask.to(learner.model.dtype),
-        position_ids=torch.tensor([places]),
-        use_cache=False,
-    )[0][0]
-    return chosen_logprobs(out[rows], learner._head, torch.tensor(wanted), 1.0)
 
 
 def classified(data: PublicSet, arm: str) -> dict[str, Any]:
@@ -350,9 +317,7 @@ def main() -> None:
                 else:
                     run = Run(bundle, data, trained=arm.split("-")[0] in ("rank", "keep", "learned", "lora"))
                     with closing(run.llm):
-                        found = run.measured(
-                            each["arm"], each["seed"], each["steps"], options.lr, options.frames
-                        )
+                        found = run.measured(arm, each["seed"], each["steps"], options.lr, options.frames)
                 about: dict[str, Any] = {"samples": len(data.train), "batch": data.batch}
                 environment = bench.environment()
                 about |= {
