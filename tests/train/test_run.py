@@ -559,7 +559,9 @@ def document(**changes: Any) -> dict[str, Any]:
     state: dict[str, Any] = {name: [0.0, 1.0] for name in ("v", "m", "s", "best_v")}
     return {
         "identity": {},
-        "state": state | {"top_scores": [0, 1, 0.5], "step": 3, "norms": [1, 2.5]} | changes,
+        "state": state
+        | {"top_scores": [0, 1, 0.5], "best_scores": [1], "step": 3, "norms": [1, 2.5]}
+        | changes,
     }
 
 

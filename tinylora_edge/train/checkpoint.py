@@ -14,7 +14,8 @@ from ..documents import read_json, restored
 from ..errors import TrainError
 from ..system import atomic_write
 
-_ARRAYS = ("v", "m", "s", "best_v", "top_scores")
+_SCORES = ("best_scores", "top_scores")
+_ARRAYS = ("v", "m", "s", "best_v", *_SCORES)
 _BYTES = 1 << 28  # 13,440 values in four arrays take 1 MiB, and 10,000 steps 4 MiB
 
 
@@ -26,7 +27,8 @@ class TrainState:
     m: NDArray[np.float32]  # Adam's first moment, and its second
     s: NDArray[np.float32]
     best_v: NDArray[np.float32]  # what the run would return now
-    top_scores: NDArray[np.float64]  # a prompt, of the highest validation; empty before the first
+    best_scores: NDArray[np.float64]  # its validation, a prompt; empty before the first
+    top_scores: NDArray[np.float64]  # of the highest validation
     updates: int = 0  # Adam's own count of steps
     step: int = 0
     lr: float = 0.0
@@ -49,7 +51,7 @@ class TrainState:
     @classmethod
     def start(cls, v: NDArray[np.float32]) -> TrainState:
         """Return the state before the first step."""
-        return cls(v.copy(), np.zeros_like(v), np.zeros_like(v), v.copy(), np.empty(0))
+        return cls(v.copy(), np.zeros_like(v), np.zeros_like(v), v.copy(), np.empty(0), np.empty(0))
 
 
 def save(path: Path, state: TrainState, identity: dict[str, Any]) -> None:
@@ -65,14 +67,14 @@ def load(path: Path, identity: dict[str, Any]) -> TrainState:
         document = read_json(path, limit=_BYTES)
         found, values = document["identity"], dict(document["state"])
         arrays = {
-            name: np.array(values.pop(name), np.float64 if name == "top_scores" else np.float32)
+            name: np.array(values.pop(name), np.float64 if name in _SCORES else np.float32)
             for name in _ARRAYS
         }
         state = restored(TrainState, values, arrays)
         if not isinstance(found, dict):
             raise ValueError("its identity is no object")
         for name, array in arrays.items():
-            if array.ndim != 1 or (name != "top_scores" and array.shape != state.v.shape):
+            if array.ndim != 1 or (name not in _SCORES and array.shape != state.v.shape):
                 raise ValueError(f"its {name} is of shape {array.shape}")
     except FileNotFoundError:
         raise TrainError(f"there is no checkpoint {path} to resume from: start without --resume") from None

@@ -138,6 +138,7 @@ class _Run:
         self.curve: list[dict[str, Any]] = []
         self._engines, self._options, self._folder, self._report = engines, options, folder, report
         self._trainer: Trainer | None = None
+        self._known: NDArray[np.float64] | None = None  # validation of what the last phase found
 
     def stop(self) -> None:
         """End the run after the step at hand, its state saved."""
@@ -176,7 +177,7 @@ class _Run:
         done = 0 if before is None else before.steps
         checkpoint = self._folder / f"{method}.json"
         needed = 0.0 if before is None else DIFFER
-        self._trainer = trainer = self._engines.trainer(options, checkpoint, needed)
+        self._trainer = trainer = self._engines.trainer(options, checkpoint, needed, self._known)
         if checkpoint.exists():
             trainer.resume()
         if self.stopping:
@@ -186,7 +187,7 @@ class _Run:
             self._report(_placed(metrics, method, done))
 
         result = trainer.run(report)
-        self._trainer = None
+        self._trainer, self._known = None, trainer.state.best_scores
         self.curve += [_placed(row, method, done) for row in trainer.state.curve]
         return result
 
@@ -371,7 +372,9 @@ class _Engines:
         ]
         return len(given) == len(validation) and score >= sum(given) / len(given) > 0
 
-    def trainer(self, options: Options, checkpoint: Path, needed: float) -> Trainer:
+    def trainer(
+        self, options: Options, checkpoint: Path, needed: float, known: NDArray[np.float64] | None
+    ) -> Trainer:
         """Return the loop of one method over these engines; `options` are its own."""
         task = self.task
         sft = options.method == "sft"
@@ -398,6 +401,7 @@ class _Engines:
             checkpoint=checkpoint,
             identity=shared | {"half_copy": self.halved, "workers": self.threads},
             needed=needed,
+            known=known,
             rehearsal=rehearsal,
         )
 

@@ -56,6 +56,7 @@ class Trainer:
     `batches` gives the groups of each step. `judge` scores greedy answers to the validation prompts, which
     are not trained on (`Options.split`). `identity` is what else than task and basis a resumed run must
     share. GRPO does not begin where fewer than `needed` of the groups differ in their rewards, or none does.
+    `known` are the rewards of its start, where that has been validated.
 
     Raises:
         TrainError: the task has too few prompts, or the values to start from are not those of the basis.
@@ -72,13 +73,14 @@ class Trainer:
         checkpoint: Path,
         identity: dict[str, Any],
         needed: float = 0.0,
+        known: NDArray[np.float64] | None = None,
         rehearsal: Rehearsal | None = None,
     ) -> None:
         basis = learner.adapter.basis
         self.task, self.learner, self.options = task, learner, options
         self._batches, self._judged, self._rehearsal = batches, judge, rehearsal
         self._method = "sft" if isinstance(batches, GivenAnswers) else "grpo"
-        self._checkpoint, self._needed = checkpoint, needed
+        self._checkpoint, self._needed, self._known = checkpoint, needed, known
         self._identity = {
             "task": task.name,
             "preamble": task.preamble,
@@ -178,7 +180,8 @@ class Trainer:
     def _begin(self, write: Report) -> None:
         """Judge the start."""
         state, began = self.state, time.monotonic()
-        state.top_scores, loss = self.validate(state.v)
+        scores, loss = self.validate(state.v) if self._known is None else (self._known, 0.0)
+        state.best_scores = state.top_scores = scores
         state.start_score = state.best_score = float(state.top_scores.mean())
         state.start_loss = state.best_loss = state.lowest_loss = loss
         took = time.monotonic() - began
@@ -319,7 +322,7 @@ class Trainer:
         state.stale = 0 if score > top or loss < _LOWER * state.lowest_loss else state.stale + 1
         if as_good(scores, state.top_scores) and better:
             state.best_v, state.best_step = state.v.copy(), state.step
-            state.best_score, state.best_loss = score, loss
+            state.best_scores, state.best_score, state.best_loss = scores, score, loss
         elif collapsed(scores, state.top_scores) or loss > 2 * state.lowest_loss + _EXPLOSION:
             state.v = state.best_v.copy()
             state.m, state.s, state.updates = np.zeros_like(state.m), np.zeros_like(state.s), 0
