@@ -133,22 +133,19 @@ def train(
 @contextmanager
 def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show what a run learns from, its loss and rewards, and how far it is."""
-    known: dict[str, str] = {}
+    known: dict[str, float] = {}
     with console.progress("loading the model", 1.0) as bar:
 
         def show(metrics: dict[str, Any]) -> None:
             event = metrics.get("event")
             if event in (None, "start"):
-                known.update(
-                    {key: text.format(metrics[key]) for key, text in _SHOWN.items() if key in metrics}
-                )
-            if event is None:
-                parts = [f"{metrics['method']}, step {metrics['step']}", *known.values()]
-                bar("  ".join(parts), done=metrics["share"])
-            elif event == "start":
-                bar(f"{metrics['method']}, first step  {'  '.join(known.values())}", done=0.0)
+                if event == "start":
+                    known.clear()
+                known.update({key: metrics[key] for key in _SHOWN if key in metrics})
+                shown = (text.format(known[key]) for key, text in _SHOWN.items() if key in known)
+                at = f"{metrics['method']}, step {metrics.get('step', 'one')}"
+                bar("  ".join([at, *shown]), done=metrics.get("share", 0.0))
             elif event == "measuring":
-                known.clear()
                 bar(f"measuring: {metrics['what']}", done=metrics["done"], total=metrics["total"])
             else:
                 _tell(event, metrics, bar)
@@ -171,7 +168,7 @@ def _tell(event: str, metrics: dict[str, Any], bar: console.Show) -> None:
         console.note(
             f"{metrics['train']} examples to learn from, {metrics['validation']} held back to choose the "
             f"vector by, {metrics['held_out']} held out to measure it on; reward {metrics['reward']}; "
-            f"{' and then '.join(metrics['methods']).upper()} on {metrics['numbers']:,} numbers"
+            f"{' and then '.join(map(str.upper, metrics['methods']))} on {metrics['numbers']:,} numbers"
         )
         bar("scoring the start")
     elif event == "temperature":
