@@ -143,7 +143,9 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
                     known.clear()
                 known.update({key: metrics[key] for key in _SHOWN if key in metrics})
                 shown = (text.format(known[key]) for key, text in _SHOWN.items() if key in known)
-                at = f"{metrics['method']}, step {metrics.get('step', 'one')}"
+                at = f"{metrics['method']}, " + (
+                    f"step {metrics['step']}" if "step" in metrics else "first step"
+                )
                 bar("  ".join([at, *shown]), done=metrics.get("share", 0.0))
             elif event == "measuring":
                 bar(f"measuring: {metrics['what']}", done=metrics["done"], total=metrics["total"])

@@ -27,6 +27,7 @@ from tinylora_edge import (
 )
 from tinylora_edge.runtime.batch_context import Generation
 from tinylora_edge.tasks import Completion, Sample, Task
+from tinylora_edge.tasks.answers import text
 from tinylora_edge.train import Options, checkpoint, grown, train, trainer
 from tinylora_edge.train.batches import Sampled
 from tinylora_edge.train.trainer import as_good
@@ -299,6 +300,19 @@ def test_answers_that_are_as_good_as_the_given_ones_need_no_grpo(
     ends = [(phase.method, phase.stopped) for phase in found.phases]
     assert ends == [("sft", "done"), ("grpo", "left out")]
     assert found.phases[-1].why == "every answer held back is as good as the given one already"
+
+
+def test_free_text_is_judged_by_its_nats(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
+) -> None:
+    free = replace(letters_task, reward=text)
+    (phase,) = train(tiny_bundle, free, tmp_path / "v", options=replace(short, method=None)).result.phases
+    assert (phase.method, phase.steps) == ("sft", 4)
+    assert phase.best_loss is not None
+    assert phase.best_score == pytest.approx(-phase.best_loss, rel=0.01)  # all answers are about as long
+    assert phase.best_score > phase.start_score
+    with pytest.raises(TrainError, match="no reward judges"):
+        train(tiny_bundle, free, tmp_path / "w", options=replace(short, method="grpo"))
 
 
 def test_a_run_that_finds_nothing_says_what_was_seen(
