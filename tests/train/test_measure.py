@@ -22,6 +22,7 @@ from tinylora_edge.runtime import TinyLoraLlama, beside
 from tinylora_edge.runtime.beside import TRIED, find_examples
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options, train
+from tinylora_edge.train.measure import INTERRUPTED
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}assistant:"
 
@@ -111,7 +112,7 @@ class TestMeasured:
         known = at.startswith("worked")
         lost = ["worked examples", "the graph in ONNX Runtime", "drift"]
         assert record["unmeasured"] == dict.fromkeys(
-            lost if known else ["base and vector", *lost], "interrupted"
+            lost if known else ["base and vector", *lost], INTERRUPTED
         )
         assert list(record["arms"]) == (["base", "vector"] if known else ["base"])
         assert ("held_out" in record) == known
