@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         np.testing.assert_allclose(sizes, np.linspace(0.2, 0.02, most)[: len(sizes)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("at", ["start", 3, 6])
+@pytest.mark.parametrize("at", ["start", "temperature", 3, 6])
 def test_sigint_saves_and_leaves(
     at: int | str, tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
 ) -> None:
@@ -137,7 +137,7 @@ def test_sigint_saves_and_leaves(
             signal.raise_signal(signal.SIGINT)
 
     outcome = train(tiny_bundle, letters_task, tmp_path / "v", options=options, report=interrupt)
-    assert (outcome.result.stopped, outcome.result.steps) == ("interrupted", 0 if at == "start" else at)
+    assert (outcome.result.stopped, outcome.result.steps) == ("interrupted", at if isinstance(at, int) else 0)
     assert not (tmp_path / "v").exists()
     train(tiny_bundle, letters_task, tmp_path / "v", options=options, resume=True)
     train(tiny_bundle, letters_task, tmp_path / "w", options=options)
