@@ -26,7 +26,8 @@ body { margin: 2rem auto; max-width: 48rem; padding: 0 1rem; font: 16px/1.5 syst
 table { border-collapse: collapse } td { padding: .2rem 1rem .2rem 0; vertical-align: top }
 table { margin: 1rem 0 } th { font-weight: normal; opacity: .7; padding-right: 1rem; text-align: left }
 td, code, pre { overflow-wrap: anywhere; white-space: pre-wrap }
-td:first-child { white-space: nowrap } svg { max-width: 100%; fill: none; stroke: currentColor } svg text { fill: currentColor; stroke: none }
+td:first-child { white-space: nowrap }
+svg { max-width: 100%; fill: none; stroke: currentColor } svg text { fill: currentColor; stroke: none }
 </style></head><body>
 <h1>$title</h1>
 $arms
