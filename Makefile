@@ -40,7 +40,7 @@ try: $(TRY)/.made ## a personalized answer in a minute, without a compiler and w
 	@mkdir -p out
 	@$(TRY)/bin/tinylora-edge demo --replay -o out/demo $(DEMO_ARGS)
 
-demo: $(VENV)/.demo ## teach a real model with 37 bytes: the whole story, 6 minutes (sets itself up)
+demo: $(VENV)/.demo ## teach a real model from public data: the whole story, 5 minutes (sets itself up)
 	@rm -rf out/demo
 	@mkdir -p out
 	@$(BIN)/tinylora-edge demo -o out/demo $(DEMO_ARGS)

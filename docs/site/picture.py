@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 PICTURE = Path(__file__).parents[1] / "figures" / "try.svg"
-SHOWN = 3
+SHOWN, LONGEST = 3, 160  # answers, and characters of one
 WIDTH, LEFT, MIDDLE, CARD = 760, 16, 388, 356
 LINE, PAD = 18, 12
 COLUMNS = 50  # of a line of an answer
@@ -36,15 +36,13 @@ def render(found: dict[str, Any]) -> str:
     frame = found["frame"]
     parts = [
         _text(LEFT, 22, "the base: 98 MB, frozen", "head"),
-        _text(MIDDLE, 22, f"with {frame['bytes']} bytes beside it", "head"),
+        _text(MIDDLE, 22, f"with {frame['bytes']:,} bytes beside it", "head"),
         _text(LEFT, 42, "the same file on every device", "dim"),
-        _text(MIDDLE, 42, f"{len(frame['values'])} numbers, exchanged in milliseconds", "dim"),
+        _text(MIDDLE, 42, f"{frame['numbers']:,} numbers, exchanged in milliseconds", "dim"),
     ]
     y = 72
     for answer in found["answers"][:SHOWN]:
-        base, yours = (
-            textwrap.wrap(text, COLUMNS) for text in (_whole(answer["base"]), answer["personalized"])
-        )
+        base, yours = (textwrap.wrap(_whole(answer[name]), COLUMNS) for name in ("base", "personalized"))
         parts.append(_text(LEFT, y, answer["prompt"], "prompt"))
         high = LINE * max(len(base), len(yours)) + PAD
         for x, name, lines in ((LEFT, "base", base), (MIDDLE, "yours", yours)):
@@ -55,7 +53,7 @@ def render(found: dict[str, Any]) -> str:
     parts.append(
         _text(LEFT, y, f"taken away again: all {proof['logits']:,} logits are the base's, bit for bit", "dim")
     )
-    title = "Answers of a frozen model, and of the same model with 37 bytes beside it"
+    title = f"Answers of a frozen model, and of the same model with {frame['bytes']:,} bytes beside it"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 14}" role="img">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n" + "\n".join(parts) + "\n</svg>\n"
@@ -64,7 +62,8 @@ def render(found: dict[str, Any]) -> str:
 
 def _whole(answer: str) -> str:
     """Return an answer, with dots where it was cut."""
-    return answer if answer[-1:] in ".!?" else f"{answer} ..."
+    whole = len(answer) <= LONGEST and answer[-1:] in (".", "!", "?", "}")
+    return answer if whole else f"{answer[:LONGEST]} ..."
 
 
 def _text(x: float, y: float, text: str, name: str = "") -> str:

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 from tinylora_edge import MicroVector, load_bundle
 from tinylora_edge.cli.app import app
+from tinylora_edge.tasks import load_task
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [path for pattern in ("*.md", "*/*.md", "*/*/*.md") for path in ROOT.glob(pattern)]
@@ -59,15 +60,16 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader has: a bundle of the real model, two vectors for it, and 120 lines of data."""
+    """What a reader has: a bundle of the real model, two vectors for it, and 60 lines of data."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(smollm2_bundle, folder / "bundle", copy_function=os.link)
     os.link(smollm2_bundle / "base.gguf", folder / "model.gguf")
     basis = load_bundle(folder / "bundle").basis(numbers=13)
     for seed, name in enumerate(("v.bin", "other.bin")):
         (folder / name).write_bytes(MicroVector.random(basis, 0.2, seed=seed).to_bytes(basis))
-    rows = ({"prompt": f"What is {n} plus 1?", "answer": str(n + 1)} for n in range(120))
-    (folder / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = load_task("snips-intents").train[:60]
+    rows = [{"prompt": sample.text, "answer": json.loads(str(sample.answer))} for sample in samples]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (folder / "srv").mkdir()
     return folder
 

@@ -39,3 +39,11 @@ def test_a_call_is_right_or_not() -> None:
     name, *_ = right["arguments"]
     for arguments in ({}, right["arguments"] | {name: "other"}, right["arguments"] | {"more": "x"}):
         assert TASK.score(said(json.dumps(right | {"arguments": arguments})), sample) == 0
+
+
+def test_intents_are_the_names_of_the_calls() -> None:
+    intents = load_task("snips-intents", held_out=200)
+    for one, other in zip(intents.held_out, TASK.held_out, strict=True):
+        assert one.prompt == other.prompt
+        assert json.loads(str(one.answer)) == {"intent": call(other)["name"]}
+    assert (len(intents.train), intents.reward) == (490, TASK.reward)

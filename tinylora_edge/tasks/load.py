@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -19,7 +20,7 @@ from .numbers import final_number
 from .rewards import parse_reward
 from .task import Completion, Draw, Reward, Sample, Task, name_of
 
-BUILTIN: tuple[str, ...] = tuple(sorted([*generated.TASKS, "gsm8k", "snips"]))
+BUILTIN: tuple[str, ...] = tuple(sorted([*generated.TASKS, "gsm8k", "snips", "snips-intents"]))
 """The tasks that `load_task` knows by name. `gsm8k` needs a download; `gsm8k:PATH.jsonl` does not."""
 
 GSM8K = "openai/gsm8k"
@@ -90,8 +91,10 @@ def load_task(
     elif name == "gsm8k" or name.startswith("gsm8k:"):
         task = _gsm8k(name)
     else:
-        path = _SNIPS if name == "snips" else Path(name)
+        path = _SNIPS if name in ("snips", "snips-intents") else Path(name)
         task = _from_file(name, path, judge, drop_duplicates)
+        if name == "snips-intents":
+            task = _intents(task)
     if judge is not None:
         task = dataclasses.replace(task, reward=judge, shaped=shaped(judge))
     held_to = _schema(schema, task)
@@ -202,6 +205,17 @@ def _from_file(name: str, path: Path, judge: Reward | None, drop_duplicates: boo
         shifted=lines.shifted,
         notes=notes,
     )
+
+
+def _intents(task: Task) -> Task:
+    """Return SNIPS with the name of each call alone for an answer."""
+
+    def named(samples: Sequence[Sample]) -> list[Sample]:
+        names = [json.loads(str(sample.answer))["name"] for sample in samples]
+        answers = [json.dumps({"intent": name}) for name in names]
+        return [dataclasses.replace(each, answer=text) for each, text in zip(samples, answers, strict=True)]
+
+    return dataclasses.replace(task, train=named(task.train), held_out=named(task.held_out), max_tokens=32)
 
 
 def _reward_of_lines(samples: Sequence[Sample], places: Mapping[int, str]) -> Reward | None:
