@@ -117,7 +117,9 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
             "base and vector stand behind a prompt, which belongs to the vector: put it before every request"
         )
         found.append(("preamble", behind))
-    found += [("not measured", f"{what}: {why}") for what, why in record.get("unmeasured", {}).items()]
+    unmeasured = record.get("unmeasured", {})
+    for why in dict.fromkeys(unmeasured.values()):
+        found.append(("not measured", f"{', '.join(w for w in unmeasured if unmeasured[w] == why)}: {why}"))
     return found
 
 

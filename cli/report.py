@@ -26,6 +26,7 @@ body { margin: 2rem auto; max-width: 48rem; padding: 0 1rem; font: 16px/1.5 syst
 table { border-collapse: collapse } td { padding: .2rem 1rem .2rem 0; vertical-align: top }
 table { margin: 1rem 0 } th { font-weight: normal; opacity: .7; padding-right: 1rem; text-align: left }
 td, code, pre { overflow-wrap: anywhere; white-space: pre-wrap }
+td:first-child { white-space: nowrap }
 svg { max-width: 100%; fill: none; stroke: currentColor } svg text { fill: currentColor; stroke: none }
 </style></head><body>
 <h1>$title</h1>
@@ -121,10 +122,10 @@ def _panel(rows: list[dict[str, Any]], best: int, title: str, learned: str, held
     for key, dashes in ((learned, ' stroke-dasharray="4 3" opacity=".6"'), (held_back, ' stroke-width="2"')):
         points = " ".join(f"{x(step)},{y(value)}" for step, value in lines[key])
         drawn.append(f'<polyline points="{points}"{dashes}/>' if points else "")
-    marks = [(step, name) for step, name in begins if name] + ([(best, "kept")] if best else [])
-    for at, name in marks:
+    marks = [(step, name, top - 2) for step, name in begins if name]
+    for at, name, height in [*marks, (best, "kept", top + 10)] if best else marks:
         drawn.append(f'<path d="M{x(at)} {top}V{bottom}" opacity=".3"/>')
-        drawn.append(f'<text x="{x(at)}" y="{top - 2}" font-size="11">{escape(name)}</text>')
+        drawn.append(f'<text x="{x(at)}" y="{height}" font-size="11">{escape(name)}</text>')
     for value in (low, high):
         drawn.append(
             f'<text x="{left - 4}" y="{y(value)}" text-anchor="end" font-size="11">{value:.3g}</text>'

@@ -68,7 +68,7 @@ def test_the_arms_and_forms_and_answers(tmp_path: Path) -> None:
         "prompt": {"system": None, "examples": [{}, {}], "tried": [{}] * 7},
         "forms": {"llama.cpp": HELD_OUT, "ONNX Runtime": HELD_OUT | {"same": 61, "empty": 3}},
         "warning": "do not deploy it",
-        "unmeasured": {"drift": "interrupted"},
+        "unmeasured": {"examples": "no", "graph": "interrupted", "drift": "interrupted"},
         "answers": [{"asked": "<i>", "wanted": None, "base": "", "vector": "yes & no"}],
     }
     text = page(tmp_path, **measured)
@@ -78,7 +78,7 @@ def test_the_arms_and_forms_and_answers(tmp_path: Path) -> None:
         "the best of 7 draws",
         "61 answers word for word as above, 3 empty",
         "do not deploy it",
-        "drift: interrupted",
+        "graph, drift: interrupted",
         "<td>asked</td><td>&lt;i&gt;</td>",
         "yes &amp; no",
     ):

@@ -22,6 +22,7 @@ from tinylora_edge.runtime import TinyLoraLlama, beside
 from tinylora_edge.runtime.beside import TRIED, find_examples
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options, train
+from tinylora_edge.train.measure import INTERRUPTED
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}assistant:"
 
@@ -48,7 +49,9 @@ def task(letters_task: Task) -> Task:
 
 @pytest.fixture
 def quick(options: Options) -> Options:
-    return replace(options, steps=2, validate_every=2, validation=8, rank=2, numbers=None, drift=2)
+    """Of two steps, from a vector that is written even where they bring nothing."""
+    start = {"rank": 2, "numbers": None, "start": (0.02,) * 56}
+    return replace(options, steps=2, validate_every=2, validation=8, drift=2, **start)
 
 
 def run(bundle: Path, task: Task, folder: Path, options: Options, **more: Any) -> dict[str, Any]:
@@ -111,7 +114,7 @@ class TestMeasured:
         known = at.startswith("worked")
         lost = ["worked examples", "the graph in ONNX Runtime", "drift"]
         assert record["unmeasured"] == dict.fromkeys(
-            lost if known else ["base and vector", *lost], "interrupted"
+            lost if known else ["base and vector", *lost], INTERRUPTED
         )
         assert list(record["arms"]) == (["base", "vector"] if known else ["base"])
         assert ("held_out" in record) == known

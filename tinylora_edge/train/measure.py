@@ -30,6 +30,8 @@ from .options import Options, Outcome
 _SECONDS = ("draw_s", "learn_s", "validate_s", "step_s")
 """The metrics that say how long a part took. Their sum is what the vector cost, interruptions left out."""
 
+INTERRUPTED = "interrupted; the vector is written, and eval measures it"
+
 _LLAMA, _ONNX = "llama.cpp", "ONNX Runtime"
 _NOTHING = Preamble()
 
@@ -79,7 +81,7 @@ def measured(
         try:
             measure()
         except KeyboardInterrupt:
-            unmeasured |= dict.fromkeys([*parts][number:], "interrupted")
+            unmeasured |= dict.fromkeys([*parts][number:], INTERRUPTED)
             break
         except (TinyLoraError, OSError) as error:
             unmeasured[what] = str(error)

@@ -39,7 +39,8 @@ class Options:
 
     Attributes:
         method: `sft` for cross-entropy on the task's answers, or `grpo`. None chooses: `sft` where every
-            training sample has an answer, and then `grpo` where sampled answers differ in their reward.
+            training sample has an answer, and with what that leaves of the budget `grpo`, where sampled
+            answers differ in their reward.
         steps: at most so many.
         minutes: at most so many of training, with its validations. 5 where neither is given. The step size
             falls over whichever of the two is used up first; with steps alone a run is the same every time.
@@ -52,7 +53,8 @@ class Options:
             to a tenth. None takes `trainer.default_lr`.
         validation: prompts held back from training to choose the vector by, at least 2. None takes a fifth of
             the training samples, 8 to 48.
-        validate_every: steps between validations.
+        validate_every: steps between validations; where minutes count, more of them where a validation takes
+            longer than half of these steps.
         checkpoint_every: steps between checkpoints.
         silence: steps in a row without any signal after which the run stops.
         keep: rehearse: KL(base || v) on the base's own answers to general prompts is part of the loss.

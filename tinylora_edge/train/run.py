@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -39,9 +38,8 @@ from .trainer import DIFFER, Trainer
 _ANY = ("minutes", "rank", "numbers", "checkpoint_every", "wire", "evaluate", "drift")
 """Options that a resumed run may have otherwise: whatever rank or numbers say, the basis is the same."""
 
-_SFT_SHARE = 0.75
-"""Of the budget, where GRPO follows: it has the rest, and what SFT leaves over."""
-_USED_UP = 0.9  # from which share on GRPO has no time to find a temperature, validate and learn
+_USED_UP = 0.8
+"""Share of the budget from which on GRPO has no time to find a temperature and learn."""
 
 
 def train(
@@ -55,8 +53,8 @@ def train(
 ) -> Outcome:
     """Train a micro-vector and write its frame.
 
-    SFT and GRPO follow each other (`Options.method`), each from what the one before it found. What brought
-    nothing is left out: `Result.phases` says what each did.
+    SFT ends where validation gets no better, and GRPO goes on from what it found with what is left of the
+    budget (`Options.method`). What brought nothing is left out: `Result.phases` says what each did.
 
     Writes `output` (the frame), `output`.json (task, basis, options, curve, held-out figures) and, while it
     runs, the directory `output`.run with a checkpoint a method.
@@ -154,21 +152,18 @@ class _Run:
                 last = whole.best_score
                 whole = replace(whole, phases=(*whole.phases, Phase(method, last, last, why=why)))
                 continue
-            found = self._phase(method, whole, alone=len(methods) == 1)
+            found = self._phase(method, whole)
             whole = found if whole is None else _joined(whole, found)
             if self.stopping:
                 break
         assert whole is not None
         return whole
 
-    def _phase(self, method: str, before: Result | None, *, alone: bool) -> Result:
+    def _phase(self, method: str, before: Result | None) -> Result:
         """Run a method from what was found before it, or go on with it."""
         options = self._options
         steps, minutes = options.steps, options.minutes
-        if not alone and before is None:
-            steps = None if steps is None else math.ceil(_SFT_SHARE * steps)
-            minutes = None if minutes is None else _SFT_SHARE * minutes
-        elif before is not None:
+        if before is not None:
             steps = None if steps is None else steps - before.steps
             minutes = None if minutes is None else minutes - before.phases[-1].seconds / 60
             if before.best_step:

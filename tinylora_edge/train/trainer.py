@@ -34,6 +34,7 @@ _LOWER = 0.99  # times the lowest loss: what counts as better
 _EXPLOSION = 0.5  # nats a token above twice the lowest loss
 _EXPLODED = 1e4  # nats of an answer where the vector is too large for the model
 _PATIENCE = 4  # validations in a row without a better one, after which SFT ends
+_APART = 2  # times what a validation takes, between two of them
 _SILENT = 2  # steps without signal in a row, which are said
 DIFFER = 0.25  # of the groups, in whose rewards GRPO needs some difference to be worth its time
 _HOTTER = 1.0, 1.3  # temperatures to try above a task's own
@@ -105,11 +106,12 @@ class Trainer:
         self.basis = basis
         self.state = TrainState.start(np.array(options.start or [0.0] * basis.size, np.float32))
         self._stop = False
+        self._validated, self._since, self._took = 0, 0.0, 0.0  # the step, seconds of steps since, its own
 
     def resume(self) -> None:
         """Go on from the checkpoint."""
         self.state = load(self._checkpoint, self._identity)
-        self._judged.lowest = self.state.lowest
+        self._judged.lowest, self._validated = self.state.lowest, self.state.step
 
     def stop(self) -> None:
         """End the run after the step at hand, its state saved; safe to call from a signal handler."""
@@ -135,17 +137,19 @@ class Trainer:
             began = time.monotonic()
             metrics = self._step()
             state.step += 1
-            state.seconds += time.monotonic() - began
+            took = time.monotonic() - began
+            state.seconds += took
+            self._since += took
             metrics["share"] = min(1.0, self._used(state.step))
             silent = state.silent >= options.silence
-            if state.step % options.validate_every == 0 or silent or metrics["share"] == 1:
+            if self._due() or silent or metrics["share"] == 1:
                 metrics |= self._judge(write)
             write(metrics)
             if state.silent == _SILENT:
                 report({"event": "silent", "reward": metrics["reward"]})
             if silent:
                 state.stopped = "silence" if state.signal else "no signal"
-            elif self._given and state.stale >= _PATIENCE:
+            elif self._given and "validation" in metrics and state.stale >= _PATIENCE:
                 state.stopped = "patience"
             elif state.step % options.checkpoint_every == 0:
                 self._save()
@@ -209,6 +213,13 @@ class Trainer:
             if not shares[state.temperature] or shares[state.temperature] < self._needed:
                 state.stopped = "no signal"
         batches.temperature = self.learner.temperature = state.temperature
+
+    def _due(self) -> bool:
+        """Whether to validate after this step: where minutes count, it takes a third of them at most."""
+        steps, every = self.state.step, self.options.validate_every
+        if self.options.minutes is None:
+            return steps % every == 0
+        return steps - self._validated >= every and self._since >= _APART * self._took
 
     def _used(self, steps: int) -> float:
         """Return which share of the budget is used after so many steps: of the steps or the minutes."""
@@ -334,6 +345,7 @@ class Trainer:
         state.lowest_loss = min(state.lowest_loss, loss)
         took = time.monotonic() - began
         state.seconds += took
+        self._validated, self._since, self._took = state.step, 0.0, took
         losses = {"validation_loss": loss} if self._given else {}
         return {"validation": score, **losses, "validate_s": took}
 
