@@ -57,7 +57,7 @@ def public_sets() -> str:
         mine = [*calls.get(arm, []), *intents.get(arm, [])]
         if "score" not in mine[0]:
             continue  # a service of 2017
-        size = mine[0]["bytes"]
+        size = min(row["bytes"] for row in mine)
         tokens = f"{mine[0]['prompt_tokens']}" if "prompt_tokens" in mine[0] else "0"
         cells = [over(calls.get(arm, []), "slot_f1"), over(calls.get(arm, []), "score")]
         cells += [over(intents.get(arm, []), "in_scope"), over(intents.get(arm, []), "oos_recall")]
