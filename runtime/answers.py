@@ -105,13 +105,16 @@ class Request:
 
     Attributes:
         prompt: token ids.
-        user: whose request it is; requests of many users take turns. Empty for nobody in particular.
+        tenant: whose request it is: requests of many tenants take turns, and what was evaluated for one is
+            found by him alone. Empty for nobody in particular, for whom nothing is kept.
+        user: whose vector and answer it is, where a tenant has many users.
         vector: that answers; None for the base alone.
         sampling: how.
         choice: the number of this answer, where one prompt has several: each draws numbers of its own.
     """
 
     prompt: tuple[int, ...]
+    tenant: str = ""
     user: str = ""
     vector: MicroVector | None = None
     sampling: Sampling = field(default_factory=Sampling)

@@ -106,6 +106,7 @@ class Pool:
         messages: Prompt,
         *,
         user: str = "",
+        tenant: str | None = None,
         vector: VectorSource | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Answer:
@@ -113,8 +114,9 @@ class Pool:
 
         Args:
             messages: the chat so far, or text: one message of the user.
-            user: whose request it is: users take turns, and his next request finds what this one evaluated.
-                It is also the stream that vector bytes belong to (see `Policy`).
+            user: whose request it is, and the stream that vector bytes belong to (see `Policy`).
+            tenant: who takes turns with others, and whose next request finds what this one evaluated: by
+                default the user. Nothing is kept for "".
             vector: bytes that the policy checks, the `pathlib.Path` of a file with them, or a `MicroVector`
                 of the app's own; None for the base alone.
             options: see `Sampling`.
@@ -126,18 +128,21 @@ class Pool:
             OSError: the vector's file or the policy's state cannot be read or written.
             TinyLoraError: the pool is closed.
         """
-        return await self.stream(messages, user=user, vector=vector, **options).answer()
+        return await self.stream(messages, user=user, tenant=tenant, vector=vector, **options).answer()
 
     async def complete(
         self,
         prompt: str,
         *,
         user: str = "",
+        tenant: str | None = None,
         vector: VectorSource | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Answer:
         """Continue a text, without the chat template. Arguments and errors: see `chat`."""
-        return await self.stream(prompt, raw=True, user=user, vector=vector, **options).answer()
+        return await self.stream(
+            prompt, raw=True, user=user, tenant=tenant, vector=vector, **options
+        ).answer()
 
     def stream(
         self,
@@ -145,6 +150,7 @@ class Pool:
         *,
         raw: bool = False,
         user: str = "",
+        tenant: str | None = None,
         vector: VectorSource | None = None,
         choice: int = 0,
         **options: Unpack[SamplingOptions],
@@ -154,7 +160,7 @@ class Pool:
         Args:
             prompt: chat messages, or text.
             raw: the text goes past the chat template.
-            user, vector, options: as for `chat`.
+            user, tenant, vector, options: as for `chat`.
             choice: the number of this answer, where one prompt with one seed has several.
 
         Raises:
@@ -171,7 +177,8 @@ class Pool:
             try:
                 with checked as found:
                     tokens, stops = self._scheduler.encode(prompt, raw=raw)
-                    request = Request(tokens, user, found, sampling_of(options, stops), choice)
+                    who = user if tenant is None else tenant
+                    request = Request(tokens, who, user, found, sampling_of(options, stops), choice)
                     ticket = self._scheduler.submit(request, report)
             except BaseException:  # the policy could not remember the vector
                 if ticket is not None:

@@ -129,45 +129,45 @@ class Answering:
 
 
 class Waiting:
-    """A queue in which the next is that of a user who has least at the moment, in turn among these."""
+    """A queue in which the next is that of a tenant who has least at the moment, in turn among these."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._users: OrderedDict[str, deque[Answering]] = OrderedDict()  # who is served next comes first
+        self._tenants: OrderedDict[str, deque[Answering]] = OrderedDict()  # who is served next comes first
 
     def __len__(self) -> int:
-        return sum(map(len, self._users.values()))
+        return sum(map(len, self._tenants.values()))
 
     def add(self, answering: Answering) -> None:
         """Let a request wait; OverloadError where as many wait as may."""
         if len(self) >= self._most:
             raise OverloadError(f"{len(self)} requests wait already, and no more may: ask again later")
-        self._users.setdefault(answering.request.user, deque()).append(answering)
+        self._tenants.setdefault(answering.request.tenant, deque()).append(answering)
 
     def take(self, running: Counter[str]) -> Answering:
-        """Return the next one, which waits no longer; `running` counts what each user has."""
-        user = min(self._users, key=lambda each: running[each])  # the first of those in turn
-        found = self._users[user].popleft()
-        self._users.move_to_end(user)
-        self._tidy(user)
+        """Return the next one, which waits no longer; `running` counts what each tenant has."""
+        tenant = min(self._tenants, key=lambda each: running[each])  # the first of those in turn
+        found = self._tenants[tenant].popleft()
+        self._tenants.move_to_end(tenant)
+        self._tidy(tenant)
         return found
 
     def remove(self, answering: Answering) -> None:
         """Take one out that is not wanted any more, if it is there."""
-        items = self._users.get(user := answering.request.user)
+        items = self._tenants.get(tenant := answering.request.tenant)
         if items is not None and answering in items:
             items.remove(answering)
-            self._tidy(user)
+            self._tidy(tenant)
 
     def drain(self) -> list[Answering]:
         """Return all; none waits afterwards."""
-        found = [each for items in self._users.values() for each in items]
-        self._users.clear()
+        found = [each for items in self._tenants.values() for each in items]
+        self._tenants.clear()
         return found
 
-    def _tidy(self, user: str) -> None:
-        if not self._users[user]:
-            del self._users[user]
+    def _tidy(self, tenant: str) -> None:
+        if not self._tenants[tenant]:
+            del self._tenants[tenant]
 
 
 @dataclass(eq=False)
@@ -176,7 +176,7 @@ class Slot:
 
     Attributes:
         engine, row: where it is.
-        user, vector: of the request; nobody else finds what it has.
+        tenant, vector: of the request; nobody else finds what it has.
         tokens: that the row holds, or begins with.
         prompt: of them, those that came as a prompt. The cells of what was generated are those of one token
             at a time, which differ in their last bits where rows share evaluations.
@@ -185,7 +185,7 @@ class Slot:
 
     engine: Engine
     row: int
-    user: str = ""
+    tenant: str = ""
     vector: MicroVector | None = None
     tokens: list[int] = field(default_factory=list)
     prompt: int = 0
@@ -193,7 +193,7 @@ class Slot:
 
     def shared(self, request: Request) -> int:
         """Return how many tokens of a prompt it has already."""
-        if request.user != self.user or request.vector != self.vector:
+        if not request.tenant or request.tenant != self.tenant or request.vector != self.vector:
             return 0
         most = self.prompt if self.engine.mixed else len(self.tokens)
         most = max(0, min(most, self.engine.length(self.row), len(request.prompt) - _LEFT))
@@ -244,7 +244,7 @@ class Scheduler:
         self._closed = False
         self._running: dict[Slot, Answering] = {}
         self._waiting = Waiting(waiting)
-        self._users: Counter[str] = Counter()
+        self._tenants: Counter[str] = Counter()
         self._begun = 0
         with llm._staying():
             try:
@@ -357,7 +357,7 @@ class Scheduler:
     def _place(self) -> None:
         """Give free slots to requests that wait. The lock is held."""
         while len(self._waiting) and (free := [slot for slot in self._slots if slot not in self._running]):
-            answering = self._waiting.take(self._users)
+            answering = self._waiting.take(self._tenants)
             request, busy = answering.request, Counter(id(slot.engine) for slot in self._running)
 
             def rank(slot: Slot, request: Request = request, busy: Counter[int] = busy) -> tuple[int, ...]:
@@ -368,14 +368,14 @@ class Scheduler:
             self._begun += 1
             slot.used = self._begun
             self._running[slot] = answering
-            self._users[request.user] += 1
+            self._tenants[request.tenant] += 1
             self._changed.notify_all()
 
     def _leave(self, slot: Slot, answering: Answering, end: Finish | BaseException | None) -> None:
-        """Free a slot, and then report the end: the user's next request finds the slot free."""
+        """Free a slot, and then report the end: the tenant's next request finds the slot free."""
         with self._changed:
             del self._running[slot]
-            self._users -= Counter({answering.request.user: 1})  # which drops who has none
+            self._tenants -= Counter({answering.request.tenant: 1})  # which drops who has none
             if not self._closed:
                 self._place()
         if end is not None:
@@ -444,7 +444,7 @@ class Scheduler:
         request = answering.request
         answering.cached = slot.engine.cut(slot.row, slot.shared(request))
         slot.engine.set_r(slot.row, self._llm.r_of(request.vector))
-        slot.user, slot.vector, slot.tokens = request.user, request.vector, answering.tokens
+        slot.tenant, slot.vector, slot.tokens = request.tenant, request.vector, answering.tokens
         slot.prompt = len(request.prompt) if len(request.prompt) >= _LEFT else 0
 
     def _parts(self, engine: Engine, turn: dict[Slot, Answering]) -> Iterator[tuple[Slot, Part]]:
