@@ -70,7 +70,7 @@ def evaluate(
       tinylora-edge eval out/demo list-lookup --vector lookup.bin --system "One word." --examples 2
     """
     from ..runtime import measure_drift
-    from ..runtime.evaluation import Evaluation, compare
+    from ..runtime.evaluation import Evaluation, compare, fitted
     from ..runtime.evaluation import evaluate as measure
     from ..tasks import rewards
 
@@ -102,6 +102,7 @@ def evaluate(
         closing(load_quietly(bundle, engine, threads, policy=policy)) as llm,
     ):
         checked = None if frame is None else policy.check(frame, llm.bases, stream=stream)
+        loaded = loaded if max_tokens is not None else fitted(loaded, llm)
         contestants: dict[str, tuple[Any, Any]] = {"base": (None, None)}
         contestants |= {"prompt": (None, before)} if before else {}
         contestants |= {} if checked is None else {"vector": (checked, None)}

@@ -69,7 +69,7 @@ def tune(
     """
     from .. import runtime
     from ..runtime.evaluation import evaluate as measure
-    from ..runtime.evaluation import held_out
+    from ..runtime.evaluation import fitted, held_out
     from ..tasks.rewards import is_text
 
     amount = runtime.Budget.of(budget)
@@ -94,6 +94,7 @@ def tune(
         console.progress("loading the model", total=1) as show,
         closing(load_quietly(bundle, engine, threads, gpu_layers, vector=first)) as llm,
     ):
+        loaded = fitted(loaded, llm)
         learner = runtime.RewardLearner(
             llm,
             loaded.train,

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from ..errors import VectorError
 from ..tasks import Preamble, Sample, Task, rewards
+from ..tasks.answers import json_value, label
 from ..vector import MicroVector
 from .batch import Batch
+from .engine import Weights
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,6 +89,9 @@ Report = Callable[[dict[str, Any]], None]
 _TOGETHER = 32
 """Given answers that are measured between two reports of progress."""
 
+_COUNTED = 32
+"""Longest answers, in bytes, whose tokens are counted to find the longest of all."""
+
 _LOST = -12.0
 """Score of an answer under a vector that is too large for the model: a guess among 160,000 tokens."""
 
@@ -109,6 +114,20 @@ def ratio(sums: NDArray[np.float64], of: NDArray[Any]) -> tuple[float, float]:
         return found, math.nan
     squares = float(((sums - found * of) ** 2).sum())
     return found, math.sqrt(n / (n - 1) * squares) / float(of.sum())
+
+
+def fitted(task: Task, llm: Weights) -> Task:
+    """Return a task whose answers have at most half as many tokens again as the longest of its given ones.
+
+    The limit of a file's task is its longest answer in bytes, as no model is there to count tokens. Where the
+    reward compares with whole answers, what is longer is wrong; all other tasks keep their limit.
+    """
+    given = [sample for sample in (*task.train, *task.held_out) if sample.answer is not None]
+    if not given or task.reward not in (label, json_value):
+        return task
+    given.sort(key=lambda sample: len(str(sample.answer).encode()))
+    longest = max(len(llm.encode_answer(sample)) for sample in given[-_COUNTED:])
+    return replace(task, max_tokens=min(task.max_tokens, longest + longest // 2))
 
 
 def evaluate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from tinylora_edge import MicroVector, TrainError, load_bundle, runtime
 from tinylora_edge.exporters import export_onnx
 from tinylora_edge.runtime import TinyLoraLlama, beside
 from tinylora_edge.runtime.beside import TRIED, find_examples
+from tinylora_edge.runtime.evaluation import fitted
 from tinylora_edge.tasks import Completion, Sample, Task
+from tinylora_edge.tasks.answers import json_value, text
 from tinylora_edge.train import Options, train
 from tinylora_edge.train.measure import INTERRUPTED
 
@@ -60,6 +63,16 @@ def run(bundle: Path, task: Task, folder: Path, options: Options, **more: Any) -
     assert not (folder / "v.run").exists(), "nothing is left to resume"
     found: dict[str, Any] = json.loads((folder / "v.json").read_text())
     return found
+
+
+def test_whole_answers_are_limited_in_tokens_and_others_as_they_were(both: Path) -> None:
+    samples = [Sample(f"prompt {i}", json.dumps({"letter": "abc"[: i % 4]})) for i in range(8)]
+    with closing(runtime.load(both, engine="llama", n_ctx=64)) as llm:
+        longest = max(len(llm.encode_answer(sample)) for sample in samples)
+        task = Task("letters", samples[:6], samples[6:], json_value, max_tokens=4 * longest)
+        assert fitted(task, llm).max_tokens == longest + longest // 2
+        assert fitted(replace(task, max_tokens=3), llm).max_tokens == 3
+        assert fitted(replace(task, reward=text), llm).max_tokens == 4 * longest
 
 
 class TestMeasured:

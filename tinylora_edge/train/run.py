@@ -20,7 +20,7 @@ from .. import runtime
 from ..errors import TrainError
 from ..formats.bundle import load_bundle
 from ..runtime.batch import Batch
-from ..runtime.evaluation import Report
+from ..runtime.evaluation import Report, fitted
 from ..runtime.llama.requantize import half_copy, half_type
 from ..system import cores
 from ..tasks import Completion, Sample, Task
@@ -306,7 +306,7 @@ class _Engines:
         folder: Path,
         stack: ExitStack,
     ) -> None:
-        self.task, self.options, self.methods, self.stack = task, options, methods, stack
+        self.options, self.methods, self.stack = options, methods, stack
         self._folder = folder
         options.split(task)
         self.threads = options.workers or cores()
@@ -315,6 +315,7 @@ class _Engines:
         self.basis = options.basis(self._bundle.bases)
         deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
         self.deployed = stack.enter_context(closing(deployed))
+        self.task = task = fitted(task, deployed)
         self.prompts = {id(s): self._tokens(s) for s in (*task.train, *task.held_out)}
         longest = max(len(tokens) for tokens in self.prompts.values())
         room = self._room(
