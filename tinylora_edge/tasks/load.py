@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -13,14 +12,14 @@ from typing import Any
 
 from ..documents import read_json
 from ..errors import MissingExtraError, TrainError
-from . import generated
 from .answers import is_text, json_value, label, number, read_off, shaped, text, unfit
 from .files import kind_of, rank, read_objects, read_samples, split_by_prompt
 from .numbers import final_number
 from .rewards import parse_reward
-from .task import Completion, Draw, Reward, Sample, Task, name_of
+from .shipped import SHIPPED
+from .task import Completion, Reward, Sample, Task, drawn, name_of
 
-BUILTIN: tuple[str, ...] = tuple(sorted([*generated.TASKS, "gsm8k", "snips", "snips-intents"]))
+BUILTIN: tuple[str, ...] = tuple(sorted([*SHIPPED, "gsm8k"]))
 """The tasks that `load_task` knows by name. `gsm8k` needs a download; `gsm8k:PATH.jsonl` does not."""
 
 GSM8K = "openai/gsm8k"
@@ -31,9 +30,7 @@ GSM8K_INSTRUCTION = "Put your final answer after ####."
 LABELS = 1000
 """Different answers at most that `schema="label"` holds a model to."""
 
-_SNIPS = Path(__file__).with_name("snips.jsonl")  # where it is from: snips.LICENSE
 _ANSWER_TOKENS = (16, 64, 512)  # the least; the least where the answer is not to be said as it is; the most
-_GENERATED_TRAIN = 512  # samples; at 8 prompts a step more than a default run sees
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations for a calculator, not part of the solution's text
 
 
@@ -61,11 +58,11 @@ def load_task(
             is any one of the answers that the samples have. The reward has to be `label` then.
         drop_duplicates: of a file: leave out training prompts that are measured on too, and lines that
             stand there twice.
-        seed: of generated training prompts, and of which training samples are taken where `train` limits
-            them. What is held out or shifted never depends on it.
+        seed: of which training samples are taken where `train` limits them. What is held out or shifted never
+            depends on it.
         held_out: number of held-out samples, and of shifted ones; files may have fewer. A smaller number is
             the beginning of a larger one.
-        train: number of training samples; None: 512 of generated tasks, all that a file has.
+        train: number of training samples; None: all.
         max_tokens: limit of a completion; None: the task's own, for a file as long as its longest answer, in
             bytes: 16 to 512.
         temperature: sampling temperature in training; None: the task's own.
@@ -86,20 +83,16 @@ def load_task(
         raise TrainError(f"reward is {judge!r}, expected a callable or text such as 'max_words(12)'")
 
     name = os.fspath(name_or_path)
-    if name in generated.TASKS:
-        task = generated.TASKS[name].make(seed, _GENERATED_TRAIN if train is None else train, held_out)
-    elif name == "gsm8k" or name.startswith("gsm8k:"):
+    if name == "gsm8k" or name.startswith("gsm8k:"):
         task = _gsm8k(name)
+    elif (known := SHIPPED.get(name)) is not None:
+        task = known.finish(name, _from_file(name, known.path, judge or known.reward, drop_duplicates))
     else:
-        path = _SNIPS if name in ("snips", "snips-intents") else Path(name)
-        task = _from_file(name, path, judge, drop_duplicates)
-        if name == "snips-intents":
-            task = _intents(task)
+        task = _from_file(name, Path(name), judge, drop_duplicates)
     if judge is not None:
         task = dataclasses.replace(task, reward=judge, shaped=shaped(judge))
     held_to = _schema(schema, task)
-    if name not in generated.TASKS:
-        task = _limited(task, train, held_out, seed)
+    task = _limited(task, train, held_out, seed)
     changes: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "schema": held_to}
     return dataclasses.replace(task, **{key: value for key, value in changes.items() if value is not None})
 
@@ -151,7 +144,7 @@ def _limited(task: Task, train: int | None, held_out: int, seed: int) -> Task:
             )
     kept = list(range(len(task.train)))
     if train is not None and train < len(kept):
-        kept = sorted(Draw(f"{task.name}/train/{seed}").some(kept, train))
+        kept = sorted(drawn(f"{task.name}/train/{seed}", kept, train))
     return dataclasses.replace(
         task,
         train=tuple(task.train[index] for index in kept),
@@ -205,17 +198,6 @@ def _from_file(name: str, path: Path, judge: Reward | None, drop_duplicates: boo
         shifted=lines.shifted,
         notes=notes,
     )
-
-
-def _intents(task: Task) -> Task:
-    """Return SNIPS with the name of each call alone for an answer."""
-
-    def named(samples: Sequence[Sample]) -> list[Sample]:
-        names = [json.loads(str(sample.answer))["name"] for sample in samples]
-        answers = [json.dumps({"intent": name}) for name in names]
-        return [dataclasses.replace(each, answer=text) for each, text in zip(samples, answers, strict=True)]
-
-    return dataclasses.replace(task, train=named(task.train), held_out=named(task.held_out), max_tokens=32)
 
 
 def _reward_of_lines(samples: Sequence[Sample], places: Mapping[int, str]) -> Reward | None:

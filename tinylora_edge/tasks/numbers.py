@@ -49,11 +49,6 @@ def final_number(text: str, *, complete: bool = True) -> Fraction | None:
     return found[-1] if found and not cut else None
 
 
-def numbers_in(text: str) -> list[Fraction]:
-    """Return every number that stands in a text, in order, with repetitions."""
-    return _numbers(_without_latex(text))
-
-
 def _without_latex(text: str) -> str:
     for latex, plain in (("{,}", ","), ("\\,", ""), ("\\!", ""), ("\\$", "$"), ("\\%", "%")):
         text = text.replace(latex, plain)

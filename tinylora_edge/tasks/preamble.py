@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import TrainError
-from .task import Draw, Sample, Task
+from .task import Sample, Task, drawn
 
 _Message = dict[str, str]
 
@@ -96,7 +96,7 @@ def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...
             f"{count} worked examples of task {task.name} were asked for, and {len(pool)} training prompts "
             "have an answer: ask for fewer, or give the prompts answers"
         )
-    return tuple(Draw(f"{task.name}/examples/{seed}/{count}/0").some(list(pool.values()), count))
+    return tuple(drawn(f"{task.name}/examples/{seed}/{count}/0", list(pool.values()), count))
 
 
 def _split(sample: Sample) -> tuple[str | None, Sequence[_Message]]:

@@ -166,34 +166,16 @@ class Task:
         )
 
 
-class Draw:
-    """Choices that are the same on every platform and Python version.
+def drawn(seed: str, items: Sequence[_T], count: int) -> list[_T]:
+    """Return `count` of the items, each at most once, in random order: the same on every platform.
 
     Python promises to keep the sequence of `random()` for a seed, but not what `sample` makes of it.
     """
-
-    def __init__(self, seed: str) -> None:
-        self._random = random.Random(seed)
-
-    def below(self, n: int) -> int:
-        """Return a whole number from 0 to n - 1."""
-        return int(self._random.random() * n)
-
-    def between(self, lowest: int, highest: int) -> int:
-        """Return a whole number from `lowest` to `highest`, both included."""
-        return lowest + self.below(highest - lowest + 1)
-
-    def one(self, items: Sequence[_T]) -> _T:
-        """Return one of the items."""
-        return items[self.below(len(items))]
-
-    def some(self, items: Sequence[_T], count: int) -> list[_T]:
-        """Return `count` of the items, each at most once, in random order."""
-        pool = list(items)
-        for index in range(count):
-            other = index + self.below(len(pool) - index)
-            pool[index], pool[other] = pool[other], pool[index]
-        return pool[:count]
+    dice, pool = random.Random(seed), list(items)
+    for index in range(count):
+        other = index + int(dice.random() * (len(pool) - index))
+        pool[index], pool[other] = pool[other], pool[index]
+    return pool[:count]
 
 
 def _short(text: str) -> str:

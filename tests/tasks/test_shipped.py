@@ -1,15 +1,40 @@
-"""The rewards of the generated tasks, and the cheap answers that they do not pay for."""
+"""The shipped tasks of our own: their prompts, their rewards, and cheap answers."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import re
+from collections.abc import Sequence
 
 from answers import said
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora_edge.tasks import Sample, Task, load_task
-from tinylora_edge.tasks.generated import TASKS
+from tinylora_edge.tasks.guards import words
+
+NAMES = "brevity", "list-lookup"
+
+
+def test_the_prompts_are_those_that_were_measured(tasks: dict[str, Task]) -> None:
+    """Published figures are of these very prompts."""
+    for name, digest in zip(NAMES, ("4a3ed0ace71a463e", "a6b255fa1f6ea73a"), strict=True):
+        sides = tasks[name].train, tasks[name].held_out, tasks[name].shifted
+        assert [len(side) for side in sides] == [512, 128, 128]
+        rows = sorted(sample.text for side in sides for sample in side)
+        assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == digest
+
+
+def test_nothing_that_is_asked_about_is_asked_about_on_another_side(tasks: dict[str, Task]) -> None:
+    def nouns(samples: Sequence[Sample]) -> set[str]:
+        return {word for each in samples for word in (each.data.get("noun"), each.answer) if word}
+
+    for side, other in itertools.combinations(("train", "held_out", "shifted"), 2):
+        first, second = ({n for t in tasks.values() for n in nouns(getattr(t, s))} for s in (side, other))
+        assert not first & second
+        assert not {w for t in tasks.values() for each in getattr(t, side) for w in words(each.text)} & second
 
 
 def held_out_sample(tasks: dict[str, Task], name: str, text: str) -> Sample:
@@ -74,51 +99,16 @@ def test_what_comes_near_brevity(tasks: dict[str, Task]) -> None:
         assert shaped(said(cheap), sample) == 0.0, cheap
 
 
-def test_plain_brevity_can_be_hacked_and_brevity_cannot(tasks: dict[str, Task]) -> None:
-    sample = tasks["brevity"].held_out[0]
-    for hack in ("", "Pig.", "A pig is a pig, a pig, a pig."):
-        assert tasks["plain-brevity"].score(said(hack), sample) == 1.0
-        assert tasks["brevity"].score(said(hack), sample) == 0.0
-    assert tasks["plain-brevity"].score(said("word " * 13), sample) == 0.0
-    assert tasks["plain-brevity"].score(said("Pig", ended=False), sample) == 0.0
-
-
-def test_word_sums(tasks: dict[str, Task]) -> None:
-    task = tasks["word-sums"]
-    form = re.compile(r"(\w+) has (\d) (\w+) and gets (\d) more\. How many \3 does \1 have now\?")
-    for sample in task.held_out:
-        match = form.fullmatch(sample.text)
-        assert match is not None
-        name, first, things, second = match[1], int(match[2]), match[3], int(match[4])
-        total = first + second
-        assert 2 <= min(first, second) <= max(first, second) <= 9
-        assert task.score(said(sample.answer or ""), sample) == 1.0
-        assert (
-            task.score(said(f"{name} has {first} + {second} = {total} {things}.\n", ended=False), sample)
-            == 1.0
-        )
-        for wrong in (
-            "",
-            sample.text,
-            f"{total + 1}",
-            f"{total} or {total + 1}",
-            " ".join(str(guess) for guess in range(total + 1)),  # counting until the limit cuts
-            f"{total - 1}, {total}",
-        ):
-            assert task.score(said(wrong), sample) == 0.0, wrong
-
-
 # All of them
 
 PIECES = ["pig", "oven", "a", "is", "7", ".", "-", ",", "\n", '"', "- ", "Answer:", "{", "}", '"name"', "PIG"]
 ANSWERS = st.lists(st.sampled_from(PIECES), max_size=30).map(" ".join)
 
 
-@given(ANSWERS, st.booleans(), st.sampled_from(list(TASKS)), st.integers(0, 127))
+@given(ANSWERS, st.booleans(), st.sampled_from(NAMES), st.integers(0, 127))
 def test_any_answer_gets_a_score_between_0_and_1(text: str, ended: bool, name: str, index: int) -> None:
     task = load_task(name, train=1)
     sample = task.held_out[index]
     assert 0.0 <= task.score(said(text, ended=ended), sample) <= 1.0
-    if name != "plain-brevity":
-        assert task.score(said("", ended=ended), sample) == 0.0
-        assert task.score(said(sample.text, ended=ended), sample) == 0.0
+    assert task.score(said("", ended=ended), sample) == 0.0
+    assert task.score(said(sample.text, ended=ended), sample) == 0.0
