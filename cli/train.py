@@ -60,7 +60,12 @@ def train(
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Hugging Face weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Rehearse, to keep what else the model can.")] = False,
+    keep: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep/--no-keep", help="Rehearse, to keep what else the model can. [default: in SFT]"
+        ),
+    ] = None,
     evaluate: EvaluateOption = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -83,7 +88,7 @@ def train(
       tinylora-edge train out/demo examples.jsonl -o mine.bin
       tinylora-edge train out/demo brevity --numbers 13 --minutes 20 -o brief.bin
       tinylora-edge train out/demo brevity --start brief.bin -o briefer.bin
-      tinylora-edge train out/demo examples.csv --schema label --keep -o mine.bin
+      tinylora-edge train out/demo examples.csv --schema label -o mine.bin
     """
     from ..train import Options, grown
     from ..train import train as run

@@ -47,6 +47,7 @@ def options(tiny_weights: Path) -> Options:
         workers=2,
         sequences=8,
         half_copy=False,
+        keep=False,
         wire="fp32",
         drift=0,
     )

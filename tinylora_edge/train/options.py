@@ -57,7 +57,8 @@ class Options:
             longer than half of these steps.
         checkpoint_every: steps between checkpoints.
         silence: steps in a row without any signal after which the run stops.
-        keep: rehearse: KL(base || v) on the base's own answers to general prompts is part of the loss.
+        keep: rehearse: KL(base || v) on the base's own answers to general prompts is part of the loss. None
+            does in SFT.
         seed: of everything that is random.
         start: values that training starts from, as many as the basis has (`grown` makes them of a smaller
             vector); None is the base.
@@ -85,7 +86,7 @@ class Options:
     validate_every: int = 5
     checkpoint_every: int = 5
     silence: int = 10
-    keep: bool = False
+    keep: bool | None = None
     seed: int = 0
     start: tuple[float, ...] | None = None
     weights: str | None = None
@@ -116,6 +117,10 @@ class Options:
         if rank is None and self.numbers is None:
             rank = min(DEFAULT_RANK, bases.factors.rank)
         return bases.basis(numbers=self.numbers, rank=rank)
+
+    def rehearses(self, method: str | None) -> bool:
+        """Return whether a method's loss holds v to the base."""
+        return method == "sft" if self.keep is None else self.keep
 
     def dtype_on_the_wire(self, basis: Basis) -> str:
         """Return the dtype of the frame of a vector in this basis."""

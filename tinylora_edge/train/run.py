@@ -323,10 +323,11 @@ class _Engines:
         )
         if "sft" in methods:
             room = max(room, self._room_for_answers())
-        self.general = [self._tokens(sample) for sample in load_general(split="train") if options.keep]
-        if options.keep:
+        self.general = []
+        if any(map(options.rehearses, methods)):
+            self.general = [self._tokens(sample) for sample in load_general(split="train")]
             longest = max(map(len, self.general))
-            what, cure = "the longest general prompt has", "leave out --keep"
+            what, cure = "the longest general prompt has", "pass --no-keep"
             room = max(room, self._room(what, longest, REHEARSED_TOKENS, cure))
         self._batch = {"n_ctx_seq": room, "sequences": options.sequences, "n_threads": self.threads}
         self.batch = stack.enter_context(Batch(self.deployed, **self._batch))
@@ -386,7 +387,9 @@ class _Engines:
         answers = GivenAnswers(task, encode=self._encode, encode_answer=self._encode_answer) if sft else None
         learner = Learner(self.model, self.adapter, temperature=1.0, workers=self.threads)
         self.stack.callback(learner.close)
-        rehearsal = Rehearsal(learner, drawing, self.general) if options.keep else None
+        rehearsal = None
+        if options.rehearses(options.method):
+            rehearsal = Rehearsal(learner, drawing, self.general)
         shared = {key: value for key, value in options.record().items() if key not in _ANY}
         return Trainer(
             task,
