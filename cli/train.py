@@ -62,9 +62,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     keep: Annotated[
         bool | None,
-        typer.Option(
-            "--keep/--no-keep", help="Rehearse, to keep what else the model can. [default: in SFT]"
-        ),
+        typer.Option("--keep/--no-keep", help="Rehearse, to keep what else the model can. [default: in SFT]"),
     ] = None,
     evaluate: EvaluateOption = True,
     as_json: JsonOption = False,
