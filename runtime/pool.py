@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
 from os import PathLike
 from typing import Any, Self, Unpack
@@ -20,6 +21,7 @@ from .model import PersonalizedModel
 from .scheduler import Answering, Load, Scheduler
 
 _OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not use
+_ADMITTING = 4  # threads for vectors, whose policy may wait for a file: requests without one never do
 
 
 class Pool:
@@ -42,7 +44,8 @@ class Pool:
             told otherwise; in ONNX Runtime they are the rows of one batch, 16 unless told otherwise.
         n_ctx: tokens of the longest sequence, prompt and answer. In llama.cpp contexts * slots of them have
             memory from the start, in ONNX Runtime those that are used.
-        waiting: requests that wait at most.
+        waiting: requests that wait at most. A tenant has at most as many of these places as are left for
+            others: alone half of them.
         n_threads: cores to use; by default all that this process may use. ONNX Runtime has those that a
             model was loaded with.
         engine_options: as for `load`, of a base that is loaded.
@@ -100,6 +103,7 @@ class Pool:
                 self._owned.close()
             raise
         self.n_ctx = self._scheduler.n_ctx
+        self._admitting = ThreadPoolExecutor(_ADMITTING, "tinylora-admission")
 
     async def chat(
         self,
@@ -186,7 +190,7 @@ class Pool:
                 raise
             return ticket
 
-        return AnswerStream(begin)
+        return AnswerStream(begin, None if vector is None else self._admitting)
 
     def load(self) -> Load:
         """Return how busy the pool is."""
@@ -225,11 +229,11 @@ class AnswerStream:
         request: what was asked, once it has begun: token ids of the prompt, user, sampling.
     """
 
-    def __init__(self, begin: Callable[[Report], Answering]) -> None:
+    def __init__(self, begin: Callable[[Report], Answering], threads: Executor | None) -> None:
         self.finish: Finish | None = None
         self.vector: MicroVector | None = None
         self.request: Request | None = None
-        self._begin = begin
+        self._begin, self._threads = begin, threads
         self._begun = self._left = False
         self._ticket: Answering | None = None
         self._arrived: asyncio.Queue[Piece | Finish | BaseException] = asyncio.Queue()
@@ -263,7 +267,7 @@ class AnswerStream:
                 self._ticket.cancel()
 
         try:
-            await asyncio.to_thread(begin)
+            await loop.run_in_executor(self._threads, begin)
         except BaseException:
             self._left = True
             raise

@@ -129,7 +129,10 @@ class Answering:
 
 
 class Waiting:
-    """A queue in which the next is that of a tenant who has least at the moment, in turn among these."""
+    """A queue in which the next is that of a tenant who has least at the moment, in turn among these.
+
+    A tenant has at most as many places as are free, so that others always find some.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -139,10 +142,13 @@ class Waiting:
         return sum(map(len, self._tenants.values()))
 
     def add(self, answering: Answering) -> None:
-        """Let a request wait; OverloadError where as many wait as may."""
-        if len(self) >= self._most:
-            raise OverloadError(f"{len(self)} requests wait already, and no more may: ask again later")
-        self._tenants.setdefault(answering.request.tenant, deque()).append(answering)
+        """Let a request wait; OverloadError where as many of its tenant wait as places are free."""
+        tenant, free = answering.request.tenant, self._most - len(self)
+        if (mine := len(self._tenants.get(tenant, ()))) >= free:
+            raise OverloadError(
+                f"{mine} requests of yours wait, and {free} places are left for others: ask again later"
+            )
+        self._tenants.setdefault(tenant, deque()).append(answering)
 
     def take(self, running: Counter[str]) -> Answering:
         """Return the next one, which waits no longer; `running` counts what each tenant has."""

@@ -32,7 +32,8 @@ def mac_file(folder: Path) -> Path:
     return path
 
 
-COMMAND = [sys.executable, "-c", "from tinylora_edge.cli import main; main()", "serve"]
+MAIN = "from tinylora_edge.cli import main; main()"
+COMMAND = [sys.executable, "-c", MAIN, "serve"]
 
 
 @dataclass
@@ -72,8 +73,10 @@ class Serving:
 
 
 @contextmanager
-def serving(folder: Path, *options: str | Path) -> Iterator[Serving]:
-    command = [*COMMAND, *map(str, options), "--port", "0", "--threads", "2"]
+def serving(folder: Path, *options: str | Path, before: str = "") -> Iterator[Serving]:
+    """`serve` in a process that runs some code before it."""
+    command = [sys.executable, "-c", before + MAIN, "serve", *map(str, options)]
+    command += ["--port", "0", "--threads", "2"]
     with _started(folder, command, r"at http://127\.0\.0\.1:(\d+)/v1$") as (server, _):
         yield server
 

@@ -234,4 +234,4 @@ def test_more_requests_than_may_be_open(server: Serving) -> None:
             if response.status != 200:
                 refusals.append((response.status, content["error"]["code"]))
     assert set(refusals) == {(429, "overloaded")}
-    assert len(refusals) == 90 - 64
+    assert len(refusals) == 90 - 32  # half of the places are left for others

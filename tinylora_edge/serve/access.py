@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -52,7 +54,8 @@ class Limits:
     """What a server lets its clients ask for.
 
     Attributes:
-        requests: that are worked on at the same time, those that wait included.
+        requests: that are worked on at the same time, those that wait included: a tenant has at most as many
+            as are left for others.
         body: bytes of a request's body.
         tokens: of an answer.
         seconds: that a request may take, until its last token.
@@ -85,6 +88,60 @@ def failure_of(error: BaseException) -> tuple[int, dict[str, Any]]:
         message = {500: "the server failed; its log says how", 504: _TOO_LONG}.get(status, str(error))
     param = "vector" if isinstance(error, VectorError) else getattr(error, "param", "")
     return status, {"message": message, "type": kind, "param": param or None, "code": code}
+
+
+@dataclass
+class Caller:
+    """Who asks.
+
+    Attributes:
+        key: SHA-256 of the API key; empty where the server asks for none.
+        user: the one user that the key stands for; None for any.
+        tenant: whose turns and places the request takes: the key's, until its body names a user.
+    """
+
+    key: bytes = b""
+    user: str | None = None
+    tenant: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tenant = self.tenant_of("", "")
+
+    def tenant_of(self, *users: str) -> str:
+        """Return key and users as one name, hashed; "" for who has neither. A user's key has no others."""
+        if not self.key and not any(users):
+            return ""
+        named = users if self.user is None else (self.user,)
+        return hashlib.sha256(self.key + json.dumps(named).encode()).hexdigest()
+
+
+class Places:
+    """Places of requests: a tenant has at most as many as are free, so that others always find some."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: Counter[str] = Counter()
+
+    def take(self, tenant: str, *, instead_of: str | None = None) -> None:
+        """Take a place, in exchange for that of another tenant where one is named.
+
+        Raises:
+            OverloadError: the tenant has as many as are free. The other place stays taken.
+        """
+        if tenant == instead_of:
+            return
+        free = self._most - self._taken.total() + (instead_of is not None)
+        if (mine := self._taken[tenant]) >= free:
+            raise OverloadError(
+                f"{mine} requests of yours are open, and {free} places are left for others: ask again later"
+            )
+        self._taken[tenant] += 1
+        if instead_of is not None:
+            self.leave(instead_of)
+
+    def leave(self, tenant: str) -> None:
+        """Free a place."""
+        self._taken -= Counter({tenant: 1})  # which drops who has none
 
 
 class ApiKeys:
@@ -133,14 +190,14 @@ class ApiKeys:
             raise TinyLoraError(f"{path} has no API key: put one on each line")
         return cls(keys)
 
-    def user_of(self, authorization: str) -> str | None:
-        """Return the user of a request's key; None for a key of an app. RefusedError: it is unknown."""
+    def caller(self, authorization: str) -> Caller:
+        """Return whom a request's key stands for. RefusedError: it is unknown."""
         scheme, _, key = authorization.partition(" ")
         found = _hash(key.strip())
         if scheme.lower() != "bearer" or found not in self._users:
             message = "this server needs one of its API keys: pass 'Authorization: Bearer KEY'"
             raise RefusedError(401, message, "invalid_api_key", kind="authentication_error")
-        return self._users[found]
+        return Caller(found, self._users[found])
 
 
 @dataclass
@@ -156,17 +213,17 @@ class Access:
     keys: ApiKeys | None = None
     hosts: frozenset[str] = field(default_factory=frozenset)
 
-    def user_of(self, headers: Mapping[str, str]) -> str | None:
-        """Return the user of a request's key; None for any. RefusedError: no such key, or another host."""
+    def caller(self, headers: Mapping[str, str]) -> Caller:
+        """Return who asks. RefusedError: no such key, or another host."""
         if self.keys is not None:
-            return self.keys.user_of(headers.get("authorization", ""))
+            return self.keys.caller(headers.get("authorization", ""))
         host = None
         with suppress(ValueError):  # brackets that do not match
             host = urlsplit(f"//{headers.get('host', '')}").hostname
         if self.hosts and host not in self.hosts:
             message = f"this server is not {str(host)[:80]!r}: ask it as {', '.join(sorted(self.hosts))}"
             raise RefusedError(403, message, "wrong_host", kind="permission_error")
-        return None
+        return Caller()
 
 
 def _hash(key: str) -> bytes:

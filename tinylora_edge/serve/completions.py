@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from ..runtime.answers import Answer, Finish, Piece, Token
 from ..runtime.pool import AnswerStream
 from .bodies import read_body
-from .exchange import UPLOAD_S, about, read_json, refusal, unless_it_leaves
+from .exchange import about, caller, read_json, refusal, unless_it_leaves
 from .service import Service
 
 VECTOR_HEADER = "x-tinylora-vector"
@@ -37,17 +37,15 @@ async def complete(request: Request, service: Service) -> Response:
 
 async def _answer(request: Request, service: Service, *, chat: bool) -> Response:
     start = time.perf_counter()
-    key_user = service.access.user_of(request.headers)
     asked = read_body(await read_json(request, service), service.limits, chat=chat)
     header = request.headers.get(VECTOR_HEADER, "")
-    streams = await service.open(asked, key_user=key_user, header=header)
+    streams = await service.open(asked, caller=caller(request), header=header)
     reply = Reply(asked.model, asked.chat)
     about(request).update(id=reply.name, model=asked.model[:160], stream=asked.stream)
     if asked.stream:
         return EventSourceResponse(
             _events(request, service, reply, streams, start, costs=asked.usage),
             sep="\n",
-            send_timeout=UPLOAD_S,
             shutdown_grace_period=_LAST_WORDS_S,
         )
 

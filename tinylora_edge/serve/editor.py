@@ -22,7 +22,7 @@ from ..vector import FIRST_SEQUENCE, MicroVector, Policy
 from ..wire import text
 from .access import RefusedError
 from .bodies import read_frame
-from .exchange import BYTES, content_type, only_field, read_bytes, read_json
+from .exchange import BYTES, caller, content_type, only_field, read_bytes, read_json
 from .service import Service
 from .store import Store
 
@@ -213,7 +213,7 @@ def draw_qr(frame: bytes) -> bytes:
 
 
 def _editor(request: Request, service: Service) -> VectorEditor:
-    if service.access.user_of(request.headers) != USER:
+    if caller(request).user != USER:
         message = "the page is for its visitor alone: open the address that the server printed"
         raise RefusedError(403, message, "wrong_user", kind="permission_error")
     found: VectorEditor = request.app.state.editor

@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from sse_starlette.sse import SendTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -16,25 +15,32 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..documents import parse_json
 from ..errors import OverloadError, RequestError, VectorError
-from .access import RefusedError, failure_of
+from .access import Caller, RefusedError, failure_of
 from .service import Service
 
 LOG = logging.getLogger("tinylora_edge.serve")
 BYTES = "application/octet-stream"
 UPLOAD_S = 30.0
-"""Seconds that a request's body may take to arrive, and a reader to take what is sent."""
+"""Seconds that a request's body may take to arrive."""
 
 Handler = Callable[[Request, Service], Awaitable[Response]]
 
 T = TypeVar("T")
 
-_ABOUT = "tinylora.about"  # in a scope: what the log says of the request
+_ABOUT, _CALLER = "tinylora.about", "tinylora.caller"  # in a scope: for the log, and who asks
+_SHOWN = 12  # characters of a tenant in the log
 _LEFT = 499  # as nginx has it: the client left before the answer
 
 
 def about(request: Request) -> dict[str, Any]:
     """Return what the log will say of a request, to be added to: never its prompt, nor its answer."""
     found: dict[str, Any] = request.scope.setdefault(_ABOUT, {})
+    return found
+
+
+def caller(request: Request) -> Caller:
+    """Return who asks, on a route that is for callers alone: /v1/."""
+    found: Caller = request.scope[_CALLER]
     return found
 
 
@@ -138,11 +144,10 @@ async def unless_it_leaves(request: Request, service: Service, work: asyncio.Fut
 
 
 class Exchanges:
-    """What is around all routes: how many requests at once, and a line of log and metrics for each."""
+    """What is around all routes: who may ask, how much at once, and a line of log and metrics for each."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
-        self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -158,18 +163,20 @@ class Exchanges:
             await send(message)
 
         said = scope[_ABOUT] = dict[str, Any]()
-        counted, most = scope["path"].startswith("/v1/"), self._service.limits.requests
-        self._open += counted
+        request, app, placed = Request(scope), self._app, None
+        if scope["path"].startswith("/v1/"):
+            try:
+                found = scope[_CALLER] = self._service.access.caller(request.headers)
+                said["tenant"] = found.tenant[:_SHOWN]
+                self._service.places.take(found.tenant)
+                placed = found
+            except (RefusedError, OverloadError) as error:
+                app = refusal(request, error)
         try:
-            if counted and self._open > most:
-                error = OverloadError(f"{most} requests are open, and no more may: ask again later")
-                await refusal(Request(scope), error)(scope, receive, sending)
-            else:
-                await self._app(scope, receive, sending)
-        except SendTimeoutError:  # a reader that takes nothing: uvicorn closes what is unfinished
-            said["error"] = "reader_too_slow"
+            await app(scope, receive, sending)
         finally:
-            self._open -= counted
+            if placed is not None:
+                self._service.places.leave(placed.tenant)
             seconds, route = time.perf_counter() - start, getattr(scope.get("route"), "path", "none")
             self._service.metrics.requests.labels(route, str(status)).inc()
             self._service.metrics.seconds.labels(route).observe(seconds)

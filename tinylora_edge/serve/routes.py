@@ -10,7 +10,7 @@ from ..errors import RequestError, TrainError
 from ..wire import text
 from .access import RefusedError
 from .bodies import read_frame
-from .exchange import BYTES, about, content_type, only_field, read_bytes, read_json
+from .exchange import BYTES, about, caller, content_type, only_field, read_bytes, read_json
 from .service import Service, wrong_user
 from .store import Stored, check_user
 
@@ -50,7 +50,7 @@ async def delete_vector(request: Request, service: Service) -> Response:
 
 async def tell(request: Request, service: Service) -> Response:
     """Answer `POST /v1/feedback`: `{"id", "reward"}`, or `{"better", "worse"}`."""
-    key_user = service.access.user_of(request.headers)
+    key_user = caller(request).user
     feedback = service.feedback
     if feedback is None:
         message = "this server learns from no clicks: start it with --store and --feedback"
@@ -74,14 +74,14 @@ async def tell(request: Request, service: Service) -> Response:
 
 async def models(request: Request, service: Service) -> Response:
     """Answer `GET /v1/models`: the base, and the user whom the key stands for. Others are not listed."""
-    key_user = service.access.user_of(request.headers)
+    key_user = caller(request).user
     names = [service.name] + ([f"{service.name}@{key_user}"] if key_user else [])
     return JSONResponse({"object": "list", "data": [_model(service, name) for name in names]})
 
 
 async def model(request: Request, service: Service) -> Response:
     """Answer `GET /v1/models/{model}`."""
-    key_user = service.access.user_of(request.headers)
+    key_user = caller(request).user
     asked: str = request.path_params["model"]
     name, at, user = asked.partition("@")
     known = name == service.name
@@ -102,14 +102,16 @@ async def health(request: Request, service: Service) -> Response:
 
 
 async def metrics(request: Request, service: Service) -> Response:
-    """Answer `GET /metrics` for Prometheus, with a key where the server asks for one."""
-    service.access.user_of(request.headers)
+    """Answer `GET /metrics` for Prometheus: others' tokens are in it, so no user's key opens it."""
+    if service.access.caller(request.headers).user is not None:
+        message = "the metrics are the operator's: ask with a key that stands for no user"
+        raise RefusedError(403, message, "not_the_operator", kind="permission_error")
     counted = service.metrics.text(service.pool.load())
     return Response(counted, media_type=CONTENT_TYPE_LATEST)
 
 
 def _user(request: Request, service: Service) -> str:
-    key_user = service.access.user_of(request.headers)
+    key_user = caller(request).user
     user = check_user(request.path_params["user"])
     about(request)["user"] = user
     if key_user not in (None, user):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -12,7 +13,7 @@ from ..errors import RequestError, RollbackError, TinyLoraError
 from ..runtime import Given
 from ..runtime.pool import AnswerStream, Pool
 from ..runtime.scheduler import Load
-from .access import Access, Limits, RefusedError
+from .access import Access, Caller, Limits, Places, RefusedError
 from .bodies import Asked, read_frame
 from .feedback import Feedback
 from .store import Store, check_user
@@ -21,7 +22,8 @@ T = TypeVar("T")
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _POLL_S = 0.05
-_MOST_NAMED = 128  # characters of an end user's id that tell users apart
+_STORE_THREADS = 4  # they wait for its lock, for seconds: nobody else's may
+_LONGEST_NAME = 65  # of a user who has a vector: 64, and one that says that this was no name
 
 
 class Metrics:
@@ -67,10 +69,12 @@ class Service:
         self.pool, self.name, self.store, self.limits = pool, name, store, limits
         self.access, self.feedback = access, feedback
         self.metrics = Metrics()
-        self._turn = asyncio.Lock()  # learning takes seconds: it holds one of the threads that look-ups need
+        self.places = Places(limits.requests)
+        self._storing = ThreadPoolExecutor(_STORE_THREADS, "tinylora-store")
+        self._learning = ThreadPoolExecutor(1, "tinylora-clicks")  # a click takes seconds
         self.draining = False
 
-    async def open(self, asked: Asked, *, key_user: str | None, header: str) -> list[AnswerStream]:
+    async def open(self, asked: Asked, *, caller: Caller, header: str) -> list[AnswerStream]:
         """Return the answers to a request, which have begun; `header` is a vector as text, or "".
 
         Raises:
@@ -78,6 +82,7 @@ class Service:
             VectorError, RequestError, OverloadError, StoreError, TinyLoraError: see `Pool.chat`.
         """
         name, at, named = asked.model.partition("@")
+        key_user = caller.user
         if name != self.name:
             raise RefusedError(
                 404,
@@ -90,19 +95,22 @@ class Service:
             raise wrong_user(named)
         if asked.vector and header and asked.vector != header:
             raise RequestError("body and header have different vectors: send one of them", param="vector")
+        tenant = caller.tenant_of(named, asked.user)
+        self.places.take(tenant, instead_of=caller.tenant)
+        caller.tenant = tenant
         if given := asked.vector or header:
             user = named or key_user or asked.user
-            return await self._begin(asked, check_user(user) if user else "", read_frame(given))
+            return await self._begin(asked, tenant, check_user(user) if user else "", read_frame(given))
         if not at:
-            return await self._begin(asked, key_user or asked.user[:_MOST_NAMED], None)
+            return await self._begin(asked, tenant, key_user or asked.user[:_LONGEST_NAME], None)
         frame = await self._stored(named)
         try:
-            return await self._begin(asked, named, frame)
+            return await self._begin(asked, tenant, named, frame)
         except RollbackError:
             newer = await self._stored(named)
             if newer == frame:
                 raise
-            return await self._begin(asked, named, newer)  # it was replaced meanwhile
+            return await self._begin(asked, tenant, named, newer)  # it was replaced meanwhile
 
     def remember(self, name: str, streams: Sequence[AnswerStream]) -> None:
         """Remember the answers of a reply that have ended, where the server learns from clicks."""
@@ -136,22 +144,23 @@ class Service:
 
     async def in_turn(self, call: Callable[..., T], *args: Any) -> T:
         """Call what computes for seconds in a thread, after all that were called so before."""
-        async with self._turn:
+
+        def unless_it_goes_down() -> T:
             if self.draining:
                 raise _going_down()
-            return await asyncio.to_thread(call, *args)
+            return call(*args)
+
+        return await asyncio.get_running_loop().run_in_executor(self._learning, unless_it_goes_down)
 
     async def with_store(self, call: Callable[[Store], T]) -> T:
-        """Call the store in a thread. RefusedError: there is none."""
+        """Call the store in a thread of its own. RefusedError: there is none."""
         store = self.store
         if store is None:
             raise RefusedError(404, "this server has no store: start it with --store", "no_store")
-        return await asyncio.to_thread(call, store)
+        return await asyncio.get_running_loop().run_in_executor(self._storing, call, store)
 
     async def _stored(self, user: str) -> bytes:
-        found = None
-        if self.store is not None:
-            found = await asyncio.to_thread(self.store.get, user)
+        found = None if self.store is None else await self.with_store(lambda store: store.get(user))
         if found is None:
             raise RefusedError(
                 404,
@@ -162,12 +171,18 @@ class Service:
             )
         return found.frame
 
-    async def _begin(self, asked: Asked, user: str, vector: bytes | None) -> list[AnswerStream]:
+    async def _begin(self, asked: Asked, tenant: str, user: str, vector: bytes | None) -> list[AnswerStream]:
         if self.draining:
             raise _going_down()
         streams = [
             self.pool.stream(
-                asked.prompt, raw=not asked.chat, user=user, vector=vector, choice=choice, **asked.options
+                asked.prompt,
+                raw=not asked.chat,
+                user=user,
+                tenant=tenant,
+                vector=vector,
+                choice=choice,
+                **asked.options,
             )
             for choice in range(asked.choices)
         ]

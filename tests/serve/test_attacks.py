@@ -1,0 +1,199 @@
+"""Attacks by one client of a server: his neighbours get their answers meanwhile, and learn nothing of his."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Serving, as_text, framed, mac_file, serving
+
+from tinylora_edge import Basis, load_bundle
+
+resource = pytest.importorskip("resource")  # not on Windows
+
+PLAIN = "/v1/completions"
+GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abcdefgh", "max_tokens": 3, "temperature": 0}
+APP, OTHER_APP, ALICE, BOB = (
+    {"Authorization": f"Bearer {name}-key-1"} for name in ("first-app", "other-app", "alice", "bob")
+)
+PLACES = 64
+FILES = 1024
+FEW_FILES = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES})); "
+SHORT = "from tinylora_edge.serve import process; process._HEAD_S = process._SEND_S = 1.0; "
+
+
+@pytest.fixture(scope="module")
+def basis(tiny: Path) -> Basis:
+    return load_bundle(tiny).bases.basis(numbers=13)
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """One with few places, whose process may have 1,024 files."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "keys").write_text("first-app-key-1\nother-app-key-1\nalice-key-1 alice\nbob-key-1 bob\n")
+    options = ("--store", folder / "users.db", "--key", mac_file(folder), "--api-keys", folder / "keys")
+    limits = ("--n-ctx", "4096", "--max-requests", str(PLACES), "--contexts", "1", "--slots", "1")
+    with serving(folder, tiny, *options, *limits, before=FEW_FILES) as running:
+        yield running
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def head(headers: dict[str, str], length: int, path: str = PLAIN) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    lines += [f"{name}: {value}" for name, value in (headers | {"Content-Length": str(length)}).items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+def opened(stack: ExitStack, port: int, sent: bytes = b"") -> socket.socket:
+    connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+    connection.sendall(sent)
+    return connection
+
+
+def status(connection: socket.socket) -> int:
+    return int(connection.recv(65_536).split(None, 2)[1])
+
+
+def refuses(connection: socket.socket) -> bool:
+    """Whether a connection takes no more requests, as it has been ended; none is read."""
+    try:
+        with suppress(TimeoutError):
+            connection.send(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_connections_that_send_nothing(server: Serving) -> None:
+    """More than the process may have files, and a neighbour comes between them."""
+    before = server.log.stat().st_size
+    with ExitStack() as stack:
+        for number in range(FILES + 256):
+            opened(stack, server.port, b"" if number % 2 else b"GET /health HT")
+            if number % 128 == 0:
+                assert server.ask("POST", PLAIN, GOOD, **APP)[0] == 200
+        assert server.ask("POST", PLAIN, GOOD, **APP)[0] == 200
+    assert server.log.stat().st_size - before < 10_000
+    assert {line["event"] for line in server.lines()} == {"request"}
+
+
+def test_who_sends_nothing_or_reads_nothing_is_left(tiny: Path, tmp_path: Path) -> None:
+    """Before a first head, in the middle of it, behind an answer; and pipelined answers that nobody reads."""
+    with serving(tmp_path, tiny, before=SHORT) as server, ExitStack() as stack:
+        for sent in (b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nG"):
+            connection = opened(stack, server.port, sent)
+            while connection.recv(1000):  # until the server ends it
+                pass
+        unread = stack.enter_context(socket.socket())
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        unread.connect(("127.0.0.1", server.port))
+        unread.settimeout(1)
+        wait_until(lambda: refuses(unread))
+        assert server.ask("GET", "/v1/models")[0] == 200
+
+
+def test_bodies_that_never_come(server: Serving) -> None:
+    """Of one app, and of whoever has no key: they take no place of another's."""
+    with ExitStack() as stack:
+        nobody = [opened(stack, server.port, head({}, 500)) for _ in range(2 * PLACES)]
+        assert {status(each) for each in nobody} == {401}
+        stuck = [opened(stack, server.port, head(APP, 500)) for _ in range(PLACES)]
+        refused = [each for each in stuck[PLACES // 2 :] if status(each) == 429]
+        assert len(refused) == PLACES // 2
+        assert server.ask("POST", PLAIN, GOOD, **APP)[0] == 429
+        for headers in (OTHER_APP, ALICE, BOB):
+            assert server.ask("POST", PLAIN, GOOD, **headers)[0] == 200
+    wait_until(lambda: server.ask("POST", PLAIN, GOOD, **APP)[0] == 200)
+
+
+def test_one_user_fills_no_queue(server: Serving) -> None:
+    """Neither that of open requests nor that of waiting ones: not even another user of his app's waits."""
+    long = json.dumps(GOOD | {"max_tokens": 3000, "temperature": 1, "n": 8, "user": "mallory"}).encode()
+    with ExitStack() as stack:
+        flood = [opened(stack, server.port, head(APP, len(long)) + long) for _ in range(PLACES)]
+        wait_until(lambda: server.ask("GET", "/health")[1]["waiting"] >= PLACES // 2)
+        code, body = server.ask("POST", PLAIN, GOOD | {"user": "mallory", "n": 8}, **APP)
+        assert (code, body["error"]["code"]) == (429, "overloaded")
+        for headers in (APP, OTHER_APP, ALICE):
+            assert server.ask("POST", PLAIN, GOOD | {"user": "ann"}, **headers)[0] == 200
+        for each in flood:
+            each.close()
+    wait_until(lambda: server.ask("GET", "/health")[1]["running"] == 0)
+
+
+def test_nobody_learns_what_another_asked(server: Serving, basis: Basis) -> None:
+    """By `cached_tokens`: long ids, an app's users, two apps, and two keys."""
+
+    def cached(user: str = "", model: str = "tiny", headers: dict[str, str] = APP) -> int:
+        code, answer = server.ask("POST", PLAIN, asked | {"user": user, "model": model}, **headers)
+        assert code == 200
+        return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    for user in ("team", "alice"):
+        vector = {"vector": as_text(framed(basis, user))}
+        assert server.ask("PUT", f"/v1/vectors/{user}", vector, **APP)[0] == 200
+    asked = GOOD | {"prompt": "The secret of A is seven."}
+    long = "a" * 200
+    for first, *others in (
+        [partial(cached, f"{long}1"), partial(cached, f"{long}2"), partial(cached, long[:128])],
+        [partial(cached, "ann"), cached, partial(cached, "ann", headers=OTHER_APP)],
+        [partial(cached, "ann", "tiny@team"), partial(cached, "bob", "tiny@team")],
+        [partial(cached, "", "tiny@alice", ALICE), partial(cached, "alice", "tiny@alice")],
+    ):
+        first()
+        assert first() > 0
+        for other in others:
+            first()
+            assert other() == 0
+
+
+def test_metrics_are_the_operators(server: Serving) -> None:
+    code, body = server.ask("GET", "/metrics", **ALICE)
+    assert (code, body["error"]["code"]) == (403, "not_the_operator")
+    code, text = server.ask("GET", "/metrics", **APP)
+    assert code == 200
+    assert b"alice" not in text
+    server.ask("POST", PLAIN, GOOD, **ALICE)
+    server.ask("POST", PLAIN, GOOD, **BOB)
+    server.wait_for_line(PLAIN)
+    alice, bob = (line["tenant"] for line in server.lines()[-2:])
+    assert len(alice) == len(bob) == 12
+    assert alice != bob
+
+
+def test_a_store_that_waits_for_its_lock(server: Serving, basis: Basis) -> None:
+    """Whoever needs it waits; who does not is answered, however many wait."""
+    with ExitStack() as stack:
+        other = sqlite3.connect(server.log.parent / "users.db", isolation_level=None)
+        stack.callback(other.close)
+        other.execute("BEGIN EXCLUSIVE")
+        stuck = []
+        for number in range(12):
+            user = f"user{number}"
+            frame = framed(basis, user)
+            with_vector = json.dumps(GOOD | {"vector": as_text(frame), "user": user}).encode()
+            stuck.append(opened(stack, server.port, head(APP, len(with_vector)) + with_vector))
+            put = json.dumps({"vector": as_text(frame)}).encode()
+            sent = head(OTHER_APP, len(put), f"/v1/vectors/{user}").replace(b"POST", b"PUT", 1) + put
+            stuck.append(opened(stack, server.port, sent))
+        time.sleep(0.5)  # their threads wait by now
+        for _ in range(5):
+            assert server.ask("POST", PLAIN, GOOD, **BOB)[0] == 200
+        assert other.in_transaction
+        other.execute("ROLLBACK")
+        assert {status(each) for each in stuck} <= {200, 503}
