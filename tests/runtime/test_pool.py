@@ -226,6 +226,17 @@ def test_users_take_turns(given: list[str], running: dict[str, int], expected: l
     assert len(waiting) == 0
 
 
+def test_nobody_takes_all_places() -> None:
+    waiting = Waiting(6)
+    a, b, c, d = (SimpleNamespace(request=SimpleNamespace(tenant=name)) for name in "abcd")
+    for each in (a, a, a, b, c):
+        waiting.add(each)
+    for each in (a, b):  # one place is left
+        with pytest.raises(OverloadError, match=r"\d requests of yours wait, and 1 places are left"):
+            waiting.add(each)
+    waiting.add(d)
+
+
 def test_bytes_are_checked_at_every_request(opened: Callable[..., Pool]) -> None:
     key, forger = Hmac(bytes(range(32))), Hmac(bytes(32))
 
