@@ -8,40 +8,28 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import _common as bench
-import psutil
+from _servers import Server, events, pieces
 
 TOKENS = 400  # more than anybody waits for
 BEFORE = 8  # tokens that are timed before a client leaves
-
-
-class Served(Protocol):
-    """A server in a process of its own."""
-
-    process: psutil.Process
-
-    def connect(self) -> http.client.HTTPConnection: ...
-
-    def post(
-        self, connection: http.client.HTTPConnection, body: dict[str, Any]
-    ) -> http.client.HTTPResponse: ...
 
 
 Body = Callable[[], dict[str, Any]]
 """What makes the body of another request."""
 
 
-def freed(server: Served, body: Body, rounds: int) -> dict[str, Any]:
+def freed(server: Server, body: Body, rounds: int) -> dict[str, Any]:
     """Seconds from when a client leaves until his slot is free, and those of a token before, in pairs."""
     tokens, free, ratios = [], [], []
     for _ in range(rounds):
         connection = server.connect()
         response = server.post(connection, body() | {"stream": True, "max_tokens": TOKENS})
         times = []
-        for _ in _texts(response):
+        for _ in pieces(response):
             times.append(time.perf_counter())
             if len(times) > BEFORE:
                 break
@@ -60,13 +48,13 @@ def freed(server: Served, body: Body, rounds: int) -> dict[str, Any]:
     return {"token": bench.summarize(tokens), "free": bench.summarize(free), "ratio": sorted(ratios)}
 
 
-def stopped(server: Served, body: Callable[[int], dict[str, Any]], users: int) -> dict[str, Any]:
+def stopped(server: Server, body: Callable[[int], dict[str, Any]], users: int) -> dict[str, Any]:
     """Let so many users stream, stop the server, and return seconds to its exit and how the streams ended."""
     ends: list[str] = []
 
     def one(user: int) -> None:
         response = server.post(server.connect(), body(user) | {"stream": True, "max_tokens": TOKENS})
-        ends.append(deque(_events(response), 1).pop())
+        ends.append(deque(events(response), 1).pop())
 
     threads = [threading.Thread(target=one, args=(user,)) for user in range(users)]
     for thread in threads:
@@ -82,20 +70,6 @@ def stopped(server: Served, body: Callable[[int], dict[str, Any]], users: int) -
         thread.join()
     said = sum('"error"' in end for end in ends)
     return {"seconds": watch.seconds, "ended": ends.count("[DONE]"), "told why": said, "streams": users}
-
-
-def _events(response: http.client.HTTPResponse) -> Iterator[str]:
-    while line := response.readline():
-        if line.startswith(b"data: "):
-            yield line.decode().removeprefix("data: ").strip()
-
-
-def _texts(response: http.client.HTTPResponse) -> Iterator[str]:
-    for event in _events(response):
-        if event != "[DONE]" and (choices := json.loads(event).get("choices")):
-            text = choices[0]["delta"].get("content")
-            if text:
-                yield text
 
 
 def _load(connection: http.client.HTTPConnection) -> tuple[int, int]:

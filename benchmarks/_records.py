@@ -196,6 +196,40 @@ def found_on_device(task: str, way: tuple[str, str]) -> list[float]:
     ]
 
 
+def crowds(rows: list[dict[str, Any]] | None = None) -> dict[str, dict[int, dict[str, dict[str, float]]]]:
+    """Return what turns of `cliff.py` found, by server, number of users, and law by which they ask.
+
+    Args:
+        rows: of its record; those in results unless given.
+
+    Returns:
+        Medians over turns: `rate`, tokens a second; `share` of what 16 users got in the same round. Of all
+        requests `p50` and `p95`, milliseconds to the first text. `peak` and `resident`, the server's bytes.
+    """
+    turns = [row for row in (records("cliff") if rows is None else rows) if "law" in row]
+    of_16 = {_turn(row): row["tokens_per_second"] for row in turns if row["users"] == 16}
+    found: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
+    for server, users, law in dict.fromkeys((row["server"], row["users"], row["law"]) for row in turns):
+        mine = [row for row in turns if (row["server"], row["users"], row["law"]) == (server, users, law)]
+        first = sorted(each for row in mine for each in row["first_ms"])
+        shares = [row["tokens_per_second"] / of_16[_turn(row)] for row in mine if _turn(row) in of_16]
+        found.setdefault(server, {}).setdefault(users, {})[law] = {
+            "rate": statistics.median(row["tokens_per_second"] for row in mine),
+            "share": statistics.median(shares) if shares else math.nan,
+            "turns": len(mine),
+            "p50": statistics.median(first),
+            "p95": first[int(0.95 * (len(first) - 1))],
+            "resident": statistics.median(row["resident"] for row in mine),
+            "peak": max(row["peak"] for row in mine),
+        }
+    return found
+
+
+def _turn(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return what the turns of one round of one run have in common."""
+    return row["server"], row["law"], str(row["round"]), row["environment"]["time"]
+
+
 def seed_of(row: dict[str, Any]) -> int:
     """Return the seed of a vector, by its record or its file's name."""
     return int(row.get("seed", (re.findall(r"\d", row.get("file", "")) or [0])[0]))

@@ -65,16 +65,16 @@ def frames(basis: Basis, count: int) -> list[bytes]:
     return [MicroVector.random(basis, NORM, seed=seed).to_bytes(basis) for seed in range(count)]
 
 
-def write_stock_lora(path: Path, basis: Basis) -> None:
+def write_stock_lora(path: Path, basis: Basis, vector: MicroVector | None = None) -> None:
     """Write a LoRA of a basis's rank k for every module, as convert_lora_to_gguf does: no code of ours.
 
-    It holds what the basis gives for one vector, in float32, with alpha = k.
+    It holds what the basis gives for a vector, a random one where none is given, in float32, with alpha = k.
     """
     writer = gguf.GGUFWriter(path, basis.factors.architecture)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", float(basis.rank))
-    r = basis.R(MicroVector.random(basis, NORM))
+    r = basis.R(vector or MicroVector.random(basis, NORM))
     for position, module in enumerate(basis.modules):
         a, b = basis.factors.leading(module, basis.rank)
         writer.add_tensor(f"{module}.lora_a", np.ascontiguousarray(a))

@@ -18,12 +18,14 @@ from _records import (
     TITLES,
     best_prompt,
     between,
+    crowds,
     distillations,
     drifts,
     found_on_device,
     over_seeds,
     prompts,
     public,
+    records,
     runs,
     seed_of,
     titled,
@@ -31,6 +33,20 @@ from _records import (
     ways,
     widest,
 )
+
+SERVERS = {
+    "onnx": "ours, ONNX Runtime int4",
+    "llama": "ours, llama.cpp Q4_1",
+    "stock": "llama-server, a LoRA each",
+}
+"""The servers of `cliff.py`."""
+
+WRONG = {
+    **SERVERS,
+    "stock": "llama-server, `cache_prompt` false",
+    "stock-cached": "llama-server, `cache_prompt` true",
+}
+"""Those of `wrong_user.py`."""
 
 EQUAL = {"tiled": "the paper's basis", "learned": "learned"}
 """Bundles of the vectors whose drift is compared at equal gain."""
@@ -253,7 +269,50 @@ def moved() -> str:
     return drifted(rows, ["task, seed", "numbers"], names)
 
 
+def users(rows: list[dict[str, Any]] | None = None) -> str:
+    """What more users cost a server, 16 requests at a time."""
+    cells = []
+    for server, counts in crowds(rows).items():
+        for count, laws in sorted(counts.items()):
+            uniform = laws.get("uniform") or laws["zipf"]  # one user is drawn in one way
+            zipf = laws.get("zipf", uniform)
+            row = [SERVERS[server], f"{count:,}", f"{uniform['rate']:.0f}", f"{uniform['share']:.2f}"]
+            row += [f"{zipf['rate']:.0f}", f"{zipf['share']:.2f}"]
+            row += [f"{each['p50']:.0f}, {each['p95']:.0f}" for each in (uniform, zipf)]
+            cells.append([*row, f"{max(each['peak'] for each in laws.values()) / 1e6:,.0f}"])
+    headers = ["server", "users", "tokens/s, uniform", "to 16 users", "tokens/s, Zipf", "to 16 users"]
+    headers += ["first token, uniform, ms: p50, p95", "first token, Zipf", "peak memory, MB"]
+    return markdown(headers, cells)
+
+
+def wrong_users(rows: list[dict[str, Any]] | None = None) -> str:
+    """Whose answers users got who asked at the same time."""
+    kinds = ("own", "another's", "nobody's, begins as his own", "nobody's")
+    found = records("wrong_user") if rows is None else rows
+    cells = [
+        [
+            WRONG.get(row["server"], row["server"]),
+            f"{row['users']}",
+            *(f"{row['counts'].get(each, 0)}" for each in kinds),
+        ]
+        for row in found
+    ]
+    return markdown(["server", "users", "his own", *kinds[1:]], cells)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
-    for block in (public_sets, services, ifeval, scores, together, more, device, distilled, moved)
+    for block in (
+        public_sets,
+        services,
+        ifeval,
+        scores,
+        together,
+        more,
+        device,
+        distilled,
+        moved,
+        users,
+        wrong_users,
+    )
 }

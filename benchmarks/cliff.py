@@ -1,0 +1,213 @@
+"""What more users cost a server: 1 to 10,000 with a vector each, 16 requests at a time.
+
+Vectors are of 13 to 13,440 numbers, all sizes mixed. Who asks next is drawn uniformly, or after Zipf (the
+n-th user with a weight of 1 / n). Each number of users has a server and a store of its own, and all of them
+take turns. Everybody is asked the same: prompts that begin differently, so that no cache of prompts helps
+anybody, and answers of 16 to 32 tokens, so that they do not keep step.
+
+* onnx, llama: `tinylora-edge serve` of a bundle, whose requests name the user (`m@user7`);
+* stock: llama-server with a LoRA a user, the same vectors as GGUFs, whose requests name one in `lora`. It
+  loads all of them when it starts.
+
+A turn's tokens are counted while all 16 are busy: from the 17th request on, until none is left to ask. Each
+turn is a row of the record, which another run goes on with.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import _common as bench  # first: it sets what libraries read when loaded
+import _servers as servers
+from _subjects import export, smollm2
+from _tables import users as table
+
+from tinylora_edge import Bases, Policy, load_bundle
+from tinylora_edge.exporters import export_onnx
+from tinylora_edge.runtime.admission import admitted
+from tinylora_edge.serve.store import Store
+from tinylora_edge.system import cores
+
+AT_ONCE, MOST_TOKENS = 16, 32
+LOOK_UPS = 1000
+STOCK_USERS = 100  # a LoRA each takes 9 MB of its memory
+NOUNS = ("rain", "bread", "moon", "river", "cat", "bridge", "clock", "garden", "winter", "train", "apple")
+
+Body = Callable[[int], dict[str, Any]]
+"""What a user's request has of his own."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """So many users of a server, drawn by one of two laws."""
+
+    server: str
+    users: int
+    law: str
+
+    def draw(self, random: random.Random, count: int) -> list[int]:
+        weights = accumulate(1 / (n + 1) if self.law == "zipf" else 1.0 for n in range(self.users))
+        return random.choices(range(self.users), cum_weights=list(weights), k=count)
+
+
+@dataclass
+class Turn:
+    """What a turn's requests found: when each was asked, and when each of its texts came."""
+
+    asked: list[float] = field(default_factory=list)
+    answers: list[tuple[float, list[float], int, int]] = field(default_factory=list)
+
+    def row(self) -> dict[str, Any]:
+        """Return the figures of the time in which all were busy."""
+        begin, end = self.asked[AT_ONCE], self.asked[-1]
+        tokens = sum(
+            count * sum(begin < at <= end for at in times) / len(times) for _, times, count, _ in self.answers
+        )
+        first = [1000 * (times[0] - at) for at, times, _, _ in self.answers if at >= begin]
+        return {
+            "tokens_per_second": round(tokens / (end - begin), 2),
+            "first_ms": [round(each, 1) for each in first],
+            "seconds": round(end - begin, 2),
+            "requests": len(self.answers),
+            "cached_tokens": sum(cached for *_, cached in self.answers),
+        }
+
+
+def turn(server: servers.Server, body: Body, users: list[int], seed: int) -> dict[str, Any]:
+    """Let users ask, 16 of them at a time; return a row's figures."""
+    draw, found, lock = random.Random(seed), Turn(), threading.Lock()
+    left = queue.SimpleQueue[dict[str, Any]]()
+    for user in users:
+        about = f"{draw.randrange(10**6)} is the number of this chat. Answer in a few sentences."
+        asked = f"Write about a {draw.choice(NOUNS)} and a {draw.choice(NOUNS)}."
+        messages = [{"role": "system", "content": about}, {"role": "user", "content": asked}]
+        length = draw.randint(MOST_TOKENS // 2, MOST_TOKENS)
+        common = {"messages": messages, "max_tokens": length, "temperature": 0, "stream": True}
+        left.put({**common, "stream_options": {"include_usage": True}, **body(user)})
+
+    def work(_: int) -> None:
+        connection = server.connect()
+        while True:
+            with lock:
+                try:
+                    request = left.get_nowait()
+                except queue.Empty:
+                    return
+                at = time.perf_counter()
+                found.asked.append(at)
+            times, cost = list[float](), dict[str, Any]()
+            for text, usage in servers.pieces(server.post(connection, request)):
+                times += [time.perf_counter()] if text else []
+                cost = usage or cost
+            cached = (cost.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+            if times:  # else it had nothing to say
+                found.answers.append((at, times, cost["completion_tokens"], cached))
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        list(threads.map(work, range(AT_ONCE)))
+    return found.row() | server.memory()
+
+
+def opened(
+    stack: ExitStack, options: Any, bundle: Path, folder: Path
+) -> dict[tuple[str, int], tuple[servers.Server, Body]]:
+    """Start a server for each number of users; return them, and what a user's request has of his own."""
+    found: dict[tuple[str, int], tuple[servers.Server, Body]] = {}
+    bases, onnx = load_bundle(bundle).bases, options.onnx
+    if "onnx" in options.servers and onnx is None:
+        onnx = export_onnx(smollm2(), folder / "onnx", precision="int4").output
+    engines = {"llama": (bundle, -(-AT_ONCE // cores())), "onnx": (onnx, AT_ONCE)}
+    for users in options.users:
+        place = folder / str(users)
+        place.mkdir()
+        servers.fill(place / "users.db", bases, (servers.vector(bases, user) for user in range(users)))
+        for kind, (base, slots) in engines.items():
+            if kind in options.servers:
+                given: list[str | Path] = [
+                    "--engine",
+                    kind,
+                    "--slots",
+                    str(slots),
+                    "--store",
+                    place / "users.db",
+                ]
+                server = stack.enter_context(servers.ours(base, place, *given))
+                found[kind, users] = server, lambda user: {"model": f"m@{servers.name(user)}"}
+        if "stock" in options.servers and users <= STOCK_USERS:
+            loras = servers.write_loras(folder, bases, (servers.vector(bases, user) for user in range(users)))
+            server = stack.enter_context(servers.stock(bundle / "base.gguf", loras, place, slots=AT_ONCE))
+            found["stock", users] = server, lambda user: {"lora": [{"id": user, "scale": 1}]}
+    return found
+
+
+def measure(
+    began: dict[tuple[str, int], tuple[servers.Server, Body]], options: Any, study: Path, run: dict[str, Any]
+) -> None:
+    """Let all arms take turns, and keep each turn."""
+    arms = [Arm(*key, law) for key in began for law in ("zipf", "uniform")[: min(key[1], 2)]]
+    for number in range(-1, options.rounds):
+        shift = number % len(arms)
+        for arm in arms[shift:] + arms[:shift]:
+            count = AT_ONCE + (options.requests if number >= 0 else 1)
+            row = turn(*began[arm.server, arm.users], arm.draw(random.Random(number), count), number)
+            if number >= 0:  # the first round warms up
+                own = {"server": arm.server, "users": arm.users, "law": arm.law, "round": number}
+                bench.keep(study, own | row | {"load": bench.load_average()[0]} | run)
+
+
+def vector_cost(path: Path, bases: Bases, users: int) -> dict[str, float]:
+    """Median seconds that a user's vector takes a request, by its numbers: found, checked, made an R."""
+    store, times = Store(path, bases), dict[str, list[float]]()
+    policy, draw = Policy(keys=[servers.KEY], state=store.sequences), random.Random(0)
+    for _ in range(LOOK_UPS):
+        user = servers.name(draw.randrange(users))
+        with bench.stopwatch() as watch:
+            stored = store.get(user)
+            assert stored is not None
+            with admitted(stored.frame, bases, policy, stream=user) as vector:
+                for _ in range(2):  # when it is submitted, and when it begins
+                    bases.of(vector).R(vector)
+        times.setdefault(str(len(vector.values)), []).append(watch.seconds)
+    store.close()
+    return {size: median(found) for size, found in times.items()}
+
+
+def main() -> None:
+    parser = bench.parser(__doc__, rounds=3)
+    parser.add_argument("--servers", nargs="+", default=["onnx", "llama", "stock"])
+    parser.add_argument("--users", type=int, nargs="+", default=[1, 16, 100, 1000, 10_000])
+    parser.add_argument("--requests", type=int, default=48, help="of a turn, beside 16 first ones (48)")
+    parser.add_argument("--llama", type=Path, help="a bundle for llama.cpp; SmolLM2 is exported otherwise")
+    parser.add_argument("--onnx", type=Path, help="one for ONNX Runtime; SmolLM2 in int4 otherwise")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        study = Path(options.json) if options.json else folder / "cliff.jsonl"
+        bundle = options.llama or export(folder)[0]
+        run = {"commit": bench.commit(), "environment": bench.environment()}
+        with ExitStack() as stack:
+            began = opened(stack, options, bundle, folder)
+            for users in options.users:
+                place = folder / str(users) / "users.db"
+                cost = vector_cost(place, load_bundle(bundle).bases, users)
+                bench.keep(
+                    study, {"users": users, "vector_seconds": cost, "bytes": place.stat().st_size} | run
+                )
+            measure(began, options, study, run)
+        print(table(bench.read_study(study)))
+
+
+if __name__ == "__main__":
+    main()

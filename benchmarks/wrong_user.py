@@ -1,0 +1,259 @@
+"""Whether a server ever answers somebody with another user's adapter.
+
+Each user has an adapter that marks him: to each of a few prompts, which share their beginning, it gives
+another answer than everybody else's and than the base's. References are greedy answers of each, alone. Then
+all ask at once, 16 at a time: mixed, the same again and again, streaming and not, and some leave in the
+middle. Each answer is looked up among all references:
+
+* his own: the reference of who asked, or its beginning where he left;
+* another's: the reference of somebody else, or of the base;
+* nobody's: none of them; and of these, how many begin no more like his own than like another's.
+
+    python benchmarks/wrong_user.py --servers onnx llama stock stock-cached --json record.jsonl
+    python benchmarks/wrong_user.py --url 127.0.0.1:8000 --models sql-lora chat-lora
+
+The first form starts ours, with references of `runtime.load`, and stock llama-server, which is told the
+adapter in `lora`, without its cache of prompts and with it; its references are its own answers, alone and
+without that cache. The second asks any OpenAI server whose adapters are models, alone and then all at once.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import _common as bench  # first: it sets what libraries read when loaded
+import _servers as servers
+from _subjects import export, smollm2
+from _tables import wrong_users
+
+from tinylora_edge import Bases, MicroVector, load_bundle, runtime
+from tinylora_edge.exporters import export_onnx
+from tinylora_edge.system import cores
+
+AT_ONCE, TOKENS, LEFT_AFTER = 16, 12, 4
+NORM = 4.0  # of a mark's R: everybody still speaks, and nobody as anybody else
+BASE = -1  # as a user
+OURS, STOCK = ("onnx", "llama"), {"stock": False, "stock-cached": True}
+GUIDE = {
+    "role": "system",
+    "content": "You are the guide of a small museum by the sea, open from nine to five, with ships, maps, "
+    "clocks, coins and a garden. You answer in one short sentence.",
+}
+QUESTIONS = ("What can I see today?", "What is the oldest thing here?", "Tell me about the garden.")
+PROMPTS: list[list[dict[str, str]]] = [[GUIDE, {"role": "user", "content": each}] for each in QUESTIONS]
+PROMPTS[2][1:1] = [PROMPTS[0][1], {"role": "assistant", "content": "Ships and maps."}]  # another turn
+
+References = dict[tuple[int, int], str]
+"""Answers by user and number of the prompt."""
+
+Own = Callable[[int], dict[str, Any]]
+"""What a user's request has of his own."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request: whose, which prompt, and whether he streams the answer, or leaves it in the middle."""
+
+    user: int
+    prompt: int
+    streams: bool
+    leaves: bool
+
+
+def body(own: Own, user: int, prompt: int) -> dict[str, Any]:
+    return {"messages": PROMPTS[prompt], "max_tokens": TOKENS, "temperature": 0, **own(user)}
+
+
+def answered(server: servers.Server, own: Own, asked: Asked) -> str:
+    """Ask; return the answer, or what came of it until its reader left."""
+    connection = server.connect()
+    request = body(own, asked.user, asked.prompt)
+    try:
+        if not asked.streams:
+            said = json.loads(server.post(connection, request).read())
+            return str(said["choices"][0]["message"]["content"])
+        texts, response = "", server.post(connection, request | {"stream": True})
+        for number, (text, _) in enumerate(servers.pieces(response)):
+            texts += text
+            if asked.leaves and number + 1 >= LEFT_AFTER:
+                response.close()
+                break
+        return texts
+    finally:
+        connection.close()
+
+
+def plan(users: int, again: int, seed: int) -> list[Asked]:
+    """Return every user's request of every prompt and some again, in disorder; a few come twice in a row."""
+    draw = random.Random(seed)
+    pairs = [(user, prompt) for user in range(users) for prompt in range(len(PROMPTS))]
+    pairs += draw.choices(pairs, k=again)
+    draw.shuffle(pairs)
+    for at in range(0, len(pairs) - 1, 8):
+        pairs[at + 1] = pairs[at]
+    kinds = [(False, False), (True, False), (True, True)]
+    return [Asked(*pair, *draw.choices(kinds, (2, 1, 1))[0]) for pair in pairs]
+
+
+def judged(asked: Asked, text: str, references: References) -> str:
+    """Return whose answer a text is."""
+    theirs = {user: text_of for (user, prompt), text_of in references.items() if prompt == asked.prompt}
+    if any_own(text, theirs[asked.user], asked.leaves):
+        return "own"
+    if any(any_own(text, other, asked.leaves) for other in theirs.values()):
+        return "another's"
+    alike = {
+        user: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
+        for user, other in theirs.items()
+    }
+    mine = alike.pop(asked.user)
+    return "nobody's, begins as his own" if mine > max(alike.values(), default=0) else "nobody's"
+
+
+def any_own(text: str, reference: str, leaves: bool) -> bool:
+    return reference.startswith(text) if leaves else text == reference
+
+
+def ask_all(
+    server: servers.Server, own: Own, references: References, *, users: int, again: int, seed: int = 0
+) -> dict[str, Any]:
+    """Let everybody ask at once; return how many answers were whose, and some that were not his own."""
+    requests = plan(users, again, seed)
+    with ThreadPoolExecutor(AT_ONCE) as threads, bench.stopwatch() as watch:
+        texts = list(threads.map(lambda asked: answered(server, own, asked), requests))
+    counts, wrong = Counter[str](), list[dict[str, Any]]()
+    for asked, text in zip(requests, texts, strict=True):
+        whose = judged(asked, text, references)
+        counts[whose] += 1
+        if whose != "own" and len(wrong) < 8:
+            expected = references[asked.user, asked.prompt]
+            wrong.append({**vars(asked), "whose": whose, "text": text, "his own": expected})
+    left = sum(asked.leaves for asked in requests)
+    return {"counts": dict(counts), "left": left, "seconds": round(watch.seconds, 1), "wrong": wrong}
+
+
+def alone(server: servers.Server, own: Own, users: Iterator[int] | list[int]) -> References:
+    """Ask as one user after the other; return the answers."""
+    return {
+        (user, prompt): answered(server, own, Asked(user, prompt, False, False))
+        for user in users
+        for prompt in range(len(PROMPTS))
+    }
+
+
+def marked(bundle: Path, engine: str, users: int) -> tuple[list[MicroVector], References]:
+    """Return vectors whose answers differ from each other's and the base's, and those answers."""
+    references, vectors = References(), list[MicroVector]()
+    with runtime.load(bundle, engine=engine, n_ctx=servers.N_CTX, n_threads=cores()) as llm:
+
+        def say(user: int) -> References:
+            said = (
+                llm.create_chat_completion(messages, max_tokens=TOKENS, temperature=0) for messages in PROMPTS
+            )
+            return {(user, n): each["choices"][0]["message"]["content"] for n, each in enumerate(said)}
+
+        references = say(BASE)
+        for user in range(users):
+            for seed in range(user, 10**6, users):
+                vector = servers.vector(llm.bases, user, norm=NORM, seed=seed)
+                llm.swap(vector)
+                answers = say(user)
+                others = [(prompt, text) for (_, prompt), text in references.items()]
+                if not any((n, text) in others for (_, n), text in answers.items()):
+                    break
+            vectors.append(vector)
+            references |= answers
+    return vectors, references
+
+
+def with_lora(cached: bool) -> Own:
+    """Return how llama-server is told whose adapter answers, and whether it may use what it evaluated."""
+
+    def own(user: int) -> dict[str, Any]:
+        return {"cache_prompt": cached, "lora": [{"id": user, "scale": 1}] if user != BASE else []}
+
+    return own
+
+
+def with_model(user: int) -> dict[str, Any]:
+    return {"model": f"m@{servers.name(user)}" if user != BASE else "m"}
+
+
+def measure(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield what each server did."""
+    bundle = options.llama or export(folder)[0]
+    bases: Bases = load_bundle(bundle).bases
+    users, size = options.users, {"users": options.users, "again": options.again}
+    vectors: list[MicroVector] = []
+    for engine in (each for each in OURS if each in options.servers):
+        base, slots = bundle, -(-AT_ONCE // cores())
+        if engine == "onnx":
+            base, slots = options.onnx or export_onnx(smollm2(), folder / "onnx", precision="int4").output, 16
+        vectors, references = marked(base, engine, users)
+        place = folder / engine
+        place.mkdir()
+        servers.fill(place / "users.db", bases, iter(vectors))
+        given: list[str | Path] = ["--engine", engine, "--slots", str(slots), "--store", place / "users.db"]
+        with servers.ours(base, place, *given) as server:
+            yield {"server": engine} | size | ask_all(server, with_model, references, **size)
+    if asked := [each for each in STOCK if each in options.servers]:
+        vectors = vectors or [servers.vector(bases, user, norm=NORM) for user in range(users)]
+        loras = servers.write_loras(folder, bases, iter(vectors))
+        with servers.stock(bundle / "base.gguf", loras, folder, slots=AT_ONCE) as server:
+            references = alone(server, with_lora(False), [BASE, *range(users)])
+            for kind in asked:
+                found = ask_all(server, with_lora(STOCK[kind]), references, **size)
+                yield {"server": kind} | size | found
+
+
+def ask_url(options: Any) -> dict[str, Any]:
+    """Return what a server that runs already did."""
+    host, _, port = options.url.rpartition(":")
+    server = servers.Server(int(port), host=host)
+    users = range(len(options.models))
+
+    def own(user: int) -> dict[str, Any]:
+        return {"model": options.models[user]}
+
+    references = alone(server, own, list(users))
+    again = alone(server, own, list(reversed(users)))
+    unsteady = sum(references[key] != again[key] for key in references)
+    alike = len(references) - len({(prompt, text) for (_, prompt), text in references.items()})
+    found = {"server": options.url, "users": len(users), "unsteady alone": unsteady, "alike": alike}
+    return found | ask_all(server, own, references, users=len(users), again=options.again)
+
+
+def main() -> None:
+    parser = bench.parser(__doc__, rounds=1)
+    parser.add_argument("--servers", nargs="+", default=[*OURS, *STOCK], choices=[*OURS, *STOCK])
+    parser.add_argument("--users", type=int, default=64, help="with an adapter each (%(default)s)")
+    parser.add_argument("--again", type=int, default=64, help="requests beside one of each prompt (64)")
+    parser.add_argument("--llama", type=Path, help="a bundle for llama.cpp; SmolLM2 is exported otherwise")
+    parser.add_argument("--onnx", type=Path, help="one for ONNX Runtime; SmolLM2 in int4 otherwise")
+    parser.add_argument("--url", metavar="HOST:PORT", help="a server that runs; then --models")
+    parser.add_argument(
+        "--models", nargs="+", default=[], metavar="NAME", help="its adapters, by their names"
+    )
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        rows = [ask_url(options)] if options.url else measure(options, Path(name))
+        run, found = {"commit": bench.commit(), "environment": bench.environment()}, []
+        for row in rows:
+            found.append(row | run)
+            if options.json:
+                bench.keep(Path(options.json), found[-1])
+            print(json.dumps(row, ensure_ascii=False, indent=1))
+    print(wrong_users(found))
+
+
+if __name__ == "__main__":
+    main()
