@@ -76,7 +76,6 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
     import torch
 
     from tinylora_edge.train.adapter import Adapter
-    from tinylora_edge.train.learner import pad
     from tinylora_edge.train.model import load_model
 
     torch.set_num_threads(cores())  # generate may have them all, as llama.cpp has
@@ -90,8 +89,10 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
         if name == GENERATE:
             model = load_model(bundle / "base.gguf", options.dtype)
             stack.enter_context(Adapter(model, basis)).set(vector)
-            ids, mask = pad(prompts, left=True)
-            stock: dict[str, Any] = {"attention_mask": mask.long(), "do_sample": True, "top_k": 0}
+            longest = max(map(len, prompts))
+            ids = torch.tensor([[0] * (longest - len(each)) + each.tolist() for each in prompts])
+            mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in prompts])
+            stock: dict[str, Any] = {"attention_mask": mask, "do_sample": True, "top_k": 0}
             stock |= {"temperature": task.temperature, "num_return_sequences": options.samples}
             stock |= {"max_new_tokens": task.max_tokens, "eos_token_id": llm.token_eos()}
             stock |= {"pad_token_id": llm.token_eos()}

@@ -248,7 +248,7 @@ def _allowed(logits: NDArray[np.float32], sequences: Sequence[Running]) -> NDArr
     return np.stack([row if each.grammar is None else each.grammar.masked(row) for each, row in rows])
 
 
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def common_prefix(prompts: Sequence[Sequence[int] | NDArray[np.int32]]) -> int:
     """Length of what all prompts begin with, at least one token short of the shortest; 0 for one alone."""
     limit = min(map(len, prompts)) - 1
     for i in range(limit):

@@ -20,7 +20,7 @@ from tinylora_edge.modules import canonical_order, is_adaptable
 from tinylora_edge.train import learner as learning
 from tinylora_edge.train.adapter import Adapter, SidePath, projected
 from tinylora_edge.train.grpo import IMPORTANCE_CAP
-from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, pad, plain_head
+from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, plain_head
 
 PROJECTIONS = {
     "tiled": lambda factors: Projection.random(factors.modules, 3, 2),
@@ -85,6 +85,8 @@ def test_sidepath_gradcheck() -> None:
 
     x, r = random(2, 3, 7).requires_grad_(), random(2, 2).requires_grad_()
     assert torch.autograd.gradcheck(SidePath.apply, (x, r, random(2, 7), random(5, 2)))
+    row, own = random(1, 3, 7).requires_grad_(), random(3, 2, 2).requires_grad_()  # an R a token
+    assert torch.autograd.gradcheck(SidePath.apply, (row, own, random(2, 7), random(5, 2)))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "phi3"])  # q, k, v and gate, up separate, and fused
@@ -113,22 +115,21 @@ def test_loss_gradient_is_the_finite_difference(
             adapter.v.copy_(torch.from_numpy(value))
 
     set_v(at)
-    weights = [torch.ones(3, 5, dtype=torch.float64)] * 2
+    weights = [torch.ones(9, dtype=torch.float64)] * 2
     if sampled:  # with noise, so that the importance matters
         now = learner.measure(fixed)
         for group, row in zip(fixed, now, strict=True):
-            lengths = map(len, group.completions)
-            drawn = (each[:n] + rng.normal(0, 0.5, n) for each, n in zip(row.numpy(), lengths, strict=True))
-            group.sampled = [each.astype(np.float32) for each in drawn]
+            drawn = row + torch.from_numpy(rng.normal(0, 0.5, 9))
+            group.sampled = [each.numpy().astype(np.float32) for each in drawn.split([5, 1, 3])]
         weights = [
-            (row - pad(group.sampled)[0]).exp().clamp(max=IMPORTANCE_CAP)
+            (row - torch.from_numpy(np.concatenate(group.sampled))).exp().clamp(max=IMPORTANCE_CAP)
             for row, group in zip(now, fixed, strict=True)
         ]
 
     def surrogate(value: np.ndarray) -> float:
         set_v(value)
         terms = (
-            -(row * weight * torch.from_numpy(group.advantage)[:, None]).sum()
+            -(row * weight * torch.from_numpy(group.advantage.repeat([5, 1, 3]))).sum()
             for row, weight, group in zip(learner.measure(fixed), weights, fixed, strict=True)
         )
         return float(sum(terms)) / sum(len(c) for group in fixed for c in group.completions)
@@ -178,7 +179,7 @@ def group(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Group:
 def test_one_pass_equals_whole_sequences(
     architecture: str, plain: bool, lengths: tuple[int, int], common: int, attention: str
 ) -> None:
-    """Groups are computed together, their prompts padded, what they begin with and equal completions once."""
+    """Groups are computed together; what they begin with, and equal completions, once."""
     model = models.tiny_model(architecture)
     model.set_attn_implementation(attention)
     assert (plain_head(model) is not None) == plain
@@ -196,13 +197,13 @@ def test_one_pass_equals_whole_sequences(
     ]
     for group_, found in zip(groups, learner.logprobs(groups), strict=True):
         prompt = group_.prompt.tolist()
-        for row, completion in zip(found.detach(), group_.completions, strict=True):
+        rows = found.detach().split([*map(len, group_.completions)])
+        for row, completion in zip(rows, group_.completions, strict=True):
             whole = torch.tensor([[*prompt, *completion.tolist()]])
             with torch.no_grad():
                 scores = torch.log_softmax(model(whole).logits[0] / 0.6, -1)
             expected = [scores[len(prompt) - 1 + i, t].item() for i, t in enumerate(completion)]
-            np.testing.assert_allclose(row[: len(completion)], expected, atol=1e-4)
-            assert not row[len(completion) :].any()
+            np.testing.assert_allclose(row, expected, atol=1e-4)
     learner.close()
 
 

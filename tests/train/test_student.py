@@ -1,21 +1,23 @@
-"""The student: its divergence, what it computes once, its device, and how far a fit goes."""
+"""The student: its slopes, its divergence, and how far a fit goes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import models
 import numpy as np
 import pytest
-import support
 import torch
 
-from tinylora_edge import Basis, load_bundle
+from tinylora_edge import load_bundle
 from tinylora_edge.runtime.learning.contrast import Lesson
 from tinylora_edge.train import learner
+from tinylora_edge.train.adapter import Adapter
 from tinylora_edge.train.distill import _EFFECT, spread_of
-from tinylora_edge.train.learner import ForwardKL
-from tinylora_edge.train.student import Student
+from tinylora_edge.train.learner import ForwardKL, Learner
+from tinylora_edge.train.student import fit, slopes
 
 
 def lesson() -> Lesson:
@@ -27,36 +29,59 @@ def lesson() -> Lesson:
     return Lesson("x", told, bare, [tokens(7, 8, 9), tokens(3), tokens(3, 4)])
 
 
-@pytest.mark.parametrize("plain", [True, False], ids=["from hidden states", "from logits"])
-def test_what_prompts_begin_with_runs_once(
-    tiny_bundle: Path, plain: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A divergence and a fit are those of whole rows, by less than half of the work."""
+@pytest.fixture
+def pupil(tiny_bundle: Path) -> Iterator[Learner]:
+    basis = load_bundle(tiny_bundle).basis(numbers=13)
     model = models.tiny_model("llama")
-    model.set_attn_implementation("eager")
-    factors = load_bundle(tiny_bundle).factors
-    pupil = Student(model, Basis(factors, support.learned(factors, 3, scale=0.3)))
+    with Adapter(model, basis) as adapter:
+        learner = Learner(model, adapter, temperature=1.0, workers=2)
+        yield learner
+        learner.close()
+
+
+def divergence(pupil: Learner, lesson: Lesson, v: np.ndarray) -> torch.Tensor:
+    """The KL of each question from the prompted model, whole rows one at a time: in nats, summed."""
+    found = []
+    for told, bare, answer in zip(lesson.told, lesson.bare, lesson.answers, strict=True):
+        with torch.no_grad():
+            pupil.adapter.set(0 * v)
+            teacher = torch.log_softmax(logits(pupil.model, told, answer), -1)
+            pupil.adapter.set(v)
+            own = torch.log_softmax(logits(pupil.model, bare, answer), -1)
+        found.append((teacher.exp() * (teacher - own)).sum())
+    pupil.adapter.set(0 * v)
+    return torch.stack(found)
+
+
+def logits(model: Any, prompt: np.ndarray, answer: np.ndarray) -> torch.Tensor:
+    row = torch.tensor([[*prompt.tolist(), *answer.tolist()]])
+    return model(row).logits[0, len(prompt) - 1 : -1]
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["from hidden states", "from logits"])
+def test_slopes_are_the_changes_of_each_question(pupil: Learner, plain: bool) -> None:
+    """Against central differences of whole rows, by 13 numbers; each question has its own."""
     if not plain:
-        monkeypatch.setattr(pupil, "_head", None)
-    tokens: list[int] = []
-    counter = model.get_input_embeddings().register_forward_pre_hook(
-        lambda module, inputs: tokens.append(inputs[0].numel())
-    )
+        pupil.head = None
+    found, basis = slopes(pupil, lesson(), seed=(1,)), pupil.adapter.basis
+    assert found.tokens.tolist() == [3, 1, 2]
+    zero = np.zeros(13, np.float32)
+    assert found.before == pytest.approx(float(divergence(pupil, lesson(), zero).sum()) / 6, rel=1e-4)
+    h = 0.01
+    for index in range(0, 13, 4):
+        unit = np.eye(13, dtype=np.float32)[index]
+        change = divergence(pupil, lesson(), h * unit) - divergence(pupil, lesson(), -h * unit)
+        own = [basis.projection.adjoint(each)[index] for each in found.divergence]
+        np.testing.assert_allclose(own, change / (2 * h), rtol=0.05, atol=2e-3)
+    assert (np.abs(found.score).sum((1, 2, 3)) > 0).all()
 
-    def results() -> tuple[list[float], np.ndarray, int]:
-        tokens.clear()
-        values, losses = pupil.fit(lesson(), steps=3, spread=0.1 * np.eye(3))
-        return losses, values, sum(tokens)
 
-    once = results()
-    monkeypatch.setattr(learner, "_WORTH", 10**9)
-    whole = results()
-    counter.remove()
-    pupil.close()
-    for each, other in zip(once[:2], whole[:2], strict=True):
-        np.testing.assert_allclose(each, other, rtol=1e-4, atol=1e-6)
-    assert once[2] < whole[2] / 2
-    assert once[1].any()
+def test_a_fit_is_measured_by_the_divergence_that_is_left(pupil: Learner) -> None:
+    values, losses = fit(pupil, lesson(), steps=3, spread=0.1 * np.eye(13))
+    before, after = (divergence(pupil, lesson(), v) for v in (0 * values, values))
+    assert losses[0] == pytest.approx(float(before.sum()) / 6, rel=1e-4)
+    assert float(after.sum()) / 6 < losses[0]
+    assert min(losses) == pytest.approx(float(after.sum()) / 6, rel=1e-3)
 
 
 def many(dice: np.random.Generator, told: list[np.ndarray] | None = None) -> Lesson:
@@ -66,38 +91,25 @@ def many(dice: np.random.Generator, told: list[np.ndarray] | None = None) -> Les
     return Lesson("x", told or bare, bare, answers)
 
 
-def divergence(pupil: Student, lesson: Lesson, r: np.ndarray) -> float:
-    with torch.no_grad():
-        return float(pupil._loss(lesson, pupil._teacher(lesson), torch.from_numpy(r)))
-
-
-def test_without_a_prior_directions_move_tokens_by_an_effect(tiny_bundle: Path) -> None:
+def test_without_a_prior_directions_move_tokens_by_an_effect(pupil: Learner) -> None:
     """A step of one spread in a direction costs half of the effect's square, in the mean of directions."""
-    basis = load_bundle(tiny_bundle).basis(numbers=13)
-    model = models.tiny_model("llama")
-    model.set_attn_implementation("eager")
-    pupil, lesson_ = Student(model, basis), many(np.random.default_rng(3))
-    spread = spread_of(basis, pupil, lesson_, seed=0)
-    assert basis.prior is None
-    np.testing.assert_array_equal(spread, spread[0, 0] * np.eye(basis.size))
-    kls = [divergence(pupil, lesson_, basis.R(each)) for each in spread.astype(np.float32)]
-    pupil.close()
+    lesson_ = many(np.random.default_rng(3))
+    spread = spread_of(pupil, lesson_, seed=0)
+    assert pupil.adapter.basis.prior is None
+    np.testing.assert_array_equal(spread, spread[0, 0] * np.eye(13))
+    kls = [divergence(pupil, lesson_, each).sum() / (16 * 12) for each in spread.astype(np.float32)]
     assert np.mean(kls) == pytest.approx(_EFFECT**2 / 2, rel=0.4)  # of tokens that were drawn
 
 
-def test_a_fit_goes_as_far_as_answers_outweigh_the_prior(tiny_bundle: Path) -> None:
+def test_a_fit_goes_as_far_as_answers_outweigh_the_prior(pupil: Learner) -> None:
     """A narrower prior holds it nearer to 0, and one that allows nothing leaves it there."""
-    basis, dice = load_bundle(tiny_bundle).basis(numbers=13), np.random.default_rng(5)
-    model = models.tiny_model("llama")
-    model.set_attn_implementation("eager")
-    pupil = Student(model, basis)
+    dice = np.random.default_rng(5)
     lesson_ = many(dice, told=[dice.integers(0, 256, 9).astype(np.int32) for _ in range(16)])
-    fits = [pupil.fit(lesson_, steps=4, spread=each * np.eye(basis.size)) for each in (1e-4, 0.02, 0.2)]
-    pupil.close()
+    fits = [fit(pupil, lesson_, steps=4, spread=each * np.eye(13)) for each in (1e-4, 0.02, 0.2)]
     norms = [float(np.linalg.norm(values)) for values, _ in fits]
     assert norms[0] < 1e-3 < norms[1] < norms[2]
     assert fits[0][1][-1] > fits[1][1][-1] > fits[2][1][-1]
-    assert fits[0][1][0] == fits[2][1][0], "the bare model"
+    assert fits[0][1][0] == pytest.approx(fits[2][1][0]), "the bare model"
 
 
 # The divergence over the vocabulary: value and gradient against autograd in float64

@@ -9,6 +9,8 @@ the base is.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,6 +65,15 @@ class Adapter(nn.Module):
         """R of every module from the present v: [M, k, k], differentiable."""
         return projected(self.v, self.basis.projection)
 
+    @contextmanager
+    def giving(self, r: Tensor | None) -> Iterator[None]:
+        """Use these R in this thread's passes of a block, float32 [M, tokens, k, k]; None for those of v."""
+        self._forward.given = r
+        try:
+            yield
+        finally:
+            self._forward.given = None
+
     def detach(self) -> None:
         """Give the model back as it was (frozen)."""
         while self._handles:
@@ -76,7 +87,8 @@ class Adapter(nn.Module):
 
     def _refresh(self, model: nn.Module, inputs: Any) -> None:
         # once a forward pass: 210 modules share one projection, and its one backward
-        self._forward.r = self.R()
+        given = getattr(self._forward, "given", None)
+        self._forward.r = self.R() if given is None else given
 
     def _hook(self, position: int, a: Tensor, b: Tensor) -> Any:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -109,8 +121,8 @@ class _Projected(torch.autograd.Function):
 class SidePath(torch.autograd.Function):
     """The side path ((x A^T) R^T) B^T, differentiable in x and R.
 
-    Shapes: x [..., in], R [k, k], A [k, in], B [out, k] -> [..., out]. Every row of a batch may have its own
-    R: x [rows, tokens, in], R [rows, k, k]. R is float32 (or float64); the rest share the base's dtype.
+    Shapes: x [..., in], R [k, k], A [k, in], B [out, k] -> [..., out]. Every token of one row may have its
+    own R: x [1, tokens, in], R [tokens, k, k]. R is float32 (or float64); the rest share the base's dtype.
     """
 
     @staticmethod
@@ -119,7 +131,7 @@ class SidePath(torch.autograd.Function):
         low = x @ a.T
         ctx.save_for_backward(low, r, a, b)
         # R stays in float32: rounded to bfloat16, steps of v below 0.4 % would do nothing
-        return (low.to(r.dtype) @ r.mT).to(low.dtype) @ b.T
+        return _times(low.to(r.dtype), r.mT).to(low.dtype) @ b.T
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -128,10 +140,13 @@ class SidePath(torch.autograd.Function):
         high = (grads[0] @ b).to(r.dtype)  # [..., k]: the gradient at the output of R
         grad_x = grad_r = None
         if ctx.needs_input_grad[0]:
-            grad_x = (high @ r).to(low.dtype) @ a
+            grad_x = _times(high, r).to(low.dtype) @ a
         if ctx.needs_input_grad[1]:
-            low = low.to(r.dtype)
-            if r.dim() == 2:  # one R for all rows
-                high, low = high.flatten(0, -2), low.flatten(0, -2)
-            grad_r = high.mT @ low
+            high, low = high.flatten(0, -2), low.to(r.dtype).flatten(0, -2)
+            grad_r = high.mT @ low if r.dim() == 2 else high[:, :, None] * low[:, None]
         return grad_x, grad_r, None, None
+
+
+def _times(x: Tensor, r: Tensor) -> Tensor:
+    """Return x R for one R, or with a token's own R for each of x [1, tokens, k]."""
+    return x @ r if r.dim() == 2 else (x[..., None, :] @ r)[..., 0, :]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from os import PathLike
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .. import runtime
-from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import load_bundle
 from ..projection import NUMBERS
@@ -29,8 +26,10 @@ from ..runtime.learning.contrast import (
 from ..system import cores
 from ..tasks.behaviours import Behaviour
 from ..vector import MicroVector
+from .adapter import Adapter
+from .learner import Learner
 from .model import load_model
-from .student import Student, prepare_lessons
+from .student import fit, prepare_lessons, slopes
 
 _EFFECT = 0.24
 """Nats, root mean square, that a direction moves a token by in most vectors: of a basis without a prior."""
@@ -99,32 +98,26 @@ def distill(
         batch = stack.enter_context(Batch(llm, n_ctx_seq=room, n_threads=workers))
         contrast = Contrast(batch, check)
         before = divergence_before(contrast)
-        pool = stack.enter_context(
-            ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(workers,))
-        )
         model = load_model(weights or found.base, dtype)
-        model.set_attn_implementation("eager")
-        student = pool.submit(Student, model, basis).result()
-        stack.callback(student.close)
-
-        def fitted() -> MicroVector:
-            spread = spread_of(basis, student, lesson, seed)
-            return MicroVector(student.fit(lesson, steps=steps, spread=spread)[0], basis=basis.digest)
-
-        vector = pool.submit(fitted).result()
+        adapter = stack.enter_context(Adapter(model, basis))
+        learner = Learner(model, adapter, temperature=1.0, workers=workers)
+        stack.callback(learner.close)
+        spread = spread_of(learner, lesson, seed)
+        vector = MicroVector(fit(learner, lesson, steps=steps, spread=spread)[0], basis=basis.digest)
         replacement = measure(batch, behaviour, held_out, contrast, before, vector)
     return Distilled(vector, replacement, time.monotonic() - began)
 
 
-def spread_of(basis: Basis, student: Student, lesson: Lesson, seed: int) -> NDArray[np.float64]:
+def spread_of(learner: Learner, lesson: Lesson, seed: int) -> NDArray[np.float64]:
     """Return how far vectors are from 0 before anything is known of them: float64 [n, n], v = spread z.
 
     The basis's prior says it. Without one, every value may move a token of the lesson by `_EFFECT`, in the
-    mean, and the student measures how much that is.
+    mean, and the bare model's slopes say how much that is.
     """
+    basis = learner.adapter.basis
     if basis.prior is not None:
         return basis.prior.spread
-    slopes = student.slopes(lesson, seed=(seed, 6))
-    score = np.array([basis.projection.adjoint(each) for each in slopes.score])
-    information = float((score**2).sum(0).mean()) / int(slopes.tokens.sum())
+    (found,) = learner.map(lambda each: slopes(learner, each, seed=(seed, 6)), [lesson])
+    score = np.array([basis.projection.adjoint(each) for each in found.score])
+    information = float((score**2).sum(0).mean()) / int(found.tokens.sum())
     return np.asarray(_EFFECT / information**0.5 * np.eye(basis.size))

@@ -15,7 +15,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
@@ -37,8 +36,10 @@ from ..runtime.llama.model import TinyLoraLlama
 from ..runtime.llama.requantize import half_copy, half_type
 from ..system import atomic_write, cores
 from ..tasks.behaviours import Behaviour, load_behaviours, load_questions
+from .adapter import Adapter
+from .learner import Learner
 from .model import load_model
-from .student import Slopes, Student, prepare_lessons
+from .student import Slopes, prepare_lessons, slopes
 
 Matrix = NDArray[np.float64]
 
@@ -137,11 +138,11 @@ def learn(
         rest = [each for each, _ in missing]
         taken = _slopes(found, basis, Path(folder), rest, settings, weights, dtype, workers, place)
         with closing(taken):
-            for number, (name, slopes, seconds) in enumerate(taken):
+            for number, (name, slope, seconds) in enumerate(taken):
                 with atomic_write(missing[number][1]) as file:
-                    np.savez(file, **vars(slopes), seconds=seconds)
+                    np.savez(file, **vars(slope), seconds=seconds)
                 done = len(paths) - len(missing) + number + 1
-                report({"name": name, "done": done, "of": len(paths), "before": slopes.before})
+                report({"name": name, "done": done, "of": len(paths), "before": slope.before})
     return _assembled(basis, [each.name for each in chosen], paths, count)
 
 
@@ -255,27 +256,22 @@ def _slopes(
 
     def work(lesson: Lesson) -> tuple[str, Slopes, float]:
         start = time.monotonic()
-        slopes = student.slopes(lesson, seed=(settings.seed, *lesson.name.encode()))
-        return lesson.name, slopes, (time.monotonic() - start) / passes + sampled
+        found = slopes(learner, lesson, seed=(settings.seed, *lesson.name.encode()))
+        return lesson.name, found, (time.monotonic() - start) / passes + sampled
 
     with ExitStack() as stack:
-        # torch in threads of its own: oneDNN's bfloat16 releases the AMX tiles of llama.cpp's threads.
-        pool = stack.enter_context(
-            ThreadPoolExecutor(passes, initializer=torch.set_num_threads, initargs=(1,))
-        )
-        stack.callback(pool.shutdown, cancel_futures=True)
         model = load_model(weights or found.base, dtype).to(place)
-        model.set_attn_implementation("eager")
-        student = pool.submit(Student, model, basis).result()
-        stack.callback(student.close)
-        for name, slopes, seconds in pool.map(work, lessons):
-            if slopes.before < NOISE:
+        adapter = stack.enter_context(Adapter(model, basis))
+        learner = Learner(model, adapter, temperature=1.0, workers=passes)
+        stack.callback(learner.close)
+        for name, slope, seconds in learner.map(work, lessons):
+            if slope.before < NOISE:
                 raise TrainError(
-                    f"the teacher of behaviour {name!r} changes nothing: its answers are {slopes.before:.4f} "
+                    f"the teacher of behaviour {name!r} changes nothing: its answers are {slope.before:.4f} "
                     f"nats a token from the bare model's, and below {NOISE} there is only noise. Leave it "
                     "out, or ask it other questions"
                 )
-            yield name, slopes, seconds
+            yield name, slope, seconds
 
 
 def _assembled(basis: Basis, names: Sequence[str], paths: Sequence[Path], count: int) -> Learned:

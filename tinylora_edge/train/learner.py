@@ -14,7 +14,7 @@ that is kept. A token then costs `hidden` numbers of memory, not `vocabulary`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -24,19 +24,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
+from ..runtime.batch_context import common_prefix
 from .adapter import Adapter
 from .grpo import token_loss
 from .model import give_back
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _TOKENS = 768
 """Of all passes at the same time: each keeps about a megabyte (SmolLM2) until its gradient is done."""
-
-_WORTH = 32
-"""Tokens that a pass over a common prefix has to save: it runs all layers once more."""
 
 _CHUNK = 1 << 24
 """Logits at the same time: 64 MiB in float32."""
@@ -88,52 +86,52 @@ class Learner:
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
         # Not in this thread: what oneDNN computes in bfloat16 releases the AMX tiles that llama.cpp has
         # configured, once for each thread that it computes in, and its next use of them is illegal.
-        self._head = self._pool.submit(plain_head, model).result()
+        self.head = self._pool.submit(plain_head, model).result()
 
     @property
     def compact(self) -> bool:
         """Whether hidden states decide tokens, and not logits, which are too many to be kept."""
-        return self._head is not None
+        return self.head is not None
 
     def close(self) -> None:
         """End the threads."""
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+        """Yield what a function makes of each item, in order; `workers` of them run at the same time."""
+        return self._pool.map(function, items)
 
     def logprobs(self, groups: Sequence[Group]) -> list[Tensor]:
-        """Return every token's log-probability: float32 [completions, longest] a group; padding gives 0."""
+        """Return the log-probabilities of all tokens of each group's completions: float32 [tokens]."""
         # At a low temperature some samples of a prompt are the same: each is computed once.
-        alone, places = [], []
-        for group in groups:
-            known = {completion.tobytes(): completion for completion in group.completions}
-            alone.append([*known.values()])
-            order = {key: number for number, key in enumerate(known)}
-            places.append([order[completion.tobytes()] for completion in group.completions])
-        rows = [completion for each in alone for completion in each]
+        alone = [{each.tobytes(): each for each in group.completions} for group in groups]
+        rows = [completion for known in alone for completion in known.values()]
+        outputs = self.outputs([group.prompt for group in groups], [[*known.values()] for known in alone])
         tokens = torch.from_numpy(np.concatenate(rows).astype(np.int64))
-        outputs = self._outputs([group.prompt for group in groups], alone)
-        chosen = chosen_logprobs(outputs, self._head, tokens, self.temperature)
-        scores = chosen.split([len(row) for row in rows])
-        found = []
-        for own, place in zip(alone, places, strict=True):
-            padded = pad_sequence(scores[: len(own)], batch_first=True)
-            scores = scores[len(own) :]
-            found.append(padded[place])
+        chosen = chosen_logprobs(outputs, self.head, tokens, self.temperature)
+        scores, found = iter(chosen.split([len(row) for row in rows])), []
+        for group, known in zip(groups, alone, strict=True):
+            own = dict(zip(known, scores, strict=False))
+            found.append(torch.cat([own[each.tobytes()] for each in group.completions]))
         return found
 
     def _deciding(self, groups: Sequence[Group]) -> Tensor:
         """Return what decides each token of the completions, group after group."""
-        return self._outputs([group.prompt for group in groups], [group.completions for group in groups])
+        return self.outputs([group.prompt for group in groups], [group.completions for group in groups])
 
-    def _outputs(
-        self, prompts: Sequence[NDArray[np.int32]], completions: Sequence[Sequence[NDArray[np.int32]]]
+    def outputs(
+        self,
+        prompts: Sequence[NDArray[np.int32]],
+        completions: Sequence[Sequence[NDArray[np.int32]]],
+        r: Tensor | None = None,
     ) -> Tensor:
         """Return what decides each token of the completions of each prompt, in their order.
 
         That are hidden states, [tokens, hidden], or logits where those do not do. Everything is one row in
         one pass, and nothing is padded: a token attends to what all prompts begin with, to its own prompt,
-        and to its own completion.
+        and to its own completion. `r`, float32 [M, prompts, k, k], are the R of each prompt instead of v's.
         """
-        shared = shared_prefix(prompts)
+        shared = common_prefix(prompts) if r is None else 0
         ids, places, deciding = prompts[0][:shared].tolist(), [*range(shared)], list[int]()
         owners = [(0, 0)] * shared  # prompt and completion, from 1; 0: of all
         for number, (prompt, own) in enumerate(zip(prompts, completions, strict=True), 1):
@@ -146,13 +144,13 @@ class Learner:
                 ids += completion[:-1].tolist()
                 places += range(len(prompt), len(prompt) + len(completion) - 1)
                 owners += [(number, branch)] * (len(completion) - 1)
-        of, at = torch.tensor(owners), torch.tensor(places)
+        device = self.model.get_input_embeddings().weight.device
+        row, of, at = (torch.tensor(each, device=device) for each in (ids, owners, places))
         seen = ((of[:, None] == of) | (of == 0)).all(-1).tril()
-        run = self.model if self._head is None else self.model.base_model
+        run = self.model if self.head is None else self.model.base_model
         mask = attention_masks(run.config.get_text_config(), seen, at, self.model.dtype)
-        outputs: Tensor = run(
-            torch.tensor([ids]), attention_mask=mask, position_ids=at[None], use_cache=False
-        )[0]
+        with self.adapter.giving(None if r is None else r[:, of[:, 0] - 1]):
+            outputs: Tensor = run(row[None], attention_mask=mask, position_ids=at[None], use_cache=False)[0]
         return outputs[0, deciding]
 
     def measure(self, groups: Sequence[Group]) -> list[Tensor]:
@@ -176,15 +174,14 @@ class Learner:
         """Return GRPO's loss of a batch (`grpo.token_loss`) and its gradient."""
 
         def loss(chosen: Sequence[Group]) -> tuple[Tensor, float]:
-            total, gap = torch.zeros(()), 0.0
-            for group, logprobs in zip(chosen, self.logprobs(chosen), strict=True):
-                _, mask = pad(group.completions)
-                sampled = None if group.sampled is None else pad(group.sampled)[0]
-                terms = token_loss(logprobs, torch.from_numpy(group.advantage)[:, None], sampled)
-                total = total + (terms * mask).sum()
-                if sampled is not None:
-                    gap += ((logprobs.detach() - sampled).abs() * mask).sum().item()
-            return total, gap
+            logprobs = torch.cat(self.logprobs(chosen))
+            advantages = [np.repeat(each.advantage, [*map(len, each.completions)]) for each in chosen]
+            advantage, drawn = np.concatenate(advantages), [each.sampled for each in chosen if each.sampled]
+            if not drawn:
+                return token_loss(logprobs, torch.from_numpy(advantage), None).sum(), 0.0
+            sampled = torch.from_numpy(np.concatenate([*chain.from_iterable(drawn)]))
+            gap = (logprobs.detach() - sampled).abs().sum().item()
+            return token_loss(logprobs, torch.from_numpy(advantage), sampled).sum(), gap
 
         return self._gradient(groups, loss)
 
@@ -196,7 +193,7 @@ class Learner:
 
         def loss(chosen: Sequence[Group]) -> tuple[Tensor, float]:
             base = torch.cat([group.reference for group in chosen if group.reference is not None])
-            return divergences(self._deciding(chosen), base, self._head).sum(), 0.0
+            return divergences(self._deciding(chosen), base, self.head).sum(), 0.0
 
         return self._gradient(groups, loss)
 
@@ -231,7 +228,7 @@ class Learner:
     def _passes(self, groups: Sequence[Group]) -> list[list[int]]:
         """Which groups to compute together: of similar length, few enough for memory, as many a worker."""
         order = sorted(range(len(groups)), key=lambda i: (len(groups[i].prompt), i))
-        shared = shared_prefix([group.prompt for group in groups])
+        shared = common_prefix([group.prompt for group in groups])
         size = shared + sum(group.size - shared for group in groups)
         count = min(max(1, -(-size // _TOKENS)) * self._workers, len(groups))
         return [order[len(order) * i // count : len(order) * (i + 1) // count] for i in range(count)]
@@ -314,7 +311,8 @@ def attention_masks(config: Any, seen: Tensor, places: Tensor, dtype: torch.dtyp
     """
 
     def added(allowed: Tensor) -> Tensor:
-        mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        mask = mask.masked_fill(~allowed, torch.finfo(dtype).min)
         return mask[None, None]
 
     window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
@@ -360,37 +358,3 @@ def divergences(outputs: Tensor, base: Tensor, head: Tensor | None) -> Tensor:
 def tokens_of(groups: Sequence[Group]) -> int:
     """Return how many tokens the completions have."""
     return sum(len(completion) for group in groups for completion in group.completions)
-
-
-def shared_prefix(rows: Sequence[NDArray[np.int32]]) -> int:
-    """Return how many tokens all rows begin with, of each at least one left; 0 where that saves little."""
-    common = min(len(row) for row in rows) - 1
-    for row in rows[1:]:
-        other = np.flatnonzero(row[:common] != rows[0][:common])
-        common = int(other[0]) if len(other) else common
-    return common if common * (len(rows) - 1) >= _WORTH else 0
-
-
-def prefix_cache(run: Any, rows: Sequence[NDArray[np.int32]], shared: int) -> Any:
-    """Return keys and values of the first `shared` tokens, computed once, with gradients, for all rows."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    if shared:
-        device = run.get_input_embeddings().weight.device
-        run(torch.from_numpy(rows[0][None, :shared].astype(np.int64)).to(device), cache=cache, use_cache=True)
-        cache.batch_repeat_interleave(len(rows))
-    return cache
-
-
-def pad(rows: Sequence[NDArray[Any]], *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Return rows padded with zeros at the right or left, and a mask of what is real: [rows, longest]."""
-    longest = max(len(row) for row in rows)
-    floats = rows[0].dtype.kind == "f"
-    padded = np.zeros((len(rows), longest), np.float32 if floats else np.int64)
-    mask = np.zeros((len(rows), longest), np.float32)
-    for i, row in enumerate(rows):
-        place = slice(longest - len(row), None) if left else slice(len(row))
-        padded[i, place] = row
-        mask[i, place] = 1
-    return torch.from_numpy(padded), torch.from_numpy(mask)
