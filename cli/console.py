@@ -11,13 +11,12 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from .. import system
 from ..errors import TinyLoraError, TinyLoraWarning
 
 NAME = "tinylora-edge"
@@ -90,24 +90,15 @@ def acknowledge_interrupt(text: str = STOPPING) -> None:
         os.write(sys.stderr.fileno(), f"{text}\n".encode())
 
 
-@contextmanager
-def first_interrupt(stop: Callable[[], object], told: str = STOPPING) -> Iterator[None]:
+def first_interrupt(stop: Callable[[], object], told: str = STOPPING) -> AbstractContextManager[None]:
     """Let the first Ctrl-C of a block call `stop`, and say so; a second one does as usual."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    def handle(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
+    def heard() -> None:
         stop()
         if told:
             acknowledge_interrupt(told)
 
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return system.first_interrupt(heard)
 
 
 def print_json(value: Any) -> None:

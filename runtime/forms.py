@@ -14,7 +14,6 @@ from typing import Any
 
 from ..formats.bundle import load_bundle
 from ..tasks.general import load_general
-from ..vector import MicroVector
 from .libraries import import_llama_cpp
 from .load import LLAMA, ONNX, load, missing_engine
 from .model import PersonalizedModel
@@ -53,7 +52,6 @@ class Likeness:
 
 def compare_forms(
     bundle: str | PathLike[str],
-    vector: MicroVector | None = None,
     *,
     base: Path | None = None,
     n_threads: int | None = None,
@@ -62,7 +60,6 @@ def compare_forms(
 
     Args:
         bundle: with a graph, and a GGUF unless `base` names one. Each engine is loaded and closed in turn.
-        vector: under which both answer; None for the base.
         base: the GGUF that the graph was built from, where the bundle has none.
         n_threads: cores to use; by default all that this process may use.
 
@@ -75,7 +72,7 @@ def compare_forms(
         with closing(_opened(bundle, form, base)) as llm:
             samples = load_general()[:PROMPTS]
             with llm.batch(samples, TOKENS, n_threads=n_threads) as batch:
-                found = batch.generate(batch.encode(samples), vectors=vector, max_tokens=TOKENS)
+                found = batch.generate(batch.encode(samples), max_tokens=TOKENS)
             decode = llm.vocabulary.decode
             answers[form] = [
                 (list(one.tokens), decode(one.tokens[: -1 if one.ended else None].tolist())) for one in found

@@ -30,11 +30,8 @@ def load(
     base: str | PathLike[str],
     vector_bytes: VectorSource | None = None,
     *,
-    policy: Policy | None = None,
-    bundle_keys: Sequence[Ed25519Verifier] = (),
-    stream: str = "",
     engine: Literal["llama"],
-    **engine_options: Any,
+    **options: Any,
 ) -> TinyLoraLlama: ...
 
 
@@ -43,11 +40,8 @@ def load(
     base: str | PathLike[str],
     vector_bytes: VectorSource | None = None,
     *,
-    policy: Policy | None = None,
-    bundle_keys: Sequence[Ed25519Verifier] = (),
-    stream: str = "",
     engine: Literal["onnx"],
-    **engine_options: Any,
+    **options: Any,
 ) -> TinyLoraOnnx: ...
 
 
@@ -56,11 +50,8 @@ def load(
     base: str | PathLike[str],
     vector_bytes: VectorSource | None = None,
     *,
-    policy: Policy | None = None,
-    bundle_keys: Sequence[Ed25519Verifier] = (),
-    stream: str = "",
     engine: str | None = None,
-    **engine_options: Any,
+    **options: Any,
 ) -> TinyLoraLlama | TinyLoraOnnx: ...
 
 

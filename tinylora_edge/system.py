@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 __version__ = "0.1.0"
 """The version, in one place: pyproject.toml reads it from here."""
@@ -65,6 +67,24 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def first_interrupt(stop: Callable[[], object]) -> Iterator[None]:
+    """Let the first Ctrl-C of a block call `stop`; a second one does as usual. In the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def cores() -> int:

@@ -1,7 +1,7 @@
-"""The builder of base graphs: onnxruntime-genai's, or torch's exporter for what that one does not know.
+"""The builder of base graphs: onnxruntime-genai's.
 
-Both run as processes of their own: the builder puts its folder on sys.path and prints as it likes, and the
-memory that torch takes for the weights is free again before the factors go into the graph.
+It runs as a process of its own: it puts its folder on sys.path and prints as it likes, and the memory that
+torch takes for the weights is free again before the factors go into the graph.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class BaseGraph:
-    """A graph that was built, and by whom: `onnxruntime-genai <version>` or `torch <version>`.
+    """A graph that was built, and by whom: `onnxruntime-genai <version>`.
 
     Attributes:
         packed: what became of its weights in 8 bits; None in the other precisions.
@@ -73,7 +73,7 @@ def build(model: Path, work: Path, precision: str, heads: Heads = Heads()) -> Ba
         heads: of the model, as `pack` needs them.
 
     Raises:
-        UnsupportedModelError: neither the builder nor torch can build it.
+        UnsupportedModelError: the builder does not know the architecture.
         ExportError: the model cannot be read, or the disk is full.
     """
     if precision == "int8":
@@ -86,26 +86,13 @@ def build(model: Path, work: Path, precision: str, heads: Heads = Heads()) -> Ba
     source = model
     if model.is_file():
         source = work / "hf"
-        _run([_WORKER, "unpack", str(model), str(source)], f"transformers cannot read {model}")
+        _run([_WORKER, str(model), str(source)], f"transformers cannot read {model}")
     graph = work / "graph"
     graph.mkdir()
     with tempfile.TemporaryDirectory(dir=work) as cache:
         command = [_BUILDER, "-i", str(source.absolute()), "-o", str(graph), "-p", precision, "-e", "cpu"]
         command += ["-c", cache, "--extra_options", "hf_token=false"]
-        try:
-            _run(command, f"onnxruntime-genai's model builder failed on {model}")
-        except UnsupportedModelError:
-            if precision != "fp32":
-                raise UnsupportedModelError(
-                    f"onnxruntime-genai's model builder does not know the architecture of {model}, and "
-                    "torch's exporter, which may, does not write int4: use --onnx-precision int8 or fp32, or "
-                    "pass a graph that you have with --onnx DIR"
-                ) from None
-            _run(
-                [_WORKER, "trace", str(source), str(graph)],
-                f"neither the builder nor torch can build {model}",
-            )
-            return BaseGraph(graph, f"torch {version('torch')}")
+        _run(command, f"onnxruntime-genai's model builder failed on {model}")
     return BaseGraph(graph, f"onnxruntime-genai {version('onnxruntime-genai')}")
 
 
@@ -130,7 +117,7 @@ def _run(command: list[str], failure: str) -> None:
         return
     last = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "")
     if _UNKNOWN in last:
-        raise UnsupportedModelError(f"{failure}: {last}")
+        raise UnsupportedModelError(f"{failure}: {last}. Pass a graph that you have with --onnx DIR")
     if done.returncode < 0:
         last = f"it was ended by signal {-done.returncode}" + (
             ", as the system does where memory runs out" if done.returncode == -9 else ""

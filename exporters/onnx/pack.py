@@ -55,7 +55,7 @@ def pack(graph: Path, target: Path, gguf: Path | None, heads: Heads) -> Packed:
     table of embeddings packed. Of the weights some rows at a time are in memory.
 
     Args:
-        graph: a directory with an ONNX model in float32, as the builder or torch's exporter writes it.
+        graph: a directory with an ONNX model in float32, as the builder writes it.
         gguf: that it was built from. Where none is given, or one without quantized weights, everything is
             rounded to 8 bits.
         heads: of the model, for layers whose rows are ordered otherwise than in the GGUF.

@@ -1,8 +1,8 @@
 """A Hugging Face directory: its configuration, and its weights under the names of a GGUF architecture.
 
-Checkpoints keep the experts of a mixture in three ways: a tensor an expert, as most of those on the hub; one
-tensor for all, with gate and up together, as transformers holds them in memory and saves some; or that in
-MXFP4, as gpt-oss is published. A GGUF has one tensor for all of gate, up and down, or gate and up together.
+Checkpoints keep the experts of a mixture in two ways: a tensor an expert, as most of those on the hub, or one
+tensor for all, with gate and up together, as transformers holds them in memory and saves some. A GGUF has one
+tensor for all of gate, up and down, or gate and up together.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ...errors import ExportError, UnsupportedModelError
 from ...factorization import RowSource
 from ...limits import BLOCKS
 from ...modules import KINDS, find_architecture, is_adaptable, parse, read_heads
-from .safetensors import WHOLE, Half, Mxfp4, StoredTensor, read_safetensors, shards
+from .safetensors import StoredTensor, read_safetensors, shards
 
-_TRANSPOSED = frozenset({"gpt-oss", "llama4", "qwen3vlmoe"})
+_TRANSPOSED = frozenset({"llama4", "qwen3vlmoe"})
 """Architectures whose checkpoints keep stacked experts as [experts, in, out]."""
 
-_INTERLEAVED = frozenset({"gpt-oss"})
-"""Those in which gate and up take turns row by row; elsewhere gate comes first."""
+_INTERLEAVED = "gpt-oss"
+"""In its experts gate and up take turns row by row, in MXFP4: they are read from the GGUF alone."""
 
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
 _FUSED = {"gate_up_proj": "down_proj", "input_linear": "output_linear"}
@@ -76,18 +76,14 @@ class HFWeights:
     def __init__(self, directory: Path, architecture: str, blocks: int) -> None:
         self._directory = directory
         self._transposed = architecture in _TRANSPOSED
-        self._interleaved = architecture in _INTERLEAVED
-        self._tensors: dict[str, StoredTensor | Mxfp4] = {}
+        self._interleaved = architecture == _INTERLEAVED
+        self._tensors: dict[str, StoredTensor] = {}
         self._experts: dict[str, dict[int, StoredTensor]] = {}
         self.layers: dict[str, tuple[str, tuple[int, ...]]] = {}
         arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
         table = gguf.get_tensor_name_map(arch, blocks)
         stored = {n: tensor for path in shards(directory) for n, tensor in read_safetensors(path).items()}
         for name, tensor in stored.items():
-            kept: StoredTensor | Mxfp4 = tensor
-            if name.endswith("_blocks") and name.removesuffix("_blocks") + "_scales" in stored:
-                name = name.removesuffix("_blocks")
-                kept = Mxfp4(tensor, stored[name + "_scales"])
             expert = _EXPERT.fullmatch(name)
             module = _module_of(table, f"{expert[1]}.{expert[3]}" if expert else name)
             if module is None:
@@ -95,7 +91,7 @@ class HFWeights:
             if expert:
                 self._experts.setdefault(module, {})[int(expert[2])] = tensor
             else:
-                self._tensors[module] = kept
+                self._tensors[module] = tensor
                 self.layers[module] = (name.removesuffix(".weight"), tensor.shape)
         if not self._tensors and not self._experts:
             some = ", ".join(list(stored)[:4])
@@ -113,6 +109,11 @@ class HFWeights:
 
     def matrices(self, module: str) -> list[RowSource]:
         """Return the module's weight: one matrix, or one an expert."""
+        if self._interleaved and parse(module)[1].endswith("_exps"):
+            raise UnsupportedModelError(
+                f"{module} of {_INTERLEAVED} is not read from {self._directory}: export from the GGUF, or "
+                "leave experts out (--targets '!*_exps')"
+            )
         found = self._whole(module) or self._half(module)
         if found is None:
             known = sorted([*self._tensors, *self._experts])
@@ -125,8 +126,8 @@ class HFWeights:
 
     def _whole(self, module: str) -> list[RowSource] | None:
         """A tensor of its own, or a tensor an expert."""
-        if module in self._tensors and not ("_gate_up_" in module and self._interleaved):
-            return self._read(module, module, WHOLE)
+        if module in self._tensors:
+            return self._read(module, module, None)
         experts = self._experts.get(module)
         if experts is None:
             return None
@@ -144,15 +145,12 @@ class HFWeights:
         fused = f"{found[1]}_gate_up_{found[3]}.weight" if found else ""
         if found is None or fused not in self._tensors:
             return None
-        half = Half(("gate", "up").index(found[2]), self._interleaved)
-        return self._read(fused, module, half)
+        return self._read(fused, module, ("gate", "up").index(found[2]))
 
-    def _read(self, stored: str, module: str, half: Half) -> list[RowSource]:
-        tensor = self._tensors[stored]
-        if isinstance(tensor, Mxfp4):
-            return tensor.matrices(module, half)
+    def _read(self, stored: str, module: str, half: int | None) -> list[RowSource]:
         stacked = parse(stored)[1].endswith("_exps")
-        return tensor.matrices(module, half, transposed=stacked and self._transposed, stacked=stacked)
+        turned = stacked and self._transposed
+        return self._tensors[stored].matrices(module, half, transposed=turned, stacked=stacked)
 
 
 def _module_of(table: gguf.TensorNameMap, name: str) -> str | None:

@@ -20,31 +20,8 @@ from ...errors import ExportError, MissingExtraError, UnsupportedModelError
 from ...factorization import RowSource
 from .dequantize import FLOAT_BYTES, PackedRows, RowDecoder, float_decoder
 
-_FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-_PAIRS = np.stack([_FP4[np.arange(256) & 15], _FP4[np.arange(256) >> 4]], axis=1)
-"""The two values of each byte: float32 [256, 2]."""
-
 _SCALED = ("weight_scale_inv", "weight_scale", "qweight", "weight_packed", "absmax", "quant_state")
 """Endings of what comes with weights of FP8, GPTQ, AWQ, compressed-tensors and bitsandbytes."""
-
-
-@dataclass(frozen=True)
-class Half:
-    """The rows of gate (0) or up (1) in a matrix that holds both, in turns or gate first; None: all rows."""
-
-    which: int | None = None
-    interleaved: bool = False
-
-    def of(self, rows: int) -> slice:
-        """Return which rows they are in a matrix of so many."""
-        if self.which is None:
-            return slice(None)
-        if self.interleaved:
-            return slice(self.which, None, 2)
-        return slice(*(rows // 2 * (self.which + i) for i in (0, 1)))
-
-
-WHOLE = Half()
 
 
 @dataclass(frozen=True)
@@ -62,10 +39,10 @@ class StoredTensor:
         return self.data.size
 
     def matrices(
-        self, module: str, half: Half = WHOLE, *, transposed: bool = False, stacked: bool = False
+        self, module: str, half: int | None = None, *, transposed: bool = False, stacked: bool = False
     ) -> list[RowSource]:
-        """Return the tensor of a module as matrices [out, in] of the rows that are wanted: one, or one an
-        expert where it is stacked; transposed: it is stored [in, out]."""
+        """Return the tensor of a module as matrices [out, in]: one, or one an expert where it is stacked;
+        half: the first (0) or the second (1) half of their rows; transposed: it is stored [in, out]."""
         decode = float_decoder(self.dtype)
         if decode is None or len(self.shape) != 2 + stacked or 0 in self.shape:
             raise UnsupportedModelError(
@@ -75,7 +52,8 @@ class StoredTensor:
             )
         first, second = self.shape[-2:]
         experts = self.data.reshape(-1, first, second, FLOAT_BYTES[self.dtype])
-        rows = half.of(second if transposed else first)
+        count = second if transposed else first
+        rows = slice(None) if half is None else slice(count // 2 * half, count // 2 * (half + 1))
         if transposed:
             return [_TransposedRows(expert[:, rows], decode) for expert in experts]
         return [PackedRows(expert.reshape(first, -1)[rows], second, decode) for expert in experts]
@@ -93,54 +71,6 @@ class _TransposedRows:
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         columns = np.ascontiguousarray(self._raw[:, start:stop])
         return np.ascontiguousarray(self._decode(columns.reshape(len(columns), -1)).T)
-
-
-@dataclass(frozen=True)
-class Mxfp4:
-    """Stacked experts in MXFP4, as gpt-oss publishes them: the tensors of their blocks and of their scales.
-
-    Values are 4-bit floats (E2M1), 32 of which share a scale 2^(s - 127), NaN for s = 255: OCP Microscaling
-    Formats 1.0, section 5. `<name>_blocks` is uint8 [experts, out, in / 32, 16], of each byte the low half
-    first; `<name>_scales` is uint8 [experts, out, in / 32].
-    """
-
-    blocks: StoredTensor
-    scales: StoredTensor
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of blocks and scales."""
-        return self.blocks.nbytes + self.scales.nbytes
-
-    def matrices(self, module: str, half: Half) -> list[RowSource]:
-        """Return the experts' matrices [out, in], or the rows of gate or of up."""
-        blocks, scales = self.blocks, self.scales
-        if (blocks.dtype, scales.dtype) != ("U8", "U8") or blocks.shape != (*scales.shape[:3], 16):
-            raise UnsupportedModelError(
-                f"{module} is stored as blocks {blocks.dtype} of shape {blocks.shape} with scales "
-                f"{scales.dtype} of shape {scales.shape}: expected MXFP4 experts in bytes, [experts, out, "
-                "in / 32, 16]; export from the GGUF"
-            )
-        rows = half.of(blocks.shape[1])
-        pairs = zip(blocks.data.reshape(blocks.shape), scales.data.reshape(scales.shape), strict=True)
-        return [_Mxfp4Rows(b[rows], s[rows]) for b, s in pairs]
-
-
-class _Mxfp4Rows:
-    """A `RowSource` over one expert."""
-
-    dear = True
-
-    def __init__(self, blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> None:
-        self._blocks, self._scales = blocks, scales
-        self.shape = (blocks.shape[0], blocks.shape[1] * 32)
-
-    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        values = _PAIRS[self._blocks[start:stop]]  # [rows, in / 32, 16, 2]
-        codes = self._scales[start:stop]
-        scales = np.where(codes == 255, np.nan, np.ldexp(np.float32(1), codes.astype(np.int32) - 127))
-        scaled = values * scales[..., None, None]
-        return np.ascontiguousarray(scaled.reshape(len(values), -1), np.float32)
 
 
 def shards(directory: Path) -> list[Path]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import support
-import torch
 
 from tinylora_edge import (
     Ed25519Signer,
@@ -27,7 +26,6 @@ from tinylora_edge.train.distill import distill
 from tinylora_edge.train.learn import (
     Learned,
     LearnSettings,
-    _find_device,
     information,
     learn,
     learned_directions,
@@ -264,16 +262,3 @@ def test_directions_are_added_to_a_signed_bundle_by_its_signer_alone(
     described = json.loads((bundle / "manifest.json").read_text())["basis"]
     assert described["projections"] == [second.descriptor, first.descriptor]
     assert described["learned"] == {"behaviours": 7}
-
-
-def test_a_device_is_named_or_found(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert _find_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _find_device(None) == torch.device("cpu")
-    with pytest.raises(TrainError, match=r"cannot compute on device 'meta' here: .* such as cpu"):
-        _find_device("meta")  # it holds no data
-    with pytest.raises(TrainError, match="device 'toaster'"):
-        learn(tiny_bundle, tmp_path / "folder", device="toaster")
-    assert list(tmp_path.iterdir()) == []

@@ -326,11 +326,15 @@ def test_a_run_that_finds_nothing_says_what_was_seen(
     """SFT ends where neither loss nor reward gets better; a loss that falls against the reward is told."""
     short = replace(short, start=None)
     still = replace(short, steps=50, validate_every=1, lr=1e-12)
-    with pytest.raises(TrainError, match=r"sft, 4 steps: the loss .*: give it more --minutes or a larger"):
+    with pytest.raises(
+        TrainError, match=r"sft, 4 steps: on answers .*: add examples, .* --minutes, or another"
+    ):
         train(tiny_bundle, letters_task, tmp_path / "v", options=still)
     calls = iter(range(1000))
     falling = replace(letters_task, reward=lambda completion, sample: float(next(calls) < 16))
-    with pytest.raises(TrainError, match=r"but their reward fell from .*name another with --reward"):
+    with pytest.raises(
+        TrainError, match=r"the reward 1\.000 and 0\.000: see that .*name another with --reward"
+    ):
         train(tiny_bundle, falling, tmp_path / "v", options=short)
     assert list(tmp_path.iterdir()) == []
 

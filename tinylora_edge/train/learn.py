@@ -93,7 +93,6 @@ def learn(
     weights: str | PathLike[str] | None = None,
     dtype: str | None = None,
     workers: int | None = None,
-    device: str | None = None,
     report: Report = lambda figures: None,
 ) -> Learned:
     """Learn a projection for the leading 2 directions of a bundle's factors (`add_projection` puts it there).
@@ -107,13 +106,11 @@ def learn(
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
         workers: behaviours that are learned at once, a core each; None takes every core.
-        device: of torch that slopes are taken on, such as `cuda:1` (one after the other); None takes a CUDA
-            GPU where torch finds one, else the CPU.
         report: called with the figures of each behaviour whose slope is taken.
 
     Raises:
-        TrainError: fewer behaviours than directions, a device that torch does not have, a teacher that
-            changes nothing, a prompt that passes the model's context.
+        TrainError: fewer behaviours than directions, a teacher that changes nothing, a prompt
+            that passes the model's context.
     """
     settings, workers, found = settings or LearnSettings(), workers or cores(), load_bundle(bundle)
     basis, count = found.basis(rank=min(RANK, found.factors.rank)), settings.directions
@@ -133,10 +130,9 @@ def learn(
     paths = [Path(folder) / f"{_key(basis, *each, settings)}.npz" for each in asked]
     missing = [(each, path) for each, path in zip(asked, paths, strict=True) if not path.exists()]
     if missing:
-        place = _find_device(device)
         Path(folder).mkdir(parents=True, exist_ok=True)
         rest = [each for each, _ in missing]
-        taken = _slopes(found, basis, Path(folder), rest, settings, weights, dtype, workers, place)
+        taken = _slopes(found, basis, Path(folder), rest, settings, weights, dtype, workers)
         with closing(taken):
             for number, (name, slope, seconds) in enumerate(taken):
                 with atomic_write(missing[number][1]) as file:
@@ -237,10 +233,9 @@ def _slopes(
     weights: str | PathLike[str] | None,
     dtype: str | None,
     workers: int,
-    place: torch.device,
 ) -> Generator[tuple[str, Slopes, float], None, None]:
     """Yield name, slopes and seconds of each behaviour; the deployed engine answers all of them first."""
-    on_cpu = place.type == "cpu"
+    on_cpu = not torch.cuda.is_available()
     passes = workers if on_cpu else 1  # at the same time
     began = time.monotonic()
     with _teachers(found, folder, workers, on_cpu=on_cpu) as llm:
@@ -260,7 +255,7 @@ def _slopes(
         return lesson.name, found, (time.monotonic() - start) / passes + sampled
 
     with ExitStack() as stack:
-        model = load_model(weights or found.base, dtype).to(place)
+        model = load_model(weights or found.base, dtype).to("cpu" if on_cpu else "cuda")
         adapter = stack.enter_context(Adapter(model, basis))
         learner = Learner(model, adapter, temperature=1.0, workers=passes)
         stack.callback(learner.close)
@@ -312,17 +307,3 @@ def _teachers(found: Bundle, folder: Path, workers: int, *, on_cpu: bool) -> Ite
         deployed = runtime.load(found.base, engine="llama", **room)
         with closing(deployed) as llm:
             yield llm
-
-
-def _find_device(name: str | None) -> torch.device:
-    chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(chosen)
-        torch.zeros(1, device=device).cpu()
-    # What torch raises depends on the device that is missing.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = str(error).partition("\n")[0][:120].rstrip(".")
-        raise TrainError(
-            f"torch cannot compute on device {chosen!r} here: {why}. Name another, such as cpu"
-        ) from None
-    return device

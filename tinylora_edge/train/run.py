@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
@@ -22,7 +20,7 @@ from ..formats.bundle import load_bundle
 from ..runtime.batch import Batch
 from ..runtime.evaluation import Report, fitted
 from ..runtime.llama.requantize import half_copy, half_type
-from ..system import cores
+from ..system import cores, first_interrupt
 from ..tasks import Completion, Sample, Task
 from ..tasks.general import load_general
 from ..tasks.rewards import is_text
@@ -93,7 +91,12 @@ def train(
         about = engines.about()
         report({"event": "data", **about})
         run = _Run(engines, options, folder, report)
-        with _interruptible(run.stop, report):
+
+        def interrupted() -> None:
+            run.stop()
+            report({"event": "stopping"})
+
+        with first_interrupt(interrupted):
             result = run.phases(methods)
         if run.stopping:
             return Outcome(folder, result)
@@ -240,25 +243,18 @@ def nothing_found(
                 "samples answers to learn from first, make the task easier, or draw more with --samples"
             )
         elif phase.start_loss is not None:
-            losses = [row["loss"] for row in rows if "loss" in row]
             seen = [(row["validation_loss"], row["validation"]) for row in rows if "validation_loss" in row]
             (loss, reward), (lowest, then) = seen[0], min(seen[1:] or seen)
-            told = f"the loss on answers held back is {loss:.3f} nats a token at the start"
-            told += f" and {lowest:.3f} at best afterwards"
+            told = (
+                f"on answers held back the loss is {loss:.3f} nats a token at the start and {lowest:.3f} at "
+            )
+            told += f"best afterwards, the reward {reward:.3f} and {then:.3f}: "
             if lowest < 0.99 * loss:
                 told += (
-                    f", but their reward fell from {reward:.3f} to {then:.3f}: see that the reward judges "
-                    "the given answers as you do, or name another with --reward"
+                    "see that the reward judges the given answers as you do, or name another with --reward"
                 )
-            elif losses and min(losses) < 0.8 * losses[0]:
-                told += (
-                    f", while that on those learned from fell from {losses[0]:.3f} to {min(losses):.3f}: add "
-                    "examples, or check that their answers follow from their prompts"
-                )
-            elif any(row.get("event") == "back-off" for row in rows):
-                told += ": the steps are too large, halve them with --lr"
             else:
-                told += ": give it more --minutes or a larger --lr, and see that the answers agree"
+                told += "add examples, see that their answers agree, give it more --minutes, or another --lr"
         elif phase.why is not None:
             continue
         else:
@@ -438,22 +434,3 @@ class _Engines:
                 f"{limit}: {cure}"
             )
         return longest + answer
-
-
-@contextmanager
-def _interruptible(stop: Callable[[], None], report: Report) -> Iterator[None]:
-    """Let SIGINT end the run after the step at hand; a second one as usual."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
-        stop()
-        report({"event": "stopping"})
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

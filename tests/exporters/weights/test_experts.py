@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gguf
 import models
 import numpy as np
 import pytest
@@ -79,63 +78,17 @@ def test_all_experts_in_one_tensor_give_the_digest_of_the_gguf(hf, qwen, qwen_gg
     assert factors.digest == qwen_factors.digest
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_transposed_and_interleaved_as_in_gpt_oss(dtype, tmp_path):
+def test_experts_of_gpt_oss_are_read_from_the_gguf_alone(tmp_path):
     model = models.tiny_model("gpt-oss")
-    model.to(getattr(torch, dtype)).float()
-    base = models.write_gguf(model, tmp_path / "base.gguf")
-    hf = models.write_hf(model, tmp_path / "hf", dtype)
-    assert load_file(hf / "model.safetensors")["model.layers.0.mlp.experts.gate_up_proj"].shape[2] == 192
-    left = export_gguf(base, tmp_path / "l").bases.factors
-    right = export_gguf(hf, tmp_path / "r", base=base).bases.factors
-    assert left.digest == right.digest
-
-
-@pytest.fixture
-def mxfp4(tmp_path):
-    """gpt-oss as it is published, and as convert_hf_to_gguf repacks it."""
-    model = models.tiny_model("gpt-oss")
-    hf = models.write_hf(model, tmp_path / "hf")
-    tensors, rng, packed = load_file(hf / "model.safetensors"), np.random.default_rng(3), {}
-    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
-        experts, n_in, n_out = tensors.pop(name).shape
-        codes = rng.integers(0, 16, (experts, n_out, n_in // 32, 32), dtype=np.uint8)
-        scales = rng.integers(118, 123, (experts, n_out, n_in // 32), dtype=np.uint8)
-        tensors[f"{name}_blocks"] = torch.from_numpy(codes[..., ::2] | codes[..., 1::2] << 4)
-        tensors[f"{name}_scales"] = torch.from_numpy(scales)
-        ggml = np.concatenate([scales[..., None], codes[..., :16] | codes[..., 16:] << 4], axis=-1)
-        ggml = ggml.reshape(experts, n_out, -1)
-        block = f"blk.{name.split('.')[2]}"
-        if "gate_up" in name:
-            packed[f"{block}.ffn_gate_exps.weight"] = ggml[:, ::2]
-            packed[f"{block}.ffn_up_exps.weight"] = ggml[:, 1::2]
-        else:
-            packed[f"{block}.ffn_down_exps.weight"] = ggml
-    save_file(tensors, hf / "model.safetensors")
-    raw = dict.fromkeys(packed, gguf.GGMLQuantizationType.MXFP4)
-    base = models.write_gguf(model, tmp_path / "base.gguf", raw=raw, packed=packed)
-    return hf, base
-
-
-def test_mxfp4_gives_the_digest_of_the_gguf(mxfp4, load, tmp_path):
-    hf, base = mxfp4
-    left = export_gguf(base, tmp_path / "l")
-    right = export_gguf(hf, tmp_path / "r", base=base).bases.factors
-    assert left.bases.factors.digest == right.digest
-    llm = load(left.output)
-    plain = models.llama_logits(llm, PROMPT)
-    llm.swap(MicroVector.random(left.bases.basis(rank=8), 7))
-    assert np.abs(models.llama_logits(llm, PROMPT) - plain).max() > 1
-
-
-def test_blocks_of_another_layout(mxfp4, tmp_path):
-    hf, base = mxfp4
-    tensors = load_file(hf / "model.safetensors")
-    name = "model.layers.1.mlp.experts.down_proj_scales"
-    tensors[name] = tensors[name][:, :, :1].contiguous()
-    save_file(tensors, hf / "model.safetensors")
-    with pytest.raises(UnsupportedModelError, match=r"blk\.1\.ffn_down_exps.*MXFP4.*export from the GGUF"):
+    base, hf = models.write_gguf(model, tmp_path / "base.gguf"), models.write_hf(model, tmp_path / "hf")
+    with pytest.raises(UnsupportedModelError, match=r"_exps\.weight of gpt-oss is not read .*from the GGUF"):
         export_gguf(hf, tmp_path / "b", base=base)
+    dense = ExportSettings(targets=("!*_exps",))
+    left, right = (
+        export_gguf(m, tmp_path / m.name[:2], base=base, settings=dense).bases.factors for m in (base, hf)
+    )
+    assert left.digest == right.digest
+    assert "ffn_up_exps" in export_gguf(base, tmp_path / "all").bases.factors.kinds
 
 
 # Experts that cannot be used
