@@ -64,7 +64,7 @@ def only_intents(samples: Sequence[Sample]) -> list[Sample]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shipped:
+class ShippedTask:
     """A task's file, its reward where that is not read off the answers, and other fields of its `Task`."""
 
     path: Path
@@ -83,10 +83,12 @@ class Shipped:
 _HERE = Path(__file__).parent
 _SNIPS = _HERE / "snips.jsonl"
 _BRIEF = {"max_tokens": 24, "temperature": 0.7, "shaped": nearly_short_sentence}
-SHIPPED: dict[str, Shipped] = {
-    "brevity": Shipped(_HERE / "brevity.jsonl", short_sentence, _BRIEF),
-    "list-lookup": Shipped(_HERE / "list-lookup.jsonl", picks_answer, {"max_tokens": 16, "temperature": 0.5}),
-    "snips": Shipped(_SNIPS),
-    "snips-intents": Shipped(_SNIPS, fields={"max_tokens": 32}),
+SHIPPED: dict[str, ShippedTask] = {
+    "brevity": ShippedTask(_HERE / "brevity.jsonl", short_sentence, _BRIEF),
+    "list-lookup": ShippedTask(
+        _HERE / "list-lookup.jsonl", picks_answer, {"max_tokens": 16, "temperature": 0.5}
+    ),
+    "snips": ShippedTask(_SNIPS),
+    "snips-intents": ShippedTask(_SNIPS, fields={"max_tokens": 32}),
 }
 """The shipped tasks by their names."""
