@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import llama_cpp
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from invocation import Cli, contents
 
-from tinylora_edge import MicroVector, load_bundle, runtime
+from tinylora_edge import MicroVector, load_bundle, runtime, train
 from tinylora_edge.cli import demo
 from tinylora_edge.cli.console import CommandError
 from tinylora_edge.cli.demo import REPLAY, logits, prove
@@ -26,8 +27,9 @@ from tinylora_edge.train import measure
 
 
 def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "MINUTES", 0.1)
-    monkeypatch.setattr(demo, "HELD_OUT", 6)
+    quick = partial(train.Options, method="sft", steps=2, validation=4, drift=2)
+    monkeypatch.setattr(train, "Options", quick)
+    monkeypatch.setattr(demo, "HELD_OUT", 4)
     monkeypatch.setattr(measure, "_SEARCH_S", 1.0)  # for worked examples
     monkeypatch.chdir(tmp_path)
     found = cli("demo", "--threads", 2)
@@ -43,7 +45,7 @@ def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pyt
     vector = MicroVector.from_bytes(frame, load_bundle(out).bases)
     assert (record["basis"], record["numbers"]) == (vector.basis, len(vector.values))
     assert f"{len(frame):,} bytes, {len(vector.values):,} numbers" in text
-    assert record["held_out"]["n"] == 6
+    assert record["held_out"]["n"] == 4
     assert f"{record['held_out']['vector']:.3f} +-" in text
     page = (out / "vector.bin.html").read_text("utf-8")
     assert "<script" not in page

@@ -15,6 +15,7 @@ import pytest
 from invocation import Cli, contents
 
 from tinylora_edge import MicroVector, load_bundle
+from tinylora_edge.cli import figures
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.train import distill as on_a_host
 
@@ -26,6 +27,26 @@ THINGS = ("river", "guitar", "garden", "clock", "harbor", "candle", "bridge", "s
 QUICK = ("--only", "--numbers", 2, "--questions", 2)
 
 
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a tiny model with a chat template, and its weights; tests/train has the real one."""
+    folder, model = tmp_path_factory.mktemp("tiny"), models.tiny_model("llama")
+    metadata = {"tokenizer.chat_template": TEMPLATE}
+    export_gguf(models.write_gguf(model, folder / "tiny.gguf", metadata=metadata), folder / "bundle")
+    models.write_hf(model, folder / "weights")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("questions") / "questions.txt"
+    path.write_text("".join(f"{thing}?\n" for thing in THINGS))
+    return path
+
+
 @pytest.fixture(scope="module")
 def behaviours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("behaviours") / "own.jsonl"
@@ -34,17 +55,18 @@ def behaviours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_bundle_is_learned_and_a_prompt_distilled_for_it(
-    cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, tiny: Path, behaviours: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(on_a_host, "distill", partial(on_a_host.distill, steps=2, max_tokens=6))
     out, frame, others = tmp_path / "bundle", tmp_path / "pirate.bin", tmp_path / "bundle.learn"
-    shutil.copytree(smollm2_bundle, out, copy_function=os.link)
+    shutil.copytree(tiny / "bundle", out, copy_function=os.link)
     before, key = load_bundle(out).bases, tmp_path / "fleet.key"
     cli("keygen", key).done()
     cli("sign", out, "--key", key).done()
     others.mkdir()
     (others / ".DS_Store").write_bytes(b"x")  # as a file browser leaves it
-    learn = ("learn", out, "--behaviours", behaviours, *QUICK, "--json")
+    weights = "--weights", tiny / "weights"
+    learn = ("learn", out, "--behaviours", behaviours, *QUICK, *weights, "--json")
     cli(*learn).refused("the bundle is signed by ed25519:", "--key")
     record = cli(*learn, "--key", key).record()
     bases = load_bundle(out).bases
@@ -52,7 +74,7 @@ def test_a_bundle_is_learned_and_a_prompt_distilled_for_it(
     assert (record["basis"], record["numbers"]) == (basis.digest, 2)
     assert (basis.projection.kind, basis.rank) == ("learned", 2)
     assert set(bases) == {*before, basis.id}, "every vector stays good"
-    assert len(load_bundle(smollm2_bundle).bases.projections) == len(bases.projections) - 1
+    assert len(load_bundle(tiny / "bundle").bases.projections) == len(bases.projections) - 1
     assert [each["name"] for each in record["behaviours"]] == ["pirate", "french"]
     described = json.loads((out / "manifest.json").read_text())["basis"]
     assert described["projections"] == [each.descriptor for each in bases.projections]
@@ -60,22 +82,19 @@ def test_a_bundle_is_learned_and_a_prompt_distilled_for_it(
     assert contents(others) == {".DS_Store": b"x"}, "what was kept for going on is gone"
     cli("inspect", out, "--key", f"{key}.pub").done()
 
-    questions = tmp_path / "questions.txt"
-    questions.write_text("".join(f"What is a {thing}?\n" for thing in THINGS[:4]))
     distill = ("distill", out, "--system", BEHAVIOURS[0]["system"], "--questions", questions, "--numbers", 2)
-    told = cli(*distill, "-o", frame, "--json").record()
+    told = cli(*distill, *weights, "-o", frame, "--json").record()
     assert told["bytes"] == frame.stat().st_size == 7 + 2 * 4 + 4
     assert told["share"] == pytest.approx(1 - told["after"] / told["before"])
-    assert len(told["answers"]) == 1
+    assert len(told["answers"]) == 2
+    assert told["drift"]["prompts"] == figures.DRIFT_PROMPTS
     cli("inspect", frame, out).done()
 
 
-def test_a_distilled_vector_goes_to_stdout_alone(cli: Cli, tmp_path: Path) -> None:
-    template = "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}"
-    model, questions = models.tiny_model("llama"), tmp_path / "questions.txt"
-    gguf = models.write_gguf(model, tmp_path / "tiny.gguf", metadata={"tokenizer.chat_template": template})
-    bundle = export_gguf(gguf, tmp_path / "bundle").output
-    questions.write_text("".join(f"{thing}?\n" for thing in THINGS))
+def test_a_distilled_vector_goes_to_stdout_alone(
+    cli: Cli, tiny: Path, questions: Path, tmp_path: Path
+) -> None:
+    bundle = tiny / "bundle"
     told = ("distill", bundle, "--system", "Arr!", "--on-device", "--threads", 1, "--numbers", 5)
     done = cli(*told, "--questions", questions, "--budget", "5ktokens", "-o", "-")
     assert done.code == 0, done.stderr
@@ -108,10 +127,11 @@ def test_what_cannot_be_asked(cli: Cli, smollm2_bundle: Path, behaviours: Path, 
     assert contents(tmp_path).keys() == {"questions.txt"}
 
 
-def test_on_a_device_there_is_no_torch(smollm2_bundle: Path, tmp_path: Path) -> None:
+def test_on_a_device_there_is_no_torch(tiny: Path, questions: Path, tmp_path: Path) -> None:
     """Refused for its budget, that is after everything was imported and before anything takes time."""
-    arguments = ["distill", str(smollm2_bundle), "-o", str(tmp_path / "v.bin"), "--system", "Be brief."]
-    arguments += ["--on-device", "--budget", "200tokens"]
+    arguments = ["distill", str(tiny / "bundle"), "-o", str(tmp_path / "v.bin"), "--system", "Be brief."]
+    arguments += ["--questions", str(questions), "--numbers", "5"]
+    arguments += ["--on-device", "--budget", "20tokens"]
     code = (
         f"import sys; sys.argv[1:] = {arguments!r}\n"
         "from tinylora_edge.cli import main\n"

@@ -177,7 +177,7 @@ def test_the_real_model_with_a_prior(smollm2_bundle: Path, tmp_path: Path) -> No
             report=rows.append,
             n_threads=1,
         )
-        found = tuning.run("4ktokens")
+        found = tuning.run("2ktokens")
         assert found.vector.basis == llm.bases.basis(numbers=13).digest
     assert found.steps >= 2
     assert 0.005 < rows[0]["sigma"] < 1
