@@ -40,7 +40,6 @@ from .train import training_progress
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
-    from ..tasks import Sample, Task
 
 MODEL, VECTOR, TASK = "SmolLM2-135M-Instruct.Q4_1.gguf", "vector.bin", "snips-intents"
 REPLAY = Path(__file__).parent / "replay"
@@ -209,7 +208,7 @@ def _exchange(
         "verbose": False,
     }
     frame = (output / VECTOR).read_bytes()
-    task = load_task(TASK, max_tokens=_TOKENS)
+    task = load_task(TASK)
     right = [each["asked"] for each in known if each["vector"].strip() == each["wanted"]]
     asked = (right or [each["asked"] for each in known])[:_SHOWN]
     samples = [sample for sample in task.held_out if sample.text in asked]
@@ -220,7 +219,8 @@ def _exchange(
         tell(f"3. Load its {len(frame):,} bytes, {len(values):,} numbers, beside the model. {found}:")
         tokens = [llm.encode(sample)[0] for sample in samples]
         changed = [logits(llm, prompt) for prompt in tokens]
-        vector = [_answer(llm, task, sample) for sample in samples]
+        with llm.batch(samples, _TOKENS, n_threads=threads) as batch:
+            base, own = batch.answer_each([None, llm.vector], samples, max_tokens=_TOKENS)
         times = []
         other = MicroVector(-values, basis=llm.vector.basis)  # a vector that is active already costs nothing
         for turn in range(_SWAPS):
@@ -229,9 +229,13 @@ def _exchange(
             times.append(time.perf_counter() - start)
         llm.clear()
         restored = [logits(llm, prompt) for prompt in tokens]
-        base = [_answer(llm, task, sample) for sample in samples]
+    answers = [
+        {"prompt": sample.text, "base": b.text.strip(), "base_reward": task.score(b, sample)}
+        | {"personalized": v.text.strip(), "personalized_reward": task.score(v, sample)}
+        for sample, b, v in zip(samples, base, own, strict=True)
+    ]
     if show:
-        _print_answers(samples, base, vector)
+        _print_answers(answers)
     with closing(Llama(str(output / BASE_NAME), **engine)) as plain:
         proof = prove([logits(plain, prompt) for prompt in tokens], changed, restored, zero=not values.any())
     tell(
@@ -239,40 +243,17 @@ def _exchange(
         f"{proof['logits']:,} logits are those of a plain llama_cpp.Llama, bit for bit. With the vector they "
         f"differed by up to {proof['vector_difference']:.2f}."
     )
-    answers = [
-        {
-            "prompt": sample.text,
-            "base": b[0],
-            "base_reward": b[1],
-            "personalized": v[0],
-            "personalized_reward": v[1],
-        }
-        for sample, b, v in zip(samples, base, vector, strict=True)
-    ]
     described = {"bytes": len(frame), "numbers": len(values)}
     return {"frame": described, "swap": float(np.median(times)), "answers": answers, "proof": proof}
 
 
-def _answer(llm: Any, task: Task, sample: Sample) -> tuple[str, float]:
-    from ..tasks import Completion
-
-    reply = llm.create_chat_completion(
-        [{"role": "user", "content": sample.text}], max_tokens=task.max_tokens, temperature=0.0
-    )
-    choice, tokens = reply["choices"][0], reply["usage"]["completion_tokens"]
-    text = choice["message"]["content"]
-    reward = task.score(Completion(text, choice["finish_reason"] == "stop", tokens), sample)
-    return text.strip(), float(reward)
-
-
-def _print_answers(
-    samples: Sequence[Sample], base: Sequence[tuple[str, float]], vector: Sequence[tuple[str, float]]
-) -> None:
+def _print_answers(answers: Sequence[dict[str, Any]]) -> None:
     table = Table(show_lines=True)
     for column in ("held-out utterance", "base", "with the vector"):
         table.add_column(column, ratio=1, overflow="fold")
-    for sample, *found in zip(samples, base, vector, strict=True):
-        table.add_row(Text(sample.text), *(Text(f"{text}\nreward {reward:g}") for text, reward in found))
+    for row in answers:
+        found = (f"{row[name]}\nreward {row[f'{name}_reward']:g}" for name in ("base", "personalized"))
+        table.add_row(*map(Text, (row["prompt"], *found)))
     console.print_table(table)
 
 

@@ -151,27 +151,10 @@ class Batch:
         )
 
     def answer(
-        self,
-        samples: Sequence[Sample],
-        *,
-        vector: MicroVector | None = None,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int | Sequence[int] = 0,
-        schema: Schema | None = None,
-        answered: Callable[[int], None] = lambda count: None,
+        self, samples: Sequence[Sample], *, vector: MicroVector | None = None, **how: Any
     ) -> list[Completion]:
-        """Answer every sample's prompt once, as texts; `answered` is told how many more have their answer."""
-        found = self.generate(
-            self.encode(samples),
-            vectors=vector,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            schema=schema,
-            ended=lambda: answered(1),
-        )
-        return [self._completion(generation) for generation in found]
+        """Answer every sample's prompt once, as texts; `how` is as in `answer_each`."""
+        return self.answer_each([vector], samples, **how)[0]
 
     def answer_each(
         self,
@@ -182,46 +165,25 @@ class Batch:
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
         schema: Schema | None = None,
+        answered: Callable[[int], None] = lambda count: None,
     ) -> list[list[Completion]]:
-        """Return of each vector its answers to all samples, all drawn with the same random numbers."""
+        """Return of each vector its answers to all samples, all drawn with the same random numbers.
+
+        `answered` is told how many more have their answer.
+        """
         prompts, count = self.encode(samples), len(samples)
         asked = [(group, index) for group in range(len(vectors)) for index in range(count)]
         found = self._generate(
-            vectors, asked, prompts, 1, max_tokens, temperature, seed, schema, lambda: None
+            vectors, asked, prompts, 1, max_tokens, temperature, seed, schema, lambda: answered(1)
         )
         answers = [self._completion(generation) for generation in found]
         return [answers[v * count : (v + 1) * count] for v in range(len(vectors))]
 
     def score(
-        self,
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[Sequence[int]]],
-        *,
-        vector: MicroVector | None = None,
-        temperature: float = 1.0,
-        among: Sequence[Sequence[NDArray[np.int32]]] | None = None,
+        self, *asked: Any, vector: MicroVector | None = None, **how: Any
     ) -> list[list[NDArray[np.float32]]]:
-        """Return the exact log-probabilities of given completions: evaluation alone, nothing is drawn.
-
-        Args:
-            prompts: token ids. What all begin with is evaluated once.
-            completions: for each prompt the token ids of its completions, with the end-of-generation token
-                where it is part of one.
-            vector: None for the base alone.
-            temperature: above 0; of the distribution softmax(logits / temperature).
-            among: for each prompt, for each of its completions int32 [n, k]: score these tokens in the place
-                of the completion's own, k of them wherever one of its tokens stands.
-
-        Returns:
-            For each prompt, for each of its completions: float32 [n], natural logarithms, one a token; with
-            `among` float32 [n, k]. NaN where the model's logits are not finite: the vector is too large.
-
-        Raises:
-            VectorError: a prompt or a completion is empty, or passes the room of a sequence; lengths that
-                do not fit each other; the temperature is not above 0.
-            TinyLoraError: the batch is closed.
-        """
-        return self.score_each([vector], prompts, completions, temperature=temperature, among=among)[0]
+        """Return what `score_each` says of one vector; the rest is as there."""
+        return self.score_each([vector], *asked, **how)[0]
 
     def score_each(
         self,
@@ -232,7 +194,26 @@ class Batch:
         temperature: float = 1.0,
         among: Sequence[Sequence[NDArray[np.int32]]] | None = None,
     ) -> list[list[list[NDArray[np.float32]]]]:
-        """Return of each vector what `score` says."""
+        """Return the exact log-probabilities of given completions: evaluation alone, nothing is drawn.
+
+        Args:
+            vectors: None for the base alone.
+            prompts: token ids. What all begin with is evaluated once.
+            completions: for each prompt the token ids of its completions, with the end-of-generation token
+                where it is part of one.
+            temperature: above 0; of the distribution softmax(logits / temperature).
+            among: for each prompt, for each of its completions int32 [n, k]: score these tokens in the place
+                of the completion's own, k of them wherever one of its tokens stands.
+
+        Returns:
+            For each vector and prompt, for each of its completions: float32 [n], natural logarithms, one a
+            token; with `among` float32 [n, k]. NaN where logits are not finite: the vector is too large.
+
+        Raises:
+            VectorError: a prompt or a completion is empty, or passes the room of a sequence; lengths that
+                do not fit each other; the temperature is not above 0.
+            TinyLoraError: the batch is closed.
+        """
         wanted = completions if among is None else among
         if _lengths(wanted) != _lengths(completions):
             raise VectorError("every completion needs as many rows of other tokens (among) as it has tokens")
