@@ -77,13 +77,12 @@ def test_from_a_quantized_gguf(tmp_path, monkeypatch):
 
 
 def test_what_the_builder_does_not_know(tmp_path):
-    (tmp_path / "hf").mkdir()
-    config = transformers.Olmo2Config(num_hidden_layers=2, hidden_size=64, num_attention_heads=4)
-    config.architectures = ["Olmo2ForCausalLM"]
-    config.save_pretrained(tmp_path / "hf")
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config = transformers.Olmo2Config(vocab_size=models.VOCABULARY, pad_token_id=258, **size)
+    hf = onnx_models.write_hf(transformers.Olmo2ForCausalLM(config), tmp_path / "hf")
     (tmp_path / "work").mkdir()
     with pytest.raises(UnsupportedModelError, match=r"not currently supported.*--onnx DIR"):
-        builder.build(tmp_path / "hf", tmp_path / "work", "fp32")
+        builder.build(hf, tmp_path / "work", "fp32")
 
 
 def test_a_directory_without_a_tokenizer(tmp_path, monkeypatch):
