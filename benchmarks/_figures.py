@@ -15,7 +15,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from _records import ALL, LEARNED, PAPER, WAYS, best_prompt, over_seeds, public, runs, titled, trained, ways
+from _records import (
+    ALL,
+    LEARNED,
+    PAPER,
+    SERVERS,
+    WAYS,
+    best_prompt,
+    crowds,
+    over_seeds,
+    public,
+    runs,
+    titled,
+    trained,
+    ways,
+)
 
 INK, RULE = "#24292f", "#d0d7de"
 BASE, PROMPT, PAPERS, SHIPPED, BOTH = "#afb8c1", "#d4a72c", "#80b3ff", "#0969da", "#8250df"
@@ -192,6 +206,41 @@ def draw_frontier(figure: Any, data: Any) -> None:
 TONES = {"LoRA": BOTH, "TF-IDF": PROMPT}
 
 
+def users() -> Any:
+    """Each server and law: [users, tokens a second, milliseconds to the first token (p95)]."""
+    lines: dict[str, Any] = {}
+    for server, counts in crowds().items():
+        for law in ("uniform", "zipf"):
+            found = [(count, laws.get(law, laws.get("zipf"))) for count, laws in sorted(counts.items())]
+            lines.setdefault(server, {})[law] = [[n, at["rate"], at["p95"]] for n, at in found if at]
+    return rounded(lines)
+
+
+def draw_users(figure: Any, data: Any) -> None:
+    titles = "tokens a second", "first token, p95, ms"
+    for place, (axes, title) in enumerate(zip(figure.subplots(1, 2), titles, strict=True), 1):
+        for server, laws in data.items():
+            for law, rows in laws.items():
+                dashes = {"uniform": "-", "zipf": "--"}[law]
+                label = SERVERS[server] if law == "uniform" and place == 1 else None
+                points = [row[0] for row in rows], [row[place] for row in rows]
+                axes.plot(*points, f"o{dashes}", color=CROWDS[server], label=label, markersize=4)
+        axes.set_title(title)
+        axes.set_xscale("log")
+        axes.set_xticks([1, 10, 100, 1e3, 1e4], ["1", "10", "100", "1,000", "10,000"])
+        axes.minorticks_off()
+        axes.set_ylim(0)
+        axes.grid()
+    axes.set_yscale("log")
+    axes.set_ylim(100)
+    axes.set_yticks([100, 1e3, 1e4], ["100", "1,000", "10,000"])
+    figure.supxlabel("users with a vector each; dashed: they ask after Zipf", fontsize=8.5)
+    figure.legend(loc="outside lower center", ncols=len(data))
+
+
+CROWDS = {"onnx": SHIPPED, "llama": BOTH, "stock": PROMPT}
+
+
 def rounded(data: Any) -> Any:
     """Return the data with six digits: what a platform adds last is none of theirs."""
     if isinstance(data, float):
@@ -206,4 +255,5 @@ EVIDENCE = {
         "Share of 128 held-out prompts answered as wanted, SmolLM2-135M", 3.1, scored, draw_scored
     ),
     "frontier": EvidenceFigure("The score, and the bytes that a user costs", 3.3, frontier, draw_frontier),
+    "users": EvidenceFigure("What more users cost a server, 16 requests at a time", 3.1, users, draw_users),
 }

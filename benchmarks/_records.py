@@ -59,6 +59,12 @@ WAYS = {
     ALL: "840 numbers",
 }
 """What figures compare."""
+SERVERS = {
+    "onnx": "ours, ONNX Runtime int4",
+    "llama": "ours, llama.cpp Q4_1",
+    "stock": "llama-server, a LoRA each",
+}
+"""The servers of `cliff.py`."""
 STEPS, HELD_OUT = 40, 128  # steps, and prompts
 
 
@@ -227,7 +233,7 @@ def crowds(rows: list[dict[str, Any]] | None = None) -> dict[str, dict[int, dict
 
 def _turn(row: dict[str, Any]) -> tuple[str, ...]:
     """Return what the turns of one round of one run have in common."""
-    return row["server"], row["law"], str(row["round"]), row["environment"]["time"]
+    return row["server"], row["law"], str(row["round"]), row["run"]
 
 
 def seed_of(row: dict[str, Any]) -> int:

@@ -14,6 +14,7 @@ from _records import (
     HELD_OUT,
     LEARNED,
     MORE,
+    SERVERS,
     TASKS,
     TITLES,
     best_prompt,
@@ -33,13 +34,6 @@ from _records import (
     ways,
     widest,
 )
-
-SERVERS = {
-    "onnx": "ours, ONNX Runtime int4",
-    "llama": "ours, llama.cpp Q4_1",
-    "stock": "llama-server, a LoRA each",
-}
-"""The servers of `cliff.py`."""
 
 WRONG = {
     **SERVERS,

@@ -153,7 +153,7 @@ def opened(
 
 
 def measure(
-    began: dict[tuple[str, int], tuple[servers.Server, Body]], options: Any, study: Path, run: dict[str, Any]
+    began: dict[tuple[str, int], tuple[servers.Server, Body]], options: Any, study: Path, run: dict[str, str]
 ) -> None:
     """Let all arms take turns, and keep each turn."""
     arms = [Arm(*key, law) for key in began for law in ("zipf", "uniform")[: min(key[1], 2)]]
@@ -164,7 +164,7 @@ def measure(
             row = turn(*began[arm.server, arm.users], arm.draw(random.Random(number), count), number)
             if number >= 0:  # the first round warms up
                 own = {"server": arm.server, "users": arm.users, "law": arm.law, "round": number}
-                bench.keep(study, own | row | {"load": bench.load_average()[0]} | run)
+                bench.keep(study, run | own | row | {"load": bench.load_average()[0]})
 
 
 def vector_cost(path: Path, bases: Bases, users: int) -> dict[str, float]:
@@ -196,14 +196,16 @@ def main() -> None:
         folder = Path(name)
         study = Path(options.json) if options.json else folder / "cliff.jsonl"
         bundle = options.llama or export(folder)[0]
-        run = {"commit": bench.commit(), "environment": bench.environment()}
+        environment = bench.environment()
+        run = {"run": environment["time"]}
         with ExitStack() as stack:
             began = opened(stack, options, bundle, folder)
+            bench.keep(study, run | {"commit": bench.commit(), "environment": environment})
             for users in options.users:
                 place = folder / str(users) / "users.db"
                 cost = vector_cost(place, load_bundle(bundle).bases, users)
                 bench.keep(
-                    study, {"users": users, "vector_seconds": cost, "bytes": place.stat().st_size} | run
+                    study, run | {"users": users, "vector_seconds": cost, "bytes": place.stat().st_size}
                 )
             measure(began, options, study, run)
         print(table(bench.read_study(study)))

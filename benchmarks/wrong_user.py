@@ -35,7 +35,7 @@ import _servers as servers
 from _subjects import export, smollm2
 from _tables import wrong_users
 
-from tinylora_edge import Bases, MicroVector, load_bundle, runtime
+from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.exporters import export_onnx
 from tinylora_edge.system import cores
 
@@ -190,22 +190,25 @@ def with_model(user: int) -> dict[str, Any]:
 
 def measure(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield what each server did."""
-    bundle = options.llama or export(folder)[0]
-    bases: Bases = load_bundle(bundle).bases
     users, size = options.users, {"users": options.users, "again": options.again}
+    bundle = options.llama
+    if bundle is None and {"llama", *STOCK} & {*options.servers}:
+        bundle = export(folder)[0]
     vectors: list[MicroVector] = []
     for engine in (each for each in OURS if each in options.servers):
         base, slots = bundle, -(-AT_ONCE // cores())
         if engine == "onnx":
-            base, slots = options.onnx or export_onnx(smollm2(), folder / "onnx", precision="int4").output, 16
+            base = options.onnx or export_onnx(smollm2(), folder / "onnx", precision="int4").output
+            slots = AT_ONCE
         vectors, references = marked(base, engine, users)
         place = folder / engine
-        place.mkdir()
-        servers.fill(place / "users.db", bases, iter(vectors))
+        place.mkdir(exist_ok=True)
+        servers.fill(place / "users.db", load_bundle(base).bases, iter(vectors))
         given: list[str | Path] = ["--engine", engine, "--slots", str(slots), "--store", place / "users.db"]
         with servers.ours(base, place, *given) as server:
             yield {"server": engine} | size | ask_all(server, with_model, references, **size)
     if asked := [each for each in STOCK if each in options.servers]:
+        bases = load_bundle(bundle).bases
         vectors = vectors or [servers.vector(bases, user, norm=NORM) for user in range(users)]
         loras = servers.write_loras(folder, bases, iter(vectors))
         with servers.stock(bundle / "base.gguf", loras, folder, slots=AT_ONCE) as server:
