@@ -85,8 +85,8 @@ class Turn:
         }
 
 
-def turn(server: servers.Server, body: Body, users: list[int], seed: int) -> dict[str, Any]:
-    """Let users ask, 16 of them at a time; return a row's figures."""
+def turn(server: servers.Server, body: Body, users: list[int], seed: int) -> Turn:
+    """Let users ask, 16 of them at a time."""
     draw, found, lock = random.Random(seed), Turn(), threading.Lock()
     left = queue.SimpleQueue[dict[str, Any]]()
     for user in users:
@@ -98,7 +98,6 @@ def turn(server: servers.Server, body: Body, users: list[int], seed: int) -> dic
         left.put({**common, "stream_options": {"include_usage": True}, **body(user)})
 
     def work(_: int) -> None:
-        connection = server.connect()
         while True:
             with lock:
                 try:
@@ -108,16 +107,18 @@ def turn(server: servers.Server, body: Body, users: list[int], seed: int) -> dic
                 at = time.perf_counter()
                 found.asked.append(at)
             times, cost = list[float](), dict[str, Any]()
+            connection = server.connect()  # llama-server ends one after some answers
             for text, usage in servers.pieces(server.post(connection, request)):
                 times += [time.perf_counter()] if text else []
                 cost = usage or cost
+            connection.close()
             cached = (cost.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
             if times:  # else it had nothing to say
                 found.answers.append((at, times, cost["completion_tokens"], cached))
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         list(threads.map(work, range(AT_ONCE)))
-    return found.row() | server.memory()
+    return found
 
 
 def opened(
@@ -132,19 +133,13 @@ def opened(
     for users in options.users:
         place = folder / str(users)
         place.mkdir()
-        servers.fill(place / "users.db", bases, (servers.vector(bases, user) for user in range(users)))
-        for kind, (base, slots) in engines.items():
-            if kind in options.servers:
-                given: list[str | Path] = [
-                    "--engine",
-                    kind,
-                    "--slots",
-                    str(slots),
-                    "--store",
-                    place / "users.db",
-                ]
-                server = stack.enter_context(servers.ours(base, place, *given))
-                found[kind, users] = server, lambda user: {"model": f"m@{servers.name(user)}"}
+        if asked := [each for each in engines if each in options.servers]:
+            servers.fill(place / "users.db", bases, (servers.vector(bases, user) for user in range(users)))
+        for kind in asked:
+            base, slots = engines[kind]
+            given = ["--engine", kind, "--slots", str(slots), "--store", str(place / "users.db")]
+            server = stack.enter_context(servers.ours(base, place, *given))
+            found[kind, users] = server, lambda user: {"model": f"m@{servers.name(user)}"}
         if "stock" in options.servers and users <= STOCK_USERS:
             loras = servers.write_loras(folder, bases, (servers.vector(bases, user) for user in range(users)))
             server = stack.enter_context(servers.stock(bundle / "base.gguf", loras, place, slots=AT_ONCE))
@@ -160,11 +155,13 @@ def measure(
     for number in range(-1, options.rounds):
         shift = number % len(arms)
         for arm in arms[shift:] + arms[:shift]:
-            count = AT_ONCE + (options.requests if number >= 0 else 1)
-            row = turn(*began[arm.server, arm.users], arm.draw(random.Random(number), count), number)
-            if number >= 0:  # the first round warms up
+            server, body = began[arm.server, arm.users]
+            count = AT_ONCE + options.requests if number >= 0 else 2  # the first round warms up
+            found = turn(server, body, arm.draw(random.Random(number), count), number)
+            if number >= 0:
                 own = {"server": arm.server, "users": arm.users, "law": arm.law, "round": number}
-                bench.keep(study, run | own | row | {"load": bench.load_average()[0]})
+                load = {"load": bench.load_average()[0]}
+                bench.keep(study, run | own | found.row() | server.memory() | load)
 
 
 def vector_cost(path: Path, bases: Bases, users: int) -> dict[str, float]:
