@@ -41,11 +41,11 @@ class Pool:
         policy: what is demanded of vector bytes, at every request; that of a model that is given.
         contexts: of llama.cpp, that compute side by side; by default one a core, and one alone on a GPU.
         slots: users whose prefixes are remembered. In llama.cpp they take turns in each context, 4 unless
-            told otherwise; in ONNX Runtime they are the rows of one batch, 16 unless told otherwise.
+            told otherwise; in ONNX Runtime they are the rows of one batch, 16 unless told otherwise. A tenant
+            has at most as many as are left for others: alone half of them.
         n_ctx: tokens of the longest sequence, prompt and answer. In llama.cpp contexts * slots of them have
             memory from the start, in ONNX Runtime those that are used.
-        waiting: requests that wait at most. A tenant has at most as many of these places as are left for
-            others: alone half of them.
+        waiting: requests that wait at most, and of a tenant likewise.
         n_threads: cores to use; by default all that this process may use. ONNX Runtime has those that a
             model was loaded with.
         engine_options: as for `load`, of a base that is loaded.

@@ -150,9 +150,14 @@ class Waiting:
             )
         self._tenants.setdefault(tenant, deque()).append(answering)
 
-    def take(self, running: Counter[str]) -> Answering:
-        """Return the next one, which waits no longer; `running` counts what each tenant has."""
+    def take(self, running: Counter[str], free: int) -> Answering | None:
+        """Return the next one, which waits no longer; None where nobody may have another of the free slots.
+
+        `running` counts what each tenant has: he may have at most as many as are free.
+        """
         tenant = min(self._tenants, key=lambda each: running[each])  # the first of those in turn
+        if running[tenant] >= free:
+            return None
         found = self._tenants[tenant].popleft()
         self._tenants.move_to_end(tenant)
         self._tidy(tenant)
@@ -211,7 +216,8 @@ class Scheduler:
 
     A slot keeps what was evaluated for its user's last request, and his next one evaluates only what is new.
     In ONNX Runtime all slots generate in one batch, which requests join and leave at any token. In llama.cpp
-    there is an engine a core, whose slots take turns, some tokens each. An answer does not depend on what is
+    there is an engine a core, whose slots take turns, some tokens each. A tenant has at most as many slots as
+    are free: alone half, and whoever comes next finds one. An answer does not depend on what is
     answered beside it. Any thread may call it.
 
     Args:
@@ -251,6 +257,7 @@ class Scheduler:
         self._running: dict[Slot, Answering] = {}
         self._waiting = Waiting(waiting)
         self._tenants: Counter[str] = Counter()
+        self._turns: dict[str, int] = {}  # that those tenants had
         self._begun = 0
         with llm._staying():
             try:
@@ -363,7 +370,9 @@ class Scheduler:
     def _place(self) -> None:
         """Give free slots to requests that wait. The lock is held."""
         while len(self._waiting) and (free := [slot for slot in self._slots if slot not in self._running]):
-            answering = self._waiting.take(self._tenants)
+            answering = self._waiting.take(self._tenants, len(free))
+            if answering is None:
+                return
             request, busy = answering.request, Counter(id(slot.engine) for slot in self._running)
 
             def rank(slot: Slot, request: Request = request, busy: Counter[int] = busy) -> tuple[int, ...]:
@@ -374,6 +383,8 @@ class Scheduler:
             self._begun += 1
             slot.used = self._begun
             self._running[slot] = answering
+            if request.tenant not in self._tenants:  # he has no claim on turns from before
+                self._turns[request.tenant] = min((self._turns[each] for each in self._tenants), default=0)
             self._tenants[request.tenant] += 1
             self._changed.notify_all()
 
@@ -381,7 +392,9 @@ class Scheduler:
         """Free a slot, and then report the end: the tenant's next request finds the slot free."""
         with self._changed:
             del self._running[slot]
-            self._tenants -= Counter({answering.request.tenant: 1})  # which drops who has none
+            self._tenants -= Counter({(tenant := answering.request.tenant): 1})  # which drops who has none
+            if tenant not in self._tenants:
+                del self._turns[tenant]
             if not self._closed:
                 self._place()
         if end is not None:
@@ -392,11 +405,8 @@ class Scheduler:
     def _work(self, engine: Engine) -> None:
         """Answer in one engine until the scheduler is closed."""
         before = -1
-        while running := self._next(engine):
-            turn = running
-            if not engine.mixed:  # the slot after the one before
-                slot = min(running, key=lambda slot: (slot.row <= before, slot.row))
-                turn, before = {slot: running[slot]}, slot.row
+        while turn := self._next(engine, before):
+            before = next(iter(turn)).row
             for _ in range(1 if engine.mixed else _SLICE):
                 try:
                     generated = self._step(engine, turn)
@@ -407,11 +417,23 @@ class Scheduler:
                 if self._closed or not generated:  # a chunk of a prompt is a slice of its own
                     break
 
-    def _next(self, engine: Engine) -> dict[Slot, Answering]:
-        """Return what an engine answers, once there is something; nothing once the scheduler is closed."""
+    def _next(self, engine: Engine, before: int) -> dict[Slot, Answering]:
+        """Return what an engine answers, once there is something; nothing once the scheduler is closed.
+
+        Where slots share no evaluation it is that of the tenant who had fewest turns, in any engine, and of
+        his slots the one after the row before.
+        """
+
+        def rank(slot: Slot) -> tuple[int, bool, int]:
+            return self._turns[self._running[slot].request.tenant], slot.row <= before, slot.row
+
         with self._changed:
             while not self._closed:
                 running = {slot: each for slot, each in self._running.items() if slot.engine is engine}
+                if running and not engine.mixed:
+                    slot = min(running, key=rank)
+                    self._turns[running[slot].request.tenant] += 1
+                    return {slot: running[slot]}
                 if running:
                     return running
                 self._changed.wait()

@@ -39,6 +39,7 @@ from tinylora_edge import (
 from tinylora_edge.runtime import Clicks, Given, Pool
 from tinylora_edge.runtime.answers import Answer
 from tinylora_edge.runtime.batch import Batch
+from tinylora_edge.runtime.pool import AnswerStream
 from tinylora_edge.runtime.scheduler import Waiting
 from tinylora_edge.tasks import Sample
 
@@ -221,7 +222,7 @@ def test_users_take_turns(given: list[str], running: dict[str, int], expected: l
         waiting.add(each)
     waiting.remove(asked[-1])
     waiting.add(asked[-1])
-    taken: list[Any] = [waiting.take(Counter(running)) for _ in given]
+    taken: list[Any] = [waiting.take(Counter(running), free=3) for _ in given]
     assert [each.name for each in taken] == expected
     assert len(waiting) == 0
 
@@ -235,6 +236,43 @@ def test_nobody_takes_all_places() -> None:
         with pytest.raises(OverloadError, match=r"\d requests of yours wait, and 1 places are left"):
             waiting.add(each)
     waiting.add(d)
+    assert waiting.take(Counter(a=2, b=2, c=2, d=2), free=2) is None
+
+
+def test_one_tenant_holds_nobody_up(opened: Callable[..., Pool]) -> None:
+    """Whoever comes next finds a slot, and has as many turns in it as the other tenant has in all of his."""
+    said: Counter[str] = Counter()
+
+    async def read(stream: AnswerStream, user: str) -> int:
+        """Count a user's tokens, and return how many m had from the first of them to the last."""
+        begun = None
+        async for piece in stream:
+            begun = said["m"] if begun is None else begun
+            said[user] += len(piece.tokens)
+        return said["m"] - (begun or 0)
+
+    def stream(pool: Pool, user: str) -> AnswerStream:
+        return pool.stream("abc", raw=True, user=user, max_tokens=300, logprobs=0)
+
+    async def again_and_again(pool: Pool) -> None:
+        while True:
+            await read(stream(pool, "m"), "m")
+
+    async def beside(pool: Pool) -> None:
+        many = [asyncio.create_task(again_and_again(pool)) for _ in range(6)]
+        while pool.load().waiting < 3:
+            await asyncio.sleep(0.001)
+        ann = stream(pool, "ann")
+        await ann.start()
+        assert pool.load().running == 3
+        others = await read(ann, "ann")
+        assert others < (2.5 if pool.model.mixed else 1.5) * said["ann"]
+        for task in many:
+            task.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
+
+    with opened(contexts=1, slots=4, n_threads=1) as pool:
+        asyncio.run(beside(pool))
 
 
 def test_bytes_are_checked_at_every_request(opened: Callable[..., Pool]) -> None:

@@ -42,7 +42,7 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     folder = tmp_path_factory.mktemp("server")
     (folder / "keys").write_text("first-app-key-1\nother-app-key-1\nalice-key-1 alice\nbob-key-1 bob\n")
     options = ("--store", folder / "users.db", "--key", mac_file(folder), "--api-keys", folder / "keys")
-    limits = ("--n-ctx", "4096", "--max-requests", str(PLACES), "--contexts", "1", "--slots", "1")
+    limits = ("--n-ctx", "4096", "--max-requests", str(PLACES), "--contexts", "1", "--slots", "2")
     with serving(folder, tiny, *options, *limits, before=FEW_FILES) as running:
         yield running
 
@@ -124,9 +124,9 @@ def test_bodies_that_never_come(server: Serving) -> None:
 
 def test_one_user_fills_no_queue(server: Serving) -> None:
     """Neither that of open requests nor that of waiting ones: not even another user of his app's waits."""
-    long = json.dumps(GOOD | {"max_tokens": 3000, "n": 8, "user": "mallory"}).encode()
+    long = json.dumps(GOOD | {"max_tokens": 3000, "user": "mallory"}).encode()
     with ExitStack() as stack:
-        flood = [opened(stack, server.port, head(APP, len(long)) + long) for _ in range(PLACES)]
+        flood = [opened(stack, server.port, head(APP, len(long)) + long) for _ in range(2 * PLACES)]
         wait_until(lambda: server.ask("GET", "/health")[1]["waiting"] >= PLACES // 3)
         for headers in (APP, OTHER_APP, ALICE):
             assert server.ask("POST", PLAIN, GOOD | {"user": "ann"}, **headers)[0] == 200
