@@ -28,6 +28,7 @@ Handler = Callable[[Request, Service], Awaitable[Response]]
 T = TypeVar("T")
 
 _ABOUT, _CALLER = "tinylora.about", "tinylora.caller"  # in a scope: for the log, and who asks
+_HEADERS = {429: {"Retry-After": "1"}, 401: {"Connection": "close"}}  # whoever has no key gets one answer
 _SHOWN = 12  # characters of a tenant in the log
 _LEFT = 499  # as nginx has it: the client left before the answer
 
@@ -67,7 +68,7 @@ def refusal(request: Request, error: BaseException) -> JSONResponse:
         LOG.error("internal error", exc_info=error)
     if isinstance(error, VectorError):
         request.app.state.service.metrics.refused.labels(said["code"]).inc()
-    return JSONResponse({"error": said}, status, {"Retry-After": "1"} if status == 429 else None)
+    return JSONResponse({"error": said}, status, _HEADERS.get(status))
 
 
 async def unknown_route(request: Request, error: Exception) -> Response:

@@ -1,0 +1,224 @@
+"""What attacks on a server cost a neighbour, and what thousands of requests leave in its memory.
+
+The neighbour asks one thing after the other; by turns nobody else does, or somebody attacks: connections that
+send nothing, bodies that never come, pipelined requests whose answers nobody reads, many long answers for one
+user, vectors while another process has locked the store.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import socket
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import _common as bench  # first: it sets what libraries read when loaded
+from _servers import KEY, Server, ours
+from _subjects import export, smollm2
+
+from tinylora_edge import Basis, MicroVector, load_bundle
+from tinylora_edge.exporters import export_onnx
+from tinylora_edge.wire import text
+
+NEIGHBOUR, ATTACKER, OTHERS = (f"{who}-key-1" for who in ("neighbour", "attacker", "others"))
+CHAT, QUIET = "/v1/chat/completions", "quiet"
+NOUNS = ("rain", "bread", "moon", "river", "cat", "bridge", "clock", "garden", "winter", "train", "apple")
+CONNECTIONS, BODIES, UNREAD, FLOOD, STUCK = 2000, 1100, 64, 32, 16
+MOST_RATIO, MOST_MB = 2.0, 20.0
+WARM = 500  # requests after which memory is compared
+
+Attack = Callable[[ExitStack], None]
+
+
+class Target:
+    """A server that is attacked, with what its clients send."""
+
+    def __init__(self, server: Server, basis: Basis, store: Path, tokens: int) -> None:
+        self.server, self.basis, self.store, self.tokens = server, basis, store, tokens
+
+    def body(self, tokens: int, user: str = "", *, vector: bool = False) -> dict[str, Any]:
+        """The body of a request; with a vector it is the user's first, which the store must write down."""
+        question = f"Write about a {random.choice(NOUNS)} and a {random.choice(NOUNS)}."
+        body = {"model": "m", "messages": [{"role": "user", "content": question}], "temperature": 0}
+        if vector:
+            frame = MicroVector.random(self.basis, 0.05).to_bytes(self.basis, tag=KEY, stream=user)
+            body["vector"] = text.encode(frame)
+        return body | {"max_tokens": tokens, "user": user}
+
+    def ask(self, connection: http.client.HTTPConnection, key: str, body: dict[str, Any]) -> int:
+        """Ask, and read the answer; return its status."""
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        connection.request("POST", CHAT, json.dumps(body), headers)
+        response = connection.getresponse()
+        response.read()
+        return response.status
+
+    def send(self, stack: ExitStack, data: bytes) -> socket.socket:
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", self.server.port)))
+        connection.settimeout(0.2)
+        with suppress(OSError):
+            connection.send(data)
+        return connection
+
+    def request(self, key: str, body: dict[str, Any]) -> bytes:
+        content = json.dumps(body).encode()
+        return head(key, len(content)) + content
+
+    # The attacks
+
+    def idle(self, stack: ExitStack) -> None:
+        for number in range(CONNECTIONS):
+            self.send(stack, b"" if number % 2 else b"POST /v1/chat")
+
+    def bodies(self, stack: ExitStack) -> None:
+        for _ in range(BODIES):
+            self.send(stack, head(ATTACKER, 1000))
+
+    def unread(self, stack: ExitStack) -> None:
+        for _ in range(UNREAD):
+            connection = self.send(stack, b"")
+            with suppress(OSError):
+                for _ in range(20):
+                    connection.send(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+
+    def flood(self, stack: ExitStack) -> None:
+        for _ in range(FLOOD):
+            self.send(stack, self.request(ATTACKER, self.body(400, "mallory")))
+
+    def locked(self, stack: ExitStack) -> None:
+        other = sqlite3.connect(self.store, isolation_level=None)
+        stack.callback(other.close)
+        other.execute("BEGIN EXCLUSIVE")
+        for number in range(STUCK):
+            user = f"stuck{number}-{time.monotonic_ns()}"
+            self.send(stack, self.request(ATTACKER, self.body(1, user, vector=True)))
+
+    @contextmanager
+    def under(self, attack: Attack | None) -> Iterator[None]:
+        """Attack, and wait until nothing is left of it."""
+        with ExitStack() as stack:
+            if attack is not None:
+                attack(stack)
+            yield
+        while any(self.load()):
+            time.sleep(0.05)
+
+    def load(self) -> tuple[int, int]:
+        connection = self.server.connect()
+        connection.request("GET", "/health")
+        said = json.loads(connection.getresponse().read())
+        connection.close()
+        return said["running"], said["waiting"]
+
+    def neighbour(self, attack: Attack | None, requests: int) -> list[float]:
+        """Seconds that answers take the neighbour, who comes with a new connection each time."""
+        times = []
+        with self.under(attack):
+            for _ in range(requests):
+                with bench.stopwatch() as watch:
+                    connection = self.server.connect()
+                    status = self.ask(connection, NEIGHBOUR, self.body(self.tokens))
+                    connection.close()
+                if status != 200:
+                    raise SystemExit(f"the neighbour gets {status}")
+                times.append(watch.seconds)
+        return times
+
+
+def head(key: str, length: int) -> bytes:
+    lines = [f"POST {CHAT} HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    return "\r\n".join([*lines, f"Authorization: Bearer {key}", f"Content-Length: {length}", "", ""]).encode()
+
+
+def resident(target: Target, requests: int) -> list[int]:
+    """Resident bytes of a server after so many requests of many users, a tenth of the time each."""
+    each, found = max(1, requests // 10), []
+
+    def one(number: int) -> None:
+        user = f"user{number % 997}"
+        body = target.body(2, user, vector=number % 2 == 0) | {"stream": number % 3 == 0}
+        connection = target.server.connect()
+        status = target.ask(connection, OTHERS, body)
+        connection.close()
+        if status != 200:
+            raise SystemExit(f"a request gets {status}")
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(one, range(min(WARM, requests))))
+        found.append(target.server.memory()["resident"])
+        for begin in range(0, requests, each):
+            list(threads.map(one, range(begin, begin + each)))
+            found.append(target.server.memory()["resident"])
+    return found
+
+
+def measure(report: bench.Report, options: Any, folder: Path) -> None:
+    bundles = {"llama": options.llama, "onnx": options.onnx}
+    if bundles["llama"] is None:
+        bundles["llama"] = export(folder)[0]
+    if bundles["onnx"] is None:
+        bundles["onnx"] = export_onnx(smollm2(), folder / "onnx", precision="int4").output
+    (folder / "keys").write_text(f"{OTHERS}\n{NEIGHBOUR} neighbour\n{ATTACKER}\n")
+    for engine, bundle in bundles.items():
+        here = folder / f"{engine}-server"
+        here.mkdir()
+        options_of = ["--engine", engine, "--store", here / "users.db", "--api-keys", folder / "keys"]
+        with ours(bundle, here, *options_of) as server:
+            target = Target(
+                server, load_bundle(bundle).bases.basis(numbers=13), here / "users.db", options.tokens
+            )
+            attacks: dict[str, Attack | None] = {QUIET: None}
+            attacks |= {name: getattr(target, name) for name in options.attacks}
+            times: dict[str, list[float]] = {name: [] for name in attacks}
+            target.neighbour(None, 3)
+            for number in range(options.rounds):
+                names = list(attacks)[number % len(attacks) :]
+                for name in [*names, *(each for each in attacks if each not in names)]:
+                    times[name] += target.neighbour(attacks[name], options.each)
+            found = {name: bench.summarize(seconds) for name, seconds in times.items()}
+            ratios = {name: each["p95"] / found[QUIET]["p95"] for name, each in found.items()}
+            report.record.setdefault("neighbour", {})[engine] = {"seconds": found, "ratios": ratios}
+            rows = [
+                [name, f"{each['median']:.2f}", f"{each['p95']:.2f}", f"{ratios[name]:.2f}"]
+                for name, each in found.items()
+            ]
+            report.say("\n" + bench.table([engine, "p50 s", "p95 s", "p95, times quiet"], rows))
+            for name in options.attacks:
+                report.target(f"{engine}: p95 under {name}, times quiet", ratios[name], "<=", MOST_RATIO)
+            report.record.setdefault("log_bytes", {})[engine] = (here / "log").stat().st_size
+            if options.requests:
+                sizes = resident(target, options.requests)
+                report.record.setdefault("resident", {})[engine] = sizes
+                grown = (max(sizes) - sizes[0]) / 1e6
+                report.target(f"{engine}: MB more after {options.requests:,} requests", grown, "<=", MOST_MB)
+
+
+def main() -> int:
+    parser = bench.parser(__doc__, rounds=5)
+    attacks = ["idle", "bodies", "unread", "flood", "locked"]
+    parser.add_argument("--attacks", nargs="*", choices=attacks, default=attacks, metavar="NAME")
+    parser.add_argument("--each", type=int, default=8, help="of the neighbour, a round (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=16, help="of his answers (%(default)s)")
+    parser.add_argument("--requests", type=int, default=5000, help="for the memory; 0: none (%(default)s)")
+    parser.add_argument("--llama", type=Path, help="a bundle for llama.cpp; SmolLM2 Q4_1 otherwise")
+    parser.add_argument("--onnx", type=Path, help="one for ONNX Runtime; SmolLM2 in int4 otherwise")
+    options = parser.parse_args()
+    report = bench.Report("neighbours", options.json)
+    report.record |= {name: getattr(options, name) for name in ("rounds", "each", "tokens", "requests")}
+    with tempfile.TemporaryDirectory() as name:
+        measure(report, options, Path(name))
+    report.finish()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
