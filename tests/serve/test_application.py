@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from tinylora_edge import OptionError, TinyLoraError, serve
+from tinylora_edge.runtime import Given
 from tinylora_edge.serve import ApiKeys, process
 
 SMALL: dict[str, Any] = {"n_ctx": 256, "contexts": 1, "n_threads": 1}
@@ -85,9 +88,23 @@ def test_what_takes_seconds_holds_nobody_up(tiny: Path, tmp_path: Path) -> None:
     assert {(type(error), "going down" in str(error)) for error in others} == {(TinyLoraError, True)}
 
 
-def test_a_name_with_a_slash(tiny: Path) -> None:
+def test_one_user_makes_the_server_forget_nobody_else(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinylora_edge.serve.feedback._REMEMBERED", 5)
+    app = serve.app(tiny, store=tmp_path / "users.db", states=tmp_path / "states", **SMALL)
+    given = Given((1,), (2,), None, 1.0)
+    app.state.service.feedback.remember("a", "ann", given)
+    for number in range(9):
+        app.state.service.feedback.remember(f"m{number}", "mallory", given)
+    assert list(app.state.service.feedback._answers) == ["a", "m5", "m6", "m7", "m8"]
+    app.state.service.close()
+
+
+def test_a_name_with_a_slash_below_a_path(tiny: Path) -> None:
     app = serve.app(tiny, name="org/tiny", **SMALL)
-    status, found = asyncio.run(asked(app, "GET", "/v1/models/org/tiny"))
+    below = Starlette(routes=[Mount("/llm", app=app)])
+    status, found = asyncio.run(asked(below, "GET", "/llm/v1/models/org/tiny"))
     assert (status, found["id"]) == (200, "org/tiny")
     app.state.service.close()
 

@@ -165,7 +165,7 @@ class Exchanges:
 
         said = scope[_ABOUT] = dict[str, Any]()
         request, app, placed = Request(scope), self._app, None
-        if scope["path"].startswith("/v1/"):
+        if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
             try:
                 found = scope[_CALLER] = self._service.access.caller(request.headers)
                 said["tenant"] = found.tenant[:_SHOWN]

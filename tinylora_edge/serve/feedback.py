@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -44,11 +44,15 @@ class Feedback:
         self._lock = threading.Lock()
 
     def remember(self, name: str, user: str, given: Given) -> None:
-        """Remember an answer for a while. One that was given to nobody ("") teaches nothing."""
+        """Remember an answer for a while, beyond some thousands instead of one of the user who has most.
+
+        One that was given to nobody ("") teaches nothing.
+        """
         with self._lock:
             self._answers[name] = user, given
-            while len(self._answers) > _REMEMBERED:
-                self._answers.popitem(last=False)
+            if len(self._answers) > _REMEMBERED:
+                most = Counter(whose for whose, _ in self._answers.values()).most_common(1)[0][0]
+                del self._answers[next(name for name, (whose, _) in self._answers.items() if whose == most)]
 
     def tell(self, name: str, reward: int, key_user: str | None) -> Stored:
         """Learn from a like or a dislike; return the user's vector of now.
