@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from ..errors import OptionError, RequestError
+from ..tasks.tools import CALL, CALL_BEGIN, CALL_END
 from ..vector import MicroVector
+from .tools import ToolCall, Tools
 
 STOPS = 16
 """Stop texts of a request. OpenAI's interface has 4."""
@@ -20,8 +22,8 @@ STOP_CHARACTERS = 1 << 10
 LOGPROBS = 20
 """Likeliest tokens that are told beside each token: OpenAI's own limit."""
 
-FinishReason: TypeAlias = Literal["stop", "length"]
-"""Why an answer ended: by itself or at a stop text, or at its longest."""
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
+"""Why an answer ended: by itself or at a stop text, at its longest, or by itself behind calls."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Sampling:
         logprobs: how many of the likeliest tokens are told beside each token; 0 tells its own
             log-probability alone, None nothing.
         schema: a JSON schema that the answer keeps to; an empty one is any JSON object.
+        tools: that the answer may call; a call asks for them as OpenAI's options `tools`, `tool_choice` and
+            `parallel_tool_calls`.
 
     Raises:
         RequestError: a number is out of its range, or a stop text is too long.
@@ -49,6 +53,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     schema: Mapping[str, Any] | None = None
+    tools: Tools | None = None
 
     def __post_init__(self) -> None:
         _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
@@ -58,6 +63,8 @@ class Sampling:
         _check(self.seed is None or 0 <= self.seed < 1 << 64, "seed", self.seed, "from 0 to 2**64 - 1")
         few = self.logprobs is None or 0 <= self.logprobs <= LOGPROBS
         _check(few, "logprobs", self.logprobs, f"from 0 to {LOGPROBS}")
+        if self.tools is not None and self.schema is not None:
+            raise RequestError("an answer keeps to a schema or calls tools: ask for one", param="tools")
         for text in self.stop:
             if not 0 < len(text) <= STOP_CHARACTERS:
                 raise RequestError(
@@ -75,6 +82,9 @@ class SamplingOptions(TypedDict, total=False):
     stop: str | Sequence[str]
     logprobs: int | None
     schema: Mapping[str, Any] | None
+    tools: Sequence[Mapping[str, Any]]
+    tool_choice: str | Mapping[str, Any]
+    parallel_tool_calls: bool
 
 
 def sampling_of(options: SamplingOptions, stops: Sequence[str] = ()) -> Sampling:
@@ -96,7 +106,10 @@ def sampling_of(options: SamplingOptions, stops: Sequence[str] = ()) -> Sampling
     own = given.pop("stop", None) or ()
     own = (own,) if isinstance(own, str) else tuple(own)
     _check(len(own) <= STOPS, "stop", f"{len(own)} texts", f"at most {STOPS}")
-    return Sampling(**given, stop=(*own, *(each for each in stops if each not in own)))
+    tools = Tools.read(
+        given.pop("tools", None), given.pop("tool_choice", None), given.pop("parallel_tool_calls", True)
+    )
+    return Sampling(**given, stop=(*own, *(each for each in stops if each not in own)), tools=tools)
 
 
 @dataclass(frozen=True)
@@ -138,10 +151,11 @@ class Token:
 
 @dataclass(frozen=True)
 class Piece:
-    """The next part of an answer: its text, and its tokens where their probabilities were asked for."""
+    """The next part of an answer: text, tokens where their probabilities were asked for, whole calls."""
 
     text: str
     tokens: tuple[Token, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,12 +179,13 @@ class Finish:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer: its text, its end, its tokens where asked for, and the vector (None: the base)."""
+    """A whole answer: text, end, tokens where they were asked for, the vector (None: the base), calls."""
 
     text: str
     finish: Finish
     tokens: tuple[Token, ...] = ()
     vector: MicroVector | None = None
+    calls: tuple[ToolCall, ...] = ()
 
 
 Report: TypeAlias = Callable[[Piece | Finish | BaseException], None]
@@ -184,12 +199,14 @@ class Text:
     """The text of an answer as its tokens come in: whole characters, up to the first of some stop texts.
 
     What may be the beginning of a stop text is held back until it goes on differently; `stopped` says whether
-    one came.
+    one came. Where the answer may call tools, so is each call until it is whole; `calls` counts them.
     """
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
-        self.stopped = False
+    def __init__(self, stop: Sequence[str] = (), tools: Tools | None = None) -> None:
+        self.stopped, self.calls = False, 0
         self._stop, self._held = stop, ""
+        self._call_begin = CALL_BEGIN if tools is not None else ""
+        self._calling = tools is not None and tools.forced
         self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
         self._tokens: list[Token] = []
 
@@ -201,23 +218,33 @@ class Text:
         found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            shown, self._held, self._tokens = self._held[: min(found)], "", []
-            return Piece(shown)
-        keep = max((self._begun(stop) for stop in self._stop), default=0)
-        return self._show(len(self._held) - keep)
+            self._held, self._tokens = self._held[: min(found)], []
+            return self.rest()
+        return self._show(len(self._held) - max(map(self._begun, (*self._stop, self._call_begin))))
 
     def rest(self) -> Piece:
-        """Return what was held back, at the end."""
+        """Return what was held back, at the end; a call that is not whole is none."""
         self._held += self._decoder.decode(b"", final=True)
-        return self._show(len(self._held))
+        piece = self._show(len(self._held))
+        self._held = ""
+        return piece
 
     def _show(self, count: int) -> Piece:
-        """Return the next characters; tokens come once nothing of them is held back."""
+        """Return the next characters, or calls; tokens come once nothing of them is held back."""
+        if self._call_begin and not self._calling and (at := self._held.find(self._call_begin)) >= 0:
+            self._calling, count = True, at
+        elif self._calling:
+            count = 0
         shown, self._held = self._held[:count], self._held[count:]
+        calls = []
+        while CALL_END in self._held and (call := CALL.match(self._held)):
+            calls.append(ToolCall(self.calls, *call.groups()))
+            self._held = self._held[call.end() :]
+            self.calls += 1
         if self._held:
-            return Piece(shown)
+            return Piece(shown, calls=tuple(calls))
         tokens, self._tokens = tuple(self._tokens), []
-        return Piece(shown, tokens)
+        return Piece(shown, tokens, tuple(calls))
 
     def _begun(self, stop: str) -> int:
         """Length of the longest beginning of a stop text that the held text ends with."""

@@ -19,6 +19,7 @@ from .answers import Answer, Finish, Piece, Report, Request, SamplingOptions, To
 from .load import load
 from .model import PersonalizedModel
 from .scheduler import Answering, Load, Scheduler
+from .tools import ToolCall
 
 _OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not use
 _ADMITTING = 4  # threads for vectors, whose policy may wait for a file: requests without one never do
@@ -171,7 +172,7 @@ class Pool:
             OptionError: there is no such option.
             RequestError: an option is out of its range. All others come from the stream's first step.
         """
-        sampling_of(options)
+        tools = sampling_of(options).tools
 
         def begin(report: Report) -> Answering:
             checked = (
@@ -180,7 +181,8 @@ class Pool:
             ticket: Answering | None = None
             try:
                 with checked as found:
-                    tokens, stops = self._scheduler.encode(prompt, raw=raw)
+                    functions = () if tools is None else tools.functions
+                    tokens, stops = self._scheduler.encode(prompt, raw=raw, tools=functions)
                     who = user if tenant is None else tenant
                     request = Request(tokens, who, user, found, sampling_of(options, stops), choice)
                     ticket = self._scheduler.submit(request, report)
@@ -296,11 +298,13 @@ class AnswerStream:
         """Return the whole answer, of what was not read before. Errors: those of `start`."""
         text: list[str] = []
         tokens: list[Token] = []
+        calls: list[ToolCall] = []
         async for piece in self:
             text.append(piece.text)
             tokens.extend(piece.tokens)
+            calls.extend(piece.calls)
         finish = self.finish or Finish("stop", 0, 0, 0)  # it was closed meanwhile
-        return Answer("".join(text), finish, tuple(tokens), self.vector)
+        return Answer("".join(text), finish, tuple(tokens), self.vector, tuple(calls))
 
     def close(self) -> None:
         """Give the rest up. Again, or after its end, is fine."""

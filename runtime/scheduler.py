@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, OptionError, OverloadError, RequestError, TinyLoraError, VectorError
 from ..system import cores
-from ..tasks import Prompt
+from ..tasks import Prompt, Sample
 from ..vector import MicroVector
 from .answers import Finish, FinishReason, Piece, Report, Request, Text, Token
 from .engine import Engine, Part, Vocabulary, Weights
@@ -79,14 +80,16 @@ class Answering:
         self._sampler = Sampler(
             sampling.temperature, top_p=sampling.top_p, seed=sampling.seed, number=request.choice
         )
-        self._text = Text(sampling.stop)
+        self._text = Text(sampling.stop, sampling.tools)
         self._most = min(len(self.tokens) + (sampling.max_tokens or n_ctx), n_ctx)
         self._grammar, self._vocabulary, self._speak = grammar, vocabulary, vocabulary.speaker()
         self._withdraw, self._report = withdraw, report
 
     def report(self, what: Piece | Finish | BaseException) -> None:
         """Report a piece or the end, unless nobody wants it any more."""
-        if not self.cancelled and (not isinstance(what, Piece) or what.text or what.tokens):
+        if not self.cancelled and (
+            what.text or what.tokens or what.calls if isinstance(what, Piece) else True
+        ):
             self._report(what)
 
     def cancel(self) -> None:
@@ -115,6 +118,8 @@ class Answering:
     def _finish(self, reason: FinishReason, by: tuple[int, ...] = ()) -> None:
         """Report what was held back; the end itself is reported once the place is free."""
         self.report(self._text.rest())
+        if reason == "stop" and self._text.calls:
+            reason = "tool_calls"
         prompt = len(self.request.prompt)
         said = tuple(self.tokens[prompt:])
         self.end = Finish(reason, prompt, self.cached or 0, len(said), (*said, *by))
@@ -277,17 +282,21 @@ class Scheduler:
         for thread in self._threads:
             thread.start()
 
-    def encode(self, prompt: Prompt, *, raw: bool) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """Return the tokens of a prompt, and the stop texts of the model's chat format.
+    def encode(
+        self, prompt: Prompt, *, raw: bool, tools: tuple[dict[str, Any], ...] = ()
+    ) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Return the tokens of a prompt, with the tools that it tells of, and its chat format's stop texts.
 
         Raises:
             RequestError: the messages are none that the model's chat template renders, or it has none.
         """
         self._process.check()
+        if raw and tools:
+            raise RequestError("a raw text tells a model of no tools: send chat messages", param="tools")
         try:
             with self._llm._staying():
-                self._check_length(prompt)
-                tokens, stops = self._llm.encode(prompt, raw=raw)
+                self._check_length(prompt, tools)
+                tokens, stops = self._llm.encode(replace(Sample.of(prompt, raw=raw), tools=tools))
         except VectorError as error:  # a model without a template, or messages that it does not render
             raise RequestError(str(error), param="messages") from None
         except UnicodeEncodeError as error:
@@ -326,11 +335,14 @@ class Scheduler:
         return answering
 
     def _grammar(self, request: Request) -> Grammar | None:
-        schema = request.sampling.schema
+        schema, tools = request.sampling.schema, request.sampling.tools
         try:
+            if tools is not None:
+                return tools.grammar(self._llm.vocabulary)
             return None if schema is None else grammar_of(schema, self._llm.vocabulary)
         except MissingExtraError as error:
-            raise RequestError(str(error), param="response_format", code="unsupported_parameter") from error
+            param = "response_format" if tools is None else "tools"
+            raise RequestError(str(error), param=param, code="unsupported_parameter") from error
 
     def load(self) -> Load:
         """Return how busy it is."""
@@ -356,9 +368,10 @@ class Scheduler:
         for engine in self._engines:
             engine.close()
 
-    def _check_length(self, prompt: Prompt) -> None:
+    def _check_length(self, prompt: Prompt, tools: Sequence[dict[str, Any]]) -> None:
         """Check that a prompt may fit before its tokens are counted: a megabyte may take half a minute."""
-        texts = [prompt] if isinstance(prompt, str) else [str(each.get("content") or "") for each in prompt]
+        parts = [prompt] if isinstance(prompt, str) else [each.get("content") or "" for each in prompt]
+        texts = map(str, [*parts, *tools])
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
         if size > _USUAL * self.n_ctx and size > (most := self.n_ctx * self._llm.vocabulary.longest):
             raise _too_long(f"{size:,} bytes", f"{self.n_ctx} tokens, of {most:,} bytes at most,")

@@ -62,8 +62,14 @@ def grammar_of(schema: Schema, vocabulary: Vocabulary) -> Grammar:
         MissingExtraError: llguidance is not installed.
         TinyLoraError: llguidance does not read the model's tokens.
     """
-    objects = isinstance(schema, Mapping)
-    text = check_schema(schema or {"type": "object"}) if isinstance(schema, Mapping) else _choice(schema)
+    if isinstance(schema, Mapping):
+        text = check_schema(schema or {"type": "object"})
+        return compiled(text, vocabulary, json_schema=True)
+    return compiled(_choice(schema), vocabulary)
+
+
+def compiled(text: str, vocabulary: Vocabulary, *, json_schema: bool = False) -> Grammar:
+    """Return the grammar of a JSON schema, or of llguidance's form of Lark. Errors: those of `grammar_of`."""
     try:
         from llguidance import LLMatcher, LLParserLimits
     except ModuleNotFoundError as error:
@@ -71,7 +77,7 @@ def grammar_of(schema: Schema, vocabulary: Vocabulary) -> Grammar:
             raise
         raise MissingExtraError("a schema", "llguidance", "schema") from None
     try:
-        if objects:
+        if json_schema:
             grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _BETWEEN})
         else:
             grammar = LLMatcher.grammar_from_lark(text)

@@ -12,6 +12,7 @@ from llama_cpp import llama_chat_format
 
 from ...errors import TinyLoraError, VectorError
 from ...tasks import Prompt, Sample
+from ...tasks.tools import renders_tools, told
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -40,7 +41,8 @@ class LlamaVocabulary:
     def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
         """See `PersonalizedModel.encode`."""
         template = self.has_template
-        rendered = Sample.of(prompt, raw=raw).rendered_by(template=template)
+        sample = Sample.of(prompt, raw=raw)
+        rendered = sample.rendered_by(template=template)
         if isinstance(rendered, str):
             return list(self._llm.tokenize(rendered.encode(), special=True)), []
         if not template:
@@ -48,9 +50,17 @@ class LlamaVocabulary:
                 "the model has no chat template, so chat messages cannot be rendered: use text prompts, or "
                 "load it with chat_format=..."
             )
-        return self.encode_messages(rendered)
+        return self.encode_messages(*told(rendered, sample.tools, own=self._renders_tools))
 
-    def encode_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[str]]:
+    @cached_property
+    def _renders_tools(self) -> bool:
+        llm = self._llm
+        own = llm.chat_handler is None and llm.chat_format == "chat_template.default"
+        return own and renders_tools(llm.metadata["tokenizer.chat_template"])
+
+    def encode_messages(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[list[int], list[str]]:
         """Return the tokens of messages, by the model's own chat handler, and the texts that end an answer.
 
         What is trained and measured is so what `create_chat_completion` runs.
@@ -65,8 +75,10 @@ class LlamaVocabulary:
             or llm._chat_handlers.get(llm.chat_format)
             or llama_chat_format.get_chat_completion_handler(llm.chat_format)
         )
+        cut = llm.special_tokens.cut
+        more = {} if tools is None else {"tools": cut(tools)}
         try:
-            handler(llama=_Recorder(llm), messages=llm.special_tokens.cut(messages))
+            handler(llama=_Recorder(llm), messages=cut(messages), **more)
         except _Recorded as recorded:
             return recorded.tokens, recorded.stop
         except (TinyLoraError, UnicodeEncodeError):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ...errors import TinyLoraError
 from ...formats.bundle import Bundle
 from ...tasks import Prompt, Sample
+from ...tasks.tools import told
 from ...vector import MicroVector, Policy
 from ..engine import Part
 from ..model import PersonalizedModel
@@ -98,8 +99,11 @@ class TinyLoraOnnx(PersonalizedModel):
 
     def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
         """See `PersonalizedModel.encode`."""
-        template = self.vocabulary.has_template
-        return self.vocabulary.encode(Sample.of(prompt, raw=raw).rendered_by(template=template)), []
+        vocabulary, sample = self.vocabulary, Sample.of(prompt, raw=raw)
+        rendered = sample.rendered_by(template=vocabulary.has_template)
+        if isinstance(rendered, str):
+            return vocabulary.encode(rendered), []
+        return vocabulary.encode_chat(*told(rendered, sample.tools, own=vocabulary.renders_tools)), []
 
     def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> OnnxEngine:
         """See `PersonalizedModel.engine`; at least two rows."""

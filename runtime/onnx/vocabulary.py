@@ -15,6 +15,7 @@ from ...documents import read_json
 from ...errors import TinyLoraError, VectorError
 from ...formats.onnx_graph import GENAI_NAME, OnnxFile
 from ...limits import TOKENIZER_BYTES
+from ...tasks.tools import renders_tools
 from ..lock import CLOSED
 from ..special_tokens import SpecialTokens
 from .session import cannot_load
@@ -43,6 +44,7 @@ class OnnxVocabulary:
         context: tokens of the longest sequence that the model was made for.
         head_size: values of a key; None where the configuration does not say.
         has_template: whether a chat template belongs to the tokenizer.
+        renders_tools: whether it writes tools and their calls in our form.
 
     Raises:
         FileNotFoundError: there is no genai_config.json.
@@ -53,7 +55,8 @@ class OnnxVocabulary:
     def __init__(self, graph: OnnxFile) -> None:
         self._folder = graph.path.parent
         self._read_config()
-        self.has_template = self._finds_a_template()
+        template = self._template()
+        self.has_template, self.renders_tools = template is not None, renders_tools(template or "")
         try:
             self._tokenizer: Any = og.Tokenizer(og.Config(str(self._folder)))
         except Exception as error:  # RuntimeError, and OgaError in some releases
@@ -95,7 +98,8 @@ class OnnxVocabulary:
         Raises:
             VectorError: the chat template does not render the messages.
         """
-        parts = self.special_tokens.parts(self.render(self.special_tokens.cut(messages), tools))
+        cut = self.special_tokens.cut
+        parts = self.special_tokens.parts(self.render(cut(messages), tools and cut(tools)))
         return [token for part in parts for token in self.encode(part)]
 
     def render(self, messages: Messages, tools: Any = None) -> str:
@@ -209,11 +213,12 @@ class OnnxVocabulary:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise TinyLoraError(f"{path} is damaged: {error!r}. Export the bundle again") from None
 
-    def _finds_a_template(self) -> bool:
-        """Tell whether onnxruntime-genai finds one: in a file of its own, or in the tokenizer's."""
-        if (self._folder / _TEMPLATE_NAME).exists():
-            return True
+    def _template(self) -> str | None:
+        """Return what onnxruntime-genai finds, in a file of its own, or in the tokenizer's."""
         try:
-            return bool(read_json(self._folder / _TOKENIZER_NAME).get("chat_template"))
+            if (path := self._folder / _TEMPLATE_NAME).exists():
+                return path.read_text("utf-8", errors="replace")
+            found = read_json(self._folder / _TOKENIZER_NAME).get("chat_template")
+            return str(found) if found else None
         except (OSError, ValueError, AttributeError):
-            return False  # a tokenizer that cannot be read is the engine's to refuse
+            return None  # a tokenizer that cannot be read is the engine's to refuse

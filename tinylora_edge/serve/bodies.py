@@ -20,6 +20,7 @@ _ROLES = {
     "assistant": "assistant",
     "tool": "tool",
 }
+_OF_CALLS = ("tool_calls", "tool_call_id")  # of a message
 _TEXT, _INTEGER, _NUMBER, _BOOL = (str,), (int,), (int, float), (bool,)
 _FIELDS: dict[str, tuple[type, ...]] = {
     "model": _TEXT,
@@ -37,10 +38,12 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "user": _TEXT,
     "vector": _TEXT,
     "response_format": (dict,),
+    "tools": (list,),
+    "tool_choice": (str, dict),
+    "parallel_tool_calls": _BOOL,
 }
 _WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "object", list: "list"}
 _NOT_HERE: dict[str, tuple[object, ...]] = {  # name -> values that ask for nothing
-    "tools": (None, []),
     "functions": (None, []),
     "logit_bias": (None, {}),
     "frequency_penalty": (None, 0),
@@ -79,6 +82,8 @@ def read_body(body: Any, limits: Limits, *, chat: bool) -> Asked:
         if body.get(name) not in nothing:
             raise RequestError(f"{name} is not supported here", param=name, code="unsupported_parameter")
     given = {name: body[name] for name in _FIELDS if body.get(name) is not None}
+    if "tools" in given and not chat:
+        raise RequestError("tools are for chats", param="tools", code="unsupported_parameter")
     for name, value in given.items():
         kinds = _FIELDS[name]
         if type(value) not in kinds:
@@ -125,6 +130,9 @@ def _options(given: dict[str, Any], limits: Limits, *, chat: bool) -> SamplingOp
         if not all(isinstance(each, str) for each in given["stop"]):
             raise RequestError("stop is no list of texts", param="stop")
         options["stop"] = given["stop"]
+    for name in ("tools", "tool_choice", "parallel_tool_calls") if chat else ():
+        if name in given:
+            options[name] = given[name]
     sampling_of(options)
     return options
 
@@ -162,7 +170,7 @@ def _schema(response_format: dict[str, Any]) -> Mapping[str, Any] | None:
     )
 
 
-def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
+def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RequestError("messages is no list with a message at least", param="messages")
@@ -174,7 +182,8 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
         role = message.get("role")
         if not isinstance(role, str) or role not in _ROLES:
             raise RequestError(f"{where}.role is none of {', '.join(_ROLES)}", param=f"{where}.role")
-        result.append({"role": _ROLES[role], "content": _content(message.get("content"), f"{where}.content")})
+        said = {"role": _ROLES[role], "content": _content(message.get("content"), f"{where}.content")}
+        result.append(said | {name: message[name] for name in _OF_CALLS if message.get(name)})
     return result
 
 

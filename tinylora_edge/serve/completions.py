@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..runtime.answers import Answer, Finish, Piece, Token
 from ..runtime.pool import AnswerStream
+from ..runtime.tools import ToolCall
 from .bodies import read_body
 from .exchange import about, caller, read_json, refusal, unless_it_leaves
 from .service import Service
@@ -75,12 +76,13 @@ async def _events(
     try:
         if reply.chat:
             for index in range(len(streams)):
-                yield _event(reply.chunk(index, None))
+                yield _event(reply.chunk(index, None, {"role": "assistant", "content": ""}))
         async for index, what in _merged(streams, until):
             if not begun:
                 begun = True
                 service.metrics.first_token.observe(time.perf_counter() - start)
-            yield _event(reply.chunk(index, what))
+            for chunk in reply.chunks(index, what):
+                yield _event(chunk)
         if costs:
             yield _event(reply.cost([stream.finish for stream in streams if stream.finish is not None]))
         yield {"data": "[DONE]"}
@@ -157,27 +159,47 @@ class Reply:
             choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish.reason}
             choice["logprobs"] = self._logprobs(answer.tokens)
             if self.chat:
-                choice["message"] = {"role": "assistant", "content": answer.text, "refusal": None}
+                content = None if answer.calls and not answer.text else answer.text
+                choice["message"] = {"role": "assistant", "content": content, "refusal": None}
+                if answer.calls:
+                    choice["message"]["tool_calls"] = [self._call(index, call) for call in answer.calls]
             else:
                 choice["text"] = answer.text
             choices.append(choice)
         kind = "chat.completion" if self.chat else "text_completion"
         return {**self._head(kind), "choices": choices, "usage": usage([a.finish for a in answers])}
 
-    def chunk(self, index: int, what: Piece | Finish | None) -> dict[str, Any]:
-        """Return the chunk of a piece, of the end of an answer, or (None) of the beginning of a chat's."""
-        text = what.text if isinstance(what, Piece) else ""
-        delta = {"content": text} if isinstance(what, Piece) else {}
+    def chunks(self, index: int, what: Piece | Finish) -> Iterator[dict[str, Any]]:
+        """Yield the chunks of a piece, or of the end of an answer: a call is its name, and its arguments."""
+        calls = what.calls if isinstance(what, Piece) else ()
+        if isinstance(what, Finish) or what.text or what.tokens:
+            yield self.chunk(index, what, {"content": what.text} if isinstance(what, Piece) else {})
+        for call in calls:
+            made = self._call(index, call)
+            made["function"]["arguments"] = ""
+            for part in (made, {"function": {"arguments": call.arguments}}):
+                yield self.chunk(index, None, {"tool_calls": [{"index": call.index, **part}]})
+
+    def chunk(self, index: int, what: Piece | Finish | None, delta: dict[str, Any]) -> dict[str, Any]:
+        """Return a chunk: in a chat, what it adds to the message."""
         choice: dict[str, Any] = {
             "index": index,
             "finish_reason": what.reason if isinstance(what, Finish) else None,
             "logprobs": self._logprobs(what.tokens) if isinstance(what, Piece) else None,
         }
         if self.chat:
-            choice["delta"] = {"role": "assistant", "content": ""} if what is None else delta
+            choice["delta"] = delta
         else:
-            choice["text"] = text
+            choice["text"] = what.text if isinstance(what, Piece) else ""
         return {**self._head(self._chunk_kind), "choices": [choice]}
+
+    def _call(self, index: int, call: ToolCall) -> dict[str, Any]:
+        """Return a call of an answer in OpenAI's shape."""
+        return {
+            "id": f"call_{self.name}_{index}_{call.index}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
 
     def cost(self, finishes: Sequence[Finish]) -> dict[str, Any]:
         """Return the chunk that says what all of it cost."""

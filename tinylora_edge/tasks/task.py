@@ -15,8 +15,8 @@ _T = TypeVar("_T")
 _SHOWN = 300  # characters of a prompt or an answer that an error quotes
 
 
-Prompt: TypeAlias = str | Sequence[Mapping[str, str]]
-"""Text, or chat messages with `role` and `content`."""
+Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+"""Text, or chat messages with `role` and `content`; calls of tools and their results as OpenAI has them."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,15 @@ class Sample:
         raw: the text goes past the chat template, and the model continues it as it stands.
         bare: the sample without the preamble that its prompt begins with, which rewards judge an answer
             beside; None where it has none.
+        tools: functions that the model may call, as `tools.read_functions` returns them.
     """
 
-    prompt: str | tuple[dict[str, str], ...]
+    prompt: str | tuple[dict[str, Any], ...]
     answer: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     raw: bool = False
     bare: Sample | None = None
+    tools: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if self.raw and not isinstance(self.prompt, str):
@@ -51,9 +53,9 @@ class Sample:
         given = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
         return cls(given, raw=raw)
 
-    def rendered_by(self, *, template: bool) -> str | tuple[dict[str, str], ...]:
+    def rendered_by(self, *, template: bool) -> str | tuple[dict[str, Any], ...]:
         """Return messages for a model with a chat template, or text to continue."""
-        if isinstance(self.prompt, str) and template and not self.raw:
+        if isinstance(self.prompt, str) and (template or self.tools) and not self.raw:
             return ({"role": "user", "content": self.prompt},)
         return self.prompt
 

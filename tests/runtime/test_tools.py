@@ -1,0 +1,224 @@
+"""Tools on both engines: what a model is told, calls that keep to schemas, and calls as they come in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import onnx_bundles
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+from tinylora_edge import RequestError
+from tinylora_edge.runtime import Pool
+from tinylora_edge.runtime.answers import Answer, Text
+from tinylora_edge.runtime.tools import Tools
+from tinylora_edge.tasks.tools import read_functions, spelled, told
+
+MESSAGES = [{"role": "user", "content": "x"}]
+OWN = (
+    "{% if tools %}{% for tool in tools %}{{ tool.function.name }} {% endfor %}<tool_call>{% endif %}"
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function.arguments.a }}{% endfor %}\n{% endfor %}"
+)
+NUMBER = {"type": "number", "minimum": -2, "maximum": 99, "multipleOf": 0.5}
+POINT = {"type": "object", "properties": {"x": NUMBER, "y": NUMBER}, "required": ["x", "y"]}
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "enum": {"type": "object", "properties": {"a": {"enum": ["C", "F", 3, None]}}, "required": ["a"]},
+    "nested": {"type": "object", "properties": {"from": POINT, "to": POINT}, "required": ["from", "to"]},
+    "array": {
+        "type": "object",
+        "properties": {"of": {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3}},
+        "required": ["of"],
+    },
+    "optional": {
+        "properties": {"a": {"type": "string", "maxLength": 6}, "b": {"type": "boolean"}, "c": NUMBER},
+        "required": ["b"],
+    },
+    "by-name_9": {
+        "$defs": {"point": POINT},
+        "type": "object",
+        "properties": {"points": {"type": "array", "items": {"$ref": "#/$defs/point"}, "maxItems": 1}},
+    },
+}
+
+
+def tool(name: str, parameters: Any = None, **more: Any) -> dict[str, Any]:
+    function = {"name": name} | ({} if parameters is None else {"parameters": parameters})
+    return {"type": "function", "function": function | more}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose chat template writes tools."""
+    copy = shutil.copytree(onnx_bundles.tiny(), tmp_path_factory.mktemp("own") / "bundle")
+    (copy / "onnx" / "chat_template.jinja").write_text(OWN)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def onnx_pool(own: Path) -> Iterator[Pool]:
+    with Pool(own, slots=6, n_ctx=500, n_threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["llama", "onnx"])
+def pool(request: pytest.FixtureRequest, tiny_bundle: Path, onnx_pool: Pool) -> Iterator[Pool]:
+    if request.param == "onnx":
+        yield onnx_pool
+        return
+    template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    handler = Jinja2ChatFormatter(template, eos_token="", bos_token="").to_chat_handler()
+    with Pool(tiny_bundle, contexts=1, slots=3, n_ctx=1200, n_threads=1, chat_handler=handler) as opened:
+        yield opened
+
+
+def chat(pool: Pool, **options: Any) -> Answer:
+    return asyncio.run(pool.chat(MESSAGES, **options))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_forced_calls_keep_to_their_schemas(pool: Pool, temperature: float) -> None:
+    async def answers() -> list[Answer]:
+        asked = (
+            pool.chat(MESSAGES, tools=[tool(name, schema)], tool_choice="required", seed=seed,
+                      temperature=temperature, parallel_tool_calls=False)
+            for seed, (name, schema) in enumerate(SCHEMAS.items())
+        )  # fmt: skip
+        return await asyncio.gather(*asked)
+
+    for answer, (name, schema) in zip(asyncio.run(answers()), SCHEMAS.items(), strict=True):
+        assert (answer.text, answer.finish.reason) == ("", "tool_calls")
+        (call,) = answer.calls
+        assert call.name == name
+        arguments = json.loads(call.arguments)
+        jsonschema.validate(arguments, schema)
+        assert arguments.keys() <= schema["properties"].keys(), "what a schema does not name is not said"
+
+
+def test_what_may_be_called(pool: Pool) -> None:
+    both = [tool("first"), tool("second", SCHEMAS["enum"])]
+    named = {"type": "function", "function": {"name": "second"}}
+    (call,) = chat(pool, tools=both, tool_choice=named, temperature=0).calls
+    assert call.name == "second"
+    answer = chat(pool, tools=both, tool_choice="required", seed=4)
+    assert {call.name for call in answer.calls} <= {"first", "second"}
+    assert [call.index for call in answer.calls] == [*range(len(answer.calls))]
+    assert {call.arguments for call in answer.calls if call.name == "first"} <= {"{}"}
+    plain = chat(pool, temperature=0, max_tokens=9)
+    assert chat(pool, tools=both, tool_choice="none", temperature=0, max_tokens=9).text == plain.text
+    free = chat(pool, tools=both, temperature=0, max_tokens=9)
+    assert (free.calls, free.finish.reason == "tool_calls") == ((), False)
+    assert free.finish.prompt_tokens > plain.finish.prompt_tokens, "it is told of them"
+
+
+def test_half_a_call_is_none(pool: Pool) -> None:
+    for most in (1, 30, 60):
+        answer = chat(
+            pool, tools=[tool("nested", SCHEMAS["nested"])], tool_choice="required", max_tokens=most
+        )
+        assert (answer.text, answer.calls, answer.finish.reason) == ("", (), "length")
+
+
+@given(
+    st.lists(st.integers(0, 200), max_size=6), st.integers(0, 3), st.sampled_from(["", "Well <tool ", "{}"])
+)
+def test_however_they_come_the_calls_are_the_same(cuts: list[int], count: int, said: str) -> None:
+    calls = [("f", {"a": f"}}\n</tool_call>{number}"}) for number in range(count)]
+    whole = said + "\n".join(spelled(*call) for call in calls)
+    text = Text((), Tools(()))
+    places = sorted(min(cut, len(whole)) for cut in cuts)
+    pieces = [text.add(whole[a:b].encode()) for a, b in zip([0, *places], [*places, len(whole)], strict=True)]
+    pieces.append(text.rest())
+    assert "".join(piece.text for piece in pieces) == said
+    found = [call for piece in pieces for call in piece.calls]
+    assert [(call.index, call.name, json.loads(call.arguments)) for call in found] == [
+        (index, *call) for index, call in enumerate(calls)
+    ]
+
+
+CALLED = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": "é"}'}}
+ROUND = [
+    *MESSAGES,
+    {"role": "assistant", "content": None, "tool_calls": [CALLED, CALLED | {"id": "c2"}]},
+    {"role": "tool", "tool_call_id": "c2", "content": "two"},
+    {"role": "tool", "tool_call_id": "c1", "content": "one"},
+]
+
+
+def test_what_a_model_without_tools_in_its_template_is_told() -> None:
+    functions = read_functions([tool("f", description="Does it.")])
+    messages, tools = told([{"role": "system", "content": "Be brief."}, *ROUND], functions, own=False)
+    assert tools is None
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert messages[0]["content"].startswith("Be brief.\n\nYou can call")
+    assert json.dumps(functions[0]) in messages[0]["content"]
+    call = '<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>'
+    assert messages[2]["content"] == f"{call}\n{call}"
+    assert messages[3]["content"] == "\n".join(
+        f"<tool_response>\n{n}\n</tool_response>" for n in ("two", "one")
+    )
+    assert told(MESSAGES, functions, own=False).messages[0]["role"] == "system"
+    assert told(MESSAGES, (), own=False) == (MESSAGES, None)
+
+
+def test_a_template_that_knows_tools_writes_them_itself(
+    own: Path, tiny_bundle: Path, onnx_pool: Pool
+) -> None:
+    functions = read_functions([tool("f"), tool("g")])
+    expected = "f g <tool_call>[user] x\n[assistant] <tool_call>é<tool_call>é\n[tool] two\n[tool] one\n"
+    tokens, _ = onnx_pool._scheduler.encode(ROUND, raw=False, tools=functions)
+    assert onnx_pool.model.vocabulary.decode(tokens).replace("[assistant] None", "[assistant] ") == expected
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (ROUND[:1] + ROUND[2:], "'c2', and the assistant's message before it has no such call"),
+        ([*ROUND, ROUND[-1]], "'c1', and the assistant's message"),
+        ([{"role": "tool", "content": "x"}], "None, and the assistant's message"),
+        ([*ROUND, *MESSAGES, ROUND[-1]], "'c1', and the assistant's message"),
+        ([{"role": "user", "content": "x", "tool_calls": [CALLED]}], "no list of an assistant"),
+        ([{"role": "assistant", "tool_calls": [{"id": "c1"}]}], r"tool_calls\[0\] is no call"),
+        (
+            [{"role": "assistant", "tool_calls": [CALLED | {"function": {"name": "f", "arguments": "[1"}}]}],
+            r"tool_calls\[0\] is no call",
+        ),
+    ],
+)
+def test_messages_about_calls_that_are_none(onnx_pool: Pool, messages: Any, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        asyncio.run(onnx_pool.chat(messages))
+
+
+def test_a_schema_that_becomes_no_grammar_is_named(onnx_pool: Pool) -> None:
+    def refused(*tools: dict[str, Any]) -> RequestError:
+        asked = Tools.read(tools, "auto", True)
+        assert asked is not None
+        with pytest.raises(RequestError) as caught:
+            asked.grammar(onnx_pool.model.vocabulary)
+        return caught.value
+
+    fine = tool("fine", SCHEMAS["nested"])
+    bad: list[dict[str, Any]] = [
+        {"properties": {"a": {"type": "no such type"}}},
+        {"properties": {"a": {"$ref": "https://example.org/schema.json"}}},
+        {"properties": {"a": {"pattern": "(a{999}){999}", "maxLength": 9}}},
+        {"properties": {f"p{number}": {} for number in range(401)}},
+        {"properties": {"a": {"enum": ["x" * (1 << 16)]}}},
+        {"properties": {"a": {"multipleOf": 10_007}}},
+    ]
+    for schema in bad:
+        error = refused(fine, tool("other"), tool("broken", schema), fine | tool("last"))
+        assert str(error).startswith("the parameters of 'broken': ")
+        assert error.param == "tools[2].function.parameters"
+    large = {"properties": {"a": {"enum": [f"{number:0600}" for number in range(60)]}}}
+    error = refused(tool("one", large), tool("two", large))
+    assert str(error).startswith("the tools together: the JSON schema has ")

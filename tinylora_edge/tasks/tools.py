@@ -1,0 +1,167 @@
+"""Functions that a model may call, and calls, as messages have them: OpenAI's form, and ours as text.
+
+A call is text in the form that most open models learned (Hermes, Qwen):
+
+    <tool_call>
+    {"name": "weather", "arguments": {"city": "Oslo"}}
+    </tool_call>
+
+A chat template that knows tools and this form renders them itself; for any other one they become text of
+messages that it knows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..errors import RequestError
+
+FUNCTIONS = 128
+"""Functions of a request: OpenAI's own limit."""
+
+CALL_BEGIN, CALL_END = "<tool_call>", "}\n</tool_call>"
+"""What a call begins and ends with. No JSON text has a line break within a string, so the end is one."""
+
+CALL = re.compile(r'\n?<tool_call>\n\{"name": "([\w-]+)", "arguments": (\{.*\})\}\n</tool_call>')
+"""A whole call: the name, and the arguments as JSON."""
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}\Z")
+_EXPLAINED = """You can call these functions:
+<tools>
+{functions}
+</tools>
+To call one, answer with its name and arguments, and nothing else:
+<tool_call>
+{{"name": NAME, "arguments": {{...}}}}
+</tool_call>"""
+
+
+class Told(NamedTuple):
+    """What a chat template is given: messages, and the tools where it renders them itself."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+
+
+def read_functions(tools: Any) -> tuple[dict[str, Any], ...]:
+    """Return the functions of tools in OpenAI's form: `name`, `description`, `parameters` (a JSON schema).
+
+    Raises:
+        RequestError: a tool is none, or there are too many.
+    """
+    if not isinstance(tools, list | tuple):
+        raise RequestError("tools is no list", param="tools")
+    if len(tools) > FUNCTIONS:
+        raise RequestError(f"there are {len(tools)} tools, and at most {FUNCTIONS} may be", param="tools")
+    result: dict[str, dict[str, Any]] = {}
+    for number, tool in enumerate(tools):
+        where = f"tools[{number}]"
+        if not isinstance(tool, Mapping) or tool.get("type") != "function":
+            raise RequestError(f"{where} is no object of the type 'function'", param=where)
+        where += ".function"
+        function = tool.get("function")
+        if not isinstance(function, Mapping):
+            raise RequestError(f"{where} is no object", param=where)
+        name, about, parameters = (function.get(key) for key in ("name", "description", "parameters"))
+        if not isinstance(name, str) or not _NAME.match(name):
+            raise RequestError(
+                f"{where}.name is {name!r:.80}: it must have 1 to 64 letters, digits, _ and - alone",
+                param=f"{where}.name",
+            )
+        if name in result:
+            raise RequestError(f"two tools have the name {name!r}", param=f"{where}.name")
+        if not isinstance(about, str | None):
+            raise RequestError(f"{where}.description is no text", param=f"{where}.description")
+        if not isinstance(parameters, Mapping | None) or (parameters or {}).get("type", "object") != "object":
+            raise RequestError(
+                f"{where}.parameters is no JSON schema of an object", param=f"{where}.parameters"
+            )
+        result[name] = {"name": name, **({"description": about} if about else {})}
+        result[name]["parameters"] = {"type": "object", **(parameters or {"properties": {}})}
+    return tuple(result.values())
+
+
+def told(messages: Sequence[Mapping[str, Any]], functions: Sequence[dict[str, Any]], *, own: bool) -> Told:
+    """Return messages and functions for a chat template, which renders them itself where it has an `own` way.
+
+    Raises:
+        RequestError: a call in a message is none, or a message of a tool answers none.
+    """
+    open_calls, result = set[str](), list[dict[str, Any]]()
+    for number, message in enumerate(messages):
+        where, role = f"messages[{number}]", message.get("role")
+        calls = message.get("tool_calls") or ()
+        if calls:
+            if role != "assistant" or not isinstance(calls, list | tuple):
+                raise RequestError(f"{where}.tool_calls is no list of an assistant", param=where)
+            made = [_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
+            open_calls = {call["id"] for call in made}
+            if own:
+                result.append({**message, "tool_calls": made})
+                continue
+            texts = [message.get("content") or "", *(spelled(**call["function"]) for call in made)]
+            result.append({"role": role, "content": "\n".join(filter(None, texts))})
+        elif role == "tool":
+            answered = message.get("tool_call_id")
+            if answered not in open_calls:
+                raise RequestError(
+                    f"{where} has the tool_call_id {answered!r:.80}, and the assistant's message before it "
+                    "has no such call that is not answered yet",
+                    param=f"{where}.tool_call_id",
+                )
+            open_calls.remove(answered)
+            if own:
+                result.append(dict(message))
+                continue
+            text = f"<tool_response>\n{message['content']}\n</tool_response>"
+            if messages[number - 1].get("role") == "tool":  # the same turn
+                result[-1]["content"] += f"\n{text}"
+            else:
+                result.append({"role": "user", "content": text})
+        else:
+            open_calls = set()
+            result.append(dict(message))
+    if own or not functions:
+        return Told(result, [{"type": "function", "function": each} for each in functions] or None)
+    lines = "\n".join(json.dumps(each, ensure_ascii=False) for each in functions)
+    text = _EXPLAINED.format(functions=lines)
+    if result and result[0].get("role") == "system":
+        result[0]["content"] += f"\n\n{text}"
+    else:
+        result.insert(0, {"role": "system", "content": text})
+    return Told(result, None)
+
+
+def spelled(name: str, arguments: Mapping[str, Any]) -> str:
+    """Return a call as text."""
+    body = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    return f"{CALL_BEGIN}\n{body}\n</tool_call>"
+
+
+def renders_tools(template: str) -> bool:
+    """Tell whether a chat template writes tools, and their calls in the form of this module."""
+    return CALL_BEGIN in template and re.search(r"\btools\b", template) is not None
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    """Return a call of a message with its arguments as an object, as templates want them."""
+    match call:
+        case {"id": str(name_of_it), "type": "function", "function": {"name": str(name), "arguments": given}}:
+            try:
+                arguments = json.loads(given) if isinstance(given, str) else given
+            except (ValueError, RecursionError):
+                arguments = None
+            if isinstance(arguments, dict):
+                return {
+                    "id": name_of_it,
+                    "type": "function",
+                    "function": {"name": name, "arguments": arguments},
+                }
+    raise RequestError(
+        f"{where} is no call: it has id, the type 'function', and function with name and arguments, the JSON "
+        "text of an object",
+        param=where,
+    )
