@@ -64,7 +64,8 @@ class Sampling:
         few = self.logprobs is None or 0 <= self.logprobs <= LOGPROBS
         _check(few, "logprobs", self.logprobs, f"from 0 to {LOGPROBS}")
         if self.tools is not None and self.schema is not None:
-            raise RequestError("an answer keeps to a schema or calls tools: ask for one", param="tools")
+            message = "an answer keeps to a schema or calls tools: ask for one"
+            raise RequestError(message, param="response_format")
         for text in self.stop:
             if not 0 < len(text) <= STOP_CHARACTERS:
                 raise RequestError(

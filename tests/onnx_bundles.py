@@ -35,6 +35,24 @@ def tiny(
     return shared.once(f"onnx-{architecture}-{precision}-{rank}-{flavour}", make)
 
 
+TOOLS_TEMPLATE = (
+    "{% if tools %}{% for tool in tools %}{{ tool.function.name }} {% endfor %}<tool_call>{% endif %}"
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function.arguments.a }}{% endfor %};{% endfor %}"
+)
+
+
+def writes_tools() -> Path:
+    """A copy of `tiny()` whose chat template writes tools. Never write to it."""
+
+    def make(path: Path) -> Path:
+        shutil.copytree(tiny(), path)
+        (path / "onnx" / "chat_template.jinja").write_text(TOOLS_TEMPLATE)
+        return path
+
+    return shared.once("onnx whose template writes tools", make)
+
+
 def without_template() -> Path:
     """A copy of `tiny()` whose tokenizer has no chat template, so that texts go in as they are."""
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,13 @@ from hypothesis import strategies as st
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from tinylora_edge import RequestError
-from tinylora_edge.runtime import Pool
+from tinylora_edge.runtime import Pool, TinyLoraLlama
 from tinylora_edge.runtime.answers import Answer, Text
 from tinylora_edge.runtime.tools import Tools
+from tinylora_edge.tasks import Sample
 from tinylora_edge.tasks.tools import read_functions, spelled, told
 
 MESSAGES = [{"role": "user", "content": "x"}]
-OWN = (
-    "{% if tools %}{% for tool in tools %}{{ tool.function.name }} {% endfor %}<tool_call>{% endif %}"
-    "{% for m in messages %}[{{ m.role }}] {{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function.arguments.a }}{% endfor %}\n{% endfor %}"
-)
 NUMBER = {"type": "number", "minimum": -2, "maximum": 99, "multipleOf": 0.5}
 POINT = {"type": "object", "properties": {"x": NUMBER, "y": NUMBER}, "required": ["x", "y"]}
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -56,16 +51,8 @@ def tool(name: str, parameters: Any = None, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose chat template writes tools."""
-    copy = shutil.copytree(onnx_bundles.tiny(), tmp_path_factory.mktemp("own") / "bundle")
-    (copy / "onnx" / "chat_template.jinja").write_text(OWN)
-    return copy
-
-
-@pytest.fixture(scope="module")
-def onnx_pool(own: Path) -> Iterator[Pool]:
-    with Pool(own, slots=6, n_ctx=500, n_threads=1) as opened:
+def onnx_pool() -> Iterator[Pool]:
+    with Pool(onnx_bundles.writes_tools(), slots=6, n_ctx=500, n_threads=1) as opened:
         yield opened
 
 
@@ -170,12 +157,19 @@ def test_what_a_model_without_tools_in_its_template_is_told() -> None:
 
 
 def test_a_template_that_knows_tools_writes_them_itself(
-    own: Path, tiny_bundle: Path, onnx_pool: Pool
+    onnx_pool: Pool, tiny_bundle: Path, load: Callable[..., TinyLoraLlama]
 ) -> None:
-    functions = read_functions([tool("f"), tool("g")])
-    expected = "f g <tool_call>[user] x\n[assistant] <tool_call>é<tool_call>é\n[tool] two\n[tool] one\n"
-    tokens, _ = onnx_pool._scheduler.encode(ROUND, raw=False, tools=functions)
-    assert onnx_pool.model.vocabulary.decode(tokens).replace("[assistant] None", "[assistant] ") == expected
+    template, named = onnx_bundles.TOOLS_TEMPLATE, "chat_template.default"
+    asked = Sample(tuple(ROUND), tools=read_functions([tool("f"), tool("g")]))
+    expected = "f g <tool_call>[user] x;[assistant] <tool_call>é<tool_call>é;[tool] two;[tool] one;"
+    with load(tiny_bundle) as llm:
+        llm.metadata["tokenizer.chat_template"] = template
+        llm.chat_format = named
+        llm._chat_handlers[named] = Jinja2ChatFormatter(
+            template, eos_token="", bos_token=""
+        ).to_chat_handler()
+        assert llm.encode(asked)[0] == llm.tokenize(expected.encode(), special=True)
+    assert onnx_pool.model.encode(asked)[0] == onnx_pool.model.vocabulary.encode(expected)
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,11 @@ def told(messages: Sequence[Mapping[str, Any]], functions: Sequence[dict[str, An
                 raise RequestError(f"{where}.tool_calls is no list of an assistant", param=where)
             made = [_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
             open_calls = {call["id"] for call in made}
+            said = message.get("content") or ""
             if own:
-                result.append({**message, "tool_calls": made})
+                result.append({**message, "content": said, "tool_calls": made})
                 continue
-            texts = [message.get("content") or "", *(spelled(**call["function"]) for call in made)]
+            texts = [said, *(spelled(**call["function"]) for call in made)]
             result.append({"role": role, "content": "\n".join(filter(None, texts))})
         elif role == "tool":
             answered = message.get("tool_call_id")
