@@ -71,7 +71,9 @@ class Engine(Protocol):
         """Make the first tokens of a row those of another one, which loses its own."""
 
     def purge(self, row: int) -> list[int]:
-        """Empty a row whose logits were not finite, with its data; return every row that is empty now."""
+        """Empty a row whose logits were not finite, with its data; return every row that is empty now.
+
+        Rows that share no cells (see `Weights.engine`) stay, unless all of them were like that."""
 
     def reset(self) -> None:
         """Empty every row."""

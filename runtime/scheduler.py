@@ -6,6 +6,7 @@ import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..vector import MicroVector
 from .answers import Finish, FinishReason, Piece, Report, Request, Text, Token
 from .engine import Engine, Part, Vocabulary, Weights
 from .lock import Process
-from .sampling import Sampler, likeliest, logprobs
+from .sampling import Sampler, likeliest, logprobs, too_large
 from .schema import Grammar, grammar_of
 
 _SLOTS, _MIXED_SLOTS = 4, 16
@@ -37,6 +38,9 @@ _LEFT = 2
 
 _USUAL = 4
 """Bytes of a token, about. A prompt of no more than that for each token of the context is not looked at."""
+
+_REMEMBERED = 1 << 10
+"""Vectors that exploded, of a tenant each, that are remembered; the oldest are forgotten first."""
 
 _CLOSED = "the pool is closed: it was, or its model was. Make another one"
 
@@ -195,7 +199,7 @@ class Slot:
         tenant, vector: of the request; nobody else finds what it has.
         tokens: that the row holds, or begins with.
         prompt: of them, those that came as a prompt. The cells of what was generated are those of one token
-            at a time, which differ in their last bits where rows share evaluations.
+            at a time, which other kernels compute, whose last bits are others.
         used: when it was used last, in requests.
     """
 
@@ -207,12 +211,12 @@ class Slot:
     prompt: int = 0
     used: int = 0
 
-    def shared(self, request: Request) -> int:
-        """Return how many tokens of a prompt it has already."""
+    def shared(self, request: Request, *, soon: bool = False) -> int:
+        """Return how many tokens of a prompt it has already, or soon, once its own prompt is evaluated."""
         if not request.tenant or request.tenant != self.tenant or request.vector != self.vector:
             return 0
-        most = self.prompt if self.engine.mixed else len(self.tokens)
-        most = max(0, min(most, self.engine.length(self.row), len(request.prompt) - _LEFT))
+        most = self.prompt if soon else min(self.prompt, self.engine.length(self.row))
+        most = max(0, min(most, len(request.prompt) - _LEFT))
         return next((i for i in range(most) if request.prompt[i] != self.tokens[i]), most)
 
 
@@ -263,6 +267,7 @@ class Scheduler:
         self._waiting = Waiting(waiting)
         self._tenants: Counter[str] = Counter()
         self._turns: dict[str, int] = {}  # that those tenants had
+        self._exploded: OrderedDict[bytes, None] = OrderedDict()
         self._begun = 0
         with llm._staying():
             try:
@@ -317,7 +322,7 @@ class Scheduler:
             raise RequestError("the prompt is empty: it needs one token at least", param="prompt")
         if len(request.prompt) >= self.n_ctx:
             raise _too_long(f"{len(request.prompt)} tokens", str(self.n_ctx))
-        self._llm.r_of(request.vector)
+        mark = self._mark(request)
         with self._llm._staying():  # the vocabulary is the model's
             answering = Answering(
                 request,
@@ -330,6 +335,8 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise TinyLoraError(_CLOSED)
+            if mark in self._exploded:
+                raise too_large()
             self._waiting.add(answering)
             self._place()
         return answering
@@ -343,6 +350,11 @@ class Scheduler:
         except MissingExtraError as error:
             param = "response_format" if tools is None else "tools"
             raise RequestError(str(error), param=param, code="unsupported_parameter") from error
+
+    def _mark(self, request: Request) -> bytes:
+        """Return a digest of a tenant and of what his vector does, empty for the base."""
+        r = self._llm.r_of(request.vector)
+        return b"" if r is None else sha256(repr(request.tenant).encode() + r.tobytes()).digest()
 
     def load(self) -> Load:
         """Return how busy it is."""
@@ -477,14 +489,32 @@ class Scheduler:
         for slot, how in ends.items():
             if isinstance(how, VectorError):  # not finite, and no mask hides that
                 engine.purge(slot.row)
+                if turn[slot].request.vector is not None:
+                    with self._changed:
+                        self._exploded[self._mark(turn[slot].request)] = None
+                        if len(self._exploded) > _REMEMBERED:
+                            self._exploded.popitem(last=False)
             self._leave(slot, turn.pop(slot), how)
         return bool(turn) and all(len(part.tokens) == 1 for _, part in parts)
 
     def _begin(self, slot: Slot, answering: Answering) -> None:
-        """Make a slot ready: of what it holds, the beginning of the prompt stays."""
-        request = answering.request
-        answering.cached = slot.engine.cut(slot.row, slot.shared(request))
-        slot.engine.set_r(slot.row, self._llm.r_of(request.vector))
+        """Make a slot ready: it keeps the beginning of the prompt, or copies it from another slot.
+
+        Where another one evaluates more of it at the moment, the slot begins later.
+        """
+        request, engine, has = answering.request, slot.engine, slot.shared(answering.request)
+        beside = [each for each in self._slots if each.engine is engine and each is not slot]
+        source = max(beside, key=lambda each: each.shared(request), default=slot)
+        there = source.shared(request)
+        for each in beside:
+            begun = (other := self._running.get(each)) is not None and other.cached is not None
+            if begun and each.shared(request, soon=True) >= max(has, there) + _WORTH:
+                return
+        if there >= has + _WORTH:
+            engine.cut(slot.row, 0)
+            engine.copy(source.row, slot.row, has := there)
+        answering.cached = engine.cut(slot.row, has)
+        engine.set_r(slot.row, self._llm.r_of(request.vector))
         slot.tenant, slot.vector, slot.tokens = request.tenant, request.vector, answering.tokens
         slot.prompt = len(request.prompt) if len(request.prompt) >= _LEFT else 0
 
@@ -492,6 +522,8 @@ class Scheduler:
         """Yield what is evaluated next: prompts first come, first served, and the last token of answers."""
         left = engine.chunk
         for slot, answering in turn.items():
+            if answering.cached is None:
+                continue
             begin = engine.length(slot.row)
             missing = len(answering.tokens) - begin
             count = missing if missing <= engine.chunk else min(engine.chunk, missing - _LEFT)

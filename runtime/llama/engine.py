@@ -20,6 +20,9 @@ _CHUNK = 512
 _LOOKED_AT = 64
 """Logits of a row that are looked at: what is not finite inside the model reaches all of them."""
 
+_ORDINARY = 16.0
+"""Norm of an R that leaves finite cells for sure. A larger one may leave others behind finite logits."""
+
 _AS_THE_MODEL = (  # as the model's own context has them, so that answers are the same to the last bit
     "type_k",
     "type_v",
@@ -95,7 +98,8 @@ class LlamaEngine:
         self.n_ctx = min(int(llama_cpp.llama_n_ctx_seq(self._context)), n_ctx)
         self._lengths = [0] * rows
         self._r: list[NDArray[np.float32] | None] = [None] * rows
-        self._clean = True  # no cell has had a value that is not finite
+        self._unified = cells is not None
+        self._doubts = [0] * rows  # 1: a cell may be infinite, as R was large; 2: logits were not finite
         self._now: object = self  # the R that the context has; nothing yet
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
@@ -130,34 +134,42 @@ class LlamaEngine:
     def cut(self, row: int, length: int) -> int:
         """See `Engine`."""
         self._check_open()
-        if not self._clean:
+        if self._unified and any(self._doubts):
             self.reset()
-        if length < self._lengths[row] and not llama_cpp.llama_memory_seq_rm(self._memory, row, length, -1):
-            llama_cpp.llama_memory_seq_rm(self._memory, row, -1, -1)
-            length = 0
-        self._lengths[row] = min(self._lengths[row], length)
-        return self._lengths[row]
+        elif self._doubts[row] and not length:
+            self.purge(row)
+        return self._keep(row, length)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """See `Engine`; where each row has cells of its own, the whole of the source is copied."""
         self._check_open()
         llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        self._lengths[target] = self._lengths[source]
-        self.cut(target, length)
+        self._lengths[target], self._doubts[target] = self._lengths[source], self._doubts[source]
+        self._keep(target, length)
 
     def purge(self, row: int) -> list[int]:
-        """See `Engine`; all rows are empty then, as no mask hides what is not finite."""
-        self._clean = False
-        self.reset()
-        return list(range(self.rows))
+        """See `Engine`. No mask hides what is not finite: other data must lie in the row's cells.
+
+        Where rows have cells of their own, those of another row do, all of which a copy writes, and a mask
+        hides them. All rows are emptied where they share cells, and where none is finite.
+        """
+        others = [each for each in range(self.rows) if each != row]
+        source = min(others, key=self._doubts.__getitem__, default=row)
+        if self._unified or source == row or self._doubts[source] > 1:
+            self._doubts[row] = 2
+            self.reset()
+            return list(range(self.rows))
+        self._doubts[row] = 0
+        self.copy(source, row, 0)
+        return [row]
 
     def reset(self) -> None:
         """See `Engine`."""
         self._check_open()
         # Zeroing the cells takes milliseconds and matters only for NaN, which no mask hides.
-        llama_cpp.llama_memory_clear(self._memory, not self._clean)
-        self._clean = True
+        llama_cpp.llama_memory_clear(self._memory, any(self._doubts))
+        self._doubts = [0] * self.rows
         self._lengths = [0] * self.rows
 
     def use(self, n_threads: int) -> None:
@@ -174,6 +186,13 @@ class LlamaEngine:
         self._columns = []
         free_batch(self._buffer)
         free(context)
+
+    def _keep(self, row: int, length: int) -> int:
+        if length < self._lengths[row] and not llama_cpp.llama_memory_seq_rm(self._memory, row, length, -1):
+            llama_cpp.llama_memory_seq_rm(self._memory, row, -1, -1)
+            length = 0
+        self._lengths[row] = min(self._lengths[row], length)
+        return self._lengths[row]
 
     def _check_open(self) -> None:
         if self._context is None:
@@ -195,6 +214,7 @@ class LlamaEngine:
 
     def _evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """Evaluate parts of one R, as many tokens at once as there is room for."""
+        r, finite = self._r[parts[0].row], True
         chunks = list(self._chunks(parts))
         found = []
         for tokens, positions, rows, wanted in chunks:
@@ -211,10 +231,16 @@ class LlamaEngine:
                 reason = "its KV cache is full" if code == 1 else f"code {code}"
                 raise TinyLoraError(f"llama.cpp could not evaluate {count} tokens: {reason}")
             self.evaluated += count
-            there = self._logits(outputs + (not wanted[-1]))[:outputs]
+            there = self._logits(outputs + (not wanted[-1]))
+            finite = finite and bool(np.isfinite(there[:, :_LOOKED_AT].max(axis=1)).all())
+            there = there[:outputs]
             found.append(there.copy() if len(chunks) > 1 else there)
         for part in parts:
             self._lengths[part.row] += len(part.tokens)
+            if not finite:
+                self._doubts[part.row] = 2
+            elif r is not None and not self._unified and np.linalg.norm(r) > _ORDINARY:
+                self._doubts[part.row] = max(1, self._doubts[part.row])
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _chunks(self, parts: Sequence[Part]) -> Iterator[tuple[list[int], list[int], list[int], list[bool]]]:
@@ -236,5 +262,4 @@ class LlamaEngine:
     def _logits(self, outputs: int) -> NDArray[np.float32]:
         pointer = llama_cpp.llama_get_logits(self._context)
         logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, (outputs, self.n_vocab))
-        self._clean = self._clean and bool(np.isfinite(logits[:, :_LOOKED_AT].max(axis=1)).all())
         return logits

@@ -156,13 +156,24 @@ def test_a_users_next_request_finds_what_his_last_one_evaluated(pool: Pool) -> N
     begun, *answers = asyncio.run(asked())
     cached = [answer.finish.cached_tokens for answer in answers]
     assert begun.finish.cached_tokens == cached[1] == cached[2] == 0, "nobody finds what others asked"
-    # In a shared evaluation the keys of what was generated have other bits than those of a prompt.
-    said = 0 if pool.model.mixed else begun.finish.completion_tokens - 1
-    assert len(first) <= cached[0] <= len(first) + said
-    assert answers[0].text == answers[1].text == answers[3].text
-    if pool.model.mixed:
-        assert cached[3] == answers[3].finish.prompt_tokens - 2
-        assert bits(answers[0]) == bits(answers[1]) == bits(answers[3]) != bits(answers[2])
+    assert cached[0] == len(first), "the keys of what was generated have other bits than those of a prompt"
+    assert cached[3] == answers[3].finish.prompt_tokens - 2
+    assert bits(answers[0]) == bits(answers[1]) == bits(answers[3]) != bits(answers[2])
+
+
+def test_what_requests_of_a_tenant_begin_with_is_evaluated_once(pool: Pool) -> None:
+    vector, begin = vectors(pool, 1)[0], "what all of them begin with, forty bytes"
+    given: Any = {"vector": vector, "max_tokens": LIMIT, "temperature": 0, "logprobs": 0}
+
+    async def asked(*users: str) -> list[Answer]:
+        calls = [pool.complete(f"{begin} {n}!", user=user, **given) for n, user in enumerate(users)]
+        return await asyncio.gather(*calls)
+
+    together, alone = asyncio.run(asked(*["me"] * 4)), asyncio.run(asked("a", "b", "c", "d"))
+    cached = sorted(each.finish.cached_tokens for each in together)
+    once = len(pool._scheduler._engines)  # an engine sees nothing of another one's
+    assert cached[once:] == [len(begin) + 1] * (4 - once)
+    assert [bits(each) for each in together] == [bits(each) for each in alone]
 
 
 def test_whoever_leaves_frees_his_place(pool: Pool, held: Callable[..., Any]) -> None:
@@ -314,8 +325,7 @@ def test_a_vector_that_is_too_large_harms_nobody_else(pool: Pool) -> None:
     for _ in range(2):  # and whoever gets their rows afterwards
         found = asyncio.run(together())
         assert {each.text for each in found[1::2]} == {expected.text}
-        if pool.model.mixed:
-            assert [bits(each) for each in found[1::2]] == [bits(expected)] * 4
+        assert [bits(each) for each in found[1::2]] == [bits(expected)] * 4
         assert all(isinstance(each, VectorError) and "too large" in str(each) for each in found[::2])
 
 
