@@ -106,14 +106,6 @@ def test_what_may_be_called(pool: Pool) -> None:
     assert free.finish.prompt_tokens > plain.finish.prompt_tokens, "it is told of them"
 
 
-def test_half_a_call_is_none(pool: Pool) -> None:
-    for most in (1, 30, 60):
-        answer = chat(
-            pool, tools=[tool("nested", SCHEMAS["nested"])], tool_choice="required", max_tokens=most
-        )
-        assert (answer.text, answer.calls, answer.finish.reason) == ("", (), "length")
-
-
 @given(
     st.lists(st.integers(0, 200), max_size=6), st.integers(0, 3), st.sampled_from(["", "Well <tool ", "{}"])
 )

@@ -125,6 +125,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("no such type", {"tools": [TOOLS[0], tool("f", {"properties": {"a": {"type": "x"}}})]}, "of 'f'"),
     ("an array", {"tools": [tool("f", {"type": "array"})]}, "no JSON schema of an object"),
     ("129", {"tools": [tool(f"f{number}") for number in range(129)]}, "129 tools, and at most 128"),
+    ("a hundred", {"tools": [tool(f"f{number}") for number in range(100)]}, "context 500"),
     ("a space", {"tools": [tool("two words")]}, "'two words': it must have 1 to 64 letters"),
     ("long", {"tools": [tool("x" * 65)]}, "it must have 1 to 64 letters"),
     ("no name", {"tools": [{"type": "function", "function": {}}]}, "name is None"),
@@ -149,11 +150,3 @@ def test_tools_that_are_refused(server: Serving, change: dict[str, Any], said: s
     assert status == 400, answer
     assert said in answer["error"]["message"]
     assert answer["error"]["param"].split("[")[0] in change.keys() | {"messages"}
-
-
-def test_a_hundred_tools(server: Serving) -> None:
-    """Fit if the context holds them."""
-    many = [tool(f"f{number}", {"properties": {}}) for number in range(100)]
-    status, answer = server.ask("POST", CHAT, {"model": "tested", "messages": QUESTION, "tools": many})
-    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
-    assert server.ask("POST", "/v1/completions", {"model": "tested", "prompt": "x", "tools": TOOLS})[0] == 400
