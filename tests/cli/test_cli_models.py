@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,27 +75,8 @@ def test_a_name_is_all_that_it_takes(run: Cli, server: HubServer, work: Path) ->
     assert server.requests == []
 
 
-def test_no_network(run: Cli) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        closed = f"http://127.0.0.1:{free.getsockname()[1]}"
-    run("export", "org/tiny-GGUF", also={"HF_ENDPOINT": closed}).refused(
-        closed, "cannot be reached", "local files"
-    )
-    run("export", "org/tiny-GGUF", also={"HF_HUB_OFFLINE": "1"}).refused("HF_HUB_OFFLINE", "local files")
-
-
 def test_models_lists_what_there_is(run: Cli, server: HubServer) -> None:
     (listed,) = [r for r in run("models", "--json").record() if r["name"] == "gpt-oss-20b"]
-    assert listed == {
-        "name": "gpt-oss-20b",
-        "parameters": 20_914_757_184,
-        "license": "apache-2.0",
-        "gated": False,
-        "gguf": "ggml-org/gpt-oss-20b-GGUF",
-        "weights": "openai/gpt-oss-20b",
-        "default": "",
-        "quants": {"mxfp4": 12_109_566_624},
-    }
+    assert (listed["weights"], listed["quants"]) == ("openai/gpt-oss-20b", {"mxfp4": 12_109_566_624})
     text = run("models").done()
     assert all(name in text for name in ("qwen2.5-7b", "gpt-oss-20b"))

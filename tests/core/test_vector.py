@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import pickle
 from datetime import date, timedelta
@@ -28,6 +29,7 @@ from tinylora_edge import (
     UnauthenticatedVectorWarning,
     VectorError,
 )
+from tinylora_edge.wire import frame as _frame
 
 GOLDEN = json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
 DTYPES = ("fp32", "bf16", "fp16", "int8")
@@ -230,6 +232,27 @@ class TestLengths:
         data = MicroVector.zeros(other).to_bytes(other)
         with pytest.raises(FrameError, match=r"47 bytes, but 12 values in fp32 with CRC-32 take 59"):
             MicroVector.from_bytes(data, BASIS)
+
+
+def test_what_stands_for_values_in_a_state_stays_what_it_is():
+    given = np.array([0.5, -1.25, 0.0078125], np.float32)
+    upper = given.view("<u2")[1::2].tobytes()
+    packed = {"fp32": given.tobytes(), "bf16": upper, "fp16": given.astype("<f2").tobytes()}
+    packed["int8"] = packed["fp32"]
+    for dtype in _frame.DTYPES:
+        whole = hashlib.sha256(f"{BASIS.digest}\n{dtype}\n".encode() + packed[dtype]).hexdigest()
+        assert _frame.content("key", BASIS.digest, given, dtype) == whole[:32]
+        assert _frame.content("", BASIS.digest, given, dtype) == ""
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_frame_cut_to_the_length_of_a_raw_payload_is_known_by_its_head(dtype, version):
+    until = date(2027, 1, 1) if version == 3 else None
+    data = make(np.linspace(-1, 1, 12), dtype).to_bytes(BASIS, SIGNER, until=until)
+    for length in (48, 24):
+        with pytest.raises(FrameError, match="a frame of this basis that was cut or padded on its way"):
+            MicroVector.from_bytes(data[:length], BASIS)
 
 
 def golden_basis(case) -> Basis:

@@ -1,4 +1,4 @@
-"""The PEFT side: the same function and gradient as the adapter and as PEFT's own layer; merge, save, load."""
+"""The PEFT side: the same function and gradient as the adapter; merge, save, load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from tinylora_edge import Basis, BasisMismatchError, MicroVector, TrainError
 from tinylora_edge.train.adapter import Adapter
-from tinylora_edge.train.model import factors_for, hf_names
 from tinylora_edge.train.peft_adapter import PEFT_TYPE, peft_model, vector_of
 
 TOKENS = torch.tensor([[256, *range(40, 60)], [256, *range(70, 90)]])
@@ -77,34 +76,6 @@ def test_equals_the_adapter(architecture: str, kind: str) -> None:
     assert trainable == {id(row) for row in rows_of(wrapped)}
 
 
-@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
-@pytest.mark.parametrize(("ratio", "kind"), [(1.0, "learned"), (0.0, "entries")])
-def test_equals_the_layer_of_peft(architecture: str, ratio: float, kind: str) -> None:
-    """PEFT's unmodified TinyLoRA, factors and projections put in; its ratio can say full tying and none."""
-    model = models.tiny_model(architecture)
-    basis = basis_of(model, kind, architecture)
-    vector = MicroVector.random(basis, 1.0, seed=3)
-    plain = model(TOKENS).logits
-    names, (_, p) = hf_names(model, basis.factors), basis.projection.tied
-    config = peft.TinyLoraConfig(
-        r=2, u=p.shape[1], weight_tying=ratio, target_modules=list(names.values()), task_type="CAUSAL_LM"
-    )
-    stock = peft.get_peft_model(model, config)
-    for position, (module, name) in enumerate(names.items()):
-        layer = model.get_submodule(name)
-        a, b = factors_for(models.tiny_model(architecture), basis.factors, module, name, 2)
-        layer.tinylora_A["default"].copy_(a)
-        layer.tinylora_B["default"].copy_(b)
-        layer.tinylora_P["default"].copy_(torch.tensor(p[position]))
-    with torch.no_grad():
-        for row, values in zip(rows_of(stock), vector.values.reshape(-1, p.shape[1]), strict=True):
-            row.copy_(torch.tensor(values))
-    expected = logits_and_gradient(stock, rows_of(stock))
-    wrapped = peft_model(models.tiny_model(architecture), basis)
-    set_vector(wrapped, vector)
-    assert_same(logits_and_gradient(wrapped, rows_of(wrapped)), expected, plain)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saves_and_loads(tmp_path: Path, dtype: torch.dtype) -> None:
     model, basis, vector = make()
@@ -152,16 +123,6 @@ def test_unmerging_restores_every_bit(dtype: torch.dtype) -> None:
     set_vector(wrapped, MicroVector.zeros(basis))  # what happens to v meanwhile does not matter
     wrapped.unmerge_adapter()
     assert all(torch.equal(b.weight, old) for b, old in zip(base, before, strict=True))
-
-
-def test_refuses_to_merge_what_is_not_finite() -> None:
-    model, basis, _ = make()
-    wrapped = peft_model(model.half(), basis)
-    set_vector(wrapped, np.full(basis.size, 1e30))
-    before = {name: p.clone() for name, p in wrapped.named_parameters()}
-    with pytest.raises(ValueError, match="not finite"):
-        wrapped.merge_adapter(safe_merge=True)
-    assert all(torch.equal(p, before[name]) for name, p in wrapped.named_parameters())
 
 
 def test_gives_vllm_the_merged_model_under_its_own_names() -> None:

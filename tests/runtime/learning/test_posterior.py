@@ -48,19 +48,6 @@ def test_clicks_find_what_the_user_prefers(clicks: int, least: float) -> None:
     assert np.mean(found) > least
 
 
-def test_pairs_find_it_too_and_each_says_more() -> None:
-    found = []
-    for seed in range(12):
-        user, posterior = User(seed), Posterior(N)
-        for _ in range(80):
-            a, b = user.score(), user.score()
-            better, worse = (a, b) if user.says(BETA * float((a - b) @ user.wish)) > 0 else (b, a)
-            posterior.prefer(better, worse, (0.0, 0.0), np.zeros(N))
-        found.append(user.agreement(posterior))
-    singles = [User(seed).agreement(clicked(User(seed), 80)) for seed in range(12)]
-    assert np.mean(found) > np.mean(singles)
-
-
 @pytest.mark.parametrize("pleased", [-2.0, 2.0])
 def test_a_user_who_is_always_or_never_pleased_is_not_mistaken(pleased: float) -> None:
     found = [User(seed).agreement(clicked(User(seed), 160, pleased=pleased)) for seed in range(6)]
@@ -140,22 +127,3 @@ def test_with_a_prior_it_is_the_closed_form() -> None:
     v = posterior.vector()
     assert v @ posterior.information() @ v / 2 <= FARTHEST * (1 + 1e-9)
     np.testing.assert_allclose(v / np.linalg.norm(v), mean[:N] / np.linalg.norm(mean[:N]))
-
-
-def test_a_prior_that_is_right_needs_fewer_clicks() -> None:
-    found = {True: [], False: []}
-    for known in found:
-        for seed in range(12):
-            user = User(seed)
-            few = np.linalg.qr(np.random.default_rng(1).normal(size=(N, 3)))[0]
-            wish = few @ np.random.default_rng(seed).normal(size=3)
-            user.wish = wish * 1.5 / BETA / np.sqrt(wish @ user.fisher @ wish)
-            size = float(user.wish @ user.wish) / 3
-            covariance = size * (few @ few.T + 0.02 * np.eye(N))
-            posterior = Posterior(N, prior=Prior(np.zeros(N), covariance) if known else None)
-            for _ in range(10):
-                a, b = user.score(), user.score()
-                better, worse = (a, b) if user.says(BETA * float((a - b) @ user.wish)) > 0 else (b, a)
-                posterior.prefer(better, worse, (0.0, 0.0), np.zeros(N))
-            found[known].append(user.agreement(posterior))
-    assert np.mean(found[True]) > np.mean(found[False]) + 0.1, found

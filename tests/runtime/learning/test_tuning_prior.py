@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_bundles
 import pytest
 import support
 from tuning_task import PROMPTS, favoured
@@ -77,11 +76,6 @@ class TestEffect:
             found = self.measured(llm, llm.bases.basis(numbers=6), start["sigma"])
             assert found == pytest.approx(effect, rel=0.4)
 
-    def test_in_onnx_too(self) -> None:
-        with runtime.load(onnx_bundles.without_template(), engine="onnx", n_ctx=64, n_threads=1) as llm:
-            start, basis = rows_of(llm, 5)[0], llm.bases.basis(numbers=5)
-            assert 0.25 < self.measured(llm, basis, start["sigma"]) < 1  # 20 tokens of answers tell no more
-
     def test_it_is_the_same_for_a_basis_in_other_units(
         self, load: Callable[..., TinyLoraLlama], tiny_bundle: Path, tmp_path: Path
     ) -> None:
@@ -120,14 +114,6 @@ class TestShape:
         assert spreads[0] == pytest.approx(spreads[1], rel=1e-5)
         assert found[0] == found[1]
         np.testing.assert_allclose(means[0], factor @ means[1], rtol=1e-4, atol=1e-5)
-
-    def test_an_isotropic_prior_changes_nothing(
-        self, load: Callable[..., TinyLoraLlama], tiny_bundle: Path, tmp_path: Path
-    ) -> None:
-        plain = bundle_of(tiny_bundle, tmp_path / "plain", directions(6))
-        known = bundle_of(tiny_bundle, tmp_path / "round", directions(6), 0.003 * np.eye(6))
-        with load(plain) as without, load(known) as llm:
-            assert rows_of(llm, 6) == rows_of(without, 6)
 
     def test_it_starts_at_a_vector_that_is_given(
         self, load: Callable[..., TinyLoraLlama], learned: Path
