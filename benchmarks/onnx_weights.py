@@ -135,7 +135,7 @@ def measure(report: bench.Report, bundles: dict[str, Path], options: Any, thread
             if other in logprobs:
                 found[form][f"kl_from_{other}"] = divergence(logprobs[other], logprobs[form])
         if form != GGUF:
-            found[form]["alike"] = compare_forms(bundles[form], n_threads=threads).record()
+            found[form]["alike"] = compare_forms(bundles[form], n_threads=threads)
         print(form, found[form], flush=True)
     loaded = {form: opened(bundles, form, 1) for form in PRECISIONS}
     tokens = np.random.default_rng(0).integers(1000, 40000, 32).tolist()

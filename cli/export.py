@@ -21,7 +21,6 @@ from .options import JsonOption
 
 if TYPE_CHECKING:
     from ..exporters import ExportReport, ResolvedModel, Selection
-    from ..runtime.forms import Likeness
 
 
 def export(
@@ -176,7 +175,7 @@ def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
     console.prose(f"to load it, put the basis beside it: {base.with_name(f'{whole_stem(base)}.basis.gguf')}")
 
 
-def _compare_forms(report: ExportReport, base: Path) -> Likeness | None:
+def _compare_forms(report: ExportReport, base: Path) -> dict[str, Any] | None:
     """Compare the answers of a graph with those of its GGUF, and note it in the manifest.
 
     None where there are no two forms, or no two engines.
@@ -195,7 +194,7 @@ def _compare_forms(report: ExportReport, base: Path) -> Likeness | None:
         return None
     found = load_bundle(report.output)
     assert found.manifest_path is not None
-    onnx = found.manifest["onnx"] | {"answers": alike.record()}
+    onnx = found.manifest["onnx"] | {"answers": alike}
     write_json(found.manifest_path, found.manifest | {"onnx": onnx})
     return alike
 
@@ -213,7 +212,7 @@ def _print_report(
     provenance: dict[str, Any] | None,
     seconds: float,
     as_json: bool,
-    alike: Likeness | None,
+    alike: dict[str, Any] | None,
 ) -> None:
     bases, quality, placed = report.bases, report.quality, report.base_placed
     if names := quality.unconverged:
@@ -234,7 +233,7 @@ def _print_report(
     if report.baked is not None:
         made = {"graph": report.made_by, "precision": report.precision, **asdict(report.baked)}
         made |= {"weights": asdict(report.packed)} if report.packed else {}
-        made |= {"answers": alike.record()} if alike else {}
+        made |= {"answers": alike} if alike else {}
         record["onnx"] = made | {"model": str(report.baked.model)}
     if as_json:
         console.print_json(record)
@@ -242,7 +241,9 @@ def _print_report(
     console.prose(f"exported {base} to {report.output} in {seconds:.1f} s")
     console.facts(console.flat(record))
     if alike is not None:
-        console.prose(f"the GGUF in llama.cpp and the graph: {alike}")
+        from ..runtime.forms import told
+
+        console.prose(f"the GGUF in llama.cpp and the graph: {told(alike)}")
     find = (report.output, "brevity", "-o", "brief.bin")
     if placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
         console.next_command("train", *find)

@@ -59,14 +59,9 @@ def find_examples(
 ) -> Beside:
     """Find the worked examples that do best for the base, among a task's own training prompts.
 
-    Args:
-        llm: a loaded model, of either engine.
-        task: whose training prompts have answers; those of `judged` are not shown.
-        judged: prompts to choose by, not those that are measured on.
-        seconds: after which whatever is being tried is given up.
-        sequences: that run at the same time.
-        n_threads: cores to use.
-        answered: told of progress: of as many answers as there are `TRIED` times `judged`.
+    They are chosen by the prompts of `judged`, which are not shown themselves, nor measured on. After so many
+    `seconds` whatever is being tried is given up. `answered` is told of progress: of as many answers as there
+    are `TRIED` times `judged`.
 
     Raises:
         TrainError: the task has no answers to show; no draw leaves room in the model's context for the

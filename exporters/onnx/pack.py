@@ -51,14 +51,10 @@ class Packed:
 
 
 def pack(graph: Path, target: Path, gguf: Path | None, heads: Heads) -> Packed:
-    """Write a copy of a graph into the existing directory `target`, with its linear layers, its head and its
-    table of embeddings packed. Of the weights some rows at a time are in memory.
+    """Write a copy of a float32 graph into the existing directory `target`, its weights packed.
 
-    Args:
-        graph: a directory with an ONNX model in float32, as the builder writes it.
-        gguf: that it was built from. Where none is given, or one without quantized weights, everything is
-            rounded to 8 bits.
-        heads: of the model, for layers whose rows are ordered otherwise than in the GGUF.
+    They are packed as in the GGUF that it was built from; to 8 bits where there is none, or none with
+    quantized weights: linear layers, head and table of embeddings. Some rows at a time are in memory.
 
     Raises:
         ExportError: the graph or its data is damaged.

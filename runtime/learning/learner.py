@@ -27,7 +27,7 @@ from ...vector import MicroVector
 from ..batch import Batch
 from ..evaluation import Report
 from ..model import PersonalizedModel
-from .search import Search, change, sigma_of, spread_of
+from .search import Search, change, sigma_of
 from .state import Budget, SearchState, beginning, load_state, save_state
 
 _POLL = 0.5  # seconds between two questions to `wait`
@@ -51,9 +51,8 @@ class TuneSettings:
         effect: size of a perturbation in nats: the root mean square change that it makes to the
             log-probabilities of sampled tokens. Measured on the model and its prompts, by a few forward
             passes before the first step, so that one number fits every basis. None: `reach` decides.
-        reach: the same without the model: root mean square, over the modules, of the change to what the
-            directions of the basis hold of a weight, as a share of that. With an `effect` it is where
-            measuring begins.
+        reach: the same without the model: root mean square, over modules and directions, of the length of a
+            row of R. With an `effect` it is where measuring begins.
         prompts: a step; every candidate gives its greedy answers to the same ones.
         held_back: prompts never learned on, which decide what is returned: at most a third of all.
         check_every: steps between checks, on the first half of those; the last check is on all.
@@ -170,7 +169,7 @@ class SearchLearner(ABC):
         self._train, self._check = _hold_back(len(samples), settings.held_back, seed)
         self._basis, self._start = basis, start = beginning(llm.bases, basis, start)
         self._whitening = basis.whitening
-        self._sigma = settings.reach / spread_of(basis)
+        self._sigma = settings.reach * math.sqrt(len(basis.modules) * basis.rank) / basis.projection.norm
         self._stop = False
         values = basis.values(start).astype(float)
         try:

@@ -19,8 +19,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ...basis import Basis
-
 Array = NDArray[np.float64]
 
 _MOST_GROWTH = 0.3  # of log sigma, in one step
@@ -196,26 +194,3 @@ def sigma_of(effect: float, first: float, measure: Callable[[float], float]) -> 
         if abs(math.log(factor)) <= _NEAR:
             break
     return sigma
-
-
-def spread_of(basis: Basis) -> float:
-    """How much a vector of entries N(0, 1) changes the modules, for `TuneSettings.reach`.
-
-    The root mean square, over modules and eight draws, of |B R A| / |B A| (Frobenius), A and B being the
-    directions that R acts on; with a prior the entries are those of z (`Basis.whitening`).
-    """
-    rng = np.random.default_rng(0)
-    draws = [
-        basis.R(basis.whitening.values(rng.standard_normal(basis.size))).astype(np.float64) for _ in range(8)
-    ]
-    shares = []
-    for position, module in enumerate(basis.modules):
-        a, b = (factor.astype(np.float64) for factor in basis.factors.leading(module, basis.rank))
-        left, right = np.swapaxes(b, -1, -2) @ b, a @ np.swapaxes(a, -1, -2)  # k x k
-        whole = float(np.einsum("...ij,...ji->...", left, right).sum())
-        for draw in draws:
-            r = draw[position]
-            shares.append(
-                float(np.einsum("...ij,...ji->...", r.T @ left @ r, right).sum()) / max(whole, 1e-300)
-            )
-    return math.sqrt(float(np.mean(shares)))

@@ -36,13 +36,8 @@ def half_type() -> str | None:
 def half_copy(base: Path, copy: Path, bases: Bases, n_threads: int) -> Iterator[TinyLoraLlama]:
     """Open a copy of the deployed model in 16 bits (`half_type`), which is removed afterwards.
 
-    It is in bfloat16 where the model computes more on the way than float16's 65,504.
-
-    Args:
-        base: the deployed GGUF.
-        copy: where the copy lies, without a suffix; one that is there already is used.
-        bases: of the deployed model. They do not list the copy, so it is not opened through `load`.
-        n_threads: of a context.
+    It lies at `copy` with a suffix; one that is there already is used. It is in bfloat16 where the model
+    computes more on the way than float16's 65,504. The bases do not list it, so `load` does not open it.
 
     Raises:
         TinyLoraError: llama.cpp could not write the copy.
@@ -64,12 +59,7 @@ def half_copy(base: Path, copy: Path, bases: Bases, n_threads: int) -> Iterator[
 
 
 def requantize(source: Path, target: Path, weights: str) -> None:
-    """Write a copy of a model whose matrices have another type, atomically.
-
-    Args:
-        source: a GGUF file.
-        target: what to write.
-        weights: a file type of llama.cpp: `BF16`, `Q8_0`, `Q4_K_M`, ...
+    """Write a copy of a GGUF model in another file type of llama.cpp (`BF16`, `Q8_0`, `Q4_K_M`), atomically.
 
     Raises:
         TinyLoraError: llama.cpp has no such type, or could not write the copy.

@@ -55,17 +55,8 @@ def measured(
 
     Base and vector on the held-out prompts; the best prompt of worked examples beside them; the bundle's
     other deployed forms; the drift. Ctrl-C ends it at once, and what is known by then stays. What is not
-    measured is named, with the reason, in `outcome.measured["unmeasured"]`.
-
-    Args:
-        outcome: of the run.
-        bundle: with every form that is deployed.
-        llm: the bundle's model in llama.cpp.
-        batch: over it, with room for the held-out prompts.
-        task: with the held-out prompts.
-        vector: in the dtype of its frame.
-        options: of the run.
-        report: told of progress: `{"event": "measuring", "what", "done", "total"}`.
+    measured is named, with the reason, in `outcome.measured["unmeasured"]`. `llm` is the model in llama.cpp,
+    `batch` is over it; `report` is told of progress: `{"event": "measuring", "what", "done", "total"}`.
     """
     measuring = _Measuring(bundle, llm, batch, task, vector, options, report)
     parts: dict[str, Callable[[], None]] = {

@@ -60,7 +60,12 @@ def test_from_a_gguf(tmp_path, monkeypatch):
     assert source.exists()
     assert json.loads((report.output / "manifest.json").read_text())["onnx"]["precision"] == "fp32"
     alike = compare_forms(report.output)
-    assert (alike.prompts, alike.begin_alike, alike.empty) == (16, 16, {"llama": 0, "onnx": 0})
+    assert alike == {
+        "prompts": 16,
+        "same": alike["same"],
+        "begin_alike": 16,
+        "empty": {"llama": 0, "onnx": 0},
+    }
 
 
 def test_from_a_quantized_gguf(tmp_path, monkeypatch):

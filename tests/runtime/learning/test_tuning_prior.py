@@ -15,7 +15,7 @@ from tuning_task import PROMPTS, favoured
 from tinylora_edge import Basis, MicroVector, Projection, TrainError, load_bundle, runtime
 from tinylora_edge.prior import Whitening
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
-from tinylora_edge.runtime.learning.search import change, spread_of
+from tinylora_edge.runtime.learning.search import change
 from tinylora_edge.tasks import Sample
 
 FAST = TuneSettings(prompts=4, held_back=8, check_every=3, population=6)
@@ -101,17 +101,17 @@ class TestShape:
         assert factor is not None
         mixed = np.einsum("ij,i...->j...", factor, p)
         settings = replace(FAST, effect=None, reach=0.6)
-        found, means, spreads = [], [], []
+        found, means, norms = [], [], []
         for name, each in (("learned", (p, covariance_of(4))), ("mixed", (mixed,))):
             with load(bundle_of(tiny_bundle, tmp_path / name, *each)) as llm:
                 basis = llm.bases.basis(numbers=4)
-                spreads.append(spread_of(basis))
+                norms.append(basis.projection.norm)
                 options = {**QUICK, "settings": settings, "basis": basis}
                 result = RewardLearner(llm, PROMPTS, favoured, **options).run("3ktokens")
                 assert result.steps >= 3
                 found.append((result.start_score, result.score, result.steps))
                 means.append(result.vector.values)
-        assert spreads[0] == pytest.approx(spreads[1], rel=1e-5)
+        assert norms[0] == pytest.approx(norms[1], rel=1e-5)
         assert found[0] == found[1]
         np.testing.assert_allclose(means[0], factor @ means[1], rtol=1e-4, atol=1e-5)
 
