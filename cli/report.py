@@ -16,32 +16,7 @@ from ..documents import read_json
 from ..system import atomic_write
 from . import console, figures
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title><style>
-:root { color-scheme: light dark }
-body { margin: 2rem auto; max-width: 48rem; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif }
-table { border-collapse: collapse } td { padding: .2rem 1rem .2rem 0; vertical-align: top }
-table { margin: 1rem 0 } th { font-weight: normal; opacity: .7; padding-right: 1rem; text-align: left }
-td, code, pre { overflow-wrap: anywhere; white-space: pre-wrap }
-td:first-child { white-space: nowrap }
-svg { max-width: 100%; fill: none; stroke: currentColor } svg text { fill: currentColor; stroke: none }
-</style></head><body>
-<h1>$title</h1>
-$arms
-$measured
-<h2>Training</h2>
-$curve
-$training
-$answers
-<details><summary>The frame</summary><code>$frame</code></details>
-<details><summary>How to get the same</summary>$settings</details>
-</body></html>
-""")
-
-
+_PAGE = Path(__file__).with_name("report.html")
 _WIDTH, _HEIGHT = 640, 150
 _CURVES = (("reward", "reward", "validation"), ("loss, nats a token", "loss", "validation_loss"))
 """Panels: their title, and the metrics of what is learned from (dashed) and of what was held back."""
@@ -56,7 +31,7 @@ def write_report(frame: Path) -> Path:
         measured.append(("held out", "not measured: eval does that"))
     if "preamble" in record:
         measured.append(("behind", json.dumps(record["preamble"], ensure_ascii=False)))
-    page = _PAGE.substitute(
+    page = Template(_PAGE.read_text("utf-8")).substitute(
         title=escape(f"{len(data):,} bytes for {record['task']}"),
         arms=_table(figures.table(record), header=True),
         measured=_table(measured),
