@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 from pathlib import Path
 
 import _common as bench
 import gguf
+import llama_cpp
 import numpy as np
 
 from tinylora_edge import Bases, Basis, MicroVector, Projection
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.projection import NUMBERS
-from tinylora_edge.runtime.llama.requantize import requantize
 from tinylora_edge.tasks import Preamble, Sample
 
 NORM = 0.05  # of the vectors: the model speaks on, a little differently
@@ -46,7 +47,10 @@ def export(folder: Path, weights: str = "Q4_1") -> tuple[Path, Bases]:
     base = smollm2()
     if weights != "Q4_1":
         base = folder / f"SmolLM2-135M-Instruct.{weights}.gguf"
-        requantize(smollm2(), base, weights)
+        params = llama_cpp.llama_model_quantize_default_params()
+        params.ftype, params.allow_requantize = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{weights}"), True
+        names = (str(path).encode() for path in (smollm2(), base))
+        assert not llama_cpp.llama_model_quantize(*names, ctypes.byref(params))
     report = export_gguf(base, folder / weights)
     return report.output, report.bases
 

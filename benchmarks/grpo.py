@@ -27,7 +27,6 @@ from _subjects import export, smollm2, tiled
 
 from tinylora_edge import MicroVector, runtime
 from tinylora_edge.projection import NUMBERS
-from tinylora_edge.runtime.llama.requantize import half_copy, half_type
 from tinylora_edge.system import cores
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
 from tinylora_edge.train import Options, train
@@ -35,8 +34,8 @@ from tinylora_edge.train.model import default_dtype
 
 TASK, LR = "brevity", 5e-3
 OURS, TRL = "ours", "TRL, stock"
-DEPLOYED, COPY, GENERATE = "llama.cpp, Q4_1", "llama.cpp, 16-bit copy", "generate"
-ENGINES, WAYS = (OURS, TRL), (DEPLOYED, COPY, GENERATE)
+DEPLOYED, GENERATE = "llama.cpp, Q4_1", "generate"
+ENGINES, WAYS = (OURS, TRL), (DEPLOYED, GENERATE)
 
 
 def one_engine(name: str, bundle: Path, options: argparse.Namespace) -> list[float]:
@@ -104,12 +103,7 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
                 lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, ended.shape[1])
                 return int(lengths.sum())
         else:
-            drawing = llm
-            if name == COPY:
-                copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "copy"
-                copied = half_copy(bundle / "base.gguf", copy, llm.bases, cores())
-                drawing = stack.enter_context(copied)
-            batch = stack.enter_context(drawing.batch(samples, task.max_tokens))
+            batch = stack.enter_context(llm.batch(samples, task.max_tokens))
             asked = [prompt.tolist() for prompt in prompts]
 
             def draw(seed: int) -> int:
@@ -193,16 +187,13 @@ def main() -> None:
     rows = [[n, f"{r['min']:.2f}", f"{r['median']:.2f}", f"{r['rounds']}"] for n, r in steps.items()]
     report.say()
     report.say(bench.table([f"step, {options.dtype}", "best s", "median s", "steps"], rows))
-    drawn = DEPLOYED if half_type() is None else COPY
-    report.say(f"\nours draws here by default with {drawn}")
-    report.target(f"rollouts: {drawn} / generate", stock / speeds[drawn]["median"], ">=", 2)
+    report.say()
+    report.target("rollouts: llama.cpp / generate", stock / speeds[DEPLOYED]["median"], ">=", 2)
     report.target("step: TRL / ours", steps[TRL]["median"] / steps[OURS]["median"], ">=", 4)
     report.record |= {
         "tokens": options.tokens,
         "rollouts": speeds,
         "steps": steps,
-        "drawn_with": drawn,
-        "copied_as": half_type() or "BF16",
         "dtype": options.dtype,
     }
     report.finish()

@@ -46,7 +46,6 @@ def options(tiny_weights: Path) -> Options:
         dtype="fp32",
         workers=2,
         sequences=8,
-        half_copy=False,
         keep=False,
         wire="fp32",
         drift=0,

@@ -142,7 +142,7 @@ def test_sigint_saves_and_leaves(
 @pytest.mark.parametrize(
     ("change", "size"),
     [
-        ({"half_copy": True}, 3595),
+        ({}, 3595),
         ({"method": "sft", "rank": None, "start": None, "lr": None, "wire": None}, 911),  # int8
         ({"rank": None, "numbers": 13, "start": (0.1,) * 13, "wire": None}, 37),  # bf16
     ],
@@ -451,7 +451,6 @@ def test_what_explodes_gets_the_lowest_reward_and_no_gradient() -> None:
     given = Given([4, None, 2, None, None, None])
     batches = Sampled(
         Task("task", samples, [], length, max_tokens=8),
-        given,  # type: ignore[arg-type]
         given,  # type: ignore[arg-type]
         encode=lambda sample: np.array([1], np.int32),
         decode=lambda tokens: "x" * len(tokens),

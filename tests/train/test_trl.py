@@ -46,7 +46,7 @@ def test_learns_and_ships(tiny: Path, options: Options, tmp_path: Path) -> None:
     assert manifest["held_out"]["n"] == len(task.held_out)
     assert not (tmp_path / "v.bin.run").exists()
 
-    own = replace(longer, method="grpo", start=(0.01,) * 13, steps=1, validate_every=1, half_copy=False)
+    own = replace(longer, method="grpo", start=(0.01,) * 13, steps=1, validate_every=1)
     train(tiny / "bundle", task, tmp_path / "own.bin", options=own)
     expected = json.loads((tmp_path / "own.bin.json").read_text())
     assert manifest.keys() | {"data"} == expected.keys() | {"engine"}

@@ -38,21 +38,15 @@ class Sampled:
     What it learns from is the task's shaped reward, where it has one; what `greedy` answers are judged by is
     its reward.
 
-    Args:
-        batch: draws what is learned from, in the deployed model or in a copy of it in another type.
-        deployed: draws greedy answers.
-
     Attributes:
         temperature: that completions are drawn at.
         lowest: reward so far, 0 where none was below it: what exploded gets it.
     """
 
-    def __init__(
-        self, task: Task, batch: Batch, deployed: Batch, *, encode: Encode, decode: Decode, each: int
-    ) -> None:
+    def __init__(self, task: Task, batch: Batch, *, encode: Encode, decode: Decode, each: int) -> None:
         self.task, self.temperature, self.lowest = task, task.temperature, 0.0
         self._lessons = replace(task, reward=task.shaped or task.reward)
-        self._batch, self._deployed = batch, deployed
+        self._batch = batch
         self._encode, self._decode, self._each = encode, decode, each
 
     def collect(
@@ -93,7 +87,7 @@ class Sampled:
 
     def greedy(self, vector: MicroVector, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """Return the rewards of greedy answers in the deployed model: float64 [samples]."""
-        drawn = self._deployed.generate(
+        drawn = self._batch.generate(
             [self._encode(sample).tolist() for sample in samples],
             vectors=vector,
             max_tokens=self.task.max_tokens,

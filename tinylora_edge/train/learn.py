@@ -14,8 +14,8 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -32,8 +32,6 @@ from ..formats.bundle import Bundle, load_bundle
 from ..projection import RANK, Projection
 from ..runtime.evaluation import Report
 from ..runtime.learning.contrast import NOISE, Lesson
-from ..runtime.llama.model import TinyLoraLlama
-from ..runtime.llama.requantize import half_copy, half_type
 from ..system import atomic_write, cores
 from ..tasks.behaviours import Behaviour, load_behaviours, load_questions
 from .adapter import Adapter
@@ -132,7 +130,7 @@ def learn(
     if missing:
         Path(folder).mkdir(parents=True, exist_ok=True)
         rest = [each for each, _ in missing]
-        taken = _slopes(found, basis, Path(folder), rest, settings, weights, dtype, workers)
+        taken = _slopes(found, basis, rest, settings, weights, dtype, workers)
         with closing(taken):
             for number, (name, slope, seconds) in enumerate(taken):
                 with atomic_write(missing[number][1]) as file:
@@ -227,7 +225,6 @@ def _shortened(steps: Matrix) -> Matrix:
 def _slopes(
     found: Bundle,
     basis: Basis,
-    folder: Path,
     asked: Sequence[tuple[Behaviour, list[str]]],
     settings: LearnSettings,
     weights: str | PathLike[str] | None,
@@ -238,7 +235,8 @@ def _slopes(
     on_cpu = not torch.cuda.is_available()
     passes = workers if on_cpu else 1  # at the same time
     began = time.monotonic()
-    with _teachers(found, folder, workers, on_cpu=on_cpu) as llm:
+    room: dict[str, Any] = {"n_ctx": 64, "n_threads": workers, "n_gpu_layers": 0 if on_cpu else -1}
+    with closing(runtime.load(found.base, engine="llama", **room)) as llm:
         lessons = prepare_lessons(
             llm,
             asked,
@@ -294,16 +292,3 @@ def _key(basis: Basis, behaviour: Behaviour, questions: list[str], settings: Lea
     settings = replace(settings, directions=1)  # which do not
     facts = [basis.digest, asdict(behaviour), questions, asdict(settings)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-@contextmanager
-def _teachers(found: Bundle, folder: Path, workers: int, *, on_cpu: bool) -> Iterator[TinyLoraLlama]:
-    """Open the deployed model, or where that is faster a copy of it in 16 bits, which is not kept."""
-    if on_cpu and half_type() is not None:
-        with half_copy(found.base, folder / "teachers", found.bases, workers) as llm:
-            yield llm
-    else:
-        room: dict[str, Any] = {"n_ctx": 64, "n_threads": workers, "n_gpu_layers": 0 if on_cpu else -1}
-        deployed = runtime.load(found.base, engine="llama", **room)
-        with closing(deployed) as llm:
-            yield llm

@@ -64,8 +64,6 @@ class Options:
             vector); None is the base.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
-        half_copy: draw with a 16-bit copy of the deployed GGUF, which is closer to what learns; None does
-            where that is faster (`half_type`). The evaluation always uses the deployed file.
         workers: threads, a core each; None takes every core.
         sequences: that llama.cpp runs at the same time.
         wire: dtype of the frame that is written, and measured. None takes int8, and bf16 for fewer than 64
@@ -91,7 +89,6 @@ class Options:
     start: tuple[float, ...] | None = None
     weights: str | None = None
     dtype: str | None = None
-    half_copy: bool | None = None
     workers: int | None = None
     sequences: int = 32
     wire: str | None = None

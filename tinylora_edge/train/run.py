@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from ..errors import TrainError
 from ..formats.bundle import load_bundle
 from ..runtime.batch import Batch
 from ..runtime.evaluation import Report, fitted
-from ..runtime.llama.requantize import half_copy, half_type
 from ..system import cores, first_interrupt
 from ..tasks import Completion, Sample, Task
 from ..tasks.general import load_general
@@ -86,7 +84,7 @@ def train(
         if resume and not found:
             raise TrainError(f"{folder} has no checkpoint to resume from: start without --resume")
         methods = chosen_methods(task, options)
-        engines = _Engines(bundle, task, options, methods, folder, stack)
+        engines = _Engines(bundle, task, options, methods, stack)
         task = engines.task
         about = engines.about()
         report({"event": "data", **about})
@@ -299,11 +297,9 @@ class _Engines:
         task: Task,
         options: Options,
         methods: Sequence[str],
-        folder: Path,
         stack: ExitStack,
     ) -> None:
         self.options, self.methods, self.stack = options, methods, stack
-        self._folder = folder
         options.split(task)
         self.threads = options.workers or cores()
         torch.set_num_threads(1)
@@ -329,15 +325,6 @@ class _Engines:
         self.batch = stack.enter_context(Batch(self.deployed, **self._batch))
         self.model = load_model(options.weights or self._bundle.base, options.dtype)
         self.adapter = stack.enter_context(Adapter(self.model, self.basis))
-        self.halved = half_type() is not None if options.half_copy is None else options.half_copy
-
-    @cached_property
-    def drawing(self) -> Batch:
-        """What draws the completions that GRPO learns from."""
-        if not self.halved:
-            return self.batch
-        copy = half_copy(self._bundle.base, self._folder / "rollout", self._bundle.bases, self.threads)
-        return self.stack.enter_context(Batch(self.stack.enter_context(copy), **self._batch))
 
     def about(self) -> dict[str, Any]:
         """Return what a run learns from, and how, as its record has it."""
@@ -371,10 +358,8 @@ class _Engines:
         """Return the loop of one method over these engines; `options` are its own."""
         task = self.task
         sft = options.method == "sft"
-        drawing = self.batch if sft else self.drawing
         judge = Sampled(
             task,
-            drawing,
             self.batch,
             encode=self._encode,
             decode=lambda tokens: self.deployed.vocabulary.decode(tokens.tolist()),
@@ -385,7 +370,7 @@ class _Engines:
         self.stack.callback(learner.close)
         rehearsal = None
         if options.rehearses(options.method):
-            rehearsal = Rehearsal(learner, drawing, self.general)
+            rehearsal = Rehearsal(learner, self.batch, self.general)
         shared = {key: value for key, value in options.record().items() if key not in _ANY}
         return Trainer(
             task,
@@ -394,7 +379,7 @@ class _Engines:
             judge,
             options=options,
             checkpoint=checkpoint,
-            identity=shared | {"half_copy": self.halved, "workers": self.threads},
+            identity=shared | {"workers": self.threads},
             needed=needed,
             known=known,
             rehearsal=rehearsal,
