@@ -32,7 +32,6 @@ CALLS = [
     for hour in range(5, 9)
     for day in ("Monday", "Tuesday", "Friday")
 ]
-FENCED = [{**row, "answer": f"```json\n{json.dumps(row['answer'])}\n```"} for row in CALLS]
 SUMS = [{"prompt": f"A crate holds {n} pears. Pears in 12 crates?", "answer": 12 * n} for n in range(3, 23)]
 STORIES = [
     {
@@ -94,7 +93,7 @@ def test_an_answer_that_is_json_becomes_its_text(write: Write) -> None:
     assert found == {'{"b": "Grüße", "a": [1, null]}', '["x", {"y": 2.5}]', "true", "7"}
 
 
-@pytest.mark.parametrize("count", [2, 3, 5, 10, 20, 60])
+@pytest.mark.parametrize("count", [2, 5, 60])
 def test_a_small_file_has_both_sides_whatever_its_hashes(write: Write, count: int) -> None:
     for start in range(0, 2000, 100):
         rows = [{"prompt": f"Question {start + number}?", "answer": str(number)} for number in range(count)]
@@ -117,14 +116,11 @@ def test_a_small_file_has_both_sides_whatever_its_hashes(write: Write, count: in
             16,
         ),
         (CALLS, "json", "all 12 answers are JSON", 62),
-        (FENCED, "json", "all 12 answers are JSON", 74),
         (SUMS, "number", "all 20 answers are numbers", 64),
         ([{**row, "answer": f"12 * n\n#### {row['answer']:,}"} for row in SUMS], "number", "numbers", 64),
-        ([{**row, "answer": f"$1,{row['answer']:03}.50"} for row in SUMS], "number", "numbers", 64),
         ([{**row, "answer": f"0{row['answer']}-55"} for row in SUMS], "text", "20 of 20", 16),
         (STORIES, "text", "longer than 64 characters or a line", 54),
         ([*CALLS, STORIES[0]], "text", "12 are JSON, but 'The fox met a friend", 62),
-        ([{**row, "answer": "x" * (400 + n)} for n, row in enumerate(SUMS)], "text", "different", 420),
         ([{**row, "answer": "x" * (900 + n)} for n, row in enumerate(SUMS)], "text", "different", 512),
     ],
 )
@@ -175,9 +171,7 @@ CALL = asked(
         ('{"name": "alarm", "arguments": {"hour": "6", "day": "Monday"}}', 0, 2 / 3),
         ('{"name": "alarm", "arguments": {}}', 0, 1 / 4),
         ('{"name": "alarm", "arguments": {"hour": 6, "day": "Monday", "week": 1}}', 0, 3 / 4),
-        ('{"hour": 6, "day": "Monday"}', 0, 0),
         ("{}", 0, 0),
-        ("[]", 0, 0),
         ("6", 0, 0),
         ("", 0, 0),
         ('{"name": "alarm", "name": "alarm"}', 0, 0),
@@ -206,10 +200,8 @@ def test_true_is_not_one_and_an_empty_call_is_a_call() -> None:
     [
         ("\n lost or stolen card ", True, 1),
         ("lost or stolen card", False, 0),
-        ("Lost or stolen card", True, 0),
         ("lost or stolen card.", True, 0),
         ("The topic is: lost or stolen card", True, 0),
-        ("card arrival, card linking, lost or stolen card", True, 0),
         ("", True, 0),
     ],
 )
@@ -307,7 +299,6 @@ GREETING = [{"role": "user", "content": "Hi"}]
         ([{**row, "answer": "yes"} for row in SUMS], ": all 20 answers are 'yes': there is nothing to learn"),
         ([{"prompt": "a", "answer": "\n"}], ':1: "answer" is blank text, expected what the model should say'),
         ([b"\xff\xfe{\x00"], ":1: the file is in UTF-16: save it as UTF-8"),
-        ([b"{\x00}\x00"], ":1: the file is in UTF-16: save it as UTF-8"),
         (["[", '{"prompt": "a"}', "]"], ":1: not JSON: .*, expected one JSON object a line"),
         ([SUMS[0]], ": it has 0 training and 1 held-out samples"),
         (
@@ -352,10 +343,8 @@ def test_a_reward_that_the_answers_do_not_suit(write: Write, reward: str, messag
     ("text", "message"),
     [
         ("", ": the file is empty, expected rows under a header with prompt and answer"),
-        ("prompt,answer\n", ": the file is empty, expected rows under a header"),
         ("prompt\nHi\n", ":1: one column, 'prompt', expected prompt and answer, with a comma between"),
         ("prompt;answer\nHi;Ho\n", ":1: one column, 'prompt;answer', expected"),
-        ("text,label\nHi,Ho\n", ":1: the columns are 'text', 'label', expected prompt and answer"),
         ("prompt,answer,answer\nHi,Ho,Ha\n", ":1: the columns are .*, but none twice"),
         ('prompt,answer\n"Hi\nyou",Ho\nHi, you,Ho\n', ":4: 3 columns, expected 2 as in the header"),
         ("prompt,answer\nHi,Ho\nHi,\n", ':3: "answer" is blank text'),

@@ -29,10 +29,6 @@ def shorten(tensor):
             entry.value = "100"
 
 
-def cut(tensor):
-    tensor.raw_data = tensor.raw_data[:100]
-
-
 def retype(tensor):
     tensor.data_type = 99
 
@@ -45,24 +41,17 @@ def unfold(tensor):
     tensor.dims.extend([1] * 9)
 
 
-def drop_values(tensor):
-    tensor.float_data.extend(onnx.numpy_helper.to_array(tensor).ravel()[:-1])
-    tensor.ClearField("raw_data")
-
-
 @pytest.mark.parametrize(
-    ("data", "damage", "why"),
+    ("damage", "why"),
     [
-        ("model.onnx.data", shorten, r"has 100 bytes, .*\[64, 64\] ask for 16,384"),
-        ("model.onnx.data", retype, "element type 99"),
-        ("model.onnx.data", stretch, "is truncated"),
-        ("model.onnx.data", unfold, "at most 8 dimensions"),
-        (None, cut, r"has 100 bytes, .*\[64, 64\] ask for 16,384"),
-        (None, drop_values, "is damaged"),
+        (shorten, r"has 100 bytes, .*\[64, 64\] ask for 16,384"),
+        (retype, "element type 99"),
+        (stretch, "is truncated"),
+        (unfold, "at most 8 dimensions"),
     ],
 )
-def test_tensors_that_are_not_as_large_as_they_say(data, damage, why, tmp_path):
-    source = save(Writer(WEIGHTS, "builder").model(), tmp_path / "source", data=data)
+def test_tensors_that_are_not_as_large_as_they_say(damage, why, tmp_path):
+    source = save(Writer(WEIGHTS, "builder").model(), tmp_path / "source", data="model.onnx.data")
     model = onnx.load(source / "model.onnx", load_external_data=False)
     damage(next(tensor for tensor in model.graph.initializer if tensor.dims == [64, 64]))
     refused(model, source, tmp_path, why)
