@@ -33,8 +33,9 @@ another vector costs llama.cpp about as much as a token of a small model."""
 _WORTH = 16
 """Tokens of a prompt that are worth a slot's other merits, where it has them."""
 
-_LEFT = 2
-"""Tokens of a prompt that are always evaluated together: a single one may be computed by other kernels."""
+_TOGETHER = 8
+"""Prompts are cut at multiples of so many tokens, with no fewer at their ends: kernels compute some rows at a
+time, and the last ones otherwise, whose last bits are others."""
 
 _USUAL = 4
 """Bytes of a token, about. A prompt of no more than that for each token of the context is not looked at."""
@@ -216,8 +217,9 @@ class Slot:
         if not request.tenant or request.tenant != self.tenant or request.vector != self.vector:
             return 0
         most = self.prompt if soon else min(self.prompt, self.engine.length(self.row))
-        most = max(0, min(most, len(request.prompt) - _LEFT))
-        return next((i for i in range(most) if request.prompt[i] != self.tokens[i]), most)
+        most = max(0, min(most, len(request.prompt) - _TOGETHER))
+        alike = next((i for i in range(most) if request.prompt[i] != self.tokens[i]), most)
+        return alike // _TOGETHER * _TOGETHER
 
 
 class Scheduler:
@@ -516,7 +518,7 @@ class Scheduler:
         answering.cached = engine.cut(slot.row, has)
         engine.set_r(slot.row, self._llm.r_of(request.vector))
         slot.tenant, slot.vector, slot.tokens = request.tenant, request.vector, answering.tokens
-        slot.prompt = len(request.prompt) if len(request.prompt) >= _LEFT else 0
+        slot.prompt = len(request.prompt)
 
     def _parts(self, engine: Engine, turn: dict[Slot, Answering]) -> Iterator[tuple[Slot, Part]]:
         """Yield what is evaluated next: prompts first come, first served, and the last token of answers."""
@@ -526,7 +528,9 @@ class Scheduler:
                 continue
             begin = engine.length(slot.row)
             missing = len(answering.tokens) - begin
-            count = missing if missing <= engine.chunk else min(engine.chunk, missing - _LEFT)
+            count = missing
+            if missing > engine.chunk:
+                count = min(engine.chunk, missing - _TOGETHER) // _TOGETHER * _TOGETHER
             if count > 1:
                 left -= count
                 if left < 0:

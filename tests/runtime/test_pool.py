@@ -156,13 +156,13 @@ def test_a_users_next_request_finds_what_his_last_one_evaluated(pool: Pool) -> N
     begun, *answers = asyncio.run(asked())
     cached = [answer.finish.cached_tokens for answer in answers]
     assert begun.finish.cached_tokens == cached[1] == cached[2] == 0, "nobody finds what others asked"
-    assert cached[0] == len(first), "the keys of what was generated have other bits than those of a prompt"
-    assert cached[3] == answers[3].finish.prompt_tokens - 2
+    assert cached[0] == len(first) // 8 * 8, "keys of what was generated have other bits than a prompt's"
+    assert cached[3] == (answers[3].finish.prompt_tokens - 8) // 8 * 8
     assert bits(answers[0]) == bits(answers[1]) == bits(answers[3]) != bits(answers[2])
 
 
 def test_what_requests_of_a_tenant_begin_with_is_evaluated_once(pool: Pool) -> None:
-    vector, begin = vectors(pool, 1)[0], "what all of them begin with, forty bytes"
+    vector, begin = vectors(pool, 1)[0], "what all of them begin with, and it has forty-eight"
     given: Any = {"vector": vector, "max_tokens": LIMIT, "temperature": 0, "logprobs": 0}
 
     async def asked(*users: str) -> list[Answer]:
@@ -172,7 +172,7 @@ def test_what_requests_of_a_tenant_begin_with_is_evaluated_once(pool: Pool) -> N
     together, alone = asyncio.run(asked(*["me"] * 4)), asyncio.run(asked("a", "b", "c", "d"))
     cached = sorted(each.finish.cached_tokens for each in together)
     once = len(pool._scheduler._engines)  # an engine sees nothing of another one's
-    assert cached[once:] == [len(begin) + 1] * (4 - once)
+    assert cached[once:] == [(len(begin) + 3 - 8) // 8 * 8] * (4 - once)
     assert [bits(each) for each in together] == [bits(each) for each in alone]
 
 
