@@ -235,7 +235,8 @@ def draw_users(figure: Any, data: Any) -> None:
     axes.set_ylim(100)
     axes.set_yticks([100, 1e3, 1e4], ["100", "1,000", "10,000"])
     figure.supxlabel("users with a vector each; dashed: they ask after Zipf", fontsize=8.5)
-    figure.legend(loc="outside lower center", ncols=len(data))
+    if data:
+        figure.legend(loc="outside lower center", ncols=len(data))
 
 
 CROWDS = {"onnx": SHIPPED, "llama": BOTH, "stock": PROMPT}

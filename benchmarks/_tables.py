@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -265,18 +266,44 @@ def moved() -> str:
 
 def users(rows: list[dict[str, Any]] | None = None) -> str:
     """What more users cost a server, 16 requests at a time."""
-    cells = []
+    cells = list[list[str]]()
     for server, counts in crowds(rows).items():
         for count, laws in sorted(counts.items()):
             uniform = laws.get("uniform") or laws["zipf"]  # one user is drawn in one way
             zipf = laws.get("zipf", uniform)
-            row = [SERVERS[server], f"{count:,}", f"{uniform['rate']:.0f}", f"{uniform['share']:.2f}"]
-            row += [f"{zipf['rate']:.0f}", f"{zipf['share']:.2f}"]
+            row = [SERVERS[server], f"{count:,}"]
+            for each in (uniform, zipf):
+                row += [f"{each['rate']:.0f}", f"{each['share']:.2f}".replace("nan", "")]
             row += [f"{each['p50']:.0f}, {each['p95']:.0f}" for each in (uniform, zipf)]
             cells.append([*row, f"{max(each['peak'] for each in laws.values()) / 1e6:,.0f}"])
     headers = ["server", "users", "tokens/s, uniform", "to 16 users", "tokens/s, Zipf", "to 16 users"]
     headers += ["first token, uniform, ms: p50, p95", "first token, Zipf", "peak memory, MB"]
     return markdown(headers, cells)
+
+
+def crowd() -> str:
+    """The two sentences of the README on many users."""
+    found = crowds()
+    ours, stock = found.get("onnx", {}), found.get("stock", {})
+    if not {16, 10_000} <= ours.keys():
+        return "Not measured."
+    shares = [f"{ours[10_000][law]['share']:.2f}".replace("0.", ".", 1) for law in ("uniform", "zipf")]
+    late = [f"{ours[users]['uniform']['p95'] / 1000:.2f} s" for users in (10_000, 16)]
+    text = (
+        f"**Ten thousand users** with a vector each, 13 to 13,440 numbers, get {shares[0]} of the tokens a "
+        f"second that 16 of them get from ONNX Runtime ({shares[1]} where they ask after Zipf), and their "
+        f"first token within {late[0]} (p95; 16 users: {late[1]}): a vector is a row of the batch, and "
+        "nothing is loaded."
+    )
+    if {1, 16} <= stock.keys():
+        most = max(stock)
+        text += (
+            f" llama-server with a LoRA each falls from {stock[1]['zipf']['rate']:.0f} to "
+            f"{stock[16]['uniform']['rate']:.0f} tokens a second at 16 users"
+            + (f" and {stock[most]['uniform']['rate']:.0f} at {most}" if most > 16 else "")
+            + f", and its first token comes within {stock[most]['uniform']['p95'] / 1000:.0f} s."
+        )
+    return "\n".join(textwrap.wrap(text, 118, break_on_hyphens=False))
 
 
 def wrong_users(rows: list[dict[str, Any]] | None = None) -> str:

@@ -12,13 +12,14 @@ middle. Each answer is looked up among all references:
     python benchmarks/wrong_user.py --servers onnx llama stock stock-cached --json record.jsonl
     python benchmarks/wrong_user.py --url 127.0.0.1:8000 --models sql-lora chat-lora
 
-The first form starts ours, with references of `runtime.load`, and stock llama-server, which is told the
+The first form starts ours, with references of a pool of its own, and stock llama-server, which is told the
 adapter in `lora`, without its cache of prompts and with it; its references are its own answers, alone and
 without that cache. The second asks any OpenAI server whose adapters are models, alone and then all at once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import tempfile
@@ -150,25 +151,25 @@ def alone(server: servers.Server, own: Own, users: Iterator[int] | list[int]) ->
     }
 
 
-def marked(bundle: Path, engine: str, users: int) -> tuple[list[MicroVector], References]:
-    """Return vectors whose answers differ from each other's and the base's, and those answers."""
+async def marked(bundle: Path, engine: str, slots: int, users: int) -> tuple[list[MicroVector], References]:
+    """Return vectors whose answers differ from each other's and the base's, and those answers, each alone."""
     references, vectors = References(), list[MicroVector]()
-    with runtime.load(bundle, engine=engine, n_ctx=servers.N_CTX, n_threads=cores()) as llm:
+    with runtime.Pool(bundle, engine=engine, slots=slots, n_ctx=servers.N_CTX) as pool:
 
-        def say(user: int) -> References:
-            said = (
-                llm.create_chat_completion(messages, max_tokens=TOKENS, temperature=0) for messages in PROMPTS
-            )
-            return {(user, n): each["choices"][0]["message"]["content"] for n, each in enumerate(said)}
+        async def say(user: int, vector: MicroVector | None) -> References:
+            answers = [
+                await pool.chat(messages, vector=vector, max_tokens=TOKENS, temperature=0)
+                for messages in PROMPTS
+            ]
+            return {(user, prompt): answer.text for prompt, answer in enumerate(answers)}
 
-        references = say(BASE)
+        references = await say(BASE, None)
         for user in range(users):
             for seed in range(user, 10**6, users):
-                vector = servers.vector(llm.bases, user, norm=NORM, seed=seed)
-                llm.swap(vector)
-                answers = say(user)
+                vector = servers.vector(pool.bases, user, norm=NORM, seed=seed)
+                answers = await say(user, vector)
                 others = [(prompt, text) for (_, prompt), text in references.items()]
-                if not any((n, text) in others for (_, n), text in answers.items()):
+                if not any((prompt, text) in others for (_, prompt), text in answers.items()):
                     break
             vectors.append(vector)
             references |= answers
@@ -200,7 +201,7 @@ def measure(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
         if engine == "onnx":
             base = options.onnx or export_onnx(smollm2(), folder / "onnx", precision="int4").output
             slots = AT_ONCE
-        vectors, references = marked(base, engine, users)
+        vectors, references = asyncio.run(marked(base, engine, slots, users))
         place = folder / engine
         place.mkdir(exist_ok=True)
         servers.fill(place / "users.db", load_bundle(base).bases, iter(vectors))

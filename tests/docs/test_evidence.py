@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FIGURES = ("frontier", "evidence")
+FIGURES = ("frontier", "evidence", "users")
 
 
 def evidence(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -28,6 +28,7 @@ def copy(tmp_path: Path) -> Path:
         shutil.copy(ROOT / f"benchmarks/{name}.py", tmp_path / "benchmarks")
     shutil.copytree(ROOT / "docs/figures", tmp_path / "docs/figures")
     shutil.copy(ROOT / "docs/EVIDENCE.md", tmp_path / "docs")
+    shutil.copy(ROOT / "README.md", tmp_path)
     return tmp_path
 
 
