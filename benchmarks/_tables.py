@@ -334,6 +334,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         distilled,
         moved,
         users,
+        crowd,
         wrong_users,
     )
 }
