@@ -84,8 +84,9 @@ ROUNDS = 4
 fuzz: $(VENV)/.dev ## SECONDS=60 of every reader, or of HARNESS="frame basis"; by coverage where atheris is installed
 	@$(BIN)/python tests/fuzzing/campaign.py --seconds $(SECONDS) $(addprefix --harness ,$(HARNESS))
 
-faults: $(VENV)/.dev ## kill every writer at every call, and fill its disk, ROUNDS=4 times (Linux)
+faults: $(VENV)/.dev ## kill every writer at every call, fill its disk, and kill servers, ROUNDS=4 times (Linux)
 	@$(BIN)/python tests/faults/injection.py --rounds $(ROUNDS)
+	@$(BIN)/python tests/faults/killed_servers.py --rounds $(ROUNDS)
 
 setup: $(VENV)/.dev ## a .venv with everything that developing needs
 	@echo "make: $(VENV) is ready"
