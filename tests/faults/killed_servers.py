@@ -110,6 +110,8 @@ def killed(bundle: Path, folder: Path, rounds: int) -> Counter[str]:
             for number, server in zip(victims, threads.map(start, victims), strict=True):
                 users.servers[number] = server
             users.done["kills"] += len(victims)
+            users.done["rounds"] += 1
+            print(dict(users.done), file=sys.stderr, flush=True)
             for each in work:
                 assert not each.done(), each.exception()
         users.over.set()

@@ -170,13 +170,13 @@ def test_metrics_are_the_operators(server: Serving) -> None:
     code, text = server.ask("GET", "/metrics", **APP)
     assert code == 200
     assert b"alice" not in text
-    server.ask("GET", "/v1/models", **ALICE)
+    server.ask("GET", "/v1/models", **APP)
     server.wait_for_line("/v1/models")
-    server.ask("POST", PLAIN, GOOD, **BOB)
+    server.ask("POST", PLAIN, GOOD | {"user": "bob"}, **APP)
     server.wait_for_line(PLAIN)
-    alice, bob = (line["tenant"] for line in server.lines()[-2:])
-    assert len(alice) == len(bob) == 12
-    assert alice != bob
+    app, bob = (line["tenant"] for line in server.lines()[-2:])
+    assert len(app) == len(bob) == 12
+    assert app != bob
 
 
 def test_a_store_that_waits_for_its_lock(server: Serving, basis: Basis) -> None:

@@ -178,6 +178,7 @@ class Exchanges:
         finally:
             if placed is not None:
                 self._service.places.leave(placed.tenant)
+                said["tenant"] = placed.tenant[:_SHOWN]  # its user's, once the body named one
             seconds, route = time.perf_counter() - start, getattr(scope.get("route"), "path", "none")
             self._service.metrics.requests.labels(route, str(status)).inc()
             self._service.metrics.seconds.labels(route).observe(seconds)
