@@ -296,12 +296,11 @@ def crowd() -> str:
         "nothing is loaded."
     )
     if {1, 16} <= stock.keys():
-        most = max(stock)
+        one, most = stock[1]["zipf"], max(stock)
+        last = stock[most]["zipf"]
         text += (
-            f" llama-server with a LoRA each falls from {stock[1]['zipf']['rate']:.0f} to "
-            f"{stock[16]['uniform']['rate']:.0f} tokens a second at 16 users"
-            + (f" and {stock[most]['uniform']['rate']:.0f} at {most}" if most > 16 else "")
-            + f", and its first token comes within {stock[most]['uniform']['p95'] / 1000:.0f} s."
+            f" llama-server with a LoRA each falls from {one['rate']:.0f} to {last['rate']:.0f} tokens a "
+            f"second at {most} users (Zipf), and its first token comes within {last['p95'] / 1000:.0f} s."
         )
     return "\n".join(textwrap.wrap(text, 118, break_on_hyphens=False))
 

@@ -200,6 +200,8 @@ def main() -> None:
             bench.keep(study, run | {"commit": bench.commit(), "environment": environment})
             for users in options.users:
                 place = folder / str(users) / "users.db"
+                if not place.exists():
+                    continue  # llama-server has no store
                 cost = vector_cost(place, load_bundle(bundle).bases, users)
                 bench.keep(
                     study, run | {"users": users, "vector_seconds": cost, "bytes": place.stat().st_size}
