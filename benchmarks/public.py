@@ -137,7 +137,7 @@ class Run:
         vector = None if frame is None else Policy().check(frame.read_bytes(), self.llm.bases)
         size = {"numbers": 0, "bytes": 0}
         if vector is not None and frame is not None:
-            size = {"numbers": len(vector), "bytes": frame.stat().st_size}
+            size = {"numbers": len(vector.values), "bytes": frame.stat().st_size}
         return size | self.data.figures(self.answers(vector))
 
     def _shots(self, seed: int) -> dict[str, Any]:
