@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,13 @@ from tinylora_edge.system import cores
 
 KEY = Hmac(bytes(range(32)))
 N_CTX = 512
+NOUNS = ("rain", "bread", "moon", "river", "cat", "bridge", "clock", "garden", "winter", "train", "apple")
 R_NORM = 3.0  # of the users' R: a vector that was trained has 0.1 to 50
 _SERVE = [sys.executable, "-c", "from tinylora_edge.cli import main; main()", "serve"]
+
+
+Own = Callable[[int], dict[str, Any]]
+"""What the request of a user has of his own, by his number."""
 
 
 class Server:

@@ -20,7 +20,6 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -43,10 +42,6 @@ from tinylora_edge.system import cores
 AT_ONCE, MOST_TOKENS = 16, 32
 LOOK_UPS = 1000
 STOCK_USERS = 100  # a LoRA each takes 9 MB of its memory
-NOUNS = ("rain", "bread", "moon", "river", "cat", "bridge", "clock", "garden", "winter", "train", "apple")
-
-Body = Callable[[int], dict[str, Any]]
-"""What a user's request has of his own."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +80,13 @@ class Turn:
         }
 
 
-def turn(server: servers.Server, body: Body, users: list[int], seed: int) -> Turn:
+def turn(server: servers.Server, body: servers.Own, users: list[int], seed: int) -> Turn:
     """Let users ask, 16 of them at a time."""
     draw, found, lock = random.Random(seed), Turn(), threading.Lock()
     left = queue.SimpleQueue[dict[str, Any]]()
     for user in users:
         about = f"{draw.randrange(10**6)} is the number of this chat. Answer in a few sentences."
-        asked = f"Write about a {draw.choice(NOUNS)} and a {draw.choice(NOUNS)}."
+        asked = f"Write about a {draw.choice(servers.NOUNS)} and a {draw.choice(servers.NOUNS)}."
         messages = [{"role": "system", "content": about}, {"role": "user", "content": asked}]
         length = draw.randint(MOST_TOKENS // 2, MOST_TOKENS)
         common = {"messages": messages, "max_tokens": length, "temperature": 0, "stream": True}
@@ -123,9 +118,9 @@ def turn(server: servers.Server, body: Body, users: list[int], seed: int) -> Tur
 
 def opened(
     stack: ExitStack, options: Any, bundle: Path, folder: Path
-) -> dict[tuple[str, int], tuple[servers.Server, Body]]:
+) -> dict[tuple[str, int], tuple[servers.Server, servers.Own]]:
     """Start a server for each number of users; return them, and what a user's request has of his own."""
-    found: dict[tuple[str, int], tuple[servers.Server, Body]] = {}
+    found: dict[tuple[str, int], tuple[servers.Server, servers.Own]] = {}
     bases, onnx = load_bundle(bundle).bases, options.onnx
     if "onnx" in options.servers and onnx is None:
         onnx = export_onnx(smollm2(), folder / "onnx", precision="int4").output
@@ -148,7 +143,10 @@ def opened(
 
 
 def measure(
-    began: dict[tuple[str, int], tuple[servers.Server, Body]], options: Any, study: Path, run: dict[str, str]
+    began: dict[tuple[str, int], tuple[servers.Server, servers.Own]],
+    options: Any,
+    study: Path,
+    run: dict[str, str],
 ) -> None:
     """Let all arms take turns, and keep each turn."""
     arms = [Arm(*key, law) for key in began for law in ("zipf", "uniform")[: min(key[1], 2)]]

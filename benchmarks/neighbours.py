@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
-from _servers import KEY, Server, ours
+from _servers import KEY, NOUNS, Server, ours
 from _subjects import export, smollm2
 
 from tinylora_edge import Basis, MicroVector, load_bundle
@@ -31,7 +31,6 @@ from tinylora_edge.wire import text
 
 NEIGHBOUR, ATTACKER, OTHERS = (f"{who}-key-1" for who in ("neighbour", "attacker", "others"))
 CHAT, QUIET = "/v1/chat/completions", "quiet"
-NOUNS = ("rain", "bread", "moon", "river", "cat", "bridge", "clock", "garden", "winter", "train", "apple")
 CONNECTIONS, BODIES, UNREAD, FLOOD, STUCK = 2000, 1100, 64, 32, 16
 MOST_RATIO, MOST_MB = 2.0, 20.0
 WARM = 500  # requests after which memory is compared

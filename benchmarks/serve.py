@@ -17,7 +17,7 @@ from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
 import _leaving as leaving
-from _servers import KEY, N_CTX, Server, name, ours, pieces
+from _servers import KEY, N_CTX, NOUNS, Server, name, ours, pieces
 from _subjects import NORM, export, smollm2, tiled
 
 from tinylora_edge import Bases, MicroVector, load_bundle, runtime
@@ -29,7 +29,6 @@ ENGINES = ("llama", "onnx")
 TOKENS, USERS = 48, 64
 MOST_FIRST_MS, MOST_TOKENS_TO_FREE, MOST_EXIT_S = 10.0, 1.0, 5.0
 
-NOUNS = ("rain", "bread", "moon", "river", "cat", "bridge", "clock", "garden", "winter", "train", "apple")
 
 Ask = Callable[[int, str], dict[str, Any]]
 """The body of a user's request, of his number and the question."""

@@ -24,7 +24,7 @@ import json
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
@@ -56,9 +56,6 @@ PROMPTS[2][1:1] = [PROMPTS[0][1], {"role": "assistant", "content": "Ships and ma
 References = dict[tuple[int, int], str]
 """Answers by user and number of the prompt."""
 
-Own = Callable[[int], dict[str, Any]]
-"""What a user's request has of his own."""
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -70,11 +67,11 @@ class Asked:
     leaves: bool
 
 
-def body(own: Own, user: int, prompt: int) -> dict[str, Any]:
+def body(own: servers.Own, user: int, prompt: int) -> dict[str, Any]:
     return {"messages": PROMPTS[prompt], "max_tokens": TOKENS, "temperature": 0, **own(user)}
 
 
-def answered(server: servers.Server, own: Own, asked: Asked) -> str:
+def answered(server: servers.Server, own: servers.Own, asked: Asked) -> str:
     """Ask; return the answer, or what came of it until its reader left."""
     connection = server.connect()
     request = body(own, asked.user, asked.prompt)
@@ -125,7 +122,7 @@ def any_own(text: str, reference: str, leaves: bool) -> bool:
 
 
 def ask_all(
-    server: servers.Server, own: Own, references: References, *, users: int, again: int, seed: int = 0
+    server: servers.Server, own: servers.Own, references: References, *, users: int, again: int, seed: int = 0
 ) -> dict[str, Any]:
     """Let everybody ask at once; return how many answers were whose, and some that were not his own."""
     requests = plan(users, again, seed)
@@ -142,7 +139,7 @@ def ask_all(
     return {"counts": dict(counts), "left": left, "seconds": round(watch.seconds, 1), "wrong": wrong}
 
 
-def alone(server: servers.Server, own: Own, users: Iterator[int] | list[int]) -> References:
+def alone(server: servers.Server, own: servers.Own, users: Iterator[int] | list[int]) -> References:
     """Ask as one user after the other; return the answers."""
     return {
         (user, prompt): answered(server, own, Asked(user, prompt, False, False))
@@ -176,7 +173,7 @@ async def marked(bundle: Path, engine: str, slots: int, users: int) -> tuple[lis
     return vectors, references
 
 
-def with_lora(cached: bool) -> Own:
+def with_lora(cached: bool) -> servers.Own:
     """Return how llama-server is told whose adapter answers, and whether it may use what it evaluated."""
 
     def own(user: int) -> dict[str, Any]:

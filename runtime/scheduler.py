@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingExtraError, OptionError, OverloadError, RequestError, TinyLoraError, VectorError
+from ..errors import MissingExtraError, OptionError, RequestError, TinyLoraError, VectorError
+from ..limits import check_share
 from ..system import cores
 from ..tasks import Prompt, Sample
 from ..vector import MicroVector
@@ -92,9 +93,8 @@ class Answering:
 
     def report(self, what: Piece | Finish | BaseException) -> None:
         """Report a piece or the end, unless nobody wants it any more."""
-        if not self.cancelled and (
-            what.text or what.tokens or what.calls if isinstance(what, Piece) else True
-        ):
+        empty = isinstance(what, Piece) and not (what.text or what.tokens or what.calls)
+        if not (self.cancelled or empty):
             self._report(what)
 
     def cancel(self) -> None:
@@ -153,11 +153,8 @@ class Waiting:
 
     def add(self, answering: Answering) -> None:
         """Let a request wait; OverloadError where as many of its tenant wait as places are free."""
-        tenant, free = answering.request.tenant, self._most - len(self)
-        if (mine := len(self._tenants.get(tenant, ()))) >= free:
-            raise OverloadError(
-                f"{mine} requests of yours wait, and {free} places are left for others: ask again later"
-            )
+        tenant = answering.request.tenant
+        check_share(len(self._tenants.get(tenant, ())), self._most - len(self), "wait")
         self._tenants.setdefault(tenant, deque()).append(answering)
 
     def take(self, running: Counter[str], free: int) -> Answering | None:

@@ -98,6 +98,7 @@ class LlamaEngine:
         self.n_ctx = min(int(llama_cpp.llama_n_ctx_seq(self._context)), n_ctx)
         self._lengths = [0] * rows
         self._r: list[NDArray[np.float32] | None] = [None] * rows
+        self._large = [False] * rows
         self._unified = cells is not None
         self._doubts = [0] * rows  # 1: a cell may be infinite, as R was large; 2: logits were not finite
         self._now: object = self  # the R that the context has; nothing yet
@@ -105,6 +106,8 @@ class LlamaEngine:
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
         """See `Engine`."""
         self._r[row] = r
+        if not self._unified:
+            self._large[row] = r is not None and bool(np.linalg.norm(r) > _ORDINARY)
 
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """See `Engine`."""
@@ -214,8 +217,7 @@ class LlamaEngine:
 
     def _evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """Evaluate parts of one R, as many tokens at once as there is room for."""
-        r, finite = self._r[parts[0].row], True
-        chunks = list(self._chunks(parts))
+        chunks, finite = list(self._chunks(parts)), True
         found = []
         for tokens, positions, rows, wanted in chunks:
             count, outputs = len(tokens), sum(wanted)
@@ -239,7 +241,7 @@ class LlamaEngine:
             self._lengths[part.row] += len(part.tokens)
             if not finite:
                 self._doubts[part.row] = 2
-            elif r is not None and not self._unified and np.linalg.norm(r) > _ORDINARY:
+            elif self._large[part.row]:
                 self._doubts[part.row] = max(1, self._doubts[part.row])
         return found[0] if len(found) == 1 else np.concatenate(found)
 

@@ -26,7 +26,7 @@ from ..errors import (
     TinyLoraError,
     VectorError,
 )
-from ..limits import BODY_BYTES
+from ..limits import BODY_BYTES, check_share
 from .store import check_user
 
 _KEY = re.compile(r"[\x21-\x7e]{8,512}\Z")
@@ -131,10 +131,7 @@ class Places:
         if tenant == instead_of:
             return
         free = self._most - self._taken.total() + (instead_of is not None)
-        if (mine := self._taken[tenant]) >= free:
-            raise OverloadError(
-                f"{mine} requests of yours are open, and {free} places are left for others: ask again later"
-            )
+        check_share(self._taken[tenant], free, "are open")
         self._taken[tenant] += 1
         if instead_of is not None:
             self.leave(instead_of)
