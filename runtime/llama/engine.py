@@ -107,7 +107,7 @@ class LlamaEngine:
         """See `Engine`."""
         self._r[row] = r
         if not self._unified:
-            self._large[row] = r is not None and bool(np.linalg.norm(r) > _ORDINARY)
+            self._large[row] = r is not None and bool(np.linalg.norm(r.astype(np.float64)) > _ORDINARY)
 
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """See `Engine`."""
