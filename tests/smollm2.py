@@ -79,14 +79,6 @@ def tokenize(model: Path, texts: Sequence[str]) -> list[list[int]]:
     return [llm.tokenize(text.encode(), special=True) for text in texts]
 
 
-def kl_divergence(p_logits: NDArray[np.float32], q_logits: NDArray[np.float32]) -> float:
-    """KL(p || q) in nats, mean over positions: logits [n, vocabulary]."""
-    p, q = (x.astype(np.float64) - x.max(axis=-1, keepdims=True) for x in (p_logits, q_logits))
-    p -= np.log(np.exp(p).sum(axis=-1, keepdims=True))
-    q -= np.log(np.exp(q).sum(axis=-1, keepdims=True))
-    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
-
-
 def worst_difference(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]) -> float:
     """The largest absolute difference between logits of the same prompts."""
     return max(float(np.abs(a - b).max()) for a, b in zip(left, right, strict=True))

@@ -69,17 +69,6 @@ def test_a_bad_vector(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Pa
         cli(*chat, stdin=f"/vector {path}\nHello\n".encode()).refused(*parts)
 
 
-def test_a_frame_of_other_factors(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path) -> None:
-    other = support.random_basis(blocks=5, groups=13)
-    path = tmp_path / "v.bin"
-    path.write_bytes(good(other))  # the same length: 13 values
-    for words in (
-        ("inspect", path, smollm2_bundle),
-        ("run", smollm2_bundle, "Hello", "--vector", path),
-    ):
-        cli(*words).refused(other.id, f"none of factors {basis.factors.digest[:8]}")
-
-
 def test_a_missing_vector_or_bundle(cli: Cli, smollm2_bundle: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     cli("run", smollm2_bundle, "Hello", "--vector", missing).refused(str(missing), "No such file")

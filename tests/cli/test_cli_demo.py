@@ -13,15 +13,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
 import pytest
 from invocation import Cli, contents
 
-from tinylora_edge import MicroVector, exporters, load_bundle, runtime, train
+from tinylora_edge import MicroVector, exporters, load_bundle, train
 from tinylora_edge.cli import demo
 from tinylora_edge.cli.console import CommandError
-from tinylora_edge.cli.demo import REPLAY, logits, prove
+from tinylora_edge.cli.demo import REPLAY, prove
 from tinylora_edge.tasks import Completion, load_task
 from tinylora_edge.train import measure
 
@@ -70,30 +69,16 @@ def test_an_interrupted_demo_leaves_nothing(
     assert contents(tmp_path) == {}
 
 
-def test_the_proof_fails_where_a_promise_is_broken(smollm2_bundle: Path) -> None:
-    llm = runtime.load(smollm2_bundle, n_ctx=512, n_threads=1, n_threads_batch=1)
-    plain = llama_cpp.Llama(
-        str(smollm2_bundle / "base.gguf"), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False
-    )
-    tokens = llm.tokenize(b"Explain gravity to a child in one sentence.")
-    base = [logits(plain, tokens)]
-    basis = llm.bases.basis(numbers=13)
-    llm.swap(MicroVector.random(basis, 0.2, seed=9))
-    changed = [logits(llm, tokens)]
-    with pytest.raises(CommandError, match=r"not restored: .* differ by up to [1-9]"):
+def test_the_proof_fails_where_a_promise_is_broken() -> None:
+    base, changed = [np.float32([1, 2])], [np.float32([1, 4])]
+    with pytest.raises(CommandError, match=r"not restored: .* differ by up to 2"):
         prove(base, changed, changed)
-    llm.clear()
-    restored = [logits(llm, tokens)]
     with pytest.raises(CommandError, match="changed no logit"):
-        prove(base, restored, restored)
-    proof = prove(base, changed, restored)
-    assert (proof["restored_difference"], proof["logits"]) == (0, llm.n_vocab())
+        prove(base, base, base)
     with pytest.raises(CommandError, match="not restored"):
-        prove(base, changed, [np.nextafter(restored[0], np.float32(np.inf))])
-    llm.swap(MicroVector.zeros(basis))
-    assert prove(base, [logits(llm, tokens)], restored, zero=True)["vector_difference"] == 0
-    llm.close()
-    plain.close()
+        prove(base, changed, [np.nextafter(base[0], np.float32(np.inf))])
+    assert (proof := prove(base, changed, base))["restored_difference"] == 0
+    assert proof["logits"] == 2
 
 
 @pytest.fixture(scope="module")
@@ -131,16 +116,3 @@ def test_the_commands_run_as_printed(replayed: tuple[Path, str], process: Cli) -
     task = load_task("snips-intents")
     (sample,) = [sample for sample in task.held_out if sample.text == commands[0][-1]]
     assert [task.score(Completion(answer.strip(), True, 20), sample) for answer in said[:2]] == [0, 1]
-
-
-def test_a_replay_as_json(cli: Cli, tmp_path: Path) -> None:
-    out = tmp_path / "kept"
-    record = cli("demo", "--replay", "-o", out, "--threads", 1, "--json").record()
-    bases, frame = load_bundle(out).bases, (REPLAY / "vector.bin").read_bytes()
-    vector = MicroVector.from_bytes(frame, bases)
-    assert record["frame"] == {"bytes": len(frame), "numbers": len(vector.values)}
-    assert record["trained"]["basis"] == vector.basis
-    assert record["proof"]["restored_bit_for_bit"]
-    rewards = [(each["base_reward"], each["personalized_reward"]) for each in record["answers"]]
-    assert set(rewards) == {(0, 1)}
-    cli("demo", "--replay", "-o", out).refused(str(out), "exists already")

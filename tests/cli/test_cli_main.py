@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shlex
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from invocation import Cli
 
-import tinylora_edge
 from tinylora_edge.cli import app
-from tinylora_edge.errors import MissingExtraError
 
 COMMANDS = [name for section in app.COMMANDS.values() for name in section]
 
@@ -107,53 +103,3 @@ def test_help_needs_no_engine_and_no_exporter(environment: dict[str, str]) -> No
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     assert done.stdout == b"[]\n"
-
-
-@pytest.fixture
-def without(tmp_path: Path, environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[bytes]]:
-    def run(packages: tuple[str, ...], *args: object) -> subprocess.CompletedProcess[bytes]:
-        site = tmp_path / "site"
-        site.mkdir()
-        for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
-            skipped = entry.name in (*packages, "tinylora_edge") or entry.suffix in (".pth", ".dist-info")
-            if not skipped:
-                (site / entry.name).symlink_to(entry)
-        package = site / "tinylora_edge"  # laid out as a wheel does it, however it is installed here
-        package.mkdir()
-        for entry in Path(tinylora_edge.__path__[0]).iterdir():
-            (package / entry.name).symlink_to(entry)
-        for name in ("cli", "exporters", "runtime"):
-            if not (package / name).exists():
-                (package / name).symlink_to(importlib.import_module(f"tinylora_edge.{name}").__path__[0])
-        command = [sys.executable, "-SP", "-c", "from tinylora_edge.cli import main; main()", *map(str, args)]
-        return subprocess.run(
-            command, env=environment | {"PYTHONPATH": str(site)}, capture_output=True, check=False
-        )
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ("packages", "words", "error"),
-    [
-        (("typer",), ["--version"], MissingExtraError("the command line", "typer", "cli")),
-        (("rich",), ["inspect", "x"], MissingExtraError("the command line", "rich", "cli")),
-        (
-            ("llama_cpp",),
-            ["run", "{}", "hello"],
-            MissingExtraError("the llama.cpp runtime", "llama-cpp-python", "llama"),
-        ),
-        (("llama_cpp",), ["demo"], MissingExtraError("the demo", "llama-cpp-python", "demo")),
-    ],
-)
-def test_a_missing_package_is_named_with_its_pip_command(
-    without: Callable[..., subprocess.CompletedProcess[bytes]],
-    smollm2_bundle: Path,
-    packages: tuple[str, ...],
-    words: list[str],
-    error: MissingExtraError,
-) -> None:
-    done = without(packages, *(word.format(smollm2_bundle) for word in words))
-    assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.decode() == f"error: {error}\n"
-    assert 'pip install "tinylora-edge[' in str(error)

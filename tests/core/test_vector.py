@@ -184,19 +184,6 @@ class TestFrames:
         expected = support.frame(BASIS.digest, payload, dtype=dtype, tag=tag, sequence=sequence, key=key)
         assert data == expected
 
-    @pytest.mark.parametrize(
-        ("dtype", "tag", "size"),
-        [
-            *(("fp32", tag, size) for tag, size in (("crc32", 63), ("hmac", 67), ("ed25519", 123))),
-            *(("bf16", tag, size) for tag, size in (("crc32", 37), ("hmac", 41), ("ed25519", 97))),
-            *(("fp16", tag, size) for tag, size in (("crc32", 37), ("hmac", 41), ("ed25519", 97))),
-            *(("int8", tag, size) for tag, size in (("crc32", 27), ("hmac", 31), ("ed25519", 87))),
-        ],
-    )
-    def test_13_values_take(self, dtype, tag, size):
-        basis = support.random_basis(u=13, groups=1, scheme="full")
-        assert len(MicroVector.zeros(basis, dtype).to_bytes(basis, TAGS[tag][0])) == size
-
     @pytest.mark.parametrize("groups", range(1, 6))
     @pytest.mark.parametrize("u", [1, 2, 13])
     def test_frames_are_odd_and_raw_payloads_even(self, groups, u):

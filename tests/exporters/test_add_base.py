@@ -29,15 +29,8 @@ def beside(bundle, base, directory):
     return target
 
 
-@pytest.mark.parametrize(
-    ("name", "ftype", "farthest", "alike"),
-    # Q8_0 depends on how kernels round activations: .98 with AVX, .978 with AMX
-    [("Q8_0", smollm2.MOSTLY_Q8_0, 0.01, 0.97), ("Q4_K_M", smollm2.MOSTLY_Q4_K_M, 0.1, 0.9)],
-)
-def test_other_forms_of_the_real_model(
-    f32_gguf, tmp_path, load, name, ftype, farthest, alike, record_property
-):
-    other = smollm2.requantized(f32_gguf, ftype)
+def test_another_form_of_the_real_model(f32_gguf, tmp_path, load, record_property):
+    other = smollm2.requantized(f32_gguf, smollm2.MOSTLY_Q4_K_M)
     bundle = export_gguf(f32_gguf, tmp_path / "bundle").output
     before = load_bundle(bundle).bases
     basis = before.basis(numbers=13)
@@ -47,8 +40,7 @@ def test_other_forms_of_the_real_model(
 
     bases, distance = add_base(bundle, other)
     record_property("distance", distance)
-    print(f"{name}: {distance:.3g} from the factors of the F32 file")
-    assert 0 < distance < farthest
+    assert 0 < distance < 0.1
     stored = load_bundle(bundle).bases
     assert stored.factors.digest == bases.factors.digest == before.factors.digest
     assert stored.fingerprints == bases.fingerprints
@@ -57,7 +49,7 @@ def test_other_forms_of_the_real_model(
 
     prompt = smollm2.tokenize(other, [smollm2.PROMPTS[0]])[0]
     logits = {}
-    for form, base in (("F32", bundle), (name, beside(bundle, other, tmp_path / "after"))):
+    for form, base in (("F32", bundle), ("Q4_K_M", beside(bundle, other, tmp_path / "after"))):
         llm = load(base)
         plain = models.llama_logits(llm, prompt)
         llm.swap(data)
@@ -66,19 +58,7 @@ def test_other_forms_of_the_real_model(
     left, right = (after - before for before, after in logits.values())
     correlation = np.corrcoef(left.ravel(), right.ravel())[0, 1]
     record_property("correlation", correlation)
-    print(f"{name}: what the vector does to its logits correlates {correlation:.4f} with F32's")
-    assert correlation > alike
-
-
-def test_adding_twice_lists_once(bundle, llama_gguf, tmp_path):
-    small = models.quantize_file(llama_gguf, tmp_path / "q8.gguf", 7)
-    for _ in range(2):
-        bases, _ = add_base(bundle, small)
-        assert len(bases.fingerprints) == 2
-    bases, distance = add_base(bundle, llama_gguf)
-    assert len(bases.fingerprints) == 2
-    assert distance < 1e-3
-    assert load_bundle(bundle).check_base() == bases.fingerprints[0]
+    assert correlation > 0.9
 
 
 def test_projections_and_priors_stay(bundle, llama_gguf, tmp_path):

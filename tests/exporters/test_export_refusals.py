@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import models
 import numpy as np
 import pytest
 
@@ -39,19 +38,6 @@ def put(value):
 
 
 # Files
-
-
-@pytest.mark.parametrize("keep", [0, 3, 4, 23, 24, 200, 2000, -1])
-def test_a_file_that_was_cut(refuse, llama_gguf, tmp_path, keep):
-    path = tmp_path / "cut.gguf"
-    path.write_bytes(llama_gguf.read_bytes()[:keep])
-    refuse(ExportError, r"cut\.gguf", path)
-
-
-def test_a_lora_adapter(refuse, tmp_path):
-    pairs = {"blk.0.attn_q.weight": (np.ones((2, 64)), np.ones((64, 2)))}
-    path = models.write_lora(tmp_path / "lora.gguf", "llama", pairs, alpha=1.0)
-    refuse(ExportError, r"lora\.gguf holds a 'adapter', not a model", path)
 
 
 def test_an_architecture_that_is_unknown(refuse, write):

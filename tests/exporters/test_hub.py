@@ -6,7 +6,6 @@ The real client talks to a hub on loopback (hub_server), as where HF_ENDPOINT sa
 from __future__ import annotations
 
 import hashlib
-import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,25 +64,6 @@ def offline(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestFromANameToABundle:
-    def test_the_deployed_file_alone(self, server: HubServer, llama_gguf: Path, tmp_path: Path) -> None:
-        found = resolve("tiny")
-        assert server.downloads == [FILE]
-        bundle = export_gguf(found.model, tmp_path / "b", base=found.base, provenance=found.provenance)
-        assert bundle.bases.factors.digest == export_gguf(llama_gguf, tmp_path / "l").bases.factors.digest
-        data = llama_gguf.read_bytes()
-        file = {"name": FILE, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        commit = server.repos[REPO].find("main")
-        assert json.loads((tmp_path / "b" / "manifest.json").read_text())["source"] == {
-            "name": "tiny",
-            "license": "mit",
-            "hub": server.url,
-            "base": {"repository": REPO, "revision": commit, "files": [file]},
-        }
-        assert "source" not in json.loads((tmp_path / "l" / "manifest.json").read_text())
-        server.requests.clear()
-        assert resolve("tiny") == found
-        assert server.downloads == [], "what is there is not downloaded again"
-
     def test_factors_from_the_original_weights(
         self, server: HubServer, weights: Path, llama_gguf: Path, tmp_path: Path
     ) -> None:

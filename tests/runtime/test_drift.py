@@ -15,7 +15,6 @@ from tinylora_edge import MicroVector, TrainError, VectorError, runtime
 from tinylora_edge.runtime import Drift, TinyLoraLlama, measure_drift
 from tinylora_edge.runtime.drift import Faults, divergence
 from tinylora_edge.tasks import Sample
-from tinylora_edge.tasks.general import load_general
 
 PROMPTS = ["prompt a", "another prompt", Sample("a third", answer="e"), Sample("raw", raw=True)]
 
@@ -87,17 +86,3 @@ def test_in_onnx_too() -> None:
         zero, long = (measure_drift(llm, vector, PROMPTS) for vector in vectors)
         assert abs(zero.kl) < 1e-4
         assert long.kl > 0.01
-
-
-def test_on_the_real_model(load: Callable[..., TinyLoraLlama], smollm2_bundle: Path) -> None:
-    llm = load(smollm2_bundle, n_ctx=64)
-    general = [sample for sample in load_general() if sample.data["kind"] == "fact"][:4]
-    basis = llm.bases.basis(numbers=13)
-    vectors = MicroVector.zeros(basis), MicroVector.random(basis, 1.0, seed=1)
-    zero, long = (measure_drift(llm, vector, general) for vector in vectors)
-    llm.close()
-    assert zero.kl == 0
-    assert zero.wrong.new == zero.repeating.new == 0
-    assert long.kl > 0.05
-    assert long.wrong.judged == 4
-    assert long.wrong.base <= 2, "the base knows most of it"

@@ -308,27 +308,6 @@ def test_bytes_are_checked_at_every_request(opened: Callable[..., Pool]) -> None
         asyncio.run(idle(pool))
 
 
-def test_a_vector_that_is_too_large_harms_nobody_else(pool: Pool) -> None:
-    huge, vector = MicroVector.random(pool.bases.basis(numbers=13), 1e30), vectors(pool, 1)[0]
-    given: Any = {"max_tokens": LIMIT, "temperature": 0, "logprobs": 0}
-
-    async def good() -> Answer:
-        return await pool.complete(PROMPTS[2], user="good", vector=vector, **given)
-
-    async def together() -> list[Any]:
-        calls = []
-        for number in range(4):
-            calls += [pool.complete(PROMPTS[number], user=f"bad {number}", vector=huge, **given), good()]
-        return await asyncio.gather(*calls, return_exceptions=True)
-
-    expected = asyncio.run(good())
-    for _ in range(2):  # and whoever gets their rows afterwards
-        found = asyncio.run(together())
-        assert {each.text for each in found[1::2]} == {expected.text}
-        assert [bits(each) for each in found[1::2]] == [bits(expected)] * 4
-        assert all(isinstance(each, VectorError) and "too large" in str(each) for each in found[::2])
-
-
 def test_stop_texts_log_probabilities_and_the_longest_answer(pool: Pool) -> None:
     whole = alone(pool, PROMPTS[1], None)
     stop = whole[3:5]

@@ -90,22 +90,6 @@ def test_forced_calls_keep_to_their_schemas(pool: Pool, temperature: float) -> N
         assert arguments.keys() <= schema["properties"].keys(), "what a schema does not name is not said"
 
 
-def test_what_may_be_called(pool: Pool) -> None:
-    both = [tool("first"), tool("second", SCHEMAS["enum"])]
-    named = {"type": "function", "function": {"name": "second"}}
-    (call,) = chat(pool, tools=both, tool_choice=named, temperature=0).calls
-    assert call.name == "second"
-    answer = chat(pool, tools=both, tool_choice="required", seed=4)
-    assert {call.name for call in answer.calls} <= {"first", "second"}
-    assert [call.index for call in answer.calls] == [*range(len(answer.calls))]
-    assert {call.arguments for call in answer.calls if call.name == "first"} <= {"{}"}
-    plain = chat(pool, temperature=0, max_tokens=9)
-    assert chat(pool, tools=both, tool_choice="none", temperature=0, max_tokens=9).text == plain.text
-    free = chat(pool, tools=both, temperature=0, max_tokens=9)
-    assert (free.calls, free.finish.reason == "tool_calls") == ((), False)
-    assert free.finish.prompt_tokens > plain.finish.prompt_tokens, "it is told of them"
-
-
 @given(
     st.lists(st.integers(0, 200), max_size=6), st.integers(0, 3), st.sampled_from(["", "Well <tool ", "{}"])
 )
@@ -182,29 +166,3 @@ def test_a_template_that_knows_tools_writes_them_itself(
 def test_messages_about_calls_that_are_none(onnx_pool: Pool, messages: Any, said: str) -> None:
     with pytest.raises(RequestError, match=said):
         asyncio.run(onnx_pool.chat(messages))
-
-
-def test_a_schema_that_becomes_no_grammar_is_named(onnx_pool: Pool) -> None:
-    def refused(*tools: dict[str, Any]) -> RequestError:
-        asked = Tools.read(tools, "auto", True)
-        assert asked is not None
-        with pytest.raises(RequestError) as caught:
-            asked.grammar(onnx_pool.model.vocabulary)
-        return caught.value
-
-    fine = tool("fine", SCHEMAS["nested"])
-    bad: list[dict[str, Any]] = [
-        {"properties": {"a": {"type": "no such type"}}},
-        {"properties": {"a": {"$ref": "https://example.org/schema.json"}}},
-        {"properties": {"a": {"pattern": "(a{999}){999}", "maxLength": 9}}},
-        {"properties": {f"p{number}": {} for number in range(401)}},
-        {"properties": {"a": {"enum": ["x" * (1 << 16)]}}},
-        {"properties": {"a": {"multipleOf": 10_007}}},
-    ]
-    for schema in bad:
-        error = refused(fine, tool("other"), tool("broken", schema), fine | tool("last"))
-        assert str(error).startswith("the parameters of 'broken': ")
-        assert error.param == "tools[2].function.parameters"
-    large = {"properties": {"a": {"enum": [f"{number:0600}" for number in range(60)]}}}
-    error = refused(tool("one", large), tool("two", large))
-    assert str(error).startswith("the tools together: the JSON schema has ")

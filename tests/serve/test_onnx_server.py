@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import onnx_bundles
 import openai
 import pytest
-from serving import Serving, as_text, drawn, five_sizes, framed, mac_file, serving
+from serving import Serving, mac_file, serving
 
-from tinylora_edge import Bases, Ed25519Signer, load_bundle, runtime
+from tinylora_edge import Bases, Ed25519Signer, load_bundle
 from tinylora_edge.wire import tags
 
 QUESTION = [{"role": "user", "content": "Name three fruits."}]
@@ -45,37 +44,6 @@ def bases(bundle: Path) -> Bases:
 def ask(client: openai.OpenAI, model: str = "tiny", **options: Any) -> Any:
     given: Any = {"messages": QUESTION, "max_tokens": LIMIT, "temperature": 0} | options
     return client.chat.completions.create(model=model, **given)
-
-
-def test_every_user_gets_his_own_answer(
-    server: Serving, client: openai.OpenAI, bundle: Path, bases: Bases
-) -> None:
-    """In one running batch of vectors of five sizes."""
-    users = [f"user{seed}" for seed in range(12)]
-    sizes = (five_sizes(bases) * 3)[:12]
-    frames = {user: framed(sizes[seed], user, seed) for seed, user in enumerate(users)}
-    for user in users[::2]:
-        assert server.ask("PUT", f"/v1/vectors/{user}", {"vector": as_text(frames[user])})[0] == 200
-
-    def asked(user: str) -> str:
-        if user in users[::2]:
-            return ask(client, f"tiny@{user}").choices[0].message.content
-        body = {"vector": as_text(frames[user])}
-        pieces = ask(client, user=user, extra_body=body, stream=True)
-        return "".join(piece.choices[0].delta.content or "" for piece in pieces)
-
-    with ThreadPoolExecutor(12) as threads:
-        found = list(threads.map(asked, users))
-    with runtime.load(bundle, engine="onnx", n_ctx=400, n_threads=1) as llm:
-        for seed, (user, text) in enumerate(zip(users, found, strict=True)):
-            llm.swap(drawn(sizes[seed], seed))
-            said = llm.create_chat_completion(QUESTION, max_tokens=LIMIT, temperature=0)
-            assert text == said["choices"][0]["message"]["content"], user
-    assert len(set(found)) > 4
-    huge = {"vector": as_text(framed(sizes[0], "mallory", norm=1e30))}
-    with pytest.raises(openai.PermissionDeniedError, match="the policy accepts at most 1000"):
-        ask(client, user="mallory", extra_body=huge)
-    assert ask(client).choices
 
 
 def test_clicks_move_a_users_vector(server: Serving, client: openai.OpenAI) -> None:

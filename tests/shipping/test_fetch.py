@@ -7,7 +7,6 @@ import socket
 import sys
 from urllib.parse import unquote
 
-import numpy as np
 import pytest
 import servers
 import support
@@ -15,10 +14,7 @@ import support
 from tinylora_edge import (
     Bases,
     Ed25519Signer,
-    Ed25519Verifier,
     MicroVector,
-    Policy,
-    RollbackError,
     TransferError,
 )
 from tinylora_edge.shipping import Fetched, fetch, publish
@@ -66,26 +62,6 @@ def test_streams(tmp_path):
         assert fetch(url, BASES, "bob").data == frame(2)
         with pytest.raises(TransferError, match=r"404 Not Found: nothing is published"):
             fetch(url, BASES)
-
-
-def test_a_stream_that_grows_keeps_its_path(tmp_path):
-    bases = Bases(support.random_factors(blocks=70, rank=8))
-    policy = Policy(keys=[Ed25519Verifier(SIGNER.public_key)])
-    frames = []
-    with servers.static(tmp_path) as (url, seen):
-        for basis in (bases.basis(numbers=13), bases.basis(rank=2), bases.basis(rank=8)):
-            vector = MicroVector(MicroVector.random(basis, 0.3).values, "int8", len(frames) + 1)
-            frames.append(vector.to_bytes(basis, SIGNER, stream="alice"))
-            publish(frames[-1], bases, str(tmp_path), stream="alice")
-            with policy.admit(fetch(url, bases, "alice").data, bases, stream="alice") as found:
-                assert np.array_equal(found.values, vector.values)
-    assert [len(frame) for frame in frames] == [87, 915, 13_515]
-    assert {path for path, _ in seen} == {f"/{bases.id}/alice/latest"}
-    for older in frames[:2]:
-        with pytest.raises(TransferError, match="latest has sequence 3"):
-            publish(older, bases, str(tmp_path), stream="alice")
-        with pytest.raises(RollbackError, match="but 3 was already accepted"):
-            policy.check(older, bases, stream="alice")
 
 
 def test_chunked_and_without_an_etag():

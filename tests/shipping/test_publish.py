@@ -153,24 +153,12 @@ def test_what_is_no_frame_of_the_basis(tmp_path, data, error, said):
     assert not (tmp_path / "root").exists()
 
 
-def test_what_training_leaves_is_of_no_user(tmp_path):
-    """It says so, and how to make it his, and publishes nothing."""
-    with pytest.raises(ChecksumError, match=r"of the default one; .*pack --stream 'alice'"):
-        publish(frame(1, signer="crc32"), BASES, str(tmp_path), stream="alice")
-    assert tree(tmp_path) == {}
-
-
 def test_latest_that_is_something_else_is_not_replaced(tmp_path):
     publish(frame(3), BASES, str(tmp_path))
     (tmp_path / HOME / "latest").write_bytes(b"a page that a web server made")
     with pytest.raises(TransferError, match="is no frame of these factors"):
         publish(frame(4), BASES, str(tmp_path))
     assert (tmp_path / HOME / "latest").read_bytes().startswith(b"a page")
-
-
-def test_http_is_for_fetching():
-    with pytest.raises(TransferError, match="where devices fetch from"):
-        publish(frame(1), BASES, "https://example.org/v")
 
 
 def test_an_unknown_scheme():

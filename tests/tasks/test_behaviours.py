@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from difflib import SequenceMatcher
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,6 @@ LEARN, HELD_OUT = load_behaviours(), load_behaviours(split="held_out")
 ALL = LEARN + HELD_OUT
 QUESTIONS = {"learn": load_questions(split="learn"), "held_out": load_questions(split="held_out")}
 Write = Callable[..., Path]
-
-FRAMES = """
-    a about advice an and any are better can cause come compare describe do doe explain feel few for from get
-    give good happen have how i idea in invented is list live make many me most my new of recommend see
-    sentence short should some something stay story suggest tell the thing three tip to us use was we wear
-    what when where which who why with work write
-"""
-"""Words that a question is asked with, not about."""
-ALIKE = 0.75  # of two normalized prompts, by difflib: "Answer in French." and "Answer in Spanish." have 0.73
-
-
-def singulars(texts: Iterable[str]) -> set[str]:
-    words = set(chain.from_iterable(normalized(text).split() for text in texts))
-    return {word[:-1] if word.endswith("s") and len(word) > 3 else word for word in words}
 
 
 def asked(behaviours: Iterable[Behaviour]) -> set[str]:
@@ -112,34 +97,13 @@ def test_examples_of_a_file(write: Write) -> None:
         load_examples(write({"question": "hat, gate"}))
 
 
-# The shipped files
-
-
-# Nothing twice
-
-
-def test_no_held_out_prompt_is_nearly_one_that_is_learned() -> None:
-    alike = [
-        (one.system, other.system)
-        for one in HELD_OUT
-        for other in LEARN
-        if one.system is not None
-        and other.system is not None
-        and SequenceMatcher(None, normalized(one.system), normalized(other.system)).ratio() > ALIKE
-    ]
-    assert alike == []
+# The shipped files: nothing twice
 
 
 def test_no_question_is_on_both_sides() -> None:
     learn = asked(LEARN) | set(map(normalized, QUESTIONS["learn"]))
     held_out = asked(HELD_OUT) | set(map(normalized, QUESTIONS["held_out"]))
     assert learn & held_out == set()
-
-
-def test_general_questions_share_no_nouns() -> None:
-    shared = singulars(QUESTIONS["learn"]) & singulars(QUESTIONS["held_out"])
-    assert shared - set(FRAMES.split()) == set()
-    assert shared >= set(FRAMES.split()), "a word that only one side has needs no exception"
 
 
 def test_no_word_that_tasks_hold_out_is_learned_from() -> None:

@@ -2,50 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from difflib import SequenceMatcher
-from itertools import chain
-
 import pytest
 from answers import normalized
 
 from tinylora_edge.tasks import BUILTIN, load_task
-from tinylora_edge.tasks.behaviours import load_behaviours, load_questions
-from tinylora_edge.tasks.general import checkable, is_right, load_general, repeats_itself
+from tinylora_edge.tasks.general import is_right, load_general, repeats_itself
 
 HELD_OUT, TRAIN = load_general(), load_general(split="train")
 ALL = HELD_OUT + TRAIN
-ALIKE = 0.95  # by difflib: two questions that differ in one long word are not
-KINDS = "advice arithmetic code explanation fact list poem rewriting small-talk translation word writing"
-
-
-def asked_by_behaviours() -> Iterator[str]:
-    yield from (*load_questions(split="learn"), *load_questions(split="held_out"))
-    for behaviour in (*load_behaviours(), *load_behaviours(split="held_out")):
-        yield from chain(behaviour.questions, (question for question, _ in behaviour.examples))
-
-
-def test_no_prompt_gives_its_answer_away() -> None:
-    """But for those that ask to choose: a base that repeats a question would else be right."""
-    given = [s.text for s in ALL if is_right(s.text, checkable(s))]
-    assert all(s.startswith(("Which word is", "Which city is named")) for s in given), given
-
-
-# Nobody trains on them
-
-
-def test_no_two_are_the_same() -> None:
-    assert len({normalized(sample.text) for sample in ALL}) == len(ALL)
-
-
-def test_none_is_a_question_of_a_behaviour() -> None:
-    asked = list(map(normalized, asked_by_behaviours()))
-    for sample in ALL:
-        one = normalized(sample.text)
-        for other in asked:
-            pair = SequenceMatcher(None, one, other)
-            alike = pair.real_quick_ratio() > ALIKE and pair.quick_ratio() > ALIKE and pair.ratio() > ALIKE
-            assert not alike, (sample.text, other)
 
 
 @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "gsm8k"])

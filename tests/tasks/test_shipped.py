@@ -12,7 +12,7 @@ from answers import said
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge.tasks import Sample, Task, load_task
+from tinylora_edge.tasks import Sample, Task
 from tinylora_edge.tasks.guards import words
 
 NAMES = "brevity", "list-lookup"
@@ -106,8 +106,10 @@ ANSWERS = st.lists(st.sampled_from(PIECES), max_size=30).map(" ".join)
 
 
 @given(ANSWERS, st.booleans(), st.sampled_from(NAMES), st.integers(0, 127))
-def test_any_answer_gets_a_score_between_0_and_1(text: str, ended: bool, name: str, index: int) -> None:
-    task = load_task(name, train=1)
+def test_any_answer_gets_a_score_between_0_and_1(
+    tasks: dict[str, Task], text: str, ended: bool, name: str, index: int
+) -> None:
+    task = tasks[name]
     sample = task.held_out[index]
     assert 0.0 <= task.score(said(text, ended=ended), sample) <= 1.0
     assert task.score(said("", ended=ended), sample) == 0.0

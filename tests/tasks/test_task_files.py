@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,14 +255,3 @@ def test_arguments_replace_the_tasks_own_settings() -> None:
 def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainError, match=message):
         load_task("list-lookup", **arguments)
-
-
-def test_tasks_load_no_engine_and_no_optional_package() -> None:
-    code = (
-        "import sys; from tinylora_edge.tasks import BUILTIN, load_task\n"
-        "for name in BUILTIN: name == 'gsm8k' or load_task(name)\n"
-        "heavy = {'torch', 'transformers', 'llama_cpp', 'jsonschema', 'datasets', 'pyarrow'}\n"
-        "print(*sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []

@@ -211,8 +211,6 @@ NOTHING = Behaviour(
 def test_a_teacher_that_changes_nothing_is_refused(smollm2_bundle, tmp_path):
     with pytest.raises(TrainError, match=r"'nothing' changes nothing: its answers are 0\.0000 nats a token"):
         run(smollm2_bundle, tmp_path, behaviours=[NOTHING, *BEHAVIOURS[:1]])
-    with pytest.raises(TrainError, match=r"the prompt changes nothing: .* 0\.0000 nats a token"):
-        distill(smollm2_bundle, NOTHING, QUESTIONS[:1], HELD_OUT[:1], max_tokens=2, steps=1, dtype="fp32")
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

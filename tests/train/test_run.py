@@ -8,7 +8,6 @@ import re
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,26 +161,6 @@ def test_every_option_runs(
         norm = changed.basis(load_bundle(tiny_bundle).bases).projection.norm
         assert learned[0]["lr"] == pytest.approx(3.5 / norm)
     assert all(math.isfinite(row["grad"]) and row["lr"] > 0 and row["mismatch"] < 0.05 for row in learned)
-
-
-def test_a_run_goes_on_from_a_vector_of_any_smaller_size(
-    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
-) -> None:
-    bases, validation = load_bundle(tiny_bundle).bases, []
-    vector = MicroVector.random(bases.basis(numbers=13), 0.5)
-    for size in ({"numbers": 13}, {"numbers": 13}, {"rank": 2}, {"rank": 8}):
-        rows: Rows = []
-        chosen = replace(options, **{"rank": None, "steps": 3, "validate_every": 1, **size})
-        chosen = replace(chosen, start=grown(vector, bases, chosen.basis(bases)))
-        found = train(
-            tiny_bundle, letters_task, tmp_path / f"{len(validation)}", options=chosen, report=rows.append
-        )
-        start = next(row for row in rows if row.get("event") == "start")
-        validation.append((start["validation"], found.result.best_score))
-        vector = MicroVector.from_bytes(found.path.read_bytes(), bases)
-    assert len(vector.values) == 14 * 64
-    for (_, before), (start, _) in pairwise(validation):
-        assert start == pytest.approx(before)
 
 
 def test_a_vector_grows_exactly_or_not_at_all(tiny_bundle: Path) -> None:
@@ -405,23 +384,6 @@ def test_a_prior_is_a_basis_of_its_whitened_directions(
         np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
 
 
-def test_a_checkpoint_of_another_prior_is_refused(
-    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
-) -> None:
-    bases, short = load_bundle(tiny_bundle).bases, replace(short, rank=None, numbers=4, start=None)
-    bundle, other = (
-        support.rebased(
-            tiny_bundle,
-            bases.with_projection(learned(bases.factors.modules, prior)),
-            tmp_path / f"{prior is None}",
-        )
-        for prior in (covariance(), None)
-    )
-    interrupted(bundle, letters_task, tmp_path / "v", short, after=2)
-    with pytest.raises(TrainError, match="belongs to another run: its prior is"):
-        train(other, letters_task, tmp_path / "v", options=short, resume=True)
-
-
 # What explodes
 
 
@@ -524,17 +486,6 @@ def test_what_is_refused_leaves_nothing(
 def test_options_that_are_none(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainError, match=message):
         Options(**options)
-
-
-def test_refuses_to_overwrite(
-    tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
-) -> None:
-    (tmp_path / "v").write_bytes(b"precious")
-    with pytest.raises(TrainError, match="exists already"):
-        train(tiny_bundle, letters_task, tmp_path / "v", options=options)
-    assert (tmp_path / "v").read_bytes() == b"precious"
-    with pytest.raises(TrainError, match="there is no folder"):
-        train(tiny_bundle, letters_task, tmp_path / "none" / "v", options=options)
 
 
 # Checkpoints of others

@@ -153,28 +153,6 @@ class TestWithoutCryptography:
                 with pytest.raises(SignatureError, match="does not verify under any of the 1 trusted keys"):
                     policy.check(bytes(forged), basis)
 
-    def test_a_device_brings_its_own_check(self):
-        seen = []
-
-        def check(public_key: bytes, message: bytes, signature: bytes) -> bool:
-            seen.append((public_key, message, signature))
-            return signature == b"s" * 64
-
-        class Signer:
-            kind = 2
-
-            def sign(self, message: bytes) -> bytes:
-                return b"s" * 64
-
-        basis = support.random_basis()
-        policy = Policy("signature", keys=[Ed25519Verifier(b"k" * 32, check)])
-        data = MicroVector.zeros(basis).to_bytes(basis, Signer())
-        assert policy.check(data, basis) == MicroVector.zeros(basis)
-        message = hashlib.sha256(b"tinylora stream 2\n").digest() + bytes.fromhex(basis.digest) + data[:-64]
-        assert seen == [(b"k" * 32, message, b"s" * 64)]
-        with pytest.raises(SignatureError):
-            policy.check(data[:-1] + b"?", basis)
-
 
 # The points of small order in every encoding that a decoder may take (RFC 8032, 5.1.3; p = 2^255 - 19): y,
 # and y with the sign of x.

@@ -51,12 +51,6 @@ def exchange(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def test_a_signed_bundle_loads(bundle):
-    vector = MicroVector.random(load_bundle(bundle).basis(numbers=13), 0.5)
-    with runtime.load(bundle, vector, bundle_keys=KEYS, **OPTIONS) as llm:
-        assert llm.vector == vector
-
-
 @pytest.mark.parametrize("name", ["base.gguf", "basis.gguf"])
 def test_a_file_that_was_changed_is_refused_before_the_engine_starts(bundle, at_start, name):
     started = []
@@ -79,15 +73,6 @@ def test_a_base_that_was_changed_and_named_as_a_part_of_none_is_refused(bundle, 
     with pytest.raises(TrustError, match=r"base-00001-of-00000\.gguf is not in the signature"):
         runtime.load(bundle, bundle_keys=KEYS, **OPTIONS)
     assert started == []
-
-
-def test_a_bundle_without_a_signature_or_of_a_stranger(bundle):
-    with pytest.raises(TrustError, match=f"is by {SIGNER.id}, and does not verify under {STRANGER.id}"):
-        runtime.load(bundle, bundle_keys=KEYS[:1], **OPTIONS)
-    (bundle / "signature.json").unlink()
-    with pytest.raises(TrustError, match="not signed"):
-        runtime.load(bundle, bundle_keys=KEYS, **OPTIONS)
-    runtime.load(bundle, **OPTIONS).close()
 
 
 @pytest.mark.parametrize("name", ["base.gguf", "basis.gguf"])

@@ -12,7 +12,7 @@ import pytest
 import support
 from tuning_task import PROMPTS, favoured
 
-from tinylora_edge import Basis, MicroVector, Projection, TrainError, load_bundle, runtime
+from tinylora_edge import Basis, MicroVector, Projection, TrainError, load_bundle
 from tinylora_edge.prior import Whitening
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
 from tinylora_edge.runtime.learning.search import change
@@ -148,22 +148,3 @@ class TestStates:
             pytest.raises(TrainError, match=f"its prior is '{prior.digest}', this run's is None"),
         ):
             rows_of(llm, 6, path=state)
-
-
-def test_the_real_model_with_a_prior(smollm2_bundle: Path, tmp_path: Path) -> None:
-    bundle = bundle_of(smollm2_bundle, tmp_path / "learned", 0.56 * directions(13, 210), covariance_of(13))
-    rows: list[dict[str, Any]] = []
-    with runtime.load(bundle, n_ctx=64) as llm:
-        tuning = RewardLearner(
-            llm,
-            ["What is a river?", "What is rain?", "Name a fruit.", "What is snow?", "Say hello.", "Count."],
-            lambda completion, sample: -float(len(completion.text)),
-            settings=TuneSettings(prompts=1, population=4),
-            max_tokens=6,
-            report=rows.append,
-            n_threads=1,
-        )
-        found = tuning.run("2ktokens")
-        assert found.vector.basis == llm.bases.basis(numbers=13).digest
-    assert found.steps >= 2
-    assert 0.005 < rows[0]["sigma"] < 1

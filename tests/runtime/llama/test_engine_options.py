@@ -52,23 +52,6 @@ def test_without_options_they_are_those_of_llama(tiny_bundle):
     assert {key: left[key] for key in right} == right
 
 
-def test_chat_template_of_the_real_model(smollm2_bundle, load, load_plain):
-    messages = [{"role": "user", "content": "Name a colour."}]
-
-    def answer(llm):
-        chunks = llm.create_chat_completion(messages, max_tokens=8, temperature=0.0, stream=True)
-        return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
-
-    llm, expected = load(smollm2_bundle), answer(load_plain(smollm2_bundle))
-    assert expected
-    assert answer(llm) == expected
-    vector = MicroVector.random(llm.bases.basis(numbers=13), 0.5)
-    llm.swap(vector)
-    changed = answer(llm)
-    assert changed != expected
-    assert answer(load(smollm2_bundle, vector)) == changed
-
-
 @pytest.mark.parametrize("pooling", ["NONE", "LAST"])
 def test_embeddings(load, load_plain, tiny_bundle, vector, pooling):
     options = {"embedding": True, "pooling_type": getattr(llama_cpp, f"LLAMA_POOLING_TYPE_{pooling}")}

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tinylora_edge import BaseMismatchError, Bases, MicroVector
+from tinylora_edge import BaseMismatchError, Bases, MicroVector, load_bundle
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.llama import adapters
 
@@ -135,28 +135,11 @@ def misfits(factors):
     yield Bases(replace(factors, architecture="qwen2"))
 
 
-def test_a_model_that_the_factors_do_not_fit_is_refused_and_frees_what_it_took(
-    tiny_bundle, load, load_plain, capfd
-):
-    llm = load(tiny_bundle)
-    expected = models.llama_logits(llm, PROMPT)
-    path = str(tiny_bundle / "base.gguf")
-    bad = list(misfits(llm.bases.factors))
-
-    def attempt(bases):
+def test_a_model_that_the_factors_do_not_fit_is_refused(tiny_bundle, load, capfd):
+    bases = load_bundle(tiny_bundle).bases
+    for bad in misfits(bases.factors):
         with pytest.raises(BaseMismatchError):
-            TinyLoraLlama(path, bases=bases, n_ctx=128, verbose=False)
-
-    for _ in range(3):
-        for bases in bad:
-            attempt(bases)
-    before = resident()
-    for _ in range(20):
-        for bases in bad:
-            attempt(bases)
-    assert resident() - before < 4 * MB
-    assert np.array_equal(models.llama_logits(llm, PROMPT), expected)
-    assert np.array_equal(models.llama_logits(load_plain(tiny_bundle), PROMPT), expected)
+            TinyLoraLlama(str(tiny_bundle / "base.gguf"), bases=bad, n_ctx=128, verbose=False)
     capfd.readouterr()  # llama.cpp says why, on stderr
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import models
 import numpy as np
 import pytest
-import smollm2
 import support
 from bad_vectors import bad_vectors
 from hypothesis import HealthCheck, given, settings
@@ -47,32 +46,6 @@ def same(left, right):
 
 
 # The base, bit for bit
-
-
-def test_real_base_is_that_of_plain_llama_cpp_bit_for_bit(smollm2_bundle, load, load_plain):
-    prompt = smollm2.tokenize(smollm2_bundle / "base.gguf", [smollm2.PROMPTS[2]])[0]
-    expected = models.llama_logits(load_plain(smollm2_bundle), prompt)
-    llm = load(smollm2_bundle)
-    basis = llm.bases.basis(numbers=13)
-    zeros, vector = MicroVector.zeros(basis), MicroVector.random(basis, 0.3)
-
-    without_vector = models.llama_logits(llm, prompt)
-    llm.swap(vector)
-    changed = models.llama_logits(llm, prompt)
-    llm.swap(zeros)
-    zero = models.llama_logits(llm, prompt)
-    llm.swap(vector)
-    llm.swap(zeros.to_bytes(basis))
-    zero_bytes = models.llama_logits(llm, prompt)
-    llm.swap(vector)
-    models.llama_logits(llm, prompt)
-    llm.clear()
-    cleared = models.llama_logits(llm, prompt)
-
-    assert np.abs(changed - expected).max() > 1
-    for logits in (without_vector, zero, zero_bytes, cleared):
-        assert np.array_equal(logits, expected)
-    assert llm.vector is None
 
 
 @pytest.mark.parametrize("zero", [0.0, -0.0])

@@ -8,8 +8,7 @@ from typing import Any
 import onnx_bundles
 import pytest
 
-from tinylora_edge import MicroVector, TinyLoraError, load_bundle, runtime
-from tinylora_edge.runtime import OnnxSession
+from tinylora_edge import MicroVector, TinyLoraError, runtime
 from tinylora_edge.tasks import Sample
 
 OPTIONS: dict[str, Any] = {"n_ctx": 64, "n_threads": 1}
@@ -23,15 +22,6 @@ def bundle() -> Path:
 @pytest.fixture
 def vector(bundle: Path) -> MicroVector:
     return onnx_bundles.vectors(bundle, 1)[0]
-
-
-def test_a_closed_model_says_so(bundle: Path, vector: MicroVector) -> None:
-    with runtime.load(bundle, **OPTIONS) as llm:
-        llm("x", max_tokens=1)
-    for use in (lambda: llm("x"), lambda: llm.swap(vector), lambda: llm.tokenize("x")):
-        with pytest.raises(TinyLoraError, match="closed"):
-            use()
-    llm.close()
 
 
 def test_a_model_is_closed_under_an_unfinished_stream(bundle: Path, vector: MicroVector) -> None:
@@ -64,13 +54,3 @@ def test_every_call_of_a_closed_model_says_so(bundle: Path, vector: MicroVector)
     ):
         with pytest.raises(TinyLoraError, match="the model is closed"):
             use()
-
-
-def test_what_a_model_says_of_itself(bundle: Path, vector: MicroVector) -> None:
-    name, path = load_bundle(bundle).bases.id, str(bundle / "onnx" / "model.onnx")
-    with runtime.load(bundle, **OPTIONS) as llm:
-        assert repr(llm) == f"TinyLoraOnnx({path!r}, n_ctx 64, factors {name}, None)"
-    assert repr(llm) == f"TinyLoraOnnx({path!r}, closed, factors {name}, None)"
-    session = OnnxSession(bundle)
-    assert repr(session) == f"OnnxSession({path!r}, factors {name}, default)"
-    assert repr(session.rows([vector, None])) == f"Rows(2 rows, factors {name})"

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,7 @@ from tinylora_edge import (
     BaseMismatchError,
     Bases,
     CorruptBasisError,
-    Hmac,
     MicroVector,
-    Policy,
-    RollbackError,
-    SignatureError,
     TinyLoraError,
     VectorError,
     load_bundle,
@@ -92,23 +87,6 @@ def test_a_relative_path_in_any_alphabet(
     for base in ("Модель für alle", "Модель für alle/onnx/model.onnx"):
         assert runtime.load(base, vector, **OPTIONS).vector == vector
         assert OnnxSession(base).flavour == "default"
-
-
-def test_the_policy_is_that_of_load_and_of_every_swap(
-    bundle: Path, vector: MicroVector, engine_starts: list[Any]
-) -> None:
-    basis = onnx_bundles.basis(bundle)
-    later, key = replace(vector, sequence=9), Hmac(bytes(32))
-    policy = Policy(keys=[key])
-    with pytest.raises(SignatureError):
-        runtime.load(bundle, later.to_bytes(basis), policy=policy, **OPTIONS)
-    assert engine_starts == []
-    llm = runtime.load(bundle, later.to_bytes(basis, key), policy=policy, **OPTIONS)
-    with pytest.raises(SignatureError):
-        llm.swap(later.to_bytes(basis))
-    with pytest.raises(RollbackError):
-        llm.swap(vector.to_bytes(basis, key))
-    assert llm.vector == later
 
 
 def test_the_engine_is_what_the_bundle_has(bundle: Path, tmp_path: Path, smollm2_bundle: Path) -> None:
