@@ -81,7 +81,7 @@ dist: $(VENV)/.dev ## the sdist and the wheel, into out/dist
 SECONDS = 60
 ROUNDS = 4
 
-fuzz: $(VENV)/.dev ## SECONDS=60 of every reader, or of HARNESS="frame basis"; by coverage where atheris is installed
+fuzz: $(VENV)/.dev ## SECONDS=60 of every reader, or of HARNESS="frame basis"
 	@$(BIN)/python tests/fuzzing/campaign.py --seconds $(SECONDS) $(addprefix --harness ,$(HARNESS))
 
 faults: $(VENV)/.dev ## kill every writer at every call, fill its disk, and kill servers, ROUNDS=4 times (Linux)

@@ -7,7 +7,6 @@ import os
 import re
 from pathlib import Path
 
-import gguf
 import numpy as np
 import support
 from invocation import Cli, write_vector
@@ -146,14 +145,3 @@ def test_what_names_no_basis_of_the_bundle(
         trained.read_bytes()[1:5].hex(), basis.factors.digest[:8], sizes
     )
     cli("inspect", "-", smollm2_bundle, stdin=bytes(26)).refused("26 bytes are no frame", "pack --numbers")
-
-
-def test_a_bundle_of_version_1(cli: Cli, tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "basis.gguf", "llama")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "tinylora")
-    writer.add_uint32("tinylora.version", 1)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    cli("inspect", tmp_path / "basis.gguf").refused("version 1", "version 2", "export the model again")

@@ -3,65 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from invocation import Cli, contents, write_vector
-
-from tinylora_edge import load_bundle
+from invocation import Cli, write_vector
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
-
-BUNDLE = ["out/", "out/base.gguf", "out/basis.gguf", "out/manifest.json"]
-
-
-def wait_for_partial(out: Path, child: subprocess.Popen[bytes]) -> None:
-    """Wait until an export writes; return also where it has ended."""
-    deadline = time.monotonic() + 120
-    while not (out.parent / f".{out.name}.partial").exists() and not out.exists() and child.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)  # the export needs the processor too
-
-
-def check_whole(out: Path, digest: str) -> None:
-    assert sorted(contents(out.parent)) == BUNDLE
-    bundle = load_bundle(out)
-    bundle.check_base()
-    assert bundle.factors.digest == digest == bundle.manifest["basis"]["factors"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
-def test_an_export_that_is_killed_while_it_writes(
-    start: Start,
-    process: Cli,
-    smollm2_gguf: Path,
-    smollm2_bundle: Path,
-    tmp_path: Path,
-    number: signal.Signals,
-) -> None:
-    digest = load_bundle(smollm2_bundle).factors.digest
-    out = tmp_path / "out"
-    child = start("export", smollm2_gguf, "-o", out)
-    wait_for_partial(out, child)
-    child.send_signal(number)
-    child.communicate(timeout=60)
-    assert child.returncode in (0, -number, 128 + number)
-    if out.exists():  # it was too late
-        check_whole(out, digest)
-        shutil.rmtree(out)
-    elif number != signal.SIGKILL:
-        assert contents(tmp_path) == {}
-    elif (left := tmp_path / ".out.partial").exists():
-        process("export", smollm2_gguf, "-o", out).refused(str(left), "Remove it")
-        shutil.rmtree(left)
-    process("export", smollm2_gguf, "-o", out).done()
-    check_whole(out, digest)
 
 
 @pytest.mark.parametrize(

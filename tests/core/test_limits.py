@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import support
 
-from tinylora_edge import BaseMismatchError, BasisError
+from tinylora_edge import BasisError
 from tinylora_edge.errors import ExportError
 from tinylora_edge.exporters.weights.hf import HFConfig
 from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError
-from tinylora_edge.formats.onnx_graph import read_onnx
 
 MEMORY = 64 << 20  # bytes that a refusal may take beside what was there
 
@@ -79,27 +78,6 @@ def test_factors(changes: dict[str, object], said: str) -> None:
     factors = support.random_factors()
     with support.memory_limit(MEMORY), pytest.raises(BasisError, match=said):
         replace(factors, **changes)
-
-
-def field(number: int, data: bytes) -> bytes:
-    size, out = len(data), bytearray([number << 3 | 2])
-    while size > 0x7F:
-        out.append(size & 0x7F | 0x80)
-        size >>= 7
-    return bytes([*out, size]) + data
-
-
-def test_an_onnx_graph(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(field(7, field(11, field(1, b"i" * 1025))))
-    with pytest.raises(BaseMismatchError, match="1,025 bytes: at most 1,024"):
-        read_onnx(path)
-    path.write_bytes(field(14, field(1, b"k") + field(2, b"v" * ((1 << 24) + 1))))
-    with pytest.raises(BaseMismatchError, match="16,777,217 bytes"):
-        read_onnx(path)
-    path.write_bytes(b"".join(field(14, field(1, str(i).encode())) for i in range(262_145)))
-    with pytest.raises(BaseMismatchError, match="more than 262,144 fields"):
-        read_onnx(path)
 
 
 def test_a_configuration_of_many_blocks(tmp_path: Path) -> None:

@@ -73,28 +73,6 @@ def test_projection_values() -> None:
         assert project(int(seed), module, int(u), int(rank)).astype("<f4").tobytes().hex() == expected
 
 
-def test_projection_steps() -> None:
-    text = section("Random projections").replace("\n", " ")
-    name, key, *words = (int(word, 16) for word in re.findall(r"`0x([0-9a-f]{16})`", text))
-    hashed = 0xCBF29CE484222325
-    for byte in MODULE.encode():
-        hashed = (hashed ^ byte) * 0x100000001B3 % 2**64
-    total = sum(word >> shift & 0xFFFF for word in words for shift in (0, 16, 32, 48))
-    assert (name, len(words)) == (hashed, 3)
-    assert key == mix(42 ^ name)
-    assert words == [mix(key + step * 0x9E3779B97F4A7C15) for step in (1, 2, 3)]
-    assert f"s = {total}" in text
-    assert f"= {(total - 393210) / 65536}." in text
-    assert project(42, MODULE, 1, 1)[0, 0, 0] == (total - 393210) / 65536
-
-
-def mix(z: int) -> int:
-    z %= 2**64
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
-    return z ^ z >> 31
-
-
 def test_sums() -> None:
     ((v, expected),) = rows("Random projections", 2)
     values = np.frombuffer(bytes.fromhex(v), "<f4")
@@ -261,18 +239,6 @@ def test_texts() -> None:
     for text in page.values():
         assert _text.is_text(text.encode())
         assert _text.decode(text) == taken_apart()
-    words = " ".join(section("Text and QR codes").split())
-    (fewest,) = re.findall(r"at least (\d+) characters", words)
-    alphabet = "".join(chr(character) for character in range(128))
-    for count in (int(fewest) - 1, int(fewest)):
-        assert _text.is_text(b"Z" * count) is (count == int(fewest))
-    (odd,) = re.findall(r"an odd number over (\d+)", words)
-    assert int(odd) == _text._SURELY_HEX
-    (power,) = re.findall(r"2\^(\d+) characters", words)
-    assert 1 << int(power) == _text.TEXT_CHARACTERS
-    for character in alphabet:
-        allowed = re.fullmatch("[A-Za-z0-9_-]", character) is not None
-        assert _text.is_text(b"Z" * 20 + character.encode() + b"Z") is (allowed or character in " \t\r\n")
 
 
 def test_published_path() -> None:

@@ -11,7 +11,7 @@ import pytest
 import support
 
 from tinylora_edge import Bases, MicroVector, VectorError
-from tinylora_edge.formats.onnx_adapter import basis_version, encode, to_adapter
+from tinylora_edge.formats.onnx_adapter import basis_version, to_adapter
 
 FACTORS = support.random_factors(rank=3)
 
@@ -34,14 +34,3 @@ def test_onnx_runtime_reads_what_is_written(tmp_path: Path, size: dict[str, int]
     assert not r.any(), "zeros beyond the rank of a vector"
     with pytest.raises(VectorError, match="2 values"):
         to_adapter(MicroVector([1, 2]), basis)
-
-
-@pytest.mark.parametrize("n", [1, 13, 50])
-@pytest.mark.parametrize("rows", [1, 4])
-def test_sizes(n: int, rows: int, tmp_path: Path) -> None:
-    values = np.arange(n * rows, dtype=np.float32).reshape(rows, n)
-    path = tmp_path / "v"
-    assert path.write_bytes(encode(values, 1, -5)) == 111 + 4 * n * rows
-    found = onnxruntime.AdapterFormat.read_adapter(str(path))
-    assert found.get_model_version() == -5
-    assert np.array_equal(found.get_parameters()["tinylora_r"].numpy(), values)

@@ -3,10 +3,9 @@
     python tests/fuzzing/campaign.py --seconds 60 --harness basis --harness frame
     python tests/fuzzing/campaign.py --replay out/fuzzing/basis-1 --harness basis
 
-Each harness has a process of its own, one a core at a time. Inputs follow from the seed; where atheris is
-installed, what they cover of the package drives them. A violation is any other error, an input of less than
-1 MB that takes a second of the processor (ten under atheris, whose instruments cost that) or 64 MB more
-memory, and a harness that makes nothing that its reader takes. What was found lies in out/fuzzing.
+Each harness has a process of its own, one a core at a time. Inputs follow from the seed. A violation is any
+other error, an input of less than 1 MB that takes a second of the processor or 64 MB more memory, and a
+harness that makes nothing that its reader takes. What was found lies in out/fuzzing.
 """
 
 from __future__ import annotations
@@ -19,11 +18,8 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness import Harness
@@ -46,8 +42,8 @@ def main() -> None:
     sys.path[:0] = [str(HERE), str(HERE.parent)]
     warnings.simplefilter("ignore")
     FINDINGS.mkdir(parents=True, exist_ok=True)
-    driven = options.worker and find_spec("atheris") is not None
-    readers = _readers(instrumented=driven)
+    families = [__import__(family) for family in FAMILIES]
+    readers = {harness.name: harness for family in families for harness in family.HARNESSES}
     names = options.harness or list(readers)
     if unknown := [name for name in names if name not in readers]:
         parser.error(f"there is no harness {unknown[0]}: choose from {', '.join(readers)}")
@@ -55,8 +51,6 @@ def main() -> None:
         began = time.process_time()
         word = "accepted" if readers[names[0]].accepts(options.replay.read_bytes()) else "refused"
         print(f"{word} in {time.process_time() - began:.3f} s")
-    elif driven:
-        _drive(readers[names[0]], options.seconds, options.seed)
     elif options.worker:
         _throw(readers[names[0]], options.seconds, options.seed)
     else:
@@ -65,14 +59,6 @@ def main() -> None:
         if not all(held):
             failed = [name for name, fine in zip(names, held, strict=True) if not fine]
             sys.exit(f"violations: {', '.join(failed)}; the inputs are in {FINDINGS}")
-
-
-def _readers(*, instrumented: bool) -> dict[str, Harness]:
-    if instrumented:
-        import atheris
-    with atheris.instrument_imports(include=["tinylora_edge"]) if instrumented else nullcontext():
-        families = [__import__(family) for family in FAMILIES]
-    return {harness.name: harness for family in families for harness in family.HARNESSES}
 
 
 def _held(name: str, options: argparse.Namespace) -> bool:
@@ -88,12 +74,12 @@ def _held(name: str, options: argparse.Namespace) -> bool:
 
 
 def _throw(harness: Harness, seconds: float, seed: int) -> None:
-    """Be the process of one harness without atheris."""
+    """Be the process of one harness."""
     harness.accepts(b"")  # what a harness makes once is not the reader's time
     until, counts = time.monotonic() + seconds, [0, 0]
     for number, case in enumerate(harness.cases(seed)):
         try:
-            counts[_accepts(harness, case, SECONDS)] += 1
+            counts[_accepts(harness, case)] += 1
         except BaseException:
             (FINDINGS / f"{harness.name}-{number}").write_bytes(case)
             raise
@@ -105,39 +91,14 @@ def _throw(harness: Harness, seconds: float, seed: int) -> None:
     print(f"{counts[1]:,} accepted, {counts[0]:,} refused")
 
 
-def _accepts(harness: Harness, data: bytes, longest: float) -> bool:
+def _accepts(harness: Harness, data: bytes) -> bool:
     size, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     accepted = harness.accepts(data)
     spent = time.process_time() - began
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - size) << 10
-    assert spent < longest, f"{len(data)} bytes took {spent:.2f} s"
+    assert spent < SECONDS, f"{len(data)} bytes took {spent:.2f} s"
     assert grown < MEMORY, f"{len(data)} bytes took {grown >> 20} MB"
     return accepted
-
-
-def _drive(harness: Harness, seconds: int, seed: int) -> NoReturn:
-    """Be the process of one harness under atheris: libFuzzer ends it."""
-    import atheris
-
-    seeds = FINDINGS / f"{harness.name}-seeds"
-    seeds.mkdir(exist_ok=True)
-    for number, data in enumerate(harness.seeds()):
-        (seeds / f"{number}").write_bytes(data)
-
-    def mutate(data: bytes, most: int, number: int) -> bytes:
-        random = Random(number)
-        if random.random() < 0.5:
-            return harness.mutated(data, random)[:most]
-        out = atheris.Mutate(data, min(most, max(64, 2 * len(data))))
-        return harness.mend(out)[:most] if random.random() < 0.7 else out
-
-    arguments = ["fuzz", str(seeds), f"-max_total_time={seconds}", f"-seed={seed}", "-max_len=1048576"]
-    arguments += [f"-artifact_prefix={FINDINGS}/{harness.name}-", "-timeout=300", "-rss_limit_mb=3000"]
-    atheris.Setup(
-        arguments, lambda data: _accepts(harness, data, 10 * SECONDS) and None, custom_mutator=mutate
-    )
-    atheris.Fuzz()
-    raise AssertionError("libFuzzer returned")
 
 
 if __name__ == "__main__":

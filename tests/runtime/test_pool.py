@@ -36,7 +36,7 @@ from tinylora_edge import (
     VectorError,
     runtime,
 )
-from tinylora_edge.runtime import Clicks, Given, Pool
+from tinylora_edge.runtime import Pool
 from tinylora_edge.runtime.answers import Answer
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.pool import AnswerStream
@@ -419,27 +419,6 @@ def test_a_pool_over_a_model_that_is_there(opened: Callable[..., Pool]) -> None:
             Pool(llm, policy=Policy(), n_batch=8)
     with pytest.raises(TinyLoraError, match="closed"):
         asyncio.run(pool.complete("abc"))
-
-
-def test_a_click_makes_its_answer_likelier_beside_answers_that_go_on(pool: Pool, tmp_path: Path) -> None:
-    clicks, scorer = Clicks(pool.model), Batch(pool.model, n_ctx_seq=64, sequences=2)
-    prompt, answer = tuple(PROMPTS[0].encode()), tuple(b"four five")
-    given = Given(prompt, answer, None)
-    options: Any = {"max_tokens": 60, "temperature": 0, "logprobs": 0}
-
-    async def beside() -> tuple[list[float], dict[int, MicroVector]]:
-        going = asyncio.create_task(pool.complete("somebody else", user="other", **options))
-        moved = {}
-        for reward in (1, -1):
-            moved[reward] = await asyncio.to_thread(clicks.tell, tmp_path / f"{reward}.state", given, reward)
-        return bits(await going), moved
-
-    before = bits(asyncio.run(pool.complete("somebody else", **options)))
-    after, moved = asyncio.run(beside())
-    assert after == before
-    scored = scorer.score_each([moved[1], None, moved[-1]], [prompt], [[answer]])
-    liked, base, disliked = (row.sum() for ((row,),) in scored)
-    assert liked > base > disliked
 
 
 def test_memory_stays_flat(opened: Callable[..., Pool]) -> None:

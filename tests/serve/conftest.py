@@ -11,6 +11,7 @@ import pytest
 import shared
 from serving import Serving
 
+from tinylora_edge import Bases, Basis, load_bundle
 from tinylora_edge.exporters import export_gguf
 
 
@@ -22,6 +23,16 @@ def tiny() -> Path:
         return export_gguf(gguf, path / "tiny").output
 
     return shared.once("served", make)
+
+
+@pytest.fixture(scope="module")
+def bases(tiny: Path) -> Bases:
+    return load_bundle(tiny).bases
+
+
+@pytest.fixture(scope="module")
+def basis(bases: Bases) -> Basis:
+    return bases.basis(numbers=13)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import support
 from serving import Serving, as_text, framed, mac_file, serving
 
-from tinylora_edge import Bases, Basis, load_bundle
+from tinylora_edge import Basis
 
 CHAT, PLAIN, VECTORS = "/v1/chat/completions", "/v1/completions", "/v1/vectors"
 GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 3, "temperature": 0}
@@ -29,16 +29,6 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     limits = ("--n-ctx", "256", "--max-tokens", "100", "--max-body", "20000", "--max-requests", "64")
     with serving(folder, tiny, *options, *limits) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def bases(tiny: Path) -> Bases:
-    return load_bundle(tiny).bases
-
-
-@pytest.fixture(scope="module")
-def basis(bases: Bases) -> Basis:
-    return bases.basis(numbers=13)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The real client of OpenAI against a server of an ONNX bundle: everybody in one running batch."""
+"""The real client of OpenAI against a server of an ONNX bundle: clicks, and vectors that the server signs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import openai
 import pytest
 from serving import Serving, mac_file, serving
 
-from tinylora_edge import Bases, Ed25519Signer, load_bundle
+from tinylora_edge import Ed25519Signer
 from tinylora_edge.wire import tags
 
 QUESTION = [{"role": "user", "content": "Name three fruits."}]
@@ -34,11 +34,6 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     learning = ("--feedback", folder / "states", "--sign", folder / "key", "--key", folder / "key.pub")
     with serving(folder, bundle, *options, *learning, "--n-ctx", "400") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def bases(bundle: Path) -> Bases:
-    return load_bundle(bundle).bases
 
 
 def ask(client: openai.OpenAI, model: str = "tiny", **options: Any) -> Any:

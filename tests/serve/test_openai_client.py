@@ -35,11 +35,6 @@ def bases(smollm2_bundle: Path) -> Bases:
 
 
 @pytest.fixture(scope="module")
-def basis(bases: Bases) -> Basis:
-    return bases.basis(numbers=13)
-
-
-@pytest.fixture(scope="module")
 def alone(smollm2_bundle: Path) -> Iterator[TinyLoraLlama]:
     with runtime.load(smollm2_bundle, engine="llama", n_ctx=512, n_threads=1, n_threads_batch=1) as llm:
         yield llm

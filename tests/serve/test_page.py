@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from serving import KEY, Serving, drawn, playing
 
-from tinylora_edge import Bases, Basis, MicroVector, MissingExtraError, Policy, VectorError, load_bundle
+from tinylora_edge import Bases, Basis, MicroVector, MissingExtraError, Policy, VectorError
 from tinylora_edge.serve.editor import USER, VectorEditor, draw_qr
 from tinylora_edge.serve.store import Store
 from tinylora_edge.wire import text
@@ -23,16 +23,6 @@ VALUES = [0.5, -0.25, 0.0, 0.125, 1.0, *[0.0] * 8]  # which bf16 holds exactly
 def page(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serving, dict[str, str]]]:
     with playing(tmp_path_factory.mktemp("page"), tiny) as (server, address):
         yield server, {"Authorization": f"Bearer {address.partition('#token=')[2]}"}
-
-
-@pytest.fixture(scope="module")
-def bases(tiny: Path) -> Bases:
-    return load_bundle(tiny).bases
-
-
-@pytest.fixture(scope="module")
-def basis(bases: Bases) -> Basis:
-    return bases.basis(numbers=13)
 
 
 def refused(answer: tuple[int, Any]) -> tuple[int, str]:

@@ -160,27 +160,6 @@ def test_a_vector_of_840_numbers_is_shown_without_sliders(
     assert values(page) == [0.0] * 13
 
 
-def _read_qr(picture: bytes) -> bytes:
-    import io
-
-    import zxingcpp
-    from PIL import Image
-
-    from tinylora_edge.wire import text
-
-    (found,) = zxingcpp.read_barcodes(Image.open(io.BytesIO(picture)).convert("L"))
-    return text.decode(bytes(found.bytes))
-
-
-def test_a_picture_is_the_frame(page: Page, basis: Basis) -> None:
-    page.fill("#value-2", "-0.5")
-    page.click("#show")
-    picture = page.locator("#qr[open] img")
-    picture.evaluate("image => image.decode()")
-    read = Policy("checksum").check(_read_qr(picture.screenshot()), basis, stream="me")
-    np.testing.assert_allclose(read.values, values(page), atol=0.006)
-
-
 def test_without_a_token_nothing_is_shown(chromium: Browser, address: str) -> None:
     from playwright.sync_api import expect
 

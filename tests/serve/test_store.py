@@ -37,11 +37,6 @@ def bases() -> Bases:
     return Bases(support.random_factors(blocks=70, rank=8))
 
 
-@pytest.fixture(scope="module")
-def basis(bases: Bases) -> Basis:
-    return bases.basis(numbers=13)
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "users.db"

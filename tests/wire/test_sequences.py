@@ -1,9 +1,8 @@
-"""The sequences that a policy remembers: durable, shared, never lower, killed at every line of an update."""
+"""The sequences that a policy remembers: durable, shared and never lower."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 import subprocess
 import sys
@@ -196,81 +195,6 @@ class TestFile:
         head = b"tinylora state 3 " + hashlib.sha256(body).hexdigest().encode() + b"\n"
         with pytest.raises(ValueError, match=r"where a sequence should be|another structure"):
             decode(head + body)
-
-    def test_a_disk_that_takes_nothing_leaves_the_old_state(self, tmp_path):
-        import resource
-
-        path = tmp_path / "state"
-        guarded = policy(path)
-        apply(guarded, frame(5))
-        vector = guarded.check(frame(6), BASIS)
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-        try:
-            with pytest.raises(OSError, match="too large"):
-                guarded.record(vector, BASIS.factors)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert sequences(path) == {MARK: 5}
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["state", "state.lock"]
-        guarded.record(vector, BASIS.factors)
-        assert sequences(path) == {MARK: 6}
-
-
-FORKS = textwrap.dedent(
-    """
-    import os, signal, sys
-    from pathlib import Path
-    import tinylora_edge.wire.sequences as state, tinylora_edge.system as files
-
-    path, mark = Path(sys.argv[1]), ("d" * 64, "ed25519:k", "")
-    OURS = {state.__file__, files.__file__}
-
-    def die_at(line):
-        seen = 0
-        def trace(frame, event, arg):
-            nonlocal seen
-            if frame.f_code.co_filename not in OURS:
-                return None
-            if event == "line":
-                seen += 1
-                if seen == line:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-        return trace
-
-    before, line = 0, 0
-    while True:
-        line += 1
-        child = os.fork()
-        if child == 0:
-            sys.settrace(die_at(line))
-            state.SequenceFile(path).record(mark, before + 1)
-            os._exit(0)
-        killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        left = sorted(path.parent.glob(".*.tmp"))
-        after = state.SequenceFile(path).highest(mark)  # raises where the file is damaged
-        assert after in (before, before + 1), (line, before, after)
-        print(line, after - before, len(left), flush=True)
-        for name in left:  # an hour later
-            name.unlink()
-        if not killed:
-            assert after == before + 1 and not left, (line, left)
-            break
-        before = after
-    """
-)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_kill_at_any_line_of_an_update_leaves_the_old_state_or_the_new(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", FORKS, str(tmp_path / "state")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    steps = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
-    assert len(steps) > 60, "the update was not traced"
-    assert {step[1] for step in steps} == {0, 1}, "some kills came before the rename, and some after"
 
 
 def test_processes_that_share_it_never_lower_each_other_s_marks(tmp_path):
