@@ -17,7 +17,7 @@ PAGES = {  # document in the repository -> page of the site
     "SECURITY.md": "SECURITY.md",
     "recipes/README.md": "recipes.md",
     "examples/browser/README.md": "browser.md",
-    "examples/native/README.md": "native.md",
+    "native/README.md": "native.md",
     "benchmarks/README.md": "benchmarks.md",
 }
 _LINK = re.compile(r"(\]\()([^)\s#:]+)")

@@ -1,0 +1,132 @@
+/* A program around native/tinylora.c, which is written from docs/FORMAT.md alone. Vectors come on stdin, a text a line.
+ *
+ *     reader project SEED MODULE U K                a random projection of a module
+ *     reader bases BASIS [BASE]                     what side tensors hold; with a base, whether it is one of theirs
+ *     reader vectors DIGEST N STREAM DAY [KEY...]   check each vector of n numbers for a basis
+ *     reader apply BASIS STREAM DAY [KEY...]        the same among the bases of a file, and R of every module
+ *     reader accept BASIS STREAM DAY [KEY...]       the same, where each that is accepted moves its mark
+ *
+ * DAY is what a device without a clock has seen. KEY is hmac:HEX or ed25519:HEX, and after commas names of streams and
+ * FIRST-LAST. Signatures are printed and taken to verify: whoever reads the output verifies them.
+ */
+#include "tinylora.c"
+
+enum { LINE = 1 << 22, KEYS = 8 };
+
+static tinylora_error why;
+
+static void fail_with(const char *what) {
+    fprintf(stderr, "reader: %s\n", what);
+    exit(1);
+}
+
+static void *room(size_t size) {
+    void *made = malloc(size ? size : 1);
+    if (!made) fail_with("no memory");
+    return made;
+}
+
+static void print_hex(const char *before, const void *data, size_t size) {
+    fputs(before, stdout);
+    for (size_t i = 0; i < size; i++) printf("%02x", ((const uint8_t *)data)[i]);
+}
+
+static int print_signed(void *data, const uint8_t key[32], const uint8_t *message, size_t size, const uint8_t tag[64]) {
+    print_hex("signed ", key, 32);
+    print_hex(" ", message, size);
+    print_hex(" ", tag, 64);
+    putchar('\n');
+    return data == NULL;
+}
+
+static tinylora_key key_of(char *word) {
+    tinylora_key key = {0};
+    char *part = strtok(word, ",");
+    const char *digits = strchr(part, ':') + 1, **streams = room(KEYS * sizeof *streams);
+    uint8_t *bytes = room(strlen(digits));
+    key.kind = *part == 'h' ? TINYLORA_HMAC : TINYLORA_ED25519;
+    if (tinylora_text(digits, bytes, strlen(digits), &key.size, &why)) fail_with(why.text);
+    for (key.bytes = bytes, key.streams = streams; (part = strtok(NULL, ","));)
+        if (sscanf(part, "%d-%d", &key.first, &key.last) != 2) streams[key.stream_count++] = part;
+    return key;
+}
+
+/* Check the vectors on stdin: of n numbers and a digest, or, where there are bases, of one of them. */
+static void check_lines(const uint8_t *digest, uint32_t n, const tinylora_bases *bases, tinylora_policy *policy,
+                        int accept) {
+    char *line = room(LINE);
+    while (fgets(line, LINE, stdin)) {
+        size_t size, length = strcspn(line, "\n"), most = (3 * length + 3) / 4;
+        uint8_t *data = room(most); /* no more than the header says: a sanitizer watches the end */
+        tinylora_vector v = {0};
+        int status;
+        line[length] = 0;
+        status = tinylora_text(line, data, most, &size, &why);
+        v.basis.n = n;
+        if (!bases) v.values = room(n * sizeof *v.values);
+        if (!status && bases) status = tinylora_read(&v, bases, data, size, policy, &why);
+        if (!status && !bases)
+            status = size < 5 ? TINYLORA_E_FRAME : check_frame(data, size, n, digest, policy, &v, &why);
+        if (!status && accept) status = tinylora_accept(policy, &v, &why);
+        if (status) {
+            printf("refused %d %s\n", status, why.text);
+        } else {
+            printf("ok dtype %d tag %d sequence %u until %d key %d", v.dtype, v.tag, (unsigned)v.mark.sequence,
+                   v.last_day, v.key);
+            print_hex(" content ", v.mark.content, 16);
+            print_hex(" values ", v.values, v.basis.n * sizeof *v.values);
+            putchar('\n');
+            if (bases) print_hex("", v.r, (size_t)bases->modules * v.basis.rank * v.basis.rank * sizeof *v.r);
+            if (bases) printf(" %s\n", v.basis.descriptor);
+        }
+        free(data);
+        tinylora_vector_free(&v);
+    }
+    free(line);
+}
+
+int main(int argc, char **argv) {
+    const char *what = argc > 2 ? argv[1] : "";
+    tinylora_key keys[KEYS];
+    tinylora_policy policy = {0};
+    tinylora_bases *bases = NULL;
+    if (argc == 6 && !strcmp(what, "project")) {
+        uint32_t u = (uint32_t)atoi(argv[4]), k = (uint32_t)atoi(argv[5]);
+        float *p = room((size_t)u * k * k * sizeof *p);
+        project(strtoull(argv[2], NULL, 10), text_of(argv[3]), u, k, p);
+        print_hex("", p, (size_t)u * k * k * sizeof *p);
+        free(p);
+        return 0;
+    }
+    if (strcmp(what, "vectors") && tinylora_open(&bases, argv[2], !strcmp(what, "bases") ? argv[3] : NULL, &why))
+        fail_with(why.text);
+    if (!strcmp(what, "bases")) {
+        printf("modules %u rank %u\n", (unsigned)bases->modules, (unsigned)bases->rank);
+        print_hex("factors ", bases->digest, 32);
+        for (uint32_t i = 0; i < bases->bases; i++) {
+            tinylora_basis b;
+            if (tinylora_basis_at(bases, i, &b, &why)) fail_with(why.text);
+            print_hex("\n", b.digest, 32);
+            printf(" %u %s", (unsigned)b.n, b.descriptor);
+        }
+        putchar('\n');
+    } else {
+        int first = bases ? 3 : 4;
+        uint8_t digest[32];
+        size_t size;
+        if (!bases && tinylora_text(argv[2], digest, sizeof digest, &size, &why)) fail_with(why.text);
+        policy.stream = argv[first];
+        policy.today = TINYLORA_NO_CLOCK;
+        policy.day_seen = atoi(argv[first + 1]);
+        policy.verify = print_signed;
+        policy.keys = argc > first + 2 ? keys : NULL;
+        for (int i = first + 2; i < argc; i++) keys[policy.key_count++] = key_of(argv[i]);
+        check_lines(digest, bases ? 0 : (uint32_t)atoi(argv[3]), bases, &policy, !strcmp(what, "accept"));
+        for (size_t i = 0; i < policy.key_count; i++) {
+            free((void *)(uintptr_t)keys[i].bytes);
+            free((void *)(uintptr_t)keys[i].streams);
+        }
+    }
+    tinylora_close(bases);
+    return 0;
+}

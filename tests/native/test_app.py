@@ -1,0 +1,131 @@
+"""The app in C: vectors of any size, through llama.cpp's own functions, answer as they do in Python."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import compiled
+import numpy as np
+import pytest
+import smollm2
+import support
+
+from tinylora_edge import Basis, Hmac, MicroVector, load_bundle, runtime
+from tinylora_edge.formats.gguf import GGUFFile
+from tinylora_edge.formats.side_tensors import fingerprint
+from tinylora_edge.wire import expiry, text
+
+KEY = bytes(range(32))
+PROMPT = smollm2.PROMPTS[1]
+
+Program = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def personalize(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """Run the program, compiled as its README says, against the llama.cpp that llama-cpp-python brings."""
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec is not None
+    assert spec.origin is not None
+    if shutil.which("cc") is None or not (Path(spec.origin).parents[1] / "include" / "llama.h").exists():
+        pytest.skip("this takes a C compiler, and a llama-cpp-python that was built from its sources")
+    folder = tmp_path_factory.mktemp("native") / "native"
+    shutil.copytree(compiled.NATIVE, folder)
+    (block,) = re.findall(r"^```console\n(.+?)^```$", (folder / "README.md").read_text("utf-8"), re.M | re.S)
+    commands = block.partition("./personalize ")[0].replace("cc ", "cc -Wall -Wextra -pedantic -Werror ", 1)
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    made = subprocess.run(
+        ["sh", "-ec", commands],
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (made.returncode, made.stderr) == (0, "")
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [str(folder / "personalize"), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def bundle(smollm2_gguf: Path, smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model as F32, where right implementations agree exactly."""
+    base = smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
+    bases = load_bundle(smollm2_bundle).bases
+    bases = bases.with_fingerprint(fingerprint(GGUFFile(base), bases.factors.modules))
+    return support.bundle_with(bases, base, tmp_path_factory.mktemp("native") / "bundle")
+
+
+def framed(basis: Basis, sequence: int = 7, signer: object = "crc32", **options: object) -> bytes:
+    unit = MicroVector.random(basis, 1, seed=1)
+    scale = np.float32((12 if basis.size < 100 else 6) / np.linalg.norm(basis.R(unit)))  # it is heard
+    return MicroVector(unit.values * scale, "bf16", sequence).to_bytes(basis, signer, **options)
+
+
+def test_it_swaps_vectors_and_answers_as_python_does(personalize: Program, bundle: Path) -> None:
+    """Of all sizes, one after the other; one that is refused between them changes nothing."""
+    bases = load_bundle(bundle)
+    sizes = [{"numbers": 13}, {"rank": 8}, {"numbers": 50}, {"rank": 2}]
+    frames = [framed(bases.basis(**size), 7 + i) for i, size in enumerate(sizes)]
+    given = [*map(text.encode, [*frames[:2], frames[0], *frames[2:]])]
+    done = personalize(bundle / "base.gguf", bundle / "basis.gguf", PROMPT, *given)
+    llm = runtime.load(bundle, n_ctx=512, n_threads=2)
+    expected, answers = "", []
+    for frame in (None, *frames):
+        vector = None if frame is None else llm.swap(frame)
+        answer = llm.create_completion(PROMPT, max_tokens=24, temperature=0)["choices"][0]["text"]
+        expected += "base" if vector is None else f"sequence {vector.sequence}, {len(vector.values)} numbers"
+        expected += f": {answer}\n"
+        answers.append(answer)
+    llm.close()
+    assert done.stdout == expected
+    assert len(set(answers)) == 5
+    assert done.returncode == 1
+    assert done.stderr == "personalize: the frame has sequence 7, but 8 was accepted already\n"
+
+
+def test_what_it_refuses(personalize: Program, smollm2_bundle: Path, tmp_path: Path) -> None:
+    base, side = smollm2_bundle / "base.gguf", smollm2_bundle / "basis.gguf"
+    basis = load_bundle(smollm2_bundle).basis(numbers=13)
+    frame = framed(basis)
+    other = tmp_path / "other.gguf"
+    other.write_bytes(side.read_bytes()[:-64])
+    signed = framed(basis, 7, Hmac(KEY), stream="alice")
+    old = framed(basis, 7, Hmac(KEY), until=expiry.day_date(1))
+    key = ("--key", KEY.hex())
+    cases = [
+        ((base, side, frame[:-1] + bytes([frame[-1] ^ 1])), "the frame's checksum is "),
+        (
+            (base, side, framed(support.random_basis(blocks=5, groups=13))),
+            "which is none of the 219 of the factors",
+        ),
+        ((base, side, frame[7:]), "30 bytes are no frame"),
+        ((base, side, frame[:-2]), "the frame has 35 bytes, but 13 values in bf16 with CRC-32 take 37"),
+        ((base, side, MicroVector(np.full(13, 1e6)).to_bytes(basis)), "and at most 1000 is accepted"),
+        ((side, side, frame), f"{side}: it lacks blk.0.attn_q.weight, which has factors"),
+        ((base, other, frame), f"{other}: tensor "),
+        ((base, base, frame), f"{base}: it has no factors: adapter.type is ''"),
+        ((base, tmp_path / "none", frame), f"{tmp_path / 'none'}: No such file"),
+        ((base, side, signed), "verifies under none of 0 keys"),
+        ((base, side, frame, *key), "one of 1 keys has to sign it"),
+        ((base, side, signed, *key), "verifies under none of 1 keys for stream ''"),
+        ((base, side, signed, *key, "--stream", "bob"), "none of 1 keys for stream 'bob'"),
+        ((base, side, old, *key), "the frame's last day is 1, and today is "),
+    ]
+    for (base_path, side_path, data, *options), why in cases:
+        done = personalize(*options, base_path, side_path, PROMPT, text.encode(data))
+        assert (done.returncode, done.stdout) == (1, ""), why
+        assert why in done.stderr
+        assert done.stderr.startswith("personalize: ")
+        assert done.stderr.count("\n") == 1
