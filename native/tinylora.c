@@ -34,15 +34,9 @@
 #endif
 
 /* Limits, so that no small file takes gigabytes or minutes; most are in docs/FORMAT.md. */
-enum {
-    LARGEST_VECTOR = 250000,
-    LARGEST_RANK = 256,
-    LARGEST_P = 1 << 26,
-    MOST_MODULES = 1 << 14,
-    MOST_LISTED = 64
-};
-enum { MOST_ENTRIES = 1 << 18, LONGEST_NAME = 1 << 10, LONGEST_STREAM = 128, LONGEST_TEXT = 1 << 21 };
-enum { LAST_DAY = 0xFFFF, EDGE = 4096 /* bytes that a fingerprint takes from each end of a tensor */ };
+enum { LARGEST_VECTOR = 250000, LARGEST_RANK = 256, LARGEST_P = 1 << 26, MOST_MODULES = 1 << 14 };
+enum { MOST_LISTED = 64, MOST_ENTRIES = 1 << 18, LONGEST_NAME = 1 << 10, LONGEST_STREAM = 128 };
+enum { LONGEST_TEXT = 1 << 21, LAST_DAY = 0xFFFF, EDGE = 4096 /* bytes of each end, in a fingerprint */ };
 
 /* ---- Errors: an int that is returned beside a `why` is a tinylora_status ---- */
 
@@ -51,7 +45,9 @@ enum { LAST_DAY = 0xFFFF, EDGE = 4096 /* bytes that a fingerprint takes from eac
 #define ERR(status, ...) fail(why, TINYLORA_E_##status, __VA_ARGS__)
 #define BAD(...) ERR(BASIS, __VA_ARGS__) /* what a file holds: `in_file` says which file */
 
-static int fail(tinylora_error *why, int status, const char *format, ...) {
+typedef tinylora_error error;
+
+static int fail(error *why, int status, const char *format, ...) {
     va_list values;
     if (!why) return status;
     va_start(values, format);
@@ -62,20 +58,17 @@ static int fail(tinylora_error *why, int status, const char *format, ...) {
     return status;
 }
 
-static int no_memory(tinylora_error *why, uint64_t bytes) {
-    return ERR(SYSTEM, "there is no memory for " N64 " bytes", bytes);
-}
+static int no_memory(error *why, uint64_t bytes) { return ERR(SYSTEM, "there is no memory for " N64 " bytes", bytes); }
 
 /* Say which file an error is of. What is wrong with its content is of the kind `status`. */
-static int in_file(tinylora_error *why, int found, int status, const char *path) {
-    tinylora_error inner;
+static int in_file(error *why, int found, int status, const char *path) {
+    error inner;
     size_t length = strlen(path) < 150 ? strlen(path) : 150;
     if (found == TINYLORA_E_BASIS) found = status;
     if (!found || !why) return found;
     while (length && (path[length] & 0xC0) == 0x80) length--; /* no half of a character */
     inner = *why;
-    snprintf(why->text, sizeof why->text, "%.*s: %.*s", (int)length, path, (int)(sizeof inner - 155),
-             inner.text);
+    snprintf(why->text, sizeof why->text, "%.*s: %.*s", (int)length, path, (int)(sizeof inner - 155), inner.text);
     return found;
 }
 
@@ -112,8 +105,7 @@ static void sha256_blocks(uint32_t state[8], const uint8_t *at, size_t count) {
                    (rotated(y, 17) ^ rotated(y, 19) ^ y >> 10);
         }
         for (int t = 0; t < 64; t++) {
-            uint32_t one =
-                h + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + ((e & f) ^ (~e & g)) + K[t] + w[t];
+            uint32_t one = h + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + ((e & f) ^ (~e & g)) + K[t] + w[t];
             uint32_t two = (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
             h = g, g = f, f = e, e = d + one;
             d = c, c = b, b = a, a = one + two;
@@ -163,24 +155,20 @@ static void sha256_of(const void *data, uint64_t size, uint8_t out[32]) {
     sha256_end(&s, out);
 }
 
-static void hmac_sha256(const uint8_t *key, size_t key_size, const void *message, size_t size,
-                        uint8_t out[32]) {
+static void hmac_sha256(const uint8_t *key, size_t key_size, const void *message, size_t size, uint8_t out[32]) {
     uint8_t block[64] = {0};
     sha256 s;
     if (key_size > 64)
         sha256_of(key, key_size, block);
     else
         memcpy(block, key, key_size);
-    for (int i = 0; i < 64; i++) block[i] ^= 0x36;
-    sha256_begin(&s);
-    sha256_add(&s, block, 64);
-    sha256_add(&s, message, size);
-    sha256_end(&s, out);
-    for (int i = 0; i < 64; i++) block[i] ^= 0x36 ^ 0x5c;
-    sha256_begin(&s);
-    sha256_add(&s, block, 64);
-    sha256_add(&s, out, 32);
-    sha256_end(&s, out);
+    for (int pass = 0; pass < 2; pass++) {
+        for (int i = 0; i < 64; i++) block[i] ^= pass ? 0x36 ^ 0x5c : 0x36;
+        sha256_begin(&s);
+        sha256_add(&s, block, 64);
+        sha256_add(&s, pass ? out : message, pass ? 32 : size);
+        sha256_end(&s, out);
+    }
 }
 
 static uint32_t crc32(const uint8_t *at, size_t size) {
@@ -228,7 +216,7 @@ typedef struct {
     uint64_t size;
 } text; /* UTF-8 inside a file, without a terminator */
 
-#define SHOWN(t) (int)((t).size < 80 ? (t).size : 80), (const char *)(t).at /* of a text, for "%.*s" */
+#define NAME(t) (int)((t).size < 80 ? (t).size : 80), (const char *)(t).at /* for "%.*s" */
 
 static int same(text a, text b) { return a.size == b.size && !memcmp(a.at, b.at, (size_t)a.size); }
 
@@ -353,7 +341,7 @@ static cursor texts_key(const gguf *file, const char *name, uint64_t *count) {
     return c;
 }
 
-static int take_entry(cursor *c, tensor *t, tinylora_error *why) {
+static int take_entry(cursor *c, tensor *t, error *why) {
     /* By type: values a block, bytes a block (docs/FORMAT.md, "Fingerprint"); 0: there is no such type. */
     // clang-format off
     static const uint16_t types[42][2] = {
@@ -366,18 +354,16 @@ static int take_entry(cursor *c, tensor *t, tinylora_error *why) {
     t->name = take_text(c);
     t->dimensions = (uint32_t)take_number(c, 4);
     if (c->failed || t->dimensions < 1 || t->dimensions > 4)
-        return BAD("tensor %.*s has " N32 " dimensions, expected 1 to 4", SHOWN(t->name), t->dimensions);
+        return BAD("tensor %.*s has " N32 " dimensions, expected 1 to 4", NAME(t->name), t->dimensions);
     for (uint32_t i = t->dimensions; i-- > 0;) { /* the file has the fastest first */
         uint64_t d = t->shape[i] = take_number(c, 8);
-        if (!d || d > UINT64_MAX / 512 / count)
-            return BAD("tensor %.*s has a dimension of " N64, SHOWN(t->name), d);
+        if (!d || d > UINT64_MAX / 512 / count) return BAD("tensor %.*s has a dimension of " N64, NAME(t->name), d);
         count *= d;
     }
     t->type = (uint32_t)take_number(c, 4);
     t->offset = take_number(c, 8);
     if (c->failed || t->type >= 42 || !types[t->type][0] || t->shape[t->dimensions - 1] % types[t->type][0])
-        return BAD("tensor %.*s has the type " N32 ", which is unknown, or no whole blocks", SHOWN(t->name),
-                   t->type);
+        return BAD("tensor %.*s has type " N32 ": unknown, or no whole blocks", NAME(t->name), t->type);
     t->size = count / types[t->type][0] * types[t->type][1];
     return TINYLORA_OK;
 }
@@ -392,7 +378,7 @@ static int by_name(const void *a, const void *b) {
 }
 
 /* Read what is mapped. `close_gguf` is for after an error, too. */
-static int read_gguf(gguf *file, tinylora_error *why) {
+static int read_gguf(gguf *file, error *why) {
     uint64_t start, size = file->size;
     cursor c = {file->data, file->data + size, 0};
     const uint8_t *magic = take(&c, 4);
@@ -421,14 +407,13 @@ static int read_gguf(gguf *file, tinylora_error *why) {
     for (uint64_t i = 0; i < file->tensor_count; i++) {
         tensor *t = file->tensors + i;
         if (start > size || t->offset > size - start || t->size > size - start - t->offset)
-            return BAD("tensor %.*s ends beyond the " N64 " bytes of the file: it was cut", SHOWN(t->name),
-                       size);
+            return BAD("tensor %.*s ends beyond the file's " N64 " bytes: it was cut", NAME(t->name), size);
         t->data = file->data + start + t->offset;
     }
     qsort(file->tensors, (size_t)file->tensor_count, sizeof *file->tensors, by_name);
     for (uint64_t i = 1; i < file->tensor_count; i++)
         if (!by_name(file->tensors + i - 1, file->tensors + i))
-            return BAD("it has the tensor %.*s twice", SHOWN(file->tensors[i].name));
+            return BAD("it has the tensor %.*s twice", NAME(file->tensors[i].name));
     return TINYLORA_OK;
 }
 
@@ -448,28 +433,26 @@ static const tensor *find_tensor(const gguf *file, text name, const char *suffix
 /* ---- Files ---- */
 
 #ifndef TINYLORA_NO_MMAP
-static int map_file(gguf *file, const char *path, tinylora_error *why) {
+static int map_file(gguf *file, const char *path, error *why) {
     struct stat about;
-    int handle = open(path, O_RDONLY);
-    if (handle < 0 || fstat(handle, &about) || !S_ISREG(about.st_mode) ||
-        (uint64_t)about.st_size > SIZE_MAX) {
-        int status = ERR(SYSTEM, "%s", handle < 0 ? strerror(errno) : "it is no file");
-        if (handle >= 0) close(handle);
-        return status;
-    }
+    int handle = open(path, O_RDONLY), found = 0;
+    void *data = MAP_FAILED;
+    if (handle >= 0 && !fstat(handle, &about))
+        found = S_ISREG(about.st_mode) && about.st_size > 0 && (uint64_t)about.st_size <= SIZE_MAX;
+    if (found) data = mmap(NULL, (size_t)about.st_size, PROT_READ, MAP_PRIVATE, handle, 0);
+    if (data == MAP_FAILED) ERR(SYSTEM, "%s", handle >= 0 && !found ? "it is empty, or no file" : strerror(errno));
+    if (handle >= 0) close(handle); /* the mapping stays */
+    if (data == MAP_FAILED) return TINYLORA_E_SYSTEM;
+    file->data = data;
     file->size = (uint64_t)about.st_size;
-    file->data = mmap(NULL, (size_t)file->size, PROT_READ, MAP_PRIVATE, handle, 0);
-    close(handle); /* the mapping stays */
-    if (file->data != MAP_FAILED) return TINYLORA_OK;
-    file->data = NULL;
-    return ERR(SYSTEM, "its " N64 " bytes cannot be mapped: %s", file->size, strerror(errno));
+    return TINYLORA_OK;
 }
 
 static void unmap(const uint8_t *data, uint64_t size) {
     if (data) munmap((void *)(uintptr_t)data, (size_t)size);
 }
 #else
-static int map_file(gguf *file, const char *path, tinylora_error *why) {
+static int map_file(gguf *file, const char *path, error *why) {
     FILE *from = fopen(path, "rb");
     long end = from && !fseek(from, 0, SEEK_END) ? ftell(from) : -1;
     uint8_t *data = end > 0 ? malloc((size_t)end) : NULL;
@@ -487,7 +470,7 @@ static void unmap(const uint8_t *data, uint64_t size) {
 }
 #endif
 
-static int open_gguf(gguf *file, const char *path, tinylora_error *why) {
+static int open_gguf(gguf *file, const char *path, error *why) {
     int status;
     memset(file, 0, sizeof *file);
     status = map_file(file, path, why);
@@ -536,8 +519,7 @@ static int read_name(module *m) {
                                         "attn_output",   "ffn_gate",    "ffn_up",       "ffn_down",
                                         "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"};
     text t = m->name;
-    if (m->name.size > LONGEST_NAME || !take_field(&t, "blk.", UINT32_MAX, &m->block) || !take_word(&t, "."))
-        return 0;
+    if (m->name.size > LONGEST_NAME || !take_field(&t, "blk.", UINT32_MAX, &m->block) || !take_word(&t, ".")) return 0;
     m->kind = t;
     for (m->kind.size = 0; m->kind.size < t.size && t.at[m->kind.size] != '.'; m->kind.size++) continue;
     t.at += m->kind.size;
@@ -552,22 +534,21 @@ static int comes_before(const module *a, const module *b) {
 }
 
 /* A (r, in) and B (out, r) of a module, of experts with a dimension in front; and its place in its kind. */
-static int read_module(tinylora_bases *bases, uint32_t number, text name, tinylora_error *why) {
+static int read_module(tinylora_bases *bases, uint32_t number, text name, error *why) {
     struct tinylora_own *own = bases->own;
     module *m = own->modules + number;
     const tensor *a, *b;
     uint32_t d, head = 0;
     m->name = name;
     if (!read_name(m) || (number && !comes_before(m - 1, m)))
-        return BAD("module %.*s is not of the form blk.0.attn_q.weight, or not in order", SHOWN(name));
+        return BAD("module %.*s is not of the form blk.0.attn_q.weight, or not in order", NAME(name));
     a = find_tensor(&own->file, name, ".tinylora_a");
     b = find_tensor(&own->file, name, ".tinylora_b");
-    if (!a || !b) return BAD("it lacks the factors of %.*s", SHOWN(name));
+    if (!a || !b) return BAD("it lacks the factors of %.*s", NAME(name));
     d = a->dimensions;
-    if (d < 2 || d > 3 || b->dimensions != d || a->type > F16 || b->type > F16 ||
-        a->shape[d - 2] != bases->rank || b->shape[d - 1] != bases->rank ||
-        (d == 3 && a->shape[0] != b->shape[0]))
-        return BAD("the factors of %.*s are not F32 or F16 of rank " N32, SHOWN(name), bases->rank);
+    if (d < 2 || d > 3 || b->dimensions != d || a->type > F16 || b->type > F16 || a->shape[d - 2] != bases->rank ||
+        b->shape[d - 1] != bases->rank || (d == 3 && a->shape[0] != b->shape[0]))
+        return BAD("the factors of %.*s are not F32 or F16 of rank " N32, NAME(name), bases->rank);
     m->a = *a;
     m->b = *b;
     while (head < number && (own->modules[head].place || !same(own->modules[head].kind, m->kind))) head++;
@@ -586,10 +567,14 @@ static void add_text(sha256 *s, text t) {
     sha256_add(s, t.at, t.size);
 }
 
-static void add_array(sha256 *s, const tensor *t) {
-    add_number(s, t->type == F32 ? 4 : 2, 4);
+static void add_shape(sha256 *s, const tensor *t) {
     add_number(s, t->dimensions, 4);
     for (uint32_t i = 0; i < t->dimensions; i++) add_number(s, t->shape[i], 8);
+}
+
+static void add_array(sha256 *s, const tensor *t) {
+    add_number(s, t->type == F32 ? 4 : 2, 4);
+    add_shape(s, t);
     sha256_add(s, t->data, t->size);
 }
 
@@ -680,7 +665,7 @@ static void set_random(basis *b, uint32_t k, uint64_t seed, uint32_t groups, uin
 }
 
 /* The learned projection of rank k whose P is stored under number i. */
-static int read_learned(const tinylora_bases *bases, uint32_t i, uint32_t k, basis *b, tinylora_error *why) {
+static int read_learned(const tinylora_bases *bases, uint32_t i, uint32_t k, basis *b, error *why) {
     char name[32], found[65];
     uint8_t hash[32];
     const tensor *p;
@@ -696,43 +681,39 @@ static int read_learned(const tinylora_bases *bases, uint32_t i, uint32_t k, bas
     b->known.rank = k;
     b->known.n = b->u = (uint32_t)p->shape[0];
     b->p = p->data;
-    snprintf(b->known.descriptor, sizeof b->known.descriptor, "learned rank=" N32 " %s", k,
-             hex(found, hash, 32));
+    snprintf(b->known.descriptor, sizeof b->known.descriptor, "learned rank=" N32 " %s", k, hex(found, hash, 32));
     return TINYLORA_OK;
 }
 
-static int read_random(const tinylora_bases *bases, uint32_t k, text rest, basis *b, tinylora_error *why) {
+static int read_random(const tinylora_bases *bases, uint32_t k, text rest, basis *b, error *why) {
     static const char *const tyings[] = {"tiled", "structured", "full"};
     uint64_t seed, groups, u;
     int tying = 0, fits;
-    if (!take_field(&rest, " seed=", UINT64_MAX, &seed) ||
-        !take_field(&rest, " groups=", UINT32_MAX, &groups) || !take_field(&rest, " u=", UINT32_MAX, &u) ||
-        !take_word(&rest, " tying="))
-        return BAD("a random projection is listed in another form than the canonical one");
+    if (!take_field(&rest, " seed=", UINT64_MAX, &seed) || !take_field(&rest, " groups=", UINT32_MAX, &groups) ||
+        !take_field(&rest, " u=", UINT32_MAX, &u) || !take_word(&rest, " tying="))
+        return BAD("it lists a random projection in another form than the canonical one");
     while (tying < 2 && !is(rest, tyings[tying])) tying++;
-    fits = u && groups && groups <= bases->modules && (tying < 2 || groups == 1) &&
-           groups * u <= LARGEST_VECTOR && u <= LARGEST_P / bases->modules / (k * k);
+    fits = u && groups && groups <= bases->modules && (tying < 2 || groups == 1) && groups * u <= LARGEST_VECTOR &&
+           u <= LARGEST_P / bases->modules / (k * k);
     if (fits) set_random(b, k, seed, (uint32_t)groups, (uint32_t)u, tyings[tying]);
     for (uint32_t j = 0; fits && j < bases->modules; j++) fits = group_of(bases, b, j) < b->groups;
     if (fits) return TINYLORA_OK;
-    return BAD("a random projection of " N64 " groups, u=" N64 " cannot be made for " N32
-               " modules, or is too large",
+    return BAD("a random projection of " N64 " groups, u=" N64 " cannot be made for " N32 " modules, or is too large",
                groups, u, bases->modules);
 }
 
 /* Projection number i that the file stores or names. */
-static int read_listed(const tinylora_bases *bases, uint32_t i, text given, basis *b, tinylora_error *why) {
+static int read_listed(const tinylora_bases *bases, uint32_t i, text given, basis *b, error *why) {
     text rest = given;
     uint64_t k = 0;
     int learned = take_field(&rest, "learned rank=", UINT32_MAX, &k), status;
     if (!learned && !take_field(&rest, "random rank=", UINT32_MAX, &k))
-        return BAD("it lists %.*s, which names no projection", SHOWN(given));
+        return BAD("it lists %.*s, which names no projection", NAME(given));
     if (k < 1 || k > bases->rank)
         return BAD("it lists a projection of rank " N64 ", but its factors have rank " N32, k, bases->rank);
-    status =
-        learned ? read_learned(bases, i, (uint32_t)k, b, why) : read_random(bases, (uint32_t)k, rest, b, why);
+    status = learned ? read_learned(bases, i, (uint32_t)k, b, why) : read_random(bases, (uint32_t)k, rest, b, why);
     if (status || is(given, b->known.descriptor)) return status;
-    return BAD("it lists %.*s, but that is %s", SHOWN(given), b->known.descriptor);
+    return BAD("it lists %.*s, but that is %s", NAME(given), b->known.descriptor);
 }
 
 /* Basis number i < bases->bases. */
@@ -749,7 +730,7 @@ static void basis_at(const tinylora_bases *bases, uint32_t i, basis *b) {
 
 /* `out` has modules * k * k floats. */
 static int make_r(const tinylora_bases *bases, const basis *b, const float *v, double max_norm, float *out,
-                  tinylora_error *why) {
+                  error *why) {
     uint64_t square = (uint64_t)b->known.rank * b->known.rank;
     double norm = 0;
     float *p = b->kind == RANDOM ? malloc((size_t)(b->u * square) * sizeof *p) : NULL;
@@ -760,8 +741,8 @@ static int make_r(const tinylora_bases *bases, const basis *b, const float *v, d
         for (uint64_t entry = 0; entry < square; entry++) {
             double sum = b->kind == ENTRIES ? v[m * square + entry] : 0;
             for (uint64_t i = 0; b->kind != ENTRIES && i < b->u; i++)
-                sum += (double)row[i] * (p ? p[i * square + entry]
-                                           : f32_at(b->p + 4 * ((i * bases->modules + m) * square + entry)));
+                sum += (double)row[i] *
+                       (p ? p[i * square + entry] : f32_at(b->p + 4 * ((i * bases->modules + m) * square + entry)));
             out[entry] = (float)sum;
             norm += (double)out[entry] * out[entry];
         }
@@ -776,32 +757,31 @@ static int make_r(const tinylora_bases *bases, const basis *b, const float *v, d
 
 /* ---- Open ---- */
 
-static int read_side_tensors(tinylora_bases *bases, const char *path, tinylora_error *why) {
+static int read_side_tensors(tinylora_bases *bases, const char *path, error *why) {
     struct tinylora_own *own = bases->own;
     const gguf *file = &own->file;
     uint64_t count, listed;
     uint32_t version;
     char found[65];
-    text stated;
+    text kind, stated;
     cursor names, texts;
     int status = open_gguf(&own->file, path, why);
     if (status) return status;
-    if (!is(text_key(file, "general.type"), "adapter") || !is(text_key(file, "adapter.type"), "tinylora"))
-        return BAD("it has no factors: adapter.type is '%.*s', expected 'tinylora'",
-                   SHOWN(text_key(file, "adapter.type")));
+    kind = text_key(file, "adapter.type");
+    if (!is(kind, "tinylora")) return BAD("adapter.type is '%.*s', expected 'tinylora'", NAME(kind));
     version = number_key(file, "tinylora.version", 0);
     if (version != 2) return BAD("it has version " N32 ", and 2 is read: export the model again", version);
     own->architecture = text_key(file, "general.architecture");
     own->factorization = text_key(file, "tinylora.factorization");
     bases->rank = number_key(file, "tinylora.rank", 0);
     if (!is(own->factorization, "left"))
-        return BAD("its factorization is '%.*s', and 'left' is read", SHOWN(own->factorization));
+        return BAD("its factorization is '%.*s', and 'left' is read", NAME(own->factorization));
     names = texts_key(file, "tinylora.modules", &count);
     texts = texts_key(file, "tinylora.projections", &listed);
     if (bases->rank < 1 || bases->rank > LARGEST_RANK || count < 1 || count > MOST_MODULES ||
         count * bases->rank * bases->rank > LARGEST_VECTOR || listed > MOST_LISTED)
-        return BAD("it has rank " N32 ", " N64 " modules and " N64 " projections: beyond what is read",
-                   bases->rank, count, listed);
+        return BAD("it has rank " N32 ", " N64 " modules, " N64 " projections: beyond what is read", bases->rank, count,
+                   listed);
     bases->modules = (uint32_t)count;
     own->first_count = bases->rank + (uint32_t)listed;
     bases->bases = own->first_count + (bases->rank < 2 ? 0 : bases->modules);
@@ -813,7 +793,7 @@ static int read_side_tensors(tinylora_bases *bases, const char *path, tinylora_e
     factors_digest(bases);
     stated = text_key(file, "tinylora.factors");
     if (!is_hash(stated, bases->digest))
-        return BAD("it is damaged: it states factors %.*s, but its content gives %s", SHOWN(stated),
+        return BAD("it is damaged: it states factors %.*s, but its content gives %s", NAME(stated),
                    hex(found, bases->digest, 32));
     for (uint32_t i = 0; i < own->first_count; i++) {
         basis *b = own->first + i;
@@ -835,7 +815,7 @@ static int read_side_tensors(tinylora_bases *bases, const char *path, tinylora_e
 }
 
 /* Whether a base is one that the factors were exported for (docs/FORMAT.md, "Fingerprint"). */
-static int check_base(const tinylora_bases *bases, const gguf *base, tinylora_error *why) {
+static int check_base(const tinylora_bases *bases, const gguf *base, error *why) {
     const struct tinylora_own *own = bases->own;
     text architecture = text_key(base, "general.architecture");
     uint64_t count;
@@ -844,8 +824,8 @@ static int check_base(const tinylora_bases *bases, const gguf *base, tinylora_er
     cursor c;
     sha256 s;
     if (!same(architecture, own->architecture))
-        return ERR(BASE, "it is of architecture '%.*s', and the factors are of '%.*s'", SHOWN(architecture),
-                   SHOWN(own->architecture));
+        return ERR(BASE, "its architecture is '%.*s', and that of the factors '%.*s'", NAME(architecture),
+                   NAME(own->architecture));
     sha256_begin(&s);
     sha256_add(&s, "tinylora base 1\n", 16);
     add_text(&s, architecture);
@@ -854,18 +834,14 @@ static int check_base(const tinylora_bases *bases, const gguf *base, tinylora_er
         const tensor *t = find_tensor(base, m->name, "");
         uint32_t d = m->a.dimensions;
         uint64_t part;
-        if (!t)
-            return ERR(BASE, "it lacks %.*s, which has factors: it is another model, or only a part of one",
-                       SHOWN(m->name));
-        if (t->dimensions != d || t->shape[d - 1] != m->a.shape[d - 1] ||
-            t->shape[d - 2] != m->b.shape[d - 2] || (d == 3 && t->shape[0] != m->a.shape[0]))
-            return ERR(BASE,
-                       "%.*s has rows of " N64 ", and its factors are (" N64 ", " N64 "): another model",
-                       SHOWN(m->name), t->shape[t->dimensions - 1], m->b.shape[d - 2], m->a.shape[d - 1]);
+        if (!t) return ERR(BASE, "it lacks %.*s, which has factors: another model", NAME(m->name));
+        if (t->dimensions != d || t->shape[d - 1] != m->a.shape[d - 1] || t->shape[d - 2] != m->b.shape[d - 2] ||
+            (d == 3 && t->shape[0] != m->a.shape[0]))
+            return ERR(BASE, "%.*s has rows of " N64 ", and its factors are (" N64 ", " N64 "): another model",
+                       NAME(m->name), t->shape[t->dimensions - 1], m->b.shape[d - 2], m->a.shape[d - 1]);
         part = t->size < EDGE ? t->size : EDGE;
         add_text(&s, t->name);
-        add_number(&s, t->dimensions, 4);
-        for (uint32_t i = 0; i < t->dimensions; i++) add_number(&s, t->shape[i], 8);
+        add_shape(&s, t);
         add_number(&s, t->type, 4);
         sha256_add(&s, t->data, part);
         sha256_add(&s, t->data + t->size - part, part);
@@ -878,7 +854,7 @@ static int check_base(const tinylora_bases *bases, const gguf *base, tinylora_er
                hex(shown, print, 32), count);
 }
 
-static int open_base(tinylora_bases *bases, const char *path, tinylora_error *why) {
+static int open_base(tinylora_bases *bases, const char *path, error *why) {
     gguf base;
     int status = open_gguf(&base, path, why);
     if (!status) status = check_base(bases, &base, why);
@@ -897,10 +873,8 @@ tinylora_status tinylora_open(tinylora_bases **out, const char *basis_path, cons
     status = read_side_tensors(&own->bases, basis_path, why);
     status = in_file(why, status, TINYLORA_E_BASIS, basis_path);
     if (!status && base_path) status = open_base(&own->bases, base_path, why);
-    if (status)
-        tinylora_close(&own->bases);
-    else
-        *out = &own->bases;
+    if (!status) *out = &own->bases;
+    if (status) tinylora_close(&own->bases);
     return status;
 }
 
@@ -921,8 +895,8 @@ tinylora_status tinylora_basis_at(const tinylora_bases *bases, uint32_t index, t
     return ERR(ARGUMENT, "there is no basis number " N32 ": there are " N32, index, bases->bases);
 }
 
-tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const float *v, double max_norm,
-                           float *r, tinylora_error *why) {
+tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const float *v, double max_norm, float *r,
+                           tinylora_error *why) {
     basis b;
     int status = tinylora_basis_at(bases, index, &b.known, why);
     if (status) return status;
@@ -944,12 +918,8 @@ static const char *stream_of(const tinylora_policy *policy) { return policy->str
 
 /* The day of today, and never before the highest one seen; negative where the clock says what cannot be. */
 static int today_of(const tinylora_policy *policy) {
-    int64_t day = policy->today;
-    if (day == TINYLORA_NO_CLOCK) return policy->day_seen;
-    if (!day) { /* the system's, from 1970 on; 2026-01-01 is its day 20,454 */
-        int64_t seconds = (int64_t)time(NULL);
-        day = seconds / 86400 - 20454;
-    }
+    int64_t day = policy->today ? policy->today : (int64_t)time(NULL) / 86400 - 20454; /* days from 1970 to 2026 */
+    if (policy->today == TINYLORA_NO_CLOCK) return policy->day_seen;
     if (day < 0 || day > LAST_DAY) return -1;
     return day > policy->day_seen ? (int)day : policy->day_seen;
 }
@@ -968,26 +938,22 @@ static int counts(const tinylora_key *key, const char *stream, int today) {
     return !key->stream_count || i < key->stream_count;
 }
 
-static int check_policy(const tinylora_policy *policy, tinylora_error *why) {
+static int check_policy(const tinylora_policy *policy, error *why) {
     size_t size = 0; /* of the stream's name, in characters of UTF-8 */
     for (const char *c = stream_of(policy); *c; c++) size += ((unsigned char)*c & 0xC0) != 0x80;
-    if (size > LONGEST_STREAM || !(policy->max_norm >= 0))
-        return ERR(ARGUMENT,
-                   "a stream's name of %zu characters (at most %d), or a max_norm of %g (at least 0)", size,
-                   LONGEST_STREAM, policy->max_norm);
+    if (size > LONGEST_STREAM)
+        return ERR(ARGUMENT, "the stream's name has %zu characters, at most %d", size, LONGEST_STREAM);
     for (size_t i = 0; i < policy->key_count; i++) {
         const tinylora_key *key = policy->keys + i;
         if (key->kind == TINYLORA_HMAC ? key->size < 16 : key->kind != TINYLORA_ED25519 || key->size != 32)
-            return ERR(ARGUMENT,
-                       "key %zu has %zu bytes and kind %d: expected HMAC, 16 or more, or Ed25519, 32", i,
-                       key->size, (int)key->kind);
+            return ERR(ARGUMENT, "key %zu has %zu bytes: expected HMAC, 16 or more, or Ed25519, 32", i, key->size);
     }
     return TINYLORA_OK;
 }
 
 /* Whether the tag `found` is one of a message; v->key then says whose. */
 static int check_tag(const uint8_t *message, size_t size, const uint8_t *found, const tinylora_policy *policy,
-                     tinylora_vector *v, tinylora_error *why) {
+                     tinylora_vector *v, error *why) {
     size_t tried = 0, others = 0;
     char shown[17];
     if (v->tag == TINYLORA_CRC32) {
@@ -1017,47 +983,42 @@ static int check_tag(const uint8_t *message, size_t size, const uint8_t *found, 
         v->key = (int)i;
         return TINYLORA_OK;
     }
-    return ERR(
-        SIGNATURE,
-        "the frame's %s tag %s verifies under none of %zu keys for stream '%.60s' (%zu more are for other "
-        "streams or days): it was altered, or comes from someone else",
-        TAGS[v->tag], hex(shown, found, 8), tried, stream_of(policy), others);
+    return ERR(SIGNATURE,
+               "the frame's %s tag %s verifies under none of %zu keys for stream '%.60s' (%zu more are for other "
+               "streams or days): it was altered, or comes from someone else",
+               TAGS[v->tag], hex(shown, found, 8), tried, stream_of(policy), others);
 }
 
 /* What stands for a vector in a mark (docs/FORMAT.md, "State files"). */
-static void content_of(const uint8_t digest[32], const uint8_t *payload, const tinylora_vector *v, uint32_t n,
-                       uint8_t out[16]) {
-    char word[65];
+static void content_of(const uint8_t *payload, tinylora_vector *v) {
+    char shown[65], begin[80];
     uint8_t hash[32];
     sha256 s;
+    snprintf(begin, sizeof begin, "%s\n%s\n", hex(shown, v->basis.digest, 32), DTYPES[v->dtype]);
     sha256_begin(&s);
-    sha256_add(&s, hex(word, digest, 32), 64);
-    sha256_add(&s, "\n", 1);
-    sha256_add(&s, DTYPES[v->dtype], 4);
-    sha256_add(&s, "\n", 1);
+    sha256_add(&s, begin, strlen(begin));
     if (v->dtype == TINYLORA_INT8)
-        sha256_add(&s, v->values, 4 * (uint64_t)n); /* as fp32 */
+        sha256_add(&s, v->values, 4 * (uint64_t)v->basis.n); /* as fp32 */
     else
-        sha256_add(&s, payload, payload_bytes(n, v->dtype));
+        sha256_add(&s, payload, payload_bytes(v->basis.n, v->dtype));
     sha256_end(&s, hash);
-    memcpy(out, hash, 16);
+    memcpy(v->mark.content, hash, 16);
 }
 
-static int check_mark(const tinylora_mark *kept, const tinylora_vector *v, tinylora_error *why) {
+static int check_mark(const tinylora_mark *kept, const tinylora_vector *v, error *why) {
     static const tinylora_mark none;
     if (v->mark.sequence < kept->sequence)
-        return ERR(ROLLBACK, "the frame has sequence " N32 ", but " N32 " was accepted already",
-                   v->mark.sequence, kept->sequence);
+        return ERR(ROLLBACK, "the frame has sequence " N32 ", but " N32 " was accepted", v->mark.sequence,
+                   kept->sequence);
     if (v->mark.sequence == kept->sequence && v->key >= 0 && memcmp(kept->content, none.content, 16) &&
         memcmp(kept->content, v->mark.content, 16))
-        return ERR(ROLLBACK, "the frame has sequence " N32 ", under which another vector was accepted",
-                   v->mark.sequence);
+        return ERR(ROLLBACK, "another vector with the frame's sequence " N32 " was accepted", v->mark.sequence);
     return TINYLORA_OK;
 }
 
-/* Check a frame, of 5 bytes or more, of n values for the basis with a digest, all but its norm. */
-static int check_frame(const uint8_t *frame, size_t size, uint32_t n, const uint8_t digest[32],
-                       tinylora_policy *policy, tinylora_vector *v, tinylora_error *why) {
+/* Check a frame, of 5 bytes or more, for v->basis, all but its norm; v->values has room. */
+static int check_frame(const uint8_t *frame, size_t size, tinylora_policy *policy, tinylora_vector *v, error *why) {
+    const uint32_t n = v->basis.n;
     int version = frame[0] >> 4, dtype = frame[0] & 3, tag = frame[0] >> 2 & 3, today, status;
     size_t header = version == 3 ? 9 : 7, body;
     uint8_t *message;
@@ -1065,8 +1026,7 @@ static int check_frame(const uint8_t *frame, size_t size, uint32_t n, const uint
     float scale = 0;
     sha256 s;
     if (version < 2 || version > 3 || tag > TINYLORA_ED25519)
-        return ERR(FRAME, "the frame has version %d and tag %d: 2 and 3 are read, with tags 0 to 2", version,
-                   tag);
+        return ERR(FRAME, "the frame has version %d, tag %d: 2 and 3 are read, and 0 to 2", version, tag);
     v->dtype = (tinylora_dtype)dtype;
     v->tag = (tinylora_tag)tag;
     v->last_day = v->key = -1;
@@ -1087,22 +1047,19 @@ static int check_frame(const uint8_t *frame, size_t size, uint32_t n, const uint
     sha256_add(&s, "tinylora stream 2\n", 18);
     sha256_add(&s, stream_of(policy), strlen(stream_of(policy)));
     sha256_end(&s, message);
-    memcpy(message + 32, digest, 32);
+    memcpy(message + 32, v->basis.digest, 32);
     memcpy(message + 64, frame, body);
     status = check_tag(message, 64 + body, frame + body, policy, v, why);
     free(message);
     if (status) return status;
     if (tag == TINYLORA_CRC32 && policy->keys)
-        return ERR(SIGNATURE, "the frame has a checksum alone, and one of %zu keys has to sign it",
-                   policy->key_count);
+        return ERR(SIGNATURE, "the frame has a checksum, and one of %zu keys has to sign it", policy->key_count);
     today = today_of(policy);
     if (version == 3 && today < 0)
         return ERR(EXPIRED, "the frame has a last day, and the clock says none from 2026 to 2205: set it");
-    if (today >= 0 && (version == 3 || (v->key >= 0 && policy->keys[v->key].last > 0)))
-        policy->day_seen = today;
+    if (today >= 0 && (version == 3 || (v->key >= 0 && policy->keys[v->key].last > 0))) policy->day_seen = today;
     if (version == 3 && today > v->last_day)
-        return ERR(EXPIRED, "the frame's last day is %d, and today is %d (days since 2026-01-01)",
-                   v->last_day, today);
+        return ERR(EXPIRED, "the frame's last day is %d, and today is %d (days since 2026-01-01)", v->last_day, today);
 
     at = frame + header;
     if (dtype == TINYLORA_INT8) {
@@ -1114,12 +1071,11 @@ static int check_frame(const uint8_t *frame, size_t size, uint32_t n, const uint
         if (dtype == TINYLORA_FP32) value = f32_at(at + 4 * (size_t)i);
         if (dtype == TINYLORA_BF16) value = float_of((uint32_t)number_at(at + 2 * (size_t)i, 2) << 16);
         if (dtype == TINYLORA_FP16) value = f16_at(at + 2 * (size_t)i);
-        if (dtype == TINYLORA_INT8)
-            value = scale * (float)(at[i] < 128 ? at[i] : at[i] - 256) + 0.0f; /* no -0 */
+        if (dtype == TINYLORA_INT8) value = scale * (float)(at[i] < 128 ? at[i] : at[i] - 256) + 0.0f; /* no -0 */
         if (!isfinite(value)) return ERR(VALUES, "value " N32 " of the vector is %g", i, value);
         v->values[i] = value;
     }
-    if (v->key >= 0) content_of(digest, frame + header, v, n, v->mark.content);
+    if (v->key >= 0) content_of(frame + header, v);
     return TINYLORA_OK;
 }
 
@@ -1128,7 +1084,7 @@ static tinylora_mark *mark_of(tinylora_policy *policy, const tinylora_vector *v)
 }
 
 static int read_vector(tinylora_vector *v, const tinylora_bases *bases, const uint8_t *frame, size_t size,
-                       tinylora_policy *policy, tinylora_error *why) {
+                       tinylora_policy *policy, error *why) {
     uint32_t i = 0;
     size_t entries;
     char named[9], own[9];
@@ -1136,16 +1092,14 @@ static int read_vector(tinylora_vector *v, const tinylora_bases *bases, const ui
     int status = check_policy(policy, why);
     if (status) return status;
     if (size < 5 || size % 2 == 0)
-        return ERR(FRAME, "%zu bytes are no frame: it has an odd number, and more than 5 (was it cut?)",
-                   size);
+        return ERR(FRAME, "%zu bytes are no frame: it has an odd number, and more than 5 (was it cut?)", size);
     for (; i < bases->bases; i++) {
         basis_at(bases, i, &b);
         if (!memcmp(b.known.digest, frame + 1, 4)) break;
     }
     if (i == bases->bases)
         return ERR(UNKNOWN,
-                   "the frame is for basis %s, which is none of the " N32
-                   " of the factors %s: it was made for another "
+                   "the frame is for basis %s, which is none of the " N32 " of the factors %s: it was made for another "
                    "model, or damaged on its way",
                    hex(named, frame + 1, 4), bases->bases, hex(own, bases->digest, 4));
     entries = (size_t)bases->modules * b.known.rank * b.known.rank;
@@ -1153,13 +1107,13 @@ static int read_vector(tinylora_vector *v, const tinylora_bases *bases, const ui
     v->values = malloc(b.known.n * sizeof *v->values);
     v->r = malloc(entries * sizeof *v->r);
     if (!v->values || !v->r) return no_memory(why, (b.known.n + (uint64_t)entries) * sizeof *v->r);
-    status = check_frame(frame, size, b.known.n, b.known.digest, policy, v, why);
+    status = check_frame(frame, size, policy, v, why);
     if (!status) status = make_r(bases, &b, v->values, policy->max_norm, v->r, why);
     return status ? status : check_mark(mark_of(policy, v), v, why);
 }
 
-tinylora_status tinylora_read(tinylora_vector *out, const tinylora_bases *bases, const void *frame,
-                              size_t size, tinylora_policy *policy, tinylora_error *why) {
+tinylora_status tinylora_read(tinylora_vector *out, const tinylora_bases *bases, const void *frame, size_t size,
+                              tinylora_policy *policy, tinylora_error *why) {
     int status;
     memset(out, 0, sizeof *out);
     status = read_vector(out, bases, frame, size, policy, why);
@@ -1171,8 +1125,7 @@ tinylora_status tinylora_accept(tinylora_policy *policy, const tinylora_vector *
     tinylora_mark *kept;
     int status;
     if (vector->key >= 0 && (size_t)vector->key >= policy->key_count)
-        return ERR(ARGUMENT, "the vector is of key %d, and the policy has %zu", vector->key,
-                   policy->key_count);
+        return ERR(ARGUMENT, "the vector is of key %d, and the policy has %zu", vector->key, policy->key_count);
     kept = mark_of(policy, vector);
     status = check_mark(kept, vector, why);
     if (!status) *kept = vector->mark;
@@ -1189,8 +1142,7 @@ void tinylora_vector_free(tinylora_vector *vector) {
 
 static int blank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
 
-tinylora_status tinylora_text(const char *text, uint8_t *out, size_t room, size_t *size,
-                              tinylora_error *why) {
+tinylora_status tinylora_text(const char *text, uint8_t *out, size_t room, size_t *size, tinylora_error *why) {
     static const char base64url[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     const char *scheme = "tinylora:", *begin = text, *c = text;
     size_t n = 0, hexadecimal = 0, ends = 0, done = 0;
@@ -1210,14 +1162,11 @@ tinylora_status tinylora_text(const char *text, uint8_t *out, size_t room, size_
     if (n * width / 8 > room)
         return ERR(ARGUMENT, "the text has %zu bytes, and there is room for %zu", n * width / 8, room);
     for (c = begin; done < n; c++) {
-        const char *found = strchr(base64url, *c);
+        const char *digits = width == 4 ? "0123456789abcdef" : base64url;
+        const char *found = strchr(digits, width == 4 ? tolower((unsigned char)*c) : *c);
         if (blank(*c)) continue;
-        if (!found)
-            return ERR(FRAME, "character %zu of the text is 0x%02x: no base64url", done, (unsigned char)*c);
-        bits = bits << width | (uint32_t)(width == 6                   ? found - base64url
-                                          : isdigit((unsigned char)*c) ? *c - '0'
-                                                                       : (*c & 7) + 9);
-        bits &= 0xFFF;
+        if (!found) return ERR(FRAME, "character %zu of the text is 0x%02x: no base64url", done, (unsigned char)*c);
+        bits = (bits << width | (uint32_t)(found - digits)) & 0xFFF;
         done++;
         if ((have += width) >= 8) out[(*size)++] = (uint8_t)(bits >> (have -= 8));
     }
@@ -1242,9 +1191,7 @@ static void put(image *to, const void *data, uint64_t size) {
     to->used += size;
 }
 
-static void put_number(image *to, uint64_t value, uint64_t size) {
-    put(to, &value, size);
-} /* little-endian */
+static void put_number(image *to, uint64_t value, uint64_t size) { put(to, &value, size); }
 
 static void put_text(image *to, text t, const char *suffix) {
     put_number(to, t.size + strlen(suffix), 8);
@@ -1259,8 +1206,7 @@ static void put_key(image *to, const char *key, text value) {
 }
 
 static void pad(image *to) {
-    static const uint8_t zeros[32];
-    put(to, zeros, (32 - to->used % 32) % 32);
+    while (to->used % 32) put_number(to, 0, 1);
 }
 
 static float item(const tensor *t, uint64_t i) {
@@ -1271,14 +1217,16 @@ static float item(const tensor *t, uint64_t i) {
 static void put_floats(image *to, const tensor *t, uint64_t k, const float *r) {
     uint64_t stacked = t->dimensions == 3 ? t->shape[0] : 1;
     uint64_t rows = t->shape[t->dimensions - 2], columns = t->shape[t->dimensions - 1];
-    uint64_t high = r ? rows : k, wide = r ? k : columns, count = stacked * high * wide;
+    uint64_t high = r ? rows : k, wide = r ? k : columns;
     float *out = to->bytes ? (float *)(void *)(to->bytes + to->used) : NULL; /* at a multiple of 32 bytes */
-    for (uint64_t i = 0; out && i < count; i++) {
-        uint64_t row = i / wide, column = i % wide, start = (row / high * rows + row % high) * columns;
-        out[i] = r ? 0 : item(t, start + column);
-        for (uint64_t l = 0; r && l < k; l++) out[i] += item(t, start + l) * r[l * k + column];
+    for (uint64_t row = 0; out && row < stacked * high; row++, out += wide) {
+        uint64_t start = (row / high * rows + row % high) * columns;
+        for (uint64_t column = 0; column < wide; column++) {
+            out[column] = r ? 0 : item(t, start + column);
+            for (uint64_t l = 0; r && l < k; l++) out[column] += item(t, start + l) * r[l * k + column];
+        }
     }
-    to->used += 4 * count;
+    to->used += 4 * stacked * high * wide;
     pad(to);
 }
 
@@ -1330,22 +1278,19 @@ static FILE *file_of(const image *made) {
 }
 
 tinylora_status tinylora_adapter(struct llama_adapter_lora **out, struct llama_model *model,
-                                 const tinylora_bases *bases, uint32_t rank, const float *r,
-                                 tinylora_error *why) {
+                                 const tinylora_bases *bases, uint32_t rank, const float *r, tinylora_error *why) {
     const struct tinylora_own *own = bases->own;
-    uint64_t blocks = own->modules[bases->modules - 1].block + 1;
     char architecture[64] = "";
     image made = {NULL, 0};
     FILE *file;
     *out = NULL;
-    if (!own->base_fits)
-        return ERR(ARGUMENT, "no base was checked: name it when you open the factors (tinylora_open)");
+    if (!own->base_fits) return ERR(ARGUMENT, "no base was checked: name it when you open the factors (tinylora_open)");
     if (rank < 1 || rank > bases->rank)
         return ERR(ARGUMENT, "R has rank " N32 ", and the factors have rank " N32, rank, bases->rank);
     llama_model_meta_val_str(model, "general.architecture", architecture, sizeof architecture);
-    if (!is(own->architecture, architecture) || (uint64_t)llama_model_n_layer(model) < blocks)
-        return ERR(BASE, "the model is %s with %d blocks, and the factors are of %.*s with " N64,
-                   architecture, (int)llama_model_n_layer(model), SHOWN(own->architecture), blocks);
+    if (!is(own->architecture, architecture))
+        return ERR(BASE, "the model is of architecture '%s', and the factors are of '%.*s'", architecture,
+                   NAME(own->architecture));
     put_adapter(&made, bases, rank, r);
     if (made.used <= SIZE_MAX) made.bytes = malloc((size_t)made.used);
     if (!made.bytes) return no_memory(why, made.used);
@@ -1359,9 +1304,7 @@ tinylora_status tinylora_adapter(struct llama_adapter_lora **out, struct llama_m
     free(made.bytes);
     if (!file) return ERR(SYSTEM, "an adapter of " N64 " bytes cannot be handed on", made.used);
     if (*out) return TINYLORA_OK;
-    return ERR(BASE,
-               "llama.cpp refused the adapter of " N32
-               " modules, from %.*s to %.*s: its log says which is not in the model",
-               bases->modules, SHOWN(own->modules[0].name), SHOWN(own->modules[bases->modules - 1].name));
+    return ERR(BASE, "llama.cpp refused the adapter of " N32 " modules, the first %.*s: its log says why",
+               bases->modules, NAME(own->modules[0].name));
 }
 #endif

@@ -2,35 +2,35 @@
 /*
  * tinylora.h, tinylora.c: vectors of tinylora-edge on a phone or a board. C99, no dependency but a C library.
  *
- * A bundle is a model, `base.gguf`, and `basis.gguf` beside it, which has the factors A and B of each adapted layer.
- * A vector travels as a frame: 27 bytes for 13 numbers, 13 kB for 13,440. This library checks a frame, makes R of it,
- * a k x k matrix a layer, and hands llama.cpp the change W' = W + B R A as one adapter.
+ * A bundle is a model, base.gguf, and basis.gguf beside it: the factors A and B of each adapted layer. A vector travels
+ * as a frame, 27 bytes for 13 numbers, 13 kB for 13,440. This library checks a frame, makes R of it, a k x k matrix a
+ * layer, and hands llama.cpp the change W' = W + B R A as one adapter.
  *
  *     tinylora_error why;
  *     tinylora_bases *bases;
  *     tinylora_vector vector;
- *     tinylora_policy policy = {0};                      // any frame of the stream without a name
+ *     tinylora_policy policy = {0};                      // any frame with a checksum
  *     struct llama_adapter_lora *adapter;
  *
  *     if (tinylora_open(&bases, "basis.gguf", "base.gguf", &why)) return complain(why.text);
  *     if (tinylora_read(&vector, bases, frame, size, &policy, &why)) return complain(why.text);
  *     if (tinylora_adapter(&adapter, model, bases, vector.basis.rank, vector.r, &why)) return complain(why.text);
- *     llama_set_adapters_lora(context, &adapter, 1, (float[]){1});
+ *     llama_set_adapters_lora(context, &adapter, 1, &one);       // float one = 1
  *     llama_memory_clear(llama_get_memory(context), true);       // it holds what the last vector computed
- *     tinylora_accept(&policy, &vector, &why);           // no older frame any more: then keep policy.mark on disk
+ *     tinylora_accept(&policy, &vector, &why);           // no older frame any more: now keep policy.mark on disk
  *     tinylora_vector_free(&vector);
  *
  * Build: add both files to your app, and -lm. Define TINYLORA_LLAMA for `tinylora_adapter`, which takes llama.h, and
- * TINYLORA_NO_MMAP where files cannot be mapped (Windows defines it by itself): they are then read into memory.
+ * TINYLORA_NO_MMAP where files cannot be mapped: they are then read into memory. (Windows defines it by itself.)
  *
- * Errors: every call that can fail returns a `tinylora_status`, 0 for success. Where it fails, `why` has a sentence
- * with what was found and what was expected, its outputs are empty, and nothing was changed: the model goes on with
- * the vector that it had. `why` may be NULL.
+ * Errors: a call that can fail returns a `tinylora_status`, 0 for success. Where it fails, `why` (which may be NULL) has
+ * a sentence with what was found and what was expected, its output is empty, and nothing was changed: the model goes on
+ * with the vector that it had.
  *
  * Threads: there are no globals. Any number of threads may read one `tinylora_bases`; a policy is for one at a time.
  *
- * The formats are in docs/FORMAT.md. R is the same on every platform, bit for bit, so the compiler must keep to
- * IEEE 754: -ffast-math, x87 arithmetic and big-endian machines are refused when it is compiled.
+ * The formats are in docs/FORMAT.md. R is the same everywhere, bit for bit, so the compiler must keep to IEEE 754:
+ * -ffast-math, x87 arithmetic and big-endian machines are refused when it is compiled.
  */
 #ifndef TINYLORA_H
 #define TINYLORA_H
@@ -61,21 +61,21 @@ typedef struct {
     char text[400]; /* a line without its end; ASCII, but for a path */
 } tinylora_error;
 
-typedef enum { TINYLORA_CRC32, TINYLORA_HMAC, TINYLORA_ED25519 } tinylora_tag; /* weakest first */
+typedef enum { TINYLORA_CRC32, TINYLORA_HMAC, TINYLORA_ED25519 } tinylora_tag;
 typedef enum { TINYLORA_FP32, TINYLORA_BF16, TINYLORA_FP16, TINYLORA_INT8 } tinylora_dtype;
 
-/* ---- The bundle ---------------------------------------------------------------------------------------------- */
+/* ---- The bundle ---- */
 
 /* The factors of a model, and all bases that its vectors may be of. Read the fields; change none. */
 typedef struct {
     uint32_t modules;   /* M, adapted layers */
     uint32_t rank;      /* r, directions of each: a vector acts on the leading k <= r */
     uint32_t bases;     /* what `tinylora_basis_at` counts to */
-    uint8_t digest[32]; /* of the factors. Keep marks by it: see `tinylora_accept` */
+    uint8_t digest[32]; /* of the factors */
     struct tinylora_own *own;
 } tinylora_bases;
 
-/* What a vector is a point of: factors, and a map from n numbers to R. */
+/* What a vector is a point of: factors, and a linear map from n numbers to R. */
 typedef struct {
     char descriptor[128]; /* "entries rank=2", "random rank=2 seed=42 groups=13 u=1 tying=tiled", ... */
     uint32_t n;           /* numbers of a vector */
@@ -83,43 +83,45 @@ typedef struct {
     uint8_t digest[32];   /* its first 4 bytes are in each frame */
 } tinylora_basis;
 
-/* Open basis.gguf, check its digests, and check that base.gguf is a model that it was exported for: names, shapes,
- * and the first and last 4 kB of each adapted layer's data, so milliseconds. Both are mapped, and basis.gguf stays so
- * until `tinylora_close`: it may be larger than memory. Do not write to the file meanwhile; replace it by renaming.
- * `base_path` is NULL for an app that gives R to another engine; `tinylora_adapter` then refuses. */
-tinylora_status tinylora_open(tinylora_bases **out, const char *basis_path, const char *base_path, tinylora_error *why);
+/* Open basis.gguf, check its digests, and check that base.gguf is a model that it was exported for: shapes, and the
+ * first and last 4 kB of each adapted layer's data, so milliseconds. basis.gguf stays mapped until `tinylora_close`, and
+ * may be larger than memory. Do not write to the file meanwhile: replace it by renaming. `base_path` is NULL for an app
+ * that gives R to another engine; `tinylora_adapter` then refuses. */
+tinylora_status tinylora_open(tinylora_bases **out, const char *basis_path, const char *base_path,
+                              tinylora_error *why);
 void tinylora_close(tinylora_bases *bases); /* NULL is fine */
 
 /* Basis number `index` < bases->bases, in the order in which frames are looked up: entries of rank 1 to r, those that
  * the file has (learned ones), and the paper's random ones of 1 to M numbers. */
-tinylora_status tinylora_basis_at(const tinylora_bases *bases, uint32_t index, tinylora_basis *out, tinylora_error *why);
+tinylora_status tinylora_basis_at(const tinylora_bases *bases, uint32_t index, tinylora_basis *out,
+                                  tinylora_error *why);
 
-/* R of the n numbers v of that basis, into `r`: modules * rank * rank floats. For an app that makes vectors itself,
- * by sliders say; `tinylora_read` has done it. Its Frobenius norm is at most `max_norm`; 0 stands for 1,000. */
-tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const float *v, double max_norm, float *r,
-                           tinylora_error *why);
+/* R of n numbers v of that basis, into `r`: modules * rank * rank floats. `tinylora_read` has done it; this is for an app
+ * that makes vectors itself, by sliders say. The Frobenius norm of R is at most `max_norm`; 0 stands for 1,000. */
+tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const float *v, double max_norm,
+                           float *r, tinylora_error *why);
 
-/* ---- Trust --------------------------------------------------------------------------------------------------- */
+/* ---- Trust ---- */
 
-/* What was accepted last. Zeros are nothing. Keep it on disk, one for each (factors' digest, stream, key or none). */
+/* What was accepted last; zeros: nothing. Keep it on disk, one for each (factors' digest, stream, key or none). */
 typedef struct {
     uint32_t sequence;
     uint8_t content[16]; /* stands for the vector; zeros under a checksum, where any of this sequence will do */
 } tinylora_mark;
 
-/* A sender that is trusted, everywhere and always but where something is said. */
+/* A sender who is trusted, everywhere and always but where something is said. */
 typedef struct {
     tinylora_tag kind;          /* HMAC or ED25519 */
     const uint8_t *bytes;       /* HMAC: the secret, at least 16 bytes. Ed25519: the public key, 32 bytes */
     size_t size;
-    const char *const *streams; /* names of those it signs for. "eu-*": any that begins so; "default": without a name */
+    const char *const *streams; /* those it signs for. "eu-*": all that begin so; "default": the one without a name */
     size_t stream_count;        /* 0: every stream */
     int first, last;            /* days on which it counts, since 2026-01-01; last 0: for ever */
     tinylora_mark mark;         /* what was accepted last under it */
 } tinylora_key;
 
-/* Ed25519 (RFC 8032) is your platform's: CryptoKit's Curve25519.Signing.PublicKey, Conscrypt or Bouncy Castle,
- * libsodium's crypto_sign_verify_detached. Returns 1 where the signature verifies, and 0 where it does not. */
+/* Ed25519 (RFC 8032) is your platform's: CryptoKit's Curve25519.Signing.PublicKey, Conscrypt, libsodium's
+ * crypto_sign_verify_detached. Returns 1 where the signature verifies, and 0 where it does not. */
 typedef int (*tinylora_verify)(void *data, const uint8_t key[32], const uint8_t *message, size_t size,
                                const uint8_t signature[64]);
 
@@ -127,18 +129,18 @@ enum { TINYLORA_NO_CLOCK = -1 };
 
 /* Which frames a device accepts. Zeros: those with a checksum, in the stream without a name. */
 typedef struct {
-    const char *stream;   /* whose vectors these are, UTF-8, at most 128 characters; NULL: the stream without a name */
-    tinylora_key *keys;   /* one of them has to have made a frame; NULL: a checksum is enough */
+    const char *stream;     /* whose vectors these are, UTF-8, at most 128 characters; NULL: without a name */
+    tinylora_key *keys;     /* one of them has to have made a frame; NULL: a checksum is enough */
     size_t key_count;
     tinylora_verify verify; /* for Ed25519; NULL: such frames are refused */
     void *verify_data;      /* its first argument */
-    int today;              /* days since 2026-01-01, in UTC; 0: the system's clock; TINYLORA_NO_CLOCK: there is none */
+    int today;              /* days since 2026-01-01, UTC; 0: by the system's clock; TINYLORA_NO_CLOCK: none */
     int day_seen;           /* the highest day seen, which a read may raise: keep it on disk */
     double max_norm;        /* of R; 0: 1,000 (trained vectors have 0.1 to 50) */
     tinylora_mark mark;     /* what was accepted last of frames with a checksum */
 } tinylora_policy;
 
-/* ---- A vector ------------------------------------------------------------------------------------------------ */
+/* ---- A vector ---- */
 
 typedef struct {
     tinylora_basis basis;
@@ -152,9 +154,9 @@ typedef struct {
 } tinylora_vector;
 
 /* Check a frame by every rule (docs/FORMAT.md, "Applying a vector") and make R of it. Raw payloads, which nothing
- * protects, are refused. Where a frame has a last day, `policy->day_seen` may rise, also with TINYLORA_E_EXPIRED. */
-tinylora_status tinylora_read(tinylora_vector *out, const tinylora_bases *bases, const void *frame, size_t size,
-                              tinylora_policy *policy, tinylora_error *why);
+ * protects, are refused. Where a frame has a last day, `policy->day_seen` may rise, with TINYLORA_E_EXPIRED too. */
+tinylora_status tinylora_read(tinylora_vector *out, const tinylora_bases *bases, const void *frame,
+                              size_t size, tinylora_policy *policy, tinylora_error *why);
 
 /* Note that a vector is applied: raises `policy->mark`, or that of its key. Where threads share what is on disk, lock
  * it, load the marks, call this, and store them: TINYLORA_E_ROLLBACK says that a later vector came first. */
@@ -166,19 +168,19 @@ void tinylora_vector_free(tinylora_vector *vector); /* frees `values` and `r`; a
  * without, white space anywhere. `room` is that of `out`; 3 bytes for 4 characters always fit. */
 tinylora_status tinylora_text(const char *text, uint8_t *out, size_t room, size_t *size, tinylora_error *why);
 
-/* ---- llama.cpp ----------------------------------------------------------------------------------------------- */
+/* ---- llama.cpp ---- */
 
 #ifdef TINYLORA_LLAMA
 struct llama_model;
 struct llama_adapter_lora;
 
 /* (A, B R) as an adapter of a model that was loaded from `base_path`: made in memory, milliseconds for a small model.
- *
- * Make the first one before the context, since llama.cpp sizes a context's graph for the adapters that there are. For
- * a swap make the new one, set it, empty the context's memory, and free the old one with `llama_adapter_lora_free`;
- * the model frees what is left. No context of the model may compute while an adapter is made or freed. */
+ * Make the first one before the context: llama.cpp sizes its graph for the adapters that there are. For a swap make the
+ * new one, set it, clear the context's memory, and free the old one (llama_adapter_lora_free); the model frees what is
+ * left. No context of the model may compute while an adapter is made or freed. */
 tinylora_status tinylora_adapter(struct llama_adapter_lora **out, struct llama_model *model,
-                                 const tinylora_bases *bases, uint32_t rank, const float *r, tinylora_error *why);
+                                 const tinylora_bases *bases, uint32_t rank, const float *r,
+                                 tinylora_error *why);
 #endif
 
 #ifdef __cplusplus

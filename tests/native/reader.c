@@ -63,10 +63,11 @@ static void check_lines(const uint8_t *digest, uint32_t n, const tinylora_bases 
         line[length] = 0;
         status = tinylora_text(line, data, most, &size, &why);
         v.basis.n = n;
+        if (digest) memcpy(v.basis.digest, digest, 32);
         if (!bases) v.values = room(n * sizeof *v.values);
         if (!status && bases) status = tinylora_read(&v, bases, data, size, policy, &why);
         if (!status && !bases)
-            status = size < 5 ? TINYLORA_E_FRAME : check_frame(data, size, n, digest, policy, &v, &why);
+            status = size < 5 ? TINYLORA_E_FRAME : check_frame(data, size, policy, &v, &why);
         if (!status && accept) status = tinylora_accept(policy, &v, &why);
         if (status) {
             printf("refused %d %s\n", status, why.text);
@@ -121,7 +122,7 @@ int main(int argc, char **argv) {
         policy.verify = print_signed;
         policy.keys = argc > first + 2 ? keys : NULL;
         for (int i = first + 2; i < argc; i++) keys[policy.key_count++] = key_of(argv[i]);
-        check_lines(digest, bases ? 0 : (uint32_t)atoi(argv[3]), bases, &policy, !strcmp(what, "accept"));
+        check_lines(bases ? NULL : digest, bases ? 0 : (uint32_t)atoi(argv[3]), bases, &policy, !strcmp(what, "accept"));
         for (size_t i = 0; i < policy.key_count; i++) {
             free((void *)(uintptr_t)keys[i].bytes);
             free((void *)(uintptr_t)keys[i].streams);
