@@ -307,20 +307,17 @@ static void skip_value(cursor *c, uint32_t type) {
     }
 }
 
-/* A cursor at the value of a key of a type; failed where there is none. */
+/* A cursor at the value of a key, the last of its name; failed where there is none of the type. */
 static cursor find_key(const gguf *file, const char *name, uint32_t type) {
-    cursor c = {file->keys, file->data + file->size, 0};
+    cursor c = {file->keys, file->data + file->size, 0}, value = {NULL, NULL, 1};
     for (uint64_t i = 0; i < file->key_count; i++) {
         text key = take_text(&c);
         uint32_t found = (uint32_t)take_number(&c, 4);
-        if (!c.failed && is(key, name)) {
-            c.failed = found != type;
-            return c;
-        }
+        if (is(key, name)) value = c;
+        if (is(key, name)) value.failed |= found != type;
         skip_value(&c, found);
     }
-    c.failed = 1;
-    return c;
+    return value;
 }
 
 static text text_key(const gguf *file, const char *name) { /* empty where there is none */

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 FINDINGS = Path("out/fuzzing")
-FAMILIES = ("wire_readers", "gguf_readers", "onnx_readers", "document_readers", "request_readers")
+FAMILIES = tuple(f"{name}_readers" for name in ("wire", "gguf", "onnx", "document", "request", "native"))
 SECONDS = 1.0
 MEMORY = 64 << 20
 

@@ -2,6 +2,8 @@
  *
  *     reader project SEED MODULE U K                a random projection of a module
  *     reader bases BASIS [BASE]                     what side tensors hold; with a base, whether it is one of theirs
+ *     reader each                                   the same of each path on stdin, and the hash of an R of each basis
+ *     reader texts                                  what each text on stdin, in hexadecimal, is
  *     reader vectors DIGEST N STREAM DAY [KEY...]   check each vector of n numbers for a basis
  *     reader apply BASIS STREAM DAY [KEY...]        the same among the bases of a file, and R of every module
  *     reader accept BASIS STREAM DAY [KEY...]       the same, where each that is accepted moves its mark
@@ -51,6 +53,61 @@ static tinylora_key key_of(char *word) {
     return key;
 }
 
+/* What side tensors hold; `v`: numbers, 0.5 each, of which R is made of each basis that is not too large for that. */
+static void show(const tinylora_bases *bases, const float *v) {
+    printf("modules %u rank %u bases %u\n", (unsigned)bases->modules, (unsigned)bases->rank, (unsigned)bases->bases);
+    print_hex("factors ", bases->digest, 32);
+    for (uint32_t i = 0; i < bases->bases; i++) {
+        tinylora_basis b;
+        if (tinylora_basis_at(bases, i, &b, &why)) fail_with(why.text);
+        print_hex("\n", b.digest, 32);
+        printf(" %u %s", (unsigned)b.n, b.descriptor);
+        if (v && (uint64_t)b.n * bases->modules <= 1 << 16) {
+            size_t size = (size_t)bases->modules * b.rank * b.rank * sizeof(float);
+            float *r = room(size);
+            uint8_t hash[32];
+            sha256_of(r, tinylora_r(bases, i, v, INFINITY, r, &why) ? 0 : size, hash);
+            print_hex(" ", hash, 4);
+            free(r);
+        }
+    }
+    putchar('\n');
+}
+
+static void show_each(void) {
+    char path[4096];
+    float *v = room(sizeof *v << 16);
+    for (int i = 0; i < 1 << 16; i++) v[i] = 0.5f;
+    while (fgets(path, sizeof path, stdin)) {
+        tinylora_bases *bases;
+        path[strcspn(path, "\n")] = 0;
+        if (tinylora_open(&bases, path, NULL, &why)) printf("refused %s\n", why.text);
+        if (bases) show(bases, v);
+        tinylora_close(bases);
+        fflush(stdout);
+    }
+    free(v);
+}
+
+static void show_texts(void) {
+    char *line = room(LINE), *text = room(LINE);
+    while (fgets(line, LINE, stdin)) {
+        size_t size, most;
+        uint8_t *data;
+        line[strcspn(line, "\n")] = 0;
+        if (tinylora_text(line, (uint8_t *)text, LINE - 1, &size, &why)) fail_with(why.text);
+        text[size] = 0;
+        data = room(most = (3 * size + 3) / 4); /* no more than the header says: a sanitizer watches the end */
+        if (tinylora_text(text, data, most, &size, &why)) printf("refused %s", why.text);
+        print_hex("", data, size);
+        putchar('\n');
+        fflush(stdout);
+        free(data);
+    }
+    free(line);
+    free(text);
+}
+
 /* Check the vectors on stdin: of n numbers and a digest, or, where there are bases, of one of them. */
 static void check_lines(const uint8_t *digest, uint32_t n, const tinylora_bases *bases, tinylora_policy *policy,
                         int accept) {
@@ -80,6 +137,7 @@ static void check_lines(const uint8_t *digest, uint32_t n, const tinylora_bases 
             if (bases) print_hex("", v.r, (size_t)bases->modules * v.basis.rank * v.basis.rank * sizeof *v.r);
             if (bases) printf(" %s\n", v.basis.descriptor);
         }
+        fflush(stdout);
         free(data);
         tinylora_vector_free(&v);
     }
@@ -87,7 +145,7 @@ static void check_lines(const uint8_t *digest, uint32_t n, const tinylora_bases 
 }
 
 int main(int argc, char **argv) {
-    const char *what = argc > 2 ? argv[1] : "";
+    const char *what = argc > 1 ? argv[1] : "";
     tinylora_key keys[KEYS];
     tinylora_policy policy = {0};
     tinylora_bases *bases = NULL;
@@ -99,18 +157,15 @@ int main(int argc, char **argv) {
         free(p);
         return 0;
     }
+    if (argc < 3) {
+        if (!strcmp(what, "each")) show_each();
+        if (!strcmp(what, "texts")) show_texts();
+        return 0;
+    }
     if (strcmp(what, "vectors") && tinylora_open(&bases, argv[2], !strcmp(what, "bases") ? argv[3] : NULL, &why))
         fail_with(why.text);
     if (!strcmp(what, "bases")) {
-        printf("modules %u rank %u\n", (unsigned)bases->modules, (unsigned)bases->rank);
-        print_hex("factors ", bases->digest, 32);
-        for (uint32_t i = 0; i < bases->bases; i++) {
-            tinylora_basis b;
-            if (tinylora_basis_at(bases, i, &b, &why)) fail_with(why.text);
-            print_hex("\n", b.digest, 32);
-            printf(" %u %s", (unsigned)b.n, b.descriptor);
-        }
-        putchar('\n');
+        show(bases, NULL);
     } else {
         int first = bases ? 3 : 4;
         uint8_t digest[32];

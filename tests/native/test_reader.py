@@ -168,7 +168,7 @@ def test_bases(reader: Reader, tmp_path: Path, fields: dict[str, object]) -> Non
     path = tmp_path / "basis.gguf"
     save_bases(bases, path)
     about, digest, *listed = reader("bases", path).splitlines()
-    assert about == f"modules {len(factors.modules)} rank {factors.rank}"
+    assert about == f"modules {len(factors.modules)} rank {factors.rank} bases {len(bases)}"
     assert digest == f"factors {factors.digest}"
     every = [bases[basis_id] for basis_id in bases]
     assert listed == [f"{basis.digest} {basis.size} {basis.projection.descriptor}" for basis in every]
