@@ -320,6 +320,22 @@ def wrong_users(rows: list[dict[str, Any]] | None = None) -> str:
     return markdown(["server", "users", "his own", *kinds[1:]], cells)
 
 
+def requantized() -> str:
+    """What a vector gains at run time, and merged into the model in each form, on the same prompts."""
+    found: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for row in records("requantized"):
+        found.setdefault((row["task"], row["numbers"]), {})[row["form"]] = row
+    sizes = {form: row["bytes"] for forms in found.values() for form, row in forms.items()}
+    cells = []
+    for (task, numbers), forms in found.items():
+        one = next(iter(forms.values()))
+        name = f"{TASKS.get(task, 'SNIPS')}, {numbers:,} numbers"
+        gains = [added(forms[form]) if form in forms else "" for form in sizes]
+        cells.append([name, f"{one['n']}", number(one["base"]), *(gain.split(" (")[0] for gain in gains)])
+    headers = [f"{form}, {size / 1e6:.0f} MB" for form, size in sizes.items()]
+    return markdown(["vector", "prompts", "base", *headers], cells)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
@@ -335,5 +351,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
         users,
         crowd,
         wrong_users,
+        requantized,
     )
 }

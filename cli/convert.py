@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from .. import load_bundle
 from ..formats.onnx_adapter import to_adapter
 from ..shipping import layout
 from . import console, keyfiles, vectors
@@ -17,7 +18,9 @@ from .options import BasisArgument, JsonOption, KeysOption, OutputOption, Stream
 def convert(
     source: VectorArgument,
     bundle: BasisArgument,
-    to: Annotated[Literal["gguf-lora", "peft", "onnx-adapter"], typer.Option(help="What to make of it.")],
+    to: Annotated[
+        Literal["gguf", "gguf-lora", "peft", "onnx-adapter"], typer.Option(help="What to make of it.")
+    ],
     output: OutputOption,
     model: Annotated[Path | None, typer.Option(metavar="DIR", help="With --to peft: the model.")] = None,
     keys: KeysOption = None,
@@ -26,12 +29,14 @@ def convert(
 ) -> None:
     """Convert a vector to a format of other programs. It has no tag there, nor a stream.
 
-    gguf-lora: a LoRA for llama.cpp, Ollama, LM Studio. peft: a LoRA in a directory, for PEFT. onnx-adapter:
-    what ONNX Runtime and onnxruntime-genai load in any language.
+    gguf-lora: a LoRA for llama.cpp. peft: a LoRA in a directory, for PEFT, vLLM, SGLang. onnx-adapter: what
+    ONNX Runtime and onnxruntime-genai load in any language. gguf: the whole model with the vector merged
+    into it, for Ollama and what else takes no adapters; its adapted weights are Q8_0, or floats as they were.
 
     \b
     Examples:
       tinylora-edge convert vector.bin out/demo --to gguf-lora -o vector.gguf
+      tinylora-edge convert vector.bin out/demo --to gguf -o merged.gguf
       tinylora-edge convert vector.bin out/demo --to peft --model SmolLM2-135M-Instruct -o lora
     """
     if (to == "peft") != (model is not None):
@@ -41,18 +46,21 @@ def convert(
     target = Path(output)
     if to != "peft" or not target.is_dir() or any(target.iterdir()):
         vectors.check_target(output, as_json=as_json)
+    base = _base(bundle) if to == "gguf" else None
     bases = vectors.find_bases(bundle)
     vector = keyfiles.policy(keys).check(vectors.read(source), bases, stream=layout.bound_name(stream))
     basis = bases.of(vector)
     if to == "onnx-adapter":
         vectors.write(output, to_adapter(vector, basis))
     else:
-        from ..exporters.convert import write_gguf_lora, write_peft_lora
+        from ..exporters.convert import write_gguf_lora, write_merged_gguf, write_peft_lora
 
-        if model is None:
-            write_gguf_lora(basis, vector, target)
-        else:
+        if base is not None:
+            write_merged_gguf(basis, vector, base, target)
+        elif model is not None:
             write_peft_lora(basis, vector, target, model)
+        else:
+            write_gguf_lora(basis, vector, target)
     if output == vectors.STREAM:
         return
     record = {
@@ -63,5 +71,14 @@ def convert(
         "basis": basis.digest,
     }
     told = [f"wrote {output}: {vectors.summary(vector)}, as {to}, for basis {basis.id}"]
-    told += [f"in a Modelfile: ADAPTER {shlex.quote(output)}"] if to == "gguf-lora" else []
+    told += [f"in a Modelfile: FROM {shlex.quote(str(target.resolve()))}"] if to == "gguf" else []
     console.report(record | {"norm": vector.norm}, as_json, *told)
+
+
+def _base(path: Path) -> Path:
+    """Return the GGUF of a bundle, which is one that the factors fit."""
+    bundle = load_bundle(path)
+    if bundle.base.is_dir():
+        raise console.CommandError(f"{path} has no GGUF to merge into: export the model with --format both")
+    bundle.check_base()
+    return bundle.base

@@ -1,8 +1,9 @@
-"""Vectors in the formats of other programs: a GGUF LoRA, and a PEFT LoRA.
+"""Vectors in the formats of other programs: a GGUF LoRA, a PEFT LoRA, and a GGUF model.
 
-Both are (A, B R): rank r, scale 1, the vector folded in, exact. The one is for whatever is built on
-llama.cpp: `--lora`, `ADAPTER` in an Ollama Modelfile, LM Studio; the other for PEFT, vLLM, SGLang. ONNX
-Runtime's `.onnx_adapter` is in the core (`formats.onnx_adapter`), since devices write it too.
+Both LoRAs are (A, B R): rank r, scale 1, the vector folded in, exact. The one is for llama.cpp's `--lora`
+and what is built on it, the other for PEFT, vLLM, SGLang. The model is for programs that take no adapters,
+such as Ollama. ONNX Runtime's `.onnx_adapter` is in the core (`formats.onnx_adapter`), since devices write
+it too.
 """
 
 from __future__ import annotations
@@ -12,16 +13,24 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
+from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..errors import ExportError, UnsupportedModelError
-from ..formats.gguf import FLOAT32, STRING, write
+from ..formats.gguf import FLOAT32, STRING, Tensor, write
 from ..modules import inverse, listed_order, parse
 from ..system import atomic_write
 from ..vector import MicroVector
+from .weights.dequantize import FLOAT_BYTES
+from .weights.gguf import GGUFWeights
 from .weights.hf import HFConfig, HFWeights
+
+_Q8_0, _BLOCK = gguf.GGMLQuantizationType.Q8_0, 32
+_OF_THE_FILE = "GGUF.", "split.", gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.ALIGNMENT
+"""Keys of a base that are not copied: its header's, of a split one, and what a writer writes itself."""
 
 
 def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]) -> None:
@@ -101,3 +110,57 @@ def write_peft_lora(
                 file.write(data)
     except OSError as error:
         raise ExportError(f"{directory} could not be written: {error.strerror or error}") from error
+
+
+def write_merged_gguf(
+    basis: Basis, vector: MicroVector, base: str | PathLike[str], path: str | PathLike[str]
+) -> None:
+    """Write the base, which factors are known to fit, with W + B R A in place of each W, atomically.
+
+    An adapted weight that is quantized becomes Q8_0, since coarser blocks round away what a vector changes;
+    floats keep their type, and all else is the base's.
+
+    Raises:
+        ExportError: the base cannot be read, or the file cannot be written.
+    """
+    base, weights = Path(base), GGUFWeights(Path(base))
+    kinds = {m: _merged_type(weights.file.tensors[m]) for m in basis.modules}
+    writer = gguf.GGUFWriter(None, weights.file.architecture)
+    for field in gguf.GGUFReader(base).fields.values():
+        if field.name.startswith(_OF_THE_FILE):
+            continue
+        value, inner = field.contents(), field.types[-1] if len(field.types) > 1 else None
+        if field.name == gguf.Keys.General.FILE_TYPE and _Q8_0 in kinds.values():
+            value = int(gguf.LlamaFileType.MOSTLY_Q8_0)
+        writer.add_key_value(field.name, value, field.types[0], inner)
+    for name, tensor in weights.file.tensors.items():
+        kind = kinds.get(name, tensor.type)
+        size = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
+        writer.add_tensor_info(name, size, np.dtype(np.uint8), int(np.prod(size)), kind)
+    try:
+        with atomic_write(Path(path)) as file:
+            writer.fout, writer.state = [file], WriterState.EMPTY  # type: ignore[list-item]
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            r = basis.R(vector)
+            for name, tensor in weights.file.tensors.items():
+                file.write(bytes(-file.tell() % writer.data_alignment))
+                if name not in kinds:
+                    file.write(weights.file.data(tensor).data)
+                    continue
+                a, b = basis.factors.leading(name, basis.rank)
+                b = b @ r[basis.factors.index(name)]
+                for expert, rows in enumerate(weights.matrices(name)):
+                    delta = b[expert] @ a[expert] if a.ndim == 3 else b @ a
+                    file.write(gguf.quantize(rows.rows(0, rows.shape[0]) + delta, kinds[name]).data)
+            file.write(bytes(-file.tell() % writer.data_alignment))
+    except OSError as error:
+        raise ExportError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def _merged_type(tensor: Tensor) -> gguf.GGMLQuantizationType:
+    """Return the type of an adapted weight once a vector is merged into it."""
+    if tensor.type.name in FLOAT_BYTES:
+        return tensor.type
+    return _Q8_0 if tensor.shape[-1] % _BLOCK == 0 else gguf.GGMLQuantizationType.F16

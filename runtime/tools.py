@@ -88,6 +88,8 @@ class Tools:
         called = [each for each in self.functions if self.name in (None, each["name"])]
         schemas = {each["name"]: _closed(each["parameters"]) for each in called}
         try:
+            for schema in schemas.values():
+                check_schema(schema)
             check_schema(schemas)
             return compiled(self._lark(schemas), vocabulary)
         except RequestError as error:

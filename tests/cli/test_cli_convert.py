@@ -36,9 +36,25 @@ def test_a_gguf_lora_has_the_rank_of_its_vector(
 ) -> None:
     frame, path = tmp_path / "v.bin", tmp_path / "v.gguf"
     write_vector(frame, load_bundle(smollm2_bundle).basis(**size))
-    shown = cli("convert", frame, smollm2_bundle, "--to", "gguf-lora", "-o", path).done()
-    assert f"ADAPTER {path}" in shown
+    cli("convert", frame, smollm2_bundle, "--to", "gguf-lora", "-o", path).done()
     assert {tensor.shape.min() for tensor in gguf.GGUFReader(path).tensors} == {rank}
+
+
+def test_a_merged_model_is_for_its_own_base(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    frame = write_vector(tmp_path / "v.bin", load_bundle(tiny_bundle).basis(rank=2), 0.2)
+    to = ("--to", "gguf", "-o", tmp_path / "merged.gguf")
+    assert f"FROM {tmp_path / 'merged.gguf'}" in cli("convert", frame, tiny_bundle, *to).done()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "base.gguf").symlink_to(tmp_path / "merged.gguf")
+    (other / "basis.gguf").symlink_to(tiny_bundle / "basis.gguf")
+    again = ("--to", "gguf", "-o", tmp_path / "again.gguf")
+    cli("convert", frame, other, *again).refused("fingerprint")
+    (other / "base.gguf").unlink()
+    (other / "onnx").mkdir()
+    (other / "onnx" / "model.onnx").touch()
+    cli("convert", frame, other, *again).refused("no GGUF to merge into")
+    assert not (tmp_path / "again.gguf").exists()
 
 
 def test_refusals(cli: Cli, smollm2_bundle: Path, tiny_bundle: Path, frame: Path, tmp_path: Path) -> None:

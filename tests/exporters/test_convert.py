@@ -101,6 +101,30 @@ def test_peft_loads_a_lora(world: World, hf: Path, tmp_path: Path, kind: str) ->
         )
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("architecture", ["llama", "qwen2moe"])
+def test_llama_cpp_runs_a_merged_model(tmp_path: Path, architecture: str) -> None:
+    floats = models.write_gguf(models.tiny_model(architecture), tmp_path / "floats.gguf")
+    packed = models.quantize_file(floats, tmp_path / "packed.gguf", llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1)
+    for base in (floats, models.split_gguf(packed, tmp_path, 9)[0]):
+        bundle = export_gguf(base, tmp_path / f"{base.stem}-bundle").output
+        basis = load_bundle(bundle).basis(rank=2)
+        vector = MicroVector.random(basis, 0.1 * np.sqrt(basis.size), seed=3)
+        convert.write_merged_gguf(basis, vector, load_bundle(bundle).base, tmp_path / "merged.gguf")
+        llm = llama_cpp.Llama(str(tmp_path / "merged.gguf"), **OPTIONS)
+        found = models.llama_logits(llm, TOKENS)
+        llm.close()
+        expected, plain = ours(bundle, vector), ours(bundle, MicroVector.zeros(basis))
+        effect = np.abs(expected - plain).max()
+        assert np.abs(found - expected).max() < (1e-3 if base == floats else 0.5) * effect
+        before, after = gguf.GGUFReader(floats), gguf.GGUFReader(tmp_path / "merged.gguf")
+        kinds = {tensor.name: tensor.tensor_type.name for tensor in after.tensors}
+        assert {kinds[module] for module in basis.modules} == {"F32" if base == floats else "Q8_0"}
+        for key, field in before.fields.items():
+            if key.startswith(("tokenizer.", before.fields["general.architecture"].contents())):
+                assert after.fields[key].contents() == field.contents(), key
+
+
 def test_of_another_model(world: World, tmp_path: Path) -> None:
     _, basis = world["rank 2"]
     vector = MicroVector.zeros(basis)

@@ -43,6 +43,12 @@ GOOD: dict[str, dict[str, Any]] = {
         "required": ["from", "to"],
         "additionalProperties": False,
     },
+    "itself, at times": {
+        "type": "object",
+        "properties": {"of": {"type": "array", "items": {"$ref": "#"}, "maxItems": 1}},
+        "required": ["of"],
+        "additionalProperties": False,
+    },
 }
 SLOW = r"((.{0,65536}é\w)+){0,3}\\"
 BAD = [
@@ -59,6 +65,8 @@ BAD = [
     {"enum": ["x" * (1 << 16)]},
     {"properties": {f"p{i}": {} for i in range(401)}},
     {"enum": [object()]},
+    {"$ref": "#/allOf/0", "allOf": [{"$ref": "#/$defs/a~1b"}], "$defs": {"a/b": {"$ref": "#/allOf/0"}}},
+    {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
     # Each of these kept llguidance busy for seconds, the second one for 21.
     {"pattern": SLOW, "maxLength": 65_536},
     {"allOf": [{"pattern": SLOW}, {"pattern": "^.*x.*y.*$"}]},

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from answers import asked, said
 
-from tinylora_edge import TrainError
-from tinylora_edge.tasks import Sample, Task, load_task, rewards
+from tinylora_edge import TrainError, runtime
+from tinylora_edge.runtime.answers import Text
+from tinylora_edge.runtime.tools import Tools
+from tinylora_edge.tasks import Completion, Sample, Task, load_task, rewards
 from tinylora_edge.tasks.rewards import REWARDS, parse_reward
 
 Write = Callable[..., Path]
@@ -54,11 +57,10 @@ def test_openais_form_is_prompt_and_answer(write: Write) -> None:
     chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi", "name": "Ann"}]
     turns = [*chat, {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "Bye"}]
     last = {"role": "assistant", "content": " Goodbye. ", "weight": 1, "refusal": None}
-    tools = [{"type": "function", "function": {"name": "wave"}}]
     task = load_task(
         write(
             {"messages": [*chat, {"role": "assistant", "content": "Hello."}], "split": "train"},
-            {"messages": [*turns, last], "tools": tools, "split": "held_out"},
+            {"messages": [*turns, last], "functions": [{"name": "wave"}], "split": "held_out"},
         )
     )
     plain = ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"})
@@ -70,7 +72,50 @@ def test_openais_form_is_prompt_and_answer(write: Write) -> None:
         "Be kind.\nHi\nHello!\nBye",
     )
     assert "the name of a message is not shown to the model (2 lines)" in task.notes
-    assert "tools is not shown to the model (1 line)" in task.notes
+    assert "functions is not shown to the model (1 line)" in task.notes
+
+
+WAVE = {"type": "function", "function": {"name": "wave", "parameters": {"type": "object", "properties": {}}}}
+
+
+def called(name: str = "wave", **arguments: Any) -> dict[str, Any]:
+    function = {"name": name, "arguments": json.dumps(arguments)}
+    return {"role": "assistant", "tool_calls": [{"id": name, "type": "function", "function": function}]}
+
+
+def test_calls_of_tools_are_answers_as_the_server_reads_them(write: Write, smollm2_bundle: Path) -> None:
+    asked, result = (
+        {"role": "user", "content": "Hi"},
+        {"role": "tool", "tool_call_id": "wave", "content": "1"},
+    )
+    path = write(
+        {"messages": [asked, called(hands=2)], "tools": [WAVE], "split": "train"},
+        {"messages": [asked, called(hands=1), result, called()], "tools": [WAVE], "split": "held_out"},
+    )
+    task = load_task(path)
+    assert task.reward is REWARDS["json"]
+    (first,), (last,) = task.train, task.held_out
+    text = str(first.answer)
+    (call,) = Text(tools=Tools.read([WAVE], "auto", True)).add(text.encode()).calls
+    assert (call.name, json.loads(call.arguments)) == ("wave", {"hands": 2})
+    for answer, worth in ((text, 1), (text.replace("2", "3"), 0), (text[12:-13], 0)):
+        assert task.score(Completion(answer, True, 9), first) == worth
+    with closing(runtime.load(smollm2_bundle, engine="llama", n_ctx=64)) as llm:
+        shown = llm.detokenize(llm.encode(last)[0]).decode()
+    assert all(said in shown for said in ('"name": "wave"', '"hands": 1', "<tool_response>\n1"))
+
+
+def test_calls_that_are_none(write: Write) -> None:
+    asked = {"role": "user", "content": "Hi"}
+    for line, why in (
+        ({"messages": [asked, called("bow")], "tools": [WAVE]}, "calls 'bow', which is none of its"),
+        ({"messages": [asked, called()], "tools": "wave"}, "tools is no list"),
+        ({"messages": [{**asked, "tool_calls": called()["tool_calls"]}]}, "expected .*TEXT"),
+        ({"messages": [asked, {"role": "tool", "content": "1"}]}, "has the tool_call_id None"),
+        ({"prompt": "Hi", "raw": True, "tools": [WAVE], "answer": "x"}, "only a template tells"),
+    ):
+        with pytest.raises(TrainError, match=rf":1: .*{why}"):
+            load_task(write(line))
 
 
 def test_csv_has_the_columns_of_json_lines(tmp_path: Path) -> None:
@@ -311,7 +356,7 @@ GREETING = [{"role": "user", "content": "Hi"}]
         ),
         (
             [{"messages": [*GREETING, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]}],
-            ":1: message 2 is .*tool_calls.*, expected .*TEXT",
+            r":1: messages\[1\].tool_calls\[0\] is no call",
         ),
         (
             [{"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}]}],

@@ -1,7 +1,7 @@
 r"""Rewards that compare with the sample's own answer, and which of them the answers of a file ask for.
 
 label     few different short answers: the answer and nothing else, upper and lower case as given
-json      objects or lists: the same values; what GRPO learns from is the share of them (`json_fields`)
+json      objects, lists, calls of tools: the same values; GRPO learns from the share of them (`json_fields`)
 number    numbers: the number at which the answer arrives
 text      everything else: no completion has a reward, see `text`
 """
@@ -16,6 +16,7 @@ from .guards import copies
 from .json_answers import leaves, read_answer, stands_in
 from .numbers import final_number
 from .task import Completion, Reward, Sample, name_of
+from .tools import CALL_BEGIN
 
 _SHORT = 64  # characters of a label
 _FEW_NUMBERS = 10  # different whole ones at most are labels, such as 0 and 1, or one to five stars
@@ -151,7 +152,7 @@ def _fields(completion: Completion) -> dict[tuple[str | int, ...], str | float] 
 
 
 def _is_json(answer: str) -> bool:
-    if not answer.lstrip().startswith(("{", "[", "```")):
+    if not answer.lstrip().startswith(("{", "[", "```", CALL_BEGIN)):
         return False
     try:
         return isinstance(read_answer(answer), dict | list)

@@ -10,6 +10,9 @@ may be the assistant's: then it is the answer. All go through the model's chat t
 of the user; with `"raw": true` the model continues the text as it stands. An answer that is an object, a list
 or a boolean becomes its JSON text. Other keys than these, `answer` and `split` become the sample's `data`.
 
+A line may have `tools` in OpenAI's form, and messages `tool_calls` and results of them, as the server takes
+them. Where the last message calls, the answer is its calls as text, in the form that the server reads.
+
 A `.csv` file has a header with `prompt` and `answer`; its other columns are other keys, where filled in.
 
 A line's `split` is "train", "held_out" or "shifted". Where lines say none, a fifth of the distinct prompts is
@@ -23,24 +26,34 @@ import hashlib
 import json
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ..documents import parse_json
-from ..errors import TrainError
+from ..errors import RequestError, TrainError
 from .task import Sample
+from .tools import read_functions, told
+
+T = TypeVar("T")
 
 HELD_OUT_SHARE = 0.2
 """Of the distinct prompts, where a file does not say which are held out."""
 
 _SURELY_HELD_OUT = 8  # prompts at most of a small file, whose hashes may leave out too few
 
-_ROLES = ("system", "user", "assistant")
+_OF_ALL = {"role", "content", "name", "weight"}
+_ROLES: dict[str, set[str]] = {
+    "system": set(),
+    "user": set(),
+    "assistant": {"tool_calls"},
+    "tool": {"tool_call_id"},
+}
+"""Roles of messages, and the keys that those of each may have beside `_OF_ALL`."""
 _SPLITS = ("held_out", "shifted", "train")
-_KEYS = ("prompt", "messages", "answer", "split", "raw")
-_UNSEEN = ("tools", "functions")  # keys of OpenAI's form, which here do not reach the model
+_KEYS = ("prompt", "messages", "answer", "split", "raw", "tools")
+_UNSEEN = ("functions",)  # keys of OpenAI's form, which here do not reach the model
 
 
 class Lines(NamedTuple):
@@ -153,7 +166,8 @@ def rank(sample: Sample) -> float:
     if isinstance(prompt, str) or [message["role"] for message in prompt] == ["user"]:
         text = sample.text
     else:
-        text = "\x00".join(f"{message['role']}\x01{message['content']}" for message in prompt)
+        turns = (f"{turn['role']}\x01{turn['content']}{turn.get('tool_calls', '')}" for turn in prompt)
+        text = "\x00".join(turns)
     canonical = " ".join(text.casefold().split()).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(canonical).digest()[:6], "big") / 2**48
 
@@ -275,29 +289,35 @@ def _line(place: str, row: Mapping[str, Any], unseen: Counter[str]) -> _Line:
     if not isinstance(raw, bool):
         raise TrainError(f'{place}: "raw" is {kind_of(raw)}, expected true or false')
     key = "prompt" if "prompt" in row else "messages"
-    prompt = row[key]
+    prompt, functions = row[key], _checked(place, read_functions, row.get("tools") or ())
     if key == "messages" or isinstance(prompt, list):
-        *before, last = _messages(place, key, prompt, unseen)
+        *before, last = messages = _messages(place, key, prompt, unseen)
+        said = _checked(place, told, messages, functions, own=False).messages
         if key == "messages" and last["role"] == "assistant":
             if answer is not None:
                 raise TrainError(f'{place}: found "answer", and an answer as the last message: expected one')
-            answer = last["content"]
-            prompt = tuple(before)
+            answer, prompt = said[-1]["content"], tuple(before)
+            names = {function["name"] for function in functions}
+            for call in last.get("tool_calls", ()):
+                if (name := call["function"]["name"]) not in names:
+                    raise TrainError(f'{place}: the answer calls {name!r}, which is none of its "tools"')
         else:
             prompt = (*before, last)
-        if not prompt or prompt[-1]["role"] != "user":
+        if not prompt or prompt[-1]["role"] not in ("user", "tool"):
             found = repr(prompt[-1]["role"]) if prompt else "no one"
             raise TrainError(f"{place}: the message to be answered is from {found}, expected 'user'")
         if raw:
             raise TrainError(f'{place}: "raw" is true, but "{key}" is messages, which a template renders')
     elif not isinstance(prompt, str) or not prompt.strip():
         raise TrainError(f'{place}: "prompt" is {kind_of(prompt)}, expected text or a list of messages')
+    if raw and functions:
+        raise TrainError(f'{place}: "raw" is true, but only a template tells a model of "tools"')
     unseen.update(name for name in _UNSEEN if row.get(name))
     split = row.get("split")
     if not (split is None or split in _SPLITS):
         raise TrainError(f'{place}: "split" is {split!r}, expected "train", "held_out" or "shifted"')
     data = {name: value for name, value in row.items() if name not in _KEYS}
-    sample = Sample(prompt, _answer(place, answer, raw), data, raw)
+    sample = Sample(prompt, _answer(place, answer, raw), data, raw, tools=functions)
     return _Line(place, sample, rank(sample), split)
 
 
@@ -311,18 +331,26 @@ def _answer(place: str, value: Any, raw: bool) -> str | None:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _messages(place: str, key: str, value: Any, unseen: Counter[str]) -> tuple[dict[str, str], ...]:
-    """Return messages of role and content alone: a `name` is left out, and so is a `weight` that says 1."""
+def _checked(place: str, read: Callable[..., T], *given: Any, **options: Any) -> T:
+    """Return what the server would read; what it would refuse is the line's error."""
+    try:
+        return read(*given, **options)
+    except RequestError as error:
+        raise TrainError(f"{place}: {error}") from None
+
+
+def _messages(place: str, key: str, value: Any, unseen: Counter[str]) -> tuple[dict[str, Any], ...]:
+    """Return messages of role, content and calls: a `name` is left out, and so is a `weight` that says 1."""
     if not isinstance(value, list) or not value:
         raise TrainError(f'{place}: "{key}" is {kind_of(value)}, expected a list of messages')
     messages = []
     for number, message in enumerate(value, 1):
-        given = (
-            {name for name, item in message.items() if item is not None} if isinstance(message, dict) else ()
-        )
-        whole = {"role", "content"} <= set(given) <= {"role", "content", "name", "weight"}
-        content = message["content"] if whole else None
-        if not (whole and message["role"] in _ROLES and isinstance(content, str) and content.strip()):
+        row = message if isinstance(message, dict) else {}
+        given, role = {name for name, item in row.items() if item is not None}, row.get("role")
+        more = _ROLES.get(role, set()) if isinstance(role, str) else set()
+        whole = isinstance(role, str) and role in _ROLES and given <= _OF_ALL | more
+        calls, content = bool(row.get("tool_calls")), row.get("content") or ""
+        if not (whole and isinstance(content, str) and (content.strip() or calls)):
             raise TrainError(
                 f'{place}: message {number} is {json.dumps(message)[:200]}, expected {{"role": ..., '
                 f'"content": TEXT}} with a role of {", ".join(_ROLES)}'
@@ -334,5 +362,5 @@ def _messages(place: str, key: str, value: Any, unseen: Counter[str]) -> tuple[d
             )
         if message.get("name"):
             unseen["the name of a message"] += 1
-        messages.append({"role": message["role"], "content": content})
+        messages.append({"role": role, "content": content, **{name: row[name] for name in more & given}})
     return tuple(messages)

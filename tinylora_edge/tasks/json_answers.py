@@ -10,15 +10,21 @@ from typing import Any
 from ..documents import read_json
 from ..errors import MissingExtraError, TrainError
 from .guards import repeats, words
+from .tools import CALL, CALL_BEGIN
 
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n(?P<body>.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
 
 
 def read_answer(text: str) -> Any:
-    """The value of an answer that is one JSON text, bare or in one ``` fence; else a ValueError."""
+    """The value of an answer that is one JSON text, bare or in one ``` fence; else a ValueError.
+
+    Calls of tools are JSON, too: an object that no JSON text is, with name and arguments of each.
+    """
     text = text.strip()
-    fenced = _FENCE.fullmatch(text)
+    fenced, calls = _FENCE.fullmatch(text), [*CALL.finditer(text)]
     try:
+        if calls and "".join(call[0] for call in calls) == text:
+            return {CALL_BEGIN: [[call[1], _DECODER.decode(call[2])] for call in calls]}
         return _DECODER.decode(fenced["body"] if fenced else text)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
