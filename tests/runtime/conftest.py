@@ -11,6 +11,7 @@ from typing import Any
 
 import llama_cpp
 import models
+import onnx_bundles
 import pytest
 import shared
 import smollm2
@@ -19,7 +20,8 @@ import support
 from tinylora_edge import load_bundle, runtime
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.formats.side_tensors import save_bases
-from tinylora_edge.runtime import TinyLoraLlama
+from tinylora_edge.runtime import Pool, TinyLoraLlama, TinyLoraOnnx
+from tinylora_edge.runtime.model import PersonalizedModel
 from tinylora_edge.runtime.scheduler import Answering
 
 # One thread: llama.cpp's threads spin while they wait, which on a busy machine costs more than it saves.
@@ -60,6 +62,32 @@ def load() -> Callable[..., TinyLoraLlama]:
 @pytest.fixture
 def load_plain() -> Callable[..., llama_cpp.Llama]:
     return lambda bundle, **options: llama_cpp.Llama(str(bundle / "base.gguf"), **{**OPTIONS, **options})
+
+
+@pytest.fixture
+def llama(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[TinyLoraLlama]:
+    with load(tiny_bundle) as opened:
+        yield opened
+
+
+@pytest.fixture
+def onnx() -> Iterator[TinyLoraOnnx]:
+    with runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=256, n_threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["llama", "onnx"])
+def either(request: pytest.FixtureRequest) -> PersonalizedModel:
+    """A tiny model on each engine: `llama` and `onnx`, which a module may have its own of."""
+    found: PersonalizedModel = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(params=["llama_pool", "onnx_pool"])
+def pool(request: pytest.FixtureRequest) -> Pool:
+    """A pool on each engine: fixtures of the module."""
+    found: Pool = request.getfixturevalue(request.param)
+    return found
 
 
 class Held:

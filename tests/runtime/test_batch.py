@@ -16,7 +16,7 @@ import pytest
 import support
 from turns import PATIENCE, blocked, start
 
-from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
+from tinylora_edge import MicroVector, TinyLoraError, VectorError
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.batch_context import Generation, common_prefix
@@ -38,13 +38,9 @@ def llama(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[Tin
         yield opened
 
 
-@pytest.fixture(params=["llama", "onnx"])
-def llm(request: pytest.FixtureRequest) -> Iterator[PersonalizedModel]:
-    if request.param == "llama":
-        yield request.getfixturevalue("llama")
-        return
-    with runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=256, n_threads=1) as opened:
-        yield opened
+@pytest.fixture
+def llm(either: PersonalizedModel) -> PersonalizedModel:
+    return either
 
 
 def opened(llm: PersonalizedModel, **options: Any) -> Batch:

@@ -26,28 +26,25 @@ QUICK: dict[str, Any] = {"max_tokens": 4, "n_threads": 1, "sequences": 8}
 
 
 @pytest.fixture
-def llm(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[TinyLoraLlama]:
+def llama(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[TinyLoraLlama]:
     with load(tiny_bundle, chat_format="chatml", flash_attn=False) as opened:
         yield opened
 
 
-@pytest.fixture(params=["llama", "onnx"])
-def either(request: pytest.FixtureRequest) -> Iterator[PersonalizedModel]:
-    if request.param == "llama":
-        yield request.getfixturevalue("llm")
-        return
+@pytest.fixture
+def onnx() -> Iterator[PersonalizedModel]:
     with runtime.load(onnx_bundles.without_template(), engine="onnx", n_ctx=96, n_threads=1) as opened:
         yield opened
 
 
-def huge(llm: PersonalizedModel) -> MicroVector:
-    return MicroVector(np.full(llm.bases.basis(rank=8).size, 1e30, np.float32))
+def huge(llama: PersonalizedModel) -> MicroVector:
+    return MicroVector(np.full(llama.bases.basis(rank=8).size, 1e30, np.float32))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_batch_says_what_explodes_and_forgets_it(llm: TinyLoraLlama, temperature: float) -> None:
+def test_a_batch_says_what_explodes_and_forgets_it(llama: TinyLoraLlama, temperature: float) -> None:
     options: dict[str, Any] = {"samples": 3, "max_tokens": 7, "temperature": temperature, "seed": 4}
-    with Batch(llm, n_ctx_seq=40, sequences=16, n_threads=2) as batch:
+    with Batch(llama, n_ctx_seq=40, sequences=16, n_threads=2) as batch:
 
         def answers() -> list[list[Any]]:
             return [[g.tokens.tolist(), g.logprobs.tolist()] for g in batch.generate(TOKENS, **options)]
@@ -56,14 +53,14 @@ def test_a_batch_says_what_explodes_and_forgets_it(llm: TinyLoraLlama, temperatu
             return [row.tolist() for (row,) in batch.score(TOKENS, [[[65, 66]]] * 4, vector=vector)]
 
         before = answers(), scores()
-        for generation in batch.generate(TOKENS, vectors=huge(llm), **options):
+        for generation in batch.generate(TOKENS, vectors=huge(llama), **options):
             assert generation.exploded
             assert not generation.ended
             assert np.isfinite(generation.logprobs).all()
             assert len(generation.tokens) == len(generation.logprobs) < 7
-        assert np.isnan(scores(huge(llm))).all()
+        assert np.isnan(scores(huge(llama))).all()
         assert (answers(), scores()) == before
-        scores(huge(llm))
+        scores(huge(llama))
         assert scores() == before[1]
         assert not any(g.exploded for g in batch.generate(TOKENS, **options))
 

@@ -16,11 +16,10 @@ import numpy as np
 import onnx_bundles
 import pytest
 
-from tinylora_edge import MicroVector, RequestError, TinyLoraError, runtime
+from tinylora_edge import MicroVector, RequestError, TinyLoraError
 from tinylora_edge.runtime import Pool
 from tinylora_edge.runtime.answers import Answer
 from tinylora_edge.runtime.batch import Batch
-from tinylora_edge.runtime.model import PersonalizedModel
 from tinylora_edge.runtime.schema import SCHEMA_REPEATS, repeated
 from tinylora_edge.tasks import Sample
 
@@ -92,21 +91,13 @@ LONG = [  # some kept an engine busy for minutes, others were refused without ne
 
 
 @pytest.fixture(scope="module")
-def onnx() -> Path:
-    return onnx_bundles.tiny()
-
-
-@pytest.fixture(scope="module")
-def onnx_pool(onnx: Path) -> Iterator[Pool]:
-    with Pool(onnx, slots=6, n_ctx=400, n_threads=1) as opened:
+def onnx_pool() -> Iterator[Pool]:
+    with Pool(onnx_bundles.tiny(), slots=6, n_ctx=400, n_threads=1) as opened:
         yield opened
 
 
-@pytest.fixture(params=["llama", "onnx"])
-def pool(request: pytest.FixtureRequest, tiny_bundle: Path, onnx_pool: Pool) -> Iterator[Pool]:
-    if request.param == "onnx":
-        yield onnx_pool
-        return
+@pytest.fixture
+def llama_pool(tiny_bundle: Path) -> Iterator[Pool]:
     with Pool(tiny_bundle, contexts=1, slots=3, n_ctx=400, n_threads=1) as opened:
         yield opened
 
@@ -203,11 +194,9 @@ def test_a_missing_library_is_named_with_the_command(pool: Pool, monkeypatch: py
     assert asyncio.run(pool.complete("x", max_tokens=2)).finish.completion_tokens <= 2
 
 
-def test_a_tokenizer_that_cannot_be_read_fails_schemas_alone(
-    onnx: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tokenizer_that_cannot_be_read_fails_schemas_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path.read_text
-    with Pool(onnx, slots=2, n_ctx=64, n_threads=1) as pool:
+    with Pool(onnx_bundles.tiny(), slots=2, n_ctx=64, n_threads=1) as pool:
         monkeypatch.setattr(
             Path,
             "read_text",
@@ -221,34 +210,29 @@ def test_a_tokenizer_that_cannot_be_read_fails_schemas_alone(
 LABELS = ["cancel", "cancel order", '"quoted"\n']
 
 
-@pytest.fixture(params=["llama", "onnx"])
-def llm(request: pytest.FixtureRequest, tiny_bundle: Path, onnx: Path) -> Iterator[PersonalizedModel]:
-    base = tiny_bundle if request.param == "llama" else onnx
-    options: dict[str, Any] = {"n_ctx": 256, "n_threads": 1, "engine": request.param}
-    with runtime.load(base, **options) as opened:
-        yield opened
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_every_sequence_of_a_batch_keeps_to_the_schema(llm: Any, temperature: float) -> None:
-    prompts = [llm.encode(Sample(text, raw=True))[0] for text in ("a prompt", "another", "x")]
-    users: list[Any] = [None, *(MicroVector.random(llm.bases.basis(numbers=13), 1.0, seed=n) for n in (1, 2))]
+def test_every_sequence_of_a_batch_keeps_to_the_schema(either: Any, temperature: float) -> None:
+    prompts = [either.encode(Sample(text, raw=True))[0] for text in ("a prompt", "another", "x")]
+    users: list[Any] = [
+        None,
+        *(MicroVector.random(either.bases.basis(numbers=13), 1.0, seed=n) for n in (1, 2)),
+    ]
     how: Any = {"vectors": users, "samples": 2, "temperature": temperature, "seed": 3}
-    with Batch(llm, n_ctx_seq=200, sequences=4, n_threads=2) as batch:
+    with Batch(either, n_ctx_seq=200, sequences=4, n_threads=2) as batch:
         free = batch.generate(prompts, max_tokens=20, **how)
         for schema in (GOOD["one of"], GOOD["a list"]):
             for each in batch.generate(prompts, max_tokens=160, schema=schema, **how):
                 assert each.ended
-                jsonschema.validate(json.loads(llm.vocabulary.decode(each.tokens[:-1].tolist())), schema)
+                jsonschema.validate(json.loads(either.vocabulary.decode(each.tokens[:-1].tolist())), schema)
         held = batch.generate(prompts, max_tokens=20, schema=LABELS, **how)
         again = batch.generate(prompts, max_tokens=20, **how)
         # Of the tokens that may stand there the masked distribution has all.
-        data = {token: llm.vocabulary.data(token).decode() for token in range(llm.n_vocab())}
+        data = {token: either.vocabulary.data(token).decode() for token in range(either.n_vocab())}
         may = [t for t, text in data.items() if text and any(each.startswith(text) for each in LABELS)]
         first = [[np.array([may], np.int32)]] * len(prompts)
         starts = [[[each.tokens[0]]] for each in held[::2]]
         among = batch.score_each(users, prompts, starts, temperature=temperature or 1.0, among=first)
-    assert [llm.vocabulary.decode(each.tokens[:-1].tolist()) in LABELS for each in held] == [True] * 6
+    assert [either.vocabulary.decode(each.tokens[:-1].tolist()) in LABELS for each in held] == [True] * 6
     assert all(each.ended for each in held)
     assert [each.tokens.tolist() for each in again] == [each.tokens.tolist() for each in free]
     for number, each in enumerate(held[::2]):

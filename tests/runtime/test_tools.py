@@ -56,11 +56,8 @@ def onnx_pool() -> Iterator[Pool]:
         yield opened
 
 
-@pytest.fixture(params=["llama", "onnx"])
-def pool(request: pytest.FixtureRequest, tiny_bundle: Path, onnx_pool: Pool) -> Iterator[Pool]:
-    if request.param == "onnx":
-        yield onnx_pool
-        return
+@pytest.fixture
+def llama_pool(tiny_bundle: Path) -> Iterator[Pool]:
     template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     handler = Jinja2ChatFormatter(template, eos_token="", bos_token="").to_chat_handler()
     with Pool(tiny_bundle, contexts=1, slots=3, n_ctx=1200, n_threads=1, chat_handler=handler) as opened:

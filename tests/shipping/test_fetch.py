@@ -4,40 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
-import sys
 from urllib.parse import unquote
 
 import pytest
 import servers
-import support
+from shipped import BASES, answer, frame
 
-from tinylora_edge import (
-    Bases,
-    Ed25519Signer,
-    MicroVector,
-    TransferError,
-)
+from tinylora_edge import TransferError
 from tinylora_edge.shipping import Fetched, fetch, publish
-
-BASES = Bases(support.random_factors(blocks=5))
-BASIS = BASES.basis(numbers=13)
-SIGNER = Ed25519Signer(b"k" * 32)
-
-
-def frame(sequence: int, dtype: str = "bf16") -> bytes:
-    drawn = MicroVector.random(BASIS, 0.3, seed=sequence, dtype=dtype)
-    return MicroVector(drawn.values, dtype, sequence).to_bytes(BASIS, SIGNER)
-
-
-def answer(body: bytes, *headers: str, status: str = "200 OK", length: int | None = None) -> bytes:
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}", *headers]
-    return "\r\n".join([*lines, "Connection: close", "", ""]).encode() + body
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch):
-    module = sys.modules["tinylora_edge.shipping.fetch"]  # the face has a function of its name
-    monkeypatch.setattr(module, "_BACKOFF_S", 0.01)
 
 
 def test_the_newest_and_then_nothing_until_there_is_more(tmp_path):

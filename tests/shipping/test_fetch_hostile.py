@@ -14,22 +14,15 @@ from pathlib import Path
 
 import pytest
 import servers
-import support
+from shipped import BASES, frame
 
-from tinylora_edge import Bases, MicroVector, TransferError
+from tinylora_edge import TransferError
 from tinylora_edge.shipping import fetch
 
-BASES = Bases(support.random_factors(blocks=5))
-BASIS = BASES.basis(numbers=13)
-FRAME = MicroVector.random(BASIS, 0.3, dtype="bf16").to_bytes(BASIS)
+FRAME = frame(1, signer="crc32")
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(FRAME), FRAME)
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 MOST_BYTES = 8 << 20
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch):
-    monkeypatch.setattr(sys.modules["tinylora_edge.shipping.fetch"], "_BACKOFF_S", 0.01)
 
 
 def flood(head: bytes, part: bytes) -> Callable[[socket.socket], None]:

@@ -12,22 +12,15 @@ from pathlib import Path
 
 import pytest
 import servers
-import support
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from shipped import BASES, answer, frame
 
-from tinylora_edge import Bases, MicroVector, TransferError
+from tinylora_edge import TransferError
 from tinylora_edge.shipping import Fetched, fetch
 
-BASES = Bases(support.random_factors(blocks=5))
-BASIS = BASES.basis(numbers=13)
-FRAME = MicroVector.random(BASIS, 0.3, dtype="bf16").to_bytes(BASIS)
-
-
-def answer(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "Connection: close", "", ""]
-    return "\r\n".join(lines).encode() + body
+FRAME = frame(1, signer="crc32")
 
 
 @pytest.fixture(scope="module")

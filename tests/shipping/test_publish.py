@@ -8,27 +8,19 @@ import sys
 import fsspec
 import pytest
 import support
+from shipped import BASES, BASIS, SIGNER, frame
 
 from tinylora_edge import (
     Bases,
     BasisMismatchError,
     ChecksumError,
-    Ed25519Signer,
     FrameError,
     MicroVector,
     TransferError,
 )
 from tinylora_edge.shipping import Published, publish
 
-BASES = Bases(support.random_factors(blocks=5))
-BASIS = BASES.basis(numbers=13)
-SIGNER = Ed25519Signer(b"k" * 32)
 HOME = f"{BASES.id}/default"
-
-
-def frame(sequence: int, seed: int = 0, signer=SIGNER) -> bytes:
-    drawn = MicroVector.random(BASIS, 0.3, seed=seed)
-    return MicroVector(drawn.values, "bf16", sequence).to_bytes(BASIS, signer)
 
 
 def tree(root) -> dict[str, bytes]:

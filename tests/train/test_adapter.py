@@ -90,8 +90,7 @@ def test_sidepath_gradcheck() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "phi3"])  # q, k, v and gate, up separate, and fused
-@pytest.mark.parametrize("kind", ["tiled", "learned", "entries"])
-@pytest.mark.parametrize("sampled", [True, False])
+@pytest.mark.parametrize(("kind", "sampled"), [("tiled", True), ("learned", False), ("entries", True)])
 def test_loss_gradient_is_the_finite_difference(
     architecture: str, kind: str, sampled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +170,7 @@ def group(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Group:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("common", [0, 40])
-@pytest.mark.parametrize("lengths", [(12, 12), (7, 12), (1, 30)])
+@pytest.mark.parametrize("lengths", [(12, 12), (1, 30)])
 @pytest.mark.parametrize(
     ("architecture", "plain"),  # Granite divides its logits; Gemma's blocks see 8 tokens, in turns
     [("qwen2", True), ("phi3", True), ("granite", False), ("gemma3", True)],

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_bundles
 import pytest
 
 from tinylora_edge import MicroVector, NotImprovedWarning, TrainError, VectorError, runtime
@@ -23,21 +22,9 @@ QUICK: dict[str, Any] = {"max_tokens": 6, "n_threads": 1, "sequences": 8}
 
 
 @pytest.fixture
-def llm(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[TinyLoraLlama]:
+def llama(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[TinyLoraLlama]:
     with load(tiny_bundle, chat_format="chatml") as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def onnx() -> Iterator[TinyLoraOnnx]:
-    with runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=200, n_threads=1) as opened:
-        yield opened
-
-
-@pytest.fixture(params=["llama", "onnx"])
-def either(request: pytest.FixtureRequest) -> PersonalizedModel:
-    found: PersonalizedModel = request.getfixturevalue({"llama": "llm", "onnx": "onnx"}[request.param])
-    return found
 
 
 def test_a_vector_comes_nearer_to_the_prompted_model(either: PersonalizedModel) -> None:
@@ -61,20 +48,20 @@ def test_a_vector_comes_nearer_to_the_prompted_model(either: PersonalizedModel) 
     np.testing.assert_array_equal(found.replacement.after, again.replacement.after)
 
 
-def test_paused_it_goes_on(llm: TinyLoraLlama, tmp_path: Path) -> None:
+def test_paused_it_goes_on(llama: TinyLoraLlama, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         **QUICK,
-        "basis": llm.bases.basis(numbers=5),
+        "basis": llama.bases.basis(numbers=5),
         "settings": TuneSettings(held_back=4, prompts=4),
         "path": tmp_path / "s",
     }
-    first, second = (runtime.distill(llm, SHOUT, QUESTIONS, budget="9ktokens", **options) for _ in range(2))
+    first, second = (runtime.distill(llama, SHOUT, QUESTIONS, budget="9ktokens", **options) for _ in range(2))
     assert 0 < first.steps < second.steps
     assert second.vector.basis == options["basis"].digest
 
 
 def test_where_nothing_is_nearer_the_vector_is_zero(
-    llm: TinyLoraLlama, monkeypatch: pytest.MonkeyPatch
+    llama: TinyLoraLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = Contrast.divergences
 
@@ -83,7 +70,7 @@ def test_where_nothing_is_nearer_the_vector_is_zero(
 
     monkeypatch.setattr(Contrast, "divergences", worse)
     with pytest.warns(NotImprovedWarning, match="nothing came nearer"):
-        result = runtime.distill(llm, SHOUT, QUESTIONS, budget="9ktokens", **QUICK)
+        result = runtime.distill(llama, SHOUT, QUESTIONS, budget="9ktokens", **QUICK)
     assert not result.improved
     assert not result.vector.values.any()
 
@@ -95,10 +82,10 @@ def test_both_engines_say_the_same(tiny_bundle: Path, onnx: TinyLoraOnnx) -> Non
     lesson = Lesson("x", [np.concatenate([bare[0][::-1], each]) for each in bare], bare, answers)
     found = []
     with runtime.load(tiny_bundle, engine="llama", n_ctx=64, n_threads=1) as llama:
-        for llm in (llama, onnx):
-            with llm.batch([Sample("x" * 30, raw=True)], 40, sequences=4, n_threads=1) as batch:
+        for each in (llama, onnx):
+            with each.batch([Sample("x" * 30, raw=True)], 40, sequences=4, n_threads=1) as batch:
                 contrast = Contrast(batch, lesson)
-                vector = MicroVector.random(llm.bases.basis(numbers=5), 0.5, seed=3)
+                vector = MicroVector.random(llama.bases.basis(numbers=5), 0.5, seed=3)
                 found.append([*contrast.divergences(None), *contrast.divergences(vector, [1, 2])])
     assert found[0] == pytest.approx(found[1], rel=0.02)
     assert min(found[0]) > 0
@@ -126,20 +113,20 @@ def test_the_divergence_of_rows() -> None:
     ],
 )
 def test_what_cannot_be_distilled(
-    llm: TinyLoraLlama, prompt: str, questions: list[str], options: dict[str, Any], message: str
+    llama: TinyLoraLlama, prompt: str, questions: list[str], options: dict[str, Any], message: str
 ) -> None:
-    own = MicroVector.random(llm.bases.basis(rank=3), 0.5, seed=2)
-    llm.swap(own)
+    own = MicroVector.random(llama.bases.basis(rank=3), 0.5, seed=2)
+    llama.swap(own)
     with pytest.raises(TrainError, match=message):
-        runtime.distill(llm, prompt, questions, **{"budget": "9ktokens", **QUICK, **options})
-    assert llm.vector is own
+        runtime.distill(llama, prompt, questions, **{"budget": "9ktokens", **QUICK, **options})
+    assert llama.vector is own
 
 
 def test_worked_examples_and_a_model_without_a_template(
-    llm: TinyLoraLlama, load: Callable[..., TinyLoraLlama], tiny_bundle: Path
+    llama: TinyLoraLlama, load: Callable[..., TinyLoraLlama], tiny_bundle: Path
 ) -> None:
     shown = Behaviour("own", examples=(("a?", "HELLO !!!!"),))
-    assert runtime.distill(llm, shown, QUESTIONS, budget="9ktokens", **QUICK).steps > 0
+    assert runtime.distill(llama, shown, QUESTIONS, budget="9ktokens", **QUICK).steps > 0
     with load(tiny_bundle) as plain, pytest.raises(VectorError, match="no chat template"):
         runtime.distill(plain, SHOUT, QUESTIONS, budget="9ktokens", **QUICK)
 
