@@ -114,7 +114,7 @@ def measure(report: bench.Report, bundles: dict[str, Path], options: Any, thread
     general = load_general()[:PROMPTS]
     with closing(opened(bundles, GGUF, threads)) as llm:
         vector = Policy().check(options.vector.read_bytes(), llm.bases)
-        end = [llm.vocabulary.turn_end]
+        end = [llm.turn_end]
         given = [
             [*llm.tokenize(str(each.answer).encode(), add_bos=False, special=False), *end]
             for each in task.held_out

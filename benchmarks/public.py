@@ -217,7 +217,7 @@ class Run:
         prompts = [self.llm.encode(sample)[0] for sample in self.data.test]
         order = sorted(range(len(prompts)), key=lambda i: len(self._answer(self.data.test[i])))
         parts = [order[i : i + 32] for i in range(0, len(order), 32)]
-        end, found = self.llm.vocabulary.turn_end, [""] * len(prompts)
+        end, found = self.llm.turn_end, [""] * len(prompts)
 
         def answer(part: list[int]) -> None:
             torch.set_num_threads(1)
@@ -242,7 +242,7 @@ class Run:
 
     def _answer(self, sample: Sample) -> list[int]:
         text = self.llm.tokenize(str(sample.answer).encode(), add_bos=False, special=False)
-        return [*text, self.llm.vocabulary.turn_end]
+        return [*text, self.llm.turn_end]
 
     def _group(self, sample: Sample) -> Group:
         prompt = np.array(self.llm.encode(sample)[0], np.int32)

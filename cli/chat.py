@@ -21,6 +21,7 @@ from .options import (
     KeysOption,
     StreamOption,
     ThreadsOption,
+    load_model,
 )
 from .run import (
     ContextOption,
@@ -30,7 +31,6 @@ from .run import (
     TemperatureOption,
     VectorOption,
     answer,
-    load,
     messages,
     take_any_bytes,
     write,
@@ -77,7 +77,11 @@ def chat(
     if vector == vectors.STREAM:
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
     policy, stream = keyfiles.policy(keys), layout.bound_name(stream)
-    llm = load(bundle, vector, n_ctx, threads, engine, policy, stream, gpu_layers)
+    frame = None if vector is None else vectors.read(vector)
+    with console.progress("loading the model"):
+        llm = load_model(
+            bundle, engine, threads, gpu_layers, n_ctx=n_ctx, vector=frame, policy=policy, stream=stream
+        )
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()
     take_any_bytes()
@@ -212,7 +216,7 @@ def given(llm: Any, asked: list[dict[str, str]], said: str, ended: bool, tempera
     from ..runtime import Given
 
     tokens = llm.tokenize(said.encode(), add_bos=False, special=False)
-    end = (llm.vocabulary.turn_end,) if ended else ()
+    end = (llm.turn_end,) if ended else ()
     return Given(tuple(llm.encode(asked)[0]), (*tokens, *end), llm.vector, temperature)
 
 

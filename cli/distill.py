@@ -21,7 +21,7 @@ from .options import (
     NumbersOption,
     OutputOption,
     ThreadsOption,
-    load_quietly,
+    load_model,
 )
 
 _LITTLE = 0.2  # share of the distance below which the vector is no replacement of the prompt
@@ -89,7 +89,7 @@ def distill(
 
             amount = runtime.Budget.of(budget or "5m")
             learn, held = (own, None) if own is not None else shipped
-            with closing(load_quietly(bundle, engine, threads)) as llm:
+            with closing(load_model(bundle, engine, threads)) as llm:
                 found = runtime.distill(
                     llm,
                     behaviour,
@@ -122,7 +122,7 @@ def distill(
         away = None
         if output != vectors.STREAM:
             show("measuring the drift on general prompts")
-            with closing(load_quietly(bundle, engine, threads)) as llm:
+            with closing(load_model(bundle, engine, threads)) as llm:
                 away = figures.drift_beside(llm, vector, n_threads=threads)
     closed = found.replacement
     if output != vectors.STREAM:

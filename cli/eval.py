@@ -26,7 +26,7 @@ from .options import (
     StreamOption,
     ThreadsOption,
     load_data,
-    load_quietly,
+    load_model,
 )
 
 _SHOWN = 3  # answers
@@ -99,7 +99,7 @@ def evaluate(
     arms: dict[str, dict[str, Any]] = {}
     with (
         console.progress("loading the model", total=1) as show,
-        closing(load_quietly(bundle, engine, threads, policy=policy)) as llm,
+        closing(load_model(bundle, engine, threads, policy=policy)) as llm,
     ):
         checked = None if frame is None else policy.check(frame, llm.bases, stream=stream)
         loaded = loaded if max_tokens is not None else fitted(loaded, llm)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..errors import TinyLoraError
 from . import console
 
 if TYPE_CHECKING:
@@ -89,42 +90,41 @@ def load_data(data: str, **arguments: Any) -> Task:
     return task
 
 
-def engine_options(engine: str, threads: int | None, gpu_layers: int | None = None) -> dict[str, Any]:
-    """Return what `runtime.load` takes for the options of an engine; nothing for what nobody asked for."""
-    options: dict[str, Any] = {} if threads is None else {"n_threads": threads}
-    if engine == "llama" and threads is not None:
-        options["n_threads_batch"] = threads
-    if gpu_layers is None:
-        return options
-    if engine != "llama":
-        raise console.CommandError(
-            f"--gpu-layers {gpu_layers} is an option of llama.cpp, and {engine} runs this bundle: leave it "
-            "out, or choose --engine llama"
-        )
-    from ..runtime.libraries import built_for_a_gpu
-
-    if gpu_layers and not built_for_a_gpu():
-        raise console.CommandError(
-            f"--gpu-layers {gpu_layers}: the llama.cpp that is installed was built for no GPU. Leave it out, "
-            "or install a llama-cpp-python that was built for this one"
-        )
-    return options | {"n_gpu_layers": gpu_layers}
-
-
-def load_quietly(
+def load_model(
     bundle: Path,
     engine: str | None,
     threads: int | None,
     gpu_layers: int | None = None,
     *,
+    n_ctx: int = 64,
     vector: bytes | None = None,
     **options: Any,
 ) -> Any:
-    """Return the deployed model, for answers in contexts of their own: llama.cpp's is the smallest one."""
+    """Return the deployed model; answers in contexts of their own need no larger one than the default."""
     from .. import runtime
+    from ..runtime.libraries import built_for_a_gpu
 
     chosen = runtime.engine_of(bundle, engine)
-    if chosen == "llama":
-        options["n_ctx"] = 64
-    options |= engine_options(chosen, threads, gpu_layers)
-    return runtime.load(bundle, vector, engine=chosen, **options)
+    options["n_ctx"] = n_ctx
+    if threads is not None:
+        options |= {"n_threads": threads, **({"n_threads_batch": threads} if chosen == "llama" else {})}
+    if gpu_layers is not None:
+        if chosen != "llama":
+            raise console.CommandError(
+                f"--gpu-layers {gpu_layers} is an option of llama.cpp, and {chosen} runs this bundle: leave "
+                "it out, or choose --engine llama"
+            )
+        if gpu_layers and not built_for_a_gpu():
+            raise console.CommandError(
+                f"--gpu-layers {gpu_layers}: the llama.cpp that is installed was built for no GPU. Leave it "
+                "out, or install a llama-cpp-python that was built for this one"
+            )
+        options["n_gpu_layers"] = gpu_layers
+    try:
+        return runtime.load(bundle, vector, engine=chosen, **options)
+    except TinyLoraError:
+        raise
+    except ValueError as error:
+        raise console.CommandError(
+            f"llama.cpp cannot load {bundle} with a context of {n_ctx}: {error}"
+        ) from error

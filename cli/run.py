@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import Ed25519Verifier, Policy, TinyLoraError
+from .. import TinyLoraError
 from ..shipping import layout
 from . import console, keyfiles, vectors
 from .options import (
@@ -23,7 +23,7 @@ from .options import (
     StateOption,
     StreamOption,
     ThreadsOption,
-    engine_options,
+    load_model,
 )
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ ContextOption = Annotated[
     int, typer.Option("--n-ctx", metavar="N", min=0, help="Context in tokens; 0: the model's own.")
 ]
 SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message.")]
-
-_CONTEXT_STEP = 256  # llama.cpp rounds a context up to this; llama-cpp-python then overruns its own buffers
 
 
 def run_prompt(
@@ -86,7 +84,19 @@ def run_prompt(
         )
     held_to = None if schema is None else read_schema(schema)
     policy, signers = keyfiles.policy(keys, state), keyfiles.public_keys(bundle_keys)
-    llm = load(bundle, vector, n_ctx, threads, engine, policy, layout.bound_name(stream), gpu_layers, signers)
+    frame = None if vector is None else vectors.read(vector)
+    with console.progress("loading the model"):
+        llm = load_model(
+            bundle,
+            engine,
+            threads,
+            gpu_layers,
+            n_ctx=n_ctx,
+            vector=frame,
+            policy=policy,
+            stream=layout.bound_name(stream),
+            bundle_keys=signers,
+        )
     if prompt == vectors.STREAM:
         take_any_bytes()
         prompt = sys.stdin.read()
@@ -111,41 +121,6 @@ def run_prompt(
         "values": active.values.tolist(),
     }
     console.print_json(record | {"seconds": round(time.perf_counter() - start, 3), "vector": found})
-
-
-def load(
-    bundle: Path,
-    vector: str | None,
-    n_ctx: int,
-    threads: int | None,
-    chosen: str | None,
-    policy: Policy,
-    stream: str,
-    gpu_layers: int | None,
-    bundle_keys: Sequence[Ed25519Verifier] = (),
-) -> TinyLoraLlama | TinyLoraOnnx:
-    """Return the model of a bundle, with a vector where one is named."""
-    from .. import runtime
-
-    data = vectors.read(vector) if vector is not None else None
-    engine = runtime.engine_of(bundle, chosen)
-    if engine == "llama" and n_ctx % _CONTEXT_STEP:
-        above = n_ctx - n_ctx % _CONTEXT_STEP + _CONTEXT_STEP
-        raise console.CommandError(
-            f"--n-ctx {n_ctx}: llama.cpp's contexts are multiples of {_CONTEXT_STEP} tokens: pass {above}"
-        )
-    options: dict[str, Any] = {"n_ctx": n_ctx, "policy": policy, "stream": stream, "bundle_keys": bundle_keys}
-    options |= engine_options(engine, threads, gpu_layers)
-    with console.progress("loading the model"):
-        try:
-            model: TinyLoraLlama | TinyLoraOnnx = runtime.load(bundle, data, engine=engine, **options)
-        except TinyLoraError:
-            raise
-        except ValueError as error:
-            raise console.CommandError(
-                f"llama.cpp cannot load {bundle} with a context of {n_ctx}: {error}"
-            ) from error
-    return model
 
 
 def answer(

@@ -29,7 +29,7 @@ from .options import (
     SchemaOption,
     ThreadsOption,
     load_data,
-    load_quietly,
+    load_model,
 )
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def tune(
     curve: list[dict[str, Any]] = []
     with (
         console.progress("loading the model", total=1) as show,
-        closing(load_quietly(bundle, engine, threads, gpu_layers, vector=first)) as llm,
+        closing(load_model(bundle, engine, threads, gpu_layers, vector=first)) as llm,
     ):
         loaded = fitted(loaded, llm)
         learner = runtime.RewardLearner(

@@ -44,7 +44,7 @@ from .pool import Pool
 if TYPE_CHECKING:
     from .llama.model import TinyLoraLlama
     from .onnx.model import TinyLoraOnnx
-    from .onnx.session import OnnxSession, RunOptions
+    from .onnx.session import OnnxSession
 
 __all__ = [
     "Budget",
@@ -60,7 +60,6 @@ __all__ = [
     "Pool",
     "Replacement",
     "RewardLearner",
-    "RunOptions",
     "TinyLoraLlama",
     "TinyLoraOnnx",
     "TuneSettings",
@@ -76,7 +75,6 @@ __all__ = [
 
 _HOMES = {  # what brings an engine along is imported when it is asked for
     "OnnxSession": "onnx.session",
-    "RunOptions": "onnx.session",
     "TinyLoraLlama": "llama.model",
     "TinyLoraOnnx": "onnx.model",
 }

@@ -6,8 +6,9 @@ Two classes fill it: `LlamaEngine` over llama.cpp, `OnnxEngine` over ONNX Runtim
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..basis import Bases
 from ..tasks import Prompt, Sample
+from ..tasks.tools import told
 from ..vector import MicroVector, Policy
 
 if TYPE_CHECKING:
@@ -105,8 +107,16 @@ class Vocabulary(Protocol):
         """The token that ends a text without a chat."""
 
     @property
-    def turn_end(self) -> int:
-        """The token that ends an answer in a chat; a VectorError where the model has no chat template."""
+    def renders_tools(self) -> bool:
+        """Whether the template writes tools and their calls in our form."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text, special tokens recognized."""
+
+    def encode_messages(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[list[int], list[str]]:
+        """Return the tokens of chat messages, and the texts that end an answer; see `Weights.encode`."""
 
     def plain(self, text: str) -> list[int]:
         """Return the tokens of a text in which special tokens are text."""
@@ -161,7 +171,6 @@ class Weights:
     def one_engine(self) -> bool:
         """Whether one engine takes all cores, or the GPU; else one a core is quickest."""
 
-    @abstractmethod
     def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
         """Return the tokens of a prompt, and the texts at which the model's chat format ends an answer.
 
@@ -173,12 +182,28 @@ class Weights:
             TrainError: chat messages that are to be raw.
             UnicodeEncodeError: the text has half of a surrogate pair.
         """
+        vocabulary, sample = self.vocabulary, Sample.of(prompt, raw=raw)
+        rendered = sample.rendered_by(template=vocabulary.has_template)
+        if isinstance(rendered, str):
+            return vocabulary.encode(rendered), []
+        return vocabulary.encode_messages(*told(rendered, sample.tools, own=vocabulary.renders_tools))
+
+    @cached_property
+    def turn_end(self) -> int:
+        """The token that ends an answer in a chat: what the template writes behind one.
+
+        What an engine calls the end of a turn is a guess where the file does not say it: `<|endoftext|>` in
+        SmolLM2, whose answers end with `<|im_end|>`. VectorError: the model has no chat template.
+        """
+        tokens, _ = self.encode([{"role": role, "content": "x"} for role in ("user", "assistant")])
+        ends = [token for token in tokens if self.vocabulary.ends(token)]
+        return ends[-1] if ends else self.vocabulary.text_end
 
     def encode_answer(self, sample: Sample) -> list[int]:
         """Return the tokens of a sample's answer, and the one that ends it: a turn, or a raw text."""
         vocabulary = self.vocabulary
         chat = vocabulary.has_template and not sample.raw
-        end = vocabulary.turn_end if chat else vocabulary.text_end
+        end = self.turn_end if chat else vocabulary.text_end
         return [*vocabulary.plain(str(sample.answer)), end]
 
     def r_of(self, vector: MicroVector | None) -> NDArray[np.float32] | None:

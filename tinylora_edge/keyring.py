@@ -82,10 +82,6 @@ class Keyring:
         keys = f"keys=[{', '.join(map(tags.key_id, self._keys))}]"
         return keys if self.path is None else f"{keys}, keyring={os.fspath(self.path)!r}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A pickle goes anywhere, and a MAC key is a secret. What comes out of it refuses what needs a key.
-        return {**vars(self), "_keys": ()}
-
     @property
     def kinds(self) -> list[int]:
         """The kinds of tags that may be checked."""

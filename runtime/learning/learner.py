@@ -79,7 +79,7 @@ class TuneSettings:
             raise TrainError(f"a perturbation has an effect of more than 0 nats, not of {self.effect}")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Tuned:
     """The best vector that was found so far, and what it took.
 
@@ -106,13 +106,6 @@ class Tuned:
     def record(self) -> dict[str, Any]:
         """Return everything but the vector, as JSON takes it."""
         return {key: value for key, value in vars(self).items() if key != "vector"}
-
-    def __repr__(self) -> str:
-        found = "better" if self.improved else "no better"
-        return (
-            f"Tuned({found}: {self.start_score:.4f} -> {self.score:.4f} on {self.held_back} prompts, "
-            f"{self.steps} steps, {self.tokens} tokens, {self.seconds:.0f} s, {self.stopped})"
-        )
 
 
 class SearchLearner(ABC):

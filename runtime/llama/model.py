@@ -11,7 +11,6 @@ import numpy as np
 
 from ...basis import Bases
 from ...errors import TinyLoraError, VectorError
-from ...tasks import Prompt, Sample
 from ...vector import MicroVector, Policy
 from ..lock import CLOSED
 from ..model import PersonalizedModel
@@ -123,10 +122,6 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     def one_engine(self) -> bool:
         """Whether a GPU computes some of the layers."""
         return bool(self.model_params.n_gpu_layers and llama_cpp.llama_supports_gpu_offload())
-
-    def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
-        """See `PersonalizedModel.encode`."""
-        return self.vocabulary.encode(prompt, raw=raw)
 
     def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> LlamaEngine:
         """See `PersonalizedModel.engine`."""
@@ -255,15 +250,6 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
                     "vector that it was saved under, or evaluate the prompt again"
                 )
             super().load_state(state)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "bases": self.bases, "policy": self.policy, "_vector": self.vector}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vector = state.pop("_vector")
-        self.__init__(**state)  # type: ignore[misc]
-        if vector is not None:
-            self.swap(vector)
 
 
 def _empty(cache: Any) -> None:

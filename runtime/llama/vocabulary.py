@@ -11,8 +11,7 @@ import llama_cpp
 from llama_cpp import llama_chat_format
 
 from ...errors import TinyLoraError, VectorError
-from ...tasks import Prompt, Sample
-from ...tasks.tools import renders_tools, told
+from ...tasks.tools import renders_tools
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -38,22 +37,13 @@ class LlamaVocabulary:
         named = llm.chat_handler is not None or llm.chat_format != "llama-2"
         return named or "tokenizer.chat_template" in llm.metadata
 
-    def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
-        """See `PersonalizedModel.encode`."""
-        template = self.has_template
-        sample = Sample.of(prompt, raw=raw)
-        rendered = sample.rendered_by(template=template)
-        if isinstance(rendered, str):
-            return list(self._llm.tokenize(rendered.encode(), special=True)), []
-        if not template:
-            raise VectorError(
-                "the model has no chat template, so chat messages cannot be rendered: use text prompts, or "
-                "load it with chat_format=..."
-            )
-        return self.encode_messages(*told(rendered, sample.tools, own=self._renders_tools))
+    def encode(self, text: str) -> list[int]:
+        """See `Vocabulary`."""
+        return list(self._llm.tokenize(text.encode(), special=True))
 
     @cached_property
-    def _renders_tools(self) -> bool:
+    def renders_tools(self) -> bool:
+        """See `Vocabulary`."""
         llm = self._llm
         own = llm.chat_handler is None and llm.chat_format == "chat_template.default"
         return own and renders_tools(llm.metadata["tokenizer.chat_template"])
@@ -70,6 +60,11 @@ class LlamaVocabulary:
             UnicodeEncodeError: a text has half of a surrogate pair.
         """
         llm = self._llm
+        if not self.has_template:
+            raise VectorError(
+                "the model has no chat template, so chat messages cannot be rendered: use text prompts, or "
+                "load it with chat_format=..."
+            )
         handler = (
             llm.chat_handler
             or llm._chat_handlers.get(llm.chat_format)
@@ -118,20 +113,6 @@ class LlamaVocabulary:
     def end_ids(self) -> list[int]:
         """See `Vocabulary`: of a text, of a turn, and of a message."""
         return [token for token in range(self._size) if self.ends(token)]
-
-    @cached_property
-    def turn_end(self) -> int:
-        """See `Vocabulary`: what the template writes behind an answer.
-
-        What llama.cpp calls the end of a turn is a guess where the file does not say it: `<|endoftext|>` in
-        SmolLM2, whose answers end with `<|im_end|>`.
-
-        Raises:
-            VectorError: the model has no chat template.
-        """
-        tokens, _ = self.encode([{"role": role, "content": "x"} for role in ("user", "assistant")])
-        ends = [token for token in tokens if self.ends(token)]
-        return ends[-1] if ends else self.text_end
 
     @property
     def text_end(self) -> int:

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from ...errors import TinyLoraError
 from ...formats.bundle import Bundle
-from ...tasks import Prompt, Sample
-from ...tasks.tools import told
 from ...vector import MicroVector, Policy
 from ..engine import Part
 from ..model import PersonalizedModel
@@ -96,14 +94,6 @@ class TinyLoraOnnx(PersonalizedModel):
         return self.vocabulary.context
 
     one_engine, mixed = True, OnnxEngine.mixed
-
-    def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
-        """See `PersonalizedModel.encode`."""
-        vocabulary, sample = self.vocabulary, Sample.of(prompt, raw=raw)
-        rendered = sample.rendered_by(template=vocabulary.has_template)
-        if isinstance(rendered, str):
-            return vocabulary.encode(rendered), []
-        return vocabulary.encode_chat(*told(rendered, sample.tools, own=vocabulary.renders_tools)), []
 
     def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> OnnxEngine:
         """See `PersonalizedModel.engine`; at least two rows."""
@@ -203,7 +193,7 @@ class TinyLoraOnnx(PersonalizedModel):
         Raises:
             VectorError: the template does not render the messages.
         """
-        tokens = self.vocabulary.encode_chat(messages, tools)
+        tokens, _ = self.vocabulary.encode_messages(messages, tools)
         return self._complete(tokens, max_tokens, chat=True, **{"temperature": 0.2, **options})
 
     def _complete(

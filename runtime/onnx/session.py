@@ -27,22 +27,7 @@ _SPIN = "session.intra_op.spin_duration_us", "50"
 the cores too, each operation waits that long for a thread that does not run."""
 
 
-class RunOptions(onnxruntime.RunOptions):  # type: ignore[misc]
-    """ONNX Runtime's options of a run, without an adapter: the vectors of a run are its rows.
-
-    ONNX Runtime itself, without a word, takes an adapter over a feed, the first of two, and none under an
-    IOBinding; and its own options do not tell whether they hold one.
-    """
-
-    def add_active_adapter(self, adapter: Any) -> None:
-        """Refuse an adapter by a `VectorError`."""
-        raise VectorError(
-            "an adapter in the options of a run: ONNX Runtime would take it over the rows, the first of two "
-            "alone, and ignore it under IOBinding, all without a word. Pass rows=session.rows(...)"
-        )
-
-
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """R of checked vectors, as `OnnxSession.rows` makes them.
 
@@ -53,9 +38,6 @@ class Rows:
 
     r: NDArray[np.float32]
     factors: str
-
-    def __repr__(self) -> str:
-        return f"Rows({len(self.r)} rows, factors {self.factors[:8]})"
 
 
 class OnnxSession:
@@ -75,7 +57,8 @@ class OnnxSession:
             is the CPU's unless given.
 
     Attributes:
-        session: the `onnxruntime.InferenceSession`. Its own `run` checks nothing.
+        session: the `onnxruntime.InferenceSession`. Its own `run` checks nothing: it takes `Rows.r` as
+            `tinylora_r`, and an adapter in its options over that.
         bases: what vectors may be points of.
         flavour: `default` or `required`: whether the graph can be run without a vector.
 
@@ -101,7 +84,6 @@ class OnnxSession:
             graph = checked_graph(bundle)
             self.bases, self.flavour = bundle.bases, flavour(graph)
             self.session = open_session(graph, **options)
-        self._path = str(graph.path)
         needed = self.session.get_inputs()
         self._inputs = [node.name for node in (*needed, *self.session.get_overridable_initializers())]
         self._outputs = [node.name for node in self.session.get_outputs()]
@@ -110,9 +92,6 @@ class OnnxSession:
         self._batch = {*batched} - {INPUT_NAME}
         self._zeros = self.rows(None)
         self._process = Process()
-
-    def __repr__(self) -> str:
-        return f"OnnxSession({self._path!r}, factors {self.bases.id}, {self.flavour})"
 
     def rows(
         self,
@@ -172,7 +151,6 @@ class OnnxSession:
         output_names: Sequence[str] | None,
         feeds: Mapping[str, Any],
         rows: Rows | None = None,
-        run_options: RunOptions | None = None,
     ) -> list[Any]:
         """As `onnxruntime.InferenceSession.run`, with vectors.
 
@@ -180,14 +158,12 @@ class OnnxSession:
             output_names: what to compute; None for everything.
             feeds: name -> array or `OrtValue`, without R.
             rows: from `rows`; None for the base.
-            run_options: `RunOptions` of this module, which hold no adapter.
 
         Raises:
-            VectorError: the rows do not match the batch or are for other factors; R among the feeds;
-                options that may hold an adapter.
+            VectorError: the rows do not match the batch or are for other factors; R among the feeds.
             ValueError: the graph has no such input or output.
         """
-        self._check(run_options)
+        self._process.check()
         if INPUT_NAME in feeds:
             raise VectorError(
                 f"{INPUT_NAME} is among the feeds, unchecked: pass rows=session.rows(...) instead"
@@ -199,36 +175,8 @@ class OnnxSession:
             if unknown := [name for name in names if name not in known]:
                 raise ValueError(f"the graph has no {kind} {unknown[0]!r}; it has {', '.join(known)}")
         given = {**feeds, INPUT_NAME: self._r(rows, feeds)}
-        result: list[Any] = self.session.run(output_names, given, run_options)
+        result: list[Any] = self.session.run(output_names, given)
         return result
-
-    def io_binding(self, rows: Rows | None = None) -> Any:
-        """Return an `onnxruntime.IOBinding` with the vectors bound; bind the rest, then run it.
-
-        It does not see what else is bound: that there is a row for each sequence is the caller's to know.
-
-        Raises:
-            VectorError: the rows are for other factors.
-        """
-        self._check(None)
-        binding = self.session.io_binding()
-        # bind_cpu_input knows no inputs that have a default.
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(self._r(rows, {}))
-        binding.bind_ortvalue_input(INPUT_NAME, value)
-        return binding
-
-    def run_with_iobinding(self, binding: Any, run_options: RunOptions | None = None) -> None:
-        """As `onnxruntime.InferenceSession.run_with_iobinding`; options are refused as in `run`."""
-        self._check(run_options)
-        self.session.run_with_iobinding(binding, run_options)
-
-    def _check(self, run_options: Any) -> None:
-        self._process.check()
-        if run_options is not None and not isinstance(run_options, RunOptions):
-            raise VectorError(
-                "plain onnxruntime.RunOptions do not tell whether they hold an adapter, which would be "
-                "ignored or mixed with the vector without a word: use tinylora_edge.runtime.RunOptions"
-            )
 
     def _r(self, rows: Rows | None, feeds: Mapping[str, Any]) -> NDArray[np.float32]:
         rows = self._zeros if rows is None else rows

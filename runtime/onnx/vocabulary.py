@@ -75,7 +75,7 @@ class OnnxVocabulary:
 
     # Prompts
 
-    def encode(self, prompt: str | bytes | Messages | Sequence[int]) -> list[int]:
+    def encode(self, prompt: str | Messages | Sequence[int]) -> list[int]:
         """Return the token ids of a text or of chat messages; token ids are passed on.
 
         Raises:
@@ -83,16 +83,14 @@ class OnnxVocabulary:
             UnicodeEncodeError: the text has half of a surrogate pair.
         """
         tokenizer = self.open
-        if isinstance(prompt, bytes):
-            prompt = prompt.decode()
         if isinstance(prompt, str):
             prompt.encode()  # genai says of half a surrogate pair that it is no str
             return [int(token) for token in tokenizer.encode(prompt)]
         if len(prompt) and isinstance(prompt[0], Mapping):
-            return self.encode_chat(prompt)  # type: ignore[arg-type]
+            return self.encode_messages(prompt)[0]  # type: ignore[arg-type]
         return [int(token) for token in prompt]  # type: ignore[arg-type]
 
-    def encode_chat(self, messages: Messages, tools: Any = None) -> list[int]:
+    def encode_messages(self, messages: Messages, tools: Any = None) -> tuple[list[int], list[str]]:
         """Return the token ids of chat messages; special tokens that a message spells are text in it.
 
         Raises:
@@ -100,7 +98,7 @@ class OnnxVocabulary:
         """
         cut = self.special_tokens.cut
         parts = self.special_tokens.parts(self.render(cut(messages), tools and cut(tools)))
-        return [token for part in parts for token in self.encode(part)]
+        return [token for part in parts for token in self.encode(part)], []
 
     def render(self, messages: Messages, tools: Any = None) -> str:
         """Return the prompt that the tokenizer's chat template makes of messages.
@@ -148,13 +146,6 @@ class OnnxVocabulary:
         if not self._ends:
             raise TinyLoraError(f"{self._folder / GENAI_NAME} names no token that ends an answer")
         return int(self._ends[0])
-
-    @cached_property
-    def turn_end(self) -> int:
-        """See `Vocabulary`."""
-        tokens = self.encode_chat([{"role": role, "content": "x"} for role in ("user", "assistant")])
-        ends = [token for token in tokens if self.ends(token)]
-        return ends[-1] if ends else self.text_end
 
     def ends(self, token: int) -> bool:
         """See `Vocabulary`."""

@@ -56,8 +56,7 @@ def test_run_as_json(
 def test_a_prompt_that_does_not_fit(cli: Cli, smollm2_bundle: Path) -> None:
     run = ("run", smollm2_bundle, "word " * 300, "--threads", 1, "--n-ctx")
     cli(*run, 256).refused("256", "--n-ctx")
-    for asked, above in ((8, 256), (64, 256), (300, 512)):
-        cli(*run, asked).refused(f"--n-ctx {asked}: llama.cpp's contexts are", f"pass {above}")
+    cli(*run, 8).refused("256", "--n-ctx")  # llama.cpp's contexts are multiples of 256 tokens
     chat = ("chat", smollm2_bundle, "--threads", 1, "--n-ctx", 256)
     cli(*chat, stdin=b"word " * 300).refused("256", "/clear")
 

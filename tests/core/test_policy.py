@@ -452,17 +452,10 @@ def test_a_raw_payload_warns_once_a_policy():
     assert caught[0].filename == __file__
 
 
-def test_a_pickled_policy_goes_without_its_keys_and_with_what_it_accepted():
+def test_a_policy_is_not_pickled_and_what_it_let_through_is():
     policy = Policy("none", keys=[MAC], today=DAY)
-    accept(policy, 5)
-    pickled = pickle.dumps(policy)
-    assert KEY not in pickled
-    there = pickle.loads(pickled)
-    with pytest.raises(SignatureError, match="no HMAC key"):
-        there.check(FRAMES["mac"], BASIS)
-    with pytest.raises(RollbackError):
-        there.check(crc(4), BASIS)
-    accept(there, 6)
+    with pytest.raises((SignatureError, TypeError)):
+        pickle.dumps(policy)
     found = policy.check(vector(7).to_bytes(BASIS, stream="alice", until=DAY), BASIS, stream="alice")
     for copied in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found)):
         assert vars(copied).keys() == vars(found).keys()

@@ -56,7 +56,7 @@ def pool(smollm2_bundle: Path) -> Any:
 
 
 def encode(llm: Any, text: str) -> list[int]:
-    return LlamaVocabulary(llm).encode(text)[0]
+    return LlamaVocabulary(llm).encode_messages([{"role": "user", "content": text}])[0]
 
 
 def special(pool: Pool, tokens: Any) -> list[int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..basis import Bases, Basis
 from ..errors import TrainError
-from ..runtime.evaluation import Comparison, Evaluation, compare
+from ..runtime.evaluation import Evaluation
 from ..tasks import Sample, Task
 from ..tasks.files import rank
 from ..vector import MicroVector
@@ -237,7 +237,7 @@ class Result:
     phases: tuple[Phase, ...] = ()
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Outcome:
     """The outcome of a run.
 
@@ -252,17 +252,4 @@ class Outcome:
     result: Result
     base: Evaluation | None = None
     personalized: Evaluation | None = None
-    measured: Mapping[str, Any] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        held_out = "not evaluated"
-        if self.base is not None and self.personalized is not None:
-            held_out = f"held out {self.base.mean:.4f} -> {self.personalized.mean:.4f}, n = {self.base.n}"
-        return f"Outcome({str(self.path)!r}, {self.result.stopped} at step {self.result.steps}, {held_out})"
-
-    @property
-    def comparison(self) -> Comparison | None:
-        """The paired comparison of base and vector; None where they were not evaluated."""
-        if self.base is None or self.personalized is None:
-            return None
-        return compare(self.base, self.personalized)
+    measured: Mapping[str, Any] = field(default_factory=dict, repr=False)

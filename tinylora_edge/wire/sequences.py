@@ -20,7 +20,7 @@ import stat
 from os import PathLike
 from pathlib import Path
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..documents import parse_json
 from ..errors import RollbackError, VectorError
@@ -68,12 +68,6 @@ class SequenceLog:
 
     def __repr__(self) -> str:
         return f"SequenceLog({len(self._accepted)} in memory)"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=RLock())
 
     def highest(self, source: Source) -> int:
         """Return the highest sequence recorded; 0 where there is none. Errors: those of `find`."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
-
 import llama_cpp
 import models
 import numpy as np
 import pytest
 
-from tinylora_edge import MicroVector, Policy, RollbackError, VectorError
+from tinylora_edge import MicroVector, VectorError
 
 PROMPT = list(b"one two three four")
 
@@ -100,28 +98,3 @@ def test_a_state_of_another_vector_is_refused(llm, vector):
             llm.load_state(state)
         assert (llm.n_tokens, llm.vector) == (3, active)
         assert np.array_equal(llm.scores[:3], before)
-
-
-# Pickling
-
-
-def test_a_pickled_model_keeps_its_vector(load, tiny_bundle, vector):
-    llm = load(tiny_bundle, vector, chat_format="chatml", policy=Policy(max_norm=5.0))
-    copy = pickle.loads(pickle.dumps(llm))
-    assert (copy.vector, copy.chat_format) == (vector, "chatml")
-    assert list(copy.bases) == list(llm.bases)
-    assert np.array_equal(models.llama_logits(copy, PROMPT), models.llama_logits(llm, PROMPT))
-    copy.clear()
-    assert llm.vector == vector
-    llm.clear()
-    assert np.array_equal(models.llama_logits(copy, PROMPT), models.llama_logits(llm, PROMPT))
-    with pytest.raises(VectorError):
-        copy.swap(MicroVector.random(basis := llm.bases.basis(rank=2), 6.0).to_bytes(basis))
-
-
-def test_a_pickled_model_remembers_the_accepted_sequence(llm, vector):
-    basis = llm.bases.of(vector)
-    new, old = (MicroVector(vector.values, sequence=s).to_bytes(basis) for s in (5, 4))
-    llm.swap(new)
-    with pytest.raises(RollbackError):
-        pickle.loads(pickle.dumps(llm)).swap(old)

@@ -96,8 +96,8 @@ def test_an_answer_ends_as_the_template_says(
         template = "{% for m in messages %}{{ m.role }}: {{ m.content }}" + end + "\n{% endfor %}a:"
         handler = Jinja2ChatFormatter(template, eos_token="", bos_token="").to_chat_handler()
         with load(bundle, chat_handler=handler) as llm:
-            assert llm.vocabulary.turn_end == expected
-    assert smollm2.vocabulary.turn_end == smollm2.tokenize(b"<|im_end|>", special=True)[0]
+            assert llm.turn_end == expected
+    assert smollm2.turn_end == smollm2.tokenize(b"<|im_end|>", special=True)[0]
 
 
 def test_a_batch_asks_as_the_app_does(smollm2):

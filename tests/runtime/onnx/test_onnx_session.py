@@ -20,7 +20,7 @@ from tinylora_edge import (
     TinyLoraError,
     VectorError,
 )
-from tinylora_edge.runtime import OnnxSession, RunOptions
+from tinylora_edge.runtime import OnnxSession
 
 TOKENS = [72, 101, 108, 108, 111]
 
@@ -46,8 +46,8 @@ def feeds(session: OnnxSession, batch: int = 1) -> dict[str, Any]:
     return onnx_models.feeds(session.session, [TOKENS] * batch)
 
 
-def run(session: OnnxSession, rows: Any = None, batch: int = 1, run_options: Any = None) -> np.ndarray:
-    return session.run(["logits"], feeds(session, batch), rows, run_options)[0][:, -1]
+def run(session: OnnxSession, rows: Any = None, batch: int = 1) -> np.ndarray:
+    return session.run(["logits"], feeds(session, batch), rows)[0][:, -1]
 
 
 # Rows
@@ -141,21 +141,6 @@ def test_unknown_names(session: OnnxSession) -> None:
         session.run(["logit"], feeds(session))
 
 
-def test_an_adapter_in_the_options_of_a_run(session: OnnxSession) -> None:
-    adapter = onnxruntime.LoraAdapter()
-    chosen = RunOptions()
-    with pytest.raises(VectorError, match=r"an adapter in the options.*Pass rows="):
-        chosen.add_active_adapter(adapter)
-    chosen.log_severity_level = 3
-    assert np.array_equal(run(session, run_options=chosen), run(session))
-    for start in (
-        lambda: run(session, run_options=onnxruntime.RunOptions()),
-        lambda: session.run_with_iobinding(session.io_binding(), onnxruntime.RunOptions()),
-    ):
-        with pytest.raises(VectorError, match="do not tell whether they hold an adapter"):
-            start()
-
-
 def test_the_zeros_adapter_of_the_bundle_is_the_base() -> None:
     session = OnnxSession(onnx_bundles.tiny(), sess_options=options())
     plain, chosen = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
@@ -165,35 +150,14 @@ def test_the_zeros_adapter_of_the_bundle_is_the_base() -> None:
     assert np.array_equal(found, run(session))
 
 
-def bound(session: OnnxSession, binding: Any, batch: int = 1) -> Any:
-    for name, value in feeds(session, batch).items():
-        binding.bind_cpu_input(name, value)
-    binding.bind_output("logits")
-    return binding
-
-
-def test_an_iobinding_has_its_rows(session: OnnxSession, bundle: Path) -> None:
-    vectors = onnx_bundles.vectors(bundle, 2)
-    for rows, batch in ((None, 1), (session.rows(vectors[0]), 1), (session.rows(vectors), 2)):
-        binding = bound(session, session.io_binding(rows), batch)
-        session.run_with_iobinding(binding)
-        found = binding.copy_outputs_to_cpu()[0][:, -1]
-        assert np.array_equal(found, run(session, rows, batch))
-
-
 def test_a_fork_is_refused():
     session = OnnxSession(onnx_bundles.tiny())
     child = os.fork()
     if not child:
         status = 1
         try:
-            for call in (
-                lambda: session.run(None, {}),
-                session.io_binding,
-                lambda: session.run_with_iobinding(None),
-            ):
-                with pytest.raises(TinyLoraError, match="forked from it without the engine's threads"):
-                    call()
+            with pytest.raises(TinyLoraError, match="forked from it without the engine's threads"):
+                session.run(None, {})
             status = 0
         finally:
             os._exit(status)
