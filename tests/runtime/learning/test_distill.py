@@ -85,7 +85,7 @@ def test_both_engines_say_the_same(tiny_bundle: Path, onnx: TinyLoraOnnx) -> Non
         for each in (llama, onnx):
             with each.batch([Sample("x" * 30, raw=True)], 40, sequences=4, n_threads=1) as batch:
                 contrast = Contrast(batch, lesson)
-                vector = MicroVector.random(llama.bases.basis(numbers=5), 0.5, seed=3)
+                vector = MicroVector.random(each.bases.basis(numbers=5), 0.5, seed=3)
                 found.append([*contrast.divergences(None), *contrast.divergences(vector, [1, 2])])
     assert found[0] == pytest.approx(found[1], rel=0.02)
     assert min(found[0]) > 0
