@@ -3,51 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import subprocess
 from functools import cache
 
-import compiled
 import gguf_readers
+import native_reader
 import numpy as np
 import wire_readers
 from harness import Harness, folder
 
-from tinylora_edge import FrameError, NonFiniteError, Policy, TinyLoraError
+from tinylora_edge import FrameError, Hmac, NonFiniteError, Policy, TinyLoraError
 from tinylora_edge.basis import Basis
 from tinylora_edge.formats.side_tensors import load_bases, save_bases
 from tinylora_edge.wire import text
 
 
 @cache
-def _reader(*arguments: str) -> subprocess.Popen[str]:
-    """Start the reader, which answers a line on stdin with lines on stdout. A violation ends it."""
-    program = folder() / "reader"
-    if not program.exists():
-        flags = compiled.SANITIZERS if compiled.can_sanitize(folder()) else ()
-        compiled.build(program, compiled.NATIVE.parent / "tests/native/reader.c", flags=flags)
-    pipe = subprocess.PIPE
-    return subprocess.Popen([str(program), *arguments], stdin=pipe, stdout=pipe, text=True)
-
-
-def _ask(reader: subprocess.Popen[str], line: str, *, more: int = 0) -> list[str]:
-    """Return the answer: `more` lines where it begins with `ok`, as many as it says where with `modules`."""
-    assert reader.stdin is not None
-    assert reader.stdout is not None
-    print(line, file=reader.stdin, flush=True)
-    answer = [reader.stdout.readline().rstrip("\n")]
-    assert answer[0] or more < 0, f"the reader ended: {reader.poll()}"
-    if answer[0].startswith("modules "):
-        more = 1 + int(answer[0].split()[-1])
-    elif not answer[0].startswith("ok "):
-        more = 0
-    return answer + [reader.stdout.readline().rstrip("\n") for _ in range(more)]
+def _reader(*arguments: str) -> native_reader.Conversation:
+    return native_reader.Conversation(native_reader.watched(), *arguments)
 
 
 def _read_basis(data: bytes) -> None:
     path = folder() / "native.gguf"
     path.write_bytes(data)
-    _, *said = _ask(_reader("each"), str(path))
+    _, *said = _reader("each").ask(str(path))
     try:
         bases = load_bases(path)
     except TinyLoraError:
@@ -56,7 +34,7 @@ def _read_basis(data: bytes) -> None:
         return  # for its prior, say, which the reader in C does not read
     if not said:  # a rank of 64 bits, say, which the page does not allow
         save_bases(bases, path)
-        _, *said = _ask(_reader("each"), str(path))
+        _, *said = _reader("each").ask(str(path))
     expected = [f"factors {bases.factors.digest}"]
     for basis in bases.values():
         expected.append(f"{basis.digest} {basis.size} {basis.projection.descriptor}{_hash(basis)}")
@@ -74,32 +52,28 @@ def _hash(basis: Basis) -> str:
 
 
 @cache
-def _frames() -> subprocess.Popen[str]:
+def _policies() -> list[tuple[native_reader.Conversation, Policy]]:
     save_bases(wire_readers.BASES, folder() / "frames.gguf")
-    return _reader("apply", str(folder() / "frames.gguf"), "", "0")
+    arguments = "apply", str(folder() / "frames.gguf"), "", "0"
+    key = _reader(*arguments, f"hmac:{wire_readers.SECRET.hex()}")
+    return [
+        (_reader(*arguments), Policy("checksum", today=None)),
+        (key, Policy(keys=[Hmac(wire_readers.SECRET)], today=None)),
+    ]
 
 
 def _read_frame(data: bytes) -> None:
     if not data:
         raise FrameError
-    said, *r = _ask(_frames(), data.hex(), more=1)
-    try:
-        vector = _policy.check(data, wire_readers.BASES)
-    except TinyLoraError:
-        assert said.startswith("refused "), said
-        raise
-    assert said.endswith(f" values {vector.values.astype('<f4').tobytes().hex()}")
-    basis = wire_readers.BASES.of_frame(data)
-    assert r == [f"{basis.R(vector).astype('<f4').tobytes().hex()} {basis.projection.descriptor}"]
-
-
-_policy = Policy("checksum", today=None)
+    errors = [native_reader.agree(reader, policy, data, wire_readers.BASES) for reader, policy in _policies()]
+    if all(errors) and errors[0] is not None:
+        raise errors[0]
 
 
 def _read_text(data: bytes) -> None:
     if not data or b"\0" in data or not data.isascii():
         raise FrameError
-    (said,) = _ask(_reader("texts"), data.hex(), more=-1)
+    (said,) = _reader("texts").ask(data.hex())
     try:
         found = text.decode(data.decode())
     except TinyLoraError:
@@ -112,4 +86,4 @@ HARNESSES = [
     Harness("native_basis", gguf_readers._make_basis, _read_basis, gguf_readers._mend_basis),
     Harness("native_frame", wire_readers._make_frame, _read_frame, wire_readers._mend_frame),
     Harness("native_text", wire_readers._make_text, _read_text),
-] * bool(shutil.which("cc"))
+] * bool(native_reader.compilers())

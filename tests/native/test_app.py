@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import compiled
+import native_reader
 import numpy as np
 import pytest
 import smollm2
@@ -37,18 +37,12 @@ def personalize(tmp_path_factory: pytest.TempPathFactory) -> Program:
     if shutil.which("cc") is None or not (Path(spec.origin).parents[1] / "include" / "llama.h").exists():
         pytest.skip("this takes a C compiler, and a llama-cpp-python that was built from its sources")
     folder = tmp_path_factory.mktemp("native") / "native"
-    shutil.copytree(compiled.NATIVE, folder)
+    shutil.copytree(native_reader.NATIVE, folder)
     (block,) = re.findall(r"^```console\n(.+?)^```$", (folder / "README.md").read_text("utf-8"), re.M | re.S)
     commands = block.partition("./personalize ")[0].replace("cc ", "cc -Wall -Wextra -pedantic -Werror ", 1)
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    made = subprocess.run(
-        ["sh", "-ec", commands],
-        cwd=folder,
-        env=os.environ | {"PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command, env = ["sh", "-ec", commands], os.environ | {"PATH": path}
+    made = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert (made.returncode, made.stderr) == (0, "")
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -98,34 +92,27 @@ def test_it_swaps_vectors_and_answers_as_python_does(personalize: Program, bundl
 def test_what_it_refuses(personalize: Program, smollm2_bundle: Path, tmp_path: Path) -> None:
     base, side = smollm2_bundle / "base.gguf", smollm2_bundle / "basis.gguf"
     basis = load_bundle(smollm2_bundle).basis(numbers=13)
-    frame = framed(basis)
-    other = tmp_path / "other.gguf"
-    other.write_bytes(side.read_bytes()[:-64])
+    frame, cut = framed(basis), tmp_path / "cut.gguf"
+    cut.write_bytes(side.read_bytes()[:-64])
     signed = framed(basis, 7, Hmac(KEY), stream="alice")
     old = framed(basis, 7, Hmac(KEY), until=expiry.day_date(1))
     key = ("--key", KEY.hex())
     cases = [
-        ((base, side, frame[:-1] + bytes([frame[-1] ^ 1])), "the frame's checksum is "),
         (
-            (base, side, framed(support.random_basis(blocks=5, groups=13))),
-            "which is none of the 219 of the factors",
+            (base, side, framed(support.random_basis(blocks=5))),
+            "which is none of the 219 of the factors 31f752d8",
         ),
-        ((base, side, frame[7:]), "30 bytes are no frame"),
         ((base, side, frame[:-2]), "the frame has 35 bytes, but 13 values in bf16 with CRC-32 take 37"),
         ((base, side, MicroVector(np.full(13, 1e6)).to_bytes(basis)), "and at most 1000 is accepted"),
         ((side, side, frame), f"{side}: it lacks blk.0.attn_q.weight, which has factors"),
-        ((base, other, frame), f"{other}: tensor "),
-        ((base, base, frame), f"{base}: adapter.type is '', expected 'tinylora'"),
+        ((base, cut, frame), f"{cut}: tensor "),
         ((base, tmp_path / "none", frame), f"{tmp_path / 'none'}: No such file"),
-        ((base, side, signed), "verifies under none of 0 keys"),
         ((base, side, frame, *key), "one of 1 keys has to sign it"),
-        ((base, side, signed, *key), "verifies under none of 1 keys for stream ''"),
         ((base, side, signed, *key, "--stream", "bob"), "none of 1 keys for stream 'bob'"),
         ((base, side, old, *key), "the frame's last day is 1, and today is "),
     ]
     for (base_path, side_path, data, *options), why in cases:
         done = personalize(*options, base_path, side_path, PROMPT, text.encode(data))
-        assert (done.returncode, done.stdout) == (1, ""), why
-        assert why in done.stderr
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
         assert done.stderr.startswith("personalize: ")
-        assert done.stderr.count("\n") == 1
+        assert why in done.stderr

@@ -1,0 +1,161 @@
+"""native/tinylora.c behind tests/native/reader.c: built with CC, and run behind RUNNER.
+
+CC=aarch64-linux-gnu-gcc RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" pytest tests/native/test_reader.py
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import support
+
+from tinylora_edge import (
+    Bases,
+    BasisMismatchError,
+    ChecksumError,
+    ExpiredError,
+    FrameError,
+    MicroVector,
+    Policy,
+    RollbackError,
+    SignatureError,
+    VectorError,
+)
+from tinylora_edge.wire import frame
+
+NATIVE = Path(__file__).parents[1] / "native"
+SOURCE = Path(__file__).with_name("native") / "reader.c"
+RUNNER = shlex.split(os.environ.get("RUNNER", ""))
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+_STRICT = ("-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-pedantic", "-Werror", f"-I{NATIVE}")
+_CODES = re.findall(r"^    TINYLORA_(?:E_)?([A-Z]+)\b", (NATIVE / "tinylora.h").read_text("utf-8"), re.M)
+_ERRORS = {
+    "FRAME": FrameError,
+    "UNKNOWN": BasisMismatchError,
+    "CHECKSUM": ChecksumError,
+    "SIGNATURE": SignatureError,
+    "EXPIRED": ExpiredError,
+    "VALUES": VectorError,
+    "ROLLBACK": RollbackError,
+}
+
+
+def compilers() -> list[list[str]]:
+    """Return CC alone where it is set, else gcc and clang as they are installed, else what cc is."""
+    if named := os.environ.get("CC"):
+        return [shlex.split(named)]
+    found = [[name] for name in ("gcc", "clang") if shutil.which(name)]
+    return found or [["cc"]] * bool(shutil.which("cc"))
+
+
+def build(folder: Path, *flags: str, compiler: Sequence[str] = (), watched: bool = False) -> Path:
+    """Compile the reader without a warning, and return it; `watched`: with sanitizers, where they run."""
+    program = folder / "reader"
+    command = [*(compiler or compilers()[0]), *_STRICT, *flags, str(SOURCE), "-o", str(program), "-lm"]
+    if watched and not RUNNER:
+        subprocess.run([*command, *SANITIZERS], capture_output=True, check=False)
+        if program.exists() and subprocess.run([program], check=False).returncode == 0:
+            return program
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (made.returncode, made.stderr) == (0, ""), made.stderr
+    return program
+
+
+@cache
+def _home() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="tinylora-reader-")
+
+
+@cache
+def watched() -> Path:
+    """Return the reader with sanitizers, built once for all tests of a process."""
+    return build(Path(_home().name), watched=True)
+
+
+def run(program: Path, *arguments: object, behind: Sequence[str] = (), lines: Sequence[str] = ()) -> str:
+    """Run the reader, and return what it printed, or the one line on stderr with which it exits with 1."""
+    done = subprocess.run(
+        [*RUNNER, *behind, str(program), *map(str, arguments)],
+        input="".join(f"{line}\n" for line in lines),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 or (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    return done.stdout or done.stderr
+
+
+class Conversation:
+    """The reader that waits for lines on stdin; a sanitizer that finds something ends it."""
+
+    def __init__(self, program: Path, *arguments: object) -> None:
+        command, pipe = [*RUNNER, str(program), *map(str, arguments)], subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+        assert self._process.returncode == 0  # nor is anything left behind
+
+    def ask(self, line: str) -> list[str]:
+        """Return the lines that answer a line."""
+        assert self._process.stdin is not None
+        print(line, file=self._process.stdin, flush=True)
+        answer = [self._line()]
+        while answer[-1].startswith("signed "):
+            answer.append(self._line())
+        first = answer[-1].split()[:1]
+        more = {"ok": 1, "modules": 1 + int(answer[-1].split()[-1]) if first == ["modules"] else 0}
+        return answer + [self._line() for _ in range(more.get("".join(first), 0))]
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, f"the reader ended with {self._process.wait()}"
+        return line.rstrip("\n")
+
+
+def accepted(vector: MicroVector, digest: str, kind: int, until: int | None = None) -> str:
+    """Return what the reader says of a vector that it takes, checked by its first key where it has a tag."""
+    content = frame.content("a" if kind else "", digest, vector.values, vector.dtype) or "0" * 32
+    head = f"ok dtype {support.DTYPE_CODES[vector.dtype]} tag {kind} sequence {vector.sequence}"
+    last = f"until {-1 if until is None else until} key {0 if kind else -1} content {content}"
+    return f"{head} {last} values {vector.values.astype('<f4').tobytes().hex()}"
+
+
+def refused(line: str) -> type[VectorError]:
+    """Return the error of the package that the reader's status stands for."""
+    assert line.startswith("refused "), line
+    return _ERRORS[_CODES[int(line.split()[1])]]
+
+
+def agree(
+    reader: Conversation, policy: Policy, data: bytes, bases: Bases, *, record: bool = False
+) -> VectorError | None:
+    """Check that both say the same of bytes: a refusal, which is returned, or a vector with its R."""
+    line, *r = reader.ask(data.hex())
+    error: VectorError | None = None
+    try:
+        vector = policy.check(data, bases)
+    except VectorError as found:
+        error = found
+    if error is not None:
+        assert isinstance(error, refused(line)), (line, error, data.hex())
+        return error
+    until = int.from_bytes(data[7:9], "little") if data[0] >> 4 == 3 else None
+    basis = bases.of_frame(data)
+    assert line == accepted(vector, basis.digest, data[0] >> 2 & 3, until), data.hex()
+    assert r == [f"{basis.R(vector).astype('<f4').tobytes().hex()} {basis.projection.descriptor}"]
+    if record:
+        policy.record(vector, bases.factors)
+    return None
