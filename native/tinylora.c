@@ -47,6 +47,9 @@ enum { LONGEST_TEXT = 1 << 21, LAST_DAY = 0xFFFF, EDGE = 4096 /* bytes of each e
 
 typedef tinylora_error error;
 
+#if defined(__GNUC__)
+__attribute__((format(printf, 3, 4)))
+#endif
 static int fail(error *why, int status, const char *format, ...) {
     va_list values;
     if (!why) return status;
@@ -437,7 +440,7 @@ static int map_file(gguf *file, const char *path, error *why) {
     if (handle >= 0 && !fstat(handle, &about))
         found = S_ISREG(about.st_mode) && about.st_size > 0 && (uint64_t)about.st_size <= SIZE_MAX;
     if (found) data = mmap(NULL, (size_t)about.st_size, PROT_READ, MAP_PRIVATE, handle, 0);
-    if (data == MAP_FAILED) ERR(SYSTEM, "%s", handle >= 0 && !found ? "it is empty, or no file" : strerror(errno));
+    if (data == MAP_FAILED) ERR(SYSTEM, "%s", handle >= 0 && !found ? "empty, no file, or too large" : strerror(errno));
     if (handle >= 0) close(handle); /* the mapping stays */
     if (data == MAP_FAILED) return TINYLORA_E_SYSTEM;
     file->data = data;
