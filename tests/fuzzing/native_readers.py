@@ -63,17 +63,19 @@ def _policies() -> list[tuple[native_reader.Conversation, Policy]]:
 
 
 def _read_frame(data: bytes) -> None:
+    both = _policies()
     if not data:
         raise FrameError
-    errors = [native_reader.agree(reader, policy, data, wire_readers.BASES) for reader, policy in _policies()]
+    errors = [native_reader.agree(reader, policy, data, wire_readers.BASES) for reader, policy in both]
     if all(errors) and errors[0] is not None:
         raise errors[0]
 
 
 def _read_text(data: bytes) -> None:
+    reader = _reader("texts")
     if not data or b"\0" in data or not data.isascii():
         raise FrameError
-    (said,) = _reader("texts").ask(data.hex())
+    (said,) = reader.ask(data.hex())
     try:
         found = text.decode(data.decode())
     except TinyLoraError:
