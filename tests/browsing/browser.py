@@ -83,7 +83,7 @@ def opened(
         page.on("pageerror", lambda error: note(str(error)))
         page.goto(address)
         yield page
-        assert complaints == []
+        assert not complaints, complaints
     finally:
         context.close()
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import models
 import venvs
+
+from tinylora_edge.exporters import export_gguf
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_model_learns_without_torch(smollm2_bundle: Path, tmp_path: Path) -> None:
+def test_a_model_learns_without_torch(tmp_path: Path) -> None:
     assert not {"torch", "transformers", "onnx", "scipy"} & set(venvs.closure("tinylora-edge[llama]"))
     device = venvs.linked(tmp_path / "venv", "tinylora-edge[llama]")
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     (site / "tinylora_edge").symlink_to(ROOT / "tinylora_edge")
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
-    for path in smollm2_bundle.iterdir():
-        (bundle / path.name).symlink_to(path)
-    said = venvs.run(device, ROOT / "examples" / "tune_on_device.py", bundle, "7ktokens")
+    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    gguf = models.write_gguf(
+        models.tiny_model("llama"), tmp_path / "tiny.gguf", metadata={"tokenizer.chat_template": template}
+    )
+    bundle = export_gguf(gguf, tmp_path / "bundle").output
+    said = venvs.run(device, ROOT / "examples" / "tune_on_device.py", bundle, "15ktokens")
     assert "PyTorch is not installed here." in said
     assert "step 1: reward" in said
     assert said.count("before: ") == said.count("after: ") == 6

@@ -25,10 +25,13 @@ GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abcdefgh", "max_tokens": 3, 
 APP, OTHER_APP, ALICE, BOB = (
     {"Authorization": f"Bearer {name}-key-1"} for name in ("first-app", "other-app", "alice", "bob")
 )
-PLACES = 64
-FILES = 1024
+PLACES = 32
+FILES = 256
 FEW_FILES = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES})); "
-SHORT = "from tinylora_edge.serve import process; process._HEAD_S = process._SEND_S = 1.0; "
+SHORT = (
+    "from tinylora_edge.serve import process; "
+    "process._HEAD_S = process._SEND_S = 1.0; process._KEEP_ALIVE_S = 1; "
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def basis(tiny: Path) -> Basis:
 
 @pytest.fixture(scope="module")
 def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """One with few places, whose process may have 1,024 files."""
+    """One with few places, whose process may have few files."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "keys").write_text("first-app-key-1\nother-app-key-1\nalice-key-1 alice\nbob-key-1 bob\n")
     options = ("--store", folder / "users.db", "--key", mac_file(folder), "--api-keys", folder / "keys")
@@ -74,7 +77,7 @@ def refuses(connection: socket.socket) -> bool:
     """Whether a connection takes no more requests, as it has been ended; none is read."""
     try:
         with suppress(TimeoutError):
-            connection.send(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+            connection.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
     except ConnectionError:
         return True
     return False
@@ -84,9 +87,9 @@ def test_connections_that_send_nothing(server: Serving) -> None:
     """More than the process may have files, and a neighbour comes between them."""
     before = server.log.stat().st_size
     with ExitStack() as stack:
-        for number in range(FILES + 256):
+        for number in range(FILES + 64):
             opened(stack, server.port, b"" if number % 2 else b"GET /health HT")
-            if number % 128 == 0:
+            if number % 64 == 0:
                 assert server.ask("POST", PLAIN, GOOD, **APP)[0] == 200
         assert server.ask("POST", PLAIN, GOOD, **APP)[0] == 200
     assert server.log.stat().st_size - before < 10_000
@@ -186,7 +189,7 @@ def test_a_store_that_waits_for_its_lock(server: Serving, basis: Basis) -> None:
         stack.callback(other.close)
         other.execute("BEGIN EXCLUSIVE")
         stuck = []
-        for number in range(12):
+        for number in range(6):
             user = f"user{number}"
             frame = framed(basis, user)
             with_vector = json.dumps(GOOD | {"vector": as_text(frame), "user": user}).encode()

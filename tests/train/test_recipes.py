@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -147,13 +148,31 @@ def test_a_recipe_runs_on_a_tiny_model(
     assert fields["gradient_checkpointing"] is True
 
 
+TWO = """
+import os, sys
+from tinylora_edge.train.recipes import main
+
+children = []
+for rank in ("0", "1"):
+    if not (child := os.fork()):
+        os.environ.update(RANK=rank, LOCAL_RANK=rank)
+        sys.exit(main(sys.argv[1:]))
+    children.append(child)
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
+
+
 def test_a_recipe_runs_in_two_processes(tiny: Path, problems: dict[str, Path], tmp_path: Path) -> None:
-    """They end with the same vector, or `check_agreement` refuses it; one of them writes."""
+    """They end with the same vector, or `check_agreement` refuses it; one of them writes.
+
+    They are what a launcher starts, but for what both import: it is imported once.
+    """
     output = tmp_path / "v.bin"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tinylora_edge.train.recipes", str(tiny / "bundle"), "-o", str(output)]
+    command = [sys.executable, "-c", TWO, str(tiny / "bundle"), "-o", str(output)]
     command += ["--recipe", str(RECIPES[0]), *short(problems["gsm8k"], tiny / "weights")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CI": "1"}  # CI: TRL sends no telemetry
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment = os.environ | launched | {"OMP_NUM_THREADS": "1", "CI": "1"}  # CI: TRL sends no telemetry
     environment["PYTHONPATH"] = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,269 @@
+// tinylora-edge in JavaScript: from a frame to R, which the graph is fed. Written from docs/FORMAT.md; it needs
+// WebCrypto alone, and runs in browsers and in Node.
+//
+//     const basis = await readBasis(bytesOfBasisGguf);
+//     const vector = await readFrame(bytesOfTheFrame, basis, { stream: "alice", ed25519: publicKey, last: 6 });
+//     feeds.tinylora_r = new ort.Tensor("float32", vector.r, [1, vector.r.length]);
+//
+// What is wrong with a file or a frame is an Error that says so.
+
+const DTYPES = ["fp32", "bf16", "fp16", "int8"], TAGS = ["CRC-32", "HMAC", "Ed25519"], TAG_BYTES = [4, 8, 64];
+const LEARNED = /^learned rank=([1-9]\d*) ([0-9a-f]{64})$/;
+const N = "([1-9]\\d*)", TYING = "(tiled|structured|full)";
+const RANDOM = new RegExp(`^random rank=${N} seed=(0|[1-9]\\d*) groups=${N} u=${N} tying=${TYING}$`);
+const KEY_BYTES = [1, 1, 2, 2, 4, 4, 4, 1, , , 8, 8, 8]; // by GGUF's type
+const GOLDEN = 0x9e3779b97f4a7c15n;
+
+const u64 = (z) => BigInt.asUintN(64, z);
+const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+const joined = async (...parts) => new Uint8Array(await new Blob(parts).arrayBuffer());
+const sha256 = async (...parts) => new Uint8Array(await crypto.subtle.digest("SHA-256", await joined(...parts)));
+
+function fail(why) {
+  throw new Error(why);
+}
+
+/* Projections: what the numbers of a vector mean. */
+
+function mix(z) {
+  z = u64((z ^ (z >> 30n)) * 0xbf58476d1ce4e5b9n);
+  z = u64((z ^ (z >> 27n)) * 0x94d049bb133111ebn);
+  return z ^ (z >> 31n);
+}
+
+/** P of a module, [u, k, k]. seed: BigInt. */
+function randomP(seed, module, u, k) {
+  let hash = 0xcbf29ce484222325n;
+  for (const byte of new TextEncoder().encode(module)) hash = u64((hash ^ BigInt(byte)) * 0x100000001b3n);
+  const scale = Math.fround(1 / Math.fround(Math.sqrt(k)));
+  let at = mix(seed ^ hash);
+  return Float32Array.from({ length: u * k * k }, () => {
+    let s = -393210;
+    for (let step = 0; step < 3; step++) {
+      at = u64(at + GOLDEN);
+      for (let word = mix(at); word; word >>= 16n) s += Number(word & 0xffffn);
+    }
+    return (s / 65536) * scale; // a product of two f32 is exact before it is rounded
+  });
+}
+
+/** The group of each module. */
+function tie(modules, tying, groups) {
+  const kinds = new Map(), found = [];
+  modules.forEach((name, j) => {
+    const kind = tying === "structured" ? name.split(".")[2] : "all";
+    kinds.set(kind, [...(kinds.get(kind) ?? []), j]);
+  });
+  [...kinds.values()].forEach((places, i) => {
+    const start = (part) => Math.floor((part * groups) / kinds.size), count = start(i + 1) - start(i);
+    if (count < 1 || count > places.length || (tying === "full" && groups > 1)) fail(`${tying} in ${groups} groups`);
+    places.forEach((j, q) => (found[j] = start(i) + Math.floor((q * count) / places.length)));
+  });
+  return found;
+}
+
+/**
+ * Of a descriptor: {size, R}, n and the map from Float32Array [n] to Float32Array [M, rank, rank], zeros beyond k.
+ *
+ * rank: of the factors. p: of a learned projection, Float32Array [n, M, k, k].
+ */
+function projection(descriptor, { modules, rank }, p) {
+  const random = RANDOM.exec(descriptor), k = Number(/rank=(\d+)/.exec(descriptor)[1]), square = k * k;
+  const [seed, groups, u] = random ? random.slice(2, 5).map(BigInt) : [];
+  if (k > rank || seed > u64(-1n)) fail(`${descriptor}: the rank is at most ${rank}, a seed has 64 bits`);
+  const count = random ? Number(u) : p ? p.length / modules.length / square : 0; // numbers that R of a module sums
+  const size = random ? Number(groups * u) : count || modules.length * square;
+  if (size > 250_000 || modules.length * count * square > 2 ** 26) fail(`${descriptor}: it is too large`);
+  const group = random && tie(modules, random[5], Number(groups));
+  const R = (values) => {
+    const out = new Float32Array(modules.length * rank * rank);
+    modules.forEach((module, m) => {
+      const own = random ? randomP(seed, module, count, k) : p;
+      const [first, start, step] = random ? [group[m] * count, 0, square] : [0, m * square, modules.length * square];
+      for (let c = 0; c < square; c++) {
+        let sum = own ? 0 : values[m * square + c]; // in binary64, rounded once
+        for (let i = 0; i < count; i++) sum += values[first + i] * own[start + i * step + c];
+        out[(m * rank + Math.floor(c / k)) * rank + (c % k)] = sum;
+      }
+    });
+    return out;
+  };
+  return { size, R };
+}
+
+/* Side tensors, a GGUF file. */
+
+/**
+ * Read `basis.gguf`, a Uint8Array.
+ *
+ * Returns {factors: their digest in hexadecimal, modules: names, rank, bases: Map from the id in a frame}.
+ */
+export async function readBasis(bytes) {
+  try {
+    return await read(bytes);
+  } catch (error) {
+    throw error instanceof RangeError ? new Error("basis.gguf is cut") : error;
+  }
+}
+
+async function read(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  let at = 0;
+  const take = (size) => {
+    if (size > bytes.length - at) throw new RangeError();
+    return bytes.subarray(at, (at += size));
+  };
+  const int = () => view.getUint32((at += 4) - 4, true);
+  const long = () => Number(view.getBigUint64((at += 8) - 8, true));
+  const text = () => new TextDecoder("utf-8", { fatal: true }).decode(take(long()));
+  const value = (type) => {
+    if (type === 4) return int();
+    if (type === 8) return text();
+    if (type !== 9) return take(KEY_BYTES[type] ?? fail(`basis.gguf: a key of type ${type}`));
+    const item = int(), length = long();
+    if (item === 9 || length > bytes.length) throw new RangeError();
+    return Array.from({ length }, () => value(item));
+  };
+  if (hex(take(4)) !== "47475546" || ![2, 3].includes(int())) fail("basis.gguf is no GGUF file");
+  const keys = new Map(), tensors = new Map();
+  for (let tensorsLeft = long(), keysLeft = long(), left = tensorsLeft + keysLeft; left > 0; left--) {
+    const name = text();
+    if (left > tensorsLeft) {
+      keys.set(name, value(int()));
+    } else {
+      const shape = Array.from({ length: Math.min(int(), 5) }, long).reverse();
+      tensors.set(name, { shape, type: int(), offset: long() });
+    }
+  }
+  const alignment = keys.get("general.alignment") ?? 32, start = Math.ceil(at / alignment) * alignment;
+  /** A tensor of such a shape, where null is any length: {shape, size of an item, data}. */
+  const tensor = (name, shape, types = [0, 1]) => {
+    const found = tensors.get(name) ?? fail(`basis.gguf: ${name} is missing`), size = found.type === 0 ? 4 : 2;
+    const fits = found.shape.length === shape.length && shape.every((d, i) => d === null || d === found.shape[i]);
+    if (!fits || !types.includes(found.type)) fail(`basis.gguf: ${name} is of another shape or type`);
+    at = start + found.offset;
+    return { shape: found.shape, size, data: take(found.shape.reduce((product, d) => product * d, size)) };
+  };
+  const key = (name) => keys.get(`tinylora.${name}`) ?? fail(`basis.gguf: there is no tinylora.${name}`);
+  const version = key("version"), [rank, modules] = [key("rank"), key("modules")];
+  if (version !== 2 || key("factorization") !== "left") fail(`basis.gguf: version ${version}, expected 2`);
+
+  const words = (...numbers) => new Uint32Array(numbers); // little-endian, as everything that runs JavaScript
+  const spelled = (word) => [words(new TextEncoder().encode(word).length), word];
+  const packed = ({ shape, size, data }) => [words(size, shape.length), new BigUint64Array(shape.map(BigInt)), data];
+  const hashes = modules.map((module) => {
+    const experts = tensors.get(`${module}.tinylora_a`)?.shape.length === 3 ? [null] : [];
+    const a = tensor(`${module}.tinylora_a`, [...experts, rank, null]);
+    const b = tensor(`${module}.tinylora_b`, [...experts.map(() => a.shape[0]), null, rank]);
+    return sha256(...spelled(module), ...packed(a), ...packed(b));
+  });
+  const head = [...spelled(keys.get("general.architecture")), ...spelled("left"), words(rank, modules.length)];
+  const factors = await sha256("tinylora factors 2\n", ...head, ...(await Promise.all(hashes)));
+  if (hex(factors) !== key("factors")) fail("basis.gguf: the factors have another digest");
+
+  const found = { factors: hex(factors), modules, rank, bases: new Map() };
+  const listed = Array.from({ length: rank }, (_, i) => ({ descriptor: `entries rank=${i + 1}` }));
+  for (const [i, descriptor] of (keys.get("tinylora.projections") ?? []).entries()) {
+    const [, k, digest] = LEARNED.exec(descriptor) ?? RANDOM.exec(descriptor) ?? fail(`projection "${descriptor}"`);
+    if (!descriptor.startsWith("learned")) listed.push({ descriptor });
+    else {
+      const { data } = tensor(`tinylora_p.${i}`, [null, modules.length, Number(k), Number(k)], [0]);
+      const p = new Float32Array(Uint8Array.from(data).buffer);
+      if (hex(await sha256(data)) !== digest || !p.every(Number.isFinite)) fail(`tinylora_p.${i} is damaged`);
+      listed.push({ descriptor, p });
+    }
+  }
+  listed.forEach(({ descriptor, p }) => projection(descriptor, found, p)); // what is wrong with one is said here
+  const tiled = modules.map((_, i) => ({ descriptor: `random rank=2 seed=42 groups=${i + 1} u=1 tying=tiled` }));
+  for (const [i, entry] of [...listed, ...(rank < 2 ? [] : tiled)].entries()) {
+    entry.digest = await sha256("tinylora basis 2\n", factors, entry.descriptor);
+    const id = hex(entry.digest.subarray(0, 4)), known = found.bases.has(id);
+    if (known && i < listed.length) fail(`basis.gguf: two projections have the id ${id}`);
+    if (!known) found.bases.set(id, entry);
+  }
+  return found;
+}
+
+/* Frames. */
+
+function crc32(data) {
+  let crc = ~0;
+  for (const byte of data) {
+    crc ^= byte;
+    for (let bit = 0; bit < 8; bit++) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
+  }
+  return ~crc >>> 0;
+}
+
+async function checkTag(kind, message, tag, { hmac, ed25519 }) {
+  if (kind === 0) {
+    if (hmac || ed25519) fail("it has no signature, and a key is set");
+    const crc = new DataView(tag.buffer).getUint32(0, true);
+    if (crc32(message) !== crc) fail("its checksum is wrong: it was damaged, or is of another stream");
+  } else if (kind === 1) {
+    const how = { name: "HMAC", hash: "SHA-256" };
+    const key = await crypto.subtle.importKey("raw", hmac ?? fail("it takes an HMAC key"), how, false, ["sign"]);
+    const mac = new Uint8Array(await crypto.subtle.sign(how, key, message));
+    if (tag.reduce((differ, byte, i) => differ | (byte ^ mac[i]), 0)) fail("its HMAC is not of this key and stream");
+  } else {
+    const how = "Ed25519";
+    const key = await crypto.subtle.importKey("raw", ed25519 ?? fail("it takes a public key"), how, false, ["verify"]);
+    const right = await crypto.subtle.verify(how, key, tag, message);
+    if (!right) fail("its signature is not of this key and stream");
+  }
+}
+
+function half(bits) {
+  const exponent = (bits >> 10) & 31, fraction = (bits & 1023) / 1024, sign = bits >> 15 ? -1 : 1;
+  if (exponent === 31) return NaN; // or infinite, which is no better
+  return sign * (exponent ? (1 + fraction) * 2 ** (exponent - 15) : fraction * 2 ** -14);
+}
+
+/** Values of a payload: Float32Array [n]. */
+function decode(payload, n, dtype) {
+  const view = new DataView(payload.buffer), values = new Float32Array(n), bits = new Uint32Array(values.buffer);
+  const single = (whole) => new Float32Array(new Uint32Array([whole]).buffer)[0];
+  const scale = dtype === "int8" ? single((payload[0] << 8) | (payload[1] << 16) | (payload[2] << 24)) : 0;
+  for (let i = 0; i < n; i++) {
+    if (dtype === "fp32") bits[i] = view.getUint32(4 * i, true);
+    else if (dtype === "bf16") bits[i] = view.getUint16(2 * i, true) << 16;
+    else if (dtype === "fp16") values[i] = half(view.getUint16(2 * i, true));
+    else values[i] = scale * view.getInt8(3 + i) + 0; // no zero has a sign
+  }
+  return values;
+}
+
+/**
+ * Check a frame, and read it.
+ *
+ * frame: Uint8Array. basis: of readBasis. Options: stream, whose it is; hmac or ed25519, a secret or a public key,
+ * Uint8Array: with one, a frame without its tag is refused; last, the highest sequence that was taken for these
+ * factors, stream and key; today, in days since 2026-01-01; maxNorm, of R.
+ * Returns {r: Float32Array [M * rank * rank], values, descriptor, dtype, tag, sequence, until}.
+ */
+export async function readFrame(frame, basis, options = {}) {
+  const { stream = "", hmac, ed25519, last = 0, today = now(), maxNorm = 1000 } = options;
+  const version = frame[0] >> 4, dtype = DTYPES[frame[0] & 3], kind = (frame[0] >> 2) & 3;
+  if (frame.length < 7 || frame.length % 2 === 0) fail("it was cut, or is no frame");
+  if (version < 2 || version > 3 || kind > 2) fail("its version or its tag is none that is read here");
+  const id = hex(frame.subarray(1, 5)), entry = basis.bases.get(id);
+  if (!entry) fail(`it is for basis ${id}, which is none of this model's`);
+  const { size: n, R } = projection(entry.descriptor, basis, entry.p);
+  const start = version === 3 ? 9 : 7, odd = dtype === "int8" && n % 2 === 0;
+  const end = start + (dtype === "int8" ? 3 + n + odd : n * (dtype === "fp32" ? 4 : 2));
+  if (frame.length !== end + TAG_BYTES[kind]) fail("it was cut, or is no frame");
+  if (odd && frame[end - 1]) fail("its filling byte is not zero");
+  const bound = await sha256("tinylora stream 2\n", stream);
+  const message = await joined(bound, entry.digest, frame.slice(0, end));
+  await checkTag(kind, message, frame.slice(end), { hmac, ed25519 });
+  const until = version === 3 ? frame[7] | (frame[8] << 8) : null, sequence = frame[5] | (frame[6] << 8);
+  if (until !== null && (today < 0 || today > until)) fail("its last day is over");
+  const values = decode(frame.slice(start, end), n, dtype), r = R(values);
+  if (!values.every(Number.isFinite) || !r.every(Number.isFinite)) fail("it has a value that is not finite");
+  const norm = Math.sqrt(r.reduce((sum, x) => sum + x * x, 0));
+  if (norm > maxNorm) fail(`its numbers are too large: R has the norm ${norm}, at most ${maxNorm}`);
+  if (sequence < last) fail(`its sequence is ${sequence}, older than ${last}, which was taken before`);
+  return { r, values, descriptor: entry.descriptor, dtype, tag: TAGS[kind], sequence, until };
+}
+
+const now = () => Math.floor((Date.now() - Date.UTC(2026, 0, 1)) / 86_400_000);
