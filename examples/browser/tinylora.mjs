@@ -16,8 +16,20 @@ const GOLDEN = 0x9e3779b97f4a7c15n;
 
 const u64 = (z) => BigInt.asUintN(64, z);
 const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
-const joined = async (...parts) => new Uint8Array(await new Blob(parts).arrayBuffer());
-const sha256 = async (...parts) => new Uint8Array(await crypto.subtle.digest("SHA-256", await joined(...parts)));
+const encoded = (text) => new TextEncoder().encode(text);
+const sha256 = async (...parts) => new Uint8Array(await crypto.subtle.digest("SHA-256", joined(...parts)));
+
+/** The bytes of texts and typed arrays, one behind another. */
+function joined(...parts) {
+  const arrays = parts.map((part) => (typeof part === "string" ? encoded(part) : part));
+  const out = new Uint8Array(arrays.reduce((sum, each) => sum + each.byteLength, 0));
+  let at = 0;
+  for (const { buffer, byteOffset, byteLength } of arrays) {
+    out.set(new Uint8Array(buffer, byteOffset, byteLength), at);
+    at += byteLength;
+  }
+  return out;
+}
 
 function fail(why) {
   throw new Error(why);
@@ -34,7 +46,7 @@ function mix(z) {
 /** P of a module, [u, k, k]. seed: BigInt. */
 function randomP(seed, module, u, k) {
   let hash = 0xcbf29ce484222325n;
-  for (const byte of new TextEncoder().encode(module)) hash = u64((hash ^ BigInt(byte)) * 0x100000001b3n);
+  for (const byte of encoded(module)) hash = u64((hash ^ BigInt(byte)) * 0x100000001b3n);
   const scale = Math.fround(1 / Math.fround(Math.sqrt(k)));
   let at = mix(seed ^ hash);
   return Float32Array.from({ length: u * k * k }, () => {
@@ -149,7 +161,7 @@ async function read(bytes) {
   if (version !== 2 || key("factorization") !== "left") fail(`basis.gguf: version ${version}, expected 2`);
 
   const words = (...numbers) => new Uint32Array(numbers); // little-endian, as everything that runs JavaScript
-  const spelled = (word) => [words(new TextEncoder().encode(word).length), word];
+  const spelled = (word) => [words(encoded(word).length), word];
   const packed = ({ shape, size, data }) => [words(size, shape.length), new BigUint64Array(shape.map(BigInt)), data];
   const hashes = modules.map((module) => {
     const experts = tensors.get(`${module}.tinylora_a`)?.shape.length === 3 ? [null] : [];
@@ -254,7 +266,7 @@ export async function readFrame(frame, basis, options = {}) {
   if (frame.length !== end + TAG_BYTES[kind]) fail("it was cut, or is no frame");
   if (odd && frame[end - 1]) fail("its filling byte is not zero");
   const bound = await sha256("tinylora stream 2\n", stream);
-  const message = await joined(bound, entry.digest, frame.slice(0, end));
+  const message = joined(bound, entry.digest, frame.slice(0, end));
   await checkTag(kind, message, frame.slice(end), { hmac, ed25519 });
   const until = version === 3 ? frame[7] | (frame[8] << 8) : null, sequence = frame[5] | (frame[6] << 8);
   if (until !== null && (today < 0 || today > until)) fail("its last day is over");

@@ -45,7 +45,7 @@ READ = """async jobs => {
   const hex = data => Array.from(new Uint8Array(data.buffer), b => b.toString(16).padStart(2, "0")).join("");
   const read = async ({ file, n, digest, frame, hmac, ed25519, ...options }) => {
     const basis = file
-      ? await readBasis(new Uint8Array(await (await fetch(file)).arrayBuffer()))
+      ? await readBasis(new Uint8Array(await (await fetch(file, { cache: "no-store" })).arrayBuffer()))
       : { rank: 1, modules: Array.from({ length: n }, (_, i) => `blk.${i}.attn_q.weight`),
           bases: new Map([[digest.slice(0, 8), { descriptor: "entries rank=1", digest: bytes(digest) }]]) };
     if (!frame) return { factors: basis.factors, ids: [...basis.bases.keys()] };
