@@ -40,15 +40,16 @@ static void generate(struct llama_context *context, const struct llama_model *mo
         tokens[0] = llama_sampler_sample(greedy, context, -1);
         count = 1;
         if (llama_vocab_is_eog(vocab, tokens[0])) break;
-        fwrite(piece, 1, (size_t)llama_token_to_piece(vocab, tokens[0], piece, sizeof piece, 0, false), stdout);
+        fwrite(piece, 1, (size_t)llama_token_to_piece(vocab, tokens[0], piece, sizeof piece, 0, false),
+               stdout);
     }
     putchar('\n');
     llama_sampler_free(greedy);
 }
 
 /* A text to a vector that the policy accepts. */
-static tinylora_status receive(tinylora_vector *vector, const tinylora_bases *bases, const char *text, tinylora_policy *policy,
-                   tinylora_error *why) {
+static tinylora_status receive(tinylora_vector *vector, const tinylora_bases *bases, const char *text,
+                               tinylora_policy *policy, tinylora_error *why) {
     static uint8_t frame[LONGEST_FRAME];
     size_t size;
     tinylora_status status = tinylora_text(text, frame, sizeof frame, &size, why);
@@ -72,7 +73,8 @@ int main(int argc, char **argv) {
         policy.keys = &key;
         policy.key_count = 1;
     }
-    if (argc - at < 4) fail("usage: personalize [--key HEX] [--stream NAME] BASE.gguf BASIS.gguf PROMPT FRAME...");
+    if (argc - at < 4)
+        fail("usage: personalize [--key HEX] [--stream NAME] BASE.gguf BASIS.gguf PROMPT FRAME...");
     const char *base_path = argv[at], *prompt = argv[at + 2];
 
     /* First all that may be refused: factors, base, and frame. */
@@ -95,7 +97,8 @@ int main(int argc, char **argv) {
 
     for (at += 3;;) {
         if (llama_set_adapters_lora(context, &now, 1, &whole)) fail("llama.cpp refused the adapter");
-        if (tinylora_accept(&policy, &vector, &why)) fail(why.text); /* an app keeps its marks on disk, here */
+        if (tinylora_accept(&policy, &vector, &why))
+            fail(why.text); /* an app keeps its marks on disk, here */
         printf("sequence %u, %u numbers: ", (unsigned)vector.mark.sequence, (unsigned)vector.basis.n);
         generate(context, model, prompt);
         tinylora_vector_free(&vector);

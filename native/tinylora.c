@@ -48,7 +48,7 @@ enum { LONGEST_TEXT = 1 << 21, LAST_DAY = 0xFFFF, EDGE = 4096 /* bytes of each e
 typedef tinylora_error error;
 
 #if defined(__GNUC__)
-__attribute__((format(printf, 3, 4)))
+static int fail(error *why, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 #endif
 static int fail(error *why, int status, const char *format, ...) {
     va_list values;
@@ -61,7 +61,7 @@ static int fail(error *why, int status, const char *format, ...) {
     return status;
 }
 
-static int no_memory(error *why, uint64_t bytes) { return ERR(SYSTEM, "there is no memory for " N64 " bytes", bytes); }
+static int no_memory(error *why, uint64_t bytes) { return ERR(SYSTEM, "no memory for " N64 " bytes", bytes); }
 
 /* Say which file an error is of. What is wrong with its content is of the kind `status`. */
 static int in_file(error *why, int found, int status, const char *path) {
@@ -71,7 +71,7 @@ static int in_file(error *why, int found, int status, const char *path) {
     if (!found || !why) return found;
     while (length && (path[length] & 0xC0) == 0x80) length--; /* no half of a character */
     inner = *why;
-    snprintf(why->text, sizeof why->text, "%.*s: %.*s", (int)length, path, (int)(sizeof inner - 155), inner.text);
+    snprintf(why->text, sizeof why->text, "%.*s: %.245s", (int)length, path, inner.text);
     return found;
 }
 
@@ -83,7 +83,7 @@ typedef struct {
     uint8_t block[64];
 } sha256;
 
-static uint32_t rotated(uint32_t x, int n) { return x >> n | x << (32 - n); }
+static uint32_t rotr(uint32_t x, int n) { return x >> n | x << (32 - n); }
 
 static void sha256_blocks(uint32_t state[8], const uint8_t *at, size_t count) {
     static const uint32_t K[64] = {
@@ -104,12 +104,12 @@ static void sha256_blocks(uint32_t state[8], const uint8_t *at, size_t count) {
                    at[4 * t + 3];
         for (int t = 16; t < 64; t++) {
             uint32_t x = w[t - 15], y = w[t - 2];
-            w[t] = w[t - 16] + (rotated(x, 7) ^ rotated(x, 18) ^ x >> 3) + w[t - 7] +
-                   (rotated(y, 17) ^ rotated(y, 19) ^ y >> 10);
+            w[t] = w[t - 16] + (rotr(x, 7) ^ rotr(x, 18) ^ x >> 3) + w[t - 7] +
+                   (rotr(y, 17) ^ rotr(y, 19) ^ y >> 10);
         }
         for (int t = 0; t < 64; t++) {
-            uint32_t one = h + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + ((e & f) ^ (~e & g)) + K[t] + w[t];
-            uint32_t two = (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+            uint32_t one = h + (rotr(e, 6) ^ rotr(e, 11) ^ rotr(e, 25)) + ((e & f) ^ (~e & g)) + K[t] + w[t];
+            uint32_t two = (rotr(a, 2) ^ rotr(a, 13) ^ rotr(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
             h = g, g = f, f = e, e = d + one;
             d = c, c = b, b = a, a = one + two;
         }
@@ -158,18 +158,18 @@ static void sha256_of(const void *data, uint64_t size, uint8_t out[32]) {
     sha256_end(&s, out);
 }
 
-static void hmac_sha256(const uint8_t *key, size_t key_size, const void *message, size_t size, uint8_t out[32]) {
+static void hmac_sha256(const uint8_t *key, size_t length, const void *data, size_t size, uint8_t out[32]) {
     uint8_t block[64] = {0};
     sha256 s;
-    if (key_size > 64)
-        sha256_of(key, key_size, block);
+    if (length > 64)
+        sha256_of(key, length, block);
     else
-        memcpy(block, key, key_size);
+        memcpy(block, key, length);
     for (int pass = 0; pass < 2; pass++) {
         for (int i = 0; i < 64; i++) block[i] ^= pass ? 0x36 ^ 0x5c : 0x36;
         sha256_begin(&s);
         sha256_add(&s, block, 64);
-        sha256_add(&s, pass ? out : message, pass ? 32 : size);
+        sha256_add(&s, pass ? out : data, pass ? 32 : size);
         sha256_end(&s, out);
     }
 }
@@ -345,10 +345,11 @@ static int take_entry(cursor *c, tensor *t, error *why) {
     /* By type: values a block, bytes a block (docs/FORMAT.md, "Fingerprint"); 0: there is no such type. */
     // clang-format off
     static const uint16_t types[42][2] = {
-        {1, 4}, {1, 2}, {32, 18}, {32, 20}, {0}, {0}, {32, 22}, {32, 24}, {32, 34}, {32, 40}, {256, 84},
-        {256, 110}, {256, 144}, {256, 176}, {256, 210}, {256, 292}, {256, 66}, {256, 74}, {256, 98}, {256, 50},
-        {32, 18}, {256, 110}, {256, 82}, {256, 136}, {1, 1}, {1, 2}, {1, 4}, {1, 8}, {1, 8}, {256, 56}, {1, 2},
-        {0}, {0}, {0}, {256, 54}, {256, 66}, {0}, {0}, {0}, {32, 17}, {64, 36}, {128, 18}};
+        {1, 4}, {1, 2}, {32, 18}, {32, 20}, {0}, {0}, {32, 22}, {32, 24}, {32, 34}, {32, 40},
+        {256, 84}, {256, 110}, {256, 144}, {256, 176}, {256, 210}, {256, 292}, {256, 66}, {256, 74},
+        {256, 98}, {256, 50}, {32, 18}, {256, 110}, {256, 82}, {256, 136}, {1, 1}, {1, 2}, {1, 4},
+        {1, 8}, {1, 8}, {256, 56}, {1, 2}, {0}, {0}, {0}, {256, 54}, {256, 66}, {0}, {0}, {0},
+        {32, 17}, {64, 36}, {128, 18}};
     // clang-format on
     uint64_t count = 1;
     t->name = take_text(c);
@@ -357,7 +358,7 @@ static int take_entry(cursor *c, tensor *t, error *why) {
         return BAD("tensor %.*s has " N32 " dimensions, expected 1 to 4", NAME(t->name), t->dimensions);
     for (uint32_t i = t->dimensions; i-- > 0;) { /* the file has the fastest first */
         uint64_t d = t->shape[i] = take_number(c, 8);
-        if (!d || d > UINT64_MAX / 512 / count) return BAD("tensor %.*s has a dimension of " N64, NAME(t->name), d);
+        if (!d || d > UINT64_MAX / 512 / count) return BAD("%.*s has a dimension of " N64, NAME(t->name), d);
         count *= d;
     }
     t->type = (uint32_t)take_number(c, 4);
@@ -440,7 +441,7 @@ static int map_file(gguf *file, const char *path, error *why) {
     if (handle >= 0 && !fstat(handle, &about))
         found = S_ISREG(about.st_mode) && about.st_size > 0 && (uint64_t)about.st_size <= SIZE_MAX;
     if (found) data = mmap(NULL, (size_t)about.st_size, PROT_READ, MAP_PRIVATE, handle, 0);
-    if (data == MAP_FAILED) ERR(SYSTEM, "%s", handle >= 0 && !found ? "empty, no file, or too large" : strerror(errno));
+    if (data == MAP_FAILED) ERR(SYSTEM, "%s", found || handle < 0 ? strerror(errno) : "it is no file");
     if (handle >= 0) close(handle); /* the mapping stays */
     if (data == MAP_FAILED) return TINYLORA_E_SYSTEM;
     file->data = data;
@@ -448,10 +449,9 @@ static int map_file(gguf *file, const char *path, error *why) {
     return TINYLORA_OK;
 }
 
-static void unmap(const uint8_t *data, uint64_t size) {
-    if (data) munmap((void *)(uintptr_t)data, (size_t)size);
-}
 #else
+#define munmap(data, size) free(data)
+
 static int map_file(gguf *file, const char *path, error *why) {
     FILE *from = fopen(path, "rb");
     long end = from && !fseek(from, 0, SEEK_END) ? ftell(from) : -1;
@@ -464,10 +464,6 @@ static int map_file(gguf *file, const char *path, error *why) {
     return ERR(SYSTEM, "%ld bytes cannot be read into memory: %s", end, strerror(errno));
 }
 
-static void unmap(const uint8_t *data, uint64_t size) {
-    (void)size;
-    free((void *)(uintptr_t)data);
-}
 #endif
 
 static int open_gguf(gguf *file, const char *path, error *why) {
@@ -479,7 +475,7 @@ static int open_gguf(gguf *file, const char *path, error *why) {
 
 static void close_gguf(gguf *file) {
     free(file->tensors);
-    unmap(file->data, file->size);
+    if (file->data) munmap((void *)(uintptr_t)file->data, (size_t)file->size);
 }
 
 /* ---- Modules ---- */
@@ -519,7 +515,7 @@ static int read_name(module *m) {
                                         "attn_output",   "ffn_gate",    "ffn_up",       "ffn_down",
                                         "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"};
     text t = m->name;
-    if (m->name.size > LONGEST_NAME || !take_field(&t, "blk.", UINT32_MAX, &m->block) || !take_word(&t, ".")) return 0;
+    if (!take_field(&t, "blk.", UINT32_MAX, &m->block) || !take_word(&t, ".")) return 0;
     m->kind = t;
     for (m->kind.size = 0; m->kind.size < t.size && t.at[m->kind.size] != '.'; m->kind.size++) continue;
     t.at += m->kind.size;
@@ -538,7 +534,7 @@ static int read_module(tinylora_bases *bases, uint32_t number, text name, error 
     struct tinylora_own *own = bases->own;
     module *m = own->modules + number;
     const tensor *a, *b;
-    uint32_t d, head = 0;
+    uint32_t d, head = 0, r = bases->rank;
     m->name = name;
     if (!read_name(m) || (number && !comes_before(m - 1, m)))
         return BAD("module %.*s is not of the form blk.0.attn_q.weight, or not in order", NAME(name));
@@ -546,8 +542,8 @@ static int read_module(tinylora_bases *bases, uint32_t number, text name, error 
     b = find_tensor(&own->file, name, ".tinylora_b");
     if (!a || !b) return BAD("it lacks the factors of %.*s", NAME(name));
     d = a->dimensions;
-    if (d < 2 || d > 3 || b->dimensions != d || a->type > F16 || b->type > F16 || a->shape[d - 2] != bases->rank ||
-        b->shape[d - 1] != bases->rank || (d == 3 && a->shape[0] != b->shape[0]))
+    if (d < 2 || d > 3 || b->dimensions != d || a->type > F16 || b->type > F16 || a->shape[d - 2] != r ||
+        b->shape[d - 1] != r || (d == 3 && a->shape[0] != b->shape[0]))
         return BAD("the factors of %.*s are not F32 or F16 of rank " N32, NAME(name), bases->rank);
     m->a = *a;
     m->b = *b;
@@ -665,7 +661,7 @@ static void set_random(basis *b, uint32_t k, uint64_t seed, uint32_t groups, uin
 }
 
 /* The learned projection of rank k whose P is stored under number i. */
-static int read_learned(const tinylora_bases *bases, uint32_t i, uint32_t k, basis *b, error *why) {
+static int read_learned(const tinylora_bases *bases, uint32_t i, uint64_t k, basis *b, error *why) {
     char name[32], found[65];
     uint8_t hash[32];
     const tensor *p;
@@ -673,33 +669,34 @@ static int read_learned(const tinylora_bases *bases, uint32_t i, uint32_t k, bas
     p = find_tensor(&bases->own->file, text_of(name), "");
     if (!p || p->dimensions != 4 || p->type != F32 || p->shape[1] != bases->modules || p->shape[2] != k ||
         p->shape[3] != k || p->shape[0] > LARGEST_VECTOR || p->size > 4 * (uint64_t)LARGEST_P)
-        return BAD("%s is not F32 of shape (n, " N32 ", " N32 ", " N32 ")", name, bases->modules, k, k);
+        return BAD("%s is not F32 of shape (n, " N32 ", " N64 ", " N64 ")", name, bases->modules, k, k);
     for (uint64_t at = 0; at < p->size; at += 4)
         if (!isfinite(f32_at(p->data + at))) return BAD("entry " N64 " of %s is not finite", at / 4, name);
     sha256_of(p->data, p->size, hash);
     b->kind = LEARNED;
-    b->known.rank = k;
+    b->known.rank = (uint32_t)k;
     b->known.n = b->u = (uint32_t)p->shape[0];
     b->p = p->data;
-    snprintf(b->known.descriptor, sizeof b->known.descriptor, "learned rank=" N32 " %s", k, hex(found, hash, 32));
+    hex(found, hash, 32);
+    snprintf(b->known.descriptor, sizeof b->known.descriptor, "learned rank=" N64 " %s", k, found);
     return TINYLORA_OK;
 }
 
-static int read_random(const tinylora_bases *bases, uint32_t k, text rest, basis *b, error *why) {
+static int read_random(const tinylora_bases *bases, uint64_t k, text rest, basis *b, error *why) {
     static const char *const tyings[] = {"tiled", "structured", "full"};
     uint64_t seed, groups, u;
     int tying = 0, fits;
-    if (!take_field(&rest, " seed=", UINT64_MAX, &seed) || !take_field(&rest, " groups=", UINT32_MAX, &groups) ||
-        !take_field(&rest, " u=", UINT32_MAX, &u) || !take_word(&rest, " tying="))
+    if (!take_field(&rest, " seed=", UINT64_MAX, &seed) ||
+        !take_field(&rest, " groups=", UINT32_MAX, &groups) || !take_field(&rest, " u=", UINT32_MAX, &u) ||
+        !take_word(&rest, " tying="))
         return BAD("it lists a random projection in another form than the canonical one");
     while (tying < 2 && !is(rest, tyings[tying])) tying++;
-    fits = u && groups && groups <= bases->modules && (tying < 2 || groups == 1) && groups * u <= LARGEST_VECTOR &&
-           u <= LARGEST_P / bases->modules / (k * k);
-    if (fits) set_random(b, k, seed, (uint32_t)groups, (uint32_t)u, tyings[tying]);
+    fits = u && groups && groups <= bases->modules && (tying < 2 || groups == 1) &&
+           groups * u <= LARGEST_VECTOR && u <= LARGEST_P / bases->modules / (k * k);
+    if (fits) set_random(b, (uint32_t)k, seed, (uint32_t)groups, (uint32_t)u, tyings[tying]);
     for (uint32_t j = 0; fits && j < bases->modules; j++) fits = group_of(bases, b, j) < b->groups;
     if (fits) return TINYLORA_OK;
-    return BAD("a random projection of " N64 " groups, u=" N64 " cannot be made for " N32 " modules, or is too large",
-               groups, u, bases->modules);
+    return BAD("no projection has " N64 " groups, u=" N64 ", of " N32 " modules", groups, u, bases->modules);
 }
 
 /* Projection number i that the file stores or names. */
@@ -711,7 +708,7 @@ static int read_listed(const tinylora_bases *bases, uint32_t i, text given, basi
         return BAD("it lists %.*s, which names no projection", NAME(given));
     if (k < 1 || k > bases->rank)
         return BAD("it lists a projection of rank " N64 ", but its factors have rank " N32, k, bases->rank);
-    status = learned ? read_learned(bases, i, (uint32_t)k, b, why) : read_random(bases, (uint32_t)k, rest, b, why);
+    status = learned ? read_learned(bases, i, k, b, why) : read_random(bases, k, rest, b, why);
     if (status || is(given, b->known.descriptor)) return status;
     return BAD("it lists %.*s, but that is %s", NAME(given), b->known.descriptor);
 }
@@ -740,9 +737,10 @@ static int make_r(const tinylora_bases *bases, const basis *b, const float *v, d
         if (p) project(b->seed, bases->own->modules[m].name, b->u, b->known.rank, p);
         for (uint64_t entry = 0; entry < square; entry++) {
             double sum = b->kind == ENTRIES ? v[m * square + entry] : 0;
-            for (uint64_t i = 0; b->kind != ENTRIES && i < b->u; i++)
-                sum += (double)row[i] *
-                       (p ? p[i * square + entry] : f32_at(b->p + 4 * ((i * bases->modules + m) * square + entry)));
+            for (uint64_t i = 0; b->kind != ENTRIES && i < b->u; i++) {
+                uint64_t stored = (i * bases->modules + m) * square + entry;
+                sum += (double)row[i] * (p ? p[i * square + entry] : f32_at(b->p + 4 * stored));
+            }
             out[entry] = (float)sum;
             norm += (double)out[entry] * out[entry];
         }
@@ -780,7 +778,7 @@ static int read_side_tensors(tinylora_bases *bases, const char *path, error *why
     texts = texts_key(file, "tinylora.projections", &listed);
     if (bases->rank < 1 || bases->rank > LARGEST_RANK || count < 1 || count > MOST_MODULES ||
         count * bases->rank * bases->rank > LARGEST_VECTOR || listed > MOST_LISTED)
-        return BAD("it has rank " N32 ", " N64 " modules, " N64 " projections: beyond what is read", bases->rank, count,
+        return BAD("rank " N32 ", " N64 " modules, " N64 " projections: too much", bases->rank, count,
                    listed);
     bases->modules = (uint32_t)count;
     own->first_count = bases->rank + (uint32_t)listed;
@@ -835,9 +833,9 @@ static int check_base(const tinylora_bases *bases, const gguf *base, error *why)
         uint32_t d = m->a.dimensions;
         uint64_t part;
         if (!t) return ERR(BASE, "it lacks %.*s, which has factors: another model", NAME(m->name));
-        if (t->dimensions != d || t->shape[d - 1] != m->a.shape[d - 1] || t->shape[d - 2] != m->b.shape[d - 2] ||
-            (d == 3 && t->shape[0] != m->a.shape[0]))
-            return ERR(BASE, "%.*s has rows of " N64 ", and its factors are (" N64 ", " N64 "): another model",
+        if (t->dimensions != d || t->shape[d - 1] != m->a.shape[d - 1] ||
+            t->shape[d - 2] != m->b.shape[d - 2] || (d == 3 && t->shape[0] != m->a.shape[0]))
+            return ERR(BASE, "%.*s has rows of " N64 ", its factors (" N64 ", " N64 "): another model",
                        NAME(m->name), t->shape[t->dimensions - 1], m->b.shape[d - 2], m->a.shape[d - 1]);
         part = t->size < EDGE ? t->size : EDGE;
         add_text(&s, t->name);
@@ -895,8 +893,8 @@ tinylora_status tinylora_basis_at(const tinylora_bases *bases, uint32_t index, t
     return ERR(ARGUMENT, "there is no basis number " N32 ": there are " N32, index, bases->bases);
 }
 
-tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const float *v, double max_norm, float *r,
-                           tinylora_error *why) {
+tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const float *v, double max_norm,
+                           float *r, tinylora_error *why) {
     basis b;
     int status = tinylora_basis_at(bases, index, &b.known, why);
     if (status) return status;
@@ -918,7 +916,7 @@ static const char *stream_of(const tinylora_policy *policy) { return policy->str
 
 /* The day of today, and never before the highest one seen; negative where the clock says what cannot be. */
 static int today_of(const tinylora_policy *policy) {
-    int64_t day = policy->today ? policy->today : (int64_t)time(NULL) / 86400 - 20454; /* days from 1970 to 2026 */
+    int64_t day = policy->today ? policy->today : (int64_t)time(NULL) / 86400 - 20454; /* 2026-01-01 */
     if (policy->today == TINYLORA_NO_CLOCK) return policy->day_seen;
     if (day < 0 || day > LAST_DAY) return -1;
     return day > policy->day_seen ? (int)day : policy->day_seen;
@@ -946,7 +944,7 @@ static int check_policy(const tinylora_policy *policy, error *why) {
     for (size_t i = 0; i < policy->key_count; i++) {
         const tinylora_key *key = policy->keys + i;
         if (key->kind == TINYLORA_HMAC ? key->size < 16 : key->kind != TINYLORA_ED25519 || key->size != 32)
-            return ERR(ARGUMENT, "key %zu has %zu bytes: expected HMAC, 16 or more, or Ed25519, 32", i, key->size);
+            return ERR(ARGUMENT, "key %zu has %zu bytes: HMAC takes 16 or more, Ed25519 32", i, key->size);
     }
     return TINYLORA_OK;
 }
@@ -984,7 +982,7 @@ static int check_tag(const uint8_t *message, size_t size, const uint8_t *found, 
         return TINYLORA_OK;
     }
     return ERR(SIGNATURE,
-               "the frame's %s tag %s verifies under none of %zu keys for stream '%.60s' (%zu more are for other "
+               "the %s tag %s verifies under none of %zu keys for stream '%.60s' (%zu more are for other "
                "streams or days): it was altered, or comes from someone else",
                TAGS[v->tag], hex(shown, found, 8), tried, stream_of(policy), others);
 }
@@ -1012,12 +1010,13 @@ static int check_mark(const tinylora_mark *kept, const tinylora_vector *v, error
                    kept->sequence);
     if (v->mark.sequence == kept->sequence && v->key >= 0 && memcmp(kept->content, none.content, 16) &&
         memcmp(kept->content, v->mark.content, 16))
-        return ERR(ROLLBACK, "another vector with the frame's sequence " N32 " was accepted", v->mark.sequence);
+        return ERR(ROLLBACK, "another vector with the sequence " N32 " was accepted", v->mark.sequence);
     return TINYLORA_OK;
 }
 
 /* Check a frame, of 5 bytes or more, for v->basis, all but its norm; v->values has room. */
-static int check_frame(const uint8_t *frame, size_t size, tinylora_policy *policy, tinylora_vector *v, error *why) {
+static int check_frame(const uint8_t *frame, size_t size, tinylora_policy *policy, tinylora_vector *v,
+                       error *why) {
     const uint32_t n = v->basis.n;
     int version = frame[0] >> 4, dtype = frame[0] & 3, tag = frame[0] >> 2 & 3, today, status;
     size_t header = version == 3 ? 9 : 7, body;
@@ -1053,13 +1052,14 @@ static int check_frame(const uint8_t *frame, size_t size, tinylora_policy *polic
     free(message);
     if (status) return status;
     if (tag == TINYLORA_CRC32 && policy->keys)
-        return ERR(SIGNATURE, "the frame has a checksum, and one of %zu keys has to sign it", policy->key_count);
+        return ERR(SIGNATURE, "the frame has a checksum, and needs one of %zu keys", policy->key_count);
     today = today_of(policy);
     if (version == 3 && today < 0)
         return ERR(EXPIRED, "the frame has a last day, and the clock says none from 2026 to 2205: set it");
-    if (today >= 0 && (version == 3 || (v->key >= 0 && policy->keys[v->key].last > 0))) policy->day_seen = today;
+    if (today >= 0 && (version == 3 || (v->key >= 0 && policy->keys[v->key].last > 0)))
+        policy->day_seen = today;
     if (version == 3 && today > v->last_day)
-        return ERR(EXPIRED, "the frame's last day is %d, and today is %d (days since 2026-01-01)", v->last_day, today);
+        return ERR(EXPIRED, "the last day is %d, and today is %d (since 2026-01-01)", v->last_day, today);
 
     at = frame + header;
     if (dtype == TINYLORA_INT8) {
@@ -1071,7 +1071,7 @@ static int check_frame(const uint8_t *frame, size_t size, tinylora_policy *polic
         if (dtype == TINYLORA_FP32) value = f32_at(at + 4 * (size_t)i);
         if (dtype == TINYLORA_BF16) value = float_of((uint32_t)number_at(at + 2 * (size_t)i, 2) << 16);
         if (dtype == TINYLORA_FP16) value = f16_at(at + 2 * (size_t)i);
-        if (dtype == TINYLORA_INT8) value = scale * (float)(at[i] < 128 ? at[i] : at[i] - 256) + 0.0f; /* no -0 */
+        if (dtype == TINYLORA_INT8) value = scale * (float)(int8_t)at[i] + 0.0f; /* no zero has a sign */
         if (!isfinite(value)) return ERR(VALUES, "value " N32 " of the vector is %g", i, value);
         v->values[i] = value;
     }
@@ -1092,15 +1092,13 @@ static int read_vector(tinylora_vector *v, const tinylora_bases *bases, const ui
     int status = check_policy(policy, why);
     if (status) return status;
     if (size < 5 || size % 2 == 0)
-        return ERR(FRAME, "%zu bytes are no frame: it has an odd number, and more than 5 (was it cut?)", size);
+        return ERR(FRAME, "%zu bytes are no frame, whose number is odd and over 5: was it cut?", size);
     for (; i < bases->bases; i++) {
         basis_at(bases, i, &b);
         if (!memcmp(b.known.digest, frame + 1, 4)) break;
     }
     if (i == bases->bases)
-        return ERR(UNKNOWN,
-                   "the frame is for basis %s, which is none of the " N32 " of the factors %s: it was made for another "
-                   "model, or damaged on its way",
+        return ERR(UNKNOWN, "the frame is for basis %s, none of the " N32 " of factors %s: another model's",
                    hex(named, frame + 1, 4), bases->bases, hex(own, bases->digest, 4));
     entries = (size_t)bases->modules * b.known.rank * b.known.rank;
     v->basis = b.known;
@@ -1112,8 +1110,8 @@ static int read_vector(tinylora_vector *v, const tinylora_bases *bases, const ui
     return status ? status : check_mark(mark_of(policy, v), v, why);
 }
 
-tinylora_status tinylora_read(tinylora_vector *out, const tinylora_bases *bases, const void *frame, size_t size,
-                              tinylora_policy *policy, tinylora_error *why) {
+tinylora_status tinylora_read(tinylora_vector *out, const tinylora_bases *bases, const void *frame,
+                              size_t size, tinylora_policy *policy, tinylora_error *why) {
     int status;
     memset(out, 0, sizeof *out);
     status = read_vector(out, bases, frame, size, policy, why);
@@ -1125,7 +1123,7 @@ tinylora_status tinylora_accept(tinylora_policy *policy, const tinylora_vector *
     tinylora_mark *kept;
     int status;
     if (vector->key >= 0 && (size_t)vector->key >= policy->key_count)
-        return ERR(ARGUMENT, "the vector is of key %d, and the policy has %zu", vector->key, policy->key_count);
+        return ERR(ARGUMENT, "it is of key %d, and the policy has %zu", vector->key, policy->key_count);
     kept = mark_of(policy, vector);
     status = check_mark(kept, vector, why);
     if (!status) *kept = vector->mark;
@@ -1142,7 +1140,8 @@ void tinylora_vector_free(tinylora_vector *vector) {
 
 static int blank(char c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
 
-tinylora_status tinylora_text(const char *text, uint8_t *out, size_t room, size_t *size, tinylora_error *why) {
+tinylora_status tinylora_text(const char *text, uint8_t *out, size_t room, size_t *size,
+                              tinylora_error *why) {
     static const char base64url[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     const char *scheme = "tinylora:", *begin = text, *c = text;
     size_t n = 0, hexadecimal = 0, ends = 0, done = 0;
@@ -1165,7 +1164,7 @@ tinylora_status tinylora_text(const char *text, uint8_t *out, size_t room, size_
         const char *digits = width == 4 ? "0123456789abcdef" : base64url;
         const char *found = strchr(digits, width == 4 ? tolower((unsigned char)*c) : *c);
         if (blank(*c)) continue;
-        if (!found) return ERR(FRAME, "character %zu of the text is 0x%02x: no base64url", done, (unsigned char)*c);
+        if (!found) return ERR(FRAME, "character %zu is 0x%02x: no base64url", done, (unsigned char)*c);
         bits = (bits << width | (uint32_t)(found - digits)) & 0xFFF;
         done++;
         if ((have += width) >= 8) out[(*size)++] = (uint8_t)(bits >> (have -= 8));
@@ -1278,13 +1277,14 @@ static FILE *file_of(const image *made) {
 }
 
 tinylora_status tinylora_adapter(struct llama_adapter_lora **out, struct llama_model *model,
-                                 const tinylora_bases *bases, uint32_t rank, const float *r, tinylora_error *why) {
+                                 const tinylora_bases *bases, uint32_t rank, const float *r,
+                                 tinylora_error *why) {
     const struct tinylora_own *own = bases->own;
     char architecture[64] = "";
     image made = {NULL, 0};
     FILE *file;
     *out = NULL;
-    if (!own->base_fits) return ERR(ARGUMENT, "no base was checked: name it when you open the factors (tinylora_open)");
+    if (!own->base_fits) return ERR(ARGUMENT, "no base was checked: name it to tinylora_open");
     if (rank < 1 || rank > bases->rank)
         return ERR(ARGUMENT, "R has rank " N32 ", and the factors have rank " N32, rank, bases->rank);
     llama_model_meta_val_str(model, "general.architecture", architecture, sizeof architecture);

@@ -33,7 +33,8 @@ static void print_hex(const char *before, const void *data, size_t size) {
     for (size_t i = 0; i < size; i++) printf("%02x", ((const uint8_t *)data)[i]);
 }
 
-static int print_signed(void *data, const uint8_t key[32], const uint8_t *message, size_t size, const uint8_t tag[64]) {
+static int print_signed(void *data, const uint8_t key[32], const uint8_t *message, size_t size,
+                        const uint8_t tag[64]) {
     print_hex("signed ", key, 32);
     print_hex(" ", message, size);
     print_hex(" ", tag, 64);
@@ -55,7 +56,8 @@ static tinylora_key key_of(char *word) {
 
 /* What side tensors hold; `v`: numbers, 0.5 each, of which R is made of each basis that is not too large for that. */
 static void show(const tinylora_bases *bases, const float *v) {
-    printf("modules %u rank %u bases %u\n", (unsigned)bases->modules, (unsigned)bases->rank, (unsigned)bases->bases);
+    printf("modules %u rank %u bases %u\n", (unsigned)bases->modules, (unsigned)bases->rank,
+           (unsigned)bases->bases);
     print_hex("factors ", bases->digest, 32);
     for (uint32_t i = 0; i < bases->bases; i++) {
         tinylora_basis b;
@@ -97,7 +99,8 @@ static void show_texts(void) {
         line[strcspn(line, "\n")] = 0;
         if (tinylora_text(line, (uint8_t *)text, LINE - 1, &size, &why)) fail_with(why.text);
         text[size] = 0;
-        data = room(most = (3 * size + 3) / 4); /* no more than the header says: a sanitizer watches the end */
+        data =
+            room(most = (3 * size + 3) / 4); /* no more than the header says: a sanitizer watches the end */
         if (tinylora_text(text, data, most, &size, &why)) printf("refused %s", why.text);
         print_hex("", data, size);
         putchar('\n');
@@ -109,8 +112,8 @@ static void show_texts(void) {
 }
 
 /* Check the vectors on stdin: of n numbers and a digest, or, where there are bases, of one of them. */
-static void check_lines(const uint8_t *digest, uint32_t n, const tinylora_bases *bases, tinylora_policy *policy,
-                        int accept) {
+static void check_lines(const uint8_t *digest, uint32_t n, const tinylora_bases *bases,
+                        tinylora_policy *policy, int accept) {
     char *line = room(LINE);
     while (fgets(line, LINE, stdin)) {
         size_t size, length = strcspn(line, "\n"), most = (3 * length + 3) / 4;
@@ -129,8 +132,8 @@ static void check_lines(const uint8_t *digest, uint32_t n, const tinylora_bases 
         if (status) {
             printf("refused %d %s\n", status, why.text);
         } else {
-            printf("ok dtype %d tag %d sequence %u until %d key %d", v.dtype, v.tag, (unsigned)v.mark.sequence,
-                   v.last_day, v.key);
+            printf("ok dtype %d tag %d sequence %u until %d key %d", v.dtype, v.tag,
+                   (unsigned)v.mark.sequence, v.last_day, v.key);
             print_hex(" content ", v.mark.content, 16);
             print_hex(" values ", v.values, v.basis.n * sizeof *v.values);
             putchar('\n');
@@ -162,7 +165,8 @@ int main(int argc, char **argv) {
         if (!strcmp(what, "texts")) show_texts();
         return 0;
     }
-    if (strcmp(what, "vectors") && tinylora_open(&bases, argv[2], !strcmp(what, "bases") ? argv[3] : NULL, &why))
+    if (strcmp(what, "vectors") &&
+        tinylora_open(&bases, argv[2], !strcmp(what, "bases") ? argv[3] : NULL, &why))
         fail_with(why.text);
     if (!strcmp(what, "bases")) {
         show(bases, NULL);
@@ -177,7 +181,8 @@ int main(int argc, char **argv) {
         policy.verify = print_signed;
         policy.keys = argc > first + 2 ? keys : NULL;
         for (int i = first + 2; i < argc; i++) keys[policy.key_count++] = key_of(argv[i]);
-        check_lines(bases ? NULL : digest, bases ? 0 : (uint32_t)atoi(argv[3]), bases, &policy, !strcmp(what, "accept"));
+        check_lines(bases ? NULL : digest, bases ? 0 : (uint32_t)atoi(argv[3]), bases, &policy,
+                    !strcmp(what, "accept"));
         for (size_t i = 0; i < policy.key_count; i++) {
             free((void *)(uintptr_t)keys[i].bytes);
             free((void *)(uintptr_t)keys[i].streams);

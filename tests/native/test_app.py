@@ -100,16 +100,16 @@ def test_what_it_refuses(personalize: Program, smollm2_bundle: Path, tmp_path: P
     cases = [
         (
             (base, side, framed(support.random_basis(blocks=5))),
-            "which is none of the 219 of the factors 31f752d8",
+            "none of the 219 of factors 31f752d8",
         ),
         ((base, side, frame[:-2]), "the frame has 35 bytes, but 13 values in bf16 with CRC-32 take 37"),
         ((base, side, MicroVector(np.full(13, 1e6)).to_bytes(basis)), "and at most 1000 is accepted"),
         ((side, side, frame), f"{side}: it lacks blk.0.attn_q.weight, which has factors"),
         ((base, cut, frame), f"{cut}: tensor "),
         ((base, tmp_path / "none", frame), f"{tmp_path / 'none'}: No such file"),
-        ((base, side, frame, *key), "one of 1 keys has to sign it"),
+        ((base, side, frame, *key), "needs one of 1 keys"),
         ((base, side, signed, *key, "--stream", "bob"), "none of 1 keys for stream 'bob'"),
-        ((base, side, old, *key), "the frame's last day is 1, and today is "),
+        ((base, side, old, *key), "the last day is 1, and today is "),
     ]
     for (base_path, side_path, data, *options), why in cases:
         done = personalize(*options, base_path, side_path, PROMPT, text.encode(data))
