@@ -28,10 +28,11 @@ from tinylora_edge.train import measure
 def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = exporters.ExportSettings(targets=("attn_v",))  # the whole is what every other test loads
     monkeypatch.setattr(exporters, "Export", partial(exporters.Export, settings=few))
-    quick = partial(train.Options, method="sft", steps=2, validation=4, drift=2)
+    quick = partial(train.Options, method="sft", steps=2, prompts=2, keep=False, validation=2, drift=1)
     monkeypatch.setattr(train, "Options", quick)
-    monkeypatch.setattr(demo, "HELD_OUT", 4)
-    monkeypatch.setattr(measure, "_SEARCH_S", 1.0)  # for worked examples
+    for name, less in (("HELD_OUT", 2), ("_TOKENS", 8), ("_SWAPS", 4)):
+        monkeypatch.setattr(demo, name, less)
+    monkeypatch.setattr(measure, "_SEARCH_S", 0.1)  # for worked examples
     monkeypatch.chdir(tmp_path)
     found = cli("demo", "--threads", 2)
     assert found.code == 0, found.stderr
@@ -46,7 +47,7 @@ def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pyt
     vector = MicroVector.from_bytes(frame, load_bundle(out).bases)
     assert (record["basis"], record["numbers"]) == (vector.basis, len(vector.values))
     assert f"{len(frame):,} bytes, {len(vector.values):,} numbers" in text
-    assert record["held_out"]["n"] == 4
+    assert record["held_out"]["n"] == 2
     assert f"{record['held_out']['vector']:.3f} +-" in text
     page = (out / "vector.bin.html").read_text("utf-8")
     assert "<script" not in page

@@ -24,9 +24,10 @@ import servers
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from tinylora_edge import MicroVector, load_bundle
+from tinylora_edge import MicroVector, load_bundle, train
 from tinylora_edge.cli.app import app
 from tinylora_edge.tasks import load_task
+from tinylora_edge.train import Options
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [path for pattern in ("*.md", "*/*.md", "*/*/*.md") for path in ROOT.glob(pattern)]
@@ -81,6 +82,8 @@ def test_code_runs_as_it_is_printed(
     place = tmp_path / "reader"
     shutil.copytree(folder, place, copy_function=os.link)
     monkeypatch.chdir(place)
+    short = {"prompts": 2, "keep": False, "validation": 2}  # what training brings is of no account here
+    monkeypatch.setattr(train, "Options", lambda **given: Options(**(given | short)))
     names: dict[str, Any] = {}
     with servers.static(place / "srv") as (address, _), asyncio.Runner() as runner:
         for language, text in blocks(path):
