@@ -13,7 +13,6 @@ from . import console
 if TYPE_CHECKING:
     from .. import MicroVector
     from ..runtime.drift import Drift
-    from ..runtime.evaluation import Evaluation
     from ..tasks import Preamble, Task
 
 
@@ -34,11 +33,6 @@ def preamble(task: Task, system: str | None, examples: int | None) -> Preamble:
     from ..tasks import Preamble, draw_examples
 
     return Preamble(system, () if examples is None else draw_examples(task, examples))
-
-
-def mean(found: Evaluation) -> str:
-    """Return a mean reward with its standard error."""
-    return f"{found.mean:.3f} +- {found.standard_error:.3f}"
 
 
 def compared(found: Any) -> str:
