@@ -336,6 +336,28 @@ def requantized() -> str:
     return markdown(["vector", "prompts", "base", *headers], cells)
 
 
+def fleets(rows: list[dict[str, Any]] | None = None) -> str:
+    """What users gain who begin with a fleet's prior, or without, by first order and by real answers."""
+    found = records("fleet") if rows is None else rows
+    cells, measures = [], ("mixed", "agreed", "answers")
+    for arm in dict.fromkeys(row["arm"] for row in found):
+        mine = [row for row in found if row["arm"] == arm]
+        values = {
+            measure: [
+                statistics.mean(row["gains"]) if "gains" in row else row["slope"]
+                for row in mine
+                if row.get("population", "answers") == measure
+            ]
+            for measure in measures
+        }
+        shown = (
+            f"{statistics.mean(x):+.3f} ± {statistics.stdev(x) / len(x) ** 0.5:.3f}" if x else ""
+            for x in values.values()
+        )
+        cells.append([arm, *shown])
+    return markdown(["user", "mixed, first order", "agreed, first order", "mixed, real answers"], cells)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
@@ -352,5 +374,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
         crowd,
         wrong_users,
         requantized,
+        fleets,
     )
 }

@@ -306,7 +306,7 @@ def main() -> None:
     arguments.add_argument("bundle", type=Path, help="of SmolLM2")
     arguments.add_argument("--answers", type=Path, default=Path("fleet-answers.jsonl"), help="kept there")
     arguments.add_argument("--study", type=Path, default=Path("fleet.jsonl"), help="the record")
-    arguments.add_argument("--arms", nargs="*", default=["5 clicks", "20 clicks", "fleet, 5 clicks"])
+    arguments.add_argument("--arms", nargs="*", default=["20 clicks", "fleet, 5 clicks"])
     options = arguments.parse_args()
     if not options.answers.exists():
         asked = load_general("train")

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 
@@ -151,10 +150,9 @@ def check_schema(schema: Mapping[str, Any]) -> str:
         )
     nodes = [*_values(schema)]
     rules = [node for node in nodes if isinstance(node, Mapping)]
-    if (endless := _endless(schema, rules)) is not None:
+    if circular := [rule["$ref"] for rule in rules if _circular(schema, rule)]:
         raise _refused(
-            f"{endless[:80]!r} in the JSON schema leads to itself, and nothing on the way may be left out: "
-            "no finite answer keeps to it"
+            f"the $ref {circular[0][:80]!r} in the JSON schema leads to itself: no answer keeps to it"
         )
     for number in nodes:
         if _is_number(number) and not abs(number) <= SCHEMA_NUMBER:
@@ -181,43 +179,18 @@ def check_schema(schema: Mapping[str, Any]) -> str:
     return text
 
 
-def _endless(schema: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return a $ref of a schema that leads to itself by what is required alone, or None."""
-    targets = {ref: _at(schema, ref) for ref in (str(rule["$ref"]) for rule in rules if "$ref" in rule)}
-    graph = {
-        id(target): {id(targets[ref]) for ref in _musts(target) if ref in targets}
-        for target in targets.values()
-    }
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        return min(ref for ref, target in targets.items() if id(target) in error.args[1])
-    return None
-
-
-def _at(node: Any, ref: str) -> Any:
-    """Return what a $ref within a schema names (RFC 6901), or None."""
-    for part in unquote(ref).split("/")[1:] if ref.startswith("#") else ("none",):
-        found = dict(zip(map(str, range(len(node))), node, strict=True)) if isinstance(node, list) else node
-        part = part.replace("~1", "/").replace("~0", "~")
-        node = found.get(part) if isinstance(found, Mapping) else None
-    return node
-
-
-def _musts(node: Any) -> Iterator[str]:
-    """Yield each $ref that something in whatever keeps to a schema has to keep to."""
-    if not isinstance(node, Mapping):
-        return
-    if "$ref" in node:
-        yield str(node["$ref"])
-    named, needed, parts, least = (node.get(key) for key in ("properties", "required", "allOf", "minItems"))
-    inner = [*parts] if isinstance(parts, list) else []
-    if node.get("type") == "object" and isinstance(named, Mapping) and isinstance(needed, list):
-        inner += [named.get(name) for name in needed if isinstance(name, str)]
-    if node.get("type") == "array" and isinstance(least, int) and least > 0:
-        inner.append(node.get("items"))
-    for each in inner:
-        yield from _musts(each)
+def _circular(schema: Mapping[str, Any], node: Any) -> bool:
+    """Whether the $ref of a rule leads, over others, to one that was there before: no answer keeps to it."""
+    seen = set()
+    while isinstance(node, Mapping) and str(ref := node.get("$ref", "")).startswith("#"):
+        if ref in seen:
+            return True
+        seen.add(ref)
+        node = schema
+        for part in unquote(ref).split("/")[1:]:  # RFC 6901
+            part = part.replace("~1", "/").replace("~0", "~")
+            node = node.get(part) if isinstance(node, Mapping) else None
+    return False
 
 
 def _choice(labels: Sequence[str]) -> str:

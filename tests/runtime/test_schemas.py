@@ -58,8 +58,7 @@ BAD = [
     {"enum": ["x" * (1 << 16)]},
     {"properties": {f"p{i}": {} for i in range(401)}},
     {"enum": [object()]},
-    {"$ref": "#/allOf/0", "allOf": [{"$ref": "#/$defs/a~1b"}], "$defs": {"a/b": {"$ref": "#/allOf/0"}}},
-    {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+    {"type": "array", "items": {"$ref": "#/$defs/a~1b"}, "$defs": {"a/b": {"$ref": "#/$defs/a~1b"}}},
     # Each of these kept llguidance busy for seconds, the second one for 21.
     {"pattern": SLOW, "maxLength": 65_536},
     {"allOf": [{"pattern": SLOW}, {"pattern": "^.*x.*y.*$"}]},

@@ -165,10 +165,11 @@ def test_messages_about_calls_that_are_none(onnx_pool: Pool, messages: Any, said
         asyncio.run(onnx_pool.chat(messages))
 
 
-@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"properties": {"a": {"$ref": "#"}}, "required": ["a"]}])
-def test_a_schema_that_requires_itself_is_named(onnx_pool: Pool, schema: dict[str, Any]) -> None:
-    asked = Tools.read([tool("fine", SCHEMAS["nested"]), tool("broken", schema)], "auto", True)
+def test_a_schema_that_is_itself_is_named(onnx_pool: Pool) -> None:
+    asked = Tools.read([tool("fine", SCHEMAS["nested"]), tool("broken", {"$ref": "#"})], "auto", True)
     assert asked is not None
-    with pytest.raises(RequestError, match=r"^the parameters of 'broken': '#' .* leads to itself") as caught:
+    with pytest.raises(
+        RequestError, match=r"^the parameters of 'broken': the \$ref '#' .* leads to itself"
+    ) as caught:
         asked.grammar(onnx_pool.model.vocabulary)
     assert caught.value.param == "tools[1].function.parameters"
