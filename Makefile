@@ -30,7 +30,7 @@ SITE = .venv-site
 RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help setup try demo test check lint size llama-server bench site dist clean fuzz faults
+.PHONY: help setup try demo test check lint size llama-server bench site dist clean fuzz faults arm
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -87,6 +87,9 @@ fuzz: $(VENV)/.dev ## SECONDS=60 of every reader, or of HARNESS="frame basis"
 faults: $(VENV)/.dev ## kill every writer at every call, fill its disk, and kill servers, ROUNDS=4 times (Linux)
 	@$(BIN)/python tests/faults/injection.py --rounds $(ROUNDS)
 	@$(BIN)/python tests/faults/killed_servers.py --rounds $(ROUNDS)
+
+arm: $(VENV)/.dev ## ARM64, emulated: golden values, and both engines' tokens beside x86-64's; an hour (Linux, qemu-user)
+	@.ci/arm/run.sh $(BIN)/python
 
 setup: $(VENV)/.dev ## a .venv with everything that developing needs
 	@echo "make: $(VENV) is ready"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import textwrap
 from collections.abc import Callable, Collection
@@ -15,6 +16,7 @@ from _records import (
     HELD_OUT,
     LEARNED,
     MORE,
+    RESULTS,
     SERVERS,
     TASKS,
     TITLES,
@@ -358,6 +360,34 @@ def fleets(rows: list[dict[str, Any]] | None = None) -> str:
     return markdown(["user", "mixed, first order", "agreed, first order", "mixed, real answers"], cells)
 
 
+def installs() -> str:
+    """What an install on an ARM64 device takes, with each engine, and what an import costs."""
+    record = json.loads((RESULTS / "arm.json").read_text("utf-8"))
+    parts = {row["part"]: row for row in record["sizes"]}
+    rows = [*parts.items()]
+    for engine, other in (("llama.cpp", "onnxruntime"), ("ONNX Runtime", "llama")):
+        mine = [row for part, row in parts.items() if other not in part]
+        total = {key: sum(row[key] for row in mine) for key in ("wheel", "installed")}
+        rows.append((f"**with {engine}, in all**", total))
+    cells = [[part, *(f"{row[key] / 1e6:.1f}" for key in ("wheel", "installed"))] for part, row in rows]
+    table, cost = markdown(["part", "wheels, MB", "unpacked, MB"], cells), record["imports"]
+    return (
+        f"{table}\n\n`import tinylora_edge.runtime` takes {cost['seconds'] / cost['of numpy']:.1f} times as "
+        "long as `import numpy`,\nwhich is in it, and "
+        f"loads {cost['modules beyond numpy']} modules more, {cost['ours']} of them ours."
+    )
+
+
+def agreement() -> str:
+    """How many tokens were the same on ARM64 as on x86-64, by model, engine and weights."""
+    rows = []
+    for row in json.loads((RESULTS / "arm.json").read_text("utf-8"))["answers"]:
+        memory = (f"{row[f'bytes swapped, {where}'] / 1e6:.0f}" for where in ("x86-64", "aarch64 with qemu"))
+        rows.append([row["case"], *(str(row[key]) for key in ("tokens", "close", "differ")), *memory])
+    headers = ["model", "tokens", "of them within .001", "other tokens", "resident, x86-64, MB"]
+    return markdown([*headers, "resident, aarch64 with qemu, MB"], rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
@@ -375,5 +405,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         wrong_users,
         requantized,
         fleets,
+        installs,
+        agreement,
     )
 }

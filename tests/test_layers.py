@@ -156,6 +156,16 @@ def test_importing_loads_neither_engines_nor_training_libraries(module: str) -> 
     assert done.stdout.split() == []
 
 
+def test_the_runtime_loads_little_beside_numpy() -> None:
+    code = "import sys, numpy; a = {*sys.modules}; import tinylora_edge.runtime; print(*{*sys.modules} - a)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    packages = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert {name for name in packages if "cython" not in name} == {PACKAGE, "gguf", "numpy", "yaml"}
+    assert sum(name.startswith(PACKAGE) for name in loaded) < 75
+    assert len(loaded) < 230
+
+
 def test_no_two_tests_share_a_name() -> None:
     """pytest collects the second of two files with one name as an error, after all others have run."""
     names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py")
