@@ -428,9 +428,10 @@ class Scheduler:
 
     def _work(self, engine: Engine) -> None:
         """Answer in one engine until the scheduler is closed."""
-        before = -1
+        before: tuple[int, str] = -1, ""
         while turn := self._next(engine, before):
-            before = next(iter(turn)).row
+            slot, first = next(iter(turn.items()))
+            before = slot.row, first.request.tenant
             for _ in range(1 if engine.mixed else _SLICE):
                 try:
                     generated = self._step(engine, turn)
@@ -438,18 +439,20 @@ class Scheduler:
                     for slot, answering in turn.items():
                         self._leave(slot, answering, error)
                     break
-                if self._closed or not generated:  # a chunk of a prompt is a slice of its own
+                if self._closed or not generated:  # a chunk that does not end a prompt is a slice of its own
                     break
 
-    def _next(self, engine: Engine, before: int) -> dict[Slot, Answering]:
+    def _next(self, engine: Engine, before: tuple[int, str]) -> dict[Slot, Answering]:
         """Return what an engine answers, once there is something; nothing once the scheduler is closed.
 
-        Where slots share no evaluation it is that of the tenant who had fewest turns, in any engine, and of
-        his slots the one after the row before.
+        Where slots share no evaluation it is that of the tenant who had fewest turns, in any engine, and
+        among equals not the last one, before whom a newcomer goes; of his slots the one after the last row.
         """
+        row, last = before
 
-        def rank(slot: Slot) -> tuple[int, bool, int]:
-            return self._turns[self._running[slot].request.tenant], slot.row <= before, slot.row
+        def rank(slot: Slot) -> tuple[int, bool, bool, int]:
+            tenant = self._running[slot].request.tenant
+            return self._turns[tenant], tenant == last, slot.row <= row, slot.row
 
         with self._changed:
             while not self._closed:
@@ -464,7 +467,7 @@ class Scheduler:
             return {}
 
     def _step(self, engine: Engine, turn: dict[Slot, Answering]) -> bool:
-        """Evaluate a chunk of new prompts and a token of every answer; True where only answers go on."""
+        """Evaluate a chunk of new prompts and a token of every answer; True where all are at answers."""
         for slot, answering in list(turn.items()):
             if answering.cancelled:
                 del turn[slot]
@@ -494,7 +497,7 @@ class Scheduler:
                         if len(self._exploded) > _REMEMBERED:
                             self._exploded.popitem(last=False)
             self._leave(slot, turn.pop(slot), how)
-        return bool(turn) and all(len(part.tokens) == 1 for _, part in parts)
+        return bool(turn) and all(part.wanted for _, part in parts)
 
     def _begin(self, slot: Slot, answering: Answering) -> None:
         """Make a slot ready: it keeps the beginning of the prompt, or copies it from another slot.

@@ -286,6 +286,35 @@ def test_one_tenant_holds_nobody_up(opened: Callable[..., Pool]) -> None:
         asyncio.run(beside(pool))
 
 
+def test_who_comes_next_waits_for_one_turn(tiny_bundle: Path) -> None:
+    """A short answer is there once whoever has the engine ends his turn: prompt and answer are one turn."""
+
+    async def beside(pool: Pool) -> int:
+        said, waited = 0, 0
+
+        async def flood() -> None:
+            nonlocal said
+            while True:
+                async for piece in pool.stream("abc", raw=True, user="m", max_tokens=300, logprobs=0):
+                    said += len(piece.tokens)
+
+        many = [asyncio.create_task(flood()) for _ in range(2)]
+        for _ in range(6):
+            before = said
+            while said < before + 5:
+                await asyncio.sleep(0.001)
+            before = said
+            await pool.complete("ann", user="ann", max_tokens=12)
+            waited += said - before
+        for task in many:
+            task.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
+        return waited
+
+    with Pool(tiny_bundle, contexts=1, slots=4, n_ctx=400, n_threads=1) as pool:
+        assert asyncio.run(beside(pool)) <= 6 * 17
+
+
 def test_bytes_are_checked_at_every_request(opened: Callable[..., Pool]) -> None:
     key, forger = Hmac(bytes(range(32))), Hmac(bytes(32))
 
