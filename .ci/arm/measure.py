@@ -86,9 +86,7 @@ def answer(name: str, wanted: dict[str, Any] | None) -> dict[str, Any]:
     bundle, engine, count, judged = CASES[name]
     found: dict[str, Any] = {"imported": resident(), "tokens": [], "logprobs": []}
     options: dict[str, Any] = {"n_threads": 1}  # none that waits by spinning
-    if (
-        engine == "llama"
-    ):  # GGML_TYPE_F32: a cache in F16 would round differences up to what is .02 of a logit
+    if engine == "llama":  # GGML_TYPE_F32: a cache in F16 would round differences up to .02 of a logit
         options |= {"n_threads_batch": 1} | ({"type_k": 0, "type_v": 0} if judged else {})
     llm = runtime.load(ARM / bundle, engine=engine, n_ctx=256, **options)
     sample = Sample.of(PROMPT, raw=True)
