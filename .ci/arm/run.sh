@@ -101,8 +101,6 @@ cat >"$arm/python" <<END
 export PYTHONPATH='$site:$root' PYTHONPYCACHEPREFIX='$arm/pyc' PYTHONDONTWRITEBYTECODE=
 exec qemu-aarch64 -cpu cortex-a72 -L '$arm/root' '$arm/root/usr/bin/python3.13' "\$@"
 END
-chmod +x "\$made"
-END
 chmod +x "$arm/python"
 
 cd "$root"
