@@ -88,7 +88,7 @@ faults: $(VENV)/.dev ## kill every writer at every call, fill its disk, and kill
 	@$(BIN)/python tests/faults/injection.py --rounds $(ROUNDS)
 	@$(BIN)/python tests/faults/killed_servers.py --rounds $(ROUNDS)
 
-arm: $(VENV)/.dev ## ARM64, emulated: golden values, and both engines' tokens beside x86-64's; an hour (Linux, qemu-user)
+arm: $(VENV)/.dev ## ARM64, emulated: golden values, and both engines' tokens beside x86-64's; 15 minutes (Linux, qemu-user)
 	@.ci/arm/run.sh $(BIN)/python
 
 setup: $(VENV)/.dev ## a .venv with everything that developing needs

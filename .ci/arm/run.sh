@@ -110,5 +110,5 @@ say "golden projections, digests, bases and frames, by numpy on aarch64"
 say "the same, by the C library, compiled for aarch64"
 CC=aarch64-linux-gnu-gcc RUNNER="qemu-aarch64 -L $arm/root" \
   "$python" -m pytest -q -p no:cacheprovider -k golden tests/native/test_reader.py
-say "models on both engines, beside x86-64: half an hour"
+say "models on both engines, beside x86-64: 6 minutes on 2 cores"
 exec "$python" .ci/arm/measure.py
