@@ -119,12 +119,16 @@ def ifeval() -> str:
         gaps = [int(a) - int(b) for a, b in zip(row["followed"], base["followed"], strict=True)]
         mean = statistics.mean(gaps)
         change = f"{mean:+.3f} ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.3f}" if arm != "base" else ""
-        name = IFEVAL_ARMS.get(arm, titled(arm))
+        name = IFEVAL_ARMS[arm]
         rows.append([name, f"{row['n']}", f"{row['score']:.3f}", change, f"{row['instructions']:.3f}"])
     return markdown(["", "prompts", "prompts followed", "to the base", "instructions followed"], rows)
 
 
-IFEVAL_ARMS = {"snips-rank-8-s0.bin": "SNIPS vector of rank 8", "snips-keep.bin": "with --keep"}
+IFEVAL_ARMS = {
+    "base": "base",
+    "w1-r4-40-s0.bin": "six intents of CLINC150, rank 4, 40 steps, `--keep`",
+    "snips-rank-8-240-s0.bin": "SNIPS calls, rank 8, 240 steps, without",
+}
 
 
 def scores() -> str:
