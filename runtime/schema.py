@@ -65,6 +65,7 @@ def grammar_of(schema: Schema, vocabulary: Vocabulary) -> Grammar:
     """
     if isinstance(schema, Mapping):
         text = check_schema(schema or {"type": "object"})
+        check_refs(schema)
         return compiled(text, vocabulary, json_schema=True)
     return compiled(_choice(schema), vocabulary)
 
@@ -150,10 +151,6 @@ def check_schema(schema: Mapping[str, Any]) -> str:
         )
     nodes = [*_values(schema)]
     rules = [node for node in nodes if isinstance(node, Mapping)]
-    if circular := [rule["$ref"] for rule in rules if _circular(schema, rule)]:
-        raise _refused(
-            f"the $ref {circular[0][:80]!r} in the JSON schema leads to itself: no answer keeps to it"
-        )
     for number in nodes:
         if _is_number(number) and not abs(number) <= SCHEMA_NUMBER:
             raise _refused(
@@ -177,6 +174,19 @@ def check_schema(schema: Mapping[str, Any]) -> str:
             f"{SCHEMA_REPEATS:,} characters: shorten what repeats, or leave the lengths out"
         )
     return text
+
+
+def check_refs(schema: Mapping[str, Any]) -> None:
+    """Check that no $ref of a schema leads to itself.
+
+    Raises:
+        RequestError: one does.
+    """
+    for rule in _values(schema):
+        if isinstance(rule, Mapping) and _circular(schema, rule):
+            raise _refused(
+                f"the $ref {rule['$ref'][:80]!r} in the JSON schema leads to itself: no answer keeps to it"
+            )
 
 
 def _circular(schema: Mapping[str, Any], node: Any) -> bool:

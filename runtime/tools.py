@@ -10,7 +10,7 @@ from typing import Any, Self
 from ..errors import RequestError
 from ..tasks.tools import CALL_BEGIN, CALL_END, read_functions
 from .engine import Vocabulary
-from .schema import Grammar, check_schema, compiled
+from .schema import Grammar, check_refs, check_schema, compiled
 
 _CALLS = 16  # of one answer, at most
 _TEXT = f'start: TEXT | begin calls\nbegin[lazy]: TEXT "{CALL_BEGIN}"\nTEXT: /(.|\\n)*/'
@@ -88,9 +88,9 @@ class Tools:
         called = [each for each in self.functions if self.name in (None, each["name"])]
         schemas = {each["name"]: _closed(each["parameters"]) for each in called}
         try:
-            for schema in schemas.values():
-                check_schema(schema)
             check_schema(schemas)
+            for schema in schemas.values():  # whose $ref begins at its own root
+                check_refs(schema)
             return compiled(self._lark(schemas), vocabulary)
         except RequestError as error:
             whole = error
@@ -99,6 +99,7 @@ class Tools:
                 continue
             try:
                 check_schema(schemas[name])
+                check_refs(schemas[name])
                 compiled(self._lark({name: schemas[name]}), vocabulary)
             except RequestError as error:
                 where = f"tools[{number}].function.parameters"
