@@ -14,6 +14,7 @@ import numpy as np
 from tinylora_edge import Bases, Basis, MicroVector, Projection
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.projection import NUMBERS
+from tinylora_edge.system import cores
 from tinylora_edge.tasks import Preamble, Sample
 
 NORM = 0.05  # of the vectors: the model speaks on, a little differently
@@ -42,15 +43,21 @@ def smollm2() -> Path:
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+def requantized(source: Path, target: Path, weights: str) -> Path:
+    """Write a GGUF in another type, as `llama-quantize --allow-requantize` does; return the target."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{weights}"), True
+    params.nthread = cores()
+    names = (str(path).encode() for path in (source, target))
+    assert not llama_cpp.llama_model_quantize(*names, ctypes.byref(params))
+    return target
+
+
 def export(folder: Path, weights: str = "Q4_1") -> tuple[Path, Bases]:
     """Export SmolLM2 into a folder, requantized unless it is to be Q4_1; return the bundle and its bases."""
     base = smollm2()
     if weights != "Q4_1":
-        base = folder / f"SmolLM2-135M-Instruct.{weights}.gguf"
-        params = llama_cpp.llama_model_quantize_default_params()
-        params.ftype, params.allow_requantize = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{weights}"), True
-        names = (str(path).encode() for path in (smollm2(), base))
-        assert not llama_cpp.llama_model_quantize(*names, ctypes.byref(params))
+        base = requantized(base, folder / f"SmolLM2-135M-Instruct.{weights}.gguf", weights)
     report = export_gguf(base, folder / weights)
     return report.output, report.bases
 

@@ -342,9 +342,9 @@ def requantized() -> str:
     return markdown(["vector", "prompts", "base", *headers], cells)
 
 
-def fleets(rows: list[dict[str, Any]] | None = None) -> str:
+def fleets() -> str:
     """What users gain who begin with a fleet's prior, or without, by first order and by real answers."""
-    found = records("fleet") if rows is None else rows
+    found = records("fleet")
     cells, measures = [], ("mixed", "agreed", "answers")
     for arm in dict.fromkeys(row["arm"] for row in found):
         mine = [row for row in found if row["arm"] == arm]

@@ -11,7 +11,6 @@ same held-out prompts, greedily, in llama.cpp. A form that is in the record is n
 from __future__ import annotations
 
 import argparse
-import ctypes
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
-import llama_cpp
 from _sets import snips
+from _subjects import requantized
 
 from tinylora_edge import Bundle, MicroVector, Policy, load_bundle, runtime
 from tinylora_edge.exporters.convert import write_merged_gguf
@@ -42,16 +41,6 @@ def task_of(name: str, n: int) -> Task:
     data = snips(Path(name), 70, 0).thinned(n)
     longest = max(len(str(sample.answer)) for sample in data.test)
     return Task("snips", data.train, data.test[:n], json_value, max_tokens=longest)
-
-
-def requantized(source: Path, target: Path, form: str) -> Path:
-    """Write a GGUF in another type, as llama-quantize does."""
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{form}")
-    parameters.allow_requantize, parameters.nthread = True, cores()
-    names = str(source).encode(), str(target).encode()
-    assert not llama_cpp.llama_model_quantize(*names, ctypes.byref(parameters))
-    return target
 
 
 def forms(bundle: Bundle, vector: MicroVector, asked: list[str], folder: Path) -> Iterator[tuple[str, Path]]:
