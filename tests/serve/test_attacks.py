@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from serving import Serving, as_text, framed, mac_file, serving
 
-from tinylora_edge import Basis, load_bundle
+from tinylora_edge import Basis
 
 resource = pytest.importorskip("resource")  # not on Windows
 
@@ -32,11 +32,6 @@ SHORT = (
     "from tinylora_edge.serve import process; "
     "process._HEAD_S = process._SEND_S = 1.0; process._KEEP_ALIVE_S = 1; "
 )
-
-
-@pytest.fixture(scope="module")
-def basis(tiny: Path) -> Basis:
-    return load_bundle(tiny).bases.basis(numbers=13)
 
 
 @pytest.fixture(scope="module")
