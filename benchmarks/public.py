@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,10 @@ class Lora(nn.Module):
             return output + (x @ a.to(x.dtype).T) @ b.to(x.dtype).T
 
         return add
+
+    def giving(self, r: None) -> nullcontext[None]:
+        """Every prompt has this LoRA: there is no R to give to some."""
+        return nullcontext(r)
 
     def detach(self) -> None:
         """Give the model back as it was."""
