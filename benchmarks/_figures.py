@@ -159,7 +159,7 @@ def frontier() -> Any:
         title: [
             [titled(arm), rows[0]["bytes"], statistics.mean(row[key] for row in rows)]
             for arm, rows in public(name).items()
-            if rows[0].get("bytes")
+            if rows[0].get("bytes") and not rows[0].get("held") and rows[0]["model"].startswith("SmolLM2")
         ]
         for name, key, title in (
             ("snips", "slot_f1", "SNIPS: slot F1"),

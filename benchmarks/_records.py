@@ -143,18 +143,24 @@ def widest(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def public(name: str) -> dict[str, list[dict[str, Any]]]:
-    """Return SmolLM2's runs of a public set by what was run, each a list over seeds.
+    """Return the runs of a public set by what was run, each a list over seeds.
 
-    Runs of other steps, utterances or step sizes than the usual ones say so in their names.
+    Runs of another model, of other steps or utterances than the usual ones, and answers that were held to a
+    schema say so in their names.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for row in records("public"):
-        if row["set"] == name and row["model"].startswith("SmolLM2"):
-            more = []
-            if "losses" in row:
-                more += [f"{row['steps']} steps"] * (row["steps"] != PUBLIC_STEPS[name])
-                more += [f"{row['samples']:,} utterances"] * (row["each"] != 70)
-            found.setdefault(", ".join([row["arm"], *more]), []).append(row)
+        if row["set"] != name:
+            continue
+        arm, steps, more = row["arm"], row["steps"], list[str]()
+        if kept := re.fullmatch(rf"{name}-(.+)-(\d+)-s\d+\.bin", arm):
+            arm, steps = kept[1], int(kept[2])
+        if "losses" in row or kept:
+            more += [f"{steps} steps"] * (steps != PUBLIC_STEPS[name])
+            more += [f"{row['samples']:,} utterances"] * (row["each"] != 70)
+        more += ["held to a schema"] * bool(row.get("held"))
+        more += [row["model"].split(".")[0]] * (not row["model"].startswith("SmolLM2"))
+        found.setdefault(", ".join([arm, *more]), []).append(row)
     return found
 
 

@@ -9,7 +9,7 @@ import json
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class PublicSet:
     steps: int = 100
     max_tokens: int | None = None  # of an answer; None: the longest given one
     folder: Path | None = None
+    schema: dict[str, Any] | None = None  # what answers can be held to
 
     def thinned(self, n: int | None) -> PublicSet:
         """Return the set with every k-th test sample, of about n; None: all of them."""
@@ -73,7 +74,25 @@ def snips(folder: Path, each: int, seed: int) -> PublicSet:
     def samples(rows: Sequence[tuple[str, dict[str, Any]]]) -> list[Sample]:
         return [Sample(utterance, json.dumps(call, ensure_ascii=False)) for utterance, call in rows]
 
-    return PublicSet("snips", samples(train), samples(test), batch=8, steps=80)
+    arguments = defaultdict[str, dict[str, None]](dict)
+    for _, call in train:
+        arguments[call["name"]].update(dict.fromkeys(call["arguments"]))
+    schema = {"anyOf": [_call_schema(name, keys) for name, keys in arguments.items()]}
+    return PublicSet("snips", samples(train), samples(test), batch=8, steps=80, schema=schema)
+
+
+def _call_schema(name: str, keys: Iterable[str]) -> dict[str, Any]:
+    """Return the schema of a function's calls. `properties` would put its arguments into one order."""
+    arguments = {"patternProperties": {f"^({'|'.join(keys)})$": {"type": "string"}}}
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": name},
+            "arguments": {"type": "object", "additionalProperties": False, **arguments},
+        },
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
 
 
 def _calls(folder: Path, name: str, file: str) -> list[tuple[str, dict[str, Any]]]:

@@ -126,7 +126,7 @@ def ifeval() -> str:
 
 IFEVAL_ARMS = {
     "base": "base",
-    "w1-r4-40-s0.bin": "six intents of CLINC150, rank 4, 40 steps, `--keep`",
+    "w1-r4-40-s0.bin": "six intents of CLINC150, rank 8, 40 steps, `--keep`",
     "snips-rank-8-240-s0.bin": "SNIPS calls, rank 8, 240 steps, without",
 }
 

@@ -10,7 +10,8 @@ scikit-learn; or one of `SERVICES`.
 
 Every arm sees the same samples in the same order, and its last vector is measured: nothing is chosen by what
 is measured on. Vectors answer in llama.cpp on the quantized weights; the LoRA answers in torch on the same
-weights, dequantized. A run that is in the record is not run again.
+weights, dequantized. `--held` holds answers to a schema of the training data's calls. A run that is in the
+record is not run again.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ LORA_LR = 2e-3
 SHOTS, CHOSEN = (2, 4, 8), 14  # examples in a prompt, and training samples that choose among prompts
 SERVICES = tuple(f"{name}_metrics" for name in ("Snips", "api.ai", "Wit", "Luis", "Alexa"))
 SERVICES += ("Snips_metrics_full",)  # whose records SNIPS's repository has, the last of about 2,000 an intent
-KEYS = "set", "model", "each", "arm", "seed", "steps", "asked_lr", "n"
+KEYS = "set", "model", "each", "arm", "seed", "steps", "asked_lr", "n", "held"
 
 
 class Lora(nn.Module):
@@ -86,9 +87,10 @@ class Lora(nn.Module):
 class Run:
     """The model that learns, the deployed one that answers, and a public set."""
 
-    def __init__(self, bundle: Path, data: PublicSet, trained: bool = True) -> None:
+    def __init__(self, bundle: Path, data: PublicSet, trained: bool = True, held: bool = False) -> None:
         torch.set_num_threads(1)
         self.bundle, self.data = load_bundle(bundle), data
+        self.schema = data.schema if held else None
         self.llm = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=1)
         if trained:
             self.model = load_model(self.bundle.base)
@@ -165,10 +167,11 @@ class Run:
         return facts | self.data.figures(self.answers(None, asked))
 
     def answers(self, vector: MicroVector | None, samples: Sequence[Sample] | None = None) -> list[str]:
-        """Return greedy answers of the deployed model, held to nothing."""
+        """Return greedy answers of the deployed model."""
         chosen = list(self.data.test if samples is None else samples)
+        given: dict[str, Any] = {"vector": vector, "max_tokens": self.longest, "schema": self.schema}
         with self.llm.batch(chosen, self.longest, sequences=32, n_threads=cores()) as batch:
-            return [each.text for each in batch.answer(chosen, vector=vector, max_tokens=self.longest)]
+            return [each.text for each in batch.answer(chosen, **given)]
 
     def _rehearsal(self, learner: Learner) -> Rehearsal:
         prompts = [np.array(self.llm.encode(sample)[0], np.int32) for sample in load_general("train")]
@@ -291,6 +294,7 @@ def main() -> None:
     arguments.add_argument(
         "--each", type=int, default=70, help="utterances an intent (snips); 2000: all of them"
     )
+    arguments.add_argument("--held", action="store_true", help="hold answers to the set's schema (snips)")
     arguments.add_argument("--n", type=int, help="test samples, evenly chosen; by default all")
     arguments.add_argument("--steps", type=int, help="by default those of the set")
     arguments.add_argument("--lr", type=float, help="of every arm; by default each has its own")
@@ -298,6 +302,8 @@ def main() -> None:
     arguments.add_argument("--frames", type=Path, help="a folder that frames are kept in")
     arguments.add_argument("--study", type=Path, default=Path("public.jsonl"), help="the record")
     options = arguments.parse_args()
+    if options.held and (options.set != "snips" or any(arm.startswith("lora") for arm in options.arms)):
+        arguments.error("--held: SNIPS alone has a schema, and the LoRA's answers in torch keep to none")
     base = options.base or smollm2()
     files, asked = {Path(arm).name: arm for arm in options.arms}, []
     for seed in options.seeds:
@@ -306,6 +312,7 @@ def main() -> None:
             steps = options.steps or data.steps
             name = Path(arm).name  # of a file without its folder
             values = options.set, base.stem, options.each, name, seed, steps, options.lr, len(data.test)
+            values += (options.held or None,)  # records from before have no such key
             asked.append(dict(zip(KEYS, values, strict=True)))
     done = [{key: row.get(key) for key in KEYS} for row in bench.read_study(options.study)]
     if left := [each for each in asked if each not in done]:
@@ -319,7 +326,8 @@ def main() -> None:
                 elif arm.startswith("tf-idf"):
                     found = classified(data, arm)
                 else:
-                    run = Run(bundle, data, trained=arm.split("-")[0] in ("rank", "keep", "learned", "lora"))
+                    learns = arm.split("-")[0] in ("rank", "keep", "learned", "lora")
+                    run = Run(bundle, data, learns, options.held)
                     with closing(run.llm):
                         found = run.measured(arm, each["seed"], each["steps"], options.lr, options.frames)
                 about: dict[str, Any] = {"samples": len(data.train), "batch": data.batch}
