@@ -95,7 +95,7 @@ class Run:
         if trained:
             self.model = load_model(self.bundle.base)
             self.model.set_attn_implementation("sdpa")
-        given = [len(self._answer(sample)) for sample in (*data.test, *data.train)]
+        given = [len(self.llm.encode_answer(sample)) for sample in (*data.test, *data.train)]
         self.longest = data.max_tokens or max(given) + 8
 
     def measured(
@@ -222,9 +222,9 @@ class Run:
     def _torch_answers(self) -> list[str]:
         """Return greedy answers in torch, as the LoRA is not in the deployed model."""
         prompts = [self.llm.encode(sample)[0] for sample in self.data.test]
-        order = sorted(range(len(prompts)), key=lambda i: len(self._answer(self.data.test[i])))
+        order = sorted(range(len(prompts)), key=lambda i: len(self.llm.encode_answer(self.data.test[i])))
         parts = [order[i : i + 32] for i in range(0, len(order), 32)]
-        end, found = self.llm.turn_end, [""] * len(prompts)
+        end, found = self.llm.encode_answer(self.data.test[0])[-1], [""] * len(prompts)
 
         def answer(part: list[int]) -> None:
             torch.set_num_threads(1)
@@ -247,13 +247,9 @@ class Run:
             list(pool.map(answer, parts))
         return found
 
-    def _answer(self, sample: Sample) -> list[int]:
-        text = self.llm.tokenize(str(sample.answer).encode(), add_bos=False, special=False)
-        return [*text, self.llm.turn_end]
-
     def _group(self, sample: Sample) -> Group:
         prompt = np.array(self.llm.encode(sample)[0], np.int32)
-        return Group(prompt, [np.array(self._answer(sample), np.int32)], np.ones(1, np.float32))
+        return Group(prompt, [np.array(self.llm.encode_answer(sample), np.int32)], np.ones(1, np.float32))
 
 
 def differentiated(
