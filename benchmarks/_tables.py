@@ -115,11 +115,11 @@ def ifeval() -> str:
     if "base" not in found:
         return "Not measured."
     base, rows = found["base"][0], []
-    for arm, (row, *_) in found.items():
+    for arm, name in IFEVAL_ARMS.items():
+        row = found[arm][0]
         gaps = [int(a) - int(b) for a, b in zip(row["followed"], base["followed"], strict=True)]
         mean = statistics.mean(gaps)
         change = f"{mean:+.3f} ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.3f}" if arm != "base" else ""
-        name = IFEVAL_ARMS[arm]
         rows.append([name, f"{row['n']}", f"{row['score']:.3f}", change, f"{row['instructions']:.3f}"])
     return markdown(["", "prompts", "prompts followed", "to the base", "instructions followed"], rows)
 
@@ -127,7 +127,8 @@ def ifeval() -> str:
 IFEVAL_ARMS = {
     "base": "base",
     "w1-r4-40-s0.bin": "six intents of CLINC150, rank 8, 40 steps, `--keep`",
-    "snips-rank-8-240-s0.bin": "SNIPS calls, rank 8, 240 steps, without",
+    "w0-r4-40-s0.bin": "the same without `--keep`",
+    "snips-rank-8-240-s0.bin": "SNIPS calls, rank 8, 240 steps, without `--keep`",
 }
 
 
