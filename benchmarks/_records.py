@@ -159,7 +159,7 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
             more += [f"{steps} steps"] * (steps != PUBLIC_STEPS[name])
             more += [f"{row['samples']:,} utterances"] * (row["each"] != 70)
         more += ["held to a schema"] * bool(row.get("held"))
-        more += [row["model"].split(".")[0]] * (not row["model"].startswith("SmolLM2"))
+        more += [re.split("[-.]q", row["model"])[0]] * (not row["model"].startswith("SmolLM2"))
         found.setdefault(", ".join([arm, *more]), []).append(row)
     return found
 

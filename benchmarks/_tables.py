@@ -114,9 +114,10 @@ def ifeval() -> str:
     found = public("ifeval")
     if "base" not in found:
         return "Not measured."
-    base, rows = found["base"][0], []
+    bases, rows = {row["n"]: row for row in found["base"]}, []
     for arm, name in IFEVAL_ARMS.items():
-        row = found[arm][0]
+        row = max(found[arm], key=lambda row: row["n"])
+        base = bases[row["n"]]
         gaps = [int(a) - int(b) for a, b in zip(row["followed"], base["followed"], strict=True)]
         mean = statistics.mean(gaps)
         change = f"{mean:+.3f} ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.3f}" if arm != "base" else ""
