@@ -124,12 +124,17 @@ def slot_figures(answers: Sequence[str], gold: Sequence[str]) -> dict[str, Any]:
 
     A slot is an argument of an intent, and right where intent, argument and value are.
     """
-    right, said, there = Counter[Any](), Counter[Any](), Counter[Any]()
+    right, said, there, wrong = Counter[Any](), Counter[Any](), Counter[Any](), Counter[str]()
     calls = names = 0
     for answer, wanted in zip(answers, gold, strict=True):
         name, arguments = call_of(wanted) or ("", {})
         there.update((name, key) for key in arguments)
         found = call_of(answer)
+        if found is None or found[0] != name:
+            wrong["of another function, or of no call"] += len(arguments)
+        else:
+            wrong["left out"] += len(arguments.keys() - found[1].keys())
+            wrong["other value"] += sum(found[1].get(k, v) != v for k, v in arguments.items())
         if found is None:
             continue
         calls += found == (name, arguments)
@@ -146,6 +151,7 @@ def slot_figures(answers: Sequence[str], gold: Sequence[str]) -> dict[str, Any]:
         "slot_f1": statistics.mean(by_slot.values()),
         "slot_f1_micro": 2 * right.total() / (said.total() + there.total()),
         "slots": len(by_slot),
+        "arguments": {"given": there.total(), "right": right.total(), **wrong},
         "by_intent": {name: statistics.mean(f1) for name, f1 in by_intent.items()},
     }
 
