@@ -114,14 +114,15 @@ def ifeval() -> str:
     found = public("ifeval")
     if "base" not in found:
         return "Not measured."
-    bases, rows = {row["n"]: row for row in found["base"]}, []
+    count = max(set.intersection(*({row["n"] for row in found[arm]} for arm in IFEVAL_ARMS)))
+    of = {arm: next(row for row in found[arm] if row["n"] == count) for arm in IFEVAL_ARMS}
+    base, rows = of["base"], []
     for arm, name in IFEVAL_ARMS.items():
-        row = max(found[arm], key=lambda row: row["n"])
-        base = bases[row["n"]]
+        row = of[arm]
         gaps = [int(a) - int(b) for a, b in zip(row["followed"], base["followed"], strict=True)]
         mean = statistics.mean(gaps)
         change = f"{mean:+.3f} ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.3f}" if arm != "base" else ""
-        rows.append([name, f"{row['n']}", f"{row['score']:.3f}", change, f"{row['instructions']:.3f}"])
+        rows.append([name, f"{count}", f"{row['score']:.3f}", change, f"{row['instructions']:.3f}"])
     return markdown(["", "prompts", "prompts followed", "to the base", "instructions followed"], rows)
 
 
