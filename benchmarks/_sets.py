@@ -124,23 +124,20 @@ def slot_figures(answers: Sequence[str], gold: Sequence[str]) -> dict[str, Any]:
 
     A slot is an argument of an intent, and right where intent, argument and value are.
     """
-    right, said, there, wrong = Counter[Any](), Counter[Any](), Counter[Any](), Counter[str]()
-    calls = names = 0
+    right, said, there = Counter[Any](), Counter[Any](), Counter[Any]()
+    calls = names = left_out = elsewhere = 0
     for answer, wanted in zip(answers, gold, strict=True):
         name, arguments = call_of(wanted) or ("", {})
         there.update((name, key) for key in arguments)
-        found = call_of(answer)
-        if found is None or found[0] != name:
-            wrong["of another function, or of no call"] += len(arguments)
-        else:
-            wrong["left out"] += len(arguments.keys() - found[1].keys())
-            wrong["other value"] += sum(found[1].get(k, v) != v for k, v in arguments.items())
-        if found is None:
+        called, given = call_of(answer) or ("", {})
+        calls += (called, given) == (name, arguments)
+        said.update((called, key) for key in given)
+        if called != name:
+            elsewhere += len(arguments)
             continue
-        calls += found == (name, arguments)
-        names += found[0] == name
-        said.update((found[0], key) for key in found[1])
-        right.update((name, k) for k, v in found[1].items() if found[0] == name and arguments.get(k) == v)
+        names += 1
+        left_out += len(arguments.keys() - given.keys())
+        right.update((name, k) for k, v in given.items() if arguments.get(k) == v)
     by_slot = {slot: 2 * right[slot] / (said[slot] + there[slot]) for slot in there}
     by_intent = defaultdict(list)
     for (name, _), f1 in by_slot.items():
@@ -151,7 +148,13 @@ def slot_figures(answers: Sequence[str], gold: Sequence[str]) -> dict[str, Any]:
         "slot_f1": statistics.mean(by_slot.values()),
         "slot_f1_micro": 2 * right.total() / (said.total() + there.total()),
         "slots": len(by_slot),
-        "arguments": {"given": there.total(), "right": right.total(), **wrong},
+        "arguments": {
+            "given": there.total(),
+            "right": right.total(),
+            "of another function, or of no call": elsewhere,
+            "left out": left_out,
+            "other value": there.total() - right.total() - elsewhere - left_out,
+        },
         "by_intent": {name: statistics.mean(f1) for name, f1 in by_intent.items()},
     }
 

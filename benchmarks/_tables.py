@@ -112,8 +112,6 @@ def over(rows: list[dict[str, Any]], key: str) -> str:
 def ifeval() -> str:
     """What of the base's instruction following is left under a vector, paired."""
     found = public("ifeval")
-    if "base" not in found:
-        return "Not measured."
     count = max(set.intersection(*({row["n"] for row in found[arm]} for arm in IFEVAL_ARMS)))
     of = {arm: next(row for row in found[arm] if row["n"] == count) for arm in IFEVAL_ARMS}
     base, rows = of["base"], []

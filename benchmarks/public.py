@@ -87,7 +87,7 @@ class Lora(nn.Module):
 class Run:
     """The model that learns, the deployed one that answers, and a public set."""
 
-    def __init__(self, bundle: Path, data: PublicSet, trained: bool = True, held: bool = False) -> None:
+    def __init__(self, bundle: Path, data: PublicSet, *, trained: bool = True, held: bool = False) -> None:
         torch.set_num_threads(1)
         self.bundle, self.data = load_bundle(bundle), data
         self.schema = data.schema if held else None
@@ -323,7 +323,7 @@ def main() -> None:
                     found = classified(data, arm)
                 else:
                     learns = arm.split("-")[0] in ("rank", "keep", "learned", "lora")
-                    run = Run(bundle, data, learns, options.held)
+                    run = Run(bundle, data, trained=learns, held=options.held)
                     with closing(run.llm):
                         found = run.measured(arm, each["seed"], each["steps"], options.lr, options.frames)
                 about: dict[str, Any] = {"samples": len(data.train), "batch": data.batch}
