@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import importlib.util
 import json
-import signal
 import struct
 import sys
 import zlib
@@ -303,12 +302,6 @@ def memory_limit(extra: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def usual_signals() -> None:
-    """Let a child take signals as from a shell's foreground; `nohup` and `&` pass on that they be ignored."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def rebased(bundle: Path, bases: Bases, folder: Path) -> Path:

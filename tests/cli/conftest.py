@@ -57,7 +57,7 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Pope
         *args: object, program: Sequence[object] = (COMMAND,), **options: Any
     ) -> subprocess.Popen[bytes]:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        options = {"env": environment, "preexec_fn": support.usual_signals, **pipes, **options}
+        options = {"env": environment, **pipes, **options}
         child = subprocess.Popen([str(word) for word in (*program, *args)], **options)
         started.append(child)
         return child

@@ -19,7 +19,6 @@ from typing import Any
 import models
 import numpy as np
 import pytest
-import support
 from invocation import COMMAND, Cli, write_vector
 
 from tinylora_edge import MicroVector, load_bundle, runtime
@@ -70,7 +69,6 @@ class Terminal:
         if self._pid == 0:
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         if self._pid == 0:
-            support.usual_signals()
             os.execve(COMMAND, [str(COMMAND), *map(str, args)], environment)
         self.shown = ""
         self.ended = False

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import support
 
 from tinylora_edge import Bases, Basis, Hmac, MicroVector
 from tinylora_edge.wire import text
@@ -102,7 +101,6 @@ def _started(
             stderr=errors,
             text=True,
             env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"} | environment,
-            preexec_fn=support.usual_signals,
         )
     try:
         assert process.stdout is not None
