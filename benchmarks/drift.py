@@ -20,9 +20,9 @@ import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
 
 from tinylora_edge import MicroVector, load_bundle, runtime
-from tinylora_edge.runtime import measure_drift
+from tinylora_edge.eval import measure_drift
+from tinylora_edge.eval.scores import compare, evaluate
 from tinylora_edge.runtime.batch import Batch
-from tinylora_edge.runtime.evaluation import compare, evaluate
 from tinylora_edge.tasks import Task, load_task
 
 

@@ -21,10 +21,10 @@ from _subjects import smollm2
 from numpy.typing import NDArray
 
 from tinylora_edge import MicroVector, Policy, runtime
+from tinylora_edge.eval.parity import PROMPTS, TOKENS, measure_parity
+from tinylora_edge.eval.scores import evaluate
 from tinylora_edge.exporters import export_onnx
 from tinylora_edge.runtime.engine import Part
-from tinylora_edge.runtime.evaluation import evaluate
-from tinylora_edge.runtime.forms import PROMPTS, TOKENS, compare_forms
 from tinylora_edge.tasks import Task, load_task
 from tinylora_edge.tasks.general import load_general
 
@@ -135,7 +135,7 @@ def measure(report: bench.Report, bundles: dict[str, Path], options: Any, thread
             if other in logprobs:
                 found[form][f"kl_from_{other}"] = divergence(logprobs[other], logprobs[form])
         if form != GGUF:
-            found[form]["alike"] = compare_forms(bundles[form], n_threads=threads)
+            found[form]["alike"] = measure_parity(bundles[form], n_threads=threads)
         print(form, found[form], flush=True)
     loaded = {form: opened(bundles, form, 1) for form in PRECISIONS}
     tokens = np.random.default_rng(0).integers(1000, 40000, 32).tolist()

@@ -69,9 +69,9 @@ def evaluate(
       tinylora-edge eval out/demo list-lookup --vector lookup.bin
       tinylora-edge eval out/demo list-lookup --vector lookup.bin --system "One word." --examples 2
     """
-    from ..runtime import measure_drift
-    from ..runtime.evaluation import Evaluation, compare, fitted
-    from ..runtime.evaluation import evaluate as measure
+    from ..eval import Evaluation, compare, measure_drift
+    from ..eval import evaluate as measure
+    from ..eval.scores import fitted
     from ..tasks import rewards
 
     if drift and vector is None:

@@ -121,7 +121,7 @@ def export(
     )
     with module_progress(len(planned.modules), planned.bytes) as (step, stage):
         report = planned.run(step, stage)
-    alike = _compare_forms(report, planned.base)
+    alike = _measure_parity(report, planned.base)
     _print_report(planned.base.name, report, files.provenance, time.perf_counter() - start, as_json, alike)
     if settings != ExportSettings():
         console.note(
@@ -175,18 +175,18 @@ def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
     console.prose(f"to load it, put the basis beside it: {base.with_name(f'{whole_stem(base)}.basis.gguf')}")
 
 
-def _compare_forms(report: ExportReport, base: Path) -> dict[str, Any] | None:
+def _measure_parity(report: ExportReport, base: Path) -> dict[str, Any] | None:
     """Compare the answers of a graph with those of its GGUF, and note it in the manifest.
 
     None where there are no two forms, or no two engines.
     """
     if report.baked is None or base.is_dir():
         return None
-    from ..runtime.forms import compare_forms
+    from ..eval import measure_parity
 
     try:
         with console.progress("comparing the answers of both forms"):
-            alike = compare_forms(report.output, base=None if report.base_placed else base)
+            alike = measure_parity(report.output, base=None if report.base_placed else base)
     except MissingExtraError:
         return None
     except TinyLoraError as error:
@@ -241,9 +241,9 @@ def _print_report(
     console.prose(f"exported {base} to {report.output} in {seconds:.1f} s")
     console.facts(console.flat(record))
     if alike is not None:
-        from ..runtime.forms import told
+        from ..eval.parity import in_words
 
-        console.prose(f"the GGUF in llama.cpp and the graph: {told(alike)}")
+        console.prose(f"the GGUF in llama.cpp and the graph: {in_words(alike)}")
     find = (report.output, "brevity", "-o", "brief.bin")
     if placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
         console.next_command("train", *find)

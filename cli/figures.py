@@ -12,7 +12,7 @@ from . import console
 
 if TYPE_CHECKING:
     from .. import MicroVector
-    from ..runtime.drift import Drift
+    from ..eval import Drift
     from ..tasks import Preamble, Task
 
 
@@ -141,7 +141,7 @@ def _scale(record: dict[str, Any]) -> tuple[int, str]:
 
 def drift_beside(llm: Any, vector: MicroVector, **options: Any) -> Drift | None:
     """Measure the drift of a vector that was just found; where that is not possible, say so."""
-    from ..runtime import measure_drift
+    from ..eval import measure_drift
 
     try:
         return measure_drift(llm, vector, count=DRIFT_PROMPTS, **options)

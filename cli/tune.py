@@ -68,8 +68,8 @@ def tune(
       tinylora-edge tune out/demo list-lookup --budget 5m -o lookup.bin
     """
     from .. import runtime
-    from ..runtime.evaluation import evaluate as measure
-    from ..runtime.evaluation import fitted, held_out
+    from ..eval.scores import evaluate as measure
+    from ..eval.scores import fitted, held_out
     from ..tasks.rewards import is_text
 
     amount = runtime.Budget.of(budget)

@@ -8,7 +8,6 @@
 
     runtime.tune(llm, prompts, reward, budget="5m")  # finds a vector, on the device itself
     runtime.distill(llm, "Be brief.", questions, budget="5m")  # makes one of a prompt
-    runtime.measure_drift(llm, llm.vector)           # how far it is from the base on general prompts
 
     pool = runtime.Pool("bundle")                   # many users at once, each with a vector of his own
     answer = await pool.chat(messages, user="alice", vector=alice_bytes)
@@ -24,8 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NotImprovedWarning
 from ..vector import Policy
-from .drift import Drift, measure_drift
-from .evaluation import Comparison, Evaluation, compare, evaluate
 from .learning import (
     Budget,
     Clicks,
@@ -49,10 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Budget",
     "Clicks",
-    "Comparison",
     "Distilled",
-    "Drift",
-    "Evaluation",
     "Given",
     "NotImprovedWarning",
     "OnnxSession",
@@ -64,12 +58,9 @@ __all__ = [
     "TinyLoraOnnx",
     "TuneSettings",
     "Tuned",
-    "compare",
     "distill",
     "engine_of",
-    "evaluate",
     "load",
-    "measure_drift",
     "tune",
 ]
 

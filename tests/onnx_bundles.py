@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import converter
+import models
 import numpy as np
 import onnx_models
+import pytest
 import shared
 
 from tinylora_edge import Basis, MicroVector, load_bundle
@@ -62,6 +65,22 @@ def without_template() -> Path:
         return path
 
     return shared.once("onnx without a template", make)
+
+
+PLAIN_TEMPLATE = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}assistant:"
+
+
+def both() -> Path:
+    """A bundle of one small model for both engines, in float32 in both. Never write to it."""
+
+    def make(path: Path) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(converter, "_add_vocabulary", onnx_models.add_vocabulary)
+            model, metadata = onnx_models.tiny("llama"), {"tokenizer.chat_template": PLAIN_TEMPLATE}
+            source = models.write_gguf(model, path.with_suffix(".gguf"), metadata=metadata)
+        return export_onnx(source, path, with_gguf=True).output
+
+    return shared.once("tiny-both", make)
 
 
 def real() -> Path:

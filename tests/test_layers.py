@@ -1,6 +1,6 @@
 """The layers of docs/ARCHITECTURE.md, read from the source with ast: arrows, circles, packages.
 
-cli -> serve, exporters, train -> runtime -> core. Imports in functions and under TYPE_CHECKING count too.
+cli -> serve, exporters, train -> eval -> runtime -> core. Imports in functions and under TYPE_CHECKING count.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ MAY_IMPORT = {  # "face" is `tinylora_edge` itself, "core" its other files
     "tasks": {"core", "tasks"},
     "runtime": {*BASE, "tasks", "runtime"},
     "exporters": {*BASE, "exporters"},
-    "train": {*BASE, "tasks", "runtime", "train"},
+    "eval": {*BASE, "tasks", "runtime", "eval"},
+    "train": {*BASE, "tasks", "runtime", "eval", "train"},
     "serve": {*BASE, "shipping", "tasks", "runtime", "serve"},
-    "cli": {*BASE, "face", "shipping", "tasks", "runtime", "exporters", "train", "serve", "cli"},
+    "cli": {*BASE, "face", "shipping", "tasks", "runtime", "exporters", "eval", "train", "serve", "cli"},
 }
 NO_MODEL = {f"{PACKAGE}.{name}" for name in ("documents", "errors", "limits", "system")}
 """What `wire` and `tasks`, which know no model, take of the core."""
@@ -51,6 +52,7 @@ PACKAGES = {  # layer -> packages that it imports; None: any but an engine
     "tasks": {"numpy"},
     "runtime": {"numpy", *ENGINES},
     "exporters": {"numpy", "gguf", "onnx"},
+    "eval": {"numpy"},
     "train": None,
     "serve": SERVER,
     "cli": None,

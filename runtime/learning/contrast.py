@@ -7,8 +7,10 @@ happens inside that one outcome, and never above the divergence over the whole v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,6 @@ from ...tasks import Sample
 from ...tasks.behaviours import Behaviour
 from ...vector import MicroVector
 from ..batch import Batch
-from ..evaluation import ratio
 
 Array = NDArray[np.float64]
 Tokens = NDArray[np.int32]
@@ -245,3 +246,23 @@ def _with_rest(logprobs: NDArray[np.float32]) -> Array:
     whole = np.concatenate([exact, np.log(rest)], axis=1)
     result: Array = whole - np.log(np.exp(whole).sum(axis=1, keepdims=True))
     return result
+
+
+def ratio(sums: NDArray[np.float64], of: NDArray[Any]) -> tuple[float, float]:
+    """Return the ratio of two sums, and its standard error as one over independent pairs of terms.
+
+    What is summed within a term need not be independent, such as the tokens of an answer (Cochran, Sampling
+    Techniques, 1977, section 2.11).
+
+    Args:
+        sums: float64 [n].
+        of: [n], what they are divided by.
+
+    Returns:
+        The error is NaN for a single term.
+    """
+    found, n = float(sums.sum() / of.sum()), len(sums)
+    if n < 2:
+        return found, math.nan
+    squares = float(((sums - found * of) ** 2).sum())
+    return found, math.sqrt(n / (n - 1) * squares) / float(of.sum())

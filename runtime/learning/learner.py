@@ -25,10 +25,9 @@ from ...errors import TrainError
 from ...tasks import Sample
 from ...vector import MicroVector
 from ..batch import Batch
-from ..evaluation import Report
 from ..model import PersonalizedModel
 from .search import Search, change, sigma_of
-from .state import Budget, SearchState, beginning, load_state, save_state
+from .state import Budget, Report, SearchState, beginning, load_state, save_state
 
 _POLL = 0.5  # seconds between two questions to `wait`
 _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured

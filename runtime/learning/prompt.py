@@ -19,11 +19,10 @@ from ...errors import NotImprovedWarning, TrainError
 from ...tasks import Sample
 from ...tasks.behaviours import Behaviour
 from ...vector import MicroVector
-from ..evaluation import Report
 from ..model import PersonalizedModel, no_room
 from .contrast import SHOWN_TOKENS, Contrast, Distilled, Lesson, divergence_before, measure, views
 from .learner import Judged, SearchLearner, TuneSettings
-from .state import Budget
+from .state import Budget, Report
 
 _FEWEST = 6  # questions: four to learn with, two to measure on
 _HELD_OUT, _LEARNED = 16, 32  # questions at most

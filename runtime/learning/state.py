@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from typing import Any, TypeVar
@@ -23,6 +24,9 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "tokens": 1.0, "ktokens": 1000.0}
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(s|m|h|k?tokens)")
 
 State = TypeVar("State", "SearchState", "ClickState")
+
+Report = Callable[[dict[str, Any]], None]
+"""Called with the figures of every step of learning, and with events."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from tinylora_edge import MicroVector, exporters, load_bundle, train
 from tinylora_edge.cli import demo
 from tinylora_edge.cli.console import CommandError
 from tinylora_edge.cli.demo import REPLAY, prove
+from tinylora_edge.eval import measure
 from tinylora_edge.tasks import Completion, load_task
-from tinylora_edge.train import measure
 
 
 def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

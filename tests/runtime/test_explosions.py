@@ -12,9 +12,9 @@ import pytest
 from tuning_task import PROMPTS, favoured
 
 from tinylora_edge import MicroVector, TrainError, runtime
-from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings, measure_drift
+from tinylora_edge.eval import evaluate, measure_drift
+from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
 from tinylora_edge.runtime.batch import Batch
-from tinylora_edge.runtime.evaluation import evaluate
 from tinylora_edge.runtime.model import PersonalizedModel
 from tinylora_edge.tasks import Sample, Task
 

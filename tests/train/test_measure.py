@@ -4,44 +4,25 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import converter
-import models
-import onnx_models
+import onnx_bundles
 import pytest
-import shared
 import trl_world
 
-from tinylora_edge import MicroVector, TrainError, load_bundle, runtime
-from tinylora_edge.exporters import export_onnx
-from tinylora_edge.runtime import TinyLoraLlama, beside
-from tinylora_edge.runtime.beside import TRIED, find_examples
-from tinylora_edge.runtime.evaluation import fitted
+from tinylora_edge import MicroVector, load_bundle, runtime
+from tinylora_edge.eval import evaluate
+from tinylora_edge.eval.few_shot import TRIED
+from tinylora_edge.eval.measure import INTERRUPTED
 from tinylora_edge.tasks import Completion, Sample, Task
-from tinylora_edge.tasks.answers import json_value, text
 from tinylora_edge.train import Options, train
-from tinylora_edge.train.measure import INTERRUPTED
-
-TEMPLATE = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}assistant:"
 
 
 @pytest.fixture(scope="module")
 def both() -> Path:
-    """A bundle of one model for both engines, in float32 in both. Never write to it."""
-
-    def make(path: Path) -> Path:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(converter, "_add_vocabulary", onnx_models.add_vocabulary)
-            model, metadata = onnx_models.tiny("llama"), {"tokenizer.chat_template": TEMPLATE}
-            source = models.write_gguf(model, path.with_suffix(".gguf"), metadata=metadata)
-        return export_onnx(source, path, with_gguf=True).output
-
-    return shared.once("tiny-both", make)
+    return onnx_bundles.both()
 
 
 @pytest.fixture
@@ -65,16 +46,6 @@ def run(bundle: Path, task: Task, folder: Path, options: Options, **more: Any) -
     return found
 
 
-def test_whole_answers_are_limited_in_tokens_and_others_as_they_were(both: Path) -> None:
-    samples = [Sample(f"prompt {i}", json.dumps({"letter": "abc"[: i % 4]})) for i in range(8)]
-    with closing(runtime.load(both, engine="llama", n_ctx=64)) as llm:
-        longest = max(len(llm.encode_answer(sample)) for sample in samples)
-        task = Task("letters", samples[:6], samples[6:], json_value, max_tokens=4 * longest)
-        assert fitted(task, llm).max_tokens == longest + longest // 2
-        assert fitted(replace(task, max_tokens=3), llm).max_tokens == 3
-        assert fitted(replace(task, reward=text), llm).max_tokens == 4 * longest
-
-
 class TestMeasured:
     def test_every_arm_and_every_form(self, both: Path, task: Task, quick: Options, tmp_path: Path) -> None:
         rows: list[dict[str, Any]] = []
@@ -96,7 +67,7 @@ class TestMeasured:
             runtime.load(both, engine="onnx", n_threads=1) as llm,
             llm.batch(task.held_out, 5, sequences=8, n_threads=1) as batch,
         ):
-            base, own = (runtime.evaluate(batch, task, each) for each in (None, vector))
+            base, own = (evaluate(batch, task, each) for each in (None, vector))
         first, second = record["forms"]["llama.cpp"], record["forms"]["ONNX Runtime"]
         assert (second["base"], second["vector"]) == (base.mean, own.mean)
         assert (first["base"], first["vector"]) == (held["base"], held["vector"])
@@ -158,42 +129,3 @@ class TestMeasured:
         assert list(record["unmeasured"]) == ["base and vector"]
         assert "ZeroDivisionError" in record["unmeasured"]["base and vector"]
         assert "held_out" not in record
-
-
-class TestExamples:
-    @pytest.fixture
-    def llm(self, both: Path) -> Iterator[TinyLoraLlama]:
-        with runtime.load(both, engine="llama", n_ctx=64, n_threads=1) as llm:
-            yield llm
-
-    def find(self, llm: TinyLoraLlama, task: Task, seconds: float = 100.0) -> beside.Beside:
-        return find_examples(llm, task, task.train[:6], seconds=seconds, sequences=8, n_threads=1)
-
-    def test_the_best_of_all_draws_shows_nothing_that_is_judged(
-        self, llm: TinyLoraLlama, task: Task, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        few = replace(task, train=task.train[:14])  # 8 are left to be shown
-        found = self.find(llm, few)
-        assert [(each.draw, each.examples) for each in found.tried] == list(TRIED)
-        best = max(each.score for each in found.tried)
-        counts = [each.examples for each in found.tried if each.score == best]
-        assert len(found.preamble.examples) == min(counts)
-        assert {each.text for each in self.find(llm, few).preamble.examples} <= {
-            sample.text for sample in few.train[6:]
-        }
-
-    def test_what_does_not_fit_is_left_out(self, llm: TinyLoraLlama, task: Task) -> None:
-        long = [*task.train[:6], *(Sample("x" * 70 + str(i), answer="y") for i in range(30))]
-        assert {each.examples for each in self.find(llm, replace(task, train=long)).tried} == {2, 4}
-        with pytest.raises(TrainError, match="pass the model's context"):
-            self.find(llm, replace(task, held_out=[Sample("x" * 490)]))
-        with pytest.raises(TrainError, match="0 training prompts have an answer"):
-            self.find(llm, replace(task, train=task.train[:6]))
-
-    def test_an_early_end(self, llm: TinyLoraLlama, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-        with pytest.raises(TrainError, match="within 0 s"):
-            self.find(llm, task, seconds=0.0)
-        now = iter(range(10_000))
-        monkeypatch.setattr(beside.time, "monotonic", lambda: float(next(now)))
-        tried = self.find(llm, task, seconds=20.5).tried  # a second an answer: the fourth is given up
-        assert [each.examples for each in tried] == [2, 4, 8]

@@ -1,6 +1,6 @@
 """General prompts: what people ask a model in general, which no task and no behaviour is about.
 
-A personalized model is compared with its base on these prompts (`runtime.measure_drift`), and rehearses
+A personalized model is compared with its base on these prompts (`eval.measure_drift`), and rehearses
 others of them in training (`Options.keep`). The file was written for this project. It has the format of a
 task, and `answers` where a rule can check them:
 

@@ -30,8 +30,8 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import Bundle, load_bundle
 from ..projection import RANK, Projection
-from ..runtime.evaluation import Report
 from ..runtime.learning.contrast import NOISE, Lesson
+from ..runtime.learning.state import Report
 from ..system import atomic_write, cores
 from ..tasks.behaviours import Behaviour, load_behaviours, load_questions
 from .adapter import Adapter

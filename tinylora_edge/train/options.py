@@ -5,15 +5,22 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..basis import Bases, Basis
+from ..documents import write_json
 from ..errors import TrainError
-from ..runtime.evaluation import Evaluation
+from ..eval import Evaluation
+from ..eval.measure import Measuring
+from ..runtime.batch import Batch
+from ..runtime.learning.state import Report
+from ..runtime.model import PersonalizedModel
+from ..system import __version__, atomic_write, cores
 from ..tasks import Sample, Task
 from ..tasks.files import rank
 from ..vector import MicroVector
@@ -28,6 +35,9 @@ DEFAULT_RANK = 8
 
 _FEWEST = 20
 """Examples that are enough for some to choose a vector by and others to learn from."""
+
+_SECONDS = ("draw_s", "learn_s", "validate_s", "step_s")
+"""The metrics that say how long a part took. Their sum is what the vector cost, interruptions left out."""
 
 _INT8_FROM = 64
 """Numbers from which a frame is int8: the bytes that it saves are more than those of its scale."""
@@ -253,3 +263,63 @@ class Outcome:
     base: Evaluation | None = None
     personalized: Evaluation | None = None
     measured: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def with_measures(
+        self,
+        bundle: str | PathLike[str],
+        llm: PersonalizedModel,
+        batch: Batch,
+        task: Task,
+        vector: MicroVector,
+        options: Options,
+        report: Report,
+    ) -> Outcome:
+        """Return the outcome with what `eval.measure` finds of a vector, in llama.cpp first."""
+        found = Measuring(
+            bundle,
+            llm,
+            batch,
+            task,
+            vector,
+            validation=options.split(task)[0],
+            drift=options.drift,
+            sequences=options.sequences,
+            n_threads=options.workers or cores(),
+            report=report,
+        )
+        found.run()
+        base, own = (found.found.get(name) for name in ("base", "vector"))
+        return replace(self, base=base, personalized=own, measured=found.record)
+
+
+def write_result(
+    vector: MicroVector,
+    basis: Basis,
+    task: Task,
+    options: Options,
+    outcome: Outcome,
+    curve: list[dict[str, Any]],
+    **more: Any,
+) -> None:
+    """Write the manifest, with `more` keys, and then the frame: who sees the frame finds its manifest."""
+    manifest: dict[str, Any] = {
+        "tool": f"tinylora-edge {__version__}",
+        "task": task.name,
+        **({} if task.preamble is None else {"preamble": task.preamble}),
+        **({} if task.schema is None else {"schema": task.schema}),
+        "basis": basis.digest,
+        "projection": basis.projection.descriptor,
+        "numbers": basis.size,
+        "dtype": vector.dtype,
+        "sequence": vector.sequence,
+        "options": options.record(),
+        **more,
+        "result": {k: v for k, v in asdict(outcome.result).items() if k != "vector"},
+        "seconds": round(sum(row.get(key, 0.0) for row in curve for key in _SECONDS), 1),
+        "curve": curve,
+        **outcome.measured,
+    }
+    output = outcome.path
+    write_json(output.with_name(f"{output.name}.json"), manifest)
+    with atomic_write(output) as file:
+        file.write(vector.to_bytes(basis))

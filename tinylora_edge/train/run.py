@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from .. import runtime
 from ..errors import TrainError
+from ..eval.scores import fitted
 from ..formats.bundle import load_bundle
 from ..runtime.batch import Batch
-from ..runtime.evaluation import Report, fitted
+from ..runtime.learning.state import Report
 from ..system import cores, first_interrupt
 from ..tasks import Completion, Sample, Task
 from ..tasks.general import load_general
@@ -26,9 +27,8 @@ from ..tasks.task import name_of
 from .adapter import Adapter
 from .batches import REHEARSED_TOKENS, GivenAnswers, Rehearsal, Sampled
 from .learner import Learner
-from .measure import measured, write_result
 from .model import load_model
-from .options import METHODS, MINUTES, Options, Outcome, Phase, Result
+from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_result
 from .trainer import DIFFER, Trainer
 
 _ANY = ("minutes", "rank", "numbers", "checkpoint_every", "wire", "evaluate", "drift")
@@ -110,7 +110,7 @@ def train(
             path.unlink(missing_ok=True)
         if options.evaluate:
             deployed = engines.deployed, engines.batch
-            outcome = measured(outcome, bundle, *deployed, task, vector, options, report)
+            outcome = outcome.with_measures(bundle, *deployed, task, vector, options, report)
             write_result(*written, outcome, run.curve, data=about)
     return outcome
 

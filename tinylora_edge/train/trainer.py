@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..errors import TrainError
-from ..runtime.evaluation import Report
+from ..runtime.learning.state import Report
 from ..tasks import Sample, Task
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of

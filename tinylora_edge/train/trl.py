@@ -27,14 +27,13 @@ from ..documents import read_json
 from ..errors import MissingExtraError, TrainError
 from ..formats.bundle import load_bundle
 from ..formats.gguf import read_once
-from ..runtime.evaluation import Report
+from ..runtime.learning.state import Report
 from ..system import atomic_write, cores
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
 from .grpo import IMPORTANCE_CAP
-from .measure import measured, write_result
 from .model import default_dtype, load_model, location_of
-from .options import Options, Outcome, Result
+from .options import Options, Outcome, Result, write_result
 from .run import run_folder, unfinished
 
 try:
@@ -129,7 +128,7 @@ def train_trl(
                 with closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm:
                     size: dict[str, Any] = {"sequences": options.sequences, "n_threads": threads}
                     with llm.batch(task.held_out, task.max_tokens, **size) as batch:
-                        outcome = measured(outcome, bundle, llm, batch, task, vector, options, report)
+                        outcome = outcome.with_measures(bundle, llm, batch, task, vector, options, report)
                 write_result(vector, basis, task, options, outcome, best.curve, engine=engine)
     return outcome
 

@@ -15,9 +15,9 @@ import transformers
 from onnx_models import TOKENS
 
 from tinylora_edge import ExportError, MicroVector, UnsupportedModelError, load_bundle
+from tinylora_edge.eval import measure_parity
 from tinylora_edge.exporters import export_onnx
 from tinylora_edge.exporters.onnx import builder
-from tinylora_edge.runtime.forms import compare_forms
 
 
 def check(report, model):
@@ -59,7 +59,7 @@ def test_from_a_gguf(tmp_path, monkeypatch):
     assert load_bundle(report.output).check_base() != load_bundle(report.output).check_onnx()
     assert source.exists()
     assert json.loads((report.output / "manifest.json").read_text())["onnx"]["precision"] == "fp32"
-    alike = compare_forms(report.output)
+    alike = measure_parity(report.output)
     assert alike == {
         "prompts": 16,
         "same": alike["same"],

@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TrainError
+from ..runtime.model import PersonalizedModel
 from ..tasks import Prompt, Sample
 from ..tasks.general import checkable, is_right, load_general, repeats_itself
 from ..vector import MicroVector
-from .evaluation import ratio
-from .model import PersonalizedModel
 
 _DRAWN = 32  # tokens of an answer that the divergence is estimated on
 _JUDGED = 64  # tokens of an answer that is judged: enough to begin to repeat itself
@@ -150,3 +149,23 @@ def divergence(
     gaps = base.astype(np.float64) - personalized
     sums = np.array([part.sum() for part in np.split(gaps, np.cumsum(lengths)[:-1])])
     return ratio(sums, np.array(lengths, np.int64))
+
+
+def ratio(sums: NDArray[np.float64], of: NDArray[Any]) -> tuple[float, float]:
+    """Return the ratio of two sums, and its standard error as one over independent pairs of terms.
+
+    What is summed within a term need not be independent, such as the tokens of an answer (Cochran, Sampling
+    Techniques, 1977, section 2.11).
+
+    Args:
+        sums: float64 [n].
+        of: [n], what they are divided by.
+
+    Returns:
+        The error is NaN for a single term.
+    """
+    found, n = float(sums.sum() / of.sum()), len(sums)
+    if n < 2:
+        return found, math.nan
+    squares = float(((sums - found * of) ** 2).sum())
+    return found, math.sqrt(n / (n - 1) * squares) / float(of.sum())

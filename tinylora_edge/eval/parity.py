@@ -1,7 +1,7 @@
-"""The deployed forms of a model beside each other: by how much a graph differs from the GGUF, in answers.
+"""Parity of a model's deployed forms: how many answers a graph gives as the GGUF does, token for token.
 
 Engines round in different places, and a graph may have been rounded once more. Logits do not tell what that
-does to a user: whether he reads the same words, or none.
+does to users: whether they read the same words, or none.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ..formats.bundle import load_bundle
+from ..runtime.libraries import import_llama_cpp
+from ..runtime.load import LLAMA, ONNX, load, missing_engine
+from ..runtime.model import PersonalizedModel
 from ..tasks.general import load_general
-from .libraries import import_llama_cpp
-from .load import LLAMA, ONNX, load, missing_engine
-from .model import PersonalizedModel
 
 PROMPTS, TOKENS, BEGINNING = 16, 24, 8
 _N_CTX = 64  # of the model's own context, which nothing is asked in
 
 
-def compare_forms(
+def measure_parity(
     bundle: str | PathLike[str], *, base: Path | None = None, n_threads: int | None = None
 ) -> dict[str, Any]:
     """Compare the greedy answers of a bundle's GGUF with those of its graph: 24 tokens, 16 general prompts.
@@ -51,8 +51,8 @@ def compare_forms(
     return {"prompts": len(pairs), "same": same, "begin_alike": alike, "empty": empty}
 
 
-def told(alike: dict[str, Any]) -> str:
-    """Return in words what `compare_forms` found."""
+def in_words(alike: dict[str, Any]) -> str:
+    """Return what `measure_parity` found as half a sentence."""
     empty = [f"{count} of {form}'s" for form, count in alike["empty"].items() if count]
     return (
         f"{alike['same']} of {alike['prompts']} answers are word for word the same, {alike['begin_alike']} "
@@ -65,7 +65,7 @@ def _opened(bundle: str | PathLike[str], form: str, base: Path | None) -> Person
         return load(bundle, engine=form, n_ctx=_N_CTX)
     try:
         import_llama_cpp()
-        from .llama.model import TinyLoraLlama
+        from ..runtime.llama.model import TinyLoraLlama
     except ModuleNotFoundError as error:
         raise missing_engine(error) from None
     return TinyLoraLlama(str(base), bases=load_bundle(bundle).bases, n_ctx=_N_CTX, verbose=False)

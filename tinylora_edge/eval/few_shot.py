@@ -1,4 +1,4 @@
-"""The prompt that would be used in a vector's place: the best of a few draws of worked examples."""
+"""Few-shot prompts, which compete with a vector: the best of a few draws of worked examples."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import TrainError
+from ..runtime.model import PersonalizedModel
 from ..tasks import Preamble, Sample, Task, draw_examples
-from .evaluation import Answered, evaluate
-from .model import PersonalizedModel
+from .scores import Answered, evaluate
 
 TRIED = tuple(itertools.product(range(3), (2, 4, 8)))
 """The prompts that are tried: which draw, and of how many examples. An early end leaves out whole draws."""
@@ -31,7 +31,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Beside:
+class FewShot:
     """The prompt to compare a vector with.
 
     Attributes:
@@ -56,7 +56,7 @@ def find_examples(
     sequences: int = 32,
     n_threads: int | None = None,
     answered: Answered = lambda count: None,
-) -> Beside:
+) -> FewShot:
     """Find the worked examples that do best for the base, among a task's own training prompts.
 
     They are chosen by the prompts of `judged`, which are not shown themselves, nor measured on. After so many
@@ -81,8 +81,8 @@ def find_examples(
     for draw, count in TRIED:
         try:
             preamble = Preamble(examples=draw_examples(source, count, seed=draw))
-            asked = [preamble.before(sample) for sample in (*judged, longest)]
-            batch = llm.batch(asked, task.max_tokens, sequences=sequences, n_threads=n_threads)
+            prompts = [preamble.before(sample) for sample in (*judged, longest)]
+            batch = llm.batch(prompts, task.max_tokens, sequences=sequences, n_threads=n_threads)
         except TrainError as error:
             refused = refused or error
             continue
@@ -95,4 +95,4 @@ def find_examples(
     if not found:
         raise refused or TrainError(f"none was tried to its end within {seconds:.0f} s")
     best = max(found, key=lambda tried: (tried.score, -tried.examples))
-    return Beside(found[best], tuple(found))
+    return FewShot(found[best], tuple(found))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import onnx_bundles
 import pytest
 
 from tinylora_edge import MicroVector, TrainError, VectorError, runtime
-from tinylora_edge.runtime import Drift, TinyLoraLlama, measure_drift
-from tinylora_edge.runtime.drift import Faults, divergence
+from tinylora_edge.eval import Drift, measure_drift
+from tinylora_edge.eval.drift import Faults, divergence
+from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.tasks import Sample
 
 PROMPTS = ["prompt a", "another prompt", Sample("a third", answer="e"), Sample("raw", raw=True)]
@@ -49,34 +48,28 @@ class TestArithmetic:
         assert "1 of 1 begin to repeat" in repr(drift)
 
 
-class TestLlama:
-    @pytest.fixture
-    def llm(self, load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[TinyLoraLlama]:
-        opened = load(tiny_bundle)
-        yield opened
-        opened.close()
+def test_a_longer_vector_drifts_further(llm: TinyLoraLlama) -> None:
+    vectors = [MicroVector.random(llm.bases.basis(numbers=13), norm, seed=1) for norm in (0.2, 2.0)]
+    own = llm.swap(vectors[0])
+    zero, none, short, long = (
+        measure_drift(llm, vector, PROMPTS, sequences=8, n_threads=1)
+        for vector in (MicroVector.zeros(llm.bases.basis(rank=2)), None, *vectors)
+    )
+    assert zero.kl == none.kl == zero.repeating.new == zero.wrong.new == 0
+    assert long.kl > short.kl + 3 * long.standard_error
+    assert long.prompts == 4
+    assert long.wrong.judged == 1
+    assert llm.vector == own, "measuring changes nothing"
+    assert measure_drift(llm, vectors[1], PROMPTS, sequences=8, n_threads=1) == long
 
-    def test_a_longer_vector_drifts_further(self, llm: TinyLoraLlama) -> None:
-        vectors = [MicroVector.random(llm.bases.basis(numbers=13), norm, seed=1) for norm in (0.2, 2.0)]
-        own = llm.swap(vectors[0])
-        zero, none, short, long = (
-            measure_drift(llm, vector, PROMPTS, sequences=8, n_threads=1)
-            for vector in (MicroVector.zeros(llm.bases.basis(rank=2)), None, *vectors)
-        )
-        assert zero.kl == none.kl == zero.repeating.new == zero.wrong.new == 0
-        assert long.kl > short.kl + 3 * long.standard_error
-        assert long.prompts == 4
-        assert long.wrong.judged == 1
-        assert llm.vector == own, "measuring changes nothing"
-        assert measure_drift(llm, vectors[1], PROMPTS, sequences=8, n_threads=1) == long
 
-    def test_what_cannot_be_measured(self, llm: TinyLoraLlama) -> None:
-        with pytest.raises(TrainError, match="there are none"):
-            measure_drift(llm, None, [])
-        with pytest.raises(TrainError, match="there are none"):
-            measure_drift(llm, None, PROMPTS, count=0)
-        with pytest.raises(VectorError, match="99"):
-            measure_drift(llm, MicroVector(np.zeros(99)), PROMPTS)
+def test_what_cannot_be_measured(llm: TinyLoraLlama) -> None:
+    with pytest.raises(TrainError, match="there are none"):
+        measure_drift(llm, None, [])
+    with pytest.raises(TrainError, match="there are none"):
+        measure_drift(llm, None, PROMPTS, count=0)
+    with pytest.raises(VectorError, match="99"):
+        measure_drift(llm, MicroVector(np.zeros(99)), PROMPTS)
 
 
 def test_in_onnx_too() -> None:

@@ -1,4 +1,4 @@
-"""Paired evaluation in the deployed runtime: whether a vector helps, with standard errors and a test."""
+"""Scores on held-out prompts in the deployed engine, paired, with standard errors and a test."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import VectorError
+from ..runtime.batch import Batch
+from ..runtime.engine import Weights
 from ..tasks import Preamble, Sample, Task, rewards
 from ..tasks.answers import json_value, label
 from ..vector import MicroVector
-from .batch import Batch
-from .engine import Weights
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,10 +82,6 @@ class Comparison:
 Answered = Callable[[int], None]
 """Called, from any thread, with how many more prompts are answered."""
 
-Report = Callable[[dict[str, Any]], None]
-"""Called with the figures of every step of learning, and with events."""
-
-
 _TOGETHER = 32
 """Given answers that are measured between two reports of progress."""
 
@@ -94,26 +90,6 @@ _COUNTED = 32
 
 _LOST = -12.0
 """Score of an answer under a vector that is too large for the model: a guess among 160,000 tokens."""
-
-
-def ratio(sums: NDArray[np.float64], of: NDArray[Any]) -> tuple[float, float]:
-    """Return the ratio of two sums, and its standard error as one over independent pairs of terms.
-
-    What is summed within a term need not be independent, such as the tokens of an answer (Cochran, Sampling
-    Techniques, 1977, section 2.11).
-
-    Args:
-        sums: float64 [n].
-        of: [n], what they are divided by.
-
-    Returns:
-        The error is NaN for a single term.
-    """
-    found, n = float(sums.sum() / of.sum()), len(sums)
-    if n < 2:
-        return found, math.nan
-    squares = float(((sums - found * of) ** 2).sum())
-    return found, math.sqrt(n / (n - 1) * squares) / float(of.sum())
 
 
 def fitted(task: Task, llm: Weights) -> Task:

@@ -1,0 +1,72 @@
+"""Few-shot prompts that compete with a vector: what is tried, what is left out; and the limit of answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tinylora_edge import TrainError
+from tinylora_edge.eval import few_shot
+from tinylora_edge.eval.few_shot import TRIED, find_examples
+from tinylora_edge.eval.scores import fitted
+from tinylora_edge.runtime import TinyLoraLlama
+from tinylora_edge.tasks import Completion, Sample, Task
+from tinylora_edge.tasks.answers import json_value, text
+
+
+def letters(completion: Completion, sample: Sample) -> float:
+    return sum(c.isalpha() for c in completion.text) / max(len(completion.text), 1)
+
+
+@pytest.fixture
+def task() -> Task:
+    """72 prompts with answers, 8 of them held out."""
+    prompts = [Sample(f"prompt {i}", answer=f"answer {i}") for i in range(72)]
+    return Task("letters", prompts[:64], prompts[64:], letters, max_tokens=5, temperature=1.0)
+
+
+def test_whole_answers_are_limited_in_tokens_and_others_as_they_were(llm: TinyLoraLlama) -> None:
+    samples = [Sample(f"prompt {i}", json.dumps({"letter": "abc"[: i % 4]})) for i in range(8)]
+    longest = max(len(llm.encode_answer(sample)) for sample in samples)
+    task = Task("letters", samples[:6], samples[6:], json_value, max_tokens=4 * longest)
+    assert fitted(task, llm).max_tokens == longest + longest // 2
+    assert fitted(replace(task, max_tokens=3), llm).max_tokens == 3
+    assert fitted(replace(task, reward=text), llm).max_tokens == 4 * longest
+
+
+def find(llm: TinyLoraLlama, task: Task, seconds: float = 100.0) -> few_shot.FewShot:
+    return find_examples(llm, task, task.train[:6], seconds=seconds, sequences=8, n_threads=1)
+
+
+def test_the_best_of_all_draws_shows_nothing_that_is_judged(
+    llm: TinyLoraLlama, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = replace(task, train=task.train[:14])  # 8 are left to be shown
+    found = find(llm, few)
+    assert [(each.draw, each.examples) for each in found.tried] == list(TRIED)
+    best = max(each.score for each in found.tried)
+    counts = [each.examples for each in found.tried if each.score == best]
+    assert len(found.preamble.examples) == min(counts)
+    assert {each.text for each in find(llm, few).preamble.examples} <= {
+        sample.text for sample in few.train[6:]
+    }
+
+
+def test_what_does_not_fit_is_left_out(llm: TinyLoraLlama, task: Task) -> None:
+    long = [*task.train[:6], *(Sample("x" * 70 + str(i), answer="y") for i in range(30))]
+    assert {each.examples for each in find(llm, replace(task, train=long)).tried} == {2, 4}
+    with pytest.raises(TrainError, match="pass the model's context"):
+        find(llm, replace(task, held_out=[Sample("x" * 490)]))
+    with pytest.raises(TrainError, match="0 training prompts have an answer"):
+        find(llm, replace(task, train=task.train[:6]))
+
+
+def test_an_early_end(llm: TinyLoraLlama, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrainError, match="within 0 s"):
+        find(llm, task, seconds=0.0)
+    now = iter(range(10_000))
+    monkeypatch.setattr(few_shot.time, "monotonic", lambda: float(next(now)))
+    tried = find(llm, task, seconds=20.5).tried  # a second an answer: the fourth is given up
+    assert [each.examples for each in tried] == [2, 4, 8]

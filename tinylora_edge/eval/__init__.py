@@ -1,0 +1,25 @@
+"""Measuring: what a vector is worth where it will be used, and what a prompt is worth in its place.
+
+    from tinylora_edge import eval
+    base, own = (eval.evaluate(batch, task, vector) for vector in (None, llm.vector))
+    eval.compare(base, own)                      # the paired difference, with its error and a test
+    eval.measure_drift(llm, llm.vector)          # how far it is from the base on general prompts
+
+Over `runtime`, which never imports it: a device that only answers or learns has no need of it.
+"""
+
+from .drift import Drift, measure_drift
+from .few_shot import find_examples
+from .parity import measure_parity
+from .scores import Comparison, Evaluation, compare, evaluate
+
+__all__ = [
+    "Comparison",
+    "Drift",
+    "Evaluation",
+    "compare",
+    "evaluate",
+    "find_examples",
+    "measure_drift",
+    "measure_parity",
+]
