@@ -51,7 +51,7 @@ RewardOption = Annotated[
     str | None,
     typer.Option(
         metavar="SPEC",
-        help="label, json, max_words(12), MODULE:NAME, or a sum. [default: read off the answers]",
+        help="label, json, max_words(12), ... or MODULE:FUNCTION. [default: read off the answers]",
     ),
 ]
 DropDuplicatesOption = Annotated[

@@ -65,7 +65,7 @@ OPTIONAL = {  # layer -> packages of extras that it imports in functions only
     "formats": {"cryptography"},
     "shipping": {"fsspec", "segno"},
     "runtime": {"llguidance"},
-    "tasks": {"huggingface_hub", "jsonschema", "pyarrow", "referencing"},
+    "tasks": {"huggingface_hub", "pyarrow", "re2"},
     "cli": set(ENGINES),
 }
 

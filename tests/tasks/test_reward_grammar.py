@@ -1,4 +1,4 @@
-"""Rewards as text: what parses to what, and errors that say where and what was expected."""
+"""Rewards by their names: what each means, and errors that say what was expected."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from answers import asked, said
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge import TrainError
-from tinylora_edge.tasks.rewards import FACTORIES, REWARDS, parse_reward
+from tinylora_edge import MissingExtraError, TrainError
+from tinylora_edge.tasks.rewards import REWARDS, parse_reward
 
 RIVER = asked("What is a river?", "7")
 SHORT = said("Flowing water.")
@@ -24,57 +24,65 @@ CUT = said("Flowing water and", ended=False)
 @pytest.mark.parametrize(
     ("text", "short", "long", "cut"),
     [
-        ("ends_itself", 1.0, 1.0, 0.0),
-        ("max_words(12)", 1.0, 0.0, 0.0),
-        ("0.5*max_words(12)+0.5*ends_itself", 1.0, 0.5, 0.0),
-        ("0.5 * max_words(12) + .25*ends_itself", 0.75, 0.25, 0.0),
-        ("ends_itself - 0.75*max_words(12)", 0.25, 1.0, 0.0),
-        ("-ends_itself", -1.0, -1.0, 0.0),
-        ("max_words(12)*regex('water')", 1.0, 0.0, 0.0),
-        ("regex('(?i)water') * (0.25*max_words(12) + 0.75*ends_itself)", 1.0, 0.75, 0.0),
+        (" max_words( 12 ) ", 1.0, 0.0, 0.0),
         (r'regex("\bwater\b")', 1.0, 0.0, 1.0),
         (r'regex("^\w+ \w+\.$")', 1.0, 0.0, 0.0),
         (r"""regex("\"|water")""", 1.0, 0.0, 1.0),
-        ("ends_itself - (max_words(12) + ends_itself)", -1.0, 0.0, 0.0),
-        ('json_schema({"type": "object", "description": "a ) and a + in here"})', 0.0, 0.0, 0.0),
+        ("regex('(?i)WATER')", 1.0, 1.0, 1.0),
     ],
 )
-def test_what_an_expression_means(text: str, short: float, long: float, cut: float) -> None:
+def test_what_a_name_means(text: str, short: float, long: float, cut: float) -> None:
     reward = parse_reward(text)
-    assert [reward(answer, RIVER) for answer in (SHORT, LONG, CUT)] == pytest.approx([short, long, cut])
+    assert [reward(answer, RIVER) for answer in (SHORT, LONG, CUT)] == [short, long, cut]
+    assert all(parse_reward(name) is known for name, known in REWARDS.items())
+
+
+NONE = [
+    "",
+    "0.5",
+    "politeness",
+    "max_words",
+    "max_words(x)",
+    f"max_words({'1' * 4000})",
+    "label(3)",
+    "regex(x)",
+]
+SUMS = ["0.5*max_words(12)+0.5*label", f"{'1' * 400}*label", "max_words(12)*label", "-label", "(label)"]
+
+
+@pytest.mark.parametrize("text", [*NONE, *SUMS])
+def test_one_reward_is_named_and_an_error_lists_what_exists(text: str) -> None:
+    with pytest.raises(TrainError, match="there is no reward") as caught:
+        parse_reward(text)
+    assert all(name in str(caught.value) for name in [*REWARDS, "max_words", "regex", "module:function"])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "reward "),
-        ("0.5", "only the number 0.5"),
-        ("0.5 + ends_itself", "expected a reward in each term"),
-        ("max_words", "takes one argument"),
-        ("max_words(n=1)", "'max_words(n=1)' is no reward"),
         ("max_words(0)", "number of words, 1 or more, not 0"),
-        ("max_words(x)", "the argument 'x' is no whole number, string in quotes or JSON"),
-        ("ends_itself(3)", "takes no argument"),
-        ("regex('(')", "not a regular expression"),
-        ('json_schema({"type": 5})', "not a valid JSON Schema"),
-        ("regex('a{99999999999999}')", "the repetition number is too large"),
-        ("regex('" + "(" * 3000 + ")" * 3000 + "')", "not a regular expression: maximum recursion depth"),
-        ("max_words(" + "1" * 4000 + ")", "is no whole number"),
-        ("0*ends_itself", "finite weight other than 0"),
-        ("[ends_itself for a in b]", "is no reward"),
-        ("(" * 5000 + "ends_itself" + ")" * 5000, "it is longer than 10000 characters"),
-        ("(" * 500 + "ends_itself" + ")" * 500, "nested"),
+        ("regex('(')", "not a regular expression of RE2: missing )"),
+        (r"regex('(a)\1')", r"not a regular expression of RE2: invalid escape sequence: \1"),
+        ("regex('(?=a)')", "not a regular expression of RE2"),
+        ("regex('\udcff')", "not a regular expression of RE2"),
     ],
 )
-def test_an_error_says_what_was_expected(text: str, message: str) -> None:
+def test_an_argument_that_is_none(text: str, message: str) -> None:
     with pytest.raises(TrainError, match=re.escape(message)):
         parse_reward(text)
 
 
-def test_an_unknown_name_lists_what_exists() -> None:
-    with pytest.raises(TrainError, match="there is no reward 'politeness'") as caught:
-        parse_reward("ends_itself + politeness")
-    assert all(name in str(caught.value) for name in [*REWARDS, *FACTORIES, "module:function"])
+def test_a_pattern_takes_no_time_to_fail() -> None:
+    answer = said("water " + "a" * 100_000)  # a backtracking engine is not back in this century
+    assert [
+        parse_reward(f"regex('{pattern}')")(answer, RIVER) for pattern in ("(.|.|.)*Z9{9}", "(a+)+$")
+    ] == [0, 1]
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "re2", None)
+    with pytest.raises(MissingExtraError, match=r"regex reward needs .* google-re2.*\[train\]"):
+        parse_reward("regex('a')")
 
 
 # module:function
@@ -102,8 +110,7 @@ def my_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_python_callable_is_a_reward(my_rewards: Path) -> None:
     reward = parse_reward("my_rewards_module:polite")
     assert [reward(said(text), RIVER) for text in ("please", "now")] == [1.0, 0.0]
-    mixed = parse_reward("0.5*my_rewards_module:polite + 0.1*my_rewards_module:Holder.length")
-    assert mixed(said("please"), RIVER) == pytest.approx(0.5 + 0.6)
+    assert parse_reward("my_rewards_module:Holder.length")(said("please"), RIVER) == 6
     assert str(my_rewards) not in sys.path
 
 
@@ -130,7 +137,7 @@ def test_files_of_samples_may_not_name_code(my_rewards: Path) -> None:
 # Anything
 
 
-@given(st.text(max_size=40) | st.text("()+-*.5 :'\"{}[]axmords_w", max_size=40))
+@given(st.text(max_size=40) | st.text("():'\"regexmax_words[9", max_size=40))
 def test_any_text_is_a_reward_or_a_train_error(text: str) -> None:
     with suppress(TrainError):  # and no other error
         assert callable(parse_reward(text, allow_import=False))

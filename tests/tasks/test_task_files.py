@@ -35,7 +35,7 @@ def test_a_line_becomes_a_sample(write: Write) -> None:
         {"messages": messages, "answer": "4", "split": "held_out"},
         {"prompt": "3 + 3 =", "answer": 6, "split": "train"},
     )
-    task = load_task(path, reward="ends_itself")
+    task = load_task(path, reward="max_words(99)")
     assert task.train == (
         Sample("Once upon", None, {"genre": "tale", "level": 3}),
         Sample("3 + 3 =", "6", {}),
@@ -52,7 +52,7 @@ def test_a_prompt_may_be_messages_and_text_may_be_raw(write: Write) -> None:
         {"prompt": "Once upon", "raw": True, "split": "train"},
         {"prompt": "3 + 3 =", "split": "held_out", "raw": False},
     )
-    task = load_task(path, reward="ends_itself")
+    task = load_task(path, reward="max_words(99)")
     assert task.train == (Sample(tuple(messages)), Sample("Once upon", raw=True))
     assert task.held_out == (Sample("3 + 3 ="),)
     rendered = [sample.rendered_by(template=True) for sample in (*task.train, *task.held_out)]
@@ -106,7 +106,7 @@ def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, te
 def test_a_malformed_line_is_named(write: Write, line: Any, message: str) -> None:
     path = write(SPLIT[0], "", line, SPLIT[1])
     with pytest.raises(TrainError, match=rf"^{re.escape(str(path))}:3: .*{message}"):
-        load_task(path, reward="ends_itself")
+        load_task(path, reward="max_words(99)")
 
 
 @pytest.mark.parametrize(
@@ -122,18 +122,18 @@ def test_a_held_out_prompt_that_is_trained_on_is_named_with_both_lines(
         TrainError,
         match=r"1: its split is 'train', but the same prompt is 'held_out' at .*own\.jsonl:3: .*--drop-dup",
     ):
-        load_task(path, reward="ends_itself")
+        load_task(path, reward="max_words(99)")
 
 
 def test_shifted_lines_are_a_second_set_to_measure_on(write: Write) -> None:
     shifted = [{"prompt": f"Far away {number}?", "split": "shifted"} for number in range(6)]
     path = write(*SPLIT, *shifted)
-    task = load_task(path, reward="ends_itself")
+    task = load_task(path, reward="max_words(99)")
     assert (task.train, task.held_out) == ((Sample("one"),), (Sample("two"),))
     assert {sample.text for sample in task.shifted} == {row["prompt"] for row in shifted}
-    assert load_task(path, reward="ends_itself", held_out=2, seed=1).shifted == task.shifted[:2]
-    assert load_task(write(*SPLIT), reward="ends_itself").shifted == ()
-    assert load_task(write(*prompts(40)), reward="ends_itself").shifted == ()
+    assert load_task(path, reward="max_words(99)", held_out=2, seed=1).shifted == task.shifted[:2]
+    assert load_task(write(*SPLIT), reward="max_words(99)").shifted == ()
+    assert load_task(write(*prompts(40)), reward="max_words(99)").shifted == ()
 
 
 # Files without what a task needs
@@ -144,7 +144,7 @@ def test_an_empty_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "empty.jsonl"
     path.write_bytes(content)
     with pytest.raises(TrainError, match=r"empty\.jsonl: the file is empty, expected one JSON object a line"):
-        load_task(path, reward="ends_itself")
+        load_task(path, reward="max_words(99)")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_an_empty_file(tmp_path: Path, content: bytes) -> None:
 )
 def test_a_side_without_samples(write: Write, split: str, message: str) -> None:
     with pytest.raises(TrainError, match=message):
-        load_task(write({"prompt": "a", "split": split}), reward="ends_itself")
+        load_task(write({"prompt": "a", "split": split}), reward="max_words(99)")
 
 
 def test_a_file_that_is_not_there_lists_the_tasks(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_each_line_may_have_its_own_reward(write: Write) -> None:
     ]
     assert [task.score(said(text), second) for text in ("4", "Fine words.")] == [1.0, 0.0]
     assert [task.score(said(text), held) for text in ("quiet words", "Fine words")] == [1.0, 0.0]
-    assert load_task(path, reward="ends_itself").score(said("Far too many words here."), first) == 1.0
+    assert load_task(path, reward="max_words(99)").score(said("Far too many words here."), first) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_each_line_may_have_its_own_reward(write: Write) -> None:
     ],
 )
 def test_a_wrong_reward_on_a_line_is_named(write: Write, reward: object, message: str) -> None:
-    path = write({**SPLIT[0], "reward": "ends_itself"}, {**SPLIT[1], "reward": reward})
+    path = write({**SPLIT[0], "reward": "max_words(99)"}, {**SPLIT[1], "reward": reward})
     with pytest.raises(TrainError, match=rf"own\.jsonl:2: .*{message}"):
         load_task(path)
 

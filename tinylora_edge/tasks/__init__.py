@@ -1,8 +1,8 @@
 """Tasks: prompts to train on, prompts never trained on, and a reward. No torch, no engine.
 
 `load_task` returns a built-in task (`BUILTIN`) or one from a file; `Task.score` judges a completion
-with the task's reward and refuses whatever is not a finite number. `rewards` has the built-in rewards and
-the grammar that combines them (`rewards.parse_reward`). `Preamble` is a system prompt and worked examples
+with the task's reward and refuses whatever is not a finite number. `rewards` has the built-in rewards, and
+finds them by name (`rewards.parse_reward`). `Preamble` is a system prompt and worked examples
 before every prompt, and `draw_examples` draws those from the training split.
 """
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 
 from .guards import copies
-from .json_answers import leaves, read_answer, stands_in
+from .json_answers import Path, leaves, read_answer, stands_in
 from .numbers import final_number
 from .task import Completion, Reward, Sample, name_of
 from .tools import CALL_BEGIN
@@ -55,7 +56,7 @@ def json_fields(completion: Completion, sample: Sample) -> float:
     Guards: those of `json`; and a wrong object that stands in the prompt as it is gets 0.
     """
     found, right = _fields(completion), leaves(read_answer(_given(json_value, sample)))
-    if found is None or (found != right and stands_in(read_answer(completion.text), sample.text)):
+    if found is None or (found != right and stands_in(completion.text, sample.text)):
         return 0.0
     return len(found.items() & right.items()) / len(found.keys() | right.keys())
 
@@ -63,11 +64,12 @@ def json_fields(completion: Completion, sample: Sample) -> float:
 def number(completion: Completion, sample: Sample) -> float:
     r"""1 if the answer arrives at the number at which the reference answer arrives.
 
-    The number is what follows `####`, else what `\boxed{}` holds, else the last one. Commas, currency
-    signs, units, percent signs, a trailing period and trailing zeros do not matter: $1,000.00 is 1000.
+    One grammar reads both (`numbers.final_number`): a number behind `####` or in `\boxed{}`, else the answer
+    as a whole, or its end behind `=`, a colon or "is". Commas, currency and percent signs, a trailing period
+    and trailing zeros do not matter: $1,000.00 is 1000.
 
-    Guards: an answer that hedges (marks that disagree, several numbers in one mark) gets 0; so does a
-    number that the token limit may have cut, and an answer that is a piece of the prompt, 4 words or more.
+    Guards: an answer whose marks disagree, or hold more than a number, gets 0; so does a number that the
+    token limit may have cut, and an answer that is a piece of the prompt, 4 words or more.
     """
     expected = None if sample.answer is None else final_number(sample.answer)
     if expected is None:
@@ -125,17 +127,18 @@ def read_off(answers: Sequence[str]) -> tuple[Reward, str]:
     few = short and 2 * len(times) <= len(answers)
     if all(map(_is_number, times)) and not (few and len(times) <= _FEW_NUMBERS):
         return number, f"as all {len(answers):,} answers are numbers"
+    mixed = ""
+    if 2 * structured > len(answers):
+        other = next(answer for answer in times if not _is_json(answer))
+        mixed = f"; {structured:,} are JSON, but {other[:40]!r} is not"
     if few:
         (most, count) = times.most_common(1)[0]
         share = f"{most!r} is {100 * count / len(answers):.0f} % of all"
-        return label, f"read off {len(times):,} different answers, of which {share}"
+        return label, f"read off {len(times):,} different answers, of which {share}{mixed}"
     why = f"as {len(times):,} of {len(answers):,} answers are different"
     if not short:
         why += f", and some longer than {_SHORT} characters or a line"
-    if 2 * structured > len(answers):
-        other = next(answer for answer in times if not _is_json(answer))
-        why += f"; {structured:,} are JSON, but {other[:40]!r} is not"
-    return text, f"{why}: measured by the nats a token of the given answers"
+    return text, f"{why}{mixed}: measured by the nats a token of the given answers"
 
 
 def _given(reward: Reward, sample: Sample) -> str:
@@ -144,7 +147,7 @@ def _given(reward: Reward, sample: Sample) -> str:
     return sample.answer
 
 
-def _fields(completion: Completion) -> dict[tuple[str | int, ...], str | float] | None:
+def _fields(completion: Completion) -> dict[Path, str | float | Decimal] | None:
     try:
         return leaves(read_answer(completion.text)) if completion.ended else None
     except ValueError:

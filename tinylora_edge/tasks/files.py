@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..documents import parse_json
 from ..errors import RequestError, TrainError
+from ..limits import DATA_BYTES, DOCUMENT_BYTES
 from .task import Sample
 from .tools import read_functions, told
 
@@ -166,7 +167,9 @@ def rank(sample: Sample) -> float:
     if isinstance(prompt, str) or [message["role"] for message in prompt] == ["user"]:
         text = sample.text
     else:
-        turns = (f"{turn['role']}\x01{turn['content']}{turn.get('tool_calls', '')}" for turn in prompt)
+        turns = (
+            f"{turn['role']}\x01{turn.get('content') or ''}{turn.get('tool_calls', '')}" for turn in prompt
+        )
         text = "\x00".join(turns)
     canonical = " ".join(text.casefold().split()).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(canonical).digest()[:6], "big") / 2**48
@@ -208,9 +211,15 @@ def _lines_of(count: int) -> str:
 
 def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
     """Yield the lines of a text in UTF-8, with their numbers from 1."""
+    number = total = 0
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            while line := file.readline(DOCUMENT_BYTES + 1):
+                number, total = number + 1, total + len(line)
+                if len(line) > DOCUMENT_BYTES:
+                    raise TrainError(f"{path}:{number}: the line is longer than {DOCUMENT_BYTES:,} bytes")
+                if total > DATA_BYTES:
+                    raise TrainError(f"{path}:{number}: the file is longer than {DATA_BYTES:,} bytes")
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")  # the BOM that some editors write
                     if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:4]:
@@ -228,11 +237,12 @@ def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
 
 def _object(place: str, line: str) -> dict[str, Any]:
     try:
-        row = parse_json(line)
+        row = parse_json(line, strict=True)
         if "\\u" in line:
             json.dumps(row, ensure_ascii=False).encode()  # half of a pair of surrogates is no character
     except ValueError as error:
-        raise TrainError(f"{place}: not JSON: {error}, expected one JSON object a line") from None
+        why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        raise TrainError(f"{place}: not JSON: {why}, expected one JSON object a line") from None
     if not isinstance(row, dict):
         raise TrainError(f"{place}: {kind_of(row)}, expected a JSON object a line")
     return row
@@ -323,7 +333,7 @@ def _line(place: str, row: Mapping[str, Any], unseen: Counter[str]) -> _Line:
 
 def _answer(place: str, value: Any, raw: bool) -> str | None:
     if isinstance(value, float):
-        return f"{Decimal(repr(value)):f}"  # no exponent, which rewards read as another number
+        return f"{Decimal(repr(value)):f}"  # as people write it
     if value is None or isinstance(value, str):
         if value is not None and not value.strip():
             raise TrainError(f'{place}: "answer" is {kind_of(value)}, expected what the model should say')

@@ -1,90 +1,76 @@
-"""Answers that must be JSON: reading one strictly, its leaves, and checking it against a JSON Schema."""
+"""Answers that must be JSON: reading one strictly, and its leaves, which are what is compared."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any, TypeAlias
 
-from ..documents import read_json
-from ..errors import MissingExtraError, TrainError
-from .guards import repeats, words
-from .tools import CALL, CALL_BEGIN
+from ..documents import parse_json
+from .tools import CALL
+
+Path: TypeAlias = tuple[str | int | None, ...]
+"""Where a leaf of a JSON value is: keys, and places in lists."""
 
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n(?P<body>.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
+_NUMBER = 100  # characters of a number with a point or an exponent
+_CALLS = None  # the key of what an answer calls: keys of JSON are texts, places in a list numbers
 
 
 def read_answer(text: str) -> Any:
     """The value of an answer that is one JSON text, bare or in one ``` fence; else a ValueError.
 
-    Calls of tools are JSON, too: an object that no JSON text is, with name and arguments of each.
+    Numbers with a point or an exponent are exact (`Decimal`). Calls of tools are JSON, too: an object that no
+    JSON text is, with name and arguments of each.
     """
-    text = text.strip()
-    fenced, calls = _FENCE.fullmatch(text), [*CALL.finditer(text)]
-    try:
-        if calls and "".join(call[0] for call in calls) == text:
-            return {CALL_BEGIN: [[call[1], _DECODER.decode(call[2])] for call in calls]}
-        return _DECODER.decode(fenced["body"] if fenced else text)
-    except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None
+    text, calls = text.strip(), [*CALL.finditer(text)]
+    if calls and "".join(call[0] for call in calls) == text:
+        return {_CALLS: [[call[1], _value(call[2])] for call in calls]}
+    return _value(_body(text))
 
 
-def has_content(value: Any) -> bool:
-    """Whether a JSON value holds any string, number or boolean, and no blank string or one in circles."""
-    found = [leaf for _, leaf in _leaves(value) if leaf is not None and not isinstance(leaf, dict | list)]
-    return bool(found) and all(words(leaf) and not repeats(leaf) for leaf in found if isinstance(leaf, str))
-
-
-def leaves(value: Any) -> dict[tuple[str | int, ...], str | float]:
+def leaves(value: Any) -> dict[Path, str | float | Decimal]:
     """The leaves of a JSON value by their path: numbers as they are, anything else as its JSON text.
 
     Values are equal where their leaves are; true is not 1, and an empty object or list is a leaf.
     """
     return {
         path: leaf
-        if isinstance(leaf, int | float) and not isinstance(leaf, bool)
+        if isinstance(leaf, int | float | Decimal) and not isinstance(leaf, bool)
         else json.dumps(leaf, ensure_ascii=False)
         for path, leaf in _leaves(value)
     }
 
 
-def stands_in(value: Any, text: str) -> bool:
+def stands_in(answer: str, text: str) -> bool:
     """Whether an object or a list stands in a text as it is, white space aside."""
-    given = "".join(json.dumps(value, ensure_ascii=False).split())
-    return isinstance(value, dict | list) and given in "".join(text.split())
+    body = "".join(_body(answer).split())
+    return body.startswith(("{", "[")) and body in "".join(text.split())
 
 
-def validator(schema: Mapping[str, Any] | bool | str) -> Callable[[Any], bool]:
-    """Return a function that says whether a value fits a JSON Schema, or that in a file; it fetches none.
+def _body(text: str) -> str:
+    fenced = _FENCE.fullmatch(text.strip())
+    return fenced["body"] if fenced else text
 
-    Raises:
-        MissingExtraError: the package jsonschema is not installed.
-        TrainError: the schema is not a valid one, or its file cannot be read.
-    """
+
+def _value(text: str) -> Any:
+    return parse_json(text, strict=True, parse_float=_exact)
+
+
+def _exact(text: str) -> Decimal:
+    if len(text) > _NUMBER:
+        raise ValueError(f"it has a number of more than {_NUMBER} characters")
     try:
-        import jsonschema
-        import referencing
-    except ModuleNotFoundError as error:
-        if error.name not in ("jsonschema", "referencing"):
-            raise
-        raise MissingExtraError("the json_schema reward", "jsonschema", "train") from None
-    try:
-        schema = read_json(schema) if isinstance(schema, str) else schema
-        kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-        kind.check_schema(schema)
-    # Also what its checks of addresses, of a pattern's counts and of what is nested raise.
-    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise TrainError(f"json_schema: not a JSON Schema that can be read: {error}") from None
-    except jsonschema.SchemaError as error:
-        raise TrainError(f"json_schema: not a valid JSON Schema: {error.message}") from None
-    check = kind(schema, registry=referencing.Registry())
-    return lambda value: bool(check.is_valid(value))
+        return Decimal(text)
+    except ArithmeticError:
+        raise ValueError(f"the number {text} has too large an exponent") from None
 
 
-def _leaves(value: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+def _leaves(value: Any) -> Iterator[tuple[Path, Any]]:
     """Yield path and value of what holds nothing further; without recursion, which deep answers exhaust."""
-    level: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
+    level: list[tuple[Path, Any]] = [((), value)]
     while level:
         path, value = level.pop()
         if value and isinstance(value, dict | list):
@@ -92,17 +78,3 @@ def _leaves(value: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
             level += (((*path, key), item) for key, item in items)
         else:
             yield path, value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("the JSON repeats a key")
-    return result
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)

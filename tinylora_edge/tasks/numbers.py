@@ -1,102 +1,58 @@
-"""The number that an answer arrives at, in the (English) notations of word problems: 1,000.5."""
+r"""The number that an answer arrives at: behind `####`, in `\boxed{}`, or at its end."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
 
-# Digits right behind a letter belong to a name ("x2"), digits behind "1.2." to a version; "13th" is none.
-_NUMBER = re.compile(
-    r"(?<![A-Za-z_0-9])(?<![0-9]\.)(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)(?:\.[0-9]++)?+"
-    r"(?!(?:st|nd|rd|th)\b)"
-    r"|(?<![\w.])\.[0-9]++"
-)
-# What stands before a number: perhaps an operand, perhaps a sign that touches the number or its currency.
-_BEFORE = re.compile(r"(?P<operand>\S?)(?P<gap>\s*)(?:[-\u2212][$€£¥₹]?|[$€£¥₹][-\u2212])\Z")
-_FRACTION = re.compile(r"(?P<sign>-?)\s*(?:\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}|(\d+)\s*/\s*(\d+))", re.ASCII)
-_MARK = re.compile(r"####(?P<rest>[^\n]*)")
-_MARK_START = re.compile(r"[\s*_:=(]*[-+\u2212]?[$€£¥₹]?[-\u2212]?\s?\.?[0-9]")
-_BOX = "\\boxed{"
-_BRACE = re.compile(r"\\boxed\{|[{}]")
-_MOST_DIGITS = 100  # a longer run is noise, and slow to convert
+_DIGITS = "[0-9]{1,100}"
+_SIGN, _MONEY = "[-+\u2212\u2013]", "[$€£¥₹]"  # the minus sign, and the en dash that stands for it
+_NUMBER = rf"""
+    (?: {_MONEY}(?P<inner>{_SIGN}) | (?P<outer>{_SIGN})?{_MONEY}? )
+    (?: (?P<latex>\\[dt]?frac\{{)? (?P<over>{_DIGITS})
+            (?(latex)\}}\{{|\s?/\s?) (?P<under>{_DIGITS}) (?(latex)\}})
+      | (?P<decimal>
+            (?: (?: [0-9]{{1,3}}(?:,[0-9]{{3}}){{1,32}} | {_DIGITS} ) (?:\.{_DIGITS})? | \.{_DIGITS} )
+            (?: [eE][-+]?[0-9]{{1,3}} )? ) )
+    (?: \s?(?:%|{_MONEY}) )?
+"""
+_ANSWER = rf"\*{{0,2}} {_NUMBER} \*{{0,2}} \.? \*{{0,2}}"  # bold, and the end of a sentence
+_LEAD = r"(?: \A | [\w)\]%}]\s?= | [^\W\d_]:\*{0,2} | \bis\b )"  # what an unmarked number may follow
+_MARK = re.compile(r"\#{4} | \\boxed\{", re.VERBOSE)
+_AFTER = re.compile(rf"[ \t]* {_ANSWER} [ \t\r]* (?:\n|\Z)", re.VERBOSE)
+_INSIDE = re.compile(rf"\s* {_ANSWER} \s* \}}", re.VERBOSE)
+_AT_END = re.compile(rf"{_LEAD} \s* {_ANSWER} \s* \Z", re.VERBOSE)
 
 
 def final_number(text: str, *, complete: bool = True) -> Fraction | None:
     r"""Return the number that a text arrives at, or None.
 
-    Looked for in this order: after `####` (GSM8K), inside `\boxed{...}`, the last number of the text.
-    Understood: thousands commas, currency signs, units and percent signs (dropped: 50% is 50), decimals,
-    a sign, a trailing period. A marked answer may also be a fraction: 3/4 or \frac{3}{4}.
+    A number is digits, perhaps with commas between groups of three, with a sign (also the minus sign, and the
+    en dash that is written for it), decimals and an exponent; or a fraction: `3/4`, `\frac{3}{4}`. Currency
+    signs and a percent sign around it are dropped: 50% is 50. At most 100 digits, and 3 of an exponent.
 
-    Args:
-        text: an answer.
-        complete: whether it ended by itself. If the token limit cut it, a number at its very end does
-            not count: more digits may have been on their way.
+    It stands alone in its line behind `####`, or alone in `\boxed{}`; all marks of a text have to agree.
+    A text without a mark is a number and nothing else, or ends in one behind `=`, behind a word with a
+    colon, or behind "is". So what continues a number (`5 million`, `5 km`, `minus 5`, `10^2`) makes it None.
 
-    None comes back where there is no number, and where the text hedges: marks that disagree, or one
-    mark with several numbers.
+    `complete` says that the text ended by itself: where the limit cut it, digits may be missing at its end.
     """
-    text = _without_latex(text)
-    marks = [match["rest"] for match in _MARK.finditer(text) if _MARK_START.match(match["rest"])]
-    if marks and not complete and text.endswith(marks[-1]):
-        marks[-1] = _without_cut(marks[-1])
-    answers = marks or _boxes(text)
-    if answers:
-        values = {_single(answer) for answer in answers}
-        return values.pop() if len(values) == 1 else None
-    found = _numbers(text if complete else _without_cut(text))
-    cut = not complete and len(found) < len(_numbers(text))
-    return found[-1] if found and not cut else None
-
-
-def _without_latex(text: str) -> str:
-    for latex, plain in (("{,}", ","), ("\\,", ""), ("\\!", ""), ("\\$", "$"), ("\\%", "%")):
+    for latex, plain in (("{,}", ","), ("\\$", "$"), ("\\%", "%")):
         text = text.replace(latex, plain)
-    return text
-
-
-def _without_cut(text: str) -> str:
-    return text.rstrip("0123456789.,")
-
-
-def _numbers(text: str) -> list[Fraction]:
-    found = []
-    for match in _NUMBER.finditer(text):
-        digits = match[0].replace(",", "")
-        if len(digits) <= _MOST_DIGITS:
-            found.append(Fraction(digits) * (-1 if _is_negative(text, match.start()) else 1))
-    return found
-
-
-def _is_negative(text: str, start: int) -> bool:
-    """Whether the sign before a number is its own: "is -5" is negative, "10-5" and "10 -5" differ."""
-    before = _BEFORE.search(text[max(0, start - 16) : start])
-    if before is None:
-        return False
-    operand = before["operand"]
-    return not (operand.isdigit() or operand in {")", "]", "%"} or (operand.isalpha() and not before["gap"]))
-
-
-def _single(answer: str) -> Fraction | None:
-    fraction = _FRACTION.fullmatch(answer.strip(" \t*_.$"))
-    if fraction:
-        over, under = (part for part in fraction.groups()[1:] if part)
-        if len(over) + len(under) > _MOST_DIGITS or not int(under):
-            return None
-        return Fraction(int(over), int(under)) * (-1 if fraction["sign"] else 1)
-    values = set(_numbers(answer))
+    if not complete:
+        text += "\0"  # continues whatever number stands at the end
+    marks = list(_MARK.finditer(text))
+    if not marks:
+        return _value(_AT_END.search(text))
+    values = {_value((_AFTER if mark[0] == "####" else _INSIDE).match(text, mark.end())) for mark in marks}
     return values.pop() if len(values) == 1 else None
 
 
-def _boxes(text: str) -> list[str]:
-    r"""Return what stands in each closed \boxed{...}, braces inside it balanced."""
-    found = []
-    opened: list[int | None] = []  # where a box's content starts; None for another brace
-    for match in _BRACE.finditer(text):
-        if match[0] != "}":
-            opened.append(match.end() if match[0] == _BOX else None)
-        elif opened:
-            start = opened.pop()
-            if start is not None:
-                found.append(text[start : match.start()])
-    return found
+def _value(found: re.Match[str] | None) -> Fraction | None:
+    if found is None:
+        return None
+    sign = 1 if (found["inner"] or found["outer"] or "+") == "+" else -1
+    if found["decimal"]:
+        return sign * Fraction(found["decimal"].replace(",", ""))
+    under = int(found["under"])
+    return sign * Fraction(int(found["over"]), under) if under else None

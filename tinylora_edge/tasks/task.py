@@ -64,7 +64,7 @@ class Sample:
         """The prompt's words alone: what an answer could echo. Messages are joined by newlines."""
         if isinstance(self.prompt, str):
             return self.prompt
-        return "\n".join(message["content"] for message in self.prompt)
+        return "\n".join(message.get("content") or "" for message in self.prompt)  # a call has none
 
 
 @dataclass(frozen=True)

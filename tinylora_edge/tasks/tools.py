@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..documents import parse_json
 from ..errors import RequestError
 
 FUNCTIONS = 128
@@ -152,8 +153,8 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     match call:
         case {"id": str(name_of_it), "type": "function", "function": {"name": str(name), "arguments": given}}:
             try:
-                arguments = json.loads(given) if isinstance(given, str) else given
-            except (ValueError, RecursionError):
+                arguments = parse_json(given, strict=True) if isinstance(given, str) else given
+            except ValueError:
                 arguments = None
             if isinstance(arguments, dict):
                 return {

@@ -36,6 +36,14 @@ def test_bad_json(tmp_path, name):
         read_json(path)
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', "[NaN]", "-Infinity", "[1e999]"])
+def test_what_python_reads_and_json_does_not_know(text):
+    parse_json(text)
+    with pytest.raises(ValueError, match=r"."):
+        parse_json(text, strict=True)
+    assert parse_json(f'{{"NaN": {json.dumps(text)}}}', strict=True) == {"NaN": text}
+
+
 def test_what_is_within_the_limits(tmp_path):
     deep = b"[" * DEPTH + b"]" * DEPTH
     assert parse_json(deep) == json.loads(deep)
