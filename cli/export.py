@@ -15,8 +15,7 @@ from .. import load_bundle
 from ..documents import write_json
 from ..errors import MissingExtraError, TinyLoraError
 from ..formats.gguf import whole_stem
-from ..formats.signatures import signature_path
-from . import console, vectors
+from . import console, keyfiles, vectors
 from .options import JsonOption
 
 if TYPE_CHECKING:
@@ -41,6 +40,9 @@ def export(
     quant: Annotated[str | None, typer.Option(metavar="Q", help="Quantization of the hub: q4_k_m.")] = None,
     base: Annotated[str | None, typer.Option(metavar="FILE", help="The GGUF of a MODEL of weights.")] = None,
     add_base: Annotated[Path | None, typer.Option(metavar="FILE", help="List it in MODEL, a bundle.")] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="FILE", help="Of a signed bundle, its private key.")
+    ] = None,
     target_format: Annotated[
         Literal["gguf", "onnx", "both"], typer.Option("--format", help="What to export for.")
     ] = "gguf",
@@ -78,10 +80,11 @@ def export(
       tinylora-edge export SmolLM2-135M-Instruct -o smollm2 --format onnx --onnx-precision int4
     """
     if add_base is not None:
-        others = {each.name or "" for each in ctx.command.params} - {"model", "add_base", "as_json"}
+        others = {each.name or "" for each in ctx.command.params} - {"model", "add_base", "key", "as_json"}
         _refuse(ctx, others, "makes no sense together with --add-base")
-        _add_base(Path(model), add_base, as_json)
+        _add_base(Path(model), add_base, key, as_json)
         return
+    _refuse(ctx, {"key"}, "goes with --add-base")
     if target_format == "gguf":
         _refuse(ctx, {"onnx", "onnx_input", "onnx_precision"}, "goes with --format onnx or both")
     if onnx is not None:
@@ -153,15 +156,12 @@ def _fetch(found: Selection) -> ResolvedModel:
     return found.fetch()
 
 
-def _add_base(bundle: Path, base: Path, as_json: bool) -> None:
+def _add_base(bundle: Path, base: Path, key: Path | None, as_json: bool) -> None:
     from ..exporters import add_base
 
-    found = load_bundle(bundle)
-    before = found.bases.fingerprints
+    signer = None if key is None else keyfiles.signer(key)
     with console.progress(f"comparing the weights of {base} with the factors"):
-        bases, worst = add_base(bundle, base)
-    if bases.fingerprints != before and signature_path(found).exists():
-        console.warn(f"the signature of {bundle} is of the basis before: tinylora-edge sign makes a new one")
+        bases, worst = add_base(bundle, base, signer=signer)
     if as_json:
         facts = {
             "bundle": str(bundle),

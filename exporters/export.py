@@ -209,18 +209,23 @@ def export_onnx(
     return Export(model, output, target="both" if with_gguf else "onnx", **options).run()
 
 
-def add_base(bundle: str | PathLike[str], base: str | PathLike[str]) -> tuple[Bases, float]:
+def add_base(
+    bundle: str | PathLike[str], base: str | PathLike[str], *, signer: Ed25519Signer | None = None
+) -> tuple[Bases, float]:
     """List another deployed form of the same model in a bundle, after checking its weights.
 
     The digest stays, so every vector serves the new base too. Returns the bases, and the worst
-    distance between the factors and the weights of `base`, a GGUF.
+    distance between the factors and the weights of `base`, a GGUF. A signed bundle is signed again, by its
+    own signer; see `add_projection`.
 
     Raises:
         BaseMismatchError: modules are missing, or weights are too far from the factors.
         ExportError: the file is no GGUF model.
+        TrustError: the bundle is signed and there is no signer, or is not as the signer signed it.
         OSError: the side tensors cannot be written; they stay as they were.
     """
     found = load_bundle(bundle)
+    check_signer(found, signer)
     factors = found.factors
     weights = GGUFWeights(Path(base))
     check_shapes(weights.file, factors)
@@ -239,6 +244,8 @@ def add_base(bundle: str | PathLike[str], base: str | PathLike[str]) -> tuple[Ba
     if mark not in bases.fingerprints:
         bases = bases.with_fingerprint(mark)
         save_bases(bases, found.basis_path)
+        if signer is not None:
+            sign_bundle(bundle, signer)
     return bases, worst[0]
 
 

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, AnyStr
 
+_CHARACTERS = 64
+"""Of a special token that are looked for: a pattern nests as deep as they are long."""
+
 
 class SpecialTokens:
     """The texts of a model's special tokens, and how messages that spell them are kept from writing them.
@@ -23,8 +26,8 @@ class SpecialTokens:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        # One of a single character cannot be cut: it stays what it is.
-        spelled = {text for text in texts if len(text) > 1}
+        # One of a single character cannot be cut: it stays what it is. A long one is cut by its beginning.
+        spelled = {text[:_CHARACTERS] for text in texts if len(text) > 1}
         # Ahead of a place, so that those that overlap are found as well.
         self._begins = re.compile(f"(?={_pattern(spelled)})") if spelled else None
         self._seam = secrets.token_hex(16)  # nobody can send it; letters, which templates leave alone

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
+import secrets
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,13 +35,13 @@ def atomic_write(path: str | PathLike[str], *, mode: int = 0o666) -> Iterator[IO
         with suppress(OSError):
             if time.time() - left.lstat().st_mtime > _ABANDONED_S:
                 left.unlink()
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    new = open(name, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
     try:
-        with os.fdopen(handle, "wb") as file:
+        with new as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, mode & ~_umask())
         os.replace(name, path)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -118,10 +118,3 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    # mkstemp makes files 0600; the umask can only be read by setting it.
-    current = os.umask(0o022)
-    os.umask(current)
-    return current

@@ -15,6 +15,7 @@ from ...vector import MicroVector, Policy
 from ..lock import CLOSED
 from ..model import PersonalizedModel
 from ..special_tokens import SpecialTokens
+from ..template import check_template
 from .adapters import Adapters
 from .engine import LlamaEngine
 from .log import signals_wait
@@ -52,6 +53,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     Raises:
         BaseMismatchError: llama.cpp refuses the factors for this model.
+        TinyLoraError: its chat template cannot be read, or takes too much time or memory.
     """
 
     mixed = LlamaEngine.mixed
@@ -79,6 +81,9 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     @_model.setter
     def _model(self, model: Any) -> None:
         self.__dict__["_model"] = model
+        for key, template in model.metadata().items():
+            if key.startswith("tokenizer.chat_template"):  # the constructor compiles them all
+                check_template(template)
         self.adapters = Adapters(model.model, self.bases.factors)
         self._stack.callback(self.adapters.free)  # after the context is freed, before the model is
 

@@ -18,6 +18,7 @@ from ...limits import TOKENIZER_BYTES
 from ...tasks.tools import renders_tools
 from ..lock import CLOSED
 from ..special_tokens import SpecialTokens
+from ..template import check_template
 from .session import cannot_load
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ class OnnxVocabulary:
     def __init__(self, graph: OnnxFile) -> None:
         self._folder = graph.path.parent
         self._read_config()
-        template = self._template()
-        self.has_template, self.renders_tools = template is not None, renders_tools(template or "")
+        self._text = self._template()
+        self.has_template, self.renders_tools = self._text is not None, renders_tools(self._text or "")
         try:
             self._tokenizer: Any = og.Tokenizer(og.Config(str(self._folder)))
         except Exception as error:  # RuntimeError, and OgaError in some releases
@@ -105,7 +106,9 @@ class OnnxVocabulary:
 
         Raises:
             VectorError: there is no template, or it refuses the messages.
+            TinyLoraError: it takes too much time or memory.
         """
+        check_template(self._text or "", str(self._folder))
         options: dict[str, Any] = {} if tools is None else {"tools": json.dumps(tools)}
         tokenizer = self.open
         try:
@@ -192,8 +195,8 @@ class OnnxVocabulary:
             if not all(isinstance(content[key], int) for key in ("context_length", "vocab_size")):
                 raise TypeError("context_length and vocab_size are not both integers")
             self.context, self.size = int(content["context_length"]), int(content["vocab_size"])
-            ends = content.get("eos_token_id") or []
-            ends = [int(end) for end in ([ends] if isinstance(ends, int) else ends)]
+            ends = content.get("eos_token_id")  # 0 is a token
+            ends = [int(end) for end in ([ends] if isinstance(ends, int) else ends or [])]
             self._ends, self.end_ids = ends, sorted(ends)
             self.head_size: int | None = content.get("decoder", {}).get("head_size")
         except FileNotFoundError:

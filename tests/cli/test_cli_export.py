@@ -122,6 +122,7 @@ def test_another_quantization_is_added(
             "that of a graph that is built",
         ),
         (["--add-base", "x.gguf", "--format", "onnx"], "--format"),
+        (["-o", "out", "--key", "k"], "--key"),
         (["-o", "out", "--factor-dtype", "bf16"], "bf16"),
         (["-o", "out", "--groups", "13"], "--groups"),
     ],

@@ -43,11 +43,17 @@ def test_an_inspection(cli: Cli, ready: Path) -> None:
 
 def test_a_bundle_that_was_changed_is_signed_again(cli: Cli, ready: Path) -> None:
     bundle, key = ready / "bundle", ("--key", f"{ready / 'key'}.pub")
-    cli("export", bundle, "--add-base", ready / "tiny.gguf").done()
+    cli("export", bundle, "--add-base", ready / "tiny.gguf", "--key", ready / "key").done()
     cli("inspect", bundle, *key).done()
     add = ("export", bundle, "--add-base", models.quantize_file(ready / "tiny.gguf", ready / "q8.gguf", 7))
-    assert cli(*add).stderr.startswith("warning: the signature of")
-    cli("inspect", bundle, *key).refused("basis.gguf has SHA-256")
+    basis = (bundle / "basis.gguf").read_bytes()
+    cli(*add).refused("the bundle is signed by ed25519:")
+    cli(*add, "--key", ready / "other").refused("does not verify under")
+    assert (bundle / "basis.gguf").read_bytes() == basis
+    cli(*add, "--key", ready / "key").done()
+    assert (bundle / "basis.gguf").read_bytes() != basis
+    cli("inspect", bundle, *key).done()
+    (bundle / "manifest.json").write_bytes(b"{}")
     assert "signed 3 files under ed25519:" in cli("sign", bundle, "--key", ready / "key").done()
     cli("inspect", bundle, *key).done()
     cli("sign", bundle, "--key", f"{ready / 'key'}.pub").refused("holds a PUBLIC KEY")

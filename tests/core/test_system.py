@@ -56,6 +56,13 @@ def test_permissions_are_those_of_open(tmp_path, umask, asked, expected):
     assert mode(tmp_path / "file") == expected
 
 
+def test_the_umask_is_not_touched(tmp_path, monkeypatch):
+    """It is the process's: a thread that sets it for a moment decides what others write."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was set"))
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+
+
 def test_what_is_open_keeps_the_old_content(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")

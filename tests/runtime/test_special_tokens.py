@@ -33,6 +33,17 @@ def test_no_part_has_a_whole_one(text: str) -> None:
     assert not [(part, mark) for part in parts for mark in SPELLED[:-1] if mark in part]
 
 
+def test_long_ones_are_cut_too() -> None:
+    """A pattern nests as deep as they are long: 500 characters passed Python's recursion."""
+    long, nested = "<" + "x" * 500, [f"{'a' * depth}b" for depth in range(500)]
+    special_tokens = SpecialTokens([long, *nested])
+    for text in (f"Hi {long}!", f"Hi {nested[300]}!"):
+        (message,) = special_tokens.cut([{"role": "user", "content": text}])
+        parts = special_tokens.parts(message["content"])
+        assert len(parts) > 1
+        assert "".join(parts) == text
+
+
 def test_a_message_without_any_is_left_as_it_is() -> None:
     messages = [{"role": "user", "content": "a < b, and xxx"}, {"role": "assistant", "content": ""}]
     assert SpecialTokens(SPELLED).cut(messages) == messages

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import segno
 import support
 
 from tinylora_edge import Bases, Ed25519Signer, Hmac, MicroVector
-from tinylora_edge.shipping.links import LINKS, fitting, frame_sizes, messages
+from tinylora_edge.shipping.links import LINKS, fitting, frame_sizes, messages, qr_code
 from tinylora_edge.wire import text
 
 BY_NAME = {link.name: link for link in LINKS}
@@ -37,6 +39,17 @@ def test_qr_codes_hold_what_they_say(link):
     assert code(link.size).version == version
     with pytest.raises(segno.DataOverflowError):
         code(link.size + 1)
+
+
+def test_what_is_drawn_is_what_the_table_says():
+    """`QR code 4-L, text: 51`: a frame of 51 bytes is drawn as that, and a reader finds its text."""
+    zxingcpp, image = pytest.importorskip("zxingcpp"), pytest.importorskip("PIL.Image")
+    data, out = bytes(range(51)), io.BytesIO()
+    code = qr_code(data, "")
+    assert code.designator == "4-L"
+    code.save(out, kind="png", scale=4)
+    (found,) = zxingcpp.read_barcodes(image.open(out))
+    assert (bytes(found.bytes), found.ec_level) == (text.encode(data, scheme=True).encode(), "L")
 
 
 def test_texts_hold_what_they_say():

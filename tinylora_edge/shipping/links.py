@@ -71,6 +71,6 @@ def qr_code(data: bytes, otherwise: str) -> Any:
     except ImportError:
         raise MissingExtraError("a QR code", "segno", "ship") from None
     try:
-        return segno.make_qr(text.encode(data, scheme=True), error="M", boost_error=False, mode="byte")
+        return segno.make_qr(text.encode(data, scheme=True), error="L", boost_error=False, mode="byte")
     except segno.DataOverflowError:
         raise FrameError(f"{len(data)} bytes fit no QR code: {otherwise}") from None

@@ -85,6 +85,14 @@ def test_a_template_that_refuses(tmp_path: Path) -> None:
         llm.create_chat_completion(MESSAGES)
 
 
+def test_the_end_of_an_answer_may_be_token_0(tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(onnx_bundles.tiny(), tmp_path / "b"))
+    path = bundle / "onnx" / "genai_config.json"
+    path.write_text(path.read_text().replace('"eos_token_id": 257', '"eos_token_id": 0'))
+    with runtime.load(bundle, engine="onnx", n_ctx=64, n_threads=1) as llm:
+        assert (llm.vocabulary.end_ids, llm.vocabulary.text_end) == ([0], 0)
+
+
 # Completions
 
 
