@@ -51,7 +51,8 @@ def watch():
     while not done.wait(0.02):
         peak = max(peak, anonymous())
 
-what, model, base, output, workers, limit = sys.argv[1:]
+what, model, base, output, count, limit = sys.argv[1:]
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(count)])
 start = time.perf_counter()
 import numpy as np
 from tinylora_edge.exporters.weights.hf import HFWeights
@@ -71,7 +72,7 @@ if what == "plain":
         for matrix in weights.matrices(module):
             matrix.rows(0, matrix.shape[0])
 else:
-    report = Export(model, output, base=base, workers=int(workers)).run()
+    report = Export(model, output, base=base).run()
     quality = report.quality
     found = {"passes": quality.passes, "matrices": len(report.bases.factors.modules),
              "residual": quality.residual, "unconverged": len(quality.unconverged),
@@ -90,11 +91,11 @@ class Runner:
         self._folder, self._hf, self._base = folder, hf, base
         self.found: dict[str, list[dict[str, Any]]] = {}
 
-    def contestant(self, name: str, what: str, source: str, workers: int) -> Callable[[], float]:
+    def contestant(self, name: str, what: str, source: str, count: int) -> Callable[[], float]:
         def run() -> float:
             output = self._folder / "bundle"
             model = self._hf if source == "bf16" else self._base
-            words = [what, model, self._base, output, workers, int(MAX_BYTES)]
+            words = [what, model, self._base, output, count, int(MAX_BYTES)]
             command = [sys.executable, "-c", CHILD, *map(str, words)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -201,14 +202,13 @@ def measure(report: bench.Report, options: Any, shape: seven_b.Shape, folder: Pa
     report.say(f"{shape.blocks} blocks, {shape.weights / 1e9:.2f} G weights; {sizes}")
     runner = Runner(folder, hf, base)
     names = {
-        (what, source, workers): f"{'plain pass' if what == 'plain' else 'export'}, {source}"
-        + (f", {workers} workers" if what == "export" else "")
+        (what, source, count): f"{'plain pass' if what == 'plain' else 'export'}, {source}"
+        + (f", {count} cores" if what == "export" else "")
         for source in ("bf16", "Q4_K")
-        for what, workers in (("plain", 1), ("export", 1), ("export", cores()))
+        for what, count in (("plain", 1), ("export", 1), ("export", cores()))
     }
     contestants = {
-        name: runner.contestant(name, what, source, workers)
-        for (what, source, workers), name in names.items()
+        name: runner.contestant(name, what, source, count) for (what, source, count), name in names.items()
     }
     times = bench.interleave(contestants, options.rounds)
     found = {name: bench.summarize(values) for name, values in times.items()}
@@ -239,8 +239,8 @@ def measure(report: bench.Report, options: Any, shape: seven_b.Shape, folder: Pa
     report.record |= {"shape": shape.__dict__, "bytes": sizes, "seconds": found, "runs": runner.found}
     report.record |= {"one_block": block}
     report.say()
-    all_cores = f"export, bf16, {cores()} workers"
-    bf16, q4 = found[all_cores]["median"], found[f"export, Q4_K, {cores()} workers"]["median"]
+    all_cores = f"export, bf16, {cores()} cores"
+    bf16, q4 = found[all_cores]["median"], found[f"export, Q4_K, {cores()} cores"]["median"]
     peaks = [run["anonymous_bytes"] for runs in runner.found.values() for run in runs if "digest" in run]
     report.target("anonymous memory of an export, bytes", max(peaks), "<=", MAX_BYTES)
     report.target(

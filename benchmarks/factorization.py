@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from peft.tuners.tinylora.layer import TinyLoraLayer
 
 from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.exporters.factorize import one_blas_thread
+from tinylora_edge.exporters.factorize import blas_threads
 from tinylora_edge.exporters.weights.gguf import GGUFWeights
 from tinylora_edge.factorization import truncated_svd
 from tinylora_edge.modules import canonical_order
@@ -59,7 +59,7 @@ class Ours:
         self.passes = 0
 
     def __call__(self) -> float:
-        with bench.stopwatch() as watch, one_blas_thread():  # as an export does
+        with bench.stopwatch() as watch, blas_threads():  # as an export does
             weights = GGUFWeights(self._path)
             svds = [
                 truncated_svd(matrix, RANK, tol=TOLERANCE)
@@ -263,7 +263,7 @@ def main() -> None:
             OURS: Ours(path),
             EXPORT: Export(path),
             PEFT: Peft(path),
-            ALONE: Tuned(matrices, block_krylov, lambda: iter([TOLERANCE]), one_blas_thread),
+            ALONE: Tuned(matrices, block_krylov, lambda: iter([TOLERANCE]), blas_threads),
             LOWRANK: Tuned(matrices, svd_lowrank, rising_niter),
             SVDS: Tuned(matrices, svds, falling_tol),
         }

@@ -3,8 +3,8 @@
 `export_gguf` writes a bundle from a GGUF file, or from a Hugging Face directory with the GGUF that is
 deployed; `export_onnx` writes one with an ONNX graph, alone or beside the GGUF; `Export` is both, in steps.
 `add_base` lists another deployed form of the same model, `add_projection` adds learned directions. Weights
-are read in row blocks, so a model never has to fit in memory. No engine is needed; where llama-cpp-python is
-installed, its routines dequantize.
+are read a few at a time, so a model never has to fit in memory. No engine is needed; where llama-cpp-python
+is installed, its routines dequantize.
 
 What is exported is called by a path; `resolve` turns other names, those of the catalog and of repositories on
 the hub, into paths. `exporters.convert` writes vectors in the formats of other programs.

@@ -26,7 +26,7 @@ from ..projection import Projection
 from ..wire.tags import Ed25519Signer
 from . import learned
 from .bundle_writer import fill_bundle, new_bundle, refuse_existing
-from .factorize import ExportSettings, ModuleFactors, Progress, Quality, factorize, one_blas_thread
+from .factorize import ExportSettings, ModuleFactors, Progress, Quality, blas_threads, factorize
 from .onnx import FLAVOURS, PRECISIONS, BakeReport, Packed, bake, build, check_graph
 from .source import Source
 from .weights.gguf import GGUFWeights
@@ -75,7 +75,6 @@ class Export:
         precision: of a graph that is built: `fp32`, `int8` or `int4` (see `onnx.build`). By default a
             quantized GGUF keeps its weights, `int8`, and others are `fp32`.
         settings: of the factors.
-        workers: modules that are factorized at the same time; by default one a core.
         provenance: where the files came from, for the manifest: `ResolvedModel.provenance`.
 
     Attributes:
@@ -101,7 +100,6 @@ class Export:
         flavour: str = DEFAULT,
         precision: str | None = None,
         settings: ExportSettings | None = None,
-        workers: int | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> None:
         for value, known in ((target, FORMATS), (flavour, FLAVOURS), (precision, (None, *PRECISIONS))):
@@ -112,16 +110,16 @@ class Export:
         self._flavour = flavour
         if self._onnx:
             check_graph(self._graph)
-        self.settings, self._workers, self._provenance = settings or ExportSettings(), workers, provenance
+        self.settings, self._provenance = settings or ExportSettings(), provenance
         self.output = Path(output)
         refuse_existing(self.output)
         deployed = Path(base) if base is not None else None
-        self._source = Source(Path(model), deployed, self.settings, needs_gguf=self._gguf)
+        self._source = Source(Path(model), deployed, needs_gguf=self._gguf)
         self._precision = precision or ("int8" if self._source.quantized else "fp32")
         self.base = self._source.base or self._source.model
         if self._gguf:
             self._source.warn()
-        self.modules = self._source.plan()
+        self.modules = self._source.plan(self.settings.targets, self.settings.rank)
         self.bytes = sum(map(self._source.nbytes, self.modules))
 
     def run(
@@ -136,17 +134,12 @@ class Export:
         """
         source = self._source
         with new_bundle(self.output) as partial:
-            found = factorize(
-                self.modules,
-                source.factorize,
-                lambda module: progress(module, source.nbytes(module)),
-                self._workers,
-            )
+            found = factorize(source, self.modules, self.settings, progress)
             bases, quality = self._bases(found), Quality.of(found)
             sections = self._sections(quality)
             report = ExportReport(self.output, bases, quality, None)
             if self._onnx:
-                with one_blas_thread():
+                with blas_threads():
                     report = self._bake(partial, report, stage)
                 bases = bases.with_fingerprint(report.baked.fingerprint)  # type: ignore[union-attr]
                 sections["onnx"] = _describe_graph(report)
@@ -230,7 +223,7 @@ def add_base(
     weights = GGUFWeights(Path(base))
     check_shapes(weights.file, factors)
     worst = (0.0, "")
-    with one_blas_thread():
+    with blas_threads():
         for module in factors.modules:
             gap = distance(*factors.leading(module, factors.rank), weights.matrices(module))
             worst = max(worst, (gap, module))

@@ -1,8 +1,8 @@
-"""What an export makes of weights: its settings, and the factors of its modules, several side by side."""
+"""What an export makes of weights: its settings, and the factors of its modules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,16 +17,16 @@ from ..errors import BasisError, ExportError, MissingExtraError
 from ..factorization import RowSource, TruncatedSVD, factors, truncated_svd
 from ..modules import parse
 from ..system import cores
+from .source import Source
 
 _ROUNDING = 2.0**-10
 """Of a factor's entries, relative to the largest: float16 is twice as exact where it has all its digits."""
 
+_AT_ONCE = 768 << 20
+"""Bytes of the weights, as float32, that are in memory at the same time; one weight always may be."""
+
 Progress = Callable[[str, int], None]
 """Called after each module with its name and the bytes of weights that it had as stored."""
-
-Align = Callable[[str, NDArray[np.float32], NDArray[np.float32]], tuple[NDArray[np.float32], float | None]]
-"""(module, A, B) -> (B with its rows in GGUF order, distance of the factors to the deployed weight, if
-there is one)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,58 +101,57 @@ class Quality:
 
 
 def factorize(
-    modules: Iterable[str],
-    make: Callable[[str, Event], ModuleFactors],
-    done: Callable[[str], None],
-    workers: int | None = None,
+    source: Source, modules: Sequence[str], settings: ExportSettings, progress: Progress
 ) -> dict[str, ModuleFactors]:
-    """Return the factors of modules, by name in the same order.
+    """Return the factors of modules, by name in the same order; they do not depend on what runs beside them.
 
-    `make` makes them in so many threads, by default one a core: numpy and ggml compute without Python's lock.
-    `done` is called in this thread after each. They do not depend on what runs beside them.
+    As many weights are factorized at a time as there are cores, and as fit into 768 MB.
+
+    Raises:
+        ExportError: a weight holds NaN, is zero, or has a rank below that of the settings.
+        BaseMismatchError: a weight is not the deployed one.
     """
+    largest = max(4 * int(np.prod(each.shape)) for m in modules for each in source.matrices(m))
+    workers = max(1, min(cores(), _AT_ONCE // largest))
     stop, found = Event(), {}
-    pool = ThreadPoolExecutor(workers or cores(), "tinylora-export")
+    pool = ThreadPoolExecutor(workers, "tinylora-export")
     try:
-        with one_blas_thread():
-            for module, future in [(module, pool.submit(make, module, stop)) for module in modules]:
+        with blas_threads(cores() // workers):
+            futures = [pool.submit(_factorize, source, module, settings, stop) for module in modules]
+            for module, future in zip(modules, futures, strict=True):
                 found[module] = future.result()  # in order, so that of several bad weights the first is named
-                done(module)
+                progress(module, source.nbytes(module))
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
     return found
 
 
-def factorize_module(
-    module: str,
-    matrices: Sequence[RowSource],
-    settings: ExportSettings,
-    *,
-    stacked: bool,
-    align: Align | None,
-    stop: Event,
-) -> ModuleFactors:
-    """Factorize one module, expert by expert: its weight is one matrix [out, in], or one an expert.
+def blas_threads(count: int = 1) -> AbstractContextManager[Any]:
+    """Keep numpy's BLAS to so many threads for a while.
 
-    The factors get an axis for experts where they are `stacked`. `align` orders B's rows; None where the
-    weight is the deployed one. CancelledError: `stop` was set.
-
-    Raises:
-        ExportError: a weight holds NaN, is zero, or has a rank below the one asked for.
-        BaseMismatchError: the weight is not the deployed one.
+    On matrices that are multiplied with a few vectors a second thread gains nothing, and where the other
+    cores are busy its waiting made the factorization of SmolLM2 10 to 50 times slower (26 to 146 s).
     """
-    pairs, quality = [], []
-    for number, matrix in enumerate(matrices):
+    try:
+        from threadpoolctl import threadpool_limits
+    except ModuleNotFoundError:
+        raise MissingExtraError("exporting", "threadpoolctl", "export") from None
+    limit: AbstractContextManager[Any] = threadpool_limits(count, user_api="blas")
+    return limit
+
+
+def _factorize(source: Source, module: str, settings: ExportSettings, stop: Event) -> ModuleFactors:
+    """Factorize one module, expert by expert: its weight is one matrix [out, in], or one an expert."""
+    pairs, quality, stacked = [], [], source.stacked(module)
+    for number, matrix in enumerate(source.matrices(module)):
         if stop.is_set():
             raise CancelledError
         svd = _svd(f"{module}, expert {number}," if stacked else module, module, matrix, settings.rank)
         pairs.append(factors(svd))
         quality.append(svd)
     a, b = (np.stack(part) if stacked else part[0] for part in zip(*pairs, strict=True))
-    agreement = None
-    if align is not None:
-        b, agreement = align(module, a, b)
+    b, agreement = source.align(module, a, b)
     stored = np.float16 if settings.factor_dtype == "f16" else np.float32
     return ModuleFactors(
         _store(module, a, stored),
@@ -162,20 +161,6 @@ def factorize_module(
         converged=all(svd.converged for svd in quality),
         agreement=agreement,
     )
-
-
-def one_blas_thread() -> AbstractContextManager[Any]:
-    """Keep numpy's BLAS to one thread for a while.
-
-    On matrices that are multiplied with a few vectors a second thread gains nothing, and where the other
-    cores are busy its waiting made the factorization of SmolLM2 10 to 50 times slower (26 to 146 s).
-    """
-    try:
-        from threadpoolctl import threadpool_limits
-    except ModuleNotFoundError:
-        raise MissingExtraError("exporting", "threadpoolctl", "export") from None
-    limit: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
-    return limit
 
 
 def _svd(where: str, module: str, matrix: RowSource, rank: int) -> TruncatedSVD:

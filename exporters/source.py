@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BaseMismatchError, BasisError, ExportError
-from ..factorization import AGREEMENT, distance
+from ..factorization import AGREEMENT, RowSource, distance, fitting_order
 from ..formats.side_tensors import fingerprint
 from ..limits import BLOCKS
 from ..modules import Heads, listed_order, parse, row_orders, select
-from .factorize import ExportSettings, ModuleFactors, factorize_module
 from .weights.gguf import GGUFWeights, warn_of
 from .weights.hf import HFConfig, HFWeights
 
@@ -30,7 +27,7 @@ class Source:
         heads: numbers of attention heads, where they are known.
     """
 
-    def __init__(self, model: Path, base: Path | None, settings: ExportSettings, *, needs_gguf: bool) -> None:
+    def __init__(self, model: Path, base: Path | None, *, needs_gguf: bool) -> None:
         if not model.exists():
             raise ExportError(
                 f"{model} does not exist: pass a .gguf file or a Hugging Face directory; in Python, "
@@ -40,7 +37,7 @@ class Source:
             raise ExportError(
                 f"{model} is a directory of weights: name the GGUF that is deployed with --base FILE"
             )
-        self.model, self.settings = model, settings
+        self.model = model
         self.base = base if base is not None or model.is_dir() else model
         self._deployed = None if self.base is None else GGUFWeights(self.base)
         self._weights: GGUFWeights | HFWeights
@@ -90,22 +87,19 @@ class Source:
         """The fingerprint of the GGUF that is deployed, if there is one."""
         return () if self._deployed is None else (fingerprint(self._deployed.file, modules),)
 
-    def factorize(self, module: str, stop: Event) -> ModuleFactors:
-        """Return the factors of a module, the rows of B in GGUF order; `stop`: see `factorize_module`."""
-        return factorize_module(
-            module,
-            self._weights.matrices(module),
-            self.settings,
-            stacked=self._stacked(module),
-            align=None if self._weights is self._deployed else self._align,
-            stop=stop,
-        )
+    def matrices(self, module: str) -> Sequence[RowSource]:
+        """Return the weight that a module's factors are made of: one matrix [out, in], or one an expert."""
+        return self._weights.matrices(module)
 
-    def plan(self) -> list[str]:
+    def stacked(self, module: str) -> bool:
+        """Whether the factors of a module have an axis for experts."""
+        return self._deployed is not None and len(self._deployed.file.tensors[module].shape) == 3
+
+    def plan(self, targets: Sequence[str], rank: int) -> list[str]:
         """Return the modules that get factors, in canonical order, once every weight is known to fit."""
-        modules = select(self.modules, self.settings.targets)
+        modules = select(self.modules, targets)
         for module in modules:
-            matrices = self._weights.matrices(module)
+            matrices = self.matrices(module)
             n_out, n_in = matrices[0].shape
             if self._deployed is not None:
                 expected = self._deployed.file.tensors[module].shape
@@ -116,37 +110,33 @@ class Source:
                         f"{module} is {'x'.join(map(str, expected))} in {self.base}, but "
                         f"{'x'.join(map(str, found))} in {self.model}: it is another model, or not complete"
                     )
-            if self.settings.rank > min(n_out, n_in):
+            if rank > min(n_out, n_in):
                 raise BasisError(
-                    f"{module}: rank {self.settings.rank} does not fit a weight of shape {n_out} x {n_in}: "
+                    f"{module}: rank {rank} does not fit a weight of shape {n_out} x {n_in}: "
                     f"choose 1 to {min(n_out, n_in)}"
                 )
         return modules
 
-    def _stacked(self, module: str) -> bool:
-        return self._deployed is not None and len(self._deployed.file.tensors[module].shape) == 3
-
-    def _align(
+    def align(
         self, module: str, a: NDArray[np.float32], b: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], float | None]:
-        """Bring B's rows into the order of the deployed weight, which decides it.
+        """Return B with its rows in the order of the GGUF, and the distance to the weight that is deployed.
 
         convert_hf_to_gguf reorders the rows of q and k on Llama-family models for its RoPE; which
         models those are is seen from the weights themselves, not kept in a list. Where no GGUF is
-        deployed a list has to do.
+        deployed a list has to do. No distance is returned then, nor where the factors are of that GGUF.
         """
+        if self._weights is self._deployed:
+            return b, None
         kind, rows = parse(module)[1], b.shape[-2]
         if self._deployed is None:
             return b[..., listed_order(self.architecture, kind, rows, self.heads), :], None
         deployed = self._deployed.matrices(module)
-        best = inf
-        for order in row_orders(kind, rows, self.heads):
-            ordered = b[..., order, :]
-            gap = distance(a, ordered, deployed)
-            if gap <= AGREEMENT:
-                return ordered, gap
-            best = min(best, gap)
-        raise BaseMismatchError(
-            f"{module} in {self.base} is {best:.2g} away from the factors of the weights (at most "
-            f"{AGREEMENT} is accepted): it was made from another model, or with an unknown order of rows"
-        )
+        orders = row_orders(kind, rows, self.heads)
+        order, gap = fitting_order(orders, lambda order: distance(a, b[..., order, :], deployed))
+        if order is None:
+            raise BaseMismatchError(
+                f"{module} in {self.base} is {gap:.2g} away from the factors of the weights (at most "
+                f"{AGREEMENT} is accepted): it was made from another model, or with an unknown order of rows"
+            )
+        return b[..., order, :], gap

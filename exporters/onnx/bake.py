@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ...documents import read_json
 from ...errors import BaseMismatchError, ExportError
-from ...factorization import AGREEMENT, gap
+from ...factorization import AGREEMENT, fitting_order, gap
 from ...factors import Factors, packed_text
 from ...formats.onnx_adapter import encode
 from ...formats.onnx_graph import (
@@ -137,17 +137,16 @@ def _align(
         rows, weight = _sample(model, homes[module])
         orders = [inverse(order) for order in row_orders(parse(module)[1], len(b), heads)]
         product = weight @ a.T
-        gaps = [gap(product, b[order][rows]) for order in orders]
-        best = int(np.argmin(gaps))
-        if not gaps[best] <= AGREEMENT:
+        order, found = fitting_order(orders, lambda order: gap(product, b[order][rows]))  # noqa: B023
+        if order is None:
             names = ", ".join(linear.name for linear, _ in homes[module])
             raise BaseMismatchError(
-                f"{module} is {gaps[best]:.2g} away from the weight of node {names} in {model.path} (at most "
+                f"{module} is {found:.2g} away from the weight of node {names} in {model.path} (at most "
                 f"{AGREEMENT} is accepted): the graph is of another model than the factors, or has an "
                 "unknown order of rows"
             )
-        ordered.append(b[orders[best]])
-        worst = max(worst, gaps[best])
+        ordered.append(b[order])
+        worst = max(worst, found)
     return ordered, worst
 
 

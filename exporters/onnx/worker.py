@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ...formats.gguf import GGUFFile, read_once
+from ...formats.gguf import GGUFFile
+from ...formats.gguf_transformers import forget_quantizer, read_once
 
 
 def unpack(source: Path, target: Path) -> None:
@@ -25,12 +26,7 @@ def unpack(source: Path, target: Path) -> None:
             **location, dtype=torch.float32, quantization_config=dequantized
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(**location)
-    # Dequantized already: a directory that says otherwise would be quantized again on the next load.
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        if hasattr(model, name):
-            delattr(model, name) if name in vars(model) else setattr(model, name, None)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    forget_quantizer(model)
     model.save_pretrained(target)
     file = GGUFFile(source)
     template = file.get("tokenizer.chat_template")

@@ -11,7 +11,6 @@ import ctypes
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -23,90 +22,54 @@ FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of a value of each safetensors dtype that is read."""
 
 _PROBE_ROWS = 2
-_CHEAP = {  # ggml decodes these at 3,000 to 7,000 M weights/s, as fast as float32 comes from memory
-    gguf.GGMLQuantizationType.BF16,
-    gguf.GGMLQuantizationType.Q8_0,
-    gguf.GGMLQuantizationType.Q4_K,
-    gguf.GGMLQuantizationType.Q5_K,
-}
 
-
-@dataclass(frozen=True)
-class RowDecoder:
-    """A decoder of raw rows: uint8 [n, row bytes] -> float32 [n, values].
-
-    Attributes:
-        values, size: of a block: so many values lie in so many bytes.
-        write: puts the values of raw rows into a float32 array; None where they are float32 as they lie.
-        dear: whether to read float32 from memory instead is faster.
-    """
-
-    values: int
-    size: int
-    write: Callable[[NDArray[np.uint8], NDArray[np.float32]], None] | None
-    dear: bool = True
-
-    def __call__(self, raw: NDArray[np.uint8], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Decode raw rows, into `out` where there is something to decode."""
-        if self.write is None:
-            return raw.view("<f4")
-        if out is None:
-            out = np.empty((raw.shape[0], raw.shape[1] // self.size * self.values), np.float32)
-        self.write(raw, out)
-        return out
-
-
-_FLOAT32 = RowDecoder(1, 4, None, dear=False)
+RowDecoder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Decodes raw rows: uint8 [n, row bytes] -> float32 [n, values]."""
 
 
 class PackedRows:
-    """A `RowSource` over a stored matrix, uint8 [out, row bytes], with `read_into`."""
+    """A `RowSource` over a stored matrix, uint8 [out, row bytes]."""
 
     def __init__(self, raw: NDArray[np.uint8], n_in: int, decode: RowDecoder) -> None:
-        self._raw = raw
-        self._decode = decode
-        self.dear = decode.dear
+        self._raw, self._decode = raw, decode
         self.shape = (len(raw), n_in)
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows start .. stop-1 as float32 [stop - start, in]."""
         return self._decode(self._raw[start:stop])
 
-    def read_into(self, start: int, stop: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the same rows; written into `out`, float32 [stop - start, in], where that saves memory."""
-        return self._decode(self._raw[start:stop], out)
-
 
 def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> RowDecoder:
     """Return the decoder for a GGML type; on `sample`, raw rows of the tensor, the fast path is checked."""
     if kind == gguf.GGMLQuantizationType.F32:
-        return _FLOAT32
+        return _float32
     probe = np.ascontiguousarray(sample[:_PROBE_ROWS])
     expected = gguf.dequantize(probe, kind)
     fast = _ggml_routine(kind)
     if fast is not None and np.array_equal(fast(probe), expected, equal_nan=True):
         return fast
-    sizes = gguf.GGML_QUANT_SIZES[kind]
-    return RowDecoder(*sizes, lambda raw, out: np.copyto(out, gguf.dequantize(raw, kind)))
+    return lambda raw: gguf.dequantize(raw, kind)
 
 
 def float_decoder(dtype: str) -> RowDecoder | None:
     """Return the decoder for a safetensors float dtype, or None for one that is no float."""
     if dtype == "F32":
-        return _FLOAT32
+        return _float32
     if dtype == "BF16":
-        return RowDecoder(1, 2, _widen_bfloat16, dear=False)
+        return _bfloat16
     if dtype not in FLOAT_BYTES:
         return None
-    size = FLOAT_BYTES[dtype]
-    return RowDecoder(1, size, lambda raw, out: np.copyto(out, raw.view(f"<f{size}"), casting="same_kind"))
+    return lambda raw: raw.view(f"<f{FLOAT_BYTES[dtype]}").astype(np.float32)
 
 
-def _widen_bfloat16(raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-    # In two steps over a block in cache: seven times as fast as with temporaries for a whole matrix.
-    bits = out.view(np.uint32)
-    np.copyto(bits, raw.view("<u2"))
-    np.left_shift(bits, 16, out=bits)
+def _float32(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return raw.view("<f4")
+
+
+def _bfloat16(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    bits = raw.view("<u2").astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
 
 
 class _TypeTraits(ctypes.Structure):
@@ -154,8 +117,10 @@ def _ggml_routine(kind: gguf.GGMLQuantizationType) -> RowDecoder | None:
         return None
     to_float = traits.to_float
 
-    def write(raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def decode(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
         raw = np.ascontiguousarray(raw)
+        out = np.empty((len(raw), raw.shape[1] // sizes[1] * sizes[0]), np.float32)
         to_float(raw.ctypes.data, out.ctypes.data, out.size)
+        return out
 
-    return RowDecoder(*sizes, write, dear=kind not in _CHEAP)
+    return decode

@@ -8,6 +8,7 @@ tensor for all of gate, up and down, or gate and up together.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import gguf
 from ...documents import read_json
 from ...errors import ExportError, UnsupportedModelError
 from ...factorization import RowSource
+from ...formats.gguf_transformers import layer_names
 from ...limits import BLOCKS
 from ...modules import KINDS, find_architecture, is_adaptable, parse, read_heads
 from .safetensors import StoredTensor, read_safetensors, shards
@@ -80,12 +82,11 @@ class HFWeights:
         self._tensors: dict[str, StoredTensor] = {}
         self._experts: dict[str, dict[int, StoredTensor]] = {}
         self.layers: dict[str, tuple[str, tuple[int, ...]]] = {}
-        arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}[architecture]
-        table = gguf.get_tensor_name_map(arch, blocks)
+        known = layer_names(architecture, blocks)
         stored = {n: tensor for path in shards(directory) for n, tensor in read_safetensors(path).items()}
         for name, tensor in stored.items():
             expert = _EXPERT.fullmatch(name)
-            module = _module_of(table, f"{expert[1]}.{expert[3]}" if expert else name)
+            module = _module_of(known, f"{expert[1]}.{expert[3]}" if expert else name)
             if module is None:
                 continue
             if expert:
@@ -153,13 +154,12 @@ class HFWeights:
         return self._tensors[stored].matrices(module, half, transposed=turned, stacked=stacked)
 
 
-def _module_of(table: gguf.TensorNameMap, name: str) -> str | None:
+def _module_of(known: Callable[[str], str | None], name: str) -> str | None:
     """Return the module of a tensor by gguf's table and what that lacks, or None where it has none."""
-    # As convert_hf_to_gguf does for the language model inside of one that also sees.
-    layer = name.replace("language_model.", "").removesuffix(".weight")
-    found, last = table.get_name(layer), layer.rpartition(".")[2]
+    layer = name.removesuffix(".weight")
+    found, last = known(layer), layer.rpartition(".")[2]
     if found is None and last in _FUSED:
-        down = table.get_name(layer.removesuffix(last) + _FUSED[last])
+        down = known(layer.removesuffix(last) + _FUSED[last])
         found = down.replace("ffn_down_", "ffn_gate_up_") if down else None
     module = f"{found}.weight"
     return module if is_adaptable(module) or "_gate_up_" in module else None

@@ -62,8 +62,6 @@ class StoredTensor:
 class _TransposedRows:
     """A `RowSource` over a matrix that is stored [in, out]: raw bytes, uint8 [in, out, bytes of a value]."""
 
-    dear = True
-
     def __init__(self, raw: NDArray[np.uint8], decode: RowDecoder) -> None:
         self._raw, self._decode = raw, decode
         self.shape = (raw.shape[1], raw.shape[0])

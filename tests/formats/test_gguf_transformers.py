@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
-from tinylora_edge.formats.gguf import read_once
+from tinylora_edge.formats.gguf_transformers import read_once
 
 
 def test_the_reader_gives_what_the_librarys_own_gives(smollm2_gguf: Path) -> None:

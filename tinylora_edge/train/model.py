@@ -11,7 +11,6 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import MissingExtraError, TrainError
-from ..factorization import AGREEMENT, gap
+from ..factorization import AGREEMENT, fitting_order, gap
 from ..factors import Factors
-from ..formats.gguf import read_once
+from ..formats.gguf_transformers import forget_quantizer, layer_names, read_once
 from ..modules import find_architecture, inverse, listed_order, parse, read_heads, row_orders
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -69,12 +68,7 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
             f"transformers cannot load {source} for training: {error}. "
             "Pass the original weights with --weights DIR"
         ) from None
-    # Dequantized already; what is left of the quantizer makes trainers refuse the model.
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        if hasattr(model, name):
-            delattr(model, name) if name in vars(model) else setattr(model, name, None)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    forget_quantizer(model)
     give_back()  # what dequantizing took
     return model.requires_grad_(False).eval()
 
@@ -94,16 +88,9 @@ def location_of(source: Path) -> dict[str, Any]:
 
 def hf_names(model: nn.Module, factors: Factors) -> dict[str, str]:
     """Return module -> layer name for a transformers model; a TrainError where a module has no layer."""
-    architectures = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    blocks = 1 + max(parse(module)[0] for module in factors.modules)
-    table = gguf.get_tensor_name_map(architectures[factors.architecture], blocks)
-    found = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Linear):
-            layer_name = name.replace("language_model.", "")  # inside of a model that also sees
-            module = table.get_name(f"{layer_name}.weight", try_suffixes=(".weight",))
-            if module is not None:
-                found[module] = name
+    known = layer_names(factors.architecture, 1 + max(parse(module)[0] for module in factors.modules))
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    found = {f"{tensor}.weight": name for name in layers if (tensor := known(name)) is not None}
     missing = [module for module in factors.modules if module not in found]
     if missing and all(parse(module)[1].endswith("_exps") for module in missing):
         raise TrainError(
@@ -158,16 +145,14 @@ def _order(
     # W A^T in float32, in pieces
     v = torch.from_numpy(a.T).to(weight.device)
     product = torch.cat([rows.float() @ v for rows in weight.detach().split(4096)]).cpu().numpy()
-    best = inf
-    for order in row_orders(kind, len(b), heads):
-        found = gap(product, b[inverse(order)])
-        if found <= AGREEMENT:
-            return order
-        best = min(best, found)
-    raise TrainError(
-        f"{name} is {best:.2g} away from the factors of {module} (at most {AGREEMENT} is accepted): it is "
-        "another model, or keeps its rows in an order that is not known here"
-    )
+    orders = row_orders(kind, len(b), heads)
+    order, found = fitting_order(orders, lambda order: gap(product, b[inverse(order)]))
+    if order is None:
+        raise TrainError(
+            f"{name} is {found:.2g} away from the factors of {module} (at most {AGREEMENT} is accepted): it "
+            "is another model, or keeps its rows in an order that is not known here"
+        )
+    return order
 
 
 @contextmanager

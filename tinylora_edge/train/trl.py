@@ -26,7 +26,7 @@ from .. import runtime
 from ..documents import read_json
 from ..errors import MissingExtraError, TrainError
 from ..formats.bundle import load_bundle
-from ..formats.gguf import read_once
+from ..formats.gguf_transformers import read_once
 from ..runtime.learning.state import Report
 from ..system import atomic_write, cores
 from ..tasks import Completion, Sample, Task
