@@ -53,5 +53,5 @@ def test_the_leading_directions_are_those_of_a_smaller_export(
     small = export_gguf(smollm2_gguf, tmp_path / "small", settings=ExportSettings(rank=2)).bases
     gaps = np.abs(learned.sketch(factors, 2) - learned.sketch(small.factors, 2)).max((1, 2))
     record_property("gap", gaps.max())
-    assert gaps.max() < 0.004
+    assert gaps.max() < 0.02  # what a look-up of learned directions accepts
     assert [p.descriptor for p in small.projections] == [learned.find(factors).descriptor]
