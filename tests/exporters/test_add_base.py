@@ -35,7 +35,7 @@ def test_another_form_of_the_real_model(f32_gguf, tmp_path, load, record_propert
     before = load_bundle(bundle).bases
     basis = before.basis(numbers=13)
     data = MicroVector.random(basis, 0.3).to_bytes(basis)
-    with pytest.raises(BaseMismatchError, match="add_base"):
+    with pytest.raises(BaseMismatchError):
         load(beside(bundle, other, tmp_path / "before"), data)
 
     bases, distance = add_base(bundle, other)

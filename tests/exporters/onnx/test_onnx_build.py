@@ -86,7 +86,7 @@ def test_what_the_builder_does_not_know(tmp_path):
     config = transformers.Olmo2Config(vocab_size=models.VOCABULARY, pad_token_id=258, **size)
     hf = onnx_models.write_hf(transformers.Olmo2ForCausalLM(config), tmp_path / "hf")
     (tmp_path / "work").mkdir()
-    with pytest.raises(UnsupportedModelError, match=r"not currently supported.*--onnx DIR"):
+    with pytest.raises(UnsupportedModelError):
         builder.build(hf, tmp_path / "work", "fp32")
 
 

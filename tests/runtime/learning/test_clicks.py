@@ -230,7 +230,7 @@ def test_an_answer_of_another_vector_is_refused(llm: TinyLoraLlama, tmp_path: Pa
     five, usual = (llm.bases.basis(numbers=n) for n in (5, 13))
     clicks = Clicks(llm, basis=five, n_threads=1)
     assert clicks.tell(tmp_path / "s", Given((1, 2), (3,), None), 1).basis == five.digest
-    with pytest.raises(BasisMismatchError, match=f"of basis {usual.id}, and not of {five.id}"):
+    with pytest.raises(BasisMismatchError):
         clicks.tell(tmp_path / "s", Given((1, 2), (3,), MicroVector.zeros(usual)), 1)
     clicks.close()
     with pytest.raises(TrainError, match=f"its basis is '{five.digest}', this run's is '{usual.digest}'"):

@@ -122,6 +122,6 @@ def test_a_stream_holds_the_model_until_it_ends_with_its_block(
         assert got + list(stream) == until_end(expected(bundle, vectors[0]))
         left = llm.create_completion("Hello", max_tokens=COUNT, stream=True)
         next(left)
-    with pytest.raises(BusyError, match="has ended"):
+    with pytest.raises(BusyError):
         next(left)
     assert answer(llm) == until_end(expected(bundle, None))
