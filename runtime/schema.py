@@ -6,9 +6,8 @@ llama.cpp has grammars of its own, which a short pattern keeps busy for minutes.
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
@@ -26,30 +25,56 @@ Schema: TypeAlias = Mapping[str, Any] | Sequence[str]
 """A JSON schema, or labels, one of which is the whole answer; an empty schema is any JSON object."""
 
 SCHEMA_BYTES = 1 << 16
-"""Bytes of a JSON schema that an answer keeps to: a grammar is made of it, in more than linear time."""
+"""Bytes of a JSON schema that an answer keeps to."""
 
 SCHEMA_PROPERTIES = 400
-"""Properties of an object in a schema: llguidance goes on with 2,000 items at once, and each that may be left
-out is four of them."""
+"""Properties of an object in a schema, and names that it requires: llguidance goes on with 2,000 items at
+once, and each that may be left out is four of them."""
 
 SCHEMA_NUMBER = 1 << 53
 """Size of a number in a schema: what JSON promises to keep (RFC 8259, section 6). At -2^63 llguidance 1.9
 overflows its stack."""
 
 SCHEMA_MULTIPLES = 10_000
-"""Least common multiple of all that numbers in a schema are to be multiples of, without decimal points: an
-automaton has a state for each remainder, and two rules for one number have one for each pair."""
+"""What a number may be a multiple of, without its decimal point: an automaton has a state a remainder."""
 
-SCHEMA_REPEATS = 4096
-"""Characters that the patterns of a schema repeat, counted repetitions written out, and its lengths where a
-pattern has to hold as well. With 65,536 of them a schema of 200 bytes takes llguidance 21 seconds."""
+SCHEMA_REPEATS = 1024
+"""Characters that a pattern repeats, counted repetitions written out, where a length has to hold as well.
+With 65,536 of them a schema of 200 bytes takes llguidance 21 seconds."""
+
+SCHEMA_ALTERNATIVES = 32
+"""Objects and arrays among the alternatives of a schema, beyond the first of each choice: what may begin
+alike is read side by side. With 400 of them that lead to each other a token takes .1 s."""
+
+SCHEMA_LEVELS = 1000
+"""Schemas within each other, times those that a $ref leads to: each is a frame on llguidance's stack, of up
+to 4 kB. With 2,000 the process ends."""
 
 _BETWEEN = r" |\n[ \t]{0,20}"
 """White space that an answer may have between two parts. Without a bound a model may write nothing else."""
 
-_LEXER_STATES = 1 << 16
-"""States of the parser's automaton, of some kB each: what a schema of a stranger may take."""
+_LIMITS = {"max_lexer_states": 1 << 13, "step_lexer_fuel": 50_000, "step_max_items": 50_000}
+"""Of llguidance's parser: states of its automaton, of 2 kB each, and what a token may take: some ms."""
 
+_KEYWORDS = frozenset({
+    "$ref", "anyOf", "oneOf", "allOf", "enum", "const", "type",
+    "properties", "additionalProperties", "required", "minProperties", "maxProperties",
+    "items", "additionalItems", "prefixItems", "minItems", "maxItems",
+    "pattern", "format", "minLength", "maxLength",
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+})  # fmt: skip
+"""What llguidance knows of a schema's keywords that say something of an answer. It refuses all others but
+`patternProperties`, which is refused here."""
+
+_BESIDE = {
+    **dict.fromkeys(("$ref", "anyOf", "oneOf", "allOf"), frozenset[str]()),
+    **dict.fromkeys(("enum", "const"), frozenset({"type"})),
+    "pattern": _KEYWORDS - {"format"},
+}
+"""Which of them may stand beside one. Where two schemas or two patterns have to hold together, llguidance
+looks for what both allow, in exponential time: 24 patterns took it minutes and gigabytes."""
+
+_SCALARS = frozenset({"string", "number", "integer", "boolean", "null"})
 _COUNT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 _DIGITS = 32  # of a count that is read
 _BEYOND = SCHEMA_REPEATS + SCHEMA_BYTES + 1
@@ -59,14 +84,13 @@ def grammar_of(schema: Schema, vocabulary: Vocabulary) -> Grammar:
     """Return what a schema allows, over the tokens of a model. Any thread may call it.
 
     Raises:
-        RequestError: llguidance makes no grammar of it, it is too large, or a label is no text.
+        RequestError: llguidance makes no grammar of it, it may take too long, or a label is no text.
         MissingExtraError: llguidance is not installed.
         TinyLoraError: llguidance does not read the model's tokens.
     """
     if isinstance(schema, Mapping):
-        text = check_schema(schema or {"type": "object"})
-        check_refs(schema)
-        return compiled(text, vocabulary, json_schema=True)
+        schema = {**(schema or {"type": "object"}), "x-guidance": {"whitespace_pattern": _BETWEEN}}
+        return compiled(check_schema(schema), vocabulary, json_schema=True)
     return compiled(_choice(schema), vocabulary)
 
 
@@ -79,13 +103,10 @@ def compiled(text: str, vocabulary: Vocabulary, *, json_schema: bool = False) ->
             raise
         raise MissingExtraError("a schema", "llguidance", "schema") from None
     try:
-        if json_schema:
-            grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _BETWEEN})
-        else:
-            grammar = LLMatcher.grammar_from_lark(text)
+        grammar = (LLMatcher.grammar_from_json_schema if json_schema else LLMatcher.grammar_from_lark)(text)
     except ValueError as error:
         raise _no_grammar(str(error)) from None
-    limits = LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
+    limits = LLParserLimits(**_LIMITS, verbose_errors=False)
     return Grammar(LLMatcher(vocabulary.for_grammars, grammar, log_level=0, limits=limits), vocabulary.ends)
 
 
@@ -136,10 +157,10 @@ class Grammar:
 
 
 def check_schema(schema: Mapping[str, Any]) -> str:
-    """Return a schema as JSON, once its size is checked.
+    """Return a schema as JSON, once it is checked that llguidance can make a grammar of it in some .1 s.
 
     Raises:
-        RequestError: it is too large, or is no JSON.
+        RequestError: it may take longer, or is no JSON.
     """
     try:
         text = json.dumps(schema)
@@ -149,58 +170,122 @@ def check_schema(schema: Mapping[str, Any]) -> str:
         raise _refused(
             f"the JSON schema has {len(text):,} bytes, and at most {SCHEMA_BYTES:,} become a grammar"
         )
-    nodes = [*_values(schema)]
-    rules = [node for node in nodes if isinstance(node, Mapping)]
-    for number in nodes:
+    for number in _values(schema):
         if _is_number(number) and not abs(number) <= SCHEMA_NUMBER:
             raise _refused(
                 f"the JSON schema has the number {str(number)[:40]}, and JSON keeps those up to 2^53 alone"
             )
+    levels = dict[int, int]()
+    rules = [*_rules(schema, levels)]
     for rule in rules:
-        properties = rule.get("properties")
-        if isinstance(properties, Mapping) and len(properties) > SCHEMA_PROPERTIES:
-            raise _refused(
-                f"an object of the JSON schema has {len(properties):,} properties, and at most "
-                f"{SCHEMA_PROPERTIES} become a grammar"
-            )
-    if (multiples := math.lcm(*(_digits(rule.get("multipleOf")) for rule in rules))) > SCHEMA_MULTIPLES:
+        _check_rule(rule, root=rule is schema)
+    leads = {id(rule): _target(schema, rule["$ref"], levels) for rule in rules if "$ref" in rule}
+    _check_circles(rules, leads)
+    if (size := (1 + len({id(each) for each in leads.values()})) * max(levels.values())) > SCHEMA_LEVELS:
         raise _refused(
-            f"the least common multiple of all multipleOf in the JSON schema is {min(multiples, 10**18):,} "
-            f"or more without their decimal points, and at most {SCHEMA_MULTIPLES:,} becomes a grammar"
+            f"the levels of the JSON schema, times the schemas that its $ref lead to, are {size:,}, and at "
+            f"most {SCHEMA_LEVELS:,} become a grammar"
         )
-    if _repeats(rules) > SCHEMA_REPEATS:
+    if (choices := sum(map(_alternatives, rules))) > SCHEMA_ALTERNATIVES:
         raise _refused(
-            "the patterns of the JSON schema, and the lengths of what has to match one, repeat more than "
-            f"{SCHEMA_REPEATS:,} characters: shorten what repeats, or leave the lengths out"
+            f"the choices of the JSON schema have {choices:,} objects and arrays beyond the first of each, "
+            f"and at most {SCHEMA_ALTERNATIVES} become a grammar"
         )
     return text
 
 
-def check_refs(schema: Mapping[str, Any]) -> None:
-    """Check that no $ref of a schema leads to itself.
+def _rules(schema: Any, levels: dict[int, int], level: int = 1) -> Iterator[Mapping[str, Any]]:
+    """Yield a schema and those within it, and note how deep they are, by their `id`."""
+    if not isinstance(schema, Mapping):  # true, false, or what llguidance refuses
+        return
+    yield schema
+    levels[id(schema)] = max(level, levels.get(id(schema), 0))
+    inner = [schema.get(key) for key in ("items", "additionalItems", "additionalProperties")]
+    for key in ("anyOf", "oneOf", "allOf", "prefixItems", "items"):
+        inner += _list(schema.get(key))
+    for key in ("properties", "$defs", "definitions"):
+        inner += some.values() if isinstance(some := schema.get(key), Mapping) else ()
+    for each in inner:
+        yield from _rules(each, levels, level + 1)
 
-    Raises:
-        RequestError: one does.
-    """
-    for rule in _values(schema):
-        if isinstance(rule, Mapping) and _circular(schema, rule):
+
+def _check_rule(rule: Mapping[str, Any], *, root: bool) -> None:
+    """Check one schema by itself; the root may say its type beside what it is."""
+    said = rule.keys() & _KEYWORDS
+    for key in said & _BESIDE.keys():
+        if more := said - {key} - _BESIDE[key] - ({"type"} if root else set()):
             raise _refused(
-                f"the $ref {rule['$ref'][:80]!r} in the JSON schema leads to itself: no answer keeps to it"
+                f"the JSON schema has {key!r} and {min(more)!r} in one object, and of what both allow no "
+                "grammar is made: write it as one"
             )
+    if refused := rule.keys() & {"patternProperties", *(() if root else ("$id", "id", "$anchor"))}:
+        raise _refused(f"the JSON schema has {min(refused)!r}, of which no grammar is made")
+    kinds, pattern = rule.get("type"), rule.get("pattern")
+    if len(_list(rule.get("allOf"))) > 1 or len(_list(kinds)) > len({*map(str, _list(kinds))}):
+        raise _refused("the JSON schema has an allOf of several, or a type twice: write it as one")
+    for key in ("properties", "required"):
+        if isinstance(names := rule.get(key), Sized) and len(names) > SCHEMA_PROPERTIES:
+            raise _refused(
+                f"an object of the JSON schema has {len(names):,} {key}, and at most {SCHEMA_PROPERTIES} "
+                "become a grammar"
+            )
+    if (multiple := _digits(rule.get("multipleOf"))) > SCHEMA_MULTIPLES:
+        raise _refused(
+            f"a multipleOf in the JSON schema is {multiple:,} without its decimal point, and at most "
+            f"{SCHEMA_MULTIPLES:,} becomes a grammar"
+        )
+    lengths = [rule[name] for name in ("minLength", "maxLength") if _is_number(rule.get(name))]
+    if isinstance(pattern, str) and lengths and repeated(pattern) + max(lengths) / 4 > SCHEMA_REPEATS:
+        raise _refused(
+            "a pattern of the JSON schema with the length beside it repeats more than "
+            f"{SCHEMA_REPEATS:,} characters: shorten what repeats, or leave the length out"
+        )
 
 
-def _circular(schema: Mapping[str, Any], node: Any) -> bool:
-    """Whether the $ref of a rule leads, over others, to one that was there before: no answer keeps to it."""
-    seen = set()
-    while isinstance(node, Mapping) and str(ref := node.get("$ref", "")).startswith("#"):
-        if ref in seen:
-            return True
-        seen.add(ref)
-        node = schema
-        for part in unquote(ref).split("/")[1:]:  # RFC 6901
-            part = part.replace("~1", "/").replace("~0", "~")
-            node = node.get(part) if isinstance(node, Mapping) else None
-    return False
+def _target(schema: Mapping[str, Any], ref: Any, levels: dict[int, int]) -> Mapping[str, Any]:
+    """Return the schema that a $ref leads to (RFC 6901). RequestError: there is none of the places it may."""
+    node: Any = schema if str(ref).startswith("#") else None
+    for part in unquote(str(ref)).split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        node = node.get(part) if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping) or id(node) not in levels:
+        raise _refused(
+            f"the $ref {str(ref)[:80]!r} in the JSON schema leads to no schema in it: it is '#', or a "
+            "path such as '#/$defs/NAME'"
+        )
+    return node
+
+
+def _check_circles(rules: Sequence[Mapping[str, Any]], leads: Mapping[int, Mapping[str, Any]]) -> None:
+    """Check that no $ref leads, over others, to itself: no answer keeps to it."""
+    fine = set[int]()
+    for rule in rules:
+        way, node = set[int](), rule
+        while id(node) in leads and id(node) not in fine:
+            if id(node) in way:
+                ref = node["$ref"][:80]
+                raise _refused(f"the $ref {ref!r} in the JSON schema leads to itself: no answer keeps to it")
+            way.add(id(node))
+            node = leads[id(node)]
+        fine |= way
+
+
+def _alternatives(rule: Mapping[str, Any]) -> int:
+    """Return how many objects and arrays a schema lets an answer choose among, beyond the first."""
+    found = [isinstance(value, dict | list | tuple) for value in _list(rule.get("enum"))]
+    found += [_may_nest(each) for key in ("anyOf", "oneOf") for each in _list(rule.get(key))]
+    return max(0, sum(found) - 1)
+
+
+def _may_nest(option: Any) -> bool:
+    """Whether an object or an array may keep to a schema."""
+    if not isinstance(option, Mapping):
+        return bool(option)
+    if option.keys() & {"enum", "const"}:
+        values = [*_list(option.get("enum")), option.get("const")]
+        return any(isinstance(value, dict | list | tuple) for value in values)
+    kinds = option.get("type")
+    return not kinds or not {*map(str, _list(kinds) or [kinds])} <= _SCALARS
 
 
 def _choice(labels: Sequence[str]) -> str:
@@ -217,27 +302,6 @@ def _choice(labels: Sequence[str]) -> str:
             f"{len(labels):,} labels have {size:,} bytes, and at most {SCHEMA_BYTES:,} become a grammar"
         )
     return text
-
-
-def _repeats(rules: list[Mapping[str, Any]]) -> int:
-    """Return how many characters are repeated, at most, where two rules may have to hold together.
-
-    llguidance looks for a text that both allow, in a time that is proportional to that: 21 seconds for a
-    repetition of 65,536 beside another pattern, a quarter of that and less beside a length. One pattern alone
-    takes no time, nor do formats.
-    """
-    patterns, several, lengths = list[str](), len(rules) > 1, list[float]()
-    for rule in rules:
-        own, named = rule.get("pattern"), rule.get("patternProperties")
-        found = [own] if isinstance(own, str) else []
-        found += [*named] if isinstance(named, Mapping) else []
-        patterns += found
-        lengths += [rule[name] for name in ("minLength", "maxLength") if _is_number(rule.get(name))]
-    merged = several and any(rule.keys() & {"allOf", "anyOf", "oneOf", "$ref"} for rule in rules)
-    if not patterns or not (merged or lengths or len(patterns) > 1):
-        return 0
-    longest = max((min(length, _BEYOND) for length in lengths), default=0)
-    return sum(map(repeated, patterns)) + int(max(longest, 0)) // 4
 
 
 def repeated(pattern: str) -> int:
@@ -262,6 +326,11 @@ def _values(node: Any) -> Iterator[Any]:
     yield node
     for inner in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
         yield from _values(inner)
+
+
+def _list(value: Any) -> Sequence[Any]:
+    """Return a list as it is; an empty one for what is none, which llguidance refuses."""
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _is_number(value: Any) -> bool:

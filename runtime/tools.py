@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 from ..errors import RequestError
 from ..tasks.tools import CALL_BEGIN, CALL_END, read_functions
 from .engine import Vocabulary
-from .schema import Grammar, check_refs, check_schema, compiled
+from .schema import SCHEMA_BYTES, Grammar, check_schema, compiled
 
 _CALLS = 16  # of one answer, at most
 _TEXT = f'start: TEXT | begin calls\nbegin[lazy]: TEXT "{CALL_BEGIN}"\nTEXT: /(.|\\n)*/'
@@ -85,37 +86,45 @@ class Tools:
             RequestError: a schema becomes no grammar, or all of them are too large together.
             MissingExtraError, TinyLoraError: see `grammar_of`.
         """
-        called = [each for each in self.functions if self.name in (None, each["name"])]
-        schemas = {each["name"]: _closed(each["parameters"]) for each in called}
+        texts = dict[str, str]()
+        for number, function in enumerate(self.functions):
+            if self.name in (None, name := function["name"]):
+                with _parameters_of(number, name):
+                    texts[name] = check_schema({**_closed(function["parameters"]), "x-guidance": _FORM})
+        if (size := sum(map(len, texts.values()))) > SCHEMA_BYTES:
+            raise RequestError(
+                f"the tools have {size:,} bytes of parameters, and at most {SCHEMA_BYTES:,} become a grammar",
+                param="tools",
+            )
         try:
-            check_schema(schemas)
-            for schema in schemas.values():  # whose $ref begins at its own root
-                check_refs(schema)
-            return compiled(self._lark(schemas), vocabulary)
+            return compiled(self._lark(texts), vocabulary)
         except RequestError as error:
             whole = error
         for number, function in enumerate(self.functions):  # whose schema it is
-            if (name := function["name"]) not in schemas:
-                continue
-            try:
-                check_schema(schemas[name])
-                check_refs(schemas[name])
-                compiled(self._lark({name: schemas[name]}), vocabulary)
-            except RequestError as error:
-                where = f"tools[{number}].function.parameters"
-                raise RequestError(f"the parameters of {name!r}: {error}", param=where) from None
+            if (name := function["name"]) in texts:
+                with _parameters_of(number, name):
+                    compiled(self._lark({name: texts[name]}), vocabulary)
         raise RequestError(f"the tools together: {whole}", param="tools")
 
-    def _lark(self, schemas: Mapping[str, Any]) -> str:
+    def _lark(self, schemas: Mapping[str, str]) -> str:
         lines = [f'start: "{CALL_BEGIN}" calls' if self.forced else _TEXT]
         more = f'("\\n{CALL_BEGIN}" call){{0,{_CALLS - 1}}}' if self.parallel else ""
         lines.append(f"calls: call {more}")
         lines.append(f"call: {' | '.join(f'call{number}' for number in range(len(schemas)))}")
         for number, (name, schema) in enumerate(schemas.items()):
             begin = json.dumps(f'\n{{"name": "{name}", "arguments": ')
-            body = json.dumps({**schema, "x-guidance": _FORM})
-            lines.append(f"call{number}: {begin} %json {body} {json.dumps(CALL_END)}")
+            lines.append(f"call{number}: {begin} %json {schema} {json.dumps(CALL_END)}")
         return "\n".join(lines)
+
+
+@contextmanager
+def _parameters_of(number: int, name: str) -> Iterator[None]:
+    """Say of a schema that is refused whose parameters it is."""
+    try:
+        yield
+    except RequestError as error:
+        where = f"tools[{number}].function.parameters"
+        raise RequestError(f"the parameters of {name!r}: {error}", param=where) from None
 
 
 def _closed(schema: Any) -> Any:

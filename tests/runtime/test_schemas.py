@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import jsonschema
@@ -43,6 +44,21 @@ GOOD: dict[str, dict[str, Any]] = {
         "additionalProperties": False,
     },
 }
+
+
+def choice_of(count: int) -> dict[str, Any]:
+    """Arrays of each other, all of which begin alike."""
+    refs = [{"$ref": f"#/$defs/{number}"} for number in range(count)]
+    defs = {f"{n}": {"anyOf": [{"type": "array", "items": ref} for ref in refs]} for n in range(count)}
+    return {"type": "array", "items": refs[0], "$defs": defs}
+
+
+def chain_of(count: int) -> dict[str, Any]:
+    """A $ref that leads to a schema with a $ref, and so on."""
+    defs = {f"{n}": {"anyOf": [{"$ref": f"#/$defs/{n + 1}"}, {"type": "null"}]} for n in range(count)}
+    return {"type": "array", "items": {"$ref": "#/$defs/0"}, "$defs": defs | {f"{count}": {"type": "null"}}}
+
+
 SLOW = r"((.{0,65536}é\w)+){0,3}\\"
 BAD = [
     {"$ref": "https://example.org/schema.json"},
@@ -61,6 +77,19 @@ BAD = [
     {"type": "array", "items": {"$ref": "#/$defs/a~1b"}, "$defs": {"a/b": {"$ref": "#/$defs/a~1b"}}},
     # Each of these kept llguidance busy for seconds, the second one for 21.
     {"pattern": SLOW, "maxLength": 65_536},
+    {"type": "string", "allOf": [{"pattern": f".*{letter}.*"} for letter in ascii_lowercase[:24]]},  # hours
+    {"type": "string", "allOf": [{"allOf": [{"pattern": "a"}]}], "pattern": "b"},
+    {"type": "string", "pattern": "^a", "format": "email"},
+    {"type": "string", "pattern": "^a", "enum": ["a"]},
+    {"patternProperties": {"^a": {}}},
+    {"properties": {"a": {"$ref": "#/$defs/a", "type": "object"}}, "$defs": {"a": {"type": "object"}}},
+    {"type": "array", "items": {"$id": "x", "$ref": "#"}},
+    {"$ref": "#/description", "description": {"allOf": [{}, {}]}},
+    {"type": ["array", "array"]},
+    {"required": [str(number) for number in range(401)]},
+    {"enum": [[number] for number in range(34)]},
+    choice_of(8),
+    chain_of(500),  # of 1,500 its stack overflows
     {"allOf": [{"pattern": SLOW}, {"pattern": "^.*x.*y.*$"}]},
     {"allOf": [{"pattern": SLOW}, {"maxLength": 65_536}]},
     {
@@ -80,6 +109,11 @@ LONG = [  # some kept an engine busy for minutes, others were refused without ne
     {"type": "number", "multipleOf": 0.01},
     {"type": "integer", "multipleOf": 9_973},
     {"type": "object", "properties": {f"p{i}": {} for i in range(400)}},
+    choice_of(6),
+    chain_of(300),
+    {"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"type": "boolean"}}, "title": "as pydantic has it"},
+    {"$ref": "#/$defs/a", "type": "object", "$defs": {"a": {"required": ["pattern"]}}},
+    {"properties": {"pattern": {"$ref": "#"}, "enum": {}, "$ref": {"type": "null"}}, "required": ["enum"]},
     {"properties": {"of": {"type": "array", "items": {"$ref": "#"}, "maxItems": 1}}, "required": ["of"]},
 ]
 
@@ -152,6 +186,16 @@ def test_a_schema_of_many_ways_takes_no_time(pool: Pool, schema: dict[str, Any])
 def test_repetitions_are_bounded(pattern: str, least: int, most: int) -> None:
     assert least <= repeated(pattern) <= most
     assert repeated(f"({pattern}){{99999999999}}") > SCHEMA_REPEATS
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    ["not", "if", "contains", "propertyNames", "dependentSchemas", "unevaluatedProperties", "$dynamicRef"],
+)
+def test_llguidance_knows_no_intersections_but_those_that_are_refused(pool: Pool, keyword: str) -> None:
+    """Where a newer one does, they are to be refused as well."""
+    with pytest.raises(RequestError, match="no grammar"):
+        asyncio.run(pool.complete("x", schema={"type": "object", keyword: {"type": "object"}}))
 
 
 def test_whoever_has_no_schema_gets_the_same_bits_beside_those_who_have_one(onnx_pool: Pool) -> None:
