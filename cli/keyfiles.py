@@ -53,9 +53,14 @@ def policy(
 
 def _secret(path: Path, make: Callable[[bytes], T]) -> T:
     made = _made(path, make)
+    warn_if_others_read(path)
+    return made
+
+
+def warn_if_others_read(path: Path) -> None:
+    """Warn of a file with secrets that others on this machine can read."""
     if os.name != "nt" and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         console.warn(f"{path} can be read by others on this machine: chmod 600 {path}")
-    return made
 
 
 def _made(path: Path, make: Callable[[bytes], T]) -> T:

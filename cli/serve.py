@@ -63,6 +63,8 @@ def serve(
     except ModuleNotFoundError as error:
         raise missing_web(error) from None
     check_exposure(host, has_keys=api_keys is not None)
+    if api_keys is not None:
+        keyfiles.warn_if_others_read(api_keys)
     with console.progress("loading the model"):
         made = app(
             bundle,

@@ -12,6 +12,7 @@ from ..errors import OptionError, RequestError
 from ..tasks.tools import CALL, CALL_BEGIN, CALL_END
 from ..vector import MicroVector
 from .tools import ToolCall, Tools
+from .turns import Who
 
 STOPS = 16
 """Stop texts of a request. OpenAI's interface has 4."""
@@ -119,8 +120,9 @@ class Request:
 
     Attributes:
         prompt: token ids.
-        tenant: whose request it is: requests of many tenants take turns, and what was evaluated for one is
-            found by him alone. Empty for nobody in particular, for whom nothing is kept.
+        tenant: whose request it is: what was evaluated for one is found by them alone. Empty for nobody in
+            particular, for whom nothing is kept.
+        account: of the tenant, if it belongs to one: see `Shares`.
         user: whose vector and answer it is, where a tenant has many users.
         vector: that answers; None for the base alone.
         sampling: how.
@@ -129,10 +131,16 @@ class Request:
 
     prompt: tuple[int, ...]
     tenant: str = ""
+    account: str | None = None
     user: str = ""
     vector: MicroVector | None = None
     sampling: Sampling = field(default_factory=Sampling)
     choice: int = 0
+
+    @property
+    def who(self) -> Who:
+        """Whose places and turns it takes."""
+        return Who(self.tenant if self.account is None else self.account, self.tenant)
 
 
 @dataclass(frozen=True)

@@ -229,3 +229,7 @@ class Weights:
     @abstractmethod
     def _staying(self) -> AbstractContextManager[None]:
         """Keep the model from being closed during a block; a `TinyLoraError` says that it is."""
+
+    @abstractmethod
+    def _reading(self) -> AbstractContextManager[None]:
+        """Keep the model's tokens from being freed during a block, in any number of threads at once."""

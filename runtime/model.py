@@ -18,7 +18,7 @@ from .admission import VectorSource, admitted
 from .batch import Batch
 from .batch_context import common_prefix
 from .engine import Engine, Weights
-from .lock import ModelLock, Stream
+from .lock import ModelLock, SharedLock, Stream
 
 _open: WeakSet[PersonalizedModel] = WeakSet()
 
@@ -43,6 +43,7 @@ class PersonalizedModel(Weights):
         self._vector: MicroVector | None = None
         self._lock = ModelLock()
         self._lifetime = threading.RLock()
+        self._readers = SharedLock()
         self._dependents = WeakSet()
         self._engines: WeakSet[Engine] = WeakSet()  # what those compute with
 
@@ -171,12 +172,20 @@ class PersonalizedModel(Weights):
             yield
 
     @contextmanager
+    def _reading(self) -> Iterator[None]:
+        self._lock.check_open()
+        with self._readers.shared():
+            self._lock.check_open()
+            yield
+
+    @contextmanager
     def _closing(self) -> Iterator[None]:
         """Hold the model while its engine frees it: streams end first, and what computes beside it."""
         with self._lock.ending(), self._lifetime:
             for each in [*self._dependents, *self._engines]:
                 each.close()
-            yield
+            with self._readers.alone():
+                yield
 
     def _stream(self, steps: Generator[Any, Any, Any]) -> Stream:
         return Stream(steps, self._lock)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from os import PathLike
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeAlias, Unpack
 from weakref import ref
 
-from ..errors import OptionError, RequestError
+from ..errors import OptionError, RequestError, TinyLoraError
 from ..system import cores
 from ..tasks import Prompt
 from ..vector import MicroVector, Policy
@@ -18,11 +19,17 @@ from .admission import VectorSource, admitted
 from .answers import Answer, Finish, Piece, Report, Request, SamplingOptions, Token, sampling_of
 from .load import load
 from .model import PersonalizedModel
-from .scheduler import Answering, Load, Scheduler
+from .scheduler import CLOSED, Answering, Load, Scheduler
+from .schema import Grammar
 from .tools import ToolCall
+from .turns import Workers
 
 _OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not use
+_PREPARING = 2  # threads that make tokens and grammars: one of them at most is an account's
 _ADMITTING = 4  # threads for vectors, whose policy may wait for a file: requests without one never do
+
+Prepared: TypeAlias = tuple[Request, Grammar | None]
+"""A request with its tokens, and what the answer keeps to."""
 
 
 class Pool:
@@ -42,11 +49,11 @@ class Pool:
         policy: what is demanded of vector bytes, at every request; that of a model that is given.
         contexts: of llama.cpp, that compute side by side; by default one a core, and one alone on a GPU.
         slots: users whose prefixes are remembered. In llama.cpp they take turns in each context, 4 unless
-            told otherwise; in ONNX Runtime they are the rows of one batch, 16 unless told otherwise. A tenant
-            has at most as many as are left for others: alone half of them.
+            told otherwise; in ONNX Runtime they are the rows of one batch, 16 unless told otherwise. Nobody
+            has all of them: see `Shares`.
         n_ctx: tokens of the longest sequence, prompt and answer. In llama.cpp contexts * slots of them have
             memory from the start, in ONNX Runtime those that are used.
-        waiting: requests that wait at most, and of a tenant likewise.
+        waiting: requests that wait at most, shared likewise.
         n_threads: cores to use; by default all that this process may use. ONNX Runtime has those that a
             model was loaded with.
         engine_options: as for `load`, of a base that is loaded.
@@ -104,6 +111,7 @@ class Pool:
                 self._owned.close()
             raise
         self.n_ctx = self._scheduler.n_ctx
+        self._preparing = Workers(_PREPARING, waiting, "tinylora-prompts")
         self._admitting = ThreadPoolExecutor(_ADMITTING, "tinylora-admission")
 
     async def chat(
@@ -112,6 +120,7 @@ class Pool:
         *,
         user: str = "",
         tenant: str | None = None,
+        account: str | None = None,
         vector: VectorSource | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Answer:
@@ -120,8 +129,9 @@ class Pool:
         Args:
             messages: the chat so far, or text: one message of the user.
             user: whose request it is, and the stream that vector bytes belong to (see `Policy`).
-            tenant: who takes turns with others, and whose next request finds what this one evaluated: by
-                default the user. Nothing is kept for "".
+            tenant: whose next request finds what this one evaluated: by default the user. Nothing is kept
+                for "".
+            account: whose tenants share its places and turns, an app's say: by default each has its own.
             vector: bytes that the policy checks, the `pathlib.Path` of a file with them, or a `MicroVector`
                 of the app's own; None for the base alone.
             options: see `Sampling`.
@@ -133,7 +143,8 @@ class Pool:
             OSError: the vector's file or the policy's state cannot be read or written.
             TinyLoraError: the pool is closed.
         """
-        return await self.stream(messages, user=user, tenant=tenant, vector=vector, **options).answer()
+        stream = self.stream(messages, user=user, tenant=tenant, account=account, vector=vector, **options)
+        return await stream.answer()
 
     async def complete(
         self,
@@ -141,13 +152,13 @@ class Pool:
         *,
         user: str = "",
         tenant: str | None = None,
+        account: str | None = None,
         vector: VectorSource | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Answer:
         """Continue a text, without the chat template. Arguments and errors: see `chat`."""
-        return await self.stream(
-            prompt, raw=True, user=user, tenant=tenant, vector=vector, **options
-        ).answer()
+        whose: Any = {"user": user, "tenant": tenant, "account": account, "vector": vector}
+        return await self.stream(prompt, raw=True, **whose, **options).answer()
 
     def stream(
         self,
@@ -156,6 +167,7 @@ class Pool:
         raw: bool = False,
         user: str = "",
         tenant: str | None = None,
+        account: str | None = None,
         vector: VectorSource | None = None,
         choice: int = 0,
         **options: Unpack[SamplingOptions],
@@ -165,34 +177,41 @@ class Pool:
         Args:
             prompt: chat messages, or text.
             raw: the text goes past the chat template.
-            user, tenant, vector, options: as for `chat`.
+            user, tenant, account, vector, options: as for `chat`.
             choice: the number of this answer, where one prompt with one seed has several.
 
         Raises:
             OptionError: there is no such option.
             RequestError: an option is out of its range. All others come from the stream's first step.
         """
-        tools = sampling_of(options).tools
+        sampling = sampling_of(options)
+        request = Request((), user if tenant is None else tenant, account, user, None, sampling, choice)
 
-        def begin(report: Report) -> Answering:
+        def prepare() -> Prepared:
+            functions = () if sampling.tools is None else sampling.tools.functions
+            tokens, stops = self._scheduler.encode(prompt, raw=raw, tools=functions)
+            whole = replace(request, prompt=tokens, sampling=sampling_of(options, stops))
+            return whole, self._scheduler.grammar(sampling)
+
+        def begin(prepared: Prepared, report: Report) -> Answering:
+            whole, grammar = prepared
             checked = (
                 nullcontext() if vector is None else admitted(vector, self.bases, self.policy, stream=user)
             )
             ticket: Answering | None = None
             try:
                 with checked as found:
-                    functions = () if tools is None else tools.functions
-                    tokens, stops = self._scheduler.encode(prompt, raw=raw, tools=functions)
-                    who = user if tenant is None else tenant
-                    request = Request(tokens, who, user, found, sampling_of(options, stops), choice)
-                    ticket = self._scheduler.submit(request, report)
+                    ticket = self._scheduler.submit(replace(whole, vector=found), report, grammar)
             except BaseException:  # the policy could not remember the vector
                 if ticket is not None:
                     ticket.cancel()
                 raise
             return ticket
 
-        return AnswerStream(begin, None if vector is None else self._admitting)
+        def prepared() -> Future[Prepared]:
+            return self._preparing.submit(request.who, prepare)
+
+        return AnswerStream(prepared, begin, None if vector is None else self._admitting)
 
     def load(self) -> Load:
         """Return how busy the pool is."""
@@ -203,6 +222,7 @@ class Pool:
 
         A step of the engine that is running ends first.
         """
+        self._preparing.close(TinyLoraError(CLOSED))
         self._scheduler.close()
         if self._owned is not None:
             self._owned.close()
@@ -231,11 +251,16 @@ class AnswerStream:
         request: what was asked, once it has begun: token ids of the prompt, user, sampling.
     """
 
-    def __init__(self, begin: Callable[[Report], Answering], threads: Executor | None) -> None:
+    def __init__(
+        self,
+        prepare: Callable[[], Future[Prepared]],
+        begin: Callable[[Prepared, Report], Answering],
+        threads: Executor | None,
+    ) -> None:
         self.finish: Finish | None = None
         self.vector: MicroVector | None = None
         self.request: Request | None = None
-        self._begin, self._threads = begin, threads
+        self._prepare, self._begin, self._threads = prepare, begin, threads
         self._begun = self._left = False
         self._ticket: Answering | None = None
         self._arrived: asyncio.Queue[Piece | Finish | BaseException] = asyncio.Queue()
@@ -261,15 +286,16 @@ class AnswerStream:
                 if (stream := this()) is not None:
                     stream._leave()
 
-        def begin() -> None:
-            self._ticket = self._begin(report)
+        def begin(prepared: Prepared) -> None:
+            self._ticket = self._begin(prepared, report)
             self.request = self._ticket.request
             self.vector = self.request.vector
             if self._left:
                 self._ticket.cancel()
 
         try:
-            await loop.run_in_executor(self._threads, begin)
+            prepared = await asyncio.wrap_future(self._prepare())
+            await loop.run_in_executor(self._threads, begin, prepared)
         except BaseException:
             self._left = True
             raise

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -13,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, OptionError, RequestError, TinyLoraError, VectorError
-from ..limits import check_share
 from ..system import cores
 from ..tasks import Prompt, Sample
 from ..vector import MicroVector
-from .answers import Finish, FinishReason, Piece, Report, Request, Text, Token
+from .answers import Finish, FinishReason, Piece, Report, Request, Sampling, Text, Token
 from .engine import Engine, Part, Vocabulary, Weights
 from .lock import Process
 from .sampling import Sampler, likeliest, logprobs, too_large
 from .schema import Grammar, grammar_of
+from .turns import Queue, Shares, Who
 
 _SLOTS, _MIXED_SLOTS = 4, 16
 """Slots of an engine unless told otherwise. Where they share evaluations, more of them take longer for each
@@ -41,10 +42,16 @@ time, and the last ones otherwise, whose last bits are others."""
 _USUAL = 4
 """Bytes of a token, about. A prompt of no more than that for each token of the context is not looked at."""
 
+_UNBROKEN = 1 << 12
+"""Characters of one kind, letters say, without another between them: tokenizers take them as one word, in
+quadratic time."""
+
+_RUN = re.compile(r"\w+|\s+|[^\w\s]+")
+
 _REMEMBERED = 1 << 10
 """Vectors that exploded, of a tenant each, that are remembered; the oldest are forgotten first."""
 
-_CLOSED = "the pool is closed: it was, or its model was. Make another one"
+CLOSED = "the pool is closed: it was, or its model was. Make another one"
 
 
 @dataclass(frozen=True)
@@ -138,56 +145,6 @@ class Answering:
         return Token(data(token), own, tuple((data(int(b)), p) for b, p in zip(best, others, strict=True)))
 
 
-class Waiting:
-    """A queue in which the next is that of a tenant who has least at the moment, in turn among these.
-
-    A tenant has at most as many places as are free, so that others always find some.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._tenants: OrderedDict[str, deque[Answering]] = OrderedDict()  # who is served next comes first
-
-    def __len__(self) -> int:
-        return sum(map(len, self._tenants.values()))
-
-    def add(self, answering: Answering) -> None:
-        """Let a request wait; OverloadError where as many of its tenant wait as places are free."""
-        tenant = answering.request.tenant
-        check_share(len(self._tenants.get(tenant, ())), self._most - len(self), "wait")
-        self._tenants.setdefault(tenant, deque()).append(answering)
-
-    def take(self, running: Counter[str], free: int) -> Answering | None:
-        """Return the next one, which waits no longer; None where nobody may have another of the free slots.
-
-        `running` counts what each tenant has: he may have at most as many as are free.
-        """
-        tenant = min(self._tenants, key=lambda each: running[each])  # the first of those in turn
-        if running[tenant] >= free:
-            return None
-        found = self._tenants[tenant].popleft()
-        self._tenants.move_to_end(tenant)
-        self._tidy(tenant)
-        return found
-
-    def remove(self, answering: Answering) -> None:
-        """Take one out that is not wanted any more, if it is there."""
-        items = self._tenants.get(tenant := answering.request.tenant)
-        if items is not None and answering in items:
-            items.remove(answering)
-            self._tidy(tenant)
-
-    def drain(self) -> list[Answering]:
-        """Return all; none waits afterwards."""
-        found = [each for items in self._tenants.values() for each in items]
-        self._tenants.clear()
-        return found
-
-    def _tidy(self, tenant: str) -> None:
-        if not self._tenants[tenant]:
-            del self._tenants[tenant]
-
-
 @dataclass(eq=False)
 class Slot:
     """A row of an engine, and whose last request it has.
@@ -224,9 +181,8 @@ class Scheduler:
 
     A slot keeps what was evaluated for its user's last request, and his next one evaluates only what is new.
     In ONNX Runtime all slots generate in one batch, which requests join and leave at any token. In llama.cpp
-    there is an engine a core, whose slots take turns, some tokens each. A tenant has at most as many slots as
-    are free: alone half, and whoever comes next finds one. An answer does not depend on what is
-    answered beside it. Any thread may call it.
+    there is an engine a core, whose slots take turns, some tokens each. Who has how many slots and turns:
+    `Shares`. An answer does not depend on what is answered beside it. Any thread may call it.
 
     Args:
         llm: the model, whose `close` closes the scheduler. Its own context and vector are left alone.
@@ -263,9 +219,7 @@ class Scheduler:
         self._changed = threading.Condition()  # what follows is looked at and changed with it
         self._closed = False
         self._running: dict[Slot, Answering] = {}
-        self._waiting = Waiting(waiting)
-        self._tenants: Counter[str] = Counter()
-        self._turns: dict[str, int] = {}  # that those tenants had
+        self._waiting: Queue[Answering] = Queue(waiting)
         self._exploded: OrderedDict[bytes, None] = OrderedDict()
         self._begun = 0
         with llm._staying():
@@ -278,6 +232,7 @@ class Scheduler:
                 raise
             self.n_ctx = min(engine.n_ctx for engine in self._engines)
             self._slots = [Slot(engine, row) for engine in self._engines for row in range(rows)]
+            self._shares = Shares(len(self._slots))
             llm._dependents.add(self)
         self._threads = [
             threading.Thread(target=self._work, args=(engine,), name="tinylora-pool", daemon=True)
@@ -298,8 +253,8 @@ class Scheduler:
         if raw and tools:
             raise RequestError("a raw text tells a model of no tools: send chat messages", param="tools")
         try:
-            with self._llm._staying():
-                self._check_length(prompt, tools)
+            self._check_length(prompt, tools)
+            with self._llm._reading():
                 tokens, stops = self._llm.encode(replace(Sample.of(prompt, raw=raw), tools=tools))
         except VectorError as error:  # a model without a template, or messages that it does not render
             raise RequestError(str(error), param="messages") from None
@@ -307,11 +262,11 @@ class Scheduler:
             raise RequestError(f"the text is none: {error}", param="prompt" if raw else "messages") from None
         return tuple(tokens), tuple(stops)
 
-    def submit(self, request: Request, report: Report) -> Answering:
-        """Let a request wait for its turn, and be answered.
+    def submit(self, request: Request, report: Report, grammar: Grammar | None = None) -> Answering:
+        """Let a request wait for its turn, and be answered, with the grammar of its own that `grammar` made.
 
         Raises:
-            RequestError: the prompt is empty or does not fit, or its schema is none that becomes a grammar.
+            RequestError: the prompt is empty or does not fit.
             VectorError: the vector fits no basis of the model.
             OverloadError: too many requests wait.
             TinyLoraError: the scheduler is closed.
@@ -322,30 +277,37 @@ class Scheduler:
         if len(request.prompt) >= self.n_ctx:
             raise _too_long(f"{len(request.prompt)} tokens", str(self.n_ctx))
         mark = self._mark(request)
-        with self._llm._staying():  # the vocabulary is the model's
+        with self._llm._reading():  # the vocabulary is the model's
             answering = Answering(
                 request,
                 report,
                 vocabulary=self._llm.vocabulary,
                 n_ctx=self.n_ctx,
                 withdraw=self._withdraw,
-                grammar=self._grammar(request),
+                grammar=grammar,
             )
         with self._changed:
             if self._closed:
-                raise TinyLoraError(_CLOSED)
+                raise TinyLoraError(CLOSED)
             if mark in self._exploded:
                 raise too_large()
-            self._waiting.add(answering)
+            self._waiting.add(request.who, answering)
             self._place()
         return answering
 
-    def _grammar(self, request: Request) -> Grammar | None:
-        schema, tools = request.sampling.schema, request.sampling.tools
+    def grammar(self, sampling: Sampling) -> Grammar | None:
+        """Return what an answer keeps to, if to anything; it takes some .1 s.
+
+        Raises:
+            RequestError: the schema, or one of the tools, is none that becomes a grammar.
+            TinyLoraError: the model is closed, or llguidance does not read its tokens.
+        """
+        schema, tools = sampling.schema, sampling.tools
         try:
-            if tools is not None:
-                return tools.grammar(self._llm.vocabulary)
-            return None if schema is None else grammar_of(schema, self._llm.vocabulary)
+            with self._llm._reading():
+                if tools is not None:
+                    return tools.grammar(self._llm.vocabulary)
+                return None if schema is None else grammar_of(schema, self._llm.vocabulary)
         except MissingExtraError as error:
             param = "response_format" if tools is None else "tools"
             raise RequestError(str(error), param=param, code="unsupported_parameter") from error
@@ -380,23 +342,32 @@ class Scheduler:
             engine.close()
 
     def _check_length(self, prompt: Prompt, tools: Sequence[dict[str, Any]]) -> None:
-        """Check that a prompt may fit before its tokens are counted: a megabyte may take half a minute."""
+        """Check that a prompt may fit before it is rendered, which takes half a minute for a megabyte."""
+        if not isinstance(prompt, str) and len(prompt) >= self.n_ctx:  # each has a token at least
+            raise _too_long(f"{len(prompt):,} messages", f"{self.n_ctx} tokens")
         parts = [prompt] if isinstance(prompt, str) else [each.get("content") or "" for each in prompt]
-        texts = map(str, [*parts, *tools])
+        texts = [*map(str, [*parts, *tools])]
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
         if size > _USUAL * self.n_ctx and size > (most := self.n_ctx * self._llm.vocabulary.longest):
             raise _too_long(f"{size:,} bytes", f"{self.n_ctx} tokens, of {most:,} bytes at most,")
+        longest = max((len(run[0]) for text in texts for run in _RUN.finditer(text)), default=0)
+        if longest > _UNBROKEN:
+            raise RequestError(
+                f"the prompt has a word of {longest:,} characters, and at most {_UNBROKEN:,} are made tokens "
+                "at once: break it with spaces",
+                param="messages",
+            )
 
     def _withdraw(self, answering: Answering) -> None:
         with self._changed:
-            self._waiting.remove(answering)
+            self._waiting.remove(answering.request.who, answering)
 
     def _place(self) -> None:
         """Give free slots to requests that wait. The lock is held."""
         while len(self._waiting) and (free := [slot for slot in self._slots if slot not in self._running]):
-            answering = self._waiting.take(self._tenants, len(free))
-            if answering is None:
+            if (found := self._waiting.take(self._shares)) is None:
                 return
+            who, answering = found
             request, busy = answering.request, Counter(id(slot.engine) for slot in self._running)
 
             def rank(slot: Slot, request: Request = request, busy: Counter[int] = busy) -> tuple[int, ...]:
@@ -407,18 +378,14 @@ class Scheduler:
             self._begun += 1
             slot.used = self._begun
             self._running[slot] = answering
-            if request.tenant not in self._tenants:  # he has no claim on turns from before
-                self._turns[request.tenant] = min((self._turns[each] for each in self._tenants), default=0)
-            self._tenants[request.tenant] += 1
+            self._shares.take(who)
             self._changed.notify_all()
 
     def _leave(self, slot: Slot, answering: Answering, end: Finish | BaseException | None) -> None:
         """Free a slot, and then report the end: the tenant's next request finds the slot free."""
         with self._changed:
             del self._running[slot]
-            self._tenants -= Counter({(tenant := answering.request.tenant): 1})  # which drops who has none
-            if tenant not in self._tenants:
-                del self._turns[tenant]
+            self._shares.leave(answering.request.who)
             if not self._closed:
                 self._place()
         if end is not None:
@@ -428,10 +395,10 @@ class Scheduler:
 
     def _work(self, engine: Engine) -> None:
         """Answer in one engine until the scheduler is closed."""
-        before: tuple[int, str] = -1, ""
+        before = -1, Who("", "")
         while turn := self._next(engine, before):
             slot, first = next(iter(turn.items()))
-            before = slot.row, first.request.tenant
+            before = slot.row, first.request.who
             for _ in range(1 if engine.mixed else _SLICE):
                 try:
                     generated = self._step(engine, turn)
@@ -442,24 +409,26 @@ class Scheduler:
                 if self._closed or not generated:  # a chunk that does not end a prompt is a slice of its own
                     break
 
-    def _next(self, engine: Engine, before: tuple[int, str]) -> dict[Slot, Answering]:
+    def _next(self, engine: Engine, before: tuple[int, Who]) -> dict[Slot, Answering]:
         """Return what an engine answers, once there is something; nothing once the scheduler is closed.
 
-        Where slots share no evaluation it is that of the tenant who had fewest turns, in any engine, and
-        among equals not the last one, before whom a newcomer goes; of his slots the one after the last row.
+        Where slots share no evaluation it is that of the account that had fewest turns, in any engine, and
+        among equals not the last one, before which a newcomer goes; of its tenants likewise, and of a
+        tenant's slots the one after the last row.
         """
         row, last = before
 
-        def rank(slot: Slot) -> tuple[int, bool, bool, int]:
-            tenant = self._running[slot].request.tenant
-            return self._turns[tenant], tenant == last, slot.row <= row, slot.row
+        def rank(slot: Slot) -> tuple[int, bool, int, bool, bool, int]:
+            who = self._running[slot].request.who
+            account, tenant = self._shares.turns(who)
+            return account, who.account == last.account, tenant, who == last, slot.row <= row, slot.row
 
         with self._changed:
             while not self._closed:
                 running = {slot: each for slot, each in self._running.items() if slot.engine is engine}
                 if running and not engine.mixed:
                     slot = min(running, key=rank)
-                    self._turns[running[slot].request.tenant] += 1
+                    self._shares.turn(running[slot].request.who)
                     return {slot: running[slot]}
                 if running:
                     return running

@@ -6,8 +6,6 @@ time in proportion to its own bytes.
 
 from __future__ import annotations
 
-from .errors import OverloadError
-
 VALUES = 250_000
 """Numbers of a vector: 1 MB in float32. All entries of rank 8: 13,440 for 210 modules, 96,000 for 1,500."""
 
@@ -67,17 +65,3 @@ STREAM_CHARACTERS = 1 << 7
 
 BODY_BYTES = 1 << 20
 """Bytes of the body of an HTTP request, unless a server is told otherwise. Long chats have some 100 kB."""
-
-
-def check_share(mine: int, free: int, doing: str) -> None:
-    """Check that a tenant who has `mine` places may have another: he has at most as many as are free.
-
-    So others always find some.
-
-    Raises:
-        OverloadError: he may not; `doing` is what his requests do.
-    """
-    if mine >= free:
-        raise OverloadError(
-            f"{mine} requests of yours {doing}, and {free} places are left for others: ask again later"
-        )

@@ -8,8 +8,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
@@ -21,6 +20,7 @@ from ...factors import Factors
 from ...formats import gguf
 from ...formats.gguf import FLOAT32, STRING
 from ...projection import RANK
+from ..lock import SharedLock
 from .log import signals_wait
 
 Adapter = Any
@@ -38,50 +38,6 @@ if _HAS_FMEMOPEN:
     _libc.fclose.argtypes = [ctypes.c_void_p]  # type: ignore[union-attr]
 
 
-class AdapterLock:
-    """Many compute with a model at the same time, or one alone loads or frees adapters. Nobody enters twice.
-
-    llama.cpp walks through the list of adapters when a context computes with another one than before.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._computing = 0
-        self._alone = False
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Compute, once nobody is alone."""
-        with self._changed:
-            while self._alone:
-                self._changed.wait()
-            self._computing += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._computing -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be alone: whoever computes ends first, and nobody begins meanwhile."""
-        mine = False
-        try:
-            with self._changed:
-                while self._alone:
-                    self._changed.wait()
-                self._alone = mine = True
-                while self._computing:
-                    self._changed.wait()
-            yield
-        finally:  # an interrupt may end the wait, and nobody would begin any more
-            if mine:
-                with self._changed:
-                    self._alone = False
-                    self._changed.notify_all()
-
-
 class Adapters:
     """The adapters of one model, shared by its contexts: equal R is one adapter.
 
@@ -90,7 +46,8 @@ class Adapters:
     for bit.
 
     Attributes:
-        lock: of what computes with the model.
+        lock: computing with the model shares it; who loads or frees adapters has it alone, as llama.cpp walks
+            through their list when a context computes with another one than before.
         spare: bytes of adapters that no context has in force and that are kept for vectors that come back.
 
     Raises:
@@ -98,7 +55,7 @@ class Adapters:
     """
 
     def __init__(self, model: Any, factors: Factors) -> None:
-        self.lock = AdapterLock()
+        self.lock = SharedLock()
         self.spare = 0
         self._model, self._factors = model, factors
         self._images: dict[int, _Image] = {}  # rank -> its image

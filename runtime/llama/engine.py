@@ -227,7 +227,7 @@ class LlamaEngine:
             for i, row in enumerate(rows):
                 self._buffer.seq_id[i][0] = row
             self._buffer.n_tokens = count
-            with self._adapters.lock.computing():
+            with self._adapters.lock.shared():
                 code = llama_cpp.llama_decode(self._context, self._buffer)
             if code:
                 reason = "its KV cache is full" if code == 1 else f"code {code}"

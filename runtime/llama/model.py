@@ -224,12 +224,12 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         """As `llama_cpp.Llama.eval`."""
         with self._lock.call():
             self._evaluated = True
-            with self.adapters.lock.computing():
+            with self.adapters.lock.shared():
                 return super().eval(*args, **kwargs)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.embed`."""
-        with self._lock.call(), self.adapters.lock.computing():
+        with self._lock.call(), self.adapters.lock.shared():
             return super().embed(*args, **kwargs)
 
     def save_state(self) -> Any:

@@ -6,12 +6,12 @@ import asyncio
 import gc
 import random
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import llama_cpp
@@ -20,6 +20,7 @@ import onnx_bundles
 import psutil
 import pytest
 import support
+from turns import PATIENCE, blocked, start
 
 from tinylora_edge import (
     BaseMismatchError,
@@ -36,11 +37,10 @@ from tinylora_edge import (
     VectorError,
     runtime,
 )
-from tinylora_edge.runtime import Pool
+from tinylora_edge.runtime import Pool, scheduler
 from tinylora_edge.runtime.answers import Answer
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.pool import AnswerStream
-from tinylora_edge.runtime.scheduler import Waiting
 from tinylora_edge.tasks import Sample
 
 LIMIT = 20
@@ -219,39 +219,11 @@ def test_more_than_may_wait_are_refused(opened: Callable[..., Pool]) -> None:
         asyncio.run(idle(pool))
 
 
-@pytest.mark.parametrize(
-    ("given", "running", "expected"),
-    [
-        (["a1", "a2", "a3", "b1", "b2", "c1"], {}, ["a1", "b1", "c1", "a2", "b2", "a3"]),
-        (["a1", "a2", "b1", "c1"], {"a": 2, "b": 1}, ["c1", "b1", "a1", "a2"]),
-    ],
-)
-def test_users_take_turns(given: list[str], running: dict[str, int], expected: list[str]) -> None:
-    waiting = Waiting(2 * len(given))
-    asked: list[Any] = [SimpleNamespace(request=SimpleNamespace(tenant=name[0]), name=name) for name in given]
-    for each in asked:
-        waiting.add(each)
-    waiting.remove(asked[-1])
-    waiting.add(asked[-1])
-    taken: list[Any] = [waiting.take(Counter(running), free=3) for _ in given]
-    assert [each.name for each in taken] == expected
-    assert len(waiting) == 0
-
-
-def test_nobody_takes_all_places() -> None:
-    waiting = Waiting(6)
-    a, b, c, d = (SimpleNamespace(request=SimpleNamespace(tenant=name)) for name in "abcd")
-    for each in (a, a, a, b, c):
-        waiting.add(each)
-    for each in (a, b):  # one place is left
-        with pytest.raises(OverloadError, match=r"\d requests of yours wait, and 1 places are left"):
-            waiting.add(each)
-    waiting.add(d)
-    assert waiting.take(Counter(a=2, b=2, c=2, d=2), free=2) is None
-
-
-def test_one_tenant_holds_nobody_up(opened: Callable[..., Pool]) -> None:
-    """Whoever comes next finds a slot, and has as many turns in it as the other tenant has in all of his."""
+@pytest.mark.parametrize("tenants", [1, 10_000])
+def test_one_account_holds_nobody_up(opened: Callable[..., Pool], tenants: int) -> None:
+    """Whoever comes next finds a slot, and has as many turns in it as the other account has in all its slots,
+    however many users it names."""
+    users = map(str, cycle(range(tenants)))
     said: Counter[str] = Counter()
 
     async def read(stream: AnswerStream, user: str) -> int:
@@ -263,7 +235,10 @@ def test_one_tenant_holds_nobody_up(opened: Callable[..., Pool]) -> None:
         return said["m"] - (begun or 0)
 
     def stream(pool: Pool, user: str) -> AnswerStream:
-        return pool.stream("abc", raw=True, user=user, max_tokens=300, logprobs=0)
+        tenant = next(users) if user == "m" else user
+        return pool.stream(
+            "abc", raw=True, tenant=tenant, account=user, user=user, max_tokens=300, logprobs=0
+        )
 
     async def again_and_again(pool: Pool) -> None:
         while True:
@@ -356,8 +331,9 @@ def test_stop_texts_log_probabilities_and_the_longest_answer(pool: Pool) -> None
 @pytest.mark.parametrize(
     ("prompt", "options", "error", "message"),
     [
-        ("x" * 400, {}, RequestError, "400 tokens, and the context 400"),
+        ("x " * 200, {}, RequestError, "400 tokens, and the context 400"),
         ("x" * 100_000, {}, RequestError, "100,000 bytes, and the context 400 tokens"),
+        ("x" * 300, {}, RequestError, "a word of 300 characters, and at most 256"),
         ("", {}, RequestError, "the prompt is empty"),
         ("\ud800", {}, RequestError, "the text is none"),
         ("x", {"temperature": -1}, RequestError, "temperature is -1"),
@@ -367,11 +343,56 @@ def test_stop_texts_log_probabilities_and_the_longest_answer(pool: Pool) -> None
     ],
 )
 def test_bad_requests(
-    pool: Pool, prompt: str, options: dict[str, Any], error: type[Exception], message: str
+    pool: Pool,
+    prompt: str,
+    options: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(scheduler, "_UNBROKEN", 256)
     with pytest.raises(error, match=message):
         asyncio.run(pool.complete(prompt, **options))
     assert pool.load().running == 0
+
+
+def test_more_messages_than_the_context_has_tokens_are_not_rendered(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool.model.vocabulary, "encode_messages", lambda *_: pytest.fail("it is rendered"))
+    with pytest.raises(RequestError, match="400 messages, and the context 400 tokens"):
+        asyncio.run(pool.chat([{"role": "user", "content": "x"}] * 400))
+
+
+def test_tokens_of_one_account_hold_nobody_up_and_closing_waits_for_them(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, begun, go_on = pool.model.vocabulary.encode, threading.Event(), threading.Event()
+
+    def encode(text: str) -> list[int]:
+        if text == "slow":
+            begun.set()
+            assert go_on.wait(PATIENCE)
+        return real(text)
+
+    monkeypatch.setattr(pool.model.vocabulary, "encode", encode)
+
+    async def beside() -> None:
+        given: Any = {"max_tokens": 3, "temperature": 0}
+        slow = [
+            asyncio.create_task(pool.complete("slow", account="a", user=str(n), **given)) for n in range(4)
+        ]
+        await asyncio.to_thread(begun.wait, PATIENCE)
+        assert (await pool.complete("fast", account="b", **given)).finish.completion_tokens <= 3
+        closing = start(pool.model.close)
+        assert blocked(closing)
+        go_on.set()
+        await asyncio.to_thread(closing.result, PATIENCE)
+        for task in slow:
+            with pytest.raises(TinyLoraError, match="closed"):
+                await task
+
+    asyncio.run(beside())
 
 
 @pytest.mark.parametrize("name", ["contexts", "slots", "n_ctx", "waiting", "n_threads"])

@@ -31,6 +31,13 @@ def mac_file(folder: Path) -> Path:
     return path
 
 
+def keys_file(folder: Path, keys: str) -> Path:
+    path = folder / "keys"
+    path.write_text(keys)
+    path.chmod(0o600)
+    return path
+
+
 MAIN = "from tinylora_edge.cli import main; main()"
 COMMAND = [sys.executable, "-c", MAIN, "serve"]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import COMMAND, keys_file
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -117,6 +119,16 @@ def test_a_key_stands_for_one(tmp_path: Path) -> None:
         path.write_text(f"alice-key alice\nalice-key{other}\n")
         with pytest.raises(TinyLoraError, match="line 2: a line has a key, or a key and the one user"):
             ApiKeys.read(path)
+
+
+def test_keys_that_others_can_read_are_warned_of(tmp_path: Path) -> None:
+    path = keys_file(tmp_path, "alice-key alice\n")
+    for mode, warned in ((0o644, True), (0o600, False)):
+        path.chmod(mode)
+        command = [*COMMAND, str(tmp_path / "nothing"), "--api-keys", str(path)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == 1
+        assert (f"{path} can be read by others on this machine: chmod 600" in ended.stderr) == warned
 
 
 @pytest.mark.parametrize(

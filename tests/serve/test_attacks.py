@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Serving, as_text, framed, mac_file, serving
+from serving import Serving, as_text, framed, keys_file, mac_file, serving
 
 from tinylora_edge import Basis
 
@@ -38,8 +38,8 @@ SHORT = (
 def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """One with few places, whose process may have few files."""
     folder = tmp_path_factory.mktemp("server")
-    (folder / "keys").write_text("first-app-key-1\nother-app-key-1\nalice-key-1 alice\nbob-key-1 bob\n")
-    options = ("--store", folder / "users.db", "--key", mac_file(folder), "--api-keys", folder / "keys")
+    keys = keys_file(folder, "first-app-key-1\nother-app-key-1\nalice-key-1 alice\nbob-key-1 bob\n")
+    options = ("--store", folder / "users.db", "--key", mac_file(folder), "--api-keys", keys)
     limits = ("--n-ctx", "4096", "--max-requests", str(PLACES), "--contexts", "1", "--slots", "2")
     with serving(folder, tiny, *options, *limits, before=FEW_FILES) as running:
         yield running
@@ -66,6 +66,13 @@ def opened(stack: ExitStack, port: int, sent: bytes = b"") -> socket.socket:
 
 def status(connection: socket.socket) -> int:
     return int(connection.recv(65_536).split(None, 2)[1])
+
+
+def is_refused(connection: socket.socket) -> bool:
+    """Whether an answer has come, and is that there are too many; it stays to be read."""
+    return bool(select.select([connection], [], [], 0)[0]) and b" 429 " in connection.recv(
+        16, socket.MSG_PEEK
+    )
 
 
 def refuses(connection: socket.socket) -> bool:
@@ -128,12 +135,21 @@ def test_one_user_fills_no_queue(server: Serving) -> None:
     long = json.dumps(GOOD | {"max_tokens": 3000, "user": "mallory"}).encode()
     with ExitStack() as stack:
         flood = [opened(stack, server.port, head(APP, len(long)) + long) for _ in range(2 * PLACES)]
-        wait_until(
-            lambda: any(
-                b" 429 " in each.recv(16, socket.MSG_PEEK) for each in select.select(flood, [], [])[0]
-            )
-        )
+        wait_until(lambda: any(is_refused(each) for each in flood))
         for headers in (APP, OTHER_APP, ALICE):
+            assert server.ask("POST", PLAIN, GOOD | {"user": "ann"}, **headers)[0] == 200
+    wait_until(lambda: not any(server.ask("GET", "/health")[1][name] for name in ("running", "waiting")))
+
+
+def test_one_key_with_many_users_fills_no_queue(server: Serving) -> None:
+    """Each of its requests names another user, and there are more than places."""
+    with ExitStack() as stack:
+        flood = []
+        for number in range(2 * PLACES):
+            body = json.dumps(GOOD | {"max_tokens": 3000, "user": f"u{number}"}).encode()
+            flood.append(opened(stack, server.port, head(APP, len(body)) + body))
+        wait_until(lambda: any(is_refused(each) for each in flood))
+        for headers in (OTHER_APP, ALICE, BOB) * 3:
             assert server.ask("POST", PLAIN, GOOD | {"user": "ann"}, **headers)[0] == 200
     wait_until(lambda: not any(server.ask("GET", "/health")[1][name] for name in ("running", "waiting")))
 
@@ -177,6 +193,10 @@ def test_metrics_are_the_operators(server: Serving) -> None:
     app, bob = (line["tenant"] for line in server.lines()[-2:])
     assert len(app) == len(bob) == 12
     assert app != bob
+    server.ask("GET", "/v1/vectors/alice", **ALICE)
+    server.ask("POST", PLAIN, GOOD | {"model": "tiny@alice"}, **ALICE)
+    server.wait_for_line(PLAIN)
+    assert "alice" not in server.log.read_text("utf-8"), "a tenant is a hash"
 
 
 def test_a_store_that_waits_for_its_lock(server: Serving, basis: Basis) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import support
-from serving import Serving, as_text, framed, mac_file, serving
+from serving import Serving, as_text, framed, keys_file, mac_file, serving
 
 from tinylora_edge import Basis
 
@@ -24,7 +24,7 @@ APP, ALICE = {"Authorization": "Bearer app-key-1"}, {"Authorization": "Bearer al
 @pytest.fixture(scope="module")
 def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     folder = tmp_path_factory.mktemp("server")
-    (folder / "keys").write_text("# keys\napp-key-1\nalice-key alice\n")
+    keys_file(folder, "# keys\napp-key-1\nalice-key alice\n")
     options = ("--store", folder / "users.db", "--key", mac_file(folder), "--api-keys", folder / "keys")
     limits = ("--n-ctx", "256", "--max-tokens", "100", "--max-body", "20000", "--max-requests", "64")
     with serving(folder, tiny, *options, *limits) as running:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import KEY, Serving, as_text, framed, mac_file, serving
+from serving import KEY, Serving, as_text, framed, keys_file, mac_file, serving
 
 from tinylora_edge import MicroVector, SignatureError, load_bundle, serve
 from tinylora_edge.wire import text
@@ -33,7 +33,7 @@ def vector(server: Serving, user: str) -> str | None:
 
 
 def test_a_users_vector_moves_with_his_clicks(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("app-key-1\nalice-key alice\n")
+    keys_file(tmp_path, "app-key-1\nalice-key alice\n")
     options = ("--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256")
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:
         first = answered(server, user="alice")
@@ -63,7 +63,7 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(
     tiny: Path, tmp_path: Path
 ) -> None:
     options = ("--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256")
-    (tmp_path / "keys").write_text("app-key-1\n")
+    keys_file(tmp_path, "app-key-1\n")
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:
         assert told(server, id=answered(server, user="alice"), reward=1) == (200, 1)
         (state,) = (tmp_path / "states").rglob("alice.state")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +25,8 @@ from ..errors import (
     TinyLoraError,
     VectorError,
 )
-from ..limits import BODY_BYTES, check_share
+from ..limits import BODY_BYTES
+from ..runtime.turns import Who
 from .store import check_user
 
 _KEY = re.compile(r"[\x21-\x7e]{8,512}\Z")
@@ -54,8 +54,8 @@ class Limits:
     """What a server lets its clients ask for.
 
     Attributes:
-        requests: that are worked on at the same time, those that wait included: a tenant has at most as many
-            as are left for others.
+        requests: that are worked on at the same time, those that wait included; nobody has all of them: see
+            `Shares`.
         body: bytes of a request's body.
         tokens: of an answer.
         seconds: that a request may take, until its last token.
@@ -97,48 +97,25 @@ class Caller:
     Attributes:
         key: SHA-256 of the API key; empty where the server asks for none.
         user: the one user that the key stands for; None for any.
-        tenant: whose turns and places the request takes: the key's, until its body names a user.
+        who: whose places and turns the request takes: the key's, and once its body is read those of the user
+            that it names, inside the key's.
     """
 
     key: bytes = b""
     user: str | None = None
-    tenant: str = field(init=False)
+    who: Who = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tenant = self.tenant_of("", "")
+        self.who = Who(self.key.hex(), self.key.hex())
 
-    def tenant_of(self, *users: str) -> str:
-        """Return key and users as one name, hashed; "" for who has neither. A user's key has no others."""
+    def who_of(self, *users: str) -> Who:
+        """Return key and users, hashed as one tenant; without a key each is by itself. A user's key has no
+        others."""
         if not self.key and not any(users):
-            return ""
+            return self.who
         named = users if self.user is None else (self.user,)
-        return hashlib.sha256(self.key + json.dumps(named).encode()).hexdigest()
-
-
-class Places:
-    """Places of requests: a tenant has at most as many as are free, so that others always find some."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken: Counter[str] = Counter()
-
-    def take(self, tenant: str, *, instead_of: str | None = None) -> None:
-        """Take a place, in exchange for that of another tenant where one is named.
-
-        Raises:
-            OverloadError: the tenant has as many as are free. The other place stays taken.
-        """
-        if tenant == instead_of:
-            return
-        free = self._most - self._taken.total() + (instead_of is not None)
-        check_share(self._taken[tenant], free, "are open")
-        self._taken[tenant] += 1
-        if instead_of is not None:
-            self.leave(instead_of)
-
-    def leave(self, tenant: str) -> None:
-        """Free a place."""
-        self._taken -= Counter({tenant: 1})  # which drops who has none
+        tenant = hashlib.sha256(self.key + json.dumps(named).encode()).hexdigest()
+        return Who(self.key.hex() or tenant, tenant)
 
 
 class ApiKeys:

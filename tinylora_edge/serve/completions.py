@@ -42,7 +42,7 @@ async def _answer(request: Request, service: Service, *, chat: bool) -> Response
     header = request.headers.get(VECTOR_HEADER, "")
     streams = await service.open(asked, caller=caller(request), header=header)
     reply = Reply(asked.model, asked.chat)
-    about(request).update(id=reply.name, model=asked.model[:160], stream=asked.stream)
+    about(request).update(id=reply.name, stream=asked.stream)
     if asked.stream:
         return EventSourceResponse(
             _events(request, service, reply, streams, start, costs=asked.usage),

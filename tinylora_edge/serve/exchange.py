@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..documents import parse_json
 from ..errors import OverloadError, RequestError, VectorError
 from .access import Caller, RefusedError, failure_of
-from .service import Service
+from .service import OPEN, Service
 
 LOG = logging.getLogger("tinylora_edge.serve")
 BYTES = "application/octet-stream"
@@ -34,7 +34,7 @@ _LEFT = 499  # as nginx has it: the client left before the answer
 
 
 def about(request: Request) -> dict[str, Any]:
-    """Return what the log will say of a request, to be added to: never its prompt, nor its answer."""
+    """Return what the log will say of a request, to be added to: never a prompt, an answer, a user's name."""
     found: dict[str, Any] = request.scope.setdefault(_ABOUT, {})
     return found
 
@@ -168,8 +168,9 @@ class Exchanges:
         if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
             try:
                 found = scope[_CALLER] = self._service.access.caller(request.headers)
-                said["tenant"] = found.tenant[:_SHOWN]
-                self._service.places.take(found.tenant)
+                said["tenant"] = found.who.tenant[:_SHOWN]
+                self._service.places.check(found.who, OPEN)
+                self._service.places.take(found.who)
                 placed = found
             except (RefusedError, OverloadError) as error:
                 app = refusal(request, error)
@@ -177,8 +178,8 @@ class Exchanges:
             await app(scope, receive, sending)
         finally:
             if placed is not None:
-                self._service.places.leave(placed.tenant)
-                said["tenant"] = placed.tenant[:_SHOWN]  # its user's, once the body named one
+                self._service.places.leave(placed.who)
+                said["tenant"] = placed.who.tenant[:_SHOWN]  # its user's, once the body named one
             seconds, route = time.perf_counter() - start, getattr(scope.get("route"), "path", "none")
             self._service.metrics.requests.labels(route, str(status)).inc()
             self._service.metrics.seconds.labels(route).observe(seconds)

@@ -10,7 +10,7 @@ from ..errors import RequestError, TrainError
 from ..wire import text
 from .access import RefusedError
 from .bodies import read_frame
-from .exchange import BYTES, about, caller, content_type, only_field, read_bytes, read_json
+from .exchange import BYTES, caller, content_type, only_field, read_bytes, read_json
 from .service import Service, wrong_user
 from .store import Stored, check_user
 
@@ -68,7 +68,6 @@ async def tell(request: Request, service: Service) -> Response:
                 )
     except TrainError as error:
         raise RequestError(str(error), code="nothing_learned") from None
-    about(request)["user"] = stored.user
     return JSONResponse({"object": "feedback", "user": stored.user, "sequence": stored.sequence})
 
 
@@ -113,7 +112,6 @@ async def metrics(request: Request, service: Service) -> Response:
 def _user(request: Request, service: Service) -> str:
     key_user = caller(request).user
     user = check_user(request.path_params["user"])
-    about(request)["user"] = user
     if key_user not in (None, user):
         raise wrong_user(user)
     return user

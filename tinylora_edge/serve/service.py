@@ -13,7 +13,8 @@ from ..errors import RequestError, RollbackError, TinyLoraError
 from ..runtime import Given
 from ..runtime.pool import AnswerStream, Pool
 from ..runtime.scheduler import Load
-from .access import Access, Caller, Limits, Places, RefusedError
+from ..runtime.turns import Shares, Who
+from .access import Access, Caller, Limits, RefusedError
 from .bodies import Asked, read_frame
 from .feedback import Feedback
 from .store import Store, check_user
@@ -21,6 +22,9 @@ from .store import Store, check_user
 T = TypeVar("T")
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+OPEN = "are open"
+"""What the requests that have places do."""
+
 _POLL_S = 0.05
 _STORE_THREADS = 4  # they wait for its lock, for seconds: nobody else's may
 _LONGEST_NAME = 65  # of a user who has a vector: 64, and one that says that this was no name
@@ -69,7 +73,7 @@ class Service:
         self.pool, self.name, self.store, self.limits = pool, name, store, limits
         self.access, self.feedback = access, feedback
         self.metrics = Metrics()
-        self.places = Places(limits.requests)
+        self.places = Shares(limits.requests)
         self._storing = ThreadPoolExecutor(_STORE_THREADS, "tinylora-store")
         self._learning = ThreadPoolExecutor(1, "tinylora-clicks")  # a click takes seconds
         self.draining = False
@@ -95,22 +99,22 @@ class Service:
             raise wrong_user(named)
         if asked.vector and header and asked.vector != header:
             raise RequestError("body and header have different vectors: send one of them", param="vector")
-        tenant = caller.tenant_of(named, asked.user)
-        self.places.take(tenant, instead_of=caller.tenant)
-        caller.tenant = tenant
+        who = caller.who_of(named, asked.user)
+        self.places.move(caller.who, who, OPEN)
+        caller.who = who
         if given := asked.vector or header:
             user = named or key_user or asked.user
-            return await self._begin(asked, tenant, check_user(user) if user else "", read_frame(given))
+            return await self._begin(asked, who, check_user(user) if user else "", read_frame(given))
         if not at:
-            return await self._begin(asked, tenant, key_user or asked.user[:_LONGEST_NAME], None)
+            return await self._begin(asked, who, key_user or asked.user[:_LONGEST_NAME], None)
         frame = await self._stored(named)
         try:
-            return await self._begin(asked, tenant, named, frame)
+            return await self._begin(asked, who, named, frame)
         except RollbackError:
             newer = await self._stored(named)
             if newer == frame:
                 raise
-            return await self._begin(asked, tenant, named, newer)  # it was replaced meanwhile
+            return await self._begin(asked, who, named, newer)  # it was replaced meanwhile
 
     def remember(self, name: str, streams: Sequence[AnswerStream]) -> None:
         """Remember the answers of a reply that have ended, where the server learns from clicks."""
@@ -171,7 +175,7 @@ class Service:
             )
         return found.frame
 
-    async def _begin(self, asked: Asked, tenant: str, user: str, vector: bytes | None) -> list[AnswerStream]:
+    async def _begin(self, asked: Asked, who: Who, user: str, vector: bytes | None) -> list[AnswerStream]:
         if self.draining:
             raise _going_down()
         streams = [
@@ -179,7 +183,8 @@ class Service:
                 asked.prompt,
                 raw=not asked.chat,
                 user=user,
-                tenant=tenant,
+                tenant=who.tenant,
+                account=who.account,
                 vector=vector,
                 choice=choice,
                 **asked.options,

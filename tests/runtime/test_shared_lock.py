@@ -1,4 +1,4 @@
-"""AdapterLock: many compute at the same time, and who changes the adapters is alone."""
+"""SharedLock: many share something at the same time, or one has it alone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import time
 import pytest
 from turns import MOMENT, PATIENCE, blocked, start
 
-from tinylora_edge.runtime.llama.adapters import AdapterLock
+from tinylora_edge.runtime.lock import SharedLock
 
 
 def test_who_is_alone_waits_for_all_and_lets_nobody_begin() -> None:
-    turns, go_on, said = AdapterLock(), threading.Event(), []
+    turns, go_on, said = SharedLock(), threading.Event(), []
 
     def compute(name: str) -> None:
-        with turns.computing():
+        with turns.shared():
             said.append(name)
             go_on.wait(20)
 
@@ -41,10 +41,10 @@ def test_who_is_alone_waits_for_all_and_lets_nobody_begin() -> None:
 
 
 def test_an_interrupt_while_it_waits_to_be_alone_lets_the_others_go_on() -> None:
-    turns, computes, go_on = AdapterLock(), threading.Event(), threading.Event()
+    turns, computes, go_on = SharedLock(), threading.Event(), threading.Event()
 
     def compute() -> None:
-        with turns.computing():
+        with turns.shared():
             computes.set()
             assert go_on.wait(PATIENCE)
 

@@ -1,0 +1,212 @@
+"""Whose turn it is: places and turns are shared by account first, and by tenant inside an account.
+
+An account is who pays or answers for requests, the API key of an app say; its tenants are its users. Whatever
+one account does, and however many tenants it names, the others find a place and have as many turns as it has.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from ..errors import OverloadError
+
+T = TypeVar("T")
+
+
+class Who(NamedTuple):
+    """Whose request it is. A tenant that belongs to no account is one: both have its name."""
+
+    account: str
+    tenant: str
+
+
+class Shares:
+    """Places that are taken, and the turns that whoever has one had in them.
+
+    An account may have at most as many places as are free, so that others find some: alone half of them. A
+    tenant of it may have at most as many as it then leaves to the other tenants: alone a third.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._taken: Counter[str | Who] = Counter()  # by account, and by tenant
+        self._turns: dict[str | Who, int] = {}  # of those
+
+    def of(self, who: Who) -> tuple[int, int]:
+        """Return how many places an account has, and one of its tenants."""
+        return self._taken[who.account], self._taken[who]
+
+    def has_room(self, who: Who) -> bool:
+        """Whether a tenant may have another place."""
+        account, mine = self.of(who)
+        left = self._free - account
+        return left > (0 if who.account == who.tenant else mine)
+
+    def check(self, who: Who, doing: str) -> None:
+        """Raise an OverloadError where a tenant may not have another place; its requests are `doing` it."""
+        if not self.has_room(who):
+            account, mine = self.of(who)
+            raise OverloadError(
+                f"{account} requests of yours {doing}, {mine} of this user, and {self._free} places are left "
+                "for others: ask again later"
+            )
+
+    def take(self, who: Who) -> None:
+        """Take a place; who had none has no claim on turns from before."""
+        if not self._taken[who.account]:
+            others = (turns for each, turns in self._turns.items() if not isinstance(each, Who))
+            self._turns[who.account] = min(others, default=0)
+        if not self._taken[who]:
+            beside = (each for each in self._turns if isinstance(each, Who) and each.account == who.account)
+            self._turns[who] = min((self._turns[each] for each in beside), default=0)
+        self._taken.update((who.account, who))
+        self._free -= 1
+
+    def move(self, who: Who, to: Who, doing: str) -> None:
+        """Give a place to another tenant. OverloadError: that may not have it, and it stays where it is."""
+        self.leave(who)
+        try:
+            self.check(to, doing)
+        except OverloadError:
+            self.take(who)
+            raise
+        self.take(to)
+
+    def leave(self, who: Who) -> None:
+        """Free a place."""
+        for each in (who.account, who):
+            self._taken[each] -= 1
+            if not self._taken[each]:
+                del self._taken[each], self._turns[each]
+        self._free += 1
+
+    def turns(self, who: Who) -> tuple[int, int]:
+        """Return how many turns an account had since it came, and one of its tenants."""
+        return self._turns[who.account], self._turns[who]
+
+    def turn(self, who: Who) -> None:
+        """Count a turn."""
+        for each in (who.account, who):
+            self._turns[each] += 1
+
+
+class Queue(Generic[T]):
+    """What waits: the next is of the account that has least at the moment, in turn among equals, and of the
+    tenant in it that has least.
+
+    Args:
+        most: that wait, of all together.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._shares = Shares(most)
+        self._items: OrderedDict[str, OrderedDict[Who, deque[T]]] = OrderedDict()  # who is next comes first
+
+    def __len__(self) -> int:
+        return sum(len(items) for tenants in self._items.values() for items in tenants.values())
+
+    def add(self, who: Who, item: T) -> None:
+        """Let one wait; OverloadError where too many of its tenant or its account do."""
+        self._shares.check(who, "wait")
+        self._shares.take(who)
+        self._items.setdefault(who.account, OrderedDict()).setdefault(who, deque()).append(item)
+
+    def take(self, running: Shares) -> tuple[Who, T] | None:
+        """Return the next one, which waits no longer; None where none may have another place of those."""
+        for account in sorted(self._items, key=lambda each: running.of(Who(each, each))[0]):
+            tenants = self._items[account]
+            who = min(tenants, key=lambda each: running.of(each)[1])
+            if running.has_room(who):
+                item = tenants[who].popleft()
+                self._items.move_to_end(account)
+                tenants.move_to_end(who)
+                self._left(who)
+                return who, item
+        return None
+
+    def remove(self, who: Who, item: T) -> None:
+        """Take one out that is not wanted any more, if it is there."""
+        items = self._items.get(who.account, OrderedDict()).get(who)
+        if items is not None and item in items:
+            items.remove(item)
+            self._left(who)
+
+    def drain(self) -> list[T]:
+        """Return all; none waits afterwards."""
+        found = []
+        for account in list(self._items):
+            for who, items in list(self._items[account].items()):
+                while items:
+                    found.append(items.popleft())
+                    self._left(who)
+        return found
+
+    def _left(self, who: Who) -> None:
+        self._shares.leave(who)
+        tenants = self._items[who.account]
+        if not tenants[who]:
+            del tenants[who]
+        if not tenants:
+            del self._items[who.account]
+
+
+class Workers:
+    """Threads that call what they are given, by turns: an account has at most half of them, and one waits
+    for its own calls alone.
+
+    Args:
+        count: of threads, 2 or more.
+        waiting: calls that wait at most.
+        name: of the threads.
+    """
+
+    def __init__(self, count: int, waiting: int, name: str) -> None:
+        self._changed = threading.Condition()
+        self._queue: Queue[tuple[Future[Any], Callable[[], Any]]] = Queue(waiting)
+        self._running = Shares(count)
+        self._closed: Exception | None = None
+        for _ in range(count):
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def submit(self, who: Who, call: Callable[[], T]) -> Future[T]:
+        """Return what a call will return. OverloadError: too many wait."""
+        future: Future[T] = Future()
+        with self._changed:
+            if self._closed is not None:
+                raise self._closed
+            self._queue.add(who, (future, call))
+            self._changed.notify()
+        return future
+
+    def close(self, error: Exception) -> None:
+        """End the threads, after the calls that run; those that wait or come later end with an error."""
+        with self._changed:
+            self._closed = error
+            for future, _ in self._queue.drain():
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(error)
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while (next_one := self._queue.take(self._running)) is None and self._closed is None:
+                    self._changed.wait()
+                if next_one is None:
+                    return
+                who, (future, call) = next_one
+                self._running.take(who)
+            try:
+                if future.set_running_or_notify_cancel():
+                    future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+            finally:
+                del future, call, next_one  # what they hold is not this thread's to keep
+                with self._changed:
+                    self._running.leave(who)
+                    self._changed.notify_all()
