@@ -9,19 +9,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from difflib import SequenceMatcher
+from functools import cache
 
 from .task import Sample
 
 # Scripts without spaces between words: each character counts as one word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# What belongs to the letter before it (Extend, Format and ZWJ of UAX 29): vowel signs, accents, joiners.
-_MARKS = "".join(
-    sign
-    for sign in map(chr, (*range(0xAD, 0x20000), *range(0xE0100, 0xE01F0)))
-    if unicodedata.category(sign) in ("Mn", "Mc", "Me", "Cf") and sign != "\u200b"  # a space without a width
-)
-_RUN = rf"[^\W_{_UNSPACED}](?:[^\W_{_UNSPACED}]|[{_MARKS}])*"
-_WORD = re.compile(rf"[{_UNSPACED}]|{_RUN}(?:['\u2019]{_RUN})*")
 _LONGEST_WORD = 20  # characters; a longer run is taken for words glued together
 
 _LONGEST_UNIT = 8  # words of a phrase whose repetition is noticed
@@ -38,7 +31,17 @@ FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 def words(text: str) -> list[str]:
     """Return the words of a text, casefolded: runs of letters, marks and digits, with apostrophes inside."""
-    return _WORD.findall(text.casefold())
+    return _word().findall(text.casefold())
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    # What belongs to the letter before it (Extend, Format and ZWJ of UAX 29): vowel signs, accents, joiners.
+    signs = map(chr, (*range(0xAD, 0x20000), *range(0xE0100, 0xE01F0)))
+    marks = "".join(each for each in signs if unicodedata.category(each) in ("Mn", "Mc", "Me", "Cf"))
+    marks = marks.replace("\u200b", "")  # which is a space without a width
+    run = rf"[^\W_{_UNSPACED}](?:[^\W_{_UNSPACED}]|[{marks}])*"
+    return re.compile(rf"[{_UNSPACED}]|{run}(?:['\u2019]{run})*")
 
 
 def count_words(text: str) -> int:
