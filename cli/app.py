@@ -6,6 +6,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from importlib import metadata
@@ -59,6 +60,7 @@ ENGINES = {"llama-cpp-python": "llama", "onnxruntime": "onnx", "onnxruntime-gena
 
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not name
+_LEAVE_S = 2.0  # from SIGTERM until the process ends, whatever its threads do
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 _signals: list[int] = []  # that told this process to end
@@ -159,8 +161,12 @@ def run() -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     # As an exception, so that what is half written is removed on the way out. Where it passes through code
-    # written in C (a module of numpy that is being imported), it arrives as another one.
+    # written in C (a module of numpy that is being imported), it arrives as another one. Threads that compute
+    # may take minutes to notice: they are not waited for. Whole files are all that lies on the disk.
     _signals.append(number)
+    end = threading.Timer(_LEAVE_S, os._exit, (128 + number,))
+    end.daemon = True
+    end.start()
     sys.exit(128 + number)
 
 

@@ -15,6 +15,7 @@ from .. import MicroVector, TinyLoraError
 from ..shipping import layout
 from . import console, keyfiles, vectors
 from .options import (
+    CONTEXT,
     BundleArgument,
     EngineOption,
     GpuLayersOption,
@@ -56,7 +57,7 @@ def chat(
     max_tokens: MaxTokensOption = 512,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
-    n_ctx: ContextOption = 2048,
+    n_ctx: ContextOption = CONTEXT,
     threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = None,
     engine: EngineOption = None,
@@ -174,10 +175,6 @@ class Conversation:
     def _click(self, reward: int, interactive: bool) -> None:
         if self._last is None:
             raise console.CommandError("there is no answer to like, or it was clicked already: ask something")
-        if not self._llm.model_path.endswith(".gguf"):
-            raise console.CommandError(
-                "likes and dislikes need llama.cpp, and this is ONNX Runtime: start with --engine llama"
-            )
         from ..runtime import Clicks
 
         llm: Any = self._llm
@@ -215,9 +212,8 @@ def given(llm: Any, asked: list[dict[str, str]], said: str, ended: bool, tempera
     """Return an answer as a click takes it; one that ended by itself has the token that ends a turn."""
     from ..runtime import Given
 
-    tokens = llm.tokenize(said.encode(), add_bos=False, special=False)
     end = (llm.turn_end,) if ended else ()
-    return Given(tuple(llm.encode(asked)[0]), (*tokens, *end), llm.vector, temperature)
+    return Given(tuple(llm.encode(asked)[0]), (*llm.vocabulary.plain(said), *end), llm.vector, temperature)
 
 
 def _note(text: str) -> None:

@@ -36,7 +36,7 @@ Show = Callable[..., None]
 
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, and folds a digest at that
 _PIPE_SECONDS = 10.0  # between lines of progress in a pipe
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class CommandError(TinyLoraError):
@@ -171,8 +171,11 @@ def megabytes(size: float) -> str:
 
 
 def harmless(text: str) -> str:
-    """Return a text whose control characters are escaped: what files say must not command a terminal."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+    """Return a text whose control characters are escaped, those of writing direction among them.
+
+    What files and models say must not command a terminal, nor stand there in another order than it is.
+    """
+    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def command(*words: object) -> str:

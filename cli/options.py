@@ -13,6 +13,9 @@ from . import console
 if TYPE_CHECKING:
     from ..tasks import Task
 
+CONTEXT = 2048
+"""Tokens of a context where none is named, whatever the model was made for."""
+
 Dtype = Literal["fp32", "bf16", "fp16", "int8"]
 Engine = Literal["llama", "onnx"]
 
@@ -101,10 +104,19 @@ def load_model(
     **options: Any,
 ) -> Any:
     """Return the deployed model; answers in contexts of their own need no larger one than the default."""
-    from .. import runtime
+    from .. import load_bundle, runtime
+    from ..formats.gguf import GGUFFile
     from ..runtime.libraries import built_for_a_gpu
 
     chosen = runtime.engine_of(bundle, engine)
+    if chosen == "llama":  # which would take memory for all of it; ONNX Runtime takes the model's own
+        base = GGUFFile(load_bundle(bundle).base)
+        longest = base.value(f"{base.architecture}.context_length", int, n_ctx)
+        if n_ctx > max(longest, CONTEXT):
+            raise console.CommandError(
+                f"a context of {n_ctx:,} tokens (--n-ctx) is longer than the {longest:,} that the model was "
+                "made for: ask for fewer, or for 0, which is all of them"
+            )
     options["n_ctx"] = n_ctx
     if threads is not None:
         options |= {"n_threads": threads, **({"n_threads_batch": threads} if chosen == "llama" else {})}

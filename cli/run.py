@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from .. import TinyLoraError
 from ..shipping import layout
 from . import console, keyfiles, vectors
 from .options import (
+    CONTEXT,
     BundleArgument,
     EngineOption,
     GpuLayersOption,
@@ -33,7 +35,17 @@ VectorOption = Annotated[
     str | None, typer.Option("--vector", metavar="FILE", help="The vector to apply. [default: the base]")
 ]
 MaxTokensOption = Annotated[int, typer.Option(metavar="N", min=0, help="Of an answer; 0: no limit.")]
-TemperatureOption = Annotated[float, typer.Option(metavar="T", min=0, help="0: the likeliest token.")]
+
+
+def _finite(temperature: float) -> float:
+    if not math.isfinite(temperature):
+        raise typer.BadParameter(f"a temperature is a finite number of 0 or more, not {temperature}")
+    return temperature
+
+
+TemperatureOption = Annotated[
+    float, typer.Option(metavar="T", min=0, help="0: the likeliest token.", callback=_finite)
+]
 SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=(1 << 32) - 2, help="Seed of sampling.")]
 ContextOption = Annotated[
     int, typer.Option("--n-ctx", metavar="N", min=0, help="Context in tokens; 0: the model's own.")
@@ -48,7 +60,7 @@ def run_prompt(
     max_tokens: MaxTokensOption = 256,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
-    n_ctx: ContextOption = 2048,
+    n_ctx: ContextOption = CONTEXT,
     threads: ThreadsOption = None,
     gpu_layers: GpuLayersOption = None,
     engine: EngineOption = None,
@@ -202,5 +214,5 @@ def take_any_bytes() -> None:
 
 def write(text: str) -> None:
     """Write a piece of an answer to stdout, at once."""
-    sys.stdout.write(text)
+    sys.stdout.write(console.harmless(text))
     sys.stdout.flush()

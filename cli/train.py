@@ -109,7 +109,8 @@ def train(
     if start is not None:
         bases = load_bundle(bundle).bases
         vector = MicroVector.from_bytes(vectors.read(str(start)), bases)
-        options = replace(options, start=grown(vector, bases, options.basis(bases)))
+        values = grown(vector, bases, options.basis(bases))
+        options = replace(options, start=values, sequence=vectors.next_sequence(vector))
     loaded = load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates, seed=seed)
     loaded = figures.preamble(loaded, system, examples).before_task(loaded)
     with training_progress() as show:

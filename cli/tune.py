@@ -12,7 +12,6 @@ import typer
 
 from .. import TrainError, __version__
 from ..documents import write_json
-from ..vector import FIRST_SEQUENCE
 from . import console, figures, vectors
 from .figures import ExamplesOption, SystemOption
 from .options import (
@@ -94,7 +93,7 @@ def tune(
         console.progress("loading the model", total=1) as show,
         closing(load_model(bundle, engine, threads, gpu_layers, vector=first)) as llm,
     ):
-        loaded = fitted(loaded, llm)
+        loaded, sequence = fitted(loaded, llm), vectors.next_sequence(llm.vector)
         learner = runtime.RewardLearner(
             llm,
             loaded.train,
@@ -115,7 +114,7 @@ def tune(
         if found.stopped == "stopped":
             console.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")
             raise typer.Exit(130)
-        vector = replace(found.vector, dtype="fp32", sequence=FIRST_SEQUENCE)
+        vector = replace(found.vector, dtype="fp32", sequence=sequence)
         record: dict[str, Any] = {
             "task": loaded.name,
             "values": vector.values.tolist(),

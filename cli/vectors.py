@@ -16,12 +16,14 @@ from ..formats.side_tensors import load_bases
 from ..limits import VECTOR_FILE_BYTES
 from ..projection import NUMBERS, RANK
 from ..system import atomic_write
+from ..vector import FIRST_SEQUENCE
 from ..wire import expiry, frame, tags, text, values
 from . import console
 
 STREAM = "-"
 """Stands for stdin or stdout."""
 
+_LAST_SEQUENCE = (1 << 16) - 1
 _MAX_READ = 1 << 20  # of a text
 
 
@@ -137,6 +139,18 @@ def summary(vector: MicroVector) -> str:
     """Return what a vector is, in a few words: `13 fp32 values, norm 0.31`."""
     values = console.counted(vector.values.size, f"{vector.dtype} value")
     return f"{values}, norm {vector.norm:.4g}"
+
+
+def next_sequence(before: MicroVector | None) -> int:
+    """Return the sequence of what is learned from a vector, or from none: receivers take no lower one."""
+    if before is None:
+        return FIRST_SEQUENCE
+    if before.sequence == _LAST_SEQUENCE:
+        raise console.CommandError(
+            f"the vector to begin with has sequence {before.sequence}, which is the last one: pack it for a "
+            "stream of another name, with --sequence 1"
+        )
+    return before.sequence + 1
 
 
 def factors_facts(bases: Bases) -> dict[str, Any]:

@@ -114,6 +114,7 @@ class Batch:
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
         schema: Schema | None = None,
+        seconds: float | None = None,
         ended: Callable[[], None] = lambda: None,
     ) -> list[Generation]:
         """Continue every prompt `samples` times.
@@ -128,6 +129,7 @@ class Batch:
                 draw with the same ones.
             schema: what every sequence keeps to, from its first token: a JSON schema, or labels, one of which
                 is all of it.
+            seconds: after which all of it is given up.
             ended: called whenever a sequence has ended, in a thread of the batch.
 
         Returns:
@@ -139,6 +141,7 @@ class Batch:
                 basis of the model, or there are not as many as prompts.
             RequestError: the schema becomes no grammar, or one that takes too much on the way.
             MissingExtraError: llguidance is not installed, which schemas need.
+            Stopped: the seconds are over.
             TinyLoraError: the batch is closed, or is closed while it generates.
         """
         own = list(vectors) if isinstance(vectors, Sequence) else [vectors] * len(prompts)
@@ -147,7 +150,7 @@ class Batch:
         groups = {vector: group for group, vector in enumerate(dict.fromkeys(own))}
         asked = [(groups[vector], index) for index, vector in enumerate(own)]
         return self._generate(
-            [*groups], asked, prompts, samples, max_tokens, temperature, seed, schema, ended
+            [*groups], asked, prompts, samples, max_tokens, temperature, seed, schema, ended, seconds
         )
 
     def answer(
@@ -275,6 +278,7 @@ class Batch:
         seed: int | Sequence[int],
         schema: Schema | None,
         ended: Callable[[], None],
+        seconds: float | None = None,
     ) -> list[Generation]:
         """Continue what is asked: numbers of a vector and of a prompt."""
         with self._computing():
@@ -289,7 +293,7 @@ class Batch:
                 for group, index in asked
                 for sample in range(samples)
             ]
-            self._run(lambda context, share: context.generate(share, temperature, ended), sequences)
+            self._run(lambda context, share: context.generate(share, temperature, ended), sequences, seconds)
         return [sequence.generation() for sequence in sequences]
 
     def _read(
@@ -322,7 +326,12 @@ class Batch:
             self._run(lambda context, share: context.score(share, read), flat)
         return [[[one.found for one in of_prompt] for of_prompt in of_vector] for of_vector in given]
 
-    def _run(self, work: Callable[[BatchContext, list[S]], None], items: list[S]) -> None:
+    def _run(
+        self,
+        work: Callable[[BatchContext, list[S]], None],
+        items: list[S],
+        seconds: float | None = None,
+    ) -> None:
         """Have contexts work on the items; whatever goes wrong, none computes afterwards."""
         shares = self._shares(items)
         for context in self._contexts:
@@ -337,7 +346,7 @@ class Batch:
 
         futures = [self._pool.submit(do, share) for share in shares]
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
+            wait(futures, timeout=seconds, return_when=FIRST_EXCEPTION)
         finally:
             self._stop = True
             wait([future for future in futures if not future.cancel()])
@@ -347,6 +356,8 @@ class Batch:
             if error is not None and not isinstance(error, Stopped):
                 raise error
         self._check_open()
+        if any(future.cancelled() or future.exception() for future in futures):
+            raise Stopped
 
     def _shares(self, items: list[S]) -> list[list[S]]:
         """Return what a context does at a time: a vector in llama.cpp, everything in ONNX Runtime."""

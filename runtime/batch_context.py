@@ -44,7 +44,7 @@ class Generation:
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """The batch was closed, or another context failed."""
+    """It was given up: its time is over, the batch was closed, or another context failed."""
 
 
 @dataclass(eq=False)

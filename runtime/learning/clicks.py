@@ -89,14 +89,14 @@ class Clicks:
     ) -> None:
         self._basis, first = beginning(llm.bases, basis, start)
         self._llm, self._threads = llm, n_threads
-        self._start = first.values.astype(np.float64)
+        self._start, self._sequence = first.values.astype(np.float64), 0 if start is None else start.sequence
         self._prior = self._basis.prior if start is None else None  # it is about vectors, not about steps
         self._batch: Batch | None = None
         self._room = 0
         self._lock = threading.Lock()
 
     def vector(self, path: str | PathLike[str]) -> MicroVector:
-        """Return what a user's vector should be now; its sequence is the number of clicks.
+        """Return what a user's vector should be now; its sequence rises with every click.
 
         Args:
             path: of the user's state, which need not exist yet.
@@ -261,7 +261,7 @@ class Clicks:
         return self._vector(state, posterior)
 
     def _vector(self, state: ClickState, posterior: Posterior) -> MicroVector:
-        return self._of(self._start + posterior.vector(), sequence=min(state.clicks, 0xFFFF))
+        return self._of(self._start + posterior.vector(), sequence=min(self._sequence + state.clicks, 0xFFFF))
 
     def _of(self, values: NDArray[np.float64], **options: Any) -> MicroVector:
         return MicroVector(values.astype(np.float32), basis=self._basis.digest, **options)

@@ -18,6 +18,7 @@ from typing import Any
 
 import models
 import numpy as np
+import onnx_bundles
 import pytest
 from invocation import COMMAND, Cli, write_vector
 
@@ -169,7 +170,7 @@ def test_a_like_moves_the_vector_and_it_can_be_saved(
     cli: Cli, tiny_chat_bundle: Path, tmp_path: Path
 ) -> None:
     first, second, third = (tmp_path / f"{name}.bin" for name in ("first", "second", "third"))
-    write_vector(first, tiny_chat_bundle / "basis.gguf")
+    write_vector(first, tiny_chat_bundle / "basis.gguf", sequence=7)
     chat = ("chat", tiny_chat_bundle, "--threads", 1, "--max-tokens", 8)
     lines = (
         f"hello\n/like\n/save {second}\nmore\n/dislike\n/vector {first}\n/base\nhello\n/like\n/save {third}\n"
@@ -189,10 +190,19 @@ def test_a_like_moves_the_vector_and_it_can_be_saved(
     assert not np.array_equal(start, moved)
     assert np.linalg.norm(moved - start) < np.linalg.norm(moved)  # it was moved, not forgotten
     assert other.any()
+    assert MicroVector.from_bytes(second.read_bytes(), basis).sequence == 8
     again = cli(*chat, stdin=f"hello\n/like\n/save {second}\n".encode())
     assert again.code == 1
     assert again.stderr.endswith("exists already: choose another output, or remove it first\n")
     assert MicroVector.from_bytes(second.read_bytes(), basis).values.tolist() == moved.tolist()
+
+
+def test_a_like_on_a_graph(cli: Cli, tmp_path: Path) -> None:
+    bundle, saved = onnx_bundles.tiny(), tmp_path / "saved.bin"
+    chat = ("chat", bundle, "--engine", "onnx", "--threads", 1, "--max-tokens", 8)
+    result = cli(*chat, stdin=f"hello\n/like\n/save {saved}\n".encode())
+    assert result.code == 0, result.stderr
+    assert MicroVector.from_bytes(saved.read_bytes(), load_bundle(bundle).bases).values.any()
 
 
 def test_a_turn_that_ended_is_scored_with_what_ends_turns(tmp_path: Path) -> None:

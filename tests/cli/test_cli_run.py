@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from invocation import Cli
 
 from tinylora_edge import Basis
+from tinylora_edge.cli.run import write
 
 PROMPT = "Describe the moon in one sentence."
 SHORT = ("--threads", 1, "--max-tokens", 12)
@@ -59,6 +61,18 @@ def test_a_prompt_that_does_not_fit(cli: Cli, smollm2_bundle: Path) -> None:
     cli(*run, 8).refused("256", "--n-ctx")  # llama.cpp's contexts are multiples of 256 tokens
     chat = ("chat", smollm2_bundle, "--threads", 1, "--n-ctx", 256)
     cli(*chat, stdin=b"word " * 300).refused("256", "/clear")
+
+
+def test_a_context_that_no_model_has(cli: Cli, smollm2_bundle: Path) -> None:
+    for command in (("run", smollm2_bundle, "Hello"), ("chat", smollm2_bundle)):
+        cli(*command, "--n-ctx", 10**9).refused("1,000,000,000 tokens (--n-ctx)", "the 8,192 that the model")
+    cli("run", smollm2_bundle, "Hello", "--temperature", "inf").misused("--temperature", "finite")
+
+
+def test_what_a_model_says_cannot_turn_a_line_around(capsys: pytest.CaptureFixture[str]) -> None:
+    write("pay \u202e001\u202c to \u2067x\u2069, \x1b[2J\u05d0\u0301 \U0001f468\u200d\U0001f469\n")
+    shown = "pay \\u202e001\\u202c to \\u2067x\\u2069, \\x1b[2J\u05d0\u0301 \U0001f468\u200d\U0001f469\n"
+    assert capsys.readouterr().out == shown
 
 
 def test_a_prompt_that_is_none(cli: Cli, tiny_bundle: Path) -> None:

@@ -28,6 +28,28 @@ def test_an_answer_that_is_interrupted(start: Start, smollm2_bundle: Path, numbe
     assert (child.returncode, stderr) == (code, b"")
 
 
+def test_a_thread_that_computes_does_not_hold_up_the_end(start: Start) -> None:
+    """As the backward pass of a long answer does in `train`: Python waits for its threads."""
+    code = (
+        "import time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from tinylora_edge.cli import app\n"
+        "def train():\n"
+        "    with ThreadPoolExecutor() as pool:\n"
+        "        working = pool.submit(time.sleep, 600)\n"
+        "        print('working', flush=True)\n"
+        "        working.result()\n"
+        "app.app = train\n"
+        "app.run()\n"
+    )
+    child = start("-c", code, program=(sys.executable,))
+    assert child.stdout is not None
+    assert os.read(child.stdout.fileno(), 65536)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=120)
+    assert child.returncode == 143
+
+
 def test_a_pipe_is_told_every_ten_seconds(environment: dict[str, str]) -> None:
     code = (
         "import time\n"

@@ -81,9 +81,12 @@ def test_train_alone(cli, tiny, task, tmp_path):
 
 def test_a_vector_grows(cli, tiny, task, tmp_path):
     run = ("train", tiny / "bundle", *task, "--weights", tiny / "weights", *TRAIN, "--no-evaluate")
-    cli(*run, "--numbers", 13, "-o", tmp_path / "13.bin")
+    cli(*run, "--numbers", 13, "-o", tmp_path / "first.bin")
+    cli("pack", tmp_path / "first.bin", tiny / "bundle", "--sequence", 7, "-o", tmp_path / "13.bin").done()
     cli(*run, "--rank", 8, "--start", tmp_path / "13.bin", "-o", tmp_path / "896.bin")
     assert [(tmp_path / f"{n}.bin").stat().st_size for n in (13, 896)] == [37, 911]
+    grown = MicroVector.from_bytes((tmp_path / "896.bin").read_bytes(), load_bundle(tiny / "bundle").bases)
+    assert grown.sequence == 8, "a receiver of the one before takes it"
     whole = load_bundle(tiny / "bundle").basis(rank=8)
     (tmp_path / "whole.bin").write_bytes(MicroVector.random(whole, 1.0).to_bytes(whole))
     back = (*run, "--rank", 2, "--start", tmp_path / "whole.bin", "-o", tmp_path / "v.bin")

@@ -19,7 +19,7 @@ from turns import PATIENCE, blocked, start
 from tinylora_edge import MicroVector, TinyLoraError, VectorError
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch
-from tinylora_edge.runtime.batch_context import Generation, common_prefix
+from tinylora_edge.runtime.batch_context import Generation, Stopped, common_prefix
 from tinylora_edge.runtime.model import PersonalizedModel
 from tinylora_edge.tasks import Sample
 
@@ -68,6 +68,13 @@ def exact(llm: Any, prompt: list[int], tokens: list[int], vector: MicroVector | 
 
 def texts(found: list[Generation]) -> list[list[int]]:
     return [generation.tokens.tolist() for generation in found]
+
+
+def test_what_takes_too_long_is_given_up(llm: Any) -> None:
+    with opened(llm) as batch:
+        with pytest.raises(Stopped):
+            batch.generate(PROMPTS, max_tokens=100, seconds=0.0)
+        assert len(batch.generate(PROMPTS, max_tokens=2, seconds=3600)) == len(PROMPTS)
 
 
 def test_each_row_is_what_its_user_gets_alone(llm: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import support
+import torch
 
 from tinylora_edge import (
     BasisError,
@@ -27,7 +29,7 @@ from tinylora_edge import (
 from tinylora_edge.runtime.batch_context import Generation
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.tasks.answers import text
-from tinylora_edge.train import Options, checkpoint, grown, train, trainer
+from tinylora_edge.train import Options, adapter, checkpoint, grown, train, trainer
 from tinylora_edge.train.batches import Sampled
 from tinylora_edge.train.trainer import as_good
 
@@ -323,9 +325,77 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(
     (phase,) = outcome.result.phases
     sizes = [row["lr"] for row in rows if "lr" in row]
     assert phase.stopped == "done"
-    assert phase.seconds >= 3
+    assert phase.steps > 1
     assert sizes == sorted(sizes, reverse=True)
     assert 0.02 <= sizes[-1] <= sizes[0] <= 0.2
+
+
+def test_minutes_that_do_not_suffice_are_refused_before_a_step(
+    tiny_bundle: Path, letters_task: Task, options: Options, short: Options, tmp_path: Path
+) -> None:
+    """SFT foresees it by a short pass; GRPO, whose answers nobody knows, gives up what it draws."""
+    brief = {"steps": None, "minutes": 1e-5}
+    with pytest.raises(TrainError, match=r"1e-05 minutes are too few.*--minutes 1, or shorten .* tokens"):
+        train(tiny_bundle, letters_task, tmp_path / "v", options=replace(short, **brief))
+    with pytest.raises(TrainError, match=r"1e-05 minutes are over.*allow more minutes"):
+        train(tiny_bundle, letters_task, tmp_path / "v", options=replace(options, **brief))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_a_step_that_passes_the_minutes_is_given_up(
+    part: str,
+    tiny_bundle: Path,
+    letters_task: Task,
+    short: Options,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the middle of a pass; what was found until then is written."""
+
+    def over(metrics: dict[str, Any]) -> None:
+        if metrics.get("step") == 2:
+            monkeypatch.setattr(adapter.time, "monotonic", lambda: math.inf if inside(part) else 0.0)
+
+    easy = replace(letters_task, reward=lambda completion, sample: 1.0)
+    chosen = replace(short, steps=50, minutes=60.0, validate_every=1)
+    result = train(tiny_bundle, easy, tmp_path / "v", options=chosen, report=over).result
+    assert (result.stopped, result.steps) == ("done", 2)
+    assert result.best_step
+    assert (tmp_path / "v").exists()
+
+
+def inside(part: str) -> bool:
+    """Whether the side path's forward or backward asks for the time."""
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        if frame.f_code.co_qualname == f"SidePath.{part}":
+            return True
+    return False
+
+
+def test_steps_decide_when_it_validates_and_not_seconds(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "_APART", math.inf)  # no validation is quick enough for minutes
+    rows: Rows = []
+    easy = replace(letters_task, reward=lambda completion, sample: 1.0)
+    chosen = replace(short, minutes=60.0)
+    train(tiny_bundle, easy, tmp_path / "v", options=chosen, report=rows.append)
+    assert [row["step"] for row in steps(rows) if "validation" in row] == [2, 4]
+    np.testing.assert_allclose([row["lr"] for row in steps(rows)], np.linspace(0.2, 0.02, 4), rtol=1e-6)
+
+
+def test_its_caller_keeps_the_threads_of_torch(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        interrupted(tiny_bundle, letters_task, tmp_path / "v", short, after=1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> None:
@@ -481,6 +551,8 @@ def test_what_is_refused_leaves_nothing(
         ({"method": "dpo"}, "unknown method 'dpo'"),
         ({"steps": 0}, "steps is 0, expected at least 1"),
         ({"minutes": 0.0}, "more than 0 minutes, not 0"),
+        ({"lr": math.inf}, "finite, not inf"),
+        ({"sequence": 1 << 16}, "sequence 65536"),
     ],
 )
 def test_options_that_are_none(options: dict[str, Any], message: str) -> None:

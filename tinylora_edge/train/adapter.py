@@ -8,8 +8,10 @@ the base is.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from ..basis import Basis
 from ..projection import Projection
+from ..runtime.batch_context import Stopped
 from ..vector import MicroVector
 from .model import factors_for, hf_names
 
@@ -26,7 +29,8 @@ from .model import factors_for, hf_names
 class Adapter(nn.Module):
     """A basis attached to a `transformers` language model, which is frozen, and changed until `detach`.
 
-    `v`, float32 [n], is the trainable parameter; the model's weights may have any float dtype.
+    `v`, float32 [n], is the trainable parameter; the model's weights may have any float dtype. A pass that
+    computes when `time.monotonic()` is later than `until` ends with `Stopped`, at the next module.
 
     Raises:
         TrainError: a module of the basis is not in the model, is no linear layer, or its factors are not
@@ -37,6 +41,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.basis = basis
         self.v = nn.Parameter(torch.zeros(basis.size))
+        self.until = math.inf
         self._handles: list[Any] = []
         self._forward = threading.local()  # several threads may run the model at once
         model.requires_grad_(False)
@@ -92,9 +97,13 @@ class Adapter(nn.Module):
 
     def _hook(self, position: int, a: Tensor, b: Tensor) -> Any:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + SidePath.apply(inputs[0], self._forward.r[position], a, b)
+            return output + SidePath.apply(inputs[0], self._forward.r[position], a, b, self._check)
 
         return add
+
+    def _check(self) -> None:
+        if time.monotonic() > self.until:
+            raise Stopped
 
 
 def projected(v: Tensor, projection: Projection) -> Tensor:
@@ -123,19 +132,25 @@ class SidePath(torch.autograd.Function):
 
     Shapes: x [..., in], R [k, k], A [k, in], B [out, k] -> [..., out]. Every token of one row may have its
     own R: x [1, tokens, in], R [tokens, k, k]. R is float32 (or float64); the rest share the base's dtype.
+    `check` is called before either pass, and may raise.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, r: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, r: Tensor, a: Tensor, b: Tensor, check: Callable[[], None] = lambda: None
+    ) -> Tensor:
         """Return the side path's output."""
+        check()
+        ctx.check = check
         low = x @ a.T
         ctx.save_for_backward(low, r, a, b)
         # R stays in float32: rounded to bfloat16, steps of v below 0.4 % would do nothing
         return _times(low.to(r.dtype), r.mT).to(low.dtype) @ b.T
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """Return the gradients of x and R."""
+        ctx.check()
         low, r, a, b = ctx.saved_tensors
         high = (grads[0] @ b).to(r.dtype)  # [..., k]: the gradient at the output of R
         grad_x = grad_r = None
@@ -144,7 +159,7 @@ class SidePath(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             high, low = high.flatten(0, -2), low.to(r.dtype).flatten(0, -2)
             grad_r = high.mT @ low if r.dim() == 2 else high[:, :, None] * low[:, None]
-        return grad_x, grad_r, None, None
+        return grad_x, grad_r, None, None, None
 
 
 def _times(x: Tensor, r: Tensor) -> Tensor:

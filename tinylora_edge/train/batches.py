@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -41,10 +42,11 @@ class Sampled:
     Attributes:
         temperature: that completions are drawn at.
         lowest: reward so far, 0 where none was below it: what exploded gets it.
+        until: what draws when `time.monotonic()` is later ends with `Stopped`.
     """
 
     def __init__(self, task: Task, batch: Batch, *, encode: Encode, decode: Decode, each: int) -> None:
-        self.task, self.temperature, self.lowest = task, task.temperature, 0.0
+        self.task, self.temperature, self.lowest, self.until = task, task.temperature, 0.0, math.inf
         self._lessons = replace(task, reward=task.shaped or task.reward)
         self._batch = batch
         self._encode, self._decode, self._each = encode, decode, each
@@ -92,6 +94,7 @@ class Sampled:
             vectors=vector,
             max_tokens=self.task.max_tokens,
             schema=self.task.schema,
+            seconds=self._left(),
         )
         return np.array(self._scores(self.task, drawn, samples), np.float64)
 
@@ -107,11 +110,15 @@ class Sampled:
             temperature=temperature,
             seed=seed,
             schema=self.task.schema,
+            seconds=self._left(),
         )
         each = self._each
         rewards = self._scores(self._lessons, drawn, [sample for sample in samples for _ in range(each)])
         starts = range(0, len(drawn), each)
         return [drawn[i : i + each] for i in starts], [rewards[i : i + each] for i in starts]
+
+    def _left(self) -> float | None:
+        return None if self.until == math.inf else max(0.0, self.until - time.monotonic())
 
     def _scores(self, task: Task, drawn: Sequence[Generation], samples: Sequence[Sample]) -> list[float]:
         completions = [Completion(self._decode(r.tokens), r.ended, len(r.tokens), r.exploded) for r in drawn]

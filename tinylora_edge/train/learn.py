@@ -36,7 +36,7 @@ from ..system import atomic_write, cores
 from ..tasks.behaviours import Behaviour, load_behaviours, load_questions
 from .adapter import Adapter
 from .learner import Learner
-from .model import load_model
+from .model import load_model, one_thread
 from .student import Slopes, prepare_lessons, slopes
 
 Matrix = NDArray[np.float64]
@@ -253,6 +253,7 @@ def _slopes(
         return lesson.name, found, (time.monotonic() - start) / passes + sampled
 
     with ExitStack() as stack:
+        stack.enter_context(one_thread())
         model = load_model(weights or found.base, dtype).to("cpu" if on_cpu else "cuda")
         adapter = stack.enter_context(Adapter(model, basis))
         learner = Learner(model, adapter, temperature=1.0, workers=passes)

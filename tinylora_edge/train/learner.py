@@ -82,7 +82,7 @@ class Learner:
         self.model = model
         self.adapter = adapter
         self.temperature = temperature
-        self._workers = workers
+        self.workers = workers
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
         # Not in this thread: what oneDNN computes in bfloat16 releases the AMX tiles that llama.cpp has
         # configured, once for each thread that it computes in, and its next use of them is illegal.
@@ -228,9 +228,7 @@ class Learner:
     def _passes(self, groups: Sequence[Group]) -> list[list[int]]:
         """Which groups to compute together: of similar length, few enough for memory, as many a worker."""
         order = sorted(range(len(groups)), key=lambda i: (len(groups[i].prompt), i))
-        shared = common_prefix([group.prompt for group in groups])
-        size = shared + sum(group.size - shared for group in groups)
-        count = min(max(1, -(-size // _TOKENS)) * self._workers, len(groups))
+        count = min(max(1, -(-work_of(groups) // _TOKENS)) * self.workers, len(groups))
         return [order[len(order) * i // count : len(order) * (i + 1) // count] for i in range(count)]
 
     def _map(self, function: Callable[[Sequence[Group]], T], groups: Sequence[Group]) -> list[T]:
@@ -353,6 +351,12 @@ def divergences(outputs: Tensor, base: Tensor, head: Tensor | None) -> Tensor:
         return found
     target, own = (torch.log_softmax(logits.float(), -1) for logits in (base, outputs))
     return (target.exp() * (target - own)).sum(-1)
+
+
+def work_of(groups: Sequence[Group]) -> int:
+    """Return the tokens that are computed for some groups: what all their prompts begin with counts once."""
+    shared = common_prefix([group.prompt for group in groups])
+    return shared + sum(group.size - shared for group in groups)
 
 
 def tokens_of(groups: Sequence[Group]) -> int:

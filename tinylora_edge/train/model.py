@@ -39,6 +39,17 @@ def default_dtype() -> str:
     return "bf16" if torch.cuda.is_available() or here else "fp32"
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch compute with one thread a pass in a block; afterwards its caller has as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
     """Load a causal language model for training: frozen, in evaluation mode.
 

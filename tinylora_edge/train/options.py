@@ -23,7 +23,7 @@ from ..runtime.model import PersonalizedModel
 from ..system import __version__, atomic_write, cores
 from ..tasks import Sample, Task
 from ..tasks.files import rank
-from ..vector import MicroVector
+from ..vector import FIRST_SEQUENCE, MicroVector
 
 METHODS: tuple[str, ...] = ("sft", "grpo")
 
@@ -52,8 +52,10 @@ class Options:
             training sample has an answer, and with what that leaves of the budget `grpo`, where sampled
             answers differ in their reward.
         steps: at most so many.
-        minutes: at most so many of training, with its validations. 5 where neither is given. The step size
-            falls over whichever of the two is used up first; with steps alone a run is the same every time.
+        minutes: at most so many of training, with its validations: a step that would pass them is not begun,
+            and what is not done a quarter later is given up. 5 where neither is given. The step size falls
+            over the steps, or where they are not given over the minutes; two runs of so many steps are the
+            same, unless minutes end them.
         prompts: a step.
         samples: completions a prompt (GRPO).
         rank: k, to train all entries of R at this rank.
@@ -63,8 +65,8 @@ class Options:
             to a tenth. None takes `trainer.default_lr`.
         validation: prompts held back from training to choose the vector by, at least 2. None takes a fifth of
             the training samples, 8 to 48.
-        validate_every: steps between validations; where minutes count, more of them where a validation takes
-            longer than half of these steps.
+        validate_every: steps between validations; where steps are not given, more of them where a validation
+            takes longer than half of these steps.
         checkpoint_every: steps between checkpoints.
         silence: steps in a row without any signal after which the run stops.
         keep: rehearse: KL(base || v) on the base's own answers to general prompts is part of the loss. None
@@ -76,6 +78,7 @@ class Options:
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
         workers: threads, a core each; None takes every core.
         sequences: that llama.cpp runs at the same time.
+        sequence: of the frame that is written: higher than that of the vector that it takes the place of.
         wire: dtype of the frame that is written, and measured. None takes int8, and bf16 for fewer than 64
             numbers. One scale for all n costs about a hundredth of R's norm, and no answer that was seen.
         evaluate: measure base and vector on the held-out prompts at the end.
@@ -101,6 +104,7 @@ class Options:
     dtype: str | None = None
     workers: int | None = None
     sequences: int = 32
+    sequence: int = FIRST_SEQUENCE
     wire: str | None = None
     evaluate: bool = True
     drift: int = 32
@@ -113,6 +117,13 @@ class Options:
                 raise TrainError(f"{name} is {value}, expected at least 1")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise TrainError(f"training takes more than 0 minutes, not {self.minutes}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise TrainError(f"a step size is more than 0 and finite, not {self.lr}")
+        if not 0 <= self.sequence < 1 << 16:
+            raise TrainError(
+                f"sequence {self.sequence} is none of 0 to 65535: after the last one a user goes on under "
+                "another name"
+            )
         if self.drift < 0:
             raise TrainError(f"drift is measured on 0 general prompts or more, not on {self.drift}")
         if self.start is not None and not all(map(math.isfinite, self.start)):
@@ -129,9 +140,10 @@ class Options:
         """Return whether a method's loss holds v to the base."""
         return method == "sft" if self.keep is None else self.keep
 
-    def dtype_on_the_wire(self, basis: Basis) -> str:
-        """Return the dtype of the frame of a vector in this basis."""
-        return self.wire or ("int8" if basis.size >= _INT8_FROM else "bf16")
+    def framed(self, vector: MicroVector, basis: Basis) -> MicroVector:
+        """Return a vector of this basis with the dtype and the sequence of its frame."""
+        dtype = self.wire or ("int8" if basis.size >= _INT8_FROM else "bf16")
+        return replace(vector, dtype=dtype, sequence=self.sequence)
 
     def split(self, task: Task) -> tuple[list[Sample], list[Sample]]:
         """Return the samples to choose the vector by, and those to learn from.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .. import runtime
@@ -27,11 +26,11 @@ from ..tasks.task import name_of
 from .adapter import Adapter
 from .batches import REHEARSED_TOKENS, GivenAnswers, Rehearsal, Sampled
 from .learner import Learner
-from .model import load_model
+from .model import load_model, one_thread
 from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_result
 from .trainer import DIFFER, Trainer
 
-_ANY = ("minutes", "rank", "numbers", "checkpoint_every", "wire", "evaluate", "drift")
+_ANY = ("minutes", "rank", "numbers", "checkpoint_every", "sequence", "wire", "evaluate", "drift")
 """Options that a resumed run may have otherwise: whatever rank or numbers say, the basis is the same."""
 
 _USED_UP = 0.8
@@ -98,7 +97,7 @@ def train(
             result = run.phases(methods)
         if run.stopping:
             return Outcome(folder, result)
-        vector = replace(result.vector, dtype=options.dtype_on_the_wire(engines.basis))
+        vector = options.framed(result.vector, engines.basis)
         if not vector.values.any():
             for path in checkpoints:
                 path.unlink(missing_ok=True)
@@ -302,7 +301,7 @@ class _Engines:
         self.options, self.methods, self.stack = options, methods, stack
         options.split(task)
         self.threads = options.workers or cores()
-        torch.set_num_threads(1)
+        stack.enter_context(one_thread())
         self._bundle = load_bundle(bundle)
         self.basis = options.basis(self._bundle.bases)
         deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..errors import TrainError
+from ..runtime.batch_context import Stopped
 from ..runtime.learning.state import Report
 from ..tasks import Sample, Task
 from ..tasks.rewards import is_text
@@ -22,7 +23,7 @@ from ..tasks.task import name_of
 from ..vector import MicroVector
 from .batches import KEEP, GivenAnswers, Rehearsal, Sampled
 from .checkpoint import TrainState, load, save
-from .learner import Group, Learner
+from .learner import Group, Learner, tokens_of, work_of
 from .options import Options, Phase, Result
 
 _BETAS = 0.9, 0.99
@@ -35,6 +36,8 @@ _EXPLOSION = 0.5  # nats a token above twice the lowest loss
 _EXPLODED = 1e4  # nats of an answer where the vector is too large for the model
 _PATIENCE = 4  # validations in a row without a better one, after which SFT ends
 _APART = 2  # times what a validation takes, between two of them
+_GRACE = 1.25  # times the minutes: what is not done by then is given up
+_PROBE = 64  # tokens of a prompt, and of an answer, by which the time of a run is foreseen
 _SILENT = 2  # steps without signal in a row, which are said
 DIFFER = 0.25  # of the groups, in whose rewards GRPO needs some difference to be worth its time
 _HOTTER = 1.0, 1.3  # temperatures to try above a task's own
@@ -107,6 +110,7 @@ class Trainer:
         self.state = TrainState.start(np.array(options.start or [0.0] * basis.size, np.float32))
         self._stop = False
         self._validated, self._since, self._took = 0, 0.0, 0.0  # the step, seconds of steps since, its own
+        self._longest = 0.0  # seconds of a step
 
     def resume(self) -> None:
         """Go on from the checkpoint."""
@@ -121,14 +125,41 @@ class Trainer:
         """Train until the budget is used, nothing gets better, or `stop`.
 
         Where no answer of any group had another reward than the others (`no signal`), or nothing was better
-        than the start, the result is the start.
+        than the start, the result is the start. Minutes end it in the middle of a step, if need be, which is
+        given up then.
+
+        Raises:
+            TrainError: the minutes do not suffice to judge the start, or are foreseen not to suffice for a
+                step.
         """
-        state, options = self.state, self.options
+        state, minutes = self.state, self.options.minutes
 
         def write(metrics: dict[str, Any]) -> None:
             state.curve.append(metrics)
             report(metrics)
 
+        if minutes is not None:
+            if self._given and not state.curve:
+                self._foresee(60 * minutes)
+            until = time.monotonic() + 60 * _GRACE * minutes - state.seconds
+            self.learner.adapter.until = self._judged.until = until
+        try:
+            self._loop(write, report)
+        except Stopped:
+            if not state.curve:
+                raise TrainError(
+                    f"{minutes:g} minutes are over, and the {len(self._validation)} prompts that choose the "
+                    "vector are not answered once: allow more minutes, or shorten the answers"
+                ) from None
+            state.stopped = "done"
+        finally:
+            self.learner.adapter.until = self._judged.until = math.inf
+        self._save()
+        # In the last step too: what follows takes its time as well.
+        return self._result("interrupted" if self._stop else state.stopped)
+
+    def _loop(self, write: Report, report: Report) -> None:
+        state, options = self.state, self.options
         if not state.curve:
             self._begin(write)
         if isinstance(self._batches, Sampled) and not state.stopped:
@@ -140,6 +171,7 @@ class Trainer:
             took = time.monotonic() - began
             state.seconds += took
             self._since += took
+            self._longest = max(self._longest, took)
             metrics["share"] = min(1.0, self._used(state.step))
             silent = state.silent >= options.silence
             if self._due() or silent or metrics["share"] == 1:
@@ -155,9 +187,6 @@ class Trainer:
                 self._save()
         if not (state.stopped or self._stop):
             state.stopped = "done" if state.signal else "no signal"
-        self._save()
-        # In the last step too: what follows takes its time as well.
-        return self._result("interrupted" if self._stop else state.stopped)
 
     def validate(self, v: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
         """Return the rewards of greedy answers to the validation prompts, and the loss on the given ones.
@@ -188,10 +217,30 @@ class Trainer:
         state.best_scores = state.top_scores = scores
         state.start_score = state.best_score = float(state.top_scores.mean())
         state.start_loss = state.best_loss = state.lowest_loss = loss
-        took = time.monotonic() - began
+        self._took = took = time.monotonic() - began
         state.seconds += took
         losses = {"validation_loss": loss} if self._given else {}
         write({"event": "start", "validation": state.start_score, **losses, "validate_s": took})
+
+    def _foresee(self, seconds: float) -> None:
+        """Refuse seconds in which the start, one step and its validation are not done, by a short pass."""
+        began, one = time.monotonic(), np.ones(1, np.float32)
+        chosen = self._given[: self.learner.workers]
+        probe = [Group(each.prompt[-_PROBE:], [each.completions[0][:_PROBE]], one) for each in chosen]
+        self.learner.adapter.set(self.state.v)
+        self.learner.gradient(probe)
+        a_token = (time.monotonic() - began) / work_of(probe)
+        held, prompts, tokens = len(self._given), self.options.prompts, work_of(self._given)
+        # Without a gradient a token takes about a third.
+        needed = a_token * tokens * (2 / 3 + prompts / held)
+        if needed > seconds:
+            fits = tokens_of(self._given) / held * seconds / needed
+            raise TrainError(
+                f"{seconds / 60:g} minutes are too few for these answers: to measure {held} held-back ones, "
+                f"to take one step on {prompts} and to measure again takes about {needed / 60:.2g} minutes "
+                f"here, {tokens:,} tokens being held back. Allow --minutes {math.ceil(needed / 30)}, or "
+                f"shorten the answers to about {max(1, int(fits))} tokens each"
+            )
 
     def _find_temperature(self, batches: Sampled, report: Report) -> None:
         """Draw at rising temperatures until sampled answers differ in their reward, and learn at that one."""
@@ -215,25 +264,29 @@ class Trainer:
         batches.temperature = self.learner.temperature = state.temperature
 
     def _due(self) -> bool:
-        """Whether to validate after this step: where minutes count, it takes a third of them at most."""
+        """Whether to validate after this step: without a number of steps it takes a third of them at most."""
         steps, every = self.state.step, self.options.validate_every
-        if self.options.minutes is None:
+        if self.options.steps is not None:  # so that two runs of so many steps are the same
             return steps % every == 0
         return steps - self._validated >= every and self._since >= _APART * self._took
 
     def _used(self, steps: int) -> float:
-        """Return which share of the budget is used after so many steps: of the steps or the minutes."""
+        """Return which share of the budget is used after so many steps: of the steps or the minutes.
+
+        Of minutes all is used where the next step with its validation would pass them.
+        """
         options, used = self.options, 0.0
         if options.steps is not None:
             used = steps / options.steps
         if options.minutes is not None and steps:  # one step is taken in any case
-            used = max(used, self.state.seconds / (60 * options.minutes))
+            spent, limit = self.state.seconds, 60 * options.minutes
+            used = max(used, 1.0 if spent + self._longest + self._took > limit else spent / limit)
         return used
 
     def _scheduled(self) -> float:
         """Return how far the step size has fallen: 1 in the last step."""
         steps = self.options.steps
-        return self._used(self.state.step) * (1 if steps is None else steps / max(steps - 1, 1))
+        return self._used(self.state.step) if steps is None else self.state.step / max(steps - 1, 1)
 
     def _result(self, stopped: str) -> Result:
         state = self.state

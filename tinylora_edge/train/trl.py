@@ -118,7 +118,7 @@ def train_trl(
         outcome = Outcome(output, best.result(task, trainer.state.global_step))
         check_agreement(outcome.result.vector)
         if lead:
-            vector = replace(outcome.result.vector, dtype=options.dtype_on_the_wire(basis))
+            vector = options.framed(outcome.result.vector, basis)
             engine = {"trl": trl.__version__, "processes": config.world_size, "grpo": chosen}
             write_result(vector, basis, task, options, outcome, best.curve, engine=engine)
             shutil.rmtree(checkpoints, ignore_errors=True)
