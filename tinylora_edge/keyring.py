@@ -46,7 +46,7 @@ class ListedKey:
         if streams is not None and not all(isinstance(name, str) and name for name in streams):
             raise ValueError(f"streams are names, not {streams!r:.60}")
         days = {name: date.fromisoformat(value[name]) for name in ("first", "last") if name in value}
-        pem = f"-----BEGIN {tags.PUBLIC}-----\n{value['key']}\n-----END {tags.PUBLIC}-----"
+        pem = f"-----BEGIN PUBLIC KEY-----\n{value['key']}\n-----END PUBLIC KEY-----"
         return cls(tags.Ed25519Verifier.from_pem(pem), None if streams is None else tuple(streams), **days)
 
     def why_not(self, stream: str, today: date) -> str:

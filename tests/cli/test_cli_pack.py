@@ -101,8 +101,10 @@ def test_again_under_the_same_key_alone(
 
 def test_the_wrong_half_of_a_pair(cli: Cli, small: Path, trained: Path, key: Path) -> None:
     out = trained.with_name("v.bin")
-    cli("pack", trained, small, "-o", out, "--key", f"{key}.pub").refused("fleet.key.pub: ", "this verifies")
-    cli("inspect", trained, small, "--key", key).refused("fleet.key: ", "this signs")
+    cli("pack", trained, small, "-o", out, "--key", f"{key}.pub").refused(
+        "fleet.key.pub: ", "found PUBLIC KEY"
+    )
+    cli("inspect", trained, small, "--key", key).refused("fleet.key: ", "found PRIVATE KEY")
     assert not out.exists()
 
 

@@ -129,7 +129,7 @@ def test_an_empty_one_trusts_nobody(tmp_path):
         ('{"keys": {}}', "it is no"),
         ('{"keys": [1]}', "an object with a field `key`, not 1"),
         ('{"keys": [{"streams": []}]}', "an object with a field `key`"),
-        ('{"keys": [{"key": "AAAA"}]}', "of another algorithm"),
+        ('{"keys": [{"key": "AAAA"}]}', "damaged"),
         ('{"keys": [{"key": 7}]}', "'key' is 7|key is 7"),
         ('{"keys": [{"key": "KEY", "until": "2026-01-01"}]}', "until is '2026-01-01'"),
         ('{"keys": [{"key": "KEY", "last": "tomorrow"}]}', "isoformat"),

@@ -1,12 +1,11 @@
 """Tags: what closes a frame and lets a device check it. Keys are in PEM, as OpenSSL writes them (RFC 8410).
 
-The DER inside has no variable part but the key, so reading it needs no ASN.1 library: a device that brings
-its own Ed25519 reads its trusted keys without the `cryptography` package.
+`cryptography` does Ed25519 and reads its keys. A device without that package brings its own check of
+signatures, and public keys as their 32 bytes.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import re
@@ -25,22 +24,13 @@ SIZES = {CRC32: 4, HMAC: 8, ED25519: 64}
 
 NAMES = {CRC32: "CRC-32", HMAC: "HMAC", ED25519: "Ed25519"}
 
-PRIVATE, PUBLIC = "PRIVATE KEY", "PUBLIC KEY"
-"""Labels of PEM blocks."""
-
 _FIELD = 2**255 - 19
 _ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
 # y of the points whose order divides 8 (RFC 8032, 5.1): 1 and -1 (orders 1 and 2; x is 0, which has one
 # sign), 0 (order 4), and two of order 8; each with both signs of x.
 _SMALL_ORDER = {1, _FIELD - 1, 0, _ORDER_8, _FIELD - _ORDER_8}
 
-_HEADS = {
-    # PrivateKeyInfo: SEQUENCE { version 0, algorithm, OCTET STRING { OCTET STRING { seed } } }
-    PRIVATE: bytes.fromhex("302e020100300506032b657004220420"),
-    # SubjectPublicKeyInfo: SEQUENCE { algorithm, BIT STRING { no unused bits, key } }
-    PUBLIC: bytes.fromhex("302a300506032b6570032100"),
-}
-_PEM_BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----\s(.*?)-----END \1-----", re.S)
+_PEM_LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 _HMAC_KEY_BYTES = 16  # the least that RFC 2104's advice allows in practice; 32 is usual
 
 
@@ -210,7 +200,7 @@ class Ed25519Signer:
             MissingExtraError: `cryptography` is not installed.
             SignatureError: the text holds no Ed25519 private key, or an encrypted one.
         """
-        return cls(read_pem(text, PRIVATE))
+        return cls(_read_pem(text, "PRIVATE KEY").private_bytes_raw())
 
     def sign(self, message: bytes) -> bytes:
         """Return the signature of the message, 64 bytes."""
@@ -235,7 +225,7 @@ class Ed25519Verifier:
         id: `ed25519:` and the first 16 hexadecimal digits of the public key's SHA-256.
 
     Raises:
-        MissingExtraError: no `check` is given and `cryptography` is not installed.
+        MissingExtraError: there is no `check`, and `cryptography` is not installed.
         SignatureError: the key is not 32 bytes, or a point under which anybody can sign.
     """
 
@@ -257,16 +247,14 @@ class Ed25519Verifier:
         self.id = _public_key_id(self._public_key)
 
     @classmethod
-    def from_pem(
-        cls, text: str | bytes, check: Callable[[bytes, bytes, bytes], bool] | None = None
-    ) -> Ed25519Verifier:
+    def from_pem(cls, text: str | bytes) -> Ed25519Verifier:
         """Return the verifier of a public key in PEM (SubjectPublicKeyInfo).
 
         Raises:
-            MissingExtraError: no `check` is given and `cryptography` is not installed.
+            MissingExtraError: `cryptography` is not installed.
             SignatureError: the text holds no Ed25519 public key.
         """
-        return cls(read_pem(text, PUBLIC), check)
+        return cls(_read_pem(text, "PUBLIC KEY").public_bytes_raw())
 
     def verify(self, message: bytes, tag: bytes) -> bool:
         """Tell whether `tag` is a signature of the message under the public key."""
@@ -297,47 +285,41 @@ def _cryptography() -> Any:
 
 def private_pem(seed: bytes) -> str:
     """Return the PEM of a private key, whose seed has 32 bytes."""
-    return _to_pem(PRIVATE, seed)
+    key = _cryptography().Ed25519PrivateKey.from_private_bytes(seed)
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    pem: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return pem.decode()
 
 
 def public_pem(key: bytes) -> str:
     """Return the PEM of a public key of 32 bytes."""
-    return _to_pem(PUBLIC, key)
+    public = _cryptography().Ed25519PublicKey.from_public_bytes(key)
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    pem: bytes = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return pem.decode()
 
 
-def _to_pem(label: str, key: bytes) -> str:
-    body = base64.b64encode(_HEADS[label] + key).decode()
-    return f"-----BEGIN {label}-----\n{body}\n-----END {label}-----\n"
+def _read_pem(text: str | bytes, label: str) -> Any:
+    """Return the Ed25519 key in a PEM block with a label; SignatureError where the text holds no such key."""
+    ed25519 = _cryptography()
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 
-
-def read_pem(text: str | bytes, label: str) -> bytes:
-    """Return the 32 bytes of a key in PEM; SignatureError where the text holds no such key."""
-    if len(text) > PEM_BYTES:
-        raise SignatureError(f"the key has {len(text)} bytes, and one in PEM at most {PEM_BYTES}")
-    if isinstance(text, bytes):
-        text = text.decode("ascii", "replace")
-    blocks = _PEM_BLOCK.findall(text)
-    if len(blocks) != 1:
+    data = text.encode("ascii", "replace") if isinstance(text, str) else bytes(text)
+    if len(data) > PEM_BYTES:
+        raise SignatureError(f"the key has {len(data)} bytes, and one in PEM at most {PEM_BYTES}")
+    labels = [found.decode() for found in _PEM_LABEL.findall(data)]
+    if labels != [label]:
         raise SignatureError(
-            f"expected one block '-----BEGIN {label}-----', but found {len(blocks)} blocks of PEM: pass a "
-            "file that tinylora-edge keygen or openssl wrote"
+            f"expected one {label} in PEM, but found {' and '.join(labels) or 'none'}: a PRIVATE KEY signs, "
+            "the PUBLIC KEY beside it, KEY.pub, verifies. Decrypt an ENCRYPTED one first: openssl pkey"
         )
-    ((found, body),) = blocks
-    if found != label:
-        hint = {
-            "ENCRYPTED PRIVATE KEY": "decrypt it first: openssl pkey -in KEY -out PLAIN",
-            PRIVATE: "this signs; devices and verify take the public one, KEY.pub",
-            PUBLIC: "this verifies; to sign takes the private one, without .pub",
-        }.get(found, f"expected a {label}")
-        raise SignatureError(f"the file holds a {found}, not a {label}: {hint}")
     try:
-        der = base64.b64decode("".join(body.split()), validate=True)
-    except ValueError as error:  # binascii.Error, or a character that is not ASCII
+        key = load_pem_public_key(data) if label == "PUBLIC KEY" else load_pem_private_key(data, None)
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise SignatureError(f"the {label} is damaged: {error}") from None
-    head = _HEADS[label]
-    if len(der) != len(head) + 32 or not der.startswith(head):
-        raise SignatureError(
-            f"the {label} is damaged, or of another algorithm: expected an Ed25519 key of {len(head) + 32} "
-            f"bytes in DER, got {len(der)}"
-        )
-    return der[len(head) :]
+    if not isinstance(key, ed25519.Ed25519PublicKey | ed25519.Ed25519PrivateKey):
+        raise SignatureError(f"the {label} is of another algorithm: expected an Ed25519 key")
+    return key
