@@ -131,11 +131,6 @@ def best_prompt(task: str) -> tuple[dict[str, Any] | None, str]:
     )
 
 
-def distillations() -> list[dict[str, Any]]:
-    """Return the fits of held-out behaviours."""
-    return [row for row in records("distillation") if "closed" in row]
-
-
 def widest(run: dict[str, Any]) -> dict[str, Any]:
     """Return what a run's vector gains on usual prompts: measured by the run, or later on more of them."""
     rows = [row for row in records("held_out") if row["frame"] == run["frame"]]

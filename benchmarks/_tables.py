@@ -23,7 +23,6 @@ from _records import (
     best_prompt,
     between,
     crowds,
-    distillations,
     drifts,
     found_on_device,
     over_seeds,
@@ -220,26 +219,6 @@ def over_runs(gained: list[float]) -> str:
     return f"{statistics.mean(gained):+.3f} ± {between(gained):.3f} ({len(gained)})"
 
 
-def distilled() -> str:
-    """The share of the KL that real fits close, over held-out behaviours and seeds."""
-    found, rows = distillations(), []
-    for name in found[0]["closed"]:
-        shares = [row["closed"][name] for row in found]
-        error = between(shares)
-        times = ", ".join(sorted({f"{row['spreads_used'][name]:g}" for row in found}))
-        rows.append(
-            [name, with_error(statistics.mean(shares), error), number(statistics.median(shares)), times]
-        )
-    behaviours, seeds = len({row["behaviour"] for row in found}), len({row["seed"] for row in found})
-    headers = [
-        f"directions ({behaviours} behaviours, seeds: {seeds})",
-        "share closed",
-        "median",
-        "times the prior",
-    ]
-    return markdown(headers, rows)
-
-
 def drifted(rows: list[dict[str, Any]], what: list[str], names: Callable[[dict[str, Any]], list[str]]) -> str:
     """Gain and drift of vectors, a row each."""
     cells = []
@@ -403,7 +382,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
         together,
         more,
         device,
-        distilled,
         moved,
         users,
         crowd,

@@ -22,7 +22,6 @@ from . import console
 from .chat import chat
 from .convert import convert
 from .demo import demo
-from .distill import distill
 from .doctor import doctor
 from .eval import evaluate
 from .export import export
@@ -46,7 +45,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Make a bundle, once per model": {
         "export": export, "models": models, "learn": learn, "inspect": inspect, "sign": sign
     },
-    "Find a vector": {"train": train, "tune": tune, "distill": distill, "eval": evaluate},
+    "Find a vector": {"train": train, "tune": tune, "eval": evaluate},
     "Use it": {"run": run_prompt, "chat": chat, "play": play},
     "Ship it": {
         "pack": pack, "convert": convert, "links": links, "publish": publish, "fetch": fetch, "keygen": keygen

@@ -1,4 +1,4 @@
-"""What `train`, `tune`, `distill` and `eval` share: a prompt to stand behind, and figures for reading."""
+"""What `train`, `tune` and `eval` share: a prompt to stand behind, and figures for reading."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@
     llm.clear()                                     # the base again, bit for bit
 
     runtime.tune(llm, prompts, reward, budget="5m")  # finds a vector, on the device itself
-    runtime.distill(llm, "Be brief.", questions, budget="5m")  # makes one of a prompt
 
     pool = runtime.Pool("bundle")                   # many users at once, each with a vector of his own
     answer = await pool.chat(messages, user="alice", vector=alice_bytes)
@@ -26,13 +25,10 @@ from ..vector import Policy
 from .learning import (
     Budget,
     Clicks,
-    Distilled,
     Given,
-    Replacement,
     RewardLearner,
     Tuned,
     TuneSettings,
-    distill,
     tune,
 )
 from .load import engine_of, load, missing_engine
@@ -46,19 +42,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Budget",
     "Clicks",
-    "Distilled",
     "Given",
     "NotImprovedWarning",
     "OnnxSession",
     "Policy",
     "Pool",
-    "Replacement",
     "RewardLearner",
     "TinyLoraLlama",
     "TinyLoraOnnx",
     "TuneSettings",
     "Tuned",
-    "distill",
     "engine_of",
     "load",
     "tune",

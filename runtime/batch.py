@@ -195,7 +195,6 @@ class Batch:
         completions: Sequence[Sequence[Sequence[int]]],
         *,
         temperature: float = 1.0,
-        among: Sequence[Sequence[NDArray[np.int32]]] | None = None,
     ) -> list[list[list[NDArray[np.float32]]]]:
         """Return the exact log-probabilities of given completions: evaluation alone, nothing is drawn.
 
@@ -205,24 +204,19 @@ class Batch:
             completions: for each prompt the token ids of its completions, with the end-of-generation token
                 where it is part of one.
             temperature: above 0; of the distribution softmax(logits / temperature).
-            among: for each prompt, for each of its completions int32 [n, k]: score these tokens in the place
-                of the completion's own, k of them wherever one of its tokens stands.
 
         Returns:
             For each vector and prompt, for each of its completions: float32 [n], natural logarithms, one a
-            token; with `among` float32 [n, k]. NaN where logits are not finite: the vector is too large.
+            token. NaN where logits are not finite: the vector is too large.
 
         Raises:
             VectorError: a prompt or a completion is empty, or passes the room of a sequence; lengths that
                 do not fit each other; the temperature is not above 0.
             TinyLoraError: the batch is closed.
         """
-        wanted = completions if among is None else among
-        if _lengths(wanted) != _lengths(completions):
-            raise VectorError("every completion needs as many rows of other tokens (among) as it has tokens")
 
         def read(logits: NDArray[np.float32], prompt: int, number: int, at: int) -> list[Any]:
-            tokens = np.array(wanted[prompt][number][at : at + len(logits)], np.int32)
+            tokens = np.array(completions[prompt][number][at : at + len(logits)], np.int32)
             return list(logprobs(logits, tokens, temperature))
 
         found = self._read(vectors, prompts, completions, read)
@@ -424,7 +418,3 @@ class Batch:
     def _free(self) -> None:
         for context in self._contexts:
             context.engine.close()
-
-
-def _lengths(rows: Sequence[Sequence[Sequence[Any] | NDArray[Any]]]) -> list[list[int]]:
-    return [[len(row) for row in each] for each in rows]

@@ -34,11 +34,6 @@ class Prior:
         return np.asarray(np.linalg.inv(self.covariance), np.float64)
 
     @property
-    def spread(self) -> NDArray[np.float64]:
-        """How far vectors are from 0, whatever their signs: S with S S' the mean of v v', float64 [n, n]."""
-        return np.asarray(np.linalg.cholesky(self.covariance + np.outer(self.mean, self.mean)), np.float64)
-
-    @property
     def digest(self) -> str:
         """SHA-256 in hexadecimal of the numbers, for the states of runs."""
         return hashlib.sha256(

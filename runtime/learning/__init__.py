@@ -1,26 +1,19 @@
-"""Learning on a device, by forward passes alone: from a reward, from clicks, from a prompt.
+"""Learning on a device, by forward passes alone: from a reward (`tune`), from clicks (`Clicks`).
 
-One learner (`learner.py`: sittings, checks, budgets) over one search (CMA-ES) and one file of state has two
-objectives: the reward of answers (`tune`), and nearness to a prompted model (`distill`). A user's clicks are
-evidence about his vector, a Gaussian posterior that is kept in such a file, too (`Clicks`).
+A reward is learned from by one learner (`learner.py`: sittings, checks, budgets) over a search. A user's
+clicks are evidence about their vector, a Gaussian posterior. Both keep a file of numbers (`state.py`).
 """
 
 from .clicks import Clicks, Given
-from .contrast import Distilled, Replacement
-from .learner import Tuned, TuneSettings
-from .prompt import distill
-from .reward import RewardLearner, tune
+from .learner import RewardLearner, Tuned, TuneSettings, tune
 from .state import Budget
 
 __all__ = [
     "Budget",
     "Clicks",
-    "Distilled",
     "Given",
-    "Replacement",
     "RewardLearner",
     "TuneSettings",
     "Tuned",
-    "distill",
     "tune",
 ]

@@ -1,15 +1,15 @@
-"""The learner: a search over v that only ever runs the model forwards, whatever the objective.
+"""Learning from a reward, by a search over v that only ever runs the model forwards.
 
-Every step asks the search for candidates, judges them on the same few prompts, and tells the search. Some
-prompts are held back: they decide what is returned. What a vector is worth is a subclass's to say: by a
-reward of its answers (`reward.py`), or by how near it is to a prompted model (`prompt.py`).
+`tune` is one call, `RewardLearner` is for idle minutes. Every step asks the search for candidates, judges
+their answers to the same few prompts, and tells the search. Some prompts are held back: they decide what is
+returned.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...basis import Basis
-from ...errors import TrainError
-from ...tasks import Sample
+from ...errors import NotImprovedWarning, TrainError
+from ...tasks import Prompt, Reward, Sample, Task
 from ...vector import MicroVector
 from ..batch import Batch
 from ..model import PersonalizedModel
+from ..schema import Schema
 from .search import Search, change, sigma_of
 from .state import Budget, Report, SearchState, beginning, load_state, save_state
 
@@ -107,19 +108,26 @@ class Tuned:
         return {key: value for key, value in vars(self).items() if key != "vector"}
 
 
-class SearchLearner(ABC):
-    """A learner of v on the device, in one sitting or many.
+class RewardLearner:
+    """A learner of v on the device from rewards of its answers, in one sitting or many.
 
     Between two steps everything is in `state`, so an app may give it idle minutes: `run` goes on where the
     last one ended, and with a `path` so does another process.
 
     Args:
         llm: a loaded model, of either engine. Neither its vector nor its context is touched.
-        samples: prompts as candidates see them, at least 2: a part of them is held back.
+        prompts: what to learn on, at least 2: a part of them is held back.
+        reward: judges an answer: `reward(completion, sample) -> float`, higher is better. `sample` is the
+            prompt as it was given, or a `Sample` of it.
+        shaped: what to learn from in its place: the same goal with credit for coming near, which teaches
+            faster than right or wrong. `reward` alone decides what is kept.
         max_tokens: of an answer.
+        schema: what answers are held to: a JSON schema, or labels, one of which is the answer.
+        raw: texts go past the chat template; by default each is one message of the user, as in the app.
         seed: of everything.
         basis: of the vector; None for that of `start`, or of 13 numbers.
-        start: vector to begin with; None for zeros. A state that exists knows its own.
+        start: vector to begin with; None for zeros, or, where no basis is given either, the model's own. A
+            state that exists knows its own.
         settings: of the loop and the search.
         path: file in which the state is kept after every step, and from which it goes on if it exists. It
             holds numbers, and neither prompts nor answers.
@@ -141,10 +149,14 @@ class SearchLearner(ABC):
     def __init__(
         self,
         llm: PersonalizedModel,
-        samples: Sequence[Sample],
+        prompts: Sequence[Prompt | Sample],
+        reward: Reward,
         *,
-        max_tokens: int,
-        settings: TuneSettings,
+        shaped: Reward | None = None,
+        max_tokens: int = 64,
+        schema: Schema | None = None,
+        raw: bool = False,
+        settings: TuneSettings | None = None,
         basis: Basis | None = None,
         start: MicroVector | None = None,
         seed: int = 0,
@@ -154,11 +166,15 @@ class SearchLearner(ABC):
         sequences: int = 32,
         n_threads: int | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings = settings = settings or TuneSettings()
+        samples = [Sample.of(prompt, raw=raw) for prompt in prompts]
+        self._deciding, self._schema = Task("tuning", [], [], reward, max_tokens), schema
+        self._lessons = replace(self._deciding, reward=shaped or reward)
         self._llm, self._samples, self._max_tokens, self._seed = llm, samples, max_tokens, seed
         self._path, self._wait, self._report = None if path is None else Path(path), wait, report
         self._sequences, self._threads = sequences, n_threads
         self._train, self._check = _hold_back(len(samples), settings.held_back, seed)
+        start = start or (llm.vector if basis is None else None)
         self._basis, self._start = basis, start = beginning(llm.bases, basis, start)
         self._whitening = basis.whitening
         self._sigma = settings.reach * math.sqrt(len(basis.modules) * basis.rank) / basis.projection.norm
@@ -181,10 +197,6 @@ class SearchLearner(ABC):
                 raise TrainError(
                     f"{self._path} is not a usable state: {error}. Remove it to begin anew"
                 ) from None
-
-    @abstractmethod
-    def _worth(self, vectors: Sequence[MicroVector], numbers: Sequence[int], *, checking: bool) -> Judged:
-        """Judge vectors on samples, by their numbers: to learn from, or where `checking` to decide."""
 
     def stop(self) -> None:
         """End the sitting after the step at hand; safe to call from a signal handler or another thread."""
@@ -213,9 +225,9 @@ class SearchLearner(ABC):
             self._samples, self._max_tokens, sequences=self._sequences, n_threads=self._threads
         ) as batch:
             self.state.seconds += time.monotonic() - began
-            return self.sit(batch, limit, last_check=last_check, resumed=resumed)
+            return self._sit(batch, limit, last_check, resumed)
 
-    def sit(self, batch: Batch, budget: Budget, *, last_check: bool = True, resumed: bool = False) -> Tuned:
+    def _sit(self, batch: Batch, budget: Budget, last_check: bool, resumed: bool) -> Tuned:
         """Learn in a batch that has room for all prompts; see `run`."""
         self._batch, self._budget, self._last_check, self._stop = batch, budget, last_check, False
         self._began = self.state.tokens, self.state.seconds
@@ -385,13 +397,20 @@ class SearchLearner(ABC):
     def _judge(
         self, vectors: Sequence[MicroVector], numbers: Sequence[int], *, checking: bool = False
     ) -> Judged:
-        """Judge vectors, and count what it costs.
+        """Judge vectors on samples, by their numbers, to learn from, or where `checking` to decide.
 
-        A vector that explodes on one prompt has the lowest reward on all: what else it answered at the same
-        time may have been drawn into it.
+        What it costs is counted. A vector that explodes on one prompt has the lowest reward on all: what else
+        it answered at the same time may have been drawn into it.
         """
+        samples, task = [self._samples[i] for i in numbers], self._deciding if checking else self._lessons
         with self._counted():
-            rewards, exploded = self._worth(vectors, numbers, checking=checking)
+            answers = self._batch.answer_each(
+                vectors, samples, max_tokens=self._max_tokens, schema=self._schema
+            )
+            exploded = np.array([any(answer.exploded for answer in row) for row in answers])
+            rewards = np.zeros((len(vectors), len(samples)))
+            for number in np.flatnonzero(~exploded):
+                rewards[number] = task.scores(answers[number], samples)
         rewards[exploded] = self._lowest(rewards[~exploded])
         self.state.rollouts += len(vectors) * len(numbers)
         return rewards, exploded
@@ -504,6 +523,48 @@ class SearchLearner(ABC):
             "max_tokens": self._max_tokens,
             **asdict(self.settings),
         }
+
+
+def tune(
+    llm: PersonalizedModel,
+    prompts: Sequence[Prompt | Sample],
+    reward: Reward,
+    *,
+    budget: Budget | float | str,
+    **options: Any,
+) -> MicroVector:
+    """Tune the model's vector on the device, with forward passes alone, and make it the active one.
+
+    It needs numpy and the engine that runs the model, and works on the weights as they are, quantized or not.
+    A part of the prompts is held back and decides: where nothing did better on them than the start, the start
+    is returned, with a `NotImprovedWarning`, and the model keeps its vector. So it does on every error.
+
+    Args:
+        llm: what `runtime.load` returned, of either engine.
+        prompts: texts, lists of chat messages, or samples of a task: at least 2, better 100. Texts are
+            messages of the user, unless `raw=True` is among the options.
+        reward: `reward(completion, sample) -> float`, higher is better.
+        budget: seconds, a text such as `5m`, `90s` or `80ktokens`, or a `Budget`. With one of tokens the same
+            seed gives the same vector, on one machine, engine build and number of threads.
+        options: those of `RewardLearner` (`seed`, `max_tokens`, `basis`, `start`, `settings`, `path`, ...).
+
+    Returns:
+        The vector that the model has now.
+
+    Raises:
+        TrainError, VectorError: as for `RewardLearner` and `RewardLearner.run`.
+        BusyError: a stream of this thread is unfinished, so the vector cannot be exchanged.
+    """
+    found = RewardLearner(llm, prompts, reward, **options).run(budget)
+    if not found.improved:
+        warnings.warn(
+            f"tuning found nothing better than the start ({found.start_score:.3f} on {found.held_back} "
+            f"prompts held back, {found.steps} steps): the start is returned",
+            NotImprovedWarning,
+            stacklevel=2,
+        )
+        return found.vector
+    return llm.swap(found.vector)
 
 
 def _hold_back(samples: int, count: int, seed: int) -> tuple[list[int], list[int]]:

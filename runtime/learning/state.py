@@ -100,8 +100,7 @@ class SearchState:
         restarts: how often the search went back to the best.
         rollouts, tokens, seconds: spent so far; tokens count prompts and answers.
         sigma: of the first step; 0 before it is known.
-        aside_tokens, aside_seconds: the part of the above that no rollout took: to find sigma, to have
-            the prompted model's answers.
+        aside_tokens, aside_seconds: the part of the above that no rollout took, but finding sigma.
     """
 
     search: dict[str, Any]

@@ -22,7 +22,7 @@ def test_help_lists_the_commands_in_sections(cli: Cli) -> None:
     for title, section in app.COMMANDS.items():
         at = lines.index(f"{title}:")
         assert lines[at + 1].split()[0] == next(iter(section))
-    assert len(COMMANDS) == len(set(COMMANDS)) == 21
+    assert len(COMMANDS) == len(set(COMMANDS)) == 20
 
 
 @pytest.mark.parametrize("command", COMMANDS)

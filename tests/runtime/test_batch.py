@@ -129,11 +129,9 @@ def test_the_seed_decides_and_not_what_runs_beside(llm: PersonalizedModel, sampl
 
 def test_given_completions_are_scored_exactly(llm: Any) -> None:
     users, temperature = vectors(llm), 0.6
-    among = [[np.array([[5, 9]] * len(tokens), np.int32) for tokens in each] for each in COMPLETIONS]
     with opened(llm, sequences=16, n_threads=2) as batch:
         options: Any = {"vector": users[0], "temperature": temperature}
         found = batch.score(PROMPTS, COMPLETIONS, **options)
-        others = batch.score(PROMPTS, COMPLETIONS, among=among, **options)
         likeliest = batch.likeliest(PROMPTS, COMPLETIONS, 4, vector=users[0])
         under = batch.score_each(users, PROMPTS[:1], COMPLETIONS[:1], temperature=temperature)
     for p, each in enumerate(COMPLETIONS):
@@ -141,7 +139,6 @@ def test_given_completions_are_scored_exactly(llm: Any) -> None:
         for c, tokens in enumerate(each):
             wanted = exact(llm, PROMPTS[p], tokens, users[0], temperature)
             np.testing.assert_allclose(found[p][c], wanted[range(len(tokens)), tokens], atol=1e-3)
-            np.testing.assert_allclose(others[p][c], wanted[:, [5, 9]], atol=1e-3)
             best, values = likeliest[p][c]
             assert (best.shape, best.dtype) == ((len(tokens), 4), np.int32)
             plain = exact(llm, PROMPTS[p], tokens, users[0], 1)
@@ -190,7 +187,7 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedMo
     unfit = MicroVector(np.zeros(99, np.float32))
     with opened(llm, n_ctx_seq=40) as batch:
         for prompts, completions, temperature, message in (
-            ([[1]], [], 1.0, "every completion needs as many rows|1 prompts need as many lists"),
+            ([[1]], [], 1.0, "1 prompts need as many lists"),
             ([[1]], [[[2], []]], 1.0, "completion 1 of prompt 0 is empty"),
             ([[1], []], [[[2]], [[2]]], 1.0, "prompt 1 is empty"),
             ([[1], [1] * 35], [[[2]], [[2] * 7]], 1.0, r"prompt 1 has 35 tokens.* 7 more pass the 40"),
@@ -198,9 +195,6 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedMo
         ):
             with pytest.raises(VectorError, match=message):
                 batch.score(prompts, completions, temperature=temperature)
-        for among in ([], [[]], [[np.zeros((2, 3), np.int32)]]):
-            with pytest.raises(VectorError, match="as many rows of other tokens"):
-                batch.score([[1]], [[[2]]], among=among)
         for call, message in (
             (lambda: batch.generate([[1], []], max_tokens=2), "prompt 1 is empty"),
             (lambda: batch.generate([[1] * 39], max_tokens=2), "raise n_ctx_seq"),

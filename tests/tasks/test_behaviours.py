@@ -1,9 +1,9 @@
-"""Behaviours: teacher and student, files of one's own, and that nothing measured on is learned from."""
+"""Behaviours: teacher and student, files of one's own, and that nothing tasks measure on is learned from."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,9 @@ from answers import normalized
 
 from tinylora_edge import TrainError
 from tinylora_edge.tasks import load_task
-from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours, load_examples, load_questions
+from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours, load_questions
 
-LEARN, HELD_OUT = load_behaviours(), load_behaviours(split="held_out")
-ALL = LEARN + HELD_OUT
-QUESTIONS = {"learn": load_questions(split="learn"), "held_out": load_questions(split="held_out")}
 Write = Callable[..., Path]
-
-
-def asked(behaviours: Iterable[Behaviour]) -> set[str]:
-    return {
-        normalized(question)
-        for one in behaviours
-        for question in (*one.questions, *(asked for asked, _ in one.examples))
-    }
 
 
 def texts(behaviour: Behaviour) -> Iterator[str]:
@@ -57,13 +46,9 @@ def test_the_teacher_sees_prompt_examples_and_question_the_student_the_question(
 
 
 def test_a_file_of_ones_own(write: Write) -> None:
-    held = {"name": "we", "system": "Say we.", "questions": ["Why?", "How?"], "split": "held_out"}
-    path = write(SHORT, "", LAST, held)
+    path = write(SHORT, "", LAST, {"name": "we", "system": "Say we.", "questions": ["Why?", "How?"]})
     short, last = Behaviour("short", "Be short."), Behaviour("last", examples=(("hat, gate", "gate"),))
-    assert load_behaviours(path) == (short, last)
-    assert load_behaviours(path, split="held_out") == (Behaviour("we", "Say we.", (), ("Why?", "How?")),)
-    with pytest.raises(TrainError, match='none of its 2 behaviours has the split "held_out"'):
-        load_behaviours(write(SHORT, LAST), split="held_out")
+    assert load_behaviours(path) == (short, last, Behaviour("we", "Say we.", (), ("Why?", "How?")))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +66,6 @@ def test_a_file_of_ones_own(write: Write) -> None:
         ({"name": "a", "examples": {"question": "b"}}, '"examples" is an object'),
         ({"name": "a", "examples": [{"question": "b", "answer": 5}]}, "example 1: found an object"),
         ({"name": "a", "examples": [{"question": "b"}]}, "example 1: found an object"),
-        ({"name": "a", "system": "b", "split": ["learn"]}, '"split" is a list of 1, expected "learn" or'),
         (SHORT, "there is another behaviour 'short'"),
     ],
 )
@@ -91,19 +75,7 @@ def test_a_malformed_behaviour_is_named(write: Write, line: Any, message: str) -
         load_behaviours(path)
 
 
-def test_examples_of_a_file(write: Write) -> None:
-    assert load_examples(write(*LAST["examples"])) == (("hat, gate", "gate"),)
-    with pytest.raises(TrainError, match=r"own\.jsonl:1: found an object"):
-        load_examples(write({"question": "hat, gate"}))
-
-
-# The shipped files: nothing twice
-
-
-def test_no_question_is_on_both_sides() -> None:
-    learn = asked(LEARN) | set(map(normalized, QUESTIONS["learn"]))
-    held_out = asked(HELD_OUT) | set(map(normalized, QUESTIONS["held_out"]))
-    assert learn & held_out == set()
+# The shipped files
 
 
 def test_no_word_that_tasks_hold_out_is_learned_from() -> None:
@@ -113,8 +85,8 @@ def test_no_word_that_tasks_hold_out_is_learned_from() -> None:
         nouns |= {sample.answer, *sample.data["others"]}
     held_out = nouns | {f"{noun}s" for noun in nouns}
     assert len(nouns) > 100
-    for behaviour in ALL:
+    for behaviour in load_behaviours():
         for text in texts(behaviour):
             assert not set(normalized(text).split()) & held_out, (behaviour.name, text)
-    for question in QUESTIONS["learn"]:
+    for question in load_questions():
         assert not set(normalized(question).split()) & held_out, question

@@ -17,12 +17,10 @@ from tinylora_edge import (
     TrainError,
     TrustError,
     load_bundle,
-    runtime,
 )
 from tinylora_edge.exporters import add_projection
 from tinylora_edge.formats.signatures import check_bundle, sign_bundle
 from tinylora_edge.tasks.behaviours import Behaviour
-from tinylora_edge.train.distill import distill
 from tinylora_edge.train.learn import (
     Learned,
     LearnSettings,
@@ -178,31 +176,6 @@ def test_each_behaviour_is_reported_once_and_not_done_again(smollm2_bundle, lear
     assert again == []
 
 
-def test_a_prompt_becomes_a_vector_that_the_deployed_model_runs(learned_bundle):
-    found = distill(
-        learned_bundle,
-        BEHAVIOURS[0],
-        QUESTIONS,
-        HELD_OUT,
-        numbers=2,
-        max_tokens=8,
-        steps=6,
-        dtype="fp32",
-        workers=2,
-    )
-    replacement = found.replacement
-    assert replacement.share == 1 - replacement.after.sum() / replacement.before.sum()
-    assert replacement.share > 0.05, "a direction of the pirate's was learned"
-    assert found.vector.values.shape == (2,)
-    assert (replacement.told, replacement.bare) == (23.5, 34.5), "the template has a system prompt of its own"
-    assert [each.question for each in replacement.shown] == HELD_OUT
-    with runtime.load(learned_bundle, found.vector, engine="llama", n_ctx=256, n_threads=2) as llm:
-        done: Any = llm.create_chat_completion(
-            BEHAVIOURS[0].bare(HELD_OUT[0]), max_tokens=40, temperature=0.0
-        )
-    assert done["choices"][0]["message"]["content"] == replacement.shown[0].personalized
-
-
 NOTHING = Behaviour(
     "nothing", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 )  # which is what the model's own template says where nobody says anything
@@ -233,11 +206,6 @@ def test_what_cannot_be_learned_is_refused(smollm2_bundle, tmp_path, options, me
     with pytest.raises(TrainError, match=message):
         run(smollm2_bundle, tmp_path / "state", **options)
     assert not list(tmp_path.rglob("*.npz"))
-
-
-def test_questions_are_divided(smollm2_bundle):
-    with pytest.raises(TrainError, match="not 4 and 2 with 1 on both sides"):
-        distill(smollm2_bundle, BEHAVIOURS[0], QUESTIONS, [HELD_OUT[0], QUESTIONS[0]])
 
 
 def test_directions_are_added_to_a_signed_bundle_by_its_signer_alone(

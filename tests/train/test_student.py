@@ -1,4 +1,4 @@
-"""The student: its slopes, its divergence, and how far a fit goes."""
+"""The student: its slopes, and its divergence."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ import pytest
 import torch
 
 from tinylora_edge import load_bundle
-from tinylora_edge.runtime.learning.contrast import Lesson
 from tinylora_edge.train import learner
 from tinylora_edge.train.adapter import Adapter
-from tinylora_edge.train.distill import _EFFECT, spread_of
 from tinylora_edge.train.learner import ForwardKL, Learner
-from tinylora_edge.train.student import fit, slopes
+from tinylora_edge.train.student import Lesson, slopes
 
 
 def lesson() -> Lesson:
@@ -74,42 +72,6 @@ def test_slopes_are_the_changes_of_each_question(pupil: Learner, plain: bool) ->
         own = [basis.projection.adjoint(each)[index] for each in found.divergence]
         np.testing.assert_allclose(own, change / (2 * h), rtol=0.05, atol=2e-3)
     assert (np.abs(found.score).sum((1, 2, 3)) > 0).all()
-
-
-def test_a_fit_is_measured_by_the_divergence_that_is_left(pupil: Learner) -> None:
-    values, losses = fit(pupil, lesson(), steps=3, spread=0.1 * np.eye(13))
-    before, after = (divergence(pupil, lesson(), v) for v in (0 * values, values))
-    assert losses[0] == pytest.approx(float(before.sum()) / 6, rel=1e-4)
-    assert float(after.sum()) / 6 < losses[0]
-    assert min(losses) == pytest.approx(float(after.sum()) / 6, rel=1e-3)
-
-
-def many(dice: np.random.Generator, told: list[np.ndarray] | None = None) -> Lesson:
-    """Sixteen questions of four tokens; the teacher is the model itself unless it is told more."""
-    bare = [dice.integers(0, 256, 4).astype(np.int32) for _ in range(16)]
-    answers = [dice.integers(0, 256, 12).astype(np.int32) for _ in range(16)]
-    return Lesson("x", told or bare, bare, answers)
-
-
-def test_without_a_prior_directions_move_tokens_by_an_effect(pupil: Learner) -> None:
-    """A step of one spread in a direction costs half of the effect's square, in the mean of directions."""
-    lesson_ = many(np.random.default_rng(3))
-    spread = spread_of(pupil, lesson_, seed=0)
-    assert pupil.adapter.basis.prior is None
-    np.testing.assert_array_equal(spread, spread[0, 0] * np.eye(13))
-    kls = [divergence(pupil, lesson_, each).sum() / (16 * 12) for each in spread.astype(np.float32)]
-    assert np.mean(kls) == pytest.approx(_EFFECT**2 / 2, rel=0.4)  # of tokens that were drawn
-
-
-def test_a_fit_goes_as_far_as_answers_outweigh_the_prior(pupil: Learner) -> None:
-    """A narrower prior holds it nearer to 0, and one that allows nothing leaves it there."""
-    dice = np.random.default_rng(5)
-    lesson_ = many(dice, told=[dice.integers(0, 256, 9).astype(np.int32) for _ in range(16)])
-    fits = [fit(pupil, lesson_, steps=4, spread=each * np.eye(13)) for each in (1e-4, 0.02, 0.2)]
-    norms = [float(np.linalg.norm(values)) for values, _ in fits]
-    assert norms[0] < 1e-3 < norms[1] < norms[2]
-    assert fits[0][1][-1] > fits[1][1][-1] > fits[2][1][-1]
-    assert fits[0][1][0] == pytest.approx(fits[2][1][0]), "the bare model"
 
 
 # The divergence over the vocabulary: value and gradient against autograd in float64

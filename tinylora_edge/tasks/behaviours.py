@@ -1,11 +1,10 @@
 """Behaviours: prompts that a vector can take the place of, and the questions that they are asked with.
 
-Learning directions and distilling a prompt compare two views of one question: the teacher sees it behind a
-system prompt or worked examples (`Behaviour.messages`), the student sees it alone (`Behaviour.bare`). Two
-files are shipped, both written for this project: `behaviours.jsonl`, and `questions.jsonl` for the behaviours
-that bring no questions of their own; what a question to learn from is about is in no held-out one. A file of
-your own has one JSON object a line, with a `name`, a teacher (`system`, `examples`, or both), and perhaps
-`questions`:
+Learning directions compares two views of one question: the teacher sees it behind a system prompt or worked
+examples (`Behaviour.messages`), the student sees it alone (`Behaviour.bare`). Two files are shipped, both
+written for this project: `behaviours.jsonl`, and `questions.jsonl` for the behaviours that bring no questions
+of their own. A file of your own has one JSON object a line, with a `name`, a teacher (`system`, `examples`,
+or both), and perhaps `questions`:
 
     {"name": "one-sentence", "system": "Answer in one short sentence."}
     {"name": "last-word", "examples": [{"question": "hat, gate, drum", "answer": "drum"}]}
@@ -17,17 +16,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from ..errors import TrainError
 from .files import kind_of, read_objects
 
 _BEHAVIOURS = Path(__file__).with_name("behaviours.jsonl")
 _QUESTIONS = Path(__file__).with_name("questions.jsonl")
-_KEYS = ("name", "system", "examples", "questions", "split")
-
-Split: TypeAlias = Literal["learn", "held_out"]
-"""The side of a behaviour or a question: learned from, or only measured on."""
+_KEYS = ("name", "system", "examples", "questions")
 
 
 @dataclass(frozen=True)
@@ -75,36 +71,25 @@ class Behaviour:
         return [{"role": "user", "content": question}]
 
 
-def load_behaviours(
-    path: str | os.PathLike[str] | None = None, *, split: Split = "learn"
-) -> tuple[Behaviour, ...]:
-    """Return the behaviours of one side of a file, or of the shipped one; a line without `split` is `learn`.
+def load_behaviours(path: str | os.PathLike[str] | None = None) -> tuple[Behaviour, ...]:
+    """Return the behaviours of a file, or of the shipped one.
 
     Raises:
-        TrainError: a line is malformed, a name occurs twice, or the side is empty.
+        TrainError: a line is malformed, or a name occurs twice.
     """
     file = _BEHAVIOURS if path is None else Path(path)
-    found: dict[str, tuple[Behaviour, str]] = {}
+    found: dict[str, Behaviour] = {}
     for place, row in read_objects(file, "the behaviours"):
         behaviour = _behaviour(place, row)
         if behaviour.name in found:
             raise TrainError(f"{place}: there is another behaviour {behaviour.name!r}: expected another name")
-        found[behaviour.name] = behaviour, row.get("split", "learn")
-    kept = tuple(behaviour for behaviour, side in found.values() if side == split)
-    if not kept:
-        raise TrainError(f'{file}: none of its {len(found)} behaviours has the split "{split}"')
-    return kept
+        found[behaviour.name] = behaviour
+    return tuple(found.values())
 
 
-def load_questions(*, split: Split) -> tuple[str, ...]:
-    """Return the shipped questions of one side, in order: everyday questions and instructions."""
-    rows = read_objects(_QUESTIONS, "the questions")
-    return tuple(row["question"] for _, row in rows if row["split"] == split)
-
-
-def load_examples(path: str | os.PathLike[str]) -> tuple[tuple[str, str], ...]:
-    """Return the worked examples of a JSONL file with `question` and `answer` a line, in its order."""
-    return tuple(_example(place, row) for place, row in read_objects(Path(path), "the examples"))
+def load_questions() -> tuple[str, ...]:
+    """Return the shipped questions, in order: everyday questions and instructions."""
+    return tuple(row["question"] for _, row in read_objects(_QUESTIONS, "the questions"))
 
 
 def _behaviour(place: str, row: Mapping[str, Any]) -> Behaviour:
@@ -121,8 +106,6 @@ def _behaviour(place: str, row: Mapping[str, Any]) -> Behaviour:
         raise TrainError(f'{place}: "examples" is {kind_of(examples)}, expected a list')
     if not isinstance(questions, list) or not all(isinstance(each, str) for each in questions):
         raise TrainError(f'{place}: "questions" is {kind_of(questions)}, expected a list of texts')
-    if row.get("split", "learn") not in ("learn", "held_out"):
-        raise TrainError(f'{place}: "split" is {kind_of(row["split"])}, expected "learn" or "held_out"')
     pairs = tuple(_example(f"{place}: example {number}", each) for number, each in enumerate(examples, 1))
     try:
         return Behaviour(name, system, pairs, tuple(questions))

@@ -30,14 +30,13 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import Bundle, load_bundle
 from ..projection import RANK, Projection
-from ..runtime.learning.contrast import NOISE, Lesson
 from ..runtime.learning.state import Report
 from ..system import atomic_write, cores
 from ..tasks.behaviours import Behaviour, load_behaviours, load_questions
 from .adapter import Adapter
 from .learner import Learner
 from .model import load_model, one_thread
-from .student import Slopes, prepare_lessons, slopes
+from .student import NOISE, Lesson, Slopes, prepare_lessons, slopes
 
 Matrix = NDArray[np.float64]
 
@@ -123,7 +122,7 @@ def learn(
             f"{len(chosen)} behaviours cannot teach {count} directions: give more behaviours, or ask for "
             "fewer directions"
         )
-    general = load_questions(split="learn")
+    general = load_questions()
     asked = [(each, questions_of(each, general, settings)) for each in chosen]
     paths = [Path(folder) / f"{_key(basis, *each, settings)}.npz" for each in asked]
     missing = [(each, path) for each, path in zip(asked, paths, strict=True) if not path.exists()]
