@@ -241,13 +241,13 @@ class Bases(Mapping[str, Basis]):
         """Return the basis that the bytes of a frame name; nothing of them is verified.
 
         Raises:
-            FrameError: they are a raw payload, which names none, or too short.
+            FrameError: their number is even, or too small.
             BasisMismatchError: it is not here.
         """
         if len(data) < _ID.stop or len(data) % 2 == 0:
             raise FrameError(
-                f"{len(data)} bytes are no frame, and a raw payload says neither basis nor sequence: frame "
-                "it (`pack --numbers N`, MicroVector.to_bytes), or name its basis (MicroVector.from_bytes)"
+                f"{len(data)} bytes are no frame, whose number of bytes is odd: it was cut on its way, or is "
+                "something else"
             )
         found = self.get(data[_ID].hex())
         if found is None:

@@ -136,7 +136,7 @@ class OnnxSession:
                         raise
                     raise type(error)(f"row {row}: {error}") from None
                 r[row] = input_row(self.bases.of(vector).R(vector), factors.rank)
-                if isinstance(vector, CheckedVector) and not vector.raw:
+                if isinstance(vector, CheckedVector):
                     other = newest.setdefault((stream, vector.verified_by), vector.sequence)
                     if other != vector.sequence:
                         raise RollbackError(

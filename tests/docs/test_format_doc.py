@@ -192,7 +192,7 @@ def test_test_frames() -> None:
     hmac_key, private_key, public_key = map(bytes.fromhex, re.findall(r"`([0-9a-f]{64})`", text))
     signer = tags.Ed25519Signer(private_key)
     assert signer.public_key == public_key
-    policy = Policy("none", keys=[tags.Hmac(hmac_key), tags.Ed25519Verifier(signer.public_key)])
+    policy = Policy("checksum", keys=[tags.Hmac(hmac_key), tags.Ed25519Verifier(signer.public_key)])
     signers = {"CRC-32": tags.Crc32(), "HMAC": tags.Hmac(hmac_key), "Ed25519": signer}
     values = np.arange(-6, 7, dtype=np.float32) / np.float32(100)
     factors = support.random_factors(13, kinds=("attn_q",))
@@ -269,14 +269,6 @@ def test_what_is_signed_for_a_bundle() -> None:
     )
     assert "\n    tinylora bundle 1\n" in text
     assert f"`{signatures.SIGNATURE_NAME}`" in text
-
-
-def test_the_keyring_is_one(tmp_path: Path) -> None:
-    shown = json.loads(re.search(r"^    (\{.*\})$", section("Keyrings"), re.M).group(1))
-    public = tags.Ed25519Signer(bytes(range(32))).public_key
-    shown["keys"][0]["key"] = tags.public_pem(public).splitlines()[1]
-    (tmp_path / "keys.json").write_text(json.dumps(shown))
-    assert Policy(keyring=tmp_path / "keys.json")
 
 
 def test_a_state_file(tmp_path: Path) -> None:
