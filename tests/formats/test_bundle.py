@@ -153,7 +153,7 @@ class TestFingerprint:
 class TestCheckBase:
     def test_other_weights(self, bundle):
         write_base(bundle / "base.gguf", attn_q=np.zeros((100, 40), np.float32))
-        with pytest.raises(BaseMismatchError, match=r"has fingerprint .*lists 0000000000000000.*add_base"):
+        with pytest.raises(BaseMismatchError, match=r"has fingerprint .*lists 0000000000000000.*--add-base"):
             load_bundle(bundle).check_base()
 
     def test_another_architecture(self, bundle):
