@@ -13,7 +13,6 @@ BENCHMARKS = $(filter-out benchmarks/_% $(STUDIES),$(wildcard benchmarks/*.py))
 
 # A worker a core, each pinned to its own (tests/conftest.py); whole files, for their fixtures. `-n 0` is one.
 # A worker takes up to 4 GB. In the order of their names: few files that take long come last then.
-CHECKED = tests/core tests/wire tests/formats tests/test_layers.py tests/docs/test_evidence.py
 SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # llama-cpp-python is built from source, once, or takes ready-made libraries where no compiler is found.
@@ -51,8 +50,8 @@ test: lint size ## format, lint, types, sizes, then the tests; PYTEST_ARGS="..."
 	@echo "make: running the tests"
 	@$(RUN) $(BIN)/pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
-check: lint ## lint, types, and the tests that neither train nor build: for whoever changes a line
-	@$(RUN) $(BIN)/pytest $(SIDE_BY_SIDE) --quiet $(CHECKED) $(PYTEST_ARGS)
+check: lint ## lint, types, and the tests that are not slow, in 90 seconds on two cores
+	@$(RUN) $(BIN)/pytest $(SIDE_BY_SIDE) --quiet -m 'not slow' $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff format --check, ruff check, mypy --strict
 	@echo "make: checking format, lint and types"

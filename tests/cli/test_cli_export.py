@@ -17,6 +17,7 @@ from invocation import Cli, contents
 from tinylora_edge import Basis, MicroVector, load_bundle
 
 
+@pytest.mark.slow
 def test_the_report_of_the_real_model(cli: Cli, smollm2_gguf: Path, tmp_path: Path, basis: Basis) -> None:
     out = tmp_path / "out"
     text = cli("export", smollm2_gguf, "-o", out).done()
@@ -76,6 +77,7 @@ def test_a_hugging_face_directory_with_the_deployed_gguf(cli: Cli, tmp_path: Pat
     cli("inspect", tmp_path / "out").done()
 
 
+@pytest.mark.slow
 def test_another_quantization_is_added(
     cli: Cli, smollm2_gguf: Path, smollm2_bundle: Path, tmp_path: Path
 ) -> None:

@@ -102,6 +102,7 @@ class TestContent:
 
 
 class TestFingerprint:
+    @pytest.mark.slow
     def test_of_a_real_model(self, smollm2_gguf, smollm2_bundle):
         bases = load_bundle(smollm2_bundle).bases
         expected = support.fingerprint(gguf.GGUFReader(smollm2_gguf), "llama", bases.factors.modules)

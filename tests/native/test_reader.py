@@ -144,6 +144,7 @@ def test_golden_bases(reader: Path, tmp_path: Path, number: int) -> None:
         assert descriptor == entry["descriptor"]
 
 
+@pytest.mark.slow
 def test_a_real_bundle(reader: Path, smollm2_bundle: Path, tmp_path: Path) -> None:
     bases = load_bundle(smollm2_bundle).bases
     base, side = smollm2_bundle / "base.gguf", smollm2_bundle / "basis.gguf"
@@ -211,6 +212,7 @@ def test_an_older_vector_is_not_accepted_again(reader: Path, tmp_path: Path) -> 
     assert 10 < refusals[0] < refusals[1] < 55
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(RUNNER), reason="valgrind runs programs of its own machine alone")
 @pytest.mark.skipif(
     not shutil.which("valgrind"), reason="valgrind is not installed; sanitizers still look for leaks"

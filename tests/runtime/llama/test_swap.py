@@ -118,6 +118,7 @@ def perform(llm, choices, operation, argument):
     return ...
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True], ids=["no cache", "LlamaRAMCache"])
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS, last=st.integers(-1, 4))
