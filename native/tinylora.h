@@ -97,7 +97,7 @@ tinylora_status tinylora_basis_at(const tinylora_bases *bases, uint32_t index, t
                                   tinylora_error *why);
 
 /* R of n numbers v of that basis, into `r`: modules * rank * rank floats. `tinylora_read` has done it; this is for an app
- * that makes vectors itself, by sliders say. The Frobenius norm of R is at most `max_norm`; 0 stands for 1,000. */
+ * that makes vectors itself, by sliders say. The Frobenius norm of R is at most `max_norm`; 0 stands for 64. */
 tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const float *v, double max_norm,
                            float *r, tinylora_error *why);
 
@@ -130,7 +130,7 @@ typedef struct {
     tinylora_verify verify; /* for Ed25519; NULL: such frames are refused */
     void *verify_data;      /* its first argument */
     int today;              /* days since 2026-01-01, UTC; 0: by the system's clock */
-    double max_norm;        /* of R; 0: 1,000 (trained vectors have 0.1 to 50) */
+    double max_norm;        /* of R; 0: 64 (trained vectors have 0.1 to 50) */
     tinylora_mark mark;     /* what was accepted last of frames with a checksum */
 } tinylora_policy;
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .basis import Bases, Basis
+from .basis import MAX_NORM, Bases, Basis
 from .errors import SignatureError, VectorError
 from .factors import Factors
 from .wire import expiry, frame, sequences, tags
@@ -23,9 +23,6 @@ LEVELS: tuple[str, ...] = ("checksum", "mac", "signature")
 
 FIRST_SEQUENCE = 1
 """The sequence of a vector that nobody numbered."""
-
-MAX_NORM = 1000.0
-"""Frobenius norm of R that a policy accepts: vectors that were trained have 0.1 to 50."""
 
 _LEVEL_OF_KIND = {tags.CRC32: 0, tags.HMAC: 1, tags.ED25519: 2}
 
@@ -187,7 +184,8 @@ class Policy:
             without keys.
         keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
         max_norm: largest Frobenius norm of R that is accepted; infinite for any. It keeps nonsense out, and
-            is no safety: an engine survives whatever it computes from a finite R.
+            is no safety: which norm makes an engine's logits non-finite depends on the model and on where
+            the norm is. A generation ends with an error where they are.
         state: a file that keeps the sequences through restarts; processes may share it. Or a log that is kept
             elsewhere, as a store of many users' vectors has one.
         today: what says the day in UTC: a callable (by default the system's clock), or a date.
@@ -253,11 +251,7 @@ class Policy:
         if received.until is not None:
             expiry.check(received.until, self._clock)
         values = basis.values(received.values)
-        norm = basis.norm(values)
-        if norm > self.max_norm:
-            raise VectorError(
-                f"R of the vector has the norm {norm:.4g}, but the policy accepts at most {self.max_norm:.4g}"
-            )
+        self.check_norm(values, basis)
         vector = CheckedVector._with(
             {
                 "values": values,
@@ -271,6 +265,14 @@ class Policy:
         )
         self._log.check((basis.factors.digest, key, stream), received.sequence, _content(key, vector))
         return vector
+
+    def check_norm(self, v: Any, basis: Basis) -> None:
+        """Check the norm of R, also of a vector that an app made itself; VectorError: it is too large."""
+        norm = basis.norm(v)
+        if norm > self.max_norm:
+            raise VectorError(
+                f"R of the vector has the norm {norm:.4g}, but the policy accepts at most {self.max_norm:.4g}"
+            )
 
     @contextmanager
     def admit(self, data: bytes, known: Basis | Bases, *, stream: str = "") -> Iterator[CheckedVector]:

@@ -58,8 +58,8 @@ def _policies() -> list[tuple[native_reader.Conversation, Policy]]:
     arguments = "apply", str(folder() / "frames.gguf"), "", "1"
     key = _reader(*arguments, f"hmac:{wire_readers.SECRET.hex()}")
     return [
-        (_reader(*arguments), Policy(today=date(2026, 1, 2))),
-        (key, Policy(keys=[Hmac(wire_readers.SECRET)], today=date(2026, 1, 2))),
+        (_reader(*arguments), Policy(today=date(2026, 1, 2), max_norm=1000)),
+        (key, Policy(keys=[Hmac(wire_readers.SECRET)], today=date(2026, 1, 2), max_norm=1000)),
     ]
 
 

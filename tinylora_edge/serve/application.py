@@ -14,10 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from ..basis import MAX_NORM
 from ..errors import OptionError
 from ..formats.bundle import load_bundle
 from ..runtime.pool import Pool
-from ..vector import MAX_NORM, Policy
+from ..vector import Policy
 from ..wire.tags import Signer, Verifier
 from . import completions, editor, routes
 from .access import Access, ApiKeys, Limits

@@ -121,7 +121,7 @@ class TestShape:
             basis = llm.bases.basis(numbers=6)
             own = MicroVector.random(basis, 0.2, seed=3)
             tuning = RewardLearner(llm, PROMPTS, favoured, start=own, **QUICK)
-            z = np.array(tuning.state.search["mean"])
+            z = np.array(tuning.state.search["start"])
             np.testing.assert_allclose(basis.whitening.values(z), own.values, atol=1e-7)
             assert tuning.state.start == own.values.tolist()
             rows: list[dict[str, Any]] = []

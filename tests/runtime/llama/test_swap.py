@@ -59,7 +59,15 @@ def test_zero_vector_is_the_base(llm, load_plain, tiny_bundle, zero):
         assert llm.vector is not None
 
 
-def test_clearing_after_a_vector_that_overflowed_gives_the_base(llm, load_plain, tiny_bundle):
+def test_a_vector_of_the_app_s_own_is_within_the_norm_too(llm):
+    with pytest.raises(VectorError, match=r"norm 64\.\d+, .* at most 64"):
+        llm.swap(MicroVector.random(llm.bases.basis(rank=2), 64.1))
+    assert llm.vector is None
+    llm.swap(MicroVector.random(llm.bases.basis(rank=2), 63.9))
+
+
+def test_clearing_after_a_vector_that_overflowed_gives_the_base(load, load_plain, tiny_bundle):
+    llm = load(tiny_bundle, policy=Policy(max_norm=np.inf))
     llm.swap(MicroVector(np.full(13, 1e30, np.float32)))
     assert not np.isfinite(models.llama_logits(llm, PROMPT * 3)).all()
     llm.clear()
