@@ -273,14 +273,18 @@ def test_what_is_signed_for_a_bundle() -> None:
 
 def test_a_state_file(tmp_path: Path) -> None:
     text = section("State files")
-    word = re.search(r"^    (tinylora state \d) <SHA-256", text, re.M).group(1)
+    version = int(re.search(r'^    {"format": (\d), "sha256"', text, re.M).group(1))
     basis, key = support.random_basis(), tags.Hmac(bytes(32))
     policy = Policy(keys=[key], state=tmp_path / "state", today=expiry.FIRST)
     vector = MicroVector([0.5, -1], "int8", 7)
     with policy.admit(vector.to_bytes(basis, key, stream="alice", until=expiry.LAST), basis, stream="alice"):
         pass
-    head, _, body = (tmp_path / "state").read_bytes().partition(b"\n")
-    assert head.decode() == f"{word} {hashlib.sha256(body).hexdigest()}"
+    found = json.loads((tmp_path / "state").read_bytes())
     hashed = f"{basis.digest}\nint8\n".encode() + vector.values.astype("<f4").tobytes()
     content = hashlib.sha256(hashed).hexdigest()[:32]
-    assert json.loads(body) == {basis.factors.digest: {key.id: {"alice": f"7:{content}"}}}
+    body = f'{{"{basis.factors.digest}":{{"{key.id}":{{"alice":"7:{content}"}}}}}}'
+    assert found == {
+        "format": version,
+        "sha256": hashlib.sha256(body.encode()).hexdigest(),
+        "accepted": json.loads(body),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import zlib
@@ -130,12 +131,17 @@ def _make_state(random: Random) -> bytes:
     }
     if random.random() < 0.1:  # an older version
         tree = {BASIS.factors.digest: {"": {"": 5, "alice": 7}}}  # type: ignore[dict-item]
-    return _mend_state(b"tinylora state 3 \n" + as_json(changed(tree, random)))
+    return _mend_state(as_json({"format": 4, "sha256": "", "accepted": changed(tree, random)}))
 
 
 def _mend_state(data: bytes) -> bytes:
-    head, _, body = data.partition(b"\n")
-    return head[: len("tinylora state 3 ")] + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    try:
+        document = json.loads(data)
+        body = json.dumps(document["accepted"], sort_keys=True, separators=(",", ":"))
+        document["sha256"] = hashlib.sha256(body.encode()).hexdigest()
+        return json.dumps(document).encode()
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return data
 
 
 def _read_state(data: bytes) -> None:
