@@ -6,7 +6,6 @@ llama.cpp has grammars of its own, which a short pattern keeps busy for minutes.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -38,10 +37,6 @@ overflows its stack."""
 SCHEMA_MULTIPLES = 10_000
 """What a number may be a multiple of, without its decimal point: an automaton has a state a remainder."""
 
-SCHEMA_REPEATS = 1024
-"""Characters that a pattern repeats, counted repetitions written out, where a length has to hold as well.
-With 65,536 of them a schema of 200 bytes takes llguidance 21 seconds."""
-
 SCHEMA_ALTERNATIVES = 32
 """Objects and arrays among the alternatives of a schema, beyond the first of each choice: what may begin
 alike is read side by side. With 400 of them that lead to each other a token takes .1 s."""
@@ -53,8 +48,9 @@ to 4 kB. With 2,000 the process ends."""
 _BETWEEN = r" |\n[ \t]{0,20}"
 """White space that an answer may have between two parts. Without a bound a model may write nothing else."""
 
-_LIMITS = {"max_lexer_states": 1 << 13, "step_lexer_fuel": 50_000, "step_max_items": 50_000}
-"""Of llguidance's parser: states of its automaton, of 2 kB each, and what a token may take: some ms."""
+_LIMITS = {"max_lexer_states": 1 << 14, "step_lexer_fuel": 100_000, "step_max_items": 50_000}
+"""Of llguidance's parser: states of its automaton, of about 1 kB each, ten a token where a text has a length;
+and what a token may take: some ms."""
 
 _KEYWORDS = frozenset({
     "$ref", "anyOf", "oneOf", "allOf", "enum", "const", "type",
@@ -68,16 +64,12 @@ _KEYWORDS = frozenset({
 
 _BESIDE = {
     **dict.fromkeys(("$ref", "anyOf", "oneOf", "allOf"), frozenset[str]()),
-    **dict.fromkeys(("enum", "const"), frozenset({"type"})),
-    "pattern": _KEYWORDS - {"format"},
+    **dict.fromkeys(("enum", "const", "pattern"), frozenset({"type"})),
 }
 """Which of them may stand beside one. Where two schemas or two patterns have to hold together, llguidance
 looks for what both allow, in exponential time: 24 patterns took it minutes and gigabytes."""
 
 _SCALARS = frozenset({"string", "number", "integer", "boolean", "null"})
-_COUNT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
-_DIGITS = 32  # of a count that is read
-_BEYOND = SCHEMA_REPEATS + SCHEMA_BYTES + 1
 
 
 def grammar_of(schema: Schema, vocabulary: Vocabulary) -> Grammar:
@@ -220,8 +212,8 @@ def _check_rule(rule: Mapping[str, Any], *, root: bool) -> None:
             )
     if refused := rule.keys() & {"patternProperties", *(() if root else ("$id", "id", "$anchor"))}:
         raise _refused(f"the JSON schema has {min(refused)!r}, of which no grammar is made")
-    kinds, pattern = rule.get("type"), rule.get("pattern")
-    if len(_list(rule.get("allOf"))) > 1 or len(_list(kinds)) > len({*map(str, _list(kinds))}):
+    kinds = _list(rule.get("type"))
+    if len(_list(rule.get("allOf"))) > 1 or len(kinds) > len({*map(str, kinds)}):
         raise _refused("the JSON schema has an allOf of several, or a type twice: write it as one")
     for key in ("properties", "required"):
         if isinstance(names := rule.get(key), Sized) and len(names) > SCHEMA_PROPERTIES:
@@ -233,12 +225,6 @@ def _check_rule(rule: Mapping[str, Any], *, root: bool) -> None:
         raise _refused(
             f"a multipleOf in the JSON schema is {multiple:,} without its decimal point, and at most "
             f"{SCHEMA_MULTIPLES:,} becomes a grammar"
-        )
-    lengths = [rule[name] for name in ("minLength", "maxLength") if _is_number(rule.get(name))]
-    if isinstance(pattern, str) and lengths and repeated(pattern) + max(lengths) / 4 > SCHEMA_REPEATS:
-        raise _refused(
-            "a pattern of the JSON schema with the length beside it repeats more than "
-            f"{SCHEMA_REPEATS:,} characters: shorten what repeats, or leave the length out"
         )
 
 
@@ -302,23 +288,6 @@ def _choice(labels: Sequence[str]) -> str:
             f"{len(labels):,} labels have {size:,} bytes, and at most {SCHEMA_BYTES:,} become a grammar"
         )
     return text
-
-
-def repeated(pattern: str) -> int:
-    """Return how many characters more a pattern has at most once its counted repetitions are written out.
-
-    A count behind a character or a class adds up; one behind a group, another count or white space, which
-    may stand for anything, multiplies all of the pattern.
-    """
-    times, size = 1, len(pattern)
-    for count in _COUNT.finditer(pattern):
-        most = max(int(count[2] or count[1]), 1) if len(count[0]) < _DIGITS else _BEYOND
-        before = pattern[count.start() - 1 : count.start()]
-        if before in ")}?*+" or before.isspace():
-            times = min(times * most, _BEYOND)
-        else:
-            size += most
-    return min(times * size, _BEYOND) - len(pattern) if times > 1 or size > len(pattern) else 0
 
 
 def _values(node: Any) -> Iterator[Any]:

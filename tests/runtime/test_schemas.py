@@ -21,7 +21,6 @@ from tinylora_edge import MicroVector, RequestError, TinyLoraError
 from tinylora_edge.runtime import Pool
 from tinylora_edge.runtime.answers import Answer
 from tinylora_edge.runtime.batch import Batch
-from tinylora_edge.runtime.schema import SCHEMA_REPEATS, repeated
 from tinylora_edge.tasks import Sample
 
 NAMED = {"type": "string", "pattern": "^[A-Z][a-z]{1,8}$"}
@@ -68,8 +67,8 @@ BAD = [
     {"not": {"type": "string"}},
     {"const": -(1 << 63)},
     {"enum": [math.nan]},
-    {"pattern": "a", "maxLength": math.nan},
-    {"pattern": "a", "maxLength": -math.inf},
+    {"maxLength": math.nan},
+    {"maxLength": -math.inf},
     {"type": "no such type"},
     {"enum": ["x" * (1 << 16)]},
     {"properties": {f"p{i}": {} for i in range(401)}},
@@ -104,7 +103,7 @@ LONG = [  # some kept an engine busy for minutes, others were refused without ne
     {"type": "string", "pattern": "^((((a?){9}){9}){9}){9}b$"},
     {"type": "string", "pattern": "^(a{1,999}){1,999}$"},
     {"type": "string", "maxLength": 10**9},
-    {"type": "string", "pattern": "^[a-z0-9]{1,64}@[a-z]{1,253}\\.com$", "maxLength": 320},
+    {"type": "string", "format": "email", "maxLength": 320},
     {"properties": {"a": {"anyOf": [{"type": "string", "maxLength": 10_000}, {"type": "null"}]}, "b": NAMED}},
     {"type": "number", "multipleOf": 0.01},
     {"type": "integer", "multipleOf": 9_973},
@@ -165,27 +164,6 @@ def test_a_schema_of_many_ways_takes_no_time(pool: Pool, schema: dict[str, Any])
     answer = asyncio.run(pool.complete("x", schema=schema, max_tokens=8, temperature=1, seed=0))
     assert answer.finish.completion_tokens
     assert time.process_time() - began < 5, "and it takes some milliseconds"
-
-
-@pytest.mark.parametrize(
-    ("pattern", "least", "most"),
-    [
-        ("abc", 0, 0),
-        ("a{5}", 4, 6),
-        ("((ab){3}c){2}", 11, 99),
-        ("(a|b{4}){2}", 9, 40),
-        ("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", 20, 300),
-        (r"\d{4}-\d{2}-\d{2}", 5, 30),
-        (r"\{5}\(", 0, 40),
-        ("((((a?){9}){9}){9}){9}", SCHEMA_REPEATS, 1 << 30),
-        ("(a{1,999}){1,999}", SCHEMA_REPEATS, 1 << 30),
-        ("a{999}{999}", SCHEMA_REPEATS, 1 << 30),
-        ("(?x)a{999} {999}", SCHEMA_REPEATS, 1 << 30),
-    ],
-)
-def test_repetitions_are_bounded(pattern: str, least: int, most: int) -> None:
-    assert least <= repeated(pattern) <= most
-    assert repeated(f"({pattern}){{99999999999}}") > SCHEMA_REPEATS
 
 
 @pytest.mark.parametrize(
