@@ -2,7 +2,8 @@
 
 The neighbour asks one thing after the other; by turns nobody else does, or somebody attacks: connections that
 send nothing, bodies that never come, pipelined requests whose answers nobody reads, many long answers for one
-user, vectors while another process has locked the store.
+user, vectors while another process has locked the store, clients that ask again and again for the slowest
+schemas, or with the slowest prompts, and one key with many users.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
+from string import ascii_lowercase
+from threading import Event, Thread
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
@@ -32,10 +36,39 @@ from tinylora_edge.wire import text
 NEIGHBOUR, ATTACKER, OTHERS = (f"{who}-key-1" for who in ("neighbour", "attacker", "others"))
 CHAT, QUIET = "/v1/chat/completions", "quiet"
 CONNECTIONS, BODIES, UNREAD, FLOOD, STUCK = 2000, 1100, 64, 32, 16
-MOST_RATIO, MOST_MB = 2.0, 20.0
+CLIENTS, USERS = 8, 1200
+MOST_RATIO, MOST_MB, MOST_TIMES, MOST_END_S = 2.0, 20.0, 1.5, 5.0
 WARM = 500  # requests after which memory is compared
 
 Attack = Callable[[ExitStack], None]
+
+
+def slow_schemas() -> list[dict[str, Any]]:
+    """The schemas that cost most: of those that are refused, and of those that are not."""
+    arrays = [{"type": "array", "items": {"$ref": f"#/$defs/{n}"}} for n in range(6)]
+    chain = {f"{n}": {"anyOf": [{"$ref": f"#/$defs/{n + 1}"}]} for n in range(1200)} | {"1200": {}}
+    ranges = [{"type": "number", "minimum": n + 0.1234567, "maximum": 1e15 + n} for n in range(800)]
+    return [
+        {"type": "string", "allOf": [{"pattern": f".*{letter}.*"} for letter in ascii_lowercase[:24]]},
+        {"$ref": "#/$defs/0", "$defs": chain},
+        {"type": "string", "pattern": r"^((.{0,65536}é\w)+){0,3}$"},
+        {"type": "array", "items": arrays[0], "$defs": {f"{n}": {"anyOf": arrays} for n in range(6)}},
+        {"type": "object", "properties": {f"p{n}": {} for n in range(400)}},
+        {"anyOf": ranges},
+        {"type": "string", "pattern": "^(.*a.{30}|.*b.{30}|.*c.{30})$"},
+        {"type": "string", "format": "email", "minLength": 3, "maxLength": 65536},
+        {"type": "string", "pattern": f"^(?i:{'|'.join(f'w{n}' for n in range(9000))})$"},
+    ]
+
+
+def slow_prompts() -> list[list[dict[str, str]]]:
+    """Chats of less than a megabyte that cost most."""
+    words = " ".join(random.choices(NOUNS, k=30_000))
+    letters = "".join(random.choices(ascii_lowercase, k=165_000))
+    runs = " ".join(letters[begin : begin + 4000] for begin in range(0, 160_000, 4000))
+    few = [{"role": "user", "content": text} for text in (letters, runs, words)]
+    many = {"role": "user", "content": "x"}
+    return [[many] * 25_000, [many] * 500, *([each] for each in few)]
 
 
 class Target:
@@ -100,6 +133,44 @@ class Target:
         for number in range(STUCK):
             user = f"stuck{number}-{time.monotonic_ns()}"
             self.send(stack, self.request(ATTACKER, self.body(1, user, vector=True)))
+
+    def schemas(self, stack: ExitStack) -> None:
+        schemas = slow_schemas()
+
+        def body(number: int) -> dict[str, Any]:
+            schema = schemas[number % len(schemas)]
+            if number % 3:
+                return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+            parameters = {"type": "object", "properties": {"a": schema}, "$defs": schema.get("$defs", {})}
+            tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+            return {"tools": [tool], "tool_choice": "required"}
+
+        self.clients(stack, body)
+
+    def prompts(self, stack: ExitStack) -> None:
+        prompts = slow_prompts()
+        self.clients(stack, lambda number: {"messages": prompts[number % len(prompts)]})
+
+    def clients(self, stack: ExitStack, own: Callable[[int], dict[str, Any]]) -> None:
+        """Clients of one key that ask until the attack ends; each request has something of its own."""
+        over, numbers = Event(), count()
+
+        def work() -> None:
+            while not over.is_set():
+                connection = self.server.connect()
+                with suppress(OSError, http.client.HTTPException):
+                    self.ask(connection, ATTACKER, self.body(64) | own(next(numbers)))
+                connection.close()
+
+        threads = [Thread(target=work) for _ in range(CLIENTS)]
+        for thread in threads:
+            thread.start()
+            stack.callback(thread.join)
+        stack.callback(over.set)
+
+    def users(self, stack: ExitStack) -> None:
+        for number in range(USERS):
+            self.send(stack, self.request(ATTACKER, self.body(self.tokens, f"user{number}")))
 
     @contextmanager
     def under(self, attack: Attack | None) -> Iterator[None]:
@@ -166,6 +237,7 @@ def measure(report: bench.Report, options: Any, folder: Path) -> None:
         bundles["llama"] = export(folder)[0]
     if bundles["onnx"] is None:
         bundles["onnx"] = export_onnx(smollm2(), folder / "onnx", precision="int4").output
+    (folder / "keys").touch(mode=0o600)
     (folder / "keys").write_text(f"{OTHERS}\n{NEIGHBOUR} neighbour\n{ATTACKER}\n")
     for engine, bundle in bundles.items():
         here = folder / f"{engine}-server"
@@ -179,6 +251,11 @@ def measure(report: bench.Report, options: Any, folder: Path) -> None:
             attacks |= {name: getattr(target, name) for name in options.attacks}
             times: dict[str, list[float]] = {name: [] for name in attacks}
             target.neighbour(None, 3)
+            connection = server.connect()  # a schema needs the tokens in another form
+            target.ask(connection, NEIGHBOUR, target.body(8) | {"response_format": {"type": "json_object"}})
+            connection.close()
+            target.neighbour(target.flood, 3)
+            before = server.memory()["resident"]
             for number in range(options.rounds):
                 names = list(attacks)[number % len(attacks) :]
                 for name in [*names, *(each for each in attacks if each not in names)]:
@@ -193,17 +270,35 @@ def measure(report: bench.Report, options: Any, folder: Path) -> None:
             report.say("\n" + bench.table([engine, "p50 s", "p95 s", "p95, times quiet"], rows))
             for name in options.attacks:
                 report.target(f"{engine}: p95 under {name}, times quiet", ratios[name], "<=", MOST_RATIO)
+            times_more = server.memory()["peak"] / before
+            report.target(
+                f"{engine}: resident memory at its peak, times before", times_more, "<=", MOST_TIMES
+            )
             report.record.setdefault("log_bytes", {})[engine] = (here / "log").stat().st_size
             if options.requests:
                 sizes = resident(target, options.requests)
                 report.record.setdefault("resident", {})[engine] = sizes
                 grown = (max(sizes) - sizes[0]) / 1e6
                 report.target(f"{engine}: MB more after {options.requests:,} requests", grown, "<=", MOST_MB)
+            report.target(
+                f"{engine}: seconds from SIGTERM to the end", seconds_to_end(target), "<=", MOST_END_S
+            )
+
+
+def seconds_to_end(target: Target) -> float:
+    """Seconds from SIGTERM to the end of a server to which clients send slow schemas."""
+    with ExitStack() as stack:
+        target.schemas(stack)
+        time.sleep(3)
+        with bench.stopwatch() as watch:
+            target.server.process.terminate()
+            target.server.process.wait()
+    return watch.seconds
 
 
 def main() -> int:
     parser = bench.parser(__doc__, rounds=5)
-    attacks = ["idle", "bodies", "unread", "flood", "locked"]
+    attacks = ["idle", "bodies", "unread", "flood", "locked", "schemas", "prompts", "users"]
     parser.add_argument("--attacks", nargs="*", choices=attacks, default=attacks, metavar="NAME")
     parser.add_argument("--each", type=int, default=8, help="of the neighbour, a round (%(default)s)")
     parser.add_argument("--tokens", type=int, default=16, help="of his answers (%(default)s)")

@@ -30,7 +30,8 @@ def tiny(
 
     def make(path: Path) -> Path:
         source = onnx_models.tiny_hf(architecture)
-        onnx_models.export(source, path, precision, flavour=flavour, settings=ExportSettings(rank=rank))
+        graph = onnx_models.graph(source, precision)
+        export_onnx(source, path, graph=graph, flavour=flavour, settings=ExportSettings(rank=rank))
         (path / "onnx" / "chat_template.jinja").write_text(TEMPLATE)
         return path
 
@@ -88,7 +89,8 @@ def real() -> Path:
     assert spec is not None
     assert spec.origin is not None
     source = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    return shared.once("smollm2-onnx", lambda path: onnx_models.export(source, path).output)
+    graph = onnx_models.graph(source, "fp32")
+    return shared.once("smollm2-onnx", lambda path: export_onnx(source, path, graph=graph).output)
 
 
 def basis(bundle: Path) -> Basis:

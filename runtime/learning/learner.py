@@ -35,6 +35,12 @@ _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effe
 _WIDER, _WIDEST = 1.5, 4.0  # sigma after a step without signal, and at most, over that of the beginning
 _NARROWER = 0.7  # sigma after going back to the best
 
+Judged = tuple[NDArray[np.float64], NDArray[np.bool_]]
+"""Rewards float64 [vectors, prompts], and bool [vectors]: which are too large for the model.
+
+The rewards of those count for nothing.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings:
@@ -186,7 +192,7 @@ class RewardLearner:
             try:
                 # Not what this process was given: an app may have swapped in what was found.
                 self._start = self._vector(self.state.start)
-                self._search = Search.restored(self.state.search, basis.size, seed, settings.population)
+                self._search = Search.restored(self.state.search, basis.size)
             except ValueError as error:
                 raise TrainError(
                     f"{self._path} is not a usable state: {error}. Remove it to begin anew"
@@ -249,8 +255,7 @@ class RewardLearner:
         """Score the start and choose sigma, if that is to be done, and see that a step is affordable."""
         state, fresh = self.state, not self.state.sigma
         if not state.start_scores:
-            (scores,) = self._judge([self._vector(state.start)], self._check, checking=True)
-            state.start_scores = scores.tolist()
+            state.start_scores = self._score_start(self._check)
             state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
         if not state.sigma:
             self._choose_sigma()
@@ -290,20 +295,21 @@ class RewardLearner:
                 moved = np.array(state.start) + sigma * self._whitening.values(directions)
                 return change(here, scores([self._vector(v) for v in moved]))
 
-            state.sigma = sigma_of(effect, self._sigma, measure)
-            self._search = self._search.anew(self._search.mean, state.sigma)
+            self._search.sigma = state.sigma = sigma_of(effect, self._sigma, measure)
 
     def _step(self) -> None:
         state, search = self.state, self._search
         vectors = [self._vector(v) for v in self._whitening.values(search.ask())]
-        rewards = self._judge(vectors, self._pick(search.step))
+        rewards, exploded = self._judge(vectors, self._pick(search.step))
         search.tell(rewards)
         if np.ptp(rewards, axis=0).any():
             state.silent = 0
+        elif exploded.all():
+            state.silent += 1
+            search.sigma *= _NARROWER
         else:
             state.silent += 1
-            sigma = min(search.sigma * _WIDER, state.sigma * _WIDEST)
-            self._search = search = search.anew(search.mean, sigma)
+            search.sigma = min(search.sigma * _WIDER, state.sigma * _WIDEST)
         figures: dict[str, Any] = {
             "step": search.step,
             "reward": float(rewards.mean()),
@@ -311,6 +317,8 @@ class RewardLearner:
             "norm": float(np.linalg.norm(self._mean())),
             **self._spent(),
         }
+        if exploded.any():
+            figures["exploded"] = int(exploded.sum())
         if search.step % self.settings.check_every == 0:
             figures["check"] = self._look()
         self._save()
@@ -319,19 +327,21 @@ class RewardLearner:
     def _look(self) -> float:
         """Check the mean on the first held-back prompts: keep it, or go back to the best."""
         state, search = self.state, self._search
-        (scores,) = self._judge([self._vector(self._mean())], self._check[: self._half()], checking=True)
+        (scores,), (exploded,) = self._judge(
+            [self._vector(self._mean())], self._check[: self._half()], checking=True
+        )
         gap = scores - np.array(state.best_scores)
-        if gap.mean() > 0 or (gap.mean() == 0 and state.best_step):
+        if not exploded and (gap.mean() > 0 or (gap.mean() == 0 and state.best_step)):
             state.unimproved = 0 if gap.mean() > 0 else state.unimproved + 1
             state.best, state.best_scores = self._mean().tolist(), scores.tolist()
             state.best_step = search.step
         else:
             state.unimproved += 1
-            if -gap.mean() > max(self.settings.tolerance, 2 * _standard_error(gap)):
+            if exploded or -gap.mean() > max(self.settings.tolerance, 2 * _standard_error(gap)):
                 best = self._whitening.coordinates(np.array(state.best))
-                self._search = search.anew(best, search.sigma * _NARROWER)
+                search.jump(best, search.sigma * _NARROWER)
                 state.restarts += 1
-                self._report({"event": "restart", "step": search.step, "sigma": self._search.sigma})
+                self._report({"event": "restart", "step": search.step, "sigma": search.sigma})
         return float(scores.mean())
 
     def _end(self, stopped: str) -> Tuned:
@@ -346,7 +356,9 @@ class RewardLearner:
             rest = check[half:] if known else check
             more: Sequence[float] = []
             if rest:
-                (more,) = self._judge([self._vector(values)], rest, checking=True)
+                (more,), (exploded,) = self._judge([self._vector(values)], rest, checking=True)
+                if exploded:
+                    continue
             scores = np.array([*known, *more])
             gap = scores - best
             # Of two that the check cannot tell apart the later one has learned from more. The start is none
@@ -384,19 +396,38 @@ class RewardLearner:
 
     def _judge(
         self, vectors: Sequence[MicroVector], numbers: Sequence[int], *, checking: bool = False
-    ) -> NDArray[np.float64]:
+    ) -> Judged:
         """Judge vectors on samples, by their numbers, to learn from, or where `checking` to decide.
 
-        What it costs is counted.
+        What it costs is counted. A vector that explodes on one prompt has the lowest reward on all: what else
+        it answered at the same time may have been drawn into it.
         """
         samples, task = [self._samples[i] for i in numbers], self._deciding if checking else self._lessons
         with self._counted():
             answers = self._batch.answer_each(
                 vectors, samples, max_tokens=self._max_tokens, schema=self._schema
             )
-            rewards = np.array([task.scores(row, samples) for row in answers])
+            exploded = np.array([any(answer.exploded for answer in row) for row in answers])
+            rewards = np.zeros((len(vectors), len(samples)))
+            for number in np.flatnonzero(~exploded):
+                rewards[number] = task.scores(answers[number], samples)
+        rewards[exploded] = self._lowest(rewards[~exploded])
         self.state.rollouts += len(vectors) * len(numbers)
-        return rewards
+        return rewards, exploded
+
+    def _score_start(self, numbers: Sequence[int]) -> list[float]:
+        """Return the rewards of what it began with; TrainError where that is too large for the model."""
+        (rewards,), (exploded,) = self._judge([self._vector(self.state.start)], numbers, checking=True)
+        if exploded:
+            raise TrainError(
+                "the vector that learning begins with is too large for the model: its logits are not finite. "
+                "Begin with another one (start), or clear the model's own"
+            )
+        return list(rewards.tolist())
+
+    def _lowest(self, rewards: NDArray[np.float64]) -> float:
+        """Return the reward of what explodes: the lowest of these and of the start's, and at most 0."""
+        return float(min([0.0, *self.state.start_scores, rewards.min(initial=0.0)]))
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -420,8 +451,7 @@ class RewardLearner:
         return self._whitening.values(self._search.mean)
 
     def _vector(self, values: Sequence[float] | NDArray[np.float64]) -> MicroVector:
-        whole = np.array(values, np.float64).reshape(self._basis.size)
-        return replace(self._start, values=self._basis.bounded(whole).astype(np.float32))
+        return replace(self._start, values=np.array(values, np.float32).reshape(self._basis.size))
 
     def _pick(self, step: int) -> list[int]:
         """The prompts of a step: every epoch visits all of them in an order of its own."""

@@ -23,7 +23,7 @@ from .service import Service
 
 VECTOR_HEADER = "x-tinylora-vector"
 
-_LAST_WORDS_S = 4.0  # of a server that goes down: a stream that has not said why it ends is cut then
+_LAST_WORDS_S = 3.0  # of a server that goes down: a stream that has not said why it ends is cut then
 
 
 async def chat(request: Request, service: Service) -> Response:
