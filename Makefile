@@ -8,12 +8,11 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
 # Studies take up to hours, or bundles, vectors and libraries: they run by themselves.
-STUDIES = $(patsubst %,benchmarks/%.py,drift evidence feedback fleet onnx_weights public tune)
+STUDIES = $(patsubst %,benchmarks/%.py,drift evidence feedback onnx_weights public tune)
 BENCHMARKS = $(filter-out benchmarks/_% $(STUDIES),$(wildcard benchmarks/*.py))
 
 # A worker a core, each pinned to its own (tests/conftest.py); whole files, for their fixtures. `-n 0` is one.
 # A worker takes up to 4 GB. In the order of their names: few files that take long come last then.
-CHECKED = tests/core tests/wire tests/formats tests/test_layers.py tests/docs/test_evidence.py
 SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # llama-cpp-python is built from source, once, or takes ready-made libraries where no compiler is found.
@@ -51,8 +50,8 @@ test: lint size ## format, lint, types, sizes, then the tests; PYTEST_ARGS="..."
 	@echo "make: running the tests"
 	@$(RUN) $(BIN)/pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
-check: lint ## lint, types, and the tests that neither train nor build: for whoever changes a line
-	@$(RUN) $(BIN)/pytest $(SIDE_BY_SIDE) --quiet $(CHECKED) $(PYTEST_ARGS)
+check: lint ## lint, types, and the tests that are not slow, in 90 seconds on two cores
+	@$(RUN) $(BIN)/pytest $(SIDE_BY_SIDE) --quiet -m 'not slow' $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff format --check, ruff check, mypy --strict
 	@echo "make: checking format, lint and types"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from tinylora_edge import Factors
-from tinylora_edge.exporters.onnx.match import Site, match
-from tinylora_edge.exporters.onnx.model import OnnxModel, copy_folder
+from tinylora_edge.exporters.onnx.graph import OnnxModel, Site, match
 from tinylora_edge.formats.onnx_graph import INPUT_NAME
 
 
@@ -20,7 +20,8 @@ def bake_naively(graph: Path, factors: Factors, output: Path) -> int:
     R of each module comes from a Gather of its own. Rows of B stay in GGUF order: this graph is timed, and
     what it says does not matter.
     """
-    model = OnnxModel(graph / "model.onnx")
+    shutil.copytree(graph, output)
+    model = OnnxModel(output)
     sites = match(model, factors)
     before = len(model.graph.node)
     nodes = {site.linear.output: site for site in sites}
@@ -38,10 +39,7 @@ def bake_naively(graph: Path, factors: Factors, output: Path) -> int:
     _store(model, INPUT_NAME, np.zeros((1, size), np.float32))
     del model.graph.node[:]
     model.graph.node.extend(added)
-    output.mkdir()
-    copy_folder(model.folder, output, without={model.path, *model.data_files.values()})
-    model.copy_data(output)
-    model.save(output / "model.onnx")
+    model.save(output)
     return len(added) - before
 
 

@@ -22,6 +22,7 @@ from tinylora_edge import Factors
 from tinylora_edge.exporters import ExportSettings, export_onnx
 from tinylora_edge.exporters.onnx.builder import PRECISIONS, build
 from tinylora_edge.formats.onnx_adapter import encode
+from tinylora_edge.modules import Heads
 
 BASE, NAIVE = "base", "naive side path, rank 2"
 RANKS = {f"ours, rank {rank}": rank for rank in (2, 8)}
@@ -111,13 +112,13 @@ def show(report: bench.Report, times: Mapping[str, list[float]], against: str, t
 
 def graphs(folder: Path, precision: str) -> tuple[dict[str, Path], dict[str, Factors], dict[str, int]]:
     """The graphs, of one base, the factors of those that were baked, and the nodes that each has."""
-    work = folder / f"work-{precision}"
-    work.mkdir()
-    base = build(smollm2(), work, precision).folder
+    base = folder / f"base-{precision}"
+    base.mkdir()
+    build(smollm2(), base, precision, Heads(9, 3))
     places, factors, nodes = {BASE: base}, {}, {}
     for name, rank in RANKS.items():
         output = folder / f"{precision}-{rank}"
-        made = export_onnx(smollm2(), output, graph=base, settings=ExportSettings(rank=rank))
+        made = export_onnx(smollm2(), output, precision=precision, settings=ExportSettings(rank=rank))
         assert made.baked is not None
         places[name], factors[name] = output / "onnx", made.bases.factors
         nodes |= {BASE: made.baked.nodes, name: made.baked.nodes + made.baked.added}

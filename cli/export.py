@@ -46,7 +46,6 @@ def export(
     target_format: Annotated[
         Literal["gguf", "onnx", "both"], typer.Option("--format", help="What to export for.")
     ] = "gguf",
-    onnx: Annotated[Path | None, typer.Option(metavar="DIR", help="Bake into this ONNX model.")] = None,
     onnx_input: Annotated[
         Literal["default", "required"],
         typer.Option(help="default: zeros where no vector is fed. required: for browsers."),
@@ -54,7 +53,7 @@ def export(
     onnx_precision: Annotated[
         Literal["fp32", "int8", "int4"] | None,
         typer.Option(
-            help="Weights that are built. [default: int8, which keeps those of a quantized GGUF; else fp32]"
+            help="Weights of the graph. [default: int8, which keeps those of a quantized GGUF; else fp32]"
         ),
     ] = None,
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Directions of every module.")] = 8,
@@ -86,19 +85,17 @@ def export(
         return
     _refuse(ctx, {"key"}, "goes with --add-base")
     if target_format == "gguf":
-        _refuse(ctx, {"onnx", "onnx_input", "onnx_precision"}, "goes with --format onnx or both")
-    if onnx is not None:
-        _refuse(ctx, {"onnx_precision"}, "is that of a graph that is built, not of --onnx DIR")
+        _refuse(ctx, {"onnx_input", "onnx_precision"}, "goes with --format onnx or both")
 
     from ..exporters import Export, ExportSettings, find, refuse_existing
-    from ..exporters.onnx import check_graph
+    from ..exporters.onnx import check_builder
 
     if output is not None:
         refuse_existing(output)  # before anything is asked of the hub
     if target_format != "gguf":
-        check_graph(onnx)
-    graph = target_format != "gguf" and onnx is None
-    found = find(model, base=base, quant=quant, deployed=target_format != "onnx", graph=graph)
+        check_builder()
+    graph, deployed = target_format != "gguf", target_format != "onnx"
+    found = find(model, base=base, quant=quant, deployed=deployed, graph=graph)
     if output is None:
         if found.name is None:
             raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
@@ -116,7 +113,6 @@ def export(
         output,
         base=files.base,
         target=target_format,
-        graph=onnx,
         flavour=onnx_input,
         precision=onnx_precision,
         settings=settings,

@@ -23,9 +23,6 @@ def fetch(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the vector goes.")],
     stream: StreamOption = layout.DEFAULT_STREAM,
     keys: KeysOption = None,
-    keyring: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keys with streams and days, in JSON.")
-    ] = None,
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -37,7 +34,7 @@ def fetch(
     Example:
       tinylora-edge fetch https://example.org/vectors out/demo -o v.bin --key fleet.key.pub --state v.state
     """
-    policy = keyfiles.policy(keys, state, keyring=keyring, keyless="checksum")
+    policy = keyfiles.policy(keys, state)
     vectors.check_folder(output)
     bases, bound = vectors.find_bases(bundle), layout.bound_name(stream)
     with console.progress(f"asking {url}"):

@@ -39,16 +39,9 @@ def verifiers(paths: Sequence[Path] | None) -> list[tags.Verifier]:
     ]
 
 
-def policy(
-    keys: Sequence[Path] | None,
-    state: Path | None = None,
-    *,
-    keyring: Path | None = None,
-    keyless: str = "none",
-) -> Policy:
-    """Return the policy of a device that trusts these keys; without any, `keyless` is the least of a tag."""
-    trusted = verifiers(keys)
-    return Policy(None if trusted or keyring else keyless, keys=trusted, keyring=keyring, state=state)
+def policy(keys: Sequence[Path] | None, state: Path | None = None) -> Policy:
+    """Return the policy of a device that trusts these keys; without any, a checksum is enough."""
+    return Policy(keys=verifiers(keys), state=state)
 
 
 def _secret(path: Path, make: Callable[[bytes], T]) -> T:

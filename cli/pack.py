@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from .. import Bases, Basis, CheckedVector, ChecksumError, MicroVector, Policy, SignatureError
+from .. import Bases, CheckedVector, ChecksumError, MicroVector, Policy, SignatureError
 from ..shipping import layout
 from ..shipping.links import qr_code
-from ..wire import tags, text
+from ..wire import expiry, tags, text
 from . import console, keyfiles, vectors
 from .options import Dtype, JsonOption, StreamOption, VectorArgument
 
@@ -33,10 +33,6 @@ def pack(
     sequence: Annotated[
         int | None, typer.Option(metavar="N", min=0, max=65535, help="Rises in one stream.")
     ] = None,
-    numbers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Of a raw payload, which names no basis.")
-    ] = None,
-    rank: Annotated[int | None, typer.Option(metavar="K", min=1, help="The same: all entries of R.")] = None,
     stream: StreamOption = layout.DEFAULT_STREAM,
     until: Annotated[
         datetime | None, typer.Option(metavar="DATE", formats=["%Y-%m-%d"], help="Last day, in UTC.")
@@ -65,8 +61,6 @@ def pack(
         "--sequence": sequence,
         "--stream": bound or None,
         "--until": until,
-        "--numbers": numbers,
-        "--rank": rank,
     }
     for option, value in framing.items():
         if bundle is None and value is not None:
@@ -79,12 +73,7 @@ def pack(
     record: dict[str, Any] = {}
     if bundle is not None:
         bases = vectors.find_bases(bundle)
-        known: Bases | Basis = bases
-        if (numbers, rank) != (None, None):
-            if len(data) % 2:
-                raise console.CommandError("a frame names its basis itself: leave --numbers and --rank out")
-            known = bases.basis(numbers=numbers, rank=rank)
-        found = _check(data, known, signer, bound)
+        found = _check(data, bases, signer, bound)
         basis = bases.of(found)
         made = MicroVector(
             found.values,
@@ -121,13 +110,13 @@ def pack(
 
 
 def _check(
-    data: bytes, known: Bases | Basis, signer: tags.Ed25519Signer | tags.Hmac | None, stream: str
+    data: bytes, known: Bases, signer: tags.Ed25519Signer | tags.Hmac | None, stream: str
 ) -> CheckedVector:
     """Return the vector: of the default stream, as `train` leaves it, or of the one it is packed for."""
     keys: list[tags.Verifier] = []
     if signer is not None:
         keys = [tags.Ed25519Verifier(signer.public_key) if isinstance(signer, tags.Ed25519Signer) else signer]
-    policy = Policy("none", keys=keys, today=None)  # what is over may be packed anew
+    policy = Policy("checksum", keys=keys, today=expiry.FIRST)  # what is over may be packed anew
     try:
         return policy.check(data, known)
     except (ChecksumError, SignatureError):

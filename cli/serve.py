@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..basis import MAX_NORM
 from ..serve import ApiKeys, Limits, missing_web
-from ..vector import MAX_NORM
 from . import console, keyfiles
 from .options import BundleArgument, EngineOption, KeysOption, PortOption, StateOption, ThreadsOption
 

@@ -99,20 +99,12 @@ def header(data: bytes) -> dict[str, Any]:
     """Return what the bytes of a vector say without a basis: nothing of it is verified."""
     length = len(data)
     if not length:
-        raise FrameError("the vector is empty: expected a frame or a raw payload")
-    if length % 2 == 0:
-        counts = {dtype: values.counts(length, dtype) for dtype in frame.RAW_DTYPES}
-        return {
-            "form": "raw",
-            "bytes": length,
-            "values_if": {dtype: count[0] for dtype, count in counts.items() if count},
-        }
+        raise FrameError("the vector is empty: expected a frame")
     try:
         version, dtype, kind = frame.form(data)
     except FrameError as error:
         raise FrameError(
-            f"the first of {length} bytes is {data[0]:#04x}, which begins no frame ({error}), and a raw "
-            "payload has an even number of bytes"
+            f"the first of {length} bytes is {data[0]:#04x}, which begins no frame ({error})"
         ) from None
     around = frame.HEADER_BYTES[version] + tags.SIZES[kind]
     found = values.counts(length - around, dtype)
@@ -123,7 +115,6 @@ def header(data: bytes) -> dict[str, Any]:
         )
     dated = version == frame.DATED
     return {
-        "form": "frame",
         "bytes": length,
         "version": version,
         "dtype": dtype,

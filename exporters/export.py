@@ -6,7 +6,6 @@ and `export_onnx` do both. `add_base` lists another deployed form of the same mo
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
@@ -27,7 +26,7 @@ from ..wire.tags import Ed25519Signer
 from . import learned
 from .bundle_writer import fill_bundle, new_bundle, refuse_existing
 from .factorize import ExportSettings, ModuleFactors, Progress, Quality, blas_threads, factorize
-from .onnx import FLAVOURS, PRECISIONS, BakeReport, Packed, bake, build, check_graph
+from .onnx import FLAVOURS, PRECISIONS, BakeReport, Packed, bake, build, check_builder
 from .source import Source
 from .weights.gguf import GGUFWeights
 
@@ -47,8 +46,8 @@ class ExportReport:
         quality: of the factorization.
         base_placed: how `base.gguf` came into the bundle: `hard link` or `copy`; None where there is none.
         baked: what went into the graph; None for GGUF alone.
-        made_by: who built the graph: `onnxruntime-genai 0.18.0`, or the path of a graph that was given.
-        precision: `fp32`, `int8` or `int4`; None for a graph that was given.
+        made_by: who built the graph: `onnxruntime-genai 0.18.0`.
+        precision: `fp32`, `int8` or `int4`.
         packed: how many weights of a graph in 8 bits are the GGUF's, and how many were rounded.
     """
 
@@ -70,10 +69,9 @@ class Export:
         output: the bundle to write.
         base: the GGUF that is deployed, where `model` is a directory; `model` itself otherwise.
         target: `gguf`, `onnx` or `both`.
-        graph: an ONNX model to bake; None builds one from `model`.
         flavour: `default` or `required`; see `onnx.bake`.
-        precision: of a graph that is built: `fp32`, `int8` or `int4` (see `onnx.build`). By default a
-            quantized GGUF keeps its weights, `int8`, and others are `fp32`.
+        precision: of the graph: `fp32`, `int8` or `int4` (see `onnx.build`). By default a quantized GGUF
+            keeps its weights, `int8`, and others are `fp32`.
         settings: of the factors.
         provenance: where the files came from, for the manifest: `ResolvedModel.provenance`.
 
@@ -85,7 +83,7 @@ class Export:
     Raises:
         ExportError: a file is missing, unreadable or not a model; the output exists.
         UnsupportedModelError: the architecture is unknown, or no tensor can be adapted.
-        MissingExtraError: what is needed to build or to bake a graph is not installed.
+        MissingExtraError: what is needed to build a graph is not installed.
         BasisError: unknown targets, or a rank that a weight does not have.
     """
 
@@ -96,7 +94,6 @@ class Export:
         *,
         base: str | PathLike[str] | None = None,
         target: str = "gguf",
-        graph: str | PathLike[str] | None = None,
         flavour: str = DEFAULT,
         precision: str | None = None,
         settings: ExportSettings | None = None,
@@ -105,11 +102,10 @@ class Export:
         for value, known in ((target, FORMATS), (flavour, FLAVOURS), (precision, (None, *PRECISIONS))):
             if value not in known:
                 raise ExportError(f"unknown choice {value!r}: choose one of {', '.join(filter(None, known))}")
-        self._graph = Path(graph) if graph is not None else None
         self._gguf, self._onnx = target != "onnx", target != "gguf"
         self._flavour = flavour
         if self._onnx:
-            check_graph(self._graph)
+            check_builder()
         self.settings, self._provenance = settings or ExportSettings(), provenance
         self.output = Path(output)
         refuse_existing(self.output)
@@ -158,20 +154,15 @@ class Export:
         return Bases(factors, (shipped,) if shipped else (), self._source.fingerprints(self.modules))
 
     def _bake(self, bundle: Path, report: ExportReport, stage: Stage) -> ExportReport:
-        work, folder = bundle / "work", bundle / ONNX_NAME
-        work.mkdir()
-        graph, heads, move = self._graph, self._source.heads, self._graph is None
-        if graph is None:
-            stage(f"building the graph ({self._precision})")
-            built = build(self._source.model, work, self._precision, heads)
-            graph = built.folder
-            report = replace(report, made_by=built.made_by, precision=self._precision, packed=built.packed)
-        stage("baking the factors in")
+        folder, heads = bundle / ONNX_NAME, self._source.heads
         folder.mkdir()
-        baked = bake(graph, report.bases.factors, folder, flavour=self._flavour, heads=heads, move=move)
-        shutil.rmtree(work)
+        stage(f"building the graph ({self._precision})")
+        built = build(self._source.model, folder, self._precision, heads)
+        stage("baking the factors in")
+        baked = bake(folder, report.bases.factors, heads, self._flavour)
         baked = replace(baked, model=self.output / ONNX_NAME / MODEL_NAME)
-        return replace(report, baked=baked, made_by=report.made_by or str(self._graph))
+        made_by, precision, packed = built.made_by, self._precision, built.packed
+        return replace(report, baked=baked, made_by=made_by, precision=precision, packed=packed)
 
     def _sections(self, quality: Quality) -> dict[str, dict[str, Any] | None]:
         return {

@@ -58,7 +58,7 @@ static tinylora_status receive(tinylora_vector *vector, const tinylora_bases *ba
 
 int main(int argc, char **argv) {
     static uint8_t secret[256];
-    tinylora_key key = {TINYLORA_HMAC, secret, 0, NULL, 0, 0, 0, {0, {0}}};
+    tinylora_key key = {TINYLORA_HMAC, secret, 0, {0, {0}}};
     tinylora_policy policy = {0};
     tinylora_error why;
     tinylora_bases *bases;

@@ -747,7 +747,7 @@ static int make_r(const tinylora_bases *bases, const basis *b, const float *v, d
     }
     free(p);
     norm = sqrt(norm);
-    if (!max_norm) max_norm = 1000;
+    if (!max_norm) max_norm = 64;
     if (!(norm <= max_norm) || isinf(norm)) /* nor NaN */
         return ERR(VALUES, "R has the norm %.4g, and at most %.4g is accepted", norm, max_norm);
     return TINYLORA_OK;
@@ -914,26 +914,10 @@ static size_t payload_bytes(size_t n, int dtype) {
 
 static const char *stream_of(const tinylora_policy *policy) { return policy->stream ? policy->stream : ""; }
 
-/* The day of today, and never before the highest one seen; negative where the clock says what cannot be. */
+/* The day of today; negative where the clock says what cannot be. */
 static int today_of(const tinylora_policy *policy) {
     int64_t day = policy->today ? policy->today : (int64_t)time(NULL) / 86400 - 20454; /* 2026-01-01 */
-    if (policy->today == TINYLORA_NO_CLOCK) return policy->day_seen;
-    if (day < 0 || day > LAST_DAY) return -1;
-    return day > policy->day_seen ? (int)day : policy->day_seen;
-}
-
-/* Whether a key counts for a stream and a day. */
-static int counts(const tinylora_key *key, const char *stream, int today) {
-    const char *name = *stream ? stream : "default";
-    size_t i = 0;
-    if (key->first > 0 && today < key->first) return 0;
-    if (key->last > 0 && (today < 0 || today > key->last)) return 0;
-    for (; i < key->stream_count; i++) {
-        const char *known = key->streams[i];
-        size_t size = strlen(known);
-        if (size && known[size - 1] == '*' ? !strncmp(name, known, size - 1) : !strcmp(name, known)) break;
-    }
-    return !key->stream_count || i < key->stream_count;
+    return day < 0 || day > LAST_DAY ? -1 : (int)day;
 }
 
 static int check_policy(const tinylora_policy *policy, error *why) {
@@ -952,7 +936,7 @@ static int check_policy(const tinylora_policy *policy, error *why) {
 /* Whether the tag `found` is one of a message; v->key then says whose. */
 static int check_tag(const uint8_t *message, size_t size, const uint8_t *found, const tinylora_policy *policy,
                      tinylora_vector *v, error *why) {
-    size_t tried = 0, others = 0;
+    size_t tried = 0;
     char shown[17];
     if (v->tag == TINYLORA_CRC32) {
         uint32_t crc = crc32(message, size), sent = (uint32_t)number_at(found, 4);
@@ -966,10 +950,6 @@ static int check_tag(const uint8_t *message, size_t size, const uint8_t *found, 
         const tinylora_key *key = policy->keys + i;
         uint8_t mac[32], differ = 0;
         if (key->kind != v->tag || (v->tag == TINYLORA_ED25519 && !policy->verify)) continue;
-        if (!counts(key, stream_of(policy), today_of(policy))) {
-            others++;
-            continue;
-        }
         tried++;
         if (v->tag == TINYLORA_ED25519) {
             differ = policy->verify(policy->verify_data, key->bytes, message, size, found) != 1;
@@ -982,9 +962,9 @@ static int check_tag(const uint8_t *message, size_t size, const uint8_t *found, 
         return TINYLORA_OK;
     }
     return ERR(SIGNATURE,
-               "the %s tag %s verifies under none of %zu keys for stream '%.60s' (%zu more are for other "
-               "streams or days): it was altered, or comes from someone else",
-               TAGS[v->tag], hex(shown, found, 8), tried, stream_of(policy), others);
+               "the %s tag %s verifies under none of %zu keys for stream '%.60s': it was altered, or comes "
+               "from someone else",
+               TAGS[v->tag], hex(shown, found, 8), tried, stream_of(policy));
 }
 
 /* What stands for a vector in a mark (docs/FORMAT.md, "State files"). */
@@ -1015,7 +995,7 @@ static int check_mark(const tinylora_mark *kept, const tinylora_vector *v, error
 }
 
 /* Check a frame, of 5 bytes or more, for v->basis, all but its norm; v->values has room. */
-static int check_frame(const uint8_t *frame, size_t size, tinylora_policy *policy, tinylora_vector *v,
+static int check_frame(const uint8_t *frame, size_t size, const tinylora_policy *policy, tinylora_vector *v,
                        error *why) {
     const uint32_t n = v->basis.n;
     int version = frame[0] >> 4, dtype = frame[0] & 3, tag = frame[0] >> 2 & 3, today, status;
@@ -1053,11 +1033,9 @@ static int check_frame(const uint8_t *frame, size_t size, tinylora_policy *polic
     if (status) return status;
     if (tag == TINYLORA_CRC32 && policy->keys)
         return ERR(SIGNATURE, "the frame has a checksum, and needs one of %zu keys", policy->key_count);
-    today = today_of(policy);
-    if (version == 3 && today < 0)
+    today = version == 3 ? today_of(policy) : 0;
+    if (today < 0)
         return ERR(EXPIRED, "the frame has a last day, and the clock says none from 2026 to 2205: set it");
-    if (today >= 0 && (version == 3 || (v->key >= 0 && policy->keys[v->key].last > 0)))
-        policy->day_seen = today;
     if (version == 3 && today > v->last_day)
         return ERR(EXPIRED, "the last day is %d, and today is %d (since 2026-01-01)", v->last_day, today);
 
@@ -1079,12 +1057,12 @@ static int check_frame(const uint8_t *frame, size_t size, tinylora_policy *polic
     return TINYLORA_OK;
 }
 
-static tinylora_mark *mark_of(tinylora_policy *policy, const tinylora_vector *v) {
+static const tinylora_mark *mark_of(const tinylora_policy *policy, const tinylora_vector *v) {
     return v->key < 0 ? &policy->mark : &policy->keys[v->key].mark;
 }
 
 static int read_vector(tinylora_vector *v, const tinylora_bases *bases, const uint8_t *frame, size_t size,
-                       tinylora_policy *policy, error *why) {
+                       const tinylora_policy *policy, error *why) {
     uint32_t i = 0;
     size_t entries;
     char named[9], own[9];
@@ -1111,7 +1089,7 @@ static int read_vector(tinylora_vector *v, const tinylora_bases *bases, const ui
 }
 
 tinylora_status tinylora_read(tinylora_vector *out, const tinylora_bases *bases, const void *frame,
-                              size_t size, tinylora_policy *policy, tinylora_error *why) {
+                              size_t size, const tinylora_policy *policy, tinylora_error *why) {
     int status;
     memset(out, 0, sizeof *out);
     status = read_vector(out, bases, frame, size, policy, why);
@@ -1120,13 +1098,11 @@ tinylora_status tinylora_read(tinylora_vector *out, const tinylora_bases *bases,
 }
 
 tinylora_status tinylora_accept(tinylora_policy *policy, const tinylora_vector *vector, tinylora_error *why) {
-    tinylora_mark *kept;
     int status;
     if (vector->key >= 0 && (size_t)vector->key >= policy->key_count)
         return ERR(ARGUMENT, "it is of key %d, and the policy has %zu", vector->key, policy->key_count);
-    kept = mark_of(policy, vector);
-    status = check_mark(kept, vector, why);
-    if (!status) *kept = vector->mark;
+    status = check_mark(mark_of(policy, vector), vector, why);
+    if (!status) *(vector->key < 0 ? &policy->mark : &policy->keys[vector->key].mark) = vector->mark;
     return status;
 }
 

@@ -97,7 +97,7 @@ tinylora_status tinylora_basis_at(const tinylora_bases *bases, uint32_t index, t
                                   tinylora_error *why);
 
 /* R of n numbers v of that basis, into `r`: modules * rank * rank floats. `tinylora_read` has done it; this is for an app
- * that makes vectors itself, by sliders say. The Frobenius norm of R is at most `max_norm`; 0 stands for 1,000. */
+ * that makes vectors itself, by sliders say. The Frobenius norm of R is at most `max_norm`; 0 stands for 64. */
 tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const float *v, double max_norm,
                            float *r, tinylora_error *why);
 
@@ -109,23 +109,18 @@ typedef struct {
     uint8_t content[16]; /* stands for the vector; zeros under a checksum, where any of this sequence will do */
 } tinylora_mark;
 
-/* A sender who is trusted, everywhere and always but where something is said. */
+/* A sender who is trusted. */
 typedef struct {
-    tinylora_tag kind;          /* HMAC or ED25519 */
-    const uint8_t *bytes;       /* HMAC: the secret, at least 16 bytes. Ed25519: the public key, 32 bytes */
+    tinylora_tag kind;    /* HMAC or ED25519 */
+    const uint8_t *bytes; /* HMAC: the secret, at least 16 bytes. Ed25519: the public key, 32 bytes */
     size_t size;
-    const char *const *streams; /* those it signs for. "eu-*": all that begin so; "default": the one without a name */
-    size_t stream_count;        /* 0: every stream */
-    int first, last;            /* days on which it counts, since 2026-01-01; last 0: for ever */
-    tinylora_mark mark;         /* what was accepted last under it */
+    tinylora_mark mark; /* what was accepted last under it */
 } tinylora_key;
 
 /* Ed25519 (RFC 8032) is your platform's: CryptoKit's Curve25519.Signing.PublicKey, Conscrypt, libsodium's
  * crypto_sign_verify_detached. Returns 1 where the signature verifies, and 0 where it does not. */
 typedef int (*tinylora_verify)(void *data, const uint8_t key[32], const uint8_t *message, size_t size,
                                const uint8_t signature[64]);
-
-enum { TINYLORA_NO_CLOCK = -1 };
 
 /* Which frames a device accepts. Zeros: those with a checksum, in the stream without a name. */
 typedef struct {
@@ -134,9 +129,8 @@ typedef struct {
     size_t key_count;
     tinylora_verify verify; /* for Ed25519; NULL: such frames are refused */
     void *verify_data;      /* its first argument */
-    int today;              /* days since 2026-01-01, UTC; 0: by the system's clock; TINYLORA_NO_CLOCK: none */
-    int day_seen;           /* the highest day seen, which a read may raise: keep it on disk */
-    double max_norm;        /* of R; 0: 1,000 (trained vectors have 0.1 to 50) */
+    int today;              /* days since 2026-01-01, UTC; 0: by the system's clock */
+    double max_norm;        /* of R; 0: 64 (trained vectors have 0.1 to 50) */
     tinylora_mark mark;     /* what was accepted last of frames with a checksum */
 } tinylora_policy;
 
@@ -153,10 +147,9 @@ typedef struct {
     tinylora_mark mark; /* its sequence, and what stands for it */
 } tinylora_vector;
 
-/* Check a frame by every rule (docs/FORMAT.md, "Applying a vector") and make R of it. Raw payloads, which nothing
- * protects, are refused. Where a frame has a last day, `policy->day_seen` may rise, with TINYLORA_E_EXPIRED too. */
+/* Check a frame by every rule (docs/FORMAT.md, "Applying a vector") and make R of it. */
 tinylora_status tinylora_read(tinylora_vector *out, const tinylora_bases *bases, const void *frame,
-                              size_t size, tinylora_policy *policy, tinylora_error *why);
+                              size_t size, const tinylora_policy *policy, tinylora_error *why);
 
 /* Note that a vector is applied: raises `policy->mark`, or that of its key. Where threads share what is on disk, lock
  * it, load the marks, call this, and store them: TINYLORA_E_ROLLBACK says that a later vector came first. */

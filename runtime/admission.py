@@ -23,7 +23,8 @@ def admitted(
 ) -> Iterator[MicroVector]:
     """Check a vector, give it to a block that applies it, and record it once that is done.
 
-    The policy is for bytes; a `MicroVector`, which the app made itself, only has to be of one of the bases.
+    The policy is for bytes; a `MicroVector`, which the app made itself, has to be of one of the bases, and
+    within the norm that the policy accepts.
     Where it names none, it is of the one that `Bases.of` says, and the block's vector names it.
 
     Raises:
@@ -32,7 +33,7 @@ def admitted(
     """
     if isinstance(source, MicroVector):
         basis = bases.of(source)
-        basis.R(source)
+        policy.check_norm(source, basis)
         yield source if source.basis else replace(source, basis=basis.digest)
     else:
         with policy.admit(vector_bytes(source), bases, stream=stream) as vector:

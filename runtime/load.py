@@ -9,12 +9,11 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..errors import MissingExtraError, OptionError, TinyLoraError
-from ..formats.bundle import Bundle
+from ..formats.bundle import Bundle, load_bundle
 from ..formats.signatures import signed
 from ..vector import Policy
 from ..wire.tags import Ed25519Verifier
 from .admission import VectorSource, admitted
-from .onnx.bundle import find_bundle
 
 if TYPE_CHECKING:
     from .llama.model import TinyLoraLlama
@@ -94,7 +93,7 @@ def load(
         TinyLoraError: there is no such engine, the bundle has nothing for it, or its libraries do not fit.
         OSError: the policy's state file cannot be written.
     """
-    bundle = find_bundle(base)
+    bundle = load_bundle(base)
     engine = _choose(bundle, engine)
     start: _Start = _start_onnx if engine == ONNX else _start_llama
     policy = policy or Policy()
@@ -118,7 +117,7 @@ def load(
 
 def engine_of(base: str | PathLike[str], engine: str | None = None) -> str:
     """Return the engine that `load` uses for a bundle: `llama` or `onnx`; arguments and errors are its."""
-    return _choose(find_bundle(base), engine)
+    return _choose(load_bundle(base), engine)
 
 
 def _choose(bundle: Bundle, engine: str | None) -> str:

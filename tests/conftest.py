@@ -38,6 +38,23 @@ for _number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(_number, signal.SIG_DFL)
 
 
+SLOW = (
+    *("benchmarks/", "eval/", "examples/", "exporters/onnx/", "packaging/", "serve/", "train/"),
+    *("cli/test_cli_chat.py", "cli/test_cli_demo.py", "cli/test_cli_export_onnx.py", "cli/test_cli_learn.py"),
+    *("cli/test_cli_models.py", "cli/test_cli_run.py", "cli/test_cli_train.py", "cli/test_cli_tune.py"),
+    *("runtime/test_same_answers.py", "runtime/learning/test_clicks_example.py"),
+    *("runtime/llama/test_parity.py", "runtime/llama/test_resources.py", "runtime/onnx/test_onnx_parity.py"),
+)
+"""Where every test is slow; elsewhere single ones have the marker."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies there."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).as_posix().startswith(SLOW):
+            item.add_marker("slow")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Take the size of a terminal from a worker: readline puts it into the environment, and it has none."""
     for name in ("COLUMNS", "LINES") if "PYTEST_XDIST_WORKER" in os.environ else ():

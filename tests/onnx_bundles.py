@@ -30,8 +30,7 @@ def tiny(
 
     def make(path: Path) -> Path:
         source = onnx_models.tiny_hf(architecture)
-        graph = onnx_models.graph(source, precision)
-        export_onnx(source, path, graph=graph, flavour=flavour, settings=ExportSettings(rank=rank))
+        onnx_models.export(source, path, precision, flavour=flavour, settings=ExportSettings(rank=rank))
         (path / "onnx" / "chat_template.jinja").write_text(TEMPLATE)
         return path
 
@@ -89,8 +88,7 @@ def real() -> Path:
     assert spec is not None
     assert spec.origin is not None
     source = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    graph = onnx_models.graph(source, "fp32")
-    return shared.once("smollm2-onnx", lambda path: export_onnx(source, path, graph=graph).output)
+    return shared.once("smollm2-onnx", lambda path: onnx_models.export(source, path).output)
 
 
 def basis(bundle: Path) -> Basis:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import gguf
 import models
@@ -14,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 import shared
 
+from tinylora_edge import exporters
 from tinylora_edge.exporters.onnx import builder, pack
 from tinylora_edge.modules import Heads
 
@@ -78,11 +82,25 @@ def graph(source: Path, precision: str, heads: Heads = Heads()) -> Path:  # noqa
     def make(path: Path) -> Path:
         path.mkdir()
         if precision != "int8":
-            return builder.build(source, path, precision).folder
-        pack.pack(graph(source, "fp32"), path, source if source.is_file() else None, heads)
+            builder.build(source, path, precision, heads)
+            return path
+        with tempfile.TemporaryDirectory() as folder:
+            floats = Path(shutil.copytree(graph(source, "fp32"), Path(folder) / "fp32"))
+            pack.pack(floats, path, source if source.is_file() else None, heads)
         return path
 
     return shared.once(f"{precision}-{hashlib.sha256(bytes(source)).hexdigest()[:16]}", make)
+
+
+def export(source: Path, output: Path, precision: str = "fp32", **options: Any) -> exporters.ExportReport:
+    """`export_onnx` of a model whose graph is built once a session."""
+
+    def build(model: Path, folder: Path, precision: str, heads: Heads) -> builder.BaseGraph:
+        shutil.copytree(graph(model, precision, heads), folder, dirs_exist_ok=True)
+        return builder.BaseGraph("onnxruntime-genai")
+
+    with patch.object(exporters.export, "build", build):
+        return exporters.export_onnx(source, output, precision=precision, **options)
 
 
 def session(folder: Path, *, threads: int = 1, **options: Any) -> ort.InferenceSession:

@@ -9,13 +9,16 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from . import limits
 from .errors import BasisError, BasisMismatchError, FrameError, NonFiniteError, VectorError
 from .factors import Factors
 from .prior import Prior, Whitening
 from .projection import RANK, Projection, entries_descriptor, random_descriptor
+
+MAX_NORM = 64.0
+"""Frobenius norm of R that a policy accepts, and learners keep to: trained vectors have 0.1 to 50."""
 
 _ID = slice(1, 5)  # of a frame: where it names its basis
 
@@ -114,8 +117,17 @@ class Basis:
         return r
 
     def norm(self, v: Any) -> float:
-        """Return the Frobenius norm of R, summed in float64; errors as for `R`."""
-        return float(np.sqrt(np.square(self.R(v), dtype=np.float64).sum()))  # BLAS would wake threads
+        """Return the Frobenius norm of R; errors as for `R`."""
+        return _norm(self.R(v))
+
+    def bounded(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Return values, or, where their R is too large, shorter ones: float [n] -> float64 [n].
+
+        What a learner proposes may pass `MAX_NORM`. A fiftieth is left to the rounding of dtypes.
+        """
+        exact = np.asarray(values, np.float64)
+        norm = _norm(self.projection.R(exact.astype(np.float32)))
+        return exact * min(1.0, 0.98 * MAX_NORM / max(norm, 1.0))
 
     def delta(self, module: str, v: Any) -> NDArray[np.float32]:
         """Return dW = B R A of one module, float32 [out, in] or [experts, out, in]; errors as for `R`."""
@@ -241,13 +253,13 @@ class Bases(Mapping[str, Basis]):
         """Return the basis that the bytes of a frame name; nothing of them is verified.
 
         Raises:
-            FrameError: they are a raw payload, which names none, or too short.
+            FrameError: their number is even, or too small.
             BasisMismatchError: it is not here.
         """
         if len(data) < _ID.stop or len(data) % 2 == 0:
             raise FrameError(
-                f"{len(data)} bytes are no frame, and a raw payload says neither basis nor sequence: frame "
-                "it (`pack --numbers N`, MicroVector.to_bytes), or name its basis (MicroVector.from_bytes)"
+                f"{len(data)} bytes are no frame, whose number of bytes is odd: it was cut on its way, or is "
+                "something else"
             )
         found = self.get(data[_ID].hex())
         if found is None:
@@ -286,6 +298,11 @@ class Bases(Mapping[str, Basis]):
             f"the vector is for basis {basis_id}, which is none of factors {self.factors.digest[:8]}: "
             f"{self.known()}. It was made for another model or another export, or was damaged on its way"
         )
+
+
+def _norm(r: NDArray[np.float32]) -> float:
+    """Return the Frobenius norm, summed in float64."""
+    return float(np.sqrt(np.square(r, dtype=np.float64).sum()))  # BLAS would wake threads
 
 
 def digest_of(factors: Factors, descriptor: str) -> str:

@@ -16,7 +16,7 @@ class VectorError(TinyLoraError, ValueError):
 
 
 class FrameError(VectorError):
-    """The bytes are neither a frame nor a raw payload that fits the basis."""
+    """The bytes are no frame that fits the basis."""
 
 
 class ChecksumError(VectorError):
@@ -76,7 +76,7 @@ class TransferError(TinyLoraError):
 
 
 class TrustError(TinyLoraError, ValueError):
-    """A keyring is damaged, or a bundle is not as one of the trusted keys signed it."""
+    """A bundle is not as one of the trusted keys signed it."""
 
 
 class BusyError(TinyLoraError):
@@ -133,10 +133,6 @@ class UntestedArchitectureWarning(TinyLoraWarning):
 
 class ModulesLeftOutWarning(TinyLoraWarning):
     """The model has linear layers on which llama.cpp would ignore an adapter; they get no factors."""
-
-
-class UnauthenticatedVectorWarning(TinyLoraWarning):
-    """A raw payload was applied: it has no checksum, no sequence and no sender."""
 
 
 class NotImprovedWarning(TinyLoraWarning):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,23 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .basis import Bases, Basis
-from .errors import ChecksumError, SignatureError, UnauthenticatedVectorWarning, VectorError
+from .basis import MAX_NORM, Bases, Basis
+from .errors import SignatureError, VectorError
 from .factors import Factors
-from .keyring import Keyring
 from .wire import expiry, frame, sequences, tags
-from .wire.values import encode_values, finite
+from .wire.values import finite
 
-LEVELS: tuple[str, ...] = ("none", "checksum", "mac", "signature")
+LEVELS: tuple[str, ...] = ("checksum", "mac", "signature")
 """What `Policy(require=...)` may demand, weakest first."""
 
 FIRST_SEQUENCE = 1
-"""The sequence of a vector that nobody numbered. 0 means: no sequence."""
+"""The sequence of a vector that nobody numbered."""
 
-MAX_NORM = 1000.0
-"""Frobenius norm of R that a policy accepts: vectors that were trained have 0.1 to 50."""
-
-_LEVEL_OF_KIND = {None: 0, tags.CRC32: 1, tags.HMAC: 2, tags.ED25519: 3}
+_LEVEL_OF_KIND = {tags.CRC32: 0, tags.HMAC: 1, tags.ED25519: 2}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,7 +37,7 @@ class MicroVector:
         values: float32 [n]. Rounded to `dtype` when the vector is made, so that what a host holds
             is what a device will hold.
         dtype: of the values on the wire: `fp32`, `bf16`, `fp16` or `int8`.
-        sequence: 0 to 65535; rises with every vector of the same stream. 0 is that of a raw payload.
+        sequence: 0 to 65535; rises with every vector of the same stream.
         basis: digest of the basis that it is a point of, in hexadecimal. Where it is empty, a model takes it
             for one of the basis with so many numbers (`Bases.of`).
 
@@ -81,39 +76,33 @@ class MicroVector:
 
     @classmethod
     def from_bytes(cls, data: bytes, basis: Basis | Bases, policy: Policy | None = None) -> CheckedVector:
-        """Read a frame, or a raw payload of one basis, as `policy.check` does, or `Policy().check`."""
+        """Read a frame as `policy.check` does, or `Policy().check`."""
         return (policy or Policy()).check(data, basis)
 
     def to_bytes(
         self,
         basis: Basis,
-        tag: tags.Signer | str | None = "crc32",
+        tag: tags.Signer | str = "crc32",
         *,
         stream: str = "",
         until: date | None = None,
     ) -> bytes:
-        """Return the frame of this vector, or its raw payload.
+        """Return the frame of this vector.
 
         Args:
             basis: the basis that the vector is for.
-            tag: "crc32" (the default), a signer (`Hmac`, `Ed25519Signer`), or None for a raw payload:
-                n*4 bytes in fp32, n*2 in bf16. (What is fp16 or int8 could not be seen from its length.)
+            tag: "crc32" (the default), or a signer (`Hmac`, `Ed25519Signer`).
             stream: name of the stream, as the device passes it to `swap`. In another one the frame does
                 not verify. The default is the stream without a name.
             until: the last day on which the frame may be accepted, in UTC; None for ever.
 
         Raises:
-            VectorError: the vector is not of the basis, an unknown tag, a raw payload of fp16 or int8, or
-                a day that no frame can name.
+            VectorError: the vector is not of the basis, an unknown tag, or a day that no frame can name.
         """
         values = basis.values(self)
-        if tag is None:
-            if self.dtype not in frame.RAW_DTYPES:
-                raise VectorError(f"a raw payload is read as fp32 or bf16: send {self.dtype} in a frame")
-            return encode_values(values, self.dtype)
         signer = tags.Crc32() if tag == "crc32" else tag
-        if isinstance(signer, str):
-            raise VectorError(f"unknown tag {tag!r}: use 'crc32', a signer, or None for a raw payload")
+        if isinstance(signer, str) or signer is None:
+            raise VectorError(f"unknown tag {tag!r}: use 'crc32' or a signer")
         last = None if until is None else expiry.day_number(until)
         sent = values, self.dtype, self.sequence
         return frame.encode(*sent, basis.digest, signer, stream=stream, until=last)
@@ -149,14 +138,12 @@ class CheckedVector(MicroVector):
     `dataclasses.replace` makes of it is checked no longer.
 
     Attributes:
-        verified_by: id of the trusted key under which its tag verified; empty for a checksum, or none.
-        raw: whether it came as a raw payload, which has no sequence.
+        verified_by: id of the trusted key under which its tag verified; empty for a checksum.
         stream: name of the stream that it was checked for.
         until: the last day on which it may be accepted; None for ever.
     """
 
     verified_by: str = field(default="", init=False)
-    raw: bool = field(default=False, init=False)
     stream: str = field(default="", init=False)
     until: date | None = field(default=None, init=False)
 
@@ -176,42 +163,37 @@ class Policy:
 
     The rules, in the order in which they are checked; the first that fails raises, and nothing changes:
 
-    1. The bytes are a frame, or a raw payload where the caller names its basis (FrameError).
+    1. The bytes are a frame (FrameError).
     2. The frame names a basis that is known (BasisMismatchError), and has its length (FrameError).
     3. The tag verifies for this stream: CRC-32 always (ChecksumError); a MAC or a signature under one of
-       `keys`, or one that `keyring` lists for the stream and the day, even where none is required: a tag
-       that cannot be checked proves nothing (SignatureError).
-    4. The tag is at least as strong as `require` (ChecksumError, SignatureError), and the last day of a
-       frame that has one is not over (ExpiredError).
+       `keys`, even where none is required: a tag that cannot be checked proves nothing (SignatureError).
+    4. The tag is at least as strong as `require` (SignatureError), and the last day of a frame that has one
+       is not over by the device's clock (ExpiredError).
     5. Every value is finite (NonFiniteError).
     6. The Frobenius norm of R is at most `max_norm` (VectorError).
     7. The sequence is not lower than the highest accepted from the same stream under the same key, or under
        no key (RollbackError). An equal one is accepted, so that a frame may be delivered twice; under a key
-       it is refused with other values, since whoever carries frames could choose between the two. Raw
-       payloads have no sequence.
+       it is refused with other values, since whoever carries frames could choose between the two.
 
     The highest accepted sequence of each (factors, key, stream) is remembered, whatever the projection, so
     that a user who grew from 13 numbers to 840 is not set back; while the policy lives, and with `state` in a
     file that outlives it; share one policy between models to share that memory.
 
     Args:
-        require: `none` (raw payloads too, with one warning), `checksum`, `mac` or `signature`. By default
-            the weakest that the keys check; nothing without keys.
+        require: `checksum`, `mac` or `signature`. By default the weakest that the keys check, and a checksum
+            without keys.
         keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
-        keyring: a file of public keys that are trusted too, each for its streams and days (see `keyring`).
-            It is read again where it changes.
         max_norm: largest Frobenius norm of R that is accepted; infinite for any. It keeps nonsense out, and
-            is no safety: an engine survives whatever it computes from a finite R.
-        state: a file that keeps the sequences, and the highest day seen, through restarts; processes may
-            share it. Or a log that is kept elsewhere, as a store of many users' vectors has one.
-        today: what says the day in UTC: a callable (by default the system's clock), or a date. None is a
-            device without a clock: for it the day is the highest one that the policy has seen.
+            is no safety: which norm makes an engine's logits non-finite depends on the model and on where
+            the norm is. A generation ends with an error where they are.
+        state: a file that keeps the sequences through restarts; processes may share it. Or a log that is kept
+            elsewhere, as a store of many users' vectors has one.
+        today: what says the day in UTC: a callable (by default the system's clock), or a date.
 
     Raises:
         VectorError: an unknown `require`, one that no key in `keys` can satisfy, a `max_norm` that is no
             number from 0 on, a `today` that is no clock, or a damaged state file.
-        TrustError: the keyring is none.
-        FileNotFoundError: the directory of `state`, or the keyring, does not exist.
+        FileNotFoundError: the directory of `state` does not exist.
     """
 
     def __init__(
@@ -219,17 +201,19 @@ class Policy:
         require: str | None = None,
         *,
         keys: Sequence[tags.Verifier] = (),
-        keyring: str | PathLike[str] | None = None,
         max_norm: float = MAX_NORM,
         state: str | PathLike[str] | sequences.SequenceLog | None = None,
-        today: expiry.Today = expiry.utc_today,
+        today: expiry.Clock = expiry.utc_today,
     ) -> None:
         if state is None:
             state = sequences.SequenceLog()
         self._log = state if isinstance(state, sequences.SequenceLog) else sequences.SequenceFile(state)
-        self._clock = expiry.Clock(today, self._log)
-        self._keyring = Keyring(keys, keyring, self._clock)
-        kinds = self._keyring.kinds
+        if not isinstance(today, date) and not callable(today):
+            raise VectorError(f"today={today!r:.40} is no clock: pass a date, or what returns one")
+        self._clock = today
+        tags.check_verifiers(keys)
+        self._keys = tuple(keys)
+        kinds = [key.kind for key in self._keys]
         if require is None:
             require = LEVELS[min((_LEVEL_OF_KIND[kind] for kind in kinds), default=0)]
         if require not in LEVELS:
@@ -237,20 +221,20 @@ class Policy:
         if not isinstance(max_norm, int | float | np.floating | np.integer) or not max_norm >= 0:  # nor NaN
             raise VectorError(f"max_norm={max_norm!r} bounds nothing: pass a number from 0 on")
         self._required = LEVELS.index(require)
-        if self._required >= 2 and not any(_LEVEL_OF_KIND[kind] >= self._required for kind in kinds):
+        if self._required and not any(_LEVEL_OF_KIND[kind] >= self._required for kind in kinds):
             raise VectorError(
                 f"policy {require!r} needs a key that can verify a {require}: pass Policy(keys=[...]), "
                 "or --key FILE"
             )
         self.require = require
         self.max_norm = max_norm
-        self._warned = False
 
     def __repr__(self) -> str:
-        return f"Policy({self.require!r}, {self._keyring!r}, max_norm={self.max_norm:g}, {self._log!r})"
+        keys = ", ".join(map(tags.key_id, self._keys))
+        return f"Policy({self.require!r}, keys=[{keys}], max_norm={self.max_norm:g}, {self._log!r})"
 
     def check(self, data: bytes, known: Basis | Bases, *, stream: str = "") -> CheckedVector:
-        """Return the micro-vector in a frame or a raw payload if every rule allows it; change nothing.
+        """Return the micro-vector in a frame if every rule allows it; change nothing.
 
         Args:
             data: the bytes.
@@ -265,30 +249,30 @@ class Policy:
         received = frame.decode(data, basis.size, basis.digest)
         key = self._check_tag(received, bytes.fromhex(basis.digest), stream)
         if received.until is not None:
-            self._clock.check(received.until)
+            expiry.check(received.until, self._clock)
         values = basis.values(received.values)
-        norm = basis.norm(values)
-        if norm > self.max_norm:
-            raise VectorError(
-                f"R of the vector has the norm {norm:.4g}, but the policy accepts at most {self.max_norm:.4g}"
-            )
+        self.check_norm(values, basis)
         vector = CheckedVector._with(
             {
                 "values": values,
                 "dtype": received.dtype,
-                "sequence": received.sequence or 0,
+                "sequence": received.sequence,
                 "basis": basis.digest,
                 "verified_by": key,
-                "raw": received.sequence is None,
                 "stream": stream,
                 "until": None if received.until is None else expiry.day_date(received.until),
             }
         )
-        if received.sequence is None:
-            self._warn_once()
-        else:
-            self._log.check((basis.factors.digest, key, stream), received.sequence, _content(key, vector))
+        self._log.check((basis.factors.digest, key, stream), received.sequence, _content(key, vector))
         return vector
+
+    def check_norm(self, v: Any, basis: Basis) -> None:
+        """Check the norm of R, also of a vector that an app made itself; VectorError: it is too large."""
+        norm = basis.norm(v)
+        if norm > self.max_norm:
+            raise VectorError(
+                f"R of the vector has the norm {norm:.4g}, but the policy accepts at most {self.max_norm:.4g}"
+            )
 
     @contextmanager
     def admit(self, data: bytes, known: Basis | Bases, *, stream: str = "") -> Iterator[CheckedVector]:
@@ -317,13 +301,7 @@ class Policy:
             VectorError: the state file is damaged, or the stream's name is too long.
             OSError: the state file cannot be written; it stays as it was.
         """
-        key = ""
-        if isinstance(vector, CheckedVector):
-            if vector.raw:
-                return
-            key = vector.verified_by
-            if vector.until is not None or self._keyring.path is not None:
-                self._clock.keep()
+        key = vector.verified_by if isinstance(vector, CheckedVector) else ""
         self._log.record((factors.digest, key, stream), vector.sequence, _content(key, vector))
 
     def highest(self, factors: Factors, *, key: str = "", stream: str = "") -> int:
@@ -331,23 +309,13 @@ class Policy:
         return self._log.highest((factors.digest, key, stream))
 
     def _check_tag(self, received: frame.Frame, digest: bytes, stream: str) -> str:
-        """Return the id of the key under which the tag verifies; empty for a checksum or none."""
-        verified_by = self._keyring.verified_by(received, digest, stream)
+        """Return the id of the key under which the tag verifies; empty for a checksum."""
+        verified_by = frame.check_tag(received, stream, digest, self._keys)
         if _LEVEL_OF_KIND[received.kind] < self._required:
-            error = ChecksumError if self.require == "checksum" else SignatureError
-            got = "a raw payload" if received.kind is None else f"a {tags.NAMES[received.kind]} frame"
-            raise error(f"the policy requires a {self.require}, but this is {got}")
-        return verified_by
-
-    def _warn_once(self) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                "a raw payload has no checksum, sequence or sender: ship frames "
-                "(MicroVector.to_bytes), or demand them with Policy(require='checksum')",
-                UnauthenticatedVectorWarning,
-                stacklevel=4,
+            raise SignatureError(
+                f"the policy requires a {self.require}, but this is a {tags.NAMES[received.kind]} frame"
             )
+        return verified_by
 
 
 def _content(key: str, vector: MicroVector) -> str:

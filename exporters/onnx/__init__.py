@@ -1,10 +1,10 @@
-"""The ONNX side of an export: `build` makes a graph of a model, `bake` puts factors into a graph.
+"""The ONNX side of an export: `build` makes a graph of a model, `bake` puts factors into it.
 
 Importing this package does not load the onnx package.
 """
 
 from .bake import FLAVOURS, BakeReport, bake
-from .builder import PRECISIONS, build, check_graph
+from .builder import PRECISIONS, build, check_builder
 from .pack import Packed
 
-__all__ = ["FLAVOURS", "PRECISIONS", "BakeReport", "Packed", "bake", "build", "check_graph"]
+__all__ = ["FLAVOURS", "PRECISIONS", "BakeReport", "Packed", "bake", "build", "check_builder"]

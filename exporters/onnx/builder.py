@@ -7,23 +7,24 @@ torch takes for the weights is free again before the factors go into the graph.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
+from ...formats.gguf import GGUFFile
+from ...formats.gguf_transformers import forget_quantizer, read_once
 from ...modules import Heads
-from .model import find_model, import_onnx
 from .pack import Packed, pack
 
 PRECISIONS = ("fp32", "int8", "int4")
 _BUILDER = "onnxruntime_genai.models.builder"
-_WORKER = "tinylora_edge.exporters.onnx.worker"
 _UNKNOWN = "is not currently supported"  # how the builder says that it does not know an architecture
 _PACKAGES = {
     "onnx": "onnx",
@@ -36,23 +37,14 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class BaseGraph:
-    """A graph that was built, and by whom: `onnxruntime-genai <version>`.
+    """By whom a graph was built, `onnxruntime-genai <version>`, and what became of its weights in 8 bits."""
 
-    Attributes:
-        packed: what became of its weights in 8 bits; None in the other precisions.
-    """
-
-    folder: Path
     made_by: str
     packed: Packed | None = None
 
 
-def check_graph(graph: Path | None) -> None:
-    """Check that the graph to bake is there, or, where there is None, what builds one; no model is needed."""
-    import_onnx()
-    if graph is not None:
-        find_model(graph)
-        return
+def check_builder() -> None:
+    """Check that what builds a graph is installed; no model is needed."""
     for module, package in _PACKAGES.items():
         try:
             found = importlib.util.find_spec(module) is not None
@@ -62,8 +54,8 @@ def check_graph(graph: Path | None) -> None:
             raise MissingExtraError("building an ONNX graph", package, "onnx-export")
 
 
-def build(model: Path, work: Path, precision: str, heads: Heads = Heads()) -> BaseGraph:  # noqa: B008
-    """Build the base graph of a model, in the existing directory `work`.
+def build(model: Path, folder: Path, precision: str, heads: Heads) -> BaseGraph:
+    """Build the base graph of a model, with its tokenizer and configuration, in an empty folder.
 
     Blocks have 32 weights, are symmetric, and are multiplied at accuracy level 4. `int8`: those of a
     quantized GGUF (see `pack`), or every weight rounded to 8 bits. `int4`: every weight rounded to 4 bits by
@@ -76,24 +68,47 @@ def build(model: Path, work: Path, precision: str, heads: Heads = Heads()) -> Ba
         UnsupportedModelError: the builder does not know the architecture.
         ExportError: the model cannot be read, or the disk is full.
     """
-    if precision == "int8":
-        built = build(model, work, "fp32")
-        folder = work / "packed"
-        folder.mkdir()
-        packed = pack(built.folder, folder, model if model.is_file() else None, heads)
-        shutil.rmtree(built.folder)
-        return BaseGraph(folder, built.made_by, packed)
-    source = model
-    if model.is_file():
-        source = work / "hf"
-        _run([_WORKER, str(model), str(source)], f"transformers cannot read {model}")
-    graph = work / "graph"
-    graph.mkdir()
-    with tempfile.TemporaryDirectory(dir=work) as cache:
-        command = [_BUILDER, "-i", str(source.absolute()), "-o", str(graph), "-p", precision, "-e", "cpu"]
-        command += ["-c", cache, "--extra_options", "hf_token=false"]
+    with tempfile.TemporaryDirectory(prefix="work-", dir=folder.parent) as name:
+        work, source, packed = Path(name), model, None
+        if model.is_file():
+            source = work / "hf"
+            code = f"import sys; from {__name__} import unpack; unpack(*sys.argv[1:])"
+            _run(["-c", code, str(model), str(source)], f"transformers cannot read {model}")
+        graph = work / "graph" if precision == "int8" else folder
+        made = "fp32" if precision == "int8" else precision
+        command = ["-m", _BUILDER, "-i", str(source.absolute()), "-o", str(graph), "-p", made, "-e", "cpu"]
+        command += ["-c", str(work / "cache"), "--extra_options", "hf_token=false"]
         _run(command, f"onnxruntime-genai's model builder failed on {model}")
-    return BaseGraph(graph, f"onnxruntime-genai {version('onnxruntime-genai')}")
+        if precision == "int8":
+            packed = pack(graph, folder, model if model.is_file() else None, heads)
+    return BaseGraph(f"onnxruntime-genai {version('onnxruntime-genai')}", packed)
+
+
+def unpack(source: str, target: str) -> None:
+    """Write a GGUF model as a Hugging Face directory, float32, with its tokenizer and template.
+
+    What goes wrong ends the process, with the error in one line.
+    """
+    import torch
+    import transformers
+
+    path = Path(source)
+    location: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    dequantized = transformers.GgufConfig(dequantize=True)
+    try:
+        with read_once():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                **location, dtype=torch.float32, quantization_config=dequantized
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**location)
+        forget_quantizer(model)
+        model.save_pretrained(target)
+        template = GGUFFile(path).get("tokenizer.chat_template")
+        if isinstance(template, str) and not tokenizer.chat_template:
+            tokenizer.chat_template = template
+        tokenizer.save_pretrained(target)
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        sys.exit(json.dumps(f"{type(error).__name__}: {error}".splitlines()[0], ensure_ascii=False)[1:-1])
 
 
 def _run(command: list[str], failure: str) -> None:
@@ -105,7 +120,7 @@ def _run(command: list[str], failure: str) -> None:
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     done = subprocess.run(
-        [sys.executable, "-P", "-m", *command],  # -P: nothing that lies in the present folder is run
+        [sys.executable, "-P", *command],  # -P: nothing that lies in the present folder is run
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -117,7 +132,7 @@ def _run(command: list[str], failure: str) -> None:
         return
     last = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "")
     if _UNKNOWN in last:
-        raise UnsupportedModelError(f"{failure}: {last}. Pass a graph that you have with --onnx DIR")
+        raise UnsupportedModelError(f"{failure}: {last}. Export it for llama.cpp: --format gguf")
     if done.returncode < 0:
         last = f"it was ended by signal {-done.returncode}" + (
             ", as the system does where memory runs out" if done.returncode == -9 else ""

@@ -13,25 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...factorization import fitting_order
 from ...formats.gguf import Tensor
-from ...formats.onnx_graph import MODEL_NAME
+from ...formats.onnx_graph import DATA_NAME, MODEL_NAME
 from ...modules import Heads, inverse, row_orders
 from ..weights.dequantize import FLOAT_BYTES, ggml_decoder
 from ..weights.gguf import GGUFWeights
-from .match import FloatWeight, ModuleSlice, captured, linear_nodes, place
-from .model import OnnxModel, copy_folder, find_model, import_onnx
+from .graph import BLOCK, HEAD, FloatWeight, ModuleSlice, OnnxModel, import_onnx, linear_nodes, place
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
 _DOMAIN = "com.microsoft"
-_BLOCK = 32  # weights that share a scale, as in ggml
 _ALIGNMENT = 4096  # of a tensor in its file, so that it can be mapped
 _VALUES = 1 << 22  # weights that are in memory as floats
 _HEAD, _TABLE = "output.weight", "token_embd.weight"
@@ -51,22 +51,23 @@ class Packed:
 
 
 def pack(graph: Path, target: Path, gguf: Path | None, heads: Heads) -> Packed:
-    """Write a copy of a float32 graph into the existing directory `target`, its weights packed.
+    """Move a float32 graph and what lies beside it into the existing directory `target`, its weights packed.
 
     They are packed as in the GGUF that it was built from; to 8 bits where there is none, or none with
     quantized weights: linear layers, head and table of embeddings. Some rows at a time are in memory.
 
     Raises:
-        ExportError: the graph or its data is damaged.
         BaseMismatchError: a layer has another shape than in the GGUF.
     """
-    model = OnnxModel(find_model(graph))
+    model = OnnxModel(graph)
     weights = None if gguf is None else GGUFWeights(gguf)
-    with open(target / f"{MODEL_NAME}.data", "wb") as file:
+    with open(target / DATA_NAME, "wb") as file:
         packer = _Packer(model, weights if weights is not None and weights.quantized else None, heads, file)
         packer.run()
-    model.save(target / MODEL_NAME)
-    copy_folder(model.folder, target, without={model.path, *model.data_files.values()})
+    model.save(target)
+    for path in graph.iterdir():
+        if path.name not in (MODEL_NAME, DATA_NAME):
+            path.rename(target / path.name)
     return packer.packed
 
 
@@ -91,7 +92,7 @@ class _Stored:
         """Return the codes of some of the rows. A block is a scale in float16 and codes; of Q4_0 a byte has
         one of the first 16 in its low bits, and one of the last 16 in its high bits."""
         chosen = self.raw[self.rows[start:stop]]
-        blocks = chosen.reshape(len(chosen), -1, 2 + (_BLOCK if self.kind == _Q8_0 else _BLOCK // 2))
+        blocks = chosen.reshape(len(chosen), -1, 2 + (BLOCK if self.kind == _Q8_0 else BLOCK // 2))
         scales = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0].astype(np.float32)
         packed = blocks[..., 2:]
         if self.kind == _Q8_0:
@@ -106,7 +107,7 @@ class _Packer:
         self._onnx = import_onnx()
         self._model, self._weights, self._heads, self._file = model, weights, heads, file
         self._tensors = {} if weights is None else weights.file.tensors
-        self._done: dict[tuple[str, bool], _Blocks | None] = {}
+        self._done: dict[str, _Blocks | None] = {}
         self._moved: set[str] = set()
         self.packed = Packed()
 
@@ -118,15 +119,15 @@ class _Packer:
             for name in (self._weights.modules if self._weights is not None else ())
             if len(self._tensors[name].shape) == 2
         }
-        parts = {site.linear.index: site.parts for site in place(model, found, shapes)}
+        parts = {site.linear.index: site.parts for site in place(found, shapes)}
         for linear in found:
             own = parts.get(linear.index, [])
-            if linear is found[-1] and linear.place is None:  # what is multiplied last gives the logits
+            if linear.place[1] == HEAD:
                 own = [ModuleSlice(_HEAD if _HEAD in self._tensors else _TABLE, 0, 0, linear.n_out)]
-            elif self._weights is None and linear.place is not None:
+            elif self._weights is None:
                 own = [ModuleSlice("", 0, 0, linear.n_out)]
-            if isinstance(linear.weight, FloatWeight):
-                self._multiply(graph.node[linear.index], linear.weight, own)
+            assert isinstance(linear.weight, FloatWeight)
+            self._multiply(graph.node[linear.index], linear.weight, own)
         producers = {name: node for node in graph.node for name in node.output}
         for node in graph.node:
             if node.op_type == "Gather" and list(node.input[1:]) == ["input_ids"]:
@@ -138,33 +139,33 @@ class _Packer:
 
     def _multiply(self, node: NodeProto, weight: FloatWeight, parts: Sequence[ModuleSlice]) -> None:
         """Make a MatMul one of packed weights."""
-        found = self._pack(weight, weight.tensor.name or node.input[1], parts)
+        found = self._pack(weight, parts)
         if found is not None:
             n_out, n_in = weight.shape
-            sizes = {"K": n_in, "N": n_out, "bits": found.bits, "block_size": _BLOCK, "accuracy_level": 4}
+            sizes = {"K": n_in, "N": n_out, "bits": found.bits, "block_size": BLOCK, "accuracy_level": 4}
             self._become(node, "MatMulNBits", [node.input[0], found.blocks.name, found.scales], sizes)
 
     def _look_up(self, node: NodeProto, producer: NodeProto | None) -> None:
         """Make the Gather of the embeddings one of packed weights: the head's, where they are tied."""
         turned = producer is not None and producer.op_type == "Transpose"
         tensor = self._model.initializers.get(producer.input[0] if producer and turned else node.input[0])
-        if tensor is None or tensor.data_type != tensor.FLOAT or len(tensor.dims) != 2:
+        if tensor is None:
             return
-        weight = FloatWeight(tensor, not turned)
+        weight = FloatWeight(tensor, rowwise=not turned)
         n_out, n_in = weight.shape
-        if n_in % _BLOCK:
+        if n_in % BLOCK:
             return
-        found = self._pack(weight, tensor.name, [ModuleSlice(_TABLE, 0, 0, n_out)])
+        found = self._pack(weight, [ModuleSlice(_TABLE, 0, 0, n_out)])
         if found is not None:
             rows = self._onnx.TensorProto.FromString(found.blocks.SerializeToString())
             rows.name, rows.dims[:] = f"{rows.name}_rows", [n_out, n_in * found.bits // 8]  # the same bytes
             self._add(rows)
-            sizes = {"bits": found.bits, "block_size": _BLOCK, "gather_axis": 0, "quantize_axis": 1}
+            sizes = {"bits": found.bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
             self._become(node, "GatherBlockQuantized", [rows.name, node.input[1], found.scales], sizes)
 
-    def _pack(self, weight: FloatWeight, name: str, parts: Sequence[ModuleSlice]) -> _Blocks | None:
+    def _pack(self, weight: FloatWeight, parts: Sequence[ModuleSlice]) -> _Blocks | None:
         """Write a weight's blocks, once; None where it stays as it is."""
-        key = name, weight.transposed
+        key = weight.tensor.name
         if key not in self._done:
             tensors = [self._tensors.get(part.module) for part in parts]
             floats = any(tensor is not None and tensor.type.name in FLOAT_BYTES for tensor in tensors)
@@ -172,11 +173,11 @@ class _Packer:
                 self._done[key] = None
                 self.packed.floats += max(len(parts), 1)
             else:
-                self._done[key] = self._written(weight, name, parts, tensors)
+                self._done[key] = self._written(weight, parts, tensors)
         return self._done[key]
 
     def _written(
-        self, weight: FloatWeight, name: str, parts: Sequence[ModuleSlice], tensors: Sequence[Tensor | None]
+        self, weight: FloatWeight, parts: Sequence[ModuleSlice], tensors: Sequence[Tensor | None]
     ) -> _Blocks:
         n_out, n_in = weight.shape
         shares = [(part, self._kept(weight, part, t)) for part, t in zip(parts, tensors, strict=True)]
@@ -184,7 +185,7 @@ class _Packer:
         self.packed.kept += len(kept)
         self.packed.rounded += len(parts) - len(kept)
         bits = 4 if all(rows is not None and rows.kind == _Q4_0 for _, rows in shares) else 8
-        scales = np.empty((n_out, -(-n_in // _BLOCK)), np.float32)
+        scales = np.empty((n_out, -(-n_in // BLOCK)), np.float32)
 
         def blocks() -> Iterator[NDArray[np.uint8]]:
             for part, rows in sorted(shares, key=lambda share: share[0].column):
@@ -198,8 +199,8 @@ class _Packer:
                         )
                     yield _bytes(codes, bits)
 
-        kind = self._onnx.TensorProto
-        data = kind(name=f"{name}_Q{bits}", data_type=kind.UINT8, dims=[*scales.shape, _BLOCK * bits // 8])
+        kind, name = self._onnx.TensorProto, weight.tensor.name
+        data = kind(name=f"{name}_Q{bits}", data_type=kind.UINT8, dims=[*scales.shape, BLOCK * bits // 8])
         _refer(data, *self._write(blocks()))
         factors = kind(name=f"{name}_scales", data_type=kind.FLOAT, dims=scales.shape)
         _refer(factors, *self._write([scales]))
@@ -216,38 +217,31 @@ class _Packer:
             return None
         raw = self._weights.file.data(tensor).reshape(n_out, -1)
         decode = ggml_decoder(tensor.type, raw)
-        for order in row_orders(tensor.name.split(".")[-2], n_out, self._heads):
-            stored = _Stored(tensor.type.name, raw, inverse(order)[part.row : part.row + part.count])
-            if all(
-                np.array_equal(
-                    decode(raw[stored.rows[i:j]]),
-                    weight.rows(self._model, part.column + i, part.column + j),
-                )
-                for i, j in _chunks(part.count, n_in)
-            ):
-                return stored
-        return None
+
+        def differ(order: NDArray[np.int64]) -> float:
+            rows = inverse(order)[part.row : part.row + part.count]
+            for i, j in _chunks(part.count, n_in):
+                here = weight.rows(self._model, part.column + i, part.column + j)
+                if not np.array_equal(decode(raw[rows[i:j]]), here):
+                    return inf
+            return 0.0
+
+        order, _ = fitting_order(row_orders(tensor.name.split(".")[-2], n_out, self._heads), differ)
+        if order is None:
+            return None
+        return _Stored(tensor.type.name, raw, inverse(order)[part.row : part.row + part.count])
 
     def _drop_unread(self) -> None:
-        """Take out the floats that nothing reads any more, and what only turned them."""
+        """Take out the floats that nothing reads any more, and a Transpose that only turned them."""
         graph = self._model.graph
-
-        def read() -> set[str]:
-            names = {name for node in graph.node for name in (*node.input, *captured(node))}
-            return names | {value.name for value in graph.output}
-
-        left = read()
-        for i in reversed(range(len(graph.node))):
-            if graph.node[i].op_type in ("Transpose", "Constant") and not left & set(graph.node[i].output):
-                gone = set(graph.node[i].output)
-                del graph.node[i]
-                for j in reversed(range(len(graph.value_info))):
-                    if graph.value_info[j].name in gone:
-                        del graph.value_info[j]
-        left = read()
-        for i in reversed(range(len(graph.initializer))):
-            if graph.initializer[i].name not in left:
-                del graph.initializer[i]
+        for entries in (graph.node, graph.initializer):
+            read = {name for node in graph.node for name in node.input}
+            for i in reversed(range(len(entries))):
+                turn = entries is graph.node and graph.node[i].op_type == "Transpose"
+                if (turn and not read & {*graph.node[i].output}) or (
+                    entries is graph.initializer and graph.initializer[i].name not in read
+                ):
+                    del entries[i]
 
     def _become(self, node: NodeProto, operation: str, inputs: list[str], sizes: dict[str, int]) -> None:
         node.op_type, node.domain = operation, _DOMAIN
@@ -274,7 +268,7 @@ def _refer(tensor: TensorProto, offset: int, length: int) -> None:
     """Say where a tensor's bytes lie."""
     tensor.data_location = tensor.EXTERNAL
     del tensor.external_data[:]
-    for key, value in (("location", f"{MODEL_NAME}.data"), ("offset", offset), ("length", length)):
+    for key, value in (("location", DATA_NAME), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=str(value))
 
 
@@ -286,7 +280,7 @@ def _chunks(rows: int, n_in: int) -> Iterator[tuple[int, int]]:
 def _rounded(values: NDArray[np.float32]) -> Codes:
     """Round float32 [n, K] to 8 bits, as ggml makes Q8_0 of it, with scales in float32."""
     n, n_in = values.shape
-    blocks = np.pad(values, ((0, 0), (0, -n_in % _BLOCK))).reshape(n, -1, _BLOCK)
+    blocks = np.pad(values, ((0, 0), (0, -n_in % BLOCK))).reshape(n, -1, BLOCK)
     scales = np.abs(blocks).max(axis=-1) / np.float32(127)
     divisor = np.where(scales > 0, scales, 1)[..., None]
     return np.rint(blocks / divisor).astype(np.int8), scales

@@ -1,10 +1,11 @@
 """The side path: nodes that add B R A x to the results of a graph's linear layers.
 
-What a decoder pays for them is their number, and the bytes of A and B: a node costs an engine about a
-microsecond, and a step of a small model a few milliseconds. So modules that share an input share one A, those
-that share a node one R and one B too; and all R are taken from the input at the top, in one go a shape. An
-input costs a node, and each node of the base with that input 3. Bit for bit the base where R = 0: each result
-gets a zero added, after the bias, so that engines still fuse the same nodes of the base.
+A node costs an engine about a microsecond, and a token of a small model a few milliseconds. So there are few
+nodes. Modules with one input share one A. Modules of one node also share one R and one B. All R are cut from
+the input `tinylora_r` at the top of the graph, with a Gather for each shape.
+
+With R = 0 the results are the base's, bit for bit: a zero is added to each after its bias, so that engines
+fuse the same nodes of the base as without the side path.
 """
 
 from __future__ import annotations
@@ -17,11 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ExportError
 from ...factors import Factors
 from ...formats.onnx_graph import DEFAULT, INPUT_NAME
-from .match import Site
-from .model import OnnxModel, import_onnx
+from .graph import OnnxModel, Site, import_onnx
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -46,14 +45,6 @@ class SharedInput:
     name: str
     sites: list[tuple[Site, Modules]]
     modules: Modules
-
-
-def refuse_baked(model: OnnxModel) -> None:
-    """Refuse a graph that has a side path."""
-    names = {value.name for value in model.graph.input} | set(model.initializers)
-    taken = next((name for name in sorted(names) if name == INPUT_NAME or name.startswith(PREFIX)), None)
-    if taken is not None:
-        raise ExportError(f"{model.path} was baked already (it has {taken}): pass the original graph")
 
 
 def add_side_path(
@@ -104,11 +95,10 @@ class _SidePathWriter:
         turned = self._node("Transpose", [turned], "r_t", perm=[0, 1, 3, 2])
         turned = self._node("Reshape", [turned, self._ints("flat", [0, count * rank, rank])], "r_t_rows")
         padded = self._node("Pad", [turned, self._ints("pads", [0, 0, 0, 0, 1, 0])], "padded")
-        wanted = {(shared.modules, own): site.linear.dtype for shared in inputs for site, own in shared.sites}
         by_shape: dict[tuple[int, int], list[tuple[Modules, Modules]]] = {}
-        for pair in wanted:
+        for pair in dict.fromkeys((shared.modules, own) for shared in inputs for _, own in shared.sites):
             by_shape.setdefault((len(pair[0]), len(pair[1])), []).append(pair)
-        names = {}
+        names: dict[tuple[Modules, Modules], str] = {}
         for (high, wide), pairs in sorted(by_shape.items()):
             rows = np.full((len(pairs), high, rank, wide), count * rank)
             for place, (modules, own) in enumerate(pairs):
@@ -124,9 +114,7 @@ class _SidePathWriter:
                 outputs = [f"{PREFIX}{name}/{i}" for i in range(len(pairs))]
                 self._node("Split", [*pieces, sizes], f"{name}/Split", outputs=outputs, axis=1)
                 pieces = outputs
-            for pair, piece in zip(pairs, pieces, strict=True):
-                same = wanted[pair] == self._onnx.TensorProto.FLOAT
-                names[pair] = piece if same else self._node("Cast", [piece], f"{piece}/cast", to=wanted[pair])
+            names |= zip(pairs, pieces, strict=True)
         return names
 
     def add(self, shared: SharedInput, r: Mapping[tuple[Modules, Modules], str]) -> None:
@@ -136,7 +124,7 @@ class _SidePathWriter:
         a = np.concatenate([np.asarray(factors.a[module], np.float32) for module in shared.modules])
         # A narrow one with a third dimension, since ONNX Runtime packs constant matrices into panels of 16
         # columns: of 2 to 8 it would read 2 to 8 times the bytes, at every token.
-        stored = self._floats(f"{shared.name}/a", a.T if len(a) >= _PANEL else a.T[None], linear.dtype)
+        stored = self._floats(f"{shared.name}/a", a.T if len(a) >= _PANEL else a.T[None])
         columns = self._node("MatMul", [linear.input, stored], f"{shared.name}/a/MatMul", into=first)
         mixed: dict[Modules, str] = {}
         for number, (site, own) in enumerate(shared.sites):
@@ -151,7 +139,7 @@ class _SidePathWriter:
                 factor = self._b[module][part.row : part.row + part.count]
                 b[start : start + factors.rank, part.column : part.column + part.count] = factor.T
             name, after = f"{shared.name}/b{tail}", self._after.setdefault(site.linear.last, [])
-            stored = self._floats(name, b, linear.dtype)
+            stored = self._floats(name, b)
             side = self._node("MatMul", [mixed[own], stored], f"{name}/MatMul", into=after)
             base = f"{PREFIX}{name}/base"
             self._rename_result(site, base)
@@ -204,14 +192,13 @@ class _SidePathWriter:
         (self._top if into is None else into).append(node)
         return outputs[0]
 
-    def _floats(self, name: str, array: NDArray[np.float32], dtype: int = 1) -> str:
-        kind = self._onnx.helper.tensor_dtype_to_np_dtype(dtype)
-        raw = np.ascontiguousarray(array).astype(kind).tobytes()
-        tensor = self._onnx.helper.make_tensor(f"{PREFIX}{name}", dtype, array.shape, raw, raw=True)
-        self._model.graph.initializer.append(tensor)
-        return f"{PREFIX}{name}"
+    def _floats(self, name: str, array: NDArray[np.float32]) -> str:
+        return self._constant(name, np.asarray(array, np.float32))
 
     def _ints(self, name: str, values: list[int] | NDArray[np.int64]) -> str:
-        array = np.asarray(values, np.int64)
-        self._model.graph.initializer.append(self._onnx.numpy_helper.from_array(array, f"{PREFIX}{name}"))
+        return self._constant(name, np.asarray(values, np.int64))
+
+    def _constant(self, name: str, array: NDArray[Any]) -> str:
+        tensor = self._onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"{PREFIX}{name}")
+        self._model.graph.initializer.append(tensor)
         return f"{PREFIX}{name}"

@@ -128,8 +128,8 @@ class Clicks:
             seed: of the answers: another one for every question.
 
         Raises:
-            TrainError: the prompt leaves no room for an answer, or the vector is too large for the model.
-            VectorError: the prompt is empty.
+            TrainError: the prompt leaves no room for an answer.
+            VectorError: the prompt is empty, or the vector makes the logits non-finite.
         """
         tokens = self._llm.encode(prompt)[0]
         with self._lock:
@@ -141,8 +141,6 @@ class Clicks:
                 temperature=temperature,
                 seed=seed,
             )
-        if any(generation.exploded for generation in drawn):
-            raise _infinite()
         answers = [each.tokens.tolist() for each in _different(drawn, count)]
         decode = self._llm.vocabulary.decode
         return [Given(tuple(tokens), tuple(a), vector, temperature, decode(a)) for a in answers]
@@ -243,8 +241,6 @@ class Clicks:
         )  # [vector, answer]
         ratios = totals[-2] - totals[-1] if ends else np.zeros(len(answers))
         changes = (totals[: len(moved) : 2] - totals[1 : len(moved) : 2]).T / 2
-        if not (np.isfinite(changes).all() and np.isfinite(ratios).all()):
-            raise _infinite()
         scores, size = changes / state.step, float(np.sqrt((changes**2).mean()))
         if size:
             state.step *= float(np.clip(_CHANGE / size, 0.5, 2.0)) ** 0.25
@@ -264,7 +260,8 @@ class Clicks:
         return self._of(self._start + posterior.vector(), sequence=min(self._sequence + state.clicks, 0xFFFF))
 
     def _of(self, values: NDArray[np.float64], **options: Any) -> MicroVector:
-        return MicroVector(values.astype(np.float32), basis=self._basis.digest, **options)
+        bounded = self._basis.bounded(values).astype(np.float32)
+        return MicroVector(bounded, basis=self._basis.digest, **options)
 
     def _identity(self) -> dict[str, Any]:
         return {"basis": self._basis.digest}
@@ -306,7 +303,3 @@ def _different(drawn: list[Generation], count: int) -> list[Generation]:
     for generation in drawn:
         first.setdefault(tuple(generation.tokens.tolist()), generation)
     return [*first.values(), *drawn][:count]
-
-
-def _infinite() -> TrainError:
-    return TrainError("the model's logits are not finite near the vector of now: remove the state")

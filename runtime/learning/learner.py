@@ -35,12 +35,6 @@ _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effe
 _WIDER, _WIDEST = 1.5, 4.0  # sigma after a step without signal, and at most, over that of the beginning
 _NARROWER = 0.7  # sigma after going back to the best
 
-Judged = tuple[NDArray[np.float64], NDArray[np.bool_]]
-"""Rewards float64 [vectors, prompts], and bool [vectors]: which are too large for the model.
-
-The rewards of those count for nothing.
-"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings:
@@ -192,7 +186,7 @@ class RewardLearner:
             try:
                 # Not what this process was given: an app may have swapped in what was found.
                 self._start = self._vector(self.state.start)
-                self._search = Search.restored(self.state.search, basis.size)
+                self._search = Search.restored(self.state.search, basis.size, seed, settings.population)
             except ValueError as error:
                 raise TrainError(
                     f"{self._path} is not a usable state: {error}. Remove it to begin anew"
@@ -255,7 +249,8 @@ class RewardLearner:
         """Score the start and choose sigma, if that is to be done, and see that a step is affordable."""
         state, fresh = self.state, not self.state.sigma
         if not state.start_scores:
-            state.start_scores = self._score_start(self._check)
+            (scores,) = self._judge([self._vector(state.start)], self._check, checking=True)
+            state.start_scores = scores.tolist()
             state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
         if not state.sigma:
             self._choose_sigma()
@@ -295,21 +290,20 @@ class RewardLearner:
                 moved = np.array(state.start) + sigma * self._whitening.values(directions)
                 return change(here, scores([self._vector(v) for v in moved]))
 
-            self._search.sigma = state.sigma = sigma_of(effect, self._sigma, measure)
+            state.sigma = sigma_of(effect, self._sigma, measure)
+            self._search = self._search.anew(self._search.mean, state.sigma)
 
     def _step(self) -> None:
         state, search = self.state, self._search
         vectors = [self._vector(v) for v in self._whitening.values(search.ask())]
-        rewards, exploded = self._judge(vectors, self._pick(search.step))
+        rewards = self._judge(vectors, self._pick(search.step))
         search.tell(rewards)
         if np.ptp(rewards, axis=0).any():
             state.silent = 0
-        elif exploded.all():
-            state.silent += 1
-            search.sigma *= _NARROWER
         else:
             state.silent += 1
-            search.sigma = min(search.sigma * _WIDER, state.sigma * _WIDEST)
+            sigma = min(search.sigma * _WIDER, state.sigma * _WIDEST)
+            self._search = search = search.anew(search.mean, sigma)
         figures: dict[str, Any] = {
             "step": search.step,
             "reward": float(rewards.mean()),
@@ -317,8 +311,6 @@ class RewardLearner:
             "norm": float(np.linalg.norm(self._mean())),
             **self._spent(),
         }
-        if exploded.any():
-            figures["exploded"] = int(exploded.sum())
         if search.step % self.settings.check_every == 0:
             figures["check"] = self._look()
         self._save()
@@ -327,21 +319,19 @@ class RewardLearner:
     def _look(self) -> float:
         """Check the mean on the first held-back prompts: keep it, or go back to the best."""
         state, search = self.state, self._search
-        (scores,), (exploded,) = self._judge(
-            [self._vector(self._mean())], self._check[: self._half()], checking=True
-        )
+        (scores,) = self._judge([self._vector(self._mean())], self._check[: self._half()], checking=True)
         gap = scores - np.array(state.best_scores)
-        if not exploded and (gap.mean() > 0 or (gap.mean() == 0 and state.best_step)):
+        if gap.mean() > 0 or (gap.mean() == 0 and state.best_step):
             state.unimproved = 0 if gap.mean() > 0 else state.unimproved + 1
             state.best, state.best_scores = self._mean().tolist(), scores.tolist()
             state.best_step = search.step
         else:
             state.unimproved += 1
-            if exploded or -gap.mean() > max(self.settings.tolerance, 2 * _standard_error(gap)):
+            if -gap.mean() > max(self.settings.tolerance, 2 * _standard_error(gap)):
                 best = self._whitening.coordinates(np.array(state.best))
-                search.jump(best, search.sigma * _NARROWER)
+                self._search = search.anew(best, search.sigma * _NARROWER)
                 state.restarts += 1
-                self._report({"event": "restart", "step": search.step, "sigma": search.sigma})
+                self._report({"event": "restart", "step": search.step, "sigma": self._search.sigma})
         return float(scores.mean())
 
     def _end(self, stopped: str) -> Tuned:
@@ -356,9 +346,7 @@ class RewardLearner:
             rest = check[half:] if known else check
             more: Sequence[float] = []
             if rest:
-                (more,), (exploded,) = self._judge([self._vector(values)], rest, checking=True)
-                if exploded:
-                    continue
+                (more,) = self._judge([self._vector(values)], rest, checking=True)
             scores = np.array([*known, *more])
             gap = scores - best
             # Of two that the check cannot tell apart the later one has learned from more. The start is none
@@ -396,38 +384,19 @@ class RewardLearner:
 
     def _judge(
         self, vectors: Sequence[MicroVector], numbers: Sequence[int], *, checking: bool = False
-    ) -> Judged:
+    ) -> NDArray[np.float64]:
         """Judge vectors on samples, by their numbers, to learn from, or where `checking` to decide.
 
-        What it costs is counted. A vector that explodes on one prompt has the lowest reward on all: what else
-        it answered at the same time may have been drawn into it.
+        What it costs is counted.
         """
         samples, task = [self._samples[i] for i in numbers], self._deciding if checking else self._lessons
         with self._counted():
             answers = self._batch.answer_each(
                 vectors, samples, max_tokens=self._max_tokens, schema=self._schema
             )
-            exploded = np.array([any(answer.exploded for answer in row) for row in answers])
-            rewards = np.zeros((len(vectors), len(samples)))
-            for number in np.flatnonzero(~exploded):
-                rewards[number] = task.scores(answers[number], samples)
-        rewards[exploded] = self._lowest(rewards[~exploded])
+            rewards = np.array([task.scores(row, samples) for row in answers])
         self.state.rollouts += len(vectors) * len(numbers)
-        return rewards, exploded
-
-    def _score_start(self, numbers: Sequence[int]) -> list[float]:
-        """Return the rewards of what it began with; TrainError where that is too large for the model."""
-        (rewards,), (exploded,) = self._judge([self._vector(self.state.start)], numbers, checking=True)
-        if exploded:
-            raise TrainError(
-                "the vector that learning begins with is too large for the model: its logits are not finite. "
-                "Begin with another one (start), or clear the model's own"
-            )
-        return list(rewards.tolist())
-
-    def _lowest(self, rewards: NDArray[np.float64]) -> float:
-        """Return the reward of what explodes: the lowest of these and of the start's, and at most 0."""
-        return float(min([0.0, *self.state.start_scores, rewards.min(initial=0.0)]))
+        return rewards
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -451,7 +420,8 @@ class RewardLearner:
         return self._whitening.values(self._search.mean)
 
     def _vector(self, values: Sequence[float] | NDArray[np.float64]) -> MicroVector:
-        return replace(self._start, values=np.array(values, np.float32).reshape(self._basis.size))
+        whole = np.array(values, np.float64).reshape(self._basis.size)
+        return replace(self._start, values=self._basis.bounded(whole).astype(np.float32))
 
     def _pick(self, step: int) -> list[int]:
         """The prompts of a step: every epoch visits all of them in an order of its own."""

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import TinyLoraError
-from ...formats.bundle import Bundle
+from ...formats.bundle import Bundle, load_bundle
+from ...formats.onnx_graph import MODEL_NAME
 from ...vector import MicroVector, Policy
 from ..engine import Part
 from ..model import PersonalizedModel
 from ..sampling import Sampler
-from .bundle import checked_graph, find_bundle
 from .completion import Completion, steps_of
 from .engine import OnnxEngine
 from .session import open_session
@@ -52,13 +52,15 @@ class TinyLoraOnnx(PersonalizedModel):
         n_threads: int | None = None,
         sess_options: Any = None,
     ) -> None:
-        bundle = base if isinstance(base, Bundle) else find_bundle(base)
-        graph = checked_graph(bundle)
+        bundle = base if isinstance(base, Bundle) else load_bundle(base)
+        bundle.check_onnx()
+        assert bundle.onnx is not None
+        path = bundle.onnx / MODEL_NAME
         self._prepare(bundle.bases, policy)
-        self.model_path = str(graph.path)
-        self._vocabulary = OnnxVocabulary(graph)
+        self.model_path = str(path)
+        self._vocabulary = OnnxVocabulary(bundle.onnx)
         self._n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
-        self._session = open_session(graph, sess_options=sess_options, n_threads=n_threads)
+        self._session = open_session(path, sess_options=sess_options, n_threads=n_threads)
         self._row = self._engine(1, self._n_ctx, check=True)
         self._evaluated: list[int] = []  # tokens that the row holds
         self._opened()

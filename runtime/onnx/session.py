@@ -14,13 +14,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ...errors import BaseMismatchError, RollbackError, VectorError
-from ...formats.onnx_graph import INPUT_NAME, OnnxFile, input_row
+from ...formats.bundle import load_bundle
+from ...formats.onnx_graph import DEFAULT, INPUT_NAME, MODEL_NAME, REQUIRED, input_row
 from ...formats.signatures import signed
 from ...vector import CheckedVector, MicroVector, Policy
 from ...wire.tags import Ed25519Verifier
 from ..admission import VectorSource, admitted
 from ..lock import Process
-from .bundle import checked_graph, find_bundle, flavour
 
 _SPIN = "session.intra_op.spin_duration_us", "50"
 """How long a thread spins before it sleeps. ONNX Runtime's own are milliseconds, and where other work wants
@@ -78,14 +78,16 @@ class OnnxSession:
         bundle_keys: Sequence[Ed25519Verifier] = (),
         **options: Any,
     ) -> None:
-        bundle = find_bundle(base)
+        bundle = load_bundle(base)
         self.policy = policy or Policy()
         with signed(bundle, bundle_keys, engine="onnx"):
-            graph = checked_graph(bundle)
-            self.bases, self.flavour = bundle.bases, flavour(graph)
-            self.session = open_session(graph, **options)
-        needed = self.session.get_inputs()
-        self._inputs = [node.name for node in (*needed, *self.session.get_overridable_initializers())]
+            bundle.check_onnx()
+            assert bundle.onnx is not None
+            self.bases = bundle.bases
+            self.session = open_session(bundle.onnx / MODEL_NAME, **options)
+        needed, defaults = self.session.get_inputs(), self.session.get_overridable_initializers()
+        self.flavour = DEFAULT if INPUT_NAME in [node.name for node in defaults] else REQUIRED
+        self._inputs = [node.name for node in (*needed, *defaults)]
         self._outputs = [node.name for node in self.session.get_outputs()]
         # Symbolic first dimensions of a decoder's inputs are its batch, whatever their name.
         batched = (node.name for node in needed if node.shape and not isinstance(node.shape[0], int))
@@ -136,7 +138,7 @@ class OnnxSession:
                         raise
                     raise type(error)(f"row {row}: {error}") from None
                 r[row] = input_row(self.bases.of(vector).R(vector), factors.rank)
-                if isinstance(vector, CheckedVector) and not vector.raw:
+                if isinstance(vector, CheckedVector):
                     other = newest.setdefault((stream, vector.verified_by), vector.sequence)
                     if other != vector.sequence:
                         raise RollbackError(
@@ -198,7 +200,7 @@ class OnnxSession:
 
 
 def open_session(
-    graph: OnnxFile,
+    path: Path,
     *,
     sess_options: Any = None,
     n_threads: int | None = None,
@@ -208,7 +210,7 @@ def open_session(
     """Return an `onnxruntime.InferenceSession` of a checked graph.
 
     Args:
-        graph: checked.
+        path: of the graph.
         sess_options, providers, options: of `onnxruntime.InferenceSession`.
         n_threads: of an operation; None for what the options say.
 
@@ -222,18 +224,12 @@ def open_session(
     if n_threads is not None:
         sess_options.intra_op_num_threads = n_threads
     try:
-        return onnxruntime.InferenceSession(
-            str(graph.path), sess_options, providers=list(providers), **options
-        )
+        return onnxruntime.InferenceSession(str(path), sess_options, providers=list(providers), **options)
     except Exception as error:  # its exceptions are of a dozen types, all of them direct children
-        raise cannot_load(graph, error) from error
+        raise cannot_load(path, error) from error
 
 
-def cannot_load(graph: OnnxFile, error: Exception) -> BaseMismatchError:
+def cannot_load(path: Path, error: Exception) -> BaseMismatchError:
     """Return the error that says why the engine cannot load a model."""
-    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in graph.opsets.items())
     reason = " ".join(str(error).split())
-    return BaseMismatchError(
-        f"onnxruntime {onnxruntime.__version__} cannot load {graph.path} (IR {graph.ir_version}, "
-        f"opsets {opsets}): {reason[:300]}"
-    )
+    return BaseMismatchError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {reason[:300]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import onnxruntime_genai as og
 
 from ...documents import read_json
 from ...errors import TinyLoraError, VectorError
-from ...formats.onnx_graph import GENAI_NAME, OnnxFile
+from ...formats.onnx_graph import GENAI_NAME
 from ...limits import TOKENIZER_BYTES
 from ...tasks.tools import renders_tools
 from ..lock import CLOSED
@@ -38,7 +39,7 @@ class OnnxVocabulary:
     """See `Vocabulary`.
 
     Args:
-        graph: checked; its configuration and tokenizer lie beside it.
+        folder: of a checked graph; its configuration and tokenizer lie in it.
 
     Attributes:
         size: entries of the logits.
@@ -53,15 +54,15 @@ class OnnxVocabulary:
         BaseMismatchError: the installed onnxruntime-genai does not read the tokenizer.
     """
 
-    def __init__(self, graph: OnnxFile) -> None:
-        self._folder = graph.path.parent
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._read_config()
         self._text = self._template()
         self.has_template, self.renders_tools = self._text is not None, renders_tools(self._text or "")
         try:
             self._tokenizer: Any = og.Tokenizer(og.Config(str(self._folder)))
         except Exception as error:  # RuntimeError, and OgaError in some releases
-            raise cannot_load(graph, error) from error
+            raise cannot_load(folder, error) from error
 
     @property
     def open(self) -> Any:

@@ -18,6 +18,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong_here(process: Cli, environment: dict[str, str], tmp_path: Path) -> None:
     text = process("doctor", env=environment, cwd=tmp_path).done()
     assert text.splitlines()[-1].startswith("0 faults, ")

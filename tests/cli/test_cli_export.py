@@ -17,6 +17,7 @@ from invocation import Cli, contents
 from tinylora_edge import Basis, MicroVector, load_bundle
 
 
+@pytest.mark.slow
 def test_the_report_of_the_real_model(cli: Cli, smollm2_gguf: Path, tmp_path: Path, basis: Basis) -> None:
     out = tmp_path / "out"
     text = cli("export", smollm2_gguf, "-o", out).done()
@@ -76,6 +77,7 @@ def test_a_hugging_face_directory_with_the_deployed_gguf(cli: Cli, tmp_path: Pat
     cli("inspect", tmp_path / "out").done()
 
 
+@pytest.mark.slow
 def test_another_quantization_is_added(
     cli: Cli, smollm2_gguf: Path, smollm2_bundle: Path, tmp_path: Path
 ) -> None:
@@ -112,15 +114,10 @@ def test_another_quantization_is_added(
         (["--add-base", "x.gguf", "--rank", "2"], "--rank"),
         (["-o", "out", "--rank", "0"], "--rank"),
         (["-o", "out", "--format", "onnxruntime"], "onnxruntime"),
-        (["-o", "out", "--onnx", "graph"], "--onnx goes with --format onnx or both"),
         (["-o", "out", "--onnx-input", "required"], "--onnx-input goes with"),
         (["-o", "out", "--onnx-precision", "int4"], "--onnx-precision goes with"),
         (["-o", "out", "--format", "onnx", "--onnx-precision", "int3"], "int3"),
         (["-o", "out", "--format", "onnx", "--onnx-input", "loose"], "loose"),
-        (
-            ["-o", "out", "--format", "onnx", "--onnx", "graph", "--onnx-precision", "int4"],
-            "that of a graph that is built",
-        ),
         (["--add-base", "x.gguf", "--format", "onnx"], "--format"),
         (["-o", "out", "--key", "k"], "--key"),
         (["-o", "out", "--factor-dtype", "bf16"], "bf16"),

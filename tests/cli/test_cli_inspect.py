@@ -87,7 +87,6 @@ def test_a_header(cli: Cli, basis: Basis) -> None:
             assert cli("inspect", "-", "--json", stdin=data).record() == {
                 "kind": "vector",
                 "verified": False,
-                "form": "frame",
                 "bytes": len(data),
                 "version": 2,
                 "dtype": dtype,
@@ -144,4 +143,4 @@ def test_what_names_no_basis_of_the_bundle(
     cli("inspect", trained, smollm2_bundle).refused(
         trained.read_bytes()[1:5].hex(), basis.factors.digest[:8], sizes
     )
-    cli("inspect", "-", smollm2_bundle, stdin=bytes(26)).refused("26 bytes are no frame", "pack --numbers")
+    cli("inspect", "-", smollm2_bundle, stdin=bytes(26)).refused("26 bytes are no frame")

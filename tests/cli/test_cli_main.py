@@ -45,6 +45,7 @@ def test_every_help_has_an_example_that_parses(cli: Cli, command: str, tmp_path:
     assert own
 
 
+@pytest.mark.slow
 def test_the_reference_says_what_the_commands_say() -> None:
     page = Path(__file__).parents[2] / "docs" / "site" / "commands.py"
     assert subprocess.run([sys.executable, page, "--check"], check=False).returncode == 0
@@ -87,6 +88,7 @@ def test_a_full_device_is_an_error(process: Cli, smollm2_bundle: Path) -> None:
     assert result.stderr == "error: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_nothing_in_a_pipe_is_a_control_code(process: Cli, smollm2_bundle: Path) -> None:
     for words in (["--help"], ["inspect", smollm2_bundle], ["pack", "--help"]):
         text = process(*words).done()

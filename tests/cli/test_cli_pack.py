@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
-import numpy as np
 import pytest
 from invocation import Cli, write_vector
 
@@ -61,19 +60,6 @@ def test_vectors_of_any_basis(cli: Cli, small: Path, tmp_path: Path) -> None:
         (tmp_path / "p").unlink()
 
 
-def test_a_raw_payload_is_of_the_basis_that_is_named(cli: Cli, small: Path) -> None:
-    bases, raw = load_bases(small), np.arange(15, dtype="<f4").tobytes()
-    cli("pack", "-", small, stdin=raw).refused("60 bytes are no frame", "pack --numbers")
-    for option, size in (("--numbers", {"numbers": 15}), ("--rank", {"rank": 1})):
-        done = cli("pack", "-", small, option, *size.values(), stdin=raw)
-        assert done.code == 0
-        vector = Policy().check(done.stdout_bytes, bases)
-        assert (vector.basis, vector.values[14]) == (bases.basis(**size).digest, 14)
-    cli("pack", "-", small, "--numbers", 13, stdin=raw).refused("60 bytes")
-    cli("pack", "-", small, "--numbers", 60, stdin=raw).refused("say --rank 2")
-    cli("pack", "-", small, "--rank", 3, stdin=raw).refused("rank 3 is not among 1 to 2")
-
-
 def test_a_qr_code(cli: Cli, trained: Path, tmp_path: Path) -> None:
     zxingcpp, image = pytest.importorskip("zxingcpp"), pytest.importorskip("PIL.Image")
     cli("pack", trained, "--qr", "-o", tmp_path / "v.png").done()
@@ -124,8 +110,6 @@ def test_wrong_usage(cli: Cli, small: Path, trained: Path, tmp_path: Path) -> No
     cli(*pack, "--text", "--qr").misused("two forms")
     cli(*pack, "--until", "tomorrow").misused("--until", "tomorrow")
     cli("pack", trained, "-o", tmp_path / "v", "--dtype", "bf16").misused("--dtype", "BUNDLE")
-    cli("pack", trained, "-o", tmp_path / "v", "--rank", 2).misused("--rank", "BUNDLE")
-    cli(*pack, "--numbers", 13).refused("a frame names its basis itself")
     (tmp_path / "short").write_text("ab" * 8)
     cli(*pack, "--key", tmp_path / "short").refused("short: ", "8 bytes", "at least 16")
     cli(*pack, "--key", tmp_path / "none").refused("none", "No such file")

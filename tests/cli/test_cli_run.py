@@ -80,8 +80,3 @@ def test_a_prompt_that_is_none(cli: Cli, tiny_bundle: Path) -> None:
     cli(*run, "caf\udce9", *SHORT).refused("the prompt is not UTF-8: its character 4 is '\\udce9'")
     cli(*run, "-", *SHORT, stdin=b"\xff").refused("the prompt is not UTF-8: its character 1")
     cli(*run, "Hello", "--system", "\udcff", *SHORT).refused("the system message is not UTF-8")
-
-
-def test_a_raw_vector_says_no_basis(cli: Cli, tiny_bundle: Path) -> None:
-    run = cli("run", tiny_bundle, PROMPT, "--vector", "-", *SHORT, stdin=bytes(52))
-    run.refused("52 bytes are no frame, and a raw payload says neither basis nor sequence")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 from pathlib import Path
 
@@ -91,20 +90,6 @@ def test_a_state_that_cannot_be_written_leaves_the_file_as_it_was(cli: Cli, read
         assert contents(device) == before
         cli(*fetch).done()
     assert out.read_bytes() == (ready / "2.bin").read_bytes()
-
-
-def test_a_keyring_says_which_key_signs_which_stream(cli: Cli, ready: Path) -> None:
-    basis, out, keyring = ready / "b.basis.gguf", ready / "v.bin", ready / "keyring.json"
-    cli("publish", ready / "1.bin", basis, "--to", ready / "root").done()
-    line = (ready / "key.pub").read_text().splitlines()[1]
-    with servers.static(ready / "root") as (url, _):
-        for streams in (["alice"], ["default"]):
-            keyring.write_text(json.dumps({"keys": [{"key": line, "streams": streams}]}))
-            fetched = cli("fetch", url, basis, "-o", out, "--keyring", keyring)
-            if streams == ["alice"]:
-                fetched.refused("signs for alice, and not for 'default'")
-    fetched.done()
-    assert out.read_bytes() == (ready / "1.bin").read_bytes()
 
 
 def test_a_checksum_is_published_with_a_warning(cli: Cli, ready: Path) -> None:

@@ -19,6 +19,7 @@ from tinylora_edge import (
     FrameError,
     MicroVector,
     NonFiniteError,
+    Policy,
     Projection,
     VectorError,
 )
@@ -129,6 +130,10 @@ class TestArithmetic:
             one.R(MicroVector.zeros(two))
 
 
+LOUD = Policy(max_norm=1000)
+"""Golden vectors are of unit entries: the R of the larger ones have norms that no trained vector has."""
+
+
 @pytest.mark.parametrize("model", support.golden_models(), ids=lambda pair: pair[1]["name"].replace(" ", "-"))
 class TestGolden:
     """Computed by the reader in C, from docs/FORMAT.md alone."""
@@ -140,7 +145,7 @@ class TestGolden:
             basis = bases[entry["digest"][:8]]
             assert basis.digest == entry["digest"]
             assert (basis.size, basis.projection.descriptor) == (entry["n"], entry["descriptor"])
-            found = basis.R(MicroVector.from_bytes(support.golden_frame(entry), bases)).astype("<f4")
+            found = basis.R(MicroVector.from_bytes(support.golden_frame(entry), bases, LOUD)).astype("<f4")
             support.assert_golden(entry, "r", found.tobytes())
 
     def test_frames(self, model):
@@ -148,10 +153,10 @@ class TestGolden:
         for entry in golden["bases"]:
             frame = support.golden_frame(entry)
             support.assert_golden(entry, "frame", frame)
-            vector = MicroVector.from_bytes(frame, bases)
+            vector = MicroVector.from_bytes(frame, bases, LOUD)
             assert (vector.basis, vector.dtype, vector.sequence) == (entry["digest"], "int8", 7)
             again = vector.to_bytes(bases[vector.basis[:8]])
-            assert MicroVector.from_bytes(again, bases) == vector
+            assert MicroVector.from_bytes(again, bases, LOUD) == vector
 
     def test_all_of_a_small_model(self, model):
         bases, golden = model

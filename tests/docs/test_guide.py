@@ -75,6 +75,7 @@ def folder(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_code_runs_as_it_is_printed(
     path: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

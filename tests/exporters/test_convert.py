@@ -143,6 +143,7 @@ def server() -> str | None:
     return named or shutil.which("llama-server", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(server() is None, reason="there is no llama-server: make llama-server builds one")
 def test_llama_server_says_what_our_runtime_says(smollm2_gguf: Path, tmp_path: Path) -> None:
     bundle = export_gguf(smollm2.requantized(smollm2_gguf, smollm2.ALL_F32), tmp_path / "bundle").output

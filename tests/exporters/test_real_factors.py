@@ -20,6 +20,7 @@ def factors(smollm2_bundle):
     return load_bundle(smollm2_bundle).factors
 
 
+@pytest.mark.slow
 def test_singular_values_and_residuals(factors, smollm2_gguf, record_property):
     exact, weights = smollm2.top_singular_values(smollm2_gguf), smollm2.weights(smollm2_gguf)
     errors, residuals, gaps = {}, {}, {}
@@ -46,6 +47,7 @@ def test_singular_values_and_residuals(factors, smollm2_gguf, record_property):
     assert sum(gap < 1.05 for gap in gaps.values()) > 20
 
 
+@pytest.mark.slow
 def test_the_leading_directions_are_those_of_a_smaller_export(
     factors, smollm2_gguf, tmp_path, record_property
 ):

@@ -102,6 +102,7 @@ class TestContent:
 
 
 class TestFingerprint:
+    @pytest.mark.slow
     def test_of_a_real_model(self, smollm2_gguf, smollm2_bundle):
         bases = load_bundle(smollm2_bundle).bases
         expected = support.fingerprint(gguf.GGUFReader(smollm2_gguf), "llama", bases.factors.modules)
@@ -153,7 +154,7 @@ class TestFingerprint:
 class TestCheckBase:
     def test_other_weights(self, bundle):
         write_base(bundle / "base.gguf", attn_q=np.zeros((100, 40), np.float32))
-        with pytest.raises(BaseMismatchError, match=r"has fingerprint .*lists 0000000000000000.*add_base"):
+        with pytest.raises(BaseMismatchError, match=r"has fingerprint .*lists 0000000000000000.*--add-base"):
             load_bundle(bundle).check_base()
 
     def test_another_architecture(self, bundle):

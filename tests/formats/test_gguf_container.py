@@ -64,6 +64,7 @@ def ours(smollm2_gguf: Path) -> GGUFFile:
 
 
 class TestOnARealModel:
+    @pytest.mark.slow
     def test_metadata(self, ours, theirs):
         expected = {k: f.contents() for k, f in theirs.fields.items() if not k.startswith("GGUF.")}
         assert list(ours) == list(expected)

@@ -34,6 +34,7 @@ def own(parts, tmp_path):
     return [shutil.copy(path, tmp_path / path.name) for path in parts]
 
 
+@pytest.mark.slow
 def test_all_tensors_and_the_metadata_are_those_of_the_whole(parts, smollm2_gguf):
     assert len(parts) == 4
     whole, split = GGUFFile(smollm2_gguf), open_gguf(parts[0])
@@ -106,6 +107,7 @@ def test_keys_of_another_kind(tmp_path, key, value, kind, match):
     check(tmp_path / "m-00001-of-00002.gguf", match)
 
 
+@pytest.mark.slow
 def test_a_file_of_another_model(own, parts, smollm2_gguf, tmp_path):
     other = tmp_path / "other"
     other.mkdir()

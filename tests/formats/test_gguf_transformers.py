@@ -14,6 +14,7 @@ import pytest
 from tinylora_edge.formats.gguf_transformers import read_once
 
 
+@pytest.mark.slow
 def test_the_reader_gives_what_the_librarys_own_gives(smollm2_gguf: Path) -> None:
     theirs = gguf.GGUFReader(smollm2_gguf)
     with read_once():

@@ -149,6 +149,7 @@ class TestDamage:
             found = self.load(path)
             assert (found is None) if length < end else (list(found) == list(bases))
 
+    @pytest.mark.slow
     def test_every_bit_flip_is_refused_or_harmless(self, small, path):
         """What loads has the digests, so the same functions; only prior and fingerprints may differ."""
         bases, data = small

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 FINDINGS = Path("out/fuzzing")
-FAMILIES = tuple(f"{name}_readers" for name in ("wire", "gguf", "onnx", "document", "request", "native"))
+FAMILIES = tuple(f"{name}_readers" for name in ("wire", "gguf", "document", "request", "native"))
 SECONDS = 1.0
 MEMORY = 64 << 20
 

@@ -12,6 +12,7 @@ from mutations import as_json, changed, number
 
 from tinylora_edge.exporters.weights.hf import HFConfig
 from tinylora_edge.exporters.weights.safetensors import shards
+from tinylora_edge.formats.onnx_graph import check_config
 from tinylora_edge.runtime.learning.clicks import read_clicks
 from tinylora_edge.runtime.learning.state import SearchState, load_state
 from tinylora_edge.tasks import load_task
@@ -113,7 +114,30 @@ def _read_task(data: bytes) -> None:
     assert task.train
 
 
+# genai_config.json of an ONNX folder, which may name no native code.
+
+
+def _make_genai(random: Random) -> bytes:
+    decoder = {
+        "filename": "model.onnx",
+        "head_size": 64,
+        "session_options": {"provider_options": [{"a": "b"}]},
+    }
+    if random.random() < 0.3:
+        decoder[random.choice(("Custom_Ops_Library ", "library_path"))] = "x.so"
+    return as_json(changed({"model": {"decoder": decoder, "context_length": 8192, "vocab_size": 9}}, random))
+
+
+def _read_genai(data: bytes) -> None:
+    home = folder() / "genai"
+    home.mkdir(exist_ok=True)
+    (home / "genai_config.json").write_bytes(data)
+    check_config(home)
+    assert b"library_path" not in data
+
+
 HARNESSES = [
+    Harness("genai_config", _make_genai, _read_genai),
     Harness("tuning_state", _make_tuning, _read_tuning),
     Harness("click_state", _make_clicks, _read_clicks),
     Harness("config", _make_config, _read_config),

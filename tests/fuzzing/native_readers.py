@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import date
 from functools import cache
 
 import gguf_readers
@@ -54,11 +55,11 @@ def _hash(basis: Basis) -> str:
 @cache
 def _policies() -> list[tuple[native_reader.Conversation, Policy]]:
     save_bases(wire_readers.BASES, folder() / "frames.gguf")
-    arguments = "apply", str(folder() / "frames.gguf"), "", "0"
+    arguments = "apply", str(folder() / "frames.gguf"), "", "1"
     key = _reader(*arguments, f"hmac:{wire_readers.SECRET.hex()}")
     return [
-        (_reader(*arguments), Policy("checksum", today=None)),
-        (key, Policy(keys=[Hmac(wire_readers.SECRET)], today=None)),
+        (_reader(*arguments), Policy(today=date(2026, 1, 2), max_norm=1000)),
+        (key, Policy(keys=[Hmac(wire_readers.SECRET)], today=date(2026, 1, 2), max_norm=1000)),
     ]
 
 

@@ -127,6 +127,7 @@ def test_the_seed_decides_and_not_what_runs_beside(llm: PersonalizedModel, sampl
     assert found[0] == found[1] == found[2] == found[3] != found[4]
 
 
+@pytest.mark.slow
 def test_given_completions_are_scored_exactly(llm: Any) -> None:
     users, temperature = vectors(llm), 0.6
     with opened(llm, sequences=16, n_threads=2) as batch:

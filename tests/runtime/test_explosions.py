@@ -9,20 +9,15 @@ from typing import Any
 import numpy as np
 import onnx_bundles
 import pytest
-from tuning_task import PROMPTS, favoured
 
-from tinylora_edge import MicroVector, TrainError, runtime
-from tinylora_edge.eval import evaluate, measure_drift
-from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
+from tinylora_edge import MicroVector, runtime
+from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.model import PersonalizedModel
-from tinylora_edge.tasks import Sample, Task
+from tinylora_edge.tasks import Sample
 
 TOKENS = [list(text.encode()) for text in ("one two three", "one two four", "one", "quite another text")]
 SAMPLES = [Sample(text, raw=True) for text in ("one two three", "quite another text")]
-TASK = Task("task", [], SAMPLES, lambda completion, sample: -3.0 - completion.tokens, max_tokens=4)
-
-QUICK: dict[str, Any] = {"max_tokens": 4, "n_threads": 1, "sequences": 8}
 
 
 @pytest.fixture
@@ -81,38 +76,3 @@ def test_of_many_vectors_only_those_explode_that_do(either: PersonalizedModel) -
         assert np.isnan(bad).all()
         assert np.isfinite(ok).all()
         assert np.isfinite(again).all()
-
-
-def test_an_evaluation_counts_them_and_gives_them_the_lowest_reward(either: PersonalizedModel) -> None:
-    with either.batch(SAMPLES, 4, sequences=8, n_threads=1) as population:
-        found = evaluate(population, TASK, huge(either))
-        assert (found.exploded, found.scores.tolist()) == (2, [0.0, 0.0]), "no reward was known to be lower"
-        assert "2 exploded" in repr(found)
-        assert evaluate(population, TASK, None).exploded == 0
-
-
-def test_tuning_goes_around_what_explodes(either: PersonalizedModel) -> None:
-    rows: list[dict[str, Any]] = []
-    settings = TuneSettings(prompts=3, held_back=4, check_every=2, effect=None, reach=1e30)
-    tuning = RewardLearner(either, PROMPTS, favoured, settings=settings, report=rows.append, **QUICK)
-    found = tuning.run("3ktokens")
-    exploded = [row["exploded"] for row in rows if "exploded" in row]
-    assert exploded
-    assert max(exploded) >= 4
-    assert np.isfinite([value for row in rows for value in row.values() if isinstance(value, float)]).all()
-    assert np.isfinite(tuning.state.search["mean"]).all()
-    assert not found.improved
-    assert not found.vector.values.any()
-
-
-def test_tuning_does_not_begin_with_what_explodes(either: PersonalizedModel) -> None:
-    settings = TuneSettings(prompts=3, held_back=4, effect=None)
-    tuning = RewardLearner(either, PROMPTS, favoured, start=huge(either), settings=settings, **QUICK)
-    with pytest.raises(TrainError, match="begins with is too large for the model"):
-        tuning.run("5ktokens")
-
-
-def test_there_is_no_drift_of_what_explodes(either: PersonalizedModel) -> None:
-    with pytest.raises(TrainError, match="the vector is too large for the model"):
-        measure_drift(either, huge(either), SAMPLES, n_threads=1, sequences=4)
-    assert measure_drift(either, None, SAMPLES, n_threads=1, sequences=4).kl == 0

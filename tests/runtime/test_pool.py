@@ -121,6 +121,7 @@ def test_every_user_gets_the_answer_that_he_would_get_alone(pool: Pool) -> None:
     assert len(set(found)) > 20, "the vectors differ"
 
 
+@pytest.mark.slow
 def test_an_answer_has_the_same_bits_whoever_is_answered_beside_it(pool: Pool) -> None:
     mine, *others = vectors(pool, 7)
 
@@ -471,6 +472,7 @@ def test_a_pool_over_a_model_that_is_there(opened: Callable[..., Pool]) -> None:
         asyncio.run(pool.complete("abc"))
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(opened: Callable[..., Pool]) -> None:
     chance, process = random.Random(1), psutil.Process()
     with opened(n_threads=1) as pool:
@@ -491,6 +493,7 @@ def test_memory_stays_flat(opened: Callable[..., Pool]) -> None:
         assert taken[1] - taken[0] < 20 << 20
 
 
+@pytest.mark.slow
 def test_users_of_every_size_beside_each_other_on_the_real_model(f32_bundle: Path) -> None:
     """On an F32 base with F32 keys, where two right computations agree on every token."""
     full = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}

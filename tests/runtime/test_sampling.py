@@ -96,6 +96,7 @@ def test_logits_that_are_not_finite() -> None:
     assert Sampler(1.0)(np.array([-np.inf, 1.0], np.float32)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 5, 256, 257, 1000, 49_152])
 def test_a_draw_is_the_inverse_of_the_cumulative_distribution(width: int) -> None:
     rng = np.random.default_rng(width)

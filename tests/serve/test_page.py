@@ -90,7 +90,7 @@ def test_a_file_becomes_values(page: tuple[Serving, dict[str, str]], basis: Basi
     vector = MicroVector(np.array(VALUES, np.float32))
     sent = token | {"Content_Type": "application/octet-stream"}
     own, nameless = (vector.to_bytes(basis, stream=stream) for stream in ("me", ""))
-    for data in (own, nameless, text.encode(own, scheme=True).encode(), vector.to_bytes(basis, None)):
+    for data in (own, nameless, text.encode(own, scheme=True).encode()):
         status, opened = server.ask("POST", "/v1/page/vector", data, **sent)
         assert (status, opened["values"]) == (200, VALUES), data
         assert Policy("checksum").check(text.decode(opened["vector"]), basis, stream="me") is not None

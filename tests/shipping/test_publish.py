@@ -132,7 +132,6 @@ def test_what_was_interrupted_is_completed(target, monkeypatch):
 @pytest.mark.parametrize(
     ("data", "error", "said"),
     [
-        (MicroVector.zeros(BASIS).to_bytes(BASIS, None), FrameError, "a raw payload says neither basis"),
         (b"", FrameError, "0 bytes are no frame"),
         (frame(1)[:-2], FrameError, "95 bytes"),
         (MicroVector.zeros(BASIS).to_bytes(BASIS)[:-1] + b"?", ChecksumError, "checksum"),

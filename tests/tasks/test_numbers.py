@@ -124,6 +124,7 @@ def test_every_spelling_of_a_number_is_the_same_number(number: object) -> None:
         assert final_number(text) == value, text
 
 
+@pytest.mark.slow
 @given(st.text(max_size=200), st.booleans())
 @example("#### " + "9" * 5000, True)
 @example("1e999999999", True)

@@ -26,11 +26,9 @@ from tinylora_edge import (
     load_bundle,
     runtime,
 )
-from tinylora_edge.runtime.batch_context import Generation
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.tasks.answers import text
 from tinylora_edge.train import Options, adapter, checkpoint, grown, train, trainer
-from tinylora_edge.train.batches import Sampled
 from tinylora_edge.train.trainer import as_good
 
 Rows = list[dict[str, Any]]
@@ -452,50 +450,6 @@ def test_a_prior_is_a_basis_of_its_whitened_directions(
         found = [[row[key] for row in rows[name] if key in row] for name in rows]
         assert len(found[0]) == 3
         np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
-
-
-# What explodes
-
-
-class Given:
-    """A batch whose generations are given: a number of tokens each, None where the vector explodes."""
-
-    def __init__(self, lengths: list[int | None]) -> None:
-        self.lengths = lengths
-
-    def generate(
-        self, prompts: list[list[int]], *, vectors: MicroVector, samples: int, **_: Any
-    ) -> list[Generation]:
-        assert vectors.values.shape == (2,)
-        assert len(prompts) * samples == len(self.lengths)
-        return [
-            Generation(0, np.arange(n or 0, dtype=np.int32), np.zeros(n or 0, np.float32), bool(n), n is None)
-            for n in self.lengths
-        ]
-
-
-def test_what_explodes_gets_the_lowest_reward_and_no_gradient() -> None:
-    def length(completion: Completion, sample: Sample) -> float:
-        assert not completion.exploded, "no reward judges it"
-        return float(completion.tokens) - 5
-
-    samples, v = [Sample("a"), Sample("b")], MicroVector(np.ones(2, np.float32))
-    given = Given([4, None, 2, None, None, None])
-    batches = Sampled(
-        Task("task", samples, [], length, max_tokens=8),
-        given,  # type: ignore[arg-type]
-        encode=lambda sample: np.array([1], np.int32),
-        decode=lambda tokens: "x" * len(tokens),
-        each=3,
-    )
-    (group,), metrics = batches.collect(v, samples, (0,))
-    assert metrics["exploded"] == 4
-    assert metrics["reward"] == np.mean([-1, -3, -3, -3, -3, -3])
-    assert [len(tokens) for tokens in group.completions] == [4, 2]
-    assert group.advantage[0] > 0 > group.advantage[1]
-    given.lengths = [None] * 6
-    groups, metrics = batches.collect(v, samples, (0,))
-    assert (groups, metrics["signal"], metrics["reward"]) == ([], 0.0, -3.0), "the lowest of the run so far"
 
 
 # What is refused

@@ -51,7 +51,7 @@ def apply(policy: Policy, data: bytes, basis=BASIS, **stream: str) -> MicroVecto
 
 
 def policy(path: Path, **options) -> Policy:
-    return Policy("none", keys=TRUSTED, state=path, **options)
+    return Policy("checksum", keys=TRUSTED, state=path, **options)
 
 
 def sequences(path: Path) -> dict[tuple[str, str, str], int]:
@@ -113,8 +113,6 @@ class TestRollback:
         apply(guarded, frame(5))
         before = path.stat().st_mtime_ns
         apply(guarded, frame(5))
-        with pytest.warns(UserWarning, match="raw payload"):
-            apply(guarded, frame(5)[7:19])
         assert path.stat().st_mtime_ns == before
 
 
@@ -191,10 +189,15 @@ class TestFile:
 
     @pytest.mark.parametrize("value", ['"65536:"', '"-1:"', '"1:ab"', '"x"', "5", "null"])
     def test_what_is_no_sequence_is_damage(self, value):
-        body = f'{{"digest": {{"key": {{"stream": {value}}}}}}}\n'.encode()
-        head = b"tinylora state 3 " + hashlib.sha256(body).hexdigest().encode() + b"\n"
+        body = f'{{"digest":{{"key":{{"stream":{value}}}}}}}'
+        digest = hashlib.sha256(body.encode()).hexdigest()
         with pytest.raises(ValueError, match=r"where a sequence should be|another structure"):
-            decode(head + body)
+            decode(f'{{"format": 4, "sha256": "{digest}", "accepted": {body}}}'.encode())
+
+    def test_the_state_of_an_older_release_is_refused(self, tmp_path):
+        (tmp_path / "state").write_bytes(b"tinylora state 3 " + b"0" * 64 + b"\n{}\n")
+        with pytest.raises(VectorError, match="state is damaged"):
+            policy(tmp_path / "state")
 
 
 def test_processes_that_share_it_never_lower_each_other_s_marks(tmp_path):

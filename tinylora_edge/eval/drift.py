@@ -105,9 +105,8 @@ def measure_drift(
         n_threads: cores to use; by default all that the engine would take.
 
     Raises:
-        TrainError: there are no prompts, or one has no room in the model's context; the vector is too large
-            for the model, whose logits are not finite.
-        VectorError: the vector fits no basis of the model.
+        TrainError: there are no prompts, or one has no room in the model's context.
+        VectorError: the vector fits no basis of the model, or makes its logits non-finite.
     """
     samples = [Sample.of(prompt) for prompt in (load_general() if prompts is None else prompts)[:count]]
     if not samples:
@@ -125,11 +124,6 @@ def measure_drift(
         found = batch.score_each([None, vector], asked, answers)
         here, there = (np.concatenate([row for (row,) in each]) for each in found)
         base, own = batch.answer_each([None, vector], samples, max_tokens=_JUDGED, temperature=0.0, seed=seed)
-    if not np.isfinite(there).all() or any(answer.exploded for answer in own):
-        raise TrainError(
-            "the vector is too large for the model: its logits are not finite on prompts that nobody trained "
-            "on, so that there is no drift to measure"
-        )
     known = [(i, expected) for i, sample in enumerate(samples) if (expected := checkable(sample))]
     return Drift(
         *divergence(here, there, [len(tokens) for (tokens,) in answers]),

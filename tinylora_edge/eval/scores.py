@@ -26,22 +26,18 @@ class Evaluation:
         scores: float64 [n], in the order of the prompts. Of a task whose reward is `text`: minus the nats a
             token of the given answer, with its end.
         answers: the texts; empty ones where given answers are measured.
-        exploded: answers that ended because the vector is too large for the model. They have the lowest
-            reward (`Task.scores`).
         partial: the mean with credit for coming near (`Task.shaped`); None where the task has none.
     """
 
     scores: NDArray[np.float64]
     answers: list[str]
-    exploded: int = 0
     partial: float | None = None
 
     def __repr__(self) -> str:
-        exploded = f", {self.exploded} exploded" if self.exploded else ""
-        return f"Evaluation(mean {self.mean:.4f} +- {self.standard_error:.4f}, n = {self.n}{exploded})"
+        return f"Evaluation(mean {self.mean:.4f} +- {self.standard_error:.4f}, n = {self.n})"
 
     def first(self, n: int) -> Evaluation:
-        """Return what was found for the first n prompts; of explosions all."""
+        """Return what was found for the first n prompts."""
         return replace(self, scores=self.scores[:n], answers=self.answers[:n], partial=None)
 
     @property
@@ -87,9 +83,6 @@ _TOGETHER = 32
 
 _COUNTED = 32
 """Longest answers, in bytes, whose tokens are counted to find the longest of all."""
-
-_LOST = -12.0
-"""Score of an answer under a vector that is too large for the model: a guess among 160,000 tokens."""
 
 
 def fitted(task: Task, llm: Weights) -> Task:
@@ -157,7 +150,6 @@ def evaluate(
     return Evaluation(
         np.array(task.scores(answers, chosen), np.float64),
         [answer.text for answer in answers],
-        sum(answer.exploded for answer in answers),
         partial,
     )
 
@@ -173,8 +165,7 @@ def _given(
         for (each,) in batch.score(batch.encode(samples), given, vector=vector):
             found.append(float(each.mean()))
             answered(1)
-    exploded = np.isnan(found)
-    return Evaluation(np.where(exploded, _LOST, found), [""] * len(found), int(exploded.sum()))
+    return Evaluation(np.array(found), [""] * len(found))
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:

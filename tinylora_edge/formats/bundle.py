@@ -13,7 +13,7 @@ from ..documents import read_json
 from ..errors import BaseMismatchError, BasisError
 from ..factors import Factors
 from .gguf import MalformedGGUFError, open_gguf, whole_stem
-from .onnx_graph import MODEL_NAME, VERSION, MetadataKey, read_onnx
+from .onnx_graph import MODEL_NAME, check_config, onnx_fingerprint
 from .side_tensors import check_shapes, fingerprint, load_bases
 
 BASE_NAME, BASIS_NAME, MANIFEST_NAME = "base.gguf", "basis.gguf", "manifest.json"
@@ -66,8 +66,8 @@ class Bundle:
         """Return the fingerprint of the base, if the basis lists it.
 
         Raises:
-            BaseMismatchError: the base is neither a GGUF file nor a baked ONNX graph, or not one that
-                the factors were exported for.
+            BaseMismatchError: the base is no GGUF file, or not one that the factors were exported for; of an
+                ONNX graph see `check_onnx`.
         """
         if self.base == self.onnx:
             return self.check_onnx()
@@ -84,43 +84,33 @@ class Bundle:
         return found
 
     def check_onnx(self) -> str:
-        """Return the fingerprint that the bundle's ONNX graph states, if it was baked with these factors.
+        """Return the fingerprint of the bundle's ONNX graph, if the basis lists it.
 
         Raises:
-            BaseMismatchError: there is no graph, it was not baked, was baked with other factors or by an
-                older release, or from a base that is not listed.
+            BaseMismatchError: there is no graph, or not one that was exported with these factors, as it was
+                exported; or its configuration would have the engine run native code.
         """
         if self.onnx is None:
             raise BaseMismatchError(
                 f"the bundle of {self.basis_path} has no {ONNX_NAME}/{MODEL_NAME}: make one "
                 "with exporters.export_onnx"
             )
-        model = self.onnx / MODEL_NAME
-        metadata = read_onnx(model).metadata
-        if (version := metadata.get(MetadataKey.VERSION, VERSION)) != VERSION:
-            raise BaseMismatchError(
-                f"{model} has version {version}, but this release reads version {VERSION}: export the model "
-                "again"
-            )
-        digest = metadata.get(MetadataKey.FACTORS)
-        if digest != self.factors.digest:
-            what = "has no factors baked in" if digest is None else f"was baked with factors {digest[:16]}..."
-            raise BaseMismatchError(
-                f"{model} {what}, but {self.basis_path} has {self.factors.digest[:16]}...: use the two that "
-                "one export wrote, or make them again with exporters.export_onnx"
-            )
-        found = metadata.get(MetadataKey.FINGERPRINT, "")
-        self._check_listed(model, found)
+        found = onnx_fingerprint(self.onnx)
+        self._check_listed(self.onnx, found)
+        check_config(self.onnx)
         return found
 
     def _check_listed(self, base: Path, found: str) -> None:
-        if found not in self.bases.fingerprints:
-            listed = ", ".join(f"{item[:16]}..." for item in self.bases.fingerprints) or "none"
-            raise BaseMismatchError(
-                f"{base} has fingerprint {found[:16]}..., but {self.basis_path} lists {listed}: "
-                "load the base that it was exported for, or list this one with "
-                "exporters.add_base(bundle, file), or: tinylora-edge export BUNDLE --add-base FILE"
-            )
+        if found in self.bases.fingerprints:
+            return
+        listed = ", ".join(f"{item[:16]}..." for item in self.bases.fingerprints) or "none"
+        mend = "list this one: tinylora-edge export BUNDLE --add-base FILE"
+        if base == self.onnx:
+            mend = "export again what a tool changed, or an older release made"
+        raise BaseMismatchError(
+            f"{base} has fingerprint {found[:16]}..., but {self.basis_path} lists {listed}: load the base "
+            f"that it was exported for, whole and unchanged, or {mend}"
+        )
 
 
 def load_bundle(path: str | PathLike[str]) -> Bundle:
@@ -130,12 +120,14 @@ def load_bundle(path: str | PathLike[str]) -> Bundle:
         path: a directory that `export` wrote, the `onnx` directory in it (or a copy of that with
             `basis.gguf` inside), or a `.gguf` with `<stem>.basis.gguf` beside it (or, for
             `base.gguf`, `basis.gguf`). Of a split model it is the first file, and its stem has no
-            number.
+            number. The `model.onnx` of a bundle stands for its directory.
 
     Raises:
         FileNotFoundError: the path, or one of the parts, is not there.
     """
     path = Path(path)
+    if path.name == MODEL_NAME and path.exists():
+        path = path.absolute().parent
     inside = _base_in(path)
     if (path / MODEL_NAME).exists() and not inside.exists():
         home = path if (path / BASIS_NAME).exists() else path.absolute().parent

@@ -6,7 +6,7 @@ shape of it that carries R, and needs no engine for it.
 
 The schema has two numbers for the application. `model_version` holds the basis: the first 4 bytes of its
 digest as a big-endian signed integer. `adapter_version` holds the sequence. ONNX Runtime checks neither, and
-the file has no tag: it is trusted like a raw payload.
+the file has no tag: whoever made it is trusted.
 """
 
 from __future__ import annotations

@@ -14,10 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from ..basis import MAX_NORM
 from ..errors import OptionError
 from ..formats.bundle import load_bundle
 from ..runtime.pool import Pool
-from ..vector import MAX_NORM, Policy
+from ..vector import Policy
 from ..wire.tags import Signer, Verifier
 from . import completions, editor, routes
 from .access import Access, ApiKeys, Limits
@@ -53,7 +54,6 @@ def app(
     store: str | PathLike[str] | None = None,
     name: str | None = None,
     keys: Sequence[Verifier] = (),
-    keyring: str | PathLike[str] | None = None,
     max_norm: float = MAX_NORM,
     state: str | PathLike[str] | None = None,
     api_keys: Mapping[str, str | None] | ApiKeys | None = None,
@@ -71,7 +71,7 @@ def app(
         store: an SQLite file with users' vectors, made where it does not exist. Without one, clients bring
             theirs along.
         name: of the model, as clients ask for it; by default that of the bundle's folder.
-        keys, keyring, max_norm: of the policy that checks every vector, at every request (see `Policy`).
+        keys, max_norm: of the policy that checks every vector, at every request (see `Policy`).
         state: a file that keeps the sequences where there is no store.
         api_keys: that are taken: key -> its one user, or None for an app's key. None asks for no key.
         limits: of every client.
@@ -105,9 +105,7 @@ def app(
         if store is not None:
             opened = Store(store, bases)
             unless_made.callback(opened.close)
-        policy = Policy(
-            keys=keys, keyring=keyring, max_norm=max_norm, state=opened.sequences if opened else state
-        )
+        policy = Policy(keys=keys, max_norm=max_norm, state=opened.sequences if opened else state)
         if page and opened is not None:
             edited = editor.VectorEditor(bases, policy, opened, vector)
             api_keys = ApiKeys({edited.token: editor.USER})

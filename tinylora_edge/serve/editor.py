@@ -114,7 +114,7 @@ class VectorEditor:
         return self._framed(MicroVector(self.basis.values(values), basis=self.basis.digest))
 
     def opened(self, data: bytes) -> dict[str, Any]:
-        """Return the vector in the bytes of a file: a frame, a raw payload, or the text of one."""
+        """Return the vector in the bytes of a file: a frame, or the text of one."""
         return self._framed(self._read(data))
 
     def reach(self) -> float:
@@ -128,11 +128,10 @@ class VectorEditor:
     def _read(self, data: bytes) -> MicroVector:
         data = text.decode(data) if text.is_text(data) else data
         rules = Policy(max_norm=self._policy.max_norm)  # which remembers no sequence
-        known = self._bases if len(data) % 2 else self.basis  # a raw payload names none
         try:
-            return rules.check(data, known, stream=USER)
+            return rules.check(data, self._bases, stream=USER)
         except ChecksumError:
-            return rules.check(data, known)
+            return rules.check(data, self._bases)
 
     def _framed(self, vector: MicroVector) -> dict[str, Any]:
         basis = self._bases.of(vector)

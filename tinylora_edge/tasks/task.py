@@ -71,8 +71,7 @@ class Sample:
 class Completion:
     """The answer of a model: decoded, special tokens stripped.
 
-    It `ended` by itself (EOS) within the token limit, or was cut. Where it `exploded`, the vector was too
-    large for the model, whose logits were no longer finite: no reward judges this.
+    It `ended` by itself (EOS) within the token limit, or was cut.
     """
 
     text: str
@@ -143,16 +142,9 @@ class Task:
             f"({type(value).__name__}), expected a finite real number such as 0.0 or 1.0"
         )
 
-    def scores(
-        self, completions: Sequence[Completion], samples: Sequence[Sample], *, lowest: float = 0.0
-    ) -> list[float]:
-        """The rewards of completions, one a sample; exploded ones get the least of these and `lowest`."""
-        judged = [
-            None if completion.exploded else self.score(completion, sample)
-            for completion, sample in zip(completions, samples, strict=True)
-        ]
-        least = min([lowest, *(score for score in judged if score is not None)])
-        return [least if score is None else score for score in judged]
+    def scores(self, completions: Sequence[Completion], samples: Sequence[Sample]) -> list[float]:
+        """The rewards of completions, one a sample."""
+        return [self.score(*each) for each in zip(completions, samples, strict=True)]
 
     def _where(self, completion: Completion, sample: Sample) -> str:
         splits = {"train": self.train, "held_out": self.held_out, "shifted": self.shifted}

@@ -41,12 +41,11 @@ class Sampled:
 
     Attributes:
         temperature: that completions are drawn at.
-        lowest: reward so far, 0 where none was below it: what exploded gets it.
         until: what draws when `time.monotonic()` is later ends with `Stopped`.
     """
 
     def __init__(self, task: Task, batch: Batch, *, encode: Encode, decode: Decode, each: int) -> None:
-        self.task, self.temperature, self.lowest, self.until = task, task.temperature, 0.0, math.inf
+        self.task, self.temperature, self.until = task, task.temperature, math.inf
         self._lessons = replace(task, reward=task.shaped or task.reward)
         self._batch = batch
         self._encode, self._decode, self._each = encode, decode, each
@@ -59,15 +58,10 @@ class Sampled:
         drawn, rewards = self._draw(vector, samples, self.temperature, seed)
         groups = []
         for sample, group, scores in zip(samples, drawn, rewards, strict=True):
-            # What exploded has no log-probability.
-            kept = [
-                (each.tokens, each.logprobs, advantage)
-                for each, advantage in zip(group, advantages(scores), strict=True)
-                if not each.exploded
-            ]
-            if any(advantage for *_, advantage in kept):
-                tokens, logprobs, advantage = zip(*kept, strict=True)
-                groups.append(Group(self._encode(sample), tokens, np.array(advantage, np.float32), logprobs))
+            advantage = advantages(scores)
+            if advantage.any():
+                tokens, logprobs = zip(*((each.tokens, each.logprobs) for each in group), strict=True)
+                groups.append(Group(self._encode(sample), tokens, advantage, logprobs))
         lengths = [len(each.tokens) for group in drawn for each in group]
         metrics = {
             "reward": float(np.mean(rewards)),
@@ -76,8 +70,6 @@ class Sampled:
             "tokens": int(np.sum(lengths)),
             "draw_s": time.monotonic() - began,
         }
-        if exploded := sum(each.exploded for group in drawn for each in group):
-            metrics["exploded"] = exploded
         return groups, metrics
 
     def differing(
@@ -121,10 +113,8 @@ class Sampled:
         return None if self.until == math.inf else max(0.0, self.until - time.monotonic())
 
     def _scores(self, task: Task, drawn: Sequence[Generation], samples: Sequence[Sample]) -> list[float]:
-        completions = [Completion(self._decode(r.tokens), r.ended, len(r.tokens), r.exploded) for r in drawn]
-        rewards = task.scores(completions, samples, lowest=self.lowest)
-        self.lowest = min([self.lowest, *rewards])
-        return rewards
+        completions = [Completion(self._decode(r.tokens), r.ended, len(r.tokens)) for r in drawn]
+        return task.scores(completions, samples)
 
 
 class GivenAnswers:

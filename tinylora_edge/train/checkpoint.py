@@ -45,7 +45,6 @@ class TrainState:
     stale: int = 0  # validations in a row that found nothing better
     stopped: str = ""  # why it ended
     norms: list[float] = field(default_factory=list)  # of the last gradients, for the clip
-    lowest: float = 0.0  # reward so far
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod

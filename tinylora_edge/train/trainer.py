@@ -33,7 +33,6 @@ _CLIP_WINDOW = 10
 _TOLERANCE = 0.2  # how far validation may fall below the best before training goes back to it
 _LOWER = 0.99  # times the lowest loss: what counts as better
 _EXPLOSION = 0.5  # nats a token above twice the lowest loss
-_EXPLODED = 1e4  # nats of an answer where the vector is too large for the model
 _PATIENCE = 4  # validations in a row without a better one, after which SFT ends
 _APART = 2  # times what a validation takes, between two of them
 _GRACE = 1.25  # times the minutes: what is not done by then is given up
@@ -115,7 +114,7 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the checkpoint."""
         self.state = load(self._checkpoint, self._identity)
-        self._judged.lowest, self._validated = self.state.lowest, self.state.step
+        self._validated = self.state.step
 
     def stop(self) -> None:
         """End the run after the step at hand, its state saved; safe to call from a signal handler."""
@@ -206,7 +205,6 @@ class Trainer:
         self.learner.adapter.set(v)
         logprobs = self.learner.measure(self._given)
         sums = -np.array([float(each.sum()) for each in logprobs], np.float64)
-        sums = np.nan_to_num(sums, nan=_EXPLODED, posinf=_EXPLODED)
         counts = np.array([len(group.completions[0]) for group in self._given])
         return sums / counts, float(sums.sum() / counts.sum())
 
@@ -362,7 +360,8 @@ class Trainer:
         state.s = second * state.s + (1 - second) * grad**2
         m = state.m / (1 - first**state.updates)
         s = state.s / (1 - second**state.updates)
-        state.v = (state.v - self._by_v(lr * m / (np.sqrt(s) + 1e-8))).astype(np.float32)
+        step = self._by_v(lr * m / (np.sqrt(s) + 1e-8))
+        state.v = self.basis.bounded(state.v - step).astype(np.float32)
 
     def _by_z(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(self.basis.whitening.gradient(gradient), np.float32)
@@ -413,7 +412,6 @@ class Trainer:
         return chosen
 
     def _save(self) -> None:
-        self.state.lowest = self._judged.lowest
         save(self._checkpoint, self.state, self._identity)
 
 

@@ -2,8 +2,7 @@
 
 Little-endian. Byte 0: version (high nibble), dtype + 4 * tag kind (low nibble); bytes 1-4: the first 4 bytes
 of the basis's digest; bytes 5-6: sequence; in version 3 bytes 7-8: the last day; then the values, then the
-tag. The tag is over the stream's name too, which is not sent. A raw payload is the values alone. Frames have
-odd length and raw payloads even length, so neither is taken for the other.
+tag. The tag is over the stream's name too, which is not sent. Frames have odd length.
 """
 
 from __future__ import annotations
@@ -25,20 +24,18 @@ BOUND, DATED = 2, 3
 """Versions: 2, and 3 with a last day."""
 
 HEADER_BYTES = {BOUND: 7, DATED: 9}
-RAW_DTYPES: tuple[str, ...] = ("fp32", "bf16")
-"""dtypes that a raw payload may have."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The parts of a frame or of a raw payload, decoded but not yet trusted."""
+    """The parts of a frame, decoded but not yet trusted."""
 
     values: NDArray[np.float32]  # [n]
     dtype: str
     body: bytes  # all bytes before the tag
-    tag: bytes = b""
-    sequence: int | None = None  # None: a raw payload
-    kind: int | None = None  # tag kind; None: a raw payload
+    tag: bytes
+    sequence: int
+    kind: int  # of the tag
     until: int | None = None  # the number of the last day
 
 
@@ -72,14 +69,12 @@ def message(stream: str, digest: bytes, body: bytes) -> bytes:
 
 
 def check_tag(received: Frame, stream: str, digest: bytes, keys: Sequence[tags.Verifier]) -> str:
-    """Return the id of the key under which a frame's tag verifies; empty for a checksum or no tag.
+    """Return the id of the key under which a frame's tag verifies; empty for a checksum.
 
     Raises:
         ChecksumError: the checksum is another one.
         SignatureError: no key made the tag.
     """
-    if received.kind is None:
-        return ""
     kind, tag, body = received.kind, received.tag, received.body
     other = f"another stream than {stream!r}" if stream else "a stream with a name"
     try:
@@ -122,27 +117,16 @@ def encode(
 
 
 def decode(data: bytes, size: int, digest: str) -> Frame:
-    """Take apart a frame or a raw payload of `size` values for the basis with that digest.
-
-    A raw payload of 2-byte values is read as bf16, the 2-byte dtype that keeps float32's range.
+    """Take apart a frame of `size` values for the basis with that digest.
 
     Raises:
         FrameError: empty, of a wrong length, or of an unknown version, dtype or tag kind.
         BasisMismatchError: the frame names another basis.
     """
     length, own = len(data), bytes.fromhex(digest[:8])
-    if length and length % 2 == 0:
-        if data[0] >> 4 in HEADER_BYTES and data[1:5] == own:
-            raise FrameError(
-                f"{length} bytes are a frame of this basis that was cut or padded on its way, not a raw "
-                f"payload: expected {_lengths(size)}"
-            )
-        for dtype in RAW_DTYPES:
-            if length == payload_bytes(size, dtype):
-                return Frame(decode_values(data, dtype, size), dtype, bytes(data))
     if length % 2 == 0 or not HEADER_BYTES[BOUND] <= length <= longest(size):
-        what = f"{length} bytes are no vector for this basis: neither a frame nor its text, nor a raw payload"
-        raise FrameError(f"{what if length else 'the vector is empty'}: expected {_lengths(size)}")
+        what = f"{length} bytes are no frame of this basis" if length else "the vector is empty"
+        raise FrameError(f"{what}: expected {_lengths(size)}")
     version, dtype, kind = form(data)
     if data[1:5] != own:
         raise BasisMismatchError(
@@ -197,7 +181,4 @@ def longest(size: int) -> int:
 
 def _lengths(size: int) -> str:
     frames = sorted({frame_bytes(size, dtype, kind) for dtype in DTYPES for kind in tags.SIZES})
-    return (
-        f"{size * 4} or {size * 2} bytes raw, or a frame of {', '.join(map(str, frames))} bytes (2 more with "
-        f"a last day) for {size} values"
-    )
+    return f"{', '.join(map(str, frames))} bytes (2 more with a last day) for {size} values"

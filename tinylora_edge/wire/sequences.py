@@ -1,10 +1,10 @@
 """The memory of a policy: the highest sequence accepted of each (factors, key, stream), and its content.
 
 `SequenceLog` is the rule that a policy asks, and lives in memory; `SequenceFile` keeps the same on disk,
-through restarts, kills and power cuts. A state file is text:
+through restarts, kills and power cuts. A state file is JSON (docs/FORMAT.md, "State files"):
 
-    tinylora state 3 <SHA-256 of what follows, in hexadecimal>
-    {"<factors' digest>": {"<key id>": {"<stream>": "<sequence>:<content>"}}}
+    {"format": 4, "sha256": "...", "accepted":
+     {"<factors>": {"<key id>": {"<stream>": "<sequence>:<content>"}}}}
 
 The content is 32 hexadecimal digits that stand for the values, or nothing where it is not known. A file is
 only ever replaced whole, under a lock that all processes which share it take, and a sequence only ever rises.
@@ -20,7 +20,7 @@ import stat
 from os import PathLike
 from pathlib import Path
 from threading import RLock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..documents import parse_json
 from ..errors import RollbackError, VectorError
@@ -30,7 +30,7 @@ from ..system import atomic_write, locked
 Source = tuple[str, str, str]
 """Where a vector comes from: digest of the factors, id of the key (empty: no key), stream."""
 
-_HEAD = b"tinylora state 3 "
+_FORMAT = 4
 _VALUE = re.compile(r"([0-9]{1,5}):((?:[0-9a-f]{32})?)\Z")
 
 
@@ -187,8 +187,7 @@ def encode(accepted: dict[Source, Accepted]) -> bytes:
     tree: dict[str, dict[str, dict[str, str]]] = {}
     for (digest, key, stream), (sequence, content) in sorted(accepted.items()):
         tree.setdefault(digest, {}).setdefault(key, {})[stream] = f"{sequence}:{content}"
-    body = json.dumps(tree, indent=1).encode() + b"\n"
-    data = _HEAD + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    data = json.dumps({"format": _FORMAT, "sha256": _digest(tree), "accepted": tree}, indent=1).encode()
     if len(data) > DOCUMENT_BYTES:
         raise VectorError(
             f"the state would have {len(data):,} bytes, and at most {DOCUMENT_BYTES:,} are kept: use fewer "
@@ -201,14 +200,14 @@ def decode(data: bytes) -> dict[Source, Accepted]:
     """Return what the content of a state file says; ValueError where it is none that `encode` writes."""
     if len(data) > DOCUMENT_BYTES:
         raise ValueError(f"it has more than {DOCUMENT_BYTES:,} bytes")
-    head, _, body = data.partition(b"\n")
-    if not head.startswith(_HEAD):
-        raise ValueError(f"it does not begin with {_HEAD.decode().strip()!r}, as this release writes it")
-    if head[len(_HEAD) :] != hashlib.sha256(body).hexdigest().encode():
-        raise ValueError("its content does not match its SHA-256")
+    document = parse_json(data)
+    if not isinstance(document, dict) or document.keys() != {"format", "sha256", "accepted"}:
+        raise ValueError("it is no object of format, sha256 and accepted")
+    if document["format"] != _FORMAT or document["sha256"] != _digest(document["accepted"]):
+        raise ValueError(f"it is of another format than {_FORMAT}, or does not match its SHA-256")
     accepted: dict[Source, Accepted] = {}
     try:
-        for digest, keys in parse_json(body).items():
+        for digest, keys in document["accepted"].items():
             for key, streams in keys.items():
                 for stream, value in streams.items():
                     found = _VALUE.match(value)
@@ -218,3 +217,8 @@ def decode(data: bytes) -> dict[Source, Accepted]:
     except (AttributeError, TypeError) as error:
         raise ValueError(f"its content has another structure ({error})") from None
     return accepted
+
+
+def _digest(tree: Any) -> str:
+    """Return the SHA-256 in hexadecimal of a tree as JSON: keys in order, ASCII, no spaces."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A graph with the linear layers of a decoder and nothing else, written as different tools write them.
+"""A graph with the linear layers of a decoder and nothing else, named as onnxruntime-genai's builder does.
 
 It computes, per block: a = q * [k, v]; h += o(a); h += down(gate * up). No attention, but every weight of a
 decoder in its place, so that what is baked into it can be computed with numpy.
@@ -26,17 +26,17 @@ SHAPES = {  # kind -> (out, in), in canonical order
     "ffn_down": (HIDDEN, MIDDLE),
 }
 HF = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_qkv": "self_attn.qkv_proj",
-    "attn_output": "self_attn.o_proj",
+    "attn_q": "attn.q_proj",
+    "attn_k": "attn.k_proj",
+    "attn_v": "attn.v_proj",
+    "attn_qkv": "attn.qkv_proj",
+    "attn_output": "attn.o_proj",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "gate_up": "mlp.gate_up_proj",
     "ffn_down": "mlp.down_proj",
 }
-STYLES = ("builder", "packed", "optimum", "torch", "torch folded", "llama.cpp")
+STYLES = ("single", "packed")
 
 
 def random_weights(seed: int = 0) -> dict[str, np.ndarray]:
@@ -103,39 +103,22 @@ class Writer:
         return name
 
     def linear(self, block: int, kind: str, x: str, weight: np.ndarray) -> str:
-        number, place = len(self.nodes), f"model.layers.{block}.{HF[kind]}"
-        output = f"{place}.out"
-        if self.style in ("torch", "torch folded"):
-            name = f"node_linear_{number}"
-            if self.style == "torch":
-                matrix = self.add(
-                    "Transpose", [self.constant(f"{place}.weight", weight)], f"val_{number}", perm=[1, 0]
-                )
-            else:
-                matrix = self.constant(f"val_{number}", weight.T)
-        elif self.style == "optimum":
-            name = "/" + place.replace(".", "/").replace("layers/", "layers.") + "/MatMul"
-            matrix = self.constant(f"onnx::MatMul_{number}", weight.T)
-        elif self.style == "llama.cpp":
-            name = f"blk.{block}.{kind}"
-            matrix = self.constant(f"blk.{block}.{kind}.weight", weight.T)
-        else:
-            short = place.replace("self_attn", "attn")
-            name = "/" + short.replace(".", "/").replace("layers/", "layers.") + "/MatMul"
-            matrix = self.constant(f"{short}.MatMul.weight", weight.T)
-        result = self.add("MatMul", [x, matrix], output, name)
-        if self.style.startswith("torch"):
-            entry = self.nodes[-1].metadata_props.add()
-            entry.key = "pkg.torch.onnx.name_scopes"
-            entry.value = repr(["", "model", f"model.layers.{block}", place, f"linear_{number}"])
-        return result
+        place = f"model.layers.{block}.{HF[kind]}.MatMul"
+        matrix = self.constant(f"{place}.weight", weight.T)
+        return self.add(
+            "MatMul",
+            [x, matrix],
+            f"{place}.out",
+            f"/model/layers.{block}/{HF[kind].replace('.', '/')}/MatMul",
+        )
 
     def biased(self, block: int, kind: str, product: str, n_out: int) -> str:
         if not self.bias:
             return product
-        name = f"model.layers.{block}.{HF[kind]}.bias"
+        name = f"model.layers.{block}.{HF[kind]}.Add.bias"
         vector = self.constant(name, np.full(n_out, self.bias, np.float32))
-        return self.add("Add", [vector, product], f"{name}.sum")
+        node = f"/model/layers.{block}/{HF[kind].replace('.', '/')}/Add"
+        return self.add("Add", [product, vector], f"{name}.sum", node)
 
     def split(self, value: str, names: list[str], sizes: list[int]) -> list[str]:
         sizes_name = self.constant(f"{value}.sizes", np.array(sizes, np.int64))
@@ -169,7 +152,7 @@ class Writer:
         down = self.linear(block, "ffn_down", product, w["ffn_down"])
         return self.add("Add", [h, down], "logits" if block == BLOCKS - 1 else f"b{block}.end")
 
-    def model(self, *, opset: int = 21, ir: int = 10) -> Any:
+    def model(self) -> Any:
         h = "hidden"
         for block in range(BLOCKS):
             h = self.block(block, h)
@@ -181,16 +164,14 @@ class Writer:
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
             self.tensors,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-        model.ir_version = ir
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+        model.ir_version = 10
         return model
 
 
-def save(model: Any, folder: Path, *, data: str | None = "model.onnx.data") -> Path:
-    """Write a model, its weights outside of it."""
+def save(model: Any, folder: Path) -> Path:
+    """Write a model, its weights beside it, as the builder does."""
     folder.mkdir(exist_ok=True)
-    if data is None:
-        onnx.save(model, folder / "model.onnx")
-    else:
-        onnx.save(model, folder / "model.onnx", save_as_external_data=True, location=data, size_threshold=256)
+    data = {"location": "model.onnx.data", "size_threshold": 256}
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, **data)
     return folder

@@ -18,6 +18,7 @@ from tinylora_edge import ExportError, MicroVector, UnsupportedModelError, load_
 from tinylora_edge.eval import measure_parity
 from tinylora_edge.exporters import export_onnx
 from tinylora_edge.exporters.onnx import builder
+from tinylora_edge.modules import Heads
 
 
 def check(report, model):
@@ -87,7 +88,7 @@ def test_what_the_builder_does_not_know(tmp_path):
     hf = onnx_models.write_hf(transformers.Olmo2ForCausalLM(config), tmp_path / "hf")
     (tmp_path / "work").mkdir()
     with pytest.raises(UnsupportedModelError):
-        builder.build(hf, tmp_path / "work", "fp32")
+        builder.build(hf, tmp_path / "work", "fp32", Heads())
 
 
 def test_a_directory_without_a_tokenizer(tmp_path, monkeypatch):

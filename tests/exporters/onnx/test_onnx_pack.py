@@ -11,8 +11,7 @@ from onnx_toy import HIDDEN, Writer, basis_of, compute, random_weights, save
 
 from tinylora_edge import BaseMismatchError
 from tinylora_edge.exporters.onnx.bake import bake
-from tinylora_edge.exporters.onnx.match import BlockWeight, linear_nodes
-from tinylora_edge.exporters.onnx.model import OnnxModel
+from tinylora_edge.exporters.onnx.graph import BlockWeight, OnnxModel, linear_nodes
 from tinylora_edge.exporters.onnx.pack import Packed, pack
 from tinylora_edge.modules import Heads
 
@@ -54,7 +53,7 @@ def write(path, types, weights=None):
     return path / "model.gguf", plain, ordered
 
 
-def packed(tmp_path, file, plain, style="builder", heads=HEADS):
+def packed(tmp_path, file, plain, style="single", heads=HEADS):
     graph = save(Writer(plain, style).model(), tmp_path / "graph")
     target = tmp_path / "packed"
     target.mkdir()
@@ -64,7 +63,7 @@ def packed(tmp_path, file, plain, style="builder", heads=HEADS):
 
 def stored(target):
     """Node -> its weight as it is stored, and its values [out, in]."""
-    model = OnnxModel(target / "model.onnx")
+    model = OnnxModel(target)
     return {
         linear.name: (linear.weight, linear.weight.rows(model, 0, linear.n_out))
         for linear in linear_nodes(model)
@@ -76,16 +75,10 @@ def expected(plain, style):
     model = Writer(plain, style).model()
     values = {tensor.name: onnx_toy.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type == "MatMul"]
-    turned = {
-        node.output[0]: values[node.input[0]] for node in model.graph.node if node.op_type == "Transpose"
-    }
-    return {
-        node.name: turned[node.input[1]] if node.input[1] in turned else values[node.input[1]].T
-        for node in nodes
-    }
+    return {node.name: values[node.input[1]].T for node in nodes}
 
 
-@pytest.mark.parametrize("style", ["builder", "packed", "torch"])
+@pytest.mark.parametrize("style", ["single", "packed"])
 @pytest.mark.parametrize(("kind", "bits"), [(TYPES.Q4_0, 4), (TYPES.Q8_0, 8)])
 def test_weights_of_one_scale_are_kept_bit_for_bit(kind, bits, style, tmp_path):
     file, plain, ordered = write(tmp_path, kind)
@@ -94,11 +87,9 @@ def test_weights_of_one_scale_are_kept_bit_for_bit(kind, bits, style, tmp_path):
     weights, wanted = stored(target), expected(plain, style)
     assert weights.keys() == wanted.keys()
     for name, (weight, values) in weights.items():
-        assert (weight.bits, weight.block, weight.zeros) == (bits, 32, None)
+        assert weight.bits == bits
         assert np.array_equal(values, wanted[name])
-    floats = [
-        tensor for tensor in OnnxModel(target / "model.onnx").graph.initializer if len(tensor.dims) == 2
-    ]
+    floats = [tensor for tensor in OnnxModel(target).graph.initializer if len(tensor.dims) == 2]
     assert all(tensor.name.endswith("_scales") for tensor in floats)
 
     # The engine reads the codes in the same order: what is left is the rounding of activations.
@@ -106,13 +97,11 @@ def test_weights_of_one_scale_are_kept_bit_for_bit(kind, bits, style, tmp_path):
     tolerance = 0.02 * np.abs(right).max()
     run = onnx_models.session(target)
     assert np.abs(run.run(None, {"hidden": X})[0] - right).max() < tolerance
-    output = tmp_path / "baked"
-    output.mkdir()
     basis = basis_of(ordered)
-    assert bake(target, basis.factors, output, heads=HEADS).agreement < 1e-4
+    assert bake(target, basis.factors, HEADS).agreement < 1e-4
     v = np.random.default_rng(2).standard_normal(basis.size).astype(np.float32) / 4
     moved = {name: w + back(name, basis.delta(name, v)) for name, w in plain.items()}
-    ours = onnx_models.session(output).run(
+    ours = onnx_models.session(target).run(
         None, {"hidden": X, "tinylora_r": onnx_models.row(basis, v)[None]}
     )[0]
     right = compute(moved, X)
@@ -124,7 +113,7 @@ def test_other_types_are_rounded_to_8_bits(kind, tmp_path):
     file, plain, _ = write(tmp_path, kind)
     found, target = packed(tmp_path, file, plain)
     assert found == Packed(rounded=14)
-    wanted = expected(plain, "builder")
+    wanted = expected(plain, "single")
     for name, (weight, values) in stored(target).items():
         assert weight.bits == 8
         blocks = np.abs(wanted[name]).reshape(len(values), -1, 32).max(axis=-1)
@@ -150,7 +139,7 @@ def test_the_graph_says_what_a_weight_is(tmp_path):
     changed = {name: w * np.float32(1.001) if "ffn" in name else w for name, w in plain.items()}
     found, target = packed(tmp_path, file, changed, heads=Heads())
     assert found == Packed(kept=4, rounded=10)  # v and o
-    for name, wanted in expected(changed, "builder").items():
+    for name, wanted in expected(changed, "single").items():
         assert np.abs(stored(target)[name][1] - wanted).max() <= np.abs(wanted).max() / 254 * (1 + 1e-5)
 
 

@@ -87,6 +87,7 @@ def test_what_is_exchanged_between_check_and_use_is_not_used(bundle, at_start, t
     assert not (tmp_path / "state").exists(), "no vector counts as applied"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [runtime.load, runtime.OnnxSession], ids=["load", "session"])
 def test_the_whole_folder_of_a_graph_is_covered(start, tmp_path):
     folder = shutil.copytree(onnx_bundles.tiny(), tmp_path / "onnx")

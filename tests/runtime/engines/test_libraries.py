@@ -85,6 +85,7 @@ def test_the_wheels_libraries_are_found_where_there_are_no_own(bare: Path, wheel
     assert imported(bare, OMP_WAIT_POLICY="ACTIVE")[2] is None  # what the user has set stays
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="as Linux says it")
 def test_another_processor_is_refused_before_anything_is_loaded(
     bare: Path, wheel: Path, tmp_path: Path

@@ -110,6 +110,7 @@ def test_in_onnx_too(tmp_path: Path) -> None:
     assert liked > base > disliked
 
 
+@pytest.mark.slow
 def test_a_simulated_user_gets_more_of_what_it_likes(
     llm: TinyLoraLlama, clicks: Clicks, tmp_path: Path
 ) -> None:

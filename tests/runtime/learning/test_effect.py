@@ -15,11 +15,6 @@ def test_the_change_is_the_root_mean_square_over_vectors_and_tokens() -> None:
     there = [np.array([-1.5, -2.0], np.float32), np.array([-1.0, -4.0], np.float32)]
     assert change(here, there) == pytest.approx(math.sqrt((0.25 + 4.0) / 4))
     assert math.isnan(change(np.zeros(0, np.float32), [np.zeros(0, np.float32)]))
-    for bad in (-math.inf, math.nan):
-        assert change(here, [np.array([bad, 0.0], np.float32)]) == math.inf, (
-            "too large: a smaller one is tried"
-        )
-        assert math.isnan(change(np.array([bad, 0.0], np.float32), there))
 
 
 @pytest.mark.parametrize("first", [1e-3, 0.05, 0.2, 3.0])

@@ -47,10 +47,11 @@ def test_goes_on_from_its_state() -> None:
     whole, cut = Search(np.zeros(13), 0.3, 1), Search(np.zeros(13), 0.3, 1)
     run(whole, 12)
     run(cut, 5)
-    again = Search.restored(json.loads(json.dumps(cut.state())), 13)
+    again = Search.restored(json.loads(json.dumps(cut.state())), 13, 1, 8)
     np.testing.assert_array_equal(again.ask(), cut.ask())
     run(again, 7)
     assert again.state() == whole.state()
+    np.testing.assert_array_equal(again.mean, whole.mean)
 
 
 def test_rewards_that_are_all_equal_move_nothing() -> None:
@@ -70,17 +71,13 @@ def test_the_unit_of_rewards_does_not_matter() -> None:
     np.testing.assert_allclose(means[0], means[1], rtol=1e-6, atol=1e-9)
 
 
-def test_a_jump_forgets_where_it_was_heading() -> None:
+def test_anew_it_goes_on_from_there_with_other_candidates() -> None:
     search = Search(np.zeros(4), 0.1, 0)
     search.tell(search.ask()[:, 0])
-    search.jump(np.ones(4), 0.05)
-    assert (search.sigma, search.updates, search.path_c.any(), search.path_sigma.any()) == (
-        0.05,
-        0,
-        False,
-        False,
-    )
-    np.testing.assert_array_equal(search.mean, np.ones(4))
+    again = search.anew(np.ones(4), 0.05)
+    assert (again.step, again.sigma, again.rewards) == (1, 0.05, [])
+    np.testing.assert_array_equal(again.mean, np.ones(4))
+    assert not np.isclose((again.ask() - 1) / 0.05, Search(np.ones(4), 0.05, 0).ask() / 0.05 - 20).any()
 
 
 @pytest.mark.parametrize(
@@ -91,9 +88,10 @@ def test_a_jump_forgets_where_it_was_heading() -> None:
         (lambda: Search([0.0] * 3, 1, 0, population=2), "population is 2"),
         (lambda: Search([0.0], 1, 0).tell([1.0]), "8 candidates"),
         (lambda: Search([0.0], 1, 0).tell([np.nan] * 8), "finite"),
-        (lambda: Search.restored({}, 2), "a search is"),
-        (lambda: Search.restored(Search([0.0], 1, 0).state(), 2), "mean of a search is"),
-        (lambda: Search.restored({**Search([0.0], 1, 0).state(), "step": 1.5}, 1), "step of a search is 1.5"),
+        (lambda: Search.restored({}, 2, 0, 8), "a search is"),
+        (lambda: Search.restored(Search([0.0], 1, 0).state(), 2, 0, 8), "has 1 dimensions, expected 2"),
+        (lambda: Search.restored({**Search([0.0], 1, 0).state(), "first": 1.5}, 1, 0, 8), "a search is"),
+        (lambda: Search.restored({**Search([0.0], 1, 0).state(), "rewards": [[1.0]]}, 1, 0, 8), "8 candid"),
     ],
 )
 def test_bad_arguments(make: Any, message: str) -> None:

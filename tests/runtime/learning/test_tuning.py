@@ -61,7 +61,7 @@ class TestLearning:
 
         tuning = RewardLearner(llm, PROMPTS, reward, shaped=shaped, **QUICK)
         found = tuning.run("4ktokens")
-        assert any(tuning.state.search["mean"])
+        assert tuning._search.mean.any()
         assert not found.improved
         assert len(seen["reward"]) == found.held_back
         assert not seen["reward"] & seen["shaped"]
@@ -72,7 +72,7 @@ class TestLearning:
             tuning = RewardLearner(llm, PROMPTS, favoured, basis=basis, **QUICK)
             assert tuning.state.start == [0.0] * basis.size, "the model's own vector is of another basis"
             assert tuning.run("2ktokens").vector.basis == basis.digest
-            assert len(tuning.state.search["mean"]) == basis.size
+            assert len(tuning.state.search["start"]) == basis.size
 
     def test_in_onnx_too(self) -> None:
         bundle = onnx_bundles.without_template()
@@ -116,7 +116,7 @@ class TestSittings:
         found = []
         for seed in (1, 1, 2):
             tuning = RewardLearner(llm, PROMPTS, favoured, seed=seed, **QUICK)
-            found.append((tuning.run("3ktokens").vector, tuning.state.search["mean"]))
+            found.append((tuning.run("3ktokens").vector, tuning.state.search))
         assert found[0] == found[1]
         assert found[0][1] != found[2][1]
 
@@ -198,10 +198,12 @@ class TestSittings:
             lambda state: state.update(tokens=None),
             lambda state: state.update(best=[None]),
             lambda state: state.update(search={}),
-            lambda state: state["search"].update(step="x"),
-            lambda state: state["search"].update(mean=[0.0]),
-            lambda state: state["search"].update(mean=[float("nan")] * 13),
+            lambda state: state["search"].update(first="x"),
+            lambda state: state["search"].update(start=[0.0]),
+            lambda state: state["search"].update(start=[float("nan")] * 13),
             lambda state: state["search"].update(sigma=[]),
+            lambda state: state["search"].update(rewards=[[0.0]]),
+            lambda state: state["search"].update(rewards=3),
         ],
     )
     def test_a_state_of_wrong_types(self, llm: TinyLoraLlama, tmp_path: Path, change: Any) -> None:

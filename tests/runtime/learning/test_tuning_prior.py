@@ -96,24 +96,23 @@ class TestShape:
     def test_a_prior_is_a_basis_of_its_whitened_directions(
         self, load: Callable[..., TinyLoraLlama], tiny_bundle: Path, tmp_path: Path
     ) -> None:
+        """What is tried first is the same; a whole run is not: rounding may draw another token."""
         p = directions(4).astype(np.float32)
         factor = Whitening(covariance_of(4)).matrix
         assert factor is not None
         mixed = np.einsum("ij,i...->j...", factor, p)
         settings = replace(FAST, effect=None, reach=0.6)
-        found, means, norms = [], [], []
+        tried, norms = [], []
         for name, each in (("learned", (p, covariance_of(4))), ("mixed", (mixed,))):
             with load(bundle_of(tiny_bundle, tmp_path / name, *each)) as llm:
                 basis = llm.bases.basis(numbers=4)
                 norms.append(basis.projection.norm)
-                options = {**QUICK, "settings": settings, "basis": basis}
-                result = RewardLearner(llm, PROMPTS, favoured, **options).run("3ktokens")
-                assert result.steps >= 3
-                found.append((result.start_score, result.score, result.steps))
-                means.append(result.vector.values)
+                tuning = RewardLearner(
+                    llm, PROMPTS, favoured, **QUICK | {"settings": settings, "basis": basis}
+                )
+                tried.append([basis.R(v) for v in basis.whitening.values(tuning._search.ask())])
         assert norms[0] == pytest.approx(norms[1], rel=1e-5)
-        assert found[0] == found[1]
-        np.testing.assert_allclose(means[0], factor @ means[1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(tried[0], tried[1], rtol=1e-4, atol=1e-6)
 
     def test_it_starts_at_a_vector_that_is_given(
         self, load: Callable[..., TinyLoraLlama], learned: Path
@@ -122,7 +121,7 @@ class TestShape:
             basis = llm.bases.basis(numbers=6)
             own = MicroVector.random(basis, 0.2, seed=3)
             tuning = RewardLearner(llm, PROMPTS, favoured, start=own, **QUICK)
-            z = np.array(tuning.state.search["mean"])
+            z = np.array(tuning.state.search["start"])
             np.testing.assert_allclose(basis.whitening.values(z), own.values, atol=1e-7)
             assert tuning.state.start == own.values.tolist()
             rows: list[dict[str, Any]] = []
