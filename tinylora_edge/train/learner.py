@@ -14,7 +14,6 @@ that is kept. A token then costs `hidden` numbers of memory, not `vocabulary`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -95,8 +94,7 @@ class Learner:
         return self.head is not None
 
     def close(self) -> None:
-        """End the threads, and what they compute: nothing runs with the adapter afterwards."""
-        self.adapter.until = -math.inf
+        """End the threads."""
         self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
