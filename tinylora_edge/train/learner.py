@@ -14,6 +14,7 @@ that is kept. A token then costs `hidden` numbers of memory, not `vocabulary`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -94,7 +95,8 @@ class Learner:
         return self.head is not None
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and what they compute: nothing runs with the adapter afterwards."""
+        self.adapter.until = -math.inf
         self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
