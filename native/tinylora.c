@@ -288,21 +288,39 @@ static uint64_t take_number(cursor *c, size_t size) {
     return at ? number_at(at, size) : 0;
 }
 
+/* UTF-8 (RFC 3629): no longer form than it takes, no half of a surrogate pair, nothing beyond U+10FFFF. */
+static int is_utf8(text t) {
+    for (uint64_t i = 0; i < t.size;) {
+        uint8_t c = t.at[i++], low = 0x80, high = 0xBF;
+        uint64_t more = c < 0x80 ? 0 : c < 0xE0 ? 1 : c < 0xF0 ? 2 : 3;
+        if ((more && (c < 0xC2 || c > 0xF4)) || more > t.size - i) return 0;
+        if (c == 0xE0 || c == 0xF0) low = c == 0xE0 ? 0xA0 : 0x90;
+        if (c == 0xED || c == 0xF4) high = c == 0xED ? 0x9F : 0x8F;
+        for (; more; more--, i++, low = 0x80, high = 0xBF)
+            if (t.at[i] < low || t.at[i] > high) return 0;
+    }
+    return 1;
+}
+
 static text take_text(cursor *c) {
     text t = {NULL, take_number(c, 8)};
     t.at = take(c, t.size);
+    if (!c->failed && !is_utf8(t)) c->failed = 1;
     return c->failed ? text_of("") : t;
 }
 
 static void skip_value(cursor *c, uint32_t type) {
     static const uint8_t bytes[13] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
     uint64_t count = 1;
-    if (type == ARRAY) {
+    int array = type == ARRAY;
+    if (array) {
         type = (uint32_t)take_number(c, 4);
         count = take_number(c, 8);
     }
-    if (type == STRING) {
-        while (count-- && !c->failed) take_text(c);
+    if (type == STRING && array) {
+        while (count-- && !c->failed) take(c, take_number(c, 8)); /* a vocabulary may hold other bytes */
+    } else if (type == STRING) {
+        take_text(c);
     } else if (type > 12 || !bytes[type] || count > UINT64_MAX / 8) {
         c->failed = 1;
     } else {
@@ -339,6 +357,14 @@ static cursor texts_key(const gguf *file, const char *name, uint64_t *count) {
     if (take_number(&c, 4) != STRING) c.failed = 1;
     *count = take_number(&c, 8);
     return c;
+}
+
+/* Check a list of texts that may be absent. */
+static int check_texts(const gguf *file, const char *name, error *why) {
+    uint64_t count;
+    cursor c = texts_key(file, name, &count);
+    while (count-- && !c.failed) take_text(&c);
+    return c.at && c.failed ? BAD("its %s is no list of texts in UTF-8", name) : TINYLORA_OK;
 }
 
 static int take_entry(cursor *c, tensor *t, error *why) {
@@ -765,6 +791,8 @@ static int read_side_tensors(tinylora_bases *bases, const char *path, error *why
     cursor names, texts;
     int status = open_gguf(&own->file, path, why);
     if (status) return status;
+    kind = text_key(file, "general.type");
+    if (!is(kind, "adapter")) return BAD("general.type is '%.*s', expected 'adapter'", NAME(kind));
     kind = text_key(file, "adapter.type");
     if (!is(kind, "tinylora")) return BAD("adapter.type is '%.*s', expected 'tinylora'", NAME(kind));
     version = number_key(file, "tinylora.version", 0);
@@ -774,6 +802,9 @@ static int read_side_tensors(tinylora_bases *bases, const char *path, error *why
     bases->rank = number_key(file, "tinylora.rank", 0);
     if (!is(own->factorization, "left"))
         return BAD("its factorization is '%.*s', and 'left' is read", NAME(own->factorization));
+    if ((status = check_texts(file, "tinylora.base.fingerprints", why)) ||
+        (status = check_texts(file, "tinylora.projections", why)))
+        return status;
     names = texts_key(file, "tinylora.modules", &count);
     texts = texts_key(file, "tinylora.projections", &listed);
     if (bases->rank < 1 || bases->rank > LARGEST_RANK || count < 1 || count > MOST_MODULES ||

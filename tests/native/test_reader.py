@@ -23,6 +23,7 @@ from native_reader import RUNNER, Conversation, accepted, agree, refused, run
 from tinylora_edge import (
     Bases,
     ChecksumError,
+    CorruptBasisError,
     Ed25519Signer,
     Ed25519Verifier,
     ExpiredError,
@@ -35,7 +36,7 @@ from tinylora_edge import (
     load_bundle,
 )
 from tinylora_edge.formats.gguf import GGUFFile
-from tinylora_edge.formats.side_tensors import fingerprint, save_bases
+from tinylora_edge.formats.side_tensors import fingerprint, load_bases, save_bases
 from tinylora_edge.wire import text
 
 FUZZING = Path(__file__).parents[1] / "fuzzing"
@@ -126,6 +127,36 @@ def test_bases(reader: Path, tmp_path: Path, fields: dict[str, object]) -> None:
         for basis in bases.values():
             frame = MicroVector.random(basis, 0.5, seed=1, dtype="bf16").to_bytes(basis)
             assert agree(waiting, Policy("checksum"), frame, bases) is None
+
+
+@pytest.mark.parametrize(
+    ("there", "instead"),
+    [
+        (b"\x07" + bytes(7) + b"adapter", b"\x07" + bytes(7) + b"adapted"),  # general.type
+        *((b"prior.0.mean", b"prior.0." + cut) for cut in (b"me\xffn", b"\xc0\xafan", b"\xed\xa0\x80n")),
+        *((b"prior.0.mean", b"prior.0." + cut) for cut in (b"\xf4\x90\x80\x80", b"mea\xc3")),
+        (b"ab" * 32, b"\xff" + b"b" * 63),  # a fingerprint
+    ],
+)
+def test_side_tensors_that_both_refuse(reader: Path, tmp_path: Path, there: bytes, instead: bytes) -> None:
+    factors = support.random_factors()
+    path = tmp_path / "basis.gguf"
+    save_bases(Bases(factors, (support.learned(factors, 5),), ("ab" * 32,)), path)
+    data = path.read_bytes()
+    assert data.count(there) == 1
+    assert len(there) == len(instead)
+    path.write_bytes(data.replace(there, instead))
+    with pytest.raises(CorruptBasisError):
+        load_bases(path)
+    assert run(reader, "bases", path).startswith("reader: ")
+
+
+def test_a_base_may_have_tokens_that_are_no_UTF_8(reader: Path, smollm2_bundle: Path, tmp_path: Path) -> None:
+    data = (smollm2_bundle / "base.gguf").read_bytes()
+    begin = data.index(b"tokenizer.ggml.tokens")
+    word = data.index(b"<|im_start|>", begin)
+    (base := tmp_path / "base.gguf").write_bytes(data[:word] + b"\xff" + data[word + 1 :])
+    assert run(reader, "bases", smollm2_bundle / "basis.gguf", base).startswith("modules 210")
 
 
 @pytest.mark.parametrize("number", [0, 1])
