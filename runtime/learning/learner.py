@@ -505,9 +505,10 @@ def tune(
 ) -> MicroVector:
     """Tune the model's vector on the device, with forward passes alone, and make it the active one.
 
-    It needs numpy and the engine that runs the model, and works on the weights as they are, quantized or not.
-    A part of the prompts is held back and decides: where nothing did better on them than the start, the start
-    is returned, with a `NotImprovedWarning`, and the model keeps its vector. So it does on every error.
+    It needs the extra `tune` and the engine that runs the model, and works on the weights as they are,
+    quantized or not. A part of the prompts is held back and decides: where nothing did better on them than
+    the start, the start is returned, with a `NotImprovedWarning`, and the model keeps its vector. So it does
+    on every error.
 
     Args:
         llm: what `runtime.load` returned, of either engine.

@@ -19,6 +19,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ...errors import MissingExtraError
+
 Array = NDArray[np.float64]
 
 _ROUNDS = 4  # sigmas that are tried at most, to find one with an effect
@@ -42,13 +44,16 @@ class Search:
 
     Raises:
         ValueError: an argument is not valid.
+        MissingExtraError: cmaes is not installed.
     """
 
     def __init__(
         self, start: ArrayLike, sigma: float, seed: int, *, population: int = 8, first: int = 0
     ) -> None:
-        from cmaes import CMA
-
+        try:
+            from cmaes import CMA
+        except ModuleNotFoundError:
+            raise MissingExtraError("tuning", "cmaes", "tune") from None
         self.start: Array = np.array(start, np.float64).reshape(-1)
         if not self.start.size or not np.isfinite(self.start).all():
             raise ValueError(f"the start is {self.start}, expected finite numbers, at least one")

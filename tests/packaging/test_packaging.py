@@ -117,7 +117,7 @@ def test_a_device_holds_little(wheel: Path) -> None:
         assert sum(mine) < most, engine
 
 
-@pytest.mark.parametrize("extra", ["llama", "onnx", "cli", "export", "serve", "sign", "ship", "try"])
+@pytest.mark.parametrize("extra", ["llama", "onnx", "tune", "cli", "export", "serve", "sign", "ship", "try"])
 def test_what_a_device_installs_brings_no_torch(extra: str, wheel: Path) -> None:
     assert "torch" not in venvs.closure(f"tinylora-edge[{extra}]", wheel)
 
