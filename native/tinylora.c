@@ -510,18 +510,15 @@ typedef struct {
     text name, kind;
     uint64_t block;
     tensor a, b;
-    uint32_t order;                    /* of the kind inside a block */
-    uint32_t kinds, head, place, many; /* which kind; its first module; which of it; of the first: how many */
+    uint32_t order; /* of the kind inside a block */
 } module;
 
 enum { ENTRIES, LEARNED, RANDOM };
+enum { SEED = 42 }; /* of random projections */
 
 typedef struct {
     tinylora_basis known;
     int kind;
-    const char *tying; /* of a random one */
-    uint32_t groups, u;
-    uint64_t seed;
     const uint8_t *p; /* of a learned one */
 } basis;
 
@@ -531,11 +528,11 @@ struct tinylora_own {
     text architecture, factorization;
     module *modules;
     basis *first; /* entries, and what the file lists: looked up before the default random ones */
-    uint32_t first_count, kinds;
+    uint32_t first_count;
     int base_fits;
 };
 
-/* blk.<block>.<kind>.weight (docs/FORMAT.md, "Modules and tying"). */
+/* blk.<block>.<kind>.weight (docs/FORMAT.md, "Modules and groups"). */
 static int read_name(module *m) {
     static const char *const kinds[] = {"attn_q",        "attn_qkv",    "attn_k",       "attn_v",
                                         "attn_output",   "ffn_gate",    "ffn_up",       "ffn_down",
@@ -555,12 +552,12 @@ static int comes_before(const module *a, const module *b) {
     return a->order != b->order ? a->order < b->order : compared(a->kind, b->kind) < 0;
 }
 
-/* A (r, in) and B (out, r) of a module, of experts with a dimension in front; and its place in its kind. */
+/* A (r, in) and B (out, r) of a module, of experts with a dimension in front. */
 static int read_module(tinylora_bases *bases, uint32_t number, text name, error *why) {
     struct tinylora_own *own = bases->own;
     module *m = own->modules + number;
     const tensor *a, *b;
-    uint32_t d, head = 0, r = bases->rank;
+    uint32_t d, r = bases->rank;
     m->name = name;
     if (!read_name(m) || (number && !comes_before(m - 1, m)))
         return BAD("module %.*s is not of the form blk.0.attn_q.weight, or not in order", NAME(name));
@@ -573,10 +570,6 @@ static int read_module(tinylora_bases *bases, uint32_t number, text name, error 
         return BAD("the factors of %.*s are not F32 or F16 of rank " N32, NAME(name), bases->rank);
     m->a = *a;
     m->b = *b;
-    while (head < number && (own->modules[head].place || !same(own->modules[head].kind, m->kind))) head++;
-    m->head = head;
-    m->kinds = head < number ? own->modules[head].kinds : own->kinds++;
-    m->place = own->modules[head].many++;
     return TINYLORA_OK;
 }
 
@@ -661,29 +654,12 @@ static void project(uint64_t seed, text name, uint32_t u, uint32_t k, float *p) 
     }
 }
 
-/* The group of module number j; G where the tying cannot be made. */
-static uint32_t group_of(const tinylora_bases *bases, const basis *b, uint32_t j) {
-    const struct tinylora_own *own = bases->own;
-    const module *m = own->modules + j;
-    uint32_t first, width, many;
-    if (b->kind != RANDOM || *b->tying == 'f') return 0;
-    if (*b->tying == 't') return (uint32_t)((uint64_t)j * b->groups / bases->modules);
-    first = (uint32_t)((uint64_t)m->kinds * b->groups / own->kinds);
-    width = (uint32_t)((uint64_t)(m->kinds + 1) * b->groups / own->kinds) - first;
-    many = own->modules[m->head].many;
-    return !width || width > many ? b->groups : first + (uint32_t)((uint64_t)m->place * width / many);
-}
-
-static void set_random(basis *b, uint32_t k, uint64_t seed, uint32_t groups, uint32_t u, const char *tying) {
+static void set_random(basis *b, uint32_t k, uint32_t groups) {
     b->kind = RANDOM;
     b->known.rank = k;
-    b->seed = seed;
-    b->groups = groups;
-    b->u = u;
-    b->tying = tying;
-    b->known.n = groups * u;
+    b->known.n = groups;
     snprintf(b->known.descriptor, sizeof b->known.descriptor,
-             "random rank=" N32 " seed=" N64 " groups=" N32 " u=" N32 " tying=%s", k, seed, groups, u, tying);
+             "random rank=" N32 " seed=%d groups=" N32 " u=1 tying=tiled", k, SEED, groups);
 }
 
 /* The learned projection of rank k whose P is stored under number i. */
@@ -701,7 +677,7 @@ static int read_learned(const tinylora_bases *bases, uint32_t i, uint64_t k, bas
     sha256_of(p->data, p->size, hash);
     b->kind = LEARNED;
     b->known.rank = (uint32_t)k;
-    b->known.n = b->u = (uint32_t)p->shape[0];
+    b->known.n = (uint32_t)p->shape[0];
     b->p = p->data;
     hex(found, hash, 32);
     snprintf(b->known.descriptor, sizeof b->known.descriptor, "learned rank=" N64 " %s", k, found);
@@ -709,20 +685,18 @@ static int read_learned(const tinylora_bases *bases, uint32_t i, uint64_t k, bas
 }
 
 static int read_random(const tinylora_bases *bases, uint64_t k, text rest, basis *b, error *why) {
-    static const char *const tyings[] = {"tiled", "structured", "full"};
     uint64_t seed, groups, u;
-    int tying = 0, fits;
     if (!take_field(&rest, " seed=", UINT64_MAX, &seed) ||
         !take_field(&rest, " groups=", UINT32_MAX, &groups) || !take_field(&rest, " u=", UINT32_MAX, &u) ||
         !take_word(&rest, " tying="))
         return BAD("it lists a random projection in another form than the canonical one");
-    while (tying < 2 && !is(rest, tyings[tying])) tying++;
-    fits = u && groups && groups <= bases->modules && (tying < 2 || groups == 1) &&
-           groups * u <= LARGEST_VECTOR && u <= LARGEST_P / bases->modules / (k * k);
-    if (fits) set_random(b, (uint32_t)k, seed, (uint32_t)groups, (uint32_t)u, tyings[tying]);
-    for (uint32_t j = 0; fits && j < bases->modules; j++) fits = group_of(bases, b, j) < b->groups;
-    if (fits) return TINYLORA_OK;
-    return BAD("no projection has " N64 " groups, u=" N64 ", of " N32 " modules", groups, u, bases->modules);
+    if (seed != SEED || u != 1 || !is(rest, "tiled"))
+        return BAD("it lists a random projection of seed " N64 ", u=" N64 ", tying=%.*s: expected %d, 1, tiled",
+                   seed, u, NAME(rest), SEED);
+    if (!groups || groups > bases->modules || k * k > (uint64_t)LARGEST_P / bases->modules)
+        return BAD("no projection has " N64 " groups of " N32 " modules", groups, bases->modules);
+    set_random(b, (uint32_t)k, (uint32_t)groups);
+    return TINYLORA_OK;
 }
 
 /* Projection number i that the file stores or names. */
@@ -747,7 +721,7 @@ static void basis_at(const tinylora_bases *bases, uint32_t i, basis *b) {
         return;
     }
     memset(b, 0, sizeof *b);
-    set_random(b, 2, 42, i - own->first_count + 1, 1, "tiled");
+    set_random(b, 2, i - own->first_count + 1);
     basis_digest(bases, b);
 }
 
@@ -755,17 +729,18 @@ static void basis_at(const tinylora_bases *bases, uint32_t i, basis *b) {
 static int make_r(const tinylora_bases *bases, const basis *b, const float *v, double max_norm, float *out,
                   error *why) {
     uint64_t square = (uint64_t)b->known.rank * b->known.rank;
+    uint64_t terms = b->kind == LEARNED ? b->known.n : 1; /* of a sum */
     double norm = 0;
-    float *p = b->kind == RANDOM ? malloc((size_t)(b->u * square) * sizeof *p) : NULL;
-    if (b->kind == RANDOM && !p) return no_memory(why, b->u * square * sizeof *p);
+    float *p = b->kind == RANDOM ? malloc((size_t)square * sizeof *p) : NULL;
+    if (b->kind == RANDOM && !p) return no_memory(why, square * sizeof *p);
     for (uint32_t m = 0; m < bases->modules; m++, out += square) {
-        const float *row = v + (uint64_t)group_of(bases, b, m) * b->u;
-        if (p) project(b->seed, bases->own->modules[m].name, b->u, b->known.rank, p);
+        const float *row = p ? v + (uint64_t)m * b->known.n / bases->modules : v; /* a number for each group */
+        if (p) project(SEED, bases->own->modules[m].name, 1, b->known.rank, p);
         for (uint64_t entry = 0; entry < square; entry++) {
             double sum = b->kind == ENTRIES ? v[m * square + entry] : 0;
-            for (uint64_t i = 0; b->kind != ENTRIES && i < b->u; i++) {
+            for (uint64_t i = 0; b->kind != ENTRIES && i < terms; i++) {
                 uint64_t stored = (i * bases->modules + m) * square + entry;
-                sum += (double)row[i] * (p ? p[i * square + entry] : f32_at(b->p + 4 * stored));
+                sum += (double)row[i] * (p ? p[entry] : f32_at(b->p + 4 * stored));
             }
             out[entry] = (float)sum;
             norm += (double)out[entry] * out[entry];

@@ -13,7 +13,7 @@ RANK = 256
 """Rank of factors. Ranks above some tens add nothing to a vector, and r * r floats a module are made."""
 
 PROJECTION_ENTRIES = 1 << 26
-"""Entries of a projection, M * u * k * k: 256 MB in float32, made from 30 bytes of a header."""
+"""Entries of P, M * k * k or, of a learned projection, n * M * k * k: 256 MB in float32."""
 
 PROJECTIONS = 1 << 6
 """Projections that are stored beside the factors, or named there."""

@@ -29,7 +29,7 @@ KINDS: tuple[str, ...] = (
     *("attn_q", "attn_qkv", "attn_k", "attn_v", "attn_output"),
     *("ffn_gate", "ffn_up", "ffn_down", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"),
 )
-"""The adaptable kinds in canonical order inside a block (docs/FORMAT.md, "Modules and tying")."""
+"""The adaptable kinds in canonical order inside a block (docs/FORMAT.md, "Modules and groups")."""
 
 BEYOND: tuple[str, ...] = ("ffn_down_shexp", "ffn_gate_shexp", "ffn_gate_up_exps", "ffn_up_shexp")
 """Adaptable kinds that follow those: the expert that all tokens share; gate and up of experts in one."""

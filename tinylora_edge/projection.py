@@ -3,8 +3,8 @@
 `random`: the paper's P, regenerated from a seed with exact integer arithmetic. Every entry is the centred sum
 of twelve 16-bit uniforms that splitmix64 derives from the seed, the module's name and the entry's index. The
 sum is close to N(0, 1) (excess kurtosis -0.1), it is an exact multiple of 2^-16, so float32 holds it exactly,
-and it needs no libm: every platform regenerates the same bits. Tying is the map from modules to the rows of v
-that they share. `learned`: directions of R that were found once per model, stored. `entries`: v is R itself.
+and it needs no libm: every platform regenerates the same bits. Neighbours in depth share a number of v.
+`learned`: directions of R that were found once per model, stored. `entries`: v is R itself.
 
 docs/FORMAT.md has the definitions and test values. Nothing else in the product asks of which kind a
 projection is.
@@ -24,11 +24,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import limits
 from .errors import BasisError
-from .modules import canonical_order, parse
+from .modules import canonical_order
 from .prior import Prior, Whitening, check_prior
 
 SEED = 42
-"""Of the random projections that need no mention in a bundle."""
+"""Of random projections."""
 NUMBERS = 13
 """Numbers of a vector where nothing is said: the paper's."""
 RANK = 2
@@ -82,60 +82,6 @@ def _fnv1a64(data: bytes) -> int:
     return value
 
 
-SCHEMES: tuple[str, ...] = ("full", "structured", "tiled")
-"""The schemes that `tie` knows."""
-
-
-def tie(modules: Sequence[str], scheme: str, groups: int) -> NDArray[np.int32]:
-    """Return the group of every module: int32 [M], values 0 .. groups-1, each used at least once.
-
-    Args:
-        modules: names in canonical order.
-        scheme: `tiled` (neighbours in depth share a row), `structured` (a kind's modules share the rows of
-            that kind, tiled over depth), or `full` (one row for all).
-        groups: G, the number of rows of v; `full` takes 1.
-
-    Raises:
-        BasisError: an unknown scheme, or a number of groups that the scheme cannot make.
-    """
-    count = len(modules)
-    if scheme not in SCHEMES:
-        raise BasisError(f"unknown tying scheme {scheme!r}: choose one of {', '.join(SCHEMES)}")
-    if list(modules) != canonical_order(modules):
-        raise BasisError("the modules are not in canonical order: sort them with modules.canonical_order")
-    if not 1 <= groups <= count:
-        raise BasisError(f"{groups} groups for {count} modules: choose from 1 to {count} groups")
-    if scheme == "full" and groups != 1:
-        raise BasisError(f"tying 'full' has one group, not {groups}: choose 1 group, or another scheme")
-    return _structured(modules, groups) if scheme == "structured" else _tile(count, groups)
-
-
-def _tile(count: int, groups: int) -> NDArray[np.int32]:
-    return (np.arange(count, dtype=np.int64) * groups // count).astype(np.int32)
-
-
-def _structured(modules: Sequence[str], groups: int) -> NDArray[np.int32]:
-    members: dict[str, list[int]] = {}
-    for position, module in enumerate(modules):
-        members.setdefault(parse(module)[1], []).append(position)
-    kinds = len(members)
-    if groups < kinds:
-        raise BasisError(
-            f"tying 'structured' needs at least one group for each of the {kinds} kinds of module "
-            f"({', '.join(members)}), but {groups} were asked for: choose {kinds} or more, or 'tiled'"
-        )
-    result = np.empty(len(modules), np.int32)
-    for order, (kind, positions) in enumerate(members.items()):
-        first, end = order * groups // kinds, (order + 1) * groups // kinds
-        if end - first > len(positions):
-            raise BasisError(
-                f"tying 'structured' with {groups} groups gives {end - first} groups to the "
-                f"{len(positions)} modules of kind {kind}: choose fewer groups, or 'tiled'"
-            )
-        result[positions] = first + _tile(len(positions), end - first)
-    return result
-
-
 class Projection(ABC):
     """A linear map from n numbers to R, float32 [M, k, k], on the leading k directions of the factors.
 
@@ -158,23 +104,24 @@ class Projection(ABC):
     prior_covariance: NDArray[np.float32] | None = None
 
     @staticmethod
-    def random(
-        modules: Sequence[str],
-        groups: int = NUMBERS,
-        u: int = 1,
-        tying: str = "tiled",
-        seed: int = SEED,
-        rank: int = RANK,
-    ) -> Projection:
-        """Return the paper's: R[m] = sum_i v[g(m), i] P[m, i] with P of `project`; n = groups * u.
+    def random(modules: Sequence[str], groups: int = NUMBERS, rank: int = RANK) -> Projection:
+        """Return the paper's, tiled: R[m] = v[floor(m G / M)] P[m] for module m of M, with P of `project`.
+
+        Args:
+            modules: in canonical order.
+            groups: G = n, from 1 to M.
+            rank: k.
 
         Raises:
-            BasisError: a number is out of its range, or the groups cannot be made.
+            BasisError: the modules are in another order, or a number is out of its range.
         """
-        if u < 1 or not 0 <= seed < 1 << 64:
-            raise BasisError(f"u {u} and seed {seed}: u is at least 1, the seed an unsigned 64-bit integer")
-        text = random_descriptor(groups, u, tying, seed, rank)
-        return _Tied(modules, rank, u, tie(modules, tying, groups), text, seed=seed)
+        count = len(modules)
+        if list(modules) != canonical_order(modules):
+            raise BasisError("the modules are not in canonical order: sort them with modules.canonical_order")
+        if not 1 <= groups <= count:
+            raise BasisError(f"{groups} groups for {count} modules: choose from 1 to {count} groups")
+        tying = (np.arange(count, dtype=np.int64) * groups // count).astype(np.int32)
+        return _Tied(modules, rank, 1, tying, random_descriptor(groups, rank))
 
     @staticmethod
     def learned(
@@ -228,18 +175,17 @@ class Projection(ABC):
         """Return the random projection that a descriptor names.
 
         Raises:
-            BasisError: it names none, or not in the canonical form.
+            BasisError: it names none, or one of another seed, u or tying than are read.
         """
         found = _RANDOM.fullmatch(descriptor)
         if found is None:
             raise BasisError(
                 f"{descriptor[:80]!r} names no projection: expected '{random_descriptor(NUMBERS)}' or so"
             )
-        rank, seed, groups, u = (int(found[name]) for name in ("rank", "seed", "groups", "u"))
-        made = Projection.random(modules, groups, u, found["tying"], seed, rank)
-        if made.descriptor != descriptor:
-            raise BasisError(f"{descriptor[:80]!r} is not canonical: expected {made.descriptor!r}")
-        return made
+        groups, rank = int(found["groups"]), int(found["rank"])
+        if descriptor != (read := random_descriptor(groups, rank)):
+            raise BasisError(f"the projection {descriptor[:120]!r} is not read, but {read!r} would be")
+        return Projection.random(modules, groups, rank)
 
     def _check(self) -> None:
         if self.rank < 1:
@@ -304,11 +250,10 @@ class _Tied(Projection):
         tying: NDArray[np.int32],
         descriptor: str,
         *,
-        seed: int = SEED,
         p: NDArray[np.float32] | None = None,
     ) -> None:
         self.modules, self.rank, self.descriptor = tuple(modules), rank, descriptor
-        self._tying, self._u, self._seed = tying, u, seed
+        self._tying, self._u = tying, u
         self.size = (int(tying.max()) + 1) * u
         self._check()
         entries = len(self.modules) * u * rank**2
@@ -322,7 +267,7 @@ class _Tied(Projection):
     @cached_property
     def _p(self) -> NDArray[np.float32]:
         """P of every module: float32 [M, u, k, k]."""
-        return np.stack([project(self._seed, module, self._u, self.rank) for module in self.modules])
+        return np.stack([project(SEED, module, self._u, self.rank) for module in self.modules])
 
     def R(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
         rows = v.astype(np.float64).reshape(-1, self._u)[self._tying]
@@ -365,16 +310,13 @@ class _Entries(Projection):
 
 
 _RANDOM = re.compile(
-    r"random rank=(?P<rank>[0-9]{1,9}) seed=(?P<seed>[0-9]{1,20}) groups=(?P<groups>[0-9]{1,9}) "
-    r"u=(?P<u>[0-9]{1,9}) tying=(?P<tying>[a-z]+)"
+    r"random rank=(?P<rank>[0-9]{1,9}) seed=[0-9]+ groups=(?P<groups>[0-9]{1,9}) u=[0-9]+ tying=[a-z]+"
 )
 
 
-def random_descriptor(
-    groups: int, u: int = 1, tying: str = "tiled", seed: int = SEED, rank: int = RANK
-) -> str:
-    """Return the text that names a random projection."""
-    return f"random rank={rank} seed={seed} groups={groups} u={u} tying={tying}"
+def random_descriptor(groups: int, rank: int = RANK) -> str:
+    """Return the text that names a random projection. Others of its form had another seed, u or tying."""
+    return f"random rank={rank} seed={SEED} groups={groups} u=1 tying=tiled"
 
 
 def entries_descriptor(rank: int) -> str:

@@ -9,8 +9,7 @@
 
 const DTYPES = ["fp32", "bf16", "fp16", "int8"], TAGS = ["CRC-32", "HMAC", "Ed25519"], TAG_BYTES = [4, 8, 64];
 const LEARNED = /^learned rank=([1-9]\d*) ([0-9a-f]{64})$/;
-const N = "([1-9]\\d*)", TYING = "(tiled|structured|full)";
-const RANDOM = new RegExp(`^random rank=${N} seed=(0|[1-9]\\d*) groups=${N} u=${N} tying=${TYING}$`);
+const RANDOM = /^random rank=([1-9]\d*) seed=42 groups=([1-9]\d*) u=1 tying=tiled$/, SEED = 42n;
 const KEY_BYTES = [1, 1, 2, 2, 4, 4, 4, 1, , , 8, 8, 8]; // by GGUF's type
 const GOLDEN = 0x9e3779b97f4a7c15n;
 
@@ -43,13 +42,13 @@ function mix(z) {
   return z ^ (z >> 31n);
 }
 
-/** P of a module, [u, k, k]. seed: BigInt. */
-function randomP(seed, module, u, k) {
+/** P of a module, [k, k]. */
+function randomP(module, k) {
   let hash = 0xcbf29ce484222325n;
   for (const byte of encoded(module)) hash = u64((hash ^ BigInt(byte)) * 0x100000001b3n);
   const scale = Math.fround(1 / Math.fround(Math.sqrt(k)));
-  let at = mix(seed ^ hash);
-  return Float32Array.from({ length: u * k * k }, () => {
+  let at = mix(SEED ^ hash);
+  return Float32Array.from({ length: k * k }, () => {
     let s = -393210;
     for (let step = 0; step < 3; step++) {
       at = u64(at + GOLDEN);
@@ -59,21 +58,6 @@ function randomP(seed, module, u, k) {
   });
 }
 
-/** The group of each module. */
-function tie(modules, tying, groups) {
-  const kinds = new Map(), found = [];
-  modules.forEach((name, j) => {
-    const kind = tying === "structured" ? name.split(".")[2] : "all";
-    kinds.set(kind, [...(kinds.get(kind) ?? []), j]);
-  });
-  [...kinds.values()].forEach((places, i) => {
-    const start = (part) => Math.floor((part * groups) / kinds.size), count = start(i + 1) - start(i);
-    if (count < 1 || count > places.length || (tying === "full" && groups > 1)) fail(`${tying} in ${groups} groups`);
-    places.forEach((j, q) => (found[j] = start(i) + Math.floor((q * count) / places.length)));
-  });
-  return found;
-}
-
 /**
  * Of a descriptor: {size, R}, n and the map from Float32Array [n] to Float32Array [M, rank, rank], zeros beyond k.
  *
@@ -81,17 +65,16 @@ function tie(modules, tying, groups) {
  */
 function projection(descriptor, { modules, rank }, p) {
   const random = RANDOM.exec(descriptor), k = Number(/rank=(\d+)/.exec(descriptor)[1]), square = k * k;
-  const [seed, groups, u] = random ? random.slice(2, 5).map(BigInt) : [];
-  if (k > rank || seed > u64(-1n)) fail(`${descriptor}: the rank is at most ${rank}, a seed has 64 bits`);
-  const count = random ? Number(u) : p ? p.length / modules.length / square : 0; // numbers that R of a module sums
-  const size = random ? Number(groups * u) : count || modules.length * square;
+  if (k > rank) fail(`${descriptor}: the rank is at most ${rank}`);
+  const count = random ? 1 : p ? p.length / modules.length / square : 0; // numbers that R of a module sums
+  const size = random ? Number(random[2]) : count || modules.length * square;
+  if (random && size > modules.length) fail(`${descriptor}: there are ${modules.length} modules`);
   if (size > 250_000 || modules.length * count * square > 2 ** 26) fail(`${descriptor}: it is too large`);
-  const group = random && tie(modules, random[5], Number(groups));
   const R = (values) => {
     const out = new Float32Array(modules.length * rank * rank);
     modules.forEach((module, m) => {
-      const own = random ? randomP(seed, module, count, k) : p;
-      const [first, start, step] = random ? [group[m] * count, 0, square] : [0, m * square, modules.length * square];
+      const own = random ? randomP(module, k) : p, step = modules.length * square;
+      const [first, start] = random ? [Math.floor((m * size) / modules.length), 0] : [0, m * square];
       for (let c = 0; c < square; c++) {
         let sum = own ? 0 : values[m * square + c]; // in binary64, rounded once
         for (let i = 0; i < count; i++) sum += values[first + i] * own[start + i * step + c];

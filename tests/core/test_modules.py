@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tinylora_edge import BasisError
 from tinylora_edge.modules import BEYOND, KINDS, canonical_order, is_adaptable, parse, select
 
-# docs/FORMAT.md, "Modules and tying", in its order.
+# docs/FORMAT.md, "Modules and groups", in its order.
 ORDER = [
     *("attn_q", "attn_qkv", "attn_k", "attn_v", "attn_output"),
     *("ffn_gate", "ffn_up", "ffn_down"),

@@ -47,7 +47,6 @@ class TestNames:
         from tinylora_edge import factorization, projection, runtime
 
         assert list(inspect.signature(projection.project).parameters) == ["seed", "module", "u", "rank"]
-        assert list(inspect.signature(projection.tie).parameters) == ["modules", "scheme", "groups"]
         assert list(inspect.signature(factorization.truncated_svd).parameters)[:2] == ["weight", "rank"]
         load = inspect.signature(runtime.load).parameters
         assert list(load)[:3] == ["base", "vector_bytes", "policy"]
@@ -62,8 +61,8 @@ class TestNames:
         for kind, names in promised.items():
             assert [n for n in names if n not in kind.__dataclass_fields__ and not hasattr(kind, n)] == []
         random = inspect.signature(tinylora_edge.Projection.random).parameters
-        assert list(random) == ["modules", "groups", "u", "tying", "seed", "rank"]
-        assert [random[name].default for name in list(random)[1:]] == [13, 1, "tiled", 42, 2]
+        assert list(random) == ["modules", "groups", "rank"]
+        assert [random[name].default for name in list(random)[1:]] == [13, 2]
         assert list(inspect.signature(tinylora_edge.Projection.entries).parameters) == ["modules", "rank"]
         assert list(tinylora_edge.MicroVector.__dataclass_fields__) == [
             "values",

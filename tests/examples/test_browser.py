@@ -204,7 +204,7 @@ def test_golden_bases(empty: Page, site: Site, number: int) -> None:
 )
 def test_r_is_pythons_bit_for_bit(empty: Page, site: Site, fields: dict[str, Any]) -> None:
     factors = support.random_factors(**fields)
-    named = Projection.random(factors.modules, 4, 3, "structured", (1 << 64) - 1, min(2, factors.rank))
+    named = Projection.random(factors.modules, 4, 1)
     bases = Bases(factors, (support.learned(factors, 5), named))
     vectors = [(basis, MicroVector.random(basis, 0.5, seed=1)) for basis in map(bases.__getitem__, bases)]
     far, other = bases.basis(rank=1), support.random_basis(rng=9)

@@ -29,8 +29,7 @@ MEMORY = 512 << 20  # what damaged files of a few kilobytes may make a process g
 
 def bases_of(factors: Factors) -> Bases:
     """With projections that are stored, named, and both with and without a prior."""
-    rank = min(2, factors.rank)
-    named = Projection.random(factors.modules, 1, 3, "full", (1 << 64) - 1, rank)
+    named = Projection.random(factors.modules, 1, 1)
     stored = (support.learned(factors, 5), support.learned(factors, 4, prior=False))
     return Bases(factors, (stored[0], named, stored[1]), FINGERPRINTS)
 
@@ -247,10 +246,10 @@ FORGED = {
         "tinylora_p.0 gives 'learned rank=2",
     ),
     "a named rank beyond the baked one": (
-        listed(NAMED.replace("rank=2", "rank=3")),
+        listed(NAMED.replace("rank=1", "rank=3")),
         "rank 3 is not among 1 to 2",
     ),
-    "a named one too large": (listed(NAMED.replace("u=3", "u=250001")), "not rank 2 and 250,001"),
+    "a named one of another u": (listed(NAMED.replace("u=1", "u=3")), "u=3 tying=tiled' is not read"),
     "too many": (listed(*[NAMED] * 100_000), "65 projections beside the factors, and at most 64"),
     "P of another place": (listed(OTHER, NAMED, LEARNED), "tinylora_p.0 gives"),
     "a stored rank beyond the baked one": (

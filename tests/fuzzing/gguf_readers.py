@@ -131,15 +131,13 @@ def bases() -> list[Bases]:
     """Bases of every kind: stored and named projections, priors, experts, deployed forms."""
     plain = support.random_factors()
     experts = support.random_factors(experts=2, factor_dtype=np.float16, rank=3)
-    named = [
-        Projection.random(experts.modules, 4, 2, *rest) for rest in (("structured", 7, 3), ("tiled", 0, 1))
-    ]
+    named = [Projection.random(experts.modules, 4, rank) for rank in (3, 1)]
     learned = [support.learned(plain, 5), support.learned(plain, 2, prior=False)]
     return [
         Bases(plain, (), ("ab" * 32,)),
         Bases(plain, tuple(learned)),
         Bases(experts, tuple(named)),
-        Bases(plain, (learned[0], Projection.random(plain.modules, 1, 6, "full"))),
+        Bases(plain, (learned[0], Projection.random(plain.modules, 1, 1))),
         Bases(support.random_factors(1, kinds=("attn_q",), rank=1)),
     ]
 

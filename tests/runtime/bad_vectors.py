@@ -26,7 +26,7 @@ def bad_vectors(basis: Basis) -> list[tuple[type[VectorError], bytes | MicroVect
     frame, nan = good.to_bytes(basis), good.values.copy()
     nan[-1] = np.nan
     other = Basis(replace(factors, a=(-factors.a[0], *factors.a[1:])), projection)  # as many numbers
-    unknown = Basis(factors, Projection.random(factors.modules, 2, u=5, seed=7))
+    unknown = Basis(factors, Projection.random(factors.modules, 2, rank=1))
     return [
         (FrameError, b""),
         (VectorError, frame[: len(frame) // 2]),

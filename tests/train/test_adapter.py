@@ -23,8 +23,7 @@ from tinylora_edge.train.grpo import IMPORTANCE_CAP
 from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, plain_head
 
 PROJECTIONS = {
-    "tiled": lambda factors: Projection.random(factors.modules, 3, 2),
-    "structured": lambda factors: Projection.random(factors.modules, 7, 1, "structured"),
+    "tiled": lambda factors: Projection.random(factors.modules, 7),
     "learned": lambda factors: support.learned(factors, 5),
     "entries": lambda factors: Projection.entries(factors.modules, 2),
     "all entries": lambda factors: Projection.entries(factors.modules, factors.rank),
