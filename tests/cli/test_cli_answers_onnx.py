@@ -49,16 +49,6 @@ def test_run(cli: Cli, bundle: Path, vector: tuple[Path, MicroVector]) -> None:
     assert record["vector"]["norm"] == made.norm
 
 
-def test_chat(cli: Cli, bundle: Path, vector: tuple[Path, MicroVector]) -> None:
-    path, made = vector
-    lines = f"one\ntwo\n/vector {path}\n/clear\none\n/base\n/clear\none\n/quit\n"
-    outcome = cli("chat", bundle, *SHORT, stdin=lines.encode())
-    assert outcome.code == 0
-    said = [answer(bundle, *turn) for turn in ((None, "one"), (None, "one", "two"), (made, "one"))]
-    assert outcome.stdout == "".join(f"{text}\n" for text in (*said, said[0]))
-    assert "vector: 5 fp32 values" in outcome.stderr
-
-
 def test_the_engine_may_be_chosen(cli: Cli, bundle: Path, smollm2_bundle: Path) -> None:
     assert cli("run", bundle, "Hello", "--engine", "onnx", *SHORT).done()
     cli("run", bundle, "Hello", "--engine", "llama").refused("lacks a GGUF base")

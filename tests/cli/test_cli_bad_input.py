@@ -34,15 +34,12 @@ def flipped(data: bytes, position: int, bit: int) -> bytes:
 BAD_VECTORS: dict[str, tuple[Callable[[Basis], bytes], list[str]]] = {
     "empty": (lambda b: b"", ["0 bytes are no frame"]),
     "truncated": (lambda b: good(b)[:-2], ["35 bytes", "37"]),
-    "padded": (lambda b: good(b) + bytes(2), ["39 bytes", "37"]),
     "flipped in a value": (lambda b: flipped(good(b), 12, 3), ["checksum", "its bytes give"]),
-    "flipped in the version": (lambda b: flipped(good(b), 0, 6), ["version 6", "versions 2 and 3"]),
     "flipped in the basis id": (
         lambda b: flipped(good(b), 1, 0),
         ["none of factors", "learned ones of 13 numbers"],
     ),
     "no frame": (lambda b: bytes(50), ["50 bytes are no frame"]),
-    "oversized": (lambda b: good(b) + bytes(4096), ["4133 bytes", "37"]),
     "far oversized": (lambda b: bytes((1 << 20) + 1), ["1,048,576"]),
     "NaN": (lambda b: with_value(b, float("nan")), ["value 5", "nan"]),
     "HMAC without a key": (
@@ -134,7 +131,7 @@ def test_a_basis_for_another_base(cli: Cli, bundle: Path, basis: Basis, tiny_ggu
     every_use(cli, bundle, "blk.0.attn_q.weight has shape (576, 576)", "(64, 64)", "another model")
 
 
-@pytest.mark.parametrize("keep", [10_000_000, 100, 0])
+@pytest.mark.parametrize("keep", [10_000_000, 100])
 def test_a_truncated_base(cli: Cli, bundle: Path, smollm2_gguf: Path, keep: int) -> None:
     (bundle / "base.gguf").unlink()
     with open(smollm2_gguf, "rb") as file:

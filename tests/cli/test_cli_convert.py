@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gguf
 import numpy as np
 import onnxruntime
 import pytest
@@ -28,16 +27,6 @@ def test_onnx_runtime_reads_the_adapter(cli: Cli, smollm2_bundle: Path, basis: B
     vector = MicroVector.from_bytes(frame.read_bytes(), basis)
     assert np.array_equal(found.get_parameters()["tinylora_r"].numpy(), input_row(basis.R(vector), 8)[None])
     assert cli(*convert, "-", stdin=frame.read_bytes()).stdout_bytes == path.read_bytes()
-
-
-@pytest.mark.parametrize(("size", "rank"), [({"numbers": 13}, 2), ({"rank": 1}, 1), ({"rank": 8}, 8)])
-def test_a_gguf_lora_has_the_rank_of_its_vector(
-    cli: Cli, smollm2_bundle: Path, tmp_path: Path, size: dict[str, int], rank: int
-) -> None:
-    frame, path = tmp_path / "v.bin", tmp_path / "v.gguf"
-    write_vector(frame, load_bundle(smollm2_bundle).basis(**size))
-    cli("convert", frame, smollm2_bundle, "--to", "gguf-lora", "-o", path).done()
-    assert {tensor.shape.min() for tensor in gguf.GGUFReader(path).tensors} == {rank}
 
 
 def test_a_merged_model_is_for_its_own_base(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:

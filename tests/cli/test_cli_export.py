@@ -8,7 +8,6 @@ import re
 import shlex
 from pathlib import Path
 
-import models
 import numpy as np
 import pytest
 import smollm2
@@ -57,24 +56,6 @@ def test_json(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
         for dtype in ("bf16", "int8"):
             vector = MicroVector(np.ones(size["numbers"], np.float32), dtype)
             assert len(vector.to_bytes(bases.of(vector))) == size[dtype]
-
-
-def test_a_bundle_of_rank_1_takes_entries_alone(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
-    done = cli("export", tiny_gguf, "-o", tmp_path / "out", "--rank", 1, "--json")
-    assert list(json.loads(done.stdout)["frame_bytes"]) == ["--rank 1"]
-
-
-def test_a_hugging_face_directory_with_the_deployed_gguf(cli: Cli, tmp_path: Path) -> None:
-    model = models.tiny_model("llama")
-    source = models.write_hf(model, tmp_path / "hf")
-    deployed = models.write_gguf(model, tmp_path / "deployed.gguf")
-
-    cli("export", source, "-o", tmp_path / "out").refused("--base FILE")
-    text = cli("export", source, "-o", tmp_path / "out", "--base", deployed).done()
-
-    assert "exported deployed.gguf" in text
-    assert re.search(r"^agreement +\d", text, re.M)
-    cli("inspect", tmp_path / "out").done()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import support
-from invocation import Cli, write_vector
+from invocation import Cli
 
 from tinylora_edge import Basis, MicroVector, load_bundle
 from tinylora_edge.formats.side_tensors import save_bases
@@ -119,21 +119,6 @@ def test_a_vector_as_a_device_sees_it(
     late = ("pack", trained, small, "-o", tmp_path / "late", "--until", "2026-01-02")
     cli(*late).done()
     cli("inspect", tmp_path / "late", small).refused("2026-01-02")
-
-
-def test_vectors_of_every_size(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path) -> None:
-    for size in ({"numbers": 50}, {"rank": 2}, {"rank": 8}):
-        of = load_bundle(smollm2_bundle).basis(**size)
-        write_vector(tmp_path / "v", of, dtype="int8")
-        record = cli("inspect", tmp_path / "v", smollm2_bundle, "--json").record()
-        assert (record["projection"], record["count"], record["rank"]) == (
-            of.projection.descriptor,
-            of.size,
-            of.rank,
-        )
-        assert record["factors"] == basis.factors.digest
-        assert len(record["values"]) == of.size
-        assert len(cli("inspect", tmp_path / "v", smollm2_bundle).done()) < 2000
 
 
 def test_what_names_no_basis_of_the_bundle(

@@ -6,10 +6,9 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from invocation import Cli, write_vector
+from invocation import Cli
 
 from tinylora_edge import Basis, Ed25519Verifier, Hmac, MicroVector, Policy
-from tinylora_edge.formats.side_tensors import load_bases
 from tinylora_edge.wire import text
 
 
@@ -48,16 +47,6 @@ def test_as_it_came(cli: Cli, small: Path, trained: Path) -> None:
     out = trained.with_name("v.txt")
     record = cli("pack", trained, "--text", "-o", out, "--json").record()
     assert (out.read_text(), record["sequence"]) == (shown, 3)
-
-
-def test_vectors_of_any_basis(cli: Cli, small: Path, tmp_path: Path) -> None:
-    bases = load_bases(small)
-    for size in ({"numbers": 7}, {"rank": 1}, {"rank": 2}):
-        write_vector(tmp_path / "v", bases.basis(**size), sequence=3)
-        record = cli("pack", tmp_path / "v", small, "-o", tmp_path / "p", "--sequence", 4, "--json").record()
-        assert (record["basis"], record["exact"]) == (bases.basis(**size).digest, True)
-        assert Policy().check((tmp_path / "p").read_bytes(), bases).basis == record["basis"]
-        (tmp_path / "p").unlink()
 
 
 def test_a_qr_code(cli: Cli, trained: Path, tmp_path: Path) -> None:

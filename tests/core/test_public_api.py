@@ -11,7 +11,7 @@ from types import FunctionType, ModuleType
 import pytest
 
 import tinylora_edge
-from tinylora_edge import MissingExtraError, TinyLoraError, errors
+from tinylora_edge import MissingExtraError, TinyLoraError, errors, runtime
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,59 +39,39 @@ def test_faces_list_what_they_have():
                 assert inspect.getdoc(value), f"{face}.{name} says nothing about itself"
 
 
-class TestNames:
-    def test_every_error_is_exported(self):
-        assert set(tree()) <= set(tinylora_edge.__all__)
-
-    def test_names_that_the_design_promises(self):
-        from tinylora_edge import factorization, projection, runtime
-
-        assert list(inspect.signature(projection.project).parameters) == ["seed", "module", "u", "rank"]
-        assert list(inspect.signature(factorization.truncated_svd).parameters)[:2] == ["weight", "rank"]
-        load = inspect.signature(runtime.load).parameters
-        assert list(load)[:3] == ["base", "vector_bytes", "policy"]
-        assert load["vector_bytes"].default is None
-        assert load["policy"].kind is inspect.Parameter.KEYWORD_ONLY
-        assert list(inspect.signature(tinylora_edge.load_bundle).parameters) == ["path"]
-        promised = {
-            tinylora_edge.Factors: ("architecture", "modules", "rank", "a", "b", "digest", "leading"),
-            tinylora_edge.Basis: ("factors", "projection", "size", "digest", "id", "R", "delta"),
-            tinylora_edge.Bundle: ("factors", "bases", "basis", "check_base"),
-        }
-        for kind, names in promised.items():
-            assert [n for n in names if n not in kind.__dataclass_fields__ and not hasattr(kind, n)] == []
-        random = inspect.signature(tinylora_edge.Projection.random).parameters
-        assert list(random) == ["modules", "groups", "rank"]
-        assert [random[name].default for name in list(random)[1:]] == [13, 2]
-        assert list(inspect.signature(tinylora_edge.Projection.entries).parameters) == ["modules", "rank"]
-        assert list(tinylora_edge.MicroVector.__dataclass_fields__) == [
-            "values",
-            "dtype",
-            "sequence",
-            "basis",
-        ]
-        assert list(inspect.signature(tinylora_edge.MicroVector.from_bytes).parameters) == [
-            "data",
-            "basis",
-            "policy",
-        ]
+def test_every_error_is_exported():
+    assert set(tree()) <= set(tinylora_edge.__all__)
 
 
-class TestErrors:
-    def test_a_missing_extra_is_the_pip_command(self):
-        error = MissingExtraError("tuning", "torch", "train")
-        assert (error.feature, error.package, error.extra) == ("tuning", "torch", "train")
-        assert str(error) == (
-            'tuning needs the package torch. Install it with: pip install "tinylora-edge[train]"'
-        )
-        assert isinstance(error, ImportError)
+def test_parameters_that_the_design_promises():
+    def parameters(function):
+        return list(inspect.signature(function).parameters)
 
-    @pytest.mark.parametrize("name", tree())
-    def test_errors_can_be_pickled(self, name):
-        import pickle
+    assert parameters(runtime.load)[:3] == ["base", "vector_bytes", "policy"]
+    assert inspect.signature(runtime.load).parameters["policy"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert parameters(tinylora_edge.load_bundle) == ["path"]
+    assert parameters(tinylora_edge.Projection.entries) == ["modules", "rank"]
+    assert parameters(tinylora_edge.Projection.random) == ["modules", "groups", "rank"]
+    assert parameters(tinylora_edge.MicroVector.from_bytes) == ["data", "basis", "policy"]
+    fields = tinylora_edge.MicroVector.__dataclass_fields__
+    assert list(fields) == ["values", "dtype", "sequence", "basis"]
 
-        arguments = ("a", "b", "c") if name == "MissingExtraError" else ("what was wrong",)
-        error = tree()[name](*arguments)
-        back = pickle.loads(pickle.dumps(error))
-        assert type(back) is type(error)
-        assert str(back) == str(error)
+
+def test_a_missing_extra_is_the_pip_command():
+    error = MissingExtraError("tuning", "torch", "train")
+    assert (error.feature, error.package, error.extra) == ("tuning", "torch", "train")
+    assert str(error) == (
+        'tuning needs the package torch. Install it with: pip install "tinylora-edge[train]"'
+    )
+    assert isinstance(error, ImportError)
+
+
+@pytest.mark.parametrize("name", tree())
+def test_errors_can_be_pickled(name):
+    import pickle
+
+    arguments = ("a", "b", "c") if name == "MissingExtraError" else ("what was wrong",)
+    error = tree()[name](*arguments)
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is type(error)
+    assert str(back) == str(error)

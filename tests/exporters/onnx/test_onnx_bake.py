@@ -132,17 +132,6 @@ def test_the_metadata_names_the_factors(baked):
     assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
-def test_added_nodes_are_of_the_standard_domain_and_few(baked):
-    report = baked("llama")
-    graph = onnx.load(folder(report) / "model.onnx", load_external_data=False).graph
-    added = [node for node in graph.node if node.name.startswith("tinylora/")]
-    assert {node.domain for node in added} == {""}
-    assert len(added) == report.baked.added
-    # Packed qkv 4, o 4, gate and up 7, down 4, in 2 blocks; at the top 4, and 3 for each of 3 shapes of R.
-    assert report.baked.added <= 2 * 19 + 4 + 3 * 3
-    assert len({node.name for node in graph.node}) == len(graph.node)
-
-
 def test_only_the_graph_is_changed(baked):
     source, ours = onnx_models.graph(onnx_models.tiny_hf("llama"), "fp32"), folder(baked("llama"))
     before, after = onnx_models.digests(source), onnx_models.digests(ours)
