@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -122,22 +122,23 @@ class _Handler(BaseHTTPRequestHandler):
         if self.state.broken is not None:
             self._send(self.state.broken)
         elif (match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)) is not None:
-            self._list(match[1], match[2] or "main")
+            self._of_commit(self._list, match[1], match[2] or "main")
         elif (match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)) is not None:
-            self._resolve(match[1], match[2], match[3])
+            self._of_commit(self._resolve, match[1], match[2], match[3])
         else:
             self._send(404)
 
-    def _list(self, name: str, revision: str) -> None:
+    def _of_commit(self, answer: Callable[..., None], name: str, revision: str, *rest: str) -> None:
         repo = self.state.repos.get(name)
         if repo is None:
             self._send(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
-            return
-        commit = repo.find(revision)
-        if commit is None:
+        elif (commit := repo.find(revision)) is None:
             message = f"Invalid rev id: {revision}"
             self._send(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": message})
-            return
+        else:
+            answer(name, repo, commit, *rest)
+
+    def _list(self, name: str, repo: Repo, commit: str) -> None:
         siblings = []
         for file, data in sorted(repo.commits[commit].items()):
             entry: dict[str, Any] = {"rfilename": file, "size": len(data), "blobId": git_hash(data)}
@@ -159,15 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         self._send(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
 
-    def _resolve(self, name: str, revision: str, file: str) -> None:
-        repo = self.state.repos.get(name)
-        if repo is None:
-            self._send(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
-            return
-        commit = repo.find(revision)
-        if commit is None:
-            self._send(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
-            return
+    def _resolve(self, name: str, repo: Repo, commit: str, file: str) -> None:
         if repo.gated:
             token = (self.headers["Authorization"] or "").removeprefix("Bearer ")
             if token not in repo.readers:

@@ -32,6 +32,13 @@ def requantized(source: Path, ftype: int) -> Path:
     return shared.once(f"SmolLM2-{ftype}.gguf", lambda path: models.quantize_file(source, path, ftype))
 
 
+def f32_bundle(source: Path) -> Path:
+    """A bundle of the model as F32. Never write to it."""
+    from tinylora_edge.exporters import export_gguf
+
+    return shared.once("smollm2-f32", lambda path: export_gguf(requantized(source, ALL_F32), path).output)
+
+
 @cache
 def _read(source: Path) -> gguf.GGUFReader:
     return gguf.GGUFReader(requantized(source, ALL_F32))

@@ -9,7 +9,6 @@ import ast
 import graphlib
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -166,9 +165,3 @@ def test_the_runtime_loads_little_beside_numpy() -> None:
     assert {name for name in packages if "cython" not in name} == {PACKAGE, "gguf", "numpy", "yaml"}
     assert sum(name.startswith(PACKAGE) for name in loaded) < 75
     assert len(loaded) < 230
-
-
-def test_no_two_tests_share_a_name() -> None:
-    """pytest collects the second of two files with one name as an error, after all others have run."""
-    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py")
-    assert [name for name, count in names.items() if count > 1] == []

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import models
 import pytest
-import smollm2
 
 from tinylora_edge import runtime
 from tinylora_edge.runtime import TinyLoraLlama
@@ -47,12 +46,6 @@ def llama_gguf(tiny_ggufs: dict[str, Path]) -> Path:
 def write(tiny_models: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
     """Write the tiny Llama as a GGUF, with options of `models.write_gguf`."""
     return lambda **options: models.write_gguf(tiny_models["llama"], tmp_path / "model.gguf", **options)
-
-
-@pytest.fixture(scope="session")
-def f32_gguf(smollm2_gguf: Path) -> Path:
-    """The real model with every weight in float32, with the values of the Q4_1 file."""
-    return smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def server() -> str | None:
 @pytest.mark.slow
 @pytest.mark.skipif(server() is None, reason="there is no llama-server: make llama-server builds one")
 def test_llama_server_says_what_our_runtime_says(smollm2_gguf: Path, tmp_path: Path) -> None:
-    bundle = export_gguf(smollm2.requantized(smollm2_gguf, smollm2.ALL_F32), tmp_path / "bundle").output
+    bundle = smollm2.f32_bundle(smollm2_gguf)
     basis = load_bundle(bundle).basis(rank=8)
     vector = MicroVector.random(basis, 5.0, seed=3)
     convert.write_gguf_lora(basis, vector, tmp_path / "v.gguf")

@@ -14,7 +14,6 @@ import pytest
 import smollm2
 
 from tinylora_edge import MicroVector, load_bundle, runtime
-from tinylora_edge.exporters import export_gguf
 from tinylora_edge.runtime import OnnxSession, TinyLoraLlama, TinyLoraOnnx
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.tasks import Sample
@@ -45,9 +44,8 @@ def vector(onnx_bundle: Path) -> MicroVector:
 
 
 @pytest.fixture(scope="module")
-def llama(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyLoraLlama]:
-    f32 = smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
-    bundle = export_gguf(f32, tmp_path_factory.mktemp("f32") / "bundle").output
+def llama(smollm2_gguf: Path) -> Iterator[TinyLoraLlama]:
+    bundle = smollm2.f32_bundle(smollm2_gguf)
     llm = runtime.load(bundle, engine="llama", n_threads_batch=1, logits_all=True, verbose=False, **OPTIONS)
     yield llm
     llm.close()
