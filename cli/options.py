@@ -109,8 +109,10 @@ def load_model(
     from ..runtime.libraries import built_for_a_gpu
 
     chosen = runtime.engine_of(bundle, engine)
-    if chosen == "llama":  # which would take memory for all of it; ONNX Runtime takes the model's own
-        base = GGUFFile(load_bundle(bundle).base)
+    if chosen == "llama" and n_ctx > CONTEXT:  # would take memory for all; ONNX Runtime takes the model's own
+        found = load_bundle(bundle)
+        found.check_base()
+        base = GGUFFile(found.base)
         longest = base.value(f"{base.architecture}.context_length", int, n_ctx)
         if n_ctx > max(longest, CONTEXT):
             raise console.CommandError(

@@ -137,6 +137,7 @@ def test_a_truncated_base(cli: Cli, bundle: Path, smollm2_gguf: Path, keep: int)
     with open(smollm2_gguf, "rb") as file:
         (bundle / "base.gguf").write_bytes(file.read(keep))
     every_use(cli, bundle, "base.gguf is not a usable GGUF model", str(keep) if keep > 100 else "")
+    cli("run", bundle, "Hello", "--n-ctx", 9999).refused("base.gguf is not a usable GGUF model")
 
 
 @pytest.mark.parametrize("part", ["base.gguf", "basis.gguf"])
