@@ -65,7 +65,7 @@ def slow_prompts() -> list[list[dict[str, str]]]:
     """Chats of less than a megabyte that cost most."""
     words = " ".join(random.choices(NOUNS, k=30_000))
     letters = "".join(random.choices(ascii_lowercase, k=165_000))
-    runs = " ".join(letters[begin : begin + 4000] for begin in range(0, 160_000, 4000))
+    runs = " ".join(letters[begin : begin + 1000] for begin in range(0, 160_000, 1000))
     few = [{"role": "user", "content": text} for text in (letters, runs, words)]
     many = {"role": "user", "content": "x"}
     return [[many] * 25_000, [many] * 500, *([each] for each in few)]

@@ -42,7 +42,7 @@ time, and the last ones otherwise, whose last bits are others."""
 _USUAL = 4
 """Bytes of a token, about. A prompt of no more than that for each token of the context is not looked at."""
 
-_UNBROKEN = 1 << 12
+_UNBROKEN = 1 << 10
 """Characters of one kind, letters say, without another between them: tokenizers take them as one word, in
 quadratic time."""
 
