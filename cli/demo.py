@@ -173,7 +173,7 @@ def _kept_once_trained(output: Path) -> Iterator[None]:
 
 
 def _unpack(model: Path, output: Path, tell: Tell) -> None:
-    from ..exporters.bundle_writer import new_bundle, place_base
+    from ..exporters.export import new_bundle, place_base
 
     with new_bundle(output) as partial:
         for name in (BASIS_NAME, MANIFEST_NAME, VECTOR, f"{VECTOR}.json"):

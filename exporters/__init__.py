@@ -11,8 +11,7 @@ the hub, into paths. `exporters.convert` writes vectors in the formats of other 
 Importing this package loads numpy and gguf; torch, onnx and huggingface_hub are loaded by what needs them.
 """
 
-from .bundle_writer import refuse_existing
-from .export import Export, ExportReport, add_base, add_projection, export_gguf, export_onnx
+from .export import Export, ExportReport, add_base, add_projection, export_gguf, export_onnx, refuse_existing
 from .factorize import ExportSettings, Quality
 from .hub import ResolvedModel, Selection, find, resolve
 from .onnx import BakeReport

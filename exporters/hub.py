@@ -108,8 +108,8 @@ class SelectedFiles:
             try:
                 path = Path(_client().hf_hub_download(here.name, name, **options))
             except Exception as error:  # as of `_list`: the client's errors follow its HTTP library
-                said = f"{name} of {here} was not downloaded: {_said(error)}. Run the command again to go on"
-                raise _refused(error, here.name, here.revision) or HubError(said) from error
+                why = f"{name} of {here} was not downloaded: {_reason(error)}. Run the command again to go on"
+                raise _refused(error, here.name, here.revision) or HubError(why) from error
             folder = path.parents[name.count("/")]
             if folder.name != here.commit:
                 raise HubError(f"{here.name} was changed meanwhile, to {folder.name}: run the command again")
@@ -267,9 +267,9 @@ def choose(
         raise ExportError(f"{where} has no GGUF: name the one that is deployed with --base, FILE or org/name")
     found = models
     if quant is not None:
-        asked = quant.removesuffix(".gguf").lower()
-        called = [each for each in models if asked in (each.stem.lower(), Path(each.stem).name.lower())]
-        found = [each for each in models if each.quant == _normal(asked)] or called
+        name = quant.removesuffix(".gguf").lower()
+        called = [each for each in models if name in (each.stem.lower(), Path(each.stem).name.lower())]
+        found = [each for each in models if each.quant == _normal(name)] or called
     elif len(models) > 1:
         order = [default] if default else PREFERRED
         found = next((same for q in order if (same := [each for each in models if each.quant == q])), [])
@@ -334,9 +334,9 @@ def _list(text: str) -> Listing:
     except Exception as error:  # the client has changed its HTTP library before, and with it the errors
         if (refused := _refused(error, name, revision)) is not None:
             raise refused from error
-        listing = _cached(name, revision, _said(error))
-        wanted = isinstance(error, client.errors.OfflineModeIsEnabled)  # then nobody needs to be told
-        return replace(listing, offline="") if wanted else listing
+        listing = _cached(name, revision, _reason(error))
+        chosen = isinstance(error, client.errors.OfflineModeIsEnabled)  # then the cache is no surprise
+        return replace(listing, offline="") if chosen else listing
     if not info.sha:
         raise HubError(f"{client.constants.ENDPOINT} names no commit for {name}: is HF_ENDPOINT a hub?")
     return Listing(name, revision, info.sha, {each.rfilename: each.size or 0 for each in info.siblings or []})
@@ -379,7 +379,7 @@ def _refused(error: Exception, name: str, revision: str) -> HubError | None:
     return None
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     client = _client()
     if isinstance(error, client.errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE forbids asking it"

@@ -3,15 +3,25 @@
 Factors are in GGUF order. Graphs are in Hugging Face's, which for some layers is another one (`row_orders`).
 The weights themselves decide, so that no list of architectures has to be right. A sample of rows is enough to
 tell: another order or another model misses by 100 % and more.
+
+The side path is the nodes that add B R A x to the results of linear layers. A node costs an engine about a
+microsecond, and a token of a small model a few milliseconds. So there are few nodes. Modules with one input
+share one A. Modules of one node also share one R and one B. All R are cut from the input `tinylora_r` at the
+top of the graph, with a Gather for each shape.
+
+With R = 0 the results are the base's, bit for bit: a zero is added to each after its bias, so that engines
+fuse the same nodes of the base as without the side path.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +30,18 @@ from ...errors import BaseMismatchError
 from ...factorization import AGREEMENT, fitting_order, gap
 from ...factors import Factors
 from ...formats.onnx_adapter import encode
-from ...formats.onnx_graph import DEFAULT, MODEL_NAME, REQUIRED, VERSION, onnx_fingerprint
+from ...formats.onnx_graph import DEFAULT, INPUT_NAME, MODEL_NAME, REQUIRED, VERSION, onnx_fingerprint
 from ...modules import Heads, inverse, parse, row_orders
 from ...system import atomic_write, sync_directory
 from ...vector import FIRST_SEQUENCE
-from .graph import LinearNode, ModuleSlice, OnnxModel, match
-from .side_path import add_side_path
+from .graph import LinearNode, ModuleSlice, OnnxModel, Site, import_onnx, match
 
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+ROWS = "tinylora_rows"
+PREFIX = "tinylora/"
+_PANEL = 16
 ADAPTER_NAME = "zeros.onnx_adapter"
 FLAVOURS = (DEFAULT, REQUIRED)
 
@@ -121,3 +136,179 @@ def _align(
             " the graph is of another model than the factors, or has an unknown order of rows"
         )
     return b[order], found
+
+
+# The side path
+
+_Modules: TypeAlias = tuple[int, ...]
+"""Positions of modules, rising."""
+
+
+@dataclass(frozen=True)
+class SharedInput:
+    """An input that several nodes share, named by the first of the modules that they compute.
+
+    Attributes:
+        sites: the nodes, each with the modules that it computes parts of.
+    """
+
+    name: str
+    sites: list[tuple[Site, _Modules]]
+    modules: _Modules
+
+
+def add_side_path(
+    model: OnnxModel, factors: Factors, sites: list[Site], b: Sequence[NDArray[np.float32]], flavour: str
+) -> int:
+    """Extend a graph in memory and return how many nodes were added.
+
+    `b` is B of each module, its rows in the order of the graph. The flavour `default` gives the input zeros.
+    """
+    together: dict[str, list[Site]] = {}
+    for site in sites:
+        together.setdefault(site.linear.input, []).append(site)
+    inputs = []
+    for several in together.values():
+        own = [tuple(sorted({factors.index(part.module) for part in site.parts})) for site in several]
+        modules = tuple(sorted({*chain(*own)}))
+        name = factors.modules[modules[0]].removesuffix(".weight")
+        inputs.append(SharedInput(name, list(zip(several, own, strict=True)), modules))
+    path = _SidePathWriter(model, factors, b)
+    r = path.matrices(inputs)
+    for shared in inputs:
+        path.add(shared, r)
+    return path.finish(flavour)
+
+
+class _SidePathWriter:
+    """The nodes and initializers of a side path, collected, and then put into the graph."""
+
+    def __init__(self, model: OnnxModel, factors: Factors, b: Sequence[NDArray[np.float32]]) -> None:
+        self._onnx = import_onnx()
+        self._model, self._factors, self._b = model, factors, b
+        self._top: list[NodeProto] = []
+        self._after: dict[int, list[NodeProto]] = {}
+
+    def matrices(self, inputs: list[SharedInput]) -> dict[tuple[_Modules, _Modules], str]:
+        """Compute what leads from each input's columns x A^T to those of each of its nodes' B^T.
+
+        For an input of i modules and a node of j it is [rows, r i, r j]: R^T where both are the same module,
+        and 0 elsewhere. A Gather for each shape takes it by rows of R^T, and zeros from a row behind them: by
+        single entries it would take r times as long.
+
+        Returns:
+            modules of an input and of a node -> name of the value.
+        """
+        count, rank = len(self._factors.modules), self._factors.rank
+        square = self._ints("square", [0, count, rank, rank])
+        turned = self._node("Reshape", [INPUT_NAME, square], "r")
+        turned = self._node("Transpose", [turned], "r_t", perm=[0, 1, 3, 2])
+        turned = self._node("Reshape", [turned, self._ints("flat", [0, count * rank, rank])], "r_t_rows")
+        padded = self._node("Pad", [turned, self._ints("pads", [0, 0, 0, 0, 1, 0])], "padded")
+        by_shape: dict[tuple[int, int], list[tuple[_Modules, _Modules]]] = {}
+        for pair in dict.fromkeys((shared.modules, own) for shared in inputs for _, own in shared.sites):
+            by_shape.setdefault((len(pair[0]), len(pair[1])), []).append(pair)
+        names: dict[tuple[_Modules, _Modules], str] = {}
+        for (high, wide), pairs in sorted(by_shape.items()):
+            rows = np.full((len(pairs), high, rank, wide), count * rank)
+            for place, (modules, own) in enumerate(pairs):
+                for column, module in enumerate(own):
+                    rows[place, modules.index(module), :, column] = module * rank + np.arange(rank)
+            name, height = f"matrices_{high}_{wide}", high * rank
+            indices = self._ints(f"{name}/rows", rows.reshape(-1, wide))
+            taken = self._node("Gather", [padded, indices], name, axis=1)
+            shape = self._ints(f"{name}/shape", [0, len(pairs) * height, wide * rank])
+            pieces = [self._node("Reshape", [taken, shape], f"{name}/Reshape")]
+            if len(pairs) > 1:
+                sizes = self._ints(f"{name}/sizes", [height] * len(pairs))
+                outputs = [f"{PREFIX}{name}/{i}" for i in range(len(pairs))]
+                self._node("Split", [*pieces, sizes], f"{name}/Split", outputs=outputs, axis=1)
+                pieces = outputs
+            names |= zip(pairs, pieces, strict=True)
+        return names
+
+    def add(self, shared: SharedInput, r: Mapping[tuple[_Modules, _Modules], str]) -> None:
+        """Add the nodes of one shared input behind the nodes that it extends."""
+        factors, linear = self._factors, shared.sites[0][0].linear
+        first = self._after.setdefault(linear.index, [])
+        a = np.concatenate([np.asarray(factors.a[module], np.float32) for module in shared.modules])
+        # A narrow one with a third dimension, since ONNX Runtime packs constant matrices into panels of 16
+        # columns: of 2 to 8 it would read 2 to 8 times the bytes, at every token.
+        stored = self._floats(f"{shared.name}/a", a.T if len(a) >= _PANEL else a.T[None])
+        columns = self._node("MatMul", [linear.input, stored], f"{shared.name}/a/MatMul", into=first)
+        mixed: dict[_Modules, str] = {}
+        for number, (site, own) in enumerate(shared.sites):
+            tail = number if len(shared.sites) > 1 else ""
+            if own not in mixed:
+                name = f"{shared.name}/r{tail}/MatMul"
+                mixed[own] = self._node("MatMul", [columns, r[shared.modules, own]], name, into=first)
+            b = np.zeros((factors.rank * len(own), site.linear.n_out), np.float32)
+            for part in site.parts:
+                module = factors.index(part.module)
+                start = factors.rank * own.index(module)
+                factor = self._b[module][part.row : part.row + part.count]
+                b[start : start + factors.rank, part.column : part.column + part.count] = factor.T
+            name, after = f"{shared.name}/b{tail}", self._after.setdefault(site.linear.last, [])
+            stored = self._floats(name, b)
+            side = self._node("MatMul", [mixed[own], stored], f"{name}/MatMul", into=after)
+            base = f"{PREFIX}{name}/base"
+            self._rename_result(site, base)
+            self._node("Add", [base, side], f"{name}/Add", outputs=[site.linear.output], into=after)
+
+    def _rename_result(self, site: Site, name: str) -> None:
+        """Give the base's result another name, so that all who read it read the sum."""
+        old = site.linear.output
+        node = self._model.graph.node[site.linear.last]
+        node.output[list(node.output).index(old)] = name
+        for value in self._model.graph.value_info:
+            if value.name == old:
+                copied = self._model.graph.value_info.add()
+                copied.CopyFrom(value)
+                copied.name = name
+                break
+
+    def finish(self, flavour: str) -> int:
+        """Put the nodes into the graph, in an order in which they can run, and the input; return how many."""
+        graph, helper = self._model.graph, self._onnx.helper
+        before, nodes = len(graph.node), [*self._top]
+        for index, node in enumerate(graph.node):
+            nodes.append(node)
+            nodes += self._after.get(index, [])
+        copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
+        width = len(self._factors.modules) * self._factors.rank**2
+        value = helper.make_tensor_value_info(INPUT_NAME, self._onnx.TensorProto.FLOAT, [ROWS, width])
+        value.doc_string = "R, row-major [modules, rank, rank], one row or one for each row of the batch."
+        graph.input.append(value)
+        if flavour == DEFAULT:
+            zeros = np.zeros((1, width), np.float32)
+            graph.initializer.append(self._onnx.numpy_helper.from_array(zeros, INPUT_NAME))
+        return len(copies) - before
+
+    def _node(
+        self,
+        operation: str,
+        inputs: list[str],
+        name: str,
+        *,
+        outputs: list[str] | None = None,
+        into: list[NodeProto] | None = None,
+        **attributes: Any,
+    ) -> str:
+        name = name if name.startswith(PREFIX) else f"{PREFIX}{name}"
+        outputs = outputs or [f"{name}/output"]
+        node = self._onnx.helper.make_node(operation, inputs, outputs, name=name, **attributes)
+        (self._top if into is None else into).append(node)
+        return outputs[0]
+
+    def _floats(self, name: str, array: NDArray[np.float32]) -> str:
+        return self._constant(name, np.asarray(array, np.float32))
+
+    def _ints(self, name: str, values: list[int] | NDArray[np.int64]) -> str:
+        return self._constant(name, np.asarray(values, np.int64))
+
+    def _constant(self, name: str, array: NDArray[Any]) -> str:
+        tensor = self._onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"{PREFIX}{name}")
+        self._model.graph.initializer.append(tensor)
+        return f"{PREFIX}{name}"

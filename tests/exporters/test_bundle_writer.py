@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tinylora_edge import ExportError, load_bundle
-from tinylora_edge.exporters import bundle_writer, export_gguf
+from tinylora_edge.exporters import export, export_gguf
 
 
 @pytest.fixture
@@ -72,13 +72,13 @@ class Interrupted(BaseException):
 @pytest.mark.parametrize("step", ["save_bases", "place_base", "_manifest"])
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), Interrupted()])
 def test_an_exception_while_writing_leaves_nothing(model, parent, monkeypatch, step, error):
-    real = getattr(bundle_writer, step)
+    real = getattr(export, step)
 
     def fail(*args):
         real(*args)
         raise error
 
-    monkeypatch.setattr(bundle_writer, step, fail)
+    monkeypatch.setattr(export, step, fail)
     expected = ExportError if isinstance(error, OSError) else Interrupted
     with pytest.raises(expected):
         export_gguf(model, parent / "bundle")

@@ -26,7 +26,7 @@ from tinylora_edge import (
     TransferError,
     load_bundle,
 )
-from tinylora_edge.exporters import bundle_writer
+from tinylora_edge.exporters import export
 from tinylora_edge.formats import side_tensors
 from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.shipping import layout
@@ -182,8 +182,8 @@ def _act_bundle(folder: Path, progress: Progress) -> None:
         shutil.rmtree(folder / ".bundle.partial", ignore_errors=True)  # as the export's error says
         base = folder / "tiny.gguf"
         found = side_tensors.fingerprint(GGUFFile(base), BASIS.modules)
-        with bundle_writer.new_bundle(folder / "bundle") as partial:
-            bundle_writer.fill_bundle(partial, BASES.with_fingerprint(found), {}, base=base)
+        with export.new_bundle(folder / "bundle") as partial:
+            export.fill_bundle(partial, BASES.with_fingerprint(found), {}, base=base)
     progress.done = 1
 
 

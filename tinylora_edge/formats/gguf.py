@@ -325,10 +325,10 @@ class _SplitGGUF(GGUFFile):
             )
         files = [first, *map(GGUFFile, paths[1:])]
         for position, (each, file) in enumerate(zip(paths, files, strict=True)):
-            told = file.value("split.no", int, 0), file.value("split.count", int, 1)
-            if told != (position, len(paths)):
+            place = file.value("split.no", int, 0), file.value("split.count", int, 1)
+            if place != (position, len(paths)):
                 raise MalformedGGUFError(
-                    f"{each.name} says that it is file {told[0] + 1} of {told[1]}: the files are out of "
+                    f"{each.name} says that it is file {place[0] + 1} of {place[1]}: the files are out of "
                     "order. Give them their names back"
                 )
         self._values, self._buffer, self._size = first._values, first._buffer, first._size
