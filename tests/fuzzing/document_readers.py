@@ -133,7 +133,7 @@ def _read_genai(data: bytes) -> None:
     home.mkdir(exist_ok=True)
     (home / "genai_config.json").write_bytes(data)
     check_config(home)
-    assert b"library_path" not in data
+    assert b'"library_path":' not in data
 
 
 HARNESSES = [
