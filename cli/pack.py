@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from .. import Bases, CheckedVector, ChecksumError, MicroVector, Policy, SignatureError
+from .. import AdmittedVector, Bases, ChecksumError, MicroVector, Policy, SignatureError
 from ..shipping import layout
 from ..shipping.links import qr_code
 from ..wire import expiry, tags, text
@@ -111,7 +111,7 @@ def pack(
 
 def _check(
     data: bytes, known: Bases, signer: tags.Ed25519Signer | tags.Hmac | None, stream: str
-) -> CheckedVector:
+) -> AdmittedVector:
     """Return the vector: of the default stream, as `train` leaves it, or of the one it is packed for."""
     keys: list[tags.Verifier] = []
     if signer is not None:

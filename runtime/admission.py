@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 from ..basis import Bases
 from ..errors import VectorError
 from ..limits import VECTOR_FILE_BYTES
-from ..vector import MicroVector, Policy
+from ..vector import AdmittedVector, MicroVector, Policy
 
 VectorSource: TypeAlias = bytes | Path | MicroVector
 """The bytes of a frame, the `Path` of a file with them, or a vector of the app's own."""
@@ -20,21 +19,18 @@ VectorSource: TypeAlias = bytes | Path | MicroVector
 @contextmanager
 def admitted(
     source: VectorSource, bases: Bases, policy: Policy, *, stream: str = ""
-) -> Iterator[MicroVector]:
+) -> Iterator[AdmittedVector]:
     """Check a vector, give it to a block that applies it, and record it once that is done.
 
     The policy is for bytes; a `MicroVector`, which the app made itself, has to be of one of the bases, and
     within the norm that the policy accepts.
-    Where it names none, it is of the one that `Bases.of` says, and the block's vector names it.
 
     Raises:
         VectorError: the vector is refused, or is something else than a vector. The block does not run.
         OSError: the file cannot be read, or the policy's state cannot be written; the block has run then.
     """
     if isinstance(source, MicroVector):
-        basis = bases.of(source)
-        policy.check_norm(source, basis)
-        yield source if source.basis else replace(source, basis=basis.digest)
+        yield policy.own(source, bases)
     else:
         with policy.admit(vector_bytes(source), bases, stream=stream) as vector:
             yield vector

@@ -6,13 +6,20 @@ import codecs
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
-from ..errors import OptionError, RequestError
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MissingExtraError, OptionError, RequestError
 from ..tasks.tools import CALL, CALL_BEGIN, CALL_END
-from ..vector import MicroVector
+from ..vector import AdmittedVector
+from .engine import Vocabulary
+from .sampling import Sampler, likeliest, logprobs
+from .schema import Grammar, grammar_of
 from .tools import ToolCall, Tools
 from .turns import Who
+from .work import FinishReason, Generating
 
 STOPS = 16
 """Stop texts of a request. OpenAI's interface has 4."""
@@ -23,9 +30,6 @@ STOP_CHARACTERS = 1 << 10
 LOGPROBS = 20
 """Likeliest tokens that are told beside each token: OpenAI's own limit."""
 
-FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
-"""Why an answer ended: by itself or at a stop text, at its longest, or by itself behind calls."""
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -35,6 +39,7 @@ class Sampling:
         max_tokens: of the answer; None until the context is full.
         temperature: of the distribution; 0 takes the likeliest token each time.
         top_p: share of the probability that the likeliest tokens have which are drawn from.
+        top_k, min_p, repeat_penalty: see `Sampler`.
         seed: of the random numbers; None for others each time.
         stop: texts that end the answer and are no part of it.
         logprobs: how many of the likeliest tokens are told beside each token; 0 tells its own
@@ -50,6 +55,9 @@ class Sampling:
     max_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
@@ -133,7 +141,7 @@ class Request:
     tenant: str = ""
     account: str | None = None
     user: str = ""
-    vector: MicroVector | None = None
+    vector: AdmittedVector | None = None
     sampling: Sampling = field(default_factory=Sampling)
     choice: int = 0
 
@@ -193,12 +201,12 @@ class Answer:
     text: str
     finish: Finish
     tokens: tuple[Token, ...] = ()
-    vector: MicroVector | None = None
+    vector: AdmittedVector | None = None
     calls: tuple[ToolCall, ...] = ()
 
 
 Report: TypeAlias = Callable[[Piece | Finish | BaseException], None]
-"""What is called, from a scheduler's thread, with each piece of an answer and at last with its end.
+"""What is called, from a loop's thread, with each piece of an answer and at last with its end.
 
 The end is a `Finish`, or the error that the answer failed with. The call returns at once and raises nothing.
 """
@@ -259,6 +267,97 @@ class Text:
         """Length of the longest beginning of a stop text that the held text ends with."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+def answering(
+    request: Request, grammar: Grammar | None, vocabulary: Vocabulary, n_ctx: int, report: Report
+) -> Generating:
+    """Return the work of a request, whose text, calls and end are reported.
+
+    Raises:
+        RequestError: the prompt is empty or does not fit.
+    """
+    prompt, sampling = request.prompt, request.sampling
+    if not prompt:
+        raise RequestError("the prompt is empty: it needs one token at least", param="prompt")
+    if len(prompt) >= n_ctx:
+        raise too_long(f"{len(prompt)} tokens", str(n_ctx))
+    sampler = Sampler(
+        sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repeat_penalty=sampling.repeat_penalty,
+        seed=sampling.seed,
+        number=request.choice,
+    )
+    text, data = Text(sampling.stop, sampling.tools), vocabulary.detokenizer()
+
+    def heard(token: int, logits: NDArray[np.float32]) -> bool:
+        if grammar is not None:
+            grammar.accept(token)
+        described = (
+            None if sampling.logprobs is None else _token(vocabulary, logits, token, sampling.logprobs)
+        )
+        piece = text.add(data(token), described)
+        if piece.text or piece.tokens or piece.calls:
+            report(piece)
+        return text.stopped
+
+    def finished(work: Generating, error: BaseException | None) -> None:
+        if error is not None:
+            report(error)
+            return
+        piece = text.rest()
+        if piece.text or piece.tokens or piece.calls:
+            report(piece)
+        reason: FinishReason = "tool_calls" if work.reason == "stop" and text.calls else work.reason
+        answer = work.answer
+        report(Finish(reason, work.prompt, work.cached or 0, len(answer), (*answer, *work.by)))
+
+    work = Generating(
+        prompt,
+        most=min(len(prompt) + (sampling.max_tokens or n_ctx), n_ctx),
+        draw=lambda logits: sampler(logits, work.tokens, grammar),
+        ends=vocabulary.ends,
+        heard=heard,
+        finished=finished,
+        vector=request.vector,
+        who=request.who,
+    )
+    return work
+
+
+def too_long(size: str, room: str) -> RequestError:
+    """Return the error of a prompt that leaves no room for an answer."""
+    return RequestError(
+        f"the prompt has {size}, and the context {room} for prompt and answer: shorten it, or take a "
+        "larger n_ctx",
+        param="messages",
+        code="context_length_exceeded",
+    )
+
+
+def grammar_for(sampling: Sampling, vocabulary: Vocabulary) -> Grammar | None:
+    """Return what an answer keeps to, if to anything; it takes some .1 s.
+
+    Raises:
+        RequestError: the schema, or one of the tools, is none that becomes a grammar.
+        TinyLoraError: llguidance does not read the model's tokens.
+    """
+    try:
+        if sampling.tools is not None:
+            return sampling.tools.grammar(vocabulary)
+        return None if sampling.schema is None else grammar_of(sampling.schema, vocabulary)
+    except MissingExtraError as error:
+        param = "response_format" if sampling.tools is None else "tools"
+        raise RequestError(str(error), param=param, code="unsupported_parameter") from error
+
+
+def _token(vocabulary: Vocabulary, logits: NDArray[np.float32], token: int, count: int) -> Token:
+    best, data = likeliest(logits[None], count)[0], vocabulary.data
+    own, *others = logprobs(logits[None], np.array([[token, *best]], np.int32))[0].tolist()
+    return Token(data(token), own, tuple((data(int(b)), p) for b, p in zip(best, others, strict=True)))
 
 
 def _check(fine: bool, name: str, value: object, expected: str) -> None:

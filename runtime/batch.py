@@ -3,30 +3,64 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from queue import SimpleQueue
-from typing import Any, Self, TypeVar
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import TinyLoraError, VectorError
+from ..errors import VectorError
 from ..system import cores
 from ..tasks import Completion, Sample
-from ..vector import MicroVector
-from .batch_context import BatchContext, Generation, Read, Running, Scored, Stopped
-from .engine import Weights
-from .lock import Process
-from .sampling import likeliest, logprobs
-from .schema import Schema, grammar_of
+from ..vector import AdmittedVector, MicroVector
+from .loop import Loop
+from .sampling import draw, likeliest, logprobs
+from .schema import Grammar, Schema, grammar_of
+from .turns import Who
+from .work import Finished, Generating, Scoring, Work
 
-S = TypeVar("S", Running, Scored)
+if TYPE_CHECKING:
+    from .model import PersonalizedModel
+
+W = TypeVar("W", bound=Work)
 
 _FEWEST = 8
 """Sequences of a context: with fewer, reading the weights costs more than waiting for other threads."""
+
+_SLACK = 16
+"""Tokens of a prompt that rows may evaluate for themselves though another has them (`Slot.shared`)."""
+
+_OWNER = Who("batch", "batch")
+_CLOSED = "the batch is closed: it was, or its model was. Make another one"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sequence that was generated.
+
+    Attributes:
+        prompt: index of its prompt in the call.
+        tokens: int32 [n], with the end-of-generation token where there was one.
+        logprobs: float32 [n], natural logarithm, of each token under the distribution it was drawn
+            from: softmax(logits / temperature), or softmax(logits) for greedy decoding; with a schema
+            over the tokens that it allows there.
+        ended: it ended by itself, within the limit.
+    """
+
+    prompt: int
+    tokens: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    ended: bool
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The seconds of a call were over before its sequences were."""
 
 
 class Batch:
@@ -56,7 +90,7 @@ class Batch:
 
     def __init__(
         self,
-        llm: Weights,
+        llm: PersonalizedModel,
         *,
         n_ctx_seq: int,
         shared: int = 0,
@@ -67,42 +101,28 @@ class Batch:
         self.llm = llm
         self._n_ctx, self._threads = n_ctx_seq, n_threads or cores()
         self.contexts = 1 if llm.one_engine else max(1, min(self._threads, contexts or sequences // _FEWEST))
-        self._process = Process()
-        self._turn = threading.RLock()
-        self._depth = 0  # calls of the thread that has the turn, within each other
-        self._closed = self._stop = False
-        self._contexts: list[BatchContext] = []
-        each = -(-sequences // self.contexts)
-        # What all prompts share lies in the cells once more, and so does the next prompt.
-        cells = None if llm.mixed else (each + 2) * (n_ctx_seq - shared) + shared
-        with llm._staying():
-            try:
-                for _ in range(self.contexts):
-                    engine = llm.engine(
-                        rows=each + 1, n_ctx=n_ctx_seq, n_threads=self._threads // self.contexts, cells=cells
-                    )
-                    context = BatchContext(engine, llm.vocabulary, cells, lambda: self._stop)
-                    self._contexts.append(context)
-            except BaseException:
-                self._free()
-                raise
-            # Never in the caller's thread: torch computing there in bfloat16 would release the AMX tiles that
-            # llama.cpp configures once for each thread that it computes in.
-            self._pool = ThreadPoolExecutor(self.contexts, "tinylora-batch")
-            self._idle: SimpleQueue[BatchContext] = SimpleQueue()
-            for context in self._contexts:
-                self._idle.put(context)
-            llm._dependents.add(self)
+        self._rows = -(-sequences // self.contexts)
+        self._cells = self._rows * (n_ctx_seq - shared + _SLACK) + shared
+        self._turn = threading.RLock()  # whose call it is
+        threads = self._threads // self.contexts
+        self._loops: list[Loop] = []
+        try:
+            for _ in range(self.contexts):
+                engine = llm.engine(rows=self._rows, n_ctx=n_ctx_seq, n_threads=threads, cells=self._cells)
+                self._loops.append(Loop([engine], closed=_CLOSED))
+        except BaseException:
+            self.close()
+            raise
+        llm.dependents.add(self)
 
     @property
     def evaluated(self) -> int:
         """Tokens that were evaluated since the batch was made, prompts and answers."""
-        return sum(context.engine.evaluated for context in self._contexts)
+        return sum(engine.evaluated for loop in self._loops for engine in loop.engines)
 
     def encode(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Return the tokens of the samples' prompts."""
-        with self._computing():
-            return [self.llm.encode(sample)[0] for sample in samples]
+        return [self.llm.encode(sample)[0] for sample in samples]
 
     def generate(
         self,
@@ -133,12 +153,11 @@ class Batch:
             ended: called whenever a sequence has ended, in a thread of the batch.
 
         Returns:
-            len(prompts) * samples generations, those of one prompt together, in order. Where a vector is so
-            large that logits are not finite, a generation ends and says so (`exploded`).
+            len(prompts) * samples generations, those of one prompt together, in order.
 
         Raises:
             VectorError: a prompt is empty, or leaves no room for the tokens asked for; a vector fits no
-                basis of the model, or there are not as many as prompts.
+                basis of the model or is too large for it, or there are not as many as prompts.
             RequestError: the schema becomes no grammar, or one that takes too much on the way.
             MissingExtraError: llguidance is not installed, which schemas need.
             Stopped: the seconds are over.
@@ -147,10 +166,16 @@ class Batch:
         own = list(vectors) if isinstance(vectors, Sequence) else [vectors] * len(prompts)
         if len(own) != len(prompts):
             raise VectorError(f"{len(prompts)} prompts need as many vectors, not {len(own)}: one for each")
-        groups = {vector: group for group, vector in enumerate(dict.fromkeys(own))}
-        asked = [(groups[vector], index) for index, vector in enumerate(own)]
         return self._generate(
-            [*groups], asked, prompts, samples, max_tokens, temperature, seed, schema, ended, seconds
+            [(vector, index) for index, vector in enumerate(own)],
+            prompts,
+            samples=samples,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            schema=schema,
+            ended=ended,
+            seconds=seconds,
         )
 
     def answer(
@@ -174,10 +199,16 @@ class Batch:
 
         `answered` is told how many more have their answer.
         """
-        prompts, count = self.encode(samples), len(samples)
-        asked = [(group, index) for group in range(len(vectors)) for index in range(count)]
+        count = len(samples)
         found = self._generate(
-            vectors, asked, prompts, 1, max_tokens, temperature, seed, schema, lambda: answered(1)
+            [(vector, index) for vector in vectors for index in range(count)],
+            self.encode(samples),
+            samples=1,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            schema=schema,
+            ended=lambda: answered(1),
         )
         answers = [self._completion(generation) for generation in found]
         return [answers[v * count : (v + 1) * count] for v in range(len(vectors))]
@@ -207,19 +238,19 @@ class Batch:
 
         Returns:
             For each vector and prompt, for each of its completions: float32 [n], natural logarithms, one a
-            token. NaN where logits are not finite: the vector is too large.
+            token.
 
         Raises:
             VectorError: a prompt or a completion is empty, or passes the room of a sequence; lengths that
-                do not fit each other; the temperature is not above 0.
+                do not fit each other; the temperature is not above 0; a vector is too large for the model.
             TinyLoraError: the batch is closed.
         """
 
-        def read(logits: NDArray[np.float32], prompt: int, number: int, at: int) -> list[Any]:
+        def read(prompt: int, number: int, logits: NDArray[np.float32], at: int) -> Sequence[Any]:
             tokens = np.array(completions[prompt][number][at : at + len(logits)], np.int32)
             return list(logprobs(logits, tokens, temperature))
 
-        found = self._read(vectors, prompts, completions, read)
+        found = self._score(vectors, prompts, completions, read)
         return [[[np.array(rows, np.float32) for rows in each] for each in of_vector] for of_vector in found]
 
     def likeliest(
@@ -236,11 +267,11 @@ class Batch:
         their log-probabilities, float32 [n, count].
         """
 
-        def read(logits: NDArray[np.float32], *_: int) -> list[Any]:
+        def read(prompt: int, number: int, logits: NDArray[np.float32], at: int) -> Sequence[Any]:
             tokens = likeliest(logits, count)
             return list(zip(tokens, logprobs(logits, tokens), strict=True))
 
-        found = self._read([vector], prompts, completions, read)[0]
+        found = self._score([vector], prompts, completions, read)[0]
         return [[(np.array([t for t, _ in r]), np.array([p for _, p in r])) for r in each] for each in found]
 
     def close(self) -> None:
@@ -249,11 +280,8 @@ class Batch:
         A call that computes in another thread is stopped, and raises a `TinyLoraError`, as every later one
         does. Closing again is fine.
         """
-        if self._process.forked:  # nothing of the engine may be touched there
-            return
-        self._closed = self._stop = True
-        with self._turn:
-            self._free_if_over()
+        for loop in self._loops:
+            loop.close()
 
     def __enter__(self) -> Self:
         return self
@@ -263,9 +291,9 @@ class Batch:
 
     def _generate(
         self,
-        vectors: Sequence[MicroVector | None],
-        asked: Sequence[tuple[int, int]],
+        asked: Sequence[tuple[MicroVector | None, int]],
         prompts: Sequence[Sequence[int]],
+        *,
         samples: int,
         max_tokens: int,
         temperature: float,
@@ -274,114 +302,136 @@ class Batch:
         ended: Callable[[], None],
         seconds: float | None = None,
     ) -> list[Generation]:
-        """Continue what is asked: numbers of a vector and of a prompt."""
-        with self._computing():
-            r = self._r_of(vectors)
-            for index, prompt in enumerate(prompts):
-                self._check(index, prompt, max_tokens)
-            shape = len(prompts), samples, max_tokens
-            uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
-            grammar = None if schema is None else grammar_of(schema, self.llm.vocabulary)
-            sequences = [
-                Running(group, r[group], prompts[index], index, uniform[index, sample], grammar)
-                for group, index in asked
-                for sample in range(samples)
-            ]
-            self._run(lambda context, share: context.generate(share, temperature, ended), sequences, seconds)
-        return [sequence.generation() for sequence in sequences]
+        """Continue what is asked: vectors, and numbers of prompts."""
+        for index, prompt in enumerate(prompts):
+            self._check(index, prompt, max_tokens)
+        shape = len(prompts), samples, max_tokens
+        uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
+        grammar = None if schema is None else grammar_of(schema, self.llm.vocabulary)
+        admitted = self._admitted([vector for vector, _ in asked])
+        at: list[int] = []
+        draws: list[_Drawn] = []
 
-    def _read(
+        def works(finished: Finished) -> Iterator[Generating]:
+            for (_, index), vector in zip(asked, admitted, strict=True):
+                for sample in range(samples):
+                    at.append(index)
+                    drawn = _Drawn(temperature, uniform[index, sample], grammar and grammar.copy())
+                    draws.append(drawn)
+                    yield Generating(
+                        prompts[index],
+                        most=len(prompts[index]) + max_tokens,
+                        draw=drawn,
+                        heard=drawn.accept,
+                        ends=self.llm.vocabulary.ends,
+                        finished=finished,
+                        vector=vector,
+                        who=_OWNER,
+                    )
+
+        return [
+            Generation(
+                index,
+                np.array([*work.answer, *work.by], np.int32),
+                np.array(drawn.logprobs, np.float32),
+                bool(work.by),
+            )
+            for work, index, drawn in zip(self._run(works, ended, seconds), at, draws, strict=True)
+        ]
+
+    def _score(
         self,
         vectors: Sequence[MicroVector | None],
         prompts: Sequence[Sequence[int]],
         completions: Sequence[Sequence[Sequence[int]]],
-        read: Read,
+        read: Callable[[int, int, NDArray[np.float32], int], Sequence[Any]],
     ) -> list[list[list[list[Any]]]]:
         """Return of each vector, for each completion of each prompt, what is read at each of its tokens."""
-        with self._computing():
-            if len(completions) != len(prompts):
-                raise VectorError(
-                    f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
-                )
-            for index, (prompt, found) in enumerate(zip(prompts, completions, strict=True)):
-                for number, completion in enumerate(found):
-                    if not len(completion):
-                        raise VectorError(f"completion {number} of prompt {index} is empty")
-                self._check(index, prompt, max(map(len, found), default=0))
-            r = self._r_of(vectors)
-            given = [
-                [
-                    [Scored(group, r[group], prompts[p], p, c, n) for n, c in enumerate(each)]
-                    for p, each in enumerate(completions)
-                ]
-                for group in range(len(vectors))
-            ]
-            flat = [one for of_vector in given for of_prompt in of_vector for one in of_prompt]
-            self._run(lambda context, share: context.score(share, read), flat)
-        return [[[one.found for one in of_prompt] for of_prompt in of_vector] for of_vector in given]
+        if len(completions) != len(prompts):
+            raise VectorError(
+                f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
+            )
+        for index, (prompt, found) in enumerate(zip(prompts, completions, strict=True)):
+            for number, completion in enumerate(found):
+                if not len(completion):
+                    raise VectorError(f"completion {number} of prompt {index} is empty")
+            self._check(index, prompt, max(map(len, found), default=0))
+        admitted = self._admitted(vectors)
+
+        def works(finished: Finished) -> Iterator[Scoring]:
+            for vector in admitted:
+                for index, each in enumerate(completions):
+                    for number, completion in enumerate(each):
+                        reader = partial(read, index, number)
+                        yield Scoring(
+                            prompts[index], completion, reader, finished=finished, vector=vector, who=_OWNER
+                        )
+
+        rows = iter(self._run(works))
+        return [[[next(rows).found for _ in each] for each in completions] for _ in vectors]
 
     def _run(
         self,
-        work: Callable[[BatchContext, list[S]], None],
-        items: list[S],
+        make: Callable[[Finished], Iterator[W]],
+        ended: Callable[[], None] = lambda: None,
         seconds: float | None = None,
-    ) -> None:
-        """Have contexts work on the items; whatever goes wrong, none computes afterwards."""
-        shares = self._shares(items)
-        for context in self._contexts:
-            context.engine.use(max(1, self._threads // min(len(shares) or 1, self.contexts)))
+    ) -> list[W]:
+        """Run work to its end; whatever goes wrong, none of it runs afterwards."""
+        over: SimpleQueue[tuple[W, BaseException | None]] = SimpleQueue()
+        works: list[W] = list(make(lambda work, error: over.put((work, error))))
+        for loop in self._loops:
+            loop.check_waiting()
+        until = None if seconds is None else time.monotonic() + seconds
+        with self._turn:
+            shares, most = self._shares(works), self._room(works)
+            threads = max(1, self._threads // max(1, min(len(shares), self.contexts)))
+            ahead, in_loop, left = iter(shares), dict[W, Loop](), Counter[Loop]()
 
-        def do(share: list[S]) -> None:
-            context = self._idle.get()
+            def give(loop: Loop) -> None:
+                share = next(ahead, [])
+                in_loop.update(dict.fromkeys(share, loop))
+                left[loop] = len(share)
+                loop.submit(*share)
+
             try:
-                work(context, share)
+                for loop in self._loops:
+                    loop.prepare(most=most, n_threads=threads)
+                    give(loop)
+                for _ in works:
+                    try:
+                        left_s = None if until is None else max(0.0, until - time.monotonic())
+                        work, error = over.get(timeout=left_s)
+                    except Empty:
+                        raise Stopped from None
+                    if error is not None:
+                        raise error
+                    ended()
+                    loop = in_loop.pop(work)
+                    left[loop] -= 1
+                    if not left[loop]:
+                        give(loop)
             finally:
-                self._idle.put(context)
+                for work, loop in in_loop.items():
+                    loop.cancel(work)
+                for loop in self._loops:
+                    loop.drain()
+        return works
 
-        futures = [self._pool.submit(do, share) for share in shares]
-        try:
-            wait(futures, timeout=seconds, return_when=FIRST_EXCEPTION)
-        finally:
-            self._stop = True
-            wait([future for future in futures if not future.cancel()])
-            self._stop = self._closed
-        errors = [future.exception() for future in futures if not future.cancelled()]
-        for error in errors:
-            if error is not None and not isinstance(error, Stopped):
-                raise error
-        self._check_open()
-        if any(future.cancelled() or future.exception() for future in futures):
-            raise Stopped
-
-    def _shares(self, items: list[S]) -> list[list[S]]:
-        """Return what a context does at a time: a vector in llama.cpp, everything in ONNX Runtime."""
-        if self.llm.mixed:
-            return [items] if items else []
-        groups: dict[int, list[S]] = {}
-        for item in items:
-            groups.setdefault(item.group, []).append(item)
-        vectors, shares = list(groups.values()), []
-        for start in range(0, len(vectors), self.contexts):
-            wave = vectors[start : start + self.contexts]  # the last one has contexts to spare
-            for group in wave:
-                parts = min(self.contexts // len(wave), len(group))
-                edges = [len(group) * i // parts for i in range(parts + 1)]
-                shares += [group[a:b] for a, b in pairwise(edges)]
-        return shares
-
-    def _r_of(self, vectors: Sequence[MicroVector | None]) -> list[NDArray[np.float32] | None]:
+    def _admitted(self, vectors: Sequence[MicroVector | None]) -> list[AdmittedVector | None]:
+        """Return vectors with their R, made once for each."""
         for vector in vectors:
             if vector is not None and not isinstance(vector, MicroVector):
                 raise VectorError(
                     f"a batch takes a MicroVector, not {type(vector).__name__}: check bytes first, with "
                     "policy.check(data, llm.bases)"
                 )
-        return [self.llm.r_of(vector) for vector in vectors]
+        made = {vector: None if vector is None else self.llm.own(vector) for vector in dict.fromkeys(vectors)}
+        return [made[vector] for vector in vectors]
 
     def _completion(self, generation: Generation) -> Completion:
         tokens = generation.tokens.tolist()
         text = self.llm.vocabulary.decode(tokens[:-1] if generation.ended else tokens)
-        return Completion(text, generation.ended, len(tokens), generation.exploded)
+        return Completion(text, generation.ended, len(tokens))
 
     def _check(self, index: int, prompt: Sequence[int], more: int) -> None:
         if not len(prompt):
@@ -392,29 +442,56 @@ class Batch:
                 "a sequence of this batch: raise n_ctx_seq, or take fewer"
             )
 
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Have the batch to oneself for a call; refuse where it is closed, or this process is a fork."""
-        self._process.check()
-        with self._turn:
-            self._check_open()
-            self._depth += 1
-            try:
-                yield
-            finally:
-                self._depth -= 1
-                self._free_if_over()
+    def _shares(self, works: list[W]) -> list[list[W]]:
+        """Return what a context does at a time: a vector in llama.cpp, everything in ONNX Runtime."""
+        if self.llm.mixed:
+            return [works] if works else []
+        groups: dict[bytes, list[W]] = {}
+        for work in works:
+            groups.setdefault(b"" if work.vector is None else work.vector.digest, []).append(work)
+        vectors, shares = list(groups.values()), []
+        for start in range(0, len(vectors), self.contexts):
+            wave = vectors[start : start + self.contexts]  # the last one has contexts to spare
+            for group in wave:
+                parts = min(self.contexts // len(wave), len(group))
+                edges = [len(group) * i // parts for i in range(parts + 1)]
+                shares += [group[a:b] for a, b in pairwise(edges)]
+        return shares
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise TinyLoraError("the batch is closed: it was, or its model was. Make another one")
+    def _room(self, works: Sequence[Work]) -> int:
+        """Return how many rows the cells of a context have room for, at least one."""
+        if self.llm.mixed or not works:
+            return self._rows
+        shared = common_prefix([work.tokens for work in works])
+        return max(1, min(self._rows, (self._cells - shared) // (self._n_ctx - shared + _SLACK)))
 
-    def _free_if_over(self) -> None:
-        """Free everything of a closed batch, once no call is left that computes with it."""
-        if self._closed and not self._depth:
-            self._pool.shutdown()
-            self._free()
 
-    def _free(self) -> None:
-        for context in self._contexts:
-            context.engine.close()
+class _Drawn:
+    """The draws of one sequence, and how likely each was: see `sampling.draw`."""
+
+    def __init__(self, temperature: float, uniform: NDArray[np.float64], grammar: Grammar | None) -> None:
+        self.logprobs: list[float] = []
+        self._temperature, self._uniform, self._grammar = temperature, uniform, grammar
+
+    def __call__(self, logits: NDArray[np.float32]) -> int:
+        at = len(self.logprobs)
+        if self._grammar is not None:
+            logits = self._grammar.masked(logits)
+        tokens, found = draw(logits[None], self._temperature, self._uniform[at : at + 1])
+        self.logprobs.append(float(found[0]))
+        return int(tokens[0])
+
+    def accept(self, token: int, _: NDArray[np.float32]) -> bool:
+        """Go on behind a token of the answer; it does not end it."""
+        if self._grammar is not None:
+            self._grammar.accept(token)
+        return False
+
+
+def common_prefix(prompts: Sequence[Sequence[int] | NDArray[np.int32]]) -> int:
+    """Length of what all prompts begin with, at least one token short of the shortest; 0 for one alone."""
+    limit = min(map(len, prompts)) - 1
+    for i in range(limit):
+        if len({prompt[i] for prompt in prompts}) > 1:
+            return i
+    return limit if len(prompts) > 1 else 0

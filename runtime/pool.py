@@ -1,9 +1,10 @@
-"""`Pool`: a model that many users share at the same time, each with a vector of his own."""
+"""`Pool`: a model that many users share at the same time, each with their own vector."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,20 +12,48 @@ from os import PathLike
 from typing import Any, Self, TypeAlias, Unpack
 from weakref import ref
 
-from ..errors import OptionError, RequestError, TinyLoraError
+from ..errors import OptionError, RequestError, TinyLoraError, VectorError
 from ..system import cores
-from ..tasks import Prompt
-from ..vector import MicroVector, Policy
+from ..tasks import Prompt, Sample
+from ..vector import AdmittedVector, Policy
 from .admission import VectorSource, admitted
-from .answers import Answer, Finish, Piece, Report, Request, SamplingOptions, Token, sampling_of
+from .answers import (
+    Answer,
+    Finish,
+    Piece,
+    Report,
+    Request,
+    SamplingOptions,
+    Token,
+    answering,
+    grammar_for,
+    sampling_of,
+    too_long,
+)
 from .load import load
+from .loop import Load, Loop
 from .model import PersonalizedModel
-from .scheduler import CLOSED, Answering, Load, Scheduler
 from .schema import Grammar
 from .tools import ToolCall
 from .turns import Workers
+from .work import Generating
 
 _OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not use
+_CLOSED = "the pool is closed: it was, or its model was. Make another one"
+
+_SLOTS, _MIXED_SLOTS = 4, 16
+"""Rows of an engine unless told otherwise. Where they share evaluations, more of them take longer for each
+token of everybody's."""
+
+_USUAL = 4
+"""Bytes of a token, about. A prompt of no more than that for each token of the context is not looked at."""
+
+_UNBROKEN = 1 << 10
+"""Characters of one kind, letters say, without another between them: tokenizers take them as one word, in
+quadratic time."""
+
+_RUN = re.compile(r"\w+|\s+|[^\w\s]+")
+
 _PREPARING = 2  # threads that make tokens and grammars: one of them at most is an account's
 _ADMITTING = 4  # threads for vectors, whose policy may wait for a file: requests without one never do
 
@@ -40,8 +69,8 @@ class Pool:
         async for piece in pool.stream(messages, user="bob", vector=other_frame):
             print(piece.text, end="")
 
-    An answer is the one that the same request gets alone (greedy, token for token). To exchange the vector of
-    one model between requests, `swap` and `using` do; with many users at once they would wait for each other.
+    An answer is the one that the same request gets alone, to the bit. In ONNX Runtime all rows generate in
+    one batch. In llama.cpp there is an engine a core, whose rows take turns.
 
     Args:
         base: as for `load`, or a model that `load` returned. Such a one stays the caller's, with its own
@@ -102,15 +131,26 @@ class Pool:
         else:
             llm = base
         self.model, self.bases, self.policy = llm, llm.bases, llm.policy
-        try:
-            self._scheduler = Scheduler(
-                llm, contexts=contexts, slots=slots, n_ctx=n_ctx, waiting=waiting, n_threads=n_threads
+        if llm.mixed and contexts not in (None, 1):
+            raise OptionError(
+                f"contexts={contexts}: ONNX Runtime answers everybody in one batch. Pass slots, its rows"
             )
+        threads = n_threads or cores()
+        count = contexts or (1 if llm.one_engine else threads)
+        rows = slots or (_MIXED_SLOTS if llm.mixed else _SLOTS)
+        engines = []
+        try:
+            for _ in range(count):
+                engines.append(llm.engine(rows=rows, n_ctx=n_ctx, n_threads=max(1, threads // count)))
         except BaseException:
+            for engine in engines:
+                engine.close()
             if self._owned is not None:
                 self._owned.close()
             raise
-        self.n_ctx = self._scheduler.n_ctx
+        self._loop = Loop(engines, closed=_CLOSED, waiting=waiting)
+        llm.dependents.add(self._loop)
+        self.n_ctx = self._loop.n_ctx
         self._preparing = Workers(_PREPARING, waiting, "tinylora-prompts")
         self._admitting = ThreadPoolExecutor(_ADMITTING, "tinylora-admission")
 
@@ -128,7 +168,7 @@ class Pool:
 
         Args:
             messages: the chat so far, or text: one message of the user.
-            user: whose request it is, and the stream that vector bytes belong to (see `Policy`).
+            user: whose request it is, and whose vector (see `Policy`).
             tenant: whose next request finds what this one evaluated: by default the user. Nothing is kept
                 for "".
             account: whose tenants share its places and turns, an app's say: by default each has its own.
@@ -189,41 +229,81 @@ class Pool:
 
         def prepare() -> Prepared:
             functions = () if sampling.tools is None else sampling.tools.functions
-            tokens, stops = self._scheduler.encode(prompt, raw=raw, tools=functions)
-            whole = replace(request, prompt=tokens, sampling=sampling_of(options, stops))
-            return whole, self._scheduler.grammar(sampling)
+            tokens, stops = self._encode(prompt, raw=raw, tools=functions)
+            with self.model.in_use():
+                grammar = grammar_for(sampling, self.model.vocabulary)
+            return replace(request, prompt=tokens, sampling=sampling_of(options, stops)), grammar
 
-        def begin(prepared: Prepared, report: Report) -> Answering:
+        def begin(prepared: Prepared, report: Report) -> tuple[Request, Generating]:
             whole, grammar = prepared
             checked = (
                 nullcontext() if vector is None else admitted(vector, self.bases, self.policy, stream=user)
             )
-            ticket: Answering | None = None
+            work: Generating | None = None
             try:
                 with checked as found:
-                    ticket = self._scheduler.submit(replace(whole, vector=found), report, grammar)
+                    whole = replace(whole, vector=found)
+                    with self.model.in_use():
+                        work = answering(whole, grammar, self.model.vocabulary, self.n_ctx, report)
+                    self._loop.submit(work)
             except BaseException:  # the policy could not remember the vector
-                if ticket is not None:
-                    ticket.cancel()
+                if work is not None:
+                    self._loop.cancel(work)
                 raise
-            return ticket
+            return whole, work
 
         def prepared() -> Future[Prepared]:
             return self._preparing.submit(request.who, prepare)
 
-        return AnswerStream(prepared, begin, None if vector is None else self._admitting)
+        return AnswerStream(prepared, begin, self._loop, None if vector is None else self._admitting)
+
+    def _encode(
+        self, prompt: Prompt, *, raw: bool, tools: tuple[dict[str, Any], ...]
+    ) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Return the tokens of a prompt, with the tools that it tells of, and its chat format's stop texts.
+
+        Raises:
+            RequestError: the messages are none that the model's chat template renders, or it has none.
+        """
+        if raw and tools:
+            raise RequestError("a raw text tells a model of no tools: send chat messages", param="tools")
+        self._check_length(prompt, tools)
+        try:
+            tokens, stops = self.model.encode(replace(Sample.of(prompt, raw=raw), tools=tools))
+        except VectorError as error:  # a model without a template, or messages that it does not render
+            raise RequestError(str(error), param="messages") from None
+        except UnicodeEncodeError as error:
+            raise RequestError(f"the text is none: {error}", param="prompt" if raw else "messages") from None
+        return tuple(tokens), tuple(stops)
+
+    def _check_length(self, prompt: Prompt, tools: Sequence[dict[str, Any]]) -> None:
+        """Check that a prompt may fit before it is rendered, which takes half a minute for a megabyte."""
+        if not isinstance(prompt, str) and len(prompt) >= self.n_ctx:  # each has a token at least
+            raise too_long(f"{len(prompt):,} messages", f"{self.n_ctx} tokens")
+        parts = [prompt] if isinstance(prompt, str) else [each.get("content") or "" for each in prompt]
+        texts = [*map(str, [*parts, *tools])]
+        size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        if size > _USUAL * self.n_ctx and size > (most := self.n_ctx * self.model.vocabulary.longest):
+            raise too_long(f"{size:,} bytes", f"{self.n_ctx} tokens, of {most:,} bytes at most,")
+        longest = max((len(run[0]) for text in texts for run in _RUN.finditer(text)), default=0)
+        if longest > _UNBROKEN:
+            raise RequestError(
+                f"the prompt has a word of {longest:,} characters, and at most {_UNBROKEN:,} are made tokens "
+                "at once: break it with spaces",
+                param="messages",
+            )
 
     def load(self) -> Load:
         """Return how busy the pool is."""
-        return self._scheduler.load()
+        return self._loop.load()
 
     def close(self) -> None:
         """End what is being answered with a `TinyLoraError`, and free everything. Again is fine.
 
         A step of the engine that is running ends first.
         """
-        self._preparing.close(TinyLoraError(CLOSED))
-        self._scheduler.close()
+        self._preparing.close(TinyLoraError(_CLOSED))
+        self._loop.close()
         if self._owned is not None:
             self._owned.close()
 
@@ -254,15 +334,16 @@ class AnswerStream:
     def __init__(
         self,
         prepare: Callable[[], Future[Prepared]],
-        begin: Callable[[Prepared, Report], Answering],
+        begin: Callable[[Prepared, Report], tuple[Request, Generating]],
+        loop: Loop,
         threads: Executor | None,
     ) -> None:
         self.finish: Finish | None = None
-        self.vector: MicroVector | None = None
+        self.vector: AdmittedVector | None = None
         self.request: Request | None = None
-        self._prepare, self._begin, self._threads = prepare, begin, threads
+        self._prepare, self._begin, self._loop, self._threads = prepare, begin, loop, threads
         self._begun = self._left = False
-        self._ticket: Answering | None = None
+        self._work: Generating | None = None
         self._arrived: asyncio.Queue[Piece | Finish | BaseException] = asyncio.Queue()
 
     async def start(self) -> None:
@@ -287,11 +368,10 @@ class AnswerStream:
                     stream._leave()
 
         def begin(prepared: Prepared) -> None:
-            self._ticket = self._begin(prepared, report)
-            self.request = self._ticket.request
+            self.request, self._work = self._begin(prepared, report)
             self.vector = self.request.vector
             if self._left:
-                self._ticket.cancel()
+                self._loop.cancel(self._work)
 
         try:
             prepared = await asyncio.wrap_future(self._prepare())
@@ -335,13 +415,13 @@ class AnswerStream:
     def close(self) -> None:
         """Give the rest up. Again, or after its end, is fine."""
         self._left = True
-        if self._ticket is not None and self.finish is None:
-            self._ticket.cancel()
+        if self._work is not None and self.finish is None:
+            self._loop.cancel(self._work)
 
     def _leave(self) -> None:
         self._left = True
-        if self._ticket is not None:
-            self._ticket.cancelled = True
+        if self._work is not None:
+            self._work.cancelled = True
 
     def __del__(self) -> None:
         self._leave()

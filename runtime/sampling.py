@@ -32,16 +32,15 @@ def draw(
 
     Returns:
         Tokens int64 [rows], and their log-probabilities float32 [rows] under softmax(logits / temperature)
-        (softmax(logits) at temperature 0). Where a row's logits are not finite, -1 and NaN.
+        (softmax(logits) at temperature 0).
+
+    Raises:
+        VectorError: the logits are not finite.
     """
     rows, width = logits.shape
     highest = logits.max(axis=1, keepdims=True)
-    finite = np.isfinite(highest[:, 0])
-    if not finite.all():
-        tokens, found = np.full(rows, -1, np.int64), np.full(rows, np.nan, np.float32)
-        if finite.any():
-            tokens[finite], found[finite] = draw(logits[finite], temperature, uniform[finite])
-        return tokens, found
+    if not np.isfinite(highest).all():
+        raise too_large()
     inverse = np.float32(min(1 / temperature, 1e30) if temperature else 1)
     weights = np.subtract(logits, highest)
     with np.errstate(over="ignore"):  # a temperature near 0
@@ -72,16 +71,17 @@ def logprobs(
         temperature: above 0.
 
     Returns:
-        float32, as the tokens: under softmax(logits / temperature). NaN where a row's logits are not finite.
+        float32, as the tokens: under softmax(logits / temperature).
 
     Raises:
-        VectorError: the temperature is not above 0.
+        VectorError: the temperature is not above 0, or the logits are not finite.
     """
     if not temperature > 0:
         raise VectorError(f"completions are scored at a temperature above 0, not at {temperature}")
     highest = logits.max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):  # infinity - infinity
-        shifted = logits - highest
+    if not np.isfinite(highest).all():
+        raise too_large()
+    shifted = logits - highest
     shifted *= np.float32(1 / temperature)
     chosen = np.take_along_axis(shifted, tokens.reshape(len(tokens), -1), axis=1).astype(np.float64)
     total = np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64, keepdims=True)

@@ -28,11 +28,16 @@ class Shares:
     """Places that are taken, and the turns that whoever has one had in them.
 
     An account may have at most as many places as are free, so that others find some: alone half of them. A
-    tenant of it may have at most as many as it then leaves to the other tenants: alone a third.
+    tenant of it may have at most as many as it then leaves to the other tenants: alone a third. Where places
+    come free within seconds, an account leaves the last one alone.
+
+    Args:
+        most: places.
+        brief: they come free within seconds.
     """
 
-    def __init__(self, most: int) -> None:
-        self._free = most
+    def __init__(self, most: int, *, brief: bool = False) -> None:
+        self._free, self._brief = most, brief
         self._taken: Counter[str | Who] = Counter()  # by account, and by tenant
         self._turns: dict[str | Who, int] = {}  # of those
 
@@ -43,6 +48,8 @@ class Shares:
     def has_room(self, who: Who) -> bool:
         """Whether a tenant may have another place."""
         account, mine = self.of(who)
+        if self._brief:
+            return self._free > bool(account)
         left = self._free - account
         return left > (0 if who.account == who.tenant else mine)
 

@@ -52,10 +52,11 @@ from .factors import Factors
 from .formats.bundle import Bundle, load_bundle
 from .projection import Projection
 from .system import __version__
-from .vector import CheckedVector, MicroVector, Policy
+from .vector import AdmittedVector, MicroVector, Policy
 from .wire.tags import Crc32, Ed25519Signer, Ed25519Verifier, Hmac
 
 __all__ = [
+    "AdmittedVector",
     "BaseMismatchError",
     "Bases",
     "Basis",
@@ -63,7 +64,6 @@ __all__ = [
     "BasisMismatchError",
     "Bundle",
     "BusyError",
-    "CheckedVector",
     "ChecksumError",
     "CorruptBasisError",
     "Crc32",

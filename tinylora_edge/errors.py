@@ -80,7 +80,7 @@ class TrustError(TinyLoraError, ValueError):
 
 
 class BusyError(TinyLoraError):
-    """A vector cannot be exchanged now, because a generation that uses the old one is still running."""
+    """A callback of a generation asked its own model for something, which would wait for itself."""
 
 
 class OverloadError(TinyLoraError):

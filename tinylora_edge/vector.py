@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -75,7 +77,7 @@ class MicroVector:
         return cls(values, dtype, basis=basis.digest)
 
     @classmethod
-    def from_bytes(cls, data: bytes, basis: Basis | Bases, policy: Policy | None = None) -> CheckedVector:
+    def from_bytes(cls, data: bytes, basis: Basis | Bases, policy: Policy | None = None) -> AdmittedVector:
         """Read a frame as `policy.check` does, or `Policy().check`."""
         return (policy or Policy()).check(data, basis)
 
@@ -131,27 +133,34 @@ class MicroVector:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CheckedVector(MicroVector):
-    """A micro-vector that a policy let through, with the key that vouches for it.
+class AdmittedVector(MicroVector):
+    """A micro-vector as engines take it: its R, and who vouches for it.
 
-    The key is no part of the value: a checked vector equals the vector that it holds, and what
-    `dataclasses.replace` makes of it is checked no longer.
+    `Policy.check` makes it of bytes, `Policy.own` of a vector of the app's; every later layer carries it.
+    It equals the vector that it holds, and what `dataclasses.replace` makes of it is admitted no longer.
 
     Attributes:
+        r: float32 [M, k, k], read-only.
         verified_by: id of the trusted key under which its tag verified; empty for a checksum.
         stream: name of the stream that it was checked for.
         until: the last day on which it may be accepted; None for ever.
     """
 
+    r: NDArray[np.float32] = field(init=False)
     verified_by: str = field(default="", init=False)
     stream: str = field(default="", init=False)
     until: date | None = field(default=None, init=False)
 
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of R: the same for whatever does the same to the model."""
+        return hashlib.sha256(self.r.tobytes()).digest()
+
     @classmethod
-    def _with(cls, attributes: dict[str, Any]) -> CheckedVector:
+    def _with(cls, attributes: dict[str, Any]) -> AdmittedVector:
         vector = object.__new__(cls)  # its values are those of its dtype: they are not rounded once more
         vector.__dict__.update(attributes)
-        vector.values.flags.writeable = False
+        vector.values.flags.writeable = vector.r.flags.writeable = False
         return vector
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -233,7 +242,7 @@ class Policy:
         keys = ", ".join(map(tags.key_id, self._keys))
         return f"Policy({self.require!r}, keys=[{keys}], max_norm={self.max_norm:g}, {self._log!r})"
 
-    def check(self, data: bytes, known: Basis | Bases, *, stream: str = "") -> CheckedVector:
+    def check(self, data: bytes, known: Basis | Bases, *, stream: str = "") -> AdmittedVector:
         """Return the micro-vector in a frame if every rule allows it; change nothing.
 
         Args:
@@ -251,13 +260,14 @@ class Policy:
         if received.until is not None:
             expiry.check(received.until, self._clock)
         values = basis.values(received.values)
-        self.check_norm(values, basis)
-        vector = CheckedVector._with(
+        r = self._r(values, basis)
+        vector = AdmittedVector._with(
             {
                 "values": values,
                 "dtype": received.dtype,
                 "sequence": received.sequence,
                 "basis": basis.digest,
+                "r": r,
                 "verified_by": key,
                 "stream": stream,
                 "until": None if received.until is None else expiry.day_date(received.until),
@@ -266,16 +276,29 @@ class Policy:
         self._log.check((basis.factors.digest, key, stream), received.sequence, _content(key, vector))
         return vector
 
-    def check_norm(self, v: Any, basis: Basis) -> None:
-        """Check the norm of R, also of a vector that an app made itself; VectorError: it is too large."""
-        norm = basis.norm(v)
+    def own(self, vector: MicroVector, known: Bases) -> AdmittedVector:
+        """Return a vector that the app made itself with its R: of it the norm alone is asked.
+
+        Raises:
+            VectorError: it is of no basis that the model knows, or R is larger than `max_norm`.
+        """
+        if isinstance(vector, AdmittedVector) and vector.basis in {each.digest for each in known.values()}:
+            return vector
+        basis = known.of(vector)
+        own = {"values": vector.values, "dtype": vector.dtype, "sequence": vector.sequence}
+        return AdmittedVector._with({**own, "basis": basis.digest, "r": self._r(vector, basis)})
+
+    def _r(self, v: Any, basis: Basis) -> NDArray[np.float32]:
+        r = basis.R(v)
+        norm = float(np.sqrt(np.square(r, dtype=np.float64).sum()))  # BLAS would wake threads
         if norm > self.max_norm:
             raise VectorError(
                 f"R of the vector has the norm {norm:.4g}, but the policy accepts at most {self.max_norm:.4g}"
             )
+        return r
 
     @contextmanager
-    def admit(self, data: bytes, known: Basis | Bases, *, stream: str = "") -> Iterator[CheckedVector]:
+    def admit(self, data: bytes, known: Basis | Bases, *, stream: str = "") -> Iterator[AdmittedVector]:
         """Check bytes, give the vector to a block that applies it, and record it once that is done.
 
             with policy.admit(data, known, stream="alice") as vector:
@@ -301,7 +324,7 @@ class Policy:
             VectorError: the state file is damaged, or the stream's name is too long.
             OSError: the state file cannot be written; it stays as it was.
         """
-        key = vector.verified_by if isinstance(vector, CheckedVector) else ""
+        key = vector.verified_by if isinstance(vector, AdmittedVector) else ""
         self._log.record((factors.digest, key, stream), vector.sequence, _content(key, vector))
 
     def highest(self, factors: Factors, *, key: str = "", stream: str = "") -> int:

@@ -24,8 +24,7 @@ from ...errors import TrainError
 from ...prior import Prior
 from ...tasks import Prompt
 from ...vector import MicroVector
-from ..batch import Batch
-from ..batch_context import Generation
+from ..batch import Batch, Generation
 from ..model import PersonalizedModel, no_room
 from .posterior import Posterior
 from .state import ClickState, beginning, load_state, save_state

@@ -524,7 +524,6 @@ def tune(
 
     Raises:
         TrainError, VectorError: as for `RewardLearner` and `RewardLearner.run`.
-        BusyError: a stream of this thread is unfinished, so the vector cannot be exchanged.
     """
     found = RewardLearner(llm, prompts, reward, **options).run(budget)
     if not found.improved:

@@ -17,12 +17,6 @@ from .log import signals_wait
 _CHUNK = 512
 """Tokens that are evaluated at once, as many as `llama_cpp.Llama` takes."""
 
-_LOOKED_AT = 64
-"""Logits of a row that are looked at: what is not finite inside the model reaches all of them."""
-
-_ORDINARY = 16.0
-"""Norm of an R that leaves finite cells for sure. A larger one may leave others behind finite logits."""
-
 _AS_THE_MODEL = (  # as the model's own context has them, so that answers are the same to the last bit
     "type_k",
     "type_v",
@@ -98,16 +92,12 @@ class LlamaEngine:
         self.n_ctx = min(int(llama_cpp.llama_n_ctx_seq(self._context)), n_ctx)
         self._lengths = [0] * rows
         self._r: list[NDArray[np.float32] | None] = [None] * rows
-        self._large = [False] * rows
-        self._unified = cells is not None
-        self._doubts = [0] * rows  # 1: a cell may be infinite, as R was large; 2: logits were not finite
+        self.exact = cells is None
         self._now: object = self  # the R that the context has; nothing yet
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
         """See `Engine`."""
         self._r[row] = r
-        if not self._unified:
-            self._large[row] = r is not None and bool(np.linalg.norm(r.astype(np.float64)) > _ORDINARY)
 
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """See `Engine`."""
@@ -137,42 +127,23 @@ class LlamaEngine:
     def cut(self, row: int, length: int) -> int:
         """See `Engine`."""
         self._check_open()
-        if self._unified and any(self._doubts):
-            self.reset()
-        elif self._doubts[row] and not length:
-            self.purge(row)
-        return self._keep(row, length)
+        if length < self._lengths[row] and not llama_cpp.llama_memory_seq_rm(self._memory, row, length, -1):
+            llama_cpp.llama_memory_seq_rm(self._memory, row, -1, -1)
+            length = 0
+        self._lengths[row] = min(self._lengths[row], length)
+        return self._lengths[row]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """See `Engine`; where each row has cells of its own, the whole of the source is copied."""
         self._check_open()
         llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        self._lengths[target], self._doubts[target] = self._lengths[source], self._doubts[source]
-        self._keep(target, length)
+        self._lengths[target] = self._lengths[source]
+        self.cut(target, length)
 
-    def purge(self, row: int) -> list[int]:
-        """See `Engine`. No mask hides what is not finite: other data must lie in the row's cells.
-
-        Where rows have cells of their own, those of another row do, all of which a copy writes, and a mask
-        hides them. All rows are emptied where they share cells, and where none is finite.
-        """
-        others = [each for each in range(self.rows) if each != row]
-        source = min(others, key=self._doubts.__getitem__, default=row)
-        if self._unified or source == row or self._doubts[source] > 1:
-            self._doubts[row] = 2
-            self.reset()
-            return list(range(self.rows))
-        self._doubts[row] = 0
-        self.copy(source, row, 0)
-        return [row]
-
-    def reset(self) -> None:
-        """See `Engine`."""
-        self._check_open()
-        # Zeroing the cells takes milliseconds and matters only for NaN, which no mask hides.
-        llama_cpp.llama_memory_clear(self._memory, any(self._doubts))
-        self._doubts = [0] * self.rows
+    def purge(self, row: int) -> None:
+        """See `Engine`: all rows, since no mask hides a NaN, and cells are cleared together alone."""
+        llama_cpp.llama_memory_clear(self._memory, True)
         self._lengths = [0] * self.rows
 
     def use(self, n_threads: int) -> None:
@@ -189,13 +160,6 @@ class LlamaEngine:
         self._columns = []
         free_batch(self._buffer)
         free(context)
-
-    def _keep(self, row: int, length: int) -> int:
-        if length < self._lengths[row] and not llama_cpp.llama_memory_seq_rm(self._memory, row, length, -1):
-            llama_cpp.llama_memory_seq_rm(self._memory, row, -1, -1)
-            length = 0
-        self._lengths[row] = min(self._lengths[row], length)
-        return self._lengths[row]
 
     def _check_open(self) -> None:
         if self._context is None:
@@ -217,13 +181,11 @@ class LlamaEngine:
 
     def _evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """Evaluate parts of one R, as many tokens at once as there is room for."""
-        chunks, finite = list(self._chunks(parts)), True
-        found = []
+        chunks, found = list(self._chunks(parts)), []
         for tokens, positions, rows, wanted in chunks:
             count, outputs = len(tokens), sum(wanted)
             token, pos, _, logits = self._columns
             token[:count], pos[:count], logits[:count] = tokens, positions, wanted
-            logits[count - 1] = True  # to be looked at: a prompt that is given up leaves no NaN behind
             for i, row in enumerate(rows):
                 self._buffer.seq_id[i][0] = row
             self._buffer.n_tokens = count
@@ -233,16 +195,10 @@ class LlamaEngine:
                 reason = "its KV cache is full" if code == 1 else f"code {code}"
                 raise TinyLoraError(f"llama.cpp could not evaluate {count} tokens: {reason}")
             self.evaluated += count
-            there = self._logits(outputs + (not wanted[-1]))
-            finite = finite and bool(np.isfinite(there[:, :_LOOKED_AT].max(axis=1)).all())
-            there = there[:outputs]
+            there = self._logits(outputs)
             found.append(there.copy() if len(chunks) > 1 else there)
         for part in parts:
             self._lengths[part.row] += len(part.tokens)
-            if not finite:
-                self._doubts[part.row] = 2
-            elif self._large[part.row]:
-                self._doubts[part.row] = max(1, self._doubts[part.row])
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _chunks(self, parts: Sequence[Part]) -> Iterator[tuple[list[int], list[int], list[int], list[bool]]]:
@@ -262,6 +218,8 @@ class LlamaEngine:
             yield tokens[start:end], positions[start:end], rows[start:end], wanted[start:end]
 
     def _logits(self, outputs: int) -> NDArray[np.float32]:
+        if not outputs:
+            return np.empty((0, self.n_vocab), np.float32)
         pointer = llama_cpp.llama_get_logits(self._context)
         logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, (outputs, self.n_vocab))
         return logits

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import llama_cpp
@@ -11,15 +12,17 @@ import numpy as np
 
 from ...basis import Bases
 from ...errors import TinyLoraError, VectorError
-from ...vector import MicroVector, Policy
-from ..lock import CLOSED
+from ...vector import AdmittedVector, Policy
+from ..engine import CLOSED
 from ..model import PersonalizedModel
 from ..special_tokens import SpecialTokens
+from ..streams import Put, Stream
 from ..template import check_template
 from .adapters import Adapters
 from .engine import LlamaEngine
 from .log import signals_wait
 from .vocabulary import LlamaVocabulary
+from .worker import Job, Worker
 
 OPTIONS: tuple[str, ...] = tuple(
     name
@@ -44,7 +47,8 @@ class _Closed:
 class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     """A `llama_cpp.Llama`, all of it, with a micro-vector; `tinylora_edge.runtime.load` makes one.
 
-    The KV cache, the prefix cache and a `LlamaCache` hold what the old model computed: a swap empties them.
+    Calls and streams of any threads take turns in one thread, each under the vector that was active when it
+    was made. Another vector empties the KV cache, the prefix cache and a `LlamaCache`.
 
     Args:
         model_path: the GGUF base; `load` has checked that the factors were exported for it.
@@ -65,7 +69,8 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         self, model_path: str, *, bases: Bases, policy: Policy | None = None, **options: Any
     ) -> None:
         self._prepare(bases, policy)
-        self._evaluated = False
+        self._worker = Worker()
+        self._staged: AdmittedVector | None = None  # that the context has
         if "n_ctx" in options:  # else the binding has room for fewer tokens than the context that it names
             options["n_ctx"] = -(-options["n_ctx"] // _CONTEXT_STEP) * _CONTEXT_STEP
         with signals_wait():
@@ -87,29 +92,39 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         self.adapters = Adapters(model.model, self.bases.factors)
         self._stack.callback(self.adapters.free)  # after the context is freed, before the model is
 
-    def _activate(self, vector: MicroVector | None) -> None:
-        self.adapters.apply(self._ctx.ctx, self.r_of(vector), self._own_adapters())
-        self._vector = vector
-        self._forget()
+    def _stage(self, vector: AdmittedVector | None) -> None:
+        self._worker.check_waiting()
+        self._worker.run(partial(self._apply, vector))
 
-    def _own_adapters(self) -> list[tuple[Any, float]]:
-        """Return the caller's LoRA (`lora_path`) and its scale, if there is one: vectors stand beside it."""
-        return [] if self._lora_adapter is None else [(self._lora_adapter, self.lora_scale)]
-
-    def _forget(self) -> None:
-        """Drop every cached computation of the model as it was."""
-        self.reset()
-        memory = llama_cpp.llama_get_memory(self._ctx.ctx)
-        if memory is not None:
+    def _apply(self, vector: AdmittedVector | None) -> None:
+        """Give the context a vector, and drop what was computed under another one."""
+        if (vector and vector.digest) == (self._staged and self._staged.digest):
+            return
+        self.adapters.apply(self._ctx.ctx, None if vector is None else vector.r, self._own_adapters())
+        self._staged = vector
+        if (memory := llama_cpp.llama_get_memory(self._ctx.ctx)) is not None:
             # Zeroing the cells takes milliseconds and matters only for NaN, which no mask hides.
-            llama_cpp.llama_memory_clear(memory, self._evaluated and not self._finite())
-        self._evaluated = False
+            llama_cpp.llama_memory_clear(memory, self.n_tokens > 0 and not self._finite())
+        self.reset()
         if self.cache is not None:
             _empty(self.cache)
 
     def _finite(self) -> bool:
         logits = llama_cpp.llama_get_logits_ith(self._ctx.ctx, -1)
         return bool(logits) and bool(np.isfinite(logits[: min(64, self._n_vocab)]).all())
+
+    def _in_turn(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call what computes with the context, in turn, under the vector that is active here."""
+        return self._worker.run(partial(self._under, self._worker.inside or self.vector, call, args, kwargs))
+
+    def _under(self, vector: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if vector is not True:  # else it is a part of the job of the moment
+            self._apply(vector)
+        return call(*args, **kwargs)
+
+    def _own_adapters(self) -> list[tuple[Any, float]]:
+        """Return the caller's LoRA (`lora_path`) and its scale, if there is one: vectors stand beside it."""
+        return [] if self._lora_adapter is None else [(self._lora_adapter, self.lora_scale)]
 
     # What batches and pools compute with
 
@@ -130,7 +145,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> LlamaEngine:
         """See `PersonalizedModel.engine`."""
-        with self._staying():
+        with self.in_use():
             made = LlamaEngine(
                 self._model.model,
                 self.context_params,
@@ -154,8 +169,10 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
         A call afterwards raises a `TinyLoraError`: llama.cpp would end the process. Closing again is fine.
         """
-        lock = self.__dict__.get("_lock")
-        if lock is None or lock.gone:  # the constructor got no further, or it was closed before
+        worker = self.__dict__.get("_worker")
+        if worker is None or self.gone:  # the constructor got no further, or it was closed before
+            return
+        if not worker.close():
             return
         with self._closing():
             self._close_engine()
@@ -199,10 +216,10 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
                     self.vocabulary.encode_messages(messages)  # says so where the template is what fails
                 raise
 
-    # What runs the model holds the lock, from its first step to its last.
+    # What computes with the context is a job of the worker.
 
     def generate(self, tokens: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `llama_cpp.Llama.generate`.
+        """As `llama_cpp.Llama.generate`; nothing can be sent to what it returns.
 
         Raises:
             TinyLoraError: the prompt is empty.
@@ -210,34 +227,61 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         tokens = list(tokens)
         if not tokens and kwargs.get("reset", True):
             raise TinyLoraError("the prompt has no tokens: pass some text")
-        return self._stream(super().generate(tokens, *args, **kwargs))
+        if self._worker.inside:  # of a completion, which ends between two tokens where nobody wants it
+            return self._checked(super().generate(tokens, *args, **kwargs))
+        return self._stream(super().generate, tokens, *args, **kwargs)
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
-        """As `llama_cpp.Llama.create_completion`; its cache lookups happen under the same hold."""
-        if kwargs.get("stream"):  # nothing is computed before the first step
-            return self._stream(super().create_completion(*args, **kwargs))
-        with self._lock.call():
-            result = super().create_completion(*args, **kwargs)
-        return result if isinstance(result, dict) else self._stream(result)
+        """As `llama_cpp.Llama.create_completion`."""
+        self._worker.check_waiting()
+        if kwargs.get("stream"):
+            return self._stream(super().create_completion, *args, **kwargs)
+        return self._in_turn(super().create_completion, *args, **kwargs)
+
+    def _stream(self, call: Callable[..., Iterator[Any]], *args: Any, **kwargs: Any) -> Stream:
+        worker, under = self._worker, partial(self._under, self.vector, call, args, kwargs)
+
+        def begin(put: Put) -> Callable[[], None]:
+            def generate() -> None:
+                for item in under():
+                    put(item, None)
+                    worker.check()
+
+            job = Job(generate, lambda _, error: put(None, error or StopIteration()))
+            worker.submit(job)
+            return job.cancel
+
+        with self.in_use():
+            return Stream(worker, begin)
+
+    def _checked(self, steps: Iterator[int]) -> Iterator[int]:
+        for token in steps:
+            yield token
+            self._worker.check()
 
     def eval(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.eval`."""
-        with self._lock.call():
-            self._evaluated = True
+
+        def evaluate() -> Any:
             with self.adapters.lock.shared():
-                return super().eval(*args, **kwargs)
+                return super(TinyLoraLlama, self).eval(*args, **kwargs)
+
+        return self._in_turn(evaluate)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.embed`."""
-        with self._lock.call(), self.adapters.lock.shared():
-            return super().embed(*args, **kwargs)
+
+        def embed() -> Any:
+            with self.adapters.lock.shared():
+                return super(TinyLoraLlama, self).embed(*args, **kwargs)
+
+        return self._in_turn(embed)
 
     def save_state(self) -> Any:
         """As `llama_cpp.Llama.save_state`; the state remembers the vector that it was computed with."""
-        with self._lock.call():
-            state: Any = super().save_state()
-            state.tinylora_vector = self.vector
-            return state
+        state: Any = self._in_turn(super().save_state)
+        state.tinylora_vector = self._staged
+        return state
 
     def load_state(self, state: Any) -> None:
         """As `llama_cpp.Llama.load_state`.
@@ -245,16 +289,15 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         Raises:
             VectorError: the state was computed with another vector than the active one.
         """
-        from_cache = self._lock.inside  # a completion found it in the LlamaCache that it was given
-        with self._lock.call():
-            if getattr(state, "tinylora_vector", None) != self.vector:
-                if from_cache:
-                    return  # of no use here: evaluate the prompt instead
-                raise VectorError(
-                    "the saved state was computed with another vector than the active one: swap to the "
-                    "vector that it was saved under, or evaluate the prompt again"
-                )
-            super().load_state(state)
+        inside = self._worker.inside  # a completion found it in the LlamaCache that it was given
+        if getattr(state, "tinylora_vector", None) != (self._staged if inside else self.vector):
+            if inside:
+                return  # of no use here: evaluate the prompt instead
+            raise VectorError(
+                "the saved state was computed with another vector than the active one: swap to the "
+                "vector that it was saved under, or evaluate the prompt again"
+            )
+        self._in_turn(super().load_state, state)
 
 
 def _empty(cache: Any) -> None:

@@ -100,7 +100,7 @@ class LlamaVocabulary:
         data: bytes = self._llm.detokenize([token])
         return data
 
-    def speaker(self) -> Callable[[int], bytes]:
+    def detokenizer(self) -> Callable[[int], bytes]:
         """See `Vocabulary`."""
         return self.data
 

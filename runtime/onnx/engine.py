@@ -51,7 +51,7 @@ class OnnxEngine:
         BaseMismatchError: the graph is none that computes rows like this.
     """
 
-    mixed = True
+    mixed = exact = True
     chunk = CHUNK
 
     def __init__(
@@ -141,15 +141,9 @@ class OnnxEngine:
         self._open().copy(self._place[source], self._place[target], length)
         self._lengths[target] = min(length, self._lengths[source])
 
-    def purge(self, row: int) -> list[int]:
+    def purge(self, row: int) -> None:
         """See `Engine`: the others stay."""
         self.cut(row, 0)
-        return [row]
-
-    def reset(self) -> None:
-        """See `Engine`."""
-        for row in range(self.rows):
-            self.cut(row, 0)
 
     def use(self, n_threads: int) -> None:
         """Nothing: the threads are those of the session."""

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
+from weakref import finalize
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ...errors import TinyLoraError
+from ...errors import OptionError, TinyLoraError
 from ...formats.bundle import Bundle, load_bundle
 from ...formats.onnx_graph import MODEL_NAME
-from ...vector import MicroVector, Policy
-from ..engine import Part
+from ...vector import AdmittedVector, Policy
+from ..answers import Answer, Finish, Piece, Request, Sampling, answering, grammar_for
+from ..completions import Reply
+from ..engine import CLOSED
+from ..loop import Loop
 from ..model import PersonalizedModel
 from ..sampling import Sampler
-from .completion import Completion, steps_of
+from ..streams import Put, Stream
+from ..turns import Who
+from ..work import Generating
 from .engine import OnnxEngine
 from .session import open_session
 from .vocabulary import Messages, OnnxVocabulary
+
+_OWNER = "model"  # of its own answers: they find what was evaluated for each other
+_DEFAULTS = {"top_k": 40, "top_p": 0.95, "min_p": 0.05}  # llama-cpp-python's
+_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "schema")
 
 
 class TinyLoraOnnx(PersonalizedModel):
     """A decoder on ONNX Runtime with a micro-vector; `tinylora_edge.runtime.load` makes one.
 
-    Its completions take and return what `llama_cpp.Llama`'s do. What the beginning of a prompt has in common
-    with the one before is not computed again; a swap forgets it.
+    Its completions have the shapes of `llama_cpp.Llama`'s. Calls and streams of any threads take turns, each
+    under the vector that was active when it was made. What the beginning of a prompt has in common with the
+    one before is not computed again.
 
     Args:
         base: a bundle that `export --format onnx` wrote, its `onnx/` directory, or the `.onnx` in it.
@@ -61,24 +69,23 @@ class TinyLoraOnnx(PersonalizedModel):
         self._vocabulary = OnnxVocabulary(bundle.onnx)
         self._n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
         self._session = open_session(path, sess_options=sess_options, n_threads=n_threads)
-        self._row = self._engine(1, self._n_ctx, check=True)
-        self._evaluated: list[int] = []  # tokens that the row holds
+        self._loop = Loop([self._engine(1, self._n_ctx, check=True)], closed=CLOSED)
+        finalize(self, self._loop.close).atexit = False
+        self.dependents.add(self._loop)
         self._opened()
 
     def __repr__(self) -> str:
         state = f"n_ctx {self._n_ctx}" if self._session is not None else "closed"
         return f"TinyLoraOnnx({self.model_path!r}, {state}, factors {self.bases.id}, {self.vector!r})"
 
-    def _activate(self, vector: MicroVector | None) -> None:
-        r = self.r_of(vector)
-        self._row.reset()
-        self._row.set_r(0, r)
-        self._evaluated, self._vector = [], vector
+    def _stage(self, vector: AdmittedVector | None) -> None:
+        self._loop.check_waiting()  # R goes with each request
 
     def close(self) -> None:
         """See `PersonalizedModel.close`."""
-        if self._lock.gone:
+        if self.gone:
             return
+        self._loop.check_waiting()
         with self._closing():
             self.vocabulary.close()
             self._session = None
@@ -99,7 +106,7 @@ class TinyLoraOnnx(PersonalizedModel):
 
     def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> OnnxEngine:
         """See `PersonalizedModel.engine`; at least two rows."""
-        with self._staying():
+        with self.in_use():
             return self._engine(max(rows, 2), n_ctx)
 
     def _engine(self, rows: int, n_ctx: int, *, check: bool = False) -> OnnxEngine:
@@ -149,10 +156,8 @@ class TinyLoraOnnx(PersonalizedModel):
 
     # Generation
 
-    def generate(
-        self, tokens: Sequence[int], *, max_tokens: int | None = None, **sampling: Any
-    ) -> Generator[int, None, None]:
-        """Yield the token ids that follow a prompt, up to an end-of-sequence token, which is left out.
+    def generate(self, tokens: Sequence[int], *, max_tokens: int | None = None, **sampling: Any) -> Stream:
+        """Return the token ids that follow a prompt, up to an end-of-sequence token, which is left out.
 
         Args:
             tokens: the prompt.
@@ -161,9 +166,29 @@ class TinyLoraOnnx(PersonalizedModel):
 
         Raises:
             TinyLoraError: the prompt is empty, or leaves no room in the context.
-            BusyError: another generation of this thread is unfinished.
         """
-        return self._stream(self._tokens(tokens, max_tokens, _sampler({"temperature": 0.0, **sampling})))
+        prompt = list(tokens)
+        most = len(prompt) + self._room(prompt, max_tokens)
+        sampler, vector = Sampler(**{**_DEFAULTS, "temperature": 0.0, **sampling}), self.vector
+
+        def begin(put: Put) -> Callable[[], None]:
+            def heard(token: int, _: Any) -> bool:
+                put(token, None)
+                return False
+
+            work = Generating(
+                prompt,
+                most=most,
+                draw=lambda logits: sampler(logits, work.tokens),
+                ends=self.vocabulary.ends,
+                heard=heard,
+                finished=lambda _, error: put(None, error or StopIteration()),
+                vector=vector,
+                who=Who(_OWNER, _OWNER),
+            )
+            return self._submitted(work)
+
+        return Stream(self._loop, begin)
 
     def create_completion(
         self, prompt: str | Sequence[int], *, max_tokens: int | None = 16, **options: Any
@@ -173,11 +198,12 @@ class TinyLoraOnnx(PersonalizedModel):
         Args:
             prompt: text, or token ids.
             max_tokens: longest answer; None or 0 and less: until the context is full.
-            options: `stop`, texts that end the answer; `stream`; and those of `Sampler`, by default as
-                llama-cpp-python has them.
+            options: `stop`, texts that end the answer; `stream`; `schema`, a JSON schema or labels that the
+                answer keeps to; and those of `Sampler`, by default as llama-cpp-python has them.
 
         Raises:
             TinyLoraError: the prompt is empty, or leaves no room in the context.
+            OptionError: there is no such option.
         """
         tokens = self.vocabulary.encode(prompt)
         return self._complete(tokens, max_tokens, chat=False, **{"temperature": 0.8, **options})
@@ -185,16 +211,25 @@ class TinyLoraOnnx(PersonalizedModel):
     __call__ = create_completion
 
     def create_chat_completion(
-        self, messages: Messages, *, tools: Any = None, max_tokens: int | None = None, **options: Any
+        self,
+        messages: Messages,
+        *,
+        tools: Any = None,
+        max_tokens: int | None = None,
+        response_format: Any = None,
+        **options: Any,
     ) -> Any:
         """As `llama_cpp.Llama.create_chat_completion`, with the template of the model's tokenizer.
 
         Special tokens that a message spells are text in it. `tools` is what the template is told of tools,
-        `options` and errors are those of `create_completion`.
+        `response_format` is `{"type": "json_object", "schema": ...}`; the others and errors are those of
+        `create_completion`.
 
         Raises:
             VectorError: the template does not render the messages.
         """
+        if response_format is not None:
+            options["schema"] = _schema(response_format)
         tokens, _ = self.vocabulary.encode_messages(messages, tools)
         return self._complete(tokens, max_tokens, chat=True, **{"temperature": 0.2, **options})
 
@@ -206,33 +241,47 @@ class TinyLoraOnnx(PersonalizedModel):
         chat: bool,
         stop: str | Sequence[str] | None = None,
         stream: bool = False,
-        **sampling: Any,
+        **options: Any,
     ) -> Any:
-        self._room(tokens, max_tokens)
-        completion = Completion(self.model_path, chat=chat)
-        stops = [stop] if isinstance(stop, str) else stop or []
-        found = self._tokens(tokens, max_tokens, _sampler(sampling))
-        steps = steps_of(found, self.vocabulary.speaker(), stops)
-        if stream:
-            return self._stream(completion.chunks(steps))
-        with self._lock.call():
-            return completion.whole(steps, len(tokens))
+        room = self._room(tokens, max_tokens)
+        for name in options:
+            if name not in _OPTIONS:
+                raise OptionError(f"a completion has no option {name!r}: there are {', '.join(_OPTIONS)}")
+        stops = tuple(each for each in ([stop] if isinstance(stop, str) else stop or []) if each)
+        sampling = Sampling(max_tokens=room, stop=stops, **{**_DEFAULTS, **options})
+        request = Request(tuple(tokens), _OWNER, vector=self.vector, sampling=sampling)
+        reply = Reply(self.model_path, chat)
 
-    def _tokens(
-        self, prompt: Sequence[int], max_tokens: int | None, sampler: Sampler
-    ) -> Generator[int, None, str]:
-        """Yield the tokens that follow a prompt, and return why they ended: `stop` or `length`."""
-        room = self._room(prompt, max_tokens)
-        tokens, new = list(prompt), self._go_back(prompt)
-        for _ in range(room):
-            logits = self._append(tokens[new:])
-            new = len(tokens)
-            token = sampler(logits, tokens)
-            if token is None or self.vocabulary.ends(token):
-                return "stop"
-            yield token
-            tokens.append(token)
-        return "length"
+        def begin(put: Put, chunks: bool = False) -> Callable[[], None]:
+            def report(what: Piece | Finish | BaseException) -> None:
+                if isinstance(what, BaseException):
+                    put(None, what)
+                    return
+                for each in reply.chunks(0, what) if chunks else [what]:
+                    put(each, None)
+                if isinstance(what, Finish):
+                    put(None, StopIteration())
+
+            if chunks and chat:
+                put(reply.chunk(0, None, {"role": "assistant"}), None)
+            with self.in_use():
+                grammar = grammar_for(sampling, self.vocabulary)
+                work = answering(request, grammar, self.vocabulary, self._n_ctx, report)
+            return self._submitted(work)
+
+        if stream:
+            return Stream(self._loop, lambda put: begin(put, chunks=True))
+        pieces = Stream(self._loop, begin)
+        try:
+            *found, finish = pieces
+        finally:
+            pieces.close()
+        return reply.whole([Answer("".join(piece.text for piece in found), finish)])
+
+    def _submitted(self, work: Generating) -> Callable[[], None]:
+        with self.in_use():
+            self._loop.submit(work)
+        return lambda: self._loop.cancel(work)
 
     def _room(self, tokens: Sequence[int], max_tokens: int | None) -> int:
         """Return how many tokens may follow a prompt.
@@ -252,24 +301,13 @@ class TinyLoraOnnx(PersonalizedModel):
             raise TinyLoraError(f"the prompt has the token {outside[0]}, but the model has {self.n_vocab()}")
         return min(max_tokens, free) if max_tokens is not None and max_tokens > 0 else free
 
-    def _go_back(self, prompt: Sequence[int]) -> int:
-        """Keep what is evaluated already of a prompt, but for its last token; return how many tokens."""
-        limit = min(len(self._evaluated), len(prompt) - 1)
-        differs = (i for i in range(limit) if self._evaluated[i] != prompt[i])
-        shared = self._row.cut(0, next(differs, limit))
-        del self._evaluated[shared:]
-        return shared
 
-    def _append(self, tokens: list[int]) -> NDArray[np.float32]:
-        """Evaluate tokens; return the logits after them: float32 [vocabulary]."""
-        try:
-            logits: NDArray[np.float32] = self._row.evaluate([Part(0, tokens)])[0]
-        except BaseException:
-            self._evaluated = []
-            raise
-        self._evaluated += tokens
-        return logits
-
-
-def _sampler(options: dict[str, Any]) -> Sampler:
-    return Sampler(**{"top_k": 40, "top_p": 0.95, "min_p": 0.05, **options})
+def _schema(response_format: Any) -> Any:
+    match response_format:
+        case {"type": "json_object", **more}:
+            return more.get("schema") or {}
+        case {"type": "text"}:
+            return None
+    raise OptionError(
+        f"response_format is {str(response_format)[:80]}: it must be {{'type': 'json_object', 'schema': ...}}"
+    )

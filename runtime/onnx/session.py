@@ -17,10 +17,10 @@ from ...errors import BaseMismatchError, RollbackError, VectorError
 from ...formats.bundle import load_bundle
 from ...formats.onnx_graph import DEFAULT, INPUT_NAME, MODEL_NAME, REQUIRED, input_row
 from ...formats.signatures import signed
-from ...vector import CheckedVector, MicroVector, Policy
+from ...vector import AdmittedVector, MicroVector, Policy
 from ...wire.tags import Ed25519Verifier
 from ..admission import VectorSource, admitted
-from ..lock import Process
+from ..engine import Process
 
 _SPIN = "session.intra_op.spin_duration_us", "50"
 """How long a thread spins before it sleeps. ONNX Runtime's own are milliseconds, and where other work wants
@@ -138,7 +138,7 @@ class OnnxSession:
                         raise
                     raise type(error)(f"row {row}: {error}") from None
                 r[row] = input_row(self.bases.of(vector).R(vector), factors.rank)
-                if isinstance(vector, CheckedVector):
+                if isinstance(vector, AdmittedVector):
                     other = newest.setdefault((stream, vector.verified_by), vector.sequence)
                     if other != vector.sequence:
                         raise RollbackError(

@@ -17,7 +17,7 @@ from ...errors import TinyLoraError, VectorError
 from ...formats.onnx_graph import GENAI_NAME
 from ...limits import TOKENIZER_BYTES
 from ...tasks.tools import renders_tools
-from ..lock import CLOSED
+from ..engine import CLOSED
 from ..special_tokens import SpecialTokens
 from ..template import check_template
 from .session import cannot_load
@@ -159,7 +159,7 @@ class OnnxVocabulary:
         """See `Vocabulary`; a part of a character is U+FFFD, as genai tells no bytes."""
         return self.decode([token]).encode()
 
-    def speaker(self) -> Callable[[int], bytes]:
+    def detokenizer(self) -> Callable[[int], bytes]:
         """See `Vocabulary`."""
         stream = self.open.create_stream()
         return lambda token: str(stream.decode(token)).encode()

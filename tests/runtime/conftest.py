@@ -22,7 +22,7 @@ from tinylora_edge.exporters import export_gguf
 from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.runtime import Pool, TinyLoraLlama, TinyLoraOnnx
 from tinylora_edge.runtime.model import PersonalizedModel
-from tinylora_edge.runtime.scheduler import Answering
+from tinylora_edge.runtime.work import Generating
 
 # One thread: llama.cpp's threads spin while they wait, which on a busy machine costs more than it saves.
 OPTIONS: dict[str, Any] = {
@@ -109,15 +109,15 @@ class Held:
 def held(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     @contextmanager
     def hold(user: str, after: int = 0) -> Iterator[Held]:
-        at, real = Held(), Answering.go_on
+        at, real = Held(), Generating.take
 
-        def go_on(self: Answering, logits: Any) -> None:
-            if self.request.user == user and len(self.tokens) - len(self.request.prompt) >= after:
+        def take(self: Generating, logits: Any) -> None:
+            if self.who.tenant == user and len(self.answer) >= after:
                 at.wait()
             real(self, logits)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Answering, "go_on", go_on)
+            patched.setattr(Generating, "take", take)
             try:
                 yield at
             finally:

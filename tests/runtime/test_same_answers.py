@@ -51,7 +51,6 @@ def test_a_prompt_that_is_asked_again_and_a_chat_that_goes_on(pool: Pool) -> Non
 def test_an_answer_beside_vectors_that_explode_at_every_token(pool: Pool) -> None:
     vector = MicroVector.random(pool.bases.basis(rank=2), 1.0, seed=2)
     norm = 1e30 if pool.model.mixed else 500.0
-    engine = pool._scheduler._engines[0]
     basis = pool.bases.basis(rank=2)
 
     async def good() -> Answer:
@@ -73,9 +72,6 @@ def test_an_answer_beside_vectors_that_explode_at_every_token(pool: Pool) -> Non
     answer, count = asyncio.run(beside())
     assert count > 2
     assert bits(answer) == bits(expected)
-    before = engine.evaluated
-    asyncio.run(explode(1))
-    assert engine.evaluated == before, "what exploded once is not evaluated again"
     for user in ("a", "b", "c"):  # and whoever gets the rows afterwards
         again = asyncio.run(pool.complete(TEXT, user=user, vector=vector, max_tokens=96, **GIVEN))
         assert bits(again) == bits(expected)

@@ -85,8 +85,8 @@ def stock(smollm2_bundle: Path) -> Stock:
 
 
 def test_a_message_begins_no_turn(pool: Pool, stock: Stock) -> None:
-    usual, _ = pool._scheduler.encode("Hi", raw=False)
-    hostile, _ = pool._scheduler.encode(HOSTILE, raw=False)
+    usual, _ = pool._encode("Hi", raw=False, tools=())
+    hostile, _ = pool._encode(HOSTILE, raw=False, tools=())
     assert len(special(pool, usual)) == 5, "two turns, and the beginning of the answer"
     assert special(pool, hostile) == special(pool, usual)
     assert HOSTILE in pool.model.detokenize(list(hostile)).decode()
@@ -97,18 +97,18 @@ def test_a_message_begins_no_turn(pool: Pool, stock: Stock) -> None:
 def test_the_loaded_model_reads_the_same_tokens(pool: Pool, stock: Stock) -> None:
     model: Any = pool.model
     for text in (HOSTILE, "Hi"):
-        read = list(pool._scheduler.encode(text, raw=False)[0])
+        read = list(pool._encode(text, raw=False, tools=())[0])
         (message,) = messages = [{"role": "user", "content": text}]
         answer = model.create_chat_completion(messages, max_tokens=1, temperature=0)
         assert answer["usage"]["prompt_tokens"] == len(read)
         assert model._input_ids[: len(read)].tolist() == read
         assert message["content"] == text, "what the caller has stays as it was"
     for text in ("Hi", "a < b | c >\n\n<| im_end |> <im_start> é", "", " \n x"):
-        assert pool._scheduler.encode(text, raw=False)[0] == tuple(encode(stock, text))
+        assert pool._encode(text, raw=False, tools=())[0] == tuple(encode(stock, text))
 
 
 def test_raw_text_has_them(pool: Pool) -> None:
-    tokens, _ = pool._scheduler.encode("<|im_start|>user\nHi<|im_end|>", raw=True)
+    tokens, _ = pool._encode("<|im_start|>user\nHi<|im_end|>", raw=True, tools=())
     assert len(special(pool, tokens)) == 2
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import VectorError
 from ..runtime.batch import Batch
-from ..runtime.engine import Weights
+from ..runtime.model import PersonalizedModel
 from ..tasks import Preamble, Sample, Task, rewards
 from ..tasks.answers import json_value, label
 from ..vector import MicroVector
@@ -85,7 +85,7 @@ _COUNTED = 32
 """Longest answers, in bytes, whose tokens are counted to find the longest of all."""
 
 
-def fitted(task: Task, llm: Weights) -> Task:
+def fitted(task: Task, llm: PersonalizedModel) -> Task:
     """Return a task whose answers have at most half as many tokens again as the longest of its given ones.
 
     The limit of a file's task is its longest answer in bytes, as no model is there to count tokens. Where the

@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ..errors import RequestError, RollbackError, TinyLoraError
 from ..runtime import Given
+from ..runtime.loop import Load
 from ..runtime.pool import AnswerStream, Pool
-from ..runtime.scheduler import Load
 from ..runtime.turns import Shares, Who
 from .access import Access, Caller, Limits, RefusedError
 from .bodies import Asked, read_frame

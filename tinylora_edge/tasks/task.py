@@ -77,7 +77,6 @@ class Completion:
     text: str
     ended: bool
     tokens: int
-    exploded: bool = False
 
 
 Reward: TypeAlias = Callable[[Completion, Sample], float]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..basis import Basis
 from ..projection import Projection
-from ..runtime.batch_context import Stopped
+from ..runtime.batch import Stopped
 from ..vector import MicroVector
 from .model import factors_for, hf_names
 

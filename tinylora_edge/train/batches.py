@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TrainError
-from ..runtime.batch import Batch
-from ..runtime.batch_context import Generation
+from ..runtime.batch import Batch, Generation
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
 from .grpo import advantages

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..runtime.batch_context import common_prefix
+from ..runtime.batch import common_prefix
 from .adapter import Adapter
 from .grpo import token_loss
 from .model import give_back

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..errors import TrainError
-from ..runtime.batch_context import Stopped
+from ..runtime.batch import Stopped
 from ..runtime.learning.state import Report
 from ..tasks import Sample, Task
 from ..tasks.rewards import is_text

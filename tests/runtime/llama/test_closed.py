@@ -65,10 +65,10 @@ def test_every_call_after_close_is_refused(tiny_bundle):
 def test_a_model_is_a_context_manager_that_ends_its_streams_and_batches(tiny_bundle, load):
     with load(tiny_bundle) as llm:
         batch = Batch(llm, n_ctx_seq=40, sequences=2, n_threads=1)
-        chunks = llm("one two", max_tokens=8, stream=True)
+        chunks = llm("one two", max_tokens=200, stream=True)
         next(chunks)
     with pytest.raises(TinyLoraError, match="the model is closed"):
-        next(chunks)
-    with pytest.raises(TinyLoraError, match="the batch is closed: it was, or its model was"):
+        list(chunks)
+    with pytest.raises(TinyLoraError, match="is closed"):
         batch.generate([[1, 2]], max_tokens=2)
     batch.close()

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_bundles
 import pytest
 
-from tinylora_edge import BusyError, ChecksumError, MicroVector, VectorError, runtime
+from tinylora_edge import ChecksumError, MicroVector, VectorError, runtime
 from tinylora_edge.runtime import TinyLoraOnnx
 
 PROMPT = [72, 101, 108, 108, 111, 32, 119]
@@ -95,33 +95,15 @@ def test_a_refused_vector_changes_nothing(
 def test_the_beginning_of_a_prompt_is_used_again_with_the_same_vector_alone(
     llm: TinyLoraOnnx, bundle: Path, vectors: list[MicroVector]
 ) -> None:
+    (engine,) = llm._loop.engines
+    longer = [*PROMPT * 4, 120, 121]
     llm.swap(vectors[0])
-    for prompt, fresh in ((PROMPT, 7), ([*PROMPT, 120, 121], 2), (PROMPT, 1), ([65, 66], 2)):
-        before = llm._row.evaluated
+    for prompt, fresh in ((PROMPT, 7), (PROMPT, 0), (longer, 30), ([*longer, 122], 15), ([65, 66], 2)):
+        before = engine.evaluated
         found = answer(llm, prompt)
         assert found == until_end(expected(bundle, vectors[0], prompt))
-        assert llm._row.evaluated - before <= fresh + COUNT - 1
+        assert engine.evaluated - before <= fresh + COUNT - 1
     llm.swap(vectors[1])
-    before = llm._row.evaluated
+    before = engine.evaluated
     assert answer(llm, [65, 66, 67]) == until_end(expected(bundle, vectors[1], [65, 66, 67]))
-    assert llm._row.evaluated - before >= 3, "keys of the old vector were used"
-
-
-# Streams and threads
-
-
-def test_a_stream_holds_the_model_until_it_ends_with_its_block(
-    llm: TinyLoraOnnx, bundle: Path, vectors: list[MicroVector]
-) -> None:
-    with llm.using(vectors[0]):
-        stream = llm.generate(PROMPT, max_tokens=COUNT)
-        got = [next(stream)]
-        for call in (lambda: llm.swap(vectors[1]), llm.clear, lambda: answer(llm)):
-            with pytest.raises(BusyError):
-                call()
-        assert got + list(stream) == until_end(expected(bundle, vectors[0]))
-        left = llm.create_completion("Hello", max_tokens=COUNT, stream=True)
-        next(left)
-    with pytest.raises(BusyError):
-        next(left)
-    assert answer(llm) == until_end(expected(bundle, None))
+    assert engine.evaluated - before >= 3, "keys of the old vector were used"

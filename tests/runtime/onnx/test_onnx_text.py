@@ -54,7 +54,7 @@ def test_a_chat_is_a_completion_of_its_template(llm: TinyLoraOnnx) -> None:
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0}
     chat = llm.create_chat_completion(MESSAGES, **options)["choices"][0]["message"]
     plain = llm.create_completion(llm.apply_chat_template(MESSAGES), **options)["choices"][0]
-    assert chat == {"role": "assistant", "content": plain["text"]}
+    assert (chat["role"], chat["content"]) == ("assistant", plain["text"])
 
 
 def test_a_text_is_a_message_of_the_user_unless_it_is_raw(llm: TinyLoraOnnx, tmp_path: Path) -> None:
@@ -100,7 +100,8 @@ def test_the_shape_of_a_completion(llm: TinyLoraOnnx) -> None:
     whole = llm("Hello", max_tokens=6, temperature=0)
     assert whole["object"] == "text_completion"
     assert whole["choices"][0]["finish_reason"] == "length"
-    assert whole["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    usage = whole["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (5, 6, 11)
     chat = llm.create_chat_completion(MESSAGES, max_tokens=6)
     assert chat["object"] == "chat.completion"
     assert set(chat) == set(whole)

@@ -1,0 +1,374 @@
+"""The loop of continuous batching: many sequences run in the rows of engines, each under its own vector."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BusyError, TinyLoraError, VectorError
+from .engine import INSIDE, Engine, Part, Process
+from .turns import Queue, Shares, Who
+from .work import NOBODY, Generating, Work
+
+_SLICE = 16
+"""Tokens that a row generates before another row of its engine goes on, where each is evaluated by itself:
+to change the vector costs llama.cpp as much as a token of a small model."""
+
+_WORTH = 16
+"""Tokens of a prompt that are worth a row's other merits, where it has them."""
+
+_ALIGNED = 8
+"""Rows keep a multiple of so many tokens of a prompt, and evaluate so many at least: kernels compute some
+tokens at a time, and the last ones otherwise, whose last bits differ."""
+
+_SCORED = 64
+"""Logits of one evaluation at most: 200 kB each, and more of them take no less time."""
+
+
+class Load(NamedTuple):
+    """How busy a loop is, in sequences: those in a row, and those that wait for one."""
+
+    running: int
+    waiting: int
+
+
+@dataclass(eq=False)
+class Slot:
+    """A row of an engine, and what it holds of its last sequence.
+
+    Attributes:
+        engine, row: where it is.
+        tenant: whose sequence it was: nobody else finds what it holds.
+        vector: digest of the sequence's R; empty for the base.
+        tokens: that the row holds, or begins with.
+        prompt: how many of them came as a prompt. Cells of generated tokens are not reused: they were
+            computed one at a time, by kernels whose last bits differ.
+        after: logits [vocabulary] behind the prompt, where one was generated from.
+        used: when it was used last, in sequences.
+    """
+
+    engine: Engine
+    row: int
+    tenant: str = ""
+    vector: bytes = b""
+    tokens: list[int] = field(default_factory=list)
+    prompt: int = 0
+    after: NDArray[np.float32] | None = None
+    used: int = 0
+
+    def shared(self, work: Work, *, soon: bool = False) -> int:
+        """Return how many tokens of a prompt it holds, or will hold once its own prompt is evaluated.
+
+        It is the whole prompt where the logits behind it are known too.
+        """
+        if not self.tenant or self.tenant != work.who.tenant or self.vector != _digest(work):
+            return 0
+        holds = self.prompt if soon else min(self.prompt, self.engine.length(self.row))
+        whole = isinstance(work, Generating) and holds == work.prompt and (soon or self.after is not None)
+        if whole and work.tokens[:holds] == self.tokens[:holds]:
+            return holds
+        most = max(0, min(holds, work.prompt - _ALIGNED))
+        alike = next((i for i in range(most) if work.tokens[i] != self.tokens[i]), most)
+        return alike // _ALIGNED * _ALIGNED
+
+
+class Loop:
+    """What answers: a thread for each engine, which alone touches its rows, and one queue before them.
+
+    Whoever wants tokens is a client and submits `Work`: calls and streams of one model, batches, pools,
+    learners. In ONNX Runtime all rows generate in one batch, which sequences join and leave at any token. In
+    llama.cpp rows of one vector do where they share cells; where each has its own, they take turns of some
+    tokens, so that an answer is the same to the bit whatever is answered beside it. A row keeps what it
+    evaluated for the user's next prompt.
+
+    Any thread may call it.
+
+    Args:
+        engines: whose rows it owns, and which it closes.
+        closed: the message for work that it does not take or end any more.
+        waiting: work that waits at most, where many share the loop: see `Shares`. None: it has one client.
+
+    Attributes:
+        n_ctx: tokens of the longest sequence.
+    """
+
+    def __init__(self, engines: Sequence[Engine], *, closed: str, waiting: int | None = None) -> None:
+        self.engines = list(engines)
+        self.n_ctx = min(engine.n_ctx for engine in engines)
+        self._most = max(engine.rows for engine in engines)  # rows of each that are used at a time
+        self._message = closed
+        self._process = Process()
+        self._slots = [Slot(engine, row) for engine in engines for row in range(engine.rows)]
+        self._changed = threading.Condition()  # what follows is looked at and changed with it
+        self._waiting: Queue[Work] = Queue(waiting or sys.maxsize)
+        self._rows = Shares(len(self._slots) if waiting else sys.maxsize, brief=True)
+        self._running: dict[Slot, Work] = {}
+        self._closed = False
+        self._begun = 0
+        self._threads: list[threading.Thread] = []
+
+    def check_waiting(self) -> None:
+        """Refuse to wait for the loop in a callback of what it generates, which would wait for itself.
+
+        Raises:
+            BusyError: this thread is the loop's.
+        """
+        if threading.current_thread() in self._threads:
+            raise BusyError(INSIDE)
+
+    def submit(self, *works: Work) -> None:
+        """Let sequences wait for their turns.
+
+        Raises:
+            OverloadError: too many wait, of everybody or of this user.
+            TinyLoraError: the loop is closed, or this process is a fork.
+        """
+        self._process.check()
+        with self._changed:
+            if self._closed:
+                raise TinyLoraError(self._message)
+            for work in works:
+                self._waiting.add(work.who, work)
+            self._place()
+            if works and not self._threads:
+                self._threads = [
+                    threading.Thread(target=self._work, args=(each,), name="tinylora-loop", daemon=True)
+                    for each in self.engines
+                ]
+                for thread in self._threads:
+                    thread.start()
+
+    def cancel(self, work: Work) -> None:
+        """Give a sequence up: its row is free after the engine's step of the moment. Again does nothing."""
+        work.cancelled = True
+        with self._changed:
+            self._waiting.remove(work.who, work)
+
+    def prepare(self, *, most: int, n_threads: int) -> None:
+        """Empty all rows while nothing runs, and set how many are used, and with how many threads each.
+
+        Raises:
+            TinyLoraError: the loop is closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise TinyLoraError(self._message)
+            self._most = most
+            for engine in self.engines:
+                engine.use(n_threads)
+            for slot in self._slots:
+                slot.tenant = ""
+                slot.engine.cut(slot.row, 0)
+
+    def drain(self) -> None:
+        """Wait until nothing runs; what was cancelled leaves its row at the next step."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running)
+
+    def load(self) -> Load:
+        """Return how busy it is."""
+        with self._changed:
+            return Load(len(self._running), len(self._waiting))
+
+    def close(self) -> None:
+        """End everything with a `TinyLoraError` and free the engines, after their steps of the moment.
+
+        Again is fine; whoever comes second waits.
+
+        Raises:
+            BusyError: this is a callback of a generation.
+        """
+        if self._process.forked:  # nothing of the engine may be touched there
+            return
+        self.check_waiting()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        with self._changed:
+            left = [*self._running.values(), *self._waiting.drain()]
+            self._running.clear()
+            self._changed.notify_all()
+            for engine in self.engines:
+                engine.close()
+        for work in left:
+            work.finish(TinyLoraError(self._message))
+
+    def _place(self) -> None:
+        """Give free rows to work that waits. The lock is held."""
+        while len(self._waiting):
+            free = [slot for slot in self._slots if slot.row < self._most and slot not in self._running]
+            found = self._waiting.take(self._rows) if free else None
+            if found is None:
+                break
+            who, work = found
+            self._rows.take(who)
+            busy = Counter(id(slot.engine) for slot in self._running)
+
+            def rank(slot: Slot, work: Work = work, busy: Counter[int] = busy) -> tuple[int, ...]:
+                has = slot.shared(work)
+                return (-has if has >= _WORTH else 0, busy[id(slot.engine)], slot.used, slot.row)
+
+            slot = min(free, key=rank)
+            self._begun += 1
+            slot.used = self._begun
+            self._running[slot] = work
+        self._changed.notify_all()
+
+    def _leave(self, slot: Slot, work: Work, error: BaseException | None) -> None:
+        """Free a row, and then report the end: the client's next work finds the row free."""
+        with self._changed:
+            del self._running[slot]
+            self._rows.leave(work.who)
+            if not self._closed:
+                self._place()
+            self._changed.notify_all()
+        work.finish(error)
+
+    # The thread of an engine
+
+    def _work(self, engine: Engine) -> None:
+        """Run what is in an engine's rows until the loop is closed."""
+        last = -1, NOBODY
+        while turn := self._next(engine, last):
+            slot, work = next(iter(turn.items()))
+            last = slot.row, work.who
+            for _ in range(_SLICE if engine.exact and not engine.mixed else 1):
+                try:
+                    generated = self._step(engine, turn)
+                except BaseException as error:
+                    for slot, work in turn.items():
+                        self._leave(slot, work, error)
+                    break
+                if self._closed or not generated:  # a chunk that does not end a prompt is a slice of its own
+                    break
+
+    def _next(self, engine: Engine, last: tuple[int, Who]) -> dict[Slot, Work]:
+        """Return what an engine evaluates together, once there is something; nothing where it is closed.
+
+        Where not all of its rows can, it is the turn of the account that had fewest, in any engine, and among
+        equals not of the last one, before which a newcomer goes; of its tenants likewise, and of a tenant's
+        rows of the one behind the last. With it go the rows that can be evaluated beside it.
+        """
+        row, before = last
+
+        def rank(slot: Slot) -> tuple[int, bool, int, bool, bool, int]:
+            who = self._running[slot].who
+            account, tenant = self._rows.turns(who)
+            return account, who.account == before.account, tenant, who == before, slot.row <= row, slot.row
+
+        with self._changed:
+            while not self._closed:
+                running = {slot: each for slot, each in self._running.items() if slot.engine is engine}
+                if not running:
+                    self._changed.wait()
+                    continue
+                if engine.mixed:
+                    return running
+                lead = min(running, key=rank)
+                self._rows.turn(running[lead].who)
+                if engine.exact:
+                    return {lead: running[lead]}
+                alike = _digest(running[lead])
+                return {slot: work for slot, work in running.items() if _digest(work) == alike}
+            return {}
+
+    def _step(self, engine: Engine, turn: dict[Slot, Work]) -> bool:
+        """Evaluate a chunk of new prompts and a token of every answer; True where all are at answers."""
+        for slot, work in list(turn.items()):
+            if work.cancelled:
+                del turn[slot]
+                self._leave(slot, work, None)
+            elif work.cached is None:
+                self._begin(slot, work, turn)
+        parts = list(self._parts(engine, turn))
+        if not parts:
+            return False
+        logits, at = engine.evaluate([part for _, part in parts]), 0
+        for slot, part in parts:
+            rows = logits[at : at + part.wanted]
+            at += part.wanted
+            if part.wanted:
+                work = turn[slot]
+                if len(work.tokens) == work.prompt and isinstance(work, Generating):
+                    slot.after = rows[0].copy()
+                self._take(slot, work, rows, turn)
+        return bool(turn) and all(part.wanted for _, part in parts)
+
+    def _take(self, slot: Slot, work: Work, rows: NDArray[np.float32], turn: dict[Slot, Work]) -> None:
+        error: BaseException | None = None
+        try:
+            work.take(rows)
+        except BaseException as found:
+            error = found
+            if isinstance(
+                found, VectorError
+            ):  # not finite, which no mask hides: others evaluate theirs again
+                slot.engine.purge(slot.row)
+                slot.tenant, slot.after = "", None
+        if error is not None or work.over:
+            del turn[slot]
+            self._leave(slot, work, error)
+
+    def _begin(self, slot: Slot, work: Work, turn: dict[Slot, Work]) -> None:
+        """Make a row ready: it keeps the beginning of the prompt, or copies it from another row.
+
+        Where another one evaluates more of it at the moment, the row begins later.
+        """
+        engine, has = slot.engine, slot.shared(work)
+        beside = [each for each in self._slots if each.engine is engine and each is not slot]
+        source = max(beside, key=lambda each: each.shared(work), default=slot)
+        there = source.shared(work)
+        for each in beside:
+            begun = (other := self._running.get(each)) is not None and other.cached is not None
+            if begun and each.shared(work, soon=True) >= max(has, there) + _WORTH:
+                return
+        if there >= has + _WORTH or (there == work.prompt and there > has):
+            engine.cut(slot.row, 0)
+            engine.copy(source.row, slot.row, has := there)
+            slot.after = source.after
+        if not engine.exact:  # rows share cells, and those of other vectors are of no use
+            for each in beside:
+                if each not in self._running and each.vector != _digest(work):
+                    engine.cut(each.row, 0)
+        work.cached = engine.cut(slot.row, has)
+        engine.set_r(slot.row, None if work.vector is None else work.vector.r)
+        slot.tenant, slot.vector = work.who.tenant, _digest(work)
+        slot.tokens, slot.prompt = work.tokens, work.prompt
+        if work.cached == work.prompt and slot.after is not None:
+            self._take(slot, work, slot.after[None], turn)
+        else:
+            slot.after = None
+
+    def _parts(self, engine: Engine, turn: dict[Slot, Work]) -> Iterator[tuple[Slot, Part]]:
+        """Yield what is evaluated next: prompts first come, first served, and the last token of answers."""
+        left, outputs = engine.chunk, max(_SCORED, len(turn))
+        for slot, work in turn.items():
+            if work.cached is None:
+                continue
+            begin = engine.length(slot.row)
+            # Behind the prompt one at a time, as they came, where a row is evaluated again.
+            count = missing = max(1, min(work.prompt, work.first + outputs) - begin)
+            if missing > engine.chunk:
+                count = min(engine.chunk, missing - _ALIGNED) // _ALIGNED * _ALIGNED
+            if count > 1:
+                left -= count
+                if left < 0:
+                    continue
+            wanted = max(0, begin + count - work.first)
+            if count < 1 or (wanted and not outputs):
+                continue
+            outputs -= wanted
+            yield slot, Part(slot.row, work.tokens[begin : begin + count], wanted)
+
+
+def _digest(work: Work) -> bytes:
+    return b"" if work.vector is None else work.vector.digest
