@@ -142,9 +142,17 @@ class LlamaEngine:
         self.cut(target, length)
 
     def purge(self, row: int) -> None:
-        """See `Engine`: all rows, since no mask hides a NaN, and cells are cleared together alone."""
-        llama_cpp.llama_memory_clear(self._memory, True)
-        self._lengths = [0] * self.rows
+        """See `Engine`. No mask hides a NaN: the base's evaluation of as many tokens is written over a row's
+        cells where it has its own, and all cells are cleared where rows share them."""
+        if not self.exact:
+            llama_cpp.llama_memory_clear(self._memory, True)
+            self._lengths = [0] * self.rows
+            return
+        length = self._lengths[row]
+        self.cut(row, 0)
+        self.set_r(row, None)
+        self.evaluate([Part(row, [0] * length, 0)])
+        self.cut(row, 0)
 
     def use(self, n_threads: int) -> None:
         """See `Engine`."""
