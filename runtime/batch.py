@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,8 @@ from .loop import Loop
 from .sampling import draw, likeliest, logprobs
 from .schema import Grammar, Schema, grammar_of
 from .turns import Who
+from .weights import Weights
 from .work import Finished, Generating, Scoring, Work
-
-if TYPE_CHECKING:
-    from .model import PersonalizedModel
 
 W = TypeVar("W", bound=Work)
 
@@ -90,7 +88,7 @@ class Batch:
 
     def __init__(
         self,
-        llm: PersonalizedModel,
+        llm: Weights,
         *,
         n_ctx_seq: int,
         shared: int = 0,

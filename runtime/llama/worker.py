@@ -48,9 +48,9 @@ class Worker:
 
     @property
     def inside(self) -> bool:
-        """Whether this thread is the worker's: what is called is a part of its job."""
+        """Whether this is a part of the job of the moment."""
         self._process.check()
-        return threading.current_thread() is self._thread
+        return self._now is not None and threading.current_thread() is self._thread
 
     def check_waiting(self) -> None:
         """Raise a `BusyError` in a callback of a generation, which would wait for itself."""
@@ -107,7 +107,7 @@ class Worker:
             self._changed.notify_all()
         for job in left:
             job.done(None, TinyLoraError(CLOSED))
-        if self._thread is None:
+        if self._thread in (None, threading.current_thread()):  # which drops the model's last reference
             return True
         self._thread.join(None if threading.main_thread().is_alive() else _AT_EXIT)
         return not self._thread.is_alive()
@@ -132,4 +132,4 @@ class Worker:
             with self._changed:
                 self._now = None
             job.done(result, error)
-            del job, result, error  # the worker keeps no model
+            del job, result, error  # the worker keeps no model; it may close one that nobody else has
