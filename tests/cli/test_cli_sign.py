@@ -56,7 +56,7 @@ def test_a_bundle_that_was_changed_is_signed_again(cli: Cli, ready: Path) -> Non
     (bundle / "manifest.json").write_bytes(b"{}")
     assert "signed 3 files under ed25519:" in cli("sign", bundle, "--key", ready / "key").done()
     cli("inspect", bundle, *key).done()
-    cli("sign", bundle, "--key", f"{ready / 'key'}.pub").refused("holds a PUBLIC KEY")
+    cli("sign", bundle, "--key", f"{ready / 'key'}.pub").refused("found PUBLIC KEY")
     cli("sign", ready / "tiny.gguf", "--key", ready / "key").refused("does not exist")
 
 
