@@ -174,7 +174,7 @@ def fill(path: Path, bases: Bases, vectors: Iterator[MicroVector]) -> None:
     policy = Policy(keys=[KEY], state=store.sequences)
     with store.transaction():
         for user, each in enumerate(vectors):
-            store.put(name(user), each.to_bytes(bases.of(each), tag=KEY, stream=name(user)), policy)
+            store.put(name(user), each.to_bytes(bases.of(each), tag=KEY, user=name(user)), policy)
     store.close()
 
 

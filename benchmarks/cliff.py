@@ -171,7 +171,7 @@ def vector_cost(path: Path, bases: Bases, users: int) -> dict[str, float]:
         with bench.stopwatch() as watch:
             stored = store.get(user)
             assert stored is not None
-            with admitted(stored.frame, bases, policy, stream=user) as vector:
+            with admitted(stored.frame, bases, policy, user=user) as vector:
                 for _ in range(2):  # when it is submitted, and when it begins
                     bases.of(vector).R(vector)
         times.setdefault(str(len(vector.values)), []).append(watch.seconds)

@@ -82,7 +82,7 @@ class Target:
         question = f"Write about a {random.choice(NOUNS)} and a {random.choice(NOUNS)}."
         body = {"model": "m", "messages": [{"role": "user", "content": question}], "temperature": 0}
         if vector:
-            frame = MicroVector.random(self.basis, 0.05).to_bytes(self.basis, tag=KEY, stream=user)
+            frame = MicroVector.random(self.basis, 0.05).to_bytes(self.basis, tag=KEY, user=user)
             body["vector"] = text.encode(frame)
         return body | {"max_tokens": tokens, "user": user}
 

@@ -46,7 +46,7 @@ def asks(bases: Bases) -> Ask:
     basis = tiled(bases)
 
     def ask(user: int, question: str) -> dict[str, Any]:
-        frame = MicroVector.random(basis, NORM, seed=user).to_bytes(basis, tag=KEY, stream=name(user))
+        frame = MicroVector.random(basis, NORM, seed=user).to_bytes(basis, tag=KEY, user=name(user))
         messages = [{"role": "user", "content": question}]
         own = {"user": name(user), "vector": text.encode(frame)}
         return {"model": "m", "max_tokens": TOKENS, "temperature": 0, "messages": messages, **own}

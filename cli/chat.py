@@ -20,8 +20,8 @@ from .options import (
     EngineOption,
     GpuLayersOption,
     KeysOption,
-    StreamOption,
     ThreadsOption,
+    UserOption,
     load_model,
 )
 from .run import (
@@ -63,7 +63,7 @@ def chat(
     engine: EngineOption = None,
     system: SystemOption = None,
     keys: KeysOption = None,
-    stream: StreamOption = layout.DEFAULT_STREAM,
+    user: UserOption = layout.DEFAULT_USER,
 ) -> None:
     """Talk with the model, and change its vector on the way.
 
@@ -77,11 +77,11 @@ def chat(
     """
     if vector == vectors.STREAM:
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
-    policy, stream = keyfiles.policy(keys), layout.bound_name(stream)
+    policy, user = keyfiles.policy(keys), layout.bound_name(user)
     frame = None if vector is None else vectors.read(vector)
     with console.progress("loading the model"):
         llm = load_model(
-            bundle, engine, threads, gpu_layers, n_ctx=n_ctx, vector=frame, policy=policy, stream=stream
+            bundle, engine, threads, gpu_layers, n_ctx=n_ctx, vector=frame, policy=policy, user=user
         )
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()
@@ -89,7 +89,7 @@ def chat(
     if interactive:
         _note(f"{_described(llm.vector)}. /help lists the commands.")
     with tempfile.TemporaryDirectory(prefix="tinylora-chat-") as folder:
-        conversation = Conversation(llm, system, options, stream, threads, Path(folder))
+        conversation = Conversation(llm, system, options, user, threads, Path(folder))
         for line in _lines(interactive):
             try:
                 if not conversation.take(line, interactive):
@@ -109,11 +109,11 @@ class Conversation:
         llm: TinyLoraLlama | TinyLoraOnnx,
         system: str | None,
         options: dict[str, Any],
-        stream: str,
+        user: str,
         threads: int | None,
         folder: Path,
     ) -> None:
-        self._llm, self._options, self._stream = llm, options, stream
+        self._llm, self._options, self._user = llm, options, user
         self._threads, self._state = threads, folder / "clicks.state"
         self._system = messages(system)
         self._messages = list(self._system)
@@ -142,7 +142,7 @@ class Conversation:
             if rest == vectors.STREAM:
                 raise console.CommandError("stdin carries the conversation: name a file, /vector FILE")
             if rest:
-                self._llm.swap(vectors.read(rest), stream=self._stream)
+                self._llm.swap(vectors.read(rest), user=self._user)
                 self.begin_with(self._llm.vector)
             _note(f"vector: {_described(self._llm.vector)}")
         elif word == "/base":

@@ -12,7 +12,7 @@ from .. import load_bundle
 from ..formats.onnx_adapter import to_adapter
 from ..shipping import layout
 from . import console, keyfiles, vectors
-from .options import BasisArgument, JsonOption, KeysOption, OutputOption, StreamOption, VectorArgument
+from .options import BasisArgument, JsonOption, KeysOption, OutputOption, UserOption, VectorArgument
 
 
 def convert(
@@ -24,10 +24,10 @@ def convert(
     output: OutputOption,
     model: Annotated[Path | None, typer.Option(metavar="DIR", help="With --to peft: the model.")] = None,
     keys: KeysOption = None,
-    stream: StreamOption = layout.DEFAULT_STREAM,
+    user: UserOption = layout.DEFAULT_USER,
     as_json: JsonOption = False,
 ) -> None:
-    """Convert a vector to a format of other programs. It has no tag there, nor a stream.
+    """Convert a vector to a format of other programs. It has no tag there, nor a user.
 
     gguf-lora: a LoRA for llama.cpp. peft: a LoRA in a directory, for PEFT, vLLM, SGLang. onnx-adapter: what
     ONNX Runtime and onnxruntime-genai load in any language. gguf: the whole model with the vector merged
@@ -42,13 +42,13 @@ def convert(
     if (to == "peft") != (model is not None):
         raise typer.BadParameter("--to peft is for a Hugging Face model, and takes it", param_hint="--model")
     if output == vectors.STREAM and to != "onnx-adapter":
-        raise console.CommandError(f"{to} is no stream of bytes: pass -o PATH")
+        raise console.CommandError(f"{to} is no user of bytes: pass -o PATH")
     target = Path(output)
     if to != "peft" or not target.is_dir() or any(target.iterdir()):
         vectors.check_target(output, as_json=as_json)
     base = _base(bundle) if to == "gguf" else None
     bases = vectors.find_bases(bundle)
-    vector = keyfiles.policy(keys).check(vectors.read(source), bases, stream=layout.bound_name(stream))
+    vector = keyfiles.policy(keys).check(vectors.read(source), bases, user=layout.bound_name(user))
     basis = bases.of(vector)
     if to == "onnx-adapter":
         vectors.write(output, to_adapter(vector, basis))

@@ -23,8 +23,8 @@ from .options import (
     KeysOption,
     RewardOption,
     SchemaOption,
-    StreamOption,
     ThreadsOption,
+    UserOption,
     load_data,
     load_model,
 )
@@ -53,7 +53,7 @@ def evaluate(
     engine: EngineOption = None,
     threads: ThreadsOption = None,
     keys: KeysOption = None,
-    stream: StreamOption = layout.DEFAULT_STREAM,
+    user: UserOption = layout.DEFAULT_USER,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a vector on held-out prompts in the deployed runtime, paired with the base.
@@ -76,7 +76,7 @@ def evaluate(
 
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
-    policy, stream = keyfiles.policy(keys), layout.bound_name(stream)
+    policy, user = keyfiles.policy(keys), layout.bound_name(user)
     frame = None if vector is None else vectors.read(str(vector))
     loaded = load_data(
         data,
@@ -101,7 +101,7 @@ def evaluate(
         console.progress("loading the model", total=1) as show,
         closing(load_model(bundle, engine, threads, policy=policy)) as llm,
     ):
-        checked = None if frame is None else policy.check(frame, llm.bases, stream=stream)
+        checked = None if frame is None else policy.check(frame, llm.bases, user=user)
         loaded = loaded if max_tokens is not None else fitted(loaded, llm)
         contestants: dict[str, tuple[Any, Any]] = {"base": (None, None)}
         contestants |= {"prompt": (None, before)} if before else {}

@@ -1,4 +1,4 @@
-"""`fetch`: the newest frame of a stream, from where it was published."""
+"""`fetch`: the newest frame of a user, from where it was published."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ..shipping.fetch import fetch as fetch_frame
 from ..system import atomic_write
 from ..wire import frame
 from . import console, keyfiles, vectors
-from .options import BasisArgument, JsonOption, KeysOption, StateOption, StreamOption
+from .options import BasisArgument, JsonOption, KeysOption, StateOption, UserOption
 
 
 def fetch(
     url: Annotated[str, typer.Argument(metavar="URL", help="Of the folder that publish wrote to.")],
     bundle: BasisArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the vector goes.")],
-    stream: StreamOption = layout.DEFAULT_STREAM,
+    user: UserOption = layout.DEFAULT_USER,
     keys: KeysOption = None,
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch the newest vector of a stream, check it, and only then replace FILE.
+    """Fetch the newest vector of a user, check it, and only then replace FILE.
 
     Without a key a checksum is required, which says nothing about the sender.
 
@@ -36,16 +36,16 @@ def fetch(
     """
     policy = keyfiles.policy(keys, state)
     vectors.check_folder(output)
-    bases, bound = vectors.find_bases(bundle), layout.bound_name(stream)
+    bases, bound = vectors.find_bases(bundle), layout.bound_name(user)
     with console.progress(f"asking {url}"):
-        data = fetch_frame(url, bases, stream).data
+        data = fetch_frame(url, bases, user).data
     assert data is not None  # no ETag was sent
-    vector = policy.check(data, bases, stream=bound)
+    vector = policy.check(data, bases, user=bound)
     present = b""
     with suppress(FileNotFoundError), open(output, "rb") as old:
         present = old.read(frame.longest(bases.most) + 1)
     if data == present:
-        policy.record(vector, bases.factors, stream=bound)
+        policy.record(vector, bases.factors, user=bound)
     else:
         # The state is written once the new vector is on the disk under another name: no vector is in place
         # that the state does not know, and a kill between the two leaves the old one.
@@ -54,7 +54,7 @@ def fetch(
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                policy.record(vector, bases.factors, stream=bound)
+                policy.record(vector, bases.factors, user=bound)
         except OSError as error:
             raise console.CommandError(
                 f"{output} and the state could not be written: {error.strerror or error}"

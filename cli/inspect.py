@@ -12,7 +12,7 @@ from ..formats.side_tensors import load_bases
 from ..formats.signatures import Signature, check_bundle, signature_path
 from ..shipping import layout
 from . import console, keyfiles, vectors
-from .options import JsonOption, KeysOption, StreamOption
+from .options import JsonOption, KeysOption, UserOption
 
 _SHOWN = 64  # values in a table
 
@@ -24,7 +24,7 @@ def inspect(
     ],
     bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="What a vector is for.")] = None,
     keys: KeysOption = None,
-    stream: StreamOption = layout.DEFAULT_STREAM,
+    user: UserOption = layout.DEFAULT_USER,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
@@ -46,9 +46,9 @@ def inspect(
         with console.progress(f"checking {path}"):
             record = _model(path, keyfiles.public_keys(keys))
     else:
-        if bundle is None and (keys or stream != layout.DEFAULT_STREAM):
+        if bundle is None and (keys or user != layout.DEFAULT_USER):
             raise typer.BadParameter("a vector is checked with its bundle: name it", param_hint="BUNDLE")
-        record = _vector(vectors.read(str(path)), bundle, keys, stream)
+        record = _vector(vectors.read(str(path)), bundle, keys, user)
     if as_json:
         console.print_json(record)
         return
@@ -58,12 +58,12 @@ def inspect(
         console.next_command("inspect", path, "BUNDLE")
 
 
-def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, stream: str) -> dict[str, Any]:
+def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, user: str) -> dict[str, Any]:
     record: dict[str, Any] = {"kind": "vector", "verified": bundle is not None}
     if bundle is None:
         return record | vectors.header(data)
     bases = vectors.find_bases(bundle)
-    vector = keyfiles.policy(keys).check(data, bases, stream=layout.bound_name(stream))
+    vector = keyfiles.policy(keys).check(data, bases, user=layout.bound_name(user))
     basis = bases.of(vector)
     return (
         record

@@ -80,7 +80,7 @@ KeysOption = Annotated[
 StateOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Keep the sequence here; a lower one is refused.")
 ]
-StreamOption = Annotated[str, typer.Option("--stream", metavar="NAME", help="Whose vectors these are.")]
+UserOption = Annotated[str, typer.Option("--user", metavar="NAME", help="Whose vectors these are.")]
 
 
 def load_data(data: str, **arguments: Any) -> Task:

@@ -15,7 +15,7 @@ from ..shipping import layout
 from ..shipping.links import qr_code
 from ..wire import expiry, tags, text
 from . import console, keyfiles, vectors
-from .options import Dtype, JsonOption, StreamOption, VectorArgument
+from .options import Dtype, JsonOption, UserOption, VectorArgument
 
 _PIXELS = 8  # a module's width in a picture: sharp on a phone held 20 cm away
 
@@ -31,9 +31,9 @@ def pack(
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the values. [default: as they came]")] = None,
     sequence: Annotated[
-        int | None, typer.Option(metavar="N", min=0, max=65535, help="Rises in one stream.")
+        int | None, typer.Option(metavar="N", min=0, max=65535, help="Rises in one user.")
     ] = None,
-    stream: StreamOption = layout.DEFAULT_STREAM,
+    user: UserOption = layout.DEFAULT_USER,
     until: Annotated[
         datetime | None, typer.Option(metavar="DATE", formats=["%Y-%m-%d"], help="Last day, in UTC.")
     ] = None,
@@ -49,17 +49,17 @@ def pack(
     \b
     Examples:
       tinylora-edge pack trained.bin out/demo -o v1.bin --key fleet.key --dtype bf16 --sequence 1
-      tinylora-edge pack trained.bin out/demo -o v2.bin --key fleet.key --stream al --until 2026-12-31
+      tinylora-edge pack trained.bin out/demo -o v2.bin --key fleet.key --user al --until 2026-12-31
       tinylora-edge pack v1.bin --qr -o v1.png
     """
     if as_text and as_qr:
         raise typer.BadParameter("--text and --qr are two forms: pass one", param_hint="--qr")
-    bound = layout.bound_name(stream)
+    bound = layout.bound_name(user)
     framing = {
         "--key": key,
         "--dtype": dtype,
         "--sequence": sequence,
-        "--stream": bound or None,
+        "--user": bound or None,
         "--until": until,
     }
     for option, value in framing.items():
@@ -82,7 +82,7 @@ def pack(
             basis.digest,
         )
         last = None if until is None else until.date()
-        data = made.to_bytes(basis, tag=signer or tags.Crc32(), stream=bound, until=last)
+        data = made.to_bytes(basis, tag=signer or tags.Crc32(), user=bound, until=last)
         record = {
             "count": basis.size,
             "key": "" if signer is None else signer.id,
@@ -110,9 +110,9 @@ def pack(
 
 
 def _check(
-    data: bytes, known: Bases, signer: tags.Ed25519Signer | tags.Hmac | None, stream: str
+    data: bytes, known: Bases, signer: tags.Ed25519Signer | tags.Hmac | None, user: str
 ) -> AdmittedVector:
-    """Return the vector: of the default stream, as `train` leaves it, or of the one it is packed for."""
+    """Return the vector: of the default user, as `train` leaves it, or of the one it is packed for."""
     keys: list[tags.Verifier] = []
     if signer is not None:
         keys = [tags.Ed25519Verifier(signer.public_key) if isinstance(signer, tags.Ed25519Signer) else signer]
@@ -120,9 +120,9 @@ def _check(
     try:
         return policy.check(data, known)
     except (ChecksumError, SignatureError):
-        if not stream:
+        if not user:
             raise
-        return policy.check(data, known, stream=stream)
+        return policy.check(data, known, user=user)
 
 
 def _qr(data: bytes) -> Any:

@@ -23,8 +23,8 @@ from .options import (
     GpuLayersOption,
     KeysOption,
     StateOption,
-    StreamOption,
     ThreadsOption,
+    UserOption,
     load_model,
 )
 
@@ -74,7 +74,7 @@ def run_prompt(
         typer.Option("--bundle-key", metavar="FILE", help="A public key that signed the bundle. Repeatable."),
     ] = None,
     state: StateOption = None,
-    stream: StreamOption = layout.DEFAULT_STREAM,
+    user: UserOption = layout.DEFAULT_USER,
     as_json: Annotated[bool, typer.Option("--json", help="Report the answer as JSON.")] = False,
 ) -> None:
     """Ask once, and stream the answer to stdout.
@@ -106,7 +106,7 @@ def run_prompt(
             n_ctx=n_ctx,
             vector=frame,
             policy=policy,
-            stream=layout.bound_name(stream),
+            user=layout.bound_name(user),
             bundle_keys=signers,
         )
     if prompt == vectors.STREAM:

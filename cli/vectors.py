@@ -139,7 +139,7 @@ def next_sequence(before: MicroVector | None) -> int:
     if before.sequence == _LAST_SEQUENCE:
         raise console.CommandError(
             f"the vector to begin with has sequence {before.sequence}, which is the last one: pack it for a "
-            "stream of another name, with --sequence 1"
+            "user of another name, with --sequence 1"
         )
     return before.sequence + 1
 

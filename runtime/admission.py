@@ -18,7 +18,7 @@ VectorSource: TypeAlias = bytes | Path | MicroVector
 
 @contextmanager
 def admitted(
-    source: VectorSource, bases: Bases, policy: Policy, *, stream: str = ""
+    source: VectorSource, bases: Bases, policy: Policy, *, user: str = ""
 ) -> Iterator[AdmittedVector]:
     """Check a vector, give it to a block that applies it, and record it once that is done.
 
@@ -32,7 +32,7 @@ def admitted(
     if isinstance(source, MicroVector):
         yield policy.own(source, bases)
     else:
-        with policy.admit(vector_bytes(source), bases, stream=stream) as vector:
+        with policy.admit(vector_bytes(source), bases, user=user) as vector:
             yield vector
 
 

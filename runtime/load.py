@@ -60,7 +60,7 @@ def load(
     *,
     policy: Policy | None = None,
     bundle_keys: Sequence[Ed25519Verifier] = (),
-    stream: str = "",
+    user: str = "",
     engine: str | None = None,
     **engine_options: Any,
 ) -> TinyLoraLlama | TinyLoraOnnx:
@@ -73,7 +73,7 @@ def load(
             `MicroVector` that the app made itself (no policy applies to it), or None for the base alone.
         policy: what is demanded of vectors, now and at every `swap`.
         bundle_keys: of which one has to have signed the bundle; without any, signatures are not looked at.
-        stream: which sequence of vectors the bytes belong to (see `Policy`).
+        user: which sequence of vectors the bytes belong to (see `Policy`).
         engine: `llama` (llama.cpp) or `onnx` (ONNX Runtime). By default what the bundle has; llama.cpp
             where it has both.
         engine_options: those of `llama_cpp.Llama` (`n_ctx`, `n_gpu_layers`, `chat_format`, ...), `verbose`
@@ -102,7 +102,7 @@ def load(
             with signed(bundle, bundle_keys, engine=engine):
                 vector = None
                 if vector_bytes is not None:
-                    checked = admitted(vector_bytes, bundle.bases, policy, stream=stream)
+                    checked = admitted(vector_bytes, bundle.bases, policy, user=user)
                     vector = admission.enter_context(checked)
                 try:
                     llm = start(bundle, policy, engine_options)

@@ -64,7 +64,7 @@ class PersonalizedModel(Weights):
         block = self._block()
         return self._vector if block is None else block.vector
 
-    def swap(self, vector: VectorSource, *, stream: str = "") -> AdmittedVector:
+    def swap(self, vector: VectorSource, *, user: str = "") -> AdmittedVector:
         """Exchange the micro-vector, all or nothing, and return the one that is now active.
 
         What is asked for from now on has it; what was asked for before ends with the one it began with. No
@@ -73,7 +73,7 @@ class PersonalizedModel(Weights):
         Args:
             vector: a frame as bytes, or the `pathlib.Path` of a file with one, checked by the policy, of any
                 projection that the model knows; or a `MicroVector` of the app's own.
-            stream: which sequence of vectors the bytes belong to (see `Policy`).
+            user: whose vector it is (see `Policy`).
 
         Raises:
             VectorError: the vector was refused; the subclass says why. The model stays as it was.
@@ -83,7 +83,7 @@ class PersonalizedModel(Weights):
         """
         before = self.vector
         try:
-            with self.in_use(), admitted(vector, self.bases, self.policy, stream=stream) as found:
+            with self.in_use(), admitted(vector, self.bases, self.policy, user=user) as found:
                 self._activate(found)
         except BaseException:
             if self.vector is not before:
@@ -97,14 +97,14 @@ class PersonalizedModel(Weights):
             self._activate(None)
 
     @contextmanager
-    def using(self, vector: VectorSource, *, stream: str = "") -> Iterator[AdmittedVector]:
+    def using(self, vector: VectorSource, *, user: str = "") -> Iterator[AdmittedVector]:
         """Apply a micro-vector to what one block asks for; others have theirs meanwhile.
 
         The block's context belongs to it (`contextvars`): what it calls, and what `asyncio.to_thread` starts
         from it. A stream that was made in it ends with the block's vector, wherever it is stepped. Arguments
         and errors are those of `swap`.
         """
-        with self.in_use(), admitted(vector, self.bases, self.policy, stream=stream) as found:
+        with self.in_use(), admitted(vector, self.bases, self.policy, user=user) as found:
             self._stage(found)
         block = _Block(self, found)
         token = _blocks.set((*_blocks.get(), block))

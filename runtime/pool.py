@@ -237,7 +237,7 @@ class Pool:
         def begin(prepared: Prepared, report: Report) -> tuple[Request, Generating]:
             whole, grammar = prepared
             checked = (
-                nullcontext() if vector is None else admitted(vector, self.bases, self.policy, stream=user)
+                nullcontext() if vector is None else admitted(vector, self.bases, self.policy, user=user)
             )
             work: Generating | None = None
             try:

@@ -60,8 +60,8 @@ VECTOR_FILE_BYTES = 1 << 20
 PEM_BYTES = 1 << 12
 """Bytes of a key in PEM. OpenSSL's of Ed25519 have 119 and 113."""
 
-STREAM_CHARACTERS = 1 << 7
-"""Characters of a stream's name, which a state keeps. What is published has up to 64."""
+USER_CHARACTERS = 1 << 7
+"""Characters of a user's name, which a state keeps. What is published has up to 64."""
 
 BODY_BYTES = 1 << 20
 """Bytes of the body of an HTTP request, unless a server is told otherwise. Long chats have some 100 kB."""

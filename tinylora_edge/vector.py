@@ -39,7 +39,7 @@ class MicroVector:
         values: float32 [n]. Rounded to `dtype` when the vector is made, so that what a host holds
             is what a device will hold.
         dtype: of the values on the wire: `fp32`, `bf16`, `fp16` or `int8`.
-        sequence: 0 to 65535; rises with every vector of the same stream.
+        sequence: 0 to 65535; rises with every vector of the same user.
         basis: digest of the basis that it is a point of, in hexadecimal. Where it is empty, a model takes it
             for one of the basis with so many numbers (`Bases.of`).
 
@@ -86,7 +86,7 @@ class MicroVector:
         basis: Basis,
         tag: tags.Signer | str = "crc32",
         *,
-        stream: str = "",
+        user: str = "",
         until: date | None = None,
     ) -> bytes:
         """Return the frame of this vector.
@@ -94,8 +94,8 @@ class MicroVector:
         Args:
             basis: the basis that the vector is for.
             tag: "crc32" (the default), or a signer (`Hmac`, `Ed25519Signer`).
-            stream: name of the stream, as the device passes it to `swap`. In another one the frame does
-                not verify. The default is the stream without a name.
+            user: name of the user, as the device passes it to `swap`. In another one the frame does
+                not verify. The default is the user without a name.
             until: the last day on which the frame may be accepted, in UTC; None for ever.
 
         Raises:
@@ -107,7 +107,7 @@ class MicroVector:
             raise VectorError(f"unknown tag {tag!r}: use 'crc32' or a signer")
         last = None if until is None else expiry.day_number(until)
         sent = values, self.dtype, self.sequence
-        return frame.encode(*sent, basis.digest, signer, stream=stream, until=last)
+        return frame.encode(*sent, basis.digest, signer, user=user, until=last)
 
     def __repr__(self) -> str:
         shown = np.array2string(self.values, precision=4, threshold=6, edgeitems=2, separator=", ")
@@ -142,13 +142,13 @@ class AdmittedVector(MicroVector):
     Attributes:
         r: float32 [M, k, k], read-only.
         verified_by: id of the trusted key under which its tag verified; empty for a checksum.
-        stream: name of the stream that it was checked for.
+        user: name of the user that it was checked for.
         until: the last day on which it may be accepted; None for ever.
     """
 
     r: NDArray[np.float32] = field(init=False)
     verified_by: str = field(default="", init=False)
-    stream: str = field(default="", init=False)
+    user: str = field(default="", init=False)
     until: date | None = field(default=None, init=False)
 
     @cached_property
@@ -174,17 +174,17 @@ class Policy:
 
     1. The bytes are a frame (FrameError).
     2. The frame names a basis that is known (BasisMismatchError), and has its length (FrameError).
-    3. The tag verifies for this stream: CRC-32 always (ChecksumError); a MAC or a signature under one of
+    3. The tag verifies for this user: CRC-32 always (ChecksumError); a MAC or a signature under one of
        `keys`, even where none is required: a tag that cannot be checked proves nothing (SignatureError).
     4. The tag is at least as strong as `require` (SignatureError), and the last day of a frame that has one
        is not over by the device's clock (ExpiredError).
     5. Every value is finite (NonFiniteError).
     6. The Frobenius norm of R is at most `max_norm` (VectorError).
-    7. The sequence is not lower than the highest accepted from the same stream under the same key, or under
+    7. The sequence is not lower than the highest accepted from the same user under the same key, or under
        no key (RollbackError). An equal one is accepted, so that a frame may be delivered twice; under a key
        it is refused with other values, since whoever carries frames could choose between the two.
 
-    The highest accepted sequence of each (factors, key, stream) is remembered, whatever the projection, so
+    The highest accepted sequence of each (factors, key, user) is remembered, whatever the projection, so
     that a user who grew from 13 numbers to 840 is not set back; while the policy lives, and with `state` in a
     file that outlives it; share one policy between models to share that memory.
 
@@ -242,13 +242,13 @@ class Policy:
         keys = ", ".join(map(tags.key_id, self._keys))
         return f"Policy({self.require!r}, keys=[{keys}], max_norm={self.max_norm:g}, {self._log!r})"
 
-    def check(self, data: bytes, known: Basis | Bases, *, stream: str = "") -> AdmittedVector:
+    def check(self, data: bytes, known: Basis | Bases, *, user: str = "") -> AdmittedVector:
         """Return the micro-vector in a frame if every rule allows it; change nothing.
 
         Args:
             data: the bytes.
             known: the basis of the vector; or all that a model has, among which a frame names its own.
-            stream: whose vectors they are, where an app has several: one a user, say.
+            user: whose vectors they are, where an app has several: one a user, say.
 
         Raises:
             VectorError: one of its subclasses for each rule, as listed above.
@@ -256,7 +256,7 @@ class Policy:
         """
         basis = known if isinstance(known, Basis) else known.of_frame(data)
         received = frame.decode(data, basis.size, basis.digest)
-        key = self._check_tag(received, bytes.fromhex(basis.digest), stream)
+        key = self._check_tag(received, bytes.fromhex(basis.digest), user)
         if received.until is not None:
             expiry.check(received.until, self._clock)
         values = basis.values(received.values)
@@ -269,11 +269,11 @@ class Policy:
                 "basis": basis.digest,
                 "r": r,
                 "verified_by": key,
-                "stream": stream,
+                "user": user,
                 "until": None if received.until is None else expiry.day_date(received.until),
             }
         )
-        self._log.check((basis.factors.digest, key, stream), received.sequence, _content(key, vector))
+        self._log.check((basis.factors.digest, key, user), received.sequence, _content(key, vector))
         return vector
 
     def own(self, vector: MicroVector, known: Bases) -> AdmittedVector:
@@ -298,10 +298,10 @@ class Policy:
         return r
 
     @contextmanager
-    def admit(self, data: bytes, known: Basis | Bases, *, stream: str = "") -> Iterator[AdmittedVector]:
+    def admit(self, data: bytes, known: Basis | Bases, *, user: str = "") -> Iterator[AdmittedVector]:
         """Check bytes, give the vector to a block that applies it, and record it once that is done.
 
-            with policy.admit(data, known, stream="alice") as vector:
+            with policy.admit(data, known, user="alice") as vector:
                 apply(vector)
 
         Where the block raises, nothing is recorded. Where recording raises, the block has run: it is the
@@ -311,29 +311,29 @@ class Policy:
             VectorError: as for `check` and `record`.
             OSError: the state file cannot be read or written.
         """
-        vector = self.check(data, known, stream=stream)
+        vector = self.check(data, known, user=user)
         yield vector
-        self.record(vector, known.factors, stream=stream)
+        self.record(vector, known.factors, user=user)
 
-    def record(self, vector: MicroVector, factors: Factors, *, stream: str = "") -> None:
+    def record(self, vector: MicroVector, factors: Factors, *, user: str = "") -> None:
         """Remember that a vector which `check` returned was applied; with a state file, durably.
 
         Raises:
-            RollbackError: another thread or process recorded a later vector of the stream meanwhile, or
+            RollbackError: another thread or process recorded a later vector of the user meanwhile, or
                 another one with this sequence: the caller takes back what it did.
-            VectorError: the state file is damaged, or the stream's name is too long.
+            VectorError: the state file is damaged, or the user's name is too long.
             OSError: the state file cannot be written; it stays as it was.
         """
         key = vector.verified_by if isinstance(vector, AdmittedVector) else ""
-        self._log.record((factors.digest, key, stream), vector.sequence, _content(key, vector))
+        self._log.record((factors.digest, key, user), vector.sequence, _content(key, vector))
 
-    def highest(self, factors: Factors, *, key: str = "", stream: str = "") -> int:
-        """Return the highest sequence accepted of a stream under a key; 0 for none. It raises as `record`."""
-        return self._log.highest((factors.digest, key, stream))
+    def highest(self, factors: Factors, *, key: str = "", user: str = "") -> int:
+        """Return the highest sequence accepted of a user under a key; 0 for none. It raises as `record`."""
+        return self._log.highest((factors.digest, key, user))
 
-    def _check_tag(self, received: frame.Frame, digest: bytes, stream: str) -> str:
+    def _check_tag(self, received: frame.Frame, digest: bytes, user: str) -> str:
         """Return the id of the key under which the tag verifies; empty for a checksum."""
-        verified_by = frame.check_tag(received, stream, digest, self._keys)
+        verified_by = frame.check_tag(received, user, digest, self._keys)
         if _LEVEL_OF_KIND[received.kind] < self._required:
             raise SignatureError(
                 f"the policy requires a {self.require}, but this is a {tags.NAMES[received.kind]} frame"

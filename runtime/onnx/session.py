@@ -99,7 +99,7 @@ class OnnxSession:
         self,
         vectors: VectorSource | Sequence[VectorSource | None] | None,
         *,
-        streams: str | Sequence[str] = "",
+        users: str | Sequence[str] = "",
     ) -> Rows:
         """Return checked vectors for a run: one for the whole batch, or one for each of its sequences.
 
@@ -107,7 +107,7 @@ class OnnxSession:
 
         Args:
             vectors: a frame, a `MicroVector`, or None for the base; or a sequence of them.
-            streams: which sequence of vectors the bytes belong to (see `Policy`): one, or one a row.
+            users: which sequence of vectors the bytes belong to (see `Policy`): one, or one a row.
 
         Raises:
             VectorError: one is refused; the message says which. None counts as accepted then.
@@ -118,20 +118,20 @@ class OnnxSession:
         given: list[VectorSource | None] = [vectors] if one else list(vectors)  # type: ignore[arg-type, list-item]
         if not given:
             raise VectorError("there are no vectors: pass one for all sequences, or one for each")
-        names = [streams] * len(given) if isinstance(streams, str) else list(streams)
+        names = [users] * len(given) if isinstance(users, str) else list(users)
         if len(names) != len(given):
             raise VectorError(
-                f"there are {len(given)} vectors, but {len(names)} streams: pass one stream for each"
+                f"there are {len(given)} vectors, but {len(names)} users: pass one user for each"
             )
         factors = self.bases.factors
         r = np.zeros((len(given), len(factors.modules) * factors.rank**2), np.float32)
         newest: dict[tuple[str, str], int] = {}
         with ExitStack() as admissions:  # which records what was accepted, once all are
-            for row, (source, stream) in enumerate(zip(given, names, strict=True)):
+            for row, (source, user) in enumerate(zip(given, names, strict=True)):
                 if source is None:
                     continue
                 try:
-                    admitting = admitted(source, self.bases, self.policy, stream=stream)
+                    admitting = admitted(source, self.bases, self.policy, user=user)
                     vector = admissions.enter_context(admitting)
                 except VectorError as error:
                     if one:
@@ -139,11 +139,11 @@ class OnnxSession:
                     raise type(error)(f"row {row}: {error}") from None
                 r[row] = input_row(self.bases.of(vector).R(vector), factors.rank)
                 if isinstance(vector, AdmittedVector):
-                    other = newest.setdefault((stream, vector.verified_by), vector.sequence)
+                    other = newest.setdefault((user, vector.verified_by), vector.sequence)
                     if other != vector.sequence:
                         raise RollbackError(
-                            f"rows have sequences {other} and {vector.sequence} of the stream {stream!r}: "
-                            "the lower one is an older vector of the same user. Pass each user's stream"
+                            f"rows have sequences {other} and {vector.sequence} of the user {user!r}: "
+                            "the lower one is an older vector of the same user. Pass each user's user"
                         )
         r.flags.writeable = False
         return Rows(r, factors.digest)

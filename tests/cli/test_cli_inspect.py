@@ -66,7 +66,7 @@ def test_parts_of_different_exports(cli: Cli, smollm2_bundle: Path, basis: Basis
 
 def test_only_vectors_are_checked_against_a_bundle(cli: Cli, smollm2_bundle: Path, trained: Path) -> None:
     cli("inspect", smollm2_bundle, smollm2_bundle).misused("only a vector")
-    cli("inspect", trained, "--stream", "al").misused("BUNDLE")
+    cli("inspect", trained, "--user", "al").misused("BUNDLE")
 
 
 def test_control_characters_in_a_file_are_escaped(cli: Cli, tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_a_header(cli: Cli, basis: Basis) -> None:
 def test_a_vector_as_a_device_sees_it(
     cli: Cli, small: Path, small_basis: Basis, trained: Path, key: Path, tmp_path: Path
 ) -> None:
-    cli("pack", trained, small, "-o", tmp_path / "v", "--key", key, "--stream", "al").done()
+    cli("pack", trained, small, "-o", tmp_path / "v", "--key", key, "--user", "al").done()
     public = ("--key", f"{key}.pub")
-    shown = cli("inspect", tmp_path / "v", small, *public, "--stream", "al").done()
+    shown = cli("inspect", tmp_path / "v", small, *public, "--user", "al").done()
     assert re.search(r"^key +ed25519:", shown, re.M)
     record = cli("inspect", trained, small, "--json").record()
     assert record["values"] == MicroVector.from_bytes(trained.read_bytes(), small_basis).values.tolist()
@@ -114,7 +114,7 @@ def test_a_vector_as_a_device_sees_it(
     assert record["norm_of_r"] == float(np.linalg.norm(r.astype(np.float64)))
     assert (record["projection"], record["rank"]) == (small_basis.projection.descriptor, 2)
     cli("inspect", tmp_path / "v", small, *public).refused("does not verify")
-    cli("inspect", tmp_path / "v", small, "--stream", "al").refused("no Ed25519 key")
+    cli("inspect", tmp_path / "v", small, "--user", "al").refused("no Ed25519 key")
     cli("inspect", trained, small, *public).refused("requires a signature")
     late = ("pack", trained, small, "-o", tmp_path / "late", "--until", "2026-01-02")
     cli(*late).done()

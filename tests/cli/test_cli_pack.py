@@ -14,11 +14,11 @@ from tinylora_edge.wire import text
 
 def test_signed(cli: Cli, small: Path, small_basis: Basis, trained: Path, key: Path) -> None:
     out = trained.with_name("v.bin")
-    options = ("--dtype", "bf16", "--sequence", 9, "--stream", "al", "--until", "2026-12-31")
+    options = ("--dtype", "bf16", "--sequence", 9, "--user", "al", "--until", "2026-12-31")
     shown = cli("pack", trained, small, "-o", out, "--key", key, *options).done()
     verifier = Ed25519Verifier.from_pem(key.with_name("fleet.key.pub").read_bytes())
     policy = Policy("signature", keys=[verifier], today=lambda: date(2026, 12, 31))
-    vector = policy.check(out.read_bytes(), small_basis, stream="al")
+    vector = policy.check(out.read_bytes(), small_basis, user="al")
     plain = Policy().check(trained.read_bytes(), small_basis)
     assert vector == MicroVector(plain.values, "bf16", 9, small_basis.digest)
     assert len(out.read_bytes()) == 99

@@ -110,7 +110,7 @@ def test_what_is_refused_before_anything_is_asked(cli: Cli, ready: Path) -> None
     cli("fetch", "http://127.0.0.1:1", basis, "-o", ready / "no" / "v.bin").refused("not a directory")
     cli("fetch", "file:///etc", basis, "-o", ready / "v.bin").refused("no address of a folder")
     cli("publish", ready / "1.bin", basis, "--to", "https://example.org/").refused("where devices fetch from")
-    cli("publish", ready / "1.bin", basis, "--to", ready / "root", "--stream", "../up").refused(
+    cli("publish", ready / "1.bin", basis, "--to", ready / "root", "--user", "../up").refused(
         "safe in a path"
     )
     assert contents(ready / "root") == {}

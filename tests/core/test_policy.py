@@ -50,8 +50,8 @@ def vector(sequence: int = 0, values=(0.5, -0.25, 0.125), basis=BASIS) -> MicroV
     return MicroVector(np.array(values, np.float32), "fp32", sequence, basis.digest)
 
 
-def crc(sequence: int = 0, basis=BASIS, stream: str = "") -> bytes:
-    return vector(sequence, basis=basis).to_bytes(basis, stream=stream)
+def crc(sequence: int = 0, basis=BASIS, user: str = "") -> bytes:
+    return vector(sequence, basis=basis).to_bytes(basis, user=user)
 
 
 def damage(data: bytes, position: int = -1) -> bytes:
@@ -192,8 +192,8 @@ class TestValues:
             Policy(max_norm=bound)
 
 
-def accept(policy: Policy, sequence: int, basis=BASIS, **stream: str) -> None:
-    policy.record(policy.check(crc(sequence, basis, **stream), basis, **stream), basis.factors, **stream)
+def accept(policy: Policy, sequence: int, basis=BASIS, **user: str) -> None:
+    policy.record(policy.check(crc(sequence, basis, **user), basis, **user), basis.factors, **user)
 
 
 class TestSequences:
@@ -286,21 +286,21 @@ class TestStreams:
         signer, error = TAGS[tag]
         policy = Policy("checksum", keys=KEYS, today=DAY)
         for stream in ("", "alice", "jos\u00e9", "a" * 128):
-            data = vector().to_bytes(BASIS, signer, stream=stream, until=until)
-            found = policy.check(data, BASIS, stream=stream)
-            assert (found, found.stream, found.until) == (vector(), stream, until)
+            data = vector().to_bytes(BASIS, signer, user=stream, until=until)
+            found = policy.check(data, BASIS, user=stream)
+            assert (found, found.user, found.until) == (vector(), stream, until)
             for other in {"", "alice", "bob", "Alice", "alice ", "alice\n"} - {stream}:
-                with pytest.raises(error, match=r"of another stream|of a stream with a name"):
-                    policy.check(data, BASIS, stream=other)
+                with pytest.raises(error, match=r"of another user|of a user with a name"):
+                    policy.check(data, BASIS, user=other)
 
     @pytest.mark.parametrize("tag", TAGS)
-    def test_one_of_the_default_stream_says_how_to_mend_it(self, tag):
+    def test_one_of_the_default_user_says_how_to_mend_it(self, tag):
         signer, error = TAGS[tag]
         policy, data = Policy("checksum", keys=KEYS), vector().to_bytes(BASIS, signer)
-        with pytest.raises(error, match=r"'alice': of the default one; .*pack --stream 'alice'"):
-            policy.check(data, BASIS, stream="alice")
+        with pytest.raises(error, match=r"'alice': of the default one; .*pack --user 'alice'"):
+            policy.check(data, BASIS, user="alice")
         with pytest.raises(error, match=r"damaged on its way|was altered"):
-            policy.check(damage(data), BASIS, stream="alice")
+            policy.check(damage(data), BASIS, user="alice")
 
     def test_a_version_is_no_other_version(self):
         for until in (None, DAY):
@@ -314,9 +314,9 @@ class TestStreams:
     )
     def test_a_name_that_no_policy_keeps(self, name, said):
         with pytest.raises(FrameError, match=said):
-            vector().to_bytes(BASIS, MAC, stream=name)
+            vector().to_bytes(BASIS, MAC, user=name)
         with pytest.raises(FrameError, match=said):
-            Policy().check(crc(), BASIS, stream=name)
+            Policy().check(crc(), BASIS, user=name)
 
 
 class TestLastDays:
@@ -388,8 +388,8 @@ def test_a_policy_is_not_pickled_and_what_it_let_through_is():
     policy = Policy("checksum", keys=[MAC], today=DAY)
     with pytest.raises((SignatureError, TypeError)):
         pickle.dumps(policy)
-    found = policy.check(vector(7).to_bytes(BASIS, stream="alice", until=DAY), BASIS, stream="alice")
+    found = policy.check(vector(7).to_bytes(BASIS, user="alice", until=DAY), BASIS, user="alice")
     for copied in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found)):
         assert vars(copied).keys() == vars(found).keys()
-        assert (copied, copied.stream, copied.until) == (found, "alice", DAY)
+        assert (copied, copied.user, copied.until) == (found, "alice", DAY)
         assert not copied.values.flags.writeable

@@ -242,12 +242,12 @@ class TestGolden:
         values = np.frombuffer(bytes.fromhex(case["values_hex_le_f32"]), "<f4")
         vector = MicroVector(values, case["dtype"], case["sequence"])
         until = None if case["last_day"] is None else date(2026, 1, 1) + timedelta(case["last_day"])
-        data = vector.to_bytes(golden_basis(case), signer, stream=case["stream"], until=until)
+        data = vector.to_bytes(golden_basis(case), signer, user=case["stream"], until=until)
         assert data.hex() == case["frame_hex"]
 
     def test_decode(self, case):
         _, policy = golden_tag(case)
-        found = policy.check(bytes.fromhex(case["frame_hex"]), golden_basis(case), stream=case["stream"])
+        found = policy.check(bytes.fromhex(case["frame_hex"]), golden_basis(case), user=case["stream"])
         assert (found.dtype, found.sequence) == (case["dtype"], case["sequence"])
         until = None if found.until is None else (found.until - date(2026, 1, 1)).days
         assert until == case["last_day"]

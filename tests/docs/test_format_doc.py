@@ -199,8 +199,8 @@ def test_test_frames() -> None:
         vector = MicroVector(values, dtype, 7, basis.digest)
         until = expiry.LAST if version == "3" else None
         assert len(frame) == int(size)
-        assert vector.to_bytes(basis, signers[tag], stream=stream, until=until) == frame
-        assert policy.check(frame, basis, stream=stream) == vector
+        assert vector.to_bytes(basis, signers[tag], user=stream, until=until) == frame
+        assert policy.check(frame, basis, user=stream) == vector
     assert f"65535, which is {expiry.LAST}" in section("Test frames")
 
 
@@ -235,8 +235,8 @@ def test_texts() -> None:
 def test_published_path() -> None:
     text = " ".join(section("Published vectors").split())
     basis, sequence = frame_digest()[:8], int.from_bytes(taken_apart()[5:7], "little")
-    assert f"`{layout.numbered(basis, layout.DEFAULT_STREAM, sequence)}`" in text
-    assert f"<stream>/{layout.LATEST} " in text
+    assert f"`{layout.numbered(basis, layout.DEFAULT_USER, sequence)}`" in text
+    assert f"<user>/{layout.LATEST} " in text
     (longest,) = re.findall(r"1 to (\d+) characters", text)
     layout.directory(basis, "a" * int(longest))
     with pytest.raises(TransferError):
@@ -268,7 +268,7 @@ def test_a_state_file(tmp_path: Path) -> None:
     basis, key = support.random_basis(), tags.Hmac(bytes(32))
     policy = Policy(keys=[key], state=tmp_path / "state", today=expiry.FIRST)
     vector = MicroVector([0.5, -1], "int8", 7)
-    with policy.admit(vector.to_bytes(basis, key, stream="alice", until=expiry.LAST), basis, stream="alice"):
+    with policy.admit(vector.to_bytes(basis, key, user="alice", until=expiry.LAST), basis, user="alice"):
         pass
     found = json.loads((tmp_path / "state").read_bytes())
     hashed = f"{basis.digest}\nint8\n".encode() + vector.values.astype("<f4").tobytes()

@@ -214,9 +214,9 @@ def _act_publish(folder: Path, progress: Progress) -> None:
 
 
 def _check_publish(folder: Path, done: int) -> None:
-    latest = sequence_of((folder / "site" / layout.latest(BASES.id, layout.DEFAULT_STREAM)).read_bytes())
+    latest = sequence_of((folder / "site" / layout.latest(BASES.id, layout.DEFAULT_USER)).read_bytes())
     assert 5 + done <= latest <= 7
-    numbered = folder / "site" / layout.numbered(BASES.id, layout.DEFAULT_STREAM, latest)
+    numbered = folder / "site" / layout.numbered(BASES.id, layout.DEFAULT_USER, latest)
     assert sequence_of(numbered.read_bytes()) == latest
 
 

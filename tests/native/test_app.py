@@ -97,7 +97,7 @@ def test_what_it_refuses(personalize: Program, smollm2_bundle: Path, tmp_path: P
     basis = bases.basis(numbers=13)
     frame, cut = framed(basis), tmp_path / "cut.gguf"
     cut.write_bytes(side.read_bytes()[:-64])
-    signed = framed(basis, 7, Hmac(KEY), stream="alice")
+    signed = framed(basis, 7, Hmac(KEY), user="alice")
     old = framed(basis, 7, Hmac(KEY), until=expiry.day_date(1))
     key, none = ("--key", KEY.hex()), f"none of the {len(bases)} of factors {bases.factors.digest[:8]}"
     cases = [

@@ -298,16 +298,16 @@ def test_bytes_are_checked_at_every_request(opened: Callable[..., Pool]) -> None
     with opened(policy=Policy(keys=[key], max_norm=2)) as pool:
         basis = pool.bases.basis(rank=2)
         vector = MicroVector.random(basis, 1.0)
-        numbered = [replace(vector, sequence=n).to_bytes(basis, tag=key, stream="alice") for n in range(4)]
+        numbered = [replace(vector, sequence=n).to_bytes(basis, tag=key, user="alice") for n in range(4)]
         assert asyncio.run(ask(pool, numbered[2])) == asyncio.run(ask(pool, numbered[3]))
-        with pytest.raises(RollbackError, match="sequence 1, but 3 was already accepted from stream 'alice'"):
+        with pytest.raises(RollbackError, match="sequence 1, but 3 was already accepted from user 'alice'"):
             asyncio.run(ask(pool, numbered[1]))
-        with pytest.raises(SignatureError, match="another stream than 'bob'"):
+        with pytest.raises(SignatureError, match="another user than 'bob'"):
             asyncio.run(ask(pool, numbered[3], user="bob"))
         with pytest.raises(SignatureError):
-            asyncio.run(ask(pool, vector.to_bytes(basis, tag=forger, stream="alice")))
+            asyncio.run(ask(pool, vector.to_bytes(basis, tag=forger, user="alice")))
         with pytest.raises(VectorError, match="norm"):
-            asyncio.run(ask(pool, MicroVector.random(basis, 3.0).to_bytes(basis, tag=key, stream="alice")))
+            asyncio.run(ask(pool, MicroVector.random(basis, 3.0).to_bytes(basis, tag=key, user="alice")))
         asyncio.run(idle(pool))
 
 

@@ -58,7 +58,7 @@ def test_an_answer_beside_vectors_that_explode_at_every_token(pool: Pool) -> Non
 
     async def explode(number: int) -> None:
         bad = MicroVector.random(basis, norm * (1 - number / 1000), seed=1)
-        given: Any = bad if pool.model.mixed else bad.to_bytes(basis, stream="bad")
+        given: Any = bad if pool.model.mixed else bad.to_bytes(basis, user="bad")
         with pytest.raises(VectorError, match="too large for the model"):
             await pool.complete(TEXT[:20], user="bad", vector=given, max_tokens=2, **GIVEN)
 

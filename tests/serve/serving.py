@@ -140,7 +140,7 @@ def drawn(basis: Basis, seed: int = 1, *, norm: float = 3.0, sequence: int = 1) 
 def framed(
     basis: Basis, user: str, seed: int = 1, *, norm: float = 3.0, sequence: int = 1, key: Hmac = KEY
 ) -> bytes:
-    return drawn(basis, seed, norm=norm, sequence=sequence).to_bytes(basis, tag=key, stream=user)
+    return drawn(basis, seed, norm=norm, sequence=sequence).to_bytes(basis, tag=key, user=user)
 
 
 def as_text(frame: bytes) -> str:

@@ -72,7 +72,7 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(
         last = answered(server, user="alice")
         assert told(server, id=last, reward=1) == (200, 2)
         basis = load_bundle(tiny).basis(numbers=13)
-        given = MicroVector(MicroVector.random(basis, 0.1).values, sequence=7).to_bytes(basis, stream="alice")
+        given = MicroVector(MicroVector.random(basis, 0.1).values, sequence=7).to_bytes(basis, user="alice")
         brought = answered(server, user="alice", vector=text.encode(given))
         assert told(server, id=brought, reward=1) == (200, 8)
         first = answered(server, user="alice")
@@ -80,7 +80,7 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(
         assert told(server, id=first, reward=1) == (404, "answer_not_found")  # it was forgotten with him
 
         grown = load_bundle(tiny).basis(rank=2)
-        put = {"vector": text.encode(MicroVector.random(grown, 0.1).to_bytes(grown, stream="carl"))}
+        put = {"vector": text.encode(MicroVector.random(grown, 0.1).to_bytes(grown, user="carl"))}
         assert server.ask("PUT", "/v1/vectors/carl", put, **APP)[0] == 200
         kept = answered(server, user="carl")  # the base's: what clicks would find of it takes nothing's place
         status, answer = server.ask("POST", "/v1/feedback", {"id": kept, "reward": 1}, **APP)

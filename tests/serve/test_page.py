@@ -72,10 +72,10 @@ def test_values_become_a_frame_of_the_visitor(page: tuple[Serving, dict[str, str
     status, made = server.ask("POST", "/v1/page/vector", {"values": VALUES}, **token)
     assert (status, made["values"], made["norm"]) == (200, VALUES, float(np.linalg.norm(VALUES)))
     frame = text.decode(made["vector"])
-    read = Policy("checksum").check(frame, basis, stream="me")
+    read = Policy("checksum").check(frame, basis, user="me")
     assert (read.values.tolist(), len(frame)) == (VALUES, made["bytes"])
     with pytest.raises(VectorError):
-        Policy("checksum").check(frame, basis, stream="alice")
+        Policy("checksum").check(frame, basis, user="alice")
     for values in (VALUES[1:], [*VALUES, 0.0]):
         answer = server.ask("POST", "/v1/page/vector", {"values": values}, **token)
         assert refused(answer) == (403, "vector_refused"), values
@@ -89,13 +89,13 @@ def test_a_file_becomes_values(page: tuple[Serving, dict[str, str]], basis: Basi
     server, token = page
     vector = MicroVector(np.array(VALUES, np.float32))
     sent = token | {"Content_Type": "application/octet-stream"}
-    own, nameless = (vector.to_bytes(basis, stream=stream) for stream in ("me", ""))
+    own, nameless = (vector.to_bytes(basis, user=stream) for stream in ("me", ""))
     for data in (own, nameless, text.encode(own, scheme=True).encode()):
         status, opened = server.ask("POST", "/v1/page/vector", data, **sent)
         assert (status, opened["values"]) == (200, VALUES), data
-        assert Policy("checksum").check(text.decode(opened["vector"]), basis, stream="me") is not None
+        assert Policy("checksum").check(text.decode(opened["vector"]), basis, user="me") is not None
     for data, code in (
-        (vector.to_bytes(basis, stream="alice"), "vector_damaged"),
+        (vector.to_bytes(basis, user="alice"), "vector_damaged"),
         (own[:-1] + bytes([own[-1] ^ 1]), "vector_damaged"),
         (own[:1] + bytes(4) + own[5:], "vector_of_another_basis"),
         (vector.to_bytes(basis, KEY), "vector_forged"),
@@ -114,7 +114,7 @@ def test_a_vector_of_another_size_has_no_sliders(
         vector = MicroVector(drawn(other).values, "int8", basis=other.digest)
         status, opened = server.ask("POST", "/v1/page/vector", vector.to_bytes(other), **sent)
         assert (status, opened["values"], opened["numbers"]) == (200, None, other.size)
-        read = Policy("checksum").check(text.decode(opened["vector"]), bases, stream="me")
+        read = Policy("checksum").check(text.decode(opened["vector"]), bases, user="me")
         np.testing.assert_array_equal(read.values, vector.values)
         answer = {"model": "tiny", "prompt": "abc", "max_tokens": 2, "vector": opened["vector"]}
         status, answered = server.ask("POST", "/v1/completions", answer, **token)
@@ -151,16 +151,16 @@ def test_what_clicks_made_comes_after_what_the_page_began_with(
     for sequence in (1, 2):  # the first is of an earlier session, which FILE comes before
         editor = VectorEditor(bases, policy, store, first.to_bytes(basis))
         np.testing.assert_allclose(editor.present()["values"], first.values, rtol=0.01)
-        frame = MicroVector(learned.values, sequence=sequence).to_bytes(basis, stream=USER)
+        frame = MicroVector(learned.values, sequence=sequence).to_bytes(basis, user=USER)
         store.put(USER, frame, policy)
         present = editor.present()
         np.testing.assert_allclose(present["values"], learned.values, rtol=0.01)
         assert present == editor.learned()
         assert present["sequence"] == sequence
-    assert editor.opened(first.to_bytes(basis, stream=USER))["sequence"] == 2  # 1, by hand
+    assert editor.opened(first.to_bytes(basis, user=USER))["sequence"] == 2  # 1, by hand
     store.delete(USER)
     made = text.decode(editor.made([0.5] * basis.size)["vector"])
-    assert policy.check(made, basis, stream=USER).sequence == 2  # which the policy remembers
+    assert policy.check(made, basis, user=USER).sequence == 2  # which the policy remembers
     with pytest.raises(VectorError, match="nobody has signed"):
         VectorEditor(bases, Policy(keys=[KEY]), store)
     with pytest.raises(VectorError):

@@ -51,7 +51,7 @@ def framed(
     basis: Basis, sequence: int, user: str = "alice", *, value: float = 0.5, key: Hmac | None = KEY
 ) -> bytes:
     vector = MicroVector(basis.values(np.full(basis.size, value)), sequence=sequence)
-    return vector.to_bytes(basis, tag=key or "crc32", stream=user)
+    return vector.to_bytes(basis, tag=key or "crc32", user=user)
 
 
 def of_another_model(basis: Basis) -> Basis:
@@ -84,7 +84,7 @@ def test_nothing_older_comes_back(store: Store, path: Path, bases: Bases, basis:
         with pytest.raises(RollbackError, match="another vector with this sequence"):
             store.put("alice", framed(basis, 5, value=0.25), policy(store))
         with pytest.raises(RollbackError):  # a request's own vector, not from the store
-            policy(store).check(framed(basis, 4), basis, stream="alice")
+            policy(store).check(framed(basis, 4), basis, user="alice")
         store.close()
         store = Store(path, bases)
     assert store.delete("alice")
@@ -104,12 +104,12 @@ def test_who_grew_is_not_set_back(store: Store, path: Path, bases: Bases, basis:
         store = Store(path, bases)
     found = store.get("alice")
     assert found is not None
-    assert policy(store).check(found.frame, bases, stream="alice").values.shape == (13_440,)
+    assert policy(store).check(found.frame, bases, user="alice").values.shape == (13_440,)
     for sequence, each in ((1, basis), (2, bases.basis(rank=2)), (2, basis)):
         with pytest.raises(RollbackError, match=f"sequence {sequence}, but 3 was already accepted"):
             store.put("alice", framed(each, sequence), policy(store))
         with pytest.raises(RollbackError):
-            policy(store).check(framed(each, sequence), bases, stream="alice")
+            policy(store).check(framed(each, sequence), bases, user="alice")
     with pytest.raises(RollbackError, match="another vector with this sequence"):
         store.put("alice", framed(basis, 3), policy(store))
     assert store.get("alice") == found
@@ -153,7 +153,7 @@ for line in sys.stdin:
     sequence = int(line)
     for user in ("alice", f"user{sequence}"):
         vector = MicroVector(basis.values([1.0] * basis.size), sequence=sequence)
-        store.put(user, vector.to_bytes(basis, tag=key, stream=user), policy)
+        store.put(user, vector.to_bytes(basis, tag=key, user=user), policy)
     print(store.get("alice").sequence, flush=True)
 store.close()
 """

@@ -30,8 +30,8 @@ def test_the_newest_and_then_nothing_until_there_is_more(tmp_path):
 
 def test_streams(tmp_path):
     with servers.static(tmp_path) as (url, _):
-        publish(frame(1), BASES, str(tmp_path), stream="alice")
-        publish(frame(2), BASES, str(tmp_path), stream="bob")
+        publish(frame(1), BASES, str(tmp_path), user="alice")
+        publish(frame(2), BASES, str(tmp_path), user="bob")
         assert fetch(url, BASES, "alice").data == frame(1)
         assert fetch(url, BASES, "bob").data == frame(2)
         with pytest.raises(TransferError, match=r"404 Not Found: nothing is published"):

@@ -47,7 +47,7 @@ def test_the_layout(target):
     assert publish(frame(3), BASES, to) == Published(f"{HOME}/00003.bin", 3, True)
     assert content() == {f"{HOME}/00003.bin": frame(3), f"{HOME}/latest": frame(3)}
     publish(frame(4), BASES, to)
-    publish(frame(1), BASES, to, stream="alice")
+    publish(frame(1), BASES, to, user="alice")
     assert content() == {
         f"{HOME}/00003.bin": frame(3),
         f"{HOME}/00004.bin": frame(4),

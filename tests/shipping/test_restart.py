@@ -30,12 +30,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_gguf(base, root / "bundle").output
 
 
-def frame(bundle: Path, sequence: int, signer: Ed25519Signer = SIGNER, stream: str = "") -> bytes:
+def frame(bundle: Path, sequence: int, signer: Ed25519Signer = SIGNER, user: str = "") -> bytes:
     """Of a user who grows: 13 numbers at first, and from sequence 5 on all entries of rank 4."""
     bundled = load_bundle(bundle)
     basis = bundled.basis(rank=4) if sequence >= 5 else bundled.basis(numbers=13)
     drawn = MicroVector.random(basis, 0.3, seed=sequence)
-    return MicroVector(drawn.values, "bf16", sequence).to_bytes(basis, signer, stream=stream)
+    return MicroVector(drawn.values, "bf16", sequence).to_bytes(basis, signer, user=user)
 
 
 def policy(path: Path) -> Policy:

@@ -34,9 +34,9 @@ TRUSTED = [Ed25519Verifier(OLD.public_key), Ed25519Verifier(NEW.public_key), MAC
 MARK = (BASIS.factors.digest, OLD.id, "")
 
 
-def frame(sequence: int, signer=OLD, basis=BASIS, stream: str = "") -> bytes:
+def frame(sequence: int, signer=OLD, basis=BASIS, user: str = "") -> bytes:
     values = np.array([0.5, -0.25, 0.125], np.float32)
-    return MicroVector(values, "fp32", sequence).to_bytes(basis, signer, stream=stream)
+    return MicroVector(values, "fp32", sequence).to_bytes(basis, signer, user=user)
 
 
 def other_frame(sequence: int, signer=OLD) -> bytes:
@@ -75,7 +75,7 @@ class TestRollback:
             (frame(1, NEW), BASIS, {}),
             (frame(1, MAC), BASIS, {}),
             (frame(1, "crc32"), BASIS, {}),
-            (frame(1, stream="bob"), BASIS, {"stream": "bob"}),
+            (frame(1, user="bob"), BASIS, {"user": "bob"}),
         ):
             assert apply(policy(path), data, basis, **stream).sequence == 1
         with pytest.raises(RollbackError):

@@ -142,7 +142,7 @@ class TestWithoutCryptography:
             basis = support.with_digest(support.random_basis(blocks=5, groups=13), entry["digest_hex"])
             frame = bytes.fromhex(entry["frame_hex"])
             values = np.frombuffer(bytes.fromhex(entry["values_hex_le_f32"]), "<f4")
-            vector = policy.check(frame, basis, stream=entry["stream"])
+            vector = policy.check(frame, basis, user=entry["stream"])
             assert vector == MicroVector(values, "int8", 7, basis.digest)
             assert vector.verified_by.startswith("ed25519:")
             for position in (5, 20, -64, -33, -32, -1):

@@ -27,7 +27,7 @@ from .service import Service
 from .store import Store
 
 USER = "me"
-"""The visitor's name, and that of his stream of vectors."""
+"""The visitor's name, whose vectors are made."""
 
 _PAGE = "index.html"
 _TYPES = {
@@ -129,18 +129,18 @@ class VectorEditor:
         data = text.decode(data) if text.is_text(data) else data
         rules = Policy(max_norm=self._policy.max_norm)  # which remembers no sequence
         try:
-            return rules.check(data, self._bases, stream=USER)
+            return rules.check(data, self._bases, user=USER)
         except ChecksumError:
             return rules.check(data, self._bases)
 
     def _framed(self, vector: MicroVector) -> dict[str, Any]:
         basis = self._bases.of(vector)
         movable = basis.digest == self.basis.digest
-        accepted = self._policy.highest(self._bases.factors, stream=USER)
+        accepted = self._policy.highest(self._bases.factors, user=USER)
         sequence = max(self._sequence(), accepted, FIRST_SEQUENCE)
         again = MicroVector(vector.values, _DTYPE if movable else vector.dtype, sequence)
-        frame = again.to_bytes(basis, stream=USER)
-        self._policy.check(frame, basis, stream=USER)
+        frame = again.to_bytes(basis, user=USER)
+        self._policy.check(frame, basis, user=USER)
         return {
             "object": "page.vector",
             "numbers": basis.size,

@@ -91,7 +91,7 @@ class Feedback:
                     f"{self._basis.size} others (basis {self._basis.id}): delete it to begin with clicks",
                     param="user",
                 )
-            accepted = self._policy.highest(self._basis.factors, key=self._signed_by, stream=user)
+            accepted = self._policy.highest(self._basis.factors, key=self._signed_by, user=user)
             sequence = 1 + max(accepted, 0 if stored is None else stored.sequence)
             if sequence >= 1 << 16:
                 raise StoreError(f"user {user!r} has sequence 65535, the last: sign with a new key")
@@ -101,7 +101,7 @@ class Feedback:
                 self.remember(name, user, given)
             raise
         frame = MicroVector(vector.values, sequence=sequence).to_bytes(
-            self._basis, self._signer or "crc32", stream=user
+            self._basis, self._signer or "crc32", user=user
         )
         return self._store.put(user, frame, self._policy)
 

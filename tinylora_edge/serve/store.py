@@ -49,10 +49,10 @@ class Stored:
 
 def check_user(name: str) -> str:
     """Return the name of a user, if it is one. RequestError: it is none."""
-    if not layout.is_stream(name) or name == layout.DEFAULT_STREAM:
+    if not layout.is_user(name) or name == layout.DEFAULT_USER:
         raise RequestError(
             f"{name[:80]!r} is no name of a user: use 1 to 64 of A-Z a-z 0-9 . _ and -, beginning with a "
-            f"letter or digit, and not {layout.DEFAULT_STREAM!r}, which stands for the stream without a name",
+            f"letter or digit, and not {layout.DEFAULT_USER!r}, which stands for the user without a name",
             param="user",
         )
     return name
@@ -107,7 +107,7 @@ class Store:
     def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
         """Store a user's vector in place of the one before. VectorError: the policy refuses it."""
         check_user(user)
-        with self.transaction() as connection, policy.admit(frame, self._bases, stream=user) as vector:
+        with self.transaction() as connection, policy.admit(frame, self._bases, user=user) as vector:
             now = time.time()
             connection.execute(
                 "INSERT INTO vectors VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "

@@ -7,7 +7,7 @@ imports fsspec for addresses that are no directory.
 
 from . import layout, links
 from .fetch import Fetched, fetch
-from .layout import DEFAULT_STREAM
+from .layout import DEFAULT_USER
 from .publish import Published, publish
 
-__all__ = ["DEFAULT_STREAM", "Fetched", "Published", "fetch", "layout", "links", "publish"]
+__all__ = ["DEFAULT_USER", "Fetched", "Published", "fetch", "layout", "links", "publish"]

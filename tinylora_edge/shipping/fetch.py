@@ -1,4 +1,4 @@
-"""The device's end: `fetch` brings the newest vector of a stream from a server that is not trusted.
+"""The device's end: `fetch` brings the newest vector of a user from a server that is not trusted.
 
 The standard library alone, since this runs on devices. Why http.client and no more: urllib and the libraries
 around it have no deadline over a whole exchange, and no limit on headers and trailers.
@@ -24,7 +24,7 @@ from ..errors import TransferError
 from ..system import __version__
 from ..wire import frame
 from . import layout
-from .layout import DEFAULT_STREAM
+from .layout import DEFAULT_USER
 
 _IDLE_S = 30.0
 _AROUND_BYTES = 1 << 16  # status lines, headers, chunk sizes, trailers
@@ -52,14 +52,14 @@ class _AgainError(Exception):
 def fetch(
     url: str,
     bases: Bases,
-    stream: str = DEFAULT_STREAM,
+    user: str = DEFAULT_USER,
     *,
     etag: str | None = None,
     deadline: float = 300.0,
     attempts: int = 5,
     headers: dict[str, str] | None = None,
 ) -> Fetched:
-    """Return the newest published vector of a stream; a policy decides whether it may be applied.
+    """Return the newest published vector of a user; a policy decides whether it may be applied.
 
     Only https is spoken, and http to this device itself; no redirect is followed and no proxy used. At most
     the longest frame of the model is read, and 64 KB around it. A broken connection, 30 silent seconds and
@@ -68,7 +68,7 @@ def fetch(
     Args:
         url: of the folder that `publish` wrote to.
         bases: of the model that the vector is for.
-        stream: which stream of vectors.
+        user: which user of vectors.
         etag: of what the device has; where nothing changed, no body is sent.
         deadline: seconds that all attempts may take together, names aside: those are the system's.
         attempts: how often to ask at most.
@@ -77,7 +77,7 @@ def fetch(
     Raises:
         TransferError: no attempt brought an answer, or the answer is no vector of this model.
     """
-    server, path = _address(url, layout.latest(bases.id, stream))
+    server, path = _address(url, layout.latest(bases.id, user))
     sent = {
         "User-Agent": f"tinylora-edge/{__version__}",
         "Accept-Encoding": "identity",
@@ -201,7 +201,7 @@ def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fet
         if answer.status in _RETRIED:
             raise _AgainError(why)
         if answer.status == 404:
-            why += ": nothing is published there for this model and stream"
+            why += ": nothing is published there for this model and user"
         if "Location" in answer.headers:
             why += f": redirects are not followed, and this one leads to {_shown(answer.headers['Location'])}"
         raise TransferError(why)

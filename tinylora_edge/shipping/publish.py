@@ -12,7 +12,7 @@ from ..system import atomic_write
 from ..wire import frame as wire
 from ..wire import tags
 from . import layout
-from .layout import DEFAULT_STREAM
+from .layout import DEFAULT_USER
 
 
 class Published(NamedTuple):
@@ -29,23 +29,23 @@ class Published(NamedTuple):
     changed: bool
 
 
-def publish(frame: bytes, bases: Bases, to: str, *, stream: str = DEFAULT_STREAM) -> Published:
-    """Publish a frame as the newest of its stream.
+def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) -> Published:
+    """Publish a frame as the newest of its user.
 
     Its sequence is not lower than the newest one's, and an equal one has the same bytes: devices would refuse
     the first, and keep whichever they saw of the second. The numbered file is written first and `latest`
     last, so that `latest` is always a whole frame; doing it again completes what was interrupted. Let one
-    host publish a stream: two at the same moment are not told apart.
+    host publish a user: two at the same moment are not told apart.
 
     Args:
         frame: as `MicroVector.to_bytes` returns it. A CRC-32 is checked here, other tags by the devices.
         bases: of the model that it is for.
         to: a directory, or an address that fsspec can write to (`s3://bucket/vectors`, `sftp://...`).
-        stream: which stream of vectors. The frame is bound to its name, and to none in the default one.
+        user: which user of vectors. The frame is bound to its name, and to none in the default one.
 
     Raises:
         TransferError: the sequence was used, or the target cannot be read or written.
-        VectorError: the bytes are no frame of these bases and this stream, or damaged.
+        VectorError: the bytes are no frame of these bases and this user, or damaged.
         MissingExtraError: the address needs fsspec, or a package of it, that is not installed.
     """
     basis = bases.of_frame(frame)
@@ -53,9 +53,9 @@ def publish(frame: bytes, bases: Bases, to: str, *, stream: str = DEFAULT_STREAM
     sequence = decoded.sequence
     assert sequence is not None  # of what has an odd length
     if decoded.kind == tags.CRC32:
-        wire.check_tag(decoded, layout.bound_name(stream), bytes.fromhex(basis.digest), ())
+        wire.check_tag(decoded, layout.bound_name(user), bytes.fromhex(basis.digest), ())
     target = _Remote(to) if "://" in to else _Directory(to)
-    latest, numbered = layout.latest(bases.id, stream), layout.numbered(bases.id, stream, sequence)
+    latest, numbered = layout.latest(bases.id, user), layout.numbered(bases.id, user, sequence)
     newest, there = target.read(latest), target.read(numbered)
     if newest is not None:
         if len(newest) < wire.HEADER_BYTES[wire.BOUND] or newest[1:5].hex() not in bases:

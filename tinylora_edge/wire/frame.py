@@ -2,7 +2,7 @@
 
 Little-endian. Byte 0: version (high nibble), dtype + 4 * tag kind (low nibble); bytes 1-4: the first 4 bytes
 of the basis's digest; bytes 5-6: sequence; in version 3 bytes 7-8: the last day; then the values, then the
-tag. The tag is over the stream's name too, which is not sent. Frames have odd length.
+tag. The tag is over the user's name too, which is not sent. Frames have odd length.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BasisMismatchError, ChecksumError, FrameError, SignatureError
-from ..limits import STREAM_CHARACTERS
+from ..limits import USER_CHARACTERS
 from . import tags
 from .values import DTYPES, decode_values, encode_values, is_padded, payload_bytes
 
@@ -50,25 +50,25 @@ def content(key: str, basis: str, values: NDArray[np.float32], dtype: str) -> st
     return hashlib.sha256(f"{basis}\n{dtype}\n".encode() + data).hexdigest()[:32]
 
 
-def message(stream: str, digest: bytes, body: bytes) -> bytes:
+def message(user: str, digest: bytes, body: bytes) -> bytes:
     """Return what the tag of a frame is computed over; `body` is all of the frame before the tag.
 
     Raises:
-        FrameError: the stream's name is no text that UTF-8 can write, or longer than a policy keeps.
+        FrameError: the user's name is no text that UTF-8 can write, or longer than a policy keeps.
     """
-    if len(stream) > STREAM_CHARACTERS:
+    if len(user) > USER_CHARACTERS:
         raise FrameError(
-            f"the stream {stream[:40]!r}... has {len(stream)} characters, and a name has at most "
-            f"{STREAM_CHARACTERS}: choose a shorter one"
+            f"the user {user[:40]!r}... has {len(user)} characters, and a name has at most "
+            f"{USER_CHARACTERS}: choose a shorter one"
         )
     try:
-        name = stream.encode()
+        name = user.encode()
     except UnicodeEncodeError:
-        raise FrameError(f"the stream {stream[:40]!r} is no name: it has parts of characters") from None
+        raise FrameError(f"the user {user[:40]!r} is no name: it has parts of characters") from None
     return hashlib.sha256(b"tinylora stream 2\n" + name).digest() + digest + body
 
 
-def check_tag(received: Frame, stream: str, digest: bytes, keys: Sequence[tags.Verifier]) -> str:
+def check_tag(received: Frame, user: str, digest: bytes, keys: Sequence[tags.Verifier]) -> str:
     """Return the id of the key under which a frame's tag verifies; empty for a checksum.
 
     Raises:
@@ -76,19 +76,19 @@ def check_tag(received: Frame, stream: str, digest: bytes, keys: Sequence[tags.V
         SignatureError: no key made the tag.
     """
     kind, tag, body = received.kind, received.tag, received.body
-    other = f"another stream than {stream!r}" if stream else "a stream with a name"
+    other = f"another user than {user!r}" if user else "a user with a name"
     try:
-        return tags.check(kind, message(stream, digest, body), tag, keys, other=f", or is of {other}")
+        return tags.check(kind, message(user, digest, body), tag, keys, other=f", or is of {other}")
     except (ChecksumError, SignatureError) as error:
-        if not stream:
+        if not user:
             raise
-        try:  # what `train` makes is of the default stream: who sends it as it came is told how to mend it
+        try:  # what `train` makes is of the default user: who sends it as it came is told how to mend it
             tags.check(kind, message("", digest, body), tag, keys)
         except (ChecksumError, SignatureError):
             raise error from None
         raise type(error)(
-            f"the frame is of another stream than {stream!r}: of the default one; make it for {stream!r} "
-            f"(tinylora-edge pack --stream {stream!r})"
+            f"the frame is of another user than {user!r}: of the default one; make it for {user!r} "
+            f"(tinylora-edge pack --user {user!r})"
         ) from None
 
 
@@ -99,13 +99,13 @@ def encode(
     digest: str,
     signer: tags.Signer,
     *,
-    stream: str = "",
+    user: str = "",
     until: int | None = None,
 ) -> bytes:
     """Return the frame of values [n] that `dtype` can carry; `until` numbers its last day (`expiry`).
 
     Raises:
-        FrameError: the sequence does not fit 16 bits, or the stream's name is none that a policy keeps.
+        FrameError: the sequence does not fit 16 bits, or the user's name is none that a policy keeps.
     """
     if not 0 <= sequence < 1 << 16:
         raise FrameError(f"sequence {sequence} does not fit a frame: it must be from 0 to 65535")
@@ -113,7 +113,7 @@ def encode(
     version, day = (BOUND, b"") if until is None else (DATED, until.to_bytes(2, "little"))
     first = version << 4 | DTYPES.index(dtype) | signer.kind << 2
     body = struct.pack("<B4sH", first, basis[:4], sequence) + day + encode_values(values, dtype)
-    return body + signer.sign(message(stream, basis, body))
+    return body + signer.sign(message(user, basis, body))
 
 
 def decode(data: bytes, size: int, digest: str) -> Frame:

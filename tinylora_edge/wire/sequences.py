@@ -1,10 +1,10 @@
-"""The memory of a policy: the highest sequence accepted of each (factors, key, stream), and its content.
+"""The memory of a policy: the highest sequence accepted of each (factors, key, user), and its content.
 
 `SequenceLog` is the rule that a policy asks, and lives in memory; `SequenceFile` keeps the same on disk,
 through restarts, kills and power cuts. A state file is JSON (docs/FORMAT.md, "State files"):
 
     {"format": 4, "sha256": "...", "accepted":
-     {"<factors>": {"<key id>": {"<stream>": "<sequence>:<content>"}}}}
+     {"<factors>": {"<key id>": {"<user>": "<sequence>:<content>"}}}}
 
 The content is 32 hexadecimal digits that stand for the values, or nothing where it is not known. A file is
 only ever replaced whole, under a lock that all processes which share it take, and a sequence only ever rises.
@@ -28,7 +28,7 @@ from ..limits import DOCUMENT_BYTES
 from ..system import atomic_write, locked
 
 Source = tuple[str, str, str]
-"""Where a vector comes from: digest of the factors, id of the key (empty: no key), stream."""
+"""Where a vector comes from: digest of the factors, id of the key (empty: no key), user."""
 
 _FORMAT = 4
 _VALUE = re.compile(r"([0-9]{1,5}):((?:[0-9a-f]{32})?)\Z")
@@ -42,8 +42,8 @@ class Accepted(NamedTuple):
 
     def check(self, later: Accepted, source: Source) -> None:
         """Raise RollbackError unless another vector may come after this one, or this one again."""
-        _, key, stream = source
-        of = f"{f' from stream {stream!r}' if stream else ''}{f' under key {key}' if key else ''}"
+        _, key, user = source
+        of = f"{f' from user {user!r}' if user else ''}{f' under key {key}' if key else ''}"
         if later.sequence < self.sequence:
             raise RollbackError(
                 f"the frame has sequence {later.sequence}, but {self.sequence} was already accepted{of}: an "
@@ -185,13 +185,13 @@ class SequenceFile(SequenceLog):
 def encode(accepted: dict[Source, Accepted]) -> bytes:
     """Return the content of a state file; VectorError where it is longer than any that is read."""
     tree: dict[str, dict[str, dict[str, str]]] = {}
-    for (digest, key, stream), (sequence, content) in sorted(accepted.items()):
-        tree.setdefault(digest, {}).setdefault(key, {})[stream] = f"{sequence}:{content}"
+    for (digest, key, user), (sequence, content) in sorted(accepted.items()):
+        tree.setdefault(digest, {}).setdefault(key, {})[user] = f"{sequence}:{content}"
     data = json.dumps({"format": _FORMAT, "sha256": _digest(tree), "accepted": tree}, indent=1).encode()
     if len(data) > DOCUMENT_BYTES:
         raise VectorError(
             f"the state would have {len(data):,} bytes, and at most {DOCUMENT_BYTES:,} are kept: use fewer "
-            "streams, or a state file for each part of them"
+            "users, or a state file for each part of them"
         )
     return data
 
@@ -208,12 +208,12 @@ def decode(data: bytes) -> dict[Source, Accepted]:
     accepted: dict[Source, Accepted] = {}
     try:
         for digest, keys in document["accepted"].items():
-            for key, streams in keys.items():
-                for stream, value in streams.items():
+            for key, users in keys.items():
+                for user, value in users.items():
                     found = _VALUE.match(value)
                     if found is None or int(found[1]) >= 1 << 16:
                         raise ValueError(f"it holds {str(value)[:40]!r} where a sequence should be")
-                    accepted[digest, key, stream] = Accepted(int(found[1]), found[2])
+                    accepted[digest, key, user] = Accepted(int(found[1]), found[2])
     except (AttributeError, TypeError) as error:
         raise ValueError(f"its content has another structure ({error})") from None
     return accepted

@@ -243,4 +243,4 @@ def test_the_policy_guards_every_swap(tiny_bundle, load):
     with pytest.raises(RollbackError):
         llm.swap(MicroVector(np.full(13, 0.01, np.float32), sequence=6).to_bytes(smaller))
     llm.swap(new.to_bytes(basis))  # the same frame again is no rollback
-    llm.swap(old.to_bytes(basis, stream="another user"), stream="another user")
+    llm.swap(old.to_bytes(basis, user="another user"), user="another user")

@@ -96,19 +96,19 @@ def test_rows_that_do_not_match_the_batch(session: OnnxSession, bundle: Path) ->
 def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bundle: Path) -> None:
     basis = onnx_bundles.basis(bundle)
     values = onnx_bundles.vectors(bundle, 1)[0].values
-    alice, older = (MicroVector(values, sequence=s).to_bytes(basis, stream="alice") for s in (8, 3))
-    bob = MicroVector(values, sequence=3).to_bytes(basis, stream="bob")
+    alice, older = (MicroVector(values, sequence=s).to_bytes(basis, user="alice") for s in (8, 3))
+    bob = MicroVector(values, sequence=3).to_bytes(basis, user="bob")
     with pytest.raises(ChecksumError, match="row 1"):
-        session.rows([alice, bob[:-1] + bytes([bob[-1] ^ 1])], streams=["alice", "bob"])
+        session.rows([alice, bob[:-1] + bytes([bob[-1] ^ 1])], users=["alice", "bob"])
     for given in ([alice, older], [older, alice]):
-        with pytest.raises(RollbackError, match=r"sequences . and . of the stream 'alice'"):
-            session.rows(given, streams="alice")
-    with pytest.raises(VectorError, match="2 vectors, but 3 streams"):
-        session.rows([alice, alice], streams=["a", "b", "c"])
-    session.rows(older, streams="alice")  # 8 was not recorded
-    session.rows([alice, bob], streams=["alice", "bob"])
+        with pytest.raises(RollbackError, match=r"sequences . and . of the user 'alice'"):
+            session.rows(given, users="alice")
+    with pytest.raises(VectorError, match="2 vectors, but 3 users"):
+        session.rows([alice, alice], users=["a", "b", "c"])
+    session.rows(older, users="alice")  # 8 was not recorded
+    session.rows([alice, bob], users=["alice", "bob"])
     with pytest.raises(RollbackError):
-        session.rows(older, streams="alice")
+        session.rows(older, users="alice")
 
 
 def test_a_vector_of_a_wrong_width_or_of_other_factors(session: OnnxSession) -> None:
