@@ -11,7 +11,7 @@ import numpy as np
 import onnx_bundles
 import pytest
 
-from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
+from tinylora_edge import MicroVector, OptionError, TinyLoraError, VectorError, runtime
 from tinylora_edge.runtime import TinyLoraOnnx
 from tinylora_edge.tasks import Sample
 
@@ -129,6 +129,15 @@ def test_stop_strings(llm: TinyLoraOnnx) -> None:
         cut = llm("Hello", stop=given, **options)["choices"][0]
         assert (cut["text"], cut["finish_reason"]) == (expected, "stop")
         assert joined(llm("Hello", stop=given, stream=True, **options)) == (expected, "stop")
+
+
+def test_a_response_format_and_options_that_there_are_not(llm: TinyLoraOnnx) -> None:
+    schema = {"type": "json_object", "schema": {"enum": ["red", "blue"]}}
+    whole = llm.create_chat_completion(MESSAGES, max_tokens=20, response_format=schema)["choices"][0]
+    assert json.loads(whole["message"]["content"]) in ("red", "blue")
+    for option in ("grammar", "logit_bias"):
+        with pytest.raises(OptionError, match=f"no option '{option}'"):
+            llm.create_chat_completion(MESSAGES, **{option: {}})
 
 
 def test_the_context_is_filled_to_its_last_token(llm: TinyLoraOnnx) -> None:
