@@ -29,6 +29,7 @@ def test_files_of_keys_that_are_none(
     cli: Cli, tiny_bundle: Path, tmp_path: Path, content: str, parts: tuple[str, ...]
 ) -> None:
     (tmp_path / "keys").write_text(content)
+    (tmp_path / "keys").chmod(0o600)
     cli("serve", tiny_bundle, "--api-keys", tmp_path / "keys").refused(*parts)
 
 
@@ -52,7 +53,7 @@ def test_vectors_that_no_page_begins_with(cli: Cli, tiny_bundle: Path, tmp_path:
     for data, part in (
         (vector.to_bytes(basis, Hmac(bytes(32))), "HMAC"),
         (vector.to_bytes(basis)[:-1] + b"?", "checksum"),
-        (b"", "empty"),
+        (b"", "0 bytes are no frame"),
     ):
         (tmp_path / "v").write_bytes(data)
         cli("play", tiny_bundle, "--vector", tmp_path / "v", "--no-open").refused(part)

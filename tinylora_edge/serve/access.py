@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import (
@@ -26,8 +26,10 @@ from ..errors import (
     VectorError,
 )
 from ..limits import BODY_BYTES
-from ..runtime.turns import Who
 from .store import check_user
+
+if TYPE_CHECKING:
+    from ..runtime.turns import Who
 
 _KEY = re.compile(r"[\x21-\x7e]{8,512}\Z")
 _TOO_LONG = "the request took longer than this server lets one take: ask for fewer tokens"
@@ -106,7 +108,7 @@ class Caller:
     who: Who = field(init=False)
 
     def __post_init__(self) -> None:
-        self.who = Who(self.key.hex(), self.key.hex())
+        self.who = _who(self.key.hex(), self.key.hex())
 
     def who_of(self, *users: str) -> Who:
         """Return key and users, hashed as one tenant; without a key each is by itself. A user's key has no
@@ -115,7 +117,15 @@ class Caller:
             return self.who
         named = users if self.user is None else (self.user,)
         tenant = hashlib.sha256(self.key + json.dumps(named).encode()).hexdigest()
-        return Who(self.key.hex() or tenant, tenant)
+        return _who(self.key.hex() or tenant, tenant)
+
+
+def _who(account: str, tenant: str) -> Who:
+    from ..runtime.turns import (
+        Who,
+    )  # with which every engine-free part of the runtime is loaded: not for --help
+
+    return Who(account, tenant)
 
 
 class ApiKeys:
