@@ -91,7 +91,7 @@ def draw(
         {
             "task": task.name,
             "prompt": g.prompt,
-            "text": llm.vocabulary.decode(g.tokens),
+            "text": llm.chat_tokenizer.decode(g.tokens),
             "ended": g.ended,
             "tokens": len(g.tokens),
             "score": [round(float(x), 3) for x in score],

@@ -241,7 +241,7 @@ class Run:
                     pad_token_id=end,
                 )
             for i, row in zip(part, out[:, longest:].tolist(), strict=True):
-                found[i] = self.llm.vocabulary.decode(row[: row.index(end)] if end in row else row)
+                found[i] = self.llm.chat_tokenizer.decode(row[: row.index(end)] if end in row else row)
 
         with ThreadPoolExecutor(cores()) as pool:
             list(pool.map(answer, parts))

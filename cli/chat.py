@@ -213,7 +213,9 @@ def given(llm: Any, asked: list[dict[str, str]], said: str, ended: bool, tempera
     from ..runtime import Given
 
     end = (llm.turn_end,) if ended else ()
-    return Given(tuple(llm.encode(asked)[0]), (*llm.vocabulary.plain(said), *end), llm.vector, temperature)
+    return Given(
+        tuple(llm.encode(asked)[0]), (*llm.chat_tokenizer.plain(said), *end), llm.vector, temperature
+    )
 
 
 def _note(text: str) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import MissingExtraError, OptionError, RequestError
 from ..tasks.tools import CALL, CALL_BEGIN, CALL_END
 from ..vector import AdmittedVector
-from .engine import Vocabulary
+from .engine import Tokenizer
 from .sampling import Sampler, likeliest, logprobs
 from .schema import Grammar, grammar_of
 from .tools import ToolCall, Tools
@@ -270,7 +270,7 @@ class Text:
 
 
 def answering(
-    request: Request, grammar: Grammar | None, vocabulary: Vocabulary, n_ctx: int, report: Report
+    request: Request, grammar: Grammar | None, tokenizer: Tokenizer, n_ctx: int, report: Report
 ) -> Generating:
     """Return the work of a request, whose text, calls and end are reported.
 
@@ -291,14 +291,12 @@ def answering(
         seed=sampling.seed,
         number=request.choice,
     )
-    text, data = Text(sampling.stop, sampling.tools), vocabulary.detokenizer()
+    text, data = Text(sampling.stop, sampling.tools), tokenizer.detokenizer()
 
     def heard(token: int, logits: NDArray[np.float32]) -> bool:
         if grammar is not None:
             grammar.accept(token)
-        described = (
-            None if sampling.logprobs is None else _token(vocabulary, logits, token, sampling.logprobs)
-        )
+        described = None if sampling.logprobs is None else _token(tokenizer, logits, token, sampling.logprobs)
         piece = text.add(data(token), described)
         if piece.text or piece.tokens or piece.calls:
             report(piece)
@@ -319,7 +317,7 @@ def answering(
         prompt,
         most=min(len(prompt) + (sampling.max_tokens or n_ctx), n_ctx),
         draw=lambda logits: sampler(logits, work.tokens, grammar),
-        ends=vocabulary.ends,
+        ends=tokenizer.ends,
         heard=heard,
         finished=finished,
         vector=request.vector,
@@ -338,7 +336,7 @@ def too_long(size: str, room: str) -> RequestError:
     )
 
 
-def grammar_for(sampling: Sampling, vocabulary: Vocabulary) -> Grammar | None:
+def grammar_for(sampling: Sampling, tokenizer: Tokenizer) -> Grammar | None:
     """Return what an answer keeps to, if to anything; it takes some .1 s.
 
     Raises:
@@ -347,15 +345,15 @@ def grammar_for(sampling: Sampling, vocabulary: Vocabulary) -> Grammar | None:
     """
     try:
         if sampling.tools is not None:
-            return sampling.tools.grammar(vocabulary)
-        return None if sampling.schema is None else grammar_of(sampling.schema, vocabulary)
+            return sampling.tools.grammar(tokenizer)
+        return None if sampling.schema is None else grammar_of(sampling.schema, tokenizer)
     except MissingExtraError as error:
         param = "response_format" if sampling.tools is None else "tools"
         raise RequestError(str(error), param=param, code="unsupported_parameter") from error
 
 
-def _token(vocabulary: Vocabulary, logits: NDArray[np.float32], token: int, count: int) -> Token:
-    best, data = likeliest(logits[None], count)[0], vocabulary.data
+def _token(tokenizer: Tokenizer, logits: NDArray[np.float32], token: int, count: int) -> Token:
+    best, data = likeliest(logits[None], count)[0], tokenizer.data
     own, *others = logprobs(logits[None], np.array([[token, *best]], np.int32))[0].tolist()
     return Token(data(token), own, tuple((data(int(b)), p) for b, p in zip(best, others, strict=True)))
 

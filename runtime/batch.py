@@ -305,7 +305,7 @@ class Batch:
             self._check(index, prompt, max_tokens)
         shape = len(prompts), samples, max_tokens
         uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
-        grammar = None if schema is None else grammar_of(schema, self.llm.vocabulary)
+        grammar = None if schema is None else grammar_of(schema, self.llm.chat_tokenizer)
         admitted = self._admitted([vector for vector, _ in asked])
         at: list[int] = []
         draws: list[_Drawn] = []
@@ -321,7 +321,7 @@ class Batch:
                         most=len(prompts[index]) + max_tokens,
                         draw=drawn,
                         heard=drawn.accept,
-                        ends=self.llm.vocabulary.ends,
+                        ends=self.llm.chat_tokenizer.ends,
                         finished=finished,
                         vector=vector,
                         who=_OWNER,
@@ -428,7 +428,7 @@ class Batch:
 
     def _completion(self, generation: Generation) -> Completion:
         tokens = generation.tokens.tolist()
-        text = self.llm.vocabulary.decode(tokens[:-1] if generation.ended else tokens)
+        text = self.llm.chat_tokenizer.decode(tokens[:-1] if generation.ended else tokens)
         return Completion(text, generation.ended, len(tokens))
 
     def _check(self, index: int, prompt: Sequence[int], more: int) -> None:

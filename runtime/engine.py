@@ -104,8 +104,8 @@ class Engine(Protocol):
         """Free it. Again is fine."""
 
 
-class Vocabulary(Protocol):
-    """The tokens of a model, as answers need them."""
+class Tokenizer(Protocol):
+    """The tokenizer of a model, with its chat template."""
 
     @property
     def has_template(self) -> bool:

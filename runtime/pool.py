@@ -231,7 +231,7 @@ class Pool:
             functions = () if sampling.tools is None else sampling.tools.functions
             tokens, stops = self._encode(prompt, raw=raw, tools=functions)
             with self.model.in_use():
-                grammar = grammar_for(sampling, self.model.vocabulary)
+                grammar = grammar_for(sampling, self.model.chat_tokenizer)
             return replace(request, prompt=tokens, sampling=sampling_of(options, stops)), grammar
 
         def begin(prepared: Prepared, report: Report) -> tuple[Request, Generating]:
@@ -244,7 +244,7 @@ class Pool:
                 with checked as found:
                     whole = replace(whole, vector=found)
                     with self.model.in_use():
-                        work = answering(whole, grammar, self.model.vocabulary, self.n_ctx, report)
+                        work = answering(whole, grammar, self.model.chat_tokenizer, self.n_ctx, report)
                     self._loop.submit(work)
             except BaseException:  # the policy could not remember the vector
                 if work is not None:
@@ -283,7 +283,7 @@ class Pool:
         parts = [prompt] if isinstance(prompt, str) else [each.get("content") or "" for each in prompt]
         texts = [*map(str, [*parts, *tools])]
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-        if size > _USUAL * self.n_ctx and size > (most := self.n_ctx * self.model.vocabulary.longest):
+        if size > _USUAL * self.n_ctx and size > (most := self.n_ctx * self.model.chat_tokenizer.longest):
             raise too_long(f"{size:,} bytes", f"{self.n_ctx} tokens, of {most:,} bytes at most,")
         longest = max((len(run[0]) for text in texts for run in _RUN.finditer(text)), default=0)
         if longest > _UNBROKEN:

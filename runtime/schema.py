@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, RequestError
-from .engine import Vocabulary
+from .engine import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -72,7 +72,7 @@ looks for what both allow, in exponential time: 24 patterns took it minutes and 
 _SCALARS = frozenset({"string", "number", "integer", "boolean", "null"})
 
 
-def grammar_of(schema: Schema, vocabulary: Vocabulary) -> Grammar:
+def grammar_of(schema: Schema, tokenizer: Tokenizer) -> Grammar:
     """Return what a schema allows, over the tokens of a model. Any thread may call it.
 
     Raises:
@@ -82,11 +82,11 @@ def grammar_of(schema: Schema, vocabulary: Vocabulary) -> Grammar:
     """
     if isinstance(schema, Mapping):
         schema = {**(schema or {"type": "object"}), "x-guidance": {"whitespace_pattern": _BETWEEN}}
-        return compiled(check_schema(schema), vocabulary, json_schema=True)
-    return compiled(_choice(schema), vocabulary)
+        return compiled(check_schema(schema), tokenizer, json_schema=True)
+    return compiled(_choice(schema), tokenizer)
 
 
-def compiled(text: str, vocabulary: Vocabulary, *, json_schema: bool = False) -> Grammar:
+def compiled(text: str, tokenizer: Tokenizer, *, json_schema: bool = False) -> Grammar:
     """Return the grammar of a JSON schema, or of llguidance's form of Lark. Errors: those of `grammar_of`."""
     try:
         from llguidance import LLMatcher, LLParserLimits
@@ -99,7 +99,7 @@ def compiled(text: str, vocabulary: Vocabulary, *, json_schema: bool = False) ->
     except ValueError as error:
         raise _no_grammar(str(error)) from None
     limits = LLParserLimits(**_LIMITS, verbose_errors=False)
-    return Grammar(LLMatcher(vocabulary.for_grammars, grammar, log_level=0, limits=limits), vocabulary.ends)
+    return Grammar(LLMatcher(tokenizer.for_grammars, grammar, log_level=0, limits=limits), tokenizer.ends)
 
 
 class Grammar:

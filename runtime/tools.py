@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from ..errors import RequestError
 from ..tasks.tools import CALL_BEGIN, CALL_END, read_functions
-from .engine import Vocabulary
+from .engine import Tokenizer
 from .schema import SCHEMA_BYTES, Grammar, check_schema, compiled
 
 _CALLS = 16  # of one answer, at most
@@ -79,7 +79,7 @@ class Tools:
             param="tool_choice",
         )
 
-    def grammar(self, vocabulary: Vocabulary) -> Grammar:
+    def grammar(self, tokenizer: Tokenizer) -> Grammar:
         """Return what the answer may be, over the tokens of a model. Any thread may call it.
 
         Raises:
@@ -97,13 +97,13 @@ class Tools:
                 param="tools",
             )
         try:
-            return compiled(self._lark(texts), vocabulary)
+            return compiled(self._lark(texts), tokenizer)
         except RequestError as error:
             whole = error
         for number, function in enumerate(self.functions):  # whose schema it is
             if (name := function["name"]) in texts:
                 with _parameters_of(number, name):
-                    compiled(self._lark({name: texts[name]}), vocabulary)
+                    compiled(self._lark({name: texts[name]}), tokenizer)
         raise RequestError(f"the tools together: {whole}", param="tools")
 
     def _lark(self, schemas: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from ..errors import TinyLoraError
 from ..tasks import Prompt, Sample
 from ..tasks.tools import told
 from ..vector import AdmittedVector, MicroVector, Policy
-from .engine import CLOSED, Engine, Process, Vocabulary
+from .engine import CLOSED, Engine, Process, Tokenizer
 
 
 class Weights:
@@ -52,8 +52,8 @@ class Weights:
 
     @property
     @abstractmethod
-    def vocabulary(self) -> Vocabulary:
-        """The model's tokens."""
+    def chat_tokenizer(self) -> Tokenizer:
+        """The tokenizer with its chat template."""
 
     @property
     @abstractmethod
@@ -71,12 +71,12 @@ class Weights:
             TrainError: chat messages that are to be raw.
             UnicodeEncodeError: the text has half of a surrogate pair.
         """
-        vocabulary, sample = self.vocabulary, Sample.of(prompt, raw=raw)
-        rendered = sample.rendered_by(template=vocabulary.has_template)
+        tokenizer, sample = self.chat_tokenizer, Sample.of(prompt, raw=raw)
+        rendered = sample.rendered_by(template=tokenizer.has_template)
         with self.in_use():
             if isinstance(rendered, str):
-                return vocabulary.encode(rendered), []
-            return vocabulary.encode_messages(*told(rendered, sample.tools, own=vocabulary.renders_tools))
+                return tokenizer.encode(rendered), []
+            return tokenizer.encode_messages(*told(rendered, sample.tools, own=tokenizer.renders_tools))
 
     @cached_property
     def turn_end(self) -> int:
@@ -86,15 +86,15 @@ class Weights:
         SmolLM2, whose answers end with `<|im_end|>`. VectorError: the model has no chat template.
         """
         tokens, _ = self.encode([{"role": role, "content": "x"} for role in ("user", "assistant")])
-        ends = [token for token in tokens if self.vocabulary.ends(token)]
-        return ends[-1] if ends else self.vocabulary.text_end
+        ends = [token for token in tokens if self.chat_tokenizer.ends(token)]
+        return ends[-1] if ends else self.chat_tokenizer.text_end
 
     def encode_answer(self, sample: Sample) -> list[int]:
         """Return the tokens of a sample's answer, and the one that ends it: a turn, or a raw text."""
-        vocabulary = self.vocabulary
-        chat = vocabulary.has_template and not sample.raw
-        end = self.turn_end if chat else vocabulary.text_end
-        return [*vocabulary.plain(str(sample.answer)), end]
+        tokenizer = self.chat_tokenizer
+        chat = tokenizer.has_template and not sample.raw
+        end = self.turn_end if chat else tokenizer.text_end
+        return [*tokenizer.plain(str(sample.answer)), end]
 
     # What loops run on
 

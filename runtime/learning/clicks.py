@@ -141,7 +141,7 @@ class Clicks:
                 seed=seed,
             )
         answers = [each.tokens.tolist() for each in _different(drawn, count)]
-        decode = self._llm.vocabulary.decode
+        decode = self._llm.chat_tokenizer.decode
         return [Given(tuple(tokens), tuple(a), vector, temperature, decode(a)) for a in answers]
 
     def tell(self, path: str | PathLike[str], given: Given, reward: int) -> MicroVector:

@@ -21,7 +21,7 @@ from ..template import check_template
 from .adapters import Adapters
 from .engine import LlamaEngine
 from .log import signals_wait
-from .vocabulary import LlamaVocabulary
+from .tokenizer import LlamaTokenizer
 from .worker import Job, Worker
 
 OPTIONS: tuple[str, ...] = tuple(
@@ -129,9 +129,9 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     # What batches and pools compute with
 
     @cached_property
-    def vocabulary(self) -> LlamaVocabulary:
-        """The model's tokens."""
-        return LlamaVocabulary(self)
+    def chat_tokenizer(self) -> LlamaTokenizer:
+        """The tokenizer with its chat template; `tokenizer()` is llama_cpp's."""
+        return LlamaTokenizer(self)
 
     @property
     def longest(self) -> int:
@@ -212,8 +212,8 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
             except (TinyLoraError, UnicodeEncodeError):
                 raise
             except Exception:  # of the template, or of llama-cpp-python, which raises what it likes
-                if self.vocabulary.has_template:
-                    self.vocabulary.encode_messages(messages)  # says so where the template is what fails
+                if self.chat_tokenizer.has_template:
+                    self.chat_tokenizer.encode_messages(messages)  # says so where the template is what fails
                 raise
 
     # What computes with the context is a job of the worker.

@@ -22,7 +22,7 @@ from ..turns import Who
 from ..work import Generating
 from .engine import OnnxEngine
 from .session import open_session
-from .vocabulary import Messages, OnnxVocabulary
+from .tokenizer import Messages, OnnxTokenizer
 
 _OWNER = "model"  # of its own answers: they find what was evaluated for each other
 _DEFAULTS = {"top_k": 40, "top_p": 0.95, "min_p": 0.05}  # llama-cpp-python's
@@ -66,7 +66,7 @@ class TinyLoraOnnx(PersonalizedModel):
         path = bundle.onnx / MODEL_NAME
         self._prepare(bundle.bases, policy)
         self.model_path = str(path)
-        self._vocabulary = OnnxVocabulary(bundle.onnx)
+        self._tokenizer = OnnxTokenizer(bundle.onnx)
         self._n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
         self._session = open_session(path, sess_options=sess_options, n_threads=n_threads)
         self._loop = Loop([self._engine(1, self._n_ctx, check=True)], closed=CLOSED)
@@ -87,20 +87,20 @@ class TinyLoraOnnx(PersonalizedModel):
             return
         self._loop.check_waiting()
         with self._closing():
-            self.vocabulary.close()
+            self.chat_tokenizer.close()
             self._session = None
 
     # What batches and pools compute with
 
     @property
-    def vocabulary(self) -> OnnxVocabulary:
-        """The model's tokens."""
-        return self._vocabulary
+    def chat_tokenizer(self) -> OnnxTokenizer:
+        """The tokenizer with its chat template."""
+        return self._tokenizer
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence that the model was made for."""
-        return self.vocabulary.context
+        return self.chat_tokenizer.context
 
     one_engine, mixed = True, OnnxEngine.mixed
 
@@ -115,7 +115,7 @@ class TinyLoraOnnx(PersonalizedModel):
             factors=self.bases.factors,
             rows=rows,
             n_ctx=n_ctx,
-            head_size=self.vocabulary.head_size,
+            head_size=self.chat_tokenizer.head_size,
             path=self.model_path,
             check=check,
         )
@@ -130,7 +130,7 @@ class TinyLoraOnnx(PersonalizedModel):
 
     def n_vocab(self) -> int:
         """Entries of the logits."""
-        return self.vocabulary.size
+        return self.chat_tokenizer.size
 
     def tokenize(self, prompt: str | Messages) -> list[int]:
         """Return the token ids of a text, special tokens recognized, or of chat messages, which spell none.
@@ -138,11 +138,11 @@ class TinyLoraOnnx(PersonalizedModel):
         Raises:
             VectorError: the chat template does not render the messages.
         """
-        return self.vocabulary.encode(prompt)
+        return self.chat_tokenizer.encode(prompt)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special ones left out."""
-        return self.vocabulary.decode(tokens)
+        return self.chat_tokenizer.decode(tokens)
 
     def apply_chat_template(self, messages: Messages, tools: Any = None) -> str:
         """Return the prompt that the tokenizer's chat template makes of messages.
@@ -152,7 +152,7 @@ class TinyLoraOnnx(PersonalizedModel):
         Raises:
             VectorError: there is no template, or it refuses the messages.
         """
-        return self.vocabulary.render(messages, tools)
+        return self.chat_tokenizer.render(messages, tools)
 
     # Generation
 
@@ -180,7 +180,7 @@ class TinyLoraOnnx(PersonalizedModel):
                 prompt,
                 most=most,
                 draw=lambda logits: sampler(logits, work.tokens),
-                ends=self.vocabulary.ends,
+                ends=self.chat_tokenizer.ends,
                 heard=heard,
                 finished=lambda _, error: put(None, error or StopIteration()),
                 vector=vector,
@@ -205,7 +205,7 @@ class TinyLoraOnnx(PersonalizedModel):
             TinyLoraError: the prompt is empty, or leaves no room in the context.
             OptionError: there is no such option.
         """
-        tokens = self.vocabulary.encode(prompt)
+        tokens = self.chat_tokenizer.encode(prompt)
         return self._complete(tokens, max_tokens, chat=False, **{"temperature": 0.8, **options})
 
     __call__ = create_completion
@@ -230,7 +230,7 @@ class TinyLoraOnnx(PersonalizedModel):
         """
         if response_format is not None:
             options["schema"] = _schema(response_format)
-        tokens, _ = self.vocabulary.encode_messages(messages, tools)
+        tokens, _ = self.chat_tokenizer.encode_messages(messages, tools)
         return self._complete(tokens, max_tokens, chat=True, **{"temperature": 0.2, **options})
 
     def _complete(
@@ -265,8 +265,8 @@ class TinyLoraOnnx(PersonalizedModel):
             if chunks and chat:
                 put(reply.chunk(0, None, {"role": "assistant"}), None)
             with self.in_use():
-                grammar = grammar_for(sampling, self.vocabulary)
-                work = answering(request, grammar, self.vocabulary, self._n_ctx, report)
+                grammar = grammar_for(sampling, self.chat_tokenizer)
+                work = answering(request, grammar, self.chat_tokenizer, self._n_ctx, report)
             return self._submitted(work)
 
         if stream:

@@ -100,7 +100,7 @@ class _Bytes:
 
 
 @cache
-def _vocabulary() -> Any:
+def _tokenizer() -> Any:
     tokens = LLTokenizer(TokenizerWrapper(_Bytes()), eos_token=[_END])
     return SimpleNamespace(for_grammars=tokens, ends=_END.__eq__)
 
@@ -168,7 +168,7 @@ def _read_schema(data: bytes) -> None:
         raise RequestError(str(error)) from None
     if not isinstance(schema, dict):
         raise RequestError("no schema")
-    grammar, random = grammar_of(schema, _vocabulary()), Random(len(data))
+    grammar, random = grammar_of(schema, _tokenizer()), Random(len(data))
     for _ in range(_STEPS):
         allowed = np.flatnonzero(np.isfinite(grammar.masked(np.zeros(len(_Bytes.tokens), np.float32))))
         assert allowed.size, "an answer that can neither go on nor end"

@@ -89,10 +89,10 @@ def test_each_row_is_what_its_user_gets_alone(llm: Any) -> None:
         options = {"temp": 0.0} if isinstance(llm, TinyLoraLlama) else {}
         for token in llm.generate(prompt, **options):
             alone.append(token)
-            if len(alone) == LIMIT or llm.vocabulary.ends(token):
+            if len(alone) == LIMIT or llm.chat_tokenizer.ends(token):
                 break
         tokens = each.tokens.tolist()
-        assert (tokens[:-1] if each.ended else tokens) == [t for t in alone if not llm.vocabulary.ends(t)]
+        assert (tokens[:-1] if each.ended else tokens) == [t for t in alone if not llm.chat_tokenizer.ends(t)]
         wanted = exact(llm, prompt, tokens, vector, 0)[range(len(tokens)), tokens]
         np.testing.assert_allclose(each.logprobs, wanted, atol=1e-3)
 
@@ -106,7 +106,7 @@ def test_logprobs_are_exact_at_the_sampling_temperature(llm: Any) -> None:
     assert [g.prompt for g in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     for each, row in zip(found, scored, strict=True):
         tokens = each.tokens.tolist()
-        assert each.ended == llm.vocabulary.ends(tokens[-1])
+        assert each.ended == llm.chat_tokenizer.ends(tokens[-1])
         assert each.ended or len(tokens) == LIMIT
         wanted = exact(llm, PROMPTS[each.prompt], tokens, None, temperature)[range(len(tokens)), tokens]
         np.testing.assert_allclose(each.logprobs, wanted, atol=1e-3)

@@ -358,7 +358,9 @@ def test_bad_requests(
 def test_more_messages_than_the_context_has_tokens_are_not_rendered(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool.model.vocabulary, "encode_messages", lambda *_: pytest.fail("it is rendered"))
+    monkeypatch.setattr(
+        pool.model.chat_tokenizer, "encode_messages", lambda *_: pytest.fail("it is rendered")
+    )
     with pytest.raises(RequestError, match="400 messages, and the context 400 tokens"):
         asyncio.run(pool.chat([{"role": "user", "content": "x"}] * 400))
 
@@ -366,7 +368,7 @@ def test_more_messages_than_the_context_has_tokens_are_not_rendered(
 def test_tokens_of_one_account_hold_nobody_up_and_closing_waits_for_them(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, begun, go_on = pool.model.vocabulary.encode, threading.Event(), threading.Event()
+    real, begun, go_on = pool.model.chat_tokenizer.encode, threading.Event(), threading.Event()
 
     def encode(text: str) -> list[int]:
         if text == "slow":
@@ -374,7 +376,7 @@ def test_tokens_of_one_account_hold_nobody_up_and_closing_waits_for_them(
             assert go_on.wait(PATIENCE)
         return real(text)
 
-    monkeypatch.setattr(pool.model.vocabulary, "encode", encode)
+    monkeypatch.setattr(pool.model.chat_tokenizer, "encode", encode)
 
     async def beside() -> None:
         given: Any = {"max_tokens": 3, "temperature": 0}
@@ -496,7 +498,7 @@ def test_users_of_every_size_beside_each_other_on_the_real_model(f32_bundle: Pat
         with Batch(llm, n_ctx_seq=64, sequences=5, n_threads=1) as batch:
             tokens = batch.encode([Sample(prompt, raw=True)])
             found = batch.generate(tokens * 5, vectors=users, max_tokens=12)
-            assert [llm.vocabulary.decode(each.tokens.tolist()) for each in found] == answers
+            assert [llm.chat_tokenizer.decode(each.tokens.tolist()) for each in found] == answers
 
     async def together(pool: Pool) -> list[str]:
         given: Any = {"max_tokens": 12, "temperature": 0}

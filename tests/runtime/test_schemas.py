@@ -239,15 +239,17 @@ def test_every_sequence_of_a_batch_keeps_to_the_schema(either: Any, temperature:
         for schema in (GOOD["one of"], GOOD["a list"]):
             for each in batch.generate(prompts, max_tokens=160, schema=schema, **how):
                 assert each.ended
-                jsonschema.validate(json.loads(either.vocabulary.decode(each.tokens[:-1].tolist())), schema)
+                jsonschema.validate(
+                    json.loads(either.chat_tokenizer.decode(each.tokens[:-1].tolist())), schema
+                )
         held = batch.generate(prompts, max_tokens=20, schema=LABELS, **how)
         again = batch.generate(prompts, max_tokens=20, **how)
         # Of the tokens that may stand there the masked distribution has all.
-        data = {token: either.vocabulary.data(token).decode() for token in range(either.n_vocab())}
+        data = {token: either.chat_tokenizer.data(token).decode() for token in range(either.n_vocab())}
         may = [t for t, text in data.items() if text and any(each.startswith(text) for each in LABELS)]
         starts, all_of = [[[each.tokens[0]]] for each in held[::2]], either.n_vocab()
         among = [batch.likeliest(prompts, starts, all_of, vector=user) for user in users]
-    assert [either.vocabulary.decode(each.tokens[:-1].tolist()) in LABELS for each in held] == [True] * 6
+    assert [either.chat_tokenizer.decode(each.tokens[:-1].tolist()) in LABELS for each in held] == [True] * 6
     assert all(each.ended for each in held)
     assert [each.tokens.tolist() for each in again] == [each.tokens.tolist() for each in free]
     for number, each in enumerate(held[::2]):

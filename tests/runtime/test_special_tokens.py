@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tinylora_edge import TinyLoraError, runtime
 from tinylora_edge.runtime import Pool
-from tinylora_edge.runtime.llama.vocabulary import LlamaVocabulary
+from tinylora_edge.runtime.llama.tokenizer import LlamaTokenizer
 from tinylora_edge.runtime.special_tokens import SpecialTokens
 
 SPELLED = ["<a>", "<a>b", "aa", ".*", "é<", "x"]
@@ -67,7 +67,7 @@ def pool(smollm2_bundle: Path) -> Any:
 
 
 def encode(llm: Any, text: str) -> list[int]:
-    return LlamaVocabulary(llm).encode_messages([{"role": "user", "content": text}])[0]
+    return LlamaTokenizer(llm).encode_messages([{"role": "user", "content": text}])[0]
 
 
 def special(pool: Pool, tokens: Any) -> list[int]:
@@ -140,7 +140,7 @@ class TestOnnx:
     ) -> None:
         path = tmp_path / "tokenizer.json"
         path.write_text(json.dumps({"added_tokens": added}))
-        monkeypatch.setattr(llm.vocabulary, "_folder", tmp_path)
+        monkeypatch.setattr(llm.chat_tokenizer, "_folder", tmp_path)
         with pytest.raises(TinyLoraError, match=r"tokenizer\.json tells no special tokens"):
             llm.encode("Hi")
         path.unlink()  # a tokenizer of another kind

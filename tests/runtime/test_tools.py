@@ -142,7 +142,7 @@ def test_a_template_that_knows_tools_writes_them_itself(
             template, eos_token="", bos_token=""
         ).to_chat_handler()
         assert llm.encode(asked)[0] == llm.tokenize(expected.encode(), special=True)
-    assert onnx_pool.model.encode(asked)[0] == onnx_pool.model.vocabulary.encode(expected)
+    assert onnx_pool.model.encode(asked)[0] == onnx_pool.model.chat_tokenizer.encode(expected)
 
 
 @pytest.mark.parametrize(
@@ -171,5 +171,5 @@ def test_a_schema_that_is_itself_is_named(onnx_pool: Pool) -> None:
     with pytest.raises(
         RequestError, match=r"^the parameters of 'broken': the \$ref '#' .* leads to itself"
     ) as caught:
-        asked.grammar(onnx_pool.model.vocabulary)
+        asked.grammar(onnx_pool.model.chat_tokenizer)
     assert caught.value.param == "tools[1].function.parameters"

@@ -42,7 +42,9 @@ def measure_parity(
         with closing(_opened(bundle, form, base)) as llm:
             with llm.batch(samples, TOKENS, n_threads=n_threads) as batch:
                 found = batch.generate(batch.encode(samples), max_tokens=TOKENS)
-            texts = [llm.vocabulary.decode(one.tokens[: -1 if one.ended else None].tolist()) for one in found]
+            texts = [
+                llm.chat_tokenizer.decode(one.tokens[: -1 if one.ended else None].tolist()) for one in found
+            ]
         answers.append([one.tokens.tolist() for one in found])
         empty[form] = sum(not text.strip() for text in texts)
     pairs = list(zip(*answers, strict=True))

@@ -361,7 +361,7 @@ class _Engines:
             task,
             self.batch,
             encode=self._encode,
-            decode=lambda tokens: self.deployed.vocabulary.decode(tokens.tolist()),
+            decode=lambda tokens: self.deployed.chat_tokenizer.decode(tokens.tolist()),
             each=options.samples,
         )
         answers = GivenAnswers(task, encode=self._encode, encode_answer=self._encode_answer) if sft else None

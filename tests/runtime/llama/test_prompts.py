@@ -33,7 +33,7 @@ def encode(llm: TinyLoraLlama, prompt: Any, **options: Any) -> list[int]:
 
 
 def test_text_is_a_message_of_the_user(smollm2):
-    assert smollm2.vocabulary.has_template
+    assert smollm2.chat_tokenizer.has_template
     chat = encode(smollm2, MESSAGES)
     assert encode(smollm2, QUESTION) == chat
     assert encode(smollm2, Sample(QUESTION)) == chat
@@ -49,7 +49,7 @@ def test_it_is_what_the_app_evaluates(smollm2):
 
 def test_a_model_without_a_template_continues_text(tiny_bundle, load):
     with load(tiny_bundle) as llm:
-        assert not llm.vocabulary.has_template
+        assert not llm.chat_tokenizer.has_template
         assert encode(llm, "one two") == llm.tokenize(b"one two", special=True)
 
 

@@ -64,7 +64,7 @@ def test_a_text_is_a_message_of_the_user_unless_it_is_raw(llm: TinyLoraOnnx, tmp
     assert llm.encode(Sample("Hello", raw=True))[0] == llm.tokenize("Hello")
     copy = shutil.copytree(onnx_bundles.without_template(), tmp_path / "copy")
     with runtime.load(copy, engine="onnx", n_ctx=96, n_threads=1) as bare:
-        assert not bare.vocabulary.has_template
+        assert not bare.chat_tokenizer.has_template
         assert bare.encode(Sample("Hello"))[0] == llm.tokenize("Hello")
     tokenizer = copy / "onnx" / "tokenizer_config.json"
     described = json.loads(tokenizer.read_text())
@@ -90,7 +90,7 @@ def test_the_end_of_an_answer_may_be_token_0(tmp_path: Path) -> None:
     path = bundle / "onnx" / "genai_config.json"
     path.write_text(path.read_text().replace('"eos_token_id": 257', '"eos_token_id": 0'))
     with runtime.load(bundle, engine="onnx", n_ctx=64, n_threads=1) as llm:
-        assert (llm.vocabulary.end_ids, llm.vocabulary.text_end) == ([0], 0)
+        assert (llm.chat_tokenizer.end_ids, llm.chat_tokenizer.text_end) == ([0], 0)
 
 
 # Completions

@@ -35,8 +35,8 @@ if hasattr(og, "disable_telemetry_events"):  # since 0.18
     og.disable_telemetry_events()  # what runs on a device tells nobody
 
 
-class OnnxVocabulary:
-    """See `Vocabulary`.
+class OnnxTokenizer:
+    """See `Tokenizer`.
 
     Args:
         folder: of a checked graph; its configuration and tokenizer lie in it.
@@ -138,7 +138,7 @@ class OnnxVocabulary:
     # Answers
 
     def plain(self, text: str) -> list[int]:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         (message,) = self.special_tokens.cut([{"content": text}])
         return [
             token for part in self.special_tokens.parts(message["content"]) for token in self.encode(part)
@@ -146,36 +146,36 @@ class OnnxVocabulary:
 
     @property
     def text_end(self) -> int:
-        """See `Vocabulary`; a TinyLoraError where the configuration names none."""
+        """See `Tokenizer`; a TinyLoraError where the configuration names none."""
         if not self._ends:
             raise TinyLoraError(f"{self._folder / GENAI_NAME} names no token that ends an answer")
         return int(self._ends[0])
 
     def ends(self, token: int) -> bool:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         return token in self.end_ids
 
     def data(self, token: int) -> bytes:
-        """See `Vocabulary`; a part of a character is U+FFFD, as genai tells no bytes."""
+        """See `Tokenizer`; a part of a character is U+FFFD, as genai tells no bytes."""
         return self.decode([token]).encode()
 
     def detokenizer(self) -> Callable[[int], bytes]:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         stream = self.open.create_stream()
         return lambda token: str(stream.decode(token)).encode()
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         return str(self.open.decode(np.asarray(tokens, np.int32)))
 
     @cached_property
     def longest(self) -> int:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         return max(len(self.data(token)) for token in range(self.size))
 
     @cached_property
     def for_grammars(self) -> LLTokenizer:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         from llguidance import LLTokenizer
 
         path = self._folder / _TOKENS_NAME

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 
-class LlamaVocabulary:
-    """See `Vocabulary`.
+class LlamaTokenizer:
+    """See `Tokenizer`.
 
     Args:
         llm: a `TinyLoraLlama`.
@@ -38,12 +38,12 @@ class LlamaVocabulary:
         return named or "tokenizer.chat_template" in llm.metadata
 
     def encode(self, text: str) -> list[int]:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         return list(self._llm.tokenize(text.encode(), special=True))
 
     @cached_property
     def renders_tools(self) -> bool:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         llm = self._llm
         own = llm.chat_handler is None and llm.chat_format == "chat_template.default"
         return own and renders_tools(llm.metadata["tokenizer.chat_template"])
@@ -88,47 +88,47 @@ class LlamaVocabulary:
     # Answers
 
     def plain(self, text: str) -> list[int]:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         return list(self._llm.tokenize(text.encode(), add_bos=False, special=False))
 
     def ends(self, token: int) -> bool:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     def data(self, token: int) -> bytes:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         data: bytes = self._llm.detokenize([token])
         return data
 
     def detokenizer(self) -> Callable[[int], bytes]:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         return self.data
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         data: bytes = self._llm.detokenize([int(token) for token in tokens])
         return data.decode("utf-8", errors="replace")
 
     @cached_property
     def end_ids(self) -> list[int]:
-        """See `Vocabulary`: of a text, of a turn, and of a message."""
+        """See `Tokenizer`: of a text, of a turn, and of a message."""
         return [token for token in range(self._size) if self.ends(token)]
 
     @property
     def text_end(self) -> int:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         return int(llama_cpp.llama_vocab_eos(self._vocab))
 
     @cached_property
     def longest(self) -> int:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         return max(len(self.data(token)) for token in range(self._size))
 
     # Grammars
 
     @cached_property
     def for_grammars(self) -> LLTokenizer:
-        """See `Vocabulary`."""
+        """See `Tokenizer`."""
         from llguidance import LLTokenizer, TokenizerWrapper
 
         if not self.end_ids:
