@@ -322,28 +322,6 @@ def requantized() -> str:
     return markdown(["vector", "prompts", "base", *headers], cells)
 
 
-def fleets() -> str:
-    """What users gain who begin with a fleet's prior, or without, by first order and by real answers."""
-    found = records("fleet")
-    cells, measures = [], ("mixed", "agreed", "answers")
-    for arm in dict.fromkeys(row["arm"] for row in found):
-        mine = [row for row in found if row["arm"] == arm]
-        values = {
-            measure: [
-                statistics.mean(row["gains"]) if "gains" in row else row["slope"]
-                for row in mine
-                if row.get("population", "answers") == measure
-            ]
-            for measure in measures
-        }
-        shown = (
-            f"{statistics.mean(x):+.3f} ± {statistics.stdev(x) / len(x) ** 0.5:.3f}" if x else ""
-            for x in values.values()
-        )
-        cells.append([arm, *shown])
-    return markdown(["user", "mixed, first order", "agreed, first order", "mixed, real answers"], cells)
-
-
 def installs() -> str:
     """What an install on an ARM64 device takes, with each engine, and what an import costs."""
     record = json.loads((RESULTS / "arm.json").read_text("utf-8"))
@@ -387,7 +365,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
         crowd,
         wrong_users,
         requantized,
-        fleets,
         installs,
         agreement,
     )
