@@ -32,14 +32,6 @@ BEHIND = {
     "learned, behind the best prompt": TITLES[FAR],
     f"{ALL}, behind the best prompt": "840 numbers",
 }
-MORE = {
-    "G = 52": "52 numbers",
-    "G = 210": "210 numbers",
-    ALL: "840 numbers",
-    "R, all 840 numbers": "R, 840 numbers",
-    "LoRA r = 1": "LoRA of rank 1",
-    "LoRA r = 8": "LoRA of rank 8",
-}
 DEVICE = {
     ("CMA-ES", "100ktokens"): "tune, 100,000 tokens, the paper's",
     ("CMA-ES, learned from 163 behaviours", "35ktokens"): "tune, 35,000, learned far from all tasks",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from _records import (
@@ -15,7 +15,6 @@ from _records import (
     DEVICE,
     HELD_OUT,
     LEARNED,
-    MORE,
     RESULTS,
     SERVERS,
     TASKS,
@@ -177,30 +176,6 @@ def added(row: dict[str, Any]) -> str:
     return f"{row['difference']:+.2f} ± {row['standard_error']:.2f}{both}"
 
 
-def beside(arms: dict[str, str], chosen: Collection[str], share: str | None = None) -> str:
-    """Gains of some arms beside others, a row a task and seed that one of the chosen was run with.
-
-    A title for `share` adds a column: what part of a row's largest gain its first arm has.
-    """
-    rows = []
-    for task, title in TASKS.items():
-        found = {arm: {row["seed"]: row["difference"] for row in runs(arm, task)} for arm in arms}
-        for seed in sorted({seed for arm in chosen for seed in found[arm]}):
-            gained = [mine.get(seed) for mine in found.values()]
-            cells = [f"{gain:+.3f}" if gain is not None else "" for gain in gained]
-            if share is not None:
-                largest = max(gain for gain in gained if gain is not None)
-                cells.append(number(gained[0] / largest) if gained[0] is not None else "")
-            rows.append([title, str(seed), *cells])
-    return markdown(["task", "seed", *arms.values(), *([share] if share else [])], rows)
-
-
-def more() -> str:
-    """Gains of more numbers, trained by the same loop, and what share of the largest gain 13 keep."""
-    asked = {arm: title for arm, title in MORE.items() if any(runs(arm, task) for task in TASKS)}
-    return beside({LEARNED: "13 numbers", **asked}, asked, share="share that 13 keep")
-
-
 def device() -> str:
     """What a device finds without gradients, beside what training finds in the shipped directions."""
     rows = []
@@ -259,7 +234,7 @@ def users(rows: list[dict[str, Any]] | None = None) -> str:
             zipf = laws.get("zipf", uniform)
             row = [SERVERS[server], f"{count:,}"]
             for each in (uniform, zipf):
-                row += [f"{each['rate']:.0f}", f"{each['share']:.2f}".replace("nan", "")]
+                row += [f"{each['rate']:.0f}", f"{each['share']:.0%}".replace("nan%", "").replace("%", " %")]
             row += [f"{each['p50']:.0f}, {each['p95']:.0f}" for each in (uniform, zipf)]
             cells.append([*row, f"{max(each['peak'] for each in laws.values()) / 1e6:,.0f}"])
     headers = ["server", "users", "tokens/s, uniform", "to 16 users", "tokens/s, Zipf", "to 16 users"]
@@ -268,27 +243,26 @@ def users(rows: list[dict[str, Any]] | None = None) -> str:
 
 
 def crowd() -> str:
-    """The two sentences of the README on many users."""
+    """The lines of the README on many users."""
     found = crowds()
     ours, stock = found.get("onnx", {}), found.get("stock", {})
     if not {16, 10_000} <= ours.keys():
         return "Not measured."
-    shares = [f"{ours[10_000][law]['share']:.2f}".replace("0.", ".", 1) for law in ("uniform", "zipf")]
+    shares = [f"{ours[10_000][law]['share']:.0%}".replace("%", " %") for law in ("uniform", "zipf")]
     late = [f"{ours[users]['uniform']['p95'] / 1000:.2f} s" for users in (10_000, 16)]
     text = (
-        f"**Ten thousand users** with a vector each, 13 to 13,440 numbers, get {shares[0]} of the tokens a "
-        f"second that 16 of them get from ONNX Runtime ({shares[1]} where they ask after Zipf), and their "
-        f"first token within {late[0]} (p95; 16 users: {late[1]}): a vector is a row of the batch, and "
-        "nothing is loaded."
+        "- **10,000 users cost what 16 do.** On ONNX Runtime 10,000 users with a vector each have "
+        f"{shares[0]} of the throughput of 16 users ({shares[1]} where they ask after Zipf), and 95 % of "
+        f"first tokens come within {late[0]} (16 users: {late[1]}): nothing is loaded."
     )
     if {1, 16} <= stock.keys():
         one, most = stock[1]["zipf"], max(stock)
         last = stock[most]["zipf"]
         text += (
-            f" llama-server with a LoRA each falls from {one['rate']:.0f} to {last['rate']:.0f} tokens a "
-            f"second at {most} users (Zipf), and its first token comes within {last['p95'] / 1000:.0f} s."
+            f" llama-server with a LoRA each falls from {one['rate']:.0f} tokens a second for one user to "
+            f"{last['rate']:.0f} for {most}, and 95 % of first tokens come within {last['p95'] / 1000:.0f} s."
         )
-    return "\n".join(textwrap.wrap(text, 118, break_on_hyphens=False))
+    return "\n".join(textwrap.wrap(text, 118, break_on_hyphens=False, subsequent_indent="  "))
 
 
 def wrong_users(rows: list[dict[str, Any]] | None = None) -> str:
@@ -303,7 +277,8 @@ def wrong_users(rows: list[dict[str, Any]] | None = None) -> str:
         ]
         for row in found
     ]
-    return markdown(["server", "users", "his own", *kinds[1:]], cells)
+    headers = ["their own", "another's", "nobody's, begins as their own", "nobody's"]
+    return markdown(["server", "users", *headers], cells)
 
 
 def requantized() -> str:
@@ -358,7 +333,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
         ifeval,
         scores,
         together,
-        more,
         device,
         moved,
         users,
