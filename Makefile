@@ -24,7 +24,7 @@ TRY = .venv-try
 # What builds the site of the docs: neither PyTorch nor an engine.
 SITE = .venv-site
 
-# Engines spin briefly while their threads wait for each other (tinylora_edge/system.py). Tests keep every core busy:
+# Engines spin briefly while their threads wait for each other (tinylora_edge/process.py). Tests keep every core busy:
 # there no spinning at all is the fastest, for torch's threads too.
 RUN = OMP_WAIT_POLICY=PASSIVE
 

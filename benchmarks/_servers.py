@@ -20,8 +20,8 @@ import psutil
 from _subjects import write_stock_lora
 
 from tinylora_edge import Bases, Basis, Hmac, MicroVector, Policy
+from tinylora_edge.process import cores
 from tinylora_edge.serve.store import Store
-from tinylora_edge.system import cores
 
 KEY = Hmac(bytes(range(32)))
 N_CTX = 512

@@ -13,8 +13,8 @@ import numpy as np
 
 from tinylora_edge import Bases, Basis, MicroVector, Projection
 from tinylora_edge.exporters import export_gguf
+from tinylora_edge.process import cores
 from tinylora_edge.projection import NUMBERS
-from tinylora_edge.system import cores
 from tinylora_edge.tasks import Preamble, Sample
 
 NORM = 0.05  # of the vectors: the model speaks on, a little differently

@@ -35,9 +35,9 @@ from _tables import users as table
 
 from tinylora_edge import Bases, Policy, load_bundle
 from tinylora_edge.exporters import export_onnx
+from tinylora_edge.process import cores
 from tinylora_edge.runtime.admission import admitted
 from tinylora_edge.serve.store import Store
-from tinylora_edge.system import cores
 
 AT_ONCE, MOST_TOKENS = 16, 32
 LOOK_UPS = 1000

@@ -31,7 +31,7 @@ from threadpoolctl import threadpool_limits
 
 from tinylora_edge.exporters import ExportSettings
 from tinylora_edge.factorization import truncated_svd
-from tinylora_edge.system import cores
+from tinylora_edge.process import cores
 
 RANK, TOLERANCE = ExportSettings().rank, 1e-3
 MAX_BYTES, MAX_PASSES, MIN_SPEEDUP = 1.5e9, 6, 40

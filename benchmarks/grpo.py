@@ -26,8 +26,8 @@ import numpy as np
 from _subjects import export, smollm2, tiled
 
 from tinylora_edge import MicroVector, runtime
+from tinylora_edge.process import cores
 from tinylora_edge.projection import NUMBERS
-from tinylora_edge.system import cores
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
 from tinylora_edge.train import Options, train
 from tinylora_edge.train.model import default_dtype

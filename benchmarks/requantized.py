@@ -27,7 +27,7 @@ from tinylora_edge.eval.scores import Evaluation, compare, evaluate, fitted, hel
 from tinylora_edge.exporters.convert import write_merged_gguf
 from tinylora_edge.formats.gguf import open_gguf
 from tinylora_edge.formats.side_tensors import fingerprint, save_bases
-from tinylora_edge.system import cores
+from tinylora_edge.process import cores
 from tinylora_edge.tasks import Task, load_task
 from tinylora_edge.tasks.answers import json_value
 

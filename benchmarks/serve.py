@@ -22,7 +22,7 @@ from _subjects import NORM, export, smollm2, tiled
 
 from tinylora_edge import Bases, MicroVector, load_bundle, runtime
 from tinylora_edge.exporters import export_onnx
-from tinylora_edge.system import cores
+from tinylora_edge.process import cores
 from tinylora_edge.wire import text
 
 ENGINES = ("llama", "onnx")

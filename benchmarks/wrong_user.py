@@ -38,7 +38,7 @@ from _tables import wrong_users
 
 from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.exporters import export_onnx
-from tinylora_edge.system import cores
+from tinylora_edge.process import cores
 
 AT_ONCE, TOKENS, LEFT_AFTER = 16, 12, 4
 NORM = 4.0  # of a mark's R: everybody still speaks, and nobody as anybody else

@@ -17,7 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import TinyLoraError
-from ..system import __version__, set_waiting
+from ..process import set_waiting
+from ..version import __version__
 from . import console
 from .chat import chat
 from .convert import convert

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from .. import system
+from .. import process
 from ..errors import TinyLoraError, TinyLoraWarning
 
 NAME = "tinylora-edge"
@@ -98,7 +98,7 @@ def first_interrupt(stop: Callable[[], object], told: str = STOPPING) -> Abstrac
         if told:
             acknowledge_interrupt(told)
 
-    return system.first_interrupt(heard)
+    return process.first_interrupt(heard)
 
 
 def print_json(value: Any) -> None:

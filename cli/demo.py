@@ -27,10 +27,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import MicroVector
-from ..documents import read_json
 from ..errors import MissingExtraError
 from ..formats.bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME, load_bundle
-from ..system import cores
+from ..jsonio import read_json
+from ..process import cores
 from . import console, figures
 from .export import module_progress
 from .options import JsonOption, ThreadsOption

@@ -20,7 +20,7 @@ import numpy as np
 import typer
 from rich.text import Text
 
-from ..system import __version__
+from ..version import __version__
 from . import console
 from .options import JsonOption
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .. import load_bundle
-from ..documents import write_json
 from ..errors import MissingExtraError, TinyLoraError
 from ..formats.gguf import whole_stem
+from ..jsonio import write_json
 from . import console, keyfiles, vectors
 from .options import JsonOption
 

@@ -11,8 +11,8 @@ import typer
 
 from ..shipping import layout
 from ..shipping.fetch import fetch as fetch_frame
-from ..system import atomic_write
 from ..wire import frame
+from ..writes import atomic_write
 from . import console, keyfiles, vectors
 from .options import BasisArgument, JsonOption, KeysOption, StateOption, UserOption
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ..documents import read_json
-from ..system import atomic_write
+from ..jsonio import read_json
+from ..writes import atomic_write
 from . import console, figures
 
 _PAGE = Path(__file__).with_name("report.html")

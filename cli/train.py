@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .. import MicroVector, load_bundle
-from ..documents import read_json
+from ..jsonio import read_json
 from . import console, figures, vectors
 from .figures import ExamplesOption, SystemOption
 from .options import (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import TrainError, __version__
-from ..documents import write_json
+from ..jsonio import write_json
 from . import console, figures, vectors
 from .figures import ExamplesOption, SystemOption
 from .options import (

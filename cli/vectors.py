@@ -15,9 +15,9 @@ from ..formats.gguf import GGUFFile, MalformedGGUFError
 from ..formats.side_tensors import load_bases
 from ..limits import VECTOR_FILE_BYTES
 from ..projection import NUMBERS, RANK
-from ..system import atomic_write
 from ..vector import FIRST_SEQUENCE
 from ..wire import expiry, frame, tags, text, values
+from ..writes import atomic_write
 from . import console
 
 STREAM = "-"

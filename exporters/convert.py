@@ -22,8 +22,8 @@ from ..basis import Basis
 from ..errors import ExportError, UnsupportedModelError
 from ..formats.gguf import FLOAT32, STRING, Tensor, write
 from ..modules import inverse, listed_order, parse
-from ..system import atomic_write
 from ..vector import MicroVector
+from ..writes import atomic_write
 from .weights.dequantize import FLOAT_BYTES
 from .weights.gguf import GGUFWeights
 from .weights.hf import HFConfig, HFWeights

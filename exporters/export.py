@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from ..basis import Bases, Basis
-from ..documents import write_json
 from ..errors import BaseMismatchError, ExportError
 from ..factorization import AGREEMENT, distance
 from ..factors import Factors
@@ -26,9 +25,11 @@ from ..formats.gguf import gguf_paths, split_name
 from ..formats.onnx_graph import DEFAULT, MODEL_NAME
 from ..formats.side_tensors import check_shapes, fingerprint, load_bases, save_bases
 from ..formats.signatures import check_signer, sign_bundle
+from ..jsonio import write_json
 from ..projection import Projection
-from ..system import __version__, atomic_write, sync_directory
+from ..version import __version__
 from ..wire.tags import Ed25519Signer
+from ..writes import atomic_write, sync_directory
 from . import learned
 from .factorize import ExportSettings, ModuleFactors, Progress, Quality, Source, blas_threads, factorize
 from .onnx import FLAVOURS, PRECISIONS, BakeReport, Packed, bake, build, check_builder

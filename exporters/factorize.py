@@ -26,7 +26,7 @@ from ..factorization import (
 )
 from ..formats.side_tensors import fingerprint
 from ..modules import Heads, listed_order, parse, row_orders, select
-from ..system import cores
+from ..process import cores
 from .weights.gguf import GGUFWeights, warn_of
 from .weights.hf import HFConfig, HFWeights
 

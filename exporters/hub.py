@@ -18,9 +18,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..documents import read_json
 from ..errors import ExportError, HubError, MissingExtraError
 from ..formats.bundle import BASIS_NAME
+from ..jsonio import read_json
 
 PREFERRED = ("q4_k_m", "q4_0", "mxfp4", "q8_0", "f16", "bf16")
 """Quantizations, tried in this order where none is asked for."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import VectorError
-from ..system import cores
+from ..process import cores
 from ..tasks import Completion, Sample
 from ..vector import AdmittedVector, MicroVector
 from .loop import Loop

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import TinyLoraError
-from ..system import set_waiting
+from ..process import set_waiting
 
 VARIABLE = "LLAMA_CPP_LIB_PATH"
 """The environment variable by which llama-cpp-python is told of a folder with other libraries."""

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeAlias, Unpack
 from weakref import ref
 
 from ..errors import OptionError, RequestError, TinyLoraError, VectorError
-from ..system import cores
+from ..process import cores
 from ..tasks import Prompt, Sample
 from ..vector import AdmittedVector, Policy
 from .admission import VectorSource, admitted

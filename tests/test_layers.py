@@ -38,7 +38,7 @@ MAY_IMPORT = {  # "face" is `tinylora_edge` itself, "core" its other files
     "serve": {*BASE, "shipping", "tasks", "runtime", "serve"},
     "cli": {*BASE, "face", "shipping", "tasks", "runtime", "exporters", "eval", "train", "serve", "cli"},
 }
-NO_MODEL = {f"{PACKAGE}.{name}" for name in ("documents", "errors", "limits", "system")}
+NO_MODEL = {f"{PACKAGE}.{name}" for name in ("errors", "jsonio", "limits", "version", "writes")}
 """What `wire` and `tasks`, which know no model, take of the core."""
 ENGINES = {"llama_cpp": "llama.cpp", "onnxruntime": "ONNX Runtime", "onnxruntime_genai": "ONNX Runtime"}
 SERVER = {"anyio", "prometheus_client", "sse_starlette", "starlette", "uvicorn"}

@@ -51,8 +51,8 @@ from .errors import (
 from .factors import Factors
 from .formats.bundle import Bundle, load_bundle
 from .projection import Projection
-from .system import __version__
 from .vector import AdmittedVector, MicroVector, Policy
+from .version import __version__
 from .wire.tags import Crc32, Ed25519Signer, Ed25519Verifier, Hmac
 
 __all__ = [

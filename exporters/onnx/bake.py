@@ -32,8 +32,8 @@ from ...factors import Factors
 from ...formats.onnx_adapter import encode
 from ...formats.onnx_graph import DEFAULT, INPUT_NAME, MODEL_NAME, REQUIRED, VERSION, onnx_fingerprint
 from ...modules import Heads, inverse, parse, row_orders
-from ...system import atomic_write, sync_directory
 from ...vector import FIRST_SEQUENCE
+from ...writes import atomic_write, sync_directory
 from .graph import LinearNode, ModuleSlice, OnnxModel, Site, import_onnx, match
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from ...errors import BaseMismatchError, MissingExtraError, UnsupportedModelErro
 from ...factors import Factors
 from ...formats.onnx_graph import DATA_NAME, MODEL_NAME
 from ...modules import parse
-from ...system import atomic_write
+from ...writes import atomic_write
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto

@@ -14,10 +14,10 @@ from typing import Any
 
 import gguf
 
-from ...documents import read_json
 from ...errors import ExportError, UnsupportedModelError
 from ...factorization import RowSource
 from ...formats.gguf_transformers import layer_names
+from ...jsonio import read_json
 from ...limits import BLOCKS
 from ...modules import KINDS, find_architecture, is_adaptable, parse, read_heads
 from .safetensors import StoredTensor, read_safetensors, shards

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...documents import read_json
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
 from ...factorization import RowSource
+from ...jsonio import read_json
 from .dequantize import FLOAT_BYTES, PackedRows, RowDecoder, float_decoder
 
 _SCALED = ("weight_scale_inv", "weight_scale", "qweight", "weight_packed", "absmax", "quant_state")

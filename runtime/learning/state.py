@@ -11,11 +11,11 @@ from os import PathLike
 from typing import Any, TypeVar
 
 from ...basis import Bases, Basis
-from ...documents import read_json, restored
 from ...errors import TrainError
+from ...jsonio import read_json, restored
 from ...projection import NUMBERS
-from ...system import atomic_write
 from ...vector import MicroVector
+from ...writes import atomic_write
 
 _FORMAT = 3
 _MOST = 1 << 10  # numbers of a vector: a search, and what clicks say, keep a square of them

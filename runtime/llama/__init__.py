@@ -1,6 +1,6 @@
 """llama.cpp: the engine of GGUF bundles. Importing this folder loads no engine."""
 
-from ...system import set_waiting
+from ...process import set_waiting
 from ..libraries import point_to_libraries
 
 # Before any module here imports llama_cpp: its libraries are found then, and read how threads are to wait.

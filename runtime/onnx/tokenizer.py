@@ -12,9 +12,9 @@ import numpy as np
 import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
 import onnxruntime_genai as og
 
-from ...documents import read_json
 from ...errors import TinyLoraError, VectorError
 from ...formats.onnx_graph import GENAI_NAME
+from ...jsonio import read_json
 from ...limits import TOKENIZER_BYTES
 from ...tasks.tools import renders_tools
 from ..engine import CLOSED

@@ -31,9 +31,9 @@ from tinylora_edge.formats import side_tensors
 from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.shipping import layout
 from tinylora_edge.shipping.publish import publish
-from tinylora_edge.system import atomic_write
 from tinylora_edge.train import checkpoint
 from tinylora_edge.wire import tags
+from tinylora_edge.writes import atomic_write
 
 BASIS = support.random_basis(blocks=1, kinds=("attn_q",), groups=1, n_in=8, n_out=6)
 SIGNER = Ed25519Signer(bytes(range(32)))

@@ -14,7 +14,7 @@ from llguidance import LLTokenizer, TokenizerWrapper
 from mutations import as_json, changed
 
 from tinylora_edge import RequestError
-from tinylora_edge.documents import parse_json
+from tinylora_edge.jsonio import parse_json
 from tinylora_edge.limits import BODY_BYTES
 from tinylora_edge.runtime.schema import grammar_of
 from tinylora_edge.serve import Limits

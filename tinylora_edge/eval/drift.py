@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import TrainError
 from ..runtime.model import PersonalizedModel
 from ..tasks import Prompt, Sample
-from ..tasks.general import checkable, is_right, load_general, repeats_itself
+from ..tasks.general_prompts import checkable, is_right, load_general, repeats_itself
 from ..vector import MicroVector
 
 _DRAWN = 32  # tokens of an answer that the divergence is estimated on
@@ -58,8 +58,8 @@ class Drift:
         standard_error: of `kl`, between prompts; NaN for a single one.
         prompts: prompts that were asked.
         tokens: tokens of the base's answers.
-        repeating: answers that repeat themselves (`tasks.general.repeats_itself`).
-        wrong: answers that are not right, of the prompts where a rule can tell (`tasks.general.is_right`).
+        repeating: answers that repeat themselves.
+        wrong: answers that are not right, of the prompts where a rule can tell.
     """
 
     kl: float
@@ -98,7 +98,7 @@ def measure_drift(
         llm: a loaded model, of either engine. Neither its vector nor its context is touched.
         vector: to measure; None, for the base itself, has a drift of 0.
         prompts: texts, lists of chat messages, or samples. A sample with an `answer`, or with `answers` in
-            its data, is checked for being right. None: those that are shipped (`tasks.general`).
+            its data, is checked for being right. None: those that are shipped (`tasks.general_prompts`).
         count: ask the first so many only.
         seed: of the answers that the base draws.
         sequences: that run at the same time.

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..basis import Bases, Basis
-from ..documents import read_json
 from ..errors import BaseMismatchError, BasisError
 from ..factors import Factors
+from ..jsonio import read_json
 from .gguf import MalformedGGUFError, open_gguf, whole_stem
 from .onnx_graph import MODEL_NAME, check_config, onnx_fingerprint
 from .side_tensors import check_shapes, fingerprint, load_bases

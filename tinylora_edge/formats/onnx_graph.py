@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..documents import parse_json
 from ..errors import BaseMismatchError
+from ..jsonio import parse_json
 
 MODEL_NAME, DATA_NAME, GENAI_NAME = "model.onnx", "model.onnx.data", "genai_config.json"
 """File names in a bundle's ONNX folder: the graph, its weights, and onnxruntime-genai's configuration."""

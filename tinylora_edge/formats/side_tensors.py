@@ -19,7 +19,7 @@ from ..basis import Bases
 from ..errors import BaseMismatchError, BasisError, CorruptBasisError
 from ..factors import Factors, packed_text
 from ..projection import Projection
-from ..system import atomic_write
+from ..writes import atomic_write
 from . import gguf
 from .gguf import STRING, UINT32, GGUFFile, MalformedGGUFError
 

@@ -23,11 +23,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
 
-from ..documents import read_json
 from ..errors import TrustError
+from ..jsonio import read_json
 from ..limits import BUNDLE_FILES
-from ..system import atomic_write
 from ..wire.tags import Ed25519Signer, Ed25519Verifier
+from ..writes import atomic_write
 from .bundle import BASIS_NAME, ONNX_NAME, Bundle, load_bundle
 from .gguf import gguf_paths, whole_stem
 

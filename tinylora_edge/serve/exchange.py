@@ -13,8 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..documents import parse_json
 from ..errors import OverloadError, RequestError, VectorError
+from ..jsonio import parse_json
 from .access import Caller, RefusedError, failure_of
 from .service import OPEN, Service
 

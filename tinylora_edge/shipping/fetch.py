@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 from ..basis import Bases
 from ..errors import TransferError
-from ..system import __version__
+from ..version import __version__
 from ..wire import frame
 from . import layout
 from .layout import DEFAULT_USER

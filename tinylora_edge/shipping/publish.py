@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from ..basis import Bases
 from ..errors import MissingExtraError, TransferError
 from ..limits import VECTOR_FILE_BYTES
-from ..system import atomic_write
 from ..wire import frame as wire
 from ..wire import tags
+from ..writes import atomic_write
 from . import layout
 from .layout import DEFAULT_USER
 

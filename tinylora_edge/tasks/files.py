@@ -31,8 +31,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ..documents import parse_json
 from ..errors import RequestError, TrainError
+from ..jsonio import parse_json
 from ..limits import DATA_BYTES, DOCUMENT_BYTES
 from .task import Sample
 from .tools import read_functions, told

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, TypeAlias
 
-from ..documents import parse_json
+from ..jsonio import parse_json
 from .tools import CALL
 
 Path: TypeAlias = tuple[str | int | None, ...]

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..documents import read_json
 from ..errors import MissingExtraError, TrainError
+from ..jsonio import read_json
 from .answers import is_text, json_value, label, number, read_off, shaped, text, unfit
 from .files import kind_of, rank, read_objects, read_samples, split_by_prompt
 from .numbers import final_number

@@ -17,8 +17,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..documents import parse_json
 from ..errors import RequestError
+from ..jsonio import parse_json
 
 FUNCTIONS = 128
 """Functions of a request: OpenAI's own limit."""

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..documents import read_json, restored
 from ..errors import TrainError
-from ..system import atomic_write
+from ..jsonio import read_json, restored
+from ..writes import atomic_write
 
 _SCORES = ("best_scores", "top_scores")
 _ARRAYS = ("v", "m", "s", "best_v", *_SCORES)

@@ -29,10 +29,11 @@ from .. import runtime
 from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import Bundle, load_bundle
+from ..process import cores
 from ..projection import RANK, Projection
 from ..runtime.learning.state import Report
-from ..system import atomic_write, cores
 from ..tasks.behaviours import Behaviour, load_behaviours, load_questions
+from ..writes import atomic_write
 from .adapter import Adapter
 from .learner import Learner
 from .model import load_model, one_thread

@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 
 from ..basis import Bases, Basis
-from ..documents import write_json
 from ..errors import TrainError
 from ..eval import Evaluation
 from ..eval.measure import Measuring
+from ..jsonio import write_json
+from ..process import cores
 from ..runtime.batch import Batch
 from ..runtime.learning.state import Report
 from ..runtime.model import PersonalizedModel
-from ..system import __version__, atomic_write, cores
 from ..tasks import Sample, Task
 from ..tasks.files import rank
 from ..vector import FIRST_SEQUENCE, MicroVector
+from ..version import __version__
+from ..writes import atomic_write
 
 METHODS: tuple[str, ...] = ("sft", "grpo")
 

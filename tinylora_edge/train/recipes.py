@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from ..documents import restored
 from ..errors import TinyLoraError, TrainError
+from ..jsonio import restored
 from ..tasks import Task, load_task
 from .options import Options
 from .trl import train_trl

@@ -16,11 +16,11 @@ from .. import runtime
 from ..errors import TrainError
 from ..eval.scores import fitted
 from ..formats.bundle import load_bundle
+from ..process import cores, first_interrupt
 from ..runtime.batch import Batch
 from ..runtime.learning.state import Report
-from ..system import cores, first_interrupt
 from ..tasks import Completion, Sample, Task
-from ..tasks.general import load_general
+from ..tasks.general_prompts import load_general
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
 from .adapter import Adapter

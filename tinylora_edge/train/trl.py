@@ -23,14 +23,15 @@ import numpy as np
 import torch
 
 from .. import runtime
-from ..documents import read_json
 from ..errors import MissingExtraError, TrainError
 from ..formats.bundle import load_bundle
 from ..formats.gguf_transformers import read_once
+from ..jsonio import read_json
+from ..process import cores
 from ..runtime.learning.state import Report
-from ..system import atomic_write, cores
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
+from ..writes import atomic_write
 from .grpo import IMPORTANCE_CAP
 from .model import default_dtype, load_model, location_of
 from .options import Options, Outcome, Result, write_result

@@ -22,10 +22,10 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
 
-from ..documents import parse_json
 from ..errors import RollbackError, VectorError
+from ..jsonio import parse_json
 from ..limits import DOCUMENT_BYTES
-from ..system import atomic_write, locked
+from ..writes import atomic_write, locked
 
 Source = tuple[str, str, str]
 """Where a vector comes from: digest of the factors, id of the key (empty: no key), user."""

@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp
 import pytest
 
-from tinylora_edge import system
+from tinylora_edge import process
 from tinylora_edge.runtime import libraries
 from tinylora_edge.runtime.libraries import BINDINGS, VARIABLE, WHEEL
 
@@ -37,7 +37,7 @@ print(json.dumps([said, "llama_cpp" in sys.modules, os.environ.get("GOMP_SPINCOU
 
 
 def imported(path: Path | None = None, cpuinfo: Path | None = None, **variables: str) -> Any:
-    dropped = (VARIABLE, *system.OPENMP_VARIABLES)
+    dropped = (VARIABLE, *process.OPENMP_VARIABLES)
     environment = {name: value for name, value in os.environ.items() if name not in dropped} | variables
     if path is not None:
         environment["PYTHONPATH"] = os.pathsep.join([str(path), environment.get("PYTHONPATH", "")])
@@ -81,7 +81,7 @@ def test_its_own_libraries_are_taken_whatever_lies_beside_them(bare: Path, wheel
 def test_the_wheels_libraries_are_found_where_there_are_no_own(bare: Path, wheel: Path) -> None:
     said, _, spin = imported(bare)
     assert said == [WHEEL, str(wheel), None]
-    assert spin == str(system.SPIN)
+    assert spin == str(process.SPIN)
     assert imported(bare, OMP_WAIT_POLICY="ACTIVE")[2] is None  # what the user has set stays
 
 

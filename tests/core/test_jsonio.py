@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge.documents import parse_json, read_json
+from tinylora_edge.jsonio import parse_json, read_json
 from tinylora_edge.limits import DEPTH, DIGITS
 
 BAD = {

@@ -20,7 +20,7 @@ from .files import read_samples
 from .guards import repeats, words
 from .task import Sample
 
-_PROMPTS = Path(__file__).with_name("general.jsonl")
+_PROMPTS = Path(__file__).with_name("general_prompts.jsonl")
 _RUN = 4  # words
 _TIMES = 3
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinylora_edge.documents import restored
+from tinylora_edge.jsonio import restored
 
 
 @dataclass

@@ -6,7 +6,7 @@ import pytest
 from answers import normalized
 
 from tinylora_edge.tasks import BUILTIN, load_task
-from tinylora_edge.tasks.general import is_right, load_general, repeats_itself
+from tinylora_edge.tasks.general_prompts import is_right, load_general, repeats_itself
 
 HELD_OUT, TRAIN = load_general(), load_general(split="train")
 ALL = HELD_OUT + TRAIN

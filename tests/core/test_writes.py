@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from tinylora_edge.system import atomic_write
+from tinylora_edge.writes import atomic_write
 
 
 def mode(path) -> int:

@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .limits import DEPTH, DIGITS, DOCUMENT_BYTES
-from .system import atomic_write
+from .writes import atomic_write
 
 Record = TypeVar("Record")
 
