@@ -13,10 +13,10 @@ from typing import Any
 from ..errors import MissingExtraError, TrainError
 from ..jsonio import read_json
 from .answers import is_text, json_value, label, number, read_off, shaped, text, unfit
+from .builtin import SHIPPED
 from .files import kind_of, rank, read_objects, read_samples, split_by_prompt
 from .numbers import final_number
 from .rewards import parse_reward
-from .builtin import SHIPPED
 from .task import Completion, Reward, Sample, Task, drawn, name_of
 
 BUILTIN: tuple[str, ...] = tuple(sorted([*SHIPPED, "gsm8k"]))
