@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 from types import FrameType
 from typing import Annotated, Any
 
@@ -30,8 +28,6 @@ from .fetch import fetch
 from .inspect import inspect
 from .keygen import keygen
 from .learn import learn
-from .links import links
-from .models import models
 from .pack import pack
 from .play import play
 from .publish import publish
@@ -44,19 +40,16 @@ from .tune import tune
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Start here": {"demo": demo, "doctor": doctor},
     "Make a bundle, once per model": {
-        "export": export, "models": models, "learn": learn, "inspect": inspect, "sign": sign
+        "export": export, "learn": learn, "inspect": inspect, "sign": sign
     },
     "Find a vector": {"train": train, "tune": tune, "eval": evaluate},
     "Use it": {"run": run_prompt, "chat": chat, "play": play},
     "Ship it": {
-        "pack": pack, "convert": convert, "links": links, "publish": publish, "fetch": fetch, "keygen": keygen
+        "pack": pack, "convert": convert, "publish": publish, "fetch": fetch, "keygen": keygen
     },
     "Serve many users": {"serve": serve},
 }  # fmt: skip
 """All commands by what people want to do."""
-
-ENGINES = {"llama-cpp-python": "llama", "onnxruntime": "onnx", "onnxruntime-genai": "onnx"}
-"""Distributions of engines, and the extra that installs each."""
 
 _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not name
@@ -114,12 +107,6 @@ for _section in COMMANDS.values():
 def _print_version(value: bool) -> None:
     if value:
         console.say(f"{console.NAME} {__version__}")
-        console.say(f"  Python {platform.python_version()} ({platform.system()} {platform.machine()})")
-        for name, extra in ENGINES.items():  # asked of their packages, which are not imported
-            try:
-                console.say(f"  {name} {metadata.version(name)}")
-            except metadata.PackageNotFoundError:
-                console.say(f'  {name} is not installed: pip install "tinylora-edge[{extra}]"')
         raise typer.Exit
 
 
@@ -127,9 +114,7 @@ def _print_version(value: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version, and the engines'."
-        ),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:

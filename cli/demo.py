@@ -31,7 +31,7 @@ from ..errors import MissingExtraError
 from ..formats.bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME, load_bundle
 from ..jsonio import read_json
 from ..process import cores
-from . import console, figures
+from . import console, results
 from .export import module_progress
 from .options import JsonOption, ThreadsOption
 from .report import write_report
@@ -91,7 +91,7 @@ def demo(
     trained = read_json(output / f"{VECTOR}.json")
     report = write_report(output / VECTOR)
     if not as_json:
-        figures.show(trained, ("report", str(report)))
+        results.show(trained, ("report", str(report)))
     record: dict[str, Any] = {
         "model": model.name,
         "bundle": str(output),
@@ -111,7 +111,6 @@ def demo(
         ("run", output, "--vector", output / VECTOR, asked),
         ("chat", output, "--vector", output / VECTOR),
         ("inspect", output / VECTOR, output),
-        ("links", record["frame"]["numbers"]),
     ):
         console.say(f"  {console.command(*words)}")
 

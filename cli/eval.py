@@ -13,7 +13,7 @@ import typer
 
 from .. import TrainError
 from ..shipping import layout
-from . import console, figures, keyfiles, vectors
+from . import console, keyfiles, results, vectors
 from .options import (
     BundleArgument,
     DataArgument,
@@ -27,6 +27,7 @@ from .options import (
     UserOption,
     load_data,
     load_model,
+    make_preamble,
 )
 
 _SHOWN = 3  # answers
@@ -94,7 +95,7 @@ def evaluate(
     if len(samples) < number:
         why = f"task {loaded.name} has {len(samples)} such prompts, and -n is {number}"
         console.note(f"{why}: measuring on all {len(samples)}")
-    before = figures.preamble(loaded, system, examples)
+    before = make_preamble(loaded, system, examples)
     found: dict[str, Evaluation] = {}
     arms: dict[str, dict[str, Any]] = {}
     with (
@@ -143,13 +144,13 @@ def evaluate(
         record["comparisons"] = {name: asdict(each) for name, each in comparisons.items()}
         console.print_json(record)
         return
-    console.grid(figures.table(record | {"arms": arms}))
+    console.grid(results.table(record | {"arms": arms}))
     sign = -1 if given else 1
     rows = [
-        (name, figures.compared(replace(each, difference=sign * each.difference)))
+        (name, results.compared(replace(each, difference=sign * each.difference)))
         for name, each in comparisons.items()
     ]
-    console.facts([("held-out prompts", str(len(samples))), *rows, *figures.rows(drifted)])
+    console.facts([("held-out prompts", str(len(samples))), *rows, *results.rows(drifted)])
     if given:
         return
     width = max(map(len, found))

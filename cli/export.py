@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 def export(
     ctx: typer.Context,
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="MODEL",
-            help="A GGUF file, a Hugging Face directory, a name (see models), or org/name[@revision].",
+            help="A GGUF file, a Hugging Face directory, a name, or org/name[@revision].",
         ),
-    ],
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -72,14 +72,21 @@ def export(
     The bundle holds the model (a hard link where possible), the factors of its linear layers, directions that
     were learned for it where there are some, and a manifest. Vectors of any size then personalize it.
 
+    Without MODEL it lists the models that have short names; any org/name on the hub works as well.
+
     \b
     Examples:
       tinylora-edge export qwen2.5-7b --quant q4_k_m
       tinylora-edge export SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2
       tinylora-edge export SmolLM2-135M-Instruct -o smollm2 --format onnx --onnx-precision int4
     """
+    every = {each.name or "" for each in ctx.command.params}
+    if model is None:
+        _refuse(ctx, every - {"as_json"}, "needs a MODEL")
+        _list_names(as_json)
+        return
     if add_base is not None:
-        others = {each.name or "" for each in ctx.command.params} - {"model", "add_base", "key", "as_json"}
+        others = every - {"model", "add_base", "key", "as_json"}
         _refuse(ctx, others, "makes no sense together with --add-base")
         _add_base(Path(model), add_base, key, as_json)
         return
@@ -126,6 +133,22 @@ def export(
         console.note(
             "rank, targets or factor type are not the defaults: vectors of other exports do not fit these"
         )
+
+
+def _list_names(as_json: bool) -> None:
+    from ..exporters.hub import load_catalog
+
+    catalog = load_catalog().values()
+    if as_json:
+        console.print_json([asdict(model) for model in catalog])
+        return
+    rows = []
+    for model in catalog:
+        quants = dict.fromkeys([model.default, *model.quants] if model.default else model.quants)
+        sizes = ", ".join(f"{quant} {console.megabytes(model.quants[quant])}" for quant in quants)
+        licence = f"{model.license}{' (weights gated)' if model.gated else ''}"
+        rows.append((model.name, f"{model.parameters / 1e9:.2g} B, {licence}; --quant {sizes}"))
+    console.facts(rows)
 
 
 @contextmanager

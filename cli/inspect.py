@@ -11,6 +11,7 @@ from .. import BasisError, Ed25519Verifier, load_bundle
 from ..formats.side_tensors import load_bases
 from ..formats.signatures import Signature, check_bundle, signature_path
 from ..shipping import layout
+from ..shipping.links import LINKS, messages
 from . import console, keyfiles, vectors
 from .options import JsonOption, KeysOption, UserOption
 
@@ -30,7 +31,9 @@ def inspect(
     """Show what a bundle, a basis or a vector is, and check it.
 
     Of a bundle: that its factors give the digest that they state, and that the base is one that they were
-    exported for; with --key, that its files are those that were signed. Of a vector, with BUNDLE: all that a
+    exported for; with --key, that its files are those that were signed.
+
+    Of a vector: what its header says, and how many messages of each link it takes. With BUNDLE: all that a
     device checks, which projection it is of, and its values.
 
     \b
@@ -52,16 +55,22 @@ def inspect(
     if as_json:
         console.print_json(record)
         return
-    values = record.get("values", [])
-    console.facts(console.flat(record | ({"values": "see --json"} if len(values) > _SHOWN else {})))
+    shown = dict(record)
+    if len(record.get("values", [])) > _SHOWN:
+        shown["values"] = "see --json"
+    if "messages" in record:
+        single = [link for link, count in record["messages"].items() if count == 1]
+        shown["messages"] = "one on " + "; ".join(single) if single else "several on every link"
+    console.facts(console.flat(shown))
     if record["kind"] == "vector" and bundle is None:
         console.next_command("inspect", path, "BUNDLE")
 
 
 def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, user: str) -> dict[str, Any]:
     record: dict[str, Any] = {"kind": "vector", "verified": bundle is not None}
+    carried = {"messages": {link.name: messages(link, len(data)) for link in LINKS}}
     if bundle is None:
-        return record | vectors.header(data)
+        return record | vectors.header(data) | carried
     bases = vectors.find_bases(bundle)
     vector = keyfiles.policy(keys).check(data, bases, user=layout.bound_name(user))
     basis = bases.of(vector)
@@ -79,6 +88,7 @@ def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, user: str
             "norm_of_r": basis.norm(vector),
             "values": vector.values.tolist(),
         }
+        | carried
     )
 
 

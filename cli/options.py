@@ -11,7 +11,7 @@ from ..errors import TinyLoraError
 from . import console
 
 if TYPE_CHECKING:
-    from ..tasks import Task
+    from ..tasks import Preamble, Task
 
 CONTEXT = 2048
 """Tokens of a context where none is named, whatever the model was made for."""
@@ -72,6 +72,13 @@ SchemaOption = Annotated[
 NumbersOption = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Of the vector: 1 to one a module. [default: 13]")
 ]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="Behind this system prompt.")
+]
+ExamplesOption = Annotated[
+    int | None,
+    typer.Option("--examples", metavar="K", min=1, help="Behind K worked examples of the training split."),
+]
 EvaluateOption = Annotated[bool, typer.Option(help="Measure gain and drift on held-out prompts.")]
 KeysOption = Annotated[
     list[Path] | None,
@@ -91,6 +98,13 @@ def load_data(data: str, **arguments: Any) -> Task:
     for sentence in task.notes:
         console.note(sentence)
     return task
+
+
+def make_preamble(task: Task, system: str | None, examples: int | None) -> Preamble:
+    """Return what `--system` and `--examples` put before every prompt."""
+    from ..tasks import Preamble, draw_examples
+
+    return Preamble(system, () if examples is None else draw_examples(task, examples))
 
 
 def load_model(

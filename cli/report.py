@@ -14,7 +14,7 @@ from typing import Any
 
 from ..jsonio import read_json
 from ..writes import atomic_write
-from . import console, figures
+from . import console, results
 
 _PAGE = Path(__file__).with_name("report.html")
 _WIDTH, _HEIGHT = 640, 150
@@ -26,19 +26,19 @@ def write_report(frame: Path) -> Path:
     """Write the page of a run beside its frame and record, all or nothing, and return where it lies."""
     record: dict[str, Any] = read_json(frame.with_name(f"{frame.name}.json"))
     data, result = frame.read_bytes(), record["result"]
-    measured = figures.rows(record)
+    measured = results.rows(record)
     if "held_out" not in record:
         measured.append(("held out", "not measured: eval does that"))
     if "preamble" in record:
         measured.append(("behind", json.dumps(record["preamble"], ensure_ascii=False)))
     page = Template(_PAGE.read_text("utf-8")).substitute(
         title=escape(f"{len(data):,} bytes for {record['task']}"),
-        arms=_table(figures.table(record), header=True),
+        arms=_table(results.table(record), header=True),
         measured=_table(measured),
         curve="".join(_panel(record["curve"], result["best_step"], *each) for each in _CURVES),
         training=_table(
             [
-                *figures.phases(record),
+                *results.phases(record),
                 ("steps", f"{result['steps']}, {result['stopped']}, {record['seconds']:.0f} s"),
                 ("numbers", f"{record['numbers']:,}, {record['projection']}"),
                 ("kept", f"step {result['best_step']}, by prompts held back from training"),

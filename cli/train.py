@@ -12,18 +12,20 @@ import typer
 
 from .. import MicroVector, load_bundle
 from ..jsonio import read_json
-from . import console, figures, vectors
-from .figures import ExamplesOption, SystemOption
+from . import console, results, vectors
 from .options import (
     BundleArgument,
     DataArgument,
     DropDuplicatesOption,
     EvaluateOption,
+    ExamplesOption,
     JsonOption,
     RewardOption,
     RunFrameOption,
     SchemaOption,
+    SystemOption,
     load_data,
+    make_preamble,
 )
 from .report import write_report
 
@@ -104,7 +106,7 @@ def train(
         keep=keep,
         weights=None if weights is None else str(weights),
         evaluate=evaluate,
-        drift=figures.DRIFT_PROMPTS if evaluate else 0,
+        drift=results.DRIFT_PROMPTS if evaluate else 0,
     )
     if start is not None:
         bases = load_bundle(bundle).bases
@@ -112,7 +114,7 @@ def train(
         values = grown(vector, bases, options.basis(bases))
         options = replace(options, start=values, sequence=vectors.next_sequence(vector))
     loaded = load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates, seed=seed)
-    loaded = figures.preamble(loaded, system, examples).before_task(loaded)
+    loaded = make_preamble(loaded, system, examples).before_task(loaded)
     with training_progress() as show:
         outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)
     if outcome.result.stopped == "interrupted":
@@ -130,8 +132,8 @@ def train(
     if result.best_step:
         kept = f"the vector of step {result.best_step} of {result.steps}"
     console.prose(f"wrote {outcome.path} ({outcome.path.stat().st_size:,} bytes), {kept}")
-    console.facts(figures.phases(record))
-    figures.show(record, ("report", str(report)))
+    console.facts(results.phases(record))
+    results.show(record, ("report", str(report)))
 
 
 @contextmanager

@@ -12,23 +12,25 @@ import typer
 
 from .. import TrainError, __version__
 from ..jsonio import write_json
-from . import console, figures, vectors
-from .figures import ExamplesOption, SystemOption
+from . import console, results, vectors
 from .options import (
     BundleArgument,
     DataArgument,
     DropDuplicatesOption,
     EngineOption,
     EvaluateOption,
+    ExamplesOption,
     GpuLayersOption,
     JsonOption,
     NumbersOption,
     RewardOption,
     RunFrameOption,
     SchemaOption,
+    SystemOption,
     ThreadsOption,
     load_data,
     load_model,
+    make_preamble,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def tune(
     """Tune a vector for a task on this device: no PyTorch, no gradients, the base as it is deployed.
 
     Training prompts that are held back decide what is written: where nothing does better on them, the start
-    is. Beside FILE it leaves FILE.json: settings, curve, held-out figures. Ctrl-C saves the state; it holds
+    is. Beside FILE it leaves FILE.json: settings, curve, held-out results. Ctrl-C saves the state; it holds
     numbers alone. With --system or --examples the vector is found behind a prompt, and belongs to it.
 
     \b
@@ -67,6 +69,7 @@ def tune(
       tinylora-edge tune out/demo list-lookup --budget 5m -o lookup.bin
     """
     from .. import runtime
+    from ..eval import measure_drift
     from ..eval.scores import evaluate as measure
     from ..eval.scores import fitted, held_out
     from ..tasks.rewards import is_text
@@ -86,7 +89,7 @@ def tune(
             f"{data}: its answers are free text, and tune learns from a reward: name one (--reward), or "
             "learn the answers themselves with train"
         )
-    loaded = figures.preamble(loaded, system, examples).before_task(loaded)
+    loaded = make_preamble(loaded, system, examples).before_task(loaded)
     first = None if start is None else vectors.read(str(start))
     curve: list[dict[str, Any]] = []
     with (
@@ -128,8 +131,11 @@ def tune(
                 base, tuned = measure(batch, loaded, None), measure(batch, loaded, vector)
             record["held_out"] = held_out(base, tuned)
             show("measuring the drift on general prompts")
-            away = figures.drift_beside(llm, vector, n_threads=threads)
-            record |= {} if away is None else {"drift": away.record()}
+            try:
+                drift = measure_drift(llm, vector, count=results.DRIFT_PROMPTS, n_threads=threads)
+                record["drift"] = drift.record()
+            except TrainError as error:
+                console.warn(f"the drift on general prompts was not measured: {error}")
     settings = {"budget": asdict(amount), "seed": seed, "settings": asdict(learner.settings)}
     made = {"tool": f"tinylora-edge {__version__}", "basis": vector.basis, "dtype": vector.dtype}
     manifest = made | {"sequence": vector.sequence, **settings, **record, "curve": curve}
@@ -147,7 +153,7 @@ def tune(
         f"{found.tokens:,} tokens and {found.seconds:.0f} s: held back "
         f"{found.start_score:.3f} -> {found.score:.3f}"
     )
-    console.facts(figures.rows(record))
+    console.facts(results.rows(record))
 
 
 def _reporter(

@@ -199,7 +199,7 @@ def find(
         raise ExportError(
             f"{text!r} is neither a local path nor a model of the catalog"
             + (f"; near it: {', '.join(near)}" if near else "")
-            + ". List them with tinylora-edge models; any org/name on the hub works as well"
+            + ". List them with tinylora-edge export; any org/name on the hub works as well"
         )
     weights = base is not None or graph
     if base is None and (deployed or not weights):

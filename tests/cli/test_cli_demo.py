@@ -112,7 +112,7 @@ def test_what_a_replay_says(replayed: tuple[Path, str]) -> None:
 def test_the_commands_run_as_printed(replayed: tuple[Path, str], process: Cli) -> None:
     folder, text = replayed
     commands = [shlex.split(line) for line in text.partition("Type next:\n")[2].splitlines()]
-    assert [words[1] for words in commands] == ["run", "run", "chat", "inspect", "links"]
+    assert [words[1] for words in commands] == ["run", "run", "chat", "inspect"]
     said = [process(*words[1:], cwd=folder).done() for words in commands]
     task = load_task("snips-intents")
     (sample,) = [sample for sample in task.held_out if sample.text == commands[0][-1]]

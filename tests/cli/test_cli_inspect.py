@@ -84,7 +84,9 @@ def test_a_header(cli: Cli, basis: Basis) -> None:
     for dtype, payload in (("fp32", bytes(52)), ("bf16", bytes(26))):
         for tag, key in (("crc32", None), ("hmac", b"k" * 16)):
             data = support.frame(basis.digest, payload, dtype=dtype, tag=tag, key=key, sequence=258)
-            assert cli("inspect", "-", "--json", stdin=data).record() == {
+            record = cli("inspect", "-", "--json", stdin=data).record()
+            assert record.pop("messages")["LoRaWAN EU868, DR0 to DR2"] == -(-len(data) // 51)
+            assert record == {
                 "kind": "vector",
                 "verified": False,
                 "bytes": len(data),
@@ -98,6 +100,7 @@ def test_a_header(cli: Cli, basis: Basis) -> None:
     shown = cli("inspect", "-", stdin=data).done()
     assert re.search(r"^verified +False$", shown, re.M)
     assert "next: tinylora-edge inspect - BUNDLE" in shown
+    assert re.search(r"^messages +one on .*LoRaWAN EU868, DR3; ", shown, re.M)
 
 
 def test_a_vector_as_a_device_sees_it(

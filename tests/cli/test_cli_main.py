@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def test_help_lists_the_commands_in_sections(cli: Cli) -> None:
     for title, section in app.COMMANDS.items():
         at = lines.index(f"{title}:")
         assert lines[at + 1].split()[0] == next(iter(section))
-    assert len(COMMANDS) == len(set(COMMANDS)) == 20
+    assert len(COMMANDS) == len(set(COMMANDS)) == 18
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -45,14 +46,15 @@ def test_every_help_has_an_example_that_parses(cli: Cli, command: str, tmp_path:
     assert own
 
 
-@pytest.mark.slow
-def test_the_reference_says_what_the_commands_say() -> None:
-    page = Path(__file__).parents[2] / "docs" / "site" / "commands.py"
-    assert subprocess.run([sys.executable, page, "--check"], check=False).returncode == 0
+def test_the_reference_has_each_command_in_its_section() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text("utf-8")
+    sections = {part.partition("\n")[0]: part for part in page.split("\n## ")[1:]}
+    for title, section in app.COMMANDS.items():
+        assert re.findall(r"^\| `([a-z]+)", sections[title], re.M) == list(section)
 
 
 @pytest.mark.parametrize(
-    "words", [["nonsense"], ["export"], ["run", "bundle"], ["inspect", "--nonsense", "x"]]
+    "words", [["nonsense"], ["eval", "bundle"], ["run", "bundle"], ["inspect", "--nonsense", "x"]]
 )
 def test_wrong_usage(cli: Cli, words: list[str]) -> None:
     cli(*words).misused()

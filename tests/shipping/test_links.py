@@ -1,4 +1,4 @@
-"""Links: sizes against the encoders themselves, and which frame fits."""
+"""Links: sizes against the encoders themselves, and how many messages a frame takes."""
 
 from __future__ import annotations
 
@@ -6,23 +6,11 @@ import io
 
 import pytest
 import segno
-import support
 
-from tinylora_edge import Bases, Ed25519Signer, Hmac, MicroVector
-from tinylora_edge.shipping.links import LINKS, fitting, frame_sizes, messages, qr_code
+from tinylora_edge.shipping.links import LINKS, messages, qr_code
 from tinylora_edge.wire import text
 
 BY_NAME = {link.name: link for link in LINKS}
-
-
-@pytest.mark.parametrize("values", [13, 210, 13_440])
-def test_sizes_are_those_of_frames(values):
-    bases = Bases(support.random_factors(blocks=70, rank=8))
-    basis = bases.basis(rank=8) if values == bases.most else bases.basis(numbers=values)
-    keys = {"CRC-32": "crc32", "HMAC": Hmac(b"k" * 32), "Ed25519": Ed25519Signer(b"k" * 32)}
-    for found in frame_sizes(values):
-        data = MicroVector.zeros(basis, found.dtype).to_bytes(basis, keys[found.tag])
-        assert len(data) == found.size
 
 
 @pytest.mark.parametrize(
@@ -58,12 +46,7 @@ def test_texts_hold_what_they_say():
         assert len(text.encode(bytes(size))) <= characters < len(text.encode(bytes(size + 1)))
 
 
-def test_what_fits_where():
-    def fits(name):
-        return [(found.dtype, found.tag) for found in fitting(BY_NAME[name], 13)]
-
-    assert fits("Sigfox up") == []
-    assert fits("BLE legacy advertisement") == [("int8", "CRC-32")]
-    assert ("bf16", "Ed25519") in fits("LoRaWAN EU868, DR3")
-    assert len(fits("Meshtastic packet")) == 9
+def test_how_many_messages_a_frame_takes():
+    count = {name: messages(BY_NAME[name], 27) for name in ("Sigfox up", "BLE legacy advertisement")}
+    assert count == {"Sigfox up": 3, "BLE legacy advertisement": 1}
     assert [messages(BY_NAME["Meshtastic packet"], size) for size in (233, 234, 13_515)] == [1, 2, 59]

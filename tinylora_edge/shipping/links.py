@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import FrameError, MissingExtraError
-from ..wire import frame, tags, text
+from ..wire import text
 
 
 class Link(NamedTuple):
@@ -28,30 +28,8 @@ class Link(NamedTuple):
     note: str
 
 
-class FrameSize(NamedTuple):
-    """The length of a frame in bytes, by the dtype of its values and its tag."""
-
-    dtype: str
-    tag: str
-    size: int
-
-
 _TABLE = tomllib.loads(Path(__file__).with_name("links.toml").read_text("utf-8"))
 LINKS = tuple(Link(name, size, note) for note, sizes in _TABLE.items() for name, size in sizes.items())
-
-
-def frame_sizes(values: int) -> list[FrameSize]:
-    """Return the lengths of frames of so many values (fp16 is as bf16). A last day takes 2 bytes more."""
-    return [
-        FrameSize(dtype, tags.NAMES[kind], frame.frame_bytes(values, dtype, kind))
-        for dtype in ("fp32", "bf16", "int8")
-        for kind in tags.SIZES
-    ]
-
-
-def fitting(link: Link, values: int) -> list[FrameSize]:
-    """Return the frames of so many values that one message takes."""
-    return [found for found in frame_sizes(values) if found.size <= link.size]
 
 
 def messages(link: Link, size: int) -> int:

@@ -1,4 +1,4 @@
-"""`models`, and `export` with names: real processes of the command against a hub on loopback."""
+"""`export` with names: real processes of the command against a hub on loopback."""
 
 from __future__ import annotations
 
@@ -75,8 +75,10 @@ def test_a_name_is_all_that_it_takes(run: Cli, server: HubServer, work: Path) ->
     assert server.requests == []
 
 
-def test_models_lists_what_there_is(run: Cli, server: HubServer) -> None:
-    (listed,) = [r for r in run("models", "--json").record() if r["name"] == "gpt-oss-20b"]
+def test_without_a_model_it_lists_the_names(run: Cli, server: HubServer) -> None:
+    (listed,) = [r for r in run("export", "--json").record() if r["name"] == "gpt-oss-20b"]
     assert (listed["weights"], listed["quants"]) == ("openai/gpt-oss-20b", {"mxfp4": 12_109_566_624})
-    text = run("models").done()
+    text = run("export").done()
     assert all(name in text for name in ("qwen2.5-7b", "gpt-oss-20b"))
+    run("export", "-o", "out").misused("-o", "needs a MODEL")
+    assert server.requests == []

@@ -1,38 +1,14 @@
-"""What `train`, `tune` and `eval` share: a prompt to stand behind, and figures for reading."""
+"""What was measured of a vector, for reading: its record becomes a table of arms and labelled facts."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
-
-from ..errors import TrainError
 from . import console
-
-if TYPE_CHECKING:
-    from .. import MicroVector
-    from ..eval import Drift
-    from ..tasks import Preamble, Task
-
 
 DRIFT_PROMPTS = 32
 """General prompts on which drift is measured beside a gain; `eval --drift` takes all."""
-
-SystemOption = Annotated[
-    str | None, typer.Option("--system", metavar="TEXT", help="Behind this system prompt.")
-]
-ExamplesOption = Annotated[
-    int | None,
-    typer.Option("--examples", metavar="K", min=1, help="Behind K worked examples of the training split."),
-]
-
-
-def preamble(task: Task, system: str | None, examples: int | None) -> Preamble:
-    """Return what `--system` and `--examples` put before every prompt."""
-    from ..tasks import Preamble, draw_examples
-
-    return Preamble(system, () if examples is None else draw_examples(task, examples))
 
 
 def compared(found: Any) -> str:
@@ -137,19 +113,3 @@ def _scale(record: dict[str, Any]) -> tuple[int, str]:
     """Return what a score is multiplied by for reading, and its unit: nats are minus the score."""
     unit = record.get("unit")
     return (1, "reward") if unit is None else (-1, str(unit))
-
-
-def drift_beside(llm: Any, vector: MicroVector, **options: Any) -> Drift | None:
-    """Measure the drift of a vector that was just found; where that is not possible, say so."""
-    from ..eval import measure_drift
-
-    try:
-        return measure_drift(llm, vector, count=DRIFT_PROMPTS, **options)
-    except TrainError as error:
-        warn_of_drift(str(error))
-        return None
-
-
-def warn_of_drift(why: str) -> None:
-    """Say that the drift could not be measured, and why."""
-    console.warn(f"the drift on general prompts was not measured: {why}")
