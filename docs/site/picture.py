@@ -20,10 +20,17 @@ WIDTH, LEFT, MIDDLE, CARD = 760, 16, 388, 356
 LINE, PAD = 18, 12
 COLUMNS = 50  # of a line of an answer
 
-STYLE = """
-text { font: 13px system-ui, sans-serif; fill: #24292f }
-.head { font-size: 15px; font-weight: 600 } .prompt { font-weight: 600 } .dim { fill: #59636e }
-.base { fill: #f6f8fa; stroke: #d1d9e0 } .yours { fill: #ddf4ff; stroke: #0969da }
+# Attributes, for renderers without style sheets; the style sheet has only what is other in the dark.
+ROOT = 'font-family="system-ui, sans-serif" font-size="13" fill="#24292f"'
+LOOKS = {
+    "head": ' font-size="15" font-weight="600"',
+    "prompt": ' font-weight="600"',
+    "dim": ' class="dim" fill="#59636e"',
+    "base": 'class="base" fill="#f6f8fa" stroke="#d1d9e0"',
+    "yours": 'class="yours" fill="#ddf4ff" stroke="#0969da"',
+    "": "",
+}
+DARK = """
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 } .dim { fill: #9198a1 }
   .base { fill: #151b23; stroke: #3d444d } .yours { fill: #121d2f; stroke: #4493f8 }
@@ -46,7 +53,7 @@ def render(found: dict[str, Any]) -> str:
         parts.append(_text(LEFT, y, answer["prompt"], "prompt"))
         high = LINE * max(len(base), len(yours)) + PAD
         for x, name, lines in ((LEFT, "base", base), (MIDDLE, "yours", yours)):
-            parts.append(f'<rect class="{name}" x="{x}" y="{y + 10}" width="{CARD}" height="{high}" rx="6"/>')
+            parts.append(f'<rect {LOOKS[name]} x="{x}" y="{y + 10}" width="{CARD}" height="{high}" rx="6"/>')
             parts += [_text(x + PAD, y + 28 + LINE * i, line) for i, line in enumerate(lines)]
         y += high + 42
     proof = found["proof"]
@@ -55,8 +62,8 @@ def render(found: dict[str, Any]) -> str:
     )
     title = f"Answers of a frozen model, and of the same model with {frame['bytes']:,} bytes beside it"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 14}" role="img">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n" + "\n".join(parts) + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 14}" role="img" {ROOT}>\n'
+        f"<title>{title}</title>\n<style>{DARK}</style>\n" + "\n".join(parts) + "\n</svg>\n"
     )
 
 
@@ -67,7 +74,7 @@ def _whole(answer: str) -> str:
 
 
 def _text(x: float, y: float, text: str, name: str = "") -> str:
-    return f'<text x="{x}" y="{y}"' + (f' class="{name}"' if name else "") + f">{escape(text)}</text>"
+    return f'<text x="{x}" y="{y}"{LOOKS[name]}>{escape(text)}</text>'
 
 
 if __name__ == "__main__":
