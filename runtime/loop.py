@@ -254,9 +254,9 @@ class Loop:
     def _next(self, engine: Engine, last: tuple[int, Who]) -> dict[Slot, Work]:
         """Return what an engine evaluates together, once there is something; nothing where it is closed.
 
-        Where not all of its rows can, it is the turn of the account that had fewest, in any engine, and among
-        equals not of the last one, before which a newcomer goes; of its tenants likewise, and of a tenant's
-        rows of the one behind the last. With it go the rows that can be evaluated beside it.
+        First comes the account that had fewest turns, in any engine, and among equals not the last one, before
+        which a newcomer goes; of its tenants likewise, and of a tenant's rows the one behind the last. With
+        it go the rows that can be evaluated beside it. Where all can, a turn is a chunk of a prompt.
         """
         row, before = last
 
@@ -272,7 +272,7 @@ class Loop:
                     self._changed.wait()
                     continue
                 if engine.mixed:
-                    return running
+                    return {slot: running[slot] for slot in sorted(running, key=rank)}
                 lead = min(running, key=rank)
                 self._rows.turn(running[lead].who)
                 if engine.exact:
@@ -292,6 +292,11 @@ class Loop:
         parts = list(self._parts(engine, turn))
         if not parts:
             return False
+        if engine.mixed:
+            with self._changed:
+                for slot, part in parts:
+                    if len(part.tokens) > 1:
+                        self._rows.turn(turn[slot].who)
         logits, at = engine.evaluate([part for _, part in parts]), 0
         for slot, part in parts:
             rows = logits[at : at + part.wanted]
