@@ -254,9 +254,9 @@ class Loop:
     def _next(self, engine: Engine, last: tuple[int, Who]) -> dict[Slot, Work]:
         """Return what an engine evaluates together, once there is something; nothing where it is closed.
 
-        First comes the account that had fewest turns, in any engine, and among equals not the last one, before
-        which a newcomer goes; of its tenants likewise, and of a tenant's rows the one behind the last. With
-        it go the rows that can be evaluated beside it. Where all can, a turn is a chunk of a prompt.
+        First comes the account that had fewest turns, in any engine, and among equals not the last one,
+        before which a newcomer goes; of its tenants likewise, and of a tenant's rows the one behind the last.
+        With it go the rows that can be evaluated beside it. Where all can, a turn is a chunk of a prompt.
         """
         row, before = last
 
