@@ -282,8 +282,9 @@ class Policy:
         Raises:
             VectorError: it is of no basis that the model knows, or R is larger than `max_norm`.
         """
-        if isinstance(vector, AdmittedVector) and vector.basis in {each.digest for each in known.values()}:
-            return vector
+        digests = {each.digest for each in known.values()}
+        if isinstance(vector, AdmittedVector) and vector.basis in digests and hasattr(vector, "r"):
+            return vector  # what `replace` made of one has no R
         basis = known.of(vector)
         own = {"values": vector.values, "dtype": vector.dtype, "sequence": vector.sequence}
         return AdmittedVector._with({**own, "basis": basis.digest, "r": self._r(vector, basis)})
