@@ -98,7 +98,6 @@ def peak(bundle: str, what: str) -> int:
                 max_tokens=task.max_tokens,
                 settings=settings,
                 report=lambda figures: "reward" in figures and tuning.stop(),
-                sequences=SEQUENCES,
             )
             tuning.run("1h")
     return bench.peak_resident()

@@ -38,7 +38,7 @@ from .run import (
 )
 
 if TYPE_CHECKING:
-    from ..runtime import Clicks, Given, TinyLoraLlama, TinyLoraOnnx
+    from ..runtime import Clicks, SampledAnswer, TinyLoraLlama, TinyLoraOnnx
 
 _COMMANDS = """\
 /vector FILE  exchange the vector; alone, it says which one is active
@@ -124,8 +124,6 @@ class Conversation:
 
     def begin_with(self, vector: MicroVector | None) -> None:
         """Forget what was clicked, which says how to go from another vector; what comes moves this one."""
-        if self._clicks is not None:
-            self._clicks.close()
         self._state.unlink(missing_ok=True)
         self._start, self._clicks, self._last, self._count = vector, None, None, 0
 
@@ -208,12 +206,12 @@ class Conversation:
         _note(f"wrote {file}: {len(data)} bytes, {vectors.summary(vector)}, CRC-32")
 
 
-def given(llm: Any, asked: list[dict[str, str]], said: str, ended: bool, temperature: float) -> Given:
+def given(llm: Any, asked: list[dict[str, str]], said: str, ended: bool, temperature: float) -> SampledAnswer:
     """Return an answer as a click takes it; one that ended by itself has the token that ends a turn."""
-    from ..runtime import Given
+    from ..runtime import SampledAnswer
 
     end = (llm.turn_end,) if ended else ()
-    return Given(
+    return SampledAnswer(
         tuple(llm.encode(asked)[0]), (*llm.chat_tokenizer.plain(said), *end), llm.vector, temperature
     )
 

@@ -113,7 +113,7 @@ def tune(
             n_threads=threads,
         )
         with console.first_interrupt(learner.stop):
-            found = learner.run(amount.less(learner.state.tokens, learner.state.seconds), resumed=resume)
+            found = learner.run(amount.less(learner.state.tokens, learner.state.seconds))
         if found.stopped == "stopped":
             console.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")
             raise typer.Exit(130)

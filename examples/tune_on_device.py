@@ -46,7 +46,6 @@ vector: MicroVector = runtime.tune(
     max_tokens=24,
     settings=runtime.TuneSettings(held_back=24),  # fewer than usual: three minutes are short
     path=unfinished,  # an app that is killed goes on here; it holds numbers, no text
-    wait=lambda: False,  # true while the phone is hot, or the user wants the processor
     report=progress,
 )
 fresh.write_bytes(vector.to_bytes(llm.bases.of(vector)))

@@ -9,7 +9,6 @@ without any text in it, and the next start goes on from there. Needs numpy and l
 import argparse
 import random
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 
 from tinylora_edge import runtime
 
@@ -26,7 +25,7 @@ def main() -> None:
     learning: Future[object] | None = None
     clicks = runtime.Clicks(llm, n_threads=options.threads)
     vector, asked = clicks.vector(options.state), random.randrange(1 << 32)
-    with closing(clicks), ThreadPoolExecutor(1) as later:
+    with ThreadPoolExecutor(1) as later:
         print(f"{vector.sequence} clicks so far. An empty question ends.")
         while question := input("\nask: ").strip():
             messages, asked = [{"role": "user", "content": question}], asked + 1

@@ -8,7 +8,7 @@
 
     runtime.tune(llm, prompts, reward, budget="5m")  # finds a vector, on the device itself
 
-    pool = runtime.Pool("bundle")                   # many users at once, each with a vector of his own
+    pool = runtime.Pool("bundle")                   # many users at once, each with a vector of their own
     answer = await pool.chat(messages, user="alice", vector=alice_bytes)
 
     session = runtime.OnnxSession("bundle")         # a loop of your own on plain ONNX Runtime
@@ -25,8 +25,8 @@ from ..vector import Policy
 from .learning import (
     Budget,
     Clicks,
-    Given,
     RewardLearner,
+    SampledAnswer,
     Tuned,
     TuneSettings,
     tune,
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Budget",
     "Clicks",
-    "Given",
     "NotImprovedWarning",
     "OnnxSession",
     "Policy",
     "Pool",
     "RewardLearner",
+    "SampledAnswer",
     "TinyLoraLlama",
     "TinyLoraOnnx",
     "TuneSettings",

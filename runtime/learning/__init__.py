@@ -4,15 +4,15 @@ A reward is learned from by one learner (`learner.py`: sittings, checks, budgets
 clicks are evidence about their vector, a Gaussian posterior. Both keep a file of numbers (`state.py`).
 """
 
-from .clicks import Clicks, Given
+from .clicks import Clicks, SampledAnswer
 from .learner import RewardLearner, Tuned, TuneSettings, tune
 from .state import Budget
 
 __all__ = [
     "Budget",
     "Clicks",
-    "Given",
     "RewardLearner",
+    "SampledAnswer",
     "TuneSettings",
     "Tuned",
     "tune",

@@ -34,14 +34,13 @@ _CHANGE = 0.6
 
 Quantized activations move it by about 0.3 whatever the step, so that a smaller one measures noise.
 """
-_DRAWN = 4  # answers drawn for a pair, of which two that differ are shown
+_DRAWN = 4  # answers drawn for a pair, of which two that differ are returned
 _SIDE_BY_SIDE = 2  # vectors that an answer is scored under: threads of their own do not wait for each other
-_STEP = 256  # tokens by which the room for a prompt with its answer grows
 
 
 @dataclass(frozen=True)
-class Given:
-    """An answer that a user was given.
+class SampledAnswer:
+    """An answer that a user may click on.
 
     Attributes:
         prompt: token ids.
@@ -90,8 +89,6 @@ class Clicks:
         self._llm, self._threads = llm, n_threads
         self._start, self._sequence = first.values.astype(np.float64), 0 if start is None else start.sequence
         self._prior = self._basis.prior if start is None else None  # it is about vectors, not about steps
-        self._batch: Batch | None = None
-        self._room = 0
         self._lock = threading.Lock()
 
     def vector(self, path: str | PathLike[str]) -> MicroVector:
@@ -115,7 +112,7 @@ class Clicks:
         max_tokens: int = 64,
         temperature: float = 0.7,
         seed: int = 0,
-    ) -> list[Given]:
+    ) -> list[SampledAnswer]:
         """Answer a prompt under a vector, once or several times; the answers differ, where draws do.
 
         Args:
@@ -131,8 +128,8 @@ class Clicks:
             VectorError: the prompt is empty, or the vector makes the logits non-finite.
         """
         tokens = self._llm.encode(prompt)[0]
-        with self._lock:
-            drawn = self._with_room(len(tokens) + max_tokens).generate(
+        with self._batch(len(tokens) + max_tokens) as batch:
+            drawn = batch.generate(
                 [tokens],
                 vectors=[vector],
                 samples=count if count == 1 else max(count, _DRAWN),
@@ -142,16 +139,16 @@ class Clicks:
             )
         answers = [each.tokens.tolist() for each in _different(drawn, count)]
         decode = self._llm.chat_tokenizer.decode
-        return [Given(tuple(tokens), tuple(a), vector, temperature, decode(a)) for a in answers]
+        return [SampledAnswer(tuple(tokens), tuple(a), vector, temperature, decode(a)) for a in answers]
 
-    def tell(self, path: str | PathLike[str], given: Given, reward: int) -> MicroVector:
-        """Learn that a user liked an answer (+1), or did not (-1); return what his vector should be now.
+    def tell(self, path: str | PathLike[str], answer: SampledAnswer, reward: int) -> MicroVector:
+        """Learn that a user liked an answer (+1), or did not (-1); return what their vector should be now.
 
         Tell about each answer once.
 
         Args:
             path: of the user's state, which need not exist yet.
-            given: the answer.
+            answer: one that `ask` returned, or of the app's own.
             reward: +1 or -1.
 
         Raises:
@@ -163,12 +160,12 @@ class Clicks:
             raise TrainError(f"a click is +1 or -1, not {reward!r}")
         with self._lock:
             state, posterior = self._read(path)
-            scores, ratios, at = self._score(state, [given])
+            scores, ratios, at = self._score(state, [answer])
             posterior.like(scores[0], ratios[0], at, int(reward))
             return self._keep(path, state, posterior)
 
-    def prefer(self, path: str | PathLike[str], better: Given, worse: Given) -> MicroVector:
-        """Learn which of two answers to one prompt a user preferred; return what his vector should be now.
+    def prefer(self, path: str | PathLike[str], better: SampledAnswer, worse: SampledAnswer) -> MicroVector:
+        """Learn which of two answers to one prompt a user preferred; return what their vector should be now.
 
         Args:
             path: of the user's state.
@@ -191,50 +188,37 @@ class Clicks:
             posterior.prefer(scores[0], scores[1], (ratios[0], ratios[1]), at)
             return self._keep(path, state, posterior)
 
-    def close(self) -> None:
-        """Free what evaluates; the model and the states stay."""
-        with self._lock:
-            if self._batch is not None:
-                self._batch.close()
-            self._batch, self._room = None, 0
-
-    def _with_room(self, tokens: int) -> Batch:
-        """Return what evaluates sequences of so many tokens."""
-        if self._batch is None or tokens > self._room:
-            if tokens > self._llm.longest:
-                raise no_room(tokens, 0, self._llm.longest)
-            if self._batch is not None:
-                self._batch.close()
-            self._batch, room = None, min(-(-tokens // _STEP) * _STEP, self._llm.longest)
-            self._batch = Batch(
-                self._llm,
-                n_ctx_seq=room,
-                sequences=_DRAWN,
-                n_threads=self._threads,
-                contexts=_SIDE_BY_SIDE,
-            )
-            self._room = room
-        return self._batch
+    def _batch(self, tokens: int) -> Batch:
+        """Return a batch with room for sequences of so many tokens."""
+        if tokens > self._llm.longest:
+            raise no_room(tokens, 0, self._llm.longest)
+        return Batch(
+            self._llm,
+            n_ctx_seq=tokens,
+            sequences=_DRAWN,
+            n_threads=self._threads,
+            contexts=_SIDE_BY_SIDE,
+        )
 
     def _score(
-        self, state: ClickState, given: list[Given]
+        self, state: ClickState, clicked: list[SampledAnswer]
     ) -> tuple[NDArray[np.float64], list[float], NDArray[np.float64]]:
         """Return answers' scores where they were drawn, float64 [answers, n], their log-ratios, and where.
 
         A score is d log p / d v by central differences; a log-ratio is over the vector that users begin with.
         The step of the state is adapted for the next time.
         """
-        if not all(each.tokens for each in given):
+        if not all(each.tokens for each in clicked):
             raise TrainError("an answer without a token says nothing about a vector")
-        prompt, answers = list(given[0].prompt), [list(each.tokens) for each in given]
-        temperature = given[0].temperature or 1.0  # a greedy answer is taken for a draw
-        vector = given[0].vector
+        prompt, answers = list(clicked[0].prompt), [list(each.tokens) for each in clicked]
+        temperature = clicked[0].temperature or 1.0  # a greedy answer is taken for a draw
+        vector = clicked[0].vector
         at = np.zeros_like(self._start) if vector is None else self._basis.values(vector).astype(np.float64)
         moved = [values for step in state.step * np.eye(len(at)) for values in (at + step, at - step)]
         ends = [at, self._start] if (at != self._start).any() else []
-        batch = self._with_room(len(prompt) + max(map(len, answers)))
         vectors = [self._of(values) for values in (*moved, *ends)]
-        found = batch.score_each(vectors, [prompt], [answers], temperature=temperature)
+        with self._batch(len(prompt) + max(map(len, answers))) as batch:
+            found = batch.score_each(vectors, [prompt], [answers], temperature=temperature)
         totals = np.array(
             [[row.sum(dtype=np.float64) for row in rows] for (rows,) in found]
         )  # [vector, answer]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
@@ -30,10 +30,13 @@ from ..schema import Schema
 from .search import Search, change, sigma_of
 from .state import Budget, Report, SearchState, beginning, load_state, save_state
 
-_POLL = 0.5  # seconds between two questions to `wait`
 _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
 _WIDER, _WIDEST = 1.5, 4.0  # sigma after a step without signal, and at most, over that of the beginning
 _NARROWER = 0.7  # sigma after going back to the best
+_TOLERANCE = 0.15  # how far a check may fall below the best before the search goes back to it
+_PATIENCE = 8  # checks in a row without anything better after which learning stops
+_SILENCE = 10  # steps in a row in which all candidates had the same rewards, after which learning stops
+_SEQUENCES = 32  # that run at the same time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +53,6 @@ class TuneSettings:
         prompts: a step; every candidate gives its greedy answers to the same ones.
         held_back: prompts never learned on, which decide what is returned: at most a third of all.
         check_every: steps between checks, on the first half of those; the last check is on all.
-        patience: checks in a row without anything better after which learning stops.
-        silence: steps in a row without any signal after which learning stops.
-        tolerance: how far a check may fall below the best before the search goes back to it.
 
     Raises:
         TrainError: the effect is no such number.
@@ -64,9 +64,6 @@ class TuneSettings:
     prompts: int = 8
     held_back: int = 48
     check_every: int = 8
-    patience: int = 8
-    silence: int = 10
-    tolerance: float = 0.15
 
     def __post_init__(self) -> None:
         if self.effect is not None and not 0 < self.effect < math.inf:
@@ -112,12 +109,11 @@ class RewardLearner:
         llm: a loaded model, of either engine. Neither its vector nor its context is touched.
         prompts: what to learn on, at least 2: a part of them is held back.
         reward: judges an answer: `reward(completion, sample) -> float`, higher is better. `sample` is the
-            prompt as it was given, or a `Sample` of it.
+            `Sample` of the prompt.
         shaped: what to learn from in its place: the same goal with credit for coming near, which teaches
             faster than right or wrong. `reward` alone decides what is kept.
         max_tokens: of an answer.
         schema: what answers are held to: a JSON schema, or labels, one of which is the answer.
-        raw: texts go past the chat template; by default each is one message of the user, as in the app.
         seed: of everything.
         basis: of the vector; None for that of `start`, or of 13 numbers.
         start: vector to begin with; None for zeros, or, where no basis is given either, the model's own. A
@@ -125,10 +121,7 @@ class RewardLearner:
         settings: of the loop and the search.
         path: file in which the state is kept after every step, and from which it goes on if it exists. It
             holds numbers, and neither prompts nor answers.
-        wait: asked before every step; while it returns true nothing is computed (an app in the foreground, a
-            device that is hot), and the time does not count.
         report: called with the figures of every step, and with events: start, restart, end.
-        sequences: that run at the same time.
         n_threads: cores to use; by default all that the engine would take.
 
     Raises:
@@ -149,24 +142,20 @@ class RewardLearner:
         shaped: Reward | None = None,
         max_tokens: int = 64,
         schema: Schema | None = None,
-        raw: bool = False,
         settings: TuneSettings | None = None,
         basis: Basis | None = None,
         start: MicroVector | None = None,
         seed: int = 0,
         path: str | PathLike[str] | None = None,
-        wait: Callable[[], bool] = lambda: False,
         report: Report = lambda figures: None,
-        sequences: int = 32,
         n_threads: int | None = None,
     ) -> None:
         self.settings = settings = settings or TuneSettings()
-        samples = [Sample.of(prompt, raw=raw) for prompt in prompts]
+        samples = [Sample.of(prompt) for prompt in prompts]
         self._deciding, self._schema = Task("tuning", [], [], reward, max_tokens), schema
         self._lessons = replace(self._deciding, reward=shaped or reward)
         self._llm, self._samples, self._max_tokens, self._seed = llm, samples, max_tokens, seed
-        self._path, self._wait, self._report = None if path is None else Path(path), wait, report
-        self._sequences, self._threads = sequences, n_threads
+        self._path, self._report, self._threads = None if path is None else Path(path), report, n_threads
         self._train, self._check = _hold_back(len(samples), settings.held_back, seed)
         start = start or (llm.vector if basis is None else None)
         self._basis, self._start = basis, start = beginning(llm.bases, basis, start)
@@ -184,7 +173,7 @@ class RewardLearner:
         if self._path is not None and self._path.exists():
             self.state = load_state(self._path, SearchState, self._identity())
             try:
-                # Not what this process was given: an app may have swapped in what was found.
+                # Not the argument: an app may have swapped in what was found.
                 self._start = self._vector(self.state.start)
                 self._search = Search.restored(self.state.search, basis.size, seed, settings.population)
             except ValueError as error:
@@ -196,56 +185,44 @@ class RewardLearner:
         """End the sitting after the step at hand; safe to call from a signal handler or another thread."""
         self._stop = True
 
-    def run(self, budget: Budget | float | str, *, last_check: bool = True, resumed: bool = False) -> Tuned:
+    def run(self, budget: Budget | float | str) -> Tuned:
         """Learn until the budget is spent, or nothing is left to find.
 
         Args:
             budget: seconds, a text such as `5m` or `80ktokens`, or a `Budget`. Its end is foreseen: what the
                 last check will take is put aside.
-            last_check: compare the last vector and the best one with the start on all the prompts held back.
-                Without, a sitting that others will follow returns what the checks on the way say.
-            resumed: the budget is what was left of one, so that no step need be affordable.
 
         Raises:
-            TrainError: the budget is too small for one step (the message says what one takes); a prompt has
-                no room in the model's context; the reward raised an exception or returned something that is
-                not a finite number. What was learned until then is kept.
+            TrainError: the budget is too small for a first step (the message says what one takes); a prompt
+                has no room in the model's context; the reward raised an exception or returned something that
+                is not a finite number. What was learned until then is kept.
             VectorError: the model has no chat template for messages.
             TinyLoraError: the engine has no memory for so many sequences.
             OSError: the state cannot be written.
         """
         limit, began = Budget.of(budget), time.monotonic()
         with self._llm.batch(
-            self._samples, self._max_tokens, sequences=self._sequences, n_threads=self._threads
+            self._samples, self._max_tokens, sequences=_SEQUENCES, n_threads=self._threads
         ) as batch:
             self.state.seconds += time.monotonic() - began
-            return self._sit(batch, limit, last_check, resumed)
+            return self._sit(batch, limit)
 
-    def _sit(self, batch: Batch, budget: Budget, last_check: bool, resumed: bool) -> Tuned:
+    def _sit(self, batch: Batch, budget: Budget) -> Tuned:
         """Learn in a batch that has room for all prompts; see `run`."""
-        self._batch, self._budget, self._last_check, self._stop = batch, budget, last_check, False
+        self._batch, self._budget, self._stop = batch, budget, False
         self._began = self.state.tokens, self.state.seconds
-        state, settings = self.state, self.settings
-        self._rest()
-        if not self._stop:
-            self._begin(resumed)
+        self._begin()
         stopped = "budget"
         while not self._stop and self._affords():
             self._step()
-            if state.silent >= settings.silence or state.unimproved >= settings.patience:
-                stopped = "silence" if state.silent >= settings.silence else "patience"
+            if self.state.silent >= _SILENCE or self.state.unimproved >= _PATIENCE:
+                stopped = "silence" if self.state.silent >= _SILENCE else "patience"
                 break
-            self._rest()
-        stopped = "stopped" if self._stop else stopped
-        found = self._end(stopped) if last_check and not self._stop else self._best(stopped)
+        found = self._best("stopped") if self._stop else self._end(stopped)
         self._report({"event": "end", **found.record()})
         return found
 
-    def _rest(self) -> None:
-        while self._wait() and not self._stop:
-            time.sleep(_POLL)
-
-    def _begin(self, resumed: bool) -> None:
+    def _begin(self) -> None:
         """Score the start and choose sigma, if that is to be done, and see that a step is affordable."""
         state, fresh = self.state, not self.state.sigma
         if not state.start_scores:
@@ -254,7 +231,7 @@ class RewardLearner:
             state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
         if not state.sigma:
             self._choose_sigma()
-        if not resumed and not self._affords():
+        if not self._search.step and not self._affords():
             raise self._too_small()
         if fresh:
             self._save()
@@ -272,7 +249,7 @@ class RewardLearner:
         directions = np.random.default_rng((self._seed, 4)).standard_normal(
             (_EFFECT_VECTORS, self._search.mean.size)
         )
-        with self._aside():
+        with self._counted():
             tokens = min(self._max_tokens, _EFFECT_TOKENS)
             prompts, seed = batch.encode(samples), (self._seed, 3)
             drawn = batch.generate(
@@ -327,7 +304,7 @@ class RewardLearner:
             state.best_step = search.step
         else:
             state.unimproved += 1
-            if -gap.mean() > max(self.settings.tolerance, 2 * _standard_error(gap)):
+            if -gap.mean() > max(_TOLERANCE, 2 * _standard_error(gap)):
                 best = self._whitening.coordinates(np.array(state.best))
                 self._search = search.anew(best, search.sigma * _NARROWER)
                 state.restarts += 1
@@ -390,12 +367,16 @@ class RewardLearner:
         What it costs is counted.
         """
         samples, task = [self._samples[i] for i in numbers], self._deciding if checking else self._lessons
+        state = self.state
+        tokens, seconds = state.tokens, state.seconds
         with self._counted():
             answers = self._batch.answer_each(
                 vectors, samples, max_tokens=self._max_tokens, schema=self._schema
             )
             rewards = np.array([task.scores(row, samples) for row in answers])
-        self.state.rollouts += len(vectors) * len(numbers)
+        state.rollouts += len(vectors) * len(numbers)
+        state.answer_tokens += state.tokens - tokens
+        state.answer_seconds += state.seconds - seconds
         return rewards
 
     @contextmanager
@@ -405,15 +386,6 @@ class RewardLearner:
         yield
         self.state.tokens += self._batch.evaluated - before
         self.state.seconds += time.monotonic() - began
-
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """The same for a block that is no part of what an answer costs (`_cost`)."""
-        before = self.state.tokens, self.state.seconds
-        with self._counted():
-            yield
-        self.state.aside_tokens += self.state.tokens - before[0]
-        self.state.aside_seconds += self.state.seconds - before[1]
 
     def _mean(self) -> NDArray[np.float64]:
         """Return the values that the search believes in now."""
@@ -443,8 +415,6 @@ class RewardLearner:
 
     def _rollouts_of_end(self) -> int:
         """The last check: of the mean, and what the best has not answered yet."""
-        if not self._last_check:
-            return 0
         rest = len(self._check) - self._half()
         return len(self._check) + (rest if self.state.best_step else 0)
 
@@ -464,8 +434,8 @@ class RewardLearner:
 
     def _cost(self, rollouts: int) -> tuple[float, float]:
         """Tokens and seconds that so many answers take, by what they took so far."""
-        state, each = self.state, rollouts / max(self.state.rollouts, 1)
-        return (state.tokens - state.aside_tokens) * each, (state.seconds - state.aside_seconds) * each
+        each = rollouts / max(self.state.rollouts, 1)
+        return self.state.answer_tokens * each, self.state.answer_seconds * each
 
     def _too_small(self) -> TrainError:
         step, end = self._cost(self._rollouts_of_step()), self._cost(self._rollouts_of_end())
@@ -541,7 +511,7 @@ def _hold_back(samples: int, count: int, seed: int) -> tuple[list[int], list[int
     """Return the numbers of the samples to learn on, and of those held back."""
     if samples < 2:
         raise TrainError(
-            f"learning was given {samples} prompts, expected at least 2, and better 100: some are held "
+            f"learning has {samples} prompts, expected at least 2, and better 100: some are held "
             "back to see whether what was learned holds for prompts that were not learned on"
         )
     order = np.random.default_rng((seed, 0)).permutation(samples).tolist()

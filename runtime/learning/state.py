@@ -39,15 +39,15 @@ class Budget:
             run is deterministic by seed, on one machine, engine build and number of threads.
 
     Raises:
-        TrainError: neither is given, or one is not above 0.
+        TrainError: both are None, or one is not above 0.
     """
 
     seconds: float | None = None
     tokens: int | None = None
 
     def __post_init__(self) -> None:
-        given = [value for value in (self.seconds, self.tokens) if value is not None]
-        if not given or not all(math.isfinite(value) and value > 0 for value in given):
+        limits = [value for value in (self.seconds, self.tokens) if value is not None]
+        if not limits or not all(math.isfinite(value) and value > 0 for value in limits):
             raise TrainError(
                 f"the budget is {self.seconds} seconds and {self.tokens} tokens: one of them must be a "
                 "number above 0"
@@ -100,7 +100,7 @@ class SearchState:
         restarts: how often the search went back to the best.
         rollouts, tokens, seconds: spent so far; tokens count prompts and answers.
         sigma: of the first step; 0 before it is known.
-        aside_tokens, aside_seconds: the part of the above that no rollout took, but finding sigma.
+        answer_tokens, answer_seconds: the part of the above that rollouts took; the rest is finding sigma.
     """
 
     search: dict[str, Any]
@@ -116,20 +116,20 @@ class SearchState:
     tokens: int = 0
     seconds: float = 0.0
     sigma: float = 0.0
-    aside_tokens: int = 0
-    aside_seconds: float = 0.0
+    answer_tokens: int = 0
+    answer_seconds: float = 0.0
 
 
 @dataclass
 class ClickState:
-    """All that is known of a user by his clicks (`posterior.Posterior`).
+    """All that is known of a user by their clicks (`posterior.Posterior`).
 
     Attributes:
         precision: (n + 1)^2 numbers, what all clicks add to the prior's.
         shift: n + 1 numbers, precision times mean of the same.
         fisher: n^2 numbers, sum of s s' over the answers.
         answers: how many these are.
-        clicks: told so far.
+        clicks: how many there were.
         step: of the finite differences, in units of v.
     """
 

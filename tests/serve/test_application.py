@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from tinylora_edge import OptionError, TinyLoraError, serve
-from tinylora_edge.runtime import Given
+from tinylora_edge.runtime import SampledAnswer
 from tinylora_edge.serve import ApiKeys, process
 
 SMALL: dict[str, Any] = {"n_ctx": 256, "contexts": 1, "n_threads": 1}
@@ -95,7 +95,7 @@ def test_one_user_makes_the_server_forget_nobody_else(
 ) -> None:
     monkeypatch.setattr("tinylora_edge.serve.feedback._REMEMBERED", 5)
     app = serve.app(tiny, store=tmp_path / "users.db", states=tmp_path / "states", **SMALL)
-    given = Given((1,), (2,), None, 1.0)
+    given = SampledAnswer((1,), (2,), None, 1.0)
     app.state.service.feedback.remember("a", "ann", given)
     for number in range(9):
         app.state.service.feedback.remember(f"m{number}", "mallory", given)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import RequestError, StoreError
 from ..projection import NUMBERS
-from ..runtime import Clicks, Given
+from ..runtime import Clicks, SampledAnswer
 from ..runtime.pool import Pool
 from ..vector import MicroVector
 from ..wire.tags import Signer
@@ -40,10 +40,12 @@ class Feedback:
         self._clicks = Clicks(pool.model, basis=basis)
         self._folder: Path = folder / basis.id
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        self._answers: OrderedDict[str, tuple[str, Given]] = OrderedDict()  # id -> its user, the answer
+        self._answers: OrderedDict[str, tuple[str, SampledAnswer]] = (
+            OrderedDict()
+        )  # id -> its user, the answer
         self._lock = threading.Lock()
 
-    def remember(self, name: str, user: str, given: Given) -> None:
+    def remember(self, name: str, user: str, given: SampledAnswer) -> None:
         """Remember an answer for a while, beyond some thousands instead of one of the user who has most.
 
         One that was given to nobody ("") teaches nothing.
@@ -105,7 +107,7 @@ class Feedback:
         )
         return self._store.put(user, frame, self._policy)
 
-    def _take(self, names: list[str], key_user: str | None) -> tuple[str, list[Given]]:
+    def _take(self, names: list[str], key_user: str | None) -> tuple[str, list[SampledAnswer]]:
         """Return the user of answers, and the answers; forget them, since nobody tells twice."""
         with self._lock:
             for name in names:

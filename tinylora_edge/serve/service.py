@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ..errors import RequestError, RollbackError, TinyLoraError
-from ..runtime import Given
+from ..runtime import SampledAnswer
 from ..runtime.loop import Load
 from ..runtime.pool import AnswerStream, Pool
 from ..runtime.turns import Shares, Who
@@ -123,7 +123,7 @@ class Service:
         for index, stream in enumerate(streams):
             if stream.finish is not None and (asked := stream.request) is not None:
                 temperature = asked.sampling.temperature
-                given = Given(asked.prompt, stream.finish.tokens, asked.vector, temperature)
+                given = SampledAnswer(asked.prompt, stream.finish.tokens, asked.vector, temperature)
                 self.feedback.remember(f"{name}:{index}" if index else name, asked.user, given)
 
     async def drain(self, grace: float) -> None:

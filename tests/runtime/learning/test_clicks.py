@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 import support
 
 from tinylora_edge import BasisMismatchError, MicroVector, Projection, TrainError, load_bundle, runtime
-from tinylora_edge.runtime import Clicks, Given, TinyLoraLlama
+from tinylora_edge.runtime import Clicks, SampledAnswer, TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.tasks import Sample
 
@@ -29,13 +29,11 @@ def llm(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> TinyLoraLlama:
 
 
 @pytest.fixture
-def clicks(llm: TinyLoraLlama) -> Iterator[Clicks]:
-    made = Clicks(llm, basis=llm.bases.basis(numbers=5), n_threads=1)
-    yield made
-    made.close()
+def clicks(llm: TinyLoraLlama) -> Clicks:
+    return Clicks(llm, basis=llm.bases.basis(numbers=5), n_threads=1)
 
 
-def logprob(llm: TinyLoraLlama, vector: MicroVector | None, given: Given) -> float:
+def logprob(llm: TinyLoraLlama, vector: MicroVector | None, given: SampledAnswer) -> float:
     llm.clear()
     if vector is not None:
         llm.swap(vector)
@@ -149,7 +147,6 @@ def test_paused_and_resumed_is_as_if_it_never_stopped(
                 again.prefer(tmp_path / "cut", *sorted(answers, key=lambda answer: answer.text))
             else:
                 again.tell(tmp_path / "cut", answers[0], 1 if len(answers[0].text) > 6 else -1)
-        again.close()
     assert clicks.vector(tmp_path / "cut") == whole
     assert whole.sequence == 6
 
@@ -212,14 +209,14 @@ def test_a_state_that_cannot_be_written_loses_nothing(
 
 
 def test_what_says_nothing_is_refused(clicks: Clicks, tmp_path: Path) -> None:
-    given = Given((1, 2), (3,), None)
+    given = SampledAnswer((1, 2), (3,), None)
     for reward in (0, 2, 0.5, True, None, "1", float("nan")):
         with pytest.raises(TrainError, match=r"a click is \+1 or -1, not"):
             clicks.tell(tmp_path / "s", given, reward)  # type: ignore[arg-type]
     with pytest.raises(TrainError, match="without a token"):
-        clicks.tell(tmp_path / "s", Given((1, 2), (), None), 1)
+        clicks.tell(tmp_path / "s", SampledAnswer((1, 2), (), None), 1)
     with pytest.raises(TrainError, match="answers to one prompt"):
-        clicks.prefer(tmp_path / "s", given, Given((1,), (4,), None))
+        clicks.prefer(tmp_path / "s", given, SampledAnswer((1,), (4,), None))
     with pytest.raises(TrainError, match="the two answers are the same"):
         clicks.prefer(tmp_path / "s", given, given)
     with pytest.raises(TrainError, match="longest prompt has"):
@@ -230,10 +227,9 @@ def test_what_says_nothing_is_refused(clicks: Clicks, tmp_path: Path) -> None:
 def test_an_answer_of_another_vector_is_refused(llm: TinyLoraLlama, tmp_path: Path) -> None:
     five, usual = (llm.bases.basis(numbers=n) for n in (5, 13))
     clicks = Clicks(llm, basis=five, n_threads=1)
-    assert clicks.tell(tmp_path / "s", Given((1, 2), (3,), None), 1).basis == five.digest
+    assert clicks.tell(tmp_path / "s", SampledAnswer((1, 2), (3,), None), 1).basis == five.digest
     with pytest.raises(BasisMismatchError):
-        clicks.tell(tmp_path / "s", Given((1, 2), (3,), MicroVector.zeros(usual)), 1)
-    clicks.close()
+        clicks.tell(tmp_path / "s", SampledAnswer((1, 2), (3,), MicroVector.zeros(usual)), 1)
     with pytest.raises(TrainError, match=f"its basis is '{five.digest}', this run's is '{usual.digest}'"):
         Clicks(llm).vector(tmp_path / "s")
 
@@ -244,9 +240,8 @@ def test_clicks_move_the_vector_that_they_start_with(llm: TinyLoraLlama, tmp_pat
     moved = {}
     for name, begun, at in (("from", start, start), ("base", None, None), ("forgotten", None, start)):
         clicks = Clicks(llm, start=begun, n_threads=1)
-        moved[name] = clicks.tell(tmp_path / name, Given(prompt, tokens, at), 1).values
-        clicks.close()
-    assert not np.array_equal(moved["from"], start.values)
+        moved[name] = clicks.tell(tmp_path / name, SampledAnswer(prompt, tokens, at), 1).values
+        assert not np.array_equal(moved["from"], start.values)
     # Without the start one click forgets the vector that drew the answer: it is a step from the base.
     away = np.linalg.norm(moved["from"] - start.values)
     assert away < np.linalg.norm(moved["forgotten"] - start.values)

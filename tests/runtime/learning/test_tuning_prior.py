@@ -19,7 +19,7 @@ from tinylora_edge.runtime.learning.search import change
 from tinylora_edge.tasks import Sample
 
 FAST = TuneSettings(prompts=4, held_back=8, check_every=3, population=6)
-QUICK: dict[str, Any] = {"max_tokens": 5, "settings": FAST, "n_threads": 1, "sequences": 8}
+QUICK: dict[str, Any] = {"max_tokens": 5, "settings": FAST, "n_threads": 1}
 
 
 def covariance_of(size: int) -> np.ndarray:
