@@ -22,7 +22,7 @@ from ..errors import TinyLoraError
 from ..process import set_waiting
 
 VARIABLE = "LLAMA_CPP_LIB_PATH"
-"""The environment variable by which llama-cpp-python is told of a folder with other libraries."""
+"""The environment variable that names a folder with other libraries to llama-cpp-python."""
 
 BINDINGS, WHEEL = "llama-cpp-python", "llama-cpp-py-sync"
 """Distributions: the bindings, with or without libraries, and the one that brings ready-made libraries."""
@@ -125,10 +125,10 @@ def _lacking() -> list[str]:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return []
     try:
-        said = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text("utf-8", errors="replace"), re.MULTILINE)
+        flags = re.search(r"^flags\s*:(.*)$", CPUINFO.read_text("utf-8", errors="replace"), re.MULTILINE)
     except OSError:
         return []
-    return [name for name in USED if name not in said[1].split()] if said else []
+    return [name for name in USED if name not in flags[1].split()] if flags else []
 
 
 def _text(native: Any, function: str) -> str:
@@ -137,8 +137,8 @@ def _text(native: Any, function: str) -> str:
     except AttributeError:  # Windows finds no functions of the libraries that a library needs
         return ""
     call.restype = ctypes.c_char_p
-    said: bytes | None = call()
-    return (said or b"").decode("utf-8", "replace")
+    text: bytes | None = call()
+    return (text or b"").decode("utf-8", "replace")
 
 
 def _mismatch(found: LlamaLibraries | None, how: str) -> TinyLoraError:

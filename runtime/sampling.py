@@ -1,4 +1,4 @@
-"""The choice of the next token, and how likely given tokens are, for batches, pools and completions."""
+"""The choice of the next token, and how likely tokens are, for batches, pools and completions."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def draw(
 def logprobs(
     logits: NDArray[np.float32], tokens: NDArray[np.int32], temperature: float = 1.0
 ) -> NDArray[np.float32]:
-    """Return the log-probabilities of given tokens.
+    """Return the log-probabilities of tokens.
 
     Args:
         logits: float32 [rows, vocabulary].

@@ -203,9 +203,9 @@ def _rules(schema: Any, levels: dict[int, int], level: int = 1) -> Iterator[Mapp
 
 def _check_rule(rule: Mapping[str, Any], *, root: bool) -> None:
     """Check one schema by itself; the root may say its type beside what it is."""
-    said = rule.keys() & _KEYWORDS
-    for key in said & _BESIDE.keys():
-        if more := said - {key} - _BESIDE[key] - ({"type"} if root else set()):
+    keywords = rule.keys() & _KEYWORDS
+    for key in keywords & _BESIDE.keys():
+        if more := keywords - {key} - _BESIDE[key] - ({"type"} if root else set()):
             raise _refused(
                 f"the JSON schema has {key!r} and {min(more)!r} in one object, and of what both allow no "
                 "grammar is made: write it as one"
@@ -310,8 +310,8 @@ def _digits(number: Any) -> int:
     """Return a number without its decimal point: 25 for 0.25; 1 for what is none."""
     if not _is_number(number) or not abs(number) <= SCHEMA_NUMBER:
         return 1
-    shown = Decimal(int(number) if number == int(number) else str(number))
-    return int("".join(map(str, shown.as_tuple().digits))) or 1
+    decimal = Decimal(int(number) if number == int(number) else str(number))
+    return int("".join(map(str, decimal.as_tuple().digits))) or 1
 
 
 def _no_grammar(why: str) -> RequestError:

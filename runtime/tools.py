@@ -16,7 +16,7 @@ from .schema import SCHEMA_BYTES, Grammar, check_schema, compiled
 _CALLS = 16  # of one answer, at most
 _TEXT = f'start: TEXT | begin calls\nbegin[lazy]: TEXT "{CALL_BEGIN}"\nTEXT: /(.|\\n)*/'
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""JSON as Python writes it: no white space to choose, and what was said is what the model is shown later."""
+"""JSON as Python writes it: a call is rendered by the chat template as it was generated."""
 
 _OPEN = {
     "additionalProperties",
@@ -43,7 +43,7 @@ class Tools:
     """The functions that an answer may call.
 
     Attributes:
-        functions: that the model is told.
+        functions: that the prompt describes.
         forced: the answer is calls and no text.
         name: of the one function that it calls; None for any.
         parallel: it may have several calls.

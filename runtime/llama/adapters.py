@@ -8,7 +8,8 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import llama_cpp
@@ -20,7 +21,6 @@ from ...factors import Factors
 from ...formats import gguf
 from ...formats.gguf import FLOAT32, STRING
 from ...projection import RANK
-from ..lock import SharedLock
 from .log import signals_wait
 
 Adapter = Any
@@ -36,6 +36,47 @@ if _HAS_FMEMOPEN:
     _libc.fmemopen.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]  # type: ignore[union-attr]
     _libc.fmemopen.restype = ctypes.c_void_p  # type: ignore[union-attr]
     _libc.fclose.argtypes = [ctypes.c_void_p]  # type: ignore[union-attr]
+
+
+class SharedLock:
+    """Many share something at the same time, or one has it alone. Nobody enters twice."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._sharing = 0
+        self._alone = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Share it, once nobody is alone."""
+        with self._changed:
+            while self._alone:
+                self._changed.wait()
+            self._sharing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._sharing -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be alone: whoever shares it ends first, and nobody begins meanwhile."""
+        mine = False
+        try:
+            with self._changed:
+                while self._alone:
+                    self._changed.wait()
+                self._alone = mine = True
+                while self._sharing:
+                    self._changed.wait()
+            yield
+        finally:  # an interrupt may end the wait, and nobody would begin any more
+            if mine:
+                with self._changed:
+                    self._alone = False
+                    self._changed.notify_all()
 
 
 class Adapters:

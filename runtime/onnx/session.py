@@ -17,7 +17,7 @@ from ...errors import BaseMismatchError, RollbackError, VectorError
 from ...formats.bundle import load_bundle
 from ...formats.onnx_graph import DEFAULT, INPUT_NAME, MODEL_NAME, REQUIRED, input_row
 from ...formats.signatures import signed
-from ...vector import AdmittedVector, MicroVector, Policy
+from ...vector import MicroVector, Policy
 from ...wire.tags import Ed25519Verifier
 from ..admission import VectorSource, admitted
 from ..engine import Process
@@ -115,19 +115,19 @@ class OnnxSession:
         one = vectors is None or isinstance(
             vectors, bytes | bytearray | memoryview | Path | MicroVector | str
         )
-        given: list[VectorSource | None] = [vectors] if one else list(vectors)  # type: ignore[arg-type, list-item]
-        if not given:
+        sources: list[VectorSource | None] = [vectors] if one else list(vectors)  # type: ignore[arg-type, list-item]
+        if not sources:
             raise VectorError("there are no vectors: pass one for all sequences, or one for each")
-        names = [users] * len(given) if isinstance(users, str) else list(users)
-        if len(names) != len(given):
+        names = [users] * len(sources) if isinstance(users, str) else list(users)
+        if len(names) != len(sources):
             raise VectorError(
-                f"there are {len(given)} vectors, but {len(names)} users: pass one user for each"
+                f"there are {len(sources)} vectors, but {len(names)} users: pass one user for each"
             )
         factors = self.bases.factors
-        r = np.zeros((len(given), len(factors.modules) * factors.rank**2), np.float32)
+        r = np.zeros((len(sources), len(factors.modules) * factors.rank**2), np.float32)
         newest: dict[tuple[str, str], int] = {}
         with ExitStack() as admissions:  # which records what was accepted, once all are
-            for row, (source, user) in enumerate(zip(given, names, strict=True)):
+            for row, (source, user) in enumerate(zip(sources, names, strict=True)):
                 if source is None:
                     continue
                 try:
@@ -137,13 +137,13 @@ class OnnxSession:
                     if one:
                         raise
                     raise type(error)(f"row {row}: {error}") from None
-                r[row] = input_row(self.bases.of(vector).R(vector), factors.rank)
-                if isinstance(vector, AdmittedVector):
+                r[row] = input_row(vector.r, factors.rank)
+                if not isinstance(source, MicroVector):
                     other = newest.setdefault((user, vector.verified_by), vector.sequence)
                     if other != vector.sequence:
                         raise RollbackError(
                             f"rows have sequences {other} and {vector.sequence} of the user {user!r}: "
-                            "the lower one is an older vector of the same user. Pass each user's user"
+                            "the lower one is an older vector. Name the user of each row (users=)"
                         )
         r.flags.writeable = False
         return Rows(r, factors.digest)
@@ -176,8 +176,7 @@ class OnnxSession:
         ):
             if unknown := [name for name in names if name not in known]:
                 raise ValueError(f"the graph has no {kind} {unknown[0]!r}; it has {', '.join(known)}")
-        given = {**feeds, INPUT_NAME: self._r(rows, feeds)}
-        result: list[Any] = self.session.run(output_names, given)
+        result: list[Any] = self.session.run(output_names, {**feeds, INPUT_NAME: self._r(rows, feeds)})
         return result
 
     def _r(self, rows: Rows | None, feeds: Mapping[str, Any]) -> NDArray[np.float32]:
@@ -189,8 +188,8 @@ class OnnxSession:
             )
         count = len(rows.r)
         for name in self._batch & feeds.keys():
-            given = feeds[name]
-            shape = given.shape() if isinstance(given, onnxruntime.OrtValue) else np.shape(given)
+            feed = feeds[name]
+            shape = feed.shape() if isinstance(feed, onnxruntime.OrtValue) else np.shape(feed)
             if shape and count not in (1, shape[0]):  # ONNX Runtime itself refuses a number
                 raise VectorError(
                     f"there are {count} rows of vectors, but the batch has {shape[0]} sequences: pass one "

@@ -9,7 +9,7 @@ import time
 import pytest
 from turns import MOMENT, PATIENCE, blocked, start
 
-from tinylora_edge.runtime.lock import SharedLock
+from tinylora_edge.runtime.llama.adapters import SharedLock
 
 
 def test_who_is_alone_waits_for_all_and_lets_nobody_begin() -> None:
