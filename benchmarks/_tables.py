@@ -315,16 +315,6 @@ def installs() -> str:
     )
 
 
-def agreement() -> str:
-    """How many tokens were the same on ARM64 as on x86-64, by model, engine and weights."""
-    rows = []
-    for row in json.loads((RESULTS / "arm.json").read_text("utf-8"))["answers"]:
-        memory = (f"{row[f'bytes swapped, {where}'] / 1e6:.0f}" for where in ("x86-64", "aarch64 with qemu"))
-        rows.append([row["case"], *(str(row[key]) for key in ("tokens", "close", "differ")), *memory])
-    headers = ["model", "tokens", "of them within .001", "other tokens", "resident, x86-64, MB"]
-    return markdown([*headers, "resident, aarch64 with qemu, MB"], rows)
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
@@ -340,6 +330,5 @@ BLOCKS: dict[str, Callable[[], str]] = {
         wrong_users,
         requantized,
         installs,
-        agreement,
     )
 }
