@@ -5,7 +5,6 @@ In a pipe nothing here writes a control code, or folds a line to a terminal that
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -79,8 +78,6 @@ def fail(error: BaseException) -> None:
     if isinstance(error, OSError) and error.strerror:
         where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         said = f"{where}{error.strerror}"
-        if error.errno == errno.EBADF:  # see `prepare_streams`
-            said = "a standard stream that this command needs is closed: redirect it"
     _print(stderr(), Text("error: ", "bold red").append(_one_line(said), "not bold default"))
 
 
@@ -259,18 +256,12 @@ def readable_warnings() -> Iterator[None]:
 
 
 def prepare_streams() -> None:
-    """Let the standard streams take any text, and fail where they are closed.
+    """Let the standard streams take any text: what the encoding lacks is escaped. Closed ones are refused.
 
-    A character that the encoding lacks is escaped. A stream that is closed is opened the wrong way round, as
-    GNU's programs do: who uses it has an OSError, and no file that is opened later takes its number.
+    A file that is opened later would take the number of a closed one, and what libraries print.
     """
-    for name, flags, mode in (
-        ("stdin", os.O_WRONLY, "r"),
-        ("stdout", os.O_RDONLY, "w"),
-        ("stderr", os.O_WRONLY, "w"),
-    ):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.open(os.devnull, flags), mode))  # noqa: SIM115
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        sys.exit("error: stdin, stdout or stderr is closed: redirect it, to /dev/null say")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 

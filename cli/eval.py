@@ -31,7 +31,6 @@ from .options import (
 )
 
 _SHOWN = 3  # answers
-_BOTH = "vector + prompt"
 
 
 def evaluate(
@@ -73,7 +72,7 @@ def evaluate(
     from ..eval import Evaluation, compare, measure_drift
     from ..eval import evaluate as measure
     from ..eval.scores import fitted
-    from ..tasks import rewards
+    from ..tasks import Preamble, rewards
 
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
@@ -104,28 +103,24 @@ def evaluate(
     ):
         checked = None if frame is None else policy.check(frame, llm.bases, user=user)
         loaded = loaded if max_tokens is not None else fitted(loaded, llm)
-        contestants: dict[str, tuple[Any, Any]] = {"base": (None, None)}
+        contestants: dict[str, tuple[Any, Preamble]] = {"base": (None, Preamble())}
         contestants |= {"prompt": (None, before)} if before else {}
-        contestants |= {} if checked is None else {"vector": (checked, None)}
-        contestants |= {_BOTH: (checked, before)} if before and checked is not None else {}
+        contestants |= {} if checked is None else {"vector": (checked, Preamble())}
+        contestants |= {"vector + prompt": (checked, before)} if before and checked is not None else {}
         done, total = itertools.count(1), len(samples) * len(contestants)  # its next() is atomic
-        for stands_behind in (None, before) if before else (None,):
-            prompts = [sample if stands_behind is None else before.before(sample) for sample in samples]
+
+        def answered(count: int) -> None:
+            number = next(done)
+            show(f"{number}/{total} answers", done=number, total=total)
+
+        for name, (value, preamble) in contestants.items():
+            prompts = [preamble.before(sample) for sample in samples]
             with llm.batch(prompts, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
+                each = measure(batch, loaded, value, samples=samples, preamble=preamble, answered=answered)
                 tokens = fmean(map(len, batch.encode(prompts)))
-                for name, (value, preamble) in contestants.items():
-                    if preamble is stands_behind:
-
-                        def answered(count: int, name: str = name) -> None:
-                            number = next(done)
-                            show(f"{name} answers, {number}/{total}", done=number, total=total)
-
-                        found[name] = measure(
-                            batch, loaded, value, samples=samples, preamble=preamble, answered=answered
-                        )
-                        each = found[name]
-                        arms[name] = {"n": each.n, "mean": each.mean, "standard_error": each.standard_error}
-                        arms[name] |= {"tokens": tokens, "bytes": len(frame or b"") if value else 0}
+            found[name] = each
+            arms[name] = {"n": each.n, "mean": each.mean, "standard_error": each.standard_error}
+            arms[name] |= {"tokens": tokens, "bytes": len(frame or b"") if value else 0}
         away = None
         if drift:
             show("measuring the drift on general prompts")

@@ -100,12 +100,7 @@ def header(data: bytes) -> dict[str, Any]:
     length = len(data)
     if not length:
         raise FrameError("the vector is empty: expected a frame")
-    try:
-        version, dtype, kind = frame.form(data)
-    except FrameError as error:
-        raise FrameError(
-            f"the first of {length} bytes is {data[0]:#04x}, which begins no frame ({error})"
-        ) from None
+    version, dtype, kind = frame.form(data)
     around = frame.HEADER_BYTES[version] + tags.SIZES[kind]
     found = values.counts(length - around, dtype)
     if not found:
