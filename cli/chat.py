@@ -18,7 +18,6 @@ from .options import (
     CONTEXT,
     BundleArgument,
     EngineOption,
-    GpuLayersOption,
     KeysOption,
     ThreadsOption,
     UserOption,
@@ -59,7 +58,6 @@ def chat(
     seed: SeedOption = 0,
     n_ctx: ContextOption = CONTEXT,
     threads: ThreadsOption = None,
-    gpu_layers: GpuLayersOption = None,
     engine: EngineOption = None,
     system: SystemOption = None,
     keys: KeysOption = None,
@@ -80,9 +78,7 @@ def chat(
     policy, user = keyfiles.policy(keys), layout.bound_name(user)
     frame = None if vector is None else vectors.read(vector)
     with console.progress("loading the model"):
-        llm = load_model(
-            bundle, engine, threads, gpu_layers, n_ctx=n_ctx, vector=frame, policy=policy, user=user
-        )
+        llm = load_model(bundle, engine, threads, n_ctx=n_ctx, vector=frame, policy=policy, user=user)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()
     take_any_bytes()
@@ -117,7 +113,7 @@ class Conversation:
         self._threads, self._state = threads, folder / "clicks.state"
         self._system = messages(system)
         self._messages = list(self._system)
-        self._last: tuple[list[dict[str, str]], str, bool] | None = None  # asked, answered, ended by itself
+        self._last: tuple[list[dict[str, str]], str, bool] | None = None  # messages, reply, ended by itself
         self._clicks: Clicks | None = None
         self._count = 0
         self.begin_with(llm.vector)
@@ -162,13 +158,14 @@ class Conversation:
         return True
 
     def _turn(self, text: str, interactive: bool) -> None:
-        asked = [*self._messages, *messages(None, text)]
+        conversation = [*self._messages, *messages(None, text)]
         stopped: list[int] = []
-        with console.first_interrupt(lambda: stopped.append(1), told="") if interactive else nullcontext():
-            said, reason = answer(self._llm, asked, stopped=stopped, **self._options)
+        with console.first_interrupt(lambda: stopped.append(1), message="") if interactive else nullcontext():
+            reply, reason = answer(self._llm, conversation, stopped=stopped, **self._options)
         write("\n")
-        self._messages = [*asked, {"role": "assistant", "content": said}]
-        self._last = (asked, said, not stopped and reason == "stop") if said else None
+        self._messages = [*conversation, {"role": "assistant", "content": reply}]
+        ended = not stopped and reason == "stop"
+        self._last = (conversation, reply, ended) if reply else None
 
     def _click(self, reward: int, interactive: bool) -> None:
         if self._last is None:
@@ -180,8 +177,8 @@ class Conversation:
             self._clicks = Clicks(llm, start=self._start, n_threads=self._threads)
         try:
             with console.progress("learning from the answer"):
-                told = given(llm, *self._last, self._options["temperature"])
-                moved = self._clicks.tell(self._state, told, reward)
+                answered = clickable(llm, *self._last, self._options["temperature"])
+                moved = self._clicks.tell(self._state, answered, reward)
         except KeyboardInterrupt:
             if not interactive:
                 raise
@@ -206,13 +203,15 @@ class Conversation:
         _note(f"wrote {file}: {len(data)} bytes, {vectors.summary(vector)}, CRC-32")
 
 
-def given(llm: Any, asked: list[dict[str, str]], said: str, ended: bool, temperature: float) -> SampledAnswer:
+def clickable(
+    llm: Any, conversation: list[dict[str, str]], reply: str, ended: bool, temperature: float
+) -> SampledAnswer:
     """Return an answer as a click takes it; one that ended by itself has the token that ends a turn."""
     from ..runtime import SampledAnswer
 
     end = (llm.turn_end,) if ended else ()
     return SampledAnswer(
-        tuple(llm.encode(asked)[0]), (*llm.chat_tokenizer.plain(said), *end), llm.vector, temperature
+        tuple(llm.encode(conversation)[0]), (*llm.chat_tokenizer.plain(reply), *end), llm.vector, temperature
     )
 
 

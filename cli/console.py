@@ -74,11 +74,11 @@ def warn(text: str) -> None:
 
 def fail(error: BaseException) -> None:
     """Print an error on stderr, in one line of a pipe."""
-    said = str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        said = f"{where}{error.strerror}"
-    _print(stderr(), Text("error: ", "bold red").append(_one_line(said), "not bold default"))
+        text = f"{where}{error.strerror}"
+    _print(stderr(), Text("error: ", "bold red").append(_one_line(text), "not bold default"))
 
 
 def acknowledge_interrupt(text: str = STOPPING) -> None:
@@ -87,15 +87,15 @@ def acknowledge_interrupt(text: str = STOPPING) -> None:
         os.write(sys.stderr.fileno(), f"{text}\n".encode())
 
 
-def first_interrupt(stop: Callable[[], object], told: str = STOPPING) -> AbstractContextManager[None]:
+def first_interrupt(stop: Callable[[], object], message: str = STOPPING) -> AbstractContextManager[None]:
     """Let the first Ctrl-C of a block call `stop`, and say so; a second one does as usual."""
 
-    def heard() -> None:
+    def interrupted() -> None:
         stop()
-        if told:
-            acknowledge_interrupt(told)
+        if message:
+            acknowledge_interrupt(message)
 
-    return process.first_interrupt(heard)
+    return process.first_interrupt(interrupted)
 
 
 def print_json(value: Any) -> None:
@@ -141,9 +141,12 @@ def flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
             yield from flat(value, f"{name}.")
         elif isinstance(value, dict):
-            yield name, ", ".join(f"{inner} {_shown(each)}" for inner, each in value.items() if _shown(each))
-        elif _shown(value):
-            yield name, _shown(value)
+            yield (
+                name,
+                ", ".join(f"{inner} {_readable(each)}" for inner, each in value.items() if _readable(each)),
+            )
+        elif _readable(value):
+            yield name, _readable(value)
 
 
 def print_table(table: Table) -> None:
@@ -205,12 +208,12 @@ def _bar(screen: Console, what: str, total: float | None) -> Iterator[Show]:
     words = TextColumn("{task.description}", markup=False, table_column=whole)
     bar = [BarColumn(bar_width=max(4, min(30, screen.width - 60)))] if total else []
     columns = (SpinnerColumn(), words, *bar, TimeElapsedColumn())
-    with Progress(*columns, console=screen, transient=True) as shown:
-        task = shown.add_task(harmless(what), total=total)
+    with Progress(*columns, console=screen, transient=True) as display:
+        task = display.add_task(harmless(what), total=total)
 
         def show(text: str | None = None, *, done: float | None = None, total: float | None = None) -> None:
-            said = None if text is None else harmless(text)
-            shown.update(task, description=said, completed=done, total=total)
+            description = None if text is None else harmless(text)
+            display.update(task, description=description, completed=done, total=total)
 
         yield show
 
@@ -220,7 +223,7 @@ def _lines(what: str, total: float | None) -> Iterator[Show]:
     now: dict[str, Any] = {"text": what, "done": None, "total": total}
     ended = threading.Event()
 
-    def tell() -> None:
+    def print_lines() -> None:
         began = time.monotonic()
         while not ended.wait(_PIPE_SECONDS):
             share = f", {now['done'] / now['total']:.0%}" if now["done"] and now["total"] else ""
@@ -229,13 +232,13 @@ def _lines(what: str, total: float | None) -> Iterator[Show]:
     def show(text: str | None = None, *, done: float | None = None, total: float | None = None) -> None:
         now.update({k: v for k, v in (("text", text), ("done", done), ("total", total)) if v is not None})
 
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+    printer = threading.Thread(target=print_lines, daemon=True)
+    printer.start()
     try:
         yield show
     finally:
         ended.set()
-        teller.join()
+        printer.join()
 
 
 @contextmanager
@@ -277,11 +280,11 @@ def _print(console: Console, text: Text) -> None:
     console.print(text, soft_wrap=not console.is_terminal)
 
 
-def _shown(value: Any) -> str:
+def _readable(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, list):
-        return ", ".join(map(_shown, value))
+        return ", ".join(map(_readable, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

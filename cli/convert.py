@@ -42,7 +42,7 @@ def convert(
     if (to == "peft") != (model is not None):
         raise typer.BadParameter("--to peft is for a Hugging Face model, and takes it", param_hint="--model")
     if output == vectors.STREAM and to != "onnx-adapter":
-        raise console.CommandError(f"{to} is no user of bytes: pass -o PATH")
+        raise console.CommandError(f"--to {to} makes files, which stdout cannot carry: pass -o PATH")
     target = Path(output)
     if to != "peft" or not target.is_dir() or any(target.iterdir()):
         vectors.check_target(output, as_json=as_json)
@@ -70,9 +70,9 @@ def convert(
         "rank": basis.rank,
         "basis": basis.digest,
     }
-    told = [f"wrote {output}: {vectors.summary(vector)}, as {to}, for basis {basis.id}"]
-    told += [f"in a Modelfile: FROM {shlex.quote(str(target.resolve()))}"] if to == "gguf" else []
-    console.report(record | {"norm": vector.norm}, as_json, *told)
+    sentences = [f"wrote {output}: {vectors.summary(vector)}, as {to}, for basis {basis.id}"]
+    sentences += [f"in a Modelfile: FROM {shlex.quote(str(target.resolve()))}"] if to == "gguf" else []
+    console.report(record | {"norm": vector.norm}, as_json, *sentences)
 
 
 def _base(path: Path) -> Path:

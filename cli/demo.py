@@ -46,11 +46,11 @@ REPLAY = Path(__file__).parent / "replay"
 OUTPUT = Path("out", "demo")
 MINUTES, HELD_OUT = 1.75, 48  # of a training, and the prompts that it is measured on
 _DATA = "SNIPS (Coucke et al. 2018, CC0)"
-_CONTEXT, _SWAPS, _SHOWN = 512, 20, 4
+_CONTEXT, _SWAPS, _ANSWERS = 512, 20, 4
 _TOKENS = 40  # of an answer that is shown, at most
 
 Logits = NDArray[np.float32]
-Tell = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 def demo(
@@ -77,11 +77,11 @@ def demo(
     began = time.monotonic()
     model = _find_model()
     _check_output(output)
-    tell: Tell = (lambda text: None) if as_json else console.prose
+    say: Say = (lambda text: None) if as_json else console.prose
     if replay:
-        _unpack(model, output, tell)
+        _unpack(model, output, say)
     else:
-        _teach(model, output, threads or cores(), tell)
+        _teach(model, output, threads or cores(), say)
     trained = read_json(output / f"{VECTOR}.json")
     report = write_report(output / VECTOR)
     if not as_json:
@@ -93,16 +93,16 @@ def demo(
         "report_file": str(report),
         "trained": trained,
     }
-    record |= _exchange(output, trained["answers"], threads or cores(), tell, show=not as_json)
+    record |= _exchange(output, trained["answers"], threads or cores(), say, show=not as_json)
     record["seconds"] = round(time.monotonic() - began, 1)
     if as_json:
         console.print_json(record)
         return
     console.say(f"All of it took {record['seconds']:.0f} s. Type next:")
-    asked = record["answers"][0]["prompt"]
+    prompt = record["answers"][0]["prompt"]
     for words in (
-        ("run", output, asked),
-        ("run", output, "--vector", output / VECTOR, asked),
+        ("run", output, prompt),
+        ("run", output, "--vector", output / VECTOR, prompt),
         ("chat", output, "--vector", output / VECTOR),
         ("inspect", output / VECTOR, output),
     ):
@@ -125,7 +125,7 @@ def _check_output(output: Path) -> None:
         raise FileNotFoundError(f"{output.absolute().parent} is not a directory: make it first")
 
 
-def _teach(model: Path, output: Path, threads: int, tell: Tell) -> None:
+def _teach(model: Path, output: Path, threads: int, say: Say) -> None:
     """Steps 1 and 2: export the model, train a vector, and measure it on held-out prompts."""
     from ..exporters import Export
     from ..tasks import load_task
@@ -134,9 +134,9 @@ def _teach(model: Path, output: Path, threads: int, tell: Tell) -> None:
     planned = Export(model, output)
     with module_progress(len(planned.modules), planned.bytes) as (step, _):
         bases = planned.run(step).bases
-    tell(f"1. Export {model.name}: frozen factors {bases.id} of {len(planned.modules)} modules.")
+    say(f"1. Export {model.name}: frozen factors {bases.id} of {len(planned.modules)} modules.")
     task = load_task(TASK, held_out=HELD_OUT)
-    tell(
+    say(
         f"2. Train {MINUTES:g} minutes on {_DATA}: {len(task.train)} utterances and their intents. Measure "
         f"it on {len(task.held_out)} others, beside a prompt."
     )
@@ -158,7 +158,7 @@ def _kept_once_trained(output: Path) -> Iterator[None]:
         raise
 
 
-def _unpack(model: Path, output: Path, tell: Tell) -> None:
+def _unpack(model: Path, output: Path, say: Say) -> None:
     from ..exporters.export import new_bundle, place_base
 
     with new_bundle(output) as partial:
@@ -168,15 +168,15 @@ def _unpack(model: Path, output: Path, tell: Tell) -> None:
     bundle = load_bundle(output)
     bundle.check_base()
     record = read_json(output / f"{VECTOR}.json")
-    tell(f"1. Unpack {model.name} ({placed}), and factors {bundle.bases.id}.")
-    tell(
+    say(f"1. Unpack {model.name} ({placed}), and factors {bundle.bases.id}.")
+    say(
         f"2. Unpack a vector that {record['result']['steps']} steps on {_DATA} found: utterances and their "
         "intents. Measured when it was made, on others:"
     )
 
 
 def _exchange(
-    output: Path, known: Sequence[dict[str, Any]], threads: int, tell: Tell, *, show: bool
+    output: Path, known: Sequence[dict[str, Any]], threads: int, say: Say, *, show: bool
 ) -> dict[str, Any]:
     """Steps 3 and 4: answer without and with the vector, and give the base back."""
     from .. import runtime
@@ -196,13 +196,13 @@ def _exchange(
     frame = (output / VECTOR).read_bytes()
     task = load_task(TASK)
     right = [each["asked"] for each in known if each["vector"].strip() == each["wanted"]]
-    asked = (right or [each["asked"] for each in known])[:_SHOWN]
-    samples = [sample for sample in task.held_out if sample.text in asked]
+    prompts = (right or [each["asked"] for each in known])[:_ANSWERS]
+    samples = [sample for sample in task.held_out if sample.text in prompts]
     with closing(runtime.load(output, frame, engine="llama", **engine)) as llm:
         assert llm.vector is not None
         values = llm.vector.values
         found = "Some of what it gets right" if right else "Nothing that was looked at is right"
-        tell(f"3. Load its {len(frame):,} bytes, {len(values):,} numbers, beside the model. {found}:")
+        say(f"3. Load its {len(frame):,} bytes, {len(values):,} numbers, beside the model. {found}:")
         tokens = [llm.encode(sample)[0] for sample in samples]
         changed = [logits(llm, prompt) for prompt in tokens]
         with llm.batch(samples, _TOKENS, n_threads=threads) as batch:
@@ -224,7 +224,7 @@ def _exchange(
         _print_answers(answers)
     with closing(Llama(str(output / BASE_NAME), **engine)) as plain:
         proof = prove([logits(plain, prompt) for prompt in tokens], changed, restored)
-    tell(
+    say(
         f"4. Take it back: a swap takes {np.median(times) * 1e3:.1f} ms; after clear() all "
         f"{proof['logits']:,} logits are those of a plain llama_cpp.Llama, bit for bit. With the vector they "
         f"differed by up to {proof['vector_difference']:.2f}."

@@ -58,8 +58,8 @@ def doctor(as_json: JsonOption = False) -> None:
         found.append(finding)
         if not as_json:
             line = Text(f"{finding.level:<6}", _STYLES[finding.level]).append(f"{finding.check:<8} ", "dim")
-            said = " ".join(console.harmless(finding.text).splitlines())
-            console.stdout().print(line.append(said, "not dim default"), soft_wrap=True)
+            text = " ".join(console.harmless(finding.text).splitlines())
+            console.stdout().print(line.append(text, "not dim default"), soft_wrap=True)
             if finding.mend:
                 console.say(f"{'':<15}$ {finding.mend}")
     faults, notes = (sum(finding.level == level for finding in found) for level in (FAULT, NOTE))

@@ -30,7 +30,7 @@ from .options import (
     make_preamble,
 )
 
-_SHOWN = 3  # answers
+_ANSWERS = 3  # answers
 
 
 def evaluate(
@@ -130,8 +130,8 @@ def evaluate(
         for other, name in itertools.combinations(contestants, 2)
     }
     drifted = {} if away is None else {"drift": away.record()}
-    given = rewards.is_text(loaded.reward)
-    record: dict[str, Any] = {"unit": "nats a token"} if given else {}
+    free_text = rewards.is_text(loaded.reward)
+    record: dict[str, Any] = {"unit": "nats a token"} if free_text else {}
     if as_json:
         record |= {"task": loaded.name, "split": "shifted" if shifted else "held_out", **drifted}
         for name, each in found.items():
@@ -140,16 +140,16 @@ def evaluate(
         console.print_json(record)
         return
     console.grid(results.table(record | {"arms": arms}))
-    sign = -1 if given else 1
+    sign = -1 if free_text else 1
     rows = [
         (name, results.compared(replace(each, difference=sign * each.difference)))
         for name, each in comparisons.items()
     ]
     console.facts([("held-out prompts", str(len(samples))), *rows, *results.rows(drifted)])
-    if given:
+    if free_text:
         return
     width = max(map(len, found))
-    for i in range(min(_SHOWN, len(samples))):
+    for i in range(min(_ANSWERS, len(samples))):
         console.say()
         console.prose(f"prompt: {samples[i].text}")
         for name, each in found.items():

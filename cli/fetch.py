@@ -62,5 +62,5 @@ def fetch(
     record: dict[str, Any] = {"vector": str(output), "changed": data != present, **vectors.header(data)}
     record |= {"count": len(vector.values), "key": vector.verified_by, "norm": vector.norm}
     under = f" under {vector.verified_by}" if vector.verified_by else ""
-    told = f"{output}: {len(data)} bytes, sequence {vector.sequence}, {record['tag']} tag{under}"
-    console.report(record, as_json, f"{'wrote' if record['changed'] else 'nothing new:'} {told}")
+    summary = f"{output}: {len(data)} bytes, sequence {vector.sequence}, {record['tag']} tag{under}"
+    console.report(record, as_json, f"{'wrote' if record['changed'] else 'nothing new:'} {summary}")

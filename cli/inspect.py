@@ -15,7 +15,7 @@ from ..shipping.links import LINKS, messages
 from . import console, keyfiles, vectors
 from .options import JsonOption, KeysOption, UserOption
 
-_SHOWN = 64  # values in a table
+_VALUES = 64  # values in a table
 
 
 def inspect(
@@ -55,13 +55,13 @@ def inspect(
     if as_json:
         console.print_json(record)
         return
-    shown = dict(record)
-    if len(record.get("values", [])) > _SHOWN:
-        shown["values"] = "see --json"
+    readable = dict(record)
+    if len(record.get("values", [])) > _VALUES:
+        readable["values"] = "see --json"
     if "messages" in record:
         single = [link for link, count in record["messages"].items() if count == 1]
-        shown["messages"] = "one on " + "; ".join(single) if single else "several on every link"
-    console.facts(console.flat(shown))
+        readable["messages"] = "one on " + "; ".join(single) if single else "several on every link"
+    console.facts(console.flat(readable))
     if record["kind"] == "vector" and bundle is None:
         console.next_command("inspect", path, "BUNDLE")
 

@@ -38,8 +38,8 @@ def keygen(
     if isinstance(key, tags.Ed25519Signer):
         vectors.write(public, tags.public_pem(key.public_key).encode(), mode=0o644)
     record = {"kind": "hmac" if mac else "ed25519", "id": key.id, "key": str(output)}
-    told = [f"wrote {output}: {'a MAC' if mac else 'an Ed25519 private'} key, {key.id}; keep it secret"]
+    sentences = [f"wrote {output}: {'a MAC' if mac else 'an Ed25519 private'} key, {key.id}; keep it secret"]
     if not mac:
         record["public_key"] = f"{output}.pub"
-        told.append(f"wrote {output}.pub: its public key, for the devices")
-    console.report(record, as_json, *told)
+        sentences.append(f"wrote {output}.pub: its public key, for the devices")
+    console.report(record, as_json, *sentences)

@@ -19,7 +19,6 @@ def learn(
     ] = None,
     only: Annotated[bool, typer.Option("--only", help="Learn from FILE.jsonl alone.")] = False,
     numbers: Annotated[int, typer.Option(metavar="N", min=1, help="Numbers of a vector.")] = 13,
-    questions: Annotated[int, typer.Option(metavar="N", min=1, help="Questions to each behaviour.")] = 8,
     weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Hugging Face weights.")] = None,
     key: Annotated[
         Path | None, typer.Option("--key", metavar="FILE", help="Of a signed bundle, its private key.")
@@ -52,12 +51,12 @@ def learn(
     chosen = [*shipped, *(() if behaviours is None else load_behaviours(behaviours))]
     whole = bundle.absolute()
     folder = whole.with_name(f"{whole.name}.learn")
-    settings = LearnSettings(directions=numbers, questions=questions)
+    settings = LearnSettings(directions=numbers)
     with console.progress("asking the model", len(chosen)) as show:
 
         def report(row: dict[str, Any]) -> None:
-            said = f"{row['name']}: {row['before']:.2f} nats a token"
-            show(f"behaviour {row['done']}/{len(chosen)}, {said}", done=row["done"])
+            text = f"{row['name']}: {row['before']:.2f} nats a token"
+            show(f"behaviour {row['done']}/{len(chosen)}, {text}", done=row["done"])
 
         learned = learn_projection(
             bundle, folder, behaviours=chosen, settings=settings, weights=weights, report=report

@@ -43,10 +43,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 EngineOption = Annotated[Engine | None, typer.Option(help="What runs it. [default: llama where it can]")]
 ThreadsOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads.")]
 PortOption = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")]
-GpuLayersOption = Annotated[
-    int | None,
-    typer.Option("--gpu-layers", metavar="N", min=-1, help="Layers that llama.cpp puts on a GPU; -1: all."),
-]
 DataArgument = Annotated[
     str, typer.Argument(metavar="DATA", help="Examples: a JSONL or CSV file, or a built-in task's name.")
 ]
@@ -111,7 +107,6 @@ def load_model(
     bundle: Path,
     engine: str | None,
     threads: int | None,
-    gpu_layers: int | None = None,
     *,
     n_ctx: int = 64,
     vector: bytes | None = None,
@@ -120,7 +115,6 @@ def load_model(
     """Return the deployed model; answers in contexts of their own need no larger one than the default."""
     from .. import load_bundle, runtime
     from ..formats.gguf import GGUFFile
-    from ..runtime.libraries import built_for_a_gpu
 
     chosen = runtime.engine_of(bundle, engine)
     if chosen == "llama" and n_ctx > CONTEXT:  # would take memory for all; ONNX Runtime takes the model's own
@@ -136,18 +130,6 @@ def load_model(
     options["n_ctx"] = n_ctx
     if threads is not None:
         options |= {"n_threads": threads, **({"n_threads_batch": threads} if chosen == "llama" else {})}
-    if gpu_layers is not None:
-        if chosen != "llama":
-            raise console.CommandError(
-                f"--gpu-layers {gpu_layers} is an option of llama.cpp, and {chosen} runs this bundle: leave "
-                "it out, or choose --engine llama"
-            )
-        if gpu_layers and not built_for_a_gpu():
-            raise console.CommandError(
-                f"--gpu-layers {gpu_layers}: the llama.cpp that is installed was built for no GPU. Leave it "
-                "out, or install a llama-cpp-python that was built for this one"
-            )
-        options["n_gpu_layers"] = gpu_layers
     try:
         return runtime.load(bundle, vector, engine=chosen, **options)
     except TinyLoraError:

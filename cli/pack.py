@@ -31,7 +31,7 @@ def pack(
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the values. [default: as they came]")] = None,
     sequence: Annotated[
-        int | None, typer.Option(metavar="N", min=0, max=65535, help="Rises in one user.")
+        int | None, typer.Option(metavar="N", min=0, max=65535, help="Rises with each vector of a user.")
     ] = None,
     user: UserOption = layout.DEFAULT_USER,
     until: Annotated[
@@ -65,8 +65,8 @@ def pack(
     for option, value in framing.items():
         if bundle is None and value is not None:
             raise typer.BadParameter("it says how the vector is framed: name its BUNDLE", param_hint=option)
-    shown = (as_text or as_qr) and output == vectors.STREAM and not as_json
-    if not shown:
+    printed = (as_text or as_qr) and output == vectors.STREAM and not as_json
+    if not printed:
         vectors.check_target(output, as_json=as_json)
     signer = None if key is None else keyfiles.signing_key(key)
     data = vectors.read(source)
@@ -92,9 +92,9 @@ def pack(
             "exact": bool((made.values == found.values).all()),
         }
     record = {"vector": output, **vectors.header(data), **record}
-    if as_text and shown:
+    if as_text and printed:
         console.say(text.encode(data))
-    elif as_qr and shown:
+    elif as_qr and printed:
         console.stdout().print(qr_text(data), soft_wrap=True)
     elif as_text:
         vectors.write(output, f"{text.encode(data)}\n".encode())

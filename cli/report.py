@@ -65,8 +65,8 @@ def _table(rows: Iterable[Sequence[str]], *, header: bool = False) -> str:
 
 def _answers(rows: list[dict[str, Any]]) -> str:
     """What was answered to the first held-out prompts, a table each."""
-    shown = [_table([(name, str(text)) for name, text in row.items() if text is not None]) for row in rows]
-    return f"<h2>Answers to held-out prompts</h2>{''.join(shown)}" if shown else ""
+    tables = [_table([(name, str(text)) for name, text in row.items() if text is not None]) for row in rows]
+    return f"<h2>Answers to held-out prompts</h2>{''.join(tables)}" if tables else ""
 
 
 def _panel(rows: list[dict[str, Any]], best: int, title: str, learned: str, held_back: str) -> str:

@@ -32,8 +32,8 @@ def table(record: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the arms that the record of a run compares, for reading: a header, then a row an arm."""
     arms, (sign, unit) = record.get("arms", {}), _scale(record)
     examples = record.get("prompt", {}).get("examples", ())
-    shown = console.counted(len(examples), "worked example") if examples else "prompt"
-    names = {"base": "base", "prompt": shown, "vector": "vector", "vector + prompt": f"vector + {shown}"}
+    prompt = console.counted(len(examples), "worked example") if examples else "prompt"
+    names = {"base": "base", "prompt": prompt, "vector": "vector", "vector + prompt": f"vector + {prompt}"}
     better = "" if sign > 0 else ", less is better"
     near = ("in part",) if any("partial" in arm for arm in arms.values()) else ()
     found: list[tuple[str, ...]] = [("", f"{unit}{better}", *near, "tokens a request", "bytes a user")]
@@ -70,10 +70,10 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("examples", f"of your training prompts, the best of {tried} on validation prompts"))
     for name, form in record.get("forms", {}).items():
         gain = f"{sign * form['base']:.3f} -> {sign * form['vector']:.3f}"
-        said = f"{gain} +- {form['vector_standard_error']:.3f} (n = {form['n']})"
+        text = f"{gain} +- {form['vector_standard_error']:.3f} (n = {form['n']})"
         if "same" in form:
-            said += f"; {form['same']} answers word for word as above, {form['empty']} empty"
-        found.append((f"in {name}", said))
+            text += f"; {form['same']} answers word for word as above, {form['empty']} empty"
+        found.append((f"in {name}", text))
     if "warning" in record:
         found.append(("warning", record["warning"]))
     if "drift" in record:
@@ -97,15 +97,15 @@ def phases(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what each method of a run brought, for reading."""
     found = []
     for each in (SimpleNamespace(**phase) for phase in record["result"].get("phases", ())):
-        said = f"{each.steps} steps, {each.seconds:.0f} s"
-        said += f", held back {each.start_score:.3f} -> {each.best_score:.3f}"
+        text = f"{each.steps} steps, {each.seconds:.0f} s"
+        text += f", held back {each.start_score:.3f} -> {each.best_score:.3f}"
         if each.start_loss is not None:
-            said += f", loss {each.start_loss:.3f} -> {each.best_loss:.3f} nats a token"
+            text += f", loss {each.start_loss:.3f} -> {each.best_loss:.3f} nats a token"
         if each.temperature is not None:
-            said += f", temperature {each.temperature}"
+            text += f", temperature {each.temperature}"
         if each.why is not None:
-            said = f"left out: {each.why}" if not each.steps else f"{said}. Left out: {each.why}"
-        found.append((each.method, said))
+            text = f"left out: {each.why}" if not each.steps else f"{text}. Left out: {each.why}"
+        found.append((each.method, text))
     return found
 
 

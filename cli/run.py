@@ -20,7 +20,6 @@ from .options import (
     CONTEXT,
     BundleArgument,
     EngineOption,
-    GpuLayersOption,
     KeysOption,
     StateOption,
     ThreadsOption,
@@ -62,7 +61,6 @@ def run_prompt(
     seed: SeedOption = 0,
     n_ctx: ContextOption = CONTEXT,
     threads: ThreadsOption = None,
-    gpu_layers: GpuLayersOption = None,
     engine: EngineOption = None,
     system: SystemOption = None,
     schema: Annotated[
@@ -102,7 +100,6 @@ def run_prompt(
             bundle,
             engine,
             threads,
-            gpu_layers,
             n_ctx=n_ctx,
             vector=frame,
             policy=policy,
@@ -114,12 +111,12 @@ def run_prompt(
         prompt = sys.stdin.read()
     start = time.perf_counter()
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    asked = messages(system, prompt)
+    conversation = messages(system, prompt)
     if held_to is None:
-        text, reason = answer(llm, asked, show=not as_json, **options)
+        text, reason = answer(llm, conversation, show=not as_json, **options)
     else:
         options |= {"max_tokens": max_tokens or None, "schema": held_to}
-        text, reason = asyncio.run(held(llm, asked, n_ctx, threads, show=not as_json, **options))
+        text, reason = asyncio.run(held(llm, conversation, n_ctx, threads, show=not as_json, **options))
     if not as_json:
         write("" if text.endswith("\n") else "\n")
         return
@@ -137,7 +134,7 @@ def run_prompt(
 
 def answer(
     llm: TinyLoraLlama | TinyLoraOnnx,
-    asked: list[dict[str, str]],
+    conversation: list[dict[str, str]],
     *,
     show: bool = True,
     stopped: Sequence[int] = (),
@@ -145,7 +142,7 @@ def answer(
 ) -> tuple[str, str | None]:
     """Answer messages, and return the text and why it ended: also once something is in `stopped`."""
     text, reason = "", None
-    chunks: Any = llm.create_chat_completion(asked, stream=True, **options)
+    chunks: Any = llm.create_chat_completion(conversation, stream=True, **options)
     try:
         with console.progress("reading the prompt"):
             chunk = next(chunks, None)
@@ -169,7 +166,7 @@ def answer(
 
 async def held(
     llm: TinyLoraLlama | TinyLoraOnnx,
-    asked: list[dict[str, str]],
+    conversation: list[dict[str, str]],
     n_ctx: int,
     threads: int | None,
     *,
@@ -181,7 +178,7 @@ async def held(
 
     text, size = "", min(n_ctx or llm.longest, llm.longest)
     with Pool(llm, contexts=1, slots=1, n_ctx=size, n_threads=threads) as pool:
-        stream = pool.stream(asked, vector=llm.vector, **options)
+        stream = pool.stream(conversation, vector=llm.vector, **options)
         async for piece in stream:
             text += piece.text
             if show:
@@ -191,9 +188,9 @@ async def held(
 
 def messages(system: str | None, prompt: str | None = None) -> list[dict[str, str]]:
     """Return a system message and a user's, as far as they are given."""
-    given = (("system", system, "the system message"), ("user", prompt, "the prompt"))
+    parts = (("system", system, "the system message"), ("user", prompt, "the prompt"))
     found = []
-    for role, text, what in given:
+    for role, text, what in parts:
         if text is None:
             continue
         try:

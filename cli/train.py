@@ -147,21 +147,21 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
             if event in (None, "start"):
                 if event == "start":
                     known.clear()
-                known.update({key: metrics[key] for key in _SHOWN if key in metrics})
-                shown = (text.format(known[key]) for key, text in _SHOWN.items() if key in known)
+                known.update({key: metrics[key] for key in _METRICS if key in metrics})
+                values = (text.format(known[key]) for key, text in _METRICS.items() if key in known)
                 at = f"{metrics['method']}, " + (
                     f"step {metrics['step']}" if "step" in metrics else "first step"
                 )
-                bar("  ".join([at, *shown]), done=metrics.get("share", 0.0))
+                bar("  ".join([at, *values]), done=metrics.get("share", 0.0))
             elif event == "measuring":
                 bar(f"measuring: {metrics['what']}", done=metrics["done"], total=metrics["total"])
             else:
-                _tell(event, metrics, bar)
+                _note_event(event, metrics, bar)
 
         yield show
 
 
-_SHOWN = {
+_METRICS = {
     "loss": "loss {:.3f}",
     "reward": "reward {:.2f}",
     "validation": "held back {:.3f}",
@@ -170,7 +170,7 @@ _SHOWN = {
 """The metrics of a step that are shown."""
 
 
-def _tell(event: str, metrics: dict[str, Any], bar: console.Show) -> None:
+def _note_event(event: str, metrics: dict[str, Any], bar: console.Show) -> None:
     """Say what has happened in a run beside its steps."""
     if event == "data":
         console.note(

@@ -20,7 +20,6 @@ from .options import (
     EngineOption,
     EvaluateOption,
     ExamplesOption,
-    GpuLayersOption,
     JsonOption,
     NumbersOption,
     RewardOption,
@@ -53,7 +52,6 @@ def tune(
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     engine: EngineOption = None,
     threads: ThreadsOption = None,
-    gpu_layers: GpuLayersOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     evaluate: EvaluateOption = True,
     as_json: JsonOption = False,
@@ -94,7 +92,7 @@ def tune(
     curve: list[dict[str, Any]] = []
     with (
         console.progress("loading the model", total=1) as show,
-        closing(load_model(bundle, engine, threads, gpu_layers, vector=first)) as llm,
+        closing(load_model(bundle, engine, threads, vector=first)) as llm,
     ):
         loaded, sequence = fitted(loaded, llm), vectors.next_sequence(llm.vector)
         learner = runtime.RewardLearner(

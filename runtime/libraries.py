@@ -107,14 +107,6 @@ def import_llama_cpp() -> LlamaLibraries | None:
     return found
 
 
-def built_for_a_gpu() -> bool:
-    """Return whether llama.cpp computes layers on a GPU; errors as for `import_llama_cpp`."""
-    import_llama_cpp()
-    import llama_cpp
-
-    return bool(llama_cpp.llama_supports_gpu_offload())
-
-
 def _folder(module: str, below: str = "") -> Path | None:
     spec = importlib.util.find_spec(module)
     return None if spec is None or spec.origin is None else Path(spec.origin).parent / below

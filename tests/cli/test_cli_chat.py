@@ -23,7 +23,7 @@ import pytest
 from invocation import COMMAND, Cli, write_vector
 
 from tinylora_edge import MicroVector, load_bundle, runtime
-from tinylora_edge.cli.chat import given
+from tinylora_edge.cli.chat import clickable
 from tinylora_edge.exporters import export_gguf
 
 PROMPT = "Describe the moon in one sentence."
@@ -212,5 +212,5 @@ def test_a_turn_that_ended_is_scored_with_what_ends_turns(tmp_path: Path) -> Non
     bundle = export_gguf(gguf, tmp_path / "bundle").output
     with runtime.load(bundle, engine="llama", n_ctx=64, n_threads=1) as llm:
         asked = [{"role": "user", "content": "hello"}]
-        assert given(llm, asked, "abc", True, 0.0).tokens == (*b"abc", 258)
-        assert given(llm, asked, "abc", False, 0.0).tokens == (*b"abc",)
+        assert clickable(llm, asked, "abc", True, 0.0).tokens == (*b"abc", 258)
+        assert clickable(llm, asked, "abc", False, 0.0).tokens == (*b"abc",)

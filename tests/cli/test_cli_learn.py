@@ -18,7 +18,7 @@ BEHAVIOURS = [
     {"name": "pirate", "system": "Talk like a pirate."},
     {"name": "french", "system": "Answer in French."},
 ]
-QUICK = ("--only", "--numbers", 2, "--questions", 2)
+QUICK = ("--only", "--numbers", 2)
 
 
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}"

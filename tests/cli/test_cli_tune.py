@@ -59,7 +59,7 @@ def test_a_terminal_shows_how_far_it_is(
     assert "held back 0." in text or "held back 1." in text
     assert "measuring on held-out prompts" in text
     again = on_a_terminal(environment, 80, "eval", tiny_bundle, *task, "-n", "4")
-    assert "base answers" in again
+    assert "4/4 answers" in again
 
 
 def test_an_interrupted_run_goes_on(
