@@ -103,11 +103,9 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def facts(rows: Iterable[tuple[str, str]], title: str = "") -> None:
+def facts(rows: Iterable[tuple[str, str]]) -> None:
     """Print labelled facts as a table on stdout."""
-    table = Table(
-        title=title or None, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
-    )
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim", overflow="fold")
     table.add_column(overflow="fold")
     for label, value in rows:

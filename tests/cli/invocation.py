@@ -94,7 +94,7 @@ def on_a_terminal(environment: dict[str, str], columns: int, *words: object) -> 
         stderr=other,
     )
     os.close(other)
-    shown = b""
+    screen = b""
     while True:
         try:
             more = os.read(main, 65536)
@@ -102,10 +102,10 @@ def on_a_terminal(environment: dict[str, str], columns: int, *words: object) -> 
             break
         if not more:
             break
-        shown += more
+        screen += more
     child.wait()
     os.close(main)
-    return shown.decode().replace("\r\n", "\n")
+    return screen.decode().replace("\r\n", "\n")
 
 
 def without_progress(stderr: str) -> str:

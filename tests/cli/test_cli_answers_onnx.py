@@ -42,8 +42,8 @@ def test_run(cli: Cli, bundle: Path, vector: tuple[Path, MicroVector]) -> None:
     path, made = vector
     base = cli("run", bundle, "Hello", *SHORT).done()
     ours = cli("run", bundle, "Hello", "--vector", path, *SHORT).done()
-    for shown, by in ((base, None), (ours, made)):
-        assert shown.rstrip("\n") == console.harmless(answer(bundle, by, "Hello")).rstrip("\n")
+    for printed, by in ((base, None), (ours, made)):
+        assert printed.rstrip("\n") == console.harmless(answer(bundle, by, "Hello")).rstrip("\n")
     assert base != ours
     record = cli("run", bundle / "onnx", "Hello", "--vector", path, "--json", *SHORT).record()
     assert record["text"] == answer(bundle, made, "Hello")

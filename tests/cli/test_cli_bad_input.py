@@ -31,21 +31,11 @@ def flipped(data: bytes, position: int, bit: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
 
 
-BAD_VECTORS: dict[str, tuple[Callable[[Basis], bytes], list[str]]] = {
+BAD_VECTORS: dict[str, tuple[Callable[[Basis], bytes], list[str]]] = {  # tests/core has the others
     "empty": (lambda b: b"", ["0 bytes are no frame"]),
-    "truncated": (lambda b: good(b)[:-2], ["35 bytes", "37"]),
     "flipped in a value": (lambda b: flipped(good(b), 12, 3), ["checksum", "its bytes give"]),
-    "flipped in the basis id": (
-        lambda b: flipped(good(b), 1, 0),
-        ["none of factors", "learned ones of 13 numbers"],
-    ),
-    "no frame": (lambda b: bytes(50), ["50 bytes are no frame"]),
     "far oversized": (lambda b: bytes((1 << 20) + 1), ["1,048,576"]),
     "NaN": (lambda b: with_value(b, float("nan")), ["value 5", "nan"]),
-    "HMAC without a key": (
-        lambda b: support.frame(b.digest, bytes(26), dtype="bf16", tag="hmac", key=b"k" * 16),
-        ["HMAC", "no HMAC key"],
-    ),
 }
 
 
@@ -55,11 +45,9 @@ def test_a_bad_vector(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Pa
     data = make(basis)
     path = tmp_path / "v.bin"
     path.write_bytes(data)
-
-    cli("inspect", path, smollm2_bundle).refused(*parts)
     cli("inspect", "-", smollm2_bundle, "--json", stdin=data).refused(*parts)
     cli("pack", path, smollm2_bundle / "basis.gguf").refused(*parts)
-    if name in ("flipped in a value", "NaN", "empty"):
+    if name == "NaN":
         cli("run", smollm2_bundle, "Hello", "--vector", path).refused(*parts)
         chat = ("chat", smollm2_bundle, "--threads", 1)
         cli(*chat, "--vector", path, stdin=b"Hello\n").refused(*parts)
@@ -109,10 +97,8 @@ def damage(path: Path, change: Callable[[bytes], bytes]) -> None:
         (lambda d: d[:-4096], ["basis.gguf", "4961984 bytes"]),
         (lambda d: b"", ["empty"]),
         (lambda d: flipped(d, len(d) // 2, 2), ["states factors", "its content gives"]),
-        (lambda d: flipped(d, 0, 1), ["b'EGUF'", "b'GGUF'"]),
-        (lambda d: d.replace(b"left", b"lift"), ["lift", "left"]),
     ],
-    ids=["cut", "empty", "factor", "magic", "value"],
+    ids=["cut", "empty", "factor"],
 )
 def test_a_corrupt_basis(cli: Cli, bundle: Path, change: Callable[[bytes], bytes], parts: list[str]) -> None:
     damage(bundle / "basis.gguf", change)

@@ -71,7 +71,7 @@ class Terminal:
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         if self._pid == 0:
             os.execve(COMMAND, [str(COMMAND), *map(str, args)], environment)
-        self.shown = ""
+        self.screen = ""
         self.ended = False
 
     def type(self, text: str) -> None:
@@ -79,11 +79,11 @@ class Terminal:
 
     def until(self, pattern: str) -> str:
         deadline = time.monotonic() + 120
-        while not (match := re.search(pattern, self.shown)):
-            assert time.monotonic() < deadline, f"{pattern!r} did not come: {self.shown!r}"
-            assert not self.ended, f"{pattern!r} did not come: {self.shown!r}"
+        while not (match := re.search(pattern, self.screen)):
+            assert time.monotonic() < deadline, f"{pattern!r} did not come: {self.screen!r}"
+            assert not self.ended, f"{pattern!r} did not come: {self.screen!r}"
             self._read()
-        seen, self.shown = self.shown[: match.end()], self.shown[match.end() :]
+        seen, self.screen = self.screen[: match.end()], self.screen[match.end() :]
         return seen
 
     def type_until_it_ends(self, key: str) -> int:
@@ -94,7 +94,7 @@ class Terminal:
         """
         deadline = time.monotonic() + 120
         while not self.ended:
-            assert time.monotonic() < deadline, f"it did not end: {self.shown!r}"
+            assert time.monotonic() < deadline, f"it did not end: {self.screen!r}"
             with suppress(OSError):  # it may be ending
                 self.type(key)
             self._read()
@@ -109,7 +109,7 @@ class Terminal:
     def _read(self) -> None:
         if select.select([self._fd], [], [], 1)[0]:
             try:
-                self.shown += os.read(self._fd, 65536).decode(errors="replace")
+                self.screen += os.read(self._fd, 65536).decode(errors="replace")
             except OSError:  # EIO: the command has ended
                 self.ended = True
 
@@ -145,8 +145,8 @@ def test_chat_on_a_terminal(
     chat.type(f"/vector {bad}\n")
     assert "checksum" in chat.until("> ")  # and the conversation goes on, with the old vector
     chat.type(f"{PROMPT}\n")
-    shown = chat.until("\n> ")
-    assert answer(vector, PROMPT) in shown.replace("\r\n", "\n")
+    screen = chat.until("\n> ")
+    assert answer(vector, PROMPT) in screen.replace("\r\n", "\n")
     assert chat.type_until_it_ends("\x04") == 0  # end of input
 
 
@@ -177,8 +177,8 @@ def test_a_like_moves_the_vector_and_it_can_be_saved(
     )
     result = cli(*chat, "--vector", first, stdin=lines.encode())
     assert result.code == 0, result.stderr
-    told = [line for line in result.stderr.splitlines() if line.startswith("learned from ")]
-    assert [line.partition(":")[0] for line in told] == [
+    learned = [line for line in result.stderr.splitlines() if line.startswith("learned from ")]
+    assert [line.partition(":")[0] for line in learned] == [
         "learned from 1 click",
         "learned from 2 clicks",
         "learned from 1 click",
@@ -211,6 +211,6 @@ def test_a_turn_that_ended_is_scored_with_what_ends_turns(tmp_path: Path) -> Non
     gguf = models.write_gguf(models.tiny_model("llama"), tmp_path / "tiny.gguf", metadata=metadata)
     bundle = export_gguf(gguf, tmp_path / "bundle").output
     with runtime.load(bundle, engine="llama", n_ctx=64, n_threads=1) as llm:
-        asked = [{"role": "user", "content": "hello"}]
-        assert clickable(llm, asked, "abc", True, 0.0).tokens == (*b"abc", 258)
-        assert clickable(llm, asked, "abc", False, 0.0).tokens == (*b"abc",)
+        messages = [{"role": "user", "content": "hello"}]
+        assert clickable(llm, messages, "abc", True, 0.0).tokens == (*b"abc", 258)
+        assert clickable(llm, messages, "abc", False, 0.0).tokens == (*b"abc",)

@@ -52,7 +52,7 @@ def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pyt
     page = (out / "vector.bin.html").read_text("utf-8")
     assert "<script" not in page
     cli("demo").refused("out/demo", "exists already", "remove it")
-    cli("demo", "-o", tmp_path / "no" / "where").refused(str(tmp_path / "no"), "make it first")
+    cli("demo", "-o", tmp_path / "no" / "where").refused(f"cannot write to {tmp_path / 'no'}")
 
 
 def test_an_interrupted_demo_leaves_nothing(
@@ -110,7 +110,7 @@ def test_the_commands_run_as_printed(replayed: tuple[Path, str], process: Cli) -
     folder, text = replayed
     commands = [shlex.split(line) for line in text.partition("Type next:\n")[2].splitlines()]
     assert [words[1] for words in commands] == ["run", "run", "chat", "inspect"]
-    said = [process(*words[1:], cwd=folder).done() for words in commands]
+    answers = [process(*words[1:], cwd=folder).done() for words in commands]
     task = load_task("snips-intents")
     (sample,) = [sample for sample in task.held_out if sample.text == commands[0][-1]]
-    assert [task.score(Completion(answer.strip(), True, 20), sample) for answer in said[:2]] == [0, 1]
+    assert [task.score(Completion(answer.strip(), True, 20), sample) for answer in answers[:2]] == [0, 1]

@@ -41,7 +41,7 @@ def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "ending"),
     [
         (
             "import os, signal\nos.kill(os.getpid(), signal.SIGILL)",
@@ -52,7 +52,7 @@ def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     ],
 )
 def test_an_engine_that_does_not_answer(
-    source: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    source: str, ending: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     planted = tmp_path / "planted" / "onnxruntime"
     planted.mkdir(parents=True)
@@ -60,7 +60,7 @@ def test_an_engine_that_does_not_answer(
     monkeypatch.setenv("PYTHONPATH", f"{planted.parent}", prepend=os.pathsep)
     finding = doctor.check_engine("onnx")
     assert finding.level == FAULT
-    assert finding.text.endswith(said)
+    assert finding.text.endswith(ending)
     assert shlex.split(finding.mend)[1:] == [
         *("-m", "pip", "install", "--force-reinstall", "--no-cache-dir", "onnxruntime")
     ]

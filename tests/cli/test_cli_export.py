@@ -93,16 +93,9 @@ def test_another_quantization_is_added(
         ([], "-o BUNDLE"),
         (["-o", "out", "--add-base", "x.gguf"], "--output"),
         (["--add-base", "x.gguf", "--rank", "2"], "--rank"),
-        (["-o", "out", "--rank", "0"], "--rank"),
-        (["-o", "out", "--format", "onnxruntime"], "onnxruntime"),
         (["-o", "out", "--onnx-input", "required"], "--onnx-input goes with"),
         (["-o", "out", "--onnx-precision", "int4"], "--onnx-precision goes with"),
-        (["-o", "out", "--format", "onnx", "--onnx-precision", "int3"], "int3"),
-        (["-o", "out", "--format", "onnx", "--onnx-input", "loose"], "loose"),
-        (["--add-base", "x.gguf", "--format", "onnx"], "--format"),
         (["-o", "out", "--key", "k"], "--key"),
-        (["-o", "out", "--factor-dtype", "bf16"], "bf16"),
-        (["-o", "out", "--groups", "13"], "--groups"),
     ],
 )
 def test_wrong_usage(cli: Cli, smollm2_gguf: Path, options: list[str], part: str) -> None:

@@ -72,9 +72,9 @@ def test_only_vectors_are_checked_against_a_bundle(cli: Cli, smollm2_bundle: Pat
 def test_control_characters_in_a_file_are_escaped(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "b.basis.gguf"
     save_bases(support.bases_with(support.random_basis(architecture="llama\x1b[2J\x07")), path)
-    said = cli("inspect", path).done()
-    assert "llama\\x1b[2J\\x07" in said
-    assert said.replace("\n", "").isprintable()
+    text = cli("inspect", path).done()
+    assert "llama\\x1b[2J\\x07" in text
+    assert text.replace("\n", "").isprintable()
 
 
 # ---- Vectors
@@ -97,10 +97,10 @@ def test_a_header(cli: Cli, basis: Basis) -> None:
                 "sequence": 258,
                 "count": 13,
             }
-    shown = cli("inspect", "-", stdin=data).done()
-    assert re.search(r"^verified +False$", shown, re.M)
-    assert "next: tinylora-edge inspect - BUNDLE" in shown
-    assert re.search(r"^messages +one on .*LoRaWAN EU868, DR3; ", shown, re.M)
+    text = cli("inspect", "-", stdin=data).done()
+    assert re.search(r"^verified +False$", text, re.M)
+    assert "next: tinylora-edge inspect - BUNDLE" in text
+    assert re.search(r"^messages +one on .*LoRaWAN EU868, DR3; ", text, re.M)
 
 
 def test_a_vector_as_a_device_sees_it(
@@ -108,8 +108,8 @@ def test_a_vector_as_a_device_sees_it(
 ) -> None:
     cli("pack", trained, small, "-o", tmp_path / "v", "--key", key, "--user", "al").done()
     public = ("--key", f"{key}.pub")
-    shown = cli("inspect", tmp_path / "v", small, *public, "--user", "al").done()
-    assert re.search(r"^key +ed25519:", shown, re.M)
+    text = cli("inspect", tmp_path / "v", small, *public, "--user", "al").done()
+    assert re.search(r"^key +ed25519:", text, re.M)
     record = cli("inspect", trained, small, "--json").record()
     assert record["values"] == MicroVector.from_bytes(trained.read_bytes(), small_basis).values.tolist()
     assert record["verified"] is True

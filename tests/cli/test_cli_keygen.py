@@ -27,10 +27,10 @@ def test_a_pair(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_mac(cli: Cli, tmp_path: Path) -> None:
-    shown = cli("keygen", tmp_path / "d.mac", "--mac").done()
+    printed = cli("keygen", tmp_path / "d.mac", "--mac").done()
     text = (tmp_path / "d.mac").read_text()
     assert len(bytes.fromhex(text)) == 32
-    assert text.strip() not in shown
+    assert text.strip() not in printed
     assert stat.S_IMODE((tmp_path / "d.mac").stat().st_mode) == 0o600
     assert set(contents(tmp_path)) == {"d.mac"}
 

@@ -15,15 +15,15 @@ from tinylora_edge.wire import text
 def test_signed(cli: Cli, small: Path, small_basis: Basis, trained: Path, key: Path) -> None:
     out = trained.with_name("v.bin")
     options = ("--dtype", "bf16", "--sequence", 9, "--user", "al", "--until", "2026-12-31")
-    shown = cli("pack", trained, small, "-o", out, "--key", key, *options).done()
+    printed = cli("pack", trained, small, "-o", out, "--key", key, *options).done()
     verifier = Ed25519Verifier.from_pem(key.with_name("fleet.key.pub").read_bytes())
     policy = Policy("signature", keys=[verifier], today=lambda: date(2026, 12, 31))
     vector = policy.check(out.read_bytes(), small_basis, user="al")
     plain = Policy().check(trained.read_bytes(), small_basis)
     assert vector == MicroVector(plain.values, "bf16", 9, small_basis.digest)
     assert len(out.read_bytes()) == 99
-    told = dict(line.split(maxsplit=1) for line in shown.splitlines())
-    assert (told["bytes"], told["until"], told["key"]) == ("99", "2026-12-31", verifier.id)
+    facts = dict(line.split(maxsplit=1) for line in printed.splitlines())
+    assert (facts["bytes"], facts["until"], facts["key"]) == ("99", "2026-12-31", verifier.id)
 
 
 def test_with_a_mac(cli: Cli, small: Path, small_basis: Basis, trained: Path, tmp_path: Path) -> None:
@@ -41,12 +41,12 @@ def test_as_it_came(cli: Cli, small: Path, trained: Path) -> None:
     data = trained.read_bytes()
     assert cli("pack", trained, small).stdout_bytes == data
     assert cli("pack", trained).stdout_bytes == data
-    shown = cli("pack", trained, "--text").done()
-    assert shown == f"{text.encode(data)}\n"
-    assert cli("pack", "-", stdin=shown.encode()).stdout_bytes == data
+    printed = cli("pack", trained, "--text").done()
+    assert printed == f"{text.encode(data)}\n"
+    assert cli("pack", "-", stdin=printed.encode()).stdout_bytes == data
     out = trained.with_name("v.txt")
     record = cli("pack", trained, "--text", "-o", out, "--json").record()
-    assert (out.read_text(), record["sequence"]) == (shown, 3)
+    assert (out.read_text(), record["sequence"]) == (printed, 3)
 
 
 def test_a_qr_code(cli: Cli, trained: Path, tmp_path: Path) -> None:

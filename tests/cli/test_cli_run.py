@@ -25,9 +25,9 @@ def test_run_prints_the_librarys_answer(
 
     assert process("run", smollm2_bundle, PROMPT, *SHORT).done() == base + "\n"
     system = "You are a pirate."
-    told = answer(None, PROMPT, system=system, temperature=1.5, seed=1) + "\n"
+    sampled_answer = answer(None, PROMPT, system=system, temperature=1.5, seed=1) + "\n"
     sampled = ("--system", system, "--temperature", 1.5, "--seed", 1)
-    assert process("run", smollm2_bundle, PROMPT, *SHORT, *sampled).done() == told
+    assert process("run", smollm2_bundle, PROMPT, *SHORT, *sampled).done() == sampled_answer
     assert process("run", smollm2_bundle, PROMPT, "--vector", path, *SHORT).done() == personal + "\n"
 
 
@@ -71,8 +71,8 @@ def test_a_context_that_no_model_has(cli: Cli, smollm2_bundle: Path) -> None:
 
 def test_what_a_model_says_cannot_turn_a_line_around(capsys: pytest.CaptureFixture[str]) -> None:
     write("pay \u202e001\u202c to \u2067x\u2069, \x1b[2J\u05d0\u0301 \U0001f468\u200d\U0001f469\n")
-    shown = "pay \\u202e001\\u202c to \\u2067x\\u2069, \\x1b[2J\u05d0\u0301 \U0001f468\u200d\U0001f469\n"
-    assert capsys.readouterr().out == shown
+    escaped = "pay \\u202e001\\u202c to \\u2067x\\u2069, \\x1b[2J\u05d0\u0301 \U0001f468\u200d\U0001f469\n"
+    assert capsys.readouterr().out == escaped
 
 
 def test_a_prompt_that_is_none(cli: Cli, tiny_bundle: Path) -> None:

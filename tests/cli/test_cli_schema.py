@@ -97,12 +97,12 @@ def test_train_validates_on_answers_that_are_held_to_labels(
 
 def test_run_answers_as_serve_does(cli: Cli, bundle: Path, schema: Path) -> None:
     command = ("run", bundle, "hello", "--schema", schema, "--temperature", 1, "--seed", 3, *SMALL)
-    shown = cli(*command).done()
-    jsonschema.validate(json.loads(shown), SCHEMA)
+    printed = cli(*command).done()
+    jsonschema.validate(json.loads(printed), SCHEMA)
     with runtime.Pool(bundle, n_threads=1) as pool:
         how: Any = {"schema": SCHEMA, "temperature": 1, "seed": 3, "max_tokens": 256}
         answer = asyncio.run(pool.chat("hello", **how))
-    assert shown == answer.text + "\n"
+    assert printed == answer.text + "\n"
     record = cli(*command, "--json").record()
     assert (record["text"], record["finish_reason"]) == (answer.text, "stop")
 
@@ -124,8 +124,8 @@ def test_free_text_is_measured_by_the_nats_of_the_given_answers(
             nats = np.log(np.exp(logits).sum(1)) - logits[range(len(answer)), answer]
             expected.append(-nats.mean())
     assert sorted(record["base"]["scores"]) == pytest.approx(sorted(expected), abs=1e-3)
-    assert "nats a token, less is better" in (shown := cli(*command).done())
-    assert f"{-np.mean(expected):.3f}" in shown
+    assert "nats a token, less is better" in (printed := cli(*command).done())
+    assert f"{-np.mean(expected):.3f}" in printed
 
 
 def test_what_no_answer_can_keep_to(

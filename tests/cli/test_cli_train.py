@@ -63,9 +63,9 @@ def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
     difference = found["vector"]["mean"] - found["base"]["mean"]
     assert found["comparisons"]["vector - base"]["difference"] == pytest.approx(difference)
     assert found["drift"]["prompts"] >= 200
-    shown = cli(*measure).done()
-    assert "vector + prompt - prompt" in shown
-    assert shown.count("prompt: p") == 3
+    text = cli(*measure).done()
+    assert "vector + prompt - prompt" in text
+    assert text.count("prompt: p") == 3
 
 
 def test_train_alone(cli, tiny, task, tmp_path):

@@ -53,8 +53,8 @@ def test_a_terminal_shows_how_far_it_is(
     environment: dict[str, str], tiny_bundle: Path, task: list[str], tmp_path: Path
 ) -> None:
     options = (*OPTIONS, "--budget", "20ktokens", "--prompts", "2", "-o", tmp_path / "v.bin")
-    shown = on_a_terminal(environment, 80, "tune", tiny_bundle, *task, *options)
-    text = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).split())
+    screen = on_a_terminal(environment, 80, "tune", tiny_bundle, *task, *options)
+    text = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).split())
     assert "nan" not in text
     assert "held back 0." in text or "held back 1." in text
     assert "measuring on held-out prompts" in text
