@@ -26,7 +26,6 @@ LEARNED = "learned, as shipped"
 FAR = "learned: n = 13, dense"
 TITLES = {PAPER: "the paper's", LEARNED: "learned, as shipped", FAR: "learned far from all tasks"}
 ALL = "u = 4, G = 210, int8 (855 bytes)"
-ALL_BUNDLE = "out/all"  # of the same basis, in the records of `drift.py`
 BEHIND = {
     "as shipped, behind the best prompt": TITLES[LEARNED],
     "learned, behind the best prompt": TITLES[FAR],
@@ -167,12 +166,6 @@ def titled(arm: str) -> str:
     return ", ".join([title, *more])
 
 
-def drifts() -> list[dict[str, Any]]:
-    """Return the vectors whose drift was measured on all general prompts."""
-    rows = records("drift")
-    return [row for row in rows if "drift" in row and row["prompts"] is None]
-
-
 def found_on_device(task: str, way: tuple[str, str]) -> list[float]:
     """Return the gains of a task's vectors that a device found, a seed or a user each, by `DEVICE`."""
     how, what = way
@@ -227,8 +220,3 @@ def crowds(rows: list[dict[str, Any]] | None = None) -> dict[str, dict[int, dict
 def _turn(row: dict[str, Any]) -> tuple[str, ...]:
     """Return what the turns of one round of one run have in common."""
     return row["server"], row["law"], str(row["round"]), row["run"]
-
-
-def seed_of(row: dict[str, Any]) -> int:
-    """Return the seed of a vector, by its record or its file's name."""
-    return int(row.get("seed", (re.findall(r"\d", row.get("file", "")) or [0])[0]))

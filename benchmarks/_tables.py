@@ -10,7 +10,6 @@ from typing import Any
 
 from _records import (
     ALL,
-    ALL_BUNDLE,
     BEHIND,
     DEVICE,
     HELD_OUT,
@@ -22,14 +21,12 @@ from _records import (
     best_prompt,
     between,
     crowds,
-    drifts,
     found_on_device,
     over_seeds,
     prompts,
     public,
     records,
     runs,
-    seed_of,
     titled,
     trained,
     ways,
@@ -42,9 +39,6 @@ WRONG = {
     "stock-cached": "llama-server, `cache_prompt` true",
 }
 """Those of `wrong_user.py`."""
-
-EQUAL = {"tiled": "the paper's basis", "learned": "learned"}
-"""Bundles of the vectors whose drift is compared at equal gain."""
 
 
 def number(value: float) -> str:
@@ -194,37 +188,6 @@ def over_runs(gained: list[float]) -> str:
     return f"{statistics.mean(gained):+.3f} ± {between(gained):.3f} ({len(gained)})"
 
 
-def drifted(rows: list[dict[str, Any]], what: list[str], names: Callable[[dict[str, Any]], list[str]]) -> str:
-    """Gain and drift of vectors, a row each."""
-    cells = []
-    for row in rows:
-        found, wrong, repeating = row["drift"], row["drift"]["wrong"], row["drift"]["repeating"]
-        cells.append(
-            [
-                *names(row),
-                f"{row['difference']:+.3f} ± {row['standard_error']:.3f}".replace("0.", ".", 2),
-                f"{found['kl']:.3f} ± {found['standard_error']:.3f}".replace("0.", ".", 2),
-                f"{wrong['new']} of {wrong['judged'] - wrong['base']}",
-                f"{repeating['new']} of {repeating['judged'] - repeating['base']}",
-            ]
-        )
-    answers = ["right answers that become wrong", "answers that begin to repeat themselves"]
-    return markdown([*what, f"gain, {HELD_OUT} held-out prompts", "KL, nats a token", *answers], cells)
-
-
-def moved() -> str:
-    """Drift of 840 numbers, beside that of 13 for the same task."""
-    free = [row for row in drifts() if row["bundle"] not in EQUAL and not {"anchor", "budget"} & set(row)]
-    tasks = {row["task"] for row in free if row["bundle"] == ALL_BUNDLE}
-
-    def names(row: dict[str, Any]) -> list[str]:
-        numbers = "840 numbers" if row["bundle"] == ALL_BUNDLE else "13 numbers, learned"
-        return [f"{TASKS[row['task']]}, {seed_of(row)}", numbers]
-
-    rows = sorted((row for row in free if row["task"] in tasks), key=names)
-    return drifted(rows, ["task, seed", "numbers"], names)
-
-
 def users(rows: list[dict[str, Any]] | None = None) -> str:
     """What more users cost a server, 16 requests at a time."""
     cells = list[list[str]]()
@@ -235,10 +198,10 @@ def users(rows: list[dict[str, Any]] | None = None) -> str:
             row = [SERVERS[server], f"{count:,}"]
             for each in (uniform, zipf):
                 row += [f"{each['rate']:.0f}", f"{each['share']:.0%}".replace("nan%", "").replace("%", " %")]
-            row += [f"{each['p50']:.0f}, {each['p95']:.0f}" for each in (uniform, zipf)]
+            row.append(f"{uniform['p50']:.0f}, {uniform['p95']:.0f}")
             cells.append([*row, f"{max(each['peak'] for each in laws.values()) / 1e6:,.0f}"])
     headers = ["server", "users", "tokens/s, uniform", "to 16 users", "tokens/s, Zipf", "to 16 users"]
-    headers += ["first token, uniform, ms: p50, p95", "first token, Zipf", "peak memory, MB"]
+    headers += ["first token, uniform, ms: p50, p95", "peak memory, MB"]
     return markdown(headers, cells)
 
 
@@ -324,7 +287,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
         scores,
         together,
         device,
-        moved,
         users,
         crowd,
         wrong_users,
