@@ -2,8 +2,8 @@
 
 Values in int8 are n numbers of 8 bits and one scale of 24, v = scale * q. The scale is the upper 24 bits of a
 float32, sign included: 16 significant bits. Its product with a q of 8 bits is therefore exact in float32, and
-every reader has the same values. A writer may choose any scale; this one chooses that of the least squared
-error. A zero byte fills an even number of values up, so that a payload's length is even.
+every reader has the same values. A zero byte fills an even number of values up, so that a payload's length is
+even.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ SCALE_BYTES = 3
 
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 _LOWEST, _HIGHEST = -128, 127
-_EXACT_VALUES = 1 << 12  # up to so many every scale that changes a q is looked at: 128 a value
-_CANDIDATES = 8
+_CUT = 1.04 ** np.arange(1, 60)  # how far the largest value may lie beyond the largest q
 _AT_ONCE = 1 << 20
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -84,21 +83,10 @@ def is_padded(size: int, dtype: str) -> bool:
     return dtype == "int8" and size % 2 == 0
 
 
-def counts(payload: int, dtype: str) -> list[int]:
-    """Return how many values so many bytes may be; one number but in int8, which may be filled up."""
-    about = (
-        (payload - SCALE_BYTES - 1, payload - SCALE_BYTES)
-        if dtype == "int8"
-        else (payload // _ITEM_BYTES[dtype],)
-    )
-    return [size for size in about if size > 0 and payload == payload_bytes(size, dtype)]
-
-
 def quantize(values: NDArray[np.float32]) -> tuple[bytes, NDArray[np.int8]]:
-    """Return the scale (3 bytes) and q (int8 [n]) that come nearest to values [n] in squared error.
+    """Return the scale (3 bytes) and q (int8 [n]) of `_scales` that come nearest to values [n].
 
-    Of scales that come equally near, a positive one is taken, and the largest. Values that are such products
-    already come back as they are. Where a value is not finite, the scale is NaN.
+    Values that are such products already come back as they are. Where a value is not finite, the scale is NaN.
     """
     exact = values.astype(np.float64)
     if not np.isfinite(exact).all():
@@ -124,46 +112,14 @@ def dequantize(scale: bytes, q: NDArray[np.int8]) -> NDArray[np.float32]:
 
 
 def _scales(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    """Yield the scales among which the best one is, in columns: positive ones first, and large ones.
+    """Yield scales of 24 bits to choose from, in columns: positive ones first, and large ones.
 
-    Among them is the largest value over each q that it may have. Where the values are products already, that
-    finds them; where all have one magnitude, say, any q would do but for the rounding of the scale.
+    They lie on both sides of the largest value over each q that it may have, which finds values that are
+    products already, and of that value over more than 128, where it is cut to the advantage of the others.
     """
-    parts = np.abs(values).max() / np.arange(1, -_LOWEST + 1)
-    search = _turning_points if len(values) <= _EXACT_VALUES else _clipping
-    for sign in (1.0, -1.0):
-        scales = sign * _neighbours(np.concatenate([search(sign * values), parts]))[::-1]
-        for part in np.array_split(scales, 1 + len(scales) * len(values) // _AT_ONCE):
-            yield part[:, None]
-
-
-def _turning_points(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the best scales > 0 of q in [-128, 127].
-
-    As the scale falls, one |q| after the other rises by 1, at scale = |v| / (|q| + 1/2). Between two such
-    points q stays, and the best scale for it is <v, q> / <q, q>, of squared error <v, v> - <v, q>^2 / <q, q>.
-    Both products grow by one term at each point, so that running sums go through every q that there is.
-    """
-    size = np.abs(values)
-    half = np.arange(-_LOWEST) + 0.5
-    reachable = half < np.where(values < 0, -_LOWEST, _HIGHEST)[:, None]
-    points = (size[:, None] / half)[reachable]
-    order = np.argsort(-points, kind="stable")
-    along = np.cumsum(np.broadcast_to(size[:, None], reachable.shape)[reachable][order])
-    squares = np.cumsum(np.broadcast_to(2 * half, reachable.shape)[reachable][order])
-    best = np.argsort(-(along**2 / squares), kind="stable")[:_CANDIDATES]
-    scales: NDArray[np.float64] = along[best] / squares[best]
-    return scales
-
-
-def _clipping(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return scales > 0 under that of the largest value, for so many values that steps of 7 % miss little."""
-    scales: NDArray[np.float64] = np.abs(values).max() / -_LOWEST * 0.93 ** np.arange(1, 32)
-    return scales
-
-
-def _neighbours(scales: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the scales of 24 bits on both sides of ones > 0, rising, each once and without 0."""
-    below = np.minimum(scales, _LARGEST).astype("<f4").view("<u4") & np.uint32(0xFFFFFF00)
+    parts = np.abs(values).max() / np.concatenate([np.arange(1, -_LOWEST + 1), -_LOWEST * _CUT])
+    below = np.minimum(parts, _LARGEST).astype("<f4").view("<u4") & np.uint32(0xFFFFFF00)
     both = np.concatenate([below, np.minimum(below + np.uint32(0x100), np.uint32(0x7F7FFF00))])
-    return np.unique(both[both > 0]).view("<f4").astype(np.float64)
+    scales = np.unique(both[both > 0]).view("<f4").astype(np.float64)[::-1]
+    for part in np.array_split(scales, 1 + len(scales) * len(values) // _AT_ONCE):
+        yield from (part[:, None], -part[:, None])
