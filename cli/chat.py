@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .. import MicroVector, TinyLoraError
-from ..shipping import layout
+from ..wire import users
 from . import console, keyfiles, vectors
 from .options import (
     CONTEXT,
@@ -61,7 +61,7 @@ def chat(
     engine: EngineOption = None,
     system: SystemOption = None,
     keys: KeysOption = None,
-    user: UserOption = layout.DEFAULT_USER,
+    user: UserOption = users.DEFAULT_USER,
 ) -> None:
     """Talk with the model, and change its vector on the way.
 
@@ -75,7 +75,7 @@ def chat(
     """
     if vector == vectors.STREAM:
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
-    policy, user = keyfiles.policy(keys), layout.bound_name(user)
+    policy, user = keyfiles.policy(keys), users.bound_name(user)
     frame = None if vector is None else vectors.read(vector)
     with console.progress("loading the model"):
         llm = load_model(bundle, engine, threads, n_ctx=n_ctx, vector=frame, policy=policy, user=user)

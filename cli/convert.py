@@ -10,7 +10,7 @@ import typer
 
 from .. import load_bundle
 from ..formats.onnx_adapter import to_adapter
-from ..shipping import layout
+from ..wire import users
 from . import console, keyfiles, vectors
 from .options import BasisArgument, JsonOption, KeysOption, OutputOption, UserOption, VectorArgument
 
@@ -24,7 +24,7 @@ def convert(
     output: OutputOption,
     model: Annotated[Path | None, typer.Option(metavar="DIR", help="With --to peft: the model.")] = None,
     keys: KeysOption = None,
-    user: UserOption = layout.DEFAULT_USER,
+    user: UserOption = users.DEFAULT_USER,
     as_json: JsonOption = False,
 ) -> None:
     """Convert a vector to a format of other programs. It has no tag there, nor a user.
@@ -48,7 +48,7 @@ def convert(
         vectors.check_target(output, as_json=as_json)
     base = _base(bundle) if to == "gguf" else None
     bases = vectors.find_bases(bundle)
-    vector = keyfiles.policy(keys).check(vectors.read(source), bases, user=layout.bound_name(user))
+    vector = keyfiles.policy(keys).check(vectors.read(source), bases, user=users.bound_name(user))
     basis = bases.of(vector)
     if to == "onnx-adapter":
         vectors.write(output, to_adapter(vector, basis))

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import TrainError
-from ..shipping import layout
+from ..wire import users
 from . import console, keyfiles, results, vectors
 from .options import (
     BundleArgument,
@@ -53,7 +53,7 @@ def evaluate(
     engine: EngineOption = None,
     threads: ThreadsOption = None,
     keys: KeysOption = None,
-    user: UserOption = layout.DEFAULT_USER,
+    user: UserOption = users.DEFAULT_USER,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a vector on held-out prompts in the deployed runtime, paired with the base.
@@ -76,7 +76,7 @@ def evaluate(
 
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
-    policy, user = keyfiles.policy(keys), layout.bound_name(user)
+    policy, user = keyfiles.policy(keys), users.bound_name(user)
     frame = None if vector is None else vectors.read(str(vector))
     loaded = load_data(
         data,

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..shipping import layout
 from ..shipping.fetch import fetch as fetch_frame
-from ..wire import frame
+from ..wire import frame, users
 from ..writes import atomic_write
 from . import console, keyfiles, vectors
 from .options import BasisArgument, JsonOption, KeysOption, StateOption, UserOption
@@ -21,7 +20,7 @@ def fetch(
     url: Annotated[str, typer.Argument(metavar="URL", help="Of the folder that publish wrote to.")],
     bundle: BasisArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the vector goes.")],
-    user: UserOption = layout.DEFAULT_USER,
+    user: UserOption = users.DEFAULT_USER,
     keys: KeysOption = None,
     state: StateOption = None,
     as_json: JsonOption = False,
@@ -36,7 +35,7 @@ def fetch(
     """
     policy = keyfiles.policy(keys, state)
     vectors.check_folder(output)
-    bases, bound = vectors.find_bases(bundle), layout.bound_name(user)
+    bases, bound = vectors.find_bases(bundle), users.bound_name(user)
     with console.progress(f"asking {url}"):
         data = fetch_frame(url, bases, user).data
     assert data is not None  # no ETag was sent

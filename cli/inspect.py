@@ -10,8 +10,8 @@ import typer
 from .. import BasisError, Ed25519Verifier, load_bundle
 from ..formats.side_tensors import load_bases
 from ..formats.signatures import Signature, check_bundle, signature_path
-from ..shipping import layout
 from ..shipping.links import LINKS, messages
+from ..wire import users
 from . import console, keyfiles, vectors
 from .options import JsonOption, KeysOption, UserOption
 
@@ -25,7 +25,7 @@ def inspect(
     ],
     bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="What a vector is for.")] = None,
     keys: KeysOption = None,
-    user: UserOption = layout.DEFAULT_USER,
+    user: UserOption = users.DEFAULT_USER,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
@@ -49,7 +49,7 @@ def inspect(
         with console.progress(f"checking {path}"):
             record = _model(path, keyfiles.public_keys(keys))
     else:
-        if bundle is None and (keys or user != layout.DEFAULT_USER):
+        if bundle is None and (keys or user != users.DEFAULT_USER):
             raise typer.BadParameter("a vector is checked with its bundle: name it", param_hint="BUNDLE")
         record = _vector(vectors.read(str(path)), bundle, keys, user)
     if as_json:
@@ -72,7 +72,7 @@ def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, user: str
     if bundle is None:
         return record | vectors.header(data) | carried
     bases = vectors.find_bases(bundle)
-    vector = keyfiles.policy(keys).check(data, bases, user=layout.bound_name(user))
+    vector = keyfiles.policy(keys).check(data, bases, user=users.bound_name(user))
     basis = bases.of(vector)
     return (
         record

@@ -11,9 +11,8 @@ import typer
 from rich.text import Text
 
 from .. import AdmittedVector, Bases, ChecksumError, MicroVector, Policy, SignatureError
-from ..shipping import layout
 from ..shipping.links import qr_code
-from ..wire import expiry, tags, text
+from ..wire import expiry, tags, text, users
 from . import console, keyfiles, vectors
 from .options import Dtype, JsonOption, UserOption, VectorArgument
 
@@ -33,7 +32,7 @@ def pack(
     sequence: Annotated[
         int | None, typer.Option(metavar="N", min=0, max=65535, help="Rises with each vector of a user.")
     ] = None,
-    user: UserOption = layout.DEFAULT_USER,
+    user: UserOption = users.DEFAULT_USER,
     until: Annotated[
         datetime | None, typer.Option(metavar="DATE", formats=["%Y-%m-%d"], help="Last day, in UTC.")
     ] = None,
@@ -54,7 +53,7 @@ def pack(
     """
     if as_text and as_qr:
         raise typer.BadParameter("--text and --qr are two forms: pass one", param_hint="--qr")
-    bound = layout.bound_name(user)
+    bound = users.bound_name(user)
     framing = {
         "--key": key,
         "--dtype": dtype,

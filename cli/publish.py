@@ -8,7 +8,7 @@ import typer
 
 from ..shipping import layout
 from ..shipping.publish import publish as publish_frame
-from ..wire import tags
+from ..wire import tags, users
 from . import console, vectors
 from .options import BasisArgument, JsonOption, UserOption, VectorArgument
 
@@ -17,7 +17,7 @@ def publish(
     source: VectorArgument,
     bundle: BasisArgument,
     to: Annotated[str, typer.Option("--to", metavar="DIR|URL", help="A directory, or what fsspec reaches.")],
-    user: UserOption = layout.DEFAULT_USER,
+    user: UserOption = users.DEFAULT_USER,
     as_json: JsonOption = False,
 ) -> None:
     """Publish a frame as the newest of its user, where any web server can serve it.

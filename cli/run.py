@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import TinyLoraError
-from ..shipping import layout
+from ..wire import users
 from . import console, keyfiles, vectors
 from .options import (
     CONTEXT,
@@ -72,7 +72,7 @@ def run_prompt(
         typer.Option("--bundle-key", metavar="FILE", help="A public key that signed the bundle. Repeatable."),
     ] = None,
     state: StateOption = None,
-    user: UserOption = layout.DEFAULT_USER,
+    user: UserOption = users.DEFAULT_USER,
     as_json: Annotated[bool, typer.Option("--json", help="Report the answer as JSON.")] = False,
 ) -> None:
     """Ask once, and stream the answer to stdout.
@@ -103,7 +103,7 @@ def run_prompt(
             n_ctx=n_ctx,
             vector=frame,
             policy=policy,
-            user=layout.bound_name(user),
+            user=users.bound_name(user),
             bundle_keys=signers,
         )
     if prompt == vectors.STREAM:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from os import PathLike
@@ -40,11 +39,10 @@ def parse_json(
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 text (byte {error.start + 1})") from None
-    if strict and (constant := next((each for each in _CONSTANT.finditer(text) if each[1]), None)):
-        raise json.JSONDecodeError(f"{constant[1]} is no JSON", text, constant.start())
     decoder = json.JSONDecoder(
         parse_int=_integer,
         parse_float=parse_float or (_finite if strict else None),
+        parse_constant=_constant if strict else None,
         object_pairs_hook=_object if strict else None,
     )
     try:
@@ -86,38 +84,38 @@ def _finite(digits: str) -> float:
     return value
 
 
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"the key {key!r:.60} is given twice")
+            raise ValueError(f"the key {key!r:.60} is there twice")
         result[key] = value
     return result
 
 
-_CONSTANT = re.compile(r'"(?:[^"\\]|\\.)*+"|(NaN|-?Infinity)', re.DOTALL)
-"""A text, or what Python takes for a number."""
-
-
-def restored(kind: type[Record], values: Any, given: Mapping[str, Any] | None = None) -> Record:
+def restored(kind: type[Record], values: Any, beside: Mapping[str, Any] | None = None) -> Record:
     """Return a dataclass of numbers, texts, lists and objects from a document, each of its field's type.
 
-    Fields that the document lacks keep their defaults; `given` are values of fields that are not in it.
+    Fields that the document lacks keep their defaults; `beside` has values of fields that are not in it.
 
     Raises:
         ValueError: it is no object, lacks a field, has another one, or one of another type.
     """
     if not isinstance(values, dict):
         raise ValueError(f"found {type(values).__name__}, expected an object")
-    given, hints = given or {}, get_type_hints(kind)
-    known = {field.name for field in fields(kind) if field.name not in given}  # type: ignore[arg-type]
+    beside, hints = beside or {}, get_type_hints(kind)
+    known = {field.name for field in fields(kind) if field.name not in beside}  # type: ignore[arg-type]
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{str(name)[:40]!r} is unknown: expected {', '.join(sorted(known))}")
         if not _is(value, hints[name]):
             raise ValueError(f"{name} is {value!r:.60}, expected {_named(hints[name])}")
     try:
-        return kind(**given, **values)
+        return kind(**beside, **values)
     except TypeError as error:  # a field is missing
         raise ValueError(str(error)) from None
 

@@ -18,7 +18,7 @@ from .basis import MAX_NORM, Bases, Basis
 from .errors import SignatureError, VectorError
 from .factors import Factors
 from .wire import expiry, frame, sequences, tags
-from .wire.values import finite
+from .wire.values import encode_values, finite
 
 LEVELS: tuple[str, ...] = ("checksum", "mac", "signature")
 """What `Policy(require=...)` may demand, weakest first."""
@@ -273,7 +273,7 @@ class Policy:
                 "until": None if received.until is None else expiry.day_date(received.until),
             }
         )
-        self._log.check((basis.factors.digest, key, user), received.sequence, _content(key, vector))
+        self._log.check((basis.factors.digest, key, user), received.sequence, content(key, vector))
         return vector
 
     def own(self, vector: MicroVector, known: Bases) -> AdmittedVector:
@@ -326,7 +326,7 @@ class Policy:
             OSError: the state file cannot be written; it stays as it was.
         """
         key = vector.verified_by if isinstance(vector, AdmittedVector) else ""
-        self._log.record((factors.digest, key, user), vector.sequence, _content(key, vector))
+        self._log.record((factors.digest, key, user), vector.sequence, content(key, vector))
 
     def highest(self, factors: Factors, *, key: str = "", user: str = "") -> int:
         """Return the highest sequence accepted of a user under a key; 0 for none. It raises as `record`."""
@@ -342,6 +342,12 @@ class Policy:
         return verified_by
 
 
-def _content(key: str, vector: MicroVector) -> str:
-    """Return what stands for a vector in a policy's memory (`frame.content`)."""
-    return frame.content(key, vector.basis, vector.values, vector.dtype)
+def content(key: str, vector: MicroVector) -> str:
+    """Return what stands for a vector in a policy's memory: 32 hexadecimal digits of a digest.
+
+    Nothing stands for it without a key, since whoever has none can choose any sequence.
+    """
+    if not key:
+        return ""
+    data = encode_values(vector.values, "fp32" if vector.dtype == "int8" else vector.dtype)
+    return hashlib.sha256(f"{vector.basis}\n{vector.dtype}\n".encode() + data).hexdigest()[:32]

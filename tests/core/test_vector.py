@@ -27,7 +27,7 @@ from tinylora_edge import (
     Projection,
     VectorError,
 )
-from tinylora_edge.wire import frame as _frame
+from tinylora_edge.vector import content
 
 GOLDEN = json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
 DTYPES = ("fp32", "bf16", "fp16", "int8")
@@ -211,10 +211,11 @@ def test_what_stands_for_values_in_a_state_stays_what_it_is():
     upper = given.view("<u2")[1::2].tobytes()
     packed = {"fp32": given.tobytes(), "bf16": upper, "fp16": given.astype("<f2").tobytes()}
     packed["int8"] = packed["fp32"]
-    for dtype in _frame.DTYPES:
+    for dtype in packed:
         whole = hashlib.sha256(f"{BASIS.digest}\n{dtype}\n".encode() + packed[dtype]).hexdigest()
-        assert _frame.content("key", BASIS.digest, given, dtype) == whole[:32]
-        assert _frame.content("", BASIS.digest, given, dtype) == ""
+        vector = MicroVector(given, dtype, basis=BASIS.digest)
+        assert content("key", vector) == whole[:32]
+        assert content("", vector) == ""
 
 
 def golden_basis(case) -> Basis:

@@ -21,7 +21,7 @@ from tinylora_edge.formats import side_tensors, signatures
 from tinylora_edge.modules import KINDS
 from tinylora_edge.projection import project
 from tinylora_edge.shipping import layout
-from tinylora_edge.wire import expiry, tags
+from tinylora_edge.wire import expiry, tags, users
 from tinylora_edge.wire import frame as _frame
 from tinylora_edge.wire import text as _text
 from tinylora_edge.wire import values as _values
@@ -235,7 +235,7 @@ def test_texts() -> None:
 def test_published_path() -> None:
     text = " ".join(section("Published vectors").split())
     basis, sequence = frame_digest()[:8], int.from_bytes(taken_apart()[5:7], "little")
-    assert f"`{layout.numbered(basis, layout.DEFAULT_USER, sequence)}`" in text
+    assert f"`{layout.numbered(basis, users.DEFAULT_USER, sequence)}`" in text
     assert f"<user>/{layout.LATEST} " in text
     (longest,) = re.findall(r"1 to (\d+) characters", text)
     layout.directory(basis, "a" * int(longest))

@@ -32,7 +32,7 @@ SHORT = {"name": "short", "system": "Be short."}
 LAST = {"name": "last", "examples": [{"question": "hat, gate", "answer": "gate"}]}
 
 
-def test_the_teacher_sees_prompt_examples_and_question_the_student_the_question() -> None:
+def test_the_teacher_sees_prompt_examples_and_question() -> None:
     behaviour = Behaviour("last", system="Name the last word.", examples=EXAMPLES)
     assert behaviour.messages("kite, hill") == [
         {"role": "system", "content": "Name the last word."},
@@ -42,7 +42,6 @@ def test_the_teacher_sees_prompt_examples_and_question_the_student_the_question(
         {"role": "assistant", "content": "lake"},
         {"role": "user", "content": "kite, hill"},
     ]
-    assert behaviour.bare("kite, hill") == [{"role": "user", "content": "kite, hill"}]
 
 
 def test_a_file_of_ones_own(write: Write) -> None:
@@ -55,17 +54,17 @@ def test_a_file_of_ones_own(write: Write) -> None:
     ("line", "message"),
     [
         ('{"name": "a"', "not JSON"),
-        ({"system": "a"}, '"name" is null, expected text'),
+        ({"system": "a"}, "name"),
         ({"name": " ", "system": "a"}, "the behaviour ' ' has a blank text"),
         ({"name": "a"}, "'a' has no teacher: expected a system prompt, examples, or both"),
-        ({"name": "a", "system": ["b"]}, '"system" is a list of 1, expected text'),
-        ({"name": "a", "sytem": "b"}, "there is no key 'sytem': expected name, system"),
-        ({"name": "a", "system": "b", "questions": ["c", 5]}, "expected a list of texts"),
+        ({"name": "a", "system": ["b"]}, "system is ['b'], expected"),
+        ({"name": "a", "sytem": "b"}, "'sytem' is unknown: expected examples, name, questions, system"),
+        ({"name": "a", "system": "b", "questions": ["c", 5]}, "expected list[str]"),
         ({"name": "a", "system": "b", "questions": ["c", "d", " C"]}, "'a' has a question twice"),
         (LAST | {"name": "a", "questions": ["hat,  gate"]}, "'a' has a question twice"),
-        ({"name": "a", "examples": {"question": "b"}}, '"examples" is an object'),
-        ({"name": "a", "examples": [{"question": "b", "answer": 5}]}, "example 1: found an object"),
-        ({"name": "a", "examples": [{"question": "b"}]}, "example 1: found an object"),
+        ({"name": "a", "examples": {"question": "b"}}, "examples is {"),
+        ({"name": "a", "examples": [{"question": "b", "answer": 5}]}, "expected list[dict[str, str]]"),
+        ({"name": "a", "examples": [{"question": "b"}]}, "an example has question: expected"),
         (SHORT, "there is another behaviour 'short'"),
     ],
 )

@@ -14,7 +14,7 @@ from answers import said
 
 from tinylora_edge import MissingExtraError, TrainError
 from tinylora_edge.tasks import Sample, Task, load_task
-from tinylora_edge.tasks.load import GSM8K_INSTRUCTION as INSTRUCTION
+from tinylora_edge.tasks.builtin import GSM8K_INSTRUCTION as INSTRUCTION
 from tinylora_edge.tasks.numbers import final_number
 
 FILE = Path(__file__).parent.parent / "data" / "gsm8k-20.jsonl"

@@ -372,10 +372,10 @@ GREETING = [{"role": "user", "content": "Hi"}]
         ([{"prompt": "a", "answer": "\n"}], ':1: "answer" is blank text, expected what the model should say'),
         ([b"\xff\xfe{\x00"], ":1: the file is in UTF-16: save it as UTF-8"),
         (["[", '{"prompt": "a"}', "]"], ":1: not JSON: .*, expected one JSON object a line"),
-        ([SUMS[0], b'{"prompt": "NaN", "answer": {"x": NaN}}'], ":2: not JSON: NaN is no JSON at column 35"),
-        ([SUMS[0], b'{"prompt": "a", "x": -Infinity}'], ":2: not JSON: -Infinity is no JSON at column 22"),
+        ([SUMS[0], b'{"prompt": "NaN", "answer": {"x": NaN}}'], ":2: not JSON: NaN is no JSON"),
+        ([SUMS[0], b'{"prompt": "a", "x": -Infinity}'], ":2: not JSON: -Infinity is no JSON"),
         ([b'{"prompt": "a", "answer": 1e999}'], ":1: not JSON: the number 1e999 is too large"),
-        ([b'{"prompt": "a", "answer": {"x": 1, "x": 2}}'], ":1: not JSON: the key 'x' is given twice"),
+        ([b'{"prompt": "a", "answer": {"x": 1, "x": 2}}'], ":1: not JSON: the key 'x' is there twice"),
         ([b'{"prompt": "' + b"a" * (1 << 24) + b'"}'], ":1: the line is longer than 16,777,216 bytes"),
         ([SUMS[0]], ": it has 0 training and 1 held-out samples"),
         (

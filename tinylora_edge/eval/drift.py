@@ -9,6 +9,8 @@ can tell.
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,10 +21,12 @@ from numpy.typing import NDArray
 from ..errors import TrainError
 from ..runtime.model import PersonalizedModel
 from ..tasks import Prompt, Sample
-from ..tasks.general_prompts import checkable, is_right, load_general, repeats_itself
+from ..tasks.builtin import load_general
+from ..tasks.guards import repeats, words
 from ..vector import MicroVector
 
 _DRAWN = 32  # tokens of an answer that the divergence is estimated on
+_REPEATED_RUN, _TIMES = 4, 3  # words, and how often they occur in an answer that repeats itself
 _JUDGED = 64  # tokens of an answer that is judged: enough to begin to repeat itself
 
 
@@ -98,7 +102,7 @@ def measure_drift(
         llm: a loaded model, of either engine. Neither its vector nor its context is touched.
         vector: to measure; None, for the base itself, has a drift of 0.
         prompts: texts, lists of chat messages, or samples. A sample with an `answer`, or with `answers` in
-            its data, is checked for being right. None: those that are shipped (`tasks.general_prompts`).
+            its data, is checked for being right. None: those that are shipped (`tasks.builtin.load_general`).
         count: ask the first so many only.
         seed: of the answers that the base draws.
         sequences: that run at the same time.
@@ -124,7 +128,7 @@ def measure_drift(
         found = batch.score_each([None, vector], asked, answers)
         here, there = (np.concatenate([row for (row,) in each]) for each in found)
         base, own = batch.answer_each([None, vector], samples, max_tokens=_JUDGED, temperature=0.0, seed=seed)
-    known = [(i, expected) for i, sample in enumerate(samples) if (expected := checkable(sample))]
+    known = [(i, expected) for i, sample in enumerate(samples) if (expected := _checkable(sample))]
     return Drift(
         *divergence(here, there, [len(tokens) for (tokens,) in answers]),
         prompts=len(samples),
@@ -163,3 +167,23 @@ def ratio(sums: NDArray[np.float64], of: NDArray[Any]) -> tuple[float, float]:
         return found, math.nan
     squares = float(((sums - found * of) ** 2).sum())
     return found, math.sqrt(n / (n - 1) * squares) / float(of.sum())
+
+
+def _checkable(sample: Sample) -> tuple[str, ...]:
+    """Return the answers to a prompt that are right, or nothing where no rule can check it."""
+    return tuple(sample.data.get("answers", ())) or (() if sample.answer is None else (sample.answer,))
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether up to 8 words occur three times in a row, or the same four words three times anywhere."""
+    sequence = words(text)
+    runs = Counter(tuple(sequence[i : i + _REPEATED_RUN]) for i in range(len(sequence) - _REPEATED_RUN + 1))
+    return max(runs.values(), default=0) >= _TIMES or repeats(text)
+
+
+def is_right(text: str, answers: Sequence[str]) -> bool:
+    """Whether an accepted answer stands in a text, as words or a number of its own: 112 has no 12."""
+    return any(
+        re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(answer)}(?!\w|[.,]\d)", text, re.IGNORECASE)
+        for answer in answers
+    )

@@ -15,8 +15,8 @@ from typing import Any
 
 from ..basis import Bases
 from ..errors import RequestError, StoreError
-from ..shipping import layout
 from ..vector import Policy
+from ..wire import users
 from ..wire.sequences import Accepted, SequenceLog, Source
 
 _APPLICATION = 0x544C4556  # "TLEV": SQLite keeps it in the file's header
@@ -49,10 +49,10 @@ class Stored:
 
 def check_user(name: str) -> str:
     """Return the name of a user, if it is one. RequestError: it is none."""
-    if not layout.is_user(name) or name == layout.DEFAULT_USER:
+    if not users.is_portable(name) or name == users.DEFAULT_USER:
         raise RequestError(
-            f"{name[:80]!r} is no name of a user: use 1 to 64 of A-Z a-z 0-9 . _ and -, beginning with a "
-            f"letter or digit, and not {layout.DEFAULT_USER!r}, which stands for the user without a name",
+            f"{name[:80]!r} is no name of a user: {users.RULE}, and not "
+            f"{users.DEFAULT_USER!r}, which stands for the user without a name",
             param="user",
         )
     return name

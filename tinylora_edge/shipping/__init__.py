@@ -7,7 +7,6 @@ imports fsspec for addresses that are no directory.
 
 from . import layout, links
 from .fetch import Fetched, fetch
-from .layout import DEFAULT_USER
 from .publish import Published, publish
 
-__all__ = ["DEFAULT_USER", "Fetched", "Published", "fetch", "layout", "links", "publish"]
+__all__ = ["Fetched", "Published", "fetch", "layout", "links", "publish"]

@@ -22,9 +22,8 @@ from urllib.parse import SplitResult, quote, urlsplit
 from ..basis import Bases
 from ..errors import TransferError
 from ..version import __version__
-from ..wire import frame
+from ..wire import frame, users
 from . import layout
-from .layout import DEFAULT_USER
 
 _IDLE_S = 30.0
 _AROUND_BYTES = 1 << 16  # status lines, headers, chunk sizes, trailers
@@ -52,7 +51,7 @@ class _AgainError(Exception):
 def fetch(
     url: str,
     bases: Bases,
-    user: str = DEFAULT_USER,
+    user: str = users.DEFAULT_USER,
     *,
     etag: str | None = None,
     deadline: float = 300.0,
@@ -68,7 +67,7 @@ def fetch(
     Args:
         url: of the folder that `publish` wrote to.
         bases: of the model that the vector is for.
-        user: which user of vectors.
+        user: whose vectors.
         etag: of what the device has; where nothing changed, no body is sent.
         deadline: seconds that all attempts may take together, names aside: those are the system's.
         attempts: how often to ask at most.

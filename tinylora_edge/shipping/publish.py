@@ -9,10 +9,9 @@ from ..basis import Bases
 from ..errors import MissingExtraError, TransferError
 from ..limits import VECTOR_FILE_BYTES
 from ..wire import frame as wire
-from ..wire import tags
+from ..wire import tags, users
 from ..writes import atomic_write
 from . import layout
-from .layout import DEFAULT_USER
 
 
 class Published(NamedTuple):
@@ -29,7 +28,7 @@ class Published(NamedTuple):
     changed: bool
 
 
-def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) -> Published:
+def publish(frame: bytes, bases: Bases, to: str, *, user: str = users.DEFAULT_USER) -> Published:
     """Publish a frame as the newest of its user.
 
     Its sequence is not lower than the newest one's, and an equal one has the same bytes: devices would refuse
@@ -41,7 +40,7 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
         frame: as `MicroVector.to_bytes` returns it. A CRC-32 is checked here, other tags by the devices.
         bases: of the model that it is for.
         to: a directory, or an address that fsspec can write to (`s3://bucket/vectors`, `sftp://...`).
-        user: which user of vectors. The frame is bound to its name, and to none in the default one.
+        user: whose vectors. The frame is bound to its name, and to none in the default one.
 
     Raises:
         TransferError: the sequence was used, or the target cannot be read or written.
@@ -51,9 +50,8 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
     basis = bases.of_frame(frame)
     decoded = wire.decode(frame, basis.size, basis.digest)
     sequence = decoded.sequence
-    assert sequence is not None  # of what has an odd length
     if decoded.kind == tags.CRC32:
-        wire.check_tag(decoded, layout.bound_name(user), bytes.fromhex(basis.digest), ())
+        wire.check_tag(decoded, users.bound_name(user), bytes.fromhex(basis.digest), ())
     target = _Remote(to) if "://" in to else _Directory(to)
     latest, numbered = layout.latest(bases.id, user), layout.numbered(bases.id, user, sequence)
     newest, there = target.read(latest), target.read(numbered)

@@ -7,7 +7,8 @@ before every prompt, and `draw_examples` draws those from the training split.
 """
 
 from . import rewards
-from .load import BUILTIN, load_task, read_schema
+from .builtin import BUILTIN
+from .load import load_task, read_schema
 from .preamble import Preamble, draw_examples
 from .task import Completion, Prompt, Reward, Sample, Task
 

@@ -1,7 +1,7 @@
 """Behaviours: prompts that a vector can take the place of, and the questions that they are asked with.
 
 Learning directions compares two views of one question: the teacher sees it behind a system prompt or worked
-examples (`Behaviour.messages`), the student sees it alone (`Behaviour.bare`). Two files are shipped, both
+examples (`Behaviour.messages`), the student sees it alone. Two files are shipped, both
 written for this project: `behaviours.jsonl`, and `questions.jsonl` for the behaviours that bring no questions
 of their own. A file of your own has one JSON object a line, with a `name`, a teacher (`system`, `examples`,
 or both), and perhaps `questions`:
@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import TrainError
-from .files import kind_of, read_objects
+from ..jsonio import restored
+from .files import read_objects
 
 _BEHAVIOURS = Path(__file__).with_name("behaviours.jsonl")
 _QUESTIONS = Path(__file__).with_name("questions.jsonl")
-_KEYS = ("name", "system", "examples", "questions")
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,7 @@ class Behaviour:
             for pair in self.examples
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
-        return [*system, *turns, *self.bare(question)]
-
-    def bare(self, question: str) -> list[dict[str, str]]:
-        """Return what the student sees: the question alone."""
-        return [{"role": "user", "content": question}]
+        return [*system, *turns, {"role": "user", "content": question}]
 
 
 def load_behaviours(path: str | os.PathLike[str] | None = None) -> tuple[Behaviour, ...]:
@@ -92,31 +88,23 @@ def load_questions() -> tuple[str, ...]:
     return tuple(row["question"] for _, row in read_objects(_QUESTIONS, "the questions"))
 
 
+@dataclass
+class _Row:
+    """A line of a file of behaviours."""
+
+    name: str
+    system: str | None = None
+    examples: list[dict[str, str]] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
+
+
 def _behaviour(place: str, row: Mapping[str, Any]) -> Behaviour:
-    for key in row:
-        if key not in _KEYS:
-            raise TrainError(f"{place}: there is no key {key!r}: expected {', '.join(_KEYS)}")
-    name, system = row.get("name"), row.get("system")
-    examples, questions = row.get("examples", []), row.get("questions", [])
-    if not isinstance(name, str):
-        raise TrainError(f'{place}: "name" is {kind_of(name)}, expected text')
-    if not (system is None or isinstance(system, str)):
-        raise TrainError(f'{place}: "system" is {kind_of(system)}, expected text')
-    if not isinstance(examples, list):
-        raise TrainError(f'{place}: "examples" is {kind_of(examples)}, expected a list')
-    if not isinstance(questions, list) or not all(isinstance(each, str) for each in questions):
-        raise TrainError(f'{place}: "questions" is {kind_of(questions)}, expected a list of texts')
-    pairs = tuple(_example(f"{place}: example {number}", each) for number, each in enumerate(examples, 1))
     try:
-        return Behaviour(name, system, pairs, tuple(questions))
-    except TrainError as error:
+        line = restored(_Row, row)
+        for example in line.examples:
+            if example.keys() != {"question", "answer"}:
+                raise ValueError(f"an example has {', '.join(example)}: expected question and answer")
+        pairs = tuple((example["question"], example["answer"]) for example in line.examples)
+        return Behaviour(line.name, line.system, pairs, tuple(line.questions))
+    except (ValueError, TrainError) as error:
         raise TrainError(f"{place}: {error}") from None
-
-
-def _example(place: str, row: Any) -> tuple[str, str]:
-    texts = (
-        [row.get(key) for key in ("question", "answer")] if isinstance(row, dict) and len(row) == 2 else []
-    )
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise TrainError(f'{place}: found {kind_of(row)}, expected {{"question": TEXT, "answer": TEXT}}')
-    return str(texts[0]), str(texts[1])

@@ -1,20 +1,28 @@
-"""The tasks that are shipped, each a file of samples beside this one, and the reward of short sentences.
+"""The built-in tasks: files of samples beside this one, the reward of short sentences, and GSM8K.
 
 Where SNIPS is from: snips.LICENSE. `brevity` and `list-lookup` were drawn from word lists for this project;
 what a held-out prompt asks for is in no training prompt, and shifted ones have rarer words, other phrasings
 and longer lists. Greedy held-out scores of SmolLM2-135M-Instruct (Q4_1) before any training, n = 128:
 `list-lookup` .34, `brevity` .13.
+
+`general_prompts.jsonl` is no task: what people ask a model in general. A personalized model is compared with
+its base on these prompts (`eval.measure_drift`), and rehearses others of them in training (`Options.keep`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ..errors import MissingExtraError, TrainError
+from .answers import number
+from .files import read_objects, read_samples, split_by_prompt
 from .guards import own_words, repeats, without_genitive, words
+from .numbers import final_number
 from .rewards import picks_answer
 from .task import Completion, Reward, Sample, Task
 
@@ -92,3 +100,70 @@ SHIPPED: dict[str, ShippedTask] = {
     "snips-intents": ShippedTask(_SNIPS, fields={"max_tokens": 32}),
 }
 """The shipped tasks by their names."""
+
+BUILTIN: tuple[str, ...] = tuple(sorted([*SHIPPED, "gsm8k"]))
+"""The tasks that `load_task` knows by name. `gsm8k` needs a download; `gsm8k:PATH.jsonl` does not."""
+
+GSM8K = "openai/gsm8k"
+"""On the hub: grade school word problems (Cobbe et al. 2021, MIT licence)."""
+GSM8K_INSTRUCTION = "Put your final answer after ####."
+"""Stands behind every problem, after a blank line."""
+
+_CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations for a calculator, not part of the solution's text
+
+
+def load_general(split: Literal["train", "held_out"] = "held_out") -> tuple[Sample, ...]:
+    """Return the general prompts to measure drift on, or (`train`) those to rehearse.
+
+    Where a rule can check an answer, `data["answers"]` has those that are right.
+    """
+    found = read_samples(_HERE / "general_prompts.jsonl")
+    return tuple(found.train if split == "train" else found.held_out)
+
+
+def gsm8k(name: str) -> Task:
+    """Return all problems: of `gsm8k:PATH`, split by prompt, or of the hub, whose test split is held out."""
+    path = name.removeprefix("gsm8k").removeprefix(":")
+    if name != "gsm8k" and not path:
+        raise TrainError("gsm8k: expected a path behind the colon: gsm8k:PATH.jsonl")
+    if path:
+        sides = split_by_prompt([_problem(place, row) for place, row in read_objects(Path(path))])
+    else:
+        sides = _hub_problems("train"), _hub_problems("test")
+    return Task(name, *sides, number, max_tokens=256, temperature=0.7)
+
+
+def _problem(place: str, row: Mapping[str, Any]) -> Sample:
+    question, answer = row.get("question"), row.get("answer")
+    if not all(isinstance(text, str) and text.strip() for text in (question, answer)):
+        raise TrainError(f'{place}: expected the keys "question" and "answer", each with text in it')
+    solution = _CALCULATOR.sub("", str(answer)).strip()
+    if "####" not in solution or final_number(solution) is None:
+        raise TrainError(
+            f"{place}: the answer ends in {solution[-40:]!r}, expected '#### n' with one number at its end"
+        )
+    question = str(question).strip()
+    message = {"role": "user", "content": f"{question}\n\n{GSM8K_INSTRUCTION}"}
+    return Sample((message,), solution, {"question": question})
+
+
+def _hub_problems(split: str) -> list[Sample]:
+    try:
+        import huggingface_hub
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        if error.name not in ("huggingface_hub", "pyarrow", "pyarrow.parquet"):
+            raise
+        package = "huggingface-hub" if error.name == "huggingface_hub" else "pyarrow"
+        raise MissingExtraError("the gsm8k task from the hub", package, "train") from None
+    file = f"main/{split}-00000-of-00001.parquet"
+    try:
+        path = huggingface_hub.hf_hub_download(GSM8K, file, repo_type="dataset")
+        rows = pyarrow.parquet.read_table(path, columns=["question", "answer"]).to_pylist()
+    # The hub's client lets through what its HTTP library raises, which is another one in each version.
+    except Exception as error:
+        raise TrainError(
+            f"gsm8k: cannot get {file} of {GSM8K} from the hub: {error}. "
+            "Without a network use a local copy: gsm8k:PATH.jsonl"
+        ) from error
+    return [_problem(f"{GSM8K}/{file}:{number}", row) for number, row in enumerate(rows, 1)]

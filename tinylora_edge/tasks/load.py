@@ -1,37 +1,26 @@
-"""`load_task`: from a name or a path to a task. GSM8K is read here too, from a file or from the hub."""
+"""`load_task`: from a name or a path to a task."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingExtraError, TrainError
+from ..errors import TrainError
 from ..jsonio import read_json
-from .answers import is_text, json_value, label, number, read_off, shaped, text, unfit
-from .builtin import SHIPPED
-from .files import kind_of, rank, read_objects, read_samples, split_by_prompt
-from .numbers import final_number
+from .answers import is_text, json_value, label, read_off, shaped, text, unfit
+from .builtin import BUILTIN, SHIPPED, gsm8k
+from .files import kind_of, rank, read_samples
 from .rewards import parse_reward
 from .task import Completion, Reward, Sample, Task, drawn, name_of
-
-BUILTIN: tuple[str, ...] = tuple(sorted([*SHIPPED, "gsm8k"]))
-"""The tasks that `load_task` knows by name. `gsm8k` needs a download; `gsm8k:PATH.jsonl` does not."""
-
-GSM8K = "openai/gsm8k"
-"""On the hub: grade school word problems (Cobbe et al. 2021, MIT licence)."""
-GSM8K_INSTRUCTION = "Put your final answer after ####."
-"""Stands behind every problem, after a blank line."""
 
 LABELS = 1000
 """Different answers at most that `schema="label"` holds a model to."""
 
 _ANSWER_TOKENS = (16, 64, 512)  # the least; the least where the answer is not to be said as it is; the most
-_CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations for a calculator, not part of the solution's text
 
 
 def load_task(
@@ -84,7 +73,7 @@ def load_task(
 
     name = os.fspath(name_or_path)
     if name == "gsm8k" or name.startswith("gsm8k:"):
-        task = _gsm8k(name)
+        task = gsm8k(name)
     elif (known := SHIPPED.get(name)) is not None:
         task = known.finish(name, _from_file(name, known.path, judge or known.reward, drop_duplicates))
     else:
@@ -228,51 +217,3 @@ def _reward_of_lines(samples: Sequence[Sample], places: Mapping[int, str]) -> Re
         return parsed[sample.data["reward"]](completion, sample)
 
     return reward_of_the_line
-
-
-def _gsm8k(name: str) -> Task:
-    """Return all problems: of `gsm8k:PATH`, split by prompt, or of the hub, whose test split is held out."""
-    path = name.removeprefix("gsm8k").removeprefix(":")
-    if name != "gsm8k" and not path:
-        raise TrainError("gsm8k: expected a path behind the colon: gsm8k:PATH.jsonl")
-    if path:
-        sides = split_by_prompt([_problem(place, row) for place, row in read_objects(Path(path))])
-    else:
-        sides = _hub_problems("train"), _hub_problems("test")
-    return Task(name, *sides, number, max_tokens=256, temperature=0.7)
-
-
-def _problem(place: str, row: Mapping[str, Any]) -> Sample:
-    question, answer = row.get("question"), row.get("answer")
-    if not all(isinstance(text, str) and text.strip() for text in (question, answer)):
-        raise TrainError(f'{place}: expected the keys "question" and "answer", each with text in it')
-    solution = _CALCULATOR.sub("", str(answer)).strip()
-    if "####" not in solution or final_number(solution) is None:
-        raise TrainError(
-            f"{place}: the answer ends in {solution[-40:]!r}, expected '#### n' with one number at its end"
-        )
-    question = str(question).strip()
-    message = {"role": "user", "content": f"{question}\n\n{GSM8K_INSTRUCTION}"}
-    return Sample((message,), solution, {"question": question})
-
-
-def _hub_problems(split: str) -> list[Sample]:
-    try:
-        import huggingface_hub
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        if error.name not in ("huggingface_hub", "pyarrow", "pyarrow.parquet"):
-            raise
-        package = "huggingface-hub" if error.name == "huggingface_hub" else "pyarrow"
-        raise MissingExtraError("the gsm8k task from the hub", package, "train") from None
-    file = f"main/{split}-00000-of-00001.parquet"
-    try:
-        path = huggingface_hub.hf_hub_download(GSM8K, file, repo_type="dataset")
-        rows = pyarrow.parquet.read_table(path, columns=["question", "answer"]).to_pylist()
-    # The hub's client lets through what its HTTP library raises, which is another one in each version.
-    except Exception as error:
-        raise TrainError(
-            f"gsm8k: cannot get {file} of {GSM8K} from the hub: {error}. "
-            "Without a network use a local copy: gsm8k:PATH.jsonl"
-        ) from error
-    return [_problem(f"{GSM8K}/{file}:{number}", row) for number, row in enumerate(rows, 1)]

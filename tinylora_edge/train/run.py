@@ -20,7 +20,7 @@ from ..process import cores, first_interrupt
 from ..runtime.batch import Batch
 from ..runtime.learning.state import Report
 from ..tasks import Completion, Sample, Task
-from ..tasks.general_prompts import load_general
+from ..tasks.builtin import load_general
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
 from .adapter import Adapter

@@ -75,7 +75,7 @@ def prepare_lessons(
                 f"behaviour {behaviour.name!r} has a prompt of {longest} tokens, which with {max_tokens} to "
                 f"answer pass the model's context of {limit}: shorten its teacher or its questions"
             )
-        prompts.append((told, [encode(behaviour.bare(question)) for question in questions]))
+        prompts.append((told, [encode(question) for question in questions]))
     longest = max(len(prompt) for told, _ in prompts for prompt in told)
     lessons = []
     with Batch(llm, n_ctx_seq=longest + max_tokens, sequences=16, n_threads=n_threads) as batch:

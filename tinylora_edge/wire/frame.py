@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BasisMismatchError, ChecksumError, FrameError, SignatureError
-from ..limits import USER_CHARACTERS
 from . import tags
+from .users import encoded
 from .values import DTYPES, decode_values, encode_values, is_padded, payload_bytes
 
 BOUND, DATED = 2, 3
@@ -39,33 +39,9 @@ class Frame:
     until: int | None = None  # the number of the last day
 
 
-def content(key: str, basis: str, values: NDArray[np.float32], dtype: str) -> str:
-    """Return what stands for a basis, values and their dtype in a policy's memory: 32 hexadecimal digits.
-
-    Nothing stands for them without a key, since whoever has none can choose any sequence.
-    """
-    if not key:
-        return ""
-    data = encode_values(values, "fp32" if dtype == "int8" else dtype)
-    return hashlib.sha256(f"{basis}\n{dtype}\n".encode() + data).hexdigest()[:32]
-
-
 def message(user: str, digest: bytes, body: bytes) -> bytes:
-    """Return what the tag of a frame is computed over; `body` is all of the frame before the tag.
-
-    Raises:
-        FrameError: the user's name is no text that UTF-8 can write, or longer than a policy keeps.
-    """
-    if len(user) > USER_CHARACTERS:
-        raise FrameError(
-            f"the user {user[:40]!r}... has {len(user)} characters, and a name has at most "
-            f"{USER_CHARACTERS}: choose a shorter one"
-        )
-    try:
-        name = user.encode()
-    except UnicodeEncodeError:
-        raise FrameError(f"the user {user[:40]!r} is no name: it has parts of characters") from None
-    return hashlib.sha256(b"tinylora stream 2\n" + name).digest() + digest + body
+    """Return what a tag is computed over; `body` is all before it. FrameError: the user's name is none."""
+    return hashlib.sha256(b"tinylora stream 2\n" + encoded(user)).digest() + digest + body
 
 
 def check_tag(received: Frame, user: str, digest: bytes, keys: Sequence[tags.Verifier]) -> str:
