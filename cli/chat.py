@@ -211,7 +211,10 @@ def clickable(
 
     end = (llm.turn_end,) if ended else ()
     return SampledAnswer(
-        tuple(llm.encode(conversation)[0]), (*llm.chat_tokenizer.plain(reply), *end), llm.vector, temperature
+        tuple(llm.encode(conversation)[0]),
+        (*llm.chat_tokenizer.encode_plain(reply), *end),
+        llm.vector,
+        temperature,
     )
 
 

@@ -112,15 +112,11 @@ class Tokenizer(Protocol):
         """Whether the model renders chat messages."""
 
     @property
-    def end_ids(self) -> list[int]:
-        """The tokens that end an answer."""
-
-    @property
-    def longest(self) -> int:
+    def longest_token(self) -> int:
         """Bytes of the longest token."""
 
     @property
-    def text_end(self) -> int:
+    def eos_token(self) -> int:
         """The token that ends a text without a chat."""
 
     @property
@@ -135,7 +131,7 @@ class Tokenizer(Protocol):
     ) -> tuple[list[int], list[str]]:
         """Return the tokens of chat messages, and the texts that end an answer."""
 
-    def plain(self, text: str) -> list[int]:
+    def encode_plain(self, text: str) -> list[int]:
         """Return the tokens of a text in which special tokens are text."""
 
     def ends(self, token: int) -> bool:

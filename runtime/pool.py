@@ -283,7 +283,9 @@ class Pool:
         parts = [prompt] if isinstance(prompt, str) else [each.get("content") or "" for each in prompt]
         texts = [*map(str, [*parts, *tools])]
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-        if size > _USUAL * self.n_ctx and size > (most := self.n_ctx * self.model.chat_tokenizer.longest):
+        if size > _USUAL * self.n_ctx and size > (
+            most := self.n_ctx * self.model.chat_tokenizer.longest_token
+        ):
             raise too_long(f"{size:,} bytes", f"{self.n_ctx} tokens, of {most:,} bytes at most,")
         longest = max((len(run[0]) for text in texts for run in _RUN.finditer(text)), default=0)
         if longest > _UNBROKEN:

@@ -135,8 +135,8 @@ class Sampler:
     ) -> int | None:
         """Return the next token, or None where the grammar allows none.
 
-        Where the token that was drawn is not allowed, another one is drawn among those that are. That is the
-        same distribution as to forbid the others first, and looks at all of them only where it must.
+        With a grammar, a token is drawn without it first, and among the allowed ones only where that one is
+        not: the distribution is that of masking all logits first, which is slow and seldom needed.
 
         Args:
             logits: float32 [vocabulary]; not changed.

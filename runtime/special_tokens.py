@@ -13,13 +13,12 @@ _CHARACTERS = 64
 
 
 class SpecialTokens:
-    """The texts of a model's special tokens, and how messages that spell them are kept from writing them.
+    """The texts of a model's special tokens; where a message spells one, it stays text.
 
-    Engines read a prompt after its template was rendered, where nothing tells what the template wrote from
-    what somebody sent: whoever writes `<|im_end|>` into his message ends his turn and begins another's, such
-    as the system's. Here each of these texts in a message is cut in two before the template sees it, and the
-    parts of the prompt are tokenized one after the other: none has a whole one that the template did not
-    write. Messages without them have the tokens that they always had.
+    A rendered prompt does not show whether the template wrote `<|im_end|>`, or a user, who would end their
+    turn with it and could begin the system's. So each such text in a message is cut in two before the
+    template is rendered, and the prompt is tokenized in parts, cut at the same places: a part has no whole
+    special token but those of the template. A message without them has its usual tokens.
 
     Args:
         texts: of the special tokens.
@@ -52,9 +51,9 @@ class SpecialTokens:
 
 
 def _pattern(texts: Iterable[str]) -> str:
-    """Return a pattern of texts, which looks at no character twice, however many of them there are.
+    """Return a pattern of any of the texts: a trie, so that a search takes as long for one as for thousands.
 
-    Where one text begins with another, that one is enough.
+    Where one text begins with another, the shorter one is enough.
     """
     rests: dict[str, list[str]] = {}
     for text in texts:

@@ -30,8 +30,8 @@ _MESSAGES = [{"role": role, "content": "Hello"} for role in ("system", "user", "
 def check_template(template: str, folder: str = "") -> None:
     """Render a few short messages with a template, in a process of its own.
 
-    What a template refuses, such as a system message, it may refuse. Where there is no Python to start, as in
-    an app that has it built in, nothing is tried.
+    A template may refuse messages, such as a system's. Where no Python can be started, as in an app that has
+    it built in, nothing is tried.
 
     Args:
         template: Jinja, as a GGUF has it.

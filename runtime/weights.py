@@ -87,14 +87,14 @@ class Weights:
         """
         tokens, _ = self.encode([{"role": role, "content": "x"} for role in ("user", "assistant")])
         ends = [token for token in tokens if self.chat_tokenizer.ends(token)]
-        return ends[-1] if ends else self.chat_tokenizer.text_end
+        return ends[-1] if ends else self.chat_tokenizer.eos_token
 
     def encode_answer(self, sample: Sample) -> list[int]:
         """Return the tokens of a sample's answer, and the one that ends it: a turn, or a raw text."""
         tokenizer = self.chat_tokenizer
         chat = tokenizer.has_template and not sample.raw
-        end = self.turn_end if chat else tokenizer.text_end
-        return [*tokenizer.plain(str(sample.answer)), end]
+        end = self.turn_end if chat else tokenizer.eos_token
+        return [*tokenizer.encode_plain(str(sample.answer)), end]
 
     # What loops run on
 

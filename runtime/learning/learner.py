@@ -31,6 +31,7 @@ from .search import Search, change, sigma_of
 from .state import Budget, Report, SearchState, beginning, load_state, save_state
 
 _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
+_REACH = 0.07  # of R's rows at the sigma that is measured first, root mean square
 _WIDER, _WIDEST = 1.5, 4.0  # sigma after a step without signal, and at most, over that of the beginning
 _NARROWER = 0.7  # sigma after going back to the best
 _TOLERANCE = 0.15  # how far a check may fall below the best before the search goes back to it
@@ -47,9 +48,7 @@ class TuneSettings:
         population: candidates a step, at least 4.
         effect: size of a perturbation in nats: the root mean square change that it makes to the
             log-probabilities of sampled tokens. Measured on the model and its prompts, by a few forward
-            passes before the first step, so that one number fits every basis. None: `reach` decides.
-        reach: the same without the model: root mean square, over modules and directions, of the length of a
-            row of R. With an `effect` it is where measuring begins.
+            passes before the first step, so that one number fits every basis.
         prompts: a step; every candidate gives its greedy answers to the same ones.
         held_back: prompts never learned on, which decide what is returned: at most a third of all.
         check_every: steps between checks, on the first half of those; the last check is on all.
@@ -59,14 +58,13 @@ class TuneSettings:
     """
 
     population: int = 8
-    effect: float | None = 0.5
-    reach: float = 0.07
+    effect: float = 0.5
     prompts: int = 8
     held_back: int = 48
     check_every: int = 8
 
     def __post_init__(self) -> None:
-        if self.effect is not None and not 0 < self.effect < math.inf:
+        if not 0 < self.effect < math.inf:
             raise TrainError(f"a perturbation has an effect of more than 0 nats, not of {self.effect}")
 
 
@@ -160,7 +158,7 @@ class RewardLearner:
         start = start or (llm.vector if basis is None else None)
         self._basis, self._start = basis, start = beginning(llm.bases, basis, start)
         self._whitening = basis.whitening
-        self._sigma = settings.reach * math.sqrt(len(basis.modules) * basis.rank) / basis.projection.norm
+        self._sigma = _REACH * math.sqrt(len(basis.modules) * basis.rank) / basis.projection.norm
         self._stop = False
         values = basis.values(start).astype(float)
         try:
@@ -240,11 +238,8 @@ class RewardLearner:
             self._report({"event": "start", **figures, **self._spent()})
 
     def _choose_sigma(self) -> None:
-        """Choose the sigma whose perturbations have the effect that is asked for."""
-        state, batch, effect = self.state, self._batch, self.settings.effect
-        if effect is None:
-            state.sigma = self._sigma
-            return
+        """Choose the sigma whose perturbations have the effect of the settings."""
+        state, batch = self.state, self._batch
         samples = [self._samples[i] for i in self._train[:_EFFECT_PROMPTS]]
         directions = np.random.default_rng((self._seed, 4)).standard_normal(
             (_EFFECT_VECTORS, self._search.mean.size)
@@ -267,7 +262,7 @@ class RewardLearner:
                 moved = np.array(state.start) + sigma * self._whitening.values(directions)
                 return change(here, scores([self._vector(v) for v in moved]))
 
-            state.sigma = sigma_of(effect, self._sigma, measure)
+            state.sigma = sigma_of(self.settings.effect, self._sigma, measure)
             self._search = self._search.anew(self._search.mean, state.sigma)
 
     def _step(self) -> None:

@@ -87,7 +87,7 @@ class LlamaTokenizer:
 
     # Answers
 
-    def plain(self, text: str) -> list[int]:
+    def encode_plain(self, text: str) -> list[int]:
         """See `Tokenizer`."""
         return list(self._llm.tokenize(text.encode(), add_bos=False, special=False))
 
@@ -115,12 +115,12 @@ class LlamaTokenizer:
         return [token for token in range(self._size) if self.ends(token)]
 
     @property
-    def text_end(self) -> int:
+    def eos_token(self) -> int:
         """See `Tokenizer`."""
         return int(llama_cpp.llama_vocab_eos(self._vocab))
 
     @cached_property
-    def longest(self) -> int:
+    def longest_token(self) -> int:
         """See `Tokenizer`."""
         return max(len(self.data(token)) for token in range(self._size))
 

@@ -137,7 +137,7 @@ class OnnxTokenizer:
 
     # Answers
 
-    def plain(self, text: str) -> list[int]:
+    def encode_plain(self, text: str) -> list[int]:
         """See `Tokenizer`."""
         (message,) = self.special_tokens.cut([{"content": text}])
         return [
@@ -145,7 +145,7 @@ class OnnxTokenizer:
         ]
 
     @property
-    def text_end(self) -> int:
+    def eos_token(self) -> int:
         """See `Tokenizer`; a TinyLoraError where the configuration names none."""
         if not self._ends:
             raise TinyLoraError(f"{self._folder / GENAI_NAME} names no token that ends an answer")
@@ -169,7 +169,7 @@ class OnnxTokenizer:
         return str(self.open.decode(np.asarray(tokens, np.int32)))
 
     @cached_property
-    def longest(self) -> int:
+    def longest_token(self) -> int:
         """See `Tokenizer`."""
         return max(len(self.data(token)) for token in range(self.size))
 

@@ -94,7 +94,7 @@ def test_an_interrupted_run_goes_on(
 def test_as_many_numbers_as_are_asked_for_or_the_start_has(
     cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path
 ) -> None:
-    command = ["tune", tiny_bundle, *task, "--no-evaluate", *OPTIONS, "--budget", "8ktokens", "-o"]
+    command = ["tune", tiny_bundle, *task, "--no-evaluate", *OPTIONS, "--budget", "12ktokens", "-o"]
     five, again = tmp_path / "five.bin", tmp_path / "again.bin"
     ran = cli(*command, five, "--numbers", 5)
     assert ran.code == 0, ran.stderr

@@ -10,6 +10,7 @@ import numpy as np
 import support
 
 from tinylora_edge import MicroVector
+from tinylora_edge.runtime.batch import Generation
 from tinylora_edge.tasks import Completion, Sample
 
 NOISE = 1e-3  # of log-probabilities and of what decides an answer: more than other kernels make
@@ -37,6 +38,20 @@ class Planted:
     ) -> list[list[Completion]]:
         self.evaluated += 10 * len(vectors) * len(samples)
         return [[Completion(f"{self._nearness(v):.6f}", True, 5) for _ in samples] for v in vectors]
+
+    def encode(self, samples: Sequence[Sample]) -> list[list[int]]:
+        return [[0]] * len(samples)
+
+    def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[Generation]:
+        return [
+            Generation(i, np.zeros(1, np.int32), np.zeros(1, np.float32), True) for i in range(len(prompts))
+        ]
+
+    def score_each(
+        self, vectors: Sequence[MicroVector | None], prompts: Sequence[Sequence[int]], answers: Any
+    ) -> list[list[list[np.ndarray]]]:
+        """A log-probability is the nearness, so an effect of .5 nats is a step of .5 towards the target."""
+        return [[[np.array([self._nearness(v)], np.float32)] for _ in prompts] for v in vectors]
 
     def _nearness(self, vector: MicroVector | None) -> float:
         values = np.zeros_like(self.target) if vector is None else vector.values

@@ -101,15 +101,12 @@ class TestShape:
         factor = Whitening(covariance_of(4)).matrix
         assert factor is not None
         mixed = np.einsum("ij,i...->j...", factor, p)
-        settings = replace(FAST, effect=None, reach=0.6)
         tried, norms = [], []
         for name, each in (("learned", (p, covariance_of(4))), ("mixed", (mixed,))):
             with load(bundle_of(tiny_bundle, tmp_path / name, *each)) as llm:
                 basis = llm.bases.basis(numbers=4)
                 norms.append(basis.projection.norm)
-                tuning = RewardLearner(
-                    llm, PROMPTS, favoured, **QUICK | {"settings": settings, "basis": basis}
-                )
+                tuning = RewardLearner(llm, PROMPTS, favoured, **QUICK, basis=basis)
                 tried.append([basis.R(v) for v in basis.whitening.values(tuning._search.ask())])
         assert norms[0] == pytest.approx(norms[1], rel=1e-5)
         np.testing.assert_allclose(tried[0], tried[1], rtol=1e-4, atol=1e-6)

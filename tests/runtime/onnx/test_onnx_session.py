@@ -81,6 +81,12 @@ def test_every_row_of_a_batch_is_its_own_user_of_any_size(session: OnnxSession) 
     assert min(np.abs(together[i] - together[j]).max() for i in range(6) for j in range(i)) > 0.01
 
 
+def test_vectors_of_the_apps_own_have_no_order(session: OnnxSession) -> None:
+    basis = session.bases.basis(numbers=5)
+    own = [MicroVector(np.ones(5), sequence=sequence, basis=basis.digest) for sequence in (3, 1)]
+    assert len(session.rows(own).r) == 2
+
+
 def test_rows_that_do_not_match_the_batch(session: OnnxSession, bundle: Path) -> None:
     rows = session.rows(onnx_bundles.vectors(bundle, 3))
     for batch in (1, 2, 4):

@@ -90,7 +90,7 @@ def test_the_end_of_an_answer_may_be_token_0(tmp_path: Path) -> None:
     path = bundle / "onnx" / "genai_config.json"
     path.write_text(path.read_text().replace('"eos_token_id": 257', '"eos_token_id": 0'))
     with runtime.load(bundle, engine="onnx", n_ctx=64, n_threads=1) as llm:
-        assert (llm.chat_tokenizer.end_ids, llm.chat_tokenizer.text_end) == ([0], 0)
+        assert (llm.chat_tokenizer.end_ids, llm.chat_tokenizer.eos_token) == ([0], 0)
 
 
 # Completions
