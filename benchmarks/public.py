@@ -196,7 +196,7 @@ class Run:
             groups = [self._group(self.data.train[i]) for i in self._order(seed, step)]
             loss, gradients = differentiated(learner, trained, groups)
             if kept is not None:
-                pull = kept.gradient(trained[0].detach().numpy().copy(), step)
+                pull = kept.gradient(step)
                 gradients[0] = gradients[0] + KEEP * pull.grad
             for part, gradient in zip(z, gradients, strict=True):
                 part.grad = gradient

@@ -19,8 +19,7 @@ from tinylora_edge.factorization import factors, truncated_svd
 from tinylora_edge.modules import canonical_order, is_adaptable
 from tinylora_edge.train import learner as learning
 from tinylora_edge.train.adapter import Adapter, SidePath, projected
-from tinylora_edge.train.grpo import IMPORTANCE_CAP
-from tinylora_edge.train.learner import ChosenLogprobs, Group, Learner, plain_head
+from tinylora_edge.train.learner import IMPORTANCE_CAP, Group, Learner, chosen_logprobs, plain_head
 
 PROJECTIONS = {
     "tiled": lambda factors: Projection.random(factors.modules, 7),
@@ -225,7 +224,6 @@ def test_the_pull_is_the_divergence_from_the_base_and_leads_back_to_it(architect
             found.append(torch.log_softmax(logits, -1))
         return found
 
-    learner.refer(groups)
     still = learner.pull(groups)
     assert still.loss == pytest.approx(0, abs=1e-6)
     assert still.grad.abs().max() < 1e-5
@@ -245,12 +243,13 @@ def test_chosen_logprobs_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = torch.tensor([0, 10, 3, 3, 7])
     for chunk in (1, 22, 1 << 24):  # one row at a time, two, all
         monkeypatch.setattr(learning, "_CHUNK", chunk)
-        assert torch.autograd.gradcheck(lambda x: ChosenLogprobs.apply(x, weight, tokens, 0.7), (h,))
-        found = ChosenLogprobs.apply(h, weight, tokens, 0.7)
+        for head, x in ((weight, h), (None, (h @ weight.T).detach().requires_grad_())):
+            assert torch.autograd.gradcheck(lambda x, head=head: chosen_logprobs(x, head, tokens, 0.7), (x,))
+        found = chosen_logprobs(h, weight, tokens, 0.7)
         whole = torch.log_softmax(h @ weight.T / 0.7, -1).gather(-1, tokens[:, None])[:, 0]
         torch.testing.assert_close(found, whole)
     with torch.no_grad():
-        torch.testing.assert_close(ChosenLogprobs.apply(h, weight, tokens, 0.7), whole)
+        torch.testing.assert_close(chosen_logprobs(h, weight, tokens, 0.7), whole)
 
 
 def test_backward_keeps_no_wide_gradient() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinylora_edge.train.grpo import advantages, token_loss
+from tinylora_edge.train.learner import advantages, token_loss
 
 
 def test_advantages_by_hand() -> None:

@@ -71,13 +71,13 @@ class Adapter(nn.Module):
         return projected(self.v, self.basis.projection)
 
     @contextmanager
-    def giving(self, r: Tensor | None) -> Iterator[None]:
-        """Use these R in this thread's passes of a block, float32 [M, tokens, k, k]; None for those of v."""
-        self._forward.given = r
+    def using(self, r: Tensor | None) -> Iterator[None]:
+        """Use these R in this thread's passes of a block, [M, k, k] or [M, tokens, k, k]; None for those of v."""
+        self._forward.own = r
         try:
             yield
         finally:
-            self._forward.given = None
+            self._forward.own = None
 
     def detach(self) -> None:
         """Give the model back as it was (frozen)."""
@@ -92,8 +92,8 @@ class Adapter(nn.Module):
 
     def _refresh(self, model: nn.Module, inputs: Any) -> None:
         # once a forward pass: 210 modules share one projection, and its one backward
-        given = getattr(self._forward, "given", None)
-        self._forward.r = self.R() if given is None else given
+        own = getattr(self._forward, "own", None)
+        self._forward.r = self.R() if own is None else own
 
     def _hook(self, position: int, a: Tensor, b: Tensor) -> Any:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

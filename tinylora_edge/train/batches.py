@@ -15,8 +15,7 @@ from ..errors import TrainError
 from ..runtime.batch import Batch, Generation
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
-from .grpo import advantages
-from .learner import Gradient, Group, Learner
+from .learner import Gradient, Group, Learner, advantages
 
 KEEP = 1.0
 """Weight in the loss of a nat a token of KL(base || v) on general prompts (docs/EVIDENCE.md)."""
@@ -24,7 +23,7 @@ REHEARSED = 4
 """General prompts a step."""
 REHEARSED_TOKENS = 24
 """Tokens at most of the base's answer to one."""
-_AT_ONCE = 8  # steps whose answers are drawn together
+_AT_ONCE = 32  # of them that are drawn together
 
 Encode = Callable[[Sample], NDArray[np.int32]]
 """sample -> token ids of its prompt (or of its answer), int32 [n]."""
@@ -149,29 +148,20 @@ class Rehearsal:
     """
 
     def __init__(self, learner: Learner, batch: Batch, prompts: Sequence[NDArray[np.int32]]) -> None:
-        self._learner, self._batch = learner, batch
-        self._asked = [prompts[i : i + REHEARSED] for i in range(0, len(prompts), REHEARSED)]
-        self._parts: dict[int, list[Group]] = {}
+        self._learner, self._batch, self._prompts = learner, batch, prompts
+        self._groups: dict[int, Group] = {}
 
-    def gradient(self, v: NDArray[np.float32], step: int) -> Gradient:
+    def gradient(self, step: int) -> Gradient:
         """Return KL(base || v) on the prompts of a step, in nats a token, and its gradient by v."""
-        number = step % len(self._asked)
-        if number not in self._parts:
-            self._draw(number - number % _AT_ONCE)
-        part = self._parts[number]
-        if any(group.reference is None for group in part):
-            self._learner.refer(part)
-        self._learner.adapter.set(v)
-        found = self._learner.pull(part)
-        if not self._learner.compact:
-            for group in part:
-                group.reference = None
-        return found
+        numbers = range(step * REHEARSED, (step + 1) * REHEARSED)
+        return self._learner.pull([self._group(number % len(self._prompts)) for number in numbers])
 
-    def _draw(self, first: int) -> None:
-        parts = self._asked[first : first + _AT_ONCE]
-        asked = [prompt.tolist() for part in parts for prompt in part]
-        drawn = iter(self._batch.generate(asked, max_tokens=REHEARSED_TOKENS))
-        for number, part in enumerate(parts, start=first):
-            answers = [(prompt, next(drawn).tokens) for prompt in part]
-            self._parts[number] = [Group(each, [tokens], np.ones(1, np.float32)) for each, tokens in answers]
+    def _group(self, number: int) -> Group:
+        if number not in self._groups:
+            first = number - number % _AT_ONCE
+            prompts = self._prompts[first : first + _AT_ONCE]
+            drawn = self._batch.generate([each.tolist() for each in prompts], max_tokens=REHEARSED_TOKENS)
+            for each in drawn:
+                prompt, one = prompts[each.prompt], np.ones(1, np.float32)
+                self._groups[first + each.prompt] = Group(prompt, [each.tokens], one)
+        return self._groups[number]

@@ -6,10 +6,13 @@ the chat template's own words or a prompt to train behind. Groups are computed s
 product of few rows costs little less than one of many, on a pool of threads with one core each: an OpenMP
 team that spans busy cores waits more than it works.
 
-Log-probabilities of chosen tokens come straight from hidden states, and no logits are kept. For logits
-z = h W^T / temperature, the gradient of log softmax(z)[t] with respect to h is (W[t] - softmax(z) W) /
-temperature: a vector as wide as h, which is worked out in the forward pass, some rows at a time, and is all
-that is kept. A token then costs `hidden` numbers of memory, not `vocabulary`.
+What is wanted of logits comes straight from hidden states, with its gradient, some rows at a time
+(`OfLogits`). A token then costs `hidden` numbers of memory, not `vocabulary`.
+
+The arithmetic of GRPO: Shao et al., "DeepSeekMath", arXiv 2402.03300; Yu et al., "DAPO" (the mean over all
+tokens of a batch), arXiv 2503.14476; Yao et al., "Your efficient RL framework secretly brings you off-policy
+RL training" (truncated importance sampling between sampler and learner), 2025. A batch is used for one step,
+so that there is no ratio to clip; other losses, and a KL term, are TRL's (`trl`).
 """
 
 from __future__ import annotations
@@ -23,12 +26,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ..runtime.batch import common_prefix
 from .adapter import Adapter
-from .grpo import token_loss
 from .model import give_back
 
 S = TypeVar("S")
@@ -38,7 +40,10 @@ _TOKENS = 768
 """Of all passes at the same time: each keeps about a megabyte (SmolLM2) until its gradient is done."""
 
 _CHUNK = 1 << 24
-"""Logits at the same time: 64 MiB in float32."""
+"""Logits at the same time: 64 MiB in float32, and a few times that inside a loss."""
+
+IMPORTANCE_CAP = 2.0
+"""Largest weight exp(log p_learner - log p_sampler) of a token."""
 
 
 @dataclass
@@ -47,15 +52,13 @@ class Group:
 
     Attributes:
         advantage: float32 [completions].
-        sampled: log-probabilities they were drawn with, float32, same lengths; None where they are given.
-        reference: what the base's next tokens follow from, [tokens, hidden]: `Learner.refer` gives it.
+        sampled: log-probabilities they were drawn with, float32, same lengths; None where nobody drew them.
     """
 
     prompt: NDArray[np.int32]
     completions: Sequence[NDArray[np.int32]]
     advantage: NDArray[np.float32]
     sampled: Sequence[NDArray[np.float32]] | None = None
-    reference: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -89,11 +92,6 @@ class Learner:
         # configured, once for each thread that it computes in, and its next use of them is illegal.
         self.head = self._pool.submit(plain_head, model).result()
 
-    @property
-    def compact(self) -> bool:
-        """Whether hidden states decide tokens, and not logits, which are too many to be kept."""
-        return self.head is not None
-
     def close(self) -> None:
         """End the threads, and what they compute: nothing runs with the adapter afterwards."""
         self.adapter.until = -math.inf
@@ -117,10 +115,6 @@ class Learner:
             found.append(torch.cat([own[each.tobytes()] for each in group.completions]))
         return found
 
-    def _deciding(self, groups: Sequence[Group]) -> Tensor:
-        """Return what decides each token of the completions, group after group."""
-        return self.outputs([group.prompt for group in groups], [group.completions for group in groups])
-
     def outputs(
         self,
         prompts: Sequence[NDArray[np.int32]],
@@ -131,9 +125,11 @@ class Learner:
 
         That are hidden states, [tokens, hidden], or logits where those do not do. Everything is one row in
         one pass, and nothing is padded: a token attends to what all prompts begin with, to its own prompt,
-        and to its own completion. `r`, float32 [M, prompts, k, k], are the R of each prompt instead of v's.
+        and to its own completion. `r` is used instead of v's R: float32 [M, k, k], or [M, prompts, k, k] with
+        one for each prompt.
         """
-        shared = common_prefix(prompts) if r is None else 0
+        own_r = r is not None and r.dim() == 4
+        shared = 0 if own_r else common_prefix(prompts)
         ids, places, deciding = prompts[0][:shared].tolist(), [*range(shared)], list[int]()
         owners = [(0, 0)] * shared  # prompt and completion, from 1; 0: of all
         for number, (prompt, own) in enumerate(zip(prompts, completions, strict=True), 1):
@@ -151,29 +147,23 @@ class Learner:
         seen = ((of[:, None] == of) | (of == 0)).all(-1).tril()
         run = self.model if self.head is None else self.model.base_model
         mask = attention_masks(run.config.get_text_config(), seen, at, self.model.dtype)
-        with self.adapter.giving(None if r is None else r[:, of[:, 0] - 1]):
+        with self.adapter.using(r[:, of[:, 0] - 1] if r is not None and own_r else r):
             outputs: Tensor = run(row[None], attention_mask=mask, position_ids=at[None], use_cache=False)[0]
         return outputs[0, deciding]
 
     def measure(self, groups: Sequence[Group]) -> list[Tensor]:
         """Return the log-probabilities of each group under the present v, without a gradient."""
-        return self._each(self.logprobs, groups)
 
-    def refer(self, groups: Sequence[Group]) -> None:
-        """Make the policy of v = 0 what `pull` pulls these groups to; v is 0 then."""
+        def run(chosen: Sequence[Group]) -> list[Tensor]:
+            with torch.no_grad():
+                return self.logprobs(chosen)
 
-        def run(chosen: Sequence[Group]) -> Sequence[Tensor]:
-            deciding: Sequence[Tensor] = self._deciding(chosen).split(
-                [tokens_of([group]) for group in chosen]
-            )
-            return deciding
-
-        self.adapter.set(np.zeros(self.adapter.v.shape, np.float32))
-        for group, reference in zip(groups, self._each(run, groups), strict=True):
-            group.reference = reference
+        order = chain.from_iterable(self._passes(groups))
+        found = dict(zip(order, chain.from_iterable(self._map(run, groups)), strict=True))
+        return [found[number] for number in range(len(groups))]
 
     def gradient(self, groups: Sequence[Group]) -> Gradient:
-        """Return GRPO's loss of a batch (`grpo.token_loss`) and its gradient."""
+        """Return GRPO's loss of a batch (`token_loss`) and its gradient."""
 
         def loss(chosen: Sequence[Group]) -> tuple[Tensor, float]:
             logprobs = torch.cat(self.logprobs(chosen))
@@ -190,12 +180,14 @@ class Learner:
     def pull(self, groups: Sequence[Group]) -> Gradient:
         """Return KL(base || v) of the next token, the mean over those of the completions, and its gradient.
 
-        It is exact, of the whole vocabulary at temperature 1, for groups that `refer` was given.
+        It is exact, of the whole vocabulary at temperature 1.
         """
 
         def loss(chosen: Sequence[Group]) -> tuple[Tensor, float]:
-            base = torch.cat([group.reference for group in chosen if group.reference is not None])
-            return divergences(self._deciding(chosen), base, self.head).sum(), 0.0
+            rows = [group.prompt for group in chosen], [group.completions for group in chosen]
+            with torch.no_grad():
+                base = self.outputs(*rows, torch.zeros_like(self.adapter.R()))
+            return divergences(self.outputs(*rows), base, self.head).sum(), 0.0
 
         return self._gradient(groups, loss)
 
@@ -216,17 +208,6 @@ class Learner:
         losses, gradients, gaps = zip(*parts, strict=True)
         return Gradient(float(sum(losses)), torch.stack(gradients).sum(0), sum(gaps))
 
-    def _each(self, function: Callable[[Sequence[Group]], Sequence[T]], groups: Sequence[Group]) -> list[T]:
-        """Return what a function gives for each group, in their order, without a gradient."""
-
-        def run(chosen: Sequence[Group]) -> Sequence[T]:
-            with torch.no_grad():
-                return function(chosen)
-
-        order = [number for numbers in self._passes(groups) for number in numbers]
-        found = dict(zip(order, chain.from_iterable(self._map(run, groups)), strict=True))
-        return [found[number] for number in range(len(groups))]
-
     def _passes(self, groups: Sequence[Group]) -> list[list[int]]:
         """Which groups to compute together: of similar length, few enough for memory, as many a worker."""
         order = sorted(range(len(groups)), key=lambda i: (len(groups[i].prompt), i))
@@ -238,61 +219,33 @@ class Learner:
         return list(self._pool.map(function, passes))
 
 
-class ChosenLogprobs(torch.autograd.Function):
-    """The log-probability log softmax(h W^T / temperature) of one token a row, differentiable in h.
+LogitLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""(logits [rows, vocabulary], which of all rows these are) -> a number a row, and its gradient by them.
 
-    Shapes: h [rows, hidden], W [vocabulary, hidden], tokens int64 [rows] -> [rows], float32 or wider.
+The logits are float32 or wider, and its own to write over.
+"""
+
+
+class OfLogits(torch.autograd.Function):
+    """A loss of the logits of every row, differentiable in h, that keeps no logits: [rows], float32 or wider.
+
+    The logits are h W^T, for hidden states h [rows, hidden] and the output layer's W [vocabulary, hidden]; or
+    h itself where there is no W. The gradient of h, that of the logits times W, is worked out in the forward
+    pass, and is all that is kept.
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-        """Return the log-probabilities."""
-        wide = torch.promote_types(h.dtype, torch.float32)
-        result = torch.empty(len(h), dtype=wide, device=h.device)
+    def forward(ctx: Any, h: Tensor, weight: Tensor | None, loss: LogitLoss) -> Tensor:
+        """Return the losses."""
+        result = torch.empty(len(h), dtype=_wide(h), device=h.device)
         slope = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        step = max(1, _CHUNK // len(weight))
+        step = max(1, _CHUNK // (h.shape[1] if weight is None else len(weight)))
         for start in range(0, len(h), step):
             rows = slice(start, start + step)
-            chosen = tokens[rows, None]
-            z = (h[rows] @ weight.T).to(wide).div_(temperature)  # h W^T is ours: what follows is in place
-            z -= z.amax(-1, keepdim=True)
-            at_chosen = z.gather(-1, chosen)
-            total = z.exp_().sum(-1, keepdim=True)
-            result[rows] = (at_chosen - total.log())[:, 0]
+            result[rows], by_logits = loss(_logits(h[rows], weight), rows)
             if slope is not None:
-                z.div_(total.neg_()).scatter_add_(-1, chosen, torch.ones_like(total))
-                torch.mm(z.div_(temperature).to(weight.dtype), weight, out=slope[rows])
-        ctx.save_for_backward(slope)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return the gradient of h."""
-        (slope,) = ctx.saved_tensors
-        return (grads[0][:, None] * slope).to(slope.dtype), None, None, None
-
-
-class ForwardKL(torch.autograd.Function):
-    """KL(softmax(t W^T) || softmax(h W^T)) of every row, differentiable in h, without keeping logits.
-
-    Shapes: h and t [rows, hidden], W [vocabulary, hidden] -> [rows], float32, in nats. The gradient by h,
-    (softmax(h W^T) - softmax(t W^T)) W, is worked out in the forward pass, as in `ChosenLogprobs`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-        """Return the divergences."""
-        result = torch.empty(len(h), dtype=torch.float32, device=h.device)
-        slope = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        step = max(1, _CHUNK // (2 * len(weight)))  # of both
-        for start in range(0, len(h), step):
-            rows = slice(start, start + step)
-            target = torch.log_softmax((teacher[rows] @ weight.T).float(), -1)
-            own = torch.log_softmax((h[rows] @ weight.T).float(), -1)
-            chances = target.exp()
-            result[rows] = (chances * target.sub_(own)).sum(-1)
-            if slope is not None:
-                torch.mm(own.exp_().sub_(chances).to(weight.dtype), weight, out=slope[rows])
+                by_logits = by_logits.to(h.dtype)
+                slope[rows] = by_logits if weight is None else by_logits @ weight
         ctx.save_for_backward(slope)
         return result
 
@@ -301,6 +254,72 @@ class ForwardKL(torch.autograd.Function):
         """Return the gradient of h."""
         (slope,) = ctx.saved_tensors
         return (grads[0][:, None] * slope).to(slope.dtype), None, None
+
+
+def _wide(h: Tensor) -> torch.dtype:
+    return torch.promote_types(h.dtype, torch.float32)
+
+
+def _logits(h: Tensor, weight: Tensor | None) -> Tensor:
+    return h.to(_wide(h), copy=True) if weight is None else (h @ weight.T).to(_wide(h))
+
+
+def chosen_logprobs(outputs: Tensor, head: Tensor | None, tokens: Tensor, temperature: float) -> Tensor:
+    """Return log softmax(logits / temperature) of one token a row: of hidden states, or of logits (no head).
+
+    `tokens` are int64 [rows]. The gradient by the logits is (one-hot - softmax) / temperature.
+    """
+
+    def loss(z: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        chosen = tokens[rows, None]
+        z.div_(temperature)
+        z -= z.amax(-1, keepdim=True)
+        at_chosen = z.gather(-1, chosen)
+        total = z.exp_().sum(-1, keepdim=True)
+        found = (at_chosen - total.log())[:, 0]
+        z.div_(total.neg_()).scatter_add_(-1, chosen, torch.ones_like(total))
+        return found, z.div_(temperature)
+
+    result: Tensor = OfLogits.apply(outputs, head, loss)
+    return result
+
+
+def divergences(outputs: Tensor, base: Tensor, head: Tensor | None) -> Tensor:
+    """Return KL(base || present) of the next token, one a row: of hidden states, or of logits (no head).
+
+    The gradient by the present logits is the difference of both softmax.
+    """
+
+    def loss(z: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        target, own = torch.log_softmax(_logits(base[rows], head), -1), torch.log_softmax(z, -1)
+        chances = target.exp()
+        return (chances * target.sub_(own)).sum(-1), own.exp_().sub_(chances)
+
+    result: Tensor = OfLogits.apply(outputs, head, loss)
+    return result
+
+
+def advantages(rewards: ArrayLike) -> NDArray[np.float32]:
+    """Return rewards [samples] minus their mean, by their standard deviation: float32 [samples].
+
+    All are zero where the rewards are all equal, i.e. where there is no signal.
+    """
+    centred = np.asarray(rewards, np.float64)
+    centred = centred - centred.mean()
+    deviation = centred.std()
+    return np.asarray(centred / deviation if deviation > 1e-9 else 0 * centred, np.float32)
+
+
+def token_loss(logprobs: Tensor, advantage: Tensor, sampled: Tensor | None) -> Tensor:
+    """Return the loss of every token, to be minimised; all have one shape.
+
+    With advantage 1 and nothing sampled it is cross-entropy. `sampled` are the log-probabilities that the
+    tokens were drawn with, for their importance.
+    """
+    if sampled is None:
+        return -logprobs * advantage
+    now = logprobs.detach()
+    return -torch.exp(logprobs - now) * advantage * torch.exp(now - sampled).clamp(max=IMPORTANCE_CAP)
 
 
 def attention_masks(config: Any, seen: Tensor, places: Tensor, dtype: torch.dtype) -> Any:
@@ -335,24 +354,6 @@ def plain_head(model: Any) -> Tensor | None:
         hidden = model.base_model(tokens, use_cache=False)[0]
         same = torch.equal(hidden @ head.weight.T, model(tokens, use_cache=False).logits)
     return head.weight if same else None
-
-
-def chosen_logprobs(outputs: Tensor, head: Tensor | None, tokens: Tensor, temperature: float) -> Tensor:
-    """Return the log-probability of one token a row: of hidden states, or without a head of logits."""
-    if head is not None:
-        found: Tensor = ChosenLogprobs.apply(outputs, head, tokens, temperature)
-        return found
-    wide = torch.promote_types(outputs.dtype, torch.float32)
-    return torch.log_softmax(outputs.to(wide) / temperature, -1).gather(-1, tokens[:, None])[:, 0]
-
-
-def divergences(outputs: Tensor, base: Tensor, head: Tensor | None) -> Tensor:
-    """Return KL(base || present) of the next token, one a row: of hidden states, or of logits (no head)."""
-    if head is not None:
-        found: Tensor = ForwardKL.apply(outputs, base, head)
-        return found
-    target, own = (torch.log_softmax(logits.float(), -1) for logits in (base, outputs))
-    return (target.exp() * (target - own)).sum(-1)
 
 
 def work_of(groups: Sequence[Group]) -> int:

@@ -334,7 +334,7 @@ class Trainer:
             result["loss"] = gradient.loss
         by_v = gradient.grad
         if self._rehearsal is not None:
-            pull = self._rehearsal.gradient(state.v, state.step)
+            pull = self._rehearsal.gradient(state.step)
             by_v = by_v + KEEP * pull.grad
             result["moved"] = pull.loss
         grad = self._by_z(by_v.numpy().astype(np.float32))

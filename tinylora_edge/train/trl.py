@@ -32,7 +32,7 @@ from ..runtime.learning.state import Report
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
 from ..writes import atomic_write
-from .grpo import IMPORTANCE_CAP
+from .learner import IMPORTANCE_CAP
 from .model import default_dtype, load_model, location_of
 from .options import Options, Outcome, Result, write_result
 from .run import run_folder, unfinished
