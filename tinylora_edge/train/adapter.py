@@ -72,7 +72,7 @@ class Adapter(nn.Module):
 
     @contextmanager
     def using(self, r: Tensor | None) -> Iterator[None]:
-        """Use these R in this thread's passes of a block, [M, k, k] or [M, tokens, k, k]; None for those of v."""
+        """Use other R than those of v in this thread's passes of a block: [M, k, k] or [M, tokens, k, k]."""
         self._forward.own = r
         try:
             yield
