@@ -67,17 +67,12 @@ def inspect(
 
 
 def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, user: str) -> dict[str, Any]:
-    record: dict[str, Any] = {"kind": "vector", "verified": bundle is not None}
-    carried = {"messages": {link.name: messages(link, len(data)) for link in LINKS}}
-    if bundle is None:
-        return record | vectors.header(data) | carried
-    bases = vectors.find_bases(bundle)
-    vector = keyfiles.policy(keys).check(data, bases, user=users.bound_name(user))
-    basis = bases.of(vector)
-    return (
-        record
-        | vectors.header(data)
-        | {
+    checked: dict[str, Any] = {}
+    if bundle is not None:
+        bases = vectors.find_bases(bundle)
+        vector = keyfiles.policy(keys).check(data, bases, user=users.bound_name(user))
+        basis = bases.of(vector)
+        checked = {
             "key": vector.verified_by,
             "basis": basis.digest,
             "factors": basis.factors.digest,
@@ -88,8 +83,8 @@ def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, user: str
             "norm_of_r": basis.norm(vector),
             "values": vector.values.tolist(),
         }
-        | carried
-    )
+    record = {"kind": "vector", "verified": bundle is not None, **vectors.header(data), **checked}
+    return record | {"messages": {link.name: messages(link, len(data)) for link in LINKS}}
 
 
 def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def pack(
     if as_text and printed:
         console.say(text.encode(data))
     elif as_qr and printed:
-        console.stdout().print(qr_text(data), soft_wrap=True)
+        console.stdout().print(_qr_blocks(data), soft_wrap=True)
     elif as_text:
         vectors.write(output, f"{text.encode(data)}\n".encode())
     else:
@@ -137,13 +137,8 @@ def _qr_picture(data: bytes, name: str) -> bytes:
     return out.getvalue()
 
 
-def qr_text(data: bytes) -> Text:
-    """Return a vector's QR code in half blocks, black on white on a terminal."""
-    rows = [list(row) for row in _qr(data).matrix_iter(border=2)]
-    rows += [[0] * len(rows[0])] * (len(rows) % 2)
-    halves = {(0, 0): " ", (0, 1): "▄", (1, 0): "▀", (1, 1): "█"}
-    lines = (
-        "".join(halves[bool(top), bool(low)] for top, low in zip(*pair, strict=True))
-        for pair in zip(rows[::2], rows[1::2], strict=True)
-    )
-    return Text("\n".join(lines), style="#000000 on #ffffff")
+def _qr_blocks(data: bytes) -> Text:
+    """Return a vector's QR code in half blocks, whose spaces are dark; a terminal has colours of its own."""
+    out = io.StringIO()
+    _qr(data).terminal(out, border=2, compact=True)
+    return Text(out.getvalue(), style="#ffffff on #000000", end="")
