@@ -302,7 +302,6 @@ class RewardLearner:
             if -gap.mean() > max(_TOLERANCE, 2 * _standard_error(gap)):
                 best = self._whitening.coordinates(np.array(state.best))
                 self._search = search.anew(best, search.sigma * _NARROWER)
-                state.restarts += 1
                 self._report({"event": "restart", "step": search.step, "sigma": self._search.sigma})
         return float(scores.mean())
 

@@ -97,7 +97,6 @@ class SearchState:
             prompts, and the step that it is from.
         silent: steps in a row without any difference between candidates.
         unimproved: checks in a row that found nothing better.
-        restarts: how often the search went back to the best.
         rollouts, tokens, seconds: spent so far; tokens count prompts and answers.
         sigma: of the first step; 0 before it is known.
         answer_tokens, answer_seconds: the part of the above that rollouts took; the rest is finding sigma.
@@ -111,7 +110,6 @@ class SearchState:
     best_step: int = 0
     silent: int = 0
     unimproved: int = 0
-    restarts: int = 0
     rollouts: int = 0
     tokens: int = 0
     seconds: float = 0.0
