@@ -16,6 +16,8 @@ The parts that others build on: `tinylora_edge.projection.project`, `tinylora_ed
 `tinylora_edge.factorization.truncated_svd`. Importing this package loads numpy and gguf, no engine.
 """
 
+from pathlib import Path as _Path
+
 from .basis import Bases, Basis
 from .errors import (
     BaseMismatchError,
@@ -54,6 +56,12 @@ from .projection import Projection
 from .vector import AdmittedVector, MicroVector, Policy
 from .version import __version__
 from .wire.tags import Crc32, Ed25519Signer, Ed25519Verifier, Hmac
+
+if _Path(__file__).with_name("cli").is_file():  # as a clone on Windows has links
+    raise ImportError(
+        "tinylora_edge/cli is a file in place of a link: clone again with git clone -c core.symlinks=true "
+        "(on Windows: turn on Developer Mode first)"
+    )
 
 __all__ = [
     "AdmittedVector",

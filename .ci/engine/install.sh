@@ -12,6 +12,7 @@
 set -eu
 
 python=$1 kind=$2
+engine="llama-cpp-python>=0.3.36,<0.4" # as pyproject.toml has it
 here=$(cd "$(dirname "$0")" && pwd)
 
 say() { echo "make: $*" >&2; }
@@ -65,15 +66,15 @@ lean)
   if [ -z "${CMAKE_ARGS:-}" ] && ! pip cache list llama_cpp_python 2>/dev/null | grep -q '\.whl'; then
     say "llama-cpp-python will be built from source, once: about 2 minutes on 2 cores"
     CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF '-DCMAKE_PROJECT_llama.cpp_INCLUDE=$here/lean.cmake'" \
-      pip "$(cache lean)" install --quiet --progress-bar off 'llama-cpp-python>=0.3.36'
+      pip "$(cache lean)" install --quiet --progress-bar off "$engine"
   else
-    pip install --quiet --progress-bar off 'llama-cpp-python>=0.3.36'
+    pip install --quiet --progress-bar off "$engine"
   fi
   ;;
 full)
   say "llama-cpp-python will be built from source, once: about 4 minutes on 2 cores"
   # shellcheck disable=SC2086 # none or one option
-  pip install --quiet --progress-bar off $again 'llama-cpp-python>=0.3.36'
+  pip install --quiet --progress-bar off $again "$engine"
   ;;
 *)
   echo "install.sh: lean, full, wheel or ready, not $kind" >&2

@@ -24,8 +24,6 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), *(str(HERE.parent / part) for part in ("fuzzing", "cli", "."))]
 
-sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment] # its events are its own affair
-
 from writers import Progress, Writer, writers  # noqa: E402
 
 COUNT, KILL, FULL, SHORT, CLOCK = range(5)

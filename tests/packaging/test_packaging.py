@@ -1,14 +1,17 @@
-"""The distribution: what the wheel holds, that it runs beside one engine, and what a missing extra says."""
+"""The distribution: what it holds, that it runs beside one engine, and the error of a missing extra."""
 
 from __future__ import annotations
 
 import ast
+import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from email import message_from_string
+from email.message import Message
 from pathlib import Path
 
 import models
@@ -20,10 +23,7 @@ from packaging.requirements import Requirement
 from tinylora_edge.exporters import export_gguf
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {  # folder -> where the wheel has it
-    "tinylora_edge": "tinylora_edge",
-    **{name: f"tinylora_edge/{name}" for name in ("exporters", "runtime", "cli")},
-}
+FOLDERS = "", "cli", "exporters", "runtime"  # links, but in the sdist, are not followed
 DATA = (
     *(
         ".LICENSE",
@@ -67,33 +67,45 @@ wrong: int = llama.bases
 
 def sources() -> Iterator[tuple[Path, str]]:
     """Yield each file of the package, and its name in the wheel."""
-    for folder, place in FOLDERS.items():
-        for path in (ROOT / folder).rglob("*"):
+    for folder in FOLDERS:
+        for path in (ROOT / "tinylora_edge" / folder).rglob("*"):
             if path.suffix in (".py", *DATA) and "__pycache__" not in path.parts:
-                yield path, f"{place}/{path.relative_to(ROOT / folder).as_posix()}"
+                yield path, path.relative_to(ROOT).as_posix()
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy: setuptools would reuse an old `build` beside the sources."""
-    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for folder in FOLDERS:
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / folder, source / folder, ignore=ignore, symlinks=True)
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, source)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    words = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(output), str(source)]
-    subprocess.run([*pip, *words], check=True)
-    (built,) = output.iterdir()
-    return built
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that is built from it, both of a copy of the sources."""
+    folder = tmp_path_factory.mktemp("built")
+    ignore = shutil.ignore_patterns(".?*", "out", "build", "dist", "*.egg-info", "__pycache__")
+    source = shutil.copytree(ROOT, folder / "source", ignore=ignore, symlinks=True)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (wheel,) = built.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def unpacked(built: Path) -> Path:
+    (sdist,) = built.glob("*.tar.gz")
+    shutil.unpack_archive(sdist, built / "sdist", filter="data")
+    (folder,) = (built / "sdist").iterdir()
+    return folder
+
+
+def metadata_of(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return message_from_string(archive.read(name).decode())
 
 
 def requirements(wheel: Path) -> list[Requirement]:
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        metadata = message_from_string(archive.read(name).decode())
-    return [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
+    return [Requirement(text) for text in metadata_of(wheel).get_all("Requires-Dist", [])]
 
 
 def test_the_wheel_holds_every_file_and_no_other(wheel: Path) -> None:
@@ -103,11 +115,65 @@ def test_the_wheel_holds_every_file_and_no_other(wheel: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
 
 
+def test_the_tests_run_from_the_sdist(unpacked: Path) -> None:
+    for path in (ROOT / "tests").rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert (unpacked / path.relative_to(ROOT)).is_file()
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/wire",
+        "tests/test_layers.py",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+    done = subprocess.run(command, cwd=unpacked, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_links_of_the_readme_lead_to_files_of_the_repository(wheel: Path) -> None:
+    metadata = metadata_of(wheel)
+    (repository,) = (one.split(", ")[1] for one in metadata.get_all("Project-URL", []) if "Repository" in one)
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", metadata.get_payload())
+    assert any(image for image, _ in links)
+    for image, link in links:
+        if link.startswith(repository):
+            kind, _, path = link.removeprefix(f"{repository}/").split("/", 2)
+            assert kind == ("raw" if image else "blob")
+            assert (ROOT / path).exists(), path
+        else:
+            assert link.startswith("https://"), link
+
+
+def test_a_clone_without_links_says_so(tmp_path: Path) -> None:
+    (tmp_path / "tinylora_edge").mkdir()
+    for path in (ROOT / "tinylora_edge").iterdir():
+        if path.name not in FOLDERS:
+            (tmp_path / "tinylora_edge" / path.name).symlink_to(path)
+    (tmp_path / "tinylora_edge/__init__.py").unlink()
+    shutil.copy(ROOT / "tinylora_edge/__init__.py", tmp_path / "tinylora_edge")
+    (tmp_path / "tinylora_edge/cli").write_text("../cli")
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    for words in (["-c", "import tinylora_edge"], ["setup.py", "--version"]):
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": ""},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert "git clone -c core.symlinks=true" in done.stderr.splitlines()[-1]
+
+
 def test_a_device_needs_numpy_and_gguf(wheel: Path) -> None:
     assert {one.name for one in requirements(wheel) if one.marker is None} == {"numpy", "gguf"}
 
 
-@pytest.mark.parametrize("extra", ["llama", "onnx", "tune", "cli", "export", "serve", "sign", "ship", "try"])
+@pytest.mark.parametrize("extra", ["llama", "onnx", "tune", "cli", "export", "serve", "sign", "ship"])
 def test_what_a_device_installs_brings_no_torch(extra: str, wheel: Path) -> None:
     assert "torch" not in venvs.closure(f"tinylora-edge[{extra}]", wheel)
 
@@ -141,8 +207,11 @@ def test_a_model_answers_beside_one_engine_alone(
     python = venvs.linked(tmp_path / "venv", f"tinylora-edge[{engine}]", wheel)
     venvs.install(python, wheel)
     assert venvs.run(python, "-P", "-c", ASK, bundle).split() == [module]
-    told = subprocess.run([python.with_name("tinylora-edge"), "--version"], capture_output=True, text=True)
-    assert told.stderr.endswith('pip install "tinylora-edge[cli]"\n')
+    version = subprocess.run([python.with_name("tinylora-edge"), "--version"], capture_output=True, text=True)
+    assert version.stderr.endswith('pip install "tinylora-edge[cli]"\n')
+    # Which finds the package that is installed, on no index.
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--dry-run"]
+    subprocess.run([*pip, f"tinylora-edge[{engine}]"], check=True)
 
 
 def test_with_all_extras_every_module_loads(wheel: Path, tmp_path: Path) -> None:
@@ -156,10 +225,10 @@ def test_the_package_has_types(wheel: Path, tmp_path: Path) -> None:
     venvs.install(python, wheel)
     (tmp_path / "user.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "mypy", "--strict", f"--python-executable={python}", "user.py"]
-    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
-    assert 'Revealed type is "tinylora_edge.vector.MicroVector"' in said
-    assert said.count(": error:") == 1, said
-    assert 'has type "Bases", variable has type "int"' in said
+    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert 'Revealed type is "tinylora_edge.vector.AdmittedVector"' in output
+    assert output.count(": error:") == 1, output
+    assert 'has type "Bases", variable has type "int"' in output
 
 
 @pytest.mark.parametrize(
