@@ -18,7 +18,7 @@ from tinylora_edge.jsonio import parse_json
 from tinylora_edge.limits import BODY_BYTES
 from tinylora_edge.runtime.schema import grammar_of
 from tinylora_edge.serve import Limits
-from tinylora_edge.serve.bodies import read_body
+from tinylora_edge.serve.completions import read_body
 
 _SCHEMAS: tuple[dict[str, Any], ...] = (
     {"enum": ["yes", "no", 3, None]},

@@ -114,7 +114,7 @@ def test_a_name_with_a_slash_below_a_path(tiny: Path) -> None:
 def test_a_key_stands_for_one(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# ours\nalice-key alice\nalice-key alice\n")
-    assert ApiKeys.read(path).caller("Bearer alice-key").user == "alice"
+    assert ApiKeys.read(path).find("Bearer alice-key")[1] == "alice"
     for other in ("", " bob"):
         path.write_text(f"alice-key alice\nalice-key{other}\n")
         with pytest.raises(TinyLoraError, match="line 2: a line has a key, or a key and the one user"):

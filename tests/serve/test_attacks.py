@@ -28,10 +28,7 @@ APP, OTHER_APP, ALICE, BOB = (
 PLACES = 32
 FILES = 256
 FEW_FILES = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES})); "
-SHORT = (
-    "from tinylora_edge.serve import process; "
-    "process._HEAD_S = process._SEND_S = 1.0; process._KEEP_ALIVE_S = 1; "
-)
+SHORT = "from tinylora_edge.serve import process; process._PATIENCE_S = 1; "
 
 
 @pytest.fixture(scope="module")

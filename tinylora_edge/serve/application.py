@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from ..runtime.pool import Pool
 from ..vector import Policy
 from ..wire.tags import Signer, Verifier
 from . import completions, editor, routes
-from .access import Access, ApiKeys, Limits
-from .exchange import Exchanges, told, unknown_route
+from .access import ApiKeys, Limits
 from .feedback import Feedback
+from .requests import RequestMiddleware, unknown_route
 from .service import Service
 from .store import Store
 
@@ -32,7 +33,7 @@ _ROUTES = (
     ("/v1/completions", "POST", completions.complete),
     ("/v1/models", "GET", routes.models),
     ("/v1/models/{model:path}", "GET", routes.model),
-    ("/v1/feedback", "POST", routes.tell),
+    ("/v1/feedback", "POST", routes.click),
     ("/v1/vectors/{user}", "PUT", routes.put_vector),
     ("/v1/vectors/{user}", "GET", routes.get_vector),
     ("/v1/vectors/{user}", "DELETE", routes.delete_vector),
@@ -114,9 +115,7 @@ def app(
         if states is not None and opened is not None:
             feedback = Feedback(pool, opened, Path(states), signer)
         unless_made.pop_all()
-    service = Service(
-        pool, name=name, store=opened, access=Access(api_keys), limits=limits, feedback=feedback
-    )
+    service = Service(pool, name=name, store=opened, api_keys=api_keys, limits=limits, feedback=feedback)
 
     @asynccontextmanager
     async def lifespan(made: Starlette) -> AsyncIterator[None]:
@@ -125,8 +124,11 @@ def app(
 
     served = _ROUTES if edited is None else _ROUTES + _PAGE_ROUTES
     made = Starlette(
-        routes=[Route(path, told(handler), methods=[method]) for path, method, handler in served],
-        middleware=[Middleware(Exchanges, service=service)],
+        routes=[
+            Route(path, partial(handler, service=service), methods=[method])
+            for path, method, handler in served
+        ],
+        middleware=[Middleware(RequestMiddleware, service=service)],
         exception_handlers={HTTPException: unknown_route},
         lifespan=lifespan,
     )

@@ -21,8 +21,7 @@ from ..shipping.links import qr_code
 from ..vector import FIRST_SEQUENCE, MicroVector, Policy
 from ..wire import text
 from .access import RefusedError
-from .bodies import read_frame
-from .exchange import BYTES, caller, content_type, only_field, read_bytes, read_json
+from .requests import BYTES, caller, content_type, only_field, read_bytes, read_frame, read_json
 from .service import Service
 from .store import Store
 

@@ -20,130 +20,95 @@ from uvicorn.server import ServerState
 
 from ..errors import TinyLoraError
 from ..wire import frame
-from .exchange import LOG
+from .requests import LOG
 from .service import Service
 
-_SWITCH_S = (
-    0.0005  # that one thread computes in Python while the next token waits: .2 instead of 5 ms each time
-)
+_SWITCH_S = 0.0005  # that a thread computes in Python while the next token waits, instead of 5 ms
 _GRACE_S = 2.0  # that answers have to end by themselves
 _END_S = 3  # after which connections are cut
-_KEEP_ALIVE_S = 30
-_HEAD_S = 10.0  # that a request's line and headers may take, a connection's first from its beginning
-_SEND_S = 30.0  # that a reader may leave what is sent where it is
+_PATIENCE_S = 30  # that a client may take to send a request's head, or to read what is sent
 _CONNECTIONS, _BACKLOG = 16_384, 512
-_LIBRARY_LINES, _LIBRARY_S = 20, 10.0  # of the log: what clients provoke must not fill it
 _HEADERS_BYTES = 1 << 16  # beside a vector
-
-
-_LIBRARIES = (("uvicorn", logging.WARNING), ("asyncio", logging.WARNING))
 
 
 class _Line(logging.Formatter):
     """A line of JSON a record: no prompts, no answers, no vectors."""
 
     def format(self, record: logging.LogRecord) -> str:
-        said: dict[str, Any] = {
+        line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        said |= getattr(record, "about", {})
+        line |= getattr(record, "fields", {})
         if record.exc_info:
-            said["trace"] = self.formatException(record.exc_info)
-        return json.dumps(said, ensure_ascii=False)
-
-
-class _Seldom(logging.Filter):
-    """What libraries say, as long as it is not too much at once."""
-
-    _since, _count = -_LIBRARY_S, 0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        now = time.monotonic()
-        if now - self._since >= _LIBRARY_S:
-            self._since, self._count = now, 0
-        self._count += 1
-        return self._count <= _LIBRARY_LINES
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
 
 
 class _State(ServerState):
-    """What a server's connections share; `idle` are those that wait for a client, the longest first."""
+    """What a server's connections share; `waiting` are those that wait for their client, the longest first,
+    each since a time of the loop's."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.idle: dict[_Connection, None] = {}
+        self.waiting: dict[_Connection, float] = {}
 
 
 class _Connection(H11Protocol):
-    """A connection that ends where a request's head does not come, or what is sent is not taken, in time.
+    """A connection that is known while it waits for its client: for a request's head, or for a reader.
 
-    `limit_concurrency` is how many there may be: beyond it, the one that is idle longest ends for a new one.
+    uvicorn's own `timeout_keep_alive` begins behind a response, and its `limit_concurrency` answers nobody
+    beyond. Here the connection that waits longest ends for a new one beyond the limit, and `_Server` ends
+    those that wait too long.
     """
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        assert isinstance(server_state, _State)
-        self._idle, self._most = server_state.idle, self.limit_concurrency or _CONNECTIONS
-        self.limit_concurrency = None  # beyond which uvicorn answers nobody
-        self._head: asyncio.TimerHandle | None = None
-        self._unsent: asyncio.TimerHandle | None = None
+    config: uvicorn.Config
+    server_state: _State
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.limit_concurrency = None
         super().connection_made(transport)
         transport.set_write_buffer_limits(0)  # writing pauses while anything is unsent
-        self._idle[self] = None
-        self._await_head()
-        if len(self.connections) > self._most:
-            oldest = next(iter(self._idle))
-            del self._idle[oldest]
-            oldest.transport.abort()
+        self._note()
+        if len(self.connections) > (self.config.limit_concurrency or _CONNECTIONS):
+            _end_longest(self.server_state.waiting)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.resume_writing()
-        self._begin()
+        self.server_state.waiting.pop(self, None)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._begin()
-        else:
-            self._await_head()
+        self._note()
 
     def on_response_complete(self) -> None:
-        self._idle[self] = None
         super().on_response_complete()
-        if not self.cycle.response_complete:  # the next one was there already
-            self._begin()
+        self._note()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._idle[self] = None
-        self._unsent = self._unsent or self.loop.call_later(_SEND_S, self.transport.abort)
+        self._note()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._unsent is not None:
-            self._unsent.cancel()
-            self._unsent = None
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._begin()
+        self.server_state.waiting.pop(self, None)
+        self._note()
 
-    def _await_head(self) -> None:
-        self._head = self._head or self.loop.call_later(_HEAD_S, self.transport.abort)
+    def _note(self) -> None:
+        """Note whether it waits for its client now; if it did before, since when stays."""
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and not self.flow.write_paused:
+            self.server_state.waiting.pop(self, None)
+        else:
+            self.server_state.waiting.setdefault(self, self.loop.time())
 
-    def _begin(self) -> None:
-        self._idle.pop(self, None)
-        if self._head is not None:
-            self._head.cancel()
-            self._head = None
+
+def _end_longest(waiting: dict[_Connection, float]) -> None:
+    """End the connection that waits longest for its client."""
+    longest = next(iter(waiting))
+    del waiting[longest]
+    longest.transport.abort()
 
 
 class _Server(uvicorn.Server):
@@ -151,12 +116,18 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self.server_state = _State()
+        self.server_state: _State = _State()
         self._service, self._ready = service, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        waiting, now = self.server_state.waiting, asyncio.get_running_loop().time()
+        while waiting and now - next(iter(waiting.values())) > _PATIENCE_S:
+            _end_longest(waiting)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End: no new requests, a moment for those that are answered, an error event for the rest."""
@@ -175,22 +146,22 @@ def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None],
     """
     sys.setswitchinterval(_SWITCH_S)
     service: Service = app.state.service
-    service.access.hosts = frozenset({host, "localhost", "127.0.0.1", "::1"})
+    service.hosts = frozenset({host, "localhost", "127.0.0.1", "::1"})
     most = _most_connections()
     backlog = min(_BACKLOG, most // 8)  # as many may be accepted before the first of them is counted
-    for name, level in ((LOG.name, logging.WARNING if quiet else logging.INFO), *_LIBRARIES):
-        handler, logger = logging.StreamHandler(sys.stderr), logging.getLogger(name)
-        handler.setFormatter(_Line())
-        if name != LOG.name:
-            handler.addFilter(_Seldom())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Line())
+    for name in (LOG.name, "uvicorn", "asyncio"):
+        logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+        logger.setLevel(logging.ERROR)  # clients provoke the warnings of libraries: they would fill the log
+    LOG.setLevel(logging.WARNING if quiet else logging.INFO)
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=_PATIENCE_S,
         timeout_graceful_shutdown=_END_S,
         http=_Connection,
         limit_concurrency=most,

@@ -9,8 +9,7 @@ from starlette.responses import JSONResponse, Response
 from ..errors import RequestError, TrainError
 from ..wire import text
 from .access import RefusedError
-from .bodies import read_frame
-from .exchange import BYTES, caller, content_type, only_field, read_bytes, read_json
+from .requests import BYTES, caller, content_type, find_caller, only_field, read_bytes, read_frame, read_json
 from .service import Service, wrong_user
 from .store import Stored, check_user
 
@@ -39,7 +38,7 @@ async def get_vector(request: Request, service: Service) -> Response:
 
 
 async def delete_vector(request: Request, service: Service) -> Response:
-    """Answer `DELETE /v1/vectors/{user}`: his clicks go too, from which the vector would come again."""
+    """Answer `DELETE /v1/vectors/{user}`: and what their clicks said, from which it would come again."""
     user = _user(request, service)
     if service.feedback is not None:
         await service.in_turn(service.feedback.forget, user)
@@ -48,7 +47,7 @@ async def delete_vector(request: Request, service: Service) -> Response:
     return JSONResponse({"object": "vector.deleted", "user": user, "deleted": True})
 
 
-async def tell(request: Request, service: Service) -> Response:
+async def click(request: Request, service: Service) -> Response:
     """Answer `POST /v1/feedback`: `{"id", "reward"}`, or `{"better", "worse"}`."""
     key_user = caller(request).user
     feedback = service.feedback
@@ -59,9 +58,9 @@ async def tell(request: Request, service: Service) -> Response:
     try:
         match body:
             case {"id": str(name), "reward": 1 | -1 as reward, **rest} if not rest:
-                stored = await service.in_turn(feedback.tell, _bare(name), int(reward), key_user)
+                stored = await service.in_turn(feedback.tell, _reply_id(name), int(reward), key_user)
             case {"better": str(better), "worse": str(worse), **rest} if not rest:
-                stored = await service.in_turn(feedback.prefer, _bare(better), _bare(worse), key_user)
+                stored = await service.in_turn(feedback.prefer, _reply_id(better), _reply_id(worse), key_user)
             case _:
                 raise RequestError(
                     'the body is neither {"id": text, "reward": 1 or -1} nor {"better": text, "worse": text}'
@@ -72,7 +71,7 @@ async def tell(request: Request, service: Service) -> Response:
 
 
 async def models(request: Request, service: Service) -> Response:
-    """Answer `GET /v1/models`: the base, and the user whom the key stands for. Others are not listed."""
+    """Answer `GET /v1/models`: the base, and the user that the key stands for. Others are not listed."""
     key_user = caller(request).user
     names = [service.name] + ([f"{service.name}@{key_user}"] if key_user else [])
     return JSONResponse({"object": "list", "data": [_model(service, name) for name in names]})
@@ -102,7 +101,7 @@ async def health(request: Request, service: Service) -> Response:
 
 async def metrics(request: Request, service: Service) -> Response:
     """Answer `GET /metrics` for Prometheus: others' tokens are in it, so no user's key opens it."""
-    if service.access.caller(request.headers).user is not None:
+    if find_caller(request, service).user is not None:
         message = "the metrics are the operator's: ask with a key that stands for no user"
         raise RefusedError(403, message, "not_the_operator", kind="permission_error")
     counted = service.metrics.text(service.pool.load())
@@ -117,7 +116,7 @@ def _user(request: Request, service: Service) -> str:
     return user
 
 
-def _bare(name: str) -> str:
+def _reply_id(name: str) -> str:
     """Return the id of a reply without what says which kind of completion it was."""
     return name.removeprefix("chat").removeprefix("cmpl-")
 
