@@ -17,7 +17,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..jsonio import parse_json
 from ..errors import (
     BasisMismatchError,
     ChecksumError,
@@ -31,6 +30,7 @@ from ..errors import (
     TinyLoraError,
     VectorError,
 )
+from ..jsonio import parse_json
 from ..runtime.turns import Who
 from ..wire import text
 from .access import RefusedError
