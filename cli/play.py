@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from ..serve import missing_web
 from . import console, vectors
 from .options import BundleArgument, PortOption, ThreadsOption
 
@@ -37,11 +36,8 @@ def play(
       tinylora-edge play out/demo
       tinylora-edge play out/demo --vector vector.bin --keep my-clicks
     """
-    try:
-        from ..serve.application import app
-        from ..serve.process import serve as run
-    except ModuleNotFoundError as error:
-        raise missing_web(error) from None
+    from ..serve import app, run
+
     first = None if vector is None else vectors.read(vector)
     if keep is not None:
         keep.mkdir(mode=0o700, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..basis import MAX_NORM
-from ..serve import ApiKeys, Limits, missing_web
+from ..serve import ApiKeys, Limits
 from . import console, keyfiles
 from .options import BundleArgument, EngineOption, KeysOption, PortOption, StateOption, ThreadsOption
 
@@ -56,12 +56,8 @@ def serve(
       curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
         -d '{"model": "demo@alice", "messages": [{"role": "user", "content": "Hello!"}]}'
     """
-    try:
-        from ..serve.application import app
-        from ..serve.process import check_exposure
-        from ..serve.process import serve as run
-    except ModuleNotFoundError as error:
-        raise missing_web(error) from None
+    from ..serve import app, check_exposure, run
+
     check_exposure(host, has_keys=api_keys is not None)
     if api_keys is not None:
         keyfiles.warn_if_others_read(api_keys)

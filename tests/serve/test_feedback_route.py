@@ -47,7 +47,7 @@ def test_a_users_vector_moves_with_his_clicks(tiny: Path, tmp_path: Path) -> Non
         assert vector(server, "bob") is None
         bobs, nobodys = answered(server, user="bob"), answered(server)
         assert told(server, ALICE, id=bobs, reward=1) == (404, "answer_not_found")
-        assert told(server, id=nobodys, reward=1) == (400, "invalid_value")
+        assert told(server, id=nobodys, reward=1) == (404, "answer_not_found")
         assert told(server, better=bobs, worse=bobs) == (400, "invalid_value")
         for body in ({}, {"id": bobs}, {"id": bobs, "reward": 2}, {"id": 7, "reward": 1}, {"better": bobs}):
             assert told(server, **body) == (400, "invalid_value"), body

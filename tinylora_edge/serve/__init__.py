@@ -14,22 +14,21 @@ from .access import ApiKeys, Limits
 
 if TYPE_CHECKING:
     from .application import app
+    from .process import check_exposure, run
 
-__all__ = ["ApiKeys", "Limits", "app", "missing_web"]
+__all__ = ["ApiKeys", "Limits", "app", "check_exposure", "run"]
 
+_LAZY = {"app": ".application", "check_exposure": ".process", "run": ".process"}  # which bring the web along
 _WEB = ("anyio", "prometheus_client", "sse_starlette", "starlette", "uvicorn")
 
 
 def __getattr__(name: str) -> Any:
-    if name != "app":  # which brings the web along
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return import_module(".application", __name__).app
+        return getattr(import_module(_LAZY[name], __name__), name)
     except ModuleNotFoundError as error:
-        raise missing_web(error) from None
-
-
-def missing_web(error: ModuleNotFoundError) -> ImportError:
-    """Return the error that names the pip command where the extra is missing, or the error itself."""
-    package = (error.name or "").partition(".")[0]
-    return MissingExtraError("the server", package.replace("_", "-"), "serve") if package in _WEB else error
+        package = (error.name or "").partition(".")[0]
+        if package not in _WEB:
+            raise
+        raise MissingExtraError("the server", package.replace("_", "-"), "serve") from None

@@ -29,8 +29,8 @@ from .service import Service
 from .store import Store
 
 _ROUTES = (
-    ("/v1/chat/completions", "POST", completions.chat),
-    ("/v1/completions", "POST", completions.complete),
+    ("/v1/chat/completions", "POST", partial(completions.complete, chat=True)),
+    ("/v1/completions", "POST", partial(completions.complete, chat=False)),
     ("/v1/models", "GET", routes.models),
     ("/v1/models/{model:path}", "GET", routes.model),
     ("/v1/feedback", "POST", routes.click),

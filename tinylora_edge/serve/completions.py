@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,11 @@ from ..tasks import Prompt
 from .access import Limits, RefusedError
 from .requests import OPEN, caller, log_fields, read_frame, read_json, refusal
 from .service import Service, going_down, wrong_user
-from .store import check_user
+from .store import check_user, is_user
 
 VECTOR_HEADER = "x-tinylora-vector"
 
-_LAST_WORDS_S = 3.0  # of a server that goes down: a stream that has not said why it ends is cut then
-_LONGEST_NAME = 65  # of a user who has a vector: 64, and one that says that this was no name
+_LAST_EVENT_S = 3.0  # of a server that goes down: a stream without its error event is cut then
 _CHOICES = 8  # answers to one prompt, at most
 _ROLES = {
     "system": "system",
@@ -60,7 +59,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "parallel_tool_calls": _BOOL,
 }
 _WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "object", list: "list"}
-_UNSUPPORTED: dict[str, tuple[object, ...]] = {  # name -> values that ask for nothing
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {  # name -> values that have no effect
     "functions": (None, []),
     "logit_bias": (None, {}),
     "frequency_penalty": (None, 0),
@@ -72,31 +71,19 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {  # name -> values that ask for n
 }
 
 
-async def chat(request: Request, service: Service) -> Response:
-    """Answer `POST /v1/chat/completions`."""
-    return await _answer(request, service, chat=True)
-
-
-async def complete(request: Request, service: Service) -> Response:
-    """Answer `POST /v1/completions`."""
-    return await _answer(request, service, chat=False)
-
-
-async def _answer(request: Request, service: Service, *, chat: bool) -> Response:
+async def complete(request: Request, service: Service, *, chat: bool) -> Response:
+    """Answer `POST /v1/chat/completions`, or `POST /v1/completions`."""
     start = time.perf_counter()
     body = read_body(await read_json(request, service), service.limits, chat=chat)
     streams = await _begin(body, request, service)
     reply = Reply(body.model, body.chat)
     log_fields(request).update(id=reply.name, stream=body.stream)
 
-    def first_token() -> None:
-        service.metrics.first_token.observe(time.perf_counter() - start)
-
     if body.stream:
-        events = _events(request, service, reply, streams, first_token, with_usage=body.usage)
-        return EventSourceResponse(events, sep="\n", shutdown_grace_period=_LAST_WORDS_S)
+        events = _events(request, service, reply, streams, start, with_usage=body.usage)
+        return EventSourceResponse(events, sep="\n", shutdown_grace_period=_LAST_EVENT_S)
     try:
-        answers = await _whole(request, streams, first_token)
+        answers = await _whole(request, streams)
     finally:
         _end(request, service, streams)
     return JSONResponse(reply.whole(answers))
@@ -130,7 +117,7 @@ async def _begin(body: Body, request: Request, service: Service) -> list[AnswerS
         user = named or sender.user or body.user
         return await _start(body, service, who, check_user(user) if user else "", read_frame(text))
     if not at:
-        return await _start(body, service, who, sender.user or body.user[:_LONGEST_NAME], None)
+        return await _start(body, service, who, sender.user or body.user, None)
     frame = await _stored(service, named)
     try:
         return await _start(body, service, who, named, frame)
@@ -182,21 +169,15 @@ async def _start(
     return streams
 
 
-async def _whole(
-    request: Request, streams: Sequence[AnswerStream], first_token: Callable[[], None]
-) -> list[Answer]:
+async def _whole(request: Request, streams: Sequence[AnswerStream]) -> list[Answer]:
     """Return the whole answers. ClientDisconnect: the client left before."""
-
-    async def whole(stream: AnswerStream) -> Answer:
-        answer = await stream.answer()
-        first_token()
-        return answer
 
     async def leaves() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    answers, left = asyncio.gather(*map(whole, streams)), asyncio.create_task(leaves())
+    answers = asyncio.gather(*(stream.answer() for stream in streams))
+    left = asyncio.create_task(leaves())
     both: tuple[asyncio.Future[Any], ...] = (answers, left)
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -214,7 +195,7 @@ async def _events(
     service: Service,
     reply: Reply,
     streams: Sequence[AnswerStream],
-    first_token: Callable[[], None],
+    start: float,
     *,
     with_usage: bool,
 ) -> AsyncIterator[dict[str, str]]:
@@ -226,7 +207,7 @@ async def _events(
         async for index, part in _merged(streams):
             if not begun:
                 begun = True
-                first_token()
+                service.metrics.first_token.observe(time.perf_counter() - start)
             for chunk in reply.chunks(index, part):
                 yield _event(chunk)
         if with_usage:
@@ -286,7 +267,8 @@ def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) ->
     if service.feedback is None:
         return
     for index, stream in enumerate(streams):
-        if stream.finish is not None and (answered := stream.request) is not None:
+        answered = stream.request
+        if stream.finish is not None and answered is not None and is_user(answered.user):
             name = f"{fields['id']}:{index}" if index else fields["id"]
             answer = SampledAnswer(
                 answered.prompt, stream.finish.tokens, answered.vector, answered.sampling.temperature

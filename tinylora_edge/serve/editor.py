@@ -1,18 +1,18 @@
-"""The page's other side: its visitor, what he does with his vector, and the routes that his browser asks."""
+"""The page of `play`: its files, its visitor's vector, and the routes that the browser calls."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import math
+import os
 import secrets
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
 from ..basis import Bases
 from ..errors import ChecksumError, RequestError, VectorError
@@ -28,13 +28,8 @@ from .store import Store
 USER = "me"
 """The visitor's name, whose vectors are made."""
 
-_PAGE = "index.html"
-_TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
+_FILES = Path(__file__).parent / "page"
+_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 # Nothing from anywhere else, nothing inline, in nobody's frame. The QR code is an image made of a blob.
 _HEADERS: Mapping[str, str] = {
@@ -56,22 +51,13 @@ _LARGEST = 1e30  # far beyond what any model bears, and within float32 and bf16
 _DEVIATIONS = 3.0  # of the prior, that a slider reaches
 
 
-@cache
-def read_files() -> Mapping[str, tuple[bytes, str]]:
-    """Return content and type of each file that a browser loads, by its name."""
-    return {
-        entry.name: (entry.read_bytes(), _TYPES["." + entry.name.rpartition(".")[2]])
-        for entry in (files(__package__) / "page").iterdir()
-    }
-
-
 class VectorEditor:
-    """What the page's visitor does with his vector: he moves values, opens a frame, finds what clicks made.
+    """The vector of the page's visitor, as they move its values, open a frame, and click.
 
-    Values are those of the basis of 13 numbers; a vector of another basis is shown without values to move. A
-    frame that he opens by hand may be older than what clicks have taught since: it is checked like any other,
-    but for its sequence, and framed anew. Each method returns a vector as JSON takes it. `first` is the frame
-    that the page begins with, `token` the API key of its requests.
+    Values are those of the basis of 13 numbers; a vector of another basis has no values to move. A frame that
+    is opened by hand may be older than what clicks have taught since: everything but its sequence is checked,
+    and it gets a new one. Each method returns a vector as JSON takes it. `first` is the frame that the page
+    begins with, `token` the API key of its requests.
 
     Raises:
         VectorError: the policy would refuse every frame that is made here, or the visitor's first vector.
@@ -157,11 +143,11 @@ class VectorEditor:
 
 async def page_file(request: Request, service: Service) -> Response:
     """Answer `GET /` and `GET /page/{file}`: no secrets. The token is in the address, behind the #."""
-    name = request.path_params.get("file", _PAGE)
-    if name not in read_files():
+    name = request.path_params.get("file", "index.html")
+    if name not in os.listdir(_FILES):
         raise RefusedError(404, f"the page has no file {name[:80]!r}", "not_found")
-    content, kind = read_files()[name]
-    return Response(content, media_type=kind, headers=_HEADERS)
+    path = _FILES / name
+    return FileResponse(path, media_type=_TYPES[path.suffix], headers=_HEADERS)
 
 
 async def page_about(request: Request, service: Service) -> Response:

@@ -17,13 +17,13 @@ from ..runtime.pool import Pool
 from ..vector import MicroVector
 from ..wire.tags import Signer
 from .access import RefusedError
-from .store import Store, Stored, check_user
+from .store import Store, Stored
 
-_REMEMBERED = 4096  # answers that may still be told about
+_REMEMBERED = 4096  # answers, of all users together
 
 
 class Feedback:
-    """Users' clicks on this server's answers: each moves his vector, which the store keeps.
+    """Users' clicks on this server's answers: each moves the user's vector, which the store keeps.
 
     `tell`, `prefer` and `forget` are called one after the other (`Service.in_turn`). `folder` is for users'
     states; without a signer vectors have a checksum.
@@ -40,18 +40,13 @@ class Feedback:
         self._clicks = Clicks(pool.model, basis=basis)
         self._folder: Path = folder / basis.id
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        self._answers: OrderedDict[str, tuple[str, SampledAnswer]] = (
-            OrderedDict()
-        )  # id -> its user, the answer
+        self._answers = OrderedDict[str, tuple[str, SampledAnswer]]()  # id -> its user, the answer
         self._lock = threading.Lock()
 
-    def remember(self, name: str, user: str, given: SampledAnswer) -> None:
-        """Remember an answer for a while, beyond some thousands instead of one of the user who has most.
-
-        One that was given to nobody ("") teaches nothing.
-        """
+    def remember(self, name: str, user: str, answer: SampledAnswer) -> None:
+        """Remember an answer for a while, beyond some thousands instead of one of the user who has most."""
         with self._lock:
-            self._answers[name] = user, given
+            self._answers[name] = user, answer
             if len(self._answers) > _REMEMBERED:
                 most = Counter(whose for whose, _ in self._answers.values()).most_common(1)[0][0]
                 del self._answers[next(name for name, (whose, _) in self._answers.items() if whose == most)]
@@ -61,7 +56,7 @@ class Feedback:
 
         Raises:
             RefusedError: the answer is not remembered, or is another user's.
-            RequestError: it was given to nobody, or his vector is one that clicks do not move.
+            RequestError: the user's vector is one that clicks do not move.
             TrainError, VectorError, StoreError, OSError: nothing was learned; or what was learned was not
                 stored, and comes with the next click.
         """
@@ -72,7 +67,7 @@ class Feedback:
         return self._learned([better, worse], key_user, self._clicks.prefer)
 
     def forget(self, user: str) -> None:
-        """Forget a user's answers, and what his clicks said. OSError: the state cannot be removed."""
+        """Forget a user's answers, and what their clicks said. OSError: the state cannot be removed."""
         with self._lock:
             for name in [name for name, (whose, _) in self._answers.items() if whose == user]:
                 del self._answers[name]
@@ -80,14 +75,12 @@ class Feedback:
             os.unlink(self._path(user))
 
     def _learned(self, names: list[str], key_user: str | None, learn: Callable[..., MicroVector]) -> Stored:
-        """Learn of answers, and put the user's new vector behind all that were accepted of him."""
+        """Learn from answers, and store the vector with a sequence above all that were accepted."""
         user, answers = self._take(names, key_user)
         try:
             stored = self._store.get(user)
-            if (
-                stored is not None
-                and (other := self._bases.of_frame(stored.frame)).digest != self._basis.digest
-            ):
+            other = self._basis if stored is None else self._bases.of_frame(stored.frame)
+            if other.digest != self._basis.digest:
                 raise RequestError(
                     f"the vector of {user!r} has {other.size:,} numbers (basis {other.id}), and clicks move "
                     f"{self._basis.size} others (basis {self._basis.id}): delete it to begin with clicks",
@@ -99,8 +92,8 @@ class Feedback:
                 raise StoreError(f"user {user!r} has sequence 65535, the last: sign with a new key")
             vector = learn(self._path(user), *answers)
         except BaseException:
-            for name, given in zip(names, answers, strict=True):
-                self.remember(name, user, given)
+            for name, answer in zip(names, answers, strict=True):
+                self.remember(name, user, answer)
             raise
         frame = MicroVector(vector.values, sequence=sequence).to_bytes(
             self._basis, self._signer or "crc32", user=user
@@ -108,21 +101,16 @@ class Feedback:
         return self._store.put(user, frame, self._policy)
 
     def _take(self, names: list[str], key_user: str | None) -> tuple[str, list[SampledAnswer]]:
-        """Return the user of answers, and the answers; forget them, since nobody tells twice."""
+        """Return the user of answers, and the answers; forget them, since each is rated once."""
         with self._lock:
             for name in names:
                 if name not in self._answers or key_user not in (None, self._answers[name][0]):
-                    message = (
-                        f"answer {name[:80]!r} is not remembered, or was told about: tell soon, and once"
-                    )
+                    message = f"answer {name[:80]!r} had no user, was rated already, or is too old"
                     raise RefusedError(404, message, "answer_not_found", "id")
             users = {self._answers[name][0] for name in names}
             if len(set(names)) < len(names) or len(users) > 1:
                 raise RequestError("only two answers to one user can be compared", param="worse")
             (user,) = users
-            if not user:
-                raise RequestError("the answer was given to nobody: ask with a user's name", param="user")
-            check_user(user)
             return user, [self._answers.pop(name)[1] for name in names]
 
     def _path(self, user: str) -> Path:

@@ -131,13 +131,16 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End: no new requests, a moment for those that are answered, an error event for the rest."""
-        draining = asyncio.create_task(self._service.drain(_GRACE_S))
+        loop = asyncio.get_running_loop()
+        self._service.draining = True
+        closing = loop.call_later(_GRACE_S, loop.run_in_executor, None, self._service.close)
         await super().shutdown(sockets)
-        await draining
+        closing.cancel()
+        await asyncio.to_thread(self._service.close)
 
 
-def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None], quiet: bool = False) -> None:
-    """Answer requests until the process is told to end.
+def run(app: Starlette, *, host: str, port: int, ready: Callable[[str], None], quiet: bool = False) -> None:
+    """Answer requests until the process gets SIGTERM or SIGINT.
 
     `ready` is called with the server's address once it answers; `quiet` logs what fails alone.
 
@@ -169,8 +172,8 @@ def serve(app: Starlette, *, host: str, port: int, ready: Callable[[str], None],
         h11_max_incomplete_event_size=_HEADERS_BYTES + 2 * frame.longest(service.pool.bases.most),
     )
     with _listening(host, port, backlog) as bound:
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{bound.getsockname()[1]}"
+        name = f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{bound.getsockname()[1]}"
         _Server(config, service, lambda: ready(address)).run([bound])
 
 

@@ -27,7 +27,7 @@ async def put_vector(request: Request, service: Service) -> Response:
 
 
 async def get_vector(request: Request, service: Service) -> Response:
-    """Answer `GET /v1/vectors/{user}`: JSON, or the bytes where these are asked for."""
+    """Answer `GET /v1/vectors/{user}`: JSON, or the bytes where the client accepts these."""
     user = _user(request, service)
     stored = await service.with_store(lambda store: store.get(user))
     if stored is None:
@@ -38,7 +38,7 @@ async def get_vector(request: Request, service: Service) -> Response:
 
 
 async def delete_vector(request: Request, service: Service) -> Response:
-    """Answer `DELETE /v1/vectors/{user}`: and what their clicks said, from which it would come again."""
+    """Answer `DELETE /v1/vectors/{user}`: the clicks go too, from which the vector would come again."""
     user = _user(request, service)
     if service.feedback is not None:
         await service.in_turn(service.feedback.forget, user)
@@ -80,15 +80,15 @@ async def models(request: Request, service: Service) -> Response:
 async def model(request: Request, service: Service) -> Response:
     """Answer `GET /v1/models/{model}`."""
     key_user = caller(request).user
-    asked: str = request.path_params["model"]
-    name, at, user = asked.partition("@")
+    wanted: str = request.path_params["model"]
+    name, at, user = wanted.partition("@")
     known = name == service.name
     if known and at:
         visible = key_user in (None, user) and service.store is not None and bool(check_user(user))
         known = visible and await service.with_store(lambda store: store.get(user)) is not None
     if not known:
-        raise RefusedError(404, f"there is no model {asked[:80]!r}", "model_not_found", "model")
-    return JSONResponse(_model(service, asked))
+        raise RefusedError(404, f"there is no model {wanted[:80]!r}", "model_not_found", "model")
+    return JSONResponse(_model(service, wanted))
 
 
 async def health(request: Request, service: Service) -> Response:

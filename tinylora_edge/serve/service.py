@@ -20,7 +20,6 @@ from .store import Store
 T = TypeVar("T")
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-_POLL_S = 0.05
 _STORE_THREADS = 4  # they wait for its lock, for seconds: nobody else's may
 
 
@@ -38,7 +37,7 @@ class Metrics:
 
         self.requests = counter("requests", "Requests, by route and status.", "route", "status")
         self.seconds = histogram("request", "Seconds until the last byte of a response.", "route")
-        self.first_token = histogram("first_token", "Seconds until the first piece of an answer.")
+        self.first_token = histogram("first_token", "Seconds until the first piece of a stream.")
         self.tokens = counter("tokens", "Tokens of prompts, cached ones of these, and of answers.", "kind")
         self.refused = counter("refused_vectors", "Vectors that were refused, by reason.", "reason")
         self._running = Gauge("tinylora_running", "Answers that are being generated.", registry=own)
@@ -82,19 +81,6 @@ class Service:
         self._storing = ThreadPoolExecutor(_STORE_THREADS, "tinylora-store")
         self._learning = ThreadPoolExecutor(1, "tinylora-clicks")  # a click takes seconds
         self.draining = False
-
-    async def drain(self, grace: float) -> None:
-        """Take no more requests, give answers some seconds to end, and close: the rest ends with an error."""
-        if self.draining:
-            return
-        self.draining = True
-        until = asyncio.get_running_loop().time() + grace
-        while asyncio.get_running_loop().time() < until:
-            load = self.pool.load()
-            if not load.running and not load.waiting:
-                break
-            await asyncio.sleep(_POLL_S)
-        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """Close pool and store. Again is fine."""

@@ -1,4 +1,4 @@
-"""The store of users' vectors: an SQLite file with a frame for each, and what was accepted of him."""
+"""The store of users' vectors: an SQLite file with a frame for each, and what was accepted of them."""
 
 from __future__ import annotations
 
@@ -47,9 +47,14 @@ class Stored:
     sequence: int
 
 
+def is_user(name: str) -> bool:
+    """Whether a user may have this name."""
+    return users.is_portable(name) and name != users.DEFAULT_USER
+
+
 def check_user(name: str) -> str:
     """Return the name of a user, if it is one. RequestError: it is none."""
-    if not users.is_portable(name) or name == users.DEFAULT_USER:
+    if not is_user(name):
         raise RequestError(
             f"{name[:80]!r} is no name of a user: {users.RULE}, and not "
             f"{users.DEFAULT_USER!r}, which stands for the user without a name",
@@ -97,7 +102,7 @@ class Store:
         self.sequences: SequenceLog = _StoreLog(self)
 
     def get(self, user: str) -> Stored | None:
-        """Return a user's vector; None where he has none."""
+        """Return a user's vector; None where they have none."""
         rows = self.read(
             "SELECT frame, sequence FROM vectors WHERE factors = ? AND user = ?",
             (self._factors_id, check_user(user)),
@@ -117,7 +122,7 @@ class Store:
         return Stored(user, frame, vector.sequence)
 
     def delete(self, user: str) -> bool:
-        """Remove a user's vector, but not what was accepted of him; say whether there was one."""
+        """Remove a user's vector, but not what was accepted of them; say whether there was one."""
         with self.transaction() as connection:
             done = connection.execute(
                 "UPDATE vectors SET frame = NULL, changed = ? "
