@@ -13,7 +13,7 @@ from weakref import WeakSet
 from ..basis import Bases
 from ..errors import TinyLoraError
 from ..tasks import Prompt, Sample
-from ..tasks.tools import told
+from ..tasks.tools import template_input
 from ..vector import AdmittedVector, MicroVector, Policy
 from .engine import CLOSED, Engine, Process, Tokenizer
 
@@ -76,7 +76,9 @@ class Weights:
         with self.in_use():
             if isinstance(rendered, str):
                 return tokenizer.encode(rendered), []
-            return tokenizer.encode_messages(*told(rendered, sample.tools, own=tokenizer.renders_tools))
+            return tokenizer.encode_messages(
+                *template_input(rendered, sample.tools, own=tokenizer.renders_tools)
+            )
 
     @cached_property
     def turn_end(self) -> int:

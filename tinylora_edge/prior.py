@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .errors import BasisError
 
@@ -23,10 +23,23 @@ _ROUND = 1e-6  # of a covariance that is isotropic but for rounding, relative to
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """A prior as computing takes it: mean [n] and covariance [n, n] in float64."""
+    """Mean [n] and covariance [n, n] of the vectors that people want, in float64, exactly symmetric."""
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, mean: ArrayLike, covariance: ArrayLike, size: int) -> Prior:
+        """Return the prior of a projection of n = `size` numbers; what is stored is float32.
+
+        Raises:
+            BasisError: those of `check_prior`.
+        """
+        with np.errstate(over="ignore"):  # infinity is refused
+            mean, covariance = np.asarray(mean, np.float32), np.asarray(covariance, np.float32)
+        check_prior(mean, covariance, size)
+        half = covariance / np.float32(2)
+        return cls(mean.astype(np.float64), (half + half.T).astype(np.float64))
 
     @cached_property
     def precision(self) -> NDArray[np.float64]:
@@ -51,15 +64,14 @@ class Whitening:
         matrix: L, float64 [n, n], lower triangular with a positive diagonal; None where v is z.
     """
 
-    def __init__(self, covariance: NDArray[Any] | None = None) -> None:
+    def __init__(self, prior: Prior | None = None) -> None:
         self.matrix: NDArray[np.float64] | None = None
-        if covariance is None:
+        if prior is None:
             return
-        exact = covariance.astype(np.float64)
-        size = len(exact)
-        scaled = exact / (math.fsum(exact.diagonal()) / size)
+        size = len(prior.mean)
+        scaled = prior.covariance / (math.fsum(prior.covariance.diagonal()) / size)
         if np.abs(scaled - np.eye(size)).max() > _ROUND:
-            self.matrix = np.asarray(np.linalg.cholesky((scaled + scaled.T) / 2), np.float64)
+            self.matrix = np.asarray(np.linalg.cholesky(scaled), np.float64)
 
     def values(self, z: NDArray[Any]) -> NDArray[Any]:
         """Return v = L z of coordinates, or of differences of them: float [..., n]."""

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import limits
 from .errors import BasisError
 from .modules import canonical_order
-from .prior import Prior, Whitening, check_prior
+from .prior import Prior, Whitening
 
 SEED = 42
 """Of random projections."""
@@ -91,8 +91,7 @@ class Projection(ABC):
         size: n.
         descriptor: the canonical text that names the map (docs/FORMAT.md, "Projections").
         stored: P, float32 [n, M, k, k], where it cannot be regenerated, else None.
-        prior_mean: float32 [n], the mean of vectors that people want, or None. In no digest.
-        prior_covariance: float32 [n, n], their covariance; there where the mean is.
+        prior: mean and covariance of the vectors that people want, or None. In no digest.
     """
 
     modules: tuple[str, ...]
@@ -100,8 +99,7 @@ class Projection(ABC):
     size: int
     descriptor: str
     stored: NDArray[np.float32] | None = None
-    prior_mean: NDArray[np.float32] | None = None
-    prior_covariance: NDArray[np.float32] | None = None
+    prior: Prior | None = None
 
     @staticmethod
     def random(modules: Sequence[str], groups: int = NUMBERS, rank: int = RANK) -> Projection:
@@ -155,10 +153,7 @@ class Projection(ABC):
         if prior is not None:
             if size > limits.PRIOR_VALUES:
                 raise BasisError(f"a prior is of at most {limits.PRIOR_VALUES:,} numbers, not {size:,}")
-            with np.errstate(over="ignore"):
-                mean, covariance = (np.array(part, np.float32) for part in prior)
-            check_prior(mean, covariance, size)
-            made.prior_mean, made.prior_covariance = mean, covariance
+            made.prior = Prior.of(*prior, size)
         return made
 
     @staticmethod
@@ -197,7 +192,7 @@ class Projection(ABC):
             )
 
     def __repr__(self) -> str:
-        prior = "" if self.prior_mean is None else ", a prior"
+        prior = "" if self.prior is None else ", a prior"
         return f"Projection({self.descriptor[:64]}: {self.size} numbers, {len(self.modules)} modules{prior})"
 
     @property
@@ -226,17 +221,9 @@ class Projection(ABC):
         return float(np.linalg.norm(self.whitening.gradient(by_number)))
 
     @cached_property
-    def prior(self) -> Prior | None:
-        """Mean and covariance in float64, the covariance exactly symmetric; None where there is no prior."""
-        if self.prior_mean is None or self.prior_covariance is None:
-            return None
-        covariance = self.prior_covariance.astype(np.float64)
-        return Prior(self.prior_mean.astype(np.float64), (covariance + covariance.T) / 2)
-
-    @cached_property
     def whitening(self) -> Whitening:
         """The coordinates in which the prior is round; those of v itself where there is no prior."""
-        return Whitening(self.prior_covariance)
+        return Whitening(self.prior)
 
 
 class _Tied(Projection):

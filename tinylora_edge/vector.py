@@ -55,12 +55,12 @@ class MicroVector:
 
     def __post_init__(self) -> None:
         with np.errstate(over="ignore"):  # infinity is refused below
-            given = np.asarray(self.values, dtype=np.float32)
-        if given.ndim != 1:
-            raise VectorError(f"values of a micro-vector are n numbers, not of shape {given.shape}")
+            exact = np.asarray(self.values, dtype=np.float32)
+        if exact.ndim != 1:
+            raise VectorError(f"values of a micro-vector are n numbers, not of shape {exact.shape}")
         if not 0 <= self.sequence < 1 << 16:
             raise VectorError(f"sequence {self.sequence} is out of range: it must be from 0 to 65535")
-        values = finite(given, self.dtype)
+        values = finite(exact, self.dtype)
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
 
@@ -110,9 +110,9 @@ class MicroVector:
         return frame.encode(*sent, basis.digest, signer, user=user, until=last)
 
     def __repr__(self) -> str:
-        shown = np.array2string(self.values, precision=4, threshold=6, edgeitems=2, separator=", ")
+        values = np.array2string(self.values, precision=4, threshold=6, edgeitems=2, separator=", ")
         of = f", basis {self.basis[:8]}" if self.basis else ""
-        return f"{type(self).__name__}({shown} [{len(self.values)}], {self.dtype}, {self.sequence}{of})"
+        return f"{type(self).__name__}({values} [{len(self.values)}], {self.dtype}, {self.sequence}{of})"
 
     @property
     def norm(self) -> float:

@@ -7,7 +7,7 @@ import pytest
 import support
 
 from tinylora_edge import Basis, BasisError, Projection
-from tinylora_edge.prior import Whitening, check_prior
+from tinylora_edge.prior import Prior, Whitening, check_prior
 
 N = 4
 
@@ -34,9 +34,9 @@ def test_a_basis_has_it_outside_of_its_digest():
     basis, learned = with_prior(), with_prior(MEAN, COVARIANCE)
     assert basis.prior is None
     np.testing.assert_array_equal(learned.prior.mean, MEAN)
-    exact = COVARIANCE.astype(float)
-    np.testing.assert_array_equal(learned.prior.covariance, (exact + exact.T) / 2)
-    np.testing.assert_array_equal(learned.whitening.matrix, Whitening(COVARIANCE).matrix)
+    np.testing.assert_allclose(learned.prior.covariance, COVARIANCE, rtol=1e-6)
+    np.testing.assert_array_equal(learned.prior.covariance, learned.prior.covariance.T)
+    np.testing.assert_array_equal(learned.whitening.matrix, Whitening(learned.prior).matrix)
     other = with_prior(MEAN + 1, COVARIANCE)
     assert other.digest == learned.digest == basis.digest
     assert other.prior.digest != learned.prior.digest == with_prior(MEAN, COVARIANCE).prior.digest
@@ -86,7 +86,7 @@ def test_values_of_any_scale_and_asymmetry_by_rounding(scale):
 
 def test_z_is_round_where_v_has_the_prior_and_has_its_unit() -> None:
     _, covariance = prior(13)
-    whitening, eye = Whitening(covariance), np.eye(13)
+    whitening, eye = Whitening(Prior(np.zeros(13), covariance.astype(float))), np.eye(13)
     of_v = whitening.values(eye).T  # columns: L
     scaled = covariance / np.mean(np.diag(covariance))
     np.testing.assert_allclose(of_v @ of_v.T, scaled, atol=1e-6)
@@ -99,7 +99,7 @@ def test_z_is_round_where_v_has_the_prior_and_has_its_unit() -> None:
 
 @pytest.mark.parametrize("scale", [None, 1 / 3, 7e-5])
 def test_where_v_is_z_nothing_is_computed(scale: float | None) -> None:
-    whitening = Whitening(None if scale is None else scale * np.eye(N, dtype=np.float32))
+    whitening = Whitening(None if scale is None else Prior(np.zeros(N), scale * np.eye(N)))
     given = np.random.default_rng(2).standard_normal(N).astype(np.float32)
     for done in (whitening.values, whitening.coordinates, whitening.gradient):
         assert done(given) is given

@@ -73,8 +73,8 @@ def test_projections_and_priors_stay(bundle, llama_gguf, tmp_path):
     assert len(after.fingerprints) == len(before.fingerprints) + 1
     (found,) = after.projections
     assert found.descriptor == kept.descriptor
-    np.testing.assert_array_equal(found.prior_mean, kept.prior_mean)
-    np.testing.assert_array_equal(found.prior_covariance, kept.prior_covariance)
+    np.testing.assert_array_equal(found.prior.mean, kept.prior.mean)
+    np.testing.assert_array_equal(found.prior.covariance, kept.prior.covariance)
 
 
 def refused(bundle, base, error, match):

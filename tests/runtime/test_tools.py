@@ -20,7 +20,7 @@ from tinylora_edge.runtime import Pool, TinyLoraLlama
 from tinylora_edge.runtime.answers import Answer, Text
 from tinylora_edge.runtime.tools import Tools
 from tinylora_edge.tasks import Sample
-from tinylora_edge.tasks.tools import read_functions, spelled, told
+from tinylora_edge.tasks.tools import read_functions, spelled, template_input
 
 MESSAGES = [{"role": "user", "content": "x"}]
 NUMBER = {"type": "number", "minimum": -2, "maximum": 99, "multipleOf": 0.5}
@@ -115,7 +115,9 @@ ROUND = [
 
 def test_what_a_model_without_tools_in_its_template_is_told() -> None:
     functions = read_functions([tool("f", description="Does it.")])
-    messages, tools = told([{"role": "system", "content": "Be brief."}, *ROUND], functions, own=False)
+    messages, tools = template_input(
+        [{"role": "system", "content": "Be brief."}, *ROUND], functions, own=False
+    )
     assert tools is None
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
     assert messages[0]["content"].startswith("Be brief.\n\nYou can call")
@@ -125,8 +127,8 @@ def test_what_a_model_without_tools_in_its_template_is_told() -> None:
     assert messages[3]["content"] == "\n".join(
         f"<tool_response>\n{n}\n</tool_response>" for n in ("two", "one")
     )
-    assert told(MESSAGES, functions, own=False).messages[0]["role"] == "system"
-    assert told(MESSAGES, (), own=False) == (MESSAGES, None)
+    assert template_input(MESSAGES, functions, own=False).messages[0]["role"] == "system"
+    assert template_input(MESSAGES, (), own=False) == (MESSAGES, None)
 
 
 def test_a_template_that_knows_tools_writes_them_itself(

@@ -145,7 +145,7 @@ def test_what_is_learned_acts_on_the_leading_two_directions(smollm2_bundle, lear
     made = learned[0].projection
     assert (made.kind, made.size, made.rank) == ("learned", 2, 2)
     assert made.modules == load_bundle(smollm2_bundle).factors.modules
-    assert made.prior_mean.shape == (2,)
+    assert made.prior.mean.shape == (2,)
 
 
 def test_a_unit_of_a_direction_is_a_unit_of_effect(learned):

@@ -159,7 +159,7 @@ class Measuring:
         if is_text(self.task.reward):  # nothing is answered
             return
         if not self.record.get("answers"):
-            kept = [sample.bare or sample for sample in samples[:_KEPT]]
+            kept = [sample.without_preamble or sample for sample in samples[:_KEPT]]
             self.record["answers"] = [{"asked": each.text, "wanted": each.answer} for each in kept]
         for row, answer in zip(self.record["answers"], found.answers, strict=False):
             row[name] = answer

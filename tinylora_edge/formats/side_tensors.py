@@ -56,9 +56,9 @@ def save_bases(bases: Bases, path: str | PathLike[str]) -> None:
     for i, projection in enumerate(bases.projections):
         if projection.stored is not None:
             tensors[f"tinylora_p.{i}"] = projection.stored
-        if projection.prior_mean is not None and projection.prior_covariance is not None:
-            tensors[f"tinylora_prior.{i}.mean"] = projection.prior_mean
-            tensors[f"tinylora_prior.{i}.covariance"] = projection.prior_covariance
+        if projection.prior is not None:
+            tensors[f"tinylora_prior.{i}.mean"] = projection.prior.mean.astype(np.float32)
+            tensors[f"tinylora_prior.{i}.covariance"] = projection.prior.covariance.astype(np.float32)
     with atomic_write(path) as file:
         gguf.write(file, factors.architecture, metadata, tensors)  # type: ignore[arg-type]
 

@@ -91,7 +91,7 @@ def fetch(
         except TransferError as error:
             raise TransferError(f"{url}: {error}") from None
         except (_AgainError, OSError, http.client.HTTPException, ValueError) as error:
-            why = _shown(str(error) or type(error).__name__)
+            why = _printable(str(error) or type(error).__name__)
         wait = random.uniform(0.5, 1) * _BACKOFF_S * 2 ** (attempt - 1)
         if attempt == attempts or time.monotonic() + wait >= end:
             break
@@ -192,17 +192,18 @@ class _LimitedSocket(io.RawIOBase):
 
 def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fetched:
     found = answer.headers.get("ETag", "")
-    given = found if _ETAG.match(found) else None
+    fresh = found if _ETAG.match(found) else None
     if answer.status == 304 and etag is not None:
-        return Fetched(None, given or etag)
+        return Fetched(None, fresh or etag)
     if answer.status != 200:
-        why = _shown(f"the server answered {answer.status} {answer.reason}")
+        why = _printable(f"the server answered {answer.status} {answer.reason}")
         if answer.status in _RETRIED:
             raise _AgainError(why)
         if answer.status == 404:
             why += ": nothing is published there for this model and user"
         if "Location" in answer.headers:
-            why += f": redirects are not followed, and this one leads to {_shown(answer.headers['Location'])}"
+            target = _printable(answer.headers["Location"])
+            why += f": redirects are not followed, and this one leads to {target}"
         raise TransferError(why)
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise TransferError("the server packed the file, which was not asked for: serve files as they are")
@@ -211,9 +212,9 @@ def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fet
         raise TransferError(f"the server sends more than {limit} bytes, the longest frame of this model")
     if answer.length or not data:  # what a Content-Length promised and did not come
         raise _AgainError(f"the body broke off after {len(data)} bytes")
-    return Fetched(data, given)
+    return Fetched(data, fresh)
 
 
-def _shown(text: str) -> str:
+def _printable(text: str) -> str:
     """What a server said, for an error: short, and without characters that would command a terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text.strip()[:200])

@@ -34,7 +34,7 @@ def label(completion: Completion, sample: Sample) -> float:
     Guards: none is needed against an answer that is given whole. The most frequent answer, said to every
     prompt, earns its share of the samples.
     """
-    return float(completion.ended and completion.text.strip() == _given(label, sample).strip())
+    return float(completion.ended and completion.text.strip() == _reference(label, sample).strip())
 
 
 def json_value(completion: Completion, sample: Sample) -> float:
@@ -42,9 +42,9 @@ def json_value(completion: Completion, sample: Sample) -> float:
 
     Order of keys and white space do not matter, 1 is 1.0, and one ``` fence may stand around it.
 
-    Guards: text around the JSON and a key given twice get 0.
+    Guards: text around the JSON and a key that is there twice get 0.
     """
-    return float(_fields(completion) == leaves(read_answer(_given(json_value, sample))))
+    return float(_fields(completion) == leaves(read_answer(_reference(json_value, sample))))
 
 
 def json_fields(completion: Completion, sample: Sample) -> float:
@@ -55,7 +55,7 @@ def json_fields(completion: Completion, sample: Sample) -> float:
 
     Guards: those of `json`; and a wrong object that stands in the prompt as it is gets 0.
     """
-    found, right = _fields(completion), leaves(read_answer(_given(json_value, sample)))
+    found, right = _fields(completion), leaves(read_answer(_reference(json_value, sample)))
     if found is None or (found != right and stands_in(completion.text, sample.text)):
         return 0.0
     return len(found.items() & right.items()) / len(found.keys() | right.keys())
@@ -83,11 +83,11 @@ def text(completion: Completion, sample: Sample) -> float:
     """No completion has this reward: a ValueError.
 
     Free text has many right answers, and none is compared. What is measured is minus the nats a token of
-    the given answer (`Batch.score`; higher is better), and what learns from it is SFT.
+    the reference answer (`Batch.score`; higher is better), and what learns from it is SFT.
     """
     raise ValueError(
-        "text has no reward for a completion: it is measured by the nats a token of the given answers, and "
-        "learned by SFT. Name a reward that judges what was said, such as label or max_words(12)"
+        "text has no reward for a completion: it is measured by the nats a token of the reference answers, "
+        "and learned by SFT. Name a reward that judges completions, such as label or max_words(12)"
     )
 
 
@@ -138,10 +138,10 @@ def read_off(answers: Sequence[str]) -> tuple[Reward, str]:
     why = f"as {len(times):,} of {len(answers):,} answers are different"
     if not short:
         why += f", and some longer than {_SHORT} characters or a line"
-    return text, f"{why}{mixed}: measured by the nats a token of the given answers"
+    return text, f"{why}{mixed}: measured by the nats a token of the reference answers"
 
 
-def _given(reward: Reward, sample: Sample) -> str:
+def _reference(reward: Reward, sample: Sample) -> str:
     if sample.answer is None:
         raise ValueError(f"{name_of(reward)} needs a sample with an answer")
     return sample.answer

@@ -35,7 +35,7 @@ from ..errors import RequestError, TrainError
 from ..jsonio import parse_json
 from ..limits import DATA_BYTES, DOCUMENT_BYTES
 from .task import Sample
-from .tools import read_functions, told
+from .tools import read_functions, template_input
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ def read_samples(path: Path, *, drop_duplicates: bool = False) -> Lines:
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else read_objects(path)
     unseen: Counter[str] = Counter()
     lines = [_line(place, row, unseen) for place, row in rows]
-    notes = [f"{key} is not shown to the model ({_lines_of(count)})" for key, count in unseen.items()]
+    notes = [f"{key} does not reach the model ({_lines_of(count)})" for key, count in unseen.items()]
     without = [line for line in lines if line.split is None]
     if len(without) == len(lines):
         threshold = _threshold({line.rank for line in lines})
@@ -302,11 +302,11 @@ def _line(place: str, row: Mapping[str, Any], unseen: Counter[str]) -> _Line:
     prompt, functions = row[key], _checked(place, read_functions, row.get("tools") or ())
     if key == "messages" or isinstance(prompt, list):
         *before, last = messages = _messages(place, key, prompt, unseen)
-        said = _checked(place, told, messages, functions, own=False).messages
+        rendered = _checked(place, template_input, messages, functions, own=False).messages
         if key == "messages" and last["role"] == "assistant":
             if answer is not None:
                 raise TrainError(f'{place}: found "answer", and an answer as the last message: expected one')
-            answer, prompt = said[-1]["content"], tuple(before)
+            answer, prompt = rendered[-1]["content"], tuple(before)
             names = {function["name"] for function in functions}
             for call in last.get("tool_calls", ()):
                 if (name := call["function"]["name"]) not in names:
@@ -341,10 +341,10 @@ def _answer(place: str, value: Any, raw: bool) -> str | None:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _checked(place: str, read: Callable[..., T], *given: Any, **options: Any) -> T:
+def _checked(place: str, read: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """Return what the server would read; what it would refuse is the line's error."""
     try:
-        return read(*given, **options)
+        return read(*arguments, **options)
     except RequestError as error:
         raise TrainError(f"{place}: {error}") from None
 
@@ -356,9 +356,9 @@ def _messages(place: str, key: str, value: Any, unseen: Counter[str]) -> tuple[d
     messages = []
     for number, message in enumerate(value, 1):
         row = message if isinstance(message, dict) else {}
-        given, role = {name for name, item in row.items() if item is not None}, row.get("role")
+        present, role = {name for name, item in row.items() if item is not None}, row.get("role")
         more = _ROLES.get(role, set()) if isinstance(role, str) else set()
-        whole = isinstance(role, str) and role in _ROLES and given <= _OF_ALL | more
+        whole = isinstance(role, str) and role in _ROLES and present <= _OF_ALL | more
         calls, content = bool(row.get("tool_calls")), row.get("content") or ""
         if not (whole and isinstance(content, str) and (content.strip() or calls)):
             raise TrainError(
@@ -372,5 +372,5 @@ def _messages(place: str, key: str, value: Any, unseen: Counter[str]) -> tuple[d
             )
         if message.get("name"):
             unseen["the name of a message"] += 1
-        messages.append({"role": role, "content": content, **{name: row[name] for name in more & given}})
+        messages.append({"role": role, "content": content, **{name: row[name] for name in more & present}})
     return tuple(messages)

@@ -51,8 +51,8 @@ def count_words(text: str) -> int:
 
 def own_words(text: str, sample: Sample) -> list[str]:
     """The answer's content words that its prompt does not have, in singular or plural, and its numbers."""
-    given = set(words(sample.text))
-    return [word for word in words(text) if word.isdecimal() or not _known(word, given)]
+    prompt = set(words(sample.text))
+    return [word for word in words(text) if word.isdecimal() or not _known(word, prompt)]
 
 
 def without_genitive(word: str) -> str:
@@ -60,10 +60,10 @@ def without_genitive(word: str) -> str:
     return word.removesuffix("'s").removesuffix("\u2019s")
 
 
-def _known(word: str, given: set[str]) -> bool:
+def _known(word: str, prompt: set[str]) -> bool:
     word = without_genitive(word)
     forms = {word, word.removesuffix("s"), word.removesuffix("es"), f"{word}s", f"{word}es"}
-    return word in FUNCTION_WORDS or not forms.isdisjoint(given)
+    return word in FUNCTION_WORDS or not forms.isdisjoint(prompt)
 
 
 def says_something(text: str, sample: Sample) -> bool:
@@ -73,8 +73,8 @@ def says_something(text: str, sample: Sample) -> bool:
     """
     if not own_words(text, sample) or repeats(text):
         return False
-    answer, given = words(text), words(sample.text)
-    run = SequenceMatcher(None, answer, given, autojunk=False).find_longest_match().size
+    answer, prompt = words(text), words(sample.text)
+    run = SequenceMatcher(None, answer, prompt, autojunk=False).find_longest_match().size
     return run < _ECHO_RUN or 2 * run < len(answer)
 
 

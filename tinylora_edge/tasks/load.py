@@ -195,18 +195,18 @@ def _reward_of_lines(samples: Sequence[Sample], places: Mapping[int, str]) -> Re
         return None
     parsed: dict[str, Reward] = {}
     for sample in samples:
-        given, place = sample.data.get("reward"), places[id(sample)]
-        if not isinstance(given, str):
+        named, place = sample.data.get("reward"), places[id(sample)]
+        if not isinstance(named, str):
             raise TrainError(
                 f'{place}: there is no "reward", but other lines have one: expected it on every line, such '
                 'as "max_words(12)", or on none'
             )
-        if given not in parsed:
+        if named not in parsed:
             try:
-                parsed[given] = parse_reward(given, allow_import=False)
+                parsed[named] = parse_reward(named, allow_import=False)
             except TrainError as error:
                 raise TrainError(f"{place}: {error}") from error
-        if why := unfit(parsed[given], sample.answer):
+        if why := unfit(parsed[named], sample.answer):
             raise TrainError(f"{place}: {why}")
     if len(parsed) == 1:
         return next(iter(parsed.values()))

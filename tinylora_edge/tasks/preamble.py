@@ -47,16 +47,16 @@ class Preamble:
             return task
         if task.preamble is not None:
             raise TrainError(f"task {task.name} has a preamble already: give all of it at once")
-        shown = {example.text for example in self.examples}
+        examples = {example.text for example in self.examples}
         for sample in (*task.held_out, *task.shifted):
-            if sample.text in shown:
+            if sample.text in examples:
                 raise TrainError(
                     f"the worked example {sample.text[:60]!r} is a held-out prompt of task {task.name}: what "
                     "is measured on must not be shown. Take another example"
                 )
         return replace(
             task,
-            train=[self.before(sample) for sample in task.train if sample.text not in shown],
+            train=[self.before(sample) for sample in task.train if sample.text not in examples],
             held_out=[self.before(sample) for sample in task.held_out],
             shifted=[self.before(sample) for sample in task.shifted],
             preamble=self.record(),
@@ -80,7 +80,7 @@ class Preamble:
         messages = [{"role": "system", "content": system}] if system else []
         for example in self.examples:
             messages += [*_split(example)[1], {"role": "assistant", "content": str(example.answer)}]
-        return replace(sample, prompt=(*messages, *turns), bare=sample.bare or sample)
+        return replace(sample, prompt=(*messages, *turns), without_preamble=sample.without_preamble or sample)
 
 
 def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...]:

@@ -29,8 +29,8 @@ class Sample:
         answer: the reference answer where there is one: rewards compare with it, SFT learns it.
         data: whatever else a reward needs. Treat it as read-only.
         raw: the text goes past the chat template, and the model continues it as it stands.
-        bare: the sample without the preamble that its prompt begins with, which rewards judge an answer
-            beside; None where it has none.
+        without_preamble: where its prompt begins with a preamble, the sample without it, which rewards judge
+            an answer beside; else None.
         tools: functions that the model may call, as `tools.read_functions` returns them.
     """
 
@@ -38,7 +38,7 @@ class Sample:
     answer: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     raw: bool = False
-    bare: Sample | None = None
+    without_preamble: Sample | None = None
     tools: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -50,8 +50,8 @@ class Sample:
         """Return text, or chat messages, which are copied, as a sample; a sample is returned as it is."""
         if isinstance(prompt, Sample):
             return prompt
-        given = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
-        return cls(given, raw=raw)
+        copied = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
+        return cls(copied, raw=raw)
 
     def rendered_by(self, *, template: bool) -> str | tuple[dict[str, Any], ...]:
         """Return messages for a model with a chat template, or text to continue."""
@@ -127,7 +127,7 @@ class Task:
         it is more often a forgotten expression than a score.
         """
         try:
-            value = self.reward(completion, sample.bare or sample)
+            value = self.reward(completion, sample.without_preamble or sample)
             real = isinstance(value, numbers.Real) and not isinstance(value, bool)
             score = float(value) if real else math.nan
         except Exception as error:
@@ -155,7 +155,8 @@ class Task:
         )
         return (
             f"task {self.name}, {next(places, 'a sample of no split')} "
-            f"(prompt {_short((sample.bare or sample).text)!r}, completion {_short(completion.text)!r})"
+            f"(prompt {_short((sample.without_preamble or sample).text)!r}, "
+            f"completion {_short(completion.text)!r})"
         )
 
 

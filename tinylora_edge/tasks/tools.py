@@ -40,8 +40,8 @@ To call one, answer with its name and arguments, and nothing else:
 </tool_call>"""
 
 
-class Told(NamedTuple):
-    """What a chat template is given: messages, and the tools where it renders them itself."""
+class TemplateInput(NamedTuple):
+    """What a chat template takes: messages, and the tools where it renders them itself."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
@@ -85,7 +85,9 @@ def read_functions(tools: Any) -> tuple[dict[str, Any], ...]:
     return tuple(result.values())
 
 
-def told(messages: Sequence[Mapping[str, Any]], functions: Sequence[dict[str, Any]], *, own: bool) -> Told:
+def template_input(
+    messages: Sequence[Mapping[str, Any]], functions: Sequence[dict[str, Any]], *, own: bool
+) -> TemplateInput:
     """Return messages and functions for a chat template, which renders them itself where it has an `own` way.
 
     Raises:
@@ -100,11 +102,11 @@ def told(messages: Sequence[Mapping[str, Any]], functions: Sequence[dict[str, An
                 raise RequestError(f"{where}.tool_calls is no list of an assistant", param=where)
             made = [_call(call, f"{where}.tool_calls[{index}]") for index, call in enumerate(calls)]
             open_calls = {call["id"] for call in made}
-            said = message.get("content") or ""
+            text = message.get("content") or ""
             if own:
-                result.append({**message, "content": said, "tool_calls": made})
+                result.append({**message, "content": text, "tool_calls": made})
                 continue
-            texts = [said, *(spelled(**call["function"]) for call in made)]
+            texts = [text, *(spelled(**call["function"]) for call in made)]
             result.append({"role": role, "content": "\n".join(filter(None, texts))})
         elif role == "tool":
             answered = message.get("tool_call_id")
@@ -127,14 +129,14 @@ def told(messages: Sequence[Mapping[str, Any]], functions: Sequence[dict[str, An
             open_calls = set()
             result.append(dict(message))
     if own or not functions:
-        return Told(result, [{"type": "function", "function": each} for each in functions] or None)
+        return TemplateInput(result, [{"type": "function", "function": each} for each in functions] or None)
     lines = "\n".join(json.dumps(each, ensure_ascii=False) for each in functions)
     text = _EXPLAINED.format(functions=lines)
     if result and result[0].get("role") == "system":
         result[0]["content"] += f"\n\n{text}"
     else:
         result.insert(0, {"role": "system", "content": text})
-    return Told(result, None)
+    return TemplateInput(result, None)
 
 
 def spelled(name: str, arguments: Mapping[str, Any]) -> str:
@@ -151,9 +153,13 @@ def renders_tools(template: str) -> bool:
 def _call(call: Any, where: str) -> dict[str, Any]:
     """Return a call of a message with its arguments as an object, as templates want them."""
     match call:
-        case {"id": str(name_of_it), "type": "function", "function": {"name": str(name), "arguments": given}}:
+        case {
+            "id": str(name_of_it),
+            "type": "function",
+            "function": {"name": str(name), "arguments": arguments},
+        }:
             try:
-                arguments = parse_json(given, strict=True) if isinstance(given, str) else given
+                arguments = parse_json(arguments, strict=True) if isinstance(arguments, str) else arguments
             except ValueError:
                 arguments = None
             if isinstance(arguments, dict):

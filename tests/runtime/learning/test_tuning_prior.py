@@ -13,7 +13,7 @@ import support
 from tuning_task import PROMPTS, favoured
 
 from tinylora_edge import Basis, MicroVector, Projection, TrainError, load_bundle
-from tinylora_edge.prior import Whitening
+from tinylora_edge.prior import Prior, Whitening
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
 from tinylora_edge.runtime.learning.search import change
 from tinylora_edge.tasks import Sample
@@ -98,7 +98,7 @@ class TestShape:
     ) -> None:
         """What is tried first is the same; a whole run is not: rounding may draw another token."""
         p = directions(4).astype(np.float32)
-        factor = Whitening(covariance_of(4)).matrix
+        factor = Whitening(Prior.of(np.zeros(4), covariance_of(4), 4)).matrix
         assert factor is not None
         mixed = np.einsum("ij,i...->j...", factor, p)
         tried, norms = [], []
