@@ -99,7 +99,7 @@ def read_samples(path: Path, *, drop_duplicates: bool = False) -> Lines:
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else read_objects(path)
     unseen: Counter[str] = Counter()
     lines = [_line(place, row, unseen) for place, row in rows]
-    notes = [f"{key} does not reach the model ({_lines_of(count)})" for key, count in unseen.items()]
+    notes = [f"{key} is not shown to the model ({_lines_of(count)})" for key, count in unseen.items()]
     without = [line for line in lines if line.split is None]
     if len(without) == len(lines):
         threshold = _threshold({line.rank for line in lines})
