@@ -118,7 +118,7 @@ class Basis:
 
     def norm(self, v: Any) -> float:
         """Return the Frobenius norm of R; errors as for `R`."""
-        return _norm(self.R(v))
+        return frobenius(self.R(v))
 
     def bounded(self, values: ArrayLike) -> NDArray[np.float64]:
         """Return values, or, where their R is too large, shorter ones: float [n] -> float64 [n].
@@ -126,7 +126,7 @@ class Basis:
         What a learner proposes may pass `MAX_NORM`. A fiftieth is left to the rounding of dtypes.
         """
         exact = np.asarray(values, np.float64)
-        norm = _norm(self.projection.R(exact.astype(np.float32)))
+        norm = frobenius(self.projection.R(exact.astype(np.float32)))
         return exact * min(1.0, 0.98 * MAX_NORM / max(norm, 1.0))
 
     def delta(self, module: str, v: Any) -> NDArray[np.float32]:
@@ -300,7 +300,7 @@ class Bases(Mapping[str, Basis]):
         )
 
 
-def _norm(r: NDArray[np.float32]) -> float:
+def frobenius(r: NDArray[np.float32]) -> float:
     """Return the Frobenius norm, summed in float64."""
     return float(np.sqrt(np.square(r, dtype=np.float64).sum()))  # BLAS would wake threads
 

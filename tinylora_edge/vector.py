@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .basis import MAX_NORM, Bases, Basis
+from .basis import MAX_NORM, Bases, Basis, frobenius
 from .errors import SignatureError, VectorError
 from .factors import Factors
 from .wire import expiry, frame, sequences, tags
@@ -291,8 +291,7 @@ class Policy:
 
     def _r(self, v: Any, basis: Basis) -> NDArray[np.float32]:
         r = basis.R(v)
-        norm = float(np.sqrt(np.square(r, dtype=np.float64).sum()))  # BLAS would wake threads
-        if norm > self.max_norm:
+        if (norm := frobenius(r)) > self.max_norm:
             raise VectorError(
                 f"R of the vector has the norm {norm:.4g}, but the policy accepts at most {self.max_norm:.4g}"
             )

@@ -65,8 +65,6 @@ RFC_4231 = [
 def test_crc32_check_value():
     tag = Crc32().sign(b"123456789")
     assert tag == bytes.fromhex("cbf43926")[::-1]
-    assert Crc32().verify(b"123456789", tag)
-    assert not Crc32().verify(b"123456788", tag)
 
 
 @pytest.mark.parametrize(("key", "message", "mac"), RFC_4231)

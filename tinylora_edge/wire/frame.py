@@ -58,7 +58,7 @@ def check_tag(received: Frame, user: str, digest: bytes, keys: Sequence[tags.Ver
     except (ChecksumError, SignatureError) as error:
         if not user:
             raise
-        try:  # what `train` makes is of the default user: who sends it as it came is told how to mend it
+        try:  # `train` makes vectors of the default user, and the error says how to reframe such a one
             tags.check(kind, message("", digest, body), tag, keys)
         except (ChecksumError, SignatureError):
             raise error from None
@@ -78,13 +78,10 @@ def encode(
     user: str = "",
     until: int | None = None,
 ) -> bytes:
-    """Return the frame of values [n] that `dtype` can carry; `until` numbers its last day (`expiry`).
+    """Return the frame of values [n] that `dtype` can carry, with a sequence from 0 to 65535.
 
-    Raises:
-        FrameError: the sequence does not fit 16 bits, or the user's name is none that a policy keeps.
+    `until` numbers its last day (`expiry`). FrameError: the user's name is none that a policy keeps.
     """
-    if not 0 <= sequence < 1 << 16:
-        raise FrameError(f"sequence {sequence} does not fit a frame: it must be from 0 to 65535")
     basis = bytes.fromhex(digest)
     version, day = (BOUND, b"") if until is None else (DATED, until.to_bytes(2, "little"))
     first = version << 4 | DTYPES.index(dtype) | signer.kind << 2

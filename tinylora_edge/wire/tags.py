@@ -110,10 +110,6 @@ class Crc32:
         """Return the CRC-32 (IEEE 802.3) of the message, 4 bytes, little-endian."""
         return zlib.crc32(message).to_bytes(4, "little")
 
-    def verify(self, message: bytes, tag: bytes) -> bool:
-        """Tell whether the CRC-32 of the message is `tag`."""
-        return self.sign(message) == tag
-
 
 class Hmac:
     """HMAC-SHA-256 (RFC 2104) cut to 8 bytes: whoever holds the key can make frames and check them.
