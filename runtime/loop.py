@@ -74,7 +74,7 @@ class Slot:
         whole = isinstance(work, Generating) and holds == work.prompt and (soon or self.after is not None)
         if whole and work.tokens[:holds] == self.tokens[:holds]:
             return holds
-        most = max(0, min(holds, work.prompt - _ALIGNED))
+        most = max(0, min(holds, work.first, work.prompt - _ALIGNED))
         alike = next((i for i in range(most) if work.tokens[i] != self.tokens[i]), most)
         return alike // _ALIGNED * _ALIGNED
 

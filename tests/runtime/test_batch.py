@@ -127,6 +127,15 @@ def test_the_seed_decides_and_not_what_runs_beside(llm: PersonalizedModel, sampl
 
 
 @pytest.mark.slow
+def test_a_completion_that_comes_twice_is_scored_twice(llm: Any) -> None:
+    """What a row holds of a completion is no use to another: its logits are gone."""
+    completion = list(range(30, 110))
+    with opened(llm, sequences=4) as batch:
+        for twice in (4, 1, 1):
+            for each in batch.score([PROMPTS[0]] * twice, [[completion]] * twice):
+                assert [len(row) for row in each] == [len(completion)]
+
+
 def test_given_completions_are_scored_exactly(llm: Any) -> None:
     users, temperature = vectors(llm), 0.6
     with opened(llm, sequences=16, n_threads=2) as batch:
