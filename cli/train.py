@@ -106,7 +106,6 @@ def train(
         keep=keep,
         weights=None if weights is None else str(weights),
         evaluate=evaluate,
-        drift=results.DRIFT_PROMPTS if evaluate else 0,
     )
     if start is not None:
         bases = load_bundle(bundle).bases

@@ -52,7 +52,7 @@ def test_a_longer_vector_drifts_further(llm: TinyLoraLlama) -> None:
     vectors = [MicroVector.random(llm.bases.basis(numbers=13), norm, seed=1) for norm in (0.2, 2.0)]
     own = llm.swap(vectors[0])
     zero, none, short, long = (
-        measure_drift(llm, vector, PROMPTS, sequences=8, n_threads=1)
+        measure_drift(llm, vector, PROMPTS, n_threads=1)
         for vector in (MicroVector.zeros(llm.bases.basis(rank=2)), None, *vectors)
     )
     assert zero.kl == none.kl == zero.repeating.new == zero.wrong.new == 0
@@ -60,7 +60,7 @@ def test_a_longer_vector_drifts_further(llm: TinyLoraLlama) -> None:
     assert long.prompts == 4
     assert long.wrong.judged == 1
     assert llm.vector == own, "measuring changes nothing"
-    assert measure_drift(llm, vectors[1], PROMPTS, sequences=8, n_threads=1) == long
+    assert measure_drift(llm, vectors[1], PROMPTS, n_threads=1) == long
 
 
 def test_what_cannot_be_measured(llm: TinyLoraLlama) -> None:

@@ -37,7 +37,7 @@ def test_whole_answers_are_limited_in_tokens_and_others_as_they_were(llm: TinyLo
 
 
 def find(llm: TinyLoraLlama, task: Task, seconds: float = 100.0) -> few_shot.FewShot:
-    return find_examples(llm, task, task.train[:6], seconds=seconds, sequences=8, n_threads=1)
+    return find_examples(llm, task, task.train[:6], seconds=seconds, n_threads=1)
 
 
 def test_the_best_of_all_draws_shows_nothing_that_is_judged(

@@ -45,10 +45,8 @@ def options(tiny_weights: Path) -> Options:
         weights=str(tiny_weights),
         dtype="fp32",
         workers=2,
-        sequences=8,
         keep=False,
-        wire="fp32",
-        drift=0,
+        evaluate=False,
     )
 
 

@@ -35,7 +35,7 @@ def task(letters_task: Task) -> Task:
 def quick(options: Options) -> Options:
     """Of two steps, from a vector that is written even where they bring nothing."""
     start = {"rank": 2, "numbers": None, "start": (0.02,) * 56}
-    return replace(options, steps=2, validate_every=2, validation=8, drift=2, **start)
+    return replace(options, steps=2, validate_every=2, validation=8, evaluate=True, **start)
 
 
 def run(bundle: Path, task: Task, folder: Path, options: Options, **more: Any) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class TestMeasured:
         vector = MicroVector.from_bytes((tmp_path / "v").read_bytes(), load_bundle(both).bases)
         with (
             runtime.load(both, engine="onnx", n_threads=1) as llm,
-            llm.batch(task.held_out, 5, sequences=8, n_threads=1) as batch,
+            llm.batch(task.held_out, 5, n_threads=1) as batch,
         ):
             base, own = (evaluate(batch, task, each) for each in (None, vector))
         first, second = record["forms"]["llama.cpp"], record["forms"]["ONNX Runtime"]
@@ -74,7 +74,7 @@ class TestMeasured:
         assert second["same"] == sum(
             found == shown["vector"] for found, shown in zip(own.answers, record["answers"], strict=True)
         )
-        assert record["drift"]["prompts"] == 2
+        assert record["drift"]["prompts"] == 32
         assert "unmeasured" not in record
         answers = record["answers"]
         assert [each["asked"] for each in answers] == [sample.prompt for sample in task.held_out]
@@ -117,7 +117,7 @@ class TestMeasured:
         assert "0 training prompts have an answer" in record["unmeasured"]["worked examples"]
         assert "model.onnx.data" in record["unmeasured"]["the graph in ONNX Runtime"]
         assert record["held_out"]["n"] == 8
-        assert record["drift"]["prompts"] == 2
+        assert record["drift"]["prompts"] == 32
 
     def test_a_reward_that_fails_on_held_out_prompts_costs_no_vector(
         self, tiny_bundle: Path, task: Task, quick: Options, tmp_path: Path

@@ -53,7 +53,7 @@ def interrupted(bundle: Path, task: Task, output: Path, options: Options, *, aft
 
 def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path) -> None:
     rows: Rows = []
-    chosen = replace(options, wire=None, drift=4)
+    chosen = replace(options, evaluate=True)
     outcome = train(tiny_bundle, letters_task, tmp_path / "v.bin", options=chosen, report=rows.append)
     assert outcome.result.best_score >= outcome.result.start_score
     bases = load_bundle(tiny_bundle).bases
@@ -141,9 +141,9 @@ def test_sigint_saves_and_leaves(
 @pytest.mark.parametrize(
     ("change", "size"),
     [
-        ({}, 3595),
-        ({"method": "sft", "rank": None, "start": None, "lr": None, "wire": None}, 911),  # int8
-        ({"rank": None, "numbers": 13, "start": (0.1,) * 13, "wire": None}, 37),  # bf16
+        ({}, 911),
+        ({"method": "sft", "rank": None, "start": None, "lr": None}, 911),  # int8
+        ({"rank": None, "numbers": 13, "start": (0.1,) * 13}, 37),  # bf16
     ],
 )
 def test_every_option_runs(
@@ -211,7 +211,12 @@ def test_what_is_trained_longer_is_kept_within_the_noise() -> None:
 
 @pytest.mark.parametrize("last", [1.0, 0.0], ids=["the last one", "the start, to which it goes back"])
 def test_signal_that_dries_up_ends_the_run_with_what_was_found(
-    last: float, tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
+    last: float,
+    tiny_bundle: Path,
+    letters_task: Task,
+    options: Options,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = 0
 
@@ -220,7 +225,8 @@ def test_signal_that_dries_up_ends_the_run_with_what_was_found(
         calls += 1  # validation 16, to find a temperature 24, a step 24
         return letters_task.reward(completion, sample) if calls <= 16 + 24 + 24 else last
 
-    quick = replace(options, steps=30, silence=3, evaluate=False, start=None)
+    monkeypatch.setattr(trainer, "_SILENCE", 3)
+    quick = replace(options, steps=30, start=None)
     quick = replace(quick, validate_every=1 if last == 0 else 50)
     rows: Rows = []
     dry = replace(letters_task, reward=drying)

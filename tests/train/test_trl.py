@@ -27,9 +27,7 @@ def options(tiny: Path) -> Options:
 
 def test_learns_and_ships(tiny: Path, options: Options, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
-    longer = replace(
-        options, steps=8, prompts=8, samples=8, validate_every=4, lr=0.3, wire="bf16", evaluate=True
-    )
+    longer = replace(options, steps=8, prompts=8, samples=8, validate_every=4, lr=0.3, evaluate=True)
     task = trl_world.letters_task()
     outcome = train_trl(tiny / "bundle", task, tmp_path / "v.bin", options=longer, report=rows.append)
     rewards = [row["reward"] for row in steps(rows)]

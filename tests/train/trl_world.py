@@ -106,8 +106,6 @@ def options(folder: Path) -> Options:
         weights=str(folder / "weights"),
         dtype="fp32",
         workers=1,
-        sequences=8,
-        wire="fp32",
         evaluate=False,
     )
 

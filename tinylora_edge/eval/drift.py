@@ -93,7 +93,6 @@ def measure_drift(
     *,
     count: int | None = None,
     seed: int = 0,
-    sequences: int = 32,
     n_threads: int | None = None,
 ) -> Drift:
     """Measure how far a vector moves the model from its base on general prompts, by forward passes alone.
@@ -105,7 +104,6 @@ def measure_drift(
             its data, is checked for being right. None: those that are shipped (`tasks.builtin.load_general`).
         count: ask the first so many only.
         seed: of the answers that the base draws.
-        sequences: that run at the same time.
         n_threads: cores to use; by default all that the engine would take.
 
     Raises:
@@ -115,7 +113,7 @@ def measure_drift(
     samples = [Sample.of(prompt) for prompt in (load_general() if prompts is None else prompts)[:count]]
     if not samples:
         raise TrainError("drift is measured on prompts, and there are none: give at least one")
-    with llm.batch(samples, max(_DRAWN, _JUDGED), sequences=sequences, n_threads=n_threads) as batch:
+    with llm.batch(samples, max(_DRAWN, _JUDGED), n_threads=n_threads) as batch:
         tokens = batch.encode(samples)
         drawn = batch.generate(tokens, max_tokens=_DRAWN, temperature=1.0, seed=seed)
         kept = [(p, each.tokens.tolist()) for p, each in zip(tokens, drawn, strict=True) if len(each.tokens)]
@@ -143,30 +141,19 @@ def measure_drift(
 def divergence(
     base: NDArray[np.float32], personalized: NDArray[np.float32], lengths: Sequence[int]
 ) -> tuple[float, float]:
-    """Return the mean, nats a token, of log p_base - log p_personalized, and its error between answers."""
+    """Return the mean, nats a token, of log p_base - log p_personalized, and its standard error.
+
+    The tokens of an answer need not be independent, answers are: it is the error of a ratio of sums over
+    answers (Cochran, Sampling Techniques, 1977, section 2.11), NaN for a single one.
+    """
     gaps = base.astype(np.float64) - personalized
     sums = np.array([part.sum() for part in np.split(gaps, np.cumsum(lengths)[:-1])])
-    return ratio(sums, np.array(lengths, np.int64))
-
-
-def ratio(sums: NDArray[np.float64], of: NDArray[Any]) -> tuple[float, float]:
-    """Return the ratio of two sums, and its standard error as one over independent pairs of terms.
-
-    What is summed within a term need not be independent, such as the tokens of an answer (Cochran, Sampling
-    Techniques, 1977, section 2.11).
-
-    Args:
-        sums: float64 [n].
-        of: [n], what they are divided by.
-
-    Returns:
-        The error is NaN for a single term.
-    """
-    found, n = float(sums.sum() / of.sum()), len(sums)
+    tokens, n = np.array(lengths, np.int64), len(sums)
+    mean = float(sums.sum() / tokens.sum())
     if n < 2:
-        return found, math.nan
-    squares = float(((sums - found * of) ** 2).sum())
-    return found, math.sqrt(n / (n - 1) * squares) / float(of.sum())
+        return mean, math.nan
+    squares = float(((sums - mean * tokens) ** 2).sum())
+    return mean, math.sqrt(n / (n - 1) * squares) / float(tokens.sum())
 
 
 def _checkable(sample: Sample) -> tuple[str, ...]:

@@ -53,7 +53,6 @@ def find_examples(
     judged: Sequence[Sample],
     *,
     seconds: float,
-    sequences: int = 32,
     n_threads: int | None = None,
     answered: Answered = lambda count: None,
 ) -> FewShot:
@@ -82,7 +81,7 @@ def find_examples(
         try:
             preamble = Preamble(examples=draw_examples(source, count, seed=draw))
             prompts = [preamble.before(sample) for sample in (*judged, longest)]
-            batch = llm.batch(prompts, task.max_tokens, sequences=sequences, n_threads=n_threads)
+            batch = llm.batch(prompts, task.max_tokens, n_threads=n_threads)
         except TrainError as error:
             refused = refused or error
             continue

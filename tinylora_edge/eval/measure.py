@@ -31,6 +31,7 @@ _NOTHING = Preamble()
 
 _SEARCH_S = 120.0  # for the few-shot prompt
 _JUDGED = 24  # validation prompts that it is chosen by
+_GENERAL = 32  # general prompts that the drift is measured on
 _ON_OTHERS = 64  # held-out prompts that other deployed forms answer
 _KEPT = 8  # answers that the record keeps
 
@@ -43,8 +44,7 @@ class Measuring:
         bundle: of the model.
         llm: the model in llama.cpp, and `batch` over it.
         validation: prompts that the few-shot prompt is chosen by, the first of them.
-        drift: general prompts that the drift is measured on; 0 leaves it out.
-        sequences, n_threads: of further batches.
+        n_threads: of further batches.
         report: called with progress: `{"event": "measuring", "what", "done", "total"}`.
     """
 
@@ -54,18 +54,13 @@ class Measuring:
     task: Task
     vector: MicroVector
     validation: Sequence[Sample]
-    drift: int
-    sequences: int
     n_threads: int
     report: Report
     found: dict[str, Evaluation] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._size: dict[str, Any] = {"sequences": self.sequences, "n_threads": self.n_threads}
-
-    def run(self) -> None:
-        """Measure the vector where it will be used.
+    def run(self) -> dict[str, Any]:
+        """Measure the vector where it will be used, and return the record.
 
         Base and vector on the held-out prompts; the best few-shot prompt beside them; the bundle's graph;
         the drift. Ctrl-C ends it at once, and what is known by then stays. What is not measured is named,
@@ -77,8 +72,7 @@ class Measuring:
         }
         if load_bundle(self.bundle).onnx is not None:
             parts[f"the graph in {_ONNX}"] = self._graph
-        if self.drift:
-            parts["drift"] = self._drift
+        parts["drift"] = self._drift
         unmeasured: dict[str, str] = {}
         for number, (what, measure) in enumerate(parts.items()):
             try:
@@ -90,7 +84,7 @@ class Measuring:
                 unmeasured[what] = str(error)
                 if "held_out" not in self.record:
                     break
-        self.record |= {"unmeasured": unmeasured} if unmeasured else {}
+        return self.record | ({"unmeasured": unmeasured} if unmeasured else {})
 
     def _held_out(self) -> None:
         if is_text(self.task.reward):
@@ -104,10 +98,12 @@ class Measuring:
             raise TrainError("base and vector stand behind a prompt already")
         judged = self.validation[:_JUDGED]
         answered = self._progress("worked examples on validation prompts", len(TRIED) * len(judged))
-        best = find_examples(self.llm, self.task, judged, seconds=_SEARCH_S, answered=answered, **self._size)
+        best = find_examples(
+            self.llm, self.task, judged, seconds=_SEARCH_S, answered=answered, n_threads=self.n_threads
+        )
         self.record["prompt"] = best.record()
         prompts = [best.preamble.before(sample) for sample in self.task.held_out]
-        with self.llm.batch(prompts, self.task.max_tokens, **self._size) as batch:
+        with self.llm.batch(prompts, self.task.max_tokens, n_threads=self.n_threads) as batch:
             self._arm("prompt", batch, None, best.preamble)
             self._arm("vector + prompt", batch, self.vector, best.preamble)
 
@@ -116,7 +112,7 @@ class Measuring:
         arms = {"base": None, "vector": self.vector}
         with (
             closing(runtime.load(self.bundle, engine="onnx", n_threads=self.n_threads)) as other,
-            other.batch(samples, self.task.max_tokens, **self._size) as batch,
+            other.batch(samples, self.task.max_tokens, n_threads=self.n_threads) as batch,
         ):
             found = {}
             for name, vector in arms.items():
@@ -137,8 +133,8 @@ class Measuring:
             )
 
     def _drift(self) -> None:
-        self._progress("drift on general prompts", self.drift)
-        found = measure_drift(self.llm, self.vector, count=self.drift, **self._size)
+        self._progress("drift on general prompts", _GENERAL)
+        found = measure_drift(self.llm, self.vector, count=_GENERAL, n_threads=self.n_threads)
         self.record["drift"] = found.record()
 
     def _arm(

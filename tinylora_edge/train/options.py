@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,7 @@ import numpy as np
 
 from ..basis import Bases, Basis
 from ..errors import TrainError
-from ..eval import Evaluation
-from ..eval.measure import Measuring
 from ..jsonio import write_json
-from ..process import cores
-from ..runtime.batch import Batch
-from ..runtime.learning.state import Report
-from ..runtime.model import PersonalizedModel
 from ..tasks import Sample, Task
 from ..tasks.files import rank
 from ..vector import FIRST_SEQUENCE, MicroVector
@@ -42,7 +35,10 @@ _SECONDS = ("draw_s", "learn_s", "validate_s", "step_s")
 """The metrics that say how long a part took. Their sum is what the vector cost, interruptions left out."""
 
 _INT8_FROM = 64
-"""Numbers from which a frame is int8: the bytes that it saves are more than those of its scale."""
+"""Numbers from which a frame is int8, and not bf16: the bytes that it saves are more than those of its scale.
+
+One scale for all n costs about a hundredth of R's norm, and no answer that was seen.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +66,6 @@ class Options:
         validate_every: steps between validations; where steps are not given, more of them where a validation
             takes longer than half of these steps.
         checkpoint_every: steps between checkpoints.
-        silence: steps in a row without any signal after which the run stops.
         keep: rehearse: KL(base || v) on the base's own answers to general prompts is part of the loss. None
             does in SFT.
         seed: of everything that is random.
@@ -79,12 +74,8 @@ class Options:
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
         workers: threads, a core each; None takes every core.
-        sequences: that llama.cpp runs at the same time.
         sequence: of the frame that is written: higher than that of the vector that it takes the place of.
-        wire: dtype of the frame that is written, and measured. None takes int8, and bf16 for fewer than 64
-            numbers. One scale for all n costs about a hundredth of R's norm, and no answer that was seen.
-        evaluate: measure base and vector on the held-out prompts at the end.
-        drift: general prompts on which the vector's drift is measured then; 0 leaves it out.
+        evaluate: measure the vector at the end (`eval.measure`).
     """
 
     method: str | None = None
@@ -98,18 +89,14 @@ class Options:
     validation: int | None = None
     validate_every: int = 5
     checkpoint_every: int = 5
-    silence: int = 10
     keep: bool | None = None
     seed: int = 0
     start: tuple[float, ...] | None = None
     weights: str | None = None
     dtype: str | None = None
     workers: int | None = None
-    sequences: int = 32
     sequence: int = FIRST_SEQUENCE
-    wire: str | None = None
     evaluate: bool = True
-    drift: int = 32
 
     def __post_init__(self) -> None:
         if self.method is not None and self.method not in METHODS:
@@ -126,8 +113,6 @@ class Options:
                 f"sequence {self.sequence} is none of 0 to 65535: after the last one a user goes on under "
                 "another name"
             )
-        if self.drift < 0:
-            raise TrainError(f"drift is measured on 0 general prompts or more, not on {self.drift}")
         if self.start is not None and not all(map(math.isfinite, self.start)):
             raise TrainError("training starts from finite values, and one of those to start from is none")
 
@@ -144,8 +129,7 @@ class Options:
 
     def framed(self, vector: MicroVector, basis: Basis) -> MicroVector:
         """Return a vector of this basis with the dtype and the sequence of its frame."""
-        dtype = self.wire or ("int8" if basis.size >= _INT8_FROM else "bf16")
-        return replace(vector, dtype=dtype, sequence=self.sequence)
+        return replace(vector, dtype="int8" if basis.size >= _INT8_FROM else "bf16", sequence=self.sequence)
 
     def split(self, task: Task) -> tuple[list[Sample], list[Sample]]:
         """Return the samples to choose the vector by, and those to learn from.
@@ -240,25 +224,51 @@ class Phase:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of the loop, or of several: one for each method.
+    """The result of a run.
 
     Attributes:
         vector: the last one whose validation was the highest, or within one standard error of it; the
             start where nothing was better.
-        start_score: validation reward of the start.
-        best_score: validation reward of `vector`, and `best_step` the step that it is from.
-        steps: done.
-        stopped: why the last phase ended: see `Phase`.
-        phases: what each method did; empty of TRL's.
+        phases: what each method did, each from what the one before found.
     """
 
     vector: MicroVector
-    start_score: float
-    best_score: float
-    best_step: int
-    steps: int
-    stopped: str
-    phases: tuple[Phase, ...] = ()
+    phases: tuple[Phase, ...]
+
+    @property
+    def start_score(self) -> float:
+        """Validation reward of the start."""
+        return self.phases[0].start_score
+
+    @property
+    def best_score(self) -> float:
+        """Validation reward of `vector`."""
+        return self.phases[-1].best_score
+
+    @property
+    def best_step(self) -> int:
+        """The step that `vector` is from, counted over all phases; 0 for the start."""
+        best = done = 0
+        for phase in self.phases:
+            best = done + phase.best_step if phase.best_step else best
+            done += phase.steps
+        return best
+
+    @property
+    def steps(self) -> int:
+        """Steps done in all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def stopped(self) -> str:
+        """Why the last phase that began ended: see `Phase`."""
+        return next(phase.stopped for phase in reversed(self.phases) if phase.stopped != "left out")
+
+    def record(self) -> dict[str, Any]:
+        """Return it as the manifest has it, beside the vector."""
+        names = ("start_score", "best_score", "best_step", "steps", "stopped")
+        phases = [asdict(phase) for phase in self.phases]
+        return {**{name: getattr(self, name) for name in names}, "phases": phases}
 
 
 @dataclass(frozen=True)
@@ -267,43 +277,13 @@ class Outcome:
 
     Attributes:
         path: the frame file. Its manifest lies beside it as `<name>.json`.
-        result: of the loop.
-        base, personalized: on the held-out prompts; None where not evaluated.
+        result: of training.
         measured: the figures of what was measured, as the manifest has them.
     """
 
     path: Path
     result: Result
-    base: Evaluation | None = None
-    personalized: Evaluation | None = None
     measured: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    def with_measures(
-        self,
-        bundle: str | PathLike[str],
-        llm: PersonalizedModel,
-        batch: Batch,
-        task: Task,
-        vector: MicroVector,
-        options: Options,
-        report: Report,
-    ) -> Outcome:
-        """Return the outcome with what `eval.measure` finds of a vector, in llama.cpp first."""
-        found = Measuring(
-            bundle,
-            llm,
-            batch,
-            task,
-            vector,
-            validation=options.split(task)[0],
-            drift=options.drift,
-            sequences=options.sequences,
-            n_threads=options.workers or cores(),
-            report=report,
-        )
-        found.run()
-        base, own = (found.found.get(name) for name in ("base", "vector"))
-        return replace(self, base=base, personalized=own, measured=found.record)
 
 
 def write_result(
@@ -328,7 +308,7 @@ def write_result(
         "sequence": vector.sequence,
         "options": options.record(),
         **more,
-        "result": {k: v for k, v in asdict(outcome.result).items() if k != "vector"},
+        "result": outcome.result.record(),
         "seconds": round(sum(row.get(key, 0.0) for row in curve for key in _SECONDS), 1),
         "curve": curve,
         **outcome.measured,

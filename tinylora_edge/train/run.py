@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .. import runtime
 from ..errors import TrainError
+from ..eval.measure import Measuring
 from ..eval.scores import fitted
 from ..formats.bundle import load_bundle
 from ..process import cores, first_interrupt
@@ -30,7 +31,7 @@ from .model import load_model, one_thread
 from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_result
 from .trainer import DIFFER, Trainer
 
-_ANY = ("minutes", "rank", "numbers", "checkpoint_every", "sequence", "wire", "evaluate", "drift")
+_ANY = ("minutes", "rank", "numbers", "checkpoint_every", "sequence", "evaluate")
 """Options that a resumed run may have otherwise: whatever rank or numbers say, the basis is the same."""
 
 _USED_UP = 0.8
@@ -108,8 +109,17 @@ def train(
         for path in checkpoints:
             path.unlink(missing_ok=True)
         if options.evaluate:
-            deployed = engines.deployed, engines.batch
-            outcome = outcome.with_measures(bundle, *deployed, task, vector, options, report)
+            measured = Measuring(
+                bundle,
+                engines.deployed,
+                engines.batch,
+                task,
+                vector,
+                validation=options.split(task)[0],
+                n_threads=engines.threads,
+                report=report,
+            ).run()
+            outcome = replace(outcome, measured=measured)
             write_result(*written, outcome, run.curve, data=about)
     return outcome
 
@@ -145,19 +155,25 @@ class _Run:
             self._trainer.stop()
 
     def phases(self, methods: Sequence[str]) -> Result:
-        """Run the methods that are worth it."""
-        whole: Result | None = None
+        """Run the methods that are worth it, each from what the one before found."""
+        result: Result | None = None
         for method in methods:
-            if whole is not None and (why := self._why_not(whole)):
-                last = whole.best_score
-                whole = replace(whole, phases=(*whole.phases, Phase(method, last, last, why=why)))
-                continue
-            found = self._phase(method, whole)
-            whole = found if whole is None else _joined(whole, found)
+            if result is None:
+                result = self._phase(method, None)
+            elif why := self._why_not(result):
+                phase = Phase(method, result.best_score, result.best_score, why=why)
+                result = replace(result, phases=(*result.phases, phase))
+            else:
+                found = self._phase(method, result)
+                (phase,) = found.phases
+                if not phase.best_step and phase.stopped != "interrupted":
+                    why = _NO_SIGNAL if phase.stopped == "no signal" else _NO_GAIN
+                    phase = replace(phase, why=why)
+                result = Result(found.vector, (*result.phases, phase))
             if self.stopping:
                 break
-        assert whole is not None
-        return whole
+        assert result is not None
+        return result
 
     def _phase(self, method: str, before: Result | None) -> Result:
         """Run a method from what was found before it, or go on with it."""
@@ -205,23 +221,11 @@ def _placed(metrics: dict[str, Any], method: str, done: int) -> dict[str, Any]:
     return {**metrics, **counted, "method": method}
 
 
-def _joined(before: Result, after: Result) -> Result:
-    """Return the result of two phases, the second of which began with what the first found."""
-    phase, whole = after.phases[-1], before
-    if phase.best_step:
-        whole = replace(after, best_step=before.steps + phase.best_step, start_score=before.start_score)
-    elif phase.stopped == "no signal":
-        phase = replace(phase, why=_NO_SIGNAL)
-    elif phase.stopped != "interrupted":
-        phase = replace(phase, why="it brought nothing on the answers held back")
-    steps = before.steps + after.steps
-    return replace(whole, steps=steps, stopped=after.stopped, phases=(*before.phases, phase))
-
-
 _NO_SIGNAL = (
     "hardly any group of sampled answers differed in its rewards, at whatever temperature, and GRPO learns "
     "from differences alone"
 )
+_NO_GAIN = "it brought nothing on the answers held back"
 
 
 def nothing_found(
@@ -320,8 +324,8 @@ class _Engines:
             longest = max(map(len, self.general))
             what, cure = "the longest general prompt has", "pass --no-keep"
             room = max(room, self._room(what, longest, REHEARSED_TOKENS, cure))
-        self._batch = {"n_ctx_seq": room, "sequences": options.sequences, "n_threads": self.threads}
-        self.batch = stack.enter_context(Batch(self.deployed, **self._batch))
+        batch = Batch(self.deployed, n_ctx_seq=room, n_threads=self.threads)
+        self.batch = stack.enter_context(batch)
         self.model = load_model(options.weights or self._bundle.base, options.dtype)
         self.adapter = stack.enter_context(Adapter(self.model, self.basis))
 

@@ -37,7 +37,8 @@ _PATIENCE = 4  # validations in a row without a better one, after which SFT ends
 _APART = 2  # times what a validation takes, between two of them
 _GRACE = 1.25  # times the minutes: what is not done by then is given up
 _PROBE = 64  # tokens of a prompt, and of an answer, by which the time of a run is foreseen
-_SILENT = 2  # steps without signal in a row, which are said
+_SILENT = 2  # steps without signal in a row, which are reported
+_SILENCE = 10  # of them, after which GRPO ends
 DIFFER = 0.25  # of the groups, in whose rewards GRPO needs some difference to be worth its time
 _HOTTER = 1.0, 1.3  # temperatures to try above a task's own
 _LENGTHS = {"sft": 3.5, "grpo": 0.5}
@@ -172,7 +173,7 @@ class Trainer:
             self._since += took
             self._longest = max(self._longest, took)
             metrics["share"] = min(1.0, self._used(state.step))
-            silent = state.silent >= options.silence
+            silent = state.silent >= _SILENCE
             if self._due() or silent or metrics["share"] == 1:
                 metrics |= self._judge(write)
             write(metrics)
@@ -301,9 +302,7 @@ class Trainer:
             stopped=stopped,
             temperature=state.temperature or None,
         )
-        best = self._vector(state.best_v)
-        scores = state.start_score, state.best_score
-        return Result(best, *scores, state.best_step, state.step, stopped, (phase,))
+        return Result(self._vector(state.best_v), (phase,))
 
     def _vector(self, v: NDArray[np.float32]) -> MicroVector:
         return MicroVector(v, basis=self.basis.digest)

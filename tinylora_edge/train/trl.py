@@ -24,6 +24,7 @@ import torch
 
 from .. import runtime
 from ..errors import MissingExtraError, TrainError
+from ..eval.measure import Measuring
 from ..formats.bundle import load_bundle
 from ..formats.gguf_transformers import read_once
 from ..jsonio import read_json
@@ -34,7 +35,7 @@ from ..vector import MicroVector
 from ..writes import atomic_write
 from .learner import IMPORTANCE_CAP
 from .model import default_dtype, load_model, location_of
-from .options import Options, Outcome, Result, write_result
+from .options import Options, Outcome, Phase, Result, write_result
 from .run import run_folder, unfinished
 
 try:
@@ -126,10 +127,13 @@ def train_trl(
             best.path.unlink()
             if options.evaluate:
                 threads = options.workers or cores()
-                with closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm:
-                    size: dict[str, Any] = {"sequences": options.sequences, "n_threads": threads}
-                    with llm.batch(task.held_out, task.max_tokens, **size) as batch:
-                        outcome = outcome.with_measures(bundle, llm, batch, task, vector, options, report)
+                with (
+                    closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm,
+                    llm.batch(task.held_out, task.max_tokens, n_threads=threads) as batch,
+                ):
+                    size: dict[str, Any] = {"n_threads": threads, "validation": validation}
+                    measuring = Measuring(bundle, llm, batch, task, vector, **size, report=report)
+                    outcome = replace(outcome, measured=measuring.run())
                 write_result(vector, basis, task, options, outcome, best.curve, engine=engine)
     return outcome
 
@@ -318,7 +322,8 @@ class _Best(transformers.TrainerCallback):
                 "same reward. Make the task easier or harder, raise the temperature, or draw more samples"
             )
         best = replace(vector_of(self._model), values=np.array(kept["values"], np.float32))
-        return Result(best, kept["start"], kept["score"], kept["step"], steps, "done")
+        scores = kept["start"], kept["score"]
+        return Result(best, (Phase("grpo", *scores, best_step=kept["step"], steps=steps, stopped="done"),))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make no update without a gradient: Adam's momentum would drift on without evidence."""
