@@ -147,7 +147,7 @@ def _list_names(as_json: bool) -> None:
         quants = dict.fromkeys([model.default, *model.quants] if model.default else model.quants)
         sizes = ", ".join(f"{quant} {console.megabytes(model.quants[quant])}" for quant in quants)
         licence = f"{model.license}{' (weights gated)' if model.gated else ''}"
-        rows.append((model.name, f"{model.parameters / 1e9:.2g} B, {licence}; --quant {sizes}"))
+        rows.append((model.name, f"{model.parameters / 1e9:.3g} B, {licence}; --quant {sizes}"))
     console.facts(rows)
 
 

@@ -79,6 +79,6 @@ def test_without_a_model_it_lists_the_names(run: Cli, server: HubServer) -> None
     (listed,) = [r for r in run("export", "--json").record() if r["name"] == "gpt-oss-20b"]
     assert (listed["weights"], listed["quants"]) == ("openai/gpt-oss-20b", {"mxfp4": 12_109_566_624})
     text = run("export").done()
-    assert all(name in text for name in ("qwen2.5-7b", "gpt-oss-20b"))
+    assert all(name in text for name in ("qwen2.5-7b", "gpt-oss-20b", "117 B"))
     run("export", "-o", "out").misused("-o", "needs a MODEL")
     assert server.requests == []
