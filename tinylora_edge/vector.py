@@ -329,7 +329,7 @@ class Policy:
 
     def highest(self, factors: Factors, *, key: str = "", user: str = "") -> int:
         """Return the highest sequence accepted of a user under a key; 0 for none. It raises as `record`."""
-        return self._log.highest((factors.digest, key, user))
+        return self._log.find((factors.digest, key, user)).sequence
 
     def _check_tag(self, received: frame.Frame, digest: bytes, user: str) -> str:
         """Return the id of the key under which the tag verifies; empty for a checksum."""

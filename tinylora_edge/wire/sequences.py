@@ -69,10 +69,6 @@ class SequenceLog:
     def __repr__(self) -> str:
         return f"SequenceLog({len(self._accepted)} in memory)"
 
-    def highest(self, source: Source) -> int:
-        """Return the highest sequence recorded; 0 where there is none. Errors: those of `find`."""
-        return self.find(source).sequence
-
     def check(self, source: Source, sequence: int, content: str = "") -> None:
         """Check that a vector may be accepted now.
 
@@ -100,7 +96,7 @@ class SequenceLog:
         return found == accepted or (found.sequence == accepted.sequence and not accepted.content)
 
     def find(self, source: Source) -> Accepted:
-        """Return what was accepted last."""
+        """Return what was accepted last, with sequence 0 where nothing was."""
         return self._accepted.get(source, Accepted())
 
     def store(self, source: Source, accepted: Accepted) -> None:
