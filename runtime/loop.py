@@ -25,8 +25,8 @@ _WORTH = 16
 """Tokens of a prompt that are worth a row's other merits, where it has them."""
 
 _ALIGNED = 8
-"""Rows keep a multiple of so many tokens of a prompt, and evaluate so many at least: kernels compute some
-tokens at a time, and the last ones otherwise, whose last bits differ."""
+"""Rows of an exact engine keep a multiple of so many tokens of a prompt, and evaluate so many at least: kernels
+compute some tokens at a time, and the last ones otherwise, whose last bits differ."""
 
 _SCORED = 64
 """Logits of one evaluation at most: 200 kB each, and more of them take no less time."""
@@ -74,9 +74,10 @@ class Slot:
         whole = isinstance(work, Generating) and holds == work.prompt and (soon or self.after is not None)
         if whole and work.tokens[:holds] == self.tokens[:holds]:
             return holds
-        most = max(0, min(holds, work.first, work.prompt - _ALIGNED))
+        aligned = _ALIGNED if self.engine.exact else 1
+        most = max(0, min(holds, work.first + 1 - aligned))
         alike = next((i for i in range(most) if work.tokens[i] != self.tokens[i]), most)
-        return alike // _ALIGNED * _ALIGNED
+        return alike // aligned * aligned
 
 
 class Loop:
