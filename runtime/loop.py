@@ -25,8 +25,8 @@ _WORTH = 16
 """Tokens of a prompt that are worth a row's other merits, where it has them."""
 
 _ALIGNED = 8
-"""Rows of an exact engine keep a multiple of so many tokens of a prompt, and evaluate so many at least: kernels
-compute some tokens at a time, and the last ones otherwise, whose last bits differ."""
+"""Rows of an exact engine keep a multiple of so many tokens of a prompt, and evaluate so many at least:
+kernels compute some tokens at a time, and the last ones otherwise, whose last bits differ."""
 
 _SCORED = 64
 """Logits of one evaluation at most: 200 kB each, and more of them take no less time."""
