@@ -30,9 +30,9 @@ from .prior import Prior, Whitening
 SEED = 42
 """Of random projections."""
 NUMBERS = 13
-"""Numbers of a vector where nothing is said: the paper's."""
+"""Numbers of a vector by default: the paper's."""
 RANK = 2
-"""Directions that random and learned projections act on where nothing is said: the paper's."""
+"""Directions that random and learned projections act on by default: the paper's."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

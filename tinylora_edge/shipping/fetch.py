@@ -216,5 +216,5 @@ def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fet
 
 
 def _printable(text: str) -> str:
-    """What a server said, for an error: short, and without characters that would command a terminal."""
+    """A server's text for an error: short, and without characters that would command a terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text.strip()[:200])

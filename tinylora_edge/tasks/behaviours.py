@@ -52,8 +52,8 @@ class Behaviour:
         texts = [self.name, *system, *(text for pair in self.examples for text in pair), *self.questions]
         if not all(text.strip() for text in texts):
             raise TrainError(f"the behaviour {self.name!r} has a blank text: fill it, or leave it out")
-        asked = [*(question for question, _ in self.examples), *self.questions]
-        if len({" ".join(question.casefold().split()) for question in asked}) < len(asked):
+        every = [*(question for question, _ in self.examples), *self.questions]
+        if len({" ".join(question.casefold().split()) for question in every}) < len(every):
             raise TrainError(f"the behaviour {self.name!r} has a question twice: expected once, examples too")
 
     def messages(self, question: str) -> list[dict[str, str]]:
