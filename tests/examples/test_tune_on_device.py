@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_model_learns_without_torch(tmp_path: Path) -> None:
-    assert not {"torch", "transformers", "onnx", "scipy"} & set(venvs.closure("tinylora-edge[llama]"))
-    device = venvs.linked(tmp_path / "venv", "tinylora-edge[llama]")
+    assert not {"torch", "transformers", "onnx", "scipy"} & set(venvs.closure("tinylora-edge[llama,tune]"))
+    device = venvs.linked(tmp_path / "venv", "tinylora-edge[llama,tune]")
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     (site / "tinylora_edge").symlink_to(ROOT / "tinylora_edge")
     template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
