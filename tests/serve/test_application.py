@@ -1,4 +1,4 @@
-"""The app in any ASGI server: made with a call, asked by messages, closed at the end of its lifespan."""
+"""The app in any ASGI server: made with a call, called with messages, closed at the end of its lifespan."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import asyncio
 import json
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import onnx_bundles
 import pytest
 from serving import COMMAND, keys_file
 from starlette.applications import Starlette
@@ -23,7 +26,7 @@ SMALL: dict[str, Any] = {"n_ctx": 256, "contexts": 1, "n_threads": 1}
 BODY = {"model": "tiny", "prompt": "abc", "max_tokens": 3}
 
 
-async def asked(app: Any, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+async def send_request(app: Any, method: str, path: str, body: Any = None) -> tuple[int, Any]:
     data = b"" if body is None else json.dumps(body).encode()
     coming = [{"type": "http.request", "body": data, "more_body": False}]
     sent: list[dict[str, Any]] = []
@@ -60,13 +63,13 @@ def test_an_app_answers_and_closes(tiny: Path, tmp_path: Path) -> None:
     app = serve.app(tiny, store=tmp_path / "users.db", **SMALL)
 
     async def used() -> None:
-        assert (await asked(app, "GET", "/health"))[0] == 200
-        status, answer = await asked(app, "POST", "/v1/completions", BODY)
+        assert (await send_request(app, "GET", "/health"))[0] == 200
+        status, answer = await send_request(app, "POST", "/v1/completions", BODY)
         assert (status, answer["usage"]["prompt_tokens"]) == (200, 3)
         await lifespan(app, "lifespan.startup", "lifespan.shutdown")
         draining = {"status": "draining", "running": 0, "waiting": 0}
-        assert (await asked(app, "GET", "/health")) == (503, draining)
-        status, answer = await asked(app, "POST", "/v1/completions", BODY)
+        assert (await send_request(app, "GET", "/health")) == (503, draining)
+        status, answer = await send_request(app, "POST", "/v1/completions", BODY)
         assert (status, answer["error"]["code"]) == (503, "unavailable")
 
     asyncio.run(used())
@@ -78,8 +81,8 @@ def test_what_takes_seconds_holds_nobody_up(tiny: Path, tmp_path: Path) -> None:
 
     async def used() -> list[Any]:
         slow = [asyncio.create_task(service.in_turn(release.wait, 60)) for _ in range(40)]
-        assert (await asked(app, "POST", "/v1/completions", BODY))[0] == 200
-        assert (await asked(app, "GET", "/v1/vectors/ann"))[0] == 404
+        assert (await send_request(app, "POST", "/v1/completions", BODY))[0] == 200
+        assert (await send_request(app, "GET", "/v1/vectors/ann"))[0] == 404
         assert not any(task.done() for task in slow)
         await asyncio.to_thread(service.close)
         release.set()
@@ -106,7 +109,7 @@ def test_one_user_makes_the_server_forget_nobody_else(
 def test_a_name_with_a_slash_below_a_path(tiny: Path) -> None:
     app = serve.app(tiny, name="org/tiny", **SMALL)
     below = Starlette(routes=[Mount("/llm", app=app)])
-    status, found = asyncio.run(asked(below, "GET", "/llm/v1/models/org/tiny"))
+    status, found = asyncio.run(send_request(below, "GET", "/llm/v1/models/org/tiny"))
     assert (status, found["id"]) == (200, "org/tiny")
     app.state.service.close()
 
@@ -148,6 +151,35 @@ def test_an_app_that_cannot_be_made(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error):
         serve.app(tiny, **options)
+
+
+def test_a_request_on_onnx_enters_few_files() -> None:
+    """Of ours, in all threads: a warm chat completion of the base."""
+    entered: set[str] = set()
+
+    def enter(frame: FrameType, event: str, _: Any) -> None:
+        entered.add(frame.f_code.co_filename)
+
+    threading.setprofile(enter)  # of the app's threads, which begin later
+    try:
+        app = serve.app(onnx_bundles.tiny(), name="tiny", n_ctx=256)
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+
+        async def used() -> None:
+            for _ in range(2):
+                entered.clear()
+                sys.setprofile(enter)
+                assert (await send_request(app, "POST", "/v1/chat/completions", body))[0] == 200
+                sys.setprofile(None)
+
+        asyncio.run(used())
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+    app.state.service.close()
+    package = str(Path(serve.__file__).parent.parent)
+    ours = {path for path in entered if path.startswith(package)}
+    assert 10 < len(ours) <= 19, sorted(ours)
 
 
 def test_nothing_that_is_sent_waits_for_an_acknowledgement() -> None:

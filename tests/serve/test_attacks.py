@@ -1,4 +1,4 @@
-"""Attacks by one client of a server: his neighbours get their answers meanwhile, and learn nothing of his."""
+"""Attacks by one client of a server: the neighbours get their answers, and learn nothing."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_bodies_that_never_come(server: Serving) -> None:
 
 
 def test_one_user_fills_no_queue(server: Serving) -> None:
-    """Neither that of open requests nor that of waiting ones: not even another user of his app's waits."""
+    """Neither that of open requests nor that of waiting ones: not even another user of the same app waits."""
     long = json.dumps(GOOD | {"max_tokens": 3000, "user": "mallory"}).encode()
     with ExitStack() as stack:
         flood = [opened(stack, server.port, head(APP, len(long)) + long) for _ in range(2 * PLACES)]

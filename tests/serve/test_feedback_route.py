@@ -22,7 +22,7 @@ def answered(server: Serving, **change: Any) -> str:
     return body["id"]
 
 
-def told(server: Serving, headers: dict[str, str] = APP, **body: Any) -> tuple[int, Any]:
+def rate(server: Serving, headers: dict[str, str] = APP, **body: Any) -> tuple[int, Any]:
     status, answer = server.ask("POST", "/v1/feedback", body, **headers)
     return status, answer["sequence"] if status == 200 else answer["error"]["code"]
 
@@ -32,31 +32,31 @@ def vector(server: Serving, user: str) -> str | None:
     return body["vector"] if status == 200 else None
 
 
-def test_a_users_vector_moves_with_his_clicks(tiny: Path, tmp_path: Path) -> None:
+def test_a_users_vector_moves_with_their_clicks(tiny: Path, tmp_path: Path) -> None:
     keys_file(tmp_path, "app-key-1\nalice-key alice\n")
     options = ("--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256")
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:
         first = answered(server, user="alice")
-        assert told(server, id=first, reward=1) == (200, 1)
-        assert told(server, id=first, reward=1) == (404, "answer_not_found")
+        assert rate(server, id=first, reward=1) == (200, 1)
+        assert rate(server, id=first, reward=1) == (404, "answer_not_found")
         moved = vector(server, "alice")
-        assert told(server, id=answered(server, model="tiny@alice"), reward=-1) == (200, 2)
+        assert rate(server, id=answered(server, model="tiny@alice"), reward=-1) == (200, 2)
         assert vector(server, "alice") != moved
         pair = answered(server, model="tiny@alice", n=2)
-        assert told(server, better=f"{pair}:1", worse=pair) == (200, 3)
+        assert rate(server, better=f"{pair}:1", worse=pair) == (200, 3)
         assert vector(server, "bob") is None
         bobs, nobodys = answered(server, user="bob"), answered(server)
-        assert told(server, ALICE, id=bobs, reward=1) == (404, "answer_not_found")
-        assert told(server, id=nobodys, reward=1) == (404, "answer_not_found")
-        assert told(server, better=bobs, worse=bobs) == (400, "invalid_value")
+        assert rate(server, ALICE, id=bobs, reward=1) == (404, "answer_not_found")
+        assert rate(server, id=nobodys, reward=1) == (404, "answer_not_found")
+        assert rate(server, better=bobs, worse=bobs) == (400, "invalid_value")
         for body in ({}, {"id": bobs}, {"id": bobs, "reward": 2}, {"id": 7, "reward": 1}, {"better": bobs}):
-            assert told(server, **body) == (400, "invalid_value"), body
-        assert told(server, {}, id=bobs, reward=1) == (401, "invalid_api_key")
-        assert told(server, id=bobs, reward=1) == (200, 1)
+            assert rate(server, **body) == (400, "invalid_value"), body
+        assert rate(server, {}, id=bobs, reward=1) == (401, "invalid_api_key")
+        assert rate(server, id=bobs, reward=1) == (200, 1)
         states = {path.name for path in (tmp_path / "states").rglob("*.state")}
         assert states == {"alice.state", "bob.state"}
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:  # a restart remembers
-        assert told(server, id=answered(server, model="tiny@alice"), reward=1) == (200, 4)
+        assert rate(server, id=answered(server, model="tiny@alice"), reward=1) == (200, 4)
 
 
 def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(
@@ -65,19 +65,19 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(
     options = ("--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256")
     keys_file(tmp_path, "app-key-1\n")
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:
-        assert told(server, id=answered(server, user="alice"), reward=1) == (200, 1)
+        assert rate(server, id=answered(server, user="alice"), reward=1) == (200, 1)
         (state,) = (tmp_path / "states").rglob("alice.state")
         assert server.ask("DELETE", "/v1/vectors/alice", **APP)[0] == 200
         assert not state.exists()
         last = answered(server, user="alice")
-        assert told(server, id=last, reward=1) == (200, 2)
+        assert rate(server, id=last, reward=1) == (200, 2)
         basis = load_bundle(tiny).basis(numbers=13)
         given = MicroVector(MicroVector.random(basis, 0.1).values, sequence=7).to_bytes(basis, user="alice")
         brought = answered(server, user="alice", vector=text.encode(given))
-        assert told(server, id=brought, reward=1) == (200, 8)
+        assert rate(server, id=brought, reward=1) == (200, 8)
         first = answered(server, user="alice")
         assert server.ask("DELETE", "/v1/vectors/alice", **APP)[0] == 200
-        assert told(server, id=first, reward=1) == (404, "answer_not_found")  # it was forgotten with him
+        assert rate(server, id=first, reward=1) == (404, "answer_not_found")  # it was forgotten with the user
 
         grown = load_bundle(tiny).basis(rank=2)
         put = {"vector": text.encode(MicroVector.random(grown, 0.1).to_bytes(grown, user="carl"))}
@@ -87,15 +87,15 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(
         assert (status, answer["error"]["code"]) == (400, "invalid_value")
         assert "'carl' has 56 numbers" in answer["error"]["message"]
         assert server.ask("DELETE", "/v1/vectors/carl", **APP)[0] == 200
-        assert told(server, id=answered(server, user="carl"), reward=1) == (200, 2)
+        assert rate(server, id=answered(server, user="carl"), reward=1) == (200, 2)
 
         name = answered(server, user="bob")
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda _: told(server, id=name, reward=1), range(4)))
+            found = list(pool.map(lambda _: rate(server, id=name, reward=1), range(4)))
         assert sorted(found) == [(200, 1), *[(404, "answer_not_found")] * 3]
         alike = answered(server, user="bob", n=2, temperature=0)
-        assert told(server, better=alike, worse=f"{alike}:1") == (400, "nothing_learned")
-        assert told(server, id=alike, reward=1) == (200, 2)  # nothing came of it, so it can be told again
+        assert rate(server, better=alike, worse=f"{alike}:1") == (400, "nothing_learned")
+        assert rate(server, id=alike, reward=1) == (200, 2)  # nothing came of it, so it can be rated again
 
 
 def test_a_server_without_a_store_and_a_store_that_is_damaged(tiny: Path, tmp_path: Path) -> None:

@@ -42,12 +42,12 @@ def ask(client: openai.OpenAI, model: str = "tiny", **options: Any) -> Any:
 
 
 def test_clicks_move_a_users_vector(server: Serving, client: openai.OpenAI) -> None:
-    def told(**body: Any) -> tuple[int, Any]:
+    def rate(**body: Any) -> tuple[int, Any]:
         return server.ask("POST", "/v1/feedback", body)
 
     def clicked(reward: int) -> tuple[int, Any]:
         answer = ask(client, user="clara", temperature=1, seed=3)
-        return told(id=answer.id, reward=reward)
+        return rate(id=answer.id, reward=reward)
 
     assert server.ask("GET", "/v1/vectors/clara")[0] == 404
     status, body = clicked(1)
@@ -56,6 +56,6 @@ def test_clicks_move_a_users_vector(server: Serving, client: openai.OpenAI) -> N
     assert clicked(-1)[1]["sequence"] == 2
     assert server.ask("GET", "/v1/vectors/clara")[1]["vector"] != first
     pair = ask(client, "tiny@clara", temperature=1, seed=5, n=2).id
-    assert told(better=f"{pair}:1", worse=pair)[1]["sequence"] == 3
+    assert rate(better=f"{pair}:1", worse=pair)[1]["sequence"] == 3
     assert ask(client, "tiny@clara").choices
     assert server.ask("GET", "/v1/vectors/nobody")[0] == 404
