@@ -22,9 +22,13 @@ def lesson() -> Lesson:
     def tokens(*ids: int) -> np.ndarray:
         return np.array(ids, np.int32)
 
-    told = [tokens(*range(60), 101, 102), tokens(*range(60), 103), tokens(*range(60), 104, 105, 106)]
-    bare = [tokens(*range(100, 140), 1, 2), tokens(*range(100, 140), 5), tokens(*range(100, 140), 3, 4, 6)]
-    return Lesson("x", told, bare, [tokens(7, 8, 9), tokens(3), tokens(3, 4)])
+    prompted = [tokens(*range(60), 101, 102), tokens(*range(60), 103), tokens(*range(60), 104, 105, 106)]
+    unprompted = [
+        tokens(*range(100, 140), 1, 2),
+        tokens(*range(100, 140), 5),
+        tokens(*range(100, 140), 3, 4, 6),
+    ]
+    return Lesson("x", prompted, unprompted, [tokens(7, 8, 9), tokens(3), tokens(3, 4)])
 
 
 @pytest.fixture
@@ -40,12 +44,12 @@ def pupil(tiny_bundle: Path) -> Iterator[Learner]:
 def divergence(pupil: Learner, lesson: Lesson, v: np.ndarray) -> torch.Tensor:
     """The KL of each question from the prompted model, whole rows one at a time: in nats, summed."""
     found = []
-    for told, bare, answer in zip(lesson.told, lesson.bare, lesson.answers, strict=True):
+    for prompted, unprompted, answer in zip(lesson.prompted, lesson.unprompted, lesson.answers, strict=True):
         with torch.no_grad():
             pupil.adapter.set(0 * v)
-            teacher = torch.log_softmax(logits(pupil.model, told, answer), -1)
+            teacher = torch.log_softmax(logits(pupil.model, prompted, answer), -1)
             pupil.adapter.set(v)
-            own = torch.log_softmax(logits(pupil.model, bare, answer), -1)
+            own = torch.log_softmax(logits(pupil.model, unprompted, answer), -1)
         found.append((teacher.exp() * (teacher - own)).sum())
     pupil.adapter.set(0 * v)
     return torch.stack(found)

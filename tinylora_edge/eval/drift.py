@@ -122,8 +122,8 @@ def measure_drift(
                 f"the base says nothing to any of {len(samples)} prompts, so there is nothing to measure "
                 "drift on: give prompts that it answers"
             )
-        asked, answers = [prompt for prompt, _ in kept], [[tokens] for _, tokens in kept]
-        found = batch.score_each([None, vector], asked, answers)
+        contexts, answers = [prompt for prompt, _ in kept], [[tokens] for _, tokens in kept]
+        found = batch.score_each([None, vector], contexts, answers)
         here, there = (np.concatenate([row for (row,) in each]) for each in found)
         base, own = batch.answer_each([None, vector], samples, max_tokens=_JUDGED, temperature=0.0, seed=seed)
     known = [(i, expected) for i, sample in enumerate(samples) if (expected := _checkable(sample))]

@@ -91,11 +91,11 @@ def fitted(task: Task, llm: PersonalizedModel) -> Task:
     The limit of a file's task is its longest answer in bytes, as no model is there to count tokens. Where the
     reward compares with whole answers, what is longer is wrong; all other tasks keep their limit.
     """
-    given = [sample for sample in (*task.train, *task.held_out) if sample.answer is not None]
-    if not given or task.reward not in (label, json_value):
+    known = [sample for sample in (*task.train, *task.held_out) if sample.answer is not None]
+    if not known or task.reward not in (label, json_value):
         return task
-    given.sort(key=lambda sample: len(str(sample.answer).encode()))
-    longest = max(len(llm.encode_answer(sample)) for sample in given[-_COUNTED:])
+    known.sort(key=lambda sample: len(str(sample.answer).encode()))
+    longest = max(len(llm.encode_answer(sample)) for sample in known[-_COUNTED:])
     return replace(task, max_tokens=min(task.max_tokens, longest + longest // 2))
 
 
@@ -132,11 +132,11 @@ def evaluate(
         MissingExtraError: llguidance is not installed, which schemas need.
     """
     chosen = list(task.held_out if samples is None else samples)
-    asked = chosen if preamble is None else [preamble.before(sample) for sample in chosen]
+    prompts = chosen if preamble is None else [preamble.before(sample) for sample in chosen]
     if rewards.is_text(task.reward):
-        return _given(batch, task, vector, asked, answered)
+        return _likelihoods(batch, task, vector, prompts, answered)
     answers = batch.answer(
-        asked,
+        prompts,
         vector=vector,
         max_tokens=task.max_tokens,
         temperature=temperature,
@@ -154,15 +154,15 @@ def evaluate(
     )
 
 
-def _given(
-    batch: Batch, task: Task, vector: MicroVector | None, asked: Sequence[Sample], answered: Answered
+def _likelihoods(
+    batch: Batch, task: Task, vector: MicroVector | None, prompts: Sequence[Sample], answered: Answered
 ) -> Evaluation:
     """Measure how likely the given answers are."""
     found: list[float] = []
-    for start in range(0, len(asked), _TOGETHER):
-        samples = asked[start : start + _TOGETHER]
-        given = [[batch.llm.encode_answer(sample)[: task.max_tokens]] for sample in samples]
-        for (each,) in batch.score(batch.encode(samples), given, vector=vector):
+    for start in range(0, len(prompts), _TOGETHER):
+        samples = prompts[start : start + _TOGETHER]
+        answers = [[batch.llm.encode_answer(sample)[: task.max_tokens]] for sample in samples]
+        for (each,) in batch.score(batch.encode(samples), answers, vector=vector):
             found.append(float(each.mean()))
             answered(1)
     return Evaluation(np.array(found), [""] * len(found))

@@ -115,7 +115,7 @@ class Sampled:
         return task.scores(completions, samples)
 
 
-class GivenAnswers:
+class Demonstrations:
     """SFT: cross-entropy on the given answers with the tokens that end them: the paper's comparison."""
 
     def __init__(self, task: Task, *, encode: Encode, encode_answer: Encode) -> None:

@@ -124,9 +124,9 @@ def learn(
             "fewer directions"
         )
     general = load_questions()
-    asked = [(each, questions_of(each, general, settings)) for each in chosen]
-    paths = [Path(folder) / f"{_key(basis, *each, settings)}.npz" for each in asked]
-    missing = [(each, path) for each, path in zip(asked, paths, strict=True) if not path.exists()]
+    pairs = [(each, questions_of(each, general, settings)) for each in chosen]
+    paths = [Path(folder) / f"{_key(basis, *each, settings)}.npz" for each in pairs]
+    missing = [(each, path) for each, path in zip(pairs, paths, strict=True) if not path.exists()]
     if missing:
         Path(folder).mkdir(parents=True, exist_ok=True)
         rest = [each for each, _ in missing]
@@ -225,7 +225,7 @@ def _shortened(steps: Matrix) -> Matrix:
 def _slopes(
     found: Bundle,
     basis: Basis,
-    asked: Sequence[tuple[Behaviour, list[str]]],
+    pairs: Sequence[tuple[Behaviour, list[str]]],
     settings: LearnSettings,
     weights: str | PathLike[str] | None,
     dtype: str | None,
@@ -239,7 +239,7 @@ def _slopes(
     with closing(runtime.load(found.base, engine="llama", **room)) as llm:
         lessons = prepare_lessons(
             llm,
-            asked,
+            pairs,
             max_tokens=settings.max_tokens,
             temperature=settings.temperature,
             seed=settings.seed,

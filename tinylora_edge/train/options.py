@@ -184,9 +184,9 @@ def grown(vector: MicroVector, bases: Bases, basis: Basis) -> tuple[float, ...]:
     whole = np.zeros((len(basis.modules), most, most), np.float32)
     whole[:, : source.rank, : source.rank] = source.R(vector)
     values = basis.projection.adjoint(whole[:, :k, :k]).astype(np.float32)
-    said = np.zeros_like(whole)
-    said[:, :k, :k] = basis.R(values)
-    if not np.array_equal(said, whole):
+    found = np.zeros_like(whole)
+    found[:, :k, :k] = basis.R(values)
+    if not np.array_equal(found, whole):
         raise TrainError(
             f"a vector of {source.size} numbers does not go into {basis.size} others: train on from it with "
             f"all entries of its rank, --rank {source.rank}, or of a higher one"

@@ -25,7 +25,7 @@ from ..tasks.builtin import load_general
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
 from .adapter import Adapter
-from .batches import REHEARSED_TOKENS, GivenAnswers, Rehearsal, Sampled
+from .batches import REHEARSED_TOKENS, Demonstrations, Rehearsal, Sampled
 from .learner import Learner
 from .model import load_model, one_thread
 from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_result
@@ -238,32 +238,30 @@ def nothing_found(
         tried = f"{phase.method}, {phase.steps} steps: "
         if phase.stopped == "no signal":
             rewards = {row["reward"] for row in rows if "reward" in row}
-            shown = f" ({rewards.pop():.3f})" if len(rewards) == 1 else ""
-            told = (
-                f"no signal: all sampled answers of every prompt got the same reward{shown}. Give the "
+            same = f" ({rewards.pop():.3f})" if len(rewards) == 1 else ""
+            saw = (
+                f"no signal: all sampled answers of every prompt got the same reward{same}. Give the "
                 "samples answers to learn from first, make the task easier, or draw more with --samples"
             )
         elif phase.start_loss is not None:
             seen = [(row["validation_loss"], row["validation"]) for row in rows if "validation_loss" in row]
             (loss, reward), (lowest, then) = seen[0], min(seen[1:] or seen)
-            told = (
+            saw = (
                 f"on answers held back the loss is {loss:.3f} nats a token at the start and {lowest:.3f} at "
             )
-            told += f"best afterwards, the reward {reward:.3f} and {then:.3f}: "
+            saw += f"best afterwards, the reward {reward:.3f} and {then:.3f}: "
             if lowest < 0.99 * loss:
-                told += (
-                    "see that the reward judges the given answers as you do, or name another with --reward"
-                )
+                saw += "see that the reward judges the given answers as you do, or name another with --reward"
             else:
-                told += "add examples, see that their answers agree, give it more --minutes, or another --lr"
+                saw += "add examples, see that their answers agree, give it more --minutes, or another --lr"
         elif phase.why is not None:
             continue
         else:
-            told = (
+            saw = (
                 f"the reward of answers held back never rose above {phase.start_score:.3f}: give it more "
                 "--minutes, check that the reward judges as you would, or give answers to learn from"
             )
-        advice.append(tried + told)
+        advice.append(tried + saw)
     return TrainError(f"nothing better than the base was found for {task.name}: {'; '.join(advice)}")
 
 
@@ -348,12 +346,12 @@ class _Engines:
         if is_text(self.task.reward):
             return False
         validation, _ = self.options.split(self.task)
-        given = [
+        scores = [
             self.task.score(Completion(each.answer, True, len(self._encode_answer(each))), each)
             for each in validation
             if each.answer is not None
         ]
-        return len(given) == len(validation) and score >= sum(given) / len(given) > 0
+        return len(scores) == len(validation) and score >= sum(scores) / len(scores) > 0
 
     def trainer(
         self, options: Options, checkpoint: Path, needed: float, known: NDArray[np.float64] | None
@@ -368,7 +366,9 @@ class _Engines:
             decode=lambda tokens: self.deployed.chat_tokenizer.decode(tokens.tolist()),
             each=options.samples,
         )
-        answers = GivenAnswers(task, encode=self._encode, encode_answer=self._encode_answer) if sft else None
+        answers = (
+            Demonstrations(task, encode=self._encode, encode_answer=self._encode_answer) if sft else None
+        )
         learner = Learner(self.model, self.adapter, temperature=1.0, workers=self.threads)
         self.stack.callback(learner.close)
         rehearsal = None

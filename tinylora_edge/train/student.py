@@ -36,14 +36,14 @@ class Lesson:
 
     Attributes:
         name: of the behaviour.
-        told: int32 [n], a prompt with the teacher, for each question.
-        bare: int32 [n], the same without.
+        prompted: int32 [n], a prompt with the teacher, for each question.
+        unprompted: int32 [n], the same without.
         answers: int32 [n], sampled from the prompted model, with the token that ended it if there was one.
     """
 
     name: str
-    told: list[Tokens]
-    bare: list[Tokens]
+    prompted: list[Tokens]
+    unprompted: list[Tokens]
     answers: list[Tokens]
 
 
@@ -68,25 +68,25 @@ def prepare_lessons(
     limit = llm._model.n_ctx_train()
     prompts = []
     for behaviour, questions in chosen:
-        told = [encode(behaviour.messages(question)) for question in questions]
-        longest = max(map(len, told))
+        prompted = [encode(behaviour.messages(question)) for question in questions]
+        longest = max(map(len, prompted))
         if longest + max_tokens > limit:
             raise TrainError(
                 f"behaviour {behaviour.name!r} has a prompt of {longest} tokens, which with {max_tokens} to "
                 f"answer pass the model's context of {limit}: shorten its teacher or its questions"
             )
-        prompts.append((told, [encode(question) for question in questions]))
-    longest = max(len(prompt) for told, _ in prompts for prompt in told)
+        prompts.append((prompted, [encode(question) for question in questions]))
+    longest = max(len(prompt) for prompted, _ in prompts for prompt in prompted)
     lessons = []
     with Batch(llm, n_ctx_seq=longest + max_tokens, sequences=16, n_threads=n_threads) as batch:
-        for (behaviour, _), (told, bare) in zip(chosen, prompts, strict=True):
+        for (behaviour, _), (prompted, unprompted) in zip(chosen, prompts, strict=True):
             drawn = batch.generate(
-                [prompt.tolist() for prompt in told],
+                [prompt.tolist() for prompt in prompted],
                 max_tokens=max_tokens,
                 temperature=temperature,
                 seed=(seed, *behaviour.name.encode()),
             )
-            lessons.append(Lesson(behaviour.name, told, bare, [each.tokens for each in drawn]))
+            lessons.append(Lesson(behaviour.name, prompted, unprompted, [each.tokens for each in drawn]))
     return lessons
 
 
@@ -115,10 +115,10 @@ def slopes(learner: Learner, lesson: Lesson, *, seed: Sequence[int]) -> Slopes:
     """
     basis, answers = learner.adapter.basis, [[answer] for answer in lesson.answers]
     with torch.no_grad():
-        teacher = learner.outputs(lesson.told, answers)
+        teacher = learner.outputs(lesson.prompted, answers)
     shape = len(basis.modules), len(answers), basis.rank, basis.rank
     r = torch.zeros(shape, device=teacher.device, requires_grad=True)
-    outputs = learner.outputs(lesson.bare, answers, r)
+    outputs = learner.outputs(lesson.unprompted, answers, r)
     found = divergences(outputs, teacher, learner.head)
     dice = torch.Generator(teacher.device)
     dice.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))

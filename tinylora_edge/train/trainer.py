@@ -21,7 +21,7 @@ from ..tasks import Sample, Task
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
 from ..vector import MicroVector
-from .batches import KEEP, GivenAnswers, Rehearsal, Sampled
+from .batches import KEEP, Demonstrations, Rehearsal, Sampled
 from .checkpoint import TrainState, load, save
 from .learner import Group, Learner, tokens_of, work_of
 from .options import Options, Phase, Result
@@ -70,7 +70,7 @@ class Trainer:
         self,
         task: Task,
         learner: Learner,
-        batches: Sampled | GivenAnswers,
+        batches: Sampled | Demonstrations,
         judge: Sampled,
         *,
         options: Options,
@@ -83,7 +83,7 @@ class Trainer:
         basis = learner.adapter.basis
         self.task, self.learner, self.options = task, learner, options
         self._batches, self._judged, self._rehearsal = batches, judge, rehearsal
-        self._method = "sft" if isinstance(batches, GivenAnswers) else "grpo"
+        self._method = "sft" if isinstance(batches, Demonstrations) else "grpo"
         self._checkpoint, self._needed, self._known = checkpoint, needed, known
         self._identity = {
             "task": task.name,
@@ -98,9 +98,9 @@ class Trainer:
             **identity,
         }
         self._validation, self._train = options.split(task)
-        self._given: list[Group] = []  # the validation answers
-        if isinstance(batches, GivenAnswers):
-            self._given = batches.groups(self._validation)
+        self._answers: list[Group] = []  # the validation answers
+        if isinstance(batches, Demonstrations):
+            self._answers = batches.groups(self._validation)
         if options.start is not None and len(options.start) != basis.size:
             raise TrainError(
                 f"training would start from {len(options.start)} values, and the basis has {basis.size}: "
@@ -139,7 +139,7 @@ class Trainer:
             report(metrics)
 
         if minutes is not None:
-            if self._given and not state.curve:
+            if self._answers and not state.curve:
                 self._foresee(60 * minutes)
             until = time.monotonic() + 60 * _GRACE * minutes - state.seconds
             self.learner.adapter.until = self._judged.until = until
@@ -181,7 +181,7 @@ class Trainer:
                 report({"event": "silent", "reward": metrics["reward"]})
             if silent:
                 state.stopped = "silence" if state.signal else "no signal"
-            elif self._given and "validation" in metrics and state.stale >= _PATIENCE:
+            elif self._answers and "validation" in metrics and state.stale >= _PATIENCE:
                 state.stopped = "patience"
             elif state.step % options.checkpoint_every == 0:
                 self._save()
@@ -201,12 +201,12 @@ class Trainer:
 
     def _nats(self, v: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
         """Return the nats a token of each validation answer, float64 [prompts], and of all tokens."""
-        if not self._given:
+        if not self._answers:
             return np.empty(0), 0.0
         self.learner.adapter.set(v)
-        logprobs = self.learner.measure(self._given)
+        logprobs = self.learner.measure(self._answers)
         sums = -np.array([float(each.sum()) for each in logprobs], np.float64)
-        counts = np.array([len(group.completions[0]) for group in self._given])
+        counts = np.array([len(group.completions[0]) for group in self._answers])
         return sums / counts, float(sums.sum() / counts.sum())
 
     def _begin(self, write: Report) -> None:
@@ -218,22 +218,22 @@ class Trainer:
         state.start_loss = state.best_loss = state.lowest_loss = loss
         self._took = took = time.monotonic() - began
         state.seconds += took
-        losses = {"validation_loss": loss} if self._given else {}
+        losses = {"validation_loss": loss} if self._answers else {}
         write({"event": "start", "validation": state.start_score, **losses, "validate_s": took})
 
     def _foresee(self, seconds: float) -> None:
         """Refuse seconds in which the start, one step and its validation are not done, by a short pass."""
         began, one = time.monotonic(), np.ones(1, np.float32)
-        chosen = self._given[: self.learner.workers]
+        chosen = self._answers[: self.learner.workers]
         probe = [Group(each.prompt[-_PROBE:], [each.completions[0][:_PROBE]], one) for each in chosen]
         self.learner.adapter.set(self.state.v)
         self.learner.gradient(probe)
         a_token = (time.monotonic() - began) / work_of(probe)
-        held, prompts, tokens = len(self._given), self.options.prompts, work_of(self._given)
+        held, prompts, tokens = len(self._answers), self.options.prompts, work_of(self._answers)
         # Without a gradient a token takes about a third.
         needed = a_token * tokens * (2 / 3 + prompts / held)
         if needed > seconds:
-            fits = tokens_of(self._given) / held * seconds / needed
+            fits = tokens_of(self._answers) / held * seconds / needed
             raise TrainError(
                 f"{seconds / 60:g} minutes are too few for these answers: to measure {held} held-back ones, "
                 f"to take one step on {prompts} and to measure again takes about {needed / 60:.2g} minutes "
@@ -289,13 +289,13 @@ class Trainer:
 
     def _result(self, stopped: str) -> Result:
         state = self.state
-        given = bool(self._given)
+        sft = bool(self._answers)
         phase = Phase(
             self._method,
             state.start_score,
             state.best_score,
-            start_loss=state.start_loss if given else None,
-            best_loss=state.best_loss if given else None,
+            start_loss=state.start_loss if sft else None,
+            best_loss=state.best_loss if sft else None,
             best_step=state.best_step,
             steps=state.step,
             seconds=round(state.seconds, 1),
@@ -329,7 +329,7 @@ class Trainer:
             state.lr = options.lr or default_lr(self.basis, self._method)
         result: dict[str, Any] = {}
         gradient = self.learner.gradient(groups)
-        if self._given:
+        if self._answers:
             result["loss"] = gradient.loss
         by_v = gradient.grad
         if self._rehearsal is not None:
@@ -377,7 +377,7 @@ class Trainer:
         state, began = self.state, time.monotonic()
         scores, loss = self.validate(state.v)
         score, top = float(scores.mean()), float(state.top_scores.mean())
-        if self._given:
+        if self._answers:
             better = score > state.best_score or loss < state.best_loss
         else:
             better = score > state.start_score
@@ -397,7 +397,7 @@ class Trainer:
         took = time.monotonic() - began
         state.seconds += took
         self._validated, self._since, self._took = state.step, 0.0, took
-        losses = {"validation_loss": loss} if self._given else {}
+        losses = {"validation_loss": loss} if self._answers else {}
         return {"validation": score, **losses, "validate_s": took}
 
     def _pick(self, step: int) -> list[Sample]:

@@ -139,9 +139,9 @@ def train_trl(
 
 
 def grpo_fields(
-    task: Task, options: Options, given: Mapping[str, Any], *, processes: int = 1
+    task: Task, options: Options, grpo: Mapping[str, Any], *, processes: int = 1
 ) -> dict[str, Any]:
-    """Return the fields of `trl.GRPOConfig` that say what a task and options say; `given` go before."""
+    """Return the fields of `trl.GRPOConfig` for a task and options; those of `grpo` go before."""
     refused = {
         f"method {options.method}": options.method not in (None, "grpo"),
         "minutes": options.minutes is not None,
@@ -153,24 +153,24 @@ def grpo_fields(
             raise TrainError(
                 f"the TRL engine has no {name}: leave it out, or train with `tinylora-edge train`"
             )
-    if "output_dir" in given:
+    if "output_dir" in grpo:
         raise TrainError("output_dir cannot be set: the run's files lie beside the output")
-    if "use_transformers_continuous_batching" in given:
+    if "use_transformers_continuous_batching" in grpo:
         raise TrainError("TRL's continuous batching casts the whole model, and v with it, to bfloat16")
-    if options.lr is None and "learning_rate" not in given:
+    if options.lr is None and "learning_rate" not in grpo:
         raise TrainError(
             "the TRL engine has no step size of its own: give one with options.lr (`train` reports its own)"
         )
     completions = options.prompts * options.samples
-    each = int(given.get("per_device_train_batch_size", max(1, completions // processes)))
-    if completions % (each * processes) and "gradient_accumulation_steps" not in given:
+    each = int(grpo.get("per_device_train_batch_size", max(1, completions // processes)))
+    if completions % (each * processes) and "gradient_accumulation_steps" not in grpo:
         raise TrainError(
             f"{completions} completions a step ({options.prompts} prompts x {options.samples}) do not "
             f"divide among {processes} processes x {each}: change prompts, samples, processes or "
             "per_device_train_batch_size"
         )
     return {
-        "max_steps": -1 if "num_train_epochs" in given else options.steps or STEPS,
+        "max_steps": -1 if "num_train_epochs" in grpo else options.steps or STEPS,
         "learning_rate": options.lr,
         "lr_scheduler_type": "constant",
         "adam_beta2": 0.99,
@@ -203,7 +203,7 @@ def grpo_fields(
         # the buffers are the factors: the same everywhere, and megabytes at every step
         "ddp_broadcast_buffers": False,
         "ddp_find_unused_parameters": False,
-    } | dict(given)
+    } | dict(grpo)
 
 
 def grpo_config(values: Mapping[str, Any]) -> GRPOConfig:
