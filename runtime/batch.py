@@ -107,7 +107,7 @@ class Batch:
         try:
             for _ in range(self.contexts):
                 engine = llm.engine(rows=self._rows, n_ctx=n_ctx_seq, n_threads=threads, cells=self._cells)
-                self._loops.append(Loop([engine], closed=_CLOSED))
+                self._loops.append(Loop([engine], closed=_CLOSED, exact=False))
         except BaseException:
             self.close()
             raise

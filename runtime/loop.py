@@ -25,8 +25,8 @@ _WORTH = 16
 """Tokens of a prompt that are worth a row's other merits, where it has them."""
 
 _ALIGNED = 8
-"""Rows of an exact engine keep a multiple of so many tokens of a prompt, and evaluate so many at least:
-kernels compute some tokens at a time, and the last ones otherwise, whose last bits differ."""
+"""Rows keep a multiple of so many tokens of a prompt, and evaluate so many at least, where answers are to be
+the same to the bit: kernels compute some tokens at a time, and the last ones otherwise."""
 
 _SCORED = 64
 """Logits of one evaluation at most: 200 kB each, and more of them take no less time."""
@@ -45,6 +45,7 @@ class Slot:
 
     Attributes:
         engine, row: where it is.
+        aligned: what it keeps of a prompt is a multiple of so many tokens.
         tenant: whose sequence it was: nobody else finds what it holds.
         vector: digest of the sequence's R; empty for the base.
         tokens: that the row holds, or begins with.
@@ -56,6 +57,7 @@ class Slot:
 
     engine: Engine
     row: int
+    aligned: int = _ALIGNED
     tenant: str = ""
     vector: bytes = b""
     tokens: list[int] = field(default_factory=list)
@@ -74,10 +76,9 @@ class Slot:
         whole = isinstance(work, Generating) and holds == work.prompt and (soon or self.after is not None)
         if whole and work.tokens[:holds] == self.tokens[:holds]:
             return holds
-        aligned = _ALIGNED if self.engine.exact else 1
-        most = max(0, min(holds, work.first + 1 - aligned))
+        most = max(0, min(holds, work.first + 1 - self.aligned))
         alike = next((i for i in range(most) if work.tokens[i] != self.tokens[i]), most)
-        return alike // aligned * aligned
+        return alike // self.aligned * self.aligned
 
 
 class Loop:
@@ -95,18 +96,27 @@ class Loop:
         engines: whose rows it owns, and which it closes.
         closed: the message for work that it does not take or end any more.
         waiting: work that waits at most, where many share the loop: see `Shares`. None: it has one client.
+        exact: an answer is the same to the bit whatever was evaluated before it.
 
     Attributes:
         n_ctx: tokens of the longest sequence.
     """
 
-    def __init__(self, engines: Sequence[Engine], *, closed: str, waiting: int | None = None) -> None:
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        *,
+        closed: str,
+        waiting: int | None = None,
+        exact: bool = True,
+    ) -> None:
         self.engines = list(engines)
         self.n_ctx = min(engine.n_ctx for engine in engines)
         self._most = max(engine.rows for engine in engines)  # rows of each that are used at a time
         self._message = closed
         self._process = Process()
-        self._slots = [Slot(engine, row) for engine in engines for row in range(engine.rows)]
+        aligned = _ALIGNED if exact else 1
+        self._slots = [Slot(engine, row, aligned) for engine in engines for row in range(engine.rows)]
         self._changed = threading.Condition()  # what follows is looked at and changed with it
         self._waiting: Queue[Work] = Queue(waiting or sys.maxsize)
         self._rows = Shares(len(self._slots) if waiting else sys.maxsize, brief=True)
