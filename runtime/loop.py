@@ -325,9 +325,7 @@ class Loop:
             work.take(rows)
         except BaseException as found:
             error = found
-            if isinstance(
-                found, VectorError
-            ):  # not finite, which no mask hides: others evaluate theirs again
+            if isinstance(found, VectorError):  # the logits are not finite, and no mask hides that
                 slot.engine.purge(slot.row)
                 slot.tenant, slot.after = "", None
         if error is not None or work.over:

@@ -18,18 +18,24 @@ class Generator(Protocol):
         """Raise a `BusyError` in a callback of what it generates, which would wait for itself."""
 
 
+class Begun(Protocol):
+    """What a stream began: `Work` of a loop, or a `Job` of a worker. `cancelled` asks it to end."""
+
+    cancelled: bool
+
+
 class Stream(Iterator[Any]):
     """It begins with the first step, and is generated to its end however slow its reader is: nobody waits for
     a reader. Who leaves it early, by `close` or by dropping it, ends it.
 
     Args:
         generator: in whose thread it is generated.
-        begin: asks for it, given where its items go; returns a call that gives it up.
+        begin: asks for it, given where its items go.
     """
 
-    def __init__(self, generator: Generator, begin: Callable[[Put], Callable[[], None]]) -> None:
+    def __init__(self, generator: Generator, begin: Callable[[Put], Begun]) -> None:
         self._generator, self._begin = generator, begin
-        self._give_up: Callable[[], None] | None = None
+        self._begun: Begun | None = None
         self._over = False
         self._items: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
         self._turn = threading.Lock()  # one reader at a time
@@ -42,9 +48,9 @@ class Stream(Iterator[Any]):
         with self._turn:
             if self._over:
                 raise StopIteration
-            if self._give_up is None:
+            if self._begun is None:
                 items = self._items
-                self._give_up = self._begin(lambda item, error: items.put((item, error)))
+                self._begun = self._begin(lambda item, error: items.put((item, error)))
             item, error = self._items.get()
             if error is not None:
                 self._over = True
@@ -52,9 +58,9 @@ class Stream(Iterator[Any]):
             return item
 
     def close(self) -> None:
-        """End it. Again is fine."""
-        if self._give_up is not None and not self._over:
-            self._give_up()
+        """End it. Again is fine. It takes no lock: the garbage collector calls it too."""
+        if self._begun is not None:
+            self._begun.cancelled = True
         self._over = True
 
     def __del__(self) -> None:

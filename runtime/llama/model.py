@@ -241,7 +241,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     def _stream(self, call: Callable[..., Iterator[Any]], *args: Any, **kwargs: Any) -> Stream:
         worker, under = self._worker, partial(self._under, self.vector, call, args, kwargs)
 
-        def begin(put: Put) -> Callable[[], None]:
+        def begin(put: Put) -> Job:
             def generate() -> None:
                 for item in under():
                     put(item, None)
@@ -249,7 +249,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
             job = Job(generate, lambda _, error: put(None, error or StopIteration()))
             worker.submit(job)
-            return job.cancel
+            return job
 
         with self.in_use():
             return Stream(worker, begin)

@@ -26,10 +26,6 @@ class Job:
     def __init__(self, call: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
         self.call, self.done, self.cancelled = call, done, False
 
-    def cancel(self) -> None:
-        """Ask it to end."""
-        self.cancelled = True
-
 
 class Cancelled(Exception):  # noqa: N818 - it ends a generation that nobody wants any more
     """The job's reader has left."""

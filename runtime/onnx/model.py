@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 from weakref import finalize
@@ -171,7 +171,7 @@ class TinyLoraOnnx(PersonalizedModel):
         most = len(prompt) + self._room(prompt, max_tokens)
         sampler, vector = Sampler(**{**_DEFAULTS, "temperature": 0.0, **sampling}), self.vector
 
-        def begin(put: Put) -> Callable[[], None]:
+        def begin(put: Put) -> Generating:
             def heard(token: int, _: Any) -> bool:
                 put(token, None)
                 return False
@@ -252,7 +252,7 @@ class TinyLoraOnnx(PersonalizedModel):
         request = Request(tuple(tokens), _OWNER, vector=self.vector, sampling=sampling)
         reply = Reply(self.model_path, chat)
 
-        def begin(put: Put, chunks: bool = False) -> Callable[[], None]:
+        def begin(put: Put, chunks: bool = False) -> Generating:
             def report(what: Piece | Finish | BaseException) -> None:
                 if isinstance(what, BaseException):
                     put(None, what)
@@ -278,10 +278,10 @@ class TinyLoraOnnx(PersonalizedModel):
             pieces.close()
         return reply.whole([Answer("".join(piece.text for piece in found), finish)])
 
-    def _submitted(self, work: Generating) -> Callable[[], None]:
+    def _submitted(self, work: Generating) -> Generating:
         with self.in_use():
             self._loop.submit(work)
-        return lambda: self._loop.cancel(work)
+        return work
 
     def _room(self, tokens: Sequence[int], max_tokens: int | None) -> int:
         """Return how many tokens may follow a prompt.
