@@ -25,7 +25,7 @@ from typing import Any
 import _common
 import jsonschema
 
-from tinylora_edge.tasks.tools import read_functions, spelled, told
+from tinylora_edge.tasks.tools import read_functions, spelled, template_input
 
 CATEGORIES = ("simple_python", "multiple", "irrelevance")
 HELD_OUT = 16  # of the half that is trained on
@@ -79,7 +79,10 @@ def write_data(handler: Any, path: Path) -> None:
         order = [name for name in function["parameters"]["properties"] if name in said]
         answer = spelled(function["name"], {name: said[name] for name in order})
         rows.append(
-            {"messages": told(entry["question"][0], [function], own=False).messages, "answer": answer}
+            {
+                "messages": template_input(entry["question"][0], [function], own=False).messages,
+                "answer": answer,
+            }
         )
     rows.sort(key=lambda row: len(str(row)))
     split = ["held_out" if number % (len(rows) // HELD_OUT) == 0 else "train" for number in range(len(rows))]

@@ -355,9 +355,11 @@ class Batch:
                     raise VectorError(f"completion {number} of prompt {index} is empty")
             self._check(index, prompt, max(map(len, found), default=0))
         admitted = self._admitted(vectors)
+        keys = [b"" if each is None else each.digest for each in admitted]
+        distinct = dict(zip(keys, admitted, strict=True))  # equal vectors are scored once, and score the same
 
         def works(finished: Finished) -> Iterator[Scoring]:
-            for vector in admitted:
+            for vector in distinct.values():
                 for index, each in enumerate(completions):
                     for number, completion in enumerate(each):
                         reader = partial(read, index, number)
@@ -366,7 +368,8 @@ class Batch:
                         )
 
         rows = iter(self._run(works))
-        return [[[next(rows).found for _ in each] for each in completions] for _ in vectors]
+        of = {key: [[next(rows).found for _ in each] for each in completions] for key in distinct}
+        return [of[key] for key in keys]
 
     def _run(
         self,
@@ -386,6 +389,9 @@ class Batch:
             ahead, in_loop, left = iter(shares), dict[W, Loop](), Counter[Loop]()
 
             def give(loop: Loop) -> None:
+                loop.prepare(
+                    most=most, n_threads=threads
+                )  # each begins alike: the same vector scores the same
                 share = next(ahead, [])
                 in_loop.update(dict.fromkeys(share, loop))
                 left[loop] = len(share)
@@ -393,7 +399,6 @@ class Batch:
 
             try:
                 for loop in self._loops:
-                    loop.prepare(most=most, n_threads=threads)
                     give(loop)
                 for _ in works:
                     try:

@@ -175,7 +175,7 @@ class Loop:
             for engine in self.engines:
                 engine.use(n_threads)
             for slot in self._slots:
-                slot.tenant = ""
+                slot.tenant, slot.used = "", 0
                 slot.engine.cut(slot.row, 0)
 
     def drain(self) -> None:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from tinylora_edge import (
     SignatureError,
     VectorError,
 )
-from tinylora_edge.wire import frame
+from tinylora_edge.vector import content
 
 NATIVE = Path(__file__).parents[1] / "native"
 SOURCE = Path(__file__).with_name("native") / "reader.c"
@@ -127,9 +128,9 @@ class Conversation:
 
 def accepted(vector: MicroVector, digest: str, kind: int, until: int | None = None) -> str:
     """Return what the reader says of a vector that it takes, checked by its first key where it has a tag."""
-    content = frame.content("a" if kind else "", digest, vector.values, vector.dtype) or "0" * 32
+    mark = content("a" if kind else "", replace(vector, basis=digest)) or "0" * 32
     head = f"ok dtype {support.DTYPE_CODES[vector.dtype]} tag {kind} sequence {vector.sequence}"
-    last = f"until {-1 if until is None else until} key {0 if kind else -1} content {content}"
+    last = f"until {-1 if until is None else until} key {0 if kind else -1} content {mark}"
     return f"{head} {last} values {vector.values.astype('<f4').tobytes().hex()}"
 
 

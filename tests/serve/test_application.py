@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import subprocess
@@ -160,6 +161,8 @@ def test_a_request_on_onnx_enters_few_files() -> None:
     def enter(frame: FrameType, event: str, _: Any) -> None:
         entered.add(frame.f_code.co_filename)
 
+    gc.collect()  # what other tests left would end in the midst of this
+    gc.disable()
     threading.setprofile(enter)  # of the app's threads, which begin later
     try:
         app = serve.app(onnx_bundles.tiny(), name="tiny", n_ctx=256)
@@ -176,6 +179,7 @@ def test_a_request_on_onnx_enters_few_files() -> None:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
+        gc.enable()
     app.state.service.close()
     package = str(Path(serve.__file__).parent.parent)
     ours = {path for path in entered if path.startswith(package)}
