@@ -80,7 +80,7 @@ def _trial() -> int:
         render()
     except MemoryError:
         return _OUT_OF_MEMORY
-    except Exception:
+    except Exception:  # it refuses the short chat, which is no reason to refuse the template
         pass
     return 0
 
