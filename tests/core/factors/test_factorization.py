@@ -98,7 +98,8 @@ def test_a_dominant_first_value(ratio):
     np.testing.assert_allclose(
         svd.S, np.linalg.svd(weight.astype(np.float64), compute_uv=False)[:2], rtol=VALUES
     )
-    assert residual(weight, svd) <= TOL + 1e-6 / ratio  # float32 rounds W's products relative to s1
+    # float32 rounds W's products relative to s1: by some eps, which depend on the order of a processor's sums
+    assert residual(weight, svd) <= TOL + 30 * np.finfo(np.float32).eps / ratio
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble, ">f4"])
