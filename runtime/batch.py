@@ -355,7 +355,7 @@ class Batch:
                     raise VectorError(f"completion {number} of prompt {index} is empty")
             self._check(index, prompt, max(map(len, found), default=0))
         admitted = self._admitted(vectors)
-        keys = [b"" if each is None else each.digest for each in admitted]
+        keys = [each and each.digest for each in admitted]
         distinct = dict(zip(keys, admitted, strict=True))  # equal vectors are scored once, and score the same
 
         def works(finished: Finished) -> Iterator[Scoring]:
@@ -451,7 +451,7 @@ class Batch:
             return [works] if works else []
         groups: dict[bytes, list[W]] = {}
         for work in works:
-            groups.setdefault(b"" if work.vector is None else work.vector.digest, []).append(work)
+            groups.setdefault(work.digest, []).append(work)
         vectors, shares = list(groups.values()), []
         for start in range(0, len(vectors), self.contexts):
             wave = vectors[start : start + self.contexts]  # the last one has contexts to spare

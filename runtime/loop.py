@@ -70,7 +70,7 @@ class Slot:
 
         It is the whole prompt where the logits behind it are known too.
         """
-        if not self.tenant or self.tenant != work.who.tenant or self.vector != _digest(work):
+        if not self.tenant or self.tenant != work.who.tenant or self.vector != work.digest:
             return 0
         holds = self.prompt if soon else min(self.prompt, self.engine.length(self.row))
         whole = isinstance(work, Generating) and holds == work.prompt and (soon or self.after is not None)
@@ -288,8 +288,8 @@ class Loop:
                 self._rows.turn(running[lead].who)
                 if engine.exact:
                     return {lead: running[lead]}
-                alike = _digest(running[lead])
-                return {slot: work for slot, work in running.items() if _digest(work) == alike}
+                alike = running[lead].digest
+                return {slot: work for slot, work in running.items() if work.digest == alike}
             return {}
 
     def _step(self, engine: Engine, turn: dict[Slot, Work]) -> bool:
@@ -351,11 +351,11 @@ class Loop:
             slot.after = source.after
         if not engine.exact:  # rows share cells, and those of other vectors are of no use
             for each in beside:
-                if each not in self._running and each.vector != _digest(work):
+                if each not in self._running and each.vector != work.digest:
                     engine.cut(each.row, 0)
         work.cached = engine.cut(slot.row, has)
         engine.set_r(slot.row, None if work.vector is None else work.vector.r)
-        slot.tenant, slot.vector = work.who.tenant, _digest(work)
+        slot.tenant, slot.vector = work.who.tenant, work.digest
         slot.tokens, slot.prompt = work.tokens, work.prompt
         if work.cached == work.prompt and slot.after is not None:
             self._take(slot, work, slot.after[None], turn)
@@ -382,7 +382,3 @@ class Loop:
                 continue
             outputs -= wanted
             yield slot, Part(slot.row, work.tokens[begin : begin + count], wanted)
-
-
-def _digest(work: Work) -> bytes:
-    return b"" if work.vector is None else work.vector.digest

@@ -32,6 +32,7 @@ class Work(ABC):
         tokens: of the prompt, and those that followed so far.
         prompt: how many of them are the prompt's.
         vector: under which they are evaluated; None for the base.
+        digest: of its R; empty for the base. It is taken here, since loops compare it under their lock.
         who: takes turns with others. What was evaluated for a tenant is found by the same one alone; nothing
             is kept for nobody, "".
         cached: tokens of the prompt that were not evaluated again; None before it begins.
@@ -48,6 +49,7 @@ class Work(ABC):
         who: Who = NOBODY,
     ) -> None:
         self.tokens, self.prompt, self.vector = list(tokens), len(tokens), vector
+        self.digest = b"" if vector is None else vector.digest
         self.who, self._finished = who, finished
         self.cached: int | None = None
         self.cancelled = self.over = False
