@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
+import os
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import onnx_bundles
@@ -154,36 +153,41 @@ def test_an_app_that_cannot_be_made(
         serve.app(tiny, **options)
 
 
-def test_a_request_on_onnx_enters_few_files() -> None:
-    """Of ours, in all threads: a warm chat completion of the base."""
-    entered: set[str] = set()
+WALK = """
+import asyncio, gc, sys, threading
+from test_application import send_request, serve
 
-    def enter(frame: FrameType, event: str, _: Any) -> None:
-        entered.add(frame.f_code.co_filename)
+entered = set()
+enter = lambda frame, event, _: entered.add(frame.f_code.co_filename)
+gc.disable()
+threading.setprofile(enter)  # of the app's threads, which begin later
+app = serve.app(sys.argv[1], name="tiny", n_ctx=256)
+body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
 
-    gc.collect()  # what other tests left would end in the midst of this
-    gc.disable()
-    threading.setprofile(enter)  # of the app's threads, which begin later
-    try:
-        app = serve.app(onnx_bundles.tiny(), name="tiny", n_ctx=256)
-        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
-
-        async def used() -> None:
-            for _ in range(2):
-                entered.clear()
-                sys.setprofile(enter)
-                assert (await send_request(app, "POST", "/v1/chat/completions", body))[0] == 200
-                sys.setprofile(None)
-
-        asyncio.run(used())
-    finally:
+async def send():
+    for _ in range(2):
+        entered.clear()
+        sys.setprofile(enter)
+        status, _ = await send_request(app, "POST", "/v1/chat/completions", body)
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
-        gc.enable()
-    app.state.service.close()
+        assert status == 200, status
+
+asyncio.run(send())
+threading.setprofile(None)
+print(*sorted(entered), sep="\\n")
+app.state.service.close()
+"""
+
+
+def test_a_request_on_onnx_enters_few_files() -> None:
+    """Of ours, in all threads of a process of its own: a warm chat completion of the base."""
+    command = [sys.executable, "-c", WALK, str(onnx_bundles.tiny())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     package = str(Path(serve.__file__).parent.parent)
-    ours = {path for path in entered if path.startswith(package)}
-    assert 10 < len(ours) <= 19, sorted(ours)
+    ours = [path for path in done.stdout.split() if path.startswith(package)]
+    assert 10 < len(ours) <= 19, "\n".join(ours)
 
 
 def test_nothing_that_is_sent_waits_for_an_acknowledgement() -> None:
