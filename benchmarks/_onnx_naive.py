@@ -48,7 +48,7 @@ def _side_path(model: OnnxModel, factors: Factors, site: Site, output: str) -> l
     for part in sorted(site.parts, key=lambda part: part.column):
         name, rank = f"naive/{part.module}", factors.rank
         entries = factors.index(part.module) * rank**2 + np.arange(rank**2)
-        a, b = factors.leading(part.module, rank)
+        a, b = factors.leading(part.module, (rank, rank))
         _store(model, f"{name}/entries", entries.reshape(rank, rank).T)
         _store(model, f"{name}/a", a.T)
         _store(model, f"{name}/b", b[part.row : part.row + part.count].T)

@@ -87,7 +87,7 @@ def write_stock_lora(path: Path, basis: Basis, vector: MicroVector | None = None
     writer.add_float32("adapter.lora.alpha", float(basis.rank))
     r = basis.R(vector or MicroVector.random(basis, NORM))
     for position, module in enumerate(basis.modules):
-        a, b = basis.factors.leading(module, basis.rank)
+        a, b = basis.factors.leading(module, basis.shape)
         writer.add_tensor(f"{module}.lora_a", np.ascontiguousarray(a))
         writer.add_tensor(f"{module}.lora_b", np.ascontiguousarray(b @ r[position]))
     writer.write_header_to_file()

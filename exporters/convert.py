@@ -38,7 +38,7 @@ def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]
     r = basis.R(vector)
     tensors: dict[str, NDArray[np.float32] | NDArray[np.float16]] = {}
     for m, module in enumerate(basis.modules):
-        a, b = basis.factors.leading(module, basis.rank)
+        a, b = basis.factors.leading(module, basis.shape)
         tensors[f"{module}.lora_a"] = np.ascontiguousarray(a)
         tensors[f"{module}.lora_b"] = np.ascontiguousarray(b @ r[m])
     metadata = [
@@ -75,7 +75,7 @@ def write_peft_lora(
     tensors: dict[str, NDArray[np.float32]] = {}
     names = []
     for m, module in enumerate(basis.modules):
-        a, b = basis.factors.leading(module, basis.rank)
+        a, b = basis.factors.leading(module, basis.shape)
         if a.ndim != 2:
             raise UnsupportedModelError(f"{module} has experts, which a PEFT LoRA does not adapt like this")
         name, shape = layers.get(module, ("", ()))
@@ -149,7 +149,7 @@ def write_merged_gguf(
                 if name not in kinds:
                     file.write(weights.file.data(tensor).data)
                     continue
-                a, b = basis.factors.leading(name, basis.rank)
+                a, b = basis.factors.leading(name, basis.shape)
                 b = b @ r[basis.factors.index(name)]
                 for expert, rows in enumerate(weights.matrices(name)):
                     delta = b[expert] @ a[expert] if a.ndim == 3 else b @ a

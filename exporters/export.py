@@ -228,7 +228,7 @@ def add_base(
     worst = (0.0, "")
     with blas_threads():
         for module in factors.modules:
-            gap = distance(*factors.leading(module, factors.rank), weights.matrices(module))
+            gap = distance(*factors.leading(module, factors.shape), weights.matrices(module))
             worst = max(worst, (gap, module))
     if worst[0] > AGREEMENT:
         raise BaseMismatchError(

@@ -88,7 +88,7 @@ def find(factors: Factors) -> Projection | None:
 
 def sketch(factors: Factors, rank: int) -> NDArray[np.float32]:
     """Return the sketch of the leading directions of factors: float32 [M, 2, rank]."""
-    pairs = (factors.leading(module, rank) for module in factors.modules)
+    pairs = (factors.leading(module, (rank, rank)) for module in factors.modules)
     return np.array([[_along(a), _along(b.T)] for a, b in pairs], np.float32)
 
 

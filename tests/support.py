@@ -47,6 +47,7 @@ def random_factors(
     *,
     kinds: Sequence[str] = ("attn_q", "attn_v", "ffn_down"),
     rank: int = 2,
+    outputs: int | None = None,
     experts: int = 0,
     factor_dtype: type[np.floating[Any]] = np.float32,
     n_in: int = 12,
@@ -59,6 +60,7 @@ def random_factors(
     Args:
         kinds: of the modules of a block. A kind's weight is (n_out + 2k) x (n_in + 4k), k being its
             position here, so that modules differ in shape.
+        outputs: of B, as many as `rank` where it is not given.
         experts: where positive, each block also has an `ffn_down_exps` of that many experts.
         rng: seed of the random factors.
         fields: of `Factors`, in place of what is made here.
@@ -71,7 +73,7 @@ def random_factors(
         k = all_kinds.index(module.split(".")[2])
         lead = (experts,) if module.endswith("_exps.weight") else ()
         a.append(generator.standard_normal((*lead, rank, n_in + 4 * k)).astype(factor_dtype))
-        b.append(generator.standard_normal((*lead, n_out + 2 * k, rank)).astype(factor_dtype))
+        b.append(generator.standard_normal((*lead, n_out + 2 * k, outputs or rank)).astype(factor_dtype))
     values: dict[str, Any] = {
         "architecture": "llama",
         "modules": tuple(modules),

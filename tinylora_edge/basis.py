@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import limits
 from .errors import BasisError, BasisMismatchError, FrameError, NonFiniteError, VectorError
-from .factors import Factors
+from .factors import Factors, Shape, shape_name
 from .prior import Prior, Whitening
 from .projection import RANK, Projection, entries_descriptor, random_descriptor
 
@@ -28,7 +30,7 @@ class Basis:
     """Factors and a projection: what turns a micro-vector into a change of weights, W' = W + B R A.
 
     Raises:
-        BasisError: the projection is of other modules, or of a rank beyond that of the factors.
+        BasisError: the projection is of other modules, or acts on directions that the factors do not have.
     """
 
     factors: Factors
@@ -41,8 +43,7 @@ class Basis:
                 f"the projection is of {len(projection.modules)} modules, and not of the "
                 f"{len(factors.modules)} that the factors are of"
             )
-        if projection.rank > factors.rank:
-            raise beyond(projection.rank, factors.rank)
+        _check_within(projection.shape, factors)
 
     def __repr__(self) -> str:
         return f"Basis({self.id}: {self.size} numbers, {self.projection.descriptor[:48]}, {self.factors!r})"
@@ -53,8 +54,13 @@ class Basis:
         return self.projection.size
 
     @property
+    def shape(self) -> Shape:
+        """(p, q): outputs and inputs of R, leading directions of B and of A."""
+        return self.projection.shape
+
+    @property
     def rank(self) -> int:
-        """k, the leading directions of the factors that R acts on."""
+        """q: of the LoRA (A, B R)."""
         return self.projection.rank
 
     @property
@@ -105,7 +111,7 @@ class Basis:
         return array
 
     def R(self, v: Any) -> NDArray[np.float32]:
-        """Return R of every module on the leading k directions: float32 [M, k, k].
+        """Return R of every module on the leading directions: float32 [M, p, q].
 
         Raises:
             NonFiniteError: an entry of R passes float32.
@@ -131,7 +137,7 @@ class Basis:
 
     def delta(self, module: str, v: Any) -> NDArray[np.float32]:
         """Return dW = B R A of one module, float32 [out, in] or [experts, out, in]; errors as for `R`."""
-        a, b = self.factors.leading(module, self.rank)
+        a, b = self.factors.leading(module, self.shape)
         delta: NDArray[np.float32] = (b @ self.R(v)[self.factors.index(module)]) @ a
         return delta
 
@@ -139,8 +145,8 @@ class Basis:
 class Bases(Mapping[str, Basis]):
     """All bases that vectors of one model's factors may be points of, by their ids: what `basis.gguf` holds.
 
-    The entries of every rank k <= r, every projection that is stored or named in the file, and, where r >= 2,
-    the paper's tiled one of 1 to M numbers.
+    The entries of every square R, every projection that is stored or named in the file, where Q >= 2 the
+    paper's tiled one of 1 to M numbers, and the entries of every other R of p x q, p <= P and q <= Q.
 
     Attributes:
         factors: of the model.
@@ -163,9 +169,8 @@ class Bases(Mapping[str, Basis]):
             )
         modules = factors.modules
         self._of: dict[str, Projection | partial[Projection]] = {}  # id -> it, or what makes it
-        for rank in range(1, factors.rank + 1):
-            entries = digest_of(factors, entries_descriptor(rank))[:8]
-            self._of[entries] = partial(Projection.entries, modules, rank)
+        square = [shape for shape in self._shapes if shape[0] == shape[1]]
+        self._add_entries(square)
         for projection in projections:
             basis = Basis(factors, projection)
             if basis.id in self._of:
@@ -177,6 +182,7 @@ class Bases(Mapping[str, Basis]):
         for numbers in range(1, len(modules) + 1) if factors.rank >= RANK else ():
             tiled = digest_of(factors, random_descriptor(numbers))[:8]
             self._of.setdefault(tiled, partial(Projection.random, modules, numbers))
+        self._add_entries(self._shapes)  # 512 of 64 x 8, in a millisecond
 
     def __repr__(self) -> str:
         return f"Bases({self.factors!r}, {self.known()}, {len(self.fingerprints)} deployed forms)"
@@ -203,12 +209,14 @@ class Bases(Mapping[str, Basis]):
     @property
     def most(self) -> int:
         """Numbers of the largest vector."""
-        return max([len(self.factors.modules) * self.factors.rank**2, *(p.size for p in self.projections)])
+        largest = len(self.factors.modules) * math.prod(self.factors.shape)
+        return max([largest, *(p.size for p in self.projections)])
 
-    def basis(self, *, numbers: int | None = None, rank: int | None = None) -> Basis:
-        """Return the basis of so many numbers, or of all entries of R at a rank; one of the two is given.
+    def basis(self, *, numbers: int | None = None, rank: int | Shape | None = None) -> Basis:
+        """Return the basis of so many numbers, or of all entries of R; one of the two is given.
 
-        With n numbers it is the last of the stored projections that have n, or the paper's tiled one.
+        With n numbers it is the last of the stored projections that have n, or the paper's tiled one. A rank
+        is k, of R k x k, or (p, q).
 
         Raises:
             BasisError: there is none, or not one of the two is given.
@@ -216,16 +224,18 @@ class Bases(Mapping[str, Basis]):
         if (numbers is None) == (rank is None):
             raise BasisError("a basis is named by its numbers or by its rank: pass one of the two")
         if rank is not None:
-            if not 1 <= rank <= self.factors.rank:
-                raise beyond(rank, self.factors.rank)
-            return self._named(entries_descriptor(rank))
+            shape = rank if isinstance(rank, tuple) else (rank, rank)
+            _check_within(shape, self.factors)
+            return self._named(entries_descriptor(shape))
         for projection in reversed(self.projections):
             if projection.size == numbers:
                 return self._named(projection.descriptor)
         if numbers is not None and 1 <= numbers <= len(self.factors.modules) and self.factors.rank >= RANK:
             return self._named(random_descriptor(numbers))
-        whole = self._whole(numbers)
-        advice = f"these are all entries of rank {whole}: say --rank {whole}" if whole else self.known()
+        names = [shape_name(shape) for shape in self._of_size(numbers)]
+        advice = f"these are all entries of rank {names[0]}: say --rank {names[0]}" if names else self.known()
+        if len(names) > 1:
+            advice = f"all entries of rank {', '.join(names)} are so many: say which with --rank"
         raise BasisError(f"no projection has {numbers} numbers: {advice}")
 
     def of(self, vector: Any) -> Basis:
@@ -242,9 +252,9 @@ class Bases(Mapping[str, Basis]):
             return found
         size = len(vector.values)
         try:
-            rank = self._whole(size)
-            if rank and (rank > 1 or self.factors.rank < RANK):  # else as many tiled ones
-                return self.basis(rank=rank)
+            square = next((q for p, q in self._of_size(size) if p == q), 0)
+            if square > 1 or (square and self.factors.rank < RANK):  # else as many tiled ones
+                return self.basis(rank=square)
             return self.basis(numbers=size)
         except BasisError as error:
             raise VectorError(f"the vector fits no basis: {error}") from None
@@ -278,9 +288,8 @@ class Bases(Mapping[str, Basis]):
     def known(self) -> str:
         """Return which vectors these bases take, in words."""
         factors, modules = self.factors, len(self.factors.modules)
-        ranks = (
-            f"all entries of rank 1 to {factors.rank} ({modules:,} to {modules * factors.rank**2:,} numbers)"
-        )
+        most = modules * math.prod(factors.shape)
+        ranks = f"all entries of rank 1 to {shape_name(factors.shape)} ({modules:,} to {most:,} numbers)"
         stored = "".join(f", {p.kind} ones of {p.size} numbers" for p in self.projections)
         tiled = f", tiled ones of 1 to {modules}" if factors.rank >= RANK else ""
         return f"this model takes {ranks}{stored}{tiled}"
@@ -288,10 +297,20 @@ class Bases(Mapping[str, Basis]):
     def _named(self, descriptor: str) -> Basis:
         return self[digest_of(self.factors, descriptor)[:8]]
 
-    def _whole(self, numbers: int | None) -> int | None:
-        """Return the rank whose entries are so many; None where there is none."""
+    def _add_entries(self, shapes: Iterable[Shape]) -> None:
+        for shape in shapes:
+            entries = digest_of(self.factors, entries_descriptor(shape))[:8]
+            self._of.setdefault(entries, partial(Projection.entries, self.factors.modules, shape))
+
+    @property
+    def _shapes(self) -> Iterator[Shape]:
+        outputs, inputs = self.factors.shape
+        return product(range(1, outputs + 1), range(1, inputs + 1))
+
+    def _of_size(self, numbers: int | None) -> list[Shape]:
+        """Return the shapes whose entries are so many."""
         modules = len(self.factors.modules)
-        return next((k for k in range(1, self.factors.rank + 1) if modules * k * k == numbers), None)
+        return [shape for shape in self._shapes if modules * math.prod(shape) == numbers]
 
     def _unknown(self, basis_id: str) -> BasisMismatchError:
         return BasisMismatchError(
@@ -311,9 +330,14 @@ def digest_of(factors: Factors, descriptor: str) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def beyond(rank: int, baked: int) -> BasisError:
-    """Return the error of a rank that the factors do not have."""
-    return BasisError(
-        f"rank {rank} is not among 1 to {baked}, the ranks of these factors: choose one of them, or export "
-        f"again with --rank {max(rank, 1)}, for which every vector is made anew"
+def _check_within(shape: Shape, factors: Factors) -> None:
+    """Raise a BasisError where R of a shape acts on directions that factors do not have."""
+    if min(shape) >= 1 and shape[0] <= factors.outputs and shape[1] <= factors.rank:
+        return
+    rank = max(shape[1], 1)
+    wider = f" --outputs {shape[0]}" if shape[0] > rank else ""
+    raise BasisError(
+        f"rank {shape_name(shape)} is not among 1 to {shape_name(factors.shape)}, the ranks of these "
+        f"factors: choose one of them, or export again with --rank {rank}{wider}, for which every vector is "
+        "made anew"
     )

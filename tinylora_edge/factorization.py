@@ -199,7 +199,12 @@ def _triplets(q: _Array, y: _Array, z: _Array, vectors: NDArray[np.float64]) -> 
 
 
 def gap(product: _Array, expected: _Array) -> float:
-    """Return max |W v - s u| / |s u| over triplets, of W v and s u [rows, r]; inf where not finite."""
+    """Return max |W v - s u| / |s u| over triplets, of W v and s u [rows, r]; inf where not finite.
+
+    Where one has fewer, it is that of as many.
+    """
+    count = min(product.shape[1], expected.shape[1])
+    product, expected = product[:, :count], expected[:, :count]
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.linalg.norm(product - expected, axis=0) / np.linalg.norm(expected, axis=0)
     return float(found.max()) if np.isfinite(found).all() else inf
@@ -208,7 +213,7 @@ def gap(product: _Array, expected: _Array) -> float:
 def distance(a: _Array, b: _Array, matrices: Sequence[RowSource]) -> float:
     """Return how far a weight is from its factors: `gap` of the worst matrix; inf where shapes differ.
 
-    A, [r, in], has orthonormal rows; B, [out, r], has its rows in the weight's order; both may have a leading
+    A, [q, in], has orthonormal rows; B, [out, p], has its rows in the weight's order; both may have a leading
     axis for experts, of whose `matrices` the weight then has one each.
     """
     shape = (b.shape[-2], a.shape[-1])

@@ -17,20 +17,24 @@ from .modules import canonical_order, parse
 
 FactorArray = NDArray[np.float32] | NDArray[np.float16]
 
+Shape = tuple[int, int]
+"""(p, q): outputs and inputs of R, the leading directions of B and of A that it acts on."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Factors:
     """A and B of every adapted module, from the truncated SVD of its weight: W' = W + B R A.
 
-    Their leading k directions, A[:k] and B[:, :k], are the factors of rank k: one export serves every k.
+    Their leading directions, A[:q] and B[:, :p], serve R of p outputs and q inputs: one export serves every
+    p and q. B has r columns (Q), or more (P): the left singular directions that follow, times S.
 
     Attributes:
         architecture: the model's `general.architecture`, such as `llama`.
         modules: M module names in canonical order.
-        rank: r, directions of every module.
+        rank: Q, right directions of every module.
         factorization: `left`: all of S is in B.
-        a: for each module A, float32 or float16 [r, in], or [experts, r, in].
-        b: for each module B, float32 or float16 [out, r], or [experts, out, r].
+        a: for each module A, float32 or float16 [Q, in], or [experts, Q, in].
+        b: for each module B, float32 or float16 [out, P], or [experts, out, P], with P >= Q.
 
     Raises:
         BasisError: the parts do not fit each other, or pass `limits`.
@@ -52,7 +56,6 @@ class Factors:
         for what, found, most in (
             ("modules", count, limits.MODULES),
             ("as their rank", self.rank, limits.RANK),
-            ("entries of R", count * self.rank**2, limits.VALUES),
             ("bytes in a module's name", max(map(len, self.modules)), limits.NAME_BYTES),
         ):
             if found > most:
@@ -67,19 +70,35 @@ class Factors:
             for array in (a, b):
                 if array.dtype.kind != "f" or array.itemsize not in (2, 4):
                     raise BasisError(f"a factor of {module} is {array.dtype}: expected float32 or float16")
-            fits = a.ndim == b.ndim and a.ndim in (2, 3) and a.shape[-2] == b.shape[-1] == self.rank
-            if not fits or a.shape[:-2] != b.shape[:-2]:
+            fits = a.ndim == b.ndim and a.ndim in (2, 3) and a.shape[:-2] == b.shape[:-2]
+            if not fits or (b.shape[-1], a.shape[-2]) != (self.outputs, self.rank):
                 raise BasisError(
                     f"factors of {module} have shapes {a.shape} and {b.shape}, not those of rank "
-                    f"{self.rank}: expected A [r, in] and B [out, r], or the same with one leading axis for "
-                    "experts"
+                    f"{self.rank} and {self.outputs} outputs: expected A [{self.rank}, in] and B [out, "
+                    f"{self.outputs}], or the same with one leading axis for experts"
                 )
+        if not self.rank <= self.outputs <= limits.RANK:
+            raise BasisError(
+                f"factors of rank {self.rank} have {self.rank} to {limits.RANK} outputs, not {self.outputs}"
+            )
+        if (entries := count * self.outputs * self.rank) > limits.VALUES:
+            raise BasisError(f"factors have at most {limits.VALUES:,} entries of R, not {entries:,}")
 
     def __repr__(self) -> str:
         return (
-            f"Factors({self.digest[:8]}: {self.architecture}, {len(self.modules)} modules, rank {self.rank}, "
-            f"{self.dtype})"
+            f"Factors({self.digest[:8]}: {self.architecture}, {len(self.modules)} modules, "
+            f"rank {shape_name(self.shape)}, {self.dtype})"
         )
+
+    @property
+    def outputs(self) -> int:
+        """P, left directions of every module: as many as its rank, or more."""
+        return self.b[0].shape[-1] if self.b[0].ndim else 0
+
+    @property
+    def shape(self) -> Shape:
+        """(P, Q): of the largest R."""
+        return self.outputs, self.rank
 
     @property
     def dtype(self) -> str:
@@ -115,11 +134,17 @@ class Factors:
                 f"{self.modules[0]} to {self.modules[-1]}"
             ) from None
 
-    def leading(self, module: str, rank: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return A [.., rank, in] and B [.., out, rank] of a module's leading directions, in float32."""
-        position = self.index(module)
-        a, b = self.a[position][..., :rank, :], self.b[position][..., :rank]
+    def leading(self, module: str, shape: Shape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return A [.., q, in] and B [.., out, p] of a module's leading directions, in float32."""
+        (outputs, inputs), position = shape, self.index(module)
+        a, b = self.a[position][..., :inputs, :], self.b[position][..., :outputs]
         return np.asarray(a, np.float32), np.asarray(b, np.float32)
+
+
+def shape_name(shape: Shape) -> str:
+    """Return the shape of R as options and messages have it: `8`, a rank, where it is square, or `64x8`."""
+    outputs, inputs = shape
+    return str(inputs) if outputs == inputs else f"{outputs}x{inputs}"
 
 
 def packed_text(value: str) -> bytes:

@@ -10,7 +10,7 @@ VALUES = 250_000
 """Numbers of a vector: 1 MB in float32. All entries of rank 8: 13,440 for 210 modules, 96,000 for 1,500."""
 
 RANK = 256
-"""Rank of factors. Ranks above some tens add nothing to a vector, and r * r floats a module are made."""
+"""Right or left directions of factors. Above some tens they add nothing, and p q floats a module are made."""
 
 PROJECTION_ENTRIES = 1 << 26
 """Entries of P, M * k * k or, of a learned projection, n * M * k * k: 256 MB in float32."""

@@ -13,6 +13,7 @@ projection is.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import limits
 from .errors import BasisError
+from .factors import Shape, shape_name
 from .modules import canonical_order
 from .prior import Prior, Whitening
 
@@ -83,11 +85,11 @@ def _fnv1a64(data: bytes) -> int:
 
 
 class Projection(ABC):
-    """A linear map from n numbers to R, float32 [M, k, k], on the leading k directions of the factors.
+    """A linear map from n numbers to R, float32 [M, p, q], on the leading directions of the factors.
 
     Attributes:
         modules: M module names in canonical order.
-        rank: k.
+        shape: (p, q), outputs and inputs of R; (k, k) but for entries.
         size: n.
         descriptor: the canonical text that names the map (docs/FORMAT.md, "Projections").
         stored: P, float32 [n, M, k, k], where it cannot be regenerated, else None.
@@ -95,7 +97,7 @@ class Projection(ABC):
     """
 
     modules: tuple[str, ...]
-    rank: int
+    shape: Shape
     size: int
     descriptor: str
     stored: NDArray[np.float32] | None = None
@@ -157,13 +159,17 @@ class Projection(ABC):
         return made
 
     @staticmethod
-    def entries(modules: Sequence[str], rank: int) -> Projection:
-        """Return the one whose v is R, module by module, row by row: n = M rank^2.
+    def entries(modules: Sequence[str], rank: int | Shape) -> Projection:
+        """Return the one whose v is R, module by module, row by row: n = M p q.
+
+        Args:
+            modules: in canonical order.
+            rank: k, for p = q = k, or (p, q).
 
         Raises:
             BasisError: a number is out of its range.
         """
-        return _Entries(modules, rank)
+        return _Entries(modules, rank if isinstance(rank, tuple) else (rank, rank))
 
     @staticmethod
     def read(descriptor: str, modules: Sequence[str]) -> Projection:
@@ -183,17 +189,22 @@ class Projection(ABC):
         return Projection.random(modules, groups, rank)
 
     def _check(self) -> None:
-        if self.rank < 1:
-            raise BasisError(f"a projection has a rank of 1 or more, not {self.rank}")
-        if self.rank > limits.RANK or self.size > limits.VALUES:
+        if min(self.shape) < 1:
+            raise BasisError(f"a projection has a rank of 1 or more, not {shape_name(self.shape)}")
+        if max(self.shape) > limits.RANK or self.size > limits.VALUES:
             raise BasisError(
                 f"a projection has at most rank {limits.RANK} and {limits.VALUES:,} numbers, not rank "
-                f"{self.rank} and {self.size:,}"
+                f"{shape_name(self.shape)} and {self.size:,}"
             )
 
     def __repr__(self) -> str:
         prior = "" if self.prior is None else ", a prior"
         return f"Projection({self.descriptor[:64]}: {self.size} numbers, {len(self.modules)} modules{prior})"
+
+    @property
+    def rank(self) -> int:
+        """q: of the LoRA (A, B R)."""
+        return self.shape[1]
 
     @property
     def kind(self) -> str:
@@ -202,17 +213,17 @@ class Projection(ABC):
 
     @abstractmethod
     def R(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return R of numbers, float32 [n] -> [M, k, k]: summed in order in float64, rounded once, so that
+        """Return R of numbers, float32 [n] -> [M, p, q]: summed in order in float64, rounded once, so that
         every implementation arrives at the same bits. Not finite where it passes float32."""
 
     @abstractmethod
     def adjoint(self, r: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the gradient by v of a gradient by R: [M, k, k] -> float64 [n]."""
+        """Return the gradient by v of a gradient by R: [M, p, q] -> float64 [n]."""
 
     @property
     @abstractmethod
     def tied(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """The map as R[m] = sum_i v[g(m) u + i] P[m, i]: g, int32 [M], and P, float32 [M, u, k, k]."""
+        """The map as R[m] = sum_i v[g(m) u + i] P[m, i]: g, int32 [M], and P, float32 [M, u, p, q]."""
 
     @cached_property
     def norm(self) -> float:
@@ -239,7 +250,7 @@ class _Tied(Projection):
         *,
         p: NDArray[np.float32] | None = None,
     ) -> None:
-        self.modules, self.rank, self.descriptor = tuple(modules), rank, descriptor
+        self.modules, self.shape, self.descriptor = tuple(modules), (rank, rank), descriptor
         self._tying, self._u = tying, u
         self.size = (int(tying.max()) + 1) * u
         self._check()
@@ -258,7 +269,7 @@ class _Tied(Projection):
 
     def R(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
         rows = v.astype(np.float64).reshape(-1, self._u)[self._tying]
-        total = np.zeros((len(self.modules), self.rank, self.rank))
+        total = np.zeros((len(self.modules), *self.shape))
         for i in range(self._u):
             total += rows[:, i, None, None] * self._p[:, i]
         with np.errstate(over="ignore"):
@@ -278,22 +289,26 @@ class _Tied(Projection):
 class _Entries(Projection):
     """R is v."""
 
-    def __init__(self, modules: Sequence[str], rank: int) -> None:
-        self.modules, self.rank = tuple(modules), rank
-        self.size, self.descriptor = len(self.modules) * rank**2, entries_descriptor(rank)
+    def __init__(self, modules: Sequence[str], shape: Shape) -> None:
+        self.modules, self.shape = tuple(modules), shape
+        self.size, self.descriptor = len(self.modules) * math.prod(shape), entries_descriptor(shape)
         self._check()
 
     def R(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.array(v, np.float32).reshape(-1, self.rank, self.rank)
+        return np.array(v, np.float32).reshape(-1, *self.shape)
 
     def adjoint(self, r: NDArray[Any]) -> NDArray[np.float64]:
         return np.asarray(r, np.float64).reshape(-1)
 
     @property
     def tied(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        count, entries = len(self.modules), self.rank**2
-        units = np.eye(entries, dtype=np.float32).reshape(entries, self.rank, self.rank)
+        count, entries = len(self.modules), math.prod(self.shape)
+        units = np.eye(entries, dtype=np.float32).reshape(entries, *self.shape)
         return np.arange(count, dtype=np.int32), np.broadcast_to(units, (count, *units.shape))
+
+    @cached_property
+    def norm(self) -> float:
+        return math.sqrt(self.size)
 
 
 _RANDOM = re.compile(
@@ -306,6 +321,7 @@ def random_descriptor(groups: int, rank: int = RANK) -> str:
     return f"random rank={rank} seed={SEED} groups={groups} u=1 tying=tiled"
 
 
-def entries_descriptor(rank: int) -> str:
-    """Return the text that names the entries of a rank."""
-    return f"entries rank={rank}"
+def entries_descriptor(shape: Shape) -> str:
+    """Return the text that names the entries of a shape."""
+    outputs, inputs = shape
+    return f"entries rank={inputs}" if outputs == inputs else f"entries out={outputs} in={inputs}"

@@ -118,7 +118,7 @@ def _align(
     model: OnnxModel, factors: Factors, module: str, homes: _Homes, heads: Heads
 ) -> tuple[NDArray[np.float32], float]:
     """Return B of a module with its rows in the order of the graph, and its distance to a sample of them."""
-    a, b = factors.leading(module, factors.rank)
+    a, b = factors.leading(module, (factors.rank, factors.rank))
     numbers, values = [], []
     for linear, part in homes:
         count = min(_CHUNK, part.count)

@@ -86,6 +86,7 @@ def test_refuses_arguments_out_of_range(seed, u, rank, said):
 
 KINDS = {
     "entries": Projection.entries(MODULES, 3),
+    "entries, tall": Projection.entries(MODULES, (5, 2)),
     "learned": Projection.learned(MODULES, np.random.default_rng(0).standard_normal((5, COUNT, 2, 2))),
     "tiled": Projection.random(MODULES, 4),
     "of rank 3": Projection.random(MODULES, 5, 3),
@@ -95,20 +96,20 @@ KINDS = {
 
 def naive(projection: Projection, v: np.ndarray) -> np.ndarray:
     """The sums of docs/FORMAT.md, one after the other."""
-    k, out = projection.rank, []
+    (rows, k), out = projection.shape, []
     for m, module in enumerate(MODULES):
         if projection.kind == "entries":
-            terms = [(1.0, v[m * k * k : (m + 1) * k * k])]
+            terms = [(1.0, v[m * rows * k : (m + 1) * rows * k])]
         elif projection.kind == "learned":
             terms = list(zip(v.tolist(), projection.stored[:, m].reshape(-1, k * k), strict=True))
         else:
             terms = [(float(v[m * projection.size // COUNT]), project(42, module, 1, k).reshape(-1))]
-        for entry in range(k * k):
+        for entry in range(rows * k):
             total = 0.0
             for value, p in terms:
                 total += value * float(p[entry])
             out.append(np.float32(total))
-    return np.array(out, np.float32).reshape(COUNT, k, k)
+    return np.array(out, np.float32).reshape(COUNT, rows, k)
 
 
 @pytest.mark.parametrize("projection", KINDS.values(), ids=KINDS)
@@ -122,7 +123,7 @@ class TestKinds:
     def test_the_adjoint_is_that_of_R(self, projection):
         rng = np.random.default_rng(2)
         v = rng.standard_normal(projection.size).astype(np.float32)
-        g = rng.standard_normal((COUNT, projection.rank, projection.rank))
+        g = rng.standard_normal((COUNT, *projection.shape))
         np.testing.assert_allclose(projection.adjoint(g) @ v, np.sum(g * projection.R(v)), rtol=1e-5)
 
     def test_the_map_that_others_compute_with_is_R_s(self, projection):
@@ -130,6 +131,10 @@ class TestKinds:
         tying, p = projection.tied
         rows = v.reshape(-1, p.shape[1])[tying].astype(np.float64)
         np.testing.assert_allclose(np.einsum("mu,muab->mab", rows, p), projection.R(v), atol=1e-5)
+
+    def test_its_norm_is_that_of_R_for_signs(self, projection):
+        by_number = np.stack([projection.R(unit) for unit in np.eye(projection.size, dtype=np.float32)])
+        assert projection.norm == pytest.approx(np.linalg.norm(by_number))
 
 
 def model(blocks: int) -> list[str]:
@@ -169,14 +174,15 @@ def test_golden_ones_that_are_not_read_any_more(number) -> None:
 def test_descriptors() -> None:
     p = np.arange(24, dtype="<f4").reshape(1, COUNT, 2, 2)
     found = [Projection.learned(MODULES, p), *KINDS.values()]
-    assert [projection.descriptor for projection in (found[0], found[1], *found[3:])] == [
+    assert [projection.descriptor for projection in (*found[:3], *found[4:])] == [
         f"learned rank=2 {hashlib.sha256(p.tobytes()).hexdigest()}",
         "entries rank=3",
+        "entries out=5 in=2",
         "random rank=2 seed=42 groups=4 u=1 tying=tiled",
         "random rank=3 seed=42 groups=5 u=1 tying=tiled",
         "random rank=2 seed=42 groups=1 u=1 tying=tiled",
     ]
-    for projection in found[3:]:
+    for projection in found[4:]:
         read = Projection.read(projection.descriptor, MODULES)
         assert (read.descriptor, read.size) == (projection.descriptor, projection.size)
         np.testing.assert_array_equal(read.tied[1], projection.tied[1])
@@ -242,6 +248,12 @@ def test_learned_ones_that_are_refused(p, prior, said) -> None:
 
 
 def test_entries_that_are_refused() -> None:
-    for rank, said in ((0, "1 or more"), (257, "at most rank 256"), (250, "not rank 250 and 375,000")):
+    for rank, said in (
+        (0, "1 or more"),
+        ((0, 2), "1 or more, not 0x2"),
+        (257, "at most rank 256"),
+        ((257, 1), "at most rank 256.*not rank 257x1"),
+        (250, "not rank 250 and 375,000"),
+    ):
         with pytest.raises(BasisError, match=said):
             Projection.entries(MODULES, rank)

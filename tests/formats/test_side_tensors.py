@@ -19,6 +19,7 @@ VARIANTS = {
     "f32": {},
     "f16": {"factor_dtype": np.float16, "rank": 8},
     "experts": {"experts": 4},
+    "5 outputs": {"outputs": 5, "experts": 2},
     "one expert": {"experts": 1, "factor_dtype": np.float16},
     "rank 1": {"rank": 1},
     "rank 4": {"rank": 4, "blocks": 4, "architecture": "qwen2"},
@@ -50,7 +51,7 @@ def path(tmp_path: Path) -> Path:
 
 def assert_same(found: Bases, expected: Bases) -> None:
     one, two = found.factors, expected.factors
-    for name in ("architecture", "modules", "rank", "factorization", "digest"):
+    for name in ("architecture", "modules", "shape", "factorization", "digest"):
         assert getattr(one, name) == getattr(two, name)
     for a, b in zip((*one.a, *one.b), (*two.a, *two.b), strict=True):
         assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
@@ -85,7 +86,7 @@ class TestRoundTrip:
 
 def test_the_file_is_what_the_design_lists(path):
     """Read by gguf's own reader."""
-    bases = bases_of(support.random_factors(experts=2, rank=3))
+    bases = bases_of(support.random_factors(experts=2, rank=3, outputs=4))
     factors, projections = bases.factors, bases.projections
     save_bases(bases, path)
     reader = gguf.GGUFReader(path)
@@ -96,6 +97,7 @@ def test_the_file_is_what_the_design_lists(path):
         "adapter.type": ("STRING", "tinylora"),
         "tinylora.version": ("UINT32", 2),
         "tinylora.rank": ("UINT32", 3),
+        "tinylora.outputs": ("UINT32", 4),
         "tinylora.factorization": ("STRING", "left"),
         "tinylora.modules": ("STRING", list(factors.modules)),
         "tinylora.base.fingerprints": ("STRING", list(FINGERPRINTS)),
@@ -213,7 +215,7 @@ BASES = bases_of(support.random_factors())
 LEARNED, NAMED, OTHER = (projection.descriptor for projection in BASES.projections)
 P, COVARIANCE = BASES.projections[0].stored, np.float32(BASES.projections[0].prior.covariance)
 ONES = Projection.learned(BASES.factors.modules, np.ones((5, 6, 3, 3)))
-A = "blk.0.attn_v.weight.tinylora_a"
+A, B = "blk.0.attn_v.weight.tinylora_a", "blk.1.ffn_down.weight.tinylora_b"
 
 
 def listed(*descriptors: str) -> tuple[dict[str, object], Tensors]:
@@ -271,6 +273,8 @@ FORGED = {
         ({}, {"tinylora_prior.0.covariance": -COVARIANCE}),
         "variance that is not above 0",
     ),
+    "a factor of other outputs": (({}, {B: np.ones((14, 3), np.float32)}), r"\(14, 3\), not .* 2 outputs"),
+    "a factor of one dimension": (({}, {B: np.ones(14, np.float32)}), r"\(14,\), not those of rank 2"),
     **{
         f"no {key}": (({key: None}, {}), rf"tinylora\.{key} is None")
         for key in ("version", "rank", "factors", "modules")
@@ -289,3 +293,11 @@ def test_forged_content(path, changes, said):
     with support.memory_limit(MEMORY), pytest.raises(CorruptBasisError, match=said) as caught:
         load_bases(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("outputs", [None, "5", 0, 1, 2, 4, 6, (1 << 32) - 1])
+def test_forged_outputs(path, outputs):
+    save_bases(Bases(support.random_factors(outputs=5)), path)
+    forged(path, {"outputs": outputs}, {})
+    with pytest.raises(CorruptBasisError, match="states 2 outputs.*have 5" if outputs is None else "outputs"):
+        load_bases(path)

@@ -39,6 +39,7 @@ def save_bases(bases: Bases, path: str | PathLike[str]) -> None:
         ("adapter.type", "tinylora", STRING),
         ("tinylora.version", VERSION, UINT32),
         ("tinylora.rank", factors.rank, UINT32),
+        *([("tinylora.outputs", factors.outputs, UINT32)] if factors.outputs > factors.rank else []),
         ("tinylora.factorization", factors.factorization, STRING),
         ("tinylora.modules", list(factors.modules), STRING),
         ("tinylora.factors", factors.digest, STRING),
@@ -154,6 +155,9 @@ def _read(file: GGUFFile) -> Bases:
         a=tuple(_tensor(file, f"{module}.tinylora_a") for module in modules),
         b=tuple(_tensor(file, f"{module}.tinylora_b") for module in modules),
     )
+    outputs = file.value("tinylora.outputs", int, factors.rank)
+    if outputs != factors.outputs:
+        raise MalformedGGUFError(f"it states {outputs} outputs, but its factors have {factors.outputs}")
     listed: list[str] = file.value("tinylora.projections", list, [])
     descriptors = listed[: limits.PROJECTIONS + 1]  # with one too many, `Bases` refuses them
     projections = tuple(_projection(file, i, text, modules) for i, text in enumerate(descriptors))

@@ -47,7 +47,7 @@ class Adapter(nn.Module):
         model.requires_grad_(False)
         names = hf_names(model, basis.factors)
         pairs = [
-            factors_for(model, basis.factors, module, names[module], basis.rank) for module in basis.modules
+            factors_for(model, basis.factors, module, names[module], basis.shape) for module in basis.modules
         ]
         for position, (module, pair) in enumerate(zip(basis.modules, pairs, strict=True)):
             linear: Any = model.get_submodule(names[module])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import MissingExtraError, TrainError
 from ..factorization import AGREEMENT, fitting_order, gap
-from ..factors import Factors
+from ..factors import Factors, Shape
 from ..formats.gguf_transformers import forget_quantizer, layer_names, read_once
 from ..modules import find_architecture, inverse, listed_order, parse, read_heads, row_orders
 
@@ -116,8 +116,8 @@ def hf_names(model: nn.Module, factors: Factors) -> dict[str, str]:
     return {module: found[module] for module in factors.modules}
 
 
-def factors_for(model: Any, factors: Factors, module: str, name: str, rank: int) -> tuple[Tensor, Tensor]:
-    """Return a module's leading A [rank, in] and B [out, rank], float32, B's rows as in layer `name`.
+def factors_for(model: Any, factors: Factors, module: str, name: str, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Return a module's leading A [q, in] and B [out, p], float32, B's rows as in layer `name`.
 
     GGUF keeps the rows of some layers in another order. The layer's weight decides, as it does in an export,
     and shows that it is the one that was factorized; a list of architectures has to do for a weight that is
@@ -134,7 +134,7 @@ def factors_for(model: Any, factors: Factors, module: str, name: str, rank: int)
         raise TrainError(
             f"{name} is a {type(layer).__name__}, not a linear layer: {module} cannot be adapted"
         )
-    a, b = factors.leading(module, rank)
+    a, b = factors.leading(module, shape)
     if (b.shape[0], a.shape[1]) != (layer.out_features, layer.in_features):
         raise TrainError(
             f"{name} is {layer.out_features} x {layer.in_features}, but the factors of {module} fit "

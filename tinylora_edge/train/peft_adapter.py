@@ -173,7 +173,7 @@ def peft_model(model: Any, basis: Basis) -> PeftModel:
     """
     names = hf_names(model, basis.factors)
     factors = {
-        name: factors_for(model, basis.factors, module, name, basis.rank) for module, name in names.items()
+        name: factors_for(model, basis.factors, module, name, basis.shape) for module, name in names.items()
     }
     tying, p = basis.projection.tied
     config = TinyLoraEdgeConfig(
