@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import ExportError, HubError, MissingExtraError
 from ..formats.bundle import BASIS_NAME
-from ..jsonio import read_json
+from .weights.safetensors import INDEX, SINGLE, shard_names
 
 PREFERRED = ("q4_k_m", "q4_0", "mxfp4", "q8_0", "f16", "bf16")
 """Quantizations, tried in this order where none is asked for."""
@@ -32,7 +32,6 @@ _QUANT = re.compile(
     r"(?:^|[-._])((?:ud[-_])?(?:i?q\d(?:_[0-9a-z]+)*|tq\d_\d|mxfp4(?:_moe)?|nvfp4|bf16|fp?16|fp?32))$", re.I
 )
 _NO_MODEL = re.compile(r"(?:^|[-._/])(?:mmproj|imatrix|lora)(?:[-._]|$)", re.I)  # what lies beside models
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _BESIDE = re.compile(r"[^/]+\.(?:json|model|txt|jinja)")  # configuration and tokenizer; never code
 
 
@@ -109,7 +108,7 @@ class SelectedFiles:
                 path = Path(_client().hf_hub_download(here.name, name, **options))
             except Exception as error:  # as of `_list`: the client's errors follow its HTTP library
                 why = f"{name} of {here} was not downloaded: {_reason(error)}. Run the command again to go on"
-                raise _refused(error, here.name, here.revision) or HubError(why) from error
+                raise _refused(error) or HubError(why) from error
             folder = path.parents[name.count("/")]
             if folder.name != here.commit:
                 raise HubError(f"{here.name} was changed meanwhile, to {folder.name}: run the command again")
@@ -300,25 +299,20 @@ def _gguf(where: str, quant: str | None, default: str | None = None) -> Selected
 
 def _weights(where: str, *, graph: bool) -> SelectedFiles:
     listing = _list(where)
-    names = listing.sizes
-    shards = [_SINGLE]
-    if _INDEX in names:
-        folder, _ = SelectedFiles("weights", listing, (_INDEX,)).fetch()
-        try:
-            shards = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise HubError(f"{_INDEX} of {listing} is not a safetensors index: {error!r}") from None
+    names, shards = listing.sizes, [SINGLE]
+    if INDEX in names:
+        folder, _ = SelectedFiles("weights", listing, (INDEX,)).fetch()
+        shards = shard_names(folder)
     missing = [name for name in shards if name not in names]
-    if missing or not shards:
+    if missing:
         raise HubError(
-            f"{listing} has no safetensors, or lacks some ({', '.join(map(str, missing[:3]))}): pass the "
+            f"{listing} has no safetensors, or lacks some ({', '.join(missing[:3])}): pass the "
             "repository of the original weights as MODEL, or export from the GGUF alone"
         )
     beside = [
         name
         for name in sorted(names)
-        if name in ("config.json", _INDEX)
-        or (graph and _BESIDE.fullmatch(name) and not name.endswith(".index.json") and names[name] <= 10**8)
+        if name in ("config.json", INDEX) or (graph and _BESIDE.fullmatch(name))
     ]
     return SelectedFiles("weights", listing, (*beside, *shards))
 
@@ -332,13 +326,11 @@ def _list(text: str) -> Listing:
         api = client.HfApi(library_name="tinylora-edge")
         info = api.model_info(name, revision=revision, files_metadata=True, timeout=30.0)
     except Exception as error:  # the client has changed its HTTP library before, and with it the errors
-        if (refused := _refused(error, name, revision)) is not None:
+        if (refused := _refused(error)) is not None:
             raise refused from error
         listing = _cached(name, revision, _reason(error))
         chosen = isinstance(error, client.errors.OfflineModeIsEnabled)  # then the cache is no surprise
         return replace(listing, offline="") if chosen else listing
-    if not info.sha:
-        raise HubError(f"{client.constants.ENDPOINT} names no commit for {name}: is HF_ENDPOINT a hub?")
     return Listing(name, revision, info.sha, {each.rfilename: each.size or 0 for each in info.siblings or []})
 
 
@@ -357,26 +349,11 @@ def _cached(name: str, revision: str, reason: str) -> Listing:
     return Listing(name, revision, folder.name, sizes, reason)
 
 
-def _refused(error: Exception, name: str, revision: str) -> HubError | None:
-    """An answer of the hub in our words; None where it gave none."""
-    client = _client()
-    where, errors = client.constants.ENDPOINT, client.errors
-    if isinstance(error, errors.GatedRepoError):
-        token = "no token is set now" if client.get_token() is None else "the token in use has no access"
-        return HubError(
-            f"{name} is gated: accept its licence at {where}/{name}, and log in with that account (hf auth "
-            f"login, or HF_TOKEN); {token}"
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return HubError(
-            f"{where} has no model {name}, or a private one: check the name, or log in (hf auth login, or "
-            "HF_TOKEN) where it is private"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return HubError(f"{name} has no revision {revision!r}: see {where}/{name}/commits/main")
-    if isinstance(error, errors.HFValidationError):
-        return HubError(f"{name!r} is no name of a repository: expected 'org/name'")
-    return None
+def _refused(error: Exception) -> HubError | None:
+    """An answer of the hub, in its client's words; None where it gave none."""
+    known = _client().errors
+    answers = known.RepositoryNotFoundError, known.RevisionNotFoundError, known.HFValidationError
+    return HubError(_reason(error)) if isinstance(error, answers) else None
 
 
 def _reason(error: Exception) -> str:

@@ -20,6 +20,8 @@ from ...factorization import RowSource
 from ...jsonio import read_json
 from .dequantize import FLOAT_BYTES, PackedRows, RowDecoder, float_decoder
 
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
 _SCALED = ("weight_scale_inv", "weight_scale", "qweight", "weight_packed", "absmax", "quant_state")
 """Endings of what comes with weights of FP8, GPTQ, AWQ, compressed-tensors and bitsandbytes."""
 
@@ -71,17 +73,23 @@ class _TransposedRows:
         return np.ascontiguousarray(self._decode(columns.reshape(len(columns), -1)).T)
 
 
+def shard_names(directory: Path) -> list[str]:
+    """Return the names of a Hugging Face directory's safetensors files, in order, there or not."""
+    index = directory / INDEX
+    if not index.exists():
+        return [SINGLE]
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if not names or not all(name == Path(name).name and "\0" not in name for name in names):
+            raise ValueError("its weight_map names no files of this folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{index} is not a safetensors index: {error!r}") from None
+    return names
+
+
 def shards(directory: Path) -> list[Path]:
     """Return the safetensors files of a Hugging Face directory, in order of their names."""
-    index, names = directory / "model.safetensors.index.json", ["model.safetensors"]
-    if index.exists():
-        try:
-            names = sorted(set(read_json(index)["weight_map"].values()))
-            if not names or not all(name == Path(name).name and "\0" not in name for name in names):
-                raise ValueError("its weight_map names no files of this folder")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ExportError(f"{index} is not a safetensors index: {error!r}") from None
-    here = set(os.listdir(directory))
+    names, here = shard_names(directory), set(os.listdir(directory))
     missing = [name for name in names if name not in here]
     if missing:
         raise ExportError(

@@ -116,7 +116,6 @@ def short(task: Path, weights: Path) -> list[str]:
         "options.prompts": 2,
         "options.validation": 2,
         "options.validate_every": 1,
-        "options.checkpoint_every": 1,
         "grpo.num_train_epochs": 1,
         "grpo.max_steps": 2,
         "grpo.per_device_train_batch_size": 4,

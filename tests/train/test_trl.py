@@ -128,7 +128,7 @@ def test_no_step_without_signal(tiny: Path, options: Options, tmp_path: Path) ->
 
 def test_resumes_to_the_same_numbers(tiny: Path, options: Options, tmp_path: Path) -> None:
     """With KL PEFT saves a second adapter: the reference."""
-    options = replace(options, steps=6, checkpoint_every=2, validate_every=3)
+    options = replace(options, steps=6, validate_every=3)
     chosen: dict[str, Any] = {"options": options, "grpo": {"beta": 0.05}}
     task = trl_world.letters_task()
     rows: list[dict[str, Any]] = []

@@ -8,8 +8,6 @@ line.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +25,10 @@ from ..errors import MissingExtraError, TrainError
 from ..eval.measure import Measuring
 from ..formats.bundle import load_bundle
 from ..formats.gguf_transformers import read_once
-from ..jsonio import read_json
 from ..process import cores
 from ..runtime.learning.state import Report
 from ..tasks import Completion, Sample, Task
 from ..vector import MicroVector
-from ..writes import atomic_write
 from .learner import IMPORTANCE_CAP
 from .model import default_dtype, load_model, location_of
 from .options import Options, Outcome, Phase, Result, write_result
@@ -82,9 +78,9 @@ def train_trl(
     vector is the best by validation (`Options.split`): the mean reward of one completion of each of its
     prompts, drawn at the task's temperature.
 
-    `options.lr` is needed; what TRL has no place for is refused or has no meaning. `grpo` are fields of
-    `trl.GRPOConfig` that go before what follows from the options, such as `beta`, `use_vllm`, or
-    `num_train_epochs` instead of `steps`. Metrics are reported in process 0.
+    `options.lr` is needed; what TRL has no place for is refused or has no meaning. Each validation is a
+    checkpoint. `grpo` are fields of `trl.GRPOConfig` that go before what follows from the options, such as
+    `beta`, `use_vllm`, or `num_train_epochs` instead of `steps`. Metrics are reported in process 0.
     """
     options, output = options or Options(), Path(output)
     found = load_bundle(bundle)
@@ -105,7 +101,6 @@ def train_trl(
         check_prompts(tokenizer, task, samples, room=room, bundle=bundle if lead else None)
         reward = reward_function(task, samples, tokenizer, _end_ids(model, tokenizer))
         wrapped = peft_model(model, basis)
-        best = _Best(wrapped, folder / "best.json", report if lead else None, resumed=last)
         trainer = GRPOTrainer(
             model=wrapped,
             reward_funcs=reward,
@@ -113,18 +108,18 @@ def train_trl(
             train_dataset=_data_set(samples, held, len(samples), tokenizer),
             eval_dataset=_data_set(samples, 0, held, tokenizer),
             processing_class=tokenizer,
-            callbacks=[best],
+            callbacks=[_Callback(wrapped, report if lead else None)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-        outcome = Outcome(output, best.result(task, trainer.state.global_step))
+        curve = _curve(trainer.state.log_history)
+        outcome = Outcome(output, _result(wrapped, task, trainer.state, curve))
         check_agreement(outcome.result.vector)
         if lead:
             vector = options.framed(outcome.result.vector, basis)
             engine = {"trl": trl.__version__, "processes": config.world_size, "grpo": chosen}
-            write_result(vector, basis, task, options, outcome, best.curve, engine=engine)
+            write_result(vector, basis, task, options, outcome, curve, engine=engine)
             shutil.rmtree(checkpoints, ignore_errors=True)
-            best.path.unlink()
             if options.evaluate:
                 threads = options.workers or cores()
                 with (
@@ -134,7 +129,7 @@ def train_trl(
                     size: dict[str, Any] = {"n_threads": threads, "validation": validation}
                     measuring = Measuring(bundle, llm, batch, task, vector, **size, report=report)
                     outcome = replace(outcome, measured=measuring.run())
-                write_result(vector, basis, task, options, outcome, best.curve, engine=engine)
+                write_result(vector, basis, task, options, outcome, curve, engine=engine)
     return outcome
 
 
@@ -191,8 +186,11 @@ def grpo_fields(
         "eval_strategy": "steps",
         "eval_steps": options.validate_every,
         "save_strategy": "steps",
-        "save_steps": options.checkpoint_every,
-        "save_total_limit": 1,
+        "save_steps": options.validate_every,  # the best by validation is a checkpoint
+        "save_total_limit": 1,  # beside the best one
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "reward",
+        "greater_is_better": True,
         "logging_steps": 1,
         "report_to": "none",
         "disable_tqdm": True,
@@ -291,48 +289,21 @@ def check_agreement(vector: MicroVector) -> None:
         )
 
 
-class _Best(transformers.TrainerCallback):
-    """A callback that keeps the best vector and the metrics at `path`; it runs alike in every process.
+class _Callback(transformers.TrainerCallback):
+    """Reports the metrics of each step, and guards v where a step has no signal. It runs in every process.
 
-    `report` is None in all processes but the first. `resumed` is the checkpoint that the run goes on from.
+    `report` is None in all processes but the first.
     """
 
-    def __init__(self, model: Any, path: Path, report: Report | None, *, resumed: Path | None) -> None:
-        self.path, self._model, self._report = path, model, report
-        self._kept: dict[str, Any] = {"start": None, "score": -math.inf, "step": 0, "updates": 0, "curve": []}
-        self._kept["values"] = vector_of(model).values.tolist()
-        found = [read_json(path) if resumed and report and path.exists() else None]
-        if (state := accelerate.utils.broadcast_object_list(found)[0]) is not None:
-            if not isinstance(state, dict) or state.keys() != self._kept.keys():
-                raise TrainError(f"{path} is not the state of a run: remove the folder, and begin anew")
-            done = int(resumed.name.rpartition("-")[2]) if resumed else 0
-            self._kept = state | {"curve": [row for row in state["curve"] if row["step"] <= done]}
-
-    @property
-    def curve(self) -> list[dict[str, Any]]:
-        """The metrics of the run, in process 0."""
-        return self._kept["curve"]  # type: ignore[no-any-return]
-
-    def result(self, task: Task, steps: int) -> Result:
-        """Return what the run found; an error where no step had a signal."""
-        kept = self._kept
-        if not kept["updates"]:
-            raise TrainError(
-                f"task {task.name} gives no signal: in {steps} steps all samples of every prompt got the "
-                "same reward. Make the task easier or harder, raise the temperature, or draw more samples"
-            )
-        best = replace(vector_of(self._model), values=np.array(kept["values"], np.float32))
-        scores = kept["start"], kept["score"]
-        return Result(best, (Phase("grpo", *scores, best_step=kept["step"], steps=steps, stopped="done"),))
+    def __init__(self, model: Any, report: Report | None) -> None:
+        self._model, self._report = model, report
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make no update without a gradient: Adam's momentum would drift on without evidence."""
         rows = [p for p in self._model.parameters() if p.requires_grad]
-        if any(p.grad is not None and p.grad.any() for p in rows):
-            self._kept["updates"] += 1
-            return
-        for row in rows:
-            row.grad = None  # the optimizer passes over it
+        if not any(p.grad is not None and p.grad.any() for p in rows):
+            for row in rows:
+                row.grad = None  # the optimizer passes over it
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Validate what the run ends with."""
@@ -340,34 +311,41 @@ class _Best(transformers.TrainerCallback):
             control.should_evaluate = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        """Pass the metrics of a step on, under this project's names."""
-        if "reward" in logs:
+        """Add the norm of v to the history, which TRL keeps with its checkpoints, and report the row."""
+        state.log_history[-1]["norm"] = vector_of(self._model).norm
+        if self._report is not None:
+            for row in _curve(state.log_history[-1:]):
+                self._report(row)
+
+
+def _curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the metrics in TRL's history under this project's names."""
+    rows: list[dict[str, Any]] = []
+    for logs in history:
+        if "eval_reward" in logs:
+            event = "validation" if logs["step"] else "start"
+            rows.append({"event": event, "step": logs["step"], "validation": float(logs["eval_reward"])})
+        elif "reward" in logs:
             found = {name: logs[key] for name, key in _METRICS.items() if logs.get(key) is not None}
-            signal, norm = 1 - logs["frac_reward_zero_std"], vector_of(self._model).norm
-            self._write({"step": state.global_step, **found, "signal": signal, "norm": norm})
+            rows.append({"step": logs["step"], **found, "signal": 1 - logs["frac_reward_zero_std"]})
+            rows[-1]["norm"] = logs["norm"]
+    return rows
 
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict[str, Any], **kwargs: Any
-    ) -> None:
-        """Keep the best."""
-        kept, score, event = self._kept, float(metrics["eval_reward"]), "validation"
-        if kept["start"] is None:
-            kept["start"], event = score, "start"
-        if score > kept["score"]:
-            values = vector_of(self._model).values.tolist()
-            kept |= {"score": score, "step": state.global_step, "values": values}
-        self._write({"event": event, "step": state.global_step, "validation": score})
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the state beside the checkpoint."""
-        if self._report is not None:
-            with atomic_write(self.path) as file:
-                file.write(json.dumps(self._kept).encode())
-
-    def _write(self, metrics: dict[str, Any]) -> None:
-        if self._report is not None:
-            self.curve.append(metrics)
-            self._report(metrics)
+def _result(model: Any, task: Task, state: Any, curve: Sequence[Mapping[str, Any]]) -> Result:
+    """Return what the run found, its best vector being in the model; an error where no step had a signal."""
+    if not any(row.get("signal") for row in curve):
+        raise TrainError(
+            f"task {task.name} gives no signal: in {state.global_step} steps all samples of every prompt got "
+            "the same reward. Make the task easier or harder, raise the temperature, or draw more samples"
+        )
+    start, best = curve[0]["validation"], float(state.best_metric)
+    vector, step = vector_of(model), state.best_global_step
+    if best <= start:
+        vector, best, step = replace(vector, values=np.zeros_like(vector.values)), start, 0
+    return Result(
+        vector, (Phase("grpo", start, best, best_step=step, steps=state.global_step, stopped="done"),)
+    )
 
 
 def _data_set(samples: Sequence[Sample], first: int, end: int, tokenizer: Any) -> Any:
