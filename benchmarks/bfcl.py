@@ -25,7 +25,7 @@ from typing import Any
 import _common
 import jsonschema
 
-from tinylora_edge.tasks.tools import read_functions, spelled, template_input
+from tinylora_edge.tasks.sample import read_functions, spelled, template_input
 
 CATEGORIES = ("simple_python", "multiple", "irrelevance")
 HELD_OUT = 16  # of the half that is trained on

@@ -19,12 +19,11 @@ from ..errors import VectorError
 from ..process import cores
 from ..tasks import Completion, Sample
 from ..vector import AdmittedVector, MicroVector
-from .loop import Loop
+from .engine import Weights
+from .loop import Finished, Generating, Loop, Scoring, Work
 from .sampling import draw, likeliest, logprobs
 from .schema import Grammar, Schema, grammar_of
 from .turns import Who
-from .weights import Weights
-from .work import Finished, Generating, Scoring, Work
 
 W = TypeVar("W", bound=Work)
 

@@ -1,25 +1,40 @@
 """What an engine fills: rows of tokens over one model's weights, each with an R of its own, and a tokenizer.
 
-`LlamaEngine` does it over llama.cpp, `OnnxEngine` over ONNX Runtime. A `Loop` owns an engine.
+`LlamaEngine` does it over llama.cpp, `OnnxEngine` over ONNX Runtime. `Weights` make it, and a `Loop` owns it.
+`SpecialTokens` keeps messages from spelling what only a chat template may write.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+import re
+import secrets
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, AnyStr, NamedTuple, Protocol
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..basis import Bases
 from ..errors import TinyLoraError
+from ..tasks import Prompt, Sample
+from ..tasks.sample import template_input
+from ..vector import AdmittedVector, MicroVector, Policy
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-
 INSIDE = "this is a callback of a generation, which would wait for itself: do this after it has ended"
 CLOSED = "the model is closed: load it again"
+
+_CHARACTERS = 64
+"""Of a special token that are looked for: a pattern nests as deep as they are long."""
 
 
 class Process:
@@ -153,3 +168,194 @@ class Tokenizer(Protocol):
         Raises:
             TinyLoraError: the model has no token that ends an answer, or llguidance does not read them.
         """
+
+
+class SpecialTokens:
+    """The texts of a model's special tokens; where a message spells one, it stays text.
+
+    A rendered prompt does not show whether the template wrote `<|im_end|>`, or a user, who would end their
+    turn with it and could begin the system's. So each such text in a message is cut in two before the
+    template is rendered, and the prompt is tokenized in parts, cut at the same places: a part has no whole
+    special token but those of the template. A message without them has its usual tokens.
+
+    Args:
+        texts: of the special tokens.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        # One of a single character cannot be cut: it stays what it is. A long one is cut by its beginning.
+        spelled = {text[:_CHARACTERS] for text in texts if len(text) > 1}
+        # Ahead of a place, so that those that overlap are found as well.
+        self._begins = re.compile(f"(?={_pattern(spelled)})") if spelled else None
+        self._seam = secrets.token_hex(16)  # nobody can send it; letters, which templates leave alone
+
+    def cut(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return messages with a seam in every special token that they spell; see `parts`."""
+        return [self._cut(dict(message)) for message in messages]
+
+    def parts(self, rendered: AnyStr) -> list[AnyStr]:
+        """Return the parts of a rendered prompt, each to be tokenized alone: one where nothing was cut."""
+        return rendered.split(self._seam if isinstance(rendered, str) else self._seam.encode())
+
+    def _cut(self, value: Any) -> Any:
+        if isinstance(value, str) and self._begins is not None:
+            places = [0, *(found.start() + 1 for found in self._begins.finditer(value)), len(value)]
+            return self._seam.join(value[a:b] for a, b in pairwise(places))
+        if isinstance(value, Mapping):
+            return {key: self._cut(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._cut(each) for each in value]
+        return value
+
+
+def _pattern(texts: Iterable[str]) -> str:
+    """Return a pattern of any of the texts: a trie, so that a search takes as long for one as for thousands.
+
+    Where one text begins with another, the shorter one is enough.
+    """
+    rests: dict[str, list[str]] = {}
+    for text in texts:
+        if not text:
+            return ""
+        rests.setdefault(text[0], []).append(text[1:])
+    branches = [re.escape(first) + _pattern(rest) for first, rest in sorted(rests.items())]
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
+
+
+class Weights:
+    """What loops, batches and pools know of a loaded model.
+
+    Attributes:
+        bases: that vectors may be of.
+        policy: what is demanded of their bytes.
+        mixed: rows with different vectors share one evaluation of its engines.
+        dependents: loops, batches and pools, which are closed before the model is.
+    """
+
+    bases: Bases
+    policy: Policy
+    mixed: bool
+    dependents: WeakSet[Any]
+
+    def _prepare(self, bases: Bases, policy: Policy | None) -> None:
+        # Not __init__: an engine's own class may have one with other arguments.
+        self.bases = bases
+        self.policy = policy or Policy()
+        self.dependents = WeakSet()
+        self._engines: WeakSet[Engine] = WeakSet()  # what those compute with
+        self._process = Process()
+        self._changed = threading.Condition()  # of the two that follow
+        self._closed = False
+        self._users = 0
+
+    def own(self, vector: MicroVector) -> AdmittedVector:
+        """Return a vector of the app's own with its R. VectorError: it is of no basis, or too large."""
+        return self.policy.own(vector, self.bases)
+
+    # Tokens
+
+    @property
+    @abstractmethod
+    def chat_tokenizer(self) -> Tokenizer:
+        """The tokenizer with its chat template."""
+
+    @property
+    @abstractmethod
+    def longest(self) -> int:
+        """Tokens of the longest sequence that the model was made for."""
+
+    def encode(self, prompt: Prompt | Sample, *, raw: bool = False) -> tuple[list[int], list[str]]:
+        """Return the tokens of a prompt, and the texts at which the model's chat format ends an answer.
+
+        Text is one message of the user where the model has a chat template, unless it is raw. Special tokens
+        that messages spell are text in them.
+
+        Raises:
+            VectorError: chat messages for a model without a template, or that it does not render.
+            TrainError: chat messages that are to be raw.
+            UnicodeEncodeError: the text has half of a surrogate pair.
+        """
+        tokenizer, sample = self.chat_tokenizer, Sample.of(prompt, raw=raw)
+        rendered = sample.rendered_by(template=tokenizer.has_template)
+        with self.in_use():
+            if isinstance(rendered, str):
+                return tokenizer.encode(rendered), []
+            return tokenizer.encode_messages(
+                *template_input(rendered, sample.tools, own=tokenizer.renders_tools)
+            )
+
+    @cached_property
+    def turn_end(self) -> int:
+        """The token that ends an answer in a chat: what the template writes behind one.
+
+        What an engine calls the end of a turn is a guess where the file does not say it: `<|endoftext|>` in
+        SmolLM2, whose answers end with `<|im_end|>`. VectorError: the model has no chat template.
+        """
+        tokens, _ = self.encode([{"role": role, "content": "x"} for role in ("user", "assistant")])
+        ends = [token for token in tokens if self.chat_tokenizer.ends(token)]
+        return ends[-1] if ends else self.chat_tokenizer.eos_token
+
+    def encode_answer(self, sample: Sample) -> list[int]:
+        """Return the tokens of a sample's answer, and the one that ends it: a turn, or a raw text."""
+        tokenizer = self.chat_tokenizer
+        chat = tokenizer.has_template and not sample.raw
+        end = self.turn_end if chat else tokenizer.eos_token
+        return [*tokenizer.encode_plain(str(sample.answer)), end]
+
+    # What loops run on
+
+    @property
+    @abstractmethod
+    def one_engine(self) -> bool:
+        """Whether one engine takes all cores, or the GPU; else one a core is quickest."""
+
+    @abstractmethod
+    def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> Engine:
+        """Return rows over this model's weights, which `close` closes too.
+
+        Args:
+            rows: how many.
+            n_ctx: tokens of each.
+            n_threads: cores to use. ONNX Runtime has those that the model was loaded with.
+            cells: of a cache that the rows share, in llama.cpp. None: each row is computed as if it were
+                alone, to the last bit.
+
+        Raises:
+            TinyLoraError: the engine cannot make it, or the model is closed.
+            BaseMismatchError: the graph is none that answers.
+        """
+
+    # The end
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the model from being freed during a block; a `TinyLoraError` says that it is closed."""
+        self._process.check()
+        with self._changed:
+            if self._closed:
+                raise TinyLoraError(CLOSED)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is nothing to close: it is closed, or this process is a fork, which frees nothing."""
+        return self._closed or self._process.forked
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Let nothing begin, end what computes, and hold the model while its engine frees it."""
+        with self._changed:
+            self._closed = True
+        for each in list(self.dependents):
+            each.close()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._users)
+        for engine in list(self._engines):
+            engine.close()
+        yield

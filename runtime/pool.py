@@ -31,12 +31,10 @@ from .answers import (
     too_long,
 )
 from .load import load
-from .loop import Load, Loop
+from .loop import Generating, Load, Loop
 from .model import PersonalizedModel
-from .schema import Grammar
-from .tools import ToolCall
+from .schema import Grammar, ToolCall
 from .turns import Workers
-from .work import Generating
 
 _OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not use
 _CLOSED = "the pool is closed: it was, or its model was. Make another one"

@@ -13,10 +13,8 @@ import numpy as np
 from ...basis import Bases
 from ...errors import TinyLoraError, VectorError
 from ...vector import AdmittedVector, Policy
-from ..engine import CLOSED
-from ..model import PersonalizedModel
-from ..special_tokens import SpecialTokens
-from ..streams import Put, Stream
+from ..engine import CLOSED, SpecialTokens
+from ..model import PersonalizedModel, Put, Stream
 from ..template import check_template
 from .adapters import Adapters
 from .engine import LlamaEngine

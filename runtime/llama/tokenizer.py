@@ -11,7 +11,7 @@ import llama_cpp
 from llama_cpp import llama_chat_format
 
 from ...errors import TinyLoraError, VectorError
-from ...tasks.tools import renders_tools
+from ...tasks.sample import renders_tools
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer

@@ -11,15 +11,12 @@ from ...errors import OptionError, TinyLoraError
 from ...formats.bundle import Bundle, load_bundle
 from ...formats.onnx_graph import MODEL_NAME
 from ...vector import AdmittedVector, Policy
-from ..answers import Answer, Finish, Piece, Request, Sampling, answering, grammar_for
-from ..completions import Reply
+from ..answers import Answer, Finish, Piece, Reply, Request, Sampling, answering, grammar_for
 from ..engine import CLOSED
-from ..loop import Loop
-from ..model import PersonalizedModel
+from ..loop import Generating, Loop
+from ..model import PersonalizedModel, Put, Stream
 from ..sampling import Sampler
-from ..streams import Put, Stream
 from ..turns import Who
-from ..work import Generating
 from .engine import OnnxEngine
 from .session import open_session
 from .tokenizer import Messages, OnnxTokenizer

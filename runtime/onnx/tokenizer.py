@@ -16,9 +16,8 @@ from ...errors import TinyLoraError, VectorError
 from ...formats.onnx_graph import GENAI_NAME
 from ...jsonio import read_json
 from ...limits import TOKENIZER_BYTES
-from ...tasks.tools import renders_tools
-from ..engine import CLOSED
-from ..special_tokens import SpecialTokens
+from ...tasks.sample import renders_tools
+from ..engine import CLOSED, SpecialTokens
 from ..template import check_template
 from .session import cannot_load
 

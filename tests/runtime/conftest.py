@@ -21,8 +21,8 @@ from tinylora_edge import load_bundle, runtime
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.runtime import Pool, TinyLoraLlama, TinyLoraOnnx
+from tinylora_edge.runtime.loop import Generating
 from tinylora_edge.runtime.model import PersonalizedModel
-from tinylora_edge.runtime.work import Generating
 
 # One thread: llama.cpp's threads spin while they wait, which on a busy machine costs more than it saves.
 OPTIONS: dict[str, Any] = {

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from tinylora_edge import TinyLoraError, runtime
 from tinylora_edge.runtime import Pool
+from tinylora_edge.runtime.engine import SpecialTokens
 from tinylora_edge.runtime.llama.tokenizer import LlamaTokenizer
-from tinylora_edge.runtime.special_tokens import SpecialTokens
 
 SPELLED = ["<a>", "<a>b", "aa", ".*", "é<", "x"]
 HOSTILE = (

@@ -18,9 +18,9 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from tinylora_edge import RequestError
 from tinylora_edge.runtime import Pool, TinyLoraLlama
 from tinylora_edge.runtime.answers import Answer, Text
-from tinylora_edge.runtime.tools import Tools
+from tinylora_edge.runtime.schema import Tools
 from tinylora_edge.tasks import Sample
-from tinylora_edge.tasks.tools import read_functions, spelled, template_input
+from tinylora_edge.tasks.sample import read_functions, spelled, template_input
 
 MESSAGES = [{"role": "user", "content": "x"}]
 NUMBER = {"type": "number", "minimum": -2, "maximum": 99, "multipleOf": 0.5}

@@ -14,7 +14,7 @@ from answers import asked, said
 
 from tinylora_edge import TrainError, runtime
 from tinylora_edge.runtime.answers import Text
-from tinylora_edge.runtime.tools import Tools
+from tinylora_edge.runtime.schema import Tools
 from tinylora_edge.tasks import Completion, Sample, Task, files, load_task, rewards
 from tinylora_edge.tasks.rewards import REWARDS, parse_reward
 

@@ -15,8 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..errors import RequestError, RollbackError
 from ..runtime import SampledAnswer
-from ..runtime.answers import Answer, Finish, Piece, SamplingOptions, sampling_of
-from ..runtime.completions import Reply, usage
+from ..runtime.answers import Answer, Finish, Piece, Reply, SamplingOptions, sampling_of, usage
 from ..runtime.pool import AnswerStream
 from ..runtime.turns import Who
 from ..tasks import Prompt

@@ -10,7 +10,8 @@ from . import rewards
 from .builtin import BUILTIN
 from .load import load_task, read_schema
 from .preamble import Preamble, draw_examples
-from .task import Completion, Prompt, Reward, Sample, Task
+from .sample import Prompt, Sample
+from .task import Completion, Reward, Task
 
 __all__ = [
     "BUILTIN",

@@ -16,8 +16,8 @@ from decimal import Decimal
 from .guards import copies
 from .json_answers import Path, leaves, read_answer, stands_in
 from .numbers import final_number
-from .task import Completion, Reward, Sample, name_of
-from .tools import CALL_BEGIN
+from .sample import CALL_BEGIN, Sample
+from .task import Completion, Reward, name_of
 
 _SHORT = 64  # characters of a label
 _FEW_NUMBERS = 10  # different whole ones at most are labels, such as 0 and 1, or one to five stars

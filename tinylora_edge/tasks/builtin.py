@@ -24,7 +24,8 @@ from .files import read_objects, read_samples, split_by_prompt
 from .guards import own_words, repeats, without_genitive, words
 from .numbers import final_number
 from .rewards import picks_answer
-from .task import Completion, Reward, Sample, Task
+from .sample import Sample
+from .task import Completion, Reward, Task
 
 _LONGEST_SENTENCE = 14  # words of a short sentence
 

@@ -34,8 +34,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..errors import RequestError, TrainError
 from ..jsonio import parse_json
 from ..limits import DATA_BYTES, DOCUMENT_BYTES
-from .task import Sample
-from .tools import read_functions, template_input
+from .sample import Sample, read_functions, template_input
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import unicodedata
 from difflib import SequenceMatcher
 from functools import cache
 
-from .task import Sample
+from .sample import Sample
 
 # Scripts without spaces between words: each character counts as one word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, TypeAlias
 
 from ..jsonio import parse_json
-from .tools import CALL
+from .sample import CALL
 
 Path: TypeAlias = tuple[str | int | None, ...]
 """Where a leaf of a JSON value is: keys, and places in lists."""

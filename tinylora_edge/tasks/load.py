@@ -15,7 +15,8 @@ from .answers import is_text, json_value, label, read_off, shaped, text, unfit
 from .builtin import BUILTIN, SHIPPED, gsm8k
 from .files import kind_of, rank, read_samples
 from .rewards import parse_reward
-from .task import Completion, Reward, Sample, Task, drawn, name_of
+from .sample import Sample
+from .task import Completion, Reward, Task, drawn, name_of
 
 LABELS = 1000
 """Different answers at most that `schema="label"` holds a model to."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import TrainError
-from .task import Sample, Task, drawn
+from .sample import Sample
+from .task import Task, drawn
 
 _Message = dict[str, str]
 

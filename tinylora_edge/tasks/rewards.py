@@ -26,7 +26,8 @@ from ..errors import MissingExtraError, TrainError
 from .answers import is_text as is_text  # a name of this module, too
 from .answers import json_value, label, number, text
 from .guards import contains, count_words, repeats, says_something, words
-from .task import Completion, Reward, Sample
+from .sample import Sample
+from .task import Completion, Reward
 
 
 def max_words(n: int) -> Reward:

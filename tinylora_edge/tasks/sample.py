@@ -1,4 +1,4 @@
-"""Functions that a model may call, and calls, as messages have them: OpenAI's form, and ours as text.
+"""A prompt as samples and requests have it: messages, and functions that a model may call, in OpenAI's form.
 
 A call is text in the form that most open models learned (Hermes, Qwen):
 
@@ -15,10 +15,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
 
-from ..errors import RequestError
+from ..errors import RequestError, TrainError
 from ..jsonio import parse_json
+
+Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+"""Text, or chat messages with `role` and `content`; calls of tools and their results as OpenAI has them."""
 
 FUNCTIONS = 128
 """Functions of a request: OpenAI's own limit."""
@@ -38,6 +42,54 @@ To call one, answer with its name and arguments, and nothing else:
 <tool_call>
 {{"name": NAME, "arguments": {{...}}}}
 </tool_call>"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt.
+
+    Attributes:
+        prompt: text, which is one message of the user, or chat messages (`{"role": ..., "content": ...}`);
+            both go through the model's chat template.
+        answer: the reference answer where there is one: rewards compare with it, SFT learns it.
+        data: whatever else a reward needs. Treat it as read-only.
+        raw: the text goes past the chat template, and the model continues it as it stands.
+        without_preamble: where its prompt begins with a preamble, the sample without it, which rewards judge
+            an answer beside; else None.
+        tools: functions that the model may call, as `read_functions` returns them.
+    """
+
+    prompt: str | tuple[dict[str, Any], ...]
+    answer: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    raw: bool = False
+    without_preamble: Sample | None = None
+    tools: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.raw and not isinstance(self.prompt, str):
+            raise TrainError("a raw prompt is text, but this one is chat messages, which a template renders")
+
+    @classmethod
+    def of(cls, prompt: Prompt | Sample, *, raw: bool = False) -> Sample:
+        """Return text, or chat messages, which are copied, as a sample; a sample is returned as it is."""
+        if isinstance(prompt, Sample):
+            return prompt
+        copied = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
+        return cls(copied, raw=raw)
+
+    def rendered_by(self, *, template: bool) -> str | tuple[dict[str, Any], ...]:
+        """Return messages for a model with a chat template, or text to continue."""
+        if isinstance(self.prompt, str) and (template or self.tools) and not self.raw:
+            return ({"role": "user", "content": self.prompt},)
+        return self.prompt
+
+    @property
+    def text(self) -> str:
+        """The prompt's words alone: what an answer could echo. Messages are joined by newlines."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(message.get("content") or "" for message in self.prompt)  # a call has none
 
 
 class TemplateInput(NamedTuple):
