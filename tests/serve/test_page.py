@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ import numpy as np
 import pytest
 from serving import KEY, Serving, drawn, playing
 
-from tinylora_edge import Bases, Basis, MicroVector, MissingExtraError, Policy, VectorError
-from tinylora_edge.serve.editor import USER, VectorEditor, draw_qr
+from tinylora_edge import Bases, Basis, MicroVector, Policy, VectorError
+from tinylora_edge.serve.editor import USER, VectorEditor
 from tinylora_edge.serve.store import Store
 from tinylora_edge.wire import text
 
@@ -134,12 +133,6 @@ def test_a_picture(page: tuple[Serving, dict[str, str]]) -> None:
         assert refused(server.ask("POST", "/v1/page/qr", body, **token)) == (400, "invalid_value"), body
     too_long = {"vector": "A" * 8000}
     assert refused(server.ask("POST", "/v1/page/qr", too_long, **token)) == (403, "vector_refused")
-
-
-def test_the_package_that_draws_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "segno", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "tinylora-edge\[ship\]"'):
-        draw_qr(b"frame")
 
 
 def test_what_clicks_made_comes_after_what_the_page_began_with(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 import segno
 
+from tinylora_edge import MissingExtraError
 from tinylora_edge.shipping.links import LINKS, messages, qr_code
 from tinylora_edge.wire import text
 
@@ -50,3 +52,9 @@ def test_how_many_messages_a_frame_takes():
     count = {name: messages(BY_NAME[name], 27) for name in ("Sigfox up", "BLE legacy advertisement")}
     assert count == {"Sigfox up": 3, "BLE legacy advertisement": 1}
     assert [messages(BY_NAME["Meshtastic packet"], size) for size in (233, 234, 13_515)] == [1, 2, 59]
+
+
+def test_the_package_that_draws_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "segno", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "tinylora-edge\[ship\]"'):
+        qr_code(b"frame", "")

@@ -61,10 +61,8 @@ class ApiKeys:
         self._users: dict[bytes, str | None] = {}
         for key, user in keys.items():
             if not _KEY.match(key):
-                raise TinyLoraError(
-                    f"an API key has 8 to 512 printable ASCII characters and no spaces; one has {len(key)} "
-                    "characters, or others"
-                )
+                rule = "an API key has 8 to 512 printable ASCII characters and no spaces"
+                raise TinyLoraError(f"{rule}; one has {len(key)} characters, or others")
             self._users[_hash(key)] = None if user is None else check_user(user)
 
     @classmethod

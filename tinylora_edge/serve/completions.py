@@ -1,40 +1,73 @@
-"""Chat completions and completions: the body, whose vector answers, the reply or its events."""
+"""A request: who sends it, its body, whose vector answers, and the reply or its failure as JSON."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from sse_starlette import EventSourceResponse
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import RequestError, RollbackError
+from ..errors import (
+    BasisMismatchError,
+    ChecksumError,
+    FrameError,
+    OptionError,
+    OverloadError,
+    RequestError,
+    RollbackError,
+    SignatureError,
+    StoreError,
+    TinyLoraError,
+    VectorError,
+)
+from ..jsonio import parse_json
 from ..runtime import SampledAnswer
 from ..runtime.answers import Answer, Finish, Piece, Reply, SamplingOptions, sampling_of, usage
 from ..runtime.pool import AnswerStream
 from ..runtime.turns import Who
 from ..tasks import Prompt
+from ..wire import text
 from .access import Limits, RefusedError
-from .requests import OPEN, caller, log_fields, read_frame, read_json, refusal
 from .service import Service, going_down, wrong_user
 from .store import check_user, is_user
 
-VECTOR_HEADER = "x-tinylora-vector"
+LOG = logging.getLogger("tinylora_edge.serve")
+BYTES = "application/octet-stream"
+_OPEN = "are open"  # what the requests that have places do
+# Error, status, code and type of OpenAI's error object; the first that fits. Without a code: the error's own.
+_FAILURES: tuple[tuple[type[BaseException], int, str, str], ...] = (
+    (RequestError, 400, "", "invalid_request_error"),
+    (OptionError, 400, "invalid_value", "invalid_request_error"),
+    (SignatureError, 403, "vector_forged", "permission_error"),
+    (RollbackError, 403, "vector_stale", "permission_error"),
+    (BasisMismatchError, 403, "vector_of_another_basis", "permission_error"),
+    (ChecksumError, 403, "vector_damaged", "permission_error"),
+    (VectorError, 403, "vector_refused", "permission_error"),
+    (OverloadError, 429, "overloaded", "rate_limit_error"),
+    (StoreError, 503, "store_unavailable", "server_error"),
+    (TinyLoraError, 503, "unavailable", "server_error"),
+    (BaseException, 500, "internal_error", "server_error"),
+)
+_HEADERS = {429: {"Retry-After": "1"}, 401: {"Connection": "close"}}  # whoever has no key gets one answer
+_TENANT_DIGITS = 12  # of its hash, in the log
+_LEFT = 499  # as nginx has it: the client left before the answer
 
+_UPLOAD_S = 30.0  # in which a body arrives
 _LAST_EVENT_S = 3.0  # of a server that goes down: a stream without its error event is cut then
 _CHOICES = 8  # answers to one prompt, at most
-_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-}
+_ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
 _OF_CALLS = ("tool_calls", "tool_call_id")  # of a message
 _TEXT, _INTEGER, _NUMBER, _BOOL = (str,), (int,), (int, float), (bool,)
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -70,16 +103,188 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {  # name -> values that have no e
 }
 
 
+@dataclass
+class Caller:
+    """Who sends a request.
+
+    Attributes:
+        key: SHA-256 of the API key; empty where the server needs none.
+        user: the one user that the key stands for; None for any.
+        who: whose places and turns the request takes: the key's, and once its body is read those of the user
+            that it names, inside the key's.
+    """
+
+    key: bytes = b""
+    user: str | None = None
+    who: Who = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.who = Who(self.key.hex(), self.key.hex())
+
+    def who_of(self, *users: str) -> Who:
+        """Return key and users, hashed as one tenant; without a key each is by itself. A user's key has no
+        others."""
+        if not self.key and not any(users):
+            return self.who
+        named = users if self.user is None else (self.user,)
+        tenant = hashlib.sha256(self.key + json.dumps(named).encode()).hexdigest()
+        return Who(self.key.hex() or tenant, tenant)
+
+
+def find_caller(request: Request, service: Service) -> Caller:
+    """Return who sends a request. RefusedError: no such key, or the request is to another host."""
+    if service.api_keys is not None:
+        return Caller(*service.api_keys.find(request.headers.get("authorization", "")))
+    host = None
+    with suppress(ValueError):  # brackets that do not match
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+    if service.hosts and host not in service.hosts:
+        message = f"this server is not {str(host)[:80]!r}: ask it as {', '.join(sorted(service.hosts))}"
+        raise RefusedError(403, message, "wrong_host", kind="permission_error")
+    return Caller()
+
+
+def refusal(request: Request, service: Service, error: BaseException) -> JSONResponse:
+    """Return the response to a request that fails, in OpenAI's shape; note why in log and metrics."""
+    if isinstance(error, RefusedError):
+        status, code, kind, message = error.status, error.code, error.kind, error.message
+    else:
+        status, code, kind = next(each[1:] for each in _FAILURES if isinstance(error, each[0]))
+        code, message = code or str(getattr(error, "code", "")), str(error)
+    if status == 500:
+        LOG.error("internal error", exc_info=error)
+        message = "the server failed; its log says how"
+    param = getattr(error, "param", "")
+    if isinstance(error, VectorError):
+        param = "vector"
+        service.metrics.refused.labels(code).inc()
+    request.state.log["error"] = code
+    content = {"error": {"message": message, "type": kind, "param": param or None, "code": code}}
+    return JSONResponse(content, status, _HEADERS.get(status))
+
+
+async def unknown_route(request: Request, error: Exception) -> Response:
+    """Refuse what has no route, or another method."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path[:80]} is nothing that this server has"
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    raise RefusedError(error.status_code, message, code)
+
+
+def content_type(request: Request) -> str:
+    """Return the media type of a request's body, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_json(request: Request, service: Service) -> Any:
+    """Return the JSON of a body. Errors: those of `read_bytes`, and RequestError where it is none."""
+    kind = content_type(request)
+    if kind != "application/json":  # a web page of somebody else's cannot send this unasked
+        message = f"the body's type is {kind[:80]!r}: send Content-Type: application/json"
+        raise RefusedError(415, message, "unsupported_media_type")
+    data = await read_bytes(request, service)
+    try:
+        return parse_json(data, limit=service.limits.body)
+    except ValueError as error:
+        message = f"the body is no JSON that this server reads: {error}"
+        raise RequestError(message, code="invalid_json") from None
+
+
+async def read_bytes(request: Request, service: Service) -> bytes:
+    """Return a body. RefusedError: it is too large, or too slow."""
+    most, data = service.limits.body, bytearray()
+    too_large = RefusedError(413, f"the body has more than {most:,} bytes", "body_too_large")
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length[:20]) > most:
+        raise too_large
+    try:
+        async with asyncio.timeout(_UPLOAD_S):
+            async for part in request.stream():
+                data += part
+                if len(data) > most:
+                    raise too_large
+    except TimeoutError:
+        raise RefusedError(408, f"the body did not arrive within {_UPLOAD_S:g} s", "body_too_slow") from None
+    return bytes(data)
+
+
+def only_field(body: object, name: str) -> object:
+    """Return the value of a body that has one field. RequestError: it has another, or more."""
+    if not isinstance(body, dict) or body.keys() != {name}:
+        raise RequestError(f'the body is no object with "{name}" alone', param=name)
+    found: object = body[name]
+    return found
+
+
+def read_frame(vector: object) -> bytes:
+    """Return the frame in a text of a body or a header. RequestError: it is none."""
+    if not isinstance(vector, str):
+        raise RequestError("vector is no text: send a frame as base64url", param="vector")
+    try:
+        return text.decode(vector)
+    except FrameError as error:
+        raise RequestError(str(error), param="vector") from None
+
+
+class RequestMiddleware:
+    """What is around all routes: who may ask, how much at once, errors as JSON, a line of log, metrics.
+
+    Handlers have `request.state.caller`, on routes below /v1/, and `request.state.log`: the fields of the
+    request's line in the log, to be added to. No prompt, answer or user's name is among them.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), _LEFT
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        service, request, placed = self._service, Request(scope), None
+        fields = request.state.log = dict[str, Any]()
+        try:
+            if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
+                found = request.state.caller = find_caller(request, service)
+                fields["tenant"] = found.who.tenant[:_TENANT_DIGITS]
+                service.places.check(found.who, _OPEN)
+                service.places.take(found.who)
+                placed = found
+            await self._app(scope, receive, sending)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            if status != _LEFT:  # the response has begun
+                raise
+            await refusal(request, service, error)(scope, receive, sending)
+        finally:
+            if placed is not None:
+                service.places.leave(placed.who)
+                fields["tenant"] = placed.who.tenant[:_TENANT_DIGITS]  # its user's, once the body named one
+            seconds, route = time.perf_counter() - start, getattr(scope.get("route"), "path", "none")
+            service.metrics.requests.labels(route, str(status)).inc()
+            service.metrics.seconds.labels(route).observe(seconds)
+            line = {"method": scope["method"], "route": route, "status": status}
+            LOG.info("request", extra={"fields": line | {"ms": round(seconds * 1e3, 1)} | fields})
+
+
 async def complete(request: Request, service: Service, *, chat: bool) -> Response:
     """Answer `POST /v1/chat/completions`, or `POST /v1/completions`."""
     start = time.perf_counter()
     body = read_body(await read_json(request, service), service.limits, chat=chat)
     streams = await _begin(body, request, service)
     reply = Reply(body.model, body.chat)
-    log_fields(request).update(id=reply.name, stream=body.stream)
-
+    request.state.log.update(id=reply.name, stream=body.stream)
     if body.stream:
-        events = _events(request, service, reply, streams, start, with_usage=body.usage)
+        events = _events(request, service, reply, streams, start, body)
         return EventSourceResponse(events, sep="\n", shutdown_grace_period=_LAST_EVENT_S)
     try:
         answers = await _whole(request, streams)
@@ -96,21 +301,17 @@ async def _begin(body: Body, request: Request, service: Service) -> list[AnswerS
         VectorError, RequestError, OverloadError, StoreError, TinyLoraError: see `Pool.chat`.
     """
     name, at, named = body.model.partition("@")
-    sender, header = caller(request), request.headers.get(VECTOR_HEADER, "")
+    sender, header = request.state.caller, request.headers.get("x-tinylora-vector", "")
     if name != service.name:
-        raise RefusedError(
-            404,
-            f"there is no model {body.model[:80]!r}: this server has {service.name!r}, and "
-            f"{service.name}@USER for the vector of a user",
-            "model_not_found",
-            "model",
-        )
+        message = f"there is no model {body.model[:80]!r}: this server has {service.name!r}, and "
+        message += f"{service.name}@USER for the vector of a user"
+        raise RefusedError(404, message, "model_not_found", "model")
     if at and sender.user not in (None, check_user(named)):
         raise wrong_user(named)
     if body.vector and header and body.vector != header:
         raise RequestError("body and header have different vectors: send one of them", param="vector")
     who = sender.who_of(named, body.user)
-    service.places.move(sender.who, who, OPEN)
+    service.places.move(sender.who, who, _OPEN)
     sender.who = who
     if text := body.vector or header:
         user = named or sender.user or body.user
@@ -130,13 +331,8 @@ async def _begin(body: Body, request: Request, service: Service) -> list[AnswerS
 async def _stored(service: Service, user: str) -> bytes:
     found = None if service.store is None else await service.with_store(lambda store: store.get(user))
     if found is None:
-        raise RefusedError(
-            404,
-            f"user {user!r} has no vector here: put one with PUT /v1/vectors/{user}, or ask for "
-            f"{service.name!r}, the base",
-            "model_not_found",
-            "model",
-        )
+        message = f"user {user!r} has no vector here: put one with PUT /v1/vectors/{user}, or ask for "
+        raise RefusedError(404, f"{message}{service.name!r}, the base", "model_not_found", "model")
     return found.frame
 
 
@@ -145,17 +341,9 @@ async def _start(
 ) -> list[AnswerStream]:
     if service.draining:
         raise going_down()
+    whose: Any = {"user": user, "tenant": who.tenant, "account": who.account, "vector": vector}
     streams = [
-        service.pool.stream(
-            body.prompt,
-            raw=not body.chat,
-            user=user,
-            tenant=who.tenant,
-            account=who.account,
-            vector=vector,
-            choice=choice,
-            **body.options,
-        )
+        service.pool.stream(body.prompt, raw=not body.chat, choice=choice, **whose, **body.options)
         for choice in range(body.choices)
     ]
     try:
@@ -195,8 +383,7 @@ async def _events(
     reply: Reply,
     streams: Sequence[AnswerStream],
     start: float,
-    *,
-    with_usage: bool,
+    body: Body,
 ) -> AsyncIterator[dict[str, str]]:
     begun = False
     try:
@@ -209,7 +396,7 @@ async def _events(
                 service.metrics.first_token.observe(time.perf_counter() - start)
             for chunk in reply.chunks(index, part):
                 yield _event(chunk)
-        if with_usage:
+        if body.usage:
             yield _event(reply.cost([stream.finish for stream in streams if stream.finish is not None]))
         yield {"data": "[DONE]"}
     except Exception as error:  # the response has begun: the error is its last event
@@ -251,28 +438,22 @@ def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) ->
     for stream in streams:
         stream.close()
     finishes = [stream.finish for stream in streams if stream.finish is not None]
-    tokens, vector = usage(finishes), streams[0].vector
-    counts = {
-        "prompt": tokens["prompt_tokens"],
-        "cached": tokens["prompt_tokens_details"]["cached_tokens"],
-        "completion": tokens["completion_tokens"],
-    }
+    tokens, vector, fields = usage(finishes), streams[0].vector, request.state.log
+    counts = {kind: tokens[f"{kind}_tokens"] for kind in ("prompt", "completion")}
+    counts["cached"] = tokens["prompt_tokens_details"]["cached_tokens"]
     for kind, count in counts.items():
         service.metrics.tokens.labels(kind).inc(count)
-    fields = log_fields(request)
-    fields |= {f"{kind}_tokens": count for kind, count in counts.items()}
+        fields[f"{kind}_tokens"] = count
     fields["sequence"] = None if vector is None else vector.sequence
     fields["finish"] = [finish.reason for finish in finishes]
     if service.feedback is None:
         return
     for index, stream in enumerate(streams):
-        answered = stream.request
-        if stream.finish is not None and answered is not None and is_user(answered.user):
+        made = stream.request
+        if stream.finish is not None and made is not None and is_user(made.user):
             name = f"{fields['id']}:{index}" if index else fields["id"]
-            answer = SampledAnswer(
-                answered.prompt, stream.finish.tokens, answered.vector, answered.sampling.temperature
-            )
-            service.feedback.remember(name, answered.user, answer)
+            answer = SampledAnswer(made.prompt, stream.finish.tokens, made.vector, made.sampling.temperature)
+            service.feedback.remember(name, made.user, answer)
 
 
 @dataclass(frozen=True)

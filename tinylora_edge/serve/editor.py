@@ -21,7 +21,7 @@ from ..shipping.links import qr_code
 from ..vector import FIRST_SEQUENCE, MicroVector, Policy
 from ..wire import text
 from .access import RefusedError
-from .requests import BYTES, caller, content_type, only_field, read_bytes, read_frame, read_json
+from .completions import BYTES, content_type, only_field, read_bytes, read_frame, read_json
 from .service import Service
 from .store import Store
 
@@ -185,19 +185,13 @@ async def page_qr(request: Request, service: Service) -> Response:
     """Answer `POST /v1/page/qr`: the picture of `{"vector": "<base64url>"}`."""
     _editor(request, service)
     frame = read_frame(only_field(await read_json(request, service), "vector"))
-    return Response(await asyncio.to_thread(draw_qr, frame), media_type="image/svg+xml", headers=_HEADERS)
-
-
-def draw_qr(frame: bytes) -> bytes:
-    """Return the QR code of a frame's text, `tinylora:` before it, as an SVG document: black on white."""
-    code = qr_code(frame, "save the vector as a file")
-    out = io.BytesIO()
+    code, out = await asyncio.to_thread(qr_code, frame, "save the vector as a file"), io.BytesIO()
     code.save(out, kind="svg", scale=8, dark="#000", light="#fff", title="A vector as a QR code")
-    return out.getvalue()
+    return Response(out.getvalue(), media_type="image/svg+xml", headers=_HEADERS)
 
 
 def _editor(request: Request, service: Service) -> VectorEditor:
-    if caller(request).user != USER:
+    if request.state.caller.user != USER:
         message = "the page is for its visitor alone: open the address that the server printed"
         raise RefusedError(403, message, "wrong_user", kind="permission_error")
     found: VectorEditor = request.app.state.editor

@@ -11,16 +11,15 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import ClassVar
 
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from ..errors import TinyLoraError
 from ..wire import frame
-from .requests import LOG
+from .completions import LOG
 from .service import Service
 
 _SWITCH_S = 0.0005  # that a thread computes in Python while the next token waits, instead of 5 ms
@@ -35,24 +34,12 @@ class _Line(logging.Formatter):
     """A line of JSON a record: no prompts, no answers, no vectors."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-        }
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        line = {"time": at, "level": record.levelname.lower(), "event": record.getMessage()}
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
-
-
-class _State(ServerState):
-    """What a server's connections share; `waiting` are those that wait for their client, the longest first,
-    each since a time of the loop's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waiting: dict[_Connection, float] = {}
 
 
 class _Connection(H11Protocol):
@@ -60,11 +47,11 @@ class _Connection(H11Protocol):
 
     uvicorn's own `timeout_keep_alive` begins behind a response, and its `limit_concurrency` answers nobody
     beyond. Here the connection that waits longest ends for a new one beyond the limit, and `_Server` ends
-    those that wait too long.
+    those that wait too long. `waiting`, of this process, has the longest first, and since when.
     """
 
     config: uvicorn.Config
-    server_state: _State
+    waiting: ClassVar[dict[_Connection, float]] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.limit_concurrency = None
@@ -72,11 +59,11 @@ class _Connection(H11Protocol):
         transport.set_write_buffer_limits(0)  # writing pauses while anything is unsent
         self._note()
         if len(self.connections) > (self.config.limit_concurrency or _CONNECTIONS):
-            _end_longest(self.server_state.waiting)
+            self.end_longest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.server_state.waiting.pop(self, None)
+        self.waiting.pop(self, None)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -92,23 +79,23 @@ class _Connection(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self.server_state.waiting.pop(self, None)
+        self.waiting.pop(self, None)
         self._note()
 
     def _note(self) -> None:
         """Note whether it waits for its client now; if it did before, since when stays."""
         answering = self.cycle is not None and not self.cycle.response_complete
         if answering and not self.flow.write_paused:
-            self.server_state.waiting.pop(self, None)
+            self.waiting.pop(self, None)
         else:
-            self.server_state.waiting.setdefault(self, self.loop.time())
+            self.waiting.setdefault(self, self.loop.time())
 
-
-def _end_longest(waiting: dict[_Connection, float]) -> None:
-    """End the connection that waits longest for its client."""
-    longest = next(iter(waiting))
-    del waiting[longest]
-    longest.transport.abort()
+    @classmethod
+    def end_longest(cls) -> None:
+        """End the connection that waits longest for its client."""
+        longest = next(iter(cls.waiting))
+        del cls.waiting[longest]
+        longest.transport.abort()
 
 
 class _Server(uvicorn.Server):
@@ -116,7 +103,6 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self.server_state: _State = _State()
         self._service, self._ready = service, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -124,9 +110,9 @@ class _Server(uvicorn.Server):
         self._ready()
 
     async def on_tick(self, counter: int) -> bool:
-        waiting, now = self.server_state.waiting, asyncio.get_running_loop().time()
+        waiting, now = _Connection.waiting, asyncio.get_running_loop().time()
         while waiting and now - next(iter(waiting.values())) > _PATIENCE_S:
-            _end_longest(waiting)
+            _Connection.end_longest()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

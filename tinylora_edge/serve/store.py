@@ -84,9 +84,7 @@ class Store:
     def __init__(self, path: str | PathLike[str], bases: Bases) -> None:
         self.path, self._bases = Path(path), bases
         if not self.path.parent.is_dir():
-            raise FileNotFoundError(
-                f"{self.path.parent} does not exist: make it, and the store is kept there"
-            )
+            raise FileNotFoundError(f"{self.path.parent} does not exist: make it, for the store")
         self._lock = threading.RLock()
         with _named_errors(self.path):
             # Nothing but SQLite ever opens the file: who closes another descriptor of it drops all locks of
@@ -103,10 +101,8 @@ class Store:
 
     def get(self, user: str) -> Stored | None:
         """Return a user's vector; None where they have none."""
-        rows = self.read(
-            "SELECT frame, sequence FROM vectors WHERE factors = ? AND user = ?",
-            (self._factors_id, check_user(user)),
-        )
+        query = "SELECT frame, sequence FROM vectors WHERE factors = ? AND user = ?"
+        rows = self.read(query, (self._factors_id, check_user(user)))
         return Stored(user, *rows[0]) if rows and rows[0][0] is not None else None
 
     def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
@@ -172,9 +168,7 @@ class Store:
                     for statement in _SCHEMA.split(";"):
                         connection.execute(statement)
         elif application != _APPLICATION:
-            raise StoreError(
-                f"{self.path} is an SQLite file, but no store of users' vectors: name another one"
-            )
+            raise StoreError(f"{self.path} is SQLite, but no store of users' vectors: name another file")
         elif version != _VERSION:
             raise StoreError(
                 f"the store {self.path} has version {version}, but this release reads version {_VERSION}: "
@@ -213,9 +207,8 @@ class _StoreLog(SequenceLog):
         """Write what was accepted in a transaction. Raises StoreError where the file cannot be written."""
         with self._store.transaction() as connection:
             if not self.settled(source, accepted):
-                connection.execute(
-                    "INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?)", (*source, *accepted)
-                )
+                row = (*source, *accepted)
+                connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?)", row)
 
     def find(self, source: Source) -> Accepted:
         """Return what was accepted last, as the file says now."""
