@@ -24,16 +24,14 @@ from .demo import demo
 from .doctor import doctor
 from .eval import evaluate
 from .export import export
-from .fetch import fetch
 from .inspect import inspect
-from .keygen import keygen
+from .keyfiles import keygen, sign
 from .learn import learn
 from .pack import pack
 from .play import play
-from .publish import publish
 from .run import run_prompt
 from .serve import serve
-from .sign import sign
+from .ship import fetch, publish
 from .train import train
 from .tune import tune
 

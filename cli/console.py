@@ -42,14 +42,17 @@ class CommandError(TinyLoraError):
     """A command cannot do what it was asked to, for a reason that lies in the command line itself."""
 
 
-def stdout() -> Console:
-    """A console on the present stdout."""
-    return _console(stderr=False)
+def stdout(*, stderr: bool = False) -> Console:
+    """A console on the present stdout, or stderr."""
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPE_WIDTH
+    return console
 
 
 def stderr() -> Console:
     """A console on the present stderr."""
-    return _console(stderr=True)
+    return stdout(stderr=True)
 
 
 def say(text: str = "") -> None:
@@ -105,12 +108,7 @@ def print_json(value: Any) -> None:
 
 def facts(rows: Iterable[tuple[str, str]]) -> None:
     """Print labelled facts as a table on stdout."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", overflow="fold")
-    table.add_column(overflow="fold")
-    for label, value in rows:
-        table.add_row(Text(harmless(label)), Text(harmless(value)))
-    print_table(table)
+    _table([Column(style="dim", overflow="fold"), Column(overflow="fold")], rows, show_header=False)
 
 
 def report(record: dict[str, Any], as_json: bool, *sentences: str) -> None:
@@ -124,12 +122,9 @@ def report(record: dict[str, Any], as_json: bool, *sentences: str) -> None:
 def grid(rows: Sequence[Sequence[str]]) -> None:
     """Print rows under a header, the first of them, as a table on stdout; nothing where there are none."""
     for header in rows[:1]:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for number, label in enumerate(header):
-            table.add_column(Text(harmless(label)), justify="right" if number else "left")
-        for row in rows[1:]:
-            table.add_row(*(Text(harmless(cell)) for cell in row))
-        print_table(table)
+        columns = [Column(Text(harmless(label)), justify="right") for label in header]
+        columns[0].justify = "left"
+        _table(columns, rows[1:], header_style="dim")
 
 
 def flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -139,17 +134,17 @@ def flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
             yield from flat(value, f"{name}.")
         elif isinstance(value, dict):
-            yield (
-                name,
-                ", ".join(f"{inner} {_readable(each)}" for inner, each in value.items() if _readable(each)),
-            )
+            inner = ((inner, _readable(each)) for inner, each in value.items())
+            yield name, ", ".join(f"{label} {text}" for label, text in inner if text)
         elif _readable(value):
             yield name, _readable(value)
 
 
-def print_table(table: Table) -> None:
+def _table(columns: Sequence[Column], rows: Iterable[Sequence[str]], **options: Any) -> None:
     """Print a table on stdout, without the blanks that pad its lines."""
-    console = stdout()
+    console, table = stdout(), Table(*columns, box=None, padding=(0, 2, 0, 0), **options)
+    for row in rows:
+        table.add_row(*(Text(harmless(cell)) for cell in row))
     with console.capture() as capture:
         console.print(table)
     for line in capture.get().splitlines():
@@ -265,13 +260,6 @@ def prepare_streams() -> None:
         sys.exit("error: stdin, stdout or stderr is closed: redirect it, to /dev/null say")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-
-
-def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _PIPE_WIDTH
-    return console
 
 
 def _print(console: Console, text: Text) -> None:

@@ -15,16 +15,14 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.table import Table
-from rich.text import Text
 
 from .. import MicroVector
 from ..errors import MissingExtraError
@@ -34,7 +32,6 @@ from ..process import cores
 from . import console, results
 from .export import module_progress
 from .options import JsonOption, ThreadsOption
-from .report import write_report
 from .train import training_progress
 
 if TYPE_CHECKING:
@@ -84,17 +81,11 @@ def demo(
     else:
         _teach(model, output, threads or cores(), say)
     trained = read_json(output / f"{VECTOR}.json")
-    report = write_report(output / VECTOR)
     if not as_json:
-        results.show(trained, ("report", str(report)))
-    record: dict[str, Any] = {
-        "model": model.name,
-        "bundle": str(output),
-        "vector_file": str(output / VECTOR),
-        "report_file": str(report),
-        "trained": trained,
-    }
-    record |= _exchange(output, trained["answers"], threads or cores(), say, show=not as_json)
+        results.show(trained)
+    files = {"bundle": str(output), "vector_file": str(output / VECTOR)}
+    record: dict[str, Any] = {"model": model.name, **files, "trained": trained}
+    record |= _exchange(output, trained["answers"], threads or cores(), say)
     record["seconds"] = round(time.monotonic() - began, 1)
     if as_json:
         console.print_json(record)
@@ -133,19 +124,13 @@ def _teach(model: Path, output: Path, threads: int, say: Say) -> None:
         f"it on {len(task.held_out)} others, beside a prompt."
     )
     options = Options(minutes=MINUTES, workers=threads)
-    with _kept_once_trained(output), training_progress() as show:
-        outcome = train(output, task, output / VECTOR, options=options, report=show)
+    try:
+        with training_progress() as show:
+            outcome = train(output, task, output / VECTOR, options=options, report=show)
         if outcome.result.stopped == "interrupted":
             raise KeyboardInterrupt
-
-
-@contextmanager
-def _kept_once_trained(output: Path) -> Iterator[None]:
-    """Remove a directory that is ours where the work ends before there is a vector in it."""
-    try:
-        yield
     except BaseException:
-        if not (output / VECTOR).exists():
+        if not (output / VECTOR).exists():  # the directory is ours, and nothing in it is of use
             shutil.rmtree(output, ignore_errors=True)
         raise
 
@@ -167,9 +152,7 @@ def _unpack(model: Path, output: Path, say: Say) -> None:
     )
 
 
-def _exchange(
-    output: Path, known: Sequence[dict[str, Any]], threads: int, say: Say, *, show: bool
-) -> dict[str, Any]:
+def _exchange(output: Path, known: Sequence[dict[str, Any]], threads: int, say: Say) -> dict[str, Any]:
     """Steps 3 and 4: answer without and with the vector, and give the base back."""
     from .. import runtime
     from ..runtime.libraries import import_llama_cpp
@@ -179,18 +162,13 @@ def _exchange(
     from llama_cpp import Llama
 
     # The same for the plain Llama: only then can the logits be the same, bit for bit.
-    engine: dict[str, Any] = {
-        "n_ctx": _CONTEXT,
-        "n_threads": threads,
-        "n_threads_batch": threads,
-        "verbose": False,
-    }
+    engine: dict[str, Any] = {"n_threads": threads, "n_threads_batch": threads, "n_ctx": _CONTEXT}
     frame = (output / VECTOR).read_bytes()
     task = load_task(TASK)
     right = [each["asked"] for each in known if each["vector"].strip() == each["wanted"]]
     prompts = (right or [each["asked"] for each in known])[:_ANSWERS]
     samples = [sample for sample in task.held_out if sample.text in prompts]
-    with closing(runtime.load(output, frame, engine="llama", **engine)) as llm:
+    with closing(runtime.load(output, frame, engine="llama", verbose=False, **engine)) as llm:
         assert llm.vector is not None
         values = llm.vector.values
         found = "Some of what it gets right" if right else "Nothing that was looked at is right"
@@ -212,9 +190,12 @@ def _exchange(
         | {"personalized": v.text.strip(), "personalized_reward": task.score(v, sample)}
         for sample, b, v in zip(samples, base, own, strict=True)
     ]
-    if show:
-        _print_answers(answers)
-    with closing(Llama(str(output / BASE_NAME), **engine)) as plain:
+    for row in answers:
+        say(f"\n{row['prompt']}")
+        for name in ("base", "personalized"):
+            say(f"  {name:<12} ({row[f'{name}_reward']:g}): {row[name]}")
+    say("")
+    with closing(Llama(str(output / BASE_NAME), verbose=False, **engine)) as plain:
         proof = prove([logits(plain, prompt) for prompt in tokens], changed, restored)
     say(
         f"4. Take it back: a swap takes {np.median(times) * 1e3:.1f} ms; after clear() all "
@@ -223,16 +204,6 @@ def _exchange(
     )
     described = {"bytes": len(frame), "numbers": len(values)}
     return {"frame": described, "swap": float(np.median(times)), "answers": answers, "proof": proof}
-
-
-def _print_answers(answers: Sequence[dict[str, Any]]) -> None:
-    table = Table(show_lines=True)
-    for column in ("held-out utterance", "base", "with the vector"):
-        table.add_column(column, ratio=1, overflow="fold")
-    for row in answers:
-        found = (f"{row[name]}\nreward {row[f'{name}_reward']:g}" for name in ("base", "personalized"))
-        table.add_row(*map(Text, (row["prompt"], *found)))
-    console.print_table(table)
 
 
 def logits(llm: Llama, tokens: Sequence[int]) -> Logits:

@@ -181,17 +181,13 @@ def _add_base(bundle: Path, base: Path, key: Path | None, as_json: bool) -> None
     signer = None if key is None else keyfiles.signer(key)
     with console.progress(f"comparing the weights of {base} with the factors"):
         bases, worst = add_base(bundle, base, signer=signer)
-    if as_json:
-        facts = {
-            "bundle": str(bundle),
-            "base": str(base),
-            "factors": bases.factors.digest,
-            "agreement": worst,
-        }
-        console.print_json(facts | {"fingerprints": list(bases.fingerprints)})
-        return
-    console.prose(f"listed {base} in {bundle}: its weights are at most {worst:.2g} away from the factors")
-    console.prose(f"to load it, put the basis beside it: {base.with_name(f'{whole_stem(base)}.basis.gguf')}")
+    facts = {"bundle": str(bundle), "base": str(base), "factors": bases.factors.digest, "agreement": worst}
+    console.report(
+        facts | {"fingerprints": list(bases.fingerprints)},
+        as_json,
+        f"listed {base} in {bundle}: its weights are at most {worst:.2g} away from the factors",
+        f"to load it, put the basis beside it: {base.with_name(f'{whole_stem(base)}.basis.gguf')}",
+    )
 
 
 def _measure_parity(report: ExportReport, base: Path) -> dict[str, Any] | None:

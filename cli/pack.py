@@ -16,6 +16,7 @@ from ..wire import expiry, tags, text, users
 from . import console, keyfiles, vectors
 from .options import Dtype, JsonOption, UserOption, VectorArgument
 
+_OTHERWISE = "ship the vector as a file, or in int8 (--dtype int8)"
 _PIXELS = 8  # a module's width in a picture: sharp on a phone held 20 cm away
 
 
@@ -54,16 +55,11 @@ def pack(
     if as_text and as_qr:
         raise typer.BadParameter("--text and --qr are two forms: pass one", param_hint="--qr")
     bound = users.bound_name(user)
-    framing = {
-        "--key": key,
-        "--dtype": dtype,
-        "--sequence": sequence,
-        "--user": bound or None,
-        "--until": until,
-    }
+    framing = {"key": key, "dtype": dtype, "sequence": sequence, "user": bound or None, "until": until}
     for option, value in framing.items():
         if bundle is None and value is not None:
-            raise typer.BadParameter("it says how the vector is framed: name its BUNDLE", param_hint=option)
+            why = "it says how the vector is framed: name its BUNDLE"
+            raise typer.BadParameter(why, param_hint=f"--{option}")
     printed = (as_text or as_qr) and output == vectors.STREAM and not as_json
     if not printed:
         vectors.check_target(output, as_json=as_json)
@@ -74,12 +70,8 @@ def pack(
         bases = vectors.find_bases(bundle)
         found = _check(data, bases, signer, bound)
         basis = bases.of(found)
-        made = MicroVector(
-            found.values,
-            dtype or found.dtype,
-            found.sequence if sequence is None else sequence,
-            basis.digest,
-        )
+        number = found.sequence if sequence is None else sequence
+        made = MicroVector(found.values, dtype or found.dtype, number, basis.digest)
         last = None if until is None else until.date()
         data = made.to_bytes(basis, tag=signer or tags.Crc32(), user=bound, until=last)
         record = {
@@ -124,21 +116,17 @@ def _check(
         return policy.check(data, known, user=user)
 
 
-def _qr(data: bytes) -> Any:
-    return qr_code(data, "ship the vector as a file, or in int8 (--dtype int8)")
-
-
 def _qr_picture(data: bytes, name: str) -> bytes:
     kind = Path(name).suffix.lower().removeprefix(".")
     if kind not in ("png", "svg"):
         raise console.CommandError(f"{name} is no name for a QR code's picture: let it end in .png or .svg")
     out = io.BytesIO()
-    _qr(data).save(out, kind=kind, scale=_PIXELS)
+    qr_code(data, _OTHERWISE).save(out, kind=kind, scale=_PIXELS)
     return out.getvalue()
 
 
 def _qr_blocks(data: bytes) -> Text:
     """Return a vector's QR code in half blocks, whose spaces are dark; a terminal has colours of its own."""
     out = io.StringIO()
-    _qr(data).terminal(out, border=2, compact=True)
+    qr_code(data, _OTHERWISE).terminal(out, border=2, compact=True)
     return Text(out.getvalue(), style="#ffffff on #000000", end="")

@@ -44,10 +44,10 @@ def table(record: dict[str, Any]) -> list[tuple[str, ...]]:
     return found if arms else []
 
 
-def show(record: dict[str, Any], *more: tuple[str, str]) -> None:
-    """Print what the record of a run says of its vector, and more facts."""
+def show(record: dict[str, Any]) -> None:
+    """Print what the record of a run says of its vector."""
     console.grid(table(record))
-    console.facts([*rows(record), *more])
+    console.facts(rows(record))
 
 
 def rows(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -120,16 +120,10 @@ def run_prompt(
     if not as_json:
         write("" if text.endswith("\n") else "\n")
         return
-    record: dict[str, Any] = {"text": text, "finish_reason": reason}
-    active = llm.vector
-    found = active and {
-        "basis": active.basis,
-        "dtype": active.dtype,
-        "sequence": active.sequence,
-        "norm": active.norm,
-        "values": active.values.tolist(),
-    }
-    console.print_json(record | {"seconds": round(time.perf_counter() - start, 3), "vector": found})
+    seconds, active = round(time.perf_counter() - start, 3), llm.vector
+    names = "basis", "dtype", "sequence", "norm"
+    found = active and {name: getattr(active, name) for name in names} | {"values": active.values.tolist()}
+    console.print_json({"text": text, "finish_reason": reason, "seconds": seconds, "vector": found})
 
 
 def answer(

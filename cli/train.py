@@ -27,7 +27,6 @@ from .options import (
     load_data,
     make_preamble,
 )
-from .report import write_report
 
 
 def train(
@@ -75,8 +74,7 @@ def train(
     better, and then from the reward of sampled answers (GRPO), where these differ. What brings nothing is
     left out.
 
-    Beside FILE it leaves FILE.json (task, settings, curve, held-out figures) and a report, FILE.html. Ctrl-C
-    saves the state.
+    Beside FILE it leaves FILE.json: task, settings, curve, held-out figures, answers. Ctrl-C saves the state.
 
     A vector is all entries of R at a rank, 13,440 for SmolLM2 at rank 8; with --numbers 13 it is in
     directions that the bundle has learned, or the paper's.
@@ -121,10 +119,9 @@ def train(
             f"interrupted after step {outcome.result.steps}: the state is saved, go on with --resume"
         )
         raise typer.Exit(130)
-    report = write_report(outcome.path)
     record = read_json(outcome.path.with_name(f"{outcome.path.name}.json"))
     if as_json:
-        console.print_json({"file": str(outcome.path), "report_file": str(report), **record})
+        console.print_json({"file": str(outcome.path), **record})
         return
     result = outcome.result
     kept = "what it began with: nothing was better"
@@ -132,7 +129,7 @@ def train(
         kept = f"the vector of step {result.best_step} of {result.steps}"
     console.prose(f"wrote {outcome.path} ({outcome.path.stat().st_size:,} bytes), {kept}")
     console.facts(results.phases(record))
-    results.show(record, ("report", str(report)))
+    results.show(record)
 
 
 @contextmanager
@@ -148,9 +145,7 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
                     known.clear()
                 known.update({key: metrics[key] for key in _METRICS if key in metrics})
                 values = (text.format(known[key]) for key, text in _METRICS.items() if key in known)
-                at = f"{metrics['method']}, " + (
-                    f"step {metrics['step']}" if "step" in metrics else "first step"
-                )
+                at = f"{metrics['method']}, step {metrics.get('step', 0)}"
                 bar("  ".join([at, *values]), done=metrics.get("share", 0.0))
             elif event == "measuring":
                 bar(f"measuring: {metrics['what']}", done=metrics["done"], total=metrics["total"])
@@ -160,13 +155,8 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
         yield show
 
 
-_METRICS = {
-    "loss": "loss {:.3f}",
-    "reward": "reward {:.2f}",
-    "validation": "held back {:.3f}",
-    "validation_loss": "(loss {:.3f})",
-}
-"""The metrics of a step that are shown."""
+_METRICS = {"loss": "loss {:.3f}", "reward": "reward {:.2f}"}  # of a step, as they are shown
+_METRICS |= {"validation": "held back {:.3f}", "validation_loss": "(loss {:.3f})"}
 
 
 def _note_event(event: str, metrics: dict[str, Any], bar: console.Show) -> None:

@@ -165,9 +165,8 @@ def _reporter(
         curve.append(row)
         if row.get("event") in ("restart", "end"):
             return
-        for key, name in (("reward", "reward"), ("check", "held back")):
-            if key in row:
-                known[key] = f"{name} {row[key]:.2f}"
+        names = {"reward": "reward", "check": "held back"}
+        known.update({key: f"{name} {row[key]:.2f}" for key, name in names.items() if key in row})
         speed = f"{row['tokens'] / max(row['seconds'], 1e-9):.0f} tokens/s"
         spent = max(row[key] / limit for key, limit in limits.items())
         show("  ".join([f"step {row.get('step', 0)}", *known.values(), speed]), done=min(spent, 1.0))

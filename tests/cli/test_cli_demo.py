@@ -50,8 +50,6 @@ def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pyt
     assert f"{len(frame):,} bytes, {len(vector.values):,} numbers" in text
     assert record["held_out"]["n"] == 2
     assert f"{record['held_out']['vector']:.3f} +-" in text
-    page = (out / "vector.bin.html").read_text("utf-8")
-    assert "<script" not in page
     cli("demo").refused("out/demo", "exists already", "remove it")
     cli("demo", "-o", tmp_path / "no" / "where").refused(f"cannot write to {tmp_path / 'no'}")
 
@@ -103,7 +101,7 @@ def test_what_a_replay_says(replayed: tuple[Path, str]) -> None:
     assert held["vector"] > 0.5 > held["base"]
     assert f"{record['arms']['prompt']['mean']:.3f} +- " in text
     assert "bit for bit" in text
-    files = {"base.gguf", "basis.gguf", "manifest.json", "vector.bin", "vector.bin.json", "vector.bin.html"}
+    files = {"base.gguf", "basis.gguf", "manifest.json", "vector.bin", "vector.bin.json"}
     assert set(contents(folder / "out" / "demo")) == files
 
 

@@ -1,0 +1,60 @@
+"""What a run has measured, for reading: gains, arms and forms, and no claim without the figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tinylora_edge.cli import results
+
+HELD_OUT = {
+    "n": 100, "base": 0.3, "base_standard_error": 0.05, "vector": 0.5, "vector_standard_error": 0.05,
+    "difference": 0.2, "standard_error": 0.06, "gained": 30, "lost": 10, "p": 0.002,
+}  # fmt: skip
+ARMS = {
+    name: {"mean": mean, "standard_error": 0.05, "tokens": tokens, "bytes": size}
+    for name, mean, tokens, size in (
+        ("base", -2.5, 31.0, 0), ("vector", -0.5, 31.0, 13455), ("prompt", -1.5, 331.0, 0)
+    )
+}  # fmt: skip
+
+
+def facts(**record: Any) -> dict[str, str]:
+    return dict(results.rows(record))
+
+
+def test_arms_and_forms() -> None:
+    record = {
+        "held_out": HELD_OUT,
+        "arms": ARMS,
+        "prompt": {"system": None, "examples": [{}, {}], "tried": [{}] * 7},
+        "forms": {"ONNX Runtime": HELD_OUT | {"same": 61, "empty": 3}},
+        "unmeasured": {"examples": "no", "graph": "interrupted", "drift": "interrupted"},
+    }
+    assert results.table(record)[2:] == [
+        ("2 worked examples", "-1.500 +- 0.050", "331", "0"),
+        ("vector", "-0.500 +- 0.050", "31", "13,455"),
+    ]
+    found = facts(**record)
+    assert "the best of 7 draws" in found["examples"]
+    assert "61 answers word for word as above, 3 empty" in found["in ONNX Runtime"]
+    assert found["not measured"] == "graph, drift: interrupted"
+
+
+def test_nats_are_shown_as_nats() -> None:
+    record: dict[str, Any] = {"held_out": HELD_OUT, "arms": ARMS, "unit": "nats a token"}
+    header, *rows = results.table(record)
+    assert header[1] == "nats a token, less is better"
+    assert [row[1] for row in rows] == ["2.500 +- 0.050", "1.500 +- 0.050", "0.500 +- 0.050"]
+    assert facts(**record)["vector - base"].startswith("-0.200 +- 0.060")
+    assert facts(**record)[""] == "The vector lowers the nats a token, beyond two standard errors."
+
+
+@pytest.mark.parametrize(
+    ("difference", "error", "expected"),
+    [(0.2, 0.06, "raises"), (-0.2, 0.06, "lowers"), (0.2, 0.1, "within"), (0.0, 0.0, "within"), (1, 0, "raises")],
+)  # fmt: skip
+def test_no_claim_without_the_figure(difference: float, error: float, expected: str) -> None:
+    held = HELD_OUT | {"difference": difference, "standard_error": error}
+    assert expected in facts(held_out=held)[""]
