@@ -53,7 +53,7 @@ def test_nats_are_shown_as_nats() -> None:
 
 @pytest.mark.parametrize(
     ("difference", "error", "expected"),
-    [(0.2, 0.06, "raises"), (-0.2, 0.06, "lowers"), (0.2, 0.1, "within"), (0.0, 0.0, "within"), (1, 0, "raises")],
+    [(0.2, 0.06, "raises"), (-0.2, 0.06, "lowers"), (0.2, 0.1, "within"), (0, 0, "within"), (1, 0, "raises")],
 )  # fmt: skip
 def test_no_claim_without_the_figure(difference: float, error: float, expected: str) -> None:
     held = HELD_OUT | {"difference": difference, "standard_error": error}
