@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
-import re
-import select
 import signal
-import struct
-import termios
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +11,7 @@ import models
 import numpy as np
 import onnx_bundles
 import pytest
-from invocation import COMMAND, Cli, write_vector
+from invocation import Cli, Terminal, write_vector
 
 from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.cli.chat import clickable
@@ -62,56 +53,6 @@ def test_chat_ends_at_the_end_of_input_and_at_the_first_error(cli: Cli, smollm2_
     cli(*chat, stdin=b"/vector -\n").refused("stdin carries the conversation")
     cli(*chat, stdin=b"/save -\n").refused("stdout carries the answers")
     cli(*chat, "--vector", "-").misused("--vector")
-
-
-class Terminal:
-    def __init__(self, environment: dict[str, str], *args: object, columns: int = 80) -> None:
-        self._pid, self._fd = pty.fork()
-        if self._pid == 0:
-            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        if self._pid == 0:
-            os.execve(COMMAND, [str(COMMAND), *map(str, args)], environment)
-        self.screen = ""
-        self.ended = False
-
-    def type(self, text: str) -> None:
-        os.write(self._fd, text.encode(errors="surrogateescape"))
-
-    def until(self, pattern: str) -> str:
-        deadline = time.monotonic() + 120
-        while not (match := re.search(pattern, self.screen)):
-            assert time.monotonic() < deadline, f"{pattern!r} did not come: {self.screen!r}"
-            assert not self.ended, f"{pattern!r} did not come: {self.screen!r}"
-            self._read()
-        seen, self.screen = self.screen[: match.end()], self.screen[match.end() :]
-        return seen
-
-    def type_until_it_ends(self, key: str) -> int:
-        """Press a key again each second until the command ends; return its exit code.
-
-        Python's input() may miss a signal that comes between its prompt and its wait for a key; a
-        person presses again, and so do we.
-        """
-        deadline = time.monotonic() + 120
-        while not self.ended:
-            assert time.monotonic() < deadline, f"it did not end: {self.screen!r}"
-            with suppress(OSError):  # it may be ending
-                self.type(key)
-            self._read()
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-
-    def close(self) -> None:
-        if not self.ended:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-        os.close(self._fd)
-
-    def _read(self) -> None:
-        if select.select([self._fd], [], [], 1)[0]:
-            try:
-                self.screen += os.read(self._fd, 65536).decode(errors="replace")
-            except OSError:  # EIO: the command has ended
-                self.ended = True
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`export`: what it writes and what it says."""
+"""`export`: what it writes and what it says, of files and of names on a hub on loopback."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import json
 import os
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
+import hub_server
 import numpy as np
+import onnx_bundles
+import onnx_models
 import pytest
 import smollm2
 from invocation import Cli, contents
@@ -100,3 +104,56 @@ def test_another_quantization_is_added(
 )
 def test_wrong_usage(cli: Cli, smollm2_gguf: Path, options: list[str], part: str) -> None:
     cli("export", smollm2_gguf, *options).misused(part)
+
+
+def test_both_from_a_gguf(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--format", "both", "--onnx-input", "required", "--json"]
+    record = cli("export", onnx_bundles.both() / "base.gguf", "-o", out, *options).record()
+    found, onnx = load_bundle(out), record["onnx"]
+    assert record["fingerprints"] == [found.check_base(), found.check_onnx()]
+    assert (onnx["fingerprint"], onnx["precision"]) == (found.check_onnx(), "fp32")
+    assert onnx["answers"] == found.manifest["onnx"]["answers"]
+    assert onnx["answers"]["prompts"] == 16
+    assert onnx["flavour"] == found.manifest["onnx"]["flavour"] == "required"
+    assert found.manifest["base"]["file"] == "base.gguf"
+
+
+def test_a_graph_that_is_built(cli: Cli, tmp_path: Path) -> None:
+    options = ["--format", "onnx", "--onnx-precision", "int4", "--json"]
+    record = cli("export", onnx_models.tiny_hf("llama"), "-o", tmp_path / "out", *options).record()
+    assert record["onnx"]["precision"] == "int4"
+    assert record["onnx"]["graph"].startswith("onnxruntime-genai ")
+    assert (record["base"], record["fingerprints"]) == (None, [record["onnx"]["fingerprint"]])
+
+
+def test_a_name_is_all_that_it_takes(
+    process: Cli, environment: dict[str, str], tiny_gguf: Path, tmp_path: Path
+) -> None:
+    ours = {key: value for key, value in environment.items() if not key.startswith(("HF_", "TINYLORA_"))}
+    with hub_server.serve() as server:
+        server.add("org/tiny-GGUF", {"tiny-F32.gguf": tiny_gguf})
+        home = ours | {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": server.url}
+        (listed,) = [
+            each for each in process("export", "--json", env=home).record() if each["name"] == "gpt-oss-20b"
+        ]
+        assert (listed["weights"], listed["quants"]) == ("openai/gpt-oss-20b", {"mxfp4": 12_109_566_624})
+        assert all(name in process("export", env=home).done() for name in ("qwen2.5-7b", "117 B"))
+        process("export", "-o", "out", env=home).misused("-o", "needs a MODEL")
+        assert server.requests == []
+
+        export = partial(process, "export", "org/tiny-GGUF", cwd=tmp_path)
+        record = export("--json", env=home).record()
+        assert record["bundle"] == "tiny-GGUF"
+        assert sorted(contents(tmp_path / "tiny-GGUF")) == ["base.gguf", "basis.gguf", "manifest.json"]
+        commit = server.repos["org/tiny-GGUF"].find("main")
+        assert record["source"]["base"]["revision"] == commit
+        assert load_bundle(tmp_path / "tiny-GGUF").manifest["source"] == record["source"]
+        assert server.downloads == ["tiny-F32.gguf"]
+        assert commit in process("inspect", tmp_path / "tiny-GGUF").done()
+        export(env=home).refused("tiny-GGUF exists already")  # and is not taken for a model
+
+        server.requests.clear()  # the same again, without a hub
+        assert commit in export("-o", "again", env=home | {"HF_HUB_OFFLINE": "1"}).done()
+        assert load_bundle(tmp_path / "again").factors.digest == record["factors"]
+        assert server.requests == []

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx_bundles
 import pytest
 from invocation import Cli
 
-from tinylora_edge import Basis
+from tinylora_edge import runtime
 from tinylora_edge.cli.run import write
 
 PROMPT = "Describe the moon in one sentence."
@@ -42,17 +43,32 @@ def test_run_takes_vector_or_prompt_from_stdin(
     cli(*run, "-", "-").misused("PROMPT")
 
 
-def test_run_as_json(
-    cli: Cli, smollm2_bundle: Path, basis: Basis, answer: Callable[..., str], vectors: Any
-) -> None:
+def test_run_as_json(cli: Cli, smollm2_bundle: Path, answer: Callable[..., str], vectors: Any) -> None:
     path, vector = vectors["one"]
     record = cli("run", smollm2_bundle, PROMPT, "--vector", path, *SHORT, "--json").record()
-    assert record["text"] == answer(vector, PROMPT)
-    assert record["finish_reason"] == "length"
-    assert record["vector"]["basis"] == basis.digest
-    assert record["vector"]["values"] == vector.values.tolist()
+    assert (record["text"], record["finish_reason"]) == (answer(vector, PROMPT), "length")
+    assert (record["vector"]["basis"], record["vector"]["values"]) == (vector.basis, vector.values.tolist())
     record = cli("run", smollm2_bundle, PROMPT, "--threads", 1, "--json").record()
     assert (record["finish_reason"], record["vector"]) == ("stop", None)
+
+
+def test_a_graph_answers_too(cli: Cli, smollm2_bundle: Path, tmp_path: Path) -> None:
+    bundle, path = onnx_bundles.tiny(), tmp_path / "v.bin"
+    (vector,) = onnx_bundles.vectors(bundle, 1)
+    path.write_bytes(vector.to_bytes(onnx_bundles.basis(bundle)))
+    for options, by in (((), None), (("--vector", path), vector)):
+        with runtime.load(bundle, by, engine="onnx", n_ctx=200, n_threads=1) as llm:
+            reply: Any = llm.create_chat_completion(
+                [{"role": "user", "content": "Hi"}], max_tokens=12, temperature=0.0
+            )
+        record = cli(
+            "run", bundle, "Hi", *options, *SHORT, "--n-ctx", 200, "--engine", "onnx", "--json"
+        ).record()
+        assert record["text"] == reply["choices"][0]["message"]["content"]
+        assert bool(record["vector"]) == bool(options)
+    cli("run", bundle, "Hi", "--engine", "llama").refused("lacks a GGUF base")
+    cli("chat", smollm2_bundle, "--engine", "onnx", stdin=b"").refused("lacks an ONNX graph")
+    cli("run", bundle, "Hi", "--engine", "vllm").misused("--engine")
 
 
 def test_a_prompt_that_does_not_fit(cli: Cli, smollm2_bundle: Path) -> None:

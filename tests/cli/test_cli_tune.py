@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from invocation import Cli, on_a_terminal
+from invocation import Cli, Terminal
 
 from tinylora_edge import MicroVector, load_bundle
 
@@ -53,12 +53,12 @@ def test_a_terminal_shows_how_far_it_is(
     environment: dict[str, str], tiny_bundle: Path, task: list[str], tmp_path: Path
 ) -> None:
     options = (*OPTIONS, "--budget", "20ktokens", "--prompts", "2", "-o", tmp_path / "v.bin")
-    screen = on_a_terminal(environment, 80, "tune", tiny_bundle, *task, *options)
+    screen = Terminal(environment, "tune", tiny_bundle, *task, *options).until_it_ends()
     text = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).split())
     assert "nan" not in text
     assert "held back 0." in text or "held back 1." in text
     assert "measuring on held-out prompts" in text
-    again = on_a_terminal(environment, 80, "eval", tiny_bundle, *task, "-n", "4")
+    again = Terminal(environment, "eval", tiny_bundle, *task, "-n", "4").until_it_ends()
     assert "4/4 answers" in again
 
 
