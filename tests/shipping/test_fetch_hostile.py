@@ -115,23 +115,21 @@ def test_a_flood_is_not_asked_for_again(name):
 
 
 @pytest.mark.parametrize(
-    "slow",
-    [drip(b""), drip(b"HTTP/1.1 200 OK\r\nA: "), drip(b"HTTP/1.1 200 OK\r\n\r\n"), lambda c: c.recv(1)],
-    ids=["status", "header", "body", "silence"],
+    ("scheme", "slow"),
+    [
+        ("http", drip(b"")),
+        ("http", drip(b"HTTP/1.1 200 OK\r\nA: ")),
+        ("http", drip(b"HTTP/1.1 200 OK\r\n\r\n")),
+        ("http", lambda connection: connection.recv(1)),
+        ("https", drip(b"\x16\x03\x03\x40\x00")),
+    ],
+    ids=["status", "header", "body", "silence", "handshake"],
 )
-def test_a_drip_ends_with_the_deadline(slow):
-    with servers.answering(slow) as (url, _):
+def test_a_drip_ends_with_the_deadline(scheme, slow):
+    with servers.listening(lambda connection, _: slow(connection)) as (port, _):
         started = time.monotonic()
         with pytest.raises(TransferError, match=r"within 1 s"):
-            fetch(url, BASES, deadline=1)
-        assert time.monotonic() - started < 4
-
-
-def test_a_handshake_that_drips_ends_with_the_deadline():
-    with servers.listening(lambda connection, _: drip(b"\x16\x03\x03\x40\x00")(connection)) as (port, _):
-        started = time.monotonic()
-        with pytest.raises(TransferError, match=r"within 1 s"):
-            fetch(f"https://127.0.0.1:{port}", BASES, deadline=1)
+            fetch(f"{scheme}://127.0.0.1:{port}", BASES, deadline=1)
         assert time.monotonic() - started < 4
 
 
