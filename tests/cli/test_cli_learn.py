@@ -67,7 +67,7 @@ def test_a_bundle_is_learned(cli: Cli, tiny: Path, behaviours: Path, tmp_path: P
     cli("inspect", out, "--key", f"{key}.pub").done()
 
 
-def test_what_cannot_be_asked(cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_learned(cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path) -> None:
     cli("learn", smollm2_bundle, "--only").misused("--only")
     few = ("learn", smollm2_bundle, "--behaviours", behaviours, "--only")
     cli(*few).refused("2 behaviours cannot teach 13 directions")

@@ -42,7 +42,7 @@ def test_arms_and_forms() -> None:
     assert found["not measured"] == "graph, drift: interrupted"
 
 
-def test_nats_are_shown_as_nats() -> None:
+def test_nats_stay_nats() -> None:
     record: dict[str, Any] = {"held_out": HELD_OUT, "arms": ARMS, "unit": "nats a token"}
     header, *rows = results.table(record)
     assert header[1] == "nats a token, less is better"

@@ -107,9 +107,7 @@ def test_run_answers_as_serve_does(cli: Cli, bundle: Path, schema: Path) -> None
     assert (record["text"], record["finish_reason"]) == (answer.text, "stop")
 
 
-def test_free_text_is_measured_by_the_nats_of_the_given_answers(
-    cli: Cli, bundle: Path, tmp_path: Path
-) -> None:
+def test_free_text_is_measured_by_the_nats_of_its_answers(cli: Cli, bundle: Path, tmp_path: Path) -> None:
     task = rows(tmp_path, lambda i: f"Reply {i}")
     command = ("eval", bundle, task, "--reward", "text", "-n", 5, *SMALL)
     record = cli(*command, "--json").record()

@@ -105,7 +105,7 @@ def test_a_checksum_is_published_with_a_warning(cli: Cli, ready: Path) -> None:
     assert not (ready / "x.bin").exists()
 
 
-def test_what_is_refused_before_anything_is_asked(cli: Cli, ready: Path) -> None:
+def test_what_is_refused_before_any_request(cli: Cli, ready: Path) -> None:
     basis = ready / "b.basis.gguf"
     cli("fetch", "http://127.0.0.1:1", basis, "-o", ready / "no" / "v.bin").refused("not a directory")
     cli("fetch", "file:///etc", basis, "-o", ready / "v.bin").refused("no address of a folder")

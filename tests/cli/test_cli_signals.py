@@ -50,7 +50,7 @@ def test_a_thread_that_computes_does_not_hold_up_the_end(start: Start) -> None:
     assert child.returncode == 143
 
 
-def test_a_pipe_is_told_every_ten_seconds(environment: dict[str, str]) -> None:
+def test_progress_in_a_pipe_is_a_line_every_ten_seconds(environment: dict[str, str]) -> None:
     code = (
         "import time\n"
         "from tinylora_edge.cli import console\n"

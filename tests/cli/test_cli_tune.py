@@ -91,9 +91,7 @@ def test_an_interrupted_run_goes_on(
     assert not state.exists()
 
 
-def test_as_many_numbers_as_are_asked_for_or_the_start_has(
-    cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path
-) -> None:
+def test_how_many_numbers(cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path) -> None:
     command = ["tune", tiny_bundle, *task, "--no-evaluate", *OPTIONS, "--budget", "12ktokens", "-o"]
     five, again = tmp_path / "five.bin", tmp_path / "again.bin"
     ran = cli(*command, five, "--numbers", 5)

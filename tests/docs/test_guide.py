@@ -84,7 +84,7 @@ def test_code_runs_as_it_is_printed(
     shutil.copytree(folder, place, copy_function=os.link)
     monkeypatch.chdir(place)
     short = {"prompts": 2, "keep": False, "validation": 2}  # what training brings is of no account here
-    monkeypatch.setattr(train, "Options", lambda **given: Options(**(given | short)))
+    monkeypatch.setattr(train, "Options", lambda **options: Options(**(options | short)))
     names: dict[str, Any] = {}
     with servers.static(place / "srv") as (address, _), asyncio.Runner() as runner:
         for language, text in blocks(path):
@@ -95,10 +95,10 @@ def test_code_runs_as_it_is_printed(
                         runner.run(found)
             for words in commands(text) if language == "sh" else ():
                 here = [w.replace("https://example.org", address).replace("/srv/", "srv/") for w in words]
-                told = CliRunner().invoke(app, here)
-                if told.exception is not None and not isinstance(told.exception, SystemExit):
-                    raise told.exception
-                assert told.exit_code == 0, f"{shlex.join(here)}: {told.stderr}"
+                ran = CliRunner().invoke(app, here)
+                if ran.exception is not None and not isinstance(ran.exception, SystemExit):
+                    raise ran.exception
+                assert ran.exit_code == 0, f"{shlex.join(here)}: {ran.stderr}"
 
 
 def test_commands_that_are_not_run_are_parsed() -> None:

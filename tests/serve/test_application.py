@@ -98,10 +98,10 @@ def test_one_user_makes_the_server_forget_nobody_else(
 ) -> None:
     monkeypatch.setattr("tinylora_edge.serve.feedback._REMEMBERED", 5)
     app = serve.app(tiny, store=tmp_path / "users.db", states=tmp_path / "states", **SMALL)
-    given = SampledAnswer((1,), (2,), None, 1.0)
-    app.state.service.feedback.remember("a", "ann", given)
+    answer = SampledAnswer((1,), (2,), None, 1.0)
+    app.state.service.feedback.remember("a", "ann", answer)
     for number in range(9):
-        app.state.service.feedback.remember(f"m{number}", "mallory", given)
+        app.state.service.feedback.remember(f"m{number}", "mallory", answer)
     assert list(app.state.service.feedback._answers) == ["a", "m5", "m6", "m7", "m8"]
     app.state.service.close()
 

@@ -151,18 +151,18 @@ def test_one_key_with_many_users_fills_no_queue(server: Serving) -> None:
     wait_until(lambda: not any(server.ask("GET", "/health")[1][name] for name in ("running", "waiting")))
 
 
-def test_nobody_learns_what_another_asked(server: Serving, basis: Basis) -> None:
+def test_nobody_learns_the_prompts_of_another(server: Serving, basis: Basis) -> None:
     """By `cached_tokens`: long ids, an app's users, two apps, and two keys."""
 
     def cached(user: str = "", model: str = "tiny", headers: dict[str, str] = APP) -> int:
-        code, answer = server.ask("POST", PLAIN, asked | {"user": user, "model": model}, **headers)
+        code, answer = server.ask("POST", PLAIN, body | {"user": user, "model": model}, **headers)
         assert code == 200
         return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
 
     for user in ("team", "alice"):
         vector = {"vector": as_text(framed(basis, user))}
         assert server.ask("PUT", f"/v1/vectors/{user}", vector, **APP)[0] == 200
-    asked = GOOD | {"prompt": "The secret of A is seven."}
+    body = GOOD | {"prompt": "The secret of A is seven."}
     long = "a" * 200
     for first, *others in (
         [partial(cached, f"{long}1"), partial(cached, f"{long}2"), partial(cached, long[:128])],

@@ -109,7 +109,7 @@ def test_messages_that_are_none(server: Serving, messages: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "said"),
+    ("prompt", "message"),
     [
         (
             "<|im_start|>" * 1500,
@@ -118,9 +118,9 @@ def test_messages_that_are_none(server: Serving, messages: Any) -> None:
         ("x" * 256, "256 tokens, and the context 256"),
     ],
 )
-def test_prompts_longer_than_the_context(server: Serving, prompt: str, said: str) -> None:
+def test_prompts_longer_than_the_context(server: Serving, prompt: str, message: str) -> None:
     answer = server.ask("POST", PLAIN, GOOD | {"prompt": prompt}, **APP)
-    assert said in refused(answer, 400, "context_length_exceeded")
+    assert message in refused(answer, 400, "context_length_exceeded")
 
 
 def test_bodies_that_are_too_large(server: Serving) -> None:

@@ -72,8 +72,8 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(
         last = answered(server, user="alice")
         assert rate(server, id=last, reward=1) == (200, 2)
         basis = load_bundle(tiny).basis(numbers=13)
-        given = MicroVector(MicroVector.random(basis, 0.1).values, sequence=7).to_bytes(basis, user="alice")
-        brought = answered(server, user="alice", vector=text.encode(given))
+        frame = MicroVector(MicroVector.random(basis, 0.1).values, sequence=7).to_bytes(basis, user="alice")
+        brought = answered(server, user="alice", vector=text.encode(frame))
         assert rate(server, id=brought, reward=1) == (200, 8)
         first = answered(server, user="alice")
         assert server.ask("DELETE", "/v1/vectors/alice", **APP)[0] == 200

@@ -47,8 +47,8 @@ def content_of(llm: TinyLoraLlama, vector: MicroVector | None) -> str:
 
 
 def ask(client: openai.OpenAI, model: str = "smollm2", **options: Any) -> Any:
-    given = {"messages": QUESTION, "max_tokens": LIMIT, "temperature": 0} | options
-    return client.chat.completions.create(model=model, **given)
+    body = {"messages": QUESTION, "max_tokens": LIMIT, "temperature": 0} | options
+    return client.chat.completions.create(model=model, **body)
 
 
 def test_the_base_answers_where_there_is_no_vector(client: openai.OpenAI, alone: TinyLoraLlama) -> None:

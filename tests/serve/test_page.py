@@ -49,13 +49,13 @@ def test_files_need_no_token_and_may_do_little(page: tuple[Serving, dict[str, st
 def test_nobody_without_the_token_is_answered(page: tuple[Serving, dict[str, str]]) -> None:
     server, token = page
     answer = {"model": "tiny", "prompt": "a", "max_tokens": 1}
-    asked = {
+    requests = {
         "/v1/page/vector": {"values": VALUES},
         "/v1/page/qr": {"vector": "x"},
         "/v1/completions": answer,
     }
     assert refused(server.ask("GET", "/v1/page")) == (401, "invalid_api_key")
-    for path, body in asked.items():
+    for path, body in requests.items():
         assert refused(server.ask("POST", path, body)) == (401, "invalid_api_key"), path
         wrong = server.ask("POST", path, body, Authorization="Bearer " + "x" * 32)
         assert refused(wrong) == (401, "invalid_api_key"), path
@@ -118,8 +118,8 @@ def test_a_vector_of_another_size_has_no_sliders(
         answer = {"model": "tiny", "prompt": "abc", "max_tokens": 2, "vector": opened["vector"]}
         status, answered = server.ask("POST", "/v1/completions", answer, **token)
         assert status == 200, answered
-        told = server.ask("POST", "/v1/feedback", {"id": answered["id"], "reward": 1}, **token)
-        assert refused(told) == (403, "vector_of_another_basis")  # clicks move 13 numbers
+        rated = server.ask("POST", "/v1/feedback", {"id": answered["id"], "reward": 1}, **token)
+        assert refused(rated) == (403, "vector_of_another_basis")  # clicks move 13 numbers
     assert server.ask("GET", "/v1/page", **token)[1]["sliders"] == basis.size
 
 

@@ -71,8 +71,8 @@ def answers(page: Page) -> tuple[str, str]:
 
 
 def values(page: Page) -> list[float]:
-    shown = page.locator("#sliders output").all_inner_texts()
-    return [float(value.replace("\N{MINUS SIGN}", "-")) for value in shown]
+    texts = page.locator("#sliders output").all_inner_texts()
+    return [float(value.replace("\N{MINUS SIGN}", "-")) for value in texts]
 
 
 def test_a_slider_moves_and_the_right_answer_changes(page: Page) -> None:
@@ -135,9 +135,7 @@ def test_a_frame_is_saved_and_loaded_again(page: Page, basis: Basis, tmp_path: P
     np.testing.assert_allclose(values(page), set_to, atol=0.0015)  # bf16 has 8 bits
 
 
-def test_a_vector_of_840_numbers_is_shown_without_sliders(
-    page: Page, smollm2_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_vector_of_840_numbers_has_no_sliders(page: Page, smollm2_bundle: Path, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
     base, _ = ask(page)
@@ -160,7 +158,7 @@ def test_a_vector_of_840_numbers_is_shown_without_sliders(
     assert values(page) == [0.0] * 13
 
 
-def test_without_a_token_nothing_is_shown(chromium: Browser, address: str) -> None:
+def test_without_a_token_the_page_is_empty(chromium: Browser, address: str) -> None:
     from playwright.sync_api import expect
 
     with browser.opened(chromium, address.partition("#")[0], expected="status of 401") as page:

@@ -1,4 +1,4 @@
-"""`play`: it opens a page in the browser, keeps what clicks taught where it is told, and leaves no trace."""
+"""`play`: it opens a page in the browser, keeps what clicks taught where it is click, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_a_browser_is_opened_and_what_clicks_taught_is_kept(tiny: Path, tmp_path
         assert learned(server, token) == ([0.0] * 13, 1)
         status, answer = server.ask("POST", "/v1/completions", CHAT, **token)
         assert status == 200, answer
-        told = {"id": answer["id"], "reward": 1}
-        assert server.ask("POST", "/v1/feedback", told, **token)[1]["user"] == "me"
+        click = {"id": answer["id"], "reward": 1}
+        assert server.ask("POST", "/v1/feedback", click, **token)[1]["user"] == "me"
         values, sequence = learned(server, token)
         assert any(values)
         assert sequence == 1
@@ -57,9 +57,7 @@ def test_a_browser_is_opened_and_what_clicks_taught_is_kept(tiny: Path, tmp_path
         assert server.ask("GET", "/v1/page", **token)[0] == 401  # of another start
 
 
-def test_nothing_stays_unless_it_is_told_to(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_stays_without_keep(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     with playing(tmp_path, tiny) as (server, address):

@@ -49,8 +49,8 @@ def server(
 
 
 def ask(client: openai.OpenAI, **options: Any) -> Any:
-    given: Any = {"messages": QUESTION, "tools": TOOLS, "temperature": 0, "max_tokens": 150} | options
-    return client.chat.completions.create(model="tested", **given)
+    body: Any = {"messages": QUESTION, "tools": TOOLS, "temperature": 0, "max_tokens": 150} | options
+    return client.chat.completions.create(model="tested", **body)
 
 
 def whole(message: Any) -> list[tuple[str, str]]:
@@ -105,16 +105,16 @@ def test_half_a_call_is_none(client: openai.OpenAI) -> None:
     assert not [delta for delta in deltas if delta.tool_calls or delta.content]
 
 
-def test_what_a_tool_said_is_read(client: openai.OpenAI, request: pytest.FixtureRequest) -> None:
+def test_the_result_of_a_tool_is_read(client: openai.OpenAI, request: pytest.FixtureRequest) -> None:
     """A round trip: the answer's own message goes back with its result."""
     named = {"type": "function", "function": {"name": "get_weather"}}
     first = ask(client, tool_choice=named).choices[0].message
     result = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "It is 21 degrees."}
-    asked, answer = (
+    without, answer = (
         ask(client, messages=messages, max_tokens=30, tool_choice="none")
         for messages in (QUESTION, [*QUESTION, first, result])
     )
-    assert answer.usage.prompt_tokens > asked.usage.prompt_tokens + 20
+    assert answer.usage.prompt_tokens > without.usage.prompt_tokens + 20
     if "llama" in request.node.name:
         assert json.loads(first.tool_calls[0].function.arguments)["city"] == "Paris"
         assert "21" in answer.choices[0].message.content
@@ -143,10 +143,10 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "said"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
-def test_tools_that_are_refused(server: Serving, change: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("change", "message"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_tools_that_are_refused(server: Serving, change: dict[str, Any], message: str) -> None:
     body = {"model": "tested", "messages": QUESTION, "tools": TOOLS, "max_tokens": 4}
     status, answer = server.ask("POST", CHAT, body | change)
     assert status == 400, answer
-    assert said in answer["error"]["message"]
+    assert message in answer["error"]["message"]
     assert answer["error"]["param"].split("[")[0] in change.keys() | {"messages"}

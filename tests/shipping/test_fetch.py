@@ -92,7 +92,7 @@ SHORT = answer(frame(1)[:40], length=97)
     "first",
     [*(answer(b"", status=f"{status} Wait") for status in (500, 503, 429, 408, 425)), SHORT],
 )
-def test_a_server_that_is_busy_or_breaks_off_is_asked_again(first):
+def test_a_server_that_is_busy_or_breaks_off_is_tried_again(first):
     with servers.answering(first, answer(frame(1))) as (url, requests):
         assert fetch(url, BASES).data == frame(1)
     assert len(requests) == 2

@@ -221,7 +221,7 @@ def test_what_mail_and_editors_do_to_it_is_forgiven(edit):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (b"", "found none"),
         (b"\xff\xfe\x00", "found none"),
@@ -234,21 +234,21 @@ def test_what_mail_and_editors_do_to_it_is_forgiven(edit):
         (b"-" * 5000, "5000 bytes"),
     ],
 )
-def test_what_is_no_public_key(text, said):
-    with pytest.raises(SignatureError, match=said):
+def test_what_is_no_public_key(text, message):
+    with pytest.raises(SignatureError, match=message):
         Ed25519Verifier.from_pem(text)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (RFC_PUBLIC, "expected one PRIVATE KEY in PEM, but found PUBLIC KEY"),
         (pem(KEY, password=b"secret"), "Decrypt an ENCRYPTED one first: openssl pkey"),
         (pem(ec.generate_private_key(ec.SECP256R1())), "of another algorithm"),
     ],
 )
-def test_what_is_no_private_key(text, said):
-    with pytest.raises(SignatureError, match=said):
+def test_what_is_no_private_key(text, message):
+    with pytest.raises(SignatureError, match=message):
         Ed25519Signer.from_pem(text)
 
 
@@ -257,13 +257,13 @@ def test_hexadecimal_mac_keys():
     expected = Hmac(SEED).sign(message)
     for text in (SEED.hex(), SEED.hex().upper().encode(), f"  {SEED.hex(' ')}\n"):
         assert Hmac.from_hex(text).sign(message) == expected
-    for text, said in (
+    for text, message in (
         ("abc", "even number"),
         ("", "even number"),
         ("zz" * 16, "'zzzzz'"),
         ("ab" * 15, "15 bytes"),
     ):
-        with pytest.raises(SignatureError, match=said):
+        with pytest.raises(SignatureError, match=message):
             Hmac.from_hex(text)
 
 

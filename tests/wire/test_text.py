@@ -27,9 +27,9 @@ def test_golden_frames_round_trip(frame, scheme):
     assert text == "tinylora:" * scheme + base64.urlsafe_b64encode(frame).decode().rstrip("=")
     for one in (text, "tinylora:" * scheme + frame.hex()):
         folded = f"  {one[:20]}\r\n{one[20:]}\n"
-        for shown in (one, one.encode(), folded, one.replace("tinylora", "TinyLoRA")):
-            assert is_text(shown.encode() if isinstance(shown, str) else shown)
-            assert decode(shown) == frame
+        for printed in (one, one.encode(), folded, one.replace("tinylora", "TinyLoRA")):
+            assert is_text(printed.encode() if isinstance(printed, str) else printed)
+            assert decode(printed) == frame
     assert decode(frame.hex().upper()) == frame
     assert decode(base64.urlsafe_b64encode(frame)) == frame, "with padding"
     assert not is_text(frame)
@@ -65,7 +65,7 @@ def test_every_cut_is_refused_or_gives_fewer_bytes(text, each):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "is empty"),
         ("tinylora:", "is empty"),
@@ -76,8 +76,8 @@ def test_every_cut_is_refused_or_gives_fewer_bytes(text, each):
         ("A" * (TEXT_CHARACTERS + 1), "more than"),
     ],
 )
-def test_what_is_no_text(text, said):
-    with pytest.raises(FrameError, match=said):
+def test_what_is_no_text(text, message):
+    with pytest.raises(FrameError, match=message):
         decode(text)
 
 
