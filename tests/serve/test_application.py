@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
 import socket
 import subprocess
 import sys
@@ -17,6 +14,7 @@ import pytest
 from serving import COMMAND, keys_file
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.testclient import TestClient
 
 from tinylora_edge import OptionError, TinyLoraError, serve
 from tinylora_edge.runtime import SampledAnswer
@@ -26,71 +24,32 @@ SMALL: dict[str, Any] = {"n_ctx": 256, "contexts": 1, "n_threads": 1}
 BODY = {"model": "tiny", "prompt": "abc", "max_tokens": 3}
 
 
-async def send_request(app: Any, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-    data = b"" if body is None else json.dumps(body).encode()
-    coming = [{"type": "http.request", "body": data, "more_body": False}]
-    sent: list[dict[str, Any]] = []
-
-    async def receive() -> dict[str, Any]:
-        if coming:
-            return coming.pop()
-        await asyncio.sleep(60)  # the client stays
-        return {"type": "http.disconnect"}
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "app": app}
-    scope |= {"query_string": b"", "headers": [(b"content-type", b"application/json")]}
-    await app(scope, receive, send)
-    content = b"".join(message.get("body", b"") for message in sent)
-    return sent[0]["status"], json.loads(content)
-
-
-async def lifespan(app: Any, *messages: str) -> None:
-    coming = [{"type": message} for message in messages]
-
-    async def receive() -> dict[str, Any]:
-        return coming.pop(0)
-
-    async def send(message: dict[str, Any]) -> None:
-        assert message["type"].endswith("complete"), message
-
-    await app({"type": "lifespan"}, receive, send)
-
-
 def test_an_app_answers_and_closes(tiny: Path, tmp_path: Path) -> None:
-    app = serve.app(tiny, store=tmp_path / "users.db", **SMALL)
-
-    async def used() -> None:
-        assert (await send_request(app, "GET", "/health"))[0] == 200
-        status, answer = await send_request(app, "POST", "/v1/completions", BODY)
-        assert (status, answer["usage"]["prompt_tokens"]) == (200, 3)
-        await lifespan(app, "lifespan.startup", "lifespan.shutdown")
-        draining = {"status": "draining", "running": 0, "waiting": 0}
-        assert (await send_request(app, "GET", "/health")) == (503, draining)
-        status, answer = await send_request(app, "POST", "/v1/completions", BODY)
-        assert (status, answer["error"]["code"]) == (503, "unavailable")
-
-    asyncio.run(used())
+    client = TestClient(serve.app(tiny, store=tmp_path / "users.db", **SMALL))
+    with client:
+        assert client.get("/health").status_code == 200
+        answer = client.post("/v1/completions", json=BODY)
+        assert (answer.status_code, answer.json()["usage"]["prompt_tokens"]) == (200, 3)
+    health, answer = client.get("/health"), client.post("/v1/completions", json=BODY)
+    assert (health.status_code, health.json()) == (503, {"status": "draining", "running": 0, "waiting": 0})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
 
 
 def test_what_takes_seconds_holds_nobody_up(tiny: Path, tmp_path: Path) -> None:
-    app = serve.app(tiny, store=tmp_path / "users.db", **SMALL)
-    service, release = app.state.service, threading.Event()
-
-    async def used() -> list[Any]:
-        slow = [asyncio.create_task(service.in_turn(release.wait, 60)) for _ in range(40)]
-        assert (await send_request(app, "POST", "/v1/completions", BODY))[0] == 200
-        assert (await send_request(app, "GET", "/v1/vectors/ann"))[0] == 404
+    app, release = serve.app(tiny, store=tmp_path / "users.db", **SMALL), threading.Event()
+    service = app.state.service
+    with TestClient(app) as client:
+        assert client.portal is not None
+        slow = [client.portal.start_task_soon(service.in_turn, release.wait, 60) for _ in range(40)]
+        assert client.post("/v1/completions", json=BODY).status_code == 200
+        assert client.get("/v1/vectors/ann").status_code == 404
         assert not any(task.done() for task in slow)
-        await asyncio.to_thread(service.close)
+        service.close()
         release.set()
-        return await asyncio.gather(*slow, return_exceptions=True)
-
-    first, *others = asyncio.run(used())
-    assert first is True
-    assert {(type(error), "going down" in str(error)) for error in others} == {(TinyLoraError, True)}
+        assert slow[0].result() is True
+        for task in slow[1:]:
+            with pytest.raises(TinyLoraError, match="going down"):
+                task.result()
 
 
 def test_one_user_makes_the_server_forget_nobody_else(
@@ -108,9 +67,8 @@ def test_one_user_makes_the_server_forget_nobody_else(
 
 def test_a_name_with_a_slash_below_a_path(tiny: Path) -> None:
     app = serve.app(tiny, name="org/tiny", **SMALL)
-    below = Starlette(routes=[Mount("/llm", app=app)])
-    status, found = asyncio.run(send_request(below, "GET", "/llm/v1/models/org/tiny"))
-    assert (status, found["id"]) == (200, "org/tiny")
+    below = TestClient(Starlette(routes=[Mount("/llm", app=app)]))
+    assert below.get("/llm/v1/models/org/tiny").json()["id"] == "org/tiny"
     app.state.service.close()
 
 
@@ -154,36 +112,26 @@ def test_an_app_that_cannot_be_made(
 
 
 WALK = """
-import asyncio, gc, sys, threading
-from test_application import send_request, serve
+import gc, sys, threading
+from starlette.testclient import TestClient
+from tinylora_edge import serve
 
 entered = set()
-enter = lambda frame, event, _: entered.add(frame.f_code.co_filename)
 gc.disable()
-threading.setprofile(enter)  # of the app's threads, which begin later
-app = serve.app(sys.argv[1], name="tiny", n_ctx=256)
-body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
-
-async def send():
+threading.setprofile(lambda frame, event, _: entered.add(frame.f_code.co_filename))
+with TestClient(serve.app(sys.argv[1], name="tiny", n_ctx=256)) as client:
     for _ in range(2):
         entered.clear()
-        sys.setprofile(enter)
-        status, _ = await send_request(app, "POST", "/v1/chat/completions", body)
-        sys.setprofile(None)
-        assert status == 200, status
-
-asyncio.run(send())
-threading.setprofile(None)
-print(*sorted(entered), sep="\\n")
-app.state.service.close()
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+    print(*sorted(entered), sep="\\n")
 """
 
 
 def test_a_request_on_onnx_enters_few_files() -> None:
     """Of ours, in all threads of a process of its own: a warm chat completion of the base."""
     command = [sys.executable, "-c", WALK, str(onnx_bundles.tiny())]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     package = str(Path(serve.__file__).parent.parent)
     ours = [path for path in done.stdout.split() if path.startswith(package)]

@@ -1,4 +1,4 @@
-"""`play`: it opens a page in the browser, keeps what clicks taught where it is click, and leaves no trace."""
+"""`play`: it opens a page in the browser, keeps what clicks taught in a folder, and leaves no trace."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ def test_a_vector_that_was_replaced_is_refused_after_a_restart(bundle: Path, tmp
 
 
 def test_a_state_that_cannot_be_written_leaves_the_model_as_it_was(bundle: Path, tmp_path: Path) -> None:
-    rules = policy(tmp_path / "state" / "seen")
     (tmp_path / "state").mkdir()
+    rules = policy(tmp_path / "state" / "seen")
     with runtime.load(bundle, frame(bundle, 1), policy=rules, **OPTIONS) as llm:
         before = llm.vector
         (tmp_path / "state").rename(tmp_path / "away")
