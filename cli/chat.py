@@ -14,15 +14,7 @@ import typer
 from .. import MicroVector, TinyLoraError
 from ..wire import users
 from . import console, keyfiles, vectors
-from .options import (
-    CONTEXT,
-    BundleArgument,
-    EngineOption,
-    KeysOption,
-    ThreadsOption,
-    UserOption,
-    load_model,
-)
+from .options import CONTEXT, BundleArgument, EngineOption, KeysOption, ThreadsOption, UserOption, load_model
 from .run import (
     ContextOption,
     MaxTokensOption,

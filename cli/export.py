@@ -27,8 +27,7 @@ def export(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL",
-            help="A GGUF file, a Hugging Face directory, a name, or org/name[@revision].",
+            metavar="MODEL", help="A GGUF file, a Hugging Face directory, a name, or org/name[@revision]."
         ),
     ] = None,
     output: Annotated[

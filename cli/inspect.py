@@ -20,8 +20,7 @@ _VALUES = 64  # values in a table
 
 def inspect(
     path: Annotated[
-        Path,
-        typer.Argument(metavar="PATH", help="A bundle, a basis.gguf, or a vector; - is stdin."),
+        Path, typer.Argument(metavar="PATH", help="A bundle, a basis.gguf, or a vector; - is stdin.")
     ],
     bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="What a vector is for.")] = None,
     keys: KeysOption = None,

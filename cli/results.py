@@ -61,10 +61,7 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
                 ("vector", f"{held.vector:.3f} +- {held.vector_standard_error:.3f}"),
             ]
         held.difference *= sign
-        found += [
-            ("vector - base", f"{compared(held)} (n = {held.n}, held out)"),
-            ("", verdict(held, unit)),
-        ]
+        found += [("vector - base", f"{compared(held)} (n = {held.n}, held out)"), ("", verdict(held, unit))]
     if "prompt" in record:
         tried = console.counted(len(record["prompt"]["tried"]), "draw")
         found.append(("examples", f"of your training prompts, the best of {tried} on validation prompts"))

@@ -67,17 +67,7 @@ def test_a_state_that_cannot_be_written_leaves_the_file_as_it_was(cli: Cli, read
     publish = ("publish", "--to", ready / "root")
     cli(*publish, ready / "1.bin", basis).done()
     with servers.static(ready / "root") as (url, _):
-        fetch = (
-            "fetch",
-            url,
-            basis,
-            "-o",
-            out,
-            "--key",
-            f"{ready / 'key'}.pub",
-            "--state",
-            state,
-        )
+        fetch = ("fetch", url, basis, "-o", out, "--key", f"{ready / 'key'}.pub", "--state", state)
         cli(*fetch).done()
         before = contents(device)
         cli(*publish, ready / "2.bin", basis).done()

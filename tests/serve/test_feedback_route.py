@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import onnx_bundles
 import pytest
 from serving import KEY, Serving, as_text, framed, keys_file, mac_file, serving
 
-from tinylora_edge import MicroVector, SignatureError, load_bundle, serve
-from tinylora_edge.wire import text
+from tinylora_edge import Ed25519Signer, MicroVector, SignatureError, load_bundle, serve
+from tinylora_edge.wire import tags, text
 
 GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 1, "seed": 3}
 APP, ALICE = {"Authorization": "Bearer app-key-1"}, {"Authorization": "Bearer alice-key"}
@@ -32,9 +33,17 @@ def vector(server: Serving, user: str) -> str | None:
     return body["vector"] if status == 200 else None
 
 
-def test_a_users_vector_moves_with_their_clicks(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["llama", "onnx"])
+def test_a_users_vector_moves_with_their_clicks(tiny: Path, tmp_path: Path, engine: str) -> None:
+    """On both engines, and in vectors that the server signs."""
     keys_file(tmp_path, "app-key-1\nalice-key alice\n")
-    options = ("--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256")
+    options = ["--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256"]
+    secret = bytes(range(32))
+    (tmp_path / "key").write_text(tags.private_pem(secret))
+    (tmp_path / "key").chmod(0o600)
+    (tmp_path / "key.pub").write_text(tags.public_pem(Ed25519Signer(secret).public_key))
+    options += ["--sign", tmp_path / "key", "--key", tmp_path / "key.pub", "--name", "tiny"]
+    tiny = tiny if engine == "llama" else onnx_bundles.tiny()
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:
         first = answered(server, user="alice")
         assert rate(server, id=first, reward=1) == (200, 1)

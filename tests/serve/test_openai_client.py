@@ -134,9 +134,7 @@ def test_what_is_refused_is_refused_with_the_reason(
         ask(client, "smollm2@../../etc")
     with pytest.raises(openai.BadRequestError, match="different vectors"):
         ask(
-            client,
-            extra_body={"vector": as_text(newer)},
-            extra_headers={"X-TinyLora-Vector": as_text(older)},
+            client, extra_body={"vector": as_text(newer)}, extra_headers={"X-TinyLora-Vector": as_text(older)}
         )
     _, counted = server.ask("GET", "/metrics")
     assert b'tinylora_refused_vectors_total{reason="vector_forged"}' in counted

@@ -89,8 +89,7 @@ SHORT = answer(frame(1)[:40], length=97)
 
 
 @pytest.mark.parametrize(
-    "first",
-    [*(answer(b"", status=f"{status} Wait") for status in (500, 503, 429, 408, 425)), SHORT],
+    "first", [*(answer(b"", status=f"{status} Wait") for status in (500, 503, 429, 408, 425)), SHORT]
 )
 def test_a_server_that_is_busy_or_breaks_off_is_tried_again(first):
     with servers.answering(first, answer(frame(1))) as (url, requests):
@@ -112,10 +111,7 @@ def test_a_server_that_is_busy_or_breaks_off_is_tried_again(first):
     ],
 )
 def test_what_is_final(reply, message):
-    with (
-        servers.answering(reply) as (url, requests),
-        pytest.raises(TransferError, match=message),
-    ):
+    with servers.answering(reply) as (url, requests), pytest.raises(TransferError, match=message):
         fetch(url, BASES)
     assert len(requests) == 1
 

@@ -10,14 +10,7 @@ import pytest
 import support
 from shipped import BASES, BASIS, SIGNER, frame
 
-from tinylora_edge import (
-    Bases,
-    BasisMismatchError,
-    ChecksumError,
-    FrameError,
-    MicroVector,
-    TransferError,
-)
+from tinylora_edge import Bases, BasisMismatchError, ChecksumError, FrameError, MicroVector, TransferError
 from tinylora_edge.shipping import Published, publish
 
 HOME = f"{BASES.id}/default"
