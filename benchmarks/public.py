@@ -3,10 +3,10 @@
     python benchmarks/public.py snips FOLDER --arms rank-8 lora-8 --seeds 0 1 2 --study public.jsonl
     python benchmarks/public.py clinc FOLDER --arms rank-8
 
-`FOLDER` is what `_sets.py` says. An arm is `rank-K`, all entries of R; `keep-K`, that with `--keep`;
-`learned-13`, the shipped directions; `lora-K`, a LoRA on the same layers; `base`; `shots`, the best of nine
-prompts of worked examples; the file of a vector, `*.bin`; `tf-idf` and `tf-idf-N`, a classifier, which needs
-scikit-learn; or one of `SERVICES`.
+`FOLDER` is what `_sets.py` says. An arm is `rank-K` or `rank-PxQ`, all entries of R; `keep-K`, that with
+`--keep`; `learned-13`, the shipped directions; `lora-K`, a LoRA on the same layers; `base`; `shots`, the best
+of nine prompts of worked examples; the file of a vector, `*.bin`; `tf-idf` and `tf-idf-N`, a classifier,
+which needs scikit-learn; or one of `SERVICES`.
 
 Every arm sees the same samples in the same order, and its last vector is measured: nothing is chosen by what
 is measured on. Vectors answer in llama.cpp on the quantized weights; the LoRA answers in torch on the same
@@ -35,7 +35,8 @@ from _subjects import learned, smollm2
 from torch import Tensor, nn
 
 from tinylora_edge import MicroVector, Policy, load_bundle, runtime
-from tinylora_edge.exporters import export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.factors import read_shape
 from tinylora_edge.process import cores
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.tasks import Preamble, Sample, Task, draw_examples
@@ -113,7 +114,9 @@ class Run:
             trained, lr = list(adapter.trained), lr or LORA_LR
         else:
             basis = (
-                learned(self.bundle.bases) if kind == "learned" else self.bundle.bases.basis(rank=int(size))
+                learned(self.bundle.bases)
+                if kind == "learned"
+                else self.bundle.bases.basis(rank=read_shape(size))
             )
             adapter = Adapter(self.model, basis)
             trained, lr = [adapter.v], lr or default_lr(basis, "sft")
@@ -313,7 +316,10 @@ def main() -> None:
     done = [{key: row.get(key) for key in KEYS} for row in bench.read_study(options.study)]
     if left := [each for each in asked if each not in done]:
         with tempfile.TemporaryDirectory() as work:
-            bundle = export_gguf(base, Path(work) / "bundle").output
+            outputs = max(
+                [8, *(read_shape(arm[5:])[0] for arm in options.arms if arm[:5] in ("rank-", "keep-"))]
+            )
+            bundle = export_gguf(base, Path(work) / "bundle", settings=ExportSettings(outputs=outputs)).output
             for each in left:
                 data = data_of(options, each["seed"])
                 arm = files[each["arm"]]

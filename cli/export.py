@@ -56,6 +56,9 @@ def export(
         ),
     ] = None,
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Directions of every module.")] = 8,
+    outputs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Left directions. [default: as many]")
+    ] = None,
     targets: Annotated[
         list[str] | None,
         typer.Option(
@@ -109,6 +112,7 @@ def export(
         refuse_existing(output)
     settings = ExportSettings(
         rank=rank,
+        outputs=outputs,
         targets=tuple(part.strip() for each in targets or () for part in each.split(",") if part.strip()),
         factor_dtype=factor_dtype,
     )
@@ -130,7 +134,8 @@ def export(
     _print_report(planned.base.name, report, files.provenance, time.perf_counter() - start, as_json, alike)
     if settings != ExportSettings():
         console.note(
-            "rank, targets or factor type are not the defaults: vectors of other exports do not fit these"
+            "rank, outputs, targets or factor type are not the defaults: vectors of other exports do not fit "
+            "these"
         )
 
 

@@ -78,6 +78,7 @@ def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, user: str
             "projection": basis.projection.descriptor,
             "count": basis.size,
             "rank": basis.rank,
+            "outputs": basis.shape[0],
             "norm": vector.norm,
             "norm_of_r": basis.norm(vector),
             "values": vector.values.tolist(),

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .. import MicroVector, load_bundle
+from .. import BasisError, MicroVector, load_bundle
+from ..factors import Shape, read_shape
 from ..jsonio import read_json
 from . import console, results, vectors
 from .options import (
@@ -27,6 +28,13 @@ from .options import (
     load_data,
     make_preamble,
 )
+
+
+def _shape(text: str) -> Shape:
+    try:
+        return read_shape(text)
+    except BasisError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def train(
@@ -51,7 +59,10 @@ def train(
     lr: Annotated[
         float | None, typer.Option(metavar="X", help="Step size. [default: one that suits]")
     ] = None,
-    rank: Annotated[int | None, typer.Option(metavar="K", help="All of R at this rank. [default: 8]")] = None,
+    rank: Annotated[
+        Any,  # a tuple, which would be several values
+        typer.Option(metavar="K|PxQ", parser=_shape, help="All of R: K x K, or P x Q. [default: 8]"),
+    ] = None,
     numbers: Annotated[int | None, typer.Option(metavar="N", help="So many numbers, such as 13.")] = None,
     start: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A vector to begin with, of any size up to this one.")

@@ -3,6 +3,7 @@ sizes a bundle takes."""
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import typer
 
 from .. import Bases, FrameError, MicroVector, load_bundle
+from ..factors import shape_name
 from ..formats.gguf import GGUFFile, MalformedGGUFError
 from ..formats.side_tensors import load_bases
 from ..limits import VECTOR_FILE_BYTES
@@ -148,6 +150,7 @@ def factors_facts(bases: Bases) -> dict[str, Any]:
         "modules": len(factors.modules),
         "kinds": factors.kinds,
         "rank": factors.rank,
+        "outputs": factors.outputs,
         "factor_dtype": factors.dtype,
         "projections": [p.descriptor for p in bases.projections],
         "fingerprints": list(bases.fingerprints),
@@ -160,7 +163,9 @@ def sizes(bases: Bases) -> dict[str, dict[str, int]]:
     modules, most = len(bases.factors.modules), bases.factors.rank
     tiled = (min(NUMBERS, modules), modules) if most >= RANK else ()
     found = {f"--numbers {n}": n for n in sorted({*(p.size for p in bases.projections), *tiled})}
-    found |= {f"--rank {k}": modules * k * k for k in sorted({1, 2, 4, 8, most}) if k <= most}
+    shapes = [(k, k) for k in sorted({1, 2, 4, 8, most}) if k <= most]
+    shapes += [bases.factors.shape] if bases.factors.outputs > most else []
+    found |= {f"--rank {shape_name(shape)}": modules * math.prod(shape) for shape in shapes}
     dtypes = "bf16", "int8"
     return {
         option: {"numbers": n} | {dtype: frame.frame_bytes(n, dtype, tags.CRC32) for dtype in dtypes}

@@ -127,7 +127,7 @@ class Export:
         self.base = self._source.base or self._source.model
         if self._gguf:
             self._source.warn()
-        self.modules = self._source.plan(self.settings.targets, self.settings.rank)
+        self.modules = self._source.plan(self.settings)
         self.bytes = sum(map(self._source.nbytes, self.modules))
 
     def run(
@@ -381,6 +381,7 @@ def _manifest(bases: Bases, sections: Sections) -> dict[str, Any]:
         "factors": factors.digest,
         "modules": len(factors.modules),
         "rank": factors.rank,
+        "outputs": factors.outputs,
         "factor_dtype": factors.dtype,
         "factorization": factors.factorization,
         "projections": [projection.descriptor for projection in bases.projections],

@@ -24,6 +24,7 @@ from ..factorization import (
     fitting_order,
     truncated_svd,
 )
+from ..factors import Shape
 from ..formats.side_tensors import fingerprint
 from ..modules import Heads, listed_order, parse, row_orders, select
 from ..process import cores
@@ -46,13 +47,16 @@ class ExportSettings:
     fits those of another choice.
 
     Attributes:
-        rank: r. The leading k directions serve vectors of rank k, so a large one costs space alone.
+        rank: Q, right directions. Vectors of lower ranks act on the leading ones, so a large one costs space
+            alone.
+        outputs: P, left directions, Q or more; None for Q.
         targets: kinds, names or patterns of modules, or `light` (`modules.select`); empty for every linear
             layer.
         factor_dtype: `f32` or `f16`.
     """
 
     rank: int = 8
+    outputs: int | None = None
     targets: tuple[str, ...] = ()
     factor_dtype: str = "f16"
 
@@ -61,6 +65,15 @@ class ExportSettings:
             raise BasisError(f"unknown factor dtype {self.factor_dtype!r}: choose 'f32' or 'f16'")
         if not 1 <= self.rank <= limits.RANK:
             raise BasisError(f"factors have a rank from 1 to {limits.RANK}, not {self.rank}")
+        if not self.rank <= self.shape[0] <= limits.RANK:
+            raise BasisError(
+                f"factors of rank {self.rank} have {self.rank} to {limits.RANK} outputs, not {self.outputs}"
+            )
+
+    @property
+    def shape(self) -> Shape:
+        """(P, Q)."""
+        return self.rank if self.outputs is None else self.outputs, self.rank
 
 
 class Source:
@@ -141,9 +154,15 @@ class Source:
         """Whether the factors of a module have an axis for experts."""
         return self._deployed is not None and len(self._deployed.file.tensors[module].shape) == 3
 
-    def plan(self, targets: Sequence[str], rank: int) -> list[str]:
+    def plan(self, settings: ExportSettings) -> list[str]:
         """Return the modules that get factors, in canonical order, once every weight is known to fit."""
-        modules = select(self.modules, targets)
+        modules, (outputs, rank) = select(self.modules, settings.targets), settings.shape
+        what = f"rank {rank}" if outputs == rank else f"{outputs} outputs (--outputs)"
+        if (entries := len(modules) * outputs * rank) > limits.VALUES:
+            raise BasisError(
+                f"{what} of {len(modules):,} modules would be vectors of {entries:,} numbers, and at most "
+                f"{limits.VALUES:,} are read: choose fewer, or fewer modules with --targets"
+            )
         for module in modules:
             matrices = self.matrices(module)
             n_out, n_in = matrices[0].shape
@@ -156,10 +175,10 @@ class Source:
                         f"{module} is {'x'.join(map(str, expected))} in {self.base}, but "
                         f"{'x'.join(map(str, found))} in {self.model}: it is another model, or not complete"
                     )
-            if rank > min(n_out, n_in):
+            if outputs > min(n_out, n_in):
                 raise BasisError(
-                    f"{module}: rank {rank} does not fit a weight of shape {n_out} x {n_in}: "
-                    f"choose 1 to {min(n_out, n_in)}"
+                    f"{module}: {what} does not fit a weight of shape {n_out} x {n_in}: choose at most "
+                    f"{min(n_out, n_in)}, or leave the module out with --targets '!{module}'"
                 )
         return modules
 
@@ -283,8 +302,9 @@ def _factorize(source: Source, module: str, settings: ExportSettings, stop: Even
     for number, matrix in enumerate(source.matrices(module)):
         if stop.is_set():
             raise CancelledError
-        svd = _svd(f"{module}, expert {number}," if stacked else module, module, matrix, settings.rank)
-        pairs.append(factors(svd))
+        svd = _svd(f"{module}, expert {number}," if stacked else module, module, matrix, settings.shape[0])
+        a, b = factors(svd)
+        pairs.append((a[: settings.rank], b))
         quality.append(svd)
     a, b = (np.stack(part) if stacked else part[0] for part in zip(*pairs, strict=True))
     b, agreement = source.align(module, a, b)
@@ -311,7 +331,7 @@ def _svd(where: str, module: str, matrix: RowSource, rank: int) -> TruncatedSVD:
         )
         raise ExportError(
             f"{where} has {values}: its rank is below {rank}, so it cannot be adapted. Leave the module out "
-            f"with --targets '!{module}'{', or lower --rank' if largest > 0 else ''}"
+            f"with --targets '!{module}'{', or lower --rank or --outputs' if largest > 0 else ''}"
         )
     return svd
 

@@ -88,7 +88,7 @@ class Engine(Protocol):
     evaluated: int
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
-        """Give a row its R, float32 [M, k, k], k up to the baked rank, or None; what it holds stays."""
+        """Give a row its R, float32 [M, p, q], at most P x Q of the factors, or None; what it holds stays."""
 
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """Append tokens to rows, each of which occurs once.

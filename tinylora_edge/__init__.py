@@ -6,7 +6,8 @@ that combination, 13 numbers for the whole model, are all that is learned. A tou
 
 * `Factors` are what is frozen of a model: A and B. `tinylora-edge export` computes them once a model and
   writes them beside the GGUF. A `Projection` makes R of a vector's numbers; a `Basis` is the pair.
-  `load_bundle(path)` has all bases of a model: `bundle.basis(numbers=13)`, `bundle.basis(rank=2)`.
+  `load_bundle(path)` has all bases of a model: `bundle.basis(numbers=13)`, `bundle.basis(rank=2)`,
+  `bundle.basis(rank=(64, 8))`.
 * `MicroVector` is everything personal. `MicroVector.to_bytes` frames it for a link (63 bytes in fp32, 37
   in bf16); `MicroVector.from_bytes` takes it in again, all or nothing, under a `Policy`.
 * `tinylora_edge.runtime.load(base, vector_bytes)` returns a `llama_cpp.Llama` that speaks with it.

@@ -232,10 +232,9 @@ class Bases(Mapping[str, Basis]):
                 return self._named(projection.descriptor)
         if numbers is not None and 1 <= numbers <= len(self.factors.modules) and self.factors.rank >= RANK:
             return self._named(random_descriptor(numbers))
-        names = [shape_name(shape) for shape in self._of_size(numbers)]
-        advice = f"these are all entries of rank {names[0]}: say --rank {names[0]}" if names else self.known()
-        if len(names) > 1:
-            advice = f"all entries of rank {', '.join(names)} are so many: say which with --rank"
+        shapes = self._of_size(numbers)
+        names = " or ".join(map(shape_name, [shape for shape in shapes if shape[0] == shape[1]] or shapes))
+        advice = f"these are all entries of rank {names}: say --rank {names}" if names else self.known()
         raise BasisError(f"no projection has {numbers} numbers: {advice}")
 
     def of(self, vector: Any) -> Basis:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,6 +146,18 @@ def shape_name(shape: Shape) -> str:
     """Return the shape of R as options and messages have it: `8`, a rank, where it is square, or `64x8`."""
     outputs, inputs = shape
     return str(inputs) if outputs == inputs else f"{outputs}x{inputs}"
+
+
+def read_shape(text: str) -> Shape:
+    """Return the shape of R that a text names: see `shape_name`.
+
+    Raises:
+        BasisError: it names none.
+    """
+    found = re.fullmatch("([0-9]{1,4})(?:x([0-9]{1,4}))?", text)
+    if found is None:
+        raise BasisError(f"{text[:20]!r} is no rank: expected a number, such as 8, or outputs x inputs, 64x8")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def packed_text(value: str) -> bytes:

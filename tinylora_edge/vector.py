@@ -140,7 +140,7 @@ class AdmittedVector(MicroVector):
     It equals the vector that it holds, and what `dataclasses.replace` makes of it is admitted no longer.
 
     Attributes:
-        r: float32 [M, k, k], read-only.
+        r: float32 [M, p, q], read-only.
         verified_by: id of the trusted key under which its tag verified; empty for a checksum.
         user: name of the user that it was checked for.
         until: the last day on which it may be accepted; None for ever.
@@ -154,7 +154,7 @@ class AdmittedVector(MicroVector):
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of R: the same for whatever does the same to the model."""
-        return hashlib.sha256(self.r.tobytes()).digest()
+        return hashlib.sha256(repr(self.r.shape).encode() + self.r.tobytes()).digest()
 
     @classmethod
     def _with(cls, attributes: dict[str, Any]) -> AdmittedVector:

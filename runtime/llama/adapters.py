@@ -98,8 +98,8 @@ class Adapters:
     def __init__(self, model: Any, factors: Factors) -> None:
         self.lock = SharedLock()
         self.spare = 0
-        self._model, self._factors = model, factors
-        self._images: dict[int, _Image] = {}  # rank -> its image
+        self._model = model
+        self._images = _Images(factors)
         self._exchange = threading.RLock()
         # R -> adapter, bytes; last used last
         self._staged: OrderedDict[bytes, tuple[Adapter, int]] = OrderedDict()
@@ -111,14 +111,14 @@ class Adapters:
     def apply(
         self, context: Any, r: NDArray[np.float32] | None, others: Sequence[tuple[Adapter, float]] = ()
     ) -> None:
-        """Give a `llama_context`, which does not compute now, its R, float32 [M, k, k]; None for the base.
+        """Give a `llama_context`, which does not compute now, its R, float32 [M, p, q]; None for the base.
 
         Adapters of the caller's own, and their scales, are in force beside it.
 
         Raises:
             TinyLoraError: llama.cpp refuses; the R before stays in force.
         """
-        key = b"" if r is None or not r.any() else np.ascontiguousarray(r, np.float32).tobytes()
+        key = b"" if r is None or not r.any() else repr(r.shape).encode() + r.astype(np.float32).tobytes()
         with self._exchange:
             if not key or key in self._staged:
                 self._set(context, key, others)
@@ -162,10 +162,7 @@ class Adapters:
                 _free(self._staged.pop(key)[0])
 
     def _stage(self, key: bytes, r: NDArray[np.float32]) -> None:
-        rank = r.shape[-1]
-        if rank not in self._images:
-            self._images[rank] = _Image(self._factors, rank)
-        image = self._images[rank].of(r)
+        image = self._images.of(r)
         with signals_wait():
             adapter = _from_memory(self._model, image)
         if not adapter:
@@ -195,24 +192,46 @@ def _from_memory(model: Any, image: NDArray[np.uint8]) -> Adapter | None:
         _libc.fclose(memory)
 
 
-class _Image:
-    """A LoRA adapter (A, B R) on the leading k directions of factors, as the bytes of its GGUF file.
+class _Images:
+    """LoRA adapters (A, B R) as the bytes of GGUF files: an image a rank q, however many outputs R has.
 
     A and B are in float32 also where they are stored in float16: ggml would round activations to a float16
     A's type. Those B that have one shape lie one behind the other, so that one product folds R into all.
     """
 
-    def __init__(self, factors: Factors, rank: int) -> None:
-        tensors: dict[str, NDArray[Any]] = {}
+    def __init__(self, factors: Factors) -> None:
+        self._factors = factors
         alike: dict[tuple[int, ...], list[int]] = {}
-        for position, module in enumerate(factors.modules):
-            tensors[f"{module}.lora_a"] = np.asarray(factors.a[position][..., :rank, :], np.float32)
-            alike.setdefault(factors.b[position].shape, []).append(position)
-        stacks = []
-        for found in alike.values():
-            b = np.stack([factors.b[position][..., :rank] for position in found]).astype(np.float32)
-            stacks.append((found, b))
-            tensors |= {f"{factors.modules[i]}.lora_b": each for i, each in zip(found, b, strict=True)}
+        for position, b in enumerate(factors.b):
+            alike.setdefault(b.shape, []).append(position)
+        self._alike = list(alike.values())
+        self._b: list[NDArray[np.float32]] = []  # of each shape, as many columns as were wanted so far
+        self._made: dict[int, tuple[NDArray[np.uint8], list[NDArray[np.float32]]]] = {}
+
+    def of(self, r: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return the file with R, float32 [M, p, q], in it, until the next call."""
+        outputs, rank = r.shape[1:]
+        if not self._b or self._b[0].shape[-1] < outputs:
+            stacks = ([self._factors.b[i][..., :outputs] for i in found] for found in self._alike)
+            self._b = [np.stack(stack, dtype=np.float32, casting="same_kind") for stack in stacks]
+        if rank not in self._made:
+            self._made[rank] = self._file(rank)
+        file, folded = self._made[rank]
+        product = np.multiply if outputs == 1 else np.matmul  # which is slow where a multiple is meant
+        with np.errstate(over="ignore", invalid="ignore"):  # it may be too large for the model
+            for found, b, target in zip(self._alike, self._b, folded, strict=True):
+                between = (1,) * (b.ndim - 3)  # experts, which share their module's R
+                product(b[..., :outputs], r[found].reshape(len(found), *between, outputs, rank), out=target)
+        return file
+
+    def _file(self, rank: int) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
+        """Return a file, and the places in it where the products of each shape go."""
+        factors, tensors, stacks = self._factors, dict[str, NDArray[Any]](), []
+        for module, a in zip(factors.modules, factors.a, strict=True):
+            tensors[f"{module}.lora_a"] = np.asarray(a[..., :rank, :], np.float32)
+        for found in self._alike:
+            stacks.append(np.zeros((*factors.b[found[0]].shape[:-1], rank), np.float32))
+            tensors |= {f"{factors.modules[i]}.lora_b": stacks[-1] for i in found}
         metadata = [
             ("general.type", "adapter", STRING),
             ("adapter.type", "lora", STRING),
@@ -220,22 +239,13 @@ class _Image:
         ]
         file = io.BytesIO()
         gguf.write(file, factors.architecture, metadata, tensors)
-        self._bytes = np.frombuffer(file.getbuffer(), np.uint8)
-        self._folds, begin = [], self._bytes.nbytes
-        for found, b in reversed(stacks):
-            apart = -(-b[0].nbytes // gguf.ALIGNMENT) * gguf.ALIGNMENT
+        data = np.frombuffer(file.getbuffer(), np.uint8)
+        folded, begin = list[NDArray[np.float32]](), data.nbytes
+        for found, b in zip(reversed(self._alike), reversed(stacks), strict=True):
+            apart = -(-b.nbytes // gguf.ALIGNMENT) * gguf.ALIGNMENT
             begin -= apart * len(found)
-            folded = np.ndarray(b.shape, np.float32, self._bytes, begin, (apart, *b.strides[1:]))
-            self._folds.append((found, b, folded))
-
-    def of(self, r: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Return the file with R, float32 [M, k, k], in it, until the next call."""
-        product = np.multiply if r.shape[-1] == 1 else np.matmul  # which is slow where a multiple is meant
-        with np.errstate(over="ignore", invalid="ignore"):  # it may be too large for the model
-            for found, b, folded in self._folds:
-                between = (1,) * (b.ndim - 3)  # experts, which share their module's R
-                product(b, r[found].reshape(len(found), *between, *r.shape[1:]), out=folded)
-        return self._bytes
+            folded.insert(0, np.ndarray((len(found), *b.shape), np.float32, data, begin, (apart, *b.strides)))
+        return data, folded
 
 
 def _address(context: Any) -> int:

@@ -35,6 +35,7 @@ def test_a_bundle_as_json(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:
         "architecture": "llama",
         "modules": 210,
         "rank": 8,
+        "outputs": 8,
         "factor_dtype": "f16",
         "projections": [basis.projection.descriptor],
     }

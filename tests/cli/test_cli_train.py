@@ -97,6 +97,21 @@ def test_a_vector_grows(cli, tiny, task, tmp_path):
     cli(*run, "--start", tmp_path / "other.bin", "-o", tmp_path / "v.bin").refused("none of factors")
 
 
+def test_a_tall_vector(cli, tiny, task, tmp_path):
+    run = ("train", tiny / "bundle", *task, "--weights", tiny / "weights", *TRAIN, "--no-evaluate")
+    small, tall = tmp_path / "2.bin", tmp_path / "6x2.bin"
+    cli(*run, "--rank", 2, "-o", small)
+    cli(*run, "--rank", "6x2", "--start", small, "-o", tall)
+    bases = load_bundle(tiny / "bundle").bases
+    vector = MicroVector.from_bytes(tall.read_bytes(), bases)
+    assert (bases.of(vector).shape, vector.values.size) == ((6, 2), 168)
+    assert json.loads((tmp_path / "6x2.bin.json").read_text())["options"]["rank"] == [6, 2]
+    cli("inspect", tall, tiny / "bundle").done()
+    cli(*run, "--rank", "2x9", "-o", tmp_path / "v.bin").refused("rank 2x9 is not among 1 to 8", "--rank 9")
+    for text in ("x2", "2x", "2x2x2", "-1", "two"):
+        cli(*run, f"--rank={text}", "-o", tmp_path / "v.bin").misused(f"'{text}' is no rank")
+
+
 def test_eval_on_shifted_prompts(cli, tiny, task):
     rows = [{"prompt": f"p{i}", "split": ("train", "held_out")[i % 2]} for i in range(8)]
     rows += [{"prompt": f"q{i}", "split": "shifted"} for i in range(4)]

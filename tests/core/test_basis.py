@@ -243,7 +243,7 @@ class TestBases:
         frame = MicroVector.random(tall, 1).to_bytes(tall)
         assert bases.of_frame(frame) is tall
         assert bases.of(MicroVector(np.zeros(24))) is bases.basis(rank=2), "and not of 4x1"
-        for numbers, names in ((48, "4x2: say --rank 4x2"), (12, "1x2, 2x1 are so many: say which")):
+        for numbers, names in ((48, "4x2: say --rank 4x2"), (12, "1x2 or 2x1: say --rank 1x2 or 2x1")):
             with pytest.raises(VectorError, match=f"all entries of rank {names}"):
                 bases.of(MicroVector(np.zeros(numbers)))
         for shape, said in (((5, 2), "--rank 2 --outputs 5"), ((2, 3), "--rank 3,"), ((0, 2), "--rank 2,")):

@@ -73,9 +73,14 @@ def test_factors_beyond_float16(refuse, write, tmp_path, scale):
 # Settings
 
 
-@pytest.mark.parametrize("rank", [65, 256])
+@pytest.mark.parametrize("rank", [65, 128])
 def test_a_rank_larger_than_a_dimension(refuse, llama_gguf, rank):
-    refuse((ExportError, BasisError), rf"blk\.0\.attn_q\.weight.*rank {rank}", llama_gguf, {"rank": rank})
+    refuse(BasisError, rf"blk\.0\.attn_q\.weight.*rank {rank} .* at most 64", llama_gguf, {"rank": rank})
+
+
+def test_more_outputs_than_the_smallest_layer_has(refuse, llama_gguf):
+    match = r"blk\.0\.attn_k\.weight: 40 outputs .* shape 32 x 64: choose at most 32"
+    refuse(BasisError, match, llama_gguf, {"outputs": 40})
 
 
 @pytest.mark.parametrize(
@@ -85,6 +90,9 @@ def test_a_rank_larger_than_a_dimension(refuse, llama_gguf, rank):
         ({"targets": ("attn_q", "blk.2.*")}, r"blk\.2"),
         ({"rank": 0}, "not 0"),
         ({"rank": 257}, "1 to 256, not 257"),
+        ({"outputs": 7}, "rank 8 have 8 to 256 outputs, not 7"),
+        ({"outputs": 257}, "8 to 256 outputs, not 257"),
+        ({"rank": 100, "outputs": 200}, "200 outputs .* of 14 .* 280,000 numbers, and at most 250,000"),
         ({"factor_dtype": "bf16"}, "'bf16'.*'f32' or 'f16'"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",

@@ -33,6 +33,9 @@ OTHER_SETTINGS = {
     "f32 factors": (ExportSettings(factor_dtype="f32"), {"numbers": 5}),
     "rank 3": (ExportSettings(rank=3), {"rank": 3}),
     "rank 1": (ExportSettings(rank=1), {"rank": 1}),
+    "5 outputs": (ExportSettings(rank=2, outputs=5), {"rank": (5, 2)}),
+    "fewer outputs than inputs": (ExportSettings(outputs=12), {"rank": (1, 8)}),
+    "a square of more outputs": (ExportSettings(rank=3, outputs=12), {"rank": 2}),
     "some targets": (ExportSettings(targets=("attn_q", "blk.1.ffn_*")), {"numbers": 2}),
 }
 
@@ -76,6 +79,7 @@ def test_the_manifest_says_what_was_done(model, gguf, tmp_path):
         "factors": factors.digest,
         "modules": 14,
         "rank": 8,
+        "outputs": 8,
         "projections": [],
         "factorization": "left",
         "factor_dtype": "f16",

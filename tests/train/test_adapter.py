@@ -25,16 +25,17 @@ PROJECTIONS = {
     "tiled": lambda factors: Projection.random(factors.modules, 7),
     "learned": lambda factors: support.learned(factors, 5),
     "entries": lambda factors: Projection.entries(factors.modules, 2),
+    "tall": lambda factors: Projection.entries(factors.modules, (5, 2)),
     "all entries": lambda factors: Projection.entries(factors.modules, factors.rank),
 }
 
 
 def basis_of(model: torch.nn.Module, kind: str, architecture: str = "llama") -> Basis:
-    """Return a basis of factors of rank 3, of which most projections take the leading two directions."""
+    """Return a basis of factors of rank 3 and 5 outputs, of which most projections take the leading two."""
     weights = {n: w for n, w in models.gguf_tensors(model).items() if is_adaptable(n) and w.ndim == 2}
     modules = tuple(canonical_order(weights))
-    a, b = zip(*(factors(truncated_svd(weights[m], 3)) for m in modules), strict=True)
-    made = Factors(architecture=architecture, modules=modules, rank=3, a=a, b=b)
+    a, b = zip(*(factors(truncated_svd(weights[m], 5)) for m in modules), strict=True)
+    made = Factors(architecture=architecture, modules=modules, rank=3, a=tuple(each[:3] for each in a), b=b)
     return Basis(made, PROJECTIONS[kind](made))
 
 
@@ -67,7 +68,7 @@ def test_equals_merged_weights(architecture: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
 def test_r_and_its_gradient_are_those_of_the_projection(kind: str) -> None:
-    basis = Basis(made := support.random_factors(5, rank=3), PROJECTIONS[kind](made))
+    basis = Basis(made := support.random_factors(5, rank=3, outputs=5), PROJECTIONS[kind](made))
     v = torch.randn(basis.size, generator=torch.Generator().manual_seed(1)).requires_grad_()
     r = projected(v, basis.projection)
     np.testing.assert_array_equal(r.detach(), basis.R(v.detach().numpy()))
@@ -81,10 +82,10 @@ def test_sidepath_gradcheck() -> None:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
 
-    x, r = random(2, 3, 7).requires_grad_(), random(2, 2).requires_grad_()
-    assert torch.autograd.gradcheck(SidePath.apply, (x, r, random(2, 7), random(5, 2)))
-    row, own = random(1, 3, 7).requires_grad_(), random(3, 2, 2).requires_grad_()  # an R a token
-    assert torch.autograd.gradcheck(SidePath.apply, (row, own, random(2, 7), random(5, 2)))
+    x, r = random(2, 3, 7).requires_grad_(), random(4, 2).requires_grad_()
+    assert torch.autograd.gradcheck(SidePath.apply, (x, r, random(2, 7), random(5, 4)))
+    row, own = random(1, 3, 7).requires_grad_(), random(3, 4, 2).requires_grad_()  # an R a token
+    assert torch.autograd.gradcheck(SidePath.apply, (row, own, random(2, 7), random(5, 4)))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "phi3"])  # q, k, v and gate, up separate, and fused

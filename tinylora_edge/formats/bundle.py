@@ -10,7 +10,7 @@ from typing import Any
 
 from ..basis import Bases, Basis
 from ..errors import BaseMismatchError, BasisError
-from ..factors import Factors
+from ..factors import Factors, Shape
 from ..jsonio import read_json
 from .gguf import MalformedGGUFError, open_gguf, whole_stem
 from .onnx_graph import MODEL_NAME, check_config, onnx_fingerprint
@@ -47,8 +47,8 @@ class Bundle:
         """A and B of every module; errors as for `bases`."""
         return self.bases.factors
 
-    def basis(self, *, numbers: int | None = None, rank: int | None = None) -> Basis:
-        """Return the basis of so many numbers, or of all entries of a rank (see `Bases.basis`)."""
+    def basis(self, *, numbers: int | None = None, rank: int | Shape | None = None) -> Basis:
+        """Return the basis of so many numbers, or of all entries of R (see `Bases.basis`)."""
         return self.bases.basis(numbers=numbers, rank=rank)
 
     @cached_property

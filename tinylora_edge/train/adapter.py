@@ -1,7 +1,7 @@
 """TinyLoRA inside a transformers model: v is all that learns.
 
 Each adapted linear layer computes y = x W^T + ((x A^T) R^T) B^T with the R that the basis's projection makes
-of v. One autograd function a module, whose only trainable input is R: it keeps the k-wide x A^T for the
+of v. One autograd function a module, whose only trainable input is R: it keeps the q-wide x A^T for the
 backward pass and never an `in x out` gradient, nor the layer's input. v and its gradient are float32 whatever
 the base is.
 """
@@ -67,12 +67,12 @@ class Adapter(nn.Module):
         return MicroVector(self.v.detach().cpu().numpy().copy(), basis=self.basis.digest)
 
     def R(self) -> Tensor:
-        """R of every module from the present v: [M, k, k], differentiable."""
+        """R of every module from the present v: [M, p, q], differentiable."""
         return projected(self.v, self.basis.projection)
 
     @contextmanager
     def using(self, r: Tensor | None) -> Iterator[None]:
-        """Use other R than those of v in this thread's passes of a block: [M, k, k] or [M, tokens, k, k]."""
+        """Use other R than those of v in this thread's passes of a block: [M, p, q] or [M, tokens, p, q]."""
         self._forward.own = r
         try:
             yield
@@ -107,7 +107,7 @@ class Adapter(nn.Module):
 
 
 def projected(v: Tensor, projection: Projection) -> Tensor:
-    """Return R of v [n]: [M, k, k], on its device and in its dtype, differentiable; computed on the CPU."""
+    """Return R of v [n]: [M, p, q], on its device and in its dtype, differentiable; computed on the CPU."""
     found: Tensor = _Projected.apply(v, projection)
     return found
 
@@ -130,8 +130,8 @@ class _Projected(torch.autograd.Function):
 class SidePath(torch.autograd.Function):
     """The side path ((x A^T) R^T) B^T, differentiable in x and R.
 
-    Shapes: x [..., in], R [k, k], A [k, in], B [out, k] -> [..., out]. Every token of one row may have its
-    own R: x [1, tokens, in], R [tokens, k, k]. R is float32 (or float64); the rest share the base's dtype.
+    Shapes: x [..., in], R [p, q], A [q, in], B [out, p] -> [..., out]. Every token of one row may have its
+    own R: x [1, tokens, in], R [tokens, p, q]. R is float32 (or float64); the rest share the base's dtype.
     `check` is called before either pass, and may raise.
     """
 
@@ -152,7 +152,7 @@ class SidePath(torch.autograd.Function):
         """Return the gradients of x and R."""
         ctx.check()
         low, r, a, b = ctx.saved_tensors
-        high = (grads[0] @ b).to(r.dtype)  # [..., k]: the gradient at the output of R
+        high = (grads[0] @ b).to(r.dtype)  # [..., p]: the gradient at the output of R
         grad_x = grad_r = None
         if ctx.needs_input_grad[0]:
             grad_x = _times(high, r).to(low.dtype) @ a
@@ -163,5 +163,5 @@ class SidePath(torch.autograd.Function):
 
 
 def _times(x: Tensor, r: Tensor) -> Tensor:
-    """Return x R for one R, or with a token's own R for each of x [1, tokens, k]."""
+    """Return x R for one R, or with a token's own R for each of x [1, tokens, p or q]."""
     return x @ r if r.dim() == 2 else (x[..., None, :] @ r)[..., 0, :]

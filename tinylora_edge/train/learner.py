@@ -125,7 +125,7 @@ class Learner:
 
         That are hidden states, [tokens, hidden], or logits where those do not do. Everything is one row in
         one pass, and nothing is padded: a token attends to what all prompts begin with, to its own prompt,
-        and to its own completion. `r` is used instead of v's R: float32 [M, k, k], or [M, prompts, k, k] with
+        and to its own completion. `r` is used instead of v's R: float32 [M, p, q], or [M, prompts, p, q] with
         one for each prompt.
         """
         own_r = r is not None and r.dim() == 4

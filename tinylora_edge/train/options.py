@@ -13,6 +13,7 @@ import numpy as np
 
 from ..basis import Bases, Basis
 from ..errors import TrainError
+from ..factors import Shape, shape_name
 from ..jsonio import write_json
 from ..tasks import Sample, Task
 from ..tasks.files import rank
@@ -56,7 +57,7 @@ class Options:
             same, unless minutes end them.
         prompts: a step.
         samples: completions a prompt (GRPO).
-        rank: k, to train all entries of R at this rank.
+        rank: k or (p, q), to train all entries of R of this shape.
         numbers: to train so many: the bundle's learned ones, or the paper's. `DEFAULT_RANK` where neither is
             given.
         lr: step size of Adam on v, or where the basis has a prior on z (`Basis.whitening`); it falls linearly
@@ -83,7 +84,7 @@ class Options:
     minutes: float | None = None
     prompts: int = 8
     samples: int = 8
-    rank: int | None = None
+    rank: int | Shape | None = None
     numbers: int | None = None
     lr: float | None = None
     validation: int | None = None
@@ -171,7 +172,7 @@ class Options:
 def grown(vector: MicroVector, bases: Bases, basis: Basis) -> tuple[float, ...]:
     """Return the values in a basis that say what a vector of another one of the same factors says, exactly.
 
-    All entries of a rank say whatever a vector of that rank or a lower one does.
+    All entries of R say whatever a vector does whose R is a corner of it.
 
     Raises:
         TrainError: the basis cannot say it.
@@ -180,16 +181,16 @@ def grown(vector: MicroVector, bases: Bases, basis: Basis) -> tuple[float, ...]:
     source = bases.of(vector)
     if source.digest == basis.digest:
         return tuple(vector.values.tolist())
-    k, most = basis.rank, max(basis.rank, source.rank)
-    whole = np.zeros((len(basis.modules), most, most), np.float32)
-    whole[:, : source.rank, : source.rank] = source.R(vector)
-    values = basis.projection.adjoint(whole[:, :k, :k]).astype(np.float32)
+    corner, own = (np.s_[:, : shape[0], : shape[1]] for shape in (source.shape, basis.shape))
+    whole = np.zeros((len(basis.modules), *np.maximum(source.shape, basis.shape)), np.float32)
+    whole[corner] = source.R(vector)
+    values = basis.projection.adjoint(whole[own]).astype(np.float32)
     found = np.zeros_like(whole)
-    found[:, :k, :k] = basis.R(values)
+    found[own] = basis.R(values)
     if not np.array_equal(found, whole):
         raise TrainError(
             f"a vector of {source.size} numbers does not go into {basis.size} others: train on from it with "
-            f"all entries of its rank, --rank {source.rank}, or of a higher one"
+            f"all entries of its rank, --rank {shape_name(source.shape)}, or of a higher one"
         )
     return tuple(values.tolist())
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..basis import Basis
 from ..errors import BasisMismatchError, MissingExtraError, TrainError
+from ..factors import shape_name
 from ..vector import MicroVector
 from .adapter import SidePath
 from .model import factors_for, hf_names
@@ -169,8 +170,13 @@ def peft_model(model: Any, basis: Basis) -> PeftModel:
     (factors and projections included), merges and unmerges, and takes further adapters of the same basis.
 
     Raises:
-        TrainError: a module of the basis is not in the model, or its factors are not those of the layer.
+        TrainError: a module of the basis is not in the model, its factors are not those of the layer, or R is
+            not square.
     """
+    if basis.shape != (basis.rank, basis.rank):
+        raise TrainError(
+            f"PEFT's layers take a square R, and not {shape_name(basis.shape)}: choose a rank of one number"
+        )
     names = hf_names(model, basis.factors)
     factors = {
         name: factors_for(model, basis.factors, module, name, basis.shape) for module, name in names.items()
