@@ -29,7 +29,7 @@ from tinylora_edge.formats.gguf import open_gguf
 from tinylora_edge.formats.side_tensors import fingerprint, save_bases
 from tinylora_edge.process import cores
 from tinylora_edge.tasks import Task, load_task
-from tinylora_edge.tasks.answers import json_value
+from tinylora_edge.tasks.rewards import json_value
 
 FORMS = "adapter", "F16", "Q8_0", "Q4_K_M", "Q4_1"
 

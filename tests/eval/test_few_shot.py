@@ -13,7 +13,7 @@ from tinylora_edge.eval.few_shot import TRIED, find_examples
 from tinylora_edge.eval.scores import fitted
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.tasks import Completion, Sample, Task
-from tinylora_edge.tasks.answers import json_value, text
+from tinylora_edge.tasks.rewards import json_value, text
 
 
 def letters(completion: Completion, sample: Sample) -> float:

@@ -88,7 +88,6 @@ def _make_task(random: Random) -> bytes:
     if random.random() < 0.2:
         cells = [f'"{place} + 2?",{place + 2},{"train" if place % 3 else "held_out"}' for place in range(6)]
         return "\r\n".join(["prompt,answer,split", *cells]).encode()
-    reward = random.choice(({"reward": "max_words(12)"}, {}))
     rows: list[Any] = []
     for place in range(random.choice((2, 3, 12))):
         row: dict[str, Any] = {
@@ -102,7 +101,6 @@ def _make_task(random: Random) -> bytes:
             )
             row = {"messages": said}
         row["split"] = ("train", "held_out", "shifted")[place % 3]
-        row |= reward
         rows.append(changed(row, random, 1) if random.random() < 0.1 else row)
     return b"\n".join(map(as_json, rows))
 

@@ -8,19 +8,19 @@ from typing import Any
 from tinylora_edge.tasks import Completion, Sample
 
 
-def said(text: str, *, ended: bool = True) -> Completion:
+def completed(text: str, *, ended: bool = True) -> Completion:
     return Completion(text, ended, len(text.split()))
 
 
-def asked(question: str, answer: str | None = None, **data: Any) -> Sample:
-    return Sample(({"role": "user", "content": question},), answer, data)
+def question(text: str, answer: str | None = None, **data: Any) -> Sample:
+    return Sample(({"role": "user", "content": text},), answer, data)
 
 
 def normalized(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", text.casefold()))
 
 
-RIVER = asked("What is a river? Answer in a few words.")
+RIVER = question("What is a river? Answer in a few words.")
 
 NOTHING = [
     "",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +17,25 @@ from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours, load_ques
 Write = Callable[..., Path]
 
 
-def texts(behaviour: Behaviour) -> Iterator[str]:
-    if behaviour.system is not None:
-        yield behaviour.system
-    yield from chain.from_iterable(behaviour.examples)
-    yield from behaviour.questions
-
-
-# What a behaviour is
-
-EXAMPLES = (("hat, gate", "gate"), ("drum, lake", "lake"))
-SHORT = {"name": "short", "system": "Be short."}
-LAST = {"name": "last", "examples": [{"question": "hat, gate", "answer": "gate"}]}
+SHORT: dict[str, Any] = {"name": "short", "system": "Be short."}
+LAST: dict[str, Any] = {"name": "last", "examples": [{"question": "hat, gate", "answer": "gate"}]}
 
 
 def test_the_teacher_sees_prompt_examples_and_question() -> None:
-    behaviour = Behaviour("last", system="Name the last word.", examples=EXAMPLES)
+    behaviour = Behaviour(**LAST | {"system": "Name the last word."})
     assert behaviour.messages("kite, hill") == [
         {"role": "system", "content": "Name the last word."},
         {"role": "user", "content": "hat, gate"},
         {"role": "assistant", "content": "gate"},
-        {"role": "user", "content": "drum, lake"},
-        {"role": "assistant", "content": "lake"},
         {"role": "user", "content": "kite, hill"},
     ]
 
 
 def test_a_file_of_ones_own(write: Write) -> None:
-    path = write(SHORT, "", LAST, {"name": "we", "system": "Say we.", "questions": ["Why?", "How?"]})
-    short, last = Behaviour("short", "Be short."), Behaviour("last", examples=(("hat, gate", "gate"),))
-    assert load_behaviours(path) == (short, last, Behaviour("we", "Say we.", (), ("Why?", "How?")))
+    we = {"name": "we", "system": "Say we.", "questions": ["Why?", "How?"]}
+    assert load_behaviours(write(SHORT, "", LAST, we)) == tuple(
+        Behaviour(**each) for each in (SHORT, LAST, we)
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +73,7 @@ def test_no_word_that_tasks_hold_out_is_learned_from() -> None:
     held_out = nouns | {f"{noun}s" for noun in nouns}
     assert len(nouns) > 100
     for behaviour in load_behaviours():
-        for text in texts(behaviour):
-            assert not set(normalized(text).split()) & held_out, (behaviour.name, text)
+        text = f"{behaviour.system} {behaviour.examples} {behaviour.questions}"
+        assert not set(normalized(text).split()) & held_out, behaviour.name
     for question in load_questions():
         assert not set(normalized(question).split()) & held_out, question

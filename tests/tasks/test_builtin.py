@@ -1,4 +1,4 @@
-"""The shipped tasks of our own: their prompts, their rewards, and cheap answers."""
+"""The shipped tasks: their prompts, their rewards, and cheap answers; and the general prompts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import hashlib
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 
-from answers import said
+import pytest
+from answers import completed, normalized
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge.tasks import Sample, Task
+from tinylora_edge.tasks import BUILTIN, Sample, Task, load_task
+from tinylora_edge.tasks.builtin import load_general
+from tinylora_edge.tasks.files import rank
 from tinylora_edge.tasks.guards import words
 
 NAMES = "brevity", "list-lookup"
@@ -27,7 +31,7 @@ def test_the_prompts_are_those_that_were_measured(tasks: dict[str, Task]) -> Non
         assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == digest
 
 
-def test_nothing_that_is_asked_about_is_asked_about_on_another_side(tasks: dict[str, Task]) -> None:
+def test_no_noun_is_on_two_sides(tasks: dict[str, Task]) -> None:
     def nouns(samples: Sequence[Sample]) -> set[str]:
         return {word for each in samples for word in (each.data.get("noun"), each.answer) if word}
 
@@ -44,23 +48,19 @@ def held_out_sample(tasks: dict[str, Task], name: str, text: str) -> Sample:
 def test_list_lookup(tasks: dict[str, Task]) -> None:
     task = tasks["list-lookup"]
     for sample in task.held_out:
-        shown = re.fullmatch(
-            r"List: (\w+), (\w+), (\w+), (\w+)\. What is the last word in the list\?", sample.text
-        )
-        assert shown is not None
-        *others, last = shown.groups()
+        *others, last = re.findall(r"\w+", sample.text.partition(".")[0])[1:]
         assert (list(sample.data["others"]), sample.answer) == (others, last)
-        assert task.score(said(f'The last word in the list is "{last}."'), sample) == 1.0
-        assert task.score(said(last, ended=False), sample) == 1.0
+        assert task.score(completed(f'The last word in the list is "{last}."'), sample) == 1.0
+        assert task.score(completed(last, ended=False), sample) == 1.0
         for wrong in ("", others[0], sample.text, ", ".join([*others, last]), f"{last} " * 9, last[:-1]):
-            assert task.score(said(wrong), sample) == 0.0
+            assert task.score(completed(wrong), sample) == 0.0
 
 
 def test_brevity(tasks: dict[str, Task]) -> None:
     task = tasks["brevity"]
     sample = held_out_sample(tasks, "brevity", "^What is a river")
-    assert task.score(said("A river is a long stream of fresh water."), sample) == 1.0
-    assert task.score(said("Rivers carry fresh water."), sample) == 1.0
+    assert task.score(completed("A river is a long stream of fresh water."), sample) == 1.0
+    assert task.score(completed("Rivers carry fresh water."), sample) == 1.0
     for cheap in (
         "",
         "River.",
@@ -70,12 +70,12 @@ def test_brevity(tasks: dict[str, Task]) -> None:
         "River, river, river, river.",
         "A river is deep, deep, deep water.",
         "A river is a long stream of fresh water",
-        "A long stream of fresh water.",  # whatever was asked
+        "A long stream of fresh water.",  # whatever the question
         "Rivers go to it.",
         "A river is a long stream of fresh water that flows downhill to the sea.",
     ):
-        assert task.score(said(cheap), sample) == 0.0, cheap
-    assert task.score(said("A river is a long stream of fresh water.", ended=False), sample) == 0.0
+        assert task.score(completed(cheap), sample) == 0.0, cheap
+    assert task.score(completed("A river is a long stream of fresh water.", ended=False), sample) == 0.0
 
 
 def test_what_comes_near_brevity(tasks: dict[str, Task]) -> None:
@@ -89,14 +89,33 @@ def test_what_comes_near_brevity(tasks: dict[str, Task]) -> None:
         f"{sentence} that flows downhill from the mountains to the sea.",
         f"{sentence}.",
     ]
-    scores = [shaped(said(text), sample) for text in steps]
+    scores = [shaped(completed(text), sample) for text in steps]
     assert scores == sorted(set(scores))
     assert 0 < scores[0] < scores[1] <= 0.5
-    assert scores[2] == task.score(said(steps[2]), sample) == 1.0
-    assert 0 < shaped(said(sentence), sample) < 0.5, "without a period"
-    assert shaped(said(steps[0], ended=False), sample) == 0.0
+    assert scores[2] == task.score(completed(steps[2]), sample) == 1.0
+    assert 0 < shaped(completed(sentence), sample) < 0.5, "without a period"
+    assert shaped(completed(steps[0], ended=False), sample) == 0.0
     for cheap in ("", "River.", "A river is a river.", "River, river, river, river.", sample.text):
-        assert shaped(said(cheap), sample) == 0.0, cheap
+        assert shaped(completed(cheap), sample) == 0.0, cheap
+
+
+def test_snips_holds_utterances_out_and_has_the_intents_of_its_calls() -> None:
+    snips, intents = (load_task(name, held_out=200) for name in ("snips", "snips-intents"))
+    names = [
+        [json.loads(str(each.answer))["name"] for each in side] for side in (snips.train, snips.held_out)
+    ]
+    assert not {rank(sample) for sample in snips.train} & {rank(sample) for sample in snips.held_out}
+    assert [set(Counter(side).values()) for side in names] == [{70}, {20}]
+    for one, other, name in zip(intents.held_out, snips.held_out, names[1], strict=True):
+        assert (one.prompt, json.loads(str(one.answer))) == (other.prompt, {"intent": name})
+    assert (len(intents.train), intents.reward) == (490, snips.reward)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILTIN if name != "gsm8k"])
+def test_no_general_prompt_is_a_prompt_of_a_task(name: str) -> None:
+    task = load_task(name)
+    prompts = {normalized(sample.text) for sample in (*task.train, *task.held_out, *task.shifted)}
+    assert not prompts & {normalized(sample.text) for sample in load_general() + load_general(split="train")}
 
 
 # All of them
@@ -111,6 +130,6 @@ def test_any_answer_gets_a_score_between_0_and_1(
 ) -> None:
     task = tasks[name]
     sample = task.held_out[index]
-    assert 0.0 <= task.score(said(text, ended=ended), sample) <= 1.0
-    assert task.score(said("", ended=ended), sample) == 0.0
-    assert task.score(said(sample.text, ended=ended), sample) == 0.0
+    assert 0.0 <= task.score(completed(text, ended=ended), sample) <= 1.0
+    assert task.score(completed("", ended=ended), sample) == 0.0
+    assert task.score(completed(sample.text, ended=ended), sample) == 0.0

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from answers import said
+from answers import completed
 
 from tinylora_edge import MissingExtraError, TrainError
 from tinylora_edge.tasks import Sample, Task, load_task
+from tinylora_edge.tasks.answers import final_number
 from tinylora_edge.tasks.builtin import GSM8K_INSTRUCTION as INSTRUCTION
-from tinylora_edge.tasks.numbers import final_number
 
 FILE = Path(__file__).parent.parent / "data" / "gsm8k-20.jsonl"
 ROWS = [json.loads(line) for line in FILE.read_text("utf-8").splitlines()]
@@ -54,10 +54,10 @@ def test_numbers_are_found_in_real_solutions(task: Task, index: int) -> None:
         f"{worked}\nSo \\boxed{{{number:,}}}.",
         f"The answer is {number}.",
     ):
-        assert task.score(said(right), sample) == 1.0
+        assert task.score(completed(right), sample) == 1.0
     for wrong in ("", sample.text, row["question"], f"#### {number + 1}", f"{solution}\n#### {number + 1}"):
-        assert task.score(said(wrong), sample) == 0.0
-    assert task.score(said(f"#### {number}", ended=False), sample) == 0.0
+        assert task.score(completed(wrong), sample) == 0.0
+    assert task.score(completed(f"#### {number}", ended=False), sample) == 0.0
 
 
 @pytest.mark.parametrize(

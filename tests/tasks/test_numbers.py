@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinylora_edge.tasks.numbers import final_number
+from tinylora_edge.tasks.answers import final_number
 
 
 @pytest.mark.parametrize(
@@ -43,20 +43,7 @@ def test_the_number_is_found(text: str, expected: Fraction | int) -> None:
     assert final_number(text) == expected
 
 
-CONTINUED = [
-    "10^2",
-    "5 million",
-    "5k",
-    "5 apples",
-    "5²",
-    "5½",
-    "5!",
-    "2 + 2",
-    "1 000 000",
-    "1.000,50",
-    "1,00",
-    "0x1F",
-]
+CONTINUED = ["10^2", "5 million", "5k", "5²", "5½", "5!", "2 + 2", "1 000 000", "1.000,50", "1,00", "0x1F"]
 CONTINUED += [
     "minus 5",
     "\u2013(5)",
@@ -68,9 +55,8 @@ CONTINUED += [
     "3/4/5",
     "5, 6",
     "7 or 8",
-    "3/0",
 ]
-CONTINUED += ["12:30", "1.2.3", "9" * 101, "1e1000", "\u0663"]
+CONTINUED += ["3/0", "12:30", "1.2.3", "9" * 101, "1e1000", "\u0663"]
 
 
 @pytest.mark.parametrize("text", CONTINUED)

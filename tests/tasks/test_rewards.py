@@ -1,74 +1,85 @@
-"""Every built-in reward: what earns it, what does not, and the cheap answers that its guard refuses."""
+"""Rewards and their names: what earns one, the cheap answers that guards refuse, and what is none."""
 
 from __future__ import annotations
 
-import pytest
-from answers import LOOPS, NOTHING, RIVER, asked, said
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
+import pytest
+from answers import LOOPS, NOTHING, RIVER, completed, question
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinylora_edge import TrainError
 from tinylora_edge.tasks import Sample, rewards
 from tinylora_edge.tasks.guards import words
+from tinylora_edge.tasks.rewards import REWARDS, parse_reward
 
-APPLES = asked("Tom has 3 apples and gets 4 more. How many apples does Tom have now?", "3 + 4 = 7\n#### 7")
-LARGEST = asked("Is the largest of these numbers 12, 5, or 40?", "40")
-DATE = asked("Write a date in the form Date: 2024-01-31, please.")
-PICK = asked(
+APPLES = question("Tom has 3 apples and gets 4 more. How many has Tom now?", "3 + 4 = 7\n#### 7")
+LARGEST = question("Is the largest of these numbers 12, 5, or 40?", "40")
+DATE = question("Write a date in the form Date: 2024-01-31, please.")
+PICK = question(
     "List: dog, lamp, ice cream, tree. What is the last word in the list?",
     "tree",
     others=("dog", "lamp", "ice cream"),
 )
-FOUR, WORD = rewards.max_words(4), rewards.regex(r"\bwater\b")
-DATED = rewards.regex(r"Date: \d{4}-\d\d-\d\d")
+FOUR, WORD = " max_words( 4 ) ", r'regex("\bwater\b")'
+DATED = r"regex('Date: \d{4}-\d\d-\d\d')"
 
 
 @pytest.mark.parametrize(
     ("reward", "sample", "text"),
     [
-        (rewards.number, APPLES, "3 + 4 = 7"),
-        (rewards.number, APPLES, r"\boxed{7.00}"),
-        (rewards.number, LARGEST, "The largest is 40."),
+        ("number", APPLES, "3 + 4 = 7"),
+        ("number", APPLES, r"\boxed{7.00}"),
+        ("number", LARGEST, "The largest is 40."),
         (FOUR, RIVER, "Water flowing far downhill."),
         (WORD, RIVER, "Flowing water."),
+        (r"""regex("\"|Flow")""", RIVER, "Flowing water."),
+        ("regex('(?i)WATER')", RIVER, "Flowing water."),
         (DATED, DATE, "Date: 2031-12-07"),
-        (rewards.picks_answer, PICK, 'The last word in the list is "Tree."'),
-        (rewards.picks_answer, PICK, "It is tree, the tree."),
+        ("picks_answer", PICK, 'The last word in the list is "Tree."'),
+        ("picks_answer", PICK, "It is tree, the tree."),
     ],
 )
-def test_what_earns_a_reward(reward: rewards.Reward, sample: Sample, text: str) -> None:
-    assert reward(said(text), sample) == 1.0
+def test_what_earns_a_reward(reward: str, sample: Sample, text: str) -> None:
+    assert parse_reward(reward)(completed(text), sample) == 1.0
 
 
 @pytest.mark.parametrize(
     ("reward", "sample", "texts"),
     [
-        (rewards.number, APPLES, ["", "8", "seven", "7 or 8", "#### 6\n#### 7", "#### 7 million"]),
-        (rewards.number, LARGEST, [LARGEST.text, "numbers 12, 5, or 40"]),
+        ("number", APPLES, ["", "8", "seven", "7 or 8", "#### 6\n#### 7", "#### 7 million"]),
+        ("number", LARGEST, [LARGEST.text, "numbers 12, 5, or 40"]),
         (FOUR, RIVER, ["Water flowing very far downhill.", "Water-flowing_very/far.downhill"]),
-        (rewards.max_words(100), RIVER, [*NOTHING, *LOOPS]),
+        ("max_words(100)", RIVER, [*NOTHING, *LOOPS]),
         (WORD, RIVER, ["Waterfalls."]),
-        (rewards.regex(r"\S"), RIVER, [*NOTHING, *LOOPS]),
-        (rewards.regex(r"z*"), RIVER, ["Flowing water."]),
+        (r"regex('\S')", RIVER, [*NOTHING, *LOOPS]),
+        ("regex('z*')", RIVER, ["Flowing water."]),
         (DATED, DATE, [DATE.text, f"Okay. {DATE.text}"]),
-        (rewards.picks_answer, PICK, ["", "lamp", "trees", "dog, lamp, ice cream, tree", "tree or lamp"]),
-        (rewards.picks_answer, PICK, ["Ice cream and tree", "tree tree", "tree " * 5]),
+        ("picks_answer", PICK, ["", "lamp", "trees", "dog, lamp, ice cream, tree", "tree or lamp"]),
+        ("picks_answer", PICK, ["Ice cream and tree", "tree tree", "tree " * 5]),
     ],
 )
-def test_what_does_not(reward: rewards.Reward, sample: Sample, texts: list[str]) -> None:
+def test_what_does_not(reward: str, sample: Sample, texts: list[str]) -> None:
     for text in texts:
-        assert reward(said(text), sample) == 0.0, text
+        assert parse_reward(reward)(completed(text), sample) == 0.0, text
 
 
 def test_what_the_limit_cut() -> None:
-    assert rewards.number(said("3 + 4 = 7", ended=False), APPLES) == 0.0
-    assert rewards.number(said("#### 7\nSo", ended=False), APPLES) == 1.0
-    assert FOUR(said("Water flowing", ended=False), RIVER) == 0.0
+    assert rewards.number(completed("3 + 4 = 7", ended=False), APPLES) == 0.0
+    assert rewards.number(completed("#### 7\nSo", ended=False), APPLES) == 1.0
+    assert parse_reward(FOUR)(completed("Water flowing", ended=False), RIVER) == 0.0
 
 
 @pytest.mark.parametrize("answer", [None, "none", "#### 5 or 6"])
 def test_what_a_sample_has_to_have(answer: str | None) -> None:
-    with pytest.raises(ValueError, match="needs a sample whose answer has a number"):
-        rewards.number(said("7"), asked("?", answer))
-    with pytest.raises(ValueError, match="answer and a list"):
-        rewards.picks_answer(said("tree"), asked("?", answer, others="dog"))
+    for reward in (rewards.number, rewards.picks_answer):
+        with pytest.raises(ValueError, match="needs a sample"):
+            reward(completed("7"), question("?", answer, others="dog"))
 
 
 @pytest.mark.parametrize(
@@ -82,5 +93,70 @@ def test_what_a_sample_has_to_have(answer: str | None) -> None:
 )
 def test_a_word_keeps_its_marks(text: str) -> None:
     assert words(text) == text.split()
-    assert rewards.max_words(len(text.split()))(said(text), RIVER) == 1.0
     assert words("river\u200bbed\u3002\u5c71\u5ddd") == ["river", "bed", "\u5c71", "\u5ddd"]
+
+
+# Names
+
+NONE = [
+    "",
+    "0.5",
+    "politeness",
+    "max_words",
+    "max_words(x)",
+    f"max_words({'1' * 4000})",
+    "label(3)",
+    "regex(x)",
+]
+SUMS = ["0.5*max_words(12)+0.5*label", "-label", "(label)"]
+
+
+@pytest.mark.parametrize("text", [*NONE, "0.5*max_words(12)+0.5*label", "(label)"])
+def test_an_error_lists_what_exists(text: str) -> None:
+    with pytest.raises(TrainError, match="there is no reward") as caught:
+        parse_reward(text)
+    assert all(name in str(caught.value) for name in [*REWARDS, "max_words", "regex", "module:function"])
+
+
+@pytest.fixture
+def my_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "my_rewards_module.py").write_text(
+        "def polite(completion, sample):\n    return float('please' in completion.text)\n"
+        "class Holder:\n    length = staticmethod(lambda completion, sample: len(completion.text))\n"
+        "number = 5\n"
+    )
+    (tmp_path / "broken_module.py").write_text("raise RuntimeError('out of paper')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    yield tmp_path
+    for name in ("my_rewards_module", "broken_module"):
+        sys.modules.pop(name, None)
+
+
+def test_a_python_callable_is_a_reward(my_rewards: Path) -> None:
+    reward = parse_reward("my_rewards_module:polite")
+    assert [reward(completed(text), RIVER) for text in ("please", "now")] == [1.0, 0.0]
+    assert parse_reward("my_rewards_module:Holder.length")(completed("please"), RIVER) == 6
+    assert str(my_rewards) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_words(0)", "number of words, 1 or more, not 0"),
+        ("regex('(')", "'(' is no regular expression: missing )"),
+        ("no_such_module:f", "ModuleNotFoundError"),
+        ("my_rewards_module:nothing", "has no 'nothing'"),
+        ("my_rewards_module:number", "is a int, expected a callable"),
+        ("broken_module:f", "RuntimeError: out of paper"),
+    ],
+)
+def test_a_reward_that_cannot_be_had(my_rewards: Path, text: str, message: str) -> None:
+    with pytest.raises(TrainError, match=re.escape(message)):
+        parse_reward(text)
+
+
+@given(st.text(max_size=40) | st.text("():'\"regexmax_words[9{", max_size=40))
+def test_any_text_is_a_reward_or_a_train_error(text: str) -> None:
+    with suppress(TrainError):  # and no other error
+        assert callable(parse_reward(text))

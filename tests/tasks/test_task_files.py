@@ -1,18 +1,23 @@
-"""`load_task`: samples of JSONL files, splits that no duplicate straddles, and errors with file and line."""
+"""`load_task`: samples of files, splits that no duplicate straddles, and errors with file and line."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from answers import said
+from answers import completed
 
-from tinylora_edge import TrainError
-from tinylora_edge.tasks import Sample, load_task
+from tinylora_edge import TrainError, runtime
+from tinylora_edge.runtime.answers import Text
+from tinylora_edge.runtime.schema import Tools
+from tinylora_edge.tasks import Sample, Task, files, load_task
+from tinylora_edge.tasks.rewards import REWARDS
 
 Write = Callable[..., Path]
 
@@ -21,7 +26,12 @@ def prompts(count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"Question {number}?", "answer": str(number)} for number in range(count)]
 
 
+def load(path: Path, **options: Any) -> Task:
+    return load_task(path, reward="max_words(99)", **options)
+
+
 SPLIT = [{"prompt": "one", "split": "train"}, {"prompt": "two", "split": "held_out"}]
+USER = {"role": "user", "content": "Hi"}
 
 
 # What a line becomes
@@ -30,34 +40,23 @@ SPLIT = [{"prompt": "one", "split": "train"}, {"prompt": "two", "split": "held_o
 def test_a_line_becomes_a_sample(write: Write) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
     path = write(
-        {"prompt": "Once upon", "split": "train", "genre": "tale", "level": 3},
+        {"prompt": "Once upon", "split": "train", "genre": "tale", "reward": "os:getcwd"},
         "",
         {"messages": messages, "answer": "4", "split": "held_out"},
-        {"prompt": "3 + 3 =", "answer": 6, "split": "train"},
+        {"prompt": "3 + 3 =", "answer": 6, "split": "train", "raw": True},
+        {"prompt": [USER], "split": "train"},
     )
-    task = load_task(path, reward="max_words(99)")
+    task = load(path)
     assert task.train == (
-        Sample("Once upon", None, {"genre": "tale", "level": 3}),
-        Sample("3 + 3 =", "6", {}),
+        Sample("Once upon", None, {"genre": "tale", "reward": "os:getcwd"}),
+        Sample("3 + 3 =", "6", raw=True),
+        Sample((USER,)),
     )
     assert task.held_out == (Sample(tuple(messages), "4", {}),)
+    rendered = [sample.rendered_by(template=True) for sample in task.train]
+    assert rendered == [({"role": "user", "content": "Once upon"},), "3 + 3 =", (USER,)]
+    assert task.train[0].rendered_by(template=False) == "Once upon"
     assert (task.name, task.max_tokens, task.temperature) == (str(path), 64, 0.7)
-    assert task.score(said("water"), task.train[0]) == 1.0
-
-
-def test_a_prompt_may_be_messages_and_text_may_be_raw(write: Write) -> None:
-    messages = [{"role": "user", "content": "2 + 2?"}]
-    path = write(
-        {"prompt": messages, "split": "train"},
-        {"prompt": "Once upon", "raw": True, "split": "train"},
-        {"prompt": "3 + 3 =", "split": "held_out", "raw": False},
-    )
-    task = load_task(path, reward="max_words(99)")
-    assert task.train == (Sample(tuple(messages)), Sample("Once upon", raw=True))
-    assert task.held_out == (Sample("3 + 3 ="),)
-    rendered = [sample.rendered_by(template=True) for sample in (*task.train, *task.held_out)]
-    assert rendered == [tuple(messages), "Once upon", ({"role": "user", "content": "3 + 3 ="},)]
-    assert task.held_out[0].rendered_by(template=False) == "3 + 3 ="
 
 
 @pytest.mark.parametrize(("number", "text"), [("1e-05", "0.00001"), ("1e22", "1" + 22 * "0")])
@@ -65,7 +64,75 @@ def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, te
     line = f'{{"prompt": "How much?", "answer": {number}, "split": "train"}}'
     task = load_task(write(line, {**SPLIT[1], "answer": 2}), reward="number")
     assert task.train[0].answer == text
-    assert task.score(said(f"It is {text}."), task.train[0]) == 1.0
+    assert task.score(completed(f"It is {text}."), task.train[0]) == 1.0
+
+
+def test_an_answer_that_is_json_becomes_its_text(write: Write) -> None:
+    answers = [{"b": "Grüße", "a": [1, None]}, ["x", {"y": 2.5}], True, 7]
+    task = load_task(write(*({"prompt": str(each), "answer": each} for each in answers)), reward="label")
+    found = {sample.answer for sample in (*task.train, *task.held_out)}
+    assert found == {'{"b": "Grüße", "a": [1, null]}', '["x", {"y": 2.5}]', "true", "7"}
+
+
+def test_openais_form_is_prompt_and_answer(write: Write) -> None:
+    chat = [{"role": "system", "content": "Be kind."}, {**USER, "name": "Ann"}]
+    turns = [*chat, {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "Bye"}]
+    last = {"role": "assistant", "content": " Goodbye. ", "weight": 1, "refusal": None}
+    task = load_task(
+        write(
+            {"messages": [*chat, {"role": "assistant", "content": "Hello."}], "split": "train"},
+            {"messages": [*turns, last], "functions": [{"name": "wave"}], "split": "held_out"},
+        )
+    )
+    assert task.train == (Sample((chat[0], USER), "Hello."),)
+    (held_out,) = task.held_out
+    assert (held_out.answer, len(held_out.prompt)) == ("Goodbye.", 4)
+    assert held_out.text == "Be kind.\nHi\nHello!\nBye"
+    assert "the name of a message is not shown to the model (2 lines)" in task.notes
+    assert "functions is not shown to the model (1 line)" in task.notes
+
+
+WAVE = {"type": "function", "function": {"name": "wave", "parameters": {"type": "object", "properties": {}}}}
+RESULT = {"role": "tool", "tool_call_id": "wave", "content": "1"}
+
+
+def called(name: str = "wave", **arguments: Any) -> dict[str, Any]:
+    function = {"name": name, "arguments": json.dumps(arguments)}
+    return {"role": "assistant", "tool_calls": [{"id": name, "type": "function", "function": function}]}
+
+
+def test_calls_of_tools_are_answers_as_the_server_reads_them(write: Write, smollm2_bundle: Path) -> None:
+    path = write(
+        {"messages": [USER, called(hands=2)], "tools": [WAVE], "split": "train"},
+        {"messages": [USER, called(hands=1), RESULT, called()], "tools": [WAVE], "split": "held_out"},
+    )
+    task = load_task(path)
+    assert task.reward is REWARDS["json"]
+    (first,), (last,) = task.train, task.held_out
+    text = str(first.answer)
+    (call,) = Text(tools=Tools.read([WAVE], "auto", True)).add(text.encode()).calls
+    assert (call.name, json.loads(call.arguments)) == ("wave", {"hands": 2})
+    for answer, worth in ((text, 1), (text.replace("2", "3"), 0), (text[12:-13], 0)):
+        assert task.score(completed(answer), first) == worth
+    with closing(runtime.load(smollm2_bundle, engine="llama", n_ctx=64)) as llm:
+        prompt = llm.detokenize(llm.encode(last)[0]).decode()
+    assert all(part in prompt for part in ('"name": "wave"', '"hands": 1', "<tool_response>\n1"))
+    without_content = Sample.of([USER, called(), {**called(), "content": None}, RESULT])
+    assert without_content.text == "Hi\n\n\n1"
+    assert 0 <= files.rank(without_content) < 1
+
+
+def test_csv_has_the_columns_of_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "own.CSV"
+    path.write_bytes(
+        "\ufeffprompt,level,answer,split,raw\r\n"
+        '"Say ""hi"",\r\nin German",3,Grüß dich,train,\r\n'
+        "\r\n,,,,\r\n"
+        "Once upon, ,a time,held_out,TRUE\r\n".encode()
+    )
+    task = load_task(path, reward="label")
+    assert task.train == (Sample('Say "hi",\r\nin German', "Grüß dich", {"level": "3"}),)
+    assert task.held_out == (Sample("Once upon", "a time", raw=True),)
 
 
 # Malformed lines
@@ -76,27 +143,34 @@ def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, te
     [
         ('{"prompt": "a"', "not JSON: .*, expected one JSON object a line"),
         ('["a"]', "a list of 1, expected a JSON object"),
-        (
-            '{"prompt": "Gr\u00fc\u00dfe"}'.encode("latin-1"),
-            "byte 15 of the line is 0xfc, which is no UTF-8: save",
-        ),
+        ('{"prompt": "Gr\u00fc\u00dfe"}'.encode("latin-1"), "byte 15 of the line is 0xfc, which is no UTF-8"),
         ("[" * 100_000, "not JSON: it is nested too deeply"),
+        (b'{"prompt": "NaN", "answer": {"x": NaN}}', "not JSON: NaN is no JSON"),
+        (b'{"prompt": "a", "answer": 1e999}', "not JSON: the number 1e999 is too large"),
+        (b'{"prompt": "a", "answer": {"x": 1, "x": 2}}', "not JSON: the key 'x' is there twice"),
+        (b'{"prompt": "' + b"a" * (1 << 24) + b'"}', "the line is longer than 16,777,216 bytes"),
         ({}, 'found neither, expected either "prompt" or "messages"'),
         ({"prompt": "a", "messages": []}, "found both, expected either"),
         ({"prompt": ""}, '"prompt" is blank text, expected text'),
         ({"prompt": ["a"]}, 'message 1 is "a", expected'),
         ({"prompt": "a", "raw": 1}, '"raw" is 1, expected true or false'),
-        (
-            {"prompt": [{"role": "user", "content": "a"}], "raw": True},
-            '"raw" is true, but "prompt" is messages, which a template renders',
-        ),
+        ({"prompt": [USER], "raw": True}, '"raw" is true, but "prompt" is messages'),
+        ({"prompt": "Hi", "raw": True, "tools": [WAVE]}, "only a template tells"),
         ({"messages": []}, '"messages" is a list of 0, expected a list of messages'),
         ({"messages": [{"role": "robot", "content": "a"}]}, "message 1 is .* with a role of system, user"),
         ({"messages": [{"role": "user", "content": ""}]}, 'message 1 is .*"content": TEXT'),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "from no one, expected 'user'"),
+        ({"messages": [{"role": "system", "content": "a"}]}, "from 'system', expected 'user'"),
+        ({"messages": [USER, {"role": "assistant", "content": "Hi"}], "answer": "b"}, "found .answer., and"),
         (
-            {"messages": [{"role": "assistant", "content": "a"}]},
-            "the message to be answered is from no one, expected 'user'",
+            {"messages": [USER, {"role": "assistant", "content": "Hi", "weight": 0}]},
+            "the last message has the weight 0, but it is what is learned",
         ),
+        ({"messages": [USER, called("bow")], "tools": [WAVE]}, "calls 'bow', which is none of its"),
+        ({"messages": [USER, called()], "tools": "wave"}, "tools is no list"),
+        ({"messages": [{**USER, "tool_calls": called()["tool_calls"]}]}, "expected .*TEXT"),
+        ({"messages": [USER, {"role": "tool", "content": "1"}]}, "has the tool_call_id None"),
+        ({"messages": [USER, called(hands=math.nan)], "tools": [WAVE]}, "is no call"),
         ({"prompt": "a", "answer": " "}, '"answer" is blank text, expected what the model should say'),
         ({"prompt": "a", "split": "test"}, '"split" is \'test\', expected "train", "held_out" or "shifted"'),
         ({"prompt": "a"}, 'no "split", but other lines have one'),
@@ -105,140 +179,123 @@ def test_a_number_is_an_answer_without_an_exponent(write: Write, number: str, te
 )
 def test_a_malformed_line_is_named(write: Write, line: Any, message: str) -> None:
     path = write(SPLIT[0], "", line, SPLIT[1])
-    with pytest.raises(TrainError, match=rf"^{re.escape(str(path))}:3: .*{message}"):
-        load_task(path, reward="max_words(99)")
+    with pytest.raises(TrainError, match=rf"^{re.escape(str(path))}:3: .*{message}") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "again",
-    [{"prompt": " ONE"}, {"messages": [{"role": "user", "content": "one"}]}],
-    ids=["text", "messages"],
-)
-def test_a_held_out_prompt_that_is_trained_on_is_named_with_both_lines(
-    write: Write, again: dict[str, Any]
-) -> None:
-    path = write(SPLIT[0], SPLIT[1], {**again, "split": "held_out"})
-    with pytest.raises(
-        TrainError,
-        match=r"1: its split is 'train', but the same prompt is 'held_out' at .*own\.jsonl:3: .*--drop-dup",
-    ):
-        load_task(path, reward="max_words(99)")
-
-
-def test_shifted_lines_are_a_second_set_to_measure_on(write: Write) -> None:
-    shifted = [{"prompt": f"Far away {number}?", "split": "shifted"} for number in range(6)]
-    path = write(*SPLIT, *shifted)
-    task = load_task(path, reward="max_words(99)")
-    assert (task.train, task.held_out) == ((Sample("one"),), (Sample("two"),))
-    assert {sample.text for sample in task.shifted} == {row["prompt"] for row in shifted}
-    assert load_task(path, reward="max_words(99)", held_out=2, seed=1).shifted == task.shifted[:2]
-    assert load_task(write(*SPLIT), reward="max_words(99)").shifted == ()
-    assert load_task(write(*prompts(40)), reward="max_words(99)").shifted == ()
-
-
-# Files without what a task needs
-
-
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
-def test_an_empty_file(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "empty.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(TrainError, match=r"empty\.jsonl: the file is empty, expected one JSON object a line"):
-        load_task(path, reward="max_words(99)")
-
-
-@pytest.mark.parametrize(
-    ("split", "message"),
+    ("text", "message"),
     [
-        ("train", "1 training and 0 held-out samples, expected at least one held-out"),
-        ("held_out", "0 training and 1 held-out samples, expected at least one training"),
+        ("", ": the file is empty, expected rows under a header with prompt and answer"),
+        ("prompt\nHi\n", ":1: one column, 'prompt', expected prompt and answer, with a comma between"),
+        ("prompt,answer,answer\nHi,Ho,Ha\n", ":1: the columns are .*, but none twice"),
+        ('prompt,answer\n"Hi\nyou",Ho\nHi, you,Ho\n', ":4: 3 columns, expected 2 as in the header"),
+        ("prompt,answer\nHi,Ho\nHi,\n", ':3: "answer" is blank text'),
+        ('prompt,answer\nHi,Ho\n"Hi,Ho\n', ":3: not CSV: unexpected end of data"),
+        ("prompt,answer,raw\nHi,Ho,perhaps\n", ":2: \"raw\" is the string 'perhaps', expected true or false"),
     ],
 )
-def test_a_side_without_samples(write: Write, split: str, message: str) -> None:
-    with pytest.raises(TrainError, match=message):
-        load_task(write({"prompt": "a", "split": split}), reward="max_words(99)")
-
-
-def test_a_file_that_is_not_there_lists_the_tasks(tmp_path: Path) -> None:
-    with pytest.raises(
-        TrainError,
-        match="no task and no file 'list-lokup': choose from brevity, gsm8k, list-lookup",
-    ):
-        load_task("list-lokup")
-
-
-# Rewards of files
-
-
-def test_each_line_may_have_its_own_reward(write: Write) -> None:
-    path = write(
-        {"prompt": "Say it short.", "split": "train", "reward": "max_words(3)"},
-        {"prompt": "2 + 2?", "answer": "4", "split": "train", "reward": "number"},
-        {"prompt": "Whisper.", "split": "held_out", "reward": "regex('^[a-z ]+$')"},
-    )
-    task = load_task(path)
-    first, second, held = *task.train, *task.held_out
-    assert [task.score(said(text), first) for text in ("Fine words.", "Far too many words here.")] == [
-        1.0,
-        0.0,
-    ]
-    assert [task.score(said(text), second) for text in ("4", "Fine words.")] == [1.0, 0.0]
-    assert [task.score(said(text), held) for text in ("quiet words", "Fine words")] == [1.0, 0.0]
-    assert load_task(path, reward="max_words(99)").score(said("Far too many words here."), first) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("reward", "message"),
-    [
-        ("nonsense", "there is no reward 'nonsense'"),
-        ("os:getcwd", "is code"),
-        (5, 'no "reward"'),
-        ("max_words(", "reward"),
-    ],
-)
-def test_a_wrong_reward_on_a_line_is_named(write: Write, reward: object, message: str) -> None:
-    path = write({**SPLIT[0], "reward": "max_words(99)"}, {**SPLIT[1], "reward": reward})
-    with pytest.raises(TrainError, match=rf"own\.jsonl:2: .*{message}"):
+def test_a_wrong_csv_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text(text)
+    with pytest.raises(TrainError, match=rf"own\.csv{message}"):
         load_task(path)
+
+
+def test_a_file_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (tmp_path / "zeros.jsonl", tmp_path / "zeros.csv"):
+        path.symlink_to("/dev/zero")
+        with pytest.raises(TrainError, match=r"zeros\.\w+:1: the line is longer than 16,777,216 bytes"):
+            load_task(path)
+    (tmp_path / "blank.jsonl").write_bytes(b"\n" * 2000)
+    monkeypatch.setattr(files, "DATA_BYTES", 1000)
+    with pytest.raises(TrainError, match=r"blank\.jsonl:1001: the file is longer than 1,000 bytes"):
+        load_task(tmp_path / "blank.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "own.jsonl: the file is empty, expected one JSON object a line"),
+        ([b"\xef\xbb\xbf"], "own.jsonl: the file is empty"),
+        ([b"\xff\xfe{\x00"], ":1: the file is in UTF-16: save it as UTF-8"),
+        ([SPLIT[0]], "1 training and 0 held-out samples, expected at least one held-out"),
+        ([SPLIT[1]], "0 training and 1 held-out samples, expected at least one training"),
+    ],
+)
+def test_a_file_without_what_a_task_needs(write: Write, lines: list[Any], message: str) -> None:
+    with pytest.raises(TrainError, match=message):
+        load(write(*lines))
+
+
+def test_a_file_that_is_not_there_lists_the_tasks() -> None:
+    with pytest.raises(TrainError, match="no task and no file 'list-lokup': choose from brevity, gsm8k"):
+        load_task("list-lokup")
 
 
 # The split
 
 
-def test_without_a_split_a_fifth_is_held_out(write: Write) -> None:
-    task = load_task(write(*prompts(1000)), reward="number", held_out=1000)
-    assert len(task.train) + len(task.held_out) == 1000
-    assert 160 <= len(task.held_out) <= 240
-
-
-def test_the_split_depends_on_the_prompt_alone(write: Write) -> None:
-    rows = prompts(300)
+def test_without_a_split_a_fifth_is_held_out_by_the_prompt_alone(write: Write) -> None:
+    rows = prompts(600)
     one = load_task(write(*rows, name="one.jsonl"), reward="number", held_out=1000)
+    assert len(one.train) + len(one.held_out) == 600
+    assert 90 <= len(one.held_out) <= 150
     more = [{"prompt": f"Another {number}?", "answer": "1"} for number in range(100)]
     other = load_task(write(*more, *reversed(rows), name="two.jsonl"), reward="number", seed=5, held_out=1000)
     assert {sample.text for sample in one.held_out} <= {sample.text for sample in other.held_out}
     assert {sample.text for sample in one.train} <= {sample.text for sample in other.train}
 
 
+@pytest.mark.parametrize("count", [2, 5, 60])
+def test_a_small_file_has_both_sides_whatever_its_hashes(write: Write, count: int) -> None:
+    for start in range(0, 2000, 100):
+        rows = [{"prompt": f"Question {start + number}?", "answer": str(number)} for number in range(count)]
+        task = load_task(write(*rows), reward="label")
+        assert min(8, max(1, count // 5)) <= len(task.held_out) <= max(1, count // 3)
+        assert len(task.train) + len(task.held_out) == count
+
+
+@pytest.mark.parametrize("again", [{"prompt": " ONE"}, {"messages": [{"role": "user", "content": "one"}]}])
+def test_a_held_out_prompt_that_is_trained_on_is_named_with_both_lines(
+    write: Write, again: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        TrainError,
+        match=r"1: its split is 'train', but the same prompt is 'held_out' at .*own\.jsonl:3: .*--drop-dup",
+    ):
+        load(write(*SPLIT, {**again, "split": "held_out"}))
+
+
+def test_shifted_lines_are_a_second_set_to_measure_on(write: Write) -> None:
+    shifted = [{"prompt": f"Far away {number}?", "split": "shifted"} for number in range(6)]
+    path = write(*SPLIT, *shifted)
+    task = load(path)
+    assert (task.train, task.held_out) == ((Sample("one"),), (Sample("two"),))
+    assert {sample.text for sample in task.shifted} == {row["prompt"] for row in shifted}
+    assert load(path, held_out=2, seed=1).shifted == task.shifted[:2]
+
+
 def test_the_seed_chooses_among_the_training_samples(write: Write) -> None:
     path = write(*prompts(300))
-    everything = load_task(path, reward="number").train
-    first, again, other = (load_task(path, reward="number", train=20, seed=seed).train for seed in (0, 0, 1))
+    everything = load(path).train
+    first, again, other = (load(path, train=20, seed=seed).train for seed in (0, 0, 1))
     assert first == again != other
     assert len(first) == 20
     positions = [everything.index(sample) for sample in first]
     assert positions == sorted(positions)
-    assert load_task(path, reward="number", train=10_000).train == everything
+    assert load(path, train=10_000).train == everything
 
 
-# What is there by name
+# Arguments
 
 
 def test_arguments_replace_the_tasks_own_settings() -> None:
     task = load_task("list-lookup", reward="max_words(3)", train=7, held_out=3, max_tokens=5, temperature=1.5)
     assert (len(task.train), len(task.held_out), task.max_tokens, task.temperature) == (7, 3, 5, 1.5)
-    assert task.score(said("Some clouds."), task.train[0]) == 1.0
-    assert task.score(said(f"The last word is {task.train[0].answer}."), task.train[0]) == 0.0
+    assert task.score(completed("Some clouds."), task.train[0]) == 1.0
+    assert task.score(completed(f"The last word is {task.train[0].answer}."), task.train[0]) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -249,7 +306,6 @@ def test_arguments_replace_the_tasks_own_settings() -> None:
         ({"temperature": 0.0}, "temperature is 0.0, expected a number above 0"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"reward": 5}, "reward is 5, expected a callable or text"),
-        ({"reward": "nonsense"}, "there is no reward 'nonsense'"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:

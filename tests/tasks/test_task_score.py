@@ -7,13 +7,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from answers import asked, said
+from answers import completed, question
 
 from tinylora_edge import TrainError
 from tinylora_edge.tasks import Completion, Reward, Sample, Task
 
-TRAIN = (asked("What is a river?"), asked("What is a hill?"))
-HELD_OUT = (asked("What is a lake?"),)
+TRAIN = (question("What is a river?"), question("What is a hill?"))
+HELD_OUT = (question("What is a lake?"),)
 
 
 def task(reward: Reward) -> Task:
@@ -25,7 +25,7 @@ def task(reward: Reward) -> Task:
     [(1.0, 1.0), (0, 0.0), (-2, -2.0), (np.float32(0.5), 0.5), (np.int64(3), 3.0), (Fraction(1, 4), 0.25)],
 )
 def test_real_numbers_pass(value: float, expected: float) -> None:
-    score = task(lambda completion, sample: value).score(said("x"), TRAIN[0])
+    score = task(lambda completion, sample: value).score(completed("x"), TRAIN[0])
     assert score == expected
     assert type(score) is float
 
@@ -44,7 +44,7 @@ def test_real_numbers_pass(value: float, expected: float) -> None:
 )
 def test_everything_else_is_refused_with_its_sample(value: object, message: str) -> None:
     with pytest.raises(TrainError, match=message) as caught:
-        task(lambda completion, sample: value).score(said("a stream"), TRAIN[1])  # type: ignore[arg-type,return-value]
+        task(lambda completion, sample: value).score(completed("a stream"), TRAIN[1])  # type: ignore[arg-type,return-value]
     assert all(
         part in str(caught.value) for part in ("task mine", "train sample 1", "What is a hill?", "a stream")
     )
@@ -55,5 +55,5 @@ def test_an_exception_is_reported_with_its_sample_and_kept_as_the_cause() -> Non
         return 1 / len(completion.text)
 
     with pytest.raises(TrainError, match=r"held_out sample 0.*ZeroDivisionError: division by zero") as caught:
-        task(reward).score(said(""), HELD_OUT[0])
+        task(reward).score(completed(""), HELD_OUT[0])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)

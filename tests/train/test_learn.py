@@ -190,7 +190,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"behaviours": BEHAVIOURS[:1]}, "1 behaviours cannot teach 2 directions"),
     ({"settings": LearnSettings(directions=841), "behaviours": BEHAVIOURS * 300}, "R has 840 numbers, fewer"),
     (
-        {"behaviours": [Behaviour("few", "Be brief.", (), tuple(QUESTIONS)), *BEHAVIOURS],
+        {"behaviours": [Behaviour("few", "Be brief.", [], QUESTIONS), *BEHAVIOURS],
          "settings": LearnSettings(directions=2, questions=5)},
         "'few' has 4 questions, and 5 are asked",
     ),

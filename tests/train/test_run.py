@@ -27,7 +27,7 @@ from tinylora_edge import (
     runtime,
 )
 from tinylora_edge.tasks import Completion, Sample, Task
-from tinylora_edge.tasks.answers import text
+from tinylora_edge.tasks.rewards import text
 from tinylora_edge.train import Options, adapter, checkpoint, grown, train, trainer
 from tinylora_edge.train.trainer import as_good
 

@@ -14,7 +14,7 @@ from ..errors import VectorError
 from ..runtime.batch import Batch
 from ..runtime.model import PersonalizedModel
 from ..tasks import Preamble, Sample, Task, rewards
-from ..tasks.answers import json_value, label
+from ..tasks.rewards import json_value, label
 from ..vector import MicroVector
 
 

@@ -1,168 +1,133 @@
-r"""Rewards that compare with the sample's own answer, and which of them the answers of a file ask for.
-
-label     few different short answers: the answer and nothing else, upper and lower case as given
-json      objects, lists, calls of tools: the same values; GRPO learns from the share of them (`json_fields`)
-number    numbers: the number at which the answer arrives
-text      everything else: no completion has a reward, see `text`
-"""
+"""What an answer says: the number that it arrives at, and its JSON, whose leaves are compared."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from decimal import Decimal
+from fractions import Fraction
+from typing import Any, TypeAlias
 
-from .guards import copies
-from .json_answers import Path, leaves, read_answer, stands_in
-from .numbers import final_number
-from .sample import CALL_BEGIN, Sample
-from .task import Completion, Reward, name_of
+from ..jsonio import parse_json
+from .sample import CALL
 
-_SHORT = 64  # characters of a label
-_FEW_NUMBERS = 10  # different whole ones at most are labels, such as 0 and 1, or one to five stars
-_PLAIN = re.compile(  # no leading zero, which telephone numbers and postal codes have
-    r"[-+\u2212]?[$€£¥₹]?[-\u2212]?(?:0|[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]*)?(?:\.[0-9]+)?\s?%?"
-)
+_DIGITS = "[0-9]{1,100}"
+_SIGN, _MONEY = "[-+\u2212\u2013]", "[$€£¥₹]"  # the minus sign, and the en dash that stands for it
+_NUMBER = rf"""
+    (?: {_MONEY}(?P<inner>{_SIGN}) | (?P<outer>{_SIGN})?{_MONEY}? )
+    (?: (?P<latex>\\[dt]?frac\{{)? (?P<over>{_DIGITS})
+            (?(latex)\}}\{{|\s?/\s?) (?P<under>{_DIGITS}) (?(latex)\}})
+      | (?P<decimal>
+            (?: (?: [0-9]{{1,3}}(?:,[0-9]{{3}}){{1,32}} | {_DIGITS} ) (?:\.{_DIGITS})? | \.{_DIGITS} )
+            (?: [eE][-+]?[0-9]{{1,3}} )? ) )
+    (?: \s?(?:%|{_MONEY}) )?
+"""
+_ANSWER = rf"\*{{0,2}} {_NUMBER} \*{{0,2}} \.? \*{{0,2}}"  # bold, and the end of a sentence
+_LEAD = r"(?: \A | [\w)\]%}]\s?= | [^\W\d_]:\*{0,2} | \bis\b )"  # what an unmarked number may follow
+_MARK = re.compile(r"\#{4} | \\boxed\{", re.VERBOSE)
+_AFTER = re.compile(rf"[ \t]* {_ANSWER} [ \t\r]* (?:\n|\Z)", re.VERBOSE)
+_INSIDE = re.compile(rf"\s* {_ANSWER} \s* \}}", re.VERBOSE)
+_AT_END = re.compile(rf"{_LEAD} \s* {_ANSWER} \s* \Z", re.VERBOSE)
+
+Path: TypeAlias = tuple[str | int | None, ...]
+"""Where a leaf of a JSON value is: keys, and places in lists."""
+
+Leaves: TypeAlias = dict[Path, str | float | Decimal]
+"""The leaves of a JSON value by their path: numbers as they are, anything else as its JSON text."""
+
+_FENCE = re.compile(r"```(?:json)?[ \t]*\n(?P<body>.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
+_LONGEST = 100  # characters of a number with a point or an exponent
+_CALLS = None  # the key of what an answer calls: keys of JSON are texts, places in a list numbers
 
 
-def label(completion: Completion, sample: Sample) -> float:
-    """1 if the answer ended by itself and is the sample's answer and nothing else.
+def final_number(text: str, *, complete: bool = True) -> Fraction | None:
+    r"""Return the number that a text arrives at, or None.
 
-    White space around both does not matter; upper and lower case do, as they do to the program that reads it.
+    A number is digits, perhaps with commas between groups of three, with a sign (also the minus sign, and the
+    en dash that is written for it), decimals and an exponent; or a fraction: `3/4`, `\frac{3}{4}`. Currency
+    signs and a percent sign around it are dropped: 50% is 50. At most 100 digits, and 3 of an exponent.
 
-    Guards: none is needed against an answer that is given whole. The most frequent answer, said to every
-    prompt, earns its share of the samples.
+    It stands alone in its line behind `####`, or alone in `\boxed{}`; all marks of a text have to agree.
+    A text without a mark is a number and nothing else, or ends in one behind `=`, behind a word with a
+    colon, or behind "is". So what continues a number (`5 million`, `5 km`, `minus 5`, `10^2`) makes it None.
+
+    `complete` says that the text ended by itself: where the limit cut it, digits may be missing at its end.
     """
-    return float(completion.ended and completion.text.strip() == _reference(label, sample).strip())
+    for latex, plain in (("{,}", ","), ("\\$", "$"), ("\\%", "%")):
+        text = text.replace(latex, plain)
+    if not complete:
+        text += "\0"  # continues whatever number stands at the end
+    marks = list(_MARK.finditer(text))
+    if not marks:
+        return _fraction(_AT_END.search(text))
+    values = {_fraction((_AFTER if mark[0] == "####" else _INSIDE).match(text, mark.end())) for mark in marks}
+    return values.pop() if len(values) == 1 else None
 
 
-def json_value(completion: Completion, sample: Sample) -> float:
-    """1 if the answer ended by itself and is JSON of the same value as the sample's answer.
-
-    Order of keys and white space do not matter, 1 is 1.0, and one ``` fence may stand around it.
-
-    Guards: text around the JSON and a key that is there twice get 0.
-    """
-    return float(_fields(completion) == leaves(read_answer(_reference(json_value, sample))))
-
-
-def json_fields(completion: Completion, sample: Sample) -> float:
-    """The share of fields that are right: 1 where `json` gives 1, 0 for what is no JSON.
-
-    The fields are all leaves of both values, nested ones by their path, so that one too many costs as much
-    as one that is missing.
-
-    Guards: those of `json`; and a wrong object that stands in the prompt as it is gets 0.
-    """
-    found, right = _fields(completion), leaves(read_answer(_reference(json_value, sample)))
-    if found is None or (found != right and stands_in(completion.text, sample.text)):
-        return 0.0
-    return len(found.items() & right.items()) / len(found.keys() | right.keys())
-
-
-def number(completion: Completion, sample: Sample) -> float:
-    r"""1 if the answer arrives at the number at which the reference answer arrives.
-
-    One grammar reads both (`numbers.final_number`): a number behind `####` or in `\boxed{}`, else the answer
-    as a whole, or its end behind `=`, a colon or "is". Commas, currency and percent signs, a trailing period
-    and trailing zeros do not matter: $1,000.00 is 1000.
-
-    Guards: an answer whose marks disagree, or hold more than a number, gets 0; so does a number that the
-    token limit may have cut, and an answer that is a piece of the prompt, 4 words or more.
-    """
-    expected = None if sample.answer is None else final_number(sample.answer)
-    if expected is None:
-        raise ValueError(f"number needs a sample whose answer has a number, not {sample.answer!r}")
-    if copies(completion.text, sample):
-        return 0.0
-    return float(final_number(completion.text, complete=completion.ended) == expected)
-
-
-def text(completion: Completion, sample: Sample) -> float:
-    """No completion has this reward: a ValueError.
-
-    Free text has many right answers, and none is compared. What is measured is minus the nats a token of
-    the reference answer (`Batch.score`; higher is better), and what learns from it is SFT.
-    """
-    raise ValueError(
-        "text has no reward for a completion: it is measured by the nats a token of the reference answers, "
-        "and learned by SFT. Name a reward that judges completions, such as label or max_words(12)"
-    )
-
-
-json_value.__name__ = "json"  # by which it is named
-
-
-def shaped(reward: Reward) -> Reward | None:
-    """Return what GRPO and tuning learn from where a reward has credit for coming near (`Task.shaped`)."""
-    return json_fields if reward is json_value else None
-
-
-def is_text(reward: Reward) -> bool:
-    """Whether a task is measured by the nats of its answers and not by judging completions."""
-    return reward is text
-
-
-def unfit(reward: Reward, answer: str | None) -> str | None:
-    """Say what is wrong with a sample's answer for one of these rewards, or None."""
-    if reward not in (label, json_value, number, text):
+def _fraction(found: re.Match[str] | None) -> Fraction | None:
+    if found is None:
         return None
-    if answer is None:
-        return f'there is no "answer", with which the reward {name_of(reward)} compares'
-    if reward is json_value and not _is_json(answer):
-        return f"the answer is {answer[:40]!r}, expected a JSON object or list: the reward is json"
-    if reward is number and final_number(answer) is None:
-        return f"the answer is {answer[:40]!r}, expected one number: the reward is number"
-    return None
+    sign = 1 if (found["inner"] or found["outer"] or "+") == "+" else -1
+    if found["decimal"]:
+        return sign * Fraction(found["decimal"].replace(",", ""))
+    under = int(found["under"])
+    return sign * Fraction(int(found["over"]), under) if under else None
 
 
-def read_off(answers: Sequence[str]) -> tuple[Reward, str]:
-    """Return the reward that answers ask for, and why, as the rest of a sentence."""
-    times = Counter(answer.strip() for answer in answers)
-    structured = sum(count for answer, count in times.items() if _is_json(answer))
-    if structured == len(answers):
-        return json_value, f"as all {len(answers):,} answers are JSON"
-    short = all(len(answer) <= _SHORT and "\n" not in answer for answer in times)
-    few = short and 2 * len(times) <= len(answers)
-    if all(map(_is_number, times)) and not (few and len(times) <= _FEW_NUMBERS):
-        return number, f"as all {len(answers):,} answers are numbers"
-    mixed = ""
-    if 2 * structured > len(answers):
-        other = next(answer for answer in times if not _is_json(answer))
-        mixed = f"; {structured:,} are JSON, but {other[:40]!r} is not"
-    if few:
-        (most, count) = times.most_common(1)[0]
-        share = f"{most!r} is {100 * count / len(answers):.0f} % of all"
-        return label, f"read off {len(times):,} different answers, of which {share}{mixed}"
-    why = f"as {len(times):,} of {len(answers):,} answers are different"
-    if not short:
-        why += f", and some longer than {_SHORT} characters or a line"
-    return text, f"{why}{mixed}: measured by the nats a token of the reference answers"
+def read_answer(text: str) -> Any:
+    """The value of an answer that is one JSON text, bare or in one ``` fence; else a ValueError.
+
+    Numbers with a point or an exponent are exact (`Decimal`). Calls of tools are JSON, too: an object that no
+    JSON text is, with name and arguments of each.
+    """
+    text, calls = text.strip(), [*CALL.finditer(text)]
+    if calls and "".join(call[0] for call in calls) == text:
+        return {_CALLS: [[call[1], _parsed(call[2])] for call in calls]}
+    return _parsed(_body(text))
 
 
-def _reference(reward: Reward, sample: Sample) -> str:
-    if sample.answer is None:
-        raise ValueError(f"{name_of(reward)} needs a sample with an answer")
-    return sample.answer
+def leaves(value: Any) -> Leaves:
+    """Values are equal where these are: true is not 1, and an empty object or list is a leaf."""
+    return {
+        path: leaf
+        if isinstance(leaf, int | float | Decimal) and not isinstance(leaf, bool)
+        else json.dumps(leaf, ensure_ascii=False)
+        for path, leaf in _leaves(value)
+    }
 
 
-def _fields(completion: Completion) -> dict[Path, str | float | Decimal] | None:
+def stands_in(answer: str, text: str) -> bool:
+    """Whether an object or a list stands in a text as it is, white space aside."""
+    body = "".join(_body(answer).split())
+    return body.startswith(("{", "[")) and body in "".join(text.split())
+
+
+def _body(text: str) -> str:
+    fenced = _FENCE.fullmatch(text.strip())
+    return fenced["body"] if fenced else text
+
+
+def _parsed(text: str) -> Any:
+    return parse_json(text, strict=True, parse_float=_exact)
+
+
+def _exact(text: str) -> Decimal:
+    if len(text) > _LONGEST:
+        raise ValueError(f"it has a number of more than {_LONGEST} characters")
     try:
-        return leaves(read_answer(completion.text)) if completion.ended else None
-    except ValueError:
-        return None
+        return Decimal(text)
+    except ArithmeticError:
+        raise ValueError(f"the number {text} has too large an exponent") from None
 
 
-def _is_json(answer: str) -> bool:
-    if not answer.lstrip().startswith(("{", "[", "```", CALL_BEGIN)):
-        return False
-    try:
-        return isinstance(read_answer(answer), dict | list)
-    except ValueError:
-        return False
-
-
-def _is_number(answer: str) -> bool:
-    marked = "####" in answer or "\\boxed{" in answer
-    return bool(marked or _PLAIN.fullmatch(answer)) and final_number(answer) is not None
+def _leaves(value: Any) -> Iterator[tuple[Path, Any]]:
+    """Yield path and value of what holds nothing further; without recursion, which deep answers exhaust."""
+    level: list[tuple[Path, Any]] = [((), value)]
+    while level:
+        path, value = level.pop()
+        if value and isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            level += (((*path, key), item) for key, item in items)
+        else:
+            yield path, value

@@ -13,10 +13,8 @@ or both), and perhaps `questions`:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..errors import TrainError
 from ..jsonio import restored
@@ -30,39 +28,46 @@ _QUESTIONS = Path(__file__).with_name("questions.jsonl")
 class Behaviour:
     """A teacher, and the questions that show what it teaches (none where general ones do: `load_questions`).
 
-    `name` is unique among the behaviours that are used together; `examples` are worked ones, as pairs of a
-    question and its answer.
+    `name` is unique among the behaviours that are used together; `examples` are worked ones, each with a
+    `question` and its `answer`.
 
     Raises:
-        TrainError: there is neither a system prompt nor an example, a text is blank, or a question occurs
-            twice.
+        TrainError: there is neither a system prompt nor an example, an example has other keys, a text is
+            blank, or a question occurs twice.
     """
 
     name: str
     system: str | None = None
-    examples: tuple[tuple[str, str], ...] = ()
-    questions: tuple[str, ...] = ()
+    examples: list[dict[str, str]] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        whose = f"the behaviour {self.name!r} has"
         if self.system is None and not self.examples:
-            raise TrainError(
-                f"the behaviour {self.name!r} has no teacher: expected a system prompt, examples, or both"
-            )
+            raise TrainError(f"{whose} no teacher: expected a system prompt, examples, or both")
+        for example in self.examples:
+            if example.keys() != {"question", "answer"}:
+                raise TrainError(f"an example has {', '.join(example)}: expected question and answer")
         system = [] if self.system is None else [self.system]
-        texts = [self.name, *system, *(text for pair in self.examples for text in pair), *self.questions]
+        texts = [
+            self.name,
+            *system,
+            *(text for each in self.examples for text in each.values()),
+            *self.questions,
+        ]
         if not all(text.strip() for text in texts):
-            raise TrainError(f"the behaviour {self.name!r} has a blank text: fill it, or leave it out")
-        every = [*(question for question, _ in self.examples), *self.questions]
+            raise TrainError(f"{whose} a blank text: fill it, or leave it out")
+        every = [*(example["question"] for example in self.examples), *self.questions]
         if len({" ".join(question.casefold().split()) for question in every}) < len(every):
-            raise TrainError(f"the behaviour {self.name!r} has a question twice: expected once, examples too")
+            raise TrainError(f"{whose} a question twice: expected once, examples too")
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """Return what the teacher sees: the system prompt, the examples as turns, and the question."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         turns = [
-            {"role": role, "content": text}
-            for pair in self.examples
-            for role, text in zip(("user", "assistant"), pair, strict=True)
+            {"role": role, "content": example[key]}
+            for example in self.examples
+            for role, key in (("user", "question"), ("assistant", "answer"))
         ]
         return [*system, *turns, {"role": "user", "content": question}]
 
@@ -76,7 +81,10 @@ def load_behaviours(path: str | os.PathLike[str] | None = None) -> tuple[Behavio
     file = _BEHAVIOURS if path is None else Path(path)
     found: dict[str, Behaviour] = {}
     for place, row in read_objects(file, "the behaviours"):
-        behaviour = _behaviour(place, row)
+        try:
+            behaviour = restored(Behaviour, row)
+        except (ValueError, TrainError) as error:
+            raise TrainError(f"{place}: {error}") from None
         if behaviour.name in found:
             raise TrainError(f"{place}: there is another behaviour {behaviour.name!r}: expected another name")
         found[behaviour.name] = behaviour
@@ -86,25 +94,3 @@ def load_behaviours(path: str | os.PathLike[str] | None = None) -> tuple[Behavio
 def load_questions() -> tuple[str, ...]:
     """Return the shipped questions, in order: everyday questions and instructions."""
     return tuple(row["question"] for _, row in read_objects(_QUESTIONS, "the questions"))
-
-
-@dataclass
-class _Row:
-    """A line of a file of behaviours."""
-
-    name: str
-    system: str | None = None
-    examples: list[dict[str, str]] = field(default_factory=list)
-    questions: list[str] = field(default_factory=list)
-
-
-def _behaviour(place: str, row: Mapping[str, Any]) -> Behaviour:
-    try:
-        line = restored(_Row, row)
-        for example in line.examples:
-            if example.keys() != {"question", "answer"}:
-                raise ValueError(f"an example has {', '.join(example)}: expected question and answer")
-        pairs = tuple((example["question"], example["answer"]) for example in line.examples)
-        return Behaviour(line.name, line.system, pairs, tuple(line.questions))
-    except (ValueError, TrainError) as error:
-        raise TrainError(f"{place}: {error}") from None

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import MissingExtraError, TrainError
-from .answers import number
+from .answers import final_number
 from .files import read_objects, read_samples, split_by_prompt
 from .guards import own_words, repeats, without_genitive, words
-from .numbers import final_number
-from .rewards import picks_answer
+from .rewards import number, picks_answer
 from .sample import Sample
 from .task import Completion, Reward, Task
 

@@ -11,12 +11,11 @@ from typing import Any
 
 from ..errors import TrainError
 from ..jsonio import read_json
-from .answers import is_text, json_value, label, read_off, shaped, text, unfit
 from .builtin import BUILTIN, SHIPPED, gsm8k
 from .files import kind_of, rank, read_samples
-from .rewards import parse_reward
+from .rewards import json_value, label, parse_reward, read_off, shaped, text, unfit
 from .sample import Sample
-from .task import Completion, Reward, Task, drawn, name_of
+from .task import Reward, Task, drawn, name_of
 
 LABELS = 1000
 """Different answers at most that `schema="label"` holds a model to."""
@@ -42,8 +41,8 @@ def load_task(
         name_or_path: one of `BUILTIN`; `gsm8k:PATH.jsonl`, a local file with the keys `question` and
             `answer`; or the path of a JSONL or CSV file (see `files`).
         reward: judges the completions instead of the task's own reward: a callable, or text that
-            `rewards.parse_reward` understands. A file may have one as `reward` on each line; where neither
-            is given, it is read off the answers (see `answers`), and `Task.notes` says so.
+            `rewards.parse_reward` understands. Without one, that of a file is read off its answers (see
+            `rewards`), and `Task.notes` says so.
         schema: what answers are held to: a JSON schema, the path of a file that has one, or "label", which
             is any one of the answers that the samples have. The reward has to be `label` then.
         drop_duplicates: of a file: leave out training prompts that are measured on too, and lines that
@@ -153,24 +152,24 @@ def _from_file(name: str, path: Path, judge: Reward | None, drop_duplicates: boo
     order = {key: number for number, key in enumerate(lines.places)}
     samples = sorted([*lines.train, *lines.held_out, *lines.shifted], key=lambda sample: order[id(sample)])
     answers, notes = [sample.answer for sample in samples if sample.answer is not None], lines.notes
-    reward = named = judge or _reward_of_lines(samples, lines.places)
+    reward = judge
     if reward is None:
         for sample in samples:
             if sample.answer is None:
                 raise TrainError(
                     f'{lines.places[id(sample)]}: there is no "answer", and no reward: expected an answer on '
-                    'every line, or a reward for the task (--reward) or on every line ("reward")'
+                    "every line, or a reward for the task (--reward)"
                 )
         reward, why = read_off(answers)
         notes.append(f"reward: {name_of(reward)}, {why}")
         trained = {sample.answer for sample in lines.train}
         if reward is label and (never := sorted(set(answers) - trained)):
             notes.append(f"{len(never):,} of these answers are never trained on, such as {never[0]!r}")
-    elif judge:
+    else:
         for sample in samples:
             if wrong := unfit(reward, sample.answer):
                 raise TrainError(f"{lines.places[id(sample)]}: {wrong}")
-    if (reward is label or not named) and len(answers) > 1 and len(set(answers)) == 1:
+    if (reward is label or judge is None) and len(answers) > 1 and len(set(answers)) == 1:
         raise TrainError(
             f"{name}: all {len(answers):,} answers are {answers[0]!r:.60}: there is nothing to learn from "
             "one class alone, so add samples of others"
@@ -188,33 +187,3 @@ def _from_file(name: str, path: Path, judge: Reward | None, drop_duplicates: boo
         shifted=lines.shifted,
         notes=notes,
     )
-
-
-def _reward_of_lines(samples: Sequence[Sample], places: Mapping[int, str]) -> Reward | None:
-    """Return the reward that lines name, or None where none of them does."""
-    if not any("reward" in sample.data for sample in samples):
-        return None
-    parsed: dict[str, Reward] = {}
-    for sample in samples:
-        named, place = sample.data.get("reward"), places[id(sample)]
-        if not isinstance(named, str):
-            raise TrainError(
-                f'{place}: there is no "reward", but other lines have one: expected it on every line, such '
-                'as "max_words(12)", or on none'
-            )
-        if named not in parsed:
-            try:
-                parsed[named] = parse_reward(named, allow_import=False)
-            except TrainError as error:
-                raise TrainError(f"{place}: {error}") from error
-        if why := unfit(parsed[named], sample.answer):
-            raise TrainError(f"{place}: {why}")
-    if len(parsed) == 1:
-        return next(iter(parsed.values()))
-    if text_line := next((sample for sample in samples if is_text(parsed[sample.data["reward"]])), None):
-        raise TrainError(f"{places[id(text_line)]}: the reward text has to be that of all lines")
-
-    def reward_of_the_line(completion: Completion, sample: Sample) -> float:
-        return parsed[sample.data["reward"]](completion, sample)
-
-    return reward_of_the_line
