@@ -14,14 +14,22 @@ import typer
 from .. import MicroVector, TinyLoraError
 from ..wire import users
 from . import console, keyfiles, vectors
-from .options import CONTEXT, BundleArgument, EngineOption, KeysOption, ThreadsOption, UserOption, load_model
+from .options import (
+    CONTEXT,
+    BundleArgument,
+    EngineOption,
+    KeysOption,
+    ThreadsOption,
+    UserOption,
+    VectorsOption,
+    load_model,
+)
 from .run import (
     ContextOption,
     MaxTokensOption,
     SeedOption,
     SystemOption,
     TemperatureOption,
-    VectorOption,
     answer,
     messages,
     take_any_bytes,
@@ -32,7 +40,7 @@ if TYPE_CHECKING:
     from ..runtime import Clicks, SampledAnswer, TinyLoraLlama, TinyLoraOnnx
 
 _COMMANDS = """\
-/vector FILE  exchange the vector; alone, it says which one is active
+/vector FILE  exchange the vector, the last of a stack; alone, it says which one is active
 /base         back to the base; the conversation stays
 /like         the last answer is as wanted: the vector moves, in some seconds
 /dislike      the last answer is not as wanted
@@ -44,7 +52,7 @@ _COMMANDS = """\
 
 def chat(
     bundle: BundleArgument,
-    vector: VectorOption = None,
+    vector: VectorsOption = None,
     max_tokens: MaxTokensOption = 512,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
@@ -65,12 +73,12 @@ def chat(
     Example:
       tinylora-edge chat out/demo --vector vector.bin
     """
-    if vector == vectors.STREAM:
+    if vectors.STREAM in (vector or ()):
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
     policy, user = keyfiles.policy(keys), users.bound_name(user)
-    frame = None if vector is None else vectors.read(vector)
+    frames = vectors.read_stack(vector)
     with console.progress("loading the model"):
-        llm = load_model(bundle, engine, threads, n_ctx=n_ctx, vector=frame, policy=policy, user=user)
+        llm = load_model(bundle, engine, threads, n_ctx=n_ctx, vector=frames, policy=policy, user=user)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()
     take_any_bytes()
@@ -128,7 +136,8 @@ class Conversation:
             if rest == vectors.STREAM:
                 raise console.CommandError("stdin carries the conversation: name a file, /vector FILE")
             if rest:
-                self._llm.swap(vectors.read(rest), user=self._user)
+                under = self._llm.vector and self._llm.vector.under
+                self._llm.swap([*([under] if under else []), vectors.read(rest)], user=self._user)
                 self.begin_with(self._llm.vector)
             _note(f"vector: {_described(self._llm.vector)}")
         elif word == "/base":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from contextlib import closing
 from dataclasses import asdict, replace
-from pathlib import Path
+from hashlib import sha256
 from statistics import fmean
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from .options import (
     SchemaOption,
     ThreadsOption,
     UserOption,
+    VectorsOption,
     load_data,
     load_model,
     make_preamble,
@@ -36,9 +37,7 @@ _ANSWERS = 3  # answers
 def evaluate(
     bundle: BundleArgument,
     data: DataArgument,
-    vector: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A vector, to compare with the base.")
-    ] = None,
+    vector: VectorsOption = None,
     reward: RewardOption = None,
     schema: SchemaOption = None,
     drop_duplicates: DropDuplicatesOption = False,
@@ -58,6 +57,8 @@ def evaluate(
 ) -> None:
     """Measure a vector on held-out prompts in the deployed runtime, paired with the base.
 
+    Of a stack, what lies beneath the last vector is measured by itself too.
+
     With --system or --examples the prompt that would be used in its place is measured on the same prompts,
     alone and together with the vector.
 
@@ -72,12 +73,13 @@ def evaluate(
     from ..eval import Evaluation, compare, measure_drift
     from ..eval import evaluate as measure
     from ..eval.scores import fitted
+    from ..runtime.admission import admit
     from ..tasks import Preamble, rewards
 
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
     policy, user = keyfiles.policy(keys), users.bound_name(user)
-    frame = None if vector is None else vectors.read(str(vector))
+    frames = vectors.read_stack(vector)
     loaded = load_data(
         data,
         reward=reward,
@@ -101,10 +103,12 @@ def evaluate(
         console.progress("loading the model", total=1) as show,
         closing(load_model(bundle, engine, threads, policy=policy)) as llm,
     ):
-        checked = None if frame is None else policy.check(frame, llm.bases, user=user)
+        checked = admit(frames, llm.bases, policy, user=user) if frames else None
         loaded = loaded if max_tokens is not None else fitted(loaded, llm)
         contestants: dict[str, tuple[Any, Preamble]] = {"base": (None, Preamble())}
         contestants |= {"prompt": (None, before)} if before else {}
+        if checked is not None and checked.under is not None:
+            contestants["beneath"] = checked.under, Preamble()
         contestants |= {} if checked is None else {"vector": (checked, Preamble())}
         contestants |= {"vector + prompt": (checked, before)} if before and checked is not None else {}
         done, total = itertools.count(1), len(samples) * len(contestants)  # its next() is atomic
@@ -120,7 +124,7 @@ def evaluate(
                 tokens = fmean(map(len, batch.encode(prompts)))
             found[name] = each
             arms[name] = {"n": each.n, "mean": each.mean, "standard_error": each.standard_error}
-            arms[name] |= {"tokens": tokens, "bytes": len(frame or b"") if value else 0}
+            arms[name] |= {"tokens": tokens, "bytes": len(frames[-1]) if value is checked and frames else 0}
         away = None
         if drift:
             show("measuring the drift on general prompts")
@@ -129,9 +133,10 @@ def evaluate(
         f"{name} - {other}": compare(found[other], found[name])
         for other, name in itertools.combinations(contestants, 2)
     }
-    drifted = {} if away is None else {"drift": away.record()}
+    drifted: dict[str, Any] = {} if away is None else {"drift": away.record()}
     free_text = rewards.is_text(loaded.reward)
     record: dict[str, Any] = {"unit": "nats a token"} if free_text else {}
+    drifted |= {"under": [sha256(frame).hexdigest() for frame in frames[:-1]]} if frames[1:] else {}
     if as_json:
         record |= {"task": loaded.name, "split": "shifted" if shifted else "held_out", **drifted}
         for name, each in found.items():

@@ -65,6 +65,17 @@ SchemaOption = Annotated[
         metavar="FILE", help="Hold answers to this JSON schema, or by `label` to those that DATA has."
     ),
 ]
+VectorsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vector",
+        metavar="FILE",
+        help="The vector to apply; - is stdin. Repeatable: a stack, the user's own last. [default: the base]",
+    ),
+]
+UnderOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A shared vector that lies beneath, and does not change.")
+]
 NumbersOption = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Of the vector: 1 to one a module. [default: 13]")
 ]
@@ -109,7 +120,7 @@ def load_model(
     threads: int | None,
     *,
     n_ctx: int = 64,
-    vector: bytes | None = None,
+    vector: list[bytes] | None = None,
     **options: Any,
 ) -> Any:
     """Return the deployed model; answers in contexts of their own need no larger one than the default."""
@@ -131,7 +142,7 @@ def load_model(
     if threads is not None:
         options |= {"n_threads": threads, **({"n_threads_batch": threads} if chosen == "llama" else {})}
     try:
-        return runtime.load(bundle, vector, engine=chosen, **options)
+        return runtime.load(bundle, vector or None, engine=chosen, **options)
     except TinyLoraError:
         raise
     except ValueError as error:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from . import console, vectors
-from .options import BundleArgument, PortOption, ThreadsOption
+from .options import BundleArgument, PortOption, ThreadsOption, VectorsOption
 
 _HOST = "127.0.0.1"
 _CONTEXT = 2048  # tokens of a request
@@ -21,7 +21,7 @@ _SLOTS = 2  # one person: a prefix for each pane
 
 def play(
     bundle: BundleArgument,
-    vector: Annotated[str | None, typer.Option(metavar="FILE", help="To begin with; - is stdin.")] = None,
+    vector: VectorsOption = None,
     keep: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep here what clicks taught.")] = None,
     port: PortOption = 0,
     no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
@@ -38,7 +38,7 @@ def play(
     """
     from ..serve import app, run
 
-    first = None if vector is None else vectors.read(vector)
+    frames = vectors.read_stack(vector)
     if keep is not None:
         keep.mkdir(mode=0o700, exist_ok=True)
     with nullcontext(keep) if keep is not None else tempfile.TemporaryDirectory("-tinylora-play") as folder:
@@ -47,7 +47,8 @@ def play(
             store=Path(folder) / "vectors.db",
             states=Path(folder) / "clicks",
             page=True,
-            vector=first,
+            vector=frames[-1] if frames else None,
+            under=frames[:-1] or None,
             slots=_SLOTS,
             n_ctx=_CONTEXT,
             n_threads=threads,

@@ -33,7 +33,8 @@ def table(record: dict[str, Any]) -> list[tuple[str, ...]]:
     arms, (sign, unit) = record.get("arms", {}), _scale(record)
     examples = record.get("prompt", {}).get("examples", ())
     prompt = console.counted(len(examples), "worked example") if examples else "prompt"
-    names = {"base": "base", "prompt": prompt, "vector": "vector", "vector + prompt": f"vector + {prompt}"}
+    names = {"base": "base", "beneath": "what lies beneath", "prompt": prompt, "vector": "vector"}
+    names["vector + prompt"] = f"vector + {prompt}"
     better = "" if sign > 0 else ", less is better"
     near = ("in part",) if any("partial" in arm for arm in arms.values()) else ()
     found: list[tuple[str, ...]] = [("", f"{unit}{better}", *near, "tokens a request", "bytes a user")]
@@ -53,15 +54,17 @@ def show(record: dict[str, Any]) -> None:
 def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what the record of a run says of its vector beside `table`: gain, forms, drift, and more."""
     found, (sign, unit) = [], _scale(record)
+    base = "beneath" if "under" in record else "base"
     if "held_out" in record:
         held = SimpleNamespace(**record["held_out"])
         if "arms" not in record:
             found += [
-                ("base", f"{held.base:.3f} +- {held.base_standard_error:.3f} (n = {held.n}, held out)"),
+                (base, f"{held.base:.3f} +- {held.base_standard_error:.3f} (n = {held.n}, held out)"),
                 ("vector", f"{held.vector:.3f} +- {held.vector_standard_error:.3f}"),
             ]
         held.difference *= sign
-        found += [("vector - base", f"{compared(held)} (n = {held.n}, held out)"), ("", verdict(held, unit))]
+        difference = f"{compared(held)} (n = {held.n}, held out)"
+        found += [(f"vector - {base}", difference), ("", verdict(held, unit))]
     if "prompt" in record:
         tried = console.counted(len(record["prompt"]["tried"]), "draw")
         found.append(("examples", f"of your training prompts, the best of {tried} on validation prompts"))
@@ -76,7 +79,8 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     if "drift" in record:
         drift = SimpleNamespace(**record["drift"])
         error = "" if drift.standard_error is None else f" +- {drift.standard_error:.3f}"
-        where = f"from the base on {console.counted(drift.prompts, 'general prompt')}"
+        away = "the base" if base == "base" else "what lies beneath"
+        where = f"from {away} on {console.counted(drift.prompts, 'general prompt')}"
         faults = f"{drift.repeating['new']} answers repeat themselves now, {drift.wrong['new']} are wrong now"
         found.append(("drift", f"{drift.kl:.3f}{error} nats a token {where}; {faults}"))
     if "preamble" in record:

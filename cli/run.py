@@ -24,15 +24,13 @@ from .options import (
     StateOption,
     ThreadsOption,
     UserOption,
+    VectorsOption,
     load_model,
 )
 
 if TYPE_CHECKING:
     from ..runtime import TinyLoraLlama, TinyLoraOnnx
 
-VectorOption = Annotated[
-    str | None, typer.Option("--vector", metavar="FILE", help="The vector to apply. [default: the base]")
-]
 MaxTokensOption = Annotated[int, typer.Option(metavar="N", min=0, help="Of an answer; 0: no limit.")]
 
 
@@ -55,7 +53,7 @@ SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A system
 def run_prompt(
     bundle: BundleArgument,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from stdin.")],
-    vector: VectorOption = None,
+    vector: VectorsOption = None,
     max_tokens: MaxTokensOption = 256,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
@@ -86,7 +84,7 @@ def run_prompt(
     """
     from ..tasks import read_schema
 
-    if vector == prompt == vectors.STREAM:
+    if prompt == vectors.STREAM in (vector or ()):
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
     if schema == "label":
         raise console.CommandError(
@@ -94,14 +92,14 @@ def run_prompt(
         )
     held_to = None if schema is None else read_schema(schema)
     policy, signers = keyfiles.policy(keys, state), keyfiles.public_keys(bundle_keys)
-    frame = None if vector is None else vectors.read(vector)
+    frames = vectors.read_stack(vector)
     with console.progress("loading the model"):
         llm = load_model(
             bundle,
             engine,
             threads,
             n_ctx=n_ctx,
-            vector=frame,
+            vector=frames,
             policy=policy,
             user=users.bound_name(user),
             bundle_keys=signers,

@@ -9,8 +9,16 @@ import typer
 
 from ..basis import MAX_NORM
 from ..serve import ApiKeys, Limits
-from . import console, keyfiles
-from .options import BundleArgument, EngineOption, KeysOption, PortOption, StateOption, ThreadsOption
+from . import console, keyfiles, vectors
+from .options import (
+    BundleArgument,
+    EngineOption,
+    KeysOption,
+    PortOption,
+    StateOption,
+    ThreadsOption,
+    UnderOption,
+)
 
 _LIMITS = Limits()
 
@@ -22,6 +30,7 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: PortOption = 8000,
+    under: UnderOption = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the model.")] = None,
     api_keys: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A line: a key, or key and user.")
@@ -47,7 +56,8 @@ def serve(
     """Answer OpenAI's clients over HTTP, each request with its user's vector.
 
     A client asks for MODEL, the base; for MODEL@USER, whose vector the store has; or sends a vector along, as
-    "vector" in the body or as X-TinyLora-Vector in the header. Every one is checked at every request.
+    "vector" in the body or as X-TinyLora-Vector in the header. Every one is checked at every request, and has
+    what --under says beneath it; the base has not.
 
     \b
     Examples:
@@ -65,6 +75,7 @@ def serve(
         made = app(
             bundle,
             store=store,
+            under=None if under is None else vectors.read(str(under)),
             name=name,
             keys=keyfiles.verifiers(keys),
             max_norm=max_norm,

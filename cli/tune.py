@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,7 @@ from .options import (
     SchemaOption,
     SystemOption,
     ThreadsOption,
+    UnderOption,
     load_data,
     load_model,
     make_preamble,
@@ -46,6 +48,7 @@ def tune(
     drop_duplicates: DropDuplicatesOption = False,
     start: Annotated[Path | None, typer.Option(metavar="FILE", help="A vector to begin with.")] = None,
     numbers: NumbersOption = None,
+    under: UnderOption = None,
     system: SystemOption = None,
     examples: ExamplesOption = None,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
@@ -70,6 +73,7 @@ def tune(
     from ..eval import measure_drift
     from ..eval.scores import evaluate as measure
     from ..eval.scores import fitted, held_out
+    from ..runtime.admission import admit
     from ..tasks.rewards import is_text
 
     amount = runtime.Budget.of(budget)
@@ -88,13 +92,15 @@ def tune(
             "learn the answers themselves with train"
         )
     loaded = make_preamble(loaded, system, examples).before_task(loaded)
-    first = None if start is None else vectors.read(str(start))
+    frame = None if under is None else vectors.read(str(under))
+    first = vectors.read_stack(None if start is None else [str(start)])
     curve: list[dict[str, Any]] = []
     with (
         console.progress("loading the model", total=1) as show,
         closing(load_model(bundle, engine, threads, vector=first)) as llm,
     ):
         loaded, sequence = fitted(loaded, llm), vectors.next_sequence(llm.vector)
+        shared = None if frame is None else admit(frame, llm.bases, llm.policy, beneath=True)
         learner = runtime.RewardLearner(
             llm,
             loaded.train,
@@ -102,6 +108,7 @@ def tune(
             shaped=loaded.shaped,
             basis=None if numbers is None else llm.bases.basis(numbers=numbers),
             start=llm.vector,
+            under=shared,
             seed=seed,
             max_tokens=loaded.max_tokens,
             schema=loaded.schema,
@@ -123,10 +130,11 @@ def tune(
         }
         record |= {} if loaded.preamble is None else {"preamble": loaded.preamble}
         record |= {} if loaded.schema is None else {"schema": loaded.schema}
+        record |= {} if frame is None else {"under": sha256(frame).hexdigest()}
         if evaluate:
             show("measuring on held-out prompts", done=1)
             with llm.batch(loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
-                base, tuned = measure(batch, loaded, None), measure(batch, loaded, vector)
+                base, tuned = measure(batch, loaded, shared), measure(batch, loaded, vector)
             record["held_out"] = held_out(base, tuned)
             show("measuring the drift on general prompts")
             try:

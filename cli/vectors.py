@@ -46,6 +46,11 @@ def read(source: str) -> bytes:
     return data
 
 
+def read_stack(sources: list[str] | None) -> list[bytes]:
+    """Return the bytes of vectors that act together; stdin has one of them at most."""
+    return [read(source) for source in sources or ()]
+
+
 def check_target(target: str, *, as_json: bool = False) -> None:
     """Check that bytes may be written there, before any work is done."""
     if target == STREAM and as_json:
@@ -126,7 +131,7 @@ def header(data: bytes) -> dict[str, Any]:
 def summary(vector: MicroVector) -> str:
     """Return what a vector is, in a few words: `13 fp32 values, norm 0.31`."""
     values = console.counted(vector.values.size, f"{vector.dtype} value")
-    return f"{values}, norm {vector.norm:.4g}"
+    return f"{values}, norm {vector.norm:.4g}" + ("" if vector.under is None else ", on what lies beneath")
 
 
 def next_sequence(before: MicroVector | None) -> int:

@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..basis import Bases
 from ..errors import VectorError
 from ..limits import VECTOR_FILE_BYTES
 from ..vector import AdmittedVector, MicroVector, Policy
 
-VectorSource: TypeAlias = bytes | Path | MicroVector
+OneVector: TypeAlias = bytes | Path | MicroVector
 """The bytes of a frame, the `Path` of a file with them, or a vector of the app's own."""
+VectorSource: TypeAlias = OneVector | Sequence[OneVector]
+"""A vector, or a stack: several that act together, whose R add up. What is shared comes first, a user's own
+last: the stack is that vector, with the others beneath it (`MicroVector.under`)."""
 
 
 @contextmanager
 def admitted(
-    source: VectorSource, bases: Bases, policy: Policy, *, user: str = ""
+    source: VectorSource, bases: Bases, policy: Policy, *, user: str = "", beneath: bool = False
 ) -> Iterator[AdmittedVector]:
-    """Check a vector, give it to a block that applies it, and record it once that is done.
+    """Check a vector, or all of a stack, give it to a block that applies it, and record it once that is done.
 
     The policy is for bytes; a `MicroVector`, which the app made itself, has to be of one of the bases, and
-    within the norm that the policy accepts.
+    within the norm that the policy accepts. `user` is whose the last of a stack is; frames beneath it are
+    everybody's, of the user without a name, and so are all where they are to lie `beneath` others.
 
     Raises:
-        VectorError: the vector is refused, or is something else than a vector. The block does not run.
+        VectorError: a vector is refused, or is something else than a vector. The block does not run.
         OSError: the file cannot be read, or the policy's state cannot be written; the block has run then.
     """
-    if isinstance(source, MicroVector):
-        yield policy.own(source, bases)
-    else:
-        with policy.admit(vector_bytes(source), bases, user=user) as vector:
-            yield vector
+    sources = list(source) if isinstance(source, list | tuple) else [source]
+    if not sources:
+        raise VectorError("a stack has at least one vector: for the base alone call clear()")
+    with ExitStack() as admissions:
+        found: AdmittedVector | None = None
+        for place, each in enumerate(sources, 1):
+            whose: Any = {"user": user} if place == len(sources) and not beneath else {"beneath": place}
+            try:
+                if isinstance(each, MicroVector):
+                    vector = policy.own(each, bases)
+                else:
+                    vector = admissions.enter_context(policy.admit(vector_bytes(each), bases, **whose))
+                found = vector if found is None else policy.stacked(found, vector)
+            except VectorError as error:
+                if len(sources) == 1 and not beneath:
+                    raise
+                raise type(error)(f"vector {place} of a stack: {error}") from None
+        assert found is not None
+        yield found
+
+
+def admit(source: VectorSource, bases: Bases, policy: Policy, **whose: Any) -> AdmittedVector:
+    """Check and record a vector, and return it; arguments and errors are those of `admitted`."""
+    with admitted(source, bases, policy, **whose) as vector:
+        return vector
 
 
 def vector_bytes(source: object) -> bytes:
@@ -59,5 +83,6 @@ def vector_bytes(source: object) -> bytes:
     else:
         advice = "for values of your own pass MicroVector(values), float32 [n]"
     raise VectorError(
-        f"a vector is bytes, a pathlib.Path of a file with them, or a MicroVector, not {kind}: {advice}"
+        f"a vector is bytes, a pathlib.Path of a file with them, a MicroVector, or a list of these, not "
+        f"{kind}: {advice}"
     )

@@ -62,7 +62,10 @@ class PersonalizedModel(Weights):
 
     @property
     def vector(self) -> AdmittedVector | None:
-        """The active micro-vector, or None for the base alone: that of the innermost `using` block here."""
+        """The active micro-vector, or None for the base alone: that of the innermost `using` block here.
+
+        Of a stack it is the last one; `under` is what lies beneath it.
+        """
         block = self._block()
         return self._vector if block is None else block.vector
 
@@ -74,8 +77,9 @@ class PersonalizedModel(Weights):
 
         Args:
             vector: a frame as bytes, or the `pathlib.Path` of a file with one, checked by the policy, of any
-                projection that the model knows; or a `MicroVector` of the app's own.
-            user: whose vector it is (see `Policy`).
+                projection that the model knows; or a `MicroVector` of the app's own. Or a list of these, a
+                stack, whose R add up: a shared vector, and a user's own last, which is what is returned.
+            user: whose vector it is (see `Policy`), the last of a stack; the others are everybody's.
 
         Raises:
             VectorError: the vector was refused; the subclass says why. The model stays as it was.

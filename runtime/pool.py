@@ -170,8 +170,8 @@ class Pool:
             tenant: whose next request finds what this one evaluated: by default the user. Nothing is kept
                 for "".
             account: whose tenants share its places and turns, an app's say: by default each has its own.
-            vector: bytes that the policy checks, the `pathlib.Path` of a file with them, or a `MicroVector`
-                of the app's own; None for the base alone.
+            vector: bytes that the policy checks, the `pathlib.Path` of a file with them, a `MicroVector` of
+                the app's own, or a list of these, a stack; None for the base alone.
             options: see `Sampling`.
 
         Raises:

@@ -126,14 +126,16 @@ class Basis:
         """Return the Frobenius norm of R; errors as for `R`."""
         return frobenius(self.R(v))
 
-    def bounded(self, values: ArrayLike) -> NDArray[np.float64]:
+    def bounded(self, values: ArrayLike, under: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
         """Return values, or, where their R is too large, shorter ones: float [n] -> float64 [n].
 
-        What a learner proposes may pass `MAX_NORM`. A fiftieth is left to the rounding of dtypes.
+        What a learner proposes may pass `MAX_NORM`, by itself or with the R that lies `under` it. A fiftieth
+        is left to the rounding of dtypes.
         """
         exact = np.asarray(values, np.float64)
         norm = frobenius(self.projection.R(exact.astype(np.float32)))
-        return exact * min(1.0, 0.98 * MAX_NORM / max(norm, 1.0))
+        most = 0.98 * MAX_NORM - (0.0 if under is None else frobenius(under))
+        return exact * min(1.0, max(most, 0.0) / max(norm, 1.0))
 
     def delta(self, module: str, v: Any) -> NDArray[np.float32]:
         """Return dW = B R A of one module, float32 [out, in] or [experts, out, in]; errors as for `R`."""

@@ -42,6 +42,8 @@ class MicroVector:
         sequence: 0 to 65535; rises with every vector of the same user.
         basis: digest of the basis that it is a point of, in hexadecimal. Where it is empty, a model takes it
             for one of the basis with so many numbers (`Bases.of`).
+        under: the vector that lies beneath it where the two act together, a stack: their R add up. Its frame
+            says nothing of that, nor does anything else here. None: it stands on the base.
 
     Raises:
         VectorError: an unknown dtype, values that are not [n], or a sequence out of range.
@@ -52,6 +54,7 @@ class MicroVector:
     dtype: str = "fp32"
     sequence: int = FIRST_SEQUENCE
     basis: str = ""
+    under: MicroVector | None = None
 
     def __post_init__(self) -> None:
         with np.errstate(over="ignore"):  # infinity is refused below
@@ -112,21 +115,24 @@ class MicroVector:
     def __repr__(self) -> str:
         values = np.array2string(self.values, precision=4, threshold=6, edgeitems=2, separator=", ")
         of = f", basis {self.basis[:8]}" if self.basis else ""
-        return f"{type(self).__name__}({values} [{len(self.values)}], {self.dtype}, {self.sequence}{of})"
+        on = "" if self.under is None else f" on {self.under!r}"
+        return f"{type(self).__name__}({values} [{len(self.values)}], {self.dtype}, {self.sequence}{of}){on}"
 
     @property
     def norm(self) -> float:
         """The Euclidean norm of the values."""
         return float(np.linalg.norm(self.values.astype(np.float64)))
 
-    def _key(self) -> tuple[str, int, str, bytes]:
-        return self.dtype, self.sequence, self.basis, self.values.tobytes()
+    def _key(self) -> tuple[Any, ...]:
+        beneath = self.under and self.under._key()
+        return self.dtype, self.sequence, self.basis, self.values.tobytes(), beneath
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, MicroVector) else NotImplemented
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.values, self.dtype, self.sequence, self.basis)  # copies are read-only too
+        whole = self.values, self.dtype, self.sequence, self.basis, self.under
+        return type(self), whole  # copies are read-only too
 
     def __hash__(self) -> int:
         return hash(self._key())
@@ -140,12 +146,14 @@ class AdmittedVector(MicroVector):
     It equals the vector that it holds, and what `dataclasses.replace` makes of it is admitted no longer.
 
     Attributes:
-        r: float32 [M, p, q], read-only.
+        r: float32 [M, p, q], read-only; of a stack the sum, in the larger shape.
+        under: that one, admitted too.
         verified_by: id of the trusted key under which its tag verified; empty for a checksum.
         user: name of the user that it was checked for.
         until: the last day on which it may be accepted; None for ever.
     """
 
+    under: AdmittedVector | None = None
     r: NDArray[np.float32] = field(init=False)
     verified_by: str = field(default="", init=False)
     user: str = field(default="", init=False)
@@ -184,8 +192,11 @@ class Policy:
        no key (RollbackError). An equal one is accepted, so that a frame may be delivered twice; under a key
        it is refused with other values, since whoever carries frames could choose between the two.
 
+    Vectors of a stack are checked each by itself, and the norm of the sum by rule 6.
+
     The highest accepted sequence of each (factors, key, user) is remembered, whatever the projection, so
-    that a user who grew from 13 numbers to 840 is not set back; while the policy lives, and with `state` in a
+    that a user who grew from 13 numbers to 840 is not set back, and apart for each place beneath another
+    vector; while the policy lives, and with `state` in a
     file that outlives it; share one policy between models to share that memory.
 
     Args:
@@ -242,13 +253,14 @@ class Policy:
         keys = ", ".join(map(tags.key_id, self._keys))
         return f"Policy({self.require!r}, keys=[{keys}], max_norm={self.max_norm:g}, {self._log!r})"
 
-    def check(self, data: bytes, known: Basis | Bases, *, user: str = "") -> AdmittedVector:
+    def check(self, data: bytes, known: Basis | Bases, *, user: str = "", beneath: int = 0) -> AdmittedVector:
         """Return the micro-vector in a frame if every rule allows it; change nothing.
 
         Args:
             data: the bytes.
             known: the basis of the vector; or all that a model has, among which a frame names its own.
             user: whose vectors they are, where an app has several: one a user, say.
+            beneath: its place, from 1, among those that lie beneath another one.
 
         Raises:
             VectorError: one of its subclasses for each rule, as listed above.
@@ -273,32 +285,52 @@ class Policy:
                 "until": None if received.until is None else expiry.day_date(received.until),
             }
         )
-        self._log.check((basis.factors.digest, key, user), received.sequence, content(key, vector))
+        source = _source(basis.factors, key, user, beneath)
+        self._log.check(source, received.sequence, content(key, vector))
         return vector
 
     def own(self, vector: MicroVector, known: Bases) -> AdmittedVector:
-        """Return a vector that the app made itself with its R: of it the norm alone is asked.
+        """Return a vector that the app made itself with its R: of it, and of a sum, the norm alone is asked.
 
         Raises:
             VectorError: it is of no basis that the model knows, or R is larger than `max_norm`.
         """
-        digests = {each.digest for each in known.values()}
-        if isinstance(vector, AdmittedVector) and vector.basis in digests and hasattr(vector, "r"):
-            return vector  # what `replace` made of one has no R
         basis = known.of(vector)
+        if isinstance(vector, AdmittedVector) and hasattr(vector, "r"):
+            return vector  # what `replace` made of one has no R
         own = {"values": vector.values, "dtype": vector.dtype, "sequence": vector.sequence}
-        return AdmittedVector._with({**own, "basis": basis.digest, "r": self._r(vector, basis)})
+        made = AdmittedVector._with({**own, "basis": basis.digest, "r": self._r(vector, basis)})
+        return made if vector.under is None else self.stacked(self.own(vector.under, known), made)
+
+    def stacked(self, under: AdmittedVector, vector: AdmittedVector) -> AdmittedVector:
+        """Return a vector with another one beneath it: R is the sum of both, in the larger shape.
+
+        Leading directions nest: a smaller R is the corner of a larger one.
+
+        Raises:
+            VectorError: R of both together is larger than `max_norm`.
+        """
+        r = np.zeros(np.maximum(under.r.shape, vector.r.shape), np.float32)
+        for each in (under.r, vector.r):
+            r[:, : each.shape[1], : each.shape[2]] += each
+        below = under if vector.under is None else self.stacked(under, vector.under)
+        alone = {name: value for name, value in vars(vector).items() if name != "digest"}
+        return AdmittedVector._with({**alone, "r": self._bounded(r, "the stack"), "under": below})
 
     def _r(self, v: Any, basis: Basis) -> NDArray[np.float32]:
-        r = basis.R(v)
+        return self._bounded(basis.R(v), "the vector")
+
+    def _bounded(self, r: NDArray[np.float32], of: str) -> NDArray[np.float32]:
         if (norm := frobenius(r)) > self.max_norm:
             raise VectorError(
-                f"R of the vector has the norm {norm:.4g}, but the policy accepts at most {self.max_norm:.4g}"
+                f"R of {of} has the norm {norm:.4g}, but the policy accepts at most {self.max_norm:.4g}"
             )
         return r
 
     @contextmanager
-    def admit(self, data: bytes, known: Basis | Bases, *, user: str = "") -> Iterator[AdmittedVector]:
+    def admit(
+        self, data: bytes, known: Basis | Bases, *, user: str = "", beneath: int = 0
+    ) -> Iterator[AdmittedVector]:
         """Check bytes, give the vector to a block that applies it, and record it once that is done.
 
             with policy.admit(data, known, user="alice") as vector:
@@ -311,11 +343,11 @@ class Policy:
             VectorError: as for `check` and `record`.
             OSError: the state file cannot be read or written.
         """
-        vector = self.check(data, known, user=user)
+        vector = self.check(data, known, user=user, beneath=beneath)
         yield vector
-        self.record(vector, known.factors, user=user)
+        self.record(vector, known.factors, user=user, beneath=beneath)
 
-    def record(self, vector: MicroVector, factors: Factors, *, user: str = "") -> None:
+    def record(self, vector: MicroVector, factors: Factors, *, user: str = "", beneath: int = 0) -> None:
         """Remember that a vector which `check` returned was applied; with a state file, durably.
 
         Raises:
@@ -325,7 +357,7 @@ class Policy:
             OSError: the state file cannot be written; it stays as it was.
         """
         key = vector.verified_by if isinstance(vector, AdmittedVector) else ""
-        self._log.record((factors.digest, key, user), vector.sequence, content(key, vector))
+        self._log.record(_source(factors, key, user, beneath), vector.sequence, content(key, vector))
 
     def highest(self, factors: Factors, *, key: str = "", user: str = "") -> int:
         """Return the highest sequence accepted of a user under a key; 0 for none. It raises as `record`."""
@@ -339,6 +371,11 @@ class Policy:
                 f"the policy requires a {self.require}, but this is a {tags.NAMES[received.kind]} frame"
             )
         return verified_by
+
+
+def _source(factors: Factors, key: str, user: str, beneath: int) -> sequences.Source:
+    """Return where a vector comes from: beneath another one an older sequence than above it is none."""
+    return factors.digest, key, f"{user}(beneath {beneath})" if beneath else user
 
 
 def content(key: str, vector: MicroVector) -> str:

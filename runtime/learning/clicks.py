@@ -70,11 +70,12 @@ class Clicks:
         start: a vector that all users begin with, trained say: clicks move it, and what they say is how far
             from it. A state is of one start, which it does not name. None: they begin with the base, and
             the basis's prior says what people want.
+        under: what lies beneath every user's vector; None for what lies beneath the start.
         n_threads: cores to use; by default all that this process may use.
 
     Raises:
         TrainError: vectors of the basis have more numbers than clicks find.
-        VectorError: the start is of another basis.
+        VectorError: the start is of another basis; what lies beneath is of none of the model.
     """
 
     def __init__(
@@ -83,9 +84,12 @@ class Clicks:
         *,
         basis: Basis | None = None,
         start: MicroVector | None = None,
+        under: MicroVector | None = None,
         n_threads: int | None = None,
     ) -> None:
         self._basis, first = beginning(llm.bases, basis, start)
+        under = under or first.under
+        self._under = None if under is None else llm.own(under)
         self._llm, self._threads = llm, n_threads
         self._start, self._sequence = first.values.astype(np.float64), 0 if start is None else start.sequence
         self._prior = self._basis.prior if start is None else None  # it is about vectors, not about steps
@@ -213,6 +217,10 @@ class Clicks:
         prompt, answers = list(clicked[0].prompt), [list(each.tokens) for each in clicked]
         temperature = clicked[0].temperature or 1.0  # a greedy answer is taken for a draw
         vector = clicked[0].vector
+        if vector is not None and vector.under != self._under:
+            raise TrainError(
+                "the answer was drawn with another vector beneath, and says nothing about this one"
+            )
         at = np.zeros_like(self._start) if vector is None else self._basis.values(vector).astype(np.float64)
         moved = [values for step in state.step * np.eye(len(at)) for values in (at + step, at - step)]
         ends = [at, self._start] if (at != self._start).any() else []
@@ -243,8 +251,8 @@ class Clicks:
         return self._of(self._start + posterior.vector(), sequence=min(self._sequence + state.clicks, 0xFFFF))
 
     def _of(self, values: NDArray[np.float64], **options: Any) -> MicroVector:
-        bounded = self._basis.bounded(values).astype(np.float32)
-        return MicroVector(bounded, basis=self._basis.digest, **options)
+        bounded = self._basis.bounded(values, getattr(self._under, "r", None)).astype(np.float32)
+        return MicroVector(bounded, basis=self._basis.digest, under=self._under, **options)
 
     def _identity(self) -> dict[str, Any]:
         return {"basis": self._basis.digest}

@@ -116,6 +116,7 @@ class RewardLearner:
         basis: of the vector; None for that of `start`, or of 13 numbers.
         start: vector to begin with; None for zeros, or, where no basis is given either, the model's own. A
             state that exists knows its own.
+        under: what lies beneath all vectors; None for what lies beneath the start.
         settings: of the loop and the search.
         path: file in which the state is kept after every step, and from which it goes on if it exists. It
             holds numbers, and neither prompts nor answers.
@@ -143,6 +144,7 @@ class RewardLearner:
         settings: TuneSettings | None = None,
         basis: Basis | None = None,
         start: MicroVector | None = None,
+        under: MicroVector | None = None,
         seed: int = 0,
         path: str | PathLike[str] | None = None,
         report: Report = lambda figures: None,
@@ -156,7 +158,10 @@ class RewardLearner:
         self._path, self._report, self._threads = None if path is None else Path(path), report, n_threads
         self._train, self._check = _hold_back(len(samples), settings.held_back, seed)
         start = start or (llm.vector if basis is None else None)
-        self._basis, self._start = basis, start = beginning(llm.bases, basis, start)
+        basis, start = beginning(llm.bases, basis, start)
+        under = under or start.under
+        self._under = None if under is None else llm.own(under)
+        self._basis, self._start = basis, replace(start, under=self._under)
         self._whitening = basis.whitening
         self._sigma = _REACH * math.sqrt(len(basis.modules) * basis.rank) / basis.projection.norm
         self._stop = False
@@ -387,7 +392,8 @@ class RewardLearner:
 
     def _vector(self, values: Sequence[float] | NDArray[np.float64]) -> MicroVector:
         whole = np.array(values, np.float64).reshape(self._basis.size)
-        return replace(self._start, values=self._basis.bounded(whole).astype(np.float32))
+        bounded = self._basis.bounded(whole, getattr(self._under, "r", None))
+        return replace(self._start, values=bounded.astype(np.float32))
 
     def _pick(self, step: int) -> list[int]:
         """The prompts of a step: every epoch visits all of them in an order of its own."""
@@ -451,6 +457,7 @@ class RewardLearner:
         return {
             "basis": self._basis.digest,
             "prior": None if (prior := self._basis.prior) is None else prior.digest,
+            "under": None if self._under is None else self._under.digest.hex(),
             "seed": self._seed,
             "number of prompts": len(self._train),
             "number held back": len(self._check),

@@ -185,7 +185,7 @@ def load_state(path: str | PathLike[str], kind: type[State], identity: dict[str,
     except (ValueError, KeyError, TypeError) as error:
         raise TrainError(f"{path} is not a usable state: {error}. Remove it to begin anew") from None
     for key, value in identity.items():
-        if key not in found or found[key] != value:
+        if found.get(key) != value:
             raise TrainError(
                 f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is {value!r}. "
                 "Name another file, or remove it to begin anew"

@@ -99,7 +99,8 @@ def measure_drift(
 
     Args:
         llm: a loaded model, of either engine. Neither its vector nor its context is touched.
-        vector: to measure; None, for the base itself, has a drift of 0.
+        vector: to measure; None, for the base itself, has a drift of 0. What lies beneath it takes the place
+            of the base.
         prompts: texts, lists of chat messages, or samples. A sample with an `answer`, or with `answers` in
             its data, is checked for being right. None: those that are shipped (`tasks.builtin.load_general`).
         count: ask the first so many only.
@@ -115,7 +116,8 @@ def measure_drift(
         raise TrainError("drift is measured on prompts, and there are none: give at least one")
     with llm.batch(samples, max(_DRAWN, _JUDGED), n_threads=n_threads) as batch:
         tokens = batch.encode(samples)
-        drawn = batch.generate(tokens, max_tokens=_DRAWN, temperature=1.0, seed=seed)
+        under = None if vector is None else vector.under
+        drawn = batch.generate(tokens, vectors=under, max_tokens=_DRAWN, temperature=1.0, seed=seed)
         kept = [(p, each.tokens.tolist()) for p, each in zip(tokens, drawn, strict=True) if len(each.tokens)]
         if not kept:
             raise TrainError(
@@ -123,9 +125,9 @@ def measure_drift(
                 "drift on: give prompts that it answers"
             )
         contexts, answers = [prompt for prompt, _ in kept], [[tokens] for _, tokens in kept]
-        found = batch.score_each([None, vector], contexts, answers)
+        found = batch.score_each([under, vector], contexts, answers)
         here, there = (np.concatenate([row for (row,) in each]) for each in found)
-        base, own = batch.answer_each([None, vector], samples, max_tokens=_JUDGED, temperature=0.0, seed=seed)
+        base, own = batch.answer_each([under, vector], samples, max_tokens=_JUDGED, seed=seed)
     known = [(i, expected) for i, sample in enumerate(samples) if (expected := _checkable(sample))]
     return Drift(
         *divergence(here, there, [len(tokens) for (tokens,) in answers]),

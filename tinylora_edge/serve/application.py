@@ -21,6 +21,7 @@ from starlette.routing import Route
 from ..basis import MAX_NORM
 from ..errors import OptionError, RequestError, TrainError
 from ..formats.bundle import load_bundle
+from ..runtime.admission import VectorSource, admit
 from ..runtime.pool import Pool
 from ..vector import Policy
 from ..wire import text
@@ -47,6 +48,7 @@ def app(
     signer: Signer | None = None,
     page: bool = False,
     vector: bytes | None = None,
+    under: VectorSource | None = None,
     **pool_options: Any,
 ) -> Starlette:
     """Return a server of a bundle as an ASGI app, its model loaded.
@@ -65,6 +67,7 @@ def app(
         signer: of the vectors that it learns; None for a checksum.
         page: whether the app has a page, at `/`, whose token is the only API key; it needs a store.
         vector: a frame that the page begins with; None for what clicks made, or the base.
+        under: a shared vector, or several, beneath every user's. The base is answered by without it.
         pool_options: those of `runtime.Pool`.
 
     Raises:
@@ -91,15 +94,18 @@ def app(
             opened = Store(store, bases)
             unless_made.callback(opened.close)
         policy = Policy(keys=keys, max_norm=max_norm, state=opened.sequences if opened else state)
+        shared = None if under is None else admit(under, bases, policy, beneath=True)
         if page and opened is not None:
             edited = editor.VectorEditor(bases, policy, opened, vector)
             api_keys = ApiKeys({edited.token: editor.USER})
         pool = Pool(bundle, policy=policy, waiting=limits.requests, **pool_options)
         unless_made.callback(pool.close)
         if states is not None and opened is not None:
-            feedback = Feedback(pool, opened, Path(states), signer)
+            feedback = Feedback(pool, opened, Path(states), signer, shared)
         unless_made.pop_all()
-    service = Service(pool, name=name, store=opened, api_keys=api_keys, limits=limits, feedback=feedback)
+    service = Service(
+        pool, name=name, store=opened, api_keys=api_keys, limits=limits, feedback=feedback, under=shared
+    )
 
     @asynccontextmanager
     async def lifespan(made: Starlette) -> AsyncIterator[None]:

@@ -34,6 +34,7 @@ from ..errors import (
 )
 from ..jsonio import parse_json
 from ..runtime import SampledAnswer
+from ..runtime.admission import VectorSource
 from ..runtime.answers import Answer, Finish, Piece, Reply, SamplingOptions, sampling_of, usage
 from ..runtime.pool import AnswerStream
 from ..runtime.turns import Who
@@ -341,7 +342,10 @@ async def _start(
 ) -> list[AnswerStream]:
     if service.draining:
         raise going_down()
-    whose: Any = {"user": user, "tenant": who.tenant, "account": who.account, "vector": vector}
+    stack: VectorSource | None = vector
+    if vector is not None and service.under is not None:
+        stack = [service.under, vector]
+    whose: Any = {"user": user, "tenant": who.tenant, "account": who.account, "vector": stack}
     streams = [
         service.pool.stream(body.prompt, raw=not body.chat, choice=choice, **whose, **body.options)
         for choice in range(body.choices)

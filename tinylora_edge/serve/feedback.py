@@ -26,18 +26,20 @@ class Feedback:
     """Users' clicks on this server's answers: each moves the user's vector, which the store keeps.
 
     `tell`, `prefer` and `forget` are called one after the other (`Service.in_turn`). `folder` is for users'
-    states; without a signer vectors have a checksum.
+    states; without a signer vectors have a checksum. `under` is what lies beneath all of them.
 
     Raises:
         VectorError: the policy would refuse what is learned here.
     """
 
-    def __init__(self, pool: Pool, store: Store, folder: Path, signer: Signer | None) -> None:
+    def __init__(
+        self, pool: Pool, store: Store, folder: Path, signer: Signer | None, under: MicroVector | None = None
+    ) -> None:
         self._bases, self._policy, self._store, self._signer = pool.bases, pool.policy, store, signer
         self._basis = basis = pool.bases.basis(numbers=NUMBERS)
         zeros = MicroVector.zeros(basis).to_bytes(basis, signer or "crc32")
         self._signed_by = pool.policy.check(zeros, basis).verified_by  # a key's id; empty for a checksum
-        self._clicks = Clicks(pool.model, basis=basis)
+        self._clicks = Clicks(pool.model, basis=basis, under=under)
         self._folder: Path = folder / basis.id
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         self._answers = OrderedDict[str, tuple[str, SampledAnswer]]()  # id -> its user, the answer

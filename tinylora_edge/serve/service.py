@@ -13,6 +13,7 @@ from ..errors import TinyLoraError
 from ..runtime.loop import Load
 from ..runtime.pool import Pool
 from ..runtime.turns import Shares
+from ..vector import MicroVector
 from .access import ApiKeys, Limits, RefusedError
 from .feedback import Feedback
 from .store import Store
@@ -59,6 +60,7 @@ class Service:
         hosts: that a request without a key has to be to; empty for any. A web page whose name leads to
             127.0.0.1 would otherwise be taken for this server's own.
         feedback: None where the server does not learn from clicks.
+        under: what lies beneath every vector, but not beneath the base; None for nothing.
         draining: the server goes down, and takes no more requests.
         places: of open requests.
     """
@@ -72,7 +74,9 @@ class Service:
         api_keys: ApiKeys | None,
         limits: Limits,
         feedback: Feedback | None,
+        under: MicroVector | None = None,
     ) -> None:
+        self.under = under
         self.pool, self.name, self.store, self.limits = pool, name, store, limits
         self.api_keys, self.feedback = api_keys, feedback
         self.hosts: frozenset[str] = frozenset()
