@@ -159,9 +159,9 @@ class RewardLearner:
         self._train, self._check = _hold_back(len(samples), settings.held_back, seed)
         start = start or (llm.vector if basis is None else None)
         basis, start = beginning(llm.bases, basis, start)
-        under = under or start.under
-        self._under = None if under is None else llm.own(under)
-        self._basis, self._start = basis, replace(start, under=self._under)
+        start = start if under is None else replace(start, under=under)
+        self._under = None if start.under is None else llm.own(start.under)
+        self._basis, self._start = basis, start
         self._whitening = basis.whitening
         self._sigma = _REACH * math.sqrt(len(basis.modules) * basis.rank) / basis.projection.norm
         self._stop = False

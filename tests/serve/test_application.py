@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,20 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from tinylora_edge import OptionError, TinyLoraError, serve
+from tinylora_edge import (
+    Bases,
+    Basis,
+    MicroVector,
+    OptionError,
+    RollbackError,
+    TinyLoraError,
+    VectorError,
+    runtime,
+    serve,
+)
 from tinylora_edge.runtime import SampledAnswer
 from tinylora_edge.serve import ApiKeys, process
+from tinylora_edge.wire import text
 
 SMALL: dict[str, Any] = {"n_ctx": 256, "contexts": 1, "n_threads": 1}
 BODY = {"model": "tiny", "prompt": "abc", "max_tokens": 3}
@@ -63,6 +75,46 @@ def test_one_user_makes_the_server_forget_nobody_else(
         app.state.service.feedback.remember(f"m{number}", "mallory", answer)
     assert list(app.state.service.feedback._answers) == ["a", "m5", "m6", "m7", "m8"]
     app.state.service.close()
+
+
+def test_a_shared_vector_lies_beneath_every_users_and_not_beneath_the_base(
+    tiny: Path, bases: Bases, tmp_path: Path
+) -> None:
+    def frame(basis: Basis, norm: float, user: str = "", **fields: Any) -> bytes:
+        return replace(MicroVector.random(basis, norm, seed=1), **fields).to_bytes(basis, user=user)
+
+    shared, own = frame(bases.basis(rank=8), 6.0, sequence=9), frame(bases.basis(numbers=13), 3.0, "alice")
+    options: dict[str, Any] = {"prompt": "abc", "max_tokens": 12, "temperature": 0}
+
+    async def expected(vector: Any) -> str:
+        async with runtime.Pool(tiny, **SMALL) as pool:
+            return (await pool.complete(**options, user="alice", vector=vector)).text
+
+    files = {"store": tmp_path / "users.db", "states": tmp_path / "states"}
+    app = serve.app(tiny, under=shared, **files, **SMALL)
+    service = app.state.service
+
+    def answer(**body: Any) -> tuple[str, str]:
+        status, found = asyncio.run(send_request(app, "POST", "/v1/completions", options | body))
+        assert status == 200, found
+        return found["choices"][0]["text"], found["id"]
+
+    service.store.put("alice", own, service.pool.policy)
+    both, name = answer(model="tiny@alice")
+    assert both == asyncio.run(expected([shared, own])) != asyncio.run(expected(own))
+    assert answer(model="tiny", user="alice", vector=text.encode(own))[0] == both
+    assert answer(model="tiny", user="bob")[0] == asyncio.run(expected(None)) != both
+    assert (
+        asyncio.run(send_request(app, "POST", "/v1/completions", options | {"model": "tiny@bob"}))[0] == 404
+    )
+    stored = service.feedback.tell(name.removeprefix("cmpl-"), 1, None)
+    assert (stored.sequence, len(stored.frame)) == (2, len(own))
+    assert answer(model="tiny@alice")[0] == asyncio.run(expected([shared, stored.frame]))
+    service.close()
+    older = frame(bases.basis(rank=8), 6.0, sequence=8)
+    for refused, error in ((older, RollbackError), (b"no vector", VectorError), ([], VectorError)):
+        with pytest.raises(error):
+            serve.app(tiny, under=refused, **files, **SMALL)
 
 
 def test_a_name_with_a_slash_below_a_path(tiny: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,14 @@ def click(clicks: Clicks, state: Path, rounds: int) -> MicroVector:
     return clicks.vector(state)
 
 
+@pytest.mark.parametrize("stacked", [False, True])
 def test_a_score_is_the_gradient_of_what_the_model_says(
-    llm: TinyLoraLlama, clicks: Clicks, tmp_path: Path
+    llm: TinyLoraLlama, tmp_path: Path, stacked: bool
 ) -> None:
+    under = MicroVector.random(llm.bases.basis(rank=8), 3.0, seed=7) if stacked else None
+    clicks = Clicks(llm, basis=llm.bases.basis(numbers=5), under=under, n_threads=1)
     vector = click(clicks, tmp_path / "s", 1)
+    assert vector.under == under
     (given,) = clicks.ask(PROMPTS[1], vector, count=1, **OPTIONS)
     state, _ = clicks._read(tmp_path / "s")
     state.step = step = 0.02
@@ -67,12 +72,14 @@ def test_a_score_is_the_gradient_of_what_the_model_says(
     assert at.any()
 
     def alone(values: np.ndarray) -> float:
-        return logprob(llm, MicroVector(values.astype(np.float32)), given)
+        return logprob(llm, MicroVector(values.astype(np.float32), under=under), given)
 
     assert ratios[0] == pytest.approx(alone(at) - alone(np.zeros_like(at)), abs=2e-3)
     expected = [(alone(at + e) - alone(at - e)) / (2 * step) for e in step * np.eye(len(at))]
     np.testing.assert_allclose(scores[0], expected, atol=0.05)
     assert np.abs(expected).max() > 0.2
+    with pytest.raises(TrainError, match="another vector beneath"):
+        clicks.tell(tmp_path / "s", replace(given, vector=replace(vector, under=vector)), 1)
 
 
 @pytest.mark.parametrize("reward", [1, -1])

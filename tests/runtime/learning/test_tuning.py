@@ -8,6 +8,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,21 @@ class TestLearning:
             assert tuning.state.start == [0.0] * basis.size, "the model's own vector is of another basis"
             assert tuning.run("2ktokens").vector.basis == basis.digest
             assert len(tuning.state.search["start"]) == basis.size
+
+    def test_what_lies_beneath_stays(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
+        shared = MicroVector.random(llm.bases.basis(rank=8), 2.0, seed=5)
+        llm.swap([shared, MicroVector.zeros(llm.bases.basis(numbers=5))])
+        tuning = RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
+        drawn: list[Any] = []
+        own = llm.own
+        llm.own = lambda vector: drawn.append(vector) or own(vector)  # type: ignore[func-returns-value, method-assign]
+        found = tuning.run("3ktokens").vector
+        assert len(drawn) > 4
+        assert {each.under for each in (*drawn, found)} == {shared}
+        with pytest.raises(TrainError, match="its under is"):
+            RewardLearner(
+                llm, PROMPTS, favoured, start=replace(found, under=None), path=tmp_path / "state", **QUICK
+            )
 
     def test_in_onnx_too(self) -> None:
         bundle = onnx_bundles.without_template()
