@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -86,31 +87,33 @@ def test_a_shared_vector_lies_beneath_every_users_and_not_beneath_the_base(
     shared, own = frame(bases.basis(rank=8), 6.0, sequence=9), frame(bases.basis(numbers=13), 3.0, "alice")
     options: dict[str, Any] = {"prompt": "abc", "max_tokens": 12, "temperature": 0}
 
-    async def expected(vector: Any) -> str:
+    async def answered(vector: Any) -> str:
         async with runtime.Pool(tiny, **SMALL) as pool:
             return (await pool.complete(**options, user="alice", vector=vector)).text
+
+    def expected(vector: Any) -> str:
+        return asyncio.run(answered(vector))
 
     files = {"store": tmp_path / "users.db", "states": tmp_path / "states"}
     app = serve.app(tiny, under=shared, **files, **SMALL)
     service = app.state.service
-
-    def answer(**body: Any) -> tuple[str, str]:
-        status, found = asyncio.run(send_request(app, "POST", "/v1/completions", options | body))
-        assert status == 200, found
-        return found["choices"][0]["text"], found["id"]
-
     service.store.put("alice", own, service.pool.policy)
-    both, name = answer(model="tiny@alice")
-    assert both == asyncio.run(expected([shared, own])) != asyncio.run(expected(own))
-    assert answer(model="tiny", user="alice", vector=text.encode(own))[0] == both
-    assert answer(model="tiny", user="bob")[0] == asyncio.run(expected(None)) != both
-    assert (
-        asyncio.run(send_request(app, "POST", "/v1/completions", options | {"model": "tiny@bob"}))[0] == 404
-    )
-    stored = service.feedback.tell(name.removeprefix("cmpl-"), 1, None)
-    assert (stored.sequence, len(stored.frame)) == (2, len(own))
-    assert answer(model="tiny@alice")[0] == asyncio.run(expected([shared, stored.frame]))
-    service.close()
+    with TestClient(app) as client:
+
+        def answer(**body: Any) -> Any:
+            return client.post("/v1/completions", json=options | body)
+
+        both = answer(model="tiny@alice").json()
+        found = both["choices"][0]["text"]
+        assert found == expected([shared, own]) != expected(own)
+        brought = answer(model="tiny", user="alice", vector=text.encode(own)).json()
+        assert brought["choices"] == both["choices"]
+        assert answer(model="tiny", user="bob").json()["choices"][0]["text"] == expected(None) != found
+        assert answer(model="tiny@bob").status_code == 404
+        assert client.post("/v1/feedback", json={"id": both["id"], "reward": 1}).json()["sequence"] == 2
+        frame_of_now = service.store.get("alice").frame
+        assert len(frame_of_now) == len(own)
+        assert answer(model="tiny@alice").json()["choices"][0]["text"] == expected([shared, frame_of_now])
     older = frame(bases.basis(rank=8), 6.0, sequence=8)
     for refused, error in ((older, RollbackError), (b"no vector", VectorError), ([], VectorError)):
         with pytest.raises(error):
