@@ -3,15 +3,15 @@
     python benchmarks/public.py snips FOLDER --arms rank-8 lora-8 --seeds 0 1 2 --study public.jsonl
     python benchmarks/public.py clinc FOLDER --arms rank-8
 
-`FOLDER` is what `_sets.py` says. An arm is `rank-K` or `rank-PxQ`, all entries of R; `keep-K`, that with
-`--keep`; `learned-13`, the shipped directions; `lora-K`, a LoRA on the same layers; `base`; `shots`, the best
-of nine prompts of worked examples; the file of a vector, `*.bin`; `tf-idf` and `tf-idf-N`, a classifier,
-which needs scikit-learn; or one of `SERVICES`.
+`FOLDER` is what `_sets.py` says. An arm is `rank-K` or `rank-PxQ`, all entries of R; `plain-K`, without
+whitened steps; `keep-K`, with `--keep`; `learned-13`, the shipped directions; `lora-K`, a LoRA on the same
+layers; `base`; `shots`, the best of nine prompts of worked examples; the file of a vector, `*.bin`; `tf-idf`
+and `tf-idf-N`, a classifier, which needs scikit-learn; or one of `SERVICES`.
 
 Every arm sees the same samples in the same order, and its last vector is measured: nothing is chosen by what
 is measured on. Vectors answer in llama.cpp on the quantized weights; the LoRA answers in torch on the same
-weights, dequantized. `--held` holds answers to a schema of the training data's calls. A run that is in the
-record is not run again.
+weights, dequantized. Nats a token of the given answers are measured in torch for all. `--held` holds answers
+to a schema of the training data's calls. A run that is in the record is not run again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ from tinylora_edge.tasks.builtin import load_general
 from tinylora_edge.train import Adapter, Group, Learner
 from tinylora_edge.train.batches import KEEP, REHEARSED_TOKENS, Rehearsal
 from tinylora_edge.train.model import give_back, hf_names, load_model
-from tinylora_edge.train.trainer import default_lr
+from tinylora_edge.train.trainer import WHITENED, default_lr
+from tinylora_edge.train.whitening import whitened
 
 LORA_LR = 2e-3
 SHOTS, CHOSEN = (2, 4, 8), 14  # examples in a prompt, and training samples that choose among prompts
@@ -75,7 +76,7 @@ class Lora(nn.Module):
 
         return add
 
-    def giving(self, r: None) -> nullcontext[None]:
+    def using(self, r: None) -> nullcontext[None]:
         """Every prompt has this LoRA: there is no R to give to some."""
         return nullcontext(r)
 
@@ -100,7 +101,14 @@ class Run:
         self.longest = data.max_tokens or max(given) + 8
 
     def measured(
-        self, arm: str, seed: int, steps: int, lr: float | None, frames: Path | None
+        self,
+        arm: str,
+        seed: int,
+        steps: int,
+        lr: float | None,
+        frames: Path | None,
+        *,
+        answered: bool = True,
     ) -> dict[str, Any]:
         """Train one arm, and return its losses and what it scores on the set."""
         began = time.monotonic()
@@ -113,33 +121,35 @@ class Run:
             adapter: Any = Lora(self.model, self.bundle, int(size), seed)
             trained, lr = list(adapter.trained), lr or LORA_LR
         else:
-            basis = (
-                learned(self.bundle.bases)
-                if kind == "learned"
-                else self.bundle.bases.basis(rank=read_shape(size))
-            )
+            bases = self.bundle.bases
+            basis = learned(bases) if kind == "learned" else bases.basis(rank=read_shape(size))
             adapter = Adapter(self.model, basis)
             trained, lr = [adapter.v], lr or default_lr(basis, "sft")
         learner = Learner(self.model, adapter, temperature=1.0, workers=cores())
         kept = self._rehearsal(learner) if kind == "keep" else None
-        losses = self._fit(learner, trained, basis, lr, seed, steps, kept)
+        plain = basis is None or kind == "plain"
+        losses = self._fit(learner, trained, lr, seed, steps, kept, plain=plain)
         took = time.monotonic() - began
         numbers = sum(part.numel() for part in trained)
         facts: dict[str, Any] = {"lr": lr, "numbers": numbers, "losses": losses, "train_s": took}
         if kept is not None:
             facts["keep"] = KEEP
+        facts["nats"] = self._nats(learner)
+        answers: list[str] = []
         if basis is None:
-            answers, facts["bytes"] = self._torch_answers(), 4 * numbers
+            facts["bytes"] = 4 * numbers
+            answers = self._torch_answers() if answered else []
         else:
             vector = replace(adapter.vector(), dtype="int8")
             data = vector.to_bytes(basis)
             facts["bytes"] = len(data)
             if frames is not None:
                 (frames / f"{self.data.name}-{arm}-{steps}-s{seed}.bin").write_bytes(data)
-            answers = self.answers(vector)
+            answers = self.answers(vector) if answered else []
         learner.close()
         adapter.detach()
-        return facts | self.data.figures(answers) | {"answer_s": time.monotonic() - began - took}
+        figures = self.data.figures(answers) if answered else {}
+        return facts | figures | {"answer_s": time.monotonic() - began - took}
 
     def _given(self, frame: Path | None) -> dict[str, Any]:
         """Return the figures of a vector that is there already, or of the base."""
@@ -185,34 +195,42 @@ class Run:
         self,
         learner: Learner,
         trained: list[Tensor],
-        basis: Any,
         lr: float,
         seed: int,
         steps: int,
         kept: Rehearsal | None,
+        *,
+        plain: bool,
     ) -> list[float]:
-        """Train in place, and return the losses. In a basis with a prior Adam steps by z, as the trainer."""
-        z = trained if basis is None else [torch.zeros_like(trained[0])]
+        """Train in place, and return the losses. Steps are in the trainer's coordinates, unless plain."""
+        z, losses, coordinates = [torch.zeros_like(part) if not plain else part for part in trained], [], None
         adam = torch.optim.Adam(z, lr=lr, betas=(0.9, 0.99))
-        losses = []
+        if not plain:
+            first = np.random.default_rng((seed, 3, 0)).permutation(len(self.data.train))[:WHITENED]
+            coordinates = whitened(learner, lambda: [self._group(self.data.train[i]) for i in first])
         for step in range(steps):
             groups = [self._group(self.data.train[i]) for i in self._order(seed, step)]
             loss, gradients = differentiated(learner, trained, groups)
             if kept is not None:
                 pull = kept.gradient(step)
                 gradients[0] = gradients[0] + KEEP * pull.grad
+            if coordinates is not None:
+                gradients = [torch.from_numpy(np.float32(coordinates.gradient(gradients[0].numpy())))]
             for part, gradient in zip(z, gradients, strict=True):
                 part.grad = gradient
-            if basis is not None:
-                z[0].grad = torch.from_numpy(np.float32(basis.whitening.gradient(gradients[0].numpy())))
             adam.param_groups[0]["lr"] = lr * (1 - 0.9 * step / max(steps - 1, 1))  # as the trainer has it
             adam.step()
-            if basis is not None:
-                learner.adapter.set(np.float32(basis.whitening.values(z[0].detach().numpy())))
+            if coordinates is not None:
+                learner.adapter.set(np.float32(coordinates.values(z[0].detach().numpy())))
             losses.append(loss)
             if step % 10 == 9:
                 print(f"step {step + 1}: loss {np.mean(losses[-10:]):.3f}", flush=True)
         return losses
+
+    def _nats(self, learner: Learner) -> float:
+        """Return the loss of the given answers to the test samples, nats a token."""
+        scores = learner.measure([self._group(sample) for sample in self.data.test])
+        return -float(torch.cat(scores).mean())
 
     def _order(self, seed: int, step: int) -> list[int]:
         """Return which samples a step learns from: every epoch visits all, in an order of its own."""
@@ -293,6 +311,7 @@ def main() -> None:
     arguments.add_argument(
         "--each", type=int, default=70, help="utterances an intent (snips); 2000: all of them"
     )
+    arguments.add_argument("--nats", action="store_true", help="measure the loss alone, without answers")
     arguments.add_argument("--held", action="store_true", help="hold answers to the set's schema (snips)")
     arguments.add_argument("--n", type=int, help="test samples, evenly chosen; by default all")
     arguments.add_argument("--steps", type=int, help="by default those of the set")
@@ -328,10 +347,17 @@ def main() -> None:
                 elif arm.startswith("tf-idf"):
                     found = classified(data, arm)
                 else:
-                    learns = arm.split("-")[0] in ("rank", "keep", "learned", "lora")
+                    learns = arm.split("-")[0] in ("rank", "plain", "keep", "learned", "lora")
                     run = Run(bundle, data, trained=learns, held=options.held)
                     with closing(run.llm):
-                        found = run.measured(arm, each["seed"], each["steps"], options.lr, options.frames)
+                        found = run.measured(
+                            arm,
+                            each["seed"],
+                            each["steps"],
+                            options.lr,
+                            options.frames,
+                            answered=not options.nats,
+                        )
                 about: dict[str, Any] = {"samples": len(data.train), "batch": data.batch}
                 environment = bench.environment()
                 about |= {

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ..basis import Basis
@@ -79,6 +80,20 @@ class Adapter(nn.Module):
         finally:
             self._forward.own = None
 
+    @contextmanager
+    def observing(self) -> Iterator[list[list[NDArray[np.float64]]]]:
+        """Sum A x (A x)' and B' d (B' d)' over the tokens of this thread's backward passes of a block.
+
+        Yields:
+            both of each module, float64 [q, q] and [p, p]; d are gradients at the module's output.
+        """
+        found: list[list[NDArray[np.float64]]] = [[] for _ in self.basis.modules]
+        self._forward.moments = found
+        try:
+            yield found
+        finally:
+            self._forward.moments = None
+
     def detach(self) -> None:
         """Give the model back as it was (frozen)."""
         while self._handles:
@@ -96,14 +111,17 @@ class Adapter(nn.Module):
         self._forward.r = self.R() if own is None else own
 
     def _hook(self, position: int, a: Tensor, b: Tensor) -> Any:
+        def watch(low: Tensor | None = None, high: Tensor | None = None) -> None:
+            if time.monotonic() > self.until:
+                raise Stopped
+            moments = getattr(self._forward, "moments", None)
+            if moments is not None and low is not None and high is not None:
+                moments[position] = [(each.mT @ each).double().cpu().numpy() for each in (low, high)]
+
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + SidePath.apply(inputs[0], self._forward.r[position], a, b, self._check)
+            return output + SidePath.apply(inputs[0], self._forward.r[position], a, b, watch)
 
         return add
-
-    def _check(self) -> None:
-        if time.monotonic() > self.until:
-            raise Stopped
 
 
 def projected(v: Tensor, projection: Projection) -> Tensor:
@@ -132,16 +150,17 @@ class SidePath(torch.autograd.Function):
 
     Shapes: x [..., in], R [p, q], A [q, in], B [out, p] -> [..., out]. Every token of one row may have its
     own R: x [1, tokens, in], R [tokens, p, q]. R is float32 (or float64); the rest share the base's dtype.
-    `check` is called before either pass, and may raise.
+    `watch` is called before the forward pass, and in the backward pass with x A^T and the gradient at the
+    output of R, of all tokens; it may raise.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, r: Tensor, a: Tensor, b: Tensor, check: Callable[[], None] = lambda: None
+        ctx: Any, x: Tensor, r: Tensor, a: Tensor, b: Tensor, watch: Callable[..., None] = lambda *_: None
     ) -> Tensor:
         """Return the side path's output."""
-        check()
-        ctx.check = check
+        watch()
+        ctx.watch = watch
         low = x @ a.T
         ctx.save_for_backward(low, r, a, b)
         # R stays in float32: rounded to bfloat16, steps of v below 0.4 % would do nothing
@@ -150,9 +169,9 @@ class SidePath(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """Return the gradients of x and R."""
-        ctx.check()
         low, r, a, b = ctx.saved_tensors
         high = (grads[0] @ b).to(r.dtype)  # [..., p]: the gradient at the output of R
+        ctx.watch(low.to(r.dtype).flatten(0, -2), high.flatten(0, -2))
         grad_x = grad_r = None
         if ctx.needs_input_grad[0]:
             grad_x = _times(high, r).to(low.dtype) @ a

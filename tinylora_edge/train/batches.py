@@ -70,6 +70,14 @@ class Sampled:
         }
         return groups, metrics
 
+    def likely(self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]) -> list[Group]:
+        """Return as many completions as samples, of the first of them, drawn under a vector."""
+        samples = samples[: max(1, len(samples) // self._each)]
+        drawn, _ = self._draw(vector, samples, self.temperature, seed)
+        ones = np.ones(self._each, np.float32)
+        pairs = zip(samples, drawn, strict=True)
+        return [Group(self._encode(sample), [each.tokens for each in group], ones) for sample, group in pairs]
+
     def differing(
         self, vector: MicroVector, samples: Sequence[Sample], temperature: float, seed: tuple[int, ...]
     ) -> float:
@@ -134,6 +142,10 @@ class Demonstrations:
         groups = self.groups(samples)
         total = sum(len(group.completions[0]) for group in groups)
         return groups, {"tokens": total, "length": total / len(samples)}
+
+    def likely(self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]) -> list[Group]:
+        """Return the prompts with their answers."""
+        return self.groups(samples)
 
     def groups(self, samples: Sequence[Sample]) -> list[Group]:
         """Return the prompts with their answers."""

@@ -177,6 +177,17 @@ class Learner:
 
         return self._gradient(groups, loss)
 
+    def moments(self, groups: Sequence[Group]) -> list[list[NDArray[np.float64]]]:
+        """Return the second moments at each module of the log-likelihood of completions (`observing`)."""
+
+        def run(chosen: Sequence[Group]) -> list[list[NDArray[np.float64]]]:
+            with self.adapter.observing() as found:
+                torch.autograd.grad(torch.cat(self.logprobs(chosen)).sum(), [self.adapter.v])
+            return found
+
+        passes = zip(*self._map(run, groups), strict=True)
+        return [[sum(parts[1:], parts[0]) for parts in zip(*module, strict=True)] for module in passes]
+
     def pull(self, groups: Sequence[Group]) -> Gradient:
         """Return KL(base || v) of the next token, the mean over those of the completions, and its gradient.
 

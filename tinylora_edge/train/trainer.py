@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..errors import TrainError
+from ..prior import Whitening
 from ..runtime.batch import Stopped
 from ..runtime.learning.state import Report
 from ..tasks import Sample, Task
@@ -25,6 +26,7 @@ from .batches import KEEP, Demonstrations, Rehearsal, Sampled
 from .checkpoint import TrainState, load, save
 from .learner import Group, Learner, tokens_of, work_of
 from .options import Options, Phase, Result
+from .whitening import ModuleWhitening, whitened
 
 _BETAS = 0.9, 0.99
 _ANNEAL = 0.1  # step size of the last step over that of the first
@@ -39,6 +41,7 @@ _GRACE = 1.25  # times the minutes: what is not done by then is given up
 _PROBE = 64  # tokens of a prompt, and of an answer, by which the time of a run is foreseen
 _SILENT = 2  # steps without signal in a row, which are reported
 _SILENCE = 10  # of them, after which GRPO ends
+WHITENED = 32  # prompts, from which the coordinates of steps are
 DIFFER = 0.25  # of the groups, in whose rewards GRPO needs some difference to be worth its time
 _HOTTER = 1.0, 1.3  # temperatures to try above a task's own
 _LENGTHS = {"sft": 3.5, "grpo": 0.5}
@@ -107,7 +110,9 @@ class Trainer:
                 "give as many, or make them of another vector's with train.grown"
             )
         self.basis = basis
-        self.state = TrainState.start(np.array(options.start or [0.0] * basis.size, np.float32))
+        self._start = np.array(options.start or [0.0] * basis.size, np.float32)
+        self.state = TrainState.start(self._start)
+        self._whitening: Whitening | ModuleWhitening | None = None
         self._stop = False
         self._validated, self._since, self._took = 0, 0.0, 0.0  # the step, seconds of steps since, its own
         self._longest = 0.0  # seconds of a step
@@ -336,7 +341,7 @@ class Trainer:
             pull = self._rehearsal.gradient(state.step)
             by_v = by_v + KEEP * pull.grad
             result["moved"] = pull.loss
-        grad = self._by_z(by_v.numpy().astype(np.float32))
+        grad = np.asarray(self._coordinates().gradient(by_v.numpy()), np.float32)
         norm = float(np.linalg.norm(grad))
         if not np.isfinite(norm):
             return result | {"skipped": "non-finite gradient"}
@@ -349,8 +354,8 @@ class Trainer:
     def _update(self, grad: NDArray[np.float32], lr: float) -> None:
         """One step of Adam (Kingma & Ba, 2015).
 
-        Its steps are as long in every coordinate, and are taken in those in which all directions are as
-        likely to be wanted: the gradient and both moments are by z (`Basis.whitening`), the step goes to v.
+        Its steps are as long in every coordinate, and are taken in those in which all directions count alike:
+        the gradient and both moments are by z (`whitened`), the step goes to v.
         """
         state = self.state
         state.updates += 1
@@ -359,14 +364,18 @@ class Trainer:
         state.s = second * state.s + (1 - second) * grad**2
         m = state.m / (1 - first**state.updates)
         s = state.s / (1 - second**state.updates)
-        step = self._by_v(lr * m / (np.sqrt(s) + 1e-8))
+        step = self._coordinates().values(lr * m / (np.sqrt(s) + 1e-8))
         state.v = self.basis.bounded(state.v - step).astype(np.float32)
 
-    def _by_z(self, gradient: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(self.basis.whitening.gradient(gradient), np.float32)
-
-    def _by_v(self, step: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(self.basis.whitening.values(step), np.float32)
+    def _coordinates(self) -> Whitening | ModuleWhitening:
+        """Return the coordinates of steps: by the start and the first prompts, as in a resumed run."""
+        if self._whitening is None:
+            prompts = [self._train[i] for i in self._order(0)[:WHITENED]]
+            drawn, seed = self._vector(self._start), (self.options.seed, 5)
+            self.learner.adapter.set(self._start)
+            self._whitening = whitened(self.learner, lambda: self._batches.likely(drawn, prompts, seed))
+            self.learner.adapter.set(self.state.v)
+        return self._whitening
 
     def _judge(self, write: Report) -> dict[str, float]:
         """Validate; keep what is as good as the highest so far, or go back from a collapse.
@@ -406,9 +415,11 @@ class Trainer:
         chosen = []
         for position in range(step * size, (step + 1) * size):
             epoch, offset = divmod(position, count)
-            order = np.random.default_rng((self.options.seed, 3, epoch)).permutation(count)
-            chosen.append(self._train[order[offset]])
+            chosen.append(self._train[self._order(epoch)[offset]])
         return chosen
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng((self.options.seed, 3, epoch)).permutation(len(self._train))
 
     def _save(self) -> None:
         save(self._checkpoint, self.state, self._identity)
