@@ -47,7 +47,7 @@ def whitened(learner: Learner, groups: Callable[[], Sequence[Group]]) -> Whiteni
         groups: makes the completions whose likelihood says which directions matter.
     """
     basis = learner.adapter.basis
-    p, q = basis.R(np.zeros(basis.size, np.float32)).shape[1:]
+    p, q = basis.shape
     if basis.size != len(basis.modules) * p * q:
         return basis.whitening
     moments = learner.moments(groups())

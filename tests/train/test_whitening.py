@@ -1,0 +1,89 @@
+"""Whitened steps: moments are those of the model's own inputs and gradients, and directions count alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+from test_adapter import basis_of
+
+from tinylora_edge import Basis, Projection
+from tinylora_edge.train import Adapter, Group, Learner
+from tinylora_edge.train.model import hf_names
+from tinylora_edge.train.whitening import DAMPING, ModuleWhitening, whitened
+
+
+def groups() -> list[Group]:
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(40, 120, size).astype(np.int32) for size in (9, 5, 6, 4, 12, 7)]
+    one = np.ones(1, np.float32)
+    return [Group(rows[i], rows[i + 1 : i + 2], one) for i in (0, 2, 4)]
+
+
+@pytest.fixture(scope="module")
+def found() -> tuple[Any, Basis, list[Any], ModuleWhitening]:
+    """A model, a basis of 3 outputs and 2 inputs, the moments of `groups` and what is made of them."""
+    model = models.tiny_model("llama")
+    factors = basis_of(model, "entries").factors
+    basis = Basis(factors, Projection.entries(factors.modules, (3, 2)))
+    with Adapter(model, basis) as adapter:
+        learner = Learner(model, adapter, temperature=1.0, workers=2)
+        moments = learner.moments(groups())
+        whitening = whitened(learner, groups)
+        learner.close()
+    assert isinstance(whitening, ModuleWhitening)
+    return model, basis, moments, whitening
+
+
+def test_moments_are_those_of_inputs_and_of_gradients_at_outputs(found: Any) -> None:
+    """By hooks of torch's own, a row a pass."""
+    model, basis, moments, _ = found
+    module = "blk.1.ffn_down.weight"
+    layer, seen = model.get_submodule(hf_names(model, basis.factors)[module]), []
+
+    def keep(_: Any, inputs: Any, output: torch.Tensor) -> None:
+        output.requires_grad_().register_hook(lambda grad: seen.append((inputs[0][0].detach(), grad[0])))
+
+    a, b = basis.factors.leading(module, basis.shape)
+    c, d = np.zeros((2, 2)), np.zeros((3, 3))
+    handle = layer.register_forward_hook(keep)
+    for group in groups():
+        row, begin = torch.tensor([[*group.prompt, *group.completions[0]]]), len(group.prompt) - 1
+        logprobs = torch.log_softmax(model(row[:, :-1]).logits, -1)
+        logprobs[0, begin:].gather(-1, row[0, begin + 1 :, None]).sum().backward()
+        x, gradient = (each.double().numpy() for each in seen.pop())
+        c, d = c + (x @ a.T).T @ (x @ a.T), d + (gradient @ b).T @ (gradient @ b)
+    handle.remove()
+    for own, expected in zip(moments[basis.modules.index(module)], (c, d), strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_directions_count_alike_and_modules_as_before(found: Any) -> None:
+    _, basis, moments, whitening = found
+    for position, (c, _) in enumerate(moments):
+        left, right = whitening.left[position], whitening.right[position]
+        values = np.linalg.eigvalsh(c)
+        expected = values / (values + DAMPING * values.mean())
+        np.testing.assert_allclose(np.linalg.eigvalsh(right @ c @ right), expected, rtol=1e-6)
+        b = basis.factors.leading(basis.modules[position], basis.shape)[1].astype(np.float64)
+        before = np.trace(b.T @ b) * np.trace(c)
+        after = np.trace(left @ b.T @ b @ left) * np.trace(right @ c @ right)
+        np.testing.assert_allclose(after, before, rtol=1e-3)  # B'B is diagonal but for rounding
+
+
+def test_the_gradient_by_the_coordinates_is_the_adjoint(found: Any) -> None:
+    _, basis, _, whitening = found
+    z, by_v = np.random.default_rng(1).standard_normal((2, basis.size))
+    np.testing.assert_allclose(by_v @ whitening.values(z), whitening.gradient(by_v) @ z, rtol=1e-9)
+
+
+def test_numbers_that_are_not_all_of_r_keep_their_own_coordinates(found: Any) -> None:
+    model, basis, _, _ = found
+    tiled = Basis(basis.factors, Projection.random(basis.modules, 4))
+    with Adapter(model, tiled) as adapter:
+        learner = Learner(model, adapter, temperature=1.0)
+        assert whitened(learner, lambda: pytest.fail("nothing to measure")) is tiled.whitening
+        learner.close()
