@@ -44,7 +44,8 @@ EngineOption = Annotated[Engine | None, typer.Option(help="What runs it. [defaul
 ThreadsOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads.")]
 PortOption = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")]
 DataArgument = Annotated[
-    str, typer.Argument(metavar="DATA", help="Examples: a JSONL or CSV file, or a built-in task's name.")
+    str,
+    typer.Argument(metavar="DATA", help="Examples: a JSONL, CSV or text file, or a built-in task's name."),
 ]
 RewardOption = Annotated[
     str | None,

@@ -32,7 +32,8 @@ def table(record: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the arms that the record of a run compares, for reading: a header, then a row an arm."""
     arms, (sign, unit) = record.get("arms", {}), _scale(record)
     examples = record.get("prompt", {}).get("examples", ())
-    prompt = console.counted(len(examples), "worked example") if examples else "prompt"
+    kind = "worked example" if any(each["question"] for each in examples) else "earlier text"
+    prompt = console.counted(len(examples), kind) if examples else "prompt"
     names = {"base": "base", "beneath": "what lies beneath", "prompt": prompt, "vector": "vector"}
     names["vector + prompt"] = f"vector + {prompt}"
     better = "" if sign > 0 else ", less is better"
@@ -67,7 +68,7 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         found += [(f"vector - {base}", difference), ("", verdict(held, unit))]
     if "prompt" in record:
         tried = console.counted(len(record["prompt"]["tried"]), "draw")
-        found.append(("examples", f"of your training prompts, the best of {tried} on validation prompts"))
+        found.append(("examples", f"of what is learned from, the best of {tried} on what is held back"))
     for name, form in record.get("forms", {}).items():
         gain = f"{sign * form['base']:.3f} -> {sign * form['vector']:.3f}"
         text = f"{gain} +- {form['vector_standard_error']:.3f} (n = {form['n']})"

@@ -268,7 +268,8 @@ class Weights:
         """Return the tokens of a prompt, and the texts at which the model's chat format ends an answer.
 
         Text is one message of the user where the model has a chat template, unless it is raw. Special tokens
-        that messages spell are text in them.
+        that messages spell are text in them. A text without a prompt stands behind what begins every text,
+        and behind the earlier ones, each with its end.
 
         Raises:
             VectorError: chat messages for a model without a template, or that it does not render.
@@ -279,7 +280,12 @@ class Weights:
         rendered = sample.rendered_by(template=tokenizer.has_template)
         with self.in_use():
             if isinstance(rendered, str):
-                return tokenizer.encode(rendered), []
+                tokens, end = tokenizer.encode(rendered), tokenizer.eos_token
+                if sample.unprompted and not tokens:  # no token of the model's begins a text: one just ended
+                    tokens = [end]
+                for text in sample.earlier:
+                    tokens += [*tokenizer.encode_plain(text), end]
+                return tokens, []
             return tokenizer.encode_messages(
                 *template_input(rendered, sample.tools, own=tokenizer.renders_tools)
             )

@@ -67,6 +67,41 @@ def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
     assert text.count("prompt: p") == 3
 
 
+def test_a_users_own_messages(cli, tiny, tmp_path):
+    """Learned as they are; earlier ones stand in a prompt beside the vector; and eval measures the same."""
+    texts = tmp_path / "mine.txt"
+    texts.write_text("".join(f"c u at {i}, k?\n" for i in range(160)))
+    out, few = tmp_path / "v.bin", ("--steps", 4, "--lr", 0.1, "--no-keep")
+    trained = cli("train", tiny / "bundle", texts, "-o", out, "--weights", tiny / "weights", *few)
+    assert trained.code == 0, trained.stderr
+    assert "160 texts without prompts: learned as they are" in trained.stderr
+    assert "reward text; SFT on 896 numbers" in trained.stderr
+    assert "nats a token, less is better" in trained.stdout
+    manifest = json.loads((tmp_path / "v.bin.json").read_text())
+    shown = len(manifest["prompt"]["examples"])
+    assert f"vector + {shown} earlier texts" in trained.stdout
+    (phase,) = manifest["result"]["phases"]
+    assert (phase["method"], phase["best_score"] > phase["start_score"]) == ("sft", True)
+    arms, n = manifest["arms"], manifest["held_out"]["n"]
+    assert arms["base"]["tokens"] == 1
+    assert arms["prompt"]["tokens"] > 1 + 12 * shown, "a token a byte"
+    eval_ = ("eval", tiny / "bundle", texts, "--vector", out, "-n", n)
+    found = json.loads(cli(*eval_, "--examples", 2, "--json").stdout)
+    assert {name: found[name]["mean"] for name in ("base", "vector")} == pytest.approx(
+        {name: arms[name]["mean"] for name in ("base", "vector")}, abs=1e-3
+    )
+    assert found["prompt"]["tokens"] > 24
+    other = (tiny / "bundle", texts, "-o", tmp_path / "w")
+    for wrong, why in (
+        ((*eval_, "--system", "Be brief."), "no system prompt can stand before it"),
+        (("train", *other, "--method", "grpo"), "no reward judges"),
+        (("tune", *other), "tune learns from a reward"),
+    ):
+        refused = cli(*wrong)
+        (error,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+        assert (refused.code, why in error) == (1, True), refused.stderr
+
+
 def test_train_alone(cli, tiny, task, tmp_path):
     run = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin", "--weights", tiny / "weights", *TRAIN)
     found = cli(*run, "--no-evaluate", "--json")

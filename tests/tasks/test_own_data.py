@@ -206,16 +206,13 @@ def test_what_stands_twice(write: Write) -> None:
     again = {"prompt": UTTERANCES[2]["prompt"].upper(), "answer": "card linking"}
     path = write(*UTTERANCES, UTTERANCES[0], UTTERANCES[1], again)
     repeated, differing, _ = load_task(path).notes
-    assert (
-        repeated
-        == f"2 lines with prompt and answer of another, such as {path}:21 (--drop-duplicates leaves them out)"
-    )
+    assert repeated == f"2 lines that repeat another, such as {path}:21 (--drop-duplicates leaves them out)"
     assert differing == (
         f"1 prompt has different answers, such as 'card arrival' at {path}:3 and 'card linking' at {path}:23"
     )
     task = load_task(path, drop_duplicates=True)
     assert len(everything(task)) == 21
-    assert task.notes[0].startswith("left out 2 lines with prompt and answer of another")
+    assert task.notes[0].startswith("left out 2 lines that repeat another")
 
 
 def test_what_is_measured_is_dropped_from_training(write: Write) -> None:

@@ -49,6 +49,16 @@ def test_what_is_refused() -> None:
         Preamble("Be brief.").before(Sample("2 ", raw=True))
 
 
+def test_texts_stand_before_a_text_without_a_prompt() -> None:
+    shown, asked = Sample("", "k", raw=True), Sample("", "c u", raw=True)
+    found = Preamble(None, (shown, Sample("", "ok!", raw=True))).before(asked)
+    assert (found.earlier, found.answer, found.without_preamble) == (("k", "ok!"), "c u", asked)
+    (drawn,) = draw_examples(Task("texts", [shown, asked], [asked], echoes), 1)
+    assert drawn == shown
+    with pytest.raises(TrainError, match=r"'c u' is raw: .*so no system prompt can stand before it"):
+        Preamble("Be brief.").before(asked)
+
+
 def echoes(completion: Completion, sample: Sample) -> float:
     return float(completion.text in sample.text)
 

@@ -16,7 +16,7 @@ from answers import completed
 from tinylora_edge import TrainError, runtime
 from tinylora_edge.runtime.answers import Text
 from tinylora_edge.runtime.schema import Tools
-from tinylora_edge.tasks import Sample, Task, files, load_task
+from tinylora_edge.tasks import Sample, Task, files, load_task, rewards
 from tinylora_edge.tasks.rewards import REWARDS
 
 Write = Callable[..., Path]
@@ -135,6 +135,56 @@ def test_csv_has_the_columns_of_json_lines(tmp_path: Path) -> None:
     assert task.held_out == (Sample("Once upon", "a time", raw=True),)
 
 
+@pytest.mark.parametrize("name", ["own.jsonl", "own.txt"])
+def test_a_text_without_a_prompt_is_learned_as_it_is(write: Write, name: str) -> None:
+    texts = [f" c u at {number}, k?" for number in range(40)]
+    lines = [f"{text}\r" for text in texts] if name == "own.txt" else [{"text": text} for text in texts]
+    path = write(*lines[:7], "", *lines[7:], lines[3], name=name)
+    task = load_task(path)
+    samples = [*task.train, *task.held_out]
+    assert {sample.answer for sample in samples} == {sample.text for sample in samples} == set(texts)
+    assert {(sample.prompt, sample.raw, sample.unprompted) for sample in samples} == {("", True, True)}
+    assert 5 <= len(task.held_out) <= 14
+    assert (task.reward, task.max_tokens) == (rewards.text, 16)
+    assert task.notes == [
+        f"1 line that repeat another, such as {path}:42 (--drop-duplicates leaves them out)",
+        "41 texts without prompts: learned as they are, measured by nats a token",
+    ]
+    assert len(load_task(path, drop_duplicates=True).train) == len(task.train) - (
+        texts[3] in {s.text for s in task.train}
+    )
+    assert load_task(path, reward="text").train == task.train
+    with pytest.raises(TrainError, match=r"the reward label judges answers, but these are texts without"):
+        load_task(path, reward="label")
+    with pytest.raises(TrainError, match=r"none\.txt: the file is empty, expected a text a line"):
+        load_task(write(" ", name="none.txt"))
+
+
+def test_a_text_has_keys_of_its_own_beside_it_and_a_prompt_may_have_one(write: Write) -> None:
+    task = load_task(
+        write({"text": "on my way", "split": "train", "to": 7}, {"text": "ok", "split": "held_out"})
+    )
+    assert task.train == (Sample("", "on my way", {"to": 7}, raw=True),)
+    assert task.held_out == (Sample("", "ok", raw=True),)
+    task = load_task(write(*({**row, "text": "ok"} for row in SPLIT)), reward="max_words(9)")
+    assert task.train == (Sample("one", data={"text": "ok"}),)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"text": " "}, '"text" is blank text, expected a text to learn as it is'),
+        ({"text": 5}, '"text" is 5, expected a text'),
+        ({"text": "a", "answer": "b"}, 'found "text" and "answer", which belongs to a "prompt"'),
+        ({"prompt": "a", "answer": "b"}, "a file has prompts or texts without one, and not both"),
+    ],
+)
+def test_a_malformed_text_is_named(write: Write, line: Any, message: str) -> None:
+    path = write({"text": "one"}, line)
+    with pytest.raises(TrainError, match=rf"^{re.escape(str(path))}:2: .*{message}"):
+        load_task(path)
+
+
 # Malformed lines
 
 
@@ -149,7 +199,7 @@ def test_csv_has_the_columns_of_json_lines(tmp_path: Path) -> None:
         (b'{"prompt": "a", "answer": 1e999}', "not JSON: the number 1e999 is too large"),
         (b'{"prompt": "a", "answer": {"x": 1, "x": 2}}', "not JSON: the key 'x' is there twice"),
         (b'{"prompt": "' + b"a" * (1 << 24) + b'"}', "the line is longer than 16,777,216 bytes"),
-        ({}, 'found neither, expected either "prompt" or "messages"'),
+        ({}, 'found neither, expected either "prompt" or "messages", or a "text"'),
         ({"prompt": "a", "messages": []}, "found both, expected either"),
         ({"prompt": ""}, '"prompt" is blank text, expected text'),
         ({"prompt": ["a"]}, 'message 1 is "a", expected'),

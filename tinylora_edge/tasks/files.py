@@ -4,6 +4,7 @@
     {"prompt": "Play some jazz", "answer": {"intent": "play", "genre": "jazz"}}
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
     {"messages": [{"role": "user", "content": "Hi"}], "split": "held_out", "any": "other key"}
+    {"text": "on my way, 10 min"}
 
 These are JSON lines. `prompt` is text or a list of chat messages, `messages` a list of them, whose last one
 may be the assistant's: then it is the answer. All go through the model's chat template, text as one message
@@ -12,6 +13,9 @@ or a boolean becomes its JSON text. Other keys than these, `answer` and `split` 
 
 A line may have `tools` in OpenAI's form, and messages `tool_calls` and results of them, as the server takes
 them. Where the last message calls, the answer is its calls as text, in the form that the server reads.
+
+A `text` without a prompt is learned as it is, past the chat template; a `.txt` file has one a line. A file
+has texts or prompts, and not both.
 
 A `.csv` file has a header with `prompt` and `answer`; its other columns are other keys, where filled in.
 
@@ -53,6 +57,7 @@ _ROLES: dict[str, set[str]] = {
 """Roles of messages, and the keys that those of each may have beside `_OF_ALL`."""
 _SPLITS = ("held_out", "shifted", "train")
 _KEYS = ("prompt", "messages", "answer", "split", "raw", "tools")
+_OF_PROMPTS = ("answer", "raw", "tools")  # keys that a text does not have
 _UNSEEN = ("functions",)  # keys of OpenAI's form, which here do not reach the model
 
 
@@ -88,16 +93,22 @@ def read_samples(path: Path, *, drop_duplicates: bool = False) -> Lines:
     """Return the samples of a file.
 
     Args:
-        path: CSV where it ends in `.csv`, else JSON lines.
+        path: CSV where it ends in `.csv`, a text a line in `.txt`, else JSON lines.
         drop_duplicates: leave out prompts of training that are measured on too, and lines that repeat
             prompt and answer of another one.
 
     Raises:
-        TrainError: a line is malformed, only some lines say their split, or a prompt stands in two splits.
+        TrainError: a line is malformed, only some lines say their split or have a prompt, or a prompt stands
+            in two splits.
     """
-    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else read_objects(path)
+    readers = {".csv": _csv_rows, ".txt": _text_rows}
     unseen: Counter[str] = Counter()
-    lines = [_line(place, row, unseen) for place, row in rows]
+    lines = [_line(*row, unseen) for row in readers.get(path.suffix.lower(), read_objects)(path)]
+    for line in lines:
+        if line.sample.unprompted != lines[0].sample.unprompted:
+            raise TrainError(
+                f"{line.place}: a file has prompts or texts without one, and not both: make two files of it"
+            )
     notes = [f"{key} is not shown to the model ({_lines_of(count)})" for key, count in unseen.items()]
     without = [line for line in lines if line.split is None]
     if len(without) == len(lines):
@@ -143,7 +154,7 @@ def _distinct(lines: list[_Line], drop: bool, notes: list[str]) -> list[_Line]:
     if crossing:
         notes.append(f"left out {_lines_of(crossing)} whose prompt is measured on, too")
     if repeated:
-        again = f"{_lines_of(len(repeated))} with prompt and answer of another, such as {repeated[0].place}"
+        again = f"{_lines_of(len(repeated))} that repeat another, such as {repeated[0].place}"
         notes.append(f"left out {again}" if drop else f"{again} (--drop-duplicates leaves them out)")
     if differing:
         other = next(iter(differing.values()))
@@ -290,10 +301,37 @@ def _header(place: str, cells: Sequence[str]) -> list[str]:
     return names
 
 
+def _text_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield `file:line` and the text of every line that is not blank."""
+    rows = ((number, line.rstrip("\r\n")) for number, line in _lines(path, "the task's texts"))
+    empty = True
+    for number, line in rows:
+        if line.strip():
+            empty = False
+            yield f"{path}:{number}", {"text": line}
+    if empty:
+        raise TrainError(f"{path}: the file is empty, expected a text a line")
+
+
+def _text(place: str, row: Mapping[str, Any]) -> Sample:
+    text = row["text"]
+    if not isinstance(text, str) or not text.strip():
+        raise TrainError(f'{place}: "text" is {kind_of(text)}, expected a text to learn as it is')
+    if more := [key for key in _OF_PROMPTS if key in row]:
+        raise TrainError(f'{place}: found "text" and "{more[0]}", which belongs to a "prompt"')
+    return Sample("", text, {name: row[name] for name in row if name not in ("text", "split")}, raw=True)
+
+
 def _line(place: str, row: Mapping[str, Any], unseen: Counter[str]) -> _Line:
+    split = row.get("split")
+    if not (split is None or split in _SPLITS):
+        raise TrainError(f'{place}: "split" is {split!r}, expected "train", "held_out" or "shifted"')
+    if "text" in row and not {"prompt", "messages"} & row.keys():
+        sample = _text(place, row)
+        return _Line(place, sample, rank(sample), split)
     if ("prompt" in row) == ("messages" in row):
         found = "both" if "prompt" in row else f"only {', '.join(map(repr, row))}" if row else "neither"
-        raise TrainError(f'{place}: found {found}, expected either "prompt" or "messages"')
+        raise TrainError(f'{place}: found {found}, expected either "prompt" or "messages", or a "text"')
     answer, raw = row.get("answer"), row.get("raw", False)
     if not isinstance(raw, bool):
         raise TrainError(f'{place}: "raw" is {kind_of(raw)}, expected true or false')
@@ -322,9 +360,6 @@ def _line(place: str, row: Mapping[str, Any], unseen: Counter[str]) -> _Line:
     if raw and functions:
         raise TrainError(f'{place}: "raw" is true, but only a template tells a model of "tools"')
     unseen.update(name for name in _UNSEEN if row.get(name))
-    split = row.get("split")
-    if not (split is None or split in _SPLITS):
-        raise TrainError(f'{place}: "split" is {split!r}, expected "train", "held_out" or "shifted"')
     data = {name: value for name, value in row.items() if name not in _KEYS}
     sample = Sample(prompt, _answer(place, answer, raw), data, raw, tools=functions)
     return _Line(place, sample, rank(sample), split)

@@ -39,7 +39,7 @@ def load_task(
 
     Args:
         name_or_path: one of `BUILTIN`; `gsm8k:PATH.jsonl`, a local file with the keys `question` and
-            `answer`; or the path of a JSONL or CSV file (see `files`).
+            `answer`; or the path of a JSONL, CSV or text file (see `files`).
         reward: judges the completions instead of the task's own reward: a callable, or text that
             `rewards.parse_reward` understands. Without one, that of a file is read off its answers (see
             `rewards`), and `Task.notes` says so.
@@ -146,14 +146,22 @@ def _from_file(name: str, path: Path, judge: Reward | None, drop_duplicates: boo
     if not path.exists():
         raise TrainError(
             f"there is no task and no file {name!r}: choose from {', '.join(BUILTIN)}, gsm8k:PATH.jsonl, or "
-            "the path of a JSONL or CSV file"
+            "the path of a JSONL, CSV or text file"
         )
     lines = read_samples(path, drop_duplicates=drop_duplicates)
     order = {key: number for number, key in enumerate(lines.places)}
     samples = sorted([*lines.train, *lines.held_out, *lines.shifted], key=lambda sample: order[id(sample)])
     answers, notes = [sample.answer for sample in samples if sample.answer is not None], lines.notes
     reward = judge
-    if reward is None:
+    if samples[0].unprompted:
+        if judge is not None and judge is not text:
+            raise TrainError(
+                f"{name}: the reward {name_of(judge)} judges answers, but these are texts without prompts: "
+                "they are learned as they are, and measured by their nats a token"
+            )
+        judge = reward = text
+        notes.append(f"{len(samples):,} texts without prompts: learned as they are, measured by nats a token")
+    elif reward is None:
         for sample in samples:
             if sample.answer is None:
                 raise TrainError(

@@ -24,7 +24,7 @@ class Preamble:
         if self.system is not None and not self.system.strip():
             raise TrainError("the system prompt is blank: write one, or leave it out")
         for example in self.examples:
-            if example.raw or not (example.answer or "").strip():
+            if (example.raw and not example.unprompted) or not (example.answer or "").strip():
                 raise TrainError(f"the worked example {example.text[:60]!r} is raw, or has no answer to show")
 
     def __bool__(self) -> bool:
@@ -67,15 +67,19 @@ class Preamble:
         """Return a sample whose prompt has the preamble before it; everything else of it stays.
 
         A system prompt of its own stands behind the preamble's, in one message; those of examples are left
-        out. A raw sample has no place for a preamble: a TrainError says so.
+        out. A text without a prompt has other texts before it. A raw sample has no place for anything
+        else: a TrainError says so.
         """
         if not self:
             return sample
         if sample.raw:
-            raise TrainError(
-                f"the prompt {sample.text[:60]!r} is raw: it goes past the chat template, so no system "
-                "prompt and no examples can stand before it"
-            )
+            if not sample.unprompted or self.system is not None:
+                raise TrainError(
+                    f"{sample.text[:60]!r} is raw: it goes past the chat template, so no system prompt can "
+                    "stand before it, and examples before a text without a prompt alone"
+                )
+            texts = tuple(str(example.answer) for example in self.examples)
+            return replace(sample, earlier=texts, without_preamble=sample.without_preamble or sample)
         own, turns = _split(sample)
         system = "\n\n".join(text for text in (self.system, own) if text is not None)
         messages = [{"role": "system", "content": system}] if system else []
@@ -90,8 +94,8 @@ def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...
     They are the same ones for the same arguments on every machine.
     """
     unseen = {sample.text for sample in (*task.held_out, *task.shifted)}
-    answered = (sample for sample in task.train if sample.answer is not None and not sample.raw)
-    pool = {sample.text: sample for sample in answered if sample.text not in unseen}
+    shown = (each for each in task.train if each.unprompted or (each.answer is not None and not each.raw))
+    pool = {sample.text: sample for sample in shown if sample.text not in unseen}
     if count > len(pool):
         raise TrainError(
             f"{count} worked examples of task {task.name} were asked for, and {len(pool)} training prompts "

@@ -57,6 +57,7 @@ class Sample:
         without_preamble: where its prompt begins with a preamble, the sample without it, which rewards judge
             an answer beside; else None.
         tools: functions that the model may call, as `read_functions` returns them.
+        earlier: of a text without a prompt: texts before it, each with its end.
     """
 
     prompt: str | tuple[dict[str, Any], ...]
@@ -65,6 +66,7 @@ class Sample:
     raw: bool = False
     without_preamble: Sample | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    earlier: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.raw and not isinstance(self.prompt, str):
@@ -85,8 +87,18 @@ class Sample:
         return self.prompt
 
     @property
+    def unprompted(self) -> bool:
+        """Whether it is a text without a prompt, learned as it is: its `answer`, which begins a sequence."""
+        return self.raw and not self.prompt and self.answer is not None
+
+    @property
     def text(self) -> str:
-        """The prompt's words alone: what an answer could echo. Messages are joined by newlines."""
+        """The prompt's words alone: what an answer could echo. Messages are joined by newlines.
+
+        What has no prompt is known by its answer.
+        """
+        if self.unprompted:
+            return str(self.answer)
         if isinstance(self.prompt, str):
             return self.prompt
         return "\n".join(message.get("content") or "" for message in self.prompt)  # a call has none
