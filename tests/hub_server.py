@@ -139,25 +139,10 @@ class _Handler(BaseHTTPRequestHandler):
             answer(name, repo, commit, *rest)
 
     def _list(self, name: str, repo: Repo, commit: str) -> None:
-        siblings = []
-        for file, data in sorted(repo.commits[commit].items()):
-            entry: dict[str, Any] = {"rfilename": file, "size": len(data), "blobId": git_hash(data)}
-            if file.endswith(LARGE):
-                entry["lfs"] = {
-                    "size": len(data),
-                    "sha256": hashlib.sha256(data).hexdigest(),
-                    "pointerSize": 134,
-                }
-            siblings.append(entry)
-        body = {
-            "id": name,
-            "modelId": name,
-            "sha": commit,
-            "private": False,
-            "gated": "manual" if repo.gated else False,
-            "tags": [],
-            "siblings": siblings,
-        }
+        siblings = [
+            {"rfilename": file, "size": len(data)} for file, data in sorted(repo.commits[commit].items())
+        ]
+        body = {"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
         self._send(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
 
     def _resolve(self, name: str, repo: Repo, commit: str, file: str) -> None:

@@ -81,10 +81,10 @@ def watched() -> Path:
     return build(Path(_home().name), watched=True)
 
 
-def run(program: Path, *arguments: object, behind: Sequence[str] = (), lines: Sequence[str] = ()) -> str:
+def run(program: Path, *arguments: object, lines: Sequence[str] = ()) -> str:
     """Run the reader, and return what it printed, or the one line on stderr with which it exits with 1."""
     done = subprocess.run(
-        [*RUNNER, *behind, str(program), *map(str, arguments)],
+        [*RUNNER, str(program), *map(str, arguments)],
         input="".join(f"{line}\n" for line in lines),
         capture_output=True,
         text=True,

@@ -34,7 +34,6 @@ HEAD = "lm_head"
 """The role of the node that gives the logits."""
 
 _MAX_BYTES = 1_900_000_000  # protocol buffers end at 2 GiB
-_GATE_UP = "gate_up"
 _ROLES = {
     "q_proj": "attn_q",
     "k_proj": "attn_k",
@@ -44,7 +43,6 @@ _ROLES = {
     "gate_proj": "ffn_gate",
     "up_proj": "ffn_up",
     "down_proj": "ffn_down",
-    "gate_up_proj": _GATE_UP,
     "fc1": "ffn_up",
     "fc2": "ffn_down",
 }
@@ -273,18 +271,14 @@ def _parts(
 ) -> Iterator[tuple[LinearNode, ModuleSlice]]:
     """Which nodes of a block compute a module of `n_out` rows; a negative column says that it cannot be."""
     several = [roles[kind]] if kind in roles else []
-    gate_up, packed = roles.get(_GATE_UP), roles.get("attn_qkv")
-    if kind == "ffn_up" and gate_up is not None and gate_up.n_out == n_out:
-        several = [gate_up]  # Phi-3's ffn_up is gate and up in one
-    elif kind == "ffn_up" and several and "ffn_gate" in roles and several[0].n_out < n_out:
-        several = [roles["ffn_gate"], *several]
+    packed = roles.get("attn_qkv")
+    if kind == "ffn_up" and several and "ffn_gate" in roles and several[0].n_out < n_out:
+        several = [roles["ffn_gate"], *several]  # Phi-3's ffn_up is gate and up in one
     elif kind == "attn_qkv" and not several:
         several = [roles[role] for role in ("attn_q", "attn_k", "attn_v") if role in roles]
     elif not several and packed is not None and kind in ("attn_q", "attn_k", "attn_v"):
         column = {"attn_q": 0, "attn_k": packed.n_out - 2 * n_out, "attn_v": packed.n_out - n_out}[kind]
         yield packed, ModuleSlice(module, 0, column, n_out)
-    elif not several and gate_up is not None and kind in ("ffn_gate", "ffn_up"):
-        yield gate_up, ModuleSlice(module, 0, 0 if kind == "ffn_gate" else gate_up.n_out - n_out, n_out)
     row, column = 0, 0 if sum(linear.n_out for linear in several) == n_out else -1
     for linear in several:
         yield linear, ModuleSlice(module, row, column, linear.n_out)

@@ -1,14 +1,17 @@
-"""JSON within limits: every fault is one ValueError, and soon."""
+"""JSON within limits: every fault is one ValueError, and soon; and records of it, every field of its type."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge.jsonio import parse_json, read_json
+from tinylora_edge.jsonio import parse_json, read_json, restored
 from tinylora_edge.limits import DEPTH, DIGITS
 
 BAD = {
@@ -69,3 +72,49 @@ def test_json_is_what_python_makes_of_it(value):
         except UnicodeEncodeError:  # half a character, which no file can hold
             continue
         assert parse_json(data) == json.loads(data)
+
+
+@dataclass
+class Kept:
+    values: np.ndarray
+    count: int
+    score: float = 0.5
+    name: str = ""
+    norms: list[float] = field(default_factory=list)
+    rows: list[list[float]] = field(default_factory=list)
+    search: dict[str, Any] = field(default_factory=dict)
+
+
+VALUES = np.zeros(2)
+
+
+def test_a_record_comes_back():
+    document = {"count": 3, "score": 1, "norms": [1, 0.5], "rows": [[1.0], []], "search": {"a": [None]}}
+    found = restored(Kept, document, {"values": VALUES})
+    assert found.values is VALUES
+    assert (found.count, found.score, found.norms, found.rows) == (3, 1, [1, 0.5], [[1.0], []])
+    assert (found.name, found.search) == ("", {"a": [None]})
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ([], "found list"),
+        (None, "found NoneType"),
+        ({}, "count"),
+        ({"count": "3"}, "count is '3'"),
+        ({"count": True}, "count is True"),
+        ({"count": 1.0}, "count is 1.0"),
+        ({"count": 1, "score": "x"}, "score"),
+        ({"count": 1, "name": 5}, "name is 5"),
+        ({"count": 1, "norms": [1, None]}, "norms"),
+        ({"count": 1, "norms": 1.0}, "norms"),
+        ({"count": 1, "rows": [1.0]}, "rows"),
+        ({"count": 1, "search": []}, "search"),
+        ({"count": 1, "other": 1}, "'other' is unknown"),
+        ({"count": 1, "values": [1]}, "'values' is unknown"),
+    ],
+)
+def test_another_type_is_refused(document, message):
+    with pytest.raises(ValueError, match=message):
+        restored(Kept, document, {"values": VALUES})

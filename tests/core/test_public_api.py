@@ -8,8 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from types import FunctionType, ModuleType
 
-import pytest
-
 import tinylora_edge
 from tinylora_edge import MissingExtraError, TinyLoraError, errors, runtime
 
@@ -64,14 +62,3 @@ def test_a_missing_extra_is_the_pip_command():
         'tuning needs the package torch. Install it with: pip install "tinylora-edge[train]"'
     )
     assert isinstance(error, ImportError)
-
-
-@pytest.mark.parametrize("name", tree())
-def test_errors_can_be_pickled(name):
-    import pickle
-
-    arguments = ("a", "b", "c") if name == "MissingExtraError" else ("what was wrong",)
-    error = tree()[name](*arguments)
-    back = pickle.loads(pickle.dumps(error))
-    assert type(back) is type(error)
-    assert str(back) == str(error)

@@ -18,18 +18,6 @@ def plain(smollm2_bundle: Path) -> Factors:
     return load_bundle(smollm2_bundle).factors
 
 
-@pytest.mark.parametrize(("name", "modules"), [("smollm2-135m", 210), ("smollm2-135m-light", 80)])
-def test_a_shipped_file_is_small_and_says_how_it_was_learned(name: str, modules: int) -> None:
-    path = FOLDER / f"{name}.npz"
-    one = read(path)
-    assert one.p.shape == (13, modules, 2, 2)
-    assert one.p.dtype == np.float32
-    assert np.isfinite(one.p).all()
-    assert (np.linalg.eigvalsh(one.prior[1].astype(np.float64)) > 0).all()
-    assert (one.facts["behaviours"], one.facts["near_tasks"]) == (198, "taken")
-    assert path.stat().st_size < 60_000
-
-
 @pytest.mark.parametrize(("name", "targets"), [("smollm2-135m", ()), ("smollm2-135m-light", ("light",))])
 def test_an_export_of_the_real_model_takes_them(
     smollm2_gguf: Path, smollm2_bundle: Path, tmp_path: Path, name: str, targets: tuple[str, ...]
@@ -43,12 +31,6 @@ def test_an_export_of_the_real_model_takes_them(
     assert np.array_equal(found.stored, one.p)
     assert np.allclose(found.prior.covariance, one.prior[1], rtol=1e-6)
     assert bases.basis(numbers=13).projection is found
-
-
-def test_what_has_none_gets_none(llama_gguf: Path, tmp_path: Path) -> None:
-    bases = export_gguf(llama_gguf, tmp_path / "bundle").bases
-    assert bases.projections == ()
-    assert bases.basis(numbers=13).projection.kind == "random"
 
 
 def test_factors_that_differ_in_rounding_are_the_same(plain: Factors) -> None:

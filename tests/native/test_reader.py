@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import random
 import resource
-import shutil
 import subprocess
 from itertools import islice
 from pathlib import Path
@@ -241,20 +240,3 @@ def test_an_older_vector_is_not_accepted_again(reader: Path, tmp_path: Path) -> 
                 error = agree(waiting, policy, vector.to_bytes(basis, signer), bases, record=True)
                 refusals[i] += error is not None
     assert 10 < refusals[0] < refusals[1] < 55
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(bool(RUNNER), reason="valgrind runs programs of its own machine alone")
-@pytest.mark.skipif(
-    not shutil.which("valgrind"), reason="valgrind is not installed; sanitizers still look for leaks"
-)
-def test_nothing_leaks(plain: Path, tmp_path: Path) -> None:
-    bases = Bases(factors := support.random_factors(1), (support.learned(factors, 2),))
-    save_bases(bases, path := tmp_path / "basis.gguf")
-    (tmp_path / "cut").write_bytes(path.read_bytes()[:-100])
-    behind = ("valgrind", "-q", "--leak-check=full", "--show-leak-kinds=all", "--error-exitcode=9")
-    frame = MicroVector.zeros(basis := bases.basis(rank=2)).to_bytes(basis, Hmac(KEY))
-    vectors = [data.hex() for data in (frame, frame[:-2], frame[:-1] + b"\0", b"\x21" * 9)]
-    for name, said in (("basis.gguf", "ok "), ("cut", "reader: ")):
-        arguments = "accept", tmp_path / name, "", 1, f"hmac:{KEY.hex()}"
-        assert run(plain, *arguments, lines=vectors, behind=behind).startswith(said)

@@ -26,7 +26,6 @@ from tinylora_edge import (
 )
 from tinylora_edge.wire.tags import (
     Verifier,
-    key_id,
     private_pem,
     public_pem,
 )
@@ -273,13 +272,3 @@ def test_ids_name_the_key_and_do_not_give_it_away():
     assert Hmac(SEED).id != Hmac(SEED[::-1]).id
     assert SEED.hex()[:8] not in Hmac(SEED).id
     assert Hmac(SEED).id.removeprefix("hmac:") != Hmac(SEED).sign(b"").hex()
-
-
-def test_a_verifier_without_an_id_is_named_by_its_kind():
-    class Own:
-        kind = 2
-
-        def verify(self, message: bytes, tag: bytes) -> bool:
-            return False
-
-    assert key_id(Own()) == "ed25519:unnamed"

@@ -10,7 +10,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tinylora_edge import (
-    BasisError,
     MicroVector,
     ModulesLeftOutWarning,
     TinyLoraWarning,
@@ -54,15 +53,6 @@ def test_what_llama_cpp_multiplies_without_adapters_is_left_out(deepseek, tmp_pa
     [(category, text)] = caught
     assert category is ModulesLeftOutWarning
     assert "2 linear layers (attn_q, such as blk.0.attn_q.weight)" in text
-
-
-def test_asking_for_what_is_left_out_says_why(deepseek, tmp_path):
-    settings = ExportSettings(targets=("attn_q",))
-    with (
-        pytest.warns(ModulesLeftOutWarning, match=r"attn_q.*without adapters"),
-        pytest.raises(BasisError, match="unknown target 'attn_q'"),
-    ):
-        export_gguf(deepseek, tmp_path / "bundle", settings=settings)
 
 
 def test_an_adapter_there_would_load_and_do_nothing(deepseek, load, tmp_path, monkeypatch):
