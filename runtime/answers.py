@@ -279,10 +279,7 @@ def answering(
         RequestError: the prompt is empty or does not fit.
     """
     prompt, sampling = request.prompt, request.sampling
-    if not prompt:
-        raise RequestError("the prompt is empty: it needs one token at least", param="prompt")
-    if len(prompt) >= n_ctx:
-        raise too_long(f"{len(prompt)} tokens", str(n_ctx))
+    check_prompt(prompt, n_ctx)
     sampler = Sampler(
         sampling.temperature,
         top_p=sampling.top_p,
@@ -325,6 +322,14 @@ def answering(
         who=request.who,
     )
     return work
+
+
+def check_prompt(prompt: Sequence[int], n_ctx: int) -> None:
+    """Raise a `RequestError` where a prompt is empty, or leaves no room for an answer."""
+    if not prompt:
+        raise RequestError("the prompt is empty: it needs one token at least", param="prompt")
+    if len(prompt) >= n_ctx:
+        raise too_long(f"{len(prompt)} tokens", str(n_ctx))
 
 
 def too_long(size: str, room: str) -> RequestError:

@@ -479,9 +479,9 @@ class _Drawn:
         at = len(self.logprobs)
         if self._grammar is not None:
             logits = self._grammar.masked(logits)
-        tokens, found = draw(logits[None], self._temperature, self._uniform[at : at + 1])
-        self.logprobs.append(float(found[0]))
-        return int(tokens[0])
+        token, found = draw(logits, self._temperature, self._uniform[at])
+        self.logprobs.append(found)
+        return token
 
     def accept(self, token: int, _: NDArray[np.float32]) -> bool:
         """Go on behind a token of the answer; it does not end it."""

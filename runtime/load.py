@@ -78,7 +78,7 @@ def load(
         engine: `llama` (llama.cpp) or `onnx` (ONNX Runtime). By default what the bundle has; llama.cpp
             where it has both.
         engine_options: those of `llama_cpp.Llama` (`n_ctx`, `n_gpu_layers`, `chat_format`, ...), `verbose`
-            being False unless given; or of `TinyLoraOnnx` (`n_ctx`, `n_threads`, `sess_options`).
+            being False unless given; or of `TinyLoraOnnx` (`n_ctx`, `n_threads`).
 
     Returns:
         A `llama_cpp.Llama` with `swap`, `clear`, `using` and `vector` besides, or a `TinyLoraOnnx`.

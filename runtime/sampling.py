@@ -20,44 +20,35 @@ _PENALIZED = 64
 """Tokens that a repeat penalty looks back."""
 
 
-def draw(
-    logits: NDArray[np.float32], temperature: float, uniform: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Draw one token a row from the whole distribution, by the inverse of its cumulative one.
+def draw(logits: NDArray[np.float32], temperature: float, uniform: float) -> tuple[int, float]:
+    """Draw a token from the whole distribution, by the inverse of its cumulative one.
 
     Args:
-        logits: float32 [rows, vocabulary].
+        logits: float32 [vocabulary].
         temperature: 0 takes the most likely token.
-        uniform: float64 [rows] in [0, 1), what decides; not looked at where the temperature is 0.
+        uniform: from 0 to 1, what decides; not looked at where the temperature is 0.
 
     Returns:
-        Tokens int64 [rows], and their log-probabilities float32 [rows] under softmax(logits / temperature)
-        (softmax(logits) at temperature 0).
+        The token, and its log-probability under softmax(logits / temperature), at temperature 0 under
+        softmax(logits).
 
     Raises:
         VectorError: the logits are not finite.
     """
-    rows, width = logits.shape
-    highest = logits.max(axis=1, keepdims=True)
-    if not np.isfinite(highest).all():
+    highest = logits.max()
+    if not np.isfinite(highest):
         raise too_large()
     inverse = np.float32(min(1 / temperature, 1e30) if temperature else 1)
     weights = np.subtract(logits, highest)
     with np.errstate(over="ignore"):  # a temperature near 0
         weights *= inverse
     np.exp(weights, out=weights)
-    whole = width // _BLOCK * _BLOCK
-    blocks = np.empty((rows, -(-width // _BLOCK)), np.float64)
-    blocks[:, : whole // _BLOCK] = weights[:, :whole].reshape(rows, -1, _BLOCK).sum(axis=2)
-    if whole < width:
-        blocks[:, -1] = weights[:, whole:].sum(axis=1)
-    cumulative = blocks.cumsum(axis=1)
-    if temperature:
-        tokens = np.array([_find(*row) for row in zip(weights, cumulative, uniform, strict=True)], np.int64)
-    else:
-        tokens = logits.argmax(axis=1)
-    chosen = (logits[np.arange(rows), tokens] - highest[:, 0]) * inverse
-    return tokens, (chosen - np.log(cumulative[:, -1])).astype(np.float32)
+    whole = len(logits) // _BLOCK * _BLOCK
+    blocks = weights[:whole].reshape(-1, _BLOCK).sum(axis=1)
+    cumulative = np.append(blocks, weights[whole:].sum()).astype(np.float64).cumsum()
+    token = _find(weights, cumulative, uniform) if temperature else int(logits.argmax())
+    chosen = (logits[token] - highest) * inverse
+    return token, float(np.float32(chosen - np.log(cumulative[-1])))
 
 
 def logprobs(
@@ -162,11 +153,11 @@ class Sampler:
     def _draw(self, logits: NDArray[np.float32]) -> int:
         if self._temperature <= 0:
             return int(logits.argmax())
-        uniform = np.array([self._random.random()])
+        uniform = self._random.random()
         if not self._top_k and self._top_p >= 1 and self._min_p <= 0:
-            return int(draw(logits[None], self._temperature, uniform)[0][0])
+            return draw(logits, self._temperature, uniform)[0]
         kept = self._kept(logits)
-        return int(kept[draw(logits[kept][None], self._temperature, uniform)[0][0]])
+        return int(kept[draw(logits[kept], self._temperature, uniform)[0]])
 
     def _kept(self, logits: NDArray[np.float32]) -> NDArray[np.int32]:
         """Return the tokens that are drawn from, likeliest first."""

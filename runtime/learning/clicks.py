@@ -27,7 +27,7 @@ from ...vector import MicroVector
 from ..batch import Batch, Generation
 from ..model import PersonalizedModel, no_room
 from .posterior import Posterior
-from .state import ClickState, beginning, load_state, save_state
+from .state import beginning, load_state, save_state
 
 _CHANGE = 0.6
 """Nats by which a step of the finite differences changes an answer's log-probability, root mean square.
@@ -105,7 +105,7 @@ class Clicks:
             TrainError: the state is damaged, or of another basis.
             OSError: it cannot be read.
         """
-        return self._vector(*self._read(path))
+        return self._vector(self._read(path))
 
     def ask(
         self,
@@ -163,10 +163,10 @@ class Clicks:
         if isinstance(reward, bool) or reward not in (1, -1):
             raise TrainError(f"a click is +1 or -1, not {reward!r}")
         with self._lock:
-            state, posterior = self._read(path)
-            scores, ratios, at = self._score(state, [answer])
+            posterior = self._read(path)
+            scores, ratios, at = self._score(posterior, [answer])
             posterior.like(scores[0], ratios[0], at, int(reward))
-            return self._keep(path, state, posterior)
+            return self._keep(path, posterior)
 
     def prefer(self, path: str | PathLike[str], better: SampledAnswer, worse: SampledAnswer) -> MicroVector:
         """Learn which of two answers to one prompt a user preferred; return what their vector should be now.
@@ -187,10 +187,10 @@ class Clicks:
                 "temperature"
             )
         with self._lock:
-            state, posterior = self._read(path)
-            scores, ratios, at = self._score(state, [better, worse])
+            posterior = self._read(path)
+            scores, ratios, at = self._score(posterior, [better, worse])
             posterior.prefer(scores[0], scores[1], (ratios[0], ratios[1]), at)
-            return self._keep(path, state, posterior)
+            return self._keep(path, posterior)
 
     def _batch(self, tokens: int) -> Batch:
         """Return a batch with room for sequences of so many tokens."""
@@ -205,12 +205,12 @@ class Clicks:
         )
 
     def _score(
-        self, state: ClickState, clicked: list[SampledAnswer]
+        self, posterior: Posterior, clicked: list[SampledAnswer]
     ) -> tuple[NDArray[np.float64], list[float], NDArray[np.float64]]:
         """Return answers' scores where they were drawn, float64 [answers, n], their log-ratios, and where.
 
         A score is d log p / d v by central differences; a log-ratio is over the vector that users begin with.
-        The step of the state is adapted for the next time.
+        The step is adapted for the next time.
         """
         if not all(each.tokens for each in clicked):
             raise TrainError("an answer without a token says nothing about a vector")
@@ -222,7 +222,7 @@ class Clicks:
                 "the answer was drawn with another vector beneath, and says nothing about this one"
             )
         at = np.zeros_like(self._start) if vector is None else self._basis.values(vector).astype(np.float64)
-        moved = [values for step in state.step * np.eye(len(at)) for values in (at + step, at - step)]
+        moved = [values for step in posterior.step * np.eye(len(at)) for values in (at + step, at - step)]
         ends = [at, self._start] if (at != self._start).any() else []
         vectors = [self._of(values) for values in (*moved, *ends)]
         with self._batch(len(prompt) + max(map(len, answers))) as batch:
@@ -232,23 +232,22 @@ class Clicks:
         )  # [vector, answer]
         ratios = totals[-2] - totals[-1] if ends else np.zeros(len(answers))
         changes = (totals[: len(moved) : 2] - totals[1 : len(moved) : 2]).T / 2
-        scores, size = changes / state.step, float(np.sqrt((changes**2).mean()))
+        scores, size = changes / posterior.step, float(np.sqrt((changes**2).mean()))
         if size:
-            state.step *= float(np.clip(_CHANGE / size, 0.5, 2.0)) ** 0.25
+            posterior.step *= float(np.clip(_CHANGE / size, 0.5, 2.0)) ** 0.25
         return scores, ratios.tolist(), at - self._start
 
-    def _read(self, path: str | PathLike[str]) -> tuple[ClickState, Posterior]:
+    def _read(self, path: str | PathLike[str]) -> Posterior:
         return read_clicks(path, self._basis.size, self._prior, self._identity())
 
-    def _keep(self, path: str | PathLike[str], state: ClickState, posterior: Posterior) -> MicroVector:
-        state.precision, state.shift = posterior.precision.reshape(-1).tolist(), posterior.shift.tolist()
-        state.fisher, state.answers = posterior.fisher.reshape(-1).tolist(), posterior.answers
-        state.clicks += 1
-        save_state(Path(path).resolve(), state, self._identity())
-        return self._vector(state, posterior)
+    def _keep(self, path: str | PathLike[str], posterior: Posterior) -> MicroVector:
+        posterior.clicks += 1
+        save_state(Path(path).resolve(), posterior.record(), self._identity())
+        return self._vector(posterior)
 
-    def _vector(self, state: ClickState, posterior: Posterior) -> MicroVector:
-        return self._of(self._start + posterior.vector(), sequence=min(self._sequence + state.clicks, 0xFFFF))
+    def _vector(self, posterior: Posterior) -> MicroVector:
+        sequence = min(self._sequence + posterior.clicks, 0xFFFF)
+        return self._of(self._start + posterior.vector(), sequence=sequence)
 
     def _of(self, values: NDArray[np.float64], **options: Any) -> MicroVector:
         bounded = self._basis.bounded(values, getattr(self._under, "r", None)).astype(np.float32)
@@ -260,10 +259,8 @@ class Clicks:
 
 def read_clicks(
     path: str | PathLike[str], size: int, prior: Prior | None, identity: dict[str, Any]
-) -> tuple[ClickState, Posterior]:
-    """Return a user's state, and the posterior of `size` values that it describes.
-
-    The prior is none of it, and may be another one by now. Where there is no file, nothing was clicked.
+) -> Posterior:
+    """Return what a user's state says of `size` values. Where there is no file, nothing was clicked.
 
     Raises:
         TrainError: it is damaged, or of another basis.
@@ -271,21 +268,9 @@ def read_clicks(
     """
     if not (folder := Path(path).resolve().parent).is_dir():
         raise FileNotFoundError(f"{folder} does not exist: make it, and the state is kept there")
-    posterior = Posterior(size, prior)
     if not Path(path).exists():
-        return ClickState([], [], []), posterior
-    state = load_state(path, ClickState, identity)
-    try:
-        posterior.precision = np.array(state.precision, np.float64).reshape(size + 1, size + 1)
-        posterior.shift = np.array(state.shift, np.float64).reshape(size + 1)
-        posterior.fisher = np.array(state.fisher, np.float64).reshape(size, size)
-        posterior.answers = state.answers
-        usable = posterior.usable and 0 < state.step < np.inf and min(state.answers, state.clicks) >= 0
-    except (ValueError, OverflowError):
-        usable = False
-    if not usable:
-        raise TrainError(f"{path} has numbers that no clicks give: remove it to begin anew")
-    return state, posterior
+        return Posterior(size, prior)
+    return load_state(path, lambda record: Posterior.of(record, size, prior), identity)
 
 
 def _different(drawn: list[Generation], count: int) -> list[Generation]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ...basis import Basis
 from ...errors import NotImprovedWarning, TrainError
+from ...jsonio import restored
 from ...tasks import Prompt, Reward, Sample, Task
 from ...vector import MicroVector
 from ..batch import Batch
@@ -174,15 +175,13 @@ class RewardLearner:
             raise TrainError(f"the search cannot begin: {error}") from None
         self.state = SearchState(self._search.state(), values.tolist())
         if self._path is not None and self._path.exists():
-            self.state = load_state(self._path, SearchState, self._identity())
-            try:
-                # Not the argument: an app may have swapped in what was found.
-                self._start = self._vector(self.state.start)
-                self._search = Search.restored(self.state.search, basis.size, seed, settings.population)
-            except ValueError as error:
-                raise TrainError(
-                    f"{self._path} is not a usable state: {error}. Remove it to begin anew"
-                ) from None
+            load_state(self._path, self._resume, self._identity())
+
+    def _resume(self, content: Any) -> None:
+        self.state = restored(SearchState, content)
+        self._start = self._vector(self.state.start)  # an app may have swapped in what was found
+        size, population = self._basis.size, self.settings.population
+        self._search = Search.restored(self.state.search, size, self._seed, population)
 
     def stop(self) -> None:
         """End the sitting after the step at hand; safe to call from a signal handler or another thread."""
@@ -451,7 +450,7 @@ class RewardLearner:
     def _save(self) -> None:
         self.state.search = self._search.state()
         if self._path is not None:
-            save_state(self._path, self.state, self._identity())
+            save_state(self._path, asdict(self.state), self._identity())
 
     def _identity(self) -> dict[str, Any]:
         return {

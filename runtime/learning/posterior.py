@@ -22,6 +22,7 @@ basis is. F is the mean over the answers seen so far; it needs no clicks of its 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,11 +42,12 @@ FARTHEST = 1.0
 
 _PLEASED = 1.5  # standard deviation of b before any click
 _ASSUMED = 4.0  # answers that an isotropic Fisher information counts as
+_SUMS, _COUNTS = ("precision", "shift", "fisher"), ("answers", "clicks")  # of a record, beside the step
 
 
 @dataclass
 class Posterior:
-    """The Gaussian posterior of the n values of v and of b.
+    """The Gaussian posterior of the n values of v and of b: all that is known of a user by their clicks.
 
     Attributes:
         n: number of values.
@@ -54,6 +56,8 @@ class Posterior:
         shift: float64 [n + 1], precision times mean of the same.
         fisher: float64 [n, n], sum of s s' over the answers.
         answers: how many these are.
+        clicks: how many there were.
+        step: of the finite differences that the next score is taken by, in units of v.
     """
 
     n: int
@@ -62,14 +66,36 @@ class Posterior:
     shift: Array = field(init=False)
     fisher: Array = field(init=False)
     answers: int = 0
+    clicks: int = 0
+    step: float = 0.05
 
     def __post_init__(self) -> None:
         self.precision = np.zeros((self.n + 1, self.n + 1))
         self.shift = np.zeros(self.n + 1)
         self.fisher = np.zeros((self.n, self.n))
 
+    def record(self) -> dict[str, Any]:
+        """Return all but the prior, which may be another one the next time, as JSON takes it."""
+        sums = {name: getattr(self, name).reshape(-1).tolist() for name in _SUMS}
+        return {**sums, "answers": self.answers, "clicks": self.clicks, "step": self.step}
+
+    @classmethod
+    def of(cls, record: dict[str, Any], n: int, prior: Prior | None) -> Self:
+        """Return what a record describes; ValueError, KeyError or TypeError where no clicks give it."""
+        made = cls(n, prior, step=record["step"], **{name: record[name] for name in _COUNTS})
+        for name in _SUMS:
+            own, numbers = getattr(made, name), np.array(record[name])
+            if numbers.dtype.kind not in "fi":
+                raise ValueError(f"its {name} is no list of numbers")
+            own[...] = numbers.reshape(own.shape)
+        counted = all(type(record[name]) is int and record[name] >= 0 for name in _COUNTS)
+        known = record.keys() == {*_SUMS, *_COUNTS, "step"}
+        if not (counted and known and 0 < made.step < np.inf and made._usable):
+            raise ValueError("it has numbers that no clicks give")
+        return made
+
     @property
-    def usable(self) -> bool:
+    def _usable(self) -> bool:
         """Whether the sums are finite and those of squares, and a vector follows from them."""
         squares = (self.precision, self.fisher)
         if not all(np.isfinite(array).all() for array in (*squares, self.shift)):

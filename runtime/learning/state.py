@@ -6,13 +6,13 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, TypeVar
 
 from ...basis import Bases, Basis
 from ...errors import TrainError
-from ...jsonio import read_json, restored
+from ...jsonio import read_json
 from ...projection import NUMBERS
 from ...vector import MicroVector
 from ...writes import atomic_write
@@ -23,7 +23,7 @@ _STATE_BYTES = 1 << 26  # two such squares
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "tokens": 1.0, "ktokens": 1000.0}
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(s|m|h|k?tokens)")
 
-State = TypeVar("State", "SearchState", "ClickState")
+T = TypeVar("T")
 
 Report = Callable[[dict[str, Any]], None]
 """Called with the figures of every step of learning, and with events."""
@@ -118,27 +118,6 @@ class SearchState:
     answer_seconds: float = 0.0
 
 
-@dataclass
-class ClickState:
-    """All that is known of a user by their clicks (`posterior.Posterior`).
-
-    Attributes:
-        precision: (n + 1)^2 numbers, what all clicks add to the prior's.
-        shift: n + 1 numbers, precision times mean of the same.
-        fisher: n^2 numbers, sum of s s' over the answers.
-        answers: how many these are.
-        clicks: how many there were.
-        step: of the finite differences, in units of v.
-    """
-
-    precision: list[float]
-    shift: list[float]
-    fisher: list[float]
-    answers: int = 0
-    clicks: int = 0
-    step: float = 0.05
-
-
 def beginning(bases: Bases, basis: Basis | None, start: MicroVector | None) -> tuple[Basis, MicroVector]:
     """Return the basis of what is to be found, and the vector to begin with, which names it.
 
@@ -163,15 +142,15 @@ def beginning(bases: Bases, basis: Basis | None, start: MicroVector | None) -> t
     return bases.of(start), start
 
 
-def save_state(path: str | PathLike[str], state: SearchState | ClickState, identity: dict[str, Any]) -> None:
+def save_state(path: str | PathLike[str], state: dict[str, Any], identity: dict[str, Any]) -> None:
     """Write a state atomically, for its owner alone: a JSON file of numbers."""
-    content = {"format": _FORMAT, "identity": identity, "state": asdict(state)}
+    content = {"format": _FORMAT, "identity": identity, "state": state}
     with atomic_write(path, mode=0o600) as file:
         file.write((json.dumps(content) + "\n").encode())
 
 
-def load_state(path: str | PathLike[str], kind: type[State], identity: dict[str, Any]) -> State:
-    """Read a state of a kind, written with the same `identity`.
+def load_state(path: str | PathLike[str], read: Callable[[Any], T], identity: dict[str, Any]) -> T:
+    """Return what `read` makes of a state that was written with the same `identity`.
 
     Raises:
         TrainError: it is damaged, or of another run; the message says of which.
@@ -181,13 +160,13 @@ def load_state(path: str | PathLike[str], kind: type[State], identity: dict[str,
         content = read_json(path, limit=_STATE_BYTES)
         if content["format"] != _FORMAT:
             raise ValueError(f"it has format {content['format']}, and this version reads {_FORMAT} alone")
-        found, state = dict(content["identity"]), restored(kind, content["state"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = dict(content["identity"])
+        for key, value in identity.items():
+            if found.get(key) != value:
+                raise TrainError(
+                    f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is "
+                    f"{value!r}. Name another file, or remove it to begin anew"
+                )
+        return read(content["state"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise TrainError(f"{path} is not a usable state: {error}. Remove it to begin anew") from None
-    for key, value in identity.items():
-        if found.get(key) != value:
-            raise TrainError(
-                f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is {value!r}. "
-                "Name another file, or remove it to begin anew"
-            )
-    return state

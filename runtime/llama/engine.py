@@ -100,25 +100,34 @@ class LlamaEngine:
         self._r[row] = r
 
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
-        """See `Engine`."""
+        """See `Engine`; all rows have one R."""
         self._check_open()
-        found: list[NDArray[np.float32]] = [np.empty((0, self.n_vocab), np.float32)] * len(parts)
-        groups = self._groups(parts)
+        chunks, found = list(self._chunks(parts)), []
+        token, pos, _, logits = self._columns
         try:
-            for numbers in groups:
-                self._use(self._r[parts[numbers[0]].row])
-                logits = self._evaluate([parts[n] for n in numbers])
-                if len(groups) == 1:
-                    return logits
-                ends = np.cumsum([parts[n].wanted for n in numbers])
-                for n, rows in zip(numbers, np.split(logits, ends[:-1]), strict=True):
-                    found[n] = rows.copy()
+            self._use(self._r[parts[0].row])
+            for tokens, positions, rows, wanted in chunks:
+                count = len(tokens)
+                token[:count], pos[:count], logits[:count] = tokens, positions, wanted
+                for i, row in enumerate(rows):
+                    self._buffer.seq_id[i][0] = row
+                self._buffer.n_tokens = count
+                with self._adapters.lock.shared():
+                    code = llama_cpp.llama_decode(self._context, self._buffer)
+                if code:
+                    reason = "its KV cache is full" if code == 1 else f"code {code}"
+                    raise TinyLoraError(f"llama.cpp could not evaluate {count} tokens: {reason}")
+                self.evaluated += count
+                there = self._logits(sum(wanted))
+                found.append(there.copy() if len(chunks) > 1 else there)
         except BaseException:
             for part in parts:
                 llama_cpp.llama_memory_seq_rm(self._memory, part.row, -1, -1)
                 self._lengths[part.row] = 0
             raise
-        return np.concatenate(found) if found else np.empty((0, self.n_vocab), np.float32)
+        for part in parts:
+            self._lengths[part.row] += len(part.tokens)
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def length(self, row: int) -> int:
         """See `Engine`."""
@@ -173,44 +182,14 @@ class LlamaEngine:
         if self._context is None:
             raise TinyLoraError("it is closed, or its model is: load it again")
 
-    def _groups(self, parts: Sequence[Part]) -> list[list[int]]:
-        """Return the numbers of the parts that have one R, of each R."""
-        groups: dict[object, list[int]] = {}
-        for number, part in enumerate(parts):
-            r = self._r[part.row]
-            groups.setdefault(None if r is None else id(r), []).append(number)
-        return list(groups.values())
-
     def _use(self, r: NDArray[np.float32] | None) -> None:
         if self._now is not r:
             self._now = self
             self._adapters.apply(self._context, r, self._own)
             self._now = r
 
-    def _evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
-        """Evaluate parts of one R, as many tokens at once as there is room for."""
-        chunks, found = list(self._chunks(parts)), []
-        for tokens, positions, rows, wanted in chunks:
-            count, outputs = len(tokens), sum(wanted)
-            token, pos, _, logits = self._columns
-            token[:count], pos[:count], logits[:count] = tokens, positions, wanted
-            for i, row in enumerate(rows):
-                self._buffer.seq_id[i][0] = row
-            self._buffer.n_tokens = count
-            with self._adapters.lock.shared():
-                code = llama_cpp.llama_decode(self._context, self._buffer)
-            if code:
-                reason = "its KV cache is full" if code == 1 else f"code {code}"
-                raise TinyLoraError(f"llama.cpp could not evaluate {count} tokens: {reason}")
-            self.evaluated += count
-            there = self._logits(outputs)
-            found.append(there.copy() if len(chunks) > 1 else there)
-        for part in parts:
-            self._lengths[part.row] += len(part.tokens)
-        return found[0] if len(found) == 1 else np.concatenate(found)
-
     def _chunks(self, parts: Sequence[Part]) -> Iterator[tuple[list[int], list[int], list[int], list[bool]]]:
-        """Yield chunks: tokens, their positions, their rows, and whether their logits are wanted."""
+        """Yield as many tokens as there is room for, positions, rows, and whether logits are wanted."""
         tokens: list[int] = []
         positions: list[int] = []
         rows: list[int] = []

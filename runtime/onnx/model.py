@@ -11,7 +11,17 @@ from ...errors import OptionError, TinyLoraError
 from ...formats.bundle import Bundle, load_bundle
 from ...formats.onnx_graph import MODEL_NAME
 from ...vector import AdmittedVector, Policy
-from ..answers import Answer, Finish, Piece, Reply, Request, Sampling, answering, grammar_for
+from ..answers import (
+    Answer,
+    Finish,
+    Piece,
+    Reply,
+    Request,
+    Sampling,
+    answering,
+    check_prompt,
+    grammar_for,
+)
 from ..engine import CLOSED
 from ..loop import Generating, Loop
 from ..model import PersonalizedModel, Put, Stream
@@ -39,7 +49,6 @@ class TinyLoraOnnx(PersonalizedModel):
         n_ctx: longest sequence in tokens; the KV cache is allocated for it. 0, or more than the model
             has: the model's own.
         n_threads: CPU threads; by default ONNX Runtime's.
-        sess_options: an `onnxruntime.SessionOptions`.
 
     Raises:
         FileNotFoundError: a part of the bundle is missing.
@@ -55,7 +64,6 @@ class TinyLoraOnnx(PersonalizedModel):
         policy: Policy | None = None,
         n_ctx: int = 2048,
         n_threads: int | None = None,
-        sess_options: Any = None,
     ) -> None:
         bundle = base if isinstance(base, Bundle) else load_bundle(base)
         bundle.check_onnx()
@@ -65,7 +73,7 @@ class TinyLoraOnnx(PersonalizedModel):
         self.model_path = str(path)
         self._tokenizer = OnnxTokenizer(bundle.onnx)
         self._n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
-        self._session = open_session(path, sess_options=sess_options, n_threads=n_threads)
+        self._session = open_session(path, n_threads=n_threads)
         self._loop = Loop([self._engine(1, self._n_ctx, check=True)], closed=CLOSED)
         finalize(self, self._loop.close).atexit = False
         self.dependents.add(self._loop)
@@ -165,7 +173,8 @@ class TinyLoraOnnx(PersonalizedModel):
             TinyLoraError: the prompt is empty, or leaves no room in the context.
         """
         prompt = list(tokens)
-        most = len(prompt) + self._room(prompt, max_tokens)
+        self._check(prompt)
+        most = min(len(prompt) + (_limit(max_tokens) or self._n_ctx), self._n_ctx)
         sampler, vector = Sampler(**{**_DEFAULTS, "temperature": 0.0, **sampling}), self.vector
 
         def begin(put: Put) -> Generating:
@@ -240,12 +249,12 @@ class TinyLoraOnnx(PersonalizedModel):
         stream: bool = False,
         **options: Any,
     ) -> Any:
-        room = self._room(tokens, max_tokens)
+        self._check(tokens)
         for name in options:
             if name not in _OPTIONS:
                 raise OptionError(f"a completion has no option {name!r}: there are {', '.join(_OPTIONS)}")
         stops = tuple(each for each in ([stop] if isinstance(stop, str) else stop or []) if each)
-        sampling = Sampling(max_tokens=room, stop=stops, **{**_DEFAULTS, **options})
+        sampling = Sampling(max_tokens=_limit(max_tokens), stop=stops, **{**_DEFAULTS, **options})
         request = Request(tuple(tokens), _OWNER, vector=self.vector, sampling=sampling)
         reply = Reply(self.model_path, chat)
 
@@ -280,23 +289,15 @@ class TinyLoraOnnx(PersonalizedModel):
             self._loop.submit(work)
         return work
 
-    def _room(self, tokens: Sequence[int], max_tokens: int | None) -> int:
-        """Return how many tokens may follow a prompt.
-
-        Raises:
-            TinyLoraError: it is empty, leaves no room in the context, or has tokens that the model lacks.
-        """
-        if not tokens:
-            raise TinyLoraError("the prompt has no tokens: pass some text")
-        free = self._n_ctx - len(tokens)
-        if free < 1:
-            raise TinyLoraError(
-                f"the prompt has {len(tokens)} tokens, but the context has {self._n_ctx} and an answer needs "
-                "at least one: shorten it, or load the model with a larger n_ctx"
-            )
+    def _check(self, tokens: Sequence[int]) -> None:
+        """Check a prompt. TinyLoraError: it is empty, leaves no room, or has tokens that the model lacks."""
+        check_prompt(tokens, self._n_ctx)
         if outside := [token for token in tokens if not 0 <= token < self.n_vocab()]:
             raise TinyLoraError(f"the prompt has the token {outside[0]}, but the model has {self.n_vocab()}")
-        return min(max_tokens, free) if max_tokens is not None and max_tokens > 0 else free
+
+
+def _limit(max_tokens: int | None) -> int | None:
+    return max_tokens if max_tokens is not None and max_tokens > 0 else None
 
 
 def _schema(response_format: Any) -> Any:

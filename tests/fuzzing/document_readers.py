@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -13,6 +14,7 @@ from mutations import as_json, changed, number
 from tinylora_edge.exporters.weights.hf import HFConfig
 from tinylora_edge.exporters.weights.safetensors import shards
 from tinylora_edge.formats.onnx_graph import check_config
+from tinylora_edge.jsonio import restored
 from tinylora_edge.runtime.learning.clicks import read_clicks
 from tinylora_edge.runtime.learning.state import SearchState, load_state
 from tinylora_edge.tasks import load_task
@@ -35,7 +37,7 @@ def _make_tuning(random: Random) -> bytes:
 def _read_tuning(data: bytes) -> None:
     path = folder() / "tuning.json"
     path.write_bytes(data)
-    load_state(path, SearchState, _IDENTITY)
+    load_state(path, partial(restored, SearchState), _IDENTITY)
 
 
 _VALUES = 3
@@ -58,7 +60,7 @@ def _make_clicks(random: Random) -> bytes:
 def _read_clicks(data: bytes) -> None:
     path = folder() / "clicks"
     path.write_bytes(data)
-    _, posterior = read_clicks(path, _VALUES, None, _IDENTITY)
+    posterior = read_clicks(path, _VALUES, None, _IDENTITY)
     assert np.isfinite(posterior.vector()).all()
 
 

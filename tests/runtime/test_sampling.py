@@ -90,7 +90,7 @@ def test_logits_that_are_not_finite() -> None:
             with pytest.raises(VectorError, match="not finite"):
                 Sampler(temperature)(row)
             with pytest.raises(VectorError, match="not finite"):
-                draw(np.stack([np.ones_like(row), row]), temperature, np.array([0.5, 0.5]))
+                draw(row, temperature, 0.5)
         with pytest.raises(VectorError, match="not finite"):
             logprobs(row[None], np.array([0], np.int32))
     assert Sampler(1.0)(np.array([-np.inf, 1.0], np.float32)) == 1
@@ -105,7 +105,8 @@ def test_a_draw_is_the_inverse_of_the_cumulative_distribution(width: int) -> Non
     logits[:, width // 2] = 0.0
     uniform = rng.random(300)
     uniform[:3] = 0.0, np.nextafter(1, 0), 1.0  # not even 1 may draw what has no weight
-    tokens, found = draw(logits, 0.5, uniform)
+    drawn = [draw(row, 0.5, float(u)) for row, u in zip(logits, uniform, strict=True)]
+    tokens, found = (np.array(each) for each in zip(*drawn, strict=True))
     exact = logits.astype(np.float64) / 0.5
     exact -= exact.max(1, keepdims=True)
     p = np.exp(exact) / np.exp(exact).sum(1, keepdims=True)

@@ -66,9 +66,9 @@ def test_a_score_is_the_gradient_of_what_the_model_says(
     vector = click(clicks, tmp_path / "s", 1)
     assert vector.under == under
     (given,) = clicks.ask(PROMPTS[1], vector, count=1, **OPTIONS)
-    state, _ = clicks._read(tmp_path / "s")
-    state.step = step = 0.02
-    scores, ratios, at = clicks._score(state, [given])
+    posterior = clicks._read(tmp_path / "s")
+    posterior.step = step = 0.02
+    scores, ratios, at = clicks._score(posterior, [given])
     assert at.any()
 
     def alone(values: np.ndarray) -> float:

@@ -150,7 +150,7 @@ def test_the_context_is_filled_to_its_last_token(llm: TinyLoraOnnx) -> None:
         with pytest.raises(TinyLoraError, match=f"{count} tokens.*96.*n_ctx"):
             llm.create_completion([65] * count)
     for empty in ("", []):
-        with pytest.raises(TinyLoraError, match="no tokens"):
+        with pytest.raises(TinyLoraError, match="the prompt is empty"):
             llm.create_completion(empty)
     with pytest.raises(TinyLoraError, match="token 9999"):
         llm.create_completion([65, 9999])
