@@ -51,12 +51,8 @@ Say = Callable[[str], None]
 
 
 def demo(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where everything goes.")
-    ] = OUTPUT,
-    replay: Annotated[
-        bool, typer.Option("--replay", help="Show a vector that was trained beforehand.")
-    ] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="For everything.")] = OUTPUT,
+    replay: Annotated[bool, typer.Option("--replay", help="Of a vector that was trained before.")] = False,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -174,17 +170,16 @@ def _exchange(output: Path, known: Sequence[dict[str, Any]], threads: int, say: 
         found = "Some of what it gets right" if right else "Nothing that was looked at is right"
         say(f"3. Load its {len(frame):,} bytes, {len(values):,} numbers, beside the model. {found}:")
         tokens = [llm.encode(sample)[0] for sample in samples]
-        changed = [logits(llm, prompt) for prompt in tokens]
+        changed, times = logits(llm, tokens), []
         with llm.batch(samples, _TOKENS, n_threads=threads) as batch:
             base, own = batch.answer_each([None, llm.vector], samples, max_tokens=_TOKENS)
-        times = []
         other = MicroVector(-values, basis=llm.vector.basis)  # a vector that is active already costs nothing
         for turn in range(_SWAPS):
             start = time.perf_counter()
             llm.swap(frame if turn % 2 else other)
             times.append(time.perf_counter() - start)
         llm.clear()
-        restored = [logits(llm, prompt) for prompt in tokens]
+        restored = logits(llm, tokens)
     answers = [
         {"prompt": sample.text, "base": b.text.strip(), "base_reward": task.score(b, sample)}
         | {"personalized": v.text.strip(), "personalized_reward": task.score(v, sample)}
@@ -194,11 +189,10 @@ def _exchange(output: Path, known: Sequence[dict[str, Any]], threads: int, say: 
         say(f"\n{row['prompt']}")
         for name in ("base", "personalized"):
             say(f"  {name:<12} ({row[f'{name}_reward']:g}): {row[name]}")
-    say("")
     with closing(Llama(str(output / BASE_NAME), verbose=False, **engine)) as plain:
-        proof = prove([logits(plain, prompt) for prompt in tokens], changed, restored)
+        proof = prove(logits(plain, tokens), changed, restored)
     say(
-        f"4. Take it back: a swap takes {np.median(times) * 1e3:.1f} ms; after clear() all "
+        f"\n4. Take it back: a swap takes {np.median(times) * 1e3:.1f} ms; after clear() all "
         f"{proof['logits']:,} logits are those of a plain llama_cpp.Llama, bit for bit. With the vector they "
         f"differed by up to {proof['vector_difference']:.2f}."
     )
@@ -206,25 +200,25 @@ def _exchange(output: Path, known: Sequence[dict[str, Any]], threads: int, say: 
     return {"frame": described, "swap": float(np.median(times)), "answers": answers, "proof": proof}
 
 
-def logits(llm: Llama, tokens: Sequence[int]) -> Logits:
-    """Return a copy of the logits after a prompt's tokens: float32 [vocabulary]."""
+def logits(llm: Llama, prompts: Sequence[Sequence[int]]) -> Logits:
+    """Return the logits after prompts of tokens: float32 [prompts, vocabulary]."""
     import llama_cpp
 
-    llm.reset()
-    llm.eval(tokens)
-    pointer = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
-    return np.ctypeslib.as_array(pointer, shape=(llm.n_vocab(),)).copy()
+    found = []
+    for tokens in prompts:
+        llm.reset()
+        llm.eval(tokens)
+        pointer = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
+        found.append(np.ctypeslib.as_array(pointer, shape=(llm.n_vocab(),)).copy())
+    return np.stack(found)
 
 
-def prove(plain: Sequence[Logits], changed: Sequence[Logits], restored: Sequence[Logits]) -> dict[str, float]:
-    """Compare logits, prompt by prompt: of a plain Llama, under a vector, and after `clear`."""
-    moved, left = (
-        max(float(np.abs(a - b).max()) for a, b in zip(plain, other, strict=True))
-        for other in (changed, restored)
-    )
-    if any(a.tobytes() != b.tobytes() for a, b in zip(plain, restored, strict=True)):
+def prove(plain: Logits, changed: Logits, restored: Logits) -> dict[str, float]:
+    """Compare logits: of a plain Llama, under a vector, and after `clear`."""
+    if plain.tobytes() != restored.tobytes():
+        away = np.abs(plain - restored).max()
         raise console.CommandError(
-            f"the base was not restored: after clear() its logits differ by up to {left:.3g} from those of a "
+            f"the base was not restored: after clear() its logits differ by up to {away:.3g} from those of a "
             "plain llama_cpp.Llama, where 0 was promised. Please report it"
         )
-    return {"logits": sum(a.size for a in plain), "vector_difference": moved}
+    return {"logits": plain.size, "vector_difference": float(np.abs(plain - changed).max())}

@@ -70,11 +70,11 @@ def test_an_interrupted_demo_leaves_nothing(
 
 
 def test_the_proof_fails_where_a_promise_is_broken() -> None:
-    base, changed = [np.float32([1, 2])], [np.float32([1, 4])]
+    base, changed = np.float32([[1, 2]]), np.float32([[1, 4]])
     with pytest.raises(CommandError, match=r"not restored: .* differ by up to 2"):
         prove(base, changed, changed)
     with pytest.raises(CommandError, match="not restored"):
-        prove(base, changed, [np.nextafter(base[0], np.float32(np.inf))])
+        prove(base, changed, np.nextafter(base, np.float32(np.inf)))
     assert prove(base, changed, base) == {"logits": 2, "vector_difference": 2}
 
 

@@ -90,15 +90,6 @@ def test_a_full_device_is_an_error(process: Cli, smollm2_bundle: Path) -> None:
     assert result.stderr == "error: No space left on device\n"
 
 
-@pytest.mark.slow
-def test_nothing_in_a_pipe_is_a_control_code(process: Cli, smollm2_bundle: Path) -> None:
-    for words in (["--help"], ["inspect", smollm2_bundle], ["pack", "--help"]):
-        text = process(*words).done()
-        assert "\x1b" not in text
-        assert "\r" not in text
-        assert not any(line.endswith(" ") for line in text.splitlines())
-
-
 def test_help_needs_no_engine_and_no_exporter(environment: dict[str, str]) -> None:
     code = (
         "import sys; from tinylora_edge.cli import app; "

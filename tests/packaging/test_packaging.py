@@ -25,21 +25,8 @@ from tinylora_edge.exporters import export_gguf
 ROOT = Path(__file__).parents[2]
 FOLDERS = "", "cli", "exporters", "runtime"  # links, but in the sdist, are not followed
 DATA = (
-    *(
-        ".LICENSE",
-        ".bin",
-        ".css",
-        ".gguf",
-        ".html",
-        ".js",
-        ".json",
-        ".jsonl",
-        ".npz",
-        ".pub",
-        ".svg",
-        ".toml",
-    ),
-    ".typed",
+    *(".LICENSE", ".bin", ".css", ".gguf", ".html", ".js", ".json", ".jsonl"),
+    *(".npz", ".pub", ".svg", ".toml", ".typed"),
 )
 ASK = """
 import sys
@@ -119,16 +106,8 @@ def test_the_tests_run_from_the_sdist(unpacked: Path) -> None:
     for path in (ROOT / "tests").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert (unpacked / path.relative_to(ROOT)).is_file()
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/wire",
-        "tests/test_layers.py",
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["tests/wire", "tests/test_layers.py"]
     environment = {**os.environ, "PYTHONPATH": str(unpacked)}
     done = subprocess.run(command, cwd=unpacked, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -158,13 +137,8 @@ def test_a_clone_without_links_says_so(tmp_path: Path) -> None:
     (tmp_path / "tinylora_edge/cli").write_text("../cli")
     shutil.copy(ROOT / "setup.py", tmp_path)
     for words in (["-c", "import tinylora_edge"], ["setup.py", "--version"]):
-        done = subprocess.run(
-            [sys.executable, *words],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": ""},
-            capture_output=True,
-            text=True,
-        )
+        command, alone = [sys.executable, *words], {**os.environ, "PYTHONPATH": ""}
+        done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True)
         assert done.returncode == 1
         assert "git clone -c core.symlinks=true" in done.stderr.splitlines()[-1]
 

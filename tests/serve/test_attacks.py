@@ -127,26 +127,16 @@ def test_bodies_that_never_come(server: Serving) -> None:
     wait_until(lambda: server.ask("POST", PLAIN, GOOD, **APP)[0] == 200)
 
 
-def test_one_user_fills_no_queue(server: Serving) -> None:
-    """Neither that of open requests nor that of waiting ones: not even another user of the same app waits."""
-    long = json.dumps(GOOD | {"max_tokens": 3000, "user": "mallory"}).encode()
-    with ExitStack() as stack:
-        flood = [opened(stack, server.port, head(APP, len(long)) + long) for _ in range(2 * PLACES)]
-        wait_until(lambda: any(is_refused(each) for each in flood))
-        for headers in (APP, OTHER_APP, ALICE):
-            assert server.ask("POST", PLAIN, GOOD | {"user": "ann"}, **headers)[0] == 200
-    wait_until(lambda: not any(server.ask("GET", "/health")[1][name] for name in ("running", "waiting")))
-
-
-def test_one_key_with_many_users_fills_no_queue(server: Serving) -> None:
-    """Each of its requests names another user, and there are more than places."""
+@pytest.mark.parametrize("user", ["mallory", "u{}"])
+def test_one_key_fills_no_queue(server: Serving, user: str) -> None:
+    """With requests of one user of an app, for whom no other user of it waits; or with one each of many."""
     with ExitStack() as stack:
         flood = []
         for number in range(2 * PLACES):
-            body = json.dumps(GOOD | {"max_tokens": 3000, "user": f"u{number}"}).encode()
+            body = json.dumps(GOOD | {"max_tokens": 3000, "user": user.format(number)}).encode()
             flood.append(opened(stack, server.port, head(APP, len(body)) + body))
         wait_until(lambda: any(is_refused(each) for each in flood))
-        for headers in (OTHER_APP, ALICE, BOB) * 3:
+        for headers in ([APP] if user == "mallory" else []) + [OTHER_APP, ALICE, BOB] * 3:
             assert server.ask("POST", PLAIN, GOOD | {"user": "ann"}, **headers)[0] == 200
     wait_until(lambda: not any(server.ask("GET", "/health")[1][name] for name in ("running", "waiting")))
 
