@@ -16,29 +16,17 @@ from tinylora_edge.formats.side_tensors import save_bases
 
 
 def test_a_bundle_as_json(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:
-    record = cli("inspect", smollm2_bundle, "--json").record()
-
-    manifest = json.loads((smollm2_bundle / "manifest.json").read_text())
-    assert record["manifest"] == manifest
-    assert record["base"] == {
-        "path": str(smollm2_bundle / "base.gguf"),
-        "bytes": (smollm2_bundle / "base.gguf").stat().st_size,
-        "fingerprint": load_bundle(smollm2_bundle).bases.fingerprints[0],
-    }
+    record, bundle = cli("inspect", smollm2_bundle, "--json").record(), load_bundle(smollm2_bundle)
+    assert record["manifest"] == bundle.manifest
+    base = {"path": str(bundle.base), "bytes": bundle.base.stat().st_size}
+    assert record["base"] == base | {"fingerprint": bundle.bases.fingerprints[0]}
     sizes = {"--numbers 13": 13, "--numbers 210": 210}
     sizes |= {f"--rank {k}": 210 * k * k for k in (1, 2, 4, 8)}
     assert {name: size["numbers"] for name, size in record["frame_bytes"].items()} == sizes
     assert record["frame_bytes"]["--rank 2"] == {"numbers": 840, "bf16": 1691, "int8": 855}
-    expected = {
-        "kind": "bundle",
-        "factors": basis.factors.digest,
-        "architecture": "llama",
-        "modules": 210,
-        "rank": 8,
-        "outputs": 8,
-        "factor_dtype": "f16",
-        "projections": [basis.projection.descriptor],
-    }
+    expected = {"kind": "bundle", "factors": basis.factors.digest, "architecture": "llama", "modules": 210}
+    expected |= {"rank": 8, "outputs": 8, "factor_dtype": "f16"}
+    expected |= {"projections": [basis.projection.descriptor]}
     assert {key: record[key] for key in expected} == expected
     text = cli("inspect", smollm2_bundle).done()
     assert re.search(rf"^factors +{basis.factors.digest}$", text, re.M)
@@ -65,11 +53,6 @@ def test_parts_of_different_exports(cli: Cli, smollm2_bundle: Path, basis: Basis
     cli("inspect", tmp_path).refused("manifest.json", "not JSON")
 
 
-def test_only_vectors_are_checked_against_a_bundle(cli: Cli, smollm2_bundle: Path, trained: Path) -> None:
-    cli("inspect", smollm2_bundle, smollm2_bundle).misused("only a vector")
-    cli("inspect", trained, "--user", "al").misused("BUNDLE")
-
-
 def test_control_characters_in_a_file_are_escaped(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "b.basis.gguf"
     save_bases(support.bases_with(support.random_basis(architecture="llama\x1b[2J\x07")), path)
@@ -78,26 +61,16 @@ def test_control_characters_in_a_file_are_escaped(cli: Cli, tmp_path: Path) -> N
     assert text.replace("\n", "").isprintable()
 
 
-# ---- Vectors
-
-
 def test_a_header(cli: Cli, basis: Basis) -> None:
     for dtype, payload in (("fp32", bytes(52)), ("bf16", bytes(26))):
         for tag, key in (("crc32", None), ("hmac", b"k" * 16)):
             data = support.frame(basis.digest, payload, dtype=dtype, tag=tag, key=key, sequence=258)
             record = cli("inspect", "-", "--json", stdin=data).record()
             assert record.pop("messages")["LoRaWAN EU868, DR0 to DR2"] == -(-len(data) // 51)
-            assert record == {
-                "kind": "vector",
-                "verified": False,
-                "bytes": len(data),
-                "version": 2,
-                "dtype": dtype,
-                "tag": {"crc32": "CRC-32", "hmac": "HMAC"}[tag],
-                "basis_id": basis.digest[:8],
-                "sequence": 258,
-                "count": 13,
-            }
+            form = {"kind": "vector", "verified": False, "bytes": len(data), "version": 2, "dtype": dtype}
+            name = {"crc32": "CRC-32", "hmac": "HMAC"}[tag]
+            whose = {"tag": name, "basis_id": basis.digest[:8], "sequence": 258, "count": 13}
+            assert record == form | whose
     text = cli("inspect", "-", stdin=data).done()
     assert re.search(r"^verified +False$", text, re.M)
     assert "next: tinylora-edge inspect - BUNDLE" in text
@@ -133,3 +106,5 @@ def test_what_names_no_basis_of_the_bundle(
         trained.read_bytes()[1:5].hex(), basis.factors.digest[:8], sizes
     )
     cli("inspect", "-", smollm2_bundle, stdin=bytes(26)).refused("26 bytes are no frame")
+    cli("inspect", smollm2_bundle, smollm2_bundle).misused("only a vector")
+    cli("inspect", trained, "--user", "al").misused("BUNDLE")

@@ -28,22 +28,18 @@ def test_help_lists_the_commands_in_sections(cli: Cli) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_has_an_example_that_parses(cli: Cli, command: str, tmp_path: Path) -> None:
-    lines = cli(*command.split(), "--help").done().splitlines()
+    lines = cli(command, "--help").done().splitlines()
     (begin,) = [number for number, line in enumerate(lines) if line in ("  Example:", "  Examples:")]
     end = lines.index("", begin)
-    assert end > begin + 1
-    own = 0
-    for example in lines[begin + 1 : end]:
-        if not example.strip().startswith("tinylora-edge "):
-            continue  # what a client sends
+    examples = [line for line in lines[begin + 1 : end] if line.strip().startswith("tinylora-edge ")]
+    for example in examples:
         words = shlex.split(example, comments=True)[1:]
-        if words[: len(command.split())] == command.split():
-            own += 1
+        assert words[0] == command
         # --help at the end is eager only once everything before it has been parsed as far as it goes: an
         # unknown option, or one without its value, is an error.
         assert cli(*words, "--help").code == 0
         assert cli(*words, "--no-such-option").code == 2
-    assert own
+    assert examples
 
 
 def test_the_reference_has_each_command_in_its_section() -> None:
@@ -66,8 +62,7 @@ def test_debug_shows_the_traceback_and_the_same_line(cli: Cli, tmp_path: Path) -
     plain.refused(str(missing))
     debug = cli("--debug", "inspect", missing)
     assert debug.code == 1
-    assert debug.stderr.startswith("Traceback (most recent call last):")
-    assert "FileNotFoundError" in debug.stderr
+    assert re.match("(?s)Traceback .*FileNotFoundError", debug.stderr)
     assert debug.stderr.endswith(plain.stderr)
 
 
@@ -86,8 +81,7 @@ def test_a_closed_pipe_ends_the_command_quietly(
 def test_a_full_device_is_an_error(process: Cli, smollm2_bundle: Path) -> None:
     with open("/dev/full", "wb") as full:
         result = process("inspect", smollm2_bundle, capture_output=False, stdout=full, stderr=subprocess.PIPE)
-    assert result.code == 1
-    assert result.stderr == "error: No space left on device\n"
+    assert (result.code, result.stderr) == (1, "error: No space left on device\n")
 
 
 def test_help_needs_no_engine_and_no_exporter(environment: dict[str, str]) -> None:

@@ -134,14 +134,14 @@ def test_what_no_answer_can_keep_to(
     bad.write_text('{"type": "string", "pattern": "^(?=a)a$"}')
     broken.write_text("{")
     tune = ("tune", bundle, labels, "--reward", "label", "-o", tmp_path / "v.bin", *SMALL)
-    for command in (("eval", bundle, labels, "--reward", "label", "-n", 6), tune, ("run", bundle, "x")):
+    commands = ("eval", bundle, labels, "--reward", "label", "-n", 6), tune, ("run", bundle, "x")
+    for command in commands:
         cli(*command, "--schema", bad).refused("llguidance makes no grammar of this schema")
         cli(*command, "--schema", broken).refused("broken.json: not JSON")
         cli(*command, "--schema", tmp_path / "none").refused("none", "No such file")
     cli("run", bundle, "x", "--schema", "label").refused("--schema label", "give a file")
-    with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "llguidance", None)  # as if it were not installed
-        for command in (("eval", bundle, labels, "--reward", "label", "-n", 6), tune, ("run", bundle, "x")):
-            bad.write_text("{}")
-            cli(*command, "--schema", bad).refused('pip install "tinylora-edge[schema]"')
+    monkeypatch.setitem(sys.modules, "llguidance", None)  # as if it were not installed
+    bad.write_text("{}")
+    for command in commands:
+        cli(*command, "--schema", bad).refused('pip install "tinylora-edge[schema]"')
     assert sorted(tmp_path.iterdir()) == sorted([*before, bad, broken])

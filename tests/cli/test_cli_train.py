@@ -55,10 +55,7 @@ def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
     assert manifest["held_out"]["base"] == found["prompt"]["mean"]
     assert manifest["held_out"]["vector"] == found["vector + prompt"]["mean"]
     assert found["base"]["n"] == found["vector"]["n"] == n
-    assert set(found["comparisons"]) == {
-        "vector - base", "vector + prompt - base", "vector - prompt", "vector + prompt - prompt",
-        "vector + prompt - vector", "prompt - base",
-    }  # fmt: skip
+    assert len(found["comparisons"]) == 6
     difference = found["vector"]["mean"] - found["base"]["mean"]
     assert found["comparisons"]["vector - base"]["difference"] == pytest.approx(difference)
     assert found["drift"]["prompts"] >= 200
@@ -159,12 +156,9 @@ def test_eval_on_shifted_prompts(cli, tiny, task):
 
 def test_bad_input(cli, tiny, task, tmp_path):
     train = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin")
-    (tiny / "few.jsonl").write_text(
-        "".join(f'{{"prompt": "p{i}", "answer": "a{i % 9}"}}\n' for i in range(10))
-    )
-    cli("train", tiny / "bundle", tiny / "few.jsonl", *train[3:]).refused(
-        "examples to train on", "at least 20"
-    )
+    rows = (f'{{"prompt": "p{i}", "answer": "a{i % 9}"}}\n' for i in range(10))
+    (tiny / "few.jsonl").write_text("".join(rows))
+    cli(*train[:2], tiny / "few.jsonl", *train[3:]).refused("examples to train on", "at least 20")
     cli(*train, "--minutes", 0).refused("more than 0 minutes")
     cli(*train, "--system", " ").refused("the system prompt is blank")
     cli(*train, "--examples", 500).refused("500 worked examples", "ask for fewer")

@@ -30,9 +30,7 @@ def test_tune_writes_a_frame_and_its_story(
     cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "v.bin"
-    ran = cli(
-        "tune", tiny_bundle, *task, "--budget", "20ktokens", "-o", out, "--json", *OPTIONS,
-    )  # fmt: skip
+    ran = cli("tune", tiny_bundle, *task, "--budget", "20ktokens", "-o", out, "--json", *OPTIONS)
     assert ran.code == 0, ran.stderr
     record = json.loads(ran.stdout)
     basis = load_bundle(tiny_bundle).basis(numbers=13)
@@ -41,8 +39,7 @@ def test_tune_writes_a_frame_and_its_story(
     assert vector.values.tolist() == record["values"]
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
     assert manifest["basis"] == basis.digest
-    assert manifest["held_out"] == record["held_out"]
-    assert manifest["drift"] == record["drift"]
+    assert all(manifest[name] == record[name] for name in ("held_out", "drift"))
     assert record["drift"]["prompts"] == 32
     assert manifest["result"]["steps"] == len([row for row in manifest["curve"] if "reward" in row]) > 0
     assert ("warning: " in ran.stderr) == (not record["result"]["improved"])
@@ -56,8 +53,7 @@ def test_a_terminal_shows_how_far_it_is(
     screen = Terminal(environment, "tune", tiny_bundle, *task, *options).until_it_ends()
     text = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).split())
     assert "nan" not in text
-    assert "held back 0." in text or "held back 1." in text
-    assert "measuring on held-out prompts" in text
+    assert re.search(r"held back [01]\..* measuring on held-out prompts", text)
     again = Terminal(environment, "eval", tiny_bundle, *task, "-n", "4").until_it_ends()
     assert "4/4 answers" in again
 
