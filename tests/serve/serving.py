@@ -25,14 +25,11 @@ KEY = Hmac.from_hex(MAC)
 
 
 def mac_file(folder: Path) -> Path:
-    path = folder / "device.mac"
-    path.write_text(MAC)
-    path.chmod(0o600)
-    return path
+    return keys_file(folder, MAC, "device.mac")
 
 
-def keys_file(folder: Path, keys: str) -> Path:
-    path = folder / "keys"
+def keys_file(folder: Path, keys: str, name: str = "keys") -> Path:
+    path = folder / name
     path.write_text(keys)
     path.chmod(0o600)
     return path

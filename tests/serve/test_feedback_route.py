@@ -39,10 +39,9 @@ def test_a_users_vector_moves_with_their_clicks(tiny: Path, tmp_path: Path, engi
     keys_file(tmp_path, "app-key-1\nalice-key alice\n")
     options = ["--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256"]
     secret = bytes(range(32))
-    (tmp_path / "key").write_text(tags.private_pem(secret))
-    (tmp_path / "key").chmod(0o600)
-    (tmp_path / "key.pub").write_text(tags.public_pem(Ed25519Signer(secret).public_key))
-    options += ["--sign", tmp_path / "key", "--key", tmp_path / "key.pub", "--name", "tiny"]
+    options += ["--sign", keys_file(tmp_path, tags.private_pem(secret), "key"), "--name", "tiny"]
+    public = tags.public_pem(Ed25519Signer(secret).public_key)
+    options += ["--key", keys_file(tmp_path, public, "key.pub")]
     tiny = tiny if engine == "llama" else onnx_bundles.tiny()
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:
         first = answered(server, user="alice")

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_the_base_answers_where_there_is_no_vector(client: openai.OpenAI, alone:
         assert cached == [0, answer.usage.prompt_tokens if user else 0]
 
 
-def test_every_user_gets_his_own_answer_three_ways(
+def test_every_user_gets_their_own_answer_three_ways(
     server: Serving, client: openai.OpenAI, alone: TinyLoraLlama, bases: Bases
 ) -> None:
     """With 13, 50, 210, 840 and 13,440 numbers beside each other: each that of the same user alone."""
@@ -126,16 +127,15 @@ def test_what_is_refused_is_refused_with_the_reason(
             assert f"for basis {other.id}" in body["error"]["message"]
             assert "this model takes all entries of rank 1 to 8" in body["error"]["message"]
     assert server.ask("GET", "/v1/vectors/dora")[0] == 404
-    with pytest.raises(openai.NotFoundError, match="user 'nobody' has no vector here"):
-        ask(client, "smollm2@nobody")
-    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-4'"):
-        ask(client, "gpt-4")
-    with pytest.raises(openai.BadRequestError, match="no name of a user"):
-        ask(client, "smollm2@../../etc")
-    with pytest.raises(openai.BadRequestError, match="different vectors"):
-        ask(
-            client, extra_body={"vector": as_text(newer)}, extra_headers={"X-TinyLora-Vector": as_text(older)}
-        )
+    both = {"extra_body": {"vector": as_text(newer)}, "extra_headers": {"X-TinyLora-Vector": as_text(older)}}
+    for model, error, message, options in (
+        ("smollm2@nobody", openai.NotFoundError, "user 'nobody' has no vector here", {}),
+        ("gpt-4", openai.NotFoundError, "there is no model 'gpt-4'", {}),
+        ("smollm2@../../etc", openai.BadRequestError, "no name of a user", {}),
+        ("smollm2", openai.BadRequestError, "different vectors", both),
+    ):
+        with pytest.raises(error, match=message):
+            ask(client, model, **options)
     _, counted = server.ask("GET", "/metrics")
     assert b'tinylora_refused_vectors_total{reason="vector_forged"}' in counted
 
@@ -195,15 +195,11 @@ def test_completions_go_past_the_chat_template(client: openai.OpenAI, alone: Tin
     alone.clear()
     prompt = "The three primary colours are red, yellow and"
     expected = alone.create_completion(prompt, max_tokens=5, temperature=0)["choices"][0]["text"]
-    answer = client.completions.create(
-        model="smollm2", prompt=prompt, max_tokens=5, temperature=0, logprobs=1
-    )
+    complete = partial(client.completions.create, model="smollm2", prompt=prompt, max_tokens=5, temperature=0)
+    answer = complete(logprobs=1)
     assert answer.choices[0].text == expected
     assert len(answer.choices[0].logprobs.tokens) == 5
-    pieces = client.completions.create(
-        model="smollm2", prompt=prompt, max_tokens=5, temperature=0, stream=True
-    )
-    assert "".join(piece.choices[0].text for piece in pieces) == expected
+    assert "".join(piece.choices[0].text for piece in complete(stream=True)) == expected
 
 
 def test_a_client_that_leaves_frees_its_slot(server: Serving, client: openai.OpenAI) -> None:

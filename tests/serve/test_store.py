@@ -116,21 +116,18 @@ def test_who_grew_is_not_set_back(store: Store, path: Path, bases: Bases, basis:
     assert store.put("alice", framed(basis, 4), policy(store)).sequence == 4  # smaller again, if it is newer
 
 
-@pytest.mark.parametrize(
-    ("frame", "error"),
-    [
-        (lambda basis: framed(basis, 9, key=NEXT_KEY), SignatureError),
-        (lambda basis: framed(basis, 9, key=None), SignatureError),
-        (lambda basis: framed(basis, 9)[:-1], FrameError),
-        (lambda basis: bytes(4 * basis.size), FrameError),
-        (lambda basis: framed(of_another_model(basis), 9), BasisMismatchError),
-    ],
-)
-def test_what_is_refused_changes_nothing(store: Store, basis: Basis, frame, error) -> None:
+def test_what_is_refused_changes_nothing(store: Store, basis: Basis) -> None:
     before = store.put("alice", framed(basis, 1), policy(store))
-    with pytest.raises(error):
-        store.put("alice", frame(basis), policy(store))
-    assert store.get("alice") == before
+    for frame, error in (
+        (framed(basis, 9, key=NEXT_KEY), SignatureError),
+        (framed(basis, 9, key=None), SignatureError),
+        (framed(basis, 9)[:-1], FrameError),
+        (bytes(4 * basis.size), FrameError),
+        (framed(of_another_model(basis), 9), BasisMismatchError),
+    ):
+        with pytest.raises(error):
+            store.put("alice", frame, policy(store))
+        assert store.get("alice") == before
     assert store.put("alice", framed(basis, 2), policy(store)).sequence == 2
 
 
@@ -197,26 +194,24 @@ def test_threads_share_a_store(store: Store, basis: Basis) -> None:
 
 
 def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:
-    damaged = tmp_path / "damaged.db"
+    damaged, other, later = (tmp_path / f"{name}.db" for name in ("damaged", "other", "later"))
     damaged.write_bytes(b"no database at all" * 100)
-    with pytest.raises(StoreError, match=r"damaged.db cannot be used: file is not a database"):
-        Store(damaged, bases)
-    assert damaged.read_bytes() == b"no database at all" * 100
-    other = tmp_path / "other.db"
     with sqlite3.connect(other) as connection:
         connection.execute("CREATE TABLE mine (a)")
-    with pytest.raises(StoreError, match="no store of users' vectors"):
-        Store(other, bases)
-    with pytest.raises(StoreError, match="cannot be used"):
-        Store(tmp_path, bases)
-    with pytest.raises(FileNotFoundError, match="make it"):
-        Store(tmp_path / "none" / "users.db", bases)
-    later = tmp_path / "later.db"
     Store(later, bases).close()
     with sqlite3.connect(later) as connection:
         connection.execute("PRAGMA user_version = 1")
-    with pytest.raises(StoreError, match=r"version 1, but this release reads version 2: .* name a new file"):
-        Store(later, bases)
+    for path, message in (
+        (damaged, r"damaged.db cannot be used: file is not a database"),
+        (other, "no store of users' vectors"),
+        (tmp_path, "cannot be used"),
+        (later, r"version 1, but this release reads version 2: .* name a new file"),
+    ):
+        with pytest.raises(StoreError, match=message):
+            Store(path, bases)
+    assert damaged.read_bytes() == b"no database at all" * 100
+    with pytest.raises(FileNotFoundError, match="make it"):
+        Store(tmp_path / "none" / "users.db", bases)
 
 
 def test_a_full_disk(store: Store, basis: Basis) -> None:
@@ -246,10 +241,6 @@ def test_models_share_a_file(store: Store, path: Path, basis: Basis) -> None:
 def test_a_closed_store(store: Store, basis: Basis) -> None:
     store.close()
     store.close()
-    for call in (
-        lambda: store.get("a"),
-        lambda: store.put("a", framed(basis, 1), Policy()),
-        lambda: store.delete("a"),
-    ):
+    for call, *arguments in ((store.get,), (store.put, framed(basis, 1), Policy()), (store.delete,)):
         with pytest.raises(StoreError, match="closed"):
-            call()
+            call("a", *arguments)  # type: ignore[operator]
