@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from .options import JsonOption
 OK, NOTE, FAULT = "ok", "note", "fault"
 _STYLES = {OK: "green", NOTE: "yellow", FAULT: "bold red"}
 _DISTRIBUTION = "tinylora-edge"
-_OURS = ("all", "dev")  # extras that are others together, or for who changes this package
+_OURS = {"all", "dev"}  # extras that are others together, or for who changes this package
 _REQUIREMENT = re.compile(r"(?P<package>[A-Za-z0-9._-]+).*;.*extra\s*==\s*['\"](?P<extra>[^'\"]+)")
 _ENGINES = {"llama": ("llama.cpp", "llama-cpp-python"), "onnx": ("ONNX Runtime", "onnxruntime")}
 _SECONDS = 120  # after which an engine that says nothing is given up: a tiny model takes two
@@ -63,10 +62,8 @@ def doctor(as_json: JsonOption = False) -> None:
             if finding.mend:
                 console.say(f"{'':<15}$ {finding.mend}")
     faults, notes = (sum(finding.level == level for finding in found) for level in (FAULT, NOTE))
-    if as_json:
-        console.print_json({"faults": faults, "notes": notes, "findings": [asdict(one) for one in found]})
-    else:
-        console.say(f"{console.counted(faults, 'fault')}, {console.counted(notes, 'note')}")
+    record = {"faults": faults, "notes": notes, "findings": [asdict(one) for one in found]}
+    console.report(record, as_json, f"{console.counted(faults, 'fault')}, {console.counted(notes, 'note')}")
     if faults:
         raise typer.Exit(1)
 
@@ -95,19 +92,13 @@ def check_extras() -> Iterator[Finding]:
     for line in lines:
         if match := _REQUIREMENT.match(line):
             packages.setdefault(match["extra"], []).append(match["package"])
-    for extra, names in packages.items():
-        missing = [name for name in sorted(names) if not _is_installed(name)]
-        if missing and extra not in _OURS:
+    for extra in sorted(packages.keys() - _OURS):
+        found = ((name, metadata.Distribution.discover(name=name)) for name in sorted(packages[extra]))
+        if missing := [name for name, installed in found if not [*installed]]:
             text, mend = f"{extra} lacks {', '.join(missing)}", _install(f"{_DISTRIBUTION}[{extra}]")
             yield Finding("extra", NOTE, text, mend)
-        elif extra not in _OURS:
+        else:
             yield Finding("extra", OK, f"{extra} is complete")
-
-
-def _is_installed(package: str) -> bool:
-    with suppress(metadata.PackageNotFoundError):
-        return bool(metadata.version(package))
-    return False
 
 
 def check_engine(name: str) -> Finding:

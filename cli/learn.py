@@ -61,21 +61,16 @@ def learn(
         learned = learn_projection(
             bundle, folder, behaviours=chosen, settings=settings, weights=weights, report=report
         )
-    facts = {
-        "behaviours": len(learned.behaviours),
-        "energy": float(learned.energy.sum()),
-        "seconds": round(learned.seconds, 1),
-    }
+    facts = {"behaviours": len(learned.behaviours), "energy": float(learned.energy.sum())}
+    facts["seconds"] = round(learned.seconds, 1)
     basis = add_projection(bundle, learned.projection, facts, signer=signer)
     for path in folder.glob("*.npz"):
         path.unlink()
     with suppress(OSError):  # it holds something of others
         folder.rmdir()
     record = {"bundle": str(bundle), "basis": basis.digest, "numbers": basis.size, "learned": facts}
-    record["behaviours"] = [
-        {"name": name, "divergence": divergence, "held": held}
-        for name, divergence, held in learned.behaviours
-    ]
+    names = "name", "divergence", "held"
+    record["behaviours"] = [dict(zip(names, each, strict=True)) for each in learned.behaviours]
     mean = sum(divergence for _, divergence, _ in learned.behaviours) / max(len(learned.behaviours), 1)
     console.report(
         record,

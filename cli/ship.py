@@ -41,15 +41,8 @@ def publish(
     kind = vectors.header(data)["tag"]
     if kind == tags.NAMES[tags.CRC32]:
         console.warn("a checksum proves nothing about the sender: sign what you publish (pack --key)")
-    record = {
-        "target": to,
-        "path": done.path,
-        "latest": layout.latest(bases.id, user),
-        "sequence": done.sequence,
-        "bytes": len(data),
-        "tag": kind,
-        "changed": done.changed,
-    }
+    record = {"target": to, **done._asdict(), "latest": layout.latest(bases.id, user)}
+    record |= {"bytes": len(data), "tag": kind}
     where = f"{to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}"
     console.report(record, as_json, f"{'published' if done.changed else 'was there already:'} {where}")
 

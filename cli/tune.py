@@ -123,14 +123,11 @@ def tune(
             console.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")
             raise typer.Exit(130)
         vector = replace(found.vector, dtype="fp32", sequence=sequence)
-        record: dict[str, Any] = {
-            "task": loaded.name,
-            "values": vector.values.tolist(),
-            "result": found.record(),
-        }
-        record |= {} if loaded.preamble is None else {"preamble": loaded.preamble}
-        record |= {} if loaded.schema is None else {"schema": loaded.schema}
-        record |= {} if frame is None else {"under": sha256(frame).hexdigest()}
+        record: dict[str, Any] = {"task": loaded.name, "values": vector.values.tolist()}
+        record["result"] = found.record()
+        under = None if frame is None else sha256(frame).hexdigest()
+        parts = {"preamble": loaded.preamble, "schema": loaded.schema, "under": under}
+        record |= {name: part for name, part in parts.items() if part is not None}
         if evaluate:
             show("measuring on held-out prompts", done=1)
             with llm.batch(loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
@@ -142,10 +139,10 @@ def tune(
                 record["drift"] = drift.record()
             except TrainError as error:
                 console.warn(f"the drift on general prompts was not measured: {error}")
-    settings = {"budget": asdict(amount), "seed": seed, "settings": asdict(learner.settings)}
-    made = {"tool": f"tinylora-edge {__version__}", "basis": vector.basis, "dtype": vector.dtype}
-    manifest = made | {"sequence": vector.sequence, **settings, **record, "curve": curve}
-    write_json(output.with_name(f"{output.name}.json"), manifest)
+    made: dict[str, Any] = {"tool": f"tinylora-edge {__version__}", "basis": vector.basis}
+    made |= {"dtype": vector.dtype, "sequence": vector.sequence, "budget": asdict(amount), "seed": seed}
+    made |= {"settings": asdict(learner.settings), **record, "curve": curve}
+    write_json(output.with_name(f"{output.name}.json"), made)
     vectors.write(str(output), vector.to_bytes(llm.bases.of(vector)))
     state.unlink(missing_ok=True)
     if not found.improved:

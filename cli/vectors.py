@@ -39,10 +39,8 @@ def read(source: str) -> bytes:
     if text.is_text(data):
         data = text.decode(data)
     if len(data) > VECTOR_FILE_BYTES:
-        raise FrameError(
-            f"{'stdin' if source == STREAM else source} has more than {VECTOR_FILE_BYTES:,} bytes, the most "
-            "of any vector: this is none"
-        )
+        where = "stdin" if source == STREAM else source
+        raise FrameError(f"{where} has more than {VECTOR_FILE_BYTES:,} bytes, the most of any vector")
     return data
 
 
@@ -53,15 +51,13 @@ def read_stack(sources: list[str] | None) -> list[bytes]:
 
 def check_target(target: str, *, as_json: bool = False) -> None:
     """Check that bytes may be written there, before any work is done."""
-    if target == STREAM and as_json:
-        raise typer.BadParameter(
-            "stdout carries the vector: pass -o FILE to have a report", param_hint="--json"
-        )
     if target == STREAM:
+        if as_json:
+            why = "stdout carries the vector: pass -o FILE to have a report"
+            raise typer.BadParameter(why, param_hint="--json")
         if sys.stdout.isatty():
-            raise console.CommandError(
-                "the vector is binary and stdout is a terminal: redirect it, or use -o FILE"
-            )
+            why = "the vector is binary and stdout is a terminal: redirect it, or use -o FILE"
+            raise console.CommandError(why)
         return
     path = Path(target)
     if path.exists() or path.is_symlink():
