@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,19 +137,18 @@ def answer(llm: runtime.TinyLoraLlama) -> Callable[..., str]:
     return ask
 
 
-@pytest.fixture(scope="module")
-def tiny_chat_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a small model that renders chat messages, but none of a system: answers can be scored."""
-    template = (
-        "{% for message in messages %}{% if message.role == 'system' %}"
-        "{{ raise_exception('System role not supported') }}{% endif %}{{ message.content }}~{% endfor %}"
-    )
-    folder = tmp_path_factory.mktemp("chat")
-    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template", template]
-    subprocess.run([*command, tiny_gguf, folder / "chat.gguf"], check=True, capture_output=True)
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small model of random weights that renders chats: `bundle` and `weights`."""
     from tinylora_edge.exporters import export_gguf
 
-    return export_gguf(folder / "chat.gguf", folder / "bundle").output
+    folder, model = tmp_path_factory.mktemp("chat"), models.tiny_model("llama")
+    metadata = {
+        "tokenizer.chat_template": "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
+    }
+    export_gguf(models.write_gguf(model, folder / "tiny.gguf", metadata=metadata), folder / "bundle")
+    models.write_hf(model, folder / "weights")
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -111,19 +111,17 @@ def test_an_interrupt_ends_the_answer_and_then_the_chat(
     assert chat.type_until_it_ends("\x03") in (130, -signal.SIGINT)
 
 
-def test_a_like_moves_the_vector_and_it_can_be_saved(
-    cli: Cli, tiny_chat_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_like_moves_the_vector_and_it_can_be_saved(cli: Cli, tiny: Path, tmp_path: Path) -> None:
     first, second, third = (tmp_path / f"{name}.bin" for name in ("first", "second", "third"))
-    write_vector(first, tiny_chat_bundle / "basis.gguf", sequence=7)
-    chat = ("chat", tiny_chat_bundle, "--threads", 1, "--max-tokens", 8)
+    write_vector(first, tiny / "bundle" / "basis.gguf", sequence=7)
+    chat = ("chat", tiny / "bundle", "--threads", 1, "--max-tokens", 8)
     lines = (
         f"hello\n/like\n/save {second}\nmore\n/dislike\n/vector {first}\n/base\nhello\n/like\n/save {third}"
     )
     result = cli(*chat, "--vector", first, stdin=lines.encode())
     assert result.code == 0, result.stderr
     assert re.findall(r"^learned from (\d click)", result.stderr, re.M) == ["1 click", "2 click", "1 click"]
-    basis = load_bundle(tiny_chat_bundle).basis(numbers=13)
+    basis = load_bundle(tiny / "bundle").basis(numbers=13)
     start, moved, other = (
         MicroVector.from_bytes(path.read_bytes(), basis) for path in (first, second, third)
     )

@@ -7,31 +7,16 @@ import os
 import shutil
 from pathlib import Path
 
-import models
 import pytest
 from invocation import Cli, contents
 
 from tinylora_edge import load_bundle
-from tinylora_edge.exporters import export_gguf
 
 BEHAVIOURS = [
     {"name": "pirate", "system": "Talk like a pirate."},
     {"name": "french", "system": "Answer in French."},
 ]
 QUICK = ("--only", "--numbers", 2)
-
-
-TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a tiny model with a chat template, and its weights; tests/train has the real one."""
-    folder, model = tmp_path_factory.mktemp("tiny"), models.tiny_model("llama")
-    metadata = {"tokenizer.chat_template": TEMPLATE}
-    export_gguf(models.write_gguf(model, folder / "tiny.gguf", metadata=metadata), folder / "bundle")
-    models.write_hf(model, folder / "weights")
-    return folder
 
 
 @pytest.fixture(scope="module")

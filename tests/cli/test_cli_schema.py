@@ -18,23 +18,16 @@ import pytest
 from invocation import Cli
 
 from tinylora_edge import TrainError, runtime
-from tinylora_edge.exporters import export_gguf
 from tinylora_edge.tasks import load_task
 
-TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
 LABELS = ["cancel", "cancel order", "track"]
 SCHEMA = {"type": "array", "items": {"enum": [1, 2, "x"]}, "minItems": 1, "maxItems": 3}
 SMALL = ("--threads", 1)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("schema")
-    metadata = {"tokenizer.chat_template": TEMPLATE}
-    model = models.tiny_model("llama")
-    models.write_hf(model, folder / "weights")
-    gguf = models.write_gguf(model, folder / "tiny.gguf", metadata=metadata)
-    return export_gguf(gguf, folder / "bundle").output
+@pytest.fixture
+def bundle(tiny: Path) -> Path:
+    return tiny / "bundle"
 
 
 @pytest.fixture

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import json
 
-import models
 import pytest
 import support
 
 from tinylora_edge import MicroVector, load_bundle
-from tinylora_edge.exporters import export_gguf
 
-TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
 REWARD = ("--reward", "regex('^')")
 TRAIN = ("--steps", 2, "--prompts", 4, "--samples", 4, "--lr", 0.1)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("train")
-    model, metadata = models.tiny_model("llama"), {"tokenizer.chat_template": TEMPLATE}
-    gguf = models.write_gguf(model, folder / "tiny.gguf", metadata=metadata)
-    export_gguf(gguf, folder / "bundle")
-    models.write_hf(model, folder / "weights")
-    rows = [{"prompt": f"p{i}", "answer": f"a{i}"} for i in range(160)]
-    (folder / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-@pytest.fixture
-def task(tiny):
-    return tiny / "task.jsonl", *REWARD
+def task(tmp_path_factory):
+    path = tmp_path_factory.mktemp("task") / "task.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"p{i}", "answer": f"a{i}"}) + "\n" for i in range(160)))
+    return path, *REWARD
 
 
 def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
@@ -144,11 +131,11 @@ def test_a_tall_vector(cli, tiny, task, tmp_path):
         cli(*run, f"--rank={text}", "-o", tmp_path / "v.bin").misused(f"'{text}' is no rank")
 
 
-def test_eval_on_shifted_prompts(cli, tiny, task):
+def test_eval_on_shifted_prompts(cli, tiny, task, tmp_path):
     rows = [{"prompt": f"p{i}", "split": ("train", "held_out")[i % 2]} for i in range(8)]
     rows += [{"prompt": f"q{i}", "split": "shifted"} for i in range(4)]
-    (tiny / "shifted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ("eval", tiny / "bundle", tiny / "shifted.jsonl", *REWARD, "--shifted", "-n")
+    (tmp_path / "shifted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("eval", tiny / "bundle", tmp_path / "shifted.jsonl", *REWARD, "--shifted", "-n")
     record = cli(*command, 4, "--json").record()
     assert (record["split"], record["base"]["n"]) == ("shifted", 4)
     cli("eval", tiny / "bundle", *task, "--shifted").refused("no shifted prompts", "--shifted")
@@ -156,9 +143,9 @@ def test_eval_on_shifted_prompts(cli, tiny, task):
 
 def test_bad_input(cli, tiny, task, tmp_path):
     train = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin")
-    rows = (f'{{"prompt": "p{i}", "answer": "a{i % 9}"}}\n' for i in range(10))
-    (tiny / "few.jsonl").write_text("".join(rows))
-    cli(*train[:2], tiny / "few.jsonl", *train[3:]).refused("examples to train on", "at least 20")
+    few = task[0].with_name("few.jsonl")
+    few.write_text("".join(f'{{"prompt": "p{i}", "answer": "a{i % 9}"}}\n' for i in range(10)))
+    cli(*train[:2], few, *train[3:]).refused("examples to train on", "at least 20")
     cli(*train, "--minutes", 0).refused("more than 0 minutes")
     cli(*train, "--system", " ").refused("the system prompt is blank")
     cli(*train, "--examples", 500).refused("500 worked examples", "ask for fewer")

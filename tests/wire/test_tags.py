@@ -24,11 +24,7 @@ from tinylora_edge import (
     Policy,
     SignatureError,
 )
-from tinylora_edge.wire.tags import (
-    Verifier,
-    private_pem,
-    public_pem,
-)
+from tinylora_edge.wire.tags import Verifier, private_pem, public_pem
 
 SEED = bytes(range(32))
 KEY = ed25519.Ed25519PrivateKey.from_private_bytes(SEED)
@@ -62,8 +58,7 @@ RFC_4231 = [
 
 
 def test_crc32_check_value():
-    tag = Crc32().sign(b"123456789")
-    assert tag == bytes.fromhex("cbf43926")[::-1]
+    assert Crc32().sign(b"123456789") == bytes.fromhex("cbf43926")[::-1]
 
 
 @pytest.mark.parametrize(("key", "message", "mac"), RFC_4231)
@@ -90,17 +85,11 @@ def test_ed25519(secret, public, message, signature):
     assert not Ed25519Verifier(bytes(31) + b"\x02").verify(bytes.fromhex(message), bytes.fromhex(signature))
 
 
-@pytest.mark.parametrize("length", [0, 8, 15])
-def test_a_short_mac_key(length):
-    with pytest.raises(SignatureError, match=f"{length} bytes.*at least 16"):
-        Hmac(bytes(length))
-
-
-@pytest.mark.parametrize("length", [0, 31, 33, 64])
-@pytest.mark.parametrize("make", [Ed25519Signer, Ed25519Verifier])
-def test_an_ed25519_key_of_a_wrong_length(make, length):
-    with pytest.raises(SignatureError, match=f"32 bytes, not {length}"):
-        make(bytes(length))
+@pytest.mark.parametrize("make", [Hmac, Ed25519Signer, Ed25519Verifier])
+def test_a_key_of_a_wrong_length(make):
+    for length in (0, 8, 15) if make is Hmac else (0, 31, 33, 64):
+        with pytest.raises(SignatureError, match=f"{length}"):
+            make(bytes(length))
 
 
 GOLDEN_KEY = ed25519.Ed25519PublicKey.from_public_bytes(
@@ -162,27 +151,28 @@ SMALL_ORDER = [
 ]
 
 
-class TestWeakKeys:
-    @pytest.mark.parametrize("sign", [0, 0x80], ids=["x even", "x odd"])
-    @pytest.mark.parametrize("point", SMALL_ORDER)
-    def test_points_of_small_order(self, point, sign):
-        key = bytearray.fromhex(point)
-        key[31] |= sign
-        for make in (
-            lambda: Ed25519Verifier(bytes(key)),
-            lambda: Ed25519Verifier(bytes(key), check=lambda *_: True),
-            lambda: Ed25519Verifier.from_pem(public_pem(bytes(key))),
-        ):
-            with pytest.raises(SignatureError, match="small order"):
-                make()
-
-    @pytest.mark.parametrize("above", range(19))
-    def test_encodings_that_no_tool_writes(self, above):
-        key = (2**255 - 19 + above).to_bytes(32, "little")
-        with pytest.raises(SignatureError, match="written as no tool"):
-            Ed25519Verifier(key)
+@pytest.mark.parametrize("sign", [0, 0x80], ids=["x even", "x odd"])
+@pytest.mark.parametrize("point", SMALL_ORDER)
+def test_points_of_small_order(point, sign):
+    key = bytearray.fromhex(point)
+    key[31] |= sign
+    for make in (
+        lambda: Ed25519Verifier(bytes(key)),
+        lambda: Ed25519Verifier(bytes(key), check=lambda *_: True),
+        lambda: Ed25519Verifier.from_pem(public_pem(bytes(key))),
+    ):
+        with pytest.raises(SignatureError, match="small order"):
+            make()
 
 
+@pytest.mark.parametrize("above", range(19))
+def test_encodings_that_no_tool_writes(above):
+    key = (2**255 - 19 + above).to_bytes(32, "little")
+    with pytest.raises(SignatureError, match="written as no tool"):
+        Ed25519Verifier(key)
+
+
+P256 = ec.generate_private_key(ec.SECP256R1())
 # RFC 8410, section 10.
 RFC_PUBLIC = """-----BEGIN PUBLIC KEY-----
 MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
@@ -220,50 +210,41 @@ def test_what_mail_and_editors_do_to_it_is_forgiven(edit):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("read", "text", "message"),
     [
-        (b"", "found none"),
-        (b"\xff\xfe\x00", "found none"),
-        (RFC_PUBLIC + RFC_PUBLIC, "found PUBLIC KEY and PUBLIC KEY"),
-        (RFC_PRIVATE, "expected one PUBLIC KEY in PEM, but found PRIVATE KEY"),
-        (pem(ec.generate_private_key(ec.SECP256R1()).public_key()), "of another algorithm"),
-        (pem(x25519.X25519PrivateKey.generate().public_key()), "of another algorithm"),
-        (RFC_PUBLIC.replace("MCow", "MCo*"), "damaged"),
-        (RFC_PUBLIC.replace("ZuE=", ""), "damaged"),
-        (b"-" * 5000, "5000 bytes"),
+        (Ed25519Verifier.from_pem, b"", "found none"),
+        (Ed25519Verifier.from_pem, b"\xff\xfe\x00", "found none"),
+        (Ed25519Verifier.from_pem, RFC_PUBLIC + RFC_PUBLIC, "found PUBLIC KEY and PUBLIC KEY"),
+        (Ed25519Verifier.from_pem, RFC_PRIVATE, "expected one PUBLIC KEY in PEM, but found PRIVATE KEY"),
+        (Ed25519Verifier.from_pem, pem(P256.public_key()), "of another algorithm"),
+        (
+            Ed25519Verifier.from_pem,
+            pem(x25519.X25519PrivateKey.generate().public_key()),
+            "of another algorithm",
+        ),
+        (Ed25519Verifier.from_pem, RFC_PUBLIC.replace("MCow", "MCo*"), "damaged"),
+        (Ed25519Verifier.from_pem, RFC_PUBLIC.replace("ZuE=", ""), "damaged"),
+        (Ed25519Verifier.from_pem, b"-" * 5000, "5000 bytes"),
+        (Ed25519Signer.from_pem, RFC_PUBLIC, "expected one PRIVATE KEY in PEM, but found PUBLIC KEY"),
+        (
+            Ed25519Signer.from_pem,
+            pem(KEY, password=b"secret"),
+            "Decrypt an ENCRYPTED one first: openssl pkey",
+        ),
+        (Ed25519Signer.from_pem, pem(P256), "of another algorithm"),
+        *((Hmac.from_hex, text, "even number") for text in ("abc", "")),
+        (Hmac.from_hex, "zz" * 16, "'zzzzz'"),
+        (Hmac.from_hex, "ab" * 15, "15 bytes"),
     ],
 )
-def test_what_is_no_public_key(text, message):
+def test_what_is_no_key(read, text, message):
     with pytest.raises(SignatureError, match=message):
-        Ed25519Verifier.from_pem(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (RFC_PUBLIC, "expected one PRIVATE KEY in PEM, but found PUBLIC KEY"),
-        (pem(KEY, password=b"secret"), "Decrypt an ENCRYPTED one first: openssl pkey"),
-        (pem(ec.generate_private_key(ec.SECP256R1())), "of another algorithm"),
-    ],
-)
-def test_what_is_no_private_key(text, message):
-    with pytest.raises(SignatureError, match=message):
-        Ed25519Signer.from_pem(text)
+        read(text)
 
 
 def test_hexadecimal_mac_keys():
-    message = b"message"
-    expected = Hmac(SEED).sign(message)
     for text in (SEED.hex(), SEED.hex().upper().encode(), f"  {SEED.hex(' ')}\n"):
-        assert Hmac.from_hex(text).sign(message) == expected
-    for text, message in (
-        ("abc", "even number"),
-        ("", "even number"),
-        ("zz" * 16, "'zzzzz'"),
-        ("ab" * 15, "15 bytes"),
-    ):
-        with pytest.raises(SignatureError, match=message):
-            Hmac.from_hex(text)
+        assert Hmac.from_hex(text).sign(b"message") == Hmac(SEED).sign(b"message")
 
 
 def test_ids_name_the_key_and_do_not_give_it_away():
