@@ -32,16 +32,12 @@ def export(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="BUNDLE", help="The directory to write. [default: MODEL's name]"
-        ),
+        typer.Option("--output", "-o", metavar="BUNDLE", help="To write. [default: MODEL's name]"),
     ] = None,
     quant: Annotated[str | None, typer.Option(metavar="Q", help="Quantization of the hub: q4_k_m.")] = None,
     base: Annotated[str | None, typer.Option(metavar="FILE", help="The GGUF of a MODEL of weights.")] = None,
     add_base: Annotated[Path | None, typer.Option(metavar="FILE", help="List it in MODEL, a bundle.")] = None,
-    key: Annotated[
-        Path | None, typer.Option("--key", metavar="FILE", help="Of a signed bundle, its private key.")
-    ] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of a signed bundle.")] = None,
     target_format: Annotated[
         Literal["gguf", "onnx", "both"], typer.Option("--format", help="What to export for.")
     ] = "gguf",
@@ -52,7 +48,7 @@ def export(
     onnx_precision: Annotated[
         Literal["fp32", "int8", "int4"] | None,
         typer.Option(
-            help="Weights of the graph. [default: int8, which keeps those of a quantized GGUF; else fp32]"
+            help="Of the graph's weights. [default: int8 keeps those of a quantized GGUF; else fp32]"
         ),
     ] = None,
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Directions of every module.")] = 8,
@@ -62,8 +58,7 @@ def export(
     targets: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KINDS",
-            help="Modules to adapt: attn_q,ffn_*; light; !PATTERN leaves out. Repeatable. [default: all]",
+            metavar="KINDS", help="Modules: attn_q,ffn_*; light; !PATTERN: not. Repeatable. [default: all]"
         ),
     ] = None,
     factor_dtype: Annotated[Literal["f32", "f16"], typer.Option(help="Type of the factors.")] = "f16",
@@ -228,7 +223,7 @@ def _refuse(ctx: typer.Context, names: set[str], why: str) -> None:
 def _print_report(
     base: str,
     report: ExportReport,
-    provenance: dict[str, Any] | None,
+    provenance: Any,
     seconds: float,
     as_json: bool,
     alike: dict[str, Any] | None,
@@ -239,16 +234,11 @@ def _print_report(
             f"{len(names)} of {len(bases.factors.modules)} modules kept a residual above the tolerance ("
             f"worst {quality.residual:.2g}): {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
         )
-    record: dict[str, Any] = {
-        "bundle": str(report.output),
-        "seconds": round(seconds, 3),
-        **vectors.factors_facts(bases),
-        "worst_residual": quality.residual,
-        "unconverged": names,
-        "agreement": quality.agreement,
-        "base": placed,
-    }
-    record |= {"source": provenance} if provenance else {}
+    record: dict[str, Any] = {"bundle": str(report.output), "seconds": round(seconds, 3)}
+    record |= {**vectors.factors_facts(bases), "worst_residual": quality.residual, "unconverged": names}
+    record |= {"agreement": quality.agreement, "base": placed} | (
+        {"source": provenance} if provenance else {}
+    )
     if report.baked is not None:
         made = {"graph": report.made_by, "precision": report.precision, **asdict(report.baked)}
         made |= {"weights": asdict(report.packed)} if report.packed else {}

@@ -20,9 +20,7 @@ def learn(
     only: Annotated[bool, typer.Option("--only", help="Learn from FILE.jsonl alone.")] = False,
     numbers: Annotated[int, typer.Option(metavar="N", min=1, help="Numbers of a vector.")] = 13,
     weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Hugging Face weights.")] = None,
-    key: Annotated[
-        Path | None, typer.Option("--key", metavar="FILE", help="Of a signed bundle, its private key.")
-    ] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of a signed bundle.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Learn which directions of R are worth a number, and add them to BUNDLE.
