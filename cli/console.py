@@ -9,14 +9,12 @@ import json
 import os
 import re
 import shlex
-import shutil
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -172,11 +170,8 @@ def harmless(text: str) -> str:
 
 
 def command(*words: object) -> str:
-    """Return a command of ours as it is typed in a shell, from where the user stands."""
-    program = NAME
-    if Path(sys.argv[0]).stem == NAME and shutil.which(NAME) is None:  # as `.venv/bin/tinylora-edge`
-        program = os.path.relpath(sys.argv[0])
-    return shlex.join([program, *map(str, words)])
+    """Return a command of ours as it is typed in a shell."""
+    return shlex.join([NAME, *map(str, words)])
 
 
 def next_command(*words: object) -> None:
