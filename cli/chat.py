@@ -37,7 +37,7 @@ from .run import (
 )
 
 if TYPE_CHECKING:
-    from ..runtime import Clicks, SampledAnswer, TinyLoraLlama, TinyLoraOnnx
+    from ..runtime import Clicks, SampledAnswer
 
 _COMMANDS = """\
 /vector FILE  exchange the vector, the last of a stack; alone, it says which one is active
@@ -102,7 +102,7 @@ class Conversation:
 
     def __init__(
         self,
-        llm: TinyLoraLlama | TinyLoraOnnx,
+        llm: Any,
         system: str | None,
         options: dict[str, Any],
         user: str,
@@ -113,15 +113,14 @@ class Conversation:
         self._threads, self._state = threads, folder / "clicks.state"
         self._system = messages(system)
         self._messages = list(self._system)
-        self._last: tuple[list[dict[str, str]], str, bool] | None = None  # messages, reply, ended by itself
-        self._clicks: Clicks | None = None
-        self._count = 0
         self.begin_with(llm.vector)
 
     def begin_with(self, vector: MicroVector | None) -> None:
         """Forget what was clicked, which says how to go from another vector; what comes moves this one."""
         self._state.unlink(missing_ok=True)
-        self._start, self._clicks, self._last, self._count = vector, None, None, 0
+        self._last: tuple[list[dict[str, str]], str, bool] | None = None  # messages, reply, ended by itself
+        self._clicks: Clicks | None = None
+        self._start, self._count = vector, 0
 
     def take(self, line: str, interactive: bool) -> bool:
         """Act on a line; return False where it ends the conversation."""
@@ -173,19 +172,18 @@ class Conversation:
             raise console.CommandError("there is no answer to like, or it was clicked already: ask something")
         from ..runtime import Clicks
 
-        llm: Any = self._llm
         if self._clicks is None:
-            self._clicks = Clicks(llm, start=self._start, n_threads=self._threads)
+            self._clicks = Clicks(self._llm, start=self._start, n_threads=self._threads)
         try:
             with console.progress("learning from the answer"):
-                answered = clickable(llm, *self._last, self._options["temperature"])
+                answered = clickable(self._llm, *self._last, self._options["temperature"])
                 moved = self._clicks.tell(self._state, answered, reward)
         except KeyboardInterrupt:
             if not interactive:
                 raise
             _note("stopped: nothing was learned")
             return
-        llm.swap(moved)
+        self._llm.swap(moved)
         self._last, self._count = None, self._count + 1
         clicks = console.counted(self._count, "click")
         _note(f"learned from {clicks}: {vectors.summary(moved)}. /save FILE keeps the vector")
@@ -195,9 +193,8 @@ class Conversation:
         if file in ("", vectors.STREAM):
             raise console.CommandError("stdout carries the answers: name a file, /save FILE")
         if vector is None:
-            raise console.CommandError(
-                "there is no vector to save, the base answers: /like or /dislike an answer first"
-            )
+            why = "there is no vector to save, the base answers: /like or /dislike an answer first"
+            raise console.CommandError(why)
         vectors.check_target(file)
         data = vector.to_bytes(self._llm.bases.of(vector))
         vectors.write(file, data)
@@ -210,13 +207,8 @@ def clickable(
     """Return an answer as a click takes it; one that ended by itself has the token that ends a turn."""
     from ..runtime import SampledAnswer
 
-    end = (llm.turn_end,) if ended else ()
-    return SampledAnswer(
-        tuple(llm.encode(conversation)[0]),
-        (*llm.chat_tokenizer.encode_plain(reply), *end),
-        llm.vector,
-        temperature,
-    )
+    tokens = (*llm.chat_tokenizer.encode_plain(reply), *((llm.turn_end,) if ended else ()))
+    return SampledAnswer(tuple(llm.encode(conversation)[0]), tokens, llm.vector, temperature)
 
 
 def _note(text: str) -> None:

@@ -87,9 +87,7 @@ def run_prompt(
     if prompt == vectors.STREAM in (vector or ()):
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
     if schema == "label":
-        raise console.CommandError(
-            "--schema label: there is no data here whose answers are labels: give a file"
-        )
+        raise console.CommandError("--schema label: no data here has answers that are labels: give a file")
     held_to = None if schema is None else read_schema(schema)
     policy, signers = keyfiles.policy(keys, state), keyfiles.public_keys(bundle_keys)
     frames = vectors.read_stack(vector)
