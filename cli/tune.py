@@ -125,8 +125,8 @@ def tune(
         vector = replace(found.vector, dtype="fp32", sequence=sequence)
         record: dict[str, Any] = {"task": loaded.name, "values": vector.values.tolist()}
         record["result"] = found.record()
-        under = None if frame is None else sha256(frame).hexdigest()
-        parts = {"preamble": loaded.preamble, "schema": loaded.schema, "under": under}
+        shared_digest = None if frame is None else sha256(frame).hexdigest()
+        parts = {"preamble": loaded.preamble, "schema": loaded.schema, "under": shared_digest}
         record |= {name: part for name, part in parts.items() if part is not None}
         if evaluate:
             show("measuring on held-out prompts", done=1)
