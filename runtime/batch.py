@@ -21,7 +21,7 @@ from ..tasks import Completion, Sample
 from ..vector import AdmittedVector, MicroVector
 from .engine import Weights
 from .loop import Finished, Generating, Loop, Scoring, Work
-from .sampling import draw, likeliest, logprobs
+from .sampling import draw, logprobs
 from .schema import Grammar, Schema, grammar_of
 from .turns import Who
 
@@ -132,7 +132,6 @@ class Batch:
         seed: int | Sequence[int] = 0,
         schema: Schema | None = None,
         seconds: float | None = None,
-        ended: Callable[[], None] = lambda: None,
     ) -> list[Generation]:
         """Continue every prompt `samples` times.
 
@@ -147,14 +146,13 @@ class Batch:
             schema: what every sequence keeps to, from its first token: a JSON schema, or labels, one of which
                 is all of it.
             seconds: after which all of it is given up.
-            ended: called whenever a sequence has ended, in a thread of the batch.
 
         Returns:
             len(prompts) * samples generations, those of one prompt together, in order.
 
         Raises:
-            VectorError: a prompt is empty, or leaves no room for the tokens asked for; a vector fits no
-                basis of the model or is too large for it, or there are not as many as prompts.
+            VectorError: a prompt is empty, or leaves no room for so many tokens; a vector fits no basis of
+                the model or is too large for it, or there are not as many as prompts.
             RequestError: the schema becomes no grammar, or one that takes too much on the way.
             MissingExtraError: llguidance is not installed, which schemas need.
             Stopped: the seconds are over.
@@ -163,17 +161,9 @@ class Batch:
         own = list(vectors) if isinstance(vectors, Sequence) else [vectors] * len(prompts)
         if len(own) != len(prompts):
             raise VectorError(f"{len(prompts)} prompts need as many vectors, not {len(own)}: one for each")
-        return self._generate(
-            [(vector, index) for index, vector in enumerate(own)],
-            prompts,
-            samples=samples,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            schema=schema,
-            ended=ended,
-            seconds=seconds,
-        )
+        pairs = [(vector, index) for index, vector in enumerate(own)]
+        how: Any = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "schema": schema}
+        return self._generate(pairs, prompts, samples=samples, seconds=seconds, **how)
 
     def answer(
         self, samples: Sequence[Sample], *, vector: MicroVector | None = None, **how: Any
@@ -186,35 +176,25 @@ class Batch:
         vectors: Sequence[MicroVector | None],
         samples: Sequence[Sample],
         *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int | Sequence[int] = 0,
-        schema: Schema | None = None,
         answered: Callable[[int], None] = lambda count: None,
+        **how: Any,
     ) -> list[list[Completion]]:
         """Return of each vector its answers to all samples, all drawn with the same random numbers.
 
-        `answered` is told how many more have their answer.
+        `how` is `max_tokens`, `temperature`, `seed` and `schema` as in `generate`. `answered` is called, from
+        any thread, with how many more have their answer.
         """
         count = len(samples)
-        found = self._generate(
-            [(vector, index) for vector in vectors for index in range(count)],
-            self.encode(samples),
-            samples=1,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            schema=schema,
-            ended=lambda: answered(1),
-        )
+        pairs = [(vector, index) for vector in vectors for index in range(count)]
+        found = self._generate(pairs, self.encode(samples), ended=lambda: answered(1), **how)
         answers = [self._completion(generation) for generation in found]
         return [answers[v * count : (v + 1) * count] for v in range(len(vectors))]
 
     def score(
-        self, *asked: Any, vector: MicroVector | None = None, **how: Any
+        self, *texts: Any, vector: MicroVector | None = None, **how: Any
     ) -> list[list[NDArray[np.float32]]]:
         """Return what `score_each` says of one vector; the rest is as there."""
-        return self.score_each([vector], *asked, **how)[0]
+        return self.score_each([vector], *texts, **how)[0]
 
     def score_each(
         self,
@@ -224,7 +204,7 @@ class Batch:
         *,
         temperature: float = 1.0,
     ) -> list[list[list[NDArray[np.float32]]]]:
-        """Return the exact log-probabilities of given completions: evaluation alone, nothing is drawn.
+        """Return the exact log-probabilities of completions: evaluation alone, nothing is drawn.
 
         Args:
             vectors: None for the base alone.
@@ -242,34 +222,29 @@ class Batch:
                 do not fit each other; the temperature is not above 0; a vector is too large for the model.
             TinyLoraError: the batch is closed.
         """
+        if len(completions) != len(prompts):
+            raise VectorError(
+                f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
+            )
+        for index, (prompt, each) in enumerate(zip(prompts, completions, strict=True)):
+            for number, completion in enumerate(each):
+                if not len(completion):
+                    raise VectorError(f"completion {number} of prompt {index} is empty")
+            self._check(index, prompt, max(map(len, each), default=0))
+        admitted = self._admitted(vectors)
+        keys = [each and each.digest for each in admitted]
+        distinct = dict(zip(keys, admitted, strict=True))  # equal vectors are scored once, and score the same
 
-        def read(prompt: int, number: int, logits: NDArray[np.float32], at: int) -> Sequence[Any]:
-            tokens = np.array(completions[prompt][number][at : at + len(logits)], np.int32)
-            return list(logprobs(logits, tokens, temperature))
+        def works(finished: Finished) -> Iterator[Scoring]:
+            for vector in distinct.values():
+                for prompt, each in zip(prompts, completions, strict=True):
+                    for completion in each:
+                        read = partial(_logprobs, completion, temperature)
+                        yield Scoring(prompt, completion, read, finished=finished, vector=vector, who=_OWNER)
 
-        found = self._score(vectors, prompts, completions, read)
-        return [[[np.array(rows, np.float32) for rows in each] for each in of_vector] for of_vector in found]
-
-    def likeliest(
-        self,
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[Sequence[int]]],
-        count: int,
-        *,
-        vector: MicroVector | None = None,
-    ) -> list[list[tuple[NDArray[np.int32], NDArray[np.float32]]]]:
-        """Return which tokens are the likeliest wherever a token of a given completion stands.
-
-        For each completion of each prompt: `count` tokens a place, likeliest first, int32 [n, count], and
-        their log-probabilities, float32 [n, count].
-        """
-
-        def read(prompt: int, number: int, logits: NDArray[np.float32], at: int) -> Sequence[Any]:
-            tokens = likeliest(logits, count)
-            return list(zip(tokens, logprobs(logits, tokens), strict=True))
-
-        found = self._score([vector], prompts, completions, read)[0]
-        return [[(np.array([t for t, _ in r]), np.array([p for _, p in r])) for r in each] for each in found]
+        rows = (np.array(work.found, np.float32) for work in self._run(works))
+        of = {key: [[next(rows) for _ in each] for each in completions] for key in distinct}
+        return [of[key] for key in keys]
 
     def close(self) -> None:
         """Free what it computes with; the model stays. The model's own `close` does it first.
@@ -288,29 +263,29 @@ class Batch:
 
     def _generate(
         self,
-        asked: Sequence[tuple[MicroVector | None, int]],
+        pairs: Sequence[tuple[MicroVector | None, int]],
         prompts: Sequence[Sequence[int]],
         *,
-        samples: int,
+        samples: int = 1,
         max_tokens: int,
-        temperature: float,
-        seed: int | Sequence[int],
-        schema: Schema | None,
-        ended: Callable[[], None],
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+        schema: Schema | None = None,
         seconds: float | None = None,
+        ended: Callable[[], None] = lambda: None,
     ) -> list[Generation]:
-        """Continue what is asked: vectors, and numbers of prompts."""
+        """Continue prompts, by their numbers, under vectors."""
         for index, prompt in enumerate(prompts):
             self._check(index, prompt, max_tokens)
         shape = len(prompts), samples, max_tokens
         uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
         grammar = None if schema is None else grammar_of(schema, self.llm.chat_tokenizer)
-        admitted = self._admitted([vector for vector, _ in asked])
+        admitted = self._admitted([vector for vector, _ in pairs])
         at: list[int] = []
         draws: list[_Drawn] = []
 
         def works(finished: Finished) -> Iterator[Generating]:
-            for (_, index), vector in zip(asked, admitted, strict=True):
+            for (_, index), vector in zip(pairs, admitted, strict=True):
                 for sample in range(samples):
                     at.append(index)
                     drawn = _Drawn(temperature, uniform[index, sample], grammar and grammar.copy())
@@ -336,40 +311,6 @@ class Batch:
             for work, index, drawn in zip(self._run(works, ended, seconds), at, draws, strict=True)
         ]
 
-    def _score(
-        self,
-        vectors: Sequence[MicroVector | None],
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[Sequence[int]]],
-        read: Callable[[int, int, NDArray[np.float32], int], Sequence[Any]],
-    ) -> list[list[list[list[Any]]]]:
-        """Return of each vector, for each completion of each prompt, what is read at each of its tokens."""
-        if len(completions) != len(prompts):
-            raise VectorError(
-                f"{len(prompts)} prompts need as many lists of completions, not {len(completions)}"
-            )
-        for index, (prompt, found) in enumerate(zip(prompts, completions, strict=True)):
-            for number, completion in enumerate(found):
-                if not len(completion):
-                    raise VectorError(f"completion {number} of prompt {index} is empty")
-            self._check(index, prompt, max(map(len, found), default=0))
-        admitted = self._admitted(vectors)
-        keys = [each and each.digest for each in admitted]
-        distinct = dict(zip(keys, admitted, strict=True))  # equal vectors are scored once, and score the same
-
-        def works(finished: Finished) -> Iterator[Scoring]:
-            for vector in distinct.values():
-                for index, each in enumerate(completions):
-                    for number, completion in enumerate(each):
-                        reader = partial(read, index, number)
-                        yield Scoring(
-                            prompts[index], completion, reader, finished=finished, vector=vector, who=_OWNER
-                        )
-
-        rows = iter(self._run(works))
-        of = {key: [[next(rows).found for _ in each] for each in completions] for key in distinct}
-        return [of[key] for key in keys]
-
     def _run(
         self,
         make: Callable[[Finished], Iterator[W]],
@@ -387,10 +328,8 @@ class Batch:
             threads = max(1, self._threads // max(1, min(len(shares), self.contexts)))
             ahead, in_loop, left = iter(shares), dict[W, Loop](), Counter[Loop]()
 
-            def give(loop: Loop) -> None:
-                loop.prepare(
-                    most=most, n_threads=threads
-                )  # each begins alike: the same vector scores the same
+            def give(loop: Loop) -> None:  # each begins alike: the same vector scores the same
+                loop.prepare(most=most, n_threads=threads)
                 share = next(ahead, [])
                 in_loop.update(dict.fromkeys(share, loop))
                 left[loop] = len(share)
@@ -488,6 +427,12 @@ class _Drawn:
         if self._grammar is not None:
             self._grammar.accept(token)
         return False
+
+
+def _logprobs(
+    completion: Sequence[int], temperature: float, logits: NDArray[np.float32], at: int
+) -> Sequence[Any]:
+    return list(logprobs(logits, np.array(completion[at : at + len(logits)], np.int32), temperature))
 
 
 def common_prefix(prompts: Sequence[Sequence[int] | NDArray[np.int32]]) -> int:

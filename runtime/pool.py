@@ -55,6 +55,16 @@ _RUN = re.compile(r"\w+|\s+|[^\w\s]+")
 _PREPARING = 2  # threads that make tokens and grammars: one of them at most is an account's
 _ADMITTING = 4  # threads for vectors, whose policy may wait for a file: requests without one never do
 
+
+class RequestOptions(SamplingOptions, total=False):
+    """The options of a request: how it is answered, and for whom (see `Pool.chat`)."""
+
+    user: str
+    tenant: str | None
+    account: str | None
+    vector: VectorSource | None
+
+
 Prepared: TypeAlias = tuple[Request, Grammar | None]
 """A request with its tokens, and what the answer keeps to."""
 
@@ -152,16 +162,7 @@ class Pool:
         self._preparing = Workers(_PREPARING, waiting, "tinylora-prompts")
         self._admitting = ThreadPoolExecutor(_ADMITTING, "tinylora-admission")
 
-    async def chat(
-        self,
-        messages: Prompt,
-        *,
-        user: str = "",
-        tenant: str | None = None,
-        account: str | None = None,
-        vector: VectorSource | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Answer:
+    async def chat(self, messages: Prompt, **options: Unpack[RequestOptions]) -> Answer:
         """Answer chat messages.
 
         Args:
@@ -172,7 +173,7 @@ class Pool:
             account: whose tenants share its places and turns, an app's say: by default each has its own.
             vector: bytes that the policy checks, the `pathlib.Path` of a file with them, a `MicroVector` of
                 the app's own, or a list of these, a stack; None for the base alone.
-            options: see `Sampling`.
+            options: others are those of `Sampling`.
 
         Raises:
             VectorError: the vector was refused; the subclass says why.
@@ -181,22 +182,11 @@ class Pool:
             OSError: the vector's file or the policy's state cannot be read or written.
             TinyLoraError: the pool is closed.
         """
-        stream = self.stream(messages, user=user, tenant=tenant, account=account, vector=vector, **options)
-        return await stream.answer()
+        return await self.stream(messages, **options).answer()
 
-    async def complete(
-        self,
-        prompt: str,
-        *,
-        user: str = "",
-        tenant: str | None = None,
-        account: str | None = None,
-        vector: VectorSource | None = None,
-        **options: Unpack[SamplingOptions],
-    ) -> Answer:
+    async def complete(self, prompt: str, **options: Unpack[RequestOptions]) -> Answer:
         """Continue a text, without the chat template. Arguments and errors: see `chat`."""
-        whose: Any = {"user": user, "tenant": tenant, "account": account, "vector": vector}
-        return await self.stream(prompt, raw=True, **whose, **options).answer()
+        return await self.stream(prompt, raw=True, **options).answer()
 
     def stream(
         self,

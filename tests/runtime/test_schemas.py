@@ -247,13 +247,12 @@ def test_every_sequence_of_a_batch_keeps_to_the_schema(either: Any, temperature:
         # Of the tokens that may stand there the masked distribution has all.
         data = {token: either.chat_tokenizer.data(token).decode() for token in range(either.n_vocab())}
         may = [t for t, text in data.items() if text and any(each.startswith(text) for each in LABELS)]
-        starts, all_of = [[[each.tokens[0]]] for each in held[::2]], either.n_vocab()
-        among = [batch.likeliest(prompts, starts, all_of, vector=user) for user in users]
+        among = [batch.score(prompts, [[[token] for token in may]] * 3, vector=user) for user in users]
     assert [either.chat_tokenizer.decode(each.tokens[:-1].tolist()) in LABELS for each in held] == [True] * 6
     assert all(each.ended for each in held)
     assert [each.tokens.tolist() for each in again] == [each.tokens.tolist() for each in free]
     for number, each in enumerate(held[::2]):
-        tokens, logprobs = (found[0] for found in among[number][number][0])
-        row = dict(zip(tokens.tolist(), logprobs / (temperature or 1.0), strict=True))
+        scores = np.concatenate(among[number][number]) / (temperature or 1.0)
+        row = dict(zip(may, scores, strict=True))
         expected = row[each.tokens[0]] - np.log(sum(np.exp(row[token]) for token in may))
         assert each.logprobs[0] == pytest.approx(expected, abs=1e-3)
