@@ -81,9 +81,10 @@ def test_sums() -> None:
 
 
 def test_descriptors() -> None:
-    forms = re.findall(r"^    ((?:entries|learned|random) rank=<k>.*)$", section("Projections"), re.M)
+    forms = re.findall(r"^    ((?:entries|learned|random) .*?)(?:  +.*)?$", section("Projections"), re.M)
     made = (
         Projection.entries([MODULE], 1),
+        Projection.entries([MODULE], (2, 1)),
         Projection.learned([MODULE], np.ones((1, 1, 1, 1))),
         Projection.random([MODULE], 1, rank=1),
     )
@@ -102,7 +103,7 @@ def test_order_of_kinds() -> None:
 
 
 def test_keys_and_tensors_of_side_tensors(tmp_path: Path) -> None:
-    factors = support.random_factors(1, kinds=("attn_q",))
+    factors = support.random_factors(1, kinds=("attn_q",), outputs=4)
     bases = Bases(factors, (support.learned(factors, 3),), ("00",))
     side_tensors.save_bases(bases, tmp_path / "basis.gguf")
     reader = gguf.GGUFReader(tmp_path / "basis.gguf")
