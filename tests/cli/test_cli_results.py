@@ -28,7 +28,7 @@ def test_arms_and_forms() -> None:
     record = {
         "held_out": HELD_OUT,
         "arms": ARMS,
-        "prompt": {"system": None, "examples": [{}, {}], "tried": [{}] * 7},
+        "prompt": {"system": None, "examples": [{"question": "q"}] * 2, "tried": [{}] * 7},
         "forms": {"ONNX Runtime": HELD_OUT | {"same": 61, "empty": 3}},
         "unmeasured": {"examples": "no", "graph": "interrupted", "drift": "interrupted"},
     }
