@@ -30,6 +30,7 @@ Quantization to 2 bits gave up to 0.16; another row order or another model gives
 _AGREEMENT_ROWS = 512  # of a weight that are read at a time
 
 _OVERSAMPLING = 6  # vectors of a block beyond the rank
+_WIDEST = 24  # of a block: at rank 64, wider ones multiply W with half as many vectors again
 _WHOLE_BYTES = 8 << 20  # of a weight that is not worth cutting into pieces
 _CACHED_BYTES = 2 << 20  # of float32 rows, which then stay in a core's cache for both products
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of a product with W^T W, relative to its norm
@@ -95,13 +96,13 @@ def truncated_svd(
         raise BasisError(
             f"rank {rank} does not fit a weight of shape {n_out} x {n_in}: choose 1 to {min(n_out, n_in)}"
         )
-    width = min(rank + _OVERSAMPLING, n_in)
+    width = min(rank + _OVERSAMPLING, _WIDEST, n_in)
     start = np.random.default_rng(seed).standard_normal((n_in, width), dtype=np.float32)
     block: _Array = np.ascontiguousarray(np.linalg.qr(start)[0].T)
     # Rows are vectors: Q is an orthonormal basis of the space, Y = Q W^T, Z = Y W.
     q: _Array = np.empty((0, n_in), np.float32)
     ys, zs = list[_Array](), list[_Array]()
-    gram, scale, look = np.empty((0, 0)), 0.0, 3  # fewer passes never do on real weights
+    gram, scale, look = np.empty((0, 0)), 0.0, max(3, -(-rank // width))  # fewer never do on real weights
     while True:
         y, z = _multiply(w, block)
         if not np.isfinite(z).all():
@@ -114,7 +115,8 @@ def truncated_svd(
         gram = np.block([[gram, column[: len(gram)]], [column.T]])
         scale = max(scale, float(np.linalg.norm(z.astype(np.float64), axis=1).max()))
         block, beta = _next_block(z - (z @ q.T) @ q, q, width, scale)
-        closed = bool(np.linalg.norm(beta) <= _ROUNDING * scale)  # W^T W maps the space into itself
+        # W^T W maps the space into itself; where that is too small, the next block is one of rounding's
+        closed = len(gram) >= rank and bool(np.linalg.norm(beta) <= _ROUNDING * scale)
         last = passes >= max_passes or not len(block)
         if passes < look and not last and not closed:
             continue

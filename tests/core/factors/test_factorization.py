@@ -15,6 +15,7 @@ SHAPES = {
     "square": ((160, 160), 16),
     "tall": ((700, 90), 3),
     "wide": ((90, 700), 8),
+    "of a rank beyond a block": ((120, 80), 64),
     "very tall": ((3000, 16), 2),
     "fewer columns than a block": ((300, 4), 2),
     "rows between one and two blocks": ((9, 300), 2),
@@ -82,6 +83,11 @@ def test_equal_values():
     check(weight, 2, truncated_svd(weight, 2))
 
 
+def test_more_equal_values_than_a_block_is_wide():
+    for weight in (np.eye(90, dtype=np.float32), with_spectrum([2.0] * 40 + [1.0] * 40, (200, 100))):
+        check(weight, 64, truncated_svd(weight, 64))
+
+
 @pytest.mark.parametrize("ratio", [1e-1, 1e-2, 1e-3])
 def test_a_dominant_first_value(ratio):
     """The second value must be found beside a first one that squaring would bury it under."""
@@ -114,7 +120,7 @@ def test_near_the_ends_of_float32_it_is_right_or_refuses(exponent):
 
 @pytest.mark.parametrize(
     ("rows", "columns", "true_rank", "rank"),
-    [(900, 200, 1, 2), (50, 60, 1, 2), (200, 300, 3, 4)],
+    [(900, 200, 1, 2), (50, 60, 1, 2), (200, 300, 3, 4), (300, 200, 3, 40)],
 )
 def test_deficient_rank(rows, columns, true_rank, rank):
     rng = np.random.default_rng(0)
