@@ -130,7 +130,7 @@ def _altered(pairs: list[Pair], entries: list[Entry], random: Random) -> bytes:
 def bases() -> list[Bases]:
     """Bases of every kind: stored and named projections, priors, experts, deployed forms."""
     plain = support.random_factors()
-    experts = support.random_factors(experts=2, factor_dtype=np.float16, rank=3)
+    experts = support.random_factors(experts=2, factor_dtype=np.float16, rank=3, outputs=4)
     named = [Projection.random(experts.modules, 4, rank) for rank in (3, 1)]
     learned = [support.learned(plain, 5), support.learned(plain, 2, prior=False)]
     return [
@@ -205,7 +205,7 @@ def _read_basis(data: bytes) -> None:
             r = basis.R(np.full(basis.size, 0.5, np.float32))
         except NonFiniteError:
             continue
-        assert r.shape == (len(factors.modules), basis.rank, basis.rank)
+        assert r.shape == (len(factors.modules), *basis.shape)
         assert basis.prior is None or basis.whitening is not None
         if len(data) < 1 << 14 and all(np.isfinite(array).all() for array in (*factors.a, *factors.b)):
             assert basis.digest == support.digest(factors, basis.projection.descriptor)
