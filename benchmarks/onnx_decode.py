@@ -130,7 +130,7 @@ def graphs(folder: Path, precision: str) -> tuple[dict[str, Path], dict[str, Fac
 
 def write_adapters(folder: Path, factors: Factors, users: int) -> dict[str, Path]:
     """Name -> adapter: `0` .. of one user each, and `all` of them, a row each."""
-    r = np.random.default_rng(0).standard_normal((users, len(factors.modules) * factors.rank**2))
+    r = np.random.default_rng(0).standard_normal((users, factors.entries))
     values = (r * 0.01).astype(np.float32)  # the model speaks on
     chosen = {str(user): values[user : user + 1] for user in range(users)} | {"all": values}
     paths = {}

@@ -24,17 +24,21 @@ TEMPLATE = (
 
 
 def tiny(
-    flavour: str = "default", rank: int = 8, architecture: str = "llama", precision: str = "fp32"
+    flavour: str = "default",
+    rank: int = 8,
+    architecture: str = "llama",
+    precision: str = "fp32",
+    outputs: int | None = None,
 ) -> Path:
     """A bundle of a small random model with a vocabulary of bytes. Never write to it."""
 
     def make(path: Path) -> Path:
-        source = onnx_models.tiny_hf(architecture)
-        onnx_models.export(source, path, precision, flavour=flavour, settings=ExportSettings(rank=rank))
+        source, settings = onnx_models.tiny_hf(architecture), ExportSettings(rank=rank, outputs=outputs)
+        onnx_models.export(source, path, precision, flavour=flavour, settings=settings)
         (path / "onnx" / "chat_template.jinja").write_text(TEMPLATE)
         return path
 
-    return shared.once(f"onnx-{architecture}-{precision}-{rank}-{flavour}", make)
+    return shared.once(f"onnx-{architecture}-{precision}-{outputs}x{rank}-{flavour}", make)
 
 
 TOOLS_TEMPLATE = (

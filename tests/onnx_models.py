@@ -138,9 +138,9 @@ def feeds(
 
 
 def row(basis: Basis, v: Any) -> NDArray[np.float32]:
-    """R of a vector as a graph takes it: float32 [M r^2], zeros beyond the rank of the basis."""
-    r, rank = basis.R(v), basis.factors.rank
-    return np.pad(r, ((0, 0), *[(0, rank - basis.rank)] * 2)).reshape(-1)
+    """R of a vector as a graph takes it: float32 [M P Q], zeros beyond p and q of the basis."""
+    (outputs, rank), (p, q) = basis.factors.shape, basis.shape
+    return np.pad(basis.R(v), ((0, 0), (0, outputs - p), (0, rank - q))).reshape(-1)
 
 
 def logits(

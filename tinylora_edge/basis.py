@@ -211,8 +211,7 @@ class Bases(Mapping[str, Basis]):
     @property
     def most(self) -> int:
         """Numbers of the largest vector."""
-        largest = len(self.factors.modules) * math.prod(self.factors.shape)
-        return max([largest, *(p.size for p in self.projections)])
+        return max([self.factors.entries, *(p.size for p in self.projections)])
 
     def basis(self, *, numbers: int | None = None, rank: int | Shape | None = None) -> Basis:
         """Return the basis of so many numbers, or of all entries of R; one of the two is given.
@@ -289,8 +288,8 @@ class Bases(Mapping[str, Basis]):
     def known(self) -> str:
         """Return which vectors these bases take, in words."""
         factors, modules = self.factors, len(self.factors.modules)
-        most = modules * math.prod(factors.shape)
-        ranks = f"all entries of rank 1 to {shape_name(factors.shape)} ({modules:,} to {most:,} numbers)"
+        numbers = f"{modules:,} to {factors.entries:,} numbers"
+        ranks = f"all entries of rank 1 to {shape_name(factors.shape)} ({numbers})"
         stored = "".join(f", {p.kind} ones of {p.size} numbers" for p in self.projections)
         tiled = f", tiled ones of 1 to {modules}" if factors.rank >= RANK else ""
         return f"this model takes {ranks}{stored}{tiled}"

@@ -82,8 +82,8 @@ class Factors:
             raise BasisError(
                 f"factors of rank {self.rank} have {self.rank} to {limits.RANK} outputs, not {self.outputs}"
             )
-        if (entries := count * self.outputs * self.rank) > limits.VALUES:
-            raise BasisError(f"factors have at most {limits.VALUES:,} entries of R, not {entries:,}")
+        if self.entries > limits.VALUES:
+            raise BasisError(f"factors have at most {limits.VALUES:,} entries of R, not {self.entries:,}")
 
     def __repr__(self) -> str:
         return (
@@ -100,6 +100,11 @@ class Factors:
     def shape(self) -> Shape:
         """(P, Q): of the largest R."""
         return self.outputs, self.rank
+
+    @property
+    def entries(self) -> int:
+        """M P Q: of the largest R."""
+        return len(self.modules) * self.outputs * self.rank
 
     @property
     def dtype(self) -> str:

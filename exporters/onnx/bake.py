@@ -101,14 +101,14 @@ def bake(folder: Path, factors: Factors, heads: Heads, flavour: str = DEFAULT) -
         "version": VERSION,
         "factors": factors.digest,
         "rank": str(factors.rank),
+        **({"outputs": str(factors.outputs)} if factors.outputs > factors.rank else {}),
         "modules": json.dumps(list(factors.modules)),
         "flavour": flavour,
     }.items():
         model.proto.metadata_props.add(key=f"tinylora.{key}", value=value)
     model.save(folder)
     with atomic_write(folder / ADAPTER_NAME) as file:
-        zeros = np.zeros((1, len(factors.modules) * factors.rank**2), np.float32)
-        file.write(encode(zeros, FIRST_SEQUENCE, 0))
+        file.write(encode(np.zeros((1, factors.entries), np.float32), FIRST_SEQUENCE, 0))
     sync_directory(folder)
     mark = onnx_fingerprint(folder)
     return BakeReport(folder / MODEL_NAME, mark, nodes, added, len(sites), agreement, flavour)
@@ -118,7 +118,7 @@ def _align(
     model: OnnxModel, factors: Factors, module: str, homes: _Homes, heads: Heads
 ) -> tuple[NDArray[np.float32], float]:
     """Return B of a module with its rows in the order of the graph, and its distance to a sample of them."""
-    a, b = factors.leading(module, (factors.rank, factors.rank))
+    a, b = factors.leading(module, factors.shape)
     numbers, values = [], []
     for linear, part in homes:
         count = min(_CHUNK, part.count)
@@ -192,18 +192,18 @@ class _SidePathWriter:
     def matrices(self, inputs: list[SharedInput]) -> dict[tuple[_Modules, _Modules], str]:
         """Compute what leads from each input's columns x A^T to those of each of its nodes' B^T.
 
-        For an input of i modules and a node of j it is [rows, r i, r j]: R^T where both are the same module,
+        For an input of i modules and a node of j it is [rows, Q i, P j]: R^T where both are the same module,
         and 0 elsewhere. A Gather for each shape takes it by rows of R^T, and zeros from a row behind them: by
-        single entries it would take r times as long.
+        single entries it would take P times as long.
 
         Returns:
             modules of an input and of a node -> name of the value.
         """
-        count, rank = len(self._factors.modules), self._factors.rank
-        square = self._ints("square", [0, count, rank, rank])
+        count, (outputs, rank) = len(self._factors.modules), self._factors.shape
+        square = self._ints("square", [0, count, outputs, rank])
         turned = self._node("Reshape", [INPUT_NAME, square], "r")
         turned = self._node("Transpose", [turned], "r_t", perm=[0, 1, 3, 2])
-        turned = self._node("Reshape", [turned, self._ints("flat", [0, count * rank, rank])], "r_t_rows")
+        turned = self._node("Reshape", [turned, self._ints("flat", [0, count * rank, outputs])], "r_t_rows")
         padded = self._node("Pad", [turned, self._ints("pads", [0, 0, 0, 0, 1, 0])], "padded")
         by_shape: dict[tuple[int, int], list[tuple[_Modules, _Modules]]] = {}
         for pair in dict.fromkeys((shared.modules, own) for shared in inputs for _, own in shared.sites):
@@ -217,19 +217,19 @@ class _SidePathWriter:
             name, height = f"matrices_{high}_{wide}", high * rank
             indices = self._ints(f"{name}/rows", rows.reshape(-1, wide))
             taken = self._node("Gather", [padded, indices], name, axis=1)
-            shape = self._ints(f"{name}/shape", [0, len(pairs) * height, wide * rank])
+            shape = self._ints(f"{name}/shape", [0, len(pairs) * height, wide * outputs])
             pieces = [self._node("Reshape", [taken, shape], f"{name}/Reshape")]
             if len(pairs) > 1:
                 sizes = self._ints(f"{name}/sizes", [height] * len(pairs))
-                outputs = [f"{PREFIX}{name}/{i}" for i in range(len(pairs))]
-                self._node("Split", [*pieces, sizes], f"{name}/Split", outputs=outputs, axis=1)
-                pieces = outputs
+                parts = [f"{PREFIX}{name}/{i}" for i in range(len(pairs))]
+                self._node("Split", [*pieces, sizes], f"{name}/Split", outputs=parts, axis=1)
+                pieces = parts
             names |= zip(pairs, pieces, strict=True)
         return names
 
     def add(self, shared: SharedInput, r: Mapping[tuple[_Modules, _Modules], str]) -> None:
         """Add the nodes of one shared input behind the nodes that it extends."""
-        factors, linear = self._factors, shared.sites[0][0].linear
+        factors, outputs, linear = self._factors, self._factors.outputs, shared.sites[0][0].linear
         first = self._after.setdefault(linear.index, [])
         a = np.concatenate([np.asarray(factors.a[module], np.float32) for module in shared.modules])
         # A narrow one with a third dimension, since ONNX Runtime packs constant matrices into panels of 16
@@ -242,12 +242,12 @@ class _SidePathWriter:
             if own not in mixed:
                 name = f"{shared.name}/r{tail}/MatMul"
                 mixed[own] = self._node("MatMul", [columns, r[shared.modules, own]], name, into=first)
-            b = np.zeros((factors.rank * len(own), site.linear.n_out), np.float32)
+            b = np.zeros((outputs * len(own), site.linear.n_out), np.float32)
             for part in site.parts:
                 module = factors.index(part.module)
-                start = factors.rank * own.index(module)
+                start = outputs * own.index(module)
                 factor = self._b[module][part.row : part.row + part.count]
-                b[start : start + factors.rank, part.column : part.column + part.count] = factor.T
+                b[start : start + outputs, part.column : part.column + part.count] = factor.T
             name, after = f"{shared.name}/b{tail}", self._after.setdefault(site.linear.last, [])
             stored = self._floats(name, b)
             side = self._node("MatMul", [mixed[own], stored], f"{name}/MatMul", into=after)
@@ -277,9 +277,10 @@ class _SidePathWriter:
         copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(copies)
-        width = len(self._factors.modules) * self._factors.rank**2
+        width = self._factors.entries
         value = helper.make_tensor_value_info(INPUT_NAME, self._onnx.TensorProto.FLOAT, [ROWS, width])
-        value.doc_string = "R, row-major [modules, rank, rank], one row or one for each row of the batch."
+        shape = "rank, rank" if self._factors.outputs == self._factors.rank else "outputs, rank"
+        value.doc_string = f"R, row-major [modules, {shape}], one row or one for each row of the batch."
         graph.input.append(value)
         if flavour == DEFAULT:
             zeros = np.zeros((1, width), np.float32)

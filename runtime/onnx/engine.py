@@ -73,8 +73,8 @@ class OnnxEngine:
         # A row that computes for nothing writes the cell behind its last one.
         self._cells: Cells | None = Cells(shapes, rows=rows, length=n_ctx + 1)
         self._tail = min(CHUNK, max(_FEWEST + 1, _FLOATS // self.n_vocab))
-        self._rank = factors.rank
-        self._r = np.zeros((rows, len(factors.modules) * factors.rank**2), np.float32)
+        self._shape = factors.shape
+        self._r = np.zeros((rows, factors.entries), np.float32)
         self._ids = np.zeros((rows, 1), np.int64)
         self._logits = np.zeros((rows, 1, self.n_vocab), np.float32)
         self._last = np.zeros((1, self._tail, self.n_vocab), np.float32)
@@ -94,7 +94,7 @@ class OnnxEngine:
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
         """See `Engine`."""
-        self._r[self._place[row]] = 0 if r is None else input_row(r, self._rank)
+        self._r[self._place[row]] = 0 if r is None else input_row(r, self._shape)
 
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """See `Engine`."""

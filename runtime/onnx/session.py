@@ -32,7 +32,7 @@ class Rows:
     """R of checked vectors, as `OnnxSession.rows` makes them.
 
     Attributes:
-        r: float32 [rows, M r^2], read-only: zeros beyond the rank of each vector.
+        r: float32 [rows, M P Q], read-only: zeros beyond p and q of each vector.
         factors: digest of the factors that they are for.
     """
 
@@ -124,7 +124,7 @@ class OnnxSession:
                 f"there are {len(sources)} vectors, but {len(names)} users: pass one user for each"
             )
         factors = self.bases.factors
-        r = np.zeros((len(sources), len(factors.modules) * factors.rank**2), np.float32)
+        r = np.zeros((len(sources), factors.entries), np.float32)
         newest: dict[tuple[str, str], int] = {}
         with ExitStack() as admissions:  # which records what was accepted, once all are
             for row, (source, user) in enumerate(zip(sources, names, strict=True)):
@@ -137,7 +137,7 @@ class OnnxSession:
                     if one:
                         raise
                     raise type(error)(f"row {row}: {error}") from None
-                r[row] = input_row(vector.r, factors.rank)
+                r[row] = input_row(vector.r, factors.shape)
                 if not isinstance(source, MicroVector):
                     other = newest.setdefault((user, vector.verified_by), vector.sequence)
                     if other != vector.sequence:

@@ -25,7 +25,9 @@ def test_onnx_runtime_reads_the_adapter(cli: Cli, smollm2_bundle: Path, basis: B
     assert (record["to"], record["sequence"], record["basis"]) == ("onnx-adapter", 7, basis.digest)
     found = onnxruntime.AdapterFormat.read_adapter(str(path))
     vector = MicroVector.from_bytes(frame.read_bytes(), basis)
-    assert np.array_equal(found.get_parameters()["tinylora_r"].numpy(), input_row(basis.R(vector), 8)[None])
+    assert np.array_equal(
+        found.get_parameters()["tinylora_r"].numpy(), input_row(basis.R(vector), (8, 8))[None]
+    )
     assert cli(*convert, "-", stdin=frame.read_bytes()).stdout_bytes == path.read_bytes()
 
 

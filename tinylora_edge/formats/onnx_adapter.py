@@ -27,8 +27,8 @@ _FORMAT_VERSION, _FLOAT = 1, 1  # _FLOAT: TensorDataType.FLOAT
 
 
 def to_adapter(vector: MicroVector, basis: Basis) -> bytes:
-    """Return the R of a micro-vector as an `.onnx_adapter`, float32 [1, M r^2], at the baked rank r."""
-    row = input_row(basis.R(vector), basis.factors.rank)
+    """Return the R of a micro-vector as an `.onnx_adapter`, float32 [1, M P Q]."""
+    row = input_row(basis.R(vector), basis.factors.shape)
     return encode(row[None], vector.sequence, basis_version(basis))
 
 
@@ -38,7 +38,7 @@ def basis_version(basis: Basis) -> int:
 
 
 def encode(values: NDArray[np.float32], adapter_version: int, model_version: int) -> bytes:
-    """Return an `.onnx_adapter` of values [rows, M r^2]; versions: the sequence, and `basis_version`."""
+    """Return an `.onnx_adapter` of values [rows, M P Q]; versions: the sequence, and `basis_version`."""
     payload = np.ascontiguousarray(values, "<f4").tobytes()
     name = INPUT_NAME.encode()
     end = _RAW + 4 + len(payload)

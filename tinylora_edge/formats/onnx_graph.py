@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BaseMismatchError
+from ..factors import Shape
 from ..jsonio import parse_json
 
 MODEL_NAME, DATA_NAME, GENAI_NAME = "model.onnx", "model.onnx.data", "genai_config.json"
 """File names in a bundle's ONNX folder: the graph, its weights, and onnxruntime-genai's configuration."""
 
 INPUT_NAME = "tinylora_r"
-"""Name of the graph input that takes R: float32 [rows, M r^2], one row or one for each sequence."""
+"""Name of the graph input that takes R: float32 [rows, M P Q], one row or one for each sequence."""
 
 DEFAULT, REQUIRED = "default", "required"
 """Flavours of that input: with an initializer of zeros, and without."""
@@ -35,11 +36,11 @@ _NATIVE = frozenset({"custom_ops_library", "library_path", "backend_path", "trt_
 """Keys of genai_config.json that name a library of native code, which the engine would load and run."""
 
 
-def input_row(r: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
-    """Return R, float32 [M, k, k], as a row of the input of a graph of rank r: [M r^2], zeros beyond k."""
-    count, k, _ = r.shape
-    row = np.zeros((count, rank, rank), np.float32)
-    row[:, :k, :k] = r
+def input_row(r: NDArray[np.float32], shape: Shape) -> NDArray[np.float32]:
+    """Return R, float32 [M, p, q], as a row of a graph's input: [M P Q], zeros beyond p and q."""
+    count, outputs, inputs = r.shape
+    row = np.zeros((count, *shape), np.float32)
+    row[:, :outputs, :inputs] = r
     return row.reshape(-1)
 
 

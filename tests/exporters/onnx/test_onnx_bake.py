@@ -23,6 +23,7 @@ SETTINGS = {
     "rank 3, f32": ExportSettings(rank=3, factor_dtype="f32"),
     "some kinds": ExportSettings(rank=2, targets=("attn_*[kv]", "ffn_up", "ffn_down")),
     "one kind": ExportSettings(targets=("attn_v", "attn_output")),
+    "12 outputs": ExportSettings(rank=4, outputs=12),
 }
 
 
@@ -50,6 +51,8 @@ def folder(report):
 def vectors(bases):
     """A vector of each kind and size that the bases take, and its basis."""
     of = [bases.basis(rank=rank) for rank in range(1, bases.factors.rank + 1)]
+    if bases.factors.outputs > bases.factors.rank:
+        of += [bases.basis(rank=shape) for shape in (bases.factors.shape, (7, 3), (1, 4))]
     if bases.factors.rank > 1:
         of += [bases.basis(numbers=3)]
         learned = support.learned(bases.factors)
@@ -66,7 +69,7 @@ def test_zeros_are_the_base_bit_for_bit(baked, architecture, precision, flavour)
     base = onnx_models.session(onnx_models.graph(onnx_models.tiny_hf(architecture), precision))
     ours = onnx_models.session(folder(report))
     factors = report.bases.factors
-    zeros = np.zeros((1, len(factors.modules) * factors.rank**2), np.float32)
+    zeros = np.zeros((1, factors.entries), np.float32)
     for tokens in ([TOKENS], [TOKENS, TOKENS[::-1]], [TOKENS[:1]]):
         expected = onnx_models.logits(base, tokens)
         assert np.array_equal(onnx_models.logits(ours, tokens, zeros), expected)
@@ -97,7 +100,7 @@ def test_a_vector_is_the_merged_weights(baked, architecture, settings, record_pr
         assert onnx_models.greedy(ours, TOKENS, 8, row) == text
 
 
-@pytest.mark.parametrize("settings", ["rank 8", "rank 3, f32"])
+@pytest.mark.parametrize("settings", ["rank 8", "rank 3, f32", "12 outputs"])
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 def test_every_row_of_a_batch_has_its_own_vector(baked, precision, settings):
     report = baked("llama", precision, settings)
@@ -117,18 +120,22 @@ def test_every_row_of_a_batch_has_its_own_vector(baked, precision, settings):
 # What lies in the directory
 
 
-def test_the_metadata_names_the_factors(baked):
-    report = baked("llama", settings="rank 3, f32")
+@pytest.mark.parametrize(
+    ("settings", "rank", "outputs", "entries"), [("rank 3, f32", "3", None, 9), ("12 outputs", "4", "12", 48)]
+)
+def test_the_metadata_names_the_factors(baked, settings, rank, outputs, entries):
+    report = baked("llama", settings=settings)
     metadata = onnx_models.session(folder(report)).get_modelmeta().custom_metadata_map
     factors = load_bundle(report.output).factors
     assert metadata["tinylora.version"] == "2"
     assert metadata["tinylora.factors"] == factors.digest == report.bases.factors.digest
     assert json.loads(metadata["tinylora.modules"]) == list(factors.modules)
-    assert (metadata["tinylora.rank"], metadata["tinylora.flavour"]) == ("3", "default")
+    assert (metadata["tinylora.rank"], metadata.get("tinylora.outputs")) == (rank, outputs)
+    assert metadata["tinylora.flavour"] == "default"
     graph = onnx.load(folder(report) / "model.onnx", load_external_data=False).graph
     (value,) = (value for value in graph.input if value.name == "tinylora_r")
     rows, size = value.type.tensor_type.shape.dim
-    assert (rows.dim_param, size.dim_value) == ("tinylora_rows", len(factors.modules) * 9)
+    assert (rows.dim_param, size.dim_value) == ("tinylora_rows", len(factors.modules) * entries)
     assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 

@@ -69,9 +69,11 @@ def test_a_vector_in_every_form(session: OnnxSession, bundle: Path) -> None:
     assert not np.array_equal(run(session)[0], expected)
 
 
-def test_every_row_of_a_batch_is_its_own_user_of_any_size(session: OnnxSession) -> None:
+@pytest.mark.parametrize(("outputs", "ranks"), [(None, (1, 2, 8)), (24, ((1, 3), 8, (24, 8)))])
+def test_every_row_of_a_batch_is_its_own_user_of_any_size(outputs: int | None, ranks: Any) -> None:
+    session = OnnxSession(onnx_bundles.tiny(outputs=outputs), sess_options=options())
     bases = session.bases
-    of = [bases.basis(numbers=5), bases.basis(numbers=14), *(bases.basis(rank=rank) for rank in (1, 2, 8))]
+    of = [bases.basis(numbers=5), bases.basis(numbers=14), *(bases.basis(rank=rank) for rank in ranks)]
     vectors = [MicroVector.random(basis, 1, seed=basis.size) for basis in of]
     frames = [vector.to_bytes(basis) for vector, basis in zip(vectors, of, strict=True)]
     rows = session.rows([*frames[:3], None, *frames[3:]])

@@ -8,8 +8,9 @@ import numpy as np
 import onnx_bundles
 import pytest
 
-from tinylora_edge import ChecksumError, MicroVector, VectorError, runtime
+from tinylora_edge import ChecksumError, MicroVector, VectorError, load_bundle, runtime
 from tinylora_edge.runtime import TinyLoraOnnx
+from tinylora_edge.runtime.batch import Batch
 
 PROMPT = [72, 101, 108, 108, 111, 32, 119]
 COUNT = 8
@@ -107,3 +108,20 @@ def test_the_beginning_of_a_prompt_is_used_again_with_the_same_vector_alone(
     before = engine.evaluated
     assert answer(llm, [65, 66, 67]) == until_end(expected(bundle, vectors[1], [65, 66, 67]))
     assert engine.evaluated - before >= 3, "keys of the old vector were used"
+
+
+def test_rows_of_a_tall_graph_have_R_of_any_shape() -> None:
+    bundle = onnx_bundles.tiny(outputs=24)
+    bases = load_bundle(bundle).bases
+    of = [bases.basis(numbers=5), *(bases.basis(rank=rank) for rank in (8, (24, 8), (24, 1), (3, 5)))]
+    vectors = [None, *(MicroVector.random(basis, 2.0, seed=basis.size) for basis in of)]
+    with (
+        runtime.load(bundle, engine="onnx", n_ctx=64, n_threads=1) as llm,
+        Batch(llm, n_ctx_seq=32, sequences=3, n_threads=1) as batch,
+    ):
+        rows = batch.generate([PROMPT] * len(vectors), vectors=vectors, max_tokens=COUNT)
+        llm.swap(vectors[3])
+        assert answer(llm) == until_end(expected(bundle, vectors[3]))
+    found = [until_end(row.tokens.tolist()) for row in rows]
+    assert found == [until_end(expected(bundle, vector)) for vector in vectors]
+    assert len({*map(tuple, found)}) == len(vectors)
