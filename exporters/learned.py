@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,62 +26,30 @@ _AGREEMENT = 0.02
 """How far sketches may differ. Other factors differ by 1, those in half precision by .001."""
 
 
-@dataclass(frozen=True, repr=False, eq=False)
-class Shipped:
-    """Projections that were learned for the factors of a model.
-
-    Attributes:
-        architecture, factorization: of the model's factors.
-        modules: in canonical order.
-        p: float32 [n, M, k, k].
-        prior: mean [n] and covariance [n, n], float32.
-        sketch: float32 [M, 2, k], of the factors' leading directions.
-        facts: how they were learned.
-    """
-
-    architecture: str
-    modules: tuple[str, ...]
-    factorization: str
-    p: NDArray[np.float32]
-    prior: tuple[NDArray[np.float32], NDArray[np.float32]]
-    sketch: NDArray[np.float32]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def gap(self, factors: Factors) -> float | None:
-        """Return how far the sketch is from that of factors; None where their modules or ranks tell."""
-        mine = (self.architecture, self.modules, self.factorization)
-        rank = self.p.shape[-1]
-        if mine != (factors.architecture, factors.modules, factors.factorization) or rank > factors.rank:
-            return None
-        return float(np.abs(sketch(factors, rank) - self.sketch).max())
-
-
-def read(path: Path) -> Shipped:
-    """Return what is shipped in a file: its arrays, and JSON with the rest as `header`."""
-    with np.load(path) as file:
-        header = json.loads(bytes(file["header"]))
-        header["modules"] = tuple(header["modules"])
-        prior = file["prior_mean"], file["prior_covariance"]
-        return Shipped(p=file["p"], prior=prior, sketch=file["sketch"], **header)
-
-
 def find(factors: Factors) -> Projection | None:
     """Return the shipped projection that was learned with factors, or None.
 
-    A warning says where one is of a model with the same modules, and its factors are others.
+    A file has P, float32 [n, M, k, k], its prior, a sketch of the factors' leading directions, float32
+    [M, 2, k], and JSON as `header`: modules, architecture, factorization, and how they were learned. A
+    warning says where one is of a model with the same modules, and its factors are others.
     """
     for path in sorted(FOLDER.glob("*.npz")):
-        shipped = read(path)
-        gap = shipped.gap(factors)
-        if gap is not None and gap < _AGREEMENT:
-            return Projection.learned(factors.modules, shipped.p, shipped.prior)
-        if gap is not None:
-            warnings.warn(
-                f"the directions of {path.name} are left out: they were learned with factors whose sketch is "
-                f"{gap:.2g} away from these (at most {_AGREEMENT} is accepted). `learn` finds new ones",
-                ProjectionsLeftOutWarning,
-                stacklevel=2,
-            )
+        with np.load(path) as file:
+            header, p = json.loads(bytes(file["header"])), file["p"]
+            prior, rank = (file["prior_mean"], file["prior_covariance"]), p.shape[-1]
+            learned_with = (header["architecture"], tuple(header["modules"]), header["factorization"])
+            mine = factors.architecture, factors.modules, factors.factorization
+            if learned_with != mine or rank > factors.rank:
+                continue
+            gap = float(np.abs(sketch(factors, rank) - file["sketch"]).max())
+        if gap < _AGREEMENT:
+            return Projection.learned(factors.modules, p, prior)
+        warnings.warn(
+            f"the directions of {path.name} are left out: they were learned with factors whose sketch is "
+            f"{gap:.2g} away from these (at most {_AGREEMENT} is accepted). `learn` finds new ones",
+            ProjectionsLeftOutWarning,
+            stacklevel=2,
+        )
     return None
 
 

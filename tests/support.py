@@ -117,8 +117,8 @@ def golden_models() -> list[tuple[Bases, dict[str, Any]]]:
     """
     found = json.loads((GOLDEN / "bases.json").read_text("utf-8"))["models"]
     for model in found:
-        model["unread"] = [entry["descriptor"] for entry in model["projections"] if "n" not in entry]
-        model["bases"] = [entry for entry in model["bases"] if entry["descriptor"] not in model["unread"]]
+        unread = [entry["descriptor"] for entry in model["projections"] if "n" not in entry]
+        model["bases"] = [entry for entry in model["bases"] if entry["descriptor"] not in unread]
         model["projections"] = [entry for entry in model["projections"] if "n" in entry]
     return [(_golden(model), model) for model in found]
 

@@ -162,15 +162,6 @@ def test_groups_that_cannot_be() -> None:
         Projection.random(model(2)[::-1], 2)
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_golden_ones_that_are_not_read_any_more(number) -> None:
-    bases, golden = support.golden_models()[number]
-    assert golden["unread"]
-    for descriptor in golden["unread"]:
-        with pytest.raises(BasisError, match=f"'{descriptor}' is not read, but 'random rank="):
-            Projection.read(descriptor, bases.factors.modules)
-
-
 def test_descriptors() -> None:
     p = np.arange(24, dtype="<f4").reshape(1, COUNT, 2, 2)
     found = [Projection.learned(MODULES, p), *KINDS.values()]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tinylora_edge import MicroVector, load_bundle
-from tinylora_edge.exporters import add_base, export_gguf
+from tinylora_edge.exporters import export_gguf
 
 PROMPT = list(b"one two three")
 
@@ -35,11 +35,3 @@ def test_the_bundle_of_a_split_model_is_that_of_the_whole(parts, llama_gguf, tmp
     vector = MicroVector.random(split.bases.basis(rank=8), 0.5)
     one, two = load(whole.output, vector), load(split.output, vector)
     assert np.array_equal(models.llama_logits(one, PROMPT), models.llama_logits(two, PROMPT))
-
-
-def test_a_split_model_joins_a_bundle(parts, llama_gguf, tmp_path):
-    other = models.quantize_file(llama_gguf, tmp_path / "q8.gguf", 7)
-    bundle = export_gguf(other, tmp_path / "bundle").output
-    bases, gap = add_base(bundle, parts[0])
-    assert len(bases.fingerprints) == 2
-    assert gap < 0.05

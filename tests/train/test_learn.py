@@ -46,7 +46,6 @@ QUESTIONS = [
     "Why do people like gardens?",
     "How does a clock work?",
 ]
-HELD_OUT = ["What is a harbor?", "Describe a candle."]
 
 
 def uneven() -> np.ndarray:
@@ -135,26 +134,11 @@ def learned(
     return run(smollm2_bundle, folder, report=figures.append), folder, figures
 
 
-@pytest.fixture
-def learned_bundle(smollm2_bundle: Path, learned: tuple[Learned, Path, list[Any]], tmp_path: Path) -> Path:
-    bases = load_bundle(smollm2_bundle).bases.with_projection(learned[0].projection)
-    return support.rebased(smollm2_bundle, bases, tmp_path / "bundle")
-
-
 def test_what_is_learned_acts_on_the_leading_two_directions(smollm2_bundle, learned):
     made = learned[0].projection
     assert (made.kind, made.size, made.rank) == ("learned", 2, 2)
     assert made.modules == load_bundle(smollm2_bundle).factors.modules
     assert made.prior.mean.shape == (2,)
-
-
-def test_a_unit_of_a_direction_is_a_unit_of_effect(learned):
-    made, folder, _ = learned
-    slopes = [np.load(path) for path in sorted(folder.glob("*.npz"))]
-    scores = np.concatenate([each["score"].reshape(-1, 840) for each in slopes])
-    fisher = information(scores, sum(int(each["tokens"].sum()) for each in slopes))
-    flat = made.projection.stored.reshape(2, -1).astype(np.float64)
-    np.testing.assert_allclose(flat @ fisher @ flat.T, np.eye(2), atol=1e-4)
 
 
 def test_each_behaviour_is_reported_once_and_not_done_again(smollm2_bundle, learned):

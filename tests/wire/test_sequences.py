@@ -194,11 +194,6 @@ class TestFile:
         with pytest.raises(ValueError, match=r"where a sequence should be|another structure"):
             decode(f'{{"format": 4, "sha256": "{digest}", "accepted": {body}}}'.encode())
 
-    def test_the_state_of_an_older_release_is_refused(self, tmp_path):
-        (tmp_path / "state").write_bytes(b"tinylora state 3 " + b"0" * 64 + b"\n{}\n")
-        with pytest.raises(VectorError, match="state is damaged"):
-            policy(tmp_path / "state")
-
 
 def test_processes_that_share_it_never_lower_each_other_s_marks(tmp_path):
     code = textwrap.dedent(

@@ -66,25 +66,30 @@ def test_an_adapter_there_would_load_and_do_nothing(deepseek, load, tmp_path, mo
     assert np.array_equal(models.llama_logits(llm, PROMPT), plain)
 
 
-def test_blocks_that_predict_further_tokens(write, tmp_path):
-    found, [(category, text)] = modules(write(metadata={"llama.nextn_predict_layers": 1}), tmp_path)
-    assert {name.split(".")[1] for name in found} == {"0"}
-    assert category is ModulesLeftOutWarning
-    assert "7 linear layers" in text
-    assert "blocks from 1 on predict further tokens" in text
+LEFT_OUT = {
+    "blocks that predict": (
+        {"metadata": {"llama.nextn_predict_layers": 1}},
+        7,
+        "blocks from 1 on predict further",
+    ),
+    "shared keys and values": (
+        {"metadata": {"llama.attention.shared_kv_layers": 1}},
+        12,
+        r"\(attn_k, attn_v, such as blk.1.* blocks from 1 on take keys and values",
+    ),
+    "a scale beside": (
+        {"extra": {"blk.0.ffn_up.scale": np.ones(1, np.float32)}},
+        13,
+        "such as blk.0.ffn_up.weight",
+    ),
+}
 
 
-def test_blocks_that_take_keys_and_values_from_others(write, tmp_path):
-    found, [(_, text)] = modules(write(metadata={"llama.attention.shared_kv_layers": 1}), tmp_path)
-    assert len(found) == 12
-    assert not {"blk.1.attn_k.weight", "blk.1.attn_v.weight"} & found
-    assert "blocks from 1 on take keys and values" in text
-
-
-def test_weights_beside_a_scale(write, tmp_path):
-    found, [(_, text)] = modules(write(extra={"blk.0.ffn_up.scale": np.ones(1, np.float32)}), tmp_path)
-    assert len(found) == 13
-    assert "ffn_up, such as blk.0.ffn_up.weight" in text
+@pytest.mark.parametrize(("fields", "count", "message"), LEFT_OUT.values(), ids=LEFT_OUT)
+def test_what_is_left_out_of_some_models(fields, count, message, write, tmp_path):
+    with pytest.warns(ModulesLeftOutWarning, match=message):
+        factors = export_gguf(write(**fields), tmp_path / "bundle").bases.factors
+    assert len(factors.modules) == count
 
 
 # Names in a Hugging Face directory

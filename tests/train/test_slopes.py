@@ -14,8 +14,8 @@ import torch
 from tinylora_edge import load_bundle
 from tinylora_edge.train import learner
 from tinylora_edge.train.adapter import Adapter
+from tinylora_edge.train.learn import Lesson, slopes
 from tinylora_edge.train.learner import Learner, divergences
-from tinylora_edge.train.student import Lesson, slopes
 
 
 def lesson() -> Lesson:
