@@ -68,8 +68,13 @@ def stopped(server: Server, body: Callable[[int], dict[str, Any]], users: int) -
         server.process.wait()
     for thread in threads:
         thread.join()
-    said = sum('"error"' in end for end in ends)
-    return {"seconds": watch.seconds, "ended": ends.count("[DONE]"), "told why": said, "streams": users}
+    with_reason = sum('"error"' in end for end in ends)
+    return {
+        "seconds": watch.seconds,
+        "ended": ends.count("[DONE]"),
+        "told why": with_reason,
+        "streams": users,
+    }
 
 
 def _load(connection: http.client.HTTPConnection) -> tuple[int, int]:

@@ -67,9 +67,9 @@ def records(study: str) -> list[dict[str, Any]]:
 
 def runs(arm: str, task: str, study: str = "learned_basis") -> list[dict[str, Any]]:
     """Return the runs of an arm with the usual settings, by seed."""
-    asked = (arm, task, STEPS, HELD_OUT)
+    wanted = (arm, task, STEPS, HELD_OUT)
     rows = records(study)
-    found = [row for row in rows if (row["arm"], row["task"], row["settings"]["steps"], row["n"]) == asked]
+    found = [row for row in rows if (row["arm"], row["task"], row["settings"]["steps"], row["n"]) == wanted]
     return sorted(found, key=lambda row: int(row["seed"]))
 
 
@@ -171,9 +171,9 @@ def found_on_device(task: str, way: tuple[str, str]) -> list[float]:
     how, what = way
     if how != "pairs":
         rows = records("tune")
-        asked = (how, task, what, "Q4_1", HELD_OUT)
+        wanted = (how, task, what, "Q4_1", HELD_OUT)
         keys = ("arm", "task", "budget", "weights", "n")
-        return [row["difference"] for row in rows if tuple(row[key] for key in keys) == asked]
+        return [row["difference"] for row in rows if tuple(row[key] for key in keys) == wanted]
     rows = [
         row
         for row in records("feedback")

@@ -74,10 +74,10 @@ def pieces(response: http.client.HTTPResponse) -> Iterator[tuple[str, dict[str, 
     for event in events(response):
         if event == "[DONE]":
             continue
-        said = json.loads(event)
-        if "error" in said:
-            raise SystemExit(f"a stream ends with {said['error']}")
-        choices, usage = said.get("choices"), said.get("usage")
+        message = json.loads(event)
+        if "error" in message:
+            raise SystemExit(f"a stream ends with {message['error']}")
+        choices, usage = message.get("choices"), message.get("usage")
         text = choices[0]["delta"].get("content") or "" if choices else ""
         if text or usage:
             yield text, usage

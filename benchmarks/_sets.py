@@ -124,21 +124,21 @@ def slot_figures(answers: Sequence[str], gold: Sequence[str]) -> dict[str, Any]:
 
     A slot is an argument of an intent, and right where intent, argument and value are.
     """
-    right, said, there = Counter[Any](), Counter[Any](), Counter[Any]()
+    right, predicted, there = Counter[Any](), Counter[Any](), Counter[Any]()
     calls = names = left_out = elsewhere = 0
     for answer, wanted in zip(answers, gold, strict=True):
         name, arguments = call_of(wanted) or ("", {})
         there.update((name, key) for key in arguments)
-        called, given = call_of(answer) or ("", {})
-        calls += (called, given) == (name, arguments)
-        said.update((called, key) for key in given)
+        called, values = call_of(answer) or ("", {})
+        calls += (called, values) == (name, arguments)
+        predicted.update((called, key) for key in values)
         if called != name:
             elsewhere += len(arguments)
             continue
         names += 1
-        left_out += len(arguments.keys() - given.keys())
-        right.update((name, k) for k, v in given.items() if arguments.get(k) == v)
-    by_slot = {slot: 2 * right[slot] / (said[slot] + there[slot]) for slot in there}
+        left_out += len(arguments.keys() - values.keys())
+        right.update((name, k) for k, v in values.items() if arguments.get(k) == v)
+    by_slot = {slot: 2 * right[slot] / (predicted[slot] + there[slot]) for slot in there}
     by_intent = defaultdict(list)
     for (name, _), f1 in by_slot.items():
         by_intent[name].append(f1)
@@ -146,7 +146,7 @@ def slot_figures(answers: Sequence[str], gold: Sequence[str]) -> dict[str, Any]:
         "score": calls / len(gold),
         "names": names / len(gold),
         "slot_f1": statistics.mean(by_slot.values()),
-        "slot_f1_micro": 2 * right.total() / (said.total() + there.total()),
+        "slot_f1_micro": 2 * right.total() / (predicted.total() + there.total()),
         "slots": len(by_slot),
         "arguments": {
             "given": there.total(),

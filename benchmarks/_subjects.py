@@ -66,8 +66,8 @@ def best_prompt(task: str) -> Preamble:
     """Return the best prompt that a thorough search found for a task."""
     for row in bench.read_study(Path(__file__).parent / "results" / "prompts.jsonl"):
         if (row["task"], row["search"]["kind"]) == (task, "thorough"):
-            shown = tuple(Sample(each["question"], each["answer"]) for each in row["best"]["examples"])
-            return Preamble(row["best"]["system"], shown)
+            examples = tuple(Sample(each["question"], each["answer"]) for each in row["best"]["examples"])
+            return Preamble(row["best"]["system"], examples)
     raise SystemExit(f"results/prompts.jsonl has no prompt for {task}")
 
 

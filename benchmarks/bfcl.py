@@ -75,9 +75,9 @@ def write_data(handler: Any, path: Path) -> None:
     for entry in entries("simple_python", trained=True):
         (function,) = read_functions(handler._compile_tools({}, entry)["tools"])
         ((_, options),) = entry["answer"][0].items()
-        said = {name: first(options[name]) for name in options if "" not in options[name]}
-        order = [name for name in function["parameters"]["properties"] if name in said]
-        answer = spelled(function["name"], {name: said[name] for name in order})
+        first_values = {name: first(options[name]) for name in options if "" not in options[name]}
+        order = [name for name in function["parameters"]["properties"] if name in first_values]
+        answer = spelled(function["name"], {name: first_values[name] for name in order})
         rows.append(
             {
                 "messages": template_input(entry["question"][0], [function], own=False).messages,
@@ -92,7 +92,7 @@ def write_data(handler: Any, path: Path) -> None:
 
 def measure(bfcl: Any, handler: Any, model: str, category: str, count: int) -> dict[str, Any]:
     """Return how many answers of a model are right, and how many calls keep to their schemas."""
-    asked = entries(category, trained=False)[:count]
+    questions = entries(category, trained=False)[:count]
 
     def judge(entry: dict[str, Any]) -> tuple[bool, int, int]:
         result, _ = handler.inference(entry, include_input_log=False, exclude_state_log=True)
@@ -114,7 +114,7 @@ def measure(bfcl: Any, handler: Any, model: str, category: str, count: int) -> d
         return bool(found["valid"]), len(calls), valid
 
     with ThreadPoolExecutor(4) as threads:
-        judged = list(threads.map(judge, asked))
+        judged = list(threads.map(judge, questions))
     return {
         "model": model,
         "category": category,

@@ -61,12 +61,12 @@ class Arm:
 class Turn:
     """What a turn's requests found: when each was asked, and when each of its texts came."""
 
-    asked: list[float] = field(default_factory=list)
+    sent: list[float] = field(default_factory=list)
     answers: list[tuple[float, list[float], int, int]] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
         """Return the figures of the time in which all were busy."""
-        begin, end = self.asked[AT_ONCE], self.asked[-1]
+        begin, end = self.sent[AT_ONCE], self.sent[-1]
         tokens = sum(
             count * sum(begin < at <= end for at in times) / len(times) for _, times, count, _ in self.answers
         )
@@ -86,8 +86,8 @@ def turn(server: servers.Server, body: servers.Own, users: list[int], seed: int)
     left = queue.SimpleQueue[dict[str, Any]]()
     for user in users:
         about = f"{draw.randrange(10**6)} is the number of this chat. Answer in a few sentences."
-        asked = f"Write about a {draw.choice(servers.NOUNS)} and a {draw.choice(servers.NOUNS)}."
-        messages = [{"role": "system", "content": about}, {"role": "user", "content": asked}]
+        question = f"Write about a {draw.choice(servers.NOUNS)} and a {draw.choice(servers.NOUNS)}."
+        messages = [{"role": "system", "content": about}, {"role": "user", "content": question}]
         length = draw.randint(MOST_TOKENS // 2, MOST_TOKENS)
         common = {"messages": messages, "max_tokens": length, "temperature": 0, "stream": True}
         left.put({**common, "stream_options": {"include_usage": True}, **body(user)})
@@ -100,7 +100,7 @@ def turn(server: servers.Server, body: servers.Own, users: list[int], seed: int)
                 except queue.Empty:
                     return
                 at = time.perf_counter()
-                found.asked.append(at)
+                found.sent.append(at)
             times, cost = list[float](), dict[str, Any]()
             connection = server.connect()  # llama-server ends one after some answers
             for text, usage in servers.pieces(server.post(connection, request)):
@@ -128,12 +128,12 @@ def opened(
     for users in options.users:
         place = folder / str(users)
         place.mkdir()
-        if asked := [each for each in engines if each in options.servers]:
+        if kinds := [each for each in engines if each in options.servers]:
             servers.fill(place / "users.db", bases, (servers.vector(bases, user) for user in range(users)))
-        for kind in asked:
+        for kind in kinds:
             base, slots = engines[kind]
-            given = ["--engine", kind, "--slots", str(slots), "--store", str(place / "users.db")]
-            server = stack.enter_context(servers.ours(base, place, *given))
+            arguments = ["--engine", kind, "--slots", str(slots), "--store", str(place / "users.db")]
+            server = stack.enter_context(servers.ours(base, place, *arguments))
             found[kind, users] = server, lambda user: {"model": f"m@{servers.name(user)}"}
         if "stock" in options.servers and users <= STOCK_USERS:
             loras = servers.write_loras(folder, bases, (servers.vector(bases, user) for user in range(users)))

@@ -67,8 +67,8 @@ def measure(
 
 def subjects(options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path]]:
     """Yield what names each vector, which is all that its line is found by, and its bundle."""
-    asked = {"prompts": options.prompts, "held_out": options.held_out}
-    scaled = [asked if scale == 1 else asked | {"scale": scale} for scale in options.scales]
+    wanted = {"prompts": options.prompts, "held_out": options.held_out}
+    scaled = [wanted if scale == 1 else wanted | {"scale": scale} for scale in options.scales]
     for bundle, *files in options.vectors:
         for file in files:
             data = Path(file).read_bytes()

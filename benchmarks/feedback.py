@@ -78,11 +78,11 @@ def draw(
         drawn = batch.generate(
             prompts, samples=SAMPLES, max_tokens=task.max_tokens, temperature=task.temperature, seed=7
         )
-        given = [[g.tokens.tolist() for g in drawn if g.prompt == i] for i in range(len(prompts))]
+        answers = [[g.tokens.tolist() for g in drawn if g.prompt == i] for i in range(len(prompts))]
 
         def totals(values: np.ndarray) -> np.ndarray:
             vector = MicroVector(values.astype(np.float32), basis=basis.digest)
-            found = batch.score(prompts, given, vector=vector, temperature=task.temperature)
+            found = batch.score(prompts, answers, vector=vector, temperature=task.temperature)
             return np.array([row.sum(dtype=np.float64) for rows in found for row in rows])
 
         steps = step * np.eye(basis.size)

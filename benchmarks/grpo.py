@@ -104,11 +104,11 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
                 return int(lengths.sum())
         else:
             batch = stack.enter_context(llm.batch(samples, task.max_tokens))
-            asked = [prompt.tolist() for prompt in prompts]
+            inputs = [prompt.tolist() for prompt in prompts]
 
             def draw(seed: int) -> int:
                 drawn = batch.generate(
-                    asked,
+                    inputs,
                     vectors=vector,
                     samples=options.samples,
                     max_tokens=task.max_tokens,

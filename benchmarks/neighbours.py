@@ -185,9 +185,9 @@ class Target:
     def load(self) -> tuple[int, int]:
         connection = self.server.connect()
         connection.request("GET", "/health")
-        said = json.loads(connection.getresponse().read())
+        health = json.loads(connection.getresponse().read())
         connection.close()
-        return said["running"], said["waiting"]
+        return health["running"], health["waiting"]
 
     def neighbour(self, attack: Attack | None, requests: int) -> list[float]:
         """Seconds that answers take the neighbour, who comes with a new connection each time."""

@@ -64,15 +64,15 @@ def gained(
     """What a vector brings on held-out prompts: nats a token of given answers, and its own greedy answers."""
     samples = task.held_out
     with llm.batch(samples, task.max_tokens, n_threads=threads) as batch:
-        given = batch.encode(samples), [[answer] for answer in answers]
+        encoded = batch.encode(samples), [[answer] for answer in answers]
         base, own = (
             -float(np.concatenate([row for (row,) in each]).mean())
-            for each in batch.score_each([None, vector], *given)
+            for each in batch.score_each([None, vector], *encoded)
         )
         found = evaluate(batch, task, vector)
-    shown = {"answers": found.answers[:3], "empty": sum(not text.strip() for text in found.answers)}
+    facts = {"answers": found.answers[:3], "empty": sum(not text.strip() for text in found.answers)}
     partial = {} if found.partial is None else {"partial": found.partial}
-    return {"base_nats": base, "vector_nats": own, "n": found.n, "reward": found.mean, **partial, **shown}
+    return {"base_nats": base, "vector_nats": own, "n": found.n, "reward": found.mean, **partial, **facts}
 
 
 def decoding(llm: Any, tokens: list[int]) -> Any:
@@ -115,7 +115,7 @@ def measure(report: bench.Report, bundles: dict[str, Path], options: Any, thread
     with closing(opened(bundles, GGUF, threads)) as llm:
         vector = Policy().check(options.vector.read_bytes(), llm.bases)
         end = [llm.turn_end]
-        given = [
+        answers = [
             [*llm.tokenize(str(each.answer).encode(), add_bos=False, special=False), *end]
             for each in task.held_out
         ]
@@ -128,7 +128,7 @@ def measure(report: bench.Report, bundles: dict[str, Path], options: Any, thread
     for form in (GGUF, *PRECISIONS):
         with closing(opened(bundles, form, threads)) as llm:
             logprobs[form] = distributions(llm, texts, threads)
-            found[form] = gained(llm, task, given, vector, threads)
+            found[form] = gained(llm, task, answers, vector, threads)
         graph = bundles[FLOAT] / "base.gguf" if form == GGUF else bundles[form] / "onnx" / "model.onnx.data"
         found[form]["bytes"] = graph.stat().st_size
         for other in (GGUF, FLOAT):

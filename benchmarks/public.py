@@ -97,8 +97,8 @@ class Run:
         if trained:
             self.model = load_model(self.bundle.base)
             self.model.set_attn_implementation("sdpa")
-        given = [len(self.llm.encode_answer(sample)) for sample in (*data.test, *data.train)]
-        self.longest = data.max_tokens or max(given) + 8
+        lengths = [len(self.llm.encode_answer(sample)) for sample in (*data.test, *data.train)]
+        self.longest = data.max_tokens or max(lengths) + 8
 
     def measured(
         self,
@@ -166,25 +166,25 @@ class Run:
         for count in SHOTS:
             for draw in range(3):
                 before = Preamble(None, draw_examples(task, count, seed=3 * seed + draw))
-                shown = {example.text for example in before.examples}
-                asked = [sample for sample in self.data.train if sample.text not in shown]
-                asked = asked[:: len(asked) // CHOSEN][:CHOSEN]
-                answers = self.answers(None, [before.before(sample) for sample in asked])
-                found = replace(self.data, test=asked).figures(answers)
+                examples = {example.text for example in before.examples}
+                questions = [sample for sample in self.data.train if sample.text not in examples]
+                questions = questions[:: len(questions) // CHOSEN][:CHOSEN]
+                answers = self.answers(None, [before.before(sample) for sample in questions])
+                found = replace(self.data, test=questions).figures(answers)
                 tried.append((found["score"], found.get("slot_f1", 0.0), count, draw, before))
                 print(f"{count} shots, draw {draw}: {found['score']:.3f}", flush=True)
         *_, count, draw, before = max(tried, key=lambda row: row[:2])
-        asked = [before.before(sample) for sample in self.data.test]
-        tokens = len(self.llm.encode(asked[0])[0]) - len(self.llm.encode(self.data.test[0])[0])
+        questions = [before.before(sample) for sample in self.data.test]
+        tokens = len(self.llm.encode(questions[0])[0]) - len(self.llm.encode(self.data.test[0])[0])
         facts = {"numbers": 0, "bytes": 0, "shots": count, "draw": draw, "prompt_tokens": tokens}
-        return facts | self.data.figures(self.answers(None, asked))
+        return facts | self.data.figures(self.answers(None, questions))
 
     def answers(self, vector: MicroVector | None, samples: Sequence[Sample] | None = None) -> list[str]:
         """Return greedy answers of the deployed model."""
         chosen = list(self.data.test if samples is None else samples)
-        given: dict[str, Any] = {"vector": vector, "max_tokens": self.longest, "schema": self.schema}
+        arguments: dict[str, Any] = {"vector": vector, "max_tokens": self.longest, "schema": self.schema}
         with self.llm.batch(chosen, self.longest, sequences=32, n_threads=cores()) as batch:
-            return [each.text for each in batch.answer(chosen, **given)]
+            return [each.text for each in batch.answer(chosen, **arguments)]
 
     def _rehearsal(self, learner: Learner) -> Rehearsal:
         prompts = [np.array(self.llm.encode(sample)[0], np.int32) for sample in load_general("train")]
@@ -323,7 +323,7 @@ def main() -> None:
     if options.held and (options.set != "snips" or any(arm.startswith("lora") for arm in options.arms)):
         arguments.error("--held: SNIPS alone has a schema, and the LoRA's answers in torch keep to none")
     base = options.base or smollm2()
-    files, asked = {Path(arm).name: arm for arm in options.arms}, []
+    files, keys = {Path(arm).name: arm for arm in options.arms}, []
     for seed in options.seeds:
         for arm in options.arms:
             data = data_of(options, seed)
@@ -331,9 +331,9 @@ def main() -> None:
             name = Path(arm).name  # of a file without its folder
             values = options.set, base.stem, options.each, name, seed, steps, options.lr, len(data.test)
             values += (options.held or None,)  # records from before have no such key
-            asked.append(dict(zip(KEYS, values, strict=True)))
+            keys.append(dict(zip(KEYS, values, strict=True)))
     done = [{key: row.get(key) for key in KEYS} for row in bench.read_study(options.study)]
-    if left := [each for each in asked if each not in done]:
+    if left := [each for each in keys if each not in done]:
         with tempfile.TemporaryDirectory() as work:
             outputs = max(
                 [8, *(read_shape(arm[5:])[0] for arm in options.arms if arm[:5] in ("rank-", "keep-"))]
@@ -366,7 +366,7 @@ def main() -> None:
                     "cpu": environment["cpu"],
                 }
                 bench.keep(options.study, each | about | found)
-    rows = [row for row in bench.read_study(options.study) if {key: row.get(key) for key in KEYS} in asked]
+    rows = [row for row in bench.read_study(options.study) if {key: row.get(key) for key in KEYS} in keys]
     names = [
         "arm",
         "seed",
@@ -385,9 +385,9 @@ def cells(row: dict[str, Any]) -> list[str]:
     """Return a run as a row of the table; a loss is the mean of the last ten steps."""
     loss = f"{np.mean(row['losses'][-10:]):.3f}" if "losses" in row else ""
     second = row.get("slot_f1", row.get("in_scope", 0.0))
-    shown = [row["arm"], str(row["seed"]), f"{row.get('numbers', 0):,}", f"{row.get('bytes', 0):,}", loss]
+    first = [row["arm"], str(row["seed"]), f"{row.get('numbers', 0):,}", f"{row.get('bytes', 0):,}", loss]
     times = [f"{row[key]:.0f}" if key in row else "" for key in ("train_s", "answer_s")]
-    return [*shown, f"{row.get('score', 0):.3f}", f"{second:.3f}", *times]
+    return [*first, f"{row.get('score', 0):.3f}", f"{second:.3f}", *times]
 
 
 if __name__ == "__main__":

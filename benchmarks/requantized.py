@@ -43,11 +43,11 @@ def task_of(name: str, n: int) -> Task:
     return Task("snips", data.train, data.test[:n], json_value, max_tokens=longest)
 
 
-def forms(bundle: Bundle, vector: MicroVector, asked: list[str], folder: Path) -> Iterator[tuple[str, Path]]:
+def forms(bundle: Bundle, vector: MicroVector, wanted: list[str], folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield the GGUF of each form that is asked for, merged."""
     basis, merged = bundle.bases.of(vector), folder / "Q8_0.gguf"
     write_merged_gguf(basis, vector, bundle.base, merged)
-    for form in asked:
+    for form in wanted:
         path = folder / f"{form}.gguf"
         if form == "F16":
             write_merged_gguf(basis, vector, requantized(bundle.base, folder / "floats.gguf", form), path)
@@ -64,7 +64,7 @@ def measured(bundle: Path, task: Task, vector: MicroVector | None) -> Evaluation
             return evaluate(batch, task, vector)
 
 
-def study(bundle: Bundle, name: str, file: Path, asked: list[str], n: int) -> Iterator[dict[str, Any]]:
+def study(bundle: Bundle, name: str, file: Path, wanted: list[str], n: int) -> Iterator[dict[str, Any]]:
     """Yield a row a form: its score, what it gains on the base, and how it differs from the adapter."""
     task, vector = task_of(name, n), Policy().check(file.read_bytes(), bundle.bases)
     base, adapter = (measured(bundle.base, task, each) for each in (None, vector))
@@ -74,10 +74,10 @@ def study(bundle: Bundle, name: str, file: Path, asked: list[str], n: int) -> It
         lost = asdict(compare(adapter, found))
         return {"form": form, "bytes": size, **about, **held_out(base, found), "to_adapter": lost}
 
-    if "adapter" in asked:
+    if "adapter" in wanted:
         yield row("adapter", adapter, bundle.base.stat().st_size)
     with tempfile.TemporaryDirectory() as work:
-        for form, path in forms(bundle, vector, [each for each in asked if each != "adapter"], Path(work)):
+        for form, path in forms(bundle, vector, [each for each in wanted if each != "adapter"], Path(work)):
             print_of = fingerprint(open_gguf(path), bundle.factors.modules)
             save_bases(bundle.bases.with_fingerprint(print_of), path.with_suffix(".basis.gguf"))
             yield row(form, measured(path, task, None), path.stat().st_size)
@@ -91,7 +91,7 @@ def main() -> None:
     arguments.add_argument("--n", type=int, default=120, help="held-out prompts (%(default)s)")
     arguments.add_argument("--study", type=Path, default=Path("requantized.jsonl"), help="the record")
     options = arguments.parse_args()
-    bundle, shown = load_bundle(options.bundle), []
+    bundle, rows = load_bundle(options.bundle), []
     for name, file in options.vector:
         key = {"task": Path(name).name, "file": Path(file).name, "n_asked": options.n}
         done = [row for row in bench.read_study(options.study) if row | key == row]
@@ -103,8 +103,8 @@ def main() -> None:
             done.append(key | found)
         for row in done:
             gain = f"{row['difference']:+.3f} +- {row['standard_error']:.3f}"
-            shown.append([row["file"], row["form"], f"{row['bytes']:,}", f"{row['vector']:.3f}", gain])
-    print(bench.table(["vector", "form", "bytes", "score", "gain"], shown))
+            rows.append([row["file"], row["form"], f"{row['bytes']:,}", f"{row['vector']:.3f}", gain])
+    print(bench.table(["vector", "form", "bytes", "score", "gain"], rows))
 
 
 if __name__ == "__main__":

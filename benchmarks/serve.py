@@ -60,10 +60,10 @@ def first_token(server: Server, ask: Ask, bundle: Path, engine: str, rounds: int
     options |= {"n_threads_batch": cores()} if engine == "llama" else {}
     vector = MicroVector.random(tiled(load_bundle(bundle).bases), NORM, seed=0)
     with runtime.load(bundle, vector, engine=engine, **options) as llm:
-        asked, connection = questions(7), server.connect()
+        texts, connection = questions(7), server.connect()
 
         def over_http() -> float:
-            body = ask(0, next(asked)) | {"stream": True}
+            body = ask(0, next(texts)) | {"stream": True}
             with bench.stopwatch() as watch:
                 response = server.post(connection, body)
                 next(pieces(response))
@@ -71,7 +71,7 @@ def first_token(server: Server, ask: Ask, bundle: Path, engine: str, rounds: int
             return watch.seconds
 
         def in_process() -> float:
-            messages = [{"role": "user", "content": next(asked)}]
+            messages = [{"role": "user", "content": next(texts)}]
             with bench.stopwatch() as watch:
                 chunks = llm.create_chat_completion(messages, stream=True, max_tokens=4, temperature=0)
                 next(c for c in chunks if c["choices"][0]["delta"].get("content"))
@@ -106,8 +106,8 @@ def measure(report: bench.Report, options: Any, folder: Path) -> None:
 
 def left(report: bench.Report, engine: str, server: Server, ask: Ask, rounds: int) -> None:
     """Clients that leave, and then the server: it is gone afterwards."""
-    asked = questions(11)
-    freed = leaving.freed(server, lambda: ask(0, next(asked)), rounds)
+    texts = questions(11)
+    freed = leaving.freed(server, lambda: ask(0, next(texts)), rounds)
     report.record.setdefault("client_leaves", {})[engine] = freed
     milliseconds = {name: 1000 * freed[name]["median"] for name in ("token", "free")}
     report.say(f"\n{engine}, ms of a token, and until the slot of a client who left is free: {milliseconds}")
@@ -117,7 +117,7 @@ def left(report: bench.Report, engine: str, server: Server, ask: Ask, rounds: in
         "<=",
         MOST_TOKENS_TO_FREE,
     )
-    stopped = leaving.stopped(server, lambda user: ask(user, next(asked)), USERS)
+    stopped = leaving.stopped(server, lambda user: ask(user, next(texts)), USERS)
     report.record.setdefault("sigterm", {})[engine] = stopped
     report.target(f"{engine}: seconds from SIGTERM to the exit", stopped["seconds"], "<=", MOST_EXIT_S)
     cut = stopped["streams"] - stopped["ended"] - stopped["told why"]

@@ -111,8 +111,8 @@ def known_base(task: str, options: argparse.Namespace) -> Evaluation | None:
 def matches(run: dict[str, Any], options: argparse.Namespace) -> bool:
     """Whether a kept run was made with the same options and settings: those of an arm may have changed."""
     same = run["arm"] in ARMS and run["settings"] == json.loads(json.dumps(asdict(ARMS[run["arm"]])))
-    asked = options.budget, options.held_out, options.weights
-    return bool(same and (run["budget"], run["n"], run["weights"]) == asked)
+    wanted = options.budget, options.held_out, options.weights
+    return bool(same and (run["budget"], run["n"], run["weights"]) == wanted)
 
 
 def run_missing(options: argparse.Namespace, report: bench.Report) -> None:

@@ -58,7 +58,7 @@ References = dict[tuple[int, int], str]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Query:
     """A request: whose, which prompt, and whether he streams the answer, or leaves it in the middle."""
 
     user: int
@@ -71,18 +71,18 @@ def body(own: servers.Own, user: int, prompt: int) -> dict[str, Any]:
     return {"messages": PROMPTS[prompt], "max_tokens": TOKENS, "temperature": 0, **own(user)}
 
 
-def answered(server: servers.Server, own: servers.Own, asked: Asked) -> str:
+def answered(server: servers.Server, own: servers.Own, query: Query) -> str:
     """Ask; return the answer, or what came of it until its reader left."""
     connection = server.connect()
-    request = body(own, asked.user, asked.prompt)
+    request = body(own, query.user, query.prompt)
     try:
-        if not asked.streams:
-            said = json.loads(server.post(connection, request).read())
-            return str(said["choices"][0]["message"]["content"])
+        if not query.streams:
+            reply = json.loads(server.post(connection, request).read())
+            return str(reply["choices"][0]["message"]["content"])
         texts, response = "", server.post(connection, request | {"stream": True})
         for number, (text, _) in enumerate(servers.pieces(response)):
             texts += text
-            if asked.leaves and number + 1 >= LEFT_AFTER:
+            if query.leaves and number + 1 >= LEFT_AFTER:
                 response.close()
                 break
         return texts
@@ -90,7 +90,7 @@ def answered(server: servers.Server, own: servers.Own, asked: Asked) -> str:
         connection.close()
 
 
-def plan(users: int, again: int, seed: int) -> list[Asked]:
+def plan(users: int, again: int, seed: int) -> list[Query]:
     """Return every user's request of every prompt and some again, in disorder; a few come twice in a row."""
     draw = random.Random(seed)
     pairs = [(user, prompt) for user in range(users) for prompt in range(len(PROMPTS))]
@@ -99,21 +99,21 @@ def plan(users: int, again: int, seed: int) -> list[Asked]:
     for at in range(0, len(pairs) - 1, 8):
         pairs[at + 1] = pairs[at]
     kinds = [(False, False), (True, False), (True, True)]
-    return [Asked(*pair, *draw.choices(kinds, (2, 1, 1))[0]) for pair in pairs]
+    return [Query(*pair, *draw.choices(kinds, (2, 1, 1))[0]) for pair in pairs]
 
 
-def judged(asked: Asked, text: str, references: References) -> str:
+def judged(query: Query, text: str, references: References) -> str:
     """Return whose answer a text is."""
-    theirs = {user: text_of for (user, prompt), text_of in references.items() if prompt == asked.prompt}
-    if any_own(text, theirs[asked.user], asked.leaves):
+    theirs = {user: text_of for (user, prompt), text_of in references.items() if prompt == query.prompt}
+    if any_own(text, theirs[query.user], query.leaves):
         return "own"
-    if any(any_own(text, other, asked.leaves) for other in theirs.values()):
+    if any(any_own(text, other, query.leaves) for other in theirs.values()):
         return "another's"
     alike = {
         user: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False)))
         for user, other in theirs.items()
     }
-    mine = alike.pop(asked.user)
+    mine = alike.pop(query.user)
     return "nobody's, begins as his own" if mine > max(alike.values(), default=0) else "nobody's"
 
 
@@ -127,22 +127,22 @@ def ask_all(
     """Let everybody ask at once; return how many answers were whose, and some that were not his own."""
     requests = plan(users, again, seed)
     with ThreadPoolExecutor(AT_ONCE) as threads, bench.stopwatch() as watch:
-        texts = list(threads.map(lambda asked: answered(server, own, asked), requests))
+        texts = list(threads.map(lambda query: answered(server, own, query), requests))
     counts, wrong = Counter[str](), list[dict[str, Any]]()
-    for asked, text in zip(requests, texts, strict=True):
-        whose = judged(asked, text, references)
+    for query, text in zip(requests, texts, strict=True):
+        whose = judged(query, text, references)
         counts[whose] += 1
         if whose != "own" and len(wrong) < 8:
-            expected = references[asked.user, asked.prompt]
-            wrong.append({**vars(asked), "whose": whose, "text": text, "his own": expected})
-    left = sum(asked.leaves for asked in requests)
+            expected = references[query.user, query.prompt]
+            wrong.append({**vars(query), "whose": whose, "text": text, "his own": expected})
+    left = sum(query.leaves for query in requests)
     return {"counts": dict(counts), "left": left, "seconds": round(watch.seconds, 1), "wrong": wrong}
 
 
 def alone(server: servers.Server, own: servers.Own, users: Iterator[int] | list[int]) -> References:
     """Ask as one user after the other; return the answers."""
     return {
-        (user, prompt): answered(server, own, Asked(user, prompt, False, False))
+        (user, prompt): answered(server, own, Query(user, prompt, False, False))
         for user in users
         for prompt in range(len(PROMPTS))
     }
@@ -202,16 +202,23 @@ def measure(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
         place = folder / engine
         place.mkdir(exist_ok=True)
         servers.fill(place / "users.db", load_bundle(base).bases, iter(vectors))
-        given: list[str | Path] = ["--engine", engine, "--slots", str(slots), "--store", place / "users.db"]
-        with servers.ours(base, place, *given) as server:
+        arguments: list[str | Path] = [
+            "--engine",
+            engine,
+            "--slots",
+            str(slots),
+            "--store",
+            place / "users.db",
+        ]
+        with servers.ours(base, place, *arguments) as server:
             yield {"server": engine} | size | ask_all(server, with_model, references, **size)
-    if asked := [each for each in STOCK if each in options.servers]:
+    if kinds := [each for each in STOCK if each in options.servers]:
         bases = load_bundle(bundle).bases
         vectors = vectors or [servers.vector(bases, user, norm=NORM) for user in range(users)]
         loras = servers.write_loras(folder, bases, iter(vectors))
         with servers.stock(bundle / "base.gguf", loras, folder, slots=AT_ONCE) as server:
             references = alone(server, with_lora(False), [BASE, *range(users)])
-            for kind in asked:
+            for kind in kinds:
                 found = ask_all(server, with_lora(STOCK[kind]), references, **size)
                 yield {"server": kind} | size | found
 

@@ -24,21 +24,21 @@ def main() -> None:
     llm = runtime.load(options.bundle, n_ctx=64, engine="llama", n_threads=options.threads)
     learning: Future[object] | None = None
     clicks = runtime.Clicks(llm, n_threads=options.threads)
-    vector, asked = clicks.vector(options.state), random.randrange(1 << 32)
+    vector, seed = clicks.vector(options.state), random.randrange(1 << 32)
     with ThreadPoolExecutor(1) as later:
         print(f"{vector.sequence} clicks so far. An empty question ends.")
         while question := input("\nask: ").strip():
-            messages, asked = [{"role": "user", "content": question}], asked + 1
+            messages, seed = [{"role": "user", "content": question}], seed + 1
             vector = clicks.vector(options.state)
             if options.pairs:
-                first, second = clicks.ask(messages, vector, max_tokens=24, seed=asked)
+                first, second = clicks.ask(messages, vector, max_tokens=24, seed=seed)
                 print(f"1: {first.text}\n2: {second.text}")
                 button = input("better [1/2, enter: neither]: ").strip()
                 if button in ("1", "2"):
                     better, worse = (first, second) if button == "1" else (second, first)
                     learning = later.submit(clicks.prefer, options.state, better, worse)
             else:
-                (answer,) = clicks.ask(messages, vector, count=1, max_tokens=24, seed=asked)
+                (answer,) = clicks.ask(messages, vector, count=1, max_tokens=24, seed=seed)
                 print(answer.text)
                 button = input("good? [+/-, enter: neither]: ").strip()
                 if button in ("+", "-"):

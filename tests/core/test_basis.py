@@ -199,7 +199,7 @@ class TestBases:
         assert bases.basis(rank=2) is bases[bases.basis(rank=2).id], "made once"
 
     @pytest.mark.parametrize(
-        ("asked", "said"),
+        ("wanted", "message"),
         [
             ({"numbers": 24}, "no projection has 24 numbers.*say --rank 2"),
             (
@@ -213,9 +213,9 @@ class TestBases:
             ({"numbers": 4, "rank": 2}, "one of the two"),
         ],
     )
-    def test_what_there_is_not(self, bases, asked, said):
-        with pytest.raises(BasisError, match=said):
-            bases.basis(**asked)
+    def test_what_there_is_not(self, bases, wanted, message):
+        with pytest.raises(BasisError, match=message):
+            bases.basis(**wanted)
 
     def test_the_basis_of_a_vector(self, bases):
         for basis in map(bases.__getitem__, bases):
@@ -246,8 +246,14 @@ class TestBases:
         for numbers, names in ((48, "4x2: say --rank 4x2"), (12, "1x2 or 2x1: say --rank 1x2 or 2x1")):
             with pytest.raises(VectorError, match=f"all entries of rank {names}"):
                 bases.of(MicroVector(np.zeros(numbers)))
-        for shape, said in (((5, 2), "--rank 2 --outputs 5"), ((2, 3), "--rank 3,"), ((0, 2), "--rank 2,")):
-            with pytest.raises(BasisError, match=f"rank {shape[0]}x{shape[1]} is not among 1 to 4x2.*{said}"):
+        for shape, message in (
+            ((5, 2), "--rank 2 --outputs 5"),
+            ((2, 3), "--rank 3,"),
+            ((0, 2), "--rank 2,"),
+        ):
+            with pytest.raises(
+                BasisError, match=f"rank {shape[0]}x{shape[1]} is not among 1 to 4x2.*{message}"
+            ):
                 bases.basis(rank=shape)
 
     def test_the_basis_of_a_frame(self, bases):
@@ -320,9 +326,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("fields", "said"), REFUSED.values(), ids=REFUSED)
-def test_factors_that_do_not_fit(fields, said):
-    with pytest.raises(BasisError, match=said):
+@pytest.mark.parametrize(("fields", "message"), REFUSED.values(), ids=REFUSED)
+def test_factors_that_do_not_fit(fields, message):
+    with pytest.raises(BasisError, match=message):
         support.random_factors(**fields)
 
 

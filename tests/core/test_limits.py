@@ -16,7 +16,7 @@ MEMORY = 64 << 20  # bytes that a refusal may take beside what was there
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"rank": 257}, "at most 256 as their rank, not 257"),
         ({"rank": 205}, "at most 250,000 entries of R, not 252,150"),
@@ -24,9 +24,9 @@ MEMORY = 64 << 20  # bytes that a refusal may take beside what was there
         ({"modules": ("blk.0." + "x" * 1100,)}, "at most 1,024 bytes in a module's name, not 1,106"),
     ],
 )
-def test_factors(changes: dict[str, object], said: str) -> None:
+def test_factors(changes: dict[str, object], message: str) -> None:
     factors = support.random_factors()
-    with support.memory_limit(MEMORY), pytest.raises(BasisError, match=said):
+    with support.memory_limit(MEMORY), pytest.raises(BasisError, match=message):
         replace(factors, **changes)
 
 

@@ -68,11 +68,11 @@ FRAMES = {
 
 class TestForm:
     @pytest.mark.parametrize(
-        ("first", "said"),
+        ("first", "message"),
         [(0x00, "version 0"), (0x10, "version 1"), (0x40, "version 4"), (0x2C, "0x2c"), (0x3D, "0x3d")],
     )
-    def test_version_and_tag(self, first, said):
-        with pytest.raises(FrameError, match=said):
+    def test_version_and_tag(self, first, message):
+        with pytest.raises(FrameError, match=message):
             Policy().check(bytes([first]) + crc()[1:], BASIS)
 
 
@@ -270,8 +270,8 @@ class TestSequences:
             made = MicroVector(np.zeros(12), "int8", sequence, large.digest)
             return made.to_bytes(large, SIGN)
 
-        for sequence, said in ((8, "sequence 8, but 9"), (9, "another vector with this sequence")):
-            with pytest.raises(RollbackError, match=said):
+        for sequence, message in ((8, "sequence 8, but 9"), (9, "another vector with this sequence")):
+            with pytest.raises(RollbackError, match=message):
                 policy.check(grown(sequence), BASES)
         with policy.admit(grown(10), BASES) as found:
             assert found.basis == large.digest
@@ -309,13 +309,13 @@ class TestStreams:
                 Policy("checksum", keys=KEYS).check(bytes([data[0] ^ 0x10]) + data[1:], BASIS)
 
     @pytest.mark.parametrize(
-        ("name", "said"),
+        ("name", "message"),
         [("\ud800", "parts of characters"), ("a" * 129, r"has 129 characters, .* at most 128")],
     )
-    def test_a_name_that_no_policy_keeps(self, name, said):
-        with pytest.raises(FrameError, match=said):
+    def test_a_name_that_no_policy_keeps(self, name, message):
+        with pytest.raises(FrameError, match=message):
             vector().to_bytes(BASIS, MAC, user=name)
-        with pytest.raises(FrameError, match=said):
+        with pytest.raises(FrameError, match=message):
             Policy().check(crc(), BASIS, user=name)
 
 
@@ -348,9 +348,9 @@ class TestLastDays:
         with pytest.raises(VectorError, match="2026-01-01 to 2205-06-07"):
             vector().to_bytes(BASIS, until=day)
 
-    @pytest.mark.parametrize("said", [date(1970, 1, 1), date(9999, 1, 1), None, "today"])
-    def test_a_clock_that_cannot_be_right_is_refused(self, said):
-        policy = Policy(keys=[MAC], today=lambda: said)
+    @pytest.mark.parametrize("clock", [date(1970, 1, 1), date(9999, 1, 1), None, "today"])
+    def test_a_clock_that_cannot_be_right_is_refused(self, clock):
+        policy = Policy(keys=[MAC], today=lambda: clock)
         with pytest.raises(VectorError, match=r"clock says .*set it"):
             policy.check(self.DATA, BASIS)
         policy.check(FRAMES["mac"], BASIS)

@@ -69,9 +69,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("mean", "covariance", "said"), REFUSED.values(), ids=REFUSED)
-def test_refuses(mean, covariance, said):
-    with pytest.raises(BasisError, match=said):
+@pytest.mark.parametrize(("mean", "covariance", "message"), REFUSED.values(), ids=REFUSED)
+def test_refuses(mean, covariance, message):
+    with pytest.raises(BasisError, match=message):
         check_prior(mean, covariance, N)
 
 
@@ -100,6 +100,6 @@ def test_z_is_round_where_v_has_the_prior_and_has_its_unit() -> None:
 @pytest.mark.parametrize("scale", [None, 1 / 3, 7e-5])
 def test_where_v_is_z_nothing_is_computed(scale: float | None) -> None:
     whitening = Whitening(None if scale is None else Prior(np.zeros(N), scale * np.eye(N)))
-    given = np.random.default_rng(2).standard_normal(N).astype(np.float32)
+    values = np.random.default_rng(2).standard_normal(N).astype(np.float32)
     for done in (whitening.values, whitening.coordinates, whitening.gradient):
-        assert done(given) is given
+        assert done(values) is values

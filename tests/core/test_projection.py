@@ -76,11 +76,11 @@ def test_many_entries_are_drawn_in_little_memory():
 
 
 @pytest.mark.parametrize(
-    ("seed", "u", "rank", "said"),
+    ("seed", "u", "rank", "message"),
     [(-1, 1, 2, "-1"), (1 << 64, 1, 2, str(1 << 64)), (0, 0, 2, "u 0"), (0, 1, 0, "rank 0")],
 )
-def test_refuses_arguments_out_of_range(seed, u, rank, said):
-    with pytest.raises(BasisError, match=said):
+def test_refuses_arguments_out_of_range(seed, u, rank, message):
+    with pytest.raises(BasisError, match=message):
         project(seed, "blk.0.attn_q.weight", u, rank)
 
 
@@ -209,9 +209,9 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.parametrize(("descriptor", "said"), UNREADABLE.values(), ids=UNREADABLE)
-def test_descriptors_that_are_refused(descriptor, said) -> None:
-    with support.memory_limit(64 << 20), pytest.raises(BasisError, match=said):
+@pytest.mark.parametrize(("descriptor", "message"), UNREADABLE.values(), ids=UNREADABLE)
+def test_descriptors_that_are_refused(descriptor, message) -> None:
+    with support.memory_limit(64 << 20), pytest.raises(BasisError, match=message):
         Projection.read(descriptor, MODULES)
 
 
@@ -230,21 +230,21 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("p", "prior", "said"), REFUSED.values(), ids=REFUSED)
-def test_learned_ones_that_are_refused(p, prior, said) -> None:
+@pytest.mark.parametrize(("p", "prior", "message"), REFUSED.values(), ids=REFUSED)
+def test_learned_ones_that_are_refused(p, prior, message) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(BasisError, match=said):
+        with pytest.raises(BasisError, match=message):
             Projection.learned(MODULES, p, prior)
 
 
 def test_entries_that_are_refused() -> None:
-    for rank, said in (
+    for rank, message in (
         (0, "1 or more"),
         ((0, 2), "1 or more, not 0x2"),
         (257, "at most rank 256"),
         ((257, 1), "at most rank 256.*not rank 257x1"),
         (250, "not rank 250 and 375,000"),
     ):
-        with pytest.raises(BasisError, match=said):
+        with pytest.raises(BasisError, match=message):
             Projection.entries(MODULES, rank)

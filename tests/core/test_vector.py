@@ -207,13 +207,13 @@ class TestLengths:
 
 
 def test_what_stands_for_values_in_a_state_stays_what_it_is():
-    given = np.array([0.5, -1.25, 0.0078125], np.float32)
-    upper = given.view("<u2")[1::2].tobytes()
-    packed = {"fp32": given.tobytes(), "bf16": upper, "fp16": given.astype("<f2").tobytes()}
-    packed["int8"] = MicroVector(given, "int8").values.tobytes()
+    values = np.array([0.5, -1.25, 0.0078125], np.float32)
+    upper = values.view("<u2")[1::2].tobytes()
+    packed = {"fp32": values.tobytes(), "bf16": upper, "fp16": values.astype("<f2").tobytes()}
+    packed["int8"] = MicroVector(values, "int8").values.tobytes()
     for dtype in packed:
         whole = hashlib.sha256(f"{BASIS.digest}\n{dtype}\n".encode() + packed[dtype]).hexdigest()
-        vector = MicroVector(given, dtype, basis=BASIS.digest)
+        vector = MicroVector(values, dtype, basis=BASIS.digest)
         assert content("key", vector) == whole[:32]
         assert content("", vector) == ""
 

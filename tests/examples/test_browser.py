@@ -193,10 +193,10 @@ def test_golden_bases(empty: Page, site: Site, number: int) -> None:
     frames = [support.golden_frame(entry) for entry in golden["bases"]]
     about, *found = read_back(empty, site, bases, frames)
     assert about == {"factors": golden["factors"], "ids": list(bases)}
-    for entry, said in zip(golden["bases"], found, strict=True):
-        assert said["descriptor"] == entry["descriptor"]
+    for entry, found_one in zip(golden["bases"], found, strict=True):
+        assert found_one["descriptor"] == entry["descriptor"]
         if f"rank={bases.factors.rank} " in f"{entry['descriptor']} ":  # else R is padded
-            support.assert_golden(entry, "r", bytes.fromhex(said["r"]))
+            support.assert_golden(entry, "r", bytes.fromhex(found_one["r"]))
 
 
 @pytest.mark.parametrize(
@@ -210,8 +210,8 @@ def test_r_is_pythons_bit_for_bit(empty: Page, site: Site, fields: dict[str, Any
     far, other = bases.basis(rank=1), support.random_basis(rng=9)
     beyond = [MicroVector(np.full(far.size, 3e38)).to_bytes(far), MicroVector.zeros(other).to_bytes(other)]
     _, *found, large, strange = read_back(empty, site, bases, [*(v.to_bytes(b) for b, v in vectors), *beyond])
-    for (basis, vector), said in zip(vectors, found, strict=True):
-        assert said["r"] == onnx_models.row(basis, vector).tobytes().hex()
+    for (basis, vector), found_one in zip(vectors, found, strict=True):
+        assert found_one["r"] == onnx_models.row(basis, vector).tobytes().hex()
     assert "its numbers are too large" in large["refused"]
     assert strange["refused"] == f"it is for basis {other.id}, which is none of this model's"
 
@@ -220,7 +220,9 @@ def test_forged_projections(empty: Page, site: Site) -> None:
     for name, descriptors in support.FORGED.items():
         support.save_forged(descriptors, site.folder / f"{name}.gguf")
     found = empty.evaluate(READ, [{"file": f"{name}.gguf"} for name in support.FORGED])
-    assert [name for name, said in zip(support.FORGED, found, strict=True) if "refused" not in said] == []
+    assert [
+        name for name, found_one in zip(support.FORGED, found, strict=True) if "refused" not in found_one
+    ] == []
 
 
 def test_a_file_that_is_cut(empty: Page, site: Site) -> None:
@@ -230,7 +232,7 @@ def test_a_file_that_is_cut(empty: Page, site: Site) -> None:
     for size in sizes:
         (site.folder / f"cut-{size}.gguf").write_bytes(data[:size])
     found = empty.evaluate(READ, [{"file": f"cut-{size}.gguf"} for size in sizes])
-    assert all("basis.gguf" in said["refused"] for said in found), found
+    assert all("basis.gguf" in found_one["refused"] for found_one in found), found
 
 
 def in_wasm(
@@ -240,8 +242,8 @@ def in_wasm(
     link = site.folder / bundle.name
     if not link.is_symlink():
         link.symlink_to(bundle)
-    given = [(name, str(x.dtype), list(x.shape), x.reshape(-1).tolist()) for name, x in feeds.items()]
-    job = {"folder": f"/{link.name}/onnx/", "feeds": given, "adapter": adapter}
+    feeds_of = [(name, str(x.dtype), list(x.shape), x.reshape(-1).tolist()) for name, x in feeds.items()]
+    job = {"folder": f"/{link.name}/onnx/", "feeds": feeds_of, "adapter": adapter}
     found = empty.evaluate(RUN, job)
     return found if isinstance(found, str) else np.array(found["data"], np.float32).reshape(found["dims"])
 
@@ -271,8 +273,8 @@ def test_a_vector_that_is_left_out_or_too_wide_is_an_error(empty: Page, site: Si
     session = OnnxSession(bundle)
     feeds = onnx_models.feeds(session.session, [onnx_models.TOKENS])
     wide = {**feeds, "tinylora_r": np.zeros((1, session.rows(None).r.size + 1), np.float32)}
-    for given, adapter in ((feeds, None), (feeds, "zeros.onnx_adapter"), (wide, None)):
-        assert "tinylora_r" in in_wasm(empty, site, bundle, given, adapter)
+    for feeds_of, adapter in ((feeds, None), (feeds, "zeros.onnx_adapter"), (wide, None)):
+        assert "tinylora_r" in in_wasm(empty, site, bundle, feeds_of, adapter)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +326,7 @@ def test_its_answers_are_pythons_token_for_token(chromium: Browser, site: Site) 
         page.click("#ask button")
         page.wait_for_selector("#ask button:enabled", timeout=MILLISECONDS)
         found = [page.get_attribute(f"#{name}", "data-tokens") or "" for name in ("base", "personal")]
-        shown = page.locator("#base").text_content()
+        displayed = page.locator("#base").text_content()
         for width, height in WIDTHS.values():
             page.set_viewport_size({"width": width, "height": height})
             assert overflow(page) == 0
@@ -339,4 +341,4 @@ def test_its_answers_are_pythons_token_for_token(chromium: Browser, site: Site) 
     llm.swap(frame)
     assert personal == list(llm.generate(prompt, max_tokens=MOST)) != base
     llm.close()
-    assert shown == Tokenizer.from_file(str(bundle / "onnx" / "tokenizer.json")).decode(base)
+    assert displayed == Tokenizer.from_file(str(bundle / "onnx" / "tokenizer.json")).decode(base)

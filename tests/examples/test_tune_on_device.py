@@ -22,9 +22,9 @@ def test_a_model_learns_without_torch(tmp_path: Path) -> None:
         models.tiny_model("llama"), tmp_path / "tiny.gguf", metadata={"tokenizer.chat_template": template}
     )
     bundle = export_gguf(gguf, tmp_path / "bundle").output
-    said = venvs.run(device, ROOT / "examples" / "tune_on_device.py", bundle, "15ktokens")
-    assert "PyTorch is not installed here." in said
-    assert "step 1: reward" in said
-    assert said.count("before: ") == said.count("after: ") == 6
+    output = venvs.run(device, ROOT / "examples" / "tune_on_device.py", bundle, "15ktokens")
+    assert "PyTorch is not installed here." in output
+    assert "step 1: reward" in output
+    assert output.count("before: ") == output.count("after: ") == 6
     assert (bundle / "mine.bin").stat().st_size == 63
     assert not (bundle / "mine.state").exists()

@@ -172,8 +172,8 @@ def test_llama_server_says_what_our_runtime_says(smollm2_gguf: Path, tmp_path: P
                 break
             except OSError:
                 if process.poll() is not None or time.monotonic() > end:
-                    said = (tmp_path / "log").read_text(errors="replace")
-                    pytest.fail(f"llama-server did not start: {said[-2000:]}")
+                    output = (tmp_path / "log").read_text(errors="replace")
+                    pytest.fail(f"llama-server did not start: {output[-2000:]}")
                 time.sleep(0.3)
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/completion", body, {"Content-Type": "application/json"}

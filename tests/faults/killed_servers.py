@@ -59,15 +59,15 @@ class Users:
             sequence = draw.randrange(1, self.acknowledged[user]) if older else sent
             body = {"vector": as_text(self.frame(user, sequence))}
             try:
-                status, said = draw.choice(self.servers).ask("PUT", f"/v1/vectors/{user}", body)
+                status, reply = draw.choice(self.servers).ask("PUT", f"/v1/vectors/{user}", body)
             except (OSError, http.client.HTTPException):  # killed: nobody knows what became of it
                 self.done["unknown"] += 1
                 time.sleep(0.02)
                 continue
             if older:
-                assert (status, said["error"]["code"]) == (403, "vector_stale"), (status, said)
+                assert (status, reply["error"]["code"]) == (403, "vector_stale"), (status, reply)
             else:
-                assert (status, said.get("sequence")) == (200, sequence), (status, said)
+                assert (status, reply.get("sequence")) == (200, sequence), (status, reply)
                 self.acknowledged[user] = sequence
             self.done["refused" if older else "acknowledged"] += 1
 

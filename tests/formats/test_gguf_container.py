@@ -276,8 +276,8 @@ LARGE = {
 """Small, well-formed, and declaring much."""
 
 
-@pytest.mark.parametrize(("data", "said"), LARGE.values(), ids=LARGE)
-def test_more_than_any_model_has(data, said):
+@pytest.mark.parametrize(("data", "message"), LARGE.values(), ids=LARGE)
+def test_more_than_any_model_has(data, message):
     made = data()
-    with support.memory_limit(64 << 20), pytest.raises(MalformedGGUFError, match=said):
+    with support.memory_limit(64 << 20), pytest.raises(MalformedGGUFError, match=message):
         GGUFFile(made)

@@ -267,14 +267,14 @@ FORGED = {
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("changes", "said"), FORGED.values(), ids=FORGED)
-def test_forged_content(path, changes, said):
+@pytest.mark.parametrize(("changes", "message"), FORGED.values(), ids=FORGED)
+def test_forged_content(path, changes, message):
     """Well-formed GGUF with nonsense in it: one error, whatever the nonsense, and no memory for it."""
     save_bases(BASES, path)
     forged(path, {}, {})
     load_bases(path)  # the copy itself is fine
     forged(path, *changes)
-    with support.memory_limit(MEMORY), pytest.raises(CorruptBasisError, match=said) as caught:
+    with support.memory_limit(MEMORY), pytest.raises(CorruptBasisError, match=message) as caught:
         load_bases(path)
     assert str(path) in str(caught.value)
 

@@ -97,11 +97,11 @@ def _make_task(random: Random) -> bytes:
             "answer": random.choice(("4", place, {"sum": place})),
         }
         if random.random() < 0.3:
-            said = (
+            turns = (
                 {"role": "user", "content": f"Hi {place}"},
                 {"role": "assistant", "content": f"Ho {place}"},
             )
-            row = {"messages": said}
+            row = {"messages": turns}
         row["split"] = ("train", "held_out", "shifted")[place % 3]
         rows.append(changed(row, random, 1) if random.random() < 0.1 else row)
     return b"\n".join(map(as_json, rows))

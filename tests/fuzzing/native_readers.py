@@ -26,22 +26,22 @@ def _reader(*arguments: str) -> native_reader.Conversation:
 def _read_basis(data: bytes) -> None:
     path = folder() / "native.gguf"
     path.write_bytes(data)
-    _, *said = _reader("each").ask(str(path))
+    _, *lines = _reader("each").ask(str(path))
     try:
         bases = load_bases(path)
     except TinyLoraError as error:
-        if said and "prior" in str(error):  # which the reader in C does not read
+        if lines and "prior" in str(error):  # which the reader in C does not read
             return
-        if said:
-            raise AssertionError(said) from error
+        if lines:
+            raise AssertionError(lines) from error
         raise
-    if not said:  # a rank of 64 bits, say, which the page does not allow
+    if not lines:  # a rank of 64 bits, say, which the page does not allow
         save_bases(bases, path)
-        _, *said = _reader("each").ask(str(path))
+        _, *lines = _reader("each").ask(str(path))
     expected = [f"factors {bases.factors.digest}"]
     for basis in bases.values():
         expected.append(f"{basis.digest} {basis.size} {basis.projection.descriptor}{_hash(basis)}")
-    assert [*dict.fromkeys(said)] == expected, (said, expected)  # a default projection may be listed, too
+    assert [*dict.fromkeys(lines)] == expected, (lines, expected)  # a default projection may be listed, too
 
 
 def _hash(basis: Basis) -> str:
@@ -78,13 +78,13 @@ def _read_text(data: bytes) -> None:
     reader = _reader("texts")
     if not data or b"\0" in data or not data.isascii():
         raise FrameError
-    (said,) = reader.ask(data.hex())
+    (line,) = reader.ask(data.hex())
     try:
         found = text.decode(data.decode())
     except TinyLoraError:
-        assert said.startswith("refused "), said
+        assert line.startswith("refused "), line
         raise
-    assert said == found.hex()
+    assert line == found.hex()
 
 
 HARNESSES = [

@@ -72,13 +72,13 @@ def _read_request(data: bytes) -> None:
     refused = []
     for chat in (True, False):
         try:
-            asked = read_body(body, Limits(), chat=chat)
+            request = read_body(body, Limits(), chat=chat)
         except RequestError as error:
             refused.append(error)
         else:
-            assert 1 <= asked.options["max_tokens"] <= Limits().tokens
-            assert isinstance(asked.prompt, list) == chat
-            json.dumps(asked.options)
+            assert 1 <= request.options["max_tokens"] <= Limits().tokens
+            assert isinstance(request.prompt, list) == chat
+            json.dumps(request.options)
     if len(refused) == 2:
         raise refused[0]
 

@@ -73,8 +73,8 @@ def test_it_swaps_vectors_and_answers_as_python_does(personalize: Program, bundl
     bases = load_bundle(bundle)
     sizes = [{"numbers": 13}, {"rank": 8}, {"numbers": 50}, {"rank": 2}]
     frames = [framed(bases.basis(**size), 7 + i) for i, size in enumerate(sizes)]
-    given = [*map(text.encode, [*frames[:2], frames[0], *frames[2:]])]
-    done = personalize(bundle / "base.gguf", bundle / "basis.gguf", PROMPT, *given)
+    texts = [*map(text.encode, [*frames[:2], frames[0], *frames[2:]])]
+    done = personalize(bundle / "base.gguf", bundle / "basis.gguf", PROMPT, *texts)
     llm = runtime.load(bundle, n_ctx=512, n_threads=2)
     expected, answers = "", []
     for frame in (None, *frames):

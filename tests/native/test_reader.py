@@ -91,22 +91,22 @@ def test_golden_frames(reader: Path) -> None:
         kind, until = support.TAG_CODES[entry["auth"]], entry["last_day"]
         keys = [[], [f"hmac:{entry['key_hex']}"], [f"ed25519:{KEY.hex()}"]][kind]
 
-        def said(stream: str, day: int, *keys: str, entry=entry) -> list[str]:
+        def read(stream: str, day: int, *keys: str, entry=entry) -> list[str]:
             arguments = entry["digest_hex"], entry["n"], stream, day, *keys
             return run(reader, "vectors", *arguments, lines=[entry["frame_hex"]]).splitlines()
 
-        *signed, line = said(entry["stream"], until or 1, *keys)
+        *signed, line = read(entry["stream"], until or 1, *keys)
         assert line == accepted(vector, entry["digest_hex"], kind, until), entry
         if kind == 2:
-            _, given, message, tag = signed[0].split()
-            assert given == KEY.hex()
+            _, public_key, message, tag = signed[0].split()
+            assert public_key == KEY.hex()
             assert public.verify(bytes.fromhex(message), bytes.fromhex(tag))
         else:
             other = SignatureError if kind else ChecksumError
-            assert refused(said("bob", 1, *keys)[0]) == other
-            assert refused(said(entry["stream"], 1, f"hmac:{'00' * 16}")[0]) == SignatureError
+            assert refused(read("bob", 1, *keys)[0]) == other
+            assert refused(read(entry["stream"], 1, f"hmac:{'00' * 16}")[0]) == SignatureError
         if until is not None:
-            assert refused(said(entry["stream"], until + 1, *keys)[-1]) == ExpiredError
+            assert refused(read(entry["stream"], until + 1, *keys)[-1]) == ExpiredError
 
 
 @pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)

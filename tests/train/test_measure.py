@@ -56,9 +56,9 @@ class TestMeasured:
             ("base", 0), ("vector", size), ("prompt", 0), ("vector + prompt", size),
         ]  # fmt: skip
         examples = record["prompt"]["examples"]
-        shown = sum(len(f"user:{each['question']}\nassistant:{each['answer']}\n") for each in examples)
+        characters = sum(len(f"user:{each['question']}\nassistant:{each['answer']}\n") for each in examples)
         assert arms["prompt"]["tokens"] == arms["vector + prompt"]["tokens"]
-        assert arms["prompt"]["tokens"] - arms["base"]["tokens"] == shown, "a token a byte"
+        assert arms["prompt"]["tokens"] - arms["base"]["tokens"] == characters, "a token a byte"
         held = record["held_out"]
         assert [held[name] for name in ("base", "vector")] == [arms[n]["mean"] for n in ("base", "vector")]
 
@@ -72,7 +72,7 @@ class TestMeasured:
         assert (second["base"], second["vector"]) == (base.mean, own.mean)
         assert (first["base"], first["vector"]) == (held["base"], held["vector"])
         assert second["same"] == sum(
-            found == shown["vector"] for found, shown in zip(own.answers, record["answers"], strict=True)
+            found == each["vector"] for found, each in zip(own.answers, record["answers"], strict=True)
         )
         assert record["drift"]["prompts"] == 32
         assert "unmeasured" not in record
@@ -80,8 +80,8 @@ class TestMeasured:
         assert [each["asked"] for each in answers] == [sample.prompt for sample in task.held_out]
         assert set(answers[0]) == {"asked", "wanted", *arms}
 
-        told = [row for row in rows if row.get("event") == "measuring"]
-        ends = {row["what"]: row["total"] for row in told if row["done"] == row["total"]}
+        progress = [row for row in rows if row.get("event") == "measuring"]
+        ends = {row["what"]: row["total"] for row in progress if row["done"] == row["total"]}
         assert ends["base on held-out prompts"] == ends["vector + prompt on held-out prompts"] == 8
         assert ends["worked examples on validation prompts"] == len(TRIED) * 8
         assert ends["vector in ONNX Runtime"] == 8
@@ -111,8 +111,8 @@ class TestMeasured:
         for path in (both / "onnx").iterdir():
             if path.name != "model.onnx.data":
                 (broken / "onnx" / path.name).symlink_to(path)
-        bare = [replace(sample, answer=None) for sample in task.train]
-        record = run(broken, replace(task, train=bare), tmp_path, quick)
+        unanswered = [replace(sample, answer=None) for sample in task.train]
+        record = run(broken, replace(task, train=unanswered), tmp_path, quick)
         assert set(record["unmeasured"]) == {"worked examples", "the graph in ONNX Runtime"}
         assert "0 training prompts have an answer" in record["unmeasured"]["worked examples"]
         assert "model.onnx.data" in record["unmeasured"]["the graph in ONNX Runtime"]

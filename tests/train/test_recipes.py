@@ -28,9 +28,9 @@ def test_recipes_say_what_the_paper_does(problems: dict[str, Path], model: str) 
         samples, batch, kl, limit = paper[path.stem]
         recipe, options = read_recipe(path, [f"task={problems[path.stem]}", "options.lr=1e-7"], model=model)
         assert (options.weights or "").lower() == f"qwen/{model}-instruct"
-        task, given = recipe.load(path.parent), {**recipe.grpo, "use_vllm": True, **recipe.vllm}
+        task, fields_of = recipe.load(path.parent), {**recipe.grpo, "use_vllm": True, **recipe.vllm}
         for gpus in (1, 8):
-            fields = grpo_fields(task, options, given, processes=gpus)
+            fields = grpo_fields(task, options, fields_of, processes=gpus)
             each = fields["per_device_train_batch_size"]
             assert each * gpus * fields["gradient_accumulation_steps"] == samples * batch
             assert (fields["num_generations"], fields["beta"]) == (samples, kl)

@@ -230,16 +230,16 @@ def test_signal_that_dries_up_ends_the_run_with_what_was_found(
     quick = replace(quick, validate_every=1 if last == 0 else 50)
     rows: Rows = []
     dry = replace(letters_task, reward=drying)
-    asked = {"options": quick, "report": rows.append}
+    more = {"options": quick, "report": rows.append}
     if last:
-        outcome = train(tiny_bundle, dry, tmp_path / "v", **asked)
+        outcome = train(tiny_bundle, dry, tmp_path / "v", **more)
         assert (outcome.result.stopped, outcome.result.best_step) == ("silence", 4)
         quiet = [row["norm"] for row in rows if row.get("signal") == 0]
         assert len(quiet) == 3
         assert len(set(quiet)) == 1  # v did not move
     else:
         with pytest.raises(TrainError, match=r"held back never rose above 0\.\d\d\d: give it more"):
-            train(tiny_bundle, dry, tmp_path / "v", **asked)
+            train(tiny_bundle, dry, tmp_path / "v", **more)
         assert any(row.get("event") == "back-off" for row in rows)
         assert list(tmp_path.iterdir()) == []
     assert [row["reward"] for row in rows if row.get("event") == "silent"] == [last]
@@ -249,9 +249,9 @@ def test_no_signal_is_said_before_the_first_step(
     tiny_bundle: Path, letters_task: Task, options: Options, tmp_path: Path
 ) -> None:
     rows: Rows = []
-    dull, asked = replace(letters_task, reward=lambda completion, sample: 1.0), {"report": rows.append}
+    dull, more = replace(letters_task, reward=lambda completion, sample: 1.0), {"report": rows.append}
     with pytest.raises(TrainError, match="no signal: all sampled answers"):
-        train(tiny_bundle, dull, tmp_path / "v", options=replace(options, start=None), **asked)
+        train(tiny_bundle, dull, tmp_path / "v", options=replace(options, start=None), **more)
     assert [row["temperature"] for row in rows if row.get("event") == "temperature"] == [1.0, 1.3]
     assert list(tmp_path.iterdir()) == []
 
@@ -547,8 +547,8 @@ def test_a_checkpoint_of_another_run_is_refused(
         ("reward is 'letters'", {"reward": lambda completion, sample: 1.0}, {}),
         ("prompts_sha256", {"train": [replace(first, data={"reward": "max_words(3)"}), *rest]}, {}),
     ]
-    for told, task, chosen in changes:
-        with pytest.raises(TrainError, match=re.escape(f"belongs to another run: its {told}")):
+    for message, task, chosen in changes:
+        with pytest.raises(TrainError, match=re.escape(f"belongs to another run: its {message}")):
             train(
                 tiny_bundle,
                 replace(letters_task, **task),

@@ -55,12 +55,12 @@ def test_checkpoints_ask_no_hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.
     """PEFT would look up the bundle's name there, since there is no config.json in a bundle."""
     from peft.utils import save_and_load
 
-    asked: list[str] = []
-    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda name, file: asked.append(name))
+    names: list[str] = []
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda name, file: names.append(name))
     model = models.tiny_model("llama")
     model.name_or_path = model.config._name_or_path = str(tiny / "bundle")
     peft_model(model, load_bundle(tiny / "bundle").basis(numbers=13)).save_pretrained(tmp_path / "asks not")
-    assert asked == []
+    assert names == []
 
 
 def test_agrees_with_the_gradient_of_the_default_engine(tiny: Path, tmp_path: Path) -> None:
@@ -75,14 +75,14 @@ def test_agrees_with_the_gradient_of_the_default_engine(tiny: Path, tmp_path: Pa
     batch = next(iter(trainer.get_train_dataloader()))
     prompts = [row["prompt"] for row in batch]
     trainer.model.train()
-    given = trl_world.completions(prompts, trainer)
+    drawn_ones = trl_world.completions(prompts, trainer)
     task, end = trl_world.letters_task(), trl_world.END
     model = load_model(tiny / "weights", "fp32")
     adapter = Adapter(model, load_bundle(tiny / "bundle").basis(numbers=13))
     learner = Learner(model, adapter, temperature=task.temperature)
     groups = []
     for start in range(0, len(prompts), 4):
-        drawn = [np.array(c, np.int32) for c in given["completion_ids"][start : start + 4]]
+        drawn = [np.array(c, np.int32) for c in drawn_ones["completion_ids"][start : start + 4]]
         texts = [bytes(c[c < 256].astype(np.uint8)).decode() for c in drawn]
         scores = [
             task.score(Completion(t, c[-1] == end, len(c)), task.train[0])
@@ -90,7 +90,7 @@ def test_agrees_with_the_gradient_of_the_default_engine(tiny: Path, tmp_path: Pa
         ]
         advantage = (scores - np.mean(scores)) / (np.std(scores, ddof=1) + 1e-4)  # TRL's
         groups.append(
-            Group(np.array(given["prompt_ids"][start], np.int32), drawn, advantage.astype(np.float32))
+            Group(np.array(drawn_ones["prompt_ids"][start], np.int32), drawn, advantage.astype(np.float32))
         )
     gradient = learner.gradient(groups)
     learner.close()

@@ -64,15 +64,15 @@ def test_a_routine_that_disagrees_is_not_used(monkeypatch):
     raw = np.abs(np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32))
     packed = gguf.quantize(raw, Type.Q8_0)
     exact = gguf.dequantize(packed, Type.Q8_0)
-    asked = []
+    rows_read = []
 
     def wrong(rows):
-        asked.append(len(rows))
+        rows_read.append(len(rows))
         return np.zeros((len(rows), 64), np.float32)
 
     monkeypatch.setattr(dequantize, "_ggml_routine", lambda kind: wrong)
     assert np.array_equal(ggml_decoder(Type.Q8_0, packed)(packed), exact)
-    assert asked == [2]
+    assert rows_read == [2]
 
 
 @pytest.mark.parametrize("kind", ["I8", "I32", "F64", "Q8_K"])
