@@ -12,7 +12,7 @@ import llama_cpp
 import numpy as np
 import scipy.linalg
 from architectures import VOCABULARY, configuration
-from converter import ADDS_ONE, LAYER, TOP, gguf_tensors, merged, ordered, to_hf_rows, write_gguf
+from converter import ADDS_ONE, gguf_tensors, merged, to_hf_rows, write_gguf
 from llama_cpp._utils import suppress_stdout_stderr
 
 if TYPE_CHECKING:
@@ -68,44 +68,6 @@ def write_hf(model: PreTrainedModel, path: Path, dtype: str = "float32", **optio
     if dtype != "float32":
         model = copy.deepcopy(model).to(getattr(torch, dtype))
     model.save_pretrained(path, **options)
-    return path
-
-
-def gguf_to_hf(reader: gguf.GGUFReader, path: Path) -> Path:
-    """Write the Hugging Face directory of a Llama with tied embeddings that is given as F32 GGUF."""
-    import torch
-    import transformers
-    from safetensors.torch import save_file
-
-    def value(key: str) -> Any:
-        return reader.fields[f"llama.{key}"].contents()
-
-    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
-    config = transformers.LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=len(tensors["token_embd.weight"]),
-        hidden_size=value("embedding_length"),
-        intermediate_size=value("feed_forward_length"),
-        num_hidden_layers=value("block_count"),
-        num_attention_heads=value("attention.head_count"),
-        num_key_value_heads=value("attention.head_count_kv"),
-        rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": value("rope.freq_base")},
-        tie_word_embeddings=True,
-        dtype="float32",
-    )
-    config.save_pretrained(path)
-    top = {gguf_name: hf_name for hf_name, gguf_name in reversed(TOP.items())}
-    layer = {gguf_name: hf_name for hf_name, gguf_name in reversed(LAYER.items())}
-    renamed = {}
-    for name, data in tensors.items():
-        if name in top:
-            renamed[top[name]] = torch.from_numpy(np.array(data))
-            continue
-        _, block, kind = name.split(".", 2)
-        rows = np.array(ordered(config, kind, data, to_gguf=False))
-        renamed[f"model.layers.{block}.{layer[kind]}"] = torch.from_numpy(rows)
-    save_file(renamed, path / "model.safetensors", metadata={"format": "pt"})
     return path
 
 

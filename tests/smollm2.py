@@ -44,24 +44,15 @@ def _read(source: Path) -> gguf.GGUFReader:
     return gguf.GGUFReader(requantized(source, ALL_F32))
 
 
-def hf_directory(source: Path) -> Path:
-    """The model as a Hugging Face directory, float32, rows of q and k in that world's order."""
-    return shared.once("SmolLM2-hf", lambda path: models.gguf_to_hf(_read(source), path))
-
-
 @cache
 def in_torch(source: Path) -> LlamaForCausalLM:
     """The model in torch, float32. Never change it: see `models.merged`.
 
     Its logits are compared with llama.cpp's before anything is concluded from them.
     """
-    import torch
-    import transformers
-    from transformers.utils import logging
+    from tinylora_edge.train.model import load_model
 
-    logging.disable_progress_bar()
-    model = transformers.LlamaForCausalLM.from_pretrained(hf_directory(source), dtype=torch.float32)
-    return model.eval().requires_grad_(False)
+    return load_model(requantized(source, ALL_F32), "fp32")
 
 
 @cache

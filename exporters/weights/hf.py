@@ -22,15 +22,11 @@ from ...limits import BLOCKS
 from ...modules import KINDS, find_architecture, is_adaptable, parse, read_heads
 from .safetensors import StoredTensor, read_safetensors, shards
 
-_TRANSPOSED = frozenset({"llama4", "qwen3vlmoe"})
-"""Architectures whose checkpoints keep stacked experts as [experts, in, out]."""
-
-_INTERLEAVED = "gpt-oss"
-"""In its experts gate and up take turns row by row, in MXFP4: they are read from the GGUF alone."""
+_OTHERWISE = frozenset({"gpt-oss", "llama4", "qwen3vlmoe"})
+"""Architectures that keep stacked experts as [experts, in, out], or gate and up row by row, in MXFP4."""
 
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.weight")
-_FUSED = {"gate_up_proj": "down_proj", "input_linear": "output_linear"}
-"""What gate and up together are called, and what `down` is called there: that one has a GGUF name."""
+_GATE_UP, _DOWN = "gate_up_proj", "down_proj"  # what gate and up together are called: down has a GGUF name
 
 
 class HFConfig:
@@ -77,8 +73,7 @@ class HFWeights:
 
     def __init__(self, directory: Path, architecture: str, blocks: int) -> None:
         self._directory = directory
-        self._transposed = architecture in _TRANSPOSED
-        self._interleaved = architecture == _INTERLEAVED
+        self._architecture = architecture
         self._tensors: dict[str, StoredTensor] = {}
         self._experts: dict[str, dict[int, StoredTensor]] = {}
         self.layers: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -110,10 +105,10 @@ class HFWeights:
 
     def matrices(self, module: str) -> list[RowSource]:
         """Return the module's weight: one matrix, or one an expert."""
-        if self._interleaved and parse(module)[1].endswith("_exps"):
+        if self._architecture in _OTHERWISE and parse(module)[1].endswith("_exps"):
             raise UnsupportedModelError(
-                f"{module} of {_INTERLEAVED} is not read from {self._directory}: export from the GGUF, or "
-                "leave experts out (--targets '!*_exps')"
+                f"{module} of {self._architecture} is not read from {self._directory}: export from the "
+                "GGUF, or leave experts out (--targets '!*_exps')"
             )
         found = self._whole(module) or self._half(module)
         if found is None:
@@ -142,24 +137,22 @@ class HFWeights:
 
     def _half(self, module: str) -> list[RowSource] | None:
         """Gate or up from a tensor that holds both."""
-        found = re.fullmatch(r"(blk\.\d+\.ffn)_(gate|up)_(exps|shexp)\.weight", module)
-        fused = f"{found[1]}_gate_up_{found[3]}.weight" if found else ""
+        found = re.fullmatch(r"(blk\.\d+\.ffn)_(gate|up)_exps\.weight", module)
+        fused = f"{found[1]}_gate_up_exps.weight" if found else ""
         if found is None or fused not in self._tensors:
             return None
         return self._read(fused, module, ("gate", "up").index(found[2]))
 
     def _read(self, stored: str, module: str, half: int | None) -> list[RowSource]:
-        stacked = parse(stored)[1].endswith("_exps")
-        turned = stacked and self._transposed
-        return self._tensors[stored].matrices(module, half, transposed=turned, stacked=stacked)
+        return self._tensors[stored].matrices(module, half, stacked=parse(stored)[1].endswith("_exps"))
 
 
 def _module_of(known: Callable[[str], str | None], name: str) -> str | None:
     """Return the module of a tensor by gguf's table and what that lacks, or None where it has none."""
     layer = name.removesuffix(".weight")
-    found, last = known(layer), layer.rpartition(".")[2]
-    if found is None and last in _FUSED:
-        down = known(layer.removesuffix(last) + _FUSED[last])
+    found = known(layer)
+    if found is None and layer.endswith(_GATE_UP):
+        down = known(layer.removesuffix(_GATE_UP) + _DOWN)
         found = down.replace("ffn_down_", "ffn_gate_up_") if down else None
     module = f"{found}.weight"
     return module if is_adaptable(module) or "_gate_up_" in module else None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
 from ...factorization import RowSource
 from ...jsonio import read_json
-from .dequantize import FLOAT_BYTES, PackedRows, RowDecoder, float_decoder
+from .dequantize import FLOAT_BYTES, PackedRows, float_decoder
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -40,11 +40,9 @@ class StoredTensor:
         """Bytes of its values."""
         return self.data.size
 
-    def matrices(
-        self, module: str, half: int | None = None, *, transposed: bool = False, stacked: bool = False
-    ) -> list[RowSource]:
+    def matrices(self, module: str, half: int | None = None, *, stacked: bool = False) -> list[RowSource]:
         """Return the tensor of a module as matrices [out, in]: one, or one an expert where it is stacked;
-        half: the first (0) or the second (1) half of their rows; transposed: it is stored [in, out]."""
+        half: the first (0) or the second (1) half of their rows."""
         decode = float_decoder(self.dtype)
         if decode is None or len(self.shape) != 2 + stacked or 0 in self.shape:
             raise UnsupportedModelError(
@@ -53,24 +51,9 @@ class StoredTensor:
                 "checkpoints, or experts packed in another way, export from the GGUF"
             )
         first, second = self.shape[-2:]
-        experts = self.data.reshape(-1, first, second, FLOAT_BYTES[self.dtype])
-        count = second if transposed else first
-        rows = slice(None) if half is None else slice(count // 2 * half, count // 2 * (half + 1))
-        if transposed:
-            return [_TransposedRows(expert[:, rows], decode) for expert in experts]
-        return [PackedRows(expert.reshape(first, -1)[rows], second, decode) for expert in experts]
-
-
-class _TransposedRows:
-    """A `RowSource` over a matrix that is stored [in, out]: raw bytes, uint8 [in, out, bytes of a value]."""
-
-    def __init__(self, raw: NDArray[np.uint8], decode: RowDecoder) -> None:
-        self._raw, self._decode = raw, decode
-        self.shape = (raw.shape[1], raw.shape[0])
-
-    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        columns = np.ascontiguousarray(self._raw[:, start:stop])
-        return np.ascontiguousarray(self._decode(columns.reshape(len(columns), -1)).T)
+        rows = slice(None) if half is None else slice(first // 2 * half, first // 2 * (half + 1))
+        experts = self.data.reshape(-1, first, second * FLOAT_BYTES[self.dtype])
+        return [PackedRows(expert[rows], second, decode) for expert in experts]
 
 
 def shard_names(directory: Path) -> list[str]:

@@ -19,6 +19,7 @@ import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -111,9 +112,6 @@ class GGUFFile:
             self._parse()
         except (struct.error, OverflowError) as error:  # OverflowError: a position beyond 2**63
             raise MalformedGGUFError(f"its header is cut or damaged ({error})") from None
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -251,9 +249,9 @@ class GGUFFile:
             tensors[entry.name] = Tensor(entry.name, entry.shape, entry.type, offset, entry.nbytes)
         if len(tensors) != len(entries):
             raise MalformedGGUFError("it names a tensor twice")
-        both = overlap([(t.offset, t.offset + t.nbytes, t.name) for t in tensors.values()])
-        if both:
-            raise MalformedGGUFError(f"its tensors {both[0]} and {both[1]} lie over the same bytes")
+        for one, two in pairwise(sorted(tensors.values(), key=lambda tensor: tensor.offset)):
+            if two.offset < one.offset + one.nbytes:  # else small files hold much
+                raise MalformedGGUFError(f"its tensors {one.name} and {two.name} lie over the same bytes")
         return tensors
 
     def _check_end(self, end: int, what: str) -> None:
@@ -383,14 +381,3 @@ def write(
 
 def _pad(file: BinaryIO) -> None:
     file.write(bytes(-file.tell() % ALIGNMENT))
-
-
-def overlap(places: list[tuple[int, int, str]]) -> tuple[str, str] | None:
-    """Return the names of two places (begin, end, name) that overlap, or None: else small files hold much."""
-    before: tuple[int, int, str] | None = None
-    for place in sorted(place for place in places if place[0] < place[1]):
-        if before is not None and place[0] < before[1]:
-            return before[2], place[2]
-        if before is None or place[1] > before[1]:
-            before = place
-    return None
