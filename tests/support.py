@@ -1,7 +1,7 @@
 """Helpers of the tests that are no fixtures. Import as `import support`.
 
-`random_basis` makes what tests work on. `frame`, `digest` and `fingerprint` are second implementations of
-the formats, written from the specification and sharing no code with the package.
+`random_basis` makes what tests work on. `frame` and `digest` are second implementations of the
+formats, written from the specification and sharing no code with the package.
 """
 
 from __future__ import annotations
@@ -266,26 +266,6 @@ def digest(factors: Factors, descriptor: str) -> str:
             module += struct.pack(f"<{array.size}{code}", *array.reshape(-1).tolist())
         out.update(hashlib.sha256(module).digest())
     return hashlib.sha256(b"tinylora basis 2\n" + out.digest() + descriptor.encode()).hexdigest()
-
-
-def fingerprint(reader: Any, architecture: str, modules: Sequence[str]) -> str:
-    """Return the fingerprint of a base that a `gguf.GGUFReader` has opened, from this layout:
-
-    SHA-256 of "tinylora base 1" LF, text(architecture), and for each module in order: text(name),
-    u32 number of dimensions, u64 each dimension (out first), u32 GGML type, the first 4,096 bytes of
-    its data, the last 4,096 bytes of its data.
-    """
-    out = hashlib.sha256(b"tinylora base 1\n" + text(architecture))
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    for name in modules:
-        tensor = tensors[name]
-        shape = [int(dim) for dim in tensor.shape][::-1]
-        out.update(text(name) + len(shape).to_bytes(4, "little"))
-        out.update(b"".join(dim.to_bytes(8, "little") for dim in shape))
-        out.update(int(tensor.tensor_type).to_bytes(4, "little"))
-        data = tensor.data.reshape(-1).view(np.uint8)
-        out.update(data[:4096].tobytes() + data[-4096:].tobytes())
-    return out.hexdigest()
 
 
 def text(value: str) -> bytes:

@@ -89,21 +89,21 @@ def test_a_target_without_a_module_names_the_kinds_that_there_are():
         select(names(range(2), ["ffn_down", "attn_k", "attn_q"]), ["attn_q", "attn_v"])
 
 
-class TestLeavingOut:
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        *((each, names(range(2), ["attn_q", "attn_k"])) for each in (["!*_exps"], ["attn_*"])),
+        *(
+            (each, names([0], ["attn_q"]))
+            for each in (["attn_*", "!attn_k", "!blk.1.*"], ["!blk.1.*", "attn_q"])
+        ),
+    ],
+)
+def test_leaving_out_of_all_or_of_what_the_others_choose(targets, expected):
     available = names(range(2), ["attn_q", "attn_k", "ffn_up_exps", "ffn_down_exps"])
-
-    @pytest.mark.parametrize("targets", [["!*_exps"], ["attn_*"], ["!ffn_up_exps", "!ffn_down_exps"]])
-    def test_of_all(self, targets):
-        assert select(self.available, targets) == names(range(2), ["attn_q", "attn_k"])
-
-    def test_of_what_the_others_choose_whatever_the_order(self):
-        expected = ["blk.0.attn_q.weight"]
-        assert select(self.available, ["attn_*", "!attn_k", "!blk.1.*"]) == expected
-        assert select(self.available, ["!blk.1.*", "!attn_k", "attn_*"]) == expected
-
-    def test_everything(self):
-        with pytest.raises(BasisError, match=r"attn_q, !attn_\* leave no module"):
-            select(self.available, ["attn_q", "!attn_*"])
+    assert select(available, targets) == expected
+    with pytest.raises(BasisError, match=r"attn_q, !attn_\* leave no module"):
+        select(available, ["attn_q", "!attn_*"])
 
 
 def test_kinds_beyond_the_design_are_adaptable_and_follow_it():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -102,15 +101,6 @@ class TestContent:
 
 
 class TestFingerprint:
-    @pytest.mark.slow
-    def test_of_a_real_model(self, smollm2_gguf, smollm2_bundle):
-        bases = load_bundle(smollm2_bundle).bases
-        expected = support.fingerprint(gguf.GGUFReader(smollm2_gguf), "llama", bases.factors.modules)
-        assert bases.fingerprints == (expected,)
-        assert load_bundle(smollm2_bundle).check_base() == expected
-        manifest = json.loads((smollm2_bundle / "manifest.json").read_text())
-        assert manifest["base"]["fingerprint"] == expected
-
     def test_covers_the_ends_of_every_module(self, tmp_path):
         """The first and last 4,096 bytes, each of them; in between nothing; no other tensor."""
         path = write_base(tmp_path / "m.gguf")

@@ -66,10 +66,7 @@ def test_a_layer_goes_before_the_recipe(tmp_path: Path) -> None:
         (r"So \boxed{\dfrac{3}{4}}.", r"\frac{3}{4}", 1.0),
         (r"First \boxed{1}, no: \boxed{2}", "2", 1.0),
         (r"\boxed{\left( 1, \, 2 \right)}", "(1,2)", 1.0),
-        (r"\boxed{1{,}000} \boxed{1,000}", "1000", 1.0),
         (r"\boxed{\text{Tuesday}}", "Tuesday", 1.0),
-        (r"\boxed{.5}", "0.5", 1.0),
-        (r"\boxed{\frac12}", r"\frac{1}{2}", 1.0),
         (r"\boxed{}", "", 0.0),
         (r"\boxed{\frac{3}{4}", r"\frac{3}{4}", 0.0),  # cut
         ("The answer is 2", "2", 0.0),

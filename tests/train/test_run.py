@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import support
-import torch
 
 from tinylora_edge import (
     BasisError,
@@ -393,18 +392,6 @@ def test_steps_decide_when_it_validates_and_not_seconds(
     train(tiny_bundle, easy, tmp_path / "v", options=chosen, report=rows.append)
     assert [row["step"] for row in steps(rows) if "validation" in row] == [2, 4]
     np.testing.assert_allclose([row["lr"] for row in steps(rows)], np.linspace(0.2, 0.02, 4), rtol=1e-6)
-
-
-def test_its_caller_keeps_the_threads_of_torch(
-    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
-) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
-    try:
-        interrupted(tiny_bundle, letters_task, tmp_path / "v", short, after=1)
-        assert torch.get_num_threads() == before + 1
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> None:

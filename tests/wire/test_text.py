@@ -53,17 +53,6 @@ def test_decode_returns_bytes_or_one_kind_of_error(data):
     assert decode(found.hex()) == found
 
 
-@pytest.mark.parametrize(("text", "each"), [(encode(FRAMES[0]), 4), (FRAMES[0].hex(), 2)])
-def test_every_cut_is_refused_or_gives_fewer_bytes(text, each):
-    for length in range(20, len(text)):
-        try:
-            found = decode(text[:length])
-        except FrameError:
-            assert length % each
-            continue
-        assert found == FRAMES[0][: length * 3 // 4 if each == 4 else length // 2]
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
