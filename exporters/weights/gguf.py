@@ -13,12 +13,7 @@ from pathlib import Path
 
 import gguf
 
-from ...errors import (
-    ExportError,
-    ModulesLeftOutWarning,
-    UnsupportedModelError,
-    UntestedArchitectureWarning,
-)
+from ...errors import ExportError, ModulesLeftOutWarning, UnsupportedModelError, UntestedArchitectureWarning
 from ...factorization import RowSource
 from ...formats.gguf import GGUFFile, MalformedGGUFError, open_gguf
 from ...modules import is_adaptable, parse

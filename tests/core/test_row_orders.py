@@ -5,11 +5,7 @@ from __future__ import annotations
 import gguf
 import pytest
 
-from tinylora_edge.modules import (
-    find_architecture,
-    listed_order,
-    read_heads,
-)
+from tinylora_edge.modules import find_architecture, listed_order, read_heads
 
 KNOWN = set(gguf.MODEL_ARCH_NAMES.values())
 

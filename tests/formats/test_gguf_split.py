@@ -9,14 +9,7 @@ import numpy as np
 import pytest
 
 from tinylora_edge.formats import gguf
-from tinylora_edge.formats.gguf import (
-    STRING,
-    UINT32,
-    GGUFFile,
-    MalformedGGUFError,
-    gguf_paths,
-    open_gguf,
-)
+from tinylora_edge.formats.gguf import STRING, UINT32, GGUFFile, MalformedGGUFError, gguf_paths, open_gguf
 
 TENSORS = 7
 

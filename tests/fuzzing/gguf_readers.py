@@ -254,7 +254,4 @@ def _read_base(data: bytes) -> None:
     _bundle().check_base()
 
 
-HARNESSES = [
-    Harness("basis", _make_basis, _read_basis, _mend_basis),
-    Harness("base", _make_base, _read_base),
-]
+HARNESSES = [Harness("basis", _make_basis, _read_basis, _mend_basis), Harness("base", _make_base, _read_base)]

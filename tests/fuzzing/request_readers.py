@@ -179,7 +179,4 @@ def _read_schema(data: bytes) -> None:
         grammar.accept(token)
 
 
-HARNESSES = (
-    Harness("request", _make_request, _read_request),
-    Harness("schema", _make_schema, _read_schema),
-)
+HARNESSES = (Harness("request", _make_request, _read_request), Harness("schema", _make_schema, _read_schema))

@@ -14,15 +14,7 @@ import support
 from harness import Harness, folder
 from mutations import as_json, changed
 
-from tinylora_edge import (
-    Bases,
-    Ed25519Signer,
-    Ed25519Verifier,
-    Hmac,
-    MicroVector,
-    Policy,
-    TinyLoraError,
-)
+from tinylora_edge import Bases, Ed25519Signer, Ed25519Verifier, Hmac, MicroVector, Policy, TinyLoraError
 from tinylora_edge.wire import frame, text
 
 BASES = Bases(support.random_factors(blocks=5))

@@ -11,24 +11,11 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import (
-    Ed25519Signer,
-    Ed25519Verifier,
-    TrainError,
-    TrustError,
-    load_bundle,
-)
+from tinylora_edge import Ed25519Signer, Ed25519Verifier, TrainError, TrustError, load_bundle
 from tinylora_edge.exporters import add_projection
 from tinylora_edge.formats.signatures import check_bundle, sign_bundle
 from tinylora_edge.tasks.behaviours import Behaviour
-from tinylora_edge.train.learn import (
-    Learned,
-    LearnSettings,
-    information,
-    learn,
-    learned_directions,
-    prior_of,
-)
+from tinylora_edge.train.learn import Learned, LearnSettings, information, learn, learned_directions, prior_of
 
 D = 24
 PLANE = np.linalg.qr(np.random.default_rng(7).standard_normal((D, 2)))[0].T

@@ -319,11 +319,7 @@ def test_a_run_that_finds_nothing_says_what_was_seen(
 
 
 def test_minutes_end_a_run_and_let_the_step_size_fall(
-    tiny_bundle: Path,
-    letters_task: Task,
-    short: Options,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "_PATIENCE", 1 << 20)  # a quick machine has many validations in 3 s
     rows: Rows = []

@@ -169,12 +169,7 @@ def test_resumes_to_the_same_numbers(tiny: Path, options: Options, tmp_path: Pat
     ],
 )
 def test_refuses_settings_that_cannot_work(
-    tiny: Path,
-    options: Options,
-    tmp_path: Path,
-    change: dict[str, Any],
-    grpo: dict[str, Any],
-    message: str,
+    tiny: Path, options: Options, tmp_path: Path, change: dict[str, Any], grpo: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(TrainError, match=message):
         train_trl(

@@ -7,13 +7,7 @@ from math import inf
 import numpy as np
 import pytest
 
-from tinylora_edge.factorization import (
-    AGREEMENT,
-    distance,
-    factors,
-    gap,
-    truncated_svd,
-)
+from tinylora_edge.factorization import AGREEMENT, distance, factors, gap, truncated_svd
 
 
 class Rows:

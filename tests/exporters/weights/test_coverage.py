@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tinylora_edge import (
-    MicroVector,
-    ModulesLeftOutWarning,
-    TinyLoraWarning,
-    UntestedArchitectureWarning,
-)
+from tinylora_edge import MicroVector, ModulesLeftOutWarning, TinyLoraWarning, UntestedArchitectureWarning
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.exporters.weights.gguf import DIRECT
 
