@@ -174,6 +174,17 @@ def test_a_vector_grows_exactly_or_not_at_all(tiny_bundle: Path) -> None:
         grown(MicroVector.random(eight, 1.0), bases, two)
     with pytest.raises(TrainError, match=r"56 numbers does not go into 13 others: .*--rank 2"):
         grown(MicroVector.random(two, 1.0), bases, tiled)
+    tall, wide, within = (bases.basis(rank=shape) for shape in ((6, 3), (2, 8), (6, 8)))
+    for basis in (tiled, two, tall, wide):
+        vector, (p, q) = MicroVector.random(basis, 1.0, dtype="bf16"), basis.shape
+        values = np.array(grown(vector, bases, within), np.float32)
+        np.testing.assert_array_equal(within.R(values)[:, :p, :q], basis.R(vector))
+        assert within.norm(values) == basis.norm(vector), "the rest is zeros"
+        back = grown(MicroVector(values, basis=within.digest), bases, basis if basis is not tiled else two)
+        np.testing.assert_array_equal((two if basis is tiled else basis).R(back), basis.R(vector))
+    for one, other in ((tall, wide), (wide, tall)):
+        with pytest.raises(TrainError, match=rf"--rank {one.shape[0]}x{one.shape[1]}, or of a higher one"):
+            grown(MicroVector.random(one, 1.0), bases, other)
     other = support.random_basis(groups=13, blocks=5)
     with pytest.raises(BasisMismatchError, match="none of factors"):
         grown(MicroVector.random(other, 1.0), bases, two)
