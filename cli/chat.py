@@ -14,27 +14,8 @@ import typer
 from .. import MicroVector, TinyLoraError
 from ..wire import users
 from . import console, keyfiles, vectors
-from .options import (
-    CONTEXT,
-    BundleArgument,
-    EngineOption,
-    KeysOption,
-    ThreadsOption,
-    UserOption,
-    VectorsOption,
-    load_model,
-)
-from .run import (
-    ContextOption,
-    MaxTokensOption,
-    SeedOption,
-    SystemOption,
-    TemperatureOption,
-    answer,
-    messages,
-    take_any_bytes,
-    write,
-)
+from . import options as opts
+from .run import answer, messages, take_any_bytes, write
 
 if TYPE_CHECKING:
     from ..runtime import Clicks, SampledAnswer
@@ -51,17 +32,17 @@ _COMMANDS = """\
 
 
 def chat(
-    bundle: BundleArgument,
-    vector: VectorsOption = None,
-    max_tokens: MaxTokensOption = 512,
-    temperature: TemperatureOption = 0.0,
-    seed: SeedOption = 0,
-    n_ctx: ContextOption = CONTEXT,
-    threads: ThreadsOption = None,
-    engine: EngineOption = None,
-    system: SystemOption = None,
-    keys: KeysOption = None,
-    user: UserOption = users.DEFAULT_USER,
+    bundle: opts.BundleArgument,
+    vector: opts.VectorsOption = None,
+    max_tokens: opts.MaxTokensOption = 512,
+    temperature: opts.TemperatureOption = 0.0,
+    seed: opts.SeedOption = 0,
+    n_ctx: opts.ContextOption = opts.CONTEXT,
+    threads: opts.ThreadsOption = None,
+    engine: opts.EngineOption = None,
+    system: opts.MessageOption = None,
+    keys: opts.KeysOption = None,
+    user: opts.UserOption = users.DEFAULT_USER,
 ) -> None:
     """Talk with the model, and change its vector on the way.
 
@@ -78,7 +59,7 @@ def chat(
     policy, user = keyfiles.policy(keys), users.bound_name(user)
     frames = vectors.read_stack(vector)
     with console.progress("loading the model"):
-        llm = load_model(bundle, engine, threads, n_ctx=n_ctx, vector=frames, policy=policy, user=user)
+        llm = opts.load_model(bundle, engine, threads, n_ctx=n_ctx, vector=frames, policy=policy, user=user)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()
     take_any_bytes()

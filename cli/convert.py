@@ -12,20 +12,20 @@ from .. import load_bundle
 from ..formats.onnx_adapter import to_adapter
 from ..wire import users
 from . import console, keyfiles, vectors
-from .options import BasisArgument, JsonOption, KeysOption, OutputOption, UserOption, VectorArgument
+from . import options as opts
 
 
 def convert(
-    source: VectorArgument,
-    bundle: BasisArgument,
+    source: opts.VectorArgument,
+    bundle: opts.BasisArgument,
     to: Annotated[
         Literal["gguf", "gguf-lora", "peft", "onnx-adapter"], typer.Option(help="What to make of it.")
     ],
-    output: OutputOption,
+    output: opts.OutputOption,
     model: Annotated[Path | None, typer.Option(metavar="DIR", help="With --to peft: the model.")] = None,
-    keys: KeysOption = None,
-    user: UserOption = users.DEFAULT_USER,
-    as_json: JsonOption = False,
+    keys: opts.KeysOption = None,
+    user: opts.UserOption = users.DEFAULT_USER,
+    as_json: opts.JsonOption = False,
 ) -> None:
     """Convert a vector to a format of other programs. It has no tag there, nor a user.
 

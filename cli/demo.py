@@ -30,8 +30,8 @@ from ..formats.bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME, load_bundle
 from ..jsonio import read_json
 from ..process import cores
 from . import console, results
+from . import options as opts
 from .export import module_progress
-from .options import JsonOption, ThreadsOption
 from .train import training_progress
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ Say = Callable[[str], None]
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="For everything.")] = OUTPUT,
     replay: Annotated[bool, typer.Option("--replay", help="Of a vector that was trained before.")] = False,
-    threads: ThreadsOption = None,
-    as_json: JsonOption = False,
+    threads: opts.ThreadsOption = None,
+    as_json: opts.JsonOption = False,
 ) -> None:
     """Teach a real model from public data, in a vector, prove it, and take it back bit for bit.
 

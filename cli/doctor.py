@@ -21,7 +21,7 @@ from rich.text import Text
 
 from ..version import __version__
 from . import console
-from .options import JsonOption
+from . import options as opts
 
 OK, NOTE, FAULT = "ok", "note", "fault"
 _STYLES = {OK: "green", NOTE: "yellow", FAULT: "bold red"}
@@ -42,7 +42,7 @@ class Finding:
     mend: str = ""
 
 
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(as_json: opts.JsonOption = False) -> None:
     """Say what is missing or wrong in this installation, and the command that mends it.
 
     It looks at Python and the extras, and lets each engine compute in a process of its own. A fault makes the

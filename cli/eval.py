@@ -14,33 +14,18 @@ import typer
 from .. import TrainError
 from ..wire import users
 from . import console, keyfiles, results, vectors
-from .options import (
-    BundleArgument,
-    DataArgument,
-    DropDuplicatesOption,
-    EngineOption,
-    JsonOption,
-    KeysOption,
-    RewardOption,
-    SchemaOption,
-    ThreadsOption,
-    UserOption,
-    VectorsOption,
-    load_data,
-    load_model,
-    make_preamble,
-)
+from . import options as opts
 
 _ANSWERS = 3  # answers
 
 
 def evaluate(
-    bundle: BundleArgument,
-    data: DataArgument,
-    vector: VectorsOption = None,
-    reward: RewardOption = None,
-    schema: SchemaOption = None,
-    drop_duplicates: DropDuplicatesOption = False,
+    bundle: opts.BundleArgument,
+    data: opts.DataArgument,
+    vector: opts.VectorsOption = None,
+    reward: opts.RewardOption = None,
+    schema: opts.SchemaOption = None,
+    drop_duplicates: opts.DropDuplicatesOption = False,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Compare with a system prompt.")] = None,
     examples: Annotated[
         int | None, typer.Option(metavar="K", min=1, help="Compare with K worked examples.")
@@ -49,11 +34,11 @@ def evaluate(
     max_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Of an answer.")] = None,
     shifted: Annotated[bool, typer.Option("--shifted", help="On the task's shifted prompts.")] = False,
     drift: Annotated[bool, typer.Option("--drift", help="Measure also how far from the base it is.")] = False,
-    engine: EngineOption = None,
-    threads: ThreadsOption = None,
-    keys: KeysOption = None,
-    user: UserOption = users.DEFAULT_USER,
-    as_json: JsonOption = False,
+    engine: opts.EngineOption = None,
+    threads: opts.ThreadsOption = None,
+    keys: opts.KeysOption = None,
+    user: opts.UserOption = users.DEFAULT_USER,
+    as_json: opts.JsonOption = False,
 ) -> None:
     """Measure a vector on held-out prompts in the deployed runtime, paired with the base.
 
@@ -80,7 +65,7 @@ def evaluate(
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
     policy, user = keyfiles.policy(keys), users.bound_name(user)
     frames = vectors.read_stack(vector)
-    loaded = load_data(
+    loaded = opts.load_data(
         data,
         reward=reward,
         schema=schema,
@@ -96,12 +81,12 @@ def evaluate(
     if len(samples) < number:
         why = f"task {loaded.name} has {len(samples)} such prompts, and -n is {number}"
         console.note(f"{why}: measuring on all {len(samples)}")
-    before = make_preamble(loaded, system, examples)
+    before = opts.make_preamble(loaded, system, examples)
     found: dict[str, Evaluation] = {}
     arms: dict[str, dict[str, Any]] = {}
     with (
         console.progress("loading the model", total=1) as show,
-        closing(load_model(bundle, engine, threads, policy=policy)) as llm,
+        closing(opts.load_model(bundle, engine, threads, policy=policy)) as llm,
     ):
         checked = admit(frames, llm.bases, policy, user=user) if frames else None
         loaded = loaded if max_tokens is not None else fitted(loaded, llm)

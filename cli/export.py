@@ -16,7 +16,7 @@ from ..errors import MissingExtraError, TinyLoraError
 from ..formats.gguf import whole_stem
 from ..jsonio import write_json
 from . import console, keyfiles, vectors
-from .options import JsonOption
+from . import options as opts
 
 if TYPE_CHECKING:
     from ..exporters import ExportReport, ResolvedModel, Selection
@@ -62,7 +62,7 @@ def export(
         ),
     ] = None,
     factor_dtype: Annotated[Literal["f32", "f16"], typer.Option(help="Type of the factors.")] = "f16",
-    as_json: JsonOption = False,
+    as_json: opts.JsonOption = False,
 ) -> None:
     """Bake a model's frozen factors into a bundle, once.
 

@@ -13,7 +13,7 @@ from ..formats.signatures import Signature, check_bundle, signature_path
 from ..shipping.links import LINKS, messages
 from ..wire import users
 from . import console, keyfiles, vectors
-from .options import JsonOption, KeysOption, UserOption
+from . import options as opts
 
 _VALUES = 64  # values in a table
 
@@ -23,9 +23,9 @@ def inspect(
         Path, typer.Argument(metavar="PATH", help="A bundle, a basis.gguf, or a vector; - is stdin.")
     ],
     bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="What a vector is for.")] = None,
-    keys: KeysOption = None,
-    user: UserOption = users.DEFAULT_USER,
-    as_json: JsonOption = False,
+    keys: opts.KeysOption = None,
+    user: opts.UserOption = users.DEFAULT_USER,
+    as_json: opts.JsonOption = False,
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
 

@@ -16,7 +16,7 @@ from ..formats.signatures import Signature, sign_bundle
 from ..limits import PEM_BYTES
 from ..wire import tags
 from . import console, vectors
-from .options import BundleArgument, JsonOption
+from . import options as opts
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 def keygen(
     output: Annotated[Path, typer.Argument(metavar="FILE", help="Where the secret key goes, mode 0600.")],
     mac: Annotated[bool, typer.Option("--mac", help="A MAC key, which sender and devices share.")] = False,
-    as_json: JsonOption = False,
+    as_json: opts.JsonOption = False,
 ) -> None:
     """Make a key pair (Ed25519, PEM), or a MAC key (hexadecimal digits).
 
@@ -54,9 +54,9 @@ def keygen(
 
 
 def sign(
-    bundle: BundleArgument,
+    bundle: opts.BundleArgument,
     key: Annotated[Path, typer.Option("--key", metavar="FILE", help="The Ed25519 private key, in PEM.")],
-    as_json: JsonOption = False,
+    as_json: opts.JsonOption = False,
 ) -> None:
     """Sign a bundle, once it is as devices shall have it: what changes it needs a new signature.
 

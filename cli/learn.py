@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from . import console, keyfiles
-from .options import BundleArgument, JsonOption
+from . import options as opts
 
 
 def learn(
-    bundle: BundleArgument,
+    bundle: opts.BundleArgument,
     behaviours: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Behaviours beside the shipped ones.")
     ] = None,
@@ -21,7 +21,7 @@ def learn(
     numbers: Annotated[int, typer.Option(metavar="N", min=1, help="Numbers of a vector.")] = 13,
     weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Hugging Face weights.")] = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of a signed bundle.")] = None,
-    as_json: JsonOption = False,
+    as_json: opts.JsonOption = False,
 ) -> None:
     """Learn which directions of R are worth a number, and add them to BUNDLE.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +25,12 @@ def _a_file(output: Path) -> Path:
     if str(output) == "-":
         raise typer.BadParameter("a run writes files beside its frame, so it needs a file: -o FILE")
     return output
+
+
+def _finite(temperature: float) -> float:
+    if not math.isfinite(temperature):
+        raise typer.BadParameter(f"a temperature is a finite number of 0 or more, not {temperature}")
+    return temperature
 
 
 BundleArgument = Annotated[
@@ -95,6 +102,15 @@ KeysOption = Annotated[
 StateOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Keep the sequence here; a lower one is refused.")
 ]
+MaxTokensOption = Annotated[int, typer.Option(metavar="N", min=0, help="Of an answer; 0: no limit.")]
+TemperatureOption = Annotated[
+    float, typer.Option(metavar="T", min=0, help="0: the likeliest token.", callback=_finite)
+]
+SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=(1 << 32) - 2, help="Seed of sampling.")]
+ContextOption = Annotated[
+    int, typer.Option("--n-ctx", metavar="N", min=0, help="Context in tokens; 0: the model's own.")
+]
+MessageOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message.")]
 UserOption = Annotated[str, typer.Option("--user", metavar="NAME", help="Whose vectors these are.")]
 
 

@@ -14,14 +14,14 @@ from .. import AdmittedVector, Bases, ChecksumError, MicroVector, Policy, Signat
 from ..shipping.links import qr_code
 from ..wire import expiry, tags, text, users
 from . import console, keyfiles, vectors
-from .options import Dtype, JsonOption, UserOption, VectorArgument
+from . import options as opts
 
 _OTHERWISE = "ship the vector as a file, or in int8 (--dtype int8)"
 _PIXELS = 8  # a module's width in a picture: sharp on a phone held 20 cm away
 
 
 def pack(
-    source: VectorArgument,
+    source: opts.VectorArgument,
     bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="To frame it anew.")] = None,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")
@@ -29,17 +29,17 @@ def pack(
     key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Private key, or MAC key, to sign with.")
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Type of the values. [default: as they came]")] = None,
+    dtype: Annotated[opts.Dtype | None, typer.Option(help="Of the values. [default: as they came]")] = None,
     sequence: Annotated[
         int | None, typer.Option(metavar="N", min=0, max=65535, help="Rises with each vector of a user.")
     ] = None,
-    user: UserOption = users.DEFAULT_USER,
+    user: opts.UserOption = users.DEFAULT_USER,
     until: Annotated[
         datetime | None, typer.Option(metavar="DATE", formats=["%Y-%m-%d"], help="Last day, in UTC.")
     ] = None,
     as_text: Annotated[bool, typer.Option("--text", help="Write base64url, for an SMS or a chat.")] = False,
     as_qr: Annotated[bool, typer.Option("--qr", help="A QR code: terminal, FILE.png or FILE.svg.")] = False,
-    as_json: JsonOption = False,
+    as_json: opts.JsonOption = False,
 ) -> None:
     """Frame a vector for its way to a device: checksum, MAC or signature; bytes, text or QR code.
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from . import console, vectors
-from .options import BundleArgument, PortOption, ThreadsOption, VectorsOption
+from . import options as opts
 
 _HOST = "127.0.0.1"
 _CONTEXT = 2048  # tokens of a request
@@ -20,12 +20,12 @@ _SLOTS = 2  # one person: a prefix for each pane
 
 
 def play(
-    bundle: BundleArgument,
-    vector: VectorsOption = None,
+    bundle: opts.BundleArgument,
+    vector: opts.VectorsOption = None,
     keep: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep here what clicks taught.")] = None,
-    port: PortOption = 0,
+    port: opts.PortOption = 0,
     no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
-    threads: ThreadsOption = None,
+    threads: opts.ThreadsOption = None,
 ) -> None:
     """Open a page in the browser: base and personalized model side by side, and the vector as sliders.
 

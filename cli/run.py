@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -16,61 +15,33 @@ import typer
 from .. import TinyLoraError
 from ..wire import users
 from . import console, keyfiles, vectors
-from .options import (
-    CONTEXT,
-    BundleArgument,
-    EngineOption,
-    KeysOption,
-    StateOption,
-    ThreadsOption,
-    UserOption,
-    VectorsOption,
-    load_model,
-)
+from . import options as opts
 
 if TYPE_CHECKING:
     from ..runtime import TinyLoraLlama, TinyLoraOnnx
 
-MaxTokensOption = Annotated[int, typer.Option(metavar="N", min=0, help="Of an answer; 0: no limit.")]
-
-
-def _finite(temperature: float) -> float:
-    if not math.isfinite(temperature):
-        raise typer.BadParameter(f"a temperature is a finite number of 0 or more, not {temperature}")
-    return temperature
-
-
-TemperatureOption = Annotated[
-    float, typer.Option(metavar="T", min=0, help="0: the likeliest token.", callback=_finite)
-]
-SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=(1 << 32) - 2, help="Seed of sampling.")]
-ContextOption = Annotated[
-    int, typer.Option("--n-ctx", metavar="N", min=0, help="Context in tokens; 0: the model's own.")
-]
-SystemOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message.")]
-
 
 def run_prompt(
-    bundle: BundleArgument,
+    bundle: opts.BundleArgument,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from stdin.")],
-    vector: VectorsOption = None,
-    max_tokens: MaxTokensOption = 256,
-    temperature: TemperatureOption = 0.0,
-    seed: SeedOption = 0,
-    n_ctx: ContextOption = CONTEXT,
-    threads: ThreadsOption = None,
-    engine: EngineOption = None,
-    system: SystemOption = None,
+    vector: opts.VectorsOption = None,
+    max_tokens: opts.MaxTokensOption = 256,
+    temperature: opts.TemperatureOption = 0.0,
+    seed: opts.SeedOption = 0,
+    n_ctx: opts.ContextOption = opts.CONTEXT,
+    threads: opts.ThreadsOption = None,
+    engine: opts.EngineOption = None,
+    system: opts.MessageOption = None,
     schema: Annotated[
         str | None, typer.Option(metavar="FILE", help="Hold the answer to this JSON schema.")
     ] = None,
-    keys: KeysOption = None,
+    keys: opts.KeysOption = None,
     bundle_keys: Annotated[
         list[Path] | None,
         typer.Option("--bundle-key", metavar="FILE", help="A public key that signed the bundle. Repeatable."),
     ] = None,
-    state: StateOption = None,
-    user: UserOption = users.DEFAULT_USER,
+    state: opts.StateOption = None,
+    user: opts.UserOption = users.DEFAULT_USER,
     as_json: Annotated[bool, typer.Option("--json", help="Report the answer as JSON.")] = False,
 ) -> None:
     """Ask once, and stream the answer to stdout.
@@ -92,7 +63,7 @@ def run_prompt(
     policy, signers = keyfiles.policy(keys, state), keyfiles.public_keys(bundle_keys)
     frames = vectors.read_stack(vector)
     with console.progress("loading the model"):
-        llm = load_model(
+        llm = opts.load_model(
             bundle,
             engine,
             threads,

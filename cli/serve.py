@@ -10,45 +10,37 @@ import typer
 from ..basis import MAX_NORM
 from ..serve import ApiKeys, Limits
 from . import console, keyfiles, vectors
-from .options import (
-    BundleArgument,
-    EngineOption,
-    KeysOption,
-    PortOption,
-    StateOption,
-    ThreadsOption,
-    UnderOption,
-)
+from . import options as opts
 
 _LIMITS = Limits()
 
 
 def serve(
-    bundle: BundleArgument,
+    bundle: opts.BundleArgument,
     store: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Users' vectors: an SQLite file.")
     ] = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
-    port: PortOption = 8000,
-    under: UnderOption = None,
+    port: opts.PortOption = 8000,
+    under: opts.UnderOption = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the model.")] = None,
     api_keys: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A line: a key, or key and user.")
     ] = None,
-    keys: KeysOption = None,
+    keys: opts.KeysOption = None,
     max_norm: Annotated[float, typer.Option(metavar="NORM", min=0, help="Largest norm of R.")] = MAX_NORM,
-    state: StateOption = None,
+    state: opts.StateOption = None,
     feedback: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Learn from clicks; states go here.")
     ] = None,
     sign: Annotated[Path | None, typer.Option(metavar="FILE", help="Sign learned vectors with it.")] = None,
-    engine: EngineOption = None,
+    engine: opts.EngineOption = None,
     contexts: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Of llama.cpp. [one a core]")
     ] = None,
     slots: Annotated[int | None, typer.Option(metavar="N", min=1, help="Users a context remembers.")] = None,
     n_ctx: Annotated[int, typer.Option("--n-ctx", metavar="N", min=1, help="Tokens of a request.")] = 2048,
-    threads: ThreadsOption = None,
+    threads: opts.ThreadsOption = None,
     max_requests: Annotated[int, typer.Option(metavar="N", min=1, help="Open requests.")] = _LIMITS.requests,
     max_body: Annotated[int, typer.Option(metavar="BYTES", min=1, help="Of a request.")] = _LIMITS.body,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Of an answer.")] = _LIMITS.tokens,

@@ -15,15 +15,15 @@ from ..shipping.publish import publish as publish_frame
 from ..wire import frame, tags, users
 from ..writes import atomic_write
 from . import console, keyfiles, vectors
-from .options import BasisArgument, JsonOption, KeysOption, StateOption, UserOption, VectorArgument
+from . import options as opts
 
 
 def publish(
-    source: VectorArgument,
-    bundle: BasisArgument,
+    source: opts.VectorArgument,
+    bundle: opts.BasisArgument,
     to: Annotated[str, typer.Option("--to", metavar="DIR|URL", help="A directory, or what fsspec reaches.")],
-    user: UserOption = users.DEFAULT_USER,
-    as_json: JsonOption = False,
+    user: opts.UserOption = users.DEFAULT_USER,
+    as_json: opts.JsonOption = False,
 ) -> None:
     """Publish a frame as the newest of its user, where any web server can serve it.
 
@@ -49,12 +49,12 @@ def publish(
 
 def fetch(
     url: Annotated[str, typer.Argument(metavar="URL", help="Of the folder that publish wrote to.")],
-    bundle: BasisArgument,
+    bundle: opts.BasisArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the vector goes.")],
-    user: UserOption = users.DEFAULT_USER,
-    keys: KeysOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
+    user: opts.UserOption = users.DEFAULT_USER,
+    keys: opts.KeysOption = None,
+    state: opts.StateOption = None,
+    as_json: opts.JsonOption = False,
 ) -> None:
     """Fetch the newest vector of a user, check it, and only then replace FILE.
 

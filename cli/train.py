@@ -14,20 +14,7 @@ from .. import BasisError, MicroVector, load_bundle
 from ..factors import Shape, read_shape
 from ..jsonio import read_json
 from . import console, results, vectors
-from .options import (
-    BundleArgument,
-    DataArgument,
-    DropDuplicatesOption,
-    EvaluateOption,
-    ExamplesOption,
-    JsonOption,
-    RewardOption,
-    RunFrameOption,
-    SchemaOption,
-    SystemOption,
-    load_data,
-    make_preamble,
-)
+from . import options as opts
 
 
 def _shape(text: str) -> Shape:
@@ -38,12 +25,12 @@ def _shape(text: str) -> Shape:
 
 
 def train(
-    bundle: BundleArgument,
-    data: DataArgument,
-    output: RunFrameOption,
-    reward: RewardOption = None,
-    drop_duplicates: DropDuplicatesOption = False,
-    schema: SchemaOption = None,
+    bundle: opts.BundleArgument,
+    data: opts.DataArgument,
+    output: opts.RunFrameOption,
+    reward: opts.RewardOption = None,
+    drop_duplicates: opts.DropDuplicatesOption = False,
+    schema: opts.SchemaOption = None,
     method: Annotated[
         Literal["sft", "grpo"] | None,
         typer.Option(help="On answers, or by a reward. [default: one after the other, where they help]"),
@@ -67,8 +54,8 @@ def train(
     start: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A vector to begin with, of any size up to this one.")
     ] = None,
-    system: SystemOption = None,
-    examples: ExamplesOption = None,
+    system: opts.SystemOption = None,
+    examples: opts.ExamplesOption = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Hugging Face weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -76,8 +63,8 @@ def train(
         bool | None,
         typer.Option("--keep/--no-keep", help="Rehearse, to keep what else the model can. [default: in SFT]"),
     ] = None,
-    evaluate: EvaluateOption = True,
-    as_json: JsonOption = False,
+    evaluate: opts.EvaluateOption = True,
+    as_json: opts.JsonOption = False,
 ) -> None:
     """Train a vector on examples, and write it as a frame.
 
@@ -121,8 +108,8 @@ def train(
         vector = MicroVector.from_bytes(vectors.read(str(start)), bases)
         values = grown(vector, bases, options.basis(bases))
         options = replace(options, start=values, sequence=vectors.next_sequence(vector))
-    loaded = load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates, seed=seed)
-    loaded = make_preamble(loaded, system, examples).before_task(loaded)
+    loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates, seed=seed)
+    loaded = opts.make_preamble(loaded, system, examples).before_task(loaded)
     with training_progress() as show:
         outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)
     if outcome.result.stopped == "interrupted":

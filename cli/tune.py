@@ -14,50 +14,32 @@ import typer
 from .. import TrainError, __version__
 from ..jsonio import write_json
 from . import console, results, vectors
-from .options import (
-    BundleArgument,
-    DataArgument,
-    DropDuplicatesOption,
-    EngineOption,
-    EvaluateOption,
-    ExamplesOption,
-    JsonOption,
-    NumbersOption,
-    RewardOption,
-    RunFrameOption,
-    SchemaOption,
-    SystemOption,
-    ThreadsOption,
-    UnderOption,
-    load_data,
-    load_model,
-    make_preamble,
-)
+from . import options as opts
 
 if TYPE_CHECKING:
     from ..runtime import Budget
 
 
 def tune(
-    bundle: BundleArgument,
-    data: DataArgument,
-    output: RunFrameOption,
+    bundle: opts.BundleArgument,
+    data: opts.DataArgument,
+    output: opts.RunFrameOption,
     budget: Annotated[str, typer.Option(metavar="AMOUNT", help="90s, 5m, 1h, or 80ktokens.")] = "5m",
-    reward: RewardOption = None,
-    schema: SchemaOption = None,
-    drop_duplicates: DropDuplicatesOption = False,
+    reward: opts.RewardOption = None,
+    schema: opts.SchemaOption = None,
+    drop_duplicates: opts.DropDuplicatesOption = False,
     start: Annotated[Path | None, typer.Option(metavar="FILE", help="A vector to begin with.")] = None,
-    numbers: NumbersOption = None,
-    under: UnderOption = None,
-    system: SystemOption = None,
-    examples: ExamplesOption = None,
+    numbers: opts.NumbersOption = None,
+    under: opts.UnderOption = None,
+    system: opts.SystemOption = None,
+    examples: opts.ExamplesOption = None,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
-    engine: EngineOption = None,
-    threads: ThreadsOption = None,
+    engine: opts.EngineOption = None,
+    threads: opts.ThreadsOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    evaluate: EvaluateOption = True,
-    as_json: JsonOption = False,
+    evaluate: opts.EvaluateOption = True,
+    as_json: opts.JsonOption = False,
 ) -> None:
     """Tune a vector for a task on this device: no PyTorch, no gradients, the base as it is deployed.
 
@@ -85,19 +67,19 @@ def tune(
             if resume
             else f"{state} holds the state of an unfinished run: go on with --resume, or remove it"
         )
-    loaded = load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates, seed=seed)
+    loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates, seed=seed)
     if is_text(loaded.reward):
         raise TrainError(
             f"{data}: its answers are free text, and tune learns from a reward: name one (--reward), or "
             "learn the answers themselves with train"
         )
-    loaded = make_preamble(loaded, system, examples).before_task(loaded)
+    loaded = opts.make_preamble(loaded, system, examples).before_task(loaded)
     frame = None if under is None else vectors.read(str(under))
     first = vectors.read_stack(None if start is None else [str(start)])
     curve: list[dict[str, Any]] = []
     with (
         console.progress("loading the model", total=1) as show,
-        closing(load_model(bundle, engine, threads, vector=first)) as llm,
+        closing(opts.load_model(bundle, engine, threads, vector=first)) as llm,
     ):
         loaded, sequence = fitted(loaded, llm), vectors.next_sequence(llm.vector)
         shared = None if frame is None else admit(frame, llm.bases, llm.policy, beneath=True)
