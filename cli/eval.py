@@ -65,14 +65,8 @@ def evaluate(
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
     policy, user = keyfiles.policy(keys), users.bound_name(user)
     frames = vectors.read_stack(vector)
-    loaded = opts.load_data(
-        data,
-        reward=reward,
-        schema=schema,
-        drop_duplicates=drop_duplicates,
-        held_out=number,
-        max_tokens=max_tokens,
-    )
+    limits: dict[str, Any] = {"held_out": number, "max_tokens": max_tokens}
+    loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates, **limits)
     if shifted:
         if not loaded.shifted:
             raise TrainError(f"task {loaded.name} has no shifted prompts: leave out --shifted")
@@ -114,10 +108,8 @@ def evaluate(
         if drift:
             show("measuring the drift on general prompts")
             away = measure_drift(llm, checked, n_threads=threads)
-    comparisons = {
-        f"{name} - {other}": compare(found[other], found[name])
-        for other, name in itertools.combinations(contestants, 2)
-    }
+    pairs = itertools.combinations(contestants, 2)
+    comparisons = {f"{name} - {other}": compare(found[other], found[name]) for other, name in pairs}
     drifted: dict[str, Any] = {} if away is None else {"drift": away.record()}
     free_text = rewards.is_text(loaded.reward)
     record: dict[str, Any] = {"unit": "nats a token"} if free_text else {}

@@ -63,16 +63,8 @@ def run_prompt(
     policy, signers = keyfiles.policy(keys, state), keyfiles.public_keys(bundle_keys)
     frames = vectors.read_stack(vector)
     with console.progress("loading the model"):
-        llm = opts.load_model(
-            bundle,
-            engine,
-            threads,
-            n_ctx=n_ctx,
-            vector=frames,
-            policy=policy,
-            user=users.bound_name(user),
-            bundle_keys=signers,
-        )
+        rules: dict[str, Any] = {"policy": policy, "user": users.bound_name(user), "bundle_keys": signers}
+        llm = opts.load_model(bundle, engine, threads, n_ctx=n_ctx, vector=frames, **rules)
     if prompt == vectors.STREAM:
         take_any_bytes()
         prompt = sys.stdin.read()

@@ -30,7 +30,7 @@ _CONNECTIONS, _BACKLOG = 16_384, 512
 _HEADERS_BYTES = 1 << 16  # beside a vector
 
 
-class _Line(logging.Formatter):
+class _JsonLine(logging.Formatter):
     """A line of JSON a record: no prompts, no answers, no vectors."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -139,7 +139,7 @@ def run(app: Starlette, *, host: str, port: int, ready: Callable[[str], None], q
     most = _most_connections()
     backlog = min(_BACKLOG, most // 8)  # as many may be accepted before the first of them is counted
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Line())
+    handler.setFormatter(_JsonLine())
     for name in (LOG.name, "uvicorn", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
