@@ -87,13 +87,9 @@ def demo(
         console.print_json(record)
         return
     console.say(f"All of it took {record['seconds']:.0f} s. Type next:")
-    prompt = record["answers"][0]["prompt"]
-    for words in (
-        ("run", output, prompt),
-        ("run", output, "--vector", output / VECTOR, prompt),
-        ("chat", output, "--vector", output / VECTOR),
-        ("inspect", output / VECTOR, output),
-    ):
+    prompt, own = record["answers"][0]["prompt"], ("--vector", output / VECTOR)
+    commands = ("run", output, prompt), ("run", output, *own, prompt), ("chat", output, *own)
+    for words in (*commands, ("inspect", output / VECTOR, output)):
         console.say(f"  {console.command(*words)}")
 
 

@@ -74,14 +74,9 @@ def pack(
         made = MicroVector(found.values, dtype or found.dtype, number, basis.digest)
         last = None if until is None else until.date()
         data = made.to_bytes(basis, tag=signer or tags.Crc32(), user=bound, until=last)
-        record = {
-            "count": basis.size,
-            "key": "" if signer is None else signer.id,
-            "basis": basis.digest,
-            "projection": basis.projection.descriptor,
-            "norm": made.norm,
-            "exact": bool((made.values == found.values).all()),
-        }
+        record = {"count": basis.size, "key": "" if signer is None else signer.id, "basis": basis.digest}
+        record |= {"projection": basis.projection.descriptor, "norm": made.norm}
+        record["exact"] = bool((made.values == found.values).all())
     record = {"vector": output, **vectors.header(data), **record}
     if as_text and printed:
         console.say(text.encode(data))

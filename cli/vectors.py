@@ -105,23 +105,17 @@ def header(data: bytes) -> dict[str, Any]:
         raise FrameError("the vector is empty: expected a frame")
     version, dtype, kind = frame.form(data)
     around = frame.HEADER_BYTES[version] + tags.SIZES[kind]
-    found = values.counts(length - around, dtype)
-    if not found:
+    counts = values.counts(length - around, dtype)
+    if not counts:
         raise FrameError(
             f"the frame has {length} bytes, of which its header and {tags.NAMES[kind]} tag take {around}: "
             f"the rest are no whole {dtype} values; it was cut or padded on its way"
         )
-    dated = version == frame.DATED
-    return {
-        "bytes": length,
-        "version": version,
-        "dtype": dtype,
-        "tag": tags.NAMES[kind],
-        "basis_id": data[1:5].hex(),
-        "sequence": frame.sequence_of(data),
-        **({"until": expiry.day_date(int.from_bytes(data[7:9], "little")).isoformat()} if dated else {}),
-        "count": found[-1],  # of int8, where a last byte of 0 may be none: the basis knows
-    }
+    found: dict[str, Any] = {"bytes": length, "version": version, "dtype": dtype, "tag": tags.NAMES[kind]}
+    found |= {"basis_id": data[1:5].hex(), "sequence": frame.sequence_of(data)}
+    if version == frame.DATED:
+        found["until"] = expiry.day_date(int.from_bytes(data[7:9], "little")).isoformat()
+    return found | {"count": counts[-1]}  # of int8, where a last byte of 0 may be none: the basis knows
 
 
 def summary(vector: MicroVector) -> str:
@@ -145,18 +139,11 @@ def next_sequence(before: MicroVector | None) -> int:
 def factors_facts(bases: Bases) -> dict[str, Any]:
     """Return what a model's factors are, for a report, and what vectors they take: see `sizes`."""
     factors = bases.factors
-    return {
-        "factors": factors.digest,
-        "architecture": factors.architecture,
-        "modules": len(factors.modules),
-        "kinds": factors.kinds,
-        "rank": factors.rank,
-        "outputs": factors.outputs,
-        "factor_dtype": factors.dtype,
-        "projections": [p.descriptor for p in bases.projections],
-        "fingerprints": list(bases.fingerprints),
-        "frame_bytes": sizes(bases),
-    }
+    about: dict[str, Any] = {"factors": factors.digest, "architecture": factors.architecture}
+    about |= {"modules": len(factors.modules), "kinds": factors.kinds, "rank": factors.rank}
+    about |= {"outputs": factors.outputs, "factor_dtype": factors.dtype}
+    about["projections"] = [projection.descriptor for projection in bases.projections]
+    return about | {"fingerprints": list(bases.fingerprints), "frame_bytes": sizes(bases)}
 
 
 def sizes(bases: Bases) -> dict[str, dict[str, int]]:

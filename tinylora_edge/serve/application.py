@@ -244,15 +244,8 @@ def _nothing(user: str) -> RefusedError:
 
 def _model(service: Service, name: str) -> dict[str, object]:
     bases = service.pool.bases
-    return {
-        "id": name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "tinylora-edge",
-        "factors": bases.id,
-        "vectors": bases.known(),
-        "n_ctx": service.pool.n_ctx,
-    }
+    found = {"id": name, "object": "model", "created": 0, "owned_by": "tinylora-edge"}
+    return found | {"factors": bases.id, "vectors": bases.known(), "n_ctx": service.pool.n_ctx}
 
 
 _ROUTES = (

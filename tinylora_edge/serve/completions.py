@@ -70,27 +70,12 @@ _LAST_EVENT_S = 3.0  # of a server that goes down: a stream without its error ev
 _CHOICES = 8  # answers to one prompt, at most
 _ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
 _OF_CALLS = ("tool_calls", "tool_call_id")  # of a message
-_TEXT, _INTEGER, _NUMBER, _BOOL = (str,), (int,), (int, float), (bool,)
-_TYPES: dict[str, tuple[type, ...]] = {
-    "model": _TEXT,
-    "max_tokens": _INTEGER,
-    "max_completion_tokens": _INTEGER,
-    "n": _INTEGER,
-    "temperature": _NUMBER,
-    "top_p": _NUMBER,
-    "seed": _INTEGER,
-    "stop": (str, list),
-    "stream": _BOOL,
-    "stream_options": (dict,),
-    "logprobs": (bool, int),
-    "top_logprobs": _INTEGER,
-    "user": _TEXT,
-    "vector": _TEXT,
-    "response_format": (dict,),
-    "tools": (list,),
-    "tool_choice": (str, dict),
-    "parallel_tool_calls": _BOOL,
-}
+_TYPES: dict[str, tuple[type, ...]] = dict.fromkeys(("model", "user", "vector"), (str,))
+_TYPES |= dict.fromkeys(("max_tokens", "max_completion_tokens", "n", "seed", "top_logprobs"), (int,))
+_TYPES |= dict.fromkeys(("temperature", "top_p"), (int, float))
+_TYPES |= dict.fromkeys(("stream", "parallel_tool_calls"), (bool,))
+_TYPES |= dict.fromkeys(("stream_options", "response_format"), (dict,))
+_TYPES |= {"stop": (str, list), "logprobs": (bool, int), "tools": (list,), "tool_choice": (str, dict)}
 _WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "object", list: "list"}
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {  # name -> values that have no effect
     "functions": (None, []),

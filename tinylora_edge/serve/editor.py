@@ -126,15 +126,9 @@ class VectorEditor:
         again = MicroVector(vector.values, _DTYPE if movable else vector.dtype, sequence)
         frame = again.to_bytes(basis, user=USER)
         self._policy.check(frame, basis, user=USER)
-        return {
-            "object": "page.vector",
-            "numbers": basis.size,
-            "values": [float(value) for value in vector.values] if movable else None,
-            "norm": vector.norm,
-            "sequence": sequence,
-            "vector": text.encode(frame),
-            "bytes": len(frame),
-        }
+        values = [float(value) for value in vector.values] if movable else None
+        found = {"object": "page.vector", "numbers": basis.size, "values": values, "norm": vector.norm}
+        return found | {"sequence": sequence, "vector": text.encode(frame), "bytes": len(frame)}
 
     def _sequence(self) -> int:
         stored = self._store.get(USER)
@@ -154,20 +148,10 @@ async def page_about(request: Request, service: Service) -> Response:
     """Answer `GET /v1/page`: what the page shows, the visitor's vector, and what clicks made of it."""
     editor = _editor(request, service)
     present, learned = await asyncio.to_thread(lambda: (editor.present(), editor.learned()))
-    return JSONResponse(
-        {
-            "object": "page",
-            "model": service.name,
-            "user": USER,
-            "basis": editor.basis.id,
-            "sliders": editor.basis.size,
-            "reach": editor.reach(),
-            "feedback": service.feedback is not None,
-            "max_tokens": service.limits.tokens,
-            "vector": present,
-            "learned": learned,
-        }
-    )
+    about: dict[str, Any] = {"object": "page", "model": service.name, "user": USER, "basis": editor.basis.id}
+    about |= {"sliders": editor.basis.size, "reach": editor.reach(), "feedback": service.feedback is not None}
+    about |= {"max_tokens": service.limits.tokens, "vector": present, "learned": learned}
+    return JSONResponse(about)
 
 
 async def page_vector(request: Request, service: Service) -> Response:
