@@ -62,13 +62,13 @@ def test_a_users_own_messages(cli, tiny, tmp_path):
     assert "reward text; SFT on 896 numbers" in trained.stderr
     assert "nats a token, less is better" in trained.stdout
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
-    shown = len(manifest["prompt"]["examples"])
-    assert f"vector + {shown} earlier texts" in trained.stdout
+    count = len(manifest["prompt"]["examples"])
+    assert f"vector + {count} earlier texts" in trained.stdout
     (phase,) = manifest["result"]["phases"]
     assert (phase["method"], phase["best_score"] > phase["start_score"]) == ("sft", True)
     arms, n = manifest["arms"], manifest["held_out"]["n"]
     assert arms["base"]["tokens"] == 1
-    assert arms["prompt"]["tokens"] > 1 + 12 * shown, "a token a byte"
+    assert arms["prompt"]["tokens"] > 1 + 12 * count, "a token a byte"
     eval_ = ("eval", tiny / "bundle", texts, "--vector", out, "-n", n)
     found = json.loads(cli(*eval_, "--examples", 2, "--json").stdout)
     assert {name: found[name]["mean"] for name in ("base", "vector")} == pytest.approx(
