@@ -63,9 +63,10 @@ class TestRollback:
         path = tmp_path / "state"
         apply(policy(path), frame(5))
         fresh = policy(path)
-        assert fresh.check(frame(5), BASIS).sequence == 5
-        with pytest.raises(RollbackError):
-            fresh.check(frame(4), BASIS)
+        assert apply(fresh, frame(5)).sequence == 5
+        for data in (frame(4), other_frame(5)):
+            with pytest.raises(RollbackError):
+                fresh.check(data, BASIS)
 
     def test_factors_keys_and_streams_have_marks_of_their_own(self, tmp_path):
         path = tmp_path / "state"
@@ -146,8 +147,9 @@ class TestFile:
                 path.write_bytes(whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :])
                 with pytest.raises(VectorError, match=r"state is damaged: .*\. Restore it"):
                     policy(path)
-        for length in range(len(whole)):
-            path.write_bytes(whole[:length])
+        older = b"tinylora state 3 " + b"0" * 64 + b"\n{}\n"
+        for data in (older, *(whole[:length] for length in range(len(whole)))):
+            path.write_bytes(data)
             with pytest.raises(VectorError, match="damaged"):
                 policy(path)
 
@@ -171,12 +173,6 @@ class TestFile:
             pytest.raises(VectorError, match=f"more than {DOCUMENT_BYTES:,} bytes"),
         ):
             policy(tmp_path / "state")
-
-    def test_an_equal_sequence_with_other_content_is_refused_after_a_restart(self, tmp_path):
-        apply(policy(tmp_path / "state"), frame(5))
-        apply(policy(tmp_path / "state"), frame(5))
-        with pytest.raises(RollbackError):
-            policy(tmp_path / "state").check(other_frame(5), BASIS)
 
     def test_a_later_vector_of_another_process_refuses_what_was_checked_before(self, tmp_path):
         ours, theirs = policy(tmp_path / "state"), policy(tmp_path / "state")
