@@ -55,7 +55,7 @@ def show(record: dict[str, Any]) -> None:
 def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what the record of a run says of its vector beside `table`: gain, forms, drift, and more."""
     found, (sign, unit) = [], _scale(record)
-    base = "beneath" if "under" in record else "base"
+    base = "beneath" if "under" in record or "beneath" in record.get("arms", ()) else "base"
     if "held_out" in record:
         held = SimpleNamespace(**record["held_out"])
         if "arms" not in record:

@@ -54,6 +54,7 @@ def train(
     start: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A vector to begin with, of any size up to this one.")
     ] = None,
+    under: opts.UnderOption = None,
     system: opts.SystemOption = None,
     examples: opts.ExamplesOption = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
@@ -77,6 +78,7 @@ def train(
     A vector is all entries of R at a rank, 13,440 for SmolLM2 at rank 8; with --numbers 13 it is in
     directions that the bundle has learned, or the paper's.
 
+    With --under it learns on top of a shared vector, which lies beneath it later too. FILE has its own alone.
     With --system or --examples the vector is trained behind a prompt, and belongs to it.
 
     \b
@@ -100,6 +102,7 @@ def train(
         lr=lr,
         seed=seed,
         keep=keep,
+        under=None if under is None else vectors.read(str(under)),
         weights=None if weights is None else str(weights),
         evaluate=evaluate,
     )

@@ -13,6 +13,7 @@ import pytest
 import trl_world
 
 from tinylora_edge import MicroVector, load_bundle, runtime
+from tinylora_edge.cli import results
 from tinylora_edge.eval import evaluate
 from tinylora_edge.eval.few_shot import TRIED
 from tinylora_edge.eval.measure import INTERRUPTED
@@ -85,6 +86,31 @@ class TestMeasured:
         assert ends["base on held-out prompts"] == ends["vector + prompt on held-out prompts"] == 8
         assert ends["worked examples on validation prompts"] == len(TRIED) * 8
         assert ends["vector in ONNX Runtime"] == 8
+
+    def test_what_lies_beneath_takes_the_place_of_the_base(
+        self, both: Path, task: Task, quick: Options, tmp_path: Path
+    ) -> None:
+        basis = load_bundle(both).basis(rank=8)
+        shared = MicroVector.random(basis, 3.0, seed=6)
+        record = run(both, task, tmp_path, replace(quick, under=shared.to_bytes(basis)))
+        arms, held, forms = record["arms"], record["held_out"], record["forms"]
+        assert list(arms) == ["beneath", "vector", "prompt", "vector + prompt"]
+        assert [arms[name]["bytes"] for name in ("beneath", "prompt")] == [0, 0]
+        own = MicroVector.from_bytes((tmp_path / "v").read_bytes(), load_bundle(both).bases)
+        stack = replace(own, under=shared)
+        for engine, form in (("llama", forms["llama.cpp"]), ("onnx", forms["ONNX Runtime"])):
+            with (
+                runtime.load(both, engine=engine, n_ctx=64, n_threads=1) as llm,
+                llm.batch(task.held_out, 5, n_threads=1) as batch,
+            ):
+                scores = [evaluate(batch, task, each).mean for each in (shared, stack)]
+            assert [form["base"], form["vector"]] == scores
+        assert [held["base"], held["vector"]] == [arms[name]["mean"] for name in ("beneath", "vector")]
+        assert set(record["answers"][0]) == {"asked", "wanted", *arms}
+        assert results.table(record)[1][0] == "what lies beneath"
+        rows = dict(results.rows(record))
+        assert "vector - beneath" in rows
+        assert "from what lies beneath on 32 general prompts" in rows["drift"]
 
     @pytest.mark.parametrize("at", ["vector on held-out prompts", "worked examples on validation prompts"])
     def test_ctrl_c_loses_nothing_that_is_known(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -78,6 +79,39 @@ def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Option
     with_vector = runtime.load(tiny_bundle, data, n_ctx=64)
     assert with_vector.vector == vector
     with_vector.close()
+
+
+def test_what_is_learned_on_a_shared_vector_is_written_alone(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
+) -> None:
+    """As if the run had begun with the shared one, of the same size: it has the same losses."""
+    basis = load_bundle(tiny_bundle).basis(rank=8)
+    shared = MicroVector.random(basis, 2.0, seed=4)
+    runs = {
+        "whole": replace(short, start=tuple(shared.values.tolist())),
+        "own": replace(short, start=None, under=shared.to_bytes(basis)),
+    }
+    curves, found, manifests = {}, {}, {}
+    for name, options in runs.items():
+        train(tiny_bundle, letters_task, tmp_path / name, options=options)
+        manifests[name] = json.loads((tmp_path / f"{name}.json").read_text())
+        curves[name] = [row["loss"] for row in manifests[name]["curve"] if "loss" in row]
+        found[name] = MicroVector.from_bytes((tmp_path / name).read_bytes(), basis)
+    assert len(curves["own"]) == 4
+    assert curves["own"] == pytest.approx(curves["whole"], rel=1e-2)
+    assert manifests["own"]["options"]["under"] == hashlib.sha256(runs["own"].under).hexdigest()
+    away = found["whole"].values - shared.values - found["own"].values
+    assert np.linalg.norm(away) < 0.1 * np.linalg.norm(found["own"].values)
+
+
+def test_a_shared_vector_that_does_not_fit_is_refused_before_anything_runs(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
+) -> None:
+    other = support.random_basis()
+    frame = MicroVector.zeros(other).to_bytes(other)
+    with pytest.raises(BasisMismatchError, match=f"vector 1 of a stack: the vector is for basis {other.id}"):
+        train(tiny_bundle, letters_task, tmp_path / "v", options=replace(short, under=frame))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("cut", [3, 8])
@@ -529,11 +563,13 @@ def test_a_checkpoint_of_another_run_is_refused(
     options = replace(options, start=None)
     interrupted(tiny_bundle, letters_task, tmp_path / "v", options, after=1)
     (tmp_path / "other").symlink_to(tiny_weights)
+    basis = load_bundle(tiny_bundle).basis(rank=1)
     first, *rest = letters_task.train
     changes: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("seed is 1, this run's is 2", {}, {"seed": 2}),
         ("basis is '", {}, {"rank": 1}),
         ("start is None, this run's is '", {}, {"start": (0.1,) * 896}),
+        ("under is None, this run's is '", {}, {"under": MicroVector.zeros(basis).to_bytes(basis)}),
         ("keep", {}, {"keep": True}),
         ("weights", {}, {"weights": str(tmp_path / "other")}),
         ("max_tokens is 6, this run's is 5", {"max_tokens": 5}, {}),

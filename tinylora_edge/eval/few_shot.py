@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import TrainError
 from ..runtime.model import PersonalizedModel
 from ..tasks import Preamble, Sample, Task, draw_examples
+from ..vector import MicroVector
 from .scores import Answered, evaluate
 
 TRIED = tuple(itertools.product(range(3), (2, 4, 8)))
@@ -53,10 +54,11 @@ def find_examples(
     judged: Sequence[Sample],
     *,
     seconds: float,
+    vector: MicroVector | None = None,
     n_threads: int | None = None,
     answered: Answered = lambda count: None,
 ) -> FewShot:
-    """Find the worked examples that do best for the base, among a task's own training prompts.
+    """Find the worked examples that do best for the base, or a vector, among a task's own training prompts.
 
     They are chosen by the prompts of `judged`, which are not shown themselves, nor measured on. After so many
     `seconds` whatever is being tried is given up. `answered` is told of progress: of as many answers as there
@@ -87,7 +89,7 @@ def find_examples(
             continue
         try:
             with batch:
-                one = evaluate(batch, task, None, samples=judged, preamble=preamble, answered=going)
+                one = evaluate(batch, task, vector, samples=judged, preamble=preamble, answered=going)
         except _OverError:
             break
         found[Tried(count, draw, one.mean)] = preamble

@@ -40,6 +40,8 @@ _KEPT = 8  # answers that the record keeps
 class Measuring:
     """What is known of a vector: evaluations by name (`base`, `vector`), and the record as JSON takes it.
 
+    Where another vector lies beneath it, that takes the place of the base, as `beneath`.
+
     Attributes:
         bundle: of the model.
         llm: the model in llama.cpp, and `batch` over it.
@@ -89,9 +91,9 @@ class Measuring:
     def _held_out(self) -> None:
         if is_text(self.task.reward):
             self.record["unit"] = "nats a token"
-        self._arm("base", self.batch, None)
+        self._arm(self._base, self.batch, self.vector.under)
         self._arm("vector", self.batch, self.vector)
-        self.record["held_out"] = held_out(self.found["base"], self.found["vector"])
+        self.record["held_out"] = held_out(self.found[self._base], self.found["vector"])
 
     def _few_shot(self) -> None:
         if self.task.preamble is not None:
@@ -99,17 +101,23 @@ class Measuring:
         judged = self.validation[:_JUDGED]
         answered = self._progress("worked examples on validation prompts", len(TRIED) * len(judged))
         best = find_examples(
-            self.llm, self.task, judged, seconds=_SEARCH_S, answered=answered, n_threads=self.n_threads
+            self.llm,
+            self.task,
+            judged,
+            vector=self.vector.under,
+            seconds=_SEARCH_S,
+            answered=answered,
+            n_threads=self.n_threads,
         )
         self.record["prompt"] = best.record()
         prompts = [best.preamble.before(sample) for sample in self.task.held_out]
         with self.llm.batch(prompts, self.task.max_tokens, n_threads=self.n_threads) as batch:
-            self._arm("prompt", batch, None, best.preamble)
+            self._arm("prompt", batch, self.vector.under, best.preamble)
             self._arm("vector + prompt", batch, self.vector, best.preamble)
 
     def _graph(self) -> None:
         samples = self.task.held_out[:_ON_OTHERS]
-        arms = {"base": None, "vector": self.vector}
+        arms = {self._base: self.vector.under, "vector": self.vector}
         with (
             closing(runtime.load(self.bundle, engine="onnx", n_threads=self.n_threads)) as other,
             other.batch(samples, self.task.max_tokens, n_threads=self.n_threads) as batch,
@@ -119,7 +127,7 @@ class Measuring:
                 answered = self._progress(f"{name} in {_ONNX}", len(samples))
                 found[name] = evaluate(batch, self.task, vector, samples=samples, answered=answered)
         first = {name: self.found[name].first(len(samples)) for name in arms}
-        here, there = (held_out(each["base"], each["vector"]) for each in (first, found))
+        here, there = (held_out(each[self._base], each["vector"]) for each in (first, found))
         if not is_text(self.task.reward):
             answers = found["vector"].answers
             there["same"] = sum(map(eq, answers, first["vector"].answers))
@@ -137,6 +145,10 @@ class Measuring:
         found = measure_drift(self.llm, self.vector, count=_GENERAL, n_threads=self.n_threads)
         self.record["drift"] = found.record()
 
+    @property
+    def _base(self) -> str:
+        return "base" if self.vector.under is None else "beneath"
+
     def _arm(
         self, name: str, batch: Batch, vector: MicroVector | None, preamble: Preamble = _NOTHING
     ) -> None:
@@ -150,7 +162,7 @@ class Measuring:
             "standard_error": found.standard_error,
             **({} if found.partial is None else {"partial": found.partial}),
             "tokens": fmean(tokens),
-            "bytes": 0 if vector is None else len(vector.to_bytes(self.llm.bases.of(vector))),
+            "bytes": len(vector.to_bytes(self.llm.bases.of(vector))) if vector is self.vector else 0,
         }
         if is_text(self.task.reward):  # nothing is answered
             return

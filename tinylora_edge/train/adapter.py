@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..basis import Basis
 from ..projection import Projection
 from ..runtime.batch import Stopped
-from ..vector import MicroVector
+from ..vector import AdmittedVector, MicroVector
 from .model import factors_for, hf_names
 
 
@@ -33,14 +33,23 @@ class Adapter(nn.Module):
     `v`, float32 [n], is the trainable parameter; the model's weights may have any float dtype. A pass that
     computes when `time.monotonic()` is later than `until` ends with `Stopped`, at the next module.
 
+    Attributes:
+        under: the vector that lies beneath v, which does not learn; None for none.
+        beneath: its R, or zeros: float32 [M, p, q], as large as R is where both act.
+
     Raises:
         TrainError: a module of the basis is not in the model, is no linear layer, or its factors are not
             those of the layer's weight; the model stays as it was, but for being frozen.
     """
 
-    def __init__(self, model: nn.Module, basis: Basis) -> None:
+    beneath: Tensor
+
+    def __init__(self, model: nn.Module, basis: Basis, under: AdmittedVector | None = None) -> None:
         super().__init__()
-        self.basis = basis
+        self.basis, self.under = basis, under
+        fixed = np.zeros((len(basis.modules), *basis.shape), np.float32) if under is None else under.r
+        outputs, inputs = (max(each) for each in zip(basis.shape, fixed.shape[1:], strict=True))
+        self.register_buffer("beneath", _padded(torch.from_numpy(fixed.copy()), outputs, inputs))
         self.v = nn.Parameter(torch.zeros(basis.size))
         self.until = math.inf
         self._handles: list[Any] = []
@@ -48,7 +57,8 @@ class Adapter(nn.Module):
         model.requires_grad_(False)
         names = hf_names(model, basis.factors)
         pairs = [
-            factors_for(model, basis.factors, module, names[module], basis.shape) for module in basis.modules
+            factors_for(model, basis.factors, module, names[module], (outputs, inputs))
+            for module in basis.modules
         ]
         for position, (module, pair) in enumerate(zip(basis.modules, pairs, strict=True)):
             linear: Any = model.get_submodule(names[module])
@@ -64,12 +74,14 @@ class Adapter(nn.Module):
             self.v.copy_(torch.from_numpy(self.basis.values(v).copy()))
 
     def vector(self) -> MicroVector:
-        """Return v as a micro-vector."""
-        return MicroVector(self.v.detach().cpu().numpy().copy(), basis=self.basis.digest)
+        """Return v as a micro-vector, on what lies beneath it."""
+        values = self.v.detach().cpu().numpy().copy()
+        return MicroVector(values, basis=self.basis.digest, under=self.under)
 
     def R(self) -> Tensor:
-        """R of every module from the present v: [M, p, q], differentiable."""
-        return projected(self.v, self.basis.projection)
+        """R of every module from the present v and what lies beneath: [M, p, q], differentiable."""
+        own = projected(self.v, self.basis.projection)
+        return _padded(own, *self.beneath.shape[1:]) + self.beneath.to(own)
 
     @contextmanager
     def using(self, r: Tensor | None) -> Iterator[None]:
@@ -82,7 +94,7 @@ class Adapter(nn.Module):
 
     @contextmanager
     def observing(self) -> Iterator[list[list[NDArray[np.float64]]]]:
-        """Sum A x (A x)' and B' d (B' d)' over the tokens of this thread's backward passes of a block.
+        """Sum A x (A x)' and B' d (B' d)', of v's directions, over this thread's backward passes of a block.
 
         Yields:
             both of each module, float64 [q, q] and [p, p]; d are gradients at the module's output.
@@ -116,12 +128,18 @@ class Adapter(nn.Module):
                 raise Stopped
             moments = getattr(self._forward, "moments", None)
             if moments is not None and low is not None and high is not None:
-                moments[position] = [(each.mT @ each).double().cpu().numpy() for each in (low, high)]
+                own = low[:, : self.basis.shape[1]], high[:, : self.basis.shape[0]]
+                moments[position] = [(each.mT @ each).double().cpu().numpy() for each in own]
 
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return output + SidePath.apply(inputs[0], self._forward.r[position], a, b, watch)
 
         return add
+
+
+def _padded(r: Tensor, outputs: int, inputs: int) -> Tensor:
+    """Return R as the corner of a larger one."""
+    return nn.functional.pad(r, (0, inputs - r.shape[2], 0, outputs - r.shape[1]))
 
 
 def projected(v: Tensor, projection: Projection) -> Tensor:

@@ -172,7 +172,11 @@ class Rehearsal:
         if number not in self._groups:
             first = number - number % _AT_ONCE
             prompts = self._prompts[first : first + _AT_ONCE]
-            drawn = self._batch.generate([each.tolist() for each in prompts], max_tokens=REHEARSED_TOKENS)
+            drawn = self._batch.generate(
+                [each.tolist() for each in prompts],
+                vectors=self._learner.adapter.under,
+                max_tokens=REHEARSED_TOKENS,
+            )
             for each in drawn:
                 prompt, one = prompts[each.prompt], np.ones(1, np.float32)
                 self._groups[first + each.prompt] = Group(prompt, [each.tokens], one)

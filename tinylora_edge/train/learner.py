@@ -191,13 +191,15 @@ class Learner:
     def pull(self, groups: Sequence[Group]) -> Gradient:
         """Return KL(base || v) of the next token, the mean over those of the completions, and its gradient.
 
+        What lies beneath v is part of the base.
+
         It is exact, of the whole vocabulary at temperature 1.
         """
 
         def loss(chosen: Sequence[Group]) -> tuple[Tensor, float]:
             rows = [group.prompt for group in chosen], [group.completions for group in chosen]
             with torch.no_grad():
-                base = self.outputs(*rows, torch.zeros_like(self.adapter.R()))
+                base = self.outputs(*rows, self.adapter.beneath.to(self.adapter.v))
             return divergences(self.outputs(*rows), base, self.head).sum(), 0.0
 
         return self._gradient(groups, loss)

@@ -72,6 +72,8 @@ class Options:
         seed: of everything that is random.
         start: values that training starts from, as many as the basis has (`grown` makes them of a smaller
             vector); None is the base.
+        under: the frame of a shared vector that lies beneath what learns, and does not change. What is drawn
+            and measured is on top of it; what is written is what was learned alone.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
         workers: threads, a core each; None takes every core.
@@ -93,6 +95,7 @@ class Options:
     keep: bool | None = None
     seed: int = 0
     start: tuple[float, ...] | None = None
+    under: bytes | None = None
     weights: str | None = None
     dtype: str | None = None
     workers: int | None = None
@@ -164,9 +167,11 @@ class Options:
         )
 
     def record(self) -> dict[str, Any]:
-        """Return the options as JSON holds them: of the values to start from their SHA-256."""
+        """Return the options as JSON holds them: of a start's values and of a shared frame their SHA-256."""
         values = np.array(self.start or (), "<f4").tobytes()
-        return asdict(self) | {"start": hashlib.sha256(values).hexdigest() if values else None}
+        data = {"start": values, "under": self.under}
+        hashed = {name: hashlib.sha256(each).hexdigest() if each else None for name, each in data.items()}
+        return asdict(self) | hashed
 
 
 def grown(vector: MicroVector, bases: Bases, basis: Basis) -> tuple[float, ...]:

@@ -18,12 +18,14 @@ from ..eval.measure import Measuring
 from ..eval.scores import fitted
 from ..formats.bundle import load_bundle
 from ..process import cores, first_interrupt
+from ..runtime.admission import admit
 from ..runtime.batch import Batch
 from ..runtime.learning.state import Report
 from ..tasks import Completion, Sample, Task
 from ..tasks.builtin import load_general
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
+from ..vector import Policy
 from .adapter import Adapter
 from .batches import REHEARSED_TOKENS, Demonstrations, Rehearsal, Sampled
 from .learner import Learner
@@ -69,6 +71,7 @@ def train(
         TrainError: the task or the options do not work out, or nothing that was tried is better than the
             start; the message says which and what to do.
         BasisError: the bundle has no basis of the rank or the numbers that are asked for.
+        VectorError: the shared vector is refused.
         BaseMismatchError: the base is not one that the factors were exported for.
         MissingExtraError: torch, transformers or llama-cpp-python is not installed.
         OSError: a file cannot be written.
@@ -306,6 +309,8 @@ class _Engines:
         stack.enter_context(one_thread())
         self._bundle = load_bundle(bundle)
         self.basis = options.basis(self._bundle.bases)
+        under = options.under
+        shared = None if under is None else admit(under, self._bundle.bases, Policy(), beneath=True)
         deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
         self.deployed = stack.enter_context(closing(deployed))
         self.task = task = fitted(task, deployed)
@@ -325,7 +330,7 @@ class _Engines:
         batch = Batch(self.deployed, n_ctx_seq=room, n_threads=self.threads)
         self.batch = stack.enter_context(batch)
         self.model = load_model(options.weights or self._bundle.base, options.dtype)
-        self.adapter = stack.enter_context(Adapter(self.model, self.basis))
+        self.adapter = stack.enter_context(Adapter(self.model, self.basis, shared))
 
     def about(self) -> dict[str, Any]:
         """Return what a run learns from, and how, as its record has it."""

@@ -310,7 +310,7 @@ class Trainer:
         return Result(self._vector(state.best_v), (phase,))
 
     def _vector(self, v: NDArray[np.float32]) -> MicroVector:
-        return MicroVector(v, basis=self.basis.digest)
+        return MicroVector(v, basis=self.basis.digest, under=self.learner.adapter.under)
 
     def _step(self) -> dict[str, Any]:
         state = self.state
@@ -365,7 +365,8 @@ class Trainer:
         m = state.m / (1 - first**state.updates)
         s = state.s / (1 - second**state.updates)
         step = self._coordinates().values(lr * m / (np.sqrt(s) + 1e-8))
-        state.v = self.basis.bounded(state.v - step).astype(np.float32)
+        fixed = getattr(self.learner.adapter.under, "r", None)
+        state.v = self.basis.bounded(state.v - step, fixed).astype(np.float32)
 
     def _coordinates(self) -> Whitening | ModuleWhitening:
         """Return the coordinates of steps: by the start and the first prompts, as in a resumed run."""
