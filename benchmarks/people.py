@@ -1,0 +1,434 @@
+"""Vectors of real people: what a user's own one brings on their next messages, and how many bytes it has.
+
+    python benchmarks/people.py FOLDER --arms base prompt-10 shared own-rank-8 --users 2 --n 200
+    python benchmarks/people.py FOLDER --arms own-rank-8 other-rank-8 shared-lora-8 --seeds 0 1 2
+
+`FOLDER` has `smsCorpus_en_xml_2015.03.09_all.zip` of github.com/kite1988/nus-sms-corpus (the NUS SMS Corpus,
+Chen and Kan, 2013). Users have 300 messages or more, of 16 characters or more, each text once: they learn
+from the last `n` of the first 200, and the next 100 are measured. A shared vector learns from users with
+fewer messages, up to 150 of each, once a size and seed.
+
+An arm is `base`; `prompt-K`, the base behind the user's K messages before; `shared`, the shared vector;
+`own-SIZE`, a vector of the user's own on the shared one; `alone-SIZE`, without it; `other-SIZE`, that of the
+user before on the shared one; `lora-K` and `shared-lora-K`, a LoRA on the same layers. A SIZE is `numbers-N`
+or `rank-K`, K being k or PxQ. The last tenth of what is learned from ends each run, and chooses what is
+measured and which of a LoRA's step sizes counts. What was learned is measured in int8. Texts are learned
+and measured as `train` does it, in torch on the dequantized weights. A run in the record is not run again;
+`--frames` is a folder of vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import _common as bench  # first: it sets what libraries read when loaded
+import numpy as np
+import torch
+from _records import between
+from _subjects import smollm2
+from public import Lora, differentiated
+from torch import Tensor
+
+from tinylora_edge import Basis, MicroVector, load_bundle, runtime
+from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.factors import read_shape
+from tinylora_edge.process import cores
+from tinylora_edge.tasks import Sample
+from tinylora_edge.train import Adapter, Group, Learner
+from tinylora_edge.train.model import load_model
+from tinylora_edge.train.trainer import WHITENED, default_lr
+from tinylora_edge.train.whitening import whitened
+
+ARCHIVE = "smsCorpus_en_xml_2015.03.09_all"
+COLLECTIONS = {"0", "51", "unknown"}  # ids that are not one person's
+SHORTEST = 16  # characters
+LEARNED, HELD_OUT = 200, 100  # messages of a user
+OTHERS, JUDGED = (
+    150,
+    100,
+)  # messages of another user, and of all of them that end the learning of a shared one
+BATCH, EVERY, PATIENCE = 16, 5, 3  # messages a step, steps between two validations, and those without a gain
+KEYS = "model", "shared", "user", "arm", "n", "seed", "lr", "steps"
+ARM = re.compile(r"(base|shared)|(prompt|lora|shared-lora)-(\d+)|(own|alone|other)-((?:numbers|rank)-[\dx]+)")
+
+
+class People(NamedTuple):
+    """Messages of each user that is measured, those with most first, and of each other user."""
+
+    measured: dict[str, list[str]]
+    others: dict[str, list[str]]
+
+
+def people(folder: Path) -> People:
+    """Return the corpus's messages by user, each in its order. A user's name is the beginning of their id."""
+    texts: dict[str, dict[str, None]] = {}
+    with zipfile.ZipFile(folder / f"{ARCHIVE}.zip") as archive:
+        name = archive.namelist()[0]
+        for _, node in ElementTree.iterparse(archive.open(name)):
+            if node.tag == "message":
+                text = (node.findtext("text") or "").strip()
+                if len(text) >= SHORTEST:
+                    texts.setdefault(node.findtext("source/userProfile/userID") or "unknown", {})[text] = None
+                node.clear()
+    users = sorted(texts.keys() - COLLECTIONS, key=lambda user: (-len(texts[user]), user))
+    found = {user[:12]: [*texts[user]] for user in users}
+    enough = [user for user in found if len(found[user]) >= LEARNED + HELD_OUT]
+    return People(
+        {user: found[user][: LEARNED + HELD_OUT] for user in enough},
+        {user: found[user][:OTHERS] for user in found.keys() - set(enough)},
+    )
+
+
+class Nothing:
+    """In an adapter's place where nothing is learned."""
+
+    def using(self, r: None) -> nullcontext[None]:
+        return nullcontext(r)
+
+
+class Study:
+    """The model, whose weights every arm shares, and what learns and is measured on it."""
+
+    def __init__(self, options: argparse.Namespace, base: Path, bundle: Path) -> None:
+        torch.set_num_threads(1)
+        self.options, self.name, self.bundle = options, base.stem, load_bundle(bundle)
+        self.people = people(options.folder)
+        self.users = [*self.people.measured][: options.users]
+        self.model = load_model(self.bundle.base)
+        self.model.set_attn_implementation("sdpa")
+        self._llm = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=1)
+        self._done = {self._key(row) for row in bench.read_study(options.study)}
+
+    def asked(self) -> Iterator[dict[str, Any]]:
+        """Yield what is asked for: users outermost, so that a stopped study has whole users."""
+        for seed in self.options.seeds:
+            for user in self.users:
+                for arm in self.options.arms:
+                    yield from self._runs(user, arm, seed)
+
+    def run(self, each: dict[str, Any]) -> None:
+        """Run what the record lacks, and keep it."""
+        if self._key(each) in self._done:
+            return
+        if each["arm"].startswith("other"):
+            self.run(self._before(each))
+        began = time.monotonic()
+        with ExitStack() as stack:
+            found = self._found(each, stack)
+        environment = bench.environment()
+        about = {"commit": bench.commit(), "cpu": environment["cpu"], "versions": environment["versions"]}
+        row = each | found | {"seconds": round(time.monotonic() - began, 1), **about}
+        bench.keep(self.options.study, row)
+        self._done.add(self._key(row))
+        print(f"{each['user'] or 'others':12} {each['arm']:16} n {each['n']}, {cells(row)}", flush=True)
+
+    def _runs(self, user: str, arm: str, seed: int) -> Iterator[dict[str, Any]]:
+        plain, kind, _, own, _ = ARM.fullmatch(arm).groups()  # type: ignore[union-attr]
+        kind = plain or kind or own
+        each: dict[str, Any] = dict.fromkeys(KEYS) | {"model": self.name, "user": user, "arm": arm}
+        if kind not in ("base", "prompt", "lora", "alone"):
+            each["shared"] = self.options.shared
+        if kind in ("base", "prompt"):
+            yield each
+            return
+        each["seed"] = seed
+        if kind == "shared":
+            yield each
+            return
+        each["steps"] = self.options.steps
+        for n in [LEARNED] if kind == "other" else self.options.n:
+            for lr in self.options.lora_lrs if "lora" in kind else [None]:
+                yield each | {"n": n, "lr": lr}
+
+    def _found(self, each: dict[str, Any], stack: ExitStack) -> dict[str, Any]:
+        """Return the figures of one run; what lies beneath it is attached until the stack ends."""
+        arm, user, seed = each["arm"], each["user"], each["seed"]
+        plain, kind, rank, own, size = ARM.fullmatch(arm).groups()  # type: ignore[union-attr]
+        if each["shared"] is not None:
+            shared = self._adapter(stack, each["shared"])
+            shared.set(self._shared(seed))
+            shared.v.requires_grad_(False)
+        texts = self.people.measured[user]
+        if plain or kind == "prompt":
+            earlier = texts[LEARNED - int(rank) : LEARNED] if kind == "prompt" else []
+            groups = self._groups(texts[LEARNED:], earlier)
+            tokens = len(groups[0].prompt)
+            return judged(self._learner(stack, Nothing()), groups) | {
+                "prompt_tokens": tokens,
+                "bytes_int8": 0,
+            }
+        learned = self._groups(texts[LEARNED - each["n"] : LEARNED])
+        held_out = self._groups(texts[LEARNED:])
+        if own == "other":
+            theirs, adapter = self._before(each), self._adapter(stack, size)
+            adapter.set(self._read(self._frame(theirs)))
+            return judged(self._learner(stack, adapter), held_out) | {"of": theirs["user"]}
+        if own is None:
+            adapter: Any = Lora(self.model, self.bundle, int(rank), seed)
+            stack.callback(adapter.detach)
+            learner = self._learner(stack, adapter)
+            facts = fit(learner, [*adapter.trained], each["lr"], learned, seed, each["steps"])
+            with torch.no_grad():
+                for part in adapter.trained:
+                    scale = part.abs().max() / 127
+                    part.copy_((part / scale.clamp(min=1e-12)).round() * scale)
+            numbers = sum(part.numel() for part in adapter.trained)
+            sizes = {"bytes_f16": 2 * numbers, "bytes_int8": numbers + 4 * len(adapter.trained)}
+            return facts | {"numbers": numbers, **sizes} | judged(learner, held_out)
+        learner = self._learner(stack, self._adapter(stack, size))
+        facts = self._fitted(learner, learned, seed, each["steps"], self._frame(each))
+        learner.adapter.set(self._read(self._frame(each)))
+        return facts | judged(learner, held_out)
+
+    def _fitted(
+        self, learner: Learner, groups: Sequence[Group], seed: int, steps: int, frame: Path, **how: Any
+    ) -> dict[str, Any]:
+        """Train a vector, and write its frame in int8."""
+        adapter = learner.adapter
+        facts = fit(learner, [adapter.v], default_lr(adapter.basis, "sft"), groups, seed, steps, **how)
+        vector = adapter.vector()
+        data = replace(vector, dtype="int8").to_bytes(adapter.basis)
+        frame.write_bytes(data)
+        sizes = {
+            "numbers": adapter.basis.size,
+            "bytes_f16": len(replace(vector, dtype="fp16").to_bytes(adapter.basis)),
+            "bytes_int8": len(data),
+        }
+        return facts | sizes
+
+    def _before(self, each: dict[str, Any]) -> dict[str, Any]:
+        """Return the run that learned the vector of the user before."""
+        before = self.users[self.users.index(each["user"]) - 1]
+        return each | {"user": before, "arm": each["arm"].replace("other", "own")}
+
+    def _shared(self, seed: int) -> MicroVector:
+        """Return the shared vector of a seed as it is shipped."""
+        return self._read(self._shared_frame(seed))
+
+    def learn_shared(self, seed: int) -> None:
+        """Learn the shared vector of a seed where it is not there, and keep its record and its frame."""
+        options, frame = self.options, self._shared_frame(seed)
+        if frame.exists():
+            return
+        began = time.monotonic()
+        texts = [text for user in sorted(self.people.others) for text in self.people.others[user]]
+        mixed = [texts[i] for i in np.random.default_rng((seed, 5)).permutation(len(texts))]
+        with ExitStack() as stack:
+            learner = self._learner(stack, self._adapter(stack, options.shared))
+            steps, how = options.shared_steps, {"held": JUDGED, "every": 4 * EVERY}
+            used = mixed[: BATCH * steps + JUDGED]
+            facts = self._fitted(learner, self._groups(used), seed, steps, frame, **how)
+        each = dict.fromkeys(KEYS) | {"model": self.name, "shared": options.shared, "arm": "learn-shared"}
+        each |= {"seed": seed, "steps": steps, "n": len(used)}
+        bench.keep(options.study, each | facts | {"seconds": round(time.monotonic() - began, 1)})
+
+    def _basis(self, size: str) -> Basis:
+        kind, _, name = size.partition("-")
+        bases = self.bundle.bases
+        return bases.basis(numbers=int(name)) if kind == "numbers" else bases.basis(rank=read_shape(name))
+
+    def _adapter(self, stack: ExitStack, size: str) -> Adapter:
+        return stack.enter_context(Adapter(self.model, self._basis(size)))
+
+    def _learner(self, stack: ExitStack, adapter: Any) -> Learner:
+        learner = Learner(self.model, adapter, temperature=1.0, workers=cores())
+        stack.callback(learner.close)
+        return learner
+
+    def _groups(self, texts: Sequence[str], earlier: Sequence[str] = ()) -> list[Group]:
+        one, found = np.ones(1, np.float32), []
+        for text in texts:
+            sample = Sample("", text, raw=True, earlier=tuple(earlier))
+            prompt, answer = self._llm.encode(sample)[0], self._llm.encode_answer(sample)
+            found.append(Group(np.array(prompt, np.int32), [np.array(answer, np.int32)], one))
+        return found
+
+    def _read(self, frame: Path) -> MicroVector:
+        return MicroVector.from_bytes(frame.read_bytes(), self.bundle.bases)
+
+    def _shared_frame(self, seed: int) -> Path:
+        steps = self.options.shared_steps
+        return self.options.frames / f"{self.name}-shared-{self.options.shared}-{steps}-s{seed}.bin"
+
+    def _frame(self, each: dict[str, Any]) -> Path:
+        parts = [each[key] for key in ("model", "shared", "user", "arm", "n", "steps", "seed")]
+        return self.options.frames / f"{'-'.join(map(str, parts))}.bin"
+
+    def _key(self, row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(key) for key in KEYS)
+
+
+def fit(
+    learner: Learner,
+    trained: list[Tensor],
+    lr: float,
+    groups: Sequence[Group],
+    seed: int,
+    steps: int,
+    *,
+    held: int | None = None,
+    every: int = EVERY,
+) -> dict[str, Any]:
+    """Train in place on all but the last texts, which end it: the best of all that were validated stays.
+
+    The start is one of them. A vector steps in the trainer's coordinates.
+    """
+    began = time.monotonic()
+    held = held or math.ceil(len(groups) / 10)
+    learned, judging = groups[:-held], groups[-held:]
+    vector = isinstance(learner.adapter, Adapter)
+    z = [torch.zeros_like(part) for part in trained] if vector else trained
+    order = np.random.default_rng((seed, 3, 0)).permutation(len(learned))
+    coordinates = whitened(learner, lambda: [learned[i] for i in order[:WHITENED]]) if vector else None
+    adam = torch.optim.Adam(z, lr=lr, betas=(0.9, 0.99))
+    losses: list[float] = []
+    curve, best, stale = [judged(learner, judging)["nats"]], [part.detach().clone() for part in trained], 0
+    for step in range(steps):
+        groups_of_step = []
+        for position in range(step * BATCH, (step + 1) * BATCH):
+            epoch, offset = divmod(position, len(learned))
+            order = np.random.default_rng((seed, 3, epoch)).permutation(len(learned))
+            groups_of_step.append(learned[order[offset]])
+        loss, gradients = differentiated(learner, trained, groups_of_step)
+        if coordinates is not None:
+            gradients = [torch.from_numpy(np.float32(coordinates.gradient(gradients[0].numpy())))]
+        for part, gradient in zip(z, gradients, strict=True):
+            part.grad = gradient
+        adam.param_groups[0]["lr"] = lr * (1 - 0.9 * step / max(steps - 1, 1))  # as the trainer has it
+        adam.step()
+        if coordinates is not None:
+            learner.adapter.set(np.float32(coordinates.values(z[0].detach().numpy())))
+        losses.append(loss)
+        if (step + 1) % every and step + 1 < steps:
+            continue
+        curve.append(judged(learner, judging)["nats"])
+        stale += 1
+        if curve[-1] == min(curve):
+            best, stale = [part.detach().clone() for part in trained], 0
+        if stale == PATIENCE:
+            break
+    with torch.no_grad():
+        for part, value in zip(trained, best, strict=True):
+            part.copy_(value)
+    best_step = min(every * curve.index(min(curve)), len(losses))
+    facts = {"learned": len(learned), "validation": min(curve), "best_step": best_step}
+    took = round(time.monotonic() - began, 1)
+    return facts | {"used_lr": lr, "done": len(losses), "losses": losses, "curve": curve, "train_s": took}
+
+
+def judged(learner: Learner, groups: Sequence[Group]) -> dict[str, Any]:
+    """Return the nats a token of texts, and the shares of tokens that are first, or of the first three."""
+
+    def run(chosen: Sequence[Group]) -> Tensor:
+        with torch.no_grad():
+            rows = learner.outputs([each.prompt for each in chosen], [each.completions for each in chosen])
+            tokens = torch.from_numpy(
+                np.concatenate([each.completions[0] for each in chosen]).astype(np.int64)
+            )
+            found = []
+            for part, wanted in zip(rows.split(256), tokens.split(256), strict=True):
+                logits = (part if learner.head is None else part @ learner.head.T).float()
+                own = logits.gather(1, wanted[:, None])
+                above = (logits > own).sum(1)
+                found.append(torch.stack([logits.logsumexp(1) - own[:, 0], above.float()]))
+            return torch.cat(found, 1)
+
+    nats, above = torch.cat(learner._map(run, groups), 1).double()
+    shares = {"top1": float((above < 1).double().mean()), "top3": float((above < 3).double().mean())}
+    return {"nats": float(nats.mean()), **shares, "tokens": len(nats)}
+
+
+def cells(row: dict[str, Any]) -> str:
+    """Return the figures of one run as text."""
+    text = f"{row['nats']:.3f} nats, top 1 {row['top1']:.3f}, top 3 {row['top3']:.3f}"
+    if "done" in row:
+        text += f", step {row['best_step']} of {row['done']}"
+    return f"{text}, {row['seconds']:.0f} s"
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a table: an arm and an amount of messages a row; means over users, paired with `shared`."""
+    chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:  # of step sizes the one with the lowest validation
+        key = row["arm"], row["n"], row["user"], row["seed"]
+        if key not in chosen or row["validation"] < chosen[key]["validation"]:
+            chosen[key] = row
+    table = []
+    for arm, n in dict.fromkeys((arm, n) for arm, n, _, _ in chosen):
+        own = {key[2:]: row for key, row in chosen.items() if key[:2] == (arm, n)}
+        gaps: dict[str, list[float]] = {}
+        for (user, seed), row in own.items():
+            for (other, _, who, of), shared in chosen.items():
+                if other == "shared" and who == user and (seed is None or of == seed):
+                    gaps.setdefault(user, []).append(shared["nats"] - row["nats"])
+        means = [statistics.mean(each) for each in gaps.values()]
+        gain = f"{statistics.mean(means):+.3f} +- {between(means):.3f}" if means else ""
+        figures = [
+            f"{statistics.mean(row[key] for row in own.values()):.3f}" for key in ("nats", "top1", "top3")
+        ]
+        size = next(iter(own.values())).get("bytes_int8", 0)
+        table.append([arm, str(n or ""), str(len({user for user, _ in own})), *figures, gain, f"{size:,}"])
+    return bench.table(
+        ["arm", "messages", "users", "nats", "top 1", "top 3", "better than shared", "bytes, int8"], table
+    )
+
+
+def main() -> None:
+    """Run what the record lacks, and print a row an arm."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    arguments.add_argument("folder", type=Path, help="that has the corpus's archive")
+    arguments.add_argument("--arms", nargs="+", default=["base", "shared", "own-rank-8"], help="see above")
+    arguments.add_argument("--shared", default="rank-8", help="the size of the shared vector")
+    arguments.add_argument(
+        "--n", nargs="+", type=int, default=[LEARNED], help="messages that are learned from"
+    )
+    arguments.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], help="of the shared vector, and of steps"
+    )
+    arguments.add_argument("--users", type=int, help="those with most messages; by default all")
+    arguments.add_argument("--steps", type=int, default=40, help="at most, of a user's own")
+    arguments.add_argument("--shared-steps", type=int, default=240, help="at most, of the shared vector")
+    arguments.add_argument("--lora-lrs", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3])
+    arguments.add_argument("--outputs", type=int, help="of the factors, for ranks PxQ")
+    arguments.add_argument("--base", type=Path, help="a GGUF file; by default SmolLM2-135M-Instruct")
+    arguments.add_argument("--frames", type=Path, default=Path("people"), help="a folder for vectors")
+    arguments.add_argument("--study", type=Path, default=Path("people.jsonl"), help="the record")
+    options = arguments.parse_args()
+    if wrong := [arm for arm in options.arms if ARM.fullmatch(arm) is None]:
+        arguments.error(f"there is no arm {wrong[0]!r}")
+    if wrong_n := [n for n in options.n if not 20 <= n <= LEARNED]:
+        arguments.error(f"--n {wrong_n[0]}: a user learns from 20 to {LEARNED} messages")
+    if options.users == 1 and any(arm.startswith("other") for arm in options.arms):
+        arguments.error("another user's vector needs another user: --users 2 at least")
+    if not (options.folder / f"{ARCHIVE}.zip").exists():
+        arguments.error(f"{options.folder} has no {ARCHIVE}.zip")
+    options.frames.mkdir(exist_ok=True)
+    base = options.base or smollm2()
+    with tempfile.TemporaryDirectory() as work:
+        settings = ExportSettings(outputs=options.outputs)
+        study = Study(options, base, export_gguf(base, Path(work) / "bundle", settings=settings).output)
+        with closing(study._llm):
+            asked = [*study.asked()]
+            if any(each["shared"] for each in asked):
+                for seed in options.seeds:
+                    study.learn_shared(seed)
+            for each in asked:
+                study.run(each)
+    keys = {study._key(each) for each in asked}
+    print(summary([row for row in bench.read_study(options.study) if study._key(row) in keys]))
+
+
+if __name__ == "__main__":
+    main()
