@@ -106,16 +106,18 @@ def header(data: bytes) -> dict[str, Any]:
     version, dtype, kind = frame.form(data)
     around = frame.HEADER_BYTES[version] + tags.SIZES[kind]
     counts = values.counts(length - around, dtype)
-    if not counts:
+    if not counts and dtype not in values.BITS:
         raise FrameError(
             f"the frame has {length} bytes, of which its header and {tags.NAMES[kind]} tag take {around}: "
             f"the rest are no whole {dtype} values; it was cut or padded on its way"
         )
     found: dict[str, Any] = {"bytes": length, "version": version, "dtype": dtype, "tag": tags.NAMES[kind]}
-    found |= {"basis_id": data[1:5].hex(), "sequence": frame.sequence_of(data)}
-    if version == frame.DATED:
-        found["until"] = expiry.day_date(int.from_bytes(data[7:9], "little")).isoformat()
-    return found | {"count": counts[-1]}  # of int8, where a last byte of 0 may be none: the basis knows
+    found |= {"basis_id": frame.basis_id(data).hex(), "sequence": frame.sequence_of(data)}
+    if (day := frame.day_of(data)) is not None:
+        found["until"] = expiry.day_date(day).isoformat()
+    if counts:  # in q1 to q8 the basis knows them; in int8, too, where a last byte of 0 may be none
+        found["count"] = counts[-1]
+    return found
 
 
 def summary(vector: MicroVector) -> str:

@@ -910,11 +910,13 @@ tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const fl
 
 /* ---- Frames ---- */
 
-static const char *const DTYPES[4] = {"fp32", "bf16", "fp16", "int8"};
+static const char *const DTYPES[9] = {"fp32", "bf16", "fp16", "int8", "q1", "q2", "q3", "q4", "q8"};
+static const uint8_t BITS[9] = {0, 0, 0, 0, 1, 2, 3, 4, 8}; /* a number, where there are scales */
 static const char *const TAGS[3] = {"CRC-32", "HMAC", "Ed25519"};
 static const size_t TAG_BYTES[3] = {4, 8, 64};
 
-static size_t payload_bytes(size_t n, int dtype) {
+static size_t payload_bytes(size_t n, int dtype, size_t scales) {
+    if (BITS[dtype]) return 2 * scales + (n * BITS[dtype] + 7) / 8;
     return dtype == TINYLORA_INT8 ? 3 + n + (n % 2 == 0) : n * (dtype ? 2 : 4);
 }
 
@@ -973,6 +975,26 @@ static int check_tag(const uint8_t *message, size_t size, const uint8_t *found, 
                TAGS[v->tag], hex(shown, found, 8), tried, stream_of(policy));
 }
 
+/* What the first bytes of a frame say: v->dtype and v->tag, and where the basis is named. */
+static int read_form(const uint8_t *frame, size_t size, const uint8_t **named, tinylora_vector *v,
+                     error *why) {
+    int version = size ? frame[0] >> 4 : 0, dtype = size ? frame[0] & 3 : 0, tag = size ? frame[0] >> 2 & 3 : 0;
+    if (size < 7 || (version < 4 && size % 2 == 0))
+        return ERR(FRAME, "%zu bytes are no frame: those of versions 2 and 3 have an odd number. Was it cut?",
+                   size);
+    if (version > 3) {
+        int bits = dtype == TINYLORA_INT8 ? frame[1] : 0;
+        for (dtype = TINYLORA_Q8; dtype > TINYLORA_INT8 && BITS[dtype] != bits;) dtype--;
+    }
+    if (version < 2 || version > 5 || tag > TINYLORA_ED25519 || (version > 3 && dtype == TINYLORA_INT8))
+        return ERR(FRAME, "the frame begins with 0x%02x%02x, which is none of versions 2 to 5", frame[0],
+                   frame[1]);
+    v->dtype = (tinylora_dtype)dtype;
+    v->tag = (tinylora_tag)tag;
+    *named = frame + (version > 3 ? 2 : 1);
+    return TINYLORA_OK;
+}
+
 /* What stands for a vector in a mark (docs/FORMAT.md, "State files"). */
 static void content_of(const uint8_t *payload, tinylora_vector *v) {
     char shown[65], begin[80];
@@ -981,10 +1003,10 @@ static void content_of(const uint8_t *payload, tinylora_vector *v) {
     snprintf(begin, sizeof begin, "%s\n%s\n", hex(shown, v->basis.digest, 32), DTYPES[v->dtype]);
     sha256_begin(&s);
     sha256_add(&s, begin, strlen(begin));
-    if (v->dtype == TINYLORA_INT8)
+    if (v->dtype >= TINYLORA_INT8)
         sha256_add(&s, v->values, 4 * (uint64_t)v->basis.n); /* as fp32 */
     else
-        sha256_add(&s, payload, payload_bytes(v->basis.n, v->dtype));
+        sha256_add(&s, payload, payload_bytes(v->basis.n, v->dtype, 0));
     sha256_end(&s, hash);
     memcpy(v->mark.content, hash, 16);
 }
@@ -1000,22 +1022,21 @@ static int check_mark(const tinylora_mark *kept, const tinylora_vector *v, error
     return TINYLORA_OK;
 }
 
-/* Check a frame, of 5 bytes or more, for v->basis, all but its norm; v->values has room. */
-static int check_frame(const uint8_t *frame, size_t size, const tinylora_policy *policy, tinylora_vector *v,
-                       error *why) {
-    const uint32_t n = v->basis.n;
-    int version = frame[0] >> 4, dtype = frame[0] & 3, tag = frame[0] >> 2 & 3, today, status;
-    size_t header = version == 3 ? 9 : 7, body;
+/* Check a frame, whose form was read, for v->basis, all but its norm; v->values has room. `scales`: M of entries. */
+static int check_frame(const uint8_t *frame, size_t size, uint32_t scales, const tinylora_policy *policy,
+                       tinylora_vector *v, error *why) {
+    const uint32_t n = v->basis.n, bits = BITS[v->dtype];
+    const int dtype = v->dtype, tag = v->tag, dated = frame[0] >> 4 & 1;
+    const size_t sequence = bits ? 6 : 5, header = sequence + 2 + 2 * dated;
+    size_t body = header + payload_bytes(n, dtype, scales);
     uint8_t *message;
-    const uint8_t *at;
+    const uint8_t *at = frame + header;
     float scale = 0;
+    int today, status;
     sha256 s;
-    if (version < 2 || version > 3 || tag > TINYLORA_ED25519)
-        return ERR(FRAME, "the frame has version %d, tag %d: 2 and 3 are read, and 0 to 2", version, tag);
-    v->dtype = (tinylora_dtype)dtype;
-    v->tag = (tinylora_tag)tag;
     v->last_day = v->key = -1;
-    body = header + payload_bytes(n, dtype);
+    if (bits && !scales)
+        return ERR(FRAME, "the frame is in %s, and its basis of no entries: it was damaged", DTYPES[dtype]);
     if (size != body + TAG_BYTES[tag])
         return ERR(FRAME,
                    "the frame has %zu bytes, but " N32
@@ -1023,8 +1044,13 @@ static int check_frame(const uint8_t *frame, size_t size, const tinylora_policy 
                    size, n, DTYPES[dtype], TAGS[tag], body + TAG_BYTES[tag]);
     if (dtype == TINYLORA_INT8 && n % 2 == 0 && frame[body - 1])
         return ERR(FRAME, "the byte that fills the frame up is 0x%02x, expected 0", frame[body - 1]);
-    v->mark.sequence = (uint32_t)number_at(frame + 5, 2);
-    if (version == 3) v->last_day = (int)number_at(frame + 7, 2);
+    if ((uint64_t)n * bits % 8 && frame[body - 1] >> (uint64_t)n * bits % 8)
+        return ERR(FRAME, "the last byte 0x%02x is not filled up with zeros", frame[body - 1]);
+    for (uint32_t m = 0; bits && m < scales; m++)
+        if (number_at(at + 2 * (size_t)m, 2) >= 0x7C00)
+            return ERR(FRAME, "the scale of module " N32 " is negative or not finite", m);
+    v->mark.sequence = (uint32_t)number_at(frame + sequence, 2);
+    if (dated) v->last_day = (int)number_at(frame + sequence + 2, 2);
 
     message = malloc(64 + body); /* the stream's hash, the basis's digest, the frame before its tag */
     if (!message) return no_memory(why, 64 + body);
@@ -1039,13 +1065,12 @@ static int check_frame(const uint8_t *frame, size_t size, const tinylora_policy 
     if (status) return status;
     if (tag == TINYLORA_CRC32 && policy->keys)
         return ERR(SIGNATURE, "the frame has a checksum, and needs one of %zu keys", policy->key_count);
-    today = version == 3 ? today_of(policy) : 0;
+    today = dated ? today_of(policy) : 0;
     if (today < 0)
         return ERR(EXPIRED, "the frame has a last day, and the clock says none from 2026 to 2205: set it");
-    if (version == 3 && today > v->last_day)
+    if (dated && today > v->last_day)
         return ERR(EXPIRED, "the last day is %d, and today is %d (since 2026-01-01)", v->last_day, today);
 
-    at = frame + header;
     if (dtype == TINYLORA_INT8) {
         scale = float_of((uint32_t)number_at(at, 3) << 8);
         at += 3;
@@ -1056,6 +1081,11 @@ static int check_frame(const uint8_t *frame, size_t size, const tinylora_policy 
         if (dtype == TINYLORA_BF16) value = float_of((uint32_t)number_at(at + 2 * (size_t)i, 2) << 16);
         if (dtype == TINYLORA_FP16) value = f16_at(at + 2 * (size_t)i);
         if (dtype == TINYLORA_INT8) value = scale * (float)(int8_t)at[i] + 0.0f; /* no zero has a sign */
+        if (bits) { /* two bytes hold a code; behind the last one is the tag */
+            uint64_t bit = (uint64_t)i * bits, code = number_at(at + 2 * (size_t)scales + bit / 8, 2) >> bit % 8;
+            float level = (float)(code & ((1u << bits) - 1)) - (float)(1u << bits) / 2 + 0.5f;
+            value = f16_at(at + 2 * (size_t)(i / (n / scales))) * level + 0.0f;
+        }
         if (!isfinite(value)) return ERR(VALUES, "value " N32 " of the vector is %g", i, value);
         v->values[i] = value;
     }
@@ -1071,25 +1101,25 @@ static int read_vector(tinylora_vector *v, const tinylora_bases *bases, const ui
                        const tinylora_policy *policy, error *why) {
     uint32_t i = 0;
     size_t entries;
-    char named[9], own[9];
+    const uint8_t *named;
+    char wanted[9], own[9];
     basis b;
     int status = check_policy(policy, why);
+    if (!status) status = read_form(frame, size, &named, v, why);
     if (status) return status;
-    if (size < 5 || size % 2 == 0)
-        return ERR(FRAME, "%zu bytes are no frame, whose number is odd and over 5: was it cut?", size);
     for (; i < bases->bases; i++) {
         basis_at(bases, i, &b);
-        if (!memcmp(b.known.digest, frame + 1, 4)) break;
+        if (!memcmp(b.known.digest, named, 4)) break;
     }
     if (i == bases->bases)
         return ERR(UNKNOWN, "the frame is for basis %s, none of the " N32 " of factors %s: another model's",
-                   hex(named, frame + 1, 4), bases->bases, hex(own, bases->digest, 4));
+                   hex(wanted, named, 4), bases->bases, hex(own, bases->digest, 4));
     entries = (size_t)bases->modules * b.known.rank * b.known.rank;
     v->basis = b.known;
     v->values = malloc(b.known.n * sizeof *v->values);
     v->r = malloc(entries * sizeof *v->r);
     if (!v->values || !v->r) return no_memory(why, (b.known.n + (uint64_t)entries) * sizeof *v->r);
-    status = check_frame(frame, size, policy, v, why);
+    status = check_frame(frame, size, b.kind == ENTRIES ? bases->modules : 0, policy, v, why);
     if (!status) status = make_r(bases, &b, v->values, policy->max_norm, v->r, why);
     return status ? status : check_mark(mark_of(policy, v), v, why);
 }

@@ -62,7 +62,17 @@ typedef struct {
 } tinylora_error;
 
 typedef enum { TINYLORA_CRC32, TINYLORA_HMAC, TINYLORA_ED25519 } tinylora_tag;
-typedef enum { TINYLORA_FP32, TINYLORA_BF16, TINYLORA_FP16, TINYLORA_INT8 } tinylora_dtype;
+typedef enum {
+    TINYLORA_FP32,
+    TINYLORA_BF16,
+    TINYLORA_FP16,
+    TINYLORA_INT8,
+    TINYLORA_Q1, /* from here on with so many bits a number, and a scale a layer */
+    TINYLORA_Q2,
+    TINYLORA_Q3,
+    TINYLORA_Q4,
+    TINYLORA_Q8
+} tinylora_dtype;
 
 /* ---- The bundle ---- */
 

@@ -27,7 +27,7 @@ from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.modules import KINDS
 
 GOLDEN = Path(__file__).parent / "golden"
-DTYPE_CODES = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3}
+DTYPE_CODES = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3, "q1": 4, "q2": 5, "q3": 6, "q4": 7, "q8": 8}
 TAG_CODES = {"crc32": 0, "hmac": 1, "ed25519": 2}
 
 BAD_DOCUMENTS = {
@@ -108,6 +108,12 @@ def each_size(bases: Bases) -> list[Basis]:
 def bases_with(basis: Basis, *fingerprints: str) -> Bases:
     """Return the bases of a basis's factors, in which its projection is named or stored."""
     return Bases(basis.factors, (basis.projection,), fingerprints)
+
+
+def golden_frames() -> list[dict[str, Any]]:
+    """Return the frames of tests/golden, of entries of a rank of so many modules."""
+    files = (json.loads((GOLDEN / name).read_text("utf-8")) for name in ("frames.json", "low_bits.json"))
+    return [{"modules": entry["n"], "rank": 1} | entry for file in files for entry in file["frames"]]
 
 
 def golden_models() -> list[tuple[Bases, dict[str, Any]]]:
@@ -229,7 +235,8 @@ def frame(
 
     `key`: of the HMAC (bytes), or a `cryptography` private key. `until`: of version 3.
     """
-    first = bytes([16 * version + DTYPE_CODES[dtype] + 4 * TAG_CODES[tag]])
+    bits = bytes([int(dtype[1:])]) if dtype[0] == "q" else b""
+    first = bytes([16 * (version + 2 * len(bits)) + min(DTYPE_CODES[dtype], 3) + 4 * TAG_CODES[tag]]) + bits
     day = until.to_bytes(2, "little") if version == 3 else b""
     body = first + bytes.fromhex(digest)[:4] + sequence.to_bytes(2, "little") + day + payload
     bound = hashlib.sha256(b"tinylora stream 2\n" + stream.encode()).digest()

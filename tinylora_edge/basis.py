@@ -14,15 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import limits
-from .errors import BasisError, BasisMismatchError, FrameError, NonFiniteError, VectorError
+from .errors import BasisError, BasisMismatchError, NonFiniteError, VectorError
 from .factors import Factors, Shape, shape_name
 from .prior import Prior, Whitening
 from .projection import RANK, Projection, entries_descriptor, random_descriptor
+from .wire import frame
 
 MAX_NORM = 64.0
 """Frobenius norm of R that a policy accepts, and learners keep to: trained vectors have 0.1 to 50."""
-
-_ID = slice(1, 5)  # of a frame: where it names its basis
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,6 +66,11 @@ class Basis:
     def modules(self) -> tuple[str, ...]:
         """M module names in canonical order."""
         return self.factors.modules
+
+    @property
+    def scales(self) -> int:
+        """Scales of a vector in `q1` to `q8`: M of entries, 0 of others, which take none of these."""
+        return len(self.modules) if self.projection.kind == "entries" else 0
 
     @property
     def prior(self) -> Prior | None:
@@ -263,17 +267,13 @@ class Bases(Mapping[str, Basis]):
         """Return the basis that the bytes of a frame name; nothing of them is verified.
 
         Raises:
-            FrameError: their number is even, or too small.
+            FrameError: they are no frame.
             BasisMismatchError: it is not here.
         """
-        if len(data) < _ID.stop or len(data) % 2 == 0:
-            raise FrameError(
-                f"{len(data)} bytes are no frame, whose number of bytes is odd: it was cut on its way, or is "
-                "something else"
-            )
-        found = self.get(data[_ID].hex())
+        named = frame.basis_id(data).hex()
+        found = self.get(named)
         if found is None:
-            raise self._unknown(data[_ID].hex())
+            raise self._unknown(named)
         return found
 
     def with_projection(self, projection: Projection) -> Bases:

@@ -7,7 +7,7 @@
 //
 // What is wrong with a file or a frame is an Error that says so.
 
-const DTYPES = ["fp32", "bf16", "fp16", "int8"], TAGS = ["CRC-32", "HMAC", "Ed25519"], TAG_BYTES = [4, 8, 64];
+const DTYPES = ["fp32", "bf16", "fp16", "int8"], BITS = [1, 2, 3, 4, 8], TAGS = ["CRC-32", "HMAC", "Ed25519"], TAG_BYTES = [4, 8, 64];
 const LEARNED = /^learned rank=([1-9]\d*) ([0-9a-f]{64})$/;
 const RANDOM = /^random rank=([1-9]\d*) seed=42 groups=([1-9]\d*) u=1 tying=tiled$/, SEED = 42n;
 const KEY_BYTES = [1, 1, 2, 2, 4, 4, 4, 1, , , 8, 8, 8]; // by GGUF's type
@@ -228,6 +228,17 @@ function decode(payload, n, dtype) {
   return values;
 }
 
+/** Values of a payload with a scale for each of `modules`, then n codes of so many bits: Float32Array [n]. */
+function decodeModules(payload, n, bits, modules) {
+  const view = new DataView(payload.buffer), scale = (i) => view.getUint16(2 * Math.floor(i / (n / modules)), true);
+  if ((n * bits) % 8 && payload.at(-1) >> ((n * bits) % 8)) fail("its filling bits are not zero");
+  return Float32Array.from({ length: n }, (_, i) => {
+    const bit = i * bits, at = 2 * modules + (bit >> 3), two = payload[at] | (payload[at + 1] << 8);
+    if (scale(i) >= 0x7c00) fail("it has a scale that is negative or not finite");
+    return half(scale(i)) * (((two >> (bit & 7)) & (2 ** bits - 1)) - 2 ** (bits - 1) + 0.5) + 0; // no zero has a sign
+  });
+}
+
 /**
  * Check a frame, and read it.
  *
@@ -238,22 +249,27 @@ function decode(payload, n, dtype) {
  */
 export async function readFrame(frame, basis, options = {}) {
   const { stream = "", hmac, ed25519, last = 0, today = now(), maxNorm = 1000 } = options;
-  const version = frame[0] >> 4, dtype = DTYPES[frame[0] & 3], kind = (frame[0] >> 2) & 3;
-  if (frame.length < 7 || frame.length % 2 === 0) fail("it was cut, or is no frame");
-  if (version < 2 || version > 3 || kind > 2) fail("its version or its tag is none that is read here");
-  const id = hex(frame.subarray(1, 5)), entry = basis.bases.get(id);
+  const version = frame[0] >> 4, kind = (frame[0] >> 2) & 3, low = version > 3, bits = low ? frame[1] : 0;
+  const dtype = low ? `q${bits}` : DTYPES[frame[0] & 3], dated = version % 2 === 1, at = low ? 6 : 5;
+  if (frame.length < 7 || (!low && frame.length % 2 === 0)) fail("it was cut, or is no frame");
+  if (version < 2 || version > 5 || kind > 2) fail("its version or its tag is none that is read here");
+  if (low && ((frame[0] & 3) !== 3 || !BITS.includes(bits))) fail("its type is none that is read here");
+  const id = hex(frame.subarray(at - 4, at)), entry = basis.bases.get(id);
   if (!entry) fail(`it is for basis ${id}, which is none of this model's`);
-  const { size: n, R } = projection(entry.descriptor, basis, entry.p);
-  const start = version === 3 ? 9 : 7, odd = dtype === "int8" && n % 2 === 0;
-  const end = start + (dtype === "int8" ? 3 + n + odd : n * (dtype === "fp32" ? 4 : 2));
+  const { size: n, R } = projection(entry.descriptor, basis, entry.p), modules = basis.modules.length;
+  if (low && !entry.descriptor.startsWith("entries")) fail(`it is in ${dtype}, which entries alone are`);
+  const start = at + 2 + 2 * dated, odd = dtype === "int8" && n % 2 === 0;
+  const plain = dtype === "int8" ? 3 + n + odd : n * (dtype === "fp32" ? 4 : 2);
+  const end = start + (low ? 2 * modules + Math.ceil((n * bits) / 8) : plain);
   if (frame.length !== end + TAG_BYTES[kind]) fail("it was cut, or is no frame");
   if (odd && frame[end - 1]) fail("its filling byte is not zero");
   const bound = await sha256("tinylora stream 2\n", stream);
   const message = joined(bound, entry.digest, frame.slice(0, end));
   await checkTag(kind, message, frame.slice(end), { hmac, ed25519 });
-  const until = version === 3 ? frame[7] | (frame[8] << 8) : null, sequence = frame[5] | (frame[6] << 8);
+  const [sequence, day] = [at, at + 2].map((i) => frame[i] | (frame[i + 1] << 8)), until = dated ? day : null;
   if (until !== null && (today < 0 || today > until)) fail("its last day is over");
-  const values = decode(frame.slice(start, end), n, dtype), r = R(values);
+  const payload = frame.slice(start, end);
+  const values = low ? decodeModules(payload, n, bits, modules) : decode(payload, n, dtype), r = R(values);
   if (!values.every(Number.isFinite) || !r.every(Number.isFinite)) fail("it has a value that is not finite");
   const norm = Math.sqrt(r.reduce((sum, x) => sum + x * x, 0));
   if (norm > maxNorm) fail(`its numbers are too large: R has the norm ${norm}, at most ${maxNorm}`);

@@ -69,7 +69,15 @@ FRAMES = {
 class TestForm:
     @pytest.mark.parametrize(
         ("first", "message"),
-        [(0x00, "version 0"), (0x10, "version 1"), (0x40, "version 4"), (0x2C, "0x2c"), (0x3D, "0x3d")],
+        [
+            (0x00, "version 0"),
+            (0x10, "version 1"),
+            (0x40, "4069 name"),
+            (0x43, "4369 name"),
+            (0x60, "version 6"),
+            (0x2C, "0x2c"),
+            (0x3D, "0x3d"),
+        ],
     )
     def test_version_and_tag(self, first, message):
         with pytest.raises(FrameError, match=message):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import json
 import pickle
 from datetime import date, timedelta
 
@@ -29,7 +28,7 @@ from tinylora_edge import (
 )
 from tinylora_edge.vector import content
 
-GOLDEN = json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
+GOLDEN = support.golden_frames()
 DTYPES = ("fp32", "bf16", "fp16", "int8")
 SINGLE = DTYPES[:3]
 """What rounds each value alone."""
@@ -220,9 +219,9 @@ def test_what_stands_for_values_in_a_state_stays_what_it_is():
 
 def golden_basis(case) -> Basis:
     """Entries, as many as the values of a frame: no factors give its digest."""
-    n = case["n"]
-    factors = support.random_factors(n, kinds=("attn_q",), rank=1, n_in=1, n_out=1)
-    return support.with_digest(Basis(factors, Projection.entries(factors.modules, 1)), case["digest_hex"])
+    rank = case["rank"]
+    factors = support.random_factors(case["modules"], kinds=("attn_q",), rank=rank, n_in=4, n_out=4)
+    return support.with_digest(Basis(factors, Projection.entries(factors.modules, rank)), case["digest_hex"])
 
 
 def golden_tag(case):
@@ -241,7 +240,7 @@ class TestGolden:
     def test_encode(self, case):
         signer, _ = golden_tag(case)
         values = np.frombuffer(bytes.fromhex(case["values_hex_le_f32"]), "<f4")
-        vector = MicroVector(values, case["dtype"], case["sequence"])
+        vector = MicroVector(values, case["dtype"], case["sequence"], modules=case["modules"])
         until = None if case["last_day"] is None else date(2026, 1, 1) + timedelta(case["last_day"])
         data = vector.to_bytes(golden_basis(case), signer, user=case["stream"], until=until)
         assert data.hex() == case["frame_hex"]
@@ -253,6 +252,6 @@ class TestGolden:
         until = None if found.until is None else (found.until - date(2026, 1, 1)).days
         assert until == case["last_day"]
         expected = np.frombuffer(bytes.fromhex(case["values_hex_le_f32"]), "<f4")
-        if case["dtype"] != "int8":
+        if case["dtype"] in SINGLE:
             expected = make(expected, case["dtype"]).values  # rounded as in TestRounding
         assert found.values.tobytes() == expected.tobytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -43,11 +42,11 @@ READ = """async jobs => {
   const { readBasis, readFrame } = await import("/tinylora.mjs");
   const bytes = digits => digits && Uint8Array.from(digits.match(/../g), pair => parseInt(pair, 16));
   const hex = data => Array.from(new Uint8Array(data.buffer), b => b.toString(16).padStart(2, "0")).join("");
-  const read = async ({ file, n, digest, frame, hmac, ed25519, ...options }) => {
+  const read = async ({ file, rank, descriptor, modules, digest, frame, hmac, ed25519, ...options }) => {
     const basis = file
       ? await readBasis(new Uint8Array(await (await fetch(file, { cache: "no-store" })).arrayBuffer()))
-      : { rank: 1, modules: Array.from({ length: n }, (_, i) => `blk.${i}.attn_q.weight`),
-          bases: new Map([[digest.slice(0, 8), { descriptor: "entries rank=1", digest: bytes(digest) }]]) };
+      : { rank, modules: Array.from({ length: modules }, (_, i) => `blk.${i}.attn_q.weight`),
+          bases: new Map([[digest.slice(0, 8), { descriptor, digest: bytes(digest) }]]) };
     if (!frame) return { factors: basis.factors, ids: [...basis.bases.keys()] };
     const keys = { hmac: bytes(hmac), ed25519: bytes(ed25519) };
     const { r, values, ...found } = await readFrame(bytes(frame), basis, { ...keys, ...options });
@@ -144,12 +143,14 @@ def empty(chromium: Browser, site: Site) -> Iterator[Page]:
 
 
 def test_golden_frames(empty: Page) -> None:
-    entries = json.loads((support.GOLDEN / "frames.json").read_text("utf-8"))["frames"]
+    entries = support.golden_frames()
     jobs = []
     for entry in entries:
         job = {
             "frame": entry["frame_hex"],
-            "n": entry["n"],
+            "rank": entry["rank"],
+            "descriptor": f"entries rank={entry['rank']}",
+            "modules": entry["modules"],
             "digest": entry["digest_hex"],
             "stream": entry["stream"],
             "today": entry["last_day"] or 0,
@@ -164,13 +165,13 @@ def test_golden_frames(empty: Page) -> None:
     for entry in entries:
         own, other, late, without = (next(found) for _ in range(4))
         values = np.frombuffer(bytes.fromhex(entry["values_hex_le_f32"]), "<f4")
-        vector = MicroVector(values, entry["dtype"], entry["sequence"])
+        vector = MicroVector(values, entry["dtype"], entry["sequence"], modules=entry["modules"])
         assert own == {
             "dtype": entry["dtype"],
             "tag": {"crc32": "CRC-32", "hmac": "HMAC", "ed25519": "Ed25519"}[entry["auth"]],
             "sequence": 7,
             "until": entry["last_day"],
-            "descriptor": "entries rank=1",
+            "descriptor": f"entries rank={entry['rank']}",
             "values": vector.values.tobytes().hex(),
             "r": vector.values.tobytes().hex(),
         }

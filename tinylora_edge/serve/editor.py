@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class VectorEditor:
         movable = basis.digest == self.basis.digest
         accepted = self._policy.highest(self._bases.factors, user=USER)
         sequence = max(self._sequence(), accepted, FIRST_SEQUENCE)
-        again = MicroVector(vector.values, _DTYPE if movable else vector.dtype, sequence)
+        again = replace(vector, dtype=_DTYPE if movable else vector.dtype, sequence=sequence)
         frame = again.to_bytes(basis, user=USER)
         self._policy.check(frame, basis, user=USER)
         values = [float(value) for value in vector.values] if movable else None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..basis import Bases
-from ..errors import MissingExtraError, TransferError
+from ..errors import MissingExtraError, TransferError, VectorError
 from ..limits import VECTOR_FILE_BYTES
 from ..wire import frame as wire
 from ..wire import tags, users
@@ -48,7 +48,7 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = users.DEFAULT_US
         MissingExtraError: the address needs fsspec, or a package of it, that is not installed.
     """
     basis = bases.of_frame(frame)
-    decoded = wire.decode(frame, basis.size, basis.digest)
+    decoded = wire.decode(frame, basis.size, basis.digest, basis.scales)
     sequence = decoded.sequence
     if decoded.kind == tags.CRC32:
         wire.check_tag(decoded, users.bound_name(user), bytes.fromhex(basis.digest), ())
@@ -56,10 +56,12 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = users.DEFAULT_US
     latest, numbered = layout.latest(bases.id, user), layout.numbered(bases.id, user, sequence)
     newest, there = target.read(latest), target.read(numbered)
     if newest is not None:
-        if len(newest) < wire.HEADER_BYTES[wire.BOUND] or newest[1:5].hex() not in bases:
+        try:
+            bases.of_frame(newest)
+        except VectorError:
             raise TransferError(
                 f"{to}/{latest} is no frame of these factors: remove it, or publish elsewhere"
-            )
+            ) from None
         if (found := wire.sequence_of(newest)) > sequence:
             raise TransferError(
                 f"{to}/{latest} has sequence {found}, and this frame {sequence}: devices that applied the "

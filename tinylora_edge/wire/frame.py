@@ -1,8 +1,9 @@
 """Frames: the wire form of a micro-vector (docs/FORMAT.md, "Frames").
 
-Little-endian. Byte 0: version (high nibble), dtype + 4 * tag kind (low nibble); bytes 1-4: the first 4 bytes
-of the basis's digest; bytes 5-6: sequence; in version 3 bytes 7-8: the last day; then the values, then the
-tag. The tag is over the user's name too, which is not sent. Frames have odd length.
+Little-endian. Byte 0: version (high nibble), dtype + 4 * tag kind (low nibble); in versions 4 and 5 a byte,
+the bits a number; the first 4 bytes of the basis's digest; 2 bytes, the sequence; in versions 3 and 5 two more,
+the last day; the values; the tag, which is over the user's name too, though that is not sent. A frame's length
+follows from its first bytes and its basis; in versions 2 and 3 it is odd.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 from ..errors import BasisMismatchError, ChecksumError, FrameError, SignatureError
 from . import tags
 from .users import encoded
-from .values import DTYPES, decode_values, encode_values, is_padded, payload_bytes
+from .values import BITS, DTYPES, decode_values, encode_values, payload_bytes
 
-BOUND, DATED = 2, 3
-"""Versions: 2, and 3 with a last day."""
+BOUND, LOW = 2, 4
+"""Versions: 2, and 4 with a scale a module. One more: with a last day."""
+DATED = (BOUND + 1, LOW + 1)
 
-HEADER_BYTES = {BOUND: 7, DATED: 9}
+HEADER_BYTES = {BOUND: 7, BOUND + 1: 9, LOW: 8, LOW + 1: 10}
 
 
 @dataclass(frozen=True)
@@ -77,36 +79,38 @@ def encode(
     *,
     user: str = "",
     until: int | None = None,
+    modules: int = 0,
 ) -> bytes:
     """Return the frame of values [n] that `dtype` can carry, with a sequence from 0 to 65535.
 
-    `until` numbers its last day (`expiry`). FrameError: the user's name is none that a policy keeps.
+    `until` numbers its last day (`expiry`); `modules`: of entries. FrameError: the user's name is none that a
+    policy keeps.
     """
-    basis = bytes.fromhex(digest)
-    version, day = (BOUND, b"") if until is None else (DATED, until.to_bytes(2, "little"))
-    first = version << 4 | DTYPES.index(dtype) | signer.kind << 2
-    body = struct.pack("<B4sH", first, basis[:4], sequence) + day + encode_values(values, dtype)
+    basis, low = bytes.fromhex(digest), dtype in BITS
+    day = b"" if until is None else until.to_bytes(2, "little")
+    first = _version(dtype, bool(day)) << 4 | min(DTYPES.index(dtype), 3) | signer.kind << 2
+    header = bytes([first, BITS[dtype]] if low else [first]) + basis[:4] + struct.pack("<H", sequence) + day
+    body = header + encode_values(values, dtype, modules)
     return body + signer.sign(message(user, basis, body))
 
 
-def decode(data: bytes, size: int, digest: str) -> Frame:
-    """Take apart a frame of `size` values for the basis with that digest.
+def decode(data: bytes, size: int, digest: str, modules: int = 0) -> Frame:
+    """Take apart a frame of `size` values for the basis with that digest, which has scales for `modules`.
 
     Raises:
-        FrameError: empty, of a wrong length, or of an unknown version, dtype or tag kind.
+        FrameError: no frame, of a wrong length, of an unknown version, dtype or tag kind, or damaged.
         BasisMismatchError: the frame names another basis.
     """
-    length, own = len(data), bytes.fromhex(digest[:8])
-    if length % 2 == 0 or not HEADER_BYTES[BOUND] <= length <= longest(size):
-        what = f"{length} bytes are no frame of this basis" if length else "the vector is empty"
-        raise FrameError(f"{what}: expected {_lengths(size)}")
+    length, named = len(data), basis_id(data)
     version, dtype, kind = form(data)
-    if data[1:5] != own:
+    if named.hex() != digest[:8]:
         raise BasisMismatchError(
-            f"the frame is for basis {data[1:5].hex()}, but the loaded basis is {digest[:8]}: "
+            f"the frame is for basis {named.hex()}, but the loaded basis is {digest[:8]}: "
             "use the vector that was made for this one (or the frame was damaged on its way)"
         )
-    expected = frame_bytes(size, dtype, kind, version)
+    if dtype in BITS and not modules:
+        raise FrameError(f"the frame is in {dtype}, in which vectors of entries alone are: it was damaged")
+    expected = frame_bytes(size, dtype, kind, dated=version in DATED, modules=modules)
     if length != expected:
         raise FrameError(
             f"the frame has {length} bytes, but {size} values in {dtype} with {tags.NAMES[kind]} "
@@ -114,44 +118,66 @@ def decode(data: bytes, size: int, digest: str) -> Frame:
         )
     end = length - tags.SIZES[kind]
     body = bytes(data[:end])
-    if is_padded(size, dtype) and body[-1]:
-        raise FrameError(f"the byte that fills the frame up is {body[-1]:#04x}, not 0: it was damaged")
-    return Frame(
-        decode_values(body[HEADER_BYTES[version] :], dtype, size),
-        dtype,
-        body,
-        bytes(data[end:]),
-        sequence_of(data),
-        kind,
-        int.from_bytes(data[7:9], "little") if version == DATED else None,
-    )
+    values = decode_values(body[HEADER_BYTES[version] :], dtype, size, modules)
+    return Frame(values, dtype, body, bytes(data[end:]), sequence_of(data), kind, day_of(data))
 
 
 def form(data: bytes) -> tuple[int, str, int]:
-    """Return the version, dtype and tag kind that a frame's first byte names; FrameError where unknown."""
+    """Return the version, dtype and tag kind that a frame's first bytes name; FrameError where unknown."""
     version, dtype, kind = data[0] >> 4, DTYPES[data[0] & 3], data[0] >> 2 & 3
     if version not in HEADER_BYTES:
-        raise FrameError(f"the frame has version {version}, but this release reads versions 2 and 3")
+        raise FrameError(f"the frame has version {version}, but this release reads versions 2 to 5")
     if kind not in tags.SIZES:
         raise FrameError(f"the frame's first byte {data[0]:#04x} names an unknown tag {kind}")
+    if version >= LOW:
+        named = [name for name, bits in BITS.items() if data[1:2] == bytes([bits])]
+        if not named or dtype != "int8":
+            raise FrameError(f"the frame's first bytes {data[:2].hex()} name no number of bits that is read")
+        dtype = named[0]
     return version, dtype, kind
+
+
+def basis_id(data: bytes) -> bytes:
+    """Return the 4 bytes with which a frame names its basis; nothing of them is verified.
+
+    Raises:
+        FrameError: no frame: too small, of an even length where its version has odd ones, or see `form`.
+    """
+    if len(data) < HEADER_BYTES[BOUND] or (data[0] >> 4 < LOW and len(data) % 2 == 0):
+        raise FrameError(
+            f"{len(data)} bytes are no frame: those of versions 2 and 3 have an odd number. It was cut on "
+            "its way, or is something else"
+        )
+    return bytes(data[_at(data) - 4 : _at(data)])
 
 
 def sequence_of(data: bytes) -> int:
     """Return the sequence that a header says."""
-    return int.from_bytes(data[5:7], "little")
+    return int.from_bytes(data[_at(data) :][:2], "little")
 
 
-def frame_bytes(size: int, dtype: str, kind: int, version: int = BOUND) -> int:
+def day_of(data: bytes) -> int | None:
+    """Return the number of the last day that a header says, if it has one."""
+    version, _, _ = form(data)
+    return int.from_bytes(data[_at(data) + 2 :][:2], "little") if version in DATED else None
+
+
+def _at(data: bytes) -> int:
+    """Where the sequence begins, behind the basis."""
+    version, _, _ = form(data)
+    return 6 if version >= LOW else 5
+
+
+def _version(dtype: str, dated: bool) -> int:
+    return (LOW if dtype in BITS else BOUND) + dated
+
+
+def frame_bytes(size: int, dtype: str, kind: int, *, dated: bool = False, modules: int = 0) -> int:
     """Length of a frame of `size` values."""
-    return HEADER_BYTES[version] + payload_bytes(size, dtype) + tags.SIZES[kind]
+    around = HEADER_BYTES[_version(dtype, dated)] + tags.SIZES[kind]
+    return around + payload_bytes(size, dtype, modules)
 
 
 def longest(size: int) -> int:
-    """Length of the longest frame of `size` values."""
-    return max(frame_bytes(size, dtype, tags.ED25519, DATED) for dtype in DTYPES)
-
-
-def _lengths(size: int) -> str:
-    frames = sorted({frame_bytes(size, dtype, kind) for dtype in DTYPES for kind in tags.SIZES})
-    return f"{', '.join(map(str, frames))} bytes (2 more with a last day) for {size} values"
+    """Length of the longest frame of `size` values: in fp32, as no module has less than a value."""
+    return frame_bytes(size, "fp32", tags.ED25519, dated=True)

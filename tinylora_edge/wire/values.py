@@ -1,9 +1,13 @@
-"""Values as bytes: fp32, bf16, fp16, and int8 with one scale for all.
+"""Values as bytes: fp32, bf16, fp16, int8 with one scale for all, and q1 to q8 with one a module.
 
 Values in int8 are n numbers of 8 bits and one scale of 24, v = scale * q. The scale is the upper 24 bits of a
 float32, sign included: 16 significant bits. Its product with a q of 8 bits is therefore exact in float32, and
 every reader has the same values. A zero byte fills an even number of values up, so that a payload's length is
 even.
+
+q1, q2, q3, q4 and q8 have so many bits a number, and are of entries of R alone: M scales in float16, module
+by module, then the codes, from the low bit on. v = scale * (code - 2^(bits - 1) + 0.5): no code is zero, so
+that one bit is a sign; a module of zeros has the scale 0. The products are exact, too.
 """
 
 from __future__ import annotations
@@ -13,10 +17,16 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NonFiniteError, VectorError
+from ..errors import FrameError, NonFiniteError, VectorError
 
-DTYPES: tuple[str, ...] = ("fp32", "bf16", "fp16", "int8")
-"""dtypes of values, in the order of their codes."""
+BITS = {"q1": 1, "q2": 2, "q3": 3, "q4": 4, "q8": 8}
+"""Bits a number of the dtypes that have a scale a module."""
+
+DTYPES: tuple[str, ...] = ("fp32", "bf16", "fp16", "int8", *BITS)
+"""dtypes of values; the first four in the order of their codes."""
+
+SCALED = ("int8", *BITS)
+"""dtypes that round several values together."""
 
 SCALE_BYTES = 3
 
@@ -25,27 +35,40 @@ _LOWEST, _HIGHEST = -128, 127
 _CUT = 1.04 ** np.arange(1, 60)  # how far the largest value may lie beyond the largest q
 _AT_ONCE = 1 << 20
 _LARGEST = float(np.finfo(np.float32).max)
+_LARGEST_SCALE = float(np.finfo(np.float16).max)
 
 
-def finite(values: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
-    """Round values [n] to the nearest ones that `dtype` carries: ties to even, in int8 all of them together.
+def finite(values: NDArray[np.float32], dtype: str, modules: int = 0) -> NDArray[np.float32]:
+    """Round values [n] to the nearest ones that `dtype` carries.
+
+    Ties to even; in int8 all of them together, in q1 to q8 those of each of `modules` equal parts.
 
     Raises:
         NonFiniteError: one is NaN or infinite, or too large for the dtype.
-        VectorError: there is no such dtype.
+        VectorError: there is no such dtype, or it has a scale a module, and n is no multiple of `modules`.
     """
+    largest = _LARGEST
+    if bits := BITS.get(dtype):
+        largest = _LARGEST_SCALE * ((1 << bits) - 1) / 2
+        if not modules or len(values) % modules:
+            raise VectorError(
+                f"{dtype} has a scale for each module of a vector of entries: {modules} modules cannot share "
+                f"{len(values)} numbers"
+            )
     rounded = values
-    if dtype != "int8" or np.isfinite(values).all():
-        rounded = decode_values(encode_values(values, dtype), dtype, len(values))
-    if not np.isfinite(rounded).all():
-        index = int(np.flatnonzero(~np.isfinite(rounded))[0])
+    fits = np.abs(values) <= largest  # nor is NaN
+    if fits.all() or dtype not in SCALED:
+        rounded = decode_values(encode_values(values, dtype, modules), dtype, len(values), modules)
+        fits = np.isfinite(rounded)
+    if not fits.all():
+        index = int(np.flatnonzero(~fits)[0])
         raise NonFiniteError(
             f"value {index} is {values[index]}, which is not finite in {dtype}: every value must be"
         )
     return rounded
 
 
-def encode_values(values: NDArray[np.float32], dtype: str) -> bytes:
+def encode_values(values: NDArray[np.float32], dtype: str, modules: int = 0) -> bytes:
     """Return n values as `payload_bytes` bytes, little-endian."""
     if dtype == "fp32":
         return values.astype("<f4").tobytes()
@@ -60,11 +83,23 @@ def encode_values(values: NDArray[np.float32], dtype: str) -> bytes:
     if dtype == "int8":
         scale, q = quantize(values)
         return scale + q.tobytes() + bytes(is_padded(len(values), dtype))
+    if bits := BITS.get(dtype):
+        scales, codes = quantize_modules(values.reshape(modules, -1), bits)
+        each = np.unpackbits(codes.reshape(-1, 1), axis=1, count=bits, bitorder="little")
+        return scales.astype("<f2").tobytes() + np.packbits(each, bitorder="little").tobytes()
     raise VectorError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
 
 
-def decode_values(data: bytes, dtype: str, size: int) -> NDArray[np.float32]:
-    """Return the float32 values [size] of a payload of the right length."""
+def decode_values(data: bytes, dtype: str, size: int, modules: int = 0) -> NDArray[np.float32]:
+    """Return the float32 values [size] of a payload of the right length.
+
+    Raises:
+        FrameError: what fills it up is not zero, or a scale of a module is negative or not finite.
+    """
+    if is_padded(size, dtype) and data[-1]:
+        raise FrameError(f"the byte that fills the frame up is {data[-1]:#04x}, not 0: it was damaged")
+    if bits := BITS.get(dtype):
+        return _decode_modules(data, bits, size, modules)
     if dtype == "bf16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").astype(np.float32)
     if dtype == "int8":
@@ -72,8 +107,23 @@ def decode_values(data: bytes, dtype: str, size: int) -> NDArray[np.float32]:
     return np.frombuffer(data, "<f4" if dtype == "fp32" else "<f2").astype(np.float32)
 
 
-def payload_bytes(size: int, dtype: str) -> int:
-    """Length of `size` values; it is even."""
+def _decode_modules(data: bytes, bits: int, size: int, modules: int) -> NDArray[np.float32]:
+    scales = np.frombuffer(data, "<f2", modules)
+    if (wrong := np.flatnonzero(scales.view("<u2") >= 0x7C00)).size:
+        raise FrameError(f"the scale of module {wrong[0]} is {scales[wrong[0]]}: it was damaged")
+    each = np.unpackbits(np.frombuffer(data, np.uint8, offset=2 * modules), bitorder="little")
+    if each[size * bits :].any():
+        raise FrameError(f"the bits that fill the last byte {data[-1]:#04x} up are not 0: it was damaged")
+    codes = np.packbits(each[: size * bits].reshape(-1, bits), axis=1, bitorder="little")
+    levels = codes.reshape(modules, -1).astype(np.float32) - np.float32((1 << bits) / 2 - 0.5)
+    values: NDArray[np.float32] = (scales.astype(np.float32)[:, None] * levels).reshape(-1)
+    return values + np.float32(0)  # no zero with a sign
+
+
+def payload_bytes(size: int, dtype: str, modules: int = 0) -> int:
+    """Length of `size` values; it is even, but in q1 to q8."""
+    if bits := BITS.get(dtype):
+        return 2 * modules + (size * bits + 7) // 8
     scale = SCALE_BYTES if dtype == "int8" else 0
     return scale + size * _ITEM_BYTES[dtype] + is_padded(size, dtype)
 
@@ -84,7 +134,12 @@ def is_padded(size: int, dtype: str) -> bool:
 
 
 def counts(payload: int, dtype: str) -> list[int]:
-    """Return how many values so many bytes may be; one number but in int8, which may be filled up."""
+    """Return how many values so many bytes may be; one number but in int8, which may be filled up.
+
+    In q1 to q8 the modules decide it, too, and nothing is returned.
+    """
+    if dtype in BITS:
+        return []
     if dtype == "int8":
         about = [payload - SCALE_BYTES - 1, payload - SCALE_BYTES]
     else:
@@ -132,3 +187,29 @@ def _scales(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
     scales = np.unique(both[both > 0]).view("<f4").astype(np.float64)[::-1]
     for part in np.array_split(scales, 1 + len(scales) * len(values) // _AT_ONCE):
         yield from (part[:, None], -part[:, None])
+
+
+def quantize_modules(values: NDArray[np.float32], bits: int) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    """Return scales (float16 [M]) and codes (uint8 [M, e]) that come near values [M, e] by least squares.
+
+    Each scale that is tried puts the largest value on a code that it may have, which finds values that are
+    products already, or beyond the last code, and is then moved to the best one for the codes that it gives.
+    """
+    exact, most = values.astype(np.float64), (1 << bits) - 1
+    scales, levels = np.zeros(len(exact)), np.full(exact.shape, -most / 2)
+    least, largest = np.square(exact).sum(1), np.abs(exact).max(1)
+    for part in (*range(1, most + 1, 2), *(most * _CUT if bits > 1 else ())):
+        near = _levels(exact, 2 * largest / part, most)
+        best = (exact * near).sum(1) / np.square(near).sum(1)
+        tried = np.minimum(best, _LARGEST_SCALE).astype(np.float16).astype(np.float64)
+        near = _levels(exact, tried, most)
+        errors = np.square(exact - tried[:, None] * near).sum(1)
+        better = errors < least
+        least[better], scales[better], levels[better] = errors[better], tried[better], near[better]
+    return scales.astype(np.float16), (levels + most / 2).astype(np.uint8)
+
+
+def _levels(values: NDArray[np.float64], scales: NDArray[np.float64], most: int) -> NDArray[np.float64]:
+    """Return which of -most / 2 to most / 2, in steps of 1, times scales [M] are nearest to values [M, e]."""
+    parts = np.divide(values, scales[:, None], out=np.zeros_like(values), where=scales[:, None] > 0)
+    return np.clip(np.floor(parts), -(most + 1) // 2, most // 2) + 0.5
