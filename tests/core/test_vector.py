@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import json
 import pickle
 from datetime import date, timedelta
 
@@ -209,10 +210,10 @@ def test_what_stands_for_values_in_a_state_stays_what_it_is():
     values = np.array([0.5, -1.25, 0.0078125], np.float32)
     upper = values.view("<u2")[1::2].tobytes()
     packed = {"fp32": values.tobytes(), "bf16": upper, "fp16": values.astype("<f2").tobytes()}
-    packed["int8"] = MicroVector(values, "int8").values.tobytes()
+    packed |= {dtype: MicroVector(values, dtype, modules=3).values.tobytes() for dtype in ("int8", "q2")}
     for dtype in packed:
         whole = hashlib.sha256(f"{BASIS.digest}\n{dtype}\n".encode() + packed[dtype]).hexdigest()
-        vector = MicroVector(values, dtype, basis=BASIS.digest)
+        vector = MicroVector(values, dtype, basis=BASIS.digest, modules=3)
         assert content("key", vector) == whole[:32]
         assert content("", vector) == ""
 
@@ -231,6 +232,11 @@ def golden_tag(case):
     signer = Hmac(key) if case["auth"] == "hmac" else Ed25519Signer(key)
     verifier = signer if case["auth"] == "hmac" else Ed25519Verifier(signer.public_key)
     return signer, Policy(keys=[verifier], today=date(2026, 1, 1))
+
+
+def test_golden_frames_are_those_that_their_script_writes():
+    script = support.script(support.GOLDEN / "low_bits.py")
+    assert json.loads((support.GOLDEN / "low_bits.json").read_text()) == {"frames": script.frames()}
 
 
 @pytest.mark.parametrize(

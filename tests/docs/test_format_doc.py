@@ -205,6 +205,13 @@ def test_test_frames() -> None:
     assert f"65535, which is {expiry.LAST}" in section("Test frames")
 
 
+def test_bits_a_number() -> None:
+    golden = json.loads((GOLDEN / "low_bits.json").read_text("utf-8"))["frames"]
+    ((dtype, values, frame),) = rows("Bits a number", 3)
+    (entry,) = (entry for entry in golden if entry["frame_hex"] == frame)
+    assert (entry["dtype"], entry["values_hex_le_f32"], entry["modules"]) == (dtype, values, 5)
+
+
 def test_frames_are_bound() -> None:
     text = section("Frames")
     ((size, word),) = re.findall(r'(\d+) bytes "(tinylora stream \d)" LF', text)

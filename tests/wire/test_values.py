@@ -8,8 +8,8 @@ import support
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge import FrameError, MicroVector, NonFiniteError, Policy
-from tinylora_edge.wire.values import DTYPES, counts, dequantize, payload_bytes, quantize
+from tinylora_edge import Bases, FrameError, MicroVector, NonFiniteError, Policy, VectorError
+from tinylora_edge.wire.values import BITS, DTYPES, counts, dequantize, payload_bytes, quantize
 
 BASIS = support.random_basis(blocks=5, groups=13)
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -102,7 +102,80 @@ def test_the_byte_that_fills_up_is_zero():
         Policy().check(support.frame(basis.digest, payload + b"\1", dtype="int8"), basis)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES[:4])
 def test_counts_are_all_numbers_of_values_that_take_so_many_bytes(dtype):
     for payload in range(300):
         assert counts(payload, dtype) == [n for n in range(1, 300) if payload_bytes(n, dtype) == payload]
+
+
+ENTRIES = Bases(support.random_factors(blocks=1)).basis(rank=2)  # 3 modules of 4 numbers
+LOUD = Policy(max_norm=np.inf)
+
+
+def rounded(values: np.ndarray, dtype: str, modules: int = 3) -> np.ndarray:
+    return MicroVector(values, dtype, modules=modules).values
+
+
+@pytest.mark.parametrize(("dtype", "bits"), BITS.items())
+@pytest.mark.parametrize("seed", range(3))
+def test_no_scale_of_a_module_is_much_better(dtype, bits, seed):
+    values = np.random.default_rng(seed).standard_t(3, (3, 16)).astype(np.float32)
+    values *= np.float32([[1], [0.001], [0]])
+    found = rounded(values.reshape(-1), dtype).reshape(values.shape)
+    least, half = np.square(values.astype(np.float64)).sum(1), (1 << bits) / 2
+    for scale in np.arange(0x7C00, dtype="<u2").view("<f2").astype(np.float64)[1:]:
+        levels = np.clip(np.floor(values / scale), -half, half - 1) + 0.5
+        least = np.minimum(least, np.square(values - scale * levels).sum(1))
+    assert (np.square(values.astype(np.float64) - found).sum(1) <= 1.1 * least).all()
+    assert not found[2].any()
+    assert not np.signbit(found[2]).any()
+
+
+@pytest.mark.parametrize("dtype", BITS)
+@given(values=st.lists(st.floats(-30_000, 30_000, width=32), min_size=12, max_size=12))
+def test_what_is_read_is_written_as_the_same_bytes(dtype, values):
+    vector = MicroVector(values, dtype, modules=3)
+    data = vector.to_bytes(ENTRIES)
+    found = LOUD.check(data, ENTRIES)
+    assert found.values.tobytes() == vector.values.tobytes()
+    assert found.to_bytes(ENTRIES) == data
+
+
+def test_one_bit_is_a_sign():
+    values = rounded(np.float32([1, -2, 3, -4, *[0.5, -0.5] * 2, 0, 0, 0, -1]), "q1")
+    assert values.tolist() == [2.5, -2.5, 2.5, -2.5, *[0.5, -0.5] * 2, *[0.25] * 3, -0.25]
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_that_no_scale_reaches():
+    assert rounded([65504 * 1.5, *[0] * 11], "q2")[0] == 65504 * 1.5
+    for value in (65504 * 1.5 + 64, np.nan, -np.inf):
+        with pytest.raises(NonFiniteError, match=r"value 5 is .* not finite in q2"):
+            rounded([*[0] * 5, value, *[0] * 6], "q2")
+
+
+def test_modules_that_a_vector_does_not_have():
+    for modules in (0, 5):
+        with pytest.raises(VectorError, match=f"{modules} modules cannot share 12 numbers"):
+            rounded(np.ones(12), "q4", modules)
+    with pytest.raises(VectorError, match=f"each of 6 modules, but in q4 basis {ENTRIES.id} takes 3"):
+        MicroVector(np.ones(12), "q4", modules=6).to_bytes(ENTRIES)
+
+
+@pytest.mark.parametrize(("at", "byte"), [(1, 0x80), (3, 0xBC), (3, 0x7C), (5, 0x7E), (-1, 0x1F)])
+def test_damage_to_bits(at, byte):
+    payload = bytearray(bytes.fromhex("0000003c0004") + b"\x55" * 4 + b"\x05")
+    assert Policy().check(support.frame(ENTRIES.digest, payload, dtype="q3"), ENTRIES).dtype == "q3"
+    payload[at] = byte
+    with pytest.raises(FrameError, match=r"the scale of module [012] is|that fill the last byte 0x1f up"):
+        Policy().check(support.frame(ENTRIES.digest, payload, dtype="q3"), ENTRIES)
+
+
+def test_bits_are_of_entries_alone():
+    bases = Bases(support.random_factors(blocks=1))
+    basis = bases.basis(numbers=3)
+    for payload in (bytes(3), bytes(6 + 3)):
+        with pytest.raises(FrameError, match="in q8, in which vectors of entries alone are"):
+            Policy().check(support.frame(basis.digest, payload, dtype="q8"), bases)
+    with pytest.raises(VectorError, match=r"each of 3 modules, but in q8 .* takes 0"):
+        MicroVector(np.ones(3), "q8", modules=3).to_bytes(basis)

@@ -1,9 +1,9 @@
 """Frames: the wire form of a micro-vector (docs/FORMAT.md, "Frames").
 
 Little-endian. Byte 0: version (high nibble), dtype + 4 * tag kind (low nibble); in versions 4 and 5 a byte,
-the bits a number; the first 4 bytes of the basis's digest; 2 bytes, the sequence; in versions 3 and 5 two more,
-the last day; the values; the tag, which is over the user's name too, though that is not sent. A frame's length
-follows from its first bytes and its basis; in versions 2 and 3 it is odd.
+the bits a number; 4 bytes of the basis's digest; 2 bytes, the sequence; in versions 3 and 5 2 bytes, the last
+day; the values; the tag, which is over the user's name too, though that is not sent. A frame's length follows
+from its first bytes and its basis; in versions 2 and 3 it is odd.
 """
 
 from __future__ import annotations

@@ -83,9 +83,9 @@ def encode_values(values: NDArray[np.float32], dtype: str, modules: int = 0) -> 
     if dtype == "int8":
         scale, q = quantize(values)
         return scale + q.tobytes() + bytes(is_padded(len(values), dtype))
-    if bits := BITS.get(dtype):
-        scales, codes = quantize_modules(values.reshape(modules, -1), bits)
-        each = np.unpackbits(codes.reshape(-1, 1), axis=1, count=bits, bitorder="little")
+    if width := BITS.get(dtype):
+        scales, codes = quantize_modules(values.reshape(modules, -1), width)
+        each = np.unpackbits(codes.reshape(-1, 1), axis=1, count=width, bitorder="little")
         return scales.astype("<f2").tobytes() + np.packbits(each, bitorder="little").tobytes()
     raise VectorError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
 
