@@ -86,7 +86,7 @@ int main(int argc, char **argv) {
     llama_backend_init();
     struct llama_model *model = llama_model_load_from_file(base_path, llama_model_default_params());
     if (!model) fail("llama.cpp could not load the base");
-    if (tinylora_adapter(&now, model, bases, vector.basis.rank, vector.r, &why)) fail(why.text);
+    if (tinylora_adapter(&now, model, bases, &vector.basis, vector.r, &why)) fail(why.text);
     struct llama_context_params parameters = llama_context_default_params();
     parameters.n_ctx = parameters.n_batch = CONTEXT;
     parameters.n_threads = parameters.n_threads_batch = THREADS;
@@ -107,7 +107,7 @@ int main(int argc, char **argv) {
             refused = 1;
         }
         if (at == argc) break;
-        if (tinylora_adapter(&next, model, bases, vector.basis.rank, vector.r, &why)) fail(why.text);
+        if (tinylora_adapter(&next, model, bases, &vector.basis, vector.r, &why)) fail(why.text);
         llama_set_adapters_lora(context, &next, 1, &whole);
         llama_adapter_lora_free(now);
         now = next;

@@ -552,7 +552,7 @@ static int comes_before(const module *a, const module *b) {
     return a->order != b->order ? a->order < b->order : compared(a->kind, b->kind) < 0;
 }
 
-/* A (r, in) and B (out, r) of a module, of experts with a dimension in front. */
+/* A (Q, in) and B (out, P) of a module, of experts with a dimension in front. */
 static int read_module(tinylora_bases *bases, uint32_t number, text name, error *why) {
     struct tinylora_own *own = bases->own;
     module *m = own->modules + number;
@@ -566,8 +566,9 @@ static int read_module(tinylora_bases *bases, uint32_t number, text name, error 
     if (!a || !b) return BAD("it lacks the factors of %.*s", NAME(name));
     d = a->dimensions;
     if (d < 2 || d > 3 || b->dimensions != d || a->type > F16 || b->type > F16 || a->shape[d - 2] != r ||
-        b->shape[d - 1] != r || (d == 3 && a->shape[0] != b->shape[0]))
-        return BAD("the factors of %.*s are not F32 or F16 of rank " N32, NAME(name), bases->rank);
+        b->shape[d - 1] != bases->outputs || (d == 3 && a->shape[0] != b->shape[0]))
+        return BAD("the factors of %.*s are not F32 or F16 of rank " N32 " and " N32 " outputs", NAME(name),
+                   bases->rank, bases->outputs);
     m->a = *a;
     m->b = *b;
     return TINYLORA_OK;
@@ -654,9 +655,20 @@ static void project(uint64_t seed, text name, uint32_t u, uint32_t k, float *p) 
     }
 }
 
+static void set_entries(basis *b, uint32_t modules, uint32_t p, uint32_t q) {
+    b->kind = ENTRIES;
+    b->known.outputs = p;
+    b->known.rank = q;
+    b->known.n = modules * p * q;
+    if (p == q)
+        snprintf(b->known.descriptor, sizeof b->known.descriptor, "entries rank=" N32, q);
+    else
+        snprintf(b->known.descriptor, sizeof b->known.descriptor, "entries out=" N32 " in=" N32, p, q);
+}
+
 static void set_random(basis *b, uint32_t k, uint32_t groups) {
     b->kind = RANDOM;
-    b->known.rank = k;
+    b->known.outputs = b->known.rank = k;
     b->known.n = groups;
     snprintf(b->known.descriptor, sizeof b->known.descriptor,
              "random rank=" N32 " seed=%d groups=" N32 " u=1 tying=tiled", k, SEED, groups);
@@ -676,7 +688,7 @@ static int read_learned(const tinylora_bases *bases, uint32_t i, uint64_t k, bas
         if (!isfinite(f32_at(p->data + at))) return BAD("entry " N64 " of %s is not finite", at / 4, name);
     sha256_of(p->data, p->size, hash);
     b->kind = LEARNED;
-    b->known.rank = (uint32_t)k;
+    b->known.outputs = b->known.rank = (uint32_t)k;
     b->known.n = (uint32_t)p->shape[0];
     b->p = p->data;
     hex(found, hash, 32);
@@ -721,25 +733,36 @@ static void basis_at(const tinylora_bases *bases, uint32_t i, basis *b) {
         return;
     }
     memset(b, 0, sizeof *b);
-    set_random(b, 2, i - own->first_count + 1);
+    i -= own->first_count;
+    if (bases->rank > 1 && i < bases->modules) {
+        set_random(b, 2, i + 1);
+    } else { /* p x q, by p and then by q, without the square ones */
+        uint32_t p = 1, q = 0;
+        if (bases->rank > 1) i -= bases->modules;
+        do {
+            p += q == bases->rank;
+            q = q % bases->rank + 1;
+        } while (p == q || i--);
+        set_entries(b, bases->modules, p, q);
+    }
     basis_digest(bases, b);
 }
 
-/* `out` has modules * k * k floats. */
+/* `out` has modules * p * q floats. */
 static int make_r(const tinylora_bases *bases, const basis *b, const float *v, double max_norm, float *out,
                   error *why) {
-    uint64_t square = (uint64_t)b->known.rank * b->known.rank;
+    uint64_t size = (uint64_t)b->known.outputs * b->known.rank; /* of R of a module */
     uint64_t terms = b->kind == LEARNED ? b->known.n : 1; /* of a sum */
     double norm = 0;
-    float *p = b->kind == RANDOM ? malloc((size_t)square * sizeof *p) : NULL;
-    if (b->kind == RANDOM && !p) return no_memory(why, square * sizeof *p);
-    for (uint32_t m = 0; m < bases->modules; m++, out += square) {
+    float *p = b->kind == RANDOM ? malloc((size_t)size * sizeof *p) : NULL;
+    if (b->kind == RANDOM && !p) return no_memory(why, size * sizeof *p);
+    for (uint32_t m = 0; m < bases->modules; m++, out += size) {
         const float *row = p ? v + (uint64_t)m * b->known.n / bases->modules : v; /* a number for each group */
         if (p) project(SEED, bases->own->modules[m].name, 1, b->known.rank, p);
-        for (uint64_t entry = 0; entry < square; entry++) {
-            double sum = b->kind == ENTRIES ? v[m * square + entry] : 0;
+        for (uint64_t entry = 0; entry < size; entry++) {
+            double sum = b->kind == ENTRIES ? v[m * size + entry] : 0;
             for (uint64_t i = 0; b->kind != ENTRIES && i < terms; i++) {
-                uint64_t stored = (i * bases->modules + m) * square + entry;
+                uint64_t stored = (i * bases->modules + m) * size + entry;
                 sum += (double)row[i] * (p ? p[entry] : f32_at(b->p + 4 * stored));
             }
             out[entry] = (float)sum;
@@ -775,6 +798,7 @@ static int read_side_tensors(tinylora_bases *bases, const char *path, error *why
     own->architecture = text_key(file, "general.architecture");
     own->factorization = text_key(file, "tinylora.factorization");
     bases->rank = number_key(file, "tinylora.rank", 0);
+    bases->outputs = number_key(file, "tinylora.outputs", bases->rank);
     if (!is(own->factorization, "left"))
         return BAD("its factorization is '%.*s', and 'left' is read", NAME(own->factorization));
     if ((status = check_texts(file, "tinylora.base.fingerprints", why)) ||
@@ -782,13 +806,14 @@ static int read_side_tensors(tinylora_bases *bases, const char *path, error *why
         return status;
     names = texts_key(file, "tinylora.modules", &count);
     texts = texts_key(file, "tinylora.projections", &listed);
-    if (bases->rank < 1 || bases->rank > LARGEST_RANK || count < 1 || count > MOST_MODULES ||
-        count * bases->rank * bases->rank > LARGEST_VECTOR || listed > MOST_LISTED)
-        return BAD("rank " N32 ", " N64 " modules, " N64 " projections: too much", bases->rank, count,
-                   listed);
+    if (bases->rank < 1 || bases->outputs < bases->rank || bases->outputs > LARGEST_RANK || count < 1 ||
+        count > MOST_MODULES || count * bases->rank * bases->outputs > LARGEST_VECTOR || listed > MOST_LISTED)
+        return BAD("rank " N32 ", " N32 " outputs, " N64 " modules, " N64 " projections: too much",
+                   bases->rank, bases->outputs, count, listed);
     bases->modules = (uint32_t)count;
     own->first_count = bases->rank + (uint32_t)listed;
-    bases->bases = own->first_count + (bases->rank < 2 ? 0 : bases->modules);
+    bases->bases = own->first_count + (bases->rank < 2 ? 0 : bases->modules) +
+                   bases->rank * (bases->outputs - 1); /* entries p x q, without the square ones */
     own->modules = calloc(bases->modules, sizeof *own->modules);
     own->first = calloc(own->first_count, sizeof *own->first);
     if (!own->modules || !own->first) return no_memory(why, count * sizeof *own->modules);
@@ -802,10 +827,7 @@ static int read_side_tensors(tinylora_bases *bases, const char *path, error *why
     for (uint32_t i = 0; i < own->first_count; i++) {
         basis *b = own->first + i;
         if (i < bases->rank) {
-            b->kind = ENTRIES;
-            b->known.rank = i + 1;
-            b->known.n = bases->modules * b->known.rank * b->known.rank;
-            snprintf(b->known.descriptor, sizeof b->known.descriptor, "entries rank=" N32, b->known.rank);
+            set_entries(b, bases->modules, i + 1, i + 1);
         } else if ((status = read_listed(bases, i - bases->rank, take_text(&texts), b, why))) {
             return status;
         }
@@ -979,9 +1001,7 @@ static int check_tag(const uint8_t *message, size_t size, const uint8_t *found, 
 static int read_form(const uint8_t *frame, size_t size, const uint8_t **named, tinylora_vector *v,
                      error *why) {
     int version = size ? frame[0] >> 4 : 0, dtype = size ? frame[0] & 3 : 0, tag = size ? frame[0] >> 2 & 3 : 0;
-    if (size < 7 || (version < 4 && size % 2 == 0))
-        return ERR(FRAME, "%zu bytes are no frame: those of versions 2 and 3 have an odd number. Was it cut?",
-                   size);
+    if (size < 8) return ERR(FRAME, "%zu bytes are no frame: it was cut, or is something else", size);
     if (version > 3) {
         int bits = dtype == TINYLORA_INT8 ? frame[1] : 0;
         for (dtype = TINYLORA_Q8; dtype > TINYLORA_INT8 && BITS[dtype] != bits;) dtype--;
@@ -1101,7 +1121,7 @@ static int read_vector(tinylora_vector *v, const tinylora_bases *bases, const ui
                        const tinylora_policy *policy, error *why) {
     uint32_t i = 0;
     size_t entries;
-    const uint8_t *named;
+    const uint8_t *named = NULL;
     char wanted[9], own[9];
     basis b;
     int status = check_policy(policy, why);
@@ -1114,7 +1134,7 @@ static int read_vector(tinylora_vector *v, const tinylora_bases *bases, const ui
     if (i == bases->bases)
         return ERR(UNKNOWN, "the frame is for basis %s, none of the " N32 " of factors %s: another model's",
                    hex(wanted, named, 4), bases->bases, hex(own, bases->digest, 4));
-    entries = (size_t)bases->modules * b.known.rank * b.known.rank;
+    entries = (size_t)bases->modules * b.known.outputs * b.known.rank;
     v->basis = b.known;
     v->values = malloc(b.known.n * sizeof *v->values);
     v->r = malloc(entries * sizeof *v->r);
@@ -1224,17 +1244,17 @@ static float item(const tensor *t, uint64_t i) {
     return t->type == F32 ? f32_at(t->data + 4 * i) : f16_at(t->data + 2 * i);
 }
 
-/* One tensor, F32: the first k rows of A, or with R (k x k), B's first k columns times R. */
-static void put_floats(image *to, const tensor *t, uint64_t k, const float *r) {
+/* One tensor, F32: the first q rows of A, or with R (p x q), B's first p columns times R. */
+static void put_floats(image *to, const tensor *t, uint64_t p, uint64_t q, const float *r) {
     uint64_t stacked = t->dimensions == 3 ? t->shape[0] : 1;
     uint64_t rows = t->shape[t->dimensions - 2], columns = t->shape[t->dimensions - 1];
-    uint64_t high = r ? rows : k, wide = r ? k : columns;
+    uint64_t high = r ? rows : q, wide = r ? q : columns;
     float *out = to->bytes ? (float *)(void *)(to->bytes + to->used) : NULL; /* at a multiple of 32 bytes */
     for (uint64_t row = 0; out && row < stacked * high; row++, out += wide) {
         uint64_t start = (row / high * rows + row % high) * columns;
         for (uint64_t column = 0; column < wide; column++) {
             out[column] = r ? 0 : item(t, start + column);
-            for (uint64_t l = 0; r && l < k; l++) out[column] += item(t, start + l) * r[l * k + column];
+            for (uint64_t l = 0; r && l < p; l++) out[column] += item(t, start + l) * r[l * q + column];
         }
     }
     to->used += 4 * stacked * high * wide;
@@ -1255,7 +1275,7 @@ static void put_entry(image *to, const module *m, int is_b, uint64_t k, uint64_t
     *offset += (4 * stacked * high * wide + 31) / 32 * 32;
 }
 
-static void put_adapter(image *to, const tinylora_bases *bases, uint32_t k, const float *r) {
+static void put_adapter(image *to, const tinylora_bases *bases, uint32_t p, uint32_t q, const float *r) {
     const struct tinylora_own *own = bases->own;
     uint64_t offset = 0;
     put(to, "GGUF", 4);
@@ -1268,11 +1288,11 @@ static void put_adapter(image *to, const tinylora_bases *bases, uint32_t k, cons
     put_text(to, text_of("adapter.lora.alpha"), "");
     put_number(to, 6, 4); /* an f32 */
     put_number(to, 0, 4); /* 0: the adapter's scale is used as it is */
-    for (uint32_t i = 0; i < 2 * bases->modules; i++) put_entry(to, own->modules + i / 2, i % 2, k, &offset);
+    for (uint32_t i = 0; i < 2 * bases->modules; i++) put_entry(to, own->modules + i / 2, i % 2, q, &offset);
     pad(to);
     for (uint32_t i = 0; i < bases->modules; i++) {
-        put_floats(to, &own->modules[i].a, k, NULL);
-        put_floats(to, &own->modules[i].b, k, r + (uint64_t)i * k * k);
+        put_floats(to, &own->modules[i].a, p, q, NULL);
+        put_floats(to, &own->modules[i].b, p, q, r + (uint64_t)i * p * q);
     }
 }
 
@@ -1289,25 +1309,27 @@ static FILE *file_of(const image *made) {
 }
 
 tinylora_status tinylora_adapter(struct llama_adapter_lora **out, struct llama_model *model,
-                                 const tinylora_bases *bases, uint32_t rank, const float *r,
+                                 const tinylora_bases *bases, const tinylora_basis *basis, const float *r,
                                  tinylora_error *why) {
     const struct tinylora_own *own = bases->own;
+    const uint32_t p = basis->outputs, q = basis->rank;
     char architecture[64] = "";
     image made = {NULL, 0};
     FILE *file;
     *out = NULL;
     if (!own->base_fits) return ERR(ARGUMENT, "no base was checked: name it to tinylora_open");
-    if (rank < 1 || rank > bases->rank)
-        return ERR(ARGUMENT, "R has rank " N32 ", and the factors have rank " N32, rank, bases->rank);
+    if (p < 1 || p > bases->outputs || q < 1 || q > bases->rank)
+        return ERR(ARGUMENT, "R is " N32 " x " N32 ", and the factors take " N32 " x " N32 " at most", p, q,
+                   bases->outputs, bases->rank);
     llama_model_meta_val_str(model, "general.architecture", architecture, sizeof architecture);
     if (!is(own->architecture, architecture))
         return ERR(BASE, "the model is of architecture '%s', and the factors are of '%.*s'", architecture,
                    NAME(own->architecture));
-    put_adapter(&made, bases, rank, r);
+    put_adapter(&made, bases, p, q, r);
     if (made.used <= SIZE_MAX) made.bytes = malloc((size_t)made.used);
     if (!made.bytes) return no_memory(why, made.used);
     made.used = 0;
-    put_adapter(&made, bases, rank, r);
+    put_adapter(&made, bases, p, q, r);
     file = file_of(&made);
     if (file) {
         *out = llama_adapter_lora_init_from_file_ptr(model, file);

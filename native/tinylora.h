@@ -3,7 +3,7 @@
  * tinylora.h, tinylora.c: vectors of tinylora-edge on a phone or a board. C99, no dependency but a C library.
  *
  * A bundle is a model, base.gguf, and basis.gguf beside it: the factors A and B of each adapted layer. A vector travels
- * as a frame, 27 bytes for 13 numbers, 13 kB for 13,440. This library checks a frame, makes R of it, a k x k matrix a
+ * as a frame, 27 bytes for 13 numbers, 13 kB for 13,440. This library checks a frame, makes R of it, a p x q matrix a
  * layer, and hands llama.cpp the change W' = W + B R A as one adapter.
  *
  *     tinylora_error why;
@@ -14,7 +14,7 @@
  *
  *     if (tinylora_open(&bases, "basis.gguf", "base.gguf", &why)) return complain(why.text);
  *     if (tinylora_read(&vector, bases, frame, size, &policy, &why)) return complain(why.text);
- *     if (tinylora_adapter(&adapter, model, bases, vector.basis.rank, vector.r, &why)) return complain(why.text);
+ *     if (tinylora_adapter(&adapter, model, bases, &vector.basis, vector.r, &why)) return complain(why.text);
  *     llama_set_adapters_lora(context, &adapter, 1, &one);       // float one = 1
  *     llama_memory_clear(llama_get_memory(context), true);       // it holds what the last vector computed
  *     tinylora_accept(&policy, &vector, &why);           // no older frame any more: now keep policy.mark on disk
@@ -79,7 +79,8 @@ typedef enum {
 /* The factors of a model, and all bases that its vectors may be of. Read the fields; change none. */
 typedef struct {
     uint32_t modules;   /* M, adapted layers */
-    uint32_t rank;      /* r, directions of each: a vector acts on the leading k <= r */
+    uint32_t rank;      /* Q, rows of each A: a vector acts on the leading q <= Q */
+    uint32_t outputs;   /* P, columns of each B: and on the leading p <= P */
     uint32_t bases;     /* what `tinylora_basis_at` counts to */
     uint8_t digest[32]; /* of the factors */
     struct tinylora_own *own;
@@ -89,7 +90,8 @@ typedef struct {
 typedef struct {
     char descriptor[128]; /* "entries rank=2", "random rank=2 seed=42 groups=13 u=1 tying=tiled", ... */
     uint32_t n;           /* numbers of a vector */
-    uint32_t rank;        /* k: R has modules * k * k floats, row by row, a module after the other */
+    uint32_t outputs;     /* p: R has modules * p * q floats, row by row, a module after the other */
+    uint32_t rank;        /* q */
     uint8_t digest[32];   /* its first 4 bytes are in each frame */
 } tinylora_basis;
 
@@ -101,12 +103,12 @@ tinylora_status tinylora_open(tinylora_bases **out, const char *basis_path, cons
                               tinylora_error *why);
 void tinylora_close(tinylora_bases *bases); /* NULL is fine */
 
-/* Basis number `index` < bases->bases, in the order in which frames are looked up: entries of rank 1 to r, those that
- * the file has (learned ones), and the paper's random ones of 1 to M numbers. */
+/* Basis number `index` < bases->bases, in the order in which frames are looked up: entries of rank 1 to Q, those that
+ * the file has (learned ones), the paper's random ones of 1 to M numbers, and entries of p outputs and q inputs. */
 tinylora_status tinylora_basis_at(const tinylora_bases *bases, uint32_t index, tinylora_basis *out,
                                   tinylora_error *why);
 
-/* R of n numbers v of that basis, into `r`: modules * rank * rank floats. `tinylora_read` has done it; this is for an app
+/* R of n numbers v of that basis, into `r`: modules * p * q floats. `tinylora_read` has done it; this is for an app
  * that makes vectors itself, by sliders say. The Frobenius norm of R is at most `max_norm`; 0 stands for 64. */
 tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const float *v, double max_norm,
                            float *r, tinylora_error *why);
@@ -149,7 +151,7 @@ typedef struct {
 typedef struct {
     tinylora_basis basis;
     float *values; /* v: basis.n floats */
-    float *r;      /* R: modules * basis.rank * basis.rank floats */
+    float *r;      /* R: modules * basis.outputs * basis.rank floats */
     tinylora_dtype dtype;
     tinylora_tag tag;
     int last_day;       /* -1: for ever */
@@ -182,7 +184,7 @@ struct llama_adapter_lora;
  * new one, set it, clear the context's memory, and free the old one (llama_adapter_lora_free); the model frees what is
  * left. No context of the model may compute while an adapter is made or freed. */
 tinylora_status tinylora_adapter(struct llama_adapter_lora **out, struct llama_model *model,
-                                 const tinylora_bases *bases, uint32_t rank, const float *r,
+                                 const tinylora_bases *bases, const tinylora_basis *basis, const float *r,
                                  tinylora_error *why);
 #endif
 

@@ -59,26 +59,27 @@ function randomP(module, k) {
 }
 
 /**
- * Of a descriptor: {size, R}, n and the map from Float32Array [n] to Float32Array [M, rank, rank], zeros beyond k.
+ * Of a descriptor: {size, R}, n and the map from Float32Array [n] to Float32Array [M, outputs, rank], zeros beyond R.
  *
- * rank: of the factors. p: of a learned projection, Float32Array [n, M, k, k].
+ * outputs, rank: of the factors. p: of a learned projection, Float32Array [n, M, k, k].
  */
-function projection(descriptor, { modules, rank }, p) {
-  const random = RANDOM.exec(descriptor), k = Number(/rank=(\d+)/.exec(descriptor)[1]), square = k * k;
-  if (k > rank) fail(`${descriptor}: the rank is at most ${rank}`);
+function projection(descriptor, { modules, outputs, rank }, p) {
+  const random = RANDOM.exec(descriptor), shape = /(?:rank|out)=(\d+)(?: in=(\d+))?/.exec(descriptor);
+  const high = Number(shape[1]), k = Number(shape[2] ?? high), square = high * k; // R is high x k
+  if (k > rank || high > outputs) fail(`${descriptor}: it is at most ${outputs} x ${rank}`);
   const count = random ? 1 : p ? p.length / modules.length / square : 0; // numbers that R of a module sums
   const size = random ? Number(random[2]) : count || modules.length * square;
   if (random && size > modules.length) fail(`${descriptor}: there are ${modules.length} modules`);
   if (size > 250_000 || modules.length * count * square > 2 ** 26) fail(`${descriptor}: it is too large`);
   const R = (values) => {
-    const out = new Float32Array(modules.length * rank * rank);
+    const out = new Float32Array(modules.length * outputs * rank);
     modules.forEach((module, m) => {
       const own = random ? randomP(module, k) : p, step = modules.length * square;
       const [first, start] = random ? [Math.floor((m * size) / modules.length), 0] : [0, m * square];
       for (let c = 0; c < square; c++) {
         let sum = own ? 0 : values[m * square + c]; // in binary64, rounded once
         for (let i = 0; i < count; i++) sum += values[first + i] * own[start + i * step + c];
-        out[(m * rank + Math.floor(c / k)) * rank + (c % k)] = sum;
+        out[(m * outputs + Math.floor(c / k)) * rank + (c % k)] = sum;
       }
     });
     return out;
@@ -91,7 +92,7 @@ function projection(descriptor, { modules, rank }, p) {
 /**
  * Read `basis.gguf`, a Uint8Array.
  *
- * Returns {factors: their digest in hexadecimal, modules: names, rank, bases: Map from the id in a frame}.
+ * Returns {factors: their digest in hexadecimal, modules: names, outputs, rank, bases: Map from the id in a frame}.
  */
 export async function readBasis(bytes) {
   try {
@@ -141,6 +142,8 @@ async function read(bytes) {
   };
   const key = (name) => keys.get(`tinylora.${name}`) ?? fail(`basis.gguf: there is no tinylora.${name}`);
   const version = key("version"), [rank, modules] = [key("rank"), key("modules")];
+  const outputs = keys.get("tinylora.outputs") ?? rank;
+  if (outputs < rank || outputs > 256) fail(`basis.gguf: rank ${rank} and ${outputs} outputs`);
   if (version !== 2 || key("factorization") !== "left") fail(`basis.gguf: version ${version}, expected 2`);
 
   const words = (...numbers) => new Uint32Array(numbers); // little-endian, as everything that runs JavaScript
@@ -149,14 +152,14 @@ async function read(bytes) {
   const hashes = modules.map((module) => {
     const experts = tensors.get(`${module}.tinylora_a`)?.shape.length === 3 ? [null] : [];
     const a = tensor(`${module}.tinylora_a`, [...experts, rank, null]);
-    const b = tensor(`${module}.tinylora_b`, [...experts.map(() => a.shape[0]), null, rank]);
+    const b = tensor(`${module}.tinylora_b`, [...experts.map(() => a.shape[0]), null, outputs]);
     return sha256(...spelled(module), ...packed(a), ...packed(b));
   });
   const head = [...spelled(keys.get("general.architecture")), ...spelled("left"), words(rank, modules.length)];
   const factors = await sha256("tinylora factors 2\n", ...head, ...(await Promise.all(hashes)));
   if (hex(factors) !== key("factors")) fail("basis.gguf: the factors have another digest");
 
-  const found = { factors: hex(factors), modules, rank, bases: new Map() };
+  const found = { factors: hex(factors), modules, outputs, rank, bases: new Map() };
   const listed = Array.from({ length: rank }, (_, i) => ({ descriptor: `entries rank=${i + 1}` }));
   for (const [i, descriptor] of (keys.get("tinylora.projections") ?? []).entries()) {
     const [, k, digest] = LEARNED.exec(descriptor) ?? RANDOM.exec(descriptor) ?? fail(`projection "${descriptor}"`);
@@ -170,7 +173,10 @@ async function read(bytes) {
   }
   listed.forEach(({ descriptor, p }) => projection(descriptor, found, p)); // what is wrong with one is said here
   const tiled = modules.map((_, i) => ({ descriptor: `random rank=2 seed=42 groups=${i + 1} u=1 tying=tiled` }));
-  for (const [i, entry] of [...listed, ...(rank < 2 ? [] : tiled)].entries()) {
+  const others = Array.from({ length: outputs * rank }, (_, i) => [Math.floor(i / rank) + 1, (i % rank) + 1])
+    .filter(([high, wide]) => high !== wide)
+    .map(([high, wide]) => ({ descriptor: `entries out=${high} in=${wide}` }));
+  for (const [i, entry] of [...listed, ...(rank < 2 ? [] : tiled), ...others].entries()) {
     entry.digest = await sha256("tinylora basis 2\n", factors, entry.descriptor);
     const id = hex(entry.digest.subarray(0, 4)), known = found.bases.has(id);
     if (known && i < listed.length) fail(`basis.gguf: two projections have the id ${id}`);
@@ -245,13 +251,13 @@ function decodeModules(payload, n, bits, modules) {
  * frame: Uint8Array. basis: of readBasis. Options: stream, whose it is; hmac or ed25519, a secret or a public key,
  * Uint8Array: with one, a frame without its tag is refused; last, the highest sequence that was taken for these
  * factors, stream and key; today, in days since 2026-01-01; maxNorm, of R.
- * Returns {r: Float32Array [M * rank * rank], values, descriptor, dtype, tag, sequence, until}.
+ * Returns {r: Float32Array [M * outputs * rank], values, descriptor, dtype, tag, sequence, until}.
  */
 export async function readFrame(frame, basis, options = {}) {
   const { stream = "", hmac, ed25519, last = 0, today = now(), maxNorm = 1000 } = options;
   const version = frame[0] >> 4, kind = (frame[0] >> 2) & 3, low = version > 3, bits = low ? frame[1] : 0;
   const dtype = low ? `q${bits}` : DTYPES[frame[0] & 3], dated = version % 2 === 1, at = low ? 6 : 5;
-  if (frame.length < 7 || (!low && frame.length % 2 === 0)) fail("it was cut, or is no frame");
+  if (frame.length < 8) fail("it was cut, or is no frame");
   if (version < 2 || version > 5 || kind > 2) fail("its version or its tag is none that is read here");
   if (low && ((frame[0] & 3) !== 3 || !BITS.includes(bits))) fail("its type is none that is read here");
   const id = hex(frame.subarray(at - 4, at)), entry = basis.bases.get(id);

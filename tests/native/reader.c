@@ -54,8 +54,8 @@ static tinylora_key key_of(const char *word) {
 
 /* What side tensors hold; `v`: numbers, 0.5 each, of which R is made of each basis that is not too large for that. */
 static void show(const tinylora_bases *bases, const float *v) {
-    printf("modules %u rank %u bases %u\n", (unsigned)bases->modules, (unsigned)bases->rank,
-           (unsigned)bases->bases);
+    printf("modules %u rank %u outputs %u bases %u\n", (unsigned)bases->modules, (unsigned)bases->rank,
+           (unsigned)bases->outputs, (unsigned)bases->bases);
     print_hex("factors ", bases->digest, 32);
     for (uint32_t i = 0; i < bases->bases; i++) {
         tinylora_basis b;
@@ -63,7 +63,7 @@ static void show(const tinylora_bases *bases, const float *v) {
         print_hex("\n", b.digest, 32);
         printf(" %u %s", (unsigned)b.n, b.descriptor);
         if (v && (uint64_t)b.n * bases->modules <= 1 << 16) {
-            size_t size = (size_t)bases->modules * b.rank * b.rank * sizeof(float);
+            size_t size = (size_t)bases->modules * b.outputs * b.rank * sizeof(float);
             float *r = room(size);
             uint8_t hash[32];
             sha256_of(r, tinylora_r(bases, i, v, INFINITY, r, &why) ? 0 : size, hash);
@@ -116,7 +116,7 @@ static void check_lines(const uint8_t *digest, uint32_t n, uint32_t modules, con
     while (fgets(line, LINE, stdin)) {
         size_t size, length = strcspn(line, "\n"), most = (3 * length + 3) / 4;
         uint8_t *data = room(most); /* no more than the header says: a sanitizer watches the end */
-        const uint8_t *named;
+        const uint8_t *named = NULL;
         tinylora_vector v = {0};
         int status;
         line[length] = 0;
@@ -136,8 +136,10 @@ static void check_lines(const uint8_t *digest, uint32_t n, uint32_t modules, con
             print_hex(" content ", v.mark.content, 16);
             print_hex(" values ", v.values, v.basis.n * sizeof *v.values);
             putchar('\n');
-            if (bases) print_hex("", v.r, (size_t)bases->modules * v.basis.rank * v.basis.rank * sizeof *v.r);
-            if (bases) printf(" %s\n", v.basis.descriptor);
+            if (bases) {
+                print_hex("", v.r, (size_t)bases->modules * v.basis.outputs * v.basis.rank * sizeof *v.r);
+                printf(" %s\n", v.basis.descriptor);
+            }
         }
         fflush(stdout);
         free(data);

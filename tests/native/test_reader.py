@@ -45,6 +45,8 @@ MODELS = {
     "f16": {"rank": 8, "factor_dtype": np.float16, "blocks": 5},
     "experts": {"experts": 3, "rank": 3},
     "rank 1": {"rank": 1},
+    "tall": {"rank": 2, "outputs": 5, "experts": 2},
+    "a column": {"rank": 1, "outputs": 3},
 }
 
 pytestmark = pytest.mark.skipif(not native_reader.compilers(), reason="there is no C compiler: name it in CC")
@@ -64,7 +66,7 @@ def reader() -> Path:
 def test_every_compiler_takes_it_without_a_warning(tmp_path: Path, which: int, flags: list[str]) -> None:
     save_bases(Bases(support.random_factors()), tmp_path / "basis.gguf")
     program = native_reader.build(tmp_path, *flags, compiler=native_reader.compilers()[which])
-    assert run(program, "bases", tmp_path / "basis.gguf").startswith("modules 6 rank 2 bases 8\n")
+    assert run(program, "bases", tmp_path / "basis.gguf").startswith("modules 6 rank 2 outputs 2 bases 10\n")
 
 
 def test_machines_on_which_R_would_be_another_are_refused(tmp_path: Path) -> None:
@@ -117,7 +119,8 @@ def test_bases(reader: Path, tmp_path: Path, fields: dict[str, object]) -> None:
     bases = Bases(factors, (support.learned(factors, 5), named, support.learned(factors, 4)))
     save_bases(bases, tmp_path / "basis.gguf")
     about, digest, *listed = run(reader, "bases", tmp_path / "basis.gguf").splitlines()
-    assert about == f"modules {len(factors.modules)} rank {factors.rank} bases {len(bases)}"
+    outputs, rank = factors.shape
+    assert about == f"modules {len(factors.modules)} rank {rank} outputs {outputs} bases {len(bases)}"
     assert digest == f"factors {factors.digest}"
     assert listed == [
         f"{basis.digest} {basis.size} {basis.projection.descriptor}" for basis in bases.values()

@@ -2,8 +2,8 @@
 
 Little-endian. Byte 0: version (high nibble), dtype + 4 * tag kind (low nibble); in versions 4 and 5 a byte,
 the bits a number; 4 bytes of the basis's digest; 2 bytes, the sequence; in versions 3 and 5 2 bytes, the last
-day; the values; the tag, which is over the user's name too, though that is not sent. A frame's length follows
-from its first bytes and its basis; in versions 2 and 3 it is odd.
+day; the values; the tag, which is over the user's name too, though that is not sent. The length of a frame
+follows from its first bytes and its basis.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def form(data: bytes) -> tuple[int, str, int]:
     """Return the version, dtype and tag kind that a frame's first bytes name; FrameError where unknown."""
     version, dtype, kind = data[0] >> 4, DTYPES[data[0] & 3], data[0] >> 2 & 3
     if version not in HEADER_BYTES:
-        raise FrameError(f"the frame has version {version}, but this release reads versions 2 to 5")
+        raise FrameError(f"{len(data)} bytes are no frame that is read: version {version} is none of 2 to 5")
     if kind not in tags.SIZES:
         raise FrameError(f"the frame's first byte {data[0]:#04x} names an unknown tag {kind}")
     if version >= LOW:
@@ -141,13 +141,10 @@ def basis_id(data: bytes) -> bytes:
     """Return the 4 bytes with which a frame names its basis; nothing of them is verified.
 
     Raises:
-        FrameError: no frame: too small, of an even length where its version has odd ones, or see `form`.
+        FrameError: no frame: too small, or see `form`.
     """
-    if len(data) < HEADER_BYTES[BOUND] or (data[0] >> 4 < LOW and len(data) % 2 == 0):
-        raise FrameError(
-            f"{len(data)} bytes are no frame: those of versions 2 and 3 have an odd number. It was cut on "
-            "its way, or is something else"
-        )
+    if len(data) <= HEADER_BYTES[BOUND]:
+        raise FrameError(f"{len(data)} bytes are no frame: it was cut on its way, or is something else")
     return bytes(data[_at(data) - 4 : _at(data)])
 
 
