@@ -45,7 +45,7 @@ READ = """async jobs => {
   const read = async ({ file, rank, descriptor, modules, digest, frame, hmac, ed25519, ...options }) => {
     const basis = file
       ? await readBasis(new Uint8Array(await (await fetch(file, { cache: "no-store" })).arrayBuffer()))
-      : { rank, modules: Array.from({ length: modules }, (_, i) => `blk.${i}.attn_q.weight`),
+      : { rank, outputs: rank, modules: Array.from({ length: modules }, (_, i) => `blk.${i}.attn_q.weight`),
           bases: new Map([[digest.slice(0, 8), { descriptor, digest: bytes(digest) }]]) };
     if (!frame) return { factors: basis.factors, ids: [...basis.bases.keys()] };
     const keys = { hmac: bytes(hmac), ed25519: bytes(ed25519) };
@@ -201,7 +201,7 @@ def test_golden_bases(empty: Page, site: Site, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"rank": 8, "factor_dtype": np.float16}, {"experts": 3}, {"rank": 1}], ids=str
+    "fields", [{"rank": 8, "factor_dtype": np.float16}, {"experts": 3}, {"rank": 1, "outputs": 3}], ids=str
 )
 def test_r_is_pythons_bit_for_bit(empty: Page, site: Site, fields: dict[str, Any]) -> None:
     factors = support.random_factors(**fields)
