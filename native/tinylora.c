@@ -771,7 +771,7 @@ static int make_r(const tinylora_bases *bases, const basis *b, const float *v, d
     }
     free(p);
     norm = sqrt(norm);
-    if (!max_norm) max_norm = 64;
+    if (!max_norm) max_norm = 256;
     if (!(norm <= max_norm) || isinf(norm)) /* nor NaN */
         return ERR(VALUES, "R has the norm %.4g, and at most %.4g is accepted", norm, max_norm);
     return TINYLORA_OK;

@@ -108,8 +108,13 @@ void tinylora_close(tinylora_bases *bases); /* NULL is fine */
 tinylora_status tinylora_basis_at(const tinylora_bases *bases, uint32_t index, tinylora_basis *out,
                                   tinylora_error *why);
 
+<<<<<<< HEAD
 /* R of n numbers v of that basis, into `r`: modules * p * q floats. `tinylora_read` has done it; this is for an app
- * that makes vectors itself, by sliders say. The Frobenius norm of R is at most `max_norm`; 0 stands for 64. */
+ * that makes vectors itself, by sliders say. The Frobenius norm of R is at most `max_norm`; 0 stands for 256. */
+=======
+/* R of n numbers v of that basis, into `r`: modules * rank * rank floats. `tinylora_read` has done it; this is for an app
+ * that makes vectors itself, by sliders say. The Frobenius norm of R is at most `max_norm`; 0 stands for 256. */
+>>>>>>> 0f1e4f26 (The bound of R's norm is 256: a vector of 107,520 numbers had 78 after 240 steps)
 tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const float *v, double max_norm,
                            float *r, tinylora_error *why);
 
@@ -142,7 +147,7 @@ typedef struct {
     tinylora_verify verify; /* for Ed25519; NULL: such frames are refused */
     void *verify_data;      /* its first argument */
     int today;              /* days since 2026-01-01, UTC; 0: by the system's clock */
-    double max_norm;        /* of R; 0: 64 (trained vectors have 0.1 to 50) */
+    double max_norm;        /* of R; 0: 256 (trained vectors have 0.1 to 80) */
     tinylora_mark mark;     /* what was accepted last of frames with a checksum */
 } tinylora_policy;
 

@@ -20,8 +20,8 @@ from .prior import Prior, Whitening
 from .projection import RANK, Projection, entries_descriptor, random_descriptor
 from .wire import frame
 
-MAX_NORM = 64.0
-"""Frobenius norm of R that a policy accepts, and learners keep to: trained vectors have 0.1 to 50."""
+MAX_NORM = 256.0
+"""Frobenius norm of R that a policy accepts, and learners keep to: trained vectors have 0.1 to 80."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -103,7 +103,7 @@ def test_what_it_refuses(personalize: Program, smollm2_bundle: Path, tmp_path: P
     cases = [
         ((base, side, framed(support.random_basis(blocks=5))), none),
         ((base, side, frame[:-2]), "the frame has 35 bytes, but 13 values in bf16 with CRC-32 take 37"),
-        ((base, side, MicroVector(np.full(13, 1e6)).to_bytes(basis)), "and at most 64 is accepted"),
+        ((base, side, MicroVector(np.full(13, 1e6)).to_bytes(basis)), "and at most 256 is accepted"),
         ((side, side, frame), f"{side}: it lacks blk.0.attn_q.weight, which has factors"),
         ((base, cut, frame), f"{cut}: tensor "),
         ((base, tmp_path / "none", frame), f"{tmp_path / 'none'}: No such file"),

@@ -173,12 +173,12 @@ def test_all_or_nothing(llm, bases, own, frames, tmp_path):
         f"vector 1 of a stack: the vector is for basis {foreign.id}, .* of factors {bases.factors.digest[:8]}"
     )
     past = own.to_bytes(bases.of(own), until=date(2026, 1, 2))
-    large = [of_norm(bases.basis(rank=8), 40.0, 5)] * 2
+    large = [of_norm(bases.basis(rank=8), 160.0, 5)] * 2
     for stack, error, message in (
         ([their, frames[1]], BasisMismatchError, text),
         ([frames[0], frames[1][:-2]], FrameError, "vector 2 of a stack"),
         ([past, frames[1]], ExpiredError, "vector 1 of a stack"),
-        (large, VectorError, "R of the stack has the norm 80, but the policy accepts at most 64"),
+        (large, VectorError, "R of the stack has the norm 320, but the policy accepts at most 256"),
         ([], VectorError, "a stack has at least one vector"),
         ([None, frames[1]], VectorError, r"for the base alone call clear\(\)"),
         ([frames[0], tmp_path / "none.bin"], FileNotFoundError, "none.bin"),

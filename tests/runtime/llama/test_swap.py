@@ -60,10 +60,10 @@ def test_zero_vector_is_the_base(llm, load_plain, tiny_bundle, zero):
 
 
 def test_a_vector_of_the_app_s_own_is_within_the_norm_too(llm):
-    with pytest.raises(VectorError, match=r"norm 64\.\d+, .* at most 64"):
-        llm.swap(MicroVector.random(llm.bases.basis(rank=2), 64.1))
+    with pytest.raises(VectorError, match=r"norm 256\.\d+, .* at most 256"):
+        llm.swap(MicroVector.random(llm.bases.basis(rank=2), 256.1))
     assert llm.vector is None
-    llm.swap(MicroVector.random(llm.bases.basis(rank=2), 63.9))
+    llm.swap(MicroVector.random(llm.bases.basis(rank=2), 255.9))
 
 
 def test_clearing_after_a_vector_that_overflowed_gives_the_base(load, load_plain, tiny_bundle):

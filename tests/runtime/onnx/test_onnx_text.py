@@ -163,6 +163,6 @@ def test_the_context_of_the_model_is_the_limit() -> None:
 
 def test_a_vector_that_is_too_large_for_the_model() -> None:
     llm = runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=32)
-    with pytest.raises(VectorError, match="at most 64"):
+    with pytest.raises(VectorError, match="at most 256"):
         llm.swap(MicroVector(np.full(5, 1e38, np.float32)))
     llm("Hello", max_tokens=3)
