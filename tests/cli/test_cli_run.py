@@ -10,7 +10,8 @@ import onnx_bundles
 import pytest
 from invocation import Cli
 
-from tinylora_edge import runtime
+from tinylora_edge import MicroVector, load_bundle, runtime
+from tinylora_edge.cli import console
 from tinylora_edge.cli.run import write
 
 PROMPT = "Describe the moon in one sentence."
@@ -69,6 +70,34 @@ def test_a_graph_answers_too(cli: Cli, smollm2_bundle: Path, tmp_path: Path) -> 
     cli("run", bundle, "Hi", "--engine", "llama").refused("lacks a GGUF base")
     cli("chat", smollm2_bundle, "--engine", "onnx", stdin=b"").refused("lacks an ONNX graph")
     cli("run", bundle, "Hi", "--engine", "vllm").misused("--engine")
+
+
+def test_a_stack_answers_and_its_last_vector_is_exchanged_and_moves(cli: Cli, tmp_path: Path) -> None:
+    bundle = onnx_bundles.tiny()
+    bases, files = load_bundle(bundle).bases, {}
+    for name, basis, norm in (("shared", bases.basis(rank=8), 4.0), ("own", bases.basis(numbers=13), 2.0)):
+        files[name] = tmp_path / name
+        files[name].write_bytes(MicroVector.random(basis, norm, seed=2).to_bytes(basis))
+    shared, own = files.values()
+    answers = []
+    with runtime.load(bundle, engine="onnx", n_ctx=256, n_threads=1) as llm:
+        for vector in (own, [shared, own], shared):
+            llm.swap(vector)
+            reply = llm.create_chat_completion(
+                [{"role": "user", "content": "hi"}], temperature=0.0, max_tokens=9
+            )
+            answers.append(console.harmless(reply["choices"][0]["message"]["content"]))
+    assert answers[0] != answers[1] != answers[2]
+    run = ("run", bundle, "hi", "--engine", "onnx", "--threads", 1, "--max-tokens", 9)
+    assert cli(*run, "--vector", shared, "--vector", own).done().rstrip("\n") == answers[1].rstrip("\n")
+    cli(*run, "--vector", own, "--vector", tmp_path / "none").refused("none")
+    lines = f"/vector {own}\n/vector\nhi\n/like\n/vector\n/save {tmp_path / 'saved'}\n/base\n/vector\n"
+    chat = ("chat", bundle, "--engine", "onnx", "--threads", 1, "--max-tokens", 9, "--vector", shared)
+    talked = cli(*chat, "--vector", own, stdin=lines.encode())
+    assert talked.code == 0, talked.stderr
+    assert talked.stderr.count("on what lies beneath") == 5  # three times asked, after a click, when saved
+    saved = MicroVector.from_bytes((tmp_path / "saved").read_bytes(), bases)
+    assert (saved.values.size, saved == MicroVector.from_bytes(own.read_bytes(), bases)) == (13, False)
 
 
 def test_a_prompt_that_does_not_fit(cli: Cli, smollm2_bundle: Path) -> None:

@@ -131,6 +131,28 @@ def test_a_tall_vector(cli, tiny, task, tmp_path):
         cli(*run, f"--rank={text}", "-o", tmp_path / "v.bin").misused(f"'{text}' is no rank")
 
 
+def test_a_vector_on_top_of_another(cli, tiny, task, tmp_path):
+    bases = load_bundle(tiny / "bundle").bases
+    shared, own = tmp_path / "shared.bin", tmp_path / "own.bin"
+    shared.write_bytes(MicroVector.random(bases.basis(rank=8), 2.0).to_bytes(bases.basis(rank=8)))
+    run = ("train", tiny / "bundle", *task, "--weights", tiny / "weights", *TRAIN, "--no-evaluate")
+    cli(*run, "--rank", 2, "--under", shared, "-o", own)
+    vector = MicroVector.from_bytes(own.read_bytes(), bases)
+    assert vector.basis == bases.basis(rank=2).digest
+    found = ("eval", tiny / "bundle", *task, "-n", 4, "--drift", "--vector", shared, "--vector", own)
+    record = cli(*found, "--json").record()
+    arms = [name for name in record if "scores" in (record[name] or {})]
+    assert arms == ["base", "beneath", "vector"]
+    assert [record[name]["bytes"] for name in arms] == [0, 0, len(own.read_bytes())]
+    assert list(record["comparisons"]) == ["beneath - base", "vector - base", "vector - beneath"]
+    shown = cli(*found).done()
+    assert "what lies beneath" in shown
+    other = support.random_basis(groups=13, blocks=5)
+    (tmp_path / "other.bin").write_bytes(MicroVector.random(other, 1.0).to_bytes(other))
+    refused = cli(*run, "--rank", 2, "--under", tmp_path / "other.bin", "-o", tmp_path / "v.bin")
+    refused.refused(f"is for basis {other.id}", f"none of factors {bases.id}")
+
+
 def test_eval_on_shifted_prompts(cli, tiny, task, tmp_path):
     rows = [{"prompt": f"p{i}", "split": ("train", "held_out")[i % 2]} for i in range(8)]
     rows += [{"prompt": f"q{i}", "split": "shifted"} for i in range(4)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import signal
@@ -99,6 +100,14 @@ def test_how_many_numbers(cli: Cli, tiny_bundle: Path, task: list[str], tmp_path
     ran = cli(*command, again, "--start", five, "--json")
     assert ran.code == 0, ran.stderr
     assert len(json.loads(ran.stdout)["values"]) == 5
+    shared = tmp_path / "shared.bin"
+    basis = load_bundle(tiny_bundle).basis(rank=8)
+    shared.write_bytes(MicroVector.random(basis, 2.0).to_bytes(basis))
+    ran = cli(*command, tmp_path / "own.bin", "--start", five, "--under", shared, "--json")
+    assert ran.code == 0, ran.stderr
+    record = json.loads(ran.stdout)
+    assert record["under"] == hashlib.sha256(shared.read_bytes()).hexdigest()
+    assert MicroVector.from_bytes((tmp_path / "own.bin").read_bytes(), load_bundle(tiny_bundle).bases)
 
 
 def test_refusals_leave_nothing(cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path) -> None:

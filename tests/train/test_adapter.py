@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import support
 import torch
 from architectures import GGUF_NAMES
 
-from tinylora_edge import Basis, Factors, MicroVector, Projection, TrainError
+from tinylora_edge import Bases, Basis, Factors, MicroVector, Policy, Projection, TrainError
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.factorization import factors, truncated_svd
 from tinylora_edge.modules import canonical_order, is_adaptable
@@ -64,6 +65,39 @@ def test_equals_merged_weights(architecture: str, kind: str) -> None:
     effect = np.abs(merged - plain).max()
     assert effect > 0.1
     assert np.abs(attached - merged).max() < 1e-4 * effect
+
+
+@pytest.mark.parametrize("sizes", [(3, 2), (1, 3), ((5, 2), (2, 3))])
+def test_what_lies_beneath_acts_and_does_not_learn(sizes: tuple[Any, Any]) -> None:
+    model = models.tiny_model("llama")
+    factors = basis_of(model, "all entries").factors
+    below, above = (Basis(factors, Projection.entries(factors.modules, size)) for size in sizes)
+    shared, own = MicroVector.random(below, 2.0, seed=1), MicroVector.random(above, 1.0, seed=2)
+    tokens = [256, *range(40, 60)]
+    row = group(tokens[:9], [tokens[9:]])
+    with Adapter(model, above, Policy().own(shared, Bases(factors))) as adapter:
+        learner = Learner(model, adapter, temperature=1.0)
+        alone, still = models.torch_logits(model, tokens), learner.pull([row])
+        adapter.set(own)
+        both, moved = models.torch_logits(model, tokens), learner.gradient([row])
+        assert adapter.vector() == replace(own, under=shared)
+        assert [each.shape for each in learner.moments([row])[0]] == [(q, q) for q in above.shape[::-1]]
+        learner.close()
+    assert still.loss == pytest.approx(0, abs=1e-5)  # what lies beneath is the base of the pull
+    with models.merged(model, below, shared):
+        expected = models.torch_logits(model, tokens)
+        effect = np.abs(both - expected).max()
+        assert np.abs(alone - expected).max() < 1e-4 * effect
+        with models.merged(model, above, own):
+            assert np.abs(both - models.torch_logits(model, tokens)).max() < 1e-4 * effect
+    shape = tuple(np.maximum(below.shape, above.shape).tolist())
+    with Adapter(model, Basis(factors, Projection.entries(factors.modules, shape))) as adapter:
+        adapter.set(Policy().own(replace(own, under=shared), Bases(factors)).r.reshape(-1))
+        learner = Learner(model, adapter, temperature=1.0)
+        whole = learner.gradient([row]).grad.reshape(-1, *shape)
+        learner.close()
+    corner = whole[:, : above.shape[0], : above.shape[1]].reshape(-1)
+    np.testing.assert_allclose(moved.grad, corner, atol=1e-4 * float(corner.abs().max()))
 
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
