@@ -50,16 +50,18 @@ def test_thirty_streams_of_slow_clients_on_few_threads_all_end_right(llm: Any) -
         assert asyncio.run(all_of_them(threads)) == [expected] * 15
 
 
-def test_an_answer_ends_with_the_vector_that_it_was_asked_under(llm: Any, vector: MicroVector) -> None:
+def test_an_answer_ends_with_the_vector_that_it_began_under(llm: Any, vector: MicroVector) -> None:
     base = complete(llm)
     chunks = stream(llm)
-    said = [next(chunks)]
+    read = [next(chunks)]
     llm.swap(vector)  # of the same thread: nobody waits for a reader
     assert complete(llm) != base
-    assert "".join([*said, *chunks]) == base
+    assert "".join([*read, *chunks]) == base
     later = llm("abc def", max_tokens=LENGTH, temperature=0.0, stream=True)
     llm.clear()
-    assert "".join(c["choices"][0]["text"] for c in later) != base, "asked for, and begun after the exchange"
+    assert "".join(c["choices"][0]["text"] for c in later) != base, (
+        "made before the exchange, and begun after it"
+    )
     assert complete(llm) == base
 
 
@@ -165,12 +167,14 @@ def test_a_block_has_its_vector_and_others_have_theirs(
             assert complete(llm) not in (base, with_vector)
         assert llm.vector == vector
         kept = stream(llm)
-        said = [next(kept)]
+        read = [next(kept)]
         assert start(llm.swap, other).result(PATIENCE) == other
         assert complete(llm) == with_vector
         llm.swap(other)  # for the rest of the block
         assert complete(llm) != with_vector
-    assert "".join([*said, *kept]) == with_vector
+    assert "".join([*read, *kept]) == with_vector
+    with pytest.raises(KeyError), llm.using(vector):
+        raise KeyError
     assert llm.vector == other
     llm.clear()
     assert complete(llm) == base != with_vector
@@ -191,16 +195,10 @@ def test_a_block_is_that_of_a_task_and_follows_it_to_threads(
         return await asyncio.gather(personal(vector), personal(other), asyncio.to_thread(complete, llm))
 
     *personalized, beside = asyncio.run(all_of_them())
-    for (said, again, active), mine in zip(personalized, (vector, other), strict=True):
-        assert said == again != base
+    for (text, again, active), mine in zip(personalized, (vector, other), strict=True):
+        assert text == again != base
         assert active == mine
     assert beside == base
-    assert llm.vector is None
-
-
-def test_a_block_that_raises_ends(llm: Any, vector: MicroVector) -> None:
-    with pytest.raises(KeyError), llm.using(vector):
-        raise KeyError
     assert llm.vector is None
 
 

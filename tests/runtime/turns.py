@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
-from contextlib import contextmanager
 
 PATIENCE = 20.0  # seconds until a thread counts as stuck; nothing here takes one
 MOMENT = 0.05  # seconds given to a thread that must not get on; too short a time hides errors, and makes none
@@ -37,13 +36,3 @@ def complete(llm, prompt="abc def"):
 def stream(llm, prompt="abc def"):
     for chunk in llm(prompt, max_tokens=LENGTH, temperature=0.0, stream=True):
         yield chunk["choices"][0]["text"]
-
-
-@contextmanager
-def half_way(llm):
-    chunks = stream(llm)
-    said = [next(chunks), next(chunks)]
-    try:
-        yield chunks, said
-    finally:
-        chunks.close()

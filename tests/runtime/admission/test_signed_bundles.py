@@ -63,16 +63,10 @@ def test_a_file_that_was_changed_is_refused_before_the_engine_starts(bundle, at_
     assert started == []
 
 
-def test_a_base_that_was_changed_and_named_as_a_part_of_none_is_refused(bundle, at_start):
-    started = []
-    at_start.append(lambda: started.append(True))
-    data = bytearray((bundle / "base.gguf").read_bytes())
-    data[-1] ^= 1
-    (bundle / "base.gguf").unlink()
-    (bundle / "base-00001-of-00000.gguf").write_bytes(data)
+def test_a_base_that_was_named_as_a_part_of_none_is_refused(bundle):
+    (bundle / "base.gguf").rename(bundle / "base-00001-of-00000.gguf")
     with pytest.raises(TrustError, match=r"base-00001-of-00000\.gguf is not in the signature"):
         runtime.load(bundle, bundle_keys=KEYS, **OPTIONS)
-    assert started == []
 
 
 @pytest.mark.parametrize("name", ["base.gguf", "basis.gguf"])

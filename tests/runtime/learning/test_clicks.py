@@ -11,14 +11,12 @@ from typing import Any
 import llama_cpp
 import models
 import numpy as np
-import onnx_bundles
 import pytest
 import support
 
-from tinylora_edge import BasisMismatchError, MicroVector, Projection, TrainError, load_bundle, runtime
+from tinylora_edge import BasisMismatchError, MicroVector, Projection, TrainError, load_bundle
 from tinylora_edge.runtime import Clicks, SampledAnswer, TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch
-from tinylora_edge.tasks import Sample
 
 PROMPTS = ("one two three", "quite another text", "a third prompt")
 OPTIONS = {"max_tokens": 8, "temperature": 1.0}
@@ -102,17 +100,6 @@ def test_a_preference_parts_the_two(llm: TinyLoraLlama, clicks: Clicks, tmp_path
     vector = clicks.prefer(tmp_path / "s", second, first)
     better, worse = (logprob(llm, vector, each) - logprob(llm, None, each) for each in (second, first))
     assert better - worse > 0.02
-
-
-def test_in_onnx_too(tmp_path: Path) -> None:
-    with runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=64, n_threads=1) as onnx:
-        clicks = Clicks(onnx)
-        (given,) = clicks.ask("four five", None, count=1, **OPTIONS)
-        moved = [clicks.tell(tmp_path / str(reward), given, reward) for reward in (1, -1)]
-        with onnx.batch([Sample("x" * 20, raw=True)], 40, sequences=2) as batch:
-            scored = batch.score_each([moved[0], None, moved[1]], [given.prompt], [[given.tokens]])
-    liked, base, disliked = (row.sum(dtype=np.float64) for ((row,),) in scored)
-    assert liked > base > disliked
 
 
 @pytest.mark.slow

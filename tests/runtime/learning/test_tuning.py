@@ -33,7 +33,7 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class TestLearning:
-    @pytest.mark.parametrize("seed", range(6))
+    @pytest.mark.parametrize("seed", range(3))
     def test_finds_a_planted_vector_and_makes_it_active(self, seed: int) -> None:
         planted = Planted(seed)
         rows: list[dict[str, Any]] = []
@@ -179,39 +179,29 @@ class TestSittings:
         assert (tmp_path / "state").stat().st_mode & 0o077 == 0
         assert list(tmp_path.iterdir()) == [tmp_path / "state"]
 
-    @pytest.mark.parametrize(
-        "content", ["", "{}", '{"format": 9}', '{"format": 1, "identity": {}, "state": {}}']
-    )
-    def test_a_damaged_state(self, llm: TinyLoraLlama, tmp_path: Path, content: str) -> None:
-        (tmp_path / "state").write_text(content)
-        with pytest.raises(TrainError, match=r"state is not a usable state|belongs to another run"):
-            RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
-        assert (tmp_path / "state").read_text() == content
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            lambda state: state.update(start="abc"),
-            lambda state: state.update(start=[0.0]),
-            lambda state: state.update(tokens=None),
-            lambda state: state.update(best=[None]),
-            lambda state: state.update(search={}),
-            lambda state: state["search"].update(first="x"),
-            lambda state: state["search"].update(start=[0.0]),
-            lambda state: state["search"].update(start=[float("nan")] * 13),
-            lambda state: state["search"].update(sigma=[]),
-            lambda state: state["search"].update(rewards=[[0.0]]),
-            lambda state: state["search"].update(rewards=3),
-        ],
-    )
-    def test_a_state_of_wrong_types(self, llm: TinyLoraLlama, tmp_path: Path, change: Any) -> None:
+    def test_a_damaged_state_is_refused_and_left(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
         path = tmp_path / "state"
         RewardLearner(llm, PROMPTS, favoured, path=path, **QUICK).run("2ktokens")
         content = json.loads(path.read_text())
-        change(content["state"])
-        path.write_text(json.dumps(content))
-        with pytest.raises(TrainError, match="not a usable state"):
-            RewardLearner(llm, PROMPTS, favoured, path=path, **QUICK)
+        search, damaged = content["state"]["search"], ["", "{}", json.dumps({**content, "format": 9})]
+        for change in (
+            {"start": "abc"},
+            {"start": [0.0]},
+            {"tokens": None},
+            {"best": [None]},
+            {"search": {}},
+            {"search": search | {"first": "x"}},
+            {"search": search | {"start": [0.0]}},
+            {"search": search | {"start": [math.nan] * 13}},
+            {"search": search | {"sigma": 0}},
+            {"search": search | {"rewards": [[0.0]]}},
+        ):
+            damaged.append(json.dumps({**content, "state": content["state"] | change}))
+        for text in damaged:
+            path.write_text(text)
+            with pytest.raises(TrainError, match="not a usable state"):
+                RewardLearner(llm, PROMPTS, favoured, path=path, **QUICK)
+            assert path.read_text() == text
 
     def test_the_state_of_another_run(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
         RewardLearner(llm, PROMPTS, favoured, seed=1, path=tmp_path / "state", **QUICK).run("2ktokens")
@@ -246,17 +236,9 @@ class TestBadInput:
             yield
         assert llm.vector is own
 
-    @pytest.mark.parametrize("prompts", [[], ["one"]])
-    def test_too_few_prompts(self, llm: TinyLoraLlama, prompts: list[str]) -> None:
-        with pytest.raises(TrainError, match=f"has {len(prompts)} prompts, expected at least 2"):
-            runtime.tune(llm, prompts, favoured, budget=60, **QUICK)
-
-    def test_a_reward_that_throws(self, llm: TinyLoraLlama) -> None:
-        def broken(completion: Completion, sample: Sample) -> float:
-            raise KeyError("color")
-
-        with pytest.raises(TrainError, match=r"the reward raised KeyError: 'color'"):
-            runtime.tune(llm, PROMPTS, broken, budget=60, **QUICK)
+    def test_too_few_prompts(self, llm: TinyLoraLlama) -> None:
+        with pytest.raises(TrainError, match="has 1 prompts, expected at least 2"):
+            runtime.tune(llm, ["one"], favoured, budget=60, **QUICK)
 
     def test_a_reward_that_fails_later(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
         calls = 0
@@ -271,13 +253,13 @@ class TestBadInput:
         again = RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
         assert again.run("1ktokens").steps >= 2
 
-    @pytest.mark.parametrize("budget", ["50tokens", 1e-6, Budget(seconds=600, tokens=50)])
+    @pytest.mark.parametrize("budget", ["50tokens", 1e-6])
     def test_a_budget_too_small_for_one_step(self, llm: TinyLoraLlama, budget: Any, tmp_path: Path) -> None:
         with pytest.raises(TrainError, match=r"too small: one step takes about \d+ s and \d+ tokens"):
             runtime.tune(llm, PROMPTS, favoured, budget=budget, path=tmp_path / "state", **QUICK)
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("budget", ["", "5", "5 parsecs", "-5m", 0, -1, math.nan, math.inf])
+    @pytest.mark.parametrize("budget", ["", "5", "5 parsecs", 0, math.nan])
     def test_what_is_no_budget(self, llm: TinyLoraLlama, budget: Any) -> None:
         with pytest.raises(TrainError, match="budget"):
             runtime.tune(llm, PROMPTS, favoured, budget=budget, **QUICK)
@@ -287,11 +269,6 @@ class TestBadInput:
             TrainError, match=r"longest prompt has \d+ tokens.* 100000 to generate.*context of"
         ):
             runtime.tune(llm, PROMPTS, favoured, budget=60, **{**QUICK, "max_tokens": 100_000})
-
-    def test_messages_without_a_chat_template(self, llm: TinyLoraLlama) -> None:
-        messages = [[{"role": "user", "content": text}] for text in PROMPTS]
-        with pytest.raises(VectorError, match="no chat template"):
-            runtime.tune(llm, messages, favoured, budget=60, **QUICK)
 
     def test_a_start_that_does_not_fit(self, llm: TinyLoraLlama) -> None:
         with pytest.raises(VectorError, match="no projection has 99 numbers: this model takes"):

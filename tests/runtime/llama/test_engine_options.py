@@ -22,32 +22,16 @@ def vector(llm):
     return MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=1)
 
 
-def test_options_reach_the_engine(load, tiny_bundle):
-    llm = load(
-        tiny_bundle,
-        n_ctx=512,
-        n_batch=128,
-        n_threads=2,
-        chat_format="chatml",
-        seed=7,
-        last_n_tokens_size=9,
-        type_k=llama_cpp.GGML_TYPE_F32,
-        n_gpu_layers=0,
-        use_mmap=False,
-        flash_attn=False,
-    )
-    assert llm.n_ctx() == 512
-    assert (llm.n_batch, llm.n_threads, llm.chat_format, llm.last_n_tokens_size) == (128, 2, "chatml", 9)
-    assert llm.context_params.type_k == llama_cpp.GGML_TYPE_F32
-    assert llm.model_params.load_mode == llama_cpp.LLAMA_LOAD_MODE_NONE
-
-
-def test_without_options_they_are_those_of_llama(tiny_bundle):
+def test_options_reach_the_engine_and_others_are_those_of_llama(tiny_bundle):
     from tinylora_edge import runtime
 
     ours, plain = runtime.load(tiny_bundle), llama_cpp.Llama(str(tiny_bundle / "base.gguf"), verbose=False)
     left, right = ours.__getstate__(), plain.__getstate__()
     assert {key: left[key] for key in right} == right
+    options = {"n_ctx": 512, "n_batch": 128, "chat_format": "chatml", "type_k": llama_cpp.GGML_TYPE_F32}
+    llm = runtime.load(tiny_bundle, **options)
+    assert (llm.n_ctx(), llm.n_batch, llm.chat_format) == (512, 128, "chatml")
+    assert llm.context_params.type_k == llama_cpp.GGML_TYPE_F32
 
 
 @pytest.mark.parametrize("pooling", ["NONE", "LAST"])

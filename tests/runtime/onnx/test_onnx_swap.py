@@ -61,21 +61,6 @@ def test_any_sequence_of_exchanges_equals_a_fresh_model(
         assert answer(llm) == until_end(expected(bundle, vector))
 
 
-def test_a_block_ends_where_it_began(llm: TinyLoraOnnx, bundle: Path, vectors: list[MicroVector]) -> None:
-    a, b, _ = vectors
-    llm.swap(a)
-    with llm.using(b.to_bytes(llm.bases.of(b))) as active:
-        assert active == b
-        assert answer(llm) == until_end(expected(bundle, b))
-        with llm.using(a):
-            assert answer(llm) == until_end(expected(bundle, a))
-        assert answer(llm) == until_end(expected(bundle, b))
-    assert answer(llm) == until_end(expected(bundle, a))
-    with pytest.raises(RuntimeError, match="on purpose"), llm.using(b):
-        raise RuntimeError("on purpose")
-    assert llm.vector == a
-
-
 def test_a_refused_vector_changes_nothing(
     llm: TinyLoraOnnx, bundle: Path, vectors: list[MicroVector]
 ) -> None:
