@@ -43,7 +43,7 @@ class Sampling:
         top_k, min_p, repeat_penalty: see `Sampler`.
         seed: of the random numbers; None for others each time.
         stop: texts that end the answer and are no part of it.
-        logprobs: how many of the likeliest tokens are told beside each token; 0 tells its own
+        logprobs: how many of the likeliest tokens come beside each token; 0 gives its own
             log-probability alone, None nothing.
         schema: a JSON schema that the answer keeps to; an empty one is any JSON object.
         tools: that the answer may call; a call asks for them as OpenAI's options `tools`, `tool_choice` and
@@ -113,14 +113,14 @@ def sampling_of(options: SamplingOptions, stops: Sequence[str] = ()) -> Sampling
     for name in options:
         if name not in known:
             raise OptionError(f"a pool has no option {name!r}: there are {', '.join(known)}")
-    given: dict[str, Any] = dict(options)
-    own = given.pop("stop", None) or ()
+    chosen: dict[str, Any] = dict(options)
+    own = chosen.pop("stop", None) or ()
     own = (own,) if isinstance(own, str) else tuple(own)
     _check(len(own) <= STOPS, "stop", f"{len(own)} texts", f"at most {STOPS}")
     tools = Tools.read(
-        given.pop("tools", None), given.pop("tool_choice", None), given.pop("parallel_tool_calls", True)
+        chosen.pop("tools", None), chosen.pop("tool_choice", None), chosen.pop("parallel_tool_calls", True)
     )
-    return Sampling(**given, stop=(*own, *(each for each in stops if each not in own)), tools=tools)
+    return Sampling(**chosen, stop=(*own, *(each for each in stops if each not in own)), tools=tools)
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class Text:
         self._tokens: list[Token] = []
 
     def add(self, data: bytes, token: Token | None = None) -> Piece:
-        """Append the bytes of a token; return what may be shown now, which may be nothing."""
+        """Append the bytes of a token; return what is certain by now, which may be nothing."""
         if token is not None:
             self._tokens.append(token)
         self._held += self._decoder.decode(data)
@@ -238,31 +238,31 @@ class Text:
             self.stopped = True
             self._held, self._tokens = self._held[: min(found)], []
             return self.rest()
-        return self._show(len(self._held) - max(map(self._begun, (*self._stop, self._call_begin))))
+        return self._emit(len(self._held) - max(map(self._begun, (*self._stop, self._call_begin))))
 
     def rest(self) -> Piece:
         """Return what was held back, at the end; a call that is not whole is none."""
         self._held += self._decoder.decode(b"", final=True)
-        piece = self._show(len(self._held))
+        piece = self._emit(len(self._held))
         self._held = ""
         return piece
 
-    def _show(self, count: int) -> Piece:
+    def _emit(self, count: int) -> Piece:
         """Return the next characters, or calls; tokens come once nothing of them is held back."""
         if self._call_begin and not self._calling and (at := self._held.find(self._call_begin)) >= 0:
             self._calling, count = True, at
         elif self._calling:
             count = 0
-        shown, self._held = self._held[:count], self._held[count:]
+        text, self._held = self._held[:count], self._held[count:]
         calls = []
         while CALL_END in self._held and (call := CALL.match(self._held)):
             calls.append(ToolCall(self.calls, *call.groups()))
             self._held = self._held[call.end() :]
             self.calls += 1
         if self._held:
-            return Piece(shown, calls=tuple(calls))
+            return Piece(text, calls=tuple(calls))
         tokens, self._tokens = tuple(self._tokens), []
-        return Piece(shown, tokens, tuple(calls))
+        return Piece(text, tokens, tuple(calls))
 
     def _begun(self, stop: str) -> int:
         """Length of the longest beginning of a stop text that the held text ends with."""
@@ -452,9 +452,9 @@ class Reply:
             ]
             return {"content": content, "refusal": None}
         return {
-            "tokens": [_shown(token.data) for token in tokens],
+            "tokens": [_readable(token.data) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{_shown(data): p for data, p in token.likeliest} for token in tokens],
+            "top_logprobs": [{_readable(data): p for data, p in token.likeliest} for token in tokens],
         }
 
 
@@ -472,8 +472,8 @@ def usage(finishes: Sequence[Finish]) -> dict[str, Any]:
 
 
 def _described(data: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": _shown(data), "logprob": logprob, "bytes": list(data)}
+    return {"token": _readable(data), "logprob": logprob, "bytes": list(data)}
 
 
-def _shown(data: bytes) -> str:
+def _readable(data: bytes) -> str:
     return data.decode("utf-8", errors="replace")

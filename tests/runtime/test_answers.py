@@ -1,4 +1,4 @@
-"""What is shown of an answer: whole characters, and nothing of a stop text; and the options of a call."""
+"""The text of an answer as it comes: whole characters, nothing of a stop text; and the options of a call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tinylora_edge import OptionError, RequestError
 from tinylora_edge.runtime.answers import STOPS, Text, Token, sampling_of
 
 
-def shown(parts: Sequence[bytes], stop: Sequence[str] = ()) -> tuple[list[str], bool]:
+def pieces_of(parts: Sequence[bytes], stop: Sequence[str] = ()) -> tuple[list[str], bool]:
     text, pieces = Text(stop), []
     for part in parts:
         pieces.append(text.add(part).text)
@@ -23,18 +23,18 @@ def shown(parts: Sequence[bytes], stop: Sequence[str] = ()) -> tuple[list[str], 
 
 def test_characters_come_whole() -> None:
     data = "a€b".encode()
-    assert shown([data[:2], data[2:3], data[3:]]) == (["a", "", "€b", ""], False)
-    assert shown([b"a\xe2\x82"]) == (["a", ""], False), "what never became a character is left out"
+    assert pieces_of([data[:2], data[2:3], data[3:]]) == (["a", "", "€b", ""], False)
+    assert pieces_of([b"a\xe2\x82"]) == (["a", ""], False), "what never became a character is left out"
 
 
 def test_a_beginning_of_a_stop_text_is_held_back() -> None:
-    assert shown([b"one E", b"N", b"D two"], ["END"]) == (["one ", "", "", ""], True)
-    assert shown([b"one E", b"N", b"E two"], ["END"]) == (["one ", "", "ENE two", ""], False)
-    assert shown([b"one EN"], ["END"]) == (["one ", "EN"], False)
+    assert pieces_of([b"one E", b"N", b"D two"], ["END"]) == (["one ", "", "", ""], True)
+    assert pieces_of([b"one E", b"N", b"E two"], ["END"]) == (["one ", "", "ENE two", ""], False)
+    assert pieces_of([b"one EN"], ["END"]) == (["one ", "EN"], False)
 
 
 def test_the_first_stop_text_counts() -> None:
-    assert shown([b"x, b; c"], [";", ","]) == (["x", ""], True)
+    assert pieces_of([b"x, b; c"], [";", ","]) == (["x", ""], True)
 
 
 @given(st.text("abE", max_size=12), st.lists(st.text("abE", min_size=1, max_size=3), max_size=2), st.data())
@@ -48,7 +48,7 @@ def test_however_it_comes_the_text_is_the_same(text: str, stop: list[str], data:
         if found:
             expected = text[: min(found)]
             break
-    assert "".join(shown(parts, stop)[0]) == expected
+    assert "".join(pieces_of(parts, stop)[0]) == expected
 
 
 @pytest.mark.parametrize("stop", [(), ("zz",)])

@@ -101,8 +101,8 @@ def test_logprobs_are_exact_at_the_sampling_temperature(llm: Any) -> None:
     temperature = 0.6
     with opened(llm) as batch:
         found = batch.generate(PROMPTS, samples=3, max_tokens=LIMIT, temperature=temperature, seed=5)
-        given = [texts([g for g in found if g.prompt == i]) for i in range(len(PROMPTS))]
-        scored = [row for rows in batch.score(PROMPTS, given, temperature=temperature) for row in rows]
+        drawn_texts = [texts([g for g in found if g.prompt == i]) for i in range(len(PROMPTS))]
+        scored = [row for rows in batch.score(PROMPTS, drawn_texts, temperature=temperature) for row in rows]
     assert [g.prompt for g in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     for each, row in zip(found, scored, strict=True):
         tokens = each.tokens.tolist()

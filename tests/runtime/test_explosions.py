@@ -1,4 +1,4 @@
-"""Vectors that are too large for the model: said, never a figure, and nothing of them stays for the next."""
+"""Vectors that are too large for the model: an error, no figure, and nothing of them stays for the next."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def onnx() -> Iterator[PersonalizedModel]:
 
 
 def test_a_batch_says_what_is_too_large_and_forgets_it(either: PersonalizedModel) -> None:
-    """Beyond what a policy accepts unless it is told to: R of a norm at which both models have no logits."""
+    """Beyond what a policy accepts by default: R of a norm at which both models have no logits."""
     basis = either.bases.basis(rank=8)
     huge = MicroVector(np.full(basis.size, 1e30, np.float32))
     small = MicroVector.random(basis, 0.3, seed=1)

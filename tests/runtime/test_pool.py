@@ -1,4 +1,4 @@
-"""Many users of one model at once, on both engines: each gets the answer that he would get alone."""
+"""Many users of one model at once, on both engines: each gets the answer that they would get alone."""
 
 from __future__ import annotations
 
@@ -94,28 +94,28 @@ async def idle(pool: Pool) -> None:
         await asyncio.sleep(0.002)
 
 
-def test_every_user_gets_the_answer_that_he_would_get_alone(pool: Pool) -> None:
+def test_every_user_gets_the_answer_that_they_would_get_alone(pool: Pool) -> None:
     chance, users = random.Random(0), [None, *vectors(pool, 7)]
-    asked = [(u, p, 1 + chance.randrange(2 * LIMIT)) for u in range(8) for p in PROMPTS[:4]]
-    chance.shuffle(asked)
+    requests = [(u, p, 1 + chance.randrange(2 * LIMIT)) for u in range(8) for p in PROMPTS[:4]]
+    chance.shuffle(requests)
 
     async def one(number: int, user: int, prompt: str, limit: int) -> str:
         await asyncio.sleep(0.003 * number)
-        given: Any = {"user": str(user), "vector": users[user], "max_tokens": limit}
+        how: Any = {"user": str(user), "vector": users[user], "max_tokens": limit}
         if number % 3:
-            return (await pool.complete(prompt, temperature=0, **given)).text
-        drawn = asyncio.create_task(pool.complete(prompt, temperature=2, **given))  # beside them
-        text = (await pool.complete(prompt, temperature=0, **given)).text
+            return (await pool.complete(prompt, temperature=0, **how)).text
+        drawn = asyncio.create_task(pool.complete(prompt, temperature=2, **how))  # beside them
+        text = (await pool.complete(prompt, temperature=0, **how)).text
         drawn.cancel()
         return text
 
     async def all_of_them() -> list[str]:
-        found = await asyncio.gather(*(one(n, *each) for n, each in enumerate(asked)))
+        found = await asyncio.gather(*(one(n, *each) for n, each in enumerate(requests)))
         await idle(pool)
         return found
 
     found = asyncio.run(all_of_them())
-    assert found == [alone(pool, prompt, users[user], limit) for user, prompt, limit in asked]
+    assert found == [alone(pool, prompt, users[user], limit) for user, prompt, limit in requests]
     assert len(set(found)) > 20, "the vectors differ"
 
 
@@ -123,11 +123,11 @@ def test_every_user_gets_the_answer_that_he_would_get_alone(pool: Pool) -> None:
 def test_an_answer_has_the_same_bits_whoever_is_answered_beside_it(pool: Pool) -> None:
     mine, *others = vectors(pool, 7)
 
-    async def asked(beside: int, prompt: str, temperature: float) -> list[float]:
+    async def answers(beside: int, prompt: str, temperature: float) -> list[float]:
         tasks = []
         for number in range(beside):
-            given: Any = {"vector": others[number % 6], "max_tokens": 5 * (number + 1), "temperature": 1}
-            call = pool.complete(PROMPTS[number % 5], user=f"{beside} {number}", **given)
+            how: Any = {"vector": others[number % 6], "max_tokens": 5 * (number + 1), "temperature": 1}
+            call = pool.complete(PROMPTS[number % 5], user=f"{beside} {number}", **how)
             tasks.append(asyncio.create_task(call))
             await asyncio.sleep(0.001 * number)
         options: Any = {"vector": mine, "max_tokens": LIMIT, "temperature": temperature, "seed": 7}
@@ -136,25 +136,25 @@ def test_an_answer_has_the_same_bits_whoever_is_answered_beside_it(pool: Pool) -
 
     for prompt in PROMPTS:
         for temperature in (0.0, 1.0):
-            first = asyncio.run(asked(0, prompt, temperature))
-            assert [asyncio.run(asked(beside, prompt, temperature)) for beside in (1, 3, 6)] == [first] * 3
+            first = asyncio.run(answers(0, prompt, temperature))
+            assert [asyncio.run(answers(beside, prompt, temperature)) for beside in (1, 3, 6)] == [first] * 3
 
 
-def test_a_users_next_request_finds_what_his_last_one_evaluated(pool: Pool) -> None:
+def test_a_users_next_request_finds_what_the_last_one_evaluated(pool: Pool) -> None:
     mine, other = vectors(pool, 2)
-    first = "a prompt of some length that is asked again with more behind it"
+    first = "a prompt of some length that comes again with more behind it"
     options: Any = {"max_tokens": LIMIT, "temperature": 0, "logprobs": 0}
 
-    async def asked() -> list[Answer]:
+    async def answers() -> list[Answer]:
         begun = await pool.complete(first, user="me", vector=mine, **options)
         longer = first + begun.text + ", and more"
         who = [("me", mine), ("stranger", mine), ("me", other), ("me", mine)]
         await pool.complete(PROMPTS[1], user="somebody", vector=mine, **options)
         return [begun, *[await pool.complete(longer, user=u, vector=v, **options) for u, v in who]]
 
-    begun, *answers = asyncio.run(asked())
+    begun, *answers = asyncio.run(answers())
     cached = [answer.finish.cached_tokens for answer in answers]
-    assert begun.finish.cached_tokens == cached[1] == cached[2] == 0, "nobody finds what others asked"
+    assert begun.finish.cached_tokens == cached[1] == cached[2] == 0, "nobody finds what was others'"
     assert cached[0] == len(first) // 8 * 8, "keys of what was generated have other bits than a prompt's"
     assert cached[3] == answers[3].finish.prompt_tokens, "the same prompt again is not evaluated at all"
     assert bits(answers[0]) == bits(answers[1]) == bits(answers[3]) != bits(answers[2])
@@ -162,25 +162,25 @@ def test_a_users_next_request_finds_what_his_last_one_evaluated(pool: Pool) -> N
 
 def test_what_requests_of_a_tenant_begin_with_is_evaluated_once(pool: Pool) -> None:
     vector, begin = vectors(pool, 1)[0], "what all of them begin with, and it has forty-eight"
-    given: Any = {"vector": vector, "max_tokens": LIMIT, "temperature": 0, "logprobs": 0}
+    how: Any = {"vector": vector, "max_tokens": LIMIT, "temperature": 0, "logprobs": 0}
 
-    async def asked(*users: str) -> list[Answer]:
-        calls = [pool.complete(f"{begin} {n}!", user=user, **given) for n, user in enumerate(users)]
+    async def answers(*users: str) -> list[Answer]:
+        calls = [pool.complete(f"{begin} {n}!", user=user, **how) for n, user in enumerate(users)]
         return await asyncio.gather(*calls)
 
-    together, alone = asyncio.run(asked(*["me"] * 4)), asyncio.run(asked("a", "b", "c", "d"))
+    together, alone = asyncio.run(answers(*["me"] * 4)), asyncio.run(answers("a", "b", "c", "d"))
     cached = sorted(each.finish.cached_tokens for each in together)
     once = len(pool._loop.engines)  # an engine sees nothing of another one's
     assert cached[once:] == [(len(begin) + 3 - 8) // 8 * 8] * (4 - once)
     assert [bits(each) for each in together] == [bits(each) for each in alone]
 
 
-def test_whoever_leaves_frees_his_place(pool: Pool, held: Callable[..., Any]) -> None:
-    given: Any = {"user": "stays", "vector": vectors(pool, 1)[0], "max_tokens": 60, "temperature": 0}
+def test_whoever_leaves_frees_a_place(pool: Pool, held: Callable[..., Any]) -> None:
+    how: Any = {"user": "stays", "vector": vectors(pool, 1)[0], "max_tokens": 60, "temperature": 0}
 
     async def leave() -> None:
-        expected = bits(await pool.complete(PROMPTS[2], logprobs=0, **given))
-        staying = asyncio.create_task(pool.complete(PROMPTS[2], logprobs=0, **given))
+        expected = bits(await pool.complete(PROMPTS[2], logprobs=0, **how))
+        staying = asyncio.create_task(pool.complete(PROMPTS[2], logprobs=0, **how))
         with held("drops") as at:
             stream = pool.stream(PROMPTS[0], raw=True, user="drops", max_tokens=300)
             await stream.start()
@@ -223,15 +223,15 @@ def test_one_account_holds_nobody_up(opened: Callable[..., Pool], tenants: int) 
     """Whoever comes next finds a slot, and has as many turns in it as the other account has in all its slots,
     however many users it names."""
     users = map(str, cycle(range(tenants)))
-    said: Counter[str] = Counter()
+    heard: Counter[str] = Counter()
 
     async def read(stream: AnswerStream, user: str) -> int:
         """Count a user's tokens, and return how many m had from the first of them to the last."""
         begun = None
         async for piece in stream:
-            begun = said["m"] if begun is None else begun
-            said[user] += len(piece.tokens)
-        return said["m"] - (begun or 0)
+            begun = heard["m"] if begun is None else begun
+            heard[user] += len(piece.tokens)
+        return heard["m"] - (begun or 0)
 
     def stream(pool: Pool, user: str) -> AnswerStream:
         tenant = next(users) if user == "m" else user
@@ -251,7 +251,7 @@ def test_one_account_holds_nobody_up(opened: Callable[..., Pool], tenants: int) 
         await ann.start()
         assert pool.load().running == 4
         others = await read(ann, "ann")
-        assert others < (3.5 if pool.model.mixed else 1.5) * said["ann"]
+        assert others < (3.5 if pool.model.mixed else 1.5) * heard["ann"]
         for task in many:
             task.cancel()
         await asyncio.gather(*many, return_exceptions=True)
@@ -261,25 +261,25 @@ def test_one_account_holds_nobody_up(opened: Callable[..., Pool], tenants: int) 
 
 
 def test_who_comes_next_waits_for_one_turn(tiny_bundle: Path) -> None:
-    """A short answer is there once whoever has the engine ends his turn: prompt and answer are one turn."""
+    """A short answer is there once whoever has the engine ends a turn: prompt and answer are one turn."""
 
     async def beside(pool: Pool) -> int:
-        said, waited = 0, 0
+        heard, waited = 0, 0
 
         async def flood() -> None:
-            nonlocal said
+            nonlocal heard
             while True:
                 async for piece in pool.stream("abc", raw=True, user="m", max_tokens=300, logprobs=0):
-                    said += len(piece.tokens)
+                    heard += len(piece.tokens)
 
         many = [asyncio.create_task(flood()) for _ in range(2)]
         for _ in range(6):
-            before = said
-            while said < before + 5:
+            before = heard
+            while heard < before + 5:
                 await asyncio.sleep(0.001)
-            before = said
+            before = heard
             await pool.complete("ann", user="ann", max_tokens=12)
-            waited += said - before
+            waited += heard - before
         for task in many:
             task.cancel()
         await asyncio.gather(*many, return_exceptions=True)
@@ -379,12 +379,10 @@ def test_tokens_of_one_account_hold_nobody_up_and_closing_waits_for_them(
     monkeypatch.setattr(pool.model.chat_tokenizer, "encode", encode)
 
     async def beside() -> None:
-        given: Any = {"max_tokens": 3, "temperature": 0}
-        slow = [
-            asyncio.create_task(pool.complete("slow", account="a", user=str(n), **given)) for n in range(4)
-        ]
+        how: Any = {"max_tokens": 3, "temperature": 0}
+        slow = [asyncio.create_task(pool.complete("slow", account="a", user=str(n), **how)) for n in range(4)]
         await asyncio.to_thread(begun.wait, PATIENCE)
-        assert (await pool.complete("fast", account="b", **given)).finish.completion_tokens <= 3
+        assert (await pool.complete("fast", account="b", **how)).finish.completion_tokens <= 3
         closing = start(pool.model.close)
         assert blocked(closing)
         go_on.set()
@@ -396,15 +394,13 @@ def test_tokens_of_one_account_hold_nobody_up_and_closing_waits_for_them(
     asyncio.run(beside())
 
 
-@pytest.mark.parametrize("name", ["contexts", "slots", "n_ctx", "waiting", "n_threads"])
-def test_a_pool_of_nothing(tiny_bundle: Path, name: str) -> None:
-    with pytest.raises(RequestError, match=f"a pool with {name}=0 answers nobody"):
-        Pool(tiny_bundle, **{name: 0})
-
-
 def test_what_makes_no_pool(tiny_bundle: Path) -> None:
-    with pytest.raises(OptionError, match=r"takes no vector_bytes.* pass vector="):
-        Pool(tiny_bundle, vector_bytes=b"")
+    for options, message in (
+        ({"slots": 0}, "a pool with slots=0 answers nobody"),
+        ({"vector_bytes": b""}, r"takes no vector_bytes.* pass vector="),
+    ):
+        with pytest.raises((RequestError, OptionError), match=message):
+            Pool(tiny_bundle, **options)
     with pytest.raises(OptionError, match="contexts=2: ONNX Runtime answers everybody in one batch"):
         Pool(onnx_bundles.tiny(), contexts=2)
 
@@ -447,8 +443,8 @@ def test_a_pool_over_a_model_that_is_there(opened: Callable[..., Pool]) -> None:
         expected = alone(pool, "abc", mine, 9)
 
         async def beside() -> set[str]:
-            given: Any = {"vector": mine, "max_tokens": 9, "temperature": 0}
-            calls = asyncio.gather(*(pool.complete("abc", user=str(i), **given) for i in range(12)))
+            how: Any = {"vector": mine, "max_tokens": 9, "temperature": 0}
+            calls = asyncio.gather(*(pool.complete("abc", user=str(i), **how) for i in range(12)))
             for vector in (mine, other) * 3:
                 await asyncio.to_thread(llm.swap, vector)
                 await asyncio.to_thread(llm.create_completion, "abc", max_tokens=2)
@@ -468,9 +464,9 @@ def test_memory_stays_flat(opened: Callable[..., Pool]) -> None:
         of, taken = vectors(pool, 16), []
 
         async def one(number: int) -> None:
-            given: Any = {"max_tokens": chance.randrange(1, 20), "temperature": number % 2}
+            how: Any = {"max_tokens": chance.randrange(1, 20), "temperature": number % 2}
             prompt = "m" * chance.randrange(1, 300)
-            await pool.complete(prompt, user=str(number % 16), vector=of[number % 16], **given)
+            await pool.complete(prompt, user=str(number % 16), vector=of[number % 16], **how)
 
         async def many(count: int) -> None:
             await asyncio.gather(*map(one, range(count)))
@@ -501,9 +497,9 @@ def test_users_of_every_size_beside_each_other_on_the_real_model(f32_bundle: Pat
             assert [llm.chat_tokenizer.decode(each.tokens.tolist()) for each in found] == answers
 
     async def together(pool: Pool) -> list[str]:
-        given: Any = {"max_tokens": 12, "temperature": 0}
-        asked = [pool.complete(prompt, user=str(i), vector=v, **given) for i, v in enumerate(users * 2)]
-        return [answer.text for answer in await asyncio.gather(*asked)]
+        how: Any = {"max_tokens": 12, "temperature": 0}
+        calls = [pool.complete(prompt, user=str(i), vector=v, **how) for i, v in enumerate(users * 2)]
+        return [answer.text for answer in await asyncio.gather(*calls)]
 
     with Pool(f32_bundle, contexts=2, slots=3, n_ctx=128, n_threads=2, **full) as pool:
         assert asyncio.run(together(pool)) == answers * 2

@@ -15,7 +15,7 @@ from tinylora_edge.runtime import Pool
 from tinylora_edge.runtime.answers import Answer
 
 TEXT = "Once upon a time, in a small village by the sea, there lived an old fisherman. "
-GIVEN: dict[str, Any] = {"temperature": 0, "logprobs": 0}
+GREEDY: dict[str, Any] = {"temperature": 0, "logprobs": 0}
 
 
 @pytest.fixture(scope="module", params=["llama", "onnx"])
@@ -33,11 +33,11 @@ def bits(answer: Answer) -> list[float]:
     return [token.logprob for token in answer.tokens]
 
 
-def test_a_prompt_that_is_asked_again_and_a_chat_that_goes_on(pool: Pool) -> None:
+def test_a_prompt_that_comes_again_and_a_chat_that_goes_on(pool: Pool) -> None:
     vector = MicroVector.random(pool.bases.basis(rank=2), 1.0, seed=1)
 
     def ask(prompt: str, user: str) -> Answer:
-        return asyncio.run(pool.complete(prompt, user=user, vector=vector, max_tokens=8, **GIVEN))
+        return asyncio.run(pool.complete(prompt, user=user, vector=vector, max_tokens=8, **GREEDY))
 
     for number, prompt in enumerate((TEXT, TEXT[:70] + "who", TEXT[:30] * 5)):
         cold = ask(prompt, "me")
@@ -54,13 +54,13 @@ def test_an_answer_beside_vectors_that_explode_at_every_token(pool: Pool) -> Non
     basis = pool.bases.basis(rank=2)
 
     async def good() -> Answer:
-        return await pool.complete(TEXT, user="good", vector=vector, max_tokens=96, **GIVEN)
+        return await pool.complete(TEXT, user="good", vector=vector, max_tokens=96, **GREEDY)
 
     async def explode(number: int) -> None:
         bad = MicroVector.random(basis, norm * (1 - number / 1000), seed=1)
-        given: Any = bad if pool.model.mixed else bad.to_bytes(basis, user="bad")
+        source: Any = bad if pool.model.mixed else bad.to_bytes(basis, user="bad")
         with pytest.raises(VectorError, match="too large for the model"):
-            await pool.complete(TEXT[:20], user="bad", vector=given, max_tokens=2, **GIVEN)
+            await pool.complete(TEXT[:20], user="bad", vector=source, max_tokens=2, **GREEDY)
 
     async def beside() -> tuple[Answer, int]:
         answering, count = asyncio.create_task(good()), 0
@@ -73,5 +73,5 @@ def test_an_answer_beside_vectors_that_explode_at_every_token(pool: Pool) -> Non
     assert count > 2
     assert bits(answer) == bits(expected)
     for user in ("a", "b", "c"):  # and whoever gets the rows afterwards
-        again = asyncio.run(pool.complete(TEXT, user=user, vector=vector, max_tokens=96, **GIVEN))
+        again = asyncio.run(pool.complete(TEXT, user=user, vector=vector, max_tokens=96, **GREEDY))
         assert bits(again) == bits(expected)

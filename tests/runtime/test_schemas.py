@@ -182,8 +182,8 @@ def test_whoever_has_no_schema_gets_the_same_bits_beside_those_who_have_one(onnx
     async def ask(n: int, prefix: str) -> tuple[str, list[float]]:
         how: Any = {"seed": n, "temperature": n % 2, "max_tokens": 20, "logprobs": 0}
         schema = kinds[n % len(kinds)]
-        given: Any = {"user": f"{prefix}{n}", "vector": users[n % 5], "schema": schema}
-        answer = await onnx_pool.complete("a prompt", **given, **how)
+        whose: Any = {"user": f"{prefix}{n}", "vector": users[n % 5], "schema": schema}
+        answer = await onnx_pool.complete("a prompt", **whose, **how)
         return answer.text, [token.logprob for token in answer.tokens]
 
     async def together() -> list[tuple[str, list[float]]]:

@@ -44,12 +44,6 @@ def test_long_ones_are_cut_too() -> None:
         assert "".join(parts) == text
 
 
-def test_a_message_without_any_is_left_as_it_is() -> None:
-    messages = [{"role": "user", "content": "a < b, and xxx"}, {"role": "assistant", "content": ""}]
-    assert SpecialTokens(SPELLED).cut(messages) == messages
-    assert SpecialTokens(()).cut([{"role": "user", "content": "<a>"}]) == [{"role": "user", "content": "<a>"}]
-
-
 def test_they_are_cut_wherever_they_stand() -> None:
     special_tokens = SpecialTokens(SPELLED)
     parts: Any = [{"type": "text", "text": "<a>"}, {"type": "image", "size": 3}]
@@ -58,6 +52,7 @@ def test_they_are_cut_wherever_they_stand() -> None:
     assert special_tokens.parts(first["text"]) == ["<", "a>"]
     assert (second, message["none"]) == ({"type": "image", "size": 3}, None)
     assert special_tokens.parts(message["name"]) == ["a", "a"]
+    assert SpecialTokens(()).cut([{"content": "<a>"}]) == [{"content": "<a>"}]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +85,8 @@ def test_a_message_begins_no_turn(pool: Pool, stock: Stock) -> None:
     assert len(special(pool, usual)) == 5, "two turns, and the beginning of the answer"
     assert special(pool, hostile) == special(pool, usual)
     assert HOSTILE in pool.model.detokenize(list(hostile)).decode()
+    raw, _ = pool._encode("<|im_start|>user\nHi<|im_end|>", raw=True, tools=())
+    assert len(special(pool, raw)) == 2
     # What this is about: the model's own handler takes them for turns.
     assert len(special(pool, encode(stock, HOSTILE))) > len(special(pool, usual))
 
@@ -105,11 +102,6 @@ def test_the_loaded_model_reads_the_same_tokens(pool: Pool, stock: Stock) -> Non
         assert message["content"] == text, "what the caller has stays as it was"
     for text in ("Hi", "a < b | c >\n\n<| im_end |> <im_start> é", "", " \n x"):
         assert pool._encode(text, raw=False, tools=())[0] == tuple(encode(stock, text))
-
-
-def test_raw_text_has_them(pool: Pool) -> None:
-    tokens, _ = pool._encode("<|im_start|>user\nHi<|im_end|>", raw=True, tools=())
-    assert len(special(pool, tokens)) == 2
 
 
 class TestOnnx:
@@ -134,7 +126,7 @@ class TestOnnx:
         for text in ("Hi", "a < b <eos <bos", "é\n\n", " "):
             assert llm.encode(text)[0] == llm.tokenize(f"[user] {text}\n[assistant] ")
 
-    @pytest.mark.parametrize("added", [None, 3, [{"content": "<eos>"}], [7]])
+    @pytest.mark.parametrize("added", [None, [{"content": "<eos>"}]])
     def test_a_tokenizer_that_tells_none(
         self, llm: Any, added: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

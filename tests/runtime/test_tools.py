@@ -1,4 +1,4 @@
-"""Tools on both engines: what a model is told, calls that keep to schemas, and calls as they come in."""
+"""Tools on both engines: what a model reads, calls that keep to schemas, and calls as they come in."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def chat(pool: Pool, **options: Any) -> Answer:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_forced_calls_keep_to_their_schemas(pool: Pool, temperature: float) -> None:
     async def answers() -> list[Answer]:
-        asked = (
+        calls = (
             pool.chat(MESSAGES, tools=[tool(name, schema)], tool_choice="required", seed=seed,
                       temperature=temperature, parallel_tool_calls=False)
             for seed, (name, schema) in enumerate(SCHEMAS.items())
         )  # fmt: skip
-        return await asyncio.gather(*asked)
+        return await asyncio.gather(*calls)
 
     for answer, (name, schema) in zip(asyncio.run(answers()), SCHEMAS.items(), strict=True):
         assert (answer.text, answer.finish.reason) == ("", "tool_calls")
@@ -84,20 +84,20 @@ def test_forced_calls_keep_to_their_schemas(pool: Pool, temperature: float) -> N
         assert call.name == name
         arguments = json.loads(call.arguments)
         jsonschema.validate(arguments, schema)
-        assert arguments.keys() <= schema["properties"].keys(), "what a schema does not name is not said"
+        assert arguments.keys() <= schema["properties"].keys(), "what a schema does not name stays out"
 
 
 @given(
     st.lists(st.integers(0, 200), max_size=6), st.integers(0, 3), st.sampled_from(["", "Well <tool ", "{}"])
 )
-def test_however_they_come_the_calls_are_the_same(cuts: list[int], count: int, said: str) -> None:
+def test_however_they_come_the_calls_are_the_same(cuts: list[int], count: int, begin: str) -> None:
     calls = [("f", {"a": f"}}\n</tool_call>{number}"}) for number in range(count)]
-    whole = said + "\n".join(spelled(*call) for call in calls)
+    whole = begin + "\n".join(spelled(*call) for call in calls)
     text = Text((), Tools(()))
     places = sorted(min(cut, len(whole)) for cut in cuts)
     pieces = [text.add(whole[a:b].encode()) for a, b in zip([0, *places], [*places, len(whole)], strict=True)]
     pieces.append(text.rest())
-    assert "".join(piece.text for piece in pieces) == said
+    assert "".join(piece.text for piece in pieces) == begin
     found = [call for piece in pieces for call in piece.calls]
     assert [(call.index, call.name, json.loads(call.arguments)) for call in found] == [
         (index, *call) for index, call in enumerate(calls)
@@ -113,7 +113,7 @@ ROUND = [
 ]
 
 
-def test_what_a_model_without_tools_in_its_template_is_told() -> None:
+def test_what_a_model_without_tools_in_its_template_reads() -> None:
     functions = read_functions([tool("f", description="Does it.")])
     messages, tools = template_input(
         [{"role": "system", "content": "Be brief."}, *ROUND], functions, own=False
@@ -135,7 +135,7 @@ def test_a_template_that_knows_tools_writes_them_itself(
     onnx_pool: Pool, tiny_bundle: Path, load: Callable[..., TinyLoraLlama]
 ) -> None:
     template, named = onnx_bundles.TOOLS_TEMPLATE, "chat_template.default"
-    asked = Sample(tuple(ROUND), tools=read_functions([tool("f"), tool("g")]))
+    sample = Sample(tuple(ROUND), tools=read_functions([tool("f"), tool("g")]))
     expected = "f g <tool_call>[user] x;[assistant] <tool_call>é<tool_call>é;[tool] two;[tool] one;"
     with load(tiny_bundle) as llm:
         llm.metadata["tokenizer.chat_template"] = template
@@ -143,12 +143,12 @@ def test_a_template_that_knows_tools_writes_them_itself(
         llm._chat_handlers[named] = Jinja2ChatFormatter(
             template, eos_token="", bos_token=""
         ).to_chat_handler()
-        assert llm.encode(asked)[0] == llm.tokenize(expected.encode(), special=True)
-    assert onnx_pool.model.encode(asked)[0] == onnx_pool.model.chat_tokenizer.encode(expected)
+        assert llm.encode(sample)[0] == llm.tokenize(expected.encode(), special=True)
+    assert onnx_pool.model.encode(sample)[0] == onnx_pool.model.chat_tokenizer.encode(expected)
 
 
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "message"),
     [
         (ROUND[:1] + ROUND[2:], "'c2', and the assistant's message before it has no such call"),
         ([*ROUND, ROUND[-1]], "'c1', and the assistant's message"),
@@ -162,16 +162,16 @@ def test_a_template_that_knows_tools_writes_them_itself(
         ),
     ],
 )
-def test_messages_about_calls_that_are_none(onnx_pool: Pool, messages: Any, said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+def test_messages_about_calls_that_are_none(onnx_pool: Pool, messages: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         asyncio.run(onnx_pool.chat(messages))
 
 
 def test_a_schema_that_is_itself_is_named(onnx_pool: Pool) -> None:
-    asked = Tools.read([tool("fine", SCHEMAS["nested"]), tool("broken", {"$ref": "#"})], "auto", True)
-    assert asked is not None
+    tools = Tools.read([tool("fine", SCHEMAS["nested"]), tool("broken", {"$ref": "#"})], "auto", True)
+    assert tools is not None
     with pytest.raises(
         RequestError, match=r"^the parameters of 'broken': the \$ref '#' .* leads to itself"
     ) as caught:
-        asked.grammar(onnx_pool.model.chat_tokenizer)
+        tools.grammar(onnx_pool.model.chat_tokenizer)
     assert caught.value.param == "tools[1].function.parameters"

@@ -29,10 +29,10 @@ if sys.argv[1:]:
 try:
     found = libraries.import_llama_cpp()
     import tinylora_edge.runtime.llama.model  # as `load` does, once the libraries are there
-    said = [found.source, str(found.folder), os.environ.get("LLAMA_CPP_LIB_PATH")]
+    report = [found.source, str(found.folder), os.environ.get("LLAMA_CPP_LIB_PATH")]
 except TinyLoraError as error:
-    said = str(error)
-print(json.dumps([said, "llama_cpp" in sys.modules, os.environ.get("GOMP_SPINCOUNT")]))
+    report = str(error)
+print(json.dumps([report, "llama_cpp" in sys.modules, os.environ.get("GOMP_SPINCOUNT")]))
 """
 
 
@@ -58,7 +58,7 @@ def copied(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bare(tmp_path: Path) -> Path:
+def without_libraries(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     (folder / "llama_cpp").mkdir(parents=True)
     for file in Path(llama_cpp.__file__).parent.glob("*.py"):
@@ -67,51 +67,48 @@ def bare(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def wheel(bare: Path, copied: Path) -> Path:
-    folder = copied.rename(bare / "llama_cpp_py_sync")
+def wheel(without_libraries: Path, copied: Path) -> Path:
+    folder = copied.rename(without_libraries / "llama_cpp_py_sync")
     (folder / "__init__.py").touch()
     return folder
 
 
-def test_its_own_libraries_are_taken_whatever_lies_beside_them(bare: Path, wheel: Path) -> None:
-    shutil.rmtree(bare / "llama_cpp")
-    assert imported(bare)[0] == [BINDINGS, str(BUILT), None]
+def test_its_own_libraries_are_taken_whatever_lies_beside_them(without_libraries: Path, wheel: Path) -> None:
+    shutil.rmtree(without_libraries / "llama_cpp")
+    assert imported(without_libraries)[0] == [BINDINGS, str(BUILT), None]
 
 
-def test_the_wheels_libraries_are_found_where_there_are_no_own(bare: Path, wheel: Path) -> None:
-    said, _, spin = imported(bare)
-    assert said == [WHEEL, str(wheel), None]
+def test_the_wheels_libraries_are_found_where_there_are_no_own(without_libraries: Path, wheel: Path) -> None:
+    report, _, spin = imported(without_libraries)
+    assert report == [WHEEL, str(wheel), None]
     assert spin == str(process.SPIN)
-    assert imported(bare, OMP_WAIT_POLICY="ACTIVE")[2] is None  # what the user has set stays
+    assert imported(without_libraries, OMP_WAIT_POLICY="ACTIVE")[2] is None  # what the user has set stays
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="as Linux says it")
 def test_another_processor_is_refused_before_anything_is_loaded(
-    bare: Path, wheel: Path, tmp_path: Path
+    without_libraries: Path, wheel: Path, tmp_path: Path
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     sandy_bridge = "processor\t: 0\nflags\t\t: fpu sse sse2 pni ssse3 sse4_1 sse4_2 popcnt aes avx hypervisor"
     cpuinfo.write_text(f"{sandy_bridge}\nbugs\t\t: spectre_v1\n\n" * 2)
     for variables in ({}, {VARIABLE: str(wheel)}):
-        said, loaded, _ = imported(bare, cpuinfo, **variables)
-        assert "this processor lacks avx2, f16c, fma, bmi2" in said
-        assert 'pip install "tinylora-edge[onnx]"' in said
+        report, loaded, _ = imported(without_libraries, cpuinfo, **variables)
+        assert "this processor lacks avx2, f16c, fma, bmi2" in report
+        assert 'pip install "tinylora-edge[onnx]"' in report
         assert not loaded
     for text in (f"{sandy_bridge} f16c fma bmi1 bmi2 avx2\n", "model name : unnamed\n"):
         cpuinfo.write_text(text)
-        assert imported(bare, cpuinfo)[0][0] == WHEEL
+        assert imported(without_libraries, cpuinfo)[0][0] == WHEEL
 
 
-def test_a_folder_that_the_user_names_stays(copied: Path, tmp_path: Path) -> None:
+def test_a_folder_that_the_user_names_stays(without_libraries: Path, copied: Path, tmp_path: Path) -> None:
+    report, *_ = imported(without_libraries)
+    assert 'pip install "tinylora-edge[llama-wheel]"' in report
     assert imported(**{VARIABLE: str(copied)})[0] == [VARIABLE, str(copied), str(copied)]
-    said, *_ = imported(**{VARIABLE: str(tmp_path)})
-    assert f"llama.cpp cannot be loaded from {tmp_path}" in said
-
-
-def test_no_libraries_at_all(bare: Path) -> None:
-    said, *_ = imported(bare)
-    assert 'pip install "tinylora-edge[llama-wheel]"' in said
+    report, *_ = imported(**{VARIABLE: str(tmp_path)})
+    assert f"llama.cpp cannot be loaded from {tmp_path}" in report
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="changes names in ELF files")
@@ -122,13 +119,13 @@ def test_libraries_of_another_llama_cpp_are_refused_by_name(copied: Path) -> Non
         file.write_bytes(data.replace(old, new))
 
     change(copied / "libllama.so", b"llama_set_adapters_lora\0", b"llama_set_adapters_lorX\0")
-    said, *_ = imported(**{VARIABLE: str(copied)})
-    assert "do not fit" in said
-    assert "llama_set_adapters_lora" in said
+    report, *_ = imported(**{VARIABLE: str(copied)})
+    assert "do not fit" in report
+    assert "llama_set_adapters_lora" in report
     change(copied / "libllama.so", b"llama_set_adapters_lorX\0", b"llama_set_adapters_lora\0")
     wanted = libraries.FITTING[llama_cpp.__version__][0]
     other = wanted[:-1] + "9"
     for file in copied.glob("libggml-base.so*"):
         change(file, wanted.encode() + b"\0", other.encode() + b"\0")
-    said, *_ = imported(**{VARIABLE: str(copied)})
-    assert f"their ggml_version is {other}, and that of the bindings {wanted}" in said
+    report, *_ = imported(**{VARIABLE: str(copied)})
+    assert f"their ggml_version is {other}, and that of the bindings {wanted}" in report

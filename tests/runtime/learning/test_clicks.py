@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import support
 
 from tinylora_edge import BasisMismatchError, MicroVector, Projection, TrainError, load_bundle
 from tinylora_edge.runtime import Clicks, SampledAnswer, TinyLoraLlama
-from tinylora_edge.runtime.batch import Batch
 
 PROMPTS = ("one two three", "quite another text", "a third prompt")
 OPTIONS = {"max_tokens": 8, "temperature": 1.0}
@@ -32,16 +31,16 @@ def clicks(llm: TinyLoraLlama) -> Clicks:
     return Clicks(llm, basis=llm.bases.basis(numbers=5), n_threads=1)
 
 
-def logprob(llm: TinyLoraLlama, vector: MicroVector | None, given: SampledAnswer) -> float:
+def logprob(llm: TinyLoraLlama, vector: MicroVector | None, clicked: SampledAnswer) -> float:
     llm.clear()
     if vector is not None:
         llm.swap(vector)
-    rows = models.llama_logits(llm, [*given.prompt, *given.tokens])[len(given.prompt) - 1 : -1].astype(
+    rows = models.llama_logits(llm, [*clicked.prompt, *clicked.tokens])[len(clicked.prompt) - 1 : -1].astype(
         np.float64
     )
     rows -= rows.max(-1, keepdims=True)
     rows -= np.log(np.exp(rows).sum(-1, keepdims=True))
-    return float(rows[np.arange(len(given.tokens)), given.tokens].sum())
+    return float(rows[np.arange(len(clicked.tokens)), clicked.tokens].sum())
 
 
 def click(clicks: Clicks, state: Path, rounds: int) -> MicroVector:
@@ -63,21 +62,21 @@ def test_a_score_is_the_gradient_of_what_the_model_says(
     clicks = Clicks(llm, basis=llm.bases.basis(numbers=5), under=under, n_threads=1)
     vector = click(clicks, tmp_path / "s", 1)
     assert vector.under == under
-    (given,) = clicks.ask(PROMPTS[1], vector, count=1, **OPTIONS)
+    (clicked,) = clicks.ask(PROMPTS[1], vector, count=1, **OPTIONS)
     posterior = clicks._read(tmp_path / "s")
     posterior.step = step = 0.02
-    scores, ratios, at = clicks._score(posterior, [given])
+    scores, ratios, at = clicks._score(posterior, [clicked])
     assert at.any()
 
     def alone(values: np.ndarray) -> float:
-        return logprob(llm, MicroVector(values.astype(np.float32), under=under), given)
+        return logprob(llm, MicroVector(values.astype(np.float32), under=under), clicked)
 
     assert ratios[0] == pytest.approx(alone(at) - alone(np.zeros_like(at)), abs=2e-3)
     expected = [(alone(at + e) - alone(at - e)) / (2 * step) for e in step * np.eye(len(at))]
     np.testing.assert_allclose(scores[0], expected, atol=0.05)
     assert np.abs(expected).max() > 0.2
     with pytest.raises(TrainError, match="another vector beneath"):
-        clicks.tell(tmp_path / "s", replace(given, vector=replace(vector, under=vector)), 1)
+        clicks.tell(tmp_path / "s", replace(clicked, vector=replace(vector, under=vector)), 1)
 
 
 @pytest.mark.parametrize("reward", [1, -1])
@@ -86,12 +85,12 @@ def test_a_click_makes_such_answers_likelier_or_not(
 ) -> None:
     own = MicroVector.random(llm.bases.basis(rank=2), 0.3, seed=2)
     llm.swap(own)
-    (given,) = clicks.ask(PROMPTS[0], None, count=1, **OPTIONS)
-    vector = clicks.tell(tmp_path / "s", given, reward)
+    (clicked,) = clicks.ask(PROMPTS[0], None, count=1, **OPTIONS)
+    vector = clicks.tell(tmp_path / "s", clicked, reward)
     assert llm.vector == own
     assert vector == clicks.vector(tmp_path / "s")
     assert vector.sequence == 1
-    assert (logprob(llm, vector, given) - logprob(llm, None, given)) * reward > 0.02
+    assert (logprob(llm, vector, clicked) - logprob(llm, None, clicked)) * reward > 0.02
 
 
 def test_a_preference_parts_the_two(llm: TinyLoraLlama, clicks: Clicks, tmp_path: Path) -> None:
@@ -100,31 +99,6 @@ def test_a_preference_parts_the_two(llm: TinyLoraLlama, clicks: Clicks, tmp_path
     vector = clicks.prefer(tmp_path / "s", second, first)
     better, worse = (logprob(llm, vector, each) - logprob(llm, None, each) for each in (second, first))
     assert better - worse > 0.02
-
-
-@pytest.mark.slow
-def test_a_simulated_user_gets_more_of_what_it_likes(
-    llm: TinyLoraLlama, clicks: Clicks, tmp_path: Path
-) -> None:
-    def share(tokens: Sequence[int]) -> float:
-        return float(np.mean([token < 128 for token in tokens]))
-
-    def measured(vector: MicroVector | None) -> float:
-        with Batch(llm, n_ctx_seq=64, sequences=16, n_threads=1) as batch:
-            prompts = [list(text.encode()) for text in PROMPTS]
-            options: Any = {"samples": 100, "max_tokens": 8, "temperature": 1.0, "seed": 99}
-            drawn = batch.generate(prompts, vectors=vector, **options)
-        return float(np.mean([share(generation.tokens) for generation in drawn]))
-
-    gains = []
-    for user in range(2):
-        state, vector = tmp_path / str(user), None
-        for number in range(40):
-            seed = 100 * user + number
-            (given,) = clicks.ask(PROMPTS[number % 3], vector, count=1, seed=seed, **OPTIONS)
-            vector = clicks.tell(state, given, 1 if share(given.tokens) > 0.5 else -1)
-        gains.append(measured(vector) - measured(None))
-    assert np.mean(gains) > 0.02, gains
 
 
 def test_paused_and_resumed_is_as_if_it_never_stopped(
@@ -147,8 +121,8 @@ def test_paused_and_resumed_is_as_if_it_never_stopped(
 
 def test_the_state_holds_numbers_and_no_text(clicks: Clicks, tmp_path: Path) -> None:
     secret, path = "my PIN is 4711, and I live at 12 Hill Road", tmp_path / "me.state"
-    (given,) = clicks.ask(secret, None, count=1, **OPTIONS)
-    clicks.tell(path, given, 1)
+    (clicked,) = clicks.ask(secret, None, count=1, **OPTIONS)
+    clicks.tell(path, clicked, 1)
     content = json.loads(path.read_text())
     assert content["identity"] == {"basis": clicks._basis.digest}
     lists = [value for value in content["state"].values() if isinstance(value, list)]
@@ -191,34 +165,34 @@ def test_a_state_that_cannot_be_written_loses_nothing(
     path = tmp_path / "me.state"
     before = click(clicks, path, 1)
     kept = path.read_bytes()
-    (given,) = clicks.ask(PROMPTS[0], before, count=1, **OPTIONS)
+    (clicked,) = clicks.ask(PROMPTS[0], before, count=1, **OPTIONS)
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space"):
-            clicks.tell(path, given, 1)
+            clicks.tell(path, clicked, 1)
     assert path.read_bytes() == kept
-    assert clicks.tell(path, given, 1) != before
+    assert clicks.tell(path, clicked, 1) != before
     with pytest.raises(FileNotFoundError, match="missing does not exist: make it"):
-        clicks.tell(tmp_path / "missing" / "x.state", given, 1)
+        clicks.tell(tmp_path / "missing" / "x.state", clicked, 1)
 
 
 def test_what_says_nothing_is_refused(clicks: Clicks, tmp_path: Path) -> None:
-    given = SampledAnswer((1, 2), (3,), None)
+    clicked = SampledAnswer((1, 2), (3,), None)
     for reward in (0, 2, 0.5, True, None, "1", float("nan")):
         with pytest.raises(TrainError, match=r"a click is \+1 or -1, not"):
-            clicks.tell(tmp_path / "s", given, reward)  # type: ignore[arg-type]
+            clicks.tell(tmp_path / "s", clicked, reward)  # type: ignore[arg-type]
     with pytest.raises(TrainError, match="without a token"):
         clicks.tell(tmp_path / "s", SampledAnswer((1, 2), (), None), 1)
     with pytest.raises(TrainError, match="answers to one prompt"):
-        clicks.prefer(tmp_path / "s", given, SampledAnswer((1,), (4,), None))
+        clicks.prefer(tmp_path / "s", clicked, SampledAnswer((1,), (4,), None))
     with pytest.raises(TrainError, match="the two answers are the same"):
-        clicks.prefer(tmp_path / "s", given, given)
+        clicks.prefer(tmp_path / "s", clicked, clicked)
     with pytest.raises(TrainError, match="longest prompt has"):
         clicks.ask("x" * 10_000, None)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_answer_of_another_vector_is_refused(llm: TinyLoraLlama, tmp_path: Path) -> None:
+def test_an_clickedof_another_vector_is_refused(llm: TinyLoraLlama, tmp_path: Path) -> None:
     five, usual = (llm.bases.basis(numbers=n) for n in (5, 13))
     clicks = Clicks(llm, basis=five, n_threads=1)
     assert clicks.tell(tmp_path / "s", SampledAnswer((1, 2), (3,), None), 1).basis == five.digest

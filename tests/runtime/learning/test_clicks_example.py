@@ -33,6 +33,6 @@ def test_two_buttons(smollm2_bundle: Path, tmp_path: Path) -> None:
 
     lines = start(smollm2_bundle, state, "What is a river?\n\n\n", "--pairs")
     assert lines[0].startswith("1 clicks so far")
-    shown = [line for line in lines if line.removeprefix("ask: ").startswith(("1: ", "2: "))]
-    assert len(shown) == 2
+    answers = [line for line in lines if line.removeprefix("ask: ").startswith(("1: ", "2: "))]
+    assert len(answers) == 2
     assert state.read_bytes() == kept  # neither button was pressed

@@ -81,13 +81,13 @@ def test_the_change_is_the_root_mean_square_over_vectors_and_tokens() -> None:
 
 @pytest.mark.parametrize("first", [1e-3, 0.05, 0.2, 3.0])
 def test_a_sigma_is_found_above_a_floor_of_noise_and_below_saturation(first: float) -> None:
-    asked: list[float] = []
+    measured: list[float] = []
 
     def measure(sigma: float) -> float:
-        asked.append(sigma)
+        measured.append(sigma)
         return math.hypot(0.1, 5 * sigma) / (1 + sigma)
 
     assert sigma_of(0.5, first, lambda sigma: math.nan) == first, "it cannot be measured"
     sigma = sigma_of(0.5, first, measure)
     assert measure(sigma) == pytest.approx(0.5, rel=0.15)
-    assert len(asked) <= 5
+    assert len(measured) <= 5

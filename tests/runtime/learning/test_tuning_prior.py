@@ -13,7 +13,6 @@ import support
 from tuning_task import PROMPTS, favoured
 
 from tinylora_edge import Basis, MicroVector, Projection, TrainError, load_bundle
-from tinylora_edge.prior import Prior, Whitening
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
 from tinylora_edge.runtime.learning.search import change
 from tinylora_edge.tasks import Sample
@@ -88,24 +87,6 @@ class TestEffect:
 
 
 class TestShape:
-    def test_a_prior_is_a_basis_of_its_whitened_directions(
-        self, load: Callable[..., TinyLoraLlama], tiny_bundle: Path, tmp_path: Path
-    ) -> None:
-        """What is tried first is the same; a whole run is not: rounding may draw another token."""
-        p = directions(4).astype(np.float32)
-        factor = Whitening(Prior.of(np.zeros(4), covariance_of(4), 4)).matrix
-        assert factor is not None
-        mixed = np.einsum("ij,i...->j...", factor, p)
-        tried, norms = [], []
-        for name, each in (("learned", (p, covariance_of(4))), ("mixed", (mixed,))):
-            with load(bundle_of(tiny_bundle, tmp_path / name, *each)) as llm:
-                basis = llm.bases.basis(numbers=4)
-                norms.append(basis.projection.norm)
-                tuning = RewardLearner(llm, PROMPTS, favoured, **QUICK, basis=basis)
-                tried.append([basis.R(v) for v in basis.whitening.values(tuning._search.ask())])
-        assert norms[0] == pytest.approx(norms[1], rel=1e-5)
-        np.testing.assert_allclose(tried[0], tried[1], rtol=1e-4, atol=1e-6)
-
     def test_it_starts_at_a_vector_that_is_given(
         self, load: Callable[..., TinyLoraLlama], learned: Path
     ) -> None:

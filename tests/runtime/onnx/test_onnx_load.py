@@ -249,7 +249,7 @@ def test_a_missing_engine_names_the_pip_command(bundle: Path, package: str) -> N
         "    try:\n        get()\n"
         "    except MissingExtraError as error:\n        print(error)"
     )
-    said = in_a_process(code, bundle, blocked=(package,)).splitlines()
-    assert len(said) == 2
-    for line in said:
+    printed = in_a_process(code, bundle, blocked=(package,)).splitlines()
+    assert len(printed) == 2
+    for line in printed:
         assert f'{package.replace("_", "-")}. Install it with: pip install "tinylora-edge[onnx]"' in line
