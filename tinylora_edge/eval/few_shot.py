@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import TrainError
+from ..runtime.batch import Stopped
 from ..runtime.model import PersonalizedModel
 from ..tasks import Preamble, Sample, Task, draw_examples
 from ..vector import MicroVector
@@ -16,10 +17,6 @@ from .scores import Answered, evaluate
 
 TRIED = tuple(itertools.product(range(3), (2, 4, 8)))
 """The prompts that are tried: which draw, and of how many examples. An early end leaves out whole draws."""
-
-
-class _OverError(Exception):
-    """The time is over."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def find_examples(
     def going(count: int) -> None:
         answered(count)
         if time.monotonic() > end:
-            raise _OverError  # which the batch stops for
+            raise Stopped
 
     for draw, count in TRIED:
         try:
@@ -90,7 +87,7 @@ def find_examples(
         try:
             with batch:
                 one = evaluate(batch, task, vector, samples=judged, preamble=preamble, answered=going)
-        except _OverError:
+        except Stopped:
             break
         found[Tried(count, draw, one.mean)] = preamble
     if not found:
