@@ -25,6 +25,7 @@ OTHERS = [
     ("v.bin", r"not str: for a file pass pathlib\.Path\('v\.bin'\)"),
     ([0.1] * 13, "vector 1 of a stack: .*not float: for values of your own pass MicroVector"),
     (np.zeros((13, 1), np.float32), "not ndarray: for values of your own pass MicroVector"),
+    (None, r"not NoneType: for the base alone call clear\(\)"),
 ]
 
 

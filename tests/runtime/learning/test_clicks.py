@@ -192,7 +192,7 @@ def test_what_says_nothing_is_refused(clicks: Clicks, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_clickedof_another_vector_is_refused(llm: TinyLoraLlama, tmp_path: Path) -> None:
+def test_an_answer_of_another_vector_is_refused(llm: TinyLoraLlama, tmp_path: Path) -> None:
     five, usual = (llm.bases.basis(numbers=n) for n in (5, 13))
     clicks = Clicks(llm, basis=five, n_threads=1)
     assert clicks.tell(tmp_path / "s", SampledAnswer((1, 2), (3,), None), 1).basis == five.digest

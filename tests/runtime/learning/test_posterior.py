@@ -42,7 +42,7 @@ def clicked(user: User, clicks: int, at: np.ndarray | None = None, pleased: floa
     return posterior
 
 
-@pytest.mark.parametrize(("clicks", "least"), [(20, 0.4), (160, 0.75)])
+@pytest.mark.parametrize(("clicks", "least"), [(20, 0.4), (320, 0.85)])
 def test_clicks_find_what_the_user_prefers(clicks: int, least: float) -> None:
     found = [User(seed).agreement(clicked(User(seed), clicks)) for seed in range(12)]
     assert np.mean(found) > least
