@@ -132,6 +132,9 @@ def test_a_signal_while_llama_cpp_logs_is_not_lost(
                 signal.raise_signal(signal.SIGTERM)
             return logging.CRITICAL
 
+        def setLevel(self, level: int) -> None:
+            pass
+
     def handle(number: int, frame: object) -> None:
         raise ArrivedError
 
