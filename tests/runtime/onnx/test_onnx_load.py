@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_bundles
 import onnxruntime
@@ -23,6 +24,7 @@ from tinylora_edge import (
     CorruptBasisError,
     MicroVector,
     TinyLoraError,
+    VectorError,
     load_bundle,
     runtime,
 )
@@ -64,21 +66,28 @@ def engine_starts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 # What it takes
 
 
-def test_a_bundle_its_directory_and_its_graph(
-    bundle: Path, vector: MicroVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(bundle / "onnx", tmp_path / "Модель für alle")
-    shutil.copy(bundle / "basis.gguf", tmp_path / "Модель für alle")
-    monkeypatch.chdir(tmp_path)
+def test_a_bundle_its_directory_and_its_graph(bundle: Path, vector: MicroVector, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(bundle / "onnx", tmp_path / "alone"))
+    shutil.copy(bundle / "basis.gguf", alone)
     expected = TinyLoraOnnx(bundle, **OPTIONS)
     expected.swap(vector)
     answer = list(expected.generate([65, 66], max_tokens=5))
-    for base in (bundle, str(bundle), bundle / "onnx", bundle / "onnx" / "model.onnx", "Модель für alle"):
+    for base in (bundle, str(bundle), bundle / "onnx", bundle / "onnx" / "model.onnx", alone):
         llm = runtime.load(base, vector, **OPTIONS)
         assert isinstance(llm, TinyLoraOnnx)
         assert llm.vector == vector
         assert list(llm.generate([65, 66], max_tokens=5)) == answer
     assert OnnxSession(bundle / "onnx" / "model.onnx").bases.id == expected.bases.id
+
+
+def test_a_relative_path_in_any_alphabet(
+    bundle: Path, vector: MicroVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bundle, tmp_path / "Модель für alle")
+    monkeypatch.chdir(tmp_path)
+    for base in ("Модель für alle", "Модель für alle/onnx/model.onnx"):
+        assert runtime.load(base, vector, **OPTIONS).vector == vector
+        assert OnnxSession(base).flavour == "default"
 
 
 def test_the_engine_is_what_the_bundle_has(bundle: Path, tmp_path: Path, smollm2_bundle: Path) -> None:
@@ -118,6 +127,16 @@ def test_threads_are_those_that_were_named_and_sleep_soon(bundle: Path) -> None:
 
 
 # What it refuses
+
+
+def test_bad_vectors_are_refused_before_the_engine_starts(
+    bundle: Path, vector: MicroVector, engine_starts: list[Any]
+) -> None:
+    frame = vector.to_bytes(onnx_bundles.basis(bundle))
+    for data in (b"", frame[:-2], frame[:-1] + bytes([frame[-1] ^ 1]), MicroVector(np.zeros(81))):
+        with pytest.raises(VectorError):
+            runtime.load(bundle, data, **OPTIONS)
+    assert engine_starts == []
 
 
 def refused(path: Path, *parts: str, error: type[Exception] = BaseMismatchError) -> None:
@@ -249,7 +268,7 @@ def test_a_missing_engine_names_the_pip_command(bundle: Path, package: str) -> N
         "    try:\n        get()\n"
         "    except MissingExtraError as error:\n        print(error)"
     )
-    printed = in_a_process(code, bundle, blocked=(package,)).splitlines()
-    assert len(printed) == 2
-    for line in printed:
+    said = in_a_process(code, bundle, blocked=(package,)).splitlines()
+    assert len(said) == 2
+    for line in said:
         assert f'{package.replace("_", "-")}. Install it with: pip install "tinylora-edge[onnx]"' in line

@@ -60,6 +60,15 @@ def test_no_vector_is_the_base_and_zeros_are_too(session: OnnxSession, bundle: P
     assert np.array_equal(run(session, session.rows(MicroVector.zeros(session.bases.basis(rank=3)))), base)
 
 
+def test_a_vector_in_every_form(session: OnnxSession, bundle: Path) -> None:
+    (vector,) = onnx_bundles.vectors(bundle, 1)
+    expected = onnx_bundles.logits(bundle, TOKENS, vector)
+    data = vector.to_bytes(session.bases.of(vector))
+    for form in (vector, data, bytearray(data), memoryview(data), [vector], (data,)):
+        assert np.array_equal(run(session, session.rows(form))[0], expected)
+    assert not np.array_equal(run(session)[0], expected)
+
+
 @pytest.mark.parametrize(("outputs", "ranks"), [(None, (1, 2, 8)), (24, ((1, 3), 8, (24, 8)))])
 def test_every_row_of_a_batch_is_its_own_user_of_any_size(outputs: int | None, ranks: Any) -> None:
     session = OnnxSession(onnx_bundles.tiny(outputs=outputs), sess_options=options())
@@ -68,12 +77,16 @@ def test_every_row_of_a_batch_is_its_own_user_of_any_size(outputs: int | None, r
     vectors = [MicroVector.random(basis, 1, seed=basis.size) for basis in of]
     frames = [vector.to_bytes(basis) for vector, basis in zip(vectors, of, strict=True)]
     rows = session.rows([*frames[:3], None, *frames[3:]])
-    own = [MicroVector(np.ones(5), sequence=sequence, basis=of[0].digest) for sequence in (3, 1)]
-    assert len(session.rows(own).r) == 2, "an app's own have no order"
     together = run(session, rows, batch=6)
     for found, vector in zip(together, [*vectors[:3], None, *vectors[3:]], strict=True):
         assert np.abs(found - run(session, session.rows(vector))[0]).max() <= 1e-5
     assert min(np.abs(together[i] - together[j]).max() for i in range(6) for j in range(i)) > 0.01
+
+
+def test_vectors_of_the_apps_own_have_no_order(session: OnnxSession) -> None:
+    basis = session.bases.basis(numbers=5)
+    own = [MicroVector(np.ones(5), sequence=sequence, basis=basis.digest) for sequence in (3, 1)]
+    assert len(session.rows(own).r) == 2
 
 
 def test_rows_that_do_not_match_the_batch(session: OnnxSession, bundle: Path) -> None:
@@ -95,9 +108,9 @@ def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bu
     bob = MicroVector(values, sequence=3).to_bytes(basis, user="bob")
     with pytest.raises(ChecksumError, match="row 1"):
         session.rows([alice, bob[:-1] + bytes([bob[-1] ^ 1])], users=["alice", "bob"])
-    for frames in ([alice, older], [older, alice]):
+    for given in ([alice, older], [older, alice]):
         with pytest.raises(RollbackError, match=r"sequences . and . of the user 'alice'"):
-            session.rows(frames, users="alice")
+            session.rows(given, users="alice")
     with pytest.raises(VectorError, match="2 vectors, but 3 users"):
         session.rows([alice, alice], users=["a", "b", "c"])
     session.rows(older, users="alice")  # 8 was not recorded
@@ -124,9 +137,12 @@ def test_a_vector_of_a_wrong_width_or_of_other_factors(session: OnnxSession) -> 
 # What ONNX Runtime would do silently, or say badly
 
 
-def test_the_vector_among_the_feeds_and_unknown_names(session: OnnxSession) -> None:
+def test_the_vector_among_the_feeds(session: OnnxSession) -> None:
     with pytest.raises(VectorError, match="rows"):
         session.run(["logits"], {**feeds(session), "tinylora_r": session.rows(None).r})
+
+
+def test_unknown_names(session: OnnxSession) -> None:
     with pytest.raises(ValueError, match="no input 'tinylora_w'"):
         session.run(["logits"], {**feeds(session), "tinylora_w": np.zeros(3, np.float32)})
     with pytest.raises(ValueError, match="no output 'logit'"):

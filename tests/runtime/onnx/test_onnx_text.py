@@ -45,12 +45,15 @@ def test_tokens_there_and_back(llm: TinyLoraOnnx) -> None:
     assert llm.tokenize("<eos>") == [257], "special tokens are recognized"
 
 
+def test_the_template_of_the_tokenizer(llm: TinyLoraOnnx) -> None:
+    expected = "[system] Be brief.\n[user] Hello\nthere\n[assistant] "
+    assert llm.apply_chat_template(MESSAGES) == expected
+
+
 def test_a_chat_is_a_completion_of_its_template(llm: TinyLoraOnnx) -> None:
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0}
     chat = llm.create_chat_completion(MESSAGES, **options)["choices"][0]["message"]
-    prompt = "[system] Be brief.\n[user] Hello\nthere\n[assistant] "
-    assert llm.apply_chat_template(MESSAGES) == prompt
-    plain = llm.create_completion(prompt, **options)["choices"][0]
+    plain = llm.create_completion(llm.apply_chat_template(MESSAGES), **options)["choices"][0]
     assert (chat["role"], chat["content"]) == ("assistant", plain["text"])
 
 
@@ -60,9 +63,9 @@ def test_a_text_is_a_message_of_the_user_unless_it_is_raw(llm: TinyLoraOnnx, tmp
     assert llm.encode(Sample("Hello"))[0] == chat
     assert llm.encode(Sample("Hello", raw=True))[0] == llm.tokenize("Hello")
     copy = shutil.copytree(onnx_bundles.without_template(), tmp_path / "copy")
-    with runtime.load(copy, engine="onnx", n_ctx=96, n_threads=1) as without:
-        assert not without.chat_tokenizer.has_template
-        assert without.encode(Sample("Hello"))[0] == llm.tokenize("Hello")
+    with runtime.load(copy, engine="onnx", n_ctx=96, n_threads=1) as bare:
+        assert not bare.chat_tokenizer.has_template
+        assert bare.encode(Sample("Hello"))[0] == llm.tokenize("Hello")
     tokenizer = copy / "onnx" / "tokenizer_config.json"
     described = json.loads(tokenizer.read_text())
     tokenizer.write_text(json.dumps({**described, "chat_template": onnx_bundles.TEMPLATE}))
@@ -70,16 +73,16 @@ def test_a_text_is_a_message_of_the_user_unless_it_is_raw(llm: TinyLoraOnnx, tmp
         assert other.encode(Sample("Hello"))[0] == chat
 
 
-def test_a_template_that_refuses_or_is_not_there(tmp_path: Path) -> None:
+def test_a_template_that_refuses(tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(onnx_bundles.tiny(), tmp_path / "b"))
-    template = bundle / "onnx" / "chat_template.jinja"
-    for change in (lambda: template.write_text("{{ raise_exception('no roles here') }}"), template.unlink):
-        change()
-        with (
-            runtime.load(bundle, engine="onnx", n_ctx=64) as llm,
-            pytest.raises(VectorError, match="template"),
-        ):
-            llm.create_chat_completion(MESSAGES)
+    (bundle / "onnx" / "chat_template.jinja").write_text("{{ raise_exception('no roles here') }}")
+    llm = runtime.load(bundle, engine="onnx", n_ctx=64)
+    with pytest.raises(VectorError, match="chat template"):
+        llm.create_chat_completion(MESSAGES)
+    (bundle / "onnx" / "chat_template.jinja").unlink()
+    llm = runtime.load(bundle, engine="onnx", n_ctx=64)
+    with pytest.raises(VectorError, match="chat template"):
+        llm.create_chat_completion(MESSAGES)
 
 
 def test_the_end_of_an_answer_may_be_token_0(tmp_path: Path) -> None:
@@ -122,10 +125,10 @@ def test_stop_strings(llm: TinyLoraOnnx) -> None:
     stop = text[2:4]
     assert len(stop) == 2
     expected = text[: text.index(stop)]
-    for stops in (stop, [stop], ["never there", stop, ""]):
-        cut = llm("Hello", stop=stops, **options)["choices"][0]
+    for given in (stop, [stop], ["never there", stop, ""]):
+        cut = llm("Hello", stop=given, **options)["choices"][0]
         assert (cut["text"], cut["finish_reason"]) == (expected, "stop")
-        assert joined(llm("Hello", stop=stops, stream=True, **options)) == (expected, "stop")
+        assert joined(llm("Hello", stop=given, stream=True, **options)) == (expected, "stop")
 
 
 def test_a_response_format_and_options_that_there_are_not(llm: TinyLoraOnnx) -> None:
