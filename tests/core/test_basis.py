@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 import warnings
 
@@ -169,6 +170,11 @@ class TestGolden:
             assert (vector.basis, vector.dtype, vector.sequence) == (entry["digest"], "int8", 7)
             again = vector.to_bytes(bases[vector.basis[:8]])
             assert MicroVector.from_bytes(again, bases, LOUD) == vector
+
+    def test_a_tall_model_is_what_its_script_writes(self, model):
+        if model[1]["name"] == "tall":
+            script = json.loads(json.dumps(support.script(support.GOLDEN / "tall.py").model()))
+            assert model[1] == script | {"unread": []}
 
     def test_all_of_a_small_model(self, model):
         bases, golden = model

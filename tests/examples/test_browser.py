@@ -188,7 +188,7 @@ def read_back(empty: Page, site: Site, bases: Bases, frames: list[bytes]) -> lis
     return found
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_golden_bases(empty: Page, site: Site, number: int) -> None:
     bases, golden = support.golden_models()[number]
     frames = [support.golden_frame(entry) for entry in golden["bases"]]
@@ -196,7 +196,7 @@ def test_golden_bases(empty: Page, site: Site, number: int) -> None:
     assert about == {"factors": golden["factors"], "ids": list(bases)}
     for entry, found_one in zip(golden["bases"], found, strict=True):
         assert found_one["descriptor"] == entry["descriptor"]
-        if f"rank={bases.factors.rank} " in f"{entry['descriptor']} ":  # else R is padded
+        if bases[entry["digest"][:8]].shape == bases.factors.shape:  # else R is padded
             support.assert_golden(entry, "r", bytes.fromhex(found_one["r"]))
 
 
