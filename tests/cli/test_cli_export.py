@@ -103,8 +103,10 @@ def test_wrong_usage(cli: Cli, smollm2_gguf: Path, options: list[str], part: str
 
 def test_both_from_a_gguf(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ["--format", "both", "--onnx-input", "required", "--json"]
-    record = cli("export", onnx_bundles.both() / "base.gguf", "-o", out, *options).record()
+    options = ["--format", "both", "--outputs", 12, "--onnx-input", "required", "--json"]
+    outcome = cli("export", onnx_bundles.both() / "base.gguf", "-o", out, *options)
+    assert "outputs" in outcome.stderr, outcome.stderr
+    record = json.loads(outcome.stdout_bytes)
     found, onnx = load_bundle(out), record["onnx"]
     assert record["fingerprints"] == [found.check_base(), found.check_onnx()]
     assert (onnx["fingerprint"], onnx["precision"]) == (found.check_onnx(), "fp32")
@@ -112,6 +114,9 @@ def test_both_from_a_gguf(cli: Cli, tmp_path: Path) -> None:
     assert onnx["answers"]["prompts"] == 16
     assert onnx["flavour"] == found.manifest["onnx"]["flavour"] == "required"
     assert found.manifest["base"]["file"] == "base.gguf"
+    assert (record["outputs"], found.basis(rank=(12, 8)).shape) == (12, (12, 8))
+    (taken,) = (each for each in onnx_models.session(out / "onnx").get_inputs() if each.name == "tinylora_r")
+    assert taken.shape == ["tinylora_rows", found.factors.entries]
 
 
 def test_a_graph_that_is_built(cli: Cli, tmp_path: Path) -> None:
