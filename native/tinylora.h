@@ -108,13 +108,8 @@ void tinylora_close(tinylora_bases *bases); /* NULL is fine */
 tinylora_status tinylora_basis_at(const tinylora_bases *bases, uint32_t index, tinylora_basis *out,
                                   tinylora_error *why);
 
-<<<<<<< HEAD
 /* R of n numbers v of that basis, into `r`: modules * p * q floats. `tinylora_read` has done it; this is for an app
  * that makes vectors itself, by sliders say. The Frobenius norm of R is at most `max_norm`; 0 stands for 256. */
-=======
-/* R of n numbers v of that basis, into `r`: modules * rank * rank floats. `tinylora_read` has done it; this is for an app
- * that makes vectors itself, by sliders say. The Frobenius norm of R is at most `max_norm`; 0 stands for 256. */
->>>>>>> 0f1e4f26 (The bound of R's norm is 256: a vector of 107,520 numbers had 78 after 240 steps)
 tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const float *v, double max_norm,
                            float *r, tinylora_error *why);
 
