@@ -25,10 +25,10 @@ def groups() -> list[Group]:
 
 @pytest.fixture(scope="module")
 def found() -> tuple[Any, Basis, list[Any], ModuleWhitening]:
-    """A model, a basis of 3 outputs and 2 inputs, the moments of `groups` and what is made of them."""
+    """A model, a basis of 3 outputs and as many inputs, the moments of `groups` and what is made of them."""
     model = models.tiny_model("llama")
     factors = basis_of(model, "entries").factors
-    basis = Basis(factors, Projection.entries(factors.modules, (3, 2)))
+    basis = Basis(factors, Projection.entries(factors.modules, (3, 3)))
     with Adapter(model, basis) as adapter:
         learner = Learner(model, adapter, temperature=1.0, workers=2)
         moments = learner.moments(groups())
@@ -48,7 +48,7 @@ def test_moments_are_those_of_inputs_and_of_gradients_at_outputs(found: Any) -> 
         output.requires_grad_().register_hook(lambda grad: seen.append((inputs[0][0].detach(), grad[0])))
 
     a, b = basis.factors.leading(module, basis.shape)
-    c, d = np.zeros((2, 2)), np.zeros((3, 3))
+    c, d = np.zeros((2, 3, 3))
     handle = layer.register_forward_hook(keep)
     for group in groups():
         row, begin = torch.tensor([[*group.prompt, *group.completions[0]]]), len(group.prompt) - 1
@@ -80,10 +80,11 @@ def test_the_gradient_by_the_coordinates_is_the_adjoint(found: Any) -> None:
     np.testing.assert_allclose(by_v @ whitening.values(z), whitening.gradient(by_v) @ z, rtol=1e-9)
 
 
-def test_numbers_that_are_not_all_of_r_keep_their_own_coordinates(found: Any) -> None:
+def test_few_inputs_and_numbers_that_are_not_all_of_r_keep_their_own_coordinates(found: Any) -> None:
     model, basis, _, _ = found
-    tiled = Basis(basis.factors, Projection.random(basis.modules, 4))
-    with Adapter(model, tiled) as adapter:
-        learner = Learner(model, adapter, temperature=1.0)
-        assert whitened(learner, lambda: pytest.fail("nothing to measure")) is tiled.whitening
-        learner.close()
+    for projection in (Projection.random(basis.modules, 4), Projection.entries(basis.modules, (3, 2))):
+        own = Basis(basis.factors, projection)
+        with Adapter(model, own) as adapter:
+            learner = Learner(model, adapter, temperature=1.0)
+            assert whitened(learner, lambda: pytest.fail("nothing to measure")) is own.whitening
+            learner.close()
