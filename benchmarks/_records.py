@@ -156,6 +156,8 @@ def titled(arm: str) -> str:
     kind, _, size = first.partition("-")
     title = {
         "rank": f"rank {size}",
+        "plain": f"rank {size}, plain steps",
+        "white": f"rank {size}, whitened steps",
         "keep": f"rank {size} with --keep",
         "learned": f"{size} numbers",
         "lora": f"LoRA of rank {size}",

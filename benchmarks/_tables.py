@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import statistics
 import textwrap
 from collections.abc import Callable
@@ -84,10 +86,22 @@ def number3(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}".lstrip("0")
 
 
-def rank_of(arm: str) -> int:
+def rank_of(arm: str) -> tuple[int, int]:
     """Return where an arm stands in a table: the base, prompts, vectors by size, the LoRA, a classifier."""
-    order = ("base", "shots", "learned", "rank-1", "rank-2", "rank-4", "rank-8", "keep", "lora", "tf-idf")
-    return next((place for place, start in enumerate(order) if arm.startswith(start)), len(order))
+    order = ("base", "shots", "learned", "plain", "rank", "keep", "lora", "tf")
+    kind, _, size = arm.partition(", ")[0].partition("-")
+    numbers = math.prod(map(int, re.findall(r"\d+", size)))
+    return order.index(kind) if kind in order else len(order), numbers
+
+
+def whitening() -> str:
+    """The loss of calls that nobody trained on, by what learns and how it steps."""
+    rows, found = [], [*records("whitening"), *(row for row in records("public") if "nats" in row)]
+    for row in sorted(found, key=lambda row: (row["steps"], -row["nats"])):
+        lr, kind = f"{row['lr']:.4f}".lstrip("0").rstrip("0"), row["arm"].partition("-")[0]
+        rows.append([titled(row["arm"]), f"{row['numbers']:,}", f"{row['steps']}"])
+        rows[-1] += [f"{lr}", number3(row["nats"]), f"{row['n']}"]
+    return markdown(["", "numbers", "steps", "step size", "nats a token", "calls"], rows)
 
 
 def over(rows: list[dict[str, Any]], key: str) -> str:
@@ -282,6 +296,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
         public_sets,
+        whitening,
         services,
         ifeval,
         scores,
