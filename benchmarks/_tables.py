@@ -98,9 +98,9 @@ def whitening() -> str:
     """The loss of calls that nobody trained on, by what learns and how it steps."""
     rows, found = [], [*records("whitening"), *(row for row in records("public") if "nats" in row)]
     for row in sorted(found, key=lambda row: (row["steps"], -row["nats"])):
-        lr, kind = f"{row['lr']:.4f}".lstrip("0").rstrip("0"), row["arm"].partition("-")[0]
-        rows.append([titled(row["arm"]), f"{row['numbers']:,}", f"{row['steps']}"])
-        rows[-1] += [f"{lr}", number3(row["nats"]), f"{row['n']}"]
+        lr = f"{row['lr']:.4f}".strip("0")
+        cells = [titled(row["arm"]), f"{row['numbers']:,}", f"{row['steps']}", lr]
+        rows.append([*cells, number3(row["nats"]), f"{row['n']}"])
     return markdown(["", "numbers", "steps", "step size", "nats a token", "calls"], rows)
 
 
