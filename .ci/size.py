@@ -52,7 +52,7 @@ def main() -> int:
         "product, lines of Python": (lines(product), 27_500),
         "product, files": (len(product), None),
         "tests, lines of Python": (lines(tracked(".py", "tests")), 28_000),
-        "documents, words": (sum(len(path.read_text("utf-8").split()) for path in documents), 20_600),
+        "documents, words": (sum(len(path.read_text("utf-8").split()) for path in documents), 20_000),
         "commands": (len(commands()), 18),
         "class names twice": (len(same), 1),
     }
