@@ -74,6 +74,36 @@ def public_sets() -> str:
     return markdown([*headers, "CLINC150: right intents", "CLINC150: recall out of scope", "seeds"], rows)
 
 
+def people() -> str:
+    """What users' next messages cost, over the users that every arm was run for, paired with the shared one."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in records("people"):
+        if row["arm"] in PEOPLE_ARMS:
+            found.setdefault(row["arm"], {})[row["user"]] = row
+    users, rows = sorted(set.intersection(*map(set, found.values()))), []
+    for arm, name in PEOPLE_ARMS.items():
+        own = [found[arm][user] for user in users]
+        gains = [found["shared"][user]["nats"] - found[arm][user]["nats"] for user in users]
+        gain = f"{statistics.mean(gains):+.2f} ± {between(gains):.2f}" if arm != "shared" else ""
+        size = own[0].get("bytes_int8", 0)
+        cells = [f"{statistics.mean(row[key] for row in own):.2f}" for key in ("nats", "top1", "top3")]
+        better = f"{sum(each > 0 for each in gains)}" if gain else ""
+        rows.append([name, f"{size:,}" if size else "0", *cells, gain, better])
+    headers = [f"{len(users)} users", "bytes a user", "nats a token", "next token right", "among three"]
+    return markdown([*headers, "better than the shared one", "for how many"], rows)
+
+
+PEOPLE_ARMS = {
+    "base": "the base",
+    "prompt-10": "10 messages of their own before it",
+    "prompt-40": "40",
+    "shared": "the shared vector, 13,440 numbers",
+    "other-rank-8": "another user's own on the shared one",
+    "own-rank-8": "their own on it, 13,440 numbers",
+    "own-rank-64x8": "107,520",
+}
+
+
 def services() -> str:
     """What services of 2017 reached on SNIPS, as its repository records it."""
     found = {arm: rows[0]["slot_f1"] for arm, rows in public("snips").items() if "_metrics" in arm}
@@ -297,6 +327,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     for block in (
         public_sets,
         whitening,
+        people,
         services,
         ifeval,
         scores,
