@@ -191,8 +191,8 @@ def draw_frontier(figure: Any, data: Any) -> None:
         for place, (name, size, score) in enumerate(rows):
             tone = next((tone for word, tone in TONES.items() if name.startswith(word)), SHIPPED)
             axes.plot([size], [score], "o", color=tone, clip_on=False, zorder=3)
-            side = "left" if size < 1e5 else "right"
-            above = 7 if place % 2 == 0 else -13
+            side = "left" if size < 5e3 else "center" if size < 1e6 else "right"
+            above = 7 if place % 2 == 0 or place == len(rows) - 1 else -13
             axes.annotate(name, (size, score), (0, above), textcoords="offset points", fontsize=7, ha=side)
         axes.set_title(title)
         axes.set_xscale("log")
