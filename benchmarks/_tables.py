@@ -75,7 +75,7 @@ def public_sets() -> str:
 
 
 def people() -> str:
-    """What users' next messages cost, over the users that every arm was run for, paired with the shared one."""
+    """Nats of the next messages of the users that every arm was run for, paired with the shared vector."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in records("people"):
         if row["arm"] in PEOPLE_ARMS:
