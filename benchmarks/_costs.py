@@ -53,7 +53,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "rank 2": {"rank": 2},
     "rank 64x8": {"rank": (64, 8)},
 }
-PROMPT, TOKENS = 4, 6
+PROMPT, TOKENS = 2, 4
 QUESTION = "Write a Python function that returns the n-th Fibonacci number. Only the code."
 
 
@@ -70,14 +70,14 @@ def cpu(work: Callable[[], Any]) -> float:
     return time.process_time() - begun
 
 
-def costs(model: Path, done: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def costs(model: Path, done: Collection[str], rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield what a model costs by what it is measured on, but for what is done; a bundle stays beside it."""
     bundle = model.with_suffix(".bundle")
     if "export" not in done or not bundle.exists():
         yield "export", exports(model, bundle)
     for what, measure in {"load": loads, "token": tokens}.items():
         if what not in done:
-            yield what, measure(model, bundle)
+            yield what, measure(model, bundle, rounds)
 
 
 def exports(model: Path, bundle: Path) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def exports(model: Path, bundle: Path) -> dict[str, Any]:
     return found
 
 
-def loads(model: Path, bundle: Path, rounds: int = 5) -> dict[str, Any]:
+def loads(model: Path, bundle: Path, rounds: int) -> dict[str, Any]:
     (frame,) = frames(load_bases(bundle / "basis.gguf").basis(numbers=13), 1)
 
     def load(make: Callable[[], llama_cpp.Llama]) -> float:
@@ -108,8 +108,8 @@ def loads(model: Path, bundle: Path, rounds: int = 5) -> dict[str, Any]:
     )
 
 
-def tokens(model: Path, bundle: Path, rounds: int = 5) -> dict[str, Any]:
-    """Return the costs of a swap and of a token, and what each answers to one question."""
+def tokens(model: Path, bundle: Path, rounds: int) -> dict[str, Any]:
+    """Return the costs of a swap and of a token, and what vectors answer to one question."""
     bases = load_bases(bundle / "basis.gguf")
     llms = {"base": llama_cpp.Llama(str(model), **UNMAPPED)}
     swaps: dict[str, Callable[[], float]] = {}
@@ -121,9 +121,9 @@ def tokens(model: Path, bundle: Path, rounds: int = 5) -> dict[str, Any]:
         llms[f"stock, {name}"] = llama_cpp.Llama(str(model), lora_path=str(lora), **UNMAPPED)
         swaps[name] = lambda llm=ours, v=vectors: swap(llm, v)
         swaps[f"stock, {name}"] = lambda path=lora: stock_init(llms["base"], path)
-    answers = {name: answer(llm) for name, llm in llms.items()}
+    answers = {name: answer(llms[name]) for name in ("base", *SIZES)}
     steps = {name: lambda llm=llm: token(llm) for name, llm in llms.items()}
-    swapped = ratios(bench.interleave(swaps, 2 * rounds, 2), {"over_stock": "stock, {}"})
+    swapped = ratios(bench.interleave(swaps, 2 * rounds), {"over_stock": "stock, {}"})
     decoded = ratios(bench.interleave(steps, rounds), {"over_base": "base", "over_stock": "stock, {}"})
     return {"swap": swapped, "token": decoded, "answers": answers}
 
@@ -153,7 +153,7 @@ def token(llm: llama_cpp.Llama) -> float:
 
 def answer(llm: llama_cpp.Llama) -> str:
     messages: Any = [{"role": "user", "content": QUESTION}]
-    made: Any = llm.create_chat_completion(messages, temperature=0, max_tokens=24)
+    made: Any = llm.create_chat_completion(messages, temperature=0, max_tokens=16)
     return str(made["choices"][0]["message"]["content"])
 
 

@@ -105,6 +105,7 @@ def main() -> None:
     arguments.add_argument("name", choices=MODELS)
     arguments.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="for the file")
     arguments.add_argument("--measure", type=Path, metavar="FILE", help="add a record each there")
+    arguments.add_argument("--rounds", type=int, default=10, help="of each contestant (%(default)s)")
     options = arguments.parse_args()
     path = bring(options.name, MODELS[options.name], options.into)
     print(path)
@@ -114,7 +115,7 @@ def main() -> None:
 
         rows = bench.read_study(options.measure)
         done = [row["what"] for row in rows if row["model"] == options.name]
-        for what, found in costs(path, done):
+        for what, found in costs(path, done, options.rounds):
             facts = {"model": options.name, "what": what, "commit": bench.commit()} | bench.environment()
             bench.keep(options.measure, facts | {"found": found})
             print(what, json.dumps(found, indent=2), flush=True)
