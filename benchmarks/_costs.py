@@ -22,7 +22,7 @@ import llama_cpp
 import numpy as np
 from _subjects import frames, write_stock_lora
 
-from tinylora_edge import runtime
+from tinylora_edge import MicroVector, runtime
 from tinylora_edge.formats.side_tensors import load_bases
 
 CHILD = """
@@ -54,6 +54,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "rank 64x8": {"rank": (64, 8)},
 }
 PROMPT, TOKENS = 2, 4
+LOUD = 40.0  # the norm of a vector that changes the answer
 QUESTION = "Write a Python function that returns the n-th Fibonacci number. Only the code."
 
 
@@ -109,19 +110,21 @@ def loads(model: Path, bundle: Path, rounds: int) -> dict[str, Any]:
 
 
 def tokens(model: Path, bundle: Path, rounds: int) -> dict[str, Any]:
-    """Return the costs of a swap and of a token, and what vectors answer to one question."""
+    """Return the costs of a swap and of a token, and what the largest vector and the same stock LoRA answer."""
     bases = load_bases(bundle / "basis.gguf")
     llms = {"base": llama_cpp.Llama(str(model), **UNMAPPED)}
     swaps: dict[str, Callable[[], float]] = {}
     for name, which in SIZES.items():
         basis, lora = bases.basis(**which), bundle / f"stock, {name}.gguf"
-        write_stock_lora(lora, basis)
+        loud = MicroVector.random(basis, LOUD)
+        write_stock_lora(lora, basis, loud)
         vectors = itertools.cycle(frames(basis, 4))
         ours = llms[name] = runtime.load(bundle, next(vectors), **UNMAPPED)
         llms[f"stock, {name}"] = llama_cpp.Llama(str(model), lora_path=str(lora), **UNMAPPED)
         swaps[name] = lambda llm=ours, v=vectors: swap(llm, v)
         swaps[f"stock, {name}"] = lambda path=lora: stock_init(llms["base"], path)
-    answers = {name: answer(llms[name]) for name in ("base", *SIZES)}
+    ours.swap(loud)
+    answers = {name: answer(llms[name]) for name in ("base", name, f"stock, {name}")}
     steps = {name: lambda llm=llm: token(llm) for name, llm in llms.items()}
     swapped = ratios(bench.interleave(swaps, 2 * rounds), {"over_stock": "stock, {}"})
     decoded = ratios(bench.interleave(steps, rounds), {"over_base": "base", "over_stock": "stock, {}"})
