@@ -110,7 +110,7 @@ def loads(model: Path, bundle: Path, rounds: int) -> dict[str, Any]:
 
 
 def tokens(model: Path, bundle: Path, rounds: int) -> dict[str, Any]:
-    """Return the costs of a swap and of a token, and what the largest vector and the same stock LoRA answer."""
+    """Return the costs of a swap and a token, and what the largest vector and its stock LoRA answer."""
     bases = load_bases(bundle / "basis.gguf")
     llms = {"base": llama_cpp.Llama(str(model), **UNMAPPED)}
     swaps: dict[str, Callable[[], float]] = {}
