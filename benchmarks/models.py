@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
 
+import _common as bench  # first: it sets what libraries read when loaded
+
 from tinylora_edge.writes import atomic_write
 
 CHUNK = 1 << 22
@@ -110,8 +112,7 @@ def main() -> None:
     path = bring(options.name, MODELS[options.name], options.into)
     print(path)
     if options.measure:
-        import _common as bench  # with the engine, which bringing a file does without
-        from _costs import costs
+        from _costs import costs  # with the engine, which bringing a file does without
 
         rows = bench.read_study(options.measure)
         done = [row["what"] for row in rows if row["model"] == options.name]

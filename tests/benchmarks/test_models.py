@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import runpy
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "models.py"))
 MODEL = SCRIPT["Model"](("part1", "part2"), 6, hashlib.sha256(b"abcdef").hexdigest())
 
