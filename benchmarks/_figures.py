@@ -161,7 +161,7 @@ def frontier() -> Any:
     ):
         best: dict[str, Any] = {}
         for arm, rows in public(name).items():
-            row, kind = rows[0], arm.partition(", ")[0]
+            row, kind = rows[0], arm.partition(", ")[0].replace("plain", "rank")
             usual = row["model"].startswith("SmolLM2") and row["each"] == 70 and not row.get("held")
             score = statistics.mean(row.get(key, 0.0) for row in rows)
             if row.get("bytes") and usual and score > best.get(kind, [0.0])[-1]:
