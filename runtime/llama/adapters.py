@@ -29,6 +29,9 @@ Adapter = Any
 SPARE_BYTES = 256 << 20
 """What a pool keeps of adapters that no context has in force: vectors come back every few tokens."""
 
+_ALONE = 1 << 18
+"""Multiplications of a product for which OpenBLAS wakes no other threads, which would wait for busy cores."""
+
 _free = llama_cpp.llama_adapter_lora_free  # bound early: when the interpreter ends, globals go first
 _libc = ctypes.CDLL(None) if os.name != "nt" else None
 _HAS_FMEMOPEN = hasattr(_libc, "fmemopen")
@@ -220,8 +223,13 @@ class _Images:
         product = np.multiply if outputs == 1 else np.matmul  # which is slow where a multiple is meant
         with np.errstate(over="ignore", invalid="ignore"):  # it may be too large for the model
             for found, b, target in zip(self._alike, self._b, folded, strict=True):
-                between = (1,) * (b.ndim - 3)  # experts, which share their module's R
-                product(b[..., :outputs], r[found].reshape(len(found), *between, outputs, rank), out=target)
+                rows = _rows(b.shape[-2], outputs * rank)
+                between = (1,) * (b.ndim - 2)  # rows, and experts: they share their module's R
+                product(
+                    b[..., :outputs].reshape(*b.shape[:-2], -1, rows, outputs),
+                    r[found].reshape(len(found), *between, outputs, rank),
+                    out=target.reshape(*target.shape[:-2], -1, rows, rank),
+                )
         return file
 
     def _file(self, rank: int) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
@@ -246,6 +254,12 @@ class _Images:
             begin -= apart * len(found)
             folded.insert(0, np.ndarray((len(found), *b.shape), np.float32, data, begin, (apart, *b.strides)))
         return data, folded
+
+
+def _rows(outputs: int, work: int) -> int:
+    """Return how many of B's rows to multiply at once, each of so many multiplications."""
+    most = min(outputs, max(_ALONE // work, 1))
+    return next((rows for rows in range(most, most // 8, -1) if outputs % rows == 0), outputs)
 
 
 def _address(context: Any) -> int:
