@@ -14,6 +14,7 @@ import models
 import numpy as np
 import psutil
 import pytest
+import support
 
 from tinylora_edge import BaseMismatchError, Bases, MicroVector, load_bundle
 from tinylora_edge.runtime import TinyLoraLlama
@@ -109,6 +110,22 @@ def test_a_model_that_the_factors_do_not_fit_is_refused(tiny_bundle, load, capfd
         with pytest.raises(BaseMismatchError):
             TinyLoraLlama(str(tiny_bundle / "base.gguf"), bases=bad, n_ctx=128, verbose=False)
     capfd.readouterr()  # llama.cpp says why, on stderr
+
+
+@pytest.mark.parametrize("alone", [1, 40, 120, 1 << 18])  # rows at once: 1, 1, 3, all 12
+@pytest.mark.parametrize("experts", [0, 3])
+def test_products_of_a_few_rows_are_the_whole_one(alone, experts, monkeypatch):
+    monkeypatch.setattr(adapters, "_ALONE", alone)
+    factors = support.random_factors(rank=8, outputs=10, experts=experts, n_out=12)
+    r = np.random.default_rng(0).standard_normal((len(factors.modules), 5, 8)).astype(np.float32)
+    images = adapters._Images(factors)
+    images.of(np.ones((len(factors.modules), 10, 8), np.float32))  # B is wider than R wants it afterwards
+    images.of(r)
+    _, folded = images._made[8]
+    for found, target in zip(images._alike, folded, strict=True):
+        for position, each in zip(found, target, strict=True):
+            expected = np.asarray(factors.b[position], np.float64)[..., :5] @ r[position]
+            np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-5)
 
 
 # Where the platform has no fmemopen
