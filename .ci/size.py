@@ -49,12 +49,12 @@ def main() -> int:
     documents = tracked(".md")
     same = twice(product)
     counts = {
-        "product, lines of Python": (lines(product), 27_500),
+        "product, lines of Python": (lines(product), 27_200),
         "product, files": (len(product), None),
-        "tests, lines of Python": (lines(tracked(".py", "tests")), 28_000),
+        "tests, lines of Python": (lines(tracked(".py", "tests")), 27_100),
         "documents, words": (sum(len(path.read_text("utf-8").split()) for path in documents), 20_000),
         "commands": (len(commands()), 18),
-        "class names twice": (len(same), 1),
+        "class names twice": (len(same), 0),
     }
     for name, (count, most) in counts.items():
         print(f"{name:28} {count:8,}" + (f"   at most {most:,}" if most is not None else ""))
