@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from _records import between
 from _subjects import smollm2
-from public import Lora, differentiated
+from public import Lora, Steps, differentiated, drawn
 from torch import Tensor
 
 from tinylora_edge import Basis, MicroVector, load_bundle, runtime
@@ -49,7 +49,6 @@ from tinylora_edge.tasks import Sample
 from tinylora_edge.train import Adapter, Group, Learner
 from tinylora_edge.train.model import load_model
 from tinylora_edge.train.trainer import WHITENED, default_lr
-from tinylora_edge.train.whitening import whitened
 
 ARCHIVE = "smsCorpus_en_xml_2015.03.09_all"
 COLLECTIONS = {"0", "51", "unknown"}  # ids that are not one person's
@@ -289,27 +288,14 @@ def fit(
     held = held or math.ceil(len(groups) / 10)
     learned, judging = groups[:-held], groups[-held:]
     vector = isinstance(learner.adapter, Adapter)
-    z = [torch.zeros_like(part) for part in trained] if vector else trained
-    order = np.random.default_rng((seed, 3, 0)).permutation(len(learned))
-    coordinates = whitened(learner, lambda: [learned[i] for i in order[:WHITENED]]) if vector else None
-    adam = torch.optim.Adam(z, lr=lr, betas=(0.9, 0.99))
+    first = drawn(seed, 0, min(WHITENED, len(learned)), len(learned))
+    adam = Steps(learner, trained, lr, steps, (lambda: [learned[i] for i in first]) if vector else None)
     losses: list[float] = []
     curve, best, stale = [judged(learner, judging)["nats"]], [part.detach().clone() for part in trained], 0
     for step in range(steps):
-        groups_of_step = []
-        for position in range(step * BATCH, (step + 1) * BATCH):
-            epoch, offset = divmod(position, len(learned))
-            order = np.random.default_rng((seed, 3, epoch)).permutation(len(learned))
-            groups_of_step.append(learned[order[offset]])
-        loss, gradients = differentiated(learner, trained, groups_of_step)
-        if coordinates is not None:
-            gradients = [torch.from_numpy(np.float32(coordinates.gradient(gradients[0].numpy())))]
-        for part, gradient in zip(z, gradients, strict=True):
-            part.grad = gradient
-        adam.param_groups[0]["lr"] = lr * (1 - 0.9 * step / max(steps - 1, 1))  # as the trainer has it
-        adam.step()
-        if coordinates is not None:
-            learner.adapter.set(np.float32(coordinates.values(z[0].detach().numpy())))
+        chosen = [learned[i] for i in drawn(seed, step, BATCH, len(learned))]
+        loss, gradients = differentiated(learner, trained, chosen)
+        adam.take(step, gradients)
         losses.append(loss)
         if (step + 1) % every and step + 1 < steps:
             continue

@@ -86,6 +86,50 @@ class Lora(nn.Module):
             handle.remove()
 
 
+class Steps:
+    """Steps of Adam as the trainer takes them: in its coordinates, of a size that falls to a tenth.
+
+    Args:
+        trained: what learns; the adapter's v where there is a `whitener`.
+        count: steps in all.
+        whitener: makes the completions that the coordinates are found by; None for plain steps.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        trained: list[Tensor],
+        lr: float,
+        count: int,
+        whitener: Callable[[], Sequence[Group]] | None,
+    ) -> None:
+        self._learner, self._lr, self._count = learner, lr, count
+        self._coordinates = None if whitener is None else whitened(learner, whitener)
+        self._z = trained if whitener is None else [torch.zeros_like(part) for part in trained]
+        self._adam = torch.optim.Adam(self._z, lr=lr, betas=(0.9, 0.99))
+
+    def take(self, number: int, gradients: list[Tensor]) -> None:
+        """Take a step, counted from 0, by gradients of what learns."""
+        coordinates = self._coordinates
+        if coordinates is not None:
+            gradients = [torch.from_numpy(np.float32(coordinates.gradient(gradients[0].numpy())))]
+        for part, gradient in zip(self._z, gradients, strict=True):
+            part.grad = gradient
+        self._adam.param_groups[0]["lr"] = self._lr * (1 - 0.9 * number / max(self._count - 1, 1))
+        self._adam.step()
+        if coordinates is not None:
+            self._learner.adapter.set(np.float32(coordinates.values(self._z[0].detach().numpy())))
+
+
+def drawn(seed: int, step: int, size: int, count: int) -> list[int]:
+    """Return which of some samples a step learns from: every epoch visits all, in an order of its own."""
+    found = []
+    for position in range(step * size, (step + 1) * size):
+        epoch, offset = divmod(position, count)
+        found.append(int(np.random.default_rng((seed, 3, epoch)).permutation(count)[offset]))
+    return found
+
+
 class Run:
     """The model that learns, the deployed one that answers, and a public set."""
 
@@ -203,25 +247,17 @@ class Run:
         plain: bool,
     ) -> list[float]:
         """Train in place, and return the losses. Steps are in the trainer's coordinates, unless plain."""
-        z, losses, coordinates = [torch.zeros_like(part) if not plain else part for part in trained], [], None
-        adam = torch.optim.Adam(z, lr=lr, betas=(0.9, 0.99))
-        if not plain:
-            first = np.random.default_rng((seed, 3, 0)).permutation(len(self.data.train))[:WHITENED]
-            coordinates = whitened(learner, lambda: [self._group(self.data.train[i]) for i in first])
+        losses, samples = list[float](), self.data.train
+        first = drawn(seed, 0, min(WHITENED, len(samples)), len(samples))
+        whitener = None if plain else lambda: [self._group(samples[i]) for i in first]
+        adam = Steps(learner, trained, lr, steps, whitener)
         for step in range(steps):
-            groups = [self._group(self.data.train[i]) for i in self._order(seed, step)]
+            groups = [self._group(samples[i]) for i in drawn(seed, step, self.data.batch, len(samples))]
             loss, gradients = differentiated(learner, trained, groups)
             if kept is not None:
                 pull = kept.gradient(step)
                 gradients[0] = gradients[0] + KEEP * pull.grad
-            if coordinates is not None:
-                gradients = [torch.from_numpy(np.float32(coordinates.gradient(gradients[0].numpy())))]
-            for part, gradient in zip(z, gradients, strict=True):
-                part.grad = gradient
-            adam.param_groups[0]["lr"] = lr * (1 - 0.9 * step / max(steps - 1, 1))  # as the trainer has it
-            adam.step()
-            if coordinates is not None:
-                learner.adapter.set(np.float32(coordinates.values(z[0].detach().numpy())))
+            adam.take(step, gradients)
             losses.append(loss)
             if step % 10 == 9:
                 print(f"step {step + 1}: loss {np.mean(losses[-10:]):.3f}", flush=True)
@@ -231,14 +267,6 @@ class Run:
         """Return the loss of the given answers to the test samples, nats a token."""
         scores = learner.measure([self._group(sample) for sample in self.data.test])
         return -float(torch.cat(scores).mean())
-
-    def _order(self, seed: int, step: int) -> list[int]:
-        """Return which samples a step learns from: every epoch visits all, in an order of its own."""
-        count, found = len(self.data.train), []
-        for position in range(step * self.data.batch, (step + 1) * self.data.batch):
-            epoch, offset = divmod(position, count)
-            found.append(int(np.random.default_rng((seed, 3, epoch)).permutation(count)[offset]))
-        return found
 
     def _torch_answers(self) -> list[str]:
         """Return greedy answers in torch, as the LoRA is not in the deployed model."""
