@@ -435,6 +435,22 @@ def test_steps_decide_when_it_validates_and_not_seconds(
     np.testing.assert_allclose([row["lr"] for row in steps(rows)], np.linspace(0.2, 0.02, 4), rtol=1e-6)
 
 
+def test_what_is_done_once_is_not_expected_of_every_step(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, late, made = trainer.time.monotonic, [0.0], trainer.whitened
+
+    def slow(*arguments: Any) -> Any:
+        late[0] += 1000
+        return made(*arguments)
+
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: clock() + late[0])
+    monkeypatch.setattr(trainer, "whitened", slow)
+    easy = replace(letters_task, reward=lambda completion, sample: 1.0)
+    result = train(tiny_bundle, easy, tmp_path / "v", options=replace(short, minutes=25.0)).result
+    assert (late, result.steps) == ([1000], 4)
+
+
 def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> None:
     options = Options()
     held, train_on = options.split(letters_task)

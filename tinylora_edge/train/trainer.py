@@ -116,6 +116,7 @@ class Trainer:
         self._stop = False
         self._validated, self._since, self._took = 0, 0.0, 0.0  # the step, seconds of steps since, its own
         self._longest = 0.0  # seconds of a step
+        self._once = 0.0  # seconds of a step that no other one takes again
 
     def resume(self) -> None:
         """Go on from the checkpoint."""
@@ -176,7 +177,8 @@ class Trainer:
             took = time.monotonic() - began
             state.seconds += took
             self._since += took
-            self._longest = max(self._longest, took)
+            self._longest = max(self._longest, took - self._once)
+            self._once = 0.0
             metrics["share"] = min(1.0, self._used(state.step))
             silent = state.silent >= _SILENCE
             if self._due() or silent or metrics["share"] == 1:
@@ -371,11 +373,13 @@ class Trainer:
     def _coordinates(self) -> Whitening | ModuleWhitening:
         """Return the coordinates of steps: by the start and the first prompts, as in a resumed run."""
         if self._whitening is None:
+            began = time.monotonic()
             prompts = [self._train[i] for i in self._order(0)[:WHITENED]]
             drawn, seed = self._vector(self._start), (self.options.seed, 5)
             self.learner.adapter.set(self._start)
             self._whitening = whitened(self.learner, lambda: self._batches.likely(drawn, prompts, seed))
             self.learner.adapter.set(self.state.v)
+            self._once = time.monotonic() - began
         return self._whitening
 
     def _judge(self, write: Report) -> dict[str, float]:
