@@ -246,7 +246,7 @@ class RequestMiddleware:
                 placed = found
             await self._app(scope, receive, sending)
         except ClientDisconnect:
-            pass
+            pass  # nobody is there to be answered; the log has the status of a client who left
         except Exception as error:
             if status != _LEFT:  # the response has begun
                 raise
