@@ -36,7 +36,7 @@ from _tables import users as table
 from tinylora_edge import Bases, Policy, load_bundle
 from tinylora_edge.exporters import export_onnx
 from tinylora_edge.process import cores
-from tinylora_edge.runtime.admission import admitted
+from tinylora_edge.runtime.model import admitted
 from tinylora_edge.serve.store import Store
 
 AT_ONCE, MOST_TOKENS = 16, 32

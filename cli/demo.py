@@ -147,7 +147,7 @@ def _unpack(model: Path, output: Path, say: Say) -> None:
 def _exchange(output: Path, known: Sequence[dict[str, Any]], threads: int, say: Say) -> dict[str, Any]:
     """Steps 3 and 4: answer without and with the vector, and give the base back."""
     from .. import runtime
-    from ..runtime.libraries import import_llama_cpp
+    from ..runtime.llama import import_llama_cpp
     from ..tasks import load_task
 
     import_llama_cpp()  # before the bindings, which may have no libraries of their own

@@ -153,7 +153,7 @@ def probe_llama() -> None:
     from gguf import GGUFValueType
 
     from ..formats.gguf import write
-    from ..runtime.libraries import import_llama_cpp
+    from ..runtime.llama import import_llama_cpp
 
     import_llama_cpp()  # before the bindings, which may have no libraries of their own
     from llama_cpp import Llama

@@ -58,7 +58,7 @@ def evaluate(
     from ..eval import Evaluation, compare, measure_drift
     from ..eval import evaluate as measure
     from ..eval.scores import fitted
-    from ..runtime.admission import admit
+    from ..runtime.model import admit
     from ..tasks import Preamble, rewards
 
     if drift and vector is None:

@@ -55,7 +55,7 @@ def tune(
     from ..eval import measure_drift
     from ..eval.scores import evaluate as measure
     from ..eval.scores import fitted, held_out
-    from ..runtime.admission import admit
+    from ..runtime.model import admit
     from ..tasks.rewards import is_text
 
     amount = runtime.Budget.of(budget)

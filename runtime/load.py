@@ -13,7 +13,7 @@ from ..formats.bundle import Bundle, load_bundle
 from ..formats.signatures import signed
 from ..vector import Policy
 from ..wire.tags import Ed25519Verifier
-from .admission import VectorSource, admitted
+from .model import VectorSource, admitted
 
 if TYPE_CHECKING:
     from .llama.model import TinyLoraLlama
@@ -138,7 +138,7 @@ def _choose(bundle: Bundle, engine: str | None) -> str:
 
 
 def _start_llama(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> TinyLoraLlama:
-    from .libraries import import_llama_cpp
+    from .llama import import_llama_cpp
 
     bundle.check_base()
     import_llama_cpp()

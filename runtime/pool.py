@@ -16,7 +16,6 @@ from ..errors import OptionError, RequestError, TinyLoraError, VectorError
 from ..process import cores
 from ..tasks import Prompt, Sample
 from ..vector import AdmittedVector, Policy
-from .admission import VectorSource, admitted
 from .answers import (
     Answer,
     Finish,
@@ -32,7 +31,7 @@ from .answers import (
 )
 from .load import load
 from .loop import Generating, Load, Loop
-from .model import PersonalizedModel
+from .model import PersonalizedModel, VectorSource, admitted
 from .schema import Grammar, ToolCall
 from .turns import Workers
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import io
+import logging
 import os
+import signal
 import tempfile
 import threading
 from collections import OrderedDict
@@ -14,6 +16,7 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+from llama_cpp._logger import GGML_LOG_LEVEL_TO_LOGGING_LEVEL
 from numpy.typing import NDArray
 
 from ...errors import BaseMismatchError, TinyLoraError
@@ -21,7 +24,6 @@ from ...factors import Factors
 from ...formats import gguf
 from ...formats.gguf import FLOAT32, STRING
 from ...projection import RANK
-from .log import signals_wait
 
 Adapter = Any
 """Pointer to a `llama_adapter_lora`, as llama_cpp's functions return and take it."""
@@ -39,6 +41,40 @@ if _HAS_FMEMOPEN:
     _libc.fmemopen.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]  # type: ignore[union-attr]
     _libc.fmemopen.restype = ctypes.c_void_p  # type: ignore[union-attr]
     _libc.fclose.argtypes = [ctypes.c_void_p]  # type: ignore[union-attr]
+
+
+# llama-cpp-python's table of levels is off by one: it would print warnings where it is to be silent.
+GGML_LOG_LEVEL_TO_LOGGING_LEVEL[3] = logging.WARNING  # GGML_LOG_LEVEL_WARN in ggml.h
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Let signals that have a handler in Python wait until the block ends; in it llama.cpp writes its log.
+
+    llama-cpp-python writes it in a callback from C, in which ctypes drops what a handler raises: of
+    interrupts during a load two in three were lost. In another thread than the main one nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        arrived.append(number)
+
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    try:
+        for number in handlers:
+            signal.signal(number, note)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(arrived):
+            signal.raise_signal(number)
 
 
 class SharedLock:

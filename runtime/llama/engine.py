@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import TinyLoraError
 from ..engine import Part
-from .adapters import SPARE_BYTES, Adapter, Adapters
-from .log import signals_wait
+from .adapters import SPARE_BYTES, Adapter, Adapters, signals_wait
 
 _CHUNK = 512
 """Tokens that are evaluated at once, as many as `llama_cpp.Llama` takes."""

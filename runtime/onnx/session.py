@@ -19,8 +19,8 @@ from ...formats.onnx_graph import DEFAULT, INPUT_NAME, MODEL_NAME, REQUIRED, inp
 from ...formats.signatures import signed
 from ...vector import MicroVector, Policy
 from ...wire.tags import Ed25519Verifier
-from ..admission import VectorSource, admitted
 from ..engine import Process
+from ..model import VectorSource, admitted
 
 _SPIN = "session.intra_op.spin_duration_us", "50"
 """How long a thread spins before it sleeps. ONNX Runtime's own are milliseconds, and where other work wants

@@ -18,7 +18,6 @@ from ...jsonio import read_json
 from ...limits import TOKENIZER_BYTES
 from ...tasks.sample import renders_tools
 from ..engine import CLOSED, SpecialTokens
-from ..template import check_template
 from .session import cannot_load
 
 if TYPE_CHECKING:
@@ -106,9 +105,7 @@ class OnnxTokenizer:
 
         Raises:
             VectorError: there is no template, or it refuses the messages.
-            TinyLoraError: it takes too much time or memory.
         """
-        check_template(self._text or "", str(self._folder))
         options: dict[str, Any] = {} if tools is None else {"tools": json.dumps(tools)}
         tokenizer = self.open
         try:

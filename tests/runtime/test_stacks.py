@@ -194,7 +194,7 @@ def test_sequences_rise_of_each_by_itself(tmp_path, bases, shared, own):
 
     def swap(*frames, user="alice"):
         policy = Policy(keys=[KEY], state=tmp_path / "sequences")  # a device that was started again
-        with runtime.admission.admitted(frames, bases, policy, user=user) as vector:
+        with runtime.model.admitted(frames, bases, policy, user=user) as vector:
             return vector.under.sequence, vector.sequence
 
     assert swap(frame(shared, 5), frame(own, 2, "alice")) == (5, 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..formats.bundle import load_bundle
-from ..runtime.libraries import import_llama_cpp
+from ..runtime.llama import import_llama_cpp
 from ..runtime.load import LLAMA, ONNX, load, missing_engine
 from ..runtime.model import PersonalizedModel
 from ..tasks.builtin import load_general

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from ..basis import MAX_NORM
 from ..errors import OptionError, RequestError, TrainError
 from ..formats.bundle import load_bundle
-from ..runtime.admission import VectorSource, admit
+from ..runtime.model import VectorSource, admit
 from ..runtime.pool import Pool
 from ..vector import Policy
 from ..wire import text

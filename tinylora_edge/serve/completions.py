@@ -34,8 +34,8 @@ from ..errors import (
 )
 from ..jsonio import parse_json
 from ..runtime import SampledAnswer
-from ..runtime.admission import VectorSource
 from ..runtime.answers import Answer, Finish, Piece, Reply, SamplingOptions, sampling_of, usage
+from ..runtime.model import VectorSource
 from ..runtime.pool import AnswerStream
 from ..runtime.turns import Who
 from ..tasks import Prompt

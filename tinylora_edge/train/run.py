@@ -18,9 +18,9 @@ from ..eval.measure import Measuring
 from ..eval.scores import fitted
 from ..formats.bundle import load_bundle
 from ..process import cores, first_interrupt
-from ..runtime.admission import admit
 from ..runtime.batch import Batch
 from ..runtime.learning.state import Report
+from ..runtime.model import admit
 from ..tasks import Completion, Sample, Task
 from ..tasks.builtin import load_general
 from ..tasks.rewards import is_text

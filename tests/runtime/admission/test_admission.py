@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tinylora_edge import MicroVector, OptionError, Policy, RollbackError, VectorError, load_bundle
-from tinylora_edge.runtime.admission import admitted, vector_bytes
+from tinylora_edge.runtime.model import admitted, vector_bytes
 
 
 @pytest.fixture

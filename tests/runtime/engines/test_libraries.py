@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -15,19 +14,16 @@ import llama_cpp
 import pytest
 
 from tinylora_edge import process
-from tinylora_edge.runtime import libraries
-from tinylora_edge.runtime.libraries import BINDINGS, VARIABLE, WHEEL
+from tinylora_edge.runtime.llama import BINDINGS, FITTING, VARIABLE, WHEEL
 
 BUILT = Path(llama_cpp.llama_cpp._lib._name).parent
 
 IMPORT = """
 import json, os, sys
 from tinylora_edge import TinyLoraError
-from tinylora_edge.runtime import libraries
-if sys.argv[1:]:
-    libraries.CPUINFO = libraries.Path(sys.argv[1])
+from tinylora_edge.runtime import llama
 try:
-    found = libraries.import_llama_cpp()
+    found = llama.import_llama_cpp()
     import tinylora_edge.runtime.llama.model  # as `load` does, once the libraries are there
     report = [found.source, str(found.folder), os.environ.get("LLAMA_CPP_LIB_PATH")]
 except TinyLoraError as error:
@@ -36,12 +32,12 @@ print(json.dumps([report, "llama_cpp" in sys.modules, os.environ.get("GOMP_SPINC
 """
 
 
-def imported(path: Path | None = None, cpuinfo: Path | None = None, **variables: str) -> Any:
+def imported(path: Path | None = None, **variables: str) -> Any:
     dropped = (VARIABLE, *process.OPENMP_VARIABLES)
     environment = {name: value for name, value in os.environ.items() if name not in dropped} | variables
     if path is not None:
         environment["PYTHONPATH"] = os.pathsep.join([str(path), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", IMPORT, *([] if cpuinfo is None else [str(cpuinfo)])]
+    command = [sys.executable, "-c", IMPORT]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
     return json.loads(done.stdout)
@@ -85,24 +81,6 @@ def test_the_wheels_libraries_are_found_where_there_are_no_own(without_libraries
     assert imported(without_libraries, OMP_WAIT_POLICY="ACTIVE")[2] is None  # what the user has set stays
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="as Linux says it")
-def test_another_processor_is_refused_before_anything_is_loaded(
-    without_libraries: Path, wheel: Path, tmp_path: Path
-) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    sandy_bridge = "processor\t: 0\nflags\t\t: fpu sse sse2 pni ssse3 sse4_1 sse4_2 popcnt aes avx hypervisor"
-    cpuinfo.write_text(f"{sandy_bridge}\nbugs\t\t: spectre_v1\n\n" * 2)
-    for variables in ({}, {VARIABLE: str(wheel)}):
-        report, loaded, _ = imported(without_libraries, cpuinfo, **variables)
-        assert "this processor lacks avx2, f16c, fma, bmi2" in report
-        assert 'pip install "tinylora-edge[onnx]"' in report
-        assert not loaded
-    for text in (f"{sandy_bridge} f16c fma bmi1 bmi2 avx2\n", "model name : unnamed\n"):
-        cpuinfo.write_text(text)
-        assert imported(without_libraries, cpuinfo)[0][0] == WHEEL
-
-
 def test_a_folder_that_the_user_names_stays(without_libraries: Path, copied: Path, tmp_path: Path) -> None:
     report, *_ = imported(without_libraries)
     assert 'pip install "tinylora-edge[llama-wheel]"' in report
@@ -123,7 +101,7 @@ def test_libraries_of_another_llama_cpp_are_refused_by_name(copied: Path) -> Non
     assert "do not fit" in report
     assert "llama_set_adapters_lora" in report
     change(copied / "libllama.so", b"llama_set_adapters_lorX\0", b"llama_set_adapters_lora\0")
-    wanted = libraries.FITTING[llama_cpp.__version__][0]
+    wanted = FITTING[llama_cpp.__version__][0]
     other = wanted[:-1] + "9"
     for file in copied.glob("libggml-base.so*"):
         change(file, wanted.encode() + b"\0", other.encode() + b"\0")

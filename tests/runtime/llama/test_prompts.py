@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import models
 import pytest
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from tinylora_edge import TrainError, VectorError
+from tinylora_edge import TinyLoraError, TrainError, VectorError, runtime
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.tasks import Sample
@@ -21,8 +22,6 @@ MESSAGES = [{"role": "user", "content": QUESTION}]
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_bundle):
-    from tinylora_edge import runtime
-
     with runtime.load(smollm2_bundle, engine="llama", n_ctx=256, n_threads=1) as llm:
         yield llm
 
@@ -92,3 +91,12 @@ def test_an_answer_ends_as_the_template_says(
         with load(bundle, chat_handler=handler) as llm:
             assert llm.turn_end == expected
     assert smollm2.turn_end == smollm2.tokenize(b"<|im_end|>", special=True)[0]
+
+
+@pytest.mark.parametrize("text", ["{% if", "{{ messages | no_such_filter }}"])
+def test_a_template_that_cannot_be_read(tiny_bundle: Path, tmp_path: Path, text: str) -> None:
+    model = models.tiny_model("llama")
+    base = models.write_gguf(model, tmp_path / "m.gguf", metadata={"tokenizer.chat_template": text})
+    shutil.copy(tiny_bundle / "basis.gguf", tmp_path / "m.basis.gguf")
+    with pytest.raises(TinyLoraError, match="the model's chat template cannot be read"):
+        runtime.load(base, n_ctx=64, n_threads=1)
