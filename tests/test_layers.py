@@ -41,7 +41,7 @@ MAY_IMPORT = {  # "face" is `tinylora_edge` itself, "core" its other files
 NO_MODEL = {f"{PACKAGE}.{name}" for name in ("errors", "jsonio", "limits", "version", "writes")}
 """What `wire` and `tasks`, which know no model, take of the core."""
 ENGINES = {"llama_cpp": "llama.cpp", "onnxruntime": "ONNX Runtime", "onnxruntime_genai": "ONNX Runtime"}
-SERVER = {"anyio", "prometheus_client", "sse_starlette", "starlette", "uvicorn"}
+SERVER = {"anyio", "prometheus_client", "pydantic", "sse_starlette", "starlette", "uvicorn"}
 PACKAGES = {  # layer -> packages that it imports; None: any but an engine
     "face": set(),
     "core": {"numpy"},

@@ -154,7 +154,6 @@ def test_keys_and_the_users_that_they_stand_for(server: Serving, basis: Basis) -
     for method in ("GET", "PUT", "DELETE"):
         body = {} if method == "PUT" else None
         refused(server.ask(method, f"{VECTORS}/bob", body, **ALICE), 403, "wrong_user")
-    refused(server.ask("GET", "/v1/models/tiny@bob", **ALICE), 404, "model_not_found")
 
 
 def test_a_slow_reader_holds_nobody_up(server: Serving) -> None:

@@ -49,11 +49,7 @@ def test_files_need_no_token_and_may_do_little(page: tuple[Serving, dict[str, st
 def test_nobody_without_the_token_is_answered(page: tuple[Serving, dict[str, str]]) -> None:
     server, token = page
     answer = {"model": "tiny", "prompt": "a", "max_tokens": 1}
-    bodies = {
-        "/v1/page/vector": {"values": VALUES},
-        "/v1/page/qr": {"vector": "x"},
-        "/v1/completions": answer,
-    }
+    bodies = {"/v1/page/vector": {"values": VALUES}, "/v1/completions": answer}
     assert refused(server.ask("GET", "/v1/page")) == (401, "invalid_api_key")
     for path, body in bodies.items():
         for headers in ({}, {"Authorization": "Bearer " + "x" * 32}):
@@ -120,18 +116,6 @@ def test_a_vector_of_another_size_has_no_sliders(
         rated = server.ask("POST", "/v1/feedback", {"id": answered["id"], "reward": 1}, **token)
         assert refused(rated) == (403, "vector_of_another_basis")  # clicks move 13 numbers
     assert server.ask("GET", "/v1/page", **token)[1]["sliders"] == basis.size
-
-
-def test_a_picture(page: tuple[Serving, dict[str, str]]) -> None:
-    server, token = page
-    _, made = server.ask("POST", "/v1/page/vector", {"values": VALUES}, **token)
-    status, drawn = server.ask("POST", "/v1/page/qr", {"vector": made["vector"]}, **token)
-    assert status == 200
-    assert drawn.startswith(b"<?xml")
-    for body in ({}, {"vector": 1}, {"vector": "!"}, {"vector": made["vector"], "more": 1}):
-        assert refused(server.ask("POST", "/v1/page/qr", body, **token)) == (400, "invalid_value"), body
-    too_long = {"vector": "A" * 8000}
-    assert refused(server.ask("POST", "/v1/page/qr", too_long, **token)) == (403, "vector_refused")
 
 
 def test_what_clicks_made_comes_after_what_the_page_began_with(

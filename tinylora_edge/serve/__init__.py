@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ApiKeys", "Limits", "app", "check_exposure", "run"]
 
 _LAZY = {"app": ".application", "check_exposure": ".process", "run": ".process"}  # which bring the web along
-_WEB = ("anyio", "prometheus_client", "sse_starlette", "starlette", "uvicorn")
+_WEB = ("anyio", "prometheus_client", "pydantic", "sse_starlette", "starlette", "uvicorn")
 
 
 def __getattr__(name: str) -> Any:

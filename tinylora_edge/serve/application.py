@@ -189,20 +189,6 @@ async def list_models(request: Request, service: Service) -> Response:
     return JSONResponse({"object": "list", "data": [_model(service, name) for name in names]})
 
 
-async def describe_model(request: Request, service: Service) -> Response:
-    """Answer `GET /v1/models/{model}`."""
-    key_user = request.state.caller.user
-    wanted: str = request.path_params["model"]
-    name, at, user = wanted.partition("@")
-    known = name == service.name
-    if known and at:
-        visible = key_user in (None, user) and service.store is not None and bool(check_user(user))
-        known = visible and await service.with_store(lambda store: store.get(user)) is not None
-    if not known:
-        raise RefusedError(404, f"there is no model {wanted[:80]!r}", "model_not_found", "model")
-    return JSONResponse(_model(service, wanted))
-
-
 async def read_health(request: Request, service: Service) -> Response:
     """Answer `GET /health`: 200 while requests are taken, 503 from the moment that the server goes down."""
     load = service.pool.load()
@@ -252,7 +238,6 @@ _ROUTES = (
     ("/v1/chat/completions", "POST", partial(completions.complete, chat=True)),
     ("/v1/completions", "POST", partial(completions.complete, chat=False)),
     ("/v1/models", "GET", list_models),
-    ("/v1/models/{model:path}", "GET", describe_model),
     ("/v1/feedback", "POST", rate),
     ("/v1/vectors/{user}", "PUT", put_vector),
     ("/v1/vectors/{user}", "GET", get_vector),
@@ -265,5 +250,4 @@ _PAGE_ROUTES = (
     ("/page/{file}", "GET", editor.page_file),
     ("/v1/page", "GET", editor.page_about),
     ("/v1/page/vector", "POST", editor.page_vector),
-    ("/v1/page/qr", "POST", editor.page_qr),
 )

@@ -10,9 +10,10 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -34,7 +35,7 @@ from ..errors import (
 )
 from ..jsonio import parse_json
 from ..runtime import SampledAnswer
-from ..runtime.answers import Answer, Finish, Piece, Reply, SamplingOptions, sampling_of, usage
+from ..runtime.answers import Answer, Finish, Piece, Reply, SamplingOptions, usage
 from ..runtime.model import VectorSource
 from ..runtime.pool import AnswerStream
 from ..runtime.turns import Who
@@ -67,16 +68,7 @@ _LEFT = 499  # as nginx has it: the client left before the answer
 
 _UPLOAD_S = 30.0  # in which a body arrives
 _LAST_EVENT_S = 3.0  # of a server that goes down: a stream without its error event is cut then
-_CHOICES = 8  # answers to one prompt, at most
-_ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
-_OF_CALLS = ("tool_calls", "tool_call_id")  # of a message
-_TYPES: dict[str, tuple[type, ...]] = dict.fromkeys(("model", "user", "vector"), (str,))
-_TYPES |= dict.fromkeys(("max_tokens", "max_completion_tokens", "n", "seed", "top_logprobs"), (int,))
-_TYPES |= dict.fromkeys(("temperature", "top_p"), (int, float))
-_TYPES |= dict.fromkeys(("stream", "parallel_tool_calls"), (bool,))
-_TYPES |= dict.fromkeys(("stream_options", "response_format"), (dict,))
-_TYPES |= {"stop": (str, list), "logprobs": (bool, int), "tools": (list,), "tool_choice": (str, dict)}
-_WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "object", list: "list"}
+_STRICT = ConfigDict(strict=True)
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {  # name -> values that have no effect
     "functions": (None, []),
     "logit_bias": (None, {}),
@@ -87,6 +79,7 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {  # name -> values that have no e
     "echo": (None, False),
     "best_of": (None, 1),
 }
+_OF_CHATS: dict[str, tuple[object, ...]] = {"messages": (None, []), "tools": (None, [])}
 
 
 @dataclass
@@ -265,9 +258,9 @@ class RequestMiddleware:
 async def complete(request: Request, service: Service, *, chat: bool) -> Response:
     """Answer `POST /v1/chat/completions`, or `POST /v1/completions`."""
     start = time.perf_counter()
-    body = read_body(await read_json(request, service), service.limits, chat=chat)
+    body = read_body(await read_json(request, service), chat=chat)
     streams = await _begin(body, request, service)
-    reply = Reply(body.model, body.chat)
+    reply = Reply(body.model, chat)
     request.state.log.update(id=reply.name, stream=body.stream)
     if body.stream:
         events = _events(request, service, reply, streams, start, body)
@@ -331,9 +324,10 @@ async def _start(
     if vector is not None and service.under is not None:
         stack = [service.under, vector]
     whose: Any = {"user": user, "tenant": who.tenant, "account": who.account, "vector": stack}
+    options = body.options(service.limits)
     streams = [
-        service.pool.stream(body.prompt, raw=not body.chat, choice=choice, **whose, **body.options)
-        for choice in range(body.choices)
+        service.pool.stream(body.text, raw=not body.messages, choice=choice, **whose, **options)
+        for choice in range(body.n)
     ]
     try:
         for stream in streams:
@@ -385,7 +379,7 @@ async def _events(
                 service.metrics.first_token.observe(time.perf_counter() - start)
             for chunk in reply.chunks(index, part):
                 yield _event(chunk)
-        if body.usage:
+        if body.stream_options.get("include_usage"):
             yield _event(reply.cost([stream.finish for stream in streams if stream.finish is not None]))
         yield {"data": "[DONE]"}
     except Exception as error:  # the response has begun: the error is its last event
@@ -445,90 +439,111 @@ def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) ->
             service.feedback.remember(name, made.user, answer)
 
 
-@dataclass(frozen=True)
-class Body:
-    """The body of a request for completions.
+class _Message(BaseModel):
+    """A message of a chat; parts of its content are texts."""
 
-    `model` may have `@user` behind it; `user` and `vector` are "" where the body has none; `usage` asks for
-    the count of tokens at the end of a stream.
+    model_config = _STRICT
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str = ""
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, content: Any) -> Any:
+        if not isinstance(content, list):
+            return "" if content is None else content
+        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+            raise ValueError("parts other than text are not supported")
+        return "".join(part.get("text") or "" for part in content)
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as chat templates take it."""
+        role = "system" if self.role == "developer" else self.role
+        calls = {"tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
+        return {"role": role, "content": self.content} | {k: v for k, v in calls.items() if v}
+
+
+class Body(BaseModel):
+    """The body of a request for completions: of a chat, or of a text, whose `messages` are empty.
+
+    `model` may have `@user` behind it.
     """
 
+    model_config = _STRICT
     model: str
-    prompt: Prompt
-    chat: bool
-    options: SamplingOptions
-    choices: int
-    stream: bool
-    usage: bool
-    user: str
-    vector: str
+    messages: list[_Message] = []
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)] = ""
+    user: str = ""
+    vector: str = ""
+    n: int = Field(1, ge=1, le=8)
+    stream: bool = False
+    stream_options: dict[str, Any] = {}
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: str | list[str] = []
+    response_format: dict[str, Any] = {"type": "text"}
+    logprobs: bool | int | None = None
+    top_logprobs: int = 0
+    tools: list[Any] = []
+    tool_choice: str | dict[str, Any] = "auto"
+    parallel_tool_calls: bool = True
+
+    @property
+    def text(self) -> Prompt:
+        """The messages, or the text to continue."""
+        if self.messages:
+            return [message.plain() for message in self.messages]
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+
+    def options(self, limits: Limits) -> SamplingOptions:
+        """Return how to answer. RequestError: an option is out of its range."""
+        name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        count: int | None = getattr(self, name)
+        if not 1 <= (count := limits.tokens if count is None else count) <= limits.tokens:
+            raise RequestError(f"{name} is {count}: it must be from 1 to {limits.tokens}", param=name)
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+        logprobs = self.logprobs  # of a chat they are asked for, of a text they are so many
+        if isinstance(logprobs, bool):
+            logprobs = self.top_logprobs if logprobs else None
+        return {
+            "max_tokens": count,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": None if self.seed is None else self.seed % (1 << 64),  # OpenAI takes negative ones
+            "stop": self.stop,
+            "schema": _schema(self.response_format),
+            "logprobs": logprobs,
+            "tools": self.tools,
+            "tool_choice": self.tool_choice,
+            "parallel_tool_calls": self.parallel_tool_calls,
+        }
 
 
-def read_body(body: Any, limits: Limits, *, chat: bool) -> Body:
+def read_body(body: Any, *, chat: bool) -> Body:
     """Return a chat completion's or a completion's body. RequestError: something in it is not valid."""
     if not isinstance(body, dict):
         raise RequestError("the body is no JSON object")
-    for name, nothing in _UNSUPPORTED.items():
+    for name, nothing in (_UNSUPPORTED if chat else _UNSUPPORTED | _OF_CHATS).items():
         if body.get(name) not in nothing:
             raise RequestError(f"{name} is not supported here", param=name, code="unsupported_parameter")
-    fields = {name: body[name] for name in _TYPES if body.get(name) is not None}
-    if "tools" in fields and not chat:
-        raise RequestError("tools are for chats", param="tools", code="unsupported_parameter")
-    for name, value in fields.items():
-        if type(value) not in _TYPES[name]:
-            kinds = " and no ".join(_WORDS[kind] for kind in _TYPES[name])
-            raise RequestError(f"{name} is no {kinds}", param=name)
-    if "model" not in fields:
-        raise RequestError("model is missing", param="model")
-    return Body(
-        model=fields["model"],
-        prompt=_messages(body) if chat else _prompt(body),
-        chat=chat,
-        options=_options(fields, limits, chat=chat),
-        choices=_within(fields, "n", 1, _CHOICES),
-        stream=fields.get("stream", False),
-        usage=bool(fields.get("stream_options", {}).get("include_usage")),
-        user=fields.get("user", ""),
-        vector=fields.get("vector", ""),
-    )
-
-
-def _options(fields: dict[str, Any], limits: Limits, *, chat: bool) -> SamplingOptions:
-    longest = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
-    options: SamplingOptions = {
-        "max_tokens": _within(fields, longest, limits.tokens, limits.tokens),
-        "logprobs": _logprobs(fields, chat=chat),
-        "schema": _schema(fields.get("response_format", {"type": "text"})),
-    }
-    if not all(isinstance(each, str) for each in fields.get("stop", "")):
-        raise RequestError("stop is no list of texts", param="stop")
-    if "temperature" in fields:
-        options["temperature"] = float(fields["temperature"])
-    if "seed" in fields:
-        options["seed"] = fields["seed"] % (1 << 64)  # OpenAI takes negative ones
-    for name in ("top_p", "stop", "tools", "tool_choice", "parallel_tool_calls"):
-        if name in fields and (chat or name in ("top_p", "stop")):
-            options[name] = fields[name]
-    sampling_of(options)
-    return options
-
-
-def _within(fields: dict[str, Any], name: str, default: int, most: int) -> int:
-    value: int = fields.get(name, default)
-    if not 1 <= value <= most:
-        raise RequestError(f"{name} is {value}: it must be from 1 to {most}", param=name)
-    return value
-
-
-def _logprobs(fields: dict[str, Any], *, chat: bool) -> int | None:
-    wanted, top = fields.get("logprobs"), fields.get("top_logprobs")
-    if wanted is not None and isinstance(wanted, bool) != chat:
+    fields = {name: value for name, value in body.items() if value is not None}
+    try:
+        found = Body.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = first["loc"][: 3 if first["loc"][0] == "messages" else 1]
+        param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where)[1:]
+        raise RequestError(f"{param}: {first['msg']}", param=param) from None
+    if not getattr(found, needed := "messages" if chat else "prompt"):
+        raise RequestError(f"{needed} is missing, or empty", param=needed)
+    if found.logprobs is not None and isinstance(found.logprobs, bool) != chat:
         raise RequestError(f"logprobs is no {'true or false' if chat else 'integer'}", param="logprobs")
-    if not chat:
-        return wanted
-    if top is not None and not wanted:
-        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-    return top or 0 if wanted else None
+    return found
 
 
 def _schema(response_format: dict[str, Any]) -> Mapping[str, Any] | None:
@@ -544,44 +559,3 @@ def _schema(response_format: dict[str, Any]) -> Mapping[str, Any] | None:
         "{'type': 'json_schema', 'json_schema': {'name': ..., 'schema': {...}}}",
         param="response_format",
     )
-
-
-def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise RequestError("messages is no list with a message at least", param="messages")
-    result = []
-    for number, message in enumerate(messages):
-        where = f"messages[{number}]"
-        if not isinstance(message, dict):
-            raise RequestError(f"{where} is no object", param=where)
-        role = message.get("role")
-        if not isinstance(role, str) or role not in _ROLES:
-            raise RequestError(f"{where}.role is none of {', '.join(_ROLES)}", param=f"{where}.role")
-        content = _content(message.get("content"), f"{where}.content")
-        calls = {name: message[name] for name in _OF_CALLS if message.get(name)}
-        result.append({"role": _ROLES[role], "content": content} | calls)
-    return result
-
-
-def _content(content: Any, where: str) -> str:
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    texts = []
-    for part in parts:
-        match part:
-            case {"type": "text", "text": str(text)}:
-                texts.append(text)
-            case {"type": "text", "text": None}:
-                pass
-            case _:
-                raise RequestError(f"{where} is no text, and no list of texts", param=where)
-    return "".join(texts)
-
-
-def _prompt(body: Mapping[str, Any]) -> str:
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if not isinstance(prompt, str):
-        raise RequestError("prompt is no text: send one text a request", param="prompt")
-    return prompt

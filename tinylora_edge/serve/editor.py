@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import math
 import os
 import secrets
@@ -18,11 +17,10 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from ..basis import Bases
 from ..errors import ChecksumError, RequestError, VectorError
 from ..projection import NUMBERS
-from ..shipping.links import qr_code
 from ..vector import FIRST_SEQUENCE, MicroVector, Policy
 from ..wire import text
 from .access import RefusedError
-from .completions import BYTES, content_type, only_field, read_bytes, read_frame, read_json
+from .completions import BYTES, content_type, only_field, read_bytes, read_json
 from .service import Service
 from .store import Store
 
@@ -32,10 +30,10 @@ USER = "me"
 _FILES = Path(__file__).parent / "page"
 _TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
-# Nothing from anywhere else, nothing inline, in nobody's frame. The QR code is an image made of a blob.
+# Nothing from anywhere else, nothing inline, in nobody's frame.
 _HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "Cache-Control": "no-cache",
@@ -164,15 +162,6 @@ async def page_vector(request: Request, service: Service) -> Response:
     if not isinstance(values, list):
         raise RequestError("values is no list", param="values")
     return JSONResponse(await asyncio.to_thread(editor.made, values))
-
-
-async def page_qr(request: Request, service: Service) -> Response:
-    """Answer `POST /v1/page/qr`: the picture of `{"vector": "<base64url>"}`."""
-    _editor(request, service)
-    frame = read_frame(only_field(await read_json(request, service), "vector"))
-    code, out = await asyncio.to_thread(qr_code, frame, "save the vector as a file"), io.BytesIO()
-    code.save(out, kind="svg", scale=8, dark="#000", light="#fff", title="A vector as a QR code")
-    return Response(out.getvalue(), media_type="image/svg+xml", headers=_HEADERS)
 
 
 def _editor(request: Request, service: Service) -> VectorEditor:

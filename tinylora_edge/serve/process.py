@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import ClassVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -25,7 +24,7 @@ from .service import Service
 _SWITCH_S = 0.0005  # that a thread computes in Python while the next token waits, instead of 5 ms
 _GRACE_S = 2.0  # that answers have to end by themselves
 _END_S = 3  # after which connections are cut
-_PATIENCE_S = 30  # that a client may take to send a request's head, or to read what is sent
+_PATIENCE_S = 30  # that a client may be idle, or take to send a request's head
 _CONNECTIONS, _BACKLOG = 16_384, 512
 _HEADERS_BYTES = 1 << 16  # beside a vector
 
@@ -43,59 +42,23 @@ class _JsonLine(logging.Formatter):
 
 
 class _Connection(H11Protocol):
-    """A connection that is known while it waits for its client: for a request's head, or for a reader.
+    """A connection that ends where its client is idle, also before a first request's whole head.
 
-    uvicorn's own `timeout_keep_alive` begins behind a response, and its `limit_concurrency` answers nobody
-    beyond. Here the connection that waits longest ends for a new one beyond the limit, and `_Server` ends
-    those that wait too long. `waiting`, of this process, has the longest first, and since when.
+    uvicorn's own `timeout_keep_alive` begins behind a response, and ends with the next byte.
     """
 
-    config: uvicorn.Config
-    waiting: ClassVar[dict[_Connection, float]] = {}
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self.limit_concurrency = None
         super().connection_made(transport)
-        transport.set_write_buffer_limits(0)  # writing pauses while anything is unsent
-        self._note()
-        if len(self.connections) > (self.config.limit_concurrency or _CONNECTIONS):
-            self.end_longest()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.waiting.pop(self, None)
+        self._wait()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._note()
+        self._wait()
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._note()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._note()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self.waiting.pop(self, None)
-        self._note()
-
-    def _note(self) -> None:
-        """Note whether it waits for its client now; if it did before, since when stays."""
-        answering = self.cycle is not None and not self.cycle.response_complete
-        if answering and not self.flow.write_paused:
-            self.waiting.pop(self, None)
-        else:
-            self.waiting.setdefault(self, self.loop.time())
-
-    @classmethod
-    def end_longest(cls) -> None:
-        """End the connection that waits longest for its client."""
-        longest = next(iter(cls.waiting))
-        del cls.waiting[longest]
-        longest.transport.abort()
+    def _wait(self) -> None:
+        if self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete):
+            end = self.timeout_keep_alive_handler
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, end)
 
 
 class _Server(uvicorn.Server):
@@ -108,12 +71,6 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
-
-    async def on_tick(self, counter: int) -> bool:
-        waiting, now = _Connection.waiting, asyncio.get_running_loop().time()
-        while waiting and now - next(iter(waiting.values())) > _PATIENCE_S:
-            _Connection.end_longest()
-        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End: no new requests, a moment for those that are answered, an error event for the rest."""

@@ -301,14 +301,6 @@ async function save() {
   say(`Saved ${made.bytes} bytes as ${link.download}.`);
 }
 
-async function picture() {
-  const made = await remake();
-  const image = /** @type {HTMLImageElement} */ (part("qr-picture"));
-  image.src = URL.createObjectURL(await (await send("/v1/page/qr", { vector: made.vector })).blob());
-  part("qr-text").textContent = `tinylora:${made.vector}`;
-  /** @type {HTMLDialogElement} */ (part("qr")).showModal();
-}
-
 /** @param {File} file */
 async function load(file) {
   const made = await (await send("/v1/page/vector", file)).json();
@@ -327,14 +319,13 @@ function listen() {
     attempt(ask);
   });
   addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !(/** @type {HTMLDialogElement} */ (part("qr")).open)) stop();
+    if (event.key === "Escape") stop();
   });
   part("reset").addEventListener("click", () => {
     show(rows.map(() => 0));
     attempt(again);
   });
   part("save").addEventListener("click", () => attempt(save));
-  part("show").addEventListener("click", () => attempt(picture));
   part("load").addEventListener("click", () => part("file").click());
   part("file").addEventListener("change", () => {
     const [chosen] = input("file").files ?? [];
