@@ -40,7 +40,7 @@ class Sampling:
         max_tokens: of the answer; None until the context is full.
         temperature: of the distribution; 0 takes the likeliest token each time.
         top_p: share of the probability that the likeliest tokens have which are drawn from.
-        top_k, min_p, repeat_penalty: see `Sampler`.
+        top_k, min_p: see `Sampler`.
         seed: of the random numbers; None for others each time.
         stop: texts that end the answer and are no part of it.
         logprobs: how many of the likeliest tokens come beside each token; 0 gives its own
@@ -58,7 +58,6 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    repeat_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
@@ -285,7 +284,6 @@ def answering(
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         min_p=sampling.min_p,
-        repeat_penalty=sampling.repeat_penalty,
         seed=sampling.seed,
         number=request.choice,
     )
@@ -311,17 +309,16 @@ def answering(
         answer = work.answer
         report(Finish(reason, work.prompt, work.cached or 0, len(answer), (*answer, *work.by)))
 
-    work = Generating(
+    return Generating(
         prompt,
         most=min(len(prompt) + (sampling.max_tokens or n_ctx), n_ctx),
-        draw=lambda logits: sampler(logits, work.tokens, grammar),
+        draw=lambda logits: sampler(logits, grammar),
         ends=tokenizer.ends,
         heard=heard,
         finished=finished,
         vector=request.vector,
         who=request.who,
     )
-    return work
 
 
 def check_prompt(prompt: Sequence[int], n_ctx: int) -> None:

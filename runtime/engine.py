@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 INSIDE = "this is a callback of a generation, which would wait for itself: do this after it has ended"
 CLOSED = "the model is closed: load it again"
 
-_CHARACTERS = 64
-"""Of a special token that are looked for: a pattern nests as deep as they are long."""
-
 
 class Process:
     """The process of an engine: a fork of it has none of the engine's threads, and would hang."""
@@ -183,10 +180,11 @@ class SpecialTokens:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        # One of a single character cannot be cut: it stays what it is. A long one is cut by its beginning.
-        spelled = {text[:_CHARACTERS] for text in texts if len(text) > 1}
+        spelled = sorted(
+            re.escape(text) for text in texts if len(text) > 1
+        )  # a single character cannot be cut
         # Ahead of a place, so that those that overlap are found as well.
-        self._begins = re.compile(f"(?={_pattern(spelled)})") if spelled else None
+        self._begins = re.compile(f"(?={'|'.join(spelled)})") if spelled else None
         self._seam = secrets.token_hex(16)  # nobody can send it; letters, which templates leave alone
 
     def cut(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -206,20 +204,6 @@ class SpecialTokens:
         if isinstance(value, list | tuple):
             return [self._cut(each) for each in value]
         return value
-
-
-def _pattern(texts: Iterable[str]) -> str:
-    """Return a pattern of any of the texts: a trie, so that a search takes as long for one as for thousands.
-
-    Where one text begins with another, the shorter one is enough.
-    """
-    rests: dict[str, list[str]] = {}
-    for text in texts:
-        if not text:
-            return ""
-        rests.setdefault(text[0], []).append(text[1:])
-    branches = [re.escape(first) + _pattern(rest) for first, rest in sorted(rests.items())]
-    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
 
 
 class Weights:

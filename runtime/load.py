@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from ..errors import MissingExtraError, OptionError, TinyLoraError
 from ..formats.bundle import Bundle, load_bundle
@@ -19,51 +19,31 @@ if TYPE_CHECKING:
     from .llama.model import TinyLoraLlama
     from .onnx.model import TinyLoraOnnx
 
-    _Start = Callable[[Bundle, Policy, dict[str, Any]], TinyLoraLlama | TinyLoraOnnx]
+    _Model: TypeAlias = TinyLoraLlama | TinyLoraOnnx
+    _Start = Callable[[Bundle, Policy, dict[str, Any]], _Model]
+
+_Base: TypeAlias = str | PathLike[str]
+_Vector: TypeAlias = VectorSource | None
 
 LLAMA, ONNX = "llama", "onnx"
 
 
 @overload
 def load(
-    base: str | PathLike[str],
-    vector_bytes: VectorSource | None = None,
-    *,
-    engine: Literal["llama"],
-    **options: Any,
+    base: _Base, vector_bytes: _Vector = ..., *, engine: Literal["llama"], **options: Any
 ) -> TinyLoraLlama: ...
-
-
 @overload
+def load(base: _Base, vector_bytes: _Vector = ..., *, engine: str | None = ..., **options: Any) -> _Model: ...
 def load(
-    base: str | PathLike[str],
-    vector_bytes: VectorSource | None = None,
-    *,
-    engine: Literal["onnx"],
-    **options: Any,
-) -> TinyLoraOnnx: ...
-
-
-@overload
-def load(
-    base: str | PathLike[str],
-    vector_bytes: VectorSource | None = None,
-    *,
-    engine: str | None = None,
-    **options: Any,
-) -> TinyLoraLlama | TinyLoraOnnx: ...
-
-
-def load(
-    base: str | PathLike[str],
-    vector_bytes: VectorSource | None = None,
+    base: _Base,
+    vector_bytes: _Vector = None,
     *,
     policy: Policy | None = None,
     bundle_keys: Sequence[Ed25519Verifier] = (),
     user: str = "",
     engine: str | None = None,
     **engine_options: Any,
-) -> TinyLoraLlama | TinyLoraOnnx:
+) -> _Model:
     """Load a base model and apply a micro-vector to it; refusals come before the engine starts.
 
     Args:

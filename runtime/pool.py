@@ -131,7 +131,8 @@ class Pool:
         self._owned: PersonalizedModel | None = None
         if isinstance(base, str | PathLike):
             engine_options["n_threads"] = n_threads or cores()
-            self._owned = llm = load(base, policy=policy, n_ctx=_OWN_CONTEXT, **engine_options)
+            llm = load(base, policy=policy, n_ctx=_OWN_CONTEXT, **engine_options)
+            self._owned = llm
         elif policy is not None or engine_options:
             names = ", ".join([*(["policy"] if policy else []), *engine_options])
             raise OptionError(f"a pool over a loaded model takes no {names}: pass it to `load`")

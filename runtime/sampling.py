@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,9 +13,6 @@ _BLOCK = 256
 
 _LIKELY = 1024
 """Tokens that are sorted first for top_p and min_p: almost always they are enough."""
-
-_PENALIZED = 64
-"""Tokens that a repeat penalty looks back."""
 
 
 def draw(logits: NDArray[np.float32], temperature: float, uniform: float) -> tuple[int, float]:
@@ -98,7 +93,6 @@ class Sampler:
         top_p: keep the likeliest whose probabilities sum to p.
         top_k: keep the k likeliest; 0 keeps all.
         min_p: keep those with at least this fraction of the likeliest one's probability.
-        repeat_penalty: divides positive logits of the last 64 tokens, and multiplies negative ones.
         seed: of the draws; None draws differently each time.
         number: of the answer among those with the same seed.
     """
@@ -110,18 +104,15 @@ class Sampler:
         top_p: float = 1.0,
         top_k: int = 0,
         min_p: float = 0.0,
-        repeat_penalty: float = 1.0,
         seed: int | None = None,
         number: int = 0,
     ) -> None:
         self._temperature, self._top_p, self._top_k, self._min_p = temperature, top_p, top_k, min_p
-        self._penalty = repeat_penalty
         self._random = np.random.default_rng(None if seed is None else [seed, number])
 
     def __call__(
         self,
         logits: NDArray[np.float32],
-        before: Sequence[int] = (),
         grammar: Grammar | None = None,
     ) -> int | None:
         """Return the next token, or None where the grammar allows none.
@@ -131,7 +122,6 @@ class Sampler:
 
         Args:
             logits: float32 [vocabulary]; not changed.
-            before: tokens of the sequence so far.
             grammar: what the answer keeps to.
 
         Raises:
@@ -139,11 +129,6 @@ class Sampler:
         """
         if not np.isfinite(logits.max()):
             raise too_large()
-        if self._penalty != 1.0 and before:
-            logits = logits.copy()
-            recent = np.unique(np.asarray(before[-_PENALIZED:]))
-            seen = logits[recent]
-            logits[recent] = np.where(seen > 0, seen / self._penalty, seen * self._penalty)
         token = self._draw(logits)
         if grammar is None or grammar.allows(token):
             return token

@@ -6,12 +6,11 @@ llama.cpp has grammars of its own, which a short pattern keeps busy for minutes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
-from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +28,10 @@ Schema: TypeAlias = Mapping[str, Any] | Sequence[str]
 SCHEMA_BYTES = 1 << 16
 """Bytes of a JSON schema that an answer keeps to."""
 
-SCHEMA_PROPERTIES = 400
-"""Properties of an object in a schema, and names that it requires: llguidance goes on with 2,000 items at
-once, and each that may be left out is four of them."""
+SCHEMA_PARTS = 400
+"""Schemas within a schema, once each $ref is written out, and names that an object requires: llguidance goes
+on with 2,000 items at once, of which a property that may be left out is four, and with 2,000 levels its stack
+overflows."""
 
 SCHEMA_NUMBER = 1 << 53
 """Size of a number in a schema: what JSON promises to keep (RFC 8259, section 6). At -2^63 llguidance 1.9
@@ -43,10 +43,6 @@ SCHEMA_MULTIPLES = 10_000
 SCHEMA_ALTERNATIVES = 32
 """Objects and arrays among the alternatives of a schema, beyond the first of each choice: what may begin
 alike is read side by side. With 400 of them that lead to each other a token takes .1 s."""
-
-SCHEMA_LEVELS = 1000
-"""Schemas within each other, times those that a $ref leads to: each is a frame on llguidance's stack, of up
-to 4 kB. With 2,000 the process ends."""
 
 _BETWEEN = r" |\n[ \t]{0,20}"
 """White space that an answer may have between two parts. Without a bound a model may write nothing else."""
@@ -99,8 +95,8 @@ def grammar_of(schema: Schema, tokenizer: Tokenizer) -> Grammar:
         TinyLoraError: llguidance does not read the model's tokens.
     """
     if isinstance(schema, Mapping):
-        schema = {**(schema or {"type": "object"}), "x-guidance": {"whitespace_pattern": _BETWEEN}}
-        return compiled(check_schema(schema), tokenizer, json_schema=True)
+        text = check_schema(schema or {"type": "object"}, {"whitespace_pattern": _BETWEEN})
+        return compiled(text, tokenizer, json_schema=True)
     return compiled(_choice(schema), tokenizer)
 
 
@@ -227,7 +223,7 @@ class Tools:
         for number, function in enumerate(self.functions):
             if self.name in (None, name := function["name"]):
                 with _parameters_of(number, name):
-                    texts[name] = check_schema({**_closed(function["parameters"]), "x-guidance": _FORM})
+                    texts[name] = check_schema(_closed(function["parameters"]), _FORM)
         if (size := sum(map(len, texts.values()))) > SCHEMA_BYTES:
             raise RequestError(
                 f"the tools have {size:,} bytes of parameters, and at most {SCHEMA_BYTES:,} become a grammar",
@@ -280,128 +276,115 @@ def _closed(schema: Any) -> Any:
     return result
 
 
-def check_schema(schema: Mapping[str, Any]) -> str:
-    """Return a schema as JSON, once it is checked that llguidance can make a grammar of it in some .1 s.
+def check_schema(schema: Mapping[str, Any], guidance: Mapping[str, Any]) -> str:
+    """Return a schema as JSON, each $ref written out, if llguidance makes a grammar of it in some .1 s.
+
+    `guidance` is for llguidance: the form of the answer.
 
     Raises:
         RequestError: it may take longer, or is no JSON.
     """
     try:
-        text = json.dumps(schema)
+        text = json.dumps(schema, allow_nan=False)
+        plain = json.loads(text, parse_int=_number, parse_float=_number)
     except (RecursionError, TypeError, ValueError) as error:  # of an app: what came over HTTP was JSON
         raise _refused(f"the schema is no JSON: {error}") from None
     if len(text) > SCHEMA_BYTES:
         raise _refused(
             f"the JSON schema has {len(text):,} bytes, and at most {SCHEMA_BYTES:,} become a grammar"
         )
-    for number in _values(schema):
-        if _is_number(number) and not abs(number) <= SCHEMA_NUMBER:
-            raise _refused(
-                f"the JSON schema has the number {str(number)[:40]}, and JSON keeps those up to 2^53 alone"
-            )
-    levels = dict[int, int]()
-    rules = [*_rules(schema, levels)]
-    for rule in rules:
-        _check_rule(rule, root=rule is schema)
-    leads = {id(rule): _target(schema, rule["$ref"], levels) for rule in rules if "$ref" in rule}
-    _check_circles(rules, leads)
-    if (size := (1 + len({id(each) for each in leads.values()})) * max(levels.values())) > SCHEMA_LEVELS:
-        raise _refused(
-            f"the levels of the JSON schema, times the schemas that its $ref lead to, are {size:,}, and at "
-            f"most {SCHEMA_LEVELS:,} become a grammar"
-        )
+    named = {
+        f"#/{key}/{name}": each
+        for key in ("$defs", "definitions")
+        if isinstance(some := plain.get(key), dict)
+        for name, each in some.items()
+    }
+    rules: list[dict[str, Any]] = []
+    whole = _written_out(plain, named, rules)
     if (choices := sum(map(_alternatives, rules))) > SCHEMA_ALTERNATIVES:
         raise _refused(
             f"the choices of the JSON schema have {choices:,} objects and arrays beyond the first of each, "
             f"and at most {SCHEMA_ALTERNATIVES} become a grammar"
         )
-    return text
+    return json.dumps({**whole, "x-guidance": guidance} if isinstance(whole, dict) else whole)
 
 
-def _rules(schema: Any, levels: dict[int, int], level: int = 1) -> Iterator[Mapping[str, Any]]:
-    """Yield a schema and those within it, and note how deep they are, by their `id`."""
-    if not isinstance(schema, Mapping):  # true, false, or what llguidance refuses
-        return
-    yield schema
-    levels[id(schema)] = max(level, levels.get(id(schema), 0))
-    inner = [schema.get(key) for key in ("items", "additionalItems", "additionalProperties")]
-    for key in ("anyOf", "oneOf", "allOf", "prefixItems", "items"):
-        inner += _list(schema.get(key))
-    for key in ("properties", "$defs", "definitions"):
-        inner += some.values() if isinstance(some := schema.get(key), Mapping) else ()
-    for each in inner:
-        yield from _rules(each, levels, level + 1)
+def _number(text: str) -> float:
+    """Return a number of a schema, if it is one that JSON keeps."""
+    value = float(text) if {*text} & {*".eE"} else int(text)
+    if abs(value) > SCHEMA_NUMBER:
+        raise ValueError(f"it has the number {text[:40]}, and JSON keeps those up to 2^53 alone")
+    return value
 
 
-def _check_rule(rule: Mapping[str, Any], *, root: bool) -> None:
-    """Check one schema by itself; the root may say its type beside what it is."""
+def _written_out(
+    node: Any, named: Mapping[str, Any], rules: list[dict[str, Any]], within: tuple[str, ...] = ()
+) -> Any:
+    """Return a schema with those that each $ref names in its place; `rules` gets all of them, checked.
+
+    RequestError: a $ref leads to nothing, or back to itself; there are too many schemas.
+    """
+    if not isinstance(node, dict):  # true, false, or what llguidance refuses
+        return node
+    _check_rule(node)
+    rules.append(node)
+    if len(rules) > SCHEMA_PARTS + 1:
+        raise _refused(f"the JSON schema has more than {SCHEMA_PARTS} schemas in it, each $ref written out")
+    if "$ref" in node:
+        name = str(node["$ref"])
+        if name not in named or name in within:
+            why = "leads back to itself" if name in within else "is no '#/$defs/NAME' of it"
+            raise _refused(f"the $ref {name[:80]!r} in the JSON schema {why}, and no grammar is made of it")
+        return _written_out(named[name], named, rules, (*within, name))
+    found = {key: value for key, value in node.items() if key not in ("$defs", "definitions")}
+    for key, value in found.items():
+        if key in ("items", "additionalItems", "additionalProperties") and isinstance(value, dict):
+            found[key] = _written_out(value, named, rules, within)
+        elif key in ("anyOf", "oneOf", "allOf", "prefixItems", "items") and isinstance(value, list):
+            found[key] = [_written_out(each, named, rules, within) for each in value]
+        elif key == "properties" and isinstance(value, dict):
+            found[key] = {name: _written_out(each, named, rules, within) for name, each in value.items()}
+    return found
+
+
+def _check_rule(rule: Mapping[str, Any]) -> None:
+    """Check one schema by itself."""
     keywords = rule.keys() & _KEYWORDS
     for key in keywords & _BESIDE.keys():
-        if more := keywords - {key} - _BESIDE[key] - ({"type"} if root else set()):
+        if more := keywords - {key} - _BESIDE[key]:
             raise _refused(
                 f"the JSON schema has {key!r} and {min(more)!r} in one object, and of what both allow no "
                 "grammar is made: write it as one"
             )
-    if refused := rule.keys() & {"patternProperties", *(() if root else ("$id", "id", "$anchor"))}:
-        raise _refused(f"the JSON schema has {min(refused)!r}, of which no grammar is made")
+    if "patternProperties" in rule:
+        raise _refused("the JSON schema has 'patternProperties', of which no grammar is made")
     kinds = _list(rule.get("type"))
     if len(_list(rule.get("allOf"))) > 1 or len(kinds) > len({*map(str, kinds)}):
         raise _refused("the JSON schema has an allOf of several, or a type twice: write it as one")
-    for key in ("properties", "required"):
-        if isinstance(names := rule.get(key), Sized) and len(names) > SCHEMA_PROPERTIES:
-            raise _refused(
-                f"an object of the JSON schema has {len(names):,} {key}, and at most {SCHEMA_PROPERTIES} "
-                "become a grammar"
-            )
-    if (multiple := _digits(rule.get("multipleOf"))) > SCHEMA_MULTIPLES:
+    if len(_list(rule.get("required"))) > SCHEMA_PARTS:
+        raise _refused(f"an object of the JSON schema requires more than {SCHEMA_PARTS} properties")
+    multiple = rule.get("multipleOf")
+    if isinstance(multiple, int | float) and _digits(multiple) > SCHEMA_MULTIPLES:
         raise _refused(
-            f"a multipleOf in the JSON schema is {multiple:,} without its decimal point, and at most "
+            f"a multipleOf in the JSON schema is {multiple}, and without its decimal point at most "
             f"{SCHEMA_MULTIPLES:,} becomes a grammar"
         )
 
 
-def _target(schema: Mapping[str, Any], ref: Any, levels: dict[int, int]) -> Mapping[str, Any]:
-    """Return the schema that a $ref leads to (RFC 6901). RequestError: there is none of the places it may."""
-    node: Any = schema if str(ref).startswith("#") else None
-    for part in unquote(str(ref)).split("/")[1:]:
-        part = part.replace("~1", "/").replace("~0", "~")
-        node = node.get(part) if isinstance(node, Mapping) else None
-    if not isinstance(node, Mapping) or id(node) not in levels:
-        raise _refused(
-            f"the $ref {str(ref)[:80]!r} in the JSON schema leads to no schema in it: it is '#', or a "
-            "path such as '#/$defs/NAME'"
-        )
-    return node
-
-
-def _check_circles(rules: Sequence[Mapping[str, Any]], leads: Mapping[int, Mapping[str, Any]]) -> None:
-    """Check that no $ref leads, over others, to itself: no answer keeps to it."""
-    fine = set[int]()
-    for rule in rules:
-        way, node = set[int](), rule
-        while id(node) in leads and id(node) not in fine:
-            if id(node) in way:
-                ref = node["$ref"][:80]
-                raise _refused(f"the $ref {ref!r} in the JSON schema leads to itself: no answer keeps to it")
-            way.add(id(node))
-            node = leads[id(node)]
-        fine |= way
-
-
 def _alternatives(rule: Mapping[str, Any]) -> int:
     """Return how many objects and arrays a schema lets an answer choose among, beyond the first."""
-    found = [isinstance(value, dict | list | tuple) for value in _list(rule.get("enum"))]
+    found = [isinstance(value, dict | list) for value in _list(rule.get("enum"))]
     found += [_may_nest(each) for key in ("anyOf", "oneOf") for each in _list(rule.get(key))]
     return max(0, sum(found) - 1)
 
 
 def _may_nest(option: Any) -> bool:
     """Whether an object or an array may keep to a schema."""
-    if not isinstance(option, Mapping):
+    if not isinstance(option, dict):
         return bool(option)
     if option.keys() & {"enum", "const"}:
         values = [*_list(option.get("enum")), option.get("const")]
-        return any(isinstance(value, dict | list | tuple) for value in values)
+        return any(isinstance(value, dict | list) for value in values)
     kinds = option.get("type")
     return not kinds or not {*map(str, _list(kinds) or [kinds])} <= _SCALARS
 
@@ -422,28 +405,14 @@ def _choice(labels: Sequence[str]) -> str:
     return text
 
 
-def _values(node: Any) -> Iterator[Any]:
-    """Yield all values of a document; its objects are schemas, or may become some by a $ref."""
-    yield node
-    for inner in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
-        yield from _values(inner)
-
-
 def _list(value: Any) -> Sequence[Any]:
     """Return a list as it is; an empty one for what is none, which llguidance refuses."""
-    return value if isinstance(value, list | tuple) else ()
+    return value if isinstance(value, list) else ()
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _digits(number: Any) -> int:
-    """Return a number without its decimal point: 25 for 0.25; 1 for what is none."""
-    if not _is_number(number) or not abs(number) <= SCHEMA_NUMBER:
-        return 1
-    decimal = Decimal(int(number) if number == int(number) else str(number))
-    return int("".join(map(str, decimal.as_tuple().digits))) or 1
+def _digits(number: float) -> int:
+    """Return a number without its decimal point: 25 for 0.25."""
+    return int(f"{abs(Decimal(str(number)).normalize()):f}".replace(".", ""))
 
 
 def _no_grammar(why: str) -> RequestError:

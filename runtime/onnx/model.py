@@ -33,7 +33,7 @@ from .tokenizer import Messages, OnnxTokenizer
 
 _OWNER = "model"  # of its own answers: they find what was evaluated for each other
 _DEFAULTS = {"top_k": 40, "top_p": 0.95, "min_p": 0.05}  # llama-cpp-python's
-_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "seed", "schema")
+_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "seed", "schema")
 
 
 class TinyLoraOnnx(PersonalizedModel):
@@ -149,16 +149,6 @@ class TinyLoraOnnx(PersonalizedModel):
         """Return the text of tokens, special ones left out."""
         return self.chat_tokenizer.decode(tokens)
 
-    def apply_chat_template(self, messages: Messages, tools: Any = None) -> str:
-        """Return the prompt that the tokenizer's chat template makes of messages.
-
-        Special tokens that a message spells are special in it: nothing tells them from the template's own.
-
-        Raises:
-            VectorError: there is no template, or it refuses the messages.
-        """
-        return self.chat_tokenizer.render(messages, tools)
-
     # Generation
 
     def generate(self, tokens: Sequence[int], *, max_tokens: int | None = None, **sampling: Any) -> Stream:
@@ -185,7 +175,7 @@ class TinyLoraOnnx(PersonalizedModel):
             work = Generating(
                 prompt,
                 most=most,
-                draw=lambda logits: sampler(logits, work.tokens),
+                draw=lambda logits: sampler(logits),
                 ends=self.chat_tokenizer.ends,
                 heard=heard,
                 finished=lambda _, error: put(None, error or StopIteration()),

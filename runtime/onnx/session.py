@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from ...errors import BaseMismatchError, RollbackError, VectorError
+from ...errors import BaseMismatchError, VectorError
 from ...formats.bundle import load_bundle
-from ...formats.onnx_graph import DEFAULT, INPUT_NAME, MODEL_NAME, REQUIRED, input_row
+from ...formats.onnx_graph import INPUT_NAME, MODEL_NAME, input_row
 from ...formats.signatures import signed
 from ...vector import MicroVector, Policy
 from ...wire.tags import Ed25519Verifier
@@ -25,19 +24,6 @@ from ..model import VectorSource, admitted
 _SPIN = "session.intra_op.spin_duration_us", "50"
 """How long a thread spins before it sleeps. ONNX Runtime's own are milliseconds, and where other work wants
 the cores too, each operation waits that long for a thread that does not run."""
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """R of checked vectors, as `OnnxSession.rows` makes them.
-
-    Attributes:
-        r: float32 [rows, M P Q], read-only: zeros beyond p and q of each vector.
-        factors: digest of the factors that they are for.
-    """
-
-    r: NDArray[np.float32]
-    factors: str
 
 
 class OnnxSession:
@@ -57,10 +43,9 @@ class OnnxSession:
             is the CPU's unless given.
 
     Attributes:
-        session: the `onnxruntime.InferenceSession`. Its own `run` checks nothing: it takes `Rows.r` as
+        session: the `onnxruntime.InferenceSession`. Its own `run` checks nothing: it takes rows as
             `tinylora_r`, and an adapter in its options over that.
         bases: what vectors may be points of.
-        flavour: `default` or `required`: whether the graph can be run without a vector.
 
     Raises:
         FileNotFoundError: a part of the bundle is missing.
@@ -85,13 +70,9 @@ class OnnxSession:
             assert bundle.onnx is not None
             self.bases = bundle.bases
             self.session = open_session(bundle.onnx / MODEL_NAME, **options)
-        needed, defaults = self.session.get_inputs(), self.session.get_overridable_initializers()
-        self.flavour = DEFAULT if INPUT_NAME in [node.name for node in defaults] else REQUIRED
-        self._inputs = [node.name for node in (*needed, *defaults)]
-        self._outputs = [node.name for node in self.session.get_outputs()]
         # Symbolic first dimensions of a decoder's inputs are its batch, whatever their name.
-        batched = (node.name for node in needed if node.shape and not isinstance(node.shape[0], int))
-        self._batch = {*batched} - {INPUT_NAME}
+        shapes = {node.name: node.shape for node in self.session.get_inputs()}
+        self._batch = {n for n, shape in shapes.items() if shape and isinstance(shape[0], str)} - {INPUT_NAME}
         self._zeros = self.rows(None)
         self._process = Process()
 
@@ -100,14 +81,15 @@ class OnnxSession:
         vectors: VectorSource | Sequence[VectorSource | None] | None,
         *,
         users: str | Sequence[str] = "",
-    ) -> Rows:
+    ) -> NDArray[np.float32]:
         """Return checked vectors for a run: one for the whole batch, or one for each of its sequences.
 
-        They may be of different sizes.
-
         Args:
-            vectors: a frame, a `MicroVector`, or None for the base; or a sequence of them.
+            vectors: a frame, a `MicroVector`, or None for the base; or a sequence of them, of any sizes.
             users: which sequence of vectors the bytes belong to (see `Policy`): one, or one a row.
+
+        Returns:
+            R, float32 [rows, M P Q]: zeros beyond p and q of each vector.
 
         Raises:
             VectorError: one is refused; the message says which. None counts as accepted then.
@@ -125,7 +107,6 @@ class OnnxSession:
             )
         factors = self.bases.factors
         r = np.zeros((len(sources), factors.entries), np.float32)
-        newest: dict[tuple[str, str], int] = {}
         with ExitStack() as admissions:  # which records what was accepted, once all are
             for row, (source, user) in enumerate(zip(sources, names, strict=True)):
                 if source is None:
@@ -138,21 +119,13 @@ class OnnxSession:
                         raise
                     raise type(error)(f"row {row}: {error}") from None
                 r[row] = input_row(vector.r, factors.shape)
-                if not isinstance(source, MicroVector):
-                    other = newest.setdefault((user, vector.verified_by), vector.sequence)
-                    if other != vector.sequence:
-                        raise RollbackError(
-                            f"rows have sequences {other} and {vector.sequence} of the user {user!r}: "
-                            "the lower one is an older vector. Name the user of each row (users=)"
-                        )
-        r.flags.writeable = False
-        return Rows(r, factors.digest)
+        return r
 
     def run(
         self,
         output_names: Sequence[str] | None,
         feeds: Mapping[str, Any],
-        rows: Rows | None = None,
+        rows: NDArray[np.float32] | None = None,
     ) -> list[Any]:
         """As `onnxruntime.InferenceSession.run`, with vectors.
 
@@ -162,31 +135,15 @@ class OnnxSession:
             rows: from `rows`; None for the base.
 
         Raises:
-            VectorError: the rows do not match the batch or are for other factors; R among the feeds.
-            ValueError: the graph has no such input or output.
+            VectorError: the rows do not match the batch; R among the feeds.
         """
         self._process.check()
         if INPUT_NAME in feeds:
             raise VectorError(
                 f"{INPUT_NAME} is among the feeds, unchecked: pass rows=session.rows(...) instead"
             )
-        for kind, names, known in (
-            ("input", feeds, self._inputs),
-            ("output", output_names or (), self._outputs),
-        ):
-            if unknown := [name for name in names if name not in known]:
-                raise ValueError(f"the graph has no {kind} {unknown[0]!r}; it has {', '.join(known)}")
-        result: list[Any] = self.session.run(output_names, {**feeds, INPUT_NAME: self._r(rows, feeds)})
-        return result
-
-    def _r(self, rows: Rows | None, feeds: Mapping[str, Any]) -> NDArray[np.float32]:
         rows = self._zeros if rows is None else rows
-        if rows.factors != self.bases.factors.digest:
-            raise VectorError(
-                f"the rows were made for factors {rows.factors[:8]}, but this session has {self.bases.id}: "
-                "make them with this session's rows()"
-            )
-        count = len(rows.r)
+        count = len(rows)
         for name in self._batch & feeds.keys():
             feed = feeds[name]
             shape = feed.shape() if isinstance(feed, onnxruntime.OrtValue) else np.shape(feed)
@@ -195,7 +152,8 @@ class OnnxSession:
                     f"there are {count} rows of vectors, but the batch has {shape[0]} sequences: pass one "
                     f"vector for all, or {shape[0]}, one for each"
                 )
-        return rows.r
+        result: list[Any] = self.session.run(output_names, {**feeds, INPUT_NAME: rows})
+        return result
 
 
 def open_session(

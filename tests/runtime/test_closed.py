@@ -27,7 +27,7 @@ BOTH: dict[str, Callable[[Any], Any]] = {
     "batch of samples": lambda llm: llm.batch([Sample("x")], 1),
 }
 CALLS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "onnx": BOTH | {"template": lambda llm: llm.apply_chat_template([])},
+    "onnx": BOTH | {"template": lambda llm: llm.chat_tokenizer.render([])},
     "llama": BOTH
     | {
         "eval": lambda llm: llm.eval([1, 2]),

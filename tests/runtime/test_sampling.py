@@ -76,13 +76,6 @@ def test_top_p_over_many_tokens() -> None:
     assert len({sampler(np.zeros(5000, np.float32)) for _ in range(3000)}) > 1500
 
 
-def test_a_repeat_is_penalized() -> None:
-    sampler, logits = Sampler(0, repeat_penalty=2.0), np.array([3.0, 2.0, -1.0], np.float32)
-    assert sampler(logits, [0]) == 1
-    assert sampler(np.array([-1.0, -1.5], np.float32), [0]) == 1
-    assert logits[0] == 3, "the caller's logits stay"
-
-
 def test_logits_that_are_not_finite() -> None:
     for bad in (np.nan, np.inf):
         row = np.array([0.1, bad, 1.0], np.float32)

@@ -67,7 +67,7 @@ def test_special_tokens_are_no_text(onnx: TinyLoraOnnx) -> None:
 def test_both_render_and_tokenize_a_chat_alike(llama: TinyLoraLlama, onnx: TinyLoraOnnx) -> None:
     for question in QUESTIONS:
         messages = [{"role": "user", "content": question}]
-        assert onnx.tokenize(onnx.apply_chat_template(messages)) == llama.encode(messages)[0]
+        assert onnx.tokenize(onnx.chat_tokenizer.render(messages)) == llama.encode(messages)[0]
     for answer in (*QUESTIONS, "<|im_end|> is text", "Größe\n"):
         sample = Sample(QUESTIONS[0], answer)
         (end,) = llama.tokenize(b"<|im_end|>", add_bos=False, special=True)
@@ -100,7 +100,7 @@ def test_greedy_text_is_the_same(llama: TinyLoraLlama, onnx: TinyLoraOnnx, vecto
     llama.swap(frame)
     different = []
     messages = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    prompts = [onnx.tokenize(onnx.apply_chat_template(each)) for each in messages]
+    prompts = [onnx.tokenize(onnx.chat_tokenizer.render(each)) for each in messages]
     with Batch(onnx, n_ctx_seq=max(map(len, prompts)) + TOKENS, sequences=8) as batch:
         rows = batch.generate(prompts, vectors=vector, max_tokens=TOKENS)
     for question, tokens, row in zip(QUESTIONS, prompts, rows, strict=True):
@@ -122,7 +122,7 @@ def test_users_of_every_size_beside_each_other(onnx: TinyLoraOnnx) -> None:
     for basis in sizes:
         vector = MicroVector.random(basis, 1, seed=basis.size)
         vectors.append(replace(vector, values=vector.values * (8 / np.linalg.norm(basis.R(vector)))))
-    prompt = onnx.tokenize(onnx.apply_chat_template([{"role": "user", "content": QUESTIONS[0]}]))
+    prompt = onnx.tokenize(onnx.chat_tokenizer.render([{"role": "user", "content": QUESTIONS[0]}]))
     with Batch(onnx, n_ctx_seq=len(prompt) + TOKENS, sequences=len(vectors)) as batch:
         prompts = [prompt] * len(vectors)
         together = [

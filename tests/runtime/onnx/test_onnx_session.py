@@ -83,12 +83,6 @@ def test_every_row_of_a_batch_is_its_own_user_of_any_size(outputs: int | None, r
     assert min(np.abs(together[i] - together[j]).max() for i in range(6) for j in range(i)) > 0.01
 
 
-def test_vectors_of_the_apps_own_have_no_order(session: OnnxSession) -> None:
-    basis = session.bases.basis(numbers=5)
-    own = [MicroVector(np.ones(5), sequence=sequence, basis=basis.digest) for sequence in (3, 1)]
-    assert len(session.rows(own).r) == 2
-
-
 def test_rows_that_do_not_match_the_batch(session: OnnxSession, bundle: Path) -> None:
     rows = session.rows(onnx_bundles.vectors(bundle, 3))
     for batch in (1, 2, 4):
@@ -108,9 +102,6 @@ def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bu
     bob = MicroVector(values, sequence=3).to_bytes(basis, user="bob")
     with pytest.raises(ChecksumError, match="row 1"):
         session.rows([alice, bob[:-1] + bytes([bob[-1] ^ 1])], users=["alice", "bob"])
-    for given in ([alice, older], [older, alice]):
-        with pytest.raises(RollbackError, match=r"sequences . and . of the user 'alice'"):
-            session.rows(given, users="alice")
     with pytest.raises(VectorError, match="2 vectors, but 3 users"):
         session.rows([alice, alice], users=["a", "b", "c"])
     session.rows(older, users="alice")  # 8 was not recorded
@@ -130,8 +121,6 @@ def test_a_vector_of_a_wrong_width_or_of_other_factors(session: OnnxSession) -> 
             session.rows(source)
     with pytest.raises(BasisMismatchError):  # a rank beyond the graph's
         other.rows(MicroVector.zeros(session.bases.basis(rank=4)))
-    with pytest.raises(VectorError, match=other.bases.id):
-        run(session, other.rows(None))
 
 
 # What ONNX Runtime would do silently, or say badly
@@ -139,14 +128,7 @@ def test_a_vector_of_a_wrong_width_or_of_other_factors(session: OnnxSession) -> 
 
 def test_the_vector_among_the_feeds(session: OnnxSession) -> None:
     with pytest.raises(VectorError, match="rows"):
-        session.run(["logits"], {**feeds(session), "tinylora_r": session.rows(None).r})
-
-
-def test_unknown_names(session: OnnxSession) -> None:
-    with pytest.raises(ValueError, match="no input 'tinylora_w'"):
-        session.run(["logits"], {**feeds(session), "tinylora_w": np.zeros(3, np.float32)})
-    with pytest.raises(ValueError, match="no output 'logit'"):
-        session.run(["logit"], feeds(session))
+        session.run(["logits"], {**feeds(session), "tinylora_r": session.rows(None)})
 
 
 def test_the_zeros_adapter_of_the_bundle_is_the_base() -> None:

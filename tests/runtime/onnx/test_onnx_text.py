@@ -47,13 +47,13 @@ def test_tokens_there_and_back(llm: TinyLoraOnnx) -> None:
 
 def test_the_template_of_the_tokenizer(llm: TinyLoraOnnx) -> None:
     expected = "[system] Be brief.\n[user] Hello\nthere\n[assistant] "
-    assert llm.apply_chat_template(MESSAGES) == expected
+    assert llm.chat_tokenizer.render(MESSAGES) == expected
 
 
 def test_a_chat_is_a_completion_of_its_template(llm: TinyLoraOnnx) -> None:
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0}
     chat = llm.create_chat_completion(MESSAGES, **options)["choices"][0]["message"]
-    plain = llm.create_completion(llm.apply_chat_template(MESSAGES), **options)["choices"][0]
+    plain = llm.create_completion(llm.chat_tokenizer.render(MESSAGES), **options)["choices"][0]
     assert (chat["role"], chat["content"]) == ("assistant", plain["text"])
 
 
