@@ -166,8 +166,6 @@ def module_progress(modules: int, size: int) -> Iterator[tuple[Callable[[str, in
 def _fetch(found: Selection) -> ResolvedModel:
     """Say what was chosen, and download what is missing; the hub's client shows how far it is."""
     for part in found.parts:
-        if part.repository.offline:
-            console.warn(f"{part.repository.offline}: going on with {part.repository}")
         if console.stderr().is_terminal:
             what = part.quant or "the original weights"
             console.note(f"{what} from {part.repository}: {console.megabytes(part.bytes)}")

@@ -2,8 +2,7 @@
 
 `find` says which files of which repositories a name stands for, and asks the hub for lists alone;
 `Selection.fetch` brings them; `resolve` does both. huggingface_hub does the rest: names, tokens, proxies, its
-cache, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, what was cut off, its progress bar. Where the hub does not answer,
-its cache is used. The catalog is `models.toml`, beside this file.
+cache, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, what was cut off, its progress bar. The catalog is `models.toml`.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ExportError, HubError, MissingExtraError
 from ..formats.bundle import BASIS_NAME
@@ -70,19 +69,15 @@ class ResolvedModel:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a repository `org/name` at one commit, with their bytes.
-
-    `offline` says why the hub does not answer, and these are the files in the cache; "" where it did.
-    """
+    """The files of a repository `org/name` at one commit, with their bytes."""
 
     name: str
     revision: str
     commit: str
     sizes: dict[str, int] = field(repr=False)
-    offline: str = ""
 
     def __str__(self) -> str:
-        return f"{'the cache of ' if self.offline else ''}{self.name}@{self.commit[:12]}"
+        return f"{self.name}@{self.commit[:12]}"
 
 
 @dataclass(frozen=True)
@@ -103,12 +98,11 @@ class SelectedFiles:
         """Download what is missing; return the folder, and what a manifest says of it."""
         here, facts = self.repository, []
         for name in self.files:
-            options = {"revision": here.revision, "local_files_only": bool(here.offline)}
             try:
-                path = Path(_client().hf_hub_download(here.name, name, **options))
+                path = Path(_client().hf_hub_download(here.name, name, revision=here.revision))
             except Exception as error:  # as of `_list`: the client's errors follow its HTTP library
                 why = f"{name} of {here} was not downloaded: {_reason(error)}. Run the command again to go on"
-                raise _refused(error) or HubError(why) from error
+                raise HubError(why) from error
             folder = path.parents[name.count("/")]
             if folder.name != here.commit:
                 raise HubError(f"{here.name} was changed meanwhile, to {folder.name}: run the command again")
@@ -229,8 +223,7 @@ def load_catalog() -> dict[str, CatalogModel]:
 # The GGUF models of a repository, by the names of its files.
 
 
-@dataclass(frozen=True)
-class GGUFModel:
+class GGUFModel(NamedTuple):
     """A model among the files of a repository: those `files` that are there, of so many `parts`."""
 
     stem: str
@@ -244,11 +237,9 @@ def models_in(names: Iterable[str]) -> list[GGUFModel]:
     parts: dict[tuple[str, int], list[str]] = {}
     for name in sorted(names):
         stem, total = name[: -len(".gguf")], 1
-        if not name.lower().endswith(".gguf"):
-            continue
         if (match := _PART.search(stem)) is not None:
             stem, total = stem[: match.start()], int(match[2])
-        if not _NO_MODEL.search(stem):
+        if name.lower().endswith(".gguf") and not _NO_MODEL.search(stem):
             parts.setdefault((stem, total), []).append(name)
     models = []
     for (stem, total), files in parts.items():
@@ -266,19 +257,16 @@ def choose(
         raise ExportError(f"{where} has no GGUF: name the one that is deployed with --base, FILE or org/name")
     found = models
     if quant is not None:
-        name = quant.removesuffix(".gguf").lower()
-        called = [each for each in models if name in (each.stem.lower(), Path(each.stem).name.lower())]
-        found = [each for each in models if each.quant == _normal(name)] or called
+        name = _normal(quant.removesuffix(".gguf"))
+        found = [each for each in models if name in (each.quant, Path(each.stem).name.lower())]
     elif len(models) > 1:
         order = [default] if default else PREFERRED
         found = next((same for q in order if (same := [each for each in models if each.quant == q])), [])
-    if not found:
+    if len(found) != 1:
         wanted = f"no quantization {quant or default!r}" if quant or default else "no usual quantization"
-        known = ", ".join(sorted({each.quant for each in models}))
+        wanted = f"several files for {found[0].quant}" if found else wanted
+        known = ", ".join(sorted(each.stem if found else each.quant for each in found or models))
         raise ExportError(f"{where} has {wanted}: choose one with --quant: {known}")
-    if len(found) > 1:
-        names = ", ".join(each.stem for each in found)
-        raise ExportError(f"{where} has several files for {found[0].quant}: name one with --quant: {names}")
     if len(found[0].files) < found[0].parts:
         raise ExportError(f"{where} has {len(found[0].files)} of {found[0].parts} parts of {found[0].stem}")
     return found[0]
@@ -318,49 +306,40 @@ def _weights(where: str, *, graph: bool) -> SelectedFiles:
 
 
 def _list(text: str) -> Listing:
-    """Ask the hub what `org/name@revision` has; where it does not answer, look into the cache."""
+    """Return what `org/name@revision` has: on the hub, or in the cache where HF_HUB_OFFLINE says so."""
     client = _client()
     name, _, revision = text.partition("@")
     revision = revision or "main"
     try:
-        api = client.HfApi(library_name="tinylora-edge")
-        info = api.model_info(name, revision=revision, files_metadata=True, timeout=30.0)
+        info = client.HfApi(library_name="tinylora-edge").model_info(
+            name, revision=revision, files_metadata=True, timeout=30.0
+        )
+    except client.errors.OfflineModeIsEnabled:
+        return _cached(name, revision)
     except Exception as error:  # the client has changed its HTTP library before, and with it the errors
-        if (refused := _refused(error)) is not None:
-            raise refused from error
-        listing = _cached(name, revision, _reason(error))
-        chosen = isinstance(error, client.errors.OfflineModeIsEnabled)  # then the cache is no surprise
-        return replace(listing, offline="") if chosen else listing
+        raise HubError(
+            f"{_reason(error)}. With HF_HUB_OFFLINE=1 the cache is used; or point the export at local files "
+            "(a .gguf file, or a directory with --base)"
+        ) from error
     return Listing(name, revision, info.sha, {each.rfilename: each.size or 0 for each in info.siblings or []})
 
 
-def _cached(name: str, revision: str, reason: str) -> Listing:
+def _cached(name: str, revision: str) -> Listing:
     client = _client()
     try:
         folder = Path(client.snapshot_download(name, revision=revision, local_files_only=True))
     except Exception:  # whatever keeps it from the cache, it is not to be had there
         raise HubError(
-            f"{name} is not in the cache {client.constants.HF_HUB_CACHE}, and the hub cannot be reached: "
-            f"{reason}. Point the export at local files instead (a .gguf file, or a directory with --base), "
-            "or copy the cache of a machine that has them (HF_HUB_CACHE)"
+            f"{name} is not in the cache {client.constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids "
+            "asking the hub: copy the cache of a machine that has it (HF_HUB_CACHE)"
         ) from None
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in folder.rglob("*") if path.is_file()]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    return Listing(name, revision, folder.name, sizes, reason)
-
-
-def _refused(error: Exception) -> HubError | None:
-    """An answer of the hub, in its client's words; None where it gave none."""
-    known = _client().errors
-    answers = known.RepositoryNotFoundError, known.RevisionNotFoundError, known.HFValidationError
-    return HubError(_reason(error)) if isinstance(error, answers) else None
+    return Listing(name, revision, folder.name, sizes)
 
 
 def _reason(error: Exception) -> str:
-    client = _client()
-    if isinstance(error, client.errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids asking it"
-    return f"{client.constants.ENDPOINT}: {' '.join(str(error).split()) or type(error).__name__}"
+    return f"{_client().constants.ENDPOINT}: {' '.join(str(error).split()) or type(error).__name__}"
 
 
 def _client() -> Any:

@@ -40,20 +40,16 @@ class StoredTensor:
         """Bytes of its values."""
         return self.data.size
 
-    def matrices(self, module: str, half: int | None = None, *, stacked: bool = False) -> list[RowSource]:
-        """Return the tensor of a module as matrices [out, in]: one, or one an expert where it is stacked;
-        half: the first (0) or the second (1) half of their rows."""
+    def matrix(self, module: str) -> RowSource:
+        """Return the tensor of a module as a matrix [out, in]."""
         decode = float_decoder(self.dtype)
-        if decode is None or len(self.shape) != 2 + stacked or 0 in self.shape:
+        if decode is None or len(self.shape) != 2 or 0 in self.shape:
             raise UnsupportedModelError(
-                f"{module} is stored in {self.path.name} as {self.dtype} of shape {self.shape}: expected "
-                f"{'matrices, one an expert,' if stacked else 'a matrix'} of floats; for quantized "
-                "checkpoints, or experts packed in another way, export from the GGUF"
+                f"{module} is stored in {self.path.name} as {self.dtype} of shape {self.shape}: expected a "
+                "matrix of floats; for quantized checkpoints export from the GGUF"
             )
-        first, second = self.shape[-2:]
-        rows = slice(None) if half is None else slice(first // 2 * half, first // 2 * (half + 1))
-        experts = self.data.reshape(-1, first, second * FLOAT_BYTES[self.dtype])
-        return [PackedRows(expert[rows], second, decode) for expert in experts]
+        rows, columns = self.shape
+        return PackedRows(self.data.reshape(rows, columns * FLOAT_BYTES[self.dtype]), columns, decode)
 
 
 def shard_names(directory: Path) -> list[str]:
