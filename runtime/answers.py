@@ -7,8 +7,8 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypedDict
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,33 +82,16 @@ class Sampling:
                 )
 
 
-class SamplingOptions(TypedDict, total=False):
-    """The options of a call that asks for an answer, by the names that `Sampling` has."""
+def sampling_of(options: Mapping[str, Any], stops: Sequence[str] = ()) -> Sampling:
+    """Return what the options of a call ask for, by the names that `Sampling` has, and OpenAI's of tools.
 
-    max_tokens: int | None
-    temperature: float
-    top_p: float
-    seed: int | None
-    stop: str | Sequence[str]
-    logprobs: int | None
-    schema: Mapping[str, Any] | None
-    tools: Sequence[Mapping[str, Any]]
-    tool_choice: str | Mapping[str, Any]
-    parallel_tool_calls: bool
-
-
-def sampling_of(options: SamplingOptions, stops: Sequence[str] = ()) -> Sampling:
-    """Return what the options of a call ask for.
-
-    Args:
-        options: of the call.
-        stops: texts at which the model's chat format ends an answer; they do not count.
+    `stops` are the texts at which the model's chat format ends an answer; they do not count.
 
     Raises:
         OptionError: there is no such option.
         RequestError: as for `Sampling`, or there are too many stop texts.
     """
-    known = SamplingOptions.__annotations__
+    known = [each.name for each in fields(Sampling)] + ["tool_choice", "parallel_tool_calls"]
     for name in options:
         if name not in known:
             raise OptionError(f"a pool has no option {name!r}: there are {', '.join(known)}")

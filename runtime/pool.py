@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
-from typing import Any, Self, TypeAlias, Unpack
+from typing import Any, Self, TypeAlias
 from weakref import ref
 
 from ..errors import OptionError, RequestError, TinyLoraError, VectorError
@@ -22,7 +22,6 @@ from .answers import (
     Piece,
     Report,
     Request,
-    SamplingOptions,
     Token,
     answering,
     grammar_for,
@@ -53,15 +52,6 @@ _RUN = re.compile(r"\w+|\s+|[^\w\s]+")
 
 _PREPARING = 2  # threads that make tokens and grammars: one of them at most is an account's
 _ADMITTING = 4  # threads for vectors, whose policy may wait for a file: requests without one never do
-
-
-class RequestOptions(SamplingOptions, total=False):
-    """The options of a request: how it is answered, and for whom (see `Pool.chat`)."""
-
-    user: str
-    tenant: str | None
-    account: str | None
-    vector: VectorSource | None
 
 
 Prepared: TypeAlias = tuple[Request, Grammar | None]
@@ -162,7 +152,7 @@ class Pool:
         self._preparing = Workers(_PREPARING, waiting, "tinylora-prompts")
         self._admitting = ThreadPoolExecutor(_ADMITTING, "tinylora-admission")
 
-    async def chat(self, messages: Prompt, **options: Unpack[RequestOptions]) -> Answer:
+    async def chat(self, messages: Prompt, **options: Any) -> Answer:
         """Answer chat messages.
 
         Args:
@@ -184,7 +174,7 @@ class Pool:
         """
         return await self.stream(messages, **options).answer()
 
-    async def complete(self, prompt: str, **options: Unpack[RequestOptions]) -> Answer:
+    async def complete(self, prompt: str, **options: Any) -> Answer:
         """Continue a text, without the chat template. Arguments and errors: see `chat`."""
         return await self.stream(prompt, raw=True, **options).answer()
 
@@ -198,7 +188,7 @@ class Pool:
         account: str | None = None,
         vector: VectorSource | None = None,
         choice: int = 0,
-        **options: Unpack[SamplingOptions],
+        **options: Any,
     ) -> AnswerStream:
         """Return an answer piece by piece.
 

@@ -93,6 +93,15 @@ def import_llama_cpp() -> LlamaLibraries | None:
     return found
 
 
+def probe() -> None:
+    """Load the libraries, and let them look at the processor; errors are those of `import_llama_cpp`."""
+    import_llama_cpp()
+    import llama_cpp
+
+    llama_cpp.llama_backend_init()
+    llama_cpp.llama_print_system_info()
+
+
 def _folder(module: str, below: str = "") -> Path | None:
     spec = importlib.util.find_spec(module)
     return None if spec is None or spec.origin is None else Path(spec.origin).parent / below

@@ -24,7 +24,7 @@ def test_nothing_is_wrong_here(process: Cli, environment: dict[str, str], tmp_pa
     assert text.splitlines()[-1].startswith("0 faults, ")
     assert "llama.cpp (llama-cpp-python " in text
     assert "ONNX Runtime (onnxruntime " in text
-    assert text.count(" computes\n") == 2
+    assert text.count(" loads\n") == 2
     assert "\x1b" not in text
 
 

@@ -35,7 +35,7 @@ from ..errors import (
 )
 from ..jsonio import parse_json
 from ..runtime import SampledAnswer
-from ..runtime.answers import Answer, Finish, Piece, Reply, SamplingOptions, usage
+from ..runtime.answers import Answer, Finish, Piece, Reply, usage
 from ..runtime.model import VectorSource
 from ..runtime.pool import AnswerStream
 from ..runtime.turns import Who
@@ -499,7 +499,7 @@ class Body(BaseModel):
             return [message.plain() for message in self.messages]
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
-    def options(self, limits: Limits) -> SamplingOptions:
+    def options(self, limits: Limits) -> dict[str, Any]:
         """Return how to answer. RequestError: an option is out of its range."""
         name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         count: int | None = getattr(self, name)
