@@ -119,14 +119,6 @@ def test_both_from_a_gguf(cli: Cli, tmp_path: Path) -> None:
     assert taken.shape == ["tinylora_rows", found.factors.entries]
 
 
-def test_a_graph_that_is_built(cli: Cli, tmp_path: Path) -> None:
-    options = ["--format", "onnx", "--onnx-precision", "int4", "--json"]
-    record = cli("export", onnx_models.tiny_hf("llama"), "-o", tmp_path / "out", *options).record()
-    assert record["onnx"]["precision"] == "int4"
-    assert record["onnx"]["graph"].startswith("onnxruntime-genai ")
-    assert (record["base"], record["fingerprints"]) == (None, [record["onnx"]["fingerprint"]])
-
-
 def test_a_name_is_all_that_it_takes(
     process: Cli, environment: dict[str, str], tiny_gguf: Path, tmp_path: Path
 ) -> None:

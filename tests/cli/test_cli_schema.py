@@ -6,8 +6,6 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import numpy as np
 import pytest
 from invocation import Cli
 
-from tinylora_edge import TrainError, runtime
+from tinylora_edge import runtime
 from tinylora_edge.tasks import load_task
 
 LABELS = ["cancel", "cancel order", "track"]
@@ -72,20 +70,6 @@ def test_tune_learns_from_answers_that_are_held_to_labels(
     assert found.code == 0, found.stderr
     # A model of random weights never writes a label by itself.
     assert json.loads(found.stdout)["result"]["start_score"] > 0
-
-
-def test_train_validates_on_answers_that_are_held_to_labels(
-    bundle: Path, labels: Path, tmp_path: Path
-) -> None:
-    from tinylora_edge import train
-
-    task, rows = load_task(labels, reward="label", schema="label"), list[dict[str, Any]]()
-    options = train.Options(method="grpo", steps=1, prompts=4, samples=4, rank=2, evaluate=False, workers=1)
-    options = replace(options, weights=str(bundle.parent / "weights"))
-    with suppress(TrainError):  # it brings nothing
-        train.train(bundle, task, tmp_path / "v.bin", options=options, report=rows.append)
-    # A model of random weights never writes a label by itself.
-    assert next(row for row in rows if row.get("event") == "start")["validation"] > 0
 
 
 def test_run_answers_as_serve_does(cli: Cli, bundle: Path, schema: Path) -> None:

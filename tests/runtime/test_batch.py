@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,16 +125,6 @@ def test_the_seed_decides_and_not_what_runs_beside(llm: PersonalizedModel, sampl
     assert found[0] == found[1] == found[2] == found[3] != found[4]
 
 
-@pytest.mark.slow
-def test_a_completion_that_comes_twice_is_scored_twice(llm: Any) -> None:
-    """What a row holds of a completion is no use to another: its logits are gone."""
-    completion = list(range(30, 110))
-    with opened(llm, sequences=4) as batch:
-        for twice in (4, 1, 1):
-            for each in batch.score([PROMPTS[0]] * twice, [[completion]] * twice):
-                assert [len(row) for row in each] == [len(completion)]
-
-
 def test_given_completions_are_scored_exactly(llm: Any) -> None:
     users, temperature = vectors(llm), 0.6
     with opened(llm, sequences=16, n_threads=2) as batch:
@@ -255,19 +244,6 @@ def test_closing_stops_what_computes(llm: PersonalizedModel, closed: str) -> Non
     batch.close()
     with pytest.raises(TinyLoraError, match="the model is closed"):
         opened(llm)
-
-
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer signals here")
-def test_a_signal_handler_may_close_the_batch_that_its_thread_waits_for(llm: PersonalizedModel) -> None:
-    batch = opened(llm, n_ctx_seq=LONG + 20, sequences=16, n_threads=2)
-    batch.generate(PROMPTS, max_tokens=2)
-    before = signal.signal(signal.SIGALRM, lambda *_: batch.close())
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    try:
-        with pytest.raises(TinyLoraError, match=CLOSED):
-            batch.generate(PROMPTS, samples=40, max_tokens=LONG, temperature=1.0)
-    finally:
-        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_failure_stops_the_other_contexts_and_is_forgotten(llama: TinyLoraLlama) -> None:

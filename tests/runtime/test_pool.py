@@ -15,7 +15,6 @@ from typing import Any
 
 import llama_cpp
 import onnx_bundles
-import psutil
 import pytest
 import support
 from turns import PATIENCE, blocked, start
@@ -37,9 +36,7 @@ from tinylora_edge import (
 from tinylora_edge.runtime import Pool
 from tinylora_edge.runtime import pool as pool_module
 from tinylora_edge.runtime.answers import Answer
-from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.pool import AnswerStream
-from tinylora_edge.tasks import Sample
 
 LIMIT = 20
 PROMPTS = ["one two three", "one two four", "quite another text, and a longer one", "x" * 129, "y" * 256]
@@ -260,35 +257,6 @@ def test_one_account_holds_nobody_up(opened: Callable[..., Pool], tenants: int) 
         asyncio.run(beside(pool))
 
 
-def test_who_comes_next_waits_for_one_turn(tiny_bundle: Path) -> None:
-    """A short answer is there once whoever has the engine ends a turn: prompt and answer are one turn."""
-
-    async def beside(pool: Pool) -> int:
-        heard, waited = 0, 0
-
-        async def flood() -> None:
-            nonlocal heard
-            while True:
-                async for piece in pool.stream("abc", raw=True, user="m", max_tokens=300, logprobs=0):
-                    heard += len(piece.tokens)
-
-        many = [asyncio.create_task(flood()) for _ in range(2)]
-        for _ in range(6):
-            before = heard
-            while heard < before + 5:
-                await asyncio.sleep(0.001)
-            before = heard
-            await pool.complete("ann", user="ann", max_tokens=12)
-            waited += heard - before
-        for task in many:
-            task.cancel()
-        await asyncio.gather(*many, return_exceptions=True)
-        return waited
-
-    with Pool(tiny_bundle, contexts=1, slots=4, n_ctx=400, n_threads=1) as pool:
-        assert asyncio.run(beside(pool)) <= 6 * 17
-
-
 def test_bytes_are_checked_at_every_request(opened: Callable[..., Pool]) -> None:
     key, forger = Hmac(bytes(range(32))), Hmac(bytes(32))
 
@@ -455,51 +423,3 @@ def test_a_pool_over_a_model_that_is_there(opened: Callable[..., Pool]) -> None:
             Pool(llm, policy=Policy(), n_batch=8)
     with pytest.raises(TinyLoraError, match="closed"):
         asyncio.run(pool.complete("abc"))
-
-
-@pytest.mark.slow
-def test_memory_stays_flat(opened: Callable[..., Pool]) -> None:
-    chance, process = random.Random(1), psutil.Process()
-    with opened(n_threads=1) as pool:
-        of, taken = vectors(pool, 16), []
-
-        async def one(number: int) -> None:
-            how: Any = {"max_tokens": chance.randrange(1, 20), "temperature": number % 2}
-            prompt = "m" * chance.randrange(1, 300)
-            await pool.complete(prompt, user=str(number % 16), vector=of[number % 16], **how)
-
-        async def many(count: int) -> None:
-            await asyncio.gather(*map(one, range(count)))
-
-        for count in (100, 200):
-            asyncio.run(many(count))
-            gc.collect()
-            taken.append(process.memory_info().rss)
-        assert taken[1] - taken[0] < 20 << 20
-
-
-@pytest.mark.slow
-def test_users_of_every_size_beside_each_other_on_the_real_model(f32_bundle: Path) -> None:
-    """On an F32 base with F32 keys, where two right computations agree on every token."""
-    full = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
-    prompt, answers = "Once upon a time, in a small village by the sea,", []
-    with runtime.load(f32_bundle, n_ctx=128, n_threads=1, **full) as llm:
-        bases = support.each_size(llm.bases)
-        assert [basis.size for basis in bases] == [13, 50, 210, 840, 13_440]
-        users = [MicroVector.random(basis, 0.5, seed=seed) for seed, basis in enumerate(bases)]
-        for vector, basis in zip(users, bases, strict=True):
-            llm.swap(vector.to_bytes(basis))
-            answers.append(llm.create_completion(prompt, max_tokens=12, temperature=0)["choices"][0]["text"])
-        assert len(set(answers)) == 5
-        with Batch(llm, n_ctx_seq=64, sequences=5, n_threads=1) as batch:
-            tokens = batch.encode([Sample(prompt, raw=True)])
-            found = batch.generate(tokens * 5, vectors=users, max_tokens=12)
-            assert [llm.chat_tokenizer.decode(each.tokens.tolist()) for each in found] == answers
-
-    async def together(pool: Pool) -> list[str]:
-        how: Any = {"max_tokens": 12, "temperature": 0}
-        calls = [pool.complete(prompt, user=str(i), vector=v, **how) for i, v in enumerate(users * 2)]
-        return [answer.text for answer in await asyncio.gather(*calls)]
-
-    with Pool(f32_bundle, contexts=2, slots=3, n_ctx=128, n_threads=2, **full) as pool:
-        assert asyncio.run(together(pool)) == answers * 2

@@ -152,18 +152,6 @@ def test_it_is_made_once_at_admission(llm, bases, frames, monkeypatch):
     assert sorted(made) == sorted(bases.of_frame(frame).id for frame in frames)
 
 
-def test_a_stack_of_one_and_of_three(llm, bases, shared, own, frames):
-    assert llm.swap([own]) == own
-    third = of_norm(bases.basis(numbers=13), 2.0, 3)
-    stack = llm.swap([*frames, third])
-    assert [stack, stack.under, stack.under.under] == [
-        replace(third, under=replace(own, under=shared)),
-        replace(own, under=shared),
-        shared,
-    ]
-    assert llm.swap([llm.swap(frames), third]) == llm.swap([shared, replace(third, under=own)]) == stack
-
-
 def test_all_or_nothing(llm, bases, own, frames, tmp_path):
     before = llm.swap(own)
     other = onnx_bundles.tiny(architecture="qwen2")
@@ -208,7 +196,7 @@ def test_sequences_rise_of_each_by_itself(tmp_path, bases, shared, own):
 
 def test_sessions_take_a_stack_a_row(bundle, shared, own, frames):
     session = runtime.OnnxSession(bundle)
-    rows = session.rows([frames, frames[1], None]).r.reshape(3, -1, 8, 8)
+    rows = session.rows([frames, frames[1], None]).reshape(3, -1, 8, 8)
     assert np.array_equal(
         rows[0, :, :2, :2], (session.bases.of(shared).R(shared)[:, :2, :2] + rows[1, :, :2, :2])
     )

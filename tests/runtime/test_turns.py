@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import CancelledError
-
 import pytest
-from turns import PATIENCE
 
-from tinylora_edge import OverloadError, TinyLoraError
-from tinylora_edge.runtime.turns import Queue, Shares, Who, Workers
+from tinylora_edge import OverloadError
+from tinylora_edge.runtime.turns import Queue, Shares, Who
 
 
 def who(name: str) -> Who:
@@ -119,34 +115,3 @@ def test_a_queue_keeps_places_for_others_and_takes_nobody_who_has_no_room() -> N
     assert queue.take(shares(7, "a1 a1 b1 b1")) == (who("c1"), "c1")
     assert sorted(queue.drain()) == ["a1", "a2", "a3", "b1"]
     assert len(queue) == 0
-
-
-def test_an_account_keeps_one_of_two_threads_busy_at_most() -> None:
-    workers, begun, go_on = Workers(2, 99, "test"), threading.Event(), threading.Event()
-
-    def hold() -> int:
-        begun.set()
-        assert go_on.wait(PATIENCE)
-        return 1
-
-    slow = [workers.submit(who(f"a{number}"), hold) for number in range(9)]
-    assert begun.wait(PATIENCE)
-    assert [workers.submit(who("b1"), lambda: 2).result(PATIENCE) for _ in range(3)] == [2, 2, 2]
-    assert not any(each.done() for each in slow)
-    assert slow[1].cancel()
-    with pytest.raises(ZeroDivisionError):
-        workers.submit(who("b1"), lambda: 1 // 0).result(PATIENCE)
-    go_on.set()
-    assert [each.result(PATIENCE) for each in (slow[0], *slow[2:])] == [1] * 8
-    with pytest.raises(CancelledError):
-        slow[1].result()
-    begun.clear()
-    go_on.clear()
-    running, waiting = workers.submit(who("a1"), hold), workers.submit(who("a1"), hold)
-    assert begun.wait(PATIENCE)
-    workers.close(TinyLoraError("over"))
-    go_on.set()
-    assert running.result(PATIENCE) == 1
-    for late in (lambda: waiting, lambda: workers.submit(who("a1"), hold)):
-        with pytest.raises(TinyLoraError, match="over"):
-            late().result(PATIENCE)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import KEY, Serving, drawn, playing
+from serving import KEY, Serving, playing
 
 from tinylora_edge import Bases, Basis, MicroVector, Policy, VectorError
 from tinylora_edge.serve.editor import USER, VectorEditor
@@ -97,25 +97,6 @@ def test_a_file_becomes_values(page: tuple[Serving, dict[str, str]], basis: Basi
         (b"", "vector_refused"),
     ):
         assert refused(server.ask("POST", "/v1/page/vector", data, **sent)) == (403, code), data
-
-
-def test_a_vector_of_another_size_has_no_sliders(
-    page: tuple[Serving, dict[str, str]], bases: Bases, basis: Basis
-) -> None:
-    server, token = page
-    sent = token | {"Content_Type": "application/octet-stream"}
-    for other in (bases.basis(numbers=14), bases.basis(rank=2), bases.basis(rank=8)):
-        vector = MicroVector(drawn(other).values, "int8", basis=other.digest)
-        status, opened = server.ask("POST", "/v1/page/vector", vector.to_bytes(other), **sent)
-        assert (status, opened["values"], opened["numbers"]) == (200, None, other.size)
-        read = Policy("checksum").check(text.decode(opened["vector"]), bases, user="me")
-        np.testing.assert_array_equal(read.values, vector.values)
-        answer = {"model": "tiny", "prompt": "abc", "max_tokens": 2, "vector": opened["vector"]}
-        status, answered = server.ask("POST", "/v1/completions", answer, **token)
-        assert status == 200, answered
-        rated = server.ask("POST", "/v1/feedback", {"id": answered["id"], "reward": 1}, **token)
-        assert refused(rated) == (403, "vector_of_another_basis")  # clicks move 13 numbers
-    assert server.ask("GET", "/v1/page", **token)[1]["sliders"] == basis.size
 
 
 def test_what_clicks_made_comes_after_what_the_page_began_with(

@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -93,27 +92,6 @@ def test_nothing_older_comes_back(store: Store, path: Path, bases: Bases, basis:
     with pytest.raises(RollbackError):
         store.put("alice", framed(basis, 4), policy(store))
     assert store.put("bob", framed(basis, 4, "bob"), policy(store)).sequence == 4
-
-
-def test_who_grew_is_not_set_back(store: Store, path: Path, bases: Bases, basis: Basis) -> None:
-    """From 13 numbers to 840 and 13,440: what is put, and what comes with a request, through restarts."""
-    grown = [basis, bases.basis(rank=2), bases.basis(rank=8)]
-    for sequence, each in enumerate(grown, 1):
-        assert store.put("alice", framed(each, sequence), policy(store)).sequence == sequence
-        store.close()
-        store = Store(path, bases)
-    found = store.get("alice")
-    assert found is not None
-    assert policy(store).check(found.frame, bases, user="alice").values.shape == (13_440,)
-    for sequence, each in ((1, basis), (2, bases.basis(rank=2)), (2, basis)):
-        with pytest.raises(RollbackError, match=f"sequence {sequence}, but 3 was already accepted"):
-            store.put("alice", framed(each, sequence), policy(store))
-        with pytest.raises(RollbackError):
-            policy(store).check(framed(each, sequence), bases, user="alice")
-    with pytest.raises(RollbackError, match="another vector with this sequence"):
-        store.put("alice", framed(basis, 3), policy(store))
-    assert store.get("alice") == found
-    assert store.put("alice", framed(basis, 4), policy(store)).sequence == 4  # smaller again, if it is newer
 
 
 def test_what_is_refused_changes_nothing(store: Store, basis: Basis) -> None:
@@ -214,21 +192,6 @@ def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:
         Store(tmp_path / "none" / "users.db", bases)
 
 
-def test_a_full_disk(store: Store, basis: Basis) -> None:
-    store.put("alice", framed(basis, 1), policy(store))
-    pages = store.read("PRAGMA page_count", ())[0][0]
-    store.read(f"PRAGMA max_page_count = {pages}", ())
-    number = 0
-    with suppress(StoreError):
-        for number in range(2000):
-            store.put(f"user{number}", framed(basis, 1, f"user{number}"), policy(store))
-    with pytest.raises(StoreError, match="full"):
-        store.put(f"user{number}", framed(basis, 1, f"user{number}"), policy(store))
-    assert store.get(f"user{number}") is None
-    store.read("PRAGMA max_page_count = 1000000", ())
-    assert store.put("alice", framed(basis, 2), policy(store)).sequence == 2
-
-
 def test_models_share_a_file(store: Store, path: Path, basis: Basis) -> None:
     other = of_another_model(basis)
     second = Store(path, Bases(other.factors))
@@ -236,11 +199,3 @@ def test_models_share_a_file(store: Store, path: Path, basis: Basis) -> None:
     second.put("alice", framed(other, 7), policy(second))
     found = [each.get("alice") for each in (store, second)]
     assert [entry and entry.sequence for entry in found] == [1, 7]
-
-
-def test_a_closed_store(store: Store, basis: Basis) -> None:
-    store.close()
-    store.close()
-    for call, *arguments in ((store.get,), (store.put, framed(basis, 1), Policy()), (store.delete,)):
-        with pytest.raises(StoreError, match="closed"):
-            call("a", *arguments)  # type: ignore[operator]

@@ -189,6 +189,13 @@ async def list_models(request: Request, service: Service) -> Response:
     return JSONResponse({"object": "list", "data": [_model(service, name) for name in names]})
 
 
+async def describe_model(request: Request, service: Service) -> Response:
+    """Answer `GET /v1/models/{model}`, of the base."""
+    if (wanted := request.path_params["model"]) != service.name:
+        raise RefusedError(404, f"there is no model {wanted[:80]!r}", "model_not_found", "model")
+    return JSONResponse(_model(service, wanted))
+
+
 async def read_health(request: Request, service: Service) -> Response:
     """Answer `GET /health`: 200 while requests are taken, 503 from the moment that the server goes down."""
     load = service.pool.load()
@@ -238,6 +245,7 @@ _ROUTES = (
     ("/v1/chat/completions", "POST", partial(completions.complete, chat=True)),
     ("/v1/completions", "POST", partial(completions.complete, chat=False)),
     ("/v1/models", "GET", list_models),
+    ("/v1/models/{model:path}", "GET", describe_model),
     ("/v1/feedback", "POST", rate),
     ("/v1/vectors/{user}", "PUT", put_vector),
     ("/v1/vectors/{user}", "GET", get_vector),

@@ -72,27 +72,6 @@ def test_adapters_that_are_kept_are_bounded_in_bytes_and_equal_ones_are_one(tiny
     assert [nbytes for _, nbytes in held._staged.values()].count(sizes[8]) == 1
 
 
-def test_loading_and_closing_takes_no_memory(smollm2_bundle, load):
-    def cycle(close):
-        llm = load(smollm2_bundle, logits_all=False, n_ctx=128)
-        llm.swap(MicroVector.random(llm.bases.basis(numbers=13), 0.3))
-        llm.eval([1, 2, 3])
-        if close:
-            llm.close()
-
-    for close in (True, False):
-        cycle(close)
-    growth = []
-    for _ in range(3):  # what leaks does so every time; what other tests left behind goes once
-        before = resident()
-        for close in (True, False) * 4:
-            cycle(close)
-        growth.append(resident() - before)
-        if growth[-1] < 8 * MB:
-            return
-    pytest.fail(f"8 models took {growth} bytes")
-
-
 # Factors that do not fit the loaded model: only a caller of TinyLoraLlama itself can get there, since
 # `load` compares fingerprints.
 

@@ -80,16 +80,6 @@ def test_a_bundle_its_directory_and_its_graph(bundle: Path, vector: MicroVector,
     assert OnnxSession(bundle / "onnx" / "model.onnx").bases.id == expected.bases.id
 
 
-def test_a_relative_path_in_any_alphabet(
-    bundle: Path, vector: MicroVector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(bundle, tmp_path / "Модель für alle")
-    monkeypatch.chdir(tmp_path)
-    for base in ("Модель für alle", "Модель für alle/onnx/model.onnx"):
-        assert runtime.load(base, vector, **OPTIONS).vector == vector
-        assert OnnxSession(base).bases.id
-
-
 def test_the_engine_is_what_the_bundle_has(bundle: Path, tmp_path: Path, smollm2_bundle: Path) -> None:
     assert runtime.engine_of(bundle) == runtime.engine_of(bundle, "onnx") == "onnx"
     assert runtime.engine_of(smollm2_bundle) == "llama"
@@ -103,27 +93,6 @@ def test_the_engine_is_what_the_bundle_has(bundle: Path, tmp_path: Path, smollm2
     (both / "base.gguf").write_bytes(b"")
     assert runtime.engine_of(both) == "llama"
     assert runtime.engine_of(both, "onnx") == "onnx"
-
-
-def test_it_is_silent_and_leaves_no_file(
-    bundle: Path,
-    vector: MicroVector,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with runtime.load(bundle, vector, **OPTIONS) as llm:
-        llm.create_completion("x", max_tokens=3)
-    assert capfd.readouterr() == ("", "")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_threads_are_those_that_were_named_and_sleep_soon(bundle: Path) -> None:
-    with runtime.load(bundle, **OPTIONS) as llm:
-        options = llm._session.get_session_options()
-        assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "50"
-        assert options.intra_op_num_threads == 1
 
 
 # What it refuses
@@ -245,19 +214,6 @@ def in_a_process(code: str, *args: object, blocked: tuple[str, ...] = ()) -> str
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
-
-
-def test_it_needs_no_heavy_package_and_may_end_with_everything_in_use(bundle: Path) -> None:
-    code = (
-        "from tinylora_edge import MicroVector, runtime\n"
-        "llm = runtime.load(sys.argv[1], n_ctx=64)\n"
-        "llm.swap(MicroVector.random(llm.bases.basis(rank=2), 0.5))\n"
-        "stream = llm.create_completion('x', stream=True); next(stream)\n"
-        "class Cycle: pass\n"
-        "cycle = Cycle(); cycle.all = [cycle, llm, stream]\nprint('end')"
-    )
-    heavy = ("torch", "transformers", "onnx", "llama_cpp", "scipy", "safetensors", "typer", "rich")
-    assert in_a_process(code, bundle, blocked=heavy) == "end\n"
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnxruntime_genai"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from tinylora_edge import (
     ChecksumError,
     MicroVector,
     RollbackError,
-    TinyLoraError,
     VectorError,
 )
 from tinylora_edge.runtime import OnnxSession
@@ -138,17 +136,3 @@ def test_the_zeros_adapter_of_the_bundle_is_the_base() -> None:
     chosen.add_active_adapter(plain)
     found = session.session.run(["logits"], feeds(session), chosen)[0][:, -1]
     assert np.array_equal(found, run(session))
-
-
-def test_a_fork_is_refused():
-    session = OnnxSession(onnx_bundles.tiny())
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            with pytest.raises(TinyLoraError, match="forked from it without the engine's threads"):
-                session.run(None, {})
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
