@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import threading
@@ -32,29 +31,6 @@ if TYPE_CHECKING:
 
 INSIDE = "this is a callback of a generation, which would wait for itself: do this after it has ended"
 CLOSED = "the model is closed: load it again"
-
-
-class Process:
-    """The process of an engine: a fork of it has none of the engine's threads, and would hang."""
-
-    _getpid = staticmethod(os.getpid)  # bound early: when the interpreter ends, globals go before models do
-
-    def __init__(self) -> None:
-        self._id = self._getpid()
-
-    @property
-    def forked(self) -> bool:
-        """Whether this is another process, which was forked since."""
-        return self._getpid() != self._id
-
-    def check(self) -> None:
-        """Raise a `TinyLoraError` in a fork."""
-        if self.forked:
-            raise TinyLoraError(
-                f"the model was loaded in process {self._id}, and this is {self._getpid()}, which was forked "
-                "from it without the engine's threads: load the model after the fork, or start processes "
-                "with multiprocessing's `spawn`"
-            )
 
 
 class Part(NamedTuple):
@@ -227,7 +203,6 @@ class Weights:
         self.policy = policy or Policy()
         self.dependents = WeakSet()
         self._engines: WeakSet[Engine] = WeakSet()  # what those compute with
-        self._process = Process()
         self._changed = threading.Condition()  # of the two that follow
         self._closed = False
         self._users = 0
@@ -320,7 +295,6 @@ class Weights:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep the model from being freed during a block; a `TinyLoraError` says that it is closed."""
-        self._process.check()
         with self._changed:
             if self._closed:
                 raise TinyLoraError(CLOSED)
@@ -331,11 +305,6 @@ class Weights:
             with self._changed:
                 self._users -= 1
                 self._changed.notify_all()
-
-    @property
-    def gone(self) -> bool:
-        """Whether there is nothing to close: it is closed, or this process is a fork, which frees nothing."""
-        return self._closed or self._process.forked
 
     @contextmanager
     def _closing(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import BusyError, TinyLoraError, VectorError
 from ..vector import AdmittedVector
-from .engine import INSIDE, Engine, Part, Process
+from .engine import INSIDE, Engine, Part
 from .turns import Queue, Shares, Who
 
 _SLICE = 16
@@ -273,7 +273,6 @@ class Loop:
         self.n_ctx = min(engine.n_ctx for engine in engines)
         self._most = max(engine.rows for engine in engines)  # rows of each that are used at a time
         self._message = closed
-        self._process = Process()
         aligned = _ALIGNED if exact else 1
         self._slots = [Slot(engine, row, aligned) for engine in engines for row in range(engine.rows)]
         self._changed = threading.Condition()  # what follows is looked at and changed with it
@@ -298,9 +297,8 @@ class Loop:
 
         Raises:
             OverloadError: too many wait, of everybody or of this user.
-            TinyLoraError: the loop is closed, or this process is a fork.
+            TinyLoraError: the loop is closed.
         """
-        self._process.check()
         with self._changed:
             if self._closed:
                 raise TinyLoraError(self._message)
@@ -355,8 +353,6 @@ class Loop:
         Raises:
             BusyError: this is a callback of a generation.
         """
-        if self._process.forked:  # nothing of the engine may be touched there
-            return
         self.check_waiting()
         with self._changed:
             self._closed = True

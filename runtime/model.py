@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,10 @@ def _close_all() -> None:
     for model in list(_open):
         with suppress(TinyLoraError):
             model.close()
+
+
+if hasattr(os, "register_at_fork"):  # a fork has none of the engines' threads, and nothing to close
+    os.register_at_fork(after_in_child=_open.clear)
 
 
 @dataclass(eq=False)

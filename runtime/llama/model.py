@@ -16,7 +16,7 @@ import numpy as np
 from ...basis import Bases
 from ...errors import BusyError, TinyLoraError, VectorError
 from ...vector import AdmittedVector, Policy
-from ..engine import CLOSED, INSIDE, Process, SpecialTokens
+from ..engine import CLOSED, INSIDE, SpecialTokens
 from ..model import PersonalizedModel, Put, Stream
 from .adapters import Adapters, signals_wait
 from .engine import LlamaEngine
@@ -170,7 +170,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         A call afterwards raises a `TinyLoraError`: llama.cpp would end the process. Closing again is fine.
         """
         worker = self.__dict__.get("_worker")
-        if worker is None or self.gone:  # the constructor got no further, or it was closed before
+        if worker is None or self._closed:  # the constructor got no further, or it was closed before
             return
         if not worker.close():
             return
@@ -332,7 +332,6 @@ class Worker:
     """One daemon thread and its queue. Any thread may use it; it does not keep the model alive."""
 
     def __init__(self) -> None:
-        self._process = Process()
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()
         self._now: Job | None = None
@@ -342,7 +341,6 @@ class Worker:
     @property
     def inside(self) -> bool:
         """Whether this is a part of the job of the moment."""
-        self._process.check()
         return self._now is not None and threading.current_thread() is self._thread
 
     def check_waiting(self) -> None:
@@ -356,8 +354,7 @@ class Worker:
             raise Cancelled
 
     def submit(self, job: Job) -> None:
-        """Let a job wait for its turn. TinyLoraError: the model is closed, or this process is a fork."""
-        self._process.check()
+        """Let a job wait for its turn. TinyLoraError: the model is closed."""
         with self._changed:
             if self._closed:
                 raise TinyLoraError(CLOSED)
@@ -388,8 +385,6 @@ class Worker:
 
         BusyError: this is a callback of a generation.
         """
-        if self._process.forked:
-            return False
         self.check_waiting()
         with self._changed:
             self._closed = True

@@ -88,7 +88,7 @@ class TinyLoraOnnx(PersonalizedModel):
 
     def close(self) -> None:
         """See `PersonalizedModel.close`."""
-        if self.gone:
+        if self._closed:
             return
         self._loop.check_waiting()
         with self._closing():

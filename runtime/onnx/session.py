@@ -18,7 +18,6 @@ from ...formats.onnx_graph import INPUT_NAME, MODEL_NAME, input_row
 from ...formats.signatures import signed
 from ...vector import MicroVector, Policy
 from ...wire.tags import Ed25519Verifier
-from ..engine import Process
 from ..model import VectorSource, admitted
 
 _SPIN = "session.intra_op.spin_duration_us", "50"
@@ -74,7 +73,6 @@ class OnnxSession:
         shapes = {node.name: node.shape for node in self.session.get_inputs()}
         self._batch = {n for n, shape in shapes.items() if shape and isinstance(shape[0], str)} - {INPUT_NAME}
         self._zeros = self.rows(None)
-        self._process = Process()
 
     def rows(
         self,
@@ -137,7 +135,6 @@ class OnnxSession:
         Raises:
             VectorError: the rows do not match the batch; R among the feeds.
         """
-        self._process.check()
         if INPUT_NAME in feeds:
             raise VectorError(
                 f"{INPUT_NAME} is among the feeds, unchecked: pass rows=session.rows(...) instead"
