@@ -45,7 +45,6 @@ class OnnxEngine:
         rows, n_ctx: sequences, and tokens of each.
         head_size: values of a key, where the graph does not say.
         path: of the graph, for errors.
-        check: compute something, to see whether the graph is one that does it like this.
 
     Raises:
         BaseMismatchError: the graph is none that computes rows like this.
@@ -63,7 +62,6 @@ class OnnxEngine:
         n_ctx: int,
         head_size: int | None,
         path: object,
-        check: bool,
     ) -> None:
         self._session, self._path = session, path
         self.rows, self.n_ctx, self.evaluated = rows, n_ctx, 0
@@ -84,13 +82,6 @@ class OnnxEngine:
         self._lengths = [0] * rows  # by number, as are those below
         self._place = list(range(rows))  # where each row lies in the cells
         self._used, self._calls = [-_IDLE] * rows, 0
-        if check:  # with two tokens, so that a graph of another kind is refused at once
-            try:
-                self.evaluate([Part(0, [0, 0])])
-            except Exception as error:  # onnxruntime's are direct children of it
-                raise self._other(" ".join(str(error).split())[:300]) from error
-            self.cut(0, 0)
-            self.evaluated = 0
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
         """See `Engine`."""

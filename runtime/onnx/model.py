@@ -74,7 +74,7 @@ class TinyLoraOnnx(PersonalizedModel):
         self._tokenizer = OnnxTokenizer(bundle.onnx)
         self._n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
         self._session = open_session(path, n_threads=n_threads)
-        self._loop = Loop([self._engine(1, self._n_ctx, check=True)], closed=CLOSED)
+        self._loop = Loop([self._engine(1, self._n_ctx)], closed=CLOSED)
         finalize(self, self._loop.close).atexit = False
         self.dependents.add(self._loop)
         self._opened()
@@ -114,7 +114,7 @@ class TinyLoraOnnx(PersonalizedModel):
         with self.in_use():
             return self._engine(max(rows, 2), n_ctx)
 
-    def _engine(self, rows: int, n_ctx: int, *, check: bool = False) -> OnnxEngine:
+    def _engine(self, rows: int, n_ctx: int) -> OnnxEngine:
         made = OnnxEngine(
             self._session,
             factors=self.bases.factors,
@@ -122,7 +122,6 @@ class TinyLoraOnnx(PersonalizedModel):
             n_ctx=n_ctx,
             head_size=self.chat_tokenizer.head_size,
             path=self.model_path,
-            check=check,
         )
         self._engines.add(made)
         return made
