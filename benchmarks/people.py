@@ -9,12 +9,17 @@ from the last `n` of the first 200, and the next 100 are measured. A shared vect
 fewer messages, up to 150 of each, once a size and seed.
 
 An arm is `base`; `prompt-K`, the base behind the user's K messages before; `shared`, the shared vector;
-`own-SIZE`, a vector of the user's own on the shared one; `alone-SIZE`, without it; `other-SIZE`, that of the
-user before on the shared one; `lora-K` and `shared-lora-K`, a LoRA on the same layers. A SIZE is `numbers-N`
-or `rank-K`, K being k or PxQ. The last tenth of what is learned from ends each run, and chooses what is
-measured and which of a LoRA's step sizes counts. What was learned is measured in int8. Texts are learned
-and measured as `train` does it, in torch on the dequantized weights. A run in the record is not run again;
-`--frames` is a folder of vectors.
+`shared-prompt-K`, both; `own-SIZE`, a vector of the user's own on the shared one; `alone-SIZE`, without it;
+`other-SIZE`, that of the user before on the shared one; `lora-K` and `shared-lora-K`, a LoRA on the same
+layers. A SIZE is `numbers-N` or `rank-K`, K being k or PxQ. Every run takes all its steps. The last tenth of
+what is learned from, five messages at least, chooses which of the vectors on the way is measured, and which
+of a LoRA's step sizes counts. What was learned is measured in int8. Texts are learned and measured as `train`
+does it, in torch on the dequantized weights. A run in the record is not run again; `--frames` is a folder of
+vectors, and of the bundle that they are for.
+
+`auc` says what a vector tells of the messages it learned: how often one of them has a lower loss than one
+held out (`plain`), or loses more of what it had before learning (`relative`); .5 is chance. `before` is that
+of the plain loss before learning: what the two differ by without it.
 """
 
 from __future__ import annotations
@@ -23,7 +28,6 @@ import argparse
 import math
 import re
 import statistics
-import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -54,13 +58,13 @@ ARCHIVE = "smsCorpus_en_xml_2015.03.09_all"
 COLLECTIONS = {"0", "51", "unknown"}  # ids that are not one person's
 SHORTEST = 16  # characters
 LEARNED, HELD_OUT = 200, 100  # messages of a user
-OTHERS, JUDGED = (
-    150,
-    100,
-)  # messages of another user, and of all of them that end the learning of a shared one
-BATCH, EVERY, PATIENCE = 16, 5, 3  # messages a step, steps between two validations, and those without a gain
+OTHERS = 150  # messages of another user
+JUDGED, FEWEST = 100, 5  # messages that choose a shared vector, and at least of those that choose an own one
+BATCH, EVERY = 16, 5  # messages a step, and steps between two validations
 KEYS = "model", "shared", "user", "arm", "n", "seed", "lr", "steps"
-ARM = re.compile(r"(base|shared)|(prompt|lora|shared-lora)-(\d+)|(own|alone|other)-((?:numbers|rank)-[\dx]+)")
+ARM = re.compile(
+    r"(base|shared)|(prompt|shared-prompt|lora|shared-lora)-(\d+)|(own|alone|other)-((?:numbers|rank)-[\dx]+)"
+)
 
 
 class People(NamedTuple):
@@ -109,6 +113,7 @@ class Study:
         self.model.set_attn_implementation("sdpa")
         self._llm = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=1)
         self._done = {self._key(row) for row in bench.read_study(options.study)}
+        self._starts: dict[tuple[Any, ...], list[float]] = {}
 
     def asked(self) -> Iterator[dict[str, Any]]:
         """Yield what is asked for: users outermost, so that a stopped study has whole users."""
@@ -143,7 +148,7 @@ class Study:
             yield each
             return
         each["seed"] = seed
-        if kind == "shared":
+        if kind in ("shared", "shared-prompt"):
             yield each
             return
         each["steps"] = self.options.steps
@@ -160,8 +165,8 @@ class Study:
             shared.set(self._shared(seed))
             shared.v.requires_grad_(False)
         texts = self.people.measured[user]
-        if plain or kind == "prompt":
-            earlier = texts[LEARNED - int(rank) : LEARNED] if kind == "prompt" else []
+        if plain or kind in ("prompt", "shared-prompt"):
+            earlier = [] if plain else texts[LEARNED - int(rank) : LEARNED]
             groups = self._groups(texts[LEARNED:], earlier)
             tokens = len(groups[0].prompt)
             return judged(self._learner(stack, Nothing()), groups) | {
@@ -178,6 +183,7 @@ class Study:
             adapter: Any = Lora(self.model, self.bundle, int(rank), seed)
             stack.callback(adapter.detach)
             learner = self._learner(stack, adapter)
+            before = self._start(each, learner, learned, held_out)
             facts = fit(learner, [*adapter.trained], each["lr"], learned, seed, each["steps"])
             with torch.no_grad():
                 for part in adapter.trained:
@@ -185,11 +191,20 @@ class Study:
                     part.copy_((part / scale.clamp(min=1e-12)).round() * scale)
             numbers = sum(part.numel() for part in adapter.trained)
             sizes = {"bytes_f16": 2 * numbers, "bytes_int8": numbers + 4 * len(adapter.trained)}
-            return facts | {"numbers": numbers, **sizes} | judged(learner, held_out)
+            told = leaked(learner, learned, held_out, before)
+            return facts | {"numbers": numbers, **sizes} | judged(learner, held_out) | told
         learner = self._learner(stack, self._adapter(stack, size))
+        before = self._start(each, learner, learned, held_out)
         facts = self._fitted(learner, learned, seed, each["steps"], self._frame(each))
         learner.adapter.set(self._read(self._frame(each)))
-        return facts | judged(learner, held_out)
+        return facts | judged(learner, held_out) | leaked(learner, learned, held_out, before)
+
+    def _start(self, each: dict[str, Any], learner: Learner, *texts: Sequence[Group]) -> list[float]:
+        """Return the nats a token of each text before anything of the user's own is learned."""
+        key = tuple(each[part] for part in ("shared", "user", "n", "seed"))
+        if key not in self._starts:
+            self._starts = {key: nats_of(learner, [*texts[0], *texts[1]])}
+        return self._starts[key]
 
     def _fitted(
         self, learner: Learner, groups: Sequence[Group], seed: int, steps: int, frame: Path, **how: Any
@@ -280,18 +295,19 @@ def fit(
     held: int | None = None,
     every: int = EVERY,
 ) -> dict[str, Any]:
-    """Train in place on all but the last texts, which end it: the best of all that were validated stays.
+    """Train in place on all but the last texts, which choose: the best of all that were validated stays.
 
-    The start is one of them. A vector steps in the trainer's coordinates.
+    The start is one of them. No run ends early: the loss of few texts may rise before it falls. A vector
+    steps in the trainer's coordinates.
     """
     began = time.monotonic()
-    held = held or math.ceil(len(groups) / 10)
+    held = held or chosen_by(groups)
     learned, judging = groups[:-held], groups[-held:]
     vector = isinstance(learner.adapter, Adapter)
     first = drawn(seed, 0, min(WHITENED, len(learned)), len(learned))
     adam = Steps(learner, trained, lr, steps, (lambda: [learned[i] for i in first]) if vector else None)
     losses: list[float] = []
-    curve, best, stale = [judged(learner, judging)["nats"]], [part.detach().clone() for part in trained], 0
+    curve, best = [judged(learner, judging)["nats"]], [part.detach().clone() for part in trained]
     for step in range(steps):
         chosen = [learned[i] for i in drawn(seed, step, BATCH, len(learned))]
         loss, gradients = differentiated(learner, trained, chosen)
@@ -300,11 +316,8 @@ def fit(
         if (step + 1) % every and step + 1 < steps:
             continue
         curve.append(judged(learner, judging)["nats"])
-        stale += 1
         if curve[-1] == min(curve):
-            best, stale = [part.detach().clone() for part in trained], 0
-        if stale == PATIENCE:
-            break
+            best = [part.detach().clone() for part in trained]
     with torch.no_grad():
         for part, value in zip(trained, best, strict=True):
             part.copy_(value)
@@ -312,6 +325,33 @@ def fit(
     facts = {"learned": len(learned), "validation": min(curve), "best_step": best_step}
     took = round(time.monotonic() - began, 1)
     return facts | {"used_lr": lr, "done": len(losses), "losses": losses, "curve": curve, "train_s": took}
+
+
+def chosen_by(groups: Sequence[Group]) -> int:
+    """Return how many of a user's messages, the last ones, choose the vector."""
+    return max(FEWEST, math.ceil(len(groups) / 10))
+
+
+def nats_of(learner: Learner, groups: Sequence[Group]) -> list[float]:
+    """Return the nats a token of each text."""
+    return [-float(each.double().mean()) for each in learner.measure(groups)]
+
+
+def leaked(
+    learner: Learner, learned: Sequence[Group], held_out: Sequence[Group], before: Sequence[float]
+) -> dict[str, Any]:
+    """Return how well a threshold on the loss tells learned texts from held-out ones: areas under the curve.
+
+    Texts that chose the vector are neither. `before` are the nats of all texts before learning.
+    """
+    count, after = len(learned) - chosen_by(learned), nats_of(learner, [*learned, *held_out])
+
+    def auc(losses: Sequence[float]) -> float:
+        inside, outside = np.array(losses[:count]), np.array(losses[len(learned) :])[:, None]
+        return float((inside < outside).mean() + (inside == outside).mean() / 2)
+
+    relative = [own - start for own, start in zip(after, before, strict=True)]
+    return {"auc": {"plain": auc(after), "relative": auc(relative), "before": auc(before)}}
 
 
 def judged(learner: Learner, groups: Sequence[Group]) -> dict[str, Any]:
@@ -384,8 +424,8 @@ def main() -> None:
         "--seeds", nargs="+", type=int, default=[0], help="of the shared vector, and of steps"
     )
     arguments.add_argument("--users", type=int, help="those with most messages; by default all")
-    arguments.add_argument("--steps", type=int, default=40, help="at most, of a user's own")
-    arguments.add_argument("--shared-steps", type=int, default=240, help="at most, of the shared vector")
+    arguments.add_argument("--steps", type=int, default=40, help="of a user's own")
+    arguments.add_argument("--shared-steps", type=int, default=240, help="of the shared vector")
     arguments.add_argument("--lora-lrs", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3])
     arguments.add_argument("--outputs", type=int, help="of the factors, for ranks PxQ")
     arguments.add_argument("--base", type=Path, help="a GGUF file; by default SmolLM2-135M-Instruct")
@@ -402,16 +442,19 @@ def main() -> None:
         arguments.error(f"{options.folder} has no {ARCHIVE}.zip")
     options.frames.mkdir(exist_ok=True)
     base = options.base or smollm2()
-    with tempfile.TemporaryDirectory() as work:
-        settings = ExportSettings(outputs=options.outputs)
-        study = Study(options, base, export_gguf(base, Path(work) / "bundle", settings=settings).output)
-        with closing(study._llm):
-            asked = [*study.asked()]
-            if any(each["shared"] for each in asked):
-                for seed in options.seeds:
-                    study.learn_shared(seed)
-            for each in asked:
-                study.run(each)
+    bundle = options.frames / f"{base.stem}.bundle"
+    if (
+        not bundle.exists()
+    ):  # another machine's factors differ in their last bits, and take no vector of these
+        export_gguf(base, bundle, settings=ExportSettings(outputs=options.outputs))
+    study = Study(options, base, bundle)
+    with closing(study._llm):
+        asked = [*study.asked()]
+        if any(each["shared"] for each in asked):
+            for seed in options.seeds:
+                study.learn_shared(seed)
+        for each in asked:
+            study.run(each)
     keys = {study._key(each) for each in asked}
     print(summary([row for row in bench.read_study(options.study) if study._key(row) in keys]))
 
