@@ -347,11 +347,11 @@ def test_free_text_is_judged_by_its_nats(
 def test_a_run_that_finds_nothing_says_what_was_seen(
     tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
 ) -> None:
-    """SFT ends where neither loss nor reward gets better; a loss that falls against the reward is told."""
+    """SFT ends in its second half where nothing gets better; a loss that falls against the reward is told."""
     short = replace(short, start=None)
-    still = replace(short, steps=50, validate_every=1, lr=1e-12)
+    still = replace(short, steps=50, validate_every=1, lr=1e-30)
     with pytest.raises(
-        TrainError, match=r"sft, 4 steps: on answers .*: add examples, .* --minutes, or another"
+        TrainError, match=r"sft, 28 steps: on answers .*: add examples, .* --minutes, or another"
     ):
         train(tiny_bundle, letters_task, tmp_path / "v", options=still)
     calls = iter(range(1000))
@@ -361,6 +361,21 @@ def test_a_run_that_finds_nothing_says_what_was_seen(
     ):
         train(tiny_bundle, falling, tmp_path / "v", options=short)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_rises_before_it_falls_does_not_end_a_run(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([2.0, 2.1, 2.1, 2.1, 2.1, 1.5, 1.4, 1.3, 1.2, 1.1, 1.0])
+
+    def validate(self: trainer.Trainer, v: np.ndarray) -> tuple[np.ndarray, float]:
+        loss = next(losses)
+        return np.full(16, -loss), loss
+
+    monkeypatch.setattr(trainer.Trainer, "validate", validate)
+    chosen = replace(short, method="sft", steps=10, validate_every=1)
+    (phase,) = train(tiny_bundle, letters_task, tmp_path / "v", options=chosen).result.phases
+    assert (phase.best_loss, phase.best_step, phase.stopped) == (1.0, 10, "done")
 
 
 def test_minutes_end_a_run_and_let_the_step_size_fall(

@@ -395,7 +395,10 @@ class Trainer:
             better = score > state.best_score or loss < state.best_loss
         else:
             better = score > state.start_score
-        state.stale = 0 if score > top or loss < _LOWER * state.lowest_loss else state.stale + 1
+        # Long first steps may raise the loss of few answers before it falls: half the budget is theirs.
+        early = state.lowest_loss >= state.start_loss and self._used(state.step) < 0.5
+        progress = score > top or loss < _LOWER * state.lowest_loss
+        state.stale = 0 if progress or early else state.stale + 1
         if as_good(scores, state.top_scores) and better:
             state.best_v, state.best_step = state.v.copy(), state.step
             state.best_scores, state.best_score, state.best_loss = scores, score, loss
