@@ -26,7 +26,7 @@ from tinylora_edge.eval.scores import evaluate
 from tinylora_edge.exporters import export_onnx
 from tinylora_edge.runtime.engine import Part
 from tinylora_edge.tasks import Task, load_task
-from tinylora_edge.tasks.builtin import load_general
+from tinylora_edge.tasks.load import load_general
 
 GGUF, FLOAT = "llama.cpp, Q4_1", "fp32"
 PRECISIONS = FLOAT, "int8", "int4"

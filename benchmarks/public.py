@@ -40,7 +40,7 @@ from tinylora_edge.factors import read_shape
 from tinylora_edge.process import cores
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.tasks import Preamble, Sample, Task, draw_examples
-from tinylora_edge.tasks.builtin import load_general
+from tinylora_edge.tasks.load import load_general
 from tinylora_edge.train import Adapter, Group, Learner
 from tinylora_edge.train.batches import KEEP, REHEARSED_TOKENS, Rehearsal
 from tinylora_edge.train.model import give_back, hf_names, load_model

@@ -44,7 +44,7 @@ TASKS = {"brevity": 0.2, "list-lookup": 0.2}
 
 def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Tune and measure with one seed, in this process."""
-    task, rows = load_task(name, seed=seed, held_out=options.held_out), list[dict[str, Any]]()
+    task, rows = load_task(name, held_out=options.held_out), list[dict[str, Any]]()
     if "behind" in arm:
         task = best_prompt(name).before_task(task)
     with tempfile.TemporaryDirectory() as folder:

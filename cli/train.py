@@ -111,7 +111,7 @@ def train(
         vector = MicroVector.from_bytes(vectors.read(str(start)), bases)
         values = grown(vector, bases, options.basis(bases))
         options = replace(options, start=values, sequence=vectors.next_sequence(vector))
-    loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates, seed=seed)
+    loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates)
     loaded = opts.make_preamble(loaded, system, examples).before_task(loaded)
     with training_progress() as show:
         outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)

@@ -67,7 +67,7 @@ def tune(
             if resume
             else f"{state} holds the state of an unfinished run: go on with --resume, or remove it"
         )
-    loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates, seed=seed)
+    loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates)
     if is_text(loaded.reward):
         raise TrainError(
             f"{data}: its answers are free text, and tune learns from a reward: name one (--reward), or "

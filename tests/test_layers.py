@@ -64,7 +64,6 @@ OPTIONAL = {  # layer -> packages of extras that it imports in functions only
     "formats": {"cryptography"},
     "shipping": {"fsspec", "segno"},
     "runtime": {"cmaes", "llguidance", "jinja2"},  # which llama-cpp-python brings along
-    "tasks": {"huggingface_hub", "pyarrow"},
     "cli": set(ENGINES),
 }
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora_edge.tasks import BUILTIN, Sample, Task, load_task
-from tinylora_edge.tasks.builtin import load_general
 from tinylora_edge.tasks.files import rank
-from tinylora_edge.tasks.guards import words
+from tinylora_edge.tasks.load import load_general
+from tinylora_edge.tasks.rewards import words
 
 NAMES = "brevity", "list-lookup"
 
@@ -111,7 +111,7 @@ def test_snips_holds_utterances_out_and_has_the_intents_of_its_calls() -> None:
     assert (len(intents.train), intents.reward) == (490, snips.reward)
 
 
-@pytest.mark.parametrize("name", [name for name in BUILTIN if name != "gsm8k"])
+@pytest.mark.parametrize("name", BUILTIN)
 def test_no_general_prompt_is_a_prompt_of_a_task(name: str) -> None:
     task = load_task(name)
     prompts = {normalized(sample.text) for sample in (*task.train, *task.held_out, *task.shifted)}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinylora_edge.tasks.answers import final_number
+from tinylora_edge.tasks.rewards import final_number
 
 
 @pytest.mark.parametrize(

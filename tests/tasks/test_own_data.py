@@ -169,7 +169,7 @@ def test_a_label_is_the_answer_and_nothing_else(text: str, ended: bool, score: f
 
 def test_the_schema_of_labels_is_the_answers(write: Write, tmp_path: Path) -> None:
     rows = [*UTTERANCES, {"prompt": "Far away?", "answer": "a new one"}]
-    assert load_task(write(*rows), held_out=1, train=2, schema="label", reward="label").schema == [
+    assert load_task(write(*rows), held_out=1, schema="label", reward="label").schema == [
         "a new one",
         *TOPICS,
     ]
@@ -203,15 +203,11 @@ def test_a_thousand_labels_are_the_most(write: Write) -> None:
 
 
 def test_what_stands_twice(write: Write) -> None:
-    again = {"prompt": UTTERANCES[2]["prompt"].upper(), "answer": "card linking"}
-    path = write(*UTTERANCES, UTTERANCES[0], UTTERANCES[1], again)
-    repeated, differing, _ = load_task(path).notes
+    path = write(*UTTERANCES, UTTERANCES[0], UTTERANCES[1])
+    repeated, _ = load_task(path).notes
     assert repeated == f"2 lines that repeat another, such as {path}:21 (--drop-duplicates leaves them out)"
-    assert differing == (
-        f"1 prompt has different answers, such as 'card arrival' at {path}:3 and 'card linking' at {path}:23"
-    )
     task = load_task(path, drop_duplicates=True)
-    assert len(everything(task)) == 21
+    assert len(everything(task)) == 20
     assert task.notes[0].startswith("left out 2 lines that repeat another")
 
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from tinylora_edge import TrainError
 from tinylora_edge.tasks import Sample, rewards
-from tinylora_edge.tasks.guards import words
-from tinylora_edge.tasks.rewards import REWARDS, parse_reward
+from tinylora_edge.tasks.rewards import REWARDS, parse_reward, words
 
 APPLES = question("Tom has 3 apples and gets 4 more. How many has Tom now?", "3 + 4 = 7\n#### 7")
 LARGEST = question("Is the largest of these numbers 12, 5, or 40?", "40")

@@ -77,19 +77,17 @@ def test_an_answer_that_is_json_becomes_its_text(write: Write) -> None:
 def test_openais_form_is_prompt_and_answer(write: Write) -> None:
     chat = [{"role": "system", "content": "Be kind."}, {**USER, "name": "Ann"}]
     turns = [*chat, {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "Bye"}]
-    last = {"role": "assistant", "content": " Goodbye. ", "weight": 1, "refusal": None}
+    last = {"role": "assistant", "content": " Goodbye. ", "refusal": None}
     task = load_task(
         write(
             {"messages": [*chat, {"role": "assistant", "content": "Hello."}], "split": "train"},
-            {"messages": [*turns, last], "functions": [{"name": "wave"}], "split": "held_out"},
+            {"messages": [*turns, last], "split": "held_out"},
         )
     )
     assert task.train == (Sample((chat[0], USER), "Hello."),)
     (held_out,) = task.held_out
     assert (held_out.answer, len(held_out.prompt)) == ("Goodbye.", 4)
     assert held_out.text == "Be kind.\nHi\nHello!\nBye"
-    assert "the name of a message is not shown to the model (2 lines)" in task.notes
-    assert "functions is not shown to the model (1 line)" in task.notes
 
 
 WAVE = {"type": "function", "function": {"name": "wave", "parameters": {"type": "object", "properties": {}}}}
@@ -147,7 +145,7 @@ def test_a_text_without_a_prompt_is_learned_as_it_is(write: Write, name: str) ->
     assert 5 <= len(task.held_out) <= 14
     assert (task.reward, task.max_tokens) == (rewards.text, 16)
     assert task.notes == [
-        f"1 line that repeat another, such as {path}:42 (--drop-duplicates leaves them out)",
+        f"1 lines that repeat another, such as {path}:42 (--drop-duplicates leaves them out)",
         "41 texts without prompts: learned as they are, measured by nats a token",
     ]
     assert len(load_task(path, drop_duplicates=True).train) == len(task.train) - (
@@ -193,12 +191,12 @@ def test_a_malformed_text_is_named(write: Write, line: Any, message: str) -> Non
     [
         ('{"prompt": "a"', "not JSON: .*, expected one JSON object a line"),
         ('["a"]', "a list of 1, expected a JSON object"),
-        ('{"prompt": "Gr\u00fc\u00dfe"}'.encode("latin-1"), "byte 15 of the line is 0xfc, which is no UTF-8"),
+        ('{"prompt": "Gr\u00fc\u00dfe"}'.encode("latin-1"), "the byte 0xfc is no UTF-8"),
         ("[" * 100_000, "not JSON: it is nested too deeply"),
         (b'{"prompt": "NaN", "answer": {"x": NaN}}', "not JSON: NaN is no JSON"),
         (b'{"prompt": "a", "answer": 1e999}', "not JSON: the number 1e999 is too large"),
         (b'{"prompt": "a", "answer": {"x": 1, "x": 2}}', "not JSON: the key 'x' is there twice"),
-        (b'{"prompt": "' + b"a" * (1 << 24) + b'"}', "the line is longer than 16,777,216 bytes"),
+        (b'{"prompt": "' + b"a" * (1 << 24) + b'"}', "not JSON: it has more than 16,777,216 bytes"),
         ({}, 'found neither, expected either "prompt" or "messages", or a "text"'),
         ({"prompt": "a", "messages": []}, "found both, expected either"),
         ({"prompt": ""}, '"prompt" is blank text, expected text'),
@@ -212,10 +210,7 @@ def test_a_malformed_text_is_named(write: Write, line: Any, message: str) -> Non
         ({"messages": [{"role": "assistant", "content": "a"}]}, "from no one, expected 'user'"),
         ({"messages": [{"role": "system", "content": "a"}]}, "from 'system', expected 'user'"),
         ({"messages": [USER, {"role": "assistant", "content": "Hi"}], "answer": "b"}, "found .answer., and"),
-        (
-            {"messages": [USER, {"role": "assistant", "content": "Hi", "weight": 0}]},
-            "the last message has the weight 0, but it is what is learned",
-        ),
+        ({"messages": [USER, {"role": "assistant", "content": "Hi", "weight": 0}]}, "message 2 is"),
         ({"messages": [USER, called("bow")], "tools": [WAVE]}, "calls 'bow', which is none of its"),
         ({"messages": [USER, called()], "tools": "wave"}, "tools is no list"),
         ({"messages": [{**USER, "tool_calls": called()["tool_calls"]}]}, "expected .*TEXT"),
@@ -237,10 +232,10 @@ def test_a_malformed_line_is_named(write: Write, line: Any, message: str) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", ": the file is empty, expected rows under a header with prompt and answer"),
-        ("prompt\nHi\n", ":1: one column, 'prompt', expected prompt and answer, with a comma between"),
+        ("prompt,answer\n", ": the file is empty, expected rows under a header with prompt and answer"),
+        ("prompt\nHi\n", ":1: the columns are 'prompt', expected prompt and answer, and others"),
         ("prompt,answer,answer\nHi,Ho,Ha\n", ":1: the columns are .*, but none twice"),
-        ('prompt,answer\n"Hi\nyou",Ho\nHi, you,Ho\n', ":4: 3 columns, expected 2 as in the header"),
+        ('prompt,answer\n"Hi\nyou",Ho\nHi, you,Ho\n', ":4: other columns than the 2 of the header"),
         ("prompt,answer\nHi,Ho\nHi,\n", ':3: "answer" is blank text'),
         ('prompt,answer\nHi,Ho\n"Hi,Ho\n', ":3: not CSV: unexpected end of data"),
         ("prompt,answer,raw\nHi,Ho,perhaps\n", ":2: \"raw\" is the string 'perhaps', expected true or false"),
@@ -254,14 +249,11 @@ def test_a_wrong_csv_is_refused_in_one_line(tmp_path: Path, text: str, message: 
 
 
 def test_a_file_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "DATA_BYTES", 1000)
     for path in (tmp_path / "zeros.jsonl", tmp_path / "zeros.csv"):
         path.symlink_to("/dev/zero")
-        with pytest.raises(TrainError, match=r"zeros\.\w+:1: the line is longer than 16,777,216 bytes"):
+        with pytest.raises(TrainError, match=r"zeros\.\w+: the file is longer than 1,000 bytes"):
             load_task(path)
-    (tmp_path / "blank.jsonl").write_bytes(b"\n" * 2000)
-    monkeypatch.setattr(files, "DATA_BYTES", 1000)
-    with pytest.raises(TrainError, match=r"blank\.jsonl:1001: the file is longer than 1,000 bytes"):
-        load_task(tmp_path / "blank.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +261,7 @@ def test_a_file_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ([], "own.jsonl: the file is empty, expected one JSON object a line"),
         ([b"\xef\xbb\xbf"], "own.jsonl: the file is empty"),
-        ([b"\xff\xfe{\x00"], ":1: the file is in UTF-16: save it as UTF-8"),
+        ([b"\xff\xfe{\x00"], ":1: the byte 0xff is no UTF-8: save the file as UTF-8"),
         ([SPLIT[0]], "1 training and 0 held-out samples, expected at least one held-out"),
         ([SPLIT[1]], "0 training and 1 held-out samples, expected at least one training"),
     ],
@@ -280,7 +272,9 @@ def test_a_file_without_what_a_task_needs(write: Write, lines: list[Any], messag
 
 
 def test_a_file_that_is_not_there_lists_the_tasks() -> None:
-    with pytest.raises(TrainError, match="no task and no file 'list-lokup': choose from brevity, gsm8k"):
+    with pytest.raises(
+        TrainError, match="no task and no file 'list-lokup': choose from brevity, list-lookup"
+    ):
         load_task("list-lokup")
 
 
@@ -293,7 +287,7 @@ def test_without_a_split_a_fifth_is_held_out_by_the_prompt_alone(write: Write) -
     assert len(one.train) + len(one.held_out) == 600
     assert 90 <= len(one.held_out) <= 150
     more = [{"prompt": f"Another {number}?", "answer": "1"} for number in range(100)]
-    other = load_task(write(*more, *reversed(rows), name="two.jsonl"), reward="number", seed=5, held_out=1000)
+    other = load_task(write(*more, *reversed(rows), name="two.jsonl"), reward="number", held_out=1000)
     assert {sample.text for sample in one.held_out} <= {sample.text for sample in other.held_out}
     assert {sample.text for sample in one.train} <= {sample.text for sample in other.train}
 
@@ -324,26 +318,15 @@ def test_shifted_lines_are_a_second_set_to_measure_on(write: Write) -> None:
     task = load(path)
     assert (task.train, task.held_out) == ((Sample("one"),), (Sample("two"),))
     assert {sample.text for sample in task.shifted} == {row["prompt"] for row in shifted}
-    assert load(path, held_out=2, seed=1).shifted == task.shifted[:2]
-
-
-def test_the_seed_chooses_among_the_training_samples(write: Write) -> None:
-    path = write(*prompts(300))
-    everything = load(path).train
-    first, again, other = (load(path, train=20, seed=seed).train for seed in (0, 0, 1))
-    assert first == again != other
-    assert len(first) == 20
-    positions = [everything.index(sample) for sample in first]
-    assert positions == sorted(positions)
-    assert load(path, train=10_000).train == everything
+    assert load(path, held_out=2).shifted == task.shifted[:2]
 
 
 # Arguments
 
 
 def test_arguments_replace_the_tasks_own_settings() -> None:
-    task = load_task("list-lookup", reward="max_words(3)", train=7, held_out=3, max_tokens=5, temperature=1.5)
-    assert (len(task.train), len(task.held_out), task.max_tokens, task.temperature) == (7, 3, 5, 1.5)
+    task = load_task("list-lookup", reward="max_words(3)", held_out=3, max_tokens=5, temperature=1.5)
+    assert (len(task.held_out), task.max_tokens, task.temperature) == (3, 5, 1.5)
     assert task.score(completed("Some clouds."), task.train[0]) == 1.0
     assert task.score(completed(f"The last word is {task.train[0].answer}."), task.train[0]) == 0.0
 
@@ -352,7 +335,7 @@ def test_arguments_replace_the_tasks_own_settings() -> None:
     ("arguments", "message"),
     [
         ({"held_out": 0}, "held_out is 0, expected a whole number of at least 1"),
-        ({"train": True}, "train is True"),
+        ({"max_tokens": True}, "max_tokens is True"),
         ({"temperature": 0.0}, "temperature is 0.0, expected a number above 0"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"reward": 5}, "reward is 5, expected a callable or text"),

@@ -75,7 +75,7 @@ def test_a_layer_goes_before_the_recipe(tmp_path: Path) -> None:
 def test_the_reward_for_math(answer: str, reference: str, score: float) -> None:
     sys.path.insert(0, str(ROOT / "recipes"))
     try:
-        from math_boxed import boxed
+        from problems import boxed
     finally:
         sys.path.pop(0)
     assert boxed(Completion(answer, True, 9), Sample("x", reference)) == score
@@ -193,7 +193,7 @@ def test_a_command_that_cannot_run_says_one_line(
             "has no step size of its own: give one with options.lr",
         ),
         (["--recipe", str(tmp_path / "bad.toml")], "not TOML"),
-        (["--recipe", recipe, "--set", "task=gsm8k:none.jsonl"], "none.jsonl"),
+        (["--recipe", recipe, "--set", "task=none.jsonl"], "none.jsonl"),
         ([*lookup, "--vllm"], "original weights: name them with --model"),
         ([*lookup, "--set", "grpo.speed=3"], "TRL does not take these settings: .*speed"),
     ]

@@ -71,13 +71,22 @@ def write_problems(folder: Path) -> dict[str, Path]:
         {"problem": f"What is ${n}/2$?", "solution": rf"It is $\boxed{{\frac{{{n}}}{{2}}}}$."}
         for n in range(400)
     ]
-    for name, rows in (("gsm8k", gsm8k), ("train", maths[:394]), ("test", maths[392:])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, str(ROOT / "recipes" / "math_boxed.py"), str(folder / "train.jsonl")]
-    command += ["--test", str(folder / "test.jsonl"), "-o", str(folder / "math.jsonl")]
-    made = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "392 to train on, 8 held out" in made.stderr
-    return {"gsm8k": Path(f"gsm8k:{folder / 'gsm8k.jsonl'}"), "math": folder / "math.jsonl"}
+    for task, rows in (("gsm8k", gsm8k), ("math", maths)):
+        paths = [folder / f"{name}.jsonl" for name in ("train", "test", task)]
+        for path, part in zip(paths, (rows[:-6], rows[-8:]), strict=False):
+            path.write_text("".join(json.dumps(row) + "\n" for row in part))
+        command = [
+            sys.executable,
+            ROOT / "recipes" / "problems.py",
+            paths[0],
+            "--test",
+            paths[1],
+            "-o",
+            paths[2],
+        ]
+        made = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert f"{len(rows) - 8} to train on, 8 held out" in made.stderr
+    return {task: folder / f"{task}.jsonl" for task in ("gsm8k", "math")}
 
 
 LIMIT, END = 6, 257

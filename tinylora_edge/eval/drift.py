@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from ..errors import TrainError
 from ..runtime.model import PersonalizedModel
 from ..tasks import Prompt, Sample
-from ..tasks.builtin import load_general
-from ..tasks.guards import repeats, words
+from ..tasks.load import load_general
+from ..tasks.rewards import repeats, words
 from ..vector import MicroVector
 
 _DRAWN = 32  # tokens of an answer that the divergence is estimated on
@@ -102,7 +102,7 @@ def measure_drift(
         vector: to measure; None, for the base itself, has a drift of 0. What lies beneath it takes the place
             of the base.
         prompts: texts, lists of chat messages, or samples. A sample with an `answer`, or with `answers` in
-            its data, is checked for being right. None: those that are shipped (`tasks.builtin.load_general`).
+            its data, is checked for being right. None: those that are shipped (`tasks.load.load_general`).
         count: ask the first so many only.
         seed: of the answers that the base draws.
         n_threads: cores to use; by default all that the engine would take.

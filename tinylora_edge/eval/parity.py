@@ -15,7 +15,7 @@ from ..formats.bundle import load_bundle
 from ..runtime.llama import import_llama_cpp
 from ..runtime.load import LLAMA, ONNX, load, missing_engine
 from ..runtime.model import PersonalizedModel
-from ..tasks.builtin import load_general
+from ..tasks.load import load_general
 
 PROMPTS, TOKENS, BEGINNING = 16, 24, 8
 _N_CTX = 64  # of the model's own context, which nothing is asked in

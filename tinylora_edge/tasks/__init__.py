@@ -7,11 +7,9 @@ before every prompt, and `draw_examples` draws those from the training split.
 """
 
 from . import rewards
-from .builtin import BUILTIN
-from .load import load_task, read_schema
-from .preamble import Preamble, draw_examples
+from .load import BUILTIN, load_task, read_schema
 from .sample import Prompt, Sample
-from .task import Completion, Reward, Task
+from .task import Completion, Preamble, Reward, Task, draw_examples
 
 __all__ = [
     "BUILTIN",

@@ -27,17 +27,17 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ..errors import RequestError, TrainError
 from ..jsonio import parse_json
-from ..limits import DATA_BYTES, DOCUMENT_BYTES
+from ..limits import DATA_BYTES
 from .sample import Sample, read_functions, template_input
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ HELD_OUT_SHARE = 0.2
 
 _SURELY_HELD_OUT = 8  # prompts at most of a small file, whose hashes may leave out too few
 
-_OF_ALL = {"role", "content", "name", "weight"}
+_OF_ALL = {"role", "content", "name"}
 _ROLES: dict[str, set[str]] = {
     "system": set(),
     "user": set(),
@@ -58,7 +58,6 @@ _ROLES: dict[str, set[str]] = {
 _SPLITS = ("held_out", "shifted", "train")
 _KEYS = ("prompt", "messages", "answer", "split", "raw", "tools")
 _OF_PROMPTS = ("answer", "raw", "tools")  # keys that a text does not have
-_UNSEEN = ("functions",)  # keys of OpenAI's form, which here do not reach the model
 
 
 class Lines(NamedTuple):
@@ -81,7 +80,7 @@ class _Line(NamedTuple):
 def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `file:line` and the JSON object of every line that is not blank; `what` is what lines are."""
     empty = True
-    for number, line in _lines(path, what):
+    for number, line in enumerate(_lines(path, what), 1):
         if line.strip():
             empty = False
             yield f"{path}:{number}", _object(f"{path}:{number}", line)
@@ -102,14 +101,13 @@ def read_samples(path: Path, *, drop_duplicates: bool = False) -> Lines:
             in two splits.
     """
     readers = {".csv": _csv_rows, ".txt": _text_rows}
-    unseen: Counter[str] = Counter()
-    lines = [_line(*row, unseen) for row in readers.get(path.suffix.lower(), read_objects)(path)]
+    lines = [_line(*row) for row in readers.get(path.suffix.lower(), read_objects)(path)]
     for line in lines:
         if line.sample.unprompted != lines[0].sample.unprompted:
             raise TrainError(
                 f"{line.place}: a file has prompts or texts without one, and not both: make two files of it"
             )
-    notes = [f"{key} is not shown to the model ({_lines_of(count)})" for key, count in unseen.items()]
+    notes: list[str] = []
     without = [line for line in lines if line.split is None]
     if len(without) == len(lines):
         threshold = _threshold({line.rank for line in lines})
@@ -127,12 +125,11 @@ def read_samples(path: Path, *, drop_duplicates: bool = False) -> Lines:
 
 
 def _distinct(lines: list[_Line], drop: bool, notes: list[str]) -> list[_Line]:
-    """Return lines without duplicates, where they are dropped; refuse, count or note them otherwise."""
+    """Return lines without duplicates, where they are dropped; refuse or note them otherwise."""
     owners: dict[float, _Line] = {}
     for line in sorted(lines, key=lambda line: _SPLITS.index(str(line.split))):
         owners.setdefault(line.rank, line)  # the first of the split that stays: what is measured goes first
-    kept, crossing, repeated, differing = [], 0, list[_Line](), dict[float, _Line]()
-    seen: set[tuple[float, str | None]] = set()
+    kept, crossing, repeated, seen = [], 0, list[_Line](), set[tuple[float, str | None]]()
     for line in lines:
         owner = owners[line.rank]
         if line.split != owner.split:
@@ -147,23 +144,13 @@ def _distinct(lines: list[_Line], drop: bool, notes: list[str]) -> list[_Line]:
             repeated.append(line)
             if drop:
                 continue
-        elif line.sample.answer != owner.sample.answer:
-            differing.setdefault(line.rank, line)
         seen.add((line.rank, line.sample.answer))
         kept.append(line)
     if crossing:
-        notes.append(f"left out {_lines_of(crossing)} whose prompt is measured on, too")
+        notes.append(f"left out {crossing:,} lines whose prompt is measured on, too")
     if repeated:
-        again = f"{_lines_of(len(repeated))} that repeat another, such as {repeated[0].place}"
+        again = f"{len(repeated):,} lines that repeat another, such as {repeated[0].place}"
         notes.append(f"left out {again}" if drop else f"{again} (--drop-duplicates leaves them out)")
-    if differing:
-        other = next(iter(differing.values()))
-        first = owners[other.rank]
-        what = "1 prompt has" if len(differing) == 1 else f"{len(differing):,} prompts have"
-        notes.append(
-            f"{what} different answers, such as {first.sample.answer!r:.60} at {first.place} and "
-            f"{other.sample.answer!r:.60} at {other.place}"
-        )
     return kept
 
 
@@ -185,17 +172,6 @@ def rank(sample: Sample) -> float:
     return int.from_bytes(hashlib.sha256(canonical).digest()[:6], "big") / 2**48
 
 
-def split_by_prompt(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Return train and held-out samples: about a fifth of the distinct prompts, whatever else a file has."""
-    ranks = list(map(rank, samples))
-    threshold = _threshold(set(ranks))
-    train: list[Sample] = []
-    held_out: list[Sample] = []
-    for sample, place in zip(samples, ranks, strict=True):
-        (held_out if place < threshold else train).append(sample)
-    return train, held_out
-
-
 def _threshold(ranks: Iterable[float]) -> float:
     """Return the rank below which distinct prompts are held out, so that a small file has some of both."""
     ordered = sorted(ranks)
@@ -215,34 +191,23 @@ def kind_of(value: Any) -> str:
     return "null" if value is None else f"{json.dumps(value)}"
 
 
-def _lines_of(count: int) -> str:
-    return "1 line" if count == 1 else f"{count:,} lines"
-
-
-def _lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a text in UTF-8, with their numbers from 1."""
-    number = total = 0
+def _lines(path: Path, what: str) -> io.StringIO:
+    """Return the lines of a text in UTF-8."""
     try:
         with path.open("rb") as file:
-            while line := file.readline(DOCUMENT_BYTES + 1):
-                number, total = number + 1, total + len(line)
-                if len(line) > DOCUMENT_BYTES:
-                    raise TrainError(f"{path}:{number}: the line is longer than {DOCUMENT_BYTES:,} bytes")
-                if total > DATA_BYTES:
-                    raise TrainError(f"{path}:{number}: the file is longer than {DATA_BYTES:,} bytes")
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")  # the BOM that some editors write
-                    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:4]:
-                        raise TrainError(f"{path}:1: the file is in UTF-16: save it as UTF-8")
-                try:
-                    yield number, line.decode()
-                except UnicodeDecodeError as error:
-                    found = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
-                    raise TrainError(
-                        f"{path}:{number}: {found}, which is no UTF-8: save it as UTF-8"
-                    ) from None
+            data = file.read(DATA_BYTES + 1)
     except OSError as error:
         raise TrainError(f"{path}: cannot read {what}: {error.strerror}") from error
+    if len(data) > DATA_BYTES:
+        raise TrainError(f"{path}: the file is longer than {DATA_BYTES:,} bytes")
+    try:
+        text = data.decode("utf-8-sig")  # some editors write a byte order mark
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        raise TrainError(
+            f"{path}:{number}: the byte 0x{data[error.start]:02x} is no UTF-8: save the file as UTF-8"
+        ) from None
+    return io.StringIO(text, newline="\n")
 
 
 def _object(place: str, line: str) -> dict[str, Any]:
@@ -260,55 +225,41 @@ def _object(place: str, line: str) -> dict[str, Any]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `file:line` and the filled cells of every row, by the names of the header."""
-    reader = csv.reader((line for _, line in _lines(path, "the task's samples")), strict=True)
-    header, start, empty = list[str](), 1, True
+    reader, empty = csv.DictReader(_lines(path, "the task's samples"), strict=True), True
     try:
+        names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        if not {"prompt", "answer"} <= set(names) or len(set(names)) < len(names) or "messages" in names:
+            raise TrainError(
+                f"{path}:1: the columns are {', '.join(map(repr, names))}, expected prompt and answer, and "
+                "others if you like, with commas between, but none twice and no messages"
+            )
         for cells in reader:
-            place, start = f"{path}:{start}", reader.line_num + 1
-            if not any(map(str.strip, cells)):
-                continue
-            if not header:
-                header = _header(place, cells)
-            elif len(cells) != len(header):
+            place = f"{path}:{reader.line_num}"
+            if None in cells or None in cells.values():
                 raise TrainError(
-                    f"{place}: {len(cells)} columns, expected {len(header)} as in the header: put text that "
-                    "has commas into double quotes"
+                    f"{place}: other columns than the {len(names)} of the header: put text that has commas "
+                    "into double quotes"
                 )
-            else:
-                empty = False
-                row: dict[str, Any] = {"prompt": "", "answer": ""}
-                row.update((name, cell) for name, cell in zip(header, cells, strict=True) if cell.strip())
-                if row.get("raw", "").lower() in ("true", "false"):
-                    row["raw"] = row["raw"].lower() == "true"
-                yield place, row
+            row: dict[str, Any] = {name: cell for name, cell in cells.items() if cell.strip()}
+            if not row:
+                continue
+            empty = False
+            if row.get("raw", "").lower() in ("true", "false"):
+                row["raw"] = row["raw"].lower() == "true"
+            yield place, {"prompt": "", "answer": "", **row}
     except csv.Error as error:
-        raise TrainError(f"{path}:{start}: not CSV: {error}") from None
+        raise TrainError(f"{path}:{reader.line_num}: not CSV: {error}") from None
     if empty:
         raise TrainError(f"{path}: the file is empty, expected rows under a header with prompt and answer")
 
 
-def _header(place: str, cells: Sequence[str]) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    if len(names) == 1:
-        raise TrainError(
-            f"{place}: one column, {cells[0][:60]!r}, expected prompt and answer, with a comma between"
-        )
-    if not {"prompt", "answer"} <= set(names) or len(set(names)) < len(names) or "messages" in names:
-        raise TrainError(
-            f"{place}: the columns are {', '.join(map(repr, names))}, expected prompt and answer, and others "
-            "if you like, but none twice and no messages"
-        )
-    return names
-
-
 def _text_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `file:line` and the text of every line that is not blank."""
-    rows = ((number, line.rstrip("\r\n")) for number, line in _lines(path, "the task's texts"))
     empty = True
-    for number, line in rows:
+    for number, line in enumerate(_lines(path, "the task's texts"), 1):
         if line.strip():
             empty = False
-            yield f"{path}:{number}", {"text": line}
+            yield f"{path}:{number}", {"text": line.rstrip("\r\n")}
     if empty:
         raise TrainError(f"{path}: the file is empty, expected a text a line")
 
@@ -322,7 +273,7 @@ def _text(place: str, row: Mapping[str, Any]) -> Sample:
     return Sample("", text, {name: row[name] for name in row if name not in ("text", "split")}, raw=True)
 
 
-def _line(place: str, row: Mapping[str, Any], unseen: Counter[str]) -> _Line:
+def _line(place: str, row: Mapping[str, Any]) -> _Line:
     split = row.get("split")
     if not (split is None or split in _SPLITS):
         raise TrainError(f'{place}: "split" is {split!r}, expected "train", "held_out" or "shifted"')
@@ -338,7 +289,7 @@ def _line(place: str, row: Mapping[str, Any], unseen: Counter[str]) -> _Line:
     key = "prompt" if "prompt" in row else "messages"
     prompt, functions = row[key], _checked(place, read_functions, row.get("tools") or ())
     if key == "messages" or isinstance(prompt, list):
-        *before, last = messages = _messages(place, key, prompt, unseen)
+        *before, last = messages = _messages(place, key, prompt)
         rendered = _checked(place, template_input, messages, functions, own=False).messages
         if key == "messages" and last["role"] == "assistant":
             if answer is not None:
@@ -359,7 +310,6 @@ def _line(place: str, row: Mapping[str, Any], unseen: Counter[str]) -> _Line:
         raise TrainError(f'{place}: "prompt" is {kind_of(prompt)}, expected text or a list of messages')
     if raw and functions:
         raise TrainError(f'{place}: "raw" is true, but only a template tells a model of "tools"')
-    unseen.update(name for name in _UNSEEN if row.get(name))
     data = {name: value for name, value in row.items() if name not in _KEYS}
     sample = Sample(prompt, _answer(place, answer, raw), data, raw, tools=functions)
     return _Line(place, sample, rank(sample), split)
@@ -383,8 +333,8 @@ def _checked(place: str, read: Callable[..., T], *arguments: Any, **options: Any
         raise TrainError(f"{place}: {error}") from None
 
 
-def _messages(place: str, key: str, value: Any, unseen: Counter[str]) -> tuple[dict[str, Any], ...]:
-    """Return messages of role, content and calls: a `name` is left out, and so is a `weight` that says 1."""
+def _messages(place: str, key: str, value: Any) -> tuple[dict[str, Any], ...]:
+    """Return messages of role, content and calls; a `name` is left out."""
     if not isinstance(value, list) or not value:
         raise TrainError(f'{place}: "{key}" is {kind_of(value)}, expected a list of messages')
     messages = []
@@ -399,12 +349,5 @@ def _messages(place: str, key: str, value: Any, unseen: Counter[str]) -> tuple[d
                 f'{place}: message {number} is {json.dumps(message)[:200]}, expected {{"role": ..., '
                 f'"content": TEXT}} with a role of {", ".join(_ROLES)}'
             )
-        if number == len(value) and message.get("weight") not in (None, 1):
-            raise TrainError(
-                f"{place}: the last message has the weight {message['weight']!r}, but it is what is learned: "
-                "leave out the weight, or the line"
-            )
-        if message.get("name"):
-            unseen["the name of a message"] += 1
         messages.append({"role": role, "content": content, **{name: row[name] for name in more & present}})
     return tuple(messages)

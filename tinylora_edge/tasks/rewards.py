@@ -22,20 +22,26 @@ Four compare with the sample's own answer, and are read off the answers of a fil
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from difflib import SequenceMatcher
+from fractions import Fraction
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..errors import TrainError
-from .answers import Leaves, final_number, leaves, read_answer, stands_in
-from .guards import contains, copies, count_words, repeats, says_something, words
-from .sample import CALL_BEGIN, Sample
+from ..jsonio import parse_json
+from .sample import CALL, CALL_BEGIN, Sample
 from .task import Completion, Reward, name_of
 
 _SHORT = 64  # characters of a label
+_LONGEST_SENTENCE = 14  # words of a short sentence
 _FEW_NUMBERS = 10  # different whole ones at most are labels, such as 0 and 1, or one to five stars
 _PLAIN = re.compile(  # no leading zero, which telephone numbers and postal codes have
     r"[-+\u2212]?[$€£¥₹]?[-\u2212]?(?:0|[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]*)?(?:\.[0-9]+)?\s?%?"
@@ -162,6 +168,41 @@ def picks_answer(completion: Completion, sample: Sample) -> float:
         return 0.0
     stutters = len(sequence) > len(target) and not set(sequence) - set(target)
     return float(not stutters and not repeats(completion.text))
+
+
+def short_sentence(completion: Completion, sample: Sample) -> float:
+    """1 if the answer ended by itself, has 4 to 14 words and the noun asked about, and ends with a period.
+
+    Guards: saying the noun back is not enough: two words must be the answer's own, not the question's and
+    not function words; a phrase three times in a row gets 0.
+    """
+    return float(nearly_short_sentence(completion, sample) == 1.0)
+
+
+def nearly_short_sentence(completion: Completion, sample: Sample) -> float:
+    """1 for what `short_sentence` gives 1, and up to 0.5 for what comes near.
+
+    0.05 for an answer of 24 words that ended by itself, and 0.05 more for every word less; half of it without
+    a period.
+
+    Guards: those of `short_sentence`; what the token limit cut gets 0, too.
+    """
+    text = completion.text.strip()
+    sequence, noun = words(text), sample.data["noun"]
+    named = any(without_genitive(word) in (noun, _plural(noun)) for word in sequence)
+    guarded = len(sequence) >= 4 and named and len(own_words(text, sample)) >= 2
+    if not (completion.ended and guarded) or repeats(text):
+        return 0.0
+    if text.endswith(".") and len(sequence) <= _LONGEST_SENTENCE:
+        return 1.0
+    near = 0.05 + 0.05 * min(9, max(0, 24 - len(sequence)))
+    return near if text.endswith(".") else near / 2
+
+
+def _plural(noun: str) -> str:
+    if noun.endswith(("s", "x", "z", "ch", "sh")):
+        return f"{noun}es"
+    return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{noun}s"
 
 
 json_value.__name__ = "json"  # by which it is named
@@ -306,3 +347,217 @@ def _is_json(answer: str) -> bool:
 def _is_number(answer: str) -> bool:
     marked = "####" in answer or "\\boxed{" in answer
     return bool(marked or _PLAIN.fullmatch(answer)) and final_number(answer) is not None
+
+
+# Guards against answers that say nothing, echo their prompt or run in circles
+
+# Scripts without spaces between words: each character counts as one word.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_LONGEST_WORD = 20  # characters; a longer run is taken for words glued together
+
+_LONGEST_UNIT = 8  # words of a phrase whose repetition is noticed
+_ECHO_RUN = 4  # consecutive words of the prompt that may be taken for chance at most
+
+_FUNCTION_WORDS = """
+    a an and are as at be been but by can do does for from had has have he her his how i if in into is it
+    its me my no not of on or our she so some such than that the their them then there these they this those
+    to us was we were what when where which who why will with would you your
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+"""English words that carry no content of their own: an answer made of them alone says nothing."""
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text, casefolded: runs of letters, marks and digits, with apostrophes inside."""
+    return _word().findall(text.casefold())
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    # What belongs to the letter before it (Extend, Format and ZWJ of UAX 29): vowel signs, accents, joiners.
+    signs = map(chr, (*range(0xAD, 0x20000), *range(0xE0100, 0xE01F0)))
+    marks = "".join(each for each in signs if unicodedata.category(each) in ("Mn", "Mc", "Me", "Cf"))
+    marks = marks.replace("\u200b", "")  # which is a space without a width
+    run = rf"[^\W_{_UNSPACED}](?:[^\W_{_UNSPACED}]|[{marks}])*"
+    return re.compile(rf"[{_UNSPACED}]|{run}(?:['\u2019]{run})*")
+
+
+def count_words(text: str) -> int:
+    """Count words so that gluing them together does not help: a run of 20 characters at most is one."""
+    return sum(-(-len(word) // _LONGEST_WORD) for word in words(text))
+
+
+def own_words(text: str, sample: Sample) -> list[str]:
+    """The answer's content words that its prompt does not have, in singular or plural, and its numbers."""
+    prompt = set(words(sample.text))
+    return [word for word in words(text) if word.isdecimal() or not _known(word, prompt)]
+
+
+def without_genitive(word: str) -> str:
+    """Return "river" for "river's", with either apostrophe."""
+    return word.removesuffix("'s").removesuffix("\u2019s")
+
+
+def _known(word: str, prompt: set[str]) -> bool:
+    word = without_genitive(word)
+    forms = {word, word.removesuffix("s"), word.removesuffix("es"), f"{word}s", f"{word}es"}
+    return word in FUNCTION_WORDS or not forms.isdisjoint(prompt)
+
+
+def says_something(text: str, sample: Sample) -> bool:
+    """Whether an answer has words of its own, does not run in circles, and is no echo.
+
+    An echo is, by half and by 4 words or more, one uninterrupted run of the prompt's words.
+    """
+    if not own_words(text, sample) or repeats(text):
+        return False
+    answer, prompt = words(text), words(sample.text)
+    run = SequenceMatcher(None, answer, prompt, autojunk=False).find_longest_match().size
+    return run < _ECHO_RUN or 2 * run < len(answer)
+
+
+def copies(text: str, sample: Sample) -> bool:
+    """Whether the whole answer, 4 words or more, is one uninterrupted run of its prompt's words."""
+    answer = words(text)
+    return len(answer) >= _ECHO_RUN and contains(words(sample.text), answer)
+
+
+def contains(sequence: list[str], run: list[str]) -> bool:
+    """Whether words are an uninterrupted run of a sequence."""
+    starts = range(len(sequence) - len(run) + 1)
+    return bool(run) and any(sequence[start : start + len(run)] == run for start in starts)
+
+
+def repeats(text: str) -> bool:
+    """Whether a phrase of 1 to 8 words occurs three times in a row."""
+    sequence = words(text)
+    for size in range(1, _LONGEST_UNIT + 1):
+        run = 0
+        for left, right in zip(sequence, sequence[size:], strict=False):
+            run = run + 1 if left == right else 0
+            if run == 2 * size:
+                return True
+    return False
+
+
+# What an answer says: the number that it arrives at, and its JSON, whose leaves are compared
+
+_DIGITS = "[0-9]{1,100}"
+_SIGN, _MONEY = "[-+\u2212\u2013]", "[$€£¥₹]"  # the minus sign, and the en dash that stands for it
+_NUMBER = rf"""
+    (?: {_MONEY}(?P<inner>{_SIGN}) | (?P<outer>{_SIGN})?{_MONEY}? )
+    (?: (?P<latex>\\[dt]?frac\{{)? (?P<over>{_DIGITS})
+            (?(latex)\}}\{{|\s?/\s?) (?P<under>{_DIGITS}) (?(latex)\}})
+      | (?P<decimal>
+            (?: (?: [0-9]{{1,3}}(?:,[0-9]{{3}}){{1,32}} | {_DIGITS} ) (?:\.{_DIGITS})? | \.{_DIGITS} )
+            (?: [eE][-+]?[0-9]{{1,3}} )? ) )
+    (?: \s?(?:%|{_MONEY}) )?
+"""
+_ANSWER = rf"\*{{0,2}} {_NUMBER} \*{{0,2}} \.? \*{{0,2}}"  # bold, and the end of a sentence
+_LEAD = r"(?: \A | [\w)\]%}]\s?= | [^\W\d_]:\*{0,2} | \bis\b )"  # what an unmarked number may follow
+_MARK = re.compile(r"\#{4} | \\boxed\{", re.VERBOSE)
+_AFTER = re.compile(rf"[ \t]* {_ANSWER} [ \t\r]* (?:\n|\Z)", re.VERBOSE)
+_INSIDE = re.compile(rf"\s* {_ANSWER} \s* \}}", re.VERBOSE)
+_AT_END = re.compile(rf"{_LEAD} \s* {_ANSWER} \s* \Z", re.VERBOSE)
+
+Place: TypeAlias = tuple[str | int | None, ...]
+"""Where a leaf of a JSON value is: keys, and places in lists."""
+
+Leaves: TypeAlias = dict[Place, str | float | Decimal]
+"""The leaves of a JSON value by their path: numbers as they are, anything else as its JSON text."""
+
+_FENCE = re.compile(r"```(?:json)?[ \t]*\n(?P<body>.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
+_LONGEST = 100  # characters of a number with a point or an exponent
+_CALLS = None  # the key of what an answer calls: keys of JSON are texts, places in a list numbers
+
+
+def final_number(text: str, *, complete: bool = True) -> Fraction | None:
+    r"""Return the number that a text arrives at, or None.
+
+    A number is digits, perhaps with commas between groups of three, with a sign (also the minus sign, and the
+    en dash that is written for it), decimals and an exponent; or a fraction: `3/4`, `\frac{3}{4}`. Currency
+    signs and a percent sign around it are dropped: 50% is 50. At most 100 digits, and 3 of an exponent.
+
+    It stands alone in its line behind `####`, or alone in `\boxed{}`; all marks of a text have to agree.
+    A text without a mark is a number and nothing else, or ends in one behind `=`, behind a word with a
+    colon, or behind "is". So what continues a number (`5 million`, `5 km`, `minus 5`, `10^2`) makes it None.
+
+    `complete` says that the text ended by itself: where the limit cut it, digits may be missing at its end.
+    """
+    for latex, plain in (("{,}", ","), ("\\$", "$"), ("\\%", "%")):
+        text = text.replace(latex, plain)
+    if not complete:
+        text += "\0"  # continues whatever number stands at the end
+    marks = list(_MARK.finditer(text))
+    if not marks:
+        return _fraction(_AT_END.search(text))
+    values = {_fraction((_AFTER if mark[0] == "####" else _INSIDE).match(text, mark.end())) for mark in marks}
+    return values.pop() if len(values) == 1 else None
+
+
+def _fraction(found: re.Match[str] | None) -> Fraction | None:
+    if found is None:
+        return None
+    sign = 1 if (found["inner"] or found["outer"] or "+") == "+" else -1
+    if found["decimal"]:
+        return sign * Fraction(found["decimal"].replace(",", ""))
+    under = int(found["under"])
+    return sign * Fraction(int(found["over"]), under) if under else None
+
+
+def read_answer(text: str) -> Any:
+    """The value of an answer that is one JSON text, bare or in one ``` fence; else a ValueError.
+
+    Numbers with a point or an exponent are exact (`Decimal`). Calls of tools are JSON, too: an object that no
+    JSON text is, with name and arguments of each.
+    """
+    text, calls = text.strip(), [*CALL.finditer(text)]
+    if calls and "".join(call[0] for call in calls) == text:
+        return {_CALLS: [[call[1], _parsed(call[2])] for call in calls]}
+    return _parsed(_body(text))
+
+
+def leaves(value: Any) -> Leaves:
+    """Values are equal where these are: true is not 1, and an empty object or list is a leaf."""
+    return {
+        path: leaf
+        if isinstance(leaf, int | float | Decimal) and not isinstance(leaf, bool)
+        else json.dumps(leaf, ensure_ascii=False)
+        for path, leaf in _leaves(value)
+    }
+
+
+def stands_in(answer: str, text: str) -> bool:
+    """Whether an object or a list stands in a text as it is, white space aside."""
+    body = "".join(_body(answer).split())
+    return body.startswith(("{", "[")) and body in "".join(text.split())
+
+
+def _body(text: str) -> str:
+    fenced = _FENCE.fullmatch(text.strip())
+    return fenced["body"] if fenced else text
+
+
+def _parsed(text: str) -> Any:
+    return parse_json(text, strict=True, parse_float=_exact)
+
+
+def _exact(text: str) -> Decimal:
+    if len(text) > _LONGEST:
+        raise ValueError(f"it has a number of more than {_LONGEST} characters")
+    try:
+        return Decimal(text)
+    except ArithmeticError:
+        raise ValueError(f"the number {text} has too large an exponent") from None
+
+
+def _leaves(value: Any) -> Iterator[tuple[Place, Any]]:
+    """Yield path and value of what holds nothing further; without recursion, which deep answers exhaust."""
+    level: list[tuple[Place, Any]] = [((), value)]
+    while level:
+        path, value = level.pop()
+        if value and isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            level += (((*path, key), item) for key, item in items)
+        else:
+            yield path, value

@@ -22,7 +22,7 @@ from ..runtime.batch import Batch
 from ..runtime.learning.state import Report
 from ..runtime.model import admit
 from ..tasks import Completion, Sample, Task
-from ..tasks.builtin import load_general
+from ..tasks.load import load_general
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
 from ..vector import Policy

@@ -1,10 +1,11 @@
-r"""MATH: the reward of `math-*.toml`, and the command that makes its task file.
+r"""The task files of GSM8K and MATH, and the reward of MATH.
 
-    python recipes/math_boxed.py train.jsonl --test test.jsonl -o math.jsonl
+    python recipes/problems.py train.jsonl --test test.jsonl -o math.jsonl
 
-reads problems with the keys `problem` and `solution` a line, as MATH (Hendrycks et al. 2021) is commonly
-distributed, and writes them as a task: the problem with an instruction, and as answer what the last
-`\boxed{}` of the solution holds.
+reads problems a line as they are commonly distributed, and writes them as a task: the problem with an
+instruction, and an answer. MATH (Hendrycks et al. 2021) has the keys `problem` and `solution`, and the answer
+is what the last `\boxed{}` of the solution holds. GSM8K (Cobbe et al. 2021) has `question` and `answer`: the
+solution, which ends in `#### n`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from typing import Any
 
 from tinylora_edge.tasks import Completion, Sample
 
-INSTRUCTION = r"Reason step by step, and put your final answer within \boxed{}."
+MATH = r"Reason step by step, and put your final answer within \boxed{}."
+GSM8K = "Put your final answer after ####."
+"""What stands behind every problem, after a blank line."""
 
+_CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations of GSM8K for a calculator, no part of the text
 _BOX = re.compile(r"\\f?boxed\s*\{")
 _WRITTEN_ALIKE = (
     (r"\\[dt]frac", r"\\frac"),
@@ -73,16 +77,19 @@ def task_rows(path: Path, split: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a task from a file of problems; those without a boxed answer are left out."""
     for line in path.read_text("utf-8").splitlines():
         row = json.loads(line)
-        answer = last_box(row["solution"])
+        if "question" in row:
+            problem, instruction, answer = row["question"], GSM8K, _CALCULATOR.sub("", row["answer"]).strip()
+        else:
+            problem, instruction, answer = row["problem"], MATH, last_box(row["solution"])
         if answer is not None:
-            messages = [{"role": "user", "content": f"{row['problem'].strip()}\n\n{INSTRUCTION}"}]
+            messages = [{"role": "user", "content": f"{problem.strip()}\n\n{instruction}"}]
             yield {"messages": messages, "answer": answer, "split": split}
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description="Make a task file from MATH.")
-    parser.add_argument("train", type=Path, help="JSONL with problem and solution a line")
+    parser = argparse.ArgumentParser(description="Make a task file from GSM8K or MATH.")
+    parser.add_argument("train", type=Path, help="JSONL, a problem a line")
     parser.add_argument("--test", type=Path, required=True, help="the same, to be held out")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
