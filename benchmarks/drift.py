@@ -21,7 +21,7 @@ import numpy as np
 
 from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.eval import measure_drift
-from tinylora_edge.eval.scores import compare, evaluate
+from tinylora_edge.eval.measure import compare, evaluate
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.tasks import Task, load_task
 

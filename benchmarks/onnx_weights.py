@@ -21,8 +21,8 @@ from _subjects import smollm2
 from numpy.typing import NDArray
 
 from tinylora_edge import MicroVector, Policy, runtime
-from tinylora_edge.eval.parity import PROMPTS, TOKENS, measure_parity
-from tinylora_edge.eval.scores import evaluate
+from tinylora_edge.eval.drift import PROMPTS, TOKENS, measure_parity
+from tinylora_edge.eval.measure import evaluate
 from tinylora_edge.exporters import export_onnx
 from tinylora_edge.runtime.engine import Part
 from tinylora_edge.tasks import Task, load_task

@@ -23,7 +23,7 @@ from _sets import snips
 from _subjects import requantized
 
 from tinylora_edge import Bundle, MicroVector, Policy, load_bundle, runtime
-from tinylora_edge.eval.scores import Evaluation, compare, evaluate, fitted, held_out
+from tinylora_edge.eval.measure import Evaluation, compare, evaluate, fitted, held_out
 from tinylora_edge.exporters.convert import write_merged_gguf
 from tinylora_edge.formats.gguf import open_gguf
 from tinylora_edge.formats.side_tensors import fingerprint, save_bases

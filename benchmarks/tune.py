@@ -25,7 +25,7 @@ import numpy as np
 from _subjects import all_of_r, best_prompt, export, learned, tiled
 
 from tinylora_edge import runtime
-from tinylora_edge.eval.scores import Evaluation, compare, evaluate
+from tinylora_edge.eval.measure import Evaluation, compare, evaluate
 from tinylora_edge.runtime import Budget, RewardLearner, TuneSettings
 from tinylora_edge.tasks import load_task
 

@@ -57,7 +57,7 @@ def evaluate(
     """
     from ..eval import Evaluation, compare, measure_drift
     from ..eval import evaluate as measure
-    from ..eval.scores import fitted
+    from ..eval.measure import fitted
     from ..runtime.model import admit
     from ..tasks import Preamble, rewards
 

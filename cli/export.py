@@ -248,7 +248,7 @@ def _print_report(
     console.prose(f"exported {base} to {report.output} in {seconds:.1f} s")
     console.facts(console.flat(record))
     if alike is not None:
-        from ..eval.parity import in_words
+        from ..eval.drift import in_words
 
         console.prose(f"the GGUF in llama.cpp and the graph: {in_words(alike)}")
     find = (report.output, "brevity", "-o", "brief.bin")

@@ -53,7 +53,7 @@ def show(record: dict[str, Any]) -> None:
 
 
 def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what the record of a run says of its vector beside `table`: gain, forms, drift, and more."""
+    """Return what the record of a run says of its vector beside `table`: gain, drift, and more."""
     found, (sign, unit) = [], _scale(record)
     base = "beneath" if "under" in record or "beneath" in record.get("arms", ()) else "base"
     if "held_out" in record:
@@ -69,14 +69,6 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     if "prompt" in record:
         tried = console.counted(len(record["prompt"]["tried"]), "draw")
         found.append(("examples", f"of what is learned from, the best of {tried} on what is held back"))
-    for name, form in record.get("forms", {}).items():
-        gain = f"{sign * form['base']:.3f} -> {sign * form['vector']:.3f}"
-        text = f"{gain} +- {form['vector_standard_error']:.3f} (n = {form['n']})"
-        if "same" in form:
-            text += f"; {form['same']} answers word for word as above, {form['empty']} empty"
-        found.append((f"in {name}", text))
-    if "warning" in record:
-        found.append(("warning", record["warning"]))
     if "drift" in record:
         drift = SimpleNamespace(**record["drift"])
         error = "" if drift.standard_error is None else f" +- {drift.standard_error:.3f}"

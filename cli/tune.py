@@ -53,8 +53,8 @@ def tune(
     """
     from .. import runtime
     from ..eval import measure_drift
-    from ..eval.scores import evaluate as measure
-    from ..eval.scores import fitted, held_out
+    from ..eval.measure import evaluate as measure
+    from ..eval.measure import fitted, held_out
     from ..runtime.model import admit
     from ..tasks.rewards import is_text
 

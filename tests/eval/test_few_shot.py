@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 
 from tinylora_edge import TrainError
-from tinylora_edge.eval import few_shot
-from tinylora_edge.eval.few_shot import TRIED, find_examples
-from tinylora_edge.eval.scores import fitted
+from tinylora_edge.eval import measure
+from tinylora_edge.eval.measure import TRIED, find_examples, fitted
 from tinylora_edge.runtime import TinyLoraLlama
-from tinylora_edge.tasks import Completion, Sample, Task
+from tinylora_edge.tasks import Completion, Preamble, Sample, Task
 from tinylora_edge.tasks.rewards import json_value, text
 
 
@@ -36,27 +35,22 @@ def test_whole_answers_are_limited_in_tokens_and_others_as_they_were(llm: TinyLo
     assert fitted(replace(task, reward=text), llm).max_tokens == 4 * longest
 
 
-def find(llm: TinyLoraLlama, task: Task, seconds: float = 100.0) -> few_shot.FewShot:
+def find(llm: TinyLoraLlama, task: Task, seconds: float = 100.0) -> tuple[Preamble, list[dict[str, float]]]:
     return find_examples(llm, task, task.train[:6], seconds=seconds, n_threads=1)
 
 
-def test_the_best_of_all_draws_shows_nothing_that_is_judged(
-    llm: TinyLoraLlama, task: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_of_all_draws_shows_nothing_that_is_judged(llm: TinyLoraLlama, task: Task) -> None:
     few = replace(task, train=task.train[:14])  # 8 are left to be shown
-    found = find(llm, few)
-    assert [(each.draw, each.examples) for each in found.tried] == list(TRIED)
-    best = max(each.score for each in found.tried)
-    counts = [each.examples for each in found.tried if each.score == best]
-    assert len(found.preamble.examples) == min(counts)
-    assert {each.text for each in find(llm, few).preamble.examples} <= {
-        sample.text for sample in few.train[6:]
-    }
+    found, tried = find(llm, few)
+    assert [(each["draw"], each["examples"]) for each in tried] == list(TRIED)
+    best = max(each["score"] for each in tried)
+    assert len(found.examples) == min(each["examples"] for each in tried if each["score"] == best)
+    assert {each.text for each in found.examples} <= {sample.text for sample in few.train[6:]}
 
 
 def test_what_does_not_fit_is_left_out(llm: TinyLoraLlama, task: Task) -> None:
     long = [*task.train[:6], *(Sample("x" * 70 + str(i), answer="y") for i in range(30))]
-    assert {each.examples for each in find(llm, replace(task, train=long)).tried} == {2, 4}
+    assert {each["examples"] for each in find(llm, replace(task, train=long))[1]} == {2, 4}
     with pytest.raises(TrainError, match="pass the model's context"):
         find(llm, replace(task, held_out=[Sample("x" * 490)]))
     with pytest.raises(TrainError, match="0 training prompts have an answer"):
@@ -67,6 +61,6 @@ def test_an_early_end(llm: TinyLoraLlama, task: Task, monkeypatch: pytest.Monkey
     with pytest.raises(TrainError, match="within 0 s"):
         find(llm, task, seconds=0.0)
     now = iter(range(10_000))
-    monkeypatch.setattr(few_shot.time, "monotonic", lambda: float(next(now)))
-    tried = find(llm, task, seconds=20.5).tried  # a second an answer: the fourth is given up
-    assert [each.examples for each in tried] == [2, 4, 8]
+    monkeypatch.setattr(measure.time, "monotonic", lambda: float(next(now)))
+    _, tried = find(llm, task, seconds=20.5)  # a second an answer: the fourth is given up
+    assert [each["examples"] for each in tried] == [2, 4, 8]

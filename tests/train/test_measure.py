@@ -1,4 +1,4 @@
-"""What is measured after a run, on a small model in both engines: every arm and form, and what goes wrong."""
+"""What is measured after a run, on a small model: every arm, what lies beneath, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -8,22 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx_bundles
 import pytest
 import trl_world
 
 from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.cli import results
 from tinylora_edge.eval import evaluate
-from tinylora_edge.eval.few_shot import TRIED
-from tinylora_edge.eval.measure import INTERRUPTED
+from tinylora_edge.eval.measure import INTERRUPTED, TRIED
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options, train
-
-
-@pytest.fixture(scope="module")
-def both() -> Path:
-    return onnx_bundles.both()
 
 
 @pytest.fixture
@@ -47,111 +40,80 @@ def run(bundle: Path, task: Task, folder: Path, options: Options, **more: Any) -
     return found
 
 
-class TestMeasured:
-    def test_every_arm_and_every_form(self, both: Path, task: Task, quick: Options, tmp_path: Path) -> None:
-        rows: list[dict[str, Any]] = []
-        record = run(both, task, tmp_path, quick, report=rows.append)
-        size = (tmp_path / "v").stat().st_size
-        arms = record["arms"]
-        assert [(name, arm["bytes"]) for name, arm in arms.items()] == [
-            ("base", 0), ("vector", size), ("prompt", 0), ("vector + prompt", size),
-        ]  # fmt: skip
-        examples = record["prompt"]["examples"]
-        characters = sum(len(f"user:{each['question']}\nassistant:{each['answer']}\n") for each in examples)
-        assert arms["prompt"]["tokens"] == arms["vector + prompt"]["tokens"]
-        assert arms["prompt"]["tokens"] - arms["base"]["tokens"] == characters, "a token a byte"
-        held = record["held_out"]
-        assert [held[name] for name in ("base", "vector")] == [arms[n]["mean"] for n in ("base", "vector")]
+def test_every_arm(tiny_bundle: Path, task: Task, quick: Options, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    record = run(tiny_bundle, task, tmp_path, quick, report=rows.append)
+    size = (tmp_path / "v").stat().st_size
+    arms, held = record["arms"], record["held_out"]
+    assert [(name, arm["bytes"]) for name, arm in arms.items()] == [
+        ("base", 0), ("vector", size), ("prompt", 0), ("vector + prompt", size),
+    ]  # fmt: skip
+    assert arms["prompt"]["tokens"] == arms["vector + prompt"]["tokens"] > arms["base"]["tokens"]
+    assert [held[name] for name in ("base", "vector")] == [arms[n]["mean"] for n in ("base", "vector")]
+    assert record["drift"]["prompts"] == 32
+    assert "unmeasured" not in record
+    answers = record["answers"]
+    assert [each["asked"] for each in answers] == [sample.prompt for sample in task.held_out]
+    assert set(answers[0]) == {"asked", "wanted", *arms}
+    progress = [row for row in rows if row.get("event") == "measuring"]
+    ends = {row["what"]: row["total"] for row in progress if row["done"] == row["total"]}
+    assert ends["base on held-out prompts"] == ends["vector + prompt on held-out prompts"] == 8
+    assert ends["worked examples on validation prompts"] == len(TRIED) * 8
 
-        vector = MicroVector.from_bytes((tmp_path / "v").read_bytes(), load_bundle(both).bases)
-        with (
-            runtime.load(both, engine="onnx", n_threads=1) as llm,
-            llm.batch(task.held_out, 5, n_threads=1) as batch,
-        ):
-            base, own = (evaluate(batch, task, each) for each in (None, vector))
-        first, second = record["forms"]["llama.cpp"], record["forms"]["ONNX Runtime"]
-        assert (second["base"], second["vector"]) == (base.mean, own.mean)
-        assert (first["base"], first["vector"]) == (held["base"], held["vector"])
-        assert second["same"] == sum(
-            found == each["vector"] for found, each in zip(own.answers, record["answers"], strict=True)
-        )
-        assert record["drift"]["prompts"] == 32
-        assert "unmeasured" not in record
-        answers = record["answers"]
-        assert [each["asked"] for each in answers] == [sample.prompt for sample in task.held_out]
-        assert set(answers[0]) == {"asked", "wanted", *arms}
 
-        progress = [row for row in rows if row.get("event") == "measuring"]
-        ends = {row["what"]: row["total"] for row in progress if row["done"] == row["total"]}
-        assert ends["base on held-out prompts"] == ends["vector + prompt on held-out prompts"] == 8
-        assert ends["worked examples on validation prompts"] == len(TRIED) * 8
-        assert ends["vector in ONNX Runtime"] == 8
+def test_what_lies_beneath_takes_the_place_of_the_base(
+    tiny_bundle: Path, task: Task, quick: Options, tmp_path: Path
+) -> None:
+    basis = load_bundle(tiny_bundle).basis(rank=8)
+    shared = MicroVector.random(basis, 3.0, seed=6)
+    record = run(tiny_bundle, task, tmp_path, replace(quick, under=shared.to_bytes(basis)))
+    arms, held = record["arms"], record["held_out"]
+    assert [(name, arm["bytes"] > 0) for name, arm in arms.items()] == [
+        ("beneath", False), ("vector", True), ("prompt", False), ("vector + prompt", True),
+    ]  # fmt: skip
+    own = MicroVector.from_bytes((tmp_path / "v").read_bytes(), load_bundle(tiny_bundle).bases)
+    with (
+        runtime.load(tiny_bundle, engine="llama", n_ctx=64, n_threads=1) as llm,
+        llm.batch(task.held_out, 5, n_threads=1) as batch,
+    ):
+        scores = [evaluate(batch, task, each).mean for each in (shared, replace(own, under=shared))]
+    assert [held["base"], held["vector"]] == scores == [arms[name]["mean"] for name in ("beneath", "vector")]
+    assert results.table(record)[1][0] == "what lies beneath"
+    rows = dict(results.rows(record))
+    assert "vector - beneath" in rows
+    assert "from what lies beneath on 32 general prompts" in rows["drift"]
 
-    def test_what_lies_beneath_takes_the_place_of_the_base(
-        self, both: Path, task: Task, quick: Options, tmp_path: Path
-    ) -> None:
-        basis = load_bundle(both).basis(rank=8)
-        shared = MicroVector.random(basis, 3.0, seed=6)
-        record = run(both, task, tmp_path, replace(quick, under=shared.to_bytes(basis)))
-        arms, held, forms = record["arms"], record["held_out"], record["forms"]
-        assert list(arms) == ["beneath", "vector", "prompt", "vector + prompt"]
-        assert [arms[name]["bytes"] for name in ("beneath", "prompt")] == [0, 0]
-        own = MicroVector.from_bytes((tmp_path / "v").read_bytes(), load_bundle(both).bases)
-        stack = replace(own, under=shared)
-        for engine, form in (("llama", forms["llama.cpp"]), ("onnx", forms["ONNX Runtime"])):
-            with (
-                runtime.load(both, engine=engine, n_ctx=64, n_threads=1) as llm,
-                llm.batch(task.held_out, 5, n_threads=1) as batch,
-            ):
-                scores = [evaluate(batch, task, each).mean for each in (shared, stack)]
-            assert [form["base"], form["vector"]] == scores
-        assert [held["base"], held["vector"]] == [arms[name]["mean"] for name in ("beneath", "vector")]
-        assert set(record["answers"][0]) == {"asked", "wanted", *arms}
-        assert results.table(record)[1][0] == "what lies beneath"
-        rows = dict(results.rows(record))
-        assert "vector - beneath" in rows
-        assert "from what lies beneath on 32 general prompts" in rows["drift"]
 
-    @pytest.mark.parametrize("at", ["vector on held-out prompts", "worked examples on validation prompts"])
-    def test_ctrl_c_loses_nothing_that_is_known(
-        self, at: str, both: Path, task: Task, quick: Options, tmp_path: Path
-    ) -> None:
-        def interrupt(row: dict[str, Any]) -> None:
-            if row.get("what") == at and not row["done"]:
-                signal.raise_signal(signal.SIGINT)
+@pytest.mark.parametrize("at", ["vector on held-out prompts", "worked examples on validation prompts"])
+def test_ctrl_c_loses_nothing_that_is_known(
+    at: str, tiny_bundle: Path, task: Task, quick: Options, tmp_path: Path
+) -> None:
+    def interrupt(row: dict[str, Any]) -> None:
+        if row.get("what") == at and not row["done"]:
+            signal.raise_signal(signal.SIGINT)
 
-        record = run(both, task, tmp_path, quick, report=interrupt)
-        known = at.startswith("worked")
-        lost = ["worked examples", "the graph in ONNX Runtime", "drift"]
-        assert record["unmeasured"] == dict.fromkeys(
-            lost if known else ["base and vector", *lost], INTERRUPTED
-        )
-        assert list(record["arms"]) == (["base", "vector"] if known else ["base"])
-        assert ("held_out" in record) == known
+    record = run(tiny_bundle, task, tmp_path, quick, report=interrupt)
+    known = at.startswith("worked")
+    lost = [*([] if known else ["base and vector"]), "worked examples", "drift"]
+    assert record["unmeasured"] == dict.fromkeys(lost, INTERRUPTED)
+    assert list(record["arms"]) == (["base", "vector"] if known else ["base"])
+    assert ("held_out" in record) == known
 
-    def test_what_fails_is_named(self, both: Path, task: Task, quick: Options, tmp_path: Path) -> None:
-        broken = tmp_path / "bundle"
-        (broken / "onnx").mkdir(parents=True)
-        for path in both.glob("*.*"):
-            (broken / path.name).symlink_to(path)
-        for path in (both / "onnx").iterdir():
-            if path.name != "model.onnx.data":
-                (broken / "onnx" / path.name).symlink_to(path)
-        unanswered = [replace(sample, answer=None) for sample in task.train]
-        record = run(broken, replace(task, train=unanswered), tmp_path, quick)
-        assert set(record["unmeasured"]) == {"worked examples", "the graph in ONNX Runtime"}
-        assert "0 training prompts have an answer" in record["unmeasured"]["worked examples"]
-        assert "model.onnx.data" in record["unmeasured"]["the graph in ONNX Runtime"]
-        assert record["held_out"]["n"] == 8
-        assert record["drift"]["prompts"] == 32
 
-    def test_a_reward_that_fails_on_held_out_prompts_costs_no_vector(
-        self, tiny_bundle: Path, task: Task, quick: Options, tmp_path: Path
-    ) -> None:
-        def fails(completion: Completion, sample: Sample) -> float:
-            return 1 / (sample not in task.held_out) * trl_world.letters(completion, sample)
+def test_what_fails_is_named_and_costs_no_vector(
+    tiny_bundle: Path, task: Task, quick: Options, tmp_path: Path
+) -> None:
+    unanswered = [replace(sample, answer=None) for sample in task.train]
+    record = run(tiny_bundle, replace(task, train=unanswered), tmp_path, quick)
+    assert list(record["unmeasured"]) == ["worked examples"]
+    assert "0 training prompts have an answer" in record["unmeasured"]["worked examples"]
+    assert (record["held_out"]["n"], record["drift"]["prompts"]) == (8, 32)
 
-        record = run(tiny_bundle, replace(task, reward=fails), tmp_path, quick)
-        assert list(record["unmeasured"]) == ["base and vector"]
-        assert "ZeroDivisionError" in record["unmeasured"]["base and vector"]
-        assert "held_out" not in record
+    def fails(completion: Completion, sample: Sample) -> float:
+        return 1 / (sample not in task.held_out) * trl_world.letters(completion, sample)
+
+    (folder := tmp_path / "failing").mkdir()
+    record = run(tiny_bundle, replace(task, reward=fails), folder, quick)
+    assert list(record["unmeasured"]) == ["base and vector"]
+    assert "ZeroDivisionError" in record["unmeasured"]["base and vector"]
+    assert "held_out" not in record

@@ -8,10 +8,8 @@
 Over `runtime`, which never imports it: a device that only answers or learns has no need of it.
 """
 
-from .drift import Drift, measure_drift
-from .few_shot import find_examples
-from .parity import measure_parity
-from .scores import Comparison, Evaluation, compare, evaluate
+from .drift import Drift, measure_drift, measure_parity
+from .measure import Comparison, Evaluation, compare, evaluate, find_examples
 
 __all__ = [
     "Comparison",

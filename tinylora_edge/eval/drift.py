@@ -1,9 +1,12 @@
-"""The drift of a personalized model: how far it is from its base on prompts that nobody trained on.
+"""How far a personalized model is from its base on prompts that nobody trained on, and a graph from its GGUF.
 
-Two figures say it. The divergence KL(base || personalized) is estimated on answers that the base draws: the
-mean, over their tokens, of log p_base - log p_personalized, which is what forward passes give. And greedy
-answers of both are judged by rule: whether they repeat themselves, and whether they are right where a rule
-can tell.
+Two figures say how far a vector drifts. The divergence KL(base || personalized) is estimated on answers that
+the base draws: the mean, over their tokens, of log p_base - log p_personalized, which is what forward passes
+give. And greedy answers of both are judged by rule: whether they repeat themselves, and whether they are
+right where a rule can tell.
+
+Engines round in different places, and a graph may have been rounded once more. Logits do not tell what that
+does to users, whether they read the same words, or none: parity counts the answers that are the same.
 """
 
 from __future__ import annotations
@@ -12,13 +15,19 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TrainError
+from ..formats.bundle import load_bundle
+from ..runtime.llama import import_llama_cpp
+from ..runtime.load import LLAMA, ONNX, load, missing_engine
 from ..runtime.model import PersonalizedModel
 from ..tasks import Prompt, Sample
 from ..tasks.load import load_general
@@ -28,6 +37,8 @@ from ..vector import MicroVector
 _DRAWN = 32  # tokens of an answer that the divergence is estimated on
 _REPEATED_RUN, _TIMES = 4, 3  # words, and how often they occur in an answer that repeats itself
 _JUDGED = 64  # tokens of an answer that is judged: enough to begin to repeat itself
+PROMPTS, TOKENS, BEGINNING = 16, 24, 8  # of parity
+_N_CTX = 64  # of the model's own context, which nothing is asked in
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,6 @@ def measure_drift(
     prompts: Sequence[Prompt | Sample] | None = None,
     *,
     count: int | None = None,
-    seed: int = 0,
     n_threads: int | None = None,
 ) -> Drift:
     """Measure how far a vector moves the model from its base on general prompts, by forward passes alone.
@@ -104,7 +114,6 @@ def measure_drift(
         prompts: texts, lists of chat messages, or samples. A sample with an `answer`, or with `answers` in
             its data, is checked for being right. None: those that are shipped (`tasks.load.load_general`).
         count: ask the first so many only.
-        seed: of the answers that the base draws.
         n_threads: cores to use; by default all that the engine would take.
 
     Raises:
@@ -117,7 +126,7 @@ def measure_drift(
     with llm.batch(samples, max(_DRAWN, _JUDGED), n_threads=n_threads) as batch:
         tokens = batch.encode(samples)
         under = None if vector is None else vector.under
-        drawn = batch.generate(tokens, vectors=under, max_tokens=_DRAWN, temperature=1.0, seed=seed)
+        drawn = batch.generate(tokens, vectors=under, max_tokens=_DRAWN, temperature=1.0)
         kept = [(p, each.tokens.tolist()) for p, each in zip(tokens, drawn, strict=True) if len(each.tokens)]
         if not kept:
             raise TrainError(
@@ -127,7 +136,7 @@ def measure_drift(
         contexts, answers = [prompt for prompt, _ in kept], [[tokens] for _, tokens in kept]
         found = batch.score_each([under, vector], contexts, answers)
         here, there = (np.concatenate([row for (row,) in each]) for each in found)
-        base, own = batch.answer_each([under, vector], samples, max_tokens=_JUDGED, seed=seed)
+        base, own = batch.answer_each([under, vector], samples, max_tokens=_JUDGED)
     known = [(i, expected) for i, sample in enumerate(samples) if (expected := _checkable(sample))]
     return Drift(
         *divergence(here, there, [len(tokens) for (tokens,) in answers]),
@@ -176,3 +185,55 @@ def is_right(text: str, answers: Sequence[str]) -> bool:
         re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(answer)}(?!\w|[.,]\d)", text, re.IGNORECASE)
         for answer in answers
     )
+
+
+def measure_parity(
+    bundle: str | PathLike[str], *, base: Path | None = None, n_threads: int | None = None
+) -> dict[str, Any]:
+    """Compare the greedy answers of a bundle's GGUF with those of its graph: 24 tokens, 16 general prompts.
+
+    `base` is the GGUF that the graph was built from, where the bundle has none. Each engine is loaded and
+    closed in turn.
+
+    Returns:
+        The number of prompts; answers that are the `same`, token for token; those whose first 8 tokens are
+        (`begin_alike`); and those without a word, by the form (`empty`).
+
+    Raises:
+        MissingExtraError: an engine is not installed.
+        TinyLoraError: an engine cannot run its form.
+    """
+    answers, empty, samples = [], {}, load_general()[:PROMPTS]
+    for form in (LLAMA, ONNX):
+        with closing(_opened(bundle, form, base)) as llm:
+            with llm.batch(samples, TOKENS, n_threads=n_threads) as batch:
+                found = batch.generate(batch.encode(samples), max_tokens=TOKENS)
+            texts = [
+                llm.chat_tokenizer.decode(one.tokens[: -1 if one.ended else None].tolist()) for one in found
+            ]
+        answers.append([one.tokens.tolist() for one in found])
+        empty[form] = sum(not text.strip() for text in texts)
+    pairs = list(zip(*answers, strict=True))
+    same = sum(here == there for here, there in pairs)
+    alike = sum(here[:BEGINNING] == there[:BEGINNING] for here, there in pairs)
+    return {"prompts": len(pairs), "same": same, "begin_alike": alike, "empty": empty}
+
+
+def in_words(alike: dict[str, Any]) -> str:
+    """Return what `measure_parity` found as half a sentence."""
+    empty = [f"{count} of {form}'s" for form, count in alike["empty"].items() if count]
+    return (
+        f"{alike['same']} of {alike['prompts']} answers are word for word the same, {alike['begin_alike']} "
+        f"begin alike, {' and '.join(empty) + ' are' if empty else 'none is'} empty"
+    )
+
+
+def _opened(bundle: str | PathLike[str], form: str, base: Path | None) -> PersonalizedModel:
+    if form == ONNX or base is None:
+        return load(bundle, engine=form, n_ctx=_N_CTX)
+    try:
+        import_llama_cpp()
+        from ..runtime.llama.model import TinyLoraLlama
+    except ModuleNotFoundError as error:
+        raise missing_engine(error) from None
+    return TinyLoraLlama(str(base), bases=load_bundle(bundle).bases, n_ctx=_N_CTX, verbose=False)

@@ -1,38 +1,270 @@
-"""The measuring of a trained vector in the deployed model: every arm and form, and the record of it all."""
+"""What a vector is worth in the deployed engine: scores on held-out prompts, paired, with errors and a test.
+
+And the best few-shot prompt beside it, and the record of what a run measures.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
-from operator import eq
-from os import PathLike
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from .. import runtime
-from ..errors import TinyLoraError, TrainError
-from ..formats.bundle import load_bundle
-from ..runtime.batch import Batch
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import TinyLoraError, TrainError, VectorError
+from ..runtime.batch import Batch, Stopped
 from ..runtime.learning.state import Report
 from ..runtime.model import PersonalizedModel
-from ..tasks import Preamble, Sample, Task
-from ..tasks.rewards import is_text
+from ..tasks import Preamble, Sample, Task, draw_examples
+from ..tasks.rewards import is_text, json_value, label
 from ..vector import MicroVector
 from .drift import measure_drift
-from .few_shot import TRIED, find_examples
-from .scores import Answered, Evaluation, evaluate, held_out
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """The rewards of a vector on a list of prompts.
+
+    Attributes:
+        scores: float64 [n], in the order of the prompts. Of a task whose reward is `text`: minus the nats a
+            token of the given answer, with its end.
+        answers: the texts; empty ones where given answers are measured.
+        partial: the mean with credit for coming near (`Task.shaped`); None where the task has none.
+    """
+
+    scores: NDArray[np.float64]
+    answers: list[str]
+    partial: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Evaluation(mean {self.mean:.4f} +- {self.standard_error:.4f}, n = {self.n})"
+
+    @property
+    def n(self) -> int:
+        """Number of prompts."""
+        return len(self.scores)
+
+    @property
+    def mean(self) -> float:
+        """Mean reward."""
+        return float(self.scores.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean: s / sqrt(n) with the sample's standard deviation; NaN for a single prompt."""
+        return _standard_error(self.scores)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The paired difference of two evaluations on the same prompts.
+
+    Attributes:
+        difference: mean of second minus first.
+        standard_error: of the difference, from the paired differences.
+        gained, lost: prompts on which the second scored higher, lower.
+        p: two-sided, that gains and losses are equally likely: McNemar's exact test for 0/1 rewards,
+            which for other rewards is the sign test.
+    """
+
+    difference: float
+    standard_error: float
+    gained: int
+    lost: int
+    p: float
+
+
+Answered = Callable[[int], None]
+"""Called, from any thread, with how many more prompts are answered."""
+
+_TOGETHER = 32
+"""Given answers that are measured between two reports of progress."""
+
+_COUNTED = 32
+"""Longest answers, in bytes, whose tokens are counted to find the longest of all."""
+
+
+def fitted(task: Task, llm: PersonalizedModel) -> Task:
+    """Return a task whose answers have at most half as many tokens again as the longest of its given ones.
+
+    The limit of a file's task is its longest answer in bytes, as no model is there to count tokens. Where the
+    reward compares with whole answers, what is longer is wrong; all other tasks keep their limit.
+    """
+    known = [sample for sample in (*task.train, *task.held_out) if sample.answer is not None]
+    if not known or task.reward not in (label, json_value):
+        return task
+    known.sort(key=lambda sample: len(str(sample.answer).encode()))
+    longest = max(len(llm.encode_answer(sample)) for sample in known[-_COUNTED:])
+    return replace(task, max_tokens=min(task.max_tokens, longest + longest // 2))
+
+
+def evaluate(
+    batch: Batch,
+    task: Task,
+    vector: MicroVector | None,
+    *,
+    samples: Sequence[Sample] | None = None,
+    preamble: Preamble | None = None,
+    answered: Answered = lambda count: None,
+) -> Evaluation:
+    """Score the greedy answers of a vector to a task's held-out prompts.
+
+    They keep to the task's schema. Where its reward is `text`, nothing is drawn, and the given answers are
+    measured, up to the token limit.
+
+    Args:
+        batch: over the deployed model.
+        task: prompts, reward, schema and token limit.
+        vector: None for the base alone.
+        samples: other prompts than `task.held_out`.
+        preamble: what stands before every prompt. The reward sees the prompt without it.
+        answered: told of progress: how many more prompts are answered.
+
+    Raises:
+        VectorError: the vector does not fit, or a prompt does not fit the batch's context.
+        TrainError: the reward fails, or a preamble cannot stand before a prompt.
+        RequestError: the schema becomes no grammar.
+        MissingExtraError: llguidance is not installed, which schemas need.
+    """
+    chosen = list(task.held_out if samples is None else samples)
+    prompts = chosen if preamble is None else [preamble.before(sample) for sample in chosen]
+    if is_text(task.reward):
+        return _likelihoods(batch, task, vector, prompts, answered)
+    rules: dict[str, Any] = {"max_tokens": task.max_tokens, "schema": task.schema}
+    answers = batch.answer(prompts, vector=vector, answered=answered, **rules)
+    partial = None
+    if task.shaped is not None:
+        partial = float(np.mean(replace(task, reward=task.shaped).scores(answers, chosen)))
+    return Evaluation(
+        np.array(task.scores(answers, chosen), np.float64),
+        [answer.text for answer in answers],
+        partial,
+    )
+
+
+def _likelihoods(
+    batch: Batch, task: Task, vector: MicroVector | None, prompts: Sequence[Sample], answered: Answered
+) -> Evaluation:
+    """Measure how likely the given answers are."""
+    found: list[float] = []
+    for start in range(0, len(prompts), _TOGETHER):
+        samples = prompts[start : start + _TOGETHER]
+        answers = [[batch.llm.encode_answer(sample)[: task.max_tokens]] for sample in samples]
+        for (each,) in batch.score(batch.encode(samples), answers, vector=vector):
+            found.append(float(each.mean()))
+            answered(1)
+    return Evaluation(np.array(found), [""] * len(found))
+
+
+def compare(first: Evaluation, second: Evaluation) -> Comparison:
+    """Compare two evaluations on the same prompts.
+
+    Raises:
+        VectorError: they have different numbers of prompts.
+    """
+    if first.n != second.n:
+        raise VectorError(f"evaluations on {first.n} and {second.n} prompts cannot be paired")
+    gaps = second.scores - first.scores
+    gained, lost = int((gaps > 0).sum()), int((gaps < 0).sum())
+    return Comparison(float(gaps.mean()), _standard_error(gaps), gained, lost, _mcnemar(gained, lost))
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    """Of the mean; NaN for a single value."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def _mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p: the discordant pairs are binomial with 1/2 (McNemar, 1947)."""
+    pairs = gained + lost
+    tail = sum(math.comb(pairs, k) for k in range(min(gained, lost) + 1))
+    p: float = 2 * tail / 2**pairs
+    return min(1.0, p)
+
+
+def held_out(base: Evaluation, vector: Evaluation) -> dict[str, Any]:
+    """Return the figures of base and vector on the same prompts, as the record of a run has them."""
+    return {
+        "n": base.n,
+        "base": base.mean,
+        "base_standard_error": base.standard_error,
+        "vector": vector.mean,
+        "vector_standard_error": vector.standard_error,
+        **asdict(compare(base, vector)),
+    }
+
+
+TRIED = tuple(itertools.product(range(3), (2, 4, 8)))
+"""The few-shot prompts that are tried: which draw, and of how many examples."""
+
+
+def find_examples(
+    llm: PersonalizedModel,
+    task: Task,
+    judged: Sequence[Sample],
+    *,
+    seconds: float,
+    vector: MicroVector | None = None,
+    n_threads: int | None = None,
+    answered: Answered = lambda count: None,
+) -> tuple[Preamble, list[dict[str, float]]]:
+    """Find the worked examples that do best for the base, or a vector, among a task's own training prompts.
+
+    They are chosen by the prompts of `judged`, which are not shown themselves, nor measured on. After so many
+    `seconds` whatever is being tried is given up. `answered` is told of progress: of as many answers as there
+    are `TRIED` times `judged`.
+
+    Returns:
+        the best draw, of equals one with the fewest examples; and `examples`, `draw` and `score` of each that
+        was measured to its end.
+
+    Raises:
+        TrainError: the task has no answers to show; no draw leaves room in the model's context for the
+            longest prompt, judged or held out, and its answer; none was tried to its end in the time.
+    """
+    hidden = {sample.text for sample in judged}
+    source = replace(task, train=[sample for sample in task.train if sample.text not in hidden])
+    longest = max((*task.held_out, *judged), key=lambda sample: len(llm.encode(sample)[0]))
+    found: list[tuple[Preamble, dict[str, float]]] = []
+    refused, end = None, time.monotonic() + seconds
+
+    def going(count: int) -> None:
+        answered(count)
+        if time.monotonic() > end:
+            raise Stopped
+
+    for draw, count in TRIED:
+        try:
+            preamble = Preamble(examples=draw_examples(source, count, seed=draw))
+            prompts = [preamble.before(sample) for sample in (*judged, longest)]
+            batch = llm.batch(prompts, task.max_tokens, n_threads=n_threads)
+        except TrainError as error:
+            refused = refused or error
+            continue
+        try:
+            with batch:
+                one = evaluate(batch, task, vector, samples=judged, preamble=preamble, answered=going)
+        except Stopped:
+            break
+        found.append((preamble, {"examples": count, "draw": draw, "score": one.mean}))
+    if not found:
+        raise refused or TrainError(f"none was tried to its end within {seconds:.0f} s")
+    best, _ = max(found, key=lambda each: (each[1]["score"], -each[1]["examples"]))
+    return best, [tried for _, tried in found]
+
 
 INTERRUPTED = "interrupted; the vector is written, and eval measures it"
 
-_LLAMA, _ONNX = "llama.cpp", "ONNX Runtime"
 _NOTHING = Preamble()
 
 _SEARCH_S = 120.0  # for the few-shot prompt
 _JUDGED = 24  # validation prompts that it is chosen by
 _GENERAL = 32  # general prompts that the drift is measured on
-_ON_OTHERS = 64  # held-out prompts that other deployed forms answer
 _KEPT = 8  # answers that the record keeps
 
 
@@ -43,14 +275,12 @@ class Measuring:
     Where another vector lies beneath it, that takes the place of the base, as `beneath`.
 
     Attributes:
-        bundle: of the model.
         llm: the model in llama.cpp, and `batch` over it.
         validation: prompts that the few-shot prompt is chosen by, the first of them.
         n_threads: of further batches.
         report: called with progress: `{"event": "measuring", "what", "done", "total"}`.
     """
 
-    bundle: str | PathLike[str]
     llm: PersonalizedModel
     batch: Batch
     task: Task
@@ -64,17 +294,15 @@ class Measuring:
     def run(self) -> dict[str, Any]:
         """Measure the vector where it will be used, and return the record.
 
-        Base and vector on the held-out prompts; the best few-shot prompt beside them; the bundle's graph;
-        the drift. Ctrl-C ends it at once, and what is known by then stays. What is not measured is named,
-        with the reason, in `record["unmeasured"]`.
+        Base and vector on the held-out prompts; the best few-shot prompt beside them; the drift. Ctrl-C ends
+        it at once, and what is known by then stays. What is not measured is named, with the reason, in
+        `record["unmeasured"]`.
         """
         parts: dict[str, Callable[[], None]] = {
             "base and vector": self._held_out,
             "worked examples": self._few_shot,
+            "drift": self._drift,
         }
-        if load_bundle(self.bundle).onnx is not None:
-            parts[f"the graph in {_ONNX}"] = self._graph
-        parts["drift"] = self._drift
         unmeasured: dict[str, str] = {}
         for number, (what, measure) in enumerate(parts.items()):
             try:
@@ -100,45 +328,13 @@ class Measuring:
             raise TrainError("base and vector stand behind a prompt already")
         judged = self.validation[:_JUDGED]
         answered = self._progress("worked examples on validation prompts", len(TRIED) * len(judged))
-        best = find_examples(
-            self.llm,
-            self.task,
-            judged,
-            vector=self.vector.under,
-            seconds=_SEARCH_S,
-            answered=answered,
-            n_threads=self.n_threads,
-        )
-        self.record["prompt"] = best.record()
-        prompts = [best.preamble.before(sample) for sample in self.task.held_out]
+        more: dict[str, Any] = {"seconds": _SEARCH_S, "answered": answered, "n_threads": self.n_threads}
+        best, tried = find_examples(self.llm, self.task, judged, vector=self.vector.under, **more)
+        self.record["prompt"] = {**best.record(), "tried": tried}
+        prompts = [best.before(sample) for sample in self.task.held_out]
         with self.llm.batch(prompts, self.task.max_tokens, n_threads=self.n_threads) as batch:
-            self._arm("prompt", batch, self.vector.under, best.preamble)
-            self._arm("vector + prompt", batch, self.vector, best.preamble)
-
-    def _graph(self) -> None:
-        samples = self.task.held_out[:_ON_OTHERS]
-        arms = {self._base: self.vector.under, "vector": self.vector}
-        with (
-            closing(runtime.load(self.bundle, engine="onnx", n_threads=self.n_threads)) as other,
-            other.batch(samples, self.task.max_tokens, n_threads=self.n_threads) as batch,
-        ):
-            found = {}
-            for name, vector in arms.items():
-                answered = self._progress(f"{name} in {_ONNX}", len(samples))
-                found[name] = evaluate(batch, self.task, vector, samples=samples, answered=answered)
-        first = {name: self.found[name].first(len(samples)) for name in arms}
-        here, there = (held_out(each[self._base], each["vector"]) for each in (first, found))
-        if not is_text(self.task.reward):
-            answers = found["vector"].answers
-            there["same"] = sum(map(eq, answers, first["vector"].answers))
-            there["empty"] = sum(not answer.strip() for answer in answers)
-        self.record["forms"] = {_LLAMA: here, _ONNX: there}
-        gain = here["difference"]
-        if gain > 2 * here["standard_error"] and there["difference"] < gain / 2:
-            self.record["warning"] = (
-                f"in {_ONNX} the vector gains {there['difference']:+.3f}, less than half of the {gain:+.3f} "
-                f"in {_LLAMA}: do not deploy it on this graph, or export one with more bits a weight"
-            )
+            self._arm("prompt", batch, self.vector.under, best)
+            self._arm("vector + prompt", batch, self.vector, best)
 
     def _drift(self) -> None:
         self._progress("drift on general prompts", _GENERAL)

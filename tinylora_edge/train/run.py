@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from .. import runtime
 from ..errors import TrainError
-from ..eval.measure import Measuring
-from ..eval.scores import fitted
+from ..eval.measure import Measuring, fitted
 from ..formats.bundle import load_bundle
 from ..process import cores, first_interrupt
 from ..runtime.batch import Batch
@@ -113,7 +112,6 @@ def train(
             path.unlink(missing_ok=True)
         if options.evaluate:
             measured = Measuring(
-                bundle,
                 engines.deployed,
                 engines.batch,
                 task,

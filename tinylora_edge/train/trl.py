@@ -127,7 +127,7 @@ def train_trl(
                     llm.batch(task.held_out, task.max_tokens, n_threads=threads) as batch,
                 ):
                     size: dict[str, Any] = {"n_threads": threads, "validation": validation}
-                    measuring = Measuring(bundle, llm, batch, task, vector, **size, report=report)
+                    measuring = Measuring(llm, batch, task, vector, **size, report=report)
                     outcome = replace(outcome, measured=measuring.run())
                 write_result(vector, basis, task, options, outcome, curve, engine=engine)
     return outcome
