@@ -30,7 +30,7 @@ from tinylora_edge.process import cores
 from tinylora_edge.projection import NUMBERS
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
 from tinylora_edge.train import Options, train
-from tinylora_edge.train.model import default_dtype
+from tinylora_edge.train.adapter import default_dtype
 
 TASK, LR = "brevity", 5e-3
 OURS, TRL = "ours", "TRL, stock"
@@ -74,8 +74,7 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
     """Draw in this process; return the seconds a token of every draw but the first."""
     import torch
 
-    from tinylora_edge.train.adapter import Adapter
-    from tinylora_edge.train.model import load_model
+    from tinylora_edge.train.adapter import Adapter, load_model
 
     torch.set_num_threads(cores())  # generate may have them all, as llama.cpp has
     task = the_task(options)

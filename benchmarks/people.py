@@ -51,7 +51,7 @@ from tinylora_edge.factors import read_shape
 from tinylora_edge.process import cores
 from tinylora_edge.tasks import Sample
 from tinylora_edge.train import Adapter, Group, Learner
-from tinylora_edge.train.model import load_model
+from tinylora_edge.train.adapter import load_model
 from tinylora_edge.train.trainer import WHITENED, default_lr
 
 ARCHIVE = "smsCorpus_en_xml_2015.03.09_all"

@@ -42,10 +42,10 @@ from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.tasks import Preamble, Sample, Task, draw_examples
 from tinylora_edge.tasks.load import load_general
 from tinylora_edge.train import Adapter, Group, Learner
+from tinylora_edge.train.adapter import give_back, hf_names, load_model
 from tinylora_edge.train.batches import KEEP, REHEARSED_TOKENS, Rehearsal
-from tinylora_edge.train.model import give_back, hf_names, load_model
+from tinylora_edge.train.learner import whitened
 from tinylora_edge.train.trainer import WHITENED, default_lr
-from tinylora_edge.train.whitening import whitened
 
 LORA_LR = 2e-3
 SHOTS, CHOSEN = (2, 4, 8), 14  # examples in a prompt, and training samples that choose among prompts

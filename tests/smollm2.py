@@ -50,7 +50,7 @@ def in_torch(source: Path) -> LlamaForCausalLM:
 
     Its logits are compared with llama.cpp's before anything is concluded from them.
     """
-    from tinylora_edge.train.model import load_model
+    from tinylora_edge.train.adapter import load_model
 
     return load_model(requantized(source, ALL_F32), "fp32")
 

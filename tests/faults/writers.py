@@ -31,7 +31,7 @@ from tinylora_edge.formats import side_tensors
 from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.shipping import layout
 from tinylora_edge.shipping.publish import publish
-from tinylora_edge.train import checkpoint
+from tinylora_edge.train import trainer
 from tinylora_edge.wire import tags, users
 from tinylora_edge.writes import atomic_write
 
@@ -141,14 +141,14 @@ _IDENTITY = {"digest": BASIS.digest}
 
 
 def _step(folder: Path, step: int) -> None:
-    state = checkpoint.TrainState.start(np.full(1, step, np.float32))
+    state = trainer.TrainState.start(np.full(1, step, np.float32))
     state.step = step
     state.curve = [{"step": number, "padding": "x" * 100} for number in range(1, step + 1)]
-    checkpoint.save(folder / "checkpoint.json", state, _IDENTITY)
+    trainer.save(folder / "checkpoint.json", state, _IDENTITY)
 
 
 def _train(folder: Path, progress: Progress) -> None:
-    for step in range(checkpoint.load(folder / "checkpoint.json", _IDENTITY).step + 1, 4):
+    for step in range(trainer.load(folder / "checkpoint.json", _IDENTITY).step + 1, 4):
         _step(folder, step)
         progress.done = step
     with atomic_write(folder / "v.bin") as file:
@@ -161,7 +161,7 @@ def _prepare_training(folder: Path) -> None:
 
 
 def _check_training(folder: Path, done: int) -> None:
-    state = checkpoint.load(folder / "checkpoint.json", _IDENTITY)
+    state = trainer.load(folder / "checkpoint.json", _IDENTITY)
     assert state.step == state.v[0] == len(state.curve)
     assert max(1, min(done, 3)) <= state.step <= 3
     if done == 4 or (folder / "v.bin").exists():

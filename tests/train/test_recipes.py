@@ -11,26 +11,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from trl_world import MODELS, RECIPES, ROOT, steps
+from trl_world import RECIPES, ROOT, steps
 
 from tinylora_edge import MicroVector, TrainError, load_bundle
-from tinylora_edge.tasks import Completion, Sample
+from tinylora_edge.tasks import Completion, Sample, load_task
 from tinylora_edge.train import trl as engine
-from tinylora_edge.train.recipes import main, read_recipe
-from tinylora_edge.train.trl import grpo_fields
+from tinylora_edge.train.trl import grpo_fields, main, read_recipe
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_recipes_say_what_the_paper_does(problems: dict[str, Path], model: str) -> None:
+def test_recipes_say_what_the_paper_does(problems: dict[str, Path]) -> None:
     """Of arXiv 2602.04118: the settings of its GSM8K runs, and those of MATH, on 1 GPU and on 8."""
     paper = {"gsm8k": (4, 64, 0.0, 4096), "math": (8, 256, 0.001, 3072)}
     for path in RECIPES:
         samples, batch, kl, limit = paper[path.stem]
-        recipe, options = read_recipe(path, [f"task={problems[path.stem]}", "options.lr=1e-7"], model=model)
-        assert (options.weights or "").lower() == f"qwen/{model}-instruct"
-        task, fields_of = recipe.load(path.parent), {**recipe.grpo, "use_vllm": True, **recipe.vllm}
+        recipe, options = read_recipe(path, ["options.lr=1e-7", "grpo.per_device_train_batch_size=8"])
+        task = load_task(problems[path.stem], max_tokens=recipe.max_tokens, temperature=recipe.temperature)
         for gpus in (1, 8):
-            fields = grpo_fields(task, options, fields_of, processes=gpus)
+            fields = grpo_fields(task, options, recipe.grpo, processes=gpus)
             each = fields["per_device_train_batch_size"]
             assert each * gpus * fields["gradient_accumulation_steps"] == samples * batch
             assert (fields["num_generations"], fields["beta"]) == (samples, kl)
@@ -39,25 +36,6 @@ def test_recipes_say_what_the_paper_does(problems: dict[str, Path], model: str) 
             assert fields["temperature"] == 1.0
             assert fields["vllm_max_model_length"] >= limit + 512, "room for a prompt"
             engine.GRPOConfig(**(fields | {"use_cpu": True, "bf16": False}))
-
-
-def test_a_layer_goes_before_the_recipe(tmp_path: Path) -> None:
-    path = tmp_path / "r.toml"
-    path.write_text('task = "x"\n[grpo]\nbeta = 0.5\nepsilon = 0.1\n')
-    layers = "[m]\ngrpo.beta = 0.25\noptions.lr = 1e-3\n[bad]\nspeed = 8\n"
-    (tmp_path / "models.toml").write_text(layers)
-    recipe, options = read_recipe(path, ["grpo.epsilon=0.2"], model="m")
-    assert recipe.grpo == {"beta": 0.25, "epsilon": 0.2}
-    assert options.lr == 1e-3
-    with pytest.raises(TrainError, match=r"models\.toml: no model 'n': choose one of m, bad"):
-        read_recipe(path, model="n")
-    with pytest.raises(TrainError, match="'speed' is unknown"):
-        read_recipe(path, model="bad")
-    with pytest.raises(TrainError, match="is a layer on a recipe: name one with --recipe"):
-        read_recipe(None, model="m")
-    (tmp_path / "models.toml").unlink()
-    with pytest.raises(TrainError, match=r"models\.toml: cannot read the recipe: No such file"):
-        read_recipe(path, model="m")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +64,7 @@ def test_the_reward_for_math(answer: str, reference: str, score: float) -> None:
     [
         (["options.prompt=8"], "'prompt' is unknown: expected "),
         (["options.prompts"], "expected KEY=VALUE"),
+        (["task.x=1"], "has no attribute|does not support"),
         (["task=5"], "task is 5, expected str"),
         (["max_tokens=abc"], "max_tokens is 'abc', expected int"),
         (["options.evaluate=1"], "evaluate is 1, expected bool"),
@@ -131,8 +110,8 @@ def test_a_recipe_runs_on_a_tiny_model(
     tiny: Path, problems: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = next(each for each in RECIPES if each.stem == "math")  # the other one runs in two processes
-    output, (recipe, options) = tmp_path / "v.bin", read_recipe(path, model=MODELS[0])
-    line = [str(tiny / "bundle"), "-o", str(output), "--recipe", str(path), "--model", MODELS[0]]
+    output, (recipe, options) = tmp_path / "v.bin", read_recipe(path)
+    line = [str(tiny / "bundle"), "-o", str(output), "--recipe", str(path)]
     assert main([*line, *short(problems[path.stem], tiny / "weights")]) == 0, capsys.readouterr().err
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
     MicroVector.from_bytes(output.read_bytes(), load_bundle(tiny / "bundle").basis(numbers=13))
@@ -146,7 +125,7 @@ def test_a_recipe_runs_on_a_tiny_model(
 
 TWO = """
 import os, sys
-from tinylora_edge.train.recipes import main
+from tinylora_edge.train.trl import main
 
 children = []
 for rank in ("0", "1"):
@@ -187,14 +166,14 @@ def test_a_command_that_cannot_run_says_one_line(
     recipe = str(RECIPES[0])
     lookup = ["--set", "task=list-lookup", "--set", "options.lr=1e-5"]
     cases: list[tuple[list[str], str]] = [
-        ([], "no task: name one with --recipe"),
+        ([], "missing 1 required .*task"),
         (
             ["--recipe", recipe, "--set", "task=list-lookup"],
             "has no step size of its own: give one with options.lr",
         ),
-        (["--recipe", str(tmp_path / "bad.toml")], "not TOML"),
+        (["--recipe", str(tmp_path / "bad.toml")], "bad.toml: Invalid value"),
         (["--recipe", recipe, "--set", "task=none.jsonl"], "none.jsonl"),
-        ([*lookup, "--vllm"], "original weights: name them with --model"),
+        ([*lookup, "--set", "grpo.use_vllm=true"], "original weights: name them with options.weights"),
         ([*lookup, "--set", "grpo.speed=3"], "TRL does not take these settings: .*speed"),
     ]
     for arguments, message in cases:

@@ -28,7 +28,7 @@ from tinylora_edge import (
 )
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.tasks.rewards import text
-from tinylora_edge.train import Options, adapter, checkpoint, grown, train, trainer
+from tinylora_edge.train import Options, adapter, grown, train, trainer
 from tinylora_edge.train.trainer import as_good
 
 Rows = list[dict[str, Any]]
@@ -632,10 +632,10 @@ def document(**changes: Any) -> dict[str, Any]:
 def test_a_checkpoint_of_the_right_types(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.json"
     path.write_text(json.dumps(document()))
-    state = checkpoint.load(path, {})
+    state = trainer.load(path, {})
     assert (state.step, state.norms, state.v.shape, state.top_scores.shape) == (3, [1, 2.5], (2,), (3,))
-    checkpoint.save(path, state, {"a": (1, 2)})
-    assert checkpoint.load(path, {"a": (1, 2)}).v.tolist() == state.v.tolist()
+    trainer.save(path, state, {"a": (1, 2)})
+    assert trainer.load(path, {"a": (1, 2)}).v.tolist() == state.v.tolist()
 
 
 @pytest.mark.parametrize(
@@ -654,4 +654,4 @@ def test_a_checkpoint_that_is_none(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "checkpoint.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     with pytest.raises(TrainError, match="not a usable checkpoint"):
-        checkpoint.load(path, {})
+        trainer.load(path, {})

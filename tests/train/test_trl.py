@@ -68,7 +68,7 @@ def test_agrees_with_the_gradient_of_the_default_engine(tiny: Path, tmp_path: Pa
     import torch
 
     from tinylora_edge.train import Adapter, Group, Learner
-    from tinylora_edge.train.model import load_model
+    from tinylora_edge.train.adapter import load_model
 
     rows: list[dict[str, Any]] = []
     trainer = trl_world.fixed_run(tiny, tmp_path / "v.bin", rows)

@@ -12,8 +12,8 @@ from test_adapter import basis_of
 
 from tinylora_edge import Basis, Projection
 from tinylora_edge.train import Adapter, Group, Learner
-from tinylora_edge.train.model import hf_names
-from tinylora_edge.train.whitening import DAMPING, ModuleWhitening, whitened
+from tinylora_edge.train.adapter import hf_names
+from tinylora_edge.train.learner import DAMPING, ModuleWhitening, whitened
 
 
 def groups() -> list[Group]:

@@ -18,7 +18,6 @@ from tinylora_edge.train import trl as engine
 
 ROOT = Path(__file__).parents[2]
 RECIPES = [ROOT / "recipes" / f"{task}.toml" for task in ("gsm8k", "math")]
-MODELS = ("qwen2.5-7b", "qwen2.5-3b", "qwen2.5-1.5b", "qwen2.5-0.5b")
 TEMPLATE = (
     "{% for message in messages %}<bos>{{ message['content'] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<bos>{% endif %}"

@@ -38,9 +38,8 @@ from ..runtime.llama.model import TinyLoraLlama
 from ..tasks import Prompt
 from ..tasks.behaviours import Behaviour, load_behaviours, load_questions
 from ..writes import atomic_write
-from .adapter import Adapter
+from .adapter import Adapter, load_model, one_thread
 from .learner import Learner, chosen_logprobs, divergences
-from .model import load_model, one_thread
 
 Matrix = NDArray[np.float64]
 Tokens = NDArray[np.int32]

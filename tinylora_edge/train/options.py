@@ -60,7 +60,7 @@ class Options:
         rank: k or (p, q), to train all entries of R of this shape.
         numbers: to train so many: the bundle's learned ones, or the paper's. `DEFAULT_RANK` where neither is
             given.
-        lr: step size of Adam in the coordinates of `whitening.whitened`; it falls linearly to a tenth. None
+        lr: step size of Adam in the coordinates of `learner.whitened`; it falls linearly to a tenth. None
             takes `trainer.default_lr`.
         validation: prompts held back from training to choose the vector by, at least 2. None takes a fifth of
             the training samples, 8 to 48.

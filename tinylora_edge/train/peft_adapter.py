@@ -18,8 +18,7 @@ from ..basis import Basis
 from ..errors import BasisMismatchError, MissingExtraError, TrainError
 from ..factors import shape_name
 from ..vector import MicroVector
-from .adapter import SidePath
-from .model import factors_for, hf_names
+from .adapter import SidePath, factors_for, hf_names
 
 try:
     from peft import PeftModel, get_peft_model

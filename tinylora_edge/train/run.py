@@ -25,10 +25,9 @@ from ..tasks.load import load_general
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
 from ..vector import Policy
-from .adapter import Adapter
+from .adapter import Adapter, load_model, one_thread
 from .batches import REHEARSED_TOKENS, Demonstrations, Rehearsal, Sampled
 from .learner import Learner
-from .model import load_model, one_thread
 from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_result
 from .trainer import DIFFER, Trainer
 

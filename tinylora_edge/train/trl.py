@@ -2,17 +2,28 @@
 
 Every process holds the model and the whole vector; completions are shared out among them, and gradients of
 v are averaged. Process 0 writes the files. What our own loop adds to GRPO and TRL does not have stays away: a
-derived step size, going back from a collapse, a clip relative to usual gradients. `recipes` is its command
-line.
+derived step size, going back from a collapse, a clip relative to usual gradients.
+
+The command line runs a recipe, the settings of a run in a TOML file, of which `--set` changes some:
+
+    python -m tinylora_edge.train.trl BUNDLE -o FILE --recipe gsm8k.toml --set options.lr=1e-5
+
+On several GPUs `accelerate launch --num_processes 8 --mixed_precision bf16 -m` starts it, in the place of
+`python -m`.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import shutil
+import sys
+import tomllib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,16 +32,17 @@ import numpy as np
 import torch
 
 from .. import runtime
-from ..errors import MissingExtraError, TrainError
+from ..errors import MissingExtraError, TinyLoraError, TrainError
 from ..eval.measure import Measuring
 from ..formats.bundle import load_bundle
 from ..formats.gguf_transformers import read_once
+from ..jsonio import restored
 from ..process import cores
 from ..runtime.learning.state import Report
-from ..tasks import Completion, Sample, Task
+from ..tasks import Completion, Sample, Task, load_task
 from ..vector import MicroVector
+from .adapter import default_dtype, load_model, location_of
 from .learner import IMPORTANCE_CAP
-from .model import default_dtype, load_model, location_of
 from .options import Options, Outcome, Phase, Result, write_result
 from .run import run_folder, unfinished
 
@@ -156,6 +168,8 @@ def grpo_fields(
         raise TrainError(
             "the TRL engine has no step size of its own: give one with options.lr (`train` reports its own)"
         )
+    if grpo.get("use_vllm") and not options.weights:
+        raise TrainError("vLLM generates with the original weights: name them with options.weights")
     completions = options.prompts * options.samples
     each = int(grpo.get("per_device_train_batch_size", max(1, completions // processes)))
     if completions % (each * processes) and "gradient_accumulation_steps" not in grpo:
@@ -380,3 +394,95 @@ def _last_checkpoint(folder: Path, resume: bool) -> Path | None:
     if last is not None and not resume:
         raise unfinished(folder)
     return Path(last) if last else None
+
+
+# Recipes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The settings of a run: what `load_task` takes, and fields of `Options` and of `trl.GRPOConfig`."""
+
+    task: str
+    reward: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    held_out: int = 128
+    options: dict[str, Any] = field(default_factory=dict)
+    grpo: dict[str, Any] = field(default_factory=dict)
+
+
+def read_recipe(path: str | PathLike[str] | None, changes: Sequence[str] = ()) -> tuple[Recipe, Options]:
+    """Read a recipe, and the options that it has; without a path `changes` make it up.
+
+    `changes` are `key=value` with a dotted key, such as `options.prompts=8`; the value is TOML, or text.
+
+    Raises:
+        TrainError: the file cannot be read, names something unknown, or has a value of another type than its
+            setting's.
+    """
+    try:
+        table: dict[str, Any] = {} if path is None else tomllib.loads(Path(path).read_text("utf-8"))
+        for change in changes:
+            key, equals, text = change.partition("=")
+            if not equals or not key:
+                raise TrainError(f"--set {change}: expected KEY=VALUE, such as options.prompts=8")
+            try:
+                value = tomllib.loads(f"value = {text}")["value"]
+            except ValueError:
+                value = text
+            *parents, name = key.split(".")
+            inner = table
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[name] = value
+        recipe = restored(Recipe, table)
+        return recipe, restored(Options, recipe.options)
+    except OSError as error:
+        raise TrainError(f"{path}: cannot read the recipe: {error.strerror}") from None
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # a key inside of what is no table
+        raise TrainError(f"{path or '--set'}: {error}") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tinylora_edge.train.trl", description="Train a micro-vector with TRL."
+    )
+    add = parser.add_argument
+    add("bundle", help="of the base that is deployed")
+    add("-o", "--output", required=True, help="the frame file to write")
+    add("--recipe", help="TOML file with settings")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: options.lr=1e-5")
+    add("--resume", action="store_true", help="go on from the last checkpoint")
+    args = parser.parse_args(arguments)
+    if not sys.warnoptions:  # what transformers, TRL and accelerate tell each other of their next versions
+        warnings.filterwarnings("ignore", category=FutureWarning)
+
+    def show(metrics: dict[str, Any]) -> None:
+        print(json.dumps(metrics), flush=True)
+
+    sys.path.append(str(Path(args.recipe or ".").parent.resolve()))  # where a reward's module may be
+    try:
+        recipe, options = read_recipe(args.recipe, args.set)
+        asked = {name: getattr(recipe, name) for name in ("reward", "held_out", "max_tokens", "temperature")}
+        more: dict[str, Any] = {"options": options, "grpo": recipe.grpo, "resume": args.resume}
+        outcome = train_trl(args.bundle, load_task(recipe.task, **asked), args.output, **more, report=show)
+    except (TinyLoraError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    result = outcome.result
+    if os.environ.get("RANK", "0") == "0":
+        best = {"start": result.start_score, "best": result.best_score, "best_step": result.best_step}
+        show({"event": "end", "output": str(outcome.path), **best})
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
