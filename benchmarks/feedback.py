@@ -26,7 +26,7 @@ import numpy as np
 from _subjects import export, learned, tiled
 
 from tinylora_edge import Basis, MicroVector, runtime
-from tinylora_edge.prior import Prior
+from tinylora_edge.projection import Prior
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.learning.posterior import Posterior

@@ -19,38 +19,9 @@ The parts that others build on: `tinylora_edge.projection.project`, `tinylora_ed
 
 from pathlib import Path as _Path
 
+from . import errors
 from .basis import Bases, Basis
-from .errors import (
-    BaseMismatchError,
-    BasisError,
-    BasisMismatchError,
-    BusyError,
-    ChecksumError,
-    CorruptBasisError,
-    ExpiredError,
-    ExportError,
-    FrameError,
-    HubError,
-    MissingExtraError,
-    ModulesLeftOutWarning,
-    NonFiniteError,
-    NotImprovedWarning,
-    OptionError,
-    OverloadError,
-    ProjectionsLeftOutWarning,
-    RequestError,
-    RollbackError,
-    SignatureError,
-    StoreError,
-    TinyLoraError,
-    TinyLoraWarning,
-    TrainError,
-    TransferError,
-    TrustError,
-    UnsupportedModelError,
-    UntestedArchitectureWarning,
-    VectorError,
-)
+from .errors import *  # noqa: F403
 from .factors import Factors
 from .formats.bundle import Bundle, load_bundle
 from .projection import Projection
@@ -66,46 +37,18 @@ if _Path(__file__).with_name("cli").is_file():  # as a clone on Windows has link
 
 __all__ = [
     "AdmittedVector",
-    "BaseMismatchError",
     "Bases",
     "Basis",
-    "BasisError",
-    "BasisMismatchError",
     "Bundle",
-    "BusyError",
-    "ChecksumError",
-    "CorruptBasisError",
     "Crc32",
     "Ed25519Signer",
     "Ed25519Verifier",
-    "ExpiredError",
-    "ExportError",
     "Factors",
-    "FrameError",
     "Hmac",
-    "HubError",
     "MicroVector",
-    "MissingExtraError",
-    "ModulesLeftOutWarning",
-    "NonFiniteError",
-    "NotImprovedWarning",
-    "OptionError",
-    "OverloadError",
     "Policy",
     "Projection",
-    "ProjectionsLeftOutWarning",
-    "RequestError",
-    "RollbackError",
-    "SignatureError",
-    "StoreError",
-    "TinyLoraError",
-    "TinyLoraWarning",
-    "TrainError",
-    "TransferError",
-    "TrustError",
-    "UnsupportedModelError",
-    "UntestedArchitectureWarning",
-    "VectorError",
     "__version__",
     "load_bundle",
 ]
+__all__ += errors.__all__

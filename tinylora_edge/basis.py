@@ -16,8 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import limits
 from .errors import BasisError, BasisMismatchError, NonFiniteError, VectorError
 from .factors import Factors, Shape, shape_name
-from .prior import Prior, Whitening
-from .projection import RANK, Projection, entries_descriptor, random_descriptor
+from .projection import RANK, Prior, Projection, Whitening, entries_descriptor, random_descriptor
 from .wire import frame
 
 MAX_NORM = 256.0

@@ -6,6 +6,15 @@ command line prints an error, and each `TinyLoraWarning`, as one line.
 
 from __future__ import annotations
 
+__all__ = [
+    "BaseMismatchError", "BasisError", "BasisMismatchError", "BusyError", "ChecksumError",
+    "CorruptBasisError", "ExpiredError", "ExportError", "FrameError", "HubError", "MissingExtraError",
+    "ModulesLeftOutWarning", "NonFiniteError", "NotImprovedWarning", "OptionError", "OverloadError",
+    "ProjectionsLeftOutWarning", "RequestError", "RollbackError", "SignatureError", "StoreError",
+    "TinyLoraError", "TinyLoraWarning", "TrainError", "TransferError", "TrustError",
+    "UnsupportedModelError", "UntestedArchitectureWarning", "VectorError",
+]  # fmt: skip
+
 
 class TinyLoraError(Exception):
     """Base of every error below; catch it to catch them all."""

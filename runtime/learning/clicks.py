@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ...basis import Basis
 from ...errors import TrainError
-from ...prior import Prior
+from ...projection import Prior
 from ...tasks import Prompt
 from ...vector import MicroVector
 from ..batch import Batch, Generation

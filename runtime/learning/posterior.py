@@ -27,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ...prior import Prior
+from ...projection import Prior
 
 Array = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ import pytest
 import support
 
 from tinylora_edge import Basis, BasisError, Projection
-from tinylora_edge.prior import Prior, Whitening, check_prior
+from tinylora_edge.projection import Prior, Whitening, check_prior
 
 N = 4
 

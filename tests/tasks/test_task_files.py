@@ -237,7 +237,7 @@ def test_a_malformed_line_is_named(write: Write, line: Any, message: str) -> Non
         ("prompt,answer,answer\nHi,Ho,Ha\n", ":1: the columns are .*, but none twice"),
         ('prompt,answer\n"Hi\nyou",Ho\nHi, you,Ho\n', ":4: other columns than the 2 of the header"),
         ("prompt,answer\nHi,Ho\nHi,\n", ':3: "answer" is blank text'),
-        ('prompt,answer\nHi,Ho\n"Hi,Ho\n', ": not CSV: unexpected end of data"),
+        ('prompt,answer\nHi,Ho\n"Hi,Ho\n', ":3: not CSV: unexpected end of data"),
         ("prompt,answer,raw\nHi,Ho,perhaps\n", ":2: \"raw\" is the string 'perhaps', expected true or false"),
     ],
 )

@@ -248,7 +248,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 row["raw"] = row["raw"].lower() == "true"
             yield place, {"prompt": "", "answer": "", **row}
     except csv.Error as error:
-        raise TrainError(f"{path}:{reader.line_num}: not CSV: {error}") from None
+        raise TrainError(f"{path}:{reader.reader.line_num}: not CSV: {error}") from None
     if empty:
         raise TrainError(f"{path}: the file is empty, expected rows under a header with prompt and answer")
 

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ..prior import Whitening
+from ..projection import Whitening
 from ..runtime.batch import common_prefix
 from .adapter import Adapter, give_back
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..basis import Basis
 from ..errors import TrainError
 from ..jsonio import read_json, restored
-from ..prior import Whitening
+from ..projection import Whitening
 from ..runtime.batch import Stopped
 from ..runtime.learning.state import Report
 from ..tasks import Sample, Task

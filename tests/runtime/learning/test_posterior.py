@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tinylora_edge.prior import Prior
+from tinylora_edge.projection import Prior
 from tinylora_edge.runtime.learning.posterior import BETA, FARTHEST, SPREAD, Posterior
 
 N = 13
