@@ -321,16 +321,6 @@ def test_sft_that_lowers_the_loss_is_progress_without_any_reward(
     assert "hardly any group" in str(grpo.why)
 
 
-def test_answers_that_are_as_good_as_the_given_ones_need_no_grpo(
-    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
-) -> None:
-    easy = replace(letters_task, reward=lambda completion, sample: 1.0)
-    found = train(tiny_bundle, easy, tmp_path / "v", options=replace(short, method=None)).result
-    ends = [(phase.method, phase.stopped) for phase in found.phases]
-    assert ends == [("sft", "done"), ("grpo", "left out")]
-    assert found.phases[-1].why == "every answer held back is as good as the given one already"
-
-
 def test_free_text_is_judged_by_its_nats(
     tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
 ) -> None:
@@ -350,15 +340,11 @@ def test_a_run_that_finds_nothing_says_what_was_seen(
     """SFT ends in its second half where nothing gets better; a loss that falls against the reward is told."""
     short = replace(short, start=None)
     still = replace(short, steps=50, validate_every=1, lr=1e-30)
-    with pytest.raises(
-        TrainError, match=r"sft, 28 steps: on answers .*: add examples, .* --minutes, or another"
-    ):
+    with pytest.raises(TrainError, match=r"sft, 28 steps: on answers .*: add examples, .* or another --lr"):
         train(tiny_bundle, letters_task, tmp_path / "v", options=still)
     calls = iter(range(1000))
     falling = replace(letters_task, reward=lambda completion, sample: float(next(calls) < 16))
-    with pytest.raises(
-        TrainError, match=r"the reward 1\.000 and 0\.000: see that .*name another with --reward"
-    ):
+    with pytest.raises(TrainError, match=r"the reward 1\.000 and 0\.000: add examples, .*\(--reward\)"):
         train(tiny_bundle, falling, tmp_path / "v", options=short)
     assert list(tmp_path.iterdir()) == []
 
@@ -528,7 +514,7 @@ def test_a_prior_is_a_basis_of_its_whitened_directions(
 @pytest.mark.parametrize(
     ("task", "chosen", "more", "message"),
     [
-        ({"train": [Sample("x" * 600)] * 64}, {}, {}, r"60\d tokens.*512"),
+        ({"train": [Sample("x" * 600)] * 64}, {}, {}, r"train sample 0 .* 60\d tokens, which with 6 .*512"),
         ({"train": [Sample("too few")]}, {}, {}, "1 training prompts"),
         ({}, {"start": (0.1,) * 12}, {}, "12 values, and the basis has 896"),
         ({}, {"rank": 9}, {}, "rank 9 is not among 1 to 8"),

@@ -20,7 +20,7 @@ from ..process import cores, first_interrupt
 from ..runtime.batch import Batch
 from ..runtime.learning.state import Report
 from ..runtime.model import admit
-from ..tasks import Completion, Sample, Task
+from ..tasks import Sample, Task
 from ..tasks.load import load_general
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
@@ -103,7 +103,7 @@ def train(
         if not vector.values.any():
             for path in checkpoints:
                 path.unlink(missing_ok=True)
-            raise nothing_found(task, options, result, run.curve)
+            raise nothing_found(task, result, run.curve)
         outcome = Outcome(output, replace(result, vector=vector))
         written = vector, engines.basis, task, options
         write_result(*written, outcome, run.curve, data=about)
@@ -205,8 +205,6 @@ class _Run:
     def _why_not(self, before: Result) -> str | None:
         """Return why GRPO is not worth its time after SFT, or None."""
         options = self._options
-        if self._engines.perfect(before.best_score):
-            return "every answer held back is as good as the given one already"
         used = [0.0]
         if options.steps is not None:
             used.append(before.steps / options.steps)
@@ -228,32 +226,25 @@ _NO_SIGNAL = (
 _NO_GAIN = "it brought nothing on the answers held back"
 
 
-def nothing_found(
-    task: Task, options: Options, result: Result, curve: Sequence[dict[str, Any]]
-) -> TrainError:
+def nothing_found(task: Task, result: Result, curve: Sequence[dict[str, Any]]) -> TrainError:
     """Return the error of a run that found nothing better than the base, with advice on what was seen."""
     advice = []
     for phase in result.phases:
         rows = [row for row in curve if row.get("method") == phase.method]
-        tried = f"{phase.method}, {phase.steps} steps: "
         if phase.stopped == "no signal":
-            rewards = {row["reward"] for row in rows if "reward" in row}
-            same = f" ({rewards.pop():.3f})" if len(rewards) == 1 else ""
             saw = (
-                f"no signal: all sampled answers of every prompt got the same reward{same}. Give the "
-                "samples answers to learn from first, make the task easier, or draw more with --samples"
+                "no signal: all sampled answers of every prompt got the same reward. Give answers to learn "
+                "from first, make the task easier, or draw more with --samples"
             )
         elif phase.start_loss is not None:
             seen = [(row["validation_loss"], row["validation"]) for row in rows if "validation_loss" in row]
             (loss, reward), (lowest, then) = seen[0], min(seen[1:] or seen)
             saw = (
                 f"on answers held back the loss is {loss:.3f} nats a token at the start and {lowest:.3f} at "
+                f"best afterwards, the reward {reward:.3f} and {then:.3f}: add examples, see that their "
+                "answers agree and that the reward judges them as you do (--reward), give it more --minutes, "
+                "or another --lr"
             )
-            saw += f"best afterwards, the reward {reward:.3f} and {then:.3f}: "
-            if lowest < 0.99 * loss:
-                saw += "see that the reward judges the given answers as you do, or name another with --reward"
-            else:
-                saw += "add examples, see that their answers agree, give it more --minutes, or another --lr"
         elif phase.why is not None:
             continue
         else:
@@ -261,7 +252,7 @@ def nothing_found(
                 f"the reward of answers held back never rose above {phase.start_score:.3f}: give it more "
                 "--minutes, check that the reward judges as you would, or give answers to learn from"
             )
-        advice.append(tried + saw)
+        advice.append(f"{phase.method}, {phase.steps} steps: {saw}")
     return TrainError(f"nothing better than the base was found for {task.name}: {'; '.join(advice)}")
 
 
@@ -312,18 +303,11 @@ class _Engines:
         self.deployed = stack.enter_context(closing(deployed))
         self.task = task = fitted(task, deployed)
         self.prompts = {id(s): self._tokens(s) for s in (*task.train, *task.held_out)}
-        longest = max(len(tokens) for tokens in self.prompts.values())
-        room = self._room(
-            f"the longest prompt of task {task.name} has", longest, task.max_tokens, "shorten it"
-        )
-        if "sft" in methods:
-            room = max(room, self._room_for_answers())
+        room = self._room()
         self.general = []
         if any(map(options.rehearses, methods)):
             self.general = [self._tokens(sample) for sample in load_general(split="train")]
-            longest = max(map(len, self.general))
-            what, cure = "the longest general prompt has", "pass --no-keep"
-            room = max(room, self._room(what, longest, REHEARSED_TOKENS, cure))
+            room = max(room, *(len(tokens) + REHEARSED_TOKENS for tokens in self.general))
         batch = Batch(self.deployed, n_ctx_seq=room, n_threads=self.threads)
         self.batch = stack.enter_context(batch)
         self.model = load_model(options.weights or self._bundle.base, options.dtype)
@@ -342,18 +326,6 @@ class _Engines:
             "numbers": self.basis.size,
             "notes": list(task.notes),
         }
-
-    def perfect(self, score: float) -> bool:
-        """Whether answers to the validation prompts are as good as the given ones."""
-        if is_text(self.task.reward):
-            return False
-        validation, _ = self.options.split(self.task)
-        scores = [
-            self.task.score(Completion(each.answer, True, len(self._encode_answer(each))), each)
-            for each in validation
-            if each.answer is not None
-        ]
-        return len(scores) == len(validation) and score >= sum(scores) / len(scores) > 0
 
     def trainer(
         self, options: Options, checkpoint: Path, needed: float, known: NDArray[np.float64] | None
@@ -399,28 +371,19 @@ class _Engines:
     def _encode_answer(self, sample: Sample) -> NDArray[np.int32]:
         return np.array(self.deployed.encode_answer(sample), np.int32)
 
-    def _room_for_answers(self) -> int:
-        """Return the tokens of the longest prompt with its given answer."""
-        limit, longest = self.deployed._model.n_ctx_train(), 0
-        for name, samples in (("train", self.task.train), ("held_out", self.task.held_out)):
+    def _room(self) -> int:
+        """Return the tokens of the longest prompt with what is drawn or learned behind it."""
+        limit, longest, task = self.deployed._model.n_ctx_train(), 0, self.task
+        for name, samples in (("train", task.train), ("held_out", task.held_out)):
             for number, sample in enumerate(samples):
-                if sample.answer is None:
-                    continue
-                prompt, answer = len(self._encode(sample)), len(self._encode_answer(sample))
+                prompt, answer = len(self._encode(sample)), task.max_tokens
+                if "sft" in self.methods and sample.answer is not None:
+                    answer = max(answer, len(self._encode_answer(sample)))
                 if prompt + answer > limit:
                     raise TrainError(
-                        f"task {self.task.name}, {name} sample {number} ({sample.text[:60]!r}): its prompt "
-                        f"has {prompt} tokens and its answer {answer}, which together pass the model's "
-                        f"context of {limit}: shorten it, or leave it out"
+                        f"task {task.name}, {name} sample {number} ({sample.text[:60]!r}): its prompt has "
+                        f"{prompt} tokens, which with {answer} to answer pass the model's context of "
+                        f"{limit}: shorten it, or leave it out"
                     )
                 longest = max(longest, prompt + answer)
         return longest
-
-    def _room(self, what: str, longest: int, answer: int, cure: str) -> int:
-        limit = self.deployed._model.n_ctx_train()
-        if longest + answer > limit:
-            raise TrainError(
-                f"{what} {longest} tokens, which with {answer} to generate passes the model's context of "
-                f"{limit}: {cure}"
-            )
-        return longest + answer

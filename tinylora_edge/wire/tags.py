@@ -1,7 +1,6 @@
 """Tags: what closes a frame and lets a device check it. Keys are in PEM, as OpenSSL writes them (RFC 8410).
 
-`cryptography` does Ed25519 and reads its keys. A device without that package brings its own check of
-signatures, and public keys as their 32 bytes.
+`cryptography` does Ed25519 and reads its keys.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import hashlib
 import hmac
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import ChecksumError, MissingExtraError, SignatureError, VectorError
@@ -23,12 +22,6 @@ SIZES = {CRC32: 4, HMAC: 8, ED25519: 64}
 """Tag sizes in bytes."""
 
 NAMES = {CRC32: "CRC-32", HMAC: "HMAC", ED25519: "Ed25519"}
-
-_FIELD = 2**255 - 19
-_ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
-# y of the points whose order divides 8 (RFC 8032, 5.1): 1 and -1 (orders 1 and 2; x is 0, which has one
-# sign), 0 (order 4), and two of order 8; each with both signs of x.
-_SMALL_ORDER = {1, _FIELD - 1, 0, _ORDER_8, _FIELD - _ORDER_8}
 
 _PEM_LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 _HMAC_KEY_BYTES = 16  # the least that RFC 2104's advice allows in practice; 32 is usual
@@ -135,11 +128,6 @@ class Hmac:
         # Of a message that no frame begins with, so that an id is never half of a tag.
         self.id = f"hmac:{hmac.digest(self._key, b'tinylora key id', hashlib.sha256)[:8].hex()}"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise SignatureError(
-            "a MAC key is a secret, and a pickle may go anywhere: make it again there, with Hmac(secret)"
-        )
-
     @classmethod
     def from_hex(cls, text: str | bytes) -> Hmac:
         """Return the key that a file of `tinylora-edge keygen --mac` holds: hexadecimal digits.
@@ -211,35 +199,26 @@ class Ed25519Signer:
 
 
 class Ed25519Verifier:
-    """A public key that checks Ed25519 signatures, by `cryptography` or by a callable of the device's own.
+    """A public key that checks Ed25519 signatures, by the `cryptography` package.
 
     Args:
         public_key: the 32-byte public key.
-        check: the device's own Ed25519: check(public_key, message, signature) -> bool.
 
     Attributes:
         id: `ed25519:` and the first 16 hexadecimal digits of the public key's SHA-256.
 
     Raises:
-        MissingExtraError: there is no `check`, and `cryptography` is not installed.
-        SignatureError: the key is not 32 bytes, or a point under which anybody can sign.
+        MissingExtraError: `cryptography` is not installed.
+        SignatureError: the key is not 32 bytes.
     """
 
     kind = ED25519
 
-    def __init__(self, public_key: bytes, check: Callable[[bytes, bytes, bytes], bool] | None = None) -> None:
+    def __init__(self, public_key: bytes) -> None:
         if len(public_key) != 32:
             raise SignatureError(f"an Ed25519 public key has 32 bytes, not {len(public_key)}")
-        if check is None:
-            _cryptography()
-        y = int.from_bytes(public_key, "little") & ((1 << 255) - 1)  # without the sign of x
-        if y >= _FIELD or y in _SMALL_ORDER:
-            raise SignatureError(
-                f"the Ed25519 public key {bytes(public_key).hex()} is a point of small order, or written as "
-                "no tool writes one: anybody could sign under it. Make a key with tinylora-edge keygen"
-            )
+        _cryptography()
         self._public_key = bytes(public_key)
-        self._check = check or _check_signature
         self.id = _public_key_id(self._public_key)
 
     @classmethod
@@ -254,21 +233,17 @@ class Ed25519Verifier:
 
     def verify(self, message: bytes, tag: bytes) -> bool:
         """Tell whether `tag` is a signature of the message under the public key."""
-        return bool(self._check(self._public_key, message, tag))
+        from cryptography.exceptions import InvalidSignature
+
+        try:
+            _cryptography().Ed25519PublicKey.from_public_bytes(self._public_key).verify(tag, message)
+        except InvalidSignature:
+            return False
+        return True
 
 
 def _public_key_id(public_key: bytes) -> str:
     return f"ed25519:{hashlib.sha256(public_key).digest()[:8].hex()}"
-
-
-def _check_signature(public_key: bytes, message: bytes, signature: bytes) -> bool:
-    from cryptography.exceptions import InvalidSignature
-
-    try:
-        _cryptography().Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
-    except InvalidSignature:
-        return False
-    return True
 
 
 def _cryptography() -> Any:
