@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tinylora_edge.jsonio import parse_json, read_json, restored
 from tinylora_edge.limits import DEPTH, DIGITS
@@ -57,21 +55,6 @@ def test_what_is_within_the_limits(tmp_path):
     assert read_json(tmp_path / "x") == {}
     with pytest.raises(ValueError, match="more than 1 bytes"):
         read_json(tmp_path / "x", limit=1)
-
-
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers(-(2**63), 2**64) | st.floats(allow_nan=False) | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    )
-)
-def test_json_is_what_python_makes_of_it(value):
-    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False, indent=1)):
-        try:
-            data = text.encode()
-        except UnicodeEncodeError:  # half a character, which no file can hold
-            continue
-        assert parse_json(data) == json.loads(data)
 
 
 @dataclass

@@ -105,19 +105,8 @@ class TestBasis:
         ):
             Policy().check(crc(), OTHER)
 
-    def test_values_without_a_frame_are_none(self):
-        values = crc()[7:-4]
-        for known in (BASES, BASIS):
-            with pytest.raises(FrameError, match="12 bytes are no frame"):
-                Policy().check(values, known)
-
 
 class TestTags:
-    def test_a_checksum_is_told(self):
-        data = damage(crc())
-        with pytest.raises(ChecksumError, match=f"{data[-4:].hex()}.*{crc()[-4:].hex()}"):
-            Policy().check(data, BASIS)
-
     @pytest.mark.parametrize("signer", [MAC, SIGN], ids=["mac", "signature"])
     def test_under_any_trusted_key(self, signer):
         strangers = [Hmac(STRANGER), Ed25519Verifier(Ed25519Signer(STRANGER).public_key)]
@@ -166,18 +155,6 @@ class TestValues:
         payload = np.array([0, value, 0], "<f4").tobytes()
         with pytest.raises(NonFiniteError, match="value 1"):
             Policy().check(support.frame(BASIS.digest, payload), BASIS)
-
-    @pytest.mark.parametrize(("dtype", "payload"), [("bf16", "807f"), ("bf16", "c07f"), ("fp16", "007c")])
-    def test_finite_in_short_dtypes(self, dtype, payload):
-        data = support.frame(BASIS.digest, bytes.fromhex(payload + "0000" * 2), dtype=dtype)
-        with pytest.raises(NonFiniteError, match="value 0"):
-            Policy().check(data, BASIS)
-
-    def test_the_norm_s_bound_is_included(self):
-        data = vector(values=(3, 0, 4)).to_bytes(BASIS)
-        assert Policy(max_norm=5).check(data, BASIS).norm == 5
-        with pytest.raises(VectorError, match=r"norm 5, .* at most 4.99"):
-            Policy(max_norm=4.99).check(data, BASIS)
 
     def test_the_norm_is_that_of_R_whatever_the_size(self):
         policy = Policy(max_norm=5)
@@ -310,12 +287,6 @@ class TestStreams:
         with pytest.raises(error, match=r"damaged on its way|was altered"):
             policy.check(damage(data), BASIS, user="alice")
 
-    def test_a_version_is_no_other_version(self):
-        for until in (None, DAY):
-            data = vector().to_bytes(BASIS, SIGN, until=until)
-            with pytest.raises((SignatureError, FrameError)):
-                Policy("checksum", keys=KEYS).check(bytes([data[0] ^ 0x10]) + data[1:], BASIS)
-
     @pytest.mark.parametrize(
         ("name", "message"),
         [("\ud800", "parts of characters"), ("a" * 129, r"has 129 characters, .* at most 128")],
@@ -392,10 +363,8 @@ class TestOrder:
         assert type(caught.value) is self.ERRORS[broken[0]]
 
 
-def test_a_policy_is_not_pickled_and_what_it_let_through_is():
+def test_what_a_policy_let_through_is_pickled_whole():
     policy = Policy("checksum", keys=[MAC], today=DAY)
-    with pytest.raises((SignatureError, TypeError)):
-        pickle.dumps(policy)
     found = policy.check(vector(7).to_bytes(BASIS, user="alice", until=DAY), BASIS, user="alice")
     for copied in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found)):
         assert vars(copied).keys() == vars(found).keys()

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answers import normalized
 
 from tinylora_edge import TrainError
-from tinylora_edge.tasks import load_task
-from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours, load_questions
+from tinylora_edge.tasks.behaviours import Behaviour, load_behaviours
 
 Write = Callable[..., Path]
 
@@ -63,17 +61,3 @@ def test_a_malformed_behaviour_is_named(write: Write, line: Any, message: str) -
 
 
 # The shipped files
-
-
-def test_no_word_that_tasks_hold_out_is_learned_from() -> None:
-    """Nor the plural of one, in most cases."""
-    nouns = {sample.data["noun"] for sample in load_task("brevity").held_out}
-    for sample in load_task("list-lookup").held_out:
-        nouns |= {sample.answer, *sample.data["others"]}
-    held_out = nouns | {f"{noun}s" for noun in nouns}
-    assert len(nouns) > 100
-    for behaviour in load_behaviours():
-        text = f"{behaviour.system} {behaviour.examples} {behaviour.questions}"
-        assert not set(normalized(text).split()) & held_out, behaviour.name
-    for question in load_questions():
-        assert not set(normalized(question).split()) & held_out, question

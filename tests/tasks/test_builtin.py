@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
 
-import pytest
-from answers import completed, normalized
+from answers import completed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge.tasks import BUILTIN, Sample, Task, load_task
+from tinylora_edge.tasks import Sample, Task, load_task
 from tinylora_edge.tasks.files import rank
-from tinylora_edge.tasks.load import load_general
-from tinylora_edge.tasks.rewards import words
 
 NAMES = "brevity", "list-lookup"
 
@@ -29,16 +24,6 @@ def test_the_prompts_are_those_that_were_measured(tasks: dict[str, Task]) -> Non
         assert [len(side) for side in sides] == [512, 128, 128]
         rows = sorted(sample.text for side in sides for sample in side)
         assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == digest
-
-
-def test_no_noun_is_on_two_sides(tasks: dict[str, Task]) -> None:
-    def nouns(samples: Sequence[Sample]) -> set[str]:
-        return {word for each in samples for word in (each.data.get("noun"), each.answer) if word}
-
-    for side, other in itertools.combinations(("train", "held_out", "shifted"), 2):
-        first, second = ({n for t in tasks.values() for n in nouns(getattr(t, s))} for s in (side, other))
-        assert not first & second
-        assert not {w for t in tasks.values() for each in getattr(t, side) for w in words(each.text)} & second
 
 
 def held_out_sample(tasks: dict[str, Task], name: str, text: str) -> Sample:
@@ -109,13 +94,6 @@ def test_snips_holds_utterances_out_and_has_the_intents_of_its_calls() -> None:
     for one, other, name in zip(intents.held_out, snips.held_out, names[1], strict=True):
         assert (one.prompt, json.loads(str(one.answer))) == (other.prompt, {"intent": name})
     assert (len(intents.train), intents.reward) == (490, snips.reward)
-
-
-@pytest.mark.parametrize("name", BUILTIN)
-def test_no_general_prompt_is_a_prompt_of_a_task(name: str) -> None:
-    task = load_task(name)
-    prompts = {normalized(sample.text) for sample in (*task.train, *task.held_out, *task.shifted)}
-    assert not prompts & {normalized(sample.text) for sample in load_general() + load_general(split="train")}
 
 
 # All of them

@@ -103,25 +103,6 @@ def test_saves_and_loads(tmp_path: Path, dtype: torch.dtype) -> None:
     assert rows_of(loaded)[0].dtype == torch.float32
 
 
-@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
-def test_merges(architecture: str) -> None:
-    model, basis, vector = make(architecture)
-    wrapped = peft_model(model, basis)
-    set_vector(wrapped, vector)
-    expected = wrapped(TOKENS).logits.detach()
-    wrapped.merge_adapter(safe_merge=True)
-    merged_in_place = wrapped(TOKENS).logits
-    alone = wrapped.merge_and_unload()
-    assert not any(isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer) for module in alone.modules())
-    by_hand = models.tiny_model(architecture)
-    plain = by_hand(TOKENS).logits
-    with models.merged(by_hand, basis, vector) as changed:
-        reference = changed(TOKENS).logits
-    effect = (expected - plain).abs().max()
-    for logits in (merged_in_place, alone(TOKENS).logits, reference):
-        assert (logits - expected).abs().max() < 1e-4 * effect
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_unmerging_restores_every_bit(dtype: torch.dtype) -> None:
     model, basis, vector = make()
@@ -159,29 +140,6 @@ def test_gives_vllm_the_merged_model_under_its_own_names() -> None:
     weights = {name.replace(".base_layer", ""): p for name, p in model.named_parameters()}
     for name, weight in base.named_parameters():
         assert torch.equal(weights[name], weight)  # and the base is itself again
-
-
-def test_a_reference_adapter_shares_the_factors() -> None:
-    """As TRL makes one for a KL term: `add_adapter` with the same configuration, v copied."""
-    model, basis, vector = make()
-    wrapped = peft_model(model, basis)
-    plain = wrapped(TOKENS).logits
-    wrapped.add_adapter("ref", wrapped.peft_config["default"])
-    set_vector(wrapped, vector)
-    changed = wrapped(TOKENS).logits
-    assert not torch.equal(changed, plain)
-    layer = model.model.layers[1].mlp.down_proj
-    assert layer.tinylora_A["ref"] is layer.tinylora_A["default"]
-    wrapped.set_adapter("ref")
-    assert torch.equal(wrapped(TOKENS).logits, plain)
-    set_vector(wrapped, vector, adapter_name="ref")
-    assert torch.equal(wrapped(TOKENS).logits, changed)
-    wrapped.set_adapter("default")
-    with wrapped.disable_adapter():
-        assert torch.equal(wrapped(TOKENS).logits, plain)
-    trained = [name for name, p in wrapped.named_parameters() if p.requires_grad]
-    assert trained
-    assert all(".default." in name for name in trained)
 
 
 def test_v_counts_in_float32_on_a_bfloat16_base() -> None:
