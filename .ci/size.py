@@ -49,9 +49,9 @@ def main() -> int:
     documents = tracked(".md")
     same = twice(product)
     counts = {
-        "product, lines of Python": (lines(product), 26_600),
+        "product, lines of Python": (lines(product), 26_100),
         "product, files": (len(product), None),
-        "tests, lines of Python": (lines(tracked(".py", "tests")), 26_400),
+        "tests, lines of Python": (lines(tracked(".py", "tests")), 25_950),
         "documents, words": (sum(len(path.read_text("utf-8").split()) for path in documents), 20_000),
         "commands": (len(commands()), 18),
         "class names twice": (len(same), 0),
