@@ -19,7 +19,7 @@ from . import console, keyfiles, vectors
 from . import options as opts
 
 if TYPE_CHECKING:
-    from ..exporters import ExportReport, ResolvedModel, Selection
+    from ..exporters import ExportReport
 
 
 def export(
@@ -91,7 +91,7 @@ def export(
     if target_format == "gguf":
         _refuse(ctx, {"onnx_input", "onnx_precision"}, "goes with --format onnx or both")
 
-    from ..exporters import Export, ExportSettings, find, refuse_existing
+    from ..exporters import Export, ExportSettings, default_name, refuse_existing, resolve
     from ..exporters.onnx import check_builder
 
     if output is not None:
@@ -99,11 +99,10 @@ def export(
     if target_format != "gguf":
         check_builder()
     graph, deployed = target_format != "gguf", target_format != "onnx"
-    found = find(model, base=base, quant=quant, deployed=deployed, graph=graph)
     if output is None:
-        if found.name is None:
+        if (name := default_name(model)) is None:
             raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
-        output = Path(found.name)
+        output = Path(name)
         refuse_existing(output)
     settings = ExportSettings(
         rank=rank,
@@ -111,7 +110,12 @@ def export(
         targets=tuple(part.strip() for each in targets or () for part in each.split(",") if part.strip()),
         factor_dtype=factor_dtype,
     )
-    files = _fetch(found)
+
+    def say(what: str, where: object, size: int) -> None:
+        if console.stderr().is_terminal:  # the hub's client shows how far it is
+            console.note(f"{what} from {where}: {console.megabytes(size)}")
+
+    files = resolve(model, base=base, quant=quant, deployed=deployed, graph=graph, say=say)
     start = time.perf_counter()
     planned = Export(
         files.model,
@@ -161,15 +165,6 @@ def module_progress(modules: int, size: int) -> Iterator[tuple[Callable[[str, in
             show(f"{done[0]}/{modules} modules, {console.megabytes(done[1])}", done=done[1])
 
         yield step, show
-
-
-def _fetch(found: Selection) -> ResolvedModel:
-    """Say what was chosen, and download what is missing; the hub's client shows how far it is."""
-    for part in found.parts:
-        if console.stderr().is_terminal:
-            what = part.quant or "the original weights"
-            console.note(f"{what} from {part.repository}: {console.megabytes(part.bytes)}")
-    return found.fetch()
 
 
 def _add_base(bundle: Path, base: Path, key: Path | None, as_json: bool) -> None:

@@ -13,7 +13,7 @@ Importing this package loads numpy and gguf; torch, onnx and huggingface_hub are
 
 from .export import Export, ExportReport, add_base, add_projection, export_gguf, export_onnx, refuse_existing
 from .factorize import ExportSettings, Quality
-from .hub import ResolvedModel, Selection, find, resolve
+from .hub import ResolvedModel, default_name, resolve
 from .onnx import BakeReport
 
 __all__ = [
@@ -23,12 +23,11 @@ __all__ = [
     "ExportSettings",
     "Quality",
     "ResolvedModel",
-    "Selection",
     "add_base",
     "add_projection",
+    "default_name",
     "export_gguf",
     "export_onnx",
-    "find",
     "refuse_existing",
     "resolve",
 ]

@@ -1,8 +1,8 @@
 """Names of models: a path, a short name of the catalog, or `org/name` on the Hugging Face hub.
 
-`find` says which files of which repositories a name stands for, and asks the hub for lists alone;
-`Selection.fetch` brings them; `resolve` does both. huggingface_hub does the rest: names, tokens, proxies, its
-cache, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, what was cut off, its progress bar. The catalog is `models.toml`.
+`resolve` brings what a name stands for onto this machine. huggingface_hub does the rest: names, tokens,
+proxies, its cache, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, what was cut off, its progress bar. The catalog is
+`models.toml`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from os import PathLike
@@ -67,96 +67,39 @@ class ResolvedModel:
     provenance: dict[str, Any] | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """The files of a repository `org/name` at one commit, with their bytes."""
 
     name: str
     revision: str
     commit: str
-    sizes: dict[str, int] = field(repr=False)
+    sizes: dict[str, int]
 
     def __str__(self) -> str:
         return f"{self.name}@{self.commit[:12]}"
 
 
-@dataclass(frozen=True)
-class SelectedFiles:
-    """The files of one repository that are needed: its GGUF (role `base`), or its `weights`."""
-
-    role: str
-    repository: Listing
-    files: tuple[str, ...] = field(repr=False)
-    quant: str | None = None
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all its files."""
-        return sum(self.repository.sizes[name] for name in self.files)
-
-    def fetch(self) -> tuple[Path, dict[str, Any]]:
-        """Download what is missing; return the folder, and what a manifest says of it."""
-        here, facts = self.repository, []
-        for name in self.files:
-            try:
-                path = Path(_client().hf_hub_download(here.name, name, revision=here.revision))
-            except Exception as error:  # as of `_list`: the client's errors follow its HTTP library
-                why = f"{name} of {here} was not downloaded: {_reason(error)}. Run the command again to go on"
-                raise HubError(why) from error
-            folder = path.parents[name.count("/")]
-            if folder.name != here.commit:
-                raise HubError(f"{here.name} was changed meanwhile, to {folder.name}: run the command again")
-            facts.append({"name": name, "bytes": path.stat().st_size})
-            if re.fullmatch(r"[0-9a-f]{64}", blob := path.resolve().name):  # what is in Git LFS
-                facts[-1]["sha256"] = blob
-        return folder, {"repository": here.name, "revision": here.commit, "files": facts}
+def default_name(model: str | PathLike[str]) -> str | None:
+    """Return a name for what is made of a model: the catalog's, or the repository's; None for a path."""
+    entry, here = _entry(str(model))
+    if here:
+        return None
+    return entry.name if entry else str(model).partition("@")[0].rpartition("/")[2]
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The files that a model's name stands for. Nothing large was downloaded yet.
-
-    Attributes:
-        name: a name for what is made of it: the catalog's, or the repository's without its organization;
-            None for a path.
-        model: from the catalog, or None.
-        parts: what has to be on this machine.
-        path, base: of a model, and of a deployed GGUF, that are here.
-        deployed: a GGUF is deployed.
-    """
-
-    name: str | None
-    model: CatalogModel | None = None
-    parts: tuple[SelectedFiles, ...] = ()
-    path: Path | None = None
-    base: Path | None = None
-    deployed: bool = True
-
-    def fetch(self) -> ResolvedModel:
-        """Download what is missing. HubError: access is refused, or the network or the disk fails."""
-        paths = {} if self.base is None else {"base": self.base}
-        sections: dict[str, Any] = {}
-        for part in self.parts:
-            folder, sections[part.role] = part.fetch()
-            paths[part.role] = folder / part.files[0] if part.role == "base" else folder
-        model = self.path or paths.get("weights") or paths["base"]
-        base = paths.get("base") if self.deployed else None
-        if not sections:
-            return ResolvedModel(model, base)
-        entry = {"name": self.model.name, "license": self.model.license} if self.model is not None else {}
-        where = {"hub": _client().constants.ENDPOINT}
-        return ResolvedModel(model, None if base == model else base, {**entry, **where, **sections})
-
-
-def find(
+def resolve(
     model: str | PathLike[str],
     *,
     base: str | PathLike[str] | None = None,
     quant: str | None = None,
     deployed: bool = True,
     graph: bool = False,
-) -> Selection:
-    """Find out what a model's name stands for.
+    say: Callable[[str, Listing, int], None] = lambda what, where, size: None,
+) -> ResolvedModel:
+    """Find a model and bring it onto this machine.
+
+        found = resolve("qwen2.5-7b", quant="q4_k_m")
+        export_gguf(found.model, "qwen", base=found.base, provenance=found.provenance)
 
     Args:
         model: a local path, which wins where it exists; a name of the catalog; or a repository on the hub,
@@ -165,52 +108,58 @@ def find(
         quant: the quantization of the base, such as `q4_k_m`; None for the model's default.
         deployed: a GGUF is deployed. False for another engine alone.
         graph: a graph is built of the weights: bring their configuration and tokenizer too.
+        say: called before each download with what it is, from where, and its bytes.
 
     The factors come from the original weights where `base` is given or a graph is built, and else from the
     deployed GGUF itself, so that one download is enough.
 
     Raises:
         ExportError: the name is unknown, or the options do not go together.
-        HubError: the hub does not have it, or cannot be reached.
+        HubError: the hub does not have it or refuses access, or the network or the disk fails.
         MissingExtraError: the hub is needed, and huggingface_hub is not installed.
     """
-    text = str(model)
-    local = base is not None and _is_local(str(base))
+    text, local = str(model), base is not None and _is_local(str(base))
     if base is not None and not local and not _REPOSITORY.fullmatch(str(base)):
         raise ExportError(f"{base} does not exist: --base takes a GGUF file, or org/name on the hub")
+    entry, here = _entry(text)
+    if quant is not None and (local or (base is None and here)):
+        raise ExportError(f"--quant {quant} chooses a file on the hub, and {base or text} is a local path")
+    wanted: dict[str, tuple[Listing, tuple[str, ...], str]] = {}
+    if (base is not None and not local) or (base is None and not here and (deployed or not graph)):
+        listing = _list(str(base or (entry.gguf if entry else text)))
+        default = (entry.default or next(iter(entry.quants))) if entry and base is None else None
+        chosen = choose(models_in(listing.sizes), quant, listing, default)
+        wanted["base"] = listing, chosen.files, chosen.quant
+    if not here and (base is not None or graph):
+        listing = _list(entry.weights if entry else text)
+        wanted["weights"] = listing, _weights(listing, graph=graph), "the original weights"
+    paths, sections = {"base": Path(base)} if base is not None and local else {}, dict[str, Any]()
+    for role, (listing, files, what) in wanted.items():
+        say(what, listing, sum(listing.sizes[name] for name in files))
+        folder, sections[role] = _fetch(listing, files)
+        paths[role] = folder / files[0] if role == "base" else folder
+    found = Path(text) if here else paths.get("weights", paths.get("base", Path()))
+    own = paths.get("base") if deployed or base is not None else None
+    if not sections:
+        return ResolvedModel(found, own)
+    about = {"name": entry.name, "license": entry.license} if entry is not None and not here else {}
+    about["hub"] = _client().constants.ENDPOINT
+    return ResolvedModel(found, None if own == found else own, {**about, **sections})
+
+
+def _entry(text: str) -> tuple[CatalogModel | None, bool]:
+    """Return what the catalog has of a name, and whether it is a local path."""
     entry = load_catalog().get(text.lower())
     # A bundle is what `export NAME` leaves behind: once more NAME means the same.
     here = _is_local(text) and not (entry is not None and Path(text, BASIS_NAME).exists())
-    if quant is not None and (local or (base is None and here)):
-        raise ExportError(f"--quant {quant} chooses a file on the hub, and {base or text} is a local path")
-    parts = [] if base is None or local else [_gguf(str(base), quant)]
-    own_base = Path(base) if base is not None and local else None
-    if here:
-        return Selection(None, parts=tuple(parts), path=Path(text), base=own_base)
-    if entry is None and not _REPOSITORY.fullmatch(text):
+    if not here and entry is None and not _REPOSITORY.fullmatch(text):
         near = difflib.get_close_matches(text.lower(), load_catalog(), n=3)
         raise ExportError(
             f"{text!r} is neither a local path nor a model of the catalog"
             + (f"; near it: {', '.join(near)}" if near else "")
             + ". List them with tinylora-edge export; any org/name on the hub works as well"
         )
-    weights = base is not None or graph
-    if base is None and (deployed or not weights):
-        default = (entry.default or next(iter(entry.quants))) if entry else None
-        parts.append(_gguf(entry.gguf if entry else text, quant, default))
-    if weights:
-        parts.append(_weights(entry.weights if entry else text, graph=graph))
-    name = entry.name if entry else text.partition("@")[0].rpartition("/")[2]
-    return Selection(name, entry, tuple(parts), base=own_base, deployed=deployed or base is not None)
-
-
-def resolve(model: str | PathLike[str], **options: Any) -> ResolvedModel:
-    """Find a model and bring it onto this machine. Arguments and errors: see `find` and `Selection.fetch`.
-
-    found = resolve("qwen2.5-7b", quant="q4_k_m")
-    export_gguf(found.model, "qwen", base=found.base, provenance=found.provenance)
-    """
-    return find(model, **options).fetch()
+    return entry, here
 
 
 @cache
@@ -279,30 +228,36 @@ def _normal(quant: str) -> str:
 # The hub.
 
 
-def _gguf(where: str, quant: str | None, default: str | None = None) -> SelectedFiles:
-    listing = _list(where)
-    chosen = choose(models_in(listing.sizes), quant, listing, default)
-    return SelectedFiles("base", listing, chosen.files, chosen.quant)
+def _fetch(here: Listing, files: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """Download what is missing; return the folder, and what a manifest says of it."""
+    facts = []
+    for name in files:
+        try:
+            path = Path(_client().hf_hub_download(here.name, name, revision=here.revision))
+        except Exception as error:  # as of `_list`: the client's errors follow its HTTP library
+            why = f"{name} of {here} was not downloaded: {_reason(error)}. Run the command again to go on"
+            raise HubError(why) from error
+        folder = path.parents[name.count("/")]
+        if folder.name != here.commit:
+            raise HubError(f"{here.name} was changed meanwhile, to {folder.name}: run the command again")
+        facts.append({"name": name, "bytes": path.stat().st_size})
+        if re.fullmatch(r"[0-9a-f]{64}", blob := path.resolve().name):  # what is in Git LFS
+            facts[-1]["sha256"] = blob
+    return folder, {"repository": here.name, "revision": here.commit, "files": facts}
 
 
-def _weights(where: str, *, graph: bool) -> SelectedFiles:
-    listing = _list(where)
+def _weights(listing: Listing, *, graph: bool) -> tuple[str, ...]:
     names, shards = listing.sizes, [SINGLE]
     if INDEX in names:
-        folder, _ = SelectedFiles("weights", listing, (INDEX,)).fetch()
-        shards = shard_names(folder)
+        shards = shard_names(_fetch(listing, [INDEX])[0])
     missing = [name for name in shards if name not in names]
     if missing:
         raise HubError(
             f"{listing} has no safetensors, or lacks some ({', '.join(missing[:3])}): pass the "
             "repository of the original weights as MODEL, or export from the GGUF alone"
         )
-    beside = [
-        name
-        for name in sorted(names)
-        if name in ("config.json", INDEX) or (graph and _BESIDE.fullmatch(name))
-    ]
-    return SelectedFiles("weights", listing, (*beside, *shards))
+    beside = ("config.json", INDEX)
+    return *(n for n in sorted(names) if n in beside or (graph and _BESIDE.fullmatch(n))), *shards
 
 
 def _list(text: str) -> Listing:

@@ -17,7 +17,7 @@ import pytest
 from hub_server import HubServer
 
 from tinylora_edge import ExportError, HubError
-from tinylora_edge.exporters import export_gguf, find, hub, resolve
+from tinylora_edge.exporters import default_name, export_gguf, hub, resolve
 from tinylora_edge.exporters.hub import CatalogModel, choose, load_catalog, models_in
 
 REPO, FILE = "org/tiny-GGUF", "tiny-F32.gguf"
@@ -72,44 +72,41 @@ def test_factors_from_the_original_weights(
 
 class TestWhatANameStandsFor:
     def test_the_default_and_another_quantization(self, server: HubServer) -> None:
-        (part,) = find("Tiny").parts
-        assert part.files == (FILE,)
-        found = find("tiny", quant="fp16")
-        (part,) = found.parts
-        assert (found.name, part.bytes, part.quant) == ("tiny", 2000, "f16")
-        assert server.downloads == []
-        assert found.fetch().model.with_name(part.files[1]).read_bytes() == b"\2" * 1000
+        assert default_name("Tiny") == "tiny"
+        assert resolve("Tiny").model.name == FILE
+        said: list[tuple[Any, ...]] = []
+        found = resolve("tiny", quant="fp16", say=lambda *each: said.append(each))
+        ((what, where, size),) = said
+        assert (what, str(where).partition("@")[0], size) == ("f16", REPO, 2000)
+        assert found.model.with_name("tiny-F16-00002-of-00002.gguf").read_bytes() == b"\2" * 1000
 
     def test_a_revision(self, server: HubServer) -> None:
-        (part,) = find(f"{REPO}@v1", quant="f32").parts
-        assert part.repository.commit == server.repos[REPO].tags["v1"]
-        assert part.fetch()[0].name == part.repository.commit
+        found = resolve(f"{REPO}@v1", quant="f32")
+        assert found.provenance["base"]["revision"] == server.repos[REPO].tags["v1"]
+        assert found.model.parent.name == server.repos[REPO].tags["v1"]
 
     def test_one_of_both_is_here(self, server: HubServer, weights: Path, llama_gguf: Path) -> None:
         for deployed in (True, False):
-            found = find("org/tiny", base=llama_gguf, deployed=deployed)
-            assert [part.role for part in found.parts] == ["weights"]
-            assert found.fetch().base == llama_gguf
+            found = resolve("org/tiny", base=llama_gguf, deployed=deployed)
+            assert (found.provenance.keys(), found.base) == ({"hub", "weights"}, llama_gguf)
         resolved = resolve(weights, base=REPO, quant="f32")
         assert (resolved.model, resolved.base and resolved.base.name) == (weights, FILE)
 
     def test_a_graph_needs_weights_and_tokenizer_alone(self, server: HubServer) -> None:
-        found = find("tiny", deployed=False, graph=True)
-        (part,) = found.parts
-        assert (part.role, "tokenizer.json" in part.files) == ("weights", True)
-        assert "modeling_tiny.py" not in part.files, "code of others is never brought"
-        assert found.fetch().base is None
+        found = resolve("tiny", deployed=False, graph=True)
+        assert (found.base, found.provenance.keys() & {"base", "weights"}) == (None, {"weights"})
+        assert "tokenizer.json" in server.downloads
+        assert "modeling_tiny.py" not in server.downloads, "code of others is never brought"
 
     def test_a_path_wins_where_it_exists_unless_it_is_a_bundle(
         self, server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
         Path("tiny").mkdir()
-        found = find("tiny")
-        assert (found.name, found.parts, found.fetch().model) == (None, (), Path("tiny"))
+        assert (default_name("tiny"), resolve("tiny").model) == (None, Path("tiny"))
         assert server.requests == []
         Path("tiny", "basis.gguf").touch()  # as `export tiny` leaves it behind
-        assert find("tiny").name == "tiny"
+        assert default_name("tiny") == "tiny"
 
     @pytest.mark.parametrize("name", ["/no/such", "no.gguf", "a/b/c", "..\\model"])
     def test_what_looks_like_a_path_is_none_of_the_hubs(self, server: HubServer, name: str) -> None:
@@ -133,7 +130,7 @@ class TestWhatANameStandsFor:
     )
     def test_refusals(self, server: HubServer, name: str, options: dict[str, Any], match: str) -> None:
         with pytest.raises(ExportError, match=match) as caught:
-            find(name, **options)
+            resolve(name, **options)
         assert "\n" not in str(caught.value)
         assert server.downloads == []
 
@@ -145,7 +142,7 @@ class TestTheHub:
         del files[gone]
         server.add("org/holes", files)
         with pytest.raises(HubError, match=rf"lacks some \({gone}\)"):
-            find("org/holes", base="x.gguf")
+            resolve("org/holes", base="x.gguf")
 
     def test_a_gated_model(self, server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
         server.repos[REPO].gated, server.repos[REPO].readers = True, {"hf_good"}
@@ -160,16 +157,16 @@ class TestTheHub:
         before = resolve("tiny")
         server.broken = 503
         with pytest.raises(HubError, match=r"503.*With HF_HUB_OFFLINE=1 the cache is used"):
-            find("tiny")
+            resolve("tiny")
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         server.requests.clear()
         after = resolve("tiny")
         assert after.model == before.model
         assert after.provenance["base"] == before.provenance["base"]
         with pytest.raises(HubError, match=r"org/other is not in the cache .*HF_HUB_OFFLINE forbids"):
-            find("org/other")
+            resolve("org/other")
         with pytest.raises(ExportError, match="no quantization 'f16'"):
-            find("tiny", quant="f16")
+            resolve("tiny", quant="f16")
         assert server.requests == []
 
 
