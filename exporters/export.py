@@ -7,8 +7,10 @@ and `export_onnx` do both. `add_base` lists another deployed form of the same mo
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -16,8 +18,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..basis import Bases, Basis
-from ..errors import BaseMismatchError, ExportError
+from ..errors import BaseMismatchError, ExportError, ProjectionsLeftOutWarning
 from ..factorization import AGREEMENT, distance
 from ..factors import Factors
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME, ONNX_NAME, load_bundle
@@ -30,7 +35,6 @@ from ..projection import Projection
 from ..version import __version__
 from ..wire.tags import Ed25519Signer
 from ..writes import atomic_write, sync_directory
-from . import learned
 from .factorize import ExportSettings, ModuleFactors, Progress, Quality, Source, blas_threads, factorize
 from .onnx import FLAVOURS, PRECISIONS, BakeReport, Packed, bake, build, check_builder
 from .weights.gguf import GGUFWeights
@@ -39,6 +43,12 @@ FORMATS = ("gguf", "onnx", "both")
 
 _FORMAT = 2
 _SECTIONS = ("source", "base", "onnx", "basis", "factors")
+
+SHIPPED = Path(__file__).parent
+"""Where `*.npz` are shipped."""
+
+_SKETCHES_AGREE = 0.02
+"""How far sketches may differ. Other factors differ by 1, those in half precision by .001."""
 
 Sections = Mapping[str, dict[str, Any] | None]
 """Sections of a manifest: `source` (where the files came from), `base` (the GGUF), `onnx` (the graph),
@@ -162,7 +172,7 @@ class Export:
             a=tuple(found[module].a for module in self.modules),
             b=tuple(found[module].b for module in self.modules),
         )
-        shipped = learned.find(factors)
+        shipped = find_shipped(factors)
         return Bases(factors, (shipped,) if shipped else (), self._source.fingerprints(self.modules))
 
     def _bake(self, bundle: Path, report: ExportReport, stage: Stage) -> ExportReport:
@@ -295,6 +305,54 @@ def _describe_graph(report: ExportReport) -> dict[str, Any]:
         "agreement": baked.agreement,
         "fingerprint": baked.fingerprint,
     }
+
+
+# Shipped projections: files of P beside this one, each with what tells the factors that it belongs to.
+
+
+def find_shipped(factors: Factors) -> Projection | None:
+    """Return the shipped projection that was learned with factors, or None.
+
+    It says something about those factors and no others. What another machine computes from the same weights
+    agrees with them to some digits, not to the bit, so no digest can tell: a file has a sketch of them, each
+    row of A and each column of B, of length 1, times a fixed vector.
+
+    A file has P, float32 [n, M, k, k], its prior, a sketch of the factors' leading directions, float32
+    [M, 2, k], and JSON as `header`: modules, architecture, factorization, and how they were learned. A
+    warning says where one is of a model with the same modules, and its factors are others.
+    """
+    for path in sorted(SHIPPED.glob("*.npz")):
+        with np.load(path) as file:
+            header, p = json.loads(bytes(file["header"])), file["p"]
+            prior, rank = (file["prior_mean"], file["prior_covariance"]), p.shape[-1]
+            learned_with = (header["architecture"], tuple(header["modules"]), header["factorization"])
+            mine = factors.architecture, factors.modules, factors.factorization
+            if learned_with != mine or rank > factors.rank:
+                continue
+            gap = float(np.abs(sketch(factors, rank) - file["sketch"]).max())
+        if gap < _SKETCHES_AGREE:
+            return Projection.learned(factors.modules, p, prior)
+        warnings.warn(
+            f"the directions of {path.name} are left out: they were learned with factors whose sketch is "
+            f"{gap:.2g} away from these (at most {_SKETCHES_AGREE} is accepted). `learn` finds new ones",
+            ProjectionsLeftOutWarning,
+            stacklevel=2,
+        )
+    return None
+
+
+def sketch(factors: Factors, rank: int) -> NDArray[np.float32]:
+    """Return the sketch of the leading directions of factors: float32 [M, 2, rank]."""
+    pairs = (factors.leading(module, (rank, rank)) for module in factors.modules)
+    return np.array([[_along(a), _along(b.T)] for a, b in pairs], np.float32)
+
+
+def _along(factor: NDArray[Any]) -> NDArray[np.float64]:
+    """Return rows of length 1 times a vector that looks random and needs no generator: float64 [r]."""
+    rows = factor.astype(np.float64)
+    probe = np.cos(np.arange(1, rows.shape[1] + 1) ** 2 * 0.6180339887498949)
+    found: NDArray[np.float64] = rows @ probe / np.maximum(np.linalg.norm(rows, axis=1), 1e-30)
+    return found
 
 
 # Bundles as they are written: complete, or not at all.

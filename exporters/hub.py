@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ExportError, HubError, MissingExtraError
 from ..formats.bundle import BASIS_NAME
-from .weights.safetensors import INDEX, SINGLE, shard_names
+from .weights.hf import INDEX, SINGLE, shard_names
 
 PREFERRED = ("q4_k_m", "q4_0", "mxfp4", "q8_0", "f16", "bf16")
 """Quantizations, tried in this order where none is asked for."""

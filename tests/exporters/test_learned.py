@@ -10,7 +10,7 @@ import pytest
 
 from tinylora_edge import Factors, ProjectionsLeftOutWarning, load_bundle
 from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.exporters.learned import FOLDER, find
+from tinylora_edge.exporters.export import SHIPPED, find_shipped
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_an_export_of_the_real_model_takes_them(
         settings = ExportSettings(targets=targets)
         bases = export_gguf(smollm2_gguf, tmp_path / "bundle", settings=settings).bases
     (found,) = bases.projections
-    with np.load(FOLDER / f"{name}.npz") as file:
+    with np.load(SHIPPED / f"{name}.npz") as file:
         assert np.array_equal(found.stored, file["p"])
         assert np.allclose(found.prior.covariance, file["prior_covariance"], rtol=1e-6)
     assert bases.basis(numbers=13).projection is found
@@ -39,7 +39,7 @@ def test_factors_that_differ_in_rounding_are_the_same(plain: Factors) -> None:
     def shaken(factors: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         return tuple((f * (1 + 1e-4 * rng.standard_normal(f.shape))).astype(np.float32) for f in factors)
 
-    assert find(dataclasses.replace(plain, a=shaken(plain.a), b=shaken(plain.b))) is not None
+    assert find_shipped(dataclasses.replace(plain, a=shaken(plain.a), b=shaken(plain.b))) is not None
 
 
 @pytest.mark.parametrize("change", ["sign", "swap", "module"])
@@ -53,4 +53,4 @@ def test_other_factors_are_others_and_it_is_said(plain: Factors, change: str) ->
         b[7] = b[14]
         assert b[7].shape == plain.b[7].shape
     with pytest.warns(ProjectionsLeftOutWarning, match=r"smollm2-135m\.npz are left out.*at most 0\.02"):
-        assert find(dataclasses.replace(plain, a=tuple(a), b=tuple(b))) is None
+        assert find_shipped(dataclasses.replace(plain, a=tuple(a), b=tuple(b))) is None

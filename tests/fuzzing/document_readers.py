@@ -11,8 +11,7 @@ import numpy as np
 from harness import Harness, folder
 from mutations import as_json, changed, number
 
-from tinylora_edge.exporters.weights.hf import HFConfig
-from tinylora_edge.exporters.weights.safetensors import shards
+from tinylora_edge.exporters.weights.hf import HFConfig, shards
 from tinylora_edge.formats.onnx_graph import check_config
 from tinylora_edge.jsonio import restored
 from tinylora_edge.runtime.learning.clicks import read_clicks

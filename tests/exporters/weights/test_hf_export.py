@@ -14,8 +14,7 @@ from support import BAD_DOCUMENTS
 
 from tinylora_edge import BaseMismatchError, ExportError, UnsupportedModelError
 from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.exporters.weights.hf import HFConfig
-from tinylora_edge.exporters.weights.safetensors import shards
+from tinylora_edge.exporters.weights.hf import HFConfig, shards
 from tinylora_edge.limits import BLOCKS
 
 # Directories that cannot be used
