@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from pathlib import Path
 
@@ -41,16 +39,6 @@ def test_a_basis_alone(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: P
         assert (record["kind"], record["factors"]) == ("basis", basis.factors.digest)
         assert "base" not in record
         assert basis.factors.digest in cli("inspect", path).done()
-
-
-def test_parts_of_different_exports(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Path) -> None:
-    for name in ("base.gguf", "basis.gguf"):
-        os.link(smollm2_bundle / name, tmp_path / name)
-    other = "ab" * 32
-    (tmp_path / "manifest.json").write_text(json.dumps({"basis": {"factors": other}}))
-    cli("inspect", tmp_path).refused("manifest.json", other[:16], basis.factors.digest[:16])
-    (tmp_path / "manifest.json").write_text("{")
-    cli("inspect", tmp_path).refused("manifest.json", "not JSON")
 
 
 def test_control_characters_in_a_file_are_escaped(cli: Cli, tmp_path: Path) -> None:

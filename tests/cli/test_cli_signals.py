@@ -50,24 +50,6 @@ def test_a_thread_that_computes_does_not_hold_up_the_end(start: Start) -> None:
     assert child.returncode == 143
 
 
-def test_progress_in_a_pipe_is_a_line_every_ten_seconds(environment: dict[str, str]) -> None:
-    code = (
-        "import time\n"
-        "from tinylora_edge.cli import console\n"
-        "console._PIPE_SECONDS = .05\n"
-        "with console.progress('counting', 4) as show:\n"
-        "    time.sleep(.2)\n"
-        "    show('3 of 4', done=3)\n"
-        "    time.sleep(.2)\n"
-        "print('done')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    lines = done.stderr.splitlines()
-    assert lines[0].startswith("... counting (")
-    assert lines[-1].startswith("... 3 of 4, 75% (")
-    assert done.stdout == "done\n"
-
-
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
 def test_a_closed_stream_is_refused(process: Cli, small: Path, tmp_path: Path, closed: tuple[int]) -> None:
     vector = write_vector(tmp_path / "v.bin", small)

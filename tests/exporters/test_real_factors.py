@@ -7,8 +7,6 @@ import pytest
 import smollm2
 
 from tinylora_edge import load_bundle
-from tinylora_edge.exporters import ExportSettings, export_gguf
-from tinylora_edge.exporters.export import find_shipped, sketch
 
 VALUES = 1e-4  # relative, of the singular values
 RESIDUAL = 1e-3  # two-sided
@@ -46,15 +44,3 @@ def test_singular_values_and_residuals(factors, smollm2_gguf, record_property):
         assert {module: value for module, value in values.items() if value > bound} == {}
     assert min(gaps.values()) < 1.002  # the hardest are among them
     assert sum(gap < 1.05 for gap in gaps.values()) > 20
-
-
-@pytest.mark.slow
-def test_the_leading_directions_are_those_of_a_smaller_export(
-    factors, smollm2_gguf, tmp_path, record_property
-):
-    """Otherwise a bundle would not serve vectors of every rank, nor the directions learned on rank 2."""
-    small = export_gguf(smollm2_gguf, tmp_path / "small", settings=ExportSettings(rank=2)).bases
-    gaps = np.abs(sketch(factors, 2) - sketch(small.factors, 2)).max((1, 2))
-    record_property("gap", gaps.max())
-    assert gaps.max() < 0.02  # what a look-up of learned directions accepts
-    assert [p.descriptor for p in small.projections] == [find_shipped(factors).descriptor]

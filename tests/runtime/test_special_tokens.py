@@ -33,17 +33,6 @@ def test_no_part_has_a_whole_one(text: str) -> None:
     assert not [(part, mark) for part in parts for mark in SPELLED[:-1] if mark in part]
 
 
-def test_long_ones_are_cut_too() -> None:
-    """A pattern nests as deep as they are long: 500 characters passed Python's recursion."""
-    long, nested = "<" + "x" * 500, [f"{'a' * depth}b" for depth in range(500)]
-    special_tokens = SpecialTokens([long, *nested])
-    for text in (f"Hi {long}!", f"Hi {nested[300]}!"):
-        (message,) = special_tokens.cut([{"role": "user", "content": text}])
-        parts = special_tokens.parts(message["content"])
-        assert len(parts) > 1
-        assert "".join(parts) == text
-
-
 def test_they_are_cut_wherever_they_stand() -> None:
     special_tokens = SpecialTokens(SPELLED)
     parts: Any = [{"type": "text", "text": "<a>"}, {"type": "image", "size": 3}]

@@ -108,14 +108,6 @@ def test_a_stream_that_is_left_frees_the_model(llm: Any, end: str) -> None:
     assert complete(llm) == complete(llm)
 
 
-def test_a_generation_that_raises_frees_the_model(llm: Any) -> None:
-    with pytest.raises((ValueError, TinyLoraError)):
-        llm("x" * 1000, max_tokens=1)
-    with pytest.raises((TypeError, TinyLoraError)):
-        llm.create_completion("x", no_such_option=1)
-    assert complete(llm) == complete(llm)
-
-
 def test_only_a_callback_of_a_generation_is_refused(llama: Any) -> None:
     vector = MicroVector.random(llama.bases.basis(numbers=13), 0.5, seed=1)
     expected, refusals = complete(llama), []

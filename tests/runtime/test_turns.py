@@ -54,16 +54,6 @@ def test_a_tenant_has_a_third_and_many_have_no_more_than_their_account() -> None
     assert not made.has_room(who("a1"))
 
 
-def test_a_place_moves_or_stays() -> None:
-    made = shares(3, "a b1")
-    made.move(who("a"), who("a1"), "run")
-    assert (made.of(who("a1")), made.of(who("a"))) == ((1, 1), (1, 0))
-    full = shares(3, "a1 a")
-    with pytest.raises(OverloadError):
-        full.move(who("a"), who("a1"), "run")
-    assert full.of(who("a")) == (2, 1)
-
-
 def test_who_comes_has_no_claim_on_turns_from_before() -> None:
     made = shares(9, "a1 a2 b1")
     for name in ("a1", "a1", "a2", "b1"):

@@ -158,14 +158,6 @@ def test_a_vector_of_840_numbers_has_no_sliders(page: Page, smollm2_bundle: Path
     assert values(page) == [0.0] * 13
 
 
-def test_without_a_token_the_page_is_empty(chromium: Browser, address: str) -> None:
-    from playwright.sync_api import expect
-
-    with browser.opened(chromium, address.partition("#")[0], expected="status of 401") as page:
-        expect(page.locator("#status.bad")).to_contain_text("open the address that the server printed")
-        assert page.locator("#send").is_disabled()
-
-
 @pytest.mark.parametrize(("screen", "scheme"), [("desktop", "light"), ("phone", "dark")])
 def test_it_fits_and_can_be_read(chromium: Browser, address: str, screen: str, scheme: str) -> None:
     with browser.opened(chromium, address, screen=screen, scheme=scheme) as page:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -156,19 +155,6 @@ store.close()
     assert all(store.get(f"user{sequence}") for sequence in range(1, 14))
     with pytest.raises(RollbackError):
         store.put("alice", framed(bases.basis(numbers=13), 5), policy(store))
-
-
-def test_threads_share_a_store(store: Store, basis: Basis) -> None:
-    def put(number: int) -> int:
-        user = f"user{number % 7}"
-        store.put(user, framed(basis, number // 7 + 1, user), policy(store))
-        found = store.get(user)
-        return found.sequence if found else 0
-
-    with ThreadPoolExecutor(4) as threads:
-        for round_ in range(6):
-            found = list(threads.map(put, range(round_ * 7, round_ * 7 + 7)))
-            assert found == [round_ + 1] * 7
 
 
 def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import gguf
-import models
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from tinylora_edge import UnsupportedModelError
-from tinylora_edge.exporters import export_gguf
 from tinylora_edge.exporters.weights import dequantize
 from tinylora_edge.exporters.weights.dequantize import float_decoder, ggml_decoder
 
@@ -73,15 +70,6 @@ def test_a_routine_that_disagrees_is_not_used(monkeypatch):
     monkeypatch.setattr(dequantize, "_ggml_routine", lambda kind: wrong)
     assert np.array_equal(ggml_decoder(Type.Q8_0, packed)(packed), exact)
     assert rows_read == [2]
-
-
-@pytest.mark.parametrize("kind", ["I8", "I32", "F64", "Q8_K"])
-def test_a_type_that_nobody_can_read_is_named(tmp_path, kind):
-    model = models.tiny_model("llama", hidden=256, blocks=1)
-    path = models.write_gguf(model, tmp_path / "base.gguf", raw={"blk.0.attn_v.weight": Type[kind]})
-    with pytest.raises(UnsupportedModelError):
-        export_gguf(path, tmp_path / "bundle")
-    assert not (tmp_path / "bundle").exists()
 
 
 # safetensors

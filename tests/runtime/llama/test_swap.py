@@ -77,15 +77,6 @@ def test_swap_takes_and_returns_vectors_in_every_form(llm, load, tiny_bundle):
             assert same(outputs(llm), expected)
 
 
-def test_the_same_bytes_in_another_shape_are_another_vector(llm):
-    tall, wide = (llm.bases.basis(rank=shape) for shape in ((4, 2), (2, 4)))
-    values, found = MicroVector.random(tall, 0.5).values, []
-    for basis in (tall, wide):
-        llm.swap(MicroVector(values, basis=basis.digest))
-        found.append(outputs(llm))
-    assert not same(*found)
-
-
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["swap", "using"]), st.integers(0, 4)),

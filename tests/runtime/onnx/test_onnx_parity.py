@@ -114,28 +114,6 @@ def test_greedy_text_is_the_same(llama: TinyLoraLlama, onnx: TinyLoraOnnx, vecto
     assert all(gap < TIE for _, _, gap in different), different
 
 
-def test_users_of_every_size_beside_each_other(onnx: TinyLoraOnnx) -> None:
-    bases = onnx.bases
-    sizes = [bases.basis(numbers=13), bases.basis(numbers=50), *(bases.basis(rank=k) for k in (1, 2, 8))]
-    assert [basis.size for basis in sizes] == [13, 50, 210, 840, 13_440]
-    vectors: list[MicroVector | None] = [None]
-    for basis in sizes:
-        vector = MicroVector.random(basis, 1, seed=basis.size)
-        vectors.append(replace(vector, values=vector.values * (8 / np.linalg.norm(basis.R(vector)))))
-    prompt = onnx.tokenize(onnx.chat_tokenizer.render([{"role": "user", "content": QUESTIONS[0]}]))
-    with Batch(onnx, n_ctx_seq=len(prompt) + TOKENS, sequences=len(vectors)) as batch:
-        prompts = [prompt] * len(vectors)
-        together = [
-            row.tokens.tolist() for row in batch.generate(prompts, vectors=vectors, max_tokens=TOKENS)
-        ]
-        alone = [
-            batch.generate([prompt], vectors=vector, max_tokens=TOKENS)[0].tokens.tolist()
-            for vector in vectors
-        ]
-    assert together == alone
-    assert len({*map(tuple, together)}) >= 5
-
-
 def greedy(llm: TinyLoraLlama, tokens: list[int]) -> list[int]:
     found: list[int] = []
     for token in llm.generate(tokens, temp=0.0, repeat_penalty=1.0):

@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_bundles
 import pytest
 
-from tinylora_edge import MicroVector, OptionError, TinyLoraError, VectorError, runtime
+from tinylora_edge import OptionError, TinyLoraError, VectorError, runtime
 from tinylora_edge.runtime import TinyLoraOnnx
 from tinylora_edge.tasks import Sample
 
@@ -43,11 +42,6 @@ def test_tokens_there_and_back(llm: TinyLoraOnnx) -> None:
     assert len(tokens) == len(text.encode())
     assert llm.detokenize(tokens) == text
     assert llm.tokenize("<eos>") == [257], "special tokens are recognized"
-
-
-def test_the_template_of_the_tokenizer(llm: TinyLoraOnnx) -> None:
-    expected = "[system] Be brief.\n[user] Hello\nthere\n[assistant] "
-    assert llm.chat_tokenizer.render(MESSAGES) == expected
 
 
 def test_a_chat_is_a_completion_of_its_template(llm: TinyLoraOnnx) -> None:
@@ -83,14 +77,6 @@ def test_a_template_that_refuses(tmp_path: Path) -> None:
     llm = runtime.load(bundle, engine="onnx", n_ctx=64)
     with pytest.raises(VectorError, match="chat template"):
         llm.create_chat_completion(MESSAGES)
-
-
-def test_the_end_of_an_answer_may_be_token_0(tmp_path: Path) -> None:
-    bundle = Path(shutil.copytree(onnx_bundles.tiny(), tmp_path / "b"))
-    path = bundle / "onnx" / "genai_config.json"
-    path.write_text(path.read_text().replace('"eos_token_id": 257', '"eos_token_id": 0'))
-    with runtime.load(bundle, engine="onnx", n_ctx=64, n_threads=1) as llm:
-        assert (llm.chat_tokenizer.end_ids, llm.chat_tokenizer.eos_token) == ([0], 0)
 
 
 # Completions
@@ -154,15 +140,3 @@ def test_the_context_is_filled_to_its_last_token(llm: TinyLoraOnnx) -> None:
             llm.create_completion(empty)
     with pytest.raises(TinyLoraError, match="token 9999"):
         llm.create_completion([65, 9999])
-
-
-def test_the_context_of_the_model_is_the_limit() -> None:
-    assert runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=10**6).n_ctx() == 512
-    assert runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=0).n_ctx() == 512
-
-
-def test_a_vector_that_is_too_large_for_the_model() -> None:
-    llm = runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=32)
-    with pytest.raises(VectorError, match="at most 256"):
-        llm.swap(MicroVector(np.full(5, 1e38, np.float32)))
-    llm("Hello", max_tokens=3)
