@@ -29,7 +29,6 @@ def serve(
     ] = None,
     keys: opts.KeysOption = None,
     max_norm: Annotated[float, typer.Option(metavar="NORM", min=0, help="Largest norm of R.")] = MAX_NORM,
-    state: opts.StateOption = None,
     feedback: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Learn from clicks; states go here.")
     ] = None,
@@ -71,7 +70,6 @@ def serve(
             name=name,
             keys=keyfiles.verifiers(keys),
             max_norm=max_norm,
-            state=state,
             api_keys=None if api_keys is None else ApiKeys.read(api_keys),
             limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens),
             states=feedback,

@@ -153,7 +153,6 @@ def test_keys_that_others_can_read_are_warned_of(tmp_path: Path) -> None:
         (OptionError, {"n_contexts": 3}),
         (OptionError, {"name": "team@v1"}),
         (OptionError, {"states": "states"}),
-        (OptionError, {"store": "users.db", "state": "state"}),
         (TinyLoraError, {"api_keys": {"short": None}}),
         (FileNotFoundError, {"store": Path("none", "users.db")}),
     ],

@@ -41,7 +41,6 @@ def app(
     name: str | None = None,
     keys: Sequence[Verifier] = (),
     max_norm: float = MAX_NORM,
-    state: str | PathLike[str] | None = None,
     api_keys: Mapping[str, str | None] | ApiKeys | None = None,
     limits: Limits | None = None,
     states: str | PathLike[str] | None = None,
@@ -59,7 +58,6 @@ def app(
             theirs along.
         name: of the model, as clients ask for it; by default that of the bundle's folder.
         keys, max_norm: of the policy that checks every vector, at every request (see `Policy`).
-        state: a file that keeps the sequences where there is no store.
         api_keys: that are taken: key -> its one user, or None for an app's key. None asks for no key.
         limits: of every client.
         states: a folder, made where it does not exist, for what clicks say of each user: with it the server
@@ -81,8 +79,6 @@ def app(
         )
     if store is None and (states is not None or page):
         raise OptionError("a server that learns from clicks keeps vectors: name a store too (--store)")
-    if store is not None and state is not None:
-        raise OptionError(f"the store {store} keeps the sequences itself: pass no state (--state)")
     if page and api_keys is not None:
         raise OptionError("a page is for one visitor: pass no API keys")
     if api_keys is not None and not isinstance(api_keys, ApiKeys):
@@ -93,7 +89,7 @@ def app(
         if store is not None:
             opened = Store(store, bases)
             unless_made.callback(opened.close)
-        policy = Policy(keys=keys, max_norm=max_norm, state=opened.sequences if opened else state)
+        policy = Policy(keys=keys, max_norm=max_norm, state=opened.sequences if opened else None)
         shared = None if under is None else admit(under, bases, policy, beneath=True)
         if page and opened is not None:
             edited = editor.VectorEditor(bases, policy, opened, vector)
