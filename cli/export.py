@@ -187,7 +187,7 @@ def _measure_parity(report: ExportReport, base: Path) -> dict[str, Any] | None:
 
     None where there are no two forms, or no two engines.
     """
-    if report.baked is None or base.is_dir():
+    if report.onnx is None or base.is_dir():
         return None
     from ..eval import measure_parity
 
@@ -232,11 +232,8 @@ def _print_report(
     record |= {"agreement": quality.agreement, "base": placed} | (
         {"source": provenance} if provenance else {}
     )
-    if report.baked is not None:
-        made = {"graph": report.made_by, "precision": report.precision, **asdict(report.baked)}
-        made |= {"weights": asdict(report.packed)} if report.packed else {}
-        made |= {"answers": alike} if alike else {}
-        record["onnx"] = made | {"model": str(report.baked.model)}
+    if report.onnx is not None:
+        record["onnx"] = {**report.onnx, **({"answers": alike} if alike else {})}
     if as_json:
         console.print_json(record)
         return

@@ -14,10 +14,8 @@ Importing this package loads numpy and gguf; torch, onnx and huggingface_hub are
 from .export import Export, ExportReport, add_base, add_projection, export_gguf, export_onnx, refuse_existing
 from .factorize import ExportSettings, Quality
 from .hub import ResolvedModel, default_name, resolve
-from .onnx import BakeReport
 
 __all__ = [
-    "BakeReport",
     "Export",
     "ExportReport",
     "ExportSettings",

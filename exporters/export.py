@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ..factorization import AGREEMENT, distance
 from ..factors import Factors
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME, ONNX_NAME, load_bundle
 from ..formats.gguf import gguf_paths, split_name
-from ..formats.onnx_graph import DEFAULT, MODEL_NAME
+from ..formats.onnx_graph import DEFAULT
 from ..formats.side_tensors import check_shapes, fingerprint, load_bases, save_bases
 from ..formats.signatures import check_signer, sign_bundle
 from ..jsonio import write_json
@@ -36,7 +36,7 @@ from ..version import __version__
 from ..wire.tags import Ed25519Signer
 from ..writes import atomic_write, sync_directory
 from .factorize import ExportSettings, ModuleFactors, Progress, Quality, Source, blas_threads, factorize
-from .onnx import FLAVOURS, PRECISIONS, BakeReport, Packed, bake, build, check_builder
+from .onnx import FLAVOURS, PRECISIONS, bake, build, check_builder
 from .weights.gguf import GGUFWeights
 
 FORMATS = ("gguf", "onnx", "both")
@@ -67,20 +67,14 @@ class ExportReport:
         bases: as they were written.
         quality: of the factorization.
         base_placed: how `base.gguf` came into the bundle: `hard link` or `copy`; None where there is none.
-        baked: what went into the graph; None for GGUF alone.
-        made_by: who built the graph: `onnxruntime-genai 0.18.0`.
-        precision: `fp32`, `int8` or `int4`.
-        packed: how many weights of a graph in 8 bits are the GGUF's, and how many were rounded.
+        onnx: what the manifest says of the graph; None for GGUF alone.
     """
 
     output: Path
     bases: Bases
     quality: Quality
     base_placed: str | None
-    baked: BakeReport | None = None
-    made_by: str | None = None
-    precision: str | None = None
-    packed: Packed | None = None
+    onnx: dict[str, Any] | None = None
 
 
 class Export:
@@ -154,15 +148,13 @@ class Export:
         with new_bundle(self.output) as partial:
             found = factorize(source, self.modules, self.settings, progress)
             bases, quality = self._bases(found), Quality.of(found)
-            sections = self._sections(quality)
-            report = ExportReport(self.output, bases, quality, None)
+            sections, onnx = self._sections(quality), None
             if self._onnx:
                 with blas_threads():
-                    report = self._bake(partial, report, stage)
-                bases = bases.with_fingerprint(report.baked.fingerprint)  # type: ignore[union-attr]
-                sections["onnx"] = _describe_graph(report)
+                    onnx = sections["onnx"] = self._bake(partial, bases.factors, stage)
+                bases = bases.with_fingerprint(onnx["fingerprint"])
             placed = fill_bundle(partial, bases, sections, base=source.base if self._gguf else None)
-        return replace(report, bases=load_bases(self.output / BASIS_NAME), base_placed=placed)
+        return ExportReport(self.output, load_bases(self.output / BASIS_NAME), quality, placed, onnx)
 
     def _bases(self, found: dict[str, ModuleFactors]) -> Bases:
         factors = Factors(
@@ -175,16 +167,15 @@ class Export:
         shipped = find_shipped(factors)
         return Bases(factors, (shipped,) if shipped else (), self._source.fingerprints(self.modules))
 
-    def _bake(self, bundle: Path, report: ExportReport, stage: Stage) -> ExportReport:
+    def _bake(self, bundle: Path, factors: Factors, stage: Stage) -> dict[str, Any]:
         folder, heads = bundle / ONNX_NAME, self._source.heads
         folder.mkdir()
         stage(f"building the graph ({self._precision})")
         built = build(self._source.model, folder, self._precision, heads)
         stage("baking the factors in")
-        baked = bake(folder, report.bases.factors, heads, self._flavour)
-        baked = replace(baked, model=self.output / ONNX_NAME / MODEL_NAME)
-        made_by, precision, packed = built.made_by, self._precision, built.packed
-        return replace(report, baked=baked, made_by=made_by, precision=precision, packed=packed)
+        fingerprint, agreement = bake(folder, factors, heads, self._flavour)
+        about = {"folder": ONNX_NAME, "flavour": self._flavour, "precision": self._precision, **built}
+        return {**about, "agreement": agreement, "fingerprint": fingerprint}
 
     def _sections(self, quality: Quality) -> dict[str, dict[str, Any] | None]:
         return {
@@ -288,23 +279,6 @@ def add_projection(
     if signer is not None:
         sign_bundle(bundle, signer)
     return Basis(bases.factors, projection)
-
-
-def _describe_graph(report: ExportReport) -> dict[str, Any]:
-    baked = report.baked
-    assert baked is not None
-    return {
-        "folder": ONNX_NAME,
-        "flavour": baked.flavour,
-        "precision": report.precision,
-        **({} if report.packed is None else {"weights": asdict(report.packed)}),
-        "graph": report.made_by,
-        "nodes": baked.nodes,
-        "nodes_added": baked.added,
-        "nodes_extended": baked.sites,
-        "agreement": baked.agreement,
-        "fingerprint": baked.fingerprint,
-    }
 
 
 # Shipped projections: files of P beside this one, each with what tells the factors that it belongs to.

@@ -95,9 +95,9 @@ def graph(source: Path, precision: str, heads: Heads = Heads()) -> Path:  # noqa
 def export(source: Path, output: Path, precision: str = "fp32", **options: Any) -> exporters.ExportReport:
     """`export_onnx` of a model whose graph is built once a session."""
 
-    def build(model: Path, folder: Path, precision: str, heads: Heads) -> builder.BaseGraph:
+    def build(model: Path, folder: Path, precision: str, heads: Heads) -> dict[str, str]:
         shutil.copytree(graph(model, precision, heads), folder, dirs_exist_ok=True)
-        return builder.BaseGraph("onnxruntime-genai")
+        return {"graph": "onnxruntime-genai"}
 
     with patch.object(exporters.export, "build", build):
         return exporters.export_onnx(source, output, precision=precision, **options)

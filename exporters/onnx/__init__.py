@@ -3,8 +3,7 @@
 Importing this package does not load the onnx package.
 """
 
-from .bake import FLAVOURS, BakeReport, bake
+from .bake import FLAVOURS, bake
 from .builder import PRECISIONS, build, check_builder
-from .pack import Packed
 
-__all__ = ["FLAVOURS", "PRECISIONS", "BakeReport", "Packed", "bake", "build", "check_builder"]
+__all__ = ["FLAVOURS", "PRECISIONS", "bake", "build", "check_builder"]

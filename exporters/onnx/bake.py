@@ -30,7 +30,7 @@ from ...errors import BaseMismatchError
 from ...factorization import AGREEMENT, fitting_order, gap
 from ...factors import Factors
 from ...formats.onnx_adapter import encode
-from ...formats.onnx_graph import DEFAULT, INPUT_NAME, MODEL_NAME, REQUIRED, VERSION, onnx_fingerprint
+from ...formats.onnx_graph import DEFAULT, INPUT_NAME, REQUIRED, VERSION, onnx_fingerprint
 from ...modules import Heads, inverse, parse, row_orders
 from ...vector import FIRST_SEQUENCE
 from ...writes import atomic_write, sync_directory
@@ -51,41 +51,21 @@ _CHUNK = 64  # rows of a sample: an attention head's, usually
 _CHUNKS = 4  # of a part
 
 
-@dataclass(frozen=True)
-class BakeReport:
-    """The outcome of baking a graph.
-
-    Attributes:
-        model: the model file that was written.
-        fingerprint: of the graph and its weights.
-        nodes: of the base graph.
-        added: nodes of the side path; `sites` nodes are extended by it.
-        agreement: worst distance between the factors and the graph's weights.
-        flavour: `default` or `required`.
-    """
-
-    model: Path
-    fingerprint: str
-    nodes: int
-    added: int
-    sites: int
-    agreement: float
-    flavour: str
-
-
-def bake(folder: Path, factors: Factors, heads: Heads, flavour: str = DEFAULT) -> BakeReport:
+def bake(folder: Path, factors: Factors, heads: Heads, flavour: str = DEFAULT) -> tuple[str, float]:
     """Put factors into the graph of a folder that `build` filled.
 
     Args:
         heads: of the model, for layers whose rows are ordered otherwise than in the GGUF.
         flavour: `default`: the input `tinylora_r` is zeros unless it is fed; `required`: it has to be fed.
 
+    Returns:
+        The fingerprint of the graph and its weights, and the worst distance between these and the factors.
+
     Raises:
         UnsupportedModelError: a module has no node, or one that cannot be extended.
         BaseMismatchError: the graph's weights are not those of the factors.
     """
     model = OnnxModel(folder)
-    nodes = len(model.graph.node)
     sites = match(model, factors)
     ordered, agreement = [], 0.0
     homes: dict[str, _Homes] = defaultdict(list)
@@ -96,7 +76,7 @@ def bake(folder: Path, factors: Factors, heads: Heads, flavour: str = DEFAULT) -
         b, found = _align(model, factors, module, homes[module], heads)
         ordered.append(b)
         agreement = max(agreement, found)
-    added = add_side_path(model, factors, sites, ordered, flavour)
+    add_side_path(model, factors, sites, ordered, flavour)
     for key, value in {
         "version": VERSION,
         "factors": factors.digest,
@@ -110,8 +90,7 @@ def bake(folder: Path, factors: Factors, heads: Heads, flavour: str = DEFAULT) -
     with atomic_write(folder / ADAPTER_NAME) as file:
         file.write(encode(np.zeros((1, factors.entries), np.float32), FIRST_SEQUENCE, 0))
     sync_directory(folder)
-    mark = onnx_fingerprint(folder)
-    return BakeReport(folder / MODEL_NAME, mark, nodes, added, len(sites), agreement, flavour)
+    return onnx_fingerprint(folder), agreement
 
 
 def _align(
@@ -159,8 +138,8 @@ class SharedInput:
 
 def add_side_path(
     model: OnnxModel, factors: Factors, sites: list[Site], b: Sequence[NDArray[np.float32]], flavour: str
-) -> int:
-    """Extend a graph in memory and return how many nodes were added.
+) -> None:
+    """Extend a graph in memory.
 
     `b` is B of each module, its rows in the order of the graph. The flavour `default` gives the input zeros.
     """
@@ -177,7 +156,7 @@ def add_side_path(
     r = path.matrices(inputs)
     for shared in inputs:
         path.add(shared, r)
-    return path.finish(flavour)
+    path.finish(flavour)
 
 
 class _SidePathWriter:
@@ -267,10 +246,10 @@ class _SidePathWriter:
                 copied.name = name
                 break
 
-    def finish(self, flavour: str) -> int:
-        """Put the nodes into the graph, in an order in which they can run, and the input; return how many."""
+    def finish(self, flavour: str) -> None:
+        """Put the nodes into the graph, in an order in which they can run, and the input."""
         graph, helper = self._model.graph, self._onnx.helper
-        before, nodes = len(graph.node), [*self._top]
+        nodes = [*self._top]
         for index, node in enumerate(graph.node):
             nodes.append(node)
             nodes += self._after.get(index, [])
@@ -285,7 +264,6 @@ class _SidePathWriter:
         if flavour == DEFAULT:
             zeros = np.zeros((1, width), np.float32)
             graph.initializer.append(self._onnx.numpy_helper.from_array(zeros, INPUT_NAME))
-        return len(copies) - before
 
     def _node(
         self,

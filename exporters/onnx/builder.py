@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ...errors import ExportError, MissingExtraError, UnsupportedModelError
 from ...formats.gguf import GGUFFile
 from ...formats.gguf_transformers import forget_quantizer, read_once
 from ...modules import Heads
-from .pack import Packed, pack
+from .pack import pack
 
 PRECISIONS = ("fp32", "int8", "int4")
 _BUILDER = "onnxruntime_genai.models.builder"
@@ -35,14 +35,6 @@ _PACKAGES = {
 }
 
 
-@dataclass(frozen=True)
-class BaseGraph:
-    """By whom a graph was built, `onnxruntime-genai <version>`, and what became of its weights in 8 bits."""
-
-    made_by: str
-    packed: Packed | None = None
-
-
 def check_builder() -> None:
     """Check that what builds a graph is installed; no model is needed."""
     for module, package in _PACKAGES.items():
@@ -54,7 +46,7 @@ def check_builder() -> None:
             raise MissingExtraError("building an ONNX graph", package, "onnx-export")
 
 
-def build(model: Path, folder: Path, precision: str, heads: Heads) -> BaseGraph:
+def build(model: Path, folder: Path, precision: str, heads: Heads) -> dict[str, Any]:
     """Build the base graph of a model, with its tokenizer and configuration, in an empty folder.
 
     Blocks have 32 weights, are symmetric, and are multiplied at accuracy level 4. `int8`: those of a
@@ -64,12 +56,15 @@ def build(model: Path, folder: Path, precision: str, heads: Heads) -> BaseGraph:
     Args:
         heads: of the model, as `pack` needs them.
 
+    Returns:
+        For the manifest: by what the `graph` was built, and what became of its `weights` in 8 bits.
+
     Raises:
         UnsupportedModelError: the builder does not know the architecture.
         ExportError: the model cannot be read, or the disk is full.
     """
     with tempfile.TemporaryDirectory(prefix="work-", dir=folder.parent) as name:
-        work, source, packed = Path(name), model, None
+        work, source, about = Path(name), model, dict[str, Any]()
         if model.is_file():
             source = work / "hf"
             code = f"import sys; from {__name__} import unpack; unpack(*sys.argv[1:])"
@@ -80,8 +75,8 @@ def build(model: Path, folder: Path, precision: str, heads: Heads) -> BaseGraph:
         command += ["-c", str(work / "cache"), "--extra_options", "hf_token=false"]
         _run(command, f"onnxruntime-genai's model builder failed on {model}")
         if precision == "int8":
-            packed = pack(graph, folder, model if model.is_file() else None, heads)
-    return BaseGraph(f"onnxruntime-genai {version('onnxruntime-genai')}", packed)
+            about["weights"] = asdict(pack(graph, folder, model if model.is_file() else None, heads))
+    return {"graph": f"onnxruntime-genai {version('onnxruntime-genai')}", **about}
 
 
 def unpack(source: str, target: str) -> None:

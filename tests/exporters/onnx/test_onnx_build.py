@@ -40,7 +40,7 @@ def test_from_a_gguf(tmp_path, monkeypatch):
     report = export_onnx(source, tmp_path / "bundle", with_gguf=True)
 
     check(report, model)
-    assert report.made_by.startswith("onnxruntime-genai ")
+    assert report.onnx["graph"].startswith("onnxruntime-genai ")
     assert {path.name for path in report.output.iterdir()} == {
         "base.gguf",
         "basis.gguf",
@@ -75,7 +75,7 @@ def test_from_a_quantized_gguf(tmp_path, monkeypatch):
     source = models.quantize_file(plain, tmp_path / "model.gguf", smollm2.MOSTLY_Q8_0)
     report = export_onnx(source, tmp_path / "bundle")
     onnx = json.loads((report.output / "manifest.json").read_text())["onnx"]
-    assert (report.precision, onnx["precision"]) == ("int8", "int8")
+    assert report.onnx["precision"] == onnx["precision"] == "int8"
     assert onnx["weights"] == {"kept": 16, "rounded": 0, "floats": 0}  # 14 layers, the head, the embeddings
     found = onnx_models.logits(onnx_models.session(report.output / "onnx"), [TOKENS])[0]
     expected = models.torch_logits(onnx_models.tiny("llama"), TOKENS)
