@@ -3,7 +3,8 @@
     python benchmarks/public.py snips FOLDER --arms rank-8 lora-8 --seeds 0 1 2 --study public.jsonl
     python benchmarks/public.py clinc FOLDER --arms rank-8
 
-`FOLDER` is what `_sets.py` says. An arm is `rank-K` or `rank-PxQ`, all entries of R; `plain-K`, without
+`FOLDER` is what `_sets.py` says. An arm is `rank-K` or `rank-PxQ`, all entries of R, with
+`-q2` or `-q4` in so many bits, in which the last third of its steps is taken; `plain-K`, without
 whitened steps; `keep-K`, with `--keep`; `learned-13`, the shipped directions; `lora-K`, a LoRA on the same
 layers; `base`; `shots`, the best of nine prompts of worked examples; the file of a vector, `*.bin`; `tf-idf`
 and `tf-idf-N`, a classifier, which needs scikit-learn; or one of `SERVICES`.
@@ -45,7 +46,7 @@ from tinylora_edge.train import Adapter, Group, Learner
 from tinylora_edge.train.adapter import give_back, hf_names, load_model
 from tinylora_edge.train.batches import KEEP, REHEARSED_TOKENS, Rehearsal
 from tinylora_edge.train.learner import whitened
-from tinylora_edge.train.trainer import WHITENED, default_lr
+from tinylora_edge.train.trainer import ROUNDED, WHITENED, default_lr
 
 LORA_LR = 2e-3
 SHOTS, CHOSEN = (2, 4, 8), 14  # examples in a prompt, and training samples that choose among prompts
@@ -93,6 +94,7 @@ class Steps:
         trained: what learns; the adapter's v where there is a `whitener`.
         count: steps in all.
         whitener: makes the completions that the coordinates are found by; None for plain steps.
+        dtype: `q2` or `q4`, to which v is rounded in the last third of the steps; by default not at all.
     """
 
     def __init__(
@@ -102,8 +104,9 @@ class Steps:
         lr: float,
         count: int,
         whitener: Callable[[], Sequence[Group]] | None,
+        dtype: str = "",
     ) -> None:
-        self._learner, self._lr, self._count = learner, lr, count
+        self._learner, self._lr, self._count, self._dtype = learner, lr, count, dtype
         self._coordinates = None if whitener is None else whitened(learner, whitener)
         self._z = trained if whitener is None else [torch.zeros_like(part) for part in trained]
         self._adam = torch.optim.Adam(self._z, lr=lr, betas=(0.9, 0.99))
@@ -118,7 +121,10 @@ class Steps:
         self._adam.param_groups[0]["lr"] = self._lr * (1 - 0.9 * number / max(self._count - 1, 1))
         self._adam.step()
         if coordinates is not None:
-            self._learner.adapter.set(np.float32(coordinates.values(self._z[0].detach().numpy())))
+            v = np.float32(coordinates.values(self._z[0].detach().numpy()))
+            if self._dtype and number + 1 >= ROUNDED * self._count:
+                v = coordinates.rounded(v, self._dtype)
+            self._learner.adapter.set(v)
 
 
 def drawn(seed: int, step: int, size: int, count: int) -> list[int]:
@@ -159,7 +165,7 @@ class Run:
         if arm in ("base", "shots") or arm.endswith(".bin"):
             found = self._shots(seed) if arm == "shots" else self._given(None if arm == "base" else Path(arm))
             return {**found, "answer_s": time.monotonic() - began}
-        kind, size = arm.split("-")
+        kind, size, dtype = [*arm.split("-"), ""][:3]
         basis = None
         if kind == "lora":
             adapter: Any = Lora(self.model, self.bundle, int(size), seed)
@@ -172,7 +178,7 @@ class Run:
         learner = Learner(self.model, adapter, temperature=1.0, workers=cores())
         kept = self._rehearsal(learner) if kind == "keep" else None
         plain = basis is None or kind == "plain"
-        losses = self._fit(learner, trained, lr, seed, steps, kept, plain=plain)
+        losses = self._fit(learner, trained, lr, seed, steps, kept, dtype, plain=plain)
         took = time.monotonic() - began
         numbers = sum(part.numel() for part in trained)
         facts: dict[str, Any] = {"lr": lr, "numbers": numbers, "losses": losses, "train_s": took}
@@ -184,7 +190,7 @@ class Run:
             facts["bytes"] = 4 * numbers
             answers = self._torch_answers() if answered else []
         else:
-            vector = replace(adapter.vector(), dtype="int8")
+            vector = replace(adapter.vector(), dtype=dtype or "int8", entries=basis.entries)
             data = vector.to_bytes(basis)
             facts["bytes"] = len(data)
             if frames is not None:
@@ -243,6 +249,7 @@ class Run:
         seed: int,
         steps: int,
         kept: Rehearsal | None,
+        dtype: str,
         *,
         plain: bool,
     ) -> list[float]:
@@ -250,7 +257,7 @@ class Run:
         losses, samples = list[float](), self.data.train
         first = drawn(seed, 0, min(WHITENED, len(samples)), len(samples))
         whitener = None if plain else lambda: [self._group(samples[i]) for i in first]
-        adam = Steps(learner, trained, lr, steps, whitener)
+        adam = Steps(learner, trained, lr, steps, whitener, dtype)
         for step in range(steps):
             groups = [self._group(samples[i]) for i in drawn(seed, step, self.data.batch, len(samples))]
             loss, gradients = differentiated(learner, trained, groups)
@@ -363,9 +370,8 @@ def main() -> None:
     done = [{key: row.get(key) for key in KEYS} for row in bench.read_study(options.study)]
     if left := [each for each in keys if each not in done]:
         with tempfile.TemporaryDirectory() as work:
-            outputs = max(
-                [8, *(read_shape(arm[5:])[0] for arm in options.arms if arm[:5] in ("rank-", "keep-"))]
-            )
+            tall = (arm.split("-")[1] for arm in options.arms if arm[:5] in ("rank-", "keep-"))
+            outputs = max([8, *(read_shape(shape)[0] for shape in tall)])
             bundle = export_gguf(base, Path(work) / "bundle", settings=ExportSettings(outputs=outputs)).output
             for each in left:
                 data = data_of(options, each["seed"])

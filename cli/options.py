@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CONTEXT = 2048
 """Tokens of a context where none is named, whatever the model was made for."""
 
-Dtype = Literal["fp32", "bf16", "fp16", "int8", "q1", "q2", "q3", "q4", "q8"]
+Dtype = Literal["fp32", "bf16", "fp16", "int8", "q2", "q4"]
 Engine = Literal["llama", "onnx"]
 
 

@@ -71,7 +71,7 @@ def pack(
         found = _check(data, bases, signer, bound)
         basis = bases.of(found)
         number = found.sequence if sequence is None else sequence
-        made = MicroVector(found.values, dtype or found.dtype, number, basis.digest, modules=basis.scales)
+        made = MicroVector(found.values, dtype or found.dtype, number, basis.digest, entries=basis.entries)
         last = None if until is None else until.date()
         data = made.to_bytes(basis, tag=signer or tags.Crc32(), user=bound, until=last)
         record = {"count": basis.size, "key": "" if signer is None else signer.id, "basis": basis.digest}

@@ -51,6 +51,12 @@ def train(
         typer.Option(metavar="K|PxQ", parser=_shape, help="All of R: K x K, or P x Q. [default: 8]"),
     ] = None,
     numbers: Annotated[int | None, typer.Option(metavar="N", help="So many numbers, such as 13.")] = None,
+    dtype: Annotated[
+        opts.Dtype | None,
+        typer.Option(
+            help="Of FILE's values; q2 and q4 learn rounded. [default: int8, bf16 below 64 numbers]"
+        ),
+    ] = None,
     start: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A vector to begin with, of any size up to this one.")
     ] = None,
@@ -100,6 +106,7 @@ def train(
         rank=rank,
         numbers=numbers,
         lr=lr,
+        frame_dtype=dtype,
         seed=seed,
         keep=keep,
         under=None if under is None else vectors.read(str(under)),

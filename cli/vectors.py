@@ -115,7 +115,7 @@ def header(data: bytes) -> dict[str, Any]:
     found |= {"basis_id": frame.basis_id(data).hex(), "sequence": frame.sequence_of(data)}
     if (day := frame.day_of(data)) is not None:
         found["until"] = expiry.day_date(day).isoformat()
-    if counts:  # in q1 to q8 the basis knows them; in int8, too, where a last byte of 0 may be none
+    if counts:  # in q2 and q4 the basis knows them; in int8, too, where a last byte of 0 may be none
         found["count"] = counts[-1]
     return found
 

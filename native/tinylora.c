@@ -932,13 +932,13 @@ tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const fl
 
 /* ---- Frames ---- */
 
-static const char *const DTYPES[9] = {"fp32", "bf16", "fp16", "int8", "q1", "q2", "q3", "q4", "q8"};
-static const uint8_t BITS[9] = {0, 0, 0, 0, 1, 2, 3, 4, 8}; /* a number, where there are scales */
+static const char *const DTYPES[6] = {"fp32", "bf16", "fp16", "int8", "q2", "q4"};
+static const uint8_t BITS[6] = {0, 0, 0, 0, 2, 4}; /* a number, where a column of R has a scale */
 static const char *const TAGS[3] = {"CRC-32", "HMAC", "Ed25519"};
 static const size_t TAG_BYTES[3] = {4, 8, 64};
 
 static size_t payload_bytes(size_t n, int dtype, size_t scales) {
-    if (BITS[dtype]) return 2 * scales + (n * BITS[dtype] + 7) / 8;
+    if (BITS[dtype]) return scales + (n * BITS[dtype] + 7) / 8;
     return dtype == TINYLORA_INT8 ? 3 + n + (n % 2 == 0) : n * (dtype ? 2 : 4);
 }
 
@@ -1004,7 +1004,7 @@ static int read_form(const uint8_t *frame, size_t size, const uint8_t **named, t
     if (size < 8) return ERR(FRAME, "%zu bytes are no frame: it was cut, or is something else", size);
     if (version > 3) {
         int bits = dtype == TINYLORA_INT8 ? frame[1] : 0;
-        for (dtype = TINYLORA_Q8; dtype > TINYLORA_INT8 && BITS[dtype] != bits;) dtype--;
+        for (dtype = TINYLORA_Q4; dtype > TINYLORA_INT8 && BITS[dtype] != bits;) dtype--;
     }
     if (version < 2 || version > 5 || tag > TINYLORA_ED25519 || (version > 3 && dtype == TINYLORA_INT8))
         return ERR(FRAME, "the frame begins with 0x%02x%02x, which is none of versions 2 to 5", frame[0],
@@ -1042,12 +1042,13 @@ static int check_mark(const tinylora_mark *kept, const tinylora_vector *v, error
     return TINYLORA_OK;
 }
 
-/* Check a frame, whose form was read, for v->basis, all but its norm; v->values has room. `scales`: M of entries. */
-static int check_frame(const uint8_t *frame, size_t size, uint32_t scales, const tinylora_policy *policy,
+/* Check a frame, whose form was read, for v->basis, all but its norm; v->values has room. `modules`: M of entries. */
+static int check_frame(const uint8_t *frame, size_t size, uint32_t modules, const tinylora_policy *policy,
                        tinylora_vector *v, error *why) {
-    const uint32_t n = v->basis.n, bits = BITS[v->dtype];
+    const uint32_t n = v->basis.n, bits = BITS[v->dtype], q = v->basis.rank;
     const int dtype = v->dtype, tag = v->tag, dated = frame[0] >> 4 & 1;
     const size_t sequence = bits ? 6 : 5, header = sequence + 2 + 2 * dated;
+    const size_t scales = (size_t)modules * q;
     size_t body = header + payload_bytes(n, dtype, scales);
     uint8_t *message;
     const uint8_t *at = frame + header;
@@ -1066,9 +1067,9 @@ static int check_frame(const uint8_t *frame, size_t size, uint32_t scales, const
         return ERR(FRAME, "the byte that fills the frame up is 0x%02x, expected 0", frame[body - 1]);
     if ((uint64_t)n * bits % 8 && frame[body - 1] >> (uint64_t)n * bits % 8)
         return ERR(FRAME, "the last byte 0x%02x is not filled up with zeros", frame[body - 1]);
-    for (uint32_t m = 0; bits && m < scales; m++)
-        if (number_at(at + 2 * (size_t)m, 2) >= 0x7C00)
-            return ERR(FRAME, "the scale of module " N32 " is negative or not finite", m);
+    for (size_t i = 0; bits && i < scales; i++)
+        if (at[i] >= 0xF8)
+            return ERR(FRAME, "the scale of module %zu, column %zu is not finite", i / q, i % q);
     v->mark.sequence = (uint32_t)number_at(frame + sequence, 2);
     if (dated) v->last_day = (int)number_at(frame + sequence + 2, 2);
 
@@ -1101,10 +1102,12 @@ static int check_frame(const uint8_t *frame, size_t size, uint32_t scales, const
         if (dtype == TINYLORA_BF16) value = float_of((uint32_t)number_at(at + 2 * (size_t)i, 2) << 16);
         if (dtype == TINYLORA_FP16) value = f16_at(at + 2 * (size_t)i);
         if (dtype == TINYLORA_INT8) value = scale * (float)(int8_t)at[i] + 0.0f; /* no zero has a sign */
-        if (bits) { /* two bytes hold a code; behind the last one is the tag */
-            uint64_t bit = (uint64_t)i * bits, code = number_at(at + 2 * (size_t)scales + bit / 8, 2) >> bit % 8;
+        if (bits) { /* a scale is the upper bits of an f16, without its sign */
+            uint64_t bit = (uint64_t)i * bits, code = at[scales + bit / 8] >> bit % 8;
             float level = (float)(code & ((1u << bits) - 1)) - (float)(1u << bits) / 2 + 0.5f;
-            value = f16_at(at + 2 * (size_t)(i / (n / scales))) * level + 0.0f;
+            uint8_t upper = at[(size_t)(i / (n / modules)) * q + i % q];
+            uint8_t half[2] = {(uint8_t)(upper << 7), (uint8_t)(upper >> 1)};
+            value = f16_at(half) * level + 0.0f;
         }
         if (!isfinite(value)) return ERR(VALUES, "value " N32 " of the vector is %g", i, value);
         v->values[i] = value;

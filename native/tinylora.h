@@ -67,11 +67,8 @@ typedef enum {
     TINYLORA_BF16,
     TINYLORA_FP16,
     TINYLORA_INT8,
-    TINYLORA_Q1, /* from here on with so many bits a number, and a scale a layer */
-    TINYLORA_Q2,
-    TINYLORA_Q3,
-    TINYLORA_Q4,
-    TINYLORA_Q8
+    TINYLORA_Q2, /* from here on with so many bits a number, and a scale a column of R */
+    TINYLORA_Q4
 } tinylora_dtype;
 
 /* ---- The bundle ---- */

@@ -27,7 +27,7 @@ from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.modules import KINDS
 
 GOLDEN = Path(__file__).parent / "golden"
-DTYPE_CODES = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3, "q1": 4, "q2": 5, "q3": 6, "q4": 7, "q8": 8}
+DTYPE_CODES = {"fp32": 0, "bf16": 1, "fp16": 2, "int8": 3, "q2": 4, "q4": 5}
 TAG_CODES = {"crc32": 0, "hmac": 1, "ed25519": 2}
 
 BAD_DOCUMENTS = {
@@ -111,9 +111,16 @@ def bases_with(basis: Basis, *fingerprints: str) -> Bases:
 
 
 def golden_frames() -> list[dict[str, Any]]:
-    """Return the frames of tests/golden, of entries of a rank of so many modules."""
+    """Return the frames of tests/golden, of entries of a shape of so many modules."""
     files = (json.loads((GOLDEN / name).read_text("utf-8")) for name in ("frames.json", "low_bits.json"))
-    return [{"modules": entry["n"], "rank": 1} | entry for file in files for entry in file["frames"]]
+    return [
+        {"modules": entry["n"], "outputs": 1, "rank": 1} | entry for file in files for entry in file["frames"]
+    ]
+
+
+def entries(frame: dict[str, Any]) -> tuple[int, int, int]:
+    """Return (M, p, q) of a golden frame."""
+    return frame["modules"], frame["outputs"], frame["rank"]
 
 
 def golden_models() -> list[tuple[Bases, dict[str, Any]]]:

@@ -67,9 +67,9 @@ class Basis:
         return self.factors.modules
 
     @property
-    def scales(self) -> int:
-        """Scales of a vector in `q1` to `q8`: M of entries, 0 of others, which take none of these."""
-        return len(self.modules) if self.projection.kind == "entries" else 0
+    def entries(self) -> tuple[int, ...]:
+        """(M, p, q) where v is the entries of R; () where it is not, and takes neither `q2` nor `q4`."""
+        return (len(self.modules), *self.shape) if self.projection.kind == "entries" else ()
 
     @property
     def prior(self) -> Prior | None:

@@ -38,17 +38,17 @@ class MicroVector:
     Attributes:
         values: float32 [n]. Rounded to `dtype` when the vector is made, so that what a host holds
             is what a device will hold.
-        dtype: of the values on the wire: `fp32`, `bf16`, `fp16`, `int8`; or of entries of R `q1`, `q2`, `q3`,
-            `q4` or `q8`, with so many bits a number and a scale a module.
+        dtype: of the values on the wire: `fp32`, `bf16`, `fp16`, `int8`; or of entries of R `q2`
+            or `q4`, with so many bits a number and a scale a column.
         sequence: 0 to 65535; rises with every vector of the same user.
         basis: digest of the basis that it is a point of, in hexadecimal. Where it is empty, a model takes it
             for one of the basis with so many numbers (`Bases.of`).
         under: the vector that lies beneath it where the two act together, a stack: their R add up. Its frame
             says nothing of that, nor does anything else here. None: it stands on the base.
-        modules: M, where the dtype has a scale a module.
+        entries: (M, p, q) of R, whose entries v is, where the dtype has a scale a column.
 
     Raises:
-        VectorError: an unknown dtype, values that are not [n] or cannot be parted into modules, or a sequence
+        VectorError: an unknown dtype, values that are not [n] or no such entries, or a sequence
             out of range.
         NonFiniteError: a value is NaN or infinite, or too large for the dtype.
     """
@@ -58,7 +58,7 @@ class MicroVector:
     sequence: int = FIRST_SEQUENCE
     basis: str = ""
     under: MicroVector | None = None
-    modules: int = 0
+    entries: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         with np.errstate(over="ignore"):  # infinity is refused below
@@ -67,21 +67,21 @@ class MicroVector:
             raise VectorError(f"values of a micro-vector are n numbers, not of shape {exact.shape}")
         if not 0 <= self.sequence < 1 << 16:
             raise VectorError(f"sequence {self.sequence} is out of range: it must be from 0 to 65535")
-        values = finite(exact, self.dtype, self.modules)
+        values = finite(exact, self.dtype, self.entries)
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
 
     @classmethod
     def zeros(cls, basis: Basis, dtype: str = "fp32") -> MicroVector:
         """Return the vector that changes nothing."""
-        return cls(np.zeros(basis.size, np.float32), dtype, basis=basis.digest, modules=basis.scales)
+        return cls(np.zeros(basis.size, np.float32), dtype, basis=basis.digest, entries=basis.entries)
 
     @classmethod
     def random(cls, basis: Basis, norm: float, *, seed: int = 0, dtype: str = "fp32") -> MicroVector:
         """Return a vector of a random direction and a given Euclidean norm."""
         direction = np.random.default_rng(seed).standard_normal(basis.size)
         values = (direction * (norm / np.linalg.norm(direction))).astype(np.float32)
-        return cls(values, dtype, basis=basis.digest, modules=basis.scales)
+        return cls(values, dtype, basis=basis.digest, entries=basis.entries)
 
     @classmethod
     def from_bytes(cls, data: bytes, basis: Basis | Bases, policy: Policy | None = None) -> AdmittedVector:
@@ -110,17 +110,17 @@ class MicroVector:
                 or a day that no frame can name.
         """
         values = basis.values(self)
-        if self.dtype in BITS and self.modules != basis.scales:
+        if self.dtype in BITS and self.entries != basis.entries:
             raise VectorError(
-                f"the vector has a scale for each of {self.modules} modules, but in {self.dtype} basis "
-                f"{basis.id} takes {basis.scales}"
+                f"the vector in {self.dtype} is entries of the shape {self.entries}, but those of basis "
+                f"{basis.id} are {basis.entries}"
             )
         signer = tags.Crc32() if tag == "crc32" else tag
         if isinstance(signer, str) or signer is None:
             raise VectorError(f"unknown tag {tag!r}: use 'crc32' or a signer")
         last = None if until is None else expiry.day_number(until)
         sent = values, self.dtype, self.sequence
-        return frame.encode(*sent, basis.digest, signer, user=user, until=last, modules=self.modules)
+        return frame.encode(*sent, basis.digest, signer, user=user, until=last, entries=self.entries)
 
     def __repr__(self) -> str:
         values = np.array2string(self.values, precision=4, threshold=6, edgeitems=2, separator=", ")
@@ -141,7 +141,7 @@ class MicroVector:
         return self._key() == other._key() if isinstance(other, MicroVector) else NotImplemented
 
     def __reduce__(self) -> tuple[Any, ...]:
-        whole = self.values, self.dtype, self.sequence, self.basis, self.under, self.modules
+        whole = self.values, self.dtype, self.sequence, self.basis, self.under, self.entries
         return type(self), whole  # copies are read-only too
 
     def __hash__(self) -> int:
@@ -277,7 +277,7 @@ class Policy:
             OSError: the state file cannot be read.
         """
         basis = known if isinstance(known, Basis) else known.of_frame(data)
-        received = frame.decode(data, basis.size, basis.digest, basis.scales)
+        received = frame.decode(data, basis.size, basis.digest, basis.entries)
         key = self._check_tag(received, bytes.fromhex(basis.digest), user)
         if received.until is not None:
             expiry.check(received.until, self._clock)
@@ -289,7 +289,7 @@ class Policy:
                 "dtype": received.dtype,
                 "sequence": received.sequence,
                 "basis": basis.digest,
-                "modules": basis.scales,
+                "entries": basis.entries,
                 "r": r,
                 "verified_by": key,
                 "user": user,
@@ -309,7 +309,7 @@ class Policy:
         basis = known.of(vector)
         if isinstance(vector, AdmittedVector) and hasattr(vector, "r"):
             return vector  # what `replace` made of one has no R
-        own = {key: getattr(vector, key) for key in ("values", "dtype", "sequence", "modules")}
+        own = {key: getattr(vector, key) for key in ("values", "dtype", "sequence", "entries")}
         made = AdmittedVector._with({**own, "basis": basis.digest, "r": self._r(vector, basis)})
         return made if vector.under is None else self.stacked(self.own(vector.under, known), made)
 

@@ -7,7 +7,7 @@
 //
 // What is wrong with a file or a frame is an Error that says so.
 
-const DTYPES = ["fp32", "bf16", "fp16", "int8"], BITS = [1, 2, 3, 4, 8], TAGS = ["CRC-32", "HMAC", "Ed25519"], TAG_BYTES = [4, 8, 64];
+const DTYPES = ["fp32", "bf16", "fp16", "int8"], BITS = [2, 4], TAGS = ["CRC-32", "HMAC", "Ed25519"], TAG_BYTES = [4, 8, 64];
 const LEARNED = /^learned rank=([1-9]\d*) ([0-9a-f]{64})$/;
 const RANDOM = /^random rank=([1-9]\d*) seed=42 groups=([1-9]\d*) u=1 tying=tiled$/, SEED = 42n;
 const KEY_BYTES = [1, 1, 2, 2, 4, 4, 4, 1, , , 8, 8, 8]; // by GGUF's type
@@ -59,7 +59,7 @@ function randomP(module, k) {
 }
 
 /**
- * Of a descriptor: {size, R}, n and the map from Float32Array [n] to Float32Array [M, outputs, rank], zeros beyond R.
+ * Of a descriptor: {size, R, columns}, n, the map from Float32Array [n] to Float32Array [M, outputs, rank], zeros beyond R.
  *
  * outputs, rank: of the factors. p: of a learned projection, Float32Array [n, M, k, k].
  */
@@ -84,7 +84,7 @@ function projection(descriptor, { modules, outputs, rank }, p) {
     });
     return out;
   };
-  return { size, R };
+  return { size, R, columns: k };
 }
 
 /* Side tensors, a GGUF file. */
@@ -234,14 +234,14 @@ function decode(payload, n, dtype) {
   return values;
 }
 
-/** Values of a payload with a scale for each of `modules`, then n codes of so many bits: Float32Array [n]. */
-function decodeModules(payload, n, bits, modules) {
-  const view = new DataView(payload.buffer), scale = (i) => view.getUint16(2 * Math.floor(i / (n / modules)), true);
+/** Values of a payload with a scale for each of `columns` of `modules`, then n codes of so many bits: Float32Array [n]. */
+function decodeColumns(payload, n, bits, modules, columns) {
+  const scale = (i) => payload[Math.floor(i / (n / modules)) * columns + (i % columns)];
   if ((n * bits) % 8 && payload.at(-1) >> ((n * bits) % 8)) fail("its filling bits are not zero");
   return Float32Array.from({ length: n }, (_, i) => {
-    const bit = i * bits, at = 2 * modules + (bit >> 3), two = payload[at] | (payload[at + 1] << 8);
-    if (scale(i) >= 0x7c00) fail("it has a scale that is negative or not finite");
-    return half(scale(i)) * (((two >> (bit & 7)) & (2 ** bits - 1)) - 2 ** (bits - 1) + 0.5) + 0; // no zero has a sign
+    const bit = i * bits, code = (payload[modules * columns + (bit >> 3)] >> (bit & 7)) & (2 ** bits - 1);
+    if (scale(i) >= 0xf8) fail("it has a scale that is not finite");
+    return half(scale(i) << 7) * (code - 2 ** (bits - 1) + 0.5) + 0; // no zero has a sign
   });
 }
 
@@ -262,11 +262,11 @@ export async function readFrame(frame, basis, options = {}) {
   if (low && ((frame[0] & 3) !== 3 || !BITS.includes(bits))) fail("its type is none that is read here");
   const id = hex(frame.subarray(at - 4, at)), entry = basis.bases.get(id);
   if (!entry) fail(`it is for basis ${id}, which is none of this model's`);
-  const { size: n, R } = projection(entry.descriptor, basis, entry.p), modules = basis.modules.length;
+  const { size: n, R, columns } = projection(entry.descriptor, basis, entry.p), modules = basis.modules.length;
   if (low && !entry.descriptor.startsWith("entries")) fail(`it is in ${dtype}, which entries alone are`);
   const start = at + 2 + 2 * dated, odd = dtype === "int8" && n % 2 === 0;
   const plain = dtype === "int8" ? 3 + n + odd : n * (dtype === "fp32" ? 4 : 2);
-  const end = start + (low ? 2 * modules + Math.ceil((n * bits) / 8) : plain);
+  const end = start + (low ? modules * columns + Math.ceil((n * bits) / 8) : plain);
   if (frame.length !== end + TAG_BYTES[kind]) fail("it was cut, or is no frame");
   if (odd && frame[end - 1]) fail("its filling byte is not zero");
   const bound = await sha256("tinylora stream 2\n", stream);
@@ -275,7 +275,7 @@ export async function readFrame(frame, basis, options = {}) {
   const [sequence, day] = [at, at + 2].map((i) => frame[i] | (frame[i + 1] << 8)), until = dated ? day : null;
   if (until !== null && (today < 0 || today > until)) fail("its last day is over");
   const payload = frame.slice(start, end);
-  const values = low ? decodeModules(payload, n, bits, modules) : decode(payload, n, dtype), r = R(values);
+  const values = low ? decodeColumns(payload, n, bits, modules, columns) : decode(payload, n, dtype), r = R(values);
   if (!values.every(Number.isFinite) || !r.every(Number.isFinite)) fail("it has a value that is not finite");
   const norm = Math.sqrt(r.reduce((sum, x) => sum + x * x, 0));
   if (norm > maxNorm) fail(`its numbers are too large: R has the norm ${norm}, at most ${maxNorm}`);

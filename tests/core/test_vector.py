@@ -210,19 +210,23 @@ def test_what_stands_for_values_in_a_state_stays_what_it_is():
     values = np.array([0.5, -1.25, 0.0078125], np.float32)
     upper = values.view("<u2")[1::2].tobytes()
     packed = {"fp32": values.tobytes(), "bf16": upper, "fp16": values.astype("<f2").tobytes()}
-    packed |= {dtype: MicroVector(values, dtype, modules=3).values.tobytes() for dtype in ("int8", "q2")}
+    packed |= {
+        dtype: MicroVector(values, dtype, entries=(3, 1, 1)).values.tobytes() for dtype in ("int8", "q2")
+    }
     for dtype in packed:
         whole = hashlib.sha256(f"{BASIS.digest}\n{dtype}\n".encode() + packed[dtype]).hexdigest()
-        vector = MicroVector(values, dtype, basis=BASIS.digest, modules=3)
+        vector = MicroVector(values, dtype, basis=BASIS.digest, entries=(3, 1, 1))
         assert content("key", vector) == whole[:32]
         assert content("", vector) == ""
 
 
 def golden_basis(case) -> Basis:
     """Entries, as many as the values of a frame: no factors give its digest."""
-    rank = case["rank"]
-    factors = support.random_factors(case["modules"], kinds=("attn_q",), rank=rank, n_in=4, n_out=4)
-    return support.with_digest(Basis(factors, Projection.entries(factors.modules, rank)), case["digest_hex"])
+    modules, *shape = support.entries(case)
+    factors = support.random_factors(modules, kinds=("attn_q",), rank=max(shape), n_in=4, n_out=4)
+    return support.with_digest(
+        Basis(factors, Projection.entries(factors.modules, tuple(shape))), case["digest_hex"]
+    )
 
 
 def golden_tag(case):
@@ -246,7 +250,7 @@ class TestGolden:
     def test_encode(self, case):
         signer, _ = golden_tag(case)
         values = np.frombuffer(bytes.fromhex(case["values_hex_le_f32"]), "<f4")
-        vector = MicroVector(values, case["dtype"], case["sequence"], modules=case["modules"])
+        vector = MicroVector(values, case["dtype"], case["sequence"], entries=support.entries(case))
         until = None if case["last_day"] is None else date(2026, 1, 1) + timedelta(case["last_day"])
         data = vector.to_bytes(golden_basis(case), signer, user=case["stream"], until=until)
         assert data.hex() == case["frame_hex"]

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 
 from tinylora_edge import Bases, MicroVector, Projection, load_bundle, runtime
 from tinylora_edge.formats.side_tensors import save_bases
+from tinylora_edge.projection import entries_descriptor
 from tinylora_edge.runtime import OnnxSession
 
 if TYPE_CHECKING:
@@ -42,10 +43,11 @@ READ = """async jobs => {
   const { readBasis, readFrame } = await import("/tinylora.mjs");
   const bytes = digits => digits && Uint8Array.from(digits.match(/../g), pair => parseInt(pair, 16));
   const hex = data => Array.from(new Uint8Array(data.buffer), b => b.toString(16).padStart(2, "0")).join("");
-  const read = async ({ file, rank, descriptor, modules, digest, frame, hmac, ed25519, ...options }) => {
+  const read = async ({ file, descriptor, digest, frame, hmac, ed25519, ...options }) => {
+    const { modules, outputs, rank } = options;
     const basis = file
       ? await readBasis(new Uint8Array(await (await fetch(file, { cache: "no-store" })).arrayBuffer()))
-      : { rank, outputs: rank, modules: Array.from({ length: modules }, (_, i) => `blk.${i}.attn_q.weight`),
+      : { rank, outputs, modules: Array.from({ length: modules }, (_, i) => `blk.${i}.attn_q.weight`),
           bases: new Map([[digest.slice(0, 8), { descriptor, digest: bytes(digest) }]]) };
     if (!frame) return { factors: basis.factors, ids: [...basis.bases.keys()] };
     const keys = { hmac: bytes(hmac), ed25519: bytes(ed25519) };
@@ -149,7 +151,8 @@ def test_golden_frames(empty: Page) -> None:
         job = {
             "frame": entry["frame_hex"],
             "rank": entry["rank"],
-            "descriptor": f"entries rank={entry['rank']}",
+            "outputs": entry["outputs"],
+            "descriptor": entries_descriptor((entry["outputs"], entry["rank"])),
             "modules": entry["modules"],
             "digest": entry["digest_hex"],
             "stream": entry["stream"],
@@ -165,13 +168,13 @@ def test_golden_frames(empty: Page) -> None:
     for entry in entries:
         own, other, late, without = (next(found) for _ in range(4))
         values = np.frombuffer(bytes.fromhex(entry["values_hex_le_f32"]), "<f4")
-        vector = MicroVector(values, entry["dtype"], entry["sequence"], modules=entry["modules"])
+        vector = MicroVector(values, entry["dtype"], entry["sequence"], entries=support.entries(entry))
         assert own == {
             "dtype": entry["dtype"],
             "tag": {"crc32": "CRC-32", "hmac": "HMAC", "ed25519": "Ed25519"}[entry["auth"]],
             "sequence": 7,
             "until": entry["last_day"],
-            "descriptor": f"entries rank={entry['rank']}",
+            "descriptor": entries_descriptor((entry["outputs"], entry["rank"])),
             "values": vector.values.tobytes().hex(),
             "r": vector.values.tobytes().hex(),
         }

@@ -11,22 +11,22 @@ import zlib
 
 DIGEST = bytes.fromhex("50c95af547766fbfd3f0694a303ad8d6c439c098935e1fba7fad64031a1f782c")
 KEY = bytes(31) + b"\1"
-SCALES = 0x2E66, 0x0000, 0x0001, 0x3155, 0x03FF, 0x2FFF, 0x2801
-"""As float16: .1, 0, the smallest one, .167, the largest subnormal, .125, .0313."""
+SCALES = bytes.fromhex("5c00016207 5f50615d08 7d6f0066")
+"""A byte is the upper bits of a float16: .09375, 0, the smallest one, .15625, the largest subnormal, ..."""
 
 
-def entry(bits: int, modules: int, rank: int, auth: str, last_day: int | None) -> dict[str, object]:
+def entry(
+    bits: int, modules: int, outputs: int, rank: int, auth: str, last_day: int | None
+) -> dict[str, object]:
     """A frame, and its values."""
-    square = rank * rank
-    codes = [
-        (11 * i * i + 5 * i + 3) % (1 << bits) if SCALES[i // square] else 0 for i in range(modules * square)
-    ]
-    scales = struct.pack(f"<{modules}H", *SCALES[:modules])
+    places = [(m * rank + b, a) for m in range(modules) for a in range(outputs) for b in range(rank)]
+    codes = [(7 * i + 5 * a * a + 3) % (1 << bits) if SCALES[i] else 0 for i, a in places]
+    scales = SCALES[: modules * rank]
     packed = sum(code << i * bits for i, code in enumerate(codes))
     payload = scales + packed.to_bytes((len(codes) * bits + 7) // 8, "little")
     levels = [code - 2 ** (bits - 1) + 0.5 for code in codes]
-    halves = struct.unpack(f"<{modules}e", scales)
-    values = [halves[i // square] * level + 0 for i, level in enumerate(levels)]  # no zero has a sign
+    halves = struct.unpack(f"<{len(scales)}e", struct.pack(f"<{len(scales)}H", *(s << 7 for s in scales)))
+    values = [halves[i] * level + 0 for (i, _), level in zip(places, levels, strict=True)]  # no -0
     kind, version, stream = {"crc32": 0, "hmac": 1, "ed25519": 2}[auth], 4, ""
     header = DIGEST[:4] + struct.pack("<H", 7)
     if last_day is not None:
@@ -36,6 +36,7 @@ def entry(bits: int, modules: int, rank: int, auth: str, last_day: int | None) -
     return {
         "n": len(codes),
         "modules": modules,
+        "outputs": outputs,
         "rank": rank,
         "dtype": f"q{bits}",
         "auth": auth,
@@ -63,8 +64,8 @@ def tag(auth: str, message: bytes) -> bytes:
 def frames() -> list[dict[str, object]]:
     """All of them."""
     ends = (("crc32", None), ("hmac", 400), ("ed25519", None))
-    shapes = ((5, 2), (7, 3))
-    return [entry(bits, *shape, *end) for bits in (1, 2, 3, 4, 8) for shape in shapes for end in ends]
+    shapes = ((5, 2, 2), (7, 3, 2))
+    return [entry(bits, *shape, *end) for bits in (2, 4) for shape in shapes for end in ends]
 
 
 if __name__ == "__main__":

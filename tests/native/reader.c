@@ -4,7 +4,7 @@
  *     reader bases BASIS [BASE]                     what side tensors hold; with a base, whether it is one of theirs
  *     reader each                                   the same of each path on stdin, and the hash of an R of each basis
  *     reader texts                                  what each text on stdin, in hexadecimal, is
- *     reader vectors DIGEST N[/M] STREAM DAY [KEY...]  check each vector of n numbers (of m modules) for a basis
+ *     reader vectors DIGEST N[/M/Q] STREAM DAY [KEY...]  check each vector of n numbers (of m modules and q inputs) for a basis
  *     reader apply BASIS STREAM DAY [KEY...]        the same among the bases of a file, and R of every module
  *     reader accept BASIS STREAM DAY [KEY...]       the same, where each that is accepted moves its mark
  *
@@ -110,7 +110,7 @@ static void show_texts(void) {
 }
 
 /* Check the vectors on stdin: of n numbers and a digest, or, where there are bases, of one of them. */
-static void check_lines(const uint8_t *digest, uint32_t n, uint32_t modules, const tinylora_bases *bases,
+static void check_lines(const uint8_t *digest, uint32_t n, const uint32_t *entries, const tinylora_bases *bases,
                         tinylora_policy *policy, int accept) {
     char *line = room(LINE);
     while (fgets(line, LINE, stdin)) {
@@ -122,11 +122,12 @@ static void check_lines(const uint8_t *digest, uint32_t n, uint32_t modules, con
         line[length] = 0;
         status = tinylora_text(line, data, most, &size, &why);
         v.basis.n = n;
+        v.basis.rank = entries[1];
         if (digest) memcpy(v.basis.digest, digest, 32);
         if (!bases) v.values = room(n * sizeof *v.values);
         if (!status && bases) status = tinylora_read(&v, bases, data, size, policy, &why);
         if (!status && !bases) status = read_form(data, size, &named, &v, &why);
-        if (!status && !bases) status = check_frame(data, size, modules, policy, &v, &why);
+        if (!status && !bases) status = check_frame(data, size, entries[0], policy, &v, &why);
         if (!status && accept) status = tinylora_accept(policy, &v, &why);
         if (status) {
             printf("refused %d %s\n", status, why.text);
@@ -181,9 +182,9 @@ int main(int argc, char **argv) {
         policy.verify = print_signed;
         policy.keys = argc > first + 2 ? keys : NULL;
         for (int i = first + 2; i < argc; i++) keys[policy.key_count++] = key_of(argv[i]);
-        const char *parted = bases ? NULL : strchr(argv[3], '/');
-        check_lines(bases ? NULL : digest, bases ? 0 : (uint32_t)atoi(argv[3]),
-                    parted ? (uint32_t)atoi(parted + 1) : 0, bases, &policy, !strcmp(what, "accept"));
+        uint32_t n = 0, entries[2] = {0};
+        if (!bases) sscanf(argv[3], "%" SCNu32 "/%" SCNu32 "/%" SCNu32, &n, entries, entries + 1);
+        check_lines(bases ? NULL : digest, n, entries, bases, &policy, !strcmp(what, "accept"));
         for (size_t i = 0; i < policy.key_count; i++) free((void *)(uintptr_t)keys[i].bytes);
     }
     tinylora_close(bases);

@@ -89,12 +89,18 @@ def test_golden_frames(reader: Path) -> None:
     public = Ed25519Verifier(Ed25519Signer(KEY).public_key)
     for entry in entries:
         values = np.frombuffer(bytes.fromhex(entry["values_hex_le_f32"]), "<f4")
-        vector = MicroVector(values, entry["dtype"], entry["sequence"], modules=entry["modules"])
+        vector = MicroVector(values, entry["dtype"], entry["sequence"], entries=support.entries(entry))
         kind, until = support.TAG_CODES[entry["auth"]], entry["last_day"]
         keys = [[], [f"hmac:{entry['key_hex']}"], [f"ed25519:{KEY.hex()}"]][kind]
 
         def read(stream: str, day: int, *keys: str, entry=entry) -> list[str]:
-            arguments = entry["digest_hex"], f"{entry['n']}/{entry['modules']}", stream, day, *keys
+            arguments = (
+                entry["digest_hex"],
+                f"{entry['n']}/{entry['modules']}/{entry['rank']}",
+                stream,
+                day,
+                *keys,
+            )
             return run(reader, "vectors", *arguments, lines=[entry["frame_hex"]]).splitlines()
 
         *signed, line = read(entry["stream"], until or 1, *keys)

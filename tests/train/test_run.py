@@ -196,6 +196,33 @@ def test_every_option_runs(
     assert all(math.isfinite(row["grad"]) and row["lr"] > 0 and row["mismatch"] < 0.05 for row in learned)
 
 
+def test_few_bits_are_judged_and_learned_with(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    basis, seen = load_bundle(tiny_bundle).bases.basis(rank=8), list[tuple[str, bool]]()
+
+    def watch(name: str, at: int) -> None:
+        own = getattr(trainer.Trainer, name)
+
+        def watched(*arguments: Any) -> Any:
+            held = MicroVector(arguments[at], "q2", entries=basis.entries).values
+            seen.append((name, bool((held == arguments[at]).all())))
+            return own(*arguments)
+
+        monkeypatch.setattr(trainer.Trainer, name, watched)
+
+    watch("_learn", 2)
+    watch("validate", 1)
+    easy = replace(letters_task, reward=lambda completion, sample: 1.0)
+    chosen = replace(short, steps=6, validate_every=3, frame_dtype="q2")
+    outcome = train(tiny_bundle, easy, tmp_path / "v", options=chosen)
+    learned, rounded, judged = ("_learn", False), ("_learn", True), ("validate", True)
+    assert seen == [("validate", False), *[learned] * 3, judged, learned, *[rounded] * 2, judged]
+    data = outcome.path.read_bytes()
+    assert len(data) == 8 + 14 * 8 + 896 // 4 + 4
+    assert MicroVector.from_bytes(data, basis) == outcome.result.vector
+
+
 def test_a_vector_grows_exactly_or_not_at_all(tiny_bundle: Path) -> None:
     bases = load_bundle(tiny_bundle).bases
     tiled, two, eight = bases.basis(numbers=13), bases.basis(rank=2), bases.basis(rank=8)
@@ -517,6 +544,12 @@ def test_a_prior_is_a_basis_of_its_whitened_directions(
         ({"train": [Sample("x" * 600)] * 64}, {}, {}, r"train sample 0 .* 60\d tokens, which with 6 .*512"),
         ({"train": [Sample("too few")]}, {}, {}, "1 training prompts"),
         ({}, {"start": (0.1,) * 12}, {}, "12 values, and the basis has 896"),
+        (
+            {},
+            {"rank": None, "numbers": 13, "frame_dtype": "q4"},
+            {},
+            "q4 is for all entries of R, and these 13",
+        ),
         ({}, {"rank": 9}, {}, "rank 9 is not among 1 to 8"),
         ({}, {"rank": None, "numbers": 56}, {}, "these are all entries of rank 2: say --rank 2"),
         ({}, {"rank": None, "numbers": 57}, {}, "no projection has 57 numbers: this model takes all entries"),

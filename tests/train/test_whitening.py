@@ -10,10 +10,11 @@ import pytest
 import torch
 from test_adapter import basis_of
 
-from tinylora_edge import Basis, Projection
+from tinylora_edge import Basis, MicroVector, Projection
 from tinylora_edge.train import Adapter, Group, Learner
 from tinylora_edge.train.adapter import hf_names
 from tinylora_edge.train.learner import DAMPING, ModuleWhitening, whitened
+from tinylora_edge.wire.values import BITS
 
 
 def groups() -> list[Group]:
@@ -78,6 +79,23 @@ def test_the_gradient_by_the_coordinates_is_the_adjoint(found: Any) -> None:
     _, basis, _, whitening = found
     z, by_v = np.random.default_rng(1).standard_normal((2, basis.size))
     np.testing.assert_allclose(by_v @ whitening.values(z), whitening.gradient(by_v) @ z, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", BITS)
+def test_rounded_columns_make_good_for_each_other(dtype: str) -> None:
+    """Inputs that go together: errors of a row that cancel cost nothing."""
+    rng, shape = np.random.default_rng(0), (2, 16, 4)
+    values, vectors = np.linalg.eigh(np.ones((4, 4)) + np.diag([0.01, 0.02, 0.04, 0.03]))
+    root = (vectors / np.sqrt(values)) @ vectors.T
+    whitening = ModuleWhitening(np.stack([np.eye(16)] * 2), np.stack([root] * 2))
+    v = np.float32(rng.standard_normal(shape)).reshape(-1)
+    found = whitening.rounded(v, dtype)
+    assert (MicroVector(found, dtype, entries=shape).values == found).all()
+
+    def cost(rounded: np.ndarray) -> float:
+        return float(np.square((rounded - v).reshape(shape) @ np.linalg.inv(root)).sum())
+
+    assert cost(found) < 0.5 * cost(MicroVector(v, dtype, entries=shape).values)
 
 
 def test_few_inputs_and_numbers_that_are_not_all_of_r_keep_their_own_coordinates(found: Any) -> None:

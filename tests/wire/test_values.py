@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import support
@@ -108,74 +110,79 @@ def test_counts_are_all_numbers_of_values_that_take_so_many_bytes(dtype):
         assert counts(payload, dtype) == [n for n in range(1, 300) if payload_bytes(n, dtype) == payload]
 
 
-ENTRIES = Bases(support.random_factors(blocks=1)).basis(rank=2)  # 3 modules of 4 numbers
+ENTRIES = Bases(support.random_factors(blocks=1)).basis(rank=2)  # 3 modules of 2 x 2 numbers
 LOUD = Policy(max_norm=np.inf)
 
 
-def rounded(values: np.ndarray, dtype: str, modules: int = 3) -> np.ndarray:
-    return MicroVector(values, dtype, modules=modules).values
+def rounded(values: np.ndarray, dtype: str, entries: tuple[int, ...] = (3, 2, 2)) -> np.ndarray:
+    return MicroVector(values, dtype, entries=entries).values
 
 
 @pytest.mark.parametrize(("dtype", "bits"), BITS.items())
 @pytest.mark.parametrize("seed", range(3))
-def test_no_scale_of_a_module_is_much_better(dtype, bits, seed):
-    values = np.random.default_rng(seed).standard_t(3, (3, 16)).astype(np.float32)
-    values *= np.float32([[1], [0.001], [0]])
-    found = rounded(values.reshape(-1), dtype).reshape(values.shape)
-    least, half = np.square(values.astype(np.float64)).sum(1), (1 << bits) / 2
-    for scale in np.arange(0x7C00, dtype="<u2").view("<f2").astype(np.float64)[1:]:
+def test_no_scale_of_a_column_is_much_better(dtype, bits, seed):
+    values = np.random.default_rng(seed).standard_t(3, (2, 16, 3)).astype(np.float32)
+    values *= np.float32([1, 0.001, 0])
+    found = rounded(values.reshape(-1), dtype, values.shape).reshape(values.shape)
+    least, half = np.square(values.astype(np.float64)).sum(1, keepdims=True), (1 << bits) / 2
+    for scale in np.arange(0, 0x7C00, 128, dtype="<u2").view("<f2").astype(np.float64)[1:]:
         levels = np.clip(np.floor(values / scale), -half, half - 1) + 0.5
-        least = np.minimum(least, np.square(values - scale * levels).sum(1))
-    assert (np.square(values.astype(np.float64) - found).sum(1) <= 1.1 * least).all()
-    assert not found[2].any()
-    assert not np.signbit(found[2]).any()
+        least = np.minimum(least, np.square(values - scale * levels).sum(1, keepdims=True))
+    assert (np.square(values.astype(np.float64) - found).sum(1, keepdims=True) <= 1.1 * least).all()
+    assert not found[..., 2].any()
+    assert not np.signbit(found[..., 2]).any()
 
 
 @pytest.mark.parametrize("dtype", BITS)
 @given(values=st.lists(st.floats(-30_000, 30_000, width=32), min_size=12, max_size=12))
 def test_what_is_read_is_written_as_the_same_bytes(dtype, values):
-    vector = MicroVector(values, dtype, modules=3)
+    vector = MicroVector(values, dtype, entries=ENTRIES.entries)
     data = vector.to_bytes(ENTRIES)
     found = LOUD.check(data, ENTRIES)
     assert found.values.tobytes() == vector.values.tobytes()
     assert found.to_bytes(ENTRIES) == data
 
 
-def test_one_bit_is_a_sign():
-    values = rounded(np.float32([1, -2, 3, -4, *[0.5, -0.5] * 2, 0, 0, 0, -1]), "q1")
-    assert values.tolist() == [2.5, -2.5, 2.5, -2.5, *[0.5, -0.5] * 2, *[0.25] * 3, -0.25]
+def test_a_column_has_a_scale():
+    values = [1.5, 100, -0.5, 300, *[0] * 4, 1, -1, 1, 1]
+    assert rounded(values, "q2").tolist() == values
 
 
 @pytest.mark.filterwarnings("error")
 def test_values_that_no_scale_reaches():
-    assert rounded([65504 * 1.5] * 12, "q2").tolist() == [65504 * 1.5] * 12
-    for value in (65504 * 1.5 + 64, np.nan, -np.inf):
+    largest = 0x1.Ep15 * 1.5
+    assert rounded([largest] * 12, "q2").tolist() == [largest] * 12
+    for value in (largest + 64, np.nan, -np.inf):
         with pytest.raises(NonFiniteError, match=r"value 5 is .* not finite in q2"):
             rounded([*[0] * 5, value, *[0] * 6], "q2")
 
 
-def test_modules_that_a_vector_does_not_have():
-    for modules in (0, 5):
-        with pytest.raises(VectorError, match=f"{modules} modules cannot share 12 numbers"):
-            rounded(np.ones(12), "q4", modules)
-    with pytest.raises(VectorError, match=f"each of 6 modules, but in q4 basis {ENTRIES.id} takes 3"):
-        MicroVector(np.ones(12), "q4", modules=6).to_bytes(ENTRIES)
+def test_entries_that_a_vector_is_not():
+    for shape in ((), (5, 2, 2)):
+        with pytest.raises(VectorError, match=re.escape(f"12 numbers are none of the shape {shape}")):
+            rounded(np.ones(12), "q4", shape)
+    with pytest.raises(
+        VectorError, match=rf"of the shape \(3, 4, 1\), but those of basis {ENTRIES.id} are \(3, 2, 2\)"
+    ):
+        MicroVector(np.ones(12), "q4", entries=(3, 4, 1)).to_bytes(ENTRIES)
 
 
-@pytest.mark.parametrize(("at", "byte"), [(1, 0x80), (3, 0xBC), (3, 0x7C), (5, 0x7E), (-1, 0x1F)])
+@pytest.mark.parametrize(("at", "byte"), [(1, 0xF8), (2, 0xFF), (3, 0x45)])
 def test_damage_to_bits(at, byte):
-    payload = bytearray(bytes.fromhex("0000003c0004") + b"\x55" * 4 + b"\x05")
-    assert Policy().check(support.frame(ENTRIES.digest, payload, dtype="q3"), ENTRIES).dtype == "q3"
+    bases = Bases(support.random_factors(blocks=1))
+    basis = bases.basis(rank=1)
+    payload = bytearray(bytes.fromhex("00783f") + b"\x05")
+    assert Policy().check(support.frame(basis.digest, payload, dtype="q2"), basis).dtype == "q2"
     payload[at] = byte
-    with pytest.raises(FrameError, match=r"the scale of module [012] is|that fill the last byte 0x1f up"):
-        Policy().check(support.frame(ENTRIES.digest, payload, dtype="q3"), ENTRIES)
+    with pytest.raises(FrameError, match=r"of module [012], column 0 is not|that fill the last byte 0x45 up"):
+        Policy().check(support.frame(basis.digest, payload, dtype="q2"), basis)
 
 
 def test_bits_are_of_entries_alone():
     bases = Bases(support.random_factors(blocks=1))
     basis = bases.basis(numbers=3)
-    for payload in (bytes(3), bytes(6 + 3)):
-        with pytest.raises(FrameError, match="in q8, in which vectors of entries alone are"):
-            Policy().check(support.frame(basis.digest, payload, dtype="q8"), bases)
-    with pytest.raises(VectorError, match=r"each of 3 modules, but in q8 .* takes 0"):
-        MicroVector(np.ones(3), "q8", modules=3).to_bytes(basis)
+    for payload in (bytes(1), bytes(3 + 2)):
+        with pytest.raises(FrameError, match="in q4, in which vectors of entries alone are"):
+            Policy().check(support.frame(basis.digest, payload, dtype="q4"), bases)
+    with pytest.raises(VectorError, match=r"of the shape \(3, 1, 1\), but those of .* are \(\)"):
+        MicroVector(np.ones(3), "q4", entries=(3, 1, 1)).to_bytes(basis)

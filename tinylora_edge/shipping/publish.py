@@ -48,7 +48,7 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = users.DEFAULT_US
         MissingExtraError: the address needs fsspec, or a package of it, that is not installed.
     """
     basis = bases.of_frame(frame)
-    decoded = wire.decode(frame, basis.size, basis.digest, basis.scales)
+    decoded = wire.decode(frame, basis.size, basis.digest, basis.entries)
     sequence = decoded.sequence
     if decoded.kind == tags.CRC32:
         wire.check_tag(decoded, users.bound_name(user), bytes.fromhex(basis.digest), ())

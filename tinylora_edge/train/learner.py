@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ..projection import Whitening
 from ..runtime.batch import common_prefix
+from ..wire.values import BITS, quantize_columns, scaled
 from .adapter import Adapter, give_back
 
 S = TypeVar("S")
@@ -407,6 +408,27 @@ class ModuleWhitening:
 
     gradient = values
     """The gradient by the coordinates of one by v, [n]: both sides are symmetric."""
+
+    def rounded(self, v: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
+        """Return v [n] in steps of `q2` or `q4`, so that what R does to the prompts changes least.
+
+        Columns are rounded one after another, the strongest first, and those that follow make good the error
+        of each, as far as their inputs go together (Frantar et al., "GPTQ", arXiv 2210.17323). Rows weigh as
+        much as their outputs do.
+        """
+        r = v.reshape(len(self.left), self.left.shape[-1], self.right.shape[-1]).astype(np.float64)
+        c, d = (np.linalg.inv(root @ root) for root in (self.right, self.left))
+        weights = d.diagonal(axis1=1, axis2=2)[..., None]
+        order, modules = np.argsort(c.diagonal(axis1=1, axis2=2), 1), np.arange(len(c))[:, None]
+        factor = np.linalg.cholesky(c[modules[..., None], order[..., None], order[:, None]])
+        error, found = np.zeros_like(r), np.empty_like(r)  # both of columns in their order
+        for j in reversed(range(r.shape[2])):
+            feed = error[..., j + 1 :] @ (factor[:, j + 1 :, j : j + 1] / factor[:, j : j + 1, j : j + 1])
+            wanted = np.take_along_axis(r, order[:, None, j : j + 1], 2)
+            near = scaled(*quantize_columns(wanted - feed, BITS[dtype], weights), BITS[dtype])
+            error[..., j : j + 1] = near - wanted
+            np.put_along_axis(found, order[:, None, j : j + 1], near, 2)
+        return found.astype(np.float32).reshape(-1)
 
 
 def whitened(learner: Learner, groups: Callable[[], Sequence[Group]]) -> Whitening | ModuleWhitening:

@@ -19,6 +19,7 @@ from ..tasks import Sample, Task
 from ..tasks.files import rank
 from ..vector import FIRST_SEQUENCE, MicroVector
 from ..version import __version__
+from ..wire.values import BITS
 from ..writes import atomic_write
 
 METHODS: tuple[str, ...] = ("sft", "grpo")
@@ -76,6 +77,8 @@ class Options:
             and measured is on top of it; what is written is what was learned alone.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
+        frame_dtype: of the frame that is written; None is int8 from 64 numbers on, else bf16. With `q2` and
+            `q4`, of entries alone, what is judged is rounded, and in the last third what learns, too.
         workers: threads, a core each; None takes every core.
         sequence: of the frame that is written: higher than that of the vector that it takes the place of.
         evaluate: measure the vector at the end (`eval.measure`).
@@ -98,6 +101,7 @@ class Options:
     under: bytes | None = None
     weights: str | None = None
     dtype: str | None = None
+    frame_dtype: str | None = None
     workers: int | None = None
     sequence: int = FIRST_SEQUENCE
     evaluate: bool = True
@@ -125,7 +129,13 @@ class Options:
         rank = self.rank
         if rank is None and self.numbers is None:
             rank = min(DEFAULT_RANK, bases.factors.rank)
-        return bases.basis(numbers=self.numbers, rank=rank)
+        basis = bases.basis(numbers=self.numbers, rank=rank)
+        if self.frame_dtype in BITS and not basis.entries:
+            raise TrainError(
+                f"{self.frame_dtype} is for all entries of R, and these {basis.size} numbers are others: "
+                "choose a rank, or leave the dtype out"
+            )
+        return basis
 
     def rehearses(self, method: str | None) -> bool:
         """Return whether a method's loss holds v to the base."""
@@ -133,7 +143,8 @@ class Options:
 
     def framed(self, vector: MicroVector, basis: Basis) -> MicroVector:
         """Return a vector of this basis with the dtype and the sequence of its frame."""
-        return replace(vector, dtype="int8" if basis.size >= _INT8_FROM else "bf16", sequence=self.sequence)
+        dtype = self.frame_dtype or ("int8" if basis.size >= _INT8_FROM else "bf16")
+        return replace(vector, dtype=dtype, sequence=self.sequence, entries=basis.entries)
 
     def split(self, task: Task) -> tuple[list[Sample], list[Sample]]:
         """Return the samples to choose the vector by, and those to learn from.

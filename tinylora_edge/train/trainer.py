@@ -24,6 +24,7 @@ from ..tasks import Sample, Task
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
 from ..vector import MicroVector
+from ..wire.values import BITS
 from ..writes import atomic_write
 from .batches import KEEP, Demonstrations, Rehearsal, Sampled
 from .learner import Group, Learner, ModuleWhitening, tokens_of, whitened, work_of
@@ -43,6 +44,7 @@ _PROBE = 64  # tokens of a prompt, and of an answer, by which the time of a run 
 _SILENT = 2  # steps without signal in a row, which are reported
 _SILENCE = 10  # of them, after which GRPO ends
 WHITENED = 32  # prompts, from which the coordinates of steps are
+ROUNDED = 2 / 3  # of a run, after which gradients are taken at rounded values
 DIFFER = 0.25  # of the groups, in whose rewards GRPO needs some difference to be worth its time
 _HOTTER = 1.0, 1.3  # temperatures to try above a task's own
 _LENGTHS = {"sft": 3.5, "grpo": 0.5}
@@ -310,7 +312,7 @@ class Trainer:
             stopped=stopped,
             temperature=state.temperature or None,
         )
-        return Result(self._vector(state.best_v), (phase,))
+        return Result(self._vector(self._rounded(state.best_v)), (phase,))
 
     def _vector(self, v: NDArray[np.float32]) -> MicroVector:
         return MicroVector(v, basis=self.basis.digest, under=self.learner.adapter.under)
@@ -318,11 +320,12 @@ class Trainer:
     def _step(self) -> dict[str, Any]:
         state = self.state
         seed = (self.options.seed, 1, state.step)
-        groups, found = self._batches.collect(self._vector(state.v), self._pick(state.step), seed)
+        at = self._rounded(state.v) if self._used(state.step) >= ROUNDED else state.v
+        groups, found = self._batches.collect(self._vector(at), self._pick(state.step), seed)
         metrics: dict[str, Any] = {"step": state.step + 1, **found}
         began = time.monotonic()
         if groups:
-            metrics |= self._learn(groups)
+            metrics |= self._learn(groups, at)
             state.silent, state.signal = 0, True
         else:
             # Not even Adam's momentum moves v: it would drift on without evidence.
@@ -330,9 +333,10 @@ class Trainer:
         metrics |= {"norm": float(np.linalg.norm(state.v)), "learn_s": time.monotonic() - began}
         return metrics
 
-    def _learn(self, groups: list[Group]) -> dict[str, Any]:
+    def _learn(self, groups: list[Group], at: NDArray[np.float32]) -> dict[str, Any]:
+        """Take a step by the gradient at some values: v, or what v is rounded to (a straight-through one)."""
         state, options = self.state, self.options
-        self.learner.adapter.set(state.v)
+        self.learner.adapter.set(at)
         if not state.lr:
             state.lr = options.lr or default_lr(self.basis, self._method)
         result: dict[str, Any] = {}
@@ -371,6 +375,15 @@ class Trainer:
         fixed = getattr(self.learner.adapter.under, "r", None)
         state.v = self.basis.bounded(state.v - step, fixed).astype(np.float32)
 
+    def _rounded(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what the frame will hold of v, where it has few bits a number."""
+        dtype = self.options.frame_dtype
+        if dtype is None or dtype not in BITS:
+            return v
+        coordinates = self._coordinates()
+        near = coordinates.rounded(v, dtype) if isinstance(coordinates, ModuleWhitening) else v
+        return MicroVector(near, dtype, entries=self.basis.entries).values
+
     def _coordinates(self) -> Whitening | ModuleWhitening:
         """Return the coordinates of steps: by the start and the first prompts, as in a resumed run."""
         if self._whitening is None:
@@ -390,7 +403,7 @@ class Trainer:
         where the reward is still 0 everywhere, that is progress.
         """
         state, began = self.state, time.monotonic()
-        scores, loss = self.validate(state.v)
+        scores, loss = self.validate(self._rounded(state.v))
         score, top = float(scores.mean()), float(state.top_scores.mean())
         if self._answers:
             better = score > state.best_score or loss < state.best_loss

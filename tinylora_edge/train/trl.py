@@ -41,6 +41,7 @@ from ..process import cores
 from ..runtime.learning.state import Report
 from ..tasks import Completion, Sample, Task, load_task
 from ..vector import MicroVector
+from ..wire.values import BITS
 from .adapter import default_dtype, load_model, location_of
 from .learner import IMPORTANCE_CAP
 from .options import Options, Outcome, Phase, Result, write_result
@@ -154,6 +155,7 @@ def grpo_fields(
         "minutes": options.minutes is not None,
         "start": options.start is not None,
         "keep": options.keep,
+        "frame_dtype": options.frame_dtype in BITS,
     }
     for name, used in refused.items():
         if used:

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from ..errors import BasisMismatchError, ChecksumError, FrameError, SignatureError
 from . import tags
 from .users import encoded
-from .values import BITS, DTYPES, decode_values, encode_values, payload_bytes
+from .values import BITS, DTYPES, Entries, decode_values, encode_values, payload_bytes
 
 BOUND, LOW = 2, 4
-"""Versions: 2, and 4 with a scale a module. One more: with a last day."""
+"""Versions: 2, and 4 with a scale a column. One more: with a last day."""
 DATED = (BOUND + 1, LOW + 1)
 
 HEADER_BYTES = {BOUND: 7, BOUND + 1: 9, LOW: 8, LOW + 1: 10}
@@ -79,23 +79,23 @@ def encode(
     *,
     user: str = "",
     until: int | None = None,
-    modules: int = 0,
+    entries: Entries = (),
 ) -> bytes:
     """Return the frame of values [n] that `dtype` can carry, with a sequence from 0 to 65535.
 
-    `until` numbers its last day (`expiry`); `modules`: of entries. FrameError: the user's name is none that a
-    policy keeps.
+    `until` numbers its last day (`expiry`); `entries`: (M, p, q) of R. FrameError: the user's name is none
+    that a policy keeps.
     """
     basis, low = bytes.fromhex(digest), dtype in BITS
     day = b"" if until is None else until.to_bytes(2, "little")
     first = _version(dtype, bool(day)) << 4 | min(DTYPES.index(dtype), 3) | signer.kind << 2
     header = bytes([first, BITS[dtype]] if low else [first]) + basis[:4] + struct.pack("<H", sequence) + day
-    body = header + encode_values(values, dtype, modules)
+    body = header + encode_values(values, dtype, entries)
     return body + signer.sign(message(user, basis, body))
 
 
-def decode(data: bytes, size: int, digest: str, modules: int = 0) -> Frame:
-    """Take apart a frame of `size` values for the basis with that digest, which has scales for `modules`.
+def decode(data: bytes, size: int, digest: str, entries: Entries = ()) -> Frame:
+    """Take apart a frame of `size` values for the basis with that digest, of `entries` or none.
 
     Raises:
         FrameError: no frame, of a wrong length, of an unknown version, dtype or tag kind, or damaged.
@@ -108,9 +108,9 @@ def decode(data: bytes, size: int, digest: str, modules: int = 0) -> Frame:
             f"the frame is for basis {named.hex()}, but the loaded basis is {digest[:8]}: "
             "use the vector that was made for this one (or the frame was damaged on its way)"
         )
-    if dtype in BITS and not modules:
+    if dtype in BITS and not entries:
         raise FrameError(f"the frame is in {dtype}, in which vectors of entries alone are: it was damaged")
-    expected = frame_bytes(size, dtype, kind, dated=version in DATED, modules=modules)
+    expected = frame_bytes(size, dtype, kind, dated=version in DATED, entries=entries)
     if length != expected:
         raise FrameError(
             f"the frame has {length} bytes, but {size} values in {dtype} with {tags.NAMES[kind]} "
@@ -118,7 +118,7 @@ def decode(data: bytes, size: int, digest: str, modules: int = 0) -> Frame:
         )
     end = length - tags.SIZES[kind]
     body = bytes(data[:end])
-    values = decode_values(body[HEADER_BYTES[version] :], dtype, size, modules)
+    values = decode_values(body[HEADER_BYTES[version] :], dtype, size, entries)
     return Frame(values, dtype, body, bytes(data[end:]), sequence_of(data), kind, day_of(data))
 
 
@@ -169,10 +169,10 @@ def _version(dtype: str, dated: bool) -> int:
     return (LOW if dtype in BITS else BOUND) + dated
 
 
-def frame_bytes(size: int, dtype: str, kind: int, *, dated: bool = False, modules: int = 0) -> int:
+def frame_bytes(size: int, dtype: str, kind: int, *, dated: bool = False, entries: Entries = ()) -> int:
     """Length of a frame of `size` values."""
     around = HEADER_BYTES[_version(dtype, dated)] + tags.SIZES[kind]
-    return around + payload_bytes(size, dtype, modules)
+    return around + payload_bytes(size, dtype, entries)
 
 
 def longest(size: int) -> int:

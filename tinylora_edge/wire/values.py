@@ -1,26 +1,32 @@
-"""Values as bytes: fp32, bf16, fp16, int8 with one scale for all, and q1 to q8 with one a module.
+"""Values as bytes: fp32, bf16, fp16, int8 with one scale for all, and q2 and q4 with one a column of R.
 
 Values in int8 are n numbers of 8 bits and one scale of 24, v = scale * q. The scale is the upper 24 bits of a
 float32, sign included: 16 significant bits. Its product with a q of 8 bits is therefore exact in float32, and
 every reader has the same values. A zero byte fills an even number of values up, so that a payload's length is
 even.
 
-q1, q2, q3, q4 and q8 have so many bits a number, and are of entries of R alone: M scales in float16, module
-by module, then the codes, from the low bit on. v = scale * (code - 2^(bits - 1) + 0.5): no code is zero, so
-that one bit is a sign; a module of zeros has the scale 0. The products are exact, too.
+q2 and q4 have so many bits a number, and are of entries of R alone, whose columns differ a hundredfold: a
+scale for each of q columns of M modules, then the codes, from the low bit on. A scale is a byte, the upper
+bits of a float16 without its sign: 5 of exponent, 3 of mantissa. v = scale * (code - 2^(bits - 1) + 0.5): no
+code is zero; a column of zeros has the scale 0. The products are exact, too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FrameError, NonFiniteError, VectorError
 
-BITS = {"q1": 1, "q2": 2, "q3": 3, "q4": 4, "q8": 8}
-"""Bits a number of the dtypes that have a scale a module."""
+BITS = {"q2": 2, "q4": 4}
+"""Bits a number of the dtypes that have a scale a column."""
+
+Entries = tuple[int, ...]
+"""(M, p, q) of R, whose entries v is; () where it is another."""
 
 DTYPES: tuple[str, ...] = ("fp32", "bf16", "fp16", "int8", *BITS)
 """dtypes of values; the first four in the order of their codes."""
@@ -35,30 +41,31 @@ _LOWEST, _HIGHEST = -128, 127
 _CUT = 1.04 ** np.arange(1, 60)  # how far the largest value may lie beyond the largest q
 _AT_ONCE = 1 << 20
 _LARGEST = float(np.finfo(np.float32).max)
+_NO_SCALE = 0xF8  # the first byte whose exponent is that of infinity
 _LARGEST_SCALE = float(np.finfo(np.float16).max)
 
 
-def finite(values: NDArray[np.float32], dtype: str, modules: int = 0) -> NDArray[np.float32]:
+def finite(values: NDArray[np.float32], dtype: str, entries: Entries = ()) -> NDArray[np.float32]:
     """Round values [n] to the nearest ones that `dtype` carries.
 
-    Ties to even; in int8 all of them together, in q1 to q8 those of each of `modules` equal parts.
+    Ties to even; in int8 all of them together, in q2 and q4 those of a column.
 
     Raises:
         NonFiniteError: one is NaN or infinite, or too large for the dtype.
-        VectorError: there is no such dtype, or it has a scale a module, and n is no multiple of `modules`.
+        VectorError: there is no such dtype, or it is of entries, and these are not so many.
     """
     largest = _LARGEST
     if bits := BITS.get(dtype):
-        largest = _LARGEST_SCALE * ((1 << bits) - 1) / 2
-        if not modules or len(values) % modules:
+        largest = float(_scale(_NO_SCALE - 1)) * ((1 << bits) - 1) / 2
+        if not entries or math.prod(entries) != len(values):
             raise VectorError(
-                f"{dtype} has a scale for each module of a vector of entries: {modules} modules cannot share "
-                f"{len(values)} numbers"
+                f"{dtype} has a scale for each column of R, whose entries a vector is: {len(values)} numbers "
+                f"are none of the shape {entries}"
             )
     rounded = values
     fits = np.abs(values) <= largest  # nor is NaN
     if fits.all() or dtype not in SCALED:
-        rounded = decode_values(encode_values(values, dtype, modules), dtype, len(values), modules)
+        rounded = decode_values(encode_values(values, dtype, entries), dtype, len(values), entries)
         fits = np.isfinite(rounded)
     if not fits.all():
         index = int(np.flatnonzero(~fits)[0])
@@ -68,7 +75,7 @@ def finite(values: NDArray[np.float32], dtype: str, modules: int = 0) -> NDArray
     return rounded
 
 
-def encode_values(values: NDArray[np.float32], dtype: str, modules: int = 0) -> bytes:
+def encode_values(values: NDArray[np.float32], dtype: str, entries: Entries = ()) -> bytes:
     """Return n values as `payload_bytes` bytes, little-endian."""
     if dtype == "fp32":
         return values.astype("<f4").tobytes()
@@ -84,22 +91,22 @@ def encode_values(values: NDArray[np.float32], dtype: str, modules: int = 0) -> 
         scale, q = quantize(values)
         return scale + q.tobytes() + bytes(is_padded(len(values), dtype))
     if width := BITS.get(dtype):
-        scales, codes = quantize_modules(values.reshape(modules, -1), width)
+        scales, codes = quantize_columns(values.reshape(entries), width)
         each = np.unpackbits(codes.reshape(-1, 1), axis=1, count=width, bitorder="little")
-        return scales.astype("<f2").tobytes() + np.packbits(each, bitorder="little").tobytes()
+        return scales.tobytes() + np.packbits(each, bitorder="little").tobytes()
     raise VectorError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
 
 
-def decode_values(data: bytes, dtype: str, size: int, modules: int = 0) -> NDArray[np.float32]:
+def decode_values(data: bytes, dtype: str, size: int, entries: Entries = ()) -> NDArray[np.float32]:
     """Return the float32 values [size] of a payload of the right length.
 
     Raises:
-        FrameError: what fills it up is not zero, or a scale of a module is negative or not finite.
+        FrameError: what fills it up is not zero, or a scale is not finite.
     """
     if is_padded(size, dtype) and data[-1]:
         raise FrameError(f"the byte that fills the frame up is {data[-1]:#04x}, not 0: it was damaged")
     if bits := BITS.get(dtype):
-        return _decode_modules(data, bits, size, modules)
+        return _decode_columns(data, bits, entries)
     if dtype == "bf16":
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").astype(np.float32)
     if dtype == "int8":
@@ -107,23 +114,24 @@ def decode_values(data: bytes, dtype: str, size: int, modules: int = 0) -> NDArr
     return np.frombuffer(data, "<f4" if dtype == "fp32" else "<f2").astype(np.float32)
 
 
-def _decode_modules(data: bytes, bits: int, size: int, modules: int) -> NDArray[np.float32]:
-    scales = np.frombuffer(data, "<f2", modules)
-    if (wrong := np.flatnonzero(scales.view("<u2") >= 0x7C00)).size:
-        raise FrameError(f"the scale of module {wrong[0]} is {scales[wrong[0]]}: it was damaged")
-    each = np.unpackbits(np.frombuffer(data, np.uint8, offset=2 * modules), bitorder="little")
-    if each[size * bits :].any():
+def _decode_columns(data: bytes, bits: int, entries: Entries) -> NDArray[np.float32]:
+    modules, _, columns = entries
+    count, used = modules * columns, math.prod(entries) * bits
+    scales = np.frombuffer(data, np.uint8, count)
+    if (wrong := np.flatnonzero(scales >= _NO_SCALE)).size:
+        module, column = divmod(int(wrong[0]), columns)
+        raise FrameError(f"the scale of module {module}, column {column} is not finite: it was damaged")
+    each = np.unpackbits(np.frombuffer(data, np.uint8, offset=count), bitorder="little")
+    if each[used:].any():
         raise FrameError(f"the bits that fill the last byte {data[-1]:#04x} up are not 0: it was damaged")
-    codes = np.packbits(each[: size * bits].reshape(-1, bits), axis=1, bitorder="little")
-    levels = codes.reshape(modules, -1).astype(np.float32) - np.float32((1 << bits) / 2 - 0.5)
-    values: NDArray[np.float32] = (scales.astype(np.float32)[:, None] * levels).reshape(-1)
-    return values + np.float32(0)  # no zero with a sign
+    codes = np.packbits(each[:used].reshape(-1, bits), axis=1, bitorder="little").reshape(entries)
+    return scaled(scales.reshape(modules, columns), codes, bits).reshape(-1)
 
 
-def payload_bytes(size: int, dtype: str, modules: int = 0) -> int:
-    """Length of `size` values; it is even, but in q1 to q8."""
+def payload_bytes(size: int, dtype: str, entries: Entries = ()) -> int:
+    """Length of `size` values; it is even, but in q2 and q4."""
     if bits := BITS.get(dtype):
-        return 2 * modules + (size * bits + 7) // 8
+        return entries[0] * entries[2] + (size * bits + 7) // 8
     scale = SCALE_BYTES if dtype == "int8" else 0
     return scale + size * _ITEM_BYTES[dtype] + is_padded(size, dtype)
 
@@ -136,7 +144,7 @@ def is_padded(size: int, dtype: str) -> bool:
 def counts(payload: int, dtype: str) -> list[int]:
     """Return how many values so many bytes may be; one number but in int8, which may be filled up.
 
-    In q1 to q8 the modules decide it, too, and nothing is returned.
+    In q2 and q4 the shape of R decides it, too, and nothing is returned.
     """
     if dtype in BITS:
         return []
@@ -189,27 +197,44 @@ def _scales(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
         yield from (part[:, None], -part[:, None])
 
 
-def quantize_modules(values: NDArray[np.float32], bits: int) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    """Return scales (float16 [M]) and codes (uint8 [M, e]) that come near values [M, e] by least squares.
+def scaled(scales: NDArray[np.uint8], codes: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
+    """Return the values [M, p, q] of scales [M, q] and codes [M, p, q], exactly, and no zero with a sign."""
+    levels = codes - np.float32((1 << bits) / 2 - 0.5)
+    return _scale(scales).astype(np.float32)[:, None] * levels + np.float32(0)
 
-    Each scale that is tried puts the largest value on a code that it may have, which finds values that are
-    products already, or beyond the last code, and is then moved to the best one for the codes that it gives.
+
+def quantize_columns(
+    values: NDArray[Any], bits: int, weights: NDArray[np.float64] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return scales (uint8 [M, q]) and codes (uint8 [M, p, q]) that come near R by (weighted) least squares.
+
+    Each scale that is tried puts the largest value of a column on a code that it may have, which finds values
+    that are products already, or beyond the last code, and is then moved to the best one for the codes that
+    it gives.
     """
-    exact, most = values.astype(np.float64), (1 << bits) - 1
-    scales, levels = np.zeros(len(exact)), np.full(exact.shape, -most / 2)
-    least, largest = np.square(exact).sum(1), np.abs(exact).max(1)
-    for part in (*range(1, most + 1, 2), *(most * _CUT if bits > 1 else ())):
+    exact, most, weighed = values.astype(np.float64), (1 << bits) - 1, 1.0 if weights is None else weights
+    scales, levels = np.zeros((len(exact), exact.shape[2]), np.uint8), np.full(exact.shape, -most / 2)
+    least, largest = (weighed * exact**2).sum(1), np.abs(exact).max(1)
+    for part in (*range(1, most + 1, 2), *(most * _CUT)):
         near = _levels(exact, 2 * largest / part, most)
-        best = (exact * near).sum(1) / np.square(near).sum(1)
-        tried = np.minimum(best, _LARGEST_SCALE).astype(np.float16).astype(np.float64)
-        near = _levels(exact, tried, most)
-        errors = np.square(exact - tried[:, None] * near).sum(1)
+        best = (weighed * exact * near).sum(1) / (weighed * near**2).sum(1)
+        upper = np.minimum(best, _LARGEST_SCALE).astype(np.float16).view(np.uint16)
+        tried = np.minimum((upper + 64) >> 7, _NO_SCALE - 1).astype(np.uint8)
+        near = _levels(exact, _scale(tried), most)
+        errors = (weighed * (exact - _scale(tried)[:, None] * near) ** 2).sum(1)
         better = errors < least
-        least[better], scales[better], levels[better] = errors[better], tried[better], near[better]
-    return scales.astype(np.float16), (levels + most / 2).astype(np.uint8)
+        least, scales = np.where(better, errors, least), np.where(better, tried, scales)
+        levels = np.where(better[:, None], near, levels)
+    return scales, (levels + most / 2).astype(np.uint8)
+
+
+def _scale(byte: Any) -> NDArray[np.float64]:
+    """Return what bytes say as scales: the upper bits of float16."""
+    return (np.asarray(byte, np.uint16) << 7).view(np.float16).astype(np.float64)
 
 
 def _levels(values: NDArray[np.float64], scales: NDArray[np.float64], most: int) -> NDArray[np.float64]:
-    """Return which of -most / 2 to most / 2, in steps of 1, times scales [M] are nearest to values [M, e]."""
-    parts = np.divide(values, scales[:, None], out=np.zeros_like(values), where=scales[:, None] > 0)
+    """Return which of -most / 2 to most / 2, in steps of 1, times scales [M, q] are nearest to [M, p, q]."""
+    steps = scales[:, None]
+    parts = np.divide(values, steps, out=np.zeros_like(values), where=steps > 0)
     return np.clip(np.floor(parts), -(most + 1) // 2, most // 2) + 0.5
