@@ -204,7 +204,7 @@ def scaled(scales: NDArray[np.uint8], codes: NDArray[np.uint8], bits: int) -> ND
 
 
 def quantize_columns(
-    values: NDArray[Any], bits: int, weights: NDArray[np.float64] | None = None
+    values: NDArray[Any], bits: int, weights: NDArray[Any] | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return scales (uint8 [M, q]) and codes (uint8 [M, p, q]) that come near R by (weighted) least squares.
 
