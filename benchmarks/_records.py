@@ -155,7 +155,7 @@ def titled(arm: str) -> str:
     first, *more = arm.split(", ")
     kind, _, size = first.partition("-")
     title = {
-        "rank": f"rank {size}",
+        "rank": re.sub(r"-q(\d)", r" in \1 bits", f"rank {size}"),
         "plain": f"rank {size}, plain steps",
         "white": f"rank {size}, whitened steps",
         "keep": f"rank {size} with --keep",

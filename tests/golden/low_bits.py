@@ -20,7 +20,9 @@ def entry(
 ) -> dict[str, object]:
     """A frame, and its values."""
     places = [(m * rank + b, a) for m in range(modules) for a in range(outputs) for b in range(rank)]
-    codes = [(7 * i + 5 * a * a + 3) % (1 << bits) if SCALES[i] else 0 for i, a in places]
+    half = 1 << bits - 1  # the first row has the values next to zero: there is one way to write a column
+    codes = [(7 * i + 5 * a * a + 3) % (2 * half) if a else half - i % 2 for i, a in places]
+    codes = [code if SCALES[i] else 0 for (i, _), code in zip(places, codes, strict=True)]
     scales = SCALES[: modules * rank]
     packed = sum(code << i * bits for i, code in enumerate(codes))
     payload = scales + packed.to_bytes((len(codes) * bits + 7) // 8, "little")

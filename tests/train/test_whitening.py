@@ -95,7 +95,7 @@ def test_rounded_columns_make_good_for_each_other(dtype: str) -> None:
     def cost(rounded: np.ndarray) -> float:
         return float(np.square((rounded - v).reshape(shape) @ np.linalg.inv(root)).sum())
 
-    assert cost(found) < 0.5 * cost(MicroVector(v, dtype, entries=shape).values)
+    assert cost(found) < 0.7 * cost(MicroVector(v, dtype, entries=shape).values)
 
 
 def test_few_inputs_and_numbers_that_are_not_all_of_r_keep_their_own_coordinates(found: Any) -> None:

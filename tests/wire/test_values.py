@@ -144,13 +144,13 @@ def test_what_is_read_is_written_as_the_same_bytes(dtype, values):
 
 
 def test_a_column_has_a_scale():
-    values = [1.5, 100, -0.5, 300, *[0] * 4, 1, -1, 1, 1]
+    values = [1.5, 96, -0.5, 288, *[0] * 4, 1, -1, 1, 1]
     assert rounded(values, "q2").tolist() == values
 
 
 @pytest.mark.filterwarnings("error")
 def test_values_that_no_scale_reaches():
-    largest = 0x1.Ep15 * 1.5
+    largest = 61440 * 1.5
     assert rounded([largest] * 12, "q2").tolist() == [largest] * 12
     for value in (largest + 64, np.nan, -np.inf):
         with pytest.raises(NonFiniteError, match=r"value 5 is .* not finite in q2"):
