@@ -176,5 +176,5 @@ def frame_bytes(size: int, dtype: str, kind: int, *, dated: bool = False, entrie
 
 
 def longest(size: int) -> int:
-    """Length of the longest frame of `size` values: in fp32, as no module has less than a value."""
+    """Length of the longest frame of `size` values: in fp32, as no column has less than a value."""
     return frame_bytes(size, "fp32", tags.ED25519, dated=True)
