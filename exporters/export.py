@@ -396,14 +396,9 @@ def place_base(source: Path, target: Path) -> str:
     with suppress(OSError):
         os.link(source, target)
         return "hard link"
-    copy_file(source, target)
-    return "copy"
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Make `target` a file of its own with the content of `source`."""
     with atomic_write(target) as out, open(source, "rb") as file:
         shutil.copyfileobj(file, out, 1 << 24)
+    return "copy"
 
 
 def _manifest(bases: Bases, sections: Sections) -> dict[str, Any]:

@@ -162,7 +162,7 @@ class Store:
         )
         tables = "SELECT count(*) FROM sqlite_master"
         if not application and not self.read(tables, ())[0][0]:
-            self._use_wal()
+            self.read("PRAGMA journal_mode = WAL", ())  # readers and a writer get on side by side
             with self.transaction() as connection:
                 if not self.read(tables, ())[0][0]:  # nor did another process make them meanwhile
                     for statement in _SCHEMA.split(";"):
@@ -178,19 +178,6 @@ class Store:
             digest = (self._bases.factors.digest,)
             connection.execute("INSERT OR IGNORE INTO factors (digest) VALUES (?)", digest)
             self._factors_id = int(self.read("SELECT id FROM factors WHERE digest = ?", digest)[0][0])
-
-    def _use_wal(self) -> None:
-        """Let readers and a writer get on side by side. SQLite itself waits for no lock here."""
-        until = time.monotonic() + _BUSY_S
-        with _named_errors(self.path):
-            while True:
-                try:
-                    self._connection.execute("PRAGMA journal_mode = WAL")
-                    return
-                except sqlite3.OperationalError:
-                    if time.monotonic() > until:
-                        raise
-                    time.sleep(0.01)
 
 
 class _StoreLog(SequenceLog):
