@@ -74,8 +74,8 @@ if what == "plain":
 else:
     report = Export(model, output, base=base).run()
     quality = report.quality
-    found = {"passes": quality.passes, "matrices": len(report.bases.factors.modules),
-             "residual": quality.residual, "unconverged": len(quality.unconverged),
+    found = {"matrices": len(report.bases.factors.modules),
+             "residual": quality["worst_residual"], "unconverged": len(quality["unconverged"]),
              "digest": report.bases.factors.digest}
 seconds = time.perf_counter() - start
 done.set()
@@ -215,14 +215,13 @@ def measure(report: bench.Report, options: Any, shape: seven_b.Shape, folder: Pa
     rows = []
     for name, figures in found.items():
         last = runner.found[name][-1]
-        passes = f"{last['passes'] / last['matrices']:.1f}" if "passes" in last else "1"
         peak = max(run["anonymous_bytes"] for run in runner.found[name])
         plain = found[f"plain pass, {name.split(', ')[1]}"]["median"]
         residual_ = f"{last['residual']:.1e}" if "residual" in last else ""
         rows.append([name, f"{figures['min']:.1f}", f"{figures['median']:.1f}",
-                     f"{figures['median'] / plain:.2f}", passes, f"{peak / 1e6:.0f}", residual_])  # fmt: skip
+                     f"{figures['median'] / plain:.2f}", f"{peak / 1e6:.0f}", residual_])  # fmt: skip
     report.say()
-    headers = ["", "min s", "median s", "x plain pass", "passes", "anonymous MB", "residual"]
+    headers = ["", "min s", "median s", "x plain pass", "anonymous MB", "residual"]
     report.say(bench.table(headers, rows))
     digests = {
         source: {run["digest"] for name, runs in runner.found.items() if source in name

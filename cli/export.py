@@ -222,14 +222,18 @@ def _print_report(
     alike: dict[str, Any] | None,
 ) -> None:
     bases, quality, placed = report.bases, report.quality, report.base_placed
-    if names := quality.unconverged:
+    if names := quality["unconverged"]:
         console.warn(
-            f"{len(names)} of {len(bases.factors.modules)} modules kept a residual above the tolerance ("
-            f"worst {quality.residual:.2g}): {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+            f"{len(names)} of {len(bases.factors.modules)} modules kept a residual above the tolerance (worst "
+            f"{quality['worst_residual']:.2g}): {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
         )
     record: dict[str, Any] = {"bundle": str(report.output), "seconds": round(seconds, 3)}
-    record |= {**vectors.factors_facts(bases), "worst_residual": quality.residual, "unconverged": names}
-    record |= {"agreement": quality.agreement, "base": placed} | (
+    record |= {
+        **vectors.factors_facts(bases),
+        "worst_residual": quality["worst_residual"],
+        "unconverged": names,
+    }
+    record |= {"agreement": quality["agreement"], "base": placed} | (
         {"source": provenance} if provenance else {}
     )
     if report.onnx is not None:

@@ -12,14 +12,13 @@ Importing this package loads numpy and gguf; torch, onnx and huggingface_hub are
 """
 
 from .export import Export, ExportReport, add_base, add_projection, export_gguf, export_onnx, refuse_existing
-from .factorize import ExportSettings, Quality
+from .factorize import ExportSettings
 from .hub import ResolvedModel, default_name, resolve
 
 __all__ = [
     "Export",
     "ExportReport",
     "ExportSettings",
-    "Quality",
     "ResolvedModel",
     "add_base",
     "add_projection",

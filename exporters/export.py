@@ -35,7 +35,7 @@ from ..projection import Projection
 from ..version import __version__
 from ..wire.tags import Ed25519Signer
 from ..writes import atomic_write, sync_directory
-from .factorize import ExportSettings, ModuleFactors, Progress, Quality, Source, blas_threads, factorize
+from .factorize import ExportSettings, ModuleFactors, Progress, Source, blas_threads, factorize, quality
 from .onnx import FLAVOURS, PRECISIONS, bake, build, check_builder
 from .weights.gguf import GGUFWeights
 
@@ -65,14 +65,14 @@ class ExportReport:
     Attributes:
         output: the bundle.
         bases: as they were written.
-        quality: of the factorization.
+        quality: of the factors, as the manifest has it.
         base_placed: how `base.gguf` came into the bundle: `hard link` or `copy`; None where there is none.
         onnx: what the manifest says of the graph; None for GGUF alone.
     """
 
     output: Path
     bases: Bases
-    quality: Quality
+    quality: dict[str, Any]
     base_placed: str | None
     onnx: dict[str, Any] | None = None
 
@@ -147,14 +147,15 @@ class Export:
         source = self._source
         with new_bundle(self.output) as partial:
             found = factorize(source, self.modules, self.settings, progress)
-            bases, quality = self._bases(found), Quality.of(found)
-            sections, onnx = self._sections(quality), None
+            bases, onnx = self._bases(found), None
+            about = {"from": source.kind, **quality(found)}
+            sections: dict[str, dict[str, Any] | None] = {"source": self._provenance, "factors": about}
             if self._onnx:
                 with blas_threads():
                     onnx = sections["onnx"] = self._bake(partial, bases.factors, stage)
                 bases = bases.with_fingerprint(onnx["fingerprint"])
             placed = fill_bundle(partial, bases, sections, base=source.base if self._gguf else None)
-        return ExportReport(self.output, load_bases(self.output / BASIS_NAME), quality, placed, onnx)
+        return ExportReport(self.output, load_bases(self.output / BASIS_NAME), about, placed, onnx)
 
     def _bases(self, found: dict[str, ModuleFactors]) -> Bases:
         factors = Factors(
@@ -176,19 +177,6 @@ class Export:
         fingerprint, agreement = bake(folder, factors, heads, self._flavour)
         about = {"folder": ONNX_NAME, "flavour": self._flavour, "precision": self._precision, **built}
         return {**about, "agreement": agreement, "fingerprint": fingerprint}
-
-    def _sections(self, quality: Quality) -> dict[str, dict[str, Any] | None]:
-        return {
-            "source": self._provenance,
-            "factors": {
-                "from": self._source.kind,
-                "worst_residual": quality.residual,
-                "worst_residual_module": quality.residual_module,
-                "unconverged": quality.unconverged,
-                "passes": quality.passes,
-                "agreement": quality.agreement,
-            },
-        }
 
 
 def export_gguf(model: str | PathLike[str], output: str | PathLike[str], **options: Any) -> ExportReport:

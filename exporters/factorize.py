@@ -210,49 +210,25 @@ class Source:
 @dataclass(frozen=True)
 class ModuleFactors:
     """The factors of a module as they are stored, rows in GGUF order; of its matrices the worst residual,
-    the passes summed, whether all met the tolerance, and the distance to the deployed weight, if that is
-    another one.
-    """
+    whether all met the tolerance, and the distance to the deployed weight, if that is another one."""
 
     a: NDArray[Any] = field(repr=False)
     b: NDArray[Any] = field(repr=False)
     residual: float
-    passes: int
     converged: bool
     agreement: float | None
 
 
-@dataclass(frozen=True)
-class Quality:
-    """The quality of a factorization.
-
-    Attributes:
-        residual: worst two-sided residual of any module.
-        residual_module: where.
-        unconverged: modules that met the bound on passes before the tolerance.
-        passes: passes over weights, summed over modules.
-        agreement: worst distance between the factors and the deployed weights; None where the factors
-            were computed from those weights.
-    """
-
-    residual: float
-    residual_module: str
-    unconverged: list[str]
-    passes: int
-    agreement: float | None
-
-    @classmethod
-    def of(cls, found: dict[str, ModuleFactors]) -> Quality:
-        """Return the quality of some modules' factors."""
-        worst = max(found, key=lambda module: found[module].residual)
-        gaps = [one.agreement for one in found.values() if one.agreement is not None]
-        return cls(
-            found[worst].residual,
-            worst,
-            [module for module, one in found.items() if not one.converged],
-            sum(one.passes for one in found.values()),
-            max(gaps, default=None),
-        )
+def quality(found: dict[str, ModuleFactors]) -> dict[str, Any]:
+    """Return for the manifest how exact factors are: the worst two-sided residual, the modules that met the
+    bound on passes before the tolerance, and the worst distance to deployed weights that are others."""
+    worst = max(found, key=lambda module: found[module].residual)
+    return {
+        "worst_residual": found[worst].residual,
+        "worst_residual_module": worst,
+        "unconverged": [module for module, one in found.items() if not one.converged],
+        "agreement": max((gap for one in found.values() if (gap := one.agreement) is not None), default=None),
+    }
 
 
 def factorize(
@@ -298,23 +274,22 @@ def blas_threads(count: int = 1) -> AbstractContextManager[Any]:
 
 def _factorize(source: Source, module: str, settings: ExportSettings, stop: Event) -> ModuleFactors:
     """Factorize one module, expert by expert: its weight is one matrix [out, in], or one an expert."""
-    pairs, quality, stacked = [], [], source.stacked(module)
+    pairs, found, stacked = list[Any](), list[TruncatedSVD](), source.stacked(module)
     for number, matrix in enumerate(source.matrices(module)):
         if stop.is_set():
             raise CancelledError
         svd = _svd(f"{module}, expert {number}," if stacked else module, module, matrix, settings.shape[0])
         a, b = factors(svd)
         pairs.append((a[: settings.rank], b))
-        quality.append(svd)
+        found.append(svd)
     a, b = (np.stack(part) if stacked else part[0] for part in zip(*pairs, strict=True))
     b, agreement = source.align(module, a, b)
     stored = np.float16 if settings.factor_dtype == "f16" else np.float32
     return ModuleFactors(
         _store(module, a, stored),
         _store(module, b, stored),
-        residual=max(svd.residual for svd in quality),
-        passes=sum(svd.passes for svd in quality),
-        converged=all(svd.converged for svd in quality),
+        residual=max(svd.residual for svd in found),
+        converged=all(svd.converged for svd in found),
         agreement=agreement,
     )
 

@@ -9,7 +9,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol, Self, TypeAlias
@@ -44,17 +43,6 @@ if hasattr(os, "register_at_fork"):  # a fork has none of the engines' threads, 
     os.register_at_fork(after_in_child=_open.clear)
 
 
-@dataclass(eq=False)
-class _Block:
-    """A `using` block of one model, and the vector that acts in it."""
-
-    model: PersonalizedModel
-    vector: AdmittedVector | None
-
-
-_blocks: ContextVar[tuple[_Block, ...]] = ContextVar("tinylora_blocks", default=())
-
-
 class PersonalizedModel(Weights):
     """A model whose micro-vector can be exchanged while it runs; the engines' classes extend it.
 
@@ -65,6 +53,8 @@ class PersonalizedModel(Weights):
     def _prepare(self, bases: Bases, policy: Policy | None) -> None:
         super()._prepare(bases, policy)
         self._vector: AdmittedVector | None = None
+        # Of the innermost `using` block here, in a list, as it may be exchanged in it.
+        self._block: ContextVar[list[AdmittedVector | None] | None] = ContextVar("block", default=None)
 
     def _opened(self) -> None:
         """Note that there is something to close."""
@@ -78,8 +68,8 @@ class PersonalizedModel(Weights):
 
         Of a stack it is the last one; `under` is what lies beneath it.
         """
-        block = self._block()
-        return self._vector if block is None else block.vector
+        block = self._block.get()
+        return self._vector if block is None else block[0]
 
     def swap(self, vector: VectorSource, *, user: str = "") -> AdmittedVector:
         """Exchange the micro-vector, all or nothing, and return the one that is now active.
@@ -124,23 +114,19 @@ class PersonalizedModel(Weights):
         """
         with self.in_use(), admitted(vector, self.bases, self.policy, user=user) as found:
             self._stage(found)
-        block = _Block(self, found)
-        token = _blocks.set((*_blocks.get(), block))
+        token = self._block.set([found])
         try:
             yield found
         finally:
-            _blocks.reset(token)
-
-    def _block(self) -> _Block | None:
-        return next((block for block in reversed(_blocks.get()) if block.model is self), None)
+            self._block.reset(token)
 
     def _activate(self, vector: AdmittedVector | None) -> None:
         self._stage(vector)
-        block = self._block()
+        block = self._block.get()
         if block is None:
             self._vector = vector
         else:
-            block.vector = vector
+            block[0] = vector
 
     @abstractmethod
     def _stage(self, vector: AdmittedVector | None) -> None:

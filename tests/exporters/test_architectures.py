@@ -91,7 +91,7 @@ def test_a_hugging_face_directory_gives_the_same_factors(architecture, model, ba
         pytest.skip("its experts are read from the GGUF alone: test_experts")
     directory = models.write_hf(models.tiny_model(architecture), tmp_path / "hf", max_shard_size="150KB")
     report = export_gguf(directory, tmp_path / "right", base=base)
-    assert report.quality.agreement < 1e-3
+    assert report.quality["agreement"] < 1e-3
     left, right = exported.bases, report.bases
     assert left.factors.modules == right.factors.modules
     assert left.fingerprints == right.fingerprints
