@@ -223,19 +223,12 @@ def _print_report(
 ) -> None:
     bases, quality, placed = report.bases, report.quality, report.base_placed
     if names := quality["unconverged"]:
-        console.warn(
-            f"{len(names)} of {len(bases.factors.modules)} modules kept a residual above the tolerance (worst "
-            f"{quality['worst_residual']:.2g}): {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-        )
+        some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        worst = f"a residual above the tolerance (worst {quality['worst_residual']:.2g})"
+        console.warn(f"{len(names)} of {len(bases.factors.modules)} modules kept {worst}: {some}")
     record: dict[str, Any] = {"bundle": str(report.output), "seconds": round(seconds, 3)}
-    record |= {
-        **vectors.factors_facts(bases),
-        "worst_residual": quality["worst_residual"],
-        "unconverged": names,
-    }
-    record |= {"agreement": quality["agreement"], "base": placed} | (
-        {"source": provenance} if provenance else {}
-    )
+    record |= {**vectors.factors_facts(bases), **quality, "base": placed}
+    record |= {"source": provenance} if provenance else {}
     if report.onnx is not None:
         record["onnx"] = {**report.onnx, **({"answers": alike} if alike else {})}
     if as_json:
