@@ -1,6 +1,7 @@
-"""What it costs to personalize a model: export, load, swap and a token, beside a plain base and stock LoRAs.
+"""What it costs to personalize a model: export, load, swap, a token and a server, beside stock ones.
 
-Times are of the process's CPU, with one thread: other work on the machine is not in them.
+Times of one thread are of the process's CPU: other work on the machine is not in them. With more threads, and
+of servers, they are the wall's, by turns: measure these on a quiet machine.
 """
 
 from __future__ import annotations
@@ -12,73 +13,110 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
+import gguf
 import llama_cpp
 import numpy as np
+from _records import crowds
 from _subjects import frames, write_stock_lora
 
-from tinylora_edge import MicroVector, runtime
+from tinylora_edge import Factors, MicroVector, runtime
 from tinylora_edge.formats.side_tensors import load_bases
 
 CHILD = """
-import json, sys, time
+import json, os, resource, shutil, sys, time
 sys.path.insert(0, sys.argv.pop(1))
 import _common as bench
 from tinylora_edge.cli import main
+from tinylora_edge.exporters import export
 from tinylora_edge.exporters.weights.gguf import GGUFWeights
-begun = time.process_time(), time.perf_counter()
+def spent():
+    return sum(os.times()[:4]), time.perf_counter()
+keep, build = sys.argv.pop(1), export.build
+def kept(model, folder, *more):
+    made = build(model, folder, *more)
+    shutil.copytree(folder, keep, copy_function=os.link)
+    return made
+export.build, begun = kept, spent()
 if sys.argv[1] == "export":
     try:
         main()
     except SystemExit as left:
-        assert not left.code, left
+        if left.code:
+            raise
 else:
     weights = GGUFWeights(__import__("pathlib").Path(sys.argv[2]))
     for module in weights.modules:
         for matrix in weights.matrices(module):
             matrix.rows(0, matrix.shape[0])
-print(json.dumps({"cpu_s": time.process_time() - begun[0], "wall_s": time.perf_counter() - begun[1],
-                  "peak_bytes": bench.peak_resident()}))
+cpu, wall = (end - begin for begin, end in zip(begun, spent()))
+others = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+print(json.dumps({"cpu_s": cpu, "wall_s": wall, "peak_bytes": max(bench.peak_resident(), others)}))
 """
-ONE_THREAD: dict[str, Any] = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
-# As llama_cpp.Llama loads a base with a lora_path; and small, as seven stand side by side.
-UNMAPPED = ONE_THREAD | {"use_mmap": False, "n_ctx": 256, "n_batch": 64}
+# As llama_cpp.Llama loads a base with a lora_path; and small, as several may stand side by side.
+UNMAPPED: dict[str, Any] = {"verbose": False, "use_mmap": False, "n_ctx": 256, "n_batch": 64}
 SIZES: dict[str, dict[str, Any]] = {
     "13 numbers": {"numbers": 13},
     "rank 2": {"rank": 2},
     "rank 64x8": {"rank": (64, 8)},
 }
+LARGEST = "rank 64x8"
+PLAIN = 1, 64  # ranks of stock LoRAs that tell a node's cost from its arithmetic's
 PROMPT, TOKENS = 2, 4
 LOUD = 40.0  # the norm of a vector that changes the answer
 QUESTION = "Write a Python function that returns the n-th Fibonacci number. Only the code."
 
 
-def child(*words: str) -> dict[str, Any]:
-    """Export a model, or read all its weights once, in a process of its own."""
-    here = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", CHILD, here, *words], stdout=subprocess.PIPE, check=True)
+def child(*words: str, keep: Path | None = None) -> dict[str, Any]:
+    """Export a model, or read all its weights once, in a process of its own.
+
+    Args:
+        keep: where the base graph goes, before the factors are in it.
+    """
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(keep), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"refused": done.stderr.strip().splitlines()[-1].replace(str(Path(words[1]).parent) + "/", "")}
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def cpu(work: Callable[[], Any]) -> float:
-    begun = time.process_time()
+def threads_of(count: int) -> dict[str, Any]:
+    return {"n_threads": count, "n_threads_batch": count}
+
+
+def timed(work: Callable[[], Any], threads: int = 1) -> float:
+    clock = time.process_time if threads == 1 else time.perf_counter
+    begun = clock()
     work()
-    return time.process_time() - begun
+    return clock() - begun
 
 
-def costs(model: Path, done: Collection[str], rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield what a model costs by what it is measured on, but for what is done; a bundle stays beside it."""
-    bundle = model.with_suffix(".bundle")
-    if "export" not in done or not bundle.exists():
-        yield "export", exports(model, bundle)
-    for what, measure in {"load": loads, "token": tokens}.items():
-        if what not in done:
-            yield what, measure(model, bundle, rounds)
+def costs(
+    model: Path, wanted: Collection[str], done: Collection[str], rounds: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what a model costs by what it is measured on, but for what is done; bundles stay beside it."""
+    bundle, graph = model.with_suffix(".bundle"), model.with_suffix(".onnx")
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "export": lambda: exports(model, bundle),
+        "load": lambda: loads(model, bundle, rounds),
+        "token": lambda: tokens(bundle, 1, rounds),
+        "token, 2 threads": lambda: tokens(bundle, 2, rounds),
+        "onnx": lambda: graphs(model, graph),
+        "onnx token": lambda: graph_tokens(model, bundle, graph, 1, rounds),
+        "onnx token, 2 threads": lambda: graph_tokens(model, bundle, graph, 2, rounds),
+        "likeness": lambda: likeness(bundle, graph),
+        "server": lambda: servers(bundle, graph),
+    }
+    for what in measures:
+        if what not in done and (not wanted or what in wanted):
+            yield what, measures[what]()
 
 
 def exports(model: Path, bundle: Path) -> dict[str, Any]:
@@ -86,78 +124,214 @@ def exports(model: Path, bundle: Path) -> dict[str, Any]:
     for words in ("--rank 8", "--outputs 64"):
         shutil.rmtree(bundle, ignore_errors=True)
         found[words] = child("export", str(model), "-o", str(bundle), "--json", *words.split())
-        found[words]["basis_bytes"] = (bundle / "basis.gguf").stat().st_size
+        found[words] |= {"basis_bytes": (bundle / "basis.gguf").stat().st_size} | quality(bundle)
+    return found | {"model_bytes": model.stat().st_size}
+
+
+def quality(bundle: Path) -> dict[str, Any]:
+    manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    own = {"modules": manifest["basis"]["modules"], "residual": manifest["factors"]["worst_residual"]}
+    return own | manifest.get("onnx", {})
+
+
+def graphs(model: Path, graph: Path) -> dict[str, Any]:
+    """Export a graph with the weights of the GGUF, in 8 bits where its type is no graph's."""
+    base = graph.with_suffix(".base")
+    for folder in (graph, base):
+        shutil.rmtree(folder, ignore_errors=True)
+    found = child("export", str(model), "-o", str(graph), "--format", "onnx", "--json", keep=base)
+    if "refused" not in found:
+        found |= {"bytes": sum(each.stat().st_size for each in (graph / "onnx").iterdir())} | quality(graph)
     return found
 
 
 def loads(model: Path, bundle: Path, rounds: int) -> dict[str, Any]:
     (frame,) = frames(load_bases(bundle / "basis.gguf").basis(numbers=13), 1)
+    options = {"verbose": False, **threads_of(1)}
 
     def load(make: Callable[[], llama_cpp.Llama]) -> float:
         gc.collect()
         made: list[llama_cpp.Llama] = []
-        seconds = cpu(lambda: made.append(make()))
+        seconds = timed(lambda: made.append(make()))
         made[0].close()
         return seconds
 
     makers = {
-        "Llama": lambda: llama_cpp.Llama(str(model), **ONE_THREAD),
-        "runtime.load": lambda: runtime.load(bundle, frame, **ONE_THREAD),
+        "Llama": lambda: llama_cpp.Llama(str(model), **options),
+        "runtime.load": lambda: runtime.load(bundle, frame, **options),
     }
     return ratios(
         bench.interleave({n: lambda m=m: load(m) for n, m in makers.items()}, rounds), {"over_stock": "Llama"}
     )
 
 
-def tokens(model: Path, bundle: Path, rounds: int) -> dict[str, Any]:
-    """Return the costs of a swap and a token, and what the largest vector and its stock LoRA answer."""
+class Stock:
+    """A LoRA in force in a model's context, as llama.cpp has it: the weights that all contestants share."""
+
+    def __init__(self, llm: Any, path: Path) -> None:
+        self.llm, self.adapter = llm, llama_cpp.llama_adapter_lora_init(llm.model, str(path).encode())
+
+    def __call__(self) -> None:
+        self.llm.clear()
+        pointers = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self.adapter)
+        scales = (llama_cpp.ctypes.c_float * 1)(1.0)
+        assert not llama_cpp.llama_set_adapters_lora(self.llm.ctx, pointers, 1, scales)
+
+
+def tokens(bundle: Path, threads: int, rounds: int) -> dict[str, Any]:
+    """Return the costs of a swap and a token, and what the largest vector and its stock LoRA answer.
+
+    One model in memory is every contestant's, so that no other placement of weights is in the ratios.
+    """
     bases = load_bases(bundle / "basis.gguf")
-    llms = {"base": llama_cpp.Llama(str(model), **UNMAPPED)}
-    swaps: dict[str, Callable[[], float]] = {}
-    for name, which in SIZES.items():
-        basis, lora = bases.basis(**which), bundle / f"stock, {name}.gguf"
-        loud = MicroVector.random(basis, LOUD)
-        write_stock_lora(lora, basis, loud)
-        vectors = itertools.cycle(frames(basis, 4))
-        ours = llms[name] = runtime.load(bundle, next(vectors), **UNMAPPED)
-        llms[f"stock, {name}"] = llama_cpp.Llama(str(model), lora_path=str(lora), **UNMAPPED)
-        swaps[name] = lambda llm=ours, v=vectors: swap(llm, v)
-        swaps[f"stock, {name}"] = lambda path=lora: stock_init(llms["base"], path)
-    ours.swap(loud)
-    answers = {name: answer(llms[name]) for name in ("base", name, f"stock, {name}")}
-    steps = {name: lambda llm=llm: token(llm) for name, llm in llms.items()}
-    swapped = ratios(bench.interleave(swaps, 2 * rounds), {"over_stock": "stock, {}"})
-    decoded = ratios(bench.interleave(steps, rounds), {"over_base": "base", "over_stock": "stock, {}"})
-    return {"swap": swapped, "token": decoded, "answers": answers}
+    folder = bundle.with_suffix(".loras")
+    folder.mkdir(exist_ok=True)
+    with closing(runtime.load(bundle, **UNMAPPED, **threads_of(threads))) as llm:
+        put: dict[str, Callable[[], Any]] = {"base": clearer(llm)}
+        swaps: dict[str, Callable[[], float]] = {}
+        for name, which in SIZES.items():
+            basis, lora = bases.basis(**which), folder / f"{name}.gguf"
+            loud = MicroVector.random(basis, LOUD)
+            write_stock_lora(lora, basis, loud)
+            vectors = itertools.cycle(frames(basis, 4))
+            put[name] = lambda v=loud: llm.swap(v)
+            swaps[name] = lambda v=vectors: swap(llm, v)
+            swaps[f"stock, {name}"] = lambda path=lora: stock_init(llm, path)
+            put[f"stock, {name}"] = Stock(llm, lora)
+        del put["stock, 13 numbers"]  # of rank 2, too
+        for rank in PLAIN:
+            put[f"stock, rank {rank}"] = Stock(llm, plain_lora(folder / f"{rank}.gguf", bases.factors, rank))
+        found: dict[str, Any] = {}
+        if threads == 1:
+            found["swap"] = ratios(bench.interleave(swaps, 2 * rounds), {"over_stock": "stock, {}"})
+            found["answers"] = {n: answer(llm, put[n]) for n in ("base", LARGEST, f"stock, {LARGEST}")}
+        steps = {name: lambda p=each: token(llm, p, threads) for name, each in put.items()}
+        over = {"over_base": "base", "over_stock": "stock, {}"}
+        found["token"] = ratios(bench.interleave(steps, rounds), over)
+        clearer(llm)()
+    return found
+
+
+def clearer(llm: Any) -> Callable[[], None]:
+    def clear() -> None:
+        llm.clear()
+        assert not llama_cpp.llama_set_adapters_lora(llm.ctx, None, 0, None)  # those that it knows nothing of
+
+    return clear
 
 
 def swap(llm: Any, vectors: Iterator[bytes]) -> float:
     """Seconds of a swap, in a context that holds a token."""
     llm.reset()
-    llm.eval([9707])
+    llm.eval([1000])
     vector = next(vectors)
-    return cpu(lambda: llm.swap(vector))
+    return timed(lambda: llm.swap(vector))
 
 
 def stock_init(llm: llama_cpp.Llama, path: Path) -> float:
     made: list[Any] = []
-    seconds = cpu(lambda: made.append(llama_cpp.llama_adapter_lora_init(llm.model, str(path).encode())))
+    seconds = timed(lambda: made.append(llama_cpp.llama_adapter_lora_init(llm.model, str(path).encode())))
     llama_cpp.llama_adapter_lora_free(made[0])
     return seconds
 
 
-def token(llm: llama_cpp.Llama) -> float:
+def plain_lora(path: Path, factors: Factors, rank: int) -> Path:
+    """Write a LoRA of small random numbers for every module."""
+    writer, random = gguf.GGUFWriter(path, factors.architecture), np.random.default_rng(0)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(rank))
+    for module, a, b in zip(factors.modules, factors.a, factors.b, strict=True):
+        shapes = {"a": (*a.shape[:-2], rank, a.shape[-1]), "b": (*b.shape[:-1], rank)}
+        for name, shape in shapes.items():
+            writer.add_tensor(f"{module}.lora_{name}", np.float32(1e-4) * random.random(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def token(llm: Any, put: Callable[[], Any], threads: int) -> float:
     """Seconds a token, after a prompt that is not counted."""
+    put()
     ids = np.random.default_rng(0).integers(1000, 40000, PROMPT + TOKENS).tolist()
     llm.reset()
     llm.eval(ids[:PROMPT])
-    return cpu(lambda: [llm.eval([each]) for each in ids[PROMPT:]]) / TOKENS
+    return timed(lambda: [llm.eval([each]) for each in ids[PROMPT:]], threads) / TOKENS
 
 
-def answer(llm: llama_cpp.Llama) -> str:
-    messages: Any = [{"role": "user", "content": QUESTION}]
-    made: Any = llm.create_chat_completion(messages, temperature=0, max_tokens=16)
-    return str(made["choices"][0]["message"]["content"])
+def answer(llm: Any, put: Callable[[], Any]) -> str:
+    put()
+    llm.reset()
+    made: Any = llm.create_completion(QUESTION, temperature=0, max_tokens=16)
+    return str(made["choices"][0]["text"])
+
+
+def graph_tokens(model: Path, bundle: Path, graph: Path, threads: int, rounds: int) -> dict[str, Any]:
+    """Return the costs of a token: the graph that was built, that of rank 8, and one of 64 outputs."""
+    import onnx_decode as decode
+
+    from tinylora_edge.exporters.factorize import Source
+    from tinylora_edge.exporters.onnx import bake
+    from tinylora_edge.formats.onnx_adapter import encode
+
+    base, tall = graph.with_suffix(".base"), graph.with_suffix(".64x8")
+    if not tall.exists():
+        shutil.copytree(base, tall)
+        bake(tall, load_bases(bundle / "basis.gguf").factors, Source(model, None, needs_gguf=True).heads)
+    places = {"base": base, "rank 8": graph / "onnx", LARGEST: tall}
+    ids = np.random.default_rng(0).integers(1000, 40000, PROMPT + TOKENS).astype(np.int32)
+    runs: dict[str, Callable[[], float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, place in places.items():
+            opened, adapter = decode.Model(place, threads), None
+            if name != "base":
+                file = Path(folder) / f"{name}.onnx_adapter"
+                side = load_bases((graph if name == "rank 8" else bundle) / "basis.gguf").factors
+                r = np.random.default_rng(0).standard_normal((1, side.entries)) * 0.01
+                file.write_bytes(encode(r.astype(np.float32), 0, 0))
+                adapter = "v"
+                opened.load(adapter, file)
+            runs[name] = lambda m=opened, v=adapter: graph_token(m, v, ids, threads)
+        return {"token": ratios(bench.interleave(runs, rounds), {"over_base": "base"})}
+
+
+def graph_token(model: Any, adapter: str | None, ids: Any, threads: int) -> float:
+    generator = model.generator(adapter, 1, len(ids) + 1)
+    generator.append_tokens(ids[:PROMPT])
+    return timed(lambda: [generator.append_tokens(each[None]) for each in ids[PROMPT:]], threads) / TOKENS
+
+
+def likeness(bundle: Path, graph: Path) -> dict[str, Any]:
+    """Return the KL of the graph from the GGUF, in nats a token of the GGUF's own answers."""
+    import onnx_weights as weights
+
+    from tinylora_edge.eval.parity import PROMPTS, TOKENS
+    from tinylora_edge.tasks.builtin import load_general
+
+    general, found = load_general()[:PROMPTS], []
+    with closing(runtime.load(bundle, engine="llama", n_ctx=64, **threads_of(1))) as llm:
+        with llm.batch(general, TOKENS, n_threads=1) as batch:
+            prompts = batch.encode(general)
+            drawn = [each.tokens.tolist() for each in batch.generate(prompts, max_tokens=TOKENS)]
+        texts = list(zip(prompts, drawn, strict=True))
+        found.append(weights.distributions(llm, texts, 1))
+    with closing(runtime.load(graph, engine="onnx", n_ctx=512, n_threads=1)) as llm:
+        found.append(weights.distributions(llm, texts, 1))
+    return {"kl": weights.divergence(*found), "tokens": len(found[0]), "prompts": len(texts)}
+
+
+def servers(bundle: Path, graph: Path) -> dict[str, Any]:
+    """Return what `cliff.py` finds of 16 and of 1,000 users, a minute each."""
+    with tempfile.TemporaryDirectory() as folder:
+        study = Path(folder) / "cliff.jsonl"
+        words = [sys.executable, str(Path(__file__).with_name("cliff.py")), "--servers", "llama", "onnx"]
+        words += ["--users", "16", "1000", "--rounds", "1", "--requests", "32"]
+        subprocess.run(
+            [*words, "--json", study, "--llama", bundle, "--onnx", graph], check=True, stdout=sys.stderr
+        )
+        return {"crowds": crowds(bench.read_study(study))}
 
 
 def ratios(times: dict[str, list[float]], over: dict[str, str]) -> dict[str, dict[str, float]]:

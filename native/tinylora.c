@@ -34,9 +34,9 @@
 #endif
 
 /* Limits, so that no small file takes gigabytes or minutes; most are in docs/FORMAT.md. */
-enum { LARGEST_VECTOR = 250000, LARGEST_RANK = 256, LARGEST_P = 1 << 26, MOST_MODULES = 1 << 14 };
+enum { LARGEST_VECTOR = 500000, LARGEST_RANK = 256, LARGEST_P = 1 << 26, MOST_MODULES = 1 << 14 };
 enum { MOST_LISTED = 64, MOST_ENTRIES = 1 << 18, LONGEST_NAME = 1 << 10, LONGEST_STREAM = 128 };
-enum { LONGEST_TEXT = 1 << 21, LAST_DAY = 0xFFFF, EDGE = 4096 /* bytes of each end, in a fingerprint */ };
+enum { LONGEST_TEXT = 1 << 22, LAST_DAY = 0xFFFF, EDGE = 4096 /* bytes of each end, in a fingerprint */ };
 
 /* ---- Errors: an int that is returned beside a `why` is a tinylora_status ---- */
 

@@ -6,8 +6,9 @@ time in proportion to its own bytes.
 
 from __future__ import annotations
 
-VALUES = 250_000
-"""Numbers of a vector: 1 MB in float32. All entries of rank 8: 13,440 for 210 modules, 96,000 for 1,500."""
+VALUES = 500_000
+"""Numbers of a vector: 2 MB in float32. All entries of 64 x 8: 107,520 for 210 modules, 451,584 for the 882
+of the largest dense models."""
 
 RANK = 256
 """Right or left directions of factors. Above some tens they add nothing, and p q floats a module are made."""
@@ -54,7 +55,7 @@ DIGITS = 40
 BUNDLE_FILES = 1 << 12
 """Files of a bundle. A model in the most parts that are usual has some hundred."""
 
-VECTOR_FILE_BYTES = 1 << 20
+VECTOR_FILE_BYTES = 1 << 21
 """Bytes of a vector's file: `VALUES` in float32 with a signature."""
 
 PEM_BYTES = 1 << 12

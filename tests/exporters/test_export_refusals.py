@@ -92,7 +92,7 @@ def test_more_outputs_than_the_smallest_layer_has(refuse, llama_gguf):
         ({"rank": 257}, "1 to 256, not 257"),
         ({"outputs": 7}, "rank 8 have 8 to 256 outputs, not 7"),
         ({"outputs": 257}, "8 to 256 outputs, not 257"),
-        ({"rank": 100, "outputs": 200}, "200 outputs .* of 14 .* 280,000 numbers, and at most 250,000"),
+        ({"rank": 150, "outputs": 250}, "250 outputs .* of 14 .* 525,000 numbers, and at most 500,000"),
         ({"factor_dtype": "bf16"}, "'bf16'.*'f32' or 'f16'"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",

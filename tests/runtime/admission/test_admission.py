@@ -60,7 +60,7 @@ def test_a_file_that_is_no_vector_is_not_read_whole(tmp_path):
     file = tmp_path / "large"
     with file.open("wb") as out:
         out.truncate(1 << 33)
-    with pytest.raises(VectorError, match="more than 1,048,576 bytes"):
+    with pytest.raises(VectorError, match="more than 2,097,152 bytes"):
         vector_bytes(file)
 
 
