@@ -29,7 +29,7 @@ SITE = .venv-site
 RUN = OMP_WAIT_POLICY=PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help setup try demo test check lint size llama-server bench site dist clean fuzz faults arm
+.PHONY: help setup try demo test check lint size llama-server bench models site dist clean fuzz faults arm
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
@@ -64,6 +64,14 @@ llama-server: $(BIN)/llama-server ## the stock server, which some tests ask: bui
 
 bench: $(VENV)/.dev ## run every benchmark, a table each; some take minutes
 	@for b in $(BENCHMARKS); do echo "make: $$b"; $(BIN)/python $$b || exit 1; done
+
+# Of 135 million, 270 million, half a billion and a billion and a half parameters; a second call goes on.
+MODELS = smollm2-135m gemma-3-270m qwen2.5-coder-0.5b qwen2.5-coder-1.5b
+
+models: $(VENV)/.dev ## bring MODELS, 2 GB, and measure what each costs, into out/models (an hour)
+	@mkdir -p out/models
+	@for m in $(MODELS); do \
+	  $(BIN)/python benchmarks/models.py $$m --into out/models --measure out/models/models.jsonl || exit 1; done
 
 site: $(SITE)/.made ## the docs as a site, into out/site
 	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(SITE)/bin/python -m mkdocs --quiet build --strict

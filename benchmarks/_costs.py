@@ -203,7 +203,7 @@ def tokens(bundle: Path, threads: int, rounds: int) -> dict[str, Any]:
             put[f"stock, rank {rank}"] = Stock(llm, plain_lora(folder / f"{rank}.gguf", bases.factors, rank))
         found: dict[str, Any] = {}
         if threads == 1:
-            found["swap"] = ratios(bench.interleave(swaps, 2 * rounds), {"over_stock": "stock, {}"})
+            found["swap"] = ratios(bench.interleave(swaps, 5 * rounds), {"over_stock": "stock, {}"})
             found["answers"] = {n: answer(llm, put[n]) for n in ("base", LARGEST, f"stock, {LARGEST}")}
         steps = {name: lambda p=each: token(llm, p, threads) for name, each in put.items()}
         over = {"over_base": "base", "over_stock": "stock, {}"}

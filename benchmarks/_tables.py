@@ -322,6 +322,114 @@ def installs() -> str:
     )
 
 
+def model_costs() -> str:
+    """What personalizing costs on each model, a column each; a cell is empty where it was not measured."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in records("models"):
+        found.setdefault(row["model"], {})[row["what"]] = row["found"]
+    names = sorted(found, key=lambda name: found[name]["export"]["model_bytes"])
+    rows = []
+    for title, cell in MODEL_ROWS.items():
+        cells = [cell_of(found[name], cell) for name in names]
+        if any(cells):
+            rows.append([title, *cells])
+    return markdown(["", *names], rows)
+
+
+def cell_of(found: dict[str, dict[str, Any]], cell: Callable[[dict[str, Any]], str]) -> str:
+    """Return a cell, empty where the record that it needs, or a part of it, is not there."""
+    try:
+        return cell(found)
+    except KeyError:
+        return ""
+
+
+def exported(words: str) -> Callable[[dict[str, Any]], str]:
+    def cell(found: dict[str, Any]) -> str:
+        own, plain = found["export"][words]["cpu_s"], found["export"]["plain pass"]["cpu_s"]
+        return f"{own:.0f} s, {own / plain:.0f} times"
+
+    return cell
+
+
+def ratio(what: str, part: str, name: str, key: str) -> Callable[[dict[str, Any]], str]:
+    """Return how a row reads milliseconds, and how many times another contestant's."""
+
+    def cell(found: dict[str, Any]) -> str:
+        times = found[what][part][name] if part else found[what][name]
+        return f"{1000 * times['median']:.1f} ms" + (f", {times[key]:.2f} times" if key in times else "")
+
+    return cell
+
+
+def node_share(found: dict[str, Any]) -> str:
+    """Of the time that a LoRA of rank 8 adds to a token: what one of rank 0 would, by ranks 1 and 64."""
+    times = found["token"]["token"]
+    ranks = {rank: times[f"stock, rank {rank}"]["over_base"] - 1 for rank in (1, 64)}
+    slope = (ranks[64] - ranks[1]) / 63
+    return f"{100 * (ranks[1] - slope):+.1f} % and {100 * slope:+.2f} % a rank"
+
+
+def served(engine: str, users: int) -> Callable[[dict[str, Any]], str]:
+    def cell(found: dict[str, Any]) -> str:
+        one = found["server"]["crowds"][engine][str(users)]["uniform"]
+        return f"{one['rate']:.1f} tokens/s, {one['p95'] / 1000:.1f} s, {one['peak'] / 1e6:,.0f} MB"
+
+    return cell
+
+
+def likeness(found: dict[str, Any]) -> str:
+    answers = found["onnx"]["answers"]
+    return f"{answers['begin_alike']} of {answers['prompts']}"
+
+
+TALL = "rank 64x8"
+MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "GGUF": lambda found: f"{found['export']['model_bytes'] / 1e6:,.0f} MB",
+    "modules": lambda found: f"{found['export']['--outputs 64']['modules']}",
+    "**export**, rank 8, over a plain pass of the bytes": exported("--rank 8"),
+    "64 outputs": exported("--outputs 64"),
+    "their peak memory": lambda found: ", ".join(
+        f"{found['export'][words]['peak_bytes'] / 1e6:,.0f} MB" for words in ("--rank 8", "--outputs 64")
+    ),
+    "basis.gguf": lambda found: ", ".join(
+        f"{found['export'][words]['basis_bytes'] / 1e6:.1f} MB" for words in ("--rank 8", "--outputs 64")
+    ),
+    "worst residual": lambda found: f"{found['export']['--outputs 64']['residual']:.1e}",
+    "**ONNX**, int8: export": lambda found: (
+        f"{found['onnx']['cpu_s']:.0f} s" if "cpu_s" in found["onnx"] else "refused by the builder"
+    ),
+    "its peak memory": lambda found: f"{found['onnx']['peak_bytes'] / 1e6:,.0f} MB",
+    "bytes": lambda found: f"{found['onnx']['bytes'] / 1e6:,.0f} MB",
+    "KL from the GGUF, nats a token": lambda found: f"{found['likeness']['kl']:.4f}",
+    "answers that begin alike": likeness,
+    "**load** of a bundle, over a plain `Llama`": ratio("load", "", "runtime.load", "over_stock"),
+    "**swap** of 13 numbers, over `llama_adapter_lora_init` of rank 2": ratio(
+        "token", "swap", "13 numbers", "over_stock"
+    ),
+    "of rank 2": ratio("token", "swap", "rank 2", "over_stock"),
+    "of 64 x 8, over rank 8": ratio("token", "swap", TALL, "over_stock"),
+    "**token** of the base, llama.cpp": ratio("token", "token", "base", ""),
+    "with 13 numbers, over the base": ratio("token", "token", "13 numbers", "over_base"),
+    "with rank 2": ratio("token", "token", "rank 2", "over_base"),
+    "with 64 x 8": ratio("token", "token", TALL, "over_base"),
+    "with a stock LoRA of rank 8": ratio("token", "token", f"stock, {TALL}", "over_base"),
+    "what a side path costs by being there, and by its rank": node_share,
+    "two threads: the base": ratio("token, 2 threads", "token", "base", ""),
+    "two threads: with 64 x 8": ratio("token, 2 threads", "token", TALL, "over_base"),
+    "**token** of the base graph, ONNX Runtime": ratio("onnx token", "token", "base", ""),
+    "with up to rank 8": ratio("onnx token", "token", "rank 8", "over_base"),
+    "with 64 x 8, in a graph of 64 outputs": ratio("onnx token", "token", TALL, "over_base"),
+    "two threads: the base graph": ratio("onnx token, 2 threads", "token", "base", ""),
+    "two threads: with up to rank 8": ratio("onnx token, 2 threads", "token", "rank 8", "over_base"),
+    "**server**, llama.cpp, 16 users: rate, first token (p95), memory": served("llama", 16),
+    "1,000 users": served("llama", 1000),
+    "**server**, ONNX Runtime, 16 users": served("onnx", 16),
+    "1,000 users, ONNX Runtime": served("onnx", 1000),
+}
+"""The rows of `model_costs`: what a cell is, of a model's records by what was measured."""
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
@@ -338,5 +446,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
         wrong_users,
         requantized,
         installs,
+        model_costs,
     )
 }

@@ -1,4 +1,4 @@
-"""The tables and figures of docs/EVIDENCE.md, docs/INSTALL.md and the README, made of the records.
+"""The tables and figures of the documents, made of the records.
 
 Every block of a document between `<!-- evidence: NAME -->` and `<!-- end -->` is one of `BLOCKS`. Without
 options documents and figures are written again, in seconds. With `--check` nothing is written, and a
@@ -16,7 +16,7 @@ from _figures import EVIDENCE
 from _tables import BLOCKS
 
 DOCS = Path(__file__).parents[1] / "docs"
-DOCUMENTS = [DOCS / "EVIDENCE.md", DOCS / "INSTALL.md", DOCS.parent / "README.md"]
+DOCUMENTS = [DOCS / f"{name}.md" for name in ("EVIDENCE", "INSTALL", "MODELS")] + [DOCS.parent / "README.md"]
 FIGURES = DOCS / "figures"
 
 

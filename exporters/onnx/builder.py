@@ -25,7 +25,9 @@ from .pack import pack
 
 PRECISIONS = ("fp32", "int8", "int4")
 _BUILDER = "onnxruntime_genai.models.builder"
-_UNKNOWN = "is not currently supported"  # how the builder says that it does not know an architecture
+_UNKNOWN = "is not currently supported", "KeyError", "AttributeError"
+"""How the builder says that it does not know an architecture, or ends where a configuration is another:
+Gemma 3's, with transformers 5."""
 _PACKAGES = {
     "onnx": "onnx",
     "onnx_ir": "onnx-ir",
@@ -126,7 +128,7 @@ def _run(command: list[str], failure: str) -> None:
     if done.returncode == 0:
         return
     last = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "")
-    if _UNKNOWN in last:
+    if any(word in last for word in _UNKNOWN):
         raise UnsupportedModelError(f"{failure}: {last}. Export it for llama.cpp: --format gguf")
     if done.returncode < 0:
         last = f"it was ended by signal {-done.returncode}" + (

@@ -91,6 +91,12 @@ def test_what_the_builder_does_not_know(tmp_path):
         builder.build(hf, tmp_path / "work", "fp32", Heads())
 
 
+def test_a_configuration_that_the_builder_reads_otherwise():
+    """As Gemma 3's ends it, with transformers 5."""
+    with pytest.raises(UnsupportedModelError, match=r"failed: KeyError: 'rope_type'\. .*--format gguf"):
+        builder._run(["-c", "raise KeyError('rope_type')"], "it failed")
+
+
 def test_a_directory_without_a_tokenizer(tmp_path, monkeypatch):
     hf = models.write_hf(onnx_models.tiny("llama"), tmp_path / "hf")
     (hf / "tempfile.py").write_text("raise SystemExit('it was run')")  # as a downloaded folder may hold
