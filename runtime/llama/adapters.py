@@ -34,6 +34,9 @@ SPARE_BYTES = 256 << 20
 _ALONE = 1 << 18
 """Multiplications of a product for which OpenBLAS wakes no other threads, which would wait for busy cores."""
 
+_STACKS = 4
+"""Numbers of outputs whose B are kept: 64 of a model of 0.5B take 78 MB."""
+
 _free = llama_cpp.llama_adapter_lora_free  # bound early: when the interpreter ends, globals go first
 _libc = ctypes.CDLL(None) if os.name != "nt" else None
 _HAS_FMEMOPEN = hasattr(_libc, "fmemopen")
@@ -244,25 +247,28 @@ class _Images:
         for position, b in enumerate(factors.b):
             alike.setdefault(b.shape, []).append(position)
         self._alike = list(alike.values())
-        self._b: list[NDArray[np.float32]] = []  # of each shape, as many columns as were wanted so far
+        # Outputs in use -> B of each shape, of so many columns: some of many are as slow to read as all.
+        self._b: dict[int, list[NDArray[np.float32]]] = {}
         self._made: dict[int, tuple[NDArray[np.uint8], list[NDArray[np.float32]]]] = {}
 
     def of(self, r: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return the file with R, float32 [M, p, q], in it, until the next call."""
         outputs, rank = r.shape[1:]
-        if not self._b or self._b[0].shape[-1] < outputs:
+        if outputs not in self._b:
+            if len(self._b) == _STACKS:
+                del self._b[next(iter(self._b))]
             stacks = ([self._factors.b[i][..., :outputs] for i in found] for found in self._alike)
-            self._b = [np.stack(stack, dtype=np.float32, casting="same_kind") for stack in stacks]
+            self._b[outputs] = [np.stack(stack, dtype=np.float32, casting="same_kind") for stack in stacks]
         if rank not in self._made:
             self._made[rank] = self._file(rank)
         file, folded = self._made[rank]
         product = np.multiply if outputs == 1 else np.matmul  # which is slow where a multiple is meant
         with np.errstate(over="ignore", invalid="ignore"):  # it may be too large for the model
-            for found, b, target in zip(self._alike, self._b, folded, strict=True):
+            for found, b, target in zip(self._alike, self._b[outputs], folded, strict=True):
                 rows = _rows(b.shape[-2], outputs * rank)
                 between = (1,) * (b.ndim - 2)  # rows, and experts: they share their module's R
                 product(
-                    b[..., :outputs].reshape(*b.shape[:-2], -1, rows, outputs),
+                    b.reshape(*b.shape[:-2], -1, rows, outputs),
                     r[found].reshape(len(found), *between, outputs, rank),
                     out=target.reshape(*target.shape[:-2], -1, rows, rank),
                 )

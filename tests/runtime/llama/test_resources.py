@@ -107,6 +107,14 @@ def test_products_of_a_few_rows_are_the_whole_one(alone, experts, monkeypatch):
             np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_few_outputs_are_read_from_columns_of_their_own():
+    factors = support.random_factors(rank=8, outputs=10, n_out=12)
+    images = adapters._Images(factors)
+    for outputs in (10, 2, 3, 4, 5):
+        images.of(np.ones((len(factors.modules), outputs, 2), np.float32))
+    assert {outputs: b[0].shape[-1] for outputs, b in images._b.items()} == {2: 2, 3: 3, 4: 4, 5: 5}
+
+
 # Where the platform has no fmemopen
 
 
