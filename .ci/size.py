@@ -52,7 +52,7 @@ def main() -> int:
         "product, lines of Python": (lines(product), 26_100),
         "product, files": (len(product), None),
         "tests, lines of Python": (lines(tracked(".py", "tests")), 25_950),
-        "documents, words": (sum(len(path.read_text("utf-8").split()) for path in documents), 20_000),
+        "documents, words": (sum(len(path.read_text("utf-8").split()) for path in documents), 20_900),
         "commands": (len(commands()), 18),
         "class names twice": (len(same), 0),
     }

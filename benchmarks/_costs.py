@@ -27,7 +27,7 @@ import numpy as np
 from _records import crowds
 from _subjects import frames, write_stock_lora
 
-from tinylora_edge import Factors, MicroVector, runtime
+from tinylora_edge import Basis, Factors, MicroVector, runtime
 from tinylora_edge.formats.side_tensors import load_bases
 
 CHILD = """
@@ -106,6 +106,7 @@ def costs(
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "export": lambda: exports(model, bundle),
         "load": lambda: loads(model, bundle, rounds),
+        "swap": lambda: swaps(bundle, rounds),
         "token": lambda: tokens(bundle, 1, rounds),
         "token, 2 threads": lambda: tokens(bundle, 2, rounds),
         "onnx": lambda: graphs(model, graph),
@@ -178,38 +179,45 @@ class Stock:
         assert not llama_cpp.llama_set_adapters_lora(self.llm.ctx, pointers, 1, scales)
 
 
+def swaps(bundle: Path, rounds: int) -> dict[str, Any]:
+    """Return the costs of a swap, of vectors of all sizes by turns, and of loading a stock LoRA."""
+    bases, runs = load_bases(bundle / "basis.gguf"), dict[str, Callable[[], float]]()
+    with closing(runtime.load(bundle, **UNMAPPED, **threads_of(1))) as llm:
+        for name, which in SIZES.items():
+            basis = bases.basis(**which)
+            vectors, lora = itertools.cycle(frames(basis, 4)), stock_lora(bundle, name, basis)
+            runs[name] = lambda v=vectors: swap(llm, v)
+            runs[f"stock, {name}"] = lambda path=lora: stock_init(llm, path)
+        return ratios(bench.interleave(runs, 5 * rounds), {"over_stock": "stock, {}"})
+
+
 def tokens(bundle: Path, threads: int, rounds: int) -> dict[str, Any]:
-    """Return the costs of a swap and a token, and what the largest vector and its stock LoRA answer.
+    """Return the costs of a token, and what the largest vector and its stock LoRA answer.
 
     One model in memory is every contestant's, so that no other placement of weights is in the ratios.
     """
     bases = load_bases(bundle / "basis.gguf")
-    folder = bundle.with_suffix(".loras")
-    folder.mkdir(exist_ok=True)
     with closing(runtime.load(bundle, **UNMAPPED, **threads_of(threads))) as llm:
         put: dict[str, Callable[[], Any]] = {"base": clearer(llm)}
-        swaps: dict[str, Callable[[], float]] = {}
         for name, which in SIZES.items():
-            basis, lora = bases.basis(**which), folder / f"{name}.gguf"
+            basis = bases.basis(**which)
             loud = MicroVector.random(basis, LOUD)
-            write_stock_lora(lora, basis, loud)
-            vectors = itertools.cycle(frames(basis, 4))
             put[name] = lambda v=loud: llm.swap(v)
-            swaps[name] = lambda v=vectors: swap(llm, v)
-            swaps[f"stock, {name}"] = lambda path=lora: stock_init(llm, path)
-            put[f"stock, {name}"] = Stock(llm, lora)
+            put[f"stock, {name}"] = Stock(llm, stock_lora(bundle, name, basis, loud))
         del put["stock, 13 numbers"]  # of rank 2, too
         for rank in PLAIN:
-            put[f"stock, rank {rank}"] = Stock(llm, plain_lora(folder / f"{rank}.gguf", bases.factors, rank))
-        found: dict[str, Any] = {}
-        if threads == 1:
-            found["swap"] = ratios(bench.interleave(swaps, 5 * rounds), {"over_stock": "stock, {}"})
-            found["answers"] = {n: answer(llm, put[n]) for n in ("base", LARGEST, f"stock, {LARGEST}")}
+            put[f"stock, rank {rank}"] = Stock(llm, plain_lora(bundle, bases.factors, rank))
+        answers = {name: answer(llm, put[name]) for name in ("base", LARGEST, f"stock, {LARGEST}")}
         steps = {name: lambda p=each: token(llm, p, threads) for name, each in put.items()}
-        over = {"over_base": "base", "over_stock": "stock, {}"}
-        found["token"] = ratios(bench.interleave(steps, rounds), over)
+        times = bench.interleave(steps, rounds)
         clearer(llm)()
-    return found
+    return {"token": ratios(times, {"over_base": "base", "over_stock": "stock, {}"}), "answers": answers}
+
+
+def stock_lora(bundle: Path, name: str, basis: Basis, vector: MicroVector | None = None) -> Path:
+    path = bundle.with_suffix(f".{name}.gguf")
+    write_stock_lora(path, basis, vector)
+    return path
 
 
 def clearer(llm: Any) -> Callable[[], None]:
@@ -235,8 +243,9 @@ def stock_init(llm: llama_cpp.Llama, path: Path) -> float:
     return seconds
 
 
-def plain_lora(path: Path, factors: Factors, rank: int) -> Path:
+def plain_lora(bundle: Path, factors: Factors, rank: int) -> Path:
     """Write a LoRA of small random numbers for every module."""
+    path = bundle.with_suffix(f".{rank}.gguf")
     writer, random = gguf.GGUFWriter(path, factors.architecture), np.random.default_rng(0)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")

@@ -405,10 +405,10 @@ MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "answers that begin alike": likeness,
     "**load** of a bundle, over a plain `Llama`": ratio("load", "", "runtime.load", "over_stock"),
     "**swap** of 13 numbers, over `llama_adapter_lora_init` of rank 2": ratio(
-        "token", "swap", "13 numbers", "over_stock"
+        "swap", "", "13 numbers", "over_stock"
     ),
-    "of rank 2": ratio("token", "swap", "rank 2", "over_stock"),
-    "of 64 x 8, over rank 8": ratio("token", "swap", TALL, "over_stock"),
+    "of rank 2": ratio("swap", "", "rank 2", "over_stock"),
+    "of 64 x 8, over rank 8": ratio("swap", "", TALL, "over_stock"),
     "**token** of the base, llama.cpp": ratio("token", "token", "base", ""),
     "with 13 numbers, over the base": ratio("token", "token", "13 numbers", "over_base"),
     "with rank 2": ratio("token", "token", "rank 2", "over_base"),
