@@ -141,20 +141,9 @@ def load_model(
     **options: Any,
 ) -> Any:
     """Return the deployed model; answers in contexts of their own need no larger one than the default."""
-    from .. import load_bundle, runtime
-    from ..formats.gguf import GGUFFile
+    from .. import runtime
 
     chosen = runtime.engine_of(bundle, engine)
-    if chosen == "llama" and n_ctx > CONTEXT:  # would take memory for all; ONNX Runtime takes the model's own
-        found = load_bundle(bundle)
-        found.check_base()
-        base = GGUFFile(found.base)
-        longest = base.value(f"{base.architecture}.context_length", int, n_ctx)
-        if n_ctx > max(longest, CONTEXT):
-            raise console.CommandError(
-                f"a context of {n_ctx:,} tokens (--n-ctx) is longer than the {longest:,} that the model was "
-                "made for: ask for fewer, or for 0, which is all of them"
-            )
     options["n_ctx"] = n_ctx
     if threads is not None:
         options |= {"n_threads": threads, **({"n_threads_batch": threads} if chosen == "llama" else {})}

@@ -108,9 +108,7 @@ def test_a_prompt_that_does_not_fit(cli: Cli, smollm2_bundle: Path) -> None:
     cli(*chat, stdin=b"word " * 300).refused("256", "/clear")
 
 
-def test_a_context_that_no_model_has(cli: Cli, smollm2_bundle: Path) -> None:
-    for command in (("run", smollm2_bundle, "Hello"), ("chat", smollm2_bundle)):
-        cli(*command, "--n-ctx", 10**9).refused("1,000,000,000 tokens (--n-ctx)", "the 8,192 that the model")
+def test_a_temperature_that_is_none(cli: Cli, smollm2_bundle: Path) -> None:
     cli("run", smollm2_bundle, "Hello", "--temperature", "inf").misused("--temperature", "finite")
 
 

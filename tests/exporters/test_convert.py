@@ -4,14 +4,6 @@ our runtime makes of the vector. ONNX Runtime's own format: tests/formats/test_o
 from __future__ import annotations
 
 import copy
-import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +12,6 @@ import llama_cpp
 import models
 import numpy as np
 import pytest
-import smollm2
 import support
 from peft import PeftModel
 
@@ -135,51 +126,3 @@ def test_of_another_model(world: World, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="another model"):
         convert.write_peft_lora(basis, vector, tmp_path / "lora", wider)
     assert not (tmp_path / "lora").exists()
-
-
-def server() -> str | None:
-    """Where llama-server is: named, beside the Python of the tests (`make llama-server`), or on the path."""
-    named = os.environ.get("LLAMA_SERVER")
-    return named or shutil.which("llama-server", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(server() is None, reason="there is no llama-server: make llama-server builds one")
-def test_llama_server_says_what_our_runtime_says(smollm2_gguf: Path, tmp_path: Path) -> None:
-    bundle = smollm2.f32_bundle(smollm2_gguf)
-    basis = load_bundle(bundle).basis(rank=8)
-    vector = MicroVector.random(basis, 5.0, seed=3)
-    convert.write_gguf_lora(basis, vector, tmp_path / "v.gguf")
-    llm = runtime.load(bundle, **{**OPTIONS, "n_ctx": 512, "logits_all": False})
-    plain = llm(PROMPT, max_tokens=24, temperature=0)["choices"][0]["text"]
-    llm.swap(vector.to_bytes(basis))
-    expected = llm(PROMPT, max_tokens=24, temperature=0)["choices"][0]["text"]
-    llm.close()
-    assert expected != plain
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    command = [str(server()), "-m", str(bundle / "base.gguf"), "--lora", str(tmp_path / "v.gguf")]
-    command += ["--host", "127.0.0.1", "--port", port, "-c", "512", "-np", "1", "-t", "1", "-tb", "1"]
-    command += ["-ctk", "f32", "-ctv", "f32", "-ngl", "0"]
-    body = json.dumps({"prompt": PROMPT, "n_predict": 24, "temperature": 0}).encode()
-    with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        end = time.monotonic() + 240
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > end:
-                    output = (tmp_path / "log").read_text(errors="replace")
-                    pytest.fail(f"llama-server did not start: {output[-2000:]}")
-                time.sleep(0.3)
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/completion", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=240) as answer:
-            assert json.load(answer)["content"] == expected
-    finally:
-        process.terminate()
-        process.wait(30)
