@@ -96,16 +96,17 @@ class Batch:
         contexts: int | None = None,
     ) -> None:
         self.llm = llm
-        self._n_ctx, self._threads = n_ctx_seq, n_threads or cores()
-        self.contexts = 1 if llm.one_engine else max(1, min(self._threads, contexts or sequences // _FEWEST))
+        self._n_ctx, threads = n_ctx_seq, n_threads or cores()
+        self.contexts = 1 if llm.one_engine else max(1, min(threads, contexts or sequences // _FEWEST))
         self._rows = -(-sequences // self.contexts)
         self._cells = self._rows * (n_ctx_seq - shared + _SLACK) + shared
         self._turn = threading.RLock()  # whose call it is
-        threads = self._threads // self.contexts
         self._loops: list[Loop] = []
         try:
             for _ in range(self.contexts):
-                engine = llm.engine(rows=self._rows, n_ctx=n_ctx_seq, n_threads=threads, cells=self._cells)
+                engine = llm.engine(
+                    rows=self._rows, n_ctx=n_ctx_seq, n_threads=threads // self.contexts, cells=self._cells
+                )
                 self._loops.append(Loop([engine], closed=_CLOSED, exact=False))
         except BaseException:
             self.close()
@@ -325,11 +326,10 @@ class Batch:
         until = None if seconds is None else time.monotonic() + seconds
         with self._turn:
             shares, most = self._shares(works), self._room(works)
-            threads = max(1, self._threads // max(1, min(len(shares), self.contexts)))
             ahead, in_loop, left = iter(shares), dict[W, Loop](), Counter[Loop]()
 
             def give(loop: Loop) -> None:  # each begins alike: the same vector scores the same
-                loop.prepare(most=most, n_threads=threads)
+                loop.prepare(most)
                 share = next(ahead, [])
                 in_loop.update(dict.fromkeys(share, loop))
                 left[loop] = len(share)

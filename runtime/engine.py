@@ -85,9 +85,6 @@ class Engine(Protocol):
     def purge(self, row: int) -> None:
         """Empty a row whose logits were not finite, and those that share memory with it."""
 
-    def use(self, n_threads: int) -> None:
-        """Compute with so many threads from now on, where the engine can."""
-
     def close(self) -> None:
         """Free it. Again is fine."""
 

@@ -319,8 +319,8 @@ class Loop:
         with self._changed:
             self._waiting.remove(work.who, work)
 
-    def prepare(self, *, most: int, n_threads: int) -> None:
-        """Empty all rows while nothing runs, and set how many are used, and with how many threads each.
+    def prepare(self, most: int) -> None:
+        """Empty all rows while nothing runs, and set how many are used of each engine.
 
         Raises:
             TinyLoraError: the loop is closed.
@@ -329,8 +329,6 @@ class Loop:
             if self._closed:
                 raise TinyLoraError(self._message)
             self._most = most
-            for engine in self.engines:
-                engine.use(n_threads)
             for slot in self._slots:
                 slot.tenant, slot.used = "", 0
                 slot.engine.cut(slot.row, 0)

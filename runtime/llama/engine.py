@@ -162,10 +162,6 @@ class LlamaEngine:
         self.evaluate([Part(row, [0] * length, 0)])
         self.cut(row, 0)
 
-    def use(self, n_threads: int) -> None:
-        """See `Engine`."""
-        llama_cpp.llama_set_n_threads(self._context, n_threads, n_threads)
-
     def close(self) -> None:
         """Free the context. Again is fine."""
         context, self._context = self._context, None

@@ -136,9 +136,6 @@ class OnnxEngine:
         """See `Engine`: the others stay."""
         self.cut(row, 0)
 
-    def use(self, n_threads: int) -> None:
-        """Nothing: the threads are those of the session."""
-
     def close(self) -> None:
         """Free the cells; the session is others'. Again is fine."""
         self._cells = self._step_binding = None
