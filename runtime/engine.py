@@ -97,10 +97,6 @@ class Tokenizer(Protocol):
         """Whether the model renders chat messages."""
 
     @property
-    def longest_token(self) -> int:
-        """Bytes of the longest token."""
-
-    @property
     def eos_token(self) -> int:
         """The token that ends a text without a chat."""
 

@@ -41,8 +41,8 @@ _SLOTS, _MIXED_SLOTS = 4, 16
 """Rows of an engine unless told otherwise. Where they share evaluations, more of them take longer for each
 token of everybody's."""
 
-_USUAL = 4
-"""Bytes of a token, about. A prompt of no more than that for each token of the context is not looked at."""
+_BYTES = 32
+"""Of a prompt for each token of the context, at most: texts have 4 or so."""
 
 _UNBROKEN = 1 << 10
 """Characters of one kind, letters say, without another between them: tokenizers take them as one word, in
@@ -261,9 +261,7 @@ class Pool:
         parts = [prompt] if isinstance(prompt, str) else [each.get("content") or "" for each in prompt]
         texts = [*map(str, [*parts, *tools])]
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-        if size > _USUAL * self.n_ctx and size > (
-            most := self.n_ctx * self.model.chat_tokenizer.longest_token
-        ):
+        if size > (most := _BYTES * self.n_ctx):
             raise too_long(f"{size:,} bytes", f"{self.n_ctx} tokens, of {most:,} bytes at most,")
         longest = max((len(run[0]) for text in texts for run in _RUN.finditer(text)), default=0)
         if longest > _UNBROKEN:

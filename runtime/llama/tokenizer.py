@@ -119,11 +119,6 @@ class LlamaTokenizer:
         """See `Tokenizer`."""
         return int(llama_cpp.llama_vocab_eos(self._vocab))
 
-    @cached_property
-    def longest_token(self) -> int:
-        """See `Tokenizer`."""
-        return max(len(self.data(token)) for token in range(self._size))
-
     # Grammars
 
     @cached_property

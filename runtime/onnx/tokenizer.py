@@ -165,11 +165,6 @@ class OnnxTokenizer:
         return str(self.open.decode(np.asarray(tokens, np.int32)))
 
     @cached_property
-    def longest_token(self) -> int:
-        """See `Tokenizer`."""
-        return max(len(self.data(token)) for token in range(self.size))
-
-    @cached_property
     def for_grammars(self) -> LLTokenizer:
         """See `Tokenizer`."""
         from llguidance import LLTokenizer
