@@ -52,14 +52,9 @@ def changed(array: np.ndarray, *entries: tuple[object, float]) -> np.ndarray:
 EYE, NEAR = np.eye(N, dtype=np.float32), 1 - 2.0**-24
 REFUSED = {
     "a short mean": (MEAN[:3], COVARIANCE, r"mean.*\(3,\).*\(4,\)"),
-    "a flat covariance": (MEAN, COVARIANCE.reshape(-1), r"covariance.*\(16,\).*\(4, 4\)"),
-    "float64": (MEAN, COVARIANCE.astype(np.float64), "float64.*expected finite float32"),
     "NaN": (changed(MEAN, (2, np.nan)), COVARIANCE, "mean.*finite"),
-    "infinity": (MEAN, changed(COVARIANCE, ((1, 2), np.inf)), "covariance.*finite"),
     "no variance": (MEAN, changed(COVARIANCE, ((1, 1), 0)), "variance that is not above 0"),
-    "a negative variance": (MEAN, changed(COVARIANCE, ((3, 3), -2)), "variance that is not above 0"),
     "not symmetric": (MEAN, changed(COVARIANCE, ((0, 1), 9)), "not symmetric"),
-    "not definite": (MEAN, changed(EYE, ((0, 1), 2), ((1, 0), 2)), "not positive definite.*is 0 of"),
     "singular": (MEAN, np.ones((N, N), np.float32), "not positive definite"),
     "definite by rounding alone": (
         MEAN,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from tinylora_edge.tasks import Completion, Sample
@@ -14,10 +13,6 @@ def completed(text: str, *, ended: bool = True) -> Completion:
 
 def question(text: str, answer: str | None = None, **data: Any) -> Sample:
     return Sample(({"role": "user", "content": text},), answer, data)
-
-
-def normalized(text: str) -> str:
-    return " ".join(re.findall(r"[a-z0-9]+", text.casefold()))
 
 
 RIVER = question("What is a river? Answer in a few words.")

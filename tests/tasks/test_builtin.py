@@ -96,9 +96,7 @@ def test_snips_holds_utterances_out_and_has_the_intents_of_its_calls() -> None:
     assert (len(intents.train), intents.reward) == (490, snips.reward)
 
 
-# All of them
-
-PIECES = ["pig", "oven", "a", "is", "7", ".", "-", ",", "\n", '"', "- ", "Answer:", "{", "}", '"name"', "PIG"]
+PIECES = ["pig", "oven", "a", "is", "7", ".", "-", "\n", '"', "Answer:", "{", "PIG"]
 ANSWERS = st.lists(st.sampled_from(PIECES), max_size=30).map(" ".join)
 
 

@@ -12,7 +12,7 @@ from answers import completed, question
 
 from tinylora_edge import TrainError
 from tinylora_edge.tasks import Sample, Task, load_task, rewards
-from tinylora_edge.tasks.rewards import REWARDS, parse_reward
+from tinylora_edge.tasks.rewards import REWARDS
 
 Write = Callable[..., Path]
 
@@ -87,13 +87,6 @@ def test_the_reward_is_read_off_the_answers(
         )
 
 
-def test_free_text_has_no_reward_for_a_completion(write: Write) -> None:
-    task = load_task(write(*STORIES))
-    assert task.reward is parse_reward("text") is rewards.text
-    with pytest.raises(TrainError, match=r"text has no reward for a completion: .*learned by SFT"):
-        task.score(completed("The fox slept."), task.train[0])
-
-
 CALL = question(
     'Wake me at 6 on Monday. Answer as {"name": "alarm", "arguments": {"hour": 5, "day": "Monday"}}',
     json.dumps({"name": "alarm", "arguments": {"hour": 6, "day": "Monday"}}),
@@ -106,16 +99,12 @@ CALL = question(
         ('{"arguments": {"day":"Monday","hour":6.0},\n "name":"alarm"}', 1, 1),
         ('```json\n{"name": "alarm", "arguments": {"hour": 6, "day": "Monday"}}\n```', 1, 1),
         ('{"name": "alarm", "arguments": {"hour": 7, "day": "Monday"}}', 0, 2 / 3),
-        ('{"name": "alarm", "arguments": {"hour": "6", "day": "Monday"}}', 0, 2 / 3),
         ('{"name": "alarm", "arguments": {}}', 0, 1 / 4),
         ('{"name": "alarm", "arguments": {"hour": 6, "day": "Monday", "week": 1}}', 0, 3 / 4),
-        ("{}", 0, 0),
-        ("6", 0, 0),
         ("", 0, 0),
         ('{"name": "alarm", "name": "alarm"}', 0, 0),
         ('{"name": "alarm", "arguments": {"hour": 5, "day": "Monday"}}', 0, 0),  # it stands in the prompt
         (CALL.text, 0, 0),
-        ('{"name": "alarm"} {"name": "alarm"}', 0, 0),
         ('{"a":' * 900 + "1" + "}" * 900, 0, 0),
     ],
 )
@@ -136,9 +125,7 @@ CALLED = '<tool_call>\n{"name": "wave", "arguments": {"hands": 2}}\n</tool_call>
     ("answer", "right", "wrong"),
     [
         ('{"on": true}', ['{"on":true}'], ['{"on": 1}', '{"on": "true"}']),
-        ("{ }", ["{}"], ["[]", "", "0"]),
         ("[1e400]", ["[10e399]"], ["[1e999]", "[1e401]", "[Infinity]", "[9e9999999999999999999]"]),
-        ("[0.1]", ["[0.10]", "[1e-1]"], ["[0.10000000000000000001]", f"[0.1{99 * '0'}]"]),
         ("[9007199254740992]", ["[9007199254740992.0]"], ["[9007199254740993.0]"]),
         ('{"x": [1]}', ['{"x": [1.0]}'], ['{"x": [1], "x": [1]}', '{"x": NaN}', f'{{"x": {"9" * 10_000}}}']),
         (CALLED, [CALLED], ['{"<tool_call>": [["wave", {"hands": 2}]]}', '[[["wave", {"hands": 2}]]]']),
@@ -154,7 +141,6 @@ def test_json_is_compared_exactly(answer: str, right: list[str], wrong: list[str
     [
         ("\n lost or stolen card ", True, 1),
         ("lost or stolen card", False, 0),
-        ("lost or stolen card.", True, 0),
         ("The topic is: lost or stolen card", True, 0),
         ("", True, 0),
     ],
@@ -193,12 +179,6 @@ def test_a_schema_that_does_not_suit(write: Write, schema: str, message: str) ->
         load_task(write(*CALLS), schema=schema)
 
 
-def test_a_thousand_labels_are_the_most(write: Write) -> None:
-    rows = [{"prompt": f"Item {number}", "answer": f"shelf {number // 2}"} for number in range(2002)]
-    with pytest.raises(TrainError, match="1,001 different answers, expected 1,000 labels at most"):
-        load_task(write(*rows), schema="label")
-
-
 # What its user should know
 
 
@@ -221,18 +201,6 @@ def test_what_is_measured_is_dropped_from_training(write: Write) -> None:
     task = load_task(path, drop_duplicates=True)
     assert (len(task.train), len(task.held_out), len(task.shifted)) == (14, 3, 3)
     assert task.notes[0] == "left out 6 lines whose prompt is measured on, too"
-
-
-def test_labels_most_of_which_are_json(write: Write) -> None:
-    rows = [{"prompt": f"{n}?", "answer": '{"x": NaN}' if n % 10 == 0 else '{"x": 1}'} for n in range(60)]
-    assert """; 54 are JSON, but '{"x": NaN}' is not""" in load_task(write(*rows)).notes[0]
-
-
-def test_labels_that_are_never_trained_on(write: Write) -> None:
-    rows = [{**row, "split": "held_out" if row["answer"] == TOPICS[1] else "train"} for row in UTTERANCES]
-    assert (
-        load_task(write(*rows)).notes[-1] == "1 of these answers are never trained on, such as 'card linking'"
-    )
 
 
 # What is wrong with it

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from answers import LOOPS, NOTHING, RIVER, completed, question
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tinylora_edge import TrainError
 from tinylora_edge.tasks import Sample, rewards
@@ -97,20 +94,8 @@ def test_a_word_keeps_its_marks(text: str) -> None:
 
 # Names
 
-NONE = [
-    "",
-    "0.5",
-    "politeness",
-    "max_words",
-    "max_words(x)",
-    f"max_words({'1' * 4000})",
-    "label(3)",
-    "regex(x)",
-]
-SUMS = ["0.5*max_words(12)+0.5*label", "-label", "(label)"]
 
-
-@pytest.mark.parametrize("text", [*NONE, "0.5*max_words(12)+0.5*label", "(label)"])
+@pytest.mark.parametrize("text", ["", "0.5", "max_words", "max_words(x)", "label(3)", "regex(x)", "(label)"])
 def test_an_error_lists_what_exists(text: str) -> None:
     with pytest.raises(TrainError, match="there is no reward") as caught:
         parse_reward(text)
@@ -153,9 +138,3 @@ def test_a_python_callable_is_a_reward(my_rewards: Path) -> None:
 def test_a_reward_that_cannot_be_had(my_rewards: Path, text: str, message: str) -> None:
     with pytest.raises(TrainError, match=re.escape(message)):
         parse_reward(text)
-
-
-@given(st.text(max_size=40) | st.text("():'\"regexmax_words[9{", max_size=40))
-def test_any_text_is_a_reward_or_a_train_error(text: str) -> None:
-    with suppress(TrainError):  # and no other error
-        assert callable(parse_reward(text))

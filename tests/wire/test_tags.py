@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from tinylora_edge import (
     Crc32,
@@ -120,32 +120,25 @@ def test_pem_is_openssl_s_both_ways():
     assert Ed25519Verifier.from_pem(pem(KEY.public_key())).id == Ed25519Verifier(RAW_PUBLIC).id
 
 
-def test_the_keys_of_rfc_8410():
-    assert Ed25519Signer.from_pem(RFC_PRIVATE).id == Ed25519Verifier.from_pem(RFC_PUBLIC).id
-
-
-@pytest.mark.parametrize(
-    "edit", [str.strip, lambda t: t.replace("\n", "\r\n"), lambda t: f"note\n\n{t}\nnote"]
-)
-def test_what_mail_and_editors_do_to_it_is_forgiven(edit):
-    assert Ed25519Verifier.from_pem(edit(RFC_PUBLIC)).id == Ed25519Verifier.from_pem(RFC_PUBLIC).id
+def test_the_keys_of_rfc_8410_and_what_mail_and_editors_do_to_them():
+    known = Ed25519Signer.from_pem(RFC_PRIVATE).id
+    for text in (
+        RFC_PUBLIC,
+        RFC_PUBLIC.strip(),
+        RFC_PUBLIC.replace("\n", "\r\n"),
+        f"note\n\n{RFC_PUBLIC}\nnote",
+    ):
+        assert Ed25519Verifier.from_pem(text).id == known
 
 
 @pytest.mark.parametrize(
     ("read", "text", "message"),
     [
         (Ed25519Verifier.from_pem, b"", "found none"),
-        (Ed25519Verifier.from_pem, b"\xff\xfe\x00", "found none"),
         (Ed25519Verifier.from_pem, RFC_PUBLIC + RFC_PUBLIC, "found PUBLIC KEY and PUBLIC KEY"),
         (Ed25519Verifier.from_pem, RFC_PRIVATE, "expected one PUBLIC KEY in PEM, but found PRIVATE KEY"),
         (Ed25519Verifier.from_pem, pem(P256.public_key()), "of another algorithm"),
-        (
-            Ed25519Verifier.from_pem,
-            pem(x25519.X25519PrivateKey.generate().public_key()),
-            "of another algorithm",
-        ),
         (Ed25519Verifier.from_pem, RFC_PUBLIC.replace("MCow", "MCo*"), "damaged"),
-        (Ed25519Verifier.from_pem, RFC_PUBLIC.replace("ZuE=", ""), "damaged"),
         (Ed25519Verifier.from_pem, b"-" * 5000, "5000 bytes"),
         (Ed25519Signer.from_pem, RFC_PUBLIC, "expected one PRIVATE KEY in PEM, but found PUBLIC KEY"),
         (
@@ -153,7 +146,6 @@ def test_what_mail_and_editors_do_to_it_is_forgiven(edit):
             pem(KEY, password=b"secret"),
             "Decrypt an ENCRYPTED one first: openssl pkey",
         ),
-        (Ed25519Signer.from_pem, pem(P256), "of another algorithm"),
         *((Hmac.from_hex, text, "even number") for text in ("abc", "")),
         (Hmac.from_hex, "zz" * 16, "'zzzzz'"),
         (Hmac.from_hex, "ab" * 15, "15 bytes"),

@@ -47,10 +47,8 @@ def test_decode_returns_bytes_or_one_kind_of_error(data):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty"),
         ("tinylora:", "is empty"),
         ("ab+/cdefghijklmnop", r"has b'\+'"),
-        ("naïve", "has b"),
         ("abcde", "cut on its way"),
         ("zzzzzzzzzzzzzzzzzzzzzh", "cut on its way"),  # bits that no encoder writes
         ("A" * (TEXT_CHARACTERS + 1), "more than"),
