@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .. import MicroVector, TinyLoraError
-from ..wire import users
+from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, vectors
 from . import options as opts
 from .run import answer, messages, take_any_bytes, write
@@ -42,7 +42,7 @@ def chat(
     engine: opts.EngineOption = None,
     system: opts.MessageOption = None,
     keys: opts.KeysOption = None,
-    user: opts.UserOption = users.DEFAULT_USER,
+    user: opts.UserOption = DEFAULT_USER,
 ) -> None:
     """Talk with the model, and change its vector on the way.
 
@@ -56,7 +56,7 @@ def chat(
     """
     if vectors.STREAM in (vector or ()):
         raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
-    policy, user = keyfiles.policy(keys), users.bound_name(user)
+    policy, user = keyfiles.policy(keys), bound_name(user)
     frames = vectors.read_stack(vector)
     with console.progress("loading the model"):
         llm = opts.load_model(bundle, engine, threads, n_ctx=n_ctx, vector=frames, policy=policy, user=user)

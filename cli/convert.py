@@ -10,7 +10,7 @@ import typer
 
 from .. import load_bundle
 from ..formats.onnx_adapter import to_adapter
-from ..wire import users
+from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, vectors
 from . import options as opts
 
@@ -24,7 +24,7 @@ def convert(
     output: opts.OutputOption,
     model: Annotated[Path | None, typer.Option(metavar="DIR", help="With --to peft: the model.")] = None,
     keys: opts.KeysOption = None,
-    user: opts.UserOption = users.DEFAULT_USER,
+    user: opts.UserOption = DEFAULT_USER,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Convert a vector to a format of other programs. It has no tag there, nor a user.
@@ -48,7 +48,7 @@ def convert(
         vectors.check_target(output, as_json=as_json)
     base = _base(bundle) if to == "gguf" else None
     bases = vectors.find_bases(bundle)
-    vector = keyfiles.policy(keys).check(vectors.read(source), bases, user=users.bound_name(user))
+    vector = keyfiles.policy(keys).check(vectors.read(source), bases, user=bound_name(user))
     basis = bases.of(vector)
     if to == "onnx-adapter":
         vectors.write(output, to_adapter(vector, basis))

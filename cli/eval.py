@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import TrainError
-from ..wire import users
+from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, results, vectors
 from . import options as opts
 
@@ -37,7 +37,7 @@ def evaluate(
     engine: opts.EngineOption = None,
     threads: opts.ThreadsOption = None,
     keys: opts.KeysOption = None,
-    user: opts.UserOption = users.DEFAULT_USER,
+    user: opts.UserOption = DEFAULT_USER,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Measure a vector on held-out prompts in the deployed runtime, paired with the base.
@@ -63,7 +63,7 @@ def evaluate(
 
     if drift and vector is None:
         raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
-    policy, user = keyfiles.policy(keys), users.bound_name(user)
+    policy, user = keyfiles.policy(keys), bound_name(user)
     frames = vectors.read_stack(vector)
     limits: dict[str, Any] = {"held_out": number, "max_tokens": max_tokens}
     loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates, **limits)

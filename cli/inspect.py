@@ -11,7 +11,7 @@ from .. import BasisError, Ed25519Verifier, load_bundle
 from ..formats.side_tensors import load_bases
 from ..formats.signatures import Signature, check_bundle, signature_path
 from ..shipping.links import LINKS, messages
-from ..wire import users
+from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, vectors
 from . import options as opts
 
@@ -24,7 +24,7 @@ def inspect(
     ],
     bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="What a vector is for.")] = None,
     keys: opts.KeysOption = None,
-    user: opts.UserOption = users.DEFAULT_USER,
+    user: opts.UserOption = DEFAULT_USER,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
@@ -48,7 +48,7 @@ def inspect(
         with console.progress(f"checking {path}"):
             record = _model(path, keyfiles.public_keys(keys))
     else:
-        if bundle is None and (keys or user != users.DEFAULT_USER):
+        if bundle is None and (keys or user != DEFAULT_USER):
             raise typer.BadParameter("a vector is checked with its bundle: name it", param_hint="BUNDLE")
         record = _vector(vectors.read(str(path)), bundle, keys, user)
     if as_json:
@@ -69,7 +69,7 @@ def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, user: str
     checked: dict[str, Any] = {}
     if bundle is not None:
         bases = vectors.find_bases(bundle)
-        vector = keyfiles.policy(keys).check(data, bases, user=users.bound_name(user))
+        vector = keyfiles.policy(keys).check(data, bases, user=bound_name(user))
         basis = bases.of(vector)
         checked = {
             "key": vector.verified_by,

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from .. import AdmittedVector, Bases, ChecksumError, MicroVector, Policy, SignatureError
 from ..shipping.links import qr_code
-from ..wire import expiry, tags, text, users
+from ..wire import tags, text
+from ..wire.frame import DEFAULT_USER, FIRST_DAY, bound_name
 from . import console, keyfiles, vectors
 from . import options as opts
 
@@ -33,7 +34,7 @@ def pack(
     sequence: Annotated[
         int | None, typer.Option(metavar="N", min=0, max=65535, help="Rises with each vector of a user.")
     ] = None,
-    user: opts.UserOption = users.DEFAULT_USER,
+    user: opts.UserOption = DEFAULT_USER,
     until: Annotated[
         datetime | None, typer.Option(metavar="DATE", formats=["%Y-%m-%d"], help="Last day, in UTC.")
     ] = None,
@@ -54,7 +55,7 @@ def pack(
     """
     if as_text and as_qr:
         raise typer.BadParameter("--text and --qr are two forms: pass one", param_hint="--qr")
-    bound = users.bound_name(user)
+    bound = bound_name(user)
     framing = {"key": key, "dtype": dtype, "sequence": sequence, "user": bound or None, "until": until}
     for option, value in framing.items():
         if bundle is None and value is not None:
@@ -102,7 +103,7 @@ def _check(
     keys: list[tags.Verifier] = []
     if signer is not None:
         keys = [tags.Ed25519Verifier(signer.public_key) if isinstance(signer, tags.Ed25519Signer) else signer]
-    policy = Policy("checksum", keys=keys, today=expiry.FIRST)  # what is over may be packed anew
+    policy = Policy("checksum", keys=keys, today=FIRST_DAY)  # what is over may be packed anew
     try:
         return policy.check(data, known)
     except (ChecksumError, SignatureError):

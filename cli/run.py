@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import TinyLoraError
-from ..wire import users
+from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, vectors
 from . import options as opts
 
@@ -41,7 +41,7 @@ def run_prompt(
         typer.Option("--bundle-key", metavar="FILE", help="A public key that signed the bundle. Repeatable."),
     ] = None,
     state: opts.StateOption = None,
-    user: opts.UserOption = users.DEFAULT_USER,
+    user: opts.UserOption = DEFAULT_USER,
     as_json: Annotated[bool, typer.Option("--json", help="Report the answer as JSON.")] = False,
 ) -> None:
     """Ask once, and stream the answer to stdout.
@@ -63,7 +63,7 @@ def run_prompt(
     policy, signers = keyfiles.policy(keys, state), keyfiles.public_keys(bundle_keys)
     frames = vectors.read_stack(vector)
     with console.progress("loading the model"):
-        rules: dict[str, Any] = {"policy": policy, "user": users.bound_name(user), "bundle_keys": signers}
+        rules: dict[str, Any] = {"policy": policy, "user": bound_name(user), "bundle_keys": signers}
         llm = opts.load_model(bundle, engine, threads, n_ctx=n_ctx, vector=frames, **rules)
     if prompt == vectors.STREAM:
         take_any_bytes()

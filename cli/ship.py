@@ -12,7 +12,8 @@ import typer
 from ..shipping import layout
 from ..shipping.fetch import fetch as fetch_frame
 from ..shipping.publish import publish as publish_frame
-from ..wire import frame, tags, users
+from ..wire import frame, tags
+from ..wire.frame import DEFAULT_USER, bound_name
 from ..writes import atomic_write
 from . import console, keyfiles, vectors
 from . import options as opts
@@ -22,7 +23,7 @@ def publish(
     source: opts.VectorArgument,
     bundle: opts.BasisArgument,
     to: Annotated[str, typer.Option("--to", metavar="DIR|URL", help="A directory, or what fsspec reaches.")],
-    user: opts.UserOption = users.DEFAULT_USER,
+    user: opts.UserOption = DEFAULT_USER,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Publish a frame as the newest of its user, where any web server can serve it.
@@ -51,7 +52,7 @@ def fetch(
     url: Annotated[str, typer.Argument(metavar="URL", help="Of the folder that publish wrote to.")],
     bundle: opts.BasisArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the vector goes.")],
-    user: opts.UserOption = users.DEFAULT_USER,
+    user: opts.UserOption = DEFAULT_USER,
     keys: opts.KeysOption = None,
     state: opts.StateOption = None,
     as_json: opts.JsonOption = False,
@@ -66,7 +67,7 @@ def fetch(
     """
     policy = keyfiles.policy(keys, state)
     vectors.check_folder(output)
-    bases, bound = vectors.find_bases(bundle), users.bound_name(user)
+    bases, bound = vectors.find_bases(bundle), bound_name(user)
     with console.progress(f"asking {url}"):
         data = fetch_frame(url, bases, user).data
     assert data is not None  # no ETag was sent

@@ -18,7 +18,8 @@ from ..formats.side_tensors import load_bases
 from ..limits import VECTOR_FILE_BYTES
 from ..projection import NUMBERS, RANK
 from ..vector import FIRST_SEQUENCE
-from ..wire import expiry, frame, tags, text, values
+from ..wire import frame, tags, text, values
+from ..wire.frame import day_date
 from ..writes import atomic_write
 from . import console
 
@@ -113,7 +114,7 @@ def header(data: bytes) -> dict[str, Any]:
     found: dict[str, Any] = {"bytes": length, "version": version, "dtype": dtype, "tag": tags.NAMES[kind]}
     found |= {"basis_id": frame.basis_id(data).hex(), "sequence": frame.sequence_of(data)}
     if (day := frame.day_of(data)) is not None:
-        found["until"] = expiry.day_date(day).isoformat()
+        found["until"] = day_date(day).isoformat()
     if counts:  # in q2 and q4 the basis knows them; in int8, too, where a last byte of 0 may be none
         found["count"] = counts[-1]
     return found

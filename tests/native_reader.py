@@ -31,7 +31,7 @@ from tinylora_edge import (
     VectorError,
 )
 from tinylora_edge.vector import content
-from tinylora_edge.wire import expiry
+from tinylora_edge.wire.frame import day_number
 
 NATIVE = Path(__file__).parents[1] / "native"
 SOURCE = Path(__file__).with_name("native") / "reader.c"
@@ -154,7 +154,7 @@ def agree(
     if error is not None:
         assert isinstance(error, refused(line)), (line, error, data.hex())
         return error
-    until = None if vector.until is None else expiry.day_number(vector.until)
+    until = None if vector.until is None else day_number(vector.until)
     basis = bases.of_frame(data)
     assert line == accepted(vector, basis.digest, data[0] >> 2 & 3, until), data.hex()
     assert r == [f"{basis.R(vector).astype('<f4').tobytes().hex()} {basis.projection.descriptor}"]

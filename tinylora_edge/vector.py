@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from .basis import MAX_NORM, Bases, Basis, frobenius
 from .errors import SignatureError, VectorError
 from .factors import Factors
-from .wire import expiry, frame, sequences, tags
+from .wire import frame, sequences, tags
+from .wire.frame import Clock, check_day, day_date, day_number, utc_today
 from .wire.values import BITS, SCALED, encode_values, finite
 
 LEVELS: tuple[str, ...] = ("checksum", "mac", "signature")
@@ -118,7 +119,7 @@ class MicroVector:
         signer = tags.Crc32() if tag == "crc32" else tag
         if isinstance(signer, str) or signer is None:
             raise VectorError(f"unknown tag {tag!r}: use 'crc32' or a signer")
-        last = None if until is None else expiry.day_number(until)
+        last = None if until is None else day_number(until)
         sent = values, self.dtype, self.sequence
         return frame.encode(*sent, basis.digest, signer, user=user, until=last, entries=self.entries)
 
@@ -233,7 +234,7 @@ class Policy:
         keys: Sequence[tags.Verifier] = (),
         max_norm: float = MAX_NORM,
         state: str | PathLike[str] | sequences.SequenceLog | None = None,
-        today: expiry.Clock = expiry.utc_today,
+        today: Clock = utc_today,
     ) -> None:
         if state is None:
             state = sequences.SequenceLog()
@@ -280,7 +281,7 @@ class Policy:
         received = frame.decode(data, basis.size, basis.digest, basis.entries)
         key = self._check_tag(received, bytes.fromhex(basis.digest), user)
         if received.until is not None:
-            expiry.check(received.until, self._clock)
+            check_day(received.until, self._clock)
         values = basis.values(received.values)
         r = self._r(values, basis)
         vector = AdmittedVector._with(
@@ -293,7 +294,7 @@ class Policy:
                 "r": r,
                 "verified_by": key,
                 "user": user,
-                "until": None if received.until is None else expiry.day_date(received.until),
+                "until": None if received.until is None else day_date(received.until),
             }
         )
         source = _source(basis.factors, key, user, beneath)

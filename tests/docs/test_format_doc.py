@@ -21,10 +21,11 @@ from tinylora_edge.formats import side_tensors, signatures
 from tinylora_edge.modules import KINDS
 from tinylora_edge.projection import project
 from tinylora_edge.shipping import layout
-from tinylora_edge.wire import expiry, tags, users
 from tinylora_edge.wire import frame as _frame
+from tinylora_edge.wire import tags
 from tinylora_edge.wire import text as _text
 from tinylora_edge.wire import values as _values
+from tinylora_edge.wire.frame import DEFAULT_USER, FIRST_DAY, LAST_DAY
 
 PAGE = Path(__file__).parents[2] / "docs" / "FORMAT.md"
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -198,11 +199,11 @@ def test_test_frames() -> None:
     for version, name, dtype, tag, size, text in later:
         frame, stream = bytes.fromhex(text), "" if name == "without a name" else name
         vector = MicroVector(values, dtype, 7, basis.digest)
-        until = expiry.LAST if version == "3" else None
+        until = LAST_DAY if version == "3" else None
         assert len(frame) == int(size)
         assert vector.to_bytes(basis, signers[tag], user=stream, until=until) == frame
         assert policy.check(frame, basis, user=stream) == vector
-    assert f"65535, which is {expiry.LAST}" in section("Test frames")
+    assert f"65535, which is {LAST_DAY}" in section("Test frames")
 
 
 def test_bits_a_number() -> None:
@@ -243,7 +244,7 @@ def test_texts() -> None:
 def test_published_path() -> None:
     text = " ".join(section("Published vectors").split())
     basis, sequence = frame_digest()[:8], int.from_bytes(taken_apart()[5:7], "little")
-    assert f"`{layout.numbered(basis, users.DEFAULT_USER, sequence)}`" in text
+    assert f"`{layout.numbered(basis, DEFAULT_USER, sequence)}`" in text
     assert f"<user>/{layout.LATEST} " in text
     (longest,) = re.findall(r"1 to (\d+) characters", text)
     layout.directory(basis, "a" * int(longest))
@@ -274,9 +275,9 @@ def test_a_state_file(tmp_path: Path) -> None:
     text = section("State files")
     version = int(re.search(r'^    {"format": (\d), "sha256"', text, re.M).group(1))
     basis, key = support.random_basis(), tags.Hmac(bytes(32))
-    policy = Policy(keys=[key], state=tmp_path / "state", today=expiry.FIRST)
+    policy = Policy(keys=[key], state=tmp_path / "state", today=FIRST_DAY)
     vector = MicroVector([0.5, -1], "int8", 7)
-    with policy.admit(vector.to_bytes(basis, key, user="alice", until=expiry.LAST), basis, user="alice"):
+    with policy.admit(vector.to_bytes(basis, key, user="alice", until=LAST_DAY), basis, user="alice"):
         pass
     found = json.loads((tmp_path / "state").read_bytes())
     hashed = f"{basis.digest}\nint8\n".encode() + vector.values.astype("<f4").tobytes()

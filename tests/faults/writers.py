@@ -32,7 +32,8 @@ from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.shipping import layout
 from tinylora_edge.shipping.publish import publish
 from tinylora_edge.train import trainer
-from tinylora_edge.wire import tags, users
+from tinylora_edge.wire import tags
+from tinylora_edge.wire.frame import DEFAULT_USER
 from tinylora_edge.writes import atomic_write
 
 BASIS = support.random_basis(blocks=1, kinds=("attn_q",), groups=1, n_in=8, n_out=6)
@@ -214,9 +215,9 @@ def _act_publish(folder: Path, progress: Progress) -> None:
 
 
 def _check_publish(folder: Path, done: int) -> None:
-    latest = sequence_of((folder / "site" / layout.latest(BASES.id, users.DEFAULT_USER)).read_bytes())
+    latest = sequence_of((folder / "site" / layout.latest(BASES.id, DEFAULT_USER)).read_bytes())
     assert 5 + done <= latest <= 7
-    numbered = folder / "site" / layout.numbered(BASES.id, users.DEFAULT_USER, latest)
+    numbered = folder / "site" / layout.numbered(BASES.id, DEFAULT_USER, latest)
     assert sequence_of(numbered.read_bytes()) == latest
 
 

@@ -20,7 +20,8 @@ import support
 from tinylora_edge import Basis, Hmac, MicroVector, load_bundle, runtime
 from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.formats.side_tensors import fingerprint
-from tinylora_edge.wire import expiry, text
+from tinylora_edge.wire import text
+from tinylora_edge.wire.frame import day_date
 
 KEY = bytes(range(32))
 PROMPT = smollm2.PROMPTS[1]
@@ -98,7 +99,7 @@ def test_what_it_refuses(personalize: Program, smollm2_bundle: Path, tmp_path: P
     frame, cut = framed(basis), tmp_path / "cut.gguf"
     cut.write_bytes(side.read_bytes()[:-64])
     signed = framed(basis, 7, Hmac(KEY), user="alice")
-    old = framed(basis, 7, Hmac(KEY), until=expiry.day_date(1))
+    old = framed(basis, 7, Hmac(KEY), until=day_date(1))
     key, none = ("--key", KEY.hex()), f"none of the {len(bases)} of factors {bases.factors.digest[:8]}"
     cases = [
         ((base, side, framed(support.random_basis(blocks=5))), none),

@@ -16,7 +16,7 @@ from typing import Any
 from ..basis import Bases
 from ..errors import RequestError, StoreError
 from ..vector import Policy
-from ..wire import users
+from ..wire.frame import DEFAULT_USER, RULE, is_portable
 from ..wire.sequences import Accepted, SequenceLog, Source
 
 _APPLICATION = 0x544C4556  # "TLEV": SQLite keeps it in the file's header
@@ -49,15 +49,15 @@ class Stored:
 
 def is_user(name: str) -> bool:
     """Whether a user may have this name."""
-    return users.is_portable(name) and name != users.DEFAULT_USER
+    return is_portable(name) and name != DEFAULT_USER
 
 
 def check_user(name: str) -> str:
     """Return the name of a user, if it is one. RequestError: it is none."""
     if not is_user(name):
         raise RequestError(
-            f"{name[:80]!r} is no name of a user: {users.RULE}, and not "
-            f"{users.DEFAULT_USER!r}, which stands for the user without a name",
+            f"{name[:80]!r} is no name of a user: {RULE}, and not "
+            f"{DEFAULT_USER!r}, which stands for the user without a name",
             param="user",
         )
     return name

@@ -22,7 +22,8 @@ from urllib.parse import SplitResult, quote, urlsplit
 from ..basis import Bases
 from ..errors import TransferError
 from ..version import __version__
-from ..wire import frame, users
+from ..wire import frame
+from ..wire.frame import DEFAULT_USER
 from . import layout
 
 _IDLE_S = 30.0
@@ -51,7 +52,7 @@ class _AgainError(Exception):
 def fetch(
     url: str,
     bases: Bases,
-    user: str = users.DEFAULT_USER,
+    user: str = DEFAULT_USER,
     *,
     etag: str | None = None,
     deadline: float = 300.0,

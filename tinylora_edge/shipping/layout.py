@@ -11,15 +11,15 @@ nothing is new, an answer without a body.
 from __future__ import annotations
 
 from ..errors import TransferError
-from ..wire import users
+from ..wire.frame import RULE, is_portable
 
 LATEST = "latest"
 
 
 def directory(factors_id: str, user: str) -> str:
     """Return the folder of a user; TransferError where the name is not safe in a path and an address."""
-    if not users.is_portable(user):
-        raise TransferError(f"user {user!r} is no name that is safe in a path: {users.RULE}")
+    if not is_portable(user):
+        raise TransferError(f"user {user!r} is no name that is safe in a path: {RULE}")
     return f"{factors_id}/{user}"
 
 

@@ -9,7 +9,8 @@ from ..basis import Bases
 from ..errors import MissingExtraError, TransferError, VectorError
 from ..limits import VECTOR_FILE_BYTES
 from ..wire import frame as wire
-from ..wire import tags, users
+from ..wire import tags
+from ..wire.frame import DEFAULT_USER, bound_name
 from ..writes import atomic_write
 from . import layout
 
@@ -28,7 +29,7 @@ class Published(NamedTuple):
     changed: bool
 
 
-def publish(frame: bytes, bases: Bases, to: str, *, user: str = users.DEFAULT_USER) -> Published:
+def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) -> Published:
     """Publish a frame as the newest of its user.
 
     Its sequence is not lower than the newest one's, and an equal one has the same bytes: devices would refuse
@@ -51,7 +52,7 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = users.DEFAULT_US
     decoded = wire.decode(frame, basis.size, basis.digest, basis.entries)
     sequence = decoded.sequence
     if decoded.kind == tags.CRC32:
-        wire.check_tag(decoded, users.bound_name(user), bytes.fromhex(basis.digest), ())
+        wire.check_tag(decoded, bound_name(user), bytes.fromhex(basis.digest), ())
     target = _Remote(to) if "://" in to else _Directory(to)
     latest, numbered = layout.latest(bases.id, user), layout.numbered(bases.id, user, sequence)
     newest, there = target.read(latest), target.read(numbered)

@@ -9,16 +9,19 @@ follows from its first bytes and its basis.
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BasisMismatchError, ChecksumError, FrameError, SignatureError
+from ..errors import BasisMismatchError, ChecksumError, ExpiredError, FrameError, SignatureError, VectorError
+from ..limits import USER_CHARACTERS
 from . import tags
-from .users import encoded
 from .values import BITS, DTYPES, Entries, decode_values, encode_values, payload_bytes
 
 BOUND, LOW = 2, 4
@@ -43,7 +46,7 @@ class Frame:
 
 def message(user: str, digest: bytes, body: bytes) -> bytes:
     """Return what a tag is computed over; `body` is all before it. FrameError: the user's name is none."""
-    return hashlib.sha256(b"tinylora stream 2\n" + encoded(user)).digest() + digest + body
+    return hashlib.sha256(b"tinylora stream 2\n" + _encoded(user)).digest() + digest + body
 
 
 def check_tag(received: Frame, user: str, digest: bytes, keys: Sequence[tags.Verifier]) -> str:
@@ -83,7 +86,7 @@ def encode(
 ) -> bytes:
     """Return the frame of values [n] that `dtype` can carry, with a sequence from 0 to 65535.
 
-    `until` numbers its last day (`expiry`); `entries`: (M, p, q) of R. FrameError: the user's name is none
+    `until` numbers its last day; `entries`: (M, p, q) of R. FrameError: the user's name is none
     that a policy keeps.
     """
     basis, low = bytes.fromhex(digest), dtype in BITS
@@ -178,3 +181,85 @@ def frame_bytes(size: int, dtype: str, kind: int, *, dated: bool = False, entrie
 def longest(size: int) -> int:
     """Length of the longest frame of `size` values: in fp32, as no column has less than a value."""
     return frame_bytes(size, "fp32", tags.ED25519, dated=True)
+
+
+# Whose a vector is: a frame is bound to the name, and a published one lies under it
+
+DEFAULT_USER = "default"
+"""What the user without a name is called where one is needed: in a path, on the command line."""
+
+RULE = "use 1 to 64 of A-Z a-z 0-9 . _ and -, beginning with a letter or digit"
+"""The rule of `is_portable`, for errors."""
+
+_PORTABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+
+
+def is_portable(user: str) -> bool:
+    """Tell whether a name is safe in a path and an address: that of a user who can be published or served."""
+    return _PORTABLE.match(user) is not None
+
+
+def bound_name(user: str) -> str:
+    """Return the name that frames of a published user are bound to: the default one is without a name."""
+    return "" if user == DEFAULT_USER else user
+
+
+def _encoded(user: str) -> bytes:
+    """Return a name as a tag is computed over it; FrameError where a policy could not keep it."""
+    if len(user) > USER_CHARACTERS:
+        raise FrameError(
+            f"the user {user[:40]!r}... has {len(user)} characters, and a name has at most "
+            f"{USER_CHARACTERS}: choose a shorter one"
+        )
+    try:
+        return user.encode()
+    except UnicodeEncodeError:
+        raise FrameError(f"the user {user[:40]!r} is no name: it has parts of characters") from None
+
+
+# The last day on which a frame may be accepted: a number from 0 to 65535, of days since 2026-01-01 in UTC
+
+FIRST_DAY = date(2026, 1, 1)
+LAST_DAY = FIRST_DAY + timedelta(days=0xFFFF)
+
+Clock: TypeAlias = date | Callable[[], date]
+"""What says the day in UTC, or a day that it always is."""
+
+
+def utc_today() -> date:
+    """Return the day that the system's clock says."""
+    return datetime.now(UTC).date()
+
+
+def day_number(day: date) -> int:
+    """Return the number of a day; VectorError where no frame can name it."""
+    plain = day.date() if isinstance(day, datetime) else day
+    if not isinstance(plain, date) or not FIRST_DAY <= plain <= LAST_DAY:
+        raise VectorError(
+            f"the day {plain!s:.40} cannot be written: it must be from {FIRST_DAY} to {LAST_DAY}"
+        )
+    return (plain - FIRST_DAY).days
+
+
+def day_date(day: int) -> date:
+    """Return the day of a number from 0 to 65535."""
+    return FIRST_DAY + timedelta(days=day)
+
+
+def check_day(until: int, clock: Clock) -> None:
+    """Check that a last day is not over.
+
+    Raises:
+        ExpiredError: it is.
+        VectorError: the clock says a day that cannot be today's.
+    """
+    day = clock() if callable(clock) else clock
+    try:
+        today = day_number(day)
+    except VectorError:
+        raise VectorError(f"the device's clock says {day!s:.40}, which cannot be: set it") from None
+    if today > until:
+        raise ExpiredError(
+            f"the frame may be accepted until {day_date(until)}, and today is {day_date(today)} (UTC): fetch "
+            "a newer one"
+        )
