@@ -41,29 +41,18 @@ PROMPTS, TOKENS, BEGINNING = 16, 24, 8  # of parity
 _N_CTX = 64  # of the model's own context, which nothing is asked in
 
 
-@dataclass(frozen=True)
-class Faults:
-    """The greedy answers that have a fault.
+def faults(base: Sequence[bool], vector: Sequence[bool]) -> dict[str, int]:
+    """Count the greedy answers to the same prompts that have a fault.
 
-    Attributes:
-        judged: answers that were judged.
-        base, vector: answers of the base, and with the vector, that have it.
-        new: prompts on which the vector's answer has it and the base's has not.
+    Returns:
+        answers that were `judged`; those of the `base`, and with the `vector`, that have it; and prompts on
+        which the vector's answer has it and the base's has not, `new`.
     """
-
-    judged: int
-    base: int
-    vector: int
-    new: int
-
-    @classmethod
-    def of(cls, base: Sequence[bool], vector: Sequence[bool]) -> Faults:
-        """Count them, of answers to the same prompts."""
-        new = sum(there and not here for here, there in zip(base, vector, strict=True))
-        return cls(len(base), sum(base), sum(vector), new)
+    new = sum(there and not here for here, there in zip(base, vector, strict=True))
+    return {"judged": len(base), "base": sum(base), "vector": sum(vector), "new": new}
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Drift:
     """The distance of a personalized model from its base.
 
@@ -73,7 +62,7 @@ class Drift:
         standard_error: of `kl`, between prompts; NaN for a single one.
         prompts: prompts that were asked.
         tokens: tokens of the base's answers.
-        repeating: answers that repeat themselves.
+        repeating: answers that repeat themselves (`faults`).
         wrong: answers that are not right, of the prompts where a rule can tell.
     """
 
@@ -81,20 +70,13 @@ class Drift:
     standard_error: float
     prompts: int
     tokens: int
-    repeating: Faults
-    wrong: Faults
+    repeating: dict[str, int]
+    wrong: dict[str, int]
 
     def record(self) -> dict[str, Any]:
         """Return the figures as JSON takes them; None for an error of one prompt."""
         error = None if math.isnan(self.standard_error) else self.standard_error
         return {**asdict(self), "standard_error": error}
-
-    def __repr__(self) -> str:
-        return (
-            f"Drift({self.kl:.4f} +- {self.standard_error:.4f} nats a token, {self.prompts} prompts, "
-            f"{self.repeating.new} of {self.repeating.judged - self.repeating.base} begin to repeat "
-            f"themselves, {self.wrong.new} of {self.wrong.judged - self.wrong.base} become wrong)"
-        )
 
 
 def measure_drift(
@@ -142,8 +124,8 @@ def measure_drift(
         *divergence(here, there, [len(tokens) for (tokens,) in answers]),
         prompts=len(samples),
         tokens=len(here),
-        repeating=Faults.of(*([repeats_itself(answer.text) for answer in side] for side in (base, own))),
-        wrong=Faults.of(
+        repeating=faults(*([repeats_itself(answer.text) for answer in side] for side in (base, own))),
+        wrong=faults(
             *([not is_right(side[i].text, expected) for i, expected in known] for side in (base, own))
         ),
     )

@@ -6,8 +6,6 @@
 evaluates in the deployed engine, needs `llama` too.
 """
 
-from typing import TYPE_CHECKING, Any
-
 from ..errors import MissingExtraError
 
 try:
@@ -18,31 +16,7 @@ except ModuleNotFoundError:
 from .adapter import Adapter
 from .learner import Group, Learner
 from .options import Options, Outcome, Result, grown
+from .run import train
 from .trainer import Trainer
 
-if TYPE_CHECKING:
-    from .run import train
-
-__all__ = [
-    "Adapter",
-    "Group",
-    "Learner",
-    "Options",
-    "Outcome",
-    "Result",
-    "Trainer",
-    "grown",
-    "train",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "train":  # it brings llama.cpp along
-        from .run import train
-
-        return train
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = ["Adapter", "Group", "Learner", "Options", "Outcome", "Result", "Trainer", "grown", "train"]
