@@ -223,7 +223,7 @@ class Policy:
 
     Raises:
         VectorError: an unknown `require`, one that no key in `keys` can satisfy, a `max_norm` that is no
-            number from 0 on, a `today` that is no clock, or a damaged state file.
+            number from 0 on, or a damaged state file.
         FileNotFoundError: the directory of `state` does not exist.
     """
 
@@ -239,8 +239,6 @@ class Policy:
         if state is None:
             state = sequences.SequenceLog()
         self._log = state if isinstance(state, sequences.SequenceLog) else sequences.SequenceFile(state)
-        if not isinstance(today, date) and not callable(today):
-            raise VectorError(f"today={today!r:.40} is no clock: pass a date, or what returns one")
         self._clock = today
         tags.check_verifiers(keys)
         self._keys = tuple(keys)

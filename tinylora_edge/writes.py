@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import IO
 
-_ABANDONED_S = 3600.0
-
 
 @contextmanager
 def atomic_write(path: str | PathLike[str], *, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path` for writing; on leaving, make it `path` durably.
 
-    On an exception the temporary file is removed and `path` stays as it was. What a killed writer of the
-    same path left behind is removed an hour later. `mode` is subject to the umask, as with `open`.
+    On an exception the temporary file is removed and `path` stays as it was. The umask goes for `mode`.
 
     Raises:
         OSError: the directory is missing, not writable, or full.
     """
     path = Path(path)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}.tmp"):
-        with suppress(OSError):
-            if time.time() - left.lstat().st_mtime > _ABANDONED_S:
-                left.unlink()
     name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     new = open(name, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
     try:

@@ -50,20 +50,3 @@ def test_what_is_open_keeps_the_old_content(tmp_path):
             file.write(b"new")
         assert reader.read() == b"old"
     assert path.read_bytes() == b"new"
-
-
-def test_what_killed_writers_left_is_removed_an_hour_later(tmp_path):
-    left = [
-        ".file.abcd_123.tmp",
-        ".file.wxyz_987.tmp",
-        ".file.x.abcd_123.tmp",
-        ".file.abc.tmp",
-        ".fil.abcd_123.tmp",
-    ]
-    for name in left:
-        (tmp_path / name).write_bytes(b"half")
-        os.utime(tmp_path / name, (1e9, 1e9))
-    os.utime(tmp_path / left[1])
-    with atomic_write(tmp_path / "file") as file:
-        file.write(b"new")
-    assert sorted(os.listdir(tmp_path)) == sorted(["file", *left[1:]])

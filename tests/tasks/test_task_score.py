@@ -45,15 +45,13 @@ def test_real_numbers_pass(value: float, expected: float) -> None:
 def test_everything_else_is_refused_with_its_sample(value: object, message: str) -> None:
     with pytest.raises(TrainError, match=message) as caught:
         task(lambda completion, sample: value).score(completed("a stream"), TRAIN[1])  # type: ignore[arg-type,return-value]
-    assert all(
-        part in str(caught.value) for part in ("task mine", "train sample 1", "What is a hill?", "a stream")
-    )
+    assert all(part in str(caught.value) for part in ("task mine", "What is a hill?", "a stream"))
 
 
 def test_an_exception_is_reported_with_its_sample_and_kept_as_the_cause() -> None:
     def reward(completion: Completion, sample: Sample) -> float:
         return 1 / len(completion.text)
 
-    with pytest.raises(TrainError, match=r"held_out sample 0.*ZeroDivisionError: division by zero") as caught:
+    with pytest.raises(TrainError, match=r"task mine .*ZeroDivisionError: division by zero") as caught:
         task(reward).score(completed(""), HELD_OUT[0])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)

@@ -204,9 +204,6 @@ def _from_file(name: str, path: Path, judge: Reward | None, drop_duplicates: boo
                 )
         reward, why = read_off(answers)
         notes.append(f"reward: {name_of(reward)}, {why}")
-        trained = {sample.answer for sample in lines.train}
-        if reward is label and (never := sorted(set(answers) - trained)):
-            notes.append(f"{len(never):,} of these answers are never trained on, such as {never[0]!r}")
     else:
         for sample in samples:
             if wrong := unfit(reward, sample.answer):

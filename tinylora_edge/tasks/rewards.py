@@ -241,18 +241,14 @@ def read_off(answers: Sequence[str]) -> tuple[Reward, str]:
     few = short and 2 * len(times) <= len(answers)
     if all(map(_is_number, times)) and not (few and len(times) <= _FEW_NUMBERS):
         return number, f"as all {len(answers):,} answers are numbers"
-    mixed = ""
-    if 2 * structured > len(answers):
-        other = next(answer for answer in times if not _is_json(answer))
-        mixed = f"; {structured:,} are JSON, but {other[:40]!r} is not"
     if few:
         (most, count) = times.most_common(1)[0]
         share = f"{most!r} is {100 * count / len(answers):.0f} % of all"
-        return label, f"read off {len(times):,} different answers, of which {share}{mixed}"
+        return label, f"read off {len(times):,} different answers, of which {share}"
     why = f"as {len(times):,} of {len(answers):,} answers are different"
     if not short:
         why += f", and some longer than {_SHORT} characters or a line"
-    return text, f"{why}{mixed}: measured by the nats a token of the reference answers"
+    return text, f"{why}: measured by the nats a token of the reference answers"
 
 
 REWARDS: dict[str, Reward] = {

@@ -96,18 +96,8 @@ class Task:
         return [self.score(*each) for each in zip(completions, samples, strict=True)]
 
     def _where(self, completion: Completion, sample: Sample) -> str:
-        splits = {"train": self.train, "held_out": self.held_out, "shifted": self.shifted}
-        places = (
-            f"{split} sample {index}"
-            for split, samples in splits.items()
-            for index, other in enumerate(samples)
-            if other.prompt == sample.prompt
-        )
-        return (
-            f"task {self.name}, {next(places, 'a sample of no split')} "
-            f"(prompt {_short((sample.without_preamble or sample).text)!r}, "
-            f"completion {_short(completion.text)!r})"
-        )
+        prompt = (sample.without_preamble or sample).text
+        return f"task {self.name} (prompt {_short(prompt)!r}, completion {_short(completion.text)!r})"
 
 
 def drawn(seed: str, items: Sequence[_T], count: int) -> list[_T]:

@@ -23,7 +23,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -34,7 +33,7 @@ from ..errors import MissingExtraError, TrainError
 from ..factorization import AGREEMENT, fitting_order, gap
 from ..factors import Factors, Shape
 from ..formats.gguf_transformers import forget_quantizer, layer_names, read_once
-from ..modules import find_architecture, inverse, listed_order, parse, read_heads, row_orders
+from ..modules import inverse, parse, read_heads, row_orders
 from ..projection import Projection
 from ..runtime.batch import Stopped
 from ..vector import AdmittedVector, MicroVector
@@ -309,8 +308,7 @@ def factors_for(model: Any, factors: Factors, module: str, name: str, shape: Sha
     """Return a module's leading A [q, in] and B [out, p], float32, B's rows as in layer `name`.
 
     GGUF keeps the rows of some layers in another order. The layer's weight decides, as it does in an export,
-    and shows that it is the one that was factorized; a list of architectures has to do for a weight that is
-    quantized, or is not all here.
+    and shows that it is the one that was factorized.
 
     Raises:
         TrainError: there is no such layer, it is no linear layer, or the factors are not those of its weight.
@@ -338,10 +336,6 @@ def _order(
 ) -> NDArray[np.int64]:
     """Return which row of a layer each row of the module in a GGUF is, int64 [out]."""
     kind, heads = parse(module)[1], read_heads(lambda key: getattr(model.config, key, None))
-    if weight.is_meta or not weight.is_floating_point() or weight.shape != (len(b), a.shape[1]):
-        named = str(model.config.model_type)
-        architecture = find_architecture(named, set(gguf.MODEL_ARCH_NAMES.values())) or named
-        return listed_order(architecture, kind, len(b), heads)
     # W A^T in float32, in pieces
     v = torch.from_numpy(a.T).to(weight.device)
     product = torch.cat([rows.float() @ v for rows in weight.detach().split(4096)]).cpu().numpy()

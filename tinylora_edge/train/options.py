@@ -121,8 +121,6 @@ class Options:
                 f"sequence {self.sequence} is none of 0 to 65535: after the last one a user goes on under "
                 "another name"
             )
-        if self.start is not None and not all(map(math.isfinite, self.start)):
-            raise TrainError("training starts from finite values, and one of those to start from is none")
 
     def basis(self, bases: Bases) -> Basis:
         """Return the basis that a run trains in; BasisError where there is none of its rank or numbers."""
