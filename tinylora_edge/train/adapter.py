@@ -327,26 +327,18 @@ def factors_for(model: Any, factors: Factors, module: str, name: str, shape: Sha
             f"{name} is {layer.out_features} x {layer.in_features}, but the factors of {module} fit "
             f"{b.shape[0]} x {a.shape[1]}: this is another model"
         )
-    order = _order(model, layer.weight, a, b, module, name)
-    return torch.from_numpy(a.copy()), torch.from_numpy(b[inverse(order)])
-
-
-def _order(
-    model: Any, weight: Tensor, a: NDArray[np.float32], b: NDArray[np.float32], module: str, name: str
-) -> NDArray[np.int64]:
-    """Return which row of a layer each row of the module in a GGUF is, int64 [out]."""
-    kind, heads = parse(module)[1], read_heads(lambda key: getattr(model.config, key, None))
     # W A^T in float32, in pieces
-    v = torch.from_numpy(a.T).to(weight.device)
-    product = torch.cat([rows.float() @ v for rows in weight.detach().split(4096)]).cpu().numpy()
-    orders = row_orders(kind, len(b), heads)
+    v = torch.from_numpy(a.T).to(layer.weight.device)
+    heads = read_heads(lambda key: getattr(model.config, key, None))
+    product = torch.cat([rows.float() @ v for rows in layer.weight.detach().split(4096)]).cpu().numpy()
+    orders = row_orders(parse(module)[1], len(b), heads)
     order, found = fitting_order(orders, lambda order: gap(product, b[inverse(order)]))
     if order is None:
         raise TrainError(
             f"{name} is {found:.2g} away from the factors of {module} (at most {AGREEMENT} is accepted): it "
             "is another model, or keeps its rows in an order that is not known here"
         )
-    return order
+    return torch.from_numpy(a.copy()), torch.from_numpy(b[inverse(order)])
 
 
 @contextmanager
