@@ -18,9 +18,8 @@ from tinylora_edge import Bases, Basis, Factors, MicroVector, Policy, Projection
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.factorization import factors, truncated_svd
 from tinylora_edge.modules import canonical_order, is_adaptable
-from tinylora_edge.train import learner as learning
 from tinylora_edge.train.adapter import Adapter, SidePath, projected
-from tinylora_edge.train.learner import IMPORTANCE_CAP, Group, Learner, chosen_logprobs, plain_head
+from tinylora_edge.train.learner import IMPORTANCE_CAP, Group, Learner, plain_head
 
 PROJECTIONS = {
     "tiled": lambda factors: Projection.random(factors.modules, 7),
@@ -237,54 +236,6 @@ def test_one_pass_equals_whole_sequences(
             expected = [scores[len(prompt) - 1 + i, t].item() for i, t in enumerate(completion)]
             np.testing.assert_allclose(row, expected, atol=1e-4)
     learner.close()
-
-
-@pytest.mark.parametrize("architecture", ["qwen2", "granite"])  # of hidden states, and of logits
-def test_the_pull_is_the_divergence_from_the_base_and_leads_back_to_it(architecture: str) -> None:
-    model = models.tiny_model(architecture)
-    basis = basis_of(model, "learned", architecture)
-    adapter = Adapter(model, basis)
-    learner = Learner(model, adapter, temperature=0.6, workers=2)
-    groups = [
-        group([*range(20), *range(60, 60 + length)], [answer])
-        for length, answer in ((12, [1, 2, 3, 257]), (3, [5, 5]), (30, [7]))
-    ]
-
-    def whole() -> list[torch.Tensor]:
-        found = []
-        for each in groups:
-            row = [*each.prompt.tolist(), *each.completions[0].tolist()]
-            with torch.no_grad():
-                logits = model(torch.tensor([row])).logits[0, len(each.prompt) - 1 : -1]
-            found.append(torch.log_softmax(logits, -1))
-        return found
-
-    still = learner.pull(groups)
-    assert still.loss == pytest.approx(0, abs=1e-6)
-    assert still.grad.abs().max() < 1e-5
-    base = torch.cat(whole())
-    adapter.set(MicroVector.random(basis, 2.0, seed=1))
-    own, found = torch.cat(whole()), learner.pull(groups)
-    assert found.loss == pytest.approx(float((base.exp() * (base - own)).sum(-1).mean()), rel=1e-4)
-    adapter.set(adapter.v.detach().numpy() - 0.05 * (found.grad / found.grad.norm()).numpy())
-    assert learner.pull(groups).loss < found.loss
-    learner.close()
-
-
-def test_chosen_logprobs_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    h = torch.randn(5, 6, dtype=torch.float64, generator=generator).requires_grad_()
-    weight = torch.randn(11, 6, dtype=torch.float64, generator=generator)
-    tokens = torch.tensor([0, 10, 3, 3, 7])
-    for chunk in (1, 22, 1 << 24):  # one row at a time, two, all
-        monkeypatch.setattr(learning, "_CHUNK", chunk)
-        for head, x in ((weight, h), (None, (h @ weight.T).detach().requires_grad_())):
-            assert torch.autograd.gradcheck(lambda x, head=head: chosen_logprobs(x, head, tokens, 0.7), (x,))
-        found = chosen_logprobs(h, weight, tokens, 0.7)
-        whole = torch.log_softmax(h @ weight.T / 0.7, -1).gather(-1, tokens[:, None])[:, 0]
-        torch.testing.assert_close(found, whole)
-    with torch.no_grad():
-        torch.testing.assert_close(chosen_logprobs(h, weight, tokens, 0.7), whole)
 
 
 def test_bfloat16_base_keeps_v_in_float32() -> None:

@@ -8,7 +8,6 @@ import math
 import re
 import signal
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from tinylora_edge import (
     BasisError,
     BasisMismatchError,
     MicroVector,
-    Projection,
     TrainError,
     load_bundle,
     runtime,
@@ -488,51 +486,6 @@ def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> N
     assert held != list(letters_task.train[:12])
     with pytest.raises(TrainError, match="has 19 examples to train on, and at least 20"):
         options.split(replace(letters_task, train=letters_task.train[:19]))
-
-
-# The prior of a basis
-
-
-def learned(modules: Sequence[str], covariance: np.ndarray | None) -> Projection:
-    p = np.random.default_rng(0).standard_normal((4, len(modules), 2, 2))
-    return Projection.learned(modules, p, None if covariance is None else (np.full(4, 0.1), covariance))
-
-
-def covariance() -> np.ndarray:
-    mixing = np.random.default_rng(3).standard_normal((4, 9)) * np.array([[1.0], [0.4], [0.2], [0.1]])
-    return (mixing @ mixing.T).astype(np.float32)
-
-
-@pytest.mark.parametrize("lr", [None, 0.05])
-def test_a_prior_is_a_basis_of_its_whitened_directions(
-    lr: float | None, tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path
-) -> None:
-    """v = L z: the same steps, lengths and gradients as with the directions that L makes of the basis's."""
-    bases = load_bundle(tiny_bundle).bases
-    own = learned(bases.factors.modules, covariance())
-    factor = own.whitening.matrix
-    assert factor is not None
-    mixed = Projection.learned(own.modules, np.einsum("ij,i...->j...", factor, own.stored))
-    rows: dict[str, Rows] = {"learned": [], "mixed": []}
-    ends = []
-    short = replace(short, rank=None, numbers=4, start=None, lr=lr)
-    for name, each in (("learned", own), ("mixed", mixed)):
-        bundle = support.rebased(tiny_bundle, bases.with_projection(each), tmp_path / name)
-
-        def interrupt(metrics: dict[str, Any], name: str = name) -> None:
-            rows[name].append(metrics)
-            if metrics.get("step") == 3:
-                signal.raise_signal(signal.SIGINT)
-
-        train(bundle, letters_task, tmp_path / f"{name}.bin", options=short, report=interrupt)
-        kept = json.loads((tmp_path / f"{name}.bin.run" / "sft.json").read_text())
-        ends.append(np.array(kept["state"]["v"]).reshape(-1))
-    np.testing.assert_allclose(ends[0], factor @ ends[1], rtol=1e-3, atol=1e-5)
-    assert np.abs(ends[1]).max() > 1e-3
-    for key in ("lr", "grad"):
-        found = [[row[key] for row in rows[name] if key in row] for name in rows]
-        assert len(found[0]) == 3
-        np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
 
 
 # What is refused
