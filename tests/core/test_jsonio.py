@@ -45,18 +45,6 @@ def test_what_python_reads_and_json_does_not_know(text):
     assert parse_json(f'{{"NaN": {json.dumps(text)}}}', strict=True) == {"NaN": text}
 
 
-def test_what_is_within_the_limits(tmp_path):
-    deep = b"[" * DEPTH + b"]" * DEPTH
-    assert parse_json(deep) == json.loads(deep)
-    assert parse_json("9" * DIGITS) == int("9" * DIGITS)
-    assert parse_json(b'"' + b"[" * 99_999 + b'"') == "[" * 99_999, "brackets in a text are no depth"
-    assert parse_json(b"[" + b"[]," * 99 + b"[]]") == [[]] * 100, "nor are many side by side"
-    (tmp_path / "x").write_bytes(b"{}")
-    assert read_json(tmp_path / "x") == {}
-    with pytest.raises(ValueError, match="more than 1 bytes"):
-        read_json(tmp_path / "x", limit=1)
-
-
 @dataclass
 class Kept:
     values: np.ndarray

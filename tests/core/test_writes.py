@@ -40,13 +40,3 @@ def test_permissions_are_those_of_open(tmp_path, monkeypatch, umask, mode, expec
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == expected
-
-
-def test_what_is_open_keeps_the_old_content(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    with open(path, "rb") as reader:
-        with atomic_write(path) as file:
-            file.write(b"new")
-        assert reader.read() == b"old"
-    assert path.read_bytes() == b"new"
