@@ -123,7 +123,7 @@ def test_a_python_callable_is_a_reward(my_rewards: Path) -> None:
         ("max_words(0)", "number of words, 1 or more, not 0"),
         ("regex('(')", "'(' is no regular expression: missing )"),
         ("no_such_module:f", "ModuleNotFoundError"),
-        ("my_rewards_module:nothing", "has no 'nothing'"),
+        ("my_rewards_module:nothing", "has no attribute 'nothing'"),
         ("my_rewards_module:number", "is a int, expected a callable"),
         ("broken_module:f", "RuntimeError: out of paper"),
     ],

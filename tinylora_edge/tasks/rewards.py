@@ -295,16 +295,14 @@ def _imported(module: str, function: str) -> Reward:
     sys.path.append(here)
     try:
         value: Any = importlib.import_module(module)
+        for part in function.split("."):
+            value = getattr(value, part)
     except Exception as error:
         raise TrainError(
-            f"the module {module!r} of the reward cannot be imported: {type(error).__name__}: {error}"
+            f"the reward {module}:{function} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     finally:
         sys.path.remove(here)
-    for part in function.split("."):
-        if not hasattr(value, part):
-            raise TrainError(f"the module {module!r} of the reward has no {function!r}")
-        value = getattr(value, part)
     if not callable(value):
         raise TrainError(
             f"the reward {module}:{function} is a {type(value).__name__}, expected a callable of a "
