@@ -82,6 +82,23 @@ class Sampling:
                 )
 
 
+def schema_of(response_format: Any) -> Mapping[str, Any] | None:
+    """Return the schema that a `response_format` asks for, of OpenAI's or llama-cpp-python's form."""
+    match response_format:
+        case {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            found: Mapping[str, Any] = response_format.get("schema") or {}
+            return found
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}} if schema:
+            return schema
+    raise RequestError(
+        "response_format is none of {'type': 'text'}, {'type': 'json_object'} and "
+        "{'type': 'json_schema', 'json_schema': {'name': ..., 'schema': {...}}}",
+        param="response_format",
+    )
+
+
 def sampling_of(options: Mapping[str, Any], stops: Sequence[str] = ()) -> Sampling:
     """Return what the options of a call ask for, by the names that `Sampling` has, and OpenAI's of tools.
 

@@ -21,6 +21,7 @@ from ..answers import (
     answering,
     check_prompt,
     grammar_for,
+    schema_of,
 )
 from ..engine import CLOSED
 from ..loop import Generating, Loop
@@ -224,7 +225,7 @@ class TinyLoraOnnx(PersonalizedModel):
             VectorError: the template does not render the messages.
         """
         if response_format is not None:
-            options["schema"] = _schema(response_format)
+            options["schema"] = schema_of(response_format)
         tokens, _ = self.chat_tokenizer.encode_messages(messages, tools)
         return self._complete(tokens, max_tokens, chat=True, **{"temperature": 0.2, **options})
 
@@ -287,14 +288,3 @@ class TinyLoraOnnx(PersonalizedModel):
 
 def _limit(max_tokens: int | None) -> int | None:
     return max_tokens if max_tokens is not None and max_tokens > 0 else None
-
-
-def _schema(response_format: Any) -> Any:
-    match response_format:
-        case {"type": "json_object", **more}:
-            return more.get("schema") or {}
-        case {"type": "text"}:
-            return None
-    raise OptionError(
-        f"response_format is {str(response_format)[:80]}: it must be {{'type': 'json_object', 'schema': ...}}"
-    )

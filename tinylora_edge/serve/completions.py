@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -35,7 +35,7 @@ from ..errors import (
 )
 from ..jsonio import parse_json
 from ..runtime import SampledAnswer
-from ..runtime.answers import Answer, Finish, Piece, Reply, usage
+from ..runtime.answers import Answer, Finish, Piece, Reply, schema_of, usage
 from ..runtime.model import VectorSource
 from ..runtime.pool import AnswerStream
 from ..runtime.turns import Who
@@ -516,7 +516,7 @@ class Body(BaseModel):
             "top_p": self.top_p,
             "seed": None if self.seed is None else self.seed % (1 << 64),  # OpenAI takes negative ones
             "stop": self.stop,
-            "schema": _schema(self.response_format),
+            "schema": schema_of(self.response_format),
             "logprobs": logprobs,
             "tools": self.tools,
             "tool_choice": self.tool_choice,
@@ -544,18 +544,3 @@ def read_body(body: Any, *, chat: bool) -> Body:
     if found.logprobs is not None and isinstance(found.logprobs, bool) != chat:
         raise RequestError(f"logprobs is no {'true or false' if chat else 'integer'}", param="logprobs")
     return found
-
-
-def _schema(response_format: dict[str, Any]) -> Mapping[str, Any] | None:
-    match response_format:
-        case {"type": "text"}:
-            return None
-        case {"type": "json_object"}:
-            return {}
-        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}} if schema:
-            return schema
-    raise RequestError(
-        "response_format is none of {'type': 'text'}, {'type': 'json_object'} and "
-        "{'type': 'json_schema', 'json_schema': {'name': ..., 'schema': {...}}}",
-        param="response_format",
-    )
