@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import BasisError, Ed25519Verifier, load_bundle
+from .. import Ed25519Verifier, load_bundle
 from ..formats.side_tensors import load_bases
 from ..formats.signatures import Signature, check_bundle, signature_path
 from ..shipping.links import LINKS, messages
@@ -110,13 +110,6 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
     }
     if bundle.onnx is not None and bundle.onnx != bundle.base:
         record["onnx"] = {"path": str(bundle.onnx), "fingerprint": bundle.check_onnx()}
-    stated = bundle.manifest.get("basis")
-    digest = stated.get("factors") if isinstance(stated, dict) else None
-    if digest is not None and digest != bundle.factors.digest:
-        raise BasisError(
-            f"{bundle.manifest_path} states factors {str(digest)[:16]}..., but {bundle.basis_path} has "
-            f"{bundle.factors.digest[:16]}...: they come from different exports. Export the bundle again"
-        )
     return record | {"manifest": bundle.manifest, "signature": signed}
 
 
