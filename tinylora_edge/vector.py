@@ -259,8 +259,8 @@ class Policy:
         self.max_norm = max_norm
 
     def __repr__(self) -> str:
-        keys = ", ".join(map(tags.key_id, self._keys))
-        return f"Policy({self.require!r}, keys=[{keys}], max_norm={self.max_norm:g}, {self._log!r})"
+        keys = ", ".join(key.id for key in self._keys)
+        return f"Policy({self.require!r}, keys=[{keys}], max_norm={self.max_norm:g})"
 
     def check(self, data: bytes, known: Basis | Bases, *, user: str = "", beneath: int = 0) -> AdmittedVector:
         """Return the micro-vector in a frame if every rule allows it; change nothing.

@@ -70,15 +70,6 @@ def test_refuses(mean, covariance, message):
         check_prior(mean, covariance, N)
 
 
-@pytest.mark.parametrize("scale", [1e-18, 1e18])
-def test_values_of_any_scale_and_asymmetry_by_rounding(scale):
-    units = np.outer([1, scale, 1, 1], [1, scale, 1, 1])
-    near = changed(COVARIANCE, ((0, 2), np.nextafter(COVARIANCE[0, 2], np.float32(9))))
-    assert with_prior(MEAN, (near * units).astype(np.float32)).prior is not None
-    with pytest.raises(BasisError, match="not positive definite"):
-        with_prior(MEAN, units.astype(np.float32))
-
-
 def test_z_is_round_where_v_has_the_prior_and_has_its_unit() -> None:
     _, covariance = prior(13)
     whitening, eye = Whitening(Prior(np.zeros(13), covariance.astype(float))), np.eye(13)
@@ -90,11 +81,3 @@ def test_z_is_round_where_v_has_the_prior_and_has_its_unit() -> None:
     np.testing.assert_allclose(whitening.coordinates(whitening.values(z)), z, atol=1e-12)
     by_z = (whitening.values(eye) - whitening.values(-eye)) @ slope / 2  # of slope' v(z)
     np.testing.assert_allclose(whitening.gradient(slope), by_z, atol=1e-12)
-
-
-@pytest.mark.parametrize("scale", [None, 1 / 3, 7e-5])
-def test_where_v_is_z_nothing_is_computed(scale: float | None) -> None:
-    whitening = Whitening(None if scale is None else Prior(np.zeros(N), scale * np.eye(N)))
-    values = np.random.default_rng(2).standard_normal(N).astype(np.float32)
-    for done in (whitening.values, whitening.coordinates, whitening.gradient):
-        assert done(values) is values

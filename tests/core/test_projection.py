@@ -49,32 +49,8 @@ KINDS = {
 }
 
 
-def naive(projection: Projection, v: np.ndarray) -> np.ndarray:
-    """The sums of docs/FORMAT.md, one after the other."""
-    (rows, k), out = projection.shape, []
-    for m, module in enumerate(MODULES):
-        if projection.kind == "entries":
-            terms = [(1.0, v[m * rows * k : (m + 1) * rows * k])]
-        elif projection.kind == "learned":
-            terms = list(zip(v.tolist(), projection.stored[:, m].reshape(-1, k * k), strict=True))
-        else:
-            terms = [(float(v[m * projection.size // COUNT]), project(42, module, 1, k).reshape(-1))]
-        for entry in range(rows * k):
-            total = 0.0
-            for value, p in terms:
-                total += value * float(p[entry])
-            out.append(np.float32(total))
-    return np.array(out, np.float32).reshape(COUNT, rows, k)
-
-
 @pytest.mark.parametrize("projection", KINDS.values(), ids=KINDS)
 class TestKinds:
-    def test_R_is_the_float64_sum_rounded_once(self, projection):
-        v = np.random.default_rng(1).standard_normal(projection.size).astype(np.float32)
-        r = projection.R(v)
-        assert r.dtype == np.float32
-        np.testing.assert_array_equal(r, naive(projection, v))
-
     def test_the_adjoint_is_that_of_R(self, projection):
         rng = np.random.default_rng(2)
         v = rng.standard_normal(projection.size).astype(np.float32)
@@ -132,18 +108,6 @@ def test_descriptors() -> None:
         read = Projection.read(projection.descriptor, MODULES)
         assert (read.descriptor, read.size) == (projection.descriptor, projection.size)
         np.testing.assert_array_equal(read.tied[1], projection.tied[1])
-
-
-def test_a_learned_one_has_arrays_of_its_own() -> None:
-    p, mean, covariance = (np.ones(shape, np.float32) for shape in ((2, COUNT, 2, 2), (2,), (2, 2)))
-    covariance[0, 1] = covariance[1, 0] = 0
-    learned = Projection.learned(MODULES, p, (mean, covariance))
-    for array in (p, mean, covariance):
-        array[:] = 7
-    assert (learned.R(np.ones(2, np.float32)) == 2).all()
-    np.testing.assert_array_equal(learned.prior.covariance, np.eye(2))
-    np.testing.assert_array_equal(learned.prior.mean, [1, 1])
-    assert "2 numbers, 6 modules, a prior" in repr(learned)
 
 
 RANDOM = "random rank=2 seed=42 groups=4 u=1 tying=tiled"

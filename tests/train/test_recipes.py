@@ -43,9 +43,7 @@ def test_recipes_say_what_the_paper_does(problems: dict[str, Path]) -> None:
     [
         (r"So \boxed{\dfrac{3}{4}}.", r"\frac{3}{4}", 1.0),
         (r"First \boxed{1}, no: \boxed{2}", "2", 1.0),
-        (r"\boxed{\left( 1, \, 2 \right)}", "(1,2)", 1.0),
         (r"\boxed{\text{Tuesday}}", "Tuesday", 1.0),
-        (r"\boxed{}", "", 0.0),
         (r"\boxed{\frac{3}{4}", r"\frac{3}{4}", 0.0),  # cut
         ("The answer is 2", "2", 0.0),
     ],

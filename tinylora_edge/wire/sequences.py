@@ -66,9 +66,6 @@ class SequenceLog:
         self._accepted: dict[Source, Accepted] = {}
         self._lock = RLock()
 
-    def __repr__(self) -> str:
-        return f"SequenceLog({len(self._accepted)} in memory)"
-
     def check(self, source: Source, sequence: int, content: str = "") -> None:
         """Check that a vector may be accepted now.
 
@@ -130,9 +127,6 @@ class SequenceFile(SequenceLog):
             )
         self._seen: tuple[int, ...] | None = None
         self._refresh()
-
-    def __repr__(self) -> str:
-        return f"SequenceFile({str(self._path)!r})"
 
     def find(self, source: Source) -> Accepted:
         """Return what was accepted last, as the file says now."""

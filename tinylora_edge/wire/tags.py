@@ -10,7 +10,7 @@ import hmac
 import re
 import zlib
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, TypeAlias
 
 from ..errors import ChecksumError, MissingExtraError, SignatureError, VectorError
 from ..limits import PEM_BYTES
@@ -25,30 +25,6 @@ NAMES = {CRC32: "CRC-32", HMAC: "HMAC", ED25519: "Ed25519"}
 
 _PEM_LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 _HMAC_KEY_BYTES = 16  # the least that RFC 2104's advice allows in practice; 32 is usual
-
-
-@runtime_checkable
-class Verifier(Protocol):
-    """A key that checks tags of one kind. Its `id`, where it has one, names it in errors and states."""
-
-    kind: int
-
-    def verify(self, message: bytes, tag: bytes) -> bool:
-        """Tell whether the tag belongs to the message."""
-
-
-class Signer(Protocol):
-    """A key that makes tags of one kind."""
-
-    kind: int
-
-    def sign(self, message: bytes) -> bytes:
-        """Return the tag of a message."""
-
-
-def key_id(key: Verifier) -> str:
-    """Return the name of a key in errors and in the state of a policy."""
-    return str(getattr(key, "id", "") or f"{NAMES[key.kind].lower()}:unnamed")
 
 
 def check_verifiers(keys: Sequence[Verifier]) -> None:
@@ -87,10 +63,10 @@ def check(kind: int, message: bytes, tag: bytes, keys: Sequence[Verifier], *, ot
         )
     for key in usable:
         if key.verify(message, tag):
-            return key_id(key)
+            return key.id
     raise SignatureError(
         f"the frame's {name} tag {tag[:8].hex()} does not verify under any of the {len(usable)} trusted "
-        f"keys ({', '.join(map(key_id, usable))}): it was altered, or comes from someone else{other}"
+        f"keys ({', '.join(key.id for key in usable)}): it was altered, or comes from someone else{other}"
     )
 
 
@@ -294,3 +270,10 @@ def _read_pem(text: str | bytes, label: str) -> Any:
     if not isinstance(key, ed25519.Ed25519PublicKey | ed25519.Ed25519PrivateKey):
         raise SignatureError(f"the {label} is of another algorithm: expected an Ed25519 key")
     return key
+
+
+Verifier: TypeAlias = Hmac | Ed25519Verifier
+"""A key that checks tags of one `kind`; its `id` names it in errors and states."""
+
+Signer: TypeAlias = Crc32 | Hmac | Ed25519Signer
+"""What makes tags of one `kind`."""
