@@ -49,9 +49,9 @@ def main() -> int:
     documents = tracked(".md")
     same = twice(product)
     counts = {
-        "product, lines of Python": (lines(product), 26_100),
+        "product, lines of Python": (lines(product), 25_800),
         "product, files": (len(product), None),
-        "tests, lines of Python": (lines(tracked(".py", "tests")), 25_950),
+        "tests, lines of Python": (lines(tracked(".py", "tests")), 25_200),
         "documents, words": (sum(len(path.read_text("utf-8").split()) for path in documents), 20_900),
         "commands": (len(commands()), 18),
         "class names twice": (len(same), 0),
