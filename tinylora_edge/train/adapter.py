@@ -305,37 +305,30 @@ def hf_names(model: nn.Module, factors: Factors) -> dict[str, str]:
 
 
 def factors_for(model: Any, factors: Factors, module: str, name: str, shape: Shape) -> tuple[Tensor, Tensor]:
-    """Return a module's leading A [q, in] and B [out, p], float32, B's rows as in layer `name`.
+    """Return a module's leading A [q, in] and B [out, p], float32, B's rows as in layer `name` (`hf_names`).
 
     GGUF keeps the rows of some layers in another order. The layer's weight decides, as it does in an export,
     and shows that it is the one that was factorized.
 
     Raises:
-        TrainError: there is no such layer, it is no linear layer, or the factors are not those of its weight.
+        TrainError: the factors are not those of the layer's weight.
     """
-    try:
-        layer: Any = model.get_submodule(name)
-    except AttributeError:
-        raise TrainError(f"the model has no layer {name}, which {module} of the factors maps to") from None
-    if not isinstance(layer, nn.Linear):
-        raise TrainError(
-            f"{name} is a {type(layer).__name__}, not a linear layer: {module} cannot be adapted"
-        )
+    layer: Any = model.get_submodule(name)
     a, b = factors.leading(module, shape)
-    if (b.shape[0], a.shape[1]) != (layer.out_features, layer.in_features):
+    if (b.shape[0], a.shape[1]) != (found := tuple(layer.weight.shape)):
         raise TrainError(
-            f"{name} is {layer.out_features} x {layer.in_features}, but the factors of {module} fit "
-            f"{b.shape[0]} x {a.shape[1]}: this is another model"
+            f"{name} is {' x '.join(map(str, found))}, but the factors of {module} fit {b.shape[0]} x "
+            f"{a.shape[1]}: this is another model, or its weights are quantized or in parts"
         )
     # W A^T in float32, in pieces
     v = torch.from_numpy(a.T).to(layer.weight.device)
     heads = read_heads(lambda key: getattr(model.config, key, None))
     product = torch.cat([rows.float() @ v for rows in layer.weight.detach().split(4096)]).cpu().numpy()
     orders = row_orders(parse(module)[1], len(b), heads)
-    order, found = fitting_order(orders, lambda order: gap(product, b[inverse(order)]))
+    order, away = fitting_order(orders, lambda order: gap(product, b[inverse(order)]))
     if order is None:
         raise TrainError(
-            f"{name} is {found:.2g} away from the factors of {module} (at most {AGREEMENT} is accepted): it "
+            f"{name} is {away:.2g} away from the factors of {module} (at most {AGREEMENT} is accepted): it "
             "is another model, or keeps its rows in an order that is not known here"
         )
     return torch.from_numpy(a.copy()), torch.from_numpy(b[inverse(order)])
