@@ -43,6 +43,7 @@ def tune(
 ) -> None:
     """Tune a vector for a task on this device: no PyTorch, no gradients, the base as it is deployed.
 
+    Texts, and answers of free text, are learned as they are; else a reward judges the model's own answers.
     Training prompts that are held back decide what is written: where nothing does better on them, the start
     is. Beside FILE it leaves FILE.json: settings, curve, held-out results. Ctrl-C saves the state; it holds
     numbers alone. With --system or --examples the vector is found behind a prompt, and belongs to it.
@@ -68,11 +69,7 @@ def tune(
             else f"{state} holds the state of an unfinished run: go on with --resume, or remove it"
         )
     loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates)
-    if is_text(loaded.reward):
-        raise TrainError(
-            f"{data}: its answers are free text, and tune learns from a reward: name one (--reward), or "
-            "learn the answers themselves with train"
-        )
+    sign, unit = (-1, "nats a token") if is_text(loaded.reward) else (1, "")
     loaded = opts.make_preamble(loaded, system, examples).before_task(loaded)
     frame = None if under is None else vectors.read(str(under))
     first = vectors.read_stack(None if start is None else [str(start)])
@@ -96,7 +93,7 @@ def tune(
             schema=loaded.schema,
             settings=runtime.TuneSettings(prompts=prompts),
             path=state,
-            report=_reporter(show, amount, curve),
+            report=_reporter(show, amount, curve, {"reward": unit or "reward", "check": "held back"}, sign),
             n_threads=threads,
         )
         with console.first_interrupt(learner.stop):
@@ -107,6 +104,7 @@ def tune(
         vector = replace(found.vector, dtype="fp32", sequence=sequence)
         record: dict[str, Any] = {"task": loaded.name, "values": vector.values.tolist()}
         record["result"] = found.record()
+        record |= {"unit": unit} if unit else {}
         shared_digest = None if frame is None else sha256(frame).hexdigest()
         parts = {"preamble": loaded.preamble, "schema": loaded.schema, "under": shared_digest}
         record |= {name: part for name, part in parts.items() if part is not None}
@@ -136,13 +134,13 @@ def tune(
     console.prose(
         f"wrote {output} ({output.stat().st_size} bytes) after {console.counted(found.steps, 'step')}, "
         f"{found.tokens:,} tokens and {found.seconds:.0f} s: held back "
-        f"{found.start_score:.3f} -> {found.score:.3f}"
+        f"{sign * found.start_score:.3f} -> {sign * found.score:.3f} {unit}".strip()
     )
     console.facts(results.rows(record))
 
 
 def _reporter(
-    show: console.Show, budget: Budget, curve: list[dict[str, Any]]
+    show: console.Show, budget: Budget, curve: list[dict[str, Any]], names: dict[str, str], sign: int
 ) -> Callable[[dict[str, Any]], None]:
     """Return what keeps the rows of a run, and shows how much of its budget is spent."""
     limits = {key: limit for key, limit in asdict(budget).items() if limit is not None}
@@ -152,8 +150,7 @@ def _reporter(
         curve.append(row)
         if row.get("event") in ("restart", "end"):
             return
-        names = {"reward": "reward", "check": "held back"}
-        known.update({key: f"{name} {row[key]:.2f}" for key, name in names.items() if key in row})
+        known.update({key: f"{name} {sign * row[key]:.2f}" for key, name in names.items() if key in row})
         speed = f"{row['tokens'] / max(row['seconds'], 1e-9):.0f} tokens/s"
         spent = max(row[key] / limit for key, limit in limits.items())
         show("  ".join([f"step {row.get('step', 0)}", *known.values(), speed]), done=min(spent, 1.0))

@@ -1,8 +1,8 @@
-"""Learning from a reward, by a search over v that only ever runs the model forwards.
+"""Learning from a reward, or a user's own texts, by a search over v that only ever runs the model forwards.
 
 `tune` is one call, `RewardLearner` is for idle minutes. Every step asks the search for candidates, judges
-their answers to the same few prompts, and tells the search. Some prompts are held back: they decide what is
-returned.
+their answers to the same few prompts, or the likelihood of the texts, and tells the search. Some prompts are
+held back: they decide what is returned.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ...basis import Basis
 from ...errors import NotImprovedWarning, TrainError
 from ...jsonio import restored
 from ...tasks import Prompt, Reward, Sample, Task
+from ...tasks.rewards import is_text
 from ...vector import MicroVector
 from ..batch import Batch
 from ..model import PersonalizedModel
@@ -32,6 +33,7 @@ from .search import Search, change, sigma_of
 from .state import Budget, Report, SearchState, beginning, load_state, save_state
 
 _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
+_EFFECT, _TEXTS_EFFECT = 0.5, 0.25  # in nats: a likelihood is a finer scale than right or wrong
 _REACH = 0.07  # of R's rows at the sigma that is measured first, root mean square
 _WIDER, _WIDEST = 1.5, 4.0  # sigma after a step without signal, and at most, over that of the beginning
 _NARROWER = 0.7  # sigma after going back to the best
@@ -49,9 +51,10 @@ class TuneSettings:
         population: candidates a step, at least 4.
         effect: size of a perturbation in nats: the root mean square change that it makes to the
             log-probabilities of sampled tokens. Measured on the model and its prompts, by a few forward
-            passes before the first step, so that one number fits every basis.
+            passes before the first step, so that one number fits every basis. None: 0.5, or of texts 0.25.
         prompts: a step; every candidate gives its greedy answers to the same ones.
-        held_back: prompts never learned on, which decide what is returned: at most a third of all.
+        held_back: prompts never learned on, which decide what is returned: at most a third of all. None: 48,
+            or of texts a tenth, and at least 8.
         check_every: steps between checks, on the first half of those; the last check is on all.
 
     Raises:
@@ -59,13 +62,13 @@ class TuneSettings:
     """
 
     population: int = 8
-    effect: float = 0.5
+    effect: float | None = None
     prompts: int = 8
-    held_back: int = 48
+    held_back: int | None = None
     check_every: int = 8
 
     def __post_init__(self) -> None:
-        if not 0 < self.effect < math.inf:
+        if self.effect is not None and not 0 < self.effect < math.inf:
             raise TrainError(f"a perturbation has an effect of more than 0 nats, not of {self.effect}")
 
 
@@ -76,7 +79,8 @@ class Tuned:
     Attributes:
         vector: the best one; the start where nothing was better.
         improved: whether it is better than the start on the prompts held back.
-        start_score, score: mean rewards of the start and of `vector` on those, greedy.
+        start_score, score: mean rewards of the start and of `vector` on those, greedy; of texts minus the
+            nats a token.
         held_back: how many they are.
         steps, rollouts, tokens, seconds: in all sittings together.
         stopped: why the sitting ended: `budget`, `patience`, `silence` or `stopped`.
@@ -108,7 +112,8 @@ class RewardLearner:
         llm: a loaded model, of either engine. Neither its vector nor its context is touched.
         prompts: what to learn on, at least 2: a part of them is held back.
         reward: judges an answer: `reward(completion, sample) -> float`, higher is better. `sample` is the
-            `Sample` of the prompt.
+            `Sample` of the prompt. `rewards.text` stands for the likelihood of the samples' own answers:
+            nothing is drawn.
         shaped: what to learn from in its place: the same goal with credit for coming near, which teaches
             faster than right or wrong. `reward` alone decides what is kept.
         max_tokens: of an answer.
@@ -125,8 +130,8 @@ class RewardLearner:
         n_threads: cores to use; by default all that the engine would take.
 
     Raises:
-        TrainError: no prompts, or one; settings that no search takes; more numbers than one finds; a state
-            that is damaged, or of another run.
+        TrainError: no prompts, or one; one without the answer to be learned; settings that no search takes;
+            more numbers than one finds; a state that is damaged, or of another run.
         VectorError: the start is of another basis; or that is none of the model.
     """
 
@@ -157,7 +162,15 @@ class RewardLearner:
         self._lessons = replace(self._deciding, reward=shaped or reward)
         self._llm, self._samples, self._max_tokens, self._seed = llm, samples, max_tokens, seed
         self._path, self._report, self._threads = None if path is None else Path(path), report, n_threads
-        self._train, self._check = _hold_back(len(samples), settings.held_back, seed)
+        texts = is_text(reward)
+        if texts and any(sample.answer is None for sample in samples):
+            raise TrainError("a prompt has no answer, and without a reward answers are what is learned")
+        self._given = [llm.encode_answer(sample)[:max_tokens] for sample in samples] if texts else []
+        lengths = [len(answer) for answer in self._given]
+        self._longest, self._length = max(lengths, default=max_tokens), float(np.mean(lengths or 1))
+        self._effect = settings.effect or (_TEXTS_EFFECT if texts else _EFFECT)
+        held = settings.held_back or (max(8, len(samples) // 10) if texts else 48)
+        self._train, self._check = _hold_back(len(samples), held, seed)
         start = start or (llm.vector if basis is None else None)
         basis, start = beginning(llm.bases, basis, start)
         start = start if under is None else replace(start, under=under)
@@ -204,7 +217,7 @@ class RewardLearner:
         """
         limit, began = Budget.of(budget), time.monotonic()
         with self._llm.batch(
-            self._samples, self._max_tokens, sequences=_SEQUENCES, n_threads=self._threads
+            self._samples, self._longest, sequences=_SEQUENCES, n_threads=self._threads
         ) as batch:
             self.state.seconds += time.monotonic() - began
             return self._sit(batch, limit)
@@ -251,10 +264,13 @@ class RewardLearner:
         with self._counted():
             tokens = min(self._max_tokens, _EFFECT_TOKENS)
             prompts, seed = batch.encode(samples), (self._seed, 3)
-            drawn = batch.generate(
-                prompts, vectors=self._start, max_tokens=tokens, temperature=1.0, seed=seed
-            )
-            answers = [[each.tokens.tolist()] for each in drawn]
+            if self._given:
+                answers = [[self._given[i][:tokens]] for i in self._train[:_EFFECT_PROMPTS]]
+            else:
+                drawn = batch.generate(
+                    prompts, vectors=self._start, max_tokens=tokens, temperature=1.0, seed=seed
+                )
+                answers = [[each.tokens.tolist()] for each in drawn]
 
             def scores(vectors: Sequence[MicroVector | None]) -> list[NDArray[np.float32]]:
                 found = batch.score_each(vectors, prompts, answers)
@@ -266,7 +282,7 @@ class RewardLearner:
                 moved = np.array(state.start) + sigma * self._whitening.values(directions)
                 return change(here, scores([self._vector(v) for v in moved]))
 
-            state.sigma = sigma_of(self.settings.effect, self._sigma, measure)
+            state.sigma = sigma_of(self._effect, self._sigma, measure)
             self._search = self._search.anew(self._search.mean, state.sigma)
 
     def _step(self) -> None:
@@ -368,14 +384,24 @@ class RewardLearner:
         state = self.state
         tokens, seconds = state.tokens, state.seconds
         with self._counted():
-            answers = self._batch.answer_each(
-                vectors, samples, max_tokens=self._max_tokens, schema=self._schema
-            )
-            rewards = np.array([task.scores(row, samples) for row in answers])
+            if self._given:
+                rewards = self._likelihoods(vectors, numbers)
+            else:
+                answers = self._batch.answer_each(
+                    vectors, samples, max_tokens=self._max_tokens, schema=self._schema
+                )
+                rewards = np.array([task.scores(row, samples) for row in answers])
         state.rollouts += len(vectors) * len(numbers)
         state.answer_tokens += state.tokens - tokens
         state.answer_seconds += state.seconds - seconds
         return rewards
+
+    def _likelihoods(self, vectors: Sequence[MicroVector], numbers: Sequence[int]) -> NDArray[np.float64]:
+        """Return texts' log-likelihoods, by their numbers, over the tokens of a mean text."""
+        prompts = self._batch.encode([self._samples[i] for i in numbers])
+        found = self._batch.score_each(vectors, prompts, [[self._given[i]] for i in numbers])
+        totals = np.array([[row.sum(dtype=np.float64) for (row,) in each] for each in found])
+        return totals / self._length
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

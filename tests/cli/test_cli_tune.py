@@ -119,11 +119,24 @@ def test_refusals_leave_nothing(cli: Cli, tiny_bundle: Path, task: list[str], tm
     cli(*command, "--resume").refused("no state", "v.bin.state")
     cli("tune", tiny_bundle, *task, "-o", "-").misused("a run writes files beside its frame")
     assert list(tmp_path.iterdir()) == []
-    tales = tmp_path / "tales.csv"
-    tales.write_text("prompt,answer\n" + "".join(f"Tale {i}?,It was {i} years ago.\n" for i in range(9)))
-    free = cli("tune", tiny_bundle, tales, "-o", tmp_path / "v.bin")
-    assert free.code == 1
-    assert "reward: text, as 9 of 9 answers are different" in free.stderr
-    assert "free text, and tune learns from a reward" in free.stderr
     (tmp_path / "v.bin").write_bytes(b"mine")
     cli(*command).refused("v.bin", "exists")
+
+
+def test_a_users_own_texts_need_no_reward(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
+    mine, out, shared = (tmp_path / name for name in ("mine.txt", "v.bin", "shared.bin"))
+    mine.write_text("".join(f"on my way, {n} min\n" for n in range(60)))
+    basis = load_bundle(tiny_bundle).basis(rank=8)
+    shared.write_bytes(MicroVector.random(basis, 2.0).to_bytes(basis))
+    ran = cli("tune", tiny_bundle, mine, "--under", shared, "--budget", "12ktokens", "-o", out, *OPTIONS)
+    assert ran.code == 0, ran.stderr
+    assert "texts without prompts: learned as they are" in ran.stderr
+    told = re.search(r"held back ([\d.]+) -> ([\d.]+) nats a token", " ".join(ran.stdout.split()))
+    assert told
+    assert float(told[1]) > float(told[2])
+    record = json.loads((tmp_path / "v.bin.json").read_text())
+    assert record["held_out"]["vector"] > record["held_out"]["base"], "what lies beneath is the base"
+    assert record["result"]["rollouts"] > 0
+    cli("tune", tiny_bundle, mine, "--reward", "max_words(3)", "-o", tmp_path / "w.bin").refused(
+        "without prompts"
+    )

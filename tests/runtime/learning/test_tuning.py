@@ -22,7 +22,7 @@ from tuning_task import PROMPTS, favoured
 from tinylora_edge import BasisMismatchError, MicroVector, TrainError, VectorError, runtime
 from tinylora_edge.runtime import Budget, NotImprovedWarning, RewardLearner, TinyLoraLlama, TuneSettings
 from tinylora_edge.runtime.learning.state import beginning
-from tinylora_edge.tasks import Completion, Sample
+from tinylora_edge.tasks import Completion, Sample, rewards
 
 FAST = TuneSettings(prompts=4, held_back=8, check_every=3, population=6)
 QUICK: dict[str, Any] = {"max_tokens": 5, "settings": FAST, "n_threads": 1}
@@ -123,6 +123,25 @@ class TestLearning:
 
         found = RewardLearner(llm, PROMPTS, noise, **{**QUICK, "settings": settings}).run("1000ktokens")
         assert found.stopped == "patience"
+
+
+class TestTexts:
+    TEXTS = tuple(Sample("", f"on my way, {n} min", raw=True) for n in range(100, 140))
+
+    def test_a_users_own_texts_become_likelier(self, llm: TinyLoraLlama) -> None:
+        shared = MicroVector.random(llm.bases.basis(rank=8), 2.0, seed=5)
+        rows: list[dict[str, Any]] = []
+        options: dict[str, Any] = {"under": shared, "report": rows.append, "n_threads": 1}
+        found = runtime.tune(llm, self.TEXTS, rewards.text, budget="12ktokens", **options)
+        assert found == llm.vector
+        assert (found.under, rows[-1]["improved"], rows[-1]["held_back"]) == (shared, True, 8)
+        assert rows[-1]["score"] > rows[-1]["start_score"] + 0.05, (
+            "nats a token, which nothing but text gives"
+        )
+
+    def test_answers_are_what_is_learned(self, llm: TinyLoraLlama) -> None:
+        with pytest.raises(TrainError, match="a prompt has no answer"):
+            RewardLearner(llm, PROMPTS, rewards.text, **QUICK)
 
 
 class TestSittings:

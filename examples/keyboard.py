@@ -1,0 +1,74 @@
+"""A keyboard that learns how you write: three next words while you type, and 13 numbers that learn at night.
+
+    python examples/keyboard.py BUNDLE [--under shared.bin] [--texts me.jsonl]
+
+Type, and press enter: three words come. 1, 2 or 3 takes one, an empty line sends the message, `night` learns
+from all that was sent. What was sent is in me.jsonl, what was learned in me.jsonl.bin, 63 bytes. Delete
+me.jsonl, and the next start forgets both. Needs numpy and llama.cpp: no PyTorch, no network.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from tinylora_edge import runtime
+from tinylora_edge.tasks import Sample, rewards
+
+
+def suggestions(llm: runtime.TinyLoraLlama, typed: str) -> list[str]:
+    """Return the three likeliest next words behind a text, of which the last may be unfinished."""
+    start = llm.encode(Sample("", typed, raw=True))[0]  # what texts without a prompt begin with
+    tokens = [*start, *llm.chat_tokenizer.encode_plain(typed)]
+    (first,) = llm.create_completion(tokens, max_tokens=1, temperature=0, logprobs=3)["choices"]
+    found = []
+    for piece in list(first["logprobs"]["top_logprobs"][0])[:3]:
+        longer = [*tokens, *llm.chat_tokenizer.encode_plain(piece)]
+        (rest,) = llm.create_completion(longer, max_tokens=3, temperature=0, stop=[" ", "\n"])["choices"]
+        found.append(piece + rest["text"])
+    return found
+
+
+def main() -> None:
+    """Suggest, keep what is sent, and learn when night comes."""
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    arguments.add_argument("bundle")
+    arguments.add_argument("--under", type=Path, help="a vector that learned how people write")
+    arguments.add_argument("--texts", type=Path, default=Path("me.jsonl"), help="what was sent")
+    arguments.add_argument("--budget", default="5m", help="of a night")
+    arguments.add_argument("--threads", type=int, help="cores to use (default: all)")
+    options = arguments.parse_args()
+    own, fresh = (options.texts.with_name(f"{options.texts.name}.{end}") for end in ("bin", "new"))
+    if not options.texts.exists():
+        own.unlink(missing_ok=True)  # its user deleted what it was learned from
+    llm = runtime.load(options.bundle, engine="llama", n_ctx=256, logits_all=True, n_threads=options.threads)
+    under = [options.under] if options.under else []
+    shared, basis = llm.swap(under) if under else None, llm.bases.basis(numbers=13)
+    if own.exists():
+        llm.swap([*under, own])
+    typed, offered = "", list[str]()
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            break
+        if line == "night":
+            sent = [json.loads(each)["text"] for each in options.texts.read_text("utf-8").splitlines()]
+            samples = [Sample("", text, raw=True) for text in sent]
+            how = {"basis": basis, "under": shared, "n_threads": options.threads}
+            vector = runtime.tune(llm, samples, rewards.text, budget=options.budget, **how)
+            fresh.write_bytes(vector.to_bytes(basis))
+            fresh.replace(own)  # whole or not at all
+            llm.swap([*under, own])
+            print(f"learned from {len(sent)} texts: {own}, {own.stat().st_size} bytes")
+        elif line:
+            typed += offered[int(line) - 1] if offered and line in ("1", "2", "3") else line
+            offered = suggestions(llm, typed)
+            print(f"{typed}|  " + "  ".join(f"{n}:{word}" for n, word in enumerate(offered, 1)))
+        elif typed.strip():
+            with options.texts.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"text": typed.strip()}) + "\n")
+            typed, offered = "", []
+
+
+if __name__ == "__main__":
+    main()
