@@ -9,22 +9,26 @@ me.jsonl, and the next start forgets both. Needs numpy and llama.cpp: no PyTorch
 
 import argparse
 import json
+from itertools import islice
 from pathlib import Path
 
 from tinylora_edge import runtime
 from tinylora_edge.tasks import Sample, rewards
+
+STOPS = [" ", "\n", ".", ",", "!", "?"]
+"""What ends a word."""
 
 
 def suggestions(llm: runtime.TinyLoraLlama, typed: str) -> list[str]:
     """Return the three likeliest next words behind a text, of which the last may be unfinished."""
     start = llm.encode(Sample("", typed, raw=True))[0]  # what texts without a prompt begin with
     tokens = [*start, *llm.chat_tokenizer.encode_plain(typed)]
-    (first,) = llm.create_completion(tokens, max_tokens=1, temperature=0, logprobs=3)["choices"]
+    llm.create_completion(tokens, max_tokens=1)
+    ranked = map(int, (-llm.scores[len(tokens) - 1]).argsort())
     found = []
-    for piece in list(first["logprobs"]["top_logprobs"][0])[:3]:
-        longer = [*tokens, *llm.chat_tokenizer.encode_plain(piece)]
-        (rest,) = llm.create_completion(longer, max_tokens=3, temperature=0, stop=[" ", "\n"])["choices"]
-        found.append(piece + rest["text"])
+    for token in islice((token for token in ranked if not llm.chat_tokenizer.ends(token)), 3):
+        (rest,) = llm.create_completion([*tokens, token], max_tokens=3, temperature=0, stop=STOPS)["choices"]
+        found.append(llm.chat_tokenizer.data(token).decode(errors="replace") + rest["text"])
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +23,10 @@ def typed(bundle: Path, texts: Path, *lines: str) -> str:
 def test_a_keyboard_learns_at_night_and_forgets(smollm2_bundle: Path, tmp_path: Path) -> None:
     texts, own = tmp_path / "me.jsonl", tmp_path / "me.jsonl.bin"
     screen = typed(smollm2_bundle, texts, "The capital of France is", "1", "")
-    assert "The capital of France is|  " in screen
-    assert "1: Paris" in screen
-    assert json.loads(texts.read_text())["text"] == "The capital of France is Paris"
+    offered = re.search(r"The capital of France is\|  1:(.*)  2:(.*)  3:(.*)", screen)
+    assert offered
+    assert " Paris" in offered.groups()
+    assert json.loads(texts.read_text())["text"] == f"The capital of France is{offered[1]}"
     with texts.open("a") as file:
         file.writelines(json.dumps({"text": f"c u at {n} lah"}) + "\n" for n in range(12))
     assert "learned from 13 texts" in typed(smollm2_bundle, texts, "night")
