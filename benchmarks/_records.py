@@ -163,7 +163,7 @@ def titled(arm: str) -> str:
         "lora": f"LoRA of rank {size}",
         "base": "the base",
         "shots": "best worked examples",
-        "tf": f"TF-IDF of {int(size[4:]):,}" if size[4:] else "TF-IDF",
+        "tf": f"TF-IDF of {int(size[4:]):,}" if size[4:].isdigit() else "TF-IDF",
     }.get(kind, first.removesuffix("_metrics"))
     return ", ".join([title, *more])
 
