@@ -56,6 +56,19 @@ SERVERS = {
     "stock": "llama-server, a LoRA each",
 }
 """The servers of `cliff.py`."""
+PEOPLE_ARMS = {
+    "base": "the base",
+    "prompt-10": "10 messages before it",
+    "prompt-40": "40 messages before it",
+    "shared": "the shared vector",
+    "shared-prompt-40": "40 before the shared vector",
+    "other-rank-8": "another's own, 13,440 numbers",
+    "own-rank-2": "their own, 840",
+    "own-rank-8": "13,440",
+    "own-rank-64x8": "107,520",
+    "shared-lora-8": "a LoRA of rank 8",
+}
+"""Arms of `people.py` that tables and figures have, in their order."""
 STEPS, HELD_OUT = 40, 128  # steps, and prompts
 
 
@@ -166,6 +179,15 @@ def titled(arm: str) -> str:
         "tf": f"TF-IDF of {int(size[4:]):,}" if size[4:].isdigit() else "TF-IDF",
     }.get(kind, first.removesuffix("_metrics"))
     return ", ".join([title, *more])
+
+
+def messages() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the records of `people.py` by arm, then by user: of step sizes the one that most users have."""
+    found: dict[str, dict[float | None, dict[str, dict[str, Any]]]] = {arm: {} for arm in PEOPLE_ARMS}
+    for row in records("people"):
+        if row["arm"] in found:
+            found[row["arm"]].setdefault(row["lr"], {})[row["user"]] = row
+    return {arm: max(sizes.values(), key=len) for arm, sizes in found.items()}
 
 
 def found_on_device(task: str, way: tuple[str, str]) -> list[float]:

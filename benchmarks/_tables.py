@@ -16,6 +16,7 @@ from _records import (
     DEVICE,
     HELD_OUT,
     LEARNED,
+    PEOPLE_ARMS,
     RESULTS,
     SERVERS,
     TASKS,
@@ -24,6 +25,7 @@ from _records import (
     between,
     crowds,
     found_on_device,
+    messages,
     over_seeds,
     prompts,
     public,
@@ -75,33 +77,23 @@ def public_sets() -> str:
 
 
 def people() -> str:
-    """Nats of the next messages of the users that every arm was run for, paired with the shared vector."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in records("people"):
-        if row["arm"] in PEOPLE_ARMS:
-            found.setdefault(row["arm"], {})[row["user"]] = row
-    users, rows = sorted(set.intersection(*map(set, found.values()))), []
-    for arm, name in PEOPLE_ARMS.items():
-        own = [found[arm][user] for user in users]
-        gains = [found["shared"][user]["nats"] - found[arm][user]["nats"] for user in users]
-        gain = f"{statistics.mean(gains):+.2f} ± {between(gains):.2f}" if arm != "shared" else ""
-        size = own[0].get("bytes_int8", 0)
-        cells = [f"{statistics.mean(row[key] for row in own):.2f}" for key in ("nats", "top1", "top3")]
-        better = f"{sum(each > 0 for each in gains)}" if gain else ""
-        rows.append([name, f"{size:,}" if size else "0", *cells, gain, better])
-    headers = [f"{len(users)} users", "bytes a user", "nats a token", "next token right", "among three"]
-    return markdown([*headers, "better than the shared one", "for how many"], rows)
-
-
-PEOPLE_ARMS = {
-    "base": "the base",
-    "prompt-10": "10 messages of their own before it",
-    "prompt-40": "40",
-    "shared": "the shared vector, 13,440 numbers",
-    "other-rank-8": "another user's own on the shared one",
-    "own-rank-8": "their own on it, 13,440 numbers",
-    "own-rank-64x8": "107,520",
-}
+    """What each arm brings on users' next messages, paired with the shared vector and the best prompt."""
+    found, rows = messages(), []
+    shared, prompts = found["shared"], [found[arm] for arm in ("prompt-10", "prompt-40")]
+    best = {user: min(each[user]["nats"] for each in prompts if user in each) for user in prompts[1]}
+    for arm, own in found.items():
+        if arm in ("shared", "prompt-10"):
+            continue
+        gains = [shared[user]["nats"] - row["nats"] for user, row in own.items()]
+        past = [row["nats"] < best[user] for user, row in own.items() if user in best]
+        told = [row["auc"]["relative"] for row in own.values() if "auc" in row]
+        row = [PEOPLE_ARMS[arm], f"{max(each.get('bytes_int8', 0) for each in own.values()):,}"]
+        row.append(f"{statistics.mean(gains):+.2f} ± {between(gains):.2f}")
+        row.append(f"{sum(each > 0 for each in gains)} of {len(gains)}")
+        row.append("" if arm.startswith("prompt") else f"{sum(past)} of {len(past)}")
+        rows.append([*row, with_error(statistics.mean(told), between(told)) if told else ""])
+    headers = ["", "bytes a user", "nats a token better than shared", "users ahead of it"]
+    return markdown([*headers, "of their best prompt", "AUC"], rows)
 
 
 def services() -> str:
