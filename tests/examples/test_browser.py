@@ -339,7 +339,7 @@ def test_its_answers_are_pythons_token_for_token(chromium: Browser, site: Site) 
             assert pale(page) == {}
 
     llm: Any = runtime.load(bundle, engine="onnx", n_ctx=128)
-    prompt = llm.tokenize(llm.apply_chat_template([{"role": "user", "content": QUESTION}]))
+    prompt = llm.tokenize(llm.chat_tokenizer.render([{"role": "user", "content": QUESTION}]))
     base, personal = (list(map(int, tokens.split(","))) for tokens in found)
     assert base == list(llm.generate(prompt, max_tokens=MOST))
     llm.swap(frame)
