@@ -259,9 +259,9 @@ def test_logits_in_webassembly_are_pythons(empty: Page, site: Site, precision: s
     users = onnx_bundles.vectors(bundle, 2)
     effects, differences = [], []
     for rows in (session.rows(None), session.rows([users[0], None, users[1]])):
-        feeds = onnx_models.feeds(session.session, [onnx_models.TOKENS] * len(rows.r))
+        feeds = onnx_models.feeds(session.session, [onnx_models.TOKENS] * len(rows))
         expected = session.run(["logits"], feeds, rows)[0]
-        found = in_wasm(empty, site, bundle, {**feeds, "tinylora_r": rows.r})
+        found = in_wasm(empty, site, bundle, {**feeds, "tinylora_r": rows})
         differences.append(np.abs(found - expected).max())
         effects.append(np.abs(expected - session.run(["logits"], feeds)[0]).max())
     assert effects[0] == 0
@@ -276,7 +276,7 @@ def test_a_vector_that_is_left_out_or_too_wide_is_an_error(empty: Page, site: Si
     bundle = onnx_bundles.tiny("required")
     session = OnnxSession(bundle)
     feeds = onnx_models.feeds(session.session, [onnx_models.TOKENS])
-    wide = {**feeds, "tinylora_r": np.zeros((1, session.rows(None).r.size + 1), np.float32)}
+    wide = {**feeds, "tinylora_r": np.zeros((1, session.rows(None).size + 1), np.float32)}
     for feeds_of, adapter in ((feeds, None), (feeds, "zeros.onnx_adapter"), (wide, None)):
         assert "tinylora_r" in in_wasm(empty, site, bundle, feeds_of, adapter)
 
