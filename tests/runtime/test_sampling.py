@@ -28,7 +28,7 @@ class Only:
 
 def shares(temperature: float, constraint: Any = None, **options: Any) -> list[float]:
     sampler = Sampler(temperature, seed=1, **options)
-    found = [sampler(LOGITS, (), constraint) for _ in range(DRAWS)]
+    found = [sampler(LOGITS, constraint) for _ in range(DRAWS)]
     return [found.count(token) / DRAWS for token in range(len(LOGITS))]
 
 
@@ -59,7 +59,7 @@ def test_what_is_not_allowed_is_never_drawn() -> None:
     np.testing.assert_allclose(shares(1, Only(0, 2)), [1 / 3, 0, 2 / 3, 0], atol=0.03)
     assert shares(0, Only(0, 2)) == [0, 0, 1, 0]
     none: Any = Only()
-    assert Sampler(1)(LOGITS, (), none) is None
+    assert Sampler(1)(LOGITS, none) is None
 
 
 def test_a_seed_fixes_the_draws_and_every_answer_has_its_own() -> None:
