@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from . import console, keyfiles
+from .. import MicroVector, TrainError, load_bundle
+from . import console, keyfiles, vectors
 from . import options as opts
 
 
@@ -18,6 +19,10 @@ def learn(
         Path | None, typer.Option(metavar="FILE.jsonl", help="Behaviours beside the shipped ones.")
     ] = None,
     only: Annotated[bool, typer.Option("--only", help="Learn from FILE.jsonl alone.")] = False,
+    users: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FOLDER", help="Learn from the users' vectors in it, *.bin."),
+    ] = None,
     numbers: Annotated[int, typer.Option(metavar="N", min=1, help="Numbers of a vector.")] = 13,
     weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Hugging Face weights.")] = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of a signed bundle.")] = None,
@@ -27,24 +32,40 @@ def learn(
 
     Done once per model, on a host, with PyTorch. Every vector stays good; those of --numbers 13 that are made
     from now on are in the new directions. What is done lies in BUNDLE.learn, and an interrupted run goes on
-    from there.
+    from there. --from takes how vectors that users have differ, all of one --rank, and is done in seconds.
 
     \b
     Examples:
       tinylora-edge learn smollm2
       tinylora-edge learn smollm2 --behaviours mine.jsonl --key fleet.key
+      tinylora-edge learn smollm2 --from vectors
     """
     from ..exporters import add_projection
-    from ..formats.bundle import load_bundle
     from ..formats.signatures import check_signer
     from ..tasks.behaviours import load_behaviours
-    from ..train.learn import LearnSettings
+    from ..train.learn import LearnSettings, learn_from
     from ..train.learn import learn as learn_projection
 
     if only and behaviours is None:
         raise typer.BadParameter("there is no FILE.jsonl to learn from", param_hint="--only")
-    signer = None if key is None else keyfiles.signer(key)
-    check_signer(load_bundle(bundle), signer)
+    if users is not None and (behaviours, weights) != (None, None):
+        raise typer.BadParameter("it takes vectors alone, no behaviours and no weights", param_hint="--from")
+    signer, found = None if key is None else keyfiles.signer(key), load_bundle(bundle)
+    check_signer(found, signer)
+    if users is not None:
+        files = sorted(users.glob("*.bin"))
+        read = [MicroVector.from_bytes(vectors.read(str(path)), found.bases) for path in files]
+        if len({vector.basis for vector in read}) != 1:
+            raise TrainError(
+                f"{users} has {len(read)} vectors, not all of one basis: learn from those of one"
+            )
+        learned = learn_from(found.bases.of(read[0]), [vector.values for vector in read], numbers)
+        facts: dict[str, Any] = {"vectors": len(read)}
+        basis = add_projection(bundle, learned.projection, facts, signer=signer)
+        record = {"bundle": str(bundle), "basis": basis.digest, "numbers": basis.size, "learned": facts}
+        text = f"added basis {basis.id} to {bundle}: {basis.size} directions of"
+        console.report(record, as_json, f"{text} {console.counted(len(read), 'vector')}.")
+        return
     shipped = () if only else load_behaviours()
     chosen = [*shipped, *(() if behaviours is None else load_behaviours(behaviours))]
     whole = bundle.absolute()

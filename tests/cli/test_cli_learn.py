@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from invocation import Cli, contents
 
-from tinylora_edge import load_bundle
+from tinylora_edge import MicroVector, load_bundle
 
 BEHAVIOURS = [
     {"name": "pirate", "system": "Talk like a pirate."},
@@ -57,3 +57,23 @@ def test_what_cannot_be_learned(cli: Cli, smollm2_bundle: Path, behaviours: Path
     few = ("learn", smollm2_bundle, "--behaviours", behaviours, "--only")
     cli(*few).refused("2 behaviours cannot teach 13 directions")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_learns_from_users_vectors(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    out, users = tmp_path / "bundle", tmp_path / "users"
+    shutil.copytree(tiny / "bundle", out, copy_function=os.link)
+    users.mkdir()
+    for user in range(4):
+        basis = load_bundle(out).basis(rank=2)
+        frame = MicroVector.random(basis, 1.0, seed=user, dtype="int8").to_bytes(basis)
+        (users / f"{user}.bin").write_bytes(frame)
+    learn = ("learn", out, "--from", users)
+    cli(*learn, "--weights", tiny / "weights").misused("--from")
+    cli(*learn).refused("4 users' vectors cannot teach 13 directions")
+    record = cli(*learn, "--numbers", 3, "--json").record()
+    found = load_bundle(out).basis(numbers=3)
+    assert (record["basis"], record["learned"]) == (found.digest, {"vectors": 4})
+    assert found.prior is not None
+    assert found.shape == (2, 2)
+    (users / "other.bin").write_bytes(MicroVector.zeros(found).to_bytes(found))
+    cli(*learn).refused("5 vectors, not all of one basis")

@@ -26,6 +26,7 @@ from tinylora_edge.train.learn import (
     Lesson,
     information,
     learn,
+    learn_from,
     learned_directions,
     prior_of,
     slopes,
@@ -109,6 +110,33 @@ def test_slopes_that_teach_nothing_are_refused() -> None:
     slopes[1, 0] = np.nan
     with pytest.raises(TrainError, match="not finite: the model computes infinities or NaN"):
         learned_directions(slopes, FLAT, 2)
+
+
+# From users' vectors
+
+
+def test_how_users_differ_is_learned_from_their_vectors() -> None:
+    basis = support.bases_with(support.random_basis(blocks=1)).basis(rank=2)
+    places = np.random.default_rng(3).standard_normal((30, 2)) * (3, 1) + (1, 0)
+    plane = np.linalg.qr(np.random.default_rng(5).standard_normal((basis.size, 2)))[0].T
+    values = places @ plane
+    found = learn_from(basis, values, 2).projection
+    directions = found.stored.reshape(2, -1).astype(np.float64)
+    own = np.linalg.lstsq(directions.T, values.T, rcond=None)[0].T
+    np.testing.assert_allclose(own @ directions, values, atol=1e-4, err_msg="another plane")
+    np.testing.assert_allclose((own**2).mean(0), 1, atol=1e-4, err_msg="a unit is the root mean square")
+    np.testing.assert_allclose(found.prior.mean, own.mean(0), atol=1e-4)
+
+
+def test_vectors_that_teach_too_little_are_refused() -> None:
+    basis = support.bases_with(support.random_basis(blocks=1)).basis(rank=2)
+    same = np.ones((5, basis.size))
+    for few, match in ((same[:2], "2 users' vectors cannot teach 2"), (same, "differ in fewer than 2")):
+        with pytest.raises(TrainError, match=match):
+            learn_from(basis, few, 2)
+    tiled = support.random_basis(blocks=1)
+    with pytest.raises(TrainError, match="not all entries of a square R"):
+        learn_from(tiled, same[:, :2], 2)
 
 
 # The slopes of a behaviour

@@ -5,6 +5,7 @@ Fisher information of the model's next token (Amari, "Natural gradient works eff
 For many behaviours, prompts that the model follows, the slope g of the KL from the prompted model is taken in
 all M k^2 numbers of R at rank 2. -F^-1 g is what the behaviour asks of R; the first principal directions of
 all of them, measured in nats, are the learned projection, and where the behaviours lie in them is its prior.
+Where users have vectors of their own already, those of their R are one (`learn_from`).
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Learned:
         projection: with the prior of the behaviours' vectors. A unit is alike in all values: near zero, a
             vector v moves the model by at most about |v|^2 / 2 nats a token.
         behaviours: of each behaviour its name, the KL from the prompted model to the bare one, in nats a
-            token, and the share of what it asks of R that the directions hold.
+            token, and the share of what it asks of R that the directions hold. None with users' vectors.
         energy: share of all that the directions hold, in order; float64 [n].
         seconds: that it took, in all sittings together.
     """
@@ -218,11 +219,50 @@ def prior_of(places: Matrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     Places, float64 [K, n], are shortened as steps are. The covariance has a tenth of its mean variance more
     on the diagonal, so that a few behaviours rule no direction out.
     """
-    places = _shortened(places)
+    return _moments(_shortened(places))
+
+
+def _moments(places: Matrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     mean = places.mean(0)
     covariance = np.cov(places, rowvar=False, ddof=1).reshape(len(mean), len(mean))
     covariance = covariance + np.eye(len(mean)) * 0.1 * max(float(np.trace(covariance)) / len(mean), 1e-12)
     return mean.astype(np.float32), ((covariance + covariance.T) / 2).astype(np.float32)
+
+
+def learn_from(basis: Basis, vectors: ArrayLike, count: int) -> Learned:
+    """Learn a projection from users' own vectors: the first `count` principal directions of their R.
+
+    Not centred: what all users share is worth a number too. A unit of each number is its root mean square
+    over the users, and the prior is theirs.
+
+    Args:
+        basis: all entries of a square R.
+        vectors: values of one each user, [K, n].
+        count: of directions, fewer than there are users.
+
+    Raises:
+        TrainError: a basis of another kind, too few users, or vectors that differ in fewer directions.
+    """
+    began, values = time.monotonic(), np.asarray(vectors, np.float64)
+    if basis.projection.kind != "entries" or basis.shape != (basis.rank, basis.rank):
+        raise TrainError(
+            f"vectors of basis {basis.id} are not all entries of a square R: learn from those of --rank 8"
+        )
+    if len(values) <= count:
+        raise TrainError(
+            f"{len(values)} users' vectors cannot teach {count} directions: ask for fewer numbers"
+        )
+    axes = np.linalg.svd(values, full_matrices=False)[2][:count]
+    axes *= np.sign(axes[np.arange(count), np.abs(axes).argmax(1)])[:, None]
+    places = values @ axes.T
+    squares = (places**2).sum(0)
+    if squares.min() <= 1e-9 * squares.max():
+        raise TrainError(f"the users' vectors differ in fewer than {count} directions: ask for fewer numbers")
+    units = np.sqrt(squares / len(values))
+    shape = count, len(basis.modules), *basis.shape
+    prior = _moments(places / units)
+    projection = Projection.learned(basis.modules, (axes * units[:, None]).reshape(shape), prior)
+    return Learned(projection, (), squares / (values**2).sum(), time.monotonic() - began)
 
 
 def _shortened(steps: Matrix) -> Matrix:
