@@ -60,8 +60,8 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         held = SimpleNamespace(**record["held_out"])
         if "arms" not in record:
             found += [
-                (base, f"{held.base:.3f} +- {held.base_standard_error:.3f} (n = {held.n}, held out)"),
-                ("vector", f"{held.vector:.3f} +- {held.vector_standard_error:.3f}"),
+                (base, f"{sign * held.base:.3f} +- {held.base_standard_error:.3f} (n = {held.n}, held out)"),
+                ("vector", f"{sign * held.vector:.3f} +- {held.vector_standard_error:.3f}"),
             ]
         held.difference *= sign
         difference = f"{compared(held)} (n = {held.n}, held out)"

@@ -134,6 +134,7 @@ def test_a_users_own_texts_need_no_reward(cli: Cli, tiny_bundle: Path, tmp_path:
     told = re.search(r"held back ([\d.]+) -> ([\d.]+) nats a token", " ".join(ran.stdout.split()))
     assert told
     assert float(told[1]) > float(told[2])
+    assert re.search(r"\nbeneath +\d", ran.stdout), "nats have no minus"
     record = json.loads((tmp_path / "v.bin.json").read_text())
     assert record["held_out"]["vector"] > record["held_out"]["base"], "what lies beneath is the base"
     assert record["result"]["rollouts"] > 0
