@@ -52,7 +52,7 @@ def test_parameters_that_the_design_promises():
     assert parameters(tinylora_edge.Projection.random) == ["modules", "groups", "rank"]
     assert parameters(tinylora_edge.MicroVector.from_bytes) == ["data", "basis", "policy"]
     fields = tinylora_edge.MicroVector.__dataclass_fields__
-    assert list(fields) == ["values", "dtype", "sequence", "basis", "under", "modules"]
+    assert list(fields) == ["values", "dtype", "sequence", "basis", "under", "entries"]
 
 
 def test_a_missing_extra_is_the_pip_command():
