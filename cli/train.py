@@ -179,6 +179,11 @@ def _note_event(event: str, metrics: dict[str, Any], bar: console.Show) -> None:
     elif event == "temperature":
         drawn = "".join(f", {share:.0%} differ at {at}" for at, share in metrics["differ"].items())
         bar(f"drawing answers at temperature {metrics['temperature']}{drawn}", done=0.0)
+    elif event == "few":
+        console.warn(
+            f"a step takes {metrics['seconds']:.0f} s here: {metrics['steps']} fit into the minutes, and "
+            f"most tasks need {metrics['of']}, --minutes {metrics['minutes']}; shorter answers take less"
+        )
     elif event == "silent":
         console.warn(
             f"two steps without signal: all sampled answers of every prompt got the same reward, which is "

@@ -388,6 +388,7 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(
     tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer, "_PATIENCE", 1 << 20)  # a quick machine has many validations in 3 s
+    monkeypatch.setattr(trainer, "_FEW", 1 << 20)  # and many steps
     rows: Rows = []
     brief = replace(short, steps=None, minutes=0.05)
     easy = replace(letters_task, reward=lambda completion, sample: 1.0)
@@ -398,6 +399,9 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(
     assert phase.steps > 1
     assert sizes == sorted(sizes, reverse=True)
     assert 0.02 <= sizes[-1] <= sizes[0] <= 0.2
+    (few,) = (row for row in rows if row.get("event") == "few")
+    assert 1 <= few["steps"] < few["of"] == 1 << 20
+    assert few["minutes"] > 1
 
 
 def test_minutes_that_do_not_suffice_are_refused_before_a_step(

@@ -40,6 +40,7 @@ _EXPLOSION = 0.5  # nats a token above twice the lowest loss
 _PATIENCE = 4  # validations in a row without a better one, after which SFT ends
 _APART = 2  # times what a validation takes, between two of them
 _GRACE = 1.25  # times the minutes: what is not done by then is given up
+_FEW = 40  # steps, in which most tasks are learned (docs/EVIDENCE.md)
 _PROBE = 64  # tokens of a prompt, and of an answer, by which the time of a run is foreseen
 _SILENT = 2  # steps without signal in a row, which are reported
 _SILENCE = 10  # of them, after which GRPO ends
@@ -183,6 +184,8 @@ class Trainer:
             self._longest = max(self._longest, took - self._once)
             self._once = 0.0
             metrics["share"] = min(1.0, self._used(state.step))
+            if state.step == 1:
+                self._tell_if_few(report)
             silent = state.silent >= _SILENCE
             if self._due() or silent or metrics["share"] == 1:
                 metrics |= self._judge(write)
@@ -250,6 +253,18 @@ class Trainer:
                 f"here, {tokens:,} tokens being held back. Allow --minutes {math.ceil(needed / 30)}, or "
                 f"shorten the answers to about {max(1, int(fits))} tokens each"
             )
+
+    def _tell_if_few(self, report: Report) -> None:
+        """Tell, once the first step shows what one takes, if the minutes have room for few of them."""
+        options, state = self.options, self.state
+        if options.minutes is None or options.steps is not None:
+            return
+        more = int((60 * options.minutes - state.seconds - self._took) / self._longest)
+        if (fit := 1 + max(0, more)) < _FEW:
+            # Beside the steps, validations take a third of the time.
+            needed = state.seconds + (_FEW - 1) * self._longest * (1 + 1 / _APART) + self._took
+            minutes = math.ceil(needed / 60)
+            report({"event": "few", "steps": fit, "of": _FEW, "seconds": self._longest, "minutes": minutes})
 
     def _find_temperature(self, batches: Sampled, report: Report) -> None:
         """Draw at rising temperatures until sampled answers differ in their reward, and learn at that one."""
