@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -387,10 +390,10 @@ def test_a_loss_that_rises_before_it_falls_does_not_end_a_run(
 def test_minutes_end_a_run_and_let_the_step_size_fall(
     tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "_PATIENCE", 1 << 20)  # a quick machine has many validations in 3 s
-    monkeypatch.setattr(trainer, "_FEW", 1 << 20)  # and many steps
+    clock = itertools.count(math.ceil(time.monotonic()))  # a second a call: as quick on every machine
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     rows: Rows = []
-    brief = replace(short, steps=None, minutes=0.05)
+    brief = replace(short, steps=None, minutes=1.5)
     easy = replace(letters_task, reward=lambda completion, sample: 1.0)
     outcome = train(tiny_bundle, easy, tmp_path / "v", options=brief, report=rows.append)
     (phase,) = outcome.result.phases
@@ -400,8 +403,8 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(
     assert sizes == sorted(sizes, reverse=True)
     assert 0.02 <= sizes[-1] <= sizes[0] <= 0.2
     (few,) = (row for row in rows if row.get("event") == "few")
-    assert 1 <= few["steps"] < few["of"] == 1 << 20
-    assert few["minutes"] > 1
+    assert 1 <= few["steps"] < few["of"] == 40
+    assert few["minutes"] > 1.5
 
 
 def test_minutes_that_do_not_suffice_are_refused_before_a_step(
