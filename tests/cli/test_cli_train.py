@@ -79,7 +79,6 @@ def test_a_users_own_messages(cli, tiny, tmp_path):
     for wrong, why in (
         ((*eval_, "--system", "Be brief."), "no system prompt can stand before it"),
         (("train", *other, "--method", "grpo"), "no reward judges"),
-        (("tune", *other), "tune learns from a reward"),
     ):
         refused = cli(*wrong)
         (error,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]

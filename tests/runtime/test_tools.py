@@ -168,7 +168,14 @@ def test_messages_about_calls_that_are_none(onnx_pool: Pool, messages: Any, mess
 
 
 def test_a_schema_that_is_itself_is_named(onnx_pool: Pool) -> None:
-    tools = Tools.read([tool("fine", SCHEMAS["nested"]), tool("broken", {"$ref": "#"})], "auto", True)
+    tools = Tools.read(
+        [
+            tool("fine", SCHEMAS["nested"]),
+            tool("broken", {"type": "object", "properties": {"a": {"$ref": "#"}}}),
+        ],
+        "auto",
+        True,
+    )
     assert tools is not None
     with pytest.raises(
         RequestError, match=r"^the parameters of 'broken': the \$ref '#' in the JSON schema"

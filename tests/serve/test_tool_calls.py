@@ -125,7 +125,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("no such type", {"tools": [TOOLS[0], tool("f", {"properties": {"a": {"type": "x"}}})]}, "of 'f'"),
     ("an array", {"tools": [tool("f", {"type": "array"})]}, "no JSON schema of an object"),
     ("129", {"tools": [tool(f"f{number}") for number in range(129)]}, "129 tools, and at most 128"),
-    ("a hundred", {"tools": [tool(f"f{number}") for number in range(100)]}, "context 500"),
+    ("120", {"tools": [tool(f"f{number}") for number in range(120)]}, "context 500"),
     ("a space", {"tools": [tool("two words")]}, "'two words': it must have 1 to 64 letters"),
     ("long", {"tools": [tool("x" * 65)]}, "it must have 1 to 64 letters"),
     ("no name", {"tools": [{"type": "function", "function": {}}]}, "name is None"),
@@ -139,7 +139,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("regex", {"tools": [tool("f", {"properties": {"a": LONG}})]}, "of 'f'"),
     ("functions", {"functions": [TOOLS[0]["function"]]}, "functions is not supported"),
     ("a format", {"response_format": {"type": "json_object"}}, "keeps to a schema or calls tools"),
-    ("not true", {"parallel_tool_calls": 1}, "no true or false"),
+    ("not true", {"parallel_tool_calls": 1}, "valid boolean"),
 ]  # fmt: skip
 
 

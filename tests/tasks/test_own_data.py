@@ -65,7 +65,7 @@ def everything(task: Task) -> list[Sample]:
         ([{**row, "answer": f"12 * n\n#### {row['answer']:,}"} for row in SUMS], "number", "numbers", 64),
         ([{**row, "answer": f"0{row['answer']}-55"} for row in SUMS], "text", "20 of 20", 16),
         (STORIES, "text", "longer than 64 characters or a line", 54),
-        ([*CALLS, STORIES[0]], "text", "12 are JSON, but 'The fox met a friend", 62),
+        ([*CALLS, STORIES[0]], "text", "13 of 13", 62),
         ([{**row, "answer": "x" * (900 + n)} for n, row in enumerate(SUMS)], "text", "different", 512),
     ],
 )

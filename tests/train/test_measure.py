@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx_bundles
 import pytest
 import trl_world
 
@@ -17,6 +18,12 @@ from tinylora_edge.eval import evaluate
 from tinylora_edge.eval.measure import INTERRUPTED, TRIED
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options, train
+
+
+@pytest.fixture(scope="module")
+def both() -> Path:
+    """A bundle of a model with a chat template."""
+    return onnx_bundles.both()
 
 
 @pytest.fixture
@@ -40,9 +47,9 @@ def run(bundle: Path, task: Task, folder: Path, options: Options, **more: Any) -
     return found
 
 
-def test_every_arm(tiny_bundle: Path, task: Task, quick: Options, tmp_path: Path) -> None:
+def test_every_arm(both: Path, task: Task, quick: Options, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = []
-    record = run(tiny_bundle, task, tmp_path, quick, report=rows.append)
+    record = run(both, task, tmp_path, quick, report=rows.append)
     size = (tmp_path / "v").stat().st_size
     arms, held = record["arms"], record["held_out"]
     assert [(name, arm["bytes"]) for name, arm in arms.items()] == [
@@ -62,18 +69,18 @@ def test_every_arm(tiny_bundle: Path, task: Task, quick: Options, tmp_path: Path
 
 
 def test_what_lies_beneath_takes_the_place_of_the_base(
-    tiny_bundle: Path, task: Task, quick: Options, tmp_path: Path
+    both: Path, task: Task, quick: Options, tmp_path: Path
 ) -> None:
-    basis = load_bundle(tiny_bundle).basis(rank=8)
+    basis = load_bundle(both).basis(rank=8)
     shared = MicroVector.random(basis, 3.0, seed=6)
-    record = run(tiny_bundle, task, tmp_path, replace(quick, under=shared.to_bytes(basis)))
+    record = run(both, task, tmp_path, replace(quick, under=shared.to_bytes(basis)))
     arms, held = record["arms"], record["held_out"]
     assert [(name, arm["bytes"] > 0) for name, arm in arms.items()] == [
         ("beneath", False), ("vector", True), ("prompt", False), ("vector + prompt", True),
     ]  # fmt: skip
-    own = MicroVector.from_bytes((tmp_path / "v").read_bytes(), load_bundle(tiny_bundle).bases)
+    own = MicroVector.from_bytes((tmp_path / "v").read_bytes(), load_bundle(both).bases)
     with (
-        runtime.load(tiny_bundle, engine="llama", n_ctx=64, n_threads=1) as llm,
+        runtime.load(both, engine="llama", n_ctx=64, n_threads=1) as llm,
         llm.batch(task.held_out, 5, n_threads=1) as batch,
     ):
         scores = [evaluate(batch, task, each).mean for each in (shared, replace(own, under=shared))]
@@ -86,13 +93,13 @@ def test_what_lies_beneath_takes_the_place_of_the_base(
 
 @pytest.mark.parametrize("at", ["vector on held-out prompts", "worked examples on validation prompts"])
 def test_ctrl_c_loses_nothing_that_is_known(
-    at: str, tiny_bundle: Path, task: Task, quick: Options, tmp_path: Path
+    at: str, both: Path, task: Task, quick: Options, tmp_path: Path
 ) -> None:
     def interrupt(row: dict[str, Any]) -> None:
         if row.get("what") == at and not row["done"]:
             signal.raise_signal(signal.SIGINT)
 
-    record = run(tiny_bundle, task, tmp_path, quick, report=interrupt)
+    record = run(both, task, tmp_path, quick, report=interrupt)
     known = at.startswith("worked")
     lost = [*([] if known else ["base and vector"]), "worked examples", "drift"]
     assert record["unmeasured"] == dict.fromkeys(lost, INTERRUPTED)
@@ -101,10 +108,10 @@ def test_ctrl_c_loses_nothing_that_is_known(
 
 
 def test_what_fails_is_named_and_costs_no_vector(
-    tiny_bundle: Path, task: Task, quick: Options, tmp_path: Path
+    both: Path, task: Task, quick: Options, tmp_path: Path
 ) -> None:
     unanswered = [replace(sample, answer=None) for sample in task.train]
-    record = run(tiny_bundle, replace(task, train=unanswered), tmp_path, quick)
+    record = run(both, replace(task, train=unanswered), tmp_path, quick)
     assert list(record["unmeasured"]) == ["worked examples"]
     assert "0 training prompts have an answer" in record["unmeasured"]["worked examples"]
     assert (record["held_out"]["n"], record["drift"]["prompts"]) == (8, 32)
@@ -113,7 +120,7 @@ def test_what_fails_is_named_and_costs_no_vector(
         return 1 / (sample not in task.held_out) * trl_world.letters(completion, sample)
 
     (folder := tmp_path / "failing").mkdir()
-    record = run(tiny_bundle, replace(task, reward=fails), folder, quick)
+    record = run(both, replace(task, reward=fails), folder, quick)
     assert list(record["unmeasured"]) == ["base and vector"]
     assert "ZeroDivisionError" in record["unmeasured"]["base and vector"]
     assert "held_out" not in record

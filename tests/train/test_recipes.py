@@ -158,7 +158,7 @@ def test_a_recipe_runs_in_two_processes(tiny: Path, problems: dict[str, Path], t
 
 
 def test_a_command_that_cannot_run_says_one_line(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, problems: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.toml").write_text("task = ")
     recipe = str(RECIPES[0])
@@ -166,7 +166,7 @@ def test_a_command_that_cannot_run_says_one_line(
     cases: list[tuple[list[str], str]] = [
         ([], "missing 1 required .*task"),
         (
-            ["--recipe", recipe, "--set", "task=list-lookup"],
+            ["--recipe", recipe, "--set", f"task={problems['gsm8k']}"],
             "has no step size of its own: give one with options.lr",
         ),
         (["--recipe", str(tmp_path / "bad.toml")], "bad.toml: Invalid value"),

@@ -158,7 +158,7 @@ def test_resumes_to_the_same_numbers(tiny: Path, options: Options, tmp_path: Pat
         ({"method": "sft"}, {}, "has no method sft"),
         ({"lr": None}, {}, "has no step size of its own"),
         ({"keep": True}, {}, "has no keep"),
-        ({"frame_dtype": "q4"}, {}, "has no frame_dtype"),
+        ({"frame_dtype": "q4", "numbers": None, "rank": 2}, {}, "has no frame_dtype"),
         ({"start": (0.1,) * 13}, {}, "has no start"),
         ({"validation": 0}, {}, "at least 2"),
         ({"validation": 46}, {}, "48 training prompts, but 46"),
