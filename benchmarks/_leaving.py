@@ -23,7 +23,7 @@ Body = Callable[[], dict[str, Any]]
 
 
 def freed(server: Server, body: Body, rounds: int) -> dict[str, Any]:
-    """Seconds from when a client leaves until his slot is free, and those of a token before, in pairs."""
+    """Seconds from when a client leaves until their slot is free, and those of a token before, in pairs."""
     tokens, free, ratios = [], [], []
     for _ in range(rounds):
         connection = server.connect()

@@ -31,7 +31,7 @@ _SERVE = [sys.executable, "-c", "from tinylora_edge.cli import main; main()", "s
 
 
 Own = Callable[[int], dict[str, Any]]
-"""What the request of a user has of his own, by his number."""
+"""What the request of a user has of their own, by their number."""
 
 
 class Server:

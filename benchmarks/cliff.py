@@ -119,7 +119,7 @@ def turn(server: servers.Server, body: servers.Own, users: list[int], seed: int)
 def opened(
     stack: ExitStack, options: Any, bundle: Path, folder: Path
 ) -> dict[tuple[str, int], tuple[servers.Server, servers.Own]]:
-    """Start a server for each number of users; return them, and what a user's request has of his own."""
+    """Start a server for each number of users; return them, and what a user's request has of their own."""
     found: dict[tuple[str, int], tuple[servers.Server, servers.Own]] = {}
     bases, onnx = load_bundle(bundle).bases, options.onnx
     if "onnx" in options.servers and onnx is None:

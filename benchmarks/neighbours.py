@@ -301,7 +301,7 @@ def main() -> int:
     attacks = ["idle", "bodies", "unread", "flood", "locked", "schemas", "prompts", "users"]
     parser.add_argument("--attacks", nargs="*", choices=attacks, default=attacks, metavar="NAME")
     parser.add_argument("--each", type=int, default=8, help="of the neighbour, a round (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=16, help="of his answers (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=16, help="of their answers (%(default)s)")
     parser.add_argument("--requests", type=int, default=5000, help="for the memory; 0: none (%(default)s)")
     parser.add_argument("--llama", type=Path, help="a bundle for llama.cpp; SmolLM2 Q4_1 otherwise")
     parser.add_argument("--onnx", type=Path, help="one for ONNX Runtime; SmolLM2 in int4 otherwise")

@@ -31,7 +31,7 @@ MOST_FIRST_MS, MOST_TOKENS_TO_FREE, MOST_EXIT_S = 10.0, 1.0, 5.0
 
 
 Ask = Callable[[int, str], dict[str, Any]]
-"""The body of a user's request, of his number and the question."""
+"""The body of a user's request, of their number and the question."""
 
 
 def questions(seed: int) -> Iterator[str]:

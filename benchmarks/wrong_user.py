@@ -1,13 +1,13 @@
 """Whether a server ever answers somebody with another user's adapter.
 
-Each user has an adapter that marks him: to each of a few prompts, which share their beginning, it gives
+Each user has an adapter that marks them: to each of a few prompts, which share their beginning, it gives
 another answer than everybody else's and than the base's. References are greedy answers of each, alone. Then
 all ask at once, 16 at a time: mixed, the same again and again, streaming and not, and some leave in the
 middle. Each answer is looked up among all references:
 
-* his own: the reference of who asked, or its beginning where he left;
+* their own: the reference of who asked, or its beginning where they left;
 * another's: the reference of somebody else, or of the base;
-* nobody's: none of them; and of these, how many begin no more like his own than like another's.
+* nobody's: none of them; and of these, how many begin no more like their own than like another's.
 
     python benchmarks/wrong_user.py --servers onnx llama stock stock-cached --json record.jsonl
     python benchmarks/wrong_user.py --url 127.0.0.1:8000 --models sql-lora chat-lora
@@ -59,7 +59,7 @@ References = dict[tuple[int, int], str]
 
 @dataclass(frozen=True)
 class Query:
-    """A request: whose, which prompt, and whether he streams the answer, or leaves it in the middle."""
+    """A request: whose, which prompt, and whether they stream the answer, or leave it in the middle."""
 
     user: int
     prompt: int
@@ -124,7 +124,7 @@ def any_own(text: str, reference: str, leaves: bool) -> bool:
 def ask_all(
     server: servers.Server, own: servers.Own, references: References, *, users: int, again: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Let everybody ask at once; return how many answers were whose, and some that were not his own."""
+    """Let everybody ask at once; return how many answers were whose, and some that were not their own."""
     requests = plan(users, again, seed)
     with ThreadPoolExecutor(AT_ONCE) as threads, bench.stopwatch() as watch:
         texts = list(threads.map(lambda query: answered(server, own, query), requests))
