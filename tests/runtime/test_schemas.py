@@ -57,6 +57,7 @@ BAD = [
     {"$ref": "https://example.org/schema.json"},
     {"type": "string", "pattern": "^(?=a)a$"},
     {"type": "integer", "multipleOf": 10_007},
+    {"type": "number", "multipleOf": False},
     {"type": "number", "allOf": [{"multipleOf": 0.97}, {"multipleOf": 109}]},
     {"not": {"type": "string"}},
     {"const": -(1 << 63)},

@@ -455,7 +455,10 @@ class _Message(BaseModel):
             return "" if content is None else content
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
             raise ValueError("parts other than text are not supported")
-        return "".join(part.get("text") or "" for part in content)
+        texts = [part.get("text") or "" for part in content]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("the text of a part is no text")
+        return "".join(texts)
 
     def plain(self) -> dict[str, Any]:
         """Return it as chat templates take it."""
