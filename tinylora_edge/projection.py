@@ -107,8 +107,8 @@ class Prior:
         with np.errstate(over="ignore"):  # infinity is refused
             mean, covariance = np.asarray(mean, np.float32), np.asarray(covariance, np.float32)
         check_prior(mean, covariance, size)
-        half = covariance / np.float32(2)
-        return cls(mean.astype(np.float64), (half + half.T).astype(np.float64))
+        exact = covariance.astype(np.float64)  # half of the smallest float32 is 0
+        return cls(mean.astype(np.float64), (exact + exact.T) / 2)
 
     @cached_property
     def precision(self) -> NDArray[np.float64]:

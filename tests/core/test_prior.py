@@ -70,6 +70,11 @@ def test_refuses(mean, covariance, message):
         check_prior(mean, covariance, N)
 
 
+def test_the_smallest_variance_is_not_rounded_away() -> None:
+    found = Prior.of(np.zeros(2), [[1e-45, 0.0], [0.0, 1.0]], 2)
+    assert np.isfinite(Whitening(found).coordinates(np.ones(2))).all()
+
+
 def test_z_is_round_where_v_has_the_prior_and_has_its_unit() -> None:
     _, covariance = prior(13)
     whitening, eye = Whitening(Prior(np.zeros(13), covariance.astype(float))), np.eye(13)

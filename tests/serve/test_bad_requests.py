@@ -91,7 +91,8 @@ def test_what_is_not_supported_is_not_ignored(server: Serving, name: str) -> Non
     "messages",
     [None, [], "text", [7], [{"role": "king", "content": "x"}], [{"role": "user", "content": 7}],
      [{"role": "user", "content": [{"type": "image_url"}]}],
-     [{"role": "user", "content": [{"type": "text", "text": [1]}]}], [{"role": "user", "content": "no template"}]],
+     [{"role": "user", "content": [{"type": "text", "text": [1]}]}],
+     [{"role": "user", "content": "no template"}]],
 )  # fmt: skip
 def test_messages_that_are_none(server: Serving, messages: Any) -> None:
     body = {"model": "tiny", "messages": messages}
