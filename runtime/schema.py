@@ -364,8 +364,9 @@ def _check_rule(rule: Mapping[str, Any]) -> None:
     if len(_list(rule.get("required"))) > SCHEMA_PARTS:
         raise _refused(f"an object of the JSON schema requires more than {SCHEMA_PARTS} properties")
     multiple = rule.get("multipleOf")
-    number = isinstance(multiple, int | float) and not isinstance(multiple, bool)
-    if number and _digits(multiple) > SCHEMA_MULTIPLES:
+    if isinstance(multiple, bool):
+        multiple = None  # llguidance refuses it
+    if isinstance(multiple, int | float) and _digits(multiple) > SCHEMA_MULTIPLES:
         raise _refused(
             f"a multipleOf in the JSON schema is {multiple}, and without its decimal point at most "
             f"{SCHEMA_MULTIPLES:,} becomes a grammar"
