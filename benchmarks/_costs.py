@@ -316,8 +316,8 @@ def likeness(bundle: Path, graph: Path) -> dict[str, Any]:
     """Return the KL of the graph from the GGUF, in nats a token of the GGUF's own answers."""
     import onnx_weights as weights
 
-    from tinylora_edge.eval.parity import PROMPTS, TOKENS
-    from tinylora_edge.tasks.builtin import load_general
+    from tinylora_edge.eval.drift import PROMPTS, TOKENS
+    from tinylora_edge.tasks.load import load_general
 
     general, found = load_general()[:PROMPTS], []
     with closing(runtime.load(bundle, engine="llama", n_ctx=64, **threads_of(1))) as llm:

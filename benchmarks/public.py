@@ -45,7 +45,7 @@ from tinylora_edge.tasks.load import load_general
 from tinylora_edge.train import Adapter, Group, Learner
 from tinylora_edge.train.adapter import give_back, hf_names, load_model
 from tinylora_edge.train.batches import KEEP, REHEARSED_TOKENS, Rehearsal
-from tinylora_edge.train.learner import whitened
+from tinylora_edge.train.learner import rounded, whitened
 from tinylora_edge.train.trainer import ROUNDED, WHITENED, default_lr
 
 LORA_LR = 2e-3
@@ -123,7 +123,7 @@ class Steps:
         if coordinates is not None:
             v = np.float32(coordinates.values(self._z[0].detach().numpy()))
             if self._dtype and number + 1 >= ROUNDED * self._count:
-                v = coordinates.rounded(v, self._dtype)
+                v = rounded(coordinates, v, self._dtype, self._learner.adapter.basis)
             self._learner.adapter.set(v)
 
 

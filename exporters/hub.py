@@ -234,7 +234,7 @@ def _fetch(here: Listing, files: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     for name in files:
         try:
             path = Path(_client().hf_hub_download(here.name, name, revision=here.revision))
-        except Exception as error:  # as of `_list`: the client's errors follow its HTTP library
+        except Exception as error:  # the client has changed its HTTP library before, and with it the errors
             why = f"{name} of {here} was not downloaded: {_reason(error)}. Run the command again to go on"
             raise HubError(why) from error
         folder = path.parents[name.count("/")]

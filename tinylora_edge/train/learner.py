@@ -29,8 +29,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from ..basis import Basis
 from ..projection import Whitening
 from ..runtime.batch import common_prefix
+from ..vector import MicroVector
 from ..wire.values import BITS, quantize_columns, scaled
 from .adapter import Adapter, give_back
 
@@ -429,6 +431,14 @@ class ModuleWhitening:
             error[..., j : j + 1] = near - wanted
             np.put_along_axis(found, order[:, None, j : j + 1], near, 2)
         return found.astype(np.float32).reshape(-1)
+
+
+def rounded(
+    coordinates: Whitening | ModuleWhitening, v: NDArray[np.float32], dtype: str, basis: Basis
+) -> NDArray[np.float32]:
+    """Return what a frame of `q2` or `q4` holds of v [n]: as `ModuleWhitening` rounds it, or else nearest."""
+    near = coordinates.rounded(v, dtype) if isinstance(coordinates, ModuleWhitening) else v
+    return MicroVector(near, dtype, entries=basis.entries).values
 
 
 def whitened(learner: Learner, groups: Callable[[], Sequence[Group]]) -> Whitening | ModuleWhitening:

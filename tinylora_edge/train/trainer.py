@@ -27,7 +27,7 @@ from ..vector import MicroVector
 from ..wire.values import BITS
 from ..writes import atomic_write
 from .batches import KEEP, Demonstrations, Rehearsal, Sampled
-from .learner import Group, Learner, ModuleWhitening, tokens_of, whitened, work_of
+from .learner import Group, Learner, ModuleWhitening, rounded, tokens_of, whitened, work_of
 from .options import Options, Phase, Result
 
 _BETAS = 0.9, 0.99
@@ -395,9 +395,7 @@ class Trainer:
         dtype = self.options.frame_dtype
         if dtype is None or dtype not in BITS:
             return v
-        coordinates = self._coordinates()
-        near = coordinates.rounded(v, dtype) if isinstance(coordinates, ModuleWhitening) else v
-        return MicroVector(near, dtype, entries=self.basis.entries).values
+        return rounded(self._coordinates(), v, dtype, self.basis)
 
     def _coordinates(self) -> Whitening | ModuleWhitening:
         """Return the coordinates of steps: by the start and the first prompts, as in a resumed run."""
