@@ -12,6 +12,7 @@ const LEARNED = /^learned rank=([1-9]\d*) ([0-9a-f]{64})$/;
 const RANDOM = /^random rank=([1-9]\d*) seed=42 groups=([1-9]\d*) u=1 tying=tiled$/, SEED = 42n;
 const KEY_BYTES = [1, 1, 2, 2, 4, 4, 4, 1, , , 8, 8, 8]; // by GGUF's type
 const GOLDEN = 0x9e3779b97f4a7c15n;
+const LARGEST = 500_000; // n, and M P Q
 
 const u64 = (z) => BigInt.asUintN(64, z);
 const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -70,7 +71,7 @@ function projection(descriptor, { modules, outputs, rank }, p) {
   const count = random ? 1 : p ? p.length / modules.length / square : 0; // numbers that R of a module sums
   const size = random ? Number(random[2]) : count || modules.length * square;
   if (random && size > modules.length) fail(`${descriptor}: there are ${modules.length} modules`);
-  if (size > 250_000 || modules.length * count * square > 2 ** 26) fail(`${descriptor}: it is too large`);
+  if (size > LARGEST || modules.length * count * square > 2 ** 26) fail(`${descriptor}: it is too large`);
   const R = (values) => {
     const out = new Float32Array(modules.length * outputs * rank);
     modules.forEach((module, m) => {
@@ -143,7 +144,8 @@ async function read(bytes) {
   const key = (name) => keys.get(`tinylora.${name}`) ?? fail(`basis.gguf: there is no tinylora.${name}`);
   const version = key("version"), [rank, modules] = [key("rank"), key("modules")];
   const outputs = keys.get("tinylora.outputs") ?? rank;
-  if (outputs < rank || outputs > 256) fail(`basis.gguf: rank ${rank} and ${outputs} outputs`);
+  const large = outputs > 256 || modules.length * outputs * rank > LARGEST;
+  if (outputs < rank || large) fail(`basis.gguf: rank ${rank} and ${outputs} outputs of ${modules.length} modules`);
   if (version !== 2 || key("factorization") !== "left") fail(`basis.gguf: version ${version}, expected 2`);
 
   const words = (...numbers) => new Uint32Array(numbers); // little-endian, as everything that runs JavaScript
@@ -250,11 +252,11 @@ function decodeColumns(payload, n, bits, modules, columns) {
  *
  * frame: Uint8Array. basis: of readBasis. Options: stream, whose it is; hmac or ed25519, a secret or a public key,
  * Uint8Array: with one, a frame without its tag is refused; last, the highest sequence that was taken for these
- * factors, stream and key; today, in days since 2026-01-01; maxNorm, of R.
+ * factors, stream and key; today, in days since 2026-01-01; maxNorm, of R, 256 by default.
  * Returns {r: Float32Array [M * outputs * rank], values, descriptor, dtype, tag, sequence, until}.
  */
 export async function readFrame(frame, basis, options = {}) {
-  const { stream = "", hmac, ed25519, last = 0, today = now(), maxNorm = 1000 } = options;
+  const { stream = "", hmac, ed25519, last = 0, today = now(), maxNorm = 256 } = options;
   const version = frame[0] >> 4, kind = (frame[0] >> 2) & 3, low = version > 3, bits = low ? frame[1] : 0;
   const dtype = low ? `q${bits}` : DTYPES[frame[0] & 3], dated = version % 2 === 1, at = low ? 6 : 5;
   if (frame.length < 8) fail("it was cut, or is no frame");

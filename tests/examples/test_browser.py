@@ -212,12 +212,19 @@ def test_r_is_pythons_bit_for_bit(empty: Page, site: Site, fields: dict[str, Any
     bases = Bases(factors, (support.learned(factors, 5), named))
     vectors = [(basis, MicroVector.random(basis, 0.5, seed=1)) for basis in map(bases.__getitem__, bases)]
     far, other = bases.basis(rank=1), support.random_basis(rng=9)
-    beyond = [MicroVector(np.full(far.size, 3e38)).to_bytes(far), MicroVector.zeros(other).to_bytes(other)]
+    beyond = [MicroVector.random(far, 257.0).to_bytes(far), MicroVector.zeros(other).to_bytes(other)]
     _, *found, large, strange = read_back(empty, site, bases, [*(v.to_bytes(b) for b, v in vectors), *beyond])
     for (basis, vector), found_one in zip(vectors, found, strict=True):
         assert found_one["r"] == onnx_models.row(basis, vector).tobytes().hex()
     assert "its numbers are too large" in large["refused"]
     assert strange["refused"] == f"it is for basis {other.id}, which is none of this model's"
+
+
+def test_the_largest_vector(empty: Page) -> None:
+    """64 x 8 of the 882 modules of the largest dense models is read; more than 500,000 numbers are not."""
+    job = {"frame": "20" + "00" * 8, "digest": "00" * 32, "descriptor": "entries out=64 in=8"}
+    found = empty.evaluate(READ, [job | {"modules": m, "rank": 8, "outputs": 64} for m in (882, 977)])
+    assert ["cut" in found[0]["refused"], "too large" in found[1]["refused"]] == [True, True]
 
 
 def test_forged_projections(empty: Page, site: Site) -> None:
