@@ -43,7 +43,7 @@ KEYS = [MAC, VERIFY]
 DAY = date(2026, 12, 31)
 TAGS = {"crc32": ("crc32", ChecksumError), "hmac": (MAC, SignatureError), "ed25519": (SIGN, SignatureError)}
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 
 def vector(sequence: int = 0, values=(0.5, -0.25, 0.125), basis=BASIS) -> MicroVector:

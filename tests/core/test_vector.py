@@ -66,7 +66,7 @@ class TestRounding:
             vector = MicroVector(values[keep], "bf16")
             assert vector.values.tobytes() == rounded(values[keep], "bf16").tobytes()
 
-    @pytest.mark.filterwarnings("error")
+    @pytest.mark.filterwarnings("error::RuntimeWarning")
     @pytest.mark.parametrize("dtype", SINGLE)
     @pytest.mark.parametrize("sign", [1, -1])
     def test_the_largest_value_is_kept_and_what_rounds_past_it_is_refused(self, dtype, sign):

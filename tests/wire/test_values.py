@@ -79,7 +79,7 @@ def test_many_values(n):
     assert dequantize(*quantize(once)).tobytes() == once.tobytes()
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused_by_its_place(value):
     values = np.ones(13, np.float32)
@@ -88,7 +88,7 @@ def test_what_is_not_finite_is_refused_by_its_place(value):
         MicroVector(values, "int8")
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("scale", ["00c07f", "00807f", "0080ff", "ff7f7f"])
 def test_a_product_that_is_not_finite_is_refused(scale):
     data = support.frame(BASIS.digest, bytes.fromhex(scale) + b"\x02" * 13, dtype="int8")
@@ -148,7 +148,7 @@ def test_a_column_has_a_scale():
     assert rounded(values, "q2").tolist() == values
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_values_that_no_scale_reaches():
     largest = 61440 * 1.5
     assert rounded([largest] * 12, "q2").tolist() == [largest] * 12

@@ -9,7 +9,7 @@ from matrices import ROUNDING, TOL, VALUES, residual, weight_like
 from tinylora_edge import BasisError
 from tinylora_edge.factorization import TruncatedSVD, factors, truncated_svd
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 SHAPES = {
     "square": ((160, 160), 16),

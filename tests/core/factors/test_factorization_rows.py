@@ -10,7 +10,7 @@ from matrices import ROUNDING, TOL, residual
 
 from tinylora_edge.factorization import RowSource, truncated_svd
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 
 class Rows:
