@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import MicroVector, TrainError, load_bundle
+from .. import MicroVector, TrainError, VectorError, load_bundle
 from . import console, keyfiles, vectors
 from . import options as opts
 
@@ -53,12 +53,14 @@ def learn(
     signer, found = None if key is None else keyfiles.signer(key), load_bundle(bundle)
     check_signer(found, signer)
     if users is not None:
-        files = sorted(users.glob("*.bin"))
-        read = [MicroVector.from_bytes(vectors.read(str(path)), found.bases) for path in files]
-        if len({vector.basis for vector in read}) != 1:
-            raise TrainError(
-                f"{users} has {len(read)} vectors, not all of one basis: learn from those of one"
-            )
+        read = list[MicroVector]()
+        for path in sorted(users.glob("*.bin")):
+            try:
+                read.append(MicroVector.from_bytes(vectors.read(str(path)), found.bases))
+            except VectorError as error:
+                raise type(error)(f"{path}: {error}") from None
+        if (bases := len({vector.basis for vector in read})) != 1:
+            raise TrainError(f"{users} has {len(read)} vectors, *.bin, of {bases} bases: learn from one's")
         learned = learn_from(found.bases.of(read[0]), [vector.values for vector in read], numbers)
         facts: dict[str, Any] = {"vectors": len(read)}
         basis = add_projection(bundle, learned.projection, facts, signer=signer)

@@ -12,7 +12,7 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from tinylora_edge import runtime
+from tinylora_edge import TinyLoraError, runtime
 from tinylora_edge.tasks import Sample, rewards
 
 STOPS = [" ", "\n", ".", ",", "!", "?"]
@@ -22,7 +22,7 @@ STOPS = [" ", "\n", ".", ",", "!", "?"]
 def suggestions(llm: runtime.TinyLoraLlama, typed: str) -> list[str]:
     """Return the three likeliest next words behind a text, of which the last may be unfinished."""
     start = llm.encode(Sample("", typed, raw=True))[0]  # what texts without a prompt begin with
-    tokens = [*start, *llm.chat_tokenizer.encode_plain(typed)]
+    tokens = [*start, *llm.chat_tokenizer.encode_plain(typed)[-200:]]  # of a context of 256
     llm.create_completion(tokens, max_tokens=1)
     ranked = map(int, (-llm.scores[len(tokens) - 1]).argsort())
     found = []
@@ -43,7 +43,8 @@ def main() -> None:
     options = arguments.parse_args()
     own, fresh = (options.texts.with_name(f"{options.texts.name}.{end}") for end in ("bin", "new"))
     if not options.texts.exists():
-        own.unlink(missing_ok=True)  # its user deleted what it was learned from
+        for each in (own, fresh):
+            each.unlink(missing_ok=True)  # its user deleted what it was learned from
     llm = runtime.load(options.bundle, engine="llama", n_ctx=256, logits_all=True, n_threads=options.threads)
     under = [options.under] if options.under else []
     shared, basis = llm.swap(under) if under else None, llm.bases.basis(numbers=13)
@@ -56,14 +57,19 @@ def main() -> None:
         except EOFError:
             break
         if line == "night":
-            sent = [json.loads(each)["text"] for each in options.texts.read_text("utf-8").splitlines()]
-            samples = [Sample("", text, raw=True) for text in sent]
+            sent = options.texts.read_text("utf-8").splitlines() if options.texts.exists() else []
+            samples = [Sample("", json.loads(each)["text"], raw=True) for each in sent]
             how = {"basis": basis, "under": shared, "n_threads": options.threads}
-            vector = runtime.tune(llm, samples, rewards.text, budget=options.budget, **how)
-            fresh.write_bytes(vector.to_bytes(basis))
-            fresh.replace(own)  # whole or not at all
-            llm.swap([*under, own])
-            print(f"learned from {len(sent)} texts: {own}, {own.stat().st_size} bytes")
+            try:
+                found = runtime.RewardLearner(llm, samples, rewards.text, **how).run(options.budget)
+            except TinyLoraError as error:  # of too few texts, say
+                print(error)
+                continue
+            if found.improved:
+                fresh.write_bytes(found.vector.to_bytes(basis))
+                fresh.replace(own)  # whole or not at all
+                llm.swap([*under, own])
+            print(f"{'learned from' if found.improved else 'nothing new in'} {len(sent)} texts")
         elif line:
             typed += offered[int(line) - 1] if offered and line in ("1", "2", "3") else line
             offered = suggestions(llm, typed)

@@ -418,7 +418,7 @@ class RewardLearner:
     def _vector(self, values: Sequence[float] | NDArray[np.float64]) -> MicroVector:
         whole = np.array(values, np.float64).reshape(self._basis.size)
         bounded = self._basis.bounded(whole, getattr(self._under, "r", None))
-        return replace(self._start, values=bounded.astype(np.float32))
+        return replace(self._start, values=bounded.astype(np.float32), dtype="fp32")
 
     def _pick(self, step: int) -> list[int]:
         """The prompts of a step: every epoch visits all of them in an order of its own."""

@@ -22,6 +22,8 @@ def typed(bundle: Path, texts: Path, *lines: str) -> str:
 
 def test_a_keyboard_learns_at_night_and_forgets(smollm2_bundle: Path, tmp_path: Path) -> None:
     texts, own = tmp_path / "me.jsonl", tmp_path / "me.jsonl.bin"
+    assert "has 0 prompts" in typed(smollm2_bundle, texts, "night")
+    assert "1:" in typed(smollm2_bundle, texts, "word " * 400)
     screen = typed(smollm2_bundle, texts, "The capital of France is", "1", "")
     offered = re.search(r"The capital of France is\|  1:(.*)  2:(.*)  3:(.*)", screen)
     assert offered

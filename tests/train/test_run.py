@@ -223,6 +223,21 @@ def test_few_bits_are_judged_and_learned_with(
     assert MicroVector.from_bytes(data, basis) == outcome.result.vector
 
 
+def test_nothing_is_rounded_that_is_not_found(
+    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C before the first step, or minutes that end in it, do not wait for the coordinates."""
+    monkeypatch.setattr(trainer, "whitened", lambda *_: pytest.fail("nothing is to be rounded"))
+
+    def interrupt(metrics: dict[str, Any]) -> None:
+        if metrics.get("event") == "start":
+            signal.raise_signal(signal.SIGINT)
+
+    chosen = replace(short, frame_dtype="q2")
+    result = train(tiny_bundle, letters_task, tmp_path / "v", options=chosen, report=interrupt).result
+    assert (result.stopped, result.steps) == ("interrupted", 0)
+
+
 def test_a_vector_grows_exactly_or_not_at_all(tiny_bundle: Path) -> None:
     bases = load_bundle(tiny_bundle).bases
     tiled, two, eight = bases.basis(numbers=13), bases.basis(rank=2), bases.basis(rank=8)

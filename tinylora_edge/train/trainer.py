@@ -327,7 +327,9 @@ class Trainer:
             stopped=stopped,
             temperature=state.temperature or None,
         )
-        return Result(self._vector(self._rounded(state.best_v)), (phase,))
+        # To round takes the coordinates, and with them time that a start or Ctrl-C does not give.
+        best = self._rounded(state.best_v) if state.best_step and not self._stop else state.best_v
+        return Result(self._vector(best), (phase,))
 
     def _vector(self, v: NDArray[np.float32]) -> MicroVector:
         return MicroVector(v, basis=self.basis.digest, under=self.learner.adapter.under)

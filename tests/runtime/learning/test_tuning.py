@@ -74,6 +74,13 @@ class TestLearning:
             assert tuning.run("2ktokens").vector.basis == basis.digest
             assert len(tuning.state.search["start"]) == basis.size
 
+    def test_a_start_of_few_bits_is_not_what_candidates_are_rounded_to(self, llm: TinyLoraLlama) -> None:
+        start = MicroVector.random(llm.bases.basis(rank=2), 0.5, seed=5, dtype="q2")
+        tuning = RewardLearner(llm, PROMPTS, favoured, start=start, **QUICK)
+        near = start.values + np.float32(1e-3)
+        assert np.array_equal(tuning._vector(near).values, near)
+        assert tuning.run("2ktokens").vector.basis == start.basis
+
     def test_what_lies_beneath_stays(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
         shared = MicroVector.random(llm.bases.basis(rank=8), 2.0, seed=5)
         llm.swap([shared, MicroVector.zeros(llm.bases.basis(numbers=5))])
