@@ -32,7 +32,7 @@ _ALIGNED = 8
 """Rows keep a multiple of so many tokens of a prompt, and evaluate so many at least, where answers are to be
 the same to the bit: kernels compute some tokens at a time, and the last ones otherwise."""
 
-_SCORED = 64
+_SCORED = 32
 """Logits of one evaluation at most: 200 kB each, and more of them take no less time."""
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ...basis import Basis
 from ...errors import NotImprovedWarning, TrainError
 from ...jsonio import restored
+from ...process import cores
 from ...tasks import Prompt, Reward, Sample, Task
 from ...tasks.rewards import is_text
 from ...vector import MicroVector
@@ -41,6 +42,7 @@ _TOLERANCE = 0.15  # how far a check may fall below the best before the search g
 _PATIENCE = 8  # checks in a row without anything better after which learning stops
 _SILENCE = 10  # steps in a row in which all candidates had the same rewards, after which learning stops
 _SEQUENCES = 32  # that run at the same time
+_TEXTS = 8  # a thread, that are scored at the same time: more fill no evaluation (`loop._SCORED`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,9 +218,8 @@ class RewardLearner:
             OSError: the state cannot be written.
         """
         limit, began = Budget.of(budget), time.monotonic()
-        with self._llm.batch(
-            self._samples, self._longest, sequences=_SEQUENCES, n_threads=self._threads
-        ) as batch:
+        rows = min(_SEQUENCES, _TEXTS * (self._threads or cores())) if self._given else _SEQUENCES
+        with self._llm.batch(self._samples, self._longest, sequences=rows, n_threads=self._threads) as batch:
             self.state.seconds += time.monotonic() - began
             return self._sit(batch, limit)
 

@@ -1,4 +1,4 @@
-"""The example that tunes on a device, run where there is nothing but what a device has: no PyTorch."""
+"""Learning on a device, run where there is nothing but what a device has: no PyTorch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_model_learns_without_torch(tmp_path: Path) -> None:
-    assert not {"torch", "transformers", "onnx", "scipy"} & set(venvs.closure("tinylora-edge[llama,tune]"))
-    device = venvs.linked(tmp_path / "venv", "tinylora-edge[llama,tune]")
+    assert not {"torch", "transformers", "onnx", "scipy"} & set(venvs.closure("tinylora-edge[llama,cli]"))
+    device = venvs.linked(tmp_path / "venv", "tinylora-edge[llama,cli]")
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     (site / "tinylora_edge").symlink_to(ROOT / "tinylora_edge")
     template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -28,3 +28,12 @@ def test_a_model_learns_without_torch(tmp_path: Path) -> None:
     assert output.count("before: ") == output.count("after: ") == 6
     assert (bundle / "mine.bin").stat().st_size == 63
     assert not (bundle / "mine.state").exists()
+    mine, own, command = (
+        tmp_path / "mine.txt",
+        tmp_path / "own.bin",
+        "from tinylora_edge.cli import main; main()",
+    )
+    mine.write_text("".join(f"on my way, {n} min\n" for n in range(60)))
+    options = "--under", bundle / "mine.bin", "--numbers", 13, "--budget", "8ktokens", "--no-evaluate"
+    venvs.run(device, "-c", command, "tune", bundle, mine, "-o", own, *options)
+    assert own.stat().st_size == 63

@@ -135,12 +135,17 @@ class TestLearning:
 class TestTexts:
     TEXTS = tuple(Sample("", f"on my way, {n} min", raw=True) for n in range(100, 140))
 
-    def test_a_users_own_texts_become_likelier(self, llm: TinyLoraLlama) -> None:
+    def test_a_users_own_texts_become_likelier(
+        self, llm: TinyLoraLlama, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rooms, batch = list[int](), llm.batch
+        monkeypatch.setattr(llm, "batch", lambda *a, **k: rooms.append(k["sequences"]) or batch(*a, **k))
         shared = MicroVector.random(llm.bases.basis(rank=8), 2.0, seed=5)
         rows: list[dict[str, Any]] = []
         options: dict[str, Any] = {"under": shared, "report": rows.append, "n_threads": 1}
         found = runtime.tune(llm, self.TEXTS, rewards.text, budget="12ktokens", **options)
         assert found == llm.vector
+        assert rooms == [8], "more take memory, and no less time"
         assert (found.under, rows[-1]["improved"], rows[-1]["held_back"]) == (shared, True, 8)
         assert rows[-1]["score"] > rows[-1]["start_score"] + 0.05, (
             "nats a token, which nothing but text gives"
