@@ -6,8 +6,9 @@
 `FOLDER` is what `_sets.py` says. An arm is `rank-K` or `rank-PxQ`, all entries of R, with
 `-q2` or `-q4` in so many bits, in which the last third of its steps is taken; `plain-K`, without
 whitened steps; `keep-K`, with `--keep`; `learned-13`, the shipped directions; `lora-K`, a LoRA on the same
-layers; `base`; `shots`, the best of nine prompts of worked examples; the file of a vector, `*.bin`; `tf-idf`
-and `tf-idf-N`, a classifier, which needs scikit-learn; or one of `SERVICES`.
+layers, with `-q1` to `-q4` rounded likewise, in blocks of 32 numbers with a scale each; `base`; `shots`, the
+best of nine prompts of worked examples; the file of a vector, `*.bin`; `tf-idf` and `tf-idf-N`, a classifier,
+which needs scikit-learn; or one of `SERVICES`.
 
 Every arm sees the same samples in the same order, and its last vector is measured: nothing is chosen by what
 is measured on. Vectors answer in llama.cpp on the quantized weights; the LoRA answers in torch on the same
@@ -49,6 +50,7 @@ from tinylora_edge.train.learner import rounded, whitened
 from tinylora_edge.train.trainer import ROUNDED, WHITENED, default_lr
 
 LORA_LR = 2e-3
+BLOCK = 32  # numbers of a LoRA that share a scale of 16 bits, as in GGUF's Q4_0
 SHOTS, CHOSEN = (2, 4, 8), 14  # examples in a prompt, and training samples that choose among prompts
 SERVICES = tuple(f"{name}_metrics" for name in ("Snips", "api.ai", "Wit", "Luis", "Alexa"))
 SERVICES += ("Snips_metrics_full",)  # whose records SNIPS's repository has, the last of about 2,000 an intent
@@ -94,7 +96,8 @@ class Steps:
         trained: what learns; the adapter's v where there is a `whitener`.
         count: steps in all.
         whitener: makes the completions that the coordinates are found by; None for plain steps.
-        dtype: `q2` or `q4`, to which v is rounded in the last third of the steps; by default not at all.
+        dtype: `q2` or `q4`, to which what learns is rounded in the last third of the steps (`q1` too without
+            `whitener`); by default not at all.
     """
 
     def __init__(
@@ -108,7 +111,11 @@ class Steps:
     ) -> None:
         self._learner, self._lr, self._count, self._dtype = learner, lr, count, dtype
         self._coordinates = None if whitener is None else whitened(learner, whitener)
-        self._z = trained if whitener is None else [torch.zeros_like(part) for part in trained]
+        self._trained, self._z = trained, trained
+        if whitener is not None:
+            self._z = [torch.zeros_like(part) for part in trained]
+        elif dtype:  # gradients are of the rounded numbers, steps go to the exact ones
+            self._z = [part.detach().clone() for part in trained]
         self._adam = torch.optim.Adam(self._z, lr=lr, betas=(0.9, 0.99))
 
     def take(self, number: int, gradients: list[Tensor]) -> None:
@@ -120,11 +127,25 @@ class Steps:
             part.grad = gradient
         self._adam.param_groups[0]["lr"] = self._lr * (1 - 0.9 * number / max(self._count - 1, 1))
         self._adam.step()
+        rounds = bool(self._dtype) and number + 1 >= ROUNDED * self._count
+        if coordinates is None and self._dtype:
+            for part, exact in zip(self._trained, self._z, strict=True):
+                part.data.copy_(in_blocks(exact, int(self._dtype[1:])) if rounds else exact)
         if coordinates is not None:
             v = np.float32(coordinates.values(self._z[0].detach().numpy()))
-            if self._dtype and number + 1 >= ROUNDED * self._count:
+            if rounds:
                 v = rounded(coordinates, v, self._dtype, self._learner.adapter.basis)
             self._learner.adapter.set(v)
+
+
+def in_blocks(exact: Tensor, bits: int) -> Tensor:
+    """Round each 32 numbers to so many bits, in the middles of steps, by the scale that loses least."""
+    x, half = exact.detach().reshape(-1, BLOCK), 2 ** (bits - 1)
+    scales = x.abs().amax(1, keepdim=True).clamp(min=1e-30) / (half - 0.5) * torch.linspace(0.25, 1, 16)
+    codes = (x[..., None] / scales[:, None]).floor().clamp(-half, half - 1) + 0.5
+    tried = codes * scales[:, None]
+    best = ((tried - x[..., None]) ** 2).sum(1).argmin(1)
+    return tried[torch.arange(len(x)), :, best].reshape(exact.shape)
 
 
 def drawn(seed: int, step: int, size: int, count: int) -> list[int]:
@@ -187,7 +208,7 @@ class Run:
         facts["nats"] = self._nats(learner)
         answers: list[str] = []
         if basis is None:
-            facts["bytes"] = 4 * numbers
+            facts["bytes"] = numbers * (int(dtype[1:]) * BLOCK + 16) // (8 * BLOCK) if dtype else 4 * numbers
             answers = self._torch_answers() if answered else []
         else:
             vector = replace(adapter.vector(), dtype=dtype or "int8", entries=basis.entries)
