@@ -12,7 +12,8 @@ which needs scikit-learn; or one of `SERVICES`.
 
 Every arm sees the same samples in the same order, and its last vector is measured: nothing is chosen by what
 is measured on. Vectors answer in llama.cpp on the quantized weights; the LoRA answers in torch on the same
-weights, dequantized. Nats a token of the given answers are measured in torch for all. `--held` holds answers
+weights, dequantized. Nats a token of the given answers are measured in torch for all, and so is `moved`: how
+many nats a token likelier the base's own answers to general prompts were before. `--held` holds answers
 to a schema of the training data's calls. A run that is in the record is not run again.
 """
 
@@ -50,6 +51,7 @@ from tinylora_edge.train.learner import rounded, whitened
 from tinylora_edge.train.trainer import ROUNDED, WHITENED, default_lr
 
 LORA_LR = 2e-3
+GENERAL, ANSWERED = 32, 48  # prompts, and tokens of an answer to one
 BLOCK = 32  # numbers of a LoRA that share a scale of 16 bits, as in GGUF's Q4_0
 SHOTS, CHOSEN = (2, 4, 8), 14  # examples in a prompt, and training samples that choose among prompts
 SERVICES = tuple(f"{name}_metrics" for name in ("Snips", "api.ai", "Wit", "Luis", "Alexa"))
@@ -197,6 +199,8 @@ class Run:
             adapter = Adapter(self.model, basis)
             trained, lr = [adapter.v], lr or default_lr(basis, "sft")
         learner = Learner(self.model, adapter, temperature=1.0, workers=cores())
+        general = self._general()
+        likely = mean(learner.measure(general))
         kept = self._rehearsal(learner) if kind == "keep" else None
         plain = basis is None or kind == "plain"
         losses = self._fit(learner, trained, lr, seed, steps, kept, dtype, plain=plain)
@@ -205,7 +209,8 @@ class Run:
         facts: dict[str, Any] = {"lr": lr, "numbers": numbers, "losses": losses, "train_s": took}
         if kept is not None:
             facts["keep"] = KEEP
-        facts["nats"] = self._nats(learner)
+        facts["nats"] = -mean(learner.measure([self._group(sample) for sample in self.data.test]))
+        facts["moved"] = likely - mean(learner.measure(general))
         answers: list[str] = []
         if basis is None:
             facts["bytes"] = numbers * (int(dtype[1:]) * BLOCK + 16) // (8 * BLOCK) if dtype else 4 * numbers
@@ -291,10 +296,14 @@ class Run:
                 print(f"step {step + 1}: loss {np.mean(losses[-10:]):.3f}", flush=True)
         return losses
 
-    def _nats(self, learner: Learner) -> float:
-        """Return the loss of the given answers to the test samples, nats a token."""
-        scores = learner.measure([self._group(sample) for sample in self.data.test])
-        return -float(torch.cat(scores).mean())
+    def _general(self) -> list[Group]:
+        """Return the base's greedy answers to general prompts."""
+        samples = load_general()[:GENERAL]
+        with self.llm.batch(samples, ANSWERED, sequences=32, n_threads=cores()) as batch:
+            prompts = batch.encode(samples)
+            drawn = {each.prompt: each.tokens for each in batch.generate(prompts, max_tokens=ANSWERED)}
+        one = np.ones(1, np.float32)
+        return [Group(np.array(prompts[i], np.int32), [drawn[i]], one) for i in sorted(drawn)]
 
     def _torch_answers(self) -> list[str]:
         """Return greedy answers in torch, as the LoRA is not in the deployed model."""
@@ -327,6 +336,11 @@ class Run:
     def _group(self, sample: Sample) -> Group:
         prompt = np.array(self.llm.encode(sample)[0], np.int32)
         return Group(prompt, [np.array(self.llm.encode_answer(sample), np.int32)], np.ones(1, np.float32))
+
+
+def mean(scores: Sequence[Tensor]) -> float:
+    """Return the mean log-probability of all tokens."""
+    return float(torch.cat(list(scores)).mean())
 
 
 def differentiated(
