@@ -9,8 +9,8 @@ import json
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class PublicSet:
     max_tokens: int | None = None  # of an answer; None: the longest given one
     folder: Path | None = None
     schema: dict[str, Any] | None = None  # what answers can be held to
+    functions: Mapping[str, Iterable[str]] = field(default_factory=dict)  # the arguments of each
 
     def thinned(self, n: int | None) -> PublicSet:
         """Return the set with every k-th test sample, of about n; None: all of them."""
@@ -78,7 +79,9 @@ def snips(folder: Path, each: int, seed: int) -> PublicSet:
     for _, call in train:
         arguments[call["name"]].update(dict.fromkeys(call["arguments"]))
     schema = {"anyOf": [_call_schema(name, keys) for name, keys in arguments.items()]}
-    return PublicSet("snips", samples(train), samples(test), batch=8, steps=80, schema=schema)
+    return PublicSet(
+        "snips", samples(train), samples(test), batch=8, steps=80, schema=schema, functions=arguments
+    )
 
 
 def _call_schema(name: str, keys: Iterable[str]) -> dict[str, Any]:

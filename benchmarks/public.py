@@ -6,9 +6,10 @@
 `FOLDER` is what `_sets.py` says. An arm is `rank-K` or `rank-PxQ`, all entries of R, with
 `-q2` or `-q4` in so many bits, in which the last third of its steps is taken; `plain-K`, without
 whitened steps; `keep-K`, with `--keep`; `learned-13`, the shipped directions; `lora-K`, a LoRA on the same
-layers, with `-q1` to `-q4` rounded likewise, in blocks of 32 numbers with a scale each; `base`; `shots`, the
-best of nine prompts of worked examples; the file of a vector, `*.bin`; `tf-idf` and `tf-idf-N`, a classifier,
-which needs scikit-learn; or one of `SERVICES`.
+layers, with `-q1` to `-q4` rounded likewise, in blocks of 32 numbers with a scale each; `base`; `functions`,
+the base behind their names and arguments (snips); `shots`, the best of nine prompts of worked examples; the
+file of a vector, `*.bin`; `tf-idf` and `tf-idf-N`, a classifier, which needs scikit-learn; or one of
+`SERVICES`.
 
 Every arm sees the same samples in the same order, and its last vector is measured: nothing is chosen by what
 is measured on. Vectors answer in llama.cpp on the quantized weights; the LoRA answers in torch on the same
@@ -56,6 +57,10 @@ BLOCK = 32  # numbers of a LoRA that share a scale of 16 bits, as in GGUF's Q4_0
 SHOTS, CHOSEN = (2, 4, 8), 14  # examples in a prompt, and training samples that choose among prompts
 SERVICES = tuple(f"{name}_metrics" for name in ("Snips", "api.ai", "Wit", "Luis", "Alexa"))
 SERVICES += ("Snips_metrics_full",)  # whose records SNIPS's repository has, the last of about 2,000 an intent
+FUNCTIONS_PROMPT = """Answer with the one call that does what the user says, as JSON:
+{{"name": <function>, "arguments": {{<argument>: <words of the user>, ...}}}}
+Leave out the arguments that the user does not mention. The functions:
+{}"""
 KEYS = "set", "model", "each", "arm", "seed", "steps", "asked_lr", "n", "held"
 
 
@@ -185,8 +190,9 @@ class Run:
     ) -> dict[str, Any]:
         """Train one arm, and return its losses and what it scores on the set."""
         began = time.monotonic()
-        if arm in ("base", "shots") or arm.endswith(".bin"):
-            found = self._shots(seed) if arm == "shots" else self._given(None if arm == "base" else Path(arm))
+        if arm in ("base", "shots", "functions") or arm.endswith(".bin"):
+            prompted = {"shots": lambda: self._shots(seed), "functions": self._functions}
+            found = prompted.get(arm, lambda: self._given(None if arm == "base" else Path(arm)))()
             return {**found, "answer_s": time.monotonic() - began}
         kind, size, dtype = [*arm.split("-"), ""][:3]
         basis = None
@@ -250,9 +256,18 @@ class Run:
                 tried.append((found["score"], found.get("slot_f1", 0.0), count, draw, before))
                 print(f"{count} shots, draw {draw}: {found['score']:.3f}", flush=True)
         *_, count, draw, before = max(tried, key=lambda row: row[:2])
+        return {"shots": count, "draw": draw, **self._behind(before)}
+
+    def _functions(self) -> dict[str, Any]:
+        """Return the figures of the base behind the functions and their arguments."""
+        known = [f"{name}({', '.join(keys)})" for name, keys in self.data.functions.items()]
+        return self._behind(Preamble(FUNCTIONS_PROMPT.format("\n".join(known)), ()))
+
+    def _behind(self, before: Preamble) -> dict[str, Any]:
+        """Return the figures of the base behind a prompt."""
         questions = [before.before(sample) for sample in self.data.test]
         tokens = len(self.llm.encode(questions[0])[0]) - len(self.llm.encode(self.data.test[0])[0])
-        facts = {"numbers": 0, "bytes": 0, "shots": count, "draw": draw, "prompt_tokens": tokens}
+        facts = {"numbers": 0, "bytes": 0, "prompt_tokens": tokens}
         return facts | self.data.figures(self.answers(None, questions))
 
     def answers(self, vector: MicroVector | None, samples: Sequence[Sample] | None = None) -> list[str]:
