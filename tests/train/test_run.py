@@ -192,7 +192,7 @@ def test_every_option_runs(
     assert learned
     if changed.lr is None:  # the first step has one length in R, whatever the basis
         norm = changed.basis(load_bundle(tiny_bundle).bases).projection.norm
-        assert learned[0]["lr"] == pytest.approx(3.5 / norm)
+        assert learned[0]["lr"] == pytest.approx(1.75 / norm)
     assert all(math.isfinite(row["grad"]) and row["lr"] > 0 and row["mismatch"] < 0.05 for row in learned)
 
 

@@ -48,7 +48,7 @@ WHITENED = 32  # prompts, from which the coordinates of steps are
 ROUNDED = 2 / 3  # of a run, after which gradients are taken at rounded values
 DIFFER = 0.25  # of the groups, in whose rewards GRPO needs some difference to be worth its time
 _HOTTER = 1.0, 1.3  # temperatures to try above a task's own
-_LENGTHS = {"sft": 3.5, "grpo": 0.5}
+_LENGTHS = {"sft": 1.75, "grpo": 0.5}
 
 
 def default_lr(basis: Basis, method: str) -> float:
