@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .. import BasisError, MicroVector, load_bundle
-from ..factors import Shape, read_shape
+from ..factors import SIZES, Shape, read_shape
 from ..jsonio import read_json
 from . import console, results, vectors
 from . import options as opts
@@ -46,16 +46,20 @@ def train(
     lr: Annotated[
         float | None, typer.Option(metavar="X", help="Step size. [default: one that suits]")
     ] = None,
+    size: Annotated[
+        Literal["small", "medium", "large"] | None,
+        typer.Option(help="855 bytes, 13 kB or 55 kB for SmolLM2. [default: the most that BUNDLE takes]"),
+    ] = None,
     rank: Annotated[
         Any,  # a tuple, which would be several values
-        typer.Option(metavar="K|PxQ", parser=_shape, help="All of R: K x K, or P x Q. [default: 8]"),
+        typer.Option(metavar="K|PxQ", parser=_shape, help="Instead of a size: all of R, K x K or P x Q."),
     ] = None,
-    numbers: Annotated[int | None, typer.Option(metavar="N", help="So many numbers, such as 13.")] = None,
+    numbers: Annotated[
+        int | None, typer.Option(metavar="N", help="Instead of a size: so many numbers, such as 13.")
+    ] = None,
     dtype: Annotated[
         opts.Dtype | None,
-        typer.Option(
-            help="Of FILE's values; q2 and q4 learn rounded. [default: int8, bf16 below 64 numbers]"
-        ),
+        typer.Option(help="Of FILE's values; q2 and q4 learn rounded. [default: q4 where it is smallest]"),
     ] = None,
     start: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A vector to begin with, of any size up to this one.")
@@ -81,8 +85,8 @@ def train(
 
     Beside FILE it leaves FILE.json: task, settings, curve, held-out figures, answers. Ctrl-C saves the state.
 
-    A vector is all entries of R at a rank, 13,440 for SmolLM2 at rank 8; with --numbers 13 it is in
-    directions that the bundle has learned, or the paper's.
+    The larger the file, the more it learns: calls with arguments need a large one. With --numbers 13 it is 37
+    bytes, along directions that the bundle has learned, or the paper's.
 
     With --under it learns on top of a shared vector, which lies beneath it later too. FILE has its own alone.
     With --system or --examples the vector is trained behind a prompt, and belongs to it.
@@ -90,13 +94,17 @@ def train(
     \b
     Examples:
       tinylora-edge train out/demo examples.jsonl -o mine.bin
-      tinylora-edge train out/demo brevity --numbers 13 --minutes 20 -o brief.bin
+      tinylora-edge train out/demo brevity --size small --minutes 20 -o brief.bin
       tinylora-edge train out/demo brevity --start brief.bin -o briefer.bin
       tinylora-edge train out/demo examples.csv --schema label -o mine.bin
     """
     from ..train import Options, grown
     from ..train import train as run
 
+    if size is not None:
+        if rank is not None or numbers is not None:
+            raise typer.BadParameter("--size is a rank: pass one of --size, --rank and --numbers")
+        rank = SIZES[size]
     options = Options(
         method=method,
         minutes=minutes,

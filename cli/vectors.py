@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from .. import Bases, FrameError, MicroVector, load_bundle
-from ..factors import shape_name
+from ..factors import SIZES, shape_name
 from ..formats.gguf import GGUFFile, MalformedGGUFError
 from ..formats.side_tensors import load_bases
 from ..limits import VECTOR_FILE_BYTES
@@ -152,12 +152,17 @@ def sizes(bases: Bases) -> dict[str, dict[str, int]]:
     """Return sizes of vectors by the option that names them: numbers, and bytes of frames with a checksum."""
     modules, most = len(bases.factors.modules), bases.factors.rank
     tiled = (min(NUMBERS, modules), modules) if most >= RANK else ()
-    found = {f"--numbers {n}": n for n in sorted({*(p.size for p in bases.projections), *tiled})}
-    shapes = [(k, k) for k in sorted({1, 2, 4, 8, most}) if k <= most]
-    shapes += [bases.factors.shape] if bases.factors.outputs > most else []
-    found |= {f"--rank {shape_name(shape)}": modules * math.prod(shape) for shape in shapes}
-    dtypes = "bf16", "int8"
-    return {
-        option: {"numbers": n} | {dtype: frame.frame_bytes(n, dtype, tags.CRC32) for dtype in dtypes}
-        for option, n in found.items()
-    }
+    numbers = sorted({*(p.size for p in bases.projections), *tiled})
+    found: dict[str, values.Entries] = {f"--numbers {n}": (n,) for n in numbers}
+    whole = bases.factors.shape
+    shapes = {f"--size {name}": (p, q) for name, (p, q) in SIZES.items() if p <= whole[0] and q <= whole[1]}
+    shapes |= {} if whole in shapes.values() else {f"--rank {shape_name(whole)}": whole}
+    found |= {option: (modules, *shape) for option, shape in shapes.items()}
+
+    def of(shape: values.Entries) -> dict[str, int]:
+        n, dtypes = math.prod(shape), ("bf16", "int8", *(["q4"] if len(shape) > 1 else []))
+        return {"numbers": n} | {
+            dtype: frame.frame_bytes(n, dtype, tags.CRC32, entries=shape) for dtype in dtypes
+        }
+
+    return {option: of(shape) for option, shape in found.items()}

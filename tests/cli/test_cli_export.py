@@ -31,7 +31,7 @@ def test_the_report_of_the_real_model(cli: Cli, smollm2_gguf: Path, tmp_path: Pa
     assert written.factors.digest in text
     assert basis.projection.descriptor in text
     assert re.search(r"^frame bytes.--numbers 13 +numbers 13, bf16 37, int8 27$", text, re.M)
-    assert re.search(r"^frame bytes.--rank 8 +numbers 13440, bf16 26891, int8 13455$", text, re.M)
+    assert re.search(r"^frame bytes.--rank 8 +numbers 13440, bf16 26891, int8 13455, q4 8412$", text, re.M)
     same = os.path.samefile(smollm2_gguf, out / "base.gguf")
     assert bool(re.search(r"^base +hard link$", text, re.M)) is same
     suggested = [shlex.split(line)[2:4] for line in text.splitlines() if line.startswith("next: ")]
@@ -49,7 +49,7 @@ def test_json(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
     assert (factors.rank, factors.dtype) == (3, "f32")
     assert record["fingerprints"] == list(bases.fingerprints)
     assert record["projections"] == []
-    sizes = {"--numbers 13": 13, "--numbers 14": 14, "--rank 1": 14, "--rank 2": 56, "--rank 3": 126}
+    sizes = {"--numbers 13": 13, "--numbers 14": 14, "--size small": 56, "--rank 3": 126}
     assert {name: size["numbers"] for name, size in record["frame_bytes"].items()} == sizes
     for size in record["frame_bytes"].values():
         for dtype in ("bf16", "int8"):

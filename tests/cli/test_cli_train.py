@@ -28,7 +28,7 @@ def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
     assert "which belongs to the vector" in trained.stdout
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
     assert (manifest["numbers"], manifest["projection"]) == (896, "entries rank=8")
-    assert out.stat().st_size == 911
+    assert out.stat().st_size == 572
     assert manifest["data"]["methods"] == ["sft", "grpo"]
     assert [phase["steps"] for phase in manifest["result"]["phases"]] == [2, 0]
     assert "examples to learn from, 25 held back" in trained.stderr
@@ -101,7 +101,7 @@ def test_a_vector_grows(cli, tiny, task, tmp_path):
     cli(*run, "--numbers", 13, "-o", tmp_path / "first.bin")
     cli("pack", tmp_path / "first.bin", tiny / "bundle", "--sequence", 7, "-o", tmp_path / "13.bin").done()
     cli(*run, "--rank", 8, "--start", tmp_path / "13.bin", "-o", tmp_path / "896.bin")
-    assert [(tmp_path / f"{n}.bin").stat().st_size for n in (13, 896)] == [37, 911]
+    assert [(tmp_path / f"{n}.bin").stat().st_size for n in (13, 896)] == [37, 572]
     grown = MicroVector.from_bytes((tmp_path / "896.bin").read_bytes(), load_bundle(tiny / "bundle").bases)
     assert grown.sequence == 8, "a receiver of the one before takes it"
     whole = load_bundle(tiny / "bundle").basis(rank=8)
@@ -118,7 +118,8 @@ def test_a_vector_grows(cli, tiny, task, tmp_path):
 def test_a_tall_vector(cli, tiny, task, tmp_path):
     run = ("train", tiny / "bundle", *task, "--weights", tiny / "weights", *TRAIN, "--no-evaluate")
     small, tall = tmp_path / "2.bin", tmp_path / "6x2.bin"
-    cli(*run, "--rank", 2, "-o", small)
+    cli(*run, "--size", "small", "-o", small)
+    assert small.stat().st_size == 123, "bf16"
     cli(*run, "--rank", "6x2", "--start", small, "-o", tall)
     bases = load_bundle(tiny / "bundle").bases
     vector = MicroVector.from_bytes(tall.read_bytes(), bases)
@@ -126,6 +127,9 @@ def test_a_tall_vector(cli, tiny, task, tmp_path):
     assert json.loads((tmp_path / "6x2.bin.json").read_text())["options"]["rank"] == [6, 2]
     cli("inspect", tall, tiny / "bundle").done()
     cli(*run, "--rank", "2x9", "-o", tmp_path / "v.bin").refused("rank 2x9 is not among 1 to 8", "--rank 9")
+    large = (*run, "--size", "large", "-o", tmp_path / "v.bin")
+    cli(*large).refused("export again with --rank 8 --outputs 64")
+    cli(*large, "--rank", 2).misused("pass one of --size, --rank and --numbers")
     for text in ("x2", "2x", "2x2x2", "-1", "two"):
         cli(*run, f"--rank={text}", "-o", tmp_path / "v.bin").misused(f"'{text}' is no rank")
 

@@ -60,7 +60,7 @@ def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Option
     bases = load_bundle(tiny_bundle).bases
     data = outcome.path.read_bytes()
     vector = MicroVector.from_bytes(data, bases)
-    assert (len(data), vector.dtype) == (911, "int8")
+    assert (len(data), vector.dtype) == (572, "q4")
     assert vector == outcome.result.vector, "what is measured is what the frame holds"
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
     assert manifest["basis"] == vector.basis == bases.basis(rank=8).digest
@@ -89,8 +89,8 @@ def test_what_is_learned_on_a_shared_vector_is_written_alone(
     basis = load_bundle(tiny_bundle).basis(rank=8)
     shared = MicroVector.random(basis, 2.0, seed=4)
     runs = {
-        "whole": replace(short, start=tuple(shared.values.tolist())),
-        "own": replace(short, start=None, under=shared.to_bytes(basis)),
+        "whole": replace(short, start=tuple(shared.values.tolist()), frame_dtype="int8"),
+        "own": replace(short, start=None, under=shared.to_bytes(basis), frame_dtype="int8"),
     }
     curves, found, manifests = {}, {}, {}
     for name, options in runs.items():
@@ -115,7 +115,7 @@ def test_a_shared_vector_that_does_not_fit_is_refused_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("cut", [3, 8])
+@pytest.mark.parametrize("cut", [5, 11])
 def test_a_killed_run_goes_on_to_the_same_bytes(
     cut: int,
     tiny_bundle: Path,
@@ -125,12 +125,12 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rehearsed: the base's own answers are drawn again, and are the same. SFT and GRPO: in either."""
-    monkeypatch.setattr(trainer, "_PATIENCE", 0)  # SFT ends at its first validation
-    options = replace(options, method=None, steps=8, keep=True)
+    monkeypatch.setattr(trainer, "_PATIENCE", 0)  # at SFT's first validation it rounds, at the second it ends
+    options = replace(options, method=None, steps=11, keep=True)
     whole: Rows = []
     train(tiny_bundle, letters_task, tmp_path / "whole", options=options, report=whole.append)
     methods = [row["method"] for row in steps(whole)]
-    assert methods == ["sft"] * 3 + ["grpo"] * 5
+    assert methods == ["sft"] * 6 + ["grpo"] * 5
 
     class StopError(Exception):
         pass
@@ -152,7 +152,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert steps(json.loads((tmp_path / "cut.json").read_text())["curve"]) == steps(whole)
     for each in set(methods):  # each falls to a tenth over what it may take
         sizes = [row["lr"] for row in steps(whole) if row["method"] == each]
-        most = 8 if each == "sft" else len(sizes)
+        most = 11 if each == "sft" else len(sizes)
         np.testing.assert_allclose(sizes, np.linspace(0.2, 0.02, most)[: len(sizes)], rtol=1e-6)
 
 
@@ -175,7 +175,7 @@ def test_sigint_saves_and_leaves(
 @pytest.mark.parametrize(
     ("change", "size"),
     [
-        ({"method": "sft", "rank": None, "start": None, "lr": None}, 911),  # int8
+        ({"method": "sft", "rank": None, "start": None, "lr": None}, 572),  # q4
         ({"rank": None, "numbers": 13, "start": (0.1,) * 13}, 37),  # bf16
     ],
 )
@@ -196,10 +196,19 @@ def test_every_option_runs(
     assert all(math.isfinite(row["grad"]) and row["lr"] > 0 and row["mismatch"] < 0.05 for row in learned)
 
 
+@pytest.mark.parametrize("patience", [4, 0])
 def test_few_bits_are_judged_and_learned_with(
-    tiny_bundle: Path, letters_task: Task, short: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    patience: int,
+    tiny_bundle: Path,
+    letters_task: Task,
+    short: Options,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """From two thirds on, or where nothing gets better; what is written was judged."""
+    monkeypatch.setattr(trainer, "_PATIENCE", patience)
     basis, seen = load_bundle(tiny_bundle).bases.basis(rank=8), list[tuple[str, bool]]()
+    judged_values = list[bytes]()
 
     def watch(name: str, at: int) -> None:
         own = getattr(trainer.Trainer, name)
@@ -207,6 +216,7 @@ def test_few_bits_are_judged_and_learned_with(
         def watched(*arguments: Any) -> Any:
             held = MicroVector(arguments[at], "q2", entries=basis.entries).values
             seen.append((name, bool((held == arguments[at]).all())))
+            judged_values.extend([held.tobytes()] * (name == "validate"))
             return own(*arguments)
 
         monkeypatch.setattr(trainer.Trainer, name, watched)
@@ -214,10 +224,12 @@ def test_few_bits_are_judged_and_learned_with(
     watch("_learn", 2)
     watch("validate", 1)
     easy = replace(letters_task, reward=lambda completion, sample: 1.0)
-    chosen = replace(short, steps=6, validate_every=3, frame_dtype="q2")
+    chosen = replace(short, steps=6 if patience else 40, validate_every=3, frame_dtype="q2")
     outcome = train(tiny_bundle, easy, tmp_path / "v", options=chosen)
     learned, rounded, judged = ("_learn", False), ("_learn", True), ("validate", True)
-    assert seen == [("validate", False), *[learned] * 3, judged, learned, *[rounded] * 2, judged]
+    then = [learned, *[rounded] * 2] if patience else [rounded] * 3
+    assert seen == [judged, *[learned] * 3, judged, *then, judged]
+    assert outcome.result.vector.values.tobytes() in judged_values
     data = outcome.path.read_bytes()
     assert len(data) == 8 + 14 * 8 + 896 // 4 + 4
     assert MicroVector.from_bytes(data, basis) == outcome.result.vector
@@ -347,7 +359,7 @@ def test_sft_that_lowers_the_loss_is_progress_without_any_reward(
     """GRPO, which would have nothing to learn from, is left out, and the vector is SFT's."""
     none = replace(letters_task, reward=lambda completion, sample: 0.0)
     monkeypatch.setattr(trainer, "_PATIENCE", 0)
-    chosen = replace(short, method=None, steps=8, validate_every=4, start=None)
+    chosen = replace(short, method=None, steps=8, validate_every=4, start=None, frame_dtype="int8")
     found = train(tiny_bundle, none, tmp_path / "v", options=chosen).result
     sft, grpo = found.phases
     assert (sft.method, sft.start_score, sft.best_score, sft.steps) == ("sft", 0.0, 0.0, 4)
@@ -378,7 +390,7 @@ def test_a_run_that_finds_nothing_says_what_was_seen(
     """SFT ends in its second half where nothing gets better; a loss that falls against the reward is told."""
     short = replace(short, start=None)
     still = replace(short, steps=50, validate_every=1, lr=1e-30)
-    with pytest.raises(TrainError, match=r"sft, 28 steps: on answers .*: add examples, .* or another --lr"):
+    with pytest.raises(TrainError, match=r"sft, 32 steps: on answers .*: add examples, .* or another --lr"):
         train(tiny_bundle, letters_task, tmp_path / "v", options=still)
     calls = iter(range(1000))
     falling = replace(letters_task, reward=lambda completion, sample: float(next(calls) < 16))

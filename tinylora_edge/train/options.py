@@ -13,7 +13,7 @@ import numpy as np
 
 from ..basis import Bases, Basis
 from ..errors import TrainError
-from ..factors import Shape, shape_name
+from ..factors import SIZES, Shape, shape_name
 from ..jsonio import write_json
 from ..tasks import Sample, Task
 from ..tasks.files import rank
@@ -27,14 +27,14 @@ METHODS: tuple[str, ...] = ("sft", "grpo")
 MINUTES = 5.0
 """Of training, where neither steps nor minutes are given."""
 
-DEFAULT_RANK = 8
-"""Where neither a rank nor numbers are given; the bundle's own where that is lower."""
-
 _FEWEST = 20
 """Examples that are enough for some to choose a vector by and others to learn from."""
 
 _SECONDS = ("draw_s", "learn_s", "validate_s", "step_s")
 """The metrics that say how long a part took. Their sum is what the vector cost, interruptions left out."""
+
+_Q4_FROM = 4
+"""Outputs of R from which entries are written in q4: with fewer, scales take what it saves."""
 
 _INT8_FROM = 64
 """Numbers from which a frame is int8, and not bf16: the bytes that it saves are more than those of its scale.
@@ -59,8 +59,8 @@ class Options:
         prompts: a step.
         samples: completions a prompt (GRPO).
         rank: k or (p, q), to train all entries of R of this shape.
-        numbers: to train so many: the bundle's learned ones, or the paper's. `DEFAULT_RANK` where neither is
-            given.
+        numbers: to train so many: the bundle's learned ones, or the paper's. Where neither is given, what the
+            bundle has of the large one of `SIZES`.
         lr: step size of Adam in the coordinates of `learner.whitened`; it falls linearly to a tenth. None
             takes `trainer.default_lr`.
         validation: prompts held back from training to choose the vector by, at least 2. None takes a fifth of
@@ -77,8 +77,9 @@ class Options:
             and measured is on top of it; what is written is what was learned alone.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
-        frame_dtype: of the frame that is written; None is int8 from 64 numbers on, else bf16. With `q2` and
-            `q4`, of entries alone, what is judged is rounded, and in the last third what learns, too.
+        frame_dtype: of the frame that is written; None is q4 for entries of R of 4 outputs or more, int8 for
+            others from 64 numbers on and with TRL, else bf16. With `q2` and `q4`, of entries alone, what is
+            judged is rounded, and at last what learns, too: in the last third, or where nothing gets better.
         workers: threads, a core each; None takes every core.
         sequence: of the frame that is written: higher than that of the vector that it takes the place of.
         evaluate: measure the vector at the end (`eval.measure`).
@@ -126,7 +127,8 @@ class Options:
         """Return the basis that a run trains in; BasisError where there is none of its rank or numbers."""
         rank = self.rank
         if rank is None and self.numbers is None:
-            rank = min(DEFAULT_RANK, bases.factors.rank)
+            (p, q), (outputs, inputs) = SIZES["large"], bases.factors.shape
+            rank = min(p, outputs), min(q, inputs)
         basis = bases.basis(numbers=self.numbers, rank=rank)
         if self.frame_dtype in BITS and not basis.entries:
             raise TrainError(
@@ -138,6 +140,11 @@ class Options:
     def rehearses(self, method: str | None) -> bool:
         """Return whether a method's loss holds v to the base."""
         return method == "sft" if self.keep is None else self.keep
+
+    def with_few_bits(self, basis: Basis) -> Options:
+        """Return these options with the dtype of a run that can learn rounded, where none is chosen."""
+        few = self.frame_dtype is None and basis.entries and basis.shape[0] >= _Q4_FROM
+        return replace(self, frame_dtype="q4") if few else self
 
     def framed(self, vector: MicroVector, basis: Basis) -> MicroVector:
         """Return a vector of this basis with the dtype and the sequence of its frame."""

@@ -87,6 +87,7 @@ def train(
         methods = chosen_methods(task, options)
         engines = _Engines(bundle, task, options, methods, stack)
         task = engines.task
+        options = options.with_few_bits(engines.basis)
         about = engines.about()
         report({"event": "data", **about})
         run = _Run(engines, options, folder, report)

@@ -116,6 +116,8 @@ class Trainer:
         self.basis = basis
         self._start = np.array(options.start or [0.0] * basis.size, np.float32)
         self.state = TrainState.start(self._start)
+        start = MicroVector(self._start, options.frame_dtype or "fp32", entries=basis.entries)
+        self.state.best_v = start.values
         self._whitening: Whitening | ModuleWhitening | None = None
         self._stop = False
         self._validated, self._since, self._took = 0, 0.0, 0.0  # the step, seconds of steps since, its own
@@ -195,7 +197,7 @@ class Trainer:
             if silent:
                 state.stopped = "silence" if state.signal else "no signal"
             elif self._answers and "validation" in metrics and state.stale >= _PATIENCE:
-                state.stopped = "patience"
+                self._lose_patience()
             elif state.step % options.checkpoint_every == 0:
                 self._save()
         if not (state.stopped or self._stop):
@@ -225,7 +227,7 @@ class Trainer:
     def _begin(self, write: Report) -> None:
         """Judge the start."""
         state, began = self.state, time.monotonic()
-        scores, loss = self.validate(state.v) if self._known is None else (self._known, 0.0)
+        scores, loss = self.validate(state.best_v) if self._known is None else (self._known, 0.0)
         state.best_scores = state.top_scores = scores
         state.start_score = state.best_score = float(state.top_scores.mean())
         state.start_loss = state.best_loss = state.lowest_loss = loss
@@ -327,9 +329,7 @@ class Trainer:
             stopped=stopped,
             temperature=state.temperature or None,
         )
-        # To round takes the coordinates, and with them time that a start or Ctrl-C does not give.
-        best = self._rounded(state.best_v) if state.best_step and not self._stop else state.best_v
-        return Result(self._vector(best), (phase,))
+        return Result(self._vector(state.best_v), (phase,))
 
     def _vector(self, v: NDArray[np.float32]) -> MicroVector:
         return MicroVector(v, basis=self.basis.digest, under=self.learner.adapter.under)
@@ -337,7 +337,8 @@ class Trainer:
     def _step(self) -> dict[str, Any]:
         state = self.state
         seed = (self.options.seed, 1, state.step)
-        at = self._rounded(state.v) if self._used(state.step) >= ROUNDED else state.v
+        state.rounded = state.rounded or self._used(state.step) >= ROUNDED
+        at = self._rounded(state.v) if state.rounded else state.v
         groups, found = self._batches.collect(self._vector(at), self._pick(state.step), seed)
         metrics: dict[str, Any] = {"step": state.step + 1, **found}
         began = time.monotonic()
@@ -395,9 +396,7 @@ class Trainer:
     def _rounded(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return what the frame will hold of v, where it has few bits a number."""
         dtype = self.options.frame_dtype
-        if dtype is None or dtype not in BITS:
-            return v
-        return rounded(self._coordinates(), v, dtype, self.basis)
+        return rounded(self._coordinates(), v, dtype, self.basis) if dtype in BITS else v
 
     def _coordinates(self) -> Whitening | ModuleWhitening:
         """Return the coordinates of steps: by the start and the first prompts, as in a resumed run."""
@@ -418,7 +417,8 @@ class Trainer:
         where the reward is still 0 everywhere, that is progress.
         """
         state, began = self.state, time.monotonic()
-        scores, loss = self.validate(self._rounded(state.v))
+        v = self._rounded(state.v)
+        scores, loss = self.validate(v)
         score, top = float(scores.mean()), float(state.top_scores.mean())
         if self._answers:
             better = score > state.best_score or loss < state.best_loss
@@ -429,11 +429,10 @@ class Trainer:
         progress = score > top or loss < _LOWER * state.lowest_loss
         state.stale = 0 if progress or early else state.stale + 1
         if as_good(scores, state.top_scores) and better:
-            state.best_v, state.best_step = state.v.copy(), state.step
+            state.best_v, state.best_step = v.copy(), state.step
             state.best_scores, state.best_score, state.best_loss = scores, score, loss
         elif collapsed(scores, state.top_scores) or loss > 2 * state.lowest_loss + _EXPLOSION:
-            state.v = state.best_v.copy()
-            state.m, state.s, state.updates = np.zeros_like(state.m), np.zeros_like(state.s), 0
+            self._go_back()
             state.lr /= 2
             went = {"validation": score, "best": top, "lr": state.lr}
             write({"event": "back-off", "step": state.step, **went})
@@ -445,6 +444,20 @@ class Trainer:
         self._validated, self._since, self._took = state.step, 0.0, took
         losses = {"validation_loss": loss} if self._answers else {}
         return {"validation": score, **losses, "validate_s": took}
+
+    def _go_back(self) -> None:
+        """Go on from the best vector, with Adam as in its first step."""
+        state = self.state
+        state.v, state.updates = state.best_v.copy(), 0
+        state.m, state.s = np.zeros_like(state.m), np.zeros_like(state.s)
+
+    def _lose_patience(self) -> None:
+        """End, or learn on with few bits a number, where that has not begun yet."""
+        if self.state.rounded or self.options.frame_dtype not in BITS:
+            self.state.stopped = "patience"
+            return
+        self._go_back()
+        self.state.rounded, self.state.stale = True, 0
 
     def _pick(self, step: int) -> list[Sample]:
         """The prompts of a step: every epoch visits all of them in an order of its own."""
@@ -500,7 +513,7 @@ class TrainState:
     v: NDArray[np.float32]  # [n], like the next three
     m: NDArray[np.float32]  # Adam's first moment, and its second
     s: NDArray[np.float32]
-    best_v: NDArray[np.float32]  # what the run would return now
+    best_v: NDArray[np.float32]  # what the run would return now, as its frame holds it
     best_scores: NDArray[np.float64]  # its validation, a prompt; empty before the first
     top_scores: NDArray[np.float64]  # of the highest validation
     updates: int = 0  # Adam's own count of steps
@@ -517,6 +530,7 @@ class TrainState:
     signal: bool = False  # whether any step had some
     silent: int = 0  # steps without signal in a row
     stale: int = 0  # validations in a row that found nothing better
+    rounded: bool = False  # whether gradients are taken at what the frame holds of v
     stopped: str = ""  # why it ended
     norms: list[float] = field(default_factory=list)  # of the last gradients, for the clip
     curve: list[dict[str, Any]] = field(default_factory=list)
