@@ -83,9 +83,10 @@ def encode_values(values: NDArray[np.float32], dtype: str, entries: Entries = ()
         with np.errstate(over="ignore"):
             return values.astype("<f2").tobytes()
     if dtype == "bf16":
-        bits = values.astype("<f4").view("<u4").astype(np.uint64)
-        rounded = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
-        quiet_nan = (bits >> np.uint64(16)) | np.uint64(0x40)
+        bits = values.astype("<f4").view("<u4")
+        upper = bits >> 16
+        rounded = (bits + (0x7FFF + (upper & 1))) >> 16  # a NaN alone passes 32 bits
+        quiet_nan = upper | 0x40
         return np.where(np.isnan(values), quiet_nan, rounded).astype("<u2").tobytes()
     if dtype == "int8":
         scale, q = quantize(values)
@@ -116,16 +117,16 @@ def decode_values(data: bytes, dtype: str, size: int, entries: Entries = ()) -> 
 
 def _decode_columns(data: bytes, bits: int, entries: Entries) -> NDArray[np.float32]:
     modules, _, columns = entries
-    count, used = modules * columns, math.prod(entries) * bits
+    count, used = modules * columns, math.prod(entries)
     scales = np.frombuffer(data, np.uint8, count)
     if (wrong := np.flatnonzero(scales >= _NO_SCALE)).size:
         module, column = divmod(int(wrong[0]), columns)
         raise FrameError(f"the scale of module {module}, column {column} is not finite: it was damaged")
-    each = np.unpackbits(np.frombuffer(data, np.uint8, offset=count), bitorder="little")
+    packed = np.frombuffer(data, np.uint8, offset=count)
+    each = (packed[:, None] >> np.arange(0, 8, bits, dtype=np.uint8) & ((1 << bits) - 1)).reshape(-1)
     if each[used:].any():
         raise FrameError(f"the bits that fill the last byte {data[-1]:#04x} up are not 0: it was damaged")
-    codes = np.packbits(each[:used].reshape(-1, bits), axis=1, bitorder="little").reshape(entries)
-    return scaled(scales.reshape(modules, columns), codes, bits).reshape(-1)
+    return scaled(scales.reshape(modules, columns), each[:used].reshape(entries), bits).reshape(-1)
 
 
 def payload_bytes(size: int, dtype: str, entries: Entries = ()) -> int:
