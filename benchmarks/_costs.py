@@ -112,6 +112,7 @@ def costs(
         "onnx": lambda: graphs(model, graph),
         "onnx token": lambda: graph_tokens(model, bundle, graph, 1, rounds),
         "onnx token, 2 threads": lambda: graph_tokens(model, bundle, graph, 2, rounds),
+        "onnx token, 16 rows": lambda: graph_tokens(model, bundle, graph, 1, rounds, rows=16),
         "likeness": lambda: likeness(bundle, graph),
         "server": lambda: servers(bundle, graph),
     }
@@ -277,8 +278,10 @@ def answer(llm: Any, put: Callable[[], Any]) -> str:
     return str(made["choices"][0]["text"])
 
 
-def graph_tokens(model: Path, bundle: Path, graph: Path, threads: int, rounds: int) -> dict[str, Any]:
-    """Return the costs of a token: the graph that was built, that of rank 8, and one of 64 outputs."""
+def graph_tokens(
+    model: Path, bundle: Path, graph: Path, threads: int, rounds: int, rows: int = 1
+) -> dict[str, Any]:
+    """Return the costs of a token a row: the graph that was built, that of rank 8, and one of 64 outputs."""
     import onnx_decode as decode
 
     from tinylora_edge.exporters.factorize import Source
@@ -290,7 +293,7 @@ def graph_tokens(model: Path, bundle: Path, graph: Path, threads: int, rounds: i
         shutil.copytree(base, tall)
         bake(tall, load_bases(bundle / "basis.gguf").factors, Source(model, None, needs_gguf=True).heads)
     places = {"base": base, "rank 8": graph / "onnx", LARGEST: tall}
-    ids = np.random.default_rng(0).integers(1000, 40000, PROMPT + TOKENS).astype(np.int32)
+    prompts = np.random.default_rng(0).integers(1000, 40000, (rows, PROMPT)).astype(np.int32)
     runs: dict[str, Callable[[], float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, place in places.items():
@@ -298,18 +301,19 @@ def graph_tokens(model: Path, bundle: Path, graph: Path, threads: int, rounds: i
             if name != "base":
                 file = Path(folder) / f"{name}.onnx_adapter"
                 side = load_bases((graph if name == "rank 8" else bundle) / "basis.gguf").factors
-                r = np.random.default_rng(0).standard_normal((1, side.entries)) * 0.01
+                r = np.random.default_rng(0).standard_normal((rows, side.entries)) * 0.01
                 file.write_bytes(encode(r.astype(np.float32), 0, 0))
                 adapter = "v"
                 opened.load(adapter, file)
-            runs[name] = lambda m=opened, v=adapter: graph_token(m, v, ids, threads)
+            runs[name] = lambda m=opened, v=adapter: graph_token(m, v, prompts, threads)
         return {"token": ratios(bench.interleave(runs, rounds), {"over_base": "base"})}
 
 
-def graph_token(model: Any, adapter: str | None, ids: Any, threads: int) -> float:
-    generator = model.generator(adapter, 1, len(ids) + 1)
-    generator.append_tokens(ids[:PROMPT])
-    return timed(lambda: [generator.append_tokens(each[None]) for each in ids[PROMPT:]], threads) / TOKENS
+def graph_token(model: Any, adapter: str | None, prompts: Any, threads: int) -> float:
+    generator = model.generator(adapter, len(prompts), PROMPT + TOKENS + 1)
+    generator.append_tokens(prompts)
+    generator.generate_next_token()  # of the prompt's logits
+    return timed(lambda: [generator.generate_next_token() for _ in range(TOKENS)], threads) / TOKENS
 
 
 def likeness(bundle: Path, graph: Path) -> dict[str, Any]:

@@ -16,12 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from _subjects import write_stock_lora
 
 from tinylora_edge import Bases, Basis, Hmac, MicroVector, Policy
 from tinylora_edge.process import cores
 from tinylora_edge.serve.store import Store
+from tinylora_edge.wire.frame import message
+from tinylora_edge.wire.tags import CRC32, SIZES
 
 KEY = Hmac(bytes(range(32)))
 N_CTX = 512
@@ -168,13 +171,27 @@ def name(user: int) -> str:
     return f"user{user}"
 
 
-def fill(path: Path, bases: Bases, vectors: Iterator[MicroVector]) -> None:
+def largest(bases: Bases, users: int) -> Iterator[bytes]:
+    """Yield a frame of 64 x 8 in q4 a user: random codes below the scales of one vector, slow to find."""
+    basis, random = bases.basis(rank=(64, 8)), np.random.default_rng(0)
+    values = MicroVector.random(basis, R_NORM).values
+    vector = MicroVector(values, "q4", basis=basis.digest, entries=basis.entries)
+    codes = basis.size // 2
+    head = vector.to_bytes(basis)[: -codes - SIZES[CRC32]]
+    for user in range(users):
+        body = bytes([head[0] | KEY.kind << 2]) + head[1:] + random.bytes(codes)
+        yield body + KEY.sign(message(name(user), bytes.fromhex(basis.digest), body))
+
+
+def fill(path: Path, bases: Bases, vectors: Iterator[MicroVector | bytes]) -> None:
     """Put a vector of each user into a new store, as the server's route does, in one transaction."""
     store = Store(path, bases)
     policy = Policy(keys=[KEY], state=store.sequences)
     with store.transaction():
         for user, each in enumerate(vectors):
-            store.put(name(user), each.to_bytes(bases.of(each), tag=KEY, user=name(user)), policy)
+            if isinstance(each, MicroVector):
+                each = each.to_bytes(bases.of(each), tag=KEY, user=name(user))
+            store.put(name(user), each, policy)
     store.close()
 
 

@@ -20,6 +20,7 @@ import random
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -129,7 +130,10 @@ def opened(
         place = folder / str(users)
         place.mkdir()
         if kinds := [each for each in engines if each in options.servers]:
-            servers.fill(place / "users.db", bases, (servers.vector(bases, user) for user in range(users)))
+            vectors: Iterator[Any] = (servers.vector(bases, user) for user in range(users))
+            if options.largest:
+                vectors = servers.largest(bases, users)
+            servers.fill(place / "users.db", bases, vectors)
         for kind in kinds:
             base, slots = engines[kind]
             arguments = ["--engine", kind, "--slots", str(slots), "--store", str(place / "users.db")]
@@ -184,6 +188,7 @@ def main() -> None:
     parser.add_argument("--servers", nargs="+", default=["onnx", "llama", "stock"])
     parser.add_argument("--users", type=int, nargs="+", default=[1, 16, 100, 1000, 10_000])
     parser.add_argument("--requests", type=int, default=48, help="of a turn, beside 16 first ones (48)")
+    parser.add_argument("--largest", action="store_true", help="everybody has 64 x 8 numbers in q4, 55 kB")
     parser.add_argument("--llama", type=Path, help="a bundle for llama.cpp; SmolLM2 is exported otherwise")
     parser.add_argument("--onnx", type=Path, help="one for ONNX Runtime; SmolLM2 in int4 otherwise")
     options = parser.parse_args()
