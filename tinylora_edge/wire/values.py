@@ -123,7 +123,7 @@ def _decode_columns(data: bytes, bits: int, entries: Entries) -> NDArray[np.floa
         module, column = divmod(int(wrong[0]), columns)
         raise FrameError(f"the scale of module {module}, column {column} is not finite: it was damaged")
     packed = np.frombuffer(data, np.uint8, offset=count)
-    each = (packed[:, None] >> np.arange(0, 8, bits, dtype=np.uint8) & ((1 << bits) - 1)).reshape(-1)
+    each = (packed[:, None] >> np.arange(0, 8, bits, dtype=np.uint8) & np.uint8((1 << bits) - 1)).reshape(-1)
     if each[used:].any():
         raise FrameError(f"the bits that fill the last byte {data[-1]:#04x} up are not 0: it was damaged")
     return scaled(scales.reshape(modules, columns), each[:used].reshape(entries), bits).reshape(-1)
