@@ -43,6 +43,8 @@ LIKED = {"brevity": "brief", "list-lookup": "correct"}
 """What simulated users like, by the task that asks for it."""
 PUBLIC_STEPS = {"snips": 80, "clinc": 100, "ifeval": 0}
 """Steps of the runs that the table of public data compares."""
+LENGTH, LORA_LR = 2.5, 0.002
+"""More than the length in R of a usual first step, 1.75, and the step size of a usual LoRA."""
 PAIRS, USERS_HELD_OUT = 20, 64  # pairs clicked on, and prompts that a user's vector is measured on
 WAYS = {
     PAPER: "13 numbers, the paper's",
@@ -145,7 +147,8 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
     """Return the runs of a public set by what was run, each a list over seeds.
 
     Runs of another model, of other steps or utterances than the usual ones, and answers that were held to a
-    schema say so in their names.
+    schema say so in their names. So do those of vectors whose first step in R was longer than is usual now,
+    and of a LoRA with another step size.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for row in records("public"):
@@ -157,6 +160,10 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
         if "losses" in row or kept:
             more += [f"{steps} steps"] * (steps != PUBLIC_STEPS[name])
             more += [f"{row['samples']:,} utterances"] * (row["each"] != 70)
+            if arm.startswith("rank") and row.get("lr", 0.0) * row["numbers"] ** 0.5 > LENGTH:
+                more += ["steps twice as long"]
+            if arm.startswith("lora") and row["lr"] != LORA_LR:
+                more += [f"step size {row['lr']:g}".replace("0.", ".")]
         more += ["held to a schema"] * bool(row.get("held"))
         more += [re.split("[-.]q", row["model"])[0]] * (not row["model"].startswith("SmolLM2"))
         found.setdefault(", ".join([arm, *more]), []).append(row)
@@ -167,14 +174,16 @@ def titled(arm: str) -> str:
     """Return what a run of a public set is called in tables and figures."""
     first, *more = arm.split(", ")
     kind, _, size = first.partition("-")
+    size = re.sub(r"-q(\d)", r" in \1 bits", size)
     title = {
-        "rank": re.sub(r"-q(\d)", r" in \1 bits", f"rank {size}"),
+        "rank": f"rank {size}",
         "plain": f"rank {size}, plain steps",
         "white": f"rank {size}, whitened steps",
         "keep": f"rank {size} with --keep",
         "learned": f"{size} numbers",
         "lora": f"LoRA of rank {size}",
         "base": "the base",
+        "functions": "the functions in its prompt",
         "shots": "best worked examples",
         "tf": f"TF-IDF of {int(size[4:]):,}" if size[4:].isdigit() else "TF-IDF",
     }.get(kind, first.removesuffix("_metrics"))

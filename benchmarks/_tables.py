@@ -110,7 +110,7 @@ def number3(value: float | None) -> str:
 
 def rank_of(arm: str) -> tuple[int, int]:
     """Return where an arm stands in a table: the base, prompts, vectors by size, the LoRA, a classifier."""
-    order = ("base", "shots", "learned", "plain", "rank", "keep", "lora", "tf")
+    order = ("base", "functions", "shots", "learned", "plain", "rank", "keep", "lora", "tf")
     kind, _, size = arm.partition(", ")[0].partition("-")
     numbers = math.prod(map(int, re.findall(r"\d+", size)))
     return order.index(kind) if kind in order else len(order), numbers
