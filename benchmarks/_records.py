@@ -60,13 +60,12 @@ SERVERS = {
 """The servers of `cliff.py`."""
 PEOPLE_ARMS = {
     "base": "the base",
-    "prompt-10": "10 messages before it",
     "prompt-40": "40 messages before it",
-    "shared": "the shared vector",
     "shared-prompt-40": "40 before the shared vector",
     "other-rank-8": "another's own, 13,440 numbers",
-    "own-rank-2": "their own, 840",
-    "own-rank-8": "13,440",
+    "own-rank-2, twice": "their own, 840, steps twice as long",
+    "own-rank-8, twice": "13,440, steps twice as long",
+    "own-rank-64x8, twice": "107,520, steps twice as long",
     "own-rank-64x8": "107,520",
     "shared-lora-8": "a LoRA of rank 8",
 }
@@ -190,12 +189,17 @@ def titled(arm: str) -> str:
     return ", ".join([title, *more])
 
 
-def messages() -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the records of `people.py` by arm, then by user: of step sizes the one that most users have."""
-    found: dict[str, dict[float | None, dict[str, dict[str, Any]]]] = {arm: {} for arm in PEOPLE_ARMS}
+def messages(n: int = 200) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the records of `people.py` after n messages by arm, then by user.
+
+    Of a LoRA's step sizes it is the one that most users have. Vectors have the default, or `twice` as much.
+    """
+    found: dict[str, dict[float | None, dict[str, dict[str, Any]]]] = {}
     for row in records("people"):
-        if row["arm"] in found:
-            found[row["arm"]].setdefault(row["lr"], {})[row["user"]] = row
+        if row["n"] in (None, n):
+            twice = row["arm"].startswith("own") and row["lr"] is not None
+            arm = f"{row['arm']}, twice" if twice else row["arm"]
+            found.setdefault(arm, {}).setdefault(row["lr"], {})[row["user"]] = row
     return {arm: max(sizes.values(), key=len) for arm, sizes in found.items()}
 
 

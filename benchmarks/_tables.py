@@ -81,17 +81,16 @@ def people() -> str:
     found, rows = messages(), []
     shared, prompts = found["shared"], [found[arm] for arm in ("prompt-10", "prompt-40")]
     best = {user: min(each[user]["nats"] for each in prompts if user in each) for user in prompts[1]}
-    for arm, own in found.items():
-        if arm in ("shared", "prompt-10"):
-            continue
+    for arm, name in PEOPLE_ARMS.items():
+        own = found[arm]
         gains = [shared[user]["nats"] - row["nats"] for user, row in own.items()]
         past = [row["nats"] < best[user] for user, row in own.items() if user in best]
         told = [row["auc"]["relative"] for row in own.values() if "auc" in row]
-        row = [PEOPLE_ARMS[arm], f"{max(each.get('bytes_int8', 0) for each in own.values()):,}"]
+        row = [name, f"{max(each.get('bytes_int8', 0) for each in own.values()):,}"]
         row.append(f"{statistics.mean(gains):+.2f} ± {between(gains):.2f}")
         row.append(f"{sum(each > 0 for each in gains)} of {len(gains)}")
         row.append("" if arm.startswith("prompt") else f"{sum(past)} of {len(past)}")
-        rows.append([*row, with_error(statistics.mean(told), between(told)) if told else ""])
+        rows.append([*row, with_error(statistics.mean(told), between(told)) if len(told) > 1 else ""])
     headers = ["", "bytes a user", "nats a token better than shared", "users ahead of it"]
     return markdown([*headers, "of their best prompt", "AUC"], rows)
 
