@@ -336,11 +336,12 @@ def likeness(bundle: Path, graph: Path) -> dict[str, Any]:
 
 
 def servers(bundle: Path, graph: Path) -> dict[str, Any]:
-    """Return what `cliff.py` finds of 16 and of 1,000 users, a minute each."""
+    """Return what `cliff.py` finds of 16 and of 1,000 users; on ONNX Runtime too where there is a graph."""
     with tempfile.TemporaryDirectory() as folder:
         study = Path(folder) / "cliff.jsonl"
-        words = [sys.executable, str(Path(__file__).with_name("cliff.py")), "--servers", "llama", "onnx"]
-        words += ["--users", "16", "1000", "--rounds", "1", "--requests", "32"]
+        words = [sys.executable, str(Path(__file__).with_name("cliff.py")), "--servers", "llama"]
+        words += ["onnx"] if graph.exists() else []
+        words += ["--users", "16", "1000", "--laws", "uniform", "--rounds", "1", "--requests", "16"]
         subprocess.run(
             [*words, "--json", study, "--llama", bundle, "--onnx", graph], check=True, stdout=sys.stderr
         )

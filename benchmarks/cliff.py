@@ -153,7 +153,7 @@ def measure(
     run: dict[str, str],
 ) -> None:
     """Let all arms take turns, and keep each turn."""
-    arms = [Arm(*key, law) for key in began for law in ("zipf", "uniform")[: min(key[1], 2)]]
+    arms = [Arm(*key, law) for key in began for law in options.laws[: min(key[1], 2)]]
     for number in range(-1, options.rounds):
         shift = number % len(arms)
         for arm in arms[shift:] + arms[:shift]:
@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--servers", nargs="+", default=["onnx", "llama", "stock"])
     parser.add_argument("--users", type=int, nargs="+", default=[1, 16, 100, 1000, 10_000])
     parser.add_argument("--requests", type=int, default=48, help="of a turn, beside 16 first ones (48)")
+    parser.add_argument("--laws", nargs="+", default=["zipf", "uniform"], help="(%(default)s)")
     parser.add_argument("--largest", action="store_true", help="everybody has 64 x 8 numbers in q4, 55 kB")
     parser.add_argument("--llama", type=Path, help="a bundle for llama.cpp; SmolLM2 is exported otherwise")
     parser.add_argument("--onnx", type=Path, help="one for ONNX Runtime; SmolLM2 in int4 otherwise")
