@@ -123,9 +123,9 @@ def costs(
 
 def exports(model: Path, bundle: Path) -> dict[str, Any]:
     found = {"plain pass": child("plain", str(model))}
-    for words in ("--rank 8", "--outputs 64"):
+    for words, outputs in (("--rank 8", "8"), ("--outputs 64", "64")):
         shutil.rmtree(bundle, ignore_errors=True)
-        found[words] = child("export", str(model), "-o", str(bundle), "--json", *words.split())
+        found[words] = child("export", str(model), "-o", str(bundle), "--json", "--outputs", outputs)
         found[words] |= {"basis_bytes": (bundle / "basis.gguf").stat().st_size} | quality(bundle)
     return found | {"model_bytes": model.stat().st_size}
 

@@ -12,7 +12,7 @@ import llama_cpp
 import numpy as np
 
 from tinylora_edge import Bases, Basis, MicroVector, Projection
-from tinylora_edge.exporters import export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.process import cores
 from tinylora_edge.projection import NUMBERS
 from tinylora_edge.tasks import Preamble, Sample
@@ -58,7 +58,7 @@ def export(folder: Path, weights: str = "Q4_1") -> tuple[Path, Bases]:
     base = smollm2()
     if weights != "Q4_1":
         base = requantized(base, folder / f"SmolLM2-135M-Instruct.{weights}.gguf", weights)
-    report = export_gguf(base, folder / weights)
+    report = export_gguf(base, folder / weights, settings=ExportSettings(outputs=8))
     return report.output, report.bases
 
 

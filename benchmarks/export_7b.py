@@ -57,7 +57,7 @@ start = time.perf_counter()
 import numpy as np
 from tinylora_edge.exporters.weights.hf import HFWeights
 from tinylora_edge.exporters.weights.gguf import GGUFWeights
-from tinylora_edge.exporters import Export
+from tinylora_edge.exporters import Export, ExportSettings
 imported = time.perf_counter() - start
 resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
 watcher = threading.Thread(target=watch, daemon=True)
@@ -72,7 +72,8 @@ if what == "plain":
         for matrix in weights.matrices(module):
             matrix.rows(0, matrix.shape[0])
 else:
-    report = Export(model, output, base=base).run()
+    settings = ExportSettings(outputs=8)
+    report = Export(model, output, base=base, settings=settings).run()
     quality = report.quality
     found = {"matrices": len(report.bases.factors.modules),
              "residual": quality["worst_residual"], "unconverged": len(quality["unconverged"]),

@@ -79,7 +79,8 @@ class Export:
     def __call__(self) -> float:
         with tempfile.TemporaryDirectory() as folder:
             with bench.stopwatch() as watch:
-                report = export_gguf(self._path, Path(folder) / "bundle")
+                eight = ExportSettings(outputs=RANK)
+                report = export_gguf(self._path, Path(folder) / "bundle", settings=eight)
             self.base_placed = report.base_placed
         return watch.seconds
 

@@ -427,7 +427,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=40, help="of a user's own")
     arguments.add_argument("--shared-steps", type=int, default=240, help="of the shared vector")
     arguments.add_argument("--lora-lrs", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3])
-    arguments.add_argument("--outputs", type=int, help="of the factors, for ranks PxQ")
+    arguments.add_argument("--outputs", type=int, default=8, help="of the factors, for ranks PxQ")
     arguments.add_argument("--base", type=Path, help="a GGUF file; by default SmolLM2-135M-Instruct")
     arguments.add_argument("--frames", type=Path, default=Path("people"), help="a folder for vectors")
     arguments.add_argument("--study", type=Path, default=Path("people.jsonl"), help="the record")

@@ -53,7 +53,10 @@ def export(
     ] = None,
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Directions of every module.")] = 8,
     outputs: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Left directions. [default: as many]")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Left directions. [default: 64; N of --rank in a graph, or of experts]"
+        ),
     ] = None,
     targets: Annotated[
         list[str] | None,
@@ -131,11 +134,6 @@ def export(
         report = planned.run(step, stage)
     alike = _measure_parity(report, planned.base)
     _print_report(planned.base.name, report, files.provenance, time.perf_counter() - start, as_json, alike)
-    if settings != ExportSettings():
-        console.note(
-            "rank, outputs, targets or factor type are not the defaults: vectors of other exports do not fit "
-            "these"
-        )
 
 
 def _list_names(as_json: bool) -> None:

@@ -122,7 +122,7 @@ class Export:
         self._flavour = flavour
         if self._onnx:
             check_builder()
-        self.settings, self._provenance = settings or ExportSettings(), provenance
+        self._provenance = provenance
         self.output = Path(output)
         refuse_existing(self.output)
         deployed = Path(base) if base is not None else None
@@ -131,6 +131,7 @@ class Export:
         self.base = self._source.base or self._source.model
         if self._gguf:
             self._source.warn()
+        self.settings = self._source.fitted(settings or ExportSettings(), graph=self._onnx)
         self.modules = self._source.plan(self.settings)
         self.bytes = sum(map(self._source.nbytes, self.modules))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -24,7 +24,7 @@ from ..factorization import (
     fitting_order,
     truncated_svd,
 )
-from ..factors import Shape
+from ..factors import SIZES, Shape
 from ..formats.side_tensors import fingerprint
 from ..modules import Heads, listed_order, parse, row_orders, select
 from ..process import cores
@@ -49,7 +49,7 @@ class ExportSettings:
     Attributes:
         rank: Q, right directions. Vectors of lower ranks act on the leading ones, so a large one costs space
             alone.
-        outputs: P, left directions, Q or more; None for Q.
+        outputs: P, left directions, Q or more; None for what `Source.fitted` chooses.
         targets: kinds, names or patterns of modules, or `light` (`modules.select`); empty for every linear
             layer.
         factor_dtype: `f32` or `f16`.
@@ -153,6 +153,19 @@ class Source:
     def stacked(self, module: str) -> bool:
         """Whether the factors of a module have an axis for experts."""
         return self._deployed is not None and len(self._deployed.file.tensors[module].shape) == 3
+
+    def fitted(self, settings: ExportSettings, *, graph: bool) -> ExportSettings:
+        """Return settings that say how many outputs: those of a large vector, or as many as every weight has.
+
+        With a graph, which computes each of them for every vector, and with experts, each of which has a B,
+        they are as many as the rank.
+        """
+        modules, rank = select(self.modules, settings.targets), settings.rank
+        if settings.outputs is not None or graph or any(map(self.stacked, modules)):
+            return settings
+        fewest = min(min(self.matrices(module)[0].shape) for module in modules)
+        most = min(SIZES["large"][0], fewest, limits.VALUES // (len(modules) * rank))
+        return replace(settings, outputs=max(rank, most))
 
     def plan(self, settings: ExportSettings) -> list[str]:
         """Return the modules that get factors, in canonical order, once every weight is known to fit."""

@@ -78,10 +78,8 @@ def smollm2_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_bundle(smollm2_gguf: Path) -> Path:
-    """A bundle of the real model with the defaults: rank 8, f16, 13 learned directions. Never write to it."""
-    from tinylora_edge.exporters import export_gguf
-
-    return shared.once("smollm2-bundle", lambda path: export_gguf(smollm2_gguf, path).output)
+    """A bundle of the real model of rank 8 with 8 outputs, f16, 13 learned directions. Never write to it."""
+    return shared.once("smollm2-bundle", lambda path: shared.export(smollm2_gguf, path))
 
 
 @pytest.fixture(scope="module")

@@ -30,3 +30,10 @@ def once(name: str, make: Callable[[Path], Path]) -> Path:
         if not (known := made.read()):
             made.write(known := str(make(path)))
     return Path(known)
+
+
+def export(base: Path, output: Path) -> Path:
+    """Export a GGUF with 8 outputs, in a third of the time of as many as the default; return the bundle."""
+    from tinylora_edge.exporters import ExportSettings, export_gguf
+
+    return export_gguf(base, output, settings=ExportSettings(outputs=8)).output

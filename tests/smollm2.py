@@ -34,9 +34,7 @@ def requantized(source: Path, ftype: int) -> Path:
 
 def f32_bundle(source: Path) -> Path:
     """A bundle of the model as F32. Never write to it."""
-    from tinylora_edge.exporters import export_gguf
-
-    return shared.once("smollm2-f32", lambda path: export_gguf(requantized(source, ALL_F32), path).output)
+    return shared.once("smollm2-f32", lambda path: shared.export(requantized(source, ALL_F32), path))
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any
 
 import models
 import pytest
+import shared
 import support
 from invocation import COMMAND, Cli, Outcome, in_process, without_progress, write_vector
 
@@ -81,9 +82,7 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tinylora_edge.exporters import export_gguf
-
-    return export_gguf(tiny_gguf, tmp_path_factory.mktemp("tiny-bundle") / "bundle").output
+    return shared.export(tiny_gguf, tmp_path_factory.mktemp("tiny-bundle") / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +139,11 @@ def answer(llm: runtime.TinyLoraLlama) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small model of random weights that renders chats: `bundle` and `weights`."""
-    from tinylora_edge.exporters import export_gguf
-
     folder, model = tmp_path_factory.mktemp("chat"), models.tiny_model("llama")
     metadata = {
         "tokenizer.chat_template": "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
     }
-    export_gguf(models.write_gguf(model, folder / "tiny.gguf", metadata=metadata), folder / "bundle")
+    shared.export(models.write_gguf(model, folder / "tiny.gguf", metadata=metadata), folder / "bundle")
     models.write_hf(model, folder / "weights")
     return folder
 

@@ -26,8 +26,8 @@ from tinylora_edge.tasks import Completion, load_task
 
 
 def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = exporters.ExportSettings(targets=("attn_v",))  # the whole is what every other test loads
-    monkeypatch.setattr(exporters, "Export", partial(exporters.Export, settings=few))
+    few = partial(exporters.ExportSettings, targets=("attn_v",))  # the whole is what every other test loads
+    monkeypatch.setattr(exporters, "ExportSettings", few)
     quick = partial(train.Options, method="sft", steps=2, prompts=2, keep=False, validation=2)
     monkeypatch.setattr(train, "Options", quick)
     for name, less in (("HELD_OUT", 2), ("_TOKENS", 8), ("_SWAPS", 4)):

@@ -59,7 +59,7 @@ def test_a_weight_that_is_not_finite(refuse, write, value):
 
 def test_a_weight_of_a_lower_rank(refuse, write):
     rank_one = altered(lambda w: np.outer(w[:, 0], w[0]).astype(np.float32))
-    refuse(ExportError, rf"{MODULE}.*rank is below 8.*or lower --rank", write(**rank_one))
+    refuse(ExportError, rf"{MODULE}.*rank is below 32.*or lower --rank", write(**rank_one))
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e5])
@@ -78,7 +78,8 @@ def test_a_rank_larger_than_a_dimension(refuse, llama_gguf, rank):
     refuse(BasisError, rf"blk\.0\.attn_q\.weight.*rank {rank} .* at most 64", llama_gguf, {"rank": rank})
 
 
-def test_more_outputs_than_the_smallest_layer_has(refuse, llama_gguf):
+def test_no_more_outputs_than_the_smallest_layer_has(refuse, llama_gguf, tmp_path):
+    assert export_gguf(llama_gguf, tmp_path / "bundle").bases.factors.shape == (32, 8)
     match = r"blk\.0\.attn_k\.weight: 40 outputs .* shape 32 x 64: choose at most 32"
     refuse(BasisError, match, llama_gguf, {"outputs": 40})
 

@@ -18,7 +18,6 @@ import smollm2
 import support
 
 from tinylora_edge import load_bundle, runtime
-from tinylora_edge.exporters import export_gguf
 from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.runtime import Pool, TinyLoraLlama, TinyLoraOnnx
 from tinylora_edge.runtime.loop import Generating
@@ -42,7 +41,7 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """14 modules, rank 8, and 12 learned directions, which are random. Never write to it."""
-    folder = export_gguf(tiny_gguf, tmp_path_factory.mktemp("tiny-bundle") / "bundle").output
+    folder = shared.export(tiny_gguf, tmp_path_factory.mktemp("tiny-bundle") / "bundle")
     bases = load_bundle(folder).bases
     save_bases(bases.with_projection(support.learned(bases.factors, 12, prior=False)), folder / "basis.gguf")
     return folder
@@ -51,7 +50,7 @@ def tiny_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def f32_bundle(smollm2_gguf: Path) -> Path:
     base = smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
-    return shared.once("smollm2-f32", lambda path: export_gguf(base, path).output)
+    return shared.once("smollm2-f32", lambda path: shared.export(base, path))
 
 
 @pytest.fixture

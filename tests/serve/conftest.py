@@ -12,7 +12,6 @@ import shared
 from serving import Serving
 
 from tinylora_edge import Bases, Basis, load_bundle
-from tinylora_edge.exporters import export_gguf
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +19,7 @@ def tiny() -> Path:
     def make(path: Path) -> Path:
         path.mkdir()
         gguf = models.write_gguf(models.tiny_model("llama"), path / "tiny.gguf")
-        return export_gguf(gguf, path / "tiny").output
+        return shared.export(gguf, path / "tiny")
 
     return shared.once("served", make)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import models
 import pytest
+import shared
 import trl_world
 
-from tinylora_edge.exporters import export_gguf
 from tinylora_edge.tasks import Sample, Task
 from tinylora_edge.train import Options
 
@@ -18,7 +18,7 @@ from tinylora_edge.train import Options
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     gguf = models.write_gguf(models.tiny_model("llama"), folder / "tiny.gguf")
-    return export_gguf(gguf, folder / "bundle").output
+    return shared.export(gguf, folder / "bundle")
 
 
 @pytest.fixture(scope="session")

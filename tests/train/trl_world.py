@@ -10,8 +10,8 @@ from typing import Any
 
 import models
 import numpy as np
+import shared
 
-from tinylora_edge.exporters import export_gguf
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options
 from tinylora_edge.train import trl as engine
@@ -47,7 +47,7 @@ def prepare(folder: Path) -> Path:
     """A bundle of a tiny random model, and the same model for transformers."""
     model = models.tiny_model("llama")
     gguf = models.write_gguf(model, folder / "tiny.gguf", metadata={"tokenizer.chat_template": TEMPLATE})
-    export_gguf(gguf, folder / "bundle")
+    shared.export(gguf, folder / "bundle")
     write_tokenizer(models.write_hf(model, folder / "weights"))
     return folder
 

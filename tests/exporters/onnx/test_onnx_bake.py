@@ -153,7 +153,7 @@ def test_the_factors_are_those_of_the_gguf(tmp_path):
         hf = onnx_models.tiny_hf(architecture)
         gguf = models.write_gguf(onnx_models.tiny(architecture), tmp_path / f"{architecture}.gguf")
         reports = [
-            export_gguf(hf, tmp_path / f"{architecture}-1", base=gguf),
+            export_gguf(hf, tmp_path / f"{architecture}-1", base=gguf, settings=ExportSettings(outputs=8)),
             onnx_models.export(hf, tmp_path / f"{architecture}-2"),
             onnx_models.export(hf, tmp_path / f"{architecture}-3", base=gguf, with_gguf=True),
         ]
