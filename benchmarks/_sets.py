@@ -86,7 +86,7 @@ def snips(folder: Path, each: int, seed: int) -> PublicSet:
 
 def _call_schema(name: str, keys: Iterable[str]) -> dict[str, Any]:
     """Return the schema of a function's calls, its arguments in the order in which they were first seen."""
-    arguments = {"properties": dict.fromkeys(keys, {"type": "string"})}
+    arguments = {"properties": {key: {"type": "string"} for key in keys}}
     return {
         "type": "object",
         "properties": {
