@@ -160,6 +160,7 @@ def test_resumes_to_the_same_numbers(tiny: Path, options: Options, tmp_path: Pat
         ({"keep": True}, {}, "has no keep"),
         ({"frame_dtype": "q4", "numbers": None, "rank": 2}, {}, "has no frame_dtype"),
         ({"start": (0.1,) * 13}, {}, "has no start"),
+        ({"under": b"frame"}, {}, "has no under"),
         ({"validation": 0}, {}, "at least 2"),
         ({"validation": 46}, {}, "48 training prompts, but 46"),
         ({}, {"per_device_train_batch_size": 5}, "12 completions a step .3 prompts x 4. do not divide"),

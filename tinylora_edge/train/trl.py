@@ -154,6 +154,8 @@ def grpo_fields(
         f"method {options.method}": options.method not in (None, "grpo"),
         "minutes": options.minutes is not None,
         "start": options.start is not None,
+        "under": options.under is not None,
+        "schema": task.schema is not None,
         "keep": options.keep,
         "frame_dtype": options.frame_dtype in BITS,
     }
