@@ -21,13 +21,8 @@ from .wire import frame, sequences, tags
 from .wire.frame import Clock, check_day, day_date, day_number, utc_today
 from .wire.values import BITS, SCALED, encode_values, finite
 
-LEVELS: tuple[str, ...] = ("checksum", "mac", "signature")
-"""What `Policy(require=...)` may demand, weakest first."""
-
 FIRST_SEQUENCE = 1
 """The sequence of a vector that nobody numbered."""
-
-_LEVEL_OF_KIND = {tags.CRC32: 0, tags.HMAC: 1, tags.ED25519: 2}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -193,10 +188,10 @@ class Policy:
 
     1. The bytes are a frame (FrameError).
     2. The frame names a basis that is known (BasisMismatchError), and has its length (FrameError).
-    3. The tag verifies for this user: CRC-32 always (ChecksumError); a MAC or a signature under one of
-       `keys`, even where none is required: a tag that cannot be checked proves nothing (SignatureError).
-    4. The tag is at least as strong as `require` (SignatureError), and the last day of a frame that has one
-       is not over by the device's clock (ExpiredError).
+    3. The tag verifies for this user: a CRC-32 (ChecksumError), or a MAC or a signature under one of `keys`;
+       one that cannot be checked proves nothing (SignatureError).
+    4. Where there are keys, it is no CRC-32 (SignatureError). The last day of a frame that has one is not
+       over by the device's clock (ExpiredError).
     5. Every value is finite (NonFiniteError).
     6. The Frobenius norm of R is at most `max_norm` (VectorError).
     7. The sequence is not lower than the highest accepted from the same user under the same key, or under
@@ -211,9 +206,8 @@ class Policy:
     file that outlives it; share one policy between models to share that memory.
 
     Args:
-        require: `checksum`, `mac` or `signature`. By default the weakest that the keys check, and a checksum
-            without keys.
-        keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`); any one of them may verify.
+        keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`), one of which has to verify; without
+            any, a checksum is enough.
         max_norm: largest Frobenius norm of R that is accepted; infinite for any. It keeps nonsense out, and
             is no safety: which norm makes an engine's logits non-finite depends on the model and on where
             the norm is. A generation ends with an error where they are.
@@ -222,14 +216,12 @@ class Policy:
         today: what says the day in UTC: a callable (by default the system's clock), or a date.
 
     Raises:
-        VectorError: an unknown `require`, one that no key in `keys` can satisfy, a `max_norm` that is no
-            number from 0 on, or a damaged state file.
+        VectorError: a key that is none, a `max_norm` that is no number from 0 on, or a damaged state file.
         FileNotFoundError: the directory of `state` does not exist.
     """
 
     def __init__(
         self,
-        require: str | None = None,
         *,
         keys: Sequence[tags.Verifier] = (),
         max_norm: float = MAX_NORM,
@@ -242,25 +234,13 @@ class Policy:
         self._clock = today
         tags.check_verifiers(keys)
         self._keys = tuple(keys)
-        kinds = [key.kind for key in self._keys]
-        if require is None:
-            require = LEVELS[min((_LEVEL_OF_KIND[kind] for kind in kinds), default=0)]
-        if require not in LEVELS:
-            raise VectorError(f"unknown policy {require!r}: choose one of {', '.join(LEVELS)}")
         if not isinstance(max_norm, int | float | np.floating | np.integer) or not max_norm >= 0:  # nor NaN
             raise VectorError(f"max_norm={max_norm!r} bounds nothing: pass a number from 0 on")
-        self._required = LEVELS.index(require)
-        if self._required and not any(_LEVEL_OF_KIND[kind] >= self._required for kind in kinds):
-            raise VectorError(
-                f"policy {require!r} needs a key that can verify a {require}: pass Policy(keys=[...]), "
-                "or --key FILE"
-            )
-        self.require = require
         self.max_norm = max_norm
 
     def __repr__(self) -> str:
         keys = ", ".join(key.id for key in self._keys)
-        return f"Policy({self.require!r}, keys=[{keys}], max_norm={self.max_norm:g})"
+        return f"Policy(keys=[{keys}], max_norm={self.max_norm:g})"
 
     def check(self, data: bytes, known: Basis | Bases, *, user: str = "", beneath: int = 0) -> AdmittedVector:
         """Return the micro-vector in a frame if every rule allows it; change nothing.
@@ -376,9 +356,10 @@ class Policy:
     def _check_tag(self, received: frame.Frame, digest: bytes, user: str) -> str:
         """Return the id of the key under which the tag verifies; empty for a checksum."""
         verified_by = frame.check_tag(received, user, digest, self._keys)
-        if _LEVEL_OF_KIND[received.kind] < self._required:
+        if self._keys and not verified_by:
             raise SignatureError(
-                f"the policy requires a {self.require}, but this is a {tags.NAMES[received.kind]} frame"
+                f"the frame has a CRC-32 alone, and the policy requires a tag under one of {len(self._keys)} "
+                "keys: sign it (pack --key)"
             )
         return verified_by
 

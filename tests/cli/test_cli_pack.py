@@ -17,7 +17,7 @@ def test_signed(cli: Cli, small: Path, small_basis: Basis, trained: Path, key: P
     options = ("--dtype", "bf16", "--sequence", 9, "--user", "al", "--until", "2026-12-31")
     printed = cli("pack", trained, small, "-o", out, "--key", key, *options).done()
     verifier = Ed25519Verifier.from_pem(key.with_name("fleet.key.pub").read_bytes())
-    policy = Policy("signature", keys=[verifier], today=lambda: date(2026, 12, 31))
+    policy = Policy(keys=[verifier], today=lambda: date(2026, 12, 31))
     vector = policy.check(out.read_bytes(), small_basis, user="al")
     plain = Policy().check(trained.read_bytes(), small_basis)
     assert vector == MicroVector(plain.values, "bf16", 9, small_basis.digest)
@@ -33,7 +33,7 @@ def test_with_a_mac(cli: Cli, small: Path, small_basis: Basis, trained: Path, tm
     cli("pack", trained, small, "-o", tmp_path / "v", "--key", mac).done()
     data = (tmp_path / "v").read_bytes()
     assert len(data) == 67
-    Policy("mac", keys=[Hmac(b"\xab" * 32)]).check(data, small_basis)
+    Policy(keys=[Hmac(b"\xab" * 32)]).check(data, small_basis)
     assert "hmac:" in cli("inspect", tmp_path / "v", small, "--key", mac).done()
 
 

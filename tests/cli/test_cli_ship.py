@@ -51,7 +51,7 @@ def test_from_one_machine_to_another(cli: Cli, ready: Path) -> None:
         cli(*forged, "--key", ready / "evil").refused("does not verify")
         plain = write_vector(ready / "w.bin", basis, sequence=9).read_bytes()
         latest.write_bytes(plain)
-        cli(*fetch).refused("requires a signature, but this is a CRC-32 frame")
+        cli(*fetch).refused("a CRC-32 alone")
         latest.write_bytes(plain * 100)
         cli(*fetch).refused("more than 313 bytes")
         latest.write_bytes(b"")
@@ -90,7 +90,7 @@ def test_a_checksum_is_published_with_a_warning(cli: Cli, ready: Path) -> None:
     with servers.static(ready / "root") as (url, _):
         cli("fetch", url, basis, "-o", ready / "v.bin").done()
         cli("fetch", url, basis, "-o", ready / "x.bin", "--key", f"{ready / 'key'}.pub").refused(
-            "requires a signature"
+            "requires a tag"
         )
     assert not (ready / "x.bin").exists()
 

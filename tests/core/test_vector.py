@@ -36,9 +36,9 @@ SINGLE = DTYPES[:3]
 KEY = bytes(range(32))
 SIGNER = Ed25519Signer(KEY)
 TAGS = {
-    "crc32": ("crc32", Policy("checksum", max_norm=np.inf)),
-    "hmac": (Hmac(KEY), Policy("mac", keys=[Hmac(KEY)], max_norm=np.inf)),
-    "ed25519": (SIGNER, Policy("signature", keys=[Ed25519Verifier(SIGNER.public_key)], max_norm=np.inf)),
+    "crc32": ("crc32", Policy(max_norm=np.inf)),
+    "hmac": (Hmac(KEY), Policy(keys=[Hmac(KEY)], max_norm=np.inf)),
+    "ed25519": (SIGNER, Policy(keys=[Ed25519Verifier(SIGNER.public_key)], max_norm=np.inf)),
 }
 LARGEST = {"fp32": np.finfo(np.float32).max, "bf16": float.fromhex("0x1.fep127"), "fp16": 65504.0}
 
@@ -209,7 +209,7 @@ def golden_basis(case) -> Basis:
 
 def golden_tag(case):
     if case["auth"] == "crc32":
-        return "crc32", Policy("checksum", today=date(2026, 1, 1))
+        return "crc32", Policy(today=date(2026, 1, 1))
     key = bytes.fromhex(case["key_hex"])
     signer = Hmac(key) if case["auth"] == "hmac" else Ed25519Signer(key)
     verifier = signer if case["auth"] == "hmac" else Ed25519Verifier(signer.public_key)

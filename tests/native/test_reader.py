@@ -134,7 +134,7 @@ def test_bases(reader: Path, tmp_path: Path, fields: dict[str, object]) -> None:
     with Conversation(reader, "apply", tmp_path / "basis.gguf", "", 1) as waiting:
         for basis in bases.values():
             frame = MicroVector.random(basis, 0.5, seed=1, dtype="bf16").to_bytes(basis)
-            assert agree(waiting, Policy("checksum"), frame, bases) is None
+            assert agree(waiting, Policy(), frame, bases) is None
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_real_bundle(reader: Path, smollm2_bundle: Path, tmp_path: Path) -> No
     with Conversation(reader, "apply", side, "", 1) as waiting:
         for basis in (bases.basis(numbers=13), bases.basis(rank=2), bases.basis(rank=8)):
             frame = MicroVector.random(basis, 0.5).to_bytes(basis)
-            assert agree(waiting, Policy("checksum"), frame, bases) is None
+            assert agree(waiting, Policy(), frame, bases) is None
 
 
 @pytest.mark.skipif(bool(RUNNER), reason="the limit would be the emulator's")
@@ -240,7 +240,7 @@ def test_an_older_vector_is_not_accepted_again(reader: Path, tmp_path: Path) -> 
         Conversation(reader, *arguments) as plain,
         Conversation(reader, *arguments, f"hmac:{KEY.hex()}") as keyed,
     ):
-        rules = (plain, Policy("checksum"), "crc32"), (keyed, Policy(keys=[hmac]), hmac)
+        rules = (plain, Policy(), "crc32"), (keyed, Policy(keys=[hmac]), hmac)
         for number in range(60):
             basis = rng.choice([bases.basis(rank=1), bases.basis(numbers=3)])
             values = np.full(basis.size, rng.choice((0.25, 0.5)))

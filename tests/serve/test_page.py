@@ -66,10 +66,10 @@ def test_values_become_a_frame_of_the_visitor(page: tuple[Serving, dict[str, str
     status, made = server.ask("POST", "/v1/page/vector", {"values": VALUES}, **token)
     assert (status, made["values"], made["norm"]) == (200, VALUES, float(np.linalg.norm(VALUES)))
     frame = text.decode(made["vector"])
-    read = Policy("checksum").check(frame, basis, user="me")
+    read = Policy().check(frame, basis, user="me")
     assert (read.values.tolist(), len(frame)) == (VALUES, made["bytes"])
     with pytest.raises(VectorError):
-        Policy("checksum").check(frame, basis, user="alice")
+        Policy().check(frame, basis, user="alice")
     for values in (VALUES[1:], [*VALUES, 0.0]):
         answer = server.ask("POST", "/v1/page/vector", {"values": values}, **token)
         assert refused(answer) == (403, "vector_refused"), values
@@ -87,7 +87,7 @@ def test_a_file_becomes_values(page: tuple[Serving, dict[str, str]], basis: Basi
     for data in (own, nameless, text.encode(own, scheme=True).encode()):
         status, opened = server.ask("POST", "/v1/page/vector", data, **sent)
         assert (status, opened["values"]) == (200, VALUES), data
-        assert Policy("checksum").check(text.decode(opened["vector"]), basis, user="me") is not None
+        assert Policy().check(text.decode(opened["vector"]), basis, user="me") is not None
     for data, code in (
         (vector.to_bytes(basis, user="alice"), "vector_damaged"),
         (own[:-1] + bytes([own[-1] ^ 1]), "vector_damaged"),

@@ -126,7 +126,7 @@ def test_a_frame_is_saved_and_loaded_again(page: Page, basis: Basis, tmp_path: P
     saved = tmp_path / download.value.suggested_filename
     download.value.save_as(saved)
     assert saved.name == "me.bin"
-    vector = Policy("checksum").check(saved.read_bytes(), basis, user="me")
+    vector = Policy().check(saved.read_bytes(), basis, user="me")
     np.testing.assert_allclose(vector.values, set_to, atol=0.006)
     page.click("#reset")
     expect(page.locator("#norm")).to_have_text("0.00")

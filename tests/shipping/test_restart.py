@@ -39,7 +39,7 @@ def frame(bundle: Path, sequence: int) -> bytes:
 
 
 def policy(path: Path) -> Policy:
-    return Policy("signature", keys=[Ed25519Verifier(SIGNER.public_key)], state=path)
+    return Policy(keys=[Ed25519Verifier(SIGNER.public_key)], state=path)
 
 
 def test_a_vector_that_was_replaced_is_refused_after_a_restart(bundle: Path, tmp_path: Path) -> None:

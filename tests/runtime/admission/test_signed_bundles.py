@@ -75,7 +75,7 @@ def test_what_is_exchanged_between_check_and_use_is_not_used(bundle, at_start, t
     vector = MicroVector.random(load_bundle(bundle).basis(numbers=13), 0.5)
     data = vector.to_bytes(load_bundle(bundle).basis(numbers=13))
     at_start.append(lambda: exchange(bundle / name, content))
-    policy = Policy("checksum", state=tmp_path / "state")
+    policy = Policy(state=tmp_path / "state")
     with pytest.raises(TrustError, match=f"{name} changed between the check of its signature and its use"):
         runtime.load(bundle, data, policy=policy, bundle_keys=KEYS, **OPTIONS)
     assert not (tmp_path / "state").exists(), "no vector counts as applied"
