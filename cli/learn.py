@@ -43,8 +43,8 @@ def learn(
     from ..exporters import add_projection
     from ..formats.signatures import check_signer
     from ..tasks.behaviours import load_behaviours
-    from ..train.learn import LearnSettings, learn_from
     from ..train.learn import learn as learn_projection
+    from ..train.learn import learn_from
 
     if only and behaviours is None:
         raise typer.BadParameter("there is no FILE.jsonl to learn from", param_hint="--only")
@@ -72,7 +72,6 @@ def learn(
     chosen = [*shipped, *(() if behaviours is None else load_behaviours(behaviours))]
     whole = bundle.absolute()
     folder = whole.with_name(f"{whole.name}.learn")
-    settings = LearnSettings(directions=numbers)
     with console.progress("asking the model", len(chosen)) as show:
 
         def report(row: dict[str, Any]) -> None:
@@ -80,7 +79,7 @@ def learn(
             show(f"behaviour {row['done']}/{len(chosen)}, {text}", done=row["done"])
 
         learned = learn_projection(
-            bundle, folder, behaviours=chosen, settings=settings, weights=weights, report=report
+            bundle, folder, behaviours=chosen, directions=numbers, weights=weights, report=report
         )
     facts = {"behaviours": len(learned.behaviours), "energy": float(learned.energy.sum())}
     facts["seconds"] = round(learned.seconds, 1)

@@ -18,11 +18,11 @@ from tinylora_edge import Ed25519Signer, Ed25519Verifier, TrainError, TrustError
 from tinylora_edge.exporters import add_projection
 from tinylora_edge.formats.signatures import check_bundle, sign_bundle
 from tinylora_edge.tasks.behaviours import Behaviour
+from tinylora_edge.train import learn as learning
 from tinylora_edge.train import learner
 from tinylora_edge.train.adapter import Adapter
 from tinylora_edge.train.learn import (
     Learned,
-    LearnSettings,
     Lesson,
     information,
     learn,
@@ -37,18 +37,11 @@ D = 24
 PLANE = np.linalg.qr(np.random.default_rng(7).standard_normal((D, 2)))[0].T
 FLAT = np.eye(D)
 
-SETTINGS = LearnSettings(directions=2, questions=2, max_tokens=6)
 BEHAVIOURS = (
     Behaviour("pirate", "Talk like a pirate."),
     Behaviour("capitals", "WRITE EVERYTHING IN CAPITAL LETTERS."),
     Behaviour("french", "Answer in French."),
 )
-QUESTIONS = [
-    "What is a river?",
-    "Describe a guitar.",
-    "Why do people like gardens?",
-    "How does a clock work?",
-]
 
 
 def uneven() -> np.ndarray:
@@ -234,8 +227,10 @@ def test_it_is_the_divergence_and_its_gradient(parts, chunk, monkeypatch):
 
 
 def run(bundle: Path, folder: Path, **options: Any) -> Learned:
-    options = {"behaviours": BEHAVIOURS, "settings": SETTINGS, "dtype": "fp32", "workers": 2, **options}
-    return learn(bundle, folder, **options)
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr(learning, "QUESTIONS", 2)
+        few.setattr(learning, "TOKENS", 6)
+        return learn(bundle, folder, **{"behaviours": BEHAVIOURS, "directions": 2, **options})
 
 
 @pytest.fixture(scope="module")
@@ -293,11 +288,10 @@ def test_a_teacher_that_changes_nothing_is_refused(smollm2_bundle, tmp_path):
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"behaviours": BEHAVIOURS[:1]}, "1 behaviours cannot teach 2 directions"),
-    ({"settings": LearnSettings(directions=841), "behaviours": BEHAVIOURS * 300}, "R has 840 numbers, fewer"),
+    ({"directions": 841}, "R has 840 numbers, and 841 directions"),
     (
-        {"behaviours": [Behaviour("few", "Be brief.", [], QUESTIONS), *BEHAVIOURS],
-         "settings": LearnSettings(directions=2, questions=5)},
-        "'few' has 4 questions, and 5 are asked",
+        {"behaviours": [Behaviour("few", "Be brief.", [], ["What is a river?"]), *BEHAVIOURS]},
+        "'few' has 1 questions, and 2 are asked",
     ),
     (
         {"behaviours": [Behaviour("long", "word " * 9000), *BEHAVIOURS]},

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..formats.bundle import Bundle, load_bundle
 from ..process import cores
-from ..projection import RANK, Projection
+from ..projection import NUMBERS, RANK, Projection
 from ..runtime.batch import Batch
 from ..runtime.learning.state import Report
 from ..runtime.llama.model import TinyLoraLlama
@@ -49,27 +49,14 @@ NOISE = 0.01
 """Nats a token: a prompt that changes less than this changes nothing. Quantized activations alone move the
 answers of a small model by a fifth of it."""
 _ROWS = 64  # of logits at the same time
+QUESTIONS, TOKENS = 8, 14
+"""Asked of each behaviour, and of an answer at most."""
+_TEMPERATURE, _SEED = 0.8, 0
 
 SHRINKAGE = 0.1
 """Times F's mean diagonal, which is added to all of it: what few samples call free is not."""
 _WEAK = 1.0
 """Squared length, in units of effect, of a step that is mostly noise: it counts half."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnSettings:
-    """The settings of learning `directions` directions; `questions` are asked of each behaviour."""
-
-    directions: int = 13
-    questions: int = 8
-    max_tokens: int = 14
-    temperature: float = 0.8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        counts = (self.directions, self.questions, self.max_tokens)
-        if min(counts) < 1:
-            raise TrainError(f"directions, questions and max_tokens are at least 1, not {counts}")
 
 
 @dataclass(frozen=True)
@@ -96,10 +83,8 @@ def learn(
     folder: str | PathLike[str],
     *,
     behaviours: Sequence[Behaviour] | None = None,
-    settings: LearnSettings | None = None,
+    directions: int = NUMBERS,
     weights: str | PathLike[str] | None = None,
-    dtype: str | None = None,
-    workers: int | None = None,
     report: Report = lambda figures: None,
 ) -> Learned:
     """Learn a projection for the leading 2 directions of a bundle's factors (`add_projection` puts it there).
@@ -109,21 +94,19 @@ def learn(
         folder: keeps the slopes of each behaviour; one that is there is not taken again, so that an
             interrupted run goes on.
         behaviours: to learn from, at least as many as there are directions; None takes the shipped ones.
-        settings: of the run.
+        directions: that are learned.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
-        dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
-        workers: behaviours that are learned at once, a core each; None takes every core.
         report: called with the figures of each behaviour whose slope is taken.
 
     Raises:
         TrainError: fewer behaviours than directions, a teacher that changes nothing, a prompt
             that passes the model's context.
     """
-    settings, workers, found = settings or LearnSettings(), workers or cores(), load_bundle(bundle)
-    basis, count = found.basis(rank=min(RANK, found.factors.rank)), settings.directions
+    found, count = load_bundle(bundle), directions
+    basis = found.basis(rank=min(RANK, found.factors.rank))
     chosen = list(load_behaviours() if behaviours is None else behaviours)
-    if count > basis.size:
-        raise TrainError(f"R has {basis.size} numbers, fewer than {count} directions")
+    if not 1 <= count <= basis.size:
+        raise TrainError(f"R has {basis.size} numbers, and {count} directions are not 1 to as many")
     twice = [name for name, times in Counter(each.name for each in chosen).items() if times > 1]
     if twice:
         raise TrainError(f"two behaviours are called {twice[0]!r}: give yours another name")
@@ -133,13 +116,13 @@ def learn(
             "fewer directions"
         )
     general = load_questions()
-    pairs = [(each, questions_of(each, general, settings)) for each in chosen]
-    paths = [Path(folder) / f"{_key(basis, *each, settings)}.npz" for each in pairs]
+    pairs = [(each, questions_of(each, general)) for each in chosen]
+    paths = [Path(folder) / f"{_key(basis, *each, weights)}.npz" for each in pairs]
     missing = [(each, path) for each, path in zip(pairs, paths, strict=True) if not path.exists()]
     if missing:
         Path(folder).mkdir(parents=True, exist_ok=True)
         rest = [each for each, _ in missing]
-        taken = _slopes(found, basis, rest, settings, weights, dtype, workers)
+        taken = _slopes(found, basis, rest, weights)
         with closing(taken):
             for number, (name, slope, seconds) in enumerate(taken):
                 with atomic_write(missing[number][1]) as file:
@@ -149,15 +132,14 @@ def learn(
     return _assembled(basis, [each.name for each in chosen], paths, count)
 
 
-def questions_of(behaviour: Behaviour, general: Sequence[str], settings: LearnSettings) -> list[str]:
+def questions_of(behaviour: Behaviour, general: Sequence[str]) -> list[str]:
     """Return the questions that a behaviour is asked: a draw of its own, or of the general ones."""
     pool = list(behaviour.questions or general)
-    if len(pool) < settings.questions:
+    if len(pool) < QUESTIONS:
         raise TrainError(
-            f"behaviour {behaviour.name!r} has {len(pool)} questions, and {settings.questions} are asked: "
-            "give it more, or lower questions"
+            f"behaviour {behaviour.name!r} has {len(pool)} questions, and {QUESTIONS} are asked: give it more"
         )
-    return random.Random(f"{settings.seed} {behaviour.name}").sample(pool, settings.questions)
+    return random.Random(f"{_SEED} {behaviour.name}").sample(pool, QUESTIONS)
 
 
 def information(scores: ArrayLike, tokens: int) -> Matrix:
@@ -274,35 +256,25 @@ def _slopes(
     found: Bundle,
     basis: Basis,
     pairs: Sequence[tuple[Behaviour, list[str]]],
-    settings: LearnSettings,
     weights: str | PathLike[str] | None,
-    dtype: str | None,
-    workers: int,
 ) -> Generator[tuple[str, Slopes, float], None, None]:
     """Yield name, slopes and seconds of each behaviour; the deployed engine answers all of them first."""
     on_cpu = not torch.cuda.is_available()
-    passes = workers if on_cpu else 1  # at the same time
+    passes = cores() if on_cpu else 1  # at the same time
     began = time.monotonic()
-    room: dict[str, Any] = {"n_ctx": 64, "n_threads": workers, "n_gpu_layers": 0 if on_cpu else -1}
+    room: dict[str, Any] = {"n_ctx": 64, "n_threads": cores(), "n_gpu_layers": 0 if on_cpu else -1}
     with closing(runtime.load(found.base, engine="llama", **room)) as llm:
-        lessons = prepare_lessons(
-            llm,
-            pairs,
-            max_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            seed=settings.seed,
-            n_threads=workers,
-        )
+        lessons = prepare_lessons(llm, pairs)
     sampled = (time.monotonic() - began) / len(lessons)
 
     def work(lesson: Lesson) -> tuple[str, Slopes, float]:
         start = time.monotonic()
-        found = slopes(learner, lesson, seed=(settings.seed, *lesson.name.encode()))
+        found = slopes(learner, lesson, seed=(_SEED, *lesson.name.encode()))
         return lesson.name, found, (time.monotonic() - start) / passes + sampled
 
     with ExitStack() as stack:
         stack.enter_context(one_thread())
-        model = load_model(weights or found.base, dtype).to("cpu" if on_cpu else "cuda")
+        model = load_model(weights or found.base).to("cpu" if on_cpu else "cuda")
         adapter = stack.enter_context(Adapter(model, basis))
         learner = Learner(model, adapter, temperature=1.0, workers=passes)
         stack.callback(learner.close)
@@ -336,10 +308,19 @@ def _assembled(basis: Basis, names: Sequence[str], paths: Sequence[Path], count:
     return Learned(made, records, found.energy, seconds)
 
 
-def _key(basis: Basis, behaviour: Behaviour, questions: list[str], settings: LearnSettings) -> str:
+def _key(
+    basis: Basis, behaviour: Behaviour, questions: list[str], weights: str | PathLike[str] | None
+) -> str:
     """Return what stands for everything that decides a slope."""
-    settings = replace(settings, directions=1)  # which do not
-    facts = [basis.digest, asdict(behaviour), questions, asdict(settings)]
+    facts = [
+        basis.digest,
+        asdict(behaviour),
+        questions,
+        weights and str(weights),
+        TOKENS,
+        _TEMPERATURE,
+        _SEED,
+    ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -364,19 +345,11 @@ class Lesson:
     answers: list[Tokens]
 
 
-def prepare_lessons(
-    llm: TinyLoraLlama,
-    chosen: Sequence[tuple[Behaviour, Sequence[str]]],
-    *,
-    max_tokens: int,
-    temperature: float,
-    seed: int,
-    n_threads: int,
-) -> list[Lesson]:
+def prepare_lessons(llm: TinyLoraLlama, chosen: Sequence[tuple[Behaviour, Sequence[str]]]) -> list[Lesson]:
     """Ask the deployed model, prompted by each teacher, and return the lessons in order.
 
-    A lesson depends on its behaviour, its questions and the seed alone. A TrainError names a prompt that with
-    its answer passes the model's context; a VectorError says that there is no chat template.
+    A lesson depends on its behaviour and its questions alone. A TrainError names a prompt that with its
+    answer passes the model's context; a VectorError says that there is no chat template.
     """
 
     def encode(prompt: Prompt) -> Tokens:
@@ -387,21 +360,21 @@ def prepare_lessons(
     for behaviour, questions in chosen:
         prompted = [encode(behaviour.messages(question)) for question in questions]
         longest = max(map(len, prompted))
-        if longest + max_tokens > limit:
+        if longest + TOKENS > limit:
             raise TrainError(
-                f"behaviour {behaviour.name!r} has a prompt of {longest} tokens, which with {max_tokens} to "
+                f"behaviour {behaviour.name!r} has a prompt of {longest} tokens, which with {TOKENS} to "
                 f"answer pass the model's context of {limit}: shorten its teacher or its questions"
             )
         prompts.append((prompted, [encode(question) for question in questions]))
     longest = max(len(prompt) for prompted, _ in prompts for prompt in prompted)
     lessons = []
-    with Batch(llm, n_ctx_seq=longest + max_tokens, sequences=16, n_threads=n_threads) as batch:
+    with Batch(llm, n_ctx_seq=longest + TOKENS, sequences=16) as batch:
         for (behaviour, _), (prompted, unprompted) in zip(chosen, prompts, strict=True):
             drawn = batch.generate(
                 [prompt.tolist() for prompt in prompted],
-                max_tokens=max_tokens,
-                temperature=temperature,
-                seed=(seed, *behaviour.name.encode()),
+                max_tokens=TOKENS,
+                temperature=_TEMPERATURE,
+                seed=(_SEED, *behaviour.name.encode()),
             )
             lessons.append(Lesson(behaviour.name, prompted, unprompted, [each.tokens for each in drawn]))
     return lessons
