@@ -57,8 +57,9 @@ def test_a_header(cli: Cli, basis: Basis) -> None:
             assert record.pop("messages")["LoRaWAN EU868, DR0 to DR2"] == -(-len(data) // 51)
             form = {"kind": "vector", "verified": False, "bytes": len(data), "version": 2, "dtype": dtype}
             name = {"crc32": "CRC-32", "hmac": "HMAC"}[tag]
-            whose = {"tag": name, "basis_id": basis.digest[:8], "sequence": 258, "count": 13}
+            whose = {"tag": name, "basis_id": basis.digest[:8], "sequence": 258}
             assert record == form | whose
+    cli("inspect", "-", stdin=data[:15]).refused("15 bytes, and its header and HMAC tag alone take 15")
     text = cli("inspect", "-", stdin=data).done()
     assert re.search(r"^verified +False$", text, re.M)
     assert "next: tinylora-edge inspect - BUNDLE" in text
@@ -80,7 +81,7 @@ def test_a_vector_as_a_device_sees_it(
     assert (record["projection"], record["rank"]) == (small_basis.projection.descriptor, 2)
     cli("inspect", tmp_path / "v", small, *public).refused("does not verify")
     cli("inspect", tmp_path / "v", small, "--user", "al").refused("no Ed25519 key")
-    cli("inspect", trained, small, *public).refused("requires a signature")
+    cli("inspect", trained, small, *public).refused("requires a tag")
     late = ("pack", trained, small, "-o", tmp_path / "late", "--until", "2026-01-02")
     cli(*late).done()
     cli("inspect", tmp_path / "late", small).refused("2026-01-02")

@@ -142,20 +142,6 @@ def is_padded(size: int, dtype: str) -> bool:
     return dtype == "int8" and size % 2 == 0
 
 
-def counts(payload: int, dtype: str) -> list[int]:
-    """Return how many values so many bytes may be; one number but in int8, which may be filled up.
-
-    In q2 and q4 the shape of R decides it, too, and nothing is returned.
-    """
-    if dtype in BITS:
-        return []
-    if dtype == "int8":
-        about = [payload - SCALE_BYTES - 1, payload - SCALE_BYTES]
-    else:
-        about = [payload // _ITEM_BYTES[dtype]]
-    return [size for size in about if size > 0 and payload == payload_bytes(size, dtype)]
-
-
 def quantize(values: NDArray[np.float32]) -> tuple[bytes, NDArray[np.int8]]:
     """Return the scale (3 bytes) and q (int8 [n]) of `_scales` that come nearest to values [n].
 
