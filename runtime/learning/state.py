@@ -19,7 +19,7 @@ from ...writes import atomic_write
 
 _FORMAT = 3
 _MOST = 1 << 10  # numbers of a vector: a search, and what clicks say, keep a square of them
-_STATE_BYTES = 1 << 26  # two such squares
+_STATE_BYTES = 1 << 28  # four arrays of a training's numbers, and its curve; or two such squares
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "tokens": 1.0, "ktokens": 1000.0}
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(s|m|h|k?tokens)")
 
@@ -143,7 +143,7 @@ def beginning(bases: Bases, basis: Basis | None, start: MicroVector | None) -> t
 
 
 def save_state(path: str | PathLike[str], state: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Write a state atomically, for its owner alone: a JSON file of numbers."""
+    """Write a state atomically, for its owner alone, a JSON file: `identity` is what goes on has to share."""
     content = {"format": _FORMAT, "identity": identity, "state": state}
     with atomic_write(path, mode=0o600) as file:
         file.write((json.dumps(content) + "\n").encode())
@@ -153,7 +153,7 @@ def load_state(path: str | PathLike[str], read: Callable[[Any], T], identity: di
     """Return what `read` makes of a state that was written with the same `identity`.
 
     Raises:
-        TrainError: it is damaged, or of another run; the message says of which.
+        TrainError: it is damaged, or of another run; the message says of which, and what differs.
         OSError: it cannot be read.
     """
     try:
@@ -161,11 +161,11 @@ def load_state(path: str | PathLike[str], read: Callable[[Any], T], identity: di
         if content["format"] != _FORMAT:
             raise ValueError(f"it has format {content['format']}, and this version reads {_FORMAT} alone")
         found = dict(content["identity"])
-        for key, value in identity.items():
+        for key, value in json.loads(json.dumps(identity)).items():  # which has no tuples
             if found.get(key) != value:
                 raise TrainError(
                     f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is "
-                    f"{value!r}. Name another file, or remove it to begin anew"
+                    f"{value!r}. Go on as it began, name another file, or remove it to begin anew"
                 )
         return read(content["state"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:

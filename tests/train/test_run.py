@@ -622,6 +622,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 def document(**changes: Any) -> dict[str, Any]:
     state: dict[str, Any] = {name: [0.0, 1.0] for name in ("v", "m", "s", "best_v")}
     return {
+        "format": 3,
         "identity": {},
         "state": state
         | {"top_scores": [0, 1, 0.5], "best_scores": [1], "step": 3, "norms": [1, 2.5]}
@@ -642,7 +643,8 @@ def test_a_checkpoint_of_the_right_types(tmp_path: Path) -> None:
     "content",
     [
         b"",
-        {"identity": 7, "state": document()["state"]},
+        {**document(), "identity": 7},
+        {**document(), "format": 2},
         document(unknown=1),
         document(v=[[0.0], [1.0]]),
     ],
@@ -650,5 +652,5 @@ def test_a_checkpoint_of_the_right_types(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_none(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "checkpoint.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    with pytest.raises(TrainError, match="not a usable checkpoint"):
+    with pytest.raises(TrainError, match="not a usable state"):
         trainer.load(path, {})

@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..errors import TrainError
-from ..jsonio import read_json, restored
+from ..jsonio import restored
 from ..projection import Whitening
 from ..runtime.batch import Stopped
-from ..runtime.learning.state import Report
+from ..runtime.learning.state import Report, load_state, save_state
 from ..tasks import Sample, Task
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
 from ..vector import MicroVector
 from ..wire.values import BITS
-from ..writes import atomic_write
 from .batches import KEEP, Demonstrations, Rehearsal, Sampled
 from .learner import Group, Learner, ModuleWhitening, rounded, tokens_of, whitened, work_of
 from .options import Options, Phase, Result
@@ -503,7 +502,6 @@ def as_good(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
 
 _SCORES = ("best_scores", "top_scores")
 _ARRAYS = ("v", "m", "s", "best_v", *_SCORES)
-_BYTES = 1 << 28  # 13,440 values in four arrays take 1 MiB, and 10,000 steps 4 MiB
 
 
 @dataclass
@@ -543,35 +541,21 @@ class TrainState:
 
 def save(path: Path, state: TrainState, identity: dict[str, Any]) -> None:
     """Write a checkpoint; `identity` is what a resumed run must share with this one."""
-    values = asdict(state) | {name: getattr(state, name).tolist() for name in _ARRAYS}
-    with atomic_write(path) as file:
-        file.write(json.dumps({"identity": identity, "state": values}).encode())
+    save_state(path, asdict(state) | {name: getattr(state, name).tolist() for name in _ARRAYS}, identity)
 
 
 def load(path: Path, identity: dict[str, Any]) -> TrainState:
-    """Read a checkpoint; a TrainError says that it is missing, damaged, or of another run."""
-    try:
-        document = read_json(path, limit=_BYTES)
-        found, values = document["identity"], dict(document["state"])
+    """Read a checkpoint. Errors: those of `load_state`."""
+
+    def read(content: Any) -> TrainState:
+        values = dict(content)
         arrays = {
             name: np.array(values.pop(name), np.float64 if name in _SCORES else np.float32)
             for name in _ARRAYS
         }
-        state = restored(TrainState, values, arrays)
-        if not isinstance(found, dict):
-            raise ValueError("its identity is no object")
         for name, array in arrays.items():
-            if array.ndim != 1 or (name not in _SCORES and array.shape != state.v.shape):
+            if array.ndim != 1 or (name not in _SCORES and array.shape != arrays["v"].shape):
                 raise ValueError(f"its {name} is of shape {array.shape}")
-    except FileNotFoundError:
-        raise TrainError(f"there is no checkpoint {path} to resume from: start without --resume") from None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise TrainError(f"{path} is not a usable checkpoint: {error}") from None
-    identity = json.loads(json.dumps(identity))  # which has no tuples
-    for key, value in identity.items():
-        if found.get(key) != value:
-            raise TrainError(
-                f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is {value!r}. "
-                "Go on with what it began with, or choose another output"
-            )
-    return state
+        return restored(TrainState, values, arrays)
+
+    return load_state(path, read, identity)
