@@ -17,7 +17,6 @@ from ..wire.frame import DEFAULT_USER, FIRST_DAY, bound_name
 from . import console, keyfiles, vectors
 from . import options as opts
 
-_OTHERWISE = "ship the vector as a file, or in int8 (--dtype int8)"
 _PIXELS = 8  # a module's width in a picture: sharp on a phone held 20 cm away
 
 
@@ -118,12 +117,12 @@ def _qr_picture(data: bytes, name: str) -> bytes:
     if kind not in ("png", "svg"):
         raise console.CommandError(f"{name} is no name for a QR code's picture: let it end in .png or .svg")
     out = io.BytesIO()
-    qr_code(data, _OTHERWISE).save(out, kind=kind, scale=_PIXELS)
+    qr_code(data).save(out, kind=kind, scale=_PIXELS)
     return out.getvalue()
 
 
 def _qr_blocks(data: bytes) -> Text:
     """Return a vector's QR code in half blocks, whose spaces are dark; a terminal has colours of its own."""
     out = io.StringIO()
-    qr_code(data, _OTHERWISE).terminal(out, border=2, compact=True)
+    qr_code(data).terminal(out, border=2, compact=True)
     return Text(out.getvalue(), style="#ffffff on #000000", end="")

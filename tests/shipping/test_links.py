@@ -8,7 +8,7 @@ import sys
 import pytest
 import segno
 
-from tinylora_edge import MissingExtraError
+from tinylora_edge import FrameError, MissingExtraError
 from tinylora_edge.shipping.links import LINKS, messages, qr_code
 from tinylora_edge.wire import text
 
@@ -35,9 +35,11 @@ def test_what_is_drawn_is_what_the_table_says():
     """`QR code 4-L, text: 51`: a frame of 51 bytes is drawn as that, and a reader finds its text."""
     zxingcpp, image = pytest.importorskip("zxingcpp"), pytest.importorskip("PIL.Image")
     data, out = bytes(range(51)), io.BytesIO()
-    code = qr_code(data, "")
+    code = qr_code(data)
     assert code.designator == "4-L"
     code.save(out, kind="png", scale=4)
+    with pytest.raises(FrameError, match=r"2,209 bytes fit no QR code, which takes 2,208: .* fewer numbers"):
+        qr_code(bytes(2209))
     (found,) = zxingcpp.read_barcodes(image.open(out))
     assert (bytes(found.bytes), found.ec_level) == (text.encode(data, scheme=True).encode(), "L")
 
@@ -57,4 +59,4 @@ def test_how_many_messages_a_frame_takes():
 def test_the_package_that_draws_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "segno", None)
     with pytest.raises(MissingExtraError, match=r'pip install "tinylora-edge\[ship\]"'):
-        qr_code(b"frame", "")
+        qr_code(b"frame")

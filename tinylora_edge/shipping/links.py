@@ -37,11 +37,11 @@ def messages(link: Link, size: int) -> int:
     return -(-size // link.size)
 
 
-def qr_code(data: bytes, otherwise: str) -> Any:
+def qr_code(data: bytes) -> Any:
     """Return segno's QR code of a frame's text, `tinylora:` before it.
 
     Raises:
-        FrameError: it is too long; `otherwise` says what to do.
+        FrameError: it is too long.
         MissingExtraError: segno is not installed.
     """
     try:
@@ -51,4 +51,8 @@ def qr_code(data: bytes, otherwise: str) -> Any:
     try:
         return segno.make_qr(text.encode(data, scheme=True), error="L", boost_error=False, mode="byte")
     except segno.DataOverflowError:
-        raise FrameError(f"{len(data)} bytes fit no QR code: {otherwise}") from None
+        most = max(link.size for link in LINKS if link.name.startswith("QR code"))
+        raise FrameError(
+            f"{len(data):,} bytes fit no QR code, which takes {most:,}: send the file, or a vector of "
+            "fewer numbers"
+        ) from None
