@@ -101,8 +101,6 @@ def is_basis(path: Path) -> bool:
 def header(data: bytes) -> dict[str, Any]:
     """Return what the bytes of a vector say without a basis: nothing of it is verified."""
     length = len(data)
-    if not length:
-        raise FrameError("the vector is empty: expected a frame")
     version, dtype, kind = frame.form(data)
     around = frame.HEADER_BYTES[version] + tags.SIZES[kind]
     if length <= around:

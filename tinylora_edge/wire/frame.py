@@ -126,7 +126,9 @@ def decode(data: bytes, size: int, digest: str, entries: Entries = ()) -> Frame:
 
 
 def form(data: bytes) -> tuple[int, str, int]:
-    """Return the version, dtype and tag kind that a frame's first bytes name; FrameError where unknown."""
+    """Return the version, dtype and tag kind that a frame's first bytes name; FrameError: it is none."""
+    if len(data) <= HEADER_BYTES[BOUND]:
+        raise FrameError(f"{len(data)} bytes are no frame: it was cut on its way, or is something else")
     version, dtype, kind = data[0] >> 4, DTYPES[data[0] & 3], data[0] >> 2 & 3
     if version not in HEADER_BYTES:
         raise FrameError(f"{len(data)} bytes are no frame that is read: version {version} is none of 2 to 5")
@@ -141,13 +143,7 @@ def form(data: bytes) -> tuple[int, str, int]:
 
 
 def basis_id(data: bytes) -> bytes:
-    """Return the 4 bytes with which a frame names its basis; nothing of them is verified.
-
-    Raises:
-        FrameError: no frame: too small, or see `form`.
-    """
-    if len(data) <= HEADER_BYTES[BOUND]:
-        raise FrameError(f"{len(data)} bytes are no frame: it was cut on its way, or is something else")
+    """Return the 4 bytes with which a frame names its basis, unverified. Errors: those of `form`."""
     return bytes(data[_at(data) - 4 : _at(data)])
 
 
