@@ -15,21 +15,14 @@ from ..wire import text
 
 
 class Link(NamedTuple):
-    """One kind of message.
-
-    Attributes:
-        name: of the link, with the direction where it matters.
-        size: the longest frame in bytes that one message takes.
-        note: where the size is from.
-    """
+    """One kind of message: the longest frame in bytes that one takes."""
 
     name: str
     size: int
-    note: str
 
 
 _TABLE = tomllib.loads(Path(__file__).with_name("links.toml").read_text("utf-8"))
-LINKS = tuple(Link(name, size, note) for note, sizes in _TABLE.items() for name, size in sizes.items())
+LINKS = tuple(Link(*each) for sizes in _TABLE.values() for each in sizes.items())
 
 
 def messages(link: Link, size: int) -> int:
