@@ -40,7 +40,7 @@ def nats(llm: Any, batch: Batch, task: Task, vector: MicroVector | None) -> floa
     answers = [
         [[*llm.tokenize(str(s.answer).encode(), add_bos=False, special=False), end]] for s in task.held_out
     ]
-    found = batch.score(batch.encode(task.held_out), answers, vector=vector)
+    (found,) = batch.score_each([vector], batch.encode(task.held_out), answers)
     return float(-np.concatenate([row for (row,) in found]).mean())
 
 

@@ -82,7 +82,7 @@ def draw(
 
         def totals(values: np.ndarray) -> np.ndarray:
             vector = MicroVector(values.astype(np.float32), basis=basis.digest)
-            found = batch.score(prompts, answers, vector=vector, temperature=task.temperature)
+            (found,) = batch.score_each([vector], prompts, answers, temperature=task.temperature)
             return np.array([row.sum(dtype=np.float64) for rows in found for row in rows])
 
         steps = step * np.eye(basis.size)
@@ -145,7 +145,7 @@ def liked(
     batch: Batch, preference: Preference, task: Task, vector: MicroVector, samples: Sequence[Sample]
 ) -> list[bool]:
     """Which of the greedy answers to held-out prompts the user likes."""
-    answers = batch.answer(samples, vector=vector, max_tokens=task.max_tokens)
+    (answers,) = batch.answer_each([vector], samples, max_tokens=task.max_tokens)
     return [preference.pleases(a, s, task) > 0.5 for a, s in zip(answers, samples, strict=True)]
 
 
@@ -158,7 +158,7 @@ def sessions(
 ) -> Iterator[dict[str, Any]]:
     """Every session that is not done yet."""
     kept = {(d["preference"], d["method"], d["clicks"], d["user"]) for d in done}
-    prior = None if options.no_prior else basis.prior
+    prior = None if options.no_prior else basis.projection.prior
     for name in options.preferences:
         preference = PREFERENCES[name]
         task = load_task(preference.task)

@@ -273,9 +273,9 @@ class Run:
     def answers(self, vector: MicroVector | None, samples: Sequence[Sample] | None = None) -> list[str]:
         """Return greedy answers of the deployed model."""
         chosen = list(self.data.test if samples is None else samples)
-        arguments: dict[str, Any] = {"vector": vector, "max_tokens": self.longest, "schema": self.schema}
+        arguments: dict[str, Any] = {"max_tokens": self.longest, "schema": self.schema}
         with self.llm.batch(chosen, self.longest, sequences=32, n_threads=cores()) as batch:
-            return [each.text for each in batch.answer(chosen, **arguments)]
+            return [each.text for each in batch.answer_each([vector], chosen, **arguments)[0]]
 
     def _rehearsal(self, learner: Learner) -> Rehearsal:
         prompts = [np.array(self.llm.encode(sample)[0], np.int32) for sample in load_general("train")]

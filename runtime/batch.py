@@ -166,12 +166,6 @@ class Batch:
         how: Any = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "schema": schema}
         return self._generate(pairs, prompts, samples=samples, seconds=seconds, **how)
 
-    def answer(
-        self, samples: Sequence[Sample], *, vector: MicroVector | None = None, **how: Any
-    ) -> list[Completion]:
-        """Answer every sample's prompt once, as texts; `how` is as in `answer_each`."""
-        return self.answer_each([vector], samples, **how)[0]
-
     def answer_each(
         self,
         vectors: Sequence[MicroVector | None],
@@ -190,12 +184,6 @@ class Batch:
         found = self._generate(pairs, self.encode(samples), ended=lambda: answered(1), **how)
         answers = [self._completion(generation) for generation in found]
         return [answers[v * count : (v + 1) * count] for v in range(len(vectors))]
-
-    def score(
-        self, *texts: Any, vector: MicroVector | None = None, **how: Any
-    ) -> list[list[NDArray[np.float32]]]:
-        """Return what `score_each` says of one vector; the rest is as there."""
-        return self.score_each([vector], *texts, **how)[0]
 
     def score_each(
         self,

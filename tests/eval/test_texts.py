@@ -43,7 +43,8 @@ def test_a_text_stands_behind_what_begins_it(real: TinyLoraLlama) -> None:
     task = Task("texts", SAMPLES[:4], SAMPLES[4:], rewards.text)
     with real.batch([EARLIER.before(each) for each in SAMPLES], 64, n_threads=1) as batch:
         base, behind = (evaluate(batch, task, None, preamble=each) for each in (None, EARLIER))
-        found = batch.score([[first, *before]] * 2, [[real.encode_answer(each)] for each in SAMPLES[4:]])
+        answers = [[real.encode_answer(each)] for each in SAMPLES[4:]]
+        (found,) = batch.score_each([None], [[first, *before]] * 2, answers)
     np.testing.assert_allclose(behind.scores, [each.mean() for (each,) in found], atol=0.02)
     assert behind.mean > base.mean + 0.5, "a model learns from texts before it how the next one may be"
 

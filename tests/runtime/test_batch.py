@@ -101,7 +101,8 @@ def test_logprobs_are_exact_at_the_sampling_temperature(llm: Any) -> None:
     with opened(llm) as batch:
         found = batch.generate(PROMPTS, samples=3, max_tokens=LIMIT, temperature=temperature, seed=5)
         drawn_texts = [texts([g for g in found if g.prompt == i]) for i in range(len(PROMPTS))]
-        scored = [row for rows in batch.score(PROMPTS, drawn_texts, temperature=temperature) for row in rows]
+        (found_scores,) = batch.score_each([None], PROMPTS, drawn_texts, temperature=temperature)
+        scored = [row for rows in found_scores for row in rows]
     assert [g.prompt for g in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     for each, row in zip(found, scored, strict=True):
         tokens = each.tokens.tolist()
@@ -128,8 +129,7 @@ def test_the_seed_decides_and_not_what_runs_beside(llm: PersonalizedModel, sampl
 def test_given_completions_are_scored_exactly(llm: Any) -> None:
     users, temperature = vectors(llm), 0.6
     with opened(llm, sequences=16, n_threads=2) as batch:
-        options: Any = {"vector": users[0], "temperature": temperature}
-        found = batch.score(PROMPTS, COMPLETIONS, **options)
+        (found,) = batch.score_each(users[:1], PROMPTS, COMPLETIONS, temperature=temperature)
         under = batch.score_each(users, PROMPTS[:1], COMPLETIONS[:1], temperature=temperature)
     for p, each in enumerate(COMPLETIONS):
         assert len(found[p]) == len(each)
@@ -152,8 +152,8 @@ def test_a_population_is_one_vector_after_another(llm: PersonalizedModel) -> Non
             assert len({tuple(a.text for a in answers) for answers in found}) == 3
             for vector, answers in zip(users, found, strict=True):
                 counts: list[int] = []
-                again = batch.answer(samples, vector=vector, answered=counts.append, **options)
-                assert again == answers
+                again = batch.answer_each([vector], samples, answered=counts.append, **options)
+                assert again == [answers]
                 assert sum(counts) == 3
         prompts = batch.encode(samples)
         before = batch.evaluated
@@ -166,7 +166,7 @@ def test_a_population_is_one_vector_after_another(llm: PersonalizedModel) -> Non
 def test_room_for_what_prompts_share_is_needed_once(llm: PersonalizedModel) -> None:
     alike = [Sample("x" * 90 + str(i), raw=True) for i in range(20)]
     with llm.batch(alike, LIMIT, sequences=16, n_threads=1) as batch:
-        assert len(batch.answer(alike, max_tokens=LIMIT)) == 20
+        assert len(batch.answer_each([None], alike, max_tokens=LIMIT)[0]) == 20
         prompts = [[i, *range(40, 120)] for i in range(1, 33)]
         whole = texts(batch.generate(prompts, samples=2, max_tokens=LIMIT))
     with opened(llm) as batch:
@@ -184,7 +184,7 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedMo
             ([[1]], [[[2]]], 0.0, "above 0, not at 0"),
         ):
             with pytest.raises(VectorError, match=message):
-                batch.score(prompts, completions, temperature=temperature)
+                batch.score_each([None], prompts, completions, temperature=temperature)
         for call, message in (
             (lambda: batch.generate([[1], []], max_tokens=2), "prompt 1 is empty"),
             (lambda: batch.generate([[1] * 39], max_tokens=2), "raise n_ctx_seq"),
@@ -194,8 +194,8 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedMo
         ):
             with pytest.raises(VectorError, match=message):
                 call()
-        assert batch.generate([], max_tokens=2) == batch.score([], []) == []
-        assert batch.score([[1]], [[]]) == [[]]
+        assert (batch.generate([], max_tokens=2), batch.score_each([None], [], [])) == ([], [[]])
+        assert batch.score_each([None], [[1]], [[]]) == [[[]]]
     with pytest.raises(TinyLoraError, match="longest prompt has 20000 tokens"):
         llm.batch([Sample("x" * 20_000, raw=True)], 1)
 
@@ -208,7 +208,7 @@ def test_threads_take_turns(llm: PersonalizedModel) -> None:
             return texts(batch.generate(PROMPTS, max_tokens=6, temperature=1.0, seed=seed))
 
         def score(_: int) -> Any:
-            return [row.tolist() for (row,) in batch.score(PROMPTS, [[[65, 66]]] * 4)]
+            return [row.tolist() for (row,) in batch.score_each([None], PROMPTS, [[[65, 66]]] * 4)[0]]
 
         def answer(seed: int) -> Any:
             return batch.answer_each(vectors(llm), samples, max_tokens=4, temperature=1.0, seed=seed)
@@ -234,8 +234,8 @@ def test_closing_stops_what_computes(llm: PersonalizedModel, closed: str) -> Non
             future.result(PATIENCE)
     for call in (
         lambda: batch.generate([], max_tokens=2),
-        lambda: batch.score(PROMPTS, [[[65]]] * 4),
-        lambda: batch.answer([Sample("x")], max_tokens=2),
+        lambda: batch.score_each([None], PROMPTS, [[[65]]] * 4),
+        lambda: batch.answer_each([None], [Sample("x")], max_tokens=2),
     ):
         with pytest.raises(TinyLoraError, match=CLOSED):
             call()

@@ -44,14 +44,14 @@ def test_a_batch_says_what_is_too_large_and_forgets_it(either: PersonalizedModel
 
         def found() -> list[Any]:
             drawn = batch.generate(TOKENS, vectors=small, **options)
-            scores = batch.score(TOKENS, [[[65, 66]]] * 4)
+            (scores,) = batch.score_each([None], TOKENS, [[[65, 66]]] * 4)
             return [[g.tokens.tolist() for g in drawn], [row.tolist() for (row,) in scores]]
 
         before = found()
         for call in (
             lambda: batch.generate(TOKENS, vectors=huge, **options),
             lambda: batch.generate(TOKENS, vectors=[small, huge, None, None], **options),
-            lambda: batch.score(TOKENS, [[[65, 66]]] * 4, vector=huge),
+            lambda: batch.score_each([huge], TOKENS, [[[65, 66]]] * 4),
         ):
             with pytest.raises(VectorError, match="too large for the model"):
                 call()

@@ -240,7 +240,7 @@ def test_every_sequence_of_a_batch_keeps_to_the_schema(either: Any, temperature:
         # Of the tokens that may stand there the masked distribution has all.
         data = {token: either.chat_tokenizer.data(token).decode() for token in range(either.n_vocab())}
         may = [t for t, text in data.items() if text and any(each.startswith(text) for each in LABELS)]
-        among = [batch.score(prompts, [[[token] for token in may]] * 3, vector=user) for user in users]
+        among = batch.score_each(users, prompts, [[[token] for token in may]] * 3)
     assert [either.chat_tokenizer.decode(each.tokens[:-1].tolist()) in LABELS for each in held] == [True] * 6
     assert all(each.ended for each in held)
     assert [each.tokens.tolist() for each in again] == [each.tokens.tolist() for each in free]

@@ -136,7 +136,7 @@ def evaluate(
     if is_text(task.reward):
         return _likelihoods(batch, task, vector, prompts, answered)
     rules: dict[str, Any] = {"max_tokens": task.max_tokens, "schema": task.schema}
-    answers = batch.answer(prompts, vector=vector, answered=answered, **rules)
+    (answers,) = batch.answer_each([vector], prompts, answered=answered, **rules)
     partial = None
     if task.shaped is not None:
         partial = float(np.mean(replace(task, reward=task.shaped).scores(answers, chosen)))
@@ -155,7 +155,8 @@ def _likelihoods(
     for start in range(0, len(prompts), _TOGETHER):
         samples = prompts[start : start + _TOGETHER]
         answers = [[batch.llm.encode_answer(sample)[: task.max_tokens]] for sample in samples]
-        for (each,) in batch.score(batch.encode(samples), answers, vector=vector):
+        (scores,) = batch.score_each([vector], batch.encode(samples), answers)
+        for (each,) in scores:
             found.append(float(each.mean()))
             answered(1)
     return Evaluation(np.array(found), [""] * len(found))

@@ -105,7 +105,7 @@ def text(completion: Completion, sample: Sample) -> float:
     """No completion has this reward: a ValueError.
 
     Free text has many right answers, and none is compared. What is measured is minus the nats a token of
-    the reference answer (`Batch.score`; higher is better), and what learns from it is SFT.
+    the reference answer (`Batch.score_each`; higher is better), and what learns from it is SFT.
     """
     raise ValueError(
         "text has no reward for a completion: it is measured by the nats a token of the reference answers, "
