@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import limits
 from .errors import BasisError, BasisMismatchError, NonFiniteError, VectorError
 from .factors import Factors, Shape, shape_name
-from .projection import RANK, Prior, Projection, Whitening, entries_descriptor, random_descriptor
+from .projection import RANK, Projection, entries_descriptor, random_descriptor
 from .wire import frame
 
 MAX_NORM = 256.0
@@ -70,16 +70,6 @@ class Basis:
     def entries(self) -> tuple[int, ...]:
         """(M, p, q) where v is the entries of R; () where it is not, and takes neither `q2` nor `q4`."""
         return (len(self.modules), *self.shape) if self.projection.kind == "entries" else ()
-
-    @property
-    def prior(self) -> Prior | None:
-        """The prior of the projection, if it has one."""
-        return self.projection.prior
-
-    @property
-    def whitening(self) -> Whitening:
-        """The coordinates in which the prior is round; those of v itself where there is none."""
-        return self.projection.whitening
 
     @cached_property
     def digest(self) -> str:

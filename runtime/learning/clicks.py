@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from ...basis import Basis
 from ...errors import TrainError
-from ...projection import Prior
 from ...tasks import Prompt
 from ...vector import MicroVector
 from ..batch import Batch, Generation
@@ -92,7 +91,8 @@ class Clicks:
         self._under = None if under is None else llm.own(under)
         self._llm, self._threads = llm, n_threads
         self._start, self._sequence = first.values.astype(np.float64), 0 if start is None else start.sequence
-        self._prior = self._basis.prior if start is None else None  # it is about vectors, not about steps
+        # A prior is about vectors, and not about steps from one.
+        self._prior = self._basis.projection.prior if start is None else None
         self._lock = threading.Lock()
 
     def vector(self, path: str | PathLike[str]) -> MicroVector:
@@ -238,7 +238,13 @@ class Clicks:
         return scores, ratios.tolist(), at - self._start
 
     def _read(self, path: str | PathLike[str]) -> Posterior:
-        return read_clicks(path, self._basis.size, self._prior, self._identity())
+        """Return what a user's state says. Where there is no file, nothing was clicked."""
+        if not (folder := Path(path).resolve().parent).is_dir():
+            raise FileNotFoundError(f"{folder} does not exist: make it, and the state is kept there")
+        size = self._basis.size
+        if not Path(path).exists():
+            return Posterior(size, self._prior)
+        return load_state(path, lambda record: Posterior.of(record, size, self._prior), self._identity())
 
     def _keep(self, path: str | PathLike[str], posterior: Posterior) -> MicroVector:
         posterior.clicks += 1
@@ -255,22 +261,6 @@ class Clicks:
 
     def _identity(self) -> dict[str, Any]:
         return {"basis": self._basis.digest}
-
-
-def read_clicks(
-    path: str | PathLike[str], size: int, prior: Prior | None, identity: dict[str, Any]
-) -> Posterior:
-    """Return what a user's state says of `size` values. Where there is no file, nothing was clicked.
-
-    Raises:
-        TrainError: it is damaged, or of another basis.
-        OSError: it cannot be read, or its folder does not exist.
-    """
-    if not (folder := Path(path).resolve().parent).is_dir():
-        raise FileNotFoundError(f"{folder} does not exist: make it, and the state is kept there")
-    if not Path(path).exists():
-        return Posterior(size, prior)
-    return load_state(path, lambda record: Posterior.of(record, size, prior), identity)
 
 
 def _different(drawn: list[Generation], count: int) -> list[Generation]:

@@ -178,7 +178,7 @@ class RewardLearner:
         start = start if under is None else replace(start, under=under)
         self._under = None if start.under is None else llm.own(start.under)
         self._basis, self._start = basis, start
-        self._whitening = basis.whitening
+        self._whitening = basis.projection.whitening
         self._sigma = _REACH * math.sqrt(len(basis.modules) * basis.rank) / basis.projection.norm
         self._stop = False
         values = basis.values(start).astype(float)
@@ -482,7 +482,7 @@ class RewardLearner:
     def _identity(self) -> dict[str, Any]:
         return {
             "basis": self._basis.digest,
-            "prior": None if (prior := self._basis.prior) is None else prior.digest,
+            "prior": None if (prior := self._basis.projection.prior) is None else prior.digest,
             "under": None if self._under is None else self._under.digest.hex(),
             "seed": self._seed,
             "number of prompts": len(self._train),

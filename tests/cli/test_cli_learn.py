@@ -73,7 +73,7 @@ def test_a_bundle_learns_from_users_vectors(cli: Cli, tiny: Path, tmp_path: Path
     record = cli(*learn, "--numbers", 3, "--json").record()
     found = load_bundle(out).basis(numbers=3)
     assert (record["basis"], record["learned"]) == (found.digest, {"vectors": 4})
-    assert found.prior is not None
+    assert found.projection.prior is not None
     assert found.shape == (2, 2)
     (users / "other.bin").write_bytes(MicroVector.zeros(found).to_bytes(found))
     cli(*learn).refused("has 5 vectors, *.bin, of 2 bases: learn from one's")

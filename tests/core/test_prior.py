@@ -31,15 +31,16 @@ def with_prior(*prior: np.ndarray) -> Basis:
 
 
 def test_a_basis_has_it_outside_of_its_digest():
-    basis, learned = with_prior(), with_prior(MEAN, COVARIANCE)
-    assert basis.prior is None
-    np.testing.assert_array_equal(learned.prior.mean, MEAN)
-    np.testing.assert_allclose(learned.prior.covariance, COVARIANCE, rtol=1e-6)
-    np.testing.assert_array_equal(learned.prior.covariance, learned.prior.covariance.T)
-    np.testing.assert_array_equal(learned.whitening.matrix, Whitening(learned.prior).matrix)
-    other = with_prior(MEAN + 1, COVARIANCE)
+    basis, learned, other = with_prior(), with_prior(MEAN, COVARIANCE), with_prior(MEAN + 1, COVARIANCE)
     assert other.digest == learned.digest == basis.digest
-    assert other.prior.digest != learned.prior.digest == with_prior(MEAN, COVARIANCE).prior.digest
+    assert basis.projection.prior is None
+    prior = learned.projection.prior
+    np.testing.assert_array_equal(prior.mean, MEAN)
+    np.testing.assert_allclose(prior.covariance, COVARIANCE, rtol=1e-6)
+    np.testing.assert_array_equal(prior.covariance, prior.covariance.T)
+    np.testing.assert_array_equal(learned.projection.whitening.matrix, Whitening(prior).matrix)
+    again = with_prior(MEAN, COVARIANCE).projection.prior
+    assert other.projection.prior.digest != prior.digest == again.digest
 
 
 def changed(array: np.ndarray, *entries: tuple[object, float]) -> np.ndarray:

@@ -14,7 +14,7 @@ from mutations import as_json, changed, number
 from tinylora_edge.exporters.weights.hf import HFConfig, shards
 from tinylora_edge.formats.onnx_graph import check_config
 from tinylora_edge.jsonio import restored
-from tinylora_edge.runtime.learning.clicks import read_clicks
+from tinylora_edge.runtime.learning.posterior import Posterior
 from tinylora_edge.runtime.learning.state import SearchState, load_state
 from tinylora_edge.tasks import load_task
 
@@ -59,7 +59,7 @@ def _make_clicks(random: Random) -> bytes:
 def _read_clicks(data: bytes) -> None:
     path = folder() / "clicks"
     path.write_bytes(data)
-    posterior = read_clicks(path, _VALUES, None, _IDENTITY)
+    posterior = load_state(path, lambda record: Posterior.of(record, _VALUES, None), _IDENTITY)
     assert np.isfinite(posterior.vector()).all()
 
 

@@ -206,7 +206,7 @@ def _read_basis(data: bytes) -> None:
         except NonFiniteError:
             continue
         assert r.shape == (len(factors.modules), *basis.shape)
-        assert basis.prior is None or basis.whitening is not None
+        assert basis.projection.prior is None or basis.projection.whitening is not None
         if len(data) < 1 << 14 and all(np.isfinite(array).all() for array in (*factors.a, *factors.b)):
             assert basis.digest == support.digest(factors, basis.projection.descriptor)
 

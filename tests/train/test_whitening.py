@@ -104,5 +104,5 @@ def test_few_inputs_and_numbers_that_are_not_all_of_r_keep_their_own_coordinates
         own = Basis(basis.factors, projection)
         with Adapter(model, own) as adapter:
             learner = Learner(model, adapter, temperature=1.0)
-            assert whitened(learner, lambda: pytest.fail("nothing to measure")) is own.whitening
+            assert whitened(learner, lambda: pytest.fail("nothing to measure")) is own.projection.whitening
             learner.close()

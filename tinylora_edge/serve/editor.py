@@ -103,7 +103,7 @@ class VectorEditor:
 
     def reach(self) -> float:
         """Return how far from 0 a slider goes: as far as vectors that people want do, where a prior says."""
-        prior = self.basis.prior
+        prior = self.basis.projection.prior
         if prior is None:
             return _REACH
         spread = abs(prior.mean) + _DEVIATIONS * prior.covariance.diagonal() ** 0.5

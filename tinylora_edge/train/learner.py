@@ -453,7 +453,7 @@ def whitened(learner: Learner, groups: Callable[[], Sequence[Group]]) -> Whiteni
     basis = learner.adapter.basis
     p, q = basis.shape
     if q < FEWEST or basis.size != len(basis.modules) * p * q:
-        return basis.whitening
+        return basis.projection.whitening
     moments = learner.moments(groups())
     strengths = [np.square(b[..., :p], dtype=np.float64).sum(-2) for b in basis.factors.b]
     lefts, rights = [], []

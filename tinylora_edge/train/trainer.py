@@ -100,7 +100,7 @@ class Trainer:
             "temperature": task.temperature,
             "prompts_sha256": _digest(task.train),
             "basis": basis.digest,
-            "prior": None if basis.prior is None else basis.prior.digest,
+            "prior": None if (prior := basis.projection.prior) is None else prior.digest,
             **identity,
         }
         self._validation, self._train = options.split(task)

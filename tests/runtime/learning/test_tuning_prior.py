@@ -57,7 +57,7 @@ class TestEffect:
     def measured(self, llm: Any, basis: Basis, sigma: float) -> float:
         samples = [Sample(prompt) for prompt in PROMPTS]
         rng = np.random.default_rng(9)
-        whitened = basis.whitening.values(rng.standard_normal((40, basis.size)))
+        whitened = basis.projection.whitening.values(rng.standard_normal((40, basis.size)))
         vectors = [MicroVector((sigma * v).astype(np.float32), basis=basis.digest) for v in whitened]
         with llm.batch(samples, 5, sequences=8, n_threads=1) as batch:
             prompts = batch.encode(samples)
@@ -95,7 +95,7 @@ class TestShape:
             own = MicroVector.random(basis, 0.2, seed=3)
             tuning = RewardLearner(llm, PROMPTS, favoured, start=own, **QUICK)
             z = np.array(tuning.state.search["start"])
-            np.testing.assert_allclose(basis.whitening.values(z), own.values, atol=1e-7)
+            np.testing.assert_allclose(basis.projection.whitening.values(z), own.values, atol=1e-7)
             assert tuning.state.start == own.values.tolist()
 
 
@@ -105,7 +105,7 @@ class TestStates:
     ) -> None:
         state = tmp_path / "state"
         with load(learned) as llm:
-            prior = llm.bases.basis(numbers=6).prior
+            prior = llm.bases.basis(numbers=6).projection.prior
             rows_of(llm, 6, path=state)
         plain = bundle_of(tiny_bundle, tmp_path / "plain", directions(6))
         assert prior is not None
