@@ -121,8 +121,10 @@ def test_bodies_that_are_too_large(server: Serving) -> None:
 def test_routes_and_types_that_there_are_not(server: Serving) -> None:
     refused(server.ask("GET", "/v1/nothing", **APP), 404, "not_found")
     refused(server.ask("DELETE", PLAIN, **APP), 405, "method_not_allowed")
-    answer = server.ask("POST", PLAIN, b"model=tiny", Content_Type="application/x-www-form-urlencoded", **APP)
-    refused(answer, 415, "unsupported_media_type")
+    form = {"Content_Type": "application/x-www-form-urlencoded"} | APP  # what curl says unasked
+    refused(server.ask("POST", PLAIN, b"model=tiny", **form), 415, "unsupported_media_type")
+    said = refused(server.ask("PUT", f"{VECTORS}/bob", b"\x00", **form), 415, "unsupported_media_type")
+    assert "application/octet-stream for the bytes of a frame" in said
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,8 @@ async def read_json(request: Request, service: Service) -> Any:
     """Return the JSON of a body. Errors: those of `read_bytes`, and RequestError where it is none."""
     kind = content_type(request)
     if kind != "application/json":  # a web page of somebody else's cannot send this unasked
-        message = f"the body's type is {kind[:80]!r}: send Content-Type: application/json"
+        bare = f", or {BYTES} for the bytes of a frame" if request.method == "PUT" else ""
+        message = f"the body's type is {kind[:80]!r}: send Content-Type: application/json{bare}"
         raise RefusedError(415, message, "unsupported_media_type")
     data = await read_bytes(request, service)
     try:
