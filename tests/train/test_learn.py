@@ -282,13 +282,13 @@ NOTHING = Behaviour(
 
 
 def test_a_teacher_that_changes_nothing_is_refused(smollm2_bundle, tmp_path):
-    with pytest.raises(TrainError, match=r"'nothing' changes nothing: its answers are 0\.0000 nats a token"):
+    with pytest.raises(TrainError, match=r"'nothing' changes nothing: its answers are 0\.00\d\d nats"):
         run(smollm2_bundle, tmp_path, behaviours=[NOTHING, *BEHAVIOURS[:1]])
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"behaviours": BEHAVIOURS[:1]}, "1 behaviours cannot teach 2 directions"),
-    ({"directions": 841}, "R has 840 numbers, and 841 directions"),
+    ({"directions": 841}, "directions are 1 to 840, the numbers of R, not 841"),
     (
         {"behaviours": [Behaviour("few", "Be brief.", [], ["What is a river?"]), *BEHAVIOURS]},
         "'few' has 1 questions, and 2 are asked",

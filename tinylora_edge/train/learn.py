@@ -106,7 +106,7 @@ def learn(
     basis = found.basis(rank=min(RANK, found.factors.rank))
     chosen = list(load_behaviours() if behaviours is None else behaviours)
     if not 1 <= count <= basis.size:
-        raise TrainError(f"R has {basis.size} numbers, and {count} directions are not 1 to as many")
+        raise TrainError(f"directions are 1 to {basis.size}, the numbers of R, not {count}")
     twice = [name for name, times in Counter(each.name for each in chosen).items() if times > 1]
     if twice:
         raise TrainError(f"two behaviours are called {twice[0]!r}: give yours another name")
