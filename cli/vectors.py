@@ -18,7 +18,7 @@ from ..formats.side_tensors import load_bases
 from ..limits import VECTOR_FILE_BYTES
 from ..projection import NUMBERS, RANK
 from ..vector import FIRST_SEQUENCE
-from ..wire import frame, tags, text
+from ..wire import frame, tags, text, values
 from ..wire.frame import day_date
 from ..writes import atomic_write
 from . import console
