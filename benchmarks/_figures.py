@@ -166,7 +166,7 @@ def frontier() -> Any:
             score = statistics.mean(row.get(key, 0.0) for row in rows)
             usual = usual and "twice" not in arm
             if row.get("bytes") and usual and score > best.get(kind, [0.0])[-1]:
-                best[kind] = [titled(arm), row["bytes"], score]
+                best[kind] = [titled(kind), row["bytes"], score]
         sets[title] = [*best.values()]
     own = {arm: found for arm in FRAMES if (found := runs(arm, "list-lookup"))}
     sets["List lookup, a task of our own"] = [
@@ -193,7 +193,8 @@ def draw_frontier(figure: Any, data: Any) -> None:
             tone = next((tone for word, tone in TONES.items() if name.startswith(word)), SHIPPED)
             axes.plot([size], [score], "o", color=tone, clip_on=False, zorder=3)
             side = "left" if size < 5e3 else "center" if size < 1e6 else "right"
-            above = 7 if place % 2 == 0 or place == len(rows) - 1 else -13
+            later = rows[place + 1 : place + 2]  # beside one as high a name goes below its point
+            above = -13 if later and later[0][1] < 9 * size and later[0][2] >= score else 7
             axes.annotate(name, (size, score), (0, above), textcoords="offset points", fontsize=7, ha=side)
         axes.set_title(title)
         axes.set_xscale("log")
