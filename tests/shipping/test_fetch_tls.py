@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from shipped import BASES, answer, frame
 
 from tinylora_edge import TransferError
-from tinylora_edge.shipping import fetch
+from tinylora_edge.shipping import Fetched, fetch
 
 FRAME = frame(1, signer="crc32")
 
@@ -69,9 +69,9 @@ def tls(certificate: Path, reply: Callable[[], bytes]) -> Iterator[tuple[str, li
 
 def test_a_frame(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    with tls(certificate, lambda: answer(FRAME)) as (url, requests):
-        assert fetch(url, BASES) == FRAME
-    assert len(requests) == 1
+    with tls(certificate, lambda: answer(FRAME, 'ETag: "one"')) as (url, requests):
+        assert fetch(url, BASES, headers={"Authorization": "Bearer t"}) == Fetched(FRAME, '"one"')
+    assert b"Bearer t" in requests[0]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -84,5 +84,5 @@ def test_a_certificate_that_nobody_trusts_or_of_another_host(
         tls(certificate, lambda: answer(FRAME)) as (url, requests),
         pytest.raises(TransferError, match=r"in 1 of 1 attempts: .*(certificate|mismatch)"),
     ):
-        fetch(url.replace("127.0.0.1", host), BASES, attempts=1)
+        fetch(url.replace("127.0.0.1", host), BASES, attempts=1, headers={"Authorization": "Bearer t"})
     assert requests == []

@@ -6,7 +6,7 @@ imports fsspec for addresses that are no directory.
 """
 
 from . import layout, links
-from .fetch import fetch
+from .fetch import Fetched, fetch
 from .publish import Published, publish
 
-__all__ = ["Published", "fetch", "layout", "links", "publish"]
+__all__ = ["Fetched", "Published", "fetch", "layout", "links", "publish"]

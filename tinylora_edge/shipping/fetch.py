@@ -16,7 +16,7 @@ import ssl
 import string
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, quote, urlsplit
 
 from ..basis import Bases
@@ -29,7 +29,20 @@ from . import layout
 _IDLE_S = 30.0
 _AROUND_BYTES = 1 << 16  # status lines, headers, chunk sizes, trailers
 _BACKOFF_S = 1.0
+_ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{1,200}"\Z')
 _RETRIED = {408, 425, 429, *range(500, 600)}
+
+
+class Fetched(NamedTuple):
+    """The answer of a server.
+
+    Attributes:
+        data: the bytes, unchecked; None where nothing changed since the ETag that was passed.
+        etag: to pass the next time; None where the server gave none, or none that is sane.
+    """
+
+    data: bytes | None
+    etag: str | None
 
 
 class _AgainError(Exception):
@@ -41,10 +54,12 @@ def fetch(
     bases: Bases,
     user: str = DEFAULT_USER,
     *,
+    etag: str | None = None,
     deadline: float = 300.0,
     attempts: int = 5,
-) -> bytes:
-    """Return the newest published vector of a user, unchecked: a policy decides whether it may be applied.
+    headers: dict[str, str] | None = None,
+) -> Fetched:
+    """Return the newest published vector of a user; a policy decides whether it may be applied.
 
     Only https is spoken, and http to this device itself; no redirect is followed and no proxy used. At most
     the longest frame of the model is read, and 64 KB around it. A broken connection, 30 silent seconds and
@@ -54,17 +69,26 @@ def fetch(
         url: of the folder that `publish` wrote to.
         bases: of the model that the vector is for.
         user: whose vectors.
+        etag: of what the device has; where nothing changed, no body is sent.
         deadline: seconds that all attempts may take together, names aside: those are the system's.
         attempts: how often to ask at most.
+        headers: to send besides, such as Authorization.
 
     Raises:
         TransferError: no attempt brought an answer, or the answer is no vector of this model.
     """
     server, path = _address(url, layout.latest(bases.id, user))
+    sent = {
+        "User-Agent": f"tinylora-edge/{__version__}",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+    }
+    if etag is not None and _ETAG.match(etag):
+        sent["If-None-Match"] = etag
     end = time.monotonic() + deadline
     for attempt in range(1, attempts + 1):
         try:
-            return _ask(server, path, end, frame.longest(bases.most))
+            return _ask(server, path, sent | (headers or {}), end, frame.longest(bases.most))
         except TransferError as error:
             raise TransferError(f"{url}: {error}") from None
         except (_AgainError, OSError, http.client.HTTPException, ValueError) as error:
@@ -105,7 +129,7 @@ def _is_this_device(host: str) -> bool:
         return host == "localhost"
 
 
-def _ask(server: SplitResult, path: str, end: float, limit: int) -> bytes:
+def _ask(server: SplitResult, path: str, headers: dict[str, str], end: float, limit: int) -> Fetched:
     """Ask once. Raises TransferError where another attempt would change nothing."""
 
     def left() -> float:
@@ -120,10 +144,8 @@ def _ask(server: SplitResult, path: str, end: float, limit: int) -> bytes:
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
         connection = http.client.HTTPConnection(host)
         connection.sock = _LimitedSocket(sock, left, limit + _AROUND_BYTES)
-        named = {"Host": server.netloc, "User-Agent": f"tinylora-edge/{__version__}"}
-        sent = {"Accept-Encoding": "identity", "Connection": "close"}
-        connection.request("GET", path, headers=named | sent)
-        return _read(connection.getresponse(), limit)
+        connection.request("GET", path, headers={"Host": server.netloc, **headers})
+        return _read(connection.getresponse(), headers.get("If-None-Match"), limit)
     finally:
         sock.close()
 
@@ -169,7 +191,11 @@ class _LimitedSocket(io.RawIOBase):
         """Leave the socket open: whoever opened it closes it."""
 
 
-def _read(answer: http.client.HTTPResponse, limit: int) -> bytes:
+def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fetched:
+    found = answer.headers.get("ETag", "")
+    fresh = found if _ETAG.match(found) else None
+    if answer.status == 304 and etag is not None:
+        return Fetched(None, fresh or etag)
     if answer.status != 200:
         why = _printable(f"the server answered {answer.status} {answer.reason}")
         if answer.status in _RETRIED:
@@ -187,7 +213,7 @@ def _read(answer: http.client.HTTPResponse, limit: int) -> bytes:
         raise TransferError(f"the server sends more than {limit} bytes, the longest frame of this model")
     if answer.length or not data:  # what a Content-Length promised and did not come
         raise _AgainError(f"the body broke off after {len(data)} bytes")
-    return data
+    return Fetched(data, fresh)
 
 
 def _printable(text: str) -> str:

@@ -4,7 +4,8 @@
     <factors id>/<user>/latest        the same bytes as the newest of them
 
 The factors id is the first 4 bytes of the factors' digest in hexadecimal: a user keeps their place when their
-vectors grow from 13 numbers to 840. A device asks for `latest` alone: one request, one answer.
+vectors grow from 13 numbers to 840. A device asks for `latest` alone: one request, one answer, and where
+nothing is new, an answer without a body.
 """
 
 from __future__ import annotations
