@@ -164,7 +164,7 @@ def frontier() -> Any:
             row, kind = rows[0], arm.partition(", ")[0].replace("plain", "rank")
             usual = row["model"].startswith("SmolLM2") and row["each"] == 70 and not row.get("held")
             score = statistics.mean(row.get(key, 0.0) for row in rows)
-            usual = usual and "twice" not in arm
+            usual = usual and "long steps" not in arm
             if row.get("bytes") and usual and score > best.get(kind, [0.0])[-1]:
                 best[kind] = [titled(kind), row["bytes"], score]
         sets[title] = [*best.values()]

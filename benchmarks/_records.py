@@ -160,7 +160,7 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
             more += [f"{steps} steps"] * (steps != PUBLIC_STEPS[name])
             more += [f"{row['samples']:,} utterances"] * (row["each"] != 70)
             if arm.startswith("rank") and row.get("lr", 0.0) * row["numbers"] ** 0.5 > LENGTH:
-                more += ["steps twice as long"]
+                more += ["long steps"]
             if arm.startswith("lora") and row["lr"] != LORA_LR:
                 more += [f"step size {row['lr']:g}".replace("0.", ".")]
         more += ["held to a schema"] * bool(row.get("held"))
