@@ -173,7 +173,7 @@ def titled(arm: str) -> str:
     """Return what a run of a public set is called in tables and figures."""
     first, *more = arm.split(", ")
     kind, _, size = first.partition("-")
-    size = re.sub(r"-q(\d)", r" in \1 bits", size)
+    size = re.sub(r"-q(\d)", r" in \1 bits", size).replace(" 1 bits", " 1 bit")
     title = {
         "rank": f"rank {size}",
         "plain": f"rank {size}, plain steps",

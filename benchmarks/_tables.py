@@ -72,10 +72,9 @@ def public_sets() -> str:
         tokens = f"{mine[0]['prompt_tokens']}" if "prompt_tokens" in mine[0] else "0"
         cells = [over(calls.get(arm, []), "slot_f1"), over(calls.get(arm, []), "score")]
         cells.append(over(intents.get(arm, []), "in_scope"))
-        seeds = "; ".join(str(len(found[arm])) for found in (calls, intents) if arm in found)
-        rows.append([titled(arm), f"{size:,}" if size else "0", tokens, *cells, seeds])
+        rows.append([titled(arm), f"{size:,}" if size else "0", tokens, *cells])
     headers = ["", "bytes a user", "tokens a request", "SNIPS: slot F1", "SNIPS: right calls"]
-    return markdown([*headers, "CLINC150: right intents", "seeds"], rows)
+    return markdown([*headers, "CLINC150: right intents"], rows)
 
 
 def people() -> str:
