@@ -192,10 +192,13 @@ def draw_frontier(figure: Any, data: Any) -> None:
         for place, (name, size, score) in enumerate(rows):
             tone = next((tone for word, tone in TONES.items() if name.startswith(word)), SHIPPED)
             axes.plot([size], [score], "o", color=tone, clip_on=False, zorder=3)
-            side = "left" if size < 5e3 else "center" if size < 1e6 else "right"
-            later = rows[place + 1 : place + 2]  # beside one as high a name goes below its point
-            above = -13 if later and later[0][1] < 9 * size and later[0][2] >= score else 7
-            axes.annotate(name, (size, score), (0, above), textcoords="offset points", fontsize=7, ha=side)
+            side, offset = ("left", (0, 7)) if size < 5e3 else ("right", (0, 7))
+            if 5e3 <= size < 1e6:  # where many are: vectors' names stand left of their points, LoRAs' right
+                side, offset = ("left", (5, -2.5)) if tone == BOTH else ("right", (-5, -2.5))
+            later = rows[place + 1 : place + 2]
+            if size >= 1e6 and later and later[0][2] >= score:
+                offset = 0, -13
+            axes.annotate(name, (size, score), offset, textcoords="offset points", fontsize=7, ha=side)
         axes.set_title(title)
         axes.set_xscale("log")
         axes.set_xticks([1e2, 1e4, 1e6], ["100 B", "10 kB", "1 MB"])
