@@ -164,8 +164,7 @@ def frontier() -> Any:
             row, kind = rows[0], arm.partition(", ")[0].replace("plain", "rank")
             usual = row["model"].startswith("SmolLM2") and row["each"] == 70 and not row.get("held")
             score = statistics.mean(row.get(key, 0.0) for row in rows)
-            usual = usual and "long steps" not in arm
-            if row.get("bytes") and usual and score > best.get(kind, [0.0])[-1]:
+            if row.get("bytes") and usual and "long steps" not in arm and score > best.get(kind, [0.0])[-1]:
                 best[kind] = [titled(kind), row["bytes"], score]
         sets[title] = [*best.values()]
     own = {arm: found for arm in FRAMES if (found := runs(arm, "list-lookup"))}
@@ -192,12 +191,13 @@ def draw_frontier(figure: Any, data: Any) -> None:
         for place, (name, size, score) in enumerate(rows):
             tone = next((tone for word, tone in TONES.items() if name.startswith(word)), SHIPPED)
             axes.plot([size], [score], "o", color=tone, clip_on=False, zorder=3)
-            side, offset = ("left", (0, 7)) if size < 5e3 else ("right", (0, 7))
-            if 5e3 <= size < 1e6:  # where many are: vectors' names stand left of their points, LoRAs' right
-                side, offset = ("left", (5, -2.5)) if tone == BOTH else ("right", (-5, -2.5))
-            later = rows[place + 1 : place + 2]
-            if size >= 1e6 and later and later[0][2] >= score:
-                offset = 0, -13
+            if size < 5e3:
+                side, offset = "left", (0.0, 7.0)
+            elif size < 1e6:  # where many are: vectors' names stand left of their points, LoRAs' right
+                side, offset = ("left", (5.0, -2.5)) if tone == BOTH else ("right", (-5.0, -2.5))
+            else:  # below the point where a later one is as high
+                lower = any(later[2] >= score for later in rows[place + 1 : place + 2])
+                side, offset = "right", (0.0, -13.0 if lower else 7.0)
             axes.annotate(name, (size, score), offset, textcoords="offset points", fontsize=7, ha=side)
         axes.set_title(title)
         axes.set_xscale("log")

@@ -45,6 +45,7 @@ PUBLIC_STEPS = {"snips": 80, "clinc": 100, "ifeval": 0}
 """Steps of the runs that the table of public data compares."""
 LENGTH, LORA_LR = 2.5, 0.002
 """More than the length in R of a usual first step, 1.75, and the step size of a usual LoRA."""
+MESSAGES = 200  # that a user's own vector learns from, in tables
 PAIRS, USERS_HELD_OUT = 20, 64  # pairs clicked on, and prompts that a user's vector is measured on
 WAYS = {
     PAPER: "13 numbers, the paper's",
@@ -189,14 +190,14 @@ def titled(arm: str) -> str:
     return ", ".join([title, *more])
 
 
-def messages(n: int = 200) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the records of `people.py` after n messages by arm, then by user.
+def messages() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the records of `people.py` after `MESSAGES` by arm, then by user.
 
     Of a LoRA's step sizes it is the one that most users have. Vectors have the default, or `twice` as much.
     """
     found: dict[str, dict[float | None, dict[str, dict[str, Any]]]] = {}
     for row in records("people"):
-        if row["n"] in (None, n):
+        if row["n"] in (None, MESSAGES):
             twice = row["arm"].startswith("own") and row["lr"] is not None
             arm = f"{row['arm']}, twice" if twice else row["arm"]
             found.setdefault(arm, {}).setdefault(row["lr"], {})[row["user"]] = row

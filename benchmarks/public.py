@@ -34,6 +34,7 @@ from typing import Any
 import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
 import torch
+from _records import LORA_LR
 from _sets import PublicSet, clinc, ifeval, others, snips, tf_idf
 from _subjects import learned, smollm2
 from torch import Tensor, nn
@@ -51,7 +52,6 @@ from tinylora_edge.train.batches import KEEP, REHEARSED_TOKENS, Rehearsal
 from tinylora_edge.train.learner import rounded, whitened
 from tinylora_edge.train.trainer import ROUNDED, WHITENED, default_lr
 
-LORA_LR = 2e-3
 GENERAL, ANSWERED = 32, 48  # prompts, and tokens of an answer to one
 BLOCK = 32  # numbers of a LoRA that share a scale of 16 bits, as in GGUF's Q4_0
 SHOTS, CHOSEN = (2, 4, 8), 14  # examples in a prompt, and training samples that choose among prompts
@@ -135,10 +135,11 @@ class Steps:
         self._adam.param_groups[0]["lr"] = self._lr * (1 - 0.9 * number / max(self._count - 1, 1))
         self._adam.step()
         rounds = bool(self._dtype) and number + 1 >= ROUNDED * self._count
-        if coordinates is None and self._dtype:
-            for part, exact in zip(self._trained, self._z, strict=True):
-                part.data.copy_(in_blocks(exact, int(self._dtype[1:])) if rounds else exact)
-        if coordinates is not None:
+        if coordinates is None:
+            if self._dtype:
+                for part, exact in zip(self._trained, self._z, strict=True):
+                    part.data.copy_(in_blocks(exact, int(self._dtype[1:])) if rounds else exact)
+        else:
             v = np.float32(coordinates.values(self._z[0].detach().numpy()))
             if rounds:
                 v = rounded(coordinates, v, self._dtype, self._learner.adapter.basis)
