@@ -221,10 +221,9 @@ def _times(x: Tensor, r: Tensor) -> Tensor:
 
 
 def default_dtype() -> str:
-    """bf16 where this processor computes in it, else fp32."""
-    # Builds without oneDNN, as those for Apple Silicon, do not have the operator at all.
-    here = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if torch.cuda.is_available() or here else "fp32"
+    """bf16 on a GPU and on processors with AMX, else fp32."""
+    # AVX-512's bfloat16 alone is no faster: a gradient took 1.6 times as long as in fp32.
+    return "bf16" if torch.cuda.is_available() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 @contextmanager
