@@ -30,6 +30,7 @@ from tinylora_edge import (
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.tasks.rewards import text
 from tinylora_edge.train import Options, adapter, grown, train, trainer
+from tinylora_edge.train.run import chosen_methods
 from tinylora_edge.train.trainer import as_good
 
 Rows = list[dict[str, Any]]
@@ -435,7 +436,12 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(
 
 
 def test_minutes_that_do_not_suffice_are_refused_before_a_step(
-    tiny_bundle: Path, letters_task: Task, options: Options, short: Options, tmp_path: Path
+    tiny_bundle: Path,
+    letters_task: Task,
+    options: Options,
+    short: Options,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SFT foresees it by a short pass; GRPO, whose answers nobody knows, gives up what it draws."""
     brief = {"steps": None, "minutes": 1e-5}
@@ -443,7 +449,15 @@ def test_minutes_that_do_not_suffice_are_refused_before_a_step(
         train(tiny_bundle, letters_task, tmp_path / "v", options=replace(short, **brief))
     with pytest.raises(TrainError, match=r"1e-05 minutes are over.*allow more minutes"):
         train(tiny_bundle, letters_task, tmp_path / "v", options=replace(options, **brief))
+    monkeypatch.setattr(trainer, "work_of", lambda groups: 1 if len(groups) == short.workers else 10**6)
+    with pytest.raises(TrainError, match=r"takes about [\d,]+ minutes here"):
+        train(tiny_bundle, letters_task, tmp_path / "v", options=replace(short, steps=None, minutes=1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_without_answers_are_left_to_sft_which_refuses_them(letters_task: Task) -> None:
+    task = replace(letters_task, reward=text, train=[Sample("Hi")])
+    assert chosen_methods(task, Options()) == ["sft"]
 
 
 @pytest.mark.parametrize("part", ["forward", "backward"])

@@ -1,4 +1,4 @@
-"""TinyLoRA inside a transformers model: v is all that learns. And how that model is loaded.
+"""Loads a transformers model, frozen, and attaches TinyLoRA to it: v is all that is trained.
 
 Each adapted linear layer computes y = x W^T + ((x A^T) R^T) B^T with the R that the basis's projection makes
 of v. One autograd function a module, whose only trainable input is R: it keeps the q-wide x A^T for the
@@ -46,12 +46,12 @@ _libc = ctypes.CDLL(None) if os.name != "nt" else None
 class Adapter(nn.Module):
     """A basis attached to a `transformers` language model, which is frozen, and changed until `detach`.
 
-    `v`, float32 [n], is the trainable parameter; the model's weights may have any float dtype. A pass that
-    computes when `time.monotonic()` is later than `until` ends with `Stopped`, at the next module.
+    `v`, float32 [n], is the trainable parameter; the model's weights may have any float dtype. Once
+    `time.monotonic()` is later than `until`, a pass ends with `Stopped` at its next module.
 
     Attributes:
-        under: the vector that lies beneath v, which does not learn; None for none.
-        beneath: its R, or zeros: float32 [M, p, q], as large as R is where both act.
+        under: a frozen vector that acts together with v, beneath it; None without one.
+        beneath: R of `under`, or zeros: float32 [M, p, q], large enough for v's R too.
 
     Raises:
         TrainError: a module of the basis is not in the model, is no linear layer, or its factors are not
@@ -101,7 +101,7 @@ class Adapter(nn.Module):
 
     @contextmanager
     def using(self, r: Tensor | None) -> Iterator[None]:
-        """Use other R than those of v in this thread's passes of a block: [M, p, q] or [M, tokens, p, q]."""
+        """Use R [M, p, q] or [M, tokens, p, q] in place of v's in this thread's passes inside the block."""
         self._forward.own = r
         try:
             yield
@@ -110,10 +110,11 @@ class Adapter(nn.Module):
 
     @contextmanager
     def observing(self) -> Iterator[list[list[NDArray[np.float64]]]]:
-        """Sum A x (A x)' and B' d (B' d)', of v's directions, over this thread's backward passes of a block.
+        """Collect second moments of the directions of v in this thread's backward pass inside the block.
 
         Yields:
-            both of each module, float64 [q, q] and [p, p]; d are gradients at the module's output.
+            for each module the sums over tokens of A x (A x)', float64 [q, q], and of B' d (B' d)', [p, p],
+            where x is the module's input and d the gradient at its output.
         """
         found: list[list[NDArray[np.float64]]] = [[] for _ in self.basis.modules]
         self._forward.moments = found
@@ -123,7 +124,7 @@ class Adapter(nn.Module):
             self._forward.moments = None
 
     def detach(self) -> None:
-        """Give the model back as it was (frozen)."""
+        """Take the adapter off the model, which stays frozen."""
         while self._handles:
             self._handles.pop().remove()
 
@@ -228,7 +229,7 @@ def default_dtype() -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Have torch compute with one thread a pass in a block; afterwards its caller has as many as before."""
+    """Have torch use one thread inside the block, and as many as before after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -272,7 +273,7 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
 
 
 def give_back() -> None:
-    """Give freed memory back: glibc keeps it a thread (a run of 40 steps grew from 1.6 to 2.4 GB)."""
+    """Return freed memory to the system: glibc keeps it for each thread (in 40 steps 1.6 GB grew to 2.4)."""
     if _libc is not None and hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
 
@@ -298,7 +299,7 @@ def hf_names(model: nn.Module, factors: Factors) -> dict[str, str]:
     if missing:
         raise TrainError(
             f"{len(missing)} of {len(factors.modules)} modules of the factors are not in the model, "
-            f"such as {missing[0]}: it is another model, or of an architecture that trains elsewhere"
+            f"such as {missing[0]}: it is another model, or its architecture cannot be trained here"
         )
     return {module: found[module] for module in factors.modules}
 
@@ -306,8 +307,8 @@ def hf_names(model: nn.Module, factors: Factors) -> dict[str, str]:
 def factors_for(model: Any, factors: Factors, module: str, name: str, shape: Shape) -> tuple[Tensor, Tensor]:
     """Return a module's leading A [q, in] and B [out, p], float32, B's rows as in layer `name` (`hf_names`).
 
-    GGUF keeps the rows of some layers in another order. The layer's weight decides, as it does in an export,
-    and shows that it is the one that was factorized.
+    GGUF keeps the rows of some layers in another order. As in an export, the layer's weight decides which,
+    and shows whether the factors are its own.
 
     Raises:
         TrainError: the factors are not those of the layer's weight.
@@ -328,7 +329,7 @@ def factors_for(model: Any, factors: Factors, module: str, name: str, shape: Sha
     if order is None:
         raise TrainError(
             f"{name} is {away:.2g} away from the factors of {module} (at most {AGREEMENT} is accepted): it "
-            "is another model, or keeps its rows in an order that is not known here"
+            "is another model, or keeps its rows in an unknown order"
         )
     return torch.from_numpy(a.copy()), torch.from_numpy(b[inverse(order)])
 
@@ -340,7 +341,7 @@ def _quiet(log: Any) -> Iterator[None]:
     log.disable_progress_bar()
     log.set_verbosity_error()
     try:
-        with redirect_stderr(io.StringIO()):  # its GGUF reader has a bar that heeds no switch
+        with redirect_stderr(io.StringIO()):  # its GGUF reader's bar has no switch
             yield
     finally:
         log.set_verbosity(level)

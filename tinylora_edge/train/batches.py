@@ -1,4 +1,4 @@
-"""The groups of a step: sampled and rewarded (GRPO), given (SFT), or the base's own, to keep them."""
+"""The groups of a step: sampled and rewarded (GRPO), given (SFT), or the base's own answers, rehearsed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..vector import MicroVector
 from .learner import Gradient, Group, Learner, advantages
 
 KEEP = 1.0
-"""Weight in the loss of a nat a token of KL(base || v) on general prompts (docs/EVIDENCE.md)."""
+"""Weight of KL(base || v), in nats a token on general prompts, in the loss (docs/EVIDENCE.md)."""
 REHEARSED = 4
 """General prompts a step."""
 REHEARSED_TOKENS = 24
 """Tokens at most of the base's answer to one."""
-_AT_ONCE = 32  # of them that are drawn together
+_AT_ONCE = 32  # general prompts that are answered together
 
 Encode = Callable[[Sample], NDArray[np.int32]]
 """sample -> token ids of its prompt (or of its answer), int32 [n]."""
@@ -34,12 +34,11 @@ Decode = Callable[[NDArray[np.int32]], str]
 class Sampled:
     """GRPO: completions drawn under the present v, `each` a prompt, scored by the task's reward.
 
-    What it learns from is the task's shaped reward, where it has one; what `greedy` answers are judged by is
-    its reward.
+    Training uses the task's shaped reward, where it has one; `greedy` answers are judged by its reward.
 
     Attributes:
-        temperature: that completions are drawn at.
-        until: what draws when `time.monotonic()` is later ends with `Stopped`.
+        temperature: at which completions are drawn.
+        until: drawing ends with `Stopped` once `time.monotonic()` is later.
     """
 
     def __init__(self, task: Task, batch: Batch, *, encode: Encode, decode: Decode, each: int) -> None:
@@ -71,7 +70,7 @@ class Sampled:
         return groups, metrics
 
     def likely(self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]) -> list[Group]:
-        """Return as many completions as samples, of the first of them, drawn under a vector."""
+        """Draw completions under a vector, `each` for the first samples: as many as samples in all."""
         samples = samples[: max(1, len(samples) // self._each)]
         drawn, _ = self._draw(vector, samples, self.temperature, seed)
         ones = np.ones(self._each, np.float32)
@@ -130,7 +129,7 @@ class Demonstrations:
         missing = sum(sample.answer is None for sample in task.train)
         if missing:
             raise TrainError(
-                f"{missing} of {len(task.train)} training prompts of task {task.name} are without an answer: "
+                f"{missing} of {len(task.train)} training prompts of task {task.name} have no answer: "
                 "--method sft needs one for each"
             )
         self._encode, self._encode_answer = encode, encode_answer

@@ -3,9 +3,9 @@
 Near R = 0 the KL divergence of the changed model from the base is 1/2 R^T F R nats a token, F being the
 Fisher information of the model's next token (Amari, "Natural gradient works efficiently in learning", 1998).
 For many behaviours, prompts that the model follows, the slope g of the KL from the prompted model is taken in
-all M k^2 numbers of R at rank 2. -F^-1 g is what the behaviour asks of R; the first principal directions of
-all of them, measured in nats, are the learned projection, and where the behaviours lie in them is its prior.
-Where users have vectors of their own already, those of their R are one (`learn_from`).
+all M k^2 numbers of R at rank 2. The step -F^-1 g is what the behaviour asks of R. The first principal
+directions of all steps, measured in nats, are the learned projection, and their places in them its prior.
+Where users have vectors already, the principal directions of their R make a projection too (`learn_from`).
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ Tokens = NDArray[np.int32]
 NOISE = 0.01
 """Nats a token: a prompt that changes less than this changes nothing. Quantized activations alone move the
 answers of a small model by a fifth of it."""
-_ROWS = 64  # of logits at the same time
+_ROWS = 64  # of logits in memory at once
 QUESTIONS, TOKENS = 8, 14
-"""Asked of each behaviour, and of an answer at most."""
+"""Questions that each behaviour is asked, and tokens of an answer at most."""
 _TEMPERATURE, _SEED = 0.8, 0
 
 SHRINKAGE = 0.1
-"""Times F's mean diagonal, which is added to all of it: what few samples call free is not."""
+"""Share of F's mean that is added to its diagonal: a direction that few samples call free is not."""
 _WEAK = 1.0
 """Squared length, in units of effect, of a step that is mostly noise: it counts half."""
 
@@ -64,12 +64,12 @@ class Learned:
     """A learned projection, and what it was learned from.
 
     Attributes:
-        projection: with the prior of the behaviours' vectors. A unit is alike in all values: near zero, a
-            vector v moves the model by at most about |v|^2 / 2 nats a token.
+        projection: with the prior of the behaviours' vectors. A unit has the same effect in every value: near
+            zero, a vector v moves the model by at most about |v|^2 / 2 nats a token.
         behaviours: of each behaviour its name, the KL from the prompted model to the bare one, in nats a
             token, and the share of what it asks of R that the directions hold. None with users' vectors.
-        energy: share of all that the directions hold, in order; float64 [n].
-        seconds: that it took, in all sittings together.
+        energy: share of the steps' squared lengths that each direction holds, in order; float64 [n].
+        seconds: the time of all sittings together.
     """
 
     projection: Projection
@@ -90,11 +90,11 @@ def learn(
     """Learn a projection for the leading 2 directions of a bundle's factors (`add_projection` puts it there).
 
     Args:
-        bundle: with a GGUF base.
-        folder: keeps the slopes of each behaviour; one that is there is not taken again, so that an
+        bundle: one with a GGUF base.
+        folder: keeps the slopes of each behaviour; those found there are not computed again, so that an
             interrupted run goes on.
         behaviours: to learn from, at least as many as there are directions; None takes the shipped ones.
-        directions: that are learned.
+        directions: how many to learn.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         report: called with the figures of each behaviour whose slope is taken.
 
@@ -198,8 +198,8 @@ def learned_directions(slopes: NDArray[np.float32], fisher: Matrix, count: int) 
 def prior_of(places: Matrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return mean and covariance of vectors that behaviours asked for: float32 [n] and [n, n].
 
-    Places, float64 [K, n], are shortened as steps are. The covariance has a tenth of its mean variance more
-    on the diagonal, so that a few behaviours rule no direction out.
+    Places, float64 [K, n], are shortened as steps are. A tenth of the mean variance is added to the
+    covariance's diagonal, so that a few behaviours rule no direction out.
     """
     return _moments(_shortened(places))
 
@@ -215,12 +215,12 @@ def learn_from(basis: Basis, vectors: ArrayLike, count: int) -> Learned:
     """Learn a projection from users' own vectors: the first `count` principal directions of their R.
 
     Not centred: what all users share is worth a number too. A unit of each number is its root mean square
-    over the users, and the prior is theirs.
+    over the users, and the prior is that of their vectors.
 
     Args:
         basis: all entries of a square R.
-        vectors: values of one each user, [K, n].
-        count: of directions, fewer than there are users.
+        vectors: one a user, [K, n].
+        count: how many directions, fewer than there are users.
 
     Raises:
         TrainError: a basis of another kind, too few users, or vectors that differ in fewer directions.
@@ -311,7 +311,7 @@ def _assembled(basis: Basis, names: Sequence[str], paths: Sequence[Path], count:
 def _key(
     basis: Basis, behaviour: Behaviour, questions: list[str], weights: str | PathLike[str] | None
 ) -> str:
-    """Return what stands for everything that decides a slope."""
+    """Return a hash of everything that a behaviour's slopes depend on."""
     facts = [
         basis.digest,
         asdict(behaviour),
@@ -334,9 +334,9 @@ class Lesson:
 
     Attributes:
         name: of the behaviour.
-        prompted: int32 [n], a prompt with the teacher, for each question.
-        unprompted: int32 [n], the same without.
-        answers: int32 [n], sampled from the prompted model, with the token that ended it if there was one.
+        prompted: for each question the prompt with the teacher, int32 [n].
+        unprompted: the same without the teacher.
+        answers: sampled from the prompted model, each with its end token if it ended, int32 [n].
     """
 
     name: str

@@ -1,13 +1,13 @@
 """The learner: log-probabilities of completions in torch, and what their loss says about v.
 
-All groups of a pass are one row, of which each token attends to its own prompt and completion alone: nothing
-is padded, a prompt is computed once for all its completions, and so is what all prompts begin with, such as
-the chat template's own words or a prompt to train behind. Groups are computed some at a time, since a matrix
-product of few rows costs little less than one of many, on a pool of threads with one core each: an OpenMP
-team that spans busy cores waits more than it works.
+All groups of a pass are one row, in which each token attends to its own prompt and completion alone. So
+nothing is padded, a prompt is computed once for all its completions, and a beginning that all prompts share,
+such as the chat template's or a preamble, is computed once. Several groups share a pass, since a matrix
+product of few rows costs little less than one of many. Passes run on a pool of threads with one core each: an
+OpenMP team that spans busy cores waits more than it works.
 
-What is wanted of logits comes straight from hidden states, with its gradient, some rows at a time
-(`OfLogits`). A token then costs `hidden` numbers of memory, not `vocabulary`.
+Losses and their gradients are computed straight from hidden states, some rows at a time (`OfLogits`). A token
+then costs `hidden` numbers of memory, not `vocabulary`.
 
 The arithmetic of GRPO: Shao et al., "DeepSeekMath", arXiv 2402.03300; Yu et al., "DAPO" (the mean over all
 tokens of a batch), arXiv 2503.14476; Yao et al., "Your efficient RL framework secretly brings you off-policy
@@ -40,7 +40,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _TOKENS = 768
-"""Of all passes at the same time: each keeps about a megabyte (SmolLM2) until its gradient is done."""
+"""Tokens of all passes at the same time: each keeps about a megabyte (SmolLM2) until its gradient is done."""
 
 _CHUNK = 1 << 24
 """Logits at the same time: 64 MiB in float32, and a few times that inside a loss."""
@@ -65,7 +65,7 @@ class Group:
 
     @property
     def size(self) -> int:
-        """Tokens to compute, if no other group has some of them."""
+        """Tokens to compute where no other group shares any."""
         return len(self.prompt) + sum(map(len, self.completions))
 
 
@@ -101,7 +101,7 @@ class Learner:
         self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-        """Yield what a function makes of each item, in order; `workers` of them run at the same time."""
+        """Yield a function's result for each item, in order; `workers` of them are computed at once."""
         return self._pool.map(function, items)
 
     def logprobs(self, groups: Sequence[Group]) -> list[Tensor]:
@@ -124,12 +124,12 @@ class Learner:
         completions: Sequence[Sequence[NDArray[np.int32]]],
         r: Tensor | None = None,
     ) -> Tensor:
-        """Return what decides each token of the completions of each prompt, in their order.
+        """Return the hidden state before each token of the completions, in order: [tokens, hidden].
 
-        That are hidden states, [tokens, hidden], or logits where those do not do. Everything is one row in
-        one pass, and nothing is padded: a token attends to what all prompts begin with, to its own prompt,
-        and to its own completion. `r` is used instead of v's R: float32 [M, p, q], or [M, prompts, p, q] with
-        one for each prompt.
+        Where the model has no plain head (`plain_head`), they are logits. Everything is one row in one pass,
+        and nothing is padded: a token attends to what all prompts begin with, to its own prompt, and to its
+        own completion. `r` is used instead of v's R: float32 [M, p, q], or [M, prompts, p, q] with one for
+        each prompt.
         """
         own_r = r is not None and r.dim() == 4
         shared = 0 if own_r else common_prefix(prompts)
@@ -181,7 +181,7 @@ class Learner:
         return self._gradient(groups, loss)
 
     def moments(self, groups: Sequence[Group]) -> list[list[NDArray[np.float64]]]:
-        """Return the second moments at each module of the log-likelihood of completions (`observing`)."""
+        """Return the second moments of each module (`observing`) for the log-likelihood of completions."""
 
         def run(chosen: Sequence[Group]) -> list[list[NDArray[np.float64]]]:
             with self.adapter.observing() as found:
@@ -192,11 +192,9 @@ class Learner:
         return [[sum(parts[1:], parts[0]) for parts in zip(*module, strict=True)] for module in passes]
 
     def pull(self, groups: Sequence[Group]) -> Gradient:
-        """Return KL(base || v) of the next token, the mean over those of the completions, and its gradient.
+        """Return KL(base || v) of the next token, its mean over the completions' tokens, and its gradient.
 
-        What lies beneath v is part of the base.
-
-        It is exact, of the whole vocabulary at temperature 1.
+        It is exact: over the whole vocabulary, at temperature 1. A vector beneath v is part of the base.
         """
 
         def loss(chosen: Sequence[Group]) -> tuple[Tensor, float]:
@@ -210,7 +208,7 @@ class Learner:
     def _gradient(
         self, groups: Sequence[Group], loss: Callable[[Sequence[Group]], tuple[Tensor, float]]
     ) -> Gradient:
-        """Return the means over all tokens of a loss and a gap, which it gives as sums over some groups."""
+        """Return the means over all tokens of a loss and a gap, of which `loss` returns sums over groups."""
         count = tokens_of(groups)
 
         def run(chosen: Sequence[Group]) -> tuple[Tensor, Tensor, float]:
@@ -225,7 +223,7 @@ class Learner:
         return Gradient(float(sum(losses)), torch.stack(gradients).sum(0), sum(gaps))
 
     def _passes(self, groups: Sequence[Group]) -> list[list[int]]:
-        """Which groups to compute together: of similar length, few enough for memory, as many a worker."""
+        """Return the groups of each pass: similar in length, few enough for memory, as many a worker."""
         order = sorted(range(len(groups)), key=lambda i: (len(groups[i].prompt), i))
         count = min(max(1, -(-work_of(groups) // _TOKENS)) * self.workers, len(groups))
         return [order[len(order) * i // count : len(order) * (i + 1) // count] for i in range(count)]
@@ -373,7 +371,7 @@ def plain_head(model: Any) -> Tensor | None:
 
 
 def work_of(groups: Sequence[Group]) -> int:
-    """Return the tokens that are computed for some groups: what all their prompts begin with counts once."""
+    """Return how many tokens are computed for groups: a beginning that all prompts share counts once."""
     shared = common_prefix([group.prompt for group in groups])
     return shared + sum(group.size - shared for group in groups)
 
@@ -383,18 +381,18 @@ def tokens_of(groups: Sequence[Group]) -> int:
     return sum(len(completion) for group in groups for completion in group.completions)
 
 
-# Coordinates in which a step of Adam is as large everywhere. Its steps are as long in every coordinate,
-# while R's columns read directions of x that differ a hundredfold in their strength, and its rows write ones
-# that matter as unequally. So steps are taken by R' with R = D^-1/2 R' C^-1/2: C is the second moment of A x
-# and D that of B' d, for inputs x of a module and gradients d at its output (K-FAC's factors, on the span of
+# Whitened coordinates, for Adam. Its steps are equally long in every coordinate, but R's columns read
+# directions of x that differ a hundredfold in strength, and its rows write directions that matter as
+# unequally. So steps are taken in R', where R = D^-1/2 R' C^-1/2: C is the second moment of A x and D that of
+# B' d, for inputs x of a module and gradients d at its output (K-FAC's factors, on the span of
 # the baked directions: Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate
 # Curvature", arXiv 1503.05671). What is learned and written is R.
 
 DAMPING = 0.01
-"""Of the mean eigenvalue, added to every one: directions that few prompts use may be of use later."""
+"""Share of the mean eigenvalue that is added to each: directions that few prompts use may matter later."""
 
 FEWEST = 3
-"""Inputs of a module that are whitened: of 1 or 2 the loss was lower without (1.14 nats for 1.17 at best)."""
+"""Inputs of R from which on it is whitened: with 1 or 2 the loss was lower without (1.14 nats, not 1.17)."""
 
 
 class ModuleWhitening:
@@ -444,7 +442,7 @@ def rounded(
 def whitened(learner: Learner, groups: Callable[[], Sequence[Group]]) -> Whitening | ModuleWhitening:
     """Return the coordinates to train the learner's adapter in, as its v is now.
 
-    Where v is not all of R, or R is of few inputs, they are those of its prior, if it has one.
+    Where v is not all of R, or R has few inputs (`FEWEST`), they are those of its prior, if it has one.
 
     Args:
         learner: its passes give both moments.

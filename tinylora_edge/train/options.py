@@ -28,13 +28,13 @@ MINUTES = 5.0
 """Of training, where neither steps nor minutes are given."""
 
 _FEWEST = 20
-"""Examples that are enough for some to choose a vector by and others to learn from."""
+"""Examples at least, so that there are some to choose a vector by and others to learn from."""
 
 _SECONDS = ("draw_s", "learn_s", "validate_s", "step_s")
 """The metrics that say how long a part took. Their sum is what the vector cost, interruptions left out."""
 
 _Q4_FROM = 4
-"""Outputs of R from which entries are written in q4: with fewer, scales take what it saves."""
+"""Outputs of R from which entries are written in q4: with fewer, the scales cost what it saves."""
 
 _INT8_FROM = 64
 """Numbers from which a frame is int8, and not bf16: the bytes that it saves are more than those of its scale.
@@ -51,37 +51,37 @@ class Options:
         method: `sft` for cross-entropy on the task's answers, or `grpo`. None chooses: `sft` where every
             training sample has an answer, and with what that leaves of the budget `grpo`, where sampled
             answers differ in their reward.
-        steps: at most so many.
-        minutes: at most so many of training, with its validations: a step that would pass them is not begun,
-            and what is not done a quarter later is given up. 5 where neither is given. The step size falls
-            over the steps, or where they are not given over the minutes; two runs of so many steps are the
-            same, unless minutes end them.
-        prompts: a step.
-        samples: completions a prompt (GRPO).
+        steps: at most so many steps. Two runs of as many are the same, unless minutes end them.
+        minutes: at most so many minutes of training and its validations: a step that would pass them is not
+            begun, and one that still runs a quarter later is given up. 5 where neither steps nor minutes are
+            given. The step size falls over the steps, or without them over the minutes.
+        prompts: training prompts of a step.
+        samples: completions of each prompt (GRPO).
         rank: k or (p, q), to train all entries of R of this shape.
-        numbers: to train so many: the bundle's learned ones, or the paper's. Where neither is given, what the
-            bundle has of the large one of `SIZES`.
+        numbers: how many numbers to train, in the bundle's learned projection of that size, or else in the
+            paper's random one. Without rank and numbers it is the rank `large` of `SIZES`, as far as the
+            bundle's factors go.
         lr: step size of Adam in the coordinates of `learner.whitened`; it falls linearly to a tenth. None
             takes `trainer.default_lr`.
         validation: prompts held back from training to choose the vector by, at least 2. None takes a fifth of
             the training samples, 8 to 48.
-        validate_every: steps between validations; where steps are not given, more of them where a validation
+        validate_every: steps between validations; where `steps` is not given, more of them where a validation
             takes longer than half of these steps.
         checkpoint_every: steps between checkpoints.
-        keep: rehearse: KL(base || v) on the base's own answers to general prompts is part of the loss. None
-            does in SFT.
+        keep: rehearse: the loss includes KL(base || v) on the base's own answers to general prompts. None
+            rehearses in SFT alone.
         seed: of everything that is random.
         start: values that training starts from, as many as the basis has (`grown` makes them of a smaller
             vector); None is the base.
-        under: the frame of a shared vector that lies beneath what learns, and does not change. What is drawn
-            and measured is on top of it; what is written is what was learned alone.
+        under: the frame of a shared vector that stays active, unchanged, beneath the one that is trained.
+            Answers are drawn and measured with both; the frame that is written holds the trained one alone.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
-        dtype: of the weights that learn, `bf16` or `fp32`; None takes what the processor is fast at.
-        frame_dtype: of the frame that is written; None is q4 for entries of R of 4 outputs or more, int8 for
-            others from 64 numbers on and with TRL, else bf16. With `q2` and `q4`, of entries alone, what is
-            judged is rounded, and at last what learns, too: in the last third, or where nothing gets better.
+        dtype: of the model's weights in training, `bf16` or `fp32`; None takes the faster one here.
+        frame_dtype: of the frame that is written. None is q4 for entries of R of 4 outputs or more (not with
+            TRL), else int8 from 64 numbers on, else bf16. With `q2` and `q4`, for entries alone, validation
+            sees rounded values, and so does training in the last third, or once nothing gets better.
         workers: threads, a core each; None takes every core.
-        sequence: of the frame that is written: higher than that of the vector that it takes the place of.
+        sequence: of the frame that is written: higher than that of the vector that it replaces.
         evaluate: measure the vector at the end (`eval.measure`).
     """
 
@@ -142,7 +142,7 @@ class Options:
         return method == "sft" if self.keep is None else self.keep
 
     def with_few_bits(self, basis: Basis) -> Options:
-        """Return these options with the dtype of a run that can learn rounded, where none is chosen."""
+        """Return these options with q4 as the frame's dtype, where none is chosen and the basis suits it."""
         few = self.frame_dtype is None and basis.entries and basis.shape[0] >= _Q4_FROM
         return replace(self, frame_dtype="q4") if few else self
 
@@ -154,7 +154,7 @@ class Options:
     def split(self, task: Task) -> tuple[list[Sample], list[Sample]]:
         """Return the samples to choose the vector by, and those to learn from.
 
-        Which these are depends on the prompts alone: not on their order, which often is one by answer.
+        The choice depends on the prompts alone, not on their order, which often is one by answer.
 
         Raises:
             TrainError: there are too few.
@@ -183,7 +183,7 @@ class Options:
         )
 
     def record(self) -> dict[str, Any]:
-        """Return the options as JSON holds them: of a start's values and of a shared frame their SHA-256."""
+        """Return the options for JSON: in place of a start's values and a shared frame, their SHA-256."""
         values = np.array(self.start or (), "<f4").tobytes()
         data = {"start": values, "under": self.under}
         hashed = {name: hashlib.sha256(each).hexdigest() if each else None for name, each in data.items()}
@@ -191,12 +191,12 @@ class Options:
 
 
 def grown(vector: MicroVector, bases: Bases, basis: Basis) -> tuple[float, ...]:
-    """Return the values in a basis that say what a vector of another one of the same factors says, exactly.
+    """Return the values in `basis` that give exactly the R of a vector of another basis of the same factors.
 
-    All entries of R say whatever a vector does whose R is a corner of it.
+    All entries of R can take over any vector whose R is a corner of it.
 
     Raises:
-        TrainError: the basis cannot say it.
+        TrainError: no values of `basis` give that R.
         BasisMismatchError, VectorError: the vector is of none of the bases.
     """
     source = bases.of(vector)
@@ -218,17 +218,17 @@ def grown(vector: MicroVector, bases: Bases, basis: Basis) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Phase:
-    """What a method did, and brought.
+    """One method's part of a run.
 
     Attributes:
         start_score, best_score: validation reward of its start, and of what it found.
         start_loss, best_loss: nats a token of the validation answers (SFT).
         best_step: the step that the vector is from; 0 where none was better than the start.
-        steps, seconds: done, and what they took with their validations.
+        steps, seconds: steps done, and the seconds that they took with their validations.
         stopped: why it ended: `done`, `patience`, `silence`, `no signal`, or `interrupted`; `left out` where
             it did not begin.
-        temperature: that answers were drawn at (GRPO).
-        why: it was left out.
+        temperature: at which answers were drawn (GRPO).
+        why: why it was left out, or brought nothing.
     """
 
     method: str
@@ -251,7 +251,7 @@ class Result:
     Attributes:
         vector: the last one whose validation was the highest, or within one standard error of it; the
             start where nothing was better.
-        phases: what each method did, each from what the one before found.
+        phases: one a method, in order, each from the vector that the one before found.
     """
 
     vector: MicroVector
@@ -298,9 +298,10 @@ class Outcome:
     """The outcome of a run.
 
     Attributes:
-        path: the frame file. Its manifest lies beside it as `<name>.json`.
+        path: the frame file, with its manifest beside it as `<name>.json`; of an interrupted run the folder
+            with its checkpoints.
         result: of training.
-        measured: the figures of what was measured, as the manifest has them.
+        measured: the measured figures, as the manifest has them.
     """
 
     path: Path
@@ -317,7 +318,7 @@ def write_result(
     curve: list[dict[str, Any]],
     **more: Any,
 ) -> None:
-    """Write the manifest, with `more` keys, and then the frame: who sees the frame finds its manifest."""
+    """Write the manifest, with `more` keys, and then the frame, which so is never without its manifest."""
     manifest: dict[str, Any] = {
         "tool": f"tinylora-edge {__version__}",
         "task": task.name,

@@ -32,10 +32,10 @@ from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_re
 from .trainer import DIFFER, Trainer
 
 _ANY = ("minutes", "rank", "numbers", "checkpoint_every", "sequence", "evaluate")
-"""Options that a resumed run may have otherwise: whatever rank or numbers say, the basis is the same."""
+"""Options that may differ in a resumed run: whatever rank or numbers say, the basis has to be the same."""
 
 _USED_UP = 0.8
-"""Share of the budget from which on GRPO has no time to find a temperature and learn."""
+"""Share of the budget which, once used, leaves GRPO no time to find a temperature and learn."""
 
 
 def train(
@@ -49,8 +49,8 @@ def train(
 ) -> Outcome:
     """Train a micro-vector and write its frame.
 
-    SFT ends where validation gets no better, and GRPO goes on from what it found with what is left of the
-    budget (`Options.method`). What brought nothing is left out: `Result.phases` says what each did.
+    SFT ends where validation gets no better, and GRPO goes on from its vector with the rest of the budget
+    (`Options.method`). `Result.phases` says what each method did, or why it was left out.
 
     Writes `output` (the frame), `output`.json (task, basis, options, curve, held-out figures) and, while it
     runs, the directory `output`.run with a checkpoint a method.
@@ -135,8 +135,8 @@ def chosen_methods(task: Task, options: Options) -> list[str]:
                 "nothing to learn from. Leave --method out, or name a reward with --reward"
             )
         return [options.method]
-    answered = sum(sample.answer is not None for sample in task.train) == len(task.train)
-    return [method for method, fits in (("sft", answered), ("grpo", not free)) if fits]
+    answered = all(sample.answer is not None for sample in task.train)
+    return [method for method, fits in (("sft", answered or free), ("grpo", not free)) if fits]
 
 
 class _Run:
@@ -177,7 +177,7 @@ class _Run:
         return result
 
     def _phase(self, method: str, before: Result | None) -> Result:
-        """Run a method from what was found before it, or go on with it."""
+        """Run a method from what was found before it, or resume it from its checkpoint."""
         options = self._options
         steps, minutes = options.steps, options.minutes
         if before is not None:
@@ -205,13 +205,12 @@ class _Run:
 
     def _why_not(self, before: Result) -> str | None:
         """Return why GRPO is not worth its time after SFT, or None."""
-        options = self._options
-        used = [0.0]
+        options, used = self._options, 0.0
         if options.steps is not None:
-            used.append(before.steps / options.steps)
+            used = before.steps / options.steps
         if options.minutes is not None:
-            used.append(before.phases[-1].seconds / 60 / options.minutes)
-        return "too little of the budget is left for it" if max(used) > _USED_UP else None
+            used = max(used, before.phases[-1].seconds / 60 / options.minutes)
+        return "too little of the budget is left for it" if used > _USED_UP else None
 
 
 def _placed(metrics: dict[str, Any], method: str, done: int) -> dict[str, Any]:
@@ -221,7 +220,7 @@ def _placed(metrics: dict[str, Any], method: str, done: int) -> dict[str, Any]:
 
 
 _NO_SIGNAL = (
-    "hardly any group of sampled answers differed in its rewards, at whatever temperature, and GRPO learns "
+    "hardly any group of sampled answers differed in its rewards, at any temperature, and GRPO learns "
     "from differences alone"
 )
 _NO_GAIN = "it brought nothing on the answers held back"
@@ -275,7 +274,7 @@ def run_folder(output: Path) -> Iterator[Path]:
 
 
 def unfinished(folder: Path) -> TrainError:
-    """Return the error of a run that would begin anew over a checkpoint."""
+    """Return the error of a new run that would overwrite a checkpoint."""
     return TrainError(
         f"{folder} holds the checkpoint of an unfinished run: go on with --resume, or remove it"
     )

@@ -35,19 +35,19 @@ _CLIP = 2.0  # times the median norm of the last gradients
 _CLIP_WINDOW = 10
 _TOLERANCE = 0.2  # how far validation may fall below the best before training goes back to it
 _LOWER = 0.99  # times the lowest loss: what counts as better
-_EXPLOSION = 0.5  # nats a token above twice the lowest loss
+_EXPLOSION = 0.5  # nats a token above twice the lowest loss: a collapse
 _PATIENCE = 4  # validations in a row without a better one, after which SFT ends
-_APART = 2  # times what a validation takes, between two of them
-_GRACE = 1.25  # times the minutes: what is not done by then is given up
+_APART = 2  # seconds of steps between validations, for each second of the last one
+_GRACE = 1.25  # times the minutes: a step that still runs then is given up
 _FEW = 40  # steps, in which most tasks are learned (docs/EVIDENCE.md)
-_PROBE = 64  # tokens of a prompt, and of an answer, by which the time of a run is foreseen
-_SILENT = 2  # steps without signal in a row, which are reported
-_SILENCE = 10  # of them, after which GRPO ends
-WHITENED = 32  # prompts, from which the coordinates of steps are
+_PROBE = 64  # tokens of a prompt, and of an answer, in the pass that a run's time is estimated by
+_SILENT = 2  # steps in a row without signal, after which the user is told
+_SILENCE = 10  # steps in a row without signal, after which GRPO ends
+WHITENED = 32  # prompts that the coordinates of steps are computed from
 ROUNDED = 2 / 3  # of a run, after which gradients are taken at rounded values
-DIFFER = 0.25  # of the groups, in whose rewards GRPO needs some difference to be worth its time
+DIFFER = 0.25  # share of the groups whose rewards must differ for GRPO to be worth its time
 _HOTTER = 1.0, 1.3  # temperatures to try above a task's own
-_LENGTHS = {"sft": 1.75, "grpo": 0.5}
+_LENGTHS = {"sft": 1.75, "grpo": 0.5}  # of a first step, in R
 
 
 def default_lr(basis: Basis, method: str) -> float:
@@ -64,9 +64,9 @@ class Trainer:
     """The loop that trains v, which the learner's adapter holds, by one method.
 
     `batches` gives the groups of each step. `judge` scores greedy answers to the validation prompts, which
-    are not trained on (`Options.split`). `identity` is what else than task and basis a resumed run must
-    share. GRPO does not begin where fewer than `needed` of the groups differ in their rewards, or none does.
-    `known` are the rewards of its start, where that has been validated.
+    are not trained on (`Options.split`). `identity` is what a resumed run must share besides task and basis.
+    GRPO begins only if some groups, and at least the share `needed`, differ in their rewards. `known` are the
+    rewards of its start, where that has been validated.
 
     Raises:
         TrainError: the task has too few prompts, or the values to start from are not those of the basis.
@@ -135,13 +135,11 @@ class Trainer:
     def run(self, report: Report = lambda metrics: None) -> Result:
         """Train until the budget is used, nothing gets better, or `stop`.
 
-        Where no answer of any group had another reward than the others (`no signal`), or nothing was better
-        than the start, the result is the start. Minutes end it in the middle of a step, if need be, which is
-        given up then.
+        Where all answers of each group had the same reward (`no signal`), or nothing was better than the
+        start, the result is the start. A step that still runs a quarter past the minutes is given up.
 
         Raises:
-            TrainError: the minutes do not suffice to judge the start, or are foreseen not to suffice for a
-                step.
+            TrainError: the minutes are too few to judge the start or, by an estimate, for a step.
         """
         state, minutes = self.state, self.options.minutes
 
@@ -166,7 +164,7 @@ class Trainer:
         finally:
             self.learner.adapter.until = self._judged.until = math.inf
         self._save()
-        # In the last step too: what follows takes its time as well.
+        # Stopped in its last step, a run is interrupted too: measuring would take its time as well.
         return self._result("interrupted" if self._stop else state.stopped)
 
     def _loop(self, write: Report, report: Report) -> None:
@@ -236,7 +234,7 @@ class Trainer:
         write({"event": "start", "validation": state.start_score, **losses, "validate_s": took})
 
     def _foresee(self, seconds: float) -> None:
-        """Refuse seconds in which the start, one step and its validation are not done, by a short pass."""
+        """Time a short pass, and refuse seconds too few for one step and a validation before and after it."""
         began, one = time.monotonic(), np.ones(1, np.float32)
         chosen = self._answers[: self.learner.workers]
         probe = [Group(each.prompt[-_PROBE:], [each.completions[0][:_PROBE]], one) for each in chosen]
@@ -246,17 +244,18 @@ class Trainer:
         held, prompts, tokens = len(self._answers), self.options.prompts, work_of(self._answers)
         # Without a gradient a token takes about a third.
         needed = a_token * tokens * (2 / 3 + prompts / held)
+        about = float(f"{needed / 60:.2g}")  # two digits, and no exponent below a million
         if needed > seconds:
             fits = tokens_of(self._answers) / held * seconds / needed
             raise TrainError(
                 f"{seconds / 60:g} minutes are too few for these answers: to measure {held} held-back ones, "
-                f"to take one step on {prompts} and to measure again takes about {needed / 60:.2g} minutes "
+                f"to take one step on {prompts} and to measure again takes about {about:,g} minutes "
                 f"here, {tokens:,} tokens being held back. Allow --minutes {math.ceil(needed / 30)}, or "
                 f"shorten the answers to about {max(1, int(fits))} tokens each"
             )
 
     def _tell_if_few(self, report: Report) -> None:
-        """Tell, once the first step shows what one takes, if the minutes have room for few of them."""
+        """Tell the user, once the first step shows how long one takes, if the minutes have room for few."""
         options, state = self.options, self.state
         if options.minutes is None or options.steps is not None:
             return
@@ -289,16 +288,16 @@ class Trainer:
         batches.temperature = self.learner.temperature = state.temperature
 
     def _due(self) -> bool:
-        """Whether to validate after this step: without a number of steps it takes a third of them at most."""
+        """Whether to validate after this step: without a number of steps, in a third of the time at most."""
         steps, every = self.state.step, self.options.validate_every
         if self.options.steps is not None:  # so that two runs of so many steps are the same
             return steps % every == 0
         return steps - self._validated >= every and self._since >= _APART * self._took
 
     def _used(self, steps: int) -> float:
-        """Return which share of the budget is used after so many steps: of the steps or the minutes.
+        """Return the share of the budget, steps or minutes, that is used after so many steps.
 
-        Of minutes all is used where the next step with its validation would pass them.
+        Minutes are used up where the next step with its validation would pass them.
         """
         options, used = self.options, 0.0
         if options.steps is not None:
@@ -351,7 +350,7 @@ class Trainer:
         return metrics
 
     def _learn(self, groups: list[Group], at: NDArray[np.float32]) -> dict[str, Any]:
-        """Take a step by the gradient at some values: v, or what v is rounded to (a straight-through one)."""
+        """Step by the gradient at v, or at what v is rounded to (a straight-through estimate)."""
         state, options = self.state, self.options
         self.learner.adapter.set(at)
         if not state.lr:
@@ -378,8 +377,8 @@ class Trainer:
     def _update(self, grad: NDArray[np.float32], lr: float) -> None:
         """One step of Adam (Kingma & Ba, 2015).
 
-        Its steps are as long in every coordinate, and are taken in those in which all directions count alike:
-        the gradient and both moments are by z (`whitened`), the step goes to v.
+        Its steps are equally long in every coordinate, so they are taken in coordinates z in which all
+        directions count alike (`whitened`): the gradient and both moments are by z, the step goes to v.
         """
         state = self.state
         state.updates += 1
@@ -398,7 +397,7 @@ class Trainer:
         return rounded(self._coordinates(), v, dtype, self.basis) if dtype in BITS else v
 
     def _coordinates(self) -> Whitening | ModuleWhitening:
-        """Return the coordinates of steps: by the start and the first prompts, as in a resumed run."""
+        """Return the coordinates of steps, from start and first prompts alone: the same in a resumed run."""
         if self._whitening is None:
             began = time.monotonic()
             prompts = [self._train[i] for i in self._order(0)[:WHITENED]]
@@ -412,7 +411,7 @@ class Trainer:
     def _judge(self, write: Report) -> dict[str, float]:
         """Validate; keep what is as good as the highest so far, or go back from a collapse.
 
-        Of two vectors whose rewards are the same but for chance the one that SFT has lower loss of is kept:
+        Of two vectors whose rewards differ by no more than chance, SFT keeps the one with the lower loss:
         where the reward is still 0 everywhere, that is progress.
         """
         state, began = self.state, time.monotonic()
@@ -423,7 +422,7 @@ class Trainer:
             better = score > state.best_score or loss < state.best_loss
         else:
             better = score > state.start_score
-        # Long first steps may raise the loss of few answers before it falls: half the budget is theirs.
+        # Long first steps may raise the loss before it falls: that costs no patience in half the budget.
         early = state.lowest_loss >= state.start_loss and self._used(state.step) < 0.5
         progress = score > top or loss < _LOWER * state.lowest_loss
         state.stale = 0 if progress or early else state.stale + 1
@@ -477,7 +476,7 @@ class Trainer:
 def _digest(samples: Sequence[Sample]) -> str:
     """Return the SHA-256 of prompts and answers in their order, with whatever else a reward is given."""
     rows = [[each.prompt, each.answer, each.raw, dict(each.data)] for each in samples]
-    # Of objects of a program's own the type has to do: their texts may differ from process to process.
+    # A program's own objects count by their type alone: their texts may differ between processes.
     text = json.dumps(rows, default=lambda value: type(value).__name__, skipkeys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -512,8 +511,8 @@ class TrainState:
     m: NDArray[np.float32]  # Adam's first moment, and its second
     s: NDArray[np.float32]
     best_v: NDArray[np.float32]  # what the run would return now, as its frame holds it
-    best_scores: NDArray[np.float64]  # its validation, a prompt; empty before the first
-    top_scores: NDArray[np.float64]  # of the highest validation
+    best_scores: NDArray[np.float64]  # rewards of its validation, [prompts]; empty before the first
+    top_scores: NDArray[np.float64]  # rewards of the highest validation
     updates: int = 0  # Adam's own count of steps
     step: int = 0
     lr: float = 0.0
@@ -524,12 +523,12 @@ class TrainState:
     start_loss: float = 0.0  # nats a token of the validation answers, where SFT measures them
     best_loss: float = 0.0
     lowest_loss: float = 0.0
-    temperature: float = 0.0  # that answers are drawn at (GRPO); 0 before it is found
-    signal: bool = False  # whether any step had some
+    temperature: float = 0.0  # at which answers are drawn (GRPO); 0 before it is found
+    signal: bool = False  # whether any step had a group to learn from
     silent: int = 0  # steps without signal in a row
     stale: int = 0  # validations in a row that found nothing better
     rounded: bool = False  # whether gradients are taken at what the frame holds of v
-    stopped: str = ""  # why it ended
+    stopped: str = ""  # why the run ended; empty while it goes on
     norms: list[float] = field(default_factory=list)  # of the last gradients, for the clip
     curve: list[dict[str, Any]] = field(default_factory=list)
 

@@ -1,8 +1,8 @@
 """TRL as the engine of training: the same task and basis on as many GPUs as accelerate starts processes for.
 
 Every process holds the model and the whole vector; completions are shared out among them, and gradients of
-v are averaged. Process 0 writes the files. What our own loop adds to GRPO and TRL does not have stays away: a
-derived step size, going back from a collapse, a clip relative to usual gradients.
+v are averaged. Process 0 writes the files. What our own loop adds to GRPO is missing: a derived step size,
+going back from a collapse, a clip relative to usual gradients.
 
 The command line runs a recipe, the settings of a run in a TOML file, of which `--set` changes some:
 
@@ -72,7 +72,7 @@ _METRICS = {
 """This project's name of a metric -> TRL's."""
 
 STEPS = 40
-"""Where neither steps nor epochs are given."""
+"""Steps of a run where neither steps nor epochs are given."""
 
 
 def train_trl(
@@ -91,8 +91,8 @@ def train_trl(
     vector is the best by validation (`Options.split`): the mean reward of one completion of each of its
     prompts, drawn at the task's temperature.
 
-    `options.lr` is needed; what TRL has no place for is refused or has no meaning. Each validation is a
-    checkpoint. `grpo` are fields of `trl.GRPOConfig` that go before what follows from the options, such as
+    `options.lr` is needed; options that TRL has no place for are refused or ignored. Each validation is a
+    checkpoint. `grpo` are fields of `trl.GRPOConfig` that override those made of the options, such as
     `beta`, `use_vllm`, or `num_train_epochs` instead of `steps`. Metrics are reported in process 0.
     """
     options, output = options or Options(), Path(output)
@@ -149,7 +149,7 @@ def train_trl(
 def grpo_fields(
     task: Task, options: Options, grpo: Mapping[str, Any], *, processes: int = 1
 ) -> dict[str, Any]:
-    """Return the fields of `trl.GRPOConfig` for a task and options; those of `grpo` go before."""
+    """Return the fields of `trl.GRPOConfig` for a task and options; those of `grpo` override them."""
     refused = {
         f"method {options.method}": options.method not in (None, "grpo"),
         "minutes": options.minutes is not None,
@@ -167,7 +167,10 @@ def grpo_fields(
     if "output_dir" in grpo:
         raise TrainError("output_dir cannot be set: the run's files lie beside the output")
     if "use_transformers_continuous_batching" in grpo:
-        raise TrainError("TRL's continuous batching casts the whole model, and v with it, to bfloat16")
+        raise TrainError(
+            "TRL's continuous batching casts the whole model, and v with it, to bfloat16: leave "
+            "use_transformers_continuous_batching out"
+        )
     if options.lr is None and "learning_rate" not in grpo:
         raise TrainError(
             "the TRL engine has no step size of its own: give one with options.lr (`train` reports its own)"
@@ -253,7 +256,7 @@ def check_prompts(
     room: int,
     bundle: str | PathLike[str] | None = None,
 ) -> None:
-    """See that TRL would run the prompts, and with the tokens that the device will see, if `bundle` is given.
+    """Refuse prompts that TRL cannot run or, if `bundle` is given, makes other tokens of than the device.
 
     Raises:
         TrainError: prompts of two kinds, chat prompts without a chat template, a prompt of more tokens than
@@ -417,7 +420,7 @@ class Recipe:
 
 
 def read_recipe(path: str | PathLike[str] | None, changes: Sequence[str] = ()) -> tuple[Recipe, Options]:
-    """Read a recipe, and the options that it has; without a path `changes` make it up.
+    """Read a recipe and its options; without a path, `changes` are the whole recipe.
 
     `changes` are `key=value` with a dotted key, such as `options.prompts=8`; the value is TOML, or text.
 
@@ -444,11 +447,7 @@ def read_recipe(path: str | PathLike[str] | None, changes: Sequence[str] = ()) -
         return recipe, restored(Options, recipe.options)
     except OSError as error:
         raise TrainError(f"{path}: cannot read the recipe: {error.strerror}") from None
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # a key inside of what is no table
+    except (ValueError, TypeError, AttributeError) as error:  # such as a key inside a value that is no table
         raise TrainError(f"{path or '--set'}: {error}") from None
 
 
