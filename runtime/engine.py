@@ -1,6 +1,6 @@
-"""What an engine fills: rows of tokens over one model's weights, each with an R of its own, and a tokenizer.
+"""What each engine implements: rows of tokens over a model's weights, each row with its R; and a tokenizer.
 
-`LlamaEngine` does it over llama.cpp, `OnnxEngine` over ONNX Runtime. `Weights` make it, and a `Loop` owns it.
+`LlamaEngine` runs llama.cpp, `OnnxEngine` ONNX Runtime. `Weights` makes an engine, and a `Loop` owns it.
 `SpecialTokens` keeps messages from spelling what only a chat template may write.
 """
 
@@ -34,7 +34,7 @@ CLOSED = "the model is closed: load it again"
 
 
 class Part(NamedTuple):
-    """Tokens to append to a row; `wanted` says of how many of the last ones the logits are wanted."""
+    """Tokens to append to a row. Logits are wanted behind the last `wanted` of them."""
 
     row: int
     tokens: Sequence[int]
@@ -80,7 +80,7 @@ class Engine(Protocol):
         """Keep the first tokens of a row; return how many: 0 where the model cannot keep a part."""
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Make the first tokens of a row those of another one, which loses its own."""
+        """Replace what the target row holds by the first tokens of the source row."""
 
     def purge(self, row: int) -> None:
         """Empty a row whose logits were not finite, and those that share memory with it."""
@@ -122,7 +122,7 @@ class Tokenizer(Protocol):
         """Return the bytes of a token by itself; special ones have none."""
 
     def detokenizer(self) -> Callable[[int], bytes]:
-        """Return a function that gives the bytes that each further token of one answer adds."""
+        """Return a function for one answer: of each next token it returns the bytes that the text gains."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special ones left out."""
@@ -139,8 +139,8 @@ class Tokenizer(Protocol):
 class SpecialTokens:
     """The texts of a model's special tokens; where a message spells one, it stays text.
 
-    A rendered prompt does not show whether the template wrote `<|im_end|>`, or a user, who would end their
-    turn with it and could begin the system's. So each such text in a message is cut in two before the
+    A rendered prompt does not show who wrote `<|im_end|>`: the template, or a user, who would end their turn
+    with it and could begin the system's. So each such text in a message is cut in two before the
     template is rendered, and the prompt is tokenized in parts, cut at the same places: a part has no whole
     special token but those of the template. A message without them has its usual tokens.
 
@@ -149,9 +149,8 @@ class SpecialTokens:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        spelled = sorted(
-            re.escape(text) for text in texts if len(text) > 1
-        )  # a single character cannot be cut
+        # A single character cannot be cut.
+        spelled = sorted(re.escape(text) for text in texts if len(text) > 1)
         # Ahead of a place, so that those that overlap are found as well.
         self._begins = re.compile(f"(?={'|'.join(spelled)})") if spelled else None
         self._seam = secrets.token_hex(16)  # nobody can send it; letters, which templates leave alone
@@ -220,8 +219,8 @@ class Weights:
         """Return the tokens of a prompt, and the texts at which the model's chat format ends an answer.
 
         Text is one message of the user where the model has a chat template, unless it is raw. Special tokens
-        that messages spell are text in them. A text without a prompt stands behind what begins every text,
-        and behind the earlier ones, each with its end.
+        that messages spell are text in them. A text without a prompt follows the token that begins every
+        text, and the sample's earlier texts, each with its end.
 
         Raises:
             VectorError: chat messages for a model without a template, or that it does not render.
@@ -274,13 +273,13 @@ class Weights:
         Args:
             rows: how many.
             n_ctx: tokens of each.
-            n_threads: cores to use. ONNX Runtime has those that the model was loaded with.
-            cells: of a cache that the rows share, in llama.cpp. None: each row is computed as if it were
-                alone, to the last bit.
+            n_threads: cores to use. ONNX Runtime keeps those that the model was loaded with.
+            cells: of a cache that the rows share, in llama.cpp. None: each row has its own, and is computed
+                as if it were alone, to the last bit.
 
         Raises:
             TinyLoraError: the engine cannot make it, or the model is closed.
-            BaseMismatchError: the graph is none that answers.
+            BaseMismatchError: the graph is not a decoder's.
         """
 
     # The end
@@ -299,9 +298,8 @@ class Weights:
                 self._users -= 1
                 self._changed.notify_all()
 
-    @contextmanager
-    def _closing(self) -> Iterator[None]:
-        """Let nothing begin, end what computes, and hold the model while its engine frees it."""
+    def _end_all(self) -> None:
+        """Refuse what comes, and end what computes with the model: it can be freed then."""
         with self._changed:
             self._closed = True
         for each in list(self.dependents):
@@ -310,4 +308,3 @@ class Weights:
             self._changed.wait_for(lambda: not self._users)
         for engine in list(self._engines):
             engine.close()
-        yield

@@ -53,15 +53,16 @@ def load(
             `MicroVector` that the app made itself (no policy applies to it), a list of these, a stack, or
             None for the base alone.
         policy: what is demanded of vectors, now and at every `swap`.
-        bundle_keys: of which one has to have signed the bundle; without any, signatures are not looked at.
-        user: which sequence of vectors the bytes belong to (see `Policy`).
-        engine: `llama` (llama.cpp) or `onnx` (ONNX Runtime). By default what the bundle has; llama.cpp
-            where it has both.
-        engine_options: those of `llama_cpp.Llama` (`n_ctx`, `n_gpu_layers`, `chat_format`, ...), `verbose`
-            being False unless given; or of `TinyLoraOnnx` (`n_ctx`, `n_threads`).
+        bundle_keys: public keys, one of which must have signed the bundle; without any, no signature is
+            checked.
+        user: whose vector it is: its sequence is compared with theirs (see `Policy`).
+        engine: `llama` (llama.cpp) or `onnx` (ONNX Runtime). By default the one that the bundle is for,
+            llama.cpp where it is for both.
+        engine_options: those of `llama_cpp.Llama` (`n_ctx`, `n_gpu_layers`, `chat_format`, ...; `verbose` is
+            False by default), or of `TinyLoraOnnx` (`n_ctx`, `n_threads`).
 
     Returns:
-        A `llama_cpp.Llama` with `swap`, `clear`, `using` and `vector` besides, or a `TinyLoraOnnx`.
+        A `llama_cpp.Llama` that also has `swap`, `clear`, `using` and `vector`, or a `TinyLoraOnnx`.
 
     Raises:
         FileNotFoundError: a part of the bundle is missing.
@@ -97,7 +98,7 @@ def load(
 
 
 def engine_of(base: str | PathLike[str], engine: str | None = None) -> str:
-    """Return the engine that `load` uses for a bundle: `llama` or `onnx`; arguments and errors are its."""
+    """Return the engine that `load` uses for a bundle: `llama` or `onnx`. Arguments and errors: as there."""
     return _choose(load_bundle(base), engine)
 
 
@@ -124,7 +125,7 @@ def _start_llama(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> Tin
     import_llama_cpp()
     from .llama.model import OPTIONS, TinyLoraLlama
 
-    _check_options(options, OPTIONS)  # llama_cpp takes any name without a word
+    _check_options(options, OPTIONS)  # llama_cpp ignores a name that it does not know
     options.setdefault("verbose", False)
     return TinyLoraLlama(str(bundle.base), bases=bundle.bases, policy=policy, **options)
 

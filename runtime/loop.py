@@ -22,25 +22,25 @@ from .engine import INSIDE, Engine, Part
 from .turns import Queue, Shares, Who
 
 _SLICE = 16
-"""Tokens that a row generates before another row of its engine goes on, where each is evaluated by itself:
-to change the vector costs llama.cpp as much as a token of a small model."""
+"""Tokens that a row generates before another row of its engine has its turn, where each is evaluated by
+itself: to change the vector costs llama.cpp as much as a token of a small model."""
 
 _WORTH = 16
-"""Tokens of a prompt that are worth a row's other merits, where it has them."""
+"""Tokens of a prompt that a row must hold to be chosen, copied or waited for on their account."""
 
 _ALIGNED = 8
-"""Rows keep a multiple of so many tokens of a prompt, and evaluate so many at least, where answers are to be
-the same to the bit: kernels compute some tokens at a time, and the last ones otherwise."""
+"""Where answers must be the same to the bit, rows keep a multiple of so many tokens of a prompt, and evaluate
+at least so many: kernels compute tokens in blocks, and those that fill no block otherwise."""
 
 _SCORED = 32
-"""Logits of one evaluation at most: 200 kB each, and more of them take no less time."""
+"""Most tokens of one evaluation with logits: 200 kB each, and more at once save no time."""
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 """Why an answer ended: by itself or at a stop text, at its longest, or by itself behind calls."""
 
 Finished: TypeAlias = Callable[[Any, BaseException | None], None]
-"""What is called once, from a loop's thread, at the end: with the work, and None or the error that it failed
-with. It raises nothing."""
+"""Called once, from a loop's thread, at the end: with the work, and None or the error that it failed with. It
+must not raise."""
 
 Draw: TypeAlias = Callable[[NDArray[np.float32]], int | None]
 """Logits [vocabulary] -> the next token, or None where none may follow. VectorError: they are not finite."""
@@ -56,8 +56,8 @@ class Work(ABC):
         prompt: how many of them are the prompt's.
         vector: under which they are evaluated; None for the base.
         digest: of its R; empty for the base. It is taken here, since loops compare it under their lock.
-        who: takes turns with others. What was evaluated for a tenant is found by the same one alone; nothing
-            is kept for nobody, "".
+        who: whose turns it takes. Only the same tenant reuses what was evaluated for it; for "" nothing is
+            kept.
         cached: tokens of the prompt that were not evaluated again; None before it begins.
         cancelled: nobody wants the rest. Setting it is enough, in the garbage collector too.
         over: nothing more is wanted.
@@ -204,14 +204,14 @@ class Slot:
 
     Attributes:
         engine, row: where it is.
-        aligned: what it keeps of a prompt is a multiple of so many tokens.
+        aligned: it keeps a multiple of so many tokens of a prompt.
         tenant: whose sequence it was: nobody else finds what it holds.
         vector: digest of the sequence's R; empty for the base.
         tokens: that the row holds, or begins with.
         prompt: how many of them came as a prompt. Cells of generated tokens are not reused: they were
             computed one at a time, by kernels whose last bits differ.
-        after: logits [vocabulary] behind the prompt, where one was generated from.
-        used: when it was used last, in sequences.
+        after: logits [vocabulary] behind the prompt, where an answer was generated from it.
+        used: number of the sequence that used it last, as the loop counts them.
     """
 
     engine: Engine
@@ -225,7 +225,7 @@ class Slot:
     used: int = 0
 
     def shared(self, work: Work, *, soon: bool = False) -> int:
-        """Return how many tokens of a prompt it holds, or will hold once its own prompt is evaluated.
+        """Return how many tokens of a prompt it holds, or `soon` will: once its own prompt is evaluated.
 
         It is the whole prompt where the logits behind it are known too.
         """
@@ -241,7 +241,7 @@ class Slot:
 
 
 class Loop:
-    """What answers: a thread for each engine, which alone touches its rows, and one queue before them.
+    """The loop: one queue of work, and a thread for each engine, which alone touches the rows of that engine.
 
     Whoever wants tokens is a client and submits `Work`: calls and streams of one model, batches, pools,
     learners. In ONNX Runtime all rows generate in one batch, which sequences join and leave at any token. In
@@ -253,8 +253,8 @@ class Loop:
 
     Args:
         engines: whose rows it owns, and which it closes.
-        closed: the message for work that it does not take or end any more.
-        waiting: work that waits at most, where many share the loop: see `Shares`. None: it has one client.
+        closed: message of the error for work that it refuses, or does not end, because it is closed.
+        waiting: how much work may wait, where many share the loop (see `Shares`). None: it has one client.
         exact: an answer is the same to the bit whatever was evaluated before it.
 
     Attributes:
@@ -284,7 +284,7 @@ class Loop:
         self._threads: list[threading.Thread] = []
 
     def check_waiting(self) -> None:
-        """Refuse to wait for the loop in a callback of what it generates, which would wait for itself.
+        """Refuse a callback of a generation to wait for the loop: it would wait for itself.
 
         Raises:
             BusyError: this thread is the loop's.
@@ -314,7 +314,7 @@ class Loop:
                     thread.start()
 
     def cancel(self, work: Work) -> None:
-        """Give a sequence up: its row is free after the engine's step of the moment. Again does nothing."""
+        """Give a sequence up: its row is free after the engine's current step. Again does nothing."""
         work.cancelled = True
         with self._changed:
             self._waiting.remove(work.who, work)
@@ -344,7 +344,7 @@ class Loop:
             return Load(len(self._running), len(self._waiting))
 
     def close(self) -> None:
-        """End everything with a `TinyLoraError` and free the engines, after their steps of the moment.
+        """End everything with a `TinyLoraError` and free the engines, after their current steps.
 
         Again is fine; whoever comes second waits.
 
@@ -416,11 +416,11 @@ class Loop:
                     break
 
     def _next(self, engine: Engine, last: tuple[int, Who]) -> dict[Slot, Work]:
-        """Return what an engine evaluates together, once there is something; nothing where it is closed.
+        """Wait for work, and return what an engine evaluates together; nothing once the loop is closed.
 
-        First comes the account that had fewest turns, in any engine, and among equals not the last one,
-        before which a newcomer goes; of its tenants likewise, and of a tenant's rows the one behind the last.
-        With it go the rows that can be evaluated beside it. Where all can, a turn is a chunk of a prompt.
+        The account with the fewest turns, in any engine, comes first; among equals the one that had the last
+        turn goes behind a newcomer. So do its tenants; the rows of one tenant follow each other. The rows
+        that can be evaluated beside the first go with it. Where all can, a turn is a chunk of a prompt.
         """
         row, before = last
 
@@ -446,7 +446,7 @@ class Loop:
             return {}
 
     def _step(self, engine: Engine, turn: dict[Slot, Work]) -> bool:
-        """Evaluate a chunk of new prompts and a token of every answer; True where all are at answers."""
+        """Evaluate a chunk of new prompts and a token of every answer; return whether all gave logits."""
         for slot, work in list(turn.items()):
             if work.cancelled:
                 del turn[slot]
@@ -488,7 +488,7 @@ class Loop:
     def _begin(self, slot: Slot, work: Work, turn: dict[Slot, Work]) -> None:
         """Make a row ready: it keeps the beginning of the prompt, or copies it from another row.
 
-        Where another one evaluates more of it at the moment, the row begins later.
+        Where another row is evaluating more of it, this one begins later.
         """
         engine, has = slot.engine, slot.shared(work)
         beside = [each for each in self._slots if each.engine is engine and each is not slot]

@@ -1,4 +1,4 @@
-"""The personalized model, on every engine: it answers, in streams too, under one vector, all or nothing."""
+"""A loaded model, of either engine, whose vector can be exchanged while it answers; and its streams."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .engine import Weights
 OneVector: TypeAlias = bytes | Path | MicroVector
 """The bytes of a frame, the `Path` of a file with them, or a vector of the app's own."""
 VectorSource: TypeAlias = OneVector | Sequence[OneVector]
-"""A vector, or a stack: several that act together, whose R add up. What is shared comes first, a user's own
-last: the stack is that vector, with the others beneath it (`MicroVector.under`)."""
+"""A vector, or a stack: vectors that act together, whose R are added. Shared ones come first, the user's own
+last: it stands for the stack, and holds the others beneath it (`MicroVector.under`)."""
 
 _open: WeakSet[PersonalizedModel] = WeakSet()
 
@@ -46,14 +46,14 @@ if hasattr(os, "register_at_fork"):  # a fork has none of the engines' threads, 
 class PersonalizedModel(Weights):
     """A model whose micro-vector can be exchanged while it runs; the engines' classes extend it.
 
-    An answer has the vector that was active when it was asked for, whatever is exchanged meanwhile. Any
-    thread may ask, and any may step a stream.
+    An answer keeps the vector that was active when it was requested, whatever is swapped in meanwhile. Any
+    thread may request one, and any may step a stream.
     """
 
     def _prepare(self, bases: Bases, policy: Policy | None) -> None:
         super()._prepare(bases, policy)
         self._vector: AdmittedVector | None = None
-        # Of the innermost `using` block here, in a list, as it may be exchanged in it.
+        # The vector of the innermost `using` block, in a list, since `swap` may exchange it there.
         self._block: ContextVar[list[AdmittedVector | None] | None] = ContextVar("block", default=None)
 
     def _opened(self) -> None:
@@ -64,9 +64,9 @@ class PersonalizedModel(Weights):
 
     @property
     def vector(self) -> AdmittedVector | None:
-        """The active micro-vector, or None for the base alone: that of the innermost `using` block here.
+        """The active micro-vector, or None for the base alone. In a `using` block it is the block's.
 
-        Of a stack it is the last one; `under` is what lies beneath it.
+        Of a stack it is the last one, whose `under` holds the others.
         """
         block = self._block.get()
         return self._vector if block is None else block[0]
@@ -74,14 +74,18 @@ class PersonalizedModel(Weights):
     def swap(self, vector: VectorSource, *, user: str = "") -> AdmittedVector:
         """Exchange the micro-vector, all or nothing, and return the one that is now active.
 
-        What is asked for from now on has it; what was asked for before ends with the one it began with. No
-        answer uses what another vector computed. Inside a `using` block it is exchanged for the rest of that.
+        Answers that are requested from now on have it; earlier ones keep their own to the end. No answer
+        uses what was computed under another vector. In a `using` block the exchange ends with the block.
 
         Args:
-            vector: a frame as bytes, or the `pathlib.Path` of a file with one, checked by the policy, of any
-                projection that the model knows; or a `MicroVector` of the app's own. Or a list of these, a
-                stack, whose R add up: a shared vector, and a user's own last, which is what is returned.
-            user: whose vector it is (see `Policy`), the last of a stack; the others are everybody's.
+            vector: a frame as bytes, or the `pathlib.Path` of a file with one, which the policy checks; a
+                `MicroVector` of the app's own; or a list of these, a stack, whose R are added: shared vectors
+                first, the user's own last. Each may be of any projection that the model knows.
+            user: whose vector it is (see `Policy`). In a stack only the last one is theirs; the others are
+                everybody's.
+
+        Returns:
+            The active vector, of a stack its last one.
 
         Raises:
             VectorError: the vector was refused; the subclass says why. The model stays as it was.
@@ -106,11 +110,11 @@ class PersonalizedModel(Weights):
 
     @contextmanager
     def using(self, vector: VectorSource, *, user: str = "") -> Iterator[AdmittedVector]:
-        """Apply a micro-vector to what one block asks for; others have theirs meanwhile.
+        """Apply a micro-vector in one block alone; other threads and tasks keep theirs.
 
-        The block's context belongs to it (`contextvars`): what it calls, and what `asyncio.to_thread` starts
-        from it. A stream that was made in it ends with the block's vector, wherever it is stepped. Arguments
-        and errors are those of `swap`.
+        It applies in the block's context (`contextvars`): to what the block calls, and to what it starts by
+        `asyncio.to_thread`. A stream that was made in the block keeps its vector, wherever it is stepped.
+        Arguments and errors are those of `swap`.
         """
         with self.in_use(), admitted(vector, self.bases, self.policy, user=user) as found:
             self._stage(found)
@@ -130,7 +134,7 @@ class PersonalizedModel(Weights):
 
     @abstractmethod
     def _stage(self, vector: AdmittedVector | None) -> None:
-        """Make sure that the engine takes a vector, before anything is asked under it.
+        """Make sure that the engine takes a vector, before any answer is requested under it.
 
         Raises:
             BusyError: this is a callback of a generation.
@@ -143,7 +147,7 @@ class PersonalizedModel(Weights):
     def close(self) -> None:
         """Free the model. Whatever is called afterwards raises a `TinyLoraError`; closing again is fine.
 
-        What is being answered ends with that error, and so does what computes with the model's weights.
+        Answers in progress end with that error, and so do batches and pools over the model.
         BusyError: this is a callback of a generation.
         """
 
@@ -193,11 +197,11 @@ class PersonalizedModel(Weights):
 def admitted(
     source: VectorSource, bases: Bases, policy: Policy, *, user: str = "", beneath: bool = False
 ) -> Iterator[AdmittedVector]:
-    """Check a vector, or all of a stack, give it to a block that applies it, and record it once that is done.
+    """Check a vector, or each of a stack, run the block that applies it, and then record its sequence.
 
-    The policy is for bytes; a `MicroVector`, which the app made itself, has to be of one of the bases, and
-    within the norm that the policy accepts. `user` is whose the last of a stack is; frames beneath it are
-    everybody's, of the user without a name, and so are all where they are to lie `beneath` others.
+    The policy checks bytes. A `MicroVector` is the app's own: it must be of one of the bases, and within the
+    policy's norm. The last vector of a stack is the user's; frames beneath it are everybody's, of the user
+    without a name. With `beneath` all of them are, since they will lie beneath another vector.
 
     Raises:
         VectorError: a vector is refused, or is something else than a vector. The block does not run.
@@ -267,14 +271,14 @@ def no_room(prompt: int, answer: int, context: int) -> TrainError:
 
 
 Put: TypeAlias = Callable[[Any, BaseException | None], None]
-"""What gets an item and None, or the end: an error, which is StopIteration where nothing went wrong."""
+"""Called with an item and None, and at the end with None and an error: StopIteration if all went well."""
 
 
 class Generator(Protocol):
     """What generates in a thread of its own: a `Loop`, or the `Worker` of a llama.cpp context."""
 
     def check_waiting(self) -> None:
-        """Raise a `BusyError` in a callback of what it generates, which would wait for itself."""
+        """Raise a `BusyError` in a callback of a generation, which would wait for itself."""
 
 
 class Begun(Protocol):
@@ -284,12 +288,13 @@ class Begun(Protocol):
 
 
 class Stream(Iterator[Any]):
-    """It begins with the first step, and is generated to its end however slow its reader is: nobody waits for
-    a reader. Who leaves it early, by `close` or by dropping it, ends it.
+    """The items of a generation. It begins with the first `next`, and does not wait for its reader.
+
+    To leave it early, close it or drop it: that ends the generation.
 
     Args:
-        generator: in whose thread it is generated.
-        begin: asks for it, given where its items go.
+        generator: its thread generates the items.
+        begin: starts the generation; its argument is called with each item.
     """
 
     def __init__(self, generator: Generator, begin: Callable[[Put], Begun]) -> None:
@@ -312,7 +317,7 @@ class Stream(Iterator[Any]):
                 self._begun = self._begin(lambda item, error: items.put((item, error)))
             item, error = self._items.get()
             if error is not None:
-                self._over = True
+                self.close()
                 raise error
             return item
 
@@ -321,6 +326,7 @@ class Stream(Iterator[Any]):
         if self._begun is not None:
             self._begun.cancelled = True
         self._over = True
+        self._items.put((None, StopIteration()))  # a reader in another thread may wait for an item
 
     def __del__(self) -> None:
         self.close()

@@ -38,19 +38,18 @@ _OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not u
 _CLOSED = "the pool is closed: it was, or its model was. Make another one"
 
 _SLOTS, _MIXED_SLOTS = 4, 16
-"""Rows of an engine unless told otherwise. Where they share evaluations, more of them take longer for each
-token of everybody's."""
+"""Rows of an engine by default. Where they share evaluations, each more of them slows everybody's tokens."""
 
 _BYTES = 32
-"""Of a prompt for each token of the context, at most: texts have 4 or so."""
+"""Most bytes of a prompt for each token of the context; texts have about 4."""
 
 _UNBROKEN = 1 << 10
-"""Characters of one kind, letters say, without another between them: tokenizers take them as one word, in
-quadratic time."""
+"""Most characters of one kind in a row, such as letters: tokenizers take them as one word, in quadratic
+time."""
 
 _RUN = re.compile(r"\w+|\s+|[^\w\s]+")
 
-_PREPARING = 2  # threads that make tokens and grammars: one of them at most is an account's
+_PREPARING = 2  # threads that make tokens and grammars; an account has at most one of them
 _ADMITTING = 4  # threads for vectors, whose policy may wait for a file: requests without one never do
 
 
@@ -59,41 +58,40 @@ Prepared: TypeAlias = tuple[Request, Grammar | None]
 
 
 class Pool:
-    """A model whose answers many tasks of one program await at once, under a vector each.
+    """A model that answers many tasks of one program at once, each under its own vector.
 
         pool = runtime.Pool("bundle", policy=Policy(keys=[...]))
         answer = await pool.chat(messages, user="alice", vector=frame, max_tokens=64)
         async for piece in pool.stream(messages, user="bob", vector=other_frame):
             print(piece.text, end="")
 
-    An answer is the one that the same request gets alone, to the bit. In ONNX Runtime all rows generate in
+    An answer is, to the bit, the one that the same request gets alone. In ONNX Runtime all rows generate in
     one batch. In llama.cpp there is an engine a core, whose rows take turns.
 
     Args:
-        base: as for `load`, or a model that `load` returned. Such a one stays the caller's, with its own
-            context and vector; its `close` closes the pool.
-        policy: what is demanded of vector bytes, at every request; that of a model that is given.
-        contexts: of llama.cpp, that compute side by side; by default one a core, and one alone on a GPU.
-        slots: users whose prefixes are remembered. In llama.cpp they take turns in each context, 4 unless
-            told otherwise; in ONNX Runtime they are the rows of one batch, 16 unless told otherwise. Nobody
-            has all of them: see `Shares`.
-        n_ctx: tokens of the longest sequence, prompt and answer. In llama.cpp contexts * slots of them have
-            memory from the start, in ONNX Runtime those that are used.
-        waiting: requests that wait at most, shared likewise.
-        n_threads: cores to use; by default all that this process may use. ONNX Runtime has those that a
-            model was loaded with.
-        engine_options: as for `load`, of a base that is loaded.
+        base: as for `load`, or a model that `load` returned, which stays the caller's: it keeps its context
+            and its vector, and its `close` closes the pool.
+        policy: what is demanded of vector bytes, at every request; a loaded model has its own.
+        contexts: of llama.cpp, which compute side by side; by default one a core, or a single one on a GPU.
+        slots: how many users' prefixes are remembered. In llama.cpp they take turns in each context, 4 by
+            default; in ONNX Runtime they are the rows of one batch, 16 by default. No account may have all
+            of them: see `Shares`.
+        n_ctx: tokens of the longest sequence, prompt and answer. llama.cpp has memory for contexts * slots
+            such sequences from the start, ONNX Runtime for the tokens in use.
+        waiting: how many requests may wait, shared likewise.
+        n_threads: cores to use; by default all that this process may use. A loaded ONNX model keeps its own.
+        engine_options: as for `load`, where `base` is a path.
 
     Attributes:
-        model: whose weights it computes with.
-        bases: that vectors may be of.
-        policy: what is demanded of their bytes.
+        model: the loaded model, whose weights it uses.
+        bases: those that vectors may be of.
+        policy: what is demanded of vector bytes.
         n_ctx: tokens of the longest sequence.
 
     Raises:
         TinyLoraError: the engine cannot make the contexts.
         RequestError: a number is below 1.
-        OptionError: a vector, options for a model that is loaded already, or contexts for ONNX Runtime.
+        OptionError: `vector_bytes`, options for a loaded model, or several contexts for ONNX Runtime.
         Those of `load`.
     """
 
@@ -158,12 +156,12 @@ class Pool:
         Args:
             messages: the chat so far, or text: one message of the user.
             user: whose request it is, and whose vector (see `Policy`).
-            tenant: whose next request finds what this one evaluated: by default the user. Nothing is kept
-                for "".
-            account: whose tenants share its places and turns, an app's say: by default each has its own.
+            tenant: who may reuse in a later request what this one evaluates: by default the user. For ""
+                nothing is kept.
+            account: whose tenants share places and turns, such as one app's; by default each has its own.
             vector: bytes that the policy checks, the `pathlib.Path` of a file with them, a `MicroVector` of
                 the app's own, or a list of these, a stack; None for the base alone.
-            options: others are those of `Sampling`.
+            options: those of `Sampling`.
 
         Raises:
             VectorError: the vector was refused; the subclass says why.
@@ -244,14 +242,16 @@ class Pool:
             RequestError: the messages are none that the model's chat template renders, or it has none.
         """
         if raw and tools:
-            raise RequestError("a raw text tells a model of no tools: send chat messages", param="tools")
+            raise RequestError("a raw text cannot describe tools: send chat messages", param="tools")
         self._check_length(prompt, tools)
         try:
             tokens, stops = self.model.encode(replace(Sample.of(prompt, raw=raw), tools=tools))
         except VectorError as error:  # a model without a template, or messages that it does not render
             raise RequestError(str(error), param="messages") from None
         except UnicodeEncodeError as error:
-            raise RequestError(f"the text is none: {error}", param="prompt" if raw else "messages") from None
+            raise RequestError(
+                f"the text is not valid Unicode: {error}", param="prompt" if raw else "messages"
+            ) from None
         return tuple(tokens), tuple(stops)
 
     def _check_length(self, prompt: Prompt, tools: Sequence[dict[str, Any]]) -> None:
@@ -266,8 +266,8 @@ class Pool:
         longest = max((len(run[0]) for text in texts for run in _RUN.finditer(text)), default=0)
         if longest > _UNBROKEN:
             raise RequestError(
-                f"the prompt has a word of {longest:,} characters, and at most {_UNBROKEN:,} are made tokens "
-                "at once: break it with spaces",
+                f"the prompt has a word of {longest:,} characters, and at most {_UNBROKEN:,} are "
+                "tokenized at once: break it with spaces",
                 param="messages",
             )
 
@@ -276,9 +276,9 @@ class Pool:
         return self._loop.load()
 
     def close(self) -> None:
-        """End what is being answered with a `TinyLoraError`, and free everything. Again is fine.
+        """End answers in progress with a `TinyLoraError`, and free everything. Again is fine.
 
-        A step of the engine that is running ends first.
+        It waits for the engine's current step.
         """
         self._preparing.close(TinyLoraError(_CLOSED))
         self._loop.close()
@@ -301,12 +301,12 @@ class Pool:
 class AnswerStream:
     """An answer piece by piece: `async for piece in stream`.
 
-    Whoever leaves it early, by a `break`, a cancelled task or `close`, frees what it holds.
+    To leave it early, by a `break`, a cancelled task or `close`, frees its place.
 
     Attributes:
-        finish: how it ended, once it has; None before.
-        vector: that answers, once it has begun; None for the base.
-        request: what was asked, once it has begun: token ids of the prompt, user, sampling.
+        finish: how it ended; None before that.
+        vector: the one that it is answered under, once it has begun; None for the base.
+        request: the request, once it has begun: token ids of the prompt, user, sampling.
     """
 
     def __init__(
@@ -325,7 +325,7 @@ class AnswerStream:
         self._arrived: asyncio.Queue[Piece | Finish | BaseException] = asyncio.Queue()
 
     async def start(self) -> None:
-        """Check the request and let it wait for its turn; the first step does it otherwise.
+        """Check the request and let it wait for its turn; without this call the first step does it.
 
         Raises:
             VectorError: the vector was refused; the subclass says why.
@@ -333,7 +333,7 @@ class AnswerStream:
             OverloadError: too many requests wait.
             TinyLoraError: the pool is closed.
         """
-        if self._begun:
+        if self._begun or self._left:
             return
         self._begun = True
         loop, arrived, this = asyncio.get_running_loop(), self._arrived, ref(self)
@@ -379,7 +379,7 @@ class AnswerStream:
         raise what
 
     async def answer(self) -> Answer:
-        """Return the whole answer, of what was not read before. Errors: those of `start`."""
+        """Return the whole answer, or what is left of it to read. Errors: those of `start`."""
         text: list[str] = []
         tokens: list[Token] = []
         calls: list[ToolCall] = []
@@ -393,6 +393,7 @@ class AnswerStream:
     def close(self) -> None:
         """Give the rest up. Again, or after its end, is fine."""
         self._left = True
+        self._arrived.put_nowait(StopAsyncIteration())  # another task may wait for a piece
         if self._work is not None and self.finish is None:
             self._loop.cancel(self._work)
 

@@ -1,6 +1,6 @@
 """Whose turn it is: places and turns are shared by account first, and by tenant inside an account.
 
-An account is who pays or answers for requests, the API key of an app say; its tenants are its users. Whatever
+An account is who pays or answers for requests, such as an app's API key; its tenants are its users. Whatever
 one account does, and however many tenants it names, the others find a place and have as many turns as it has.
 """
 
@@ -18,18 +18,18 @@ T = TypeVar("T")
 
 
 class Who(NamedTuple):
-    """Whose request it is. A tenant that belongs to no account is one: both have its name."""
+    """Whose request it is. A tenant without an account is its own: both fields have its name."""
 
     account: str
     tenant: str
 
 
 class Shares:
-    """Places that are taken, and the turns that whoever has one had in them.
+    """Places: who has taken them, and how many turns each of those has had.
 
-    An account may have at most as many places as are free, so that others find some: alone half of them. A
-    tenant of it may have at most as many as it then leaves to the other tenants: alone a third. Where places
-    come free within seconds, an account leaves the last one alone.
+    An account may take at most as many places as it leaves free: alone it has half of them. A tenant may take
+    at most as many as it leaves to the other tenants of its account: alone it has a third. Where places come
+    free within seconds, an account that has one may take others, but not the last.
 
     Args:
         most: places.
@@ -39,7 +39,7 @@ class Shares:
     def __init__(self, most: int, *, brief: bool = False) -> None:
         self._free, self._brief = most, brief
         self._taken: Counter[str | Who] = Counter()  # by account, and by tenant
-        self._turns: dict[str | Who, int] = {}  # of those
+        self._turns: dict[str | Who, int] = {}  # of whoever has a place
 
     def of(self, who: Who) -> tuple[int, int]:
         """Return how many places an account has, and one of its tenants."""
@@ -63,7 +63,7 @@ class Shares:
             )
 
     def take(self, who: Who) -> None:
-        """Take a place; who had none has no claim on turns from before."""
+        """Take a place; who had none begins with as many turns as the others have at least."""
         if not self._taken[who.account]:
             others = (turns for each, turns in self._turns.items() if not isinstance(each, Who))
             self._turns[who.account] = min(others, default=0)
@@ -102,11 +102,11 @@ class Shares:
 
 
 class Queue(Generic[T]):
-    """What waits: the next is of the account that has least at the moment, in turn among equals, and of the
-    tenant in it that has least.
+    """What waits. The account with the fewest places comes next, equals in turn, and of its tenants the one
+    with the fewest.
 
     Args:
-        most: that wait, of all together.
+        most: how many may wait, of all together.
     """
 
     def __init__(self, most: int) -> None:
@@ -123,7 +123,7 @@ class Queue(Generic[T]):
         self._items.setdefault(who.account, OrderedDict()).setdefault(who, deque()).append(item)
 
     def take(self, running: Shares) -> tuple[Who, T] | None:
-        """Return the next one, which waits no longer; None where none may have another place of those."""
+        """Remove and return the next one; None where nobody who waits may have another running place."""
         for account in sorted(self._items, key=lambda each: running.of(Who(each, each))[0]):
             tenants = self._items[account]
             who = min(tenants, key=lambda each: running.of(each)[1])
@@ -162,8 +162,8 @@ class Queue(Generic[T]):
 
 
 class Workers:
-    """Threads that call what they are given, by turns: an account has at most half of them, and one waits
-    for its own calls alone.
+    """Threads that run calls by turns. An account has at most half of them, so that another waits for its own
+    calls alone.
 
     Args:
         count: of threads, 2 or more.

@@ -41,8 +41,8 @@ class TinyLoraOnnx(PersonalizedModel):
     """A decoder on ONNX Runtime with a micro-vector; `tinylora_edge.runtime.load` makes one.
 
     Its completions have the shapes of `llama_cpp.Llama`'s. Calls and streams of any threads take turns, each
-    under the vector that was active when it was made. What the beginning of a prompt has in common with the
-    one before is not computed again.
+    under the vector that was active when it was made. The beginning that a prompt shares with the one before
+    is not computed again.
 
     Args:
         base: a bundle that `export --format onnx` wrote, its `onnx/` directory, or the `.onnx` in it.
@@ -92,9 +92,9 @@ class TinyLoraOnnx(PersonalizedModel):
         if self._closed:
             return
         self._loop.check_waiting()
-        with self._closing():
-            self.chat_tokenizer.close()
-            self._session = None
+        self._end_all()
+        self.chat_tokenizer.close()
+        self._session = None
 
     # What batches and pools compute with
 
@@ -217,8 +217,8 @@ class TinyLoraOnnx(PersonalizedModel):
     ) -> Any:
         """As `llama_cpp.Llama.create_chat_completion`, with the template of the model's tokenizer.
 
-        Special tokens that a message spells are text in it. `tools` is what the template is told of tools,
-        `response_format` is `{"type": "json_object", "schema": ...}`; the others and errors are those of
+        Special tokens that a message spells are text in it. `tools` goes to the template, `response_format`
+        is `{"type": "json_object", "schema": ...}`; other arguments and errors are those of
         `create_completion`.
 
         Raises:

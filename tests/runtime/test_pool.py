@@ -184,6 +184,12 @@ def test_whoever_leaves_frees_a_place(pool: Pool, held: Callable[..., Any]) -> N
             await at.reached()
             del stream
             gc.collect()
+        with held("closes") as at:
+            stream = pool.stream(PROMPTS[0], raw=True, user="closes", max_tokens=300)
+            reader = asyncio.create_task(stream.answer())
+            await at.reached()
+            stream.close()
+            await asyncio.wait_for(reader, PATIENCE)
         with held("cancels", after=2) as at:
             task = asyncio.create_task(pool.complete(PROMPTS[1], user="cancels", max_tokens=300, seed=3))
             await at.reached()
@@ -302,7 +308,7 @@ def test_stop_texts_log_probabilities_and_the_longest_answer(pool: Pool) -> None
         ("x" * 100_000, {}, RequestError, "100,000 bytes, and the context 400 tokens"),
         ("x" * 300, {}, RequestError, "a word of 300 characters, and at most 256"),
         ("", {}, RequestError, "the prompt is empty"),
-        ("\ud800", {}, RequestError, "the text is none"),
+        ("\ud800", {}, RequestError, "the text is not valid Unicode"),
         ("x", {"temperature": -1}, RequestError, "temperature is -1"),
         ("x", {"vector": "a path"}, VectorError, "a vector is bytes"),
         ("x", {"vector": b"?"}, FrameError, "1 bytes are no frame"),

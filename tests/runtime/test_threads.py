@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from llama_cpp import LogitsProcessorList
-from turns import LENGTH, PATIENCE, complete, start, stream
+from turns import LENGTH, PATIENCE, blocked, complete, start, stream
 
 from tinylora_edge import BusyError, MicroVector, TinyLoraError
 from tinylora_edge.runtime.model import PersonalizedModel
@@ -106,6 +106,15 @@ def test_a_stream_that_is_left_frees_the_model(llm: Any, end: str) -> None:
     del chunks
     gc.collect()
     assert complete(llm) == complete(llm)
+
+
+def test_a_reader_of_a_stream_that_another_thread_closes_goes_on(onnx: Any, held: Any) -> None:
+    with held("model"):
+        chunks = onnx.generate([1, 2])
+        reader = start(next, chunks, None)
+        assert blocked(reader)
+        chunks.close()
+        assert reader.result(PATIENCE) is None
 
 
 def test_only_a_callback_of_a_generation_is_refused(llama: Any) -> None:
