@@ -26,10 +26,10 @@ STOPS = 16
 """Stop texts of a request. OpenAI's interface has 4."""
 
 STOP_CHARACTERS = 1 << 10
-"""Characters of a stop text: every piece of an answer is searched for them."""
+"""Most characters of a stop text: every piece of an answer is searched for each."""
 
 LOGPROBS = 20
-"""Likeliest tokens that are told beside each token: OpenAI's own limit."""
+"""Most of the likeliest tokens that are reported beside each token: OpenAI's own limit."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Sampling:
     Attributes:
         max_tokens: of the answer; None until the context is full.
         temperature: of the distribution; 0 takes the likeliest token each time.
-        top_p: share of the probability that the likeliest tokens have which are drawn from.
+        top_p: draw from the likeliest tokens alone whose probabilities sum to this.
         top_k, min_p: see `Sampler`.
-        seed: of the random numbers; None for others each time.
+        seed: of the random numbers; None draws differently each time.
         stop: texts that end the answer and are no part of it.
         logprobs: how many of the likeliest tokens come beside each token; 0 gives its own
             log-probability alone, None nothing.
         schema: a JSON schema that the answer keeps to; an empty one is any JSON object.
-        tools: that the answer may call; a call asks for them as OpenAI's options `tools`, `tool_choice` and
+        tools: functions that the answer may call; requests pass OpenAI's options `tools`, `tool_choice` and
             `parallel_tool_calls`.
 
     Raises:
@@ -73,7 +73,7 @@ class Sampling:
         few = self.logprobs is None or 0 <= self.logprobs <= LOGPROBS
         _check(few, "logprobs", self.logprobs, f"from 0 to {LOGPROBS}")
         if self.tools is not None and self.schema is not None:
-            message = "an answer keeps to a schema or calls tools: ask for one"
+            message = "an answer keeps to a schema or calls tools: ask for one of the two"
             raise RequestError(message, param="response_format")
         for text in self.stop:
             if not 0 < len(text) <= STOP_CHARACTERS:
@@ -100,9 +100,9 @@ def schema_of(response_format: Any) -> Mapping[str, Any] | None:
 
 
 def sampling_of(options: Mapping[str, Any], stops: Sequence[str] = ()) -> Sampling:
-    """Return what the options of a call ask for, by the names that `Sampling` has, and OpenAI's of tools.
+    """Return the `Sampling` of a request's options: its fields by name, and OpenAI's options for tools.
 
-    `stops` are the texts at which the model's chat format ends an answer; they do not count.
+    `stops` are the texts at which the model's chat format ends an answer, which its limit does not count.
 
     Raises:
         OptionError: there is no such option.
@@ -128,8 +128,8 @@ class Request:
 
     Attributes:
         prompt: token ids.
-        tenant: whose request it is: what was evaluated for one is found by them alone. Empty for nobody in
-            particular, for whom nothing is kept.
+        tenant: whose request it is: nobody else reuses what is evaluated for it. Empty for nobody in
+            particular: nothing is kept.
         account: of the tenant, if it belongs to one: see `Shares`.
         user: whose vector and answer it is, where a tenant has many users.
         vector: that answers; None for the base alone.
@@ -206,7 +206,7 @@ class Answer:
 
 
 Report: TypeAlias = Callable[[Piece | Finish | BaseException], None]
-"""What is called, from a loop's thread, with each piece of an answer and at last with its end.
+"""Called from a loop's thread with each piece of an answer, and at last with its end.
 
 The end is a `Finish`, or the error that the answer failed with. The call returns at once and raises nothing.
 """
@@ -340,7 +340,7 @@ def too_long(size: str, room: str) -> RequestError:
 
 
 def grammar_for(sampling: Sampling, tokenizer: Tokenizer) -> Grammar | None:
-    """Return what an answer keeps to, if to anything; it takes some .1 s.
+    """Return the grammar of an answer, or None; to make it takes some .1 s.
 
     Raises:
         RequestError: the schema, or one of the tools, is none that becomes a grammar.

@@ -65,8 +65,8 @@ class Batch:
 
     ONNX Runtime computes all of them in one evaluation. A llama.cpp context has one vector at a time, and its
     threads wait for each other at every operation: one context a core is 1.5 times as fast on two cores
-    (SmolLM2-135M, 32 sequences). Sequences are spread over as many contexts as leave 8 to each, a vector each
-    where there are many.
+    (SmolLM2-135M, 32 sequences). Sequences are spread over as many contexts as leave 8 to each; where there
+    are many vectors, a context takes one after the other.
 
     Any thread may call it; calls take turns.
 
@@ -76,7 +76,7 @@ class Batch:
         shared: tokens that all prompts begin with: in llama.cpp they take room once.
         sequences: how many run at the same time.
         n_threads: cores to use; by default all that this process may use.
-        contexts: at most, where it is not the sequences that say so.
+        contexts: how many at most; by default one for 8 sequences, and one a core at most.
 
     Attributes:
         contexts: that compute side by side; each evaluates for itself what its prompts share.
@@ -138,9 +138,9 @@ class Batch:
 
         Args:
             prompts: token ids.
-            vectors: one for all prompts, or of each its own; None for the base.
+            vectors: one for all prompts, or one for each; None for the base.
             samples: sequences a prompt.
-            max_tokens: of each sequence.
+            max_tokens: of each sequence, 1 or more.
             temperature: of sampling from the full distribution; 0 takes the most likely token.
             seed: of the random numbers. Every sequence has its own, whatever runs beside it, and two vectors
                 draw with the same ones.
@@ -153,7 +153,8 @@ class Batch:
 
         Raises:
             VectorError: a prompt is empty, or leaves no room for so many tokens; a vector fits no basis of
-                the model or is too large for it, or there are not as many as prompts.
+                the model or is too large for it, or there are not as many as prompts; max_tokens or the
+                temperature is out of its range.
             RequestError: the schema becomes no grammar, or one that takes too much on the way.
             MissingExtraError: llguidance is not installed, which schemas need.
             Stopped: the seconds are over.
@@ -174,10 +175,10 @@ class Batch:
         answered: Callable[[int], None] = lambda count: None,
         **how: Any,
     ) -> list[list[Completion]]:
-        """Return of each vector its answers to all samples, all drawn with the same random numbers.
+        """Return each vector's answers to all samples, all drawn with the same random numbers.
 
-        `how` is `max_tokens`, `temperature`, `seed` and `schema` as in `generate`. `answered` is called, from
-        any thread, with how many more have their answer.
+        `how` is `max_tokens`, `temperature`, `seed` and `schema` as in `generate`. `answered` is called with
+        the number of answers that came since the last call.
         """
         count = len(samples)
         pairs = [(vector, index) for vector in vectors for index in range(count)]
@@ -263,7 +264,11 @@ class Batch:
         seconds: float | None = None,
         ended: Callable[[], None] = lambda: None,
     ) -> list[Generation]:
-        """Continue prompts, by their numbers, under vectors."""
+        """Continue prompts under vectors: `pairs` are a vector and the number of a prompt each."""
+        if max_tokens < 1 or not 0 <= temperature < np.inf:
+            raise VectorError(
+                f"max_tokens is {max_tokens}, the temperature {temperature}: at least 1, and 0, are needed"
+            )
         for index, prompt in enumerate(prompts):
             self._check(index, prompt, max_tokens)
         shape = len(prompts), samples, max_tokens
@@ -372,7 +377,7 @@ class Batch:
             )
 
     def _shares(self, works: list[W]) -> list[list[W]]:
-        """Return what a context does at a time: a vector in llama.cpp, everything in ONNX Runtime."""
+        """Return what a context takes at a time: one vector in llama.cpp, all in ONNX Runtime."""
         if self.llm.mixed:
             return [works] if works else []
         groups: dict[bytes, list[W]] = {}

@@ -21,7 +21,7 @@ def draw(logits: NDArray[np.float32], temperature: float, uniform: float) -> tup
     Args:
         logits: float32 [vocabulary].
         temperature: 0 takes the most likely token.
-        uniform: from 0 to 1, what decides; not looked at where the temperature is 0.
+        uniform: the random number that decides, from 0 to 1; unused at temperature 0.
 
     Returns:
         The token, and its log-probability under softmax(logits / temperature), at temperature 0 under
@@ -91,7 +91,7 @@ class Sampler:
     Args:
         temperature: 0 takes the likeliest token each time.
         top_p: keep the likeliest whose probabilities sum to p.
-        top_k: keep the k likeliest; 0 keeps all.
+        top_k: keep the k likeliest; 0 or less keeps all.
         min_p: keep those with at least this fraction of the likeliest one's probability.
         seed: of the draws; None draws differently each time.
         number: of the answer among those with the same seed.
@@ -107,7 +107,7 @@ class Sampler:
         seed: int | None = None,
         number: int = 0,
     ) -> None:
-        self._temperature, self._top_p, self._top_k, self._min_p = temperature, top_p, top_k, min_p
+        self._temperature, self._top_p, self._top_k, self._min_p = temperature, top_p, max(0, top_k), min_p
         self._random = np.random.default_rng(None if seed is None else [seed, number])
 
     def __call__(
@@ -117,8 +117,8 @@ class Sampler:
     ) -> int | None:
         """Return the next token, or None where the grammar allows none.
 
-        With a grammar, a token is drawn without it first, and among the allowed ones only where that one is
-        not: the distribution is that of masking all logits first, which is slow and seldom needed.
+        With a grammar, a token is first drawn from all, and again among the allowed ones if it is not one of
+        them. The distribution is that of masking all logits first, which is slow and seldom needed.
 
         Args:
             logits: float32 [vocabulary]; not changed.
@@ -169,7 +169,7 @@ def too_large() -> VectorError:
 
 
 def _find(weights: NDArray[np.float32], cumulative: NDArray[np.float64], uniform: float) -> int:
-    """Return the token whose share of the cumulative weights holds the uniform number; never one of 0."""
+    """Return the token whose share of the cumulative weights holds a uniform number; never weight 0."""
     block, below, share = _locate(cumulative, uniform)
     start = block * _BLOCK
     # float64, and as a share of the block: what rounding adds up to is never a token of its own

@@ -1,6 +1,6 @@
-"""What an answer keeps to, by llguidance's parser over a model's tokens: a schema, labels, calls of tools.
+"""Grammars that an answer keeps to, by llguidance over a model's tokens: of a schema, labels, or tool calls.
 
-llama.cpp has grammars of its own, which a short pattern keeps busy for minutes.
+llama.cpp's own grammars are not used: a short pattern keeps them busy for minutes.
 """
 
 from __future__ import annotations
@@ -29,27 +29,26 @@ SCHEMA_BYTES = 1 << 16
 """Bytes of a JSON schema that an answer keeps to."""
 
 SCHEMA_PARTS = 400
-"""Schemas within a schema, once each $ref is written out, and names that an object requires: llguidance goes
-on with 2,000 items at once, of which a property that may be left out is four, and with 2,000 levels its stack
-overflows."""
+"""Most schemas within a schema, each $ref written out, and most names that an object requires. llguidance
+stops at 2,000 items at once, of which an optional property takes four; 2,000 levels overflow its stack."""
 
 SCHEMA_NUMBER = 1 << 53
-"""Size of a number in a schema: what JSON promises to keep (RFC 8259, section 6). At -2^63 llguidance 1.9
-overflows its stack."""
+"""Largest magnitude of a number in a schema: what JSON promises to keep (RFC 8259, section 6). At -2^63
+llguidance 1.9 overflows its stack."""
 
 SCHEMA_MULTIPLES = 10_000
-"""What a number may be a multiple of, without its decimal point: an automaton has a state a remainder."""
+"""Largest `multipleOf`, its decimal point left out: the automaton has a state for each remainder."""
 
 SCHEMA_ALTERNATIVES = 32
-"""Objects and arrays among the alternatives of a schema, beyond the first of each choice: what may begin
-alike is read side by side. With 400 of them that lead to each other a token takes .1 s."""
+"""Most objects and arrays among the alternatives of a schema, beyond the first of each choice: alternatives
+that may begin alike are read side by side. With 400 of them that lead to each other a token takes .1 s."""
 
 _BETWEEN = r" |\n[ \t]{0,20}"
 """White space that an answer may have between two parts. Without a bound a model may write nothing else."""
 
 _LIMITS = {"max_lexer_states": 1 << 14, "step_lexer_fuel": 100_000, "step_max_items": 50_000}
-"""Of llguidance's parser: states of its automaton, of about 1 kB each, ten a token where a text has a length;
-and what a token may take: some ms."""
+"""Limits of llguidance's parser: states of its automaton, of about 1 kB each, ten a token where a text has a
+length; and the work for one token, some ms."""
 
 _KEYWORDS = frozenset({
     "$ref", "anyOf", "oneOf", "allOf", "enum", "const", "type",
@@ -58,15 +57,15 @@ _KEYWORDS = frozenset({
     "pattern", "format", "minLength", "maxLength",
     "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
 })  # fmt: skip
-"""What llguidance knows of a schema's keywords that say something of an answer. It refuses all others but
-`patternProperties`, which is refused here."""
+"""Keywords that constrain an answer and that llguidance knows. It refuses all others but `patternProperties`,
+which is refused here."""
 
 _BESIDE = {
     **dict.fromkeys(("$ref", "anyOf", "oneOf", "allOf"), frozenset[str]()),
     **dict.fromkeys(("enum", "const", "pattern"), frozenset({"type"})),
 }
-"""Which of them may stand beside one. Where two schemas or two patterns have to hold together, llguidance
-looks for what both allow, in exponential time: 24 patterns took it minutes and gigabytes."""
+"""Keyword -> those that may stand beside it. Where two schemas or two patterns have to hold together,
+llguidance looks for what both allow, in exponential time: 24 patterns took it minutes and gigabytes."""
 
 _SCALARS = frozenset({"string", "number", "integer", "boolean", "null"})
 
@@ -87,7 +86,7 @@ _OPEN = {
 
 
 def grammar_of(schema: Schema, tokenizer: Tokenizer) -> Grammar:
-    """Return what a schema allows, over the tokens of a model. Any thread may call it.
+    """Return the grammar of a schema over the tokens of a model. Any thread may call it.
 
     Raises:
         RequestError: llguidance makes no grammar of it, it may take too long, or a label is no text.
@@ -132,7 +131,7 @@ class Grammar:
         self._check()
 
     def copy(self) -> Grammar:
-        """Return another one for another answer, which is where this one is; any thread may call it."""
+        """Return a copy for another answer, at the same place; any thread may call it."""
         return Grammar(self._matcher.deep_copy(), self._ends)
 
     def allows(self, token: int) -> bool:
@@ -145,7 +144,7 @@ class Grammar:
         """Return the logits [vocabulary] with -infinity for all tokens that may not come next.
 
         Raises:
-            RequestError: to tell takes more than a parser may.
+            RequestError: the parser reaches one of its limits.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
@@ -192,7 +191,7 @@ class Tools:
         """Return what OpenAI's options ask for; None for no tools.
 
         Raises:
-            RequestError: a tool is none, or the choice is.
+            RequestError: a tool is not a function, or the choice is none of the tools.
         """
         functions = read_functions(tools or ())
         if not functions and choice not in (None, "none", "auto"):
@@ -213,7 +212,7 @@ class Tools:
         )
 
     def grammar(self, tokenizer: Tokenizer) -> Grammar:
-        """Return what the answer may be, over the tokens of a model. Any thread may call it.
+        """Return the grammar of the answer over the tokens of a model. Any thread may call it.
 
         Raises:
             RequestError: a schema becomes no grammar, or all of them are too large together.
@@ -233,7 +232,7 @@ class Tools:
             return compiled(self._lark(texts), tokenizer)
         except RequestError as error:
             whole = error
-        for number, function in enumerate(self.functions):  # whose schema it is
+        for number, function in enumerate(self.functions):  # find the one that is refused
             if (name := function["name"]) in texts:
                 with _parameters_of(number, name):
                     compiled(self._lark({name: texts[name]}), tokenizer)
@@ -252,7 +251,7 @@ class Tools:
 
 @contextmanager
 def _parameters_of(number: int, name: str) -> Iterator[None]:
-    """Say of a schema that is refused whose parameters it is."""
+    """Name the function in the error of a schema that is refused."""
     try:
         yield
     except RequestError as error:
@@ -261,7 +260,7 @@ def _parameters_of(number: int, name: str) -> Iterator[None]:
 
 
 def _closed(schema: Any) -> Any:
-    """Return a schema whose objects have only the properties that they name, where it says nothing else."""
+    """Return a schema that allows no properties but those that it names, unless it says so itself."""
     if not isinstance(schema, Mapping):
         return schema
     result = dict(schema)
@@ -313,7 +312,7 @@ def _number(text: str) -> float:
     """Return a number of a schema, if it is one that JSON keeps."""
     value = float(text) if {*text} & {*".eE"} else int(text)
     if abs(value) > SCHEMA_NUMBER:
-        raise ValueError(f"it has the number {text[:40]}, and JSON keeps those up to 2^53 alone")
+        raise ValueError(f"it has the number {text[:40]}, and JSON keeps only those up to 2^53")
     return value
 
 
@@ -353,8 +352,8 @@ def _check_rule(rule: Mapping[str, Any]) -> None:
     for key in keywords & _BESIDE.keys():
         if more := keywords - {key} - _BESIDE[key]:
             raise _refused(
-                f"the JSON schema has {key!r} and {min(more)!r} in one object, and of what both allow no "
-                "grammar is made: write it as one"
+                f"the JSON schema has {key!r} and {min(more)!r} in one object, and no grammar is made of "
+                "two that must hold together: write them as one"
             )
     if "patternProperties" in rule:
         raise _refused("the JSON schema has 'patternProperties', of which no grammar is made")
@@ -381,7 +380,7 @@ def _alternatives(rule: Mapping[str, Any]) -> int:
 
 
 def _may_nest(option: Any) -> bool:
-    """Whether an object or an array may keep to a schema."""
+    """Whether a schema allows an object or an array."""
     if not isinstance(option, dict):
         return bool(option)
     if option.keys() & {"enum", "const"}:
@@ -398,7 +397,9 @@ def _choice(labels: Sequence[str]) -> str:
         RequestError: there is none, one is no text, or they are too large.
     """
     if isinstance(labels, str) or not labels or not all(isinstance(each, str) and each for each in labels):
-        raise _refused(f"the labels are {str(labels)[:100]!r}: a schema is a list of texts, or a JSON schema")
+        raise _refused(
+            f"the labels are {str(labels)[:100]!r}: pass a list of texts that are not empty, or a JSON schema"
+        )
     text = "start: " + " | ".join(json.dumps(each, ensure_ascii=False) for each in dict.fromkeys(labels))
     if (size := len(text.encode(errors="replace"))) > SCHEMA_BYTES:
         raise _refused(

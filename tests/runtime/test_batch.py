@@ -190,6 +190,8 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedMo
             (lambda: batch.generate([[1] * 39], max_tokens=2), "raise n_ctx_seq"),
             (lambda: batch.generate([[1]], vectors=[], max_tokens=2), "1 prompts need as many vectors"),
             (lambda: batch.generate([[1]], vectors=[unfit], max_tokens=2), "99 numbers"),
+            (lambda: batch.generate([[1]], max_tokens=0), "max_tokens is 0"),
+            (lambda: batch.generate([[1]], max_tokens=2, temperature=-1.0), "temperature -1.0"),
             (lambda: batch.generate([[1]], vectors=[b"bytes"], max_tokens=2), "a MicroVector, not bytes"),
         ):
             with pytest.raises(VectorError, match=message):

@@ -44,6 +44,7 @@ def shares(temperature: float, constraint: Any = None, **options: Any) -> list[f
         (1, {"top_k": 2}, [0, 4 / 7, 0, 3 / 7]),
         (1, {"top_k": 2, "top_p": 0.5}, [0, 1, 0, 0]),
         (1, {"top_k": 9}, [0.1, 0.4, 0.2, 0.3]),
+        (1, {"top_k": -1}, [0.1, 0.4, 0.2, 0.3]),  # llama.cpp's word for all
         (1, {"min_p": 0.45}, [0, 4 / 9, 2 / 9, 3 / 9]),
         (1e-320, {}, [0, 1, 0, 0]),
         (1e-320, {"top_p": 0.9}, [0, 1, 0, 0]),
