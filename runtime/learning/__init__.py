@@ -1,7 +1,7 @@
 """Learning on a device, by forward passes alone: from a reward (`tune`), from clicks (`Clicks`).
 
-A reward is learned from by one learner (`learner.py`: sittings, checks, budgets) over a search. A user's
-clicks are evidence about their vector, a Gaussian posterior. Both keep a file of numbers (`state.py`).
+`learner.py` learns from a reward by a search, in sittings with checks and budgets. `clicks.py` takes a user's
+clicks as evidence about their vector, a Gaussian posterior. Both keep a file of numbers (`state.py`).
 """
 
 from .clicks import Clicks, SampledAnswer

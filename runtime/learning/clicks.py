@@ -1,11 +1,11 @@
-"""Learning from clicks: two buttons, and no reward function. A state a user, over one model.
+"""Learning from clicks: two buttons, and no reward function. One model, and a state file for each user.
 
     clicks = runtime.Clicks(llm)
     first, second = clicks.ask(messages, clicks.vector("me.state"))   # show both
     llm.swap(clicks.prefer("me.state", second, first))                # the second one was clicked
 
 Prefer pairs: 20 of them teach a user's vector as much as 80 likes or dislikes. Where the user sees no
-difference, tell nothing.
+difference, call nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CHANGE = 0.6
 Quantized activations move it by about 0.3 whatever the step, so that a smaller one measures noise.
 """
 _DRAWN = 4  # answers drawn for a pair, of which two that differ are returned
-_SIDE_BY_SIDE = 2  # vectors that an answer is scored under: threads of their own do not wait for each other
+_SIDE_BY_SIDE = 2  # contexts, of one vector each: threads of different ones do not wait for each other
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class SampledAnswer:
     Attributes:
         prompt: token ids.
         tokens: token ids of the answer, with the one that ended it.
-        vector: that answered; None for the base.
-        temperature: that it was drawn at; 0 for the likeliest tokens.
+        vector: the one that it was drawn under; None for the base.
+        temperature: the one that it was drawn at; 0 for the likeliest tokens.
         text: of the answer. Nothing is learned from it.
     """
 
@@ -60,21 +60,21 @@ class Clicks:
     """A learner of many users' vectors from their clicks, by forward passes alone.
 
     A click costs 2 n evaluations of its prompt and answer, n being the number of values: they give the
-    direction in which the answer becomes likelier, and a click is evidence about that (`posterior.py`). So
-    call it in another thread than the one that draws the buttons. Calls from several threads take turns.
+    direction in which the answer becomes likelier, and the click is evidence about it (`posterior.py`). So do
+    not call it in the thread that draws the buttons. Calls from several threads take turns.
 
     Args:
         llm: a loaded model, of either engine; it must outlive this, and its own vector is left alone.
         basis: of users' vectors; None for that of `start`, or of 13 numbers.
-        start: a vector that all users begin with, trained say: clicks move it, and what they say is how far
-            from it. A state is of one start, which it does not name. None: they begin with the base, and
-            the basis's prior says what people want.
+        start: a vector that all users begin with, such as a trained one. A state holds what clicks say about
+            the way from it, but not the start itself: always pass the same. None: users begin with the base,
+            and with the basis's prior.
         under: what lies beneath every user's vector; None for what lies beneath the start.
         n_threads: cores to use; by default all that this process may use.
 
     Raises:
         TrainError: vectors of the basis have more numbers than clicks find.
-        VectorError: the start is of another basis; what lies beneath is of none of the model.
+        VectorError: the start is of another basis, or `under` of none of the model's.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Clicks:
         self._under = None if under is None else llm.own(under)
         self._llm, self._threads = llm, n_threads
         self._start, self._sequence = first.values.astype(np.float64), 0 if start is None else start.sequence
-        # A prior is about vectors, and not about steps from one.
+        # A prior is of vectors, not of steps from one.
         self._prior = self._basis.projection.prior if start is None else None
         self._lock = threading.Lock()
 
@@ -117,15 +117,15 @@ class Clicks:
         temperature: float = 0.7,
         seed: int = 0,
     ) -> list[SampledAnswer]:
-        """Answer a prompt under a vector, once or several times; the answers differ, where draws do.
+        """Answer a prompt under a vector, once or several times; the answers differ where enough draws do.
 
         Args:
             prompt: text, which is one message of the user, or chat messages.
-            vector: that answers; None for the base.
+            vector: the one to answer under; None for the base.
             count: how many answers.
             max_tokens: of each.
             temperature: above 0: without variety there is nothing to choose between.
-            seed: of the answers: another one for every question.
+            seed: of the random numbers: pass another one for every question.
 
         Raises:
             TrainError: the prompt leaves no room for an answer.
@@ -176,14 +176,15 @@ class Clicks:
             better, worse: the answers, of one prompt under one vector.
 
         Raises:
-            TrainError: they are not, or are the same, or as for `tell`. Nothing was learned.
+            TrainError: the prompts or vectors differ, the answers do not, or as for `tell`. Nothing was
+                learned.
             VectorError, OSError: as for `tell`.
         """
         if better.prompt != worse.prompt or better.vector != worse.vector:
             raise TrainError("only two answers to one prompt under one vector can be compared")
         if better.tokens == worse.tokens:
             raise TrainError(
-                "the two answers are the same, so to prefer one says nothing: ask again, at a higher "
+                "the two answers are the same, so a preference says nothing: ask again, at a higher "
                 "temperature"
             )
         with self._lock:
@@ -207,10 +208,10 @@ class Clicks:
     def _score(
         self, posterior: Posterior, clicked: list[SampledAnswer]
     ) -> tuple[NDArray[np.float64], list[float], NDArray[np.float64]]:
-        """Return answers' scores where they were drawn, float64 [answers, n], their log-ratios, and where.
+        """Return the scores of answers, float64 [answers, n], their log-ratios, and v0 less the start.
 
-        A score is d log p / d v by central differences; a log-ratio is over the vector that users begin with.
-        The step is adapted for the next time.
+        A score is d log p / d v at v0, by central differences; a log-ratio is over the start. The posterior's
+        step is adapted for the next time.
         """
         if not all(each.tokens for each in clicked):
             raise TrainError("an answer without a token says nothing about a vector")
@@ -219,7 +220,7 @@ class Clicks:
         vector = clicked[0].vector
         if vector is not None and vector.under != self._under:
             raise TrainError(
-                "the answer was drawn with another vector beneath, and says nothing about this one"
+                "the answer was drawn with another vector beneath: ask for it with what `vector` returns"
             )
         at = np.zeros_like(self._start) if vector is None else self._basis.values(vector).astype(np.float64)
         moved = [values for step in posterior.step * np.eye(len(at)) for values in (at + step, at - step)]
@@ -238,9 +239,11 @@ class Clicks:
         return scores, ratios.tolist(), at - self._start
 
     def _read(self, path: str | PathLike[str]) -> Posterior:
-        """Return what a user's state says. Where there is no file, nothing was clicked."""
+        """Return the posterior in a user's file; without one, nothing was clicked."""
         if not (folder := Path(path).resolve().parent).is_dir():
-            raise FileNotFoundError(f"{folder} does not exist: make it, and the state is kept there")
+            raise FileNotFoundError(
+                f"{folder} does not exist: make it for the state, or name a file elsewhere"
+            )
         size = self._basis.size
         if not Path(path).exists():
             return Posterior(size, self._prior)
@@ -264,7 +267,7 @@ class Clicks:
 
 
 def _different(drawn: list[Generation], count: int) -> list[Generation]:
-    """Return the first so many that differ, and where too few do, the first again."""
+    """Return the first `count` different ones; where too few differ, the first ones again."""
     first: dict[tuple[int, ...], Generation] = {}
     for generation in drawn:
         first.setdefault(tuple(generation.tokens.tolist()), generation)

@@ -1,4 +1,4 @@
-"""Learning from a reward, or a user's own texts, by a search over v that only ever runs the model forwards.
+"""Learning from a reward, or from a user's own texts, by a search over v with forward passes alone.
 
 `tune` is one call, `RewardLearner` is for idle minutes. Every step asks the search for candidates, judges
 their answers to the same few prompts, or the likelihood of the texts, and tells the search. Some prompts are
@@ -53,14 +53,14 @@ class TuneSettings:
         population: candidates a step, at least 4.
         effect: size of a perturbation in nats: the root mean square change that it makes to the
             log-probabilities of sampled tokens. Measured on the model and its prompts, by a few forward
-            passes before the first step, so that one number fits every basis. None: 0.5, or of texts 0.25.
-        prompts: a step; every candidate gives its greedy answers to the same ones.
+            passes before the first step, so that one number fits every basis. None: 0.5, for texts 0.25.
+        prompts: how many a step; every candidate answers the same ones, greedily.
         held_back: prompts never learned on, which decide what is returned: at most a third of all. None: 48,
-            or of texts a tenth, and at least 8.
-        check_every: steps between checks, on the first half of those; the last check is on all.
+            for texts a tenth, and at least 8.
+        check_every: steps between checks on the first half of those; the last check is on all of them.
 
     Raises:
-        TrainError: the effect is no such number.
+        TrainError: a number is not above 0.
     """
 
     population: int = 8
@@ -71,7 +71,10 @@ class TuneSettings:
 
     def __post_init__(self) -> None:
         if self.effect is not None and not 0 < self.effect < math.inf:
-            raise TrainError(f"a perturbation has an effect of more than 0 nats, not of {self.effect}")
+            raise TrainError(f"effect is {self.effect}: it must be a number of nats above 0")
+        for name in ("prompts", "held_back", "check_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise TrainError(f"{name} is {value}: it must be 1 or more")
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,9 @@ class Tuned:
     Attributes:
         vector: the best one; the start where nothing was better.
         improved: whether it is better than the start on the prompts held back.
-        start_score, score: mean rewards of the start and of `vector` on those, greedy; of texts minus the
+        start_score, score: mean rewards of the start and of `vector` on those, greedy; for texts minus the
             nats a token.
-        held_back: how many they are.
+        held_back: how many prompts those are.
         steps, rollouts, tokens, seconds: in all sittings together.
         stopped: why the sitting ended: `budget`, `patience`, `silence` or `stopped`.
     """
@@ -116,25 +119,26 @@ class RewardLearner:
         reward: judges an answer: `reward(completion, sample) -> float`, higher is better. `sample` is the
             `Sample` of the prompt. `rewards.text` stands for the likelihood of the samples' own answers:
             nothing is drawn.
-        shaped: what to learn from in its place: the same goal with credit for coming near, which teaches
-            faster than right or wrong. `reward` alone decides what is kept.
+        shaped: a reward to learn from, while `reward` decides what is kept: the same goal with credit for
+            coming near, which teaches faster than right or wrong.
         max_tokens: of an answer.
         schema: what answers are held to: a JSON schema, or labels, one of which is the answer.
         seed: of everything.
         basis: of the vector; None for that of `start`, or of 13 numbers.
-        start: vector to begin with; None for zeros, or, where no basis is given either, the model's own. A
-            state that exists knows its own.
+        start: vector to begin with; None for the model's own, or for zeros where it has none or a basis is
+            given. An existing state has its own.
         under: what lies beneath all vectors; None for what lies beneath the start.
         settings: of the loop and the search.
         path: file in which the state is kept after every step, and from which it goes on if it exists. It
             holds numbers, and neither prompts nor answers.
         report: called with the figures of every step, and with events: start, restart, end.
-        n_threads: cores to use; by default all that the engine would take.
+        n_threads: cores to use; by default all that this process may use.
 
     Raises:
-        TrainError: no prompts, or one; one without the answer to be learned; settings that no search takes;
-            more numbers than one finds; a state that is damaged, or of another run.
-        VectorError: the start is of another basis; or that is none of the model.
+        TrainError: there are fewer than 2 prompts, or one lacks the answer to be learned; the settings are
+            out of range; the basis has more numbers than a search finds; a state is damaged, or of another
+            run.
+        VectorError: the start is of another basis, or of none of the model's.
     """
 
     _batch: Batch  # of the sitting
@@ -166,9 +170,9 @@ class RewardLearner:
         self._path, self._report, self._threads = None if path is None else Path(path), report, n_threads
         texts = is_text(reward)
         if texts and any(sample.answer is None for sample in samples):
-            raise TrainError("a prompt has no answer, and without a reward answers are what is learned")
-        self._given = [llm.encode_answer(sample)[:max_tokens] for sample in samples] if texts else []
-        lengths = [len(answer) for answer in self._given]
+            raise TrainError("a prompt has no answer to learn: give each of them one, or pass a reward")
+        self._targets = [llm.encode_answer(sample)[:max_tokens] for sample in samples] if texts else []
+        lengths = [len(answer) for answer in self._targets]
         self._longest, self._length = max(lengths, default=max_tokens), float(np.mean(lengths or 1))
         self._effect = settings.effect or (_TEXTS_EFFECT if texts else _EFFECT)
         held = settings.held_back or (max(8, len(samples) // 10) if texts else 48)
@@ -206,8 +210,8 @@ class RewardLearner:
         """Learn until the budget is spent, or nothing is left to find.
 
         Args:
-            budget: seconds, a text such as `5m` or `80ktokens`, or a `Budget`. Its end is foreseen: what the
-                last check will take is put aside.
+            budget: seconds, a text such as `5m` or `80ktokens`, or a `Budget`. What the last check will take
+                is put aside.
 
         Raises:
             TrainError: the budget is too small for a first step (the message says what one takes); a prompt
@@ -218,7 +222,7 @@ class RewardLearner:
             OSError: the state cannot be written.
         """
         limit, began = Budget.of(budget), time.monotonic()
-        rows = min(_SEQUENCES, _TEXTS * (self._threads or cores())) if self._given else _SEQUENCES
+        rows = min(_SEQUENCES, _TEXTS * (self._threads or cores())) if self._targets else _SEQUENCES
         with self._llm.batch(self._samples, self._longest, sequences=rows, n_threads=self._threads) as batch:
             self.state.seconds += time.monotonic() - began
             return self._sit(batch, limit)
@@ -234,12 +238,12 @@ class RewardLearner:
             if self.state.silent >= _SILENCE or self.state.unimproved >= _PATIENCE:
                 stopped = "silence" if self.state.silent >= _SILENCE else "patience"
                 break
-        found = self._best("stopped") if self._stop else self._end(stopped)
+        found = self._best() if self._stop else self._end(stopped)
         self._report({"event": "end", **found.record()})
         return found
 
     def _begin(self) -> None:
-        """Score the start and choose sigma, if that is to be done, and see that a step is affordable."""
+        """Score the start and choose sigma, unless the state has both, and check that a step is in budget."""
         state, fresh = self.state, not self.state.sigma
         if not state.start_scores:
             (scores,) = self._judge([self._vector(state.start)], self._check, checking=True)
@@ -265,8 +269,8 @@ class RewardLearner:
         with self._counted():
             tokens = min(self._max_tokens, _EFFECT_TOKENS)
             prompts, seed = batch.encode(samples), (self._seed, 3)
-            if self._given:
-                answers = [[self._given[i][:tokens]] for i in self._train[:_EFFECT_PROMPTS]]
+            if self._targets:
+                answers = [[self._targets[i][:tokens]] for i in self._train[:_EFFECT_PROMPTS]]
             else:
                 drawn = batch.generate(
                     prompts, vectors=self._start, max_tokens=tokens, temperature=1.0, seed=seed
@@ -341,21 +345,21 @@ class RewardLearner:
                 (more,) = self._judge([self._vector(values)], rest, checking=True)
             scores = np.array([*known, *more])
             gap = scores - best
-            # Of two that the check cannot tell apart the later one has learned from more. The start is none
-            # of them: it has to be beaten.
+            # Of two that the check cannot tell apart, keep the later: it has learned from more. The start
+            # has to be beaten.
             margin = 0.0 if best is start else -_standard_error(gap)
             if gap.mean() > margin and scores.mean() > start.mean():
                 found, best = self._vector(values), scores
         self._save()
         return self._tuned(found if best is not start else None, start, best, stopped)
 
-    def _best(self, stopped: str) -> Tuned:
-        """What is known without answering any more."""
+    def _best(self) -> Tuned:
+        """Return the best by the checks so far: a sitting that was stopped answers no more."""
         state = self.state
         start, best = np.array(state.start_scores[: self._half()]), np.array(state.best_scores)
         if not (state.best_step and best.mean() > start.mean()):
-            return self._tuned(None, start, start, stopped)
-        return self._tuned(self._vector(state.best), start, best, stopped)
+            return self._tuned(None, start, start, "stopped")
+        return self._tuned(self._vector(state.best), start, best, "stopped")
 
     def _tuned(
         self, found: MicroVector | None, start: NDArray[np.float64], best: NDArray[np.float64], stopped: str
@@ -377,7 +381,7 @@ class RewardLearner:
     def _judge(
         self, vectors: Sequence[MicroVector], numbers: Sequence[int], *, checking: bool = False
     ) -> NDArray[np.float64]:
-        """Judge vectors on samples, by their numbers, to learn from, or where `checking` to decide.
+        """Return the rewards of vectors on samples, by their numbers: those to learn from, or to decide by.
 
         What it costs is counted.
         """
@@ -385,7 +389,7 @@ class RewardLearner:
         state = self.state
         tokens, seconds = state.tokens, state.seconds
         with self._counted():
-            if self._given:
+            if self._targets:
                 rewards = self._likelihoods(vectors, numbers)
             else:
                 answers = self._batch.answer_each(
@@ -398,9 +402,9 @@ class RewardLearner:
         return rewards
 
     def _likelihoods(self, vectors: Sequence[MicroVector], numbers: Sequence[int]) -> NDArray[np.float64]:
-        """Return texts' log-likelihoods, by their numbers, over the tokens of a mean text."""
+        """Return log-likelihoods of texts, by their numbers, divided by the tokens of a mean text."""
         prompts = self._batch.encode([self._samples[i] for i in numbers])
-        found = self._batch.score_each(vectors, prompts, [[self._given[i]] for i in numbers])
+        found = self._batch.score_each(vectors, prompts, [[self._targets[i]] for i in numbers])
         totals = np.array([[row.sum(dtype=np.float64) for (row,) in each] for each in found])
         return totals / self._length
 
@@ -413,7 +417,7 @@ class RewardLearner:
         self.state.seconds += time.monotonic() - began
 
     def _mean(self) -> NDArray[np.float64]:
-        """Return the values that the search believes in now."""
+        """Return the values at the search's mean."""
         return self._whitening.values(self._search.mean)
 
     def _vector(self, values: Sequence[float] | NDArray[np.float64]) -> MicroVector:
@@ -455,7 +459,7 @@ class RewardLearner:
         )
 
     def _spent(self) -> dict[str, float]:
-        """In all sittings together."""
+        """What all sittings together have spent."""
         return {"tokens": self.state.tokens, "seconds": self.state.seconds}
 
     def _cost(self, rollouts: int) -> tuple[float, float]:
@@ -504,13 +508,13 @@ def tune(
 
     It needs the extra `tune` and the engine that runs the model, and works on the weights as they are,
     quantized or not. A part of the prompts is held back and decides: where nothing did better on them than
-    the start, the start is returned, with a `NotImprovedWarning`, and the model keeps its vector. So it does
+    the start, the start is returned, with a `NotImprovedWarning`, and the model keeps its vector, as it does
     on every error.
 
     Args:
         llm: what `runtime.load` returned, of either engine.
         prompts: texts, lists of chat messages, or samples of a task: at least 2, better 100. Texts are
-            messages of the user, unless `raw=True` is among the options.
+            messages of the user; the model continues a `Sample(text, raw=True)`.
         reward: `reward(completion, sample) -> float`, higher is better.
         budget: seconds, a text such as `5m`, `90s` or `80ktokens`, or a `Budget`. With one of tokens the same
             seed gives the same vector, on one machine, engine build and number of threads.
@@ -539,7 +543,7 @@ def _hold_back(samples: int, count: int, seed: int) -> tuple[list[int], list[int
     if samples < 2:
         raise TrainError(
             f"learning has {samples} prompts, expected at least 2, and better 100: some are held "
-            "back to see whether what was learned holds for prompts that were not learned on"
+            "back, to check on them what was learned on the others"
         )
     order = np.random.default_rng((seed, 0)).permutation(samples).tolist()
     held = max(1, min(count, samples // 3))

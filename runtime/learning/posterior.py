@@ -1,17 +1,17 @@
 """The posterior of v given clicks, a Gaussian that each click updates. It needs no engine and no file.
 
-The user's preference is taken for the one that a vector v* would satisfy, as in DPO (Rafailov et al., 2023):
+The user is assumed to prefer what a vector v* makes likelier, as in DPO (Rafailov et al., 2023):
 
     P(like y)          = sigmoid(beta * log pi_v*(y|x) / pi_0(y|x) + b)
     P(like y above y') = sigmoid(beta * (log pi_v*(y|x) / pi_0(y|x) - log pi_v*(y'|x) / pi_0(y'|x)))
 
-with pi_0 the base and b how easily the user is pleased. Where the answer was drawn, at v0, forward passes
+with pi_0 the base and b how easily the user is pleased. At the vector v0 that drew an answer, forward passes
 give its log-ratio l = log pi_v0(y|x) / pi_0(y|x) and its score s = d log pi_v(y|x) / dv. Then
 
     log pi_v*(y|x) / pi_0(y|x)  ~  l + s (v* - v0)
 
-and a click is one observation of a logistic regression on the score: of as many numbers as v has, not of
-a bit. Each becomes a Gaussian factor at its own mode (Laplace's method, in one dimension).
+and a click is one observation of a logistic regression on the score, which has as many numbers as v. Each
+becomes a Gaussian factor at its own mode (Laplace's method, in one dimension).
 
 Where the basis has a prior N(m, C) of the vectors that people want, v* is one of them. Otherwise the prior is
 a trust region: N(0, F^-1) up to a factor, F = E[s s'] the Fisher information, so that a vector is as unlikely
@@ -32,7 +32,7 @@ from ...projection import Prior
 Array = NDArray[np.float64]
 
 BETA = 0.3
-"""How much a click means: log-odds of a like for each nat by which an answer became likelier."""
+"""Log-odds of a like for each nat by which an answer became likelier: how much a click means."""
 
 SPREAD = 0.25
 """Standard deviation, before any click, of the log-odds that one direction of v explains."""
@@ -57,7 +57,7 @@ class Posterior:
         fisher: float64 [n, n], sum of s s' over the answers.
         answers: how many these are.
         clicks: how many there were.
-        step: of the finite differences that the next score is taken by, in units of v.
+        step: of the finite differences that give the next score, in units of v.
     """
 
     n: int
@@ -75,13 +75,13 @@ class Posterior:
         self.fisher = np.zeros((self.n, self.n))
 
     def record(self) -> dict[str, Any]:
-        """Return all but the prior, which may be another one the next time, as JSON takes it."""
+        """Return all but the prior, fit for JSON: the next time the prior may be another one."""
         sums = {name: getattr(self, name).reshape(-1).tolist() for name in _SUMS}
         return {**sums, "answers": self.answers, "clicks": self.clicks, "step": self.step}
 
     @classmethod
     def of(cls, record: dict[str, Any], n: int, prior: Prior | None) -> Self:
-        """Return what a record describes; ValueError, KeyError or TypeError where no clicks give it."""
+        """Return the posterior of a record; ValueError, KeyError or TypeError where it is not one."""
         made = cls(n, prior, step=record["step"], **{name: record[name] for name in _COUNTS})
         for name in _SUMS:
             own, numbers = getattr(made, name), np.array(record[name])

@@ -1,12 +1,12 @@
-"""The search: CMA-ES in a few dimensions, by asking and telling. Knows no engine.
+"""The search: CMA-ES in a few dimensions, by asking and telling. It knows no engine.
 
     search = Search(start, sigma=0.02, seed=0)
     for _ in range(steps):
         candidates = search.ask()                  # float64 [population, n]
         search.tell([reward(v) for v in candidates])
-    search.mean                                    # what the search believes in now
+    search.mean                                    # its estimate of the best v
 
-Rewards are to be raised. They are noisy, so the best candidate of a step is mostly luck: the answer is the
+Higher rewards are better. They are noisy, so the best candidate of a step is mostly luck: the answer is the
 mean. Judge all candidates of a step on the same prompts with the same random numbers (common random numbers).
 """
 
@@ -31,8 +31,8 @@ _FARTHEST = 4.0  # factor between two sigmas that are tried: far away the effect
 class Search:
     """CMA-ES of the package `cmaes`, with active updates (Hansen's tutorial, arXiv 1604.00772).
 
-    Its state is where it began and the rewards since: whoever begins there with the same seed, and is told
-    the same rewards, is where it is now.
+    Its state is where it began and the rewards since: a search that begins there with the same seed and is
+    told the same rewards ends in the same place.
 
     Args:
         start: float64 [n], where to begin.
@@ -40,7 +40,7 @@ class Search:
         seed: of the candidates.
         population: lambda, at least 4. Hansen's default is 4 + 3 ln n, 11 for n = 13; here answers cost more
             than steps.
-        first: how many steps others had before it began.
+        first: how many steps earlier searches took.
 
     Raises:
         ValueError: an argument is not valid.
@@ -69,12 +69,12 @@ class Search:
 
     @property
     def mean(self) -> Array:
-        """What the search believes in now: float64 [n]."""
+        """The estimate of the best v so far: float64 [n]."""
         return np.array(self._cma.mean)
 
     @property
     def step(self) -> int:
-        """How many steps there were, with those of others before it."""
+        """How many steps there were, with those of earlier searches."""
         return self.first + len(self.rewards)
 
     def ask(self) -> Array:
@@ -89,7 +89,7 @@ class Search:
         Equal rewards move nothing.
 
         Raises:
-            ValueError: they are not as many as the candidates, or not finite.
+            ValueError: there is not one a candidate, or one is not finite.
         """
         array = np.asarray(rewards, np.float64)
         if array.ndim not in (1, 2) or len(array) != self.population:
@@ -103,7 +103,7 @@ class Search:
         self.rewards.append(means.tolist())
 
     def anew(self, start: ArrayLike, sigma: float) -> Search:
-        """Return the search that goes on from another mean, the best so far say, or with another sigma."""
+        """Return a search that goes on from another mean, such as the best so far, or with another sigma."""
         return Search(start, sigma, self.seed, population=self.population, first=self.step)
 
     def state(self) -> dict[str, Any]:
@@ -140,10 +140,10 @@ def change(here: NDArray[np.float32], there: Sequence[NDArray[np.float32]]) -> f
 
 
 def sigma_of(effect: float, first: float, measure: Callable[[float], float]) -> float:
-    """Return the sigma whose perturbations have an effect in nats; `first` where that cannot be told (NaN).
+    """Return the sigma whose perturbations have an effect in nats; `first` where it cannot be measured (NaN).
 
-    It is approached from sigmas near it and not extrapolated from a tiny one: quantized activations change
-    log-probabilities by up to some tenths of a nat whatever sigma is.
+    It is found in steps, not extrapolated from a tiny sigma: quantized activations change log-probabilities
+    by up to some tenths of a nat whatever sigma is.
     """
     sigma = first
     for _ in range(_ROUNDS):

@@ -1,4 +1,4 @@
-"""What learning on a device begins with, and remembers between sittings in a file of numbers; and budgets."""
+"""How learning on a device begins, the file of numbers that it keeps between sittings, and budgets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...vector import MicroVector
 from ...writes import atomic_write
 
 _FORMAT = 3
-_MOST = 1 << 10  # numbers of a vector: a search, and what clicks say, keep a square of them
+_MOST = 1 << 10  # numbers of a vector: a search and a posterior keep a square of them
 _STATE_BYTES = 1 << 28  # four arrays of a training's numbers, and its curve; or two such squares
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "tokens": 1.0, "ktokens": 1000.0}
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(s|m|h|k?tokens)")
@@ -31,12 +31,12 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Budget:
-    """The seconds and tokens that one sitting may spend; what ends first ends it.
+    """The seconds and tokens that one sitting may spend; the first to run out ends it.
 
     Attributes:
-        seconds: of wall time, pauses aside; None for any.
-        tokens: that the model evaluates, prompts and answers; None for any. With a budget of tokens alone a
-            run is deterministic by seed, on one machine, engine build and number of threads.
+        seconds: of wall time, pauses aside; None for no limit.
+        tokens: that the model evaluates, prompts and answers; None for no limit. With tokens alone a run is
+            deterministic by seed, on one machine, engine build and number of threads.
 
     Raises:
         TrainError: both are None, or one is not above 0.
@@ -59,10 +59,10 @@ class Budget:
 
     @classmethod
     def of(cls, value: Budget | float | str) -> Budget:
-        """Return a budget of seconds (a number), or what a text says: `90s`, `5m`, `1.5h`, `80ktokens`.
+        """Return the budget of a number, of seconds, or of a text: `90s`, `5m`, `1.5h`, `80ktokens`.
 
         Raises:
-            TrainError: the text says nothing of the kind, or the number is not above 0.
+            TrainError: the text is no budget, or the number is not above 0.
         """
         if isinstance(value, Budget):
             return value
@@ -78,7 +78,7 @@ class Budget:
         return cls(tokens=int(amount)) if match[2].endswith("tokens") else cls(seconds=amount)
 
     def less(self, tokens: float, seconds: float) -> Budget:
-        """Return what is left once so much was spent; never nothing, which would be no budget."""
+        """Return what is left after so much; at least a little, since a budget is above 0."""
         return Budget(
             None if self.seconds is None else max(self.seconds - seconds, 1e-3),
             None if self.tokens is None else max(int(self.tokens - tokens), 1),
@@ -90,7 +90,7 @@ class SearchState:
     """All that the next step of a search depends on.
 
     Attributes:
-        search: of the search, as `Search.state` gives it.
+        search: as `Search.state` returns it.
         start: values of the vector that it began with, flat.
         start_scores: rewards of the start on the held-back prompts, in order; empty before they are known.
         best, best_scores, best_step: values of the best vector so far, its rewards on the first held-back
@@ -119,7 +119,7 @@ class SearchState:
 
 
 def beginning(bases: Bases, basis: Basis | None, start: MicroVector | None) -> tuple[Basis, MicroVector]:
-    """Return the basis of what is to be found, and the vector to begin with, which names it.
+    """Return the basis of the vector to be found, and the vector to begin with, which names that basis.
 
     Args:
         bases: of the model.
@@ -128,7 +128,7 @@ def beginning(bases: Bases, basis: Basis | None, start: MicroVector | None) -> t
 
     Raises:
         TrainError: vectors of the basis have more numbers than forward passes find.
-        VectorError: the start is of another basis; or that is none of the model.
+        VectorError: the start is of another basis, or of none of the model's.
     """
     basis = basis or (bases.basis(numbers=NUMBERS) if start is None else bases.of(start))
     if basis.size > _MOST:
@@ -143,17 +143,17 @@ def beginning(bases: Bases, basis: Basis | None, start: MicroVector | None) -> t
 
 
 def save_state(path: str | PathLike[str], state: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Write a state atomically, for its owner alone, a JSON file: `identity` is what goes on has to share."""
+    """Write a state atomically, for its owner alone, as JSON: `load_state` demands the same `identity`."""
     content = {"format": _FORMAT, "identity": identity, "state": state}
     with atomic_write(path, mode=0o600) as file:
         file.write((json.dumps(content) + "\n").encode())
 
 
 def load_state(path: str | PathLike[str], read: Callable[[Any], T], identity: dict[str, Any]) -> T:
-    """Return what `read` makes of a state that was written with the same `identity`.
+    """Return what `read` makes of the state in a file that was written with the same `identity`.
 
     Raises:
-        TrainError: it is damaged, or of another run; the message says of which, and what differs.
+        TrainError: it is damaged, or of another run; the message says what differs.
         OSError: it cannot be read.
     """
     try:

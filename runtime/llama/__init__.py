@@ -1,4 +1,4 @@
-"""llama.cpp, the engine of GGUF bundles: which libraries of it are loaded. Importing this folder loads none.
+"""llama.cpp, the engine of GGUF bundles: finds and checks its libraries. Importing this folder loads none.
 
 llama-cpp-python is built from source, or is installed without llama.cpp and takes ready-made libraries from
 the folder that LLAMA_CPP_LIB_PATH names. Its ctypes structures have to be those of the libraries: a structure
@@ -75,7 +75,7 @@ def import_llama_cpp() -> LlamaLibraries | None:
     except AttributeError as error:  # a function that ctypes was to find
         raise _mismatch(found, f"they lack a function: {error}") from error
     except (FileNotFoundError, RuntimeError) as error:
-        where = f" from {found.folder}" if found else ", which nothing here brings"
+        where = f" from {found.folder}" if found else ": its libraries are not installed"
         raise TinyLoraError(f"llama.cpp cannot be loaded{where}: {error}. {_ADVICE}") from error
     finally:
         if os.environ.get(VARIABLE) in _pointed:  # programs that are started from here have their own
@@ -83,18 +83,18 @@ def import_llama_cpp() -> LlamaLibraries | None:
     if found is not None and found.source != BINDINGS:  # its own fit
         if llama_cpp.__version__ not in FITTING:
             known = ", ".join(FITTING)
-            raise _mismatch(found, f"which libraries fit is known of the bindings {known} alone")
+            raise _mismatch(found, f"those that fit are known for {BINDINGS} {known} alone")
         for function, wants in zip(
             ("ggml_version", "llama_version"), FITTING[llama_cpp.__version__], strict=True
         ):
             has = _text(llama_cpp.llama_cpp._lib, function).partition("-")[0]
             if has and has != wants:
-                raise _mismatch(found, f"their {function} is {has}, and that of the bindings {wants}")
+                raise _mismatch(found, f"their {function} is {has}, and the bindings need {wants}")
     return found
 
 
 def probe() -> None:
-    """Load the libraries, and let them look at the processor; errors are those of `import_llama_cpp`."""
+    """Load the libraries and have them detect the processor. Errors: those of `import_llama_cpp`."""
     import_llama_cpp()
     import llama_cpp
 
@@ -129,6 +129,6 @@ _ADVICE = (
     'need neither: pip install "tinylora-edge[onnx]"'
 )
 
-# Before any module here imports llama_cpp: its libraries are found then, and read how threads are to wait.
+# Before any module here imports llama_cpp: that loads its libraries, which read how threads are to wait.
 point_to_libraries()
 set_waiting()

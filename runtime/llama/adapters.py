@@ -29,10 +29,10 @@ Adapter = Any
 """Pointer to a `llama_adapter_lora`, as llama_cpp's functions return and take it."""
 
 SPARE_BYTES = 256 << 20
-"""What a pool keeps of adapters that no context has in force: vectors come back every few tokens."""
+"""Bytes of adapters that a pool keeps while no context uses them: vectors come back every few tokens."""
 
 _ALONE = 1 << 16
-"""Multiplications of a product for which OpenBLAS wakes no other threads, which would wait for busy cores."""
+"""Most multiplications that OpenBLAS does in one thread: others would wait for busy cores."""
 
 _free = llama_cpp.llama_adapter_lora_free  # bound early: when the interpreter ends, globals go first
 _libc = ctypes.CDLL(None) if os.name != "nt" else None
@@ -51,10 +51,10 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Let signals that have a handler in Python wait until the block ends; in it llama.cpp writes its log.
+    """Delay signals that have a Python handler to the end of a block in which llama.cpp writes its log.
 
-    llama-cpp-python writes it in a callback from C, in which ctypes drops what a handler raises: of
-    interrupts during a load two in three were lost. In another thread than the main one nothing is done.
+    llama-cpp-python writes it in a callback from C, in which ctypes drops what a handler raises: two of three
+    interrupts during a load were lost. In a thread that is not the main one this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -78,7 +78,7 @@ def signals_wait() -> Iterator[None]:
 
 
 class SharedLock:
-    """Many share something at the same time, or one has it alone. Nobody enters twice."""
+    """A readers-writer lock: many share it, or one has it alone. It is not reentrant."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

@@ -39,7 +39,7 @@ class LlamaEngine:
 
     Args:
         model: the `llama_model`, which must outlive the engine.
-        like: parameters of the model's own context: of those that change the last bits, the same are taken.
+        like: parameters of the model's own context: the engine has the same ones that change the last bits.
         adapters: of the model.
         own: adapters of the caller's own, which are in force beside every R.
         rows, n_ctx, n_threads, cells: see `PersonalizedModel.engine`; with shared cells `copy` costs nothing.

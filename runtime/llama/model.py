@@ -30,13 +30,13 @@ OPTIONS: tuple[str, ...] = tuple(
 """Names of the options of `llama_cpp.Llama`. It takes any other name too, and ignores it."""
 
 _SPECIAL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
-"""What llama.cpp reads in the text of a prompt, and not where it is told that the text is plain."""
+"""Attributes of tokens that llama.cpp recognizes in the text of a prompt, unless the text is plain."""
 
 _CONTEXT_STEP = 256
 
 
 class _Closed:
-    """A stand-in for the parts of a closed model, which refuses whatever is asked of it."""
+    """A stand-in for parts of a closed model: every use of it raises the error."""
 
     def __getattr__(self, name: str) -> Any:
         raise TinyLoraError(CLOSED)
@@ -55,7 +55,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     Raises:
         BaseMismatchError: llama.cpp refuses the factors for this model.
-        TinyLoraError: its chat template cannot be read.
+        TinyLoraError: llama.cpp cannot open it with these options, or its chat template cannot be read.
     """
 
     mixed = LlamaEngine.mixed
@@ -78,6 +78,12 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
                 super().__init__(model_path, **options)
         except TemplateError as error:
             raise TinyLoraError(f"the model's chat template cannot be read: {error}") from error
+        except TinyLoraError:
+            raise
+        except ValueError as error:  # llama-cpp-python's word for a failure of llama.cpp
+            raise TinyLoraError(
+                f"llama.cpp cannot open {model_path} with these options: {error}. verbose=True shows why"
+            ) from error
         self._opened()
 
     # llama.cpp sizes its graph for the adapters that exist when the context is created, and Llama's
@@ -118,7 +124,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         return self._worker.run(partial(self._under, self._worker.inside or self.vector, call, args, kwargs))
 
     def _under(self, vector: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if vector is not True:  # else it is a part of the job of the moment
+        if vector is not True:  # True: a part of the current job, which has its vector
             self._apply(vector)
         return call(*args, **kwargs)
 
@@ -164,8 +170,8 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         return f"TinyLoraLlama({self.model_path!r}, {state}, factors {self.bases.id}, {self.vector!r})"
 
     def close(self) -> None:
-        """Free the model, and before it the batches over it. Streams that are unfinished end, and
-        their next step is refused.
+        """Free the model, after the batches and pools over it. The next step of an unfinished stream raises
+        a `TinyLoraError`.
 
         A call afterwards raises a `TinyLoraError`: llama.cpp would end the process. Closing again is fine.
         """
@@ -174,10 +180,10 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
             return
         if not worker.close():
             return
-        with self._closing():
-            self._close_engine()
-            gone = self._gone
-            self.__dict__.update(_model=gone, _ctx=gone, _batch=gone, tokenizer_=gone)
+        self._end_all()
+        self._close_engine()
+        gone = self._gone
+        self.__dict__.update(_model=gone, _ctx=gone, _batch=gone, tokenizer_=gone)
 
     # Messages are text: only the chat template writes special tokens.
 
@@ -340,7 +346,7 @@ class Worker:
 
     @property
     def inside(self) -> bool:
-        """Whether this is a part of the job of the moment."""
+        """Whether this is a part of the current job."""
         return self._now is not None and threading.current_thread() is self._thread
 
     def check_waiting(self) -> None:
@@ -349,7 +355,7 @@ class Worker:
             raise BusyError(INSIDE)
 
     def check(self) -> None:
-        """End the job of the moment where it was cancelled, or the worker was closed."""
+        """End the current job where it was cancelled, or the worker was closed."""
         if self._now is not None and self._now.cancelled:
             raise Cancelled
 
@@ -365,7 +371,7 @@ class Worker:
             self._changed.notify_all()
 
     def run(self, call: Callable[[], T]) -> T:
-        """Call in turn, and return what it returns; a call of the job of the moment is a part of that."""
+        """Call in turn, and return what it returns; inside a job, call at once as a part of it."""
         if self.inside:
             return call()
         ended: SimpleQueue[tuple[T, BaseException | None]] = SimpleQueue()
@@ -381,7 +387,7 @@ class Worker:
         return result
 
     def close(self) -> bool:
-        """End everything at the next token; return whether it has ended: at exit a callback may prevent it.
+        """End everything at the next token; return whether it ended: at exit a callback may hold it up.
 
         BusyError: this is a callback of a generation.
         """

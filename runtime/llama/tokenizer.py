@@ -53,7 +53,7 @@ class LlamaTokenizer:
     ) -> tuple[list[int], list[str]]:
         """Return the tokens of messages, by the model's own chat handler, and the texts that end an answer.
 
-        What is trained and measured is so what `create_chat_completion` runs.
+        So training and evaluation use what `create_chat_completion` runs.
 
         Raises:
             VectorError: the template does not render the messages.
@@ -111,7 +111,7 @@ class LlamaTokenizer:
 
     @cached_property
     def end_ids(self) -> list[int]:
-        """See `Tokenizer`: of a text, of a turn, and of a message."""
+        """The tokens that end an answer: a text, a turn or a message."""
         return [token for token in range(self._size) if self.ends(token)]
 
     @property
@@ -127,7 +127,9 @@ class LlamaTokenizer:
         from llguidance import LLTokenizer, TokenizerWrapper
 
         if not self.end_ids:
-            raise TinyLoraError("the model has no token that ends an answer, so none can keep to a schema")
+            raise TinyLoraError(
+                "the model has no token that ends an answer, so no answer can keep to a schema"
+            )
         tokens = [self.data(token) for token in range(self._size)]
         return LLTokenizer(
             TokenizerWrapper(_Tokens(proxy(self._llm), tokens, self.end_ids)), eos_token=self.end_ids
@@ -157,7 +159,7 @@ class _Recorder:
 
 
 class _Tokens:
-    """The tokens as llguidance takes them: bytes, which special ones have none of.
+    """The tokens as llguidance takes them: their bytes, and none for special ones.
 
     `llm` is a weak proxy: the garbage collector does not see what llguidance holds.
     """

@@ -20,8 +20,8 @@ CHUNK = 128
 """Tokens of prompts that are evaluated at once, between two tokens of the answers beside them."""
 
 _FEWEST = 2
-"""Rows, or tokens of a prompt, that a run has at least. ONNX Runtime computes a product with one row by other
-kernels, whose last bits are others. With two and more a row's bits do not depend on how many there are."""
+"""Fewest rows, or tokens of a prompt, in a run. ONNX Runtime computes a product with one row by other
+kernels, whose last bits differ. From two on, a row's bits do not depend on how many there are."""
 
 _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 _PAST, _PRESENT = "past_key_values.", "present."
@@ -47,7 +47,7 @@ class OnnxEngine:
         path: of the graph, for errors.
 
     Raises:
-        BaseMismatchError: the graph is none that computes rows like this.
+        BaseMismatchError: the graph does not compute rows like this.
     """
 
     mixed = exact = True
@@ -304,7 +304,7 @@ def _pieces(count: int, wanted: int, tail: int) -> Iterator[tuple[int, int]]:
 
     Args:
         count: tokens.
-        wanted: of how many of the last ones the logits are wanted.
+        wanted: how many of the last ones have logits that are wanted.
         tail: tokens of a piece with logits, at most.
     """
     found, end = [], count

@@ -37,14 +37,15 @@ class OnnxSession:
     Args:
         base: a bundle that `export --format onnx` wrote, its `onnx/` directory, or an `.onnx` in it.
         policy: what is demanded of vector bytes.
-        bundle_keys: of which one has to have signed the bundle; without any, signatures are not looked at.
+        bundle_keys: public keys, one of which must have signed the bundle; without any, no signature is
+            checked.
         options: those of `onnxruntime.InferenceSession` (`sess_options`, `providers`, ...). The provider
             is the CPU's unless given.
 
     Attributes:
         session: the `onnxruntime.InferenceSession`. Its own `run` checks nothing: it takes rows as
-            `tinylora_r`, and an adapter in its options over that.
-        bases: what vectors may be points of.
+            `tinylora_r`, over which an adapter in its options takes precedence.
+        bases: those that vectors may be of.
 
     Raises:
         FileNotFoundError: a part of the bundle is missing.
@@ -84,13 +85,13 @@ class OnnxSession:
 
         Args:
             vectors: a frame, a `MicroVector`, or None for the base; or a sequence of them, of any sizes.
-            users: which sequence of vectors the bytes belong to (see `Policy`): one, or one a row.
+            users: whose vectors they are (see `Policy`): one, or one a row.
 
         Returns:
             R, float32 [rows, M P Q]: zeros beyond p and q of each vector.
 
         Raises:
-            VectorError: one is refused; the message says which. None counts as accepted then.
+            VectorError: one is refused, and the message says which. No sequence is recorded then.
         """
         one = vectors is None or isinstance(
             vectors, bytes | bytearray | memoryview | Path | MicroVector | str

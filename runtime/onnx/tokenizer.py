@@ -30,7 +30,7 @@ Messages = Sequence[Mapping[str, Any]]
 """Chat messages, each with `role` and `content`."""
 
 if hasattr(og, "disable_telemetry_events"):  # since 0.18
-    og.disable_telemetry_events()  # what runs on a device tells nobody
+    og.disable_telemetry_events()  # a device reports nothing to anybody
 
 
 class OnnxTokenizer:
@@ -126,10 +126,12 @@ class OnnxTokenizer:
         try:
             tokens = read_json(path, limit=TOKENIZER_BYTES)["added_tokens"]
             return SpecialTokens(each["content"] for each in tokens if each["special"])
-        except FileNotFoundError:  # a tokenizer of another kind, which tells no special tokens
+        except FileNotFoundError:  # a tokenizer of another kind, which names no special tokens
             return SpecialTokens(())
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TinyLoraError(f"{path} tells no special tokens: {error!r}") from None
+            raise TinyLoraError(
+                f"{path} is damaged, and names no special tokens: {error!r}. Export the bundle again"
+            ) from None
 
     # Answers
 
@@ -152,7 +154,7 @@ class OnnxTokenizer:
         return token in self.end_ids
 
     def data(self, token: int) -> bytes:
-        """See `Tokenizer`; a part of a character is U+FFFD, as genai tells no bytes."""
+        """See `Tokenizer`; a part of a character is U+FFFD, as genai gives no bytes."""
         return self.decode([token]).encode()
 
     def detokenizer(self) -> Callable[[int], bytes]:

@@ -106,4 +106,4 @@ def test_libraries_of_another_llama_cpp_are_refused_by_name(copied: Path) -> Non
     for file in copied.glob("libggml-base.so*"):
         change(file, wanted.encode() + b"\0", other.encode() + b"\0")
     report, *_ = imported(**{VARIABLE: str(copied)})
-    assert f"their ggml_version is {other}, and that of the bindings {wanted}" in report
+    assert f"their ggml_version is {other}, and the bindings need {wanted}" in report
