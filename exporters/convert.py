@@ -1,7 +1,7 @@
 """Vectors in the formats of other programs: a GGUF LoRA, a PEFT LoRA, and a GGUF model.
 
-Both LoRAs are (A, B R): rank r, scale 1, the vector folded in, exact. The one is for llama.cpp's `--lora`
-and what is built on it, the other for PEFT, vLLM, SGLang. The model is for programs that take no adapters,
+Both LoRAs are (A, B R): rank r, scale 1, the vector folded in, exact. The first is for llama.cpp's `--lora`
+and what is built on it, the second for PEFT, vLLM, SGLang. The model is for programs that take no adapters,
 such as Ollama. ONNX Runtime's `.onnx_adapter` is in the core (`formats.onnx_adapter`), since devices write
 it too.
 """
@@ -30,7 +30,7 @@ from .weights.hf import HFConfig, HFWeights
 
 _Q8_0, _BLOCK = gguf.GGMLQuantizationType.Q8_0, 32
 _OF_THE_FILE = "GGUF.", "split.", gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.ALIGNMENT
-"""Keys of a base that are not copied: its header's, of a split one, and what a writer writes itself."""
+"""Beginnings of keys that are not copied from a base: header, split, and what the writer adds itself."""
 
 
 def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]) -> None:
@@ -45,7 +45,7 @@ def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]
         ("general.type", "adapter", STRING),
         ("general.name", f"tinylora {basis.id} vector of sequence {vector.sequence}", STRING),
         ("adapter.type", "lora", STRING),
-        # Readers that know alpha compute scale * alpha / rank: the scale itself, as where it is left out.
+        # Readers that know alpha compute scale * alpha / rank, which is then the scale, as without alpha.
         ("adapter.lora.alpha", float(basis.rank), FLOAT32),
     ]
     try:
@@ -60,7 +60,7 @@ def write_peft_lora(
 ) -> None:
     """Write a checkpoint that `PeftModel.from_pretrained` loads; files of the same names are replaced.
 
-    `model` is the Hugging Face directory whose names and order of rows PEFT wants.
+    `model` is the Hugging Face directory whose names and order of rows PEFT expects.
 
     Raises:
         ExportError: the model is another one or damaged, or a file cannot be written.
@@ -82,8 +82,8 @@ def write_peft_lora(
         if shape != (len(b), a.shape[1]):
             what = f"a layer of {shape}" if name else "no layer"
             raise ExportError(
-                f"{model} has {what} for {module}, which is {len(b)} x {a.shape[1]}: it is another model "
-                "than the factors are of"
+                f"{model} has {what} for {module}, which is {len(b)} x {a.shape[1]}: the factors "
+                "were made of another model"
             )
         order = inverse(listed_order(found.architecture, parse(module)[1], len(b), found.heads))
         tensors[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(a)
@@ -115,7 +115,7 @@ def write_peft_lora(
 def write_merged_gguf(
     basis: Basis, vector: MicroVector, base: str | PathLike[str], path: str | PathLike[str]
 ) -> None:
-    """Write the base, which factors are known to fit, with W + B R A in place of each W, atomically.
+    """Write a base that fits the factors with W + B R A in place of each W, atomically.
 
     An adapted weight that is quantized becomes Q8_0, since coarser blocks round away what a vector changes;
     floats keep their type, and all else is the base's.

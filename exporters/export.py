@@ -1,7 +1,7 @@
 """The export: weights become factors, beside the GGUF that is deployed, in an ONNX graph, or both.
 
-`Export` is one in two steps: what can be refused at once is refused before a weight is read. `export_gguf`
-and `export_onnx` do both. `add_base` lists another deployed form of the same model.
+`Export` has two steps: to make one refuses what it can, before a weight is read; `run` writes the bundle.
+`export_gguf` and `export_onnx` do both. `add_base` lists another deployed form of the same model.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ _FORMAT = 2
 _SECTIONS = ("source", "base", "onnx", "basis", "factors")
 
 SHIPPED = Path(__file__).parent
-"""Where `*.npz` are shipped."""
+"""The folder of the projections that are shipped, `*.npz`."""
 
 _SKETCHES_AGREE = 0.02
-"""How far sketches may differ. Other factors differ by 1, those in half precision by .001."""
+"""Most that sketches of the same factors differ by: in half precision it is .001, of other factors 1."""
 
 Sections = Mapping[str, dict[str, Any] | None]
 """Sections of a manifest: `source` (where the files came from), `base` (the GGUF), `onnx` (the graph),
 and `factors` (their quality). One that is None is left out."""
 
 Stage = Callable[[str], None]
-"""Called with what begins now, in words."""
+"""Called with the name of each step as it begins."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,15 @@ class Export:
         base: the GGUF that is deployed, where `model` is a directory; `model` itself otherwise.
         target: `gguf`, `onnx` or `both`.
         flavour: `default` or `required`; see `onnx.bake`.
-        precision: of the graph: `fp32`, `int8` or `int4` (see `onnx.build`). By default a quantized GGUF
-            keeps its weights, `int8`, and others are `fp32`.
+        precision: of the graph: `fp32`, `int8` or `int4` (see `onnx.build`). By default `int8` for a
+            quantized GGUF, which keeps its weights, and `fp32` for others.
         settings: of the factors.
         provenance: where the files came from, for the manifest: `ResolvedModel.provenance`.
 
     Attributes:
         base: the GGUF that is deployed, or what the factors are taken from where there is none.
-        modules: that get factors.
-        bytes: of their weights.
+        modules: names of those that get factors.
+        bytes: size of their weights.
 
     Raises:
         ExportError: a file is missing, unreadable or not a model; the output exists.
@@ -188,9 +188,9 @@ def export_gguf(model: str | PathLike[str], output: str | PathLike[str], **optio
 def export_onnx(
     model: str | PathLike[str], output: str | PathLike[str], *, with_gguf: bool = False, **options: Any
 ) -> ExportReport:
-    """Write a bundle with an ONNX graph: `onnx/`, `basis.gguf`, `manifest.json`, and `base.gguf` if asked.
+    """Write a bundle: `onnx/`, `basis.gguf`, `manifest.json`, and with `with_gguf` also `base.gguf`.
 
-    Arguments and errors: see `Export`, which also reports how far it is.
+    Arguments and errors: see `Export`, whose `run` also reports its progress.
     """
     return Export(model, output, target="both" if with_gguf else "onnx", **options).run()
 
@@ -242,14 +242,14 @@ def add_projection(
     *,
     signer: Ed25519Signer | None = None,
 ) -> Basis:
-    """Add a projection to a bundle, which from then on is its `basis(numbers=)` of so many numbers.
+    """Add a projection to a bundle, whose `basis(numbers=)` returns it from then on.
 
-    Every frame that the bundle took it still takes. Again is fine: of two with so many numbers it is the one
-    that was added last. A signed bundle is signed again, by its own signer.
+    The bundle still takes every frame that it took. Again is fine: of projections with equally many numbers
+    the last one is returned. A signed bundle is signed again, by its own signer.
 
     Args:
-        bundle: which is changed.
-        projection: one of its factors' modules, such as `learn` finds.
+        bundle: the one to change.
+        projection: of its factors' modules, such as `learn` finds.
         facts: how it was learned, for the manifest.
         signer: whose signature the bundle has; None where it has none.
 
@@ -276,13 +276,13 @@ def add_projection(
 def find_shipped(factors: Factors) -> Projection | None:
     """Return the shipped projection that was learned with factors, or None.
 
-    It says something about those factors and no others. What another machine computes from the same weights
-    agrees with them to some digits, not to the bit, so no digest can tell: a file has a sketch of them, each
-    row of A and each column of B, of length 1, times a fixed vector.
+    It fits those factors alone. Another machine computes the same factors to some digits, not to the bit, so
+    no digest recognizes them. A file has a sketch of them instead: each row of A and each column of B, scaled
+    to length 1, times a fixed vector.
 
     A file has P, float32 [n, M, k, k], its prior, a sketch of the factors' leading directions, float32
     [M, 2, k], and JSON as `header`: modules, architecture, factorization, and how they were learned. A
-    warning says where one is of a model with the same modules, and its factors are others.
+    warning says where the modules are the same and the factors are not.
     """
     for path in sorted(SHIPPED.glob("*.npz")):
         with np.load(path) as file:
@@ -328,7 +328,7 @@ def refuse_existing(output: Path) -> None:
 
 
 def fill_bundle(bundle: Path, bases: Bases, sections: Sections, *, base: Path | None = None) -> str | None:
-    """Put side tensors, GGUF (whose fingerprint is their first) and manifest into a bundle that is made.
+    """Put side tensors, the GGUF (its fingerprint is their first) and the manifest into a new bundle.
 
     Returns how the GGUF came into it: `hard link` or `copy`; None where there is none.
     """
@@ -353,14 +353,14 @@ def fill_bundle(bundle: Path, bases: Bases, sections: Sections, *, base: Path | 
 
 @contextmanager
 def new_bundle(output: Path) -> Iterator[Path]:
-    """Give a directory to fill. On leaving it becomes `output` in one rename; on an error it is removed."""
+    """Yield a directory to fill. On leaving it becomes `output` in one rename; on an error it is removed."""
     refuse_existing(output)
     partial = output.parent / f".{output.name}.partial"
     try:
         partial.mkdir()
     except FileExistsError:
         raise ExportError(
-            f"{partial} is there: {output} is being written, or an export was killed. Remove it then"
+            f"{partial} is there: another export is writing {output}, or one was killed: then remove it"
         ) from None
     except OSError as error:
         raise ExportError(f"cannot write to {output.parent}: {error.strerror or error}") from None

@@ -32,7 +32,7 @@ from .weights.gguf import GGUFWeights, warn_of
 from .weights.hf import HFConfig, HFWeights
 
 _ROUNDING = 2.0**-10
-"""Of a factor's entries, relative to the largest: float16 is twice as exact where it has all its digits."""
+"""Largest error of a factor's entries over its largest entry: float16 has half of it with all its digits."""
 
 _AT_ONCE = 768 << 20
 """Bytes of the weights, as float32, that are in memory at the same time; one weight always may be."""
@@ -47,9 +47,9 @@ class ExportSettings:
     fits those of another choice.
 
     Attributes:
-        rank: Q, right directions. Vectors of lower ranks act on the leading ones, so a large one costs space
-            alone.
-        outputs: P, left directions, Q or more; None for what `Source.fitted` chooses.
+        rank: Q, the number of right directions. Vectors of lower ranks act on the leading ones, so that a
+            large one costs space alone.
+        outputs: P, the number of left directions, Q or more; None for what `Source.fitted` chooses.
         targets: kinds, names or patterns of modules, or `light` (`modules.select`); empty for every linear
             layer.
         factor_dtype: `f32` or `f16`.
@@ -155,10 +155,10 @@ class Source:
         return self._deployed is not None and len(self._deployed.file.tensors[module].shape) == 3
 
     def fitted(self, settings: ExportSettings, *, graph: bool) -> ExportSettings:
-        """Return settings that say how many outputs: those of a large vector, or as many as every weight has.
+        """Return settings with the number of outputs: that of a large vector, or less for a small weight.
 
-        With a graph, which computes each of them for every vector, and with experts, each of which has a B,
-        they are as many as the rank.
+        It is the rank for a graph, which computes every output for every vector, and for experts, which have
+        a B each.
         """
         modules, rank = select(self.modules, settings.targets), settings.rank
         if settings.outputs is not None or graph or any(map(self.stacked, modules)):
@@ -200,9 +200,9 @@ class Source:
     ) -> tuple[NDArray[np.float32], float | None]:
         """Return B with its rows in the order of the GGUF, and the distance to the weight that is deployed.
 
-        convert_hf_to_gguf reorders the rows of q and k on Llama-family models for its RoPE; which
-        models those are is seen from the weights themselves, not kept in a list. Where no GGUF is
-        deployed a list has to do. No distance is returned then, nor where the factors are of that GGUF.
+        convert_hf_to_gguf reorders the rows of q and k on Llama-family models for its RoPE. The
+        weights show which models those are; a list decides only where no GGUF is deployed. No distance is
+        returned then, nor where the factors come from that GGUF.
         """
         if self._weights is self._deployed:
             return b, None
@@ -222,8 +222,8 @@ class Source:
 
 @dataclass(frozen=True)
 class ModuleFactors:
-    """The factors of a module as they are stored, rows in GGUF order; of its matrices the worst residual,
-    whether all met the tolerance, and the distance to the deployed weight, if that is another one."""
+    """The factors of a module as they are stored, rows in GGUF order; the worst residual of its matrices,
+    whether all met the tolerance, and the distance to the deployed weight, if the factors are of another."""
 
     a: NDArray[Any] = field(repr=False)
     b: NDArray[Any] = field(repr=False)

@@ -1,7 +1,7 @@
 """Names of models: a path, a short name of the catalog, or `org/name` on the Hugging Face hub.
 
 `resolve` brings what a name stands for onto this machine. huggingface_hub does the rest: names, tokens,
-proxies, its cache, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, what was cut off, its progress bar. The catalog is
+proxies, its cache, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, resumed downloads, progress bars. The catalog is
 `models.toml`.
 """
 
@@ -22,7 +22,7 @@ from ..formats.bundle import BASIS_NAME
 from .weights.hf import INDEX, SINGLE, shard_names
 
 PREFERRED = ("q4_k_m", "q4_0", "mxfp4", "q8_0", "f16", "bf16")
-"""Quantizations, tried in this order where none is asked for."""
+"""Quantizations, tried in this order where neither the caller nor the catalog names one."""
 
 _REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^\s@:]+))?")
 # Names of GGUF files: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "GGUF Naming Convention".
@@ -36,9 +36,10 @@ _BESIDE = re.compile(r"[^/]+\.(?:json|model|txt|jinja)")  # configuration and to
 
 @dataclass(frozen=True)
 class CatalogModel:
-    """An entry of the catalog: `gguf` and `weights` are repositories, `quants` has bytes, approximately.
+    """An entry of the catalog: `gguf` and `weights` are repositories, `quants` quantizations and their bytes.
 
-    Without a `default` it is the first of `quants`; of a `gated` one the licence has to be accepted first.
+    The bytes are approximate. An empty `default` is the first of `quants`. Of a `gated` model the licence has
+    to be accepted on the hub first.
     """
 
     name: str
@@ -201,7 +202,7 @@ def models_in(names: Iterable[str]) -> list[GGUFModel]:
 def choose(
     models: list[GGUFModel], quant: str | None, where: object, default: str | None = None
 ) -> GGUFModel:
-    """Choose a model by its quantization, or the name of its file; without, `default`, or the best known."""
+    """Choose a model by its quantization, or the name of its file; by `default` or `PREFERRED` without."""
     if not models:
         raise ExportError(f"{where} has no GGUF: name the one that is deployed with --base, FILE or org/name")
     found = models

@@ -169,9 +169,9 @@ class _SidePathWriter:
         self._after: dict[int, list[NodeProto]] = {}
 
     def matrices(self, inputs: list[SharedInput]) -> dict[tuple[_Modules, _Modules], str]:
-        """Compute what leads from each input's columns x A^T to those of each of its nodes' B^T.
+        """Compute the matrices between each input's columns x A^T and each of its nodes' B^T.
 
-        For an input of i modules and a node of j it is [rows, Q i, P j]: R^T where both are the same module,
+        For an input of i modules and a node of j one is [rows, Q i, P j]: R^T where both are the same module,
         and 0 elsewhere. A Gather for each shape takes it by rows of R^T, and zeros from a row behind them: by
         single entries it would take P times as long.
 

@@ -26,8 +26,8 @@ from .pack import pack
 PRECISIONS = ("fp32", "int8", "int4")
 _BUILDER = "onnxruntime_genai.models.builder"
 _UNKNOWN = "is not currently supported", "KeyError", "AttributeError"
-"""How the builder says that it does not know an architecture, or ends where a configuration is another:
-Gemma 3's, with transformers 5."""
+"""What the builder's last line has where it does not know an architecture, or fails on its configuration, as
+on Gemma 3's with transformers 5."""
 _PACKAGES = {
     "onnx": "onnx",
     "onnx_ir": "onnx-ir",
@@ -59,7 +59,7 @@ def build(model: Path, folder: Path, precision: str, heads: Heads) -> dict[str, 
         heads: of the model, as `pack` needs them.
 
     Returns:
-        For the manifest: by what the `graph` was built, and what became of its `weights` in 8 bits.
+        For the manifest: what built the `graph`, and how many of its `weights` were packed how (int8).
 
     Raises:
         UnsupportedModelError: the builder does not know the architecture.

@@ -1,12 +1,12 @@
-"""Packing: a graph of floats becomes one of blocks of 4 and 8 bits, those that its GGUF has.
+"""Packing: a graph of floats becomes one of blocks of 4 and 8 bits, where it can those of its GGUF.
 
 Weights that were quantized once are not rounded again to 4 bits. Q4_0 and Q8_0 go into the graph bit for
 bit: their codes and scales are those of a MatMulNBits node with zero points in the middle. Types with a
 minimum or with scales of two levels (Q4_1, Q4_K, Q6_K, ...) have no such node, and are rounded to 8 bits in
-blocks of 32: by a 254th of the largest weight of a block at most. What are floats in the GGUF stay floats.
+blocks of 32, by at most 1/254 of a block's largest weight. What are floats in the GGUF stay floats.
 
-The graph says what a weight is: codes are taken from the GGUF where they mean the graph's values, bit for
-bit, in one of the orders that rows may have (`row_orders`). Elsewhere the graph's own values are rounded.
+The graph's values decide: codes are taken from the GGUF where they give the same values, bit for bit, in one
+of the orders that rows may have (`row_orders`). Elsewhere the graph's own values are rounded.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Packed:
 def pack(graph: Path, target: Path, gguf: Path | None, heads: Heads) -> Packed:
     """Move a float32 graph and what lies beside it into the existing directory `target`, its weights packed.
 
-    They are packed as in the GGUF that it was built from; to 8 bits where there is none, or none with
-    quantized weights: linear layers, head and table of embeddings. Some rows at a time are in memory.
+    Linear layers, head and table of embeddings are packed as in the GGUF that the graph was built from; to 8
+    bits where there is none, or it has floats alone. Only some rows are in memory at a time.
 
     Raises:
         BaseMismatchError: a layer has another shape than in the GGUF.
@@ -265,7 +265,7 @@ class _Packer:
 
 
 def _refer(tensor: TensorProto, offset: int, length: int) -> None:
-    """Say where a tensor's bytes lie."""
+    """Write into a tensor where its bytes lie."""
     tensor.data_location = tensor.EXTERNAL
     del tensor.external_data[:]
     for key, value in (("location", DATA_NAME), ("offset", offset), ("length", length)):

@@ -1,7 +1,7 @@
 """The weights of a GGUF file, and which of its linear layers can be adapted.
 
-An adapter on a tensor that llama.cpp's graph multiplies by itself, or does not use at all, loads without a
-word and does nothing: a vector would have values without effect. Such tensors are left out here, each with
+An adapter on a tensor that llama.cpp's graph multiplies by itself, or does not use at all, loads without an
+error and does nothing: a vector would have values without effect. Such tensors are left out here, each with
 the reason. What is known of them was read from llama.cpp's sources.
 """
 
@@ -47,17 +47,17 @@ blocks and not in others counts.
 """
 
 SHARED_KV = "{architecture}.attention.shared_kv_layers"
-"""GGUF key: so many blocks at the end take keys and values from earlier ones, and ignore their own."""
+"""GGUF key: how many blocks at the end take keys and values from earlier ones, and ignore their own."""
 
 SHARED_KV_FROM = {"gemma3n": 20}
 """The first block that does, in an architecture whose GGUF does not say it."""
 
 NEXT_TOKENS = "{architecture}.nextn_predict_layers"
-"""GGUF key: so many blocks at the end predict further tokens, and take no part in decoding."""
+"""GGUF key: how many blocks at the end predict further tokens, and take no part in decoding."""
 
 
 class GGUFWeights:
-    """The weights of a GGUF model, whole or split, every type that ggml or `gguf.quants` reads.
+    """The weights of a GGUF model, whole or split, of every type that ggml or `gguf.quants` reads.
 
     Raises:
         ExportError: the file cannot be read, or is no GGUF model.
