@@ -107,7 +107,7 @@ def test_a_server_that_is_busy_or_breaks_off_is_tried_again(first):
             (answer(b"", "Location: /x", status=status), rf"{status}.*redirects are not followed, .* to /x")
             for status in ("401 Who", "403 No", "404 Not Found", "304 Not Modified", "206 Part", "302 Found")
         ),
-        (answer(frame(1), "Content-Encoding: gzip"), "packed"),
+        (answer(frame(1), "Content-Encoding: gzip"), "compressed"),
     ],
 )
 def test_what_is_final(reply, message):

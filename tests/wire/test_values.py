@@ -176,7 +176,7 @@ def test_bits_are_of_entries_alone():
     bases = Bases(support.random_factors(blocks=1))
     basis = bases.basis(numbers=3)
     for payload in (bytes(1), bytes(3 + 2)):
-        with pytest.raises(FrameError, match="in q4, in which vectors of entries alone are"):
+        with pytest.raises(FrameError, match="in q4, which only vectors of entries may be"):
             Policy().check(support.frame(basis.digest, payload, dtype="q4"), bases)
     with pytest.raises(VectorError, match=r"of the shape \(3, 1, 1\), but those of .* are \(\)"):
         MicroVector(np.ones(3), "q4", entries=(3, 1, 1)).to_bytes(basis)

@@ -39,7 +39,7 @@ class Bundle:
 
     @cached_property
     def bases(self) -> Bases:
-        """What vectors may be points of, by id, read once; CorruptBasisError where the file is damaged."""
+        """The bases that vectors may be of, read once; CorruptBasisError where the file is damaged."""
         return load_bases(self.basis_path)
 
     @property
@@ -114,7 +114,7 @@ class Bundle:
 
 
 def load_bundle(path: str | PathLike[str]) -> Bundle:
-    """Return a bundle, its parts located; the factors are read where they are first asked for.
+    """Return a bundle, its parts located; the factors are read when they are first used.
 
     Args:
         path: a directory that `export` wrote, the `onnx` directory in it (or a copy of that with

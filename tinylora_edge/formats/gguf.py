@@ -250,7 +250,7 @@ class GGUFFile:
         if len(tensors) != len(entries):
             raise MalformedGGUFError("it names a tensor twice")
         for one, two in pairwise(sorted(tensors.values(), key=lambda tensor: tensor.offset)):
-            if two.offset < one.offset + one.nbytes:  # else small files hold much
+            if two.offset < one.offset + one.nbytes:  # otherwise a small file could declare much
                 raise MalformedGGUFError(f"its tensors {one.name} and {two.name} lie over the same bytes")
         return tensors
 
@@ -272,7 +272,7 @@ def whole_stem(path: str | PathLike[str]) -> str:
 
 
 def named_paths(path: Path) -> list[Path]:
-    """Return the files of the split model that a file's name makes it one of, in order, or the file alone."""
+    """Return the files of the split model that a file is of by its name, in order, or the file alone."""
     match = _SPLIT_NAME.fullmatch(path.name)
     if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
         return [path]
@@ -288,10 +288,10 @@ def gguf_paths(path: str | PathLike[str]) -> list[Path]:
 
 
 def open_gguf(path: str | PathLike[str]) -> GGUFFile:
-    """Open a GGUF model, whole or split: the file, or the first of several, whose metadata count.
+    """Open a GGUF model: its one file, or the first of a split one, whose metadata stand for all.
 
-    The files of a split one lie beside each other, named as llama.cpp needs them to be, each being the one
-    that its name says; no tensor is there twice, and there are as many as the first file says.
+    The files of a split model lie beside each other, named as llama.cpp names them. Each must be the one that
+    its name says, no tensor may be there twice, and there must be as many as the first file says.
 
     Raises:
         OSError: a file cannot be read.

@@ -28,7 +28,7 @@ DEFAULT, REQUIRED = "default", "required"
 """Flavours of that input: with an initializer of zeros, and without."""
 
 VERSION = "2"
-"""Of the input and the metadata."""
+"""Version of the graph's input and of its metadata."""
 
 _PIECES, _PIECE_BYTES = 1024, 4096  # of the weights, that a fingerprint covers
 
@@ -57,7 +57,7 @@ def onnx_fingerprint(folder: Path) -> str:
     for name in (MODEL_NAME, DATA_NAME):
         if not (folder / name).is_file():  # a pipe would wait for ever to be opened
             raise BaseMismatchError(
-                f"{folder / name} is not there, or no file: copy it again, or export again"
+                f"{folder / name} does not exist, or is not a file: copy it again, or export again"
             )
     with open(folder / MODEL_NAME, "rb") as graph:
         total = hashlib.sha256(b"tinylora onnx 2\n" + hashlib.file_digest(graph, "sha256").digest())
@@ -74,7 +74,7 @@ def check_config(folder: Path) -> None:
     """Refuse a genai_config.json that names a library of native code, wherever in it, or is damaged.
 
     Raises:
-        BaseMismatchError: it is one.
+        BaseMismatchError: it does, or is.
     """
     path = folder / GENAI_NAME
     try:
@@ -86,7 +86,7 @@ def check_config(folder: Path) -> None:
         found = next(((key, value) for key, value in pairs if key.strip().lower() in _NATIVE), None)
         if found is not None:
             raise BaseMismatchError(
-                f"{path} has the key {found[0]!r}, which has the engine run native code "
+                f"{path} has the key {found[0]!r}, which makes the engine run native code "
                 f"({str(found[1])[:200]!r}): no bundle may. Remove the key, or export the bundle again"
             )
         return dict(pairs)

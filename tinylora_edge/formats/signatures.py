@@ -34,7 +34,7 @@ from .gguf import gguf_paths, whole_stem
 SIGNATURE_NAME = "signature.json"
 
 Stamp: TypeAlias = tuple[int, ...]
-"""What the system says of a file: another one where the file is, or where anything of it was changed."""
+"""What `stat` says of a file, which differs where the file was replaced or changed."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -106,7 +106,7 @@ def sign_bundle(path: str | PathLike[str], signer: Ed25519Signer) -> Path:
 
     Raises:
         FileNotFoundError: there is no bundle.
-        TrustError: it holds too many files, no regular one, or one whose name no list holds.
+        TrustError: it holds too many files, or one that is not regular or has a name that cannot be listed.
         OSError: a file cannot be read, or the signature not be written; what was there stays.
     """
     bundle = load_bundle(path)
@@ -134,7 +134,7 @@ def check_bundle(
 ) -> dict[Path, Stamp]:
     """Check that one of some keys signed a bundle, and that its files are those of the list, all and no more.
 
-    `engine` is `llama` or `onnx`, which does without the other one's base; None is for all files.
+    `engine`, `llama` or `onnx`, leaves out the base of the other one; None checks all files.
 
     Returns:
         The files, and the stamp of each when it was hashed.
@@ -147,10 +147,8 @@ def check_bundle(
     signature.verify(keys)
     files, root = files_of(bundle, engine), bundle.basis_path.parent
     for name in signature.files:
-        graph, model = (
-            name.startswith(f"{ONNX_NAME}/"),
-            name.endswith(".gguf") and not name.endswith(BASIS_NAME),
-        )
+        graph = name.startswith(f"{ONNX_NAME}/")
+        model = name.endswith(".gguf") and not name.endswith(BASIS_NAME)
         if not (graph if engine == "llama" else model and engine == "onnx"):
             files.setdefault(name, root / name)
     return {path: signature.check(name, path) for name, path in sorted(files.items())}
@@ -175,7 +173,7 @@ def check_signer(bundle: Bundle, signer: Ed25519Signer | None) -> None:
 
 @contextmanager
 def signed(bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | None = None) -> Iterator[None]:
-    """Load a bundle in a block: checked before, unchanged until the end. Without keys nothing is checked.
+    """Check a bundle, and after the block that loads it, that it is unchanged; without keys neither.
 
     Raises:
         TrustError, OSError: as `check_bundle`; or a file was exchanged between its check and its use.

@@ -24,10 +24,10 @@ class Limits:
     """What a server lets its clients ask for.
 
     Attributes:
-        requests: that are worked on at the same time, those that wait included; nobody has all of them: see
-            `Shares`.
-        body: bytes of a request's body.
-        tokens: of an answer.
+        requests: most that are open at the same time, waiting ones included; no account may have all of them
+            (see `Shares`).
+        body: most bytes of a request's body.
+        tokens: most tokens of an answer.
     """
 
     requests: int = 1024
@@ -50,7 +50,7 @@ class ApiKeys:
     """The keys that a server takes, as `Authorization: Bearer KEY`; kept as SHA-256.
 
     Args:
-        keys: key -> the one user that it stands for, or None for a key of an app, which asks for any.
+        keys: key -> the one user that it stands for, or None for a key of an app, which may name any.
 
     Raises:
         TinyLoraError: a key is shorter than 8 characters, or has others than printable ASCII.
@@ -62,7 +62,7 @@ class ApiKeys:
         for key, user in keys.items():
             if not _KEY.match(key):
                 rule = "an API key has 8 to 512 printable ASCII characters and no spaces"
-                raise TinyLoraError(f"{rule}; one has {len(key)} characters, or others")
+                raise TinyLoraError(f"{rule}: one of {len(key)} characters breaks this rule")
             self._users[_hash(key)] = None if user is None else check_user(user)
 
     @classmethod

@@ -58,14 +58,14 @@ def app(
             theirs along.
         name: of the model, as clients ask for it; by default that of the bundle's folder.
         keys, max_norm: of the policy that checks every vector, at every request (see `Policy`).
-        api_keys: that are taken: key -> its one user, or None for an app's key. None asks for no key.
+        api_keys: key -> the one user that it stands for, or None for an app's key. None: no key is needed.
         limits: of every client.
         states: a folder, made where it does not exist, for what clicks say of each user: with it the server
             learns from `POST /v1/feedback`, and needs a store.
         signer: of the vectors that it learns; None for a checksum.
         page: whether the app has a page, at `/`, whose token is the only API key; it needs a store.
         vector: a frame that the page begins with; None for what clicks made, or the base.
-        under: a shared vector, or several, beneath every user's. The base is answered by without it.
+        under: a shared vector, or several, beneath every user's, but not beneath the base.
         pool_options: those of `runtime.Pool`.
 
     Raises:
@@ -146,7 +146,7 @@ async def get_vector(request: Request, service: Service) -> Response:
 
 
 async def delete_vector(request: Request, service: Service) -> Response:
-    """Answer `DELETE /v1/vectors/{user}`: the clicks go too, from which the vector would come again."""
+    """Answer `DELETE /v1/vectors/{user}`: the clicks go too, which would bring the vector back."""
     user = _user(request, service)
     if service.feedback is not None:
         await service.in_turn(service.feedback.forget, user)
@@ -193,7 +193,7 @@ async def describe_model(request: Request, service: Service) -> Response:
 
 
 async def read_health(request: Request, service: Service) -> Response:
-    """Answer `GET /health`: 200 while requests are taken, 503 from the moment that the server goes down."""
+    """Answer `GET /health`: 200 while requests are taken, 503 once the server is going down."""
     load = service.pool.load()
     state = "draining" if service.draining else "ok"
     body = {"status": state, "running": load.running, "waiting": load.waiting}
@@ -218,7 +218,7 @@ def _user(request: Request, service: Service) -> str:
 
 
 def _reply_id(name: str) -> str:
-    """Return the id of a reply without what says which kind of completion it was."""
+    """Return the id of a reply without the prefix of its kind of completion."""
     return name.removeprefix("chat").removeprefix("cmpl-")
 
 

@@ -101,8 +101,8 @@ class Caller:
         self.who = Who(self.key.hex(), self.key.hex())
 
     def who_of(self, *users: str) -> Who:
-        """Return key and users, hashed as one tenant; without a key each is by itself. A user's key has no
-        others."""
+        """Return the key's tenant for some users, hashed; without a key it is its own account. A user's key
+        has one tenant."""
         if not self.key and not any(users):
             return self.who
         named = users if self.user is None else (self.user,)
@@ -145,7 +145,7 @@ def refusal(request: Request, service: Service, error: BaseException) -> JSONRes
 async def unknown_route(request: Request, error: Exception) -> Response:
     """Refuse what has no route, or another method."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path[:80]} is nothing that this server has"
+    message = f"this server has no route {request.method} {request.url.path[:80]}"
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
     raise RefusedError(error.status_code, message, code)
 
@@ -158,15 +158,15 @@ def content_type(request: Request) -> str:
 async def read_json(request: Request, service: Service) -> Any:
     """Return the JSON of a body. Errors: those of `read_bytes`, and RequestError where it is none."""
     kind = content_type(request)
-    if kind != "application/json":  # a web page of somebody else's cannot send this unasked
-        bare = f", or {BYTES} for the bytes of a frame" if request.method == "PUT" else ""
-        message = f"the body's type is {kind[:80]!r}: send Content-Type: application/json{bare}"
+    if kind != "application/json":  # another site's page needs a preflight request for this
+        other = f", or {BYTES} for the bytes of a frame" if request.method == "PUT" else ""
+        message = f"the body's type is {kind[:80]!r}: send Content-Type: application/json{other}"
         raise RefusedError(415, message, "unsupported_media_type")
     data = await read_bytes(request, service)
     try:
         return parse_json(data, limit=service.limits.body)
     except ValueError as error:
-        message = f"the body is no JSON that this server reads: {error}"
+        message = f"the body is not JSON that this server reads: {error}"
         raise RequestError(message, code="invalid_json") from None
 
 
@@ -191,7 +191,7 @@ async def read_bytes(request: Request, service: Service) -> bytes:
 def only_field(body: object, name: str) -> object:
     """Return the value of a body that has one field. RequestError: it has another, or more."""
     if not isinstance(body, dict) or body.keys() != {name}:
-        raise RequestError(f'the body is no object with "{name}" alone', param=name)
+        raise RequestError(f'the body must be an object with "{name}" alone', param=name)
     found: object = body[name]
     return found
 
@@ -199,7 +199,7 @@ def only_field(body: object, name: str) -> object:
 def read_frame(vector: object) -> bytes:
     """Return the frame in a text of a body or a header. RequestError: it is none."""
     if not isinstance(vector, str):
-        raise RequestError("vector is no text: send a frame as base64url", param="vector")
+        raise RequestError("vector must be a text: send a frame as base64url", param="vector")
     try:
         return text.decode(vector)
     except FrameError as error:
@@ -277,7 +277,7 @@ async def _begin(body: Body, request: Request, service: Service) -> list[AnswerS
     """Return the answers to a request, which have begun, under the vector that it names.
 
     Raises:
-        RefusedError: another user's vector, or one that the store has not, or another model.
+        RefusedError: the vector is another user's or not in the store, or there is no such model.
         VectorError, RequestError, OverloadError, StoreError, TinyLoraError: see `Pool.chat`.
     """
     name, at, named = body.model.partition("@")
@@ -511,7 +511,7 @@ class Body(BaseModel):
             raise RequestError(f"{name} is {count}: it must be from 1 to {limits.tokens}", param=name)
         if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-        logprobs = self.logprobs  # of a chat they are asked for, of a text they are so many
+        logprobs = self.logprobs  # a bool for a chat, their number for a text
         if isinstance(logprobs, bool):
             logprobs = self.top_logprobs if logprobs else None
         return {
@@ -531,7 +531,7 @@ class Body(BaseModel):
 def read_body(body: Any, *, chat: bool) -> Body:
     """Return a chat completion's or a completion's body. RequestError: something in it is not valid."""
     if not isinstance(body, dict):
-        raise RequestError("the body is no JSON object")
+        raise RequestError("the body must be a JSON object")
     for name, nothing in (_UNSUPPORTED if chat else _UNSUPPORTED | _OF_CHATS).items():
         if body.get(name) not in nothing:
             raise RequestError(f"{name} is not supported here", param=name, code="unsupported_parameter")
@@ -546,5 +546,5 @@ def read_body(body: Any, *, chat: bool) -> Body:
     if not getattr(found, needed := "messages" if chat else "prompt"):
         raise RequestError(f"{needed} is missing, or empty", param=needed)
     if found.logprobs is not None and isinstance(found.logprobs, bool) != chat:
-        raise RequestError(f"logprobs is no {'true or false' if chat else 'integer'}", param="logprobs")
+        raise RequestError(f"logprobs must be {'true or false' if chat else 'an integer'}", param="logprobs")
     return found

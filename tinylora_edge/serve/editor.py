@@ -92,7 +92,7 @@ class VectorEditor:
         return self._framed(MicroVector.zeros(self.basis) if stored is None else self._read(stored.frame))
 
     def made(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Return the vector of what the sliders say. RequestError: a frame takes no such value."""
+        """Return the vector of the sliders' values. RequestError: a frame takes no such value."""
         if not all(type(value) in (int, float) and abs(value) <= _LARGEST for value in values):
             raise RequestError(f"values are numbers from -{_LARGEST:g} to {_LARGEST:g}", param="values")
         return self._framed(MicroVector(self.basis.values(values), basis=self.basis.digest))
@@ -102,7 +102,7 @@ class VectorEditor:
         return self._framed(self._read(data))
 
     def reach(self) -> float:
-        """Return how far from 0 a slider goes: as far as vectors that people want do, where a prior says."""
+        """Return how far from 0 a slider goes: as far as vectors of the prior, where there is one."""
         prior = self.basis.projection.prior
         if prior is None:
             return _REACH
@@ -160,7 +160,7 @@ async def page_vector(request: Request, service: Service) -> Response:
         return JSONResponse(await asyncio.to_thread(editor.opened, await read_bytes(request, service)))
     values = only_field(await read_json(request, service), "values")
     if not isinstance(values, list):
-        raise RequestError("values is no list", param="values")
+        raise RequestError("values must be a list", param="values")
     return JSONResponse(await asyncio.to_thread(editor.made, values))
 
 

@@ -46,7 +46,7 @@ class Feedback:
         self._lock = threading.Lock()
 
     def remember(self, name: str, user: str, answer: SampledAnswer) -> None:
-        """Remember an answer for a while, beyond some thousands instead of one of the user who has most."""
+        """Remember an answer; beyond 4,096 it takes the place of one of the user who has most."""
         with self._lock:
             self._answers[name] = user, answer
             if len(self._answers) > _REMEMBERED:
@@ -54,7 +54,7 @@ class Feedback:
                 del self._answers[next(name for name, (whose, _) in self._answers.items() if whose == most)]
 
     def tell(self, name: str, reward: int, key_user: str | None) -> Stored:
-        """Learn from a like or a dislike; return the user's vector of now.
+        """Learn from a like or a dislike; return the user's new vector.
 
         Raises:
             RefusedError: the answer is not remembered, or is another user's.
@@ -65,7 +65,7 @@ class Feedback:
         return self._learned([name], key_user, partial(self._clicks.tell, reward=reward))
 
     def prefer(self, better: str, worse: str, key_user: str | None) -> Stored:
-        """Learn which of two answers is better; return the user's vector of now. Errors: those of `tell`."""
+        """Learn which of two answers is better; return the user's new vector. Errors: those of `tell`."""
         return self._learned([better, worse], key_user, self._clicks.prefer)
 
     def forget(self, user: str) -> None:

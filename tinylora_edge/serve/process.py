@@ -21,7 +21,7 @@ from ..wire import frame
 from .completions import LOG
 from .service import Service
 
-_SWITCH_S = 0.0005  # that a thread computes in Python while the next token waits, instead of 5 ms
+_SWITCH_S = 0.0005  # a Python thread keeps the next token waiting as long; Python's default is 5 ms
 _GRACE_S = 2.0  # that answers have to end by themselves
 _END_S = 3  # after which connections are cut
 _PATIENCE_S = 30  # that a client may be idle, or take to send a request's head
@@ -145,7 +145,7 @@ def _listening(host: str, port: int, backlog: int = _BACKLOG) -> socket.socket:
 
 
 def _most_connections() -> int:
-    """Let this process have many files, and return for how many connections half of them are enough."""
+    """Raise the limit on open files, and return how many connections half of it is enough for."""
     files = 2 * _CONNECTIONS
     with suppress(ImportError, OSError):
         import resource

@@ -45,7 +45,7 @@ class Metrics:
         self._waiting = Gauge("tinylora_waiting", "Answers that wait for a slot.", registry=own)
 
     def text(self, load: Load) -> bytes:
-        """Return all of them in Prometheus's format, with the load of the moment."""
+        """Return all of them in Prometheus's format, with the current load."""
         self._running.set(load.running)
         self._waiting.set(load.waiting)
         return generate_latest(self._registry)
@@ -57,8 +57,8 @@ class Service:
     Attributes:
         store: None where clients bring their vectors along.
         api_keys: that are taken; None needs no key.
-        hosts: that a request without a key has to be to; empty for any. A web page whose name leads to
-            127.0.0.1 would otherwise be taken for this server's own.
+        hosts: names that a request without a key must be addressed to; empty for any. They keep out web pages
+            whose own name is made to lead to 127.0.0.1 (DNS rebinding).
         feedback: None where the server does not learn from clicks.
         under: what lies beneath every vector, but not beneath the base; None for nothing.
         draining: the server goes down, and takes no more requests.
@@ -94,7 +94,7 @@ class Service:
             self.store.close()
 
     async def in_turn(self, call: Callable[..., T], *args: Any) -> T:
-        """Call what computes for seconds in a thread, after all that were called so before."""
+        """Run a call that computes for seconds in the one thread for such calls, in turn."""
 
         def unless_it_goes_down() -> T:
             if self.draining:

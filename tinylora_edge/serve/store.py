@@ -84,7 +84,7 @@ class Store:
     def __init__(self, path: str | PathLike[str], bases: Bases) -> None:
         self.path, self._bases = Path(path), bases
         if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"{self.path.parent} does not exist: make it, for the store")
+            raise FileNotFoundError(f"{self.path.parent} does not exist: make it for the store")
         self._lock = threading.RLock()
         with _named_errors(self.path):
             # Nothing but SQLite ever opens the file: who closes another descriptor of it drops all locks of
@@ -118,7 +118,7 @@ class Store:
         return Stored(user, frame, vector.sequence)
 
     def delete(self, user: str) -> bool:
-        """Remove a user's vector, but not what was accepted of them; say whether there was one."""
+        """Remove a user's vector, but not what was accepted of them; return whether there was one."""
         with self.transaction() as connection:
             done = connection.execute(
                 "UPDATE vectors SET frame = NULL, changed = ? "
@@ -139,7 +139,7 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Change the file, alone and all or nothing; within itself it is the same transaction."""
+        """A write transaction; one inside of another is a part of it."""
         with self._lock, _named_errors(self.path):
             if self._connection.in_transaction:
                 yield self._connection

@@ -46,7 +46,7 @@ class Fetched(NamedTuple):
 
 
 class _AgainError(Exception):
-    """An attempt failed in a way that another may not."""
+    """An attempt failed; another one may succeed."""
 
 
 def fetch(
@@ -70,9 +70,10 @@ def fetch(
         bases: of the model that the vector is for.
         user: whose vectors.
         etag: of what the device has; where nothing changed, no body is sent.
-        deadline: seconds that all attempts may take together, names aside: those are the system's.
+        deadline: seconds that all attempts may take together, without those in which the system looks up the
+            server's name.
         attempts: how often to ask at most.
-        headers: to send besides, such as Authorization.
+        headers: more headers, such as Authorization.
 
     Raises:
         TransferError: no attempt brought an answer, or the answer is no vector of this model.
@@ -89,7 +90,7 @@ def fetch(
     for attempt in range(1, attempts + 1):
         try:
             return _ask(server, path, sent | (headers or {}), end, frame.longest(bases.most))
-        except TransferError as error:
+        except (TransferError, ssl.SSLCertVerificationError) as error:
             raise TransferError(f"{url}: {error}") from None
         except (_AgainError, OSError, http.client.HTTPException, ValueError) as error:
             why = _printable(str(error) or type(error).__name__)
@@ -207,7 +208,7 @@ def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fet
             why += f": redirects are not followed, and this one leads to {target}"
         raise TransferError(why)
     if answer.headers.get("Content-Encoding", "identity") != "identity":
-        raise TransferError("the server packed the file, which was not asked for: serve files as they are")
+        raise TransferError("the server compressed the file: serve files as they are")
     data = answer.read(limit + 1)
     if len(data) > limit:
         raise TransferError(f"the server sends more than {limit} bytes, the longest frame of this model")
@@ -217,5 +218,5 @@ def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fet
 
 
 def _printable(text: str) -> str:
-    """A server's text for an error: short, and without characters that would command a terminal."""
+    """Return a server's text for an error: short, and without control characters."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text.strip()[:200])

@@ -1,4 +1,4 @@
-"""Links: what a message of each holds, and how many a frame takes; and the picture that is one, a QR code.
+"""Links: how many bytes a message of each holds, how many messages a frame takes; and QR codes.
 
 `links.toml` has the sizes: what is left for a frame after the link's own framing; LoRaWAN's is without MAC
 commands.

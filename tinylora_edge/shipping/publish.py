@@ -32,16 +32,16 @@ class Published(NamedTuple):
 def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) -> Published:
     """Publish a frame as the newest of its user.
 
-    Its sequence is not lower than the newest one's, and an equal one has the same bytes: devices would refuse
-    the first, and keep whichever they saw of the second. The numbered file is written first and `latest`
-    last, so that `latest` is always a whole frame; doing it again completes what was interrupted. Let one
-    host publish a user: two at the same moment are not told apart.
+    A sequence below the newest one's is refused, as devices would refuse it; so is an equal one with other
+    bytes, of which devices would keep whichever they saw first. The numbered file is written first and
+    `latest` last, so that `latest` is always a whole frame; doing it again completes what was interrupted.
+    Let one host publish for a user: that two do so at the same moment is not noticed.
 
     Args:
         frame: as `MicroVector.to_bytes` returns it. A CRC-32 is checked here, other tags by the devices.
         bases: of the model that it is for.
         to: a directory, or an address that fsspec can write to (`s3://bucket/vectors`, `sftp://...`).
-        user: whose vectors. The frame is bound to its name, and to none in the default one.
+        user: whose vectors. The frame is bound to this name; that of the default user to none.
 
     Raises:
         TransferError: the sequence was used, or the target cannot be read or written.

@@ -45,7 +45,7 @@ class Frame:
 
 
 def message(user: str, digest: bytes, body: bytes) -> bytes:
-    """Return what a tag is computed over; `body` is all before it. FrameError: the user's name is none."""
+    """Return what a tag is computed over; `body` is all before it. FrameError: the user's name is invalid."""
     return hashlib.sha256(b"tinylora stream 2\n" + _encoded(user)).digest() + digest + body
 
 
@@ -68,7 +68,7 @@ def check_tag(received: Frame, user: str, digest: bytes, keys: Sequence[tags.Ver
         except (ChecksumError, SignatureError):
             raise error from None
         raise type(error)(
-            f"the frame is of another user than {user!r}: of the default one; make it for {user!r} "
+            f"the frame is of the default user, not of {user!r}: make it for {user!r} "
             f"(tinylora-edge pack --user {user!r})"
         ) from None
 
@@ -86,8 +86,7 @@ def encode(
 ) -> bytes:
     """Return the frame of values [n] that `dtype` can carry, with a sequence from 0 to 65535.
 
-    `until` numbers its last day; `entries`: (M, p, q) of R. FrameError: the user's name is none
-    that a policy keeps.
+    `until` is the number of its last day, `entries` (M, p, q) of R. FrameError: the user's name is not valid.
     """
     basis, low = bytes.fromhex(digest), dtype in BITS
     day = b"" if until is None else until.to_bytes(2, "little")
@@ -112,7 +111,7 @@ def decode(data: bytes, size: int, digest: str, entries: Entries = ()) -> Frame:
             "use the vector that was made for this one (or the frame was damaged on its way)"
         )
     if dtype in BITS and not entries:
-        raise FrameError(f"the frame is in {dtype}, in which vectors of entries alone are: it was damaged")
+        raise FrameError(f"the frame is in {dtype}, which only vectors of entries may be: it was damaged")
     expected = frame_bytes(size, dtype, kind, dated=version in DATED, entries=entries)
     if length != expected:
         raise FrameError(
@@ -148,12 +147,12 @@ def basis_id(data: bytes) -> bytes:
 
 
 def sequence_of(data: bytes) -> int:
-    """Return the sequence that a header says."""
+    """Return the sequence in a header."""
     return int.from_bytes(data[_at(data) :][:2], "little")
 
 
 def day_of(data: bytes) -> int | None:
-    """Return the number of the last day that a header says, if it has one."""
+    """Return the number of the last day in a header, if it has one."""
     version, _, _ = form(data)
     return int.from_bytes(data[_at(data) + 2 :][:2], "little") if version in DATED else None
 
@@ -175,7 +174,7 @@ def frame_bytes(size: int, dtype: str, kind: int, *, dated: bool = False, entrie
 
 
 def longest(size: int) -> int:
-    """Length of the longest frame of `size` values: in fp32, as no column has less than a value."""
+    """Length of the longest frame of `size` values: in fp32, since every column has a value or more."""
     return frame_bytes(size, "fp32", tags.ED25519, dated=True)
 
 
@@ -219,7 +218,7 @@ FIRST_DAY = date(2026, 1, 1)
 LAST_DAY = FIRST_DAY + timedelta(days=0xFFFF)
 
 Clock: TypeAlias = date | Callable[[], date]
-"""What says the day in UTC, or a day that it always is."""
+"""A function that returns the day in UTC, or a fixed day."""
 
 
 def utc_today() -> date:

@@ -59,7 +59,7 @@ class Accepted(NamedTuple):
 class SequenceLog:
     """The highest sequence accepted from each source, in memory. Safe from any thread.
 
-    What keeps it elsewhere overrides `find` and `store` alone, as `SequenceFile` and a server's store do.
+    A subclass that keeps it elsewhere overrides `find` and `store`, as `SequenceFile` and a server do.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class SequenceLog:
         self.find(source).check(Accepted(sequence, content), source)
 
     def record(self, source: Source, sequence: int, content: str = "") -> None:
-        """Raise a sequence, durably where it is kept on disk; what is there already writes nothing.
+        """Raise a sequence, durably where it is kept on disk; one that is there already writes nothing.
 
         Raises:
             RollbackError: as for `check`, also where another thread or process recorded it meanwhile.
@@ -97,7 +97,7 @@ class SequenceLog:
         return self._accepted.get(source, Accepted())
 
     def store(self, source: Source, accepted: Accepted) -> None:
-        """Write what was accepted, unless it is `settled` by now, asked where nobody else can write."""
+        """Write what was accepted, unless it is `settled` by now: that is checked under the lock."""
         with self._lock:
             if not self.settled(source, accepted):
                 self._accepted[source] = accepted
@@ -106,9 +106,9 @@ class SequenceLog:
 class SequenceFile(SequenceLog):
     """A log in a file, for one process or several.
 
-    A file that cannot be read as a state is refused, when this is made and ever after: to go on without it
-    would be to forget it. One that is not there is an empty state, and appears with the first sequence. What
-    is asked is what the file says now, whichever process wrote it; `record` returns once it is on disk.
+    A file that is no valid state is refused, at the start and ever after: to go on without it would be to
+    forget it. A missing file is an empty state, and is made with the first sequence. Each call has what the
+    file says now, whichever process wrote it; `record` returns once it is on disk.
 
     Args:
         path: the file; its directory must exist. `<path>.lock` beside it is the lock.
@@ -122,9 +122,7 @@ class SequenceFile(SequenceLog):
         super().__init__()
         self._path = Path(os.path.realpath(path))  # a link stays one
         if not self._path.parent.is_dir():
-            raise FileNotFoundError(
-                f"{self._path.parent} does not exist: make it, and the state is kept there"
-            )
+            raise FileNotFoundError(f"{self._path.parent} does not exist: make it for the state")
         self._seen: tuple[int, ...] | None = None
         self._refresh()
 

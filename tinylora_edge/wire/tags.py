@@ -40,7 +40,7 @@ def check_verifiers(keys: Sequence[Verifier]) -> None:
 def check(kind: int, message: bytes, tag: bytes, keys: Sequence[Verifier], *, other: str = "") -> str:
     """Return the id of the key under which a frame's tag verifies; empty for a checksum.
 
-    `other` is what else may be the cause, for errors.
+    `other` is another possible cause, for the error's text.
 
     Raises:
         ChecksumError: a CRC-32 that the message does not have.
@@ -87,7 +87,7 @@ class Hmac:
         key: the shared secret, at least 16 bytes.
 
     Attributes:
-        id: `hmac:` and 16 hexadecimal digits that follow from the key and do not give it away.
+        id: `hmac:` and 16 hexadecimal digits, derived from the key, that do not reveal it.
 
     Raises:
         SignatureError: the key is shorter.

@@ -3,7 +3,7 @@
     text    = ["tinylora:"] digits
     digits  = base64url without padding, or hexadecimal digits in either case
 
-White space counts nowhere, so a text may be folded. A text of hexadecimal digits alone, an even number of
+White space is ignored, so a text may be folded. A text of hexadecimal digits alone, an even number of
 them, is hexadecimal; a base64url text of 13 values is that by chance once in 10^23 vectors.
 """
 

@@ -59,7 +59,7 @@ def finite(values: NDArray[np.float32], dtype: str, entries: Entries = ()) -> ND
         largest = float(_scale(_NO_SCALE - 1)) * ((1 << bits) - 1) / 2
         if not entries or math.prod(entries) != len(values):
             raise VectorError(
-                f"{dtype} has a scale for each column of R, whose entries a vector is: {len(values)} numbers "
+                f"{dtype} is for entries of R alone, with a scale for each column: {len(values)} numbers "
                 f"are none of the shape {entries}"
             )
     rounded = values
@@ -216,12 +216,12 @@ def quantize_columns(
 
 
 def _scale(byte: Any) -> NDArray[np.float64]:
-    """Return what bytes say as scales: the upper bits of float16."""
+    """Return the scales in bytes, which are the upper bits of a float16."""
     return (np.asarray(byte, np.uint16) << 7).view(np.float16).astype(np.float64)
 
 
 def _levels(values: NDArray[np.float64], scales: NDArray[np.float64], most: int) -> NDArray[np.float64]:
-    """Return which of -most / 2 to most / 2, in steps of 1, times scales [M, q] are nearest to [M, p, q]."""
+    """Return levels, -most / 2 to most / 2 in steps of 1, that times scales [M, q] come nearest to values."""
     steps = scales[:, None]
     parts = np.divide(values, steps, out=np.zeros_like(values), where=steps > 0)
     return np.clip(np.floor(parts), -(most + 1) // 2, most // 2) + 0.5

@@ -200,7 +200,7 @@ async function adopt(made) {
 }
 
 /**
- * The reader says what he thinks of an answer: the bars move by what the click taught, from where he has put them.
+ * The reader says what they think of an answer: the bars move by what the click taught, from where they are.
  *
  * @param {Pane} pane
  * @param {HTMLButtonElement} button
