@@ -563,7 +563,7 @@ def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> N
             {"train": [Sample("x")] * 64},
             {"method": "sft"},
             {},
-            "64 of 64 training prompts .* without an answer",
+            "64 of 64 training prompts .* have no answer",
         ),
     ],
 )
