@@ -7,9 +7,6 @@ from typing import Any
 
 from . import console
 
-DRIFT_PROMPTS = 32
-"""General prompts on which drift is measured beside a gain; `eval --drift` takes all."""
-
 
 def compared(found: Any) -> str:
     """Return a paired comparison for reading: a `Comparison`, or a record with its figures."""

@@ -54,8 +54,8 @@ def tune(
     """
     from .. import runtime
     from ..eval import measure_drift
+    from ..eval.measure import GENERAL, fitted, held_out
     from ..eval.measure import evaluate as measure
-    from ..eval.measure import fitted, held_out
     from ..runtime.model import admit
     from ..tasks.rewards import is_text
 
@@ -115,7 +115,7 @@ def tune(
             record["held_out"] = held_out(base, tuned)
             show("measuring the drift on general prompts")
             try:
-                drift = measure_drift(llm, vector, count=results.DRIFT_PROMPTS, n_threads=threads)
+                drift = measure_drift(llm, vector, count=GENERAL, n_threads=threads)
                 record["drift"] = drift.record()
             except TrainError as error:
                 console.warn(f"the drift on general prompts was not measured: {error}")

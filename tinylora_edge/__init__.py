@@ -10,7 +10,7 @@ that combination, 13 numbers for the whole model, are all that is learned. A tou
   `bundle.basis(rank=(64, 8))`.
 * `MicroVector` is everything personal. `MicroVector.to_bytes` frames it for a link (63 bytes in fp32, 37
   in bf16); `MicroVector.from_bytes` takes it in again, all or nothing, under a `Policy`.
-* `tinylora_edge.runtime.load(base, vector_bytes)` returns a `llama_cpp.Llama` that speaks with it.
+* `tinylora_edge.runtime.load(base, vector_bytes)` returns a `llama_cpp.Llama` that answers with it.
 * Everything raised on purpose is a `TinyLoraError`; `tinylora_edge.errors` has them all.
 
 The parts that others build on: `tinylora_edge.projection.project`, `tinylora_edge.projection.tie`,

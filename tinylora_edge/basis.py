@@ -20,7 +20,7 @@ from .projection import RANK, Projection, entries_descriptor, random_descriptor
 from .wire import frame
 
 MAX_NORM = 256.0
-"""Frobenius norm of R that a policy accepts, and learners keep to: trained vectors have 0.1 to 80."""
+"""Largest Frobenius norm of R that a policy accepts and a learner makes; trained vectors have 0.1 to 80."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,7 +58,7 @@ class Basis:
 
     @property
     def rank(self) -> int:
-        """q: of the LoRA (A, B R)."""
+        """q, the rank of the LoRA (A, B R)."""
         return self.projection.rank
 
     @property
@@ -120,10 +120,10 @@ class Basis:
         return frobenius(self.R(v))
 
     def bounded(self, values: ArrayLike, under: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
-        """Return values, or, where their R is too large, shorter ones: float [n] -> float64 [n].
+        """Return values, scaled down where their R is too large: float [n] -> float64 [n].
 
-        What a learner proposes may pass `MAX_NORM`, by itself or with the R that lies `under` it. A fiftieth
-        is left to the rounding of dtypes.
+        A learner's proposal may pass `MAX_NORM`, by itself or with the R that lies `under` it. A fiftieth is
+        left to the rounding of dtypes.
         """
         exact = np.asarray(values, np.float64)
         norm = frobenius(self.projection.R(exact.astype(np.float32)))
@@ -140,8 +140,8 @@ class Basis:
 class Bases(Mapping[str, Basis]):
     """All bases that vectors of one model's factors may be points of, by their ids: what `basis.gguf` holds.
 
-    The entries of every square R, every projection that is stored or named in the file, where Q >= 2 the
-    paper's tiled one of 1 to M numbers, and the entries of every other R of p x q, p <= P and q <= Q.
+    They are the entries of every square R; every projection that is stored or named in the file; where Q >= 2
+    the paper's tiled ones of 1 to M numbers; and the entries of every other R, p x q with p <= P and q <= Q.
 
     Attributes:
         factors: of the model.
@@ -266,7 +266,7 @@ class Bases(Mapping[str, Basis]):
         return found
 
     def with_projection(self, projection: Projection) -> Bases:
-        """Return these bases and one more; one that is there already is the last now. Errors: the class's."""
+        """Return these bases with a projection as the last one, new or moved there. Errors: the class's."""
         others = (each for each in self.projections if each.descriptor != projection.descriptor)
         return Bases(self.factors, (*others, projection), self.fingerprints)
 

@@ -69,7 +69,7 @@ class ExportError(TinyLoraError):
 
 
 class HubError(ExportError):
-    """A model could not be had from the hub; nothing damaged was left in the cache."""
+    """A model could not be fetched from the hub; nothing damaged was left in the cache."""
 
 
 class UnsupportedModelError(ExportError):
@@ -133,11 +133,11 @@ class TinyLoraWarning(UserWarning):
 
 
 class ProjectionsLeftOutWarning(TinyLoraWarning):
-    """Learned projections are shipped for such a model, and were learned with other factors."""
+    """The projections that are shipped for this model were learned with other factors, and are left out."""
 
 
 class UntestedArchitectureWarning(TinyLoraWarning):
-    """The export works by its names, but no test compares this architecture's logits with those of torch."""
+    """The export knows this architecture's names, but no test compares its logits with those of torch."""
 
 
 class ModulesLeftOutWarning(TinyLoraWarning):

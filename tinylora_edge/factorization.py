@@ -203,7 +203,7 @@ def _triplets(q: _Array, y: _Array, z: _Array, vectors: NDArray[np.float64]) -> 
 def gap(product: _Array, expected: _Array) -> float:
     """Return max |W v - s u| / |s u| over triplets, of W v and s u [rows, r]; inf where not finite.
 
-    Where one has fewer, it is that of as many.
+    Where one has fewer triplets, only as many are compared.
     """
     count = min(product.shape[1], expected.shape[1])
     product, expected = product[:, :count], expected[:, :count]

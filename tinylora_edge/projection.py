@@ -33,7 +33,7 @@ from .factors import Shape, shape_name
 from .modules import canonical_order
 
 SEED = 42
-"""Of random projections."""
+"""Seed of all random projections."""
 NUMBERS = 13
 """Numbers of a vector by default: the paper's."""
 RANK = 2
@@ -311,7 +311,7 @@ class Projection(ABC):
 
     @property
     def rank(self) -> int:
-        """q: of the LoRA (A, B R)."""
+        """q, the rank of the LoRA (A, B R)."""
         return self.shape[1]
 
     @property

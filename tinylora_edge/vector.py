@@ -39,8 +39,8 @@ class MicroVector:
         sequence: 0 to 65535; rises with every vector of the same user.
         basis: digest of the basis that it is a point of, in hexadecimal. Where it is empty, a model takes it
             for one of the basis with so many numbers (`Bases.of`).
-        under: the vector that lies beneath it where the two act together, a stack: their R add up. Its frame
-            says nothing of that, nor does anything else here. None: it stands on the base.
+        under: the vector beneath this one in a stack, where the R of both add up; None: it stands on the
+            base. The frame does not hold it.
         entries: (M, p, q) of R, whose entries v is, where the dtype has a scale a column.
 
     Raises:
@@ -153,7 +153,7 @@ class AdmittedVector(MicroVector):
 
     Attributes:
         r: float32 [M, p, q], read-only; of a stack the sum, in the larger shape.
-        under: that one, admitted too.
+        under: the vector beneath it, admitted too.
         verified_by: id of the trusted key under which its tag verified; empty for a checksum.
         user: name of the user that it was checked for.
         until: the last day on which it may be accepted; None for ever.
@@ -200,10 +200,9 @@ class Policy:
 
     Vectors of a stack are checked each by itself, and the norm of the sum by rule 6.
 
-    The highest accepted sequence of each (factors, key, user) is remembered, whatever the projection, so
-    that a user who grew from 13 numbers to 840 is not set back, and apart for each place beneath another
-    vector; while the policy lives, and with `state` in a
-    file that outlives it; share one policy between models to share that memory.
+    The policy remembers the highest accepted sequence of each (factors, key, user), whatever the projection,
+    so that a user who grew from 13 numbers to 840 is not set back; each place beneath another vector counts
+    by itself. With `state` the memory outlives the policy; models that share a policy share its memory.
 
     Args:
         keys: verifiers of trusted senders (`Hmac`, `Ed25519Verifier`), one of which has to verify; without
@@ -213,7 +212,7 @@ class Policy:
             the norm is. A generation ends with an error where they are.
         state: a file that keeps the sequences through restarts; processes may share it. Or a log that is kept
             elsewhere, as a store of many users' vectors has one.
-        today: what says the day in UTC: a callable (by default the system's clock), or a date.
+        today: the day in UTC: a callable that returns it (by default the system's clock), or a date.
 
     Raises:
         VectorError: a key that is none, a `max_norm` that is no number from 0 on, or a damaged state file.
@@ -280,7 +279,7 @@ class Policy:
         return vector
 
     def own(self, vector: MicroVector, known: Bases) -> AdmittedVector:
-        """Return a vector that the app made itself with its R: of it, and of a sum, the norm alone is asked.
+        """Return a vector that the app made itself, with its R: only norms are checked, its own and a sum's.
 
         Raises:
             VectorError: it is of no basis that the model knows, or R is larger than `max_norm`.
@@ -365,14 +364,14 @@ class Policy:
 
 
 def _source(factors: Factors, key: str, user: str, beneath: int) -> sequences.Source:
-    """Return where a vector comes from: beneath another one an older sequence than above it is none."""
+    """Return whose sequence a vector's is: beneath another one, a user's vectors are counted apart."""
     return factors.digest, key, f"{user}(beneath {beneath})" if beneath else user
 
 
 def content(key: str, vector: MicroVector) -> str:
-    """Return what stands for a vector in a policy's memory: 32 hexadecimal digits of a digest.
+    """Return the digest by which a policy remembers a vector: 32 hexadecimal digits, or none without a key.
 
-    Nothing stands for it without a key, since whoever has none can choose any sequence.
+    Whoever has no key can choose any sequence, so that there is nothing to compare.
     """
     if not key:
         return ""

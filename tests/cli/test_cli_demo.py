@@ -33,7 +33,7 @@ def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pyt
     for name, less in (("HELD_OUT", 2), ("_TOKENS", 8), ("_SWAPS", 4)):
         monkeypatch.setattr(demo, name, less)
     monkeypatch.setattr(measure, "_SEARCH_S", 0.1)  # for worked examples
-    monkeypatch.setattr(measure, "_GENERAL", 1)
+    monkeypatch.setattr(measure, "GENERAL", 1)
     monkeypatch.chdir(tmp_path)
     found = cli("demo", "--threads", 2)
     assert found.code == 0, found.stderr

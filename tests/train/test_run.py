@@ -588,6 +588,8 @@ def test_what_is_refused_leaves_nothing(
     [
         ({"method": "dpo"}, "unknown method 'dpo'"),
         ({"steps": 0}, "steps is 0, expected at least 1"),
+        ({"workers": -1}, "workers is -1, expected at least 1"),
+        ({"seed": -1}, "seed is -1, expected at least 0"),
         ({"minutes": 0.0}, "more than 0 minutes, not 0"),
         ({"lr": math.inf}, "finite, not inf"),
         ({"sequence": 1 << 16}, "sequence 65536"),

@@ -5,8 +5,8 @@ the base draws: the mean, over their tokens, of log p_base - log p_personalized,
 give. And greedy answers of both are judged by rule: whether they repeat themselves, and whether they are
 right where a rule can tell.
 
-Engines round in different places, and a graph may have been rounded once more. Logits do not tell what that
-does to users, whether they read the same words, or none: parity counts the answers that are the same.
+Engines round in different places, and a graph's weights may be quantized further. Users see words, not
+logits, so parity counts the answers that stay the same.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _DRAWN = 32  # tokens of an answer that the divergence is estimated on
 _REPEATED_RUN, _TIMES = 4, 3  # words, and how often they occur in an answer that repeats itself
 _JUDGED = 64  # tokens of an answer that is judged: enough to begin to repeat itself
 PROMPTS, TOKENS, BEGINNING = 16, 24, 8  # of parity
-_N_CTX = 64  # of the model's own context, which nothing is asked in
+_N_CTX = 64  # tokens of the model's own context, which stays empty: answers have contexts of their own
 
 
 def faults(base: Sequence[bool], vector: Sequence[bool]) -> dict[str, int]:
     """Count the greedy answers to the same prompts that have a fault.
 
     Returns:
-        answers that were `judged`; those of the `base`, and with the `vector`, that have it; and prompts on
-        which the vector's answer has it and the base's has not, `new`.
+        `judged`: answers of each; `base`, `vector`: those of each that have the fault; `new`: prompts on
+        which the vector's answer alone has it.
     """
     new = sum(there and not here for here, there in zip(base, vector, strict=True))
     return {"judged": len(base), "base": sum(base), "vector": sum(vector), "new": new}
@@ -58,12 +58,12 @@ class Drift:
 
     Attributes:
         kl: KL(base || personalized) in nats a token, estimated on answers that the base drew at temperature
-            1. An estimate of something near 0 may be below it.
+            1. Near 0 the estimate may be negative.
         standard_error: of `kl`, between prompts; NaN for a single one.
         prompts: prompts that were asked.
         tokens: tokens of the base's answers.
         repeating: answers that repeat themselves (`faults`).
-        wrong: answers that are not right, of the prompts where a rule can tell.
+        wrong: wrong answers (`faults`) to the prompts that a rule can check.
     """
 
     kl: float
@@ -91,11 +91,11 @@ def measure_drift(
 
     Args:
         llm: a loaded model, of either engine. Neither its vector nor its context is touched.
-        vector: to measure; None, for the base itself, has a drift of 0. What lies beneath it takes the place
-            of the base.
+        vector: the one to measure; None, the base itself, has a drift of 0. Where a vector lies beneath it,
+            the drift is from that one.
         prompts: texts, lists of chat messages, or samples. A sample with an `answer`, or with `answers` in
             its data, is checked for being right. None: those that are shipped (`tasks.load.load_general`).
-        count: ask the first so many only.
+        count: ask only the first `count` prompts.
         n_threads: cores to use; by default all that the engine would take.
 
     Raises:

@@ -56,7 +56,7 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean: s / sqrt(n) with the sample's standard deviation; NaN for a single prompt."""
+        """Standard error of the mean, s / sqrt(n); NaN for a single prompt."""
         return _standard_error(self.scores)
 
 
@@ -68,7 +68,7 @@ class Comparison:
         difference: mean of second minus first.
         standard_error: of the difference, from the paired differences.
         gained, lost: prompts on which the second scored higher, lower.
-        p: two-sided, that gains and losses are equally likely: McNemar's exact test for 0/1 rewards,
+        p: two-sided p-value under equally likely gains and losses: McNemar's exact test for 0/1 rewards,
             which for other rewards is the sign test.
     """
 
@@ -86,7 +86,7 @@ _TOGETHER = 32
 """Given answers that are measured between two reports of progress."""
 
 _COUNTED = 32
-"""Longest answers, in bytes, whose tokens are counted to find the longest of all."""
+"""Answers, the longest in bytes, that are tokenized to find the longest in tokens."""
 
 
 def fitted(task: Task, llm: PersonalizedModel) -> Task:
@@ -114,8 +114,8 @@ def evaluate(
 ) -> Evaluation:
     """Score the greedy answers of a vector to a task's held-out prompts.
 
-    They keep to the task's schema. Where its reward is `text`, nothing is drawn, and the given answers are
-    measured, up to the token limit.
+    The answers keep to the task's schema. Where its reward is `text`, none is drawn, and the given answers
+    are measured, up to the token limit.
 
     Args:
         batch: over the deployed model.
@@ -123,7 +123,7 @@ def evaluate(
         vector: None for the base alone.
         samples: other prompts than `task.held_out`.
         preamble: what stands before every prompt. The reward sees the prompt without it.
-        answered: told of progress: how many more prompts are answered.
+        answered: called as prompts are answered, with how many more.
 
     Raises:
         VectorError: the vector does not fit, or a prompt does not fit the batch's context.
@@ -169,14 +169,16 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
         VectorError: they have different numbers of prompts.
     """
     if first.n != second.n:
-        raise VectorError(f"evaluations on {first.n} and {second.n} prompts cannot be paired")
+        raise VectorError(
+            f"evaluations on {first.n} and {second.n} prompts cannot be paired: take the same for both"
+        )
     gaps = second.scores - first.scores
     gained, lost = int((gaps > 0).sum()), int((gaps < 0).sum())
     return Comparison(float(gaps.mean()), _standard_error(gaps), gained, lost, _mcnemar(gained, lost))
 
 
 def _standard_error(values: NDArray[np.float64]) -> float:
-    """Of the mean; NaN for a single value."""
+    """Return the standard error of the mean; NaN for a single value."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
@@ -216,9 +218,9 @@ def find_examples(
 ) -> tuple[Preamble, list[dict[str, float]]]:
     """Find the worked examples that do best for the base, or a vector, among a task's own training prompts.
 
-    They are chosen by the prompts of `judged`, which are not shown themselves, nor measured on. After so many
-    `seconds` whatever is being tried is given up. `answered` is told of progress: of as many answers as there
-    are `TRIED` times `judged`.
+    They are chosen by their score on the prompts of `judged`, which are neither shown nor measured on. After
+    `seconds` the draw that is being tried is given up. `answered` is called as in `evaluate`, for `TRIED`
+    times `judged` answers in all.
 
     Returns:
         the best draw, of equals one with the fewest examples; and `examples`, `draw` and `score` of each that
@@ -254,7 +256,7 @@ def find_examples(
             break
         found.append((preamble, {"examples": count, "draw": draw, "score": one.mean}))
     if not found:
-        raise refused or TrainError(f"none was tried to its end within {seconds:.0f} s")
+        raise refused or TrainError(f"no draw was tried to its end within {seconds:.0f} s: allow more")
     best, _ = max(found, key=lambda each: (each[1]["score"], -each[1]["examples"]))
     return best, [tried for _, tried in found]
 
@@ -265,15 +267,16 @@ _NOTHING = Preamble()
 
 _SEARCH_S = 120.0  # for the few-shot prompt
 _JUDGED = 24  # validation prompts that it is chosen by
-_GENERAL = 32  # general prompts that the drift is measured on
+GENERAL = 32
+"""General prompts that the drift is measured on beside a gain; `eval --drift` takes all."""
 _KEPT = 8  # answers that the record keeps
 
 
 @dataclass
 class Measuring:
-    """What is known of a vector: evaluations by name (`base`, `vector`), and the record as JSON takes it.
+    """The measurement of a vector: evaluations by name (`base`, `vector`), and the record for JSON.
 
-    Where another vector lies beneath it, that takes the place of the base, as `beneath`.
+    Where another vector lies beneath it, that one, as `beneath`, takes the place of the base.
 
     Attributes:
         llm: the model in llama.cpp, and `batch` over it.
@@ -296,8 +299,7 @@ class Measuring:
         """Measure the vector where it will be used, and return the record.
 
         Base and vector on the held-out prompts; the best few-shot prompt beside them; the drift. Ctrl-C ends
-        it at once, and what is known by then stays. What is not measured is named, with the reason, in
-        `record["unmeasured"]`.
+        it at once and keeps what is measured by then. `record["unmeasured"]` has the rest, with the reason.
         """
         parts: dict[str, Callable[[], None]] = {
             "base and vector": self._held_out,
@@ -338,8 +340,8 @@ class Measuring:
             self._arm("vector + prompt", batch, self.vector, best)
 
     def _drift(self) -> None:
-        self._progress("drift on general prompts", _GENERAL)
-        found = measure_drift(self.llm, self.vector, count=_GENERAL, n_threads=self.n_threads)
+        self._progress("drift on general prompts", GENERAL)
+        found = measure_drift(self.llm, self.vector, count=GENERAL, n_threads=self.n_threads)
         self.record["drift"] = found.record()
 
     @property

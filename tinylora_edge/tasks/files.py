@@ -45,7 +45,7 @@ T = TypeVar("T")
 HELD_OUT_SHARE = 0.2
 """Of the distinct prompts, where a file does not say which are held out."""
 
-_SURELY_HELD_OUT = 8  # prompts at most of a small file, whose hashes may leave out too few
+_SURELY_HELD_OUT = 8  # prompts that a small file holds out, though their hashes may choose fewer
 
 _OF_ALL = {"role", "content", "name"}
 _ROLES: dict[str, set[str]] = {

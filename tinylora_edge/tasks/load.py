@@ -40,7 +40,7 @@ from .task import Reward, Task, name_of
 LABELS = 1000
 """Different answers at most that `schema="label"` holds a model to."""
 
-_ANSWER_TOKENS = (16, 64, 512)  # the least; the least where the answer is not to be said as it is; the most
+_ANSWER_TOKENS = (16, 64, 512)  # least limit; least where an answer may be worded freely; largest limit
 
 _HERE = Path(__file__).parent
 _SHIPPED: dict[str, tuple[str, Reward | None, dict[str, Any]]] = {
@@ -76,14 +76,13 @@ def load_task(
         reward: judges the completions instead of the task's own reward: a callable, or text that
             `rewards.parse_reward` understands. Without one, that of a file is read off its answers (see
             `rewards`), and `Task.notes` says so.
-        schema: what answers are held to: a JSON schema, the path of a file that has one, or "label", which
-            is any one of the answers that the samples have. The reward has to be `label` then.
-        drop_duplicates: of a file: leave out training prompts that are measured on too, and lines that
-            stand there twice.
+        schema: what answers are held to: a JSON schema, the path of a file that has one, or "label" for any
+            one of the samples' answers, which needs the reward `label`.
+        drop_duplicates: leave out a file's training prompts that are measured on too, and repeated lines.
         held_out: number of held-out samples, and of shifted ones; files may have fewer. A smaller number is
             the beginning of a larger one.
-        max_tokens: limit of a completion; None: the task's own, for a file as long as its longest answer, in
-            bytes: 16 to 512.
+        max_tokens: limit of a completion; None: the task's own, for a file the bytes of its longest answer,
+            from 16 to 512.
         temperature: sampling temperature in training; None: the task's own.
 
     Raises:

@@ -1,7 +1,7 @@
 r"""Rewards: the built-in ones, each guarded against the cheap answers that it invites.
 
-A reward takes a `Completion` and its `Sample` and returns 0.0 or 1.0. What is trained on a reward finds its
-holes: the plain "ends within 12 words" was won in part by saying the noun back. So each docstring names its
+A reward takes a `Completion` and its `Sample` and returns 0.0 or 1.0. Training finds a reward's holes: the
+plain "ends within 12 words" was won in part by saying the noun back. So each docstring names its
 guards, and the tests try exactly those answers. Guards judge form, not truth: no reward here knows whether a
 river is made of water.
 

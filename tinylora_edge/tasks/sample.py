@@ -54,8 +54,8 @@ class Sample:
         answer: the reference answer where there is one: rewards compare with it, SFT learns it.
         data: whatever else a reward needs. Treat it as read-only.
         raw: the text goes past the chat template, and the model continues it as it stands.
-        without_preamble: where its prompt begins with a preamble, the sample without it, which rewards judge
-            an answer beside; else None.
+        without_preamble: where its prompt begins with a preamble, the sample without it, which is what
+            rewards see; else None.
         tools: functions that the model may call, as `read_functions` returns them.
         earlier: of a text without a prompt: texts before it, each with its end.
     """
@@ -152,7 +152,7 @@ def read_functions(tools: Any) -> tuple[dict[str, Any], ...]:
 def template_input(
     messages: Sequence[Mapping[str, Any]], functions: Sequence[dict[str, Any]], *, own: bool
 ) -> TemplateInput:
-    """Return messages and functions for a chat template, which renders them itself where it has an `own` way.
+    """Return messages and functions for a chat template; `own` says that it renders tools itself.
 
     Raises:
         RequestError: a call in a message is none, or a message of a tool answers none.

@@ -49,13 +49,13 @@ class Task:
         reward: call it through `score`, which checks what it returns.
         max_tokens: limit of a completion, in tokens.
         temperature: sampling temperature that suits the task in training.
-        shaped: the same goal with credit for coming near, to tune by; what is measured is always `reward`.
+        shaped: the same goal with credit for coming near, to learn from; `reward` is what is measured.
         shifted: more samples to measure on, of another kind than those of `held_out`: rarer words, other
             phrasings of the request, longer inputs. None of their prompts is in `train` or `held_out`.
-        preamble: what all its prompts begin with, as `Preamble.record` has it; None where that is nothing.
+        preamble: what all prompts begin with, as `Preamble.record` returns it; None without one.
         schema: what answers are held to while they are drawn, in training and in use: a JSON schema, or a
             list of labels, one of which is the answer; None where they are free.
-        notes: what its user should know of the data, a sentence each: duplicates that were dropped, say.
+        notes: sentences that a user should read about the data, such as duplicates that were dropped.
     """
 
     name: str
@@ -73,8 +73,9 @@ class Task:
     def score(self, completion: Completion, sample: Sample) -> float:
         """Return the reward of one completion, as a finite float.
 
-        Raises: TrainError: the reward raised an exception, or returned no finite real number. A bool is none:
-        it is more often a forgotten expression than a score.
+        Raises:
+            TrainError: the reward raised an exception, or returned no finite real number. A bool is none: it
+                is more often a forgotten expression than a score.
         """
         try:
             value = self.reward(completion, sample.without_preamble or sample)
@@ -141,8 +142,8 @@ class Preamble:
     def before_task(self, task: Task) -> Task:
         """Return a task all of whose prompts begin with the preamble; its reward is the same.
 
-        A vector that is trained on it belongs behind this preamble, and its gain is that over the preamble
-        alone. Training prompts that are shown as examples are left out.
+        A vector that is trained on it is used behind this preamble, and its gain is over the preamble alone.
+        Training prompts that are shown as examples are left out.
 
         Raises:
             TrainError: a held-out prompt is shown, the task has a preamble already, or a prompt is raw.

@@ -110,9 +110,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.method is not None and self.method not in METHODS:
             raise TrainError(f"unknown method {self.method!r}: choose one of {', '.join(METHODS)}")
-        for name in ("steps", "prompts", "samples", "validate_every", "checkpoint_every"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise TrainError(f"{name} is {value}, expected at least 1")
+        counts = "steps", "prompts", "samples", "validate_every", "checkpoint_every", "workers"
+        for name, least in (*((name, 1) for name in counts), ("seed", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise TrainError(f"{name} is {value}, expected at least {least}")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise TrainError(f"training takes more than 0 minutes, not {self.minutes}")
         if self.lr is not None and not 0 < self.lr < math.inf:

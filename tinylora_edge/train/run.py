@@ -66,8 +66,8 @@ def train(
         report: called with the metrics of every step, and with events.
 
     Raises:
-        TrainError: the task or the options do not work out, or nothing that was tried is better than the
-            start; the message says which and what to do.
+        TrainError: the task or the options do not work out, or nothing better than the base was found; the
+            message says which and what to do.
         BasisError: the bundle has no basis of the rank or the numbers that are asked for.
         VectorError: the shared vector is refused.
         BaseMismatchError: the base is not one that the factors were exported for.
