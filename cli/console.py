@@ -23,6 +23,7 @@ from rich.text import Text
 
 from .. import process
 from ..errors import TinyLoraError, TinyLoraWarning
+from ..jsonio import plain
 
 NAME = "tinylora-edge"
 
@@ -101,7 +102,7 @@ def first_interrupt(stop: Callable[[], object], message: str = STOPPING) -> Abst
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
-    print(json.dumps(value, indent=2))
+    print(json.dumps(plain(value), indent=2))
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,14 +12,14 @@ from . import console
 def compared(found: Any) -> str:
     """Return a paired comparison for reading: a `Comparison`, or a record with its figures."""
     return (
-        f"{found.difference:+.3f} +- {found.standard_error:.3f}, paired: "
+        f"{found.difference:+.3f}{_error(found)}, paired: "
         f"{console.counted(found.gained, 'prompt')} gained, {found.lost} lost, McNemar p = {found.p:.2g}"
     )
 
 
 def verdict(found: Any, what: str = "reward") -> str:
     """Return what a paired comparison shows, and no more than that."""
-    if not found.difference or abs(found.difference) <= 2 * found.standard_error:
+    if found.standard_error is None or not abs(found.difference) > 2 * found.standard_error:
         return "The difference is within two standard errors: it may be chance."
     return (
         f"The vector {'raises' if found.difference > 0 else 'lowers'} the {what}, beyond two standard errors."
@@ -38,7 +39,7 @@ def table(record: dict[str, Any]) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = [("", f"{unit}{better}", *near, "tokens a request", "bytes a user")]
     for name in [each for each in names if each in arms]:
         arm = SimpleNamespace(**arms[name])
-        scores = [f"{sign * arm.mean:.3f} +- {arm.standard_error:.3f}", *(f"{arm.partial:.3f}" for _ in near)]
+        scores = [f"{sign * arm.mean:.3f}{_error(arm)}", *(f"{arm.partial:.3f}" for _ in near)]
         found.append((names[name], *scores, f"{arm.tokens:.0f}", f"{arm.bytes:,}"))
     return found if arms else []
 
@@ -56,9 +57,10 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     if "held_out" in record:
         held = SimpleNamespace(**record["held_out"])
         if "arms" not in record:
+            errors = (_error(held, f"{side}_standard_error") for side in ("base", "vector"))
             found += [
-                (base, f"{sign * held.base:.3f} +- {held.base_standard_error:.3f} (n = {held.n}, held out)"),
-                ("vector", f"{sign * held.vector:.3f} +- {held.vector_standard_error:.3f}"),
+                (base, f"{sign * held.base:.3f}{next(errors)} (n = {held.n}, held out)"),
+                ("vector", f"{sign * held.vector:.3f}{next(errors)}"),
             ]
         held.difference *= sign
         difference = f"{compared(held)} (n = {held.n}, held out)"
@@ -66,13 +68,15 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     if "prompt" in record:
         tried = console.counted(len(record["prompt"]["tried"]), "draw")
         found.append(("examples", f"of what is learned from, the best of {tried} on what is held back"))
+    arms = record.get("arms", {})
+    if "prompt" in arms and arms["prompt"]["mean"] > arms["vector"]["mean"]:
+        found.append(("", "They do better than the vector: take them, or give more examples or --minutes."))
     if "drift" in record:
         drift = SimpleNamespace(**record["drift"])
-        error = "" if drift.standard_error is None else f" +- {drift.standard_error:.3f}"
         away = "the base" if base == "base" else "what lies beneath"
         where = f"from {away} on {console.counted(drift.prompts, 'general prompt')}"
         faults = f"{drift.repeating['new']} answers repeat themselves now, {drift.wrong['new']} are wrong now"
-        found.append(("drift", f"{drift.kl:.3f}{error} nats a token {where}; {faults}"))
+        found.append(("drift", f"{drift.kl:.3f}{_error(drift)} nats a token {where}; {faults}"))
     if "preamble" in record:
         behind = (
             "base and vector stand behind a prompt, which belongs to the vector: put it before every request"
@@ -88,10 +92,13 @@ def phases(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what each method of a run brought, for reading."""
     found = []
     for each in (SimpleNamespace(**phase) for phase in record["result"].get("phases", ())):
-        text = f"{each.steps} steps, {each.seconds:.0f} s"
-        text += f", held back {each.start_score:.3f} -> {each.best_score:.3f}"
-        if each.start_loss is not None:
-            text += f", loss {each.start_loss:.3f} -> {each.best_loss:.3f} nats a token"
+        text = f"{console.counted(each.steps, 'step')}, {each.seconds:.0f} s, held back "
+        if record.get("data", {}).get("reward") == "text":
+            text += f"{-each.start_score:.3f} -> {-each.best_score:.3f} nats a token"
+        else:
+            text += f"{each.start_score:.3f} -> {each.best_score:.3f}"
+            if each.start_loss is not None:
+                text += f", loss {each.start_loss:.3f} -> {each.best_loss:.3f} nats a token"
         if each.temperature is not None:
             text += f", temperature {each.temperature}"
         if each.why is not None:
@@ -104,3 +111,9 @@ def _scale(record: dict[str, Any]) -> tuple[int, str]:
     """Return what a score is multiplied by for reading, and its unit: nats are minus the score."""
     unit = record.get("unit")
     return (1, "reward") if unit is None else (-1, str(unit))
+
+
+def _error(found: Any, name: str = "standard_error") -> str:
+    """Return a standard error for reading; nothing where it is of one prompt, and so none."""
+    error = getattr(found, name)
+    return "" if error is None or math.isnan(error) else f" +- {error:.3f}"

@@ -136,6 +136,8 @@ def train(
         )
         raise typer.Exit(130)
     record = read_json(outcome.path.with_name(f"{outcome.path.name}.json"))
+    if not evaluate:
+        record["unmeasured"] = {"base, worked examples and drift": "--no-evaluate; eval measures them"}
     if as_json:
         console.print_json({"file": str(outcome.path), **record})
         return
@@ -152,10 +154,16 @@ def train(
 def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show what a run learns from, its loss and rewards, and how far it is."""
     known: dict[str, float] = {}
+    texts = False
     with console.progress("loading the model", 1.0) as bar:
 
         def show(metrics: dict[str, Any]) -> None:
+            nonlocal texts
             event = metrics.get("event")
+            if event == "data":
+                texts = metrics["reward"] == "text"  # whose rewards are minus their nats a token
+            elif texts:
+                metrics = metrics | {key: -metrics[key] for key in ("validation", "best") if key in metrics}
             if event in (None, "start"):
                 if event == "start":
                     known.clear()
@@ -188,9 +196,13 @@ def _note_event(event: str, metrics: dict[str, Any], bar: console.Show) -> None:
         drawn = "".join(f", {share:.0%} differ at {at}" for at, share in metrics["differ"].items())
         bar(f"drawing answers at temperature {metrics['temperature']}{drawn}", done=0.0)
     elif event == "few":
+        reach = ""
+        if "reach" in metrics:
+            reach = f", and likely lower the loss by {metrics['reach']:.0%} of what all would"
         console.warn(
-            f"a step takes {metrics['seconds']:.0f} s here: {metrics['steps']} fit into the minutes, and "
-            f"most tasks need {metrics['of']}, --minutes {metrics['minutes']}; shorter answers take less"
+            f"a step takes {metrics['seconds']:.2g} s here: {metrics['steps']} of {metrics['of']} steps fit "
+            f"into the minutes{reach}; --minutes {metrics['minutes']} has room for all, and shorter answers "
+            "take less"
         )
     elif event == "silent":
         console.warn(
@@ -200,8 +212,8 @@ def _note_event(event: str, metrics: dict[str, Any], bar: console.Show) -> None:
         )
     elif event == "back-off":
         console.warn(
-            f"validation fell to {metrics['validation']:.3f} from {metrics['best']:.3f}: went back to the "
-            f"best vector and halved the step size to {metrics['lr']:.2g}"
+            f"validation got worse, {metrics['validation']:.3f} after {metrics['best']:.3f}: went back to "
+            f"the best vector and halved the step size to {metrics['lr']:.2g}"
         )
     elif event == "stopping":
         console.acknowledge_interrupt()

@@ -62,6 +62,8 @@ def tune(
     amount = runtime.Budget.of(budget)
     state = output.with_name(f"{output.name}.state")
     vectors.check_target(str(output))
+    if not resume:
+        vectors.check_target(f"{output}.json")  # a file of the user's own, or of another run
     if resume is not state.exists():
         raise TrainError(
             f"there is no state {state} to resume from: start without --resume"

@@ -69,7 +69,16 @@ def read_json(path: str | PathLike[str], *, limit: int = DOCUMENT_BYTES) -> Any:
 def write_json(path: str | PathLike[str], value: Any) -> None:
     """Write a value as an indented JSON file, all or nothing. OSError: it cannot be written."""
     with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=2) + "\n").encode())
+        file.write((json.dumps(plain(value), indent=2) + "\n").encode())
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON takes it, which has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _integer(digits: str) -> int:

@@ -20,6 +20,12 @@ ARMS = {
 }  # fmt: skip
 
 
+PHASE = {
+    "method": "sft", "start_score": -2.5, "best_score": -1.5, "start_loss": 2.6, "best_loss": 1.6, "steps": 1,
+    "seconds": 2.0, "temperature": None, "why": None,
+}  # fmt: skip
+
+
 def facts(**record: Any) -> dict[str, str]:
     return dict(results.rows(record))
 
@@ -38,6 +44,9 @@ def test_arms() -> None:
     found = facts(**record)
     assert "the best of 7 draws" in found["examples"]
     assert found["not measured"] == "arms, drift: interrupted"
+    assert "better than the vector" not in "".join(found.values())
+    better = record | {"arms": ARMS | {"prompt": ARMS["base"] | {"mean": -0.4}}}
+    assert "They do better than the vector: take them" in "".join(facts(**better).values())
 
 
 def test_nats_stay_nats() -> None:
@@ -46,12 +55,15 @@ def test_nats_stay_nats() -> None:
     assert header[1] == "nats a token, less is better"
     assert [row[1] for row in rows] == ["2.500 +- 0.050", "1.500 +- 0.050", "0.500 +- 0.050"]
     assert facts(**record)["vector - base"].startswith("-0.200 +- 0.060")
+    (phase,) = results.phases({"data": {"reward": "text"}, "result": {"phases": [PHASE]}})
+    assert phase == ("sft", "1 step, 2 s, held back 2.500 -> 1.500 nats a token")
     assert facts(**record)[""] == "The vector lowers the nats a token, beyond two standard errors."
 
 
 @pytest.mark.parametrize(
     ("difference", "error", "expected"),
-    [(0.2, 0.06, "raises"), (-0.2, 0.06, "lowers"), (0.2, 0.1, "within"), (0, 0, "within"), (1, 0, "raises")],
+    [(0.2, 0.06, "raises"), (-0.2, 0.06, "lowers"), (0.2, 0.1, "within"), (0, 0, "within"), (1, 0, "raises"),
+     (1, float("nan"), "within"), (1, None, "within")],
 )  # fmt: skip
 def test_no_claim_without_the_figure(difference: float, error: float, expected: str) -> None:
     held = HELD_OUT | {"difference": difference, "standard_error": error}

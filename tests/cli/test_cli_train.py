@@ -75,6 +75,10 @@ def test_a_users_own_messages(cli, tiny, tmp_path):
         {name: arms[name]["mean"] for name in ("base", "vector")}, abs=1e-3
     )
     assert found["prompt"]["tokens"] > 24
+    (tmp_path / "few.txt").write_text("one\ntwo\nthree\n")  # one is held out: there is no error of its mean
+    for wanted in ((), ("--json",)):
+        few = cli("eval", tiny / "bundle", tmp_path / "few.txt", "--vector", out, *wanted)
+        assert (few.code, "nan" in few.stdout.lower()) == (0, False), few.stdout
     other = (tiny / "bundle", texts, "-o", tmp_path / "w")
     for wrong, why in (
         ((*eval_, "--system", "Be brief."), "no system prompt can stand before it"),
@@ -92,7 +96,11 @@ def test_train_alone(cli, tiny, task, tmp_path):
     record = json.loads(found.stdout)
     assert record["result"]["stopped"] == "done"
     assert "held_out" not in record
+    assert "worked examples" in str(record["unmeasured"])
     cli(*run).refused("v.bin exists already")
+    (tmp_path / "v.bin").unlink()
+    cli(*run).refused("v.bin.json exists already")
+    cli("tune", *run[1:5], "-o", tmp_path / "v.bin").refused("v.bin.json exists already")
     cli("train", tiny / "bundle", *task, "-o", "-").misused("a run writes files beside its frame")
 
 

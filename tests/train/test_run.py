@@ -381,6 +381,13 @@ def test_free_text_is_judged_by_its_nats(
     assert phase.best_loss is not None
     assert phase.best_score == pytest.approx(-phase.best_loss, rel=0.01)  # all answers are about as long
     assert phase.best_score > phase.start_score
+    still = replace(short, method=None, start=None, lr=1e-30)
+    with pytest.raises(TrainError, match=r"at best afterwards: add examples, give it more"):
+        train(tiny_bundle, free, tmp_path / "still", options=still)
+    last = replace(free.train[-1], answer="x" * 600)  # of a context of 512
+    long = replace(free, train=[*free.train[:-1], last], max_tokens=512)
+    with pytest.raises(TrainError, match=r"train sample 63 .* with 60\d to answer"):
+        train(tiny_bundle, long, tmp_path / "long", options=still)
     with pytest.raises(TrainError, match="no reward judges"):
         train(tiny_bundle, free, tmp_path / "w", options=replace(short, method="grpo"))
 
@@ -433,6 +440,7 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(
     (few,) = (row for row in rows if row.get("event") == "few")
     assert 1 <= few["steps"] < few["of"] == 40
     assert few["minutes"] > 1.5
+    assert 0 < few["reach"] < 1
 
 
 def test_minutes_that_do_not_suffice_are_refused_before_a_step(

@@ -239,11 +239,16 @@ def nothing_found(task: Task, result: Result, curve: Sequence[dict[str, Any]]) -
         elif phase.start_loss is not None:
             seen = [(row["validation_loss"], row["validation"]) for row in rows if "validation_loss" in row]
             (loss, reward), (lowest, then) = seen[0], min(seen[1:] or seen)
+            rewards, agree = (
+                f", the reward {reward:.3f} and {then:.3f}",
+                ", see that their answers agree and ",
+            )
+            agree += "that the reward judges them as you do (--reward)"
+            if is_text(task.reward):
+                rewards = agree = ""
             saw = (
                 f"on answers held back the loss is {loss:.3f} nats a token at the start and {lowest:.3f} at "
-                f"best afterwards, the reward {reward:.3f} and {then:.3f}: add examples, see that their "
-                "answers agree and that the reward judges them as you do (--reward), give it more --minutes, "
-                "or another --lr"
+                f"best afterwards{rewards}: add examples{agree}, give it more --minutes, or another --lr"
             )
         elif phase.why is not None:
             continue
@@ -259,11 +264,12 @@ def nothing_found(task: Task, result: Result, curve: Sequence[dict[str, Any]]) -
 @contextmanager
 def run_folder(output: Path) -> Iterator[Path]:
     """Make the folder of a run's files, `output`.run, which is removed at the end where it holds no file."""
-    if output.exists():
-        raise TrainError(f"{output} exists already: choose another output, or remove it first")
+    folder, manifest = (output.with_name(f"{output.name}.{end}") for end in ("run", "json"))
+    for path in (output, *([] if folder.is_dir() else [manifest])):  # a killed run may have written that
+        if path.exists():
+            raise TrainError(f"{path} exists already: choose another output, or remove it first")
     if not output.absolute().parent.is_dir():
         raise TrainError(f"there is no folder {output.parent} to write {output.name} in: make it first")
-    folder = output.with_name(f"{output.name}.run")
     folder.mkdir(exist_ok=True)
     try:
         yield folder
@@ -376,7 +382,8 @@ class _Engines:
         limit, longest, task = self.deployed._model.n_ctx_train(), 0, self.task
         for name, samples in (("train", task.train), ("held_out", task.held_out)):
             for number, sample in enumerate(samples):
-                prompt, answer = len(self._encode(sample)), task.max_tokens
+                prompt = len(self._encode(sample))
+                answer = 0 if is_text(task.reward) else task.max_tokens  # nothing is drawn
                 if "sft" in self.methods and sample.answer is not None:
                     answer = max(answer, len(self._encode_answer(sample)))
                 if prompt + answer > limit:
