@@ -97,7 +97,7 @@ class Conversation:
         self.begin_with(llm.vector)
 
     def begin_with(self, vector: MicroVector | None) -> None:
-        """Forget what was clicked, which says how to go from another vector; what comes moves this one."""
+        """Start from a vector: forget the clicks, which moved another one."""
         self._state.unlink(missing_ok=True)
         self._last: tuple[list[dict[str, str]], str, bool] | None = None  # messages, reply, ended by itself
         self._clicks: Clicks | None = None
@@ -185,7 +185,7 @@ class Conversation:
 def clickable(
     llm: Any, conversation: list[dict[str, str]], reply: str, ended: bool, temperature: float
 ) -> SampledAnswer:
-    """Return an answer as a click takes it; one that ended by itself has the token that ends a turn."""
+    """Return an answer for a click to judge; one that ended by itself has the token that ends a turn."""
     from ..runtime import SampledAnswer
 
     tokens = (*llm.chat_tokenizer.encode_plain(reply), *((llm.turn_end,) if ended else ()))

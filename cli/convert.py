@@ -22,16 +22,16 @@ def convert(
         Literal["gguf", "gguf-lora", "peft", "onnx-adapter"], typer.Option(help="What to make of it.")
     ],
     output: opts.OutputOption,
-    model: Annotated[Path | None, typer.Option(metavar="DIR", help="With --to peft: the model.")] = None,
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help="The model, with --to peft.")] = None,
     keys: opts.KeysOption = None,
     user: opts.UserOption = DEFAULT_USER,
     as_json: opts.JsonOption = False,
 ) -> None:
-    """Convert a vector to a format of other programs. It has no tag there, nor a user.
+    """Convert a vector to another program's format, without tag and user.
 
     gguf-lora: a LoRA for llama.cpp. peft: a LoRA in a directory, for PEFT, vLLM, SGLang. onnx-adapter: what
     ONNX Runtime and onnxruntime-genai load in any language. gguf: the whole model with the vector merged
-    into it, for Ollama and what else takes no adapters; its adapted weights are Q8_0, or floats as they were.
+    into it, for Ollama and others without adapters; its adapted weights are Q8_0, or floats as they were.
 
     \b
     Examples:
@@ -40,7 +40,8 @@ def convert(
       tinylora-edge convert vector.bin out/demo --to peft --model SmolLM2-135M-Instruct -o lora
     """
     if (to == "peft") != (model is not None):
-        raise typer.BadParameter("--to peft is for a Hugging Face model, and takes it", param_hint="--model")
+        why = "--to peft needs the Hugging Face model, and no other format does"
+        raise typer.BadParameter(why, param_hint="--model")
     if output == vectors.STREAM and to != "onnx-adapter":
         raise console.CommandError(f"--to {to} makes files, which stdout cannot carry: pass -o PATH")
     target = Path(output)

@@ -51,8 +51,8 @@ Say = Callable[[str], None]
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="For everything.")] = OUTPUT,
-    replay: Annotated[bool, typer.Option("--replay", help="Of a vector that was trained before.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="For all files.")] = OUTPUT,
+    replay: Annotated[bool, typer.Option("--replay", help="Use a vector that was trained before.")] = False,
     threads: opts.ThreadsOption = None,
     as_json: opts.JsonOption = False,
 ) -> None:

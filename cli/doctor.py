@@ -23,7 +23,7 @@ from . import options as opts
 OK, NOTE, FAULT = "ok", "note", "fault"
 _STYLES = {OK: "green", NOTE: "yellow", FAULT: "bold red"}
 _DISTRIBUTION = "tinylora-edge"
-_OURS = {"all", "dev"}  # extras that are others together, or for who changes this package
+_OURS = {"all", "dev"}  # extras that combine others, or are for this package's developers
 _REQUIREMENT = re.compile(r"(?P<package>[A-Za-z0-9._-]+).*;.*extra\s*==\s*['\"](?P<extra>[^'\"]+)")
 _ENGINES = {
     "llama": ("llama.cpp", "llama-cpp-python", "from tinylora_edge.runtime import llama; llama.probe()"),

@@ -16,7 +16,7 @@ from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, results, vectors
 from . import options as opts
 
-_ANSWERS = 3  # answers
+_ANSWERS = 3  # prompts whose answers are printed
 
 
 def evaluate(
@@ -31,9 +31,9 @@ def evaluate(
         int | None, typer.Option(metavar="K", min=1, help="Compare with K worked examples.")
     ] = None,
     number: Annotated[int, typer.Option("-n", metavar="N", min=2, help="Held-out prompts.")] = 128,
-    max_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Of an answer.")] = None,
-    shifted: Annotated[bool, typer.Option("--shifted", help="On the task's shifted prompts.")] = False,
-    drift: Annotated[bool, typer.Option("--drift", help="Measure also how far from the base it is.")] = False,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Tokens of an answer.")] = None,
+    shifted: Annotated[bool, typer.Option("--shifted", help="Use the task's shifted prompts.")] = False,
+    drift: Annotated[bool, typer.Option("--drift", help="Also measure how far from the base it is.")] = False,
     engine: opts.EngineOption = None,
     threads: opts.ThreadsOption = None,
     keys: opts.KeysOption = None,
@@ -42,13 +42,13 @@ def evaluate(
 ) -> None:
     """Measure a vector on held-out prompts in the deployed runtime, paired with the base.
 
-    Of a stack, what lies beneath the last vector is measured by itself too.
+    Of a stack, the vectors beneath the last one are measured by themselves too.
 
-    With --system or --examples the prompt that would be used in its place is measured on the same prompts,
+    With --system or --examples the prompt that could take the vector's place is measured on the same prompts,
     alone and together with the vector.
 
-    The drift is how far it moves the model from its base on general prompts that nobody trained on: in nats,
-    and in answers that begin to repeat themselves or to be wrong.
+    The drift is how far the vector moves the model from its base on general prompts that nobody trained on:
+    in nats, and in answers that begin to repeat themselves or to be wrong.
 
     \b
     Examples:

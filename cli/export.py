@@ -32,11 +32,13 @@ def export(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="BUNDLE", help="To write. [default: MODEL's name]"),
+        typer.Option("--output", "-o", metavar="BUNDLE", help="Bundle to write. [default: MODEL's name]"),
     ] = None,
-    quant: Annotated[str | None, typer.Option(metavar="Q", help="Quantization of the hub: q4_k_m.")] = None,
-    base: Annotated[str | None, typer.Option(metavar="FILE", help="The GGUF of a MODEL of weights.")] = None,
-    add_base: Annotated[Path | None, typer.Option(metavar="FILE", help="List it in MODEL, a bundle.")] = None,
+    quant: Annotated[str | None, typer.Option(metavar="Q", help="Quantization to fetch: q4_k_m.")] = None,
+    base: Annotated[str | None, typer.Option(metavar="FILE", help="The GGUF of MODEL's weights.")] = None,
+    add_base: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Add a GGUF to MODEL, a bundle.")
+    ] = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of a signed bundle.")] = None,
     target_format: Annotated[
         Literal["gguf", "onnx", "both"], typer.Option("--format", help="What to export for.")
@@ -48,14 +50,14 @@ def export(
     onnx_precision: Annotated[
         Literal["fp32", "int8", "int4"] | None,
         typer.Option(
-            help="Of the graph's weights. [default: int8 keeps those of a quantized GGUF; else fp32]"
+            help="Type of the graph's weights. [default: int8 where the GGUF is quantized; else fp32]"
         ),
     ] = None,
     rank: Annotated[int, typer.Option(metavar="N", min=1, help="Directions of every module.")] = 8,
     outputs: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Left directions. [default: 64; N of --rank in a graph, or of experts]"
+            metavar="N", min=1, help="Left directions. [default: 64; in a graph, or for experts, --rank's]"
         ),
     ] = None,
     targets: Annotated[
@@ -69,8 +71,8 @@ def export(
 ) -> None:
     """Bake a model's frozen factors into a bundle, once.
 
-    The bundle holds the model (a hard link where possible), the factors of its linear layers, directions that
-    were learned for it where there are some, and a manifest. Vectors of any size then personalize it.
+    The bundle holds the model (a hard link where possible), the factors of its linear layers, learned
+    directions where some are shipped for it, and a manifest. Vectors of any size then personalize it.
 
     Without MODEL it lists the models that have short names; any org/name on the hub works as well.
 

@@ -22,7 +22,7 @@ def inspect(
     path: Annotated[
         Path, typer.Argument(metavar="PATH", help="A bundle, a basis.gguf, or a vector; - is stdin.")
     ],
-    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="What a vector is for.")] = None,
+    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="The bundle of a vector.")] = None,
     keys: opts.KeysOption = None,
     user: opts.UserOption = DEFAULT_USER,
     as_json: opts.JsonOption = False,

@@ -58,7 +58,7 @@ def sign(
     key: Annotated[Path, typer.Option("--key", metavar="FILE", help="The Ed25519 private key, in PEM.")],
     as_json: opts.JsonOption = False,
 ) -> None:
-    """Sign a bundle, once it is as devices shall have it: what changes it needs a new signature.
+    """Sign a bundle that is ready for devices; a later change needs a new signature.
 
     signature.json beside the basis lists the SHA-256 of every file. A device checks it with --bundle-key, in
     Python with load(..., bundle_keys=[...]).

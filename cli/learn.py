@@ -30,9 +30,9 @@ def learn(
 ) -> None:
     """Learn which directions of R are worth a number, and add them to BUNDLE.
 
-    Done once per model, on a host, with PyTorch. Every vector stays good; those of --numbers 13 that are made
-    from now on are in the new directions. What is done lies in BUNDLE.learn, and an interrupted run goes on
-    from there. --from takes how vectors that users have differ, all of one --rank, and is done in seconds.
+    Done once per model, on a host, with PyTorch. Every vector stays valid; later ones of --numbers 13 use the
+    new directions. BUNDLE.learn keeps what is done, so that an interrupted run goes on from there. --from
+    takes the directions in which vectors of users differ, all of one --rank, in seconds.
 
     \b
     Examples:
@@ -60,7 +60,7 @@ def learn(
             except VectorError as error:
                 raise type(error)(f"{path}: {error}") from None
         if (bases := len({vector.basis for vector in read})) != 1:
-            raise TrainError(f"{users} has {len(read)} vectors, *.bin, of {bases} bases: learn from one's")
+            raise TrainError(f"{users} has {len(read)} vectors (*.bin) of {bases} bases, expected one basis")
         learned = learn_from(found.bases.of(read[0]), [vector.values for vector in read], numbers)
         facts: dict[str, Any] = {"vectors": len(read)}
         basis = add_projection(bundle, learned.projection, facts, signer=signer)

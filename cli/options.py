@@ -37,7 +37,7 @@ BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a .gguf with <stem>.basis.gguf beside it.")
 ]
 BasisArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="The bundle, or basis, that it is for.")
+    Path, typer.Argument(metavar="BUNDLE", help="The bundle, or basis, that the vector is for.")
 ]
 VectorArgument = Annotated[str, typer.Argument(metavar="FILE", help="The vector: bytes or text; - is stdin.")]
 OutputOption = Annotated[
@@ -47,9 +47,9 @@ RunFrameOption = Annotated[
     Path, typer.Option("--output", "-o", metavar="FILE", help="The frame to write.", callback=_a_file)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
-EngineOption = Annotated[Engine | None, typer.Option(help="What runs it. [default: llama where it can]")]
+EngineOption = Annotated[Engine | None, typer.Option(help="Engine to use. [default: llama where it can]")]
 ThreadsOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads.")]
-PortOption = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 for any that is free.")]
+PortOption = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port; 0: any that is free.")]
 DataArgument = Annotated[
     str,
     typer.Argument(metavar="DATA", help="Examples: a JSONL, CSV or text file, or a built-in task's name."),
@@ -64,13 +64,13 @@ RewardOption = Annotated[
 DropDuplicatesOption = Annotated[
     bool,
     typer.Option(
-        "--drop-duplicates", help="Leave out of training what is measured on, and what is there twice."
+        "--drop-duplicates", help="Leave out repeated lines, and training prompts that are measured on too."
     ),
 ]
 SchemaOption = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE", help="Hold answers to this JSON schema, or by `label` to those that DATA has."
+        metavar="FILE", help="Hold answers to a JSON schema, or with `label` to the answers that DATA has."
     ),
 ]
 VectorsOption = Annotated[
@@ -82,17 +82,17 @@ VectorsOption = Annotated[
     ),
 ]
 UnderOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="A shared vector that lies beneath, and does not change.")
+    Path | None, typer.Option(metavar="FILE", help="A shared vector that stays beneath, unchanged.")
 ]
 NumbersOption = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Of the vector: 1 to one a module. [default: 13]")
+    int | None, typer.Option(metavar="N", min=1, help="How many numbers: 1 to one a module. [default: 13]")
 ]
 SystemOption = Annotated[
-    str | None, typer.Option("--system", metavar="TEXT", help="Behind this system prompt.")
+    str | None, typer.Option("--system", metavar="TEXT", help="Put this system prompt before every prompt.")
 ]
 ExamplesOption = Annotated[
     int | None,
-    typer.Option("--examples", metavar="K", min=1, help="Behind K worked examples of the training split."),
+    typer.Option("--examples", metavar="K", min=1, help="Put K training examples before every prompt."),
 ]
 EvaluateOption = Annotated[bool, typer.Option(help="Measure gain and drift on held-out prompts.")]
 KeysOption = Annotated[
@@ -100,9 +100,9 @@ KeysOption = Annotated[
     typer.Option("--key", metavar="FILE", help="A trusted public key (PEM) or MAC key. Repeatable."),
 ]
 StateOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Keep the sequence here; a lower one is refused.")
+    Path | None, typer.Option(metavar="FILE", help="Keep the sequence here, and refuse lower ones.")
 ]
-MaxTokensOption = Annotated[int, typer.Option(metavar="N", min=0, help="Of an answer; 0: no limit.")]
+MaxTokensOption = Annotated[int, typer.Option(metavar="N", min=0, help="Tokens of an answer; 0: no limit.")]
 TemperatureOption = Annotated[
     float, typer.Option(metavar="T", min=0, help="0: the likeliest token.", callback=_finite)
 ]
@@ -115,7 +115,7 @@ UserOption = Annotated[str, typer.Option("--user", metavar="NAME", help="Whose v
 
 
 def load_data(data: str, **arguments: Any) -> Task:
-    """Return the task of DATA, and tell its user what to know of it: the reward that was read off, say."""
+    """Return the task of DATA, and print its notes, such as the reward that was read off."""
     from ..tasks import load_task
 
     task = load_task(data, **arguments)

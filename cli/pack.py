@@ -22,14 +22,14 @@ _PIXELS = 8  # a module's width in a picture: sharp on a phone held 20 cm away
 
 def pack(
     source: opts.VectorArgument,
-    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="To frame it anew.")] = None,
+    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="Frame the vector anew.")] = None,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")
     ] = vectors.STREAM,
     key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Private key, or MAC key, to sign with.")
     ] = None,
-    dtype: Annotated[opts.Dtype | None, typer.Option(help="Of the values. [default: as they came]")] = None,
+    dtype: Annotated[opts.Dtype | None, typer.Option(help="Type of the values. [default: as now]")] = None,
     sequence: Annotated[
         int | None, typer.Option(metavar="N", min=0, max=65535, help="Rises with each vector of a user.")
     ] = None,
@@ -43,8 +43,8 @@ def pack(
 ) -> None:
     """Frame a vector for its way to a device: checksum, MAC or signature; bytes, text or QR code.
 
-    Without BUNDLE the bytes stay, and only their form changes. A vector that carries a tag already is checked
-    under the same key first.
+    Without BUNDLE the bytes stay, and only their form changes. A vector that is signed already is first
+    checked under the same key.
 
     \b
     Examples:

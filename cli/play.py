@@ -15,7 +15,6 @@ from . import console, vectors
 from . import options as opts
 
 _HOST = "127.0.0.1"
-_CONTEXT = 2048  # tokens of a request
 _SLOTS = 2  # one person: a prefix for each pane
 
 
@@ -50,7 +49,7 @@ def play(
             vector=frames[-1] if frames else None,
             under=frames[:-1] or None,
             slots=_SLOTS,
-            n_ctx=_CONTEXT,
+            n_ctx=opts.CONTEXT,
             n_threads=threads,
         )
 

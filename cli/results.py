@@ -67,7 +67,7 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
         found += [(f"vector - {base}", difference), ("", verdict(held, unit))]
     if "prompt" in record:
         tried = console.counted(len(record["prompt"]["tried"]), "draw")
-        found.append(("examples", f"of what is learned from, the best of {tried} on what is held back"))
+        found.append(("examples", f"from the training prompts, the best of {tried} on held-back ones"))
     arms = record.get("arms", {})
     if "prompt" in arms and arms["prompt"]["mean"] > arms["vector"]["mean"]:
         found.append(("", "They do better than the vector: take them, or give more examples or --minutes."))

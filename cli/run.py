@@ -58,7 +58,7 @@ def run_prompt(
     if prompt == vectors.STREAM in (vector or ()):
         raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
     if schema == "label":
-        raise console.CommandError("--schema label: no data here has answers that are labels: give a file")
+        raise console.CommandError("--schema label: there is no DATA here to take labels from: give a file")
     held_to = None if schema is None else read_schema(schema)
     policy, signers = keyfiles.policy(keys, state), keyfiles.public_keys(bundle_keys)
     frames = vectors.read_stack(vector)
@@ -93,7 +93,7 @@ def answer(
     stopped: Sequence[int] = (),
     **options: Any,
 ) -> tuple[str, str | None]:
-    """Answer messages, and return the text and why it ended: also once something is in `stopped`."""
+    """Answer messages until the end, or until `stopped` is not empty; return the text and why it ended."""
     text, reason = "", None
     chunks: Any = llm.create_chat_completion(conversation, stream=True, **options)
     try:

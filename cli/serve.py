@@ -23,32 +23,36 @@ def serve(
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: opts.PortOption = 8000,
     under: opts.UnderOption = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the model.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model.")] = None,
     api_keys: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A line: a key, or key and user.")
+        Path | None, typer.Option(metavar="FILE", help="API keys, one a line, or key and user.")
     ] = None,
     keys: opts.KeysOption = None,
     max_norm: Annotated[float, typer.Option(metavar="NORM", min=0, help="Largest norm of R.")] = MAX_NORM,
     feedback: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Learn from clicks; states go here.")
+        Path | None, typer.Option(metavar="DIR", help="Learn from clicks; keep their states here.")
     ] = None,
     sign: Annotated[Path | None, typer.Option(metavar="FILE", help="Sign learned vectors with it.")] = None,
     engine: opts.EngineOption = None,
     contexts: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Of llama.cpp. [one a core]")
+        int | None, typer.Option(metavar="N", min=1, help="llama.cpp's contexts. [default: one a core]")
     ] = None,
     slots: Annotated[int | None, typer.Option(metavar="N", min=1, help="Users a context remembers.")] = None,
-    n_ctx: Annotated[int, typer.Option("--n-ctx", metavar="N", min=1, help="Tokens of a request.")] = 2048,
+    n_ctx: Annotated[
+        int, typer.Option("--n-ctx", metavar="N", min=1, help="Tokens of a request.")
+    ] = opts.CONTEXT,
     threads: opts.ThreadsOption = None,
     max_requests: Annotated[int, typer.Option(metavar="N", min=1, help="Open requests.")] = _LIMITS.requests,
-    max_body: Annotated[int, typer.Option(metavar="BYTES", min=1, help="Of a request.")] = _LIMITS.body,
-    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Of an answer.")] = _LIMITS.tokens,
+    max_body: Annotated[int, typer.Option(metavar="BYTES", min=1, help="Bytes of a request.")] = _LIMITS.body,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Tokens of an answer.")
+    ] = _LIMITS.tokens,
 ) -> None:
     """Answer OpenAI's clients over HTTP, each request with its user's vector.
 
     A client asks for MODEL, the base; for MODEL@USER, whose vector the store has; or sends a vector along, as
-    "vector" in the body or as X-TinyLora-Vector in the header. Every one is checked at every request, and has
-    what --under says beneath it; the base has not.
+    "vector" in the body or as X-TinyLora-Vector in the header. A vector is checked at every request, and lies
+    on top of --under's; MODEL has neither.
 
     \b
     Examples:

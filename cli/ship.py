@@ -22,7 +22,7 @@ from . import options as opts
 def publish(
     source: opts.VectorArgument,
     bundle: opts.BasisArgument,
-    to: Annotated[str, typer.Option("--to", metavar="DIR|URL", help="A directory, or what fsspec reaches.")],
+    to: Annotated[str, typer.Option("--to", metavar="DIR|URL", help="A directory, or a URL for fsspec.")],
     user: opts.UserOption = DEFAULT_USER,
     as_json: opts.JsonOption = False,
 ) -> None:
@@ -49,7 +49,7 @@ def publish(
 
 
 def fetch(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Of the folder that publish wrote to.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="The folder that publish wrote to.")],
     bundle: opts.BasisArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the vector goes.")],
     user: opts.UserOption = DEFAULT_USER,
@@ -59,7 +59,7 @@ def fetch(
 ) -> None:
     """Fetch the newest vector of a user, check it, and only then replace FILE.
 
-    Without a key a checksum is required, which says nothing about the sender.
+    Without --key a vector needs only a checksum, which says nothing about the sender.
 
     \b
     Example:
@@ -78,8 +78,8 @@ def fetch(
     if data == present:
         policy.record(vector, bases.factors, user=bound)
     else:
-        # The state is written once the new vector is on the disk under another name: no vector is in place
-        # that the state does not know, and a kill between the two leaves the old one.
+        # The state is written once the new vector is on the disk under another name: the state knows every
+        # vector that is in place, and a kill between the two leaves the old one.
         try:
             with atomic_write(output) as file:
                 file.write(data)

@@ -33,18 +33,18 @@ def train(
     schema: opts.SchemaOption = None,
     method: Annotated[
         Literal["sft", "grpo"] | None,
-        typer.Option(help="On answers, or by a reward. [default: one after the other, where they help]"),
+        typer.Option(help="sft: on answers; grpo: by a reward. [default: sft, then grpo, where they help]"),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(metavar="M", help="Of training, at most. [default: 5]")
+        float | None, typer.Option(metavar="M", help="Minutes of training at most. [default: 5]")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="At most. [default: what the minutes allow]")
+        int | None, typer.Option(metavar="N", min=1, help="Steps at most. [default: what the minutes allow]")
     ] = None,
     prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
-    samples: Annotated[int, typer.Option(metavar="N", min=2, help="Completions a prompt.")] = 8,
+    samples: Annotated[int, typer.Option(metavar="N", min=2, help="Completions a prompt (grpo).")] = 8,
     lr: Annotated[
-        float | None, typer.Option(metavar="X", help="Step size. [default: one that suits]")
+        float | None, typer.Option(metavar="X", help="Step size. [default: by method and size]")
     ] = None,
     size: Annotated[
         Literal["small", "medium", "large"] | None,
@@ -59,37 +59,39 @@ def train(
     ] = None,
     dtype: Annotated[
         opts.Dtype | None,
-        typer.Option(help="Of FILE's values; q2 and q4 learn rounded. [default: q4 where it is smallest]"),
+        typer.Option(help="Type of FILE's values; q2, q4 train rounded. [default: q4 where it is smallest]"),
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A vector to begin with, of any size up to this one.")
+        Path | None, typer.Option(metavar="FILE", help="A vector to start from, of this size or smaller.")
     ] = None,
     under: opts.UnderOption = None,
     system: opts.SystemOption = None,
     examples: opts.ExamplesOption = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
-    weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Hugging Face weights.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Train on Hugging Face weights.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     keep: Annotated[
         bool | None,
-        typer.Option("--keep/--no-keep", help="Rehearse, to keep what else the model can. [default: in SFT]"),
+        typer.Option("--keep/--no-keep", help="Rehearse, to keep other skills. [default: in SFT]"),
     ] = None,
     evaluate: opts.EvaluateOption = True,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Train a vector on examples, and write it as a frame.
 
-    Where every example has an answer, it learns from them (SFT) until prompts that are held back get no
-    better, and then from the reward of sampled answers (GRPO), where these differ. What brings nothing is
-    left out.
+    Where every example has an answer, it learns from these (SFT) until held-back prompts get no better, and
+    then from the rewards of sampled answers (GRPO), where those differ. A method that brings nothing is left
+    out.
 
     Beside FILE it leaves FILE.json: task, settings, curve, held-out figures, answers. Ctrl-C saves the state.
 
-    The larger the file, the more it learns: calls with arguments need a large one. With --numbers 13 it is 37
-    bytes, along directions that the bundle has learned, or the paper's.
+    The larger the file, the more it learns: calls with arguments need a large one. With --numbers 13 it has
+    37 bytes, along directions that the bundle has learned, or the paper's.
 
-    With --under it learns on top of a shared vector, which lies beneath it later too. FILE has its own alone.
-    With --system or --examples the vector is trained behind a prompt, and belongs to it.
+    With --under it learns on top of a shared vector, and FILE, without that one, is used on top of it too.
+    With --system or --examples the vector is trained behind a prompt, and is used behind it.
 
     \b
     Examples:
@@ -200,14 +202,14 @@ def _note_event(event: str, metrics: dict[str, Any], bar: console.Show) -> None:
         if "reach" in metrics:
             reach = f", and likely lower the loss by {metrics['reach']:.0%} of what all would"
         console.warn(
-            f"a step takes {metrics['seconds']:.2g} s here: {metrics['steps']} of {metrics['of']} steps fit "
-            f"into the minutes{reach}; --minutes {metrics['minutes']} has room for all, and shorter answers "
-            "take less"
+            f"a step takes {round(metrics['seconds'], 2):g} s here: {metrics['steps']} of {metrics['of']} "
+            f"steps fit into the minutes{reach}. Allow --minutes {metrics['minutes']} for all, or shorten the "
+            "answers"
         )
     elif event == "silent":
         console.warn(
-            f"two steps without signal: all sampled answers of every prompt got the same reward, which is "
-            f"{metrics['reward']:.3f} in the mean. GRPO learns from differences alone: give answers to learn "
+            f"two steps without signal: all sampled answers of every prompt got the same reward, "
+            f"{metrics['reward']:.3f} on average. GRPO learns from differences alone: give answers to learn "
             "from, draw more with --samples, or make the task easier or harder"
         )
     elif event == "back-off":

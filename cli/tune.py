@@ -28,7 +28,7 @@ def tune(
     reward: opts.RewardOption = None,
     schema: opts.SchemaOption = None,
     drop_duplicates: opts.DropDuplicatesOption = False,
-    start: Annotated[Path | None, typer.Option(metavar="FILE", help="A vector to begin with.")] = None,
+    start: Annotated[Path | None, typer.Option(metavar="FILE", help="A vector to start from.")] = None,
     numbers: opts.NumbersOption = None,
     under: opts.UnderOption = None,
     system: opts.SystemOption = None,
@@ -44,9 +44,9 @@ def tune(
     """Tune a vector for a task on this device: no PyTorch, no gradients, the base as it is deployed.
 
     Texts, and answers of free text, are learned as they are; else a reward judges the model's own answers.
-    Training prompts that are held back decide what is written: where nothing does better on them, the start
-    is. Beside FILE it leaves FILE.json: settings, curve, held-out results. Ctrl-C saves the state; it holds
-    numbers alone. With --system or --examples the vector is found behind a prompt, and belongs to it.
+    Held-back training prompts choose the vector that is written: the start, where nothing does better on
+    them. Beside FILE it leaves FILE.json: settings, curve, held-out results. Ctrl-C saves the state, which
+    holds numbers alone. With --system or --examples the vector is found, and is used, behind a prompt.
 
     \b
     Example:
@@ -144,7 +144,7 @@ def tune(
 def _reporter(
     show: console.Show, budget: Budget, curve: list[dict[str, Any]], names: dict[str, str], sign: int
 ) -> Callable[[dict[str, Any]], None]:
-    """Return what keeps the rows of a run, and shows how much of its budget is spent."""
+    """Return a `report` that keeps the rows of a run, and shows how much of its budget is spent."""
     limits = {key: limit for key, limit in asdict(budget).items() if limit is not None}
     known: dict[str, str] = {}
 
