@@ -203,8 +203,8 @@ def _note_event(event: str, metrics: dict[str, Any], bar: console.Show) -> None:
             reach = f", and likely lower the loss by {metrics['reach']:.0%} of what all would"
         console.warn(
             f"a step takes {round(metrics['seconds'], 2):g} s here: {metrics['steps']} of {metrics['of']} "
-            f"steps fit into the minutes{reach}. Allow --minutes {metrics['minutes']} for all, or shorten the "
-            "answers"
+            f"steps fit into the minutes{reach}. Allow --minutes {metrics['minutes']} for all, or shorten "
+            "the answers"
         )
     elif event == "silent":
         console.warn(
