@@ -37,8 +37,8 @@ class Sampling:
     """How an answer is drawn.
 
     Attributes:
-        max_tokens: of the answer; None until the context is full.
-        temperature: of the distribution; 0 takes the likeliest token each time.
+        max_tokens: most tokens of the answer; None: until the context is full.
+        temperature: 0 takes the likeliest token each time; above 1 draws more evenly.
         top_p: draw from the likeliest tokens alone whose probabilities sum to this.
         top_k, min_p: see `Sampler`.
         seed: of the random numbers; None draws differently each time.
@@ -132,8 +132,8 @@ class Request:
             particular: nothing is kept.
         account: of the tenant, if it belongs to one: see `Shares`.
         user: whose vector and answer it is, where a tenant has many users.
-        vector: that answers; None for the base alone.
-        sampling: how.
+        vector: the one to answer under; None for the base alone.
+        sampling: how the answer is drawn.
         choice: the number of this answer, where one prompt has several: each draws numbers of its own.
     """
 
@@ -240,7 +240,7 @@ class Text:
         return self._emit(len(self._held) - max(map(self._begun, (*self._stop, self._call_begin))))
 
     def rest(self) -> Piece:
-        """Return what was held back, at the end; a call that is not whole is none."""
+        """Return what was held back, at the end; a call that is not whole is left out."""
         self._held += self._decoder.decode(b"", final=True)
         piece = self._emit(len(self._held))
         self._held = ""
@@ -343,7 +343,7 @@ def grammar_for(sampling: Sampling, tokenizer: Tokenizer) -> Grammar | None:
     """Return the grammar of an answer, or None; to make it takes some .1 s.
 
     Raises:
-        RequestError: the schema, or one of the tools, is none that becomes a grammar.
+        RequestError: no grammar can be made of the schema, or of one of the tools.
         TinyLoraError: llguidance does not read the model's tokens.
     """
     try:

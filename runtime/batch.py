@@ -72,14 +72,14 @@ class Batch:
 
     Args:
         llm: a loaded model, whose `close` closes the batch. Its own context and vector are left alone.
-        n_ctx_seq: tokens of the longest sequence, prompt and completion.
+        n_ctx_seq: tokens of the longest sequence, prompt and completion; in ONNX Runtime the model's at most.
         shared: tokens that all prompts begin with: in llama.cpp they take room once.
         sequences: how many run at the same time.
         n_threads: cores to use; by default all that this process may use.
         contexts: how many at most; by default one for 8 sequences, and one a core at most.
 
     Attributes:
-        contexts: that compute side by side; each evaluates for itself what its prompts share.
+        contexts: how many compute side by side; each evaluates for itself what its prompts share.
 
     Raises:
         TinyLoraError: the engine cannot make the contexts, or the model is closed.
@@ -96,7 +96,7 @@ class Batch:
         contexts: int | None = None,
     ) -> None:
         self.llm = llm
-        self._n_ctx, threads = n_ctx_seq, n_threads or cores()
+        threads = n_threads or cores()
         self.contexts = 1 if llm.one_engine else max(1, min(threads, contexts or sequences // _FEWEST))
         self._rows = -(-sequences // self.contexts)
         self._cells = self._rows * (n_ctx_seq - shared + _SLACK) + shared
@@ -111,6 +111,7 @@ class Batch:
         except BaseException:
             self.close()
             raise
+        self._n_ctx = min(loop.n_ctx for loop in self._loops)
         llm.dependents.add(self)
 
     @property
@@ -140,13 +141,13 @@ class Batch:
             prompts: token ids.
             vectors: one for all prompts, or one for each; None for the base.
             samples: sequences a prompt.
-            max_tokens: of each sequence, 1 or more.
+            max_tokens: most tokens of each sequence, 1 or more.
             temperature: of sampling from the full distribution; 0 takes the most likely token.
             seed: of the random numbers. Every sequence has its own, whatever runs beside it, and two vectors
                 draw with the same ones.
             schema: what every sequence keeps to, from its first token: a JSON schema, or labels, one of which
                 is all of it.
-            seconds: after which all of it is given up.
+            seconds: time after which all of it is given up.
 
         Returns:
             len(prompts) * samples generations, those of one prompt together, in order.

@@ -178,7 +178,7 @@ class Weights:
     """What loops, batches and pools know of a loaded model.
 
     Attributes:
-        bases: that vectors may be of.
+        bases: those that vectors may be of.
         policy: what is demanded of their bytes.
         mixed: rows with different vectors share one evaluation of its engines.
         dependents: loops, batches and pools, which are closed before the model is.

@@ -52,7 +52,7 @@ class Work(ABC):
     """Tokens that a row evaluates, and what becomes of the logits behind them.
 
     Attributes:
-        tokens: of the prompt, and those that followed so far.
+        tokens: ids of the prompt's tokens, and of those that followed so far.
         prompt: how many of them are the prompt's.
         vector: under which they are evaluated; None for the base.
         digest: of its R; empty for the base. It is taken here, since loops compare it under their lock.
@@ -207,7 +207,7 @@ class Slot:
         aligned: it keeps a multiple of so many tokens of a prompt.
         tenant: whose sequence it was: nobody else finds what it holds.
         vector: digest of the sequence's R; empty for the base.
-        tokens: that the row holds, or begins with.
+        tokens: those that the row holds, or begins with.
         prompt: how many of them came as a prompt. Cells of generated tokens are not reused: they were
             computed one at a time, by kernels whose last bits differ.
         after: logits [vocabulary] behind the prompt, where an answer was generated from it.
@@ -252,7 +252,7 @@ class Loop:
     Any thread may call it.
 
     Args:
-        engines: whose rows it owns, and which it closes.
+        engines: those whose rows it owns; it closes them.
         closed: message of the error for work that it refuses, or does not end, because it is closed.
         waiting: how much work may wait, where many share the loop (see `Shares`). None: it has one client.
         exact: an answer is the same to the bit whatever was evaluated before it.

@@ -168,8 +168,8 @@ class PersonalizedModel(Weights):
         """Return a batch over this model's weights, with room for answers to the prompts of samples.
 
         Args:
-            samples: whose prompts it will get.
-            max_tokens: of the longest answer.
+            samples: those whose prompts it will get.
+            max_tokens: tokens of the longest answer.
             sequences: how many run at the same time.
             n_threads: cores to use; by default all that this process may use.
 

@@ -72,12 +72,12 @@ class Pool:
         base: as for `load`, or a model that `load` returned, which stays the caller's: it keeps its context
             and its vector, and its `close` closes the pool.
         policy: what is demanded of vector bytes, at every request; a loaded model has its own.
-        contexts: of llama.cpp, which compute side by side; by default one a core, or a single one on a GPU.
+        contexts: how many of llama.cpp compute side by side; by default one a core, and one alone on a GPU.
         slots: how many users' prefixes are remembered. In llama.cpp they take turns in each context, 4 by
             default; in ONNX Runtime they are the rows of one batch, 16 by default. No account may have all
             of them: see `Shares`.
         n_ctx: tokens of the longest sequence, prompt and answer. llama.cpp has memory for contexts * slots
-            such sequences from the start, ONNX Runtime for the tokens in use.
+            such sequences from the start; ONNX Runtime for the tokens in use, of the model's own at most.
         waiting: how many requests may wait, shared likewise.
         n_threads: cores to use; by default all that this process may use. A loaded ONNX model keeps its own.
         engine_options: as for `load`, where `base` is a path.
@@ -155,7 +155,7 @@ class Pool:
 
         Args:
             messages: the chat so far, or text: one message of the user.
-            user: whose request it is, and whose vector (see `Policy`).
+            user: name of the user whose request and vector it is (see `Policy`).
             tenant: who may reuse in a later request what this one evaluates: by default the user. For ""
                 nothing is kept.
             account: whose tenants share places and turns, such as one app's; by default each has its own.
@@ -239,7 +239,7 @@ class Pool:
         """Return the tokens of a prompt, with the tools that it tells of, and its chat format's stop texts.
 
         Raises:
-            RequestError: the messages are none that the model's chat template renders, or it has none.
+            RequestError: the model's chat template does not render the messages, or there is no template.
         """
         if raw and tools:
             raise RequestError("a raw text cannot describe tools: send chat messages", param="tools")

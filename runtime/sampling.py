@@ -94,7 +94,7 @@ class Sampler:
         top_k: keep the k likeliest; 0 or less keeps all.
         min_p: keep those with at least this fraction of the likeliest one's probability.
         seed: of the draws; None draws differently each time.
-        number: of the answer among those with the same seed.
+        number: which of the answers with this seed it is: each draws differently.
     """
 
     def __init__(

@@ -394,7 +394,7 @@ def _choice(labels: Sequence[str]) -> str:
     """Return the grammar of labels, as llguidance's form of Lark has it.
 
     Raises:
-        RequestError: there is none, one is no text, or they are too large.
+        RequestError: there are no labels, one is not a text, or they are too large.
     """
     if isinstance(labels, str) or not labels or not all(isinstance(each, str) and each for each in labels):
         raise _refused(
@@ -409,7 +409,7 @@ def _choice(labels: Sequence[str]) -> str:
 
 
 def _list(value: Any) -> Sequence[Any]:
-    """Return a list as it is; an empty one for what is none, which llguidance refuses."""
+    """Return a list as it is; an empty one for anything else, which llguidance refuses."""
     return value if isinstance(value, list) else ()
 
 

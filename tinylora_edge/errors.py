@@ -110,7 +110,7 @@ class RequestError(TinyLoraError, ValueError):
 
 
 class OptionError(TinyLoraError, TypeError):
-    """A call was given an option that it does not have; the message names the nearest one."""
+    """A call has an option that it does not take, or one that does not go with the others."""
 
 
 class MissingExtraError(TinyLoraError, ImportError):

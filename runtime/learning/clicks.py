@@ -123,7 +123,7 @@ class Clicks:
             prompt: text, which is one message of the user, or chat messages.
             vector: the one to answer under; None for the base.
             count: how many answers.
-            max_tokens: of each.
+            max_tokens: most tokens of each.
             temperature: above 0: without variety there is nothing to choose between.
             seed: of the random numbers: pass another one for every question.
 

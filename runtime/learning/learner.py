@@ -121,9 +121,9 @@ class RewardLearner:
             nothing is drawn.
         shaped: a reward to learn from, while `reward` decides what is kept: the same goal with credit for
             coming near, which teaches faster than right or wrong.
-        max_tokens: of an answer.
+        max_tokens: most tokens of an answer.
         schema: what answers are held to: a JSON schema, or labels, one of which is the answer.
-        seed: of everything.
+        seed: of all random numbers.
         basis: of the vector; None for that of `start`, or of 13 numbers.
         start: vector to begin with; None for the model's own, or for zeros where it has none or a basis is
             given. An existing state has its own.
@@ -221,7 +221,7 @@ class RewardLearner:
             TinyLoraError: the engine has no memory for so many sequences.
             OSError: the state cannot be written.
         """
-        limit, began = Budget.of(budget), time.monotonic()
+        limit, began, self._stop = Budget.of(budget), time.monotonic(), False
         rows = min(_SEQUENCES, _TEXTS * (self._threads or cores())) if self._targets else _SEQUENCES
         with self._llm.batch(self._samples, self._longest, sequences=rows, n_threads=self._threads) as batch:
             self.state.seconds += time.monotonic() - began
@@ -229,7 +229,7 @@ class RewardLearner:
 
     def _sit(self, batch: Batch, budget: Budget) -> Tuned:
         """Learn in a batch that has room for all prompts; see `run`."""
-        self._batch, self._budget, self._stop = batch, budget, False
+        self._batch, self._budget = batch, budget
         self._began = self.state.tokens, self.state.seconds
         self._begin()
         stopped = "budget"

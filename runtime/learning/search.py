@@ -78,7 +78,7 @@ class Search:
         return self.first + len(self.rewards)
 
     def ask(self) -> Array:
-        """Return candidates, float64 [population, n]: the same ones until told."""
+        """Return candidates, float64 [population, n]: the same ones until `tell`."""
         if self._candidates is None:
             self._candidates = np.array([self._cma.ask() for _ in range(self.population)])
         return self._candidates
@@ -117,7 +117,7 @@ class Search:
 
     @classmethod
     def restored(cls, state: dict[str, Any], size: int, seed: int, population: int) -> Self:
-        """Return the search of `size` dimensions that `state` describes; ValueError where it is none."""
+        """Return the search of `size` dimensions that `state` describes; ValueError where it is not valid."""
         try:
             found = cls(state["start"], state["sigma"], seed, population=population, first=state["first"])
             for rewards in state["rewards"]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import TinyLoraError
-from ..engine import Part
+from ..engine import CLOSED, Part
 from .adapters import SPARE_BYTES, Adapter, Adapters, signals_wait
 
 _CHUNK = 512
@@ -175,7 +175,7 @@ class LlamaEngine:
 
     def _check_open(self) -> None:
         if self._context is None:
-            raise TinyLoraError("it is closed, or its model is: load it again")
+            raise TinyLoraError(CLOSED)
 
     def _use(self, r: NDArray[np.float32] | None) -> None:
         if self._now is not r:

@@ -295,7 +295,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         Raises:
             VectorError: the state was computed with another vector than the active one.
         """
-        inside = self._worker.inside  # a completion found it in the LlamaCache that it was given
+        inside = self._worker.inside  # a completion found it in its LlamaCache
         if getattr(state, "tinylora_vector", None) != (self._staged if inside else self.vector):
             if inside:
                 return  # of no use here: evaluate the prompt instead

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ...errors import BaseMismatchError, TinyLoraError
 from ...factors import Factors
 from ...formats.onnx_graph import INPUT_NAME, input_row
-from ..engine import Part
+from ..engine import CLOSED, Part
 
 CHUNK = 128
 """Tokens of prompts that are evaluated at once, between two tokens of the answers beside them."""
@@ -142,7 +142,7 @@ class OnnxEngine:
 
     def _open(self) -> Cells:
         if self._cells is None:
-            raise TinyLoraError("it is closed, or its model is: load it again")
+            raise TinyLoraError(CLOSED)
         return self._cells
 
     def _append(self, part: Part, *, alone: bool) -> NDArray[np.float32]:
@@ -317,7 +317,7 @@ def _pieces(count: int, wanted: int, tail: int) -> Iterator[tuple[int, int]]:
 
 
 def _memory(size: int) -> mmap.mmap:
-    if hasattr(mmap, "MAP_PRIVATE"):  # what is shared, as by default, is given back by nobody
+    if hasattr(mmap, "MAP_PRIVATE"):  # the default, shared memory, cannot be freed by MADV_DONTNEED
         return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return mmap.mmap(-1, size)
 

@@ -111,9 +111,9 @@ class TinyLoraOnnx(PersonalizedModel):
     one_engine, mixed = True, OnnxEngine.mixed
 
     def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> OnnxEngine:
-        """See `PersonalizedModel.engine`; at least two rows."""
+        """See `PersonalizedModel.engine`; at least two rows, of at most the model's own context."""
         with self.in_use():
-            return self._engine(max(rows, 2), n_ctx)
+            return self._engine(max(rows, 2), min(n_ctx, self.longest))
 
     def _engine(self, rows: int, n_ctx: int) -> OnnxEngine:
         made = OnnxEngine(

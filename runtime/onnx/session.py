@@ -165,9 +165,9 @@ def open_session(
     """Return an `onnxruntime.InferenceSession` of a checked graph.
 
     Args:
-        path: of the graph.
+        path: the graph's file.
         sess_options, providers, options: of `onnxruntime.InferenceSession`.
-        n_threads: of an operation; None for what the options say.
+        n_threads: threads of an operation; None for what the options say.
 
     Raises:
         BaseMismatchError: ONNX Runtime cannot load it.

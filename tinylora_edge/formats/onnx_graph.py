@@ -57,7 +57,7 @@ def onnx_fingerprint(folder: Path) -> str:
     for name in (MODEL_NAME, DATA_NAME):
         if not (folder / name).is_file():  # a pipe would wait for ever to be opened
             raise BaseMismatchError(
-                f"{folder / name} does not exist, or is not a file: copy it again, or export again"
+                f"{folder / name} is not there, or is not a file: copy it again, or export again"
             )
     with open(folder / MODEL_NAME, "rb") as graph:
         total = hashlib.sha256(b"tinylora onnx 2\n" + hashlib.file_digest(graph, "sha256").digest())

@@ -78,7 +78,7 @@ def app(
             f"the model's name {name!r} has an @, behind which clients name a user: pass another (--name)"
         )
     if store is None and (states is not None or page):
-        raise OptionError("a server that learns from clicks keeps vectors: name a store too (--store)")
+        raise OptionError("a page and learning from clicks keep vectors: name a store too (--store)")
     if page and api_keys is not None:
         raise OptionError("a page is for one visitor: pass no API keys")
     if api_keys is not None and not isinstance(api_keys, ApiKeys):

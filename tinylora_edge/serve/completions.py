@@ -156,7 +156,7 @@ def content_type(request: Request) -> str:
 
 
 async def read_json(request: Request, service: Service) -> Any:
-    """Return the JSON of a body. Errors: those of `read_bytes`, and RequestError where it is none."""
+    """Return the JSON of a body. Errors: those of `read_bytes`, and RequestError where it is not JSON."""
     kind = content_type(request)
     if kind != "application/json":  # another site's page needs a preflight request for this
         other = f", or {BYTES} for the bytes of a frame" if request.method == "PUT" else ""
@@ -197,7 +197,7 @@ def only_field(body: object, name: str) -> object:
 
 
 def read_frame(vector: object) -> bytes:
-    """Return the frame in a text of a body or a header. RequestError: it is none."""
+    """Return the frame in a text of a body or a header. RequestError: it is not one."""
     if not isinstance(vector, str):
         raise RequestError("vector must be a text: send a frame as base64url", param="vector")
     try:
@@ -458,7 +458,7 @@ class _Message(BaseModel):
             raise ValueError("parts other than text are not supported")
         texts = [part.get("text") or "" for part in content]
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError("the text of a part is no text")
+            raise ValueError("the text of a part must be a text")
         return "".join(texts)
 
     def plain(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Service:
 
     Attributes:
         store: None where clients bring their vectors along.
-        api_keys: that are taken; None needs no key.
+        api_keys: those that are accepted; None: no key is needed.
         hosts: names that a request without a key must be addressed to; empty for any. They keep out web pages
             whose own name is made to lead to 127.0.0.1 (DNS rebinding).
         feedback: None where the server does not learn from clicks.

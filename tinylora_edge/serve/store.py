@@ -53,7 +53,7 @@ def is_user(name: str) -> bool:
 
 
 def check_user(name: str) -> str:
-    """Return the name of a user, if it is one. RequestError: it is none."""
+    """Return a name that a user may have. RequestError: no user may have it."""
     if not is_user(name):
         raise RequestError(
             f"{name[:80]!r} is no name of a user: {RULE}, and not "

@@ -38,7 +38,7 @@ class Fetched(NamedTuple):
 
     Attributes:
         data: the bytes, unchecked; None where nothing changed since the ETag that was passed.
-        etag: to pass the next time; None where the server gave none, or none that is sane.
+        etag: the ETag to pass the next time; None where the server sent no valid one.
     """
 
     data: bytes | None
@@ -69,7 +69,7 @@ def fetch(
         url: of the folder that `publish` wrote to.
         bases: of the model that the vector is for.
         user: whose vectors.
-        etag: of what the device has; where nothing changed, no body is sent.
+        etag: the ETag of what the device has; where nothing changed, no body is sent.
         deadline: seconds that all attempts may take together, without those in which the system looks up the
             server's name.
         attempts: how often to ask at most.

@@ -125,7 +125,7 @@ def decode(data: bytes, size: int, digest: str, entries: Entries = ()) -> Frame:
 
 
 def form(data: bytes) -> tuple[int, str, int]:
-    """Return the version, dtype and tag kind that a frame's first bytes name; FrameError: it is none."""
+    """Return the version, dtype and tag kind that a frame's first bytes name; FrameError: they are none."""
     if len(data) <= HEADER_BYTES[BOUND]:
         raise FrameError(f"{len(data)} bytes are no frame: it was cut on its way, or is something else")
     version, dtype, kind = data[0] >> 4, DTYPES[data[0] & 3], data[0] >> 2 & 3
@@ -209,7 +209,7 @@ def _encoded(user: str) -> bytes:
     try:
         return user.encode()
     except UnicodeEncodeError:
-        raise FrameError(f"the user {user[:40]!r} is no name: it has parts of characters") from None
+        raise FrameError(f"the user {user[:40]!r} is not a valid name: it has parts of characters") from None
 
 
 # The last day on which a frame may be accepted: a number from 0 to 65535, of days since 2026-01-01 in UTC

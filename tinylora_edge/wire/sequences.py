@@ -185,7 +185,7 @@ def encode(accepted: dict[Source, Accepted]) -> bytes:
 
 
 def decode(data: bytes) -> dict[Source, Accepted]:
-    """Return what the content of a state file says; ValueError where it is none that `encode` writes."""
+    """Return what the content of a state file says; ValueError where `encode` does not write such."""
     if len(data) > DOCUMENT_BYTES:
         raise ValueError(f"it has more than {DOCUMENT_BYTES:,} bytes")
     document = parse_json(data)

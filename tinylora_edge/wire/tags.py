@@ -44,7 +44,7 @@ def check(kind: int, message: bytes, tag: bytes, keys: Sequence[Verifier], *, ot
 
     Raises:
         ChecksumError: a CRC-32 that the message does not have.
-        SignatureError: a MAC or a signature that verifies under none of the keys, or for which there is none.
+        SignatureError: no key of the tag's kind is there, or none of them verifies it.
     """
     if kind == CRC32:
         expected = Crc32().sign(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tinylora_edge import OptionError, TinyLoraError, VectorError, runtime
 from tinylora_edge.runtime import TinyLoraOnnx
+from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.tasks import Sample
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello\nthere"}]
@@ -140,3 +142,11 @@ def test_the_context_is_filled_to_its_last_token(llm: TinyLoraOnnx) -> None:
             llm.create_completion(empty)
     with pytest.raises(TinyLoraError, match="token 9999"):
         llm.create_completion([65, 9999])
+
+
+def test_a_pool_and_a_batch_end_where_the_model_does(onnx: TinyLoraOnnx) -> None:
+    with runtime.Pool(onnx, n_ctx=4096, slots=2) as pool:
+        assert pool.n_ctx == onnx.longest
+        asyncio.run(pool.complete("x" * (onnx.longest - 3), max_tokens=99))
+    with pytest.raises(VectorError, match=f"pass the {onnx.longest} of a sequence"):
+        Batch(onnx, n_ctx_seq=4096, sequences=2).generate([[1] * onnx.longest], max_tokens=1)

@@ -4,7 +4,7 @@ import { send, ServerError, stream } from "./server.js";
 
 /** @typedef {import("./server.js").Vector} Vector */
 
-const SAID_MS = 8_000; // how long the reader is told what went well; what went wrong stays
+const STATUS_MS = 8_000; // how long the status shows what went well; an error stays
 const PAUSE_MS = 300; // after the last move of a slider, until the personalized model answers again
 const SNAP = 0.012; // of the reach: so near to 0 it is 0
 
@@ -13,16 +13,16 @@ let about;
 /** @type {Vector} */
 let vector; // that answers
 /** @type {number[] | null} */
-let values; // what the sliders say; null where the vector is of another size, and none moves
+let values; // of the sliders; null where the vector is of another size, and none moves
 /** @type {{input: HTMLInputElement, bar: HTMLElement, output: HTMLOutputElement, root: HTMLElement}[]} */
 let rows;
 let reach = 1; // of the sliders
-let asked = ""; // the prompt that the answers are to
+let question = ""; // the prompt that the answers are to
 let answered = ""; // the frame that the personalized answer is of
 let edits = 0; // of the vector, so that what is late is not taken for the newest
 let learning = false;
 let pause = 0;
-let said = 0;
+let hiding = 0;
 
 /** @param {string} id */
 const part = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
@@ -38,7 +38,7 @@ class Pane {
     this.place = /** @type {HTMLElement} */ (part(id).querySelector(".answer"));
     this.speed = /** @type {HTMLElement} */ (part(id).querySelector(".speed"));
     this.buttons = /** @type {NodeListOf<HTMLButtonElement>} */ (part(id).querySelectorAll("[data-reward]"));
-    this.id = ""; // of an answer that is whole, and that was not told about
+    this.id = ""; // of an answer that is whole and not rated yet
     for (const button of this.buttons) {
       button.addEventListener("click", () => attempt(() => tell(this, button)));
     }
@@ -58,7 +58,7 @@ class Pane {
     refresh();
     const body = {
       model: about.model,
-      messages: [{ role: "user", content: asked }],
+      messages: [{ role: "user", content: question }],
       max_tokens: Number(input("length").value),
       temperature: Number(input("temperature").value),
       seed: Number(input("seed").value),
@@ -111,11 +111,11 @@ function say(text, bad = false) {
   status.textContent = text;
   status.classList.toggle("bad", bad);
   status.classList.toggle("shown", text !== "");
-  clearTimeout(said);
-  if (!bad && !learning) said = setTimeout(() => status.classList.remove("shown"), SAID_MS);
+  clearTimeout(hiding);
+  if (!bad && !learning) hiding = setTimeout(() => status.classList.remove("shown"), STATUS_MS);
 }
 
-/** @param {() => Promise<void>} action that is done; what goes wrong is said. */
+/** @param {() => Promise<void>} action to do; the status shows its error. */
 async function attempt(action) {
   try {
     await action();
@@ -140,7 +140,7 @@ async function ask() {
   if (base.running || personal.running) return stop();
   if (!input("prompt").value.trim()) return part("prompt").focus();
   clearTimeout(pause);
-  asked = input("prompt").value;
+  question = input("prompt").value;
   say("");
   const own = async () => {
     const made = await remake();
@@ -156,7 +156,7 @@ function stop() {
 }
 
 /**
- * Make a frame of what the sliders say. It answers from now on, unless they have said something newer meanwhile.
+ * Make a frame of the sliders' values. It answers from now on, unless a slider has moved meanwhile.
  *
  * @returns {Promise<Vector>}
  */
@@ -180,7 +180,7 @@ function take(made) {
 async function again() {
   const made = await remake();
   say("");
-  if (!asked || made !== vector || made.vector === answered) return;
+  if (!question || made !== vector || made.vector === answered) return;
   answered = made.vector;
   await personal.run(made);
 }
@@ -196,7 +196,7 @@ async function adopt(made) {
   show(made.values);
   take(made);
   answered = vector.vector;
-  if (asked) await personal.run(vector);
+  if (question) await personal.run(vector);
 }
 
 /**
@@ -234,9 +234,9 @@ function setLearning(on) {
   refresh();
 }
 
-/** @param {number[] | null} shown what the sliders say from now on. */
-function show(shown) {
-  values = shown;
+/** @param {number[] | null} next the values of the sliders from now on. */
+function show(next) {
+  values = next;
   part("sliders").hidden = !values;
   refresh();
   if (!values) return;

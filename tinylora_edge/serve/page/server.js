@@ -40,14 +40,14 @@ export class ServerError extends Error {
  * @returns {string} the token; empty where there is none.
  */
 function takeToken() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (given) {
-    sessionStorage.setItem(NAME, given);
+  const fresh = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (fresh) {
+    sessionStorage.setItem(NAME, fresh);
     history.replaceState(null, "", location.pathname);
   }
   // Another token that is opened in this tab is a jump inside the page for a browser.
   addEventListener("hashchange", () => location.hash.startsWith("#token=") && location.reload());
-  return given ?? sessionStorage.getItem(NAME) ?? "";
+  return fresh ?? sessionStorage.getItem(NAME) ?? "";
 }
 
 const token = takeToken();
@@ -77,8 +77,8 @@ export async function send(path, body, signal) {
     throw new ServerError("the server does not answer: was it ended?", "unreachable");
   }
   if (response.ok) return response;
-  const said = await response.json().catch(() => null);
-  throw new ServerError(said?.error?.message ?? `status ${response.status}`, said?.error?.code ?? "");
+  const failed = await response.json().catch(() => null);
+  throw new ServerError(failed?.error?.message ?? `status ${response.status}`, failed?.error?.code ?? "");
 }
 
 /**
@@ -89,8 +89,8 @@ export async function send(path, body, signal) {
  * @returns {AsyncGenerator<any>} its chunks.
  */
 export async function* stream(body, signal) {
-  const asked = { ...body, stream: true, stream_options: { include_usage: true } };
-  const response = await send("/v1/chat/completions", asked, signal);
+  const options = { ...body, stream: true, stream_options: { include_usage: true } };
+  const response = await send("/v1/chat/completions", options, signal);
   const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
   const decoder = new TextDecoder();
   let left = "";
