@@ -444,12 +444,7 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(
 
 
 def test_minutes_that_do_not_suffice_are_refused_before_a_step(
-    tiny_bundle: Path,
-    letters_task: Task,
-    options: Options,
-    short: Options,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_bundle: Path, letters_task: Task, options: Options, short: Options, tmp_path: Path
 ) -> None:
     """SFT foresees it by a short pass; GRPO, whose answers nobody knows, gives up what it draws."""
     brief = {"steps": None, "minutes": 1e-5}
@@ -457,9 +452,10 @@ def test_minutes_that_do_not_suffice_are_refused_before_a_step(
         train(tiny_bundle, letters_task, tmp_path / "v", options=replace(short, **brief))
     with pytest.raises(TrainError, match=r"1e-05 minutes are over.*allow more minutes"):
         train(tiny_bundle, letters_task, tmp_path / "v", options=replace(options, **brief))
-    monkeypatch.setattr(trainer, "work_of", lambda groups: 1 if len(groups) == short.workers else 10**6)
-    with pytest.raises(TrainError, match=r"takes about [\d,]+ minutes here"):
-        train(tiny_bundle, letters_task, tmp_path / "v", options=replace(short, steps=None, minutes=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "work_of", lambda groups: 1 if len(groups) == short.workers else 10**6)
+        with pytest.raises(TrainError, match=r"takes about [\d,]+ minutes here"):
+            train(tiny_bundle, letters_task, tmp_path / "v", options=replace(short, steps=None, minutes=1))
     assert list(tmp_path.iterdir()) == []
 
 
