@@ -56,7 +56,7 @@ class TuneSettings:
             passes before the first step, so that one number fits every basis. None: 0.5, for texts 0.25.
         prompts: how many a step; every candidate answers the same ones, greedily.
         held_back: prompts never learned on, which decide what is returned: at most a third of all. None: 48,
-            for texts a tenth, and at least 8.
+            for texts a tenth, 8 to 48.
         check_every: steps between checks on the first half of those; the last check is on all of them.
 
     Raises:
@@ -173,10 +173,11 @@ class RewardLearner:
             raise TrainError("a prompt has no answer to learn: give each of them one, or pass a reward")
         self._targets = [llm.encode_answer(sample)[:max_tokens] for sample in samples] if texts else []
         lengths = [len(answer) for answer in self._targets]
-        self._longest, self._length = max(lengths, default=max_tokens), float(np.mean(lengths or 1))
+        self._longest = max(lengths, default=max_tokens)
         self._effect = settings.effect or (_TEXTS_EFFECT if texts else _EFFECT)
-        held = settings.held_back or (max(8, len(samples) // 10) if texts else 48)
+        held = settings.held_back or (min(48, max(8, len(samples) // 10)) if texts else 48)
         self._train, self._check = _hold_back(len(samples), held, seed)
+        self._length = float(np.mean([lengths[i] for i in self._check] if texts else 1))
         start = start or (llm.vector if basis is None else None)
         basis, start = beginning(llm.bases, basis, start)
         start = start if under is None else replace(start, under=under)
@@ -292,9 +293,13 @@ class RewardLearner:
 
     def _step(self) -> None:
         state, search = self.state, self._search
+        began = time.monotonic() - state.seconds
         vectors = [self._vector(v) for v in self._whitening.values(search.ask())]
         rewards = self._judge(vectors, self._pick(search.step))
         search.tell(rewards)
+        searched = time.monotonic() - began - state.seconds  # of hundreds of numbers more than answers take
+        state.seconds += searched
+        state.answer_seconds += searched
         if np.ptp(rewards, axis=0).any():
             state.silent = 0
         else:
@@ -402,7 +407,7 @@ class RewardLearner:
         return rewards
 
     def _likelihoods(self, vectors: Sequence[MicroVector], numbers: Sequence[int]) -> NDArray[np.float64]:
-        """Return log-likelihoods of texts, by their numbers, divided by the tokens of a mean text."""
+        """Return log-likelihoods of texts, by their numbers, by the tokens of a mean one held back."""
         prompts = self._batch.encode([self._samples[i] for i in numbers])
         found = self._batch.score_each(vectors, prompts, [[self._targets[i]] for i in numbers])
         totals = np.array([[row.sum(dtype=np.float64) for (row,) in each] for each in found])

@@ -99,7 +99,8 @@ class SearchState:
         unimproved: checks in a row that found nothing better.
         rollouts, tokens, seconds: spent so far; tokens count prompts and answers.
         sigma: of the first step; 0 before it is known.
-        answer_tokens, answer_seconds: the part of the above that rollouts took; the rest is finding sigma.
+        answer_tokens, answer_seconds: the part of the above that rollouts and the search took; the rest is
+            finding sigma.
     """
 
     search: dict[str, Any]
