@@ -209,10 +209,7 @@ def test_what_is_measured_is_dropped_from_training(write: Write) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (
-            [{"prompt": "a"}, {"prompt": "b"}],
-            ':.: there is no "answer", and no reward: expected an answer',
-        ),
+        ([{"prompt": "a"}, {"prompt": "b"}], ':.: there is no "answer", and no reward: expected an answer'),
         ([{**row, "answer": "yes"} for row in SUMS], ": all 20 answers are 'yes': there is nothing to learn"),
     ],
 )

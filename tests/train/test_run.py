@@ -19,14 +19,7 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import (
-    BasisError,
-    BasisMismatchError,
-    MicroVector,
-    TrainError,
-    load_bundle,
-    runtime,
-)
+from tinylora_edge import BasisError, BasisMismatchError, MicroVector, TrainError, load_bundle, runtime
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.tasks.rewards import text
 from tinylora_edge.train import Options, adapter, grown, train, trainer
@@ -563,12 +556,7 @@ def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> N
         ({}, {"weights": "no/such/folder"}, {}, "no/such/folder"),
         ({}, {}, {"resume": True}, "no checkpoint"),
         ({"reward": lambda completion, sample: math.nan}, {}, {}, r"task letters .*returned nan"),
-        (
-            {"train": [Sample("x")] * 64},
-            {"method": "sft"},
-            {},
-            "64 of 64 training prompts .* have no answer",
-        ),
+        ({"train": [Sample("x")] * 64}, {"method": "sft"}, {}, "64 of 64 training prompts .* have no answer"),
     ],
 )
 def test_what_is_refused_leaves_nothing(

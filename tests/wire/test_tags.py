@@ -9,13 +9,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from tinylora_edge import (
-    Ed25519Signer,
-    Ed25519Verifier,
-    Hmac,
-    MissingExtraError,
-    SignatureError,
-)
+from tinylora_edge import Ed25519Signer, Ed25519Verifier, Hmac, MissingExtraError, SignatureError
 from tinylora_edge.wire.tags import private_pem, public_pem
 
 SEED = bytes(range(32))

@@ -11,11 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llama_cpp import LlamaDiskCache, LlamaRAMCache
 
-from tinylora_edge import (
-    FrameError,
-    MicroVector,
-    Policy,
-)
+from tinylora_edge import FrameError, MicroVector, Policy
 
 PROMPT = list(b"one two three four")
 TEXTS = ("one two three four", "one two three five", "one", "quite another text")
