@@ -6,8 +6,8 @@ deployed; `export_onnx` writes one with an ONNX graph, alone or beside the GGUF;
 are read a few at a time, so a model never has to fit in memory. No engine is needed; where llama-cpp-python
 is installed, its routines dequantize.
 
-What is exported is called by a path; `resolve` turns other names, those of the catalog and of repositories on
-the hub, into paths. `exporters.convert` writes vectors in the formats of other programs.
+An export takes paths; `resolve` turns names of the catalog and of repositories on the hub into paths.
+`exporters.convert` writes vectors in the formats of other programs.
 Importing this package loads numpy and gguf; torch, onnx and huggingface_hub are loaded by what needs them.
 """
 

@@ -360,7 +360,7 @@ def new_bundle(output: Path) -> Iterator[Path]:
         partial.mkdir()
     except FileExistsError:
         raise ExportError(
-            f"{partial} is there: another export is writing {output}, or one was killed: then remove it"
+            f"{partial} exists: another export is writing {output}. If it was killed, remove it"
         ) from None
     except OSError as error:
         raise ExportError(f"cannot write to {output.parent}: {error.strerror or error}") from None

@@ -272,7 +272,7 @@ def factorize(
 
 
 def blas_threads(count: int = 1) -> AbstractContextManager[Any]:
-    """Keep numpy's BLAS to so many threads for a while.
+    """Limit numpy's BLAS to so many threads in a block.
 
     On matrices that are multiplied with a few vectors a second thread gains nothing, and where the other
     cores are busy its waiting made the factorization of SmolLM2 10 to 50 times slower (26 to 146 s).

@@ -126,9 +126,9 @@ class Adapters:
     for bit.
 
     Attributes:
-        lock: computing with the model shares it; who loads or frees adapters has it alone, as llama.cpp walks
+        lock: shared while a context computes, alone while adapters are loaded or freed: llama.cpp walks
             through their list when a context computes with another one than before.
-        spare: bytes of adapters that no context has in force and that are kept for vectors that come back.
+        spare: most bytes of adapters that are kept while no context uses them, for vectors that come back.
 
     Raises:
         BaseMismatchError: llama.cpp refuses the factors for this model, a `llama_model`.
@@ -232,11 +232,11 @@ def _from_memory(model: Any, image: NDArray[np.uint8]) -> Adapter | None:
 
 
 class _Images:
-    """LoRA adapters (A, B R) as the bytes of GGUF files: an image a rank q, however many outputs R has.
+    """LoRA adapters (A, B R) as the bytes of GGUF files: an image for each rank q, for any outputs of R.
 
-    A and B are in float32 also where they are stored in float16: ggml would round activations to a float16
-    A's type. Those B that have one shape lie one behind the other, so that one product folds R into all, and
-    transposed, so that the leading outputs are read alone: of 64, a model of 0.5B has 78 MB.
+    A and B are float32 even where they are stored in float16: ggml would round activations to the type of A.
+    All B of one shape lie behind each other, so that one product folds R into them; they are transposed, so
+    that only the leading outputs are read: 64 outputs of a model of 0.5B are 78 MB.
     """
 
     def __init__(self, factors: Factors) -> None:

@@ -150,8 +150,8 @@ class LlamaEngine:
         self.cut(target, length)
 
     def purge(self, row: int) -> None:
-        """See `Engine`. No mask hides a NaN: the base's evaluation of as many tokens is written over a row's
-        cells where it has its own, and all cells are cleared where rows share them."""
+        """See `Engine`. No mask hides a NaN. Where a row has its own cells, the base's evaluation of as many
+        tokens overwrites them; where rows share cells, all of them are cleared."""
         if not self.exact:
             llama_cpp.llama_memory_clear(self._memory, True)
             self._lengths = [0] * self.rows

@@ -36,8 +36,8 @@ class OnnxEngine:
 
     Rows are padded at their right: the graph's attention (GroupQueryAttention) takes the length of each row
     by itself, and computes nothing beyond it. Rows that generate lie beside each other: they change places
-    with idle ones. Bit for bit, what a row computes does not depend on the others, but for an engine of one
-    row, whose kernels are others.
+    with idle ones. What a row computes does not depend on the others, to the last bit. An engine of one row
+    has other kernels, and so other last bits.
 
     Args:
         session: an `onnxruntime.InferenceSession`, which engines in other threads may share.

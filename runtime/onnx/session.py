@@ -28,7 +28,7 @@ the cores too, each operation waits that long for a thread that does not run."""
 class OnnxSession:
     """An `onnxruntime.InferenceSession` of a baked graph, with checked vectors.
 
-    It holds no vector: each run says which ones it is for, and your loop begins its KV cache anew with them.
+    It holds no vector: each run names its own, and your loop begins its KV cache anew when they change.
 
         session = OnnxSession("bundle")
         alice_and_bob = session.rows([alice_bytes, bob_bytes])      # one row a sequence of the batch

@@ -237,7 +237,7 @@ class TestUsers:
                 with pytest.raises(error, match=r"of another user|of a user with a name"):
                     policy.check(data, BASIS, user=other)
         data = vector().to_bytes(BASIS, signer)
-        with pytest.raises(error, match=r"'alice': of the default one; .*pack --user 'alice'"):
+        with pytest.raises(error, match=r"of the default user, not of 'alice': .*pack --user 'alice'"):
             policy.check(data, BASIS, user="alice")
         with pytest.raises(error, match=r"damaged on its way|was altered"):
             policy.check(damage(data), BASIS, user="alice")

@@ -114,7 +114,7 @@ def test_a_parent_that_is_missing_or_no_directory(model, parent):
 def test_two_exports_to_one_place(model, parent):
     left = parent / ".bundle.partial"
     left.mkdir()
-    with pytest.raises(ExportError, match=r"\.bundle\.partial is there.*Remove it then"):
+    with pytest.raises(ExportError, match=r"\.bundle\.partial exists.*remove it"):
         export_gguf(model, parent / "bundle")
     assert names(parent) == [left.name]
     left.rmdir()

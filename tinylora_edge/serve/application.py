@@ -54,8 +54,8 @@ def app(
 
     Args:
         bundle: as for `runtime.load`.
-        store: an SQLite file with users' vectors, made where it does not exist. Without one, clients bring
-            theirs along.
+        store: an SQLite file with users' vectors, made where it does not exist. Without one, clients send
+            theirs with each request.
         name: of the model, as clients ask for it; by default that of the bundle's folder.
         keys, max_norm: of the policy that checks every vector, at every request (see `Policy`).
         api_keys: key -> the one user that it stands for, or None for an app's key. None: no key is needed.

@@ -21,7 +21,7 @@ from ..wire import frame
 from .completions import LOG
 from .service import Service
 
-_SWITCH_S = 0.0005  # a Python thread keeps the next token waiting as long; Python's default is 5 ms
+_SWITCH_S = 0.0005  # most that a Python thread delays the next token; Python's default is 5 ms
 _GRACE_S = 2.0  # that answers have to end by themselves
 _END_S = 3  # after which connections are cut
 _PATIENCE_S = 30  # that a client may be idle, or take to send a request's head
