@@ -82,7 +82,7 @@ VectorsOption = Annotated[
     ),
 ]
 UnderOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="A shared vector that stays beneath, unchanged.")
+    Path | None, typer.Option(metavar="FILE", help="A shared vector, kept unchanged beneath the user's.")
 ]
 NumbersOption = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="How many numbers: 1 to one a module. [default: 13]")

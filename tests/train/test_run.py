@@ -553,7 +553,7 @@ def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> N
             {},
             r"train sample 0 .*\d+.*60\d",
         ),
-        ({}, {"weights": "no/such/folder"}, {}, "no/such/folder"),
+        ({}, {"weights": "no/such/folder"}, {}, "no/such/folder .*Pass a directory"),
         ({}, {}, {"resume": True}, "no checkpoint"),
         ({"reward": lambda completion, sample: math.nan}, {}, {}, r"task letters .*returned nan"),
         ({"train": [Sample("x")] * 64}, {"method": "sft"}, {}, "64 of 64 training prompts .* have no answer"),

@@ -109,14 +109,8 @@ def measure_drift(
         tokens = batch.encode(samples)
         under = None if vector is None else vector.under
         drawn = batch.generate(tokens, vectors=under, max_tokens=_DRAWN, temperature=1.0)
-        kept = [(p, each.tokens.tolist()) for p, each in zip(tokens, drawn, strict=True) if len(each.tokens)]
-        if not kept:
-            raise TrainError(
-                f"the base says nothing to any of {len(samples)} prompts, so there is nothing to measure "
-                "drift on: give prompts that it answers"
-            )
-        contexts, answers = [prompt for prompt, _ in kept], [[tokens] for _, tokens in kept]
-        found = batch.score_each([under, vector], contexts, answers)
+        answers = [[each.tokens.tolist()] for each in drawn]  # none is empty: its end is a token
+        found = batch.score_each([under, vector], tokens, answers)
         here, there = (np.concatenate([row for (row,) in each]) for each in found)
         base, own = batch.answer_each([under, vector], samples, max_tokens=_JUDGED)
     known = [(i, expected) for i, sample in enumerate(samples) if (expected := _checkable(sample))]

@@ -263,10 +263,8 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
         with _quiet(transformers.utils.logging), read_once():
             model = transformers.AutoModelForCausalLM.from_pretrained(**location, dtype=_DTYPES[kind])
     except (OSError, ValueError, KeyError) as error:
-        raise TrainError(
-            f"transformers cannot load {source} for training: {error}. "
-            "Pass the original weights with --weights DIR"
-        ) from None
+        needed = "the original weights with --weights DIR" if source.is_file() else "a directory of a model"
+        raise TrainError(f"transformers cannot load {source} for training: {error}. Pass {needed}") from None
     forget_quantizer(model)
     give_back()  # what dequantizing took
     return model.requires_grad_(False).eval()
