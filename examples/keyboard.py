@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tinylora_edge import TinyLoraError, runtime
 from tinylora_edge.tasks import Sample, rewards
+from tinylora_edge.tasks.files import read_samples
 
 STOPS = [" ", "\n", ".", ",", "!", "?"]
 """What ends a word."""
@@ -53,23 +54,23 @@ def main() -> None:
     typed, offered = "", list[str]()
     while True:
         try:
-            line = input("> ")
+            line = input("> ").encode(errors="ignore").decode()  # bytes that are no UTF-8
         except EOFError:
             break
         if line == "night":
-            sent = options.texts.read_text("utf-8").splitlines() if options.texts.exists() else []
-            samples = [Sample("", json.loads(each)["text"], raw=True) for each in sent]
             how = {"basis": basis, "under": shared, "n_threads": options.threads}
             try:
+                sides = read_samples(options.texts)
+                samples = [*sides.train, *sides.held_out]
                 found = runtime.RewardLearner(llm, samples, rewards.text, **how).run(options.budget)
-            except TinyLoraError as error:  # of too few texts, say
+            except TinyLoraError as error:  # of too few texts, or a damaged line
                 print(error)
                 continue
             if found.improved:
                 fresh.write_bytes(found.vector.to_bytes(basis))
                 fresh.replace(own)  # whole or not at all
                 llm.swap([*under, own])
-            print(f"{'learned from' if found.improved else 'nothing new in'} {len(sent)} texts")
+            print(f"{'learned from' if found.improved else 'nothing new in'} {len(samples)} texts")
         elif line:
             typed += offered[int(line) - 1] if offered and line in ("1", "2", "3") else line
             offered = suggestions(llm, typed)

@@ -87,15 +87,19 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(
         assert server.ask("DELETE", "/v1/vectors/alice", **APP)[0] == 200
         assert rate(server, id=first, reward=1) == (404, "answer_not_found")  # it was forgotten with the user
 
-        grown = load_bundle(tiny).basis(rank=2)
-        put = {"vector": text.encode(MicroVector.random(grown, 0.1).to_bytes(grown, user="carl"))}
-        assert server.ask("PUT", "/v1/vectors/carl", put, **APP)[0] == 200
-        kept = answered(server, user="carl")  # the base's: what clicks would find of it takes nothing's place
-        status, answer = server.ask("POST", "/v1/feedback", {"id": kept, "reward": 1}, **APP)
-        assert (status, answer["error"]["code"]) == (400, "invalid_value")
-        assert "'carl' has 56 numbers" in answer["error"]["message"]
-        assert server.ask("DELETE", "/v1/vectors/carl", **APP)[0] == 200
-        assert rate(server, id=answered(server, user="carl"), reward=1) == (200, 2)
+        for sequence, own in enumerate((basis, load_bundle(tiny).basis(rank=2))):
+            frame = MicroVector(MicroVector.random(own, 0.1).values, sequence=2 * sequence)
+            put = {"vector": text.encode(frame.to_bytes(own, user="carl"))}
+            assert server.ask("PUT", "/v1/vectors/carl", put, **APP)[0] == 200
+            kept = answered(server, user="carl")  # the base's: what clicks find of it takes nothing's place
+            status, answer = server.ask("POST", "/v1/feedback", {"id": kept, "reward": 1}, **APP)
+            assert (status, answer["error"]["code"]) == (400, "invalid_value")
+            assert (
+                f"'carl', {own.size} numbers of basis {own.id}, is not of clicks"
+                in answer["error"]["message"]
+            )
+            assert server.ask("DELETE", "/v1/vectors/carl", **APP)[0] == 200
+        assert rate(server, id=answered(server, user="carl"), reward=1) == (200, 3)
 
         name = answered(server, user="bob")
         with ThreadPoolExecutor(4) as pool:

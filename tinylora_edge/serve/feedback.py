@@ -82,10 +82,10 @@ class Feedback:
         try:
             stored = self._store.get(user)
             other = self._basis if stored is None else self._bases.of_frame(stored.frame)
-            if other.digest != self._basis.digest:
+            if other.digest != self._basis.digest or (stored is not None and not self._path(user).exists()):
                 raise RequestError(
-                    f"the vector of {user!r} has {other.size:,} numbers (basis {other.id}), and clicks move "
-                    f"{self._basis.size} others (basis {self._basis.id}): delete it to begin with clicks",
+                    f"the vector of {user!r}, {other.size:,} numbers of basis {other.id}, is not of clicks "
+                    f"on basis {self._basis.id} here, which would replace it: delete it to begin with clicks",
                     param="user",
                 )
             accepted = self._policy.highest(self._basis.factors, key=self._signed_by, user=user)
