@@ -46,6 +46,8 @@ def read(source: str) -> bytes:
 
 def read_stack(sources: list[str] | None) -> list[bytes]:
     """Return the bytes of vectors that act together; stdin has one of them at most."""
+    if (sources or []).count(STREAM) > 1:
+        raise typer.BadParameter("stdin has one vector: pass files for the others", param_hint="--vector")
     return [read(source) for source in sources or ()]
 
 

@@ -42,6 +42,7 @@ def test_run_takes_vector_or_prompt_from_stdin(
     assert cli(*run, "-", PROMPT, stdin=path.read_bytes()).done() == expected
     assert cli(*run, path, "-", stdin=PROMPT.encode()).done() == expected
     cli(*run, "-", "-").misused("PROMPT")
+    cli(*run, "-", "--vector", "-", PROMPT).misused("--vector")
 
 
 def test_run_as_json(cli: Cli, smollm2_bundle: Path, answer: Callable[..., str], vectors: Any) -> None:

@@ -32,8 +32,7 @@ def test_canonical_order_is_by_block_as_a_number_then_by_kind(pairs, shuffle: ra
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["", "attn_q", "blk.x.attn_q.weight", "blk.0.attn_q.bias", "blk.0.attn_q.weight\n", "q.weight"],
+    "name", ["", "attn_q", "blk.x.attn_q.weight", "blk.0.attn_q.bias", "blk.0.attn_q.weight\n", "q.weight"]
 )
 def test_what_is_not_a_module_name(name):
     with pytest.raises(BasisError, match="not a module name"):

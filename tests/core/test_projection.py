@@ -149,9 +149,6 @@ def test_learned_ones_that_are_refused(p, prior, message) -> None:
 
 
 def test_entries_that_are_refused() -> None:
-    for rank, message in (
-        ((0, 2), "not 0x2"),
-        ((257, 1), "not rank 257x1"),
-    ):
+    for rank, message in (((0, 2), "not 0x2"), ((257, 1), "not rank 257x1")):
         with pytest.raises(BasisError, match=message):
             Projection.entries(MODULES, rank)

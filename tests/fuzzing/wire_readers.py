@@ -108,11 +108,7 @@ def _read_frame(data: bytes) -> None:
         raise last
 
 
-_policies = [
-    Policy(),
-    Policy(max_norm=10),
-    Policy(keys=KEYS),
-]
+_policies = [Policy(), Policy(max_norm=10), Policy(keys=KEYS)]
 
 
 def _make_text(random: Random) -> bytes:

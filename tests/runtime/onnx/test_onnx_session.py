@@ -11,13 +11,7 @@ import onnx_models
 import onnxruntime
 import pytest
 
-from tinylora_edge import (
-    BasisMismatchError,
-    ChecksumError,
-    MicroVector,
-    RollbackError,
-    VectorError,
-)
+from tinylora_edge import BasisMismatchError, ChecksumError, MicroVector, RollbackError, VectorError
 from tinylora_edge.runtime import OnnxSession
 
 TOKENS = [72, 101, 108, 108, 111]
