@@ -138,6 +138,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert not (tmp_path / "cut").exists()
     with pytest.raises(TrainError, match="--resume"):
         train(tiny_bundle, letters_task, tmp_path / "cut", options=options)
+    if cut == 11:  # what GRPO has found is not given up for minutes that are over
+        brief = replace(options, minutes=1e-4)
+        with pytest.raises(TrainError, match="more than 0 minutes"):
+            train(tiny_bundle, letters_task, tmp_path / "cut", options=brief, resume=True)
     rest: Rows = []
     train(tiny_bundle, letters_task, tmp_path / "cut", options=options, resume=True, report=rest.append)
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()

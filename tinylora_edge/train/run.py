@@ -161,7 +161,7 @@ class _Run:
         for method in methods:
             if result is None:
                 result = self._phase(method, None)
-            elif why := self._why_not(result):
+            elif not self._checkpoint(method).exists() and (why := self._why_not(result)):
                 phase = Phase(method, result.best_score, result.best_score, why=why)
                 result = replace(result, phases=(*result.phases, phase))
             else:
@@ -187,7 +187,7 @@ class _Run:
                 options = replace(options, start=tuple(before.vector.values.tolist()))
         options = replace(options, method=method, steps=steps, minutes=minutes)
         done = 0 if before is None else before.steps
-        checkpoint = self._folder / f"{method}.json"
+        checkpoint = self._checkpoint(method)
         needed = 0.0 if before is None else DIFFER
         self._trainer = trainer = self._engines.trainer(options, checkpoint, needed, self._known)
         if checkpoint.exists():
@@ -202,6 +202,9 @@ class _Run:
         self._trainer, self._known = None, trainer.state.best_scores
         self.curve += [_placed(row, method, done) for row in trainer.state.curve]
         return result
+
+    def _checkpoint(self, method: str) -> Path:
+        return self._folder / f"{method}.json"
 
     def _why_not(self, before: Result) -> str | None:
         """Return why GRPO is not worth its time after SFT, or None."""
