@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from tinylora_edge.cli import results
+from tinylora_edge.train.options import Phase
 
 HELD_OUT = {
     "n": 100, "base": 0.3, "base_standard_error": 0.05, "vector": 0.5, "vector_standard_error": 0.05,
@@ -17,12 +19,6 @@ ARMS = {
     for name, mean, tokens, size in (
         ("base", -2.5, 31.0, 0), ("vector", -0.5, 31.0, 13455), ("prompt", -1.5, 331.0, 0)
     )
-}  # fmt: skip
-
-
-PHASE = {
-    "method": "sft", "start_score": -2.5, "best_score": -1.5, "start_loss": 2.6, "best_loss": 1.6, "steps": 1,
-    "seconds": 2.0, "temperature": None, "why": None,
 }  # fmt: skip
 
 
@@ -55,7 +51,8 @@ def test_nats_stay_nats() -> None:
     assert header[1] == "nats a token, less is better"
     assert [row[1] for row in rows] == ["2.500 +- 0.050", "1.500 +- 0.050", "0.500 +- 0.050"]
     assert facts(**record)["vector - base"].startswith("-0.200 +- 0.060")
-    (phase,) = results.phases({"data": {"reward": "text"}, "result": {"phases": [PHASE]}})
+    sft = asdict(Phase("sft", -2.5, -1.5, start_loss=2.6, best_loss=1.6, steps=1, seconds=2.0))
+    (phase,) = results.phases({"data": {"reward": "text"}, "result": {"phases": [sft]}})
     assert phase == ("sft", "1 step, 2 s, held back 2.500 -> 1.500 nats a token")
     assert facts(**record)[""] == "The vector lowers the nats a token, beyond two standard errors."
 

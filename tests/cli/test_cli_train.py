@@ -112,15 +112,6 @@ def test_a_vector_grows(cli, tiny, task, tmp_path):
     assert [(tmp_path / f"{n}.bin").stat().st_size for n in (13, 896)] == [37, 572]
     grown = MicroVector.from_bytes((tmp_path / "896.bin").read_bytes(), load_bundle(tiny / "bundle").bases)
     assert grown.sequence == 8, "a receiver of the one before takes it"
-    whole = load_bundle(tiny / "bundle").basis(rank=8)
-    (tmp_path / "whole.bin").write_bytes(MicroVector.random(whole, 1.0).to_bytes(whole))
-    back = (*run, "--rank", 2, "--start", tmp_path / "whole.bin", "-o", tmp_path / "v.bin")
-    cli(*back).refused("896 numbers does not go into 56 others", "--rank 8")
-    cli(*run, "--numbers", 56, "-o", tmp_path / "v.bin").refused("has 56 numbers", "say --rank 2")
-    cli(*run, "--numbers", 13, "--rank", 2, "-o", tmp_path / "v.bin").refused("pass one of the two")
-    other = support.random_basis(groups=13, blocks=5)
-    (tmp_path / "other.bin").write_bytes(MicroVector.random(other, 1.0).to_bytes(other))
-    cli(*run, "--start", tmp_path / "other.bin", "-o", tmp_path / "v.bin").refused("none of factors")
 
 
 def test_a_tall_vector(cli, tiny, task, tmp_path):

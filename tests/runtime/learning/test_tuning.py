@@ -164,14 +164,13 @@ class TestTexts:
         )
 
     def test_what_is_told_are_nats_a_token_of_those_held_back(self, llm: TinyLoraLlama) -> None:
-        """Of 600 texts, which are not as long in the mean, 48."""
         texts = [Sample("", "yes" * (1 + n % 9), raw=True) for n in range(600)]
         tuning = RewardLearner(llm, texts, rewards.text, n_threads=1)
         found = tuning.run("9ktokens")
         held = [texts[n] for n in tuning._check]
-        answers = [llm.encode_answer(sample) for sample in held]
         with llm.batch(held, 40, n_threads=1) as batch:
-            (scores,) = batch.score_each([None], batch.encode(held), [[answer] for answer in answers])
+            answers = [[llm.encode_answer(sample)] for sample in held]
+            (scores,) = batch.score_each([None], batch.encode(held), answers)
         nats = -np.concatenate([row for (row,) in scores]).mean()
         assert (found.held_back, found.start_score) == (48, pytest.approx(-nats, rel=1e-4))
 
