@@ -315,14 +315,7 @@ def test_stop_texts_log_probabilities_and_the_longest_answer(pool: Pool) -> None
         ("x", {"vector": MicroVector([1.0] * 99)}, VectorError, "99 numbers"),
     ],
 )
-def test_bad_requests(
-    pool: Pool,
-    prompt: str,
-    options: dict[str, Any],
-    error: type[Exception],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_bad_requests(pool, prompt, options, error, message, monkeypatch) -> None:
     monkeypatch.setattr(pool_module, "_UNBROKEN", 256)
     with pytest.raises(error, match=message):
         asyncio.run(pool.complete(prompt, **options))

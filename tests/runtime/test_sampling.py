@@ -50,9 +50,7 @@ def shares(temperature: float, constraint: Any = None, **options: Any) -> list[f
         (1e-320, {"top_p": 0.9}, [0, 1, 0, 0]),
     ],
 )
-def test_draws_have_the_distribution(
-    temperature: float, options: dict[str, Any], expected: list[float]
-) -> None:
+def test_draws_have_the_distribution(temperature: float, options: Any, expected: list[float]) -> None:
     np.testing.assert_allclose(shares(temperature, **options), expected, atol=0.03)
 
 

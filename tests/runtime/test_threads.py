@@ -110,8 +110,7 @@ def test_a_stream_that_is_left_frees_the_model(llm: Any, end: str) -> None:
 
 def test_a_reader_of_a_stream_that_another_thread_closes_goes_on(onnx: Any, held: Any) -> None:
     with held("model"):
-        chunks = onnx.generate([1, 2])
-        reader = start(next, chunks, None)
+        reader = start(next, chunks := onnx.generate([1, 2]), None)
         assert blocked(reader)
         chunks.close()
         assert reader.result(PATIENCE) is None

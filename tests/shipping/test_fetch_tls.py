@@ -75,9 +75,7 @@ def test_a_frame(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_certificate_that_nobody_trusts_or_of_another_host(
-    certificate: Path, monkeypatch: pytest.MonkeyPatch, host: str
-) -> None:
+def test_a_certificate_that_nobody_trusts_or_of_another_host(certificate: Path, monkeypatch, host) -> None:
     if host == "localhost":
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with (

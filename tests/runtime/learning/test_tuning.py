@@ -210,16 +210,9 @@ class TestSittings:
         assert without_times(cut) == without_times(whole)
         assert tunings[-1].state.search == once.state.search
 
-    def test_a_stop_while_a_sitting_begins_ends_it(
-        self, llm: TinyLoraLlama, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_stop_while_a_sitting_begins_ends_it(self, llm: TinyLoraLlama, monkeypatch: Any) -> None:
         tuning, make = RewardLearner(llm, PROMPTS, favoured, **QUICK), llm.batch
-
-        def stopped(*args: Any, **options: Any) -> Any:
-            tuning.stop()
-            return make(*args, **options)
-
-        monkeypatch.setattr(llm, "batch", stopped)
+        monkeypatch.setattr(llm, "batch", lambda *args, **how: (tuning.stop(), make(*args, **how))[1])
         assert tuning.run("4ktokens").steps == 0
 
     def test_a_sitting_too_short_for_a_step_takes_none(self, llm: TinyLoraLlama, tmp_path: Path) -> None:

@@ -32,11 +32,8 @@ def test_options_reach_the_engine_and_others_are_those_of_llama(tiny_bundle):
     llm = runtime.load(tiny_bundle, **options)
     assert (llm.n_ctx(), llm.n_batch, llm.chat_format) == (512, 128, "chatml")
     assert llm.context_params.type_k == llama_cpp.GGML_TYPE_F32
-
-
-def test_options_that_llama_cpp_refuses_are_an_error_of_ours(load, tiny_bundle):
     with pytest.raises(TinyLoraError, match=r"cannot open .*base\.gguf with these options"):
-        load(tiny_bundle, type_v=llama_cpp.GGML_TYPE_Q4_0, flash_attn=False)
+        runtime.load(tiny_bundle, type_v=llama_cpp.GGML_TYPE_Q4_0, flash_attn=False)
 
 
 @pytest.mark.parametrize("pooling", ["NONE", "LAST"])
