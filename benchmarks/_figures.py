@@ -22,7 +22,9 @@ from _records import (
     SERVERS,
     WAYS,
     best_prompt,
+    between,
     crowds,
+    messages,
     over_seeds,
     public,
     runs,
@@ -246,6 +248,43 @@ def draw_users(figure: Any, data: Any) -> None:
         figure.legend(loc="outside lower center", ncols=len(data))
 
 
+def own() -> Any:
+    """Each amount of messages: [what, bytes, mean gain on the shared vector, its error]; and the prompt's."""
+    found, lines = messages(), dict[str, Any]()
+    shared = found["shared"]
+
+    def gains(rows: dict[str, dict[str, Any]]) -> list[float]:
+        return [shared[user]["nats"] - row["nats"] for user, row in rows.items()]
+
+    for arm, rows in found.items():
+        if len(rows) > 1 and arm.startswith(("own", "shared-lora")) and "twice" not in arm:
+            row, gained = next(iter(rows.values())), gains(rows)
+            name = f"LoRA of rank {arm[12:]}" if "lora" in arm else f"{row['numbers']:,} numbers"
+            line = lines.setdefault("LoRAs" if "lora" in arm else "vectors", [])
+            line.append([name, row["bytes_int8"], statistics.mean(gained), between(gained)])
+    return rounded({"lines": lines, "prompt": statistics.mean(gains(found["prompt-40"]))})
+
+
+def draw_own(figure: Any, data: Any) -> None:
+    axes = figure.subplots()
+    for line, rows in data["lines"].items():
+        names, sizes, means, errors = zip(*sorted(rows, key=lambda row: row[1]), strict=True)
+        tone = BOTH if line == "LoRAs" else SHIPPED
+        axes.errorbar(sizes, means, errors, color=tone, marker="o", capsize=2)
+        for name, size, mean in zip(names, sizes, means, strict=True):
+            axes.annotate(name, (size, mean), (0, -16), textcoords="offset points", ha="center", fontsize=7)
+    axes.axhline(data["prompt"], color=PROMPT, linestyle="--")
+    axes.annotate("40 messages before each prompt", (14, data["prompt"]), (0, 4), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.set_xticks([1e2, 1e4, 1e6], ["100 B", "10 kB", "1 MB"])
+    axes.set_xlim(12, 5e7)
+    axes.minorticks_off()
+    axes.set_ylim(0)
+    axes.grid()
+    axes.set_xlabel("bytes of a user, int8")
+    axes.set_ylabel("nats a token better than shared")
+
+
 CROWDS = {"onnx": SHIPPED, "llama": BOTH, "stock": PROMPT}
 
 
@@ -262,6 +301,7 @@ EVIDENCE = {
     "evidence": EvidenceFigure(
         "Share of 128 held-out prompts answered as wanted, SmolLM2-135M", 3.1, scored, draw_scored
     ),
+    "own": EvidenceFigure("A user's own vector, learned from 200 of their messages", 3.0, own, draw_own),
     "frontier": EvidenceFigure("The score, and the bytes that a user costs", 3.3, frontier, draw_frontier),
     "users": EvidenceFigure("What more users cost a server, 16 requests at a time", 3.1, users, draw_users),
 }
