@@ -43,8 +43,8 @@ LIKED = {"brevity": "brief", "list-lookup": "correct"}
 """What simulated users like, by the task that asks for it."""
 PUBLIC_STEPS = {"snips": 80, "clinc": 100, "ifeval": 0}
 """Steps of the runs that the table of public data compares."""
-LENGTH, LORA_LR = 2.5, 0.002
-"""More than the length in R of a usual first step, 1.75, and the step size of a usual LoRA."""
+LENGTHS, LORA_LR = (1.25, 2.5), 0.002
+"""Between these is the length in R of a usual first step, 1.75; and the step size of a usual LoRA."""
 MESSAGES = 200  # that a user's own vector learns from, in tables
 PAIRS, USERS_HELD_OUT = 20, 64  # pairs clicked on, and prompts that a user's vector is measured on
 WAYS = {
@@ -147,8 +147,8 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
     """Return the runs of a public set by what was run, each a list over seeds.
 
     Runs of another model, of other steps or utterances than the usual ones, and answers that were held to a
-    schema say so in their names. So do those of vectors whose first step in R was longer than is usual now,
-    and of a LoRA with another step size.
+    schema say so in their names. So do those of vectors whose first step in R was longer or shorter than is
+    usual now, and of a LoRA with another step size.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for row in records("public"):
@@ -160,8 +160,9 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
         if "losses" in row or kept:
             more += [f"{steps} steps"] * (steps != PUBLIC_STEPS[name])
             more += [f"{row['samples']:,} utterances"] * (row["each"] != 70)
-            if arm.startswith("rank") and row.get("lr", 0.0) * row["numbers"] ** 0.5 > LENGTH:
-                more += ["long steps"]
+            if arm.startswith("rank"):
+                length = row.get("lr", math.inf) * row["numbers"] ** 0.5  # files' are of longer ones
+                more += ["long steps"] * (length > LENGTHS[1]) + ["short steps"] * (length < LENGTHS[0])
             if arm.startswith("lora") and row["lr"] != LORA_LR:
                 more += [f"step size {row['lr']:g}".replace("0.", ".")]
         more += ["held to a schema"] * bool(row.get("held"))
