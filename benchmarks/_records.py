@@ -64,10 +64,9 @@ PEOPLE_ARMS = {
     "prompt-40": "40 messages before it",
     "shared-prompt-40": "40 before the shared vector",
     "other-rank-8": "another's own, 13,440 numbers",
-    "own-rank-2, twice": "their own, 840",
-    "own-rank-8, twice": "13,440",
-    "own-rank-64x8, twice": "107,520",
-    "own-rank-64x8": "107,520, half the step",
+    "own-rank-2, twice": "their own, 840, steps twice as long",
+    "own-rank-8": "13,440",
+    "own-rank-64x8": "107,520",
     "shared-lora-8": "a LoRA of rank 8",
 }
 """Arms of `people.py` that tables and figures have, in their order."""
