@@ -272,9 +272,10 @@ def draw_own(figure: Any, data: Any) -> None:
         tone = BOTH if line == "LoRAs" else SHIPPED
         axes.errorbar(sizes, means, errors, color=tone, marker="o", capsize=2)
         for name, size, mean in zip(names, sizes, means, strict=True):
-            axes.annotate(name, (size, mean), (0, -16), textcoords="offset points", ha="center", fontsize=7)
+            axes.annotate(name, (size, mean), (-6, 5), textcoords="offset points", ha="right", fontsize=7)
     axes.axhline(data["prompt"], color=PROMPT, linestyle="--")
-    axes.annotate("40 messages before each prompt", (14, data["prompt"]), (0, 4), textcoords="offset points")
+    at = 14, data["prompt"]
+    axes.annotate("40 messages before each prompt", at, (0, 4), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
     axes.set_xticks([1e2, 1e4, 1e6], ["100 B", "10 kB", "1 MB"])
     axes.set_xlim(12, 5e7)
