@@ -9,6 +9,7 @@ it too.
 from __future__ import annotations
 
 import json
+from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..errors import ExportError, UnsupportedModelError
+from ..factorization import AGREEMENT, distance, fitting_order
 from ..formats.gguf import FLOAT32, STRING, Tensor, write
-from ..modules import inverse, listed_order, parse
+from ..modules import inverse, parse, row_orders
 from ..vector import MicroVector
 from ..writes import atomic_write
 from .weights.dequantize import FLOAT_BYTES
@@ -70,7 +72,7 @@ def write_peft_lora(
 
     directory, model = Path(directory), Path(model)
     found = HFConfig(model)
-    layers = HFWeights(model, found.architecture, found.blocks).layers
+    weights = HFWeights(model, found.architecture, found.blocks)
     r = basis.R(vector)
     tensors: dict[str, NDArray[np.float32]] = {}
     names = []
@@ -78,14 +80,17 @@ def write_peft_lora(
         a, b = basis.factors.leading(module, basis.shape)
         if a.ndim != 2:
             raise UnsupportedModelError(f"{module} has experts, which a PEFT LoRA does not adapt like this")
-        name, shape = layers.get(module, ("", ()))
-        if shape != (len(b), a.shape[1]):
+        name, shape = weights.layers.get(module, ("", ()))
+        order, gap = None, inf
+        if shape == (len(b), a.shape[1]):
+            matrices, orders = weights.matrices(module), row_orders(parse(module)[1], len(b), found.heads)
+            order, gap = fitting_order(map(inverse, orders), lambda o: distance(a, b[o], matrices))  # noqa: B023
+        if order is None:
             what = f"a layer of {shape}" if name else "no layer"
             raise ExportError(
-                f"{model} has {what} for {module}, which is {len(b)} x {a.shape[1]}: the factors "
-                "were made of another model"
+                f"{model} has {what} for {module}, which is {len(b)} x {a.shape[1]}, {gap:.2g} away from the "
+                f"factors (at most {AGREEMENT} is accepted): they were made of another model"
             )
-        order = inverse(listed_order(found.architecture, parse(module)[1], len(b), found.heads))
         tensors[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(a)
         tensors[f"base_model.model.{name}.lora_B.weight"] = (b @ r[m])[order]
         names.append(name)

@@ -122,7 +122,10 @@ def test_of_another_model(world: World, tmp_path: Path) -> None:
     deeper = models.write_hf(models.tiny_model("llama", blocks=1), tmp_path / "one")
     with pytest.raises(ExportError, match=r"has no layer for blk\.1\.attn_q\.weight.*another model"):
         convert.write_peft_lora(basis, vector, tmp_path / "lora", deeper)
-    wider = models.write_hf(models.tiny_model("llama", hidden=128), tmp_path / "wide")
-    with pytest.raises(ExportError, match="another model"):
-        convert.write_peft_lora(basis, vector, tmp_path / "lora", wider)
+    for number, other in enumerate(
+        (models.tiny_model("llama", hidden=128), models.tiny_model("llama", seed=1))
+    ):
+        other_hf = models.write_hf(other, tmp_path / str(number))
+        with pytest.raises(ExportError, match="another model"):
+            convert.write_peft_lora(basis, vector, tmp_path / "lora", other_hf)
     assert not (tmp_path / "lora").exists()
