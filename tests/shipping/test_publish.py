@@ -11,7 +11,9 @@ import support
 from shipped import BASES, BASIS, SIGNER, frame
 
 from tinylora_edge import Bases, BasisMismatchError, ChecksumError, FrameError, MicroVector, TransferError
+from tinylora_edge.errors import ExpiredError
 from tinylora_edge.shipping import Published, publish
+from tinylora_edge.wire.frame import FIRST_DAY
 
 HOME = f"{BASES.id}/default"
 
@@ -111,6 +113,7 @@ def test_what_was_interrupted_is_completed(target, monkeypatch):
         (frame(1)[:-2], FrameError),
         (MicroVector.zeros(BASIS).to_bytes(BASIS)[:-1] + b"?", ChecksumError),
         (frame(1)[:1] + b"none" + frame(1)[5:], BasisMismatchError),
+        (MicroVector.zeros(BASIS).to_bytes(BASIS, until=FIRST_DAY), ExpiredError),
     ],
 )
 def test_what_is_no_frame_of_the_basis(tmp_path, data, error):
@@ -129,7 +132,11 @@ def test_latest_that_is_something_else_is_not_replaced(tmp_path):
 
 def test_targets_that_are_none(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
-    for to, message in (("nowhere://x/y", "nowhere"), (str(tmp_path / "file"), "could not be written")):
+    for to, message in (
+        ("nowhere://x/y", "nowhere"),
+        (str(tmp_path / "file"), "could not be written"),
+        ("", "empty"),
+    ):
         with pytest.raises(TransferError, match=message):
             publish(frame(1), BASES, to)
     assert os.listdir(tmp_path) == ["file"]

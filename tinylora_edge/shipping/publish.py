@@ -45,12 +45,16 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
 
     Raises:
         TransferError: the sequence was used, or the target cannot be read or written.
-        VectorError: the bytes are no frame of these bases and this user, or damaged.
+        VectorError: the bytes are no frame of these bases and this user, damaged, or past their last day.
         MissingExtraError: the address needs fsspec, or a package of it, that is not installed.
     """
     basis = bases.of_frame(frame)
     decoded = wire.decode(frame, basis.size, basis.digest, basis.entries)
     sequence = decoded.sequence
+    if decoded.until is not None:
+        wire.check_day(decoded.until, wire.utc_today)
+    if not to:
+        raise TransferError("the target is an empty text: name a directory, or an address")
     if decoded.kind == tags.CRC32:
         wire.check_tag(decoded, bound_name(user), bytes.fromhex(basis.digest), ())
     target = _Remote(to) if "://" in to else _Directory(to)
