@@ -122,9 +122,10 @@ def check_engine(name: str) -> Finding:
     if done.returncode == 0:
         return Finding("engine", OK, f"{title} loads")
     if done.returncode < 0:
-        ended = signal.Signals(-done.returncode).name
-        why = ": it was built for another processor" if ended == "SIGILL" else ""
-        return Finding("engine", FAULT, f"{title} ends its process with {ended}{why}", mend)
+        number = -done.returncode
+        why = ": it was built for another processor" if number == signal.SIGILL else ""
+        text = f"{title} ends its process with signal {number} ({signal.strsignal(number)}){why}"
+        return Finding("engine", FAULT, text, mend)
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     return Finding("engine", FAULT, f"{title} fails: {last[:200]}", mend)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import TrainError
+from .. import TinyLoraError, TrainError
 from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, results, vectors
 from . import options as opts
@@ -107,7 +107,10 @@ def evaluate(
         away = None
         if drift:
             show("measuring the drift on general prompts")
-            away = measure_drift(llm, checked, n_threads=threads)
+            try:
+                away = measure_drift(llm, checked, n_threads=threads)
+            except TinyLoraError as error:
+                console.warn(f"the drift on general prompts was not measured: {error}")
     pairs = itertools.combinations(contestants, 2)
     comparisons = {f"{name} - {other}": compare(found[other], found[name]) for other, name in pairs}
     drifted: dict[str, Any] = {} if away is None else {"drift": away.record()}

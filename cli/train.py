@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .. import BasisError, MicroVector, load_bundle
+from .. import BasisError, Policy, load_bundle
 from ..factors import SIZES, Shape, read_shape
 from ..jsonio import read_json
-from . import console, results, vectors
+from ..wire.frame import DEFAULT_USER, bound_name
+from . import console, keyfiles, results, vectors
 from . import options as opts
 
 
@@ -65,6 +66,8 @@ def train(
         Path | None, typer.Option(metavar="FILE", help="A vector to start from, of this size or smaller.")
     ] = None,
     under: opts.UnderOption = None,
+    keys: opts.KeysOption = None,
+    user: opts.UserOption = DEFAULT_USER,
     system: opts.SystemOption = None,
     examples: opts.ExamplesOption = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
@@ -120,12 +123,14 @@ def train(
         seed=seed,
         keep=keep,
         under=None if under is None else vectors.read(str(under)),
+        keys=keyfiles.verifiers(keys),
         weights=None if weights is None else str(weights),
         evaluate=evaluate,
     )
     if start is not None:
         bases = load_bundle(bundle).bases
-        vector = MicroVector.from_bytes(vectors.read(str(start)), bases)
+        policy = Policy(keys=options.keys)
+        vector = policy.check(vectors.read(str(start)), bases, user=bound_name(user))
         values = grown(vector, bases, options.basis(bases))
         options = replace(options, start=values, sequence=vectors.next_sequence(vector))
     loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates)

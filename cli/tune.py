@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import TrainError, __version__
+from .. import TinyLoraError, TrainError, __version__
 from ..jsonio import write_json
-from . import console, results, vectors
+from ..wire.frame import DEFAULT_USER, bound_name
+from . import console, keyfiles, results, vectors
 from . import options as opts
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def tune(
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     engine: opts.EngineOption = None,
     threads: opts.ThreadsOption = None,
+    keys: opts.KeysOption = None,
+    user: opts.UserOption = DEFAULT_USER,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     evaluate: opts.EvaluateOption = True,
     as_json: opts.JsonOption = False,
@@ -73,12 +76,13 @@ def tune(
     loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates)
     sign, unit = (-1, "nats a token") if is_text(loaded.reward) else (1, "")
     loaded = opts.make_preamble(loaded, system, examples).before_task(loaded)
+    rules: dict[str, Any] = {"policy": keyfiles.policy(keys), "user": bound_name(user)}
     frame = None if under is None else vectors.read(str(under))
     first = vectors.read_stack(None if start is None else [str(start)])
     curve: list[dict[str, Any]] = []
     with (
         console.progress("loading the model", total=1) as show,
-        closing(opts.load_model(bundle, engine, threads, vector=first)) as llm,
+        closing(opts.load_model(bundle, engine, threads, vector=first, **rules)) as llm,
     ):
         loaded, sequence = fitted(loaded, llm), vectors.next_sequence(llm.vector)
         shared = None if frame is None else admit(frame, llm.bases, llm.policy, beneath=True)
@@ -119,7 +123,7 @@ def tune(
             try:
                 drift = measure_drift(llm, vector, count=GENERAL, n_threads=threads)
                 record["drift"] = drift.record()
-            except TrainError as error:
+            except TinyLoraError as error:
                 console.warn(f"the drift on general prompts was not measured: {error}")
     made: dict[str, Any] = {"tool": f"tinylora-edge {__version__}", "basis": vector.basis}
     made |= {"dtype": vector.dtype, "sequence": vector.sequence, "budget": asdict(amount), "seed": seed}

@@ -45,8 +45,9 @@ def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_pat
     [
         (
             "import os, signal\nos.kill(os.getpid(), signal.SIGILL)",
-            "ends its process with SIGILL: it was built for another processor",
+            "ends its process with signal 4 (Illegal instruction): it was built for another processor",
         ),
+        ("import os\nos.kill(os.getpid(), 35)", "ends its process with signal 35 (Real-time signal 1)"),
         ("raise ImportError('libgomp.so.1: cannot open')", "fails: ImportError: libgomp.so.1: cannot open"),
         ("import sys\nsys.exit(3)", "fails: exit code 3"),
     ],

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import models
 import pytest
+import shared
 import support
+from invocation import write_vector
 
 from tinylora_edge import MicroVector, load_bundle
 
@@ -104,12 +107,16 @@ def test_train_alone(cli, tiny, task, tmp_path):
     cli("train", tiny / "bundle", *task, "-o", "-").misused("a run writes files beside its frame")
 
 
-def test_a_vector_grows(cli, tiny, task, tmp_path):
+def test_a_vector_grows_whoever_signed_it(cli, tiny, task, key, tmp_path):
     run = ("train", tiny / "bundle", *task, "--weights", tiny / "weights", *TRAIN, "--no-evaluate")
     cli(*run, "--numbers", 13, "-o", tmp_path / "first.bin")
-    cli("pack", tmp_path / "first.bin", tiny / "bundle", "--sequence", 7, "-o", tmp_path / "13.bin").done()
-    cli(*run, "--rank", 8, "--start", tmp_path / "13.bin", "-o", tmp_path / "896.bin")
-    assert [(tmp_path / f"{n}.bin").stat().st_size for n in (13, 896)] == [37, 572]
+    pack = ("pack", tmp_path / "first.bin", tiny / "bundle", "--sequence", 7, "--key", key)
+    cli(*pack, "--user", "al", "-o", tmp_path / "al.bin").done()
+    cli(*pack, "-o", tmp_path / "shared.bin").done()
+    run = (*run, "--rank", 8, "--start", tmp_path / "al.bin", "--under", tmp_path / "shared.bin")
+    cli(*run, "-o", tmp_path / "896.bin").refused("no Ed25519 key to check it", "--key FILE")
+    assert cli(*run, "-o", tmp_path / "896.bin", "--key", f"{key}.pub", "--user", "al").code == 0
+    assert [(tmp_path / f"{n}.bin").stat().st_size for n in ("first", 896)] == [37, 572]
     grown = MicroVector.from_bytes((tmp_path / "896.bin").read_bytes(), load_bundle(tiny / "bundle").bases)
     assert grown.sequence == 8, "a receiver of the one before takes it"
 
@@ -136,7 +143,7 @@ def test_a_tall_vector(cli, tiny, task, tmp_path):
 def test_a_vector_on_top_of_another(cli, tiny, task, tmp_path):
     bases = load_bundle(tiny / "bundle").bases
     shared, own = tmp_path / "shared.bin", tmp_path / "own.bin"
-    shared.write_bytes(MicroVector.random(bases.basis(rank=8), 2.0).to_bytes(bases.basis(rank=8)))
+    write_vector(shared, bases.basis(rank=8), 2.0)
     run = ("train", tiny / "bundle", *task, "--weights", tiny / "weights", *TRAIN, "--no-evaluate")
     cli(*run, "--rank", 2, "--under", shared, "-o", own)
     vector = MicroVector.from_bytes(own.read_bytes(), bases)
@@ -150,9 +157,10 @@ def test_a_vector_on_top_of_another(cli, tiny, task, tmp_path):
     shown = cli(*found).done()
     assert "what lies beneath" in shown
     other = support.random_basis(groups=13, blocks=5)
-    (tmp_path / "other.bin").write_bytes(MicroVector.random(other, 1.0).to_bytes(other))
-    refused = cli(*run, "--rank", 2, "--under", tmp_path / "other.bin", "-o", tmp_path / "v.bin")
+    theirs = write_vector(tmp_path / "other.bin", other)
+    refused = cli(*run, "--rank", 2, "--under", theirs, "-o", tmp_path / "v.bin")
     refused.refused(f"is for basis {other.id}", f"none of factors {bases.id}")
+    assert not list(tmp_path.glob("v.bin*"))
 
 
 def test_eval_on_shifted_prompts(cli, tiny, task, tmp_path):
@@ -163,6 +171,17 @@ def test_eval_on_shifted_prompts(cli, tiny, task, tmp_path):
     record = cli(*command, 4, "--json").record()
     assert (record["split"], record["base"]["n"]) == ("shifted", 4)
     cli("eval", tiny / "bundle", *task, "--shifted").refused("no shifted prompts", "--shifted")
+
+
+def test_scores_are_not_lost_where_the_drift_has_no_room(cli, task, tmp_path):
+    model, bundle = models.tiny_model("llama"), tmp_path / "bundle"
+    model.config.max_position_embeddings = 96
+    shared.export(models.write_gguf(model, tmp_path / "short.gguf"), bundle)
+    vector = write_vector(tmp_path / "v.bin", load_bundle(bundle).basis(numbers=13))
+    found = cli("eval", bundle, *task, "-n", 4, "--vector", vector, "--drift", "--json")
+    assert "the drift on general prompts was not measured: the longest prompt has" in found.stderr
+    record = json.loads(found.stdout)
+    assert (found.code, len(record["vector"]["scores"]), "drift" in record) == (0, 4, False)
 
 
 def test_bad_input(cli, tiny, task, tmp_path):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from invocation import Cli, Terminal
+from invocation import Cli, Terminal, write_vector
 
 from tinylora_edge import MicroVector, load_bundle
 
@@ -88,7 +88,7 @@ def test_an_interrupted_run_goes_on(
     assert not state.exists()
 
 
-def test_how_many_numbers(cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path) -> None:
+def test_how_many_numbers(cli: Cli, tiny_bundle: Path, task: list[str], key: Path, tmp_path: Path) -> None:
     command = ["tune", tiny_bundle, *task, "--no-evaluate", *OPTIONS, "--budget", "12ktokens", "-o"]
     five, again = tmp_path / "five.bin", tmp_path / "again.bin"
     ran = cli(*command, five, "--numbers", 5)
@@ -100,10 +100,12 @@ def test_how_many_numbers(cli: Cli, tiny_bundle: Path, task: list[str], tmp_path
     ran = cli(*command, again, "--start", five, "--json")
     assert ran.code == 0, ran.stderr
     assert len(json.loads(ran.stdout)["values"]) == 5
-    shared = tmp_path / "shared.bin"
-    basis = load_bundle(tiny_bundle).basis(rank=8)
-    shared.write_bytes(MicroVector.random(basis, 2.0).to_bytes(basis))
-    ran = cli(*command, tmp_path / "own.bin", "--start", five, "--under", shared, "--json")
+    shared, mine = tmp_path / "shared.bin", tmp_path / "mine.bin"
+    drawn = write_vector(tmp_path / "drawn.bin", load_bundle(tiny_bundle).basis(rank=8), 2.0)
+    cli("pack", drawn, tiny_bundle, "-o", shared, "--key", key).done()
+    cli("pack", five, tiny_bundle, "-o", mine, "--key", key, "--user", "al").done()
+    signed = ("--start", mine, "--under", shared, "--key", f"{key}.pub", "--user", "al")
+    ran = cli(*command, tmp_path / "own.bin", *signed, "--json")
     assert ran.code == 0, ran.stderr
     record = json.loads(ran.stdout)
     assert record["under"] == hashlib.sha256(shared.read_bytes()).hexdigest()
@@ -124,10 +126,9 @@ def test_refusals_leave_nothing(cli: Cli, tiny_bundle: Path, task: list[str], tm
 
 
 def test_a_users_own_texts_need_no_reward(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
-    mine, out, shared = (tmp_path / name for name in ("mine.txt", "v.bin", "shared.bin"))
+    mine, out = tmp_path / "mine.txt", tmp_path / "v.bin"
     mine.write_text("".join(f"on my way, {n} min\n" for n in range(60)))
-    basis = load_bundle(tiny_bundle).basis(rank=8)
-    shared.write_bytes(MicroVector.random(basis, 2.0).to_bytes(basis))
+    shared = write_vector(tmp_path / "shared.bin", load_bundle(tiny_bundle).basis(rank=8), 2.0)
     ran = cli("tune", tiny_bundle, mine, "--under", shared, "--budget", "12ktokens", "-o", out, *OPTIONS)
     assert ran.code == 0, ran.stderr
     assert "texts without prompts: learned as they are" in ran.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import onnx_bundles
@@ -11,7 +12,7 @@ import pytest
 
 from tinylora_edge import MicroVector, TrainError, VectorError, runtime
 from tinylora_edge.eval import Drift, measure_drift
-from tinylora_edge.eval.drift import divergence, faults, is_right, repeats_itself
+from tinylora_edge.eval.drift import divergence, faults, is_right, repeats_itself, right_answers
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.tasks import Sample
 
@@ -123,3 +124,10 @@ def test_what_is_right(text: str, answers: list[str]) -> None:
 )
 def test_what_is_wrong(text: str) -> None:
     assert not is_right(text, ["12"])
+
+
+@pytest.mark.parametrize(
+    ("data", "known"), [({"answers": "Oslo"}, ("Oslo",)), ({"answers": [4, "four"]}, ("4", "four")), ({}, ())]
+)
+def test_which_answers_are_right(data: dict[str, Any], known: tuple[str, ...]) -> None:
+    assert right_answers(Sample("p", data=data)) == known

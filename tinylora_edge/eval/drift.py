@@ -113,7 +113,7 @@ def measure_drift(
         found = batch.score_each([under, vector], tokens, answers)
         here, there = (np.concatenate([row for (row,) in each]) for each in found)
         base, own = batch.answer_each([under, vector], samples, max_tokens=_JUDGED)
-    known = [(i, expected) for i, sample in enumerate(samples) if (expected := _checkable(sample))]
+    known = [(i, expected) for i, sample in enumerate(samples) if (expected := right_answers(sample))]
     return Drift(
         *divergence(here, there, [len(tokens) for (tokens,) in answers]),
         prompts=len(samples),
@@ -143,9 +143,10 @@ def divergence(
     return mean, math.sqrt(n / (n - 1) * squares) / float(tokens.sum())
 
 
-def _checkable(sample: Sample) -> tuple[str, ...]:
+def right_answers(sample: Sample) -> tuple[str, ...]:
     """Return the answers to a prompt that are right, or nothing where no rule can check it."""
-    return tuple(sample.data.get("answers", ())) or (() if sample.answer is None else (sample.answer,))
+    found = sample.data.get("answers") or sample.answer or ()
+    return tuple(map(str, found if isinstance(found, list | tuple) else (found,)))
 
 
 def repeats_itself(text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..tasks import Sample, Task
 from ..tasks.files import rank
 from ..vector import FIRST_SEQUENCE, MicroVector
 from ..version import __version__
+from ..wire.tags import Verifier
 from ..wire.values import BITS
 from ..writes import atomic_write
 
@@ -75,6 +76,7 @@ class Options:
             vector); None is the base.
         under: the frame of a shared vector that stays active, unchanged, beneath the one that is trained.
             Answers are drawn and measured with both; the frame that is written holds the trained one alone.
+        keys: one of these has to verify `under`; without any, a checksum is enough.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the model's weights in training, `bf16` or `fp32`; None takes the faster one here.
         frame_dtype: of the frame that is written. None is q4 for entries of R of 4 outputs or more (not with
@@ -100,6 +102,7 @@ class Options:
     seed: int = 0
     start: tuple[float, ...] | None = None
     under: bytes | None = None
+    keys: Sequence[Verifier] = ()
     weights: str | None = None
     dtype: str | None = None
     frame_dtype: str | None = None
@@ -184,11 +187,11 @@ class Options:
         )
 
     def record(self) -> dict[str, Any]:
-        """Return the options for JSON: in place of a start's values and a shared frame, their SHA-256."""
+        """Return the options for JSON: SHA-256 of a start's values and a shared frame, and ids of keys."""
         values = np.array(self.start or (), "<f4").tobytes()
         data = {"start": values, "under": self.under}
         hashed = {name: hashlib.sha256(each).hexdigest() if each else None for name, each in data.items()}
-        return asdict(self) | hashed
+        return asdict(self) | hashed | {"keys": [key.id for key in self.keys]}
 
 
 def grown(vector: MicroVector, bases: Bases, basis: Basis) -> tuple[float, ...]:

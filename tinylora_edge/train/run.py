@@ -31,7 +31,7 @@ from .learner import Learner
 from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_result
 from .trainer import DIFFER, Trainer
 
-_ANY = ("minutes", "rank", "numbers", "checkpoint_every", "sequence", "evaluate")
+_ANY = ("minutes", "rank", "numbers", "checkpoint_every", "keys", "sequence", "evaluate")
 """Options that may differ in a resumed run: whatever rank or numbers say, the basis has to be the same."""
 
 _USED_UP = 0.8
@@ -306,8 +306,8 @@ class _Engines:
         stack.enter_context(one_thread())
         self._bundle = load_bundle(bundle)
         self.basis = options.basis(self._bundle.bases)
-        under = options.under
-        shared = None if under is None else admit(under, self._bundle.bases, Policy(), beneath=True)
+        under, policy = options.under, Policy(keys=options.keys)
+        shared = None if under is None else admit(under, self._bundle.bases, policy, beneath=True)
         deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
         self.deployed = stack.enter_context(closing(deployed))
         self.task = task = fitted(task, deployed)
