@@ -71,20 +71,13 @@ def write_problems(folder: Path) -> dict[str, Path]:
         for n in range(400)
     ]
     for task, rows in (("gsm8k", gsm8k), ("math", maths)):
-        paths = [folder / f"{name}.jsonl" for name in ("train", "test", task)]
-        for path, part in zip(paths, (rows[:-6], rows[-8:]), strict=False):
+        train, test, made = (folder / f"{name}.jsonl" for name in ("train", "test", task))
+        for path, part in ((train, rows[:-6]), (test, rows[-8:])):
             path.write_text("".join(json.dumps(row) + "\n" for row in part))
-        command = [
-            sys.executable,
-            ROOT / "recipes" / "problems.py",
-            paths[0],
-            "--test",
-            paths[1],
-            "-o",
-            paths[2],
-        ]
-        made = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert f"{len(rows) - 8} to train on, 8 held out" in made.stderr
+        script = ROOT / "recipes" / "problems.py"
+        command = [sys.executable, script, train, "--test", test, "-o", made]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert f"{len(rows) - 8} to train on, 8 held out" in done.stderr
     return {task: folder / f"{task}.jsonl" for task in ("gsm8k", "math")}
 
 
