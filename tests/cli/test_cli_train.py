@@ -11,6 +11,7 @@ import support
 from invocation import write_vector
 
 from tinylora_edge import MicroVector, load_bundle
+from tinylora_edge.train.run import run_folder
 
 REWARD = ("--reward", "regex('^')")
 TRAIN = ("--steps", 2, "--prompts", 4, "--samples", 4, "--lr", 0.1)
@@ -94,6 +95,10 @@ def test_a_users_own_messages(cli, tiny, tmp_path):
 
 def test_train_alone(cli, tiny, task, tmp_path):
     run = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin", "--weights", tiny / "weights", *TRAIN)
+    with run_folder(tmp_path / "v.bin"):
+        cli(*run).refused("another process trains to")
+        assert (tmp_path / "v.bin.run").exists()
+    cli(*run[: -len(TRAIN) - 1], tmp_path / "none", *TRAIN).refused("none does not exist")
     found = cli(*run, "--no-evaluate", "--json")
     assert found.code == 0, found.stderr
     record = json.loads(found.stdout)

@@ -256,6 +256,8 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
     source, kind = Path(source), dtype or default_dtype()
     if kind not in _DTYPES:
         raise TrainError(f"unknown dtype {dtype!r}: choose one of {', '.join(sorted(_DTYPES))}")
+    if not source.exists():  # transformers would look for it on the hub
+        raise TrainError(f"{source} does not exist: pass a directory of a model's weights, or a GGUF file")
     location = location_of(source)
     if "gguf_file" in location:
         location["quantization_config"] = transformers.GgufConfig(dequantize=True)

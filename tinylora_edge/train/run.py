@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
@@ -265,8 +266,11 @@ def nothing_found(task: Task, result: Result, curve: Sequence[dict[str, Any]]) -
 
 
 @contextmanager
-def run_folder(output: Path) -> Iterator[Path]:
-    """Make the folder of a run's files, `output`.run, which is removed at the end where it holds no file."""
+def run_folder(output: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Make the folder of a run's files, `output`.run, which is removed at the end where it holds no file.
+
+    One process has it at a time, or several that share it; TrainError for another one.
+    """
     folder, manifest = (output.with_name(f"{output.name}.{end}") for end in ("run", "json"))
     for path in (output, *([] if folder.is_dir() else [manifest])):  # a killed run may have written that
         if path.exists():
@@ -274,9 +278,21 @@ def run_folder(output: Path) -> Iterator[Path]:
     if not output.absolute().parent.is_dir():
         raise TrainError(f"there is no folder {output.parent} to write {output.name} in: make it first")
     folder.mkdir(exist_ok=True)
+    handle = os.open(folder if os.name != "nt" else os.devnull, os.O_RDONLY)  # no folder opens on Windows
+    try:
+        if os.name != "nt":
+            import fcntl
+
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise TrainError(
+            f"another process trains to {output}: let it end, or choose another output"
+        ) from None
     try:
         yield folder
     finally:
+        os.close(handle)
         for path in (*folder.glob("*"), folder):  # another process may have removed it
             with suppress(OSError):  # it holds something
                 path.rmdir()
