@@ -114,17 +114,21 @@ def tune(
         shared_digest = None if frame is None else sha256(frame).hexdigest()
         parts = {"preamble": loaded.preamble, "schema": loaded.schema, "under": shared_digest}
         record |= {name: part for name, part in parts.items() if part is not None}
-        if evaluate:
-            show("measuring on held-out prompts", done=1)
-            with llm.batch(loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
-                base, tuned = measure(batch, loaded, shared), measure(batch, loaded, vector)
-            record["held_out"] = held_out(base, tuned)
-            show("measuring the drift on general prompts")
-            try:
-                drift = measure_drift(llm, vector, count=GENERAL, n_threads=threads)
-                record["drift"] = drift.record()
-            except TinyLoraError as error:
-                console.warn(f"the drift on general prompts was not measured: {error}")
+        try:
+            if evaluate:
+                show("measuring on held-out prompts", done=1)
+                with llm.batch(loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
+                    base, tuned = measure(batch, loaded, shared), measure(batch, loaded, vector)
+                record["held_out"] = held_out(base, tuned)
+                show("measuring the drift on general prompts")
+                try:
+                    drift = measure_drift(llm, vector, count=GENERAL, n_threads=threads)
+                    record["drift"] = drift.record()
+                except TinyLoraError as error:
+                    console.warn(f"the drift on general prompts was not measured: {error}")
+        except KeyboardInterrupt:
+            console.note("interrupted while it was measured: the state stays, finish with --resume")
+            raise
     made: dict[str, Any] = {"tool": f"tinylora-edge {__version__}", "basis": vector.basis}
     made |= {"dtype": vector.dtype, "sequence": vector.sequence, "budget": asdict(amount), "seed": seed}
     made |= {"settings": asdict(learner.settings), **record, "curve": curve}

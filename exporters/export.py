@@ -264,7 +264,8 @@ def add_projection(
     save_bases(bases, found.basis_path)
     if found.manifest_path is not None and found.manifest:
         described = {"projections": [each.descriptor for each in bases.projections], "learned": facts}
-        write_json(found.manifest_path, found.manifest | {"basis": found.manifest["basis"] | described})
+        described = found.manifest.get("basis", {}) | described
+        write_json(found.manifest_path, found.manifest | {"basis": described})
     if signer is not None:
         sign_bundle(bundle, signer)
     return Basis(bases.factors, projection)

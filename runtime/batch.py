@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import VectorError
+from ..errors import RequestError, VectorError
 from ..process import cores
 from ..tasks import Completion, Sample
 from ..vector import AdmittedVector, MicroVector
@@ -156,7 +156,7 @@ class Batch:
             VectorError: a prompt is empty, or leaves no room for so many tokens; a vector fits no basis of
                 the model or is too large for it, or there are not as many as prompts; max_tokens or the
                 temperature is out of its range.
-            RequestError: the schema becomes no grammar, or one that takes too much on the way.
+            RequestError: the schema becomes no grammar, or one that takes too much, or allows no token.
             MissingExtraError: llguidance is not installed, which schemas need.
             Stopped: the seconds are over.
             TinyLoraError: the batch is closed, or is closed while it generates.
@@ -411,7 +411,9 @@ class _Drawn:
     def __call__(self, logits: NDArray[np.float32]) -> int:
         at = len(self.logprobs)
         if self._grammar is not None:
-            logits = self._grammar.masked(logits)
+            finite, logits = np.isfinite(logits.max()), self._grammar.masked(logits)
+            if finite and logits.max() == -np.inf:
+                raise RequestError("no token of the model's goes on with what the schema allows here")
         token, found = draw(logits, self._temperature, self._uniform[at])
         self.logprobs.append(found)
         return token

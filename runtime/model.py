@@ -168,15 +168,17 @@ class PersonalizedModel(Weights):
         """Return a batch over this model's weights, with room for answers to the prompts of samples.
 
         Args:
-            samples: those whose prompts it will get.
+            samples: those whose prompts it will get, at least one.
             max_tokens: tokens of the longest answer.
             sequences: how many run at the same time.
             n_threads: cores to use; by default all that this process may use.
 
         Raises:
-            TrainError: the longest prompt with its answer passes the model's context.
+            TrainError: no samples, or the longest prompt with its answer passes the model's context.
             TinyLoraError: the engine has no memory for so many, or the model is closed.
         """
+        if not samples:
+            raise TrainError("a batch needs at least one sample, whose prompt it has room for")
         prompts = [self.encode(sample)[0] for sample in samples]
         longest = max(map(len, prompts))
         if longest + max_tokens > self.longest:

@@ -44,7 +44,7 @@ class SampledAnswer:
     Attributes:
         prompt: token ids.
         tokens: token ids of the answer, with the one that ended it.
-        vector: the one that it was drawn under; None for the base.
+        vector: the one that it was drawn under, or the one beneath it alone; None for the base.
         temperature: the one that it was drawn at; 0 for the likeliest tokens.
         text: of the answer. Nothing is learned from it.
     """
@@ -218,11 +218,12 @@ class Clicks:
         prompt, answers = list(clicked[0].prompt), [list(each.tokens) for each in clicked]
         temperature = clicked[0].temperature or 1.0  # a greedy answer is taken for a draw
         vector = clicked[0].vector
-        if vector is not None and vector.under != self._under:
+        own = vector != self._under  # else what lies beneath answered alone: the base, or a shared vector
+        if own and (vector is None or vector.under != self._under):
             raise TrainError(
                 "the answer was drawn with another vector beneath: ask for it with what `vector` returns"
             )
-        at = np.zeros_like(self._start) if vector is None else self._basis.values(vector).astype(np.float64)
+        at = self._basis.values(vector).astype(np.float64) if own else np.zeros_like(self._start)
         moved = [values for step in posterior.step * np.eye(len(at)) for values in (at + step, at - step)]
         ends = [at, self._start] if (at != self._start).any() else []
         vectors = [self._of(values) for values in (*moved, *ends)]

@@ -51,7 +51,11 @@ def test_a_terminal_shows_how_far_it_is(
     environment: dict[str, str], tiny_bundle: Path, task: list[str], tmp_path: Path
 ) -> None:
     options = (*OPTIONS, "--budget", "20ktokens", "--prompts", "2", "-o", tmp_path / "v.bin")
-    screen = Terminal(environment, "tune", tiny_bundle, *task, *options).until_it_ends()
+    interrupted = Terminal(environment, "tune", tiny_bundle, *task, *options)
+    interrupted.until("measuring on")
+    assert interrupted.type_until_it_ends("\x03") == 130
+    assert "finish with --resume" in interrupted.screen
+    screen = Terminal(environment, "tune", tiny_bundle, *task, *options, "--resume").until_it_ends()
     text = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).split())
     assert "nan" not in text
     assert re.search(r"held back [01]\..* measuring on held-out prompts", text)

@@ -15,7 +15,7 @@ import pytest
 import support
 from turns import PATIENCE, start
 
-from tinylora_edge import MicroVector, TinyLoraError, VectorError
+from tinylora_edge import MicroVector, TinyLoraError, TrainError, VectorError
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch, Generation, Stopped
 from tinylora_edge.runtime.model import PersonalizedModel
@@ -193,13 +193,13 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedMo
             (lambda: batch.generate([[1]], max_tokens=0), "max_tokens is 0"),
             (lambda: batch.generate([[1]], max_tokens=2, temperature=-1.0), "temperature -1.0"),
             (lambda: batch.generate([[1]], vectors=[b"bytes"], max_tokens=2), "a MicroVector, not bytes"),
+            (lambda: llm.batch([Sample("x" * 20_000, raw=True)], 1), "longest prompt has 20000 tokens"),
+            (lambda: llm.batch([], 1), "at least one sample"),
         ):
-            with pytest.raises(VectorError, match=message):
+            with pytest.raises((VectorError, TrainError), match=message):
                 call()
         assert (batch.generate([], max_tokens=2), batch.score_each([None], [], [])) == ([], [[]])
         assert batch.score_each([None], [[1]], [[]]) == [[[]]]
-    with pytest.raises(TinyLoraError, match="longest prompt has 20000 tokens"):
-        llm.batch([Sample("x" * 20_000, raw=True)], 1)
 
 
 def test_threads_take_turns(llm: PersonalizedModel) -> None:

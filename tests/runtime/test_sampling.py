@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tinylora_edge import VectorError
+from tinylora_edge import RequestError, VectorError
+from tinylora_edge.runtime.batch import _Drawn
 from tinylora_edge.runtime.sampling import Sampler, draw, likeliest, logprobs
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
@@ -59,6 +60,8 @@ def test_what_is_not_allowed_is_never_drawn() -> None:
     assert shares(0, Only(0, 2)) == [0, 0, 1, 0]
     none: Any = Only()
     assert Sampler(1)(LOGITS, none) is None
+    with pytest.raises(RequestError, match="no token of the model"):
+        _Drawn(0.0, np.zeros(1), none)(LOGITS)
 
 
 def test_a_seed_fixes_the_draws_and_every_answer_has_its_own() -> None:

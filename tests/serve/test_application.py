@@ -108,9 +108,15 @@ def test_a_shared_vector_lies_beneath_every_users_and_not_beneath_the_base(
         assert found == expected([shared, own]) != expected(own)
         brought = answer(model="tiny", user="alice", vector=text.encode(own)).json()
         assert brought["choices"] == both["choices"]
-        assert answer(model="tiny", user="bob").json()["choices"][0]["text"] == expected(None) != found
-        assert answer(model="tiny@bob").status_code == 404
-        assert client.post("/v1/feedback", json={"id": both["id"], "reward": 1}).json()["sequence"] == 2
+        base, first = answer(model="tiny", user="bob").json(), answer(model="tiny@bob").json()
+        assert base["choices"][0]["text"] == expected(None) != found
+        assert first["choices"][0]["text"] == expected(service.under) != found
+
+        def click(reply: Any) -> Any:
+            return client.post("/v1/feedback", json={"id": reply["id"], "reward": 1}).json()
+
+        assert "drawn with another vector beneath" in click(base)["error"]["message"]
+        assert (click(first)["sequence"], click(both)["sequence"]) == (1, 2)
         frame_of_now = service.store.get("alice").frame
         assert len(frame_of_now) == len(own)
         assert answer(model="tiny@alice").json()["choices"][0]["text"] == expected([shared, frame_of_now])

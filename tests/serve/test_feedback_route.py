@@ -61,8 +61,7 @@ def test_a_users_vector_moves_with_their_clicks(tiny: Path, tmp_path: Path, engi
             assert rate(server, **body) == (400, "invalid_value"), body
         assert rate(server, {}, id=bobs, reward=1) == (401, "invalid_api_key")
         assert rate(server, id=bobs, reward=1) == (200, 1)
-        states = {path.name for path in (tmp_path / "states").rglob("*.state")}
-        assert states == {"alice.state", "bob.state"}
+        assert {path.stem for path in (tmp_path / "states").rglob("*.state")} == {"alice", "bob"}
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:  # a restart remembers
         assert rate(server, id=answered(server, model="tiny@alice"), reward=1) == (200, 4)
 
@@ -84,22 +83,26 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(
         brought = answered(server, user="alice", vector=text.encode(frame))
         assert rate(server, id=brought, reward=1) == (200, 8)
         first = answered(server, user="alice")
+        again = {"vector": vector(server, "alice")}  # which clicks made: they go on
+        assert server.ask("PUT", "/v1/vectors/alice", again, **APP)[0] == 200
+        assert state.exists()
+        state.write_text("damaged")
+        assert rate(server, id=first, reward=1) == (500, "internal_error")
+        assert f"{state} is not a usable state" in server.log.read_text("utf-8")  # and not in the answer
         assert server.ask("DELETE", "/v1/vectors/alice", **APP)[0] == 200
         assert rate(server, id=first, reward=1) == (404, "answer_not_found")  # it was forgotten with the user
 
+        assert rate(server, id=answered(server, user="carl"), reward=1) == (200, 1)
         for sequence, own in enumerate((basis, load_bundle(tiny).basis(rank=2))):
-            frame = MicroVector(MicroVector.random(own, 0.1).values, sequence=2 * sequence)
+            frame = MicroVector(MicroVector.random(own, 0.1).values, sequence=2 + sequence)
             put = {"vector": text.encode(frame.to_bytes(own, user="carl"))}
             assert server.ask("PUT", "/v1/vectors/carl", put, **APP)[0] == 200
             kept = answered(server, user="carl")  # the base's: what clicks find of it takes nothing's place
             status, answer = server.ask("POST", "/v1/feedback", {"id": kept, "reward": 1}, **APP)
             assert (status, answer["error"]["code"]) == (400, "invalid_value")
-            assert (
-                f"'carl', {own.size} numbers of basis {own.id}, is not of clicks"
-                in answer["error"]["message"]
-            )
+            assert f"{own.size} numbers of basis {own.id}, is not of clicks" in answer["error"]["message"]
             assert server.ask("DELETE", "/v1/vectors/carl", **APP)[0] == 200
-        assert rate(server, id=answered(server, user="carl"), reward=1) == (200, 3)
+        assert rate(server, id=answered(server, user="carl"), reward=1) == (200, 4)
 
         name = answered(server, user="bob")
         with ThreadPoolExecutor(4) as pool:

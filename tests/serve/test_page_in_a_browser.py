@@ -102,7 +102,10 @@ def test_a_click_moves_a_bar(page: Page) -> None:
 
     before = values(page)
     ask(page, "Say yes.")
+    page.route("**/v1/feedback", lambda route: route.abort(), times=1)
     page.click("#personal [data-reward='1']")
+    expect(page.locator("#status.bad")).to_be_visible()
+    page.click("#personal [data-reward='1']")  # what failed can be clicked again
     expect(page.locator("#status")).to_contain_text("Learned", timeout=120_000)
     wait_until_answered(page)
     after = values(page)

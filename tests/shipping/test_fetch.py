@@ -83,6 +83,8 @@ def test_users_that_are_not_safe_in_a_path(user):
 def test_nobody_there(url):
     with pytest.raises(TransferError, match="in 2 of 2 attempts"):
         fetch(url, BASES, attempts=2)
+    with pytest.raises(TransferError, match="0 attempts fetch nothing"):
+        fetch(url, BASES, attempts=0)
 
 
 SHORT = answer(frame(1)[:40], length=97)

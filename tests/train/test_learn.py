@@ -312,6 +312,7 @@ def test_directions_are_added_to_a_signed_bundle_by_its_signer_alone(
 ) -> None:
     bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     factors, signer = load_bundle(bundle).factors, Ed25519Signer(b"1" * 32)
+    (bundle / "manifest.json").write_text('{"tool": "another"}')
     sign_bundle(bundle, signer)
     first, second = support.learned(factors, 5), support.learned(factors, 6)
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}

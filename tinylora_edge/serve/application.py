@@ -129,8 +129,10 @@ async def put_vector(request: Request, service: Service) -> Response:
         frame = await read_bytes(request, service)
     else:
         frame = read_frame(only_field(await read_json(request, service), "vector"))
-    policy = service.pool.policy
-    stored = await service.with_store(lambda store: store.put(user, frame, policy))
+    if service.feedback is not None:
+        stored = await service.in_turn(service.feedback.put, user, frame)
+    else:
+        stored = await service.with_store(lambda store: store.put(user, frame, service.pool.policy))
     return JSONResponse(_described(stored))
 
 

@@ -40,6 +40,7 @@ from ..runtime.model import VectorSource
 from ..runtime.pool import AnswerStream
 from ..runtime.turns import Who
 from ..tasks import Prompt
+from ..vector import MicroVector
 from ..wire import text
 from .access import Limits, RefusedError
 from .service import Service, going_down, wrong_user
@@ -308,8 +309,11 @@ async def _begin(body: Body, request: Request, service: Service) -> list[AnswerS
         return await _start(body, service, who, named, newer)  # it was replaced meanwhile
 
 
-async def _stored(service: Service, user: str) -> bytes:
+async def _stored(service: Service, user: str) -> bytes | MicroVector:
+    """Return a user's vector; without one it is what lies beneath every user's."""
     found = None if service.store is None else await service.with_store(lambda store: store.get(user))
+    if found is None and service.under is not None:
+        return service.under
     if found is None:
         message = f"user {user!r} has no vector here: put one with PUT /v1/vectors/{user}, or ask for "
         raise RefusedError(404, f"{message}{service.name!r}, the base", "model_not_found", "model")
@@ -317,12 +321,12 @@ async def _stored(service: Service, user: str) -> bytes:
 
 
 async def _start(
-    body: Body, service: Service, who: Who, user: str, vector: bytes | None
+    body: Body, service: Service, who: Who, user: str, vector: bytes | MicroVector | None
 ) -> list[AnswerStream]:
     if service.draining:
         raise going_down()
     stack: VectorSource | None = vector
-    if vector is not None and service.under is not None:
+    if isinstance(vector, bytes) and service.under is not None:
         stack = [service.under, vector]
     whose: Any = {"user": user, "tenant": who.tenant, "account": who.account, "vector": stack}
     options = body.options(service.limits)

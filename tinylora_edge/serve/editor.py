@@ -150,6 +150,7 @@ async def page_about(request: Request, service: Service) -> Response:
     about: dict[str, Any] = {"object": "page", "model": service.name, "user": USER, "basis": editor.basis.id}
     about |= {"sliders": editor.basis.size, "reach": editor.reach(), "feedback": service.feedback is not None}
     about |= {"max_tokens": service.limits.tokens, "vector": present, "learned": learned}
+    about |= {"under": service.under is not None}
     return JSONResponse(about)
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from ..errors import RequestError, StoreError
+from ..errors import RequestError, StoreError, TrainError
 from ..projection import NUMBERS
 from ..runtime import Clicks, SampledAnswer
 from ..runtime.pool import Pool
@@ -25,7 +25,7 @@ _REMEMBERED = 4096  # answers, of all users together
 class Feedback:
     """Users' clicks on this server's answers: each moves the user's vector, which the store keeps.
 
-    `tell`, `prefer` and `forget` are called one after the other (`Service.in_turn`). `folder` is for users'
+    Its methods but `remember` are called one after the other (`Service.in_turn`). `folder` is for users'
     states; without a signer vectors have a checksum. `under` is what lies beneath all of them.
 
     Raises:
@@ -68,6 +68,14 @@ class Feedback:
         """Learn which of two answers is better; return the user's new vector. Errors: those of `tell`."""
         return self._learned([better, worse], key_user, self._clicks.prefer)
 
+    def put(self, user: str, frame: bytes) -> Stored:
+        """Store a vector as `Store.put` does; clicks are forgotten unless it is the one that they made."""
+        before = self._store.get(user)
+        stored = self._store.put(user, frame, self._policy)
+        if before is None or before.frame != frame:
+            self.forget(user)
+        return stored
+
     def forget(self, user: str) -> None:
         """Forget a user's answers, and what their clicks said. OSError: the state cannot be removed."""
         with self._lock:
@@ -92,6 +100,10 @@ class Feedback:
             sequence = 1 + max(accepted, 0 if stored is None else stored.sequence)
             if sequence >= 1 << 16:
                 raise StoreError(f"user {user!r} has sequence 65535, the last: sign with a new key")
+            try:
+                self._clicks.vector(self._path(user))
+            except TrainError as error:  # the operator's: it names the file, which is not for clients
+                raise OSError(str(error)) from None
             vector = learn(self._path(user), *answers)
         except BaseException:
             for name, answer in zip(names, answers, strict=True):

@@ -78,6 +78,8 @@ def fetch(
     Raises:
         TransferError: no attempt brought an answer, or the answer is no vector of this model.
     """
+    if attempts < 1:
+        raise TransferError(f"{attempts} attempts fetch nothing: at least 1 is needed")
     server, path = _address(url, layout.latest(bases.id, user))
     sent = {
         "User-Agent": f"tinylora-edge/{__version__}",

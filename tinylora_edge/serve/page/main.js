@@ -130,7 +130,7 @@ function refresh() {
   part("send").textContent = base.running || personal.running ? "Stop" : "Ask";
   for (const pane of [base, personal]) {
     for (const button of pane.buttons) {
-      button.hidden = !about.feedback || !values;
+      button.hidden = !about.feedback || !values || (about.under && pane === base);
       button.disabled = learning || !pane.id;
     }
   }
@@ -207,12 +207,15 @@ async function adopt(made) {
  */
 async function tell(pane, button) {
   const id = pane.id;
-  pane.id = "";
   button.setAttribute("aria-pressed", "true");
   setLearning(true);
   say("Learning from your click. It takes some seconds.");
   try {
     await send("/v1/feedback", { id, reward: Number(button.dataset.reward) });
+    if (pane.id === id) pane.id = "";
+  } catch (error) {
+    if (pane.id === id) button.removeAttribute("aria-pressed"); // it can be clicked again
+    throw error;
   } finally {
     setLearning(false);
   }

@@ -29,6 +29,7 @@ export class ServerError extends Error {
  * @property {number} sliders how many.
  * @property {number} reach of the sliders.
  * @property {boolean} feedback whether the server learns from clicks.
+ * @property {boolean} under whether a shared vector lies beneath the visitor's: clicks on the base's answers say nothing then.
  * @property {number} max_tokens of an answer.
  * @property {Vector} vector that the page begins with.
  * @property {Vector} learned what clicks made.
