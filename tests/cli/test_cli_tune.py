@@ -53,8 +53,9 @@ def test_a_terminal_shows_how_far_it_is(
     options = (*OPTIONS, "--budget", "20ktokens", "--prompts", "2", "-o", tmp_path / "v.bin")
     interrupted = Terminal(environment, "tune", tiny_bundle, *task, *options)
     interrupted.until("measuring on")
-    assert interrupted.type_until_it_ends("\x03") == 130
-    assert "finish with --resume" in interrupted.screen
+    interrupted.type("\x03")
+    interrupted.until(r"finish\s+with\s+--resume")
+    interrupted.until_it_ends()
     screen = Terminal(environment, "tune", tiny_bundle, *task, *options, "--resume").until_it_ends()
     text = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).split())
     assert "nan" not in text

@@ -87,12 +87,12 @@ def test_a_shared_vector_lies_beneath_every_users_and_not_beneath_the_base(
     shared, own = frame(bases.basis(rank=8), 6.0, sequence=9), frame(bases.basis(numbers=13), 3.0, "alice")
     options: dict[str, Any] = {"prompt": "abc", "max_tokens": 12, "temperature": 0}
 
-    async def answered(vector: Any) -> str:
+    async def answered(vector: Any, user: str) -> str:
         async with runtime.Pool(tiny, **SMALL) as pool:
-            return (await pool.complete(**options, user="alice", vector=vector)).text
+            return (await pool.complete(**options, user=user, vector=vector)).text
 
-    def expected(vector: Any) -> str:
-        return asyncio.run(answered(vector))
+    def expected(vector: Any, user: str = "alice") -> str:
+        return asyncio.run(answered(vector, user))
 
     files = {"store": tmp_path / "users.db", "states": tmp_path / "states"}
     app = serve.app(tiny, under=shared, **files, **SMALL)
@@ -116,10 +116,9 @@ def test_a_shared_vector_lies_beneath_every_users_and_not_beneath_the_base(
             return client.post("/v1/feedback", json={"id": reply["id"], "reward": 1}).json()
 
         assert "drawn with another vector beneath" in click(base)["error"]["message"]
-        assert (click(first)["sequence"], click(both)["sequence"]) == (1, 2)
-        frame_of_now = service.store.get("alice").frame
-        assert len(frame_of_now) == len(own)
-        assert answer(model="tiny@alice").json()["choices"][0]["text"] == expected([shared, frame_of_now])
+        assert [click(reply)["sequence"] for reply in (first, answer(model="tiny@bob").json())] == [1, 2]
+        assert len(now := service.store.get("bob").frame) == len(own)
+        assert answer(model="tiny@bob").json()["choices"][0]["text"] == expected([shared, now], "bob")
     older = frame(bases.basis(rank=8), 6.0, sequence=8)
     for refused, error in ((older, RollbackError), (b"no vector", VectorError), ([], VectorError)):
         with pytest.raises(error):
