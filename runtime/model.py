@@ -158,12 +158,7 @@ class PersonalizedModel(Weights):
         self.close()
 
     def batch(
-        self,
-        samples: Sequence[Sample],
-        max_tokens: int,
-        *,
-        sequences: int = 32,
-        n_threads: int | None = None,
+        self, samples: Sequence[Sample], max_tokens: int, *, sequences: int = 32, n_threads: int | None = None
     ) -> Batch:
         """Return a batch over this model's weights, with room for answers to the prompts of samples.
 

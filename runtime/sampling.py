@@ -110,11 +110,7 @@ class Sampler:
         self._temperature, self._top_p, self._top_k, self._min_p = temperature, top_p, max(0, top_k), min_p
         self._random = np.random.default_rng(None if seed is None else [seed, number])
 
-    def __call__(
-        self,
-        logits: NDArray[np.float32],
-        grammar: Grammar | None = None,
-    ) -> int | None:
+    def __call__(self, logits: NDArray[np.float32], grammar: Grammar | None = None) -> int | None:
         """Return the next token, or None where the grammar allows none.
 
         With a grammar, a token is first drawn from all, and again among the allowed ones if it is not one of

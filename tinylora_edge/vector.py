@@ -85,12 +85,7 @@ class MicroVector:
         return (policy or Policy()).check(data, basis)
 
     def to_bytes(
-        self,
-        basis: Basis,
-        tag: tags.Signer | str = "crc32",
-        *,
-        user: str = "",
-        until: date | None = None,
+        self, basis: Basis, tag: tags.Signer | str = "crc32", *, user: str = "", until: date | None = None
     ) -> bytes:
         """Return the frame of this vector.
 

@@ -198,11 +198,7 @@ class Clicks:
         if tokens > self._llm.longest:
             raise no_room(tokens, 0, self._llm.longest)
         return Batch(
-            self._llm,
-            n_ctx_seq=tokens,
-            sequences=_DRAWN,
-            n_threads=self._threads,
-            contexts=_SIDE_BY_SIDE,
+            self._llm, n_ctx_seq=tokens, sequences=_DRAWN, n_threads=self._threads, contexts=_SIDE_BY_SIDE
         )
 
     def _score(
@@ -229,9 +225,7 @@ class Clicks:
         vectors = [self._of(values) for values in (*moved, *ends)]
         with self._batch(len(prompt) + max(map(len, answers))) as batch:
             found = batch.score_each(vectors, [prompt], [answers], temperature=temperature)
-        totals = np.array(
-            [[row.sum(dtype=np.float64) for row in rows] for (rows,) in found]
-        )  # [vector, answer]
+        totals = np.array([[row.sum(dtype=float) for row in rows] for (rows,) in found])  # [vector, answer]
         ratios = totals[-2] - totals[-1] if ends else np.zeros(len(answers))
         changes = (totals[: len(moved) : 2] - totals[1 : len(moved) : 2]).T / 2
         scores, size = changes / posterior.step, float(np.sqrt((changes**2).mean()))

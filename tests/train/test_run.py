@@ -550,7 +550,7 @@ def test_what_is_refused_leaves_nothing(
         ({"workers": -1}, "workers is -1, expected at least 1"),
         ({"seed": -1}, "seed is -1, expected at least 0"),
         ({"minutes": 0.0}, "more than 0 minutes, not 0"),
-        ({"lr": 1e308}, r"at most 1e\+06, not 1e\+308"),
+        ({"lr": 1e308}, r"at most 1e6, not 1e\+308"),
         ({"sequence": 1 << 16}, "sequence 65536"),
     ],
 )

@@ -309,15 +309,13 @@ async def _begin(body: Body, request: Request, service: Service) -> list[AnswerS
         return await _start(body, service, who, named, newer)  # it was replaced meanwhile
 
 
-async def _stored(service: Service, user: str) -> bytes | MicroVector:
+async def _stored(service: Service, user: str) -> bytes | MicroVector | None:
     """Return a user's vector; without one it is what lies beneath every user's."""
     found = None if service.store is None else await service.with_store(lambda store: store.get(user))
-    if found is None and service.under is not None:
-        return service.under
-    if found is None:
+    if found is None and service.under is None:
         message = f"user {user!r} has no vector here: put one with PUT /v1/vectors/{user}, or ask for "
         raise RefusedError(404, f"{message}{service.name!r}, the base", "model_not_found", "model")
-    return found.frame
+    return service.under if found is None else found.frame
 
 
 async def _start(

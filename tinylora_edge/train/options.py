@@ -34,8 +34,6 @@ _FEWEST = 20
 _SECONDS = ("draw_s", "learn_s", "validate_s", "step_s")
 """The metrics that say how long a part took. Their sum is what the vector cost, interruptions left out."""
 
-_LARGEST_LR = 1e6  # far beyond any that learns, and far within float32
-
 _Q4_FROM = 4
 """Outputs of R from which entries are written in q4: with fewer, the scales cost what it saves."""
 
@@ -121,8 +119,8 @@ class Options:
                 raise TrainError(f"{name} is {value}, expected at least {least}")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise TrainError(f"training takes more than 0 minutes, not {self.minutes}")
-        if self.lr is not None and not 0 < self.lr <= _LARGEST_LR:
-            raise TrainError(f"a step size is more than 0 and at most {_LARGEST_LR:g}, not {self.lr}")
+        if self.lr is not None and not 0 < self.lr <= 1e6:  # far within float32
+            raise TrainError(f"a step size is more than 0 and at most 1e6, not {self.lr}")
         if not 0 <= self.sequence < 1 << 16:
             raise TrainError(
                 f"sequence {self.sequence} is none of 0 to 65535: after the last one a user goes on under "
