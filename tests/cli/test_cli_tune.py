@@ -52,11 +52,11 @@ def test_a_terminal_shows_how_far_it_is(
 ) -> None:
     options = (*OPTIONS, "--budget", "20ktokens", "--prompts", "2", "-o", tmp_path / "v.bin")
     interrupted = Terminal(environment, "tune", tiny_bundle, *task, *options)
-    interrupted.until("measuring on")
+    screen = interrupted.until("measuring on")
     interrupted.type("\x03")
     interrupted.until(r"finish\s+with\s+--resume")
     interrupted.until_it_ends()
-    screen = Terminal(environment, "tune", tiny_bundle, *task, *options, "--resume").until_it_ends()
+    screen += Terminal(environment, "tune", tiny_bundle, *task, *options, "--resume").until_it_ends()
     text = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).split())
     assert "nan" not in text
     assert re.search(r"held back [01]\..* measuring on held-out prompts", text)
