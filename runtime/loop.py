@@ -262,12 +262,7 @@ class Loop:
     """
 
     def __init__(
-        self,
-        engines: Sequence[Engine],
-        *,
-        closed: str,
-        waiting: int | None = None,
-        exact: bool = True,
+        self, engines: Sequence[Engine], *, closed: str, waiting: int | None = None, exact: bool = True
     ) -> None:
         self.engines = list(engines)
         self.n_ctx = min(engine.n_ctx for engine in engines)

@@ -54,14 +54,7 @@ class OnnxEngine:
     chunk = CHUNK
 
     def __init__(
-        self,
-        session: Any,
-        *,
-        factors: Factors,
-        rows: int,
-        n_ctx: int,
-        head_size: int | None,
-        path: object,
+        self, session: Any, *, factors: Factors, rows: int, n_ctx: int, head_size: int | None, path: object
     ) -> None:
         self._session, self._path = session, path
         self.rows, self.n_ctx, self.evaluated = rows, n_ctx, 0

@@ -76,10 +76,7 @@ class OnnxSession:
         self._zeros = self.rows(None)
 
     def rows(
-        self,
-        vectors: VectorSource | Sequence[VectorSource | None] | None,
-        *,
-        users: str | Sequence[str] = "",
+        self, vectors: VectorSource | Sequence[VectorSource | None] | None, *, users: str | Sequence[str] = ""
     ) -> NDArray[np.float32]:
         """Return checked vectors for a run: one for the whole batch, or one for each of its sequences.
 

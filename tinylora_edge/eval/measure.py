@@ -141,9 +141,7 @@ def evaluate(
     if task.shaped is not None:
         partial = float(np.mean(replace(task, reward=task.shaped).scores(answers, chosen)))
     return Evaluation(
-        np.array(task.scores(answers, chosen), np.float64),
-        [answer.text for answer in answers],
-        partial,
+        np.array(task.scores(answers, chosen), np.float64), [answer.text for answer in answers], partial
     )
 
 
