@@ -218,14 +218,17 @@ class Bases(Mapping[str, Basis]):
         if (numbers is None) == (rank is None):
             raise BasisError("a basis is named by its numbers or by its rank: pass one of the two")
         if rank is not None:
-            shape = rank if isinstance(rank, tuple) else (rank, rank)
+            shape = tuple(rank) if isinstance(rank, tuple | list) else (rank, rank)
+            if len(shape) != 2 or not all(isinstance(each, int | np.integer) for each in shape):
+                raise BasisError(f"a rank is a whole number k, or two of them (p, q), not {rank!r}")
             _check_within(shape, self.factors)
             return self._named(entries_descriptor(shape))
         for projection in reversed(self.projections):
             if projection.size == numbers:
                 return self._named(projection.descriptor)
-        if numbers is not None and 1 <= numbers <= len(self.factors.modules) and self.factors.rank >= RANK:
-            return self._named(random_descriptor(numbers))
+        known = range(1, len(self.factors.modules) + 1)
+        if numbers is not None and numbers in known and self.factors.rank >= RANK:
+            return self._named(random_descriptor(int(numbers)))
         shapes = self._of_size(numbers)
         names = " or ".join(map(shape_name, [shape for shape in shapes if shape[0] == shape[1]] or shapes))
         advice = f"these are all entries of rank {names}: say --rank {names}" if names else self.known()

@@ -61,8 +61,8 @@ class MicroVector:
             exact = np.asarray(self.values, dtype=np.float32)
         if exact.ndim != 1:
             raise VectorError(f"values of a micro-vector are n numbers, not of shape {exact.shape}")
-        if not 0 <= self.sequence < 1 << 16:
-            raise VectorError(f"sequence {self.sequence} is out of range: it must be from 0 to 65535")
+        if not isinstance(self.sequence, int | np.integer) or not 0 <= self.sequence < 1 << 16:
+            raise VectorError(f"sequence {self.sequence} is out of range: whole numbers from 0 to 65535")
         values = finite(exact, self.dtype, self.entries)
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
