@@ -86,10 +86,9 @@ def write_peft_lora(
             matrices, orders = weights.matrices(module), row_orders(parse(module)[1], len(b), found.heads)
             order, gap = fitting_order(map(inverse, orders), lambda o: distance(a, b[o], matrices))  # noqa: B023
         if order is None:
-            what = f"a layer of {shape}" if name else "no layer"
             raise ExportError(
-                f"{model} has {what} for {module}, which is {len(b)} x {a.shape[1]}, {gap:.2g} away from the "
-                f"factors (at most {AGREEMENT} is accepted): they were made of another model"
+                f"{model} has {shape or 'no layer'} for {module}, which is {len(b)} x {a.shape[1]}, "
+                f"{gap:.2g} away from it (at most {AGREEMENT} is accepted): the factors are of another model"
             )
         tensors[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(a)
         tensors[f"base_model.model.{name}.lora_B.weight"] = (b @ r[m])[order]

@@ -226,8 +226,7 @@ class Bases(Mapping[str, Basis]):
         for projection in reversed(self.projections):
             if projection.size == numbers:
                 return self._named(projection.descriptor)
-        known = range(1, len(self.factors.modules) + 1)
-        if numbers is not None and numbers in known and self.factors.rank >= RANK:
+        if numbers and numbers in range(1, len(self.factors.modules) + 1) and self.factors.rank >= RANK:
             return self._named(random_descriptor(int(numbers)))
         shapes = self._of_size(numbers)
         names = " or ".join(map(shape_name, [shape for shape in shapes if shape[0] == shape[1]] or shapes))

@@ -267,10 +267,8 @@ def nothing_found(task: Task, result: Result, curve: Sequence[dict[str, Any]]) -
 
 @contextmanager
 def run_folder(output: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Make the folder of a run's files, `output`.run, which is removed at the end where it holds no file.
-
-    One process has it at a time, or several that share it; TrainError for another one.
-    """
+    """Make `output`.run, which one process has, or several that share it; TrainError for another one.
+    It is removed at the end where it holds no file."""
     folder, manifest = (output.with_name(f"{output.name}.{end}") for end in ("run", "json"))
     for path in (output, *([] if folder.is_dir() else [manifest])):  # a killed run may have written that
         if path.exists():
