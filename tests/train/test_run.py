@@ -441,12 +441,7 @@ def test_texts_without_answers_are_left_to_sft_which_refuses_them(letters_task: 
 
 @pytest.mark.parametrize("part", ["forward", "backward"])
 def test_a_step_that_passes_the_minutes_is_given_up(
-    part: str,
-    tiny_bundle: Path,
-    easy: Task,
-    short: Options,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    part: str, tiny_bundle: Path, easy: Task, short: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of a pass; what was found until then is written."""
 
