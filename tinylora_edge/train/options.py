@@ -78,7 +78,7 @@ class Options:
             Answers are drawn and measured with both; the frame that is written holds the trained one alone.
         keys: one of these has to verify `under`; without any, a checksum is enough.
         weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
-        dtype: of the model's weights in training, `bf16` or `fp32`; None takes the faster one here.
+        dtype: of the weights in training: `bf16`, or `fp32` of twice the memory; None takes the faster one.
         frame_dtype: of the frame that is written. None is q4 for entries of R of 4 outputs or more (not with
             TRL), else int8 from 64 numbers on, else bf16. With `q2` and `q4`, for entries alone, validation
             sees rounded values, and so does training in the last third, or once nothing gets better.
