@@ -102,7 +102,7 @@ def test_a_click_moves_a_bar(page: Page) -> None:
 
     before = values(page)
     ask(page, "Say yes.")
-    page.evaluate("own = fetch; fetch = () => { fetch = own; throw new Error('no network'); }")
+    page.evaluate("() => { own = fetch; fetch = () => { fetch = own; throw new Error('no network'); } }")
     page.click("#personal [data-reward='1']")
     expect(page.locator("#status.bad")).to_be_visible()
     page.click("#personal [data-reward='1']")  # what failed can be clicked again

@@ -517,7 +517,7 @@ def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> N
         ({}, {"rank": None, "numbers": 57}, "no projection has 57 numbers: this model takes all entries"),
         ({}, {"numbers": 13}, "pass one of the two"),
         ({"train": [Sample("x", answer="y" * 600)] * 64}, {"method": "sft"}, r"train sample 0 .*\d+.*60\d"),
-        ({}, {"weights": "no/such/folder"}, "no/such/folder .*Pass a directory"),
+        ({}, {"weights": "no/such/folder"}, "no/such/folder does not exist: pass a directory"),
         ({"reward": lambda completion, sample: math.nan}, {}, r"task letters .*returned nan"),
         ({"train": [Sample("x")] * 64}, {"method": "sft"}, "64 of 64 training prompts .* have no answer"),
     ],
