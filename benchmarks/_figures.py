@@ -24,6 +24,7 @@ from _records import (
     best_prompt,
     between,
     crowds,
+    gains,
     messages,
     over_seeds,
     public,
@@ -203,16 +204,21 @@ def draw_frontier(figure: Any, data: Any) -> None:
                 side, offset = "right", (0.0, -13.0 if lower else 7.0)
             axes.annotate(name, (size, score), offset, textcoords="offset points", fontsize=7, ha=side)
         axes.set_title(title)
-        axes.set_xscale("log")
-        axes.set_xticks([1e2, 1e4, 1e6], ["100 B", "10 kB", "1 MB"])
-        axes.set_xlim(12, 5e7)
-        axes.minorticks_off()
+        by_bytes(axes)
         axes.set_ylim(0, 1.08)
-        axes.grid()
     figure.supxlabel("bytes of a user", fontsize=8.5)
 
 
 TONES = {"LoRA": BOTH, "TF-IDF": PROMPT}
+
+
+def by_bytes(axes: Any) -> None:
+    """Have a grid whose horizontal axis is the bytes of a user, from 13 numbers' to a large LoRA's."""
+    axes.set_xscale("log")
+    axes.set_xticks([1e2, 1e4, 1e6], ["100 B", "10 kB", "1 MB"])
+    axes.set_xlim(12, 5e7)
+    axes.minorticks_off()
+    axes.grid()
 
 
 def users() -> Any:
@@ -250,13 +256,8 @@ def draw_users(figure: Any, data: Any) -> None:
 
 
 def own() -> Any:
-    """Each amount of messages: [what, bytes, mean gain on the shared vector, its error]; and the prompt's."""
+    """Vectors and LoRAs: [what, bytes, mean gain on the shared vector, its error]; and the prompt's gain."""
     found, lines = messages(), dict[str, Any]()
-    shared = found["shared"]
-
-    def gains(rows: dict[str, dict[str, Any]]) -> list[float]:
-        return [shared[user]["nats"] - row["nats"] for user, row in rows.items()]
-
     for arm, rows in found.items():
         if len(rows) > 1 and arm.startswith(("own", "shared-lora")) and "twice" not in arm:
             row, gained = next(iter(rows.values())), gains(rows)
@@ -277,12 +278,8 @@ def draw_own(figure: Any, data: Any) -> None:
     axes.axhline(data["prompt"], color=PROMPT, linestyle="--")
     at = 14, data["prompt"]
     axes.annotate("40 messages before each prompt", at, (0, 4), textcoords="offset points", fontsize=7)
-    axes.set_xscale("log")
-    axes.set_xticks([1e2, 1e4, 1e6], ["100 B", "10 kB", "1 MB"])
-    axes.set_xlim(12, 5e7)
-    axes.minorticks_off()
+    by_bytes(axes)
     axes.set_ylim(0)
-    axes.grid()
     axes.set_xlabel("bytes of a user, int8")
     axes.set_title("nats a token better than the shared vector")
 

@@ -204,6 +204,12 @@ def messages() -> dict[str, dict[str, dict[str, Any]]]:
     return {arm: max(sizes.values(), key=len) for arm, sizes in found.items()}
 
 
+def gains(rows: dict[str, dict[str, Any]]) -> list[float]:
+    """Return how many nats a token better than the shared vector each user's row of `messages` is."""
+    shared = messages()["shared"]
+    return [shared[user]["nats"] - row["nats"] for user, row in rows.items()]
+
+
 def found_on_device(task: str, way: tuple[str, str]) -> list[float]:
     """Return the gains of a task's vectors that a device found, a seed or a user each, by `DEVICE`."""
     how, what = way

@@ -25,6 +25,7 @@ from _records import (
     between,
     crowds,
     found_on_device,
+    gains,
     messages,
     over_seeds,
     prompts,
@@ -80,16 +81,16 @@ def public_sets() -> str:
 def people() -> str:
     """What each arm brings on users' next messages, paired with the shared vector and the best prompt."""
     found, rows = messages(), []
-    shared, prompts = found["shared"], [found[arm] for arm in ("prompt-10", "prompt-40")]
+    prompts = [found[arm] for arm in ("prompt-10", "prompt-40")]
     best = {user: min(each[user]["nats"] for each in prompts if user in each) for user in prompts[1]}
     for arm, name in PEOPLE_ARMS.items():
         own = found[arm]
-        gains = [shared[user]["nats"] - row["nats"] for user, row in own.items()]
+        gained = gains(own)
         past = [row["nats"] < best[user] for user, row in own.items() if user in best]
         told = [row["auc"]["relative"] for row in own.values() if "auc" in row]
         row = [name, f"{max(each.get('bytes_int8', 0) for each in own.values()):,}"]
-        row.append(f"{statistics.mean(gains):+.2f} ± {between(gains):.2f}")
-        row.append(f"{sum(each > 0 for each in gains)} of {len(gains)}")
+        row.append(f"{statistics.mean(gained):+.2f} ± {between(gained):.2f}")
+        row.append(f"{sum(each > 0 for each in gained)} of {len(gained)}")
         row.append("" if arm.startswith("prompt") else f"{sum(past)} of {len(past)}")
         rows.append([*row, with_error(statistics.mean(told), between(told)) if len(told) > 1 else ""])
     headers = ["", "bytes a user", "nats a token better than shared", "users ahead of it"]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import TinyLoraError, TrainError
+from .. import TrainError
 from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, results, vectors
 from . import options as opts
@@ -55,7 +55,7 @@ def evaluate(
       tinylora-edge eval out/demo list-lookup --vector lookup.bin
       tinylora-edge eval out/demo list-lookup --vector lookup.bin --system "One word." --examples 2
     """
-    from ..eval import Evaluation, compare, measure_drift
+    from ..eval import Evaluation, compare
     from ..eval import evaluate as measure
     from ..eval.measure import fitted
     from ..runtime.model import admit
@@ -107,10 +107,7 @@ def evaluate(
         away = None
         if drift:
             show("measuring the drift on general prompts")
-            try:
-                away = measure_drift(llm, checked, n_threads=threads)
-            except TinyLoraError as error:
-                console.warn(f"the drift on general prompts was not measured: {error}")
+            away = results.drift(llm, checked, n_threads=threads)
     pairs = itertools.combinations(contestants, 2)
     comparisons = {f"{name} - {other}": compare(found[other], found[name]) for other, name in pairs}
     drifted: dict[str, Any] = {} if away is None else {"drift": away.record()}

@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+from .. import TinyLoraError
 from . import console
 
 
@@ -57,11 +58,10 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     if "held_out" in record:
         held = SimpleNamespace(**record["held_out"])
         if "arms" not in record:
-            errors = (_error(held, f"{side}_standard_error") for side in ("base", "vector"))
-            found += [
-                (base, f"{sign * held.base:.3f}{next(errors)} (n = {held.n}, held out)"),
-                ("vector", f"{sign * held.vector:.3f}{next(errors)}"),
-            ]
+            error = _error(held, "base_standard_error")
+            found.append((base, f"{sign * held.base:.3f}{error} (n = {held.n}, held out)"))
+            error = _error(held, "vector_standard_error")
+            found.append(("vector", f"{sign * held.vector:.3f}{error}"))
         held.difference *= sign
         difference = f"{compared(held)} (n = {held.n}, held out)"
         found += [(f"vector - {base}", difference), ("", verdict(held, unit))]
@@ -86,6 +86,17 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     for why in dict.fromkeys(unmeasured.values()):
         found.append(("not measured", f"{', '.join(w for w in unmeasured if unmeasured[w] == why)}: {why}"))
     return found
+
+
+def drift(llm: Any, vector: Any, **options: Any) -> Any:
+    """Return the `Drift` that `measure_drift` finds. Where it fails, warn and return None: scores stay."""
+    from ..eval import measure_drift
+
+    try:
+        return measure_drift(llm, vector, **options)
+    except TinyLoraError as error:
+        console.warn(f"the drift on general prompts was not measured: {error}")
+        return None
 
 
 def phases(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import TinyLoraError, TrainError, __version__
+from .. import TrainError, __version__
 from ..jsonio import write_json
 from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, results, vectors
@@ -56,7 +56,6 @@ def tune(
       tinylora-edge tune out/demo list-lookup --budget 5m -o lookup.bin
     """
     from .. import runtime
-    from ..eval import measure_drift
     from ..eval.measure import GENERAL, fitted, held_out
     from ..eval.measure import evaluate as measure
     from ..runtime.model import admit
@@ -121,11 +120,8 @@ def tune(
                     base, tuned = measure(batch, loaded, shared), measure(batch, loaded, vector)
                 record["held_out"] = held_out(base, tuned)
                 show("measuring the drift on general prompts")
-                try:
-                    drift = measure_drift(llm, vector, count=GENERAL, n_threads=threads)
-                    record["drift"] = drift.record()
-                except TinyLoraError as error:
-                    console.warn(f"the drift on general prompts was not measured: {error}")
+                if away := results.drift(llm, vector, count=GENERAL, n_threads=threads):
+                    record["drift"] = away.record()
         except KeyboardInterrupt:
             console.note("interrupted while it was measured: the state stays, finish with --resume")
             raise
