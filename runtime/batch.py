@@ -30,9 +30,6 @@ W = TypeVar("W", bound=Work)
 _FEWEST = 8
 """Sequences of a context: with fewer, reading the weights costs more than waiting for other threads."""
 
-_SLACK = 16
-"""Tokens of a prompt that rows may evaluate for themselves though another has them (`Slot.shared`)."""
-
 _OWNER = Who("batch", "batch")
 _CLOSED = "the batch is closed: it was, or its model was. Make another one"
 
@@ -73,7 +70,6 @@ class Batch:
     Args:
         llm: a loaded model, whose `close` closes the batch. Its own context and vector are left alone.
         n_ctx_seq: tokens of the longest sequence, prompt and completion; in ONNX Runtime the model's at most.
-        shared: tokens that all prompts begin with: in llama.cpp they take room once.
         sequences: how many run at the same time.
         n_threads: cores to use; by default all that this process may use.
         contexts: how many at most; by default one for 8 sequences, and one a core at most.
@@ -90,7 +86,6 @@ class Batch:
         llm: Weights,
         *,
         n_ctx_seq: int,
-        shared: int = 0,
         sequences: int = 32,
         n_threads: int | None = None,
         contexts: int | None = None,
@@ -98,15 +93,13 @@ class Batch:
         self.llm = llm
         threads = n_threads or cores()
         self.contexts = 1 if llm.one_engine else max(1, min(threads, contexts or sequences // _FEWEST))
-        self._rows = -(-sequences // self.contexts)
-        self._cells = self._rows * (n_ctx_seq - shared + _SLACK) + shared
+        rows = -(-sequences // self.contexts)
         self._turn = threading.RLock()  # whose call it is
         self._loops: list[Loop] = []
         try:
             for _ in range(self.contexts):
-                engine = llm.engine(
-                    rows=self._rows, n_ctx=n_ctx_seq, n_threads=threads // self.contexts, cells=self._cells
-                )
+                each = threads // self.contexts
+                engine = llm.engine(rows=rows, n_ctx=n_ctx_seq, n_threads=each, together=True)
                 self._loops.append(Loop([engine], closed=_CLOSED, exact=False))
         except BaseException:
             self.close()
@@ -319,11 +312,11 @@ class Batch:
             loop.check_waiting()
         until = None if seconds is None else time.monotonic() + seconds
         with self._turn:
-            shares, most = self._shares(works), self._room(works)
+            shares = self._shares(works)
             ahead, in_loop, left = iter(shares), dict[W, Loop](), Counter[Loop]()
 
             def give(loop: Loop) -> None:  # each begins alike: the same vector scores the same
-                loop.prepare(most)
+                loop.prepare()
                 share = next(ahead, [])
                 in_loop.update(dict.fromkeys(share, loop))
                 left[loop] = len(share)
@@ -393,13 +386,6 @@ class Batch:
                 shares += [group[a:b] for a, b in pairwise(edges)]
         return shares
 
-    def _room(self, works: Sequence[Work]) -> int:
-        """Return how many rows the cells of a context have room for, at least one."""
-        if self.llm.mixed or not works:
-            return self._rows
-        shared = common_prefix([work.tokens for work in works])
-        return max(1, min(self._rows, (self._cells - shared) // (self._n_ctx - shared + _SLACK)))
-
 
 class _Drawn:
     """The draws of one sequence, and how likely each was: see `sampling.draw`."""
@@ -429,12 +415,3 @@ def _logprobs(
     completion: Sequence[int], temperature: float, logits: NDArray[np.float32], at: int
 ) -> Sequence[Any]:
     return list(logprobs(logits, np.array(completion[at : at + len(logits)], np.int32), temperature))
-
-
-def common_prefix(prompts: Sequence[Sequence[int] | NDArray[np.int32]]) -> int:
-    """Length of what all prompts begin with, at least one token short of the shortest; 0 for one alone."""
-    limit = min(map(len, prompts)) - 1
-    for i in range(limit):
-        if len({prompt[i] for prompt in prompts}) > 1:
-            return i
-    return limit if len(prompts) > 1 else 0

@@ -267,15 +267,15 @@ class Weights:
         """Whether one engine takes all cores, or the GPU; else one a core is quickest."""
 
     @abstractmethod
-    def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> Engine:
+    def engine(self, *, rows: int, n_ctx: int, n_threads: int, together: bool = False) -> Engine:
         """Return rows over this model's weights, which `close` closes too.
 
         Args:
             rows: how many.
             n_ctx: tokens of each.
             n_threads: cores to use. ONNX Runtime keeps those that the model was loaded with.
-            cells: of a cache that the rows share, in llama.cpp. None: each row has its own, and is computed
-                as if it were alone, to the last bit.
+            together: rows of one vector are computed in one evaluation in llama.cpp; else each as if it were
+                alone, to the last bit.
 
         Raises:
             TinyLoraError: the engine cannot make it, or the model is closed.

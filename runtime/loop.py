@@ -245,8 +245,8 @@ class Loop:
 
     Whoever wants tokens is a client and submits `Work`: calls and streams of one model, batches, pools,
     learners. In ONNX Runtime all rows generate in one batch, which sequences join and leave at any token. In
-    llama.cpp rows of one vector do where they share cells; where each has its own, they take turns of some
-    tokens, so that an answer is the same to the bit whatever is answered beside it. A row keeps what it
+    llama.cpp rows of one vector do in a batch; else they take turns of some tokens, so that an answer is the
+    same to the bit whatever is answered beside it. A row keeps what it
     evaluated for the user's next prompt.
 
     Any thread may call it.
@@ -266,7 +266,6 @@ class Loop:
     ) -> None:
         self.engines = list(engines)
         self.n_ctx = min(engine.n_ctx for engine in engines)
-        self._most = max(engine.rows for engine in engines)  # rows of each that are used at a time
         self._message = closed
         aligned = _ALIGNED if exact else 1
         self._slots = [Slot(engine, row, aligned) for engine in engines for row in range(engine.rows)]
@@ -314,8 +313,8 @@ class Loop:
         with self._changed:
             self._waiting.remove(work.who, work)
 
-    def prepare(self, most: int) -> None:
-        """Empty all rows while nothing runs, and set how many are used of each engine.
+    def prepare(self) -> None:
+        """Empty all rows while nothing runs.
 
         Raises:
             TinyLoraError: the loop is closed.
@@ -323,7 +322,6 @@ class Loop:
         with self._changed:
             if self._closed:
                 raise TinyLoraError(self._message)
-            self._most = most
             for slot in self._slots:
                 slot.tenant, slot.used = "", 0
                 slot.engine.cut(slot.row, 0)
@@ -364,7 +362,7 @@ class Loop:
     def _place(self) -> None:
         """Give free rows to work that waits. The lock is held."""
         while len(self._waiting):
-            free = [slot for slot in self._slots if slot.row < self._most and slot not in self._running]
+            free = [slot for slot in self._slots if slot not in self._running]
             found = self._waiting.take(self._rows) if free else None
             if found is None:
                 break
@@ -497,10 +495,6 @@ class Loop:
             engine.cut(slot.row, 0)
             engine.copy(source.row, slot.row, has := there)
             slot.after = source.after
-        if not engine.exact:  # rows share cells, and those of other vectors are of no use
-            for each in beside:
-                if each not in self._running and each.vector != work.digest:
-                    engine.cut(each.row, 0)
         work.cached = engine.cut(slot.row, has)
         engine.set_r(slot.row, None if work.vector is None else work.vector.r)
         slot.tenant, slot.vector = work.who.tenant, work.digest

@@ -19,7 +19,7 @@ from ..errors import TinyLoraError, TrainError, VectorError
 from ..limits import VECTOR_FILE_BYTES
 from ..tasks import Sample
 from ..vector import AdmittedVector, MicroVector, Policy
-from .batch import Batch, common_prefix
+from .batch import Batch
 from .engine import Weights
 
 OneVector: TypeAlias = bytes | Path | MicroVector
@@ -181,7 +181,6 @@ class PersonalizedModel(Weights):
         return Batch(
             self,
             n_ctx_seq=longest + max_tokens,
-            shared=common_prefix(prompts),
             sequences=sequences,
             n_threads=n_threads,
         )

@@ -42,7 +42,7 @@ class LlamaEngine:
         like: parameters of the model's own context: the engine has the same ones that change the last bits.
         adapters: of the model.
         own: adapters of the caller's own, which are in force beside every R.
-        rows, n_ctx, n_threads, cells: see `PersonalizedModel.engine`; with shared cells `copy` costs nothing.
+        rows, n_ctx, n_threads, together: see `PersonalizedModel.engine`.
 
     Raises:
         TinyLoraError: llama.cpp cannot make the context.
@@ -62,7 +62,7 @@ class LlamaEngine:
         rows: int,
         n_ctx: int,
         n_threads: int,
-        cells: int | None,
+        together: bool,
     ) -> None:
         self._adapters, self._own = adapters, own
         self.rows, self.evaluated = rows, 0
@@ -70,18 +70,20 @@ class LlamaEngine:
         params = llama_cpp.llama_context_default_params()
         for name in _AS_THE_MODEL:
             setattr(params, name, getattr(like, name))
-        params.n_ctx = cells or n_ctx * rows
+        self._spare = rows  # a sequence beyond the rows, by which two of them change places
+        sequences = rows + together
+        params.n_ctx = n_ctx * sequences
         params.n_batch = params.n_ubatch = self._size = max(_CHUNK, rows)
-        params.n_seq_max = rows
-        params.kv_unified = cells is not None
+        params.n_seq_max = sequences
+        params.kv_unified = False  # attention goes over a row's own cells, not over everybody's
         params.n_threads = params.n_threads_batch = n_threads
-        if cells is None:
+        if not together:
             adapters.spare = SPARE_BYTES
         with signals_wait():
             self._context: Any = llama_cpp.llama_init_from_model(model, params)
         if not self._context:
             raise TinyLoraError(
-                f"llama.cpp cannot make a context of {params.n_ctx} cells for {rows} sequences: take fewer"
+                f"llama.cpp cannot make a context of {params.n_ctx} tokens for {rows} sequences: take fewer"
             )
         self._buffer = llama_cpp.llama_batch_init(self._size, 0, 1)
         names = ("token", "pos", "n_seq_id", "logits")
@@ -90,8 +92,9 @@ class LlamaEngine:
         self._memory = llama_cpp.llama_get_memory(self._context)
         self.n_ctx = min(int(llama_cpp.llama_n_ctx_seq(self._context)), n_ctx)
         self._lengths = [0] * rows
+        self._place = list(range(rows))  # the sequence of each row
         self._r: list[NDArray[np.float32] | None] = [None] * rows
-        self.exact = cells is None
+        self.exact = not together
         self._now: object = self  # the R that the context has; nothing yet
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
@@ -101,7 +104,10 @@ class LlamaEngine:
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """See `Engine`; all rows have one R."""
         self._check_open()
-        chunks, found = list(self._chunks(parts)), []
+        if not self.exact:
+            self._gather([part.row for part in parts])
+        ordered = sorted(parts, key=lambda part: self._place[part.row])
+        chunks, found = list(self._chunks(ordered)), []
         token, pos, _, logits = self._columns
         try:
             self._use(self._r[parts[0].row])
@@ -121,12 +127,16 @@ class LlamaEngine:
                 found.append(there.copy() if len(chunks) > 1 else there)
         except BaseException:
             for part in parts:
-                llama_cpp.llama_memory_seq_rm(self._memory, part.row, -1, -1)
+                llama_cpp.llama_memory_seq_rm(self._memory, self._place[part.row], -1, -1)
                 self._lengths[part.row] = 0
             raise
         for part in parts:
             self._lengths[part.row] += len(part.tokens)
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        logits = found[0] if len(found) == 1 else np.concatenate(found)
+        if ordered == list(parts):
+            return logits
+        rows_of = [part.row for part in ordered for _ in range(part.wanted)]
+        return logits[[i for part in parts for i, row in enumerate(rows_of) if row == part.row]]
 
     def length(self, row: int) -> int:
         """See `Engine`."""
@@ -135,27 +145,22 @@ class LlamaEngine:
     def cut(self, row: int, length: int) -> int:
         """See `Engine`."""
         self._check_open()
-        if length < self._lengths[row] and not llama_cpp.llama_memory_seq_rm(self._memory, row, length, -1):
-            llama_cpp.llama_memory_seq_rm(self._memory, row, -1, -1)
+        place = self._place[row]
+        if length < self._lengths[row] and not llama_cpp.llama_memory_seq_rm(self._memory, place, length, -1):
+            llama_cpp.llama_memory_seq_rm(self._memory, place, -1, -1)
             length = 0
         self._lengths[row] = min(self._lengths[row], length)
         return self._lengths[row]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """See `Engine`; where each row has cells of its own, the whole of the source is copied."""
+        """See `Engine`; the whole of the source is copied."""
         self._check_open()
-        llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
-        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self._copy(self._place[source], self._place[target])
         self._lengths[target] = self._lengths[source]
         self.cut(target, length)
 
     def purge(self, row: int) -> None:
-        """See `Engine`. No mask hides a NaN. Where a row has its own cells, the base's evaluation of as many
-        tokens overwrites them; where rows share cells, all of them are cleared."""
-        if not self.exact:
-            llama_cpp.llama_memory_clear(self._memory, True)
-            self._lengths = [0] * self.rows
-            return
+        """See `Engine`. No mask hides a NaN: the base's evaluation of as many tokens overwrites them."""
         length = self._lengths[row]
         self.cut(row, 0)
         self.set_r(row, None)
@@ -172,6 +177,22 @@ class LlamaEngine:
         self._columns = []
         free_batch(self._buffer)
         free(context)
+
+    def _copy(self, source: int, target: int) -> None:
+        llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def _gather(self, rows: Sequence[int]) -> None:
+        """Give rows the first sequences: llama.cpp evaluates those together that follow each other."""
+        taken = {self._place[row] for row in rows}
+        holes = iter(set(range(len(rows))) - taken)
+        for row in rows:
+            if (place := self._place[row]) >= len(rows):
+                hole = next(holes)
+                other = self._place.index(hole)
+                for source, target in ((place, self._spare), (hole, place), (self._spare, hole)):
+                    self._copy(source, target)
+                self._place[row], self._place[other] = hole, place
 
     def _check_open(self) -> None:
         if self._context is None:
@@ -193,7 +214,7 @@ class LlamaEngine:
             tokens += added
             begin, count = self._lengths[row], len(added)
             positions += range(begin, begin + count)
-            rows += [row] * count
+            rows += [self._place[row]] * count
             wanted += [False] * (count - last) + [True] * last
         for start in range(0, len(tokens), self._size):
             end = start + self._size

@@ -149,7 +149,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         """Whether a GPU computes some of the layers."""
         return bool(self.model_params.n_gpu_layers and llama_cpp.llama_supports_gpu_offload())
 
-    def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> LlamaEngine:
+    def engine(self, *, rows: int, n_ctx: int, n_threads: int, together: bool = False) -> LlamaEngine:
         """See `PersonalizedModel.engine`."""
         with self.in_use():
             made = LlamaEngine(
@@ -160,7 +160,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
                 rows=rows,
                 n_ctx=n_ctx,
                 n_threads=n_threads,
-                cells=cells,
+                together=together,
             )
             self._engines.add(made)
         return made

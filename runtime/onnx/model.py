@@ -110,7 +110,7 @@ class TinyLoraOnnx(PersonalizedModel):
 
     one_engine, mixed = True, OnnxEngine.mixed
 
-    def engine(self, *, rows: int, n_ctx: int, n_threads: int, cells: int | None = None) -> OnnxEngine:
+    def engine(self, *, rows: int, n_ctx: int, n_threads: int, together: bool = False) -> OnnxEngine:
         """See `PersonalizedModel.engine`; at least two rows, of at most the model's own context."""
         with self.in_use():
             return self._engine(max(rows, 2), min(n_ctx, self.longest))

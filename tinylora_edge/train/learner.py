@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from ..basis import Basis
 from ..projection import Whitening
-from ..runtime.batch import common_prefix
 from ..vector import MicroVector
 from ..wire.values import BITS, quantize_columns, scaled
 from .adapter import Adapter, give_back
@@ -471,3 +470,12 @@ def _inverse_root(moment: NDArray[np.float64]) -> NDArray[np.float64]:
     values = np.maximum(values, 0)
     damped = values + DAMPING * values.mean()
     return np.asarray((vectors / np.sqrt(damped)) @ vectors.T if damped.all() else np.zeros_like(moment))
+
+
+def common_prefix(prompts: Sequence[NDArray[np.int32]]) -> int:
+    """Length of what all prompts begin with, at least one token short of the shortest; 0 for one alone."""
+    limit = min(map(len, prompts)) - 1
+    for i in range(limit):
+        if len({prompt[i] for prompt in prompts}) > 1:
+            return i
+    return limit if len(prompts) > 1 else 0
