@@ -227,7 +227,8 @@ class Run:
             data = vector.to_bytes(basis)
             facts["bytes"] = len(data)
             if frames is not None:
-                (frames / f"{self.data.name}-{arm}-{steps}-s{seed}.bin").write_bytes(data)
+                name = f"{self.bundle.base.parent.name}-{self.data.name}-{arm}-{steps}-s{seed}.bin"
+                (frames / name).write_bytes(data)
             answers = self.answers(vector) if answered else []
         learner.close()
         adapter.detach()
@@ -423,7 +424,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             tall = (arm.split("-")[1] for arm in options.arms if arm[:5] in ("rank-", "keep-"))
             outputs = max([8, *(read_shape(shape)[0] for shape in tall)])
-            bundle = export_gguf(base, Path(work) / "bundle", settings=ExportSettings(outputs=outputs)).output
+            bundle = export_gguf(base, Path(work) / base.stem, settings=ExportSettings(outputs=outputs)).output
             for each in left:
                 data = data_of(options, each["seed"])
                 arm = files[each["arm"]]

@@ -163,16 +163,6 @@ def test_a_population_is_one_vector_after_another(llm: PersonalizedModel) -> Non
         assert batch.evaluated - before <= answers + 2 * sum(map(len, prompts[:2]))
 
 
-def test_room_for_what_prompts_share_is_needed_once(llm: PersonalizedModel) -> None:
-    alike = [Sample("x" * 90 + str(i), raw=True) for i in range(20)]
-    with llm.batch(alike, LIMIT, sequences=16, n_threads=1) as batch:
-        assert len(batch.answer_each([None], alike, max_tokens=LIMIT)[0]) == 20
-        prompts = [[i, *range(40, 120)] for i in range(1, 33)]
-        whole = texts(batch.generate(prompts, samples=2, max_tokens=LIMIT))
-    with opened(llm) as batch:
-        assert texts(batch.generate(prompts, samples=2, max_tokens=LIMIT)) == whole
-
-
 def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedModel) -> None:
     unfit = MicroVector(np.zeros(99, np.float32))
     with opened(llm, n_ctx_seq=40) as batch:
