@@ -424,7 +424,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             tall = (arm.split("-")[1] for arm in options.arms if arm[:5] in ("rank-", "keep-"))
             outputs = max([8, *(read_shape(shape)[0] for shape in tall)])
-            bundle = export_gguf(base, Path(work) / base.stem, settings=ExportSettings(outputs=outputs)).output
+            settings = ExportSettings(outputs=outputs)
+            bundle = export_gguf(base, Path(work) / base.stem, settings=settings).output
             for each in left:
                 data = data_of(options, each["seed"])
                 arm = files[each["arm"]]
