@@ -19,10 +19,16 @@ from . import console, vectors
 from . import options as opts
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def keygen(
-    output: Annotated[Path, typer.Argument(metavar="FILE", help="Where the secret key goes, mode 0600.")],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Where the secret key goes, mode 0600.", callback=opts.file_needed
+        ),
+    ],
     mac: Annotated[bool, typer.Option("--mac", help="A MAC key, which sender and devices share.")] = False,
     as_json: opts.JsonOption = False,
 ) -> None:
@@ -36,15 +42,15 @@ def keygen(
       tinylora-edge keygen fleet.key                # and fleet.key.pub
       tinylora-edge keygen device-17.mac --mac
     """
-    private, public = str(output.absolute()), f"{output.absolute()}.pub"
-    for path in (private,) if mac else (private, public):
-        vectors.check_target(path)
     secret = secrets.token_bytes(32)
     key = tags.Hmac(secret) if mac else tags.Ed25519Signer(secret)
-    text = f"{secret.hex()}\n" if mac else tags.private_pem(secret)
-    vectors.write(private, text.encode(), mode=0o600)
+    made = {str(output): f"{secret.hex()}\n"}
     if isinstance(key, tags.Ed25519Signer):
-        vectors.write(public, tags.public_pem(key.public_key).encode(), mode=0o644)
+        made = dict(zip((str(output), f"{output}.pub"), key.pem(), strict=True))
+    for path in made:
+        vectors.check_target(path)
+    for path, text in made.items():
+        vectors.write(path, text.encode(), mode=0o600 if path == str(output) else 0o644)
     record = {"kind": "hmac" if mac else "ed25519", "id": key.id, "key": str(output)}
     sentences = [f"wrote {output}: {'a MAC' if mac else 'an Ed25519 private'} key, {key.id}; keep it secret"]
     if not mac:
@@ -77,36 +83,27 @@ def sign(
 
 def signer(path: Path) -> tags.Ed25519Signer:
     """Return the signer of a private key file."""
-    return _secret(path, tags.Ed25519Signer.from_pem)
+    return _key(path, tags.Ed25519Signer.from_pem, tags.Ed25519Signer.from_pem)
 
 
 def signing_key(path: Path) -> tags.Ed25519Signer | tags.Hmac:
     """Return what signs with a file: a private key in PEM, or a MAC key in hexadecimal digits."""
-    return signer(path) if _is_pem(path) else _secret(path, tags.Hmac.from_hex)
+    return _key(path, tags.Ed25519Signer.from_pem, tags.Hmac.from_hex)
 
 
 def public_keys(paths: Sequence[Path] | None) -> list[tags.Ed25519Verifier]:
-    """Return what checks signatures of public key files. Errors: those of `signer`."""
-    return [_made(path, tags.Ed25519Verifier.from_pem) for path in paths or ()]
+    """Return what checks signatures of public key files."""
+    return [_key(path, tags.Ed25519Verifier.from_pem, tags.Ed25519Verifier.from_pem) for path in paths or ()]
 
 
 def verifiers(paths: Sequence[Path] | None) -> list[tags.Verifier]:
-    """Return what `--key` trusts: public keys in PEM, and MAC keys. Errors: those of `signer`."""
-    return [
-        _made(path, tags.Ed25519Verifier.from_pem) if _is_pem(path) else _secret(path, tags.Hmac.from_hex)
-        for path in paths or ()
-    ]
+    """Return what `--key` trusts: public keys in PEM, and MAC keys."""
+    return [_key(path, tags.Ed25519Verifier.from_pem, tags.Hmac.from_hex) for path in paths or ()]
 
 
 def policy(keys: Sequence[Path] | None, state: Path | None = None) -> Policy:
     """Return the policy of a device that trusts these keys; without any, a checksum is enough."""
     return Policy(keys=verifiers(keys), state=state)
-
-
-def _secret(path: Path, make: Callable[[bytes], T]) -> T:
-    made = _made(path, make)
-    warn_if_others_read(path)
-    return made
 
 
 def warn_if_others_read(path: Path) -> None:
@@ -115,17 +112,13 @@ def warn_if_others_read(path: Path) -> None:
         console.warn(f"{path} can be read by others on this machine: chmod 600 {path}")
 
 
-def _made(path: Path, make: Callable[[bytes], T]) -> T:
+def _key(path: Path, pem: Callable[[bytes], T], other: Callable[[bytes], U]) -> T | U:
+    with open(path, "rb") as file:
+        data = file.read(PEM_BYTES + 1)
     try:
-        return make(_read(path))
+        key = pem(data) if b"-----BEGIN" in data else other(data)
     except SignatureError as error:
         raise SignatureError(f"{path}: {error}") from None
-
-
-def _is_pem(path: Path) -> bool:
-    return b"-----BEGIN" in _read(path)
-
-
-def _read(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(PEM_BYTES + 1)
+    if not isinstance(key, tags.Ed25519Verifier):
+        warn_if_others_read(path)
+    return key

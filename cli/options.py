@@ -21,9 +21,10 @@ Dtype = Literal["fp32", "bf16", "fp16", "int8", "q2", "q4"]
 Engine = Literal["llama", "onnx"]
 
 
-def _a_file(output: Path) -> Path:
+def file_needed(output: Path) -> Path:
+    """Refuse `-`: what is made is several files, or has a place of its own."""
     if str(output) == "-":
-        raise typer.BadParameter("a run writes files beside its frame, so it needs a file: -o FILE")
+        raise typer.BadParameter("stdout cannot take what is written here: name a file")
     return output
 
 
@@ -44,7 +45,7 @@ OutputOption = Annotated[
     str, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")
 ]
 RunFrameOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FILE", help="The frame to write.", callback=_a_file)
+    Path, typer.Option("--output", "-o", metavar="FILE", help="The frame to write.", callback=file_needed)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 EngineOption = Annotated[Engine | None, typer.Option(help="Engine to use. [default: llama where it can]")]

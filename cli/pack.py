@@ -102,7 +102,7 @@ def _check(
     keys: list[tags.Verifier] = []
     if signer is not None:
         keys = [tags.Ed25519Verifier(signer.public_key) if isinstance(signer, tags.Ed25519Signer) else signer]
-    tagged = frame.form(data)[2] != tags.CRC32
+    tagged = frame.head(data).kind != tags.CRC32
     policy = Policy(keys=keys if tagged else (), today=FIRST_DAY)  # what is over may be packed anew
     try:
         return policy.check(data, known)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -51,7 +50,7 @@ def publish(
 def fetch(
     url: Annotated[str, typer.Argument(metavar="URL", help="The folder that publish wrote to.")],
     bundle: opts.BasisArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the vector goes.")],
+    output: opts.RunFrameOption,
     user: opts.UserOption = DEFAULT_USER,
     keys: opts.KeysOption = None,
     state: opts.StateOption = None,
@@ -65,6 +64,8 @@ def fetch(
     Example:
       tinylora-edge fetch https://example.org/vectors out/demo -o v.bin --key fleet.key.pub --state v.state
     """
+    if state is not None and state.resolve() == output.resolve():
+        raise typer.BadParameter("the vector goes there: name another file", param_hint="--state")
     policy = keyfiles.policy(keys, state)
     vectors.check_folder(output)
     bases, bound = vectors.find_bases(bundle), bound_name(user)

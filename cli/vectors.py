@@ -103,7 +103,7 @@ def is_basis(path: Path) -> bool:
 def header(data: bytes) -> dict[str, Any]:
     """Return what the bytes of a vector say without a basis: nothing of it is verified."""
     length = len(data)
-    version, dtype, kind = frame.form(data)
+    version, dtype, kind, basis_id, sequence, until = frame.head(data)
     around = frame.HEADER_BYTES[version] + tags.SIZES[kind]
     if length <= around:
         raise FrameError(
@@ -111,10 +111,8 @@ def header(data: bytes) -> dict[str, Any]:
             "it was cut on its way"
         )
     found: dict[str, Any] = {"bytes": length, "version": version, "dtype": dtype, "tag": tags.NAMES[kind]}
-    found |= {"basis_id": frame.basis_id(data).hex(), "sequence": frame.sequence_of(data)}
-    if (day := frame.day_of(data)) is not None:
-        found["until"] = day_date(day).isoformat()
-    return found
+    found |= {"basis_id": basis_id, "sequence": sequence}
+    return found if until is None else found | {"until": day_date(until).isoformat()}
 
 
 def summary(vector: MicroVector) -> str:

@@ -261,7 +261,7 @@ class Bases(Mapping[str, Basis]):
             FrameError: they are no frame.
             BasisMismatchError: it is not here.
         """
-        named = frame.basis_id(data).hex()
+        named = frame.head(data).basis_id
         found = self.get(named)
         if found is None:
             raise self._unknown(named)

@@ -252,25 +252,25 @@ class Policy:
         basis = known if isinstance(known, Basis) else known.of_frame(data)
         received = frame.decode(data, basis.size, basis.digest, basis.entries)
         key = self._check_tag(received, bytes.fromhex(basis.digest), user)
-        if received.until is not None:
-            check_day(received.until, self._clock)
+        if (until := received.head.until) is not None:
+            check_day(until, self._clock)
         values = basis.values(received.values)
         r = self._r(values, basis)
         vector = AdmittedVector._with(
             {
                 "values": values,
-                "dtype": received.dtype,
-                "sequence": received.sequence,
+                "dtype": received.head.dtype,
+                "sequence": received.head.sequence,
                 "basis": basis.digest,
                 "entries": basis.entries,
                 "r": r,
                 "verified_by": key,
                 "user": user,
-                "until": None if received.until is None else day_date(received.until),
+                "until": None if until is None else day_date(until),
             }
         )
         source = _source(basis.factors, key, user, beneath)
-        self._log.check(source, received.sequence, content(key, vector))
+        self._log.check(source, vector.sequence, content(key, vector))
         return vector
 
     def own(self, vector: MicroVector, known: Bases) -> AdmittedVector:

@@ -35,6 +35,7 @@ def test_a_mac(cli: Cli, tmp_path: Path) -> None:
     assert text.strip() not in printed
     assert stat.S_IMODE((tmp_path / "d.mac").stat().st_mode) == 0o600
     assert set(contents(tmp_path)) == {"d.mac"}
+    cli("keygen", "-", "--mac").misused("stdout cannot take")
 
 
 @pytest.mark.parametrize("there", ["a.key", "a.key.pub"])

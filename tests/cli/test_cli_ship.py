@@ -98,6 +98,9 @@ def test_a_checksum_is_published_with_a_warning(cli: Cli, ready: Path) -> None:
 def test_what_is_refused_before_any_request(cli: Cli, ready: Path) -> None:
     basis = ready / "b.basis.gguf"
     cli("fetch", "http://127.0.0.1:1", basis, "-o", ready / "no" / "v.bin").refused("not a directory")
+    cli("fetch", "http://127.0.0.1:1", basis, "-o", "-").misused("stdout cannot take")
+    same = ("-o", ready / "v.bin", "--state", ready / "root" / ".." / "v.bin")
+    cli("fetch", "http://127.0.0.1:1", basis, *same).misused("--state", "name another file")
     cli("fetch", "file:///etc", basis, "-o", ready / "v.bin").refused("no address of a folder")
     cli("publish", ready / "1.bin", basis, "--to", "https://example.org/").refused("where devices fetch from")
     cli("publish", ready / "1.bin", basis, "--to", ready / "root", "--user", "../up").refused(

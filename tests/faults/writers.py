@@ -32,7 +32,6 @@ from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.shipping import layout
 from tinylora_edge.shipping.publish import publish
 from tinylora_edge.train import trainer
-from tinylora_edge.wire import tags
 from tinylora_edge.wire.frame import DEFAULT_USER
 from tinylora_edge.writes import atomic_write
 
@@ -226,7 +225,7 @@ def _check_publish(folder: Path, done: int) -> None:
 
 def _prepare_fetch(folder: Path) -> None:
     side_tensors.save_bases(BASES, folder / "basis.gguf")
-    (folder / "key.pub").write_text(tags.public_pem(SIGNER.public_key))
+    (folder / "key.pub").write_text(SIGNER.pem()[1])
     (folder / "v.bin").write_bytes(frame(5))
     _apply(folder, 5)
 

@@ -11,7 +11,7 @@ import pytest
 from serving import KEY, Serving, as_text, framed, keys_file, mac_file, serving
 
 from tinylora_edge import Ed25519Signer, MicroVector, SignatureError, load_bundle, serve
-from tinylora_edge.wire import tags, text
+from tinylora_edge.wire import text
 
 GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 1, "seed": 3}
 APP, ALICE = {"Authorization": "Bearer app-key-1"}, {"Authorization": "Bearer alice-key"}
@@ -38,9 +38,8 @@ def test_a_users_vector_moves_with_their_clicks(tiny: Path, tmp_path: Path, engi
     """On both engines, and in vectors that the server signs."""
     keys_file(tmp_path, "app-key-1\nalice-key alice\n")
     options = ["--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256"]
-    secret = bytes(range(32))
-    options += ["--sign", keys_file(tmp_path, tags.private_pem(secret), "key"), "--name", "tiny"]
-    public = tags.public_pem(Ed25519Signer(secret).public_key)
+    private, public = Ed25519Signer(bytes(range(32))).pem()
+    options += ["--sign", keys_file(tmp_path, private, "key"), "--name", "tiny"]
     options += ["--key", keys_file(tmp_path, public, "key.pub")]
     tiny = tiny if engine == "llama" else onnx_bundles.tiny()
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:

@@ -50,12 +50,12 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
     """
     basis = bases.of_frame(frame)
     decoded = wire.decode(frame, basis.size, basis.digest, basis.entries)
-    sequence = decoded.sequence
-    if decoded.until is not None:
-        wire.check_day(decoded.until, wire.utc_today)
+    sequence = decoded.head.sequence
+    if decoded.head.until is not None:
+        wire.check_day(decoded.head.until, wire.utc_today)
     if not to:
         raise TransferError("the target is an empty text: name a directory, or an address")
-    if decoded.kind == tags.CRC32:
+    if decoded.head.kind == tags.CRC32:
         wire.check_tag(decoded, bound_name(user), bytes.fromhex(basis.digest), ())
     target = _Remote(to) if "://" in to else _Directory(to)
     latest, numbered = layout.latest(bases.id, user), layout.numbered(bases.id, user, sequence)
@@ -67,7 +67,7 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
             raise TransferError(
                 f"{to}/{latest} is no frame of these factors: remove it, or publish elsewhere"
             ) from None
-        if (found := wire.sequence_of(newest)) > sequence:
+        if (found := wire.head(newest).sequence) > sequence:
             raise TransferError(
                 f"{to}/{latest} has sequence {found}, and this frame {sequence}: devices that applied the "
                 f"newer one would refuse it. Frame it with sequence={found + 1} or higher"

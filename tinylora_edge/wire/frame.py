@@ -12,14 +12,15 @@ import hashlib
 import re
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BasisMismatchError, ChecksumError, ExpiredError, FrameError, SignatureError, VectorError
+from ..errors import BasisMismatchError, ExpiredError, FrameError, VectorError
 from ..limits import USER_CHARACTERS
 from . import tags
 from .values import BITS, DTYPES, Entries, decode_values, encode_values, payload_bytes
@@ -31,22 +32,36 @@ DATED = (BOUND + 1, LOW + 1)
 HEADER_BYTES = {BOUND: 7, BOUND + 1: 9, LOW: 8, LOW + 1: 10}
 
 
+class Head(NamedTuple):
+    """What a frame's first bytes say: nothing of it is verified."""
+
+    version: int
+    dtype: str
+    kind: int  # of the tag
+    basis_id: str
+    sequence: int
+    until: int | None  # the number of the last day
+
+
 @dataclass(frozen=True)
 class Frame:
     """The parts of a frame, decoded but not yet trusted."""
 
+    head: Head
     values: NDArray[np.float32]  # [n]
-    dtype: str
     body: bytes  # all bytes before the tag
     tag: bytes
-    sequence: int
-    kind: int  # of the tag
-    until: int | None = None  # the number of the last day
 
 
 def message(user: str, digest: bytes, body: bytes) -> bytes:
     """Return what a tag is computed over; `body` is all before it. FrameError: the user's name is invalid."""
-    return hashlib.sha256(b"tinylora stream 2\n" + _encoded(user)).digest() + digest + body
+    with suppress(UnicodeEncodeError):
+        if len(user) <= USER_CHARACTERS:
+            return hashlib.sha256(b"tinylora stream 2\n" + user.encode()).digest() + digest + body
+    raise FrameError(
+        f"the user {user[:40]!r} is no name: it has {len(user)} characters, and a name at most "
+        f"{USER_CHARACTERS}, each of them whole"
+    )
 
 
 def check_tag(received: Frame, user: str, digest: bytes, keys: Sequence[tags.Verifier]) -> str:
@@ -56,21 +71,10 @@ def check_tag(received: Frame, user: str, digest: bytes, keys: Sequence[tags.Ver
         ChecksumError: the checksum is another one.
         SignatureError: no key made the tag.
     """
-    kind, tag, body = received.kind, received.tag, received.body
-    other = f"another user than {user!r}" if user else "a user with a name"
-    try:
-        return tags.check(kind, message(user, digest, body), tag, keys, other=f", or is of {other}")
-    except (ChecksumError, SignatureError) as error:
-        if not user:
-            raise
-        try:  # `train` makes vectors of the default user, and the error says how to reframe such a one
-            tags.check(kind, message("", digest, body), tag, keys)
-        except (ChecksumError, SignatureError):
-            raise error from None
-        raise type(error)(
-            f"the frame is of the default user, not of {user!r}: make it for {user!r} "
-            f"(tinylora-edge pack --user {user!r})"
-        ) from None
+    # `train` makes vectors of the user without a name
+    other = f"another user than {user!r} (pack --user {user!r} makes it theirs)" if user else "a named user"
+    signed = message(user, digest, received.body)
+    return tags.check(received.head.kind, signed, received.tag, keys, other=f", or is of {other}")
 
 
 def encode(
@@ -103,11 +107,11 @@ def decode(data: bytes, size: int, digest: str, entries: Entries = ()) -> Frame:
         FrameError: no frame, of a wrong length, of an unknown version, dtype or tag kind, or damaged.
         BasisMismatchError: the frame names another basis.
     """
-    length, named = len(data), basis_id(data)
-    version, dtype, kind = form(data)
-    if named.hex() != digest[:8]:
+    length, found = len(data), head(data)
+    version, dtype, kind = found[:3]
+    if found.basis_id != digest[:8]:
         raise BasisMismatchError(
-            f"the frame is for basis {named.hex()}, but the loaded basis is {digest[:8]}: "
+            f"the frame is for basis {found.basis_id}, but the loaded basis is {digest[:8]}: "
             "use the vector that was made for this one (or the frame was damaged on its way)"
         )
     if dtype in BITS and not entries:
@@ -121,11 +125,11 @@ def decode(data: bytes, size: int, digest: str, entries: Entries = ()) -> Frame:
     end = length - tags.SIZES[kind]
     body = bytes(data[:end])
     values = decode_values(body[HEADER_BYTES[version] :], dtype, size, entries)
-    return Frame(values, dtype, body, bytes(data[end:]), sequence_of(data), kind, day_of(data))
+    return Frame(found, values, body, bytes(data[end:]))
 
 
-def form(data: bytes) -> tuple[int, str, int]:
-    """Return the version, dtype and tag kind that a frame's first bytes name; FrameError: they are none."""
+def head(data: bytes) -> Head:
+    """Return what a frame's first bytes say. FrameError: they are none of a frame."""
     if len(data) <= HEADER_BYTES[BOUND]:
         raise FrameError(f"{len(data)} bytes are no frame: it was cut on its way, or is something else")
     version, dtype, kind = data[0] >> 4, DTYPES[data[0] & 3], data[0] >> 2 & 3
@@ -133,34 +137,15 @@ def form(data: bytes) -> tuple[int, str, int]:
         raise FrameError(f"{len(data)} bytes are no frame that is read: version {version} is none of 2 to 5")
     if kind not in tags.SIZES:
         raise FrameError(f"the frame's first byte {data[0]:#04x} names an unknown tag {kind}")
-    if version >= LOW:
-        named = [name for name, bits in BITS.items() if data[1:2] == bytes([bits])]
+    if low := version >= LOW:
+        named = [name for name, bits in BITS.items() if data[1] == bits]
         if not named or dtype != "int8":
             raise FrameError(f"the frame's first bytes {data[:2].hex()} name no number of bits that is read")
         dtype = named[0]
-    return version, dtype, kind
-
-
-def basis_id(data: bytes) -> bytes:
-    """Return the 4 bytes with which a frame names its basis, unverified. Errors: those of `form`."""
-    return bytes(data[_at(data) - 4 : _at(data)])
-
-
-def sequence_of(data: bytes) -> int:
-    """Return the sequence in a header."""
-    return int.from_bytes(data[_at(data) :][:2], "little")
-
-
-def day_of(data: bytes) -> int | None:
-    """Return the number of the last day in a header, if it has one."""
-    version, _, _ = form(data)
-    return int.from_bytes(data[_at(data) + 2 :][:2], "little") if version in DATED else None
-
-
-def _at(data: bytes) -> int:
-    """Where the sequence begins, behind the basis."""
-    version, _, _ = form(data)
-    return 6 if version >= LOW else 5
+    basis, sequence = struct.unpack_from("<4sH", data, 1 + low)
+    end = HEADER_BYTES[version]
+    day = int.from_bytes(data[end - 2 : end], "little") if version in DATED else None
+    return Head(version, dtype, kind, basis.hex(), sequence, day)
 
 
 def _version(dtype: str, dated: bool) -> int:
@@ -197,19 +182,6 @@ def is_portable(user: str) -> bool:
 def bound_name(user: str) -> str:
     """Return the name that frames of a published user are bound to: the default one is without a name."""
     return "" if user == DEFAULT_USER else user
-
-
-def _encoded(user: str) -> bytes:
-    """Return a name as a tag is computed over it; FrameError where a policy could not keep it."""
-    if len(user) > USER_CHARACTERS:
-        raise FrameError(
-            f"the user {user[:40]!r}... has {len(user)} characters, and a name has at most "
-            f"{USER_CHARACTERS}: choose a shorter one"
-        )
-    try:
-        return user.encode()
-    except UnicodeEncodeError:
-        raise FrameError(f"the user {user[:40]!r} is not a valid name: it has parts of characters") from None
 
 
 # The last day on which a frame may be accepted: a number from 0 to 65535, of days since 2026-01-01 in UTC

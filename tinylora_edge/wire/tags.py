@@ -106,11 +106,7 @@ class Hmac:
 
     @classmethod
     def from_hex(cls, text: str | bytes) -> Hmac:
-        """Return the key that a file of `tinylora-edge keygen --mac` holds: hexadecimal digits.
-
-        Raises:
-            SignatureError: the text is something else, or the key is too short.
-        """
+        """Return the key in hexadecimal digits. SignatureError: they are none, or the key is too short."""
         digits = text.decode("ascii", "replace") if isinstance(text, bytes) else text
         digits = "".join(digits[:PEM_BYTES].split())
         if not re.fullmatch("(?:[0-9a-fA-F]{2})+", digits):
@@ -130,12 +126,13 @@ class Hmac:
 
 
 class Ed25519Signer:
-    """Ed25519 signatures (RFC 8032) by the `cryptography` package.
+    """Ed25519 signatures (RFC 8032).
 
     Args:
         private_key: the 32-byte seed.
 
     Attributes:
+        public_key: the 32 bytes that devices need.
         id: that of the `Ed25519Verifier` of its public key.
 
     Raises:
@@ -150,32 +147,32 @@ class Ed25519Signer:
         if len(private_key) != 32:
             raise SignatureError(f"an Ed25519 private key has 32 bytes, not {len(private_key)}")
         self._key = ed25519.Ed25519PrivateKey.from_private_bytes(private_key)
+        self.public_key: bytes = self._key.public_key().public_bytes_raw()
         self.id = _public_key_id(self.public_key)
 
     @classmethod
     def from_pem(cls, text: str | bytes) -> Ed25519Signer:
-        """Return the signer of a private key in PEM (PKCS #8), as keygen and OpenSSL write it.
-
-        Raises:
-            MissingExtraError: `cryptography` is not installed.
-            SignatureError: the text holds no Ed25519 private key, or an encrypted one.
-        """
+        """Return the signer of a private key in PEM (PKCS #8). SignatureError: none is there in the clear."""
         return cls(_read_pem(text, "PRIVATE KEY").private_bytes_raw())
+
+    def pem(self) -> tuple[str, str]:
+        """Return the private key in PEM (PKCS #8), and the public one (SubjectPublicKeyInfo)."""
+        from cryptography.hazmat.primitives import serialization as to
+
+        private: bytes = self._key.private_bytes(to.Encoding.PEM, to.PrivateFormat.PKCS8, to.NoEncryption())
+        public: bytes = self._key.public_key().public_bytes(
+            to.Encoding.PEM, to.PublicFormat.SubjectPublicKeyInfo
+        )
+        return private.decode(), public.decode()
 
     def sign(self, message: bytes) -> bytes:
         """Return the signature of the message, 64 bytes."""
         signature: bytes = self._key.sign(message)
         return signature
 
-    @property
-    def public_key(self) -> bytes:
-        """The 32-byte public key that devices need."""
-        public: bytes = self._key.public_key().public_bytes_raw()
-        return public
-
 
 class Ed25519Verifier:
-    """A public key that checks Ed25519 signatures, by the `cryptography` package.
+    """A public key that checks Ed25519 signatures.
 
     Args:
         public_key: the 32-byte public key.
@@ -199,12 +196,7 @@ class Ed25519Verifier:
 
     @classmethod
     def from_pem(cls, text: str | bytes) -> Ed25519Verifier:
-        """Return the verifier of a public key in PEM (SubjectPublicKeyInfo).
-
-        Raises:
-            MissingExtraError: `cryptography` is not installed.
-            SignatureError: the text holds no Ed25519 public key.
-        """
+        """Return the verifier of a public key in PEM. SignatureError: the text has none."""
         return cls(_read_pem(text, "PUBLIC KEY").public_bytes_raw())
 
     def verify(self, message: bytes, tag: bytes) -> bool:
@@ -228,24 +220,6 @@ def _cryptography() -> Any:
     except ImportError:
         raise MissingExtraError("an Ed25519 signature", "cryptography", "sign") from None
     return ed25519
-
-
-def private_pem(seed: bytes) -> str:
-    """Return the PEM of a private key, whose seed has 32 bytes."""
-    key = _cryptography().Ed25519PrivateKey.from_private_bytes(seed)
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    pem: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return pem.decode()
-
-
-def public_pem(key: bytes) -> str:
-    """Return the PEM of a public key of 32 bytes."""
-    public = _cryptography().Ed25519PublicKey.from_public_bytes(key)
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    pem: bytes = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return pem.decode()
 
 
 def _read_pem(text: str | bytes, label: str) -> Any:
