@@ -8,7 +8,6 @@ it too.
 
 from __future__ import annotations
 
-import json
 from math import inf
 from os import PathLike
 from pathlib import Path
@@ -16,13 +15,13 @@ from typing import Any
 
 import gguf
 import numpy as np
-from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..errors import ExportError, UnsupportedModelError
 from ..factorization import AGREEMENT, distance, fitting_order
-from ..formats.gguf import FLOAT32, STRING, Tensor, write
+from ..formats.gguf import FLOAT32, STRING, Tensor, write, write_header
+from ..jsonio import write_json
 from ..modules import inverse, parse, row_orders
 from ..vector import MicroVector
 from ..writes import atomic_write
@@ -36,7 +35,7 @@ _OF_THE_FILE = "GGUF.", "split.", gguf.Keys.General.ARCHITECTURE, gguf.Keys.Gene
 
 
 def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]) -> None:
-    """Write a stock GGUF LoRA that does what a vector does, atomically."""
+    """Write a stock GGUF LoRA that does what a vector does, atomically; OSError where that fails."""
     r = basis.R(vector)
     tensors: dict[str, NDArray[np.float32] | NDArray[np.float16]] = {}
     for m, module in enumerate(basis.modules):
@@ -50,11 +49,8 @@ def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]
         # Readers that know alpha compute scale * alpha / rank, which is then the scale, as without alpha.
         ("adapter.lora.alpha", float(basis.rank), FLOAT32),
     ]
-    try:
-        with atomic_write(Path(path)) as file:
-            write(file, basis.factors.architecture, metadata, tensors)  # type: ignore[arg-type]
-    except OSError as error:
-        raise ExportError(f"{path} could not be written: {error.strerror or error}") from error
+    with atomic_write(path) as file:
+        write(file, basis.factors.architecture, metadata, tensors)
 
 
 def write_peft_lora(
@@ -65,8 +61,9 @@ def write_peft_lora(
     `model` is the Hugging Face directory whose names and order of rows PEFT expects.
 
     Raises:
-        ExportError: the model is another one or damaged, or a file cannot be written.
+        ExportError: the model is another one or damaged.
         UnsupportedModelError: no GGUF architecture is known for it, or experts are adapted.
+        OSError: a file cannot be written.
     """
     from safetensors.numpy import save
 
@@ -104,16 +101,10 @@ def write_peft_lora(
         "lora_dropout": 0.0,
         "bias": "none",
     }
-    try:
-        directory.mkdir(exist_ok=True)
-        for name, data in (
-            ("adapter_model.safetensors", save({n: np.ascontiguousarray(t) for n, t in tensors.items()})),
-            ("adapter_config.json", (json.dumps(config, indent=2) + "\n").encode()),
-        ):
-            with atomic_write(directory / name) as file:
-                file.write(data)
-    except OSError as error:
-        raise ExportError(f"{directory} could not be written: {error.strerror or error}") from error
+    directory.mkdir(exist_ok=True)
+    with atomic_write(directory / "adapter_model.safetensors") as file:
+        file.write(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
+    write_json(directory / "adapter_config.json", config)
 
 
 def write_merged_gguf(
@@ -122,10 +113,7 @@ def write_merged_gguf(
     """Write a base that fits the factors with W + B R A in place of each W, atomically.
 
     An adapted weight that is quantized becomes Q8_0, since coarser blocks round away what a vector changes;
-    floats keep their type, and all else is the base's.
-
-    Raises:
-        ExportError: the base cannot be read, or the file cannot be written.
+    floats keep their type, and all else is the base's. ExportError: the base cannot be read.
     """
     base, weights = Path(base), GGUFWeights(Path(base))
     kinds = {m: _merged_type(weights.file.tensors[m]) for m in basis.modules}
@@ -141,26 +129,20 @@ def write_merged_gguf(
         kind = kinds.get(name, tensor.type)
         size = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
         writer.add_tensor_info(name, size, np.dtype(np.uint8), int(np.prod(size)), kind)
-    try:
-        with atomic_write(Path(path)) as file:
-            writer.fout, writer.state = [file], WriterState.EMPTY  # type: ignore[list-item]
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            r = basis.R(vector)
-            for name, tensor in weights.file.tensors.items():
-                file.write(bytes(-file.tell() % writer.data_alignment))
-                if name not in kinds:
-                    file.write(weights.file.data(tensor).data)
-                    continue
-                a, b = basis.factors.leading(name, basis.shape)
-                b = b @ r[basis.factors.index(name)]
-                for expert, rows in enumerate(weights.matrices(name)):
-                    delta = b[expert] @ a[expert] if a.ndim == 3 else b @ a
-                    file.write(gguf.quantize(rows.rows(0, rows.shape[0]) + delta, kinds[name]).data)
+    with atomic_write(path) as file:
+        write_header(writer, file)
+        r = basis.R(vector)
+        for name, tensor in weights.file.tensors.items():
             file.write(bytes(-file.tell() % writer.data_alignment))
-    except OSError as error:
-        raise ExportError(f"{path} could not be written: {error.strerror or error}") from error
+            if name not in kinds:
+                file.write(weights.file.data(tensor).data)
+                continue
+            a, b = basis.factors.leading(name, basis.shape)
+            b = b @ r[basis.factors.index(name)]
+            for expert, rows in enumerate(weights.matrices(name)):
+                delta = b[expert] @ a[expert] if a.ndim == 3 else b @ a
+                file.write(gguf.quantize(rows.rows(0, rows.shape[0]) + delta, kinds[name]).data)
+        file.write(bytes(-file.tell() % writer.data_alignment))
 
 
 def _merged_type(tensor: Tensor) -> gguf.GGMLQuantizationType:

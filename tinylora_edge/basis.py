@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import limits
 from .errors import BasisError, BasisMismatchError, NonFiniteError, VectorError
-from .factors import Factors, Shape, shape_name
+from .factors import Factors, Shape, shape_name, shape_of
 from .projection import RANK, Projection, entries_descriptor, random_descriptor
 from .wire import frame
 
@@ -218,9 +218,7 @@ class Bases(Mapping[str, Basis]):
         if (numbers is None) == (rank is None):
             raise BasisError("a basis is named by its numbers or by its rank: pass one of the two")
         if rank is not None:
-            shape = tuple(rank) if isinstance(rank, tuple | list) else (rank, rank)
-            if len(shape) != 2 or not all(isinstance(each, int | np.integer) for each in shape):
-                raise BasisError(f"a rank is a whole number k, or two of them (p, q), not {rank!r}")
+            shape = shape_of(rank)
             _check_within(shape, self.factors)
             return self._named(entries_descriptor(shape))
         for projection in reversed(self.projections):

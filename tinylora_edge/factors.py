@@ -7,6 +7,7 @@ import re
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,15 +56,12 @@ class Factors:
         count = len(self.modules)
         if count == 0 or len(set(self.modules)) != count:
             raise BasisError(f"factors need distinct modules, but got {count} names, some of them twice")
-        if self.rank < 1:
-            raise BasisError(f"factors have a rank of 1 or more, not {self.rank}")
-        for what, found, most in (
-            ("modules", count, limits.MODULES),
-            ("as their rank", self.rank, limits.RANK),
-            ("bytes in a module's name", max(map(len, self.modules)), limits.NAME_BYTES),
-        ):
-            if found > most:
-                raise BasisError(f"factors have at most {most:,} {what}, not {found:,}")
+        longest = max(map(len, self.modules))
+        if count > limits.MODULES or longest > limits.NAME_BYTES:
+            raise BasisError(
+                f"factors have at most {limits.MODULES:,} modules with names of {limits.NAME_BYTES:,} bytes, "
+                f"not {count:,} of {longest:,}"
+            )
         if list(self.modules) != canonical_order(self.modules):
             raise BasisError("the modules are not in canonical order: sort them with modules.canonical_order")
         if self.factorization != LEFT:
@@ -81,9 +79,10 @@ class Factors:
                     f"{self.rank} and {self.outputs} outputs: expected A [{self.rank}, in] and B [out, "
                     f"{self.outputs}], or the same with one leading axis for experts"
                 )
-        if not self.rank <= self.outputs <= limits.RANK:
+        if not 1 <= self.rank <= self.outputs <= limits.RANK:
             raise BasisError(
-                f"factors of rank {self.rank} have {self.rank} to {limits.RANK} outputs, not {self.outputs}"
+                f"factors have rank {self.rank} and {self.outputs} outputs: expected 1 <= rank <= outputs <= "
+                f"{limits.RANK}"
             )
         if self.entries > limits.VALUES:
             raise BasisError(f"factors have at most {limits.VALUES:,} entries of R, not {self.entries:,}")
@@ -150,6 +149,19 @@ class Factors:
         return np.asarray(a, np.float32), np.asarray(b, np.float32)
 
 
+def is_whole(number: object) -> bool:
+    """Tell whether a number is a whole one."""
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
+
+
+def shape_of(rank: Any) -> Shape:
+    """Return (p, q) of a rank, which is k, for p = q = k, or both; BasisError where it is neither."""
+    found = tuple(rank) if isinstance(rank, tuple | list) else (rank, rank)
+    if len(found) != 2 or not all(map(is_whole, found)):
+        raise BasisError(f"a rank is a whole number k, or two of them (p, q), not {rank!r}")
+    return found
+
+
 def shape_name(shape: Shape) -> str:
     """Return the shape of R as options and messages have it: `8`, a rank, where it is square, or `64x8`."""
     outputs, inputs = shape
@@ -157,11 +169,7 @@ def shape_name(shape: Shape) -> str:
 
 
 def read_shape(text: str) -> Shape:
-    """Return the shape of R that a text names: see `shape_name`.
-
-    Raises:
-        BasisError: it names none.
-    """
+    """Return the shape of R that a text names (see `shape_name`); BasisError where it names none."""
     found = re.fullmatch("([0-9]{1,4})(?:x([0-9]{1,4}))?", text)
     if found is None:
         raise BasisError(f"{text[:20]!r} is no rank: expected a number, such as 8, or outputs x inputs, 64x8")

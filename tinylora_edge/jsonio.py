@@ -60,10 +60,10 @@ def parse_json(
     return value
 
 
-def read_json(path: str | PathLike[str], *, limit: int = DOCUMENT_BYTES) -> Any:
+def read_json(path: str | PathLike[str], *, limit: int = DOCUMENT_BYTES, strict: bool = False) -> Any:
     """Return the value of a JSON file. OSError: it cannot be read; ValueError: as for `parse_json`."""
     with open(path, "rb") as file:
-        return parse_json(file.read(limit + 1), limit=limit)
+        return parse_json(file.read(limit + 1), limit=limit, strict=strict)
 
 
 def write_json(path: str | PathLike[str], value: Any) -> None:

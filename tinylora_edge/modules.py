@@ -79,27 +79,20 @@ def select(available: Sequence[str], targets: Sequence[str] | None = None) -> li
         BasisError: a target matches no module, or nothing is left; the message lists the kinds that
             there are.
     """
-    if not targets:
-        return canonical_order(available)
-    chosen = set() if any(not target.startswith("!") for target in targets) else set(available)
-    left_out: set[str] = set()
-    for target in targets:
-        out = target.startswith("!")
-        pattern = target[1:] if out else target
-        matched = _matched(available, pattern)
+    targets = targets or ()
+    chosen = set(available) if all(target.startswith("!") for target in targets) else set[str]()
+    for target in sorted(targets, key=lambda target: target.startswith("!")):
+        matched = _matched(available, target.removeprefix("!"))
         if not matched:
-            kinds = sorted({parse(m)[1] for m in available}, key=lambda kind: (_ORDER.get(kind, 99), kind))
+            kinds = dict.fromkeys(parse(module)[1] for module in canonical_order(available))
             raise BasisError(
                 f"unknown target {target!r}: no module of this model matches it. "
                 f"Its kinds are {', '.join(kinds)}; patterns such as 'attn_*' work too"
             )
-        if out:
-            left_out |= matched
-        else:
-            chosen |= matched
-    if not chosen - left_out:
+        chosen = chosen - matched if target.startswith("!") else chosen | matched
+    if not chosen:
         raise BasisError(f"the targets {', '.join(targets)} leave no module to adapt")
-    return canonical_order(chosen - left_out)
+    return canonical_order(chosen)
 
 
 def _matched(available: Sequence[str], target: str) -> set[str]:

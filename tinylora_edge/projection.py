@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import limits
 from .errors import BasisError
-from .factors import Shape, shape_name
+from .factors import Shape, is_whole, shape_name, shape_of
 from .modules import canonical_order
 
 SEED = 42
@@ -99,11 +99,7 @@ class Prior:
 
     @classmethod
     def of(cls, mean: ArrayLike, covariance: ArrayLike, size: int) -> Prior:
-        """Return the prior of a projection of n = `size` numbers; what is stored is float32.
-
-        Raises:
-            BasisError: those of `check_prior`.
-        """
+        """Return the prior of a projection of n = `size` numbers; errors are those of `check_prior`."""
         with np.errstate(over="ignore"):  # infinity is refused
             mean, covariance = np.asarray(mean, np.float32), np.asarray(covariance, np.float32)
         check_prior(mean, covariance, size)
@@ -118,9 +114,8 @@ class Prior:
     @property
     def digest(self) -> str:
         """SHA-256 in hexadecimal of the numbers, for the states of runs."""
-        return hashlib.sha256(
-            b"".join(part.astype("<f8").tobytes() for part in (self.mean, self.covariance))
-        ).hexdigest()
+        parts = (part.astype("<f8").tobytes() for part in (self.mean, self.covariance))
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 class Whitening:
@@ -226,10 +221,10 @@ class Projection(ABC):
         count = len(modules)
         if list(modules) != canonical_order(modules):
             raise BasisError("the modules are not in canonical order: sort them with modules.canonical_order")
-        if not 1 <= groups <= count:
-            raise BasisError(f"{groups} groups for {count} modules: choose from 1 to {count} groups")
+        if not is_whole(groups) or not 1 <= groups <= count:
+            raise BasisError(f"{groups} groups for {count} modules: choose a whole number from 1 to {count}")
         tying = (np.arange(count, dtype=np.int64) * groups // count).astype(np.int32)
-        return _Tied(modules, rank, 1, tying, random_descriptor(groups, rank))
+        return _Tied(modules, shape_of(rank), 1, tying, random_descriptor(groups, rank))
 
     @staticmethod
     def learned(
@@ -258,7 +253,7 @@ class Projection(ABC):
         size, rank = len(array), array.shape[2]
         text = f"learned rank={rank} {hashlib.sha256(array.data).hexdigest()}"
         tying = np.zeros(count, np.int32)
-        made = _Tied(modules, rank, size, tying, text, p=array.swapaxes(0, 1))
+        made = _Tied(modules, (rank, rank), size, tying, text, p=array.swapaxes(0, 1))
         made.stored = array
         if prior is not None:
             if size > limits.PRIOR_VALUES:
@@ -277,24 +272,18 @@ class Projection(ABC):
         Raises:
             BasisError: a number is out of its range.
         """
-        return _Entries(modules, rank if isinstance(rank, tuple) else (rank, rank))
+        return _Entries(modules, shape_of(rank))
 
     @staticmethod
     def read(descriptor: str, modules: Sequence[str]) -> Projection:
-        """Return the random projection that a descriptor names.
-
-        Raises:
-            BasisError: it names none, or one of another seed, u or tying than are read.
-        """
+        """Return the random projection that a descriptor names; BasisError where it names none."""
         found = _RANDOM.fullmatch(descriptor)
         if found is None:
             raise BasisError(
-                f"{descriptor[:80]!r} names no projection: expected '{random_descriptor(NUMBERS)}' or so"
+                f"{descriptor[:120]!r} names no projection that is read: expected such as "
+                f"'{random_descriptor(NUMBERS)}', of any rank and groups"
             )
-        groups, rank = int(found["groups"]), int(found["rank"])
-        if descriptor != (read := random_descriptor(groups, rank)):
-            raise BasisError(f"the projection {descriptor[:120]!r} is not read, but {read!r} would be")
-        return Projection.random(modules, groups, rank)
+        return Projection.random(modules, int(found["groups"]), int(found["rank"]))
 
     def _check(self) -> None:
         if min(self.shape) < 1:
@@ -351,18 +340,18 @@ class _Tied(Projection):
     def __init__(
         self,
         modules: Sequence[str],
-        rank: int,
+        shape: Shape,
         u: int,
         tying: NDArray[np.int32],
         descriptor: str,
         *,
         p: NDArray[np.float32] | None = None,
     ) -> None:
-        self.modules, self.shape, self.descriptor = tuple(modules), (rank, rank), descriptor
+        self.modules, self.shape, self.descriptor = tuple(modules), shape, descriptor
         self._tying, self._u = tying, u
         self.size = (int(tying.max()) + 1) * u
         self._check()
-        entries = len(self.modules) * u * rank**2
+        entries = len(self.modules) * u * math.prod(shape)
         if entries > limits.PROJECTION_ENTRIES:
             raise BasisError(
                 f"a projection has at most {limits.PROJECTION_ENTRIES:,} entries of P, not {entries:,}"
@@ -419,14 +408,12 @@ class _Entries(Projection):
         return math.sqrt(self.size)
 
 
-_RANDOM = re.compile(
-    r"random rank=(?P<rank>[0-9]{1,9}) seed=[0-9]+ groups=(?P<groups>[0-9]{1,9}) u=[0-9]+ tying=[a-z]+"
-)
-
-
-def random_descriptor(groups: int, rank: int = RANK) -> str:
+def random_descriptor(groups: int | str, rank: int | str = RANK) -> str:
     """Return the text that names a random projection. Others of its form had another seed, u or tying."""
     return f"random rank={rank} seed={SEED} groups={groups} u=1 tying=tiled"
+
+
+_RANDOM = re.compile(random_descriptor("(?P<groups>[1-9][0-9]{0,8})", "(?P<rank>[1-9][0-9]{0,8})"))
 
 
 def entries_descriptor(shape: Shape) -> str:

@@ -16,22 +16,21 @@ def atomic_write(path: str | PathLike[str], *, mode: int = 0o666) -> Iterator[IO
     """Open a temporary file beside `path` for writing; on leaving, make it `path` durably.
 
     On an exception the temporary file is removed and `path` stays as it was. The umask goes for `mode`.
-
-    Raises:
-        OSError: the directory is missing, not writable, or full.
+    OSError, of `path` and not of the temporary file: the directory is missing, not writable, or full.
     """
     path = Path(path)
     name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    new = open(name, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
     try:
-        with new as file:
+        with open(name, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
+    except BaseException as error:
+        with suppress(OSError):
             os.unlink(name)
+        if isinstance(error, OSError) and error.filename in (None, str(name)):
+            error.filename, error.filename2 = str(path), None
         raise
     sync_directory(path.parent)
 

@@ -265,10 +265,10 @@ NAMES = tuple(f"blk.{block}.attn_q.weight" for block in range(6))
 REFUSED = {
     "a module twice": ({"modules": (NAMES[0],) * 6}, "distinct modules"),
     "another order": ({"modules": NAMES[::-1]}, "canonical order"),
-    "rank 0": ({"rank": 0}, "1 or more, not 0"),
+    "rank 0": ({"rank": 0}, "rank 0 and 0 outputs"),
     "unknown factorization": ({"factorization": "right"}, "'right'.*'left'"),
     "fewer A than modules": ({"a": arrays(2, 12)[:5]}, r"6 modules.*5 and 6"),
-    "B of fewer outputs": ({"b": arrays(10, 1)}, "rank 2 have 2 to 256 outputs, not 1"),
+    "B of fewer outputs": ({"b": arrays(10, 1)}, "rank 2 and 1 outputs"),
     "B of other outputs": ({"b": (*arrays(10, 3)[1:], np.ones((10, 2), "f4"))}, r"\(10, 2\).* 3 outputs"),
     "B without an axis": ({"b": (np.float32(1).reshape(()),) * 6}, r"\(\), not those"),
     "A transposed": ({"a": arrays(12, 2)}, r"\(12, 2\)"),

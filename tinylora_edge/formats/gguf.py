@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, TypeVar
 
 import gguf
 import numpy as np
@@ -351,7 +351,7 @@ class _SplitGGUF(GGUFFile):
 
 
 def write(
-    file: BinaryIO,
+    file: IO[bytes],
     architecture: str,
     metadata: Sequence[tuple[str, Any, gguf.GGUFValueType]],
     tensors: Mapping[str, NDArray[Any]],
@@ -368,16 +368,20 @@ def write(
             writer.add_key_value(key, value, kind)
     for name, array in tensors.items():
         writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
-    # GGUFWriter opens paths only; handing it an open file is how a header gets into memory.
-    writer.fout, writer.state = [file], WriterState.EMPTY  # type: ignore[list-item]
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
+    write_header(writer, file)
     for array in tensors.values():
         _pad(file)
         file.write(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
     _pad(file)
 
 
-def _pad(file: BinaryIO) -> None:
+def write_header(writer: gguf.GGUFWriter, file: IO[bytes]) -> None:
+    """Write all but the tensors' data: GGUFWriter opens paths alone, and here takes an open file."""
+    writer.fout, writer.state = [file], WriterState.EMPTY  # type: ignore[list-item]
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+
+
+def _pad(file: IO[bytes]) -> None:
     file.write(bytes(-file.tell() % ALIGNMENT))

@@ -9,14 +9,13 @@ import hashlib
 import json
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BaseMismatchError
 from ..factors import Shape
-from ..jsonio import parse_json
+from ..jsonio import read_json
 
 MODEL_NAME, DATA_NAME, GENAI_NAME = "model.onnx", "model.onnx.data", "genai_config.json"
 """File names in a bundle's ONNX folder: the graph, its weights, and onnxruntime-genai's configuration."""
@@ -32,7 +31,7 @@ VERSION = "2"
 
 _PIECES, _PIECE_BYTES = 1024, 4096  # of the weights, that a fingerprint covers
 
-_NATIVE = frozenset({"custom_ops_library", "library_path", "backend_path", "trt_extra_plugin_lib_paths"})
+_NATIVE = "custom_ops_library", "library_path", "backend_path", "trt_extra_plugin_lib_paths"
 """Keys of genai_config.json that name a library of native code, which the engine would load and run."""
 
 
@@ -48,11 +47,7 @@ def onnx_fingerprint(folder: Path) -> str:
     """Return the fingerprint of a graph and its weights: SHA-256 in hexadecimal.
 
     Over the whole of `model.onnx`, and over the size of `model.onnx.data` and 1,024 evenly spaced pieces of
-    4,096 bytes of it: milliseconds, however large it is.
-
-    Raises:
-        BaseMismatchError: one of the two is no file.
-        OSError: it cannot be read.
+    4,096 bytes of it: milliseconds, however large it is. BaseMismatchError: one of the two is no file.
     """
     for name in (MODEL_NAME, DATA_NAME):
         if not (folder / name).is_file():  # a pipe would wait for ever to be opened
@@ -71,28 +66,17 @@ def onnx_fingerprint(folder: Path) -> str:
 
 
 def check_config(folder: Path) -> None:
-    """Refuse a genai_config.json that names a library of native code, wherever in it, or is damaged.
-
-    Raises:
-        BaseMismatchError: it does, or is.
-    """
+    """Raise a BaseMismatchError where genai_config.json names a library of native code, or is damaged."""
     path = folder / GENAI_NAME
     try:
-        text = path.read_bytes()
+        content = read_json(path, strict=True)  # no key hides another one
     except FileNotFoundError:
         return
-
-    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # also at a key that a later one hides
-        found = next(((key, value) for key, value in pairs if key.strip().lower() in _NATIVE), None)
-        if found is not None:
-            raise BaseMismatchError(
-                f"{path} has the key {found[0]!r}, which makes the engine run native code "
-                f"({str(found[1])[:200]!r}): no bundle may. Remove the key, or export the bundle again"
-            )
-        return dict(pairs)
-
-    try:
-        parse_json(text)  # within limits
-        json.loads(text, object_pairs_hook=look)
     except ValueError as error:
         raise BaseMismatchError(f"{path} is damaged: {error}. Export the bundle again") from None
+    spelled = json.dumps(content).lower()
+    if found := next((key for key in _NATIVE if key in spelled), None):
+        raise BaseMismatchError(
+            f"{path} has the key {found!r}, which makes the engine run native code: no bundle may. Remove "
+            "the key, or export the bundle again"
+        )

@@ -28,11 +28,7 @@ _EDGE_BYTES = 4096  # of each tensor's data, at both ends, go into a fingerprint
 
 
 def save_bases(bases: Bases, path: str | PathLike[str]) -> None:
-    """Write factors and the stored projections as GGUF side tensors, atomically.
-
-    Raises:
-        OSError: the file cannot be written; what was there before stays.
-    """
+    """Write factors and the stored projections as GGUF side tensors, atomically; OSError where that fails."""
     factors = bases.factors
     metadata: list[tuple[str, Any, Any]] = [
         ("general.type", "adapter", STRING),
@@ -61,7 +57,7 @@ def save_bases(bases: Bases, path: str | PathLike[str]) -> None:
             tensors[f"tinylora_prior.{i}.mean"] = projection.prior.mean.astype(np.float32)
             tensors[f"tinylora_prior.{i}.covariance"] = projection.prior.covariance.astype(np.float32)
     with atomic_write(path) as file:
-        gguf.write(file, factors.architecture, metadata, tensors)  # type: ignore[arg-type]
+        gguf.write(file, factors.architecture, metadata, tensors)
 
 
 def load_bases(path: str | PathLike[str]) -> Bases:
@@ -92,9 +88,7 @@ def fingerprint(base: GGUFFile, modules: Sequence[str]) -> str:
 
     Over the architecture and, for each module in order, its name, shape, type, and the first and last
     4,096 bytes of its data: milliseconds, however large the file (docs/FORMAT.md, "Fingerprint").
-
-    Raises:
-        BaseMismatchError: the base lacks one of the modules.
+    BaseMismatchError: the base lacks one of the modules.
     """
     total = hashlib.sha256(b"tinylora base 1\n")
     total.update(packed_text(base.architecture))
@@ -115,10 +109,7 @@ def fingerprint(base: GGUFFile, modules: Sequence[str]) -> str:
 def check_shapes(base: GGUFFile, factors: Factors) -> None:
     """Check that a GGUF has the architecture of factors and every module of them, in its shape.
 
-    llama.cpp ends the process where factors have another number of dimensions than the weight.
-
-    Raises:
-        BaseMismatchError: the architecture differs, or a module is missing or has another shape.
+    Else a BaseMismatchError: llama.cpp ends the process where factors have other dimensions than the weight.
     """
     if base.architecture != factors.architecture:
         raise BaseMismatchError(

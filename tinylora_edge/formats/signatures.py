@@ -74,12 +74,7 @@ class Signature:
             )
 
     def check(self, name: str, path: Path) -> Stamp:
-        """Check that a file is the one that was signed under a name; return its stamp.
-
-        Raises:
-            TrustError: it is another, not on the list, or no regular file; or it changes meanwhile.
-            OSError: it cannot be read.
-        """
+        """Check that a file is the one that was signed under a name, else a TrustError; return its stamp."""
         if name not in self.files:
             raise TrustError(f"{path} is not in the signature {self.path}: it came from elsewhere. Remove it")
         try:
@@ -135,9 +130,7 @@ def check_bundle(
     """Check that one of some keys signed a bundle, and that its files are those of the list, all and no more.
 
     `engine`, `llama` or `onnx`, leaves out the base of the other one; None checks all files.
-
-    Returns:
-        The files, and the stamp of each when it was hashed.
+    Returns the files, and the stamp of each when it was hashed.
 
     Raises:
         TrustError: there is no signature, no key made it, or a file differs, is missing, or is not listed.
@@ -155,12 +148,8 @@ def check_bundle(
 
 
 def check_signer(bundle: Bundle, signer: Ed25519Signer | None) -> None:
-    """Check that a bundle may be changed: it is unsigned, or by a signer who signs it again.
-
-    Raises:
-        TrustError: it is signed and there is no signer, or it is not as the signer signed it.
-        OSError: a file cannot be read.
-    """
+    """Check that a bundle may be changed: it is unsigned, or as a signer left it, who signs it again. Else a
+    TrustError."""
     path = signature_path(bundle)
     if signer is not None:
         check_bundle(bundle, [Ed25519Verifier(signer.public_key)])
@@ -173,11 +162,8 @@ def check_signer(bundle: Bundle, signer: Ed25519Signer | None) -> None:
 
 @contextmanager
 def signed(bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | None = None) -> Iterator[None]:
-    """Check a bundle, and after the block that loads it, that it is unchanged; without keys neither.
-
-    Raises:
-        TrustError, OSError: as `check_bundle`; or a file was exchanged between its check and its use.
-    """
+    """Check a bundle, and after the block that loads it, that it is unchanged; without keys neither. Errors:
+    those of `check_bundle`."""
     stamps = check_bundle(bundle, keys, engine=engine) if keys else {}
     yield
     for path, then in stamps.items():
@@ -189,14 +175,11 @@ def signed(bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | Non
 
 
 def hash_file(path: Path) -> tuple[str, Stamp]:
-    """Return the SHA-256 of a file and its stamp. TrustError: it is no file, or changes meanwhile."""
+    """Return the SHA-256 of a file, and the stamp that it had before. TrustError: it is no file."""
     stamp(os.stat(path), path)  # a pipe would wait for ever to be opened
     with open(path, "rb") as file:
         before = stamp(os.fstat(file.fileno()), path)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if stamp(os.fstat(file.fileno()), path) != before:
-            raise TrustError(f"{path} changed while it was hashed: try again once it is whole")
-    return digest, before
+        return hashlib.file_digest(file, "sha256").hexdigest(), before
 
 
 def stamp(found: os.stat_result, path: Path) -> Stamp:
