@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -37,7 +36,7 @@ from ..wire.tags import Ed25519Signer
 from ..writes import atomic_write, sync_directory
 from .factorize import ExportSettings, ModuleFactors, Progress, Source, blas_threads, factorize, quality
 from .onnx import FLAVOURS, PRECISIONS, bake, build, check_builder
-from .weights.gguf import GGUFWeights
+from .weights.gguf import GGUFWeights, warn_of
 
 FORMATS = ("gguf", "onnx", "both")
 
@@ -129,8 +128,8 @@ class Export:
         self._source = Source(Path(model), deployed, needs_gguf=self._gguf)
         self._precision = precision or ("int8" if self._source.quantized else "fp32")
         self.base = self._source.base or self._source.model
-        if self._gguf:
-            self._source.warn()
+        if self._gguf and self._source.deployed is not None:
+            warn_of(self._source.architecture, self._source.deployed.left_out)
         self.settings = self._source.fitted(settings or ExportSettings(), graph=self._onnx)
         self.modules = self._source.plan(self.settings)
         self.bytes = sum(map(self._source.nbytes, self.modules))
@@ -149,7 +148,7 @@ class Export:
         with new_bundle(self.output) as partial:
             found = factorize(source, self.modules, self.settings, progress)
             bases, onnx = self._bases(found), None
-            about = {"from": source.kind, **quality(found)}
+            about = {"from": source.weights.kind, **quality(found)}
             sections: dict[str, dict[str, Any] | None] = {"source": self._provenance, "factors": about}
             if self._onnx:
                 with blas_threads():
@@ -166,8 +165,9 @@ class Export:
             a=tuple(found[module].a for module in self.modules),
             b=tuple(found[module].b for module in self.modules),
         )
-        shipped = find_shipped(factors)
-        return Bases(factors, (shipped,) if shipped else (), self._source.fingerprints(self.modules))
+        shipped, deployed = find_shipped(factors), self._source.deployed
+        marks = () if deployed is None else (fingerprint(deployed.file, self.modules),)
+        return Bases(factors, (shipped,) if shipped else (), marks)
 
     def _bake(self, bundle: Path, factors: Factors, stage: Stage) -> dict[str, Any]:
         folder, heads = bundle / ONNX_NAME, self._source.heads
@@ -359,25 +359,22 @@ def new_bundle(output: Path) -> Iterator[Path]:
     partial = output.parent / f".{output.name}.partial"
     try:
         partial.mkdir()
+        try:
+            yield partial
+            sync_directory(partial)
+            os.rename(partial, output)
+            sync_directory(output.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except FileExistsError:
         raise ExportError(
             f"{partial} exists: another export is writing {output}. If it was killed, remove it"
         ) from None
     except OSError as error:
-        raise ExportError(f"cannot write to {output.parent}: {error.strerror or error}") from None
-    except BaseException:  # a signal, when it had just been made
-        with suppress(OSError):
-            partial.rmdir()
-        raise
-    try:
-        yield partial
-        sync_directory(partial)
-        os.rename(partial, output)
-        sync_directory(output.parent)
-    except OSError as error:
-        raise ExportError(_explained(output, error)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        why = error.strerror or str(error)
+        raise ExportError(
+            f"{output} could not be written: {why}. Nothing half-made was left behind"
+        ) from error
 
 
 def place_base(source: Path, target: Path) -> str:
@@ -410,10 +407,3 @@ def _manifest(bases: Bases, sections: Sections) -> dict[str, Any]:
         "architecture": factors.architecture,
         **{name: found[name] for name in _SECTIONS if found.get(name) is not None},
     }
-
-
-def _explained(output: Path, error: OSError) -> str:
-    reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        reason += f" ({shutil.disk_usage(output.parent).free:,} bytes free)"
-    return f"{output} could not be written: {reason}. Nothing half-made was left behind"

@@ -25,10 +25,9 @@ from ..factorization import (
     truncated_svd,
 )
 from ..factors import SIZES, Shape
-from ..formats.side_tensors import fingerprint
 from ..modules import Heads, listed_order, parse, row_orders, select
 from ..process import cores
-from .weights.gguf import GGUFWeights, warn_of
+from .weights.gguf import GGUFWeights
 from .weights.hf import HFConfig, HFWeights
 
 _ROUNDING = 2.0**-10
@@ -80,7 +79,9 @@ class Source:
     """The weights that an export makes factors of, opened, but not read. Arguments and errors: see `Export`.
 
     Attributes:
-        base: the GGUF that is deployed, or None where a directory serves another engine alone.
+        base: the GGUF that is deployed, or None where a directory serves another engine alone; `deployed` has
+            its weights.
+        weights: those that factors are made of.
         architecture: its `general.architecture`, or the one that it would have.
         modules: names of all modules that can be adapted.
         heads: numbers of attention heads, where they are known.
@@ -98,20 +99,20 @@ class Source:
             )
         self.model = model
         self.base = base if base is not None or model.is_dir() else model
-        self._deployed = None if self.base is None else GGUFWeights(self.base)
-        self._weights: GGUFWeights | HFWeights
-        if self._deployed is None:
+        self.deployed = None if self.base is None else GGUFWeights(self.base)
+        self.weights: GGUFWeights | HFWeights
+        if self.deployed is None:
             config = HFConfig(model)
             self.architecture, self.heads = config.architecture, config.heads
-            self._weights = HFWeights(model, self.architecture, config.blocks)
-            self.modules = self._weights.modules
+            self.weights = HFWeights(model, self.architecture, config.blocks)
+            self.modules = self.weights.modules
             return
-        file = self._deployed.file
-        self.architecture, self.modules = file.architecture, self._deployed.modules
+        file = self.deployed.file
+        self.architecture, self.modules = file.architecture, self.deployed.modules
         queries = file.get(f"{file.architecture}.attention.head_count")
         keys = file.get(f"{file.architecture}.attention.head_count_kv", queries)
         self.heads = Heads(*(n if isinstance(n, int) and n > 0 else None for n in (queries, keys)))
-        self._weights = self._deployed
+        self.weights = self.deployed
         if model.is_dir():
             blocks = 1 + max(parse(module)[0] for module in self.modules)
             if blocks > limits.BLOCKS:
@@ -119,40 +120,22 @@ class Source:
                     f"{self.base} has tensors of block {blocks - 1:,}: at most {limits.BLOCKS:,} blocks are "
                     "read. Download or convert it again"
                 )
-            self._weights = HFWeights(model, self.architecture, blocks)
+            self.weights = HFWeights(model, self.architecture, blocks)
         elif model.resolve() != self.base.resolve():  # type: ignore[union-attr]
-            self._weights = GGUFWeights(model)
-
-    @property
-    def kind(self) -> str:
-        """`gguf` or `hf`: where the weights come from."""
-        return self._weights.kind
+            self.weights = GGUFWeights(model)
 
     @property
     def quantized(self) -> bool:
         """Whether the model is a GGUF with quantized weights."""
-        return isinstance(self._weights, GGUFWeights) and self._weights.quantized
-
-    def warn(self) -> None:
-        """Warn of what llama.cpp would make of the deployed GGUF, if there is one."""
-        if self._deployed is not None:
-            warn_of(self.architecture, self._deployed.left_out)
+        return isinstance(self.weights, GGUFWeights) and self.weights.quantized
 
     def nbytes(self, module: str) -> int:
         """Bytes of a module's weight as it is stored where it is deployed."""
-        return (self._deployed or self._weights).nbytes(module)
-
-    def fingerprints(self, modules: Sequence[str]) -> tuple[str, ...]:
-        """The fingerprint of the GGUF that is deployed, if there is one."""
-        return () if self._deployed is None else (fingerprint(self._deployed.file, modules),)
-
-    def matrices(self, module: str) -> Sequence[RowSource]:
-        """Return the weight that a module's factors are made of: one matrix [out, in], or one an expert."""
-        return self._weights.matrices(module)
+        return (self.deployed or self.weights).nbytes(module)
 
     def stacked(self, module: str) -> bool:
         """Whether the factors of a module have an axis for experts."""
-        return self._deployed is not None and len(self._deployed.file.tensors[module].shape) == 3
+        return self.deployed is not None and len(self.deployed.file.tensors[module].shape) == 3
 
     def fitted(self, settings: ExportSettings, *, graph: bool) -> ExportSettings:
         """Return settings with the number of outputs: that of a large vector, or less for a small weight.
@@ -163,7 +146,7 @@ class Source:
         modules, rank = select(self.modules, settings.targets), settings.rank
         if settings.outputs is not None or graph or any(map(self.stacked, modules)):
             return settings
-        fewest = min(min(self.matrices(module)[0].shape) for module in modules)
+        fewest = min(min(self.weights.matrices(module)[0].shape) for module in modules)
         most = min(SIZES["large"][0], fewest, limits.VALUES // (len(modules) * rank))
         return replace(settings, outputs=max(rank, most))
 
@@ -177,10 +160,10 @@ class Source:
                 f"{limits.VALUES:,} are read: choose fewer, or fewer modules with --targets"
             )
         for module in modules:
-            matrices = self.matrices(module)
+            matrices = self.weights.matrices(module)
             n_out, n_in = matrices[0].shape
-            if self._deployed is not None:
-                expected = self._deployed.file.tensors[module].shape
+            if self.deployed is not None:
+                expected = self.deployed.file.tensors[module].shape
                 stacked = len(expected) == 3 or len(matrices) > 1
                 found = (len(matrices), n_out, n_in) if stacked else (n_out, n_in)
                 if expected != found:
@@ -204,12 +187,12 @@ class Source:
         weights show which models those are; a list decides only where no GGUF is deployed. No distance is
         returned then, nor where the factors come from that GGUF.
         """
-        if self._weights is self._deployed:
+        if self.weights is self.deployed:
             return b, None
         kind, rows = parse(module)[1], b.shape[-2]
-        if self._deployed is None:
+        if self.deployed is None:
             return b[..., listed_order(self.architecture, kind, rows, self.heads), :], None
-        deployed = self._deployed.matrices(module)
+        deployed = self.deployed.matrices(module)
         orders = row_orders(kind, rows, self.heads)
         order, gap = fitting_order(orders, lambda order: distance(a, b[..., order, :], deployed))
         if order is None:
@@ -255,7 +238,7 @@ def factorize(
         ExportError: a weight holds NaN, is zero, or has a rank below that of the settings.
         BaseMismatchError: a weight is not the deployed one.
     """
-    largest = max(4 * int(np.prod(each.shape)) for m in modules for each in source.matrices(m))
+    largest = max(4 * int(np.prod(each.shape)) for m in modules for each in source.weights.matrices(m))
     workers = max(1, min(cores(), _AT_ONCE // largest))
     stop, found = Event(), {}
     pool = ThreadPoolExecutor(workers, "tinylora-export")
@@ -288,10 +271,10 @@ def blas_threads(count: int = 1) -> AbstractContextManager[Any]:
 def _factorize(source: Source, module: str, settings: ExportSettings, stop: Event) -> ModuleFactors:
     """Factorize one module, expert by expert: its weight is one matrix [out, in], or one an expert."""
     pairs, found, stacked = list[Any](), list[TruncatedSVD](), source.stacked(module)
-    for number, matrix in enumerate(source.matrices(module)):
+    for number, matrix in enumerate(source.weights.matrices(module)):
         if stop.is_set():
             raise CancelledError
-        svd = _svd(f"{module}, expert {number}," if stacked else module, module, matrix, settings.shape[0])
+        svd = _svd(f"{module}, expert {number}" if stacked else module, module, matrix, settings.shape[0])
         a, b = factors(svd)
         pairs.append((a[: settings.rank], b))
         found.append(svd)
@@ -311,15 +294,12 @@ def _svd(where: str, module: str, matrix: RowSource, rank: int) -> TruncatedSVD:
     try:
         svd = truncated_svd(matrix, rank)
     except BasisError as error:
-        raise ExportError(f"{where.rstrip(',')}: {error}") from None
-    largest, smallest = svd.S[0], svd.S[-1]
-    if not largest > 0 or smallest <= 1e-6 * largest:
-        values = (
-            f"singular values {', '.join(f'{s:.3g}' for s in svd.S)}" if largest > 0 else "nothing but zeros"
-        )
+        raise ExportError(f"{where}: {error}") from None
+    if not svd.S[-1] > 1e-6 * svd.S[0]:
         raise ExportError(
-            f"{where} has {values}: its rank is below {rank}, so it cannot be adapted. Leave the module out "
-            f"with --targets '!{module}'{', or lower --rank or --outputs' if largest > 0 else ''}"
+            f"{where} cannot be adapted: its rank is below {rank}, as its singular values are "
+            f"{', '.join(f'{s:.3g}' for s in svd.S)}. Leave the module out with --targets '!{module}', or "
+            "lower --rank or --outputs"
         )
     return svd
 

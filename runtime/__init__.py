@@ -71,7 +71,3 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     except ModuleNotFoundError as error:
         raise missing_engine(error) from None
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 from weakref import WeakSet
 
 from ..basis import Bases
@@ -270,32 +270,20 @@ Put: TypeAlias = Callable[[Any, BaseException | None], None]
 """Called with an item and None, and at the end with None and an error: StopIteration if all went well."""
 
 
-class Generator(Protocol):
-    """What generates in a thread of its own: a `Loop`, or the `Worker` of a llama.cpp context."""
-
-    def check_waiting(self) -> None:
-        """Raise a `BusyError` in a callback of a generation, which would wait for itself."""
-
-
-class Begun(Protocol):
-    """What a stream began: `Work` of a loop, or a `Job` of a worker. `cancelled` asks it to end."""
-
-    cancelled: bool
-
-
 class Stream(Iterator[Any]):
     """The items of a generation. It begins with the first `next`, and does not wait for its reader.
 
     To leave it early, close it or drop it: that ends the generation.
 
     Args:
-        generator: its thread generates the items.
-        begin: starts the generation; its argument is called with each item.
+        check_waiting: raises a `BusyError` in a callback of a generation, which would wait for itself.
+        begin: starts the generation, and returns it: setting its `cancelled` asks it to end. Its argument is
+            called with each item.
     """
 
-    def __init__(self, generator: Generator, begin: Callable[[Put], Begun]) -> None:
-        self._generator, self._begin = generator, begin
-        self._begun: Begun | None = None
+    def __init__(self, check_waiting: Callable[[], None], begin: Callable[[Put], Any]) -> None:
+        self._check_waiting, self._begin = check_waiting, begin
+        self._begun: Any = None
         self._over = False
         self._items: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
         self._turn = threading.Lock()  # one reader at a time
@@ -304,7 +292,7 @@ class Stream(Iterator[Any]):
         return self
 
     def __next__(self) -> Any:
-        self._generator.check_waiting()
+        self._check_waiting()
         with self._turn:
             if self._over:
                 raise StopIteration

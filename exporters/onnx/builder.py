@@ -28,23 +28,13 @@ _BUILDER = "onnxruntime_genai.models.builder"
 _UNKNOWN = "is not currently supported", "KeyError", "AttributeError"
 """What the builder's last line has where it does not know an architecture, or fails on its configuration, as
 on Gemma 3's with transformers 5."""
-_PACKAGES = {
-    "onnx": "onnx",
-    "onnx_ir": "onnx-ir",
-    "onnxruntime_genai": "onnxruntime-genai",
-    "torch": "torch",
-    "transformers": "transformers",
-}
+_PACKAGES = "onnx", "onnx-ir", "onnxruntime-genai", "torch", "transformers"
 
 
 def check_builder() -> None:
     """Check that what builds a graph is installed; no model is needed."""
-    for module, package in _PACKAGES.items():
-        try:
-            found = importlib.util.find_spec(module) is not None
-        except ValueError:  # sys.modules[name] is None: how a missing package is acted out
-            found = False
-        if not found:
+    for package in _PACKAGES:
+        if importlib.util.find_spec(package.replace("-", "_")) is None:
             raise MissingExtraError("building an ONNX graph", package, "onnx-export")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of a value of each safetensors dtype that is read."""
 
 _PROBE_ROWS = 2
+_NAMES = "libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll"
 
 RowDecoder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Decodes raw rows: uint8 [n, row bytes] -> float32 [n, values]."""
@@ -42,7 +42,7 @@ class PackedRows:
 def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> RowDecoder:
     """Return the decoder for a GGML type; on `sample`, raw rows of the tensor, the fast path is checked."""
     if kind == gguf.GGMLQuantizationType.F32:
-        return _float32
+        return lambda raw: raw.view("<f4")
     probe = np.ascontiguousarray(sample[:_PROBE_ROWS])
     expected = gguf.dequantize(probe, kind)
     fast = _ggml_routine(kind)
@@ -53,23 +53,11 @@ def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> 
 
 def float_decoder(dtype: str) -> RowDecoder | None:
     """Return the decoder for a safetensors float dtype, or None for one that is no float."""
-    if dtype == "F32":
-        return _float32
     if dtype == "BF16":
-        return _bfloat16
+        return lambda raw: (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
     if dtype not in FLOAT_BYTES:
         return None
-    return lambda raw: raw.view(f"<f{FLOAT_BYTES[dtype]}").astype(np.float32)
-
-
-def _float32(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return raw.view("<f4")
-
-
-def _bfloat16(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
-    bits = raw.view("<u2").astype(np.uint32)
-    bits <<= 16
-    return bits.view(np.float32)
+    return lambda raw: raw.view(f"<f{FLOAT_BYTES[dtype]}").astype(np.float32, copy=False)
 
 
 class _TypeTraits(ctypes.Structure):
@@ -86,32 +74,19 @@ class _TypeTraits(ctypes.Structure):
 
 
 @cache
-def _ggml() -> ctypes.CDLL | None:
-    """ggml's base library inside llama-cpp-python, without importing that package."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        return None
-    suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-    for name in (f"libggml-base{suffix}", f"ggml-base{suffix}"):
-        path = Path(spec.origin).parent / "lib" / name
-        if path.exists():
-            try:
-                library = ctypes.CDLL(str(path))
-                library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
-            except (OSError, AttributeError):
-                return None
-            library.ggml_get_type_traits.argtypes = [ctypes.c_int]
-            return library
-    return None
-
-
-@cache
 def _ggml_routine(kind: gguf.GGMLQuantizationType) -> RowDecoder | None:
-    library = _ggml()
-    if library is None:
+    """Return what ggml's base library inside llama-cpp-python has, without importing that package."""
+    spec = importlib.util.find_spec("llama_cpp")
+    folder = Path(spec.origin or "").parent / "lib" if spec is not None else Path()
+    found = next((path for name in _NAMES if (path := folder / name).exists()), None)
+    if found is None:
         return None
-    traits = library.ggml_get_type_traits(int(kind)).contents
-    sizes = gguf.GGML_QUANT_SIZES[kind]
+    try:
+        get_traits = ctypes.CDLL(str(found)).ggml_get_type_traits
+    except (OSError, AttributeError):
+        return None
+    get_traits.restype, get_traits.argtypes = ctypes.POINTER(_TypeTraits), [ctypes.c_int]
+    traits, sizes = get_traits(int(kind)).contents, gguf.GGML_QUANT_SIZES[kind]
     # Another ggml may lay the structure out differently; these fields would then not agree.
     if (traits.block_values, traits.block_bytes) != sizes or not traits.to_float:
         return None

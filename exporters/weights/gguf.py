@@ -161,12 +161,12 @@ def warn_of(architecture: str, left_out: dict[str, list[str]]) -> None:
             f"architecture {architecture!r} is exported by the names of its tensors, but no test compares it "
             "with torch: check that a vector moves the model's answers before you train one",
             UntestedArchitectureWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
     for reason, names in left_out.items():
         kinds = ", ".join(sorted({parse(name)[1] for name in names}))
         warnings.warn(
             f"{len(names)} linear layers ({kinds}, such as {names[0]}) are not adapted: {reason}",
             ModulesLeftOutWarning,
-            stacklevel=5,
+            stacklevel=4,
         )

@@ -95,7 +95,7 @@ class HFWeights:
 
     def nbytes(self, module: str) -> int:
         """Bytes of a dense module's weight as it is stored."""
-        return self._tensors[module].nbytes
+        return self._tensors[module].data.size
 
     def matrices(self, module: str) -> list[RowSource]:
         """Return the module's weight: one matrix."""
@@ -121,11 +121,6 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     data: NDArray[np.uint8] = field(repr=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its values."""
-        return self.data.size
 
     def matrix(self, module: str) -> RowSource:
         """Return the tensor of a module as a matrix [out, in]."""

@@ -81,16 +81,14 @@ class SharedLock:
     """A readers-writer lock: many share it, or one has it alone. It is not reentrant."""
 
     def __init__(self) -> None:
+        self._door = threading.Lock()
         self._changed = threading.Condition()
         self._sharing = 0
-        self._alone = False
 
     @contextmanager
     def shared(self) -> Iterator[None]:
         """Share it, once nobody is alone."""
-        with self._changed:
-            while self._alone:
-                self._changed.wait()
+        with self._door, self._changed:
             self._sharing += 1
         try:
             yield
@@ -102,20 +100,10 @@ class SharedLock:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Be alone: whoever shares it ends first, and nobody begins meanwhile."""
-        mine = False
-        try:
+        with self._door:
             with self._changed:
-                while self._alone:
-                    self._changed.wait()
-                self._alone = mine = True
-                while self._sharing:
-                    self._changed.wait()
+                self._changed.wait_for(lambda: not self._sharing)
             yield
-        finally:  # an interrupt may end the wait, and nobody would begin any more
-            if mine:
-                with self._changed:
-                    self._alone = False
-                    self._changed.notify_all()
 
 
 class Adapters:

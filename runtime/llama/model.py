@@ -258,7 +258,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
             return job
 
         with self.in_use():
-            return Stream(worker, begin)
+            return Stream(worker.check_waiting, begin)
 
     def _checked(self, steps: Iterator[int]) -> Iterator[int]:
         for token in steps:
@@ -267,21 +267,15 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     def eval(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.eval`."""
-
-        def evaluate() -> Any:
-            with self.adapters.lock.shared():
-                return super(TinyLoraLlama, self).eval(*args, **kwargs)
-
-        return self._in_turn(evaluate)
+        return self._in_turn(self._computed, super().eval, *args, **kwargs)
 
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.embed`."""
+        return self._in_turn(self._computed, super().embed, *args, **kwargs)
 
-        def embed() -> Any:
-            with self.adapters.lock.shared():
-                return super(TinyLoraLlama, self).embed(*args, **kwargs)
-
-        return self._in_turn(embed)
+    def _computed(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with self.adapters.lock.shared():
+            return call(*args, **kwargs)
 
     def save_state(self) -> Any:
         """As `llama_cpp.Llama.save_state`; the state remembers the vector that it was computed with."""

@@ -184,7 +184,7 @@ class TinyLoraOnnx(PersonalizedModel):
             )
             return self._submitted(work)
 
-        return Stream(self._loop, begin)
+        return Stream(self._loop.check_waiting, begin)
 
     def create_completion(
         self, prompt: str | Sequence[int], *, max_tokens: int | None = 16, **options: Any
@@ -266,8 +266,8 @@ class TinyLoraOnnx(PersonalizedModel):
             return self._submitted(work)
 
         if stream:
-            return Stream(self._loop, lambda put: begin(put, chunks=True))
-        pieces = Stream(self._loop, begin)
+            return Stream(self._loop.check_waiting, lambda put: begin(put, chunks=True))
+        pieces = Stream(self._loop.check_waiting, begin)
         try:
             *found, finish = pieces
         finally:

@@ -51,7 +51,7 @@ def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pyt
     assert record["held_out"]["n"] == 2
     assert f"{record['held_out']['vector']:.3f} +-" in text
     cli("demo").refused("out/demo", "exists already", "remove it")
-    cli("demo", "-o", tmp_path / "no" / "where").refused(f"cannot write to {tmp_path / 'no'}")
+    cli("demo", "-o", tmp_path / "no" / "where").refused("could not be written")
 
 
 def test_an_interrupted_demo_leaves_nothing(
