@@ -31,7 +31,7 @@ from ..batch import Batch
 from ..model import PersonalizedModel
 from ..schema import Schema
 from .search import Search, change, sigma_of
-from .state import Budget, Report, SearchState, beginning, load_state, save_state
+from .state import Budget, Report, SearchState, beginning, load_state, picked, save_state
 
 _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
 _EFFECT, _TEXTS_EFFECT = 0.5, 0.25  # in nats: a likelihood is a finer scale than right or wrong
@@ -177,6 +177,7 @@ class RewardLearner:
         self._effect = settings.effect or (_TEXTS_EFFECT if texts else _EFFECT)
         held = settings.held_back or (min(48, max(8, len(samples) // 10)) if texts else 48)
         self._train, self._check = _hold_back(len(samples), held, seed)
+        self._prompts = min(settings.prompts, len(self._train))  # of a step
         self._length = float(np.mean([lengths[i] for i in self._check] if texts else 1))
         start = start or (llm.vector if basis is None else None)
         basis, start = beginning(llm.bases, basis, start)
@@ -295,7 +296,8 @@ class RewardLearner:
         state, search = self.state, self._search
         began = time.monotonic() - state.seconds
         vectors = [self._vector(v) for v in self._whitening.values(search.ask())]
-        rewards = self._judge(vectors, self._pick(search.step))
+        numbers = picked(len(self._train), search.step, self._prompts, (self._seed, 2))
+        rewards = self._judge(vectors, [self._train[number] for number in numbers])
         search.tell(rewards)
         searched = time.monotonic() - began - state.seconds  # of hundreds of numbers more than answers take
         state.seconds += searched
@@ -362,9 +364,10 @@ class RewardLearner:
         """Return the best by the checks so far: a sitting that was stopped answers no more."""
         state = self.state
         start, best = np.array(state.start_scores[: self._half()]), np.array(state.best_scores)
-        if not (state.best_step and best.mean() > start.mean()):
-            return self._tuned(None, start, start, "stopped")
-        return self._tuned(self._vector(state.best), start, best, "stopped")
+        better = state.best_step and best.mean() > start.mean()
+        return self._tuned(
+            self._vector(state.best) if better else None, start, best if better else start, "stopped"
+        )
 
     def _tuned(
         self, found: MicroVector | None, start: NDArray[np.float64], best: NDArray[np.float64], stopped: str
@@ -430,21 +433,11 @@ class RewardLearner:
         bounded = self._basis.bounded(whole, getattr(self._under, "r", None))
         return replace(self._start, values=bounded.astype(np.float32), dtype="fp32")
 
-    def _pick(self, step: int) -> list[int]:
-        """The prompts of a step: every epoch visits all of them in an order of its own."""
-        count, size = len(self._train), min(self.settings.prompts, len(self._train))
-        chosen = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, offset = divmod(position, count)
-            order = np.random.default_rng((self._seed, 2, epoch)).permutation(count)
-            chosen.append(self._train[order[offset]])
-        return chosen
-
     def _half(self) -> int:
         return -(-len(self._check) // 2)
 
     def _rollouts_of_step(self) -> int:
-        step = self._search.population * min(self.settings.prompts, len(self._train))
+        step = self._search.population * self._prompts
         due = (self._search.step + 1) % self.settings.check_every == 0
         return step + (self._half() if due else 0)
 
@@ -455,13 +448,13 @@ class RewardLearner:
 
     def _affords(self) -> bool:
         """Whether a step, and the last check after it, are within the budget."""
-        tokens, seconds = self._cost(self._rollouts_of_step() + self._rollouts_of_end())
-        spent = self.state.tokens - self._began[0], self.state.seconds - self._began[1]
         limits = self._budget.tokens, self._budget.seconds
-        return all(
-            limit is None or used + cost <= limit
-            for used, cost, limit in zip(spent, (tokens, seconds), limits, strict=True)
-        )
+        return all(limit is None or need <= limit for need, limit in zip(self._needed(), limits, strict=True))
+
+    def _needed(self) -> tuple[float, float]:
+        """Tokens and seconds of this sitting, with one more step and the last check after it."""
+        tokens, seconds = self._cost(self._rollouts_of_step() + self._rollouts_of_end())
+        return self.state.tokens - self._began[0] + tokens, self.state.seconds - self._began[1] + seconds
 
     def _spent(self) -> dict[str, float]:
         """What all sittings together have spent."""
@@ -473,9 +466,7 @@ class RewardLearner:
         return self.state.answer_tokens * each, self.state.answer_seconds * each
 
     def _too_small(self) -> TrainError:
-        step, end = self._cost(self._rollouts_of_step()), self._cost(self._rollouts_of_end())
-        spent = self.state.tokens - self._began[0], self.state.seconds - self._began[1]
-        tokens, seconds = (sum(parts) for parts in zip(spent, step, end, strict=True))
+        step, (tokens, seconds) = self._cost(self._rollouts_of_step()), self._needed()
         return TrainError(
             f"a budget of {self._budget} is too small: one step takes about {step[1]:.0f} s and "
             f"{step[0]:.0f} tokens here, and with the checks before and after it {seconds:.0f} s and "

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ...basis import Bases, Basis
 from ...errors import TrainError
 from ...jsonio import read_json
@@ -141,6 +143,12 @@ def beginning(bases: Bases, basis: Basis | None, start: MicroVector | None) -> t
     basis.values(start)
     start = start if start.basis else replace(start, basis=basis.digest)
     return bases.of(start), start
+
+
+def picked(count: int, step: int, size: int, seed: tuple[int, ...]) -> list[int]:
+    """Return the numbers, of `count`, that a step takes: every epoch visits all of them in its own order."""
+    places = (divmod(position, count) for position in range(step * size, (step + 1) * size))
+    return [int(np.random.default_rng((*seed, epoch)).permutation(count)[at]) for epoch, at in places]
 
 
 def save_state(path: str | PathLike[str], state: dict[str, Any], identity: dict[str, Any]) -> None:

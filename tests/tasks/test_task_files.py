@@ -146,7 +146,7 @@ def test_a_text_without_a_prompt_is_learned_as_it_is(write: Write, name: str) ->
     assert load_task(path, reward="text").train == task.train
     with pytest.raises(TrainError, match=r"the reward label judges answers, but these are texts without"):
         load_task(path, reward="label")
-    with pytest.raises(TrainError, match=r"none\.txt: the file is empty, expected a text a line"):
+    with pytest.raises(TrainError, match=r"none\.txt: the file is empty, expected a sample a line"):
         load_task(write(" ", name="none.txt"))
 
 
@@ -206,7 +206,7 @@ def test_a_malformed_line_is_named(write: Write, line: Any, message: str) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prompt,answer\n", ": the file is empty, expected rows under a header with prompt and answer"),
+        ("prompt,answer\n", ": the file is empty, expected a sample a line"),
         ("prompt\nHi\n", ":1: the columns are 'prompt', expected prompt and answer, and others"),
         ("prompt,answer,answer\nHi,Ho,Ha\n", ":1: the columns are .*, but none twice"),
         ('prompt,answer\n"Hi\nyou",Ho\nHi, you,Ho\n', ":4: other columns than the 2 of the header"),
@@ -233,7 +233,7 @@ def test_a_file_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "own.jsonl: the file is empty, expected one JSON object a line"),
+        ([], "own.jsonl: the file is empty, expected a sample a line"),
         ([b"\xff\xfe{\x00"], ":1: the byte 0xff is no UTF-8: save the file as UTF-8"),
         ([SPLIT[0]], "1 training and 0 held-out samples, expected at least one held-out"),
         ([SPLIT[1]], "0 training and 1 held-out samples, expected at least one training"),

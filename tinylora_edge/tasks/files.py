@@ -79,13 +79,8 @@ class _Line(NamedTuple):
 
 def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `file:line` and the JSON object of every line that is not blank; `what` is what lines are."""
-    empty = True
-    for number, line in enumerate(_lines(path, what), 1):
-        if line.strip():
-            empty = False
-            yield f"{path}:{number}", _object(f"{path}:{number}", line)
-    if empty:
-        raise TrainError(f"{path}: the file is empty, expected one JSON object a line")
+    for place, line in _filled(path, what):
+        yield place, _object(place, line)
 
 
 def read_samples(path: Path, *, drop_duplicates: bool = False) -> Lines:
@@ -102,6 +97,8 @@ def read_samples(path: Path, *, drop_duplicates: bool = False) -> Lines:
     """
     readers = {".csv": _csv_rows, ".txt": _text_rows}
     lines = [_line(*row) for row in readers.get(path.suffix.lower(), read_objects)(path)]
+    if not lines:
+        raise TrainError(f"{path}: the file is empty, expected a sample a line")
     for line in lines:
         if line.sample.unprompted != lines[0].sample.unprompted:
             raise TrainError(
@@ -210,6 +207,11 @@ def _lines(path: Path, what: str) -> io.StringIO:
     return io.StringIO(text, newline="\n")
 
 
+def _filled(path: Path, what: str) -> Iterator[tuple[str, str]]:
+    """Yield `file:line` and every line that is not blank."""
+    return ((f"{path}:{n}", line) for n, line in enumerate(_lines(path, what), 1) if line.strip())
+
+
 def _object(place: str, line: str) -> dict[str, Any]:
     try:
         row = parse_json(line, strict=True)
@@ -225,7 +227,7 @@ def _object(place: str, line: str) -> dict[str, Any]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `file:line` and the filled cells of every row, by the names of the header."""
-    reader, empty = csv.DictReader(_lines(path, "the task's samples"), strict=True), True
+    reader = csv.DictReader(_lines(path, "the task's samples"), strict=True)
     try:
         names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         if not {"prompt", "answer"} <= set(names) or len(set(names)) < len(names) or "messages" in names:
@@ -241,27 +243,18 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     "into double quotes"
                 )
             row: dict[str, Any] = {name: cell for name, cell in cells.items() if cell.strip()}
-            if not row:
-                continue
-            empty = False
             if row.get("raw", "").lower() in ("true", "false"):
                 row["raw"] = row["raw"].lower() == "true"
-            yield place, {"prompt": "", "answer": "", **row}
+            if row:
+                yield place, {"prompt": "", "answer": "", **row}
     except csv.Error as error:
         raise TrainError(f"{path}:{reader.reader.line_num}: not CSV: {error}") from None
-    if empty:
-        raise TrainError(f"{path}: the file is empty, expected rows under a header with prompt and answer")
 
 
 def _text_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `file:line` and the text of every line that is not blank."""
-    empty = True
-    for number, line in enumerate(_lines(path, "the task's texts"), 1):
-        if line.strip():
-            empty = False
-            yield f"{path}:{number}", {"text": line.rstrip("\r\n")}
-    if empty:
-        raise TrainError(f"{path}: the file is empty, expected a text a line")
+    for place, line in _filled(path, "the task's texts"):
+        yield place, {"text": line.rstrip("\r\n")}
 
 
 def _text(place: str, row: Mapping[str, Any]) -> Sample:

@@ -19,7 +19,7 @@ from ..errors import TrainError
 from ..jsonio import restored
 from ..projection import Whitening
 from ..runtime.batch import Stopped
-from ..runtime.learning.state import Report, load_state, save_state
+from ..runtime.learning.state import Report, load_state, picked, save_state
 from ..tasks import Sample, Task
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
@@ -281,7 +281,10 @@ class Trainer:
                     return
                 report({"event": "temperature", "temperature": temperature, "differ": shares})
                 shares[temperature] = batches.differing(
-                    self._vector(state.v), self._pick(0), temperature, (self.options.seed, 4)
+                    self._vector(state.v),
+                    self._pick(0, self.options.prompts),
+                    temperature,
+                    (self.options.seed, 4),
                 )
                 if shares[temperature] >= DIFFER:
                     break
@@ -341,7 +344,8 @@ class Trainer:
         seed = (self.options.seed, 1, state.step)
         state.rounded = state.rounded or self._used(state.step) >= ROUNDED
         at = self._rounded(state.v) if state.rounded else state.v
-        groups, found = self._batches.collect(self._vector(at), self._pick(state.step), seed)
+        samples = self._pick(state.step, self.options.prompts)
+        groups, found = self._batches.collect(self._vector(at), samples, seed)
         metrics: dict[str, Any] = {"step": state.step + 1, **found}
         began = time.monotonic()
         if groups:
@@ -404,7 +408,7 @@ class Trainer:
         """Return the coordinates of steps, from start and first prompts alone: the same in a resumed run."""
         if self._whitening is None:
             began = time.monotonic()
-            prompts = [self._train[i] for i in self._order(0)[:WHITENED]]
+            prompts = self._pick(0, min(WHITENED, len(self._train)))
             drawn, seed = self._vector(self._start), (self.options.seed, 5)
             self.learner.adapter.set(self._start)
             self._whitening = whitened(self.learner, lambda: self._batches.likely(drawn, prompts, seed))
@@ -461,17 +465,9 @@ class Trainer:
         self._go_back()
         self.state.rounded, self.state.stale = True, 0
 
-    def _pick(self, step: int) -> list[Sample]:
-        """The prompts of a step: every epoch visits all of them in an order of its own."""
-        size, count = self.options.prompts, len(self._train)
-        chosen = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, offset = divmod(position, count)
-            chosen.append(self._train[self._order(epoch)[offset]])
-        return chosen
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng((self.options.seed, 3, epoch)).permutation(len(self._train))
+    def _pick(self, step: int, size: int) -> list[Sample]:
+        """Return so many prompts of a step."""
+        return [self._train[i] for i in picked(len(self._train), step, size, (self.options.seed, 3))]
 
     def _save(self) -> None:
         save(self._checkpoint, self.state, self._identity)

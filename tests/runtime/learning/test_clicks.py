@@ -145,7 +145,6 @@ def test_the_state_holds_numbers_and_no_text(clicks: Clicks, tmp_path: Path) -> 
         lambda content: content["state"].update(clicks=-1),
         lambda content: content["state"].update(more="text"),
         lambda content: content["state"]["fisher"].__setitem__(0, float("nan")),
-        lambda content: content["state"]["precision"].__setitem__(0, -1e300),
         lambda content: content["state"]["shift"].__setitem__(0, "1"),
     ],
 )
