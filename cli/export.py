@@ -134,7 +134,7 @@ def export(
     )
     with module_progress(len(planned.modules), planned.bytes) as (step, stage):
         report = planned.run(step, stage)
-    alike = _measure_parity(report, planned.base)
+    alike = _measure_parity(report)
     _print_report(planned.base.name, report, files.provenance, time.perf_counter() - start, as_json, alike)
 
 
@@ -182,18 +182,18 @@ def _add_base(bundle: Path, base: Path, key: Path | None, as_json: bool) -> None
     )
 
 
-def _measure_parity(report: ExportReport, base: Path) -> dict[str, Any] | None:
+def _measure_parity(report: ExportReport) -> dict[str, Any] | None:
     """Compare the answers of a graph with those of its GGUF, and note it in the manifest.
 
     None where there are no two forms, or no two engines.
     """
-    if report.onnx is None or base.is_dir():
+    if report.onnx is None or report.base_placed is None:
         return None
     from ..eval import measure_parity
 
     try:
         with console.progress("comparing the answers of both forms"):
-            alike = measure_parity(report.output, base=None if report.base_placed else base)
+            alike = measure_parity(report.output)
     except MissingExtraError:
         return None
     except TinyLoraError as error:

@@ -62,11 +62,10 @@ class ExportSettings:
     def __post_init__(self) -> None:
         if self.factor_dtype not in ("f32", "f16"):
             raise BasisError(f"unknown factor dtype {self.factor_dtype!r}: choose 'f32' or 'f16'")
-        if not 1 <= self.rank <= limits.RANK:
-            raise BasisError(f"factors have a rank from 1 to {limits.RANK}, not {self.rank}")
-        if not self.rank <= self.shape[0] <= limits.RANK:
+        if not 1 <= self.rank <= self.shape[0] <= limits.RANK:
             raise BasisError(
-                f"factors of rank {self.rank} have {self.rank} to {limits.RANK} outputs, not {self.outputs}"
+                f"factors of rank {self.rank} and {self.shape[0]} outputs: choose 1 <= rank <= outputs <= "
+                f"{limits.RANK}"
             )
 
     @property

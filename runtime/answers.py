@@ -289,22 +289,22 @@ def answering(
     )
     text, data = Text(sampling.stop, sampling.tools), tokenizer.detokenizer()
 
+    def send(piece: Piece) -> None:
+        if piece.text or piece.tokens or piece.calls:
+            report(piece)
+
     def heard(token: int, logits: NDArray[np.float32]) -> bool:
         if grammar is not None:
             grammar.accept(token)
         described = None if sampling.logprobs is None else _token(tokenizer, logits, token, sampling.logprobs)
-        piece = text.add(data(token), described)
-        if piece.text or piece.tokens or piece.calls:
-            report(piece)
+        send(text.add(data(token), described))
         return text.stopped
 
     def finished(work: Generating, error: BaseException | None) -> None:
         if error is not None:
             report(error)
             return
-        piece = text.rest()
-        if piece.text or piece.tokens or piece.calls:
-            report(piece)
+        send(text.rest())
         reason: FinishReason = "tool_calls" if work.reason == "stop" and text.calls else work.reason
         answer = work.answer
         report(Finish(reason, work.prompt, work.cached or 0, len(answer), (*answer, *work.by)))

@@ -245,16 +245,9 @@ def vector_bytes(source: object) -> bytes:
         if len(data) > VECTOR_FILE_BYTES:
             raise VectorError(f"{source} has more than {VECTOR_FILE_BYTES:,} bytes: it is no vector's file")
         return data
-    kind = type(source).__name__
-    if isinstance(source, str):
-        advice = f"for a file pass pathlib.Path({source[:60]!r})"
-    elif source is None:
-        advice = "for the base alone call clear()"
-    else:
-        advice = "for values of your own pass MicroVector(values), float32 [n]"
     raise VectorError(
-        f"a vector is bytes, a pathlib.Path of a file with them, a MicroVector, or a list of these, not "
-        f"{kind}: {advice}"
+        "a vector is bytes, a pathlib.Path of a file with them, a MicroVector(values), or a list of these, "
+        f"not the {type(source).__name__} {source!r:.60}; for the base alone call clear()"
     )
 
 

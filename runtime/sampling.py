@@ -8,27 +8,16 @@ from numpy.typing import NDArray
 from ..errors import VectorError
 from .schema import Grammar
 
-_BLOCK = 256
-"""Probabilities that are summed together first: half the memory traffic of a running sum over them all."""
-
 _LIKELY = 1024
 """Tokens that are sorted first for top_p and min_p: almost always they are enough."""
 
 
 def draw(logits: NDArray[np.float32], temperature: float, uniform: float) -> tuple[int, float]:
-    """Draw a token from the whole distribution, by the inverse of its cumulative one.
+    """Draw a token from logits, float32 [vocabulary], by the inverse of their cumulative distribution.
 
-    Args:
-        logits: float32 [vocabulary].
-        temperature: 0 takes the most likely token.
-        uniform: the random number that decides, from 0 to 1; unused at temperature 0.
-
-    Returns:
-        The token, and its log-probability under softmax(logits / temperature), at temperature 0 under
-        softmax(logits).
-
-    Raises:
-        VectorError: the logits are not finite.
+    `uniform`, from 0 to 1, decides; at temperature 0 it is the most likely token. Returns the token, and its
+    log-probability under softmax(logits / temperature), at temperature 0 under softmax(logits).
+    VectorError: the logits are not finite.
     """
     highest = logits.max()
     if not np.isfinite(highest):
@@ -38,29 +27,24 @@ def draw(logits: NDArray[np.float32], temperature: float, uniform: float) -> tup
     with np.errstate(over="ignore"):  # a temperature near 0
         weights *= inverse
     np.exp(weights, out=weights)
-    whole = len(logits) // _BLOCK * _BLOCK
-    blocks = weights[:whole].reshape(-1, _BLOCK).sum(axis=1)
-    cumulative = np.append(blocks, weights[whole:].sum()).astype(np.float64).cumsum()
-    token = _find(weights, cumulative, uniform) if temperature else int(logits.argmax())
+    if temperature:
+        cumulative = weights.cumsum(dtype=np.float64)
+        total = cumulative[-1]
+        at = int(np.searchsorted(cumulative, uniform * total, side="right"))
+        token = min(at, int(np.searchsorted(cumulative, total)))  # the last one that has a weight
+    else:
+        token, total = int(logits.argmax()), weights.sum(dtype=np.float64)
     chosen = (logits[token] - highest) * inverse
-    return token, float(np.float32(chosen - np.log(cumulative[-1])))
+    return token, float(np.float32(chosen - np.log(total)))
 
 
 def logprobs(
     logits: NDArray[np.float32], tokens: NDArray[np.int32], temperature: float = 1.0
 ) -> NDArray[np.float32]:
-    """Return the log-probabilities of tokens.
+    """Return the log-probabilities of tokens, int32 [rows] or [rows, k], under softmax(logits / temperature).
 
-    Args:
-        logits: float32 [rows, vocabulary].
-        tokens: int32 [rows], one a row, or [rows, k].
-        temperature: above 0.
-
-    Returns:
-        float32, as the tokens: under softmax(logits / temperature).
-
-    Raises:
-        VectorError: the temperature is not above 0, or the logits are not finite.
+    The logits are float32 [rows, vocabulary], and what is returned is float32, in the shape of the tokens.
+    VectorError: the temperature is not above 0, or the logits are not finite.
     """
     if not temperature > 0:
         raise VectorError(f"completions are scored at a temperature above 0, not at {temperature}")
@@ -111,17 +95,11 @@ class Sampler:
         self._random = np.random.default_rng(None if seed is None else [seed, number])
 
     def __call__(self, logits: NDArray[np.float32], grammar: Grammar | None = None) -> int | None:
-        """Return the next token, or None where the grammar allows none.
+        """Return the next token of logits, float32 [vocabulary], or None where the grammar allows none.
 
         With a grammar, a token is first drawn from all, and again among the allowed ones if it is not one of
         them. The distribution is that of masking all logits first, which is slow and seldom needed.
-
-        Args:
-            logits: float32 [vocabulary]; not changed.
-            grammar: what the answer keeps to.
-
-        Raises:
-            VectorError: the logits are not finite.
+        VectorError: the logits are not finite.
         """
         if not np.isfinite(logits.max()):
             raise too_large()
@@ -162,21 +140,3 @@ def too_large() -> VectorError:
         "the vector is too large for the model: its logits are not finite. Use a smaller one; a "
         "policy bounds them (max_norm)"
     )
-
-
-def _find(weights: NDArray[np.float32], cumulative: NDArray[np.float64], uniform: float) -> int:
-    """Return the token whose share of the cumulative weights holds a uniform number; never weight 0."""
-    block, below, share = _locate(cumulative, uniform)
-    start = block * _BLOCK
-    # float64, and as a share of the block: what rounding adds up to is never a token of its own
-    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
-    return start + _locate(inside, (uniform * cumulative[-1] - below) / share)[0]
-
-
-def _locate(cumulative: NDArray[np.float64], uniform: float) -> tuple[int, float, float]:
-    """Return an entry, what lies below it, and its own size."""
-    total = cumulative[-1]
-    entry = int(np.searchsorted(cumulative, min(max(uniform, 0.0), 1.0) * total, side="right"))
-    entry = min(entry, int(np.searchsorted(cumulative, total, side="left")))  # the last that is not empty
-    below = float(cumulative[entry - 1]) if entry else 0.0
-    return entry, below, float(cumulative[entry]) - below

@@ -18,16 +18,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TrainError
-from ..formats.bundle import load_bundle
-from ..runtime.llama import import_llama_cpp
-from ..runtime.load import LLAMA, ONNX, load, missing_engine
+from ..runtime.load import LLAMA, ONNX, load
 from ..runtime.model import PersonalizedModel
 from ..tasks import Prompt, Sample
 from ..tasks.load import load_general
@@ -164,13 +161,10 @@ def is_right(text: str, answers: Sequence[str]) -> bool:
     )
 
 
-def measure_parity(
-    bundle: str | PathLike[str], *, base: Path | None = None, n_threads: int | None = None
-) -> dict[str, Any]:
+def measure_parity(bundle: str | PathLike[str], *, n_threads: int | None = None) -> dict[str, Any]:
     """Compare the greedy answers of a bundle's GGUF with those of its graph: 24 tokens, 16 general prompts.
 
-    `base` is the GGUF that the graph was built from, where the bundle has none. Each engine is loaded and
-    closed in turn.
+    Each engine is loaded and closed in turn.
 
     Returns:
         The number of prompts; answers that are the `same`, token for token; those whose first 8 tokens are
@@ -182,7 +176,7 @@ def measure_parity(
     """
     answers, empty, samples = [], {}, load_general()[:PROMPTS]
     for form in (LLAMA, ONNX):
-        with closing(_opened(bundle, form, base)) as llm:
+        with closing(load(bundle, engine=form, n_ctx=_N_CTX)) as llm:
             with llm.batch(samples, TOKENS, n_threads=n_threads) as batch:
                 found = batch.generate(batch.encode(samples), max_tokens=TOKENS)
             texts = [
@@ -203,14 +197,3 @@ def in_words(alike: dict[str, Any]) -> str:
         f"{alike['same']} of {alike['prompts']} answers are word for word the same, {alike['begin_alike']} "
         f"begin alike, {' and '.join(empty) + ' are' if empty else 'none is'} empty"
     )
-
-
-def _opened(bundle: str | PathLike[str], form: str, base: Path | None) -> PersonalizedModel:
-    if form == ONNX or base is None:
-        return load(bundle, engine=form, n_ctx=_N_CTX)
-    try:
-        import_llama_cpp()
-        from ..runtime.llama.model import TinyLoraLlama
-    except ModuleNotFoundError as error:
-        raise missing_engine(error) from None
-    return TinyLoraLlama(str(base), bases=load_bundle(bundle).bases, n_ctx=_N_CTX, verbose=False)

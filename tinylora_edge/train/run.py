@@ -241,18 +241,12 @@ def nothing_found(task: Task, result: Result, curve: Sequence[dict[str, Any]]) -
                 "from first, make the task easier, or draw more with --samples"
             )
         elif phase.start_loss is not None:
-            seen = [(row["validation_loss"], row["validation"]) for row in rows if "validation_loss" in row]
-            (loss, reward), (lowest, then) = seen[0], min(seen[1:] or seen)
-            rewards, agree = (
-                f", the reward {reward:.3f} and {then:.3f}",
-                ", see that their answers agree and ",
-            )
-            agree += "that the reward judges them as you do (--reward)"
-            if is_text(task.reward):
-                rewards = agree = ""
+            loss, *after = (row["validation_loss"] for row in rows if "validation_loss" in row)
+            judge = "" if is_text(task.reward) else ", see that the reward judges as you do (--reward)"
             saw = (
-                f"on answers held back the loss is {loss:.3f} nats a token at the start and {lowest:.3f} at "
-                f"best afterwards{rewards}: add examples{agree}, give it more --minutes, or another --lr"
+                f"on answers held back the loss is {loss:.3f} nats a token at the start and "
+                f"{min(after or [loss]):.3f} at best afterwards: add examples{judge}, give it more "
+                "--minutes, or another --lr"
             )
         elif phase.why is not None:
             continue
