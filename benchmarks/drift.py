@@ -61,7 +61,7 @@ def measure(
                 found |= {"base": base.mean, "vector": own.mean, "n": base.n, **asdict(compare(base, own))}
                 if all(sample.answer is not None for sample in loaded.held_out):
                     found["nats"] = [nats(llm, batch, loaded, each) for each in (None, vector)]
-        found["drift"] = measure_drift(llm, vector, count=options.prompts, **threads).record()
+        found["drift"] = asdict(measure_drift(llm, vector, count=options.prompts, **threads))
     return found
 
 

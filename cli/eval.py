@@ -110,7 +110,7 @@ def evaluate(
             away = results.drift(llm, checked, n_threads=threads)
     pairs = itertools.combinations(contestants, 2)
     comparisons = {f"{name} - {other}": compare(found[other], found[name]) for other, name in pairs}
-    drifted: dict[str, Any] = {} if away is None else {"drift": away.record()}
+    drifted: dict[str, Any] = {} if away is None else {"drift": asdict(away)}
     free_text = rewards.is_text(loaded.reward)
     record: dict[str, Any] = {"unit": "nats a token"} if free_text else {}
     drifted |= {"under": [sha256(frame).hexdigest() for frame in frames[:-1]]} if frames[1:] else {}

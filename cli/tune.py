@@ -121,7 +121,7 @@ def tune(
                 record["held_out"] = held_out(base, tuned)
                 show("measuring the drift on general prompts")
                 if away := results.drift(llm, vector, count=GENERAL, n_threads=threads):
-                    record["drift"] = away.record()
+                    record["drift"] = asdict(away)
         except KeyboardInterrupt:
             console.note("interrupted while it was measured: the state stays, finish with --resume")
             raise

@@ -41,7 +41,6 @@ from .weights.gguf import GGUFWeights, warn_of
 FORMATS = ("gguf", "onnx", "both")
 
 _FORMAT = 2
-_SECTIONS = ("source", "base", "onnx", "basis", "factors")
 
 SHIPPED = Path(__file__).parent
 """The folder of the projections that are shipped, `*.npz`."""
@@ -400,10 +399,10 @@ def _manifest(bases: Bases, sections: Sections) -> dict[str, Any]:
         "factorization": factors.factorization,
         "projections": [projection.descriptor for projection in bases.projections],
     }
-    found = dict(sections) | {"basis": described}
     return {
         "format": _FORMAT,
         "tool": f"tinylora-edge {__version__}",
         "architecture": factors.architecture,
-        **{name: found[name] for name in _SECTIONS if found.get(name) is not None},
+        **{name: section for name, section in sections.items() if section is not None},
+        "basis": described,
     }

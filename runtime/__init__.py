@@ -22,15 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NotImprovedWarning
 from ..vector import Policy
-from .learning import (
-    Budget,
-    Clicks,
-    RewardLearner,
-    SampledAnswer,
-    Tuned,
-    TuneSettings,
-    tune,
-)
+from .learning import Budget, Clicks, RewardLearner, SampledAnswer, Tuned, TuneSettings, tune
 from .load import engine_of, load, missing_engine
 from .pool import Pool
 

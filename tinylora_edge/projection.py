@@ -47,7 +47,6 @@ _MEAN = 393210  # of the sum of twelve uniforms on 0..65535
 _ROUNDING = 2.0**-24  # of a float32, relative
 _ASYMMETRY = 2.0**-20  # of two entries that should be one, relative to their variances
 _ROUND = 1e-6  # of a covariance that is isotropic but for rounding, relative to its mean variance
-_CHUNK = 1 << 16  # entries at once: their integers take two dozen times the memory of the result
 
 
 def project(seed: int, module: str, u: int, rank: int) -> NDArray[np.float32]:
@@ -65,15 +64,11 @@ def project(seed: int, module: str, u: int, rank: int) -> NDArray[np.float32]:
     count = u * rank * rank
     key = np.array([seed ^ _fnv1a64(module.encode())], dtype=np.uint64)
     scale = np.float32(1) / np.sqrt(np.float32(rank))
-    entries = np.empty(count, np.float32)
-    for start in range(0, count, _CHUNK):
-        end = min(start + _CHUNK, count)
-        with np.errstate(over="ignore"):  # wrapping is the definition
-            steps = np.arange(3 * start + 1, 3 * end + 1, dtype=np.uint64)
-            words = _mix(_mix(key) + steps * _GOLDEN)
-        lanes = sum((words >> np.uint64(shift)) & _LANE for shift in (0, 16, 32, 48))
-        sums = np.asarray(lanes, dtype=np.int64).reshape(-1, 3).sum(axis=1)
-        entries[start:end] = ((sums - _MEAN) / 65536).astype(np.float32) * scale
+    with np.errstate(over="ignore"):  # wrapping is the definition
+        words = _mix(_mix(key) + np.arange(1, 3 * count + 1, dtype=np.uint64) * _GOLDEN)
+    lanes = sum((words >> np.uint64(shift)) & _LANE for shift in (0, 16, 32, 48))
+    sums = np.asarray(lanes, dtype=np.int64).reshape(-1, 3).sum(axis=1)
+    entries: NDArray[np.float32] = ((sums - _MEAN) / 65536).astype(np.float32) * scale
     return entries.reshape(u, rank, rank)
 
 

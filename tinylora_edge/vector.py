@@ -68,9 +68,9 @@ class MicroVector:
         object.__setattr__(self, "values", values)
 
     @classmethod
-    def zeros(cls, basis: Basis, dtype: str = "fp32") -> MicroVector:
+    def zeros(cls, basis: Basis) -> MicroVector:
         """Return the vector that changes nothing."""
-        return cls(np.zeros(basis.size, np.float32), dtype, basis=basis.digest, entries=basis.entries)
+        return cls(np.zeros(basis.size, np.float32), basis=basis.digest, entries=basis.entries)
 
     @classmethod
     def random(cls, basis: Basis, norm: float, *, seed: int = 0, dtype: str = "fp32") -> MicroVector:

@@ -82,16 +82,11 @@ class GGUFWeights:
                 f"{version('gguf')} does not know"
             )
         self.modules, self.left_out = coverage(self.file)
-        if not self.modules and self.left_out:
+        if not self.modules:
+            left_out = self.left_out or {"none is named like 'blk.0.attn_q.weight'": [*self.file.tensors]}
             raise UnsupportedModelError(
                 f"{path} has no linear layers that can be adapted: "
-                + "; ".join(f"{', '.join(names[:3])}, ...: {why}" for why, names in self.left_out.items())
-            )
-        if not self.modules:
-            some = ", ".join(list(self.file.tensors)[:4])
-            raise UnsupportedModelError(
-                f"{path} has no linear layers that can be adapted: none of its {len(self.file.tensors)} "
-                f"tensors ({some}, ...) is named like 'blk.0.attn_q.weight'"
+                + "; ".join(f"{', '.join(names[:4])}, ...: {why}" for why, names in left_out.items())
             )
 
     @property

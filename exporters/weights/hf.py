@@ -100,12 +100,9 @@ class HFWeights:
     def matrices(self, module: str) -> list[RowSource]:
         """Return the module's weight: one matrix."""
         if module not in self._tensors:
-            known = sorted(self._tensors)
-            experts = parse(module)[1].endswith("_exps")
-            what = "has experts, read from the GGUF alone, and none" if experts else "has no tensor"
             raise ExportError(
-                f"{module}, which the deployed GGUF has, {what} in {self._directory}, whose modules go from "
-                f"{known[0]} to {known[-1]}. Leave it out with --targets, or export from the GGUF alone"
+                f"{module}, which the deployed GGUF has, is no matrix in {self._directory}: experts are read "
+                "from the GGUF alone. Leave it out with --targets, or export from the GGUF"
             )
         return [self._tensors[module].matrix(module)]
 
@@ -154,9 +151,8 @@ def shards(directory: Path) -> list[Path]:
     missing = [name for name in names if name not in here]
     if missing:
         raise ExportError(
-            f"{directory} lacks {missing[0]}"
-            + (f" and {len(missing) - 1} more of {len(names)} shards" if len(missing) > 1 else "")
-            + ": expected a Hugging Face model directory with safetensors; download it again"
+            f"{directory} lacks {len(missing)} of {len(names)} safetensors files, such as {missing[0]}: "
+            "expected a Hugging Face model directory; download it again"
         )
     return [directory / name for name in names]
 

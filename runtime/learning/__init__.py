@@ -8,12 +8,4 @@ from .clicks import Clicks, SampledAnswer
 from .learner import RewardLearner, Tuned, TuneSettings, tune
 from .state import Budget
 
-__all__ = [
-    "Budget",
-    "Clicks",
-    "RewardLearner",
-    "SampledAnswer",
-    "TuneSettings",
-    "Tuned",
-    "tune",
-]
+__all__ = ["Budget", "Clicks", "RewardLearner", "SampledAnswer", "TuneSettings", "Tuned", "tune"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -11,7 +10,7 @@ import onnx_bundles
 import pytest
 
 from tinylora_edge import MicroVector, TrainError, VectorError, runtime
-from tinylora_edge.eval import Drift, measure_drift
+from tinylora_edge.eval import measure_drift
 from tinylora_edge.eval.drift import divergence, faults, is_right, repeats_itself, right_answers
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.tasks import Sample
@@ -35,11 +34,8 @@ class TestArithmetic:
         found, error = divergence(np.log(p)[tokens], np.log(q)[tokens], [100] * 400)
         assert abs(found - float((p * np.log(p / q)).sum())) < 4 * error
 
-    def test_a_record_is_json(self) -> None:
-        drift = Drift(0.1, math.nan, 1, 3, faults([False], [True]), faults([], []))
-        found = json.loads(json.dumps(drift.record(), allow_nan=False))
-        assert found["repeating"] == {"judged": 1, "base": 0, "vector": 1, "new": 1}
-        assert found["standard_error"] is None
+    def test_faults_are_counted(self) -> None:
+        assert faults([False], [True]) == {"judged": 1, "base": 0, "vector": 1, "new": 1}
 
 
 def test_a_longer_vector_drifts_further(llm: TinyLoraLlama) -> None:

@@ -46,7 +46,7 @@ def test_an_architecture_that_is_unknown(refuse, write):
 
 def test_a_model_without_linear_layers_by_their_names(refuse, write):
     path = write(rename=lambda name: name.replace("blk.", "layer."))
-    refuse(UnsupportedModelError, r"none of its \d+ tensors", path)
+    refuse(UnsupportedModelError, "none is named like", path)
 
 
 # Weights

@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -69,11 +69,6 @@ class Drift:
     tokens: int
     repeating: dict[str, int]
     wrong: dict[str, int]
-
-    def record(self) -> dict[str, Any]:
-        """Return the figures as JSON takes them; None for an error of one prompt."""
-        error = None if math.isnan(self.standard_error) else self.standard_error
-        return {**asdict(self), "standard_error": error}
 
 
 def measure_drift(

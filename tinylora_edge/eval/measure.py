@@ -340,7 +340,7 @@ class Measuring:
     def _drift(self) -> None:
         self._progress("drift on general prompts", GENERAL)
         found = measure_drift(self.llm, self.vector, count=GENERAL, n_threads=self.n_threads)
-        self.record["drift"] = found.record()
+        self.record["drift"] = asdict(found)
 
     @property
     def _base(self) -> str:

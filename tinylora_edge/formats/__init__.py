@@ -5,7 +5,3 @@
 * `onnx_graph` is what a baked graph says about itself, `onnx_adapter` is ONNX Runtime's own file for a
   vector.
 """
-
-from . import bundle, gguf, onnx_adapter, onnx_graph, side_tensors
-
-__all__ = ["bundle", "gguf", "onnx_adapter", "onnx_graph", "side_tensors"]

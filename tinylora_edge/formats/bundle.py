@@ -73,13 +73,10 @@ class Bundle:
             return self.check_onnx()
         try:
             base = open_gguf(self.base)
-        except MalformedGGUFError as error:
-            raise BaseMismatchError(f"{self.base} is not a usable GGUF model: {error}") from None
-        try:
             check_shapes(base, self.factors)
             found = fingerprint(base, self.factors.modules)
-        except BaseMismatchError as error:
-            raise BaseMismatchError(f"{self.base}: {error}") from None
+        except (MalformedGGUFError, BaseMismatchError) as error:
+            raise BaseMismatchError(f"{self.base} is no base for these factors: {error}") from None
         self._check_listed(self.base, found)
         return found
 

@@ -291,15 +291,11 @@ def hf_names(model: nn.Module, factors: Factors) -> dict[str, str]:
     layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     found = {f"{tensor}.weight": name for name in layers if (tensor := known(name)) is not None}
     missing = [module for module in factors.modules if module not in found]
-    if missing and all(parse(module)[1].endswith("_exps") for module in missing):
-        raise TrainError(
-            f"experts cannot be trained in torch, where one tensor holds them all: {missing[0]} and "
-            f"{len(missing) - 1} more modules of the factors. Export without them: --targets '!*_exps'"
-        )
     if missing:
         raise TrainError(
-            f"{len(missing)} of {len(factors.modules)} modules of the factors are not in the model, "
-            f"such as {missing[0]}: it is another model, or its architecture cannot be trained here"
+            f"{len(missing)} of {len(factors.modules)} modules of the factors are no linear layers of the "
+            f"model, such as {missing[0]}: it is another model, or has experts in one tensor, which cannot "
+            "be trained here. Export without them: --targets '!*_exps'"
         )
     return {module: found[module] for module in factors.modules}
 
