@@ -43,8 +43,7 @@ class Sampling:
         top_k, min_p: see `Sampler`.
         seed: of the random numbers; None draws differently each time.
         stop: texts that end the answer and are no part of it.
-        logprobs: how many of the likeliest tokens come beside each token; 0 gives its own
-            log-probability alone, None nothing.
+        logprobs: how many of the likeliest tokens come beside each token; 0: its own log-probability alone.
         schema: a JSON schema that the answer keeps to; an empty one is any JSON object.
         tools: functions that the answer may call; requests pass OpenAI's options `tools`, `tool_choice` and
             `parallel_tool_calls`.
@@ -103,10 +102,7 @@ def sampling_of(options: Mapping[str, Any], stops: Sequence[str] = ()) -> Sampli
     """Return the `Sampling` of a request's options: its fields by name, and OpenAI's options for tools.
 
     `stops` are the texts at which the model's chat format ends an answer, which its limit does not count.
-
-    Raises:
-        OptionError: there is no such option.
-        RequestError: as for `Sampling`, or there are too many stop texts.
+    OptionError: there is no such option. RequestError: as for `Sampling`, or there are too many stop texts.
     """
     known = [each.name for each in fields(Sampling)] + ["tool_choice", "parallel_tool_calls"]
     for name in options:
@@ -272,11 +268,7 @@ class Text:
 def answering(
     request: Request, grammar: Grammar | None, tokenizer: Tokenizer, n_ctx: int, report: Report
 ) -> Generating:
-    """Return the work of a request, whose text, calls and end are reported.
-
-    Raises:
-        RequestError: the prompt is empty or does not fit.
-    """
+    """Return the work of a request, whose text, calls and end are reported; errors of `check_prompt`."""
     prompt, sampling = request.prompt, request.sampling
     check_prompt(prompt, n_ctx)
     sampler = Sampler(
@@ -340,12 +332,8 @@ def too_long(size: str, room: str) -> RequestError:
 
 
 def grammar_for(sampling: Sampling, tokenizer: Tokenizer) -> Grammar | None:
-    """Return the grammar of an answer, or None; to make it takes some .1 s.
-
-    Raises:
-        RequestError: no grammar can be made of the schema, or of one of the tools.
-        TinyLoraError: llguidance does not read the model's tokens.
-    """
+    """Return the grammar of an answer, or None; to make it takes some .1 s. RequestError: none can be made of
+    the schema, or of one of the tools."""
     try:
         if sampling.tools is not None:
             return sampling.tools.grammar(tokenizer)

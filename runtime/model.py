@@ -231,12 +231,8 @@ def admit(source: VectorSource, bases: Bases, policy: Policy, **whose: Any) -> A
 
 
 def vector_bytes(source: object) -> bytes:
-    """Return the bytes of a vector that an app passed as bytes or as a path.
-
-    Raises:
-        VectorError: it is neither, or the file is too long to be a vector's.
-        OSError: the file cannot be read.
-    """
+    """Return the bytes of a vector that an app passed as bytes or as a path. VectorError: it is neither, or
+    the file is too long to be a vector's."""
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if isinstance(source, Path):

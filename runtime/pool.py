@@ -325,14 +325,8 @@ class AnswerStream:
         self._arrived: asyncio.Queue[Piece | Finish | BaseException] = asyncio.Queue()
 
     async def start(self) -> None:
-        """Check the request and let it wait for its turn; without this call the first step does it.
-
-        Raises:
-            VectorError: the vector was refused; the subclass says why.
-            RequestError: the prompt does not fit, or an option is out of its range.
-            OverloadError: too many requests wait.
-            TinyLoraError: the pool is closed.
-        """
+        """Check the request and let it wait for its turn; without this call the first step does it. Errors:
+        those of `Pool.chat`."""
         if self._begun or self._left:
             return
         self._begun = True

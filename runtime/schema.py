@@ -116,15 +116,8 @@ def compiled(text: str, tokenizer: Tokenizer, *, json_schema: bool = False) -> G
 
 
 class Grammar:
-    """What a schema allows next. One thread uses it.
-
-    Args:
-        matcher: at its start.
-        ends: whether a token ends an answer.
-
-    Raises:
-        RequestError: the matcher is of no schema.
-    """
+    """What a schema allows next, by a matcher at its start; `ends` tells whether a token ends an answer. One
+    thread uses it. RequestError: the matcher is of no schema."""
 
     def __init__(self, matcher: LLMatcher, ends: Callable[[int], bool]) -> None:
         self._matcher, self._ends = matcher, ends
@@ -141,11 +134,8 @@ class Grammar:
         return bool(self._matcher.validate_tokens([token]) == 1)
 
     def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits [vocabulary] with -infinity for all tokens that may not come next.
-
-        Raises:
-            RequestError: the parser reaches one of its limits.
-        """
+        """Return the logits [vocabulary] with -infinity for all tokens that may not come next. RequestError:
+        the parser reaches one of its limits."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
         allowed = np.unpackbits(bits, count=len(logits), bitorder="little").astype(np.bool_)
@@ -188,11 +178,8 @@ class Tools:
 
     @classmethod
     def read(cls, tools: Any, choice: Any, parallel: bool) -> Self | None:
-        """Return what OpenAI's options ask for; None for no tools.
-
-        Raises:
-            RequestError: a tool is not a function, or the choice is none of the tools.
-        """
+        """Return what OpenAI's options ask for; None for no tools. RequestError: a tool is not a function, or
+        the choice is none of the tools."""
         functions = read_functions(tools or ())
         if not functions and choice not in (None, "none", "auto"):
             raise RequestError("tool_choice needs tools", param="tool_choice")
@@ -212,12 +199,8 @@ class Tools:
         )
 
     def grammar(self, tokenizer: Tokenizer) -> Grammar:
-        """Return the grammar of the answer over the tokens of a model. Any thread may call it.
-
-        Raises:
-            RequestError: a schema becomes no grammar, or all of them are too large together.
-            MissingExtraError, TinyLoraError: see `grammar_of`.
-        """
+        """Return the grammar of the answer over the tokens of a model. Any thread may call it. RequestError:
+        a schema becomes no grammar, or all of them are too large; others are those of `grammar_of`."""
         texts = dict[str, str]()
         for number, function in enumerate(self.functions):
             if self.name in (None, name := function["name"]):
@@ -391,11 +374,7 @@ def _may_nest(option: Any) -> bool:
 
 
 def _choice(labels: Sequence[str]) -> str:
-    """Return the grammar of labels, as llguidance's form of Lark has it.
-
-    Raises:
-        RequestError: there are no labels, one is not a text, or they are too large.
-    """
+    """Return the grammar of labels, as llguidance's form of Lark has it."""
     if isinstance(labels, str) or not labels or not all(isinstance(each, str) and each for each in labels):
         raise _refused(
             f"the labels are {str(labels)[:100]!r}: pass a list of texts that are not empty, or a JSON schema"

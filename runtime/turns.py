@@ -102,12 +102,8 @@ class Shares:
 
 
 class Queue(Generic[T]):
-    """What waits. The account with the fewest places comes next, equals in turn, and of its tenants the one
-    with the fewest.
-
-    Args:
-        most: how many may wait, of all together.
-    """
+    """What waits, at most so many of all together. The account with the fewest places comes next, equals in
+    turn, and of its tenants the one with the fewest."""
 
     def __init__(self, most: int) -> None:
         self._shares = Shares(most)
@@ -162,14 +158,8 @@ class Queue(Generic[T]):
 
 
 class Workers:
-    """Threads that run calls by turns. An account has at most half of them, so that another waits for its own
-    calls alone.
-
-    Args:
-        count: of threads, 2 or more.
-        waiting: calls that wait at most.
-        name: of the threads.
-    """
+    """Threads, 2 or more, that run calls by turns, of which so many may wait. An account has at most half of
+    the threads, so that another waits for its own calls alone."""
 
     def __init__(self, count: int, waiting: int, name: str) -> None:
         self._changed = threading.Condition()

@@ -54,16 +54,11 @@ _CHUNKS = 4  # of a part
 def bake(folder: Path, factors: Factors, heads: Heads, flavour: str = DEFAULT) -> tuple[str, float]:
     """Put factors into the graph of a folder that `build` filled.
 
-    Args:
-        heads: of the model, for layers whose rows are ordered otherwise than in the GGUF.
-        flavour: `default`: the input `tinylora_r` is zeros unless it is fed; `required`: it has to be fed.
+    `flavour` is `default`: the input `tinylora_r` is zeros unless it is fed; or `required`: it has to be fed.
+    Returns the fingerprint of the graph and its weights, and the worst distance of these from the factors.
 
-    Returns:
-        The fingerprint of the graph and its weights, and the worst distance between these and the factors.
-
-    Raises:
-        UnsupportedModelError: a module has no node, or one that cannot be extended.
-        BaseMismatchError: the graph's weights are not those of the factors.
+    UnsupportedModelError: a module has no node, or one that cannot be extended. BaseMismatchError: the
+    graph's weights are not those of the factors.
     """
     model = OnnxModel(folder)
     sites = match(model, factors)

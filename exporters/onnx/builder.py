@@ -43,17 +43,11 @@ def build(model: Path, folder: Path, precision: str, heads: Heads) -> dict[str, 
 
     Blocks have 32 weights, are symmetric, and are multiplied at accuracy level 4. `int8`: those of a
     quantized GGUF (see `pack`), or every weight rounded to 8 bits. `int4`: every weight rounded to 4 bits by
-    the builder, those that were quantized before a second time.
+    the builder, those that were quantized before a second time. Returns for the manifest what built the
+    `graph`, and how many of its `weights` were packed how (int8).
 
-    Args:
-        heads: of the model, as `pack` needs them.
-
-    Returns:
-        For the manifest: what built the `graph`, and how many of its `weights` were packed how (int8).
-
-    Raises:
-        UnsupportedModelError: the builder does not know the architecture.
-        ExportError: the model cannot be read, or the disk is full.
+    UnsupportedModelError: the builder does not know the architecture. ExportError: the model cannot be read,
+    or the disk is full.
     """
     with tempfile.TemporaryDirectory(prefix="work-", dir=folder.parent) as name:
         work, source, about = Path(name), model, dict[str, Any]()

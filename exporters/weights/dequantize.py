@@ -77,7 +77,9 @@ class _TypeTraits(ctypes.Structure):
 def _ggml_routine(kind: gguf.GGMLQuantizationType) -> RowDecoder | None:
     """Return what ggml's base library inside llama-cpp-python has, without importing that package."""
     spec = importlib.util.find_spec("llama_cpp")
-    folder = Path(spec.origin or "").parent / "lib" if spec is not None else Path()
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "lib"
     found = next((path for name in _NAMES if (path := folder / name).exists()), None)
     if found is None:
         return None

@@ -59,9 +59,8 @@ NEXT_TOKENS = "{architecture}.nextn_predict_layers"
 class GGUFWeights:
     """The weights of a GGUF model, whole or split, of every type that ggml or `gguf.quants` reads.
 
-    Raises:
-        ExportError: the file cannot be read, or is no GGUF model.
-        UnsupportedModelError: its architecture is unknown, or no tensor of it can be adapted.
+    ExportError: the file cannot be read, or is no GGUF model. UnsupportedModelError: its architecture is
+    unknown, or no tensor of it can be adapted.
     """
 
     kind = "gguf"

@@ -66,10 +66,8 @@ class HFWeights:
         modules: the dense linear layers of attention and feed-forward networks: what every engine adapts.
         layers: module -> (name of its layer, such as `model.layers.0.self_attn.q_proj`, its shape).
 
-    Raises:
-        ExportError: files are missing or damaged.
-        UnsupportedModelError: no tensor maps to a module, or the checkpoint is quantized in a way that is
-            not read.
+    ExportError: files are missing or damaged. UnsupportedModelError: no tensor maps to a module, or the
+    checkpoint is quantized.
     """
 
     kind = "hf"
@@ -160,10 +158,7 @@ def shards(directory: Path) -> list[Path]:
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a safetensors file by name, without copying its data.
 
-    Raises:
-        MissingExtraError: the safetensors package is not installed.
-        ExportError: the file is damaged.
-        UnsupportedModelError: it holds quantized weights.
+    ExportError: the file is damaged. UnsupportedModelError: it holds quantized weights.
     """
     try:
         from safetensors import SafetensorError, safe_open

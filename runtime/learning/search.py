@@ -35,16 +35,13 @@ class Search:
     told the same rewards ends in the same place.
 
     Args:
-        start: float64 [n], where to begin.
+        start: float64 [n].
         sigma: standard deviation of a candidate's entries around the start, above 0.
-        seed: of the candidates.
         population: lambda, at least 4. Hansen's default is 4 + 3 ln n, 11 for n = 13; here answers cost more
             than steps.
         first: how many steps earlier searches took.
 
-    Raises:
-        ValueError: an argument is not valid.
-        MissingExtraError: cmaes is not installed.
+    ValueError: an argument is not valid. MissingExtraError: cmaes is not installed.
     """
 
     def __init__(
@@ -84,13 +81,8 @@ class Search:
         return self._candidates
 
     def tell(self, rewards: ArrayLike) -> None:
-        """Take the rewards, [population] or [population, trials], of what `ask` returned.
-
-        Equal rewards move nothing.
-
-        Raises:
-            ValueError: there is not one a candidate, or one is not finite.
-        """
+        """Take the rewards, [population] or [population, trials], of what `ask` returned; equal ones move
+        nothing. ValueError: there is not one a candidate, or one is not finite."""
         array = np.asarray(rewards, np.float64)
         if array.ndim not in (1, 2) or len(array) != self.population:
             raise ValueError(f"there are {self.population} candidates, but rewards of shape {array.shape}")
@@ -108,12 +100,8 @@ class Search:
 
     def state(self) -> dict[str, Any]:
         """Return where it began, and the rewards since: numbers and lists, fit for JSON."""
-        return {
-            "start": self.start.tolist(),
-            "sigma": self.sigma,
-            "first": self.first,
-            "rewards": self.rewards,
-        }
+        began = {"start": self.start.tolist(), "sigma": self.sigma, "first": self.first}
+        return {**began, "rewards": self.rewards}
 
     @classmethod
     def restored(cls, state: dict[str, Any], size: int, seed: int, population: int) -> Self:

@@ -61,11 +61,8 @@ class Budget:
 
     @classmethod
     def of(cls, value: Budget | float | str) -> Budget:
-        """Return the budget of a number, of seconds, or of a text: `90s`, `5m`, `1.5h`, `80ktokens`.
-
-        Raises:
-            TrainError: the text is no budget, or the number is not above 0.
-        """
+        """Return the budget of a number, of seconds, or of a text: `90s`, `5m`, `1.5h`, `80ktokens`; a
+        TrainError where it is none."""
         if isinstance(value, Budget):
             return value
         if not isinstance(value, str):
@@ -124,14 +121,9 @@ class SearchState:
 def beginning(bases: Bases, basis: Basis | None, start: MicroVector | None) -> tuple[Basis, MicroVector]:
     """Return the basis of the vector to be found, and the vector to begin with, which names that basis.
 
-    Args:
-        bases: of the model.
-        basis: one of them; None for that of the start, or of 13 numbers.
-        start: None for zeros.
-
-    Raises:
-        TrainError: vectors of the basis have more numbers than forward passes find.
-        VectorError: the start is of another basis, or of none of the model's.
+    Without a basis it is that of the start, or of 13 numbers; without a start it is zeros.
+    TrainError: vectors of the basis have more numbers than forward passes find. VectorError: the start is of
+    another basis, or of none of the model's.
     """
     basis = basis or (bases.basis(numbers=NUMBERS) if start is None else bases.of(start))
     if basis.size > _MOST:
@@ -161,9 +153,7 @@ def save_state(path: str | PathLike[str], state: dict[str, Any], identity: dict[
 def load_state(path: str | PathLike[str], read: Callable[[Any], T], identity: dict[str, Any]) -> T:
     """Return what `read` makes of the state in a file that was written with the same `identity`.
 
-    Raises:
-        TrainError: it is damaged, or of another run; the message says what differs.
-        OSError: it cannot be read.
+    TrainError: it is damaged, or of another run; the message says what differs.
     """
     try:
         content = read_json(path, limit=_STATE_BYTES)

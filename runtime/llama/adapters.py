@@ -140,10 +140,8 @@ class Adapters:
     ) -> None:
         """Give a `llama_context`, which does not compute now, its R, float32 [M, p, q]; None for the base.
 
-        Adapters of the caller's own, and their scales, are in force beside it.
-
-        Raises:
-            TinyLoraError: llama.cpp refuses; the R before stays in force.
+        Adapters of the caller's own, and their scales, are in force beside it. TinyLoraError: llama.cpp
+        refuses; the R before stays in force.
         """
         key = b"" if r is None or not r.any() else repr(r.shape).encode() + r.astype(np.float32).tobytes()
         with self._exchange:

@@ -159,15 +159,9 @@ def open_session(
     providers: Sequence[Any] = ("CPUExecutionProvider",),
     **options: Any,
 ) -> Any:
-    """Return an `onnxruntime.InferenceSession` of a checked graph.
+    """Return an `onnxruntime.InferenceSession` of a checked graph, with so many threads an operation.
 
-    Args:
-        path: the graph's file.
-        sess_options, providers, options: of `onnxruntime.InferenceSession`.
-        n_threads: threads of an operation; None for what the options say.
-
-    Raises:
-        BaseMismatchError: ONNX Runtime cannot load it.
+    BaseMismatchError: ONNX Runtime cannot load it.
     """
     if sess_options is None:
         sess_options = onnxruntime.SessionOptions()

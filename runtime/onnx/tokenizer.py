@@ -76,12 +76,8 @@ class OnnxTokenizer:
     # Prompts
 
     def encode(self, prompt: str | Messages | Sequence[int]) -> list[int]:
-        """Return the token ids of a text or of chat messages; token ids are passed on.
-
-        Raises:
-            VectorError: the chat template does not render the messages.
-            UnicodeEncodeError: the text has half of a surrogate pair.
-        """
+        """Return the token ids of a text or of chat messages; token ids are passed on. UnicodeEncodeError:
+        the text has half of a surrogate pair; others are those of `render`."""
         tokenizer = self.open
         if isinstance(prompt, str):
             prompt.encode()  # genai says of half a surrogate pair that it is no str
@@ -91,21 +87,14 @@ class OnnxTokenizer:
         return [int(token) for token in prompt]  # type: ignore[arg-type]
 
     def encode_messages(self, messages: Messages, tools: Any = None) -> tuple[list[int], list[str]]:
-        """Return the token ids of chat messages; special tokens that a message spells are text in it.
-
-        Raises:
-            VectorError: the chat template does not render the messages.
-        """
+        """Return the token ids of chat messages; special tokens that a message spells are text in it."""
         cut = self.special_tokens.cut
         parts = self.special_tokens.parts(self.render(cut(messages), tools and cut(tools)))
         return [token for part in parts for token in self.encode(part)], []
 
     def render(self, messages: Messages, tools: Any = None) -> str:
-        """Return the prompt that the tokenizer's chat template makes of messages.
-
-        Raises:
-            VectorError: there is no template, or it refuses the messages.
-        """
+        """Return the prompt that the tokenizer's chat template makes of messages. VectorError: there is none,
+        or it refuses the messages."""
         options: dict[str, Any] = {} if tools is None else {"tools": json.dumps(tools)}
         tokenizer = self.open
         try:

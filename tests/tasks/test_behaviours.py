@@ -43,8 +43,6 @@ def test_a_file_of_ones_own(write: Write) -> None:
         ({"name": " ", "system": "a"}, "the behaviour ' ' has a blank text"),
         ({"name": "a"}, "'a' has no teacher: expected a system prompt, examples, or both"),
         ({"name": "a", "sytem": "b"}, "'sytem' is unknown: expected examples, name, questions, system"),
-        ({"name": "a", "system": "b", "questions": ["c", "d", " C"]}, "'a' has a question twice"),
-        (LAST | {"name": "a", "questions": ["hat,  gate"]}, "'a' has a question twice"),
         ({"name": "a", "examples": [{"question": "b", "answer": 5}]}, "expected list[dict[str, str]]"),
         ({"name": "a", "examples": [{"question": "b"}]}, "an example has question: expected"),
         (SHORT, "there is another behaviour 'short'"),

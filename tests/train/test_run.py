@@ -415,7 +415,7 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(
     assert 0.02 <= sizes[-1] <= sizes[0] <= 0.2
     (few,) = (row for row in rows if row.get("event") == "few")
     assert 1 <= few["steps"] < few["of"] == 40
-    assert (few["minutes"] > 1.5, 0 < few["reach"] < 1) == (True, True)
+    assert few["minutes"] > 1.5
 
 
 def test_minutes_that_do_not_suffice_are_refused_before_a_step(

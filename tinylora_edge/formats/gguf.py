@@ -33,19 +33,7 @@ from .. import limits
 
 T = TypeVar("T")
 
-_SCALARS = {
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    4: "<I",
-    5: "<i",
-    6: "<f",
-    7: "<?",
-    10: "<Q",
-    11: "<q",
-    12: "<d",
-}
+_SCALARS = dict(zip((*range(8), 10, 11, 12), (f"<{code}" for code in "BbHhIif?Qqd"), strict=True))
 _STRING, _ARRAY = 8, 9
 _MIN_KV_BYTES = 8 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
@@ -292,10 +280,7 @@ def open_gguf(path: str | PathLike[str]) -> GGUFFile:
 
     The files of a split model lie beside each other, named as llama.cpp names them. Each must be the one that
     its name says, no tensor may be there twice, and there must be as many as the first file says.
-
-    Raises:
-        OSError: a file cannot be read.
-        MalformedGGUFError: a file is not GGUF, declares more than it holds, or breaks a rule.
+    MalformedGGUFError: a file is not GGUF, declares more than it holds, or breaks a rule.
     """
     path = Path(path)
     first = GGUFFile(path)

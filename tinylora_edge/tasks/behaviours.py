@@ -32,8 +32,8 @@ class Behaviour:
     `question` and its `answer`.
 
     Raises:
-        TrainError: there is neither a system prompt nor an example, an example has other keys, a text is
-            blank, or a question occurs twice.
+        TrainError: there is neither a system prompt nor an example, an example has other keys, or a text is
+            blank.
     """
 
     name: str
@@ -48,18 +48,10 @@ class Behaviour:
         for example in self.examples:
             if example.keys() != {"question", "answer"}:
                 raise TrainError(f"an example has {', '.join(example)}: expected question and answer")
-        system = [] if self.system is None else [self.system]
-        texts = [
-            self.name,
-            *system,
-            *(text for each in self.examples for text in each.values()),
-            *self.questions,
-        ]
+        texts = [self.name, "none" if self.system is None else self.system, *self.questions]
+        texts += [text for example in self.examples for text in example.values()]
         if not all(text.strip() for text in texts):
             raise TrainError(f"{whose} a blank text: fill it, or leave it out")
-        every = [*(example["question"] for example in self.examples), *self.questions]
-        if len({" ".join(question.casefold().split()) for question in every}) < len(every):
-            raise TrainError(f"{whose} a question twice: expected once, examples too")
 
     def messages(self, question: str) -> list[dict[str, str]]:
         """Return what the teacher sees: the system prompt, the examples as turns, and the question."""
@@ -73,11 +65,8 @@ class Behaviour:
 
 
 def load_behaviours(path: str | os.PathLike[str] | None = None) -> tuple[Behaviour, ...]:
-    """Return the behaviours of a file, or of the shipped one.
-
-    Raises:
-        TrainError: a line is malformed, or a name occurs twice.
-    """
+    """Return the behaviours of a file, or of the shipped one. TrainError: a line is malformed, or a name is
+    there twice."""
     file = _BEHAVIOURS if path is None else Path(path)
     found: dict[str, Behaviour] = {}
     for place, row in read_objects(file, "the behaviours"):

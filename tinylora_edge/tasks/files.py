@@ -84,16 +84,11 @@ def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple
 
 
 def read_samples(path: Path, *, drop_duplicates: bool = False) -> Lines:
-    """Return the samples of a file.
+    """Return the samples of a file: CSV where it ends in `.csv`, a text a line in `.txt`, else JSON lines.
 
-    Args:
-        path: CSV where it ends in `.csv`, a text a line in `.txt`, else JSON lines.
-        drop_duplicates: leave out prompts of training that are measured on too, and lines that repeat
-            prompt and answer of another one.
-
-    Raises:
-        TrainError: a line is malformed, only some lines say their split or have a prompt, or a prompt stands
-            in two splits.
+    `drop_duplicates` leaves out prompts of training that are measured on too, and lines that repeat prompt
+    and answer of another one. TrainError: a line is malformed, only some lines say their split or have a
+    prompt, or a prompt stands in two splits.
     """
     readers = {".csv": _csv_rows, ".txt": _text_rows}
     lines = [_line(*row) for row in readers.get(path.suffix.lower(), read_objects)(path)]

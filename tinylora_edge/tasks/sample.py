@@ -217,21 +217,13 @@ def renders_tools(template: str) -> bool:
 def _call(call: Any, where: str) -> dict[str, Any]:
     """Return a call of a message with its arguments as an object, as templates want them."""
     match call:
-        case {
-            "id": str(name_of_it),
-            "type": "function",
-            "function": {"name": str(name), "arguments": arguments},
-        }:
+        case {"id": str(it), "type": "function", "function": {"name": str(name), "arguments": arguments}}:
             try:
                 arguments = parse_json(arguments, strict=True) if isinstance(arguments, str) else arguments
             except ValueError:
                 arguments = None
             if isinstance(arguments, dict):
-                return {
-                    "id": name_of_it,
-                    "type": "function",
-                    "function": {"name": name, "arguments": arguments},
-                }
+                return {"id": it, "type": "function", "function": {"name": name, "arguments": arguments}}
     raise RequestError(
         f"{where} is no call: it has id, the type 'function', and function with name and arguments, the JSON "
         "text of an object",

@@ -304,10 +304,7 @@ def factors_for(model: Any, factors: Factors, module: str, name: str, shape: Sha
     """Return a module's leading A [q, in] and B [out, p], float32, B's rows as in layer `name` (`hf_names`).
 
     GGUF keeps the rows of some layers in another order. As in an export, the layer's weight decides which,
-    and shows whether the factors are its own.
-
-    Raises:
-        TrainError: the factors are not those of the layer's weight.
+    and shows whether the factors are its own: a TrainError says that they are not.
     """
     layer: Any = model.get_submodule(name)
     a, b = factors.leading(module, shape)
