@@ -30,7 +30,7 @@ def atomic_write(path: str | PathLike[str], *, mode: int = 0o666) -> Iterator[IO
         with suppress(OSError):
             os.unlink(name)
         if isinstance(error, OSError) and error.filename in (None, str(name)):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
         raise
     sync_directory(path.parent)
 
