@@ -134,9 +134,9 @@ class OnnxTokenizer:
     @property
     def eos_token(self) -> int:
         """See `Tokenizer`; a TinyLoraError where the configuration names none."""
-        if not self._ends:
+        if not self.end_ids:
             raise TinyLoraError(f"{self._folder / GENAI_NAME} names no token that ends an answer")
-        return int(self._ends[0])
+        return self.end_ids[0]
 
     def ends(self, token: int) -> bool:
         """See `Tokenizer`."""
@@ -179,8 +179,7 @@ class OnnxTokenizer:
                 raise TypeError("context_length and vocab_size are not both integers")
             self.context, self.size = int(content["context_length"]), int(content["vocab_size"])
             ends = content.get("eos_token_id")  # 0 is a token
-            ends = [int(end) for end in ([ends] if isinstance(ends, int) else ends or [])]
-            self._ends, self.end_ids = ends, sorted(ends)
+            self.end_ids = [int(end) for end in ([ends] if isinstance(ends, int) else ends or [])]
             self.head_size: int | None = content.get("decoder", {}).get("head_size")
         except FileNotFoundError:
             raise FileNotFoundError(

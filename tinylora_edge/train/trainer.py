@@ -26,7 +26,7 @@ from ..tasks.task import name_of
 from ..vector import MicroVector
 from ..wire.values import BITS
 from .batches import KEEP, Demonstrations, Rehearsal, Sampled
-from .learner import Group, Learner, ModuleWhitening, rounded, tokens_of, whitened, work_of
+from .learner import Group, Learner, ModuleWhitening, rounded, whitened, work_of
 from .options import Options, Phase, Result
 
 _BETAS = 0.9, 0.99
@@ -246,12 +246,11 @@ class Trainer:
         needed = a_token * tokens * (2 / 3 + prompts / held)
         about = float(f"{needed / 60:.2g}")  # two digits, and no exponent below a million
         if needed > seconds:
-            fits = tokens_of(self._answers) / held * seconds / needed
             raise TrainError(
                 f"{seconds / 60:g} minutes are too few for these answers: to measure {held} held-back ones, "
                 f"to take one step on {prompts} and to measure again takes about {about:,g} minutes "
                 f"here, {tokens:,} tokens being held back. Allow --minutes {math.ceil(needed / 30)}, or "
-                f"shorten the answers to about {max(1, int(fits))} tokens each"
+                "shorten the answers"
             )
 
     def _tell_if_few(self, report: Report) -> None:
