@@ -112,8 +112,9 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
             # Zeroing the cells takes milliseconds and matters only for NaN, which no mask hides.
             llama_cpp.llama_memory_clear(memory, self.n_tokens > 0 and not self._finite())
         self.reset()
-        if self.cache is not None:
-            _empty(self.cache)
+        cache: Any = self.cache
+        if cache is not None:  # Llama's caches have no method for it, but what they keep has
+            getattr(cache, "cache_state", getattr(cache, "cache", cache)).clear()
 
     def _finite(self) -> bool:
         logits = llama_cpp.llama_get_logits_ith(self._ctx.ctx, -1)
@@ -298,16 +299,6 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
                 "vector that it was saved under, or evaluate the prompt again"
             )
         self._in_turn(super().load_state, state)
-
-
-def _empty(cache: Any) -> None:
-    # Llama's caches have no method for it: LlamaRAMCache keeps an OrderedDict, LlamaDiskCache a diskcache.
-    for name in ("cache_state", "cache"):
-        store: Any = getattr(cache, name, None)
-        if hasattr(store, "clear"):
-            store.clear()
-            return
-    cache.clear()
 
 
 # The thread that computes with the model's own context.
