@@ -203,9 +203,12 @@ def _note_event(event: str, metrics: dict[str, Any], bar: console.Show) -> None:
         drawn = "".join(f", {share:.0%} differ at {at}" for at, share in metrics["differ"].items())
         bar(f"drawing answers at temperature {metrics['temperature']}{drawn}", done=0.0)
     elif event == "few":
+        reach = ""
+        if "reach" in metrics:
+            reach = f", and likely lower the loss by {metrics['reach']:.0%} of what all would"
         console.warn(
             f"a step takes {round(metrics['seconds'], 2):g} s here: {metrics['steps']} of {metrics['of']} "
-            f"steps fit into the minutes. Allow --minutes {metrics['minutes']} for all, or shorten "
+            f"steps fit into the minutes{reach}. Allow --minutes {metrics['minutes']} for all, or shorten "
             "the answers"
         )
     elif event == "silent":
