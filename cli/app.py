@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 from typer.core import TyperGroup
 
 from ..errors import TinyLoraError
@@ -76,7 +77,7 @@ class _Root(TyperGroup):
         except BrokenPipeError:  # the reader, `head` say, has seen enough
             _flush_or_forget()
             raise typer.Exit(_BROKEN_PIPE) from None
-        except (TinyLoraError, OSError) as error:
+        except (TinyLoraError, OSError, UnicodeError) as error:
             if _signals:  # what the signal broke is no error of its own: `run` ends with the signal
                 raise
             if ctx.params.get("debug"):
@@ -111,9 +112,9 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     pass
 
@@ -132,13 +133,10 @@ def run() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
-    except Exception as error:  # what a signal cut short looks like anything; the rest is raised on
-        if _signals:
-            sys.exit(128 + _signals[0])
-        if isinstance(error, OSError):  # before any command: the shell's own files cannot be written
-            console.fail(error)
-            sys.exit(1)
-        raise
+    except Exception:
+        if not _signals:  # what a signal cut short looks like anything
+            raise
+        sys.exit(128 + _signals[0])
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -9,13 +9,14 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
+from typer import BadParameter
 
 from .. import MicroVector, TinyLoraError
+from ..process import first_interrupt
 from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, vectors
 from . import options as opts
-from .run import answer, messages, take_any_bytes, write
+from .run import answer, messages, write
 
 if TYPE_CHECKING:
     from ..runtime import Clicks, SampledAnswer
@@ -46,8 +47,7 @@ def chat(
 ) -> None:
     """Talk with the model, and change its vector on the way.
 
-    A line is a turn. /vector FILE exchanges the vector, /base goes back to the base, /like and /dislike move
-    the vector, /save FILE writes it, /clear forgets the conversation, /quit leaves, /help lists them. Lines
+    A line is a turn; /help lists what else may be typed, such as /vector FILE, /like and /save FILE. Lines
     may come from a pipe; there the first error ends the command.
 
     \b
@@ -55,14 +55,13 @@ def chat(
       tinylora-edge chat out/demo --vector vector.bin
     """
     if vectors.STREAM in (vector or ()):
-        raise typer.BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
+        raise BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
     policy, user = keyfiles.policy(keys), bound_name(user)
     frames = vectors.read_stack(vector)
     with console.progress("loading the model"):
         llm = opts.load_model(bundle, engine, threads, n_ctx=n_ctx, vector=frames, policy=policy, user=user)
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     interactive = sys.stdin.isatty()
-    take_any_bytes()
     if interactive:
         _note(f"{_described(llm.vector)}. /help lists the commands.")
     with tempfile.TemporaryDirectory(prefix="tinylora-chat-") as folder:
@@ -75,7 +74,6 @@ def chat(
                 if not interactive or isinstance(error, BrokenPipeError):
                     raise
                 console.fail(error)
-        conversation.begin_with(None)
 
 
 class Conversation:
@@ -141,7 +139,7 @@ class Conversation:
     def _turn(self, text: str, interactive: bool) -> None:
         conversation = [*self._messages, *messages(None, text)]
         stopped: list[int] = []
-        with console.first_interrupt(lambda: stopped.append(1), message="") if interactive else nullcontext():
+        with first_interrupt(lambda: stopped.append(1)) if interactive else nullcontext():
             reply, reason = answer(self._llm, conversation, stopped=stopped, **self._options)
         write("\n")
         self._messages = [*conversation, {"role": "assistant", "content": reply}]

@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +20,6 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from .. import process
 from ..errors import TinyLoraError, TinyLoraWarning
 from ..jsonio import plain
 
@@ -33,7 +31,7 @@ Show = Callable[..., None]
 """Shows how far a command is, from any thread: show(text, done=N, total=N). What is left out stays."""
 
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, and folds a digest at that
-_PIPE_SECONDS = 10.0  # between lines of progress in a pipe
+_PIPE_SECONDS = 10.0  # between lines of progress in a pipe, at least
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -77,7 +75,9 @@ def warn(text: str) -> None:
 def fail(error: BaseException) -> None:
     """Print an error on stderr, in one line of a pipe."""
     text = str(error) or type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, UnicodeError):
+        text = f"a text is not UTF-8: {text}"
+    elif isinstance(error, OSError) and error.strerror:
         where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         text = f"{where}{error.strerror}"
     _print(stderr(), Text("error: ", "bold red").append(_one_line(text), "not bold default"))
@@ -87,17 +87,6 @@ def acknowledge_interrupt(text: str = STOPPING) -> None:
     """Say at once that Ctrl-C was heard: from a signal handler, so past Python's buffers."""
     with suppress(OSError, ValueError):
         os.write(sys.stderr.fileno(), f"{text}\n".encode())
-
-
-def first_interrupt(stop: Callable[[], object], message: str = STOPPING) -> AbstractContextManager[None]:
-    """Let the first Ctrl-C of a block call `stop`, and say so; a second one does as usual."""
-
-    def interrupted() -> None:
-        stop()
-        if message:
-            acknowledge_interrupt(message)
-
-    return process.first_interrupt(interrupted)
 
 
 def print_json(value: Any) -> None:
@@ -110,12 +99,16 @@ def facts(rows: Iterable[tuple[str, str]]) -> None:
     _table([Column(style="dim", overflow="fold"), Column(overflow="fold")], rows, show_header=False)
 
 
-def report(record: dict[str, Any], as_json: bool, *sentences: str) -> None:
-    """Print a record as JSON, or what is to be read of it."""
+def report(
+    record: dict[str, Any], as_json: bool, *sentences: str, rows: Iterable[tuple[str, str]] = ()
+) -> None:
+    """Print a record as JSON, or what is to be read of it: sentences, and labelled facts."""
     if as_json:
         print_json(record)
-    for sentence in sentences if not as_json else ():
+        return
+    for sentence in sentences:
         prose(sentence)
+    facts(rows)
 
 
 def grid(rows: Sequence[Sequence[str]]) -> None:
@@ -180,13 +173,11 @@ def next_command(*words: object) -> None:
     say(f"next: {command(*words)}")
 
 
-@contextmanager
-def progress(what: str, total: float | None = None) -> Iterator[Show]:
-    """Show how far a command is: live on a terminal; in a pipe a line every ten seconds, `... WHAT`."""
+def progress(what: str, total: float | None = None) -> AbstractContextManager[Show]:
+    """Show how far a command is: live on a terminal; in a pipe a line in ten seconds at most, `... WHAT`."""
     screen = stderr()
     live = screen.is_terminal and not screen.is_dumb_terminal
-    with _bar(screen, what, total) if live else _lines(what, total) as show:
-        yield show
+    return _bar(screen, what, total) if live else _lines(what, total)
 
 
 @contextmanager
@@ -210,24 +201,17 @@ def _bar(screen: Console, what: str, total: float | None) -> Iterator[Show]:
 @contextmanager
 def _lines(what: str, total: float | None) -> Iterator[Show]:
     now: dict[str, Any] = {"text": what, "done": None, "total": total}
-    ended = threading.Event()
-
-    def print_lines() -> None:
-        began = time.monotonic()
-        while not ended.wait(_PIPE_SECONDS):
-            share = f", {now['done'] / now['total']:.0%}" if now["done"] and now["total"] else ""
-            note(f"... {now['text']}{share} ({time.monotonic() - began:.0f} s)")
+    began = last = time.monotonic()
 
     def show(text: str | None = None, *, done: float | None = None, total: float | None = None) -> None:
+        nonlocal last
         now.update({k: v for k, v in (("text", text), ("done", done), ("total", total)) if v is not None})
+        if (at := time.monotonic()) - last >= _PIPE_SECONDS:
+            last = at
+            share = f", {now['done'] / now['total']:.0%}" if now["done"] and now["total"] else ""
+            note(f"... {now['text']}{share} ({at - began:.0f} s)")
 
-    printer = threading.Thread(target=print_lines, daemon=True)
-    printer.start()
-    try:
-        yield show
-    finally:
-        ended.set()
-        printer.join()
+    yield show
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import BadParameter, Option
 
 from .. import load_bundle
 from ..formats.onnx_adapter import to_adapter
@@ -18,11 +18,9 @@ from . import options as opts
 def convert(
     source: opts.VectorArgument,
     bundle: opts.BasisArgument,
-    to: Annotated[
-        Literal["gguf", "gguf-lora", "peft", "onnx-adapter"], typer.Option(help="What to make of it.")
-    ],
+    to: Annotated[Literal["gguf", "gguf-lora", "peft", "onnx-adapter"], Option(help="What to make of it.")],
     output: opts.OutputOption,
-    model: Annotated[Path | None, typer.Option(metavar="DIR", help="The model, with --to peft.")] = None,
+    model: Annotated[Path | None, Option(metavar="DIR", help="The model, with --to peft.")] = None,
     keys: opts.KeysOption = None,
     user: opts.UserOption = DEFAULT_USER,
     as_json: opts.JsonOption = False,
@@ -41,12 +39,11 @@ def convert(
     """
     if (to == "peft") != (model is not None):
         why = "--to peft needs the Hugging Face model, and no other format does"
-        raise typer.BadParameter(why, param_hint="--model")
+        raise BadParameter(why, param_hint="--model")
     if output == vectors.STREAM and to != "onnx-adapter":
         raise console.CommandError(f"--to {to} makes files, which stdout cannot carry: pass -o PATH")
     target = Path(output)
-    if to != "peft" or not target.is_dir() or any(target.iterdir()):
-        vectors.check_target(output, as_json=as_json)
+    vectors.check_target(output, as_json=as_json)
     base = _base(bundle) if to == "gguf" else None
     bases = vectors.find_bases(bundle)
     vector = keyfiles.policy(keys).check(vectors.read(source), bases, user=bound_name(user))
@@ -64,16 +61,11 @@ def convert(
             write_gguf_lora(basis, vector, target)
     if output == vectors.STREAM:
         return
-    record = {
-        "to": to,
-        "output": output,
-        "sequence": vector.sequence,
-        "rank": basis.rank,
-        "basis": basis.digest,
-    }
+    record = {"to": to, "output": output, "sequence": vector.sequence, "rank": basis.rank}
+    record |= {"basis": basis.digest, "norm": vector.norm}
     sentences = [f"wrote {output}: {vectors.summary(vector)}, as {to}, for basis {basis.id}"]
     sentences += [f"in a Modelfile: FROM {shlex.quote(str(target.resolve()))}"] if to == "gguf" else []
-    console.report(record | {"norm": vector.norm}, as_json, *sentences)
+    console.report(record, as_json, *sentences)
 
 
 def _base(path: Path) -> Path:

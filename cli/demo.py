@@ -1,13 +1,8 @@
 """`demo`: a real model learns from public data, in a vector that is sent, and is given back unchanged.
 
-`demo --replay` shows the same with what lies in `replay/`: factors of SmolLM2-135M-Instruct and manifest, and
-what `train` wrote when a vector was trained beforehand: its frame, and its record. They were made by
-
-    tinylora-edge export SmolLM2-135M-Instruct.Q4_1.gguf -o out/replay --rank 2
-    tinylora-edge train out/replay snips-intents --method sft --steps 80 -o out/replay/vector.bin
-
-and the record says with which options, and what was measured. The factors are shipped since another
-machine's differ in their last bits, and with them the digest that the vector is bound to.
+`demo --replay` shows it with what lies in `replay/`, written by `export --rank 2` and by `train snips-intents
+--method sft --steps 80`. The factors are there since another machine's differ in their last bits, and with
+them the digest that the vector is bound to.
 """
 
 from __future__ import annotations
@@ -21,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
+from typer import Option
 
-from .. import MicroVector
 from ..errors import MissingExtraError
 from ..formats.bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME, load_bundle
 from ..jsonio import read_json
@@ -43,7 +37,7 @@ REPLAY = Path(__file__).parent / "replay"
 OUTPUT = Path("out", "demo")
 MINUTES, HELD_OUT = 1.75, 48  # of a training, and the prompts that it is measured on
 _DATA = "SNIPS (Coucke et al. 2018, CC0)"
-_CONTEXT, _SWAPS, _ANSWERS = 512, 20, 4
+_CONTEXT, _ANSWERS = 512, 4
 _TOKENS = 40  # of an answer that is shown, at most
 
 Logits = NDArray[np.float32]
@@ -51,8 +45,8 @@ Say = Callable[[str], None]
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="For all files.")] = OUTPUT,
-    replay: Annotated[bool, typer.Option("--replay", help="Use a vector that was trained before.")] = False,
+    output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="For all files.")] = OUTPUT,
+    replay: Annotated[bool, Option("--replay", help="Use a vector that was trained before.")] = False,
     threads: opts.ThreadsOption = None,
     as_json: opts.JsonOption = False,
 ) -> None:
@@ -162,18 +156,13 @@ def _exchange(output: Path, known: Sequence[dict[str, Any]], threads: int, say: 
     samples = [sample for sample in task.held_out if sample.text in prompts]
     with closing(runtime.load(output, frame, engine="llama", verbose=False, **engine)) as llm:
         assert llm.vector is not None
-        values = llm.vector.values
+        count = llm.vector.values.size
         found = "Some of what it gets right" if right else "Nothing that was looked at is right"
-        say(f"3. Load its {len(frame):,} bytes, {len(values):,} numbers, beside the model. {found}:")
+        say(f"3. Load its {len(frame):,} bytes, {count:,} numbers, beside the model. {found}:")
         tokens = [llm.encode(sample)[0] for sample in samples]
-        changed, times = logits(llm, tokens), []
+        changed = logits(llm, tokens)
         with llm.batch(samples, _TOKENS, n_threads=threads) as batch:
             base, own = batch.answer_each([None, llm.vector], samples, max_tokens=_TOKENS)
-        other = MicroVector(-values, basis=llm.vector.basis)  # a vector that is active already costs nothing
-        for turn in range(_SWAPS):
-            start = time.perf_counter()
-            llm.swap(frame if turn % 2 else other)
-            times.append(time.perf_counter() - start)
         llm.clear()
         restored = logits(llm, tokens)
     answers = [
@@ -188,12 +177,11 @@ def _exchange(output: Path, known: Sequence[dict[str, Any]], threads: int, say: 
     with closing(Llama(str(output / BASE_NAME), verbose=False, **engine)) as plain:
         proof = prove(logits(plain, tokens), changed, restored)
     say(
-        f"\n4. Take it back: a swap takes {np.median(times) * 1e3:.1f} ms; after clear() all "
-        f"{proof['logits']:,} logits are those of a plain llama_cpp.Llama, bit for bit. With the vector they "
-        f"differed by up to {proof['vector_difference']:.2f}."
+        f"\n4. Take it back: after clear() all {proof['logits']:,} logits are those of a plain "
+        "llama_cpp.Llama, bit for bit. With the vector they differed by up to "
+        f"{proof['vector_difference']:.2f}."
     )
-    described = {"bytes": len(frame), "numbers": len(values)}
-    return {"frame": described, "swap": float(np.median(times)), "answers": answers, "proof": proof}
+    return {"frame": {"bytes": len(frame), "numbers": count}, "answers": answers, "proof": proof}
 
 
 def logits(llm: Llama, prompts: Sequence[Sequence[int]]) -> Logits:

@@ -9,7 +9,7 @@ from hashlib import sha256
 from statistics import fmean
 from typing import Annotated, Any
 
-import typer
+from typer import BadParameter, Option
 
 from .. import TrainError
 from ..wire.frame import DEFAULT_USER, bound_name
@@ -26,14 +26,12 @@ def evaluate(
     reward: opts.RewardOption = None,
     schema: opts.SchemaOption = None,
     drop_duplicates: opts.DropDuplicatesOption = False,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Compare with a system prompt.")] = None,
-    examples: Annotated[
-        int | None, typer.Option(metavar="K", min=1, help="Compare with K worked examples.")
-    ] = None,
-    number: Annotated[int, typer.Option("-n", metavar="N", min=2, help="Held-out prompts.")] = 128,
-    max_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Tokens of an answer.")] = None,
-    shifted: Annotated[bool, typer.Option("--shifted", help="Use the task's shifted prompts.")] = False,
-    drift: Annotated[bool, typer.Option("--drift", help="Also measure how far from the base it is.")] = False,
+    system: Annotated[str | None, Option(metavar="TEXT", help="Compare with a system prompt.")] = None,
+    examples: Annotated[int | None, Option(metavar="K", min=1, help="Compare with K examples.")] = None,
+    number: Annotated[int, Option("-n", metavar="N", min=2, help="Held-out prompts.")] = 128,
+    max_tokens: Annotated[int | None, Option(metavar="N", min=1, help="Tokens of an answer.")] = None,
+    shifted: Annotated[bool, Option("--shifted", help="Use the task's shifted prompts.")] = False,
+    drift: Annotated[bool, Option("--drift", help="Also measure how far from the base it is.")] = False,
     engine: opts.EngineOption = None,
     threads: opts.ThreadsOption = None,
     keys: opts.KeysOption = None,
@@ -62,7 +60,7 @@ def evaluate(
     from ..tasks import Preamble, rewards
 
     if drift and vector is None:
-        raise typer.BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
+        raise BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
     policy, user = keyfiles.policy(keys), bound_name(user)
     frames = vectors.read_stack(vector)
     limits: dict[str, Any] = {"held_out": number, "max_tokens": max_tokens}

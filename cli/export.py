@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Argument, BadParameter, Option
 
 from .. import load_bundle
-from ..errors import MissingExtraError, TinyLoraError
+from ..errors import TinyLoraError
 from ..formats.gguf import whole_stem
 from ..jsonio import write_json
 from . import console, keyfiles, vectors
@@ -26,47 +27,39 @@ def export(
     ctx: typer.Context,
     model: Annotated[
         str | None,
-        typer.Argument(
-            metavar="MODEL", help="A GGUF file, a Hugging Face directory, a name, or org/name[@revision]."
-        ),
+        Argument(metavar="MODEL", help="A GGUF, a Hugging Face directory, a name, or org/name[@revision]."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="BUNDLE", help="Bundle to write. [default: MODEL's name]"),
+        Option("--output", "-o", metavar="BUNDLE", help="Bundle to write. [default: MODEL's name]"),
     ] = None,
-    quant: Annotated[str | None, typer.Option(metavar="Q", help="Quantization to fetch: q4_k_m.")] = None,
-    base: Annotated[str | None, typer.Option(metavar="FILE", help="The GGUF of MODEL's weights.")] = None,
-    add_base: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Add a GGUF to MODEL, a bundle.")
-    ] = None,
-    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of a signed bundle.")] = None,
+    quant: Annotated[str | None, Option(metavar="Q", help="Quantization to fetch: q4_k_m.")] = None,
+    base: Annotated[str | None, Option(metavar="FILE", help="The GGUF of MODEL's weights.")] = None,
+    add_base: Annotated[Path | None, Option(metavar="FILE", help="Add a GGUF to MODEL, a bundle.")] = None,
+    key: opts.SignerOption = None,
     target_format: Annotated[
-        Literal["gguf", "onnx", "both"], typer.Option("--format", help="What to export for.")
+        Literal["gguf", "onnx", "both"], Option("--format", help="What to export for.")
     ] = "gguf",
     onnx_input: Annotated[
         Literal["default", "required"],
-        typer.Option(help="default: zeros where no vector is fed. required: for browsers."),
+        Option(help="default: zeros where no vector is fed. required: for browsers."),
     ] = "default",
     onnx_precision: Annotated[
         Literal["fp32", "int8", "int4"] | None,
-        typer.Option(
-            help="Type of the graph's weights. [default: int8 where the GGUF is quantized; else fp32]"
-        ),
+        Option(help="Type of the graph's weights. [default: int8 where the GGUF is quantized; else fp32]"),
     ] = None,
-    rank: Annotated[int, typer.Option(metavar="N", min=1, help="Directions of every module.")] = 8,
+    rank: Annotated[int, Option(metavar="N", min=1, help="Directions of every module.")] = 8,
     outputs: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", min=1, help="Left directions. [default: 64; in a graph, or for experts, --rank's]"
-        ),
+        Option(metavar="N", min=1, help="Left directions. [default: 64; of graphs and experts --rank's]"),
     ] = None,
     targets: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="KINDS", help="Modules: attn_q,ffn_*; light; !PATTERN: not. Repeatable. [default: all]"
         ),
     ] = None,
-    factor_dtype: Annotated[Literal["f32", "f16"], typer.Option(help="Type of the factors.")] = "f16",
+    factor_dtype: Annotated[Literal["f32", "f16"], Option(help="Type of the factors.")] = "f16",
     as_json: opts.JsonOption = False,
 ) -> None:
     """Bake a model's frozen factors into a bundle, once.
@@ -99,16 +92,14 @@ def export(
     from ..exporters import Export, ExportSettings, default_name, refuse_existing, resolve
     from ..exporters.onnx import check_builder
 
-    if output is not None:
-        refuse_existing(output)  # before anything is asked of the hub
-    if target_format != "gguf":
-        check_builder()
-    graph, deployed = target_format != "gguf", target_format != "onnx"
     if output is None:
         if (name := default_name(model)) is None:
-            raise typer.BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
+            raise BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
         output = Path(name)
-        refuse_existing(output)
+    refuse_existing(output)  # before anything is asked of the hub
+    graph, deployed = target_format != "gguf", target_format != "onnx"
+    if graph:
+        check_builder()
     settings = ExportSettings(
         rank=rank,
         outputs=outputs,
@@ -183,10 +174,7 @@ def _add_base(bundle: Path, base: Path, key: Path | None, as_json: bool) -> None
 
 
 def _measure_parity(report: ExportReport) -> dict[str, Any] | None:
-    """Compare the answers of a graph with those of its GGUF, and note it in the manifest.
-
-    None where there are no two forms, or no two engines.
-    """
+    """Compare the answers of graph and GGUF, where there are both, and note it in the manifest."""
     if report.onnx is None or report.base_placed is None:
         return None
     from ..eval import measure_parity
@@ -194,8 +182,6 @@ def _measure_parity(report: ExportReport) -> dict[str, Any] | None:
     try:
         with console.progress("comparing the answers of both forms"):
             alike = measure_parity(report.output)
-    except MissingExtraError:
-        return None
     except TinyLoraError as error:
         console.warn(f"the answers of both forms were not compared: {error}")
         return None
@@ -210,7 +196,7 @@ def _refuse(ctx: typer.Context, names: set[str], why: str) -> None:
     for each in ctx.command.params:
         source = ctx.get_parameter_source(each.name or "")
         if each.name in names and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(f"{each.opts[0]} {why}", ctx=ctx)
+            raise BadParameter(f"{each.opts[0]} {why}", ctx=ctx)
 
 
 def _print_report(
@@ -231,15 +217,10 @@ def _print_report(
     record |= {"source": provenance} if provenance else {}
     if report.onnx is not None:
         record["onnx"] = {**report.onnx, **({"answers": alike} if alike else {})}
+    wrote = f"exported {base} to {report.output} in {seconds:.1f} s"
+    console.report(record, as_json, wrote, rows=console.flat(record))
     if as_json:
-        console.print_json(record)
         return
-    console.prose(f"exported {base} to {report.output} in {seconds:.1f} s")
-    console.facts(console.flat(record))
-    if alike is not None:
-        from ..eval.drift import in_words
-
-        console.prose(f"the GGUF in llama.cpp and the graph: {in_words(alike)}")
     find = (report.output, "brevity", "-o", "brief.bin")
     if placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
         console.next_command("train", *find)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, BadParameter
 
 from .. import Ed25519Verifier, load_bundle
 from ..formats.side_tensors import load_bases
 from ..formats.signatures import Signature, check_bundle, signature_path
-from ..shipping.links import LINKS, messages
+from ..shipping.links import LINKS
 from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, vectors
 from . import options as opts
@@ -19,10 +19,8 @@ _VALUES = 64  # values in a table
 
 
 def inspect(
-    path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A bundle, a basis.gguf, or a vector; - is stdin.")
-    ],
-    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="The bundle of a vector.")] = None,
+    path: Annotated[Path, Argument(metavar="PATH", help="A bundle, a basis.gguf, or a vector; - is stdin.")],
+    bundle: Annotated[Path | None, Argument(metavar="BUNDLE", help="The bundle of a vector.")] = None,
     keys: opts.KeysOption = None,
     user: opts.UserOption = DEFAULT_USER,
     as_json: opts.JsonOption = False,
@@ -40,58 +38,45 @@ def inspect(
       tinylora-edge inspect out/demo
       tinylora-edge inspect v1.bin out/demo --key fleet.key.pub
     """
-    if str(path) != vectors.STREAM and not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: name a bundle, a basis, a model or a vector")
     if path.is_dir() or _is_gguf(path):
         if bundle is not None:
-            raise typer.BadParameter("only a vector is checked against a bundle", param_hint="BUNDLE")
+            raise BadParameter("only a vector is checked against a bundle", param_hint="BUNDLE")
         with console.progress(f"checking {path}"):
             record = _model(path, keyfiles.public_keys(keys))
     else:
         if bundle is None and (keys or user != DEFAULT_USER):
-            raise typer.BadParameter("a vector is checked with its bundle: name it", param_hint="BUNDLE")
+            raise BadParameter("a vector is checked with its bundle: name it", param_hint="BUNDLE")
         record = _vector(vectors.read(str(path)), bundle, keys, user)
-    if as_json:
-        console.print_json(record)
-        return
     readable = dict(record)
     if len(record.get("values", [])) > _VALUES:
         readable["values"] = "see --json"
     if "messages" in record:
         single = [link for link, count in record["messages"].items() if count == 1]
         readable["messages"] = "one on " + "; ".join(single) if single else "several on every link"
-    console.facts(console.flat(readable))
-    if record["kind"] == "vector" and bundle is None:
+    console.report(record, as_json, rows=console.flat(readable))
+    if record["kind"] == "vector" and bundle is None and not as_json:
         console.next_command("inspect", path, "BUNDLE")
 
 
 def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, user: str) -> dict[str, Any]:
-    checked: dict[str, Any] = {}
+    checked = dict[str, Any]()
     if bundle is not None:
         bases = vectors.find_bases(bundle)
         vector = keyfiles.policy(keys).check(data, bases, user=bound_name(user))
         basis = bases.of(vector)
-        checked = {
-            "key": vector.verified_by,
-            "basis": basis.digest,
-            "factors": basis.factors.digest,
-            "projection": basis.projection.descriptor,
-            "count": basis.size,
-            "rank": basis.rank,
-            "outputs": basis.shape[0],
-            "norm": vector.norm,
-            "norm_of_r": basis.norm(vector),
-            "values": vector.values.tolist(),
-        }
+        checked = {"key": vector.verified_by, "basis": basis.digest, "factors": basis.factors.digest}
+        checked |= {"projection": basis.projection.descriptor, "count": basis.size, "rank": basis.rank}
+        checked |= {"outputs": basis.shape[0], "norm": vector.norm, "norm_of_r": basis.norm(vector)}
+        checked["values"] = vector.values.tolist()
     record = {"kind": "vector", "verified": bundle is not None, **vectors.header(data), **checked}
-    return record | {"messages": {link.name: messages(link, len(data)) for link in LINKS}}
+    return record | {"messages": {link: -(-len(data) // size) for link, size in LINKS.items()}}
 
 
 def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
     """Return what a basis or a bundle is, once it is known to be sound."""
     if vectors.is_basis(path):
         if keys:
-            raise typer.BadParameter("a basis alone is not signed: name the bundle", param_hint="--key")
+            raise BadParameter("a basis alone is not signed: name the bundle", param_hint="--key")
         return {"kind": "basis", "path": str(path)} | vectors.factors_facts(load_bases(path))
     bundle = load_bundle(path)
     signature = signature_path(bundle)
@@ -114,10 +99,7 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
 
 
 def _is_gguf(path: Path) -> bool:
-    # A damaged basis is still to be told from a vector, hence the name.
-    if path.name.endswith(".gguf"):
-        return True
-    if not path.is_file():
-        return False
+    if path.name.endswith(".gguf") or not path.is_file():  # a damaged basis is to be told from a vector
+        return path.name.endswith(".gguf")
     with open(path, "rb") as file:
         return file.read(4) == b"GGUF"

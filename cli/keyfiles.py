@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import typer
+from typer import Argument, Option
 
 from .. import Policy, SignatureError
 from ..formats.signatures import Signature, sign_bundle
@@ -25,11 +25,9 @@ U = TypeVar("U")
 def keygen(
     output: Annotated[
         Path,
-        typer.Argument(
-            metavar="FILE", help="Where the secret key goes, mode 0600.", callback=opts.file_needed
-        ),
+        Argument(metavar="FILE", help="Where the secret key goes, mode 0600.", callback=opts.file_needed),
     ],
-    mac: Annotated[bool, typer.Option("--mac", help="A MAC key, which sender and devices share.")] = False,
+    mac: Annotated[bool, Option("--mac", help="A MAC key, which sender and devices share.")] = False,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Make a key pair (Ed25519, PEM), or a MAC key (hexadecimal digits).
@@ -61,7 +59,7 @@ def keygen(
 
 def sign(
     bundle: opts.BundleArgument,
-    key: Annotated[Path, typer.Option("--key", metavar="FILE", help="The Ed25519 private key, in PEM.")],
+    key: Annotated[Path, Option("--key", metavar="FILE", help="The Ed25519 private key, in PEM.")],
     as_json: opts.JsonOption = False,
 ) -> None:
     """Sign a bundle that is ready for devices; a later change needs a new signature.

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import BadParameter, Option
 
 from .. import MicroVector, TrainError, VectorError, load_bundle
 from . import console, keyfiles, vectors
@@ -16,16 +16,15 @@ from . import options as opts
 def learn(
     bundle: opts.BundleArgument,
     behaviours: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="Behaviours beside the shipped ones.")
+        Path | None, Option(metavar="FILE.jsonl", help="Behaviours beside the shipped ones.")
     ] = None,
-    only: Annotated[bool, typer.Option("--only", help="Learn from FILE.jsonl alone.")] = False,
+    only: Annotated[bool, Option("--only", help="Learn from FILE.jsonl alone.")] = False,
     users: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="FOLDER", help="Learn from the users' vectors in it, *.bin."),
+        Path | None, Option("--from", metavar="FOLDER", help="Learn from the users' vectors in it, *.bin.")
     ] = None,
-    numbers: Annotated[int, typer.Option(metavar="N", min=1, help="Numbers of a vector.")] = 13,
-    weights: Annotated[Path | None, typer.Option(metavar="DIR", help="Hugging Face weights.")] = None,
-    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key of a signed bundle.")] = None,
+    numbers: Annotated[int, Option(metavar="N", min=1, help="Numbers of a vector.")] = 13,
+    weights: Annotated[Path | None, Option(metavar="DIR", help="Hugging Face weights.")] = None,
+    key: opts.SignerOption = None,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Learn which directions of R are worth a number, and add them to BUNDLE.
@@ -47,11 +46,13 @@ def learn(
     from ..train.learn import learn_from
 
     if only and behaviours is None:
-        raise typer.BadParameter("there is no FILE.jsonl to learn from", param_hint="--only")
+        raise BadParameter("there is no FILE.jsonl to learn from", param_hint="--only")
     if users is not None and (behaviours, weights) != (None, None):
-        raise typer.BadParameter("it takes vectors alone, no behaviours and no weights", param_hint="--from")
+        raise BadParameter("it takes vectors alone, no behaviours and no weights", param_hint="--from")
     signer, found = None if key is None else keyfiles.signer(key), load_bundle(bundle)
     check_signer(found, signer)
+    whole = bundle.absolute()
+    folder = whole.with_name(f"{whole.name}.learn")
     if users is not None:
         read = list[MicroVector]()
         for path in sorted(users.glob("*.bin")):
@@ -63,39 +64,31 @@ def learn(
             raise TrainError(f"{users} has {len(read)} vectors (*.bin) of {bases} bases, expected one basis")
         learned = learn_from(found.bases.of(read[0]), [vector.values for vector in read], numbers)
         facts: dict[str, Any] = {"vectors": len(read)}
-        basis = add_projection(bundle, learned.projection, facts, signer=signer)
-        record = {"bundle": str(bundle), "basis": basis.digest, "numbers": basis.size, "learned": facts}
-        text = f"added basis {basis.id} to {bundle}: {basis.size} directions of"
-        console.report(record, as_json, f"{text} {console.counted(len(read), 'vector')}.")
-        return
-    shipped = () if only else load_behaviours()
-    chosen = [*shipped, *(() if behaviours is None else load_behaviours(behaviours))]
-    whole = bundle.absolute()
-    folder = whole.with_name(f"{whole.name}.learn")
-    with console.progress("asking the model", len(chosen)) as show:
+        of = console.counted(len(read), "vector")
+    else:
+        shipped = () if only else load_behaviours()
+        chosen = [*shipped, *(() if behaviours is None else load_behaviours(behaviours))]
+        with console.progress("asking the model", len(chosen)) as show:
 
-        def report(row: dict[str, Any]) -> None:
-            text = f"{row['name']}: {row['before']:.2f} nats a token"
-            show(f"behaviour {row['done']}/{len(chosen)}, {text}", done=row["done"])
+            def report(row: dict[str, Any]) -> None:
+                text = f"{row['name']}: {row['before']:.2f} nats a token"
+                show(f"behaviour {row['done']}/{len(chosen)}, {text}", done=row["done"])
 
-        learned = learn_projection(
-            bundle, folder, behaviours=chosen, directions=numbers, weights=weights, report=report
-        )
-    facts = {"behaviours": len(learned.behaviours), "energy": float(learned.energy.sum())}
-    facts["seconds"] = round(learned.seconds, 1)
+            learned = learn_projection(
+                bundle, folder, behaviours=chosen, directions=numbers, weights=weights, report=report
+            )
+        energy, of = float(learned.energy.sum()), console.counted(len(chosen), "behaviour")
+        facts = {"behaviours": len(chosen), "energy": energy, "seconds": round(learned.seconds, 1)}
     basis = add_projection(bundle, learned.projection, facts, signer=signer)
-    for path in folder.glob("*.npz"):
+    for path in folder.glob("*.npz") if users is None else ():
         path.unlink()
     with suppress(OSError):  # it holds something of others
         folder.rmdir()
     record = {"bundle": str(bundle), "basis": basis.digest, "numbers": basis.size, "learned": facts}
-    names = "name", "divergence", "held"
-    record["behaviours"] = [dict(zip(names, each, strict=True)) for each in learned.behaviours]
-    mean = sum(divergence for _, divergence, _ in learned.behaviours) / max(len(learned.behaviours), 1)
-    console.report(
-        record,
-        as_json,
-        f"added basis {basis.id} to {bundle}: {basis.size} directions hold {facts['energy']:.2f} of what "
-        f"{console.counted(len(learned.behaviours), 'behaviour')} ask of R; their prompts move the model by "
-        f"{mean:.2f} nats a token. It took {learned.seconds:.0f} s.",
+    if learned.behaviours:
+        names = "name", "divergence", "held"
+        record["behaviours"] = [dict(zip(names, each, strict=True)) for each in learned.behaviours]
+    text = (
+        f"added basis {basis.id} to {bundle}: {basis.size} directions of {of}, {learned.energy.sum():.2f} of "
     )
+    console.report(record, as_json, f"{text}what these differ in; it took {learned.seconds:.0f} s")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, BadParameter, Option
 
 from ..errors import TinyLoraError
 from . import console
@@ -24,95 +23,75 @@ Engine = Literal["llama", "onnx"]
 def file_needed(output: Path) -> Path:
     """Refuse `-`: what is made is several files, or has a place of its own."""
     if str(output) == "-":
-        raise typer.BadParameter("stdout cannot take what is written here: name a file")
+        raise BadParameter("stdout cannot take what is written here: name a file")
     return output
 
 
-def _finite(temperature: float) -> float:
-    if not math.isfinite(temperature):
-        raise typer.BadParameter(f"a temperature is a finite number of 0 or more, not {temperature}")
-    return temperature
-
-
 BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a .gguf with <stem>.basis.gguf beside it.")
+    Path, Argument(metavar="BUNDLE", help="A bundle, or a .gguf with <stem>.basis.gguf beside it.")
 ]
 BasisArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="The bundle, or basis, that the vector is for.")
+    Path, Argument(metavar="BUNDLE", help="The bundle, or basis, that the vector is for.")
 ]
-VectorArgument = Annotated[str, typer.Argument(metavar="FILE", help="The vector: bytes or text; - is stdin.")]
-OutputOption = Annotated[
-    str, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")
-]
+VectorArgument = Annotated[str, Argument(metavar="FILE", help="The vector: bytes or text; - is stdin.")]
+OutputOption = Annotated[str, Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")]
 RunFrameOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FILE", help="The frame to write.", callback=file_needed)
+    Path, Option("--output", "-o", metavar="FILE", help="The frame to write.", callback=file_needed)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
-EngineOption = Annotated[Engine | None, typer.Option(help="Engine to use. [default: llama where it can]")]
-ThreadsOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads.")]
-PortOption = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port; 0: any that is free.")]
+JsonOption = Annotated[bool, Option("--json", help="Report as JSON.")]
+EngineOption = Annotated[Engine | None, Option(help="Engine to use. [default: llama where it can]")]
+ThreadsOption = Annotated[int | None, Option(metavar="N", min=1, help="CPU threads.")]
+PortOption = Annotated[int, Option(metavar="N", min=0, max=65535, help="Port; 0: any that is free.")]
 DataArgument = Annotated[
-    str,
-    typer.Argument(metavar="DATA", help="Examples: a JSONL, CSV or text file, or a built-in task's name."),
+    str, Argument(metavar="DATA", help="Examples: a JSONL, CSV or text file, or a built-in task's name.")
 ]
 RewardOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="SPEC",
-        help="label, json, max_words(12), ... or MODULE:FUNCTION. [default: read off the answers]",
+    Option(
+        metavar="SPEC", help="label, json, max_words(12), ... or MODULE:FUNCTION. [default: by the answers]"
     ),
 ]
 DropDuplicatesOption = Annotated[
-    bool,
-    typer.Option(
-        "--drop-duplicates", help="Leave out repeated lines, and training prompts that are measured on too."
-    ),
+    bool, Option("--drop-duplicates", help="Leave out repeated lines, and prompts that are measured on too.")
 ]
 SchemaOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE", help="Hold answers to a JSON schema, or with `label` to the answers that DATA has."
-    ),
+    str | None, Option(metavar="FILE", help="Hold answers to a JSON schema, or with `label` to DATA's.")
 ]
 VectorsOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--vector",
-        metavar="FILE",
-        help="The vector to apply; - is stdin. Repeatable: a stack, the user's own last. [default: the base]",
+    Option(
+        "--vector", metavar="FILE", help="A vector; - is stdin. Repeatable: a stack, the user's own last."
     ),
 ]
 UnderOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="A shared vector, kept unchanged beneath the user's.")
+    Path | None, Option(metavar="FILE", help="A shared vector, kept unchanged beneath the user's.")
 ]
 NumbersOption = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="How many numbers: 1 to one a module. [default: 13]")
+    int | None, Option(metavar="N", min=1, help="How many numbers: 1 to one a module. [default: 13]")
 ]
 SystemOption = Annotated[
-    str | None, typer.Option("--system", metavar="TEXT", help="Put this system prompt before every prompt.")
+    str | None, Option("--system", metavar="TEXT", help="Put this system prompt before every prompt.")
 ]
 ExamplesOption = Annotated[
-    int | None,
-    typer.Option("--examples", metavar="K", min=1, help="Put K training examples before every prompt."),
+    int | None, Option("--examples", metavar="K", min=1, help="Put K training examples before every prompt.")
 ]
-EvaluateOption = Annotated[bool, typer.Option(help="Measure gain and drift on held-out prompts.")]
+EvaluateOption = Annotated[bool, Option(help="Measure gain and drift on held-out prompts.")]
 KeysOption = Annotated[
     list[Path] | None,
-    typer.Option("--key", metavar="FILE", help="A trusted public key (PEM) or MAC key. Repeatable."),
+    Option("--key", metavar="FILE", help="A trusted public key (PEM) or MAC key. Repeatable."),
 ]
+SignerOption = Annotated[Path | None, Option("--key", metavar="FILE", help="Private key of a signed bundle.")]
 StateOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Keep the sequence here, and refuse lower ones.")
+    Path | None, Option(metavar="FILE", help="Keep the sequence here, and refuse lower ones.")
 ]
-MaxTokensOption = Annotated[int, typer.Option(metavar="N", min=0, help="Tokens of an answer; 0: no limit.")]
-TemperatureOption = Annotated[
-    float, typer.Option(metavar="T", min=0, help="0: the likeliest token.", callback=_finite)
-]
-SeedOption = Annotated[int, typer.Option(metavar="N", min=0, max=(1 << 32) - 2, help="Seed of sampling.")]
+MaxTokensOption = Annotated[int, Option(metavar="N", min=0, help="Tokens of an answer; 0: no limit.")]
+TemperatureOption = Annotated[float, Option(metavar="T", min=0, max=100, help="0: the likeliest token.")]
+SeedOption = Annotated[int, Option(metavar="N", min=0, max=(1 << 32) - 2, help="Seed of sampling.")]
 ContextOption = Annotated[
-    int, typer.Option("--n-ctx", metavar="N", min=0, help="Context in tokens; 0: the model's own.")
+    int, Option("--n-ctx", metavar="N", min=0, help="Context in tokens; 0: the model's own.")
 ]
-MessageOption = Annotated[str | None, typer.Option(metavar="TEXT", help="A system message.")]
-UserOption = Annotated[str, typer.Option("--user", metavar="NAME", help="Whose vectors these are.")]
+MessageOption = Annotated[str | None, Option(metavar="TEXT", help="A system message.")]
+UserOption = Annotated[str, Option("--user", metavar="NAME", help="Whose vectors these are.")]
 
 
 def load_data(data: str, **arguments: Any) -> Task:
@@ -153,6 +132,4 @@ def load_model(
     except TinyLoraError:
         raise
     except ValueError as error:
-        raise console.CommandError(
-            f"llama.cpp cannot load {bundle} with a context of {n_ctx}: {error}"
-        ) from error
+        raise console.CommandError(f"{bundle} cannot be loaded with a context of {n_ctx}: {error}") from error

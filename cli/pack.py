@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.text import Text
+from typer import Argument, BadParameter, Option
 
 from .. import AdmittedVector, Bases, ChecksumError, MicroVector, Policy, SignatureError
 from ..shipping.links import qr_code
@@ -22,23 +22,19 @@ _PIXELS = 8  # a module's width in a picture: sharp on a phone held 20 cm away
 
 def pack(
     source: opts.VectorArgument,
-    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="Frame the vector anew.")] = None,
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", help="Where to write; - is stdout.")
-    ] = vectors.STREAM,
-    key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Private key, or MAC key, to sign with.")
-    ] = None,
-    dtype: Annotated[opts.Dtype | None, typer.Option(help="Type of the values. [default: as now]")] = None,
+    bundle: Annotated[Path | None, Argument(metavar="BUNDLE", help="Frame the vector anew.")] = None,
+    output: opts.OutputOption = vectors.STREAM,
+    key: Annotated[Path | None, Option(metavar="FILE", help="Private key, or MAC key, to sign with.")] = None,
+    dtype: Annotated[opts.Dtype | None, Option(help="Type of the values. [default: as now]")] = None,
     sequence: Annotated[
-        int | None, typer.Option(metavar="N", min=0, max=65535, help="Rises with each vector of a user.")
+        int | None, Option(metavar="N", min=0, max=65535, help="Rises with each vector of a user.")
     ] = None,
     user: opts.UserOption = DEFAULT_USER,
     until: Annotated[
-        datetime | None, typer.Option(metavar="DATE", formats=["%Y-%m-%d"], help="Last day, in UTC.")
+        datetime | None, Option(metavar="DATE", formats=["%Y-%m-%d"], help="Last day, in UTC.")
     ] = None,
-    as_text: Annotated[bool, typer.Option("--text", help="Write base64url, for an SMS or a chat.")] = False,
-    as_qr: Annotated[bool, typer.Option("--qr", help="A QR code: terminal, FILE.png or FILE.svg.")] = False,
+    as_text: Annotated[bool, Option("--text", help="Write base64url, for an SMS or a chat.")] = False,
+    as_qr: Annotated[bool, Option("--qr", help="A QR code: terminal, FILE.png or FILE.svg.")] = False,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Frame a vector for its way to a device: checksum, MAC or signature; bytes, text or QR code.
@@ -53,13 +49,13 @@ def pack(
       tinylora-edge pack v1.bin --qr -o v1.png
     """
     if as_text and as_qr:
-        raise typer.BadParameter("--text and --qr are two forms: pass one", param_hint="--qr")
+        raise BadParameter("--text and --qr are two forms: pass one", param_hint="--qr")
     bound = bound_name(user)
     framing = {"key": key, "dtype": dtype, "sequence": sequence, "user": bound or None, "until": until}
     for option, value in framing.items():
         if bundle is None and value is not None:
             why = "it says how the vector is framed: name its BUNDLE"
-            raise typer.BadParameter(why, param_hint=f"--{option}")
+            raise BadParameter(why, param_hint=f"--{option}")
     printed = (as_text or as_qr) and output == vectors.STREAM and not as_json
     if not printed:
         vectors.check_target(output, as_json=as_json)
@@ -78,21 +74,15 @@ def pack(
         record |= {"projection": basis.projection.descriptor, "norm": made.norm}
         record["exact"] = bool((made.values == found.values).all())
     record = {"vector": output, **vectors.header(data), **record}
-    if as_text and printed:
-        console.say(text.encode(data))
-    elif as_qr and printed:
+    if as_qr and printed:
         console.stdout().print(_qr_blocks(data), soft_wrap=True)
     elif as_text:
         vectors.write(output, f"{text.encode(data)}\n".encode())
     else:
         vectors.write(output, _qr_picture(data, output) if as_qr else data)
-    if output == vectors.STREAM:
-        return
-    if as_json:
-        console.print_json(record)
-        return
-    console.prose(f"wrote {output}{' as text' if as_text else ' as a QR code' if as_qr else ''}")
-    console.facts(console.flat(record))
+    if output != vectors.STREAM:
+        form = " as text" if as_text else " as a QR code" if as_qr else ""
+        console.report(record, as_json, f"wrote {output}{form}", rows=console.flat(record))
 
 
 def _check(

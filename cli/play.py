@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from . import console, vectors
 from . import options as opts
@@ -21,9 +21,9 @@ _SLOTS = 2  # one person: a prefix for each pane
 def play(
     bundle: opts.BundleArgument,
     vector: opts.VectorsOption = None,
-    keep: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep here what clicks taught.")] = None,
+    keep: Annotated[Path | None, Option(metavar="DIR", help="Keep here what clicks taught.")] = None,
     port: opts.PortOption = 0,
-    no_open: Annotated[bool, typer.Option("--no-open", help="Open no browser.")] = False,
+    no_open: Annotated[bool, Option("--no-open", help="Open no browser.")] = False,
     threads: opts.ThreadsOption = None,
 ) -> None:
     """Open a page in the browser: base and personalized model side by side, and the vector as sliders.
@@ -54,7 +54,7 @@ def play(
         )
 
         def ready(url: str) -> None:
-            address = made.state.editor.address(url)
+            address = f"{url}/#token={made.state.editor.token}"  # behind the #, which no browser sends
             console.say(f"the page is at {address}")
             console.note("Ctrl-C ends it")
             if not no_open:  # in a thread: a browser of the terminal would keep the server from answering

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, BadParameter, Option
 
 from .. import TinyLoraError
 from ..wire.frame import DEFAULT_USER, bound_name
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 def run_prompt(
     bundle: opts.BundleArgument,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from stdin.")],
+    prompt: Annotated[str, Argument(metavar="PROMPT", help="What to ask; - reads it from stdin.")],
     vector: opts.VectorsOption = None,
     max_tokens: opts.MaxTokensOption = 256,
     temperature: opts.TemperatureOption = 0.0,
@@ -32,17 +31,15 @@ def run_prompt(
     threads: opts.ThreadsOption = None,
     engine: opts.EngineOption = None,
     system: opts.MessageOption = None,
-    schema: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Hold the answer to this JSON schema.")
-    ] = None,
+    schema: Annotated[str | None, Option(metavar="FILE", help="Hold the answer to this JSON schema.")] = None,
     keys: opts.KeysOption = None,
     bundle_keys: Annotated[
         list[Path] | None,
-        typer.Option("--bundle-key", metavar="FILE", help="A public key that signed the bundle. Repeatable."),
+        Option("--bundle-key", metavar="FILE", help="A public key that signed the bundle. Repeatable."),
     ] = None,
     state: opts.StateOption = None,
     user: opts.UserOption = DEFAULT_USER,
-    as_json: Annotated[bool, typer.Option("--json", help="Report the answer as JSON.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Report the answer as JSON.")] = False,
 ) -> None:
     """Ask once, and stream the answer to stdout.
 
@@ -56,7 +53,7 @@ def run_prompt(
     from ..tasks import read_schema
 
     if prompt == vectors.STREAM in (vector or ()):
-        raise typer.BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
+        raise BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
     if schema == "label":
         raise console.CommandError("--schema label: there is no DATA here to take labels from: give a file")
     held_to = None if schema is None else read_schema(schema)
@@ -66,7 +63,6 @@ def run_prompt(
         rules: dict[str, Any] = {"policy": policy, "user": bound_name(user), "bundle_keys": signers}
         llm = opts.load_model(bundle, engine, threads, n_ctx=n_ctx, vector=frames, **rules)
     if prompt == vectors.STREAM:
-        take_any_bytes()
         prompt = sys.stdin.read()
     start = time.perf_counter()
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
@@ -106,11 +102,11 @@ def answer(
             if show:
                 write(piece)
             chunk = next(chunks, None)
-    except TinyLoraError:
+    except (TinyLoraError, UnicodeError):
         raise
     except ValueError as error:
         raise console.CommandError(
-            f"the prompt does not fit: {error}. Shorten it (in a chat: /clear), or pass a larger --n-ctx"
+            f"no room: {error}. Shorten the prompt (in a chat /clear), or raise --n-ctx"
         ) from error
     finally:
         chunks.close()
@@ -140,26 +136,9 @@ async def held(
 
 
 def messages(system: str | None, prompt: str | None = None) -> list[dict[str, str]]:
-    """Return a system message and a user's, as far as they are given."""
-    parts = (("system", system, "the system message"), ("user", prompt, "the prompt"))
-    found = []
-    for role, text, what in parts:
-        if text is None:
-            continue
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # bytes that are not UTF-8 come in as surrogates
-            raise console.CommandError(
-                f"{what} is not UTF-8: its character {error.start + 1} is {text[error.start]!r}"
-            ) from None
-        found.append({"role": role, "content": text})
-    return found
-
-
-def take_any_bytes() -> None:
-    """Let stdin give bytes that are not UTF-8 as surrogates, as arguments do, for `messages` to name."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
+    """Return a system message and a user's, as far as they are there."""
+    parts = ("system", system), ("user", prompt)
+    return [{"role": role, "content": text} for role, text in parts if text is not None]
 
 
 def write(text: str) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from ..basis import MAX_NORM
 from ..serve import ApiKeys, Limits
 from . import console, keyfiles, vectors
 from . import options as opts
@@ -17,36 +16,25 @@ _LIMITS = Limits()
 
 def serve(
     bundle: opts.BundleArgument,
-    store: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Users' vectors: an SQLite file.")
-    ] = None,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    store: Annotated[Path | None, Option(metavar="FILE", help="Users' vectors: an SQLite file.")] = None,
+    host: Annotated[str, Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: opts.PortOption = 8000,
     under: opts.UnderOption = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the model.")] = None,
-    api_keys: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="API keys, one a line, or key and user.")
-    ] = None,
+    name: Annotated[str | None, Option(metavar="NAME", help="Name of the model.")] = None,
+    api_keys: Annotated[Path | None, Option(metavar="FILE", help="A line: key, or key and user.")] = None,
     keys: opts.KeysOption = None,
-    max_norm: Annotated[float, typer.Option(metavar="NORM", min=0, help="Largest norm of R.")] = MAX_NORM,
-    feedback: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Learn from clicks; keep their states here.")
-    ] = None,
-    sign: Annotated[Path | None, typer.Option(metavar="FILE", help="Sign learned vectors with it.")] = None,
+    feedback: Annotated[Path | None, Option(metavar="DIR", help="Learn from clicks, kept here.")] = None,
+    sign: Annotated[Path | None, Option(metavar="FILE", help="Sign learned vectors with it.")] = None,
     engine: opts.EngineOption = None,
     contexts: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="llama.cpp's contexts. [default: one a core]")
+        int | None, Option(metavar="N", min=1, help="llama.cpp's contexts. [default: one a core]")
     ] = None,
-    slots: Annotated[int | None, typer.Option(metavar="N", min=1, help="Users a context remembers.")] = None,
-    n_ctx: Annotated[
-        int, typer.Option("--n-ctx", metavar="N", min=1, help="Tokens of a request.")
-    ] = opts.CONTEXT,
+    slots: Annotated[int | None, Option(metavar="N", min=1, help="Users a context remembers.")] = None,
+    n_ctx: Annotated[int, Option("--n-ctx", metavar="N", min=1, help="Tokens of a request.")] = opts.CONTEXT,
     threads: opts.ThreadsOption = None,
-    max_requests: Annotated[int, typer.Option(metavar="N", min=1, help="Open requests.")] = _LIMITS.requests,
-    max_body: Annotated[int, typer.Option(metavar="BYTES", min=1, help="Bytes of a request.")] = _LIMITS.body,
-    max_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Tokens of an answer.")
-    ] = _LIMITS.tokens,
+    max_requests: Annotated[int, Option(metavar="N", min=1, help="Open requests.")] = _LIMITS.requests,
+    max_body: Annotated[int, Option(metavar="BYTES", min=1, help="Bytes of a request.")] = _LIMITS.body,
+    max_tokens: Annotated[int, Option(metavar="N", min=1, help="Tokens of an answer.")] = _LIMITS.tokens,
 ) -> None:
     """Answer OpenAI's clients over HTTP, each request with its user's vector.
 
@@ -73,7 +61,6 @@ def serve(
             under=None if under is None else vectors.read(str(under)),
             name=name,
             keys=keyfiles.verifiers(keys),
-            max_norm=max_norm,
             api_keys=None if api_keys is None else ApiKeys.read(api_keys),
             limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens),
             states=feedback,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, BadParameter, Option
 
-from ..shipping import layout
 from ..shipping.fetch import fetch as fetch_frame
+from ..shipping.fetch import frame_path
 from ..shipping.publish import publish as publish_frame
-from ..wire import frame, tags
+from ..wire import tags
 from ..wire.frame import DEFAULT_USER, bound_name
 from ..writes import atomic_write
 from . import console, keyfiles, vectors
@@ -21,7 +20,7 @@ from . import options as opts
 def publish(
     source: opts.VectorArgument,
     bundle: opts.BasisArgument,
-    to: Annotated[str, typer.Option("--to", metavar="DIR|URL", help="A directory, or a URL for fsspec.")],
+    to: Annotated[str, Option("--to", metavar="DIR|URL", help="A directory, or a URL for fsspec.")],
     user: opts.UserOption = DEFAULT_USER,
     as_json: opts.JsonOption = False,
 ) -> None:
@@ -41,14 +40,14 @@ def publish(
     kind = vectors.header(data)["tag"]
     if kind == tags.NAMES[tags.CRC32]:
         console.warn("a checksum proves nothing about the sender: sign what you publish (pack --key)")
-    record = {"target": to, **done._asdict(), "latest": layout.latest(bases.id, user)}
+    record = {"target": to, **done._asdict(), "latest": frame_path(bases.id, user)}
     record |= {"bytes": len(data), "tag": kind}
     where = f"{to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}"
     console.report(record, as_json, f"{'published' if done.changed else 'was there already:'} {where}")
 
 
 def fetch(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The folder that publish wrote to.")],
+    url: Annotated[str, Argument(metavar="URL", help="The folder that publish wrote to.")],
     bundle: opts.BasisArgument,
     output: opts.RunFrameOption,
     user: opts.UserOption = DEFAULT_USER,
@@ -65,34 +64,26 @@ def fetch(
       tinylora-edge fetch https://example.org/vectors out/demo -o v.bin --key fleet.key.pub --state v.state
     """
     if state is not None and state.resolve() == output.resolve():
-        raise typer.BadParameter("the vector goes there: name another file", param_hint="--state")
+        raise BadParameter("the vector goes there: name another file", param_hint="--state")
     policy = keyfiles.policy(keys, state)
     vectors.check_folder(output)
     bases, bound = vectors.find_bases(bundle), bound_name(user)
     with console.progress(f"asking {url}"):
-        data = fetch_frame(url, bases, user).data
-    assert data is not None  # no ETag was sent
+        data = fetch_frame(url, bases, user)
     vector = policy.check(data, bases, user=bound)
-    present = b""
-    with suppress(FileNotFoundError), open(output, "rb") as old:
-        present = old.read(frame.longest(bases.most) + 1)
-    if data == present:
-        policy.record(vector, bases.factors, user=bound)
-    else:
+    changed = not output.exists() or output.read_bytes() != data
+    if changed:
         # The state is written once the new vector is on the disk under another name: the state knows every
         # vector that is in place, and a kill between the two leaves the old one.
-        try:
-            with atomic_write(output) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                policy.record(vector, bases.factors, user=bound)
-        except OSError as error:
-            raise console.CommandError(
-                f"{output} and the state could not be written: {error.strerror or error}"
-            ) from error
-    record: dict[str, Any] = {"vector": str(output), "changed": data != present, **vectors.header(data)}
+        with atomic_write(output) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            policy.record(vector, bases.factors, user=bound)
+    else:
+        policy.record(vector, bases.factors, user=bound)
+    record: dict[str, Any] = {"vector": str(output), "changed": changed, **vectors.header(data)}
     record |= {"count": len(vector.values), "key": vector.verified_by, "norm": vector.norm}
     under = f" under {vector.verified_by}" if vector.verified_by else ""
     summary = f"{output}: {len(data)} bytes, sequence {vector.sequence}, {record['tag']} tag{under}"
-    console.report(record, as_json, f"{'wrote' if record['changed'] else 'nothing new:'} {summary}")
+    console.report(record, as_json, f"{'wrote' if changed else 'nothing new:'} {summary}")

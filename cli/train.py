@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer import BadParameter, Option
 
 from .. import BasisError, Policy, load_bundle
 from ..factors import SIZES, Shape, read_shape
@@ -22,7 +23,7 @@ def _shape(text: str) -> Shape:
     try:
         return read_shape(text)
     except BasisError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise BadParameter(str(error)) from None
 
 
 def train(
@@ -34,50 +35,41 @@ def train(
     schema: opts.SchemaOption = None,
     method: Annotated[
         Literal["sft", "grpo"] | None,
-        typer.Option(help="sft: on answers; grpo: by a reward. [default: sft, then grpo, where they help]"),
+        Option(help="sft: on answers; grpo: by a reward. [default: sft, then grpo, where they help]"),
     ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(metavar="M", help="Minutes of training at most. [default: 5]")
-    ] = None,
+    minutes: Annotated[float | None, Option(metavar="M", help="Minutes at most. [default: 5]")] = None,
     steps: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Steps at most. [default: what the minutes allow]")
+        int | None, Option(metavar="N", min=1, help="Steps at most. [default: what the minutes allow]")
     ] = None,
-    prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
-    samples: Annotated[int, typer.Option(metavar="N", min=2, help="Completions a prompt (grpo).")] = 8,
-    lr: Annotated[
-        float | None, typer.Option(metavar="X", help="Step size. [default: by method and size]")
-    ] = None,
+    prompts: Annotated[int, Option(metavar="N", min=1, help="Prompts a step.")] = 8,
+    samples: Annotated[int, Option(metavar="N", min=2, help="Completions a prompt (grpo).")] = 8,
+    lr: Annotated[float | None, Option(metavar="X", help="Step size. [default: by method and size]")] = None,
     size: Annotated[
         Literal["small", "medium", "large"] | None,
-        typer.Option(help="855 bytes, 13 kB or 55 kB for SmolLM2. [default: the most that BUNDLE takes]"),
+        Option(help="855 bytes, 13 kB or 55 kB for SmolLM2. [default: the most that BUNDLE takes]"),
     ] = None,
     rank: Annotated[
         Any,  # a tuple, which would be several values
-        typer.Option(metavar="K|PxQ", parser=_shape, help="Instead of a size: all of R, K x K or P x Q."),
+        Option(metavar="K|PxQ", parser=_shape, help="Instead of a size: all of R, K x K or P x Q."),
     ] = None,
-    numbers: Annotated[
-        int | None, typer.Option(metavar="N", help="Instead of a size: so many numbers, such as 13.")
-    ] = None,
+    numbers: Annotated[int | None, Option(metavar="N", help="Instead of a size: N numbers.")] = None,
     dtype: Annotated[
         opts.Dtype | None,
-        typer.Option(help="Type of FILE's values; q2, q4 train rounded. [default: q4 where it is smallest]"),
+        Option(help="Type of FILE's values; q2, q4 train rounded. [default: q4 where it is smallest]"),
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A vector to start from, of this size or smaller.")
+        Path | None, Option(metavar="FILE", help="A vector to start from, of this size or smaller.")
     ] = None,
     under: opts.UnderOption = None,
     keys: opts.KeysOption = None,
     user: opts.UserOption = DEFAULT_USER,
     system: opts.SystemOption = None,
     examples: opts.ExamplesOption = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
-    weights: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Train on Hugging Face weights.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    seed: Annotated[int, Option(metavar="N", min=0, help="Seed of everything.")] = 0,
+    weights: Annotated[Path | None, Option(metavar="DIR", help="Train on Hugging Face weights.")] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
     keep: Annotated[
-        bool | None,
-        typer.Option("--keep/--no-keep", help="Rehearse, to keep other skills. [default: in SFT]"),
+        bool | None, Option("--keep/--no-keep", help="Rehearse, to keep other skills. [default: in SFT]")
     ] = None,
     evaluate: opts.EvaluateOption = True,
     as_json: opts.JsonOption = False,
@@ -108,7 +100,7 @@ def train(
 
     if size is not None:
         if rank is not None or numbers is not None:
-            raise typer.BadParameter("--size is a rank: pass one of --size, --rank and --numbers")
+            raise BadParameter("--size is a rank: pass one of --size, --rank and --numbers")
         rank = SIZES[size]
     options = Options(
         method=method,
@@ -137,51 +129,51 @@ def train(
     loaded = opts.make_preamble(loaded, system, examples).before_task(loaded)
     with training_progress() as show:
         outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)
-    if outcome.result.stopped == "interrupted":
-        console.note(
-            f"interrupted after step {outcome.result.steps}: the state is saved, go on with --resume"
-        )
+    result = outcome.result
+    if result.stopped == "interrupted":
+        console.note(f"interrupted after step {result.steps}: the state is saved, go on with --resume")
         raise typer.Exit(130)
     record = read_json(outcome.path.with_name(f"{outcome.path.name}.json"))
     if not evaluate:
         record["unmeasured"] = {"base, worked examples and drift": "--no-evaluate; eval measures them"}
-    if as_json:
-        console.print_json({"file": str(outcome.path), **record})
-        return
-    result = outcome.result
     kept = "what it began with: nothing was better"
     if result.best_step:
         kept = f"the vector of step {result.best_step} of {result.steps}"
-    console.prose(f"wrote {outcome.path} ({outcome.path.stat().st_size:,} bytes), {kept}")
-    console.facts(results.phases(record))
-    results.show(record)
+    wrote = f"wrote {outcome.path} ({outcome.path.stat().st_size:,} bytes), {kept}"
+    found = {"file": str(outcome.path), **record}
+    console.report(found, as_json, wrote, rows=results.phases(record))
+    if not as_json:
+        results.show(record)
 
 
 @contextmanager
 def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show what a run learns from, its loss and rewards, and how far it is."""
-    known: dict[str, float] = {}
-    texts = False
+    known: dict[str, str] = {}
+    sign = 1
     with console.progress("loading the model", 1.0) as bar:
 
         def show(metrics: dict[str, Any]) -> None:
-            nonlocal texts
+            nonlocal sign
             event = metrics.get("event")
-            if event == "data":
-                texts = metrics["reward"] == "text"  # whose rewards are minus their nats a token
-            elif texts:
-                metrics = metrics | {key: -metrics[key] for key in ("validation", "best") if key in metrics}
+            if event == "data" and metrics["reward"] == "text":  # its rewards are minus nats a token
+                sign = -1
+            if event == "start":
+                known.clear()
             if event in (None, "start"):
-                if event == "start":
-                    known.clear()
-                known.update({key: metrics[key] for key in _METRICS if key in metrics})
-                values = (text.format(known[key]) for key, text in _METRICS.items() if key in known)
+                shown = metrics | {"validation": sign * metrics.get("validation", 0.0)}
+                known.update(
+                    {key: text.format(shown[key]) for key, text in _METRICS.items() if key in metrics}
+                )
                 at = f"{metrics['method']}, step {metrics.get('step', 0)}"
+                values = (known[key] for key in _METRICS if key in known)
                 bar("  ".join([at, *values]), done=metrics.get("share", 0.0))
             elif event == "measuring":
                 bar(f"measuring: {metrics['what']}", done=metrics["done"], total=metrics["total"])
+            elif event == "stopping":
+                console.acknowledge_interrupt()
             else:
-                _note_event(event, metrics, bar)
+                _note_event(metrics, sign, bar)
 
         yield show
 
@@ -190,8 +182,9 @@ _METRICS = {"loss": "loss {:.3f}", "reward": "reward {:.2f}"}  # of a step, as t
 _METRICS |= {"validation": "held back {:.3f}", "validation_loss": "(loss {:.3f})"}
 
 
-def _note_event(event: str, metrics: dict[str, Any], bar: console.Show) -> None:
+def _note_event(metrics: dict[str, Any], sign: int, bar: console.Show) -> None:
     """Say what has happened in a run beside its steps."""
+    event = metrics["event"]
     if event == "data":
         console.note(
             f"{metrics['train']} examples to learn from, {metrics['validation']} held back to choose the "
@@ -208,19 +201,17 @@ def _note_event(event: str, metrics: dict[str, Any], bar: console.Show) -> None:
             reach = f", and likely lower the loss by {metrics['reach']:.0%} of what all would"
         console.warn(
             f"a step takes {round(metrics['seconds'], 2):g} s here: {metrics['steps']} of {metrics['of']} "
-            f"steps fit into the minutes{reach}. Allow --minutes {metrics['minutes']} for all, or shorten "
-            "the answers"
+            f"steps fit into the minutes{reach}. Allow --minutes {metrics['minutes']}, or shorten the answers"
         )
     elif event == "silent":
         console.warn(
-            f"two steps without signal: all sampled answers of every prompt got the same reward, "
-            f"{metrics['reward']:.3f} on average. GRPO learns from differences alone: give answers to learn "
-            "from, draw more with --samples, or make the task easier or harder"
+            "two steps without signal: all sampled answers of every prompt got the same reward, "
+            f"{metrics['reward']:.3f} on average. Give answers to learn from, draw more with --samples, or "
+            "make the task easier or harder"
         )
     elif event == "back-off":
+        worse = f"{sign * metrics['validation']:.3f} after {sign * metrics['best']:.3f}"
         console.warn(
-            f"validation got worse, {metrics['validation']:.3f} after {metrics['best']:.3f}: went back to "
-            f"the best vector and halved the step size to {metrics['lr']:.2g}"
+            f"validation got worse, {worse}: went back to the best vector and halved the step size to "
+            f"{metrics['lr']:.2g}"
         )
-    elif event == "stopping":
-        console.acknowledge_interrupt()

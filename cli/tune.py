@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from .. import TrainError, __version__
 from ..jsonio import write_json
+from ..process import first_interrupt
 from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, results, vectors
 from . import options as opts
@@ -25,22 +27,22 @@ def tune(
     bundle: opts.BundleArgument,
     data: opts.DataArgument,
     output: opts.RunFrameOption,
-    budget: Annotated[str, typer.Option(metavar="AMOUNT", help="90s, 5m, 1h, or 80ktokens.")] = "5m",
+    budget: Annotated[str, Option(metavar="AMOUNT", help="90s, 5m, 1h, or 80ktokens.")] = "5m",
     reward: opts.RewardOption = None,
     schema: opts.SchemaOption = None,
     drop_duplicates: opts.DropDuplicatesOption = False,
-    start: Annotated[Path | None, typer.Option(metavar="FILE", help="A vector to start from.")] = None,
+    start: Annotated[Path | None, Option(metavar="FILE", help="A vector to start from.")] = None,
     numbers: opts.NumbersOption = None,
     under: opts.UnderOption = None,
     system: opts.SystemOption = None,
     examples: opts.ExamplesOption = None,
-    prompts: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts a step.")] = 8,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything.")] = 0,
+    prompts: Annotated[int, Option(metavar="N", min=1, help="Prompts a step.")] = 8,
+    seed: Annotated[int, Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     engine: opts.EngineOption = None,
     threads: opts.ThreadsOption = None,
     keys: opts.KeysOption = None,
     user: opts.UserOption = DEFAULT_USER,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
     evaluate: opts.EvaluateOption = True,
     as_json: opts.JsonOption = False,
 ) -> None:
@@ -98,10 +100,15 @@ def tune(
             schema=loaded.schema,
             settings=runtime.TuneSettings(prompts=prompts),
             path=state,
-            report=_reporter(show, amount, curve, {"reward": unit or "reward", "check": "held back"}, sign),
+            report=_reporter(show, amount, curve, unit or "reward", sign),
             n_threads=threads,
         )
-        with console.first_interrupt(learner.stop):
+
+        def interrupted() -> None:
+            learner.stop()
+            console.acknowledge_interrupt()
+
+        with first_interrupt(interrupted):
             found = learner.run(amount.less(learner.state.tokens, learner.state.seconds))
         if found.stopped == "stopped":
             console.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")
@@ -134,19 +141,16 @@ def tune(
     if not found.improved:
         on = console.counted(found.held_back, "prompt")
         console.warn(f"nothing did better than the start on the {on} held back: {output} is the start")
-    if as_json:
-        console.print_json({"file": str(output), **record})
-        return
-    console.prose(
+    wrote = (
         f"wrote {output} ({output.stat().st_size} bytes) after {console.counted(found.steps, 'step')}, "
         f"{found.tokens:,} tokens and {found.seconds:.0f} s: held back "
-        f"{sign * found.start_score:.3f} -> {sign * found.score:.3f} {unit}".strip()
+        f"{sign * found.start_score:.3f} -> {sign * found.score:.3f} {unit}"
     )
-    console.facts(results.rows(record))
+    console.report({"file": str(output), **record}, as_json, wrote.strip(), rows=results.rows(record))
 
 
 def _reporter(
-    show: console.Show, budget: Budget, curve: list[dict[str, Any]], names: dict[str, str], sign: int
+    show: console.Show, budget: Budget, curve: list[dict[str, Any]], unit: str, sign: int
 ) -> Callable[[dict[str, Any]], None]:
     """Return a `report` that keeps the rows of a run, and shows how much of its budget is spent."""
     limits = {key: limit for key, limit in asdict(budget).items() if limit is not None}
@@ -156,9 +160,9 @@ def _reporter(
         curve.append(row)
         if row.get("event") in ("restart", "end"):
             return
+        names = {"reward": unit, "check": "held back"}
         known.update({key: f"{name} {sign * row[key]:.2f}" for key, name in names.items() if key in row})
-        speed = f"{row['tokens'] / max(row['seconds'], 1e-9):.0f} tokens/s"
         spent = max(row[key] / limit for key, limit in limits.items())
-        show("  ".join([f"step {row.get('step', 0)}", *known.values(), speed]), done=min(spent, 1.0))
+        show("  ".join([f"step {row.get('step', 0)}", *known.values()]), done=min(spent, 1.0))
 
     return report

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import typer
+from typer import BadParameter
 
 from .. import Bases, FrameError, MicroVector, load_bundle
 from ..factors import SIZES, shape_name
@@ -47,7 +47,7 @@ def read(source: str) -> bytes:
 def read_stack(sources: list[str] | None) -> list[bytes]:
     """Return the bytes of vectors that act together; stdin has one of them at most."""
     if (sources or []).count(STREAM) > 1:
-        raise typer.BadParameter("stdin has one vector: pass files for the others", param_hint="--vector")
+        raise BadParameter("stdin has one vector: pass files for the others", param_hint="--vector")
     return [read(source) for source in sources or ()]
 
 
@@ -56,7 +56,7 @@ def check_target(target: str, *, as_json: bool = False) -> None:
     if target == STREAM:
         if as_json:
             why = "stdout carries the vector: pass -o FILE to have a report"
-            raise typer.BadParameter(why, param_hint="--json")
+            raise BadParameter(why, param_hint="--json")
         if sys.stdout.isatty():
             why = "the vector is binary and stdout is a terminal: redirect it, or use -o FILE"
             raise console.CommandError(why)
@@ -79,11 +79,8 @@ def write(target: str, data: bytes, *, mode: int = 0o666) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    try:
-        with atomic_write(Path(target).resolve(), mode=mode) as file:
-            file.write(data)
-    except OSError as error:  # its filename would be the temporary one
-        raise console.CommandError(f"{target} could not be written: {error.strerror or error}") from error
+    with atomic_write(target, mode=mode) as file:
+        file.write(data)
 
 
 def find_bases(path: Path) -> Bases:
@@ -104,13 +101,10 @@ def header(data: bytes) -> dict[str, Any]:
     """Return what the bytes of a vector say without a basis: nothing of it is verified."""
     length = len(data)
     version, dtype, kind, basis_id, sequence, until = frame.head(data)
-    around = frame.HEADER_BYTES[version] + tags.SIZES[kind]
+    around, name = frame.HEADER_BYTES[version] + tags.SIZES[kind], tags.NAMES[kind]
     if length <= around:
-        raise FrameError(
-            f"the frame has {length} bytes, and its header and {tags.NAMES[kind]} tag alone take {around}: "
-            "it was cut on its way"
-        )
-    found: dict[str, Any] = {"bytes": length, "version": version, "dtype": dtype, "tag": tags.NAMES[kind]}
+        raise FrameError(f"the frame has {length} bytes, and its header and {name} tag alone take {around}")
+    found: dict[str, Any] = {"bytes": length, "version": version, "dtype": dtype, "tag": name}
     found |= {"basis_id": basis_id, "sequence": sequence}
     return found if until is None else found | {"until": day_date(until).isoformat()}
 
@@ -127,8 +121,7 @@ def next_sequence(before: MicroVector | None) -> int:
         return FIRST_SEQUENCE
     if before.sequence == _LAST_SEQUENCE:
         raise console.CommandError(
-            f"the vector to begin with has sequence {before.sequence}, which is the last one: pack it for a "
-            "user of another name, with --sequence 1"
+            f"sequence {before.sequence} is the last: pack the start for another user, with --sequence 1"
         )
     return before.sequence + 1
 

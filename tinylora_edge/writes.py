@@ -36,19 +36,24 @@ def atomic_write(path: str | PathLike[str], *, mode: int = 0o666) -> Iterator[IO
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file that several processes replace; the system frees it when its holder dies."""
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock `path`.lock, which the system frees when its holder dies.
+
+    Raises:
+        BlockingIOError: another process holds it, and there is no `wait`.
+    """
     # Not the file itself: that is replaced, and a lock stays with what was replaced.
     handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if os.name == "nt":
             import msvcrt
 
-            msvcrt.locking(handle, msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined,unused-ignore]
+            how = msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK  # type: ignore[attr-defined,unused-ignore]
+            msvcrt.locking(handle, how, 1)  # type: ignore[attr-defined,unused-ignore]
         else:
             import fcntl
 
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)

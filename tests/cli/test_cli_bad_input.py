@@ -44,12 +44,12 @@ def test_a_bad_vector(cli: Cli, smollm2_bundle: Path, basis: Basis, tmp_path: Pa
 def test_a_missing_vector_or_bundle(cli: Cli, smollm2_bundle: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     cli("run", smollm2_bundle, "Hello", "--vector", missing).refused(str(missing), "No such file")
-    cli("pack", missing).refused(str(missing), "No such file")
+    for command in ("pack", "inspect"):
+        cli(command, missing).refused(str(missing), "No such file")
     cli("pack", tmp_path).refused(str(tmp_path), "Is a directory")
     for words in (
         ("run", missing, "Hello"),
         ("chat", missing),
-        ("inspect", missing),
         ("run", tmp_path, "Hello"),
     ):
         cli(*words).refused("does not exist")

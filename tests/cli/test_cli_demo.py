@@ -30,7 +30,7 @@ def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(exporters, "ExportSettings", few)
     quick = partial(train.Options, method="sft", steps=2, prompts=2, keep=False, validation=2)
     monkeypatch.setattr(train, "Options", quick)
-    for name, less in (("HELD_OUT", 2), ("_TOKENS", 8), ("_SWAPS", 4)):
+    for name, less in (("HELD_OUT", 2), ("_TOKENS", 8)):
         monkeypatch.setattr(demo, name, less)
     monkeypatch.setattr(measure, "_SEARCH_S", 0.1)  # for worked examples
     monkeypatch.setattr(measure, "GENERAL", 1)

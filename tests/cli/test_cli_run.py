@@ -110,7 +110,7 @@ def test_a_prompt_that_does_not_fit(cli: Cli, smollm2_bundle: Path) -> None:
 
 
 def test_a_temperature_that_is_none(cli: Cli, smollm2_bundle: Path) -> None:
-    cli("run", smollm2_bundle, "Hello", "--temperature", "inf").misused("--temperature", "finite")
+    cli("run", smollm2_bundle, "Hello", "--temperature", "inf").misused("--temperature", "inf")
 
 
 def test_what_a_model_says_cannot_turn_a_line_around(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +121,8 @@ def test_what_a_model_says_cannot_turn_a_line_around(capsys: pytest.CaptureFixtu
 
 def test_a_prompt_that_is_none(cli: Cli, tiny_bundle: Path) -> None:
     run = ("run", tiny_bundle)
-    cli(*run, "caf\udce9", *SHORT).refused("the prompt is not UTF-8: its character 4 is '\\udce9'")
-    cli(*run, "-", *SHORT, stdin=b"\xff").refused("the prompt is not UTF-8: its character 1")
-    cli(*run, "Hello", "--system", "\udcff", *SHORT).refused("the system message is not UTF-8")
+    cli(*run, "caf\udce9", *SHORT).refused("not UTF-8: ", "can't encode character '\\udce9' in position 3")
+    cli(*run, "-", *SHORT, stdin=b"\xff").refused("not UTF-8: ", "can't decode byte 0xff in position 0")
+    cli(*run, "Hello", "--system", "\udcff", *SHORT).refused(
+        "not UTF-8: ", "can't encode character '\\udcff' in position"
+    )

@@ -74,7 +74,7 @@ def test_a_state_that_cannot_be_written_leaves_the_file_as_it_was(cli: Cli, read
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))
         try:
-            cli(*fetch).refused("could not be written: File too large")
+            cli(*fetch).refused("File too large")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert contents(device) == before

@@ -26,6 +26,9 @@ def test_an_exception_leaves_what_was_there(tmp_path, error, old):
         fail_halfway()
     assert (path.read_bytes() if path.exists() else None) == old
     assert os.listdir(tmp_path) == ([] if old is None else ["file"])
+    with pytest.raises(FileNotFoundError) as failed, atomic_write(tmp_path / "none" / "file"):
+        pass
+    assert failed.value.filename == str(tmp_path / "none" / "file"), "not the temporary one"
 
 
 @pytest.mark.parametrize(("umask", "mode", "expected"), [(0o022, 0o666, 0o644), (0o077, 0o666, 0o600)])

@@ -20,7 +20,7 @@ from tinylora_edge.formats import gguf as _gguf
 from tinylora_edge.formats import side_tensors, signatures
 from tinylora_edge.modules import KINDS
 from tinylora_edge.projection import project
-from tinylora_edge.shipping import layout
+from tinylora_edge.shipping.fetch import LATEST, frame_path
 from tinylora_edge.wire import frame as _frame
 from tinylora_edge.wire import tags
 from tinylora_edge.wire import text as _text
@@ -248,12 +248,12 @@ def test_texts() -> None:
 def test_published_path() -> None:
     text = " ".join(section("Published vectors").split())
     basis, sequence = frame_digest()[:8], int.from_bytes(taken_apart()[5:7], "little")
-    assert f"`{layout.numbered(basis, DEFAULT_USER, sequence)}`" in text
-    assert f"<user>/{layout.LATEST} " in text
+    assert f"`{frame_path(basis, DEFAULT_USER, sequence)}`" in text
+    assert f"<user>/{LATEST} " in text
     (longest,) = re.findall(r"1 to (\d+) characters", text)
-    layout.directory(basis, "a" * int(longest))
+    frame_path(basis, "a" * int(longest))
     with pytest.raises(TransferError):
-        layout.directory(basis, "a" * (int(longest) + 1))
+        frame_path(basis, "a" * (int(longest) + 1))
 
 
 def test_key_ids() -> None:

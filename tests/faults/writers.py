@@ -29,7 +29,7 @@ from tinylora_edge import (
 from tinylora_edge.exporters import export
 from tinylora_edge.formats import side_tensors
 from tinylora_edge.formats.gguf import GGUFFile
-from tinylora_edge.shipping import layout
+from tinylora_edge.shipping.fetch import frame_path
 from tinylora_edge.shipping.publish import publish
 from tinylora_edge.train import trainer
 from tinylora_edge.wire.frame import DEFAULT_USER
@@ -208,15 +208,15 @@ def _act_publish(folder: Path, progress: Progress) -> None:
         try:
             publish(frame(sequence), BASES, str(folder / "site"))
         except TransferError as error:
-            if "devices that applied the newer one" not in str(error):  # done before
+            if "and this frame" not in str(error):  # done before
                 raise
         progress.done = sequence - 5
 
 
 def _check_publish(folder: Path, done: int) -> None:
-    latest = sequence_of((folder / "site" / layout.latest(BASES.id, DEFAULT_USER)).read_bytes())
+    latest = sequence_of((folder / "site" / frame_path(BASES.id, DEFAULT_USER)).read_bytes())
     assert 5 + done <= latest <= 7
-    numbered = folder / "site" / layout.numbered(BASES.id, DEFAULT_USER, latest)
+    numbered = folder / "site" / frame_path(BASES.id, DEFAULT_USER, latest)
     assert sequence_of(numbered.read_bytes()) == latest
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_bundles
 import pytest
-from serving import COMMAND, keys_file
+from serving import COMMAND, KEY, keys_file
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
@@ -158,6 +158,7 @@ def test_keys_that_others_can_read_are_warned_of(tmp_path: Path) -> None:
         (OptionError, {"n_contexts": 3}),
         (OptionError, {"name": "team@v1"}),
         (OptionError, {"states": "states"}),
+        (OptionError, {"store": "users.db", "page": True, "keys": [KEY]}),
         (TinyLoraError, {"api_keys": {"short": None}}),
         (FileNotFoundError, {"store": Path("none", "users.db")}),
     ],

@@ -118,8 +118,6 @@ def test_what_clicks_made_comes_after_what_the_page_began_with(
     store.delete(USER)
     made = text.decode(editor.made([0.5] * basis.size)["vector"])
     assert policy.check(made, basis, user=USER).sequence == 2  # which the policy remembers
-    with pytest.raises(VectorError, match="nobody has signed"):
-        VectorEditor(bases, Policy(keys=[KEY]), store)
     with pytest.raises(VectorError):
         VectorEditor(bases, Policy(), store, b"no frame")
     store.close()

@@ -169,7 +169,7 @@ def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:
         (damaged, r"damaged.db cannot be used: file is not a database"),
         (other, "no store of users' vectors"),
         (tmp_path, "cannot be used"),
-        (later, r"version 1, but this release reads version 2: .* name a new file"),
+        (later, r"version 1, but this release reads 2: name a new file"),
     ):
         with pytest.raises(StoreError, match=message):
             Store(path, bases)

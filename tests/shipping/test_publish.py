@@ -132,10 +132,11 @@ def test_latest_that_is_something_else_is_not_replaced(tmp_path):
 
 def test_targets_that_are_none(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
-    wrong = {"nowhere://x/y": "nowhere", str(tmp_path / "file"): "could not be written", "": "empty"}
-    for to, message in wrong.items():
+    for to, message in {"nowhere://x/y": "nowhere", "": "empty"}.items():
         with pytest.raises(TransferError, match=message):
             publish(frame(1), BASES, to)
+    with pytest.raises(NotADirectoryError, match=str(tmp_path / "file")):
+        publish(frame(1), BASES, str(tmp_path / "file"))
     assert os.listdir(tmp_path) == ["file"]
 
 

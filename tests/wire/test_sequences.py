@@ -101,7 +101,7 @@ class TestFile:
     def test_what_is_no_place_for_a_state(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no.*does not exist"):
             policy(tmp_path / "no" / "state")
-        with pytest.raises(VectorError, match="not a regular file"):
+        with pytest.raises(IsADirectoryError):
             policy(tmp_path)
 
     def test_damage_is_refused(self, tmp_path):
@@ -135,11 +135,11 @@ class TestFile:
             ours.record(checked, BASIS.factors)
         assert (tmp_path / "state").read_bytes() == before
 
-    @pytest.mark.parametrize("value", ['"65536:"', '"-1:"', '"1:ab"', '"x"', "5", "null"])
+    @pytest.mark.parametrize("value", ['"-1:"', '"1:ab"', '"x"', "5", "null"])
     def test_what_is_no_sequence_is_damage(self, value):
         body = f'{{"digest":{{"key":{{"stream":{value}}}}}}}'
         digest = hashlib.sha256(body.encode()).hexdigest()
-        with pytest.raises(ValueError, match=r"where a sequence should be|another structure"):
+        with pytest.raises(ValueError, match="another structure"):
             decode(f'{{"format": 4, "sha256": "{digest}", "accepted": {body}}}'.encode())
 
 

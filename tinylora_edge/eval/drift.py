@@ -183,12 +183,3 @@ def measure_parity(bundle: str | PathLike[str], *, n_threads: int | None = None)
     same = sum(here == there for here, there in pairs)
     alike = sum(here[:BEGINNING] == there[:BEGINNING] for here, there in pairs)
     return {"prompts": len(pairs), "same": same, "begin_alike": alike, "empty": empty}
-
-
-def in_words(alike: dict[str, Any]) -> str:
-    """Return what `measure_parity` found as half a sentence."""
-    empty = [f"{count} of {form}'s" for form, count in alike["empty"].items() if count]
-    return (
-        f"{alike['same']} of {alike['prompts']} answers are word for word the same, {alike['begin_alike']} "
-        f"begin alike, {' and '.join(empty) + ' are' if empty else 'none is'} empty"
-    )

@@ -37,13 +37,12 @@ class Limits:
 
 @dataclass
 class RefusedError(Exception):
-    """A request that is refused for a reason of HTTP's own; `kind` is the `type` of OpenAI's error object."""
+    """A request that is refused for a reason of HTTP's own."""
 
     status: int
     message: str
     code: str
     param: str = ""
-    kind: str = "invalid_request_error"
 
 
 class ApiKeys:
@@ -68,11 +67,7 @@ class ApiKeys:
     @classmethod
     def read(cls, path: str | PathLike[str]) -> ApiKeys:
         """Read a file of keys: a line has a key, or a key and a user. `#` begins a line of comment.
-
-        Raises:
-            OSError: it cannot be read.
-            TinyLoraError: a line is neither, or gives a key to a second user, or there is no key.
-        """
+        TinyLoraError: a line is neither, or gives a key to a second user, or there is no key."""
         keys: dict[str, str | None] = {}
         for number, line in enumerate(Path(path).read_text("utf-8", errors="replace").splitlines(), 1):
             key, *users = line.split() or ["#"]
@@ -96,7 +91,7 @@ class ApiKeys:
         found = _hash(key.strip())
         if scheme.lower() != "bearer" or found not in self._users:
             message = "this server needs one of its API keys: pass 'Authorization: Bearer KEY'"
-            raise RefusedError(401, message, "invalid_api_key", kind="authentication_error")
+            raise RefusedError(401, message, "invalid_api_key")
         return found, self._users[found]
 
 

@@ -18,7 +18,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..basis import MAX_NORM
 from ..errors import OptionError, RequestError, TrainError
 from ..formats.bundle import load_bundle
 from ..runtime.model import VectorSource, admit
@@ -40,7 +39,6 @@ def app(
     store: str | PathLike[str] | None = None,
     name: str | None = None,
     keys: Sequence[Verifier] = (),
-    max_norm: float = MAX_NORM,
     api_keys: Mapping[str, str | None] | ApiKeys | None = None,
     limits: Limits | None = None,
     states: str | PathLike[str] | None = None,
@@ -53,11 +51,10 @@ def app(
     """Return a server of a bundle as an ASGI app, its model loaded.
 
     Args:
-        bundle: as for `runtime.load`.
         store: an SQLite file with users' vectors, made where it does not exist. Without one, clients send
             theirs with each request.
         name: of the model, as clients ask for it; by default that of the bundle's folder.
-        keys, max_norm: of the policy that checks every vector, at every request (see `Policy`).
+        keys: of the policy that checks every vector, at every request (see `Policy`).
         api_keys: key -> the one user that it stands for, or None for an app's key. None: no key is needed.
         limits: of every client.
         states: a folder, made where it does not exist, for what clicks say of each user: with it the server
@@ -75,12 +72,12 @@ def app(
     name = name or Path(bundle).resolve().name.removesuffix(".gguf")
     if "@" in name:
         raise OptionError(
-            f"the model's name {name!r} has an @, behind which clients name a user: pass another (--name)"
+            f"the model's name {name!r} has an @, which stands before a user: pass another (--name)"
         )
     if store is None and (states is not None or page):
         raise OptionError("a page and learning from clicks keep vectors: name a store too (--store)")
-    if page and api_keys is not None:
-        raise OptionError("a page is for one visitor: pass no API keys")
+    if page and (api_keys is not None or keys):
+        raise OptionError("a page is for one visitor, whose vectors nobody signs: pass no keys")
     if api_keys is not None and not isinstance(api_keys, ApiKeys):
         api_keys = ApiKeys(api_keys)
     bases, limits = load_bundle(bundle).bases, limits or Limits()
@@ -89,7 +86,7 @@ def app(
         if store is not None:
             opened = Store(store, bases)
             unless_made.callback(opened.close)
-        policy = Policy(keys=keys, max_norm=max_norm, state=opened.sequences if opened else None)
+        policy = Policy(keys=keys, state=opened.sequences if opened else None)
         shared = None if under is None else admit(under, bases, policy, beneath=True)
         if page and opened is not None:
             edited = editor.VectorEditor(bases, policy, opened, vector)
@@ -99,9 +96,7 @@ def app(
         if states is not None and opened is not None:
             feedback = Feedback(pool, opened, Path(states), signer, shared)
         unless_made.pop_all()
-    service = Service(
-        pool, name=name, store=opened, api_keys=api_keys, limits=limits, feedback=feedback, under=shared
-    )
+    service = Service(pool, name, opened, api_keys, limits, feedback, shared)
 
     @asynccontextmanager
     async def lifespan(made: Starlette) -> AsyncIterator[None]:
@@ -173,7 +168,7 @@ async def rate(request: Request, service: Service) -> Response:
                 stored = await service.in_turn(feedback.prefer, _reply_id(better), _reply_id(worse), key_user)
             case _:
                 raise RequestError(
-                    'the body is neither {"id": text, "reward": 1 or -1} nor {"better": text, "worse": text}'
+                    'the body is {"id": text, "reward": 1 or -1}, or {"better": text, "worse": text}'
                 )
     except TrainError as error:
         raise RequestError(str(error), code="nothing_learned") from None
@@ -206,7 +201,7 @@ async def read_metrics(request: Request, service: Service) -> Response:
     """Answer `GET /metrics` for Prometheus: others' tokens are in it, so no user's key opens it."""
     if find_caller(request, service).user is not None:
         message = "the metrics are the operator's: ask with a key that stands for no user"
-        raise RefusedError(403, message, "not_the_operator", kind="permission_error")
+        raise RefusedError(403, message, "not_the_operator")
     counted = service.metrics.text(service.pool.load())
     return Response(counted, media_type=CONTENT_TYPE_LATEST)
 

@@ -6,33 +6,21 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import (
-    BasisMismatchError,
-    ChecksumError,
-    FrameError,
-    OptionError,
-    OverloadError,
-    RequestError,
-    RollbackError,
-    SignatureError,
-    StoreError,
-    TinyLoraError,
-    VectorError,
-)
+from .. import errors
+from ..errors import FrameError, RequestError, RollbackError, VectorError
 from ..jsonio import parse_json
 from ..runtime import SampledAnswer
 from ..runtime.answers import Answer, Finish, Piece, Reply, schema_of, usage
@@ -49,20 +37,21 @@ from .store import check_user, is_user
 LOG = logging.getLogger("tinylora_edge.serve")
 BYTES = "application/octet-stream"
 _OPEN = "are open"  # what the requests that have places do
-# Error, status, code and type of OpenAI's error object; the first that fits. Without a code: the error's own.
-_FAILURES: tuple[tuple[type[BaseException], int, str, str], ...] = (
-    (RequestError, 400, "", "invalid_request_error"),
-    (OptionError, 400, "invalid_value", "invalid_request_error"),
-    (SignatureError, 403, "vector_forged", "permission_error"),
-    (RollbackError, 403, "vector_stale", "permission_error"),
-    (BasisMismatchError, 403, "vector_of_another_basis", "permission_error"),
-    (ChecksumError, 403, "vector_damaged", "permission_error"),
-    (VectorError, 403, "vector_refused", "permission_error"),
-    (OverloadError, 429, "overloaded", "rate_limit_error"),
-    (StoreError, 503, "store_unavailable", "server_error"),
-    (TinyLoraError, 503, "unavailable", "server_error"),
-    (BaseException, 500, "internal_error", "server_error"),
+# Error, status and code of OpenAI's error object; the first that fits. Without a code: the error's own.
+_FAILURES: tuple[tuple[type[BaseException], int, str], ...] = (
+    (RequestError, 400, ""),
+    (errors.OptionError, 400, "invalid_value"),
+    (errors.SignatureError, 403, "vector_forged"),
+    (RollbackError, 403, "vector_stale"),
+    (errors.BasisMismatchError, 403, "vector_of_another_basis"),
+    (errors.ChecksumError, 403, "vector_damaged"),
+    (VectorError, 403, "vector_refused"),
+    (errors.OverloadError, 429, "overloaded"),
+    (errors.StoreError, 503, "store_unavailable"),
+    (errors.TinyLoraError, 503, "unavailable"),
+    (BaseException, 500, "internal_error"),
 )
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _HEADERS = {429: {"Retry-After": "1"}, 401: {"Connection": "close"}}  # whoever has no key gets one answer
 _TENANT_DIGITS = 12  # of its hash, in the log
 _LEFT = 499  # as nginx has it: the client left before the answer
@@ -115,21 +104,19 @@ def find_caller(request: Request, service: Service) -> Caller:
     """Return who sends a request. RefusedError: no such key, or the request is to another host."""
     if service.api_keys is not None:
         return Caller(*service.api_keys.find(request.headers.get("authorization", "")))
-    host = None
-    with suppress(ValueError):  # brackets that do not match
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+    host = re.sub(r":[0-9]*\Z", "", request.headers.get("host", "")).strip("[]").lower()
     if service.hosts and host not in service.hosts:
-        message = f"this server is not {str(host)[:80]!r}: ask it as {', '.join(sorted(service.hosts))}"
-        raise RefusedError(403, message, "wrong_host", kind="permission_error")
+        message = f"this server is not {host[:80]!r}: ask it as {', '.join(sorted(service.hosts))}"
+        raise RefusedError(403, message, "wrong_host")
     return Caller()
 
 
 def refusal(request: Request, service: Service, error: BaseException) -> JSONResponse:
     """Return the response to a request that fails, in OpenAI's shape; note why in log and metrics."""
     if isinstance(error, RefusedError):
-        status, code, kind, message = error.status, error.code, error.kind, error.message
+        status, code, message = error.status, error.code, error.message
     else:
-        status, code, kind = next(each[1:] for each in _FAILURES if isinstance(error, each[0]))
+        status, code = next(each[1:] for each in _FAILURES if isinstance(error, each[0]))
         code, message = code or str(getattr(error, "code", "")), str(error)
     if status == 500:
         LOG.error("internal error", exc_info=error)
@@ -139,6 +126,7 @@ def refusal(request: Request, service: Service, error: BaseException) -> JSONRes
         param = "vector"
         service.metrics.refused.labels(code).inc()
     request.state.log["error"] = code
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
     content = {"error": {"message": message, "type": kind, "param": param or None, "code": code}}
     return JSONResponse(content, status, _HEADERS.get(status))
 
@@ -157,7 +145,7 @@ def content_type(request: Request) -> str:
 
 
 async def read_json(request: Request, service: Service) -> Any:
-    """Return the JSON of a body. Errors: those of `read_bytes`, and RequestError where it is not JSON."""
+    """Return the JSON of a body."""
     kind = content_type(request)
     if kind != "application/json":  # another site's page needs a preflight request for this
         other = f", or {BYTES} for the bytes of a frame" if request.method == "PUT" else ""
@@ -175,9 +163,6 @@ async def read_bytes(request: Request, service: Service) -> bytes:
     """Return a body. RefusedError: it is too large, or too slow."""
     most, data = service.limits.body, bytearray()
     too_large = RefusedError(413, f"the body has more than {most:,} bytes", "body_too_large")
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length[:20]) > most:
-        raise too_large
     try:
         async with asyncio.timeout(_UPLOAD_S):
             async for part in request.stream():
@@ -275,12 +260,7 @@ async def complete(request: Request, service: Service, *, chat: bool) -> Respons
 
 
 async def _begin(body: Body, request: Request, service: Service) -> list[AnswerStream]:
-    """Return the answers to a request, which have begun, under the vector that it names.
-
-    Raises:
-        RefusedError: the vector is another user's or not in the store, or there is no such model.
-        VectorError, RequestError, OverloadError, StoreError, TinyLoraError: see `Pool.chat`.
-    """
+    """Return the answers to a request, which have begun, under the vector that it names."""
     name, at, named = body.model.partition("@")
     sender, header = request.state.caller, request.headers.get("x-tinylora-vector", "")
     if name != service.name:
@@ -442,32 +422,29 @@ def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) ->
             service.feedback.remember(name, made.user, answer)
 
 
+class _Part(BaseModel):
+    """A part of a message's content; only texts are supported."""
+
+    model_config = _STRICT
+    type: Literal["text"]
+    text: str = ""
+
+
 class _Message(BaseModel):
-    """A message of a chat; parts of its content are texts."""
+    """A message of a chat."""
 
     model_config = _STRICT
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str = ""
+    content: str | list[_Part] | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _joined(cls, content: Any) -> Any:
-        if not isinstance(content, list):
-            return "" if content is None else content
-        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-            raise ValueError("parts other than text are not supported")
-        texts = [part.get("text") or "" for part in content]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("the text of a part must be a text")
-        return "".join(texts)
 
     def plain(self) -> dict[str, Any]:
         """Return it as chat templates take it."""
         role = "system" if self.role == "developer" else self.role
-        calls = {"tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
-        return {"role": role, "content": self.content} | {k: v for k, v in calls.items() if v}
+        parts, calls = self.content or "", {"tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
+        content = parts if isinstance(parts, str) else "".join(part.text for part in parts)
+        return {"role": role, "content": content} | {k: v for k, v in calls.items() if v}
 
 
 class Body(BaseModel):

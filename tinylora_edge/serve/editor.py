@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from ..basis import Bases
-from ..errors import ChecksumError, RequestError, VectorError
+from ..errors import ChecksumError, RequestError
 from ..projection import NUMBERS
 from ..vector import FIRST_SEQUENCE, MicroVector, Policy
 from ..wire import text
@@ -59,28 +59,17 @@ class VectorEditor:
     begins with, `token` the API key of its requests.
 
     Raises:
-        VectorError: the policy would refuse every frame that is made here, or the visitor's first vector.
+        VectorError: the policy refuses the visitor's first vector.
         BasisError: there is no basis of 13 numbers.
     """
 
     def __init__(self, bases: Bases, policy: Policy, store: Store, first: bytes | None = None) -> None:
         self._bases, self._policy, self._store = bases, policy, store
         self.basis = basis = bases.basis(numbers=NUMBERS)
-        try:
-            policy.check(MicroVector.zeros(basis).to_bytes(basis), basis)
-        except VectorError as error:
-            raise VectorError(
-                "a page makes vectors which nobody has signed, and this policy refuses them: leave out its "
-                f"keys ({error})"
-            ) from None
         self.token = secrets.token_urlsafe(_TOKEN_BYTES)
         self._first, self._before = MicroVector.zeros(basis), 0
         if first is not None:  # it comes before what was stored until now
             self._first, self._before = self._read(first), self._sequence()
-
-    def address(self, origin: str) -> str:
-        """Return the page's address on a server: the token is behind the #, which no browser sends."""
-        return f"{origin}/#token={self.token}"
 
     def present(self) -> dict[str, Any]:
         """Return what clicks made of the vector, or the one that the page begins with, or the base: zeros."""
@@ -111,7 +100,7 @@ class VectorEditor:
 
     def _read(self, data: bytes) -> MicroVector:
         data = text.decode(data) if text.is_text(data) else data
-        rules = Policy(max_norm=self._policy.max_norm)  # which remembers no sequence
+        rules = Policy()  # which remembers no sequence
         try:
             return rules.check(data, self._bases, user=USER)
         except ChecksumError:
@@ -168,6 +157,6 @@ async def page_vector(request: Request, service: Service) -> Response:
 def _editor(request: Request, service: Service) -> VectorEditor:
     if request.state.caller.user != USER:
         message = "the page is for its visitor alone: open the address that the server printed"
-        raise RefusedError(403, message, "wrong_user", kind="permission_error")
+        raise RefusedError(403, message, "wrong_user")
     found: VectorEditor = request.app.state.editor
     return found

@@ -54,18 +54,12 @@ class Feedback:
                 del self._answers[next(name for name, (whose, _) in self._answers.items() if whose == most)]
 
     def tell(self, name: str, reward: int, key_user: str | None) -> Stored:
-        """Learn from a like or a dislike; return the user's new vector.
-
-        Raises:
-            RefusedError: the answer is not remembered, or is another user's.
-            RequestError: the user's vector is one that clicks do not move.
-            TrainError, VectorError, StoreError, OSError: nothing was learned; or what was learned was not
-                stored, and comes with the next click.
-        """
+        """Learn from a like or a dislike; return the user's new vector. What was learned and could not be
+        stored comes with the next click."""
         return self._learned([name], key_user, partial(self._clicks.tell, reward=reward))
 
     def prefer(self, better: str, worse: str, key_user: str | None) -> Stored:
-        """Learn which of two answers is better; return the user's new vector. Errors: those of `tell`."""
+        """Learn which of two answers is better; return the user's new vector."""
         return self._learned([better, worse], key_user, self._clicks.prefer)
 
     def put(self, user: str, frame: bytes) -> Stored:

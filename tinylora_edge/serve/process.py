@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
 import socket
@@ -17,6 +16,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import TinyLoraError
+from ..shipping.fetch import is_this_device
 from ..wire import frame
 from .completions import LOG
 from .service import Service
@@ -122,36 +122,28 @@ def run(app: Starlette, *, host: str, port: int, ready: Callable[[str], None], q
 
 def check_exposure(host: str, *, has_keys: bool) -> None:
     """Refuse, with a TinyLoraError, to answer other machines without API keys."""
-    loopback = host == "localhost"
-    with suppress(ValueError):
-        loopback = loopback or ipaddress.ip_address(host).is_loopback
-    if not loopback and not has_keys:
-        raise TinyLoraError(
-            f"{host} can be reached by others, and this server would answer all of them: pass --api-keys "
-            "FILE, or serve on 127.0.0.1"
-        )
+    if not has_keys and not is_this_device(host):
+        raise TinyLoraError(f"{host} can be reached by others: pass --api-keys FILE, or serve on 127.0.0.1")
 
 
 def _listening(host: str, port: int, backlog: int = _BACKLOG) -> socket.socket:
-    """Return a socket that listens, and on whose connections small writes leave at once.
-
-    asyncio sees to that only where a socket names its protocol, which those of `create_server` do not. Then
-    every token of a stream waits up to 40 ms for the client's acknowledgement of what was sent before it.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.create_server((host, port), family=family, backlog=backlog)
+    bound = socket.create_server(
+        (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=backlog
+    )
+    # asyncio does this only where a socket names its protocol, which those of `create_server` do not: every
+    # token of a stream would wait up to 40 ms for the client's acknowledgement of what was sent before it.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return bound
 
 
 def _most_connections() -> int:
     """Raise the limit on open files, and return how many connections half of it is enough for."""
-    files = 2 * _CONNECTIONS
-    with suppress(ImportError, OSError):
+    try:
         import resource
-
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with suppress(ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    except ImportError:
+        return _CONNECTIONS
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        files = most
     return min(_CONNECTIONS, files // 2) if files > 0 else _CONNECTIONS

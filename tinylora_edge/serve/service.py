@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -51,40 +52,35 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+@dataclass(eq=False)
 class Service:
     """What an app's routes share: pool, store, limits, metrics, threads.
 
     Attributes:
         store: None where clients bring their vectors along.
         api_keys: those that are accepted; None: no key is needed.
-        hosts: names that a request without a key must be addressed to; empty for any. They keep out web pages
-            whose own name is made to lead to 127.0.0.1 (DNS rebinding).
         feedback: None where the server does not learn from clicks.
         under: what lies beneath every vector, but not beneath the base; None for nothing.
+        hosts: names that a request without a key must be addressed to; empty for any. They keep out web pages
+            whose own name is made to lead to 127.0.0.1 (DNS rebinding).
         draining: the server goes down, and takes no more requests.
         places: of open requests.
     """
 
-    def __init__(
-        self,
-        pool: Pool,
-        *,
-        name: str,
-        store: Store | None,
-        api_keys: ApiKeys | None,
-        limits: Limits,
-        feedback: Feedback | None,
-        under: MicroVector | None = None,
-    ) -> None:
-        self.under = under
-        self.pool, self.name, self.store, self.limits = pool, name, store, limits
-        self.api_keys, self.feedback = api_keys, feedback
-        self.hosts: frozenset[str] = frozenset()
-        self.metrics = Metrics()
-        self.places = Shares(limits.requests)
+    pool: Pool
+    name: str
+    store: Store | None
+    api_keys: ApiKeys | None
+    limits: Limits
+    feedback: Feedback | None
+    under: MicroVector | None
+    hosts: frozenset[str] = frozenset()
+    draining: bool = False
+
+    def __post_init__(self) -> None:
+        self.metrics, self.places = Metrics(), Shares(self.limits.requests)
         self._storing = ThreadPoolExecutor(_STORE_THREADS, "tinylora-store")
         self._learning = ThreadPoolExecutor(1, "tinylora-clicks")  # a click takes seconds
-        self.draining = False
 
     def close(self) -> None:
         """Close pool and store. Again is fine."""
@@ -113,8 +109,7 @@ class Service:
 
 def wrong_user(user: str) -> RefusedError:
     """Return the error of a key that asks for another user than its own."""
-    message = f"this API key does not stand for user {user!r}"
-    return RefusedError(403, message, "wrong_user", kind="permission_error")
+    return RefusedError(403, f"this API key does not stand for user {user!r}", "wrong_user")
 
 
 def going_down() -> TinyLoraError:

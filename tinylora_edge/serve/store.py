@@ -56,9 +56,7 @@ def check_user(name: str) -> str:
     """Return a name that a user may have. RequestError: no user may have it."""
     if not is_user(name):
         raise RequestError(
-            f"{name[:80]!r} is no name of a user: {RULE}, and not "
-            f"{DEFAULT_USER!r}, which stands for the user without a name",
-            param="user",
+            f"{name[:80]!r} is no name of a user: {RULE}, and not {DEFAULT_USER!r}", param="user"
         )
     return name
 
@@ -68,10 +66,6 @@ class Store:
 
     A user has one, of any size: a newer one of 840 numbers takes the place of an older one of 13. Frame and
     sequence are written in one transaction where the policy is made with `state=store.sequences`.
-
-    Args:
-        path: of the file, made where it does not exist. Its directory must exist.
-        bases: that vectors may be of.
 
     Attributes:
         sequences: what was accepted of each user, for a policy's `state`.
@@ -171,8 +165,7 @@ class Store:
             raise StoreError(f"{self.path} is SQLite, but no store of users' vectors: name another file")
         elif version != _VERSION:
             raise StoreError(
-                f"the store {self.path} has version {version}, but this release reads version {_VERSION}: "
-                "its vectors fit no bundle of this release, so name a new file"
+                f"{self.path} has version {version}, but this release reads {_VERSION}: name a new file"
             )
         with self.transaction() as connection:
             digest = (self._bases.factors.digest,)
@@ -186,9 +179,6 @@ class _StoreLog(SequenceLog):
     def __init__(self, store: Store) -> None:
         super().__init__()
         self._store = store
-
-    def __repr__(self) -> str:
-        return f"StoreLog({str(self._store.path)!r})"
 
     def store(self, source: Source, accepted: Accepted) -> None:
         """Write what was accepted in a transaction. Raises StoreError where the file cannot be written."""

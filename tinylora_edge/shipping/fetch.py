@@ -16,37 +16,31 @@ import ssl
 import string
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
 from ..basis import Bases
 from ..errors import TransferError
 from ..version import __version__
 from ..wire import frame
-from ..wire.frame import DEFAULT_USER
-from . import layout
+from ..wire.frame import DEFAULT_USER, RULE, is_portable
 
 _IDLE_S = 30.0
 _AROUND_BYTES = 1 << 16  # status lines, headers, chunk sizes, trailers
 _BACKOFF_S = 1.0
-_ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{1,200}"\Z')
 _RETRIED = {408, 425, 429, *range(500, 600)}
 
 
-class Fetched(NamedTuple):
-    """The answer of a server.
-
-    Attributes:
-        data: the bytes, unchecked; None where nothing changed since the ETag that was passed.
-        etag: the ETag to pass the next time; None where the server sent no valid one.
-    """
-
-    data: bytes | None
-    etag: str | None
+LATEST = "latest"
+"""The file of a user's newest frame."""
 
 
-class _AgainError(Exception):
-    """An attempt failed; another one may succeed."""
+def frame_path(factors_id: str, user: str, sequence: int | None = None) -> str:
+    """Return the path of a user's frame with a sequence, or of the newest: docs/FORMAT.md has the tree.
+    TransferError: the user's name is not safe in a path and an address."""
+    if not is_portable(user):
+        raise TransferError(f"user {user!r} is no name that is safe in a path: {RULE}")
+    return f"{factors_id}/{user}/{LATEST if sequence is None else f'{sequence:05d}.bin'}"
 
 
 def fetch(
@@ -54,12 +48,11 @@ def fetch(
     bases: Bases,
     user: str = DEFAULT_USER,
     *,
-    etag: str | None = None,
     deadline: float = 300.0,
     attempts: int = 5,
     headers: dict[str, str] | None = None,
-) -> Fetched:
-    """Return the newest published vector of a user; a policy decides whether it may be applied.
+) -> bytes:
+    """Return the newest published frame of a user, unchecked: a policy decides whether it may be applied.
 
     Only https is spoken, and http to this device itself; no redirect is followed and no proxy used. At most
     the longest frame of the model is read, and 64 KB around it. A broken connection, 30 silent seconds and
@@ -67,42 +60,31 @@ def fetch(
 
     Args:
         url: of the folder that `publish` wrote to.
-        bases: of the model that the vector is for.
-        user: whose vectors.
-        etag: the ETag of what the device has; where nothing changed, no body is sent.
         deadline: seconds that all attempts may take together, without those in which the system looks up the
-            server's name.
-        attempts: how often to ask at most.
-        headers: more headers, such as Authorization.
+            server's name, and tries more than one address.
+        headers: such as Authorization.
 
     Raises:
         TransferError: no attempt brought an answer, or the answer is no vector of this model.
     """
     if attempts < 1:
         raise TransferError(f"{attempts} attempts fetch nothing: at least 1 is needed")
-    server, path = _address(url, layout.latest(bases.id, user))
-    sent = {
-        "User-Agent": f"tinylora-edge/{__version__}",
-        "Accept-Encoding": "identity",
-        "Connection": "close",
-    }
-    if etag is not None and _ETAG.match(etag):
-        sent["If-None-Match"] = etag
+    server, path = _address(url, frame_path(bases.id, user))
+    agent = f"tinylora-edge/{__version__}"
+    sent = {"User-Agent": agent, "Accept-Encoding": "identity", "Connection": "close", **(headers or {})}
     end = time.monotonic() + deadline
     for attempt in range(1, attempts + 1):
         try:
-            return _ask(server, path, sent | (headers or {}), end, frame.longest(bases.most))
+            return _ask(server, path, sent, end, frame.longest(bases.most))
         except (TransferError, ssl.SSLCertVerificationError) as error:
             raise TransferError(f"{url}: {error}") from None
-        except (_AgainError, OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             why = _printable(str(error) or type(error).__name__)
         wait = random.uniform(0.5, 1) * _BACKOFF_S * 2 ** (attempt - 1)
         if attempt == attempts or time.monotonic() + wait >= end:
             break
         time.sleep(wait)
-    raise TransferError(
-        f"{url} gave no vector within {deadline:g} s, in {attempt} of {attempts} attempts: {why}"
-    )
+    raise TransferError(f"{url}: no vector within {deadline:g} s, in {attempt} of {attempts} attempts: {why}")
 
 
 def _address(url: str, path: str) -> tuple[SplitResult, str]:
@@ -117,22 +99,22 @@ def _address(url: str, path: str) -> tuple[SplitResult, str]:
         folder = quote(parts.path.rstrip("/"), safe=string.punctuation)
     except ValueError as error:
         raise TransferError(f"{url!r} is no address of a folder of vectors: {error}") from None
-    if parts.scheme == "http" and not _is_this_device(host):
+    if parts.scheme == "http" and not is_this_device(host):
         raise TransferError(
-            f"{url} is read by everybody between here and there: publish over https. (http is spoken to "
-            "localhost alone)"
+            f"{url} is read by all on its way: publish over https (http is for localhost alone)"
         )
     return parts, f"{folder}/{path}"
 
 
-def _is_this_device(host: str) -> bool:
+def is_this_device(host: str) -> bool:
+    """Tell whether a host's name or address is this machine's own."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def _ask(server: SplitResult, path: str, headers: dict[str, str], end: float, limit: int) -> Fetched:
+def _ask(server: SplitResult, path: str, headers: dict[str, str], end: float, limit: int) -> bytes:
     """Ask once. Raises TransferError where another attempt would change nothing."""
 
     def left() -> float:
@@ -141,26 +123,16 @@ def _ask(server: SplitResult, path: str, headers: dict[str, str], end: float, li
         return min(seconds, _IDLE_S)
 
     host, secure = server.hostname or "", server.scheme == "https"
-    sock = _connect(host, server.port or (443 if secure else 80), left)
+    sock = socket.create_connection((host, server.port or (443 if secure else 80)), left())
     try:
         if secure:
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
         connection = http.client.HTTPConnection(host)
         connection.sock = _LimitedSocket(sock, left, limit + _AROUND_BYTES)
         connection.request("GET", path, headers={"Host": server.netloc, **headers})
-        return _read(connection.getresponse(), headers.get("If-None-Match"), limit)
+        return _read(connection.getresponse(), limit)
     finally:
         sock.close()
-
-
-def _connect(host: str, port: int, left: Callable[[], float]) -> socket.socket:
-    failed = OSError(f"{host} has no address")
-    for *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        try:
-            return socket.create_connection((str(place[0]), port), left())
-        except OSError as error:
-            failed = error
-    raise failed
 
 
 class _LimitedSocket(io.RawIOBase):
@@ -182,9 +154,7 @@ class _LimitedSocket(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if self._size <= 0:
-            raise TransferError(
-                "the server sends more than any vector has, headers included: not read further"
-            )
+            raise TransferError("the server sends more than any vector has: not read further")
         self._sock.settimeout(self._left())
         count = self._sock.recv_into(buffer, min(len(buffer), self._size))
         self._size -= count
@@ -194,20 +164,15 @@ class _LimitedSocket(io.RawIOBase):
         """Leave the socket open: whoever opened it closes it."""
 
 
-def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fetched:
-    found = answer.headers.get("ETag", "")
-    fresh = found if _ETAG.match(found) else None
-    if answer.status == 304 and etag is not None:
-        return Fetched(None, fresh or etag)
+def _read(answer: http.client.HTTPResponse, limit: int) -> bytes:
     if answer.status != 200:
         why = _printable(f"the server answered {answer.status} {answer.reason}")
         if answer.status in _RETRIED:
-            raise _AgainError(why)
+            raise ConnectionError(why)
         if answer.status == 404:
             why += ": nothing is published there for this model and user"
         if "Location" in answer.headers:
-            target = _printable(answer.headers["Location"])
-            why += f": redirects are not followed, and this one leads to {target}"
+            why += f": redirects are not followed, nor this one to {_printable(answer.headers['Location'])}"
         raise TransferError(why)
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise TransferError("the server compressed the file: serve files as they are")
@@ -215,8 +180,8 @@ def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fet
     if len(data) > limit:
         raise TransferError(f"the server sends more than {limit} bytes, the longest frame of this model")
     if answer.length or not data:  # what a Content-Length promised and did not come
-        raise _AgainError(f"the body broke off after {len(data)} bytes")
-    return Fetched(data, fresh)
+        raise ConnectionError(f"the body broke off after {len(data)} bytes")
+    return data
 
 
 def _printable(text: str) -> str:

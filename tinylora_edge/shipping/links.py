@@ -1,33 +1,17 @@
-"""Links: how many bytes a message of each holds, how many messages a frame takes; and QR codes.
-
-`links.toml` has the sizes: what is left for a frame after the link's own framing; LoRaWAN's is without MAC
-commands.
-"""
+"""Links: how many bytes of a frame a message of each takes; and QR codes."""
 
 from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import FrameError, MissingExtraError
 from ..wire import text
 
-
-class Link(NamedTuple):
-    """One kind of message: the longest frame in bytes that one takes."""
-
-    name: str
-    size: int
-
-
 _TABLE = tomllib.loads(Path(__file__).with_name("links.toml").read_text("utf-8"))
-LINKS = tuple(Link(*each) for sizes in _TABLE.values() for each in sizes.items())
-
-
-def messages(link: Link, size: int) -> int:
-    """Return how many messages a frame of so many bytes takes, where an app cuts it into parts."""
-    return -(-size // link.size)
+LINKS: dict[str, int] = {name: size for sizes in _TABLE.values() for name, size in sizes.items()}
+"""Link -> the longest frame in bytes that a message takes; LoRaWAN's is without MAC commands."""
 
 
 def qr_code(data: bytes) -> Any:
@@ -44,8 +28,5 @@ def qr_code(data: bytes) -> Any:
     try:
         return segno.make_qr(text.encode(data, scheme=True), error="L", boost_error=False, mode="byte")
     except segno.DataOverflowError:
-        most = max(link.size for link in LINKS if link.name.startswith("QR code"))
-        raise FrameError(
-            f"{len(data):,} bytes fit no QR code, which takes {most:,}: send the file, or a vector of "
-            "fewer numbers"
-        ) from None
+        most = max(size for link, size in LINKS.items() if link.startswith("QR code"))
+        raise FrameError(f"{len(data):,} bytes fit no QR code, which takes {most:,}: send the file") from None

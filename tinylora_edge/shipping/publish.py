@@ -12,17 +12,11 @@ from ..wire import frame as wire
 from ..wire import tags
 from ..wire.frame import DEFAULT_USER, bound_name
 from ..writes import atomic_write
-from . import layout
+from .fetch import frame_path
 
 
 class Published(NamedTuple):
-    """The place of a published frame.
-
-    Attributes:
-        path: of the numbered frame, under the target.
-        sequence: of the frame.
-        changed: False where it was there already.
-    """
+    """A published frame: its numbered file, under the target, and whether it was not there already."""
 
     path: str
     sequence: int
@@ -39,12 +33,12 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
 
     Args:
         frame: as `MicroVector.to_bytes` returns it. A CRC-32 is checked here, other tags by the devices.
-        bases: of the model that it is for.
         to: a directory, or an address that fsspec can write to (`s3://bucket/vectors`, `sftp://...`).
-        user: whose vectors. The frame is bound to this name; that of the default user to none.
+        user: whose vectors; the frame is bound to this name, that of the default user to none.
 
     Raises:
-        TransferError: the sequence was used, or the target cannot be read or written.
+        TransferError: the sequence was used, or the address cannot be read or written.
+        OSError: the directory cannot be read or written.
         VectorError: the bytes are no frame of these bases and this user, damaged, or past their last day.
         MissingExtraError: the address needs fsspec, or a package of it, that is not installed.
     """
@@ -58,26 +52,21 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
     if decoded.head.kind == tags.CRC32:
         wire.check_tag(decoded, bound_name(user), bytes.fromhex(basis.digest), ())
     target = _Remote(to) if "://" in to else _Directory(to)
-    latest, numbered = layout.latest(bases.id, user), layout.numbered(bases.id, user, sequence)
+    latest, numbered = (frame_path(bases.id, user, number) for number in (None, sequence))
     newest, there = target.read(latest), target.read(numbered)
     if newest is not None:
         try:
             bases.of_frame(newest)
         except VectorError:
-            raise TransferError(
-                f"{to}/{latest} is no frame of these factors: remove it, or publish elsewhere"
-            ) from None
+            raise TransferError(f"{to}/{latest} is no frame of these factors: remove it") from None
         if (found := wire.head(newest).sequence) > sequence:
-            raise TransferError(
-                f"{to}/{latest} has sequence {found}, and this frame {sequence}: devices that applied the "
-                f"newer one would refuse it. Frame it with sequence={found + 1} or higher"
-            )
+            lower = f"{to}/{latest} has sequence {found}, and this frame {sequence}"
+            raise TransferError(f"{lower}: frame it with sequence={found + 1}")
         if there is None and found == sequence:  # somebody removed the numbered one
             there = newest if newest != frame else None
     if there not in (None, frame):
         raise TransferError(
-            f"another frame with sequence {sequence} lies in {to}: a sequence is used once. Frame this one "
-            f"with sequence={sequence + 1} or higher"
+            f"another frame with sequence {sequence} lies in {to}: frame it with sequence={sequence + 1}"
         )
     if there is None:
         target.write(numbered, frame)
@@ -98,17 +87,12 @@ class _Directory:
                 return file.read(VECTOR_FILE_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except OSError as error:
-            raise TransferError(f"{self._root / path} cannot be read: {error.strerror or error}") from error
 
     def write(self, path: str, data: bytes) -> None:
         full = self._root / path
-        try:
-            full.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(full) as file:
-                file.write(data)
-        except OSError as error:
-            raise TransferError(f"{full} could not be written: {error.strerror or error}") from error
+        full.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(full) as file:
+            file.write(data)
 
 
 class _Remote:
@@ -118,8 +102,7 @@ class _Remote:
         scheme = to.partition("://")[0]
         if scheme in ("http", "https"):
             raise TransferError(
-                f"{to} is where devices fetch from, and HTTP has no one way to write there: publish to the "
-                "directory or bucket behind it"
+                f"{to} is where devices fetch from: publish to the directory or bucket behind it"
             )
         try:
             import fsspec

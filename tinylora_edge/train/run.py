@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
@@ -26,6 +25,7 @@ from ..tasks.load import load_general
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
 from ..vector import Policy
+from ..writes import locked
 from .adapter import Adapter, load_model, one_thread
 from .batches import REHEARSED_TOKENS, Demonstrations, Rehearsal, Sampled
 from .learner import Learner
@@ -260,9 +260,9 @@ def nothing_found(task: Task, result: Result, curve: Sequence[dict[str, Any]]) -
 
 
 @contextmanager
-def run_folder(output: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Make `output`.run, which one process has, or several that share it; TrainError for another one.
-    It is removed at the end where it holds no file."""
+def run_folder(output: Path, *, lead: bool = True) -> Iterator[Path]:
+    """Make `output`.run for the processes of one run; TrainError for another run. Its lead process holds the
+    lock, and removes the folder at the end where no checkpoint is in it."""
     folder, manifest = (output.with_name(f"{output.name}.{end}") for end in ("run", "json"))
     for path in (output, *([] if folder.is_dir() else [manifest])):  # a killed run may have written that
         if path.exists():
@@ -270,24 +270,22 @@ def run_folder(output: Path, *, shared: bool = False) -> Iterator[Path]:
     if not output.absolute().parent.is_dir():
         raise TrainError(f"there is no folder {output.parent} to write {output.name} in: make it first")
     folder.mkdir(exist_ok=True)
-    handle = os.open(folder if os.name != "nt" else os.devnull, os.O_RDONLY)  # no folder opens on Windows
-    try:
-        if os.name != "nt":
-            import fcntl
-
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise TrainError(
-            f"another process trains to {output}: let it end, or choose another output"
-        ) from None
-    try:
+    if not lead:
         yield folder
-    finally:
-        os.close(handle)
-        for path in (*folder.glob("*"), folder):  # another process may have removed it
-            with suppress(OSError):  # it holds something
-                path.rmdir()
+        return
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(locked(folder / "run", wait=False))
+        except BlockingIOError:
+            raise TrainError(f"another process trains to {output}: let it end, or choose another") from None
+        try:
+            yield folder
+        finally:
+            lock.close()
+            (folder / "run.lock").unlink(missing_ok=True)
+            for path in (*folder.glob("*"), folder):
+                with suppress(OSError):  # it holds something
+                    path.rmdir()
 
 
 def unfinished(folder: Path) -> TrainError:

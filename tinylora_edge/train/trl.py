@@ -100,7 +100,7 @@ def train_trl(
     found.check_base()
     basis = options.basis(found.bases)
     chosen = grpo_fields(task, options, grpo or {}, processes=int(os.environ.get("WORLD_SIZE", "1")))
-    with run_folder(output, shared=True) as folder:
+    with run_folder(output, lead=os.environ.get("RANK", "0") == "0") as folder:
         checkpoints = folder / "trl"
         config = grpo_config({"output_dir": str(checkpoints), "eval_on_start": not resume, **chosen})
         lead = config.process_index == 0

@@ -6,7 +6,3 @@
 * `text` carries a frame through a link, a form or a text message.
 * `sequences` is what a receiver remembers: the highest sequence of each user, in memory or in a file.
 """
-
-from . import frame, sequences, tags, text, values
-
-__all__ = ["frame", "sequences", "tags", "text", "values"]

@@ -1,9 +1,6 @@
 """Frames: the wire form of a micro-vector (docs/FORMAT.md, "Frames").
 
-Little-endian. Byte 0: version (high nibble), dtype + 4 * tag kind (low nibble); in versions 4 and 5 a byte,
-the bits a number; 4 bytes of the basis's digest; 2 bytes, the sequence; in versions 3 and 5 2 bytes, the last
-day; the values; the tag, which is over the user's name too, though that is not sent. The length of a frame
-follows from its first bytes and its basis.
+The length of a frame follows from its first bytes and its basis.
 """
 
 from __future__ import annotations
@@ -59,18 +56,12 @@ def message(user: str, digest: bytes, body: bytes) -> bytes:
         if len(user) <= USER_CHARACTERS:
             return hashlib.sha256(b"tinylora stream 2\n" + user.encode()).digest() + digest + body
     raise FrameError(
-        f"the user {user[:40]!r} is no name: it has {len(user)} characters, and a name at most "
-        f"{USER_CHARACTERS}, each of them whole"
+        f"the user {user[:40]!r} is no name: {len(user)} characters, of {USER_CHARACTERS} at most"
     )
 
 
 def check_tag(received: Frame, user: str, digest: bytes, keys: Sequence[tags.Verifier]) -> str:
-    """Return the id of the key under which a frame's tag verifies; empty for a checksum.
-
-    Raises:
-        ChecksumError: the checksum is another one.
-        SignatureError: no key made the tag.
-    """
+    """Return the id of the key under which a frame's tag verifies; it is that of `tags.check`."""
     # `train` makes vectors of the user without a name
     other = f"another user than {user!r} (pack --user {user!r} makes it theirs)" if user else "a named user"
     signed = message(user, digest, received.body)
@@ -227,6 +218,5 @@ def check_day(until: int, clock: Clock) -> None:
         raise VectorError(f"the device's clock says {day!s:.40}, which cannot be: set it") from None
     if today > until:
         raise ExpiredError(
-            f"the frame may be accepted until {day_date(until)}, and today is {day_date(today)} (UTC): fetch "
-            "a newer one"
+            f"the frame's last day was {day_date(until)}, and today is {day_date(today)} (UTC)"
         )

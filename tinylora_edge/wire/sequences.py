@@ -1,13 +1,8 @@
 """The memory of a policy: the highest sequence accepted of each (factors, key, user), and its content.
 
 `SequenceLog` is the rule that a policy asks, and lives in memory; `SequenceFile` keeps the same on disk,
-through restarts, kills and power cuts. A state file is JSON (docs/FORMAT.md, "State files"):
-
-    {"format": 4, "sha256": "...", "accepted":
-     {"<factors>": {"<key id>": {"<user>": "<sequence>:<content>"}}}}
-
-The content is 32 hexadecimal digits that stand for the values, or nothing where it is not known. A file is
-only ever replaced whole, under a lock that all processes which share it take, and a sequence only ever rises.
+through restarts, kills and power cuts (docs/FORMAT.md, "State files"). A file is only ever replaced whole,
+under a lock that all processes which share it take, and a sequence only ever rises.
 """
 
 from __future__ import annotations
@@ -16,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 from os import PathLike
 from pathlib import Path
 from threading import RLock
@@ -46,13 +40,11 @@ class Accepted(NamedTuple):
         of = f"{f' from user {user!r}' if user else ''}{f' under key {key}' if key else ''}"
         if later.sequence < self.sequence:
             raise RollbackError(
-                f"the frame has sequence {later.sequence}, but {self.sequence} was already accepted{of}: an "
-                "older vector is not applied again"
+                f"the frame has sequence {later.sequence}, but {self.sequence} was already accepted{of}"
             )
         if later.sequence == self.sequence and self.content and later.content not in ("", self.content):
             raise RollbackError(
-                f"the frame has sequence {later.sequence}, but another vector with this sequence was already "
-                f"accepted{of}: a sequence is used once, so frame it with a higher one"
+                f"another vector with this sequence, {self.sequence}, was already accepted{of}: raise it"
             )
 
 
@@ -78,9 +70,7 @@ class SequenceLog:
     def record(self, source: Source, sequence: int, content: str = "") -> None:
         """Raise a sequence, durably where it is kept on disk; one that is there already writes nothing.
 
-        Raises:
-            RollbackError: as for `check`, also where another thread or process recorded it meanwhile.
-            VectorError, OSError, StoreError: it cannot be read or written; what was there stays.
+        Errors are those of `check`; what was there stays.
         """
         accepted = Accepted(sequence, content)
         if not self.settled(source, accepted):
@@ -108,13 +98,10 @@ class SequenceFile(SequenceLog):
 
     A file that is no valid state is refused, at the start and ever after: to go on without it would be to
     forget it. A missing file is an empty state, and is made with the first sequence. Each call has what the
-    file says now, whichever process wrote it; `record` returns once it is on disk.
-
-    Args:
-        path: the file; its directory must exist. `<path>.lock` beside it is the lock.
+    file says now, whichever process wrote it; `record` returns once it is on disk. `<path>.lock` is the lock.
 
     Raises:
-        FileNotFoundError: its directory does not exist.
+        OSError: its directory does not exist, or the file cannot be read.
         VectorError: the file is damaged.
     """
 
@@ -123,7 +110,6 @@ class SequenceFile(SequenceLog):
         self._path = Path(os.path.realpath(path))  # a link stays one
         if not self._path.parent.is_dir():
             raise FileNotFoundError(f"{self._path.parent} does not exist: make it for the state")
-        self._seen: tuple[int, ...] | None = None
         self._refresh()
 
     def find(self, source: Source) -> Accepted:
@@ -135,39 +121,26 @@ class SequenceFile(SequenceLog):
     def store(self, source: Source, accepted: Accepted) -> None:
         """Replace the file, under the lock of all processes that share it."""
         with self._lock, locked(self._path):
-            self._seen = None  # two files may look alike to `stat`; what is written next must not be lower
-            if self.settled(source, accepted):
-                return
-            data = encode({**self._accepted, source: accepted})
-            with atomic_write(self._path, mode=0o600) as file:
-                file.write(data)
-            self._refresh()
+            if not self.settled(source, accepted):
+                data = encode({**self._accepted, source: accepted})
+                with atomic_write(self._path, mode=0o600) as file:
+                    file.write(data)
+                self._accepted[source] = accepted
 
     def _refresh(self) -> None:
-        """Read the file again where it is another than the one that was read last."""
         try:
-            found = os.stat(self._path)
-        except FileNotFoundError:
-            # Another process may remove it on purpose; in this one, what was seen stays known.
-            self._seen = None
+            with open(self._path, "rb") as file:
+                data = file.read(DOCUMENT_BYTES + 1)
+        except FileNotFoundError:  # another process may remove it on purpose; what was seen here stays known
             return
-        if (found.st_ino, found.st_size, found.st_mtime_ns) == self._seen:
-            return
-        if not stat.S_ISREG(found.st_mode):
-            raise VectorError(f"the state {self._path} is not a regular file: name another one")
-        with open(self._path, "rb") as file:
-            read = os.fstat(file.fileno())
-            data = file.read(DOCUMENT_BYTES + 1)
         try:
             fresh = decode(data)
         except ValueError as error:
             raise VectorError(
-                f"the state {self._path} is damaged: {error}. Restore it; to delete it is to accept old "
-                "vectors again"
+                f"the state {self._path} is damaged: {error}. Restore it, or lose what it knows"
             ) from None
         for source, accepted in fresh.items():
             self._accepted[source] = max(accepted, self._accepted.get(source, Accepted()))
-        self._seen = (read.st_ino, read.st_size, read.st_mtime_ns)
 
 
 def encode(accepted: dict[Source, Accepted]) -> bytes:
@@ -178,8 +151,7 @@ def encode(accepted: dict[Source, Accepted]) -> bytes:
     data = json.dumps({"format": _FORMAT, "sha256": _digest(tree), "accepted": tree}, indent=1).encode()
     if len(data) > DOCUMENT_BYTES:
         raise VectorError(
-            f"the state would have {len(data):,} bytes, and at most {DOCUMENT_BYTES:,} are kept: use fewer "
-            "users, or a state file for each part of them"
+            f"the state would have {len(data):,} bytes, of {DOCUMENT_BYTES:,} at most: split it"
         )
     return data
 
@@ -198,10 +170,8 @@ def decode(data: bytes) -> dict[Source, Accepted]:
         for digest, keys in document["accepted"].items():
             for key, users in keys.items():
                 for user, value in users.items():
-                    found = _VALUE.match(value)
-                    if found is None or int(found[1]) >= 1 << 16:
-                        raise ValueError(f"it holds {str(value)[:40]!r} where a sequence should be")
-                    accepted[digest, key, user] = Accepted(int(found[1]), found[2])
+                    sequence, content = _VALUE.match(value).groups()  # type: ignore[union-attr]
+                    accepted[digest, key, user] = Accepted(int(sequence), content)
     except (AttributeError, TypeError) as error:
         raise ValueError(f"its content has another structure ({error})") from None
     return accepted

@@ -32,8 +32,7 @@ def check_verifiers(keys: Sequence[Verifier]) -> None:
     for key in [keys] if isinstance(keys, str | bytes) else keys:
         if not isinstance(key, Verifier):
             raise VectorError(
-                f"keys=[...] takes verifiers, not {type(key).__name__}: make them with Hmac(secret), "
-                "Hmac.from_hex(text) or Ed25519Verifier.from_pem(text)"
+                f"keys=[...] takes verifiers, Hmac and Ed25519Verifier, not {type(key).__name__}"
             )
 
 
@@ -58,8 +57,7 @@ def check(kind: int, message: bytes, tag: bytes, keys: Sequence[Verifier], *, ot
     usable = [key for key in keys if key.kind == kind]
     if not usable:
         raise SignatureError(
-            f"the frame carries an {name} tag, but the policy has no {name} key to check it: pass "
-            "Policy(keys=[...]), or --key FILE"
+            f"the frame has an {name} tag, and the policy no {name} key to check it (keys=[...], --key FILE)"
         )
     for key in usable:
         if key.verify(message, tag):
@@ -98,7 +96,7 @@ class Hmac:
     def __init__(self, key: bytes) -> None:
         if len(key) < _HMAC_KEY_BYTES:
             raise SignatureError(
-                f"a MAC key of {len(key)} bytes is too short: use at least {_HMAC_KEY_BYTES} random bytes"
+                f"a MAC key of {len(key)} bytes is too short: use at least {_HMAC_KEY_BYTES}"
             )
         self._key = bytes(key)
         # Of a message that no frame begins with, so that an id is never half of a tag.
@@ -111,8 +109,7 @@ class Hmac:
         digits = "".join(digits[:PEM_BYTES].split())
         if not re.fullmatch("(?:[0-9a-fA-F]{2})+", digits):
             raise SignatureError(
-                f"a MAC key is an even number of hexadecimal digits, but this begins with {digits[:5]!r}: "
-                "make one with secrets.token_hex(32)"
+                f"a MAC key is an even number of hexadecimal digits, and this begins with {digits[:5]!r}"
             )
         return cls(bytes.fromhex(digits))
 

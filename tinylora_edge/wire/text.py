@@ -1,10 +1,7 @@
 """Vector bytes as text, for carriers that take no others: base64url (RFC 4648, section 5) and hexadecimal.
 
-    text    = ["tinylora:"] digits
-    digits  = base64url without padding, or hexadecimal digits in either case
-
-White space is ignored, so a text may be folded. A text of hexadecimal digits alone, an even number of
-them, is hexadecimal; a base64url text of 13 values is that by chance once in 10^23 vectors.
+White space is ignored, so a text may be folded. An even number of hexadecimal digits alone is hexadecimal; a
+base64url text of 13 values is that by chance once in 10^23 vectors.
 """
 
 from __future__ import annotations
@@ -63,9 +60,7 @@ def decode(text: bytes | str) -> bytes:
     wrong = re.search(rb"[^A-Za-z0-9_-]", digits)
     if wrong or not digits:
         found = f"has {wrong.group()!r}" if wrong else "is empty"
-        raise FrameError(
-            f"the text {found}: base64url has the characters A-Z a-z 0-9 - and _, hex 0-9 and a-f"
-        )
+        raise FrameError(f"the text {found}: base64url is A-Z a-z 0-9 - and _, hexadecimal 0-9 and a-f")
     whole = len(digits) % 4 != 1
     decoded = base64.urlsafe_b64decode(digits + b"=" * (-len(digits) % 4)) if whole else b""
     if base64.urlsafe_b64encode(decoded).rstrip(b"=") != digits:

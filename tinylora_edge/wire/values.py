@@ -1,14 +1,7 @@
 """Values as bytes: fp32, bf16, fp16, int8 with one scale for all, and q2 and q4 with one a column of R.
 
-Values in int8 are n numbers of 8 bits and one scale of 24, v = scale * q. The scale is the upper 24 bits of a
-float32, sign included: 16 significant bits. Its product with a q of 8 bits is therefore exact in float32, and
-every reader has the same values. A zero byte fills an even number of values up, so that a payload's length is
-even.
-
-q2 and q4 have so many bits a number, and are of entries of R alone, whose columns differ a hundredfold: a
-scale for each of q columns of M modules, then the codes, from the low bit on. A scale is a byte, the upper
-bits of a float16 without its sign: 5 of exponent, 3 of mantissa. v = scale * (code - 2^(bits - 1) + 0.5): no
-code is zero; a column of zeros has the scale 0. The products are exact, too.
+docs/FORMAT.md has the bytes. Scales have so few bits that their products with codes are exact in float32, and
+every reader has the same values. Columns of R differ a hundredfold, hence a scale for each in q2 and q4.
 """
 
 from __future__ import annotations
@@ -59,8 +52,7 @@ def finite(values: NDArray[np.float32], dtype: str, entries: Entries = ()) -> ND
         largest = float(_scale(_NO_SCALE - 1)) * ((1 << bits) - 1) / 2
         if not entries or math.prod(entries) != len(values):
             raise VectorError(
-                f"{dtype} is for entries of R alone, with a scale for each column: {len(values)} numbers "
-                f"are none of the shape {entries}"
+                f"{dtype} is for entries of R alone: {len(values)} numbers are none of the shape {entries}"
             )
     rounded = values
     fits = np.abs(values) <= largest  # nor is NaN
@@ -69,9 +61,7 @@ def finite(values: NDArray[np.float32], dtype: str, entries: Entries = ()) -> ND
         fits = np.isfinite(rounded)
     if not fits.all():
         index = int(np.flatnonzero(~fits)[0])
-        raise NonFiniteError(
-            f"value {index} is {values[index]}, which is not finite in {dtype}: every value must be"
-        )
+        raise NonFiniteError(f"value {index} is {values[index]}, which is not finite in {dtype}")
     return rounded
 
 
