@@ -259,7 +259,12 @@ def _add_metadata(writer: gguf.GGUFWriter, config: PretrainedConfig, arch: str) 
         writer.add_value_length(head)
     rope = config.rope_parameters
     writer.add_rope_dimension_count(int(head * rope.get("partial_rotary_factor", 1)))
-    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    whole = rope.get("full_attention", rope)
+    writer.add_rope_freq_base(whole["rope_theta"])
+    if whole["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(whole["rope_type"]))
+        writer.add_rope_scaling_factor(whole["factor"])
+        writer.add_rope_scaling_orig_ctx_len(whole.get("original_max_position_embeddings", 0))
     if arch == "gemma3":
         writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
     if arch in ("gemma2", "gemma3", "gpt-oss"):

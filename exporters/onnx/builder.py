@@ -19,7 +19,7 @@ from typing import Any
 
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
 from ...formats.gguf import GGUFFile
-from ...formats.gguf_transformers import forget_quantizer, read_once
+from ...formats.gguf_transformers import read_model, read_once
 from ...modules import Heads
 from .pack import pack
 
@@ -36,6 +36,13 @@ def check_builder() -> None:
     for package in _PACKAGES:
         if importlib.util.find_spec(package.replace("-", "_")) is None:
             raise MissingExtraError("building an ONNX graph", package, "onnx-export")
+
+
+def has_tokenizer(model: Path) -> bool:
+    """Tell whether a model brings its tokenizer: a GGUF does, a Hugging Face directory by its files."""
+    return model.is_file() or any(
+        file for name in ("*tok*", "*vocab*", "*.model") for file in model.glob(name)
+    )
 
 
 def build(model: Path, folder: Path, precision: str, heads: Heads) -> dict[str, Any]:
@@ -74,15 +81,10 @@ def unpack(source: str, target: str) -> None:
     import transformers
 
     path = Path(source)
-    location: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    dequantized = transformers.GgufConfig(dequantize=True)
     try:
+        model = read_model(path, torch.float32)
         with read_once():
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                **location, dtype=torch.float32, quantization_config=dequantized
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(**location)
-        forget_quantizer(model)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         model.save_pretrained(target)
         template = GGUFFile(path).get("tokenizer.chat_template")
         if isinstance(template, str) and not tokenizer.chat_template:

@@ -1,4 +1,4 @@
-"""transformers reads a GGUF file once in a block, and sees what it would see."""
+"""transformers reads a GGUF file once in a block, and computes what llama.cpp does."""
 
 from __future__ import annotations
 
@@ -6,32 +6,17 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import gguf
+import llama_cpp
+import models
 import numpy as np
 import pytest
+import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from tinylora_edge.formats.gguf_transformers import read_once
-
-
-@pytest.mark.slow
-def test_the_reader_gives_what_the_librarys_own_gives(smollm2_gguf: Path) -> None:
-    theirs = gguf.GGUFReader(smollm2_gguf)
-    with read_once():
-        ours = gguf.GGUFReader(smollm2_gguf)
-        assert gguf.GGUFReader(smollm2_gguf) is ours
-    assert not isinstance(ours.data, np.memmap)
-    assert ours.fields.keys() == theirs.fields.keys()
-    for key, field in theirs.fields.items():
-        some = slice(-3, None) if field.types[0] == gguf.GGUFValueType.ARRAY else 0
-        assert ours.fields[key].contents(some) == field.contents(some), key
-    for mine, other in zip(ours.tensors, theirs.tensors, strict=True):
-        assert (mine.name, mine.tensor_type, mine.data_offset) == (
-            other.name,
-            other.tensor_type,
-            other.data_offset,
-        )
-        assert np.array_equal(mine.data, other.data)
+from tinylora_edge.formats.gguf_transformers import read_model, read_once
 
 
 def test_afterwards_everything_is_as_it_was() -> None:
@@ -57,3 +42,42 @@ def test_threads_take_turns() -> None:
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(load, range(2))) == [True, True]
     assert gguf.GGUFReader is before
+
+
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "scaled"),
+    [
+        ("llama", "linear", {"factor": 4.0}),
+        ("llama", "llama3", {"factor": 32.0, "rope_theta": 5e5, **LLAMA3}),
+        ("qwen2", "yarn", {"factor": 4.0, "original_max_position_embeddings": 64}),
+    ],
+)
+def test_scaled_positions_of_a_split_model(
+    tmp_path: Path, architecture: str, kind: str, scaled: dict[str, Any]
+) -> None:
+    model, extra = models.tiny_model(architecture), None
+    model.config.rope_parameters |= {"rope_type": kind, **scaled}
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    if kind == "llama3":
+        plain = ROPE_INIT_FUNCTIONS["linear"](model.config, "cpu")[0] * scaled["factor"]
+        extra = {"rope_freqs.weight": (plain / model.model.rotary_emb.inv_freq).numpy()}
+    whole = models.write_gguf(model, tmp_path / "model.gguf", extra=extra)
+    first, *_ = models.split_gguf(whole, tmp_path, 9)
+    tokens = [7 * i % 256 for i in range(100)]
+    expected = models.torch_logits(model, tokens)
+    found = models.torch_logits(read_model(first, torch.float32), tokens)
+    assert np.abs(found - expected).max() < 1e-3
+    with llama_cpp.Llama(str(first), n_ctx=128, logits_all=True, verbose=False) as llm:
+        assert np.abs(models.llama_logits(llm, tokens) - expected).max() < 0.02  # a KV cache in float16
+
+
+@pytest.mark.parametrize("tensor", ["rope_factors_long.weight", "rope_freqs.weight", "output_norm.weight"])
+def test_a_model_that_would_be_another_one(tmp_path: Path, tensor: str) -> None:
+    extra = {tensor: np.linspace(1, 9, 8, dtype=np.float32)} if "rope" in tensor else None
+    path, rename = tmp_path / "model.gguf", lambda name: None if name == tensor else name
+    models.write_gguf(models.tiny_model("llama"), path, rename=rename, extra=extra)
+    with pytest.raises(ValueError, match=r"lacks model\.norm|scaled by (longrope|llama3)"):
+        read_model(path, torch.float32)

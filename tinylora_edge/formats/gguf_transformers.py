@@ -1,4 +1,4 @@
-"""A GGUF model in transformers: read in one go, its layers by name, dequantized for good."""
+"""A GGUF model in transformers: read in one go, whole, its layers by name, dequantized for good."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+
+from .gguf import GGUFFile, gguf_paths
+
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""Of every Llama 3: a GGUF has the frequencies that come of them instead."""
 
 _TURN = threading.RLock()
 """Held while the functions of the gguf package are replaced, which are every thread's."""
@@ -27,7 +33,15 @@ def read_once() -> Iterator[None]:
         reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
 
         class Reader(reader):  # type: ignore[valid-type, misc]
-            """The library's reader over a plain array: every part of a `memmap` is dear to make."""
+            """The library's reader over a plain array: every part of a `memmap` is dear to make.
+
+            Of a split model the first file has the tensors of all.
+            """
+
+            def __init__(self, path: Any, mode: Any = "r") -> None:
+                super().__init__(path, mode)
+                for more in gguf_paths(path)[1:]:
+                    self.tensors += reader(more).tensors
 
             def __setattr__(self, name: str, value: Any) -> None:
                 super().__setattr__(name, np.asarray(value) if isinstance(value, np.memmap) else value)
@@ -38,6 +52,56 @@ def read_once() -> Iterator[None]:
             yield
         finally:
             gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map  # type: ignore[misc]
+
+
+def read_model(path: Path, dtype: Any) -> Any:
+    """Return a GGUF model in a float type of torch, its positions scaled as the file says.
+
+    transformers 5 reads no scaling of positions, and fills what a file lacks with random numbers.
+
+    Raises:
+        OSError, ValueError, KeyError, RuntimeError, NotImplementedError: transformers cannot read it.
+    """
+    import transformers
+
+    location: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    dequantized = transformers.GgufConfig(dequantize=True)
+    with read_once():
+        config = transformers.AutoConfig.from_pretrained(**location)
+        _scale_positions(config, GGUFFile(path))
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            **location, config=config, dtype=dtype, quantization_config=dequantized, output_loading_info=True
+        )
+    if found["missing_keys"]:
+        raise ValueError(f"it lacks {min(found['missing_keys'])}")
+    forget_quantizer(model)
+    return model
+
+
+def _scale_positions(config: Any, file: GGUFFile) -> None:
+    """Have a configuration scale positions as llama.cpp does; ValueError where that is not known here."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    prefix = f"{file.architecture}.rope.scaling."
+    kind, scaled = file.get(f"{prefix}type", "linear"), {"factor": file.get(f"{prefix}factor", 1.0)}
+    if found := file.tensors.get("rope_freqs.weight"):
+        kind, scaled = "llama3", {"factor": float(file.array(found).max()), **_LLAMA3}
+    elif "rope_factors_long.weight" in file.tensors:
+        kind = "longrope"
+    elif kind == "none" or scaled["factor"] in (0.0, 1.0):
+        return
+    if kind == "yarn":
+        scaled["original_max_position_embeddings"] = file.get(f"{prefix}original_context_length")
+    rope = config.rope_parameters  # Gemma's has one for each kind of layer
+    rope = rope.get("full_attention", rope)
+    rope |= {"rope_type": kind, **scaled}
+    known = kind in ("linear", "llama3", "yarn")
+    if known and found:
+        own = ROPE_INIT_FUNCTIONS[kind](config, "cpu")[0].numpy()
+        plain = rope["rope_theta"] ** -(np.arange(len(own)) / len(own))
+        known = np.allclose(own * file.array(found)[: len(own)], plain, 1e-3, 0)
+    if not known:
+        raise ValueError(f"its positions are scaled by {kind}, in a way that is not read from a GGUF")
 
 
 def layer_names(architecture: str, blocks: int) -> Callable[[str], str | None]:

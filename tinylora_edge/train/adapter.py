@@ -32,7 +32,7 @@ from ..basis import Basis
 from ..errors import MissingExtraError, TrainError
 from ..factorization import AGREEMENT, fitting_order, gap
 from ..factors import Factors, Shape
-from ..formats.gguf_transformers import forget_quantizer, layer_names, read_once
+from ..formats.gguf_transformers import layer_names, read_model
 from ..modules import inverse, parse, read_heads, row_orders
 from ..projection import Projection
 from ..runtime.batch import Stopped
@@ -258,16 +258,13 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
         raise TrainError(f"unknown dtype {dtype!r}: choose one of {', '.join(sorted(_DTYPES))}")
     if not source.exists():  # transformers would look for it on the hub
         raise TrainError(f"{source} does not exist: pass a directory of a model's weights, or a GGUF file")
-    location = location_of(source)
-    if "gguf_file" in location:
-        location["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    read = read_model if source.is_file() else transformers.AutoModelForCausalLM.from_pretrained
     try:
-        with _quiet(transformers.utils.logging), read_once():
-            model = transformers.AutoModelForCausalLM.from_pretrained(**location, dtype=_DTYPES[kind])
+        with _quiet(transformers.utils.logging):
+            model = read(source, dtype=_DTYPES[kind])
     except (OSError, ValueError, KeyError) as error:
         needed = "the original weights with --weights DIR" if source.is_file() else "a directory of a model"
         raise TrainError(f"transformers cannot load {source} for training: {error}. Pass {needed}") from None
-    forget_quantizer(model)
     give_back()  # what dequantizing took
     return model.requires_grad_(False).eval()
 
