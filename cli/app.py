@@ -78,7 +78,8 @@ class _Root(TyperGroup):
             _flush_or_forget()
             raise typer.Exit(_BROKEN_PIPE) from None
         except (TinyLoraError, OSError, UnicodeError) as error:
-            if _signals:  # what the signal broke is no error of its own: `run` ends with the signal
+            # What the signal broke is no error of its own: `run` ends with it. Of a chat Ctrl-C ends a part.
+            if _signals and _signals[-1] != signal.SIGINT:
                 raise
             if ctx.params.get("debug"):
                 traceback.print_exc()
@@ -126,7 +127,7 @@ def run() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
             signal.signal(number, _leave)
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler and sys.stderr and sys.stderr.isatty():
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     console.prepare_streams()
     try:
@@ -136,7 +137,7 @@ def run() -> None:
     except Exception:
         if not _signals:  # what a signal cut short looks like anything
             raise
-        sys.exit(128 + _signals[0])
+        sys.exit(128 + _signals[-1])
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -151,7 +152,9 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    console.acknowledge_interrupt("stopping")  # at once: threads of an engine may take seconds to end
+    _signals.append(number)
+    if sys.stderr and sys.stderr.isatty():
+        console.acknowledge_interrupt("stopping")  # at once: threads of an engine may take seconds to end
     raise KeyboardInterrupt
 
 

@@ -35,7 +35,7 @@ from ..version import __version__
 from ..wire.tags import Ed25519Signer
 from ..writes import atomic_write, sync_directory
 from .factorize import ExportSettings, ModuleFactors, Progress, Source, blas_threads, factorize, quality
-from .onnx import FLAVOURS, PRECISIONS, bake, build, check_builder
+from .onnx import FLAVOURS, PRECISIONS, bake, build, check_builder, has_tokenizer
 from .weights.gguf import GGUFWeights, warn_of
 
 FORMATS = ("gguf", "onnx", "both")
@@ -127,6 +127,10 @@ class Export:
         self._source = Source(Path(model), deployed, needs_gguf=self._gguf)
         self._precision = precision or ("int8" if self._source.quantized else "fp32")
         self.base = self._source.base or self._source.model
+        if self._onnx and not has_tokenizer(self._source.model):
+            raise ExportError(
+                f"{model} has no tokenizer (tokenizer.json), which is part of a graph's folder: copy it there"
+            )
         if self._gguf and self._source.deployed is not None:
             warn_of(self._source.architecture, self._source.deployed.left_out)
         self.settings = self._source.fitted(settings or ExportSettings(), graph=self._onnx)

@@ -241,15 +241,15 @@ def factorize(
     workers = max(1, min(cores(), _AT_ONCE // largest))
     stop, found = Event(), {}
     pool = ThreadPoolExecutor(workers, "tinylora-export")
-    try:
-        with blas_threads(cores() // workers):
+    with blas_threads(cores() // workers):  # until the last of them has ended, also where an error ends it
+        try:
             futures = [pool.submit(_factorize, source, module, settings, stop) for module in modules]
             for module, future in zip(modules, futures, strict=True):
                 found[module] = future.result()  # in order, so that of several bad weights the first is named
                 progress(module, source.nbytes(module))
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
     return found
 
 

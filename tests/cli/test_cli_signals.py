@@ -28,26 +28,30 @@ def test_an_answer_that_is_interrupted(start: Start, smollm2_bundle: Path, numbe
     assert (child.returncode, stderr) == (code, b"")
 
 
-def test_a_thread_that_computes_does_not_hold_up_the_end(start: Start) -> None:
-    """As the backward pass of a long answer does in `train`: Python waits for its threads."""
+@pytest.mark.parametrize(
+    ("number", "work"),
+    [  # a backward pass of a long answer, for which Python waits; a module written in C that is imported
+        (signal.SIGTERM, "with ThreadPoolExecutor() as pool: pool.submit(time.sleep, 600).result()"),
+        (signal.SIGINT, "try: time.sleep(600)\n    except KeyboardInterrupt: raise RuntimeError"),
+    ],
+)
+def test_work_that_no_exception_ends_well(start: Start, number: int, work: str) -> None:
     code = (
         "import time\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from tinylora_edge.cli import app\n"
         "def train():\n"
-        "    with ThreadPoolExecutor() as pool:\n"
-        "        working = pool.submit(time.sleep, 600)\n"
-        "        print('working', flush=True)\n"
-        "        working.result()\n"
+        "    print('working', flush=True)\n"
+        f"    {work}\n"
         "app.app = train\n"
         "app.run()\n"
     )
     child = start("-c", code, program=(sys.executable,))
     assert child.stdout is not None
     assert os.read(child.stdout.fileno(), 65536)
-    child.send_signal(signal.SIGTERM)
-    child.communicate(timeout=120)
-    assert child.returncode == 143
+    child.send_signal(number)
+    _, stderr = child.communicate(timeout=120)
+    assert (child.returncode, stderr) == (128 + number, b"")
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_scaled_positions_of_a_split_model(
     expected = models.torch_logits(model, tokens)
     found = models.torch_logits(read_model(first, torch.float32), tokens)
     assert np.abs(found - expected).max() < 1e-3
-    with llama_cpp.Llama(str(first), n_ctx=128, logits_all=True, verbose=False) as llm:
+    with closing(llama_cpp.Llama(str(first), n_ctx=128, logits_all=True, verbose=False)) as llm:
         assert np.abs(models.llama_logits(llm, tokens) - expected).max() < 0.02  # a KV cache in float16
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from .gguf import GGUFFile, gguf_paths
+from .gguf import GGUFFile, gguf_paths, open_gguf
 
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Of every Llama 3: a GGUF has the frequencies that come of them instead."""
@@ -68,7 +68,7 @@ def read_model(path: Path, dtype: Any) -> Any:
     dequantized = transformers.GgufConfig(dequantize=True)
     with read_once():
         config = transformers.AutoConfig.from_pretrained(**location)
-        _scale_positions(config, GGUFFile(path))
+        _scale_positions(config, open_gguf(path))
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
             **location, config=config, dtype=dtype, quantization_config=dequantized, output_loading_info=True
         )
