@@ -35,7 +35,7 @@ from ..version import __version__
 from ..wire.tags import Ed25519Signer
 from ..writes import atomic_write, sync_directory
 from .factorize import ExportSettings, ModuleFactors, Progress, Source, blas_threads, factorize, quality
-from .onnx import FLAVOURS, PRECISIONS, bake, build, check_builder, has_tokenizer
+from .onnx import FLAVOURS, PRECISIONS, bake, build, check_builder
 from .weights.gguf import GGUFWeights, warn_of
 
 FORMATS = ("gguf", "onnx", "both")
@@ -127,10 +127,8 @@ class Export:
         self._source = Source(Path(model), deployed, needs_gguf=self._gguf)
         self._precision = precision or ("int8" if self._source.quantized else "fp32")
         self.base = self._source.base or self._source.model
-        if self._onnx and not has_tokenizer(self._source.model):
-            raise ExportError(
-                f"{model} has no tokenizer (tokenizer.json), which is part of a graph's folder: copy it there"
-            )
+        if self._onnx and self._source.model.is_dir() and not any(self._source.model.glob("*tok*")):
+            raise ExportError(f"{model} has no tokenizer.json, which a graph's folder needs: copy it there")
         if self._gguf and self._source.deployed is not None:
             warn_of(self._source.architecture, self._source.deployed.left_out)
         self.settings = self._source.fitted(settings or ExportSettings(), graph=self._onnx)
@@ -142,10 +140,8 @@ class Export:
     ) -> ExportReport:
         """Factorize, build and bake the graph, and write the bundle, complete or not at all.
 
-        Raises:
-            ExportError: a weight cannot be adapted, the graph cannot be built, or the bundle not written.
-            UnsupportedModelError: a module has no node in the graph.
-            BaseMismatchError: the weights are not those of the base or of the graph.
+        UnsupportedModelError: a module has no node in the graph. BaseMismatchError: the weights are not those
+        of the base or of the graph. ExportError: one cannot be adapted, the graph not built, or not written.
         """
         source = self._source
         with new_bundle(self.output) as partial:
@@ -248,13 +244,8 @@ def add_projection(
     """Add a projection to a bundle, whose `basis(numbers=)` returns it from then on.
 
     The bundle still takes every frame that it took. Again is fine: of projections with equally many numbers
-    the last one is returned. A signed bundle is signed again, by its own signer.
-
-    Args:
-        bundle: the one to change.
-        projection: of its factors' modules, such as `learn` finds.
-        facts: how it was learned, for the manifest.
-        signer: whose signature the bundle has; None where it has none.
+    the last one is returned. A signed bundle is signed again, by its own signer. `facts` are how it was
+    learned, for the manifest.
 
     Raises:
         BasisError: it does not fit the factors, or there are too many.
@@ -280,13 +271,8 @@ def add_projection(
 def find_shipped(factors: Factors) -> Projection | None:
     """Return the shipped projection that was learned with factors, or None.
 
-    It fits those factors alone. Another machine computes the same factors to some digits, not to the bit, so
-    no digest recognizes them. A file has a sketch of them instead: each row of A and each column of B, scaled
-    to length 1, times a fixed vector.
-
-    A file has P, float32 [n, M, k, k], its prior, a sketch of the factors' leading directions, float32
-    [M, 2, k], and JSON as `header`: modules, architecture, factorization, and how they were learned. A
-    warning says where the modules are the same and the factors are not.
+    No digest tells: another machine computes the same factors to some digits. A file has P, its prior, and a
+    sketch of the factors, float32 [M, 2, k]; one of the same modules that does not fit is a warning.
     """
     for path in sorted(SHIPPED.glob("*.npz")):
         with np.load(path) as file:

@@ -4,6 +4,6 @@ Importing this package does not load the onnx package.
 """
 
 from .bake import FLAVOURS, bake
-from .builder import PRECISIONS, build, check_builder, has_tokenizer
+from .builder import PRECISIONS, build, check_builder
 
-__all__ = ["FLAVOURS", "PRECISIONS", "bake", "build", "check_builder", "has_tokenizer"]
+__all__ = ["FLAVOURS", "PRECISIONS", "bake", "build", "check_builder"]

@@ -38,13 +38,6 @@ def check_builder() -> None:
             raise MissingExtraError("building an ONNX graph", package, "onnx-export")
 
 
-def has_tokenizer(model: Path) -> bool:
-    """Tell whether a model brings its tokenizer: a GGUF does, a Hugging Face directory by its files."""
-    return model.is_file() or any(
-        file for name in ("*tok*", "*vocab*", "*.model") for file in model.glob(name)
-    )
-
-
 def build(model: Path, folder: Path, precision: str, heads: Heads) -> dict[str, Any]:
     """Build the base graph of a model, with its tokenizer and configuration, in an empty folder.
 

@@ -6,10 +6,12 @@ import errno
 import os
 import resource
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from threadpoolctl import threadpool_info
 
 from tinylora_edge import ExportError, load_bundle
 from tinylora_edge.exporters import export, export_gguf
@@ -53,12 +55,22 @@ def test_a_hard_link_where_one_works_else_a_copy(model, parent, monkeypatch, pla
 # All or nothing
 
 
-class Interrupted(BaseException):
-    """As Ctrl-C is: no Exception."""
+def test_blas_keeps_its_limit_until_the_last_weight_has_ended(model, parent, monkeypatch):
+    """More threads wait for cores that are busy: an interrupted export went on for long."""
+    real, limits = ThreadPoolExecutor.shutdown, []
+
+    def shutdown(pool, **options):
+        limits.append(max(each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"))
+        real(pool, **options)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
+    with pytest.raises(KeyboardInterrupt):
+        export.Export(model, parent / "bundle").run(progress=Mock(side_effect=KeyboardInterrupt))
+    assert limits == [1]
 
 
 @pytest.mark.parametrize("step", ["save_bases", "place_base", "_manifest"])
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), Interrupted()])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
 def test_an_exception_while_writing_leaves_nothing(model, parent, monkeypatch, step, error):
     real = getattr(export, step)
 
@@ -67,7 +79,7 @@ def test_an_exception_while_writing_leaves_nothing(model, parent, monkeypatch, s
         raise error
 
     monkeypatch.setattr(export, step, fail)
-    expected = ExportError if isinstance(error, OSError) else Interrupted
+    expected = ExportError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         export_gguf(model, parent / "bundle")
     assert names(parent) == []

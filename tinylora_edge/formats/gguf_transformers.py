@@ -14,29 +14,24 @@ import numpy as np
 
 from .gguf import GGUFFile, gguf_paths, open_gguf
 
+# Of every Llama 3: a GGUF has the frequencies that come of them instead.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""Of every Llama 3: a GGUF has the frequencies that come of them instead."""
 
-_TURN = threading.RLock()
-"""Held while the functions of the gguf package are replaced, which are every thread's."""
+_TURN = threading.RLock()  # held while functions of the gguf package are replaced, which are all threads'
 
 
 @contextmanager
 def read_once() -> Iterator[None]:
     """Have transformers read a GGUF file's metadata once during the block, and make one map of names.
 
-    Its loader reads them for the configuration, for the weights and for the tokenizer, element by element
-    through `numpy.memmap`, and makes the same map anew for each module of the model. For SmolLM2 that is 14
-    of 18 seconds (transformers 5). A release that loads otherwise finds nothing changed. Threads take turns.
+    Its loader reads them three times, element by element through `numpy.memmap`, and makes the same map anew
+    for each module: 14 of 18 seconds for SmolLM2 (transformers 5). Threads take turns.
     """
     with _TURN:
         reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
 
         class Reader(reader):  # type: ignore[valid-type, misc]
-            """The library's reader over a plain array: every part of a `memmap` is dear to make.
-
-            Of a split model the first file has the tensors of all.
-            """
+            """The library's, of a split model whole, over a plain array: parts of a `memmap` are dear."""
 
             def __init__(self, path: Any, mode: Any = "r") -> None:
                 super().__init__(path, mode)
@@ -55,26 +50,27 @@ def read_once() -> Iterator[None]:
 
 
 def read_model(path: Path, dtype: Any) -> Any:
-    """Return a GGUF model in a float type of torch, its positions scaled as the file says.
+    """Return a GGUF model in a float type of torch; errors are transformers', or a ValueError.
 
     transformers 5 reads no scaling of positions, and fills what a file lacks with random numbers.
-
-    Raises:
-        OSError, ValueError, KeyError, RuntimeError, NotImplementedError: transformers cannot read it.
     """
     import transformers
 
-    location: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    dequantized = transformers.GgufConfig(dequantize=True)
+    place: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    place["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with read_once():
-        config = transformers.AutoConfig.from_pretrained(**location)
+        config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         _scale_positions(config, open_gguf(path))
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
-            **location, config=config, dtype=dtype, quantization_config=dequantized, output_loading_info=True
+            **place, config=config, dtype=dtype, output_loading_info=True
         )
-    if found["missing_keys"]:
-        raise ValueError(f"it lacks {min(found['missing_keys'])}")
-    forget_quantizer(model)
+    if missing := found["missing_keys"]:
+        raise ValueError(f"it lacks {min(missing)}")
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):  # with which trainers refuse it
+        if hasattr(model, name):
+            delattr(model, name) if name in vars(model) else setattr(model, name, None)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     return model
 
 
@@ -82,7 +78,8 @@ def _scale_positions(config: Any, file: GGUFFile) -> None:
     """Have a configuration scale positions as llama.cpp does; ValueError where that is not known here."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    prefix = f"{file.architecture}.rope.scaling."
+    prefix, rope = f"{file.architecture}.rope.scaling.", config.rope_parameters
+    rope = rope.get("full_attention", rope)  # of Gemma's two kinds of layers
     kind, scaled = file.get(f"{prefix}type", "linear"), {"factor": file.get(f"{prefix}factor", 1.0)}
     if found := file.tensors.get("rope_freqs.weight"):
         kind, scaled = "llama3", {"factor": float(file.array(found).max()), **_LLAMA3}
@@ -90,10 +87,8 @@ def _scale_positions(config: Any, file: GGUFFile) -> None:
         kind = "longrope"
     elif kind == "none" or scaled["factor"] in (0.0, 1.0):
         return
-    if kind == "yarn":
+    elif kind == "yarn":
         scaled["original_max_position_embeddings"] = file.get(f"{prefix}original_context_length")
-    rope = config.rope_parameters  # Gemma's has one for each kind of layer
-    rope = rope.get("full_attention", rope)
     rope |= {"rope_type": kind, **scaled}
     known = kind in ("linear", "llama3", "yarn")
     if known and found:
@@ -113,12 +108,3 @@ def layer_names(architecture: str, blocks: int) -> Callable[[str], str | None]:
     table = gguf.get_tensor_name_map(known[architecture], blocks)
     # As convert_hf_to_gguf does for the language model inside of one that also sees.
     return lambda layer: table.get_name(layer.replace("language_model.", ""))
-
-
-def forget_quantizer(model: Any) -> None:
-    """Take the quantizer off a dequantized model: with it trainers refuse the model, and its directory."""
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        if hasattr(model, name):
-            delattr(model, name) if name in vars(model) else setattr(model, name, None)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config

@@ -239,15 +239,10 @@ def one_thread() -> Iterator[None]:
 
 
 def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
-    """Load a causal language model for training: frozen, in evaluation mode.
+    """Load a causal language model for training: frozen, in evaluation mode; a TrainError where that fails.
 
-    Args:
-        source: a GGUF file, which is dequantized (train what you ship), or a Hugging Face directory.
-        dtype: `bf16` or `fp32`; by default `default_dtype()`.
-
-    Raises:
-        MissingExtraError: transformers is not installed.
-        TrainError: transformers cannot read the model.
+    `source` is a GGUF file, which is dequantized (train what you ship), or a Hugging Face directory; `dtype`
+    is `bf16` or `fp32`, by default `default_dtype()`. MissingExtraError: transformers is not installed.
     """
     try:
         import transformers
@@ -273,13 +268,6 @@ def give_back() -> None:
     """Return freed memory to the system: glibc keeps it for each thread (in 40 steps 1.6 GB grew to 2.4)."""
     if _libc is not None and hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
-
-
-def location_of(source: Path) -> dict[str, Any]:
-    """Return the arguments by which transformers finds a GGUF file or a Hugging Face directory."""
-    if source.is_file():
-        return {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    return {"pretrained_model_name_or_path": str(source)}
 
 
 def hf_names(model: nn.Module, factors: Factors) -> dict[str, str]:

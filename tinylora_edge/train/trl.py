@@ -42,7 +42,7 @@ from ..runtime.learning.state import Report
 from ..tasks import Completion, Sample, Task, load_task
 from ..vector import MicroVector
 from ..wire.values import BITS
-from .adapter import default_dtype, load_model, location_of
+from .adapter import default_dtype, load_model
 from .learner import IMPORTANCE_CAP
 from .options import Options, Outcome, Phase, Result, write_result
 from .run import run_folder, unfinished
@@ -291,7 +291,8 @@ def load_tokenizer(source: Path) -> Any:
     """Load the tokenizer of a GGUF file or of a Hugging Face directory."""
     try:
         with read_once():
-            return transformers.AutoTokenizer.from_pretrained(**location_of(source))
+            folder, file = (source.parent, source.name) if source.is_file() else (source, None)
+            return transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
     # its readers let through whatever their formats' libraries raise
     except Exception as error:
         raise TrainError(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from support import BAD_DOCUMENTS
 
 from tinylora_edge import ExportError, UnsupportedModelError
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf, export_onnx
 from tinylora_edge.exporters.weights.hf import HFConfig, shards
 from tinylora_edge.limits import BLOCKS
 
@@ -57,6 +57,11 @@ def test_damaged_documents(sharded, llama_gguf, tmp_path, name):
     (sharded / "config.json").write_text(json.dumps(layers))
     with pytest.raises(ExportError, match=r"config\.json"):
         HFConfig(sharded)
+
+
+def test_a_graph_needs_a_tokenizer(sharded, tmp_path):
+    with pytest.raises(ExportError, match=r"sharded has no tokenizer\.json"):
+        export_onnx(sharded, tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("shard", ["a\0b", "", "x" * 256, "\ud800", "..", "../x", "/x", 7, None, ["x"], {}])
