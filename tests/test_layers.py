@@ -61,7 +61,7 @@ OPTIONAL = {  # layer -> packages of extras that it imports in functions only
     "exporters": {
         *("huggingface_hub", "onnx_ir", "onnxscript", "safetensors", "threadpoolctl", "torch", "transformers")
     },
-    "formats": {"cryptography"},
+    "formats": {"cryptography", "transformers"},
     "shipping": {"fsspec", "segno"},
     "runtime": {"cmaes", "llguidance", "jinja2"},  # which llama-cpp-python brings along
     "cli": set(ENGINES),
