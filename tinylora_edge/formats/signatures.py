@@ -148,8 +148,7 @@ def check_bundle(
 
 
 def check_signer(bundle: Bundle, signer: Ed25519Signer | None) -> None:
-    """Check that a bundle may be changed: it is unsigned, or as a signer left it, who signs it again. Else a
-    TrustError."""
+    """Raise a TrustError where a bundle may not be changed: it is signed, and not as this signer signed it."""
     path = signature_path(bundle)
     if signer is not None:
         check_bundle(bundle, [Ed25519Verifier(signer.public_key)])
