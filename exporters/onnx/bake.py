@@ -225,21 +225,9 @@ class _SidePathWriter:
             name, after = f"{shared.name}/b{tail}", self._after.setdefault(site.linear.last, [])
             stored = self._floats(name, b)
             side = self._node("MatMul", [mixed[own], stored], f"{name}/MatMul", into=after)
-            base = f"{PREFIX}{name}/base"
-            self._rename_result(site, base)
+            base, result = f"{PREFIX}{name}/base", self._model.graph.node[site.linear.last].output
+            result[list(result).index(site.linear.output)] = base  # so that all who read it read the sum
             self._node("Add", [base, side], f"{name}/Add", outputs=[site.linear.output], into=after)
-
-    def _rename_result(self, site: Site, name: str) -> None:
-        """Give the base's result another name, so that all who read it read the sum."""
-        old = site.linear.output
-        node = self._model.graph.node[site.linear.last]
-        node.output[list(node.output).index(old)] = name
-        for value in self._model.graph.value_info:
-            if value.name == old:
-                copied = self._model.graph.value_info.add()
-                copied.CopyFrom(value)
-                copied.name = name
-                break
 
     def finish(self, flavour: str) -> None:
         """Put the nodes into the graph, in an order in which they can run, and the input."""
