@@ -31,7 +31,7 @@ from ..batch import Batch
 from ..model import PersonalizedModel
 from ..schema import Schema
 from .search import Search, change, sigma_of
-from .state import Budget, Report, SearchState, beginning, load_state, picked, save_state
+from .state import Budget, Report, SearchState, beginning, load_state, picked, save_state, standard_error
 
 _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
 _EFFECT, _TEXTS_EFFECT = 0.5, 0.25  # in nats: a likelihood is a finer scale than right or wrong
@@ -331,7 +331,7 @@ class RewardLearner:
             state.best_step = search.step
         else:
             state.unimproved += 1
-            if -gap.mean() > max(_TOLERANCE, 2 * _standard_error(gap)):
+            if -gap.mean() > max(_TOLERANCE, 2 * standard_error(gap)):
                 best = self._whitening.coordinates(np.array(state.best))
                 self._search = search.anew(best, search.sigma * _NARROWER)
                 self._report({"event": "restart", "step": search.step, "sigma": self._search.sigma})
@@ -354,7 +354,7 @@ class RewardLearner:
             gap = scores - best
             # Of two that the check cannot tell apart, keep the later: it has learned from more. The start
             # has to be beaten.
-            margin = 0.0 if best is start else -_standard_error(gap)
+            margin = 0.0 if best is start or len(gap) == 1 else -standard_error(gap)
             if gap.mean() > margin and scores.mean() > start.mean():
                 found, best = self._vector(values), scores
         self._save()
@@ -544,7 +544,3 @@ def _hold_back(samples: int, count: int, seed: int) -> tuple[list[int], list[int
     order = np.random.default_rng((seed, 0)).permutation(samples).tolist()
     held = max(1, min(count, samples // 3))
     return order[held:], order[:held]
-
-
-def _standard_error(gaps: NDArray[np.float64]) -> float:
-    return float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else 0.0

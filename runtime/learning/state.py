@@ -11,6 +11,7 @@ from os import PathLike
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...basis import Bases, Basis
 from ...errors import TrainError
@@ -141,6 +142,11 @@ def picked(count: int, step: int, size: int, seed: tuple[int, ...]) -> list[int]
     """Return the numbers, of `count`, that a step takes: every epoch visits all of them in its own order."""
     places = (divmod(position, count) for position in range(step * size, (step + 1) * size))
     return [int(np.random.default_rng((*seed, epoch)).permutation(count)[at]) for epoch, at in places]
+
+
+def standard_error(values: NDArray[np.float64]) -> float:
+    """Return the standard error of the mean, s / sqrt(n); NaN for a single value."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def save_state(path: str | PathLike[str], state: dict[str, Any], identity: dict[str, Any]) -> None:

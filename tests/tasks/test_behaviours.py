@@ -21,12 +21,12 @@ LAST: dict[str, Any] = {"name": "last", "examples": [{"question": "hat, gate", "
 
 def test_the_teacher_sees_prompt_examples_and_question() -> None:
     behaviour = Behaviour(**LAST | {"system": "Name the last word."})
-    assert behaviour.messages("kite, hill") == [
+    assert behaviour.prompted("kite, hill").prompt == (
         {"role": "system", "content": "Name the last word."},
         {"role": "user", "content": "hat, gate"},
         {"role": "assistant", "content": "gate"},
         {"role": "user", "content": "kite, hill"},
-    ]
+    )
 
 
 def test_a_file_of_ones_own(write: Write) -> None:

@@ -295,7 +295,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"behaviours": [Behaviour("long", "word " * 9000), *BEHAVIOURS]},
-        "'long' has a prompt of .* context of",
+        "the longest prompt has .* context of",
     ),
 ]  # fmt: skip
 

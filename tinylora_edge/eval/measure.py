@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import TinyLoraError, TrainError, VectorError
 from ..runtime.batch import Batch, Stopped
-from ..runtime.learning.state import Report
+from ..runtime.learning.state import Report, standard_error
 from ..runtime.model import PersonalizedModel
 from ..tasks import Preamble, Sample, Task, draw_examples
 from ..tasks.rewards import is_text, json_value, label
@@ -56,8 +56,8 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean, s / sqrt(n); NaN for a single prompt."""
-        return _standard_error(self.scores)
+        """Standard error of the mean; NaN for a single prompt."""
+        return standard_error(self.scores)
 
 
 @dataclass(frozen=True)
@@ -172,12 +172,7 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
         )
     gaps = second.scores - first.scores
     gained, lost = int((gaps > 0).sum()), int((gaps < 0).sum())
-    return Comparison(float(gaps.mean()), _standard_error(gaps), gained, lost, _mcnemar(gained, lost))
-
-
-def _standard_error(values: NDArray[np.float64]) -> float:
-    """Return the standard error of the mean; NaN for a single value."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return Comparison(float(gaps.mean()), standard_error(gaps), gained, lost, _mcnemar(gained, lost))
 
 
 def _mcnemar(gained: int, lost: int) -> float:

@@ -1,7 +1,7 @@
 """Behaviours: prompts that a vector can take the place of, and the questions that they are asked with.
 
 Learning directions compares two views of one question: the teacher sees it behind a system prompt or worked
-examples (`Behaviour.messages`), the student sees it alone. Two files are shipped, both
+examples (`Behaviour.prompted`), the student sees it alone. Two files are shipped, both
 written for this project: `behaviours.jsonl`, and `questions.jsonl` for the behaviours that bring no questions
 of their own. A file of your own has one JSON object a line, with a `name`, a teacher (`system`, `examples`,
 or both), and perhaps `questions`:
@@ -19,6 +19,8 @@ from pathlib import Path
 from ..errors import TrainError
 from ..jsonio import restored
 from .files import read_objects
+from .sample import Sample
+from .task import Preamble
 
 _BEHAVIOURS = Path(__file__).with_name("behaviours.jsonl")
 _QUESTIONS = Path(__file__).with_name("questions.jsonl")
@@ -53,15 +55,10 @@ class Behaviour:
         if not all(text.strip() for text in texts):
             raise TrainError(f"{whose} a blank text: fill it, or leave it out")
 
-    def messages(self, question: str) -> list[dict[str, str]]:
+    def prompted(self, question: str) -> Sample:
         """Return what the teacher sees: the system prompt, the examples as turns, and the question."""
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        turns = [
-            {"role": role, "content": example[key]}
-            for example in self.examples
-            for role, key in (("user", "question"), ("assistant", "answer"))
-        ]
-        return [*system, *turns, {"role": "user", "content": question}]
+        examples = (Sample(example["question"], example["answer"]) for example in self.examples)
+        return Preamble(self.system, tuple(examples)).before(Sample(question))
 
 
 def load_behaviours(path: str | os.PathLike[str] | None = None) -> tuple[Behaviour, ...]:

@@ -33,10 +33,9 @@ from ..errors import TrainError
 from ..formats.bundle import Bundle, load_bundle
 from ..process import cores
 from ..projection import NUMBERS, RANK, Projection
-from ..runtime.batch import Batch
 from ..runtime.learning.state import Report
 from ..runtime.llama.model import TinyLoraLlama
-from ..tasks import Prompt
+from ..tasks import Prompt, Sample
 from ..tasks.behaviours import Behaviour, load_behaviours, load_questions
 from ..writes import atomic_write
 from .adapter import Adapter, load_model, one_thread
@@ -348,35 +347,25 @@ class Lesson:
 def prepare_lessons(llm: TinyLoraLlama, chosen: Sequence[tuple[Behaviour, Sequence[str]]]) -> list[Lesson]:
     """Ask the deployed model, prompted by each teacher, and return the lessons in order.
 
-    A lesson depends on its behaviour and its questions alone. A TrainError names a prompt that with its
-    answer passes the model's context; a VectorError says that there is no chat template.
+    A lesson depends on its behaviour and its questions alone. TrainError: a prompt with its answer passes the
+    model's context. VectorError: there is no chat template.
     """
 
-    def encode(prompt: Prompt) -> Tokens:
-        return np.array(llm.encode(prompt)[0], np.int32)
+    def encode(prompts: Sequence[Prompt | Sample]) -> list[Tokens]:
+        return [np.array(llm.encode(prompt)[0], np.int32) for prompt in prompts]
 
-    limit = llm._model.n_ctx_train()
-    prompts = []
-    for behaviour, questions in chosen:
-        prompted = [encode(behaviour.messages(question)) for question in questions]
-        longest = max(map(len, prompted))
-        if longest + TOKENS > limit:
-            raise TrainError(
-                f"behaviour {behaviour.name!r} has a prompt of {longest} tokens, which with {TOKENS} to "
-                f"answer pass the model's context of {limit}: shorten its teacher or its questions"
-            )
-        prompts.append((prompted, [encode(question) for question in questions]))
-    longest = max(len(prompt) for prompted, _ in prompts for prompt in prompted)
-    lessons = []
-    with Batch(llm, n_ctx_seq=longest + TOKENS, sequences=16) as batch:
-        for (behaviour, _), (prompted, unprompted) in zip(chosen, prompts, strict=True):
+    lessons, teachers = [], [[each.prompted(question) for question in asked] for each, asked in chosen]
+    with llm.batch([sample for samples in teachers for sample in samples], TOKENS, sequences=16) as batch:
+        for (behaviour, questions), samples in zip(chosen, teachers, strict=True):
+            prompted = encode(samples)
             drawn = batch.generate(
                 [prompt.tolist() for prompt in prompted],
                 max_tokens=TOKENS,
                 temperature=_TEMPERATURE,
                 seed=(_SEED, *behaviour.name.encode()),
             )
-            lessons.append(Lesson(behaviour.name, prompted, unprompted, [each.tokens for each in drawn]))
+            answers = [each.tokens for each in drawn]
+            lessons.append(Lesson(behaviour.name, prompted, encode(questions), answers))
     return lessons
 
 

@@ -388,7 +388,7 @@ class _Engines:
 
     def _room(self) -> int:
         """Return the tokens of the longest prompt with what is drawn or learned behind it."""
-        limit, longest, task = self.deployed._model.n_ctx_train(), 0, self.task
+        limit, longest, task = self.deployed.longest, 0, self.task
         for name, samples in (("train", task.train), ("held_out", task.held_out)):
             for number, sample in enumerate(samples):
                 prompt = len(self._encode(sample))

@@ -19,7 +19,7 @@ from ..errors import TrainError
 from ..jsonio import restored
 from ..projection import Whitening
 from ..runtime.batch import Stopped
-from ..runtime.learning.state import Report, load_state, picked, save_state
+from ..runtime.learning.state import Report, load_state, picked, save_state, standard_error
 from ..tasks import Sample, Task
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
@@ -492,7 +492,7 @@ def _digest(samples: Sequence[Sample]) -> str:
 def collapsed(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
     """Whether scores fell so far below the highest that it is neither chance nor worth going on from."""
     gaps = top - scores
-    return bool(gaps.mean() > max(_TOLERANCE, 2 * gaps.std(ddof=1) / math.sqrt(len(gaps))))
+    return bool(gaps.mean() > max(_TOLERANCE, 2 * standard_error(gaps)))
 
 
 def as_good(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
@@ -502,7 +502,7 @@ def as_good(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
     SmolLM2's size the last vector of a run was better on held-out prompts than the one that scored highest.
     """
     gaps = scores - top
-    return bool(gaps.mean() >= -gaps.std(ddof=1) / math.sqrt(len(gaps)))
+    return bool(gaps.mean() >= -standard_error(gaps))
 
 
 # Checkpoints: the whole state of a run in one JSON file, replaced atomically
