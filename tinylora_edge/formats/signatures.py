@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 import re
 import stat
@@ -24,10 +23,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..errors import TrustError
-from ..jsonio import read_json
+from ..jsonio import read_json, write_json
 from ..limits import BUNDLE_FILES
 from ..wire.tags import Ed25519Signer, Ed25519Verifier
-from ..writes import atomic_write
 from .bundle import BASIS_NAME, ONNX_NAME, Bundle, load_bundle
 from .gguf import gguf_paths, whole_stem
 
@@ -111,9 +109,7 @@ def sign_bundle(path: str | PathLike[str], signer: Ed25519Signer) -> Path:
             raise TrustError(f"{name!r:.80} is no name for a file of a signed bundle: rename it")
     hashes = {name: hash_file(file)[0] for name, file in sorted(files.items())}
     tag = base64.b64encode(signer.sign(signed_text(hashes))).decode()
-    with atomic_write(target) as file:
-        document = {"files": hashes, "key": signer.id, "signature": tag}
-        file.write(json.dumps(document, indent=1).encode() + b"\n")
+    write_json(target, {"files": hashes, "key": signer.id, "signature": tag})
     return target
 
 
