@@ -27,8 +27,6 @@ _AT_ONCE = 32  # general prompts that are answered together
 
 Encode = Callable[[Sample], NDArray[np.int32]]
 """sample -> token ids of its prompt (or of its answer), int32 [n]."""
-Decode = Callable[[NDArray[np.int32]], str]
-"""token ids -> text."""
 
 
 class Sampled:
@@ -41,11 +39,10 @@ class Sampled:
         until: drawing ends with `Stopped` once `time.monotonic()` is later.
     """
 
-    def __init__(self, task: Task, batch: Batch, *, encode: Encode, decode: Decode, each: int) -> None:
+    def __init__(self, task: Task, batch: Batch, *, encode: Encode, each: int) -> None:
         self.task, self.temperature, self.until = task, task.temperature, math.inf
         self._lessons = replace(task, reward=task.shaped or task.reward)
-        self._batch = batch
-        self._encode, self._decode, self._each = encode, decode, each
+        self._batch, self._encode, self._each = batch, encode, each
 
     def collect(
         self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]
@@ -86,14 +83,9 @@ class Sampled:
 
     def greedy(self, vector: MicroVector, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """Return the rewards of greedy answers in the deployed model: float64 [samples]."""
-        drawn = self._batch.generate(
-            [self._encode(sample).tolist() for sample in samples],
-            vectors=vector,
-            max_tokens=self.task.max_tokens,
-            schema=self.task.schema,
-            seconds=self._left(),
-        )
-        return np.array(self._scores(self.task, drawn, samples), np.float64)
+        how: dict[str, Any] = {"schema": self.task.schema, "seconds": self._left()}
+        (answers,) = self._batch.answer_each([vector], samples, max_tokens=self.task.max_tokens, **how)
+        return np.array(self.task.scores(answers, samples), np.float64)
 
     def _draw(
         self, vector: MicroVector, samples: Sequence[Sample], temperature: float, seed: tuple[int, ...]
@@ -109,17 +101,14 @@ class Sampled:
             schema=self.task.schema,
             seconds=self._left(),
         )
-        each = self._each
-        rewards = self._scores(self._lessons, drawn, [sample for sample in samples for _ in range(each)])
+        each, decode = self._each, self._batch.llm.chat_tokenizer.decode
+        answers = [Completion(decode(one.tokens.tolist()), one.ended, len(one.tokens)) for one in drawn]
+        rewards = self._lessons.scores(answers, [sample for sample in samples for _ in range(each)])
         starts = range(0, len(drawn), each)
         return [drawn[i : i + each] for i in starts], [rewards[i : i + each] for i in starts]
 
     def _left(self) -> float | None:
         return None if self.until == math.inf else max(0.0, self.until - time.monotonic())
-
-    def _scores(self, task: Task, drawn: Sequence[Generation], samples: Sequence[Sample]) -> list[float]:
-        completions = [Completion(self._decode(r.tokens), r.ended, len(r.tokens)) for r in drawn]
-        return task.scores(completions, samples)
 
 
 class Demonstrations:

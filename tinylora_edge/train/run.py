@@ -346,18 +346,9 @@ class _Engines:
         self, options: Options, checkpoint: Path, needed: float, known: NDArray[np.float64] | None
     ) -> Trainer:
         """Return the loop of one method over these engines; `options` are its own."""
-        task = self.task
-        sft = options.method == "sft"
-        judge = Sampled(
-            task,
-            self.batch,
-            encode=self._encode,
-            decode=lambda tokens: self.deployed.chat_tokenizer.decode(tokens.tolist()),
-            each=options.samples,
-        )
-        answers = (
-            Demonstrations(task, encode=self._encode, encode_answer=self._encode_answer) if sft else None
-        )
+        task, encoders = self.task, {"encode": self._encode, "encode_answer": self._encode_answer}
+        judge = Sampled(task, self.batch, encode=self._encode, each=options.samples)
+        answers = Demonstrations(task, **encoders) if options.method == "sft" else None
         learner = Learner(self.model, self.adapter, temperature=1.0, workers=self.threads)
         self.stack.callback(learner.close)
         rehearsal = None
