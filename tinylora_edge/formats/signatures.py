@@ -144,7 +144,7 @@ def check_bundle(
 
 
 def check_signer(bundle: Bundle, signer: Ed25519Signer | None) -> None:
-    """Raise a TrustError where a bundle may not be changed: it is signed, and not as this signer signed it."""
+    """Raise a TrustError where a bundle may not be changed: it is signed, and not as this signer left it."""
     path = signature_path(bundle)
     if signer is not None:
         check_bundle(bundle, [Ed25519Verifier(signer.public_key)])
