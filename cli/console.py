@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +32,7 @@ Show = Callable[..., None]
 """Shows how far a command is, from any thread: show(text, done=N, total=N). What is left out stays."""
 
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, and folds a digest at that
-_PIPE_SECONDS = 10.0  # between lines of progress in a pipe, at least
+_PIPE_SECONDS = 10.0  # between lines of progress in a pipe
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -174,7 +175,7 @@ def next_command(*words: object) -> None:
 
 
 def progress(what: str, total: float | None = None) -> AbstractContextManager[Show]:
-    """Show how far a command is: live on a terminal; in a pipe a line in ten seconds at most, `... WHAT`."""
+    """Show how far a command is: live on a terminal; in a pipe a line every ten seconds, `... WHAT`."""
     screen = stderr()
     live = screen.is_terminal and not screen.is_dumb_terminal
     return _bar(screen, what, total) if live else _lines(what, total)
@@ -201,17 +202,21 @@ def _bar(screen: Console, what: str, total: float | None) -> Iterator[Show]:
 @contextmanager
 def _lines(what: str, total: float | None) -> Iterator[Show]:
     now: dict[str, Any] = {"text": what, "done": None, "total": total}
-    began = last = time.monotonic()
+    began, ended = time.monotonic(), threading.Event()
+
+    def print_lines() -> None:
+        while not ended.wait(_PIPE_SECONDS):
+            share = f", {now['done'] / now['total']:.0%}" if now["done"] and now["total"] else ""
+            note(f"... {now['text']}{share} ({time.monotonic() - began:.0f} s)")
 
     def show(text: str | None = None, *, done: float | None = None, total: float | None = None) -> None:
-        nonlocal last
         now.update({k: v for k, v in (("text", text), ("done", done), ("total", total)) if v is not None})
-        if (at := time.monotonic()) - last >= _PIPE_SECONDS:
-            last = at
-            share = f", {now['done'] / now['total']:.0%}" if now["done"] and now["total"] else ""
-            note(f"... {now['text']}{share} ({at - began:.0f} s)")
 
-    yield show
+    threading.Thread(target=print_lines, daemon=True).start()
+    try:
+        yield show
+    finally:
+        ended.set()
 
 
 @contextmanager

@@ -69,7 +69,8 @@ def fetch(
     vectors.check_folder(output)
     bases, bound = vectors.find_bases(bundle), bound_name(user)
     with console.progress(f"asking {url}"):
-        data = fetch_frame(url, bases, user)
+        data = fetch_frame(url, bases, user).data
+    assert data is not None  # no ETag was sent
     vector = policy.check(data, bases, user=bound)
     changed = not output.exists() or output.read_bytes() != data
     if changed:

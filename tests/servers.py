@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,17 +13,34 @@ from pathlib import Path
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """A static file server."""
+    """A static file server with ETags, as any web server has them."""
 
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *arguments: object) -> None:
-        self.server.seen.append(self.path)  # type: ignore[attr-defined]
+        self.server.seen.append((self.path, self.headers.get("If-None-Match")))  # type: ignore[attr-defined]
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+        unchanged = self.headers.get("If-None-Match") == etag
+        self.send_response_only(304 if unchanged else 200)
+        self.send_header("ETag", etag)
+        if not unchanged:
+            self.send_header("Content-Length", str(len(data)))
+        self.log_message()  # whoever has the whole answer finds its request in the list
+        self.end_headers()
+        if not unchanged:
+            self.wfile.write(data)
 
 
 @contextmanager
-def static(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve a directory; yield its address, and the paths that were asked for."""
+def static(root: Path) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+    """Serve a directory; yield its address, and the requests that were answered: (path, If-None-Match)."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
     server.seen = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.02), daemon=True)

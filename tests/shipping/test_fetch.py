@@ -10,31 +10,37 @@ import servers
 from shipped import BASES, answer, frame
 
 from tinylora_edge import TransferError
-from tinylora_edge.shipping import fetch, publish
+from tinylora_edge.shipping import Fetched, fetch, publish
 
 
-def test_the_newest(tmp_path):
+def test_the_newest_and_then_nothing_until_there_is_more(tmp_path):
     with servers.static(tmp_path) as (url, seen):
-        for sequence, dtype in ((1, "bf16"), (2, "fp32")):
-            publish(frame(sequence, dtype), BASES, str(tmp_path))
-            assert fetch(f"{url}/", BASES) == frame(sequence, dtype)
-    assert seen == [f"/{BASES.id}/default/latest"] * 2
+        publish(frame(1), BASES, str(tmp_path))
+        first = fetch(url, BASES)
+        assert first == Fetched(frame(1), first.etag)
+        assert fetch(url, BASES, etag=first.etag) == Fetched(None, first.etag)
+        publish(frame(2, "fp32"), BASES, str(tmp_path))
+        second = fetch(f"{url}/", BASES, etag=first.etag)
+        assert second.data == frame(2, "fp32")
+        assert second.etag != first.etag
+    path = f"/{BASES.id}/default/latest"
+    assert seen == [(path, None), (path, first.etag), (path, first.etag)]
 
 
 def test_each_user_has_their_own(tmp_path):
     with servers.static(tmp_path) as (url, _):
         for sequence, user in enumerate(("alice", "bob"), 1):
             publish(frame(sequence), BASES, str(tmp_path), user=user)
-            assert fetch(url, BASES, user) == frame(sequence)
-        with pytest.raises(TransferError, match=r"404 .*: nothing is published"):
+            assert fetch(url, BASES, user).data == frame(sequence)
+        with pytest.raises(TransferError, match=r"404 Not Found: nothing is published"):
             fetch(url, BASES)
 
 
-def test_chunked():
+def test_chunked_and_without_an_etag():
     body = frame(1)
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in (body[:50], body[50:])) + b"0\r\n\r\n"
     with servers.answering(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks) as (url, _):
-        assert fetch(url, BASES) == body
+        assert fetch(url, BASES, etag='"old"') == Fetched(body, None)
 
 
 @pytest.mark.parametrize("folder", ["Vektören 1", "Vekt%C3%B6ren%201", "~ann/a+b@c;d='e'(f)!"])
@@ -42,9 +48,9 @@ def test_folders_of_any_name(tmp_path, folder):
     (tmp_path / unquote(folder)).mkdir(parents=True)
     with servers.static(tmp_path) as (url, seen):
         publish(frame(1), BASES, str(tmp_path / unquote(folder)))
-        assert fetch(f"{url}/{folder}/", BASES) == frame(1)
-    assert unquote(seen[0]) == f"/{unquote(folder)}/{BASES.id}/default/latest"
-    assert seen[0].isascii()
+        assert fetch(f"{url}/{folder}/", BASES).data == frame(1)
+    assert unquote(seen[0][0]) == f"/{unquote(folder)}/{BASES.id}/default/latest"
+    assert seen[0][0].isascii()
 
 
 @pytest.mark.parametrize(
@@ -89,7 +95,7 @@ SHORT = answer(frame(1)[:40], length=97)
 )
 def test_a_server_that_is_busy_or_breaks_off_is_tried_again(first):
     with servers.answering(first, answer(frame(1))) as (url, requests):
-        assert fetch(url, BASES) == frame(1)
+        assert fetch(url, BASES).data == frame(1)
     assert len(requests) == 2
     if first is SHORT:
         with servers.answering(SHORT) as (url, _), pytest.raises(TransferError, match="broke off after 40"):
@@ -114,4 +120,14 @@ def test_what_is_final(reply, message):
 
 def test_more_bytes_than_announced_are_not_read():
     with servers.answering(answer(frame(1) + b"more" * 999, length=97)) as (url, _):
-        assert fetch(url, BASES) == frame(1)
+        assert fetch(url, BASES).data == frame(1)
+
+
+@pytest.mark.parametrize("etag", ["x", '"' + "e" * 5000 + '"', '"a b"', '"\xe9"', '"a"\t"b"', ""])
+def test_an_etag_that_is_none_is_neither_kept_nor_sent(etag):
+    with servers.answering(
+        answer(frame(1)).replace(b"\r\n\r\n", f"\r\nETag: {etag}\r\n\r\n".encode("latin-1"), 1)
+    ) as (url, requests):
+        assert fetch(url, BASES, etag=f"{etag}\r\nX-Smuggled: 1").etag is None
+    assert b"None-Match" not in requests[0]
+    assert b"Smuggled" not in requests[0]

@@ -136,7 +136,7 @@ def test_a_drip_ends_with_the_deadline(scheme, slow):
 def test_silence_is_tried_again(monkeypatch):
     monkeypatch.setattr(sys.modules["tinylora_edge.shipping.fetch"], "_IDLE_S", 0.5)
     with servers.answering(lambda connection: connection.recv(1), ANSWER) as (url, _):
-        assert fetch(url, BASES) == FRAME
+        assert fetch(url, BASES).data == FRAME
 
 
 @pytest.mark.parametrize(

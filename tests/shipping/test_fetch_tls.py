@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from shipped import BASES, answer, frame
 
 from tinylora_edge import TransferError
-from tinylora_edge.shipping import fetch
+from tinylora_edge.shipping import Fetched, fetch
 
 FRAME = frame(1, signer="crc32")
 
@@ -69,8 +69,8 @@ def tls(certificate: Path, reply: Callable[[], bytes]) -> Iterator[tuple[str, li
 
 def test_a_frame(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    with tls(certificate, lambda: answer(FRAME)) as (url, requests):
-        assert fetch(url, BASES, headers={"Authorization": "Bearer t"}) == FRAME
+    with tls(certificate, lambda: answer(FRAME, 'ETag: "one"')) as (url, requests):
+        assert fetch(url, BASES, headers={"Authorization": "Bearer t"}) == Fetched(FRAME, '"one"')
     assert b"Bearer t" in requests[0]
 
 

@@ -4,7 +4,7 @@
 `publish` imports fsspec for addresses that are no directory.
 """
 
-from .fetch import fetch
+from .fetch import Fetched, fetch
 from .publish import Published, publish
 
-__all__ = ["Published", "fetch", "publish"]
+__all__ = ["Fetched", "Published", "fetch", "publish"]

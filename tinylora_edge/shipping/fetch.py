@@ -16,7 +16,7 @@ import ssl
 import string
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, quote, urlsplit
 
 from ..basis import Bases
@@ -28,6 +28,7 @@ from ..wire.frame import DEFAULT_USER, RULE, is_portable
 _IDLE_S = 30.0
 _AROUND_BYTES = 1 << 16  # status lines, headers, chunk sizes, trailers
 _BACKOFF_S = 1.0
+_ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{1,200}"\Z')
 _RETRIED = {408, 425, 429, *range(500, 600)}
 
 
@@ -43,16 +44,24 @@ def frame_path(factors_id: str, user: str, sequence: int | None = None) -> str:
     return f"{factors_id}/{user}/{LATEST if sequence is None else f'{sequence:05d}.bin'}"
 
 
+class Fetched(NamedTuple):
+    """A server's answer: the bytes, unchecked, or None where nothing changed; and the ETag for the next time."""
+
+    data: bytes | None
+    etag: str | None
+
+
 def fetch(
     url: str,
     bases: Bases,
     user: str = DEFAULT_USER,
     *,
+    etag: str | None = None,
     deadline: float = 300.0,
     attempts: int = 5,
     headers: dict[str, str] | None = None,
-) -> bytes:
-    """Return the newest published frame of a user, unchecked: a policy decides whether it may be applied.
+) -> Fetched:
+    """Return the newest published frame of a user; a policy decides whether it may be applied.
 
     Only https is spoken, and http to this device itself; no redirect is followed and no proxy used. At most
     the longest frame of the model is read, and 64 KB around it. A broken connection, 30 silent seconds and
@@ -60,6 +69,7 @@ def fetch(
 
     Args:
         url: of the folder that `publish` wrote to.
+        etag: of what the device has: where nothing changed, no body is sent.
         deadline: seconds that all attempts may take together, without those in which the system looks up the
             server's name, and tries more than one address.
         headers: such as Authorization.
@@ -72,6 +82,8 @@ def fetch(
     server, path = _address(url, frame_path(bases.id, user))
     agent = f"tinylora-edge/{__version__}"
     sent = {"User-Agent": agent, "Accept-Encoding": "identity", "Connection": "close", **(headers or {})}
+    if etag is not None and _ETAG.match(etag):
+        sent["If-None-Match"] = etag
     end = time.monotonic() + deadline
     for attempt in range(1, attempts + 1):
         try:
@@ -114,7 +126,7 @@ def is_this_device(host: str) -> bool:
         return host == "localhost"
 
 
-def _ask(server: SplitResult, path: str, headers: dict[str, str], end: float, limit: int) -> bytes:
+def _ask(server: SplitResult, path: str, headers: dict[str, str], end: float, limit: int) -> Fetched:
     """Ask once. Raises TransferError where another attempt would change nothing."""
 
     def left() -> float:
@@ -130,7 +142,7 @@ def _ask(server: SplitResult, path: str, headers: dict[str, str], end: float, li
         connection = http.client.HTTPConnection(host)
         connection.sock = _LimitedSocket(sock, left, limit + _AROUND_BYTES)
         connection.request("GET", path, headers={"Host": server.netloc, **headers})
-        return _read(connection.getresponse(), limit)
+        return _read(connection.getresponse(), headers.get("If-None-Match"), limit)
     finally:
         sock.close()
 
@@ -164,7 +176,11 @@ class _LimitedSocket(io.RawIOBase):
         """Leave the socket open: whoever opened it closes it."""
 
 
-def _read(answer: http.client.HTTPResponse, limit: int) -> bytes:
+def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fetched:
+    found = answer.headers.get("ETag", "")
+    fresh = found if _ETAG.match(found) else None
+    if answer.status == 304 and etag is not None:
+        return Fetched(None, fresh or etag)
     if answer.status != 200:
         why = _printable(f"the server answered {answer.status} {answer.reason}")
         if answer.status in _RETRIED:
@@ -181,7 +197,7 @@ def _read(answer: http.client.HTTPResponse, limit: int) -> bytes:
         raise TransferError(f"the server sends more than {limit} bytes, the longest frame of this model")
     if answer.length or not data:  # what a Content-Length promised and did not come
         raise ConnectionError(f"the body broke off after {len(data)} bytes")
-    return data
+    return Fetched(data, fresh)
 
 
 def _printable(text: str) -> str:
