@@ -44,8 +44,12 @@ def convert(
         raise console.CommandError(f"--to {to} makes files, which stdout cannot carry: pass -o PATH")
     target = Path(output)
     vectors.check_target(output, as_json=as_json)
-    base = _base(bundle) if to == "gguf" else None
-    bases = vectors.find_bases(bundle)
+    if to == "gguf":
+        found = load_bundle(bundle)
+        if found.base.is_dir():
+            raise console.CommandError(f"{bundle} has no GGUF to merge into: export with --format both")
+        found.check_base()
+    bases = found.bases if to == "gguf" else vectors.find_bases(bundle)
     vector = keyfiles.policy(keys).check(vectors.read(source), bases, user=bound_name(user))
     basis = bases.of(vector)
     if to == "onnx-adapter":
@@ -53,8 +57,8 @@ def convert(
     else:
         from ..exporters.convert import write_gguf_lora, write_merged_gguf, write_peft_lora
 
-        if base is not None:
-            write_merged_gguf(basis, vector, base, target)
+        if to == "gguf":
+            write_merged_gguf(basis, vector, found.base, target)
         elif model is not None:
             write_peft_lora(basis, vector, target, model)
         else:
@@ -66,12 +70,3 @@ def convert(
     sentences = [f"wrote {output}: {vectors.summary(vector)}, as {to}, for basis {basis.id}"]
     sentences += [f"in a Modelfile: FROM {shlex.quote(str(target.resolve()))}"] if to == "gguf" else []
     console.report(record, as_json, *sentences)
-
-
-def _base(path: Path) -> Path:
-    """Return the GGUF of a bundle, which is one that the factors fit."""
-    bundle = load_bundle(path)
-    if bundle.base.is_dir():
-        raise console.CommandError(f"{path} has no GGUF to merge into: export the model with --format both")
-    bundle.check_base()
-    return bundle.base

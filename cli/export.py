@@ -125,8 +125,24 @@ def export(
     )
     with module_progress(len(planned.modules), planned.bytes) as (step, stage):
         report = planned.run(step, stage)
-    alike = _measure_parity(report)
-    _print_report(planned.base.name, report, files.provenance, time.perf_counter() - start, as_json, alike)
+    alike, seconds = _measure_parity(report), time.perf_counter() - start
+    bases, quality, placed = report.bases, report.quality, report.base_placed
+    if names := quality["unconverged"]:
+        some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        worst = f"a residual above the tolerance (worst {quality['worst_residual']:.2g})"
+        console.warn(f"{len(names)} of {len(bases.factors.modules)} modules kept {worst}: {some}")
+    record: dict[str, Any] = {"bundle": str(output), "seconds": round(seconds, 3)}
+    record |= {**vectors.factors_facts(bases), **quality, "base": placed}
+    record |= {"source": files.provenance} if files.provenance else {}
+    if report.onnx is not None:
+        record["onnx"] = {**report.onnx, **({"answers": alike} if alike else {})}
+    wrote = f"exported {planned.base.name} to {output} in {seconds:.1f} s"
+    console.report(record, as_json, wrote, rows=console.flat(record))
+    find = output, "brevity", "-o", "brief.bin"
+    if placed is not None and not as_json:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
+        console.next_command("train", *find)
+    if (bases.projections or placed is None) and not as_json:  # 13 random numbers are too few for `tune`
+        console.next_command("tune", *find)
 
 
 def _list_names(as_json: bool) -> None:
@@ -197,32 +213,3 @@ def _refuse(ctx: typer.Context, names: set[str], why: str) -> None:
         source = ctx.get_parameter_source(each.name or "")
         if each.name in names and source is not None and source.name == "COMMANDLINE":
             raise BadParameter(f"{each.opts[0]} {why}", ctx=ctx)
-
-
-def _print_report(
-    base: str,
-    report: ExportReport,
-    provenance: Any,
-    seconds: float,
-    as_json: bool,
-    alike: dict[str, Any] | None,
-) -> None:
-    bases, quality, placed = report.bases, report.quality, report.base_placed
-    if names := quality["unconverged"]:
-        some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        worst = f"a residual above the tolerance (worst {quality['worst_residual']:.2g})"
-        console.warn(f"{len(names)} of {len(bases.factors.modules)} modules kept {worst}: {some}")
-    record: dict[str, Any] = {"bundle": str(report.output), "seconds": round(seconds, 3)}
-    record |= {**vectors.factors_facts(bases), **quality, "base": placed}
-    record |= {"source": provenance} if provenance else {}
-    if report.onnx is not None:
-        record["onnx"] = {**report.onnx, **({"answers": alike} if alike else {})}
-    wrote = f"exported {base} to {report.output} in {seconds:.1f} s"
-    console.report(record, as_json, wrote, rows=console.flat(record))
-    if as_json:
-        return
-    find = (report.output, "brevity", "-o", "brief.bin")
-    if placed is not None:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
-        console.next_command("train", *find)
-    if bases.projections or placed is None:  # 13 random numbers are too few for what forward passes find
-        console.next_command("tune", *find)

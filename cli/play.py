@@ -14,9 +14,6 @@ from typer import Option
 from . import console, vectors
 from . import options as opts
 
-_HOST = "127.0.0.1"
-_SLOTS = 2  # one person: a prefix for each pane
-
 
 def play(
     bundle: opts.BundleArgument,
@@ -48,7 +45,7 @@ def play(
             page=True,
             vector=frames[-1] if frames else None,
             under=frames[:-1] or None,
-            slots=_SLOTS,
+            slots=2,  # one person: a prefix for each pane
             n_ctx=opts.CONTEXT,
             n_threads=threads,
         )
@@ -60,4 +57,4 @@ def play(
             if not no_open:  # in a thread: a browser of the terminal would keep the server from answering
                 threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-        run(made, host=_HOST, port=port, ready=ready, quiet=True)
+        run(made, host="127.0.0.1", port=port, ready=ready, quiet=True)

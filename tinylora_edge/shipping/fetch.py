@@ -45,7 +45,7 @@ def frame_path(factors_id: str, user: str, sequence: int | None = None) -> str:
 
 
 class Fetched(NamedTuple):
-    """A server's answer: the bytes, unchecked, or None where nothing changed; and the ETag for the next time."""
+    """A server's answer: the bytes, unchecked, or None where nothing changed; and the next ETag."""
 
     data: bytes | None
     etag: str | None
