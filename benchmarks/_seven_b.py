@@ -18,8 +18,6 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from tinylora_edge.exporters.weights.dequantize import _ggml
-
 DRAWN, SPIKES = 2, 32
 BLOCKS_A_SHARD = 7
 _HF = {
@@ -113,10 +111,9 @@ def write(shape: Shape, folder: Path) -> tuple[Path, Path]:
 
 def quantize(weight: NDArray[np.float32], kind: gguf.GGMLQuantizationType) -> NDArray[np.uint8]:
     """Rows in a k-quant, which the gguf package does not write: by ggml itself."""
-    library = _ggml()
-    if library is None:
-        raise SystemExit("the benchmark quantizes with ggml: pip install llama-cpp-python")
-    call = library.ggml_quantize_chunk
+    from llama_cpp._ggml import libggml
+
+    call = libggml.ggml_quantize_chunk
     call.restype = ctypes.c_size_t
     call.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
     block, size = gguf.GGML_QUANT_SIZES[kind]
