@@ -108,6 +108,7 @@ def tune(
             learner.stop()
             console.acknowledge_interrupt()
 
+        show("scoring the start")
         with first_interrupt(interrupted):
             found = learner.run(amount.less(learner.state.tokens, learner.state.seconds))
         if found.stopped == "stopped":

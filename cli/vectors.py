@@ -4,6 +4,7 @@ sizes a bundle takes."""
 from __future__ import annotations
 
 import math
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -68,9 +69,10 @@ def check_target(target: str, *, as_json: bool = False) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Check that the directory that a file goes to is there."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is not a directory: make it first, or choose another output")
+    """Check that the directory that a file goes to is there, and takes files."""
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        why = "is not a directory to write in: make it first, or choose another output"
+        raise FileNotFoundError(f"{path.parent} {why}")
 
 
 def write(target: str, data: bytes, *, mode: int = 0o666) -> None:

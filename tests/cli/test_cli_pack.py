@@ -83,7 +83,7 @@ def test_the_wrong_half_of_a_pair(cli: Cli, small: Path, trained: Path, key: Pat
     assert not out.exists()
 
 
-def test_what_is_there_stays(cli: Cli, small: Path, trained: Path) -> None:
+def test_what_is_there_stays(cli: Cli, small: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = trained.with_name("v.bin")
     out.write_bytes(b"precious")
     (trained.parent / "link").symlink_to("nowhere")
@@ -91,6 +91,8 @@ def test_what_is_there_stays(cli: Cli, small: Path, trained: Path) -> None:
         cli("pack", trained, small, "-o", target).refused(str(target), "exists already")
     assert out.read_bytes() == b"precious"
     cli("pack", trained, small, "-o", trained.parent / "no" / "v").refused("no is not a directory")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # a folder that is read alone
+    cli("pack", trained, small, "-o", trained.with_name("w")).refused("not a directory to write in")
 
 
 def test_wrong_usage(cli: Cli, small: Path, trained: Path, tmp_path: Path) -> None:

@@ -37,14 +37,9 @@ def test_an_answer_that_is_interrupted(start: Start, smollm2_bundle: Path, numbe
 )
 def test_work_that_no_exception_ends_well(start: Start, number: int, work: str) -> None:
     code = (
-        "import time\n"
-        "from concurrent.futures import ThreadPoolExecutor\n"
-        "from tinylora_edge.cli import app\n"
-        "def train():\n"
-        "    print('working', flush=True)\n"
-        f"    {work}\n"
-        "app.app = train\n"
-        "app.run()\n"
+        "import time\nfrom concurrent.futures import ThreadPoolExecutor\nfrom tinylora_edge.cli import app\n"
+        f"def train():\n    print('working', flush=True)\n    {work}\n"
+        "app.app = train\napp.run()\n"
     )
     child = start("-c", code, program=(sys.executable,))
     assert child.stdout is not None

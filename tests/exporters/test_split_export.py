@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import models
 import numpy as np
-import pytest
 
 from tinylora_edge import MicroVector, load_bundle
 from tinylora_edge.exporters import export_gguf
@@ -12,14 +11,8 @@ from tinylora_edge.exporters import export_gguf
 PROMPT = list(b"one two three")
 
 
-@pytest.fixture
-def parts(llama_gguf, tmp_path):
-    folder = tmp_path / "split"
-    folder.mkdir()
-    return models.split_gguf(llama_gguf, folder, 6)
-
-
-def test_the_bundle_of_a_split_model_is_that_of_the_whole(parts, llama_gguf, tmp_path, load):
+def test_the_bundle_of_a_split_model_is_that_of_the_whole(llama_gguf, tmp_path, load):
+    parts = models.split_gguf(llama_gguf, tmp_path, 6)
     whole = export_gguf(llama_gguf, tmp_path / "whole")
     split = export_gguf(parts[0], tmp_path / "bundle")
     assert split.bases.factors.digest == whole.bases.factors.digest

@@ -41,7 +41,9 @@ def refuse(error, tmp_path, directory, base, match=None, settings=None):
     return caught.value
 
 
-def test_a_missing_shard(sharded, llama_gguf, tmp_path):
+def test_a_missing_shard_or_tokenizer(sharded, llama_gguf, tmp_path):
+    with pytest.raises(ExportError, match=r"sharded has no tokenizer\.json"):
+        export_onnx(sharded, tmp_path / "bundle")
     lost = sorted(sharded.glob("*.safetensors"))[1]
     lost.unlink()
     refuse(ExportError, tmp_path, sharded, llama_gguf, lost.name)
@@ -57,11 +59,6 @@ def test_damaged_documents(sharded, llama_gguf, tmp_path, name):
     (sharded / "config.json").write_text(json.dumps(layers))
     with pytest.raises(ExportError, match=r"config\.json"):
         HFConfig(sharded)
-
-
-def test_a_graph_needs_a_tokenizer(sharded, tmp_path):
-    with pytest.raises(ExportError, match=r"sharded has no tokenizer\.json"):
-        export_onnx(sharded, tmp_path / "bundle")
 
 
 @pytest.mark.parametrize("shard", ["a\0b", "", "x" * 256, "\ud800", "..", "../x", "/x", 7, None, ["x"], {}])
