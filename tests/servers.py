@@ -22,16 +22,12 @@ class Handler(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
-        if not path.is_file():
-            self.send_error(404)
-            return
-        data = path.read_bytes()
+        data = path.read_bytes() if path.is_file() else b""
         etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
         unchanged = self.headers.get("If-None-Match") == etag
-        self.send_response_only(304 if unchanged else 200)
+        self.send_response_only(304 if unchanged else 200 if path.is_file() else 404)
         self.send_header("ETag", etag)
-        if not unchanged:
-            self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data)))
         self.log_message()  # whoever has the whole answer finds its request in the list
         self.end_headers()
         if not unchanged:

@@ -47,11 +47,7 @@ def test_a_missing_vector_or_bundle(cli: Cli, smollm2_bundle: Path, tmp_path: Pa
     for command in ("pack", "inspect"):
         cli(command, missing).refused(str(missing), "No such file")
     cli("pack", tmp_path).refused(str(tmp_path), "Is a directory")
-    for words in (
-        ("run", missing, "Hello"),
-        ("chat", missing),
-        ("run", tmp_path, "Hello"),
-    ):
+    for words in (("run", missing, "Hello"), ("chat", missing), ("run", tmp_path, "Hello")):
         cli(*words).refused("does not exist")
     cli("pack", "-", missing, stdin=b"").refused("does not exist")
 

@@ -29,17 +29,11 @@ OTHER = support.random_basis(groups=3, rng=1)
 OLD, NEW = Ed25519Signer(b"o" * 32), Ed25519Signer(b"n" * 32)
 MAC = Hmac(b"m" * 32)
 TRUSTED = [Ed25519Verifier(OLD.public_key), Ed25519Verifier(NEW.public_key), MAC]
-MARK = (BASIS.factors.digest, OLD.id, "")
 
 
-def frame(sequence: int, signer=OLD, basis=BASIS, user: str = "") -> bytes:
-    values = np.array([0.5, -0.25, 0.125], np.float32)
+def frame(sequence: int, signer=OLD, basis=BASIS, user: str = "", last: float = 0.125) -> bytes:
+    values = np.array([0.5, -0.25, last], np.float32)
     return MicroVector(values, "fp32", sequence).to_bytes(basis, signer, user=user)
-
-
-def other_frame(sequence: int, signer=OLD) -> bytes:
-    values = np.array([0.5, -0.25, 0.25], np.float32)
-    return MicroVector(values, "fp32", sequence).to_bytes(BASIS, signer)
 
 
 def apply(policy: Policy, data: bytes, basis=BASIS, **stream: str) -> MicroVector:
@@ -62,7 +56,7 @@ class TestRollback:
         apply(policy(path), frame(5))
         fresh = policy(path)
         assert apply(fresh, frame(5)).sequence == 5
-        for data in (frame(4), other_frame(5)):
+        for data in (frame(4), frame(5, last=0.25)):
             with pytest.raises(RollbackError):
                 fresh.check(data, BASIS)
 
