@@ -33,16 +33,13 @@ def test_files_of_keys_that_are_none(
     cli("serve", tiny_bundle, "--api-keys", tmp_path / "keys").refused(*parts)
 
 
-def test_what_is_not_there(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_what_is_not_there_or_taken(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
     cli("serve", tmp_path / "nothing").refused("nothing")
     cli("serve", tiny_bundle, "--port", "65536").misused("--port")
     (tmp_path / "no.db").write_bytes(b"no database" * 1000)
     cli("serve", tiny_bundle, "--store", tmp_path / "no.db").refused("not a database")
     cli("play", tmp_path / "nothing", "--no-open").refused("nothing")
     cli("play", tiny_bundle, "--keep", tmp_path / "none" / "kept", "--no-open").refused("none/kept")
-
-
-def test_a_port_that_is_taken(cli: Cli, tiny_bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         cli("serve", tiny_bundle, "--port", taken.getsockname()[1]).refused("in use")
 

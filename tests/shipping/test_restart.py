@@ -7,19 +7,11 @@ from typing import Any
 
 import models
 import pytest
+from shipped import SIGNER
 
-from tinylora_edge import (
-    Ed25519Signer,
-    Ed25519Verifier,
-    MicroVector,
-    Policy,
-    RollbackError,
-    load_bundle,
-    runtime,
-)
+from tinylora_edge import Ed25519Verifier, MicroVector, Policy, RollbackError, load_bundle, runtime
 from tinylora_edge.exporters import export_gguf
 
-SIGNER = Ed25519Signer(b"k" * 32)
 OPTIONS: dict[str, Any] = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
 
 
