@@ -3,6 +3,7 @@ sizes a bundle takes."""
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 import sys
@@ -37,6 +38,7 @@ def read(source: str) -> bytes:
     else:
         with open(source, "rb") as file:
             data = file.read(text.TEXT_CHARACTERS + 1)
+    data = data.removeprefix(codecs.BOM_UTF8)  # which editors write, and no frame begins with
     if text.is_text(data):
         data = text.decode(data)
     if len(data) > VECTOR_FILE_BYTES:

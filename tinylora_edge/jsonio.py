@@ -6,6 +6,7 @@ of the file. `restored` makes a program's own state again from what it wrote.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -61,9 +62,12 @@ def parse_json(
 
 
 def read_json(path: str | PathLike[str], *, limit: int = DOCUMENT_BYTES, strict: bool = False) -> Any:
-    """Return the value of a JSON file. OSError: it cannot be read; ValueError: as for `parse_json`."""
+    """Return the value of a JSON file, with a byte order mark or without.
+
+    OSError: it cannot be read; ValueError: as for `parse_json`.
+    """
     with open(path, "rb") as file:
-        return parse_json(file.read(limit + 1), limit=limit, strict=strict)
+        return parse_json(file.read(limit + 1).removeprefix(codecs.BOM_UTF8), limit=limit, strict=strict)
 
 
 def write_json(path: str | PathLike[str], value: Any) -> None:

@@ -43,7 +43,7 @@ def test_as_it_came(cli: Cli, small: Path, trained: Path) -> None:
     assert cli("pack", trained).stdout_bytes == data
     printed = cli("pack", trained, "--text").done()
     assert printed == f"{text.encode(data)}\n"
-    assert cli("pack", "-", stdin=printed.encode()).stdout_bytes == data
+    assert cli("pack", "-", stdin=f"\ufeff{printed}".encode()).stdout_bytes == data
     out = trained.with_name("v.txt")
     record = cli("pack", trained, "--text", "-o", out, "--json").record()
     assert (out.read_text(), record["sequence"]) == (printed, 3)

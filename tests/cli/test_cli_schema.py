@@ -35,7 +35,7 @@ def labels(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def schema(tmp_path: Path) -> Path:
-    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    (tmp_path / "schema.json").write_text(f"\ufeff{json.dumps(SCHEMA)}")  # as some editors do
     return tmp_path / "schema.json"
 
 

@@ -134,7 +134,7 @@ def test_a_name_with_a_slash_below_a_path(tiny: Path) -> None:
 
 def test_a_key_stands_for_one(tmp_path: Path) -> None:
     path = tmp_path / "keys"
-    path.write_text("# ours\nalice-key alice\nalice-key alice\n")
+    path.write_text("\ufeffalice-key alice\n# ours\nalice-key alice\n")
     assert ApiKeys.read(path).find("Bearer alice-key")[1] == "alice"
     for other in ("", " bob"):
         path.write_text(f"alice-key alice\nalice-key{other}\n")

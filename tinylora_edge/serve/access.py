@@ -69,7 +69,7 @@ class ApiKeys:
         """Read a file of keys: a line has a key, or a key and a user. `#` begins a line of comment.
         TinyLoraError: a line is neither, or gives a key to a second user, or there is no key."""
         keys: dict[str, str | None] = {}
-        for number, line in enumerate(Path(path).read_text("utf-8", errors="replace").splitlines(), 1):
+        for number, line in enumerate(Path(path).read_text("utf-8-sig", errors="replace").splitlines(), 1):
             key, *users = line.split() or ["#"]
             if key.startswith("#"):
                 continue
