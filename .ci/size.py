@@ -49,7 +49,7 @@ def main() -> int:
     documents = tracked(".md")
     same = twice(product)
     counts = {
-        "product, lines of Python": (lines(product), 24_850),
+        "product, lines of Python": (lines(product), 24_795),
         "product, files": (len(product), None),
         "tests, lines of Python": (lines(tracked(".py", "tests")), 25_200),
         "documents, words": (sum(len(path.read_text("utf-8").split()) for path in documents), 20_865),

@@ -100,9 +100,7 @@ def facts(rows: Iterable[tuple[str, str]]) -> None:
     _table([Column(style="dim", overflow="fold"), Column(overflow="fold")], rows, show_header=False)
 
 
-def report(
-    record: dict[str, Any], as_json: bool, *sentences: str, rows: Iterable[tuple[str, str]] = ()
-) -> None:
+def report(record: Any, as_json: bool, *sentences: str, rows: Iterable[tuple[str, str]] = ()) -> None:
     """Print a record as JSON, or what is to be read of it: sentences, and labelled facts."""
     if as_json:
         print_json(record)

@@ -149,16 +149,13 @@ def _list_names(as_json: bool) -> None:
     from ..exporters.hub import load_catalog
 
     catalog = load_catalog().values()
-    if as_json:
-        console.print_json([asdict(model) for model in catalog])
-        return
     rows = []
     for model in catalog:
         quants = dict.fromkeys([model.default, *model.quants] if model.default else model.quants)
         sizes = ", ".join(f"{quant} {console.megabytes(model.quants[quant])}" for quant in quants)
         licence = f"{model.license}{' (weights gated)' if model.gated else ''}"
         rows.append((model.name, f"{model.parameters / 1e9:.3g} B, {licence}; --quant {sizes}"))
-    console.facts(rows)
+    console.report([asdict(model) for model in catalog], as_json, rows=rows)
 
 
 @contextmanager

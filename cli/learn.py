@@ -88,7 +88,5 @@ def learn(
     if learned.behaviours:
         names = "name", "divergence", "held"
         record["behaviours"] = [dict(zip(names, each, strict=True)) for each in learned.behaviours]
-    text = (
-        f"added basis {basis.id} to {bundle}: {basis.size} directions of {of}, {learned.energy.sum():.2f} of "
-    )
-    console.report(record, as_json, f"{text}what these differ in; it took {learned.seconds:.0f} s")
+    text = f"added basis {basis.id} to {bundle}: {basis.size} directions of {of}, in {learned.seconds:.0f} s"
+    console.report(record, as_json, text)

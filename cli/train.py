@@ -136,9 +136,7 @@ def train(
     record = read_json(outcome.path.with_name(f"{outcome.path.name}.json"))
     if not evaluate:
         record["unmeasured"] = {"base, worked examples and drift": "--no-evaluate; eval measures them"}
-    kept = "what it began with: nothing was better"
-    if result.best_step:
-        kept = f"the vector of step {result.best_step} of {result.steps}"
+    kept = f"the vector of step {result.best_step} of {result.steps}" if result.best_step else "as it began"
     wrote = f"wrote {outcome.path} ({outcome.path.stat().st_size:,} bytes), {kept}"
     found = {"file": str(outcome.path), **record}
     console.report(found, as_json, wrote, rows=results.phases(record))
