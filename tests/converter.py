@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,64 +23,6 @@ if TYPE_CHECKING:
 
     from tinylora_edge import Basis, MicroVector
 
-TOP = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-    "transformer.word_embeddings.weight": "token_embd.weight",
-    "transformer.ln_f.weight": "output_norm.weight",
-    "transformer.ln_f.bias": "output_norm.bias",
-}
-LAYER = {
-    "input_layernorm.weight": "attn_norm.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "self_attn.q_proj.bias": "attn_q.bias",
-    "self_attn.k_proj.bias": "attn_k.bias",
-    "self_attn.v_proj.bias": "attn_v.bias",
-    "self_attn.o_proj.bias": "attn_output.bias",
-    "self_attn.q_norm.weight": "attn_q_norm.weight",
-    "self_attn.k_norm.weight": "attn_k_norm.weight",
-    "self_attn.sinks": "attn_sinks.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-    "mlp.gate.weight": "ffn_gate_inp.weight",
-    "mlp.router.weight": "ffn_gate_inp.weight",
-    "mlp.router.bias": "ffn_gate_inp.bias",
-    "mlp.shared_expert.gate_proj.weight": "ffn_gate_shexp.weight",
-    "mlp.shared_expert.up_proj.weight": "ffn_up_shexp.weight",
-    "mlp.shared_expert.down_proj.weight": "ffn_down_shexp.weight",
-    "mlp.shared_expert_gate.weight": "ffn_gate_inp_shexp.weight",
-    "mlp.shared_experts.gate_proj.weight": "ffn_gate_shexp.weight",
-    "mlp.shared_experts.up_proj.weight": "ffn_up_shexp.weight",
-    "mlp.shared_experts.down_proj.weight": "ffn_down_shexp.weight",
-    "self_attn.kv_a_proj_with_mqa.weight": "attn_kv_a_mqa.weight",
-    "self_attn.kv_a_layernorm.weight": "attn_kv_a_norm.weight",
-    "self_attn.kv_b_proj.weight": "attn_kv_b.weight",
-    "mlp.experts.down_proj": "ffn_down_exps.weight",
-    "mlp.experts.down_proj_bias": "ffn_down_exps.bias",
-    # Phi-3: what is `ffn_up` elsewhere is gate and up here
-    "self_attn.qkv_proj.weight": "attn_qkv.weight",
-    "mlp.gate_up_proj.weight": "ffn_up.weight",
-    # Falcon
-    "ln_attn.weight": "attn_norm_2.weight",
-    "ln_attn.bias": "attn_norm_2.bias",
-    "ln_mlp.weight": "attn_norm.weight",
-    "ln_mlp.bias": "attn_norm.bias",
-    "self_attention.query_key_value.weight": "attn_qkv.weight",
-    "self_attention.dense.weight": "attn_output.weight",
-    "mlp.dense_h_to_4h.weight": "ffn_up.weight",
-    "mlp.dense_4h_to_h.weight": "ffn_down.weight",
-}
-_AROUND = {  # Gemma has norms before and after; gpt-oss calls the second one as Gemma calls its
-    "post_attention_layernorm.weight": "post_attention_norm.weight",
-    "pre_feedforward_layernorm.weight": "ffn_norm.weight",
-    "post_feedforward_layernorm.weight": "post_ffw_norm.weight",
-}
 _ARCHITECTURES = {
     "mistral": "llama",
     "mixtral": "llama",
@@ -92,6 +35,13 @@ _ARCHITECTURES = {
 ADDS_ONE = ("gemma2", "gemma3_text")
 """Whose norms multiply with 1 + w."""
 _PERMUTED = ("llama", "mistral", "mixtral", "granite")
+
+
+@cache
+def _names(arch: str, blocks: int) -> gguf.TensorNameMap:
+    """The table that convert_hf_to_gguf names tensors by; llama.cpp says whether it finds them there."""
+    (number,) = (number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
+    return gguf.get_tensor_name_map(number, blocks)
 
 
 def write_gguf(
@@ -138,6 +88,11 @@ def write_gguf(
             writer.add_tensor(renamed, np.ascontiguousarray(change(name, array)))
     for name, array in (extra or {}).items():
         writer.add_tensor(name, array)
+    return finish(writer, path)
+
+
+def finish(writer: gguf.GGUFWriter, path: Path) -> Path:
+    """Write what was added, and return the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -206,35 +161,37 @@ def ordered(config: PretrainedConfig, kind: str, array: NDArray[Any], *, to_gguf
 
 def _converted(config: PretrainedConfig, name: str, array: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """What a tensor of a model becomes: GGUF name -> its values there. It moves values, and changes none."""
-    if name in TOP:
-        return {TOP[name]: array}
-    _, _, block, rest = name.split(".", 3)
-    if rest.startswith("mlp.experts."):
-        return {f"blk.{block}.{kind}": part for kind, part in _experts(config, rest, array).items()}
-    around = config.model_type in (*ADDS_ONE, "gpt_oss", "olmo2")
-    kind = (_AROUND.get(rest) if around else None) or LAYER[rest]
+    if ".mlp.experts." in name:
+        block = name.split(".")[2]
+        return {f"blk.{block}.{kind}": part for kind, part in _experts(config, name, array).items()}
+    arch = _ARCHITECTURES.get(config.model_type, config.model_type)
+    found = _names(arch, config.num_hidden_layers).get_name(name, (".weight", ".bias"))
+    assert found, name
+    if name.endswith("sinks"):
+        found += ".weight"
+    kind = found.split(".", 2)[-1]
     if kind == "ffn_gate_inp_shexp.weight":
         array = array[0]
-    if rest == "self_attention.query_key_value.weight":
+    if name.endswith("self_attention.query_key_value.weight"):
         # for each head of k its queries, k and v -> all q, all k, all v
         keys = config.num_kv_heads
         head = config.hidden_size // config.num_attention_heads
         grouped = array.reshape(keys, -1, head, array.shape[1])
         parts = (grouped[:, :-2], grouped[:, -2:-1], grouped[:, -1:])
         array = np.concatenate([part.reshape(-1, array.shape[1]) for part in parts])
-    return {f"blk.{block}.{kind}": ordered(config, kind, array, to_gguf=True)}
+    return {found: ordered(config, kind, array, to_gguf=True)}
 
 
-def _experts(config: PretrainedConfig, rest: str, array: NDArray[Any]) -> dict[str, NDArray[Any]]:
+def _experts(config: PretrainedConfig, name: str, array: NDArray[Any]) -> dict[str, NDArray[Any]]:
     if config.model_type == "gpt_oss":
-        if not rest.endswith("bias"):
+        if not name.endswith("bias"):
             array = array.swapaxes(1, 2)  # [experts, in, out] in torch
         gate, up = array[:, ::2], array[:, 1::2]
     else:
         gate, up = array[:, : array.shape[1] // 2], array[:, array.shape[1] // 2 :]
-    if "gate_up" not in rest:
-        return {LAYER[rest]: array}
-    end = "bias" if rest.endswith("bias") else "weight"
+    end = "bias" if name.endswith("bias") else "weight"
+    if "gate_up" not in name:
+        return {f"ffn_down_exps.{end}": array}
     return {f"ffn_gate_exps.{end}": gate, f"ffn_up_exps.{end}": up}
 
 

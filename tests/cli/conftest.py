@@ -17,6 +17,8 @@ from invocation import COMMAND, Cli, Outcome, in_process, without_progress, writ
 from tinylora_edge import Basis, MicroVector, load_bundle, runtime
 from tinylora_edge.formats.side_tensors import save_bases
 
+CHAT = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
+
 
 @pytest.fixture
 def cli() -> Cli:
@@ -53,9 +55,7 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Pope
     """
     started: list[subprocess.Popen[bytes]] = []
 
-    def launch(
-        *args: object, program: Sequence[object] = (COMMAND,), **options: Any
-    ) -> subprocess.Popen[bytes]:
+    def launch(*args: object, program: Sequence[object] = (COMMAND,), **options: Any):
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         options = {"env": environment, **pipes, **options}
         child = subprocess.Popen([str(word) for word in (*program, *args)], **options)
@@ -72,17 +72,6 @@ def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Pope
 def basis(smollm2_bundle: Path) -> Basis:
     """The real model's 13 learned numbers."""
     return load_bundle(smollm2_bundle).basis(numbers=13)
-
-
-@pytest.fixture(scope="session")
-def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model with random weights: 2 blocks, 14 modules, Llama architecture. Never write to it."""
-    return models.write_gguf(models.tiny_model("llama"), tmp_path_factory.mktemp("tiny") / "tiny.gguf")
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shared.export(tiny_gguf, tmp_path_factory.mktemp("tiny-bundle") / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -140,18 +129,14 @@ def answer(llm: runtime.TinyLoraLlama) -> Callable[..., str]:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small model of random weights that renders chats: `bundle` and `weights`."""
     folder, model = tmp_path_factory.mktemp("chat"), models.tiny_model("llama")
-    metadata = {
-        "tokenizer.chat_template": "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}a:"
-    }
-    shared.export(models.write_gguf(model, folder / "tiny.gguf", metadata=metadata), folder / "bundle")
+    gguf = models.write_gguf(model, folder / "tiny.gguf", metadata={"tokenizer.chat_template": CHAT})
+    shared.export(gguf, folder / "bundle")
     models.write_hf(model, folder / "weights")
     return folder
 
 
 @pytest.fixture(scope="module")
-def vectors(
-    basis: Basis, smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Path, MicroVector]]:
+def vectors(basis, smollm2_bundle, tmp_path_factory):
     """Two of the real model, with their files: one of 13 numbers, and one of 840."""
     whole = load_bundle(smollm2_bundle).basis(rank=2)
     directory = tmp_path_factory.mktemp("vectors")

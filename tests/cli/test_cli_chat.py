@@ -72,13 +72,7 @@ def terminal(environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
         each.close()
 
 
-def test_chat_on_a_terminal(
-    terminal: Callable[..., Terminal],
-    smollm2_bundle: Path,
-    answer: Callable[..., str],
-    vectors: Any,
-    tmp_path: Path,
-) -> None:
+def test_chat_on_a_terminal(terminal, smollm2_bundle, answer, vectors, tmp_path):
     path, vector = vectors["one"]
     bad = tmp_path / "bad.bin"
     bad.write_bytes(path.read_bytes()[:-1] + b"!")
@@ -95,9 +89,7 @@ def test_chat_on_a_terminal(
     assert chat.type_until_it_ends("\x04") == 0  # end of input
 
 
-def test_an_interrupt_ends_the_answer_and_then_the_chat(
-    terminal: Callable[..., Terminal], smollm2_bundle: Path
-) -> None:
+def test_an_interrupt_ends_the_answer_and_then_the_chat(terminal, smollm2_bundle):
     chat = terminal("chat", smollm2_bundle, "--threads", 1, "--max-tokens", 0)
     chat.until("> ")
     chat.type("Write a very long story about a dragon.\n")
@@ -122,12 +114,10 @@ def test_a_like_moves_the_vector_and_it_can_be_saved(cli: Cli, tiny: Path, tmp_p
     assert result.code == 0, result.stderr
     assert re.findall(r"^learned from (\d click)", result.stderr, re.M) == ["1 click", "2 click", "1 click"]
     basis = load_bundle(tiny / "bundle").basis(numbers=13)
-    start, moved, other = (
-        MicroVector.from_bytes(path.read_bytes(), basis) for path in (first, second, third)
-    )
+    start, moved, last = (MicroVector.from_bytes(p.read_bytes(), basis) for p in (first, second, third))
     assert not np.array_equal(start.values, moved.values)
     assert np.linalg.norm(moved.values - start.values) < moved.norm  # it was moved, not forgotten
-    assert other.values.any()
+    assert last.values.any()
     assert moved.sequence == 8
     again = cli(*chat, stdin=f"hello\n/like\n/save {second}\n".encode())
     assert again.code == 1

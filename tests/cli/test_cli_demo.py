@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -54,9 +53,7 @@ def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pyt
     cli("demo", "-o", tmp_path / "no" / "where").refused("could not be written")
 
 
-def test_an_interrupted_demo_leaves_nothing(
-    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
-) -> None:
+def test_an_interrupted_demo_leaves_nothing(start, tmp_path):
     child = start("demo", "-o", tmp_path / "out", "--threads", 2)
     deadline = time.monotonic() + 240
     while not (tmp_path / "out" / "vector.bin.run").exists():  # the bundle is there, training begins

@@ -52,9 +52,7 @@ def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ("import sys\nsys.exit(3)", "fails: exit code 3"),
     ],
 )
-def test_an_engine_that_does_not_answer(
-    source: str, ending: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_engine_that_does_not_answer(source, ending, monkeypatch, tmp_path):
     planted = tmp_path / "planted" / "onnxruntime"
     planted.mkdir(parents=True)
     (planted / "__init__.py").write_text(source)

@@ -58,9 +58,7 @@ def test_json(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_another_quantization_is_added(
-    cli: Cli, smollm2_gguf: Path, smollm2_bundle: Path, tmp_path: Path
-) -> None:
+def test_another_quantization_is_added(cli, smollm2_gguf, smollm2_bundle, tmp_path):
     bundle, q8 = tmp_path / "bundle", tmp_path / "q8.gguf"
     bundle.mkdir()
     os.link(smollm2_bundle / "base.gguf", bundle / "base.gguf")
@@ -117,9 +115,7 @@ def test_both_from_a_gguf(cli: Cli, tmp_path: Path) -> None:
     assert taken.shape == ["tinylora_rows", found.factors.entries]
 
 
-def test_a_name_is_all_that_it_takes(
-    process: Cli, environment: dict[str, str], tiny_gguf: Path, tmp_path: Path
-) -> None:
+def test_a_name_is_all_that_it_takes(process, environment, tiny_gguf, tmp_path):
     ours = {key: value for key, value in environment.items() if not key.startswith(("HF_", "TINYLORA_"))}
     with hub_server.serve() as server:
         server.add("org/tiny-GGUF", {"tiny-F32.gguf": tiny_gguf})

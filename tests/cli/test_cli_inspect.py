@@ -66,9 +66,7 @@ def test_a_header(cli: Cli, basis: Basis) -> None:
     assert re.search(r"^messages +one on .*LoRaWAN EU868, DR3; ", text, re.M)
 
 
-def test_a_vector_as_a_device_sees_it(
-    cli: Cli, small: Path, small_basis: Basis, trained: Path, key: Path, tmp_path: Path
-) -> None:
+def test_a_vector_as_a_device_sees_it(cli, small, small_basis, trained, key, tmp_path):
     cli("pack", trained, small, "-o", tmp_path / "v", "--key", key, "--user", "al").done()
     public = ("--key", f"{key}.pub")
     text = cli("inspect", tmp_path / "v", small, *public, "--user", "al").done()
@@ -87,9 +85,7 @@ def test_a_vector_as_a_device_sees_it(
     cli("inspect", tmp_path / "late", small).refused("2026-01-02")
 
 
-def test_what_names_no_basis_of_the_bundle(
-    cli: Cli, smollm2_bundle: Path, basis: Basis, trained: Path
-) -> None:
+def test_what_names_no_basis_of_the_bundle(cli, smollm2_bundle, basis, trained):
     sizes = "1 to 8 (210 to 13,440 numbers), learned ones of 13 numbers, tiled ones of 1 to 210"
     cli("inspect", trained, smollm2_bundle).refused(
         trained.read_bytes()[1:5].hex(), basis.factors.digest[:8], sizes

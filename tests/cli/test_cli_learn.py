@@ -12,10 +12,7 @@ from invocation import Cli, contents
 
 from tinylora_edge import MicroVector, load_bundle
 
-BEHAVIOURS = [
-    {"name": "pirate", "system": "Talk like a pirate."},
-    {"name": "french", "system": "Answer in French."},
-]
+BEHAVIOURS = [{"name": "pirate", "system": "Be a pirate."}, {"name": "french", "system": "Answer in French."}]
 QUICK = ("--only", "--numbers", 2)
 
 
@@ -37,6 +34,7 @@ def test_a_bundle_is_learned(cli: Cli, tiny: Path, behaviours: Path, tmp_path: P
     weights = "--weights", tiny / "weights"
     learn = ("learn", out, "--behaviours", behaviours, *QUICK, *weights, "--json")
     cli(*learn).refused("the bundle is signed by ed25519:", "--key")
+    cli("learn", out, "--only").misused("--only")
     record = cli(*learn, "--key", key).record()
     bases = load_bundle(out).bases
     basis = bases.basis(numbers=2)
@@ -50,13 +48,6 @@ def test_a_bundle_is_learned(cli: Cli, tiny: Path, behaviours: Path, tmp_path: P
     assert described["learned"]["behaviours"] == 2
     assert contents(others) == {".DS_Store": b"x"}, "what was kept for going on is gone"
     cli("inspect", out, "--key", f"{key}.pub").done()
-
-
-def test_what_cannot_be_learned(cli: Cli, smollm2_bundle: Path, behaviours: Path, tmp_path: Path) -> None:
-    cli("learn", smollm2_bundle, "--only").misused("--only")
-    few = ("learn", smollm2_bundle, "--behaviours", behaviours, "--only")
-    cli(*few).refused("2 behaviours cannot teach 13 directions")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bundle_learns_from_users_vectors(cli: Cli, tiny: Path, tmp_path: Path) -> None:

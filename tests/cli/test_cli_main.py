@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ def test_help_lists_the_commands_in_sections(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_help_has_an_example_that_parses(cli: Cli, command: str, tmp_path: Path) -> None:
+def test_every_help_has_an_example_that_parses(cli: Cli, command: str) -> None:
     lines = cli(command, "--help").done().splitlines()
     (begin,) = [number for number, line in enumerate(lines) if line in ("  Example:", "  Examples:")]
     end = lines.index("", begin)
@@ -66,9 +65,7 @@ def test_debug_shows_the_traceback_and_the_same_line(cli: Cli, tmp_path: Path) -
     assert debug.stderr.endswith(plain.stderr)
 
 
-def test_a_closed_pipe_ends_the_command_quietly(
-    start: Callable[..., subprocess.Popen[bytes]], smollm2_bundle: Path
-) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(start, smollm2_bundle):
     reader, writer = os.pipe()
     os.close(reader)
     child = start("inspect", smollm2_bundle, stdout=writer)

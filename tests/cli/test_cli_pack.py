@@ -60,9 +60,7 @@ def test_a_qr_code(cli: Cli, trained: Path, tmp_path: Path) -> None:
     cli("pack", trained, "--qr", "-o", tmp_path / "v.gif").refused("v.gif", ".png or .svg")
 
 
-def test_again_under_the_same_key_alone(
-    cli: Cli, small: Path, trained: Path, key: Path, tmp_path: Path
-) -> None:
+def test_again_under_the_same_key_alone(cli, small, trained, key, tmp_path):
     first, second = tmp_path / "1", tmp_path / "2"
     cli("pack", trained, small, "-o", first, "--key", key).done()
     record = cli("pack", first, small, "-o", second, "--key", key, "--sequence", 9, "--json").record()
@@ -76,9 +74,7 @@ def test_again_under_the_same_key_alone(
 
 def test_the_wrong_half_of_a_pair(cli: Cli, small: Path, trained: Path, key: Path) -> None:
     out = trained.with_name("v.bin")
-    cli("pack", trained, small, "-o", out, "--key", f"{key}.pub").refused(
-        "fleet.key.pub: ", "found PUBLIC KEY"
-    )
+    cli("pack", trained, small, "-o", out, "--key", f"{key}.pub").refused("key.pub: ", "found PUBLIC KEY")
     cli("inspect", trained, small, "--key", key).refused("fleet.key: ", "found PRIVATE KEY")
     assert not out.exists()
 

@@ -18,9 +18,7 @@ PROMPT = "Describe the moon in one sentence."
 SHORT = ("--threads", 1, "--max-tokens", 12)
 
 
-def test_run_prints_the_librarys_answer(
-    process: Cli, smollm2_bundle: Path, answer: Callable[..., str], vectors: Any
-) -> None:
+def test_run_prints_the_librarys_answer(process, smollm2_bundle, answer, vectors):
     path, vector = vectors["one"]
     base, personal = answer(None, PROMPT), answer(vector, PROMPT)
     assert base != personal
@@ -33,9 +31,7 @@ def test_run_prints_the_librarys_answer(
     assert process("run", smollm2_bundle, PROMPT, "--vector", path, *SHORT).done() == personal + "\n"
 
 
-def test_run_takes_vector_or_prompt_from_stdin(
-    cli: Cli, smollm2_bundle: Path, answer: Callable[..., str], vectors: Any
-) -> None:
+def test_run_takes_vector_or_prompt_from_stdin(cli, smollm2_bundle, answer, vectors):
     path, vector = vectors["one"]
     expected = answer(vector, PROMPT) + "\n"
     run = ("run", smollm2_bundle, *SHORT, "--vector")

@@ -25,12 +25,19 @@ def test_nobody_else_is_answered_without_keys(cli: Cli, tiny_bundle: Path) -> No
         ("# fine\nlong-enough ../x", ("line 2", "no name of a user")),
     ],
 )
-def test_files_of_keys_that_are_none(
-    cli: Cli, tiny_bundle: Path, tmp_path: Path, content: str, parts: tuple[str, ...]
-) -> None:
+def test_files_of_keys_that_are_none(cli, tiny_bundle, tmp_path, content, parts):
     (tmp_path / "keys").write_text(content)
     (tmp_path / "keys").chmod(0o600)
     cli("serve", tiny_bundle, "--api-keys", tmp_path / "keys").refused(*parts)
+
+
+def test_keys_that_others_can_read_are_warned_of(cli: Cli, tmp_path: Path) -> None:
+    (path := tmp_path / "keys").write_text("alice-key alice\n")
+    for mode, warned in ((0o644, True), (0o600, False)):
+        path.chmod(mode)
+        ended = cli("serve", tmp_path / "nothing", "--api-keys", path)
+        assert ended.code == 1
+        assert (f"{path} can be read by others on this machine: chmod 600" in ended.stderr) == warned
 
 
 def test_what_is_not_there_or_taken(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -56,9 +63,7 @@ def test_vectors_that_no_page_begins_with(cli: Cli, tiny_bundle: Path, tmp_path:
         cli("play", tiny_bundle, "--vector", tmp_path / "v", "--no-open").refused(part)
 
 
-def test_the_extra_that_is_missing_is_named(
-    cli: Cli, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_extra_that_is_missing_is_named(cli, tiny_bundle, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("tinylora_edge.serve.")]:
         if not name.startswith(("tinylora_edge.serve.store", "tinylora_edge.serve.access")):
             monkeypatch.delitem(sys.modules, name)

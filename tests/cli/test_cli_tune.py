@@ -6,9 +6,7 @@ import hashlib
 import json
 import re
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,9 +25,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 OPTIONS = ["--threads", "1"]
 
 
-def test_tune_writes_a_frame_and_its_story(
-    cli: Cli, tiny_bundle: Path, task: list[str], tmp_path: Path
-) -> None:
+def test_tune_writes_a_frame_and_its_story(cli, tiny_bundle, task, tmp_path):
     out = tmp_path / "v.bin"
     ran = cli("tune", tiny_bundle, *task, "--budget", "20ktokens", "-o", out, "--json", *OPTIONS)
     assert ran.code == 0, ran.stderr
@@ -47,9 +43,7 @@ def test_tune_writes_a_frame_and_its_story(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v.bin", "v.bin.json"]
 
 
-def test_a_terminal_shows_how_far_it_is(
-    environment: dict[str, str], tiny_bundle: Path, task: list[str], tmp_path: Path
-) -> None:
+def test_a_terminal_shows_how_far_it_is(environment, tiny_bundle, task, tmp_path):
     options = (*OPTIONS, "--budget", "20ktokens", "--prompts", "2", "-o", tmp_path / "v.bin")
     interrupted = Terminal(environment, "tune", tiny_bundle, *task, *options)
     screen = interrupted.until("measuring on")
@@ -64,13 +58,7 @@ def test_a_terminal_shows_how_far_it_is(
     assert "4/4 answers" in again
 
 
-def test_an_interrupted_run_goes_on(
-    start: Callable[..., subprocess.Popen[bytes]],
-    cli: Cli,
-    tiny_bundle: Path,
-    task: list[str],
-    tmp_path: Path,
-) -> None:
+def test_an_interrupted_run_goes_on(start, cli, tiny_bundle, task, tmp_path):
     out, state = tmp_path / "v.bin", tmp_path / "v.bin.state"
     command = ["tune", tiny_bundle, *task, "-o", out, "--no-evaluate", *OPTIONS]
     child = start(*command, "--budget", "1h")

@@ -8,19 +8,8 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import (
-    Bases,
-    Basis,
-    BasisError,
-    BasisMismatchError,
-    Factors,
-    FrameError,
-    MicroVector,
-    NonFiniteError,
-    Policy,
-    Projection,
-    VectorError,
-)
+from tinylora_edge import Bases, Basis, Factors, MicroVector, Policy, Projection
+from tinylora_edge.errors import BasisError, BasisMismatchError, FrameError, NonFiniteError, VectorError
 
 VARIANTS = {
     "one": {},
@@ -215,14 +204,9 @@ class TestBases:
         for numbers, names in ((48, "4x2: say --rank 4x2"), (12, "1x2 or 2x1: say --rank 1x2 or 2x1")):
             with pytest.raises(VectorError, match=f"all entries of rank {names}"):
                 bases.of(MicroVector(np.zeros(numbers)))
-        for shape, message in (
-            ((5, 2), "--rank 2 --outputs 5"),
-            ((2, 3), "--rank 3,"),
-            ((0, 2), "--rank 2,"),
-        ):
-            with pytest.raises(
-                BasisError, match=f"rank {shape[0]}x{shape[1]} is not among 1 to 4x2.*{message}"
-            ):
+        for shape, match in (((5, 2), "--rank 2 --outputs 5"), ((2, 3), "--rank 3,"), ((0, 2), "--rank 2,")):
+            wrong = f"rank {shape[0]}x{shape[1]} is not among 1 to 4x2.*{match}"
+            with pytest.raises(BasisError, match=wrong):
                 bases.basis(rank=shape)
 
     def test_the_basis_of_a_frame(self, bases):
@@ -275,12 +259,19 @@ REFUSED = {
     "other experts in B": ({"a": arrays(4, 2, 12), "b": arrays(3, 10, 2)}, r"\(4, 2, 12\).*\(3, 10, 2\)"),
     "factors in float64": ({"a": tuple(np.ones((2, 12)) for _ in range(6))}, "float64"),
     "a name that names no module": ({"modules": ("blk.0.attn_q", *NAMES[1:])}, "'blk.0.attn_q' is not a mod"),
+    "a rank beyond any": ({"rank": 257}, "rank 257 and 257 outputs.* 256"),
+    "an R beyond any": ({"rank": 205, "blocks": 4}, "at most 500,000 entries of R, not 504,300"),
+    "too many": (
+        {"modules": tuple(f"blk.{i}.attn_q.weight" for i in range(16_385))},
+        "at most 16,384 mod.*not 16,385",
+    ),
+    "a long name": ({"modules": ("blk.0." + "x" * 1100,)}, "names of 1,024 bytes, not .* of 1,106"),
 }
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED.values(), ids=REFUSED)
 def test_factors_that_do_not_fit(fields, message):
-    with pytest.raises(BasisError, match=message):
+    with support.memory_limit(64 << 20), pytest.raises(BasisError, match=message):
         support.random_factors(**fields)
 
 

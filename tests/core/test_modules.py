@@ -1,15 +1,15 @@
-"""Module names, their canonical order, and targets."""
+"""Module names, their canonical order, targets, and orders of rows."""
 
 from __future__ import annotations
 
 import random
 
+import gguf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinylora_edge import BasisError
-from tinylora_edge.modules import BEYOND, KINDS, canonical_order, is_adaptable, parse, select
+from tinylora_edge import BasisError, modules
 
 # docs/FORMAT.md, "Modules and groups", in its order.
 ORDER = [
@@ -28,7 +28,7 @@ def test_canonical_order_is_by_block_as_a_number_then_by_kind(pairs, shuffle: ra
     expected = [f"blk.{b}.{k}.weight" for b, k in sorted(pairs, key=lambda p: (p[0], ORDER.index(p[1])))]
     mixed = list(expected)
     shuffle.shuffle(mixed)
-    assert canonical_order(mixed) == expected
+    assert modules.canonical_order(mixed) == expected
 
 
 @pytest.mark.parametrize(
@@ -36,16 +36,18 @@ def test_canonical_order_is_by_block_as_a_number_then_by_kind(pairs, shuffle: ra
 )
 def test_what_is_not_a_module_name(name):
     with pytest.raises(BasisError, match="not a module name"):
-        parse(name)
-    assert not is_adaptable(name)
+        modules.parse(name)
+    assert not modules.is_adaptable(name)
 
 
 def test_parse_and_is_adaptable():
-    assert parse("blk.17.attn_v.weight") == (17, "attn_v")
-    assert all(is_adaptable(name) for name in names([0, 31], [*KINDS, *BEYOND]))
+    assert modules.parse("blk.17.attn_v.weight") == (17, "attn_v")
+    assert all(modules.is_adaptable(name) for name in names([0, 31], [*modules.KINDS, *modules.BEYOND]))
     for other in ("token_embd.weight", "blk.0.attn_norm.weight", "blk.0.ffn_gate_inp.weight"):
-        assert not is_adaptable(other)
-    assert canonical_order(names([0], [*BEYOND, *KINDS])) == names([0], [*KINDS, *BEYOND])
+        assert not modules.is_adaptable(other)
+    assert modules.canonical_order(names([0], [*modules.BEYOND, *modules.KINDS])) == names(
+        [0], [*modules.KINDS, *modules.BEYOND]
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,12 +67,12 @@ def test_parse_and_is_adaptable():
 )
 def test_select(targets, expected):
     available = names(range(12), ORDER[:3])
-    assert select(available[::-1], targets) == expected
+    assert modules.select(available[::-1], targets) == expected
 
 
 def test_a_target_without_a_module_names_the_kinds_that_there_are():
     with pytest.raises(BasisError, match=r"'attn_v'.*attn_q, attn_k, ffn_down"):
-        select(names(range(2), ["ffn_down", "attn_k", "attn_q"]), ["attn_q", "attn_v"])
+        modules.select(names(range(2), ["ffn_down", "attn_k", "attn_q"]), ["attn_q", "attn_v"])
 
 
 @pytest.mark.parametrize(
@@ -85,6 +87,39 @@ def test_a_target_without_a_module_names_the_kinds_that_there_are():
 )
 def test_leaving_out_of_all_or_of_what_the_others_choose(targets, expected):
     available = names(range(2), ["attn_q", "attn_k", "ffn_up_exps", "ffn_down_exps"])
-    assert select(available, targets) == expected
+    assert modules.select(available, targets) == expected
     with pytest.raises(BasisError, match=r"attn_q, !attn_\* leave no module"):
-        select(available, ["attn_q", "!attn_*"])
+        modules.select(available, ["attn_q", "!attn_*"])
+
+
+# Row orders: names and heads by which they are looked up
+
+
+def test_one_head_of_keys_needs_no_other_order():
+    values = {"num_attention_heads": 71, "num_kv_heads": 71, "multi_query": True}
+    heads = modules.read_heads(values.get)
+    assert heads == (71, 1)
+    assert modules.listed_order("falcon", "attn_qkv", 73 * 64, heads).tolist() == list(range(73 * 64))
+    assert modules.read_heads((values | {"new_decoder_architecture": True, "num_kv_heads": 8}).get) == (71, 8)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, (None, None)),
+        ({"num_attention_heads": 4}, (4, 4)),
+        ({"num_attention_heads": 4, "num_key_value_heads": 2}, (4, 2)),
+        ({"num_attention_heads": [4, 8], "num_key_value_heads": 0}, (None, None)),
+        ({"num_attention_heads": -1}, (None, None)),
+    ],
+)
+def test_heads_of_a_configuration(values, expected):
+    assert modules.read_heads(values.get) == expected
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [("mistral", "llama"), ("gpt_neox", "gptneox"), ("qwen2", "qwen2"), ("gpt-oss", "gpt-oss"), ("no", None)],
+)
+def test_names_of_architectures(model_type, expected):
+    assert modules.find_architecture(model_type, set(gguf.MODEL_ARCH_NAMES.values())) == expected

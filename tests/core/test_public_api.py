@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 
 import tinylora_edge
-from tinylora_edge import MissingExtraError, TinyLoraError, errors, runtime
+from tinylora_edge import TinyLoraError, errors, runtime
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,12 +53,3 @@ def test_parameters_that_the_design_promises():
     assert parameters(tinylora_edge.MicroVector.from_bytes) == ["data", "basis", "policy"]
     fields = tinylora_edge.MicroVector.__dataclass_fields__
     assert list(fields) == ["values", "dtype", "sequence", "basis", "under", "entries"]
-
-
-def test_a_missing_extra_is_the_pip_command():
-    error = MissingExtraError("tuning", "torch", "train")
-    assert (error.feature, error.package, error.extra) == ("tuning", "torch", "train")
-    assert str(error) == (
-        'tuning needs the package torch. Install it with: pip install "tinylora-edge[train]"'
-    )
-    assert isinstance(error, ImportError)

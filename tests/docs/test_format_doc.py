@@ -45,9 +45,7 @@ def rows(title: str, columns: int) -> list[list[str]]:
     """The rows of a section's tables that have so many columns, without headings and backquotes."""
     lines = [line for line in section(title).splitlines() if line.startswith("|")]
     cells = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
-    body = [
-        row for row, below in zip(cells, [*cells[1:], [""]], strict=True) if not below[0].startswith("---")
-    ]
+    body = [row for row, then in zip(cells, [*cells[1:], [""]], strict=True) if not then[0].startswith("---")]
     return [row for row in body if len(row) == columns and not row[0].startswith("---")]
 
 
@@ -119,6 +117,9 @@ def test_keys_and_tensors_of_side_tensors(tmp_path: Path) -> None:
     names = [re.split("[`,]", name)[0] for name, *_ in rows("Tensors", 3)]
     named = [name.replace("<m>", MODULE).replace("<i>", "0") for name in names]
     assert [tensor.name for tensor in reader.tensors] == named
+    *_, mean, covariance = reader.tensors
+    np.testing.assert_array_equal(mean.data, bases.projections[0].prior.mean)
+    np.testing.assert_array_equal(covariance.data, bases.projections[0].prior.covariance)
 
 
 def test_digests(example: Factors) -> None:
@@ -194,11 +195,7 @@ def test_test_frames() -> None:
     factors = support.random_factors(13, kinds=("attn_q",))
     basis = support.with_digest(Bases(factors).basis(rank=1), frame_digest())  # it is known by that alone
     later = rows("Test frames", 6)
-    assert {(version, dtype) for version, _, dtype, *_ in later} >= {
-        ("2", "bf16"),
-        ("2", "int8"),
-        ("3", "int8"),
-    }
+    assert {(each[0], each[2]) for each in later} >= {("2", "bf16"), ("2", "int8"), ("3", "int8")}
     for version, name, dtype, tag, size, text in later:
         frame, stream = bytes.fromhex(text), "" if name == "without a name" else name
         vector = MicroVector(values, dtype, 7, basis.digest)

@@ -10,14 +10,18 @@ import ast
 import asyncio
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import servers
@@ -77,9 +81,7 @@ def folder(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_code_runs_as_it_is_printed(
-    path: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_runs_as_it_is_printed(path, folder, tmp_path, monkeypatch):
     place = tmp_path / "reader"
     shutil.copytree(folder, place, copy_function=os.link)
     monkeypatch.chdir(place)
@@ -130,3 +132,26 @@ def test_every_extra_is_in_the_table() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     rows = re.findall(r"^\| (`.+?) \|", (ROOT / "docs/INSTALL.md").read_text("utf-8"), re.M)
     assert sorted(re.findall(r"`([a-z-]+)`", " ".join(rows))) == sorted(extras)
+
+
+# Evidence: tables and figures are what the records say
+
+
+def test_tables_and_figures_are_those_of_the_records() -> None:
+    words = [sys.executable, "benchmarks/evidence.py", "--check"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("figure", sorted((ROOT / "docs/figures").glob("*.svg")), ids=lambda path: path.stem)
+def test_a_figure_can_be_read_without_its_style_sheet(figure: Path) -> None:
+    text = figure.read_text("utf-8")
+    assert "var(--" not in text
+    labels = []
+    for one in ElementTree.fromstring(text.encode()).iter("{http://www.w3.org/2000/svg}text"):
+        style = dict(re.findall(r"([a-z-]+): ([^;]+)", one.get("style", "")))
+        wide = 0.4 * float(style.get("font-size", "13px")[:-2]) * len(one.text or "")
+        left = float(one.get("x", 0)) - wide * {"middle": 0.5, "end": 1}.get(style.get("text-anchor", ""), 0)
+        labels.append((left, left + wide, float(one.get("y", 0)), one.text))
+    for (left, right, y, name), (other, end, below, beside) in itertools.combinations(labels, 2):
+        assert abs(y - below) > 5 or right < other or end < left, f"{name!r} is drawn over {beside!r}"

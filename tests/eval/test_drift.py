@@ -115,9 +115,7 @@ def test_what_is_right(text: str, answers: list[str]) -> None:
     assert is_right(text, answers)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "112", "1,012", "12.5", "12,000", "0.12", "12th", "a12", "The answer is 13."]
-)
+@pytest.mark.parametrize("text", ["", "112", "1,012", "12.5", "12,000", "0.12", "12th", "a12", "It is 13."])
 def test_what_is_wrong(text: str) -> None:
     assert not is_right(text, ["12"])
 

@@ -231,9 +231,7 @@ def test_forged_projections(empty: Page, site: Site) -> None:
     for name, descriptors in support.FORGED.items():
         support.save_forged(descriptors, site.folder / f"{name}.gguf")
     found = empty.evaluate(READ, [{"file": f"{name}.gguf"} for name in support.FORGED])
-    assert [
-        name for name, found_one in zip(support.FORGED, found, strict=True) if "refused" not in found_one
-    ] == []
+    assert [name for name, each in zip(support.FORGED, found, strict=True) if "refused" not in each] == []
 
 
 def test_a_file_that_is_cut(empty: Page, site: Site) -> None:
@@ -292,9 +290,7 @@ def test_a_vector_that_is_left_out_or_too_wide_is_an_error(empty: Page, site: Si
     ("flavour", "basis_of", "why"),
     [("default", "default", "--onnx-input required"), ("required", "other", "are of different exports")],
 )
-def test_bundles_that_the_page_refuses(
-    chromium: Browser, site: Site, flavour: str, basis_of: str, why: str
-) -> None:
+def test_bundles_that_the_page_refuses(chromium, site, flavour, basis_of, why):
     bundle = site.folder / f"refused-{flavour}"
     bundle.mkdir()
     (bundle / "onnx").symlink_to(onnx_bundles.tiny(flavour) / "onnx")

@@ -10,6 +10,7 @@ import models
 import pytest
 
 from tinylora_edge import runtime
+from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.runtime import TinyLoraLlama
 
 if TYPE_CHECKING:
@@ -26,26 +27,31 @@ OPTIONS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def tiny_models() -> dict[str, PreTrainedModel]:
-    """A small random model of each architecture, by name. Never change one: see `models.merged`."""
-    return {architecture: models.tiny_model(architecture) for architecture in models.ARCHITECTURES}
-
-
-@pytest.fixture(scope="session")
-def tiny_ggufs(tiny_models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("tiny-gguf")
-    return {name: models.write_gguf(model, root / f"{name}.gguf") for name, model in tiny_models.items()}
-
-
-@pytest.fixture(scope="session")
-def llama_gguf(tiny_ggufs: dict[str, Path]) -> Path:
-    return tiny_ggufs["llama"]
+def tiny_model() -> PreTrainedModel:
+    """The model of `tiny_gguf`. Never change it: see `models.merged`."""
+    return models.tiny_model("llama")
 
 
 @pytest.fixture
-def write(tiny_models: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
+def write(tiny_model: PreTrainedModel, tmp_path: Path) -> Callable[..., Path]:
     """Write the tiny Llama as a GGUF, with options of `models.write_gguf`."""
-    return lambda **options: models.write_gguf(tiny_models["llama"], tmp_path / "model.gguf", **options)
+    return lambda **options: models.write_gguf(tiny_model, tmp_path / "model.gguf", **options)
+
+
+@pytest.fixture
+def refuse(tmp_path: Path) -> Callable[..., Exception]:
+    """Check that an export is refused in one line, and that nothing is written; return the error."""
+
+    def check(error: Any, match: str, model: Path, base: Path | None = None, **settings: Any) -> Exception:
+        parent = tmp_path / "parent"
+        parent.mkdir()
+        with pytest.raises(error, match=match) as caught:
+            export_gguf(model, parent / "bundle", base=base, settings=ExportSettings(**settings))
+        assert list(parent.iterdir()) == []
+        assert "\n" not in str(caught.value)
+        return caught.value
+
+    return check
 
 
 @pytest.fixture

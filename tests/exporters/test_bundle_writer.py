@@ -25,9 +25,9 @@ def parent(tmp_path):
 
 
 @pytest.fixture
-def model(llama_gguf, tmp_path):
+def model(tiny_gguf, tmp_path):
     """A copy on the file system of the output, so that nothing else shares its inode."""
-    return shutil.copy(llama_gguf, tmp_path / "model.gguf")
+    return shutil.copy(tiny_gguf, tmp_path / "model.gguf")
 
 
 def names(path):

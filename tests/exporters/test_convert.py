@@ -1,9 +1,10 @@
 """A vector in the formats of other programs, each read by the program itself: what it makes of them is what
-our runtime makes of the vector. ONNX Runtime's own format: tests/formats/test_onnx_adapter.py."""
+our runtime makes of the vector."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import gguf
 import llama_cpp
 import models
 import numpy as np
+import onnxruntime
 import pytest
 import support
 from peft import PeftModel
 
-from tinylora_edge import Basis, ExportError, MicroVector, load_bundle, runtime
+from tinylora_edge import Bases, Basis, ExportError, MicroVector, VectorError, load_bundle, runtime
 from tinylora_edge.exporters import ExportSettings, convert, export_gguf
+from tinylora_edge.formats.onnx_adapter import basis_version, to_adapter
 
 OPTIONS: dict[str, Any] = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "logits_all": True}
 # Rounded to float16, keys and values that are 1e-7 apart are 1e-3 apart now and then.
@@ -31,26 +34,16 @@ World = dict[str, tuple[Path, Basis]]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.write_gguf(models.tiny_model("llama"), tmp_path_factory.mktemp("base") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
-def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.write_hf(models.tiny_model("llama"), tmp_path_factory.mktemp("hf") / "hf")
-
-
-@pytest.fixture(scope="module")
-def world(base: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("convert")
-    whole = export_gguf(base, root / "whole")
-    exact = export_gguf(base, root / "exact", settings=ExportSettings(factor_dtype="f32"))
+    whole = export_gguf(tiny_gguf, root / "whole")
+    exact = export_gguf(tiny_gguf, root / "exact", settings=ExportSettings(factor_dtype="f32"))
     with_learned = whole.bases.with_projection(support.learned(whole.bases.factors, 5))
     made = {name: (whole.output, whole.bases.basis(rank=int(name[-1]))) for name in ("rank 2", "rank 8")}
     made["5 numbers"] = whole.output, whole.bases.basis(numbers=5)
     made["f32"] = exact.output, exact.bases.basis(rank=3)
     made["learned"] = (
-        support.bundle_with(with_learned, base, root / "learned"),
+        support.bundle_with(with_learned, tiny_gguf, root / "learned"),
         with_learned.basis(numbers=5),
     )
     return made
@@ -80,10 +73,10 @@ def test_llama_cpp_loads_a_gguf_lora(world: World, tmp_path: Path, kind: str) ->
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
-def test_peft_loads_a_lora(world: World, hf: Path, tmp_path: Path, kind: str) -> None:
+def test_peft_loads_a_lora(world: World, tiny_weights: Path, tmp_path: Path, kind: str) -> None:
     _, basis = world[kind]
     vector = MicroVector.random(basis, 0.1 * np.sqrt(basis.size), seed=4)
-    convert.write_peft_lora(basis, vector, tmp_path / "lora", hf)
+    convert.write_peft_lora(basis, vector, tmp_path / "lora", tiny_weights)
     model = models.tiny_model("llama")
     loaded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "lora").eval()
     with models.merged(model, basis, vector) as merged:
@@ -129,3 +122,23 @@ def test_of_another_model(world: World, tmp_path: Path) -> None:
         with pytest.raises(ExportError, match="another model"):
             convert.write_peft_lora(basis, vector, tmp_path / "lora", other_hf)
     assert not (tmp_path / "lora").exists()
+
+
+@pytest.mark.parametrize("size", [{"numbers": 4}, {"rank": 1}, {"rank": (5, 3)}, {"rank": (4, 1)}], ids=str)
+def test_onnx_runtime_reads_what_is_written(tmp_path: Path, size: dict[str, Any]) -> None:
+    basis = Bases(support.random_factors(rank=3, outputs=5)).basis(**size)
+    vector = replace(MicroVector.random(basis, 0.3, seed=5), sequence=9)
+    path = tmp_path / "v.onnx_adapter"
+    path.write_bytes(to_adapter(vector, basis))
+    found = onnxruntime.AdapterFormat.read_adapter(str(path))
+    assert (found.get_adapter_version(), found.get_model_version()) == (9, basis_version(basis))
+    (name,) = found.get_parameters()
+    assert name == "tinylora_r"
+    value = found.get_parameters()[name].numpy()
+    assert (value.dtype, value.shape) == (np.float32, (1, 6 * 15))
+    (p, q), r = basis.shape, value.reshape(6, 5, 3).copy()
+    assert np.array_equal(r[:, :p, :q], basis.R(vector))
+    r[:, :p, :q] = 0
+    assert not r.any(), "zeros beyond R of a vector"
+    with pytest.raises(VectorError, match="2 values"):
+        to_adapter(MicroVector([1, 2]), basis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import models
 import numpy as np
 import pytest
 
@@ -9,24 +10,6 @@ from tinylora_edge import BasisError, ExportError, UnsupportedModelError
 from tinylora_edge.exporters import ExportSettings, export_gguf
 
 MODULE = "blk.1.ffn_up.weight"
-
-
-@pytest.fixture
-def refuse(tmp_path):
-    def check(error, match, path, settings=None):
-        parent = tmp_path / "parent"
-        parent.mkdir()
-        with pytest.raises(error, match=match) as caught:
-            export_gguf(path, parent / "bundle", settings=ExportSettings(**(settings or {})))
-        assert list(parent.iterdir()) == []
-        assert "\n" not in str(caught.value)
-        return caught.value
-
-    return check
-
-
-def altered(change):
-    return {"change": lambda name, array: change(array.copy()) if name == MODULE else array}
 
 
 def put(value):
@@ -54,17 +37,17 @@ def test_a_model_without_linear_layers_by_their_names(refuse, write):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_not_finite(refuse, write, value):
-    refuse(ExportError, rf"{MODULE}.*NaN", write(**altered(put(np.float32(value)))))
+    refuse(ExportError, rf"{MODULE}.*NaN", write(change=models.altered(MODULE, put(np.float32(value)))))
 
 
 def test_a_weight_of_a_lower_rank(refuse, write):
-    rank_one = altered(lambda w: np.outer(w[:, 0], w[0]).astype(np.float32))
-    refuse(ExportError, rf"{MODULE}.*rank is below 32.*or lower --rank", write(**rank_one))
+    rank_one = models.altered(MODULE, lambda w: np.outer(w[:, 0], w[0]).astype(np.float32))
+    refuse(ExportError, rf"{MODULE}.*rank is below 32.*or lower --rank", write(change=rank_one))
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e5])
 def test_factors_beyond_float16(refuse, write, tmp_path, scale):
-    path = write(**altered(lambda w: w * np.float32(scale)))
+    path = write(change=models.altered(MODULE, lambda w: w * np.float32(scale)))
     error = refuse(ExportError, r"ffn_up in block 1 .*float16.*--factor-dtype f32", path)
     assert "inf" not in str(error)
     export_gguf(path, tmp_path / "bundle", settings=ExportSettings(factor_dtype="f32"))
@@ -74,14 +57,14 @@ def test_factors_beyond_float16(refuse, write, tmp_path, scale):
 
 
 @pytest.mark.parametrize("rank", [65, 128])
-def test_a_rank_larger_than_a_dimension(refuse, llama_gguf, rank):
-    refuse(BasisError, rf"blk\.0\.attn_q\.weight.*rank {rank} .* at most 64", llama_gguf, {"rank": rank})
+def test_a_rank_larger_than_a_dimension(refuse, tiny_gguf, rank):
+    refuse(BasisError, rf"blk\.0\.attn_q\.weight.*rank {rank} .* at most 64", tiny_gguf, rank=rank)
 
 
-def test_no_more_outputs_than_the_smallest_layer_has(refuse, llama_gguf, tmp_path):
-    assert export_gguf(llama_gguf, tmp_path / "bundle").bases.factors.shape == (32, 8)
+def test_no_more_outputs_than_the_smallest_layer_has(refuse, tiny_gguf, tmp_path):
+    assert export_gguf(tiny_gguf, tmp_path / "bundle").bases.factors.shape == (32, 8)
     match = r"blk\.0\.attn_k\.weight: 40 outputs .* shape 32 x 64: choose at most 32"
-    refuse(BasisError, match, llama_gguf, {"outputs": 40})
+    refuse(BasisError, match, tiny_gguf, outputs=40)
 
 
 @pytest.mark.parametrize(
@@ -97,5 +80,5 @@ def test_no_more_outputs_than_the_smallest_layer_has(refuse, llama_gguf, tmp_pat
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_settings_that_make_no_factors(refuse, llama_gguf, settings, match):
-    refuse((BasisError, ExportError), match, llama_gguf, settings)
+def test_settings_that_make_no_factors(refuse, tiny_gguf, settings, match):
+    refuse((BasisError, ExportError), match, tiny_gguf, **settings)

@@ -1,4 +1,4 @@
-"""Bundles of small models of two architectures: what they compute, and what is in them."""
+"""Bundles of a small model: what they compute, and what is in them; whole, and in several files."""
 
 from __future__ import annotations
 
@@ -8,25 +8,10 @@ import models
 import numpy as np
 import pytest
 
-from tinylora_edge import MicroVector, __version__
+from tinylora_edge import MicroVector, __version__, load_bundle
 from tinylora_edge.exporters import ExportSettings, export_gguf
 
 PROMPT = list(b"one two three four")
-
-
-@pytest.fixture(params=models.ARCHITECTURES)
-def architecture(request):
-    return request.param
-
-
-@pytest.fixture
-def model(architecture, tiny_models):
-    return tiny_models[architecture]
-
-
-@pytest.fixture
-def gguf(architecture, tiny_ggufs):
-    return tiny_ggufs[architecture]
 
 
 OTHER_SETTINGS = {
@@ -41,13 +26,12 @@ OTHER_SETTINGS = {
 
 
 @pytest.mark.parametrize(("settings", "size"), OTHER_SETTINGS.values(), ids=OTHER_SETTINGS)
-def test_every_setting_computes_what_the_basis_says(settings, size, tiny_models, llama_gguf, load, tmp_path):
-    model = tiny_models["llama"]
-    report = export_gguf(llama_gguf, tmp_path / "bundle", settings=settings)
+def test_every_setting_computes_what_the_basis_says(settings, size, tiny_model, tiny_gguf, load, tmp_path):
+    report = export_gguf(tiny_gguf, tmp_path / "bundle", settings=settings)
     basis = report.bases.basis(**size)
     vector = MicroVector.random(basis, 1.0, seed=3)
-    base = models.torch_logits(model, PROMPT)
-    with models.merged(model, basis, vector) as personal:
+    base = models.torch_logits(tiny_model, PROMPT)
+    with models.merged(tiny_model, basis, vector) as personal:
         expected = models.torch_logits(personal, PROMPT)
     change = np.abs(expected - base).max()
     assert change > 0.1
@@ -55,9 +39,8 @@ def test_every_setting_computes_what_the_basis_says(settings, size, tiny_models,
     assert np.abs(logits - expected).max() < 1e-4 * change
 
 
-def test_the_manifest_says_what_was_done(model, gguf, tmp_path):
-    hf = models.write_hf(model, tmp_path / "hf")
-    report = export_gguf(hf, tmp_path / "bundle", base=gguf)
+def test_the_manifest_says_what_was_done(tiny_weights, tiny_gguf, tmp_path):
+    report = export_gguf(tiny_weights, tmp_path / "bundle", base=tiny_gguf)
     manifest = json.loads((report.output / "manifest.json").read_text("utf-8"))
     factors = report.bases.factors
     basis, made = manifest["basis"], manifest["factors"]
@@ -66,8 +49,8 @@ def test_the_manifest_says_what_was_done(model, gguf, tmp_path):
     assert manifest["architecture"] == factors.architecture
     assert manifest["base"] == {
         "file": "base.gguf",
-        "name": gguf.name,
-        "bytes": gguf.stat().st_size,
+        "name": tiny_gguf.name,
+        "bytes": tiny_gguf.stat().st_size,
         "fingerprint": report.bases.fingerprints[0],
     }
     assert (basis["factors"], basis["modules"], basis["rank"]) == (factors.digest, 14, 8)
@@ -78,11 +61,30 @@ def test_the_manifest_says_what_was_done(model, gguf, tmp_path):
     assert 0 <= made["agreement"] < 1e-2
 
 
-def test_factors_may_come_from_a_gguf_and_the_base_be_another(gguf, load, tmp_path):
-    small = models.quantize_file(gguf, tmp_path / "q8.gguf", 7)
-    report = export_gguf(gguf, tmp_path / "bundle", base=small)
-    assert report.bases.factors.digest == export_gguf(gguf, tmp_path / "other").bases.factors.digest
+def test_factors_may_come_from_a_gguf_and_the_base_be_another(tiny_gguf, load, tmp_path):
+    small = models.quantize_file(tiny_gguf, tmp_path / "q8.gguf", 7)
+    report = export_gguf(tiny_gguf, tmp_path / "bundle", base=small)
+    assert report.bases.factors.digest == export_gguf(tiny_gguf, tmp_path / "other").bases.factors.digest
     assert 0 < report.quality["agreement"] < 0.02
     assert (report.output / "base.gguf").samefile(small)
     basis = report.bases.basis(numbers=13)
     load(report.output, MicroVector.random(basis, 0.3).to_bytes(basis))
+
+
+def test_the_bundle_of_a_split_model_is_that_of_the_whole(tiny_gguf, tmp_path, load):
+    parts = models.split_gguf(tiny_gguf, tmp_path, 6)
+    whole = export_gguf(tiny_gguf, tmp_path / "whole")
+    split = export_gguf(parts[0], tmp_path / "bundle")
+    assert split.bases.factors.digest == whole.bases.factors.digest
+    assert split.bases.fingerprints == whole.bases.fingerprints
+    placed = sorted(path.name for path in split.output.glob("*.gguf") if path.name != "basis.gguf")
+    assert placed == [f"base-{i + 1:05}-of-{len(parts):05}.gguf" for i in range(len(parts))]
+    bundle = load_bundle(split.output)
+    assert bundle.base.name == placed[0]
+    assert bundle.manifest["base"]["bytes"] == sum(path.stat().st_size for path in parts)
+    assert bundle.manifest["base"]["file"] == placed[0]
+    assert load_bundle(bundle.base) == bundle
+
+    vector = MicroVector.random(split.bases.basis(rank=8), 0.5)
+    one, two = load(whole.output, vector), load(split.output, vector)
+    assert np.array_equal(models.llama_logits(one, PROMPT), models.llama_logits(two, PROMPT))

@@ -6,7 +6,6 @@ The real client talks to a hub on loopback (hub_server), as where HF_ENDPOINT sa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def server(
-    llama_gguf: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[HubServer]:
+def server(tiny_gguf, weights, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(hub, "load_catalog", lambda: {"tiny": TINY})
     with hub_server.serve() as running:
@@ -45,7 +42,7 @@ def server(
         settings["HUGGINGFACE_CO_URL_TEMPLATE"] = running.url + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in (settings | {"HF_TOKEN_PATH": str(tmp_path / "token")}).items():
             monkeypatch.setattr(huggingface_hub.constants, name, value)
-        whole = llama_gguf.read_bytes()
+        whole = tiny_gguf.read_bytes()
         running.add(REPO, {FILE: whole, "tiny-other-Q8_0.gguf": b"no"}, tag="v1")
         parts = {f"tiny-F16-{n:05}-of-00002.gguf": bytes([n]) * 1000 for n in (1, 2)}
         running.add(REPO, {FILE: whole, "mmproj-F16.gguf": b"eyes", **parts})
@@ -54,12 +51,10 @@ def server(
         yield running
 
 
-def test_factors_from_the_original_weights(
-    server: HubServer, weights: Path, llama_gguf: Path, tmp_path: Path
-) -> None:
+def test_factors_from_the_original_weights(server, weights, tiny_gguf, tmp_path):
     found = resolve("org/tiny", base=REPO, quant="f32")
     bundle = export_gguf(found.model, tmp_path / "b", base=found.base)
-    local = export_gguf(weights, tmp_path / "local", base=llama_gguf)
+    local = export_gguf(weights, tmp_path / "local", base=tiny_gguf)
     assert bundle.bases.factors.digest == local.bases.factors.digest
     shards = {path.name for path in weights.glob("*.safetensors")}
     needed = {"config.json", "model.safetensors.index.json", *shards}
@@ -85,10 +80,10 @@ class TestWhatANameStandsFor:
         assert found.provenance["base"]["revision"] == server.repos[REPO].tags["v1"]
         assert found.model.parent.name == server.repos[REPO].tags["v1"]
 
-    def test_one_of_both_is_here(self, server: HubServer, weights: Path, llama_gguf: Path) -> None:
+    def test_one_of_both_is_here(self, server: HubServer, weights: Path, tiny_gguf: Path) -> None:
         for deployed in (True, False):
-            found = resolve("org/tiny", base=llama_gguf, deployed=deployed)
-            assert (found.provenance.keys(), found.base) == ({"hub", "weights"}, llama_gguf)
+            found = resolve("org/tiny", base=tiny_gguf, deployed=deployed)
+            assert (found.provenance.keys(), found.base) == ({"hub", "weights"}, tiny_gguf)
         resolved = resolve(weights, base=REPO, quant="f32")
         assert (resolved.model, resolved.base and resolved.base.name) == (weights, FILE)
 
@@ -98,9 +93,7 @@ class TestWhatANameStandsFor:
         assert "tokenizer.json" in server.downloads
         assert "modeling_tiny.py" not in server.downloads, "code of others is never brought"
 
-    def test_a_path_wins_where_it_exists_unless_it_is_a_bundle(
-        self, server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_path_wins_where_it_exists_unless_it_is_a_bundle(self, server, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         Path("tiny").mkdir()
         assert (default_name("tiny"), resolve("tiny").model) == (None, Path("tiny"))

@@ -68,17 +68,34 @@ static int refused(void) {
 	return 1;
 }
 
+static int dies_in_the_midst(size_t size) {
+	return armed_mode == KILL && counted + 1 == armed_at && size > 1;
+}
+
+/* How many bytes of a write pass: 0 where the disk is full. */
+static size_t passing(size_t size) {
+	long behind = struck();
+	if (armed_mode == SHORT) return (size + 1) / 2;
+	if (armed_mode != FULL || behind < 0) return size;
+	errno = ENOSPC;
+	return behind ? 0 : size / 2;
+}
+
 ssize_t write(int fd, const void *data, size_t size) {
 	REAL(ssize_t, "write", int, const void *, size_t);
 	if (!holds(fd)) return real(fd, data, size);
-	if (armed_mode == KILL && counted + 1 == armed_at && size > 1) real(fd, data, size / 2);
-	long behind = struck();
-	if (armed_mode == FULL && behind >= 0) {
-		if (behind == 0 && size > 1) return real(fd, data, size / 2);
-		errno = ENOSPC;
-		return -1;
-	}
-	return real(fd, data, armed_mode == SHORT ? (size + 1) / 2 : size);
+	if (dies_in_the_midst(size)) real(fd, data, size / 2);
+	size_t some = passing(size);
+	return some ? real(fd, data, some) : -1;
+}
+
+/* As SQLite writes. */
+ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at) {
+	REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t);
+	if (!holds(fd)) return real(fd, data, size, at);
+	if (dies_in_the_midst(size)) real(fd, data, size / 2, at);
+	size_t some = passing(size);
+	return some ? real(fd, data, some, at) : -1;
 }
 
 ssize_t read(int fd, void *data, size_t size) {
@@ -88,6 +105,11 @@ ssize_t read(int fd, void *data, size_t size) {
 
 int fsync(int fd) {
 	REAL(int, "fsync", int);
+	return holds(fd) && refused() ? -1 : real(fd);
+}
+
+int fdatasync(int fd) {
+	REAL(int, "fdatasync", int);
 	return holds(fd) && refused() ? -1 : real(fd);
 }
 

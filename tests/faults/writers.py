@@ -6,7 +6,7 @@ import mmap
 import shutil
 import struct
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,12 @@ import support
 from gguf_readers import gguf_image
 from invocation import in_process
 
-from tinylora_edge import (
-    Ed25519Signer,
-    Ed25519Verifier,
-    MicroVector,
-    Policy,
-    RollbackError,
-    TransferError,
-    load_bundle,
-)
+from tinylora_edge import Ed25519Signer, Ed25519Verifier, MicroVector, Policy, load_bundle
+from tinylora_edge.errors import RollbackError, TransferError
 from tinylora_edge.exporters import export
 from tinylora_edge.formats import side_tensors
 from tinylora_edge.formats.gguf import GGUFFile
+from tinylora_edge.serve.store import Store
 from tinylora_edge.shipping.fetch import frame_path
 from tinylora_edge.shipping.publish import publish
 from tinylora_edge.train import trainer
@@ -76,8 +70,8 @@ class Writer:
     steps: int = 1
 
 
-def frame(sequence: int) -> bytes:
-    return MicroVector(VALUES * sequence, sequence=sequence).to_bytes(BASIS, SIGNER)
+def frame(sequence: int, user: str = "") -> bytes:
+    return MicroVector(VALUES * sequence, sequence=sequence).to_bytes(BASIS, SIGNER, user=user)
 
 
 def sequence_of(data: bytes) -> int:
@@ -118,10 +112,10 @@ def _apply(folder: Path, sequence: int) -> None:
     policy.record(policy.check(frame(sequence), BASES), BASIS.factors)
 
 
-def _act_policy(folder: Path, progress: Progress) -> None:
+def _six_and_seven(accept: Callable[[Path, int], None], folder: Path, progress: Progress) -> None:
     for sequence in (6, 7):
         with suppress(RollbackError):  # done before
-            _apply(folder, sequence)
+            accept(folder, sequence)
         progress.done = sequence - 5
 
 
@@ -132,6 +126,26 @@ def _check_policy(folder: Path, done: int) -> None:
             policy.check(frame(sequence), BASIS)
             raise AssertionError(f"sequence {sequence} was accepted again after {5 + done}")
     policy.check(frame(8), BASIS)
+
+
+# A store of users' vectors.
+
+
+def _put(folder: Path, sequence: int) -> None:
+    with closing(Store(folder / "users.db", BASES)) as store:
+        policy = Policy(keys=[Ed25519Verifier(SIGNER.public_key)], state=store.sequences)
+        store.put("alice", frame(sequence, "alice"), policy)
+
+
+def _check_store(folder: Path, done: int) -> None:
+    with closing(Store(folder / "users.db", BASES)) as store:
+        found = store.get("alice")
+    assert found is not None
+    assert 5 + done <= found.sequence <= 7
+    assert found.frame == frame(found.sequence, "alice")
+    with suppress(RollbackError):
+        _put(folder, found.sequence - 1)
+        raise AssertionError(f"sequence {found.sequence - 1} was accepted again")
 
 
 _IDENTITY = {"digest": BASIS.digest}
@@ -253,7 +267,14 @@ def writers(url: str) -> list[Writer]:
     """Every writer; `url` has the site of a published vector with sequence 7."""
     return [
         Writer("a file", lambda folder: _whole(folder, 1, b"o"), _act_whole, _check_whole),
-        Writer("a policy's state", lambda folder: _apply(folder, 5), _act_policy, _check_policy, 2),
+        Writer(
+            "a policy's state",
+            lambda folder: _apply(folder, 5),
+            partial(_six_and_seven, _apply),
+            _check_policy,
+            2,
+        ),
+        Writer("a store", lambda folder: _put(folder, 5), partial(_six_and_seven, _put), _check_store, 2),
         Writer("a training run", _prepare_training, _train, _check_training, 4),
         Writer("a bundle", _base, _act_bundle, _check_bundle),
         Writer("publish", _prepare_publish, _act_publish, _check_publish, 2),

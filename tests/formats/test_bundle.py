@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import converter
 import gguf
 import numpy as np
 import pytest
@@ -27,11 +28,7 @@ def write_base(path: Path, architecture: str = "llama", **changes: np.ndarray) -
     writer = gguf.GGUFWriter(path, architecture)
     for name, array in arrays.items():
         writer.add_tensor(name, changes.get(name.split(".")[-2], array))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return converter.finish(writer, path)
 
 
 def mark(path: Path, modules=MODULES) -> str:

@@ -15,14 +15,9 @@ TENSORS = 7
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return models.write_gguf(models.tiny_model("llama"), tmp_path_factory.mktemp("whole") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
-def parts(whole, tmp_path_factory):
+def parts(tiny_gguf, tmp_path_factory):
     """The model, 21 tensors, in three files."""
-    return models.split_gguf(whole, tmp_path_factory.mktemp("split"), TENSORS, "tiny")
+    return models.split_gguf(tiny_gguf, tmp_path_factory.mktemp("split"), TENSORS, "tiny")
 
 
 @pytest.fixture
@@ -31,9 +26,9 @@ def own(parts, tmp_path):
     return [shutil.copy(path, tmp_path / path.name) for path in parts]
 
 
-def test_all_tensors_and_the_metadata_are_those_of_the_whole(parts, whole):
+def test_all_tensors_and_the_metadata_are_those_of_the_whole(parts, tiny_gguf):
     assert len(parts) == 3
-    one, split = GGUFFile(whole), open_gguf(parts[0])
+    one, split = GGUFFile(tiny_gguf), open_gguf(parts[0])
     assert split.architecture == one.architecture
     assert split.get("tokenizer.ggml.tokens") == one.get("tokenizer.ggml.tokens")
     assert set(split.tensors) == set(one.tensors)
@@ -42,11 +37,11 @@ def test_all_tensors_and_the_metadata_are_those_of_the_whole(parts, whole):
         assert np.array_equal(split.data(split.tensors[name]), one.data(tensor))
 
 
-def test_a_whole_model_is_opened_as_it_is(whole, tmp_path):
-    assert type(open_gguf(whole)) is GGUFFile
-    assert gguf_paths(whole) == [whole]
+def test_a_whole_model_is_opened_as_it_is(tiny_gguf, tmp_path):
+    assert type(open_gguf(tiny_gguf)) is GGUFFile
+    assert gguf_paths(tiny_gguf) == [tiny_gguf]
     odd = tmp_path / "m-00002-of-00003.gguf"  # its name alone makes no split model of it
-    odd.symlink_to(whole)
+    odd.symlink_to(tiny_gguf)
     assert type(open_gguf(odd)) is GGUFFile
     assert gguf_paths(odd) == [odd]
 
@@ -95,8 +90,8 @@ def test_keys_of_another_kind(tmp_path, key, value, kind, match):
     check(tmp_path / "m-00001-of-00002.gguf", match)
 
 
-def test_a_file_of_another_model(own, parts, whole, tmp_path):
+def test_a_file_of_another_model(own, tiny_gguf, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
-    shutil.copy(models.split_gguf(whole, other, 8)[1], own[1])
+    shutil.copy(models.split_gguf(tiny_gguf, other, 8)[1], own[1])
     check(own[0], r"holds .*, as a file before it does|hold \d+ tensors, but the first says 21")

@@ -29,14 +29,11 @@ def test_what_is_hashed(tmp_path: Path) -> None:
     (tmp_path / "model.onnx.data").write_bytes(data)
     starts = [(len(data) - 4096) * i // 1023 for i in range(1024)]
     pieces = b"".join(data[start : start + 4096] for start in starts)
-    hashed = (
-        b"tinylora onnx 2\n" + hashlib.sha256(b"graph").digest() + len(data).to_bytes(8, "little") + pieces
-    )
+    begin = b"tinylora onnx 2\n" + hashlib.sha256(b"graph").digest()
+    hashed = begin + len(data).to_bytes(8, "little") + pieces
     assert onnx_fingerprint(tmp_path) == hashlib.sha256(hashed).hexdigest()
     (tmp_path / "model.onnx.data").write_bytes(b"small")
-    hashed = (
-        b"tinylora onnx 2\n" + hashlib.sha256(b"graph").digest() + (5).to_bytes(8, "little") + b"small" * 1024
-    )
+    hashed = begin + (5).to_bytes(8, "little") + b"small" * 1024
     assert onnx_fingerprint(tmp_path) == hashlib.sha256(hashed).hexdigest()
 
 

@@ -85,9 +85,7 @@ def _throw(harness: Harness, seconds: float, seed: int) -> None:
             raise
         if time.monotonic() > until:
             break
-    assert all(counts), (
-        f"{counts[1]} inputs were accepted, and {counts[0]} refused: the harness tests nothing"
-    )
+    assert all(counts), f"{counts[1]} inputs accepted, {counts[0]} refused: the harness tests nothing"
     print(f"{counts[1]:,} accepted, {counts[0]:,} refused")
 
 

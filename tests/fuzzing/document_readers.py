@@ -40,15 +40,11 @@ def _read_tuning(data: bytes) -> None:
 
 
 _VALUES = 3
+_CLICKS = {"precision": (_VALUES + 1) ** 2, "shift": _VALUES + 1, "fisher": _VALUES**2}
 
 
 def _make_clicks(random: Random) -> bytes:
-    square = _VALUES + 1
-    state: dict[str, Any] = {
-        "precision": [0.0] * square**2,
-        "shift": [0.0] * square,
-        "fisher": [0.0] * _VALUES**2,
-    }
+    state: dict[str, Any] = {name: [0.0] * size for name, size in _CLICKS.items()}
     numbers = random.choice(list(state.values()))
     numbers[random.randrange(len(numbers))] = random.choice((math.nan, math.inf, -1.0, 1e308, 0.0))
     state |= {"answers": number(random), "clicks": 3, "step": 0.05}
@@ -91,10 +87,7 @@ def _make_task(random: Random) -> bytes:
         return "\r\n".join(["prompt,answer,split", *cells]).encode()
     rows: list[Any] = []
     for place in range(random.choice((2, 3, 12))):
-        row: dict[str, Any] = {
-            "prompt": f"{place} + 2?",
-            "answer": random.choice(("4", place, {"sum": place})),
-        }
+        row: Any = {"prompt": f"{place} + 2?", "answer": random.choice(("4", place, {"sum": place}))}
         if random.random() < 0.3:
             turns = (
                 {"role": "user", "content": f"Hi {place}"},
@@ -117,11 +110,7 @@ def _read_task(data: bytes) -> None:
 
 
 def _make_genai(random: Random) -> bytes:
-    decoder = {
-        "filename": "model.onnx",
-        "head_size": 64,
-        "session_options": {"provider_options": [{"a": "b"}]},
-    }
+    decoder = {"filename": "model.onnx", "session_options": {"provider_options": [{"a": "b"}]}}
     if random.random() < 0.3:
         decoder[random.choice(("Custom_Ops_Library ", "library_path"))] = "x.so"
     return as_json(changed({"model": {"decoder": decoder, "context_length": 8192, "vocab_size": 9}}, random))

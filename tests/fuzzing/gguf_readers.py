@@ -74,9 +74,8 @@ def _parts(image: bytes) -> tuple[list[Pair], list[Entry]]:
             pairs.append((key, _ARRAY, (_STRING, value)))
         else:
             pairs.append((key, 4, value))
-    entries = [
-        (t.name, [*reversed(t.shape)], int(t.type), file.data(t).tobytes()) for t in file.tensors.values()
-    ]
+    tensors = file.tensors.values()
+    entries = [(t.name, [*reversed(t.shape)], int(t.type), file.data(t).tobytes()) for t in tensors]
     return pairs, entries
 
 

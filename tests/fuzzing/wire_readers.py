@@ -15,22 +15,15 @@ import support
 from harness import Harness, folder
 from mutations import as_json, changed
 
-from tinylora_edge import (
-    Bases,
-    Basis,
-    Ed25519Signer,
-    Ed25519Verifier,
-    Hmac,
-    MicroVector,
-    Policy,
-    TinyLoraError,
-)
+from tinylora_edge import Bases, Basis, Ed25519Signer, Ed25519Verifier, Hmac, MicroVector, Policy
+from tinylora_edge.errors import TinyLoraError
 from tinylora_edge.wire import frame, text
 from tinylora_edge.wire.values import BITS, SCALED
 
 BASES = Bases(support.random_factors(blocks=5))
 BASIS, ENTRIES = BASES.basis(numbers=13), BASES.basis(rank=1)
 SECRET = bytes(range(32))
+STRANGE = (0.0, -0.0, math.nan, math.inf, 1e38, 1e-40)
 SIGNER = Ed25519Signer(SECRET)
 KEYS = [Hmac(SECRET), Ed25519Verifier(SIGNER.public_key)]
 VECTORS = [MicroVector.random(BASIS, 0.5, dtype=dtype, seed=1) for dtype in ("fp32", "bf16", "fp16")]
@@ -56,9 +49,7 @@ def _make_frame(random: Random) -> bytes:
     if dtype == "int8":
         payload = random.randbytes(3) + payload + bytes(1 - count % 2)
     elif kind > 4:  # what bits of floats seldom are by chance
-        strange = np.array(
-            [random.choice((0.0, -0.0, math.nan, math.inf, 1e38, 1e-40)) for _ in range(count)]
-        )
+        strange = np.array([random.choice(STRANGE) for _ in range(count)])
         with np.errstate(all="ignore"):
             payload = strange.astype("<f4" if width == 4 else "<f2").tobytes()
     return _framed(random, BASIS, payload, dtype)
@@ -131,12 +122,7 @@ def _read_text(data: bytes) -> None:
 
 def _make_state(random: Random) -> bytes:
     content = hashlib.sha256(b"").hexdigest()[:32]
-    tree = {
-        BASIS.factors.digest: {
-            "": {"": "5:"},
-            "hmac:0011223344556677": {"alice": f"65535:{content}", "b": "0:"},
-        }
-    }
+    tree = {BASIS.factors.digest: {"": {"": "5:"}, "hmac:00112233": {"alice": f"65535:{content}", "b": "0:"}}}
     if random.random() < 0.1:  # an older version
         tree = {BASIS.factors.digest: {"": {"": 5, "alice": 7}}}  # type: ignore[dict-item]
     return _mend_state(as_json({"format": 4, "sha256": "", "accepted": changed(tree, random)}))

@@ -38,8 +38,8 @@ from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.formats.side_tensors import fingerprint, load_bases, save_bases
 from tinylora_edge.wire import text
 
-FUZZING = Path(__file__).parents[1] / "fuzzing"
 KEY = bytes(range(32))
+SHAPE = ("n", "modules", "rank")
 MODELS = {
     "one": {},
     "f16": {"rank": 8, "factor_dtype": np.float16, "blocks": 5},
@@ -94,13 +94,7 @@ def test_golden_frames(reader: Path) -> None:
         keys = [[], [f"hmac:{entry['key_hex']}"], [f"ed25519:{KEY.hex()}"]][kind]
 
         def read(stream: str, day: int, *keys: str, entry=entry) -> list[str]:
-            arguments = (
-                entry["digest_hex"],
-                f"{entry['n']}/{entry['modules']}/{entry['rank']}",
-                stream,
-                day,
-                *keys,
-            )
+            arguments = (entry["digest_hex"], "/".join(str(entry[k]) for k in SHAPE), stream, day, *keys)
             return run(reader, "vectors", *arguments, lines=[entry["frame_hex"]]).splitlines()
 
         *signed, line = read(entry["stream"], until or 1, *keys)
@@ -221,10 +215,10 @@ def test_a_basis_larger_than_memory_is_mapped(plain: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["native_basis", "native_frame", "native_text"])
 def test_what_is_damaged_is_refused_as_the_package_does(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A beginning of what `make fuzz` throws at it, which follows from a number."""
-    monkeypatch.syspath_prepend(str(FUZZING))
-    (harness,) = (
-        each for each in support.script(FUZZING / "native_readers.py").HARNESSES if each.name == name
-    )
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "fuzzing"))
+    from native_readers import HARNESSES
+
+    (harness,) = (each for each in HARNESSES if each.name == name)
     counts = [0, 0]
     for case in islice(harness.cases(1), 600):
         counts[harness.accepts(case)] += 1

@@ -14,13 +14,10 @@ from email import message_from_string
 from email.message import Message
 from pathlib import Path
 
-import models
 import onnx_bundles
 import pytest
 import venvs
 from packaging.requirements import Requirement
-
-from tinylora_edge.exporters import export_gguf
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = "", "cli", "exporters", "runtime"  # links, but in the sdist, are not followed
@@ -44,6 +41,7 @@ for found in pkgutil.walk_packages(tinylora_edge.__path__, "tinylora_edge."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
 """
+ONNX = ("onnxruntime", "onnxruntime_genai")
 PROGRAM = """
 from tinylora_edge import MicroVector, Policy, load_bundle, runtime
 llama = runtime.load("bundle", engine="llama", policy=Policy(keys=()))
@@ -170,14 +168,8 @@ def test_every_extra_that_an_error_names_brings_the_package(wheel: Path) -> None
 
 
 @pytest.mark.parametrize(("engine", "module"), [("llama", "llama_cpp"), ("onnx", "onnxruntime")])
-def test_a_model_answers_beside_one_engine_alone(
-    engine: str, module: str, wheel: Path, tmp_path: Path
-) -> None:
-    if engine == "llama":
-        gguf = models.write_gguf(models.tiny_model("llama"), tmp_path / "tiny.gguf")
-        bundle = export_gguf(gguf, tmp_path / "tiny").output
-    else:
-        bundle = onnx_bundles.tiny()
+def test_a_model_answers_beside_one_engine_alone(engine, module, wheel, tiny_bundle, tmp_path):
+    bundle = tiny_bundle if engine == "llama" else onnx_bundles.tiny()
     python = venvs.linked(tmp_path / "venv", f"tinylora-edge[{engine}]", wheel)
     venvs.install(python, wheel)
     assert venvs.run(python, "-P", "-c", ASK, bundle).split() == [module]
@@ -211,12 +203,11 @@ def test_the_package_has_types(wheel: Path, tmp_path: Path) -> None:
         ("llama_cpp", "from tinylora_edge import runtime; runtime.load(sys.argv[1])", "llama"),
         ("cryptography", "from tinylora_edge import Ed25519Signer; Ed25519Signer(bytes(32))", "sign"),
         ("onnx", "from tinylora_edge.exporters import export_onnx; export_onnx('m', 'b')", "onnx-export"),
+        *((name, "from tinylora_edge import runtime; runtime.TinyLoraOnnx", "onnx") for name in ONNX),
         ("typer", "from tinylora_edge.cli import main; main()", "cli"),
     ],
 )
-def test_a_missing_package_is_answered_with_the_pip_command(
-    package: str, code: str, extra: str, smollm2_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_missing_package_is_answered_with_the_pip_command(package, code, extra, smollm2_bundle, tmp_path):
     script = f"import sys; sys.modules[{package!r}] = None\n{code}"
     done = subprocess.run(
         [sys.executable, "-c", script, str(smollm2_bundle)], cwd=tmp_path, capture_output=True, text=True

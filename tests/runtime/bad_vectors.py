@@ -7,16 +7,8 @@ from dataclasses import replace
 import numpy as np
 import support
 
-from tinylora_edge import (
-    Basis,
-    BasisMismatchError,
-    ChecksumError,
-    FrameError,
-    MicroVector,
-    NonFiniteError,
-    Projection,
-    VectorError,
-)
+from tinylora_edge import Basis, MicroVector, Projection
+from tinylora_edge.errors import BasisMismatchError, ChecksumError, FrameError, NonFiniteError, VectorError
 
 
 def bad_vectors(basis: Basis) -> list[tuple[type[VectorError], bytes | MicroVector]]:

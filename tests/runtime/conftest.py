@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
-import models
 import onnx_bundles
 import pytest
-import shared
 import smollm2
 import support
 
@@ -24,24 +23,13 @@ from tinylora_edge.runtime.loop import Generating
 from tinylora_edge.runtime.model import PersonalizedModel
 
 # One thread: llama.cpp's threads spin while they wait, which on a busy machine costs more than it saves.
-OPTIONS: dict[str, Any] = {
-    "n_ctx": 256,
-    "n_threads": 1,
-    "n_threads_batch": 1,
-    "logits_all": True,
-    "verbose": False,
-}
+OPTIONS = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "logits_all": True, "verbose": False}
 
 
 @pytest.fixture(scope="session")
-def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.write_gguf(models.tiny_model("llama"), tmp_path_factory.mktemp("tiny") / "tiny.gguf")
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """14 modules, rank 8, and 12 learned directions, which are random. Never write to it."""
-    folder = shared.export(tiny_gguf, tmp_path_factory.mktemp("tiny-bundle") / "bundle")
+def tiny_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny one, and 12 learned directions, which are random. Never write to it."""
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("tiny-bundle") / "bundle"))
     bases = load_bundle(folder).bases
     save_bases(bases.with_projection(support.learned(bases.factors, 12, prior=False)), folder / "basis.gguf")
     return folder
@@ -49,8 +37,7 @@ def tiny_bundle(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def f32_bundle(smollm2_gguf: Path) -> Path:
-    base = smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
-    return shared.once("smollm2-f32", lambda path: shared.export(base, path))
+    return smollm2.f32_bundle(smollm2_gguf)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""A model whose best vector is known: no engine, so that what is learned depends on no kernel."""
+"""What the tests of tuning learn: prompts with a reward that any tiny model can raise, and a model whose best
+vector is known, without an engine, so that what is learned depends on no kernel."""
 
 from __future__ import annotations
 
@@ -12,6 +13,13 @@ import support
 from tinylora_edge import MicroVector
 from tinylora_edge.runtime.batch import Generation
 from tinylora_edge.tasks import Completion, Sample
+
+PROMPTS = [f"prompt {word}" for word in "abcdefghijklmnopqrstuvwxyz"]
+
+
+def favoured(completion: Completion, sample: Sample) -> float:
+    return sum(ord(c) % 7 < 3 for c in completion.text) / max(len(completion.text), 1)
+
 
 NOISE = 1e-3  # of log-probabilities and of what decides an answer: more than other kernels make
 
@@ -43,9 +51,7 @@ class Planted:
         return [[0]] * len(samples)
 
     def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[Generation]:
-        return [
-            Generation(i, np.zeros(1, np.int32), np.zeros(1, np.float32), True) for i in range(len(prompts))
-        ]
+        return [Generation(i, np.zeros(1, "i4"), np.zeros(1, "f4"), True) for i, _ in enumerate(prompts)]
 
     def score_each(
         self, vectors: Sequence[MicroVector | None], prompts: Sequence[Sequence[int]], answers: Any

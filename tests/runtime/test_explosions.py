@@ -28,9 +28,8 @@ def llama(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[Tin
 
 @pytest.fixture
 def onnx() -> Iterator[PersonalizedModel]:
-    with runtime.load(
-        onnx_bundles.without_template(), engine="onnx", n_ctx=96, n_threads=1, policy=ANY
-    ) as opened:
+    bundle = onnx_bundles.without_template()
+    with runtime.load(bundle, engine="onnx", n_ctx=96, n_threads=1, policy=ANY) as opened:
         yield opened
 
 

@@ -322,19 +322,13 @@ def test_bad_requests(pool, prompt, options, error, message, monkeypatch) -> Non
     assert pool.load().running == 0
 
 
-def test_more_messages_than_the_context_has_tokens_are_not_rendered(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        pool.model.chat_tokenizer, "encode_messages", lambda *_: pytest.fail("it is rendered")
-    )
+def test_more_messages_than_the_context_has_tokens_are_not_rendered(pool, monkeypatch):
+    monkeypatch.setattr(pool.model.chat_tokenizer, "encode_messages", lambda *_: pytest.fail("rendered"))
     with pytest.raises(RequestError, match="400 messages, and the context 400 tokens"):
         asyncio.run(pool.chat([{"role": "user", "content": "x"}] * 400))
 
 
-def test_tokens_of_one_account_hold_nobody_up_and_closing_waits_for_them(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_of_one_account_hold_nobody_up_and_closing_waits_for_them(pool, monkeypatch):
     real, begun, go_on = pool.model.chat_tokenizer.encode, threading.Event(), threading.Event()
 
     def encode(text: str) -> list[int]:
@@ -372,9 +366,7 @@ def test_what_makes_no_pool(tiny_bundle: Path) -> None:
         Pool(onnx_bundles.tiny(), contexts=2)
 
 
-def test_a_failure_of_the_engine_ends_what_runs_and_nothing_else(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_of_the_engine_ends_what_runs_and_nothing_else(pool, monkeypatch):
     def failing(*_: Any) -> Any:
         raise TinyLoraError("no memory")
 

@@ -144,17 +144,17 @@ def test_an_answer_keeps_to_its_schema(pool: Pool, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("schema", BAD, ids=lambda schema: json.dumps(schema, default=str)[:30])
-def test_a_schema_that_becomes_no_grammar(pool: Pool, schema: dict[str, Any]) -> None:
+def test_a_schema_that_becomes_no_grammar(onnx_pool: Pool, schema: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="schema") as caught:
-        asyncio.run(pool.complete("x", schema=schema, max_tokens=2))
+        asyncio.run(onnx_pool.complete("x", schema=schema, max_tokens=2))
     assert (caught.value.param, caught.value.code) == ("response_format", "invalid_value")
-    assert pool.load().running == 0
+    assert onnx_pool.load().running == 0
 
 
 @pytest.mark.parametrize("schema", LONG, ids=lambda schema: json.dumps(schema)[:50])
-def test_a_schema_of_many_ways_takes_no_time(pool: Pool, schema: dict[str, Any]) -> None:
+def test_a_schema_of_many_ways_takes_no_time(onnx_pool: Pool, schema: dict[str, Any]) -> None:
     began = time.process_time()
-    answer = asyncio.run(pool.complete("x", schema=schema, max_tokens=8, temperature=1, seed=0))
+    answer = asyncio.run(onnx_pool.complete("x", schema=schema, max_tokens=8, temperature=1, seed=0))
     assert answer.finish.completion_tokens
     assert time.process_time() - began < 5, "and it takes some milliseconds"
 
@@ -163,10 +163,10 @@ def test_a_schema_of_many_ways_takes_no_time(pool: Pool, schema: dict[str, Any])
     "keyword",
     ["not", "if", "contains", "propertyNames", "dependentSchemas", "unevaluatedProperties", "$dynamicRef"],
 )
-def test_llguidance_knows_no_intersections_but_those_that_are_refused(pool: Pool, keyword: str) -> None:
+def test_llguidance_knows_no_intersections_but_those_that_are_refused(onnx_pool: Pool, keyword: str) -> None:
     """Where a newer one does, they are to be refused as well."""
     with pytest.raises(RequestError, match="no grammar"):
-        asyncio.run(pool.complete("x", schema={"type": "object", keyword: {"type": "object"}}))
+        asyncio.run(onnx_pool.complete("x", schema={"type": "object", keyword: {"type": "object"}}))
 
 
 def test_whoever_has_no_schema_gets_the_same_bits_beside_those_who_have_one(onnx_pool: Pool) -> None:
@@ -222,10 +222,7 @@ LABELS = ["cancel", "cancel order", '"quoted"\n']
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_every_sequence_of_a_batch_keeps_to_the_schema(either: Any, temperature: float) -> None:
     prompts = [either.encode(Sample(text, raw=True))[0] for text in ("a prompt", "another", "x")]
-    users: list[Any] = [
-        None,
-        *(MicroVector.random(either.bases.basis(numbers=13), 1.0, seed=n) for n in (1, 2)),
-    ]
+    users = [None, *vectors(either, 2)]
     how: Any = {"vectors": users, "samples": 2, "temperature": temperature, "seed": 3}
     with Batch(either, n_ctx_seq=200, sequences=4, n_threads=2) as batch:
         free = batch.generate(prompts, max_tokens=20, **how)

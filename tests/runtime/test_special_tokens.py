@@ -116,9 +116,7 @@ class TestOnnx:
             assert llm.encode(text)[0] == llm.tokenize(f"[user] {text}\n[assistant] ")
 
     @pytest.mark.parametrize("added", [None, [{"content": "<eos>"}]])
-    def test_a_tokenizer_that_tells_none(
-        self, llm: Any, added: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_tokenizer_that_tells_none(self, llm, added, tmp_path, monkeypatch):
         path = tmp_path / "tokenizer.json"
         path.write_text(json.dumps({"added_tokens": added}))
         monkeypatch.setattr(llm.chat_tokenizer, "_folder", tmp_path)

@@ -59,15 +59,11 @@ def test_an_answer_ends_with_the_vector_that_it_began_under(llm: Any, vector: Mi
     assert "".join([*read, *chunks]) == base
     later = llm("abc def", max_tokens=LENGTH, temperature=0.0, stream=True)
     llm.clear()
-    assert "".join(c["choices"][0]["text"] for c in later) != base, (
-        "made before the exchange, and begun after it"
-    )
+    assert "".join(c["choices"][0]["text"] for c in later) != base, "made before it, begun after it"
     assert complete(llm) == base
 
 
-def test_generations_and_exchanges_of_many_threads_never_mix(
-    llm: Any, vector: MicroVector, other: MicroVector
-) -> None:
+def test_generations_and_exchanges_of_many_threads_never_mix(llm, vector, other):
     expected = set()
     for choice in (vector, other):
         with llm.using(choice):
@@ -154,9 +150,7 @@ def test_only_a_callback_of_a_generation_is_refused(llama: Any) -> None:
 # Blocks
 
 
-def test_a_block_has_its_vector_and_others_have_theirs(
-    llm: Any, vector: MicroVector, other: MicroVector
-) -> None:
+def test_a_block_has_its_vector_and_others_have_theirs(llm, vector, other):
     base = complete(llm)
     with llm.using(vector) as active:
         assert active == vector == llm.vector
@@ -180,9 +174,7 @@ def test_a_block_has_its_vector_and_others_have_theirs(
     assert complete(llm) == base != with_vector
 
 
-def test_a_block_is_that_of_a_task_and_follows_it_to_threads(
-    llm: Any, vector: MicroVector, other: MicroVector
-) -> None:
+def test_a_block_is_that_of_a_task_and_follows_it_to_threads(llm, vector, other):
     base = complete(llm)
 
     async def personal(mine: MicroVector) -> tuple[str, str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from tinylora_edge import RequestError
-from tinylora_edge.runtime import Pool, TinyLoraLlama
+from tinylora_edge.runtime import Pool
 from tinylora_edge.runtime.answers import Answer, Text
 from tinylora_edge.runtime.schema import Tools
 from tinylora_edge.tasks import Sample
@@ -87,9 +87,7 @@ def test_forced_calls_keep_to_their_schemas(pool: Pool, temperature: float) -> N
         assert arguments.keys() <= schema["properties"].keys(), "what a schema does not name stays out"
 
 
-@given(
-    st.lists(st.integers(0, 200), max_size=6), st.integers(0, 3), st.sampled_from(["", "Well <tool ", "{}"])
-)
+@given(st.lists(st.integers(0, 200), max_size=6), st.integers(0, 3), st.sampled_from(["", "So <tool ", "{}"]))
 def test_however_they_come_the_calls_are_the_same(cuts: list[int], count: int, begin: str) -> None:
     calls = [("f", {"a": f"}}\n</tool_call>{number}"}) for number in range(count)]
     whole = begin + "\n".join(spelled(*call) for call in calls)
@@ -131,9 +129,7 @@ def test_what_a_model_without_tools_in_its_template_reads() -> None:
     assert template_input(MESSAGES, (), own=False) == (MESSAGES, None)
 
 
-def test_a_template_that_knows_tools_writes_them_itself(
-    onnx_pool: Pool, tiny_bundle: Path, load: Callable[..., TinyLoraLlama]
-) -> None:
+def test_a_template_that_knows_tools_writes_them_itself(onnx_pool, tiny_bundle, load):
     template, named = onnx_bundles.TOOLS_TEMPLATE, "chat_template.default"
     sample = Sample(tuple(ROUND), tools=read_functions([tool("f"), tool("g")]))
     expected = "f g <tool_call>[user] x;[assistant] <tool_call>é<tool_call>é;[tool] two;[tool] one;"

@@ -35,9 +35,7 @@ def test_an_account_has_half_of_all_places_and_leaves_some_to_each_that_comes() 
     made = Shares(32)
     assert filled(made, "a") == {"a": 16}
     assert filled(made, "b") == {"b": 8}
-    with pytest.raises(
-        OverloadError, match="16 requests of yours run, 16 of this user, and 8 places are left"
-    ):
+    with pytest.raises(OverloadError, match="16 requests of yours run, 16 of this user, and 8 places are"):
         made.check(who("a"), "run")
     for _ in range(16):
         made.leave(who("a"))
@@ -77,9 +75,7 @@ def test_who_comes_has_no_claim_on_turns_from_before() -> None:
         ("a1 a1 a2", "a1", "a2 a1 a1"),
     ],
 )
-def test_the_next_is_of_the_account_that_has_least_and_in_it_of_the_tenant(
-    waiting: str, running: str, expected: str
-) -> None:
+def test_the_next_is_of_the_account_that_has_least_and_in_it_of_the_tenant(waiting, running, expected):
     queue, now = Queue[object](99), shares(99, running)
     items = [(name, object()) for name in waiting.split()]
     for name, item in items:

@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import models
 import openai
 import pytest
-import shared
 from serving import Serving
 
 from tinylora_edge import Bases, Basis, load_bundle
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Path:
-    def make(path: Path) -> Path:
-        path.mkdir()
-        gguf = models.write_gguf(models.tiny_model("llama"), path / "tiny.gguf")
-        return shared.export(gguf, path / "tiny")
-
-    return shared.once("served", make)
+def tiny(tiny_bundle: Path) -> Path:
+    """Whose name is the model's."""
+    return tiny_bundle
 
 
 @pytest.fixture(scope="module")

@@ -94,9 +94,7 @@ def playing(folder: Path, *options: str | Path, browser: str = "") -> Iterator[t
 
 
 @contextmanager
-def _started(
-    folder: Path, command: list[str], announced: str, **environment: str
-) -> Iterator[tuple[Serving, str]]:
+def _started(folder: Path, command: list[str], announced: str, **more: str) -> Iterator[tuple[Serving, str]]:
     log = folder / "log"
     with log.open("w") as errors:
         process = subprocess.Popen(
@@ -104,7 +102,7 @@ def _started(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"} | environment,
+            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"} | more,
         )
     try:
         assert process.stdout is not None
@@ -142,3 +140,10 @@ def framed(
 
 def as_text(frame: bytes) -> str:
     return text.encode(frame)
+
+
+def head(path: str, headers: dict[str, str], length: int, method: str = "POST") -> bytes:
+    """Of a request with a body of so many bytes."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", "Content-Type: application/json"]
+    lines += [f"{name}: {value}" for name, value in (headers | {"Content-Length": str(length)}).items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"

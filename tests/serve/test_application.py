@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
 import socket
 import subprocess
 import sys
@@ -13,28 +15,20 @@ from typing import Any
 
 import onnx_bundles
 import pytest
-from serving import COMMAND, KEY, keys_file
+from serving import KEY, Serving, serving
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from tinylora_edge import (
-    Bases,
-    Basis,
-    MicroVector,
-    OptionError,
-    RollbackError,
-    TinyLoraError,
-    VectorError,
-    runtime,
-    serve,
-)
+from tinylora_edge import Basis, MicroVector, runtime, serve
+from tinylora_edge.errors import OptionError, RollbackError, TinyLoraError, VectorError
 from tinylora_edge.runtime import SampledAnswer
 from tinylora_edge.serve import ApiKeys, process
 from tinylora_edge.wire import text
 
 SMALL: dict[str, Any] = {"n_ctx": 256, "contexts": 1, "n_threads": 1}
 BODY = {"model": "tiny", "prompt": "abc", "max_tokens": 3}
+LONG = BODY | {"max_tokens": 4000, "temperature": 1, "stream": True}
 
 
 def test_an_app_answers_and_closes(tiny: Path, tmp_path: Path) -> None:
@@ -65,9 +59,7 @@ def test_what_takes_seconds_holds_nobody_up(tiny: Path, tmp_path: Path) -> None:
                 task.result()
 
 
-def test_one_user_makes_the_server_forget_nobody_else(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_user_makes_the_server_forget_nobody_else(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("tinylora_edge.serve.feedback._REMEMBERED", 5)
     app = serve.app(tiny, store=tmp_path / "users.db", states=tmp_path / "states", **SMALL)
     answer = SampledAnswer((1,), (2,), None, 1.0)
@@ -78,9 +70,7 @@ def test_one_user_makes_the_server_forget_nobody_else(
     app.state.service.close()
 
 
-def test_a_shared_vector_lies_beneath_every_users_and_not_beneath_the_base(
-    tiny: Path, bases: Bases, tmp_path: Path
-) -> None:
+def test_a_shared_vector_lies_beneath_every_users_and_not_beneath_the_base(tiny, bases, tmp_path):
     def frame(basis: Basis, norm: float, user: str = "", **fields: Any) -> bytes:
         return replace(MicroVector.random(basis, norm, seed=1), **fields).to_bytes(basis, user=user)
 
@@ -142,16 +132,6 @@ def test_a_key_stands_for_one(tmp_path: Path) -> None:
             ApiKeys.read(path)
 
 
-def test_keys_that_others_can_read_are_warned_of(tmp_path: Path) -> None:
-    path = keys_file(tmp_path, "alice-key alice\n")
-    for mode, warned in ((0o644, True), (0o600, False)):
-        path.chmod(mode)
-        command = [*COMMAND, str(tmp_path / "nothing"), "--api-keys", str(path)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert ended.returncode == 1
-        assert (f"{path} can be read by others on this machine: chmod 600" in ended.stderr) == warned
-
-
 @pytest.mark.parametrize(
     ("error", "options"),
     [
@@ -163,9 +143,7 @@ def test_keys_that_others_can_read_are_warned_of(tmp_path: Path) -> None:
         (FileNotFoundError, {"store": Path("none", "users.db")}),
     ],
 )
-def test_an_app_that_cannot_be_made(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], options: Any
-) -> None:
+def test_an_app_that_cannot_be_made(tiny, tmp_path, monkeypatch, error, options):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error):
         serve.app(tiny, **options)
@@ -206,3 +184,37 @@ def test_nothing_that_is_sent_waits_for_an_acknowledgement() -> None:
         bound.accept()[0] as accepted,
     ):
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+# The end of a server: no stream is cut without saying why
+
+
+def streamed(server: Serving, begun: threading.Event, ends: list[str]) -> None:
+    connection = server.connect()
+    connection.request("POST", "/v1/completions", json.dumps(LONG), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    last = ""
+    while line := response.readline():
+        if line.startswith(b"data: "):
+            last = line.decode().removeprefix("data: ").strip()
+            begun.set()
+    ends.append(last)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_streams_say_why_they_end(tiny: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with serving(tmp_path, tiny, "--n-ctx", "4096") as server:
+        begun, ends = threading.Event(), []
+        threads = [threading.Thread(target=streamed, args=(server, begun, ends)) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        assert begun.wait(60)
+        server.process.send_signal(number)
+        for thread in threads:
+            thread.join(60)
+        assert server.process.wait(60) == 128 + number
+        log = server.lines()
+    cut = [json.loads(end)["error"] for end in ends if end != "[DONE]"]
+    assert len(ends) == 12
+    assert {error["code"] for error in cut} <= {"unavailable"}
+    assert [line for line in log if line["level"] != "info"] == []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Serving, as_text, framed, keys_file, mac_file, serving
+from serving import Serving, as_text, framed, head, keys_file, mac_file, serving
 
 from tinylora_edge import Basis
 
@@ -43,12 +43,6 @@ def wait_until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < until
         time.sleep(0.05)
-
-
-def head(headers: dict[str, str], length: int, path: str = PLAIN) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json"]
-    lines += [f"{name}: {value}" for name, value in (headers | {"Content-Length": str(length)}).items()]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 
 def opened(stack: ExitStack, port: int, sent: bytes = b"") -> socket.socket:
@@ -81,12 +75,12 @@ def test_who_sends_nothing_is_left(tiny: Path, tmp_path: Path) -> None:
 def test_bodies_that_never_come(server: Serving) -> None:
     """Of one app, and of whoever has no key: they take no place of another's."""
     with ExitStack() as stack:
-        nobody = [opened(stack, server.port, head({}, 500)) for _ in range(2 * PLACES)]
+        nobody = [opened(stack, server.port, head(PLAIN, {}, 500)) for _ in range(2 * PLACES)]
         assert {status(each) for each in nobody} == {401}
         for each in nobody:  # who gets one answer, and the connection ends
             while each.recv(1000):
                 pass
-        stuck = [opened(stack, server.port, head(APP, 500)) for _ in range(PLACES)]
+        stuck = [opened(stack, server.port, head(PLAIN, APP, 500)) for _ in range(PLACES)]
         refused = [each for each in stuck[PLACES // 2 :] if status(each) == 429]
         assert len(refused) == PLACES // 2
         assert server.ask("POST", PLAIN, GOOD, **APP)[0] == 429
@@ -102,7 +96,7 @@ def test_one_key_fills_no_queue(server: Serving, user: str) -> None:
         flood = []
         for number in range(2 * PLACES):
             body = json.dumps(GOOD | {"max_tokens": 3000, "user": user.format(number)}).encode()
-            flood.append(opened(stack, server.port, head(APP, len(body)) + body))
+            flood.append(opened(stack, server.port, head(PLAIN, APP, len(body)) + body))
         wait_until(lambda: any(is_refused(each) for each in flood))
         for headers in ([APP] if user == "mallory" else []) + [OTHER_APP, ALICE, BOB] * 3:
             assert server.ask("POST", PLAIN, GOOD | {"user": "ann"}, **headers)[0] == 200
@@ -165,9 +159,9 @@ def test_a_store_that_waits_for_its_lock(server: Serving, basis: Basis) -> None:
             user = f"user{number}"
             frame = framed(basis, user)
             with_vector = json.dumps(GOOD | {"vector": as_text(frame), "user": user}).encode()
-            stuck.append(opened(stack, server.port, head(APP, len(with_vector)) + with_vector))
+            stuck.append(opened(stack, server.port, head(PLAIN, APP, len(with_vector)) + with_vector))
             put = json.dumps({"vector": as_text(frame)}).encode()
-            sent = head(OTHER_APP, len(put), f"/v1/vectors/{user}").replace(b"POST", b"PUT", 1) + put
+            sent = head(f"/v1/vectors/{user}", OTHER_APP, len(put), "PUT") + put
             stuck.append(opened(stack, server.port, sent))
         time.sleep(0.5)  # their threads wait by now
         for _ in range(5):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import support
-from serving import Serving, as_text, framed, keys_file, mac_file, serving
+from serving import Serving, as_text, framed, head, keys_file, mac_file, serving
 
 from tinylora_edge import Basis
 
@@ -101,10 +101,7 @@ def test_messages_that_are_none(server: Serving, messages: Any) -> None:
 
 def test_prompts_longer_than_the_context(server: Serving) -> None:
     long = "<|im_start|>" * 1500  # not read: it would take seconds
-    for prompt, message in (
-        (long, "18,000 bytes, and the context 256 tokens"),
-        ("x" * 256, "256 tokens, and"),
-    ):
+    for prompt, message in ((long, "18,000 bytes, and the context 256"), ("x" * 256, "256 tokens, and")):
         answer = server.ask("POST", PLAIN, GOOD | {"prompt": prompt}, **APP)
         assert message in refused(answer, 400, "context_length_exceeded")
 
@@ -162,16 +159,12 @@ def test_keys_and_the_users_that_they_stand_for(server: Serving, basis: Basis) -
 
 def test_a_slow_reader_holds_nobody_up(server: Serving) -> None:
     body = json.dumps(GOOD | {"stream": True, "max_tokens": 100, "n": 8, "logprobs": 20}).encode()
-    head = (
-        f"POST {PLAIN} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer app-key-1\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
     with ExitStack() as stack:
         for _ in range(10):
             slow = stack.enter_context(socket.socket())
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
             slow.connect(("127.0.0.1", server.port))
-            slow.sendall(head.encode() + body)
+            slow.sendall(head(PLAIN, APP, len(body)) + body)
         while server.ask("GET", "/health")[1]["running"] == 0:
             time.sleep(0.01)
         assert server.ask("POST", PLAIN, GOOD, **ALICE)[0] == 200  # the app itself may get 429

@@ -65,9 +65,7 @@ def test_a_users_vector_moves_with_their_clicks(tiny: Path, tmp_path: Path, engi
         assert rate(server, id=answered(server, model="tiny@alice"), reward=1) == (200, 4)
 
 
-def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(
-    tiny: Path, tmp_path: Path
-) -> None:
+def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(tiny, tmp_path):
     options = ("--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256")
     keys_file(tmp_path, "app-key-1\n")
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:

@@ -64,9 +64,7 @@ def test_the_base_answers_where_there_is_no_vector(client: openai.OpenAI, alone:
         assert cached == [0, answer.usage.prompt_tokens if user else 0]
 
 
-def test_every_user_gets_their_own_answer_three_ways(
-    server: Serving, client: openai.OpenAI, alone: TinyLoraLlama, bases: Bases
-) -> None:
+def test_every_user_gets_their_own_answer_three_ways(server, client, alone, bases):
     """With 13, 50, 210, 840 and 13,440 numbers beside each other: each that of the same user alone."""
     sizes = five_sizes(bases)
     assert [basis.size for basis in sizes] == [13, 50, 210, 840, 13_440]
@@ -105,9 +103,7 @@ def test_a_stream_ends_with_what_it_cost(client: openai.OpenAI) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-def test_what_is_refused_is_refused_with_the_reason(
-    server: Serving, client: openai.OpenAI, basis: Basis
-) -> None:
+def test_what_is_refused_is_refused_with_the_reason(server, client, basis):
     other = support.random_basis(blocks=8, groups=basis.size)
     newer, older = framed(basis, "dora", sequence=8), framed(basis, "dora", sequence=7)
     assert ask(client, user="dora", extra_body={"vector": as_text(newer)})

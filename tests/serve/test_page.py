@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import stat
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ import numpy as np
 import pytest
 from serving import KEY, Serving, playing
 
-from tinylora_edge import Bases, Basis, MicroVector, Policy, VectorError
+from tinylora_edge import Basis, MicroVector, Policy, VectorError
 from tinylora_edge.serve.editor import USER, VectorEditor
 from tinylora_edge.serve.store import Store
 from tinylora_edge.wire import text
@@ -21,7 +25,11 @@ VALUES = [0.5, -0.25, 0.0, 0.125, 1.0, *[0.0] * 8]  # which bf16 holds exactly
 @pytest.fixture(scope="module")
 def page(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serving, dict[str, str]]]:
     with playing(tmp_path_factory.mktemp("page"), tiny) as (server, address):
-        yield server, {"Authorization": f"Bearer {address.partition('#token=')[2]}"}
+        yield server, key(address)
+
+
+def key(address: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {address.partition('#token=')[2]}"}
 
 
 def refused(answer: tuple[int, Any]) -> tuple[int, str]:
@@ -99,9 +107,7 @@ def test_a_file_becomes_values(page: tuple[Serving, dict[str, str]], basis: Basi
         assert refused(server.ask("POST", "/v1/page/vector", data, **sent)) == (403, code), data
 
 
-def test_what_clicks_made_comes_after_what_the_page_began_with(
-    bases: Bases, basis: Basis, tmp_path: Path
-) -> None:
+def test_what_clicks_made_comes_after_what_the_page_began_with(bases, basis, tmp_path):
     first, learned = MicroVector.random(basis, 1, seed=1), MicroVector.random(basis, 1, seed=2)
     store = Store(tmp_path / "users.db", bases)
     policy = Policy(state=store.sequences)
@@ -121,3 +127,55 @@ def test_what_clicks_made_comes_after_what_the_page_began_with(
     with pytest.raises(VectorError):
         VectorEditor(bases, Policy(), store, b"no frame")
     store.close()
+
+
+# `play`: it opens a page in the browser, keeps what clicks taught in a folder, and leaves no trace
+
+
+CHAT: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 1, "seed": 3}
+
+
+def learned(server: Serving, token: dict[str, str]) -> tuple[list[float], int]:
+    status, about = server.ask("GET", "/v1/page", **token)
+    assert status == 200, about
+    assert about["vector"] == about["learned"]
+    return about["learned"]["values"], about["learned"]["sequence"]
+
+
+def test_a_browser_is_opened_and_what_clicks_taught_is_kept(tiny: Path, tmp_path: Path) -> None:
+    opened = tmp_path / "opened"
+    script = tmp_path / "browser"
+    script.write_text(f"#!{sys.executable}\nimport sys\nopen({str(opened)!r}, 'a').write(sys.argv[1])\n")
+    script.chmod(0o755)
+    options = (tiny, "--keep", tmp_path / "kept")
+    with playing(tmp_path, *options, browser=f"{script} %s") as (server, address):
+        until = time.monotonic() + 60
+        while not (opened.exists() and opened.read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert opened.read_text() == address
+        token = key(address)
+        assert learned(server, token) == ([0.0] * 13, 1)
+        status, answer = server.ask("POST", "/v1/completions", CHAT, **token)
+        assert status == 200, answer
+        click = {"id": answer["id"], "reward": 1}
+        assert server.ask("POST", "/v1/feedback", click, **token)[1]["user"] == "me"
+        values, sequence = learned(server, token)
+        assert (any(values), sequence) == (True, 1)
+        assert server.ask("GET", "/v1/page")[0] == 401
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 128 + signal.SIGINT
+        assert server.log.read_text("utf-8") == "Ctrl-C ends it\n"
+    assert stat.S_IMODE((tmp_path / "kept").stat().st_mode) == 0o700
+    with playing(tmp_path, *options) as (server, address):
+        assert key(address) != token
+        assert learned(server, key(address)) == (values, sequence)
+        assert server.ask("GET", "/v1/page", **token)[0] == 401  # of another start
+
+
+def test_nothing_stays_without_keep(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    with playing(tmp_path, tiny) as (server, address):
+        assert learned(server, key(address))[1] == 1
+        assert len(list((tmp_path / "temporary").iterdir())) >= 1
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -26,9 +26,7 @@ def basis(smollm2_bundle: Path) -> Basis:
 
 
 @pytest.fixture(scope="module")
-def address(
-    chromium: Browser, smollm2_bundle: Path, basis: Basis, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def address(chromium, smollm2_bundle, basis, tmp_path_factory):
     folder = tmp_path_factory.mktemp("played")
     values = np.zeros(basis.size, np.float32)
     for slider, value in FIRST.items():

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import support
 
-from tinylora_edge import (
-    Bases,
-    Basis,
-    BasisMismatchError,
-    FrameError,
-    Hmac,
-    MicroVector,
-    Policy,
-    RollbackError,
-    SignatureError,
-    StoreError,
-)
+from tinylora_edge import Bases, Basis, Hmac, MicroVector, Policy
+from tinylora_edge.errors import BasisMismatchError, FrameError, RollbackError, SignatureError, StoreError
 from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.serve.store import Store
 
@@ -109,9 +102,7 @@ def test_what_is_refused_changes_nothing(store: Store, basis: Basis) -> None:
 
 
 @pytest.mark.parametrize("end", ["kill", "close"])
-def test_what_was_acknowledged_outlives_a_process_that_leaves(
-    path: Path, bases: Bases, tmp_path: Path, end: str
-) -> None:
+def test_what_was_acknowledged_outlives_a_process_that_leaves(path, bases, tmp_path, end):
     """One process puts; another opens the store and leaves; the first goes on, and is killed or closes."""
     save_bases(bases, tmp_path / "basis.gguf")
     code = """
@@ -155,6 +146,23 @@ store.close()
     assert all(store.get(f"user{sequence}") for sequence in range(1, 14))
     with pytest.raises(RollbackError):
         store.put("alice", framed(bases.basis(numbers=13), 5), policy(store))
+
+
+def test_stores_that_race_never_go_back(path: Path, bases: Bases, basis: Basis) -> None:
+    """Each has a connection of its own, as each of several servers has."""
+
+    def put(seed: int) -> None:
+        with closing(Store(path, bases)) as store:
+            for sequence in random.Random(seed).sample(range(1, 41), 40):
+                with suppress(RollbackError):
+                    store.put("alice", framed(basis, sequence), policy(store))
+                found = store.get("alice")
+                assert found is not None
+                assert found.sequence >= sequence
+                assert found.frame == framed(basis, found.sequence)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(put, range(4)))
 
 
 def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -39,9 +37,7 @@ TOOLS = [tool("get_weather", description="The weather of a city"), tool("add", d
 
 
 @pytest.fixture(scope="module", params=["llama", "onnx"])
-def server(
-    request: pytest.FixtureRequest, smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Serving]:
+def server(request, smollm2_bundle, tmp_path_factory):
     bundle = smollm2_bundle if request.param == "llama" else onnx_bundles.writes_tools()
     options = ("--name", "tested", "--n-ctx", "500")
     with serving(tmp_path_factory.mktemp("server"), bundle, *options) as running:
@@ -70,9 +66,7 @@ def test_calls_in_openais_form(client: openai.OpenAI) -> None:
     named = {"type": "function", "function": {"name": "add"}}
     two = ask(client, tool_choice=named, n=2, temperature=1, seed=3).choices
     assert [[name for name, _ in whole(each.message)] for each in two] == [["add"], ["add"]]
-    assert not {call.id for call in two[0].message.tool_calls} & {
-        call.id for call in two[1].message.tool_calls
-    }
+    assert not {c.id for c in two[0].message.tool_calls} & {c.id for c in two[1].message.tool_calls}
     text = ask(client, messages=[{"role": "user", "content": "Hi!"}], tool_choice="none", max_tokens=5)
     assert text.choices[0].message.tool_calls is None
     assert text.choices[0].message.content

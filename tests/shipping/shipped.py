@@ -11,9 +11,7 @@ BASIS = BASES.basis(numbers=13)
 SIGNER = Ed25519Signer(b"k" * 32)
 
 
-def frame(
-    sequence: int, dtype: str = "bf16", *, seed: int = 0, signer: Ed25519Signer | str = SIGNER
-) -> bytes:
+def frame(sequence: int, dtype: str = "bf16", *, seed: int = 0, signer: object = SIGNER) -> bytes:
     drawn = MicroVector.random(BASIS, 0.3, seed=sequence + 1000 * seed, dtype=dtype)
     return MicroVector(drawn.values, dtype, sequence).to_bytes(BASIS, signer)
 

@@ -5,21 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import models
 import pytest
 from shipped import SIGNER
 
-from tinylora_edge import Ed25519Verifier, MicroVector, Policy, RollbackError, load_bundle, runtime
-from tinylora_edge.exporters import export_gguf
+from tinylora_edge import Ed25519Verifier, MicroVector, Policy, load_bundle, runtime
+from tinylora_edge.errors import RollbackError
 
 OPTIONS: dict[str, Any] = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("restart")
-    base = models.write_gguf(models.tiny_model("llama"), root / "tiny.gguf")
-    return export_gguf(base, root / "bundle").output
 
 
 def frame(bundle: Path, sequence: int) -> bytes:
@@ -34,28 +26,29 @@ def policy(path: Path) -> Policy:
     return Policy(keys=[Ed25519Verifier(SIGNER.public_key)], state=path)
 
 
-def test_a_vector_that_was_replaced_is_refused_after_a_restart(bundle: Path, tmp_path: Path) -> None:
-    with runtime.load(bundle, frame(bundle, 4), policy=policy(tmp_path / "state"), **OPTIONS) as first:
-        first.swap(frame(bundle, 5))
+def test_a_vector_that_was_replaced_is_refused_after_a_restart(tiny_bundle: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with runtime.load(tiny_bundle, frame(tiny_bundle, 4), policy=policy(state), **OPTIONS) as first:
+        first.swap(frame(tiny_bundle, 5))
     with pytest.raises(RollbackError):
-        runtime.load(bundle, frame(bundle, 4), policy=policy(tmp_path / "state"), **OPTIONS)
-    with runtime.load(bundle, frame(bundle, 5), policy=policy(tmp_path / "state"), **OPTIONS) as again:
-        before, state = again.vector, (tmp_path / "state").read_bytes()
+        runtime.load(tiny_bundle, frame(tiny_bundle, 4), policy=policy(state), **OPTIONS)
+    with runtime.load(tiny_bundle, frame(tiny_bundle, 5), policy=policy(state), **OPTIONS) as again:
+        before, written = again.vector, state.read_bytes()
         with pytest.raises(RollbackError):
-            again.swap(frame(bundle, 3))
+            again.swap(frame(tiny_bundle, 3))
         assert again.vector is before
-        assert (tmp_path / "state").read_bytes() == state
-        assert again.swap(frame(bundle, 6)).sequence == 6
+        assert state.read_bytes() == written
+        assert again.swap(frame(tiny_bundle, 6)).sequence == 6
 
 
-def test_a_state_that_cannot_be_written_leaves_the_model_as_it_was(bundle: Path, tmp_path: Path) -> None:
+def test_a_state_that_cannot_be_written_leaves_the_model_as_it_was(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     rules = policy(tmp_path / "state" / "seen")
-    with runtime.load(bundle, frame(bundle, 1), policy=rules, **OPTIONS) as llm:
+    with runtime.load(tiny_bundle, frame(tiny_bundle, 1), policy=rules, **OPTIONS) as llm:
         before = llm.vector
         (tmp_path / "state").rename(tmp_path / "away")
         with pytest.raises(OSError, match="seen"):
-            llm.swap(frame(bundle, 2))
+            llm.swap(frame(tiny_bundle, 2))
         assert llm.vector == before
         (tmp_path / "state").mkdir()
-        assert llm.swap(frame(bundle, 2)).sequence == 2
+        assert llm.swap(frame(tiny_bundle, 2)).sequence == 2

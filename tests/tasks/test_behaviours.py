@@ -31,9 +31,7 @@ def test_the_teacher_sees_prompt_examples_and_question() -> None:
 
 def test_a_file_of_ones_own(write: Write) -> None:
     we = {"name": "we", "system": "Say we.", "questions": ["Why?", "How?"]}
-    assert load_behaviours(write(SHORT, "", LAST, we)) == tuple(
-        Behaviour(**each) for each in (SHORT, LAST, we)
-    )
+    assert load_behaviours(write(SHORT, "", LAST, we)) == tuple(Behaviour(**b) for b in (SHORT, LAST, we))
 
 
 @pytest.mark.parametrize(
@@ -52,6 +50,3 @@ def test_a_malformed_behaviour_is_named(write: Write, line: Any, message: str) -
     path = write(SHORT, "", line, LAST)
     with pytest.raises(TrainError, match=rf"^{re.escape(str(path))}:3: .*{re.escape(message)}"):
         load_behaviours(path)
-
-
-# The shipped files

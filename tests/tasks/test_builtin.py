@@ -84,9 +84,7 @@ def test_what_comes_near_brevity(tasks: dict[str, Task]) -> None:
 
 def test_snips_holds_utterances_out_and_has_the_intents_of_its_calls() -> None:
     snips, intents = (load_task(name, held_out=200) for name in ("snips", "snips-intents"))
-    names = [
-        [json.loads(str(each.answer))["name"] for each in side] for side in (snips.train, snips.held_out)
-    ]
+    names = [[json.loads(str(e.answer))["name"] for e in side] for side in (snips.train, snips.held_out)]
     assert not {rank(sample) for sample in snips.train} & {rank(sample) for sample in snips.held_out}
     assert [set(Counter(side).values()) for side in names] == [{70}, {20}]
     for one, other, name in zip(intents.held_out, snips.held_out, names[1], strict=True):

@@ -37,18 +37,8 @@ def test_the_number_is_found(text: str, expected: Fraction | int) -> None:
 
 
 CONTINUED = ["10^2", "5 million", "5k", "5²", "5½", "5!", "2 + 2", "1 000 000", "1.000,50", "1,00", "0x1F"]
-CONTINUED += [
-    "minus 5",
-    "\u2013(5)",
-    "--5",
-    "- 5",
-    "3\u20135",
-    "1 1/2",
-    r"1\frac{1}{2}",
-    "3/4/5",
-    "5, 6",
-    "7 or 8",
-]
+CONTINUED += ["minus 5", "\u2013(5)", "--5", "- 5", "3\u20135", "1 1/2", r"1\frac{1}{2}", "3/4/5"]
+CONTINUED += ["5, 6", "7 or 8"]
 CONTINUED += ["3/0", "12:30", "1.2.3", "9" * 101, "1e1000", "\u0663"]
 
 

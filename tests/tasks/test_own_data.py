@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,7 @@ Write = Callable[..., Path]
 TOPICS = ("card arrival", "card linking", "exchange rate", "lost or stolen card")
 UTTERANCES = [
     {"prompt": f"{start} {what}, please?", "answer": TOPICS[number % 4]}
-    for number, what in enumerate(
-        ("my card", "the new card", "pounds to euros", "a stolen wallet", "top ups")
-    )
+    for number, what in enumerate(("my card", "the new card", "pounds", "a stolen wallet", "top ups"))
     for start in ("Where is", "Can you track", "How do I get", "What about")
 ]
 CALLS = [
@@ -54,12 +52,7 @@ def everything(task: Task) -> list[Sample]:
     ("rows", "name", "why", "tokens"),
     [
         (UTTERANCES, "label", "read off 4 different answers, of which 'card arrival' is 40 % of all", 20),
-        (
-            [{**row, "answer": number % 2} for number, row in enumerate(SUMS)],
-            "label",
-            "2 different answers",
-            16,
-        ),
+        ([{**row, "answer": number % 2} for number, row in enumerate(SUMS)], "label", "2 different", 16),
         (CALLS, "json", "all 12 answers are JSON", 62),
         (SUMS, "number", "all 20 answers are numbers", 64),
         ([{**row, "answer": f"12 * n\n#### {row['answer']:,}"} for row in SUMS], "number", "numbers", 64),
@@ -69,9 +62,7 @@ def everything(task: Task) -> list[Sample]:
         ([{**row, "answer": "x" * (900 + n)} for n, row in enumerate(SUMS)], "text", "different", 512),
     ],
 )
-def test_the_reward_is_read_off_the_answers(
-    write: Write, rows: Sequence[dict[str, Any]], name: str, why: str, tokens: int
-) -> None:
+def test_the_reward_is_read_off_the_answers(write, rows, name, why, tokens):
     task = load_task(write(*rows))
     assert task.reward.__name__ == name
     assert task.notes[0].startswith(f"reward: {name}, ")
@@ -82,9 +73,7 @@ def test_the_reward_is_read_off_the_answers(
     named = load_task(write(*rows), reward=name)
     assert (named.reward, named.shaped, named.notes) == (task.reward, task.shaped, [])
     if name != "text":
-        assert [task.score(completed(str(each.answer)), each) for each in everything(task)] == [1.0] * len(
-            rows
-        )
+        assert [task.score(completed(str(s.answer)), s) for s in everything(task)] == [1.0] * len(rows)
 
 
 CALL = question(

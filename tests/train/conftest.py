@@ -5,26 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import models
 import pytest
-import shared
 import trl_world
 
 from tinylora_edge.tasks import Sample, Task
 from tinylora_edge.train import Options
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    gguf = models.write_gguf(models.tiny_model("llama"), folder / "tiny.gguf")
-    return shared.export(gguf, folder / "bundle")
-
-
-@pytest.fixture(scope="session")
-def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model as a Hugging Face directory: transformers cannot read the tiny GGUF's vocabulary."""
-    return models.write_hf(models.tiny_model("llama"), tmp_path_factory.mktemp("tiny-hf"))
 
 
 @pytest.fixture

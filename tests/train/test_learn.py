@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,23 +12,12 @@ import pytest
 import support
 import torch
 
-from tinylora_edge import Ed25519Signer, Ed25519Verifier, TrainError, TrustError, load_bundle
-from tinylora_edge.exporters import add_projection
-from tinylora_edge.formats.signatures import check_bundle, sign_bundle
+from tinylora_edge import TrainError, load_bundle
 from tinylora_edge.tasks.behaviours import Behaviour
 from tinylora_edge.train import learn as learning
 from tinylora_edge.train import learner
 from tinylora_edge.train.adapter import Adapter
-from tinylora_edge.train.learn import (
-    Learned,
-    Lesson,
-    information,
-    learn,
-    learn_from,
-    learned_directions,
-    prior_of,
-    slopes,
-)
+from tinylora_edge.train.learn import Learned, Lesson, learned_directions, prior_of, slopes
 from tinylora_edge.train.learner import Learner, divergences
 
 D = 24
@@ -82,7 +69,7 @@ def test_a_behaviour_that_asks_for_everything_counts_as_one() -> None:
 
 
 def test_few_samples_make_no_direction_free() -> None:
-    fisher = information(np.random.default_rng(4).standard_normal((3, D)), 3)
+    fisher = learning.information(np.random.default_rng(4).standard_normal((3, D)), 3)
     assert np.linalg.eigvalsh(fisher)[0] > 0.05 * np.trace(fisher) / D
 
 
@@ -113,7 +100,7 @@ def test_how_users_differ_is_learned_from_their_vectors() -> None:
     places = np.random.default_rng(3).standard_normal((30, 2)) * (3, 1) + (1, 0)
     plane = np.linalg.qr(np.random.default_rng(5).standard_normal((basis.size, 2)))[0].T
     values = places @ plane
-    found = learn_from(basis, values, 2).projection
+    found = learning.learn_from(basis, values, 2).projection
     directions = found.stored.reshape(2, -1).astype(np.float64)
     own = np.linalg.lstsq(directions.T, values.T, rcond=None)[0].T
     np.testing.assert_allclose(own @ directions, values, atol=1e-4, err_msg="another plane")
@@ -126,10 +113,10 @@ def test_vectors_that_teach_too_little_are_refused() -> None:
     same = np.ones((5, basis.size))
     for few, match in ((same[:2], "2 users' vectors cannot teach 2"), (same, "differ in fewer than 2")):
         with pytest.raises(TrainError, match=match):
-            learn_from(basis, few, 2)
+            learning.learn_from(basis, few, 2)
     tiled = support.random_basis(blocks=1)
     with pytest.raises(TrainError, match="not all entries of a square R"):
-        learn_from(tiled, same[:, :2], 2)
+        learning.learn_from(tiled, same[:, :2], 2)
 
 
 # The slopes of a behaviour
@@ -139,12 +126,8 @@ def lesson() -> Lesson:
     def tokens(*ids: int) -> np.ndarray:
         return np.array(ids, np.int32)
 
-    prompted = [tokens(*range(60), 101, 102), tokens(*range(60), 103), tokens(*range(60), 104, 105, 106)]
-    unprompted = [
-        tokens(*range(100, 140), 1, 2),
-        tokens(*range(100, 140), 5),
-        tokens(*range(100, 140), 3, 4, 6),
-    ]
+    prompted = [tokens(*range(60), *answer) for answer in ((101, 102), (103,), (104, 105, 106))]
+    unprompted = [tokens(*range(100, 140), *answer) for answer in ((1, 2), (5,), (3, 4, 6))]
     return Lesson("x", prompted, unprompted, [tokens(7, 8, 9), tokens(3), tokens(3, 4)])
 
 
@@ -230,13 +213,11 @@ def run(bundle: Path, folder: Path, **options: Any) -> Learned:
     with pytest.MonkeyPatch.context() as few:
         few.setattr(learning, "QUESTIONS", 2)
         few.setattr(learning, "TOKENS", 6)
-        return learn(bundle, folder, **{"behaviours": BEHAVIOURS, "directions": 2, **options})
+        return learning.learn(bundle, folder, **{"behaviours": BEHAVIOURS, "directions": 2, **options})
 
 
 @pytest.fixture(scope="module")
-def learned(
-    smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Learned, Path, list[Any]]:
+def learned(smollm2_bundle, tmp_path_factory):
     """What was learned, in which folder, and what was reported. The run was interrupted once."""
     folder, figures = tmp_path_factory.mktemp("learned") / "sub" / "folder", []
 
@@ -264,16 +245,11 @@ def test_each_behaviour_is_reported_once_and_not_done_again(smollm2_bundle, lear
     assert (before > 0.05).all()
     assert (held > 0.2).all(), "2 directions hold most of what 3 behaviours ask for"
     assert 0.5 < made.energy.sum() <= 1.0001
-    assert [(f["name"], f["done"], f["of"]) for f in figures] == [
-        ("pirate", 1, 3),
-        ("capitals", 2, 3),
-        ("french", 3, 3),
-    ]
+    assert [each["name"] for each in figures] == ["pirate", "capitals", "french"]
+    assert [(each["done"], each["of"]) for each in figures] == [(1, 3), (2, 3), (3, 3)]
     again: list[Any] = []
-    assert (
-        run(smollm2_bundle, folder, report=again.append).projection.descriptor == made.projection.descriptor
-    )
-    assert again == []
+    repeated = run(smollm2_bundle, folder, report=again.append)
+    assert (repeated.projection.descriptor, again) == (made.projection.descriptor, [])
 
 
 NOTHING = Behaviour(
@@ -286,18 +262,14 @@ def test_a_teacher_that_changes_nothing_is_refused(smollm2_bundle, tmp_path):
         run(smollm2_bundle, tmp_path, behaviours=[NOTHING, *BEHAVIOURS[:1]])
 
 
+FEW = Behaviour("few", "Be brief.", [], ["What is a river?"])
+LONG = Behaviour("long", "word " * 9000)
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"behaviours": BEHAVIOURS[:1]}, "1 behaviours cannot teach 2 directions"),
     ({"directions": 841}, "directions are 1 to 840, the numbers of R, not 841"),
-    (
-        {"behaviours": [Behaviour("few", "Be brief.", [], ["What is a river?"]), *BEHAVIOURS]},
-        "'few' has 1 questions, and 2 are asked",
-    ),
-    (
-        {"behaviours": [Behaviour("long", "word " * 9000), *BEHAVIOURS]},
-        "the longest prompt has .* context of",
-    ),
-]  # fmt: skip
+    ({"behaviours": [FEW, *BEHAVIOURS]}, "'few' has 1 questions, and 2 are asked"),
+    ({"behaviours": [LONG, *BEHAVIOURS]}, "the longest prompt has .* context of"),
+]
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=["few", "numbers", "questions", "long"])
@@ -305,26 +277,3 @@ def test_what_cannot_be_learned_is_refused(smollm2_bundle, tmp_path, options, me
     with pytest.raises(TrainError, match=message):
         run(smollm2_bundle, tmp_path / "state", **options)
     assert not list(tmp_path.rglob("*.npz"))
-
-
-def test_directions_are_added_to_a_signed_bundle_by_its_signer_alone(
-    tiny_bundle: Path, tmp_path: Path
-) -> None:
-    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    factors, signer = load_bundle(bundle).factors, Ed25519Signer(b"1" * 32)
-    (bundle / "manifest.json").write_text('{"tool": "another"}')
-    sign_bundle(bundle, signer)
-    first, second = support.learned(factors, 5), support.learned(factors, 6)
-    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
-    for other in (None, Ed25519Signer(b"2" * 32)):
-        with pytest.raises(TrustError, match=r"signed by ed25519:|by ed25519:.* does not verify under"):
-            add_projection(bundle, first, signer=other)
-        assert before == {path.name: path.read_bytes() for path in bundle.iterdir()}
-    for each in (first, second, first):
-        basis = add_projection(bundle, each, {"behaviours": 7}, signer=signer)
-        found = load_bundle(bundle)
-        assert found.basis(numbers=each.size).digest == basis.digest
-        check_bundle(found, [Ed25519Verifier(signer.public_key)])
-    described = json.loads((bundle / "manifest.json").read_text())["basis"]
-    assert described["projections"] == [second.descriptor, first.descriptor]
-    assert described["learned"] == {"behaviours": 7}

@@ -68,9 +68,7 @@ def test_every_arm(both: Path, task: Task, quick: Options, tmp_path: Path) -> No
     assert ends["worked examples on validation prompts"] == len(TRIED) * 8
 
 
-def test_what_lies_beneath_takes_the_place_of_the_base(
-    both: Path, task: Task, quick: Options, tmp_path: Path
-) -> None:
+def test_what_lies_beneath_takes_the_place_of_the_base(both, task, quick, tmp_path):
     basis = load_bundle(both).basis(rank=8)
     shared = MicroVector.random(basis, 3.0, seed=6)
     record = run(both, task, tmp_path, replace(quick, under=shared.to_bytes(basis)))
@@ -92,9 +90,7 @@ def test_what_lies_beneath_takes_the_place_of_the_base(
 
 
 @pytest.mark.parametrize("at", ["vector on held-out prompts", "worked examples on validation prompts"])
-def test_ctrl_c_loses_nothing_that_is_known(
-    at: str, both: Path, task: Task, quick: Options, tmp_path: Path
-) -> None:
+def test_ctrl_c_loses_nothing_that_is_known(at, both, task, quick, tmp_path):
     def interrupt(row: dict[str, Any]) -> None:
         if row.get("what") == at and not row["done"]:
             signal.raise_signal(signal.SIGINT)
@@ -107,9 +103,7 @@ def test_ctrl_c_loses_nothing_that_is_known(
     assert ("held_out" in record) == known
 
 
-def test_what_fails_is_named_and_costs_no_vector(
-    both: Path, task: Task, quick: Options, tmp_path: Path
-) -> None:
+def test_what_fails_is_named_and_costs_no_vector(both, task, quick, tmp_path):
     unanswered = [replace(sample, answer=None) for sample in task.train]
     record = run(both, replace(task, train=unanswered), tmp_path, quick)
     assert list(record["unmeasured"]) == ["worked examples"]

@@ -170,17 +170,10 @@ def test_resumes_to_the_same_numbers(tiny: Path, options: Options, tmp_path: Pat
         ({}, {"use_transformers_continuous_batching": True}, "bfloat16"),
     ],
 )
-def test_refuses_settings_that_cannot_work(
-    tiny: Path, options: Options, tmp_path: Path, change: dict[str, Any], grpo: dict[str, Any], message: str
-) -> None:
+def test_refuses_settings_that_cannot_work(tiny, options, tmp_path, change, grpo, message):
+    options = replace(options, **change)
     with pytest.raises(TrainError, match=message):
-        train_trl(
-            tiny / "bundle",
-            trl_world.letters_task(),
-            tmp_path / "v.bin",
-            options=replace(options, **change),
-            grpo=grpo,
-        )
+        train_trl(tiny / "bundle", trl_world.letters_task(), tmp_path / "v.bin", options=options, grpo=grpo)
     assert list(tmp_path.iterdir()) == []
 
 

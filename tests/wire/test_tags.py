@@ -1,15 +1,12 @@
-"""Tags and their keys: published test vectors, PEM, keys that are refused, Ed25519 without `cryptography`."""
+"""Tags and their keys: published test vectors, PEM, keys that are refused."""
 
 from __future__ import annotations
-
-import hashlib
-import sys
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from tinylora_edge import Ed25519Signer, Ed25519Verifier, Hmac, MissingExtraError, SignatureError
+from tinylora_edge import Ed25519Signer, Ed25519Verifier, Hmac, SignatureError
 
 SEED = bytes(range(32))
 KEY = ed25519.Ed25519PrivateKey.from_private_bytes(SEED)
@@ -40,15 +37,6 @@ def test_a_key_of_a_wrong_length(make):
             make(bytes(length))
 
 
-@pytest.mark.parametrize("make", [Ed25519Signer, Ed25519Verifier])
-def test_without_cryptography_the_error_is_the_pip_command(make, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "cryptography"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "cryptography", None)  # as the import system marks what is absent
-    with pytest.raises(MissingExtraError, match=r'cryptography.*pip install "tinylora-edge\[sign\]"'):
-        make(bytes(range(32)))
-
-
 P256 = ec.generate_private_key(ec.SECP256R1())
 # RFC 8410, section 10.
 RFC_PUBLIC = """-----BEGIN PUBLIC KEY-----
@@ -76,12 +64,8 @@ def test_pem_is_openssl_s_both_ways():
 
 def test_the_keys_of_rfc_8410_and_what_mail_and_editors_do_to_them():
     known = Ed25519Signer.from_pem(RFC_PRIVATE).id
-    for text in (
-        RFC_PUBLIC,
-        RFC_PUBLIC.strip(),
-        RFC_PUBLIC.replace("\n", "\r\n"),
-        f"note\n\n{RFC_PUBLIC}\nnote",
-    ):
+    stripped, windows = RFC_PUBLIC.strip(), RFC_PUBLIC.replace("\n", "\r\n")
+    for text in (RFC_PUBLIC, stripped, windows, f"note\n\n{RFC_PUBLIC}\nnote"):
         assert Ed25519Verifier.from_pem(text).id == known
 
 
@@ -95,11 +79,7 @@ def test_the_keys_of_rfc_8410_and_what_mail_and_editors_do_to_them():
         (Ed25519Verifier.from_pem, RFC_PUBLIC.replace("MCow", "MCo*"), "damaged"),
         (Ed25519Verifier.from_pem, b"-" * 5000, "5000 bytes"),
         (Ed25519Signer.from_pem, RFC_PUBLIC, "expected one PRIVATE KEY in PEM, but found PUBLIC KEY"),
-        (
-            Ed25519Signer.from_pem,
-            pem(KEY, password=b"secret"),
-            "Decrypt an ENCRYPTED one first: openssl pkey",
-        ),
+        (Ed25519Signer.from_pem, pem(KEY, password=b"secret"), "Decrypt an ENCRYPTED one first"),
         *((Hmac.from_hex, text, "even number") for text in ("abc", "")),
         (Hmac.from_hex, "zz" * 16, "'zzzzz'"),
         (Hmac.from_hex, "ab" * 15, "15 bytes"),
@@ -113,11 +93,3 @@ def test_what_is_no_key(read, text, message):
 def test_hexadecimal_mac_keys():
     for text in (SEED.hex(), SEED.hex().upper().encode(), f"  {SEED.hex(' ')}\n"):
         assert Hmac.from_hex(text).sign(b"message") == Hmac(SEED).sign(b"message")
-
-
-def test_ids_name_the_key_and_do_not_give_it_away():
-    assert Ed25519Signer(SEED).id == Ed25519Verifier(RAW_PUBLIC).id
-    assert Ed25519Verifier(RAW_PUBLIC).id == f"ed25519:{hashlib.sha256(RAW_PUBLIC).hexdigest()[:16]}"
-    assert Hmac(SEED).id != Hmac(SEED[::-1]).id
-    assert SEED.hex()[:8] not in Hmac(SEED).id
-    assert Hmac(SEED).id.removeprefix("hmac:") != Hmac(SEED).sign(b"").hex()

@@ -24,9 +24,8 @@ def error(values: np.ndarray) -> float:
 
 def least_error(values: np.ndarray) -> float:
     largest = np.abs(values).max()
-    codes = np.arange(
-        int(np.float32(largest / 400).view("u4")) >> 8, int(np.float32(largest).view("u4") >> 8) + 2
-    )
+    first, last = (int(np.float32(each).view("u4")) >> 8 for each in (largest / 400, largest))
+    codes = np.arange(first, last + 2)
     scales = (codes.astype("u4") << 8).view("f4").astype(np.float64)
     least = np.inf
     for part in np.array_split(np.concatenate([scales, -scales])[:, None], 64):

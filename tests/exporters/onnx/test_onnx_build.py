@@ -41,32 +41,15 @@ def test_from_a_gguf(tmp_path, monkeypatch):
 
     check(report, model)
     assert report.onnx["graph"].startswith("onnxruntime-genai ")
-    assert {path.name for path in report.output.iterdir()} == {
-        "base.gguf",
-        "basis.gguf",
-        "manifest.json",
-        "onnx",
-    }
-    names = {path.name for path in (report.output / "onnx").iterdir()}
-    assert names >= {
-        "model.onnx",
-        "model.onnx.data",
-        "genai_config.json",
-        "tokenizer.json",
-        "zeros.onnx_adapter",
-    }
+    names = sorted(path.name for path in report.output.iterdir())
+    assert names == ["base.gguf", "basis.gguf", "manifest.json", "onnx"]
     template = (report.output / "onnx" / "chat_template.jinja").read_text()
     assert template == "{{ messages[0].content }}"
     assert load_bundle(report.output).check_base() != load_bundle(report.output).check_onnx()
     assert source.exists()
     assert json.loads((report.output / "manifest.json").read_text())["onnx"]["precision"] == "fp32"
     alike = measure_parity(report.output)
-    assert alike == {
-        "prompts": 16,
-        "same": alike["same"],
-        "begin_alike": 16,
-        "empty": {"llama": 0, "onnx": 0},
-    }
+    assert (alike["prompts"], alike["begin_alike"], alike["empty"]) == (16, 16, {"llama": 0, "onnx": 0})
 
 
 def test_from_a_quantized_gguf(tmp_path, monkeypatch):

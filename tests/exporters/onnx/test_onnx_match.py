@@ -8,23 +8,19 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
-import models
 import numpy as np
 import onnx
 import onnx_models
 import pytest
 
-from tinylora_edge import BaseMismatchError, UnsupportedModelError
-from tinylora_edge.exporters import export_gguf
+from tinylora_edge import BaseMismatchError, UnsupportedModelError, load_bundle
 from tinylora_edge.exporters.onnx.bake import bake
 from tinylora_edge.exporters.weights.hf import HFConfig
 
 
-@pytest.fixture(scope="module")
-def factors(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("factors")
-    base = models.write_gguf(onnx_models.tiny("llama"), folder / "tiny.gguf")
-    return export_gguf(base, folder / "bundle").bases.factors
+@pytest.fixture
+def factors(tiny_bundle):
+    return load_bundle(tiny_bundle).factors
 
 
 def unnamed(node):

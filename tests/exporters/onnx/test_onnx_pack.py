@@ -54,9 +54,7 @@ def floats(source, file, folder):
             models.to_hf_rows(onnx_models.tiny("llama"), tensor.name, array) if own else array
         )
     found, tables = linear_nodes(model), {"model.embed_tokens.weight": values["token_embd.weight"]}
-    shapes = {
-        name: array.shape for name, array in values.items() if name.startswith("blk") and array.ndim == 2
-    }
+    shapes = {name: each.shape for name, each in values.items() if "blk" in name and each.ndim == 2}
     for site in place(found, shapes):
         parts = sorted(site.parts, key=lambda part: part.column)
         tables[site.linear.weight.tensor.name] = np.concatenate([values[part.module] for part in parts]).T
@@ -84,9 +82,7 @@ def stored(folder):
 
 def rounded(values, wanted):
     """Whether values are those of 8 bits in blocks of 32."""
-    off, largest = (
-        np.abs(each).reshape(len(values), -1, 32).max(axis=-1) for each in (values - wanted, wanted)
-    )
+    off, largest = (np.abs(e).reshape(len(values), -1, 32).max(axis=-1) for e in (values - wanted, wanted))
     return (off <= largest / 254 * (1 + 1e-5)).all()
 
 

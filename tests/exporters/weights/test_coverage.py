@@ -62,21 +62,13 @@ def test_an_adapter_there_would_load_and_do_nothing(deepseek, load, tmp_path, mo
 
 
 LEFT_OUT = {
-    "blocks that predict": (
-        {"metadata": {"llama.nextn_predict_layers": 1}},
-        7,
-        "blocks from 1 on predict further",
-    ),
+    "blocks that predict": ({"metadata": {"llama.nextn_predict_layers": 1}}, 7, "from 1 on predict further"),
     "shared keys and values": (
         {"metadata": {"llama.attention.shared_kv_layers": 1}},
         12,
         r"\(attn_k, attn_v, such as blk.1.* blocks from 1 on take keys and values",
     ),
-    "a scale beside": (
-        {"extra": {"blk.0.ffn_up.scale": np.ones(1, np.float32)}},
-        13,
-        "such as blk.0.ffn_up.weight",
-    ),
+    "a scale beside": ({"extra": {"blk.0.ffn_up.scale": np.ones(1, np.float32)}}, 13, "blk.0.ffn_up.weight"),
 }
 
 

@@ -8,9 +8,9 @@ import struct
 
 import models
 import pytest
+import support
 import torch
 from safetensors.torch import load_file, save_file
-from support import BAD_DOCUMENTS
 
 from tinylora_edge import ExportError, UnsupportedModelError
 from tinylora_edge.exporters import ExportSettings, export_gguf, export_onnx
@@ -23,36 +23,27 @@ Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 
 @pytest.fixture
-def hf(tiny_models, tmp_path):
-    return models.write_hf(tiny_models["llama"], tmp_path / "hf")
+def hf(tiny_model, tmp_path):
+    return models.write_hf(tiny_model, tmp_path / "hf")
 
 
 @pytest.fixture
-def sharded(tiny_models, tmp_path):
-    return models.write_hf(tiny_models["llama"], tmp_path / "sharded", max_shard_size="60KB")
+def sharded(tiny_model, tmp_path):
+    return models.write_hf(tiny_model, tmp_path / "sharded", max_shard_size="60KB")
 
 
-def refuse(error, tmp_path, directory, base, match=None, settings=None):
-    output = tmp_path / "out" / "bundle"
-    output.parent.mkdir()
-    with pytest.raises(error, match=match) as caught:
-        export_gguf(directory, output, base=base, settings=settings)
-    assert list(output.parent.iterdir()) == []
-    return caught.value
-
-
-def test_a_missing_shard_or_tokenizer(sharded, llama_gguf, tmp_path):
+def test_a_missing_shard_or_tokenizer(sharded, tiny_gguf, refuse, tmp_path):
     with pytest.raises(ExportError, match=r"sharded has no tokenizer\.json"):
         export_onnx(sharded, tmp_path / "bundle")
     lost = sorted(sharded.glob("*.safetensors"))[1]
     lost.unlink()
-    refuse(ExportError, tmp_path, sharded, llama_gguf, lost.name)
+    refuse(ExportError, lost.name, sharded, base=tiny_gguf)
 
 
-@pytest.mark.parametrize("name", BAD_DOCUMENTS)
-def test_damaged_documents(sharded, llama_gguf, tmp_path, name):
+@pytest.mark.parametrize("name", support.BAD_DOCUMENTS)
+def test_damaged_documents(sharded, name):
     for document in ("model.safetensors.index.json", "config.json"):
-        (sharded / document).write_bytes(BAD_DOCUMENTS[name])
+        (sharded / document).write_bytes(support.BAD_DOCUMENTS[name])
         with pytest.raises(ExportError, match=re.escape(document)):
             shards(sharded) if "index" in document else HFConfig(sharded)
     layers = {"model_type": "llama", "num_hidden_layers": "x"}
@@ -87,33 +78,39 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file(hf, llama_gguf, tmp_path, content):
+def test_a_damaged_file(hf, tiny_gguf, refuse, content):
     (hf / "model.safetensors").write_bytes(content)
-    refuse(ExportError, tmp_path, hf, llama_gguf, r"model\.safetensors is damaged")
+    refuse(ExportError, r"model\.safetensors is damaged", hf, base=tiny_gguf)
 
 
-def test_scaled_weights(hf, llama_gguf, tmp_path):
+def test_scaled_weights(hf, tiny_gguf, refuse):
     tensors = load_file(hf / "model.safetensors")
     tensors[f"{Q_PROJ}_scale_inv"] = torch.ones(1, 1)
     save_file(tensors, hf / "model.safetensors")
-    refuse(UnsupportedModelError, tmp_path, hf, llama_gguf, "scale")
+    refuse(UnsupportedModelError, "scale", hf, base=tiny_gguf)
 
 
-def test_a_directory_without_one_of_the_weights(hf, llama_gguf, tmp_path):
+def test_a_directory_without_one_of_the_weights(hf, tiny_gguf, refuse, tmp_path):
     tensors = load_file(hf / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, hf / "model.safetensors")
-    refuse(ExportError, tmp_path, hf, llama_gguf, r"blk\.1\.ffn_up\.weight")
+    refuse(ExportError, r"blk\.1\.ffn_up\.weight", hf, base=tiny_gguf)
     # What the error suggests works.
-    export_gguf(hf, tmp_path / "b", base=llama_gguf, settings=ExportSettings(targets=("attn_*",)))
+    export_gguf(hf, tmp_path / "b", base=tiny_gguf, settings=ExportSettings(targets=("attn_*",)))
 
 
-def test_a_base_of_more_blocks_than_are_read(hf, tiny_models, tmp_path):
+def test_a_base_of_more_blocks_than_are_read(hf, tiny_model, refuse, tmp_path):
     """A table of names is made for every block: a small file must not take gigabytes."""
 
     def rename(name):
         return name.replace("blk.1.", f"blk.{BLOCKS}.")
 
     metadata = {"llama.block_count": BLOCKS + 1}
-    base = models.write_gguf(tiny_models["llama"], tmp_path / "deep.gguf", rename=rename, metadata=metadata)
-    refuse(ExportError, tmp_path, hf, base, r"deep\.gguf has tensors of block 4,096: at most 4,096 blocks")
+    base = models.write_gguf(tiny_model, tmp_path / "deep.gguf", rename=rename, metadata=metadata)
+    refuse(ExportError, r"deep\.gguf has tensors of block 4,096: at most 4,096 blocks", hf, base=base)
+
+
+def test_a_configuration_of_many_blocks(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1000000}')
+    with support.memory_limit(64 << 20), pytest.raises(ExportError, match="1000000 layers"):
+        HFConfig(tmp_path)

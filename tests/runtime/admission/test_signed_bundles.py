@@ -9,15 +9,8 @@ import llama_cpp
 import onnx_bundles
 import pytest
 
-from tinylora_edge import (
-    Ed25519Signer,
-    Ed25519Verifier,
-    MicroVector,
-    Policy,
-    TrustError,
-    load_bundle,
-    runtime,
-)
+from tinylora_edge import Ed25519Signer, Ed25519Verifier, MicroVector, Policy, load_bundle, runtime
+from tinylora_edge.errors import TrustError
 from tinylora_edge.formats.signatures import sign_bundle
 
 SIGNER, STRANGER = Ed25519Signer(b"k" * 32), Ed25519Signer(b"s" * 32)
@@ -63,12 +56,6 @@ def test_a_file_that_was_changed_is_refused_before_the_engine_starts(bundle, at_
     assert started == []
 
 
-def test_a_base_that_was_named_as_a_part_of_none_is_refused(bundle):
-    (bundle / "base.gguf").rename(bundle / "base-00001-of-00000.gguf")
-    with pytest.raises(TrustError, match=r"base-00001-of-00000\.gguf is not in the signature"):
-        runtime.load(bundle, bundle_keys=KEYS, **OPTIONS)
-
-
 @pytest.mark.parametrize("name", ["base.gguf", "basis.gguf"])
 def test_what_is_exchanged_between_check_and_use_is_not_used(bundle, at_start, tmp_path, name):
     content = (bundle / name).read_bytes()
@@ -88,13 +75,6 @@ def test_the_whole_folder_of_a_graph_is_covered(start, tmp_path):
     sign_bundle(folder, SIGNER)
     start(folder, bundle_keys=KEYS)
     start(folder / "onnx", bundle_keys=KEYS)
-    for name in ("model.onnx", "chat_template.jinja", "genai_config.json"):
-        path = folder / "onnx" / name
-        good = path.read_bytes()
-        path.write_bytes(good + b" ")
-        with pytest.raises(TrustError, match=f"{name} has SHA-256"):
-            start(folder, bundle_keys=KEYS)
-        path.write_bytes(good)
     (folder / "onnx" / "added_tokens.json").write_text("{}")
     with pytest.raises(TrustError, match=r"added_tokens\.json is not in the signature"):
         start(folder, bundle_keys=KEYS)

@@ -17,8 +17,7 @@ import numpy as np
 import onnx_bundles
 import pytest
 import support
-from planted import Planted
-from tuning_task import PROMPTS, favoured
+from planted import PROMPTS, Planted, favoured
 
 from tinylora_edge import BasisMismatchError, MicroVector, TrainError, VectorError, runtime
 from tinylora_edge.runtime import Budget, NotImprovedWarning, RewardLearner, TinyLoraLlama, TuneSettings
@@ -29,6 +28,11 @@ from tinylora_edge.tasks import Completion, Sample, rewards
 
 FAST = TuneSettings(prompts=4, held_back=8, check_every=3, population=6)
 QUICK: dict[str, Any] = {"max_tokens": 5, "settings": FAST, "n_threads": 1}
+
+
+@pytest.fixture
+def llm(llama: TinyLoraLlama) -> TinyLoraLlama:
+    return llama
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -94,10 +98,9 @@ class TestLearning:
         found = tuning.run("3ktokens").vector
         assert len(drawn) > 4
         assert {each.under for each in (*drawn, found)} == {shared}
+        other = replace(found, under=None)
         with pytest.raises(TrainError, match="its under is"):
-            RewardLearner(
-                llm, PROMPTS, favoured, start=replace(found, under=None), path=tmp_path / "state", **QUICK
-            )
+            RewardLearner(llm, PROMPTS, favoured, start=other, path=tmp_path / "state", **QUICK)
 
     def test_in_onnx_too(self) -> None:
         bundle = onnx_bundles.without_template()
@@ -125,9 +128,7 @@ class TestLearning:
         found = RewardLearner(llm, PROMPTS, lambda completion, sample: 0.5, **QUICK).run("1000ktokens")
         assert (found.stopped, found.improved, found.steps) == ("silence", False, 10)
 
-    def test_what_the_search_takes_is_of_the_budget(
-        self, llm: TinyLoraLlama, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_what_the_search_takes_is_of_the_budget(self, llm, monkeypatch):
         late, ask, clock = [0.0], Search.ask, learner.time.monotonic
         monkeypatch.setattr(Search, "ask", lambda search: late.append(late.pop() + 1000) or ask(search))
         monkeypatch.setattr(learner, "time", SimpleNamespace(monotonic=lambda: clock() + late[0]))
@@ -147,9 +148,7 @@ class TestLearning:
 class TestTexts:
     TEXTS = tuple(Sample("", f"on my way, {n} min", raw=True) for n in range(100, 140))
 
-    def test_a_users_own_texts_become_likelier(
-        self, llm: TinyLoraLlama, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_users_own_texts_become_likelier(self, llm, monkeypatch):
         rooms, batch = list[int](), llm.batch
         monkeypatch.setattr(llm, "batch", lambda *a, **k: rooms.append(k["sequences"]) or batch(*a, **k))
         shared = MicroVector.random(llm.bases.basis(rank=8), 2.0, seed=5)
@@ -159,9 +158,7 @@ class TestTexts:
         assert found == llm.vector
         assert rooms == [8], "more take memory, and no less time"
         assert (found.under, rows[-1]["improved"], rows[-1]["held_back"]) == (shared, True, 8)
-        assert rows[-1]["score"] > rows[-1]["start_score"] + 0.05, (
-            "nats a token, which nothing but text gives"
-        )
+        assert rows[-1]["score"] > rows[-1]["start_score"] + 0.05, "nats a token"
 
     def test_what_is_told_are_nats_a_token_of_those_held_back(self, llm: TinyLoraLlama) -> None:
         texts = [Sample("", "yes" * (1 + n % 9), raw=True) for n in range(600)]
@@ -244,16 +241,10 @@ class TestSittings:
         content = json.loads(path.read_text())
         search, damaged = content["state"]["search"], ["", "{}", json.dumps({**content, "format": 9})]
         for change in (
-            {"start": "abc"},
             {"start": [0.0]},
-            {"tokens": None},
             {"best": [None]},
-            {"search": {}},
-            {"search": search | {"first": "x"}},
-            {"search": search | {"start": [0.0]}},
             {"search": search | {"start": [math.nan] * 13}},
             {"search": search | {"sigma": 0}},
-            {"search": search | {"rewards": [[0.0]]}},
         ):
             damaged.append(json.dumps({**content, "state": content["state"] | change}))
         for text in damaged:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import support
-from tuning_task import PROMPTS, favoured
+from planted import PROMPTS, favoured
 
 from tinylora_edge import Basis, MicroVector, Projection, TrainError, load_bundle
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
@@ -44,9 +43,7 @@ def learned(tiny_bundle: Path, tmp_path: Path) -> Path:
     return bundle_of(tiny_bundle, tmp_path / "learned", directions(6), covariance_of(6))
 
 
-def rows_of(
-    llm: TinyLoraLlama, numbers: int, budget: str = "4ktokens", **options: Any
-) -> list[dict[str, Any]]:
+def rows_of(llm: TinyLoraLlama, numbers: int, budget: str = "4ktokens", **options: Any):
     rows: list[dict[str, Any]] = []
     options = {**QUICK, "basis": llm.bases.basis(numbers=numbers), "report": rows.append, **options}
     RewardLearner(llm, PROMPTS, favoured, **options).run(budget)
@@ -67,17 +64,13 @@ class TestEffect:
             return change(here, there)
 
     @pytest.mark.parametrize("effect", [0.1, 0.5])
-    def test_the_first_sigma_has_the_effect(
-        self, load: Callable[..., TinyLoraLlama], learned: Path, effect: float
-    ) -> None:
+    def test_the_first_sigma_has_the_effect(self, load, learned, effect):
         with load(learned) as llm:
             start = rows_of(llm, 6, settings=replace(FAST, effect=effect))[0]
             found = self.measured(llm, llm.bases.basis(numbers=6), start["sigma"])
             assert found == pytest.approx(effect, rel=0.4)
 
-    def test_it_is_the_same_for_a_basis_in_other_units(
-        self, load: Callable[..., TinyLoraLlama], tiny_bundle: Path, tmp_path: Path
-    ) -> None:
+    def test_it_is_the_same_for_a_basis_in_other_units(self, load, tiny_bundle, tmp_path):
         found = []
         for scale in (1, 8):
             with load(bundle_of(tiny_bundle, tmp_path / str(scale), scale * directions(4))) as llm:
@@ -87,9 +80,7 @@ class TestEffect:
 
 
 class TestShape:
-    def test_it_starts_at_a_vector_that_is_given(
-        self, load: Callable[..., TinyLoraLlama], learned: Path
-    ) -> None:
+    def test_it_starts_at_a_vector_that_is_given(self, load, learned):
         with load(learned) as llm:
             basis = llm.bases.basis(numbers=6)
             own = MicroVector.random(basis, 0.2, seed=3)
@@ -100,9 +91,7 @@ class TestShape:
 
 
 class TestStates:
-    def test_of_another_prior(
-        self, load: Callable[..., TinyLoraLlama], learned: Path, tiny_bundle: Path, tmp_path: Path
-    ) -> None:
+    def test_of_another_prior(self, load, learned, tiny_bundle, tmp_path):
         state = tmp_path / "state"
         with load(learned) as llm:
             prior = llm.bases.basis(numbers=6).projection.prior

@@ -1,13 +1,17 @@
-"""It is a `llama_cpp.Llama`: what its users pass and call works as they know it."""
+"""It is a `llama_cpp.Llama`: its users pass and call what they know, and what takes one takes ours."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import models
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
-from tinylora_edge import MicroVector, TinyLoraError, VectorError
+from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
 
 PROMPT = list(b"one two three four")
 
@@ -23,8 +27,6 @@ def vector(llm):
 
 
 def test_options_reach_the_engine_and_others_are_those_of_llama(tiny_bundle):
-    from tinylora_edge import runtime
-
     ours, plain = runtime.load(tiny_bundle), llama_cpp.Llama(str(tiny_bundle / "base.gguf"), verbose=False)
     left, right = ours.__getstate__(), plain.__getstate__()
     assert {key: left[key] for key in right} == right
@@ -84,3 +86,42 @@ def test_a_state_of_another_vector_is_refused(llm, vector):
             llm.load_state(state)
         assert (llm.n_tokens, llm.vector) == (3, active)
         assert np.array_equal(llm.scores[:3], before)
+
+
+# LangChain and instructor, the real packages
+
+
+@pytest.fixture
+def real(smollm2_bundle: Path) -> Any:
+    with runtime.load(smollm2_bundle, n_ctx=512, n_threads=1) as opened:
+        opened.swap(MicroVector.random(opened.bases.basis(rank=2), 0.3, seed=1))
+        yield opened
+
+
+@pytest.mark.slow
+def test_langchain(real: Any) -> None:
+    from langchain_community.llms.llamacpp import LlamaCpp
+
+    chain = LlamaCpp.model_construct(
+        client=real, model_path=real.model_path, max_tokens=8, temperature=0.0, streaming=False
+    )
+    expected = real.create_completion("The sea is", max_tokens=8, temperature=0.0)["choices"][0]["text"]
+    assert chain.invoke("The sea is") == expected != ""
+    assert "".join(chain.stream("The sea is")) == expected
+
+
+@pytest.mark.slow
+def test_instructor(real: Any) -> None:
+    import instructor
+
+    class Verdict(BaseModel):
+        likes_it: bool
+
+    def held(*args: Any, **options: Any) -> Any:  # llama-cpp-python's own way to a schema
+        options["response_format"] = {"type": "json_object", "schema": Verdict.model_json_schema()}
+        return real.create_chat_completion_openai_v1(*args, **options)
+
+    create = instructor.patch(create=held, mode=instructor.Mode.JSON)
+    messages = [{"role": "user", "content": '{"likes_it": true}'}]
+    found = create(messages=messages, response_model=Verdict, max_tokens=96, temperature=0.0)
+    assert isinstance(found, Verdict)

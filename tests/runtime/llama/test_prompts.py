@@ -79,9 +79,7 @@ def test_messages_that_the_template_refuses(tiny_bundle: Path, load: Callable[..
             encode(llm, [{"role": "user", "content": "\udcff"}])
 
 
-def test_an_answer_ends_as_the_template_says(
-    tmp_path: Path, load: Callable[..., TinyLoraLlama], smollm2: TinyLoraLlama
-) -> None:
+def test_an_answer_ends_as_the_template_says(tmp_path, load, smollm2):
     metadata: dict[str, str | int] = {"tokenizer.ggml.eot_token_id": 258}
     gguf = models.write_gguf(models.tiny_model("llama"), tmp_path / "tiny.gguf", metadata=metadata)
     bundle = export_gguf(gguf, tmp_path / "bundle").output

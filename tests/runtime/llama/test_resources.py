@@ -83,7 +83,7 @@ def misfits(factors):
     yield Bases(replace(factors, architecture="qwen2"))
 
 
-def test_a_model_that_the_factors_do_not_fit_is_refused(tiny_bundle, load, capfd):
+def test_a_model_that_the_factors_do_not_fit_is_refused(tiny_bundle, capfd):
     bases = load_bundle(tiny_bundle).bases
     for bad in misfits(bases.factors):
         with pytest.raises(BaseMismatchError):

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_bundles
 import onnxruntime
 import onnxruntime_genai as og
 import pytest
 
-from tinylora_edge import (
-    BaseMismatchError,
-    Bases,
-    CorruptBasisError,
-    MicroVector,
-    TinyLoraError,
-    VectorError,
-    load_bundle,
-    runtime,
-)
+from tinylora_edge import Bases, MicroVector, load_bundle, runtime
+from tinylora_edge.errors import BaseMismatchError, CorruptBasisError, TinyLoraError
 from tinylora_edge.formats.onnx_graph import onnx_fingerprint
 from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.runtime import OnnxSession, TinyLoraOnnx
@@ -98,16 +86,6 @@ def test_the_engine_is_what_the_bundle_has(bundle: Path, tmp_path: Path, smollm2
 # What it refuses
 
 
-def test_bad_vectors_are_refused_before_the_engine_starts(
-    bundle: Path, vector: MicroVector, engine_starts: list[Any]
-) -> None:
-    frame = vector.to_bytes(onnx_bundles.basis(bundle))
-    for data in (b"", frame[:-2], frame[:-1] + bytes([frame[-1] ^ 1]), MicroVector(np.zeros(81))):
-        with pytest.raises(VectorError):
-            runtime.load(bundle, data, **OPTIONS)
-    assert engine_starts == []
-
-
 def refused(path: Path, *parts: str, error: type[Exception] = BaseMismatchError) -> None:
     for load in (lambda: runtime.load(path, **OPTIONS), lambda: OnnxSession(path)):
         with pytest.raises(error) as caught:
@@ -116,23 +94,19 @@ def refused(path: Path, *parts: str, error: type[Exception] = BaseMismatchError)
             assert part in str(caught.value)
 
 
-def test_a_part_that_is_missing_or_damaged(copy: Path, tmp_path: Path, engine_starts: list[Any]) -> None:
-    data, basis, graph = copy / "onnx/model.onnx.data", copy / "basis.gguf", copy / "onnx/model.onnx"
-
-    def restored(path: Path, change: Callable[[bytes], object], *parts: str, **kinds: Any) -> None:
-        good = path.read_bytes()
-        change(good)
-        refused(copy, *parts, **kinds)
-        path.unlink(missing_ok=True)
-        path.write_bytes(good)
-
-    restored(data, lambda _: data.unlink(), "model.onnx.data", "not there")
-    restored(data, lambda _: os.truncate(data, data.stat().st_size - 100), "fingerprint")
-    for bad in (b"", b"this is no model" * 9, graph.read_bytes()[:-10]):
-        restored(graph, lambda _, bad=bad: graph.write_bytes(bad), "fingerprint")
-    restored(graph, lambda _: graph.unlink(), "model.onnx", error=FileNotFoundError)
-    restored(basis, lambda good: basis.write_bytes(good[:-100]), str(basis), error=CorruptBasisError)
-    restored(basis, lambda _: basis.unlink(), "basis.gguf", error=FileNotFoundError)
+def test_a_part_that_is_missing_or_damaged(copy: Path, engine_starts: list[Any]) -> None:
+    """Of a graph that is another one: tests/formats/test_onnx_graph.py."""
+    basis, graph = copy / "basis.gguf", copy / "onnx/model.onnx"
+    good = basis.read_bytes()
+    basis.write_bytes(good[:-100])
+    refused(copy, str(basis), error=CorruptBasisError)
+    basis.unlink()
+    refused(copy, "basis.gguf", error=FileNotFoundError)
+    basis.write_bytes(good)
+    graph.write_bytes(b"this is no model" * 9)
+    refused(copy, "fingerprint")
+    graph.unlink()
+    refused(copy, "model.onnx", error=FileNotFoundError)
     assert engine_starts == []
 
 
@@ -191,9 +165,7 @@ def test_a_damaged_configuration(copy: Path, content: str) -> None:
         '{"model": {"decoder": {"session_options": {"provider_options": [{"qnn": {"backend_path": "a"}}]}}}}',
     ],
 )
-def test_a_configuration_that_names_native_code(
-    copy: Path, config: str, engine_starts: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_configuration_that_names_native_code(copy, config, engine_starts, monkeypatch):
     path = copy / "onnx" / "genai_config.json"
     whole = json.loads(path.read_text())
     whole["hidden"] = "HERE"
@@ -204,28 +176,3 @@ def test_a_configuration_that_names_native_code(
         with pytest.raises(BaseMismatchError, match=r"has the key '(custom_ops_library|backend_path)'|twice"):
             start(copy)
     assert touched == engine_starts == []
-
-
-# What it needs
-
-
-def in_a_process(code: str, *args: object, blocked: tuple[str, ...] = ()) -> str:
-    block = "".join(f"sys.modules[{name!r}] = None\n" for name in blocked)
-    command = [sys.executable, "-c", f"import sys\n{block}{code}", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
-@pytest.mark.parametrize("package", ["onnxruntime", "onnxruntime_genai"])
-def test_a_missing_engine_names_the_pip_command(bundle: Path, package: str) -> None:
-    code = (
-        "from tinylora_edge import MissingExtraError, runtime\n"
-        "for get in (lambda: runtime.load(sys.argv[1]), lambda: runtime.TinyLoraOnnx):\n"
-        "    try:\n        get()\n"
-        "    except MissingExtraError as error:\n        print(error)"
-    )
-    said = in_a_process(code, bundle, blocked=(package,)).splitlines()
-    assert len(said) == 2
-    for line in said:
-        assert f'{package.replace("_", "-")}. Install it with: pip install "tinylora-edge[onnx]"' in line

@@ -47,9 +47,7 @@ def until_end(tokens: list[int]) -> list[int]:
     return tokens[: tokens.index(257)] if 257 in tokens else tokens
 
 
-def test_any_sequence_of_exchanges_equals_a_fresh_model(
-    llm: TinyLoraOnnx, bundle: Path, vectors: list[MicroVector]
-) -> None:
+def test_any_sequence_of_exchanges_equals_a_fresh_model(llm, bundle, vectors):
     a, b, c = vectors
     for vector in (None, a, b, a, None, c, c, None, b):
         if vector is None:
@@ -60,9 +58,7 @@ def test_any_sequence_of_exchanges_equals_a_fresh_model(
         assert answer(llm) == until_end(expected(bundle, vector))
 
 
-def test_the_beginning_of_a_prompt_is_used_again_with_the_same_vector_alone(
-    llm: TinyLoraOnnx, bundle: Path, vectors: list[MicroVector]
-) -> None:
+def test_the_beginning_of_a_prompt_is_used_again_with_the_same_vector_alone(llm, bundle, vectors):
     (engine,) = llm._loop.engines
     longer = [*PROMPT * 4, 120, 121]
     llm.swap(vectors[0])
