@@ -156,9 +156,8 @@ def _golden(model: dict[str, Any]) -> Bases:
 def golden_frame(entry: dict[str, Any]) -> bytes:
     """Return the frame of a basis in bases.json, made by its formula."""
     n = entry["n"]
-    payload = (
-        bytes.fromhex("d7233c") + bytes((37 * i % 255 - 127) % 256 for i in range(n)) + bytes(n % 2 == 0)
-    )
+    payload = bytes.fromhex("d7233c") + bytes((37 * i % 255 - 127) % 256 for i in range(n))
+    payload += bytes(n % 2 == 0)
     return frame(entry["digest"], payload, dtype="int8", sequence=7)
 
 

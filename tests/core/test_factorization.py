@@ -8,16 +8,8 @@ from math import inf
 import numpy as np
 import pytest
 
-from tinylora_edge import BasisError
-from tinylora_edge.factorization import (
-    AGREEMENT,
-    RowSource,
-    TruncatedSVD,
-    distance,
-    factors,
-    gap,
-    truncated_svd,
-)
+from tinylora_edge import BasisError, factorization
+from tinylora_edge.factorization import RowSource, TruncatedSVD, distance, factors, truncated_svd
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
@@ -259,8 +251,8 @@ def test_a_weight_is_near_its_factors_and_far_from_others(weight):
     noisy = weight + 0.01 * np.random.default_rng(1).standard_normal(weight.shape).astype(np.float32)
     assert distance(a, b, [Rows(weight)]) < 0.01
     assert distance(a, b, [Rows(noisy)]) < 0.1
-    assert distance(a, b, [Rows(weight[::-1])]) > 2 * AGREEMENT
-    assert gap((weight @ a.T)[100:200], b[100:200]) < 0.01
+    assert distance(a, b, [Rows(weight[::-1])]) > 2 * factorization.AGREEMENT
+    assert factorization.gap((weight @ a.T)[100:200], b[100:200]) < 0.01
 
 
 def test_experts_are_taken_one_by_one(weight):
@@ -268,7 +260,7 @@ def test_experts_are_taken_one_by_one(weight):
     pairs = [factors(truncated_svd(one, 2)) for one in several]
     a, b = (np.stack(part) for part in zip(*pairs, strict=True))
     assert distance(a, b, [Rows(one) for one in several]) < 0.01
-    assert distance(a, b, [Rows(one) for one in several[::-1]]) > AGREEMENT
+    assert distance(a, b, [Rows(one) for one in several[::-1]]) > factorization.AGREEMENT
     assert distance(a, b, [Rows(weight)]) == inf
 
 

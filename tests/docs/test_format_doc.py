@@ -284,8 +284,5 @@ def test_a_state_file(tmp_path: Path) -> None:
     hashed = f"{basis.digest}\nint8\n".encode() + vector.values.astype("<f4").tobytes()
     content = hashlib.sha256(hashed).hexdigest()[:32]
     body = f'{{"{basis.factors.digest}":{{"{key.id}":{{"alice":"7:{content}"}}}}}}'
-    assert found == {
-        "format": version,
-        "sha256": hashlib.sha256(body.encode()).hexdigest(),
-        "accepted": json.loads(body),
-    }
+    checksum = hashlib.sha256(body.encode()).hexdigest()
+    assert found == {"format": version, "sha256": checksum, "accepted": json.loads(body)}

@@ -148,16 +148,9 @@ def test_golden_frames(empty: Page) -> None:
     entries = support.golden_frames()
     jobs = []
     for entry in entries:
-        job = {
-            "frame": entry["frame_hex"],
-            "rank": entry["rank"],
-            "outputs": entry["outputs"],
-            "descriptor": entries_descriptor((entry["outputs"], entry["rank"])),
-            "modules": entry["modules"],
-            "digest": entry["digest_hex"],
-            "stream": entry["stream"],
-            "today": entry["last_day"] or 0,
-        }
+        job = {name: entry[name] for name in ("rank", "outputs", "modules", "stream")}
+        job |= {"frame": entry["frame_hex"], "digest": entry["digest_hex"], "today": entry["last_day"] or 0}
+        job["descriptor"] = entries_descriptor((entry["outputs"], entry["rank"]))
         key = {"crc32": {}, "hmac": {"hmac": entry["key_hex"] or KEY}, "ed25519": {"ed25519": PUBLIC}}
         own = job | key[entry["auth"]]
         jobs += [own, own | {"stream": "bob"}, own | {"today": 1 << 16}]

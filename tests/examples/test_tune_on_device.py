@@ -28,11 +28,8 @@ def test_a_model_learns_without_torch(tmp_path: Path) -> None:
     assert output.count("before: ") == output.count("after: ") == 6
     assert (bundle / "mine.bin").stat().st_size == 63
     assert not (bundle / "mine.state").exists()
-    mine, own, command = (
-        tmp_path / "mine.txt",
-        tmp_path / "own.bin",
-        "from tinylora_edge.cli import main; main()",
-    )
+    mine, own = tmp_path / "mine.txt", tmp_path / "own.bin"
+    command = "from tinylora_edge.cli import main; main()"
     mine.write_text("".join(f"on my way, {n} min\n" for n in range(60)))
     options = "--under", bundle / "mine.bin", "--numbers", 13, "--budget", "8ktokens", "--no-evaluate"
     venvs.run(device, "-c", command, "tune", bundle, mine, "-o", own, *options)

@@ -42,10 +42,8 @@ def world(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     made = {name: (whole.output, whole.bases.basis(rank=int(name[-1]))) for name in ("rank 2", "rank 8")}
     made["5 numbers"] = whole.output, whole.bases.basis(numbers=5)
     made["f32"] = exact.output, exact.bases.basis(rank=3)
-    made["learned"] = (
-        support.bundle_with(with_learned, tiny_gguf, root / "learned"),
-        with_learned.basis(numbers=5),
-    )
+    learned = support.bundle_with(with_learned, tiny_gguf, root / "learned")
+    made["learned"] = learned, with_learned.basis(numbers=5)
     return made
 
 

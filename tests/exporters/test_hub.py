@@ -199,14 +199,15 @@ class TestNamesOfFiles:
     @pytest.mark.parametrize(
         ("quant", "default", "stem"),
         [
-            (None, None, "m-Q4_K_M"),
-            (None, "q8_0", "m-Q8_0"),
-            ("q4_0", "q8_0", "m-Q4_0"),
-            ("m-q8_0.gguf", None, "m-Q8_0"),
+            (None, None, "Q4_K_M"),
+            (None, "q8_0", "Q8_0"),
+            ("q4_0", "q8_0", "Q4_0"),
+            ("m-q8_0.gguf", None, "Q8_0"),
         ],
     )
     def test_choosing(self, quant: str | None, default: str | None, stem: str) -> None:
         found = choose(models_in(self.NAMES), quant, "here", default)
+        stem = f"m-{stem}"
         assert (found.stem, found.files) == (stem, tuple(sorted(n for n in self.NAMES if n.startswith(stem))))
         assert choose(models_in(["strange.gguf"]), None, "here").stem == "strange"
 

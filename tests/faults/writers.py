@@ -112,7 +112,7 @@ def _apply(folder: Path, sequence: int) -> None:
     policy.record(policy.check(frame(sequence), BASES), BASIS.factors)
 
 
-def _six_and_seven(accept: Callable[[Path, int], None], folder: Path, progress: Progress) -> None:
+def _newer(accept: Callable[[Path, int], None], folder: Path, progress: Progress) -> None:
     for sequence in (6, 7):
         with suppress(RollbackError):  # done before
             accept(folder, sequence)
@@ -267,14 +267,8 @@ def writers(url: str) -> list[Writer]:
     """Every writer; `url` has the site of a published vector with sequence 7."""
     return [
         Writer("a file", lambda folder: _whole(folder, 1, b"o"), _act_whole, _check_whole),
-        Writer(
-            "a policy's state",
-            lambda folder: _apply(folder, 5),
-            partial(_six_and_seven, _apply),
-            _check_policy,
-            2,
-        ),
-        Writer("a store", lambda folder: _put(folder, 5), partial(_six_and_seven, _put), _check_store, 2),
+        Writer("a policy's state", partial(_apply, sequence=5), partial(_newer, _apply), _check_policy, 2),
+        Writer("a store", partial(_put, sequence=5), partial(_newer, _put), _check_store, 2),
         Writer("a training run", _prepare_training, _train, _check_training, 4),
         Writer("a bundle", _base, _act_bundle, _check_bundle),
         Writer("publish", _prepare_publish, _act_publish, _check_publish, 2),

@@ -89,11 +89,8 @@ def _make_task(random: Random) -> bytes:
     for place in range(random.choice((2, 3, 12))):
         row: Any = {"prompt": f"{place} + 2?", "answer": random.choice(("4", place, {"sum": place}))}
         if random.random() < 0.3:
-            turns = (
-                {"role": "user", "content": f"Hi {place}"},
-                {"role": "assistant", "content": f"Ho {place}"},
-            )
-            row = {"messages": turns}
+            turns = (("user", "Hi"), ("assistant", "Ho"))
+            row = {"messages": [{"role": role, "content": f"{word} {place}"} for role, word in turns]}
         row["split"] = ("train", "held_out", "shifted")[place % 3]
         rows.append(changed(row, random, 1) if random.random() < 0.1 else row)
     return b"\n".join(map(as_json, rows))

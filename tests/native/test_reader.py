@@ -9,6 +9,7 @@ import json
 import random
 import resource
 import subprocess
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -228,12 +229,9 @@ def test_what_is_damaged_is_refused_as_the_package_does(monkeypatch: pytest.Monk
 def test_an_older_vector_is_not_accepted_again(reader: Path, tmp_path: Path) -> None:
     bases = Bases(support.random_factors())
     save_bases(bases, tmp_path / "basis.gguf")
-    arguments = "accept", tmp_path / "basis.gguf", "", 0
+    opened = partial(Conversation, reader, "accept", tmp_path / "basis.gguf", "", 0)
     hmac, rng, refusals = Hmac(KEY), random.Random(2), [0, 0]
-    with (
-        Conversation(reader, *arguments) as plain,
-        Conversation(reader, *arguments, f"hmac:{KEY.hex()}") as keyed,
-    ):
+    with opened() as plain, opened(f"hmac:{KEY.hex()}") as keyed:
         rules = (plain, Policy(), "crc32"), (keyed, Policy(keys=[hmac]), hmac)
         for number in range(60):
             basis = rng.choice([bases.basis(rank=1), bases.basis(numbers=3)])

@@ -143,9 +143,8 @@ def test_keys_and_the_users_that_they_stand_for(server: Serving, basis: Basis) -
     for user, seed in (("alice", 1), ("bob", 2)):
         vector = {"vector": as_text(framed(basis, user, seed, norm=3))}
         assert server.ask("PUT", f"{VECTORS}/{user}", vector, **APP)[0] == 200
-    alice, bob = (
-        server.ask("POST", PLAIN, GOOD | {"model": f"tiny@{u}"}, **APP)[1] for u in ("alice", "bob")
-    )
+    bodies = (GOOD | {"model": f"tiny@{user}"} for user in ("alice", "bob"))
+    alice, bob = (server.ask("POST", PLAIN, body, **APP)[1] for body in bodies)
     assert alice["choices"] != bob["choices"]
     own = server.ask("POST", PLAIN, GOOD | {"model": "tiny@alice"}, **ALICE)
     assert own[1]["choices"] == alice["choices"]

@@ -144,10 +144,8 @@ def test_a_label_is_the_answer_and_nothing_else(text: str, ended: bool, score: f
 
 def test_the_schema_of_labels_is_the_answers(write: Write, tmp_path: Path) -> None:
     rows = [*UTTERANCES, {"prompt": "Far away?", "answer": "a new one"}]
-    assert load_task(write(*rows), held_out=1, schema="label", reward="label").schema == [
-        "a new one",
-        *TOPICS,
-    ]
+    task = load_task(write(*rows), held_out=1, schema="label", reward="label")
+    assert task.schema == ["a new one", *TOPICS]
     path = tmp_path / "schema.json"
     path.write_text('{"type": "object"}')
     assert load_task(write(*CALLS), schema=path).schema == {"type": "object"} == load_task(

@@ -67,9 +67,8 @@ def task(**options: object) -> Task:
 def test_a_task_behind_a_preamble_is_judged_as_without() -> None:
     preamble = Preamble("Be brief.", (EXAMPLE,))
     behind = preamble.before_task(task())
-    assert [sample.without_preamble for sample in behind.train] == [Sample("3 + 3?", "6")], (
-        "what is shown is not asked"
-    )
+    # What is shown is not asked.
+    assert [sample.without_preamble for sample in behind.train] == [Sample("3 + 3?", "6")]
     assert behind.held_out == [preamble.before(ASKED)]
     assert behind.shifted[0].without_preamble == Sample("two and two?", "4")
     assert behind.preamble == {"system": "Be brief.", "examples": [{"question": "1 + 1?", "answer": "2"}]}

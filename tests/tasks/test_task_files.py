@@ -140,9 +140,8 @@ def test_a_text_without_a_prompt_is_learned_as_it_is(write: Write, name: str) ->
         f"1 lines that repeat another, such as {path}:42 (--drop-duplicates leaves them out)",
         "41 texts without prompts: learned as they are, measured by nats a token",
     ]
-    assert len(load_task(path, drop_duplicates=True).train) == len(task.train) - (
-        texts[3] in {s.text for s in task.train}
-    )
+    fewer = len(task.train) - (texts[3] in {sample.text for sample in task.train})
+    assert len(load_task(path, drop_duplicates=True).train) == fewer
     assert load_task(path, reward="text").train == task.train
     with pytest.raises(TrainError, match=r"the reward label judges answers, but these are texts without"):
         load_task(path, reward="label")

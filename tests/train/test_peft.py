@@ -59,13 +59,11 @@ def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], p
     assert (found[1] - expected[1]).abs().max() < 1e-4 * expected[1].abs().max()
 
 
-@pytest.mark.parametrize(
-    ("architecture", "kind"),
-    [
-        *(("llama", each) for each in PROJECTIONS if each != "tall"),
-        *((each, "tiled") for each in models.ARCHITECTURES[1:]),
-    ],
-)
+KINDS = [("llama", each) for each in PROJECTIONS if each != "tall"]
+OTHERS = [(each, "tiled") for each in models.ARCHITECTURES[1:]]
+
+
+@pytest.mark.parametrize(("architecture", "kind"), KINDS + OTHERS)
 def test_equals_the_adapter(architecture: str, kind: str) -> None:
     model, basis, vector = make(architecture, kind)
     plain = model(TOKENS).logits

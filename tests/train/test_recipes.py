@@ -148,16 +148,13 @@ def test_a_recipe_runs_in_two_processes(tiny: Path, problems: dict[str, Path], t
 
 def test_a_command_that_cannot_run_says_one_line(tiny, problems, tmp_path, capsys):
     (tmp_path / "bad.toml").write_text("task = ")
-    recipe = str(RECIPES[0])
+    gsm8k = ["--recipe", str(RECIPES[0]), "--set"]
     lookup = ["--set", "task=list-lookup", "--set", "options.lr=1e-5"]
     cases: list[tuple[list[str], str]] = [
         ([], "missing 1 required .*task"),
-        (
-            ["--recipe", recipe, "--set", f"task={problems['gsm8k']}"],
-            "has no step size of its own: give one with options.lr",
-        ),
+        ([*gsm8k, f"task={problems['gsm8k']}"], "has no step size of its own: give one with options.lr"),
         (["--recipe", str(tmp_path / "bad.toml")], "bad.toml: Invalid value"),
-        (["--recipe", recipe, "--set", "task=none.jsonl"], "none.jsonl"),
+        ([*gsm8k, "task=none.jsonl"], "none.jsonl"),
         ([*lookup, "--set", "grpo.use_vllm=true"], "original weights: name them with options.weights"),
         ([*lookup, "--set", "grpo.speed=3"], "TRL does not take these settings: .*speed"),
     ]

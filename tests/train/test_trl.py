@@ -84,14 +84,11 @@ def test_agrees_with_the_gradient_of_the_default_engine(tiny: Path, tmp_path: Pa
     for start in range(0, len(prompts), 4):
         drawn = [np.array(c, np.int32) for c in drawn_ones["completion_ids"][start : start + 4]]
         texts = [bytes(c[c < 256].astype(np.uint8)).decode() for c in drawn]
-        scores = [
-            task.score(Completion(t, c[-1] == end, len(c)), task.train[0])
-            for t, c in zip(texts, drawn, strict=True)
-        ]
+        completions = [Completion(t, c[-1] == end, len(c)) for t, c in zip(texts, drawn, strict=True)]
+        scores = [task.score(each, task.train[0]) for each in completions]
         advantage = (scores - np.mean(scores)) / (np.std(scores, ddof=1) + 1e-4)  # TRL's
-        groups.append(
-            Group(np.array(drawn_ones["prompt_ids"][start], np.int32), drawn, advantage.astype(np.float32))
-        )
+        prompt = np.array(drawn_ones["prompt_ids"][start], np.int32)
+        groups.append(Group(prompt, drawn, advantage.astype(np.float32)))
     gradient = learner.gradient(groups)
     learner.close()
     assert rows[1]["reward"] > 0

@@ -66,10 +66,8 @@ def write_problems(folder: Path) -> dict[str, Path]:
         {"question": f"Ann has {n} pens and buys {n + 2}. How many?", "answer": f"Sum.\n#### {2 * n + 2}"}
         for n in range(280)
     ]
-    maths = [
-        {"problem": f"What is ${n}/2$?", "solution": rf"It is $\boxed{{\frac{{{n}}}{{2}}}}$."}
-        for n in range(400)
-    ]
+    half = r"It is $\boxed{\frac{%d}{2}}$."
+    maths = [{"problem": f"What is ${n}/2$?", "solution": half % n} for n in range(400)]
     for task, rows in (("gsm8k", gsm8k), ("math", maths)):
         train, test, made = (folder / f"{name}.jsonl" for name in ("train", "test", task))
         for path, part in ((train, rows[:-6]), (test, rows[-8:])):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 
 import pytest
 import support
@@ -13,10 +12,7 @@ from hypothesis import strategies as st
 from tinylora_edge import FrameError
 from tinylora_edge.wire.text import TEXT_CHARACTERS, decode, encode, is_text
 
-FRAMES = [
-    bytes.fromhex(entry["frame_hex"])
-    for entry in json.loads((support.GOLDEN / "frames.json").read_text())["frames"]
-]
+FRAMES = [bytes.fromhex(entry["frame_hex"]) for entry in support.golden_frames()]
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=lambda frame: f"{frame[0]:#x}-{len(frame)}")

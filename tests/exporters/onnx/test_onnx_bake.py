@@ -144,10 +144,8 @@ def test_the_factors_are_those_of_the_gguf(tmp_path):
         ]
         assert len({report.bases.factors.digest for report in reports}) == 1
         both = Path(reports[2].output)
-        assert load_bundle(both).bases.fingerprints == (
-            *reports[0].bases.fingerprints,
-            reports[1].onnx["fingerprint"],
-        )
+        fingerprints = (*reports[0].bases.fingerprints, reports[1].onnx["fingerprint"])
+        assert load_bundle(both).bases.fingerprints == fingerprints
         assert load_bundle(both).base == both / "base.gguf"
         assert load_bundle(both).check_base() == reports[0].bases.fingerprints[0]
         assert load_bundle(both).check_onnx() == reports[1].onnx["fingerprint"]

@@ -26,11 +26,8 @@ def modules(path, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         factors = export_gguf(path, tmp_path / "bundle").bases.factors
-    return set(factors.modules), [(w.category, str(w.message)) for w in caught if is_ours(w.category)]
-
-
-def is_ours(category):
-    return issubclass(category, TinyLoraWarning)
+    ours = [each for each in caught if issubclass(each.category, TinyLoraWarning)]
+    return set(factors.modules), [(each.category, str(each.message)) for each in ours]
 
 
 def test_an_untested_architecture_is_exported_with_a_warning(write, tmp_path):
