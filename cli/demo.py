@@ -157,8 +157,7 @@ def _exchange(output: Path, known: Sequence[dict[str, Any]], threads: int, say: 
     with closing(runtime.load(output, frame, engine="llama", verbose=False, **engine)) as llm:
         assert llm.vector is not None
         count = llm.vector.values.size
-        found = "Some of what it gets right" if right else "Nothing that was looked at is right"
-        say(f"3. Load its {len(frame):,} bytes, {count:,} numbers, beside the model. {found}:")
+        say(f"3. Load its {len(frame):,} bytes, {count:,} numbers, beside the model. Some answers:")
         tokens = [llm.encode(sample)[0] for sample in samples]
         changed = logits(llm, tokens)
         with llm.batch(samples, _TOKENS, n_threads=threads) as batch:

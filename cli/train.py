@@ -138,8 +138,7 @@ def train(
         record["unmeasured"] = {"base, worked examples and drift": "--no-evaluate; eval measures them"}
     kept = f"the vector of step {result.best_step} of {result.steps}" if result.best_step else "as it began"
     wrote = f"wrote {outcome.path} ({outcome.path.stat().st_size:,} bytes), {kept}"
-    found = {"file": str(outcome.path), **record}
-    console.report(found, as_json, wrote, rows=results.phases(record))
+    console.report({"file": str(outcome.path), **record}, as_json, wrote, rows=results.phases(record))
     if not as_json:
         results.show(record)
 

@@ -116,8 +116,7 @@ def tune(
             raise typer.Exit(130)
         vector = replace(found.vector, dtype="fp32", sequence=sequence)
         record: dict[str, Any] = {"task": loaded.name, "values": vector.values.tolist()}
-        record["result"] = found.record()
-        record |= {"unit": unit} if unit else {}
+        record |= {"result": found.record()} | ({"unit": unit} if unit else {})
         shared_digest = None if frame is None else sha256(frame).hexdigest()
         parts = {"preamble": loaded.preamble, "schema": loaded.schema, "under": shared_digest}
         record |= {name: part for name, part in parts.items() if part is not None}
