@@ -7,6 +7,7 @@ import numbers
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from ..errors import TrainError
@@ -205,7 +206,8 @@ def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...
             f"{count} worked examples of task {task.name} were asked for, and {len(pool)} training prompts "
             "have an answer: ask for fewer, or give the prompts answers"
         )
-    return tuple(drawn(f"{task.name}/examples/{seed}/{count}/0", list(pool.values()), count))
+    name = Path(task.name).name  # of a file: wherever it lies
+    return tuple(drawn(f"{name}/examples/{seed}/{count}/0", list(pool.values()), count))
 
 
 def _split(sample: Sample) -> tuple[str | None, Sequence[_Message]]:

@@ -92,7 +92,7 @@ class Trainer:
         self._method = "sft" if isinstance(batches, Demonstrations) else "grpo"
         self._checkpoint, self._needed, self._known = checkpoint, needed, known
         self._identity = {
-            "task": task.name,
+            "task": Path(task.name).name,  # wherever it lies
             "preamble": task.preamble,
             "schema": task.schema,
             "reward": name_of(task.reward),
