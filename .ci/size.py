@@ -51,7 +51,7 @@ def main() -> int:
     counts = {
         "product, lines of Python": (lines(product), 24_795),
         "product, files": (len(product), None),
-        "tests, lines of Python": (lines(tracked(".py", "tests")), 25_200),
+        "tests, lines of Python": (lines(tracked(".py", "tests")), 23_600),
         "documents, words": (sum(len(path.read_text("utf-8").split()) for path in documents), 20_865),
         "commands": (len(commands()), 18),
         "class names twice": (len(same), 0),
