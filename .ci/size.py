@@ -49,7 +49,7 @@ def main() -> int:
     documents = tracked(".md")
     same = twice(product)
     counts = {
-        "product, lines of Python": (lines(product), 24_795),
+        "product, lines of Python": (lines(product), 24_792),
         "product, files": (len(product), None),
         "tests, lines of Python": (lines(tracked(".py", "tests")), 23_600),
         "documents, words": (sum(len(path.read_text("utf-8").split()) for path in documents), 20_865),

@@ -274,17 +274,12 @@ class Trainer:
         state, began = self.state, time.monotonic()
         if not state.temperature:
             shares: dict[float, float] = {}
-            own = self.task.temperature
+            own, first = self.task.temperature, (self._vector(state.v), self._pick(0, self.options.prompts))
             for temperature in (own, *(each for each in _HOTTER if each > own)):
                 if self._stop:
                     return
                 report({"event": "temperature", "temperature": temperature, "differ": shares})
-                shares[temperature] = batches.differing(
-                    self._vector(state.v),
-                    self._pick(0, self.options.prompts),
-                    temperature,
-                    (self.options.seed, 4),
-                )
+                shares[temperature] = batches.differing(*first, temperature, (self.options.seed, 4))
                 if shares[temperature] >= DIFFER:
                     break
             state.temperature = max(shares, key=lambda each: (shares[each], -each))
