@@ -257,7 +257,7 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
     try:
         with _quiet(transformers.utils.logging):
             model = read(source, dtype=_DTYPES[kind])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         needed = "the original weights with --weights DIR" if source.is_file() else "a directory of a model"
         raise TrainError(f"transformers cannot load {source} for training: {error}. Pass {needed}") from None
     give_back()  # what dequantizing took
