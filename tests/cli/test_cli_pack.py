@@ -87,7 +87,7 @@ def test_what_is_there_stays(cli: Cli, small: Path, trained: Path, monkeypatch: 
         cli("pack", trained, small, "-o", target).refused(str(target), "exists already")
     assert out.read_bytes() == b"precious"
     cli("pack", trained, small, "-o", trained.parent / "no" / "v").refused("no is not a directory")
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # a folder that is read alone
+    monkeypatch.setattr("os.access", lambda path, mode: mode == 4)  # R_OK: a folder that is read alone
     cli("pack", trained, small, "-o", trained.with_name("w")).refused("not a directory to write in")
 
 
