@@ -33,7 +33,7 @@ def rebuilt(text: str) -> str:
             raise ValueError(f"there is no block {name}: one of {', '.join(BLOCKS)}")
         return f"<!-- evidence: {name} -->\n\n{BLOCKS[name]()}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- evidence: (?P<name>[a-z_]+) -->.*?<!-- end -->", block, text, flags=re.DOTALL)
+    return re.sub(r"<!-- evidence: (?P<name>\w+) -->.*?<!-- end -->", block, text, flags=re.DOTALL)
 
 
 def stale() -> list[Path]:
