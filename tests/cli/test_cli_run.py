@@ -106,7 +106,7 @@ def test_a_prompt_that_does_not_fit(cli: Cli, smollm2_bundle: Path) -> None:
 
 
 def test_a_temperature_that_is_none(cli: Cli, smollm2_bundle: Path) -> None:
-    cli("run", smollm2_bundle, "Hello", "--temperature", "inf").misused("--temperature", "inf")
+    cli("run", smollm2_bundle, "Hello", "--temperature", "inf").misused("--temperature", "100")
 
 
 def test_what_a_model_says_cannot_turn_a_line_around(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +117,7 @@ def test_what_a_model_says_cannot_turn_a_line_around(capsys: pytest.CaptureFixtu
 
 def test_a_prompt_that_is_none(cli: Cli, tiny_bundle: Path) -> None:
     run = ("run", tiny_bundle)
-    cli(*run, "caf\udce9", *SHORT).refused("not UTF-8: ", "can't encode character '\\udce9' in position 3")
+    cli(*run, "caf\udce9", *SHORT).refused("not UTF-8: ", "can't encode character '\\udce9' in position")
     cli(*run, "-", *SHORT, stdin=b"\xff").refused("not UTF-8: ", "can't decode byte 0xff in position 0")
     cli(*run, "Hello", "--system", "\udcff", *SHORT).refused(
         "not UTF-8: ", "can't encode character '\\udcff' in position"

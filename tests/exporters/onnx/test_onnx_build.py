@@ -33,6 +33,8 @@ def check(report, model):
 
 def test_from_a_gguf(tmp_path, monkeypatch):
     monkeypatch.setattr(converter, "_add_vocabulary", onnx_models.add_vocabulary)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tempfile.py").write_text("raise SystemExit('the builder ran what lies here')")
     model = onnx_models.tiny("qwen2")
     source = models.write_gguf(
         model, tmp_path / "model.gguf", metadata={"tokenizer.chat_template": "{{ messages[0].content }}"}
@@ -80,11 +82,8 @@ def test_a_configuration_that_the_builder_reads_otherwise():
         builder._run(["-c", "raise KeyError('rope_type')"], "it failed")
 
 
-def test_a_directory_without_a_tokenizer(tmp_path, monkeypatch):
+def test_a_directory_without_a_tokenizer(tmp_path):
     hf = models.write_hf(onnx_models.tiny("llama"), tmp_path / "hf")
-    (hf / "tempfile.py").write_text("raise SystemExit('it was run')")  # as a downloaded folder may hold
-    monkeypatch.chdir(hf)
-    with pytest.raises(ExportError, match="builder failed on") as caught:
+    with pytest.raises(ExportError, match=r"has no tokenizer\.json"):
         export_onnx(hf, tmp_path / "bundle")
-    assert "it was run" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"hf"}
