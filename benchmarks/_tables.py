@@ -129,13 +129,18 @@ def whitening() -> str:
     return markdown(["", "numbers", "step size", "nats a token"], rows)
 
 
+def paired(own: list[float], base: list[float]) -> tuple[float, float]:
+    """Return the mean of differences between scores of the same samples, and its standard error."""
+    gaps = [a - b for a, b in zip(own, base, strict=True)]
+    return statistics.mean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5
+
+
 def gsm8k() -> str:
     """The share of GSM8K's test problems that are right, each vector paired with the base."""
     rows, found = [], records("gsm8k")
     base = next(row["scores"] for row in found if row["arm"] == "base")
     for row in found:
-        gaps = [own - its for own, its in zip(row["scores"], base, strict=True)]
-        change = with_error(statistics.mean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5)
+        change = with_error(*paired(row["scores"], base))
         mean = statistics.mean(row["scores"])
         cells = [GSM8K_ARMS[row["arm"]], f"{row.get('bytes', 0):,}", f"{row['n']}"]
         cells += [
@@ -173,9 +178,8 @@ def ifeval() -> str:
     base, rows = of["base"], []
     for arm, name in IFEVAL_ARMS.items():
         row = of[arm]
-        gaps = [int(a) - int(b) for a, b in zip(row["followed"], base["followed"], strict=True)]
-        mean = statistics.mean(gaps)
-        change = f"{mean:+.3f} ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.3f}" if arm != "base" else ""
+        mean, error = paired(row["followed"], base["followed"])
+        change = f"{mean:+.3f} ± {error:.3f}" if arm != "base" else ""
         rows.append([name, f"{count}", f"{row['score']:.3f}", change, f"{row['instructions']:.3f}"])
     return markdown(["", "prompts", "prompts followed", "to the base", "instructions followed"], rows)
 

@@ -135,8 +135,9 @@ class LlamaEngine:
         logits = found[0] if len(found) == 1 else np.concatenate(found)
         if ordered == list(parts):
             return logits
-        rows_of = [part.row for part in ordered for _ in range(part.wanted)]
-        return logits[[i for part in parts for i, row in enumerate(rows_of) if row == part.row]]
+        ends = np.cumsum([part.wanted for part in ordered])
+        of = {part.row: logits[end - part.wanted : end] for part, end in zip(ordered, ends, strict=True)}
+        return np.concatenate([of[part.row] for part in parts])
 
     def length(self, row: int) -> int:
         """See `Engine`."""
