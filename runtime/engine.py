@@ -83,7 +83,7 @@ class Engine(Protocol):
         """Replace what the target row holds by the first tokens of the source row."""
 
     def purge(self, row: int) -> None:
-        """Empty a row whose logits were not finite, and those that share memory with it."""
+        """Empty a row whose logits were not finite, so that nothing of them is left in its memory."""
 
     def close(self) -> None:
         """Free it. Again is fine."""
