@@ -17,13 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-DEFAULT = "default"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is loaded
 
-# Before numpy and any OpenMP library are loaded: threads that spin for each other collapse on a machine
-# with other work on its cores, and a ratio would then say who had the luck.
-if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") == DEFAULT:
-    del os.environ["OMP_WAIT_POLICY"]  # a benchmark whose contestants run one after the other, in processes
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+from tinylora_edge.process import set_waiting
+
+# A ratio of threads that spin for each other says who had the luck, and threads that sleep after every
+# operation are nobody's: benchmarks wait as the product's commands do, from here on.
+set_waiting()
 
 PACKAGES: tuple[str, ...] = (
     "tinylora-edge",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -139,12 +138,10 @@ def by_turns(names: Sequence[str], bundle: Path, options: argparse.Namespace) ->
     size = [
         f"--{name}={getattr(options, name)}" for name in ("steps", "prompts", "samples", "tokens", "dtype")
     ]
-    # One at a time, with all the cores: OpenMP as its user would have it.
-    environment = os.environ | {"OMP_WAIT_POLICY": bench.DEFAULT}
     for number in range(options.rounds):
         for name in names if number % 2 else reversed(names):
             command = [sys.executable, __file__, "--only", name, "--bundle", str(bundle), *size]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr}")
             times[name] += json.loads(done.stdout.splitlines()[-1])
