@@ -22,7 +22,7 @@ from typing import Any
 import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
 
-from tinylora_edge import MicroVector, runtime
+from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.eval.measure import Evaluation, compare, evaluate, find_examples
 from tinylora_edge.factors import read_shape
 from tinylora_edge.tasks import Task
@@ -30,13 +30,14 @@ from tinylora_edge.tasks.load import load_task
 from tinylora_edge.train import Options, train
 
 TOKENS = 256  # of an answer
-CHOSEN = 16  # training problems that choose a vector, and the examples
+CHOSEN = 48  # training problems that choose a vector
+JUDGED = 16  # and those that choose the examples
 SHOWN = 8  # answers that a record has
 HOURS = 2  # to try examples
-KEYS = "model", "arm", "method", "seed", "steps", "prompts", "n"
+KEYS = "model", "arm", "method", "seed", "steps", "prompts", "n", "start"
 
 
-def settings(options: argparse.Namespace, arm: str, seed: int) -> Options:
+def settings(options: argparse.Namespace, arm: str, seed: int, validation: int = CHOSEN) -> Options:
     """Return the options of a training run."""
     kind, _, size = arm.partition("-")
     which: dict[str, Any] = {"rank": read_shape(size)} if kind == "rank" else {"numbers": int(size)}
@@ -44,12 +45,13 @@ def settings(options: argparse.Namespace, arm: str, seed: int) -> Options:
         method=options.method,
         steps=options.steps,
         prompts=options.prompts,
-        validation=CHOSEN,
+        validation=validation,
         validate_every=20,
         checkpoint_every=1,
         workers=options.threads,
         evaluate=False,
         seed=seed,
+        start=options.values,
         **which,
     )
 
@@ -57,7 +59,9 @@ def settings(options: argparse.Namespace, arm: str, seed: int) -> Options:
 def learned(options: argparse.Namespace, task: Task, arm: str, seed: int) -> Path:
     """Train a vector where its file is not there, or go on with it. SystemExit: it was interrupted."""
     began = time.monotonic()
-    output: Path = options.frames / f"{options.model}-{arm}-{options.method}-{options.steps}-s{seed}.bin"
+    after = f"-after-{options.start.stem}" if options.start else ""
+    name = f"{options.model}-{arm}-{options.method}-{options.steps}-s{seed}{after}.bin"
+    output: Path = options.frames / name
     if not output.exists():
 
         def tell(row: dict[str, Any]) -> None:
@@ -83,7 +87,7 @@ def answered(options: argparse.Namespace, task: Task, arm: str, frame: Path | No
             vector = MicroVector.from_bytes(data, llm.bases)
             facts = {"bytes": len(data), "numbers": len(vector.values)}
         if arm == "examples":
-            judged, _ = settings(options, "rank-2", 0).split(task)
+            judged, _ = settings(options, "rank-2", 0, JUDGED).split(task)
             preamble, tried = find_examples(llm, task, judged, seconds=HOURS * 3600, **threads)
             facts = {"tried": tried}
         prompts = [preamble.before(sample) for sample in task.held_out] if preamble else task.held_out
@@ -102,12 +106,17 @@ def main() -> None:
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0])
     arguments.add_argument("--steps", type=int, default=60)
     arguments.add_argument("--prompts", type=int, default=8, help="a step, of 8 answers each")
+    arguments.add_argument("--start", type=Path, help="a vector that training starts from; else the base")
     arguments.add_argument("--n", type=int, default=400, help="test problems")
     arguments.add_argument("--threads", type=int, help="by default a thread a core")
     arguments.add_argument("--frames", type=Path, default=Path("gsm8k"), help="a folder for vectors")
     arguments.add_argument("--study", type=Path, default=Path("gsm8k.jsonl"), help="the record")
     options = arguments.parse_args()
     options.frames.mkdir(exist_ok=True)
+    options.values = None
+    if options.start:
+        read = MicroVector.from_bytes(options.start.read_bytes(), load_bundle(options.bundle).bases)
+        options.values = tuple(read.values.tolist())
     options.model = options.bundle.name.removesuffix(".bundle")
     task = load_task(options.task, reward="number", max_tokens=TOKENS, held_out=options.n)
     rows = []
@@ -115,7 +124,8 @@ def main() -> None:
         for arm in options.arms:
             trained = arm.startswith(("rank-", "numbers-"))
             how = (options.method, seed, options.steps, options.prompts) if trained else (None,) * 4
-            key = dict(zip(KEYS, (options.model, Path(arm).name, *how, options.n), strict=True))
+            start = options.start.name if trained and options.start else None
+            key = dict(zip(KEYS, (options.model, Path(arm).name, *how, options.n, start), strict=True))
             done = bench.read_study(options.study)
             row = next((row for row in done if {name: row.get(name) for name in KEYS} == key), None)
             if row is None:
