@@ -118,30 +118,26 @@ def turn(server: servers.Server, body: servers.Own, users: list[int], seed: int)
 
 
 def opened(
-    stack: ExitStack, options: Any, bundle: Path, folder: Path
+    stack: ExitStack, options: Any, bundles: dict[str, Path], folder: Path
 ) -> dict[tuple[str, int], tuple[servers.Server, servers.Own]]:
     """Start a server for each number of users; return them, and what a user's request has of their own."""
     found: dict[tuple[str, int], tuple[servers.Server, servers.Own]] = {}
-    bases, onnx = load_bundle(bundle).bases, options.onnx
-    if "onnx" in options.servers and onnx is None:
-        onnx = export_onnx(smollm2(), folder / "onnx", precision="int4").output
-    engines = {"llama": (bundle, -(-AT_ONCE // cores())), "onnx": (onnx, AT_ONCE)}
+    slots = {"llama": -(-AT_ONCE // cores()), "onnx": AT_ONCE}
     for users in options.users:
         place = folder / str(users)
         place.mkdir()
-        if kinds := [each for each in engines if each in options.servers]:
+        for kind in (each for each in slots if each in options.servers):
+            bases, store = load_bundle(bundles[kind]).bases, place / f"{kind}.db"
             vectors: Iterator[Any] = (servers.vector(bases, user) for user in range(users))
-            if options.largest:
-                vectors = servers.largest(bases, users)
-            servers.fill(place / "users.db", bases, vectors)
-        for kind in kinds:
-            base, slots = engines[kind]
-            arguments = ["--engine", kind, "--slots", str(slots), "--store", str(place / "users.db")]
-            server = stack.enter_context(servers.ours(base, place, *arguments))
+            servers.fill(store, bases, servers.largest(bases, users) if options.largest else vectors)
+            arguments = ["--engine", kind, "--slots", str(slots[kind]), "--store", str(store)]
+            server = stack.enter_context(servers.ours(bundles[kind], place, *arguments))
             found[kind, users] = server, lambda user: {"model": f"m@{servers.name(user)}"}
         if "stock" in options.servers and users <= STOCK_USERS:
+            bases = load_bundle(bundles["llama"]).bases
             loras = servers.write_loras(folder, bases, (servers.vector(bases, user) for user in range(users)))
-            server = stack.enter_context(servers.stock(bundle / "base.gguf", loras, place, slots=AT_ONCE))
+            base = bundles["llama"] / "base.gguf"
+            server = stack.enter_context(servers.stock(base, loras, place, slots=AT_ONCE))
             found["stock", users] = server, lambda user: {"lora": [{"id": user, "scale": 1}]}
     return found
 
@@ -196,20 +192,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         study = Path(options.json) if options.json else folder / "cliff.jsonl"
-        bundle = options.llama or export(folder)[0]
+        bundles = {"llama": options.llama or export(folder)[0]}
+        if "onnx" in options.servers:
+            bundles["onnx"] = options.onnx or export_onnx(smollm2(), folder / "onnx", precision="int4").output
         environment = bench.environment()
         run = {"run": environment["time"]}
         with ExitStack() as stack:
-            began = opened(stack, options, bundle, folder)
+            began = opened(stack, options, bundles, folder)
             bench.keep(study, run | {"commit": bench.commit(), "environment": environment})
             for users in options.users:
-                place = folder / str(users) / "users.db"
-                if not place.exists():
-                    continue  # llama-server has no store
-                cost = vector_cost(place, load_bundle(bundle).bases, users)
-                bench.keep(
-                    study, run | {"users": users, "vector_seconds": cost, "bytes": place.stat().st_size}
-                )
+                if kind := next((kind for kind in bundles if (kind, users) in began), None):
+                    store = folder / str(users) / f"{kind}.db"
+                    cost = vector_cost(store, load_bundle(bundles[kind]).bases, users)
+                    facts = {"users": users, "vector_seconds": cost, "bytes": store.stat().st_size}
+                    bench.keep(study, run | facts)
             measure(began, options, study, run)
         print(table(bench.read_study(study)))
 
