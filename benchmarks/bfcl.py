@@ -3,11 +3,11 @@
     tinylora-edge serve BUNDLE --name m --n-ctx 1536 --max-tokens 128 --store users.db
     python benchmarks/bfcl.py --url http://127.0.0.1:8000/v1 --models m m@user
 
-`--data FILE` writes a training set instead: the other half of `simple_python`, by a hash of its questions;
-what is measured is never trained on. Its lines are what the server tells a model without tools in its chat
-template, and the answer that the leaderboard takes. Needs `pip install --no-deps bfcl-eval` and the packages
-that its checker imports: tree_sitter==0.21.3, tree-sitter-java==0.21.0, tree-sitter-javascript==0.21.4,
-overrides, python-dotenv, tenacity.
+`--data FILE` writes a training set instead: the other halves of `simple_python` and `irrelevance`, by a hash
+of their questions; what is measured is never trained on. Its answers are what the leaderboard takes, and
+`DECLINED` where no function fits. Needs `pip install --no-deps bfcl-eval` and the packages that its checker
+imports: tree_sitter==0.21.3, tree-sitter-java==0.21.0, tree-sitter-javascript==0.21.4, overrides,
+python-dotenv, tenacity.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from typing import Any
 import _common
 import jsonschema
 
-from tinylora_edge.tasks.sample import read_functions, spelled, template_input
+from tinylora_edge.tasks.sample import read_functions, spelled
 
 CATEGORIES = ("simple_python", "multiple", "irrelevance")
-HELD_OUT = 16  # of the half that is trained on
+TRAINED = ("simple_python", "irrelevance")
+DECLINED = "None of these functions can do that."
+HELD_OUT = 16  # of the halves that are trained on
 
 
 def leaderboard(models: list[str]) -> Any:
@@ -53,7 +55,7 @@ def entries(category: str, *, trained: bool) -> list[dict[str, Any]]:
     if (answers := folder / "possible_answer" / name).is_file():
         for entry, line in zip(found, answers.read_text("utf-8").splitlines(), strict=True):
             entry["answer"] = json.loads(line)["ground_truth"]
-    if category != "simple_python":
+    if category not in TRAINED:
         return found
     halves = [hashlib.sha256(json.dumps(entry["question"]).encode()).digest()[0] & 1 for entry in found]
     return [entry for entry, half in zip(found, halves, strict=True) if half == trained]
@@ -70,20 +72,18 @@ def first(options: Any) -> Any:
 
 
 def write_data(handler: Any, path: Path) -> None:
-    """Write the half that is trained on, shortest prompts first."""
+    """Write the halves that are trained on, shortest prompts first."""
     rows = []
-    for entry in entries("simple_python", trained=True):
-        (function,) = read_functions(handler._compile_tools({}, entry)["tools"])
-        ((_, options),) = entry["answer"][0].items()
-        first_values = {name: first(options[name]) for name in options if "" not in options[name]}
-        order = [name for name in function["parameters"]["properties"] if name in first_values]
-        answer = spelled(function["name"], {name: first_values[name] for name in order})
-        rows.append(
-            {
-                "messages": template_input(entry["question"][0], [function], own=False).messages,
-                "answer": answer,
-            }
-        )
+    for category in TRAINED:
+        for entry in entries(category, trained=True):
+            tools, answer = handler._compile_tools({}, entry)["tools"], DECLINED
+            if "answer" in entry:
+                (function,) = read_functions(tools)
+                ((_, options),) = entry["answer"][0].items()
+                first_values = {name: first(options[name]) for name in options if "" not in options[name]}
+                order = [name for name in function["parameters"]["properties"] if name in first_values]
+                answer = spelled(function["name"], {name: first_values[name] for name in order})
+            rows.append({"messages": entry["question"][0], "tools": tools, "answer": answer})
     rows.sort(key=lambda row: len(str(row)))
     split = ["held_out" if number % (len(rows) // HELD_OUT) == 0 else "train" for number in range(len(rows))]
     lines = [json.dumps({**row, "split": side}) for row, side in zip(rows, split, strict=True)]
