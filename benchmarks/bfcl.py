@@ -72,8 +72,8 @@ def first(options: Any) -> Any:
 
 
 def write_data(handler: Any, path: Path) -> None:
-    """Write the halves that are trained on, shortest prompts first."""
-    rows = []
+    """Write the halves that are trained on, a question once, shortest prompts first."""
+    found = dict[str, dict[str, Any]]()
     for category in TRAINED:
         for entry in entries(category, trained=True):
             tools, answer = handler._compile_tools({}, entry)["tools"], DECLINED
@@ -83,8 +83,9 @@ def write_data(handler: Any, path: Path) -> None:
                 first_values = {name: first(options[name]) for name in options if "" not in options[name]}
                 order = [name for name in function["parameters"]["properties"] if name in first_values]
                 answer = spelled(function["name"], {name: first_values[name] for name in order})
-            rows.append({"messages": entry["question"][0], "tools": tools, "answer": answer})
-    rows.sort(key=lambda row: len(str(row)))
+            row = {"messages": entry["question"][0], "tools": tools, "answer": answer}
+            found.setdefault(str(row["messages"]), row)
+    rows = sorted(found.values(), key=lambda row: len(str(row)))
     split = ["held_out" if number % (len(rows) // HELD_OUT) == 0 else "train" for number in range(len(rows))]
     lines = [json.dumps({**row, "split": side}) for row, side in zip(rows, split, strict=True)]
     path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
