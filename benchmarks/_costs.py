@@ -60,6 +60,24 @@ cpu, wall = (end - begin for begin, end in zip(begun, spent()))
 others = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 print(json.dumps({"cpu_s": cpu, "wall_s": wall, "peak_bytes": max(bench.peak_resident(), others)}))
 """
+TRAIN = """
+import json, pathlib, statistics, sys, time
+sys.path.insert(0, sys.argv[1])
+import _common as bench
+from tinylora_edge.tasks.load import load_task
+from tinylora_edge.train import Options, train
+ends, shares = [], []
+def tell(row):
+    if "step" in row:
+        ends.append(time.process_time())
+        shares.append(row.get("signal", 1.0))
+method, task, steps = sys.argv[3], load_task(sys.argv[4]), int(sys.argv[5])
+options = Options(method=method, steps=steps, workers=1, validation=2, validate_every=steps, evaluate=False)
+train(sys.argv[2], task, pathlib.Path(sys.argv[6]), options=options, report=tell)
+taken = [end - begin for begin, end in zip(ends[:-2], ends[1:-1])]
+facts = {"step_s": statistics.median(taken), "signal": statistics.mean(shares[1:-1])}
+print(json.dumps(facts | {"peak_bytes": bench.peak_resident()}))
+"""
 # As llama_cpp.Llama loads a base with a lora_path; and small, as several may stand side by side.
 UNMAPPED: dict[str, Any] = {"verbose": False, "use_mmap": False, "n_ctx": 256, "n_batch": 64}
 SIZES: dict[str, dict[str, Any]] = {
@@ -85,6 +103,20 @@ def child(*words: str, keep: Path | None = None) -> dict[str, Any]:
     if done.returncode:
         return {"refused": done.stderr.strip().splitlines()[-1].replace(str(Path(words[1]).parent) + "/", "")}
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def training(bundle: Path, steps: int = 5) -> dict[str, Any]:
+    """Return the seconds of CPU that a step of the largest vector takes, and the peak memory.
+
+    The first step, which finds the coordinates, and the last, which judges, are left out.
+    """
+    found = {}
+    for method, task in (("sft", "snips"), ("grpo", "list-lookup")):
+        with tempfile.TemporaryDirectory() as folder:
+            words = [str(Path(__file__).parent), str(bundle), method, task, str(steps), f"{folder}/v.bin"]
+            done = subprocess.run([sys.executable, "-c", TRAIN, *words], stdout=subprocess.PIPE, check=True)
+        found[method] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def threads_of(count: int) -> dict[str, Any]:
@@ -115,6 +147,7 @@ def costs(
         "onnx token, 16 rows": lambda: graph_tokens(model, bundle, graph, 1, rounds, rows=16),
         "likeness": lambda: likeness(bundle, graph),
         "server": lambda: servers(bundle, graph),
+        "training": lambda: training(bundle),
     }
     for what in measures:
         if what not in done and (not wanted or what in wanted):

@@ -404,6 +404,14 @@ def served(engine: str, users: int) -> Callable[[dict[str, Any]], str]:
     return cell
 
 
+def stepped(method: str) -> Callable[[dict[str, Any]], str]:
+    def cell(found: dict[str, Any]) -> str:
+        one = found["training"][method]
+        return f"{one['step_s']:.1f} s, {one['peak_bytes'] / 1e6:,.0f} MB"
+
+    return cell
+
+
 def likeness(found: dict[str, Any]) -> str:
     answers = found["onnx"]["answers"]
     return f"{answers['begin_alike']} of {answers['prompts']}"
@@ -453,6 +461,8 @@ MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "1,000 users": served("llama", 1000),
     "**server**, ONNX Runtime, 16 users": served("onnx", 16),
     "1,000 users, ONNX Runtime": served("onnx", 1000),
+    "**training**, 64 x 8: a step of SFT, 8 calls of SNIPS": stepped("sft"),
+    "a step of GRPO, 8 answers each to 8 lists": stepped("grpo"),
 }
 """The rows of `model_costs`: what a cell is, of a model's records by what was measured."""
 
