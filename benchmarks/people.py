@@ -52,7 +52,8 @@ from tinylora_edge.process import cores
 from tinylora_edge.tasks import Sample
 from tinylora_edge.train import Adapter, Group, Learner
 from tinylora_edge.train.adapter import load_model
-from tinylora_edge.train.trainer import WHITENED, default_lr
+from tinylora_edge.train.batches import WHITENED
+from tinylora_edge.train.trainer import default_lr
 
 ARCHIVE = "smsCorpus_en_xml_2015.03.09_all"
 COLLECTIONS = {"0", "51", "unknown"}  # ids that are not one person's

@@ -48,9 +48,9 @@ from tinylora_edge.tasks import Preamble, Sample, Task, draw_examples
 from tinylora_edge.tasks.load import load_general
 from tinylora_edge.train import Adapter, Group, Learner
 from tinylora_edge.train.adapter import give_back, hf_names, load_model
-from tinylora_edge.train.batches import KEEP, REHEARSED_TOKENS, Rehearsal
+from tinylora_edge.train.batches import KEEP, REHEARSED_TOKENS, WHITENED, Rehearsal
 from tinylora_edge.train.learner import rounded, whitened
-from tinylora_edge.train.trainer import ROUNDED, WHITENED, default_lr
+from tinylora_edge.train.trainer import ROUNDED, default_lr
 
 GENERAL, ANSWERED = 32, 48  # prompts, and tokens of an answer to one
 BLOCK = 32  # numbers of a LoRA that share a scale of 16 bits, as in GGUF's Q4_0

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,20 @@ REHEARSED = 4
 """General prompts a step."""
 REHEARSED_TOKENS = 24
 """Tokens at most of the base's answer to one."""
+WHITENED = 32
+"""Answers that the coordinates of steps are computed from."""
 _AT_ONCE = 32  # general prompts that are answered together
 
 Encode = Callable[[Sample], NDArray[np.int32]]
 """sample -> token ids of its prompt (or of its answer), int32 [n]."""
+
+
+class Drawn(NamedTuple):
+    """The completions of every sample, their rewards, and the seconds that both took."""
+
+    completions: list[list[Generation]]
+    rewards: list[list[float]]
+    seconds: float
 
 
 class Sampled:
@@ -43,13 +53,13 @@ class Sampled:
         self.task, self.temperature, self.until = task, task.temperature, math.inf
         self._lessons = replace(task, reward=task.shaped or task.reward)
         self._batch, self._encode, self._each = batch, encode, each
+        self._last: tuple[Any, Drawn] | None = None
 
     def collect(
         self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]
     ) -> tuple[list[Group], dict[str, Any]]:
         """Draw and score; groups whose rewards are all equal are left out before any gradient work."""
-        began = time.monotonic()
-        drawn, rewards = self._draw(vector, samples, self.temperature, seed)
+        drawn, rewards, seconds = self._draw(vector, samples, seed)
         groups = []
         for sample, group, scores in zip(samples, drawn, rewards, strict=True):
             advantage = advantages(scores)
@@ -62,24 +72,16 @@ class Sampled:
             "signal": len(groups) / len(samples),
             "length": float(np.mean(lengths)),
             "tokens": int(np.sum(lengths)),
-            "draw_s": time.monotonic() - began,
+            "draw_s": seconds,
         }
         return groups, metrics
 
     def likely(self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]) -> list[Group]:
-        """Draw completions under a vector, `each` for the first samples: as many as samples in all."""
-        samples = samples[: max(1, len(samples) // self._each)]
-        drawn, _ = self._draw(vector, samples, self.temperature, seed)
-        ones = np.ones(self._each, np.float32)
-        pairs = zip(samples, drawn, strict=True)
+        """Return completions that a vector draws: of the first samples, about `WHITENED` in all."""
+        drawn, *_ = self._draw(vector, samples, seed)
+        ones, first = np.ones(self._each, np.float32), max(1, WHITENED // self._each)
+        pairs = zip(samples[:first], drawn, strict=False)
         return [Group(self._encode(sample), [each.tokens for each in group], ones) for sample, group in pairs]
-
-    def differing(
-        self, vector: MicroVector, samples: Sequence[Sample], temperature: float, seed: tuple[int, ...]
-    ) -> float:
-        """Return the share of prompts whose completions at a temperature have different rewards."""
-        _, rewards = self._draw(vector, samples, temperature, seed)
-        return float(np.mean([advantages(scores).any() for scores in rewards]))
 
     def greedy(self, vector: MicroVector, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """Return the rewards of greedy answers in the deployed model: float64 [samples]."""
@@ -87,16 +89,22 @@ class Sampled:
         (answers,) = self._batch.answer_each([vector], samples, max_tokens=self.task.max_tokens, **how)
         return np.array(self.task.scores(answers, samples), np.float64)
 
-    def _draw(
-        self, vector: MicroVector, samples: Sequence[Sample], temperature: float, seed: tuple[int, ...]
-    ) -> tuple[list[list[Generation]], list[list[float]]]:
-        """Return the completions of every sample, and their rewards."""
+    def _draw(self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]) -> Drawn:
+        """Return what is drawn; the same once more is what was drawn last.
+
+        So the first step learns from the answers that found the temperature, and takes its coordinates from
+        them.
+        """
+        key = vector, [*map(id, samples)], self.temperature, seed
+        if self._last is not None and self._last[0] == key:
+            return self._last[1]
+        began = time.monotonic()
         drawn = self._batch.generate(
             [self._encode(sample).tolist() for sample in samples],
             vectors=vector,
             samples=self._each,
             max_tokens=self.task.max_tokens,
-            temperature=temperature,
+            temperature=self.temperature,
             seed=seed,
             schema=self.task.schema,
             seconds=self._left(),
@@ -104,8 +112,10 @@ class Sampled:
         each, decode = self._each, self._batch.llm.chat_tokenizer.decode
         answers = [Completion(decode(one.tokens.tolist()), one.ended, len(one.tokens)) for one in drawn]
         rewards = self._lessons.scores(answers, [sample for sample in samples for _ in range(each)])
-        starts = range(0, len(drawn), each)
-        return [drawn[i : i + each] for i in starts], [rewards[i : i + each] for i in starts]
+        own = [slice(i, i + each) for i in range(0, len(drawn), each)]
+        found = Drawn([drawn[i] for i in own], [rewards[i] for i in own], time.monotonic() - began)
+        self._last = key, found
+        return found
 
     def _left(self) -> float | None:
         return None if self.until == math.inf else max(0.0, self.until - time.monotonic())
@@ -130,10 +140,6 @@ class Demonstrations:
         groups = self.groups(samples)
         total = sum(len(group.completions[0]) for group in groups)
         return groups, {"tokens": total, "length": total / len(samples)}
-
-    def likely(self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]) -> list[Group]:
-        """Return the prompts with their answers."""
-        return self.groups(samples)
 
     def groups(self, samples: Sequence[Sample]) -> list[Group]:
         """Return the prompts with their answers."""

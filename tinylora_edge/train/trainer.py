@@ -25,7 +25,7 @@ from ..tasks.rewards import is_text
 from ..tasks.task import name_of
 from ..vector import MicroVector
 from ..wire.values import BITS
-from .batches import KEEP, Demonstrations, Rehearsal, Sampled
+from .batches import KEEP, WHITENED, Demonstrations, Rehearsal, Sampled
 from .learner import Group, Learner, ModuleWhitening, rounded, whitened, work_of
 from .options import Options, Phase, Result
 
@@ -43,7 +43,6 @@ _FEW = 40  # steps, in which most tasks are learned (docs/EVIDENCE.md)
 _PROBE = 64  # tokens of a prompt, and of an answer, in the pass that a run's time is estimated by
 _SILENT = 2  # steps in a row without signal, after which the user is told
 _SILENCE = 10  # steps in a row without signal, after which GRPO ends
-WHITENED = 32  # prompts that the coordinates of steps are computed from
 ROUNDED = 2 / 3  # of a run, after which gradients are taken at rounded values
 DIFFER = 0.25  # share of the groups whose rewards must differ for GRPO to be worth its time
 _HOTTER = 1.0, 1.3  # temperatures to try above a task's own
@@ -180,7 +179,9 @@ class Trainer:
             took = time.monotonic() - began
             state.seconds += took
             self._since += took
-            self._longest = max(self._longest, took - self._once)
+            # The first one's answers are those that found the temperature.
+            whole = max(took, metrics.get("draw_s", 0.0) + metrics["learn_s"])
+            self._longest = max(self._longest, whole - self._once)
             self._once = 0.0
             metrics["share"] = min(1.0, self._used(state.step))
             if state.step == 1:
@@ -274,12 +275,14 @@ class Trainer:
         state, began = self.state, time.monotonic()
         if not state.temperature:
             shares: dict[float, float] = {}
-            own, first = self.task.temperature, (self._vector(state.v), self._pick(0, self.options.prompts))
+            own = self.task.temperature
             for temperature in (own, *(each for each in _HOTTER if each > own)):
                 if self._stop:
                     return
                 report({"event": "temperature", "temperature": temperature, "differ": shares})
-                shares[temperature] = batches.differing(*first, temperature, (self.options.seed, 4))
+                batches.temperature = temperature
+                _, metrics = batches.collect(*self._of_step(0, self._start))
+                shares[temperature] = metrics["signal"]
                 if shares[temperature] >= DIFFER:
                     break
             state.temperature = max(shares, key=lambda each: (shares[each], -each))
@@ -335,11 +338,9 @@ class Trainer:
 
     def _step(self) -> dict[str, Any]:
         state = self.state
-        seed = (self.options.seed, 1, state.step)
         state.rounded = state.rounded or self._used(state.step) >= ROUNDED
         at = self._rounded(state.v) if state.rounded else state.v
-        samples = self._pick(state.step, self.options.prompts)
-        groups, found = self._batches.collect(self._vector(at), samples, seed)
+        groups, found = self._batches.collect(*self._of_step(state.step, at))
         metrics: dict[str, Any] = {"step": state.step + 1, **found}
         began = time.monotonic()
         if groups:
@@ -402,13 +403,17 @@ class Trainer:
         """Return the coordinates of steps, from start and first prompts alone: the same in a resumed run."""
         if self._whitening is None:
             began = time.monotonic()
-            prompts = self._pick(0, min(WHITENED, len(self._train)))
-            drawn, seed = self._vector(self._start), (self.options.seed, 5)
             self.learner.adapter.set(self._start)
-            self._whitening = whitened(self.learner, lambda: self._batches.likely(drawn, prompts, seed))
+            self._whitening = whitened(self.learner, self._likely)
             self.learner.adapter.set(self.state.v)
             self._once = time.monotonic() - began
         return self._whitening
+
+    def _likely(self) -> list[Group]:
+        """Return answers whose likelihood says which directions matter."""
+        if isinstance(self._batches, Sampled):
+            return self._batches.likely(*self._of_step(0, self._start))
+        return self._batches.groups(self._pick(0, min(WHITENED, len(self._train))))
 
     def _judge(self, write: Report) -> dict[str, float]:
         """Validate; keep what is as good as the highest so far, or go back from a collapse.
@@ -458,6 +463,12 @@ class Trainer:
             return
         self._go_back()
         self.state.rounded, self.state.stale = True, 0
+
+    def _of_step(
+        self, step: int, v: NDArray[np.float32]
+    ) -> tuple[MicroVector, list[Sample], tuple[int, ...]]:
+        """Return the vector, the prompts and the seed that a step draws with."""
+        return self._vector(v), self._pick(step, self.options.prompts), (self.options.seed, 1, step)
 
     def _pick(self, step: int, size: int) -> list[Sample]:
         """Return so many prompts of a step."""
