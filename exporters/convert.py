@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..errors import ExportError, UnsupportedModelError
-from ..factorization import AGREEMENT, distance, fitting_order
+from ..factorization import AGREEMENT, fitting_order
 from ..formats.gguf import FLOAT32, STRING, Tensor, write, write_header
 from ..jsonio import write_json
 from ..modules import inverse, parse, row_orders
 from ..vector import MicroVector
 from ..writes import atomic_write
-from .weights.dequantize import FLOAT_BYTES
+from .weights.dequantize import FLOAT_BYTES, distance
 from .weights.gguf import GGUFWeights
 from .weights.hf import HFConfig, HFWeights
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..basis import Bases, Basis
 from ..errors import BaseMismatchError, ExportError, ProjectionsLeftOutWarning
-from ..factorization import AGREEMENT, distance
+from ..factorization import AGREEMENT
 from ..factors import Factors
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME, ONNX_NAME, load_bundle
 from ..formats.gguf import gguf_paths, split_name
@@ -36,6 +36,7 @@ from ..wire.tags import Ed25519Signer
 from ..writes import atomic_write, sync_directory
 from .factorize import ExportSettings, ModuleFactors, Progress, Source, blas_threads, factorize, quality
 from .onnx import FLAVOURS, PRECISIONS, bake, build, check_builder
+from .weights.dequantize import distance
 from .weights.gguf import GGUFWeights, warn_of
 
 FORMATS = ("gguf", "onnx", "both")

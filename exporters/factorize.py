@@ -15,18 +15,11 @@ from numpy.typing import NDArray
 
 from .. import limits
 from ..errors import BaseMismatchError, BasisError, ExportError, MissingExtraError
-from ..factorization import (
-    AGREEMENT,
-    RowSource,
-    TruncatedSVD,
-    distance,
-    factors,
-    fitting_order,
-    truncated_svd,
-)
+from ..factorization import AGREEMENT, TruncatedSVD, factors, fitting_order, truncated_svd
 from ..factors import SIZES, Shape
 from ..modules import Heads, listed_order, parse, row_orders, select
 from ..process import cores
+from .weights.dequantize import Matrix, distance
 from .weights.gguf import GGUFWeights
 from .weights.hf import HFConfig, HFWeights
 
@@ -289,9 +282,9 @@ def _factorize(source: Source, module: str, settings: ExportSettings, stop: Even
     )
 
 
-def _svd(where: str, module: str, matrix: RowSource, rank: int) -> TruncatedSVD:
+def _svd(where: str, module: str, matrix: Matrix, rank: int) -> TruncatedSVD:
     try:
-        svd = truncated_svd(matrix, rank)
+        svd = truncated_svd(matrix.rows(0, matrix.shape[0]), rank)
     except BasisError as error:
         raise ExportError(f"{where}: {error}") from None
     if not svd.S[-1] > 1e-6 * svd.S[0]:

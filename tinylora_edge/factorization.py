@@ -1,4 +1,4 @@
-"""The rank-r truncated SVD of a weight, and whether a weight is the one that factors were made of.
+"""The rank-r truncated SVD of a weight, and whether rows of a weight are those that factors were made of.
 
 The SVD is a randomized block Krylov method: a random block X is multiplied with W^T W again and again. The
 products span a space, and the best approximations in it (Rayleigh-Ritz) are the singular vectors.
@@ -9,9 +9,9 @@ value decomposition", NeurIPS 2015, arXiv 1504.05477.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from math import inf
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,8 +27,6 @@ AGREEMENT = 0.3
 Quantization to 2 bits gave up to 0.16; another row order or another model gives 1 and more.
 """
 
-_AGREEMENT_ROWS = 512  # of a weight that are read at a time
-
 _OVERSAMPLING = 6  # vectors of a block beyond the rank
 _WIDEST = 24  # of a block: at rank 64, wider ones multiply W with half as many vectors again
 _WHOLE_BYTES = 8 << 20  # of a weight that is not worth cutting into pieces
@@ -36,18 +34,6 @@ _CACHED_BYTES = 2 << 20  # of float32 rows, which then stay in a core's cache fo
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of a product with W^T W, relative to its norm
 _Array = NDArray[np.float32]
 _Order = NDArray[np.int64]
-
-
-@runtime_checkable
-class RowSource(Protocol):
-    """A matrix that hands out its rows as float32, some at a time."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-
-    def rows(self, start: int, stop: int) -> _Array:
-        """Return rows start .. stop-1 as float32 [stop - start, in]."""
 
 
 class _TruncatedSVD(NamedTuple):
@@ -72,16 +58,16 @@ class TruncatedSVD(_TruncatedSVD):
 
 
 def truncated_svd(
-    weight: ArrayLike | RowSource, rank: int, *, tol: float = 1e-3, max_passes: int = 40, seed: int = 0
+    weight: ArrayLike, rank: int, *, tol: float = 1e-3, max_passes: int = 40, seed: int = 0
 ) -> TruncatedSVD:
-    """Return the `rank` largest singular triplets of a weight, which is in memory as float32 meanwhile.
+    """Return the `rank` largest singular triplets of a weight.
 
     Signs are canonical: in each right singular vector the entry of largest magnitude is positive.
     The result is deterministic for given input and seed on one machine; between machines and BLAS
     libraries nearly equal singular values may come out as another pair.
 
     Args:
-        weight: [out, in], an array of any float dtype or a `RowSource`.
+        weight: [out, in], of any float dtype; float32, row by row, is not copied.
         rank: r, 1 <= r <= min(out, in).
         tol: stop when the residual is at most this.
         max_passes: stop after this many, whatever was reached.
@@ -90,7 +76,11 @@ def truncated_svd(
     Raises:
         BasisError: the rank does not fit the shape, or the weight holds NaN or infinity.
     """
-    w = _matrix(weight)
+    array = np.asarray(weight)
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise BasisError(f"a weight is a matrix of floats, not {array.dtype} of shape {array.shape}")
+    with np.errstate(over="ignore"):  # infinity is refused below
+        w: _Array = np.ascontiguousarray(array, np.float32)
     n_out, n_in = w.shape
     if not 1 <= rank <= min(n_out, n_in):
         raise BasisError(
@@ -137,16 +127,6 @@ def truncated_svd(
 def factors(svd: TruncatedSVD) -> tuple[_Array, _Array]:
     """Return A = V^T [r, in] and B = U S [out, r], float32, of a module's truncated weight."""
     return np.ascontiguousarray(svd.V.T), svd.U * svd.S
-
-
-def _matrix(weight: ArrayLike | RowSource) -> _Array:
-    if isinstance(weight, RowSource):
-        return weight.rows(0, weight.shape[0])
-    array = np.asarray(weight)
-    if array.ndim != 2 or array.dtype.kind != "f":
-        raise BasisError(f"a weight is a matrix of floats, not {array.dtype} of shape {array.shape}")
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array, np.float32)
 
 
 def _multiply(w: _Array, x: _Array) -> tuple[_Array, _Array]:
@@ -210,25 +190,6 @@ def gap(product: _Array, expected: _Array) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         found = np.linalg.norm(product - expected, axis=0) / np.linalg.norm(expected, axis=0)
     return float(found.max()) if np.isfinite(found).all() else inf
-
-
-def distance(a: _Array, b: _Array, matrices: Sequence[RowSource]) -> float:
-    """Return how far a weight is from its factors: `gap` of the worst matrix; inf where shapes differ.
-
-    A, [q, in], has orthonormal rows; B, [out, p], has its rows in the weight's order; both may have a leading
-    axis for experts, of whose `matrices` the weight then has one each.
-    """
-    shape = (b.shape[-2], a.shape[-1])
-    if any(matrix.shape != shape for matrix in matrices) or len(matrices) != a[..., 0, 0].size:
-        return inf
-    worst = 0.0
-    pairs = zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), matrices, strict=True)
-    for one_a, one_b, matrix in pairs:
-        v = one_a.astype(np.float32).T
-        starts = range(0, shape[0], _AGREEMENT_ROWS)
-        product = np.concatenate([matrix.rows(i, min(i + _AGREEMENT_ROWS, shape[0])) @ v for i in starts])
-        worst = max(worst, gap(product, one_b.astype(np.float32)))
-    return worst
 
 
 def fitting_order(orders: Iterable[_Order], gap_of: Callable[[_Order], float]) -> tuple[_Order | None, float]:

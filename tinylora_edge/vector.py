@@ -226,7 +226,11 @@ class Policy:
             state = sequences.SequenceLog()
         self._log = state if isinstance(state, sequences.SequenceLog) else sequences.SequenceFile(state)
         self._clock = today
-        tags.check_verifiers(keys)
+        for key in keys:
+            if not isinstance(key, tags.Verifier):
+                raise VectorError(
+                    f"keys=[...] takes verifiers, Hmac and Ed25519Verifier, not {type(key).__name__}"
+                )
         self._keys = tuple(keys)
         if not isinstance(max_norm, int | float | np.floating | np.integer) or not max_norm >= 0:  # nor NaN
             raise VectorError(f"max_norm={max_norm!r} bounds nothing: pass a number from 0 on")
@@ -251,7 +255,12 @@ class Policy:
         """
         basis = known if isinstance(known, Basis) else known.of_frame(data)
         received = frame.decode(data, basis.size, basis.digest, basis.entries)
-        key = self._check_tag(received, bytes.fromhex(basis.digest), user)
+        key = frame.check_tag(received, user, basis.digest, self._keys)
+        if self._keys and not key:
+            raise SignatureError(
+                f"the frame has a CRC-32 alone, and the policy requires a tag under one of {len(self._keys)} "
+                "keys: sign it (pack --key)"
+            )
         if (until := received.head.until) is not None:
             check_day(until, self._clock)
         values = basis.values(received.values)
@@ -346,16 +355,6 @@ class Policy:
     def highest(self, factors: Factors, *, key: str = "", user: str = "") -> int:
         """Return the highest sequence accepted of a user under a key; 0 for none. It raises as `record`."""
         return self._log.find((factors.digest, key, user)).sequence
-
-    def _check_tag(self, received: frame.Frame, digest: bytes, user: str) -> str:
-        """Return the id of the key under which the tag verifies; empty for a checksum."""
-        verified_by = frame.check_tag(received, user, digest, self._keys)
-        if self._keys and not verified_by:
-            raise SignatureError(
-                f"the frame has a CRC-32 alone, and the policy requires a tag under one of {len(self._keys)} "
-                "keys: sign it (pack --key)"
-            )
-        return verified_by
 
 
 def _source(factors: Factors, key: str, user: str, beneath: int) -> sequences.Source:

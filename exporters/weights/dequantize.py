@@ -1,4 +1,4 @@
-"""Rows of a stored weight as float32, by the fastest exact path that is installed.
+"""Rows of a stored weight as float32, by the fastest exact path that is installed; how far factors are away.
 
 ggml's own C routines (through llama-cpp-python's library, by ctypes) are 4 to 50 times faster than the
 numpy ones of `gguf.quants`. They are used for a type only after they gave the same bits as `gguf.quants`
@@ -9,26 +9,34 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from math import inf
 from pathlib import Path
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from ...factorization import gap
+
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of a value of each safetensors dtype that is read."""
 
 _PROBE_ROWS = 2
+_ROWS = 512  # of a weight that are compared at a time
 _NAMES = "libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll"
 
 RowDecoder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Decodes raw rows: uint8 [n, row bytes] -> float32 [n, values]."""
 
 
-class PackedRows:
-    """A `RowSource` over a stored matrix, uint8 [out, row bytes]."""
+class Matrix:
+    """A stored matrix, uint8 [out, row bytes], that hands out its rows as float32, some at a time.
+
+    Attributes:
+        shape: (out, in).
+    """
 
     def __init__(self, raw: NDArray[np.uint8], n_in: int, decode: RowDecoder) -> None:
         self._raw, self._decode = raw, decode
@@ -37,6 +45,25 @@ class PackedRows:
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return rows start .. stop-1 as float32 [stop - start, in]."""
         return self._decode(self._raw[start:stop])
+
+
+def distance(a: NDArray[np.float32], b: NDArray[np.float32], matrices: Sequence[Matrix]) -> float:
+    """Return how far a weight is from its factors: `gap` of the worst matrix; inf where shapes differ.
+
+    A, [q, in], has orthonormal rows; B, [out, p], has its rows in the weight's order; both may have a leading
+    axis for experts, of whose `matrices` the weight then has one each.
+    """
+    shape = (b.shape[-2], a.shape[-1])
+    if any(matrix.shape != shape for matrix in matrices) or len(matrices) != a[..., 0, 0].size:
+        return inf
+    worst = 0.0
+    pairs = zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]), matrices, strict=True)
+    for one_a, one_b, matrix in pairs:
+        v = one_a.astype(np.float32).T
+        starts = range(0, shape[0], _ROWS)
+        product = np.concatenate([matrix.rows(i, min(i + _ROWS, shape[0])) @ v for i in starts])
+        worst = max(worst, gap(product, one_b.astype(np.float32)))
+    return worst
 
 
 def ggml_decoder(kind: gguf.GGMLQuantizationType, sample: NDArray[np.uint8]) -> RowDecoder:

@@ -14,10 +14,9 @@ from pathlib import Path
 import gguf
 
 from ...errors import ExportError, ModulesLeftOutWarning, UnsupportedModelError, UntestedArchitectureWarning
-from ...factorization import RowSource
 from ...formats.gguf import GGUFFile, MalformedGGUFError, open_gguf
 from ...modules import is_adaptable, parse
-from .dequantize import FLOAT_BYTES, PackedRows, ggml_decoder
+from .dequantize import FLOAT_BYTES, Matrix, ggml_decoder
 
 TESTED = frozenset(
     {
@@ -97,7 +96,7 @@ class GGUFWeights:
         """Bytes of a module's weight as it is stored."""
         return self.file.tensors[module].nbytes
 
-    def matrices(self, module: str) -> list[RowSource]:
+    def matrices(self, module: str) -> list[Matrix]:
         """Return the module's weight: one matrix, or one an expert."""
         tensor = self.file.tensors.get(module)
         if tensor is None:
@@ -110,7 +109,7 @@ class GGUFWeights:
             raise UnsupportedModelError(
                 f"{module} has type {tensor.type.name}, which neither llama-cpp-python nor gguf can read"
             ) from None
-        return [PackedRows(expert, n_in, decode) for expert in raw]
+        return [Matrix(expert, n_in, decode) for expert in raw]
 
 
 def coverage(file: GGUFFile) -> tuple[list[str], dict[str, list[str]]]:

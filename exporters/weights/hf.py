@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
-from ...factorization import RowSource
 from ...formats.gguf_transformers import layer_names
 from ...jsonio import read_json
 from ...limits import BLOCKS
 from ...modules import KINDS, find_architecture, is_adaptable, parse, read_heads
-from .dequantize import FLOAT_BYTES, PackedRows, float_decoder
+from .dequantize import FLOAT_BYTES, Matrix, float_decoder
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -95,7 +94,7 @@ class HFWeights:
         """Bytes of a dense module's weight as it is stored."""
         return self._tensors[module].data.size
 
-    def matrices(self, module: str) -> list[RowSource]:
+    def matrices(self, module: str) -> list[Matrix]:
         """Return the module's weight: one matrix."""
         if module not in self._tensors:
             raise ExportError(
@@ -117,7 +116,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     data: NDArray[np.uint8] = field(repr=False)
 
-    def matrix(self, module: str) -> RowSource:
+    def matrix(self, module: str) -> Matrix:
         """Return the tensor of a module as a matrix [out, in]."""
         decode = float_decoder(self.dtype)
         if decode is None or len(self.shape) != 2 or 0 in self.shape:
@@ -126,7 +125,7 @@ class StoredTensor:
                 "matrix of floats; for quantized checkpoints export from the GGUF"
             )
         rows, columns = self.shape
-        return PackedRows(self.data.reshape(rows, columns * FLOAT_BYTES[self.dtype]), columns, decode)
+        return Matrix(self.data.reshape(rows, columns * FLOAT_BYTES[self.dtype]), columns, decode)
 
 
 def shard_names(directory: Path) -> list[str]:

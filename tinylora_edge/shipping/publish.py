@@ -50,7 +50,7 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
     if not to:
         raise TransferError("the target is an empty text: name a directory, or an address")
     if decoded.head.kind == tags.CRC32:
-        wire.check_tag(decoded, bound_name(user), bytes.fromhex(basis.digest), ())
+        wire.check_tag(decoded, bound_name(user), basis.digest, ())
     target = _Remote(to) if "://" in to else _Directory(to)
     latest, numbered = (frame_path(bases.id, user, number) for number in (None, sequence))
     newest, there = target.read(latest), target.read(numbered)

@@ -17,7 +17,14 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BasisMismatchError, ExpiredError, FrameError, VectorError
+from ..errors import (
+    BasisMismatchError,
+    ChecksumError,
+    ExpiredError,
+    FrameError,
+    SignatureError,
+    VectorError,
+)
 from ..limits import USER_CHARACTERS
 from . import tags
 from .values import BITS, DTYPES, Entries, decode_values, encode_values, payload_bytes
@@ -60,12 +67,38 @@ def message(user: str, digest: bytes, body: bytes) -> bytes:
     )
 
 
-def check_tag(received: Frame, user: str, digest: bytes, keys: Sequence[tags.Verifier]) -> str:
-    """Return the id of the key under which a frame's tag verifies; it is that of `tags.check`."""
+def check_tag(received: Frame, user: str, digest: str, keys: Sequence[tags.Verifier]) -> str:
+    """Return the id of the key under which a frame's tag verifies; empty for a checksum.
+
+    Raises:
+        ChecksumError: a CRC-32 that the bytes do not have.
+        SignatureError: no key of the tag's kind is there, or none of them verifies it.
+        FrameError: the user's name is not valid.
+    """
+    kind, tag = received.head.kind, received.tag
+    signed, name = message(user, bytes.fromhex(digest), received.body), tags.NAMES[kind]
     # `train` makes vectors of the user without a name
     other = f"another user than {user!r} (pack --user {user!r} makes it theirs)" if user else "a named user"
-    signed = message(user, digest, received.body)
-    return tags.check(received.head.kind, signed, received.tag, keys, other=f", or is of {other}")
+    if kind == tags.CRC32:
+        if tag != (expected := tags.Crc32().sign(signed)):
+            raise ChecksumError(
+                f"the frame's checksum is {tag.hex()}, but its bytes give {expected.hex()}: it was damaged "
+                f"on its way, or is of {other}; fetch it again"
+            )
+        return ""
+    usable = [key for key in keys if key.kind == kind]
+    if not usable:
+        raise SignatureError(
+            f"the frame has an {name} tag, and the policy no {name} key to check it (keys=[...], --key FILE)"
+        )
+    for key in usable:
+        if key.verify(signed, tag):
+            return key.id
+    raise SignatureError(
+        f"the frame's {name} tag {tag[:8].hex()} does not verify under any of the {len(usable)} trusted "
+        f"keys ({', '.join(key.id for key in usable)}): it was altered, or comes from someone else, or is of "
+        f"{other}"
+    )
 
 
 def encode(

@@ -9,10 +9,9 @@ import hashlib
 import hmac
 import re
 import zlib
-from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from ..errors import ChecksumError, MissingExtraError, SignatureError, VectorError
+from ..errors import MissingExtraError, SignatureError
 from ..limits import PEM_BYTES
 
 CRC32, HMAC, ED25519 = 0, 1, 2
@@ -25,47 +24,6 @@ NAMES = {CRC32: "CRC-32", HMAC: "HMAC", ED25519: "Ed25519"}
 
 _PEM_LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 _HMAC_KEY_BYTES = 16  # the least that RFC 2104's advice allows in practice; 32 is usual
-
-
-def check_verifiers(keys: Sequence[Verifier]) -> None:
-    """Raise VectorError where something among what a caller trusts cannot verify."""
-    for key in [keys] if isinstance(keys, str | bytes) else keys:
-        if not isinstance(key, Verifier):
-            raise VectorError(
-                f"keys=[...] takes verifiers, Hmac and Ed25519Verifier, not {type(key).__name__}"
-            )
-
-
-def check(kind: int, message: bytes, tag: bytes, keys: Sequence[Verifier], *, other: str = "") -> str:
-    """Return the id of the key under which a frame's tag verifies; empty for a checksum.
-
-    `other` is another possible cause, for the error's text.
-
-    Raises:
-        ChecksumError: a CRC-32 that the message does not have.
-        SignatureError: no key of the tag's kind is there, or none of them verifies it.
-    """
-    if kind == CRC32:
-        expected = Crc32().sign(message)
-        if tag != expected:
-            raise ChecksumError(
-                f"the frame's checksum is {tag.hex()}, but its bytes give {expected.hex()}: it was damaged "
-                f"on its way{other}; fetch it again"
-            )
-        return ""
-    name = NAMES[kind]
-    usable = [key for key in keys if key.kind == kind]
-    if not usable:
-        raise SignatureError(
-            f"the frame has an {name} tag, and the policy no {name} key to check it (keys=[...], --key FILE)"
-        )
-    for key in usable:
-        if key.verify(message, tag):
-            return key.id
-    raise SignatureError(
-        f"the frame's {name} tag {tag[:8].hex()} does not verify under any of the {len(usable)} trusted "
-        f"keys ({', '.join(key.id for key in usable)}): it was altered, or comes from someone else{other}"
-    )
 
 
 class Crc32:

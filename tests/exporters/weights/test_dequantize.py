@@ -1,6 +1,8 @@
-"""Weights as float32: ggml's routines, those of gguf.quants, and the floats of safetensors."""
+"""Weights as float32: routines of ggml, of gguf.quants, of safetensors; and how far they are from factors."""
 
 from __future__ import annotations
+
+from math import inf
 
 import gguf
 import numpy as np
@@ -9,7 +11,8 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from tinylora_edge.exporters.weights import dequantize
-from tinylora_edge.exporters.weights.dequantize import float_decoder, ggml_decoder
+from tinylora_edge.exporters.weights.dequantize import Matrix, distance, float_decoder, ggml_decoder
+from tinylora_edge.factorization import AGREEMENT, factors, gap, truncated_svd
 
 
 def readable_by_gguf():
@@ -87,3 +90,42 @@ def test_floats_as_torch_reads_them(name, dtype):
         found = float_decoder(name)(raw)
     assert found.dtype == np.float32
     assert same_bits(found, expected)
+
+
+# How far a weight is from factors
+
+
+@pytest.fixture
+def weight():
+    return np.random.default_rng(0).standard_normal((700, 40)).astype(np.float32)
+
+
+def stored(weight):
+    raw = np.ascontiguousarray(weight).view(np.uint8)
+    return Matrix(raw, weight.shape[1], float_decoder("F32"))
+
+
+def test_a_weight_is_near_its_factors_and_far_from_others(weight):
+    a, b = factors(truncated_svd(weight, 2))
+    noisy = weight + 0.01 * np.random.default_rng(1).standard_normal(weight.shape).astype(np.float32)
+    assert distance(a, b, [stored(weight)]) < 0.01
+    assert distance(a, b, [stored(noisy)]) < 0.1
+    assert distance(a, b, [stored(weight[::-1])]) > 2 * AGREEMENT
+    assert gap((weight @ a.T)[100:200], b[100:200]) < 0.01
+
+
+def test_experts_are_taken_one_by_one(weight):
+    several = [weight, weight[::-1], 2 * weight]
+    pairs = [factors(truncated_svd(one, 2)) for one in several]
+    a, b = (np.stack(part) for part in zip(*pairs, strict=True))
+    assert distance(a, b, [stored(one) for one in several]) < 0.01
+    assert distance(a, b, [stored(one) for one in several[::-1]]) > AGREEMENT
+    assert distance(a, b, [stored(weight)]) == inf
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_what_cannot_be_is_infinitely_far(weight):
+    a, b = factors(truncated_svd(weight, 2))
+    assert distance(a, b, [stored(weight[:-1])]) == inf
+    assert distance(a, b, [stored(np.full_like(weight, np.nan))]) == inf
+    assert distance(a, 0 * b, [stored(weight)]) == inf
