@@ -109,7 +109,7 @@ def check_engine(name: str) -> Finding:
     # An engine that was built for another processor ends the process that loads it.
     # -P: nothing that lies in the present folder is run.
     command = [sys.executable, "-P", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode == 0:
         return Finding("engine", OK, f"{title} loads")
     if done.returncode < 0:

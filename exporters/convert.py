@@ -62,11 +62,10 @@ def write_peft_lora(
 
     Raises:
         ExportError: the model is another one or damaged.
+        MissingExtraError: safetensors is not installed.
         UnsupportedModelError: no GGUF architecture is known for it, or experts are adapted.
         OSError: a file cannot be written.
     """
-    from safetensors.numpy import save
-
     directory, model = Path(directory), Path(model)
     found = HFConfig(model)
     weights = HFWeights(model, found.architecture, found.blocks)
@@ -101,6 +100,8 @@ def write_peft_lora(
         "lora_dropout": 0.0,
         "bias": "none",
     }
+    from safetensors.numpy import save  # which was there to read the model
+
     directory.mkdir(exist_ok=True)
     with atomic_write(directory / "adapter_model.safetensors") as file:
         file.write(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
@@ -122,6 +123,8 @@ def write_merged_gguf(
         if field.name.startswith(_OF_THE_FILE):
             continue
         value, inner = field.contents(), field.types[-1] if len(field.types) > 1 else None
+        if value == []:  # GGUFWriter knows no empty arrays
+            continue
         if field.name == gguf.Keys.General.FILE_TYPE and _Q8_0 in kinds.values():
             value = int(gguf.LlamaFileType.MOSTLY_Q8_0)
         writer.add_key_value(field.name, value, field.types[0], inner)

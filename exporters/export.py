@@ -258,8 +258,7 @@ def add_projection(
     bases = found.bases.with_projection(projection)
     save_bases(bases, found.basis_path)
     if found.manifest_path is not None and found.manifest:
-        described = {"projections": [each.descriptor for each in bases.projections], "learned": facts}
-        described = found.manifest.get("basis", {}) | described
+        described = _described(bases) | {"learned": facts}
         write_json(found.manifest_path, found.manifest | {"basis": described})
     if signer is not None:
         sign_bundle(bundle, signer)
@@ -338,7 +337,14 @@ def fill_bundle(bundle: Path, bases: Bases, sections: Sections, *, base: Path | 
             "bytes": sum(file.stat().st_size for file in files),
             "fingerprint": bases.fingerprints[0],
         }
-    write_json(bundle / MANIFEST_NAME, _manifest(bases, sections))
+    manifest = {
+        "format": _FORMAT,
+        "tool": f"tinylora-edge {__version__}",
+        "architecture": bases.factors.architecture,
+        **{name: section for name, section in sections.items() if section is not None},
+        "basis": _described(bases),
+    }
+    write_json(bundle / MANIFEST_NAME, manifest)
     return placed
 
 
@@ -378,9 +384,9 @@ def place_base(source: Path, target: Path) -> str:
     return "copy"
 
 
-def _manifest(bases: Bases, sections: Sections) -> dict[str, Any]:
+def _described(bases: Bases) -> dict[str, Any]:
     factors = bases.factors
-    described = {
+    return {
         "file": BASIS_NAME,
         "factors": factors.digest,
         "modules": len(factors.modules),
@@ -389,11 +395,4 @@ def _manifest(bases: Bases, sections: Sections) -> dict[str, Any]:
         "factor_dtype": factors.dtype,
         "factorization": factors.factorization,
         "projections": [projection.descriptor for projection in bases.projections],
-    }
-    return {
-        "format": _FORMAT,
-        "tool": f"tinylora-edge {__version__}",
-        "architecture": factors.architecture,
-        **{name: section for name, section in sections.items() if section is not None},
-        "basis": described,
     }

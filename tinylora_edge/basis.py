@@ -156,14 +156,13 @@ class Bases(Mapping[str, Basis]):
         self, factors: Factors, projections: tuple[Projection, ...] = (), fingerprints: tuple[str, ...] = ()
     ) -> None:
         self.factors, self.projections, self.fingerprints = factors, projections, fingerprints
-        self._made: dict[str, Basis] = {}
         if len(projections) > limits.PROJECTIONS:
             raise BasisError(
                 f"there are {len(projections)} projections beside the factors, and at most "
                 f"{limits.PROJECTIONS} are read: export the model again, and add those that are in use"
             )
         modules = factors.modules
-        self._of: dict[str, Projection | partial[Projection]] = {}  # id -> it, or what makes it
+        self._of: dict[str, Basis | partial[Projection]] = {}  # id -> it, or what makes its projection
         square = [shape for shape in self._shapes if shape[0] == shape[1]]
         self._add_entries(square)
         for projection in projections:
@@ -173,7 +172,7 @@ class Bases(Mapping[str, Basis]):
                     f"the projection {projection.descriptor[:64]!r} has the id {basis.id} of another one: a "
                     "frame could not say which is meant. Leave one of them out"
                 )
-            self._of[basis.id] = projection
+            self._of[basis.id] = basis
         for numbers in range(1, len(modules) + 1) if factors.rank >= RANK else ():
             tiled = digest_of(factors, random_descriptor(numbers))[:8]
             self._of.setdefault(tiled, partial(Projection.random, modules, numbers))
@@ -183,12 +182,10 @@ class Bases(Mapping[str, Basis]):
         return f"Bases({self.factors!r}, {self.known()}, {len(self.fingerprints)} deployed forms)"
 
     def __getitem__(self, basis_id: str) -> Basis:
-        made = self._made.get(basis_id)
-        if made is None:
-            found = self._of[basis_id]
-            projection = found if isinstance(found, Projection) else found()
-            made = self._made[basis_id] = Basis(self.factors, projection)
-        return made
+        found = self._of[basis_id]
+        if not isinstance(found, Basis):
+            found = self._of[basis_id] = Basis(self.factors, found())
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._of)

@@ -94,11 +94,37 @@ class Prior:
 
     @classmethod
     def of(cls, mean: ArrayLike, covariance: ArrayLike, size: int) -> Prior:
-        """Return the prior of a projection of n = `size` numbers; errors are those of `check_prior`."""
+        """Return the prior of a projection of n = `size` numbers, of [n] and [n, n] in float32.
+
+        The covariance is symmetric and positive definite, both beyond the rounding of float32: its entries
+        [i, j] and [j, i] differ by at most 2^-20 sqrt(c_ii c_jj), and no pivot of its Cholesky decomposition
+        is n 2^-24 c_ii or less. Whoever decomposes it in float64 then succeeds.
+
+        Raises:
+            BasisError: it is no such pair.
+        """
         with np.errstate(over="ignore"):  # infinity is refused
             mean, covariance = np.asarray(mean, np.float32), np.asarray(covariance, np.float32)
-        check_prior(mean, covariance, size)
+        for what, array, shape in (("mean", mean, (size,)), ("covariance", covariance, (size, size))):
+            if array.shape != shape or not np.isfinite(array).all():
+                raise BasisError(f"the {what} of the prior is {array.shape}: expected finite float32 {shape}")
         exact = covariance.astype(np.float64)  # half of the smallest float32 is 0
+        deviations = np.sqrt(np.maximum(exact.diagonal(), 0))
+        units = np.outer(deviations, deviations)
+        if not units.all() or (np.abs(exact - exact.T) > _ASYMMETRY * units).any():
+            raise BasisError(
+                "the covariance of the prior is not symmetric, or has a variance that is not above 0"
+            )
+        try:
+            share = float((np.linalg.cholesky(exact / units).diagonal() ** 2).min())
+        except np.linalg.LinAlgError:
+            share = 0.0
+        if share <= size * _ROUNDING:
+            raise BasisError(
+                "the covariance of the prior is not positive definite: the smallest pivot of its Cholesky "
+                f"decomposition is {share:.3g} of its value's variance, and more than {size * _ROUNDING:.3g} "
+                "is needed. Add some to the diagonal"
+            )
         return cls(mean.astype(np.float64), (exact + exact.T) / 2)
 
     @cached_property
@@ -146,40 +172,6 @@ class Whitening:
     def gradient(self, by_v: NDArray[Any]) -> NDArray[Any]:
         """Return a gradient with respect to z, float [..., n]: L' times the one with respect to v."""
         return by_v if self.matrix is None else by_v.astype(np.float64) @ self.matrix
-
-
-def check_prior(mean: NDArray[np.float32], covariance: NDArray[np.float32], size: int) -> None:
-    """Check the prior of a projection of n = `size` numbers: float32 [n] and [n, n].
-
-    The covariance is symmetric and positive definite, both beyond the rounding of float32: its entries
-    [i, j] and [j, i] differ by at most 2^-20 sqrt(c_ii c_jj), and no pivot of its Cholesky decomposition is
-    n 2^-24 c_ii or less. Whoever decomposes it in float64 then succeeds.
-
-    Raises:
-        BasisError: it is no such pair.
-    """
-    for what, array, shape in (("mean", mean, (size,)), ("covariance", covariance, (size, size))):
-        if array.shape != shape or array.dtype != np.float32 or not np.isfinite(array).all():
-            raise BasisError(
-                f"the {what} of the prior is {array.dtype} {array.shape}: expected finite float32 {shape}"
-            )
-    exact = covariance.astype(np.float64)
-    deviations = np.sqrt(np.maximum(exact.diagonal(), 0))
-    units = np.outer(deviations, deviations)
-    if not units.all() or (np.abs(exact - exact.T) > _ASYMMETRY * units).any():
-        raise BasisError(
-            "the covariance of the prior is not symmetric, or has a variance that is not above 0"
-        )
-    try:
-        share = float((np.linalg.cholesky(exact / units).diagonal() ** 2).min())
-    except np.linalg.LinAlgError:
-        share = 0.0
-    if share <= size * _ROUNDING:
-        raise BasisError(
-            "the covariance of the prior is not positive definite: the smallest pivot of its Cholesky "
-            f"decomposition is {share:.3g} of its value's variance, and more than {size * _ROUNDING:.3g} is "
-            "needed. Add some to the diagonal"
-        )
 
 
 class Projection(ABC):

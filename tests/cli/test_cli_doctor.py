@@ -50,6 +50,7 @@ def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ("import os\nos.kill(os.getpid(), 35)", "ends its process with signal 35 (Real-time signal 1)"),
         ("raise ImportError('libgomp.so.1: cannot open')", "fails: ImportError: libgomp.so.1: cannot open"),
         ("import sys\nsys.exit(3)", "fails: exit code 3"),
+        ("import os\nos.write(2, b'\\xe9')\nos._exit(3)", "fails: \ufffd"),
     ],
 )
 def test_an_engine_that_does_not_answer(source, ending, monkeypatch, tmp_path):

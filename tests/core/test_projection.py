@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinylora_edge import Basis, BasisError, Projection, limits, modules
-from tinylora_edge.projection import Prior, Whitening, check_prior, project
+from tinylora_edge.projection import Prior, Whitening, project
 
 FACTORS = support.random_factors()
 MODULES = FACTORS.modules
@@ -216,7 +216,7 @@ NO_PRIORS = {
 @pytest.mark.parametrize(("mean", "covariance", "message"), NO_PRIORS.values(), ids=NO_PRIORS)
 def test_what_is_no_prior(mean, covariance, message):
     with pytest.raises(BasisError, match=message):
-        check_prior(mean, covariance, N)
+        Prior.of(mean, covariance, N)
 
 
 def test_the_smallest_variance_is_not_rounded_away() -> None:

@@ -11,9 +11,9 @@ import pytest
 import smollm2
 import support
 
-from tinylora_edge import BaseMismatchError, Bases, MicroVector, load_bundle
-from tinylora_edge.exporters import add_base, export_gguf
-from tinylora_edge.formats.side_tensors import load_bases, save_bases
+from tinylora_edge import BaseMismatchError, MicroVector, load_bundle
+from tinylora_edge.exporters import add_base, add_projection, export_gguf
+from tinylora_edge.formats.side_tensors import load_bases
 
 
 @pytest.fixture
@@ -65,7 +65,10 @@ def test_another_form_of_the_real_model(smollm2_gguf, tmp_path, load):
 def test_projections_and_priors_stay(bundle, tiny_gguf, tmp_path):
     before = load_bundle(bundle).bases
     kept = support.learned(before.factors, 5)
-    save_bases(Bases(before.factors, (kept,), before.fingerprints), bundle / "basis.gguf")
+    (bundle / "manifest.json").write_text('{"basis": []}')  # as an editor may leave it
+    add_projection(bundle, kept, {"vectors": 3})
+    described = load_bundle(bundle).manifest["basis"]
+    assert (described["projections"], described["learned"]) == ([kept.descriptor], {"vectors": 3})
     add_base(bundle, models.quantize_file(tiny_gguf, tmp_path / "q8.gguf", 7))
     after = load_bases(bundle / "basis.gguf")
     assert len(after.fingerprints) == len(before.fingerprints) + 1

@@ -69,7 +69,7 @@ def test_blas_keeps_its_limit_until_the_last_weight_has_ended(model, parent, mon
     assert limits == [1]
 
 
-@pytest.mark.parametrize("step", ["save_bases", "place_base", "_manifest"])
+@pytest.mark.parametrize("step", ["save_bases", "place_base", "write_json"])
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
 def test_an_exception_while_writing_leaves_nothing(model, parent, monkeypatch, step, error):
     real = getattr(export, step)

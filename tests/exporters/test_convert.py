@@ -4,6 +4,8 @@ our runtime makes of the vector."""
 from __future__ import annotations
 
 import copy
+import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,16 @@ import pytest
 import support
 from peft import PeftModel
 
-from tinylora_edge import Bases, Basis, ExportError, MicroVector, VectorError, load_bundle, runtime
+from tinylora_edge import (
+    Bases,
+    Basis,
+    ExportError,
+    MicroVector,
+    MissingExtraError,
+    VectorError,
+    load_bundle,
+    runtime,
+)
 from tinylora_edge.exporters import ExportSettings, convert, export_gguf
 from tinylora_edge.formats.onnx_adapter import basis_version, to_adapter
 
@@ -87,6 +98,12 @@ def test_peft_loads_a_lora(world: World, tiny_weights: Path, tmp_path: Path, kin
 @pytest.mark.parametrize("architecture", ["llama", "qwen2moe"])
 def test_llama_cpp_runs_a_merged_model(tmp_path: Path, architecture: str) -> None:
     floats = models.write_gguf(models.tiny_model(architecture), tmp_path / "floats.gguf")
+    data = bytearray(floats.read_bytes())
+    data[16:24] = (data[16] + 1).to_bytes(8, "little")  # one more key: an empty list
+    data[24:24] = struct.pack(
+        "<Q8sIIQ", 8, b"tiny.set", gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING, 0
+    )
+    floats.write_bytes(data)
     packed = models.quantize_file(floats, tmp_path / "packed.gguf", llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1)
     for base in (floats, models.split_gguf(packed, tmp_path, 9)[0]):
         bundle = export_gguf(base, tmp_path / f"{base.stem}-bundle").output
@@ -107,7 +124,7 @@ def test_llama_cpp_runs_a_merged_model(tmp_path: Path, architecture: str) -> Non
                 assert after.fields[key].contents() == field.contents(), key
 
 
-def test_of_another_model(world: World, tmp_path: Path) -> None:
+def test_of_another_model(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, basis = world["rank 2"]
     vector = MicroVector.zeros(basis)
     deeper = models.write_hf(models.tiny_model("llama", blocks=1), tmp_path / "one")
@@ -119,6 +136,10 @@ def test_of_another_model(world: World, tmp_path: Path) -> None:
         other_hf = models.write_hf(other, tmp_path / str(number))
         with pytest.raises(ExportError, match="another model"):
             convert.write_peft_lora(basis, vector, tmp_path / "lora", other_hf)
+    for name in ("safetensors", "safetensors.numpy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=r"tinylora-edge\[export\]"):
+        convert.write_peft_lora(basis, vector, tmp_path / "lora", deeper)
     assert not (tmp_path / "lora").exists()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import onnx_bundles
 import pytest
+from pydantic import ValidationError
 from serving import KEY, Serving, serving
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -24,6 +25,7 @@ from tinylora_edge import Basis, MicroVector, runtime, serve
 from tinylora_edge.errors import OptionError, RollbackError, TinyLoraError, VectorError
 from tinylora_edge.runtime import SampledAnswer
 from tinylora_edge.serve import ApiKeys, process
+from tinylora_edge.serve.completions import Body
 from tinylora_edge.wire import text
 
 SMALL: dict[str, Any] = {"n_ctx": 256, "contexts": 1, "n_threads": 1}
@@ -120,6 +122,17 @@ def test_a_name_with_a_slash_below_a_path(tiny: Path) -> None:
     below = TestClient(Starlette(routes=[Mount("/llm", app=app)]))
     assert below.get("/llm/v1/models").json()["data"][0]["id"] == "org/tiny"
     app.state.service.close()
+
+
+def test_a_body_is_read_up_to_its_first_wrong_item() -> None:
+    """To list the 500,000 that fit into a body would take seconds, in which nobody is answered."""
+    wrong, user = [1] * 1000, {"role": "user", "content": "hi"}
+    bodies = [{"messages": wrong}, {"stop": wrong}]
+    bodies += [{"messages": [user | {name: wrong}]} for name in ("content", "tool_calls")]
+    for body in bodies:
+        with pytest.raises(ValidationError) as caught:
+            Body.model_validate({"model": "tiny"} | body)
+        assert caught.value.error_count() <= 2
 
 
 def test_a_key_stands_for_one(tmp_path: Path) -> None:

@@ -128,7 +128,8 @@ def test_a_server_without_a_store_and_a_store_that_is_damaged(tiny: Path, tmp_pa
         newer = as_text(framed(basis, "alice", sequence=2))
         status, body = server.ask("PUT", "/v1/vectors/alice", {"vector": newer})
         assert (status, body["error"]["code"]) == (503, "store_unavailable")
-        assert "users.db cannot be used" in body["error"]["message"]
+        assert "users.db" not in body["error"]["message"]
+        assert f"{path} cannot be used" in server.log.read_text("utf-8")
         assert server.ask("POST", "/v1/completions", GOOD)[0] == 200
 
 

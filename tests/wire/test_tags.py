@@ -83,6 +83,7 @@ def test_the_keys_of_rfc_8410_and_what_mail_and_editors_do_to_them():
         *((Hmac.from_hex, text, "even number") for text in ("abc", "")),
         (Hmac.from_hex, "zz" * 16, "'zzzzz'"),
         (Hmac.from_hex, "ab" * 15, "15 bytes"),
+        (Hmac.from_hex, "ab" * 2049, "4,096 characters at most, and this has 4,098"),
     ],
 )
 def test_what_is_no_key(read, text, message):

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sse_starlette import EventSourceResponse
@@ -118,7 +118,7 @@ def refusal(request: Request, service: Service, error: BaseException) -> JSONRes
     else:
         status, code = next(each[1:] for each in _FAILURES if isinstance(error, each[0]))
         code, message = code or str(getattr(error, "code", "")), str(error)
-    if status == 500:
+    if status == 500 or isinstance(error, errors.StoreError):  # whose text names a file of the operator's
         LOG.error("internal error", exc_info=error)
         message = "the server failed; its log says how"
     param = getattr(error, "param", "")
@@ -422,6 +422,12 @@ def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) ->
             service.feedback.remember(name, made.user, answer)
 
 
+T = TypeVar("T")
+_List = Annotated[
+    list[T], Field(fail_fast=True)
+]  # a body of 1 MB has 500,000 wrong items, and to list them takes seconds
+
+
 class _Part(BaseModel):
     """A part of a message's content; only texts are supported."""
 
@@ -435,8 +441,8 @@ class _Message(BaseModel):
 
     model_config = _STRICT
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[_Part] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    content: str | _List[_Part] | None = None
+    tool_calls: _List[dict[str, Any]] | None = None
     tool_call_id: str | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -455,7 +461,7 @@ class Body(BaseModel):
 
     model_config = _STRICT
     model: str
-    messages: list[_Message] = []
+    messages: _List[_Message] = []
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)] = ""
     user: str = ""
     vector: str = ""
@@ -467,7 +473,7 @@ class Body(BaseModel):
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
-    stop: str | list[str] = []
+    stop: str | _List[str] = []
     response_format: dict[str, Any] = {"type": "text"}
     logprobs: bool | int | None = None
     top_logprobs: int = 0

@@ -460,7 +460,6 @@ Place: TypeAlias = tuple[str | int | None, ...]
 Leaves: TypeAlias = dict[Place, str | float | Decimal]
 """The leaves of a JSON value by their path: numbers as they are, anything else as its JSON text."""
 
-_FENCE = re.compile(r"```(?:json)?[ \t]*\n(?P<body>.*?)\n?[ \t]*```", re.DOTALL | re.IGNORECASE)
 _LONGEST = 100  # characters of a number with a point or an exponent
 _CALLS = None  # the key of what an answer calls: keys of JSON are texts, places in a list numbers
 
@@ -528,8 +527,10 @@ def stands_in(answer: str, text: str) -> bool:
 
 
 def _body(text: str) -> str:
-    fenced = _FENCE.fullmatch(text.strip())
-    return fenced["body"] if fenced else text
+    """Return what stands in the one ``` fence around a text, or the text where there is none."""
+    first, _, rest = text.strip().partition("\n")
+    fenced = first.rstrip().lower() in ("```", "```json") and rest.endswith("```")
+    return rest.removesuffix("```") if fenced else text
 
 
 def _parsed(text: str) -> Any:

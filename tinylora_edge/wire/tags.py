@@ -63,11 +63,11 @@ class Hmac:
     @classmethod
     def from_hex(cls, text: str | bytes) -> Hmac:
         """Return the key in hexadecimal digits. SignatureError: they are none, or the key is too short."""
-        digits = text.decode("ascii", "replace") if isinstance(text, bytes) else text
-        digits = "".join(digits[:PEM_BYTES].split())
-        if not re.fullmatch("(?:[0-9a-fA-F]{2})+", digits):
+        digits = "".join((text.decode("ascii", "replace") if isinstance(text, bytes) else text).split())
+        if len(text) > PEM_BYTES or not re.fullmatch("(?:[0-9a-fA-F]{2})+", digits):
             raise SignatureError(
-                f"a MAC key is an even number of hexadecimal digits, and this begins with {digits[:5]!r}"
+                f"a MAC key is an even number of hexadecimal digits, {PEM_BYTES:,} characters at most, and "
+                f"this has {len(text):,} and begins with {digits[:5]!r}"
             )
         return cls(bytes.fromhex(digits))
 
