@@ -521,13 +521,16 @@ def test_options_that_are_none(options: dict[str, Any], message: str) -> None:
 # Checkpoints of others
 
 
-def test_a_checkpoint_of_another_run_is_refused(tiny_bundle, tiny_weights, letters_task, options, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused_before_the_model_is_loaded(
+    tiny_bundle, tiny_weights, letters_task, options, tmp_path, monkeypatch
+):
     """Of the same name: other options, prompts, answers, facts for the reward, limits, or another reward."""
     options = replace(options, start=None)
-    with pytest.raises(TrainError, match="no checkpoint"):
+    with pytest.raises(TrainError, match=r"no grpo\.json"):
         train(tiny_bundle, letters_task, tmp_path / "v", options=options, resume=True)
     assert list(tmp_path.iterdir()) == []
     interrupted(tiny_bundle, letters_task, tmp_path / "v", options, at=1)
+    monkeypatch.setattr(runtime, "load", None)
     (tmp_path / "other").symlink_to(tiny_weights)
     basis = load_bundle(tiny_bundle).basis(rank=1)
     first, *rest = letters_task.train
@@ -542,6 +545,7 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_bundle, tiny_weights, lette
         ("temperature is 1.0, this run's is 0.5", {"temperature": 0.5}, {}),
         ("reward is 'letters'", {"reward": lambda completion, sample: 1.0}, {}),
         ("prompts_sha256", {"train": [replace(first, data={"reward": "max_words(3)"}), *rest]}, {}),
+        ("prompts_sha256", {"train": [replace(first, tools=({"name": "wave"},)), *rest]}, {}),
     ]
     for message, task, chosen in changes:
         changed = replace(letters_task, **task), tmp_path / "v"

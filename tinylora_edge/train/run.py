@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import runtime
+from ..basis import Basis
 from ..errors import TrainError
 from ..eval.measure import Measuring, fitted
 from ..formats.bundle import load_bundle
@@ -30,7 +34,7 @@ from .adapter import Adapter, load_model, one_thread
 from .batches import REHEARSED_TOKENS, Demonstrations, Rehearsal, Sampled
 from .learner import Learner
 from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_result
-from .trainer import DIFFER, Trainer
+from .trainer import DIFFER, Trainer, load
 
 _ANY = ("minutes", "rank", "numbers", "checkpoint_every", "keys", "sequence", "evaluate")
 """Options that may differ in a resumed run: whatever rank or numbers say, the basis has to be the same."""
@@ -80,15 +84,14 @@ def train(
         options = replace(options, minutes=MINUTES)
     with run_folder(output) as folder, ExitStack() as stack:
         checkpoints = [folder / f"{method}.json" for method in METHODS]
-        found = [path for path in checkpoints if path.exists()]
-        if found and not resume:
+        if not resume and any(path.exists() for path in checkpoints):
             raise unfinished(folder)
-        if resume and not found:
-            raise TrainError(f"{folder} has no checkpoint to resume from: start without --resume")
         methods = chosen_methods(task, options)
-        engines = _Engines(bundle, task, options, methods, stack)
-        task = engines.task
-        options = options.with_few_bits(engines.basis)
+        first = folder / f"{methods[0]}.json"
+        if resume and not first.exists():
+            raise TrainError(f"{folder} has no {first.name} to resume from: start without --resume")
+        engines = _Engines(bundle, task, options, methods, stack, first if resume else None)
+        task, options = engines.task, engines.options
         about = engines.about()
         report({"event": "data", **about})
         run = _Run(engines, options, folder, report)
@@ -288,6 +291,32 @@ def run_folder(output: Path, *, lead: bool = True) -> Iterator[Path]:
                     path.rmdir()
 
 
+def identity(task: Task, basis: Basis, options: Options) -> dict[str, Any]:
+    """Return what a resumed run must share with that of the checkpoint; `options` are the method's own."""
+    prior = basis.projection.prior
+    return {
+        "task": Path(task.name).name,  # wherever it lies
+        "preamble": task.preamble,
+        "schema": task.schema,
+        "reward": name_of(task.reward),
+        "max_tokens": task.max_tokens,
+        "temperature": task.temperature,
+        "prompts_sha256": _digest(task.train),
+        "basis": basis.digest,
+        "prior": None if prior is None else prior.digest,
+        **{key: value for key, value in options.record().items() if key not in _ANY},
+        "workers": options.workers or cores(),
+    }
+
+
+def _digest(samples: Sequence[Sample]) -> str:
+    """Return the SHA-256 of prompts and answers in their order, with whatever else a reward is given."""
+    rows = [[each.prompt, each.answer, each.raw, each.tools, dict(each.data)] for each in samples]
+    # A program's own objects count by their type alone: their texts may differ between processes.
+    text = json.dumps(rows, default=lambda value: type(value).__name__, skipkeys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def unfinished(folder: Path) -> TrainError:
     """Return the error of a new run that would overwrite a checkpoint."""
     return TrainError(
@@ -305,13 +334,18 @@ class _Engines:
         options: Options,
         methods: Sequence[str],
         stack: ExitStack,
+        checkpoint: Path | None,
     ) -> None:
-        self.options, self.methods, self.stack = options, methods, stack
+        self.methods, self.stack = methods, stack
         options.split(task)
         self.threads = options.workers or cores()
         stack.enter_context(one_thread())
         self._bundle = load_bundle(bundle)
         self.basis = options.basis(self._bundle.bases)
+        self.options = options = options.with_few_bits(self.basis)
+        self._identity = partial(identity, task, self.basis)
+        if checkpoint is not None:  # of another run it is refused before the model is loaded
+            load(checkpoint, self._identity(replace(options, method=methods[0])))
         under, policy = options.under, Policy(keys=options.keys)
         shared = None if under is None else admit(under, self._bundle.bases, policy, beneath=True)
         deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
@@ -354,7 +388,6 @@ class _Engines:
         rehearsal = None
         if options.rehearses(options.method):
             rehearsal = Rehearsal(learner, self.batch, self.general)
-        shared = {key: value for key, value in options.record().items() if key not in _ANY}
         return Trainer(
             task,
             learner,
@@ -362,7 +395,7 @@ class _Engines:
             judge,
             options=options,
             checkpoint=checkpoint,
-            identity=shared | {"workers": self.threads},
+            identity=self._identity(options),
             needed=needed,
             known=known,
             rehearsal=rehearsal,

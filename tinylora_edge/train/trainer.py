@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,6 @@ from ..runtime.batch import Stopped
 from ..runtime.learning.state import Report, load_state, picked, save_state, standard_error
 from ..tasks import Sample, Task
 from ..tasks.rewards import is_text
-from ..tasks.task import name_of
 from ..vector import MicroVector
 from ..wire.values import BITS
 from .batches import KEEP, WHITENED, Demonstrations, Rehearsal, Sampled
@@ -63,7 +59,7 @@ class Trainer:
     """The loop that trains v, which the learner's adapter holds, by one method.
 
     `batches` gives the groups of each step. `judge` scores greedy answers to the validation prompts, which
-    are not trained on (`Options.split`). `identity` is what a resumed run must share besides task and basis.
+    are not trained on (`Options.split`). `identity` is what a resumed run must share.
     GRPO begins only if some groups, and at least the share `needed`, differ in their rewards. `known` are the
     rewards of its start, where that has been validated.
 
@@ -90,18 +86,7 @@ class Trainer:
         self._batches, self._judged, self._rehearsal = batches, judge, rehearsal
         self._method = "sft" if isinstance(batches, Demonstrations) else "grpo"
         self._checkpoint, self._needed, self._known = checkpoint, needed, known
-        self._identity = {
-            "task": Path(task.name).name,  # wherever it lies
-            "preamble": task.preamble,
-            "schema": task.schema,
-            "reward": name_of(task.reward),
-            "max_tokens": task.max_tokens,
-            "temperature": task.temperature,
-            "prompts_sha256": _digest(task.train),
-            "basis": basis.digest,
-            "prior": None if (prior := basis.projection.prior) is None else prior.digest,
-            **identity,
-        }
+        self._identity = identity
         self._validation, self._train = options.split(task)
         self._answers: list[Group] = []  # the validation answers
         if isinstance(batches, Demonstrations):
@@ -485,14 +470,6 @@ def _reach(steps: int) -> float:
     .9 and .9 to 1 of what 40 have.
     """
     return min(steps, _FEW) / (min(steps, _FEW) + 4)
-
-
-def _digest(samples: Sequence[Sample]) -> str:
-    """Return the SHA-256 of prompts and answers in their order, with whatever else a reward is given."""
-    rows = [[each.prompt, each.answer, each.raw, dict(each.data)] for each in samples]
-    # A program's own objects count by their type alone: their texts may differ between processes.
-    text = json.dumps(rows, default=lambda value: type(value).__name__, skipkeys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def collapsed(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
