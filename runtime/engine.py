@@ -33,6 +33,15 @@ INSIDE = "this is a callback of a generation, which would wait for itself: do th
 CLOSED = "the model is closed: load it again"
 
 
+def check_alive(threads: Iterable[threading.Thread]) -> None:
+    """Raise a TinyLoraError in a fork: it has none of the threads that would compute."""
+    if not all(thread.is_alive() for thread in threads):
+        raise TinyLoraError(
+            "this process is a fork, which has none of the model's threads: load the model in it, or start "
+            "it by multiprocessing's 'spawn'"
+        )
+
+
 class Part(NamedTuple):
     """Tokens to append to a row. Logits are wanted behind the last `wanted` of them."""
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import BusyError, TinyLoraError, VectorError
 from ..vector import AdmittedVector
-from .engine import INSIDE, Engine, Part
+from .engine import INSIDE, Engine, Part, check_alive
 from .turns import Queue, Shares, Who
 
 _SLICE = 16
@@ -296,6 +296,7 @@ class Loop:
         with self._changed:
             if self._closed:
                 raise TinyLoraError(self._message)
+            check_alive(self._threads)
             for work in works:
                 self._waiting.add(work.who, work)
             self._place()

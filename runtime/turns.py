@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import OverloadError
+from .engine import check_alive
 
 T = TypeVar("T")
 
@@ -166,8 +167,9 @@ class Workers:
         self._queue: Queue[tuple[Future[Any], Callable[[], Any]]] = Queue(waiting)
         self._running = Shares(count)
         self._closed: Exception | None = None
-        for _ in range(count):
-            threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, who: Who, call: Callable[[], T]) -> Future[T]:
         """Return what a call will return. OverloadError: too many wait."""
@@ -175,6 +177,7 @@ class Workers:
         with self._changed:
             if self._closed is not None:
                 raise self._closed
+            check_alive(self._threads)
             self._queue.add(who, (future, call))
             self._changed.notify()
         return future

@@ -16,7 +16,7 @@ import numpy as np
 from ...basis import Bases
 from ...errors import BusyError, TinyLoraError, VectorError
 from ...vector import AdmittedVector, Policy
-from ..engine import CLOSED, INSIDE, SpecialTokens
+from ..engine import CLOSED, INSIDE, SpecialTokens, check_alive
 from ..model import PersonalizedModel, Put, Stream
 from .adapters import Adapters, signals_wait
 from .engine import LlamaEngine
@@ -349,10 +349,11 @@ class Worker:
         with self._changed:
             if self._closed:
                 raise TinyLoraError(CLOSED)
-            self._jobs.append(job)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="tinylora-llama", daemon=True)
                 self._thread.start()
+            check_alive([self._thread])
+            self._jobs.append(job)
             self._changed.notify_all()
 
     def run(self, call: Callable[[], T]) -> T:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +15,7 @@ from llama_cpp import LogitsProcessorList
 from turns import LENGTH, PATIENCE, blocked, complete, start, stream
 
 from tinylora_edge import BusyError, MicroVector, TinyLoraError
+from tinylora_edge.runtime import Pool
 from tinylora_edge.runtime.model import PersonalizedModel
 
 
@@ -225,3 +228,24 @@ def test_who_waits_for_a_model_that_is_closed_is_refused(llama: Any) -> None:
     closing.result(PATIENCE)
     with pytest.raises(TinyLoraError, match="the model is closed"):
         first.result(PATIENCE)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+def test_a_fork_has_no_threads_and_is_told_so(llm: Any) -> None:
+    """As multiprocessing makes one: it would wait for ever."""
+    complete(llm)
+    with Pool(llm, n_ctx=64) as pool:
+        for call in (lambda: complete(llm), lambda: asyncio.run(pool.chat("x", max_tokens=1))):
+            read, write = os.pipe()
+            if not (child := os.fork()):
+                signal.alarm(30)
+                try:
+                    call()
+                except BaseException as error:
+                    os.write(write, str(error).encode())
+                os._exit(0)
+            os.close(write)
+            with open(read, "rb") as pipe:
+                assert b"this process is a fork" in pipe.read()
+            os.waitpid(child, 0)
+    assert complete(llm)
