@@ -109,11 +109,10 @@ def _choose(bundle: Bundle, engine: str | None) -> str:
     if engine not in has:
         raise TinyLoraError(f"there is no engine {engine!r}: choose {LLAMA!r} or {ONNX!r}")
     if not has[engine]:
-        lacks = "a GGUF base" if engine == LLAMA else "an ONNX graph"
-        maker = "export_gguf" if engine == LLAMA else "export_onnx"
+        lacks, form = ("a GGUF base", "gguf") if engine == LLAMA else ("an ONNX graph", "onnx")
         raise TinyLoraError(
-            f"the bundle of {bundle.basis_path} lacks {lacks}, which engine={engine!r} runs: make one "
-            f"with exporters.{maker}"
+            f"the bundle of {bundle.basis_path} lacks {lacks}, which the engine {engine} runs: export it "
+            f"again with --format {form}, or both"
         )
     return engine
 

@@ -43,8 +43,8 @@ def test_the_layout_in_which_sequences_rise_and_each_is_used_once(target):
     assert content() == {f"{HOME}/00003.bin": frame(3), f"{HOME}/latest": frame(3)}
     assert publish(frame(3), BASES, to).changed is False
     for data, message in (
-        (frame(2), r"latest has sequence 3, and this frame 2.*sequence=4"),
-        (frame(3, seed=1), r"another frame with sequence 3 lies in .*sequence=4"),
+        (frame(2), r"latest has sequence 3, and this frame 2.*--sequence 4"),
+        (frame(3, seed=1), r"another frame with sequence 3 lies in .*--sequence 4"),
     ):
         with pytest.raises(TransferError, match=message):
             publish(data, BASES, to)
@@ -65,7 +65,7 @@ def test_a_sequence_is_used_once_also_where_the_numbered_file_is_gone(tmp_path):
     numbered = tmp_path / HOME / "00003.bin"
     numbered.unlink()
     before = tree(tmp_path)
-    with pytest.raises(TransferError, match=r"another frame with sequence 3 lies in .*sequence=4"):
+    with pytest.raises(TransferError, match=r"another frame with sequence 3 lies in .*--sequence 4"):
         publish(frame(3, seed=1), BASES, str(tmp_path))
     assert tree(tmp_path) == before
     assert publish(frame(3), BASES, str(tmp_path)).changed

@@ -89,8 +89,7 @@ class Bundle:
         """
         if self.onnx is None:
             raise BaseMismatchError(
-                f"the bundle of {self.basis_path} has no {ONNX_NAME}/{MODEL_NAME}: make one "
-                "with exporters.export_onnx"
+                f"the bundle of {self.basis_path} has no {ONNX_NAME}/{MODEL_NAME}: export it with --format onnx"
             )
         found = onnx_fingerprint(self.onnx)
         self._check_listed(self.onnx, found)

@@ -61,12 +61,12 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
             raise TransferError(f"{to}/{latest} is no frame of these factors: remove it") from None
         if (found := wire.head(newest).sequence) > sequence:
             lower = f"{to}/{latest} has sequence {found}, and this frame {sequence}"
-            raise TransferError(f"{lower}: frame it with sequence={found + 1}")
+            raise TransferError(f"{lower}: pack it with --sequence {found + 1}")
         if there is None and found == sequence:  # somebody removed the numbered one
             there = newest if newest != frame else None
     if there not in (None, frame):
         raise TransferError(
-            f"another frame with sequence {sequence} lies in {to}: frame it with sequence={sequence + 1}"
+            f"another frame with sequence {sequence} lies in {to}: pack it with --sequence {sequence + 1}"
         )
     if there is None:
         target.write(numbered, frame)

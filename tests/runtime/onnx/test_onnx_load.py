@@ -71,9 +71,9 @@ def test_a_bundle_its_directory_and_its_graph(bundle: Path, vector: MicroVector,
 def test_the_engine_is_what_the_bundle_has(bundle: Path, tmp_path: Path, smollm2_bundle: Path) -> None:
     assert runtime.engine_of(bundle) == runtime.engine_of(bundle, "onnx") == "onnx"
     assert runtime.engine_of(smollm2_bundle) == "llama"
-    with pytest.raises(TinyLoraError, match=r"lacks a GGUF base.*exporters.export_gguf"):
+    with pytest.raises(TinyLoraError, match=r"lacks a GGUF base.*--format gguf"):
         runtime.load(bundle, engine="llama")
-    with pytest.raises(TinyLoraError, match=r"lacks an ONNX graph.*exporters.export_onnx"):
+    with pytest.raises(TinyLoraError, match=r"lacks an ONNX graph.*--format onnx"):
         runtime.load(smollm2_bundle, engine="onnx")
     with pytest.raises(TinyLoraError, match="'vllm'"):
         runtime.load(bundle, engine="vllm")
