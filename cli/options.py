@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
-from ..errors import TinyLoraError
 from . import console
 
 if TYPE_CHECKING:
@@ -127,9 +126,4 @@ def load_model(
     options["n_ctx"] = n_ctx
     if threads is not None:
         options |= {"n_threads": threads, **({"n_threads_batch": threads} if chosen == "llama" else {})}
-    try:
-        return runtime.load(bundle, vector or None, engine=chosen, **options)
-    except TinyLoraError:
-        raise
-    except ValueError as error:
-        raise console.CommandError(f"{bundle} cannot be loaded with a context of {n_ctx}: {error}") from error
+    return runtime.load(bundle, vector or None, engine=chosen, **options)

@@ -36,10 +36,7 @@ CLOSED = "the model is closed: load it again"
 def check_alive(threads: Iterable[threading.Thread]) -> None:
     """Raise a TinyLoraError in a fork: it has none of the threads that would compute."""
     if not all(thread.is_alive() for thread in threads):
-        raise TinyLoraError(
-            "this process is a fork, which has none of the model's threads: load the model in it, or start "
-            "it by multiprocessing's 'spawn'"
-        )
+        raise TinyLoraError("this process is a fork, without the model's threads: load the model in it")
 
 
 class Part(NamedTuple):

@@ -82,7 +82,8 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
             raise
         except ValueError as error:  # llama-cpp-python's word for a failure of llama.cpp
             raise TinyLoraError(
-                f"llama.cpp cannot open {model_path} with these options: {error}. verbose=True shows why"
+                f"llama.cpp cannot open {model_path} with n_ctx {options.get('n_ctx', 512):,}: {error}. In "
+                "Python verbose=True shows why"
             ) from error
         self._opened()
 

@@ -293,28 +293,20 @@ def run_folder(output: Path, *, lead: bool = True) -> Iterator[Path]:
 
 def identity(task: Task, basis: Basis, options: Options) -> dict[str, Any]:
     """Return what a resumed run must share with that of the checkpoint; `options` are the method's own."""
-    prior = basis.projection.prior
+    rows = [[each.prompt, each.answer, each.raw, each.tools, dict(each.data)] for each in task.train]
+    # A program's own objects count by their type alone: their texts may differ between processes.
+    samples = json.dumps(rows, default=lambda value: type(value).__name__, skipkeys=True)
+    prior, shared = basis.projection.prior, ("preamble", "schema", "max_tokens", "temperature")
     return {
         "task": Path(task.name).name,  # wherever it lies
-        "preamble": task.preamble,
-        "schema": task.schema,
         "reward": name_of(task.reward),
-        "max_tokens": task.max_tokens,
-        "temperature": task.temperature,
-        "prompts_sha256": _digest(task.train),
+        "prompts_sha256": hashlib.sha256(samples.encode()).hexdigest(),
         "basis": basis.digest,
         "prior": None if prior is None else prior.digest,
-        **{key: value for key, value in options.record().items() if key not in _ANY},
+        **{name: getattr(task, name) for name in shared},
+        **{name: value for name, value in options.record().items() if name not in _ANY},
         "workers": options.workers or cores(),
     }
-
-
-def _digest(samples: Sequence[Sample]) -> str:
-    """Return the SHA-256 of prompts and answers in their order, with whatever else a reward is given."""
-    rows = [[each.prompt, each.answer, each.raw, each.tools, dict(each.data)] for each in samples]
-    # A program's own objects count by their type alone: their texts may differ between processes.
-    text = json.dumps(rows, default=lambda value: type(value).__name__, skipkeys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def unfinished(folder: Path) -> TrainError:
