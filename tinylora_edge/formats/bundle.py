@@ -89,7 +89,7 @@ class Bundle:
         """
         if self.onnx is None:
             raise BaseMismatchError(
-                f"the bundle of {self.basis_path} has no {ONNX_NAME}/{MODEL_NAME}: export it with --format onnx"
+                f"the bundle of {self.basis_path} has no {ONNX_NAME}/{MODEL_NAME}: export with --format onnx"
             )
         found = onnx_fingerprint(self.onnx)
         self._check_listed(self.onnx, found)
