@@ -22,7 +22,7 @@ Record = TypeVar("Record")
 
 
 def parse_json(
-    data: bytes | bytearray | memoryview | str,
+    data: bytes | str,
     *,
     limit: int = DOCUMENT_BYTES,
     strict: bool = False,
@@ -33,7 +33,7 @@ def parse_json(
     Python reads more than JSON: a key given twice, NaN, Infinity, and numbers beyond a float (1e999), which
     `strict` refuses. `parse_float` makes a number of a text with a point or an exponent.
     """
-    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else bytes(data)
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     if len(raw) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
     try:

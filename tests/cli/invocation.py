@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
-import re
-import select
-import signal
-import struct
 import sys
-import termios
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pexpect
 from typer.testing import CliRunner
 
 from tinylora_edge import Basis, MicroVector
@@ -92,59 +83,22 @@ def contents(directory: Path) -> dict[str, bytes]:
     return found
 
 
-class Terminal:
-    def __init__(self, environment: dict[str, str], *args: object, columns: int = 80) -> None:
-        self._pid, self._fd = pty.fork()
-        if self._pid == 0:
-            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-            os.execve(COMMAND, [str(COMMAND), *map(str, args)], environment)
-        self.screen = ""
-        self.ended = False
+def on_a_terminal(environment: dict[str, str], *args: object) -> pexpect.spawn:
+    return pexpect.spawn(str(COMMAND), list(map(str, args)), env=environment, timeout=120, encoding="utf-8")
 
-    def type(self, text: str) -> None:
-        os.write(self._fd, text.encode(errors="surrogateescape"))
 
-    def until(self, pattern: str) -> str:
-        deadline = time.monotonic() + 120
-        while not (match := re.search(pattern, self.screen)):
-            assert time.monotonic() < deadline, f"{pattern!r} did not come: {self.screen!r}"
-            assert not self.ended, f"{pattern!r} did not come: {self.screen!r}"
-            self._read()
-        seen, self.screen = self.screen[: match.end()], self.screen[match.end() :]
-        return seen
+def press_until_it_ends(child: pexpect.spawn, key: str) -> int:
+    """Press a key again each second until the command ends; return its exit code.
 
-    def type_until_it_ends(self, key: str) -> int:
-        """Press a key again each second until the command ends; return its exit code.
-
-        Python's input() may miss a signal that comes between its prompt and its wait for a key; a
-        person presses again, and so do we.
-        """
-        deadline = time.monotonic() + 120
-        while not self.ended:
-            assert time.monotonic() < deadline, f"it did not end: {self.screen!r}"
-            with suppress(OSError):  # it may be ending
-                self.type(key)
-            self._read()
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-
-    def until_it_ends(self) -> str:
-        while not self.ended:
-            self._read()
-        os.waitpid(self._pid, 0)
-        return self.screen.replace("\r\n", "\n")
-
-    def close(self) -> None:
-        if not self.ended:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-        os.close(self._fd)
-
-    def _read(self) -> None:
-        if select.select([self._fd], [], [], 1)[0]:
-            try:
-                self.screen += os.read(self._fd, 65536).decode(errors="replace")
-            except OSError:  # EIO: the command has ended
-                self.ended = True
+    Python's input() may miss a signal that comes between its prompt and its wait for a key; a
+    person presses again, and so do we.
+    """
+    for _ in range(120):
+        child.send(key)
+        if child.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=1) == 0:
+            child.close()
+            return child.exitstatus if child.signalstatus is None else -child.signalstatus
+    raise AssertionError(f"it did not end: {child.before!r}")
 
 
 def without_progress(stderr: str) -> str:

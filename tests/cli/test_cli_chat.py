@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import models
 import numpy as np
 import onnx_bundles
-import pytest
-from invocation import Cli, Terminal, write_vector
+from invocation import Cli, on_a_terminal, press_until_it_ends, write_vector
 
 from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.cli.chat import clickable
@@ -59,48 +58,38 @@ def test_chat_ends_at_the_end_of_input_and_at_the_first_error(cli: Cli, smollm2_
     cli(*chat, "--vector", "-").misused("--vector")
 
 
-@pytest.fixture
-def terminal(environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
-    opened: list[Terminal] = []
-
-    def start(*args: object, **options: Any) -> Terminal:
-        opened.append(Terminal(environment, *args, **options))
-        return opened[-1]
-
-    yield start
-    for each in opened:
-        each.close()
-
-
-def test_chat_on_a_terminal(terminal, smollm2_bundle, answer, vectors, tmp_path):
+def test_chat_on_a_terminal(environment, smollm2_bundle, answer, vectors, tmp_path):
     path, vector = vectors["one"]
     bad = tmp_path / "bad.bin"
     bad.write_bytes(path.read_bytes()[:-1] + b"!")
-    chat = terminal("chat", smollm2_bundle, "--vector", path, *SHORT)
+    chat = on_a_terminal(environment, "chat", smollm2_bundle, "--vector", path, *SHORT)
 
-    assert "/help" in chat.until("> ")
-    chat.type("/help\n")
-    assert "/save FILE" in chat.until("> ")
-    chat.type(f"/vector {bad}\n")
-    assert "checksum" in chat.until("> ")  # and the conversation goes on, with the old vector
-    chat.type(f"{PROMPT}\n")
-    screen = chat.until("\n> ")
-    assert answer(vector, PROMPT) in screen.replace("\r\n", "\n")
-    assert chat.type_until_it_ends("\x04") == 0  # end of input
+    chat.expect("> ")
+    assert "/help" in chat.before
+    chat.send("/help\n")
+    chat.expect("> ")
+    assert "/save FILE" in chat.before
+    chat.send(f"/vector {bad}\n")
+    chat.expect("> ")
+    assert "checksum" in chat.before  # and the conversation goes on, with the old vector
+    chat.send(f"{PROMPT}\n")
+    chat.expect("\n> ")
+    assert answer(vector, PROMPT) in chat.before.replace("\r\n", "\n")
+    assert press_until_it_ends(chat, "\x04") == 0  # end of input
 
 
-def test_an_interrupt_ends_the_answer_and_then_the_chat(terminal, smollm2_bundle):
-    chat = terminal("chat", smollm2_bundle, "--threads", 1, "--max-tokens", 0)
-    chat.until("> ")
-    chat.type("Write a very long story about a dragon.\n")
-    chat.until("dragon.\r\n")
-    chat.until(r"\w+ \w+")  # it speaks
-    chat.type("\x03")
-    chat.until("\n> ")
-    chat.type("/clear\n")
-    chat.until("forgotten")
-    chat.until("> ")
-    assert chat.type_until_it_ends("\x03") in (130, -signal.SIGINT)
+def test_an_interrupt_ends_the_answer_and_then_the_chat(environment, smollm2_bundle):
+    chat = on_a_terminal(environment, "chat", smollm2_bundle, "--threads", 1, "--max-tokens", 0)
+    chat.expect("> ")
+    chat.send("Write a very long story about a dragon.\n")
+    chat.expect("dragon.\r\n")
+    chat.expect(r"\w+ \w+")  # it speaks
+    chat.send("\x03")
+    chat.expect("\n> ")
+    chat.send("/clear\n")
+    chat.expect("forgotten")
+    chat.expect("> ")
+    assert press_until_it_ends(chat, "\x03") in (130, -signal.SIGINT)
 
 
 def test_a_like_moves_the_vector_and_it_can_be_saved(cli: Cli, tiny: Path, tmp_path: Path) -> None:

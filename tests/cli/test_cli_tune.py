@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from invocation import Cli, Terminal, write_vector
+from invocation import Cli, on_a_terminal, write_vector
 
 from tinylora_edge import MicroVector, load_bundle
 
@@ -45,16 +45,16 @@ def test_tune_writes_a_frame_and_its_story(cli, tiny_bundle, task, tmp_path):
 
 def test_a_terminal_shows_how_far_it_is(environment, tiny_bundle, task, tmp_path):
     options = (*OPTIONS, "--budget", "20ktokens", "--prompts", "2", "-o", tmp_path / "v.bin")
-    interrupted = Terminal(environment, "tune", tiny_bundle, *task, *options)
-    screen = interrupted.until("measuring on")
-    interrupted.type("\x03")
-    interrupted.until(r"finish\s+with\s+--resume")
-    interrupted.until_it_ends()
-    screen += Terminal(environment, "tune", tiny_bundle, *task, *options, "--resume").until_it_ends()
+    interrupted = on_a_terminal(environment, "tune", tiny_bundle, *task, *options)
+    interrupted.expect("measuring on")
+    screen = interrupted.before + interrupted.after
+    interrupted.send("\x03")
+    assert re.search(r"finish\s+with\s+--resume", interrupted.read())
+    screen += on_a_terminal(environment, "tune", tiny_bundle, *task, *options, "--resume").read()
     text = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).split())
     assert "nan" not in text
     assert re.search(r"held back [01]\..* measuring on held-out prompts", text)
-    again = Terminal(environment, "eval", tiny_bundle, *task, "-n", "4").until_it_ends()
+    again = on_a_terminal(environment, "eval", tiny_bundle, *task, "-n", "4").read()
     assert "4/4 answers" in again
 
 

@@ -28,9 +28,8 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_json(tmp_path, name):
-    for data in (BAD[name], bytearray(BAD[name]), memoryview(BAD[name])):
-        with pytest.raises(ValueError, match=r"."):
-            parse_json(data)
+    with pytest.raises(ValueError, match=r"."):
+        parse_json(BAD[name])
     path = tmp_path / "file.json"
     path.write_bytes(BAD[name])
     with pytest.raises(ValueError, match=r"."):

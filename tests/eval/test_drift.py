@@ -20,9 +20,7 @@ PROMPTS = ["prompt a", "another prompt", Sample("a third", answer="e"), Sample("
 
 class TestArithmetic:
     def test_the_mean_and_its_error_between_answers(self) -> None:
-        base = np.log(np.array([0.5, 0.5, 0.25], np.float32))
-        there = np.log(np.array([0.25, 0.5, 0.25], np.float32))
-        mean, error = divergence(base, there, [1, 2])
+        mean, error = divergence([np.array([math.log(2)]), np.zeros(2)])
         assert mean == pytest.approx(math.log(2) / 3)
         gaps = np.array([math.log(2) - mean, -2 * mean])
         assert error == pytest.approx(math.sqrt(2 * (gaps**2).sum()) / 3)
@@ -31,7 +29,7 @@ class TestArithmetic:
         rng = np.random.default_rng(0)
         p, q = rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(5))
         tokens = rng.choice(5, 40_000, p=p)
-        found, error = divergence(np.log(p)[tokens], np.log(q)[tokens], [100] * 400)
+        found, error = divergence(np.log(p / q)[tokens].reshape(400, 100))
         assert abs(found - float((p * np.log(p / q)).sum())) < 4 * error
 
     def test_faults_are_counted(self) -> None:

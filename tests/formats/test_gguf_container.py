@@ -12,46 +12,13 @@ import gguf
 import numpy as np
 import pytest
 import support
+from gguf_images import image, pair, tensor, text
 
 from tinylora_edge.formats import gguf as _gguf
 from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError
 
 HUGE = 1 << 60
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
-
-
-def text(value: str | bytes) -> bytes:
-    data = value if isinstance(value, bytes) else value.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def image(
-    pairs: list[bytes] = [],  # noqa: B006 - never changed
-    tensors: list[bytes] = [],  # noqa: B006
-    *,
-    data: bytes = b"",
-    magic: bytes = b"GGUF",
-    version: int = 3,
-    pair_count: int | None = None,
-    tensor_count: int | None = None,
-) -> bytes:
-    """A GGUF image from its raw parts; the counts may lie."""
-    head = magic + struct.pack(
-        "<IQQ",
-        version,
-        len(tensors) if tensor_count is None else tensor_count,
-        len(pairs) if pair_count is None else pair_count,
-    )
-    head += b"".join(pairs) + b"".join(tensors)
-    return head + bytes(-len(head) % 32) + data
-
-
-def pair(key: str | bytes, kind: int, value: bytes) -> bytes:
-    return text(key) + struct.pack("<I", kind) + value
-
-
-def tensor(name: str | bytes, dims: list[int], kind: int = 0, offset: int = 0) -> bytes:
-    return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import support
+from gguf_images import image, pair, tensor, text
 from harness import Harness, folder
 from mutations import changed, number
 
@@ -19,8 +20,6 @@ from tinylora_edge import Bases, Basis, NonFiniteError, Projection
 from tinylora_edge.formats import side_tensors
 from tinylora_edge.formats.bundle import Bundle, load_bundle
 from tinylora_edge.formats.gguf import GGUFFile
-
-# GGUF, written anew: whatever the package's writer would refuse can be said here.
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -30,14 +29,9 @@ Pair = tuple[str, int, Any]
 Entry = tuple[str, list[int], int, bytes]
 
 
-def _string(value: Any) -> bytes:
-    data = (value if isinstance(value, str) else "?").encode("utf-8", "surrogatepass")
-    return struct.pack("<Q", len(data)) + data
-
-
 def _value(kind: int, value: Any) -> bytes:
     if kind == _STRING:
-        return _string(value)
+        return text(value if isinstance(value, str) else "?")
     if kind == _ARRAY:
         item, values = value
         return struct.pack("<IQ", item, len(values)) + b"".join(_value(item, each) for each in values)
@@ -50,17 +44,13 @@ def _value(kind: int, value: Any) -> bytes:
 
 def gguf_image(pairs: list[Pair], entries: list[Entry], offsets: dict[int, int] | None = None) -> bytes:
     """Return a GGUF image of metadata (key, type, value) and tensors (name, dimensions, type, data)."""
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(pairs))
-    for key, kind, value in pairs:
-        head += _string(key) + struct.pack("<I", kind) + _value(kind, value)
-    data = b""
+    tensors, data = [], b""
     for position, (name, dims, kind, content) in enumerate(entries):
         offset = (offsets or {}).get(position, len(data))
-        head += _string(name) + struct.pack("<I", len(dims))
-        head += b"".join((dim % (1 << 64)).to_bytes(8, "little") for dim in dims)
-        head += struct.pack("<IQ", kind % (1 << 32), offset % (1 << 64))
+        dims = [dim % (1 << 64) for dim in dims]
+        tensors.append(tensor(name, dims, kind % (1 << 32), offset % (1 << 64)))
         data += content + bytes(-len(content) % 32)
-    return head + bytes(-len(head) % 32) + data
+    return image([pair(key, kind, _value(kind, value)) for key, kind, value in pairs], tensors, data=data)
 
 
 def _parts(image: bytes) -> tuple[list[Pair], list[Entry]]:
@@ -156,7 +146,7 @@ def _make_basis(random: Random) -> bytes:
     pairs, entries = random.choice(_basis_parts())
     if random.random() < 0.3:
         listed = [random.choice(_DESCRIPTORS) for _ in range(random.choice((1, 1, 2, 65)))]
-        pairs = [pair for pair in pairs if pair[0] != "tinylora.projections"]
+        pairs = [each for each in pairs if each[0] != "tinylora.projections"]
         pairs.append(("tinylora.projections", _ARRAY, (_STRING, listed)))
     return _mend_basis(_altered(pairs, entries, random))
 
@@ -178,10 +168,10 @@ def _mend_basis(data: bytes) -> bytes:
     try:
         file = GGUFFile(data)
         listed = file.value("tinylora.projections", list, [])
-        for i, text in enumerate(listed):
-            if re.fullmatch("learned rank=[0-9]+ [0-9a-f]{64}", text) and f"tinylora_p.{i}" in file.tensors:
+        for i, each in enumerate(listed):
+            if re.fullmatch("learned rank=[0-9]+ [0-9a-f]{64}", each) and f"tinylora_p.{i}" in file.tensors:
                 found = hashlib.sha256(file.data(file.tensors[f"tinylora_p.{i}"])).hexdigest()
-                data = data.replace(text[-64:].encode(), found.encode())
+                data = data.replace(each[-64:].encode(), found.encode())
         stated = file.value("tinylora.factors", str)
         found = side_tensors._read(GGUFFile(data)).factors.digest
     except Exception:

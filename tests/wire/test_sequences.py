@@ -39,10 +39,6 @@ def policy(path: Path, keys=TRUSTED) -> Policy:
     return Policy(keys=keys, state=path)
 
 
-def sequences(path: Path) -> dict[tuple[str, str, str], int]:
-    return {mark: accepted.sequence for mark, accepted in decode(path.read_bytes()).items()}
-
-
 class TestMarks:
     def test_factors_keys_and_streams_have_marks_of_their_own(self, tmp_path):
         path = tmp_path / "state"
@@ -140,6 +136,6 @@ def test_processes_that_share_it_never_lower_each_other_s_marks(tmp_path):
     path = tmp_path / "state"
     children = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in ("a", "b", "c")]
     assert [child.wait() for child in children] == [0, 0, 0]
-    marks = sequences(path)
+    marks = {mark: accepted.sequence for mark, accepted in decode(path.read_bytes()).items()}
     assert [marks["d", "k", name] for name in ("a", "b", "c")] == [60] * 3
     assert 60 <= marks["d", "k", "all"] <= 180

@@ -70,9 +70,8 @@ def test_what_others_wrote_comes_back_as_it_is(scale, q):
         assert dequantize(*quantize(values)).tobytes() == values.tobytes()
 
 
-@pytest.mark.parametrize("n", [5000, 60_000])
-def test_many_values(n):
-    values = np.random.default_rng(n).standard_normal(n).astype(np.float32)
+def test_many_values():
+    values = np.random.default_rng(0).standard_normal(60_000).astype(np.float32)
     once = dequantize(*quantize(values))
     assert np.linalg.norm(once - values) < 0.012 * np.linalg.norm(values)
     assert dequantize(*quantize(once)).tobytes() == once.tobytes()

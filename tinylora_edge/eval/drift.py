@@ -103,13 +103,13 @@ def measure_drift(
         drawn = batch.generate(tokens, vectors=under, max_tokens=_DRAWN, temperature=1.0)
         answers = [[each.tokens.tolist()] for each in drawn]  # none is empty: its end is a token
         found = batch.score_each([under, vector], tokens, answers)
-        here, there = (np.concatenate([row for (row,) in each]) for each in found)
+        gaps = [here.astype(np.float64) - there for (here,), (there,) in zip(*found, strict=True)]
         base, own = batch.answer_each([under, vector], samples, max_tokens=_JUDGED)
     known = [(i, expected) for i, sample in enumerate(samples) if (expected := right_answers(sample))]
     return Drift(
-        *divergence(here, there, [len(tokens) for (tokens,) in answers]),
+        *divergence(gaps),
         prompts=len(samples),
-        tokens=len(here),
+        tokens=sum(map(len, gaps)),
         repeating=faults(*([repeats_itself(answer.text) for answer in side] for side in (base, own))),
         wrong=faults(
             *([not is_right(side[i].text, expected) for i, expected in known] for side in (base, own))
@@ -117,17 +117,14 @@ def measure_drift(
     )
 
 
-def divergence(
-    base: NDArray[np.float32], personalized: NDArray[np.float32], lengths: Sequence[int]
-) -> tuple[float, float]:
+def divergence(gaps: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
     """Return the mean, nats a token, of log p_base - log p_personalized, and its standard error.
 
+    `gaps` are these differences, an array for each answer.
     The tokens of an answer need not be independent, answers are: it is the error of a ratio of sums over
     answers (Cochran, Sampling Techniques, 1977, section 2.11), NaN for a single one.
     """
-    gaps = base.astype(np.float64) - personalized
-    sums = np.array([part.sum() for part in np.split(gaps, np.cumsum(lengths)[:-1])])
-    tokens, n = np.array(lengths, np.int64), len(sums)
+    sums, tokens, n = np.array([each.sum() for each in gaps]), np.array([*map(len, gaps)]), len(gaps)
     mean = float(sums.sum() / tokens.sum())
     if n < 2:
         return mean, math.nan

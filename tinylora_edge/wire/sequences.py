@@ -158,8 +158,6 @@ def encode(accepted: dict[Source, Accepted]) -> bytes:
 
 def decode(data: bytes) -> dict[Source, Accepted]:
     """Return what the content of a state file says; ValueError where `encode` does not write such."""
-    if len(data) > DOCUMENT_BYTES:
-        raise ValueError(f"it has more than {DOCUMENT_BYTES:,} bytes")
     document = parse_json(data)
     if not isinstance(document, dict) or document.keys() != {"format", "sha256", "accepted"}:
         raise ValueError("it is no object of format, sha256 and accepted")
