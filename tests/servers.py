@@ -1,4 +1,4 @@
-"""Servers for the tests of publish and fetch: an honest one, and one that lies."""
+"""Servers on loopback: of any handler, of files, and one that lies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
@@ -35,17 +35,22 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 @contextmanager
+def running(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[ThreadingHTTPServer]:
+    """Answer on a free port of loopback until the end."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+@contextmanager
 def static(root: Path) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
     """Serve a directory; yield its address, and the requests that were answered: (path, If-None-Match)."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root)))
-    server.seen = []  # type: ignore[attr-defined]
-    thread = threading.Thread(target=partial(server.serve_forever, poll_interval=0.02), daemon=True)
-    thread.start()
-    try:
+    with running(partial(Handler, directory=str(root))) as server:
+        server.seen = []  # type: ignore[attr-defined]
         yield f"http://127.0.0.1:{server.server_port}", server.seen  # type: ignore[attr-defined]
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @contextmanager

@@ -7,12 +7,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import onnx
 import onnx_bundles
 import onnx_models
 import pytest
+import servers
 import support
 from browsing.browser import WIDTHS, opened, overflow, pale
 from tokenizers import Tokenizer
@@ -131,10 +131,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     shutil.copy(EXAMPLE / "tinylora.mjs", folder)
     (folder / "node_modules").symlink_to(node_modules())
     (folder / "empty.html").write_text('<link rel="icon" href="data:,">')
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever).start()
+    with servers.running(partial(Handler, directory=str(folder))) as server:
         yield Site(f"http://127.0.0.1:{server.server_port}/", folder)
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")
