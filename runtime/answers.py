@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, OptionError, RequestError
-from ..tasks.sample import CALL, CALL_BEGIN, CALL_END
+from ..tasks.sample import CALL, CALL_BEGIN, CALL_END, UNTAGGED
 from ..vector import AdmittedVector
 from .engine import Tokenizer
 from .loop import FinishReason, Generating
@@ -220,6 +220,7 @@ class Text:
         self._stop, self._held = stop, ""
         self._call_begin = CALL_BEGIN if tools is not None else ""
         self._calling = tools is not None and tools.forced
+        self._openings = [] if tools is None else tools.openings()
         self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
         self._tokens: list[Token] = []
 
@@ -233,11 +234,14 @@ class Text:
             self.stopped = True
             self._held, self._tokens = self._held[: min(found)], []
             return self.rest()
-        return self._emit(len(self._held) - max(map(self._begun, (*self._stop, self._call_begin))))
+        held = len(self._held) if self._opens() else max(map(self._begun, (*self._stop, self._call_begin)))
+        return self._emit(len(self._held) - held)
 
     def rest(self) -> Piece:
         """Return what was held back, at the end; a call that is not whole is left out."""
         self._held += self._decoder.decode(b"", final=True)
+        if self._calling and (call := UNTAGGED.fullmatch(self._held)):
+            self._held = f'{CALL_BEGIN}\n{{"name": "{call[3]}", "arguments": {call[5]}{CALL_END}'
         piece = self._emit(len(self._held))
         self._held = ""
         return piece
@@ -258,6 +262,13 @@ class Text:
             return Piece(text, calls=tuple(calls))
         tokens, self._tokens = tuple(self._tokens), []
         return Piece(text, tokens, tuple(calls))
+
+    def _opens(self) -> bool:
+        """Whether the answer so far is a call without tags, or the beginning of one."""
+        text = "".join(self._held.split())
+        self._openings = [each for each in self._openings if each[: len(text)] == text[: len(each)]]
+        self._calling = self._calling or any(len(each) <= len(text) for each in self._openings)
+        return bool(text and self._openings)
 
     def _begun(self, stop: str) -> int:
         """Length of the longest beginning of a stop text that the held text ends with."""

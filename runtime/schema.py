@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, RequestError
-from ..tasks.sample import CALL_BEGIN, CALL_END, read_functions
+from ..tasks.sample import CALL_BEGIN, CALL_END, CLOSING, OPENING, read_functions
 from .engine import Tokenizer
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ llguidance looks for what both allow, in exponential time: 24 patterns took it m
 _SCALARS = frozenset({"string", "number", "integer", "boolean", "null"})
 
 _CALLS = 16  # of one answer, at most
-_TEXT = f'start: TEXT | begin calls\nbegin[lazy]: TEXT "{CALL_BEGIN}"\nTEXT: /(.|\\n)*/'
+_TEXT = f'start: TEXT | begin calls | untagged\nbegin[lazy]: TEXT "{CALL_BEGIN}"\nTEXT: /(.|\\n)*/'
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as Python writes it: a call is rendered by the chat template as it was generated."""
 
@@ -225,11 +225,22 @@ class Tools:
         lines = [f'start: "{CALL_BEGIN}" calls' if self.forced else _TEXT]
         more = f'("\\n{CALL_BEGIN}" call){{0,{_CALLS - 1}}}' if self.parallel else ""
         lines.append(f"calls: call {more}")
-        lines.append(f"call: {' | '.join(f'call{number}' for number in range(len(schemas)))}")
+        for kind in ["call"] if self.forced else ["call", "untagged"]:
+            lines.append(f"{kind}: {' | '.join(f'{kind}{number}' for number in range(len(schemas)))}")
         for number, (name, schema) in enumerate(schemas.items()):
             begin = json.dumps(f'\n{{"name": "{name}", "arguments": ')
-            lines.append(f"call{number}: {begin} %json {schema} {json.dumps(CALL_END)}")
+            lines.append(f"arguments{number}: %json {schema}")
+            lines.append(f"call{number}: {begin} arguments{number} {json.dumps(CALL_END)}")
+            if not self.forced:
+                lines.append(f"open{number}[lazy]: /{OPENING.format(name)}/")
+                lines.append(f'untagged{number}: open{number} " "? arguments{number} /{CLOSING}/')
         return "\n".join(lines)
+
+    def openings(self) -> list[str]:
+        """Return how calls without tags may begin in an answer with text, white space left out."""
+        names = () if self.forced else (each["name"] for each in self.functions)
+        keys, fences = ("arguments", "parameters"), ("", "```", "```json")
+        return [f'{fence}{{"name":"{name}","{key}":' for name in names for key in keys for fence in fences]
 
 
 @contextmanager

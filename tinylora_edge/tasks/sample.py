@@ -7,7 +7,8 @@ A call is text in the form that most open models learned (Hermes, Qwen):
     </tool_call>
 
 A chat template that knows tools and this form renders them itself; for any other one they become text of
-messages that it knows.
+messages that it knows. Qwen2.5-Coder and Llama 3 leave the tags out, and may write `parameters` or a fence of
+Markdown: an answer that is one such object is a call, too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ CALL_BEGIN, CALL_END = "<tool_call>", "}\n</tool_call>"
 
 CALL = re.compile(r'\n?<tool_call>\n\{"name": "([\w-]+)", "arguments": (\{.*\})\}\n</tool_call>')
 """A whole call: the name, and the arguments as JSON."""
+
+OPENING = r'\s*(```\s*(json)?)?\s*\{{\s*"name"\s*:\s*"{}"\s*,\s*"(arguments|parameters)"\s*:'
+CLOSING = r"\s*\}(\s*```)?"
+UNTAGGED = re.compile(OPENING.format(r"([\w-]+)") + r" ?(\{.*\})" + CLOSING + r"\s*", re.S)
+"""A whole answer that is a call without tags: its third group is the name, its fifth the arguments."""
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}\Z")
 _EXPLAINED = """You can call these functions:
