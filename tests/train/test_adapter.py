@@ -237,6 +237,7 @@ def test_bfloat16_base_keeps_v_in_float32() -> None:
     model = models.tiny_model("llama").bfloat16()
     basis = basis_of(models.tiny_model("llama"), "tiled")
     with Adapter(model, basis) as adapter:
+        Learner(model, adapter, temperature=0.5).close()  # the adapter is the next one's then
         learner = Learner(model, adapter, temperature=1.0)
         prompt, *completions = (np.array(each, np.int32) for each in ([1, 2], [3], [4]))
         group = Group(prompt, completions, np.array([1, -1], np.float32))

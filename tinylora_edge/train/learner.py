@@ -62,11 +62,6 @@ class Group:
     advantage: NDArray[np.float32]
     sampled: Sequence[NDArray[np.float32]] | None = None
 
-    @property
-    def size(self) -> int:
-        """Tokens to compute where no other group shares any."""
-        return len(self.prompt) + sum(map(len, self.completions))
-
 
 @dataclass(frozen=True)
 class Gradient:
@@ -95,9 +90,10 @@ class Learner:
         self.head = self._pool.submit(plain_head, model).result()
 
     def close(self) -> None:
-        """End the threads, and what they compute: nothing runs with the adapter afterwards."""
-        self.adapter.until = -math.inf
+        """End the threads, and what they compute; the adapter is another learner's to use then."""
+        before, self.adapter.until = self.adapter.until, -math.inf
         self._pool.shutdown(cancel_futures=True)
+        self.adapter.until = before
 
     def map(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         """Yield a function's result for each item, in order; `workers` of them are computed at once."""
@@ -208,7 +204,7 @@ class Learner:
         self, groups: Sequence[Group], loss: Callable[[Sequence[Group]], tuple[Tensor, float]]
     ) -> Gradient:
         """Return the means over all tokens of a loss and a gap, of which `loss` returns sums over groups."""
-        count = tokens_of(groups)
+        count = sum(len(completion) for group in groups for completion in group.completions)
 
         def run(chosen: Sequence[Group]) -> tuple[Tensor, Tensor, float]:
             total, gap = loss(chosen)
@@ -372,12 +368,8 @@ def plain_head(model: Any) -> Tensor | None:
 def work_of(groups: Sequence[Group]) -> int:
     """Return how many tokens are computed for groups: a beginning that all prompts share counts once."""
     shared = common_prefix([group.prompt for group in groups])
-    return shared + sum(group.size - shared for group in groups)
-
-
-def tokens_of(groups: Sequence[Group]) -> int:
-    """Return how many tokens the completions have."""
-    return sum(len(completion) for group in groups for completion in group.completions)
+    lengths = (map(len, (group.prompt, *group.completions)) for group in groups)
+    return shared + sum(sum(each) - shared for each in lengths)
 
 
 # Whitened coordinates, for Adam. Its steps are equally long in every coordinate, but R's columns read

@@ -296,11 +296,6 @@ class Trainer:
             used = max(used, 1.0 if spent + self._longest + self._took > limit else spent / limit)
         return used
 
-    def _scheduled(self) -> float:
-        """Return how far the step size has fallen: 1 in the last step."""
-        steps = self.options.steps
-        return self._used(self.state.step) if steps is None else self.state.step / max(steps - 1, 1)
-
     def _result(self, stopped: str) -> Result:
         state = self.state
         sft = bool(self._answers)
@@ -358,7 +353,9 @@ class Trainer:
             return result | {"skipped": "non-finite gradient"}
         limit = _CLIP * float(np.median(state.norms)) if state.norms else norm
         state.norms = [*state.norms, norm][-_CLIP_WINDOW:]
-        lr = state.lr * (1 - (1 - _ANNEAL) * min(1.0, self._scheduled()))
+        last = None if options.steps is None else max(options.steps - 1, 1)
+        fallen = self._used(state.step) if last is None else state.step / last
+        lr = state.lr * (1 - (1 - _ANNEAL) * min(1.0, fallen))
         self._update(grad * min(1.0, limit / max(norm, 1e-30)), lr)
         return result | {"grad": norm, "lr": lr, "mismatch": gradient.mismatch}
 
