@@ -88,7 +88,7 @@ def peak(bundle: str, what: str) -> int:
     with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llm:
         if what == "generate":
             with llm.batch(task.train, task.max_tokens, sequences=SEQUENCES, n_threads=None) as batch:
-                batch.answer_each([None], task.train[:SEQUENCES], max_tokens=task.max_tokens, temperature=0.7)
+                batch.answer_each([None], task.train[:SEQUENCES], max_tokens=task.max_tokens)
         else:
             settings = TuneSettings(held_back=16, check_every=1)
             tuning = RewardLearner(

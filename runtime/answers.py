@@ -17,7 +17,7 @@ from ..errors import MissingExtraError, OptionError, RequestError
 from ..tasks.sample import CALL, CALL_BEGIN, CALL_END, UNTAGGED
 from ..vector import AdmittedVector
 from .engine import Tokenizer
-from .loop import FinishReason, Generating
+from .loop import NOBODY, FinishReason, Generating
 from .sampling import Sampler, likeliest, logprobs
 from .schema import Grammar, ToolCall, Tools, grammar_of
 from .turns import Who
@@ -124,9 +124,7 @@ class Request:
 
     Attributes:
         prompt: token ids.
-        tenant: whose request it is: nobody else reuses what is evaluated for it. Empty for nobody in
-            particular: nothing is kept.
-        account: of the tenant, if it belongs to one: see `Shares`.
+        who: whose places and turns it takes: see `Work`.
         user: whose vector and answer it is, where a tenant has many users.
         vector: the one to answer under; None for the base alone.
         sampling: how the answer is drawn.
@@ -134,17 +132,11 @@ class Request:
     """
 
     prompt: tuple[int, ...]
-    tenant: str = ""
-    account: str | None = None
+    who: Who = NOBODY
     user: str = ""
     vector: AdmittedVector | None = None
     sampling: Sampling = field(default_factory=Sampling)
     choice: int = 0
-
-    @property
-    def who(self) -> Who:
-        """Whose places and turns it takes."""
-        return Who(self.tenant if self.account is None else self.account, self.tenant)
 
 
 @dataclass(frozen=True)

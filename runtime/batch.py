@@ -105,7 +105,7 @@ class Batch:
             self.close()
             raise
         self._n_ctx = min(loop.n_ctx for loop in self._loops)
-        llm.dependents.add(self)
+        llm.loops.update(self._loops)
 
     @property
     def evaluated(self) -> int:
@@ -127,6 +127,7 @@ class Batch:
         seed: int | Sequence[int] = 0,
         schema: Schema | None = None,
         seconds: float | None = None,
+        answered: Callable[[int], None] = lambda count: None,
     ) -> list[Generation]:
         """Continue every prompt `samples` times.
 
@@ -141,6 +142,7 @@ class Batch:
             schema: what every sequence keeps to, from its first token: a JSON schema, or labels, one of which
                 is all of it.
             seconds: time after which all of it is given up.
+            answered: called with the number of sequences that ended since the last call.
 
         Returns:
             len(prompts) * samples generations, those of one prompt together, in order.
@@ -157,28 +159,66 @@ class Batch:
         own = list(vectors) if isinstance(vectors, Sequence) else [vectors] * len(prompts)
         if len(own) != len(prompts):
             raise VectorError(f"{len(prompts)} prompts need as many vectors, not {len(own)}: one for each")
-        pairs = [(vector, index) for index, vector in enumerate(own)]
-        how: Any = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "schema": schema}
-        return self._generate(pairs, prompts, samples=samples, seconds=seconds, **how)
+        if max_tokens < 1 or not 0 <= temperature < np.inf:
+            raise VectorError(
+                f"max_tokens is {max_tokens}, the temperature {temperature}: at least 1, and 0, are needed"
+            )
+        for index, prompt in enumerate(prompts):
+            self._check(index, prompt, max_tokens)
+        shape = len(prompts), samples, max_tokens
+        uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
+        grammar = None if schema is None else grammar_of(schema, self.llm.chat_tokenizer)
+        admitted, draws = self._admitted(own), list[_Drawn]()
+
+        def works(finished: Finished) -> Iterator[Generating]:
+            for prompt, vector, numbers in zip(prompts, admitted, uniform, strict=True):
+                for uniforms in numbers:
+                    drawn = _Drawn(temperature, uniforms, grammar and grammar.copy())
+                    draws.append(drawn)
+                    yield Generating(
+                        prompt,
+                        most=len(prompt) + max_tokens,
+                        draw=drawn,
+                        heard=drawn.accept,
+                        ends=self.llm.chat_tokenizer.ends,
+                        finished=finished,
+                        vector=vector,
+                        who=_OWNER,
+                    )
+
+        return [
+            Generation(
+                number // samples,
+                np.array([*work.answer, *work.by], np.int32),
+                np.array(drawn.logprobs, np.float32),
+                bool(work.by),
+            )
+            for number, (work, drawn) in enumerate(
+                zip(self._run(works, answered, seconds), draws, strict=True)
+            )
+        ]
 
     def answer_each(
         self,
         vectors: Sequence[MicroVector | None],
         samples: Sequence[Sample],
         *,
+        max_tokens: int,
+        schema: Schema | None = None,
+        seconds: float | None = None,
         answered: Callable[[int], None] = lambda count: None,
-        **how: Any,
     ) -> list[list[Completion]]:
-        """Return each vector's answers to all samples, all drawn with the same random numbers.
-
-        `how` is `max_tokens`, `temperature`, `seed` and `schema` as in `generate`. `answered` is called with
-        the number of answers that came since the last call.
-        """
-        count = len(samples)
-        pairs = [(vector, index) for vector in vectors for index in range(count)]
-        found = self._generate(pairs, self.encode(samples), ended=lambda: answered(1), **how)
-        answers = [self._completion(generation) for generation in found]
-        return [answers[v * count : (v + 1) * count] for v in range(len(vectors))]
+        """Return each vector's greedy answers to all samples. Arguments and errors: see `generate`."""
+        found = self.generate(
+            self.encode(samples) * len(vectors),
+            vectors=[vector for vector in vectors for _ in samples],
+            max_tokens=max_tokens,
+            schema=schema,
+            seconds=seconds,
+            answered=answered,
+        )
+        answers = iter([self._completion(generation) for generation in found])
+        return [[next(answers) for _ in samples] for _ in vectors]
 
     def score_each(
         self,
@@ -245,71 +285,15 @@ class Batch:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _generate(
-        self,
-        pairs: Sequence[tuple[MicroVector | None, int]],
-        prompts: Sequence[Sequence[int]],
-        *,
-        samples: int = 1,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int | Sequence[int] = 0,
-        schema: Schema | None = None,
-        seconds: float | None = None,
-        ended: Callable[[], None] = lambda: None,
-    ) -> list[Generation]:
-        """Continue prompts under vectors: `pairs` are a vector and the number of a prompt each."""
-        if max_tokens < 1 or not 0 <= temperature < np.inf:
-            raise VectorError(
-                f"max_tokens is {max_tokens}, the temperature {temperature}: at least 1, and 0, are needed"
-            )
-        for index, prompt in enumerate(prompts):
-            self._check(index, prompt, max_tokens)
-        shape = len(prompts), samples, max_tokens
-        uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
-        grammar = None if schema is None else grammar_of(schema, self.llm.chat_tokenizer)
-        admitted = self._admitted([vector for vector, _ in pairs])
-        at: list[int] = []
-        draws: list[_Drawn] = []
-
-        def works(finished: Finished) -> Iterator[Generating]:
-            for (_, index), vector in zip(pairs, admitted, strict=True):
-                for sample in range(samples):
-                    at.append(index)
-                    drawn = _Drawn(temperature, uniform[index, sample], grammar and grammar.copy())
-                    draws.append(drawn)
-                    yield Generating(
-                        prompts[index],
-                        most=len(prompts[index]) + max_tokens,
-                        draw=drawn,
-                        heard=drawn.accept,
-                        ends=self.llm.chat_tokenizer.ends,
-                        finished=finished,
-                        vector=vector,
-                        who=_OWNER,
-                    )
-
-        return [
-            Generation(
-                index,
-                np.array([*work.answer, *work.by], np.int32),
-                np.array(drawn.logprobs, np.float32),
-                bool(work.by),
-            )
-            for work, index, drawn in zip(self._run(works, ended, seconds), at, draws, strict=True)
-        ]
-
     def _run(
         self,
         make: Callable[[Finished], Iterator[W]],
-        ended: Callable[[], None] = lambda: None,
+        answered: Callable[[int], None] = lambda count: None,
         seconds: float | None = None,
     ) -> list[W]:
         """Run work to its end; whatever goes wrong, none of it runs afterwards."""
         over: SimpleQueue[tuple[W, BaseException | None]] = SimpleQueue()
         works: list[W] = list(make(lambda work, error: over.put((work, error))))
-        for loop in self._loops:
-            loop.check_waiting()
         until = None if seconds is None else time.monotonic() + seconds
         with self._turn:
             shares = self._shares(works)
@@ -333,7 +317,7 @@ class Batch:
                         raise Stopped from None
                     if error is not None:
                         raise error
-                    ended()
+                    answered(1)
                     loop = in_loop.pop(work)
                     left[loop] -= 1
                     if not left[loop]:

@@ -29,7 +29,6 @@ from ..vector import AdmittedVector, MicroVector, Policy
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-INSIDE = "this is a callback of a generation, which would wait for itself: do this after it has ended"
 CLOSED = "the model is closed: load it again"
 
 
@@ -187,19 +186,19 @@ class Weights:
         bases: those that vectors may be of.
         policy: what is demanded of their bytes.
         mixed: rows with different vectors share one evaluation of its engines.
-        dependents: loops, batches and pools, which are closed before the model is.
+        loops: over its weights, which are closed before the model is.
     """
 
     bases: Bases
     policy: Policy
     mixed: bool
-    dependents: WeakSet[Any]
+    loops: WeakSet[Any]
 
     def _prepare(self, bases: Bases, policy: Policy | None) -> None:
         # Not __init__: an engine's own class may have one with other arguments.
         self.bases = bases
         self.policy = policy or Policy()
-        self.dependents = WeakSet()
+        self.loops = WeakSet()
         self._engines: WeakSet[Engine] = WeakSet()  # what those compute with
         self._changed = threading.Condition()  # of the two that follow
         self._closed = False
@@ -308,8 +307,8 @@ class Weights:
         """Refuse what comes, and end what computes with the model: it can be freed then."""
         with self._changed:
             self._closed = True
-        for each in list(self.dependents):
-            each.close()
+        for loop in list(self.loops):
+            loop.close()
         with self._changed:
             self._changed.wait_for(lambda: not self._users)
         for engine in list(self._engines):

@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BusyError, TinyLoraError, VectorError
+from ..errors import TinyLoraError, VectorError
 from ..vector import AdmittedVector
-from .engine import INSIDE, Engine, Part, check_alive
+from .engine import Engine, Part, check_alive
 from .turns import Queue, Shares, Who
 
 _SLICE = 16
@@ -277,15 +277,6 @@ class Loop:
         self._begun = 0
         self._threads: list[threading.Thread] = []
 
-    def check_waiting(self) -> None:
-        """Refuse a callback of a generation to wait for the loop: it would wait for itself.
-
-        Raises:
-            BusyError: this thread is the loop's.
-        """
-        if threading.current_thread() in self._threads:
-            raise BusyError(INSIDE)
-
     def submit(self, *works: Work) -> None:
         """Let sequences wait for their turns.
 
@@ -341,11 +332,7 @@ class Loop:
         """End everything with a `TinyLoraError` and free the engines, after their current steps.
 
         Again is fine; whoever comes second waits.
-
-        Raises:
-            BusyError: this is a callback of a generation.
         """
-        self.check_waiting()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -521,7 +508,7 @@ class Loop:
                 if left < 0:
                     continue
             wanted = max(0, begin + count - work.first)
-            if count < 1 or (wanted and not outputs):
+            if wanted and not outputs:
                 continue
             outputs -= wanted
             yield slot, Part(slot.row, work.tokens[begin : begin + count], wanted)

@@ -265,13 +265,14 @@ class Stream(Iterator[Any]):
     To leave it early, close it or drop it: that ends the generation.
 
     Args:
-        check_waiting: raises a `BusyError` in a callback of a generation, which would wait for itself.
         begin: starts the generation, and returns it: setting its `cancelled` asks it to end. Its argument is
             called with each item.
+        check: called before each item; raises where this is a callback of a generation, which would wait for
+            itself.
     """
 
-    def __init__(self, check_waiting: Callable[[], None], begin: Callable[[Put], Any]) -> None:
-        self._check_waiting, self._begin = check_waiting, begin
+    def __init__(self, begin: Callable[[Put], Any], check: Callable[[], None] = lambda: None) -> None:
+        self._begin, self._check = begin, check
         self._begun: Any = None
         self._over = False
         self._items: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
@@ -281,7 +282,7 @@ class Stream(Iterator[Any]):
         return self
 
     def __next__(self) -> Any:
-        self._check_waiting()
+        self._check()
         with self._turn:
             if self._over:
                 raise StopIteration

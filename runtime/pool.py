@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any, Self, TypeAlias
 from weakref import ref
@@ -32,7 +33,7 @@ from .load import load
 from .loop import Generating, Load, Loop
 from .model import PersonalizedModel, VectorSource, admitted
 from .schema import Grammar, ToolCall
-from .turns import Workers
+from .turns import Who, Workers
 
 _OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not use
 _CLOSED = "the pool is closed: it was, or its model was. Make another one"
@@ -145,10 +146,10 @@ class Pool:
                 self._owned.close()
             raise
         self._loop = Loop(engines, closed=_CLOSED, waiting=waiting)
-        llm.dependents.add(self._loop)
+        llm.loops.add(self._loop)
         self.n_ctx = self._loop.n_ctx
         self._preparing = Workers(_PREPARING, waiting, "tinylora-prompts")
-        self._admitting = ThreadPoolExecutor(_ADMITTING, "tinylora-admission")
+        self._admitting = Workers(_ADMITTING, waiting, "tinylora-admission")
 
     async def chat(self, messages: Prompt, **options: Any) -> Answer:
         """Answer chat messages.
@@ -201,7 +202,9 @@ class Pool:
             RequestError: an option is out of its range. All others come from the stream's first step.
         """
         sampling = sampling_of(options)
-        request = Request((), user if tenant is None else tenant, account, user, None, sampling, choice)
+        tenant = user if tenant is None else tenant
+        who = Who(tenant if account is None else account, tenant)
+        request = Request((), who, user, sampling=sampling, choice=choice)
 
         def prepare() -> Prepared:
             functions = () if sampling.tools is None else sampling.tools.functions
@@ -228,10 +231,9 @@ class Pool:
                 raise
             return whole, work
 
-        def prepared() -> Future[Prepared]:
-            return self._preparing.submit(request.who, prepare)
-
-        return AnswerStream(prepared, begin, self._loop, None if vector is None else self._admitting)
+        prepared = partial(self._preparing.submit, who, prepare)
+        admitting = None if vector is None else partial(self._admitting.submit, who)
+        return AnswerStream(prepared, begin, self._loop, admitting)
 
     def _encode(
         self, prompt: Prompt, *, raw: bool, tools: tuple[dict[str, Any], ...]
@@ -280,7 +282,8 @@ class Pool:
 
         It waits for the engine's current step.
         """
-        self._preparing.close(TinyLoraError(_CLOSED))
+        for threads in (self._preparing, self._admitting):
+            threads.close(TinyLoraError(_CLOSED))
         self._loop.close()
         if self._owned is not None:
             self._owned.close()
@@ -314,12 +317,12 @@ class AnswerStream:
         prepare: Callable[[], Future[Prepared]],
         begin: Callable[[Prepared, Report], tuple[Request, Generating]],
         loop: Loop,
-        threads: Executor | None,
+        admitting: Callable[[Callable[[], None]], Future[None]] | None,
     ) -> None:
         self.finish: Finish | None = None
         self.vector: AdmittedVector | None = None
         self.request: Request | None = None
-        self._prepare, self._begin, self._loop, self._threads = prepare, begin, loop, threads
+        self._prepare, self._begin, self._loop, self._admitting = prepare, begin, loop, admitting
         self._begun = self._left = False
         self._work: Generating | None = None
         self._arrived: asyncio.Queue[Piece | Finish | BaseException] = asyncio.Queue()
@@ -347,9 +350,12 @@ class AnswerStream:
 
         try:
             prepared = await asyncio.wrap_future(self._prepare())
-            await loop.run_in_executor(self._threads, begin, prepared)
+            if self._admitting is None:
+                await loop.run_in_executor(None, begin, prepared)
+            else:
+                await asyncio.wrap_future(self._admitting(partial(begin, prepared)))
         except BaseException:
-            self._left = True
+            self.close()
             raise
 
     def __aiter__(self) -> Self:

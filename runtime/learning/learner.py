@@ -223,16 +223,16 @@ class RewardLearner:
             TinyLoraError: the engine has no memory for so many sequences.
             OSError: the state cannot be written.
         """
-        limit, began, self._stop = Budget.of(budget), time.monotonic(), False
+        self._budget, self._stop = Budget.of(budget), False
+        self._began, began = (self.state.tokens, self.state.seconds), time.monotonic()
         rows = min(_SEQUENCES, _TEXTS * (self._threads or cores())) if self._targets else _SEQUENCES
         with self._llm.batch(self._samples, self._longest, sequences=rows, n_threads=self._threads) as batch:
             self.state.seconds += time.monotonic() - began
-            return self._sit(batch, limit)
+            self._batch = batch
+            return self._sit()
 
-    def _sit(self, batch: Batch, budget: Budget) -> Tuned:
-        """Learn in a batch that has room for all prompts; see `run`."""
-        self._batch, self._budget = batch, budget
-        self._began = self.state.tokens, self.state.seconds
+    def _sit(self) -> Tuned:
+        """Learn in the batch, which has room for all prompts; see `run`."""
         self._begin()
         stopped = "budget"
         while not self._stop and self._affords():

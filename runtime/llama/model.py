@@ -16,7 +16,7 @@ import numpy as np
 from ...basis import Bases
 from ...errors import BusyError, TinyLoraError, VectorError
 from ...vector import AdmittedVector, Policy
-from ..engine import CLOSED, INSIDE, SpecialTokens, check_alive
+from ..engine import CLOSED, SpecialTokens, check_alive
 from ..model import PersonalizedModel, Put, Stream
 from .adapters import Adapters, signals_wait
 from .engine import LlamaEngine
@@ -67,7 +67,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         self, model_path: str, *, bases: Bases, policy: Policy | None = None, **options: Any
     ) -> None:
         self._prepare(bases, policy)
-        self._worker = Worker()
+        self._worker, self._closing = Worker(), threading.Lock()
         self._staged: AdmittedVector | None = None  # that the context has
         if "n_ctx" in options:  # else the binding has room for fewer tokens than the context that it names
             options["n_ctx"] = -(-options["n_ctx"] // _CONTEXT_STEP) * _CONTEXT_STEP
@@ -178,14 +178,16 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         A call afterwards raises a `TinyLoraError`: llama.cpp would end the process. Closing again is fine.
         """
         worker = self.__dict__.get("_worker")
-        if worker is None or self._closed:  # the constructor got no further, or it was closed before
+        if worker is None or self.__dict__.get("_ctx") is self._gone:  # it was not opened, or is closed
             return
         if not worker.close():
             return
-        self._end_all()
-        self._close_engine()
-        gone = self._gone
-        self.__dict__.update(_model=gone, _ctx=gone, _batch=gone, tokenizer_=gone)
+        with self._closing:  # llama.cpp would free it twice, if two threads did
+            if not self._closed:
+                self._end_all()
+                self._close_engine()
+                gone = self._gone
+                self.__dict__.update(_model=gone, _ctx=gone, _batch=gone, tokenizer_=gone)
 
     # Messages are text: only the chat template writes special tokens.
 
@@ -260,7 +262,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
             return job
 
         with self.in_use():
-            return Stream(worker.check_waiting, begin)
+            return Stream(begin, worker.check_waiting)
 
     def _checked(self, steps: Iterator[int]) -> Iterator[int]:
         for token in steps:
@@ -338,7 +340,9 @@ class Worker:
     def check_waiting(self) -> None:
         """Raise a `BusyError` in a callback of a generation, which would wait for itself."""
         if self.inside:
-            raise BusyError(INSIDE)
+            raise BusyError(
+                "this is a callback of a generation, which would wait for itself: do this after it has ended"
+            )
 
     def check(self) -> None:
         """End the current job where it was cancelled, or the worker was closed."""

@@ -26,7 +26,10 @@ class LlamaTokenizer:
 
     def __init__(self, llm: Any) -> None:
         self._llm, self._size = llm, llm.n_vocab()
-        self._vocab = llama_cpp.llama_model_get_vocab(llm.model)
+
+    @property
+    def _vocab(self) -> Any:
+        return llama_cpp.llama_model_get_vocab(self._llm.model)  # raises where the model is closed
 
     # Prompts
 
@@ -112,7 +115,8 @@ class LlamaTokenizer:
     @cached_property
     def end_ids(self) -> list[int]:
         """The tokens that end an answer: a text, a turn or a message."""
-        return [token for token in range(self._size) if self.ends(token)]
+        vocab = self._vocab
+        return [token for token in range(self._size) if llama_cpp.llama_vocab_is_eog(vocab, token)]
 
     @property
     def eos_token(self) -> int:

@@ -32,7 +32,7 @@ from .engine import OnnxEngine
 from .session import open_session
 from .tokenizer import Messages, OnnxTokenizer
 
-_OWNER = "model"  # of its own answers: they find what was evaluated for each other
+_OWNER = Who("model", "model")  # of its own answers: they find what was evaluated for each other
 _DEFAULTS = {"top_k": 40, "top_p": 0.95, "min_p": 0.05}  # llama-cpp-python's
 _OPTIONS = ("temperature", "top_p", "top_k", "min_p", "seed", "schema")
 
@@ -77,7 +77,7 @@ class TinyLoraOnnx(PersonalizedModel):
         self._session = open_session(path, n_threads=n_threads)
         self._loop = Loop([self._engine(1, self._n_ctx)], closed=CLOSED)
         finalize(self, self._loop.close).atexit = False
-        self.dependents.add(self._loop)
+        self.loops.add(self._loop)
         self._opened()
 
     def __repr__(self) -> str:
@@ -85,13 +85,12 @@ class TinyLoraOnnx(PersonalizedModel):
         return f"TinyLoraOnnx({self.model_path!r}, {state}, factors {self.bases.id}, {self.vector!r})"
 
     def _stage(self, vector: AdmittedVector | None) -> None:
-        self._loop.check_waiting()  # R goes with each request
+        """Nothing: R goes with each request."""
 
     def close(self) -> None:
         """See `PersonalizedModel.close`."""
         if self._closed:
             return
-        self._loop.check_waiting()
         self._end_all()
         self.chat_tokenizer.close()
         self._session = None
@@ -180,11 +179,11 @@ class TinyLoraOnnx(PersonalizedModel):
                 heard=heard,
                 finished=lambda _, error: put(None, error or StopIteration()),
                 vector=vector,
-                who=Who(_OWNER, _OWNER),
+                who=_OWNER,
             )
             return self._submitted(work)
 
-        return Stream(self._loop.check_waiting, begin)
+        return Stream(begin)
 
     def create_completion(
         self, prompt: str | Sequence[int], *, max_tokens: int | None = 16, **options: Any
@@ -266,8 +265,8 @@ class TinyLoraOnnx(PersonalizedModel):
             return self._submitted(work)
 
         if stream:
-            return Stream(self._loop.check_waiting, lambda put: begin(put, chunks=True))
-        pieces = Stream(self._loop.check_waiting, begin)
+            return Stream(lambda put: begin(put, chunks=True))
+        pieces = Stream(begin)
         try:
             *found, finish = pieces
         finally:

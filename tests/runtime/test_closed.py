@@ -33,6 +33,7 @@ CALLS: dict[str, dict[str, Callable[[Any], Any]]] = {
         "eval": lambda llm: llm.eval([1, 2]),
         "embed": lambda llm: llm.embed("one two"),
         "tokenize": lambda llm: llm.tokenize(b"one"),
+        "ends": lambda llm: llm.chat_tokenizer.ends(1),
         "n_ctx": lambda llm: llm.n_ctx(),
         "n_vocab": lambda llm: llm.n_vocab(),
         "n_embd": lambda llm: llm.n_embd(),
@@ -51,6 +52,7 @@ from test_closed import CALLS
 from tinylora_edge import MicroVector, TinyLoraError, runtime
 
 llm = runtime.load({bundle!r}, engine={engine!r}, n_ctx=64, n_threads=1)
+llm.chat_tokenizer
 llm.kept = MicroVector.zeros(llm.bases.basis(numbers=13))
 stream = llm("one two", max_tokens=9, stream=True)
 llm.close()

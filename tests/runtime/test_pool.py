@@ -8,6 +8,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -208,6 +209,26 @@ def test_whoever_leaves_frees_a_place(pool: Pool, held: Callable[..., Any]) -> N
     asyncio.run(leave())
 
 
+def test_whoever_leaves_as_the_request_begins_frees_a_place(pool: Pool, held: Callable[..., Any]) -> None:
+    async def leave() -> None:
+        class Leaving(ThreadPoolExecutor):  # the request has begun, and its task is cancelled before it hears
+            def submit(self, *call: Any) -> Any:  # type: ignore[override]
+                wait([begun := super().submit(*call)])
+                task.cancel()
+                return begun
+
+        asyncio.get_running_loop().set_default_executor(Leaving(1))
+        with held("leaves"):
+            stream = pool.stream(PROMPTS[0], user="leaves", max_tokens=300)
+            task = asyncio.create_task(stream.start())
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert stream._work is not None
+        assert stream._work.cancelled
+
+    asyncio.run(leave())
+
+
 def test_more_than_may_wait_are_refused(opened: Callable[..., Pool]) -> None:
     async def too_many(pool: Pool) -> list[Any]:
         calls = [pool.complete(PROMPTS[1], user=str(i), max_tokens=90, temperature=0) for i in range(9)]
@@ -391,6 +412,16 @@ def test_closing_ends_what_is_being_answered(opened: Callable[..., Pool]) -> Non
 
     found = asyncio.run(closed(opened(slots=2)))
     assert any(isinstance(each, TinyLoraError) and "closed" in str(each) for each in found)
+
+
+def test_closing_ends_its_threads(opened: Callable[..., Pool]) -> None:
+    before = threading.enumerate()
+    with opened() as pool:
+        asyncio.run(pool.complete("one", vector=vectors(pool, 1)[0], max_tokens=1))
+    left = [each for each in threading.enumerate() if each not in before and "tinylora" in each.name]
+    for each in left:
+        each.join(PATIENCE)
+    assert not any(each.is_alive() for each in left)
 
 
 def test_a_pool_over_a_model_that_is_there(opened: Callable[..., Pool]) -> None:

@@ -211,8 +211,9 @@ def test_a_stream_of_a_closed_model_ends_with_the_error(llm: Any, begun: bool) -
     chunks.close()
 
 
-def test_who_waits_for_a_model_that_is_closed_is_refused(llama: Any) -> None:
-    reached, go_on = threading.Event(), threading.Event()
+def test_who_waits_for_a_model_that_is_closed_is_refused(llama: Any, monkeypatch: Any) -> None:
+    """It is freed once, by whichever of two threads."""
+    reached, go_on, free = threading.Event(), threading.Event(), type(llama)._close_engine
 
     def pause(tokens: Any, logits: Any) -> Any:
         reached.set()
@@ -221,11 +222,16 @@ def test_who_waits_for_a_model_that_is_closed_is_refused(llama: Any) -> None:
 
     first = start(llama, "abc", max_tokens=9, logits_processor=LogitsProcessorList([pause]))
     assert reached.wait(PATIENCE)
-    waiting, closing = start(complete, llama), start(llama.close)
+    freed = []
+    monkeypatch.setattr(type(llama), "_close_engine", lambda self: freed.append(1) or free(self))
+    waiting, closing, again = start(complete, llama), start(llama.close), start(llama.close)
     with pytest.raises(TinyLoraError, match="the model is closed"):
         waiting.result(PATIENCE)
+    assert blocked(again)
     go_on.set()
     closing.result(PATIENCE)
+    again.result(PATIENCE)
+    assert freed == [1]
     with pytest.raises(TinyLoraError, match="the model is closed"):
         first.result(PATIENCE)
 

@@ -128,12 +128,19 @@ class TestLearning:
         found = RewardLearner(llm, PROMPTS, lambda completion, sample: 0.5, **QUICK).run("1000ktokens")
         assert (found.stopped, found.improved, found.steps) == ("silence", False, 10)
 
-    def test_what_the_search_takes_is_of_the_budget(self, llm, monkeypatch):
-        late, ask, clock = [0.0], Search.ask, learner.time.monotonic
-        monkeypatch.setattr(Search, "ask", lambda search: late.append(late.pop() + 1000) or ask(search))
+    def test_what_the_search_and_the_batch_take_is_of_the_budget(self, llm, monkeypatch):
+        late, ask, batch, clock = [0.0], Search.ask, TinyLoraLlama.batch, learner.time.monotonic
+
+        def slow(call: Any) -> Any:
+            return lambda *given, **how: late.append(late.pop() + 1000) or call(*given, **how)
+
         monkeypatch.setattr(learner, "time", SimpleNamespace(monotonic=lambda: clock() + late[0]))
+        monkeypatch.setattr(Search, "ask", slow(ask))
         found = RewardLearner(llm, PROMPTS, favoured, **QUICK).run(Budget(seconds=1500, tokens=20_000))
         assert (found.steps, found.stopped) == (1, "budget")
+        monkeypatch.setattr(TinyLoraLlama, "batch", slow(batch))
+        with pytest.raises(TrainError, match=r"before and after it 1\d\d\d s"):
+            RewardLearner(llm, PROMPTS, favoured, **QUICK).run(Budget(seconds=900, tokens=20_000))
 
     def test_stops_where_nothing_gets_better(self, llm: TinyLoraLlama) -> None:
         settings = TuneSettings(prompts=2, held_back=4, check_every=1, population=4)
