@@ -34,12 +34,16 @@ LONG = BODY | {"max_tokens": 4000, "temperature": 1, "stream": True}
 
 
 def test_an_app_answers_and_closes(tiny: Path, tmp_path: Path) -> None:
-    client = TestClient(serve.app(tiny, store=tmp_path / "users.db", **SMALL))
+    (link := tmp_path / "linked").symlink_to(tiny)  # whose name is the model's
+    client, body = (
+        TestClient(serve.app(link, store=tmp_path / "users.db", **SMALL)),
+        BODY | {"model": "linked"},
+    )
     with client:
         assert client.get("/health").status_code == 200
-        answer = client.post("/v1/completions", json=BODY)
+        answer = client.post("/v1/completions", json=body)
         assert (answer.status_code, answer.json()["usage"]["prompt_tokens"]) == (200, 3)
-    health, answer = client.get("/health"), client.post("/v1/completions", json=BODY)
+    health, answer = client.get("/health"), client.post("/v1/completions", json=body)
     assert (health.status_code, health.json()) == (503, {"status": "draining", "running": 0, "waiting": 0})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
 

@@ -123,7 +123,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("a space", {"tools": [tool("two words")]}, "'two words': it must have 1 to 64 letters"),
     ("long", {"tools": [tool("x" * 65)]}, "it must have 1 to 64 letters"),
     ("no name", {"tools": [{"type": "function", "function": {}}]}, "name is None"),
-    ("no function", {"tools": [{"type": "custom"}]}, "no object of the type 'function'"),
+    ("no function", {"tools": [{"type": "custom"}]}, "tools[0] is {'type': 'custom'}, expected "),
     ("twice", {"tools": [TOOLS[0], TOOLS[0]]}, "two tools have the name 'get_weather'"),
     ("unknown", {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "'g', which is no tool"),
     ("a choice", {"tool_choice": "any"}, "tool_choice is none of"),

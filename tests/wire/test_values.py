@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 import support
@@ -150,8 +148,8 @@ def test_values_that_no_scale_reaches():
 
 
 def test_entries_that_a_vector_is_not():
-    for shape in ((), (5, 2, 2)):
-        with pytest.raises(VectorError, match=re.escape(f"12 numbers are none of the shape {shape}")):
+    for shape, message in (((), "none$"), ((5, 2, 2), r"none of the shape \(5, 2, 2\)")):
+        with pytest.raises(VectorError, match=f"12 numbers are {message}"):
             rounded(np.ones(12), "q4", shape)
     with pytest.raises(
         VectorError, match=rf"of the shape \(3, 4, 1\), but those of basis {ENTRIES.id} are \(3, 2, 2\)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -69,7 +70,7 @@ def app(
         OptionError: the name has an @, or an option lacks another one, or contradicts it.
         Those of `runtime.Pool`, `Policy` and the stores.
     """
-    name = name or Path(bundle).resolve().name.removesuffix(".gguf")
+    name = name or os.path.basename(os.path.abspath(bundle)).removesuffix(".gguf")  # of a link, its own
     if "@" in name:
         raise OptionError(
             f"the model's name {name!r} has an @, which stands before a user: pass another (--name)"

@@ -524,7 +524,8 @@ def read_body(body: Any, *, chat: bool) -> Body:
     try:
         found = Body.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)
+        first = max(wrong, key=lambda each: len(each["loc"]))  # where a value has several forms, the nearest
         where = first["loc"][: 3 if first["loc"][0] == "messages" else 1]
         param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where)[1:]
         raise RequestError(f"{param}: {first['msg']}", param=param) from None

@@ -131,7 +131,8 @@ def read_functions(tools: Any) -> tuple[dict[str, Any], ...]:
     for number, tool in enumerate(tools):
         where = f"tools[{number}]"
         if not isinstance(tool, Mapping) or tool.get("type") != "function":
-            raise RequestError(f"{where} is no object of the type 'function'", param=where)
+            form = '{"type": "function", "function": {"name": ...}}'
+            raise RequestError(f"{where} is {tool!r:.80}, expected {form}", param=where)
         where += ".function"
         function = tool.get("function")
         if not isinstance(function, Mapping):

@@ -51,9 +51,8 @@ def finite(values: NDArray[np.float32], dtype: str, entries: Entries = ()) -> ND
     if bits := BITS.get(dtype):
         largest = float(_scale(_NO_SCALE - 1)) * ((1 << bits) - 1) / 2
         if not entries or math.prod(entries) != len(values):
-            raise VectorError(
-                f"{dtype} is for entries of R alone: {len(values)} numbers are none of the shape {entries}"
-            )
+            whole = f" of the shape {entries}" if entries else ""
+            raise VectorError(f"{dtype} is for entries of R alone: {len(values)} numbers are none{whole}")
     rounded = values
     fits = np.abs(values) <= largest  # nor is NaN
     if fits.all() or dtype not in SCALED:
