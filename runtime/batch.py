@@ -54,7 +54,7 @@ class Generation:
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """The seconds of a call were over before its sequences were."""
+    """It was later than a batch or an adapter may compute."""
 
 
 class Batch:
@@ -76,6 +76,7 @@ class Batch:
 
     Attributes:
         contexts: how many compute side by side; each evaluates for itself what its prompts share.
+        until: a call is given up, with `Stopped`, once `time.monotonic()` is later.
 
     Raises:
         TinyLoraError: the engine cannot make the contexts, or the model is closed.
@@ -94,6 +95,7 @@ class Batch:
         threads = n_threads or cores()
         self.contexts = 1 if llm.one_engine else max(1, min(threads, contexts or sequences // _FEWEST))
         rows = -(-sequences // self.contexts)
+        self.until = np.inf
         self._turn = threading.RLock()  # whose call it is
         self._loops: list[Loop] = []
         try:
@@ -126,7 +128,6 @@ class Batch:
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
         schema: Schema | None = None,
-        seconds: float | None = None,
         answered: Callable[[int], None] = lambda count: None,
     ) -> list[Generation]:
         """Continue every prompt `samples` times.
@@ -141,7 +142,6 @@ class Batch:
                 draw with the same ones.
             schema: what every sequence keeps to, from its first token: a JSON schema, or labels, one of which
                 is all of it.
-            seconds: time after which all of it is given up.
             answered: called with the number of sequences that ended since the last call.
 
         Returns:
@@ -153,7 +153,7 @@ class Batch:
                 temperature is out of its range.
             RequestError: the schema becomes no grammar, or one that takes too much, or allows no token.
             MissingExtraError: llguidance is not installed, which schemas need.
-            Stopped: the seconds are over.
+            Stopped: it is later than `until`.
             TinyLoraError: the batch is closed, or is closed while it generates.
         """
         own = list(vectors) if isinstance(vectors, Sequence) else [vectors] * len(prompts)
@@ -193,9 +193,7 @@ class Batch:
                 np.array(drawn.logprobs, np.float32),
                 bool(work.by),
             )
-            for number, (work, drawn) in enumerate(
-                zip(self._run(works, answered, seconds), draws, strict=True)
-            )
+            for number, (work, drawn) in enumerate(zip(self._run(works, answered), draws, strict=True))
         ]
 
     def answer_each(
@@ -205,7 +203,6 @@ class Batch:
         *,
         max_tokens: int,
         schema: Schema | None = None,
-        seconds: float | None = None,
         answered: Callable[[int], None] = lambda count: None,
     ) -> list[list[Completion]]:
         """Return each vector's greedy answers to all samples. Arguments and errors: see `generate`."""
@@ -214,10 +211,9 @@ class Batch:
             vectors=[vector for vector in vectors for _ in samples],
             max_tokens=max_tokens,
             schema=schema,
-            seconds=seconds,
             answered=answered,
         )
-        answers = iter([self._completion(generation) for generation in found])
+        answers = iter([self.completion(generation) for generation in found])
         return [[next(answers) for _ in samples] for _ in vectors]
 
     def score_each(
@@ -289,12 +285,10 @@ class Batch:
         self,
         make: Callable[[Finished], Iterator[W]],
         answered: Callable[[int], None] = lambda count: None,
-        seconds: float | None = None,
     ) -> list[W]:
         """Run work to its end; whatever goes wrong, none of it runs afterwards."""
         over: SimpleQueue[tuple[W, BaseException | None]] = SimpleQueue()
         works: list[W] = list(make(lambda work, error: over.put((work, error))))
-        until = None if seconds is None else time.monotonic() + seconds
         with self._turn:
             shares = self._shares(works)
             ahead, in_loop, left = iter(shares), dict[W, Loop](), Counter[Loop]()
@@ -311,7 +305,7 @@ class Batch:
                     give(loop)
                 for _ in works:
                     try:
-                        left_s = None if until is None else max(0.0, until - time.monotonic())
+                        left_s = None if self.until == np.inf else max(0.0, self.until - time.monotonic())
                         work, error = over.get(timeout=left_s)
                     except Empty:
                         raise Stopped from None
@@ -340,7 +334,8 @@ class Batch:
         made = {vector: None if vector is None else self.llm.own(vector) for vector in dict.fromkeys(vectors)}
         return [made[vector] for vector in vectors]
 
-    def _completion(self, generation: Generation) -> Completion:
+    def completion(self, generation: Generation) -> Completion:
+        """Return a generation as text, without the token that ended it."""
         tokens = generation.tokens.tolist()
         text = self.llm.chat_tokenizer.decode(tokens[:-1] if generation.ended else tokens)
         return Completion(text, generation.ended, len(tokens))

@@ -31,7 +31,7 @@ def draw(logits: NDArray[np.float32], temperature: float, uniform: float) -> tup
         weights *= inverse
     np.exp(weights, out=weights)
     if temperature:
-        blocks = np.add.reduceat(weights, range(0, len(weights), _BLOCK), dtype=np.float64).cumsum()
+        blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64).cumsum()
         total = blocks[-1]
         block = _beyond(blocks, uniform * total)
         inside = weights[block * _BLOCK : (block + 1) * _BLOCK].cumsum(dtype=np.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import TrainError
 from ..runtime.batch import Batch, Generation
-from ..tasks import Completion, Sample, Task
+from ..tasks import Sample, Task
 from ..vector import MicroVector
 from .learner import Gradient, Group, Learner, advantages
 
@@ -46,13 +45,13 @@ class Sampled:
 
     Attributes:
         temperature: at which completions are drawn.
-        until: drawing ends with `Stopped` once `time.monotonic()` is later.
+        batch: of the deployed model, which draws them.
     """
 
     def __init__(self, task: Task, batch: Batch, *, encode: Encode, each: int) -> None:
-        self.task, self.temperature, self.until = task, task.temperature, math.inf
+        self.task, self.temperature, self.batch = task, task.temperature, batch
         self._lessons = replace(task, reward=task.shaped or task.reward)
-        self._batch, self._encode, self._each = batch, encode, each
+        self._encode, self._each = encode, each
         self._last: tuple[Any, Drawn] | None = None
 
     def collect(
@@ -85,8 +84,8 @@ class Sampled:
 
     def greedy(self, vector: MicroVector, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """Return the rewards of greedy answers in the deployed model: float64 [samples]."""
-        how: dict[str, Any] = {"schema": self.task.schema, "seconds": self._left()}
-        (answers,) = self._batch.answer_each([vector], samples, max_tokens=self.task.max_tokens, **how)
+        how: dict[str, Any] = {"max_tokens": self.task.max_tokens, "schema": self.task.schema}
+        (answers,) = self.batch.answer_each([vector], samples, **how)
         return np.array(self.task.scores(answers, samples), np.float64)
 
     def _draw(self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]) -> Drawn:
@@ -99,7 +98,7 @@ class Sampled:
         if self._last is not None and self._last[0] == key:
             return self._last[1]
         began = time.monotonic()
-        drawn = self._batch.generate(
+        drawn = self.batch.generate(
             [self._encode(sample).tolist() for sample in samples],
             vectors=vector,
             samples=self._each,
@@ -107,18 +106,13 @@ class Sampled:
             temperature=self.temperature,
             seed=seed,
             schema=self.task.schema,
-            seconds=self._left(),
         )
-        each, decode = self._each, self._batch.llm.chat_tokenizer.decode
-        answers = [Completion(decode(one.tokens.tolist()), one.ended, len(one.tokens)) for one in drawn]
+        each, answers = self._each, [self.batch.completion(one) for one in drawn]
         rewards = self._lessons.scores(answers, [sample for sample in samples for _ in range(each)])
         own = [slice(i, i + each) for i in range(0, len(drawn), each)]
         found = Drawn([drawn[i] for i in own], [rewards[i] for i in own], time.monotonic() - began)
         self._last = key, found
         return found
-
-    def _left(self) -> float | None:
-        return None if self.until == math.inf else max(0.0, self.until - time.monotonic())
 
 
 class Demonstrations:

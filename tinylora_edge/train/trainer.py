@@ -135,7 +135,7 @@ class Trainer:
             if self._answers and not state.curve:
                 self._foresee(60 * minutes)
             until = time.monotonic() + 60 * _GRACE * minutes - state.seconds
-            self.learner.adapter.until = self._judged.until = until
+            self.learner.adapter.until = self._judged.batch.until = until
         try:
             self._loop(write, report)
         except Stopped:
@@ -146,7 +146,7 @@ class Trainer:
                 ) from None
             state.stopped = "done"
         finally:
-            self.learner.adapter.until = self._judged.until = math.inf
+            self.learner.adapter.until = self._judged.batch.until = math.inf
         self._save()
         # Stopped in its last step, a run is interrupted too: measuring would take its time as well.
         return self._result("interrupted" if self._stop else state.stopped)
