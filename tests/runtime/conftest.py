@@ -16,7 +16,7 @@ import pytest
 import smollm2
 import support
 
-from tinylora_edge import load_bundle, runtime
+from tinylora_edge import Basis, load_bundle, runtime
 from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.runtime import Pool, TinyLoraLlama, TinyLoraOnnx
 from tinylora_edge.runtime.loop import Generating
@@ -33,6 +33,11 @@ def tiny_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     bases = load_bundle(folder).bases
     save_bases(bases.with_projection(support.learned(bases.factors, 12, prior=False)), folder / "basis.gguf")
     return folder
+
+
+@pytest.fixture
+def basis(tiny_bundle: Path) -> Basis:
+    return load_bundle(tiny_bundle).basis(numbers=13)
 
 
 @pytest.fixture(scope="session")

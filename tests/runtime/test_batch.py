@@ -84,9 +84,8 @@ def test_closing_a_model_ends_the_threads_of_a_batch_that_was_dropped(llm: Any) 
     opened(llm).generate(PROMPTS, max_tokens=1)
     gc.collect()
     threads = [thread for thread in threading.enumerate() if thread not in before and "loop" in thread.name]
-    assert threads
     llm.close()
-    assert not any(thread.is_alive() for thread in threads)
+    assert [thread.is_alive() for thread in threads] == [False]
 
 
 def test_each_row_is_what_its_user_gets_alone(llm: Any) -> None:
@@ -167,8 +166,7 @@ def test_a_population_is_one_vector_after_another(llm: PersonalizedModel) -> Non
             again = batch.answer_each([vector], samples, max_tokens=LIMIT, answered=counts.append)
             assert again == [answers]
             assert sum(counts) == 3
-        prompts = batch.encode(samples)
-        before = batch.evaluated
+        prompts, before = batch.encode(samples), batch.evaluated
         found = batch.answer_each([None, users[0]], samples[:2], max_tokens=LIMIT)
         # The last token of an answer is drawn, and what prompts share is evaluated once a vector.
         answers = sum(answer.tokens - 1 for row in found for answer in row)

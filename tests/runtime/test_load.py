@@ -23,11 +23,6 @@ PROMPT = list(b"one two three four")
 
 
 @pytest.fixture
-def basis(tiny_bundle):
-    return load_bundle(tiny_bundle).basis(numbers=13)
-
-
-@pytest.fixture
 def vector(basis):
     return MicroVector.random(basis, 0.5, seed=1)
 

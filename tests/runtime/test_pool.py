@@ -204,13 +204,7 @@ def test_whoever_leaves_frees_a_place(pool: Pool, held: Callable[..., Any]) -> N
             stream.close()
             assert [piece async for piece in stream] == []
         assert bits(await staying) == expected
-        await idle(pool)
 
-    asyncio.run(leave())
-
-
-def test_whoever_leaves_as_the_request_begins_frees_a_place(pool: Pool, held: Callable[..., Any]) -> None:
-    async def leave() -> None:
         class Leaving(ThreadPoolExecutor):  # the request has begun, and its task is cancelled before it hears
             def submit(self, *call: Any) -> Any:  # type: ignore[override]
                 wait([begun := super().submit(*call)])
@@ -223,8 +217,8 @@ def test_whoever_leaves_as_the_request_begins_frees_a_place(pool: Pool, held: Ca
             task = asyncio.create_task(stream.start())
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert stream._work is not None
         assert stream._work.cancelled
+        await idle(pool)
 
     asyncio.run(leave())
 
@@ -399,9 +393,12 @@ def test_a_failure_of_the_engine_ends_what_runs_and_nothing_else(pool, monkeypat
     assert asyncio.run(pool.complete(PROMPTS[1], max_tokens=4)).finish.cached_tokens == 0
 
 
-def test_closing_ends_what_is_being_answered(opened: Callable[..., Pool]) -> None:
+def test_closing_ends_what_is_being_answered_and_its_threads(opened: Callable[..., Pool]) -> None:
+    before = {*threading.enumerate()}
+
     async def closed(pool: Pool) -> list[Any]:
-        calls = [asyncio.create_task(pool.complete("x", user=str(i), temperature=1)) for i in range(40)]
+        how: Any = {"vector": vectors(pool, 1)[0], "temperature": 1}
+        calls = [asyncio.create_task(pool.complete("x", user=str(i), **how)) for i in range(40)]
         while not pool.load().running:
             await asyncio.sleep(0.001)
         await asyncio.gather(*(asyncio.to_thread(pool.close) for _ in range(3)))
@@ -410,18 +407,11 @@ def test_closing_ends_what_is_being_answered(opened: Callable[..., Pool]) -> Non
             await pool.complete("x")
         return found
 
-    found = asyncio.run(closed(opened(slots=2)))
+    found = asyncio.run(closed(pool := opened(slots=2)))
     assert any(isinstance(each, TinyLoraError) and "closed" in str(each) for each in found)
-
-
-def test_closing_ends_its_threads(opened: Callable[..., Pool]) -> None:
-    before = threading.enumerate()
-    with opened() as pool:
-        asyncio.run(pool.complete("one", vector=vectors(pool, 1)[0], max_tokens=1))
-    left = [each for each in threading.enumerate() if each not in before and "tinylora" in each.name]
-    for each in left:
+    for each in {each for each in threading.enumerate() if "tinylora" in each.name} - before:
         each.join(PATIENCE)
-    assert not any(each.is_alive() for each in left)
+        assert not each.is_alive(), pool
 
 
 def test_a_pool_over_a_model_that_is_there(opened: Callable[..., Pool]) -> None:

@@ -20,7 +20,6 @@ import pytest
 import support
 
 from tinylora_edge import BasisError, BasisMismatchError, MicroVector, TrainError, load_bundle, runtime
-from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.tasks.rewards import text
 from tinylora_edge.train import Options, adapter, grown, train, trainer
@@ -289,21 +288,6 @@ def test_signal_that_dries_up_ends_the_run_with_what_was_found(
         assert any(row.get("event") == "back-off" for row in rows)
         assert list(tmp_path.iterdir()) == []
     assert [row["reward"] for row in rows if row.get("event") == "silent"] == [last]
-
-
-def test_the_first_step_learns_from_the_answers_that_found_the_temperature(
-    tiny_bundle, letters_task, options, tmp_path, monkeypatch
-):
-    """They tell the coordinates of steps too: they are drawn once."""
-    drawn, generate = [], Batch.generate
-
-    def counted(self: Batch, *prompts: Any, **how: Any) -> Any:
-        drawn.append(how["seed"])
-        return generate(self, *prompts, **how)
-
-    monkeypatch.setattr(Batch, "generate", counted)
-    train(tiny_bundle, letters_task, tmp_path / "v", options=replace(options, steps=2))
-    assert drawn == [(options.seed, 1, 0), (options.seed, 1, 1)]
 
 
 def test_no_signal_is_said_before_the_first_step(tiny_bundle, easy, options, tmp_path):

@@ -7,13 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tinylora_edge import MicroVector, OptionError, Policy, RollbackError, VectorError, load_bundle
+from tinylora_edge import MicroVector, OptionError, Policy, RollbackError, VectorError
 from tinylora_edge.runtime.model import admitted, vector_bytes
-
-
-@pytest.fixture
-def basis(tiny_bundle):
-    return load_bundle(tiny_bundle).basis(numbers=13)
 
 
 @pytest.fixture
