@@ -159,13 +159,12 @@ def test_a_population_is_one_vector_after_another(llm: PersonalizedModel) -> Non
     samples = [Sample(text, raw=True) for text in ("one two three", "one two four", "one")]
     users = vectors(llm)
     with opened(llm, sequences=16, n_threads=2) as batch:
-        found = batch.answer_each(users, samples, max_tokens=LIMIT)
+        counts: list[int] = []
+        found = batch.answer_each(users, samples, max_tokens=LIMIT, answered=counts.append)
+        assert sum(counts) == len(users) * len(samples)
         assert len({tuple(a.text for a in answers) for answers in found}) == 3
         for vector, answers in zip(users, found, strict=True):
-            counts: list[int] = []
-            again = batch.answer_each([vector], samples, max_tokens=LIMIT, answered=counts.append)
-            assert again == [answers]
-            assert sum(counts) == 3
+            assert batch.answer_each([vector], samples, max_tokens=LIMIT) == [answers]
         prompts, before = batch.encode(samples), batch.evaluated
         found = batch.answer_each([None, users[0]], samples[:2], max_tokens=LIMIT)
         # The last token of an answer is drawn, and what prompts share is evaluated once a vector.

@@ -52,8 +52,7 @@ from test_closed import CALLS
 from tinylora_edge import MicroVector, TinyLoraError, runtime
 
 llm = runtime.load({bundle!r}, engine={engine!r}, n_ctx=64, n_threads=1)
-llm.chat_tokenizer
-llm.kept = MicroVector.zeros(llm.bases.basis(numbers=13))
+llm.kept, _ = MicroVector.zeros(llm.bases.basis(numbers=13)), llm.chat_tokenizer
 stream = llm("one two", max_tokens=9, stream=True)
 llm.close()
 llm.close()

@@ -212,7 +212,6 @@ def test_a_stream_of_a_closed_model_ends_with_the_error(llm: Any, begun: bool) -
 
 
 def test_who_waits_for_a_model_that_is_closed_is_refused(llama: Any, monkeypatch: Any) -> None:
-    """It is freed once, by whichever of two threads."""
     reached, go_on, free = threading.Event(), threading.Event(), type(llama)._close_engine
 
     def pause(tokens: Any, logits: Any) -> Any:
