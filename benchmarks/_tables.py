@@ -461,7 +461,7 @@ MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "1,000 users": served("llama", 1000),
     "**server**, ONNX Runtime, 16 users": served("onnx", 16),
     "1,000 users, ONNX Runtime": served("onnx", 1000),
-    "**training**, 64 x 8: a step of SFT, 8 calls of SNIPS": stepped("sft"),
+    "**training**, 64 x 8: a step of SFT, 8 calls": stepped("sft"),
     "a step of GRPO, 8 answers each to 8 lists": stepped("grpo"),
 }
 """The rows of `model_costs`: what a cell is, of a model's records by what was measured."""
