@@ -98,13 +98,13 @@ def test_peft_loads_a_lora(world: World, tiny_weights: Path, tmp_path: Path, kin
 @pytest.mark.parametrize("architecture", ["llama", "qwen2moe"])
 def test_llama_cpp_runs_a_merged_model(tmp_path: Path, architecture: str) -> None:
     floats = models.write_gguf(models.tiny_model(architecture), tmp_path / "floats.gguf")
+    packed = models.quantize_file(floats, tmp_path / "packed.gguf", llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1)
     data = bytearray(floats.read_bytes())
     data[16:24] = (data[16] + 1).to_bytes(8, "little")  # one more key: an empty list
     data[24:24] = struct.pack(
         "<Q8sIIQ", 8, b"tiny.set", gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING, 0
     )
     floats.write_bytes(data)
-    packed = models.quantize_file(floats, tmp_path / "packed.gguf", llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1)
     for base in (floats, models.split_gguf(packed, tmp_path, 9)[0]):
         bundle = export_gguf(base, tmp_path / f"{base.stem}-bundle").output
         basis = load_bundle(bundle).basis(rank=2)
