@@ -7,14 +7,14 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, OptionError, RequestError
-from ..tasks.sample import CALL, CALL_BEGIN, CALL_END, UNTAGGED
+from ..tasks.sample import CALL, CALL_BEGIN, CALL_END, untagged
 from ..vector import AdmittedVector
 from .engine import Tokenizer
 from .loop import NOBODY, FinishReason, Generating
@@ -232,8 +232,9 @@ class Text:
     def rest(self) -> Piece:
         """Return what was held back, at the end; a call that is not whole is left out."""
         self._held += self._decoder.decode(b"", final=True)
-        if self._calling and (call := UNTAGGED.fullmatch(self._held)):
-            self._held = f'{CALL_BEGIN}\n{{"name": "{call[3]}", "arguments": {call[5]}{CALL_END}'
+        if self._calling and (call := untagged(self._held)):
+            self._held, self.calls = "", 1
+            return replace(self._emit(0), calls=(ToolCall(0, *call),))
         piece = self._emit(len(self._held))
         self._held = ""
         return piece
@@ -257,10 +258,11 @@ class Text:
 
     def _opens(self) -> bool:
         """Whether the answer so far is a call without tags, or the beginning of one."""
-        text = "".join(self._held.split())
-        self._openings = [each for each in self._openings if each[: len(text)] == text[: len(each)]]
-        self._calling = self._calling or any(len(each) <= len(text) for each in self._openings)
-        return bool(text and self._openings)
+        if self._openings and not self._calling:
+            text = "".join(self._held.split())
+            self._openings = [each for each in self._openings if each[: len(text)] == text[: len(each)]]
+            self._calling = any(len(each) <= len(text) for each in self._openings)
+        return bool(self._openings)
 
     def _begun(self, stop: str) -> int:
         """Length of the longest beginning of a stop text that the held text ends with."""

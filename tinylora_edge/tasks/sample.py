@@ -34,10 +34,11 @@ CALL_BEGIN, CALL_END = "<tool_call>", "}\n</tool_call>"
 CALL = re.compile(r'\n?<tool_call>\n\{"name": "([\w-]+)", "arguments": (\{.*\})\}\n</tool_call>')
 """A whole call: the name, and the arguments as JSON."""
 
-OPENING = r'\s*(```\s*(json)?)?\s*\{{\s*"name"\s*:\s*"{}"\s*,\s*"(arguments|parameters)"\s*:'
-CLOSING = r"\s*\}(\s*```)?"
-UNTAGGED = re.compile(OPENING.format(r"([\w-]+)") + r" ?(\{.*\})" + CLOSING + r"\s*", re.S)
-"""A whole answer that is a call without tags: its third group is the name, its fifth the arguments."""
+OPENING = r'\s*(?:```\s*(?:json)?)?\s*\{{\s*"name"\s*:\s*"{}"\s*,\s*"(?:arguments|parameters)"\s*:'
+CLOSING = r"\s*\}(?:\s*```)?"
+"""What a call without tags begins and ends with, around a space and its arguments; {} is the name."""
+
+_UNTAGGED = re.compile(OPENING.format(r"([\w-]+)") + r" ?(\{.*\})" + CLOSING + r"\s*", re.S)
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}\Z")
 _EXPLAINED = """You can call these functions:
@@ -214,6 +215,18 @@ def spelled(name: str, arguments: Mapping[str, Any]) -> str:
     """Return a call as text."""
     body = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
     return f"{CALL_BEGIN}\n{body}\n</tool_call>"
+
+
+def untagged(text: str) -> tuple[str, str] | None:
+    """Return the name and the arguments, as JSON, of an answer that is a call without tags; None for another
+    one, or where it is cut."""
+    if (call := _UNTAGGED.fullmatch(text)) is None:
+        return None
+    try:
+        parse_json(call[2])
+    except ValueError:  # it is cut at the brace of an object inside
+        return None
+    return call[1], call[2]
 
 
 def renders_tools(template: str) -> bool:
