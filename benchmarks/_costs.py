@@ -351,10 +351,11 @@ def graph_token(model: Any, adapter: str | None, prompts: Any, threads: int) -> 
 
 
 def likeness(bundle: Path, graph: Path) -> dict[str, Any]:
-    """Return the KL of the graph from the GGUF, in nats a token of the GGUF's own answers."""
+    """Return the KL of the graph from the GGUF, in nats a token of the GGUF's greedy answers, and how many
+    of these the graph begins likewise: its likeliest tokens are theirs."""
     import onnx_weights as weights
 
-    from tinylora_edge.eval.drift import PROMPTS, TOKENS
+    from tinylora_edge.eval.drift import BEGINNING, PROMPTS, TOKENS
     from tinylora_edge.tasks.load import load_general
 
     general, found = load_general()[:PROMPTS], []
@@ -366,7 +367,14 @@ def likeness(bundle: Path, graph: Path) -> dict[str, Any]:
         found.append(weights.distributions(llm, texts, 1))
     with closing(runtime.load(graph, engine="onnx", n_ctx=512, n_threads=1)) as llm:
         found.append(weights.distributions(llm, texts, 1))
-    return {"kl": weights.divergence(*found), "tokens": len(found[0]), "prompts": len(texts)}
+    starts = np.cumsum([0, *map(len, drawn[:-1])])
+    likeliest = found[1].argmax(axis=-1)
+    alike = sum(
+        list(likeliest[start:][: len(answer[:BEGINNING])]) == answer[:BEGINNING]
+        for start, answer in zip(starts, drawn, strict=True)
+    )
+    kl = weights.divergence(*found)
+    return {"kl": kl, "tokens": len(found[0]), "prompts": len(texts), "begin_alike": alike}
 
 
 def servers(bundle: Path, graph: Path) -> dict[str, Any]:

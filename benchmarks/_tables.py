@@ -412,11 +412,6 @@ def stepped(method: str) -> Callable[[dict[str, Any]], str]:
     return cell
 
 
-def likeness(found: dict[str, Any]) -> str:
-    answers = found["onnx"]["answers"]
-    return f"{answers['begin_alike']} of {answers['prompts']}"
-
-
 TALL = "rank 64x8"
 MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "GGUF": lambda found: f"{found['export']['model_bytes'] / 1e6:,.0f} MB",
@@ -435,7 +430,7 @@ MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "its peak memory": lambda found: f"{found['onnx']['peak_bytes'] / 1e6:,.0f} MB",
     "bytes": lambda found: f"{found['onnx']['bytes'] / 1e6:,.0f} MB",
     "KL from the GGUF, nats a token": lambda found: f"{found['likeness']['kl']:.4f}",
-    "answers that begin alike": likeness,
+    "answers that begin alike": lambda found: "{begin_alike} of {prompts}".format(**found["likeness"]),
     "**load** of a bundle, over a plain `Llama`": ratio("load", "", "runtime.load", "over_stock"),
     "**swap** of 13 numbers, over `llama_adapter_lora_init` of rank 2": ratio(
         "swap", "", "13 numbers", "over_stock"
