@@ -286,6 +286,11 @@ class Result:
         return sum(phase.steps for phase in self.phases)
 
     @property
+    def seconds(self) -> float:
+        """Seconds that those took, with their validations."""
+        return sum(phase.seconds for phase in self.phases)
+
+    @property
     def stopped(self) -> str:
         """Why the last phase that began ended: see `Phase`."""
         return next(phase.stopped for phase in reversed(self.phases) if phase.stopped != "left out")

@@ -24,14 +24,14 @@ from ..process import cores, first_interrupt
 from ..runtime.batch import Batch
 from ..runtime.learning.state import Report
 from ..runtime.model import admit
-from ..tasks import Sample, Task
+from ..tasks import Task
 from ..tasks.load import load_general
 from ..tasks.rewards import is_text
 from ..tasks.task import name_of
-from ..vector import Policy
+from ..vector import MicroVector, Policy
 from ..writes import locked
 from .adapter import Adapter, load_model, one_thread
-from .batches import REHEARSED_TOKENS, Demonstrations, Rehearsal, Sampled
+from .batches import REHEARSED_TOKENS, Answers, Rehearsal
 from .learner import Learner
 from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_result
 from .trainer import DIFFER, Trainer, load
@@ -90,134 +90,200 @@ def train(
         first = folder / f"{methods[0]}.json"
         if resume and not first.exists():
             raise TrainError(f"{folder} has no {first.name} to resume from: start without --resume")
-        engines = _Engines(bundle, task, options, methods, stack, first if resume else None)
-        task, options = engines.task, engines.options
-        about = engines.about()
+        run = _Run(bundle, task, options, methods, folder, stack, report)
+        task, options = run.task, run.options
+        about = run.about()
         report({"event": "data", **about})
-        run = _Run(engines, options, folder, report)
-
-        def interrupted() -> None:
-            run.stop()
-            report({"event": "stopping"})
-
-        with first_interrupt(interrupted):
-            result = run.phases(methods)
+        with first_interrupt(run.stop):
+            result = run.phases()
         if run.stopping:
             return Outcome(folder, result)
-        vector = options.framed(result.vector, engines.basis)
-        if not vector.values.any():
-            for path in checkpoints:
-                path.unlink(missing_ok=True)
-            raise nothing_found(task, result, run.curve)
+        vector = options.framed(result.vector, run.basis)
         outcome = Outcome(output, replace(result, vector=vector))
-        written = vector, engines.basis, task, options
-        write_result(*written, outcome, run.curve, data=about)
+        written = vector, run.basis, task, options
+        if better := vector.values.any():
+            write_result(*written, outcome, run.curve, data=about)
         for path in checkpoints:
             path.unlink(missing_ok=True)
+        if not better:
+            raise nothing_found(task, result, run.curve)
         if options.evaluate:
-            measured = Measuring(
-                engines.deployed,
-                engines.batch,
+            measuring = Measuring(
+                run.deployed,
+                run.batch,
                 task,
                 vector,
                 validation=options.split(task)[0],
-                n_threads=engines.threads,
+                n_threads=run.threads,
                 report=report,
-            ).run()
-            outcome = replace(outcome, measured=measured)
+            )
+            outcome = replace(outcome, measured=measuring.run())
             write_result(*written, outcome, run.curve, data=about)
     return outcome
 
 
 def chosen_methods(task: Task, options: Options) -> list[str]:
-    """Return the methods of a run, in order."""
-    free = is_text(task.reward)
-    if options.method is not None:
-        if free and options.method == "grpo":
-            raise TrainError(
-                f"task {task.name} is measured by the text of its answers, which no reward judges: GRPO has "
-                "nothing to learn from. Leave --method out, or name a reward with --reward"
-            )
-        return [options.method]
-    answered = all(sample.answer is not None for sample in task.train)
-    return [method for method, fits in (("sft", answered or free), ("grpo", not free)) if fits]
+    """Return the methods of a run, in order. TrainError: the task has nothing that one learns from."""
+    free, missing = is_text(task.reward), sum(sample.answer is None for sample in task.train)
+    fitting = [method for method, fits in (("sft", free or not missing), ("grpo", not free)) if fits]
+    methods = fitting if options.method is None else [options.method]
+    if free and "grpo" in methods:
+        raise TrainError(
+            f"task {task.name} is measured by the text of its answers, which no reward judges: GRPO has "
+            "nothing to learn from. Leave --method out, or name a reward with --reward"
+        )
+    if missing and "sft" in methods:
+        raise TrainError(
+            f"{missing} of {len(task.train)} training prompts of task {task.name} have no answer: SFT needs "
+            "one for each"
+        )
+    return methods
 
 
 class _Run:
-    """The phases of a run, one after the other, each with a checkpoint of its own."""
+    """The phases of a run, one after the other, over engines that all of them use.
 
-    def __init__(self, engines: _Engines, options: Options, folder: Path, report: Report) -> None:
+    Each phase has a checkpoint in `folder`. Where the first one has one already, it is of this run, or it is
+    refused before a model is loaded. `stack` closes the engines, in reverse order.
+    """
+
+    def __init__(
+        self,
+        bundle: str | PathLike[str],
+        task: Task,
+        options: Options,
+        methods: Sequence[str],
+        folder: Path,
+        stack: ExitStack,
+        report: Report,
+    ) -> None:
         self.stopping = False
         self.curve: list[dict[str, Any]] = []
-        self._engines, self._options, self._folder, self._report = engines, options, folder, report
+        self._methods, self._folder, self._stack, self._report = methods, folder, stack, report
         self._trainer: Trainer | None = None
         self._known: NDArray[np.float64] | None = None  # validation of what the last phase found
+        options.split(task)
+        self.threads = options.workers or cores()
+        stack.enter_context(one_thread())
+        found = load_bundle(bundle)
+        self.basis = options.basis(found.bases)
+        self.options = options = options.with_few_bits(self.basis)
+        self._identity = partial(identity, task, self.basis)
+        if (first := self._checkpoint(methods[0])).exists():
+            load(first, self._identity(replace(options, method=methods[0])))
+        shared = None
+        if options.under is not None:
+            shared = admit(options.under, found.bases, Policy(keys=options.keys), beneath=True)
+        deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
+        self.deployed = stack.enter_context(closing(deployed))
+        self.task = fitted(task, deployed)
+        room = self._room()
+        self._general: list[NDArray[np.int32]] = []
+        if any(map(options.rehearses, methods)):
+            prompts = [deployed.encode(sample)[0] for sample in load_general(split="train")]
+            self._general = [np.array(tokens, np.int32) for tokens in prompts]
+            room = max(room, *(len(tokens) + REHEARSED_TOKENS for tokens in prompts))
+        self.batch = stack.enter_context(Batch(deployed, n_ctx_seq=room, n_threads=self.threads))
+        self._model = load_model(options.weights or found.base, options.dtype)
+        self._adapter = stack.enter_context(Adapter(self._model, self.basis, shared))
+
+    def about(self) -> dict[str, Any]:
+        """Return what the run learns from, and how, as its record has it."""
+        validation, train = self.options.split(self.task)
+        return {
+            "train": len(train),
+            "validation": len(validation),
+            "held_out": len(self.task.held_out),
+            "reward": name_of(self.task.reward),
+            "methods": list(self._methods),
+            "numbers": self.basis.size,
+            "notes": list(self.task.notes),
+        }
 
     def stop(self) -> None:
         """End the run after the step at hand, its state saved."""
         self.stopping = True
         if self._trainer is not None:
             self._trainer.stop()
+        self._report({"event": "stopping"})
 
-    def phases(self, methods: Sequence[str]) -> Result:
+    def phases(self) -> Result:
         """Run the methods that are worth it, each from what the one before found."""
-        result: Result | None = None
-        for method in methods:
-            if result is None:
-                result = self._phase(method, None)
-            elif not self._checkpoint(method).exists() and (why := self._why_not(result)):
-                phase = Phase(method, result.best_score, result.best_score, why=why)
-                result = replace(result, phases=(*result.phases, phase))
+        result = Result(MicroVector.zeros(self.basis), ())
+        for method in self._methods:
+            why = self._why_not(result)
+            if why is not None and not self._checkpoint(method).exists():
+                vector, phase = result.vector, Phase(method, result.best_score, result.best_score, why=why)
             else:
-                found = self._phase(method, result)
-                (phase,) = found.phases
-                if not phase.best_step and phase.stopped != "interrupted":
-                    why = _NO_SIGNAL if phase.stopped == "no signal" else _NO_GAIN
-                    phase = replace(phase, why=why)
-                result = Result(found.vector, (*result.phases, phase))
+                vector, phase = self._phase(method, result)
+                if result.phases and not phase.best_step and phase.stopped != "interrupted":
+                    phase = replace(phase, why=_NO_SIGNAL if phase.stopped == "no signal" else _NO_GAIN)
+            result = Result(vector, (*result.phases, phase))
             if self.stopping:
                 break
-        assert result is not None
         return result
 
-    def _phase(self, method: str, before: Result | None) -> Result:
+    def _phase(self, method: str, before: Result) -> tuple[MicroVector, Phase]:
         """Run a method from what was found before it, or resume it from its checkpoint."""
-        options = self._options
-        steps, minutes = options.steps, options.minutes
-        if before is not None:
-            steps = None if steps is None else steps - before.steps
-            minutes = None if minutes is None else minutes - before.phases[-1].seconds / 60
-            if before.best_step:
-                options = replace(options, start=tuple(before.vector.values.tolist()))
-        options = replace(options, method=method, steps=steps, minutes=minutes)
-        done = 0 if before is None else before.steps
-        checkpoint = self._checkpoint(method)
-        needed = 0.0 if before is None else DIFFER
-        self._trainer = trainer = self._engines.trainer(options, checkpoint, needed, self._known)
+        options, done, checkpoint = self.options, before.steps, self._checkpoint(method)
+        if before.best_step:
+            options = replace(options, start=tuple(before.vector.values.tolist()))
+        options = replace(
+            options,
+            method=method,
+            steps=None if options.steps is None else options.steps - done,
+            minutes=None if options.minutes is None else options.minutes - before.seconds / 60,
+        )
+        learner = Learner(self._model, self._adapter, temperature=1.0, workers=self.threads)
+        self._stack.callback(learner.close)
+        self._trainer = trainer = Trainer(
+            learner,
+            Answers(self.task, self.batch, options.samples),
+            options=options,
+            checkpoint=checkpoint,
+            identity=self._identity(options),
+            needed=DIFFER if before.phases else 0.0,
+            known=self._known,
+            rehearsal=Rehearsal(learner, self.batch, self._general) if options.rehearses(method) else None,
+        )
         if checkpoint.exists():
             trainer.resume()
         if self.stopping:
             trainer.stop()
-
-        def report(metrics: dict[str, Any]) -> None:
-            self._report(_placed(metrics, method, done))
-
-        result = trainer.run(report)
+        found = trainer.run(lambda metrics: self._report(_placed(metrics, method, done)))
         self._trainer, self._known = None, trainer.state.best_scores
         self.curve += [_placed(row, method, done) for row in trainer.state.curve]
-        return result
+        return found
 
     def _checkpoint(self, method: str) -> Path:
         return self._folder / f"{method}.json"
 
     def _why_not(self, before: Result) -> str | None:
-        """Return why GRPO is not worth its time after SFT, or None."""
-        options, used = self._options, 0.0
+        """Return why a method is not worth its time after what was done before it, or None."""
+        options, used = self.options, 0.0
         if options.steps is not None:
             used = before.steps / options.steps
         if options.minutes is not None:
-            used = max(used, before.phases[-1].seconds / 60 / options.minutes)
+            used = max(used, before.seconds / 60 / options.minutes)
         return "too little of the budget is left for it" if used > _USED_UP else None
+
+    def _room(self) -> int:
+        """Return the tokens of the longest prompt with what is drawn or learned behind it."""
+        llm, longest, task = self.deployed, 0, self.task
+        for name, samples in (("train", task.train), ("held_out", task.held_out)):
+            for number, sample in enumerate(samples):
+                prompt = len(llm.encode(sample)[0])
+                answer = 0 if is_text(task.reward) else task.max_tokens  # nothing is drawn
+                if "sft" in self._methods and sample.answer is not None:
+                    answer = max(answer, len(llm.encode_answer(sample)))
+                if prompt + answer > llm.longest:
+                    raise TrainError(
+                        f"task {task.name}, {name} sample {number} ({sample.text[:60]!r}): its prompt has "
+                        f"{prompt} tokens, which with {answer} to answer pass the model's context of "
+                        f"{llm.longest}: shorten it, or leave it out"
+                    )
+                longest = max(longest, prompt + answer)
+        return longest
 
 
 def _placed(metrics: dict[str, Any], method: str, done: int) -> dict[str, Any]:
@@ -314,108 +380,3 @@ def unfinished(folder: Path) -> TrainError:
     return TrainError(
         f"{folder} holds the checkpoint of an unfinished run: go on with --resume, or remove it"
     )
-
-
-class _Engines:
-    """The engines that a run computes with, opened in order and closed in reverse."""
-
-    def __init__(
-        self,
-        bundle: str | PathLike[str],
-        task: Task,
-        options: Options,
-        methods: Sequence[str],
-        stack: ExitStack,
-        checkpoint: Path | None,
-    ) -> None:
-        self.methods, self.stack = methods, stack
-        options.split(task)
-        self.threads = options.workers or cores()
-        stack.enter_context(one_thread())
-        self._bundle = load_bundle(bundle)
-        self.basis = options.basis(self._bundle.bases)
-        self.options = options = options.with_few_bits(self.basis)
-        self._identity = partial(identity, task, self.basis)
-        if checkpoint is not None:  # of another run it is refused before the model is loaded
-            load(checkpoint, self._identity(replace(options, method=methods[0])))
-        under, policy = options.under, Policy(keys=options.keys)
-        shared = None if under is None else admit(under, self._bundle.bases, policy, beneath=True)
-        deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
-        self.deployed = stack.enter_context(closing(deployed))
-        self.task = task = fitted(task, deployed)
-        self.prompts = {id(s): self._tokens(s) for s in (*task.train, *task.held_out)}
-        room = self._room()
-        self.general = []
-        if any(map(options.rehearses, methods)):
-            self.general = [self._tokens(sample) for sample in load_general(split="train")]
-            room = max(room, *(len(tokens) + REHEARSED_TOKENS for tokens in self.general))
-        batch = Batch(self.deployed, n_ctx_seq=room, n_threads=self.threads)
-        self.batch = stack.enter_context(batch)
-        self.model = load_model(options.weights or self._bundle.base, options.dtype)
-        self.adapter = stack.enter_context(Adapter(self.model, self.basis, shared))
-
-    def about(self) -> dict[str, Any]:
-        """Return what a run learns from, and how, as its record has it."""
-        task = self.task
-        validation, train = self.options.split(task)
-        return {
-            "train": len(train),
-            "validation": len(validation),
-            "held_out": len(task.held_out),
-            "reward": name_of(task.reward),
-            "methods": list(self.methods),
-            "numbers": self.basis.size,
-            "notes": list(task.notes),
-        }
-
-    def trainer(
-        self, options: Options, checkpoint: Path, needed: float, known: NDArray[np.float64] | None
-    ) -> Trainer:
-        """Return the loop of one method over these engines; `options` are its own."""
-        task, encoders = self.task, {"encode": self._encode, "encode_answer": self._encode_answer}
-        judge = Sampled(task, self.batch, encode=self._encode, each=options.samples)
-        answers = Demonstrations(task, **encoders) if options.method == "sft" else None
-        learner = Learner(self.model, self.adapter, temperature=1.0, workers=self.threads)
-        self.stack.callback(learner.close)
-        rehearsal = None
-        if options.rehearses(options.method):
-            rehearsal = Rehearsal(learner, self.batch, self.general)
-        return Trainer(
-            task,
-            learner,
-            answers or judge,
-            judge,
-            options=options,
-            checkpoint=checkpoint,
-            identity=self._identity(options),
-            needed=needed,
-            known=known,
-            rehearsal=rehearsal,
-        )
-
-    def _tokens(self, sample: Sample) -> NDArray[np.int32]:
-        return np.array(self.deployed.encode(sample)[0], np.int32)
-
-    def _encode(self, sample: Sample) -> NDArray[np.int32]:
-        return self.prompts[id(sample)]
-
-    def _encode_answer(self, sample: Sample) -> NDArray[np.int32]:
-        return np.array(self.deployed.encode_answer(sample), np.int32)
-
-    def _room(self) -> int:
-        """Return the tokens of the longest prompt with what is drawn or learned behind it."""
-        limit, longest, task = self.deployed.longest, 0, self.task
-        for name, samples in (("train", task.train), ("held_out", task.held_out)):
-            for number, sample in enumerate(samples):
-                prompt = len(self._encode(sample))
-                answer = 0 if is_text(task.reward) else task.max_tokens  # nothing is drawn
-                if "sft" in self.methods and sample.answer is not None:
-                    answer = max(answer, len(self._encode_answer(sample)))
-                if prompt + answer > limit:
-                    raise TrainError(
-                        f"task {task.name}, {name} sample {number} ({sample.text[:60]!r}): its prompt has "
-                        f"{prompt} tokens, which with {answer} to answer pass the model's context of "
-                        f"{limit}: shorten it, or leave it out"
-                    )
-                longest = max(longest, prompt + answer)
-        return longest

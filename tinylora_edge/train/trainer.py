@@ -17,13 +17,13 @@ from ..jsonio import restored
 from ..projection import Whitening
 from ..runtime.batch import Stopped
 from ..runtime.learning.state import Report, load_state, picked, save_state, standard_error
-from ..tasks import Sample, Task
+from ..tasks import Sample
 from ..tasks.rewards import is_text
 from ..vector import MicroVector
 from ..wire.values import BITS
-from .batches import KEEP, WHITENED, Demonstrations, Rehearsal, Sampled
+from .batches import KEEP, WHITENED, Answers, Rehearsal
 from .learner import Group, Learner, ModuleWhitening, rounded, whitened, work_of
-from .options import Options, Phase, Result
+from .options import Options, Phase
 
 _BETAS = 0.9, 0.99
 _ANNEAL = 0.1  # step size of the last step over that of the first
@@ -56,10 +56,10 @@ def default_lr(basis: Basis, method: str) -> float:
 
 
 class Trainer:
-    """The loop that trains v, which the learner's adapter holds, by one method.
+    """The loop that trains v, which the learner's adapter holds, by the method of the options.
 
-    `batches` gives the groups of each step. `judge` scores greedy answers to the validation prompts, which
-    are not trained on (`Options.split`). `identity` is what a resumed run must share.
+    `answers` are those to learn from, and to the validation prompts, which are not trained on
+    (`Options.split`). `identity` is what a resumed run must share.
     GRPO begins only if some groups, and at least the share `needed`, differ in their rewards. `known` are the
     rewards of its start, where that has been validated.
 
@@ -69,10 +69,8 @@ class Trainer:
 
     def __init__(
         self,
-        task: Task,
         learner: Learner,
-        batches: Sampled | Demonstrations,
-        judge: Sampled,
+        answers: Answers,
         *,
         options: Options,
         checkpoint: Path,
@@ -82,15 +80,12 @@ class Trainer:
         rehearsal: Rehearsal | None = None,
     ) -> None:
         basis = learner.adapter.basis
-        self.task, self.learner, self.options = task, learner, options
-        self._batches, self._judged, self._rehearsal = batches, judge, rehearsal
-        self._method = "sft" if isinstance(batches, Demonstrations) else "grpo"
-        self._checkpoint, self._needed, self._known = checkpoint, needed, known
-        self._identity = identity
-        self._validation, self._train = options.split(task)
-        self._answers: list[Group] = []  # the validation answers
-        if isinstance(batches, Demonstrations):
-            self._answers = batches.groups(self._validation)
+        self.learner, self.options, self._answers, self._rehearsal = learner, options, answers, rehearsal
+        self._checkpoint, self._identity, self._needed, self._known = checkpoint, identity, needed, known
+        self._validation, self._train = options.split(answers.task)
+        self._method = options.method or "grpo"
+        self._sft = self._method == "sft"
+        self._held = answers.given(self._validation) if self._sft else []
         if options.start is not None and len(options.start) != basis.size:
             raise TrainError(
                 f"training would start from {len(options.start)} values, and the basis has {basis.size}: "
@@ -98,9 +93,8 @@ class Trainer:
             )
         self.basis = basis
         self._start = np.array(options.start or [0.0] * basis.size, np.float32)
-        self.state = TrainState.start(self._start)
-        start = MicroVector(self._start, options.frame_dtype or "fp32", entries=basis.entries)
-        self.state.best_v = start.values
+        held = MicroVector(self._start, options.frame_dtype or "fp32", entries=basis.entries)
+        self.state = TrainState.start(self._start, held.values)
         self._whitening: Whitening | ModuleWhitening | None = None
         self._stop = False
         self._validated, self._since, self._took = 0, 0.0, 0.0  # the step, seconds of steps since, its own
@@ -116,11 +110,11 @@ class Trainer:
         """End the run after the step at hand, its state saved; safe to call from a signal handler."""
         self._stop = True
 
-    def run(self, report: Report = lambda metrics: None) -> Result:
+    def run(self, report: Report = lambda metrics: None) -> tuple[MicroVector, Phase]:
         """Train until the budget is used, nothing gets better, or `stop`.
 
         Where all answers of each group had the same reward (`no signal`), or nothing was better than the
-        start, the result is the start. A step that still runs a quarter past the minutes is given up.
+        start, the vector is the start. A step that still runs a quarter past the minutes is given up.
 
         Raises:
             TrainError: the minutes are too few to judge the start or, by an estimate, for a step.
@@ -132,10 +126,10 @@ class Trainer:
             report(metrics)
 
         if minutes is not None:
-            if self._answers and not state.curve:
+            if self._sft and not state.curve:
                 self._foresee(60 * minutes)
             until = time.monotonic() + 60 * _GRACE * minutes - state.seconds
-            self.learner.adapter.until = self._judged.batch.until = until
+            self.learner.adapter.until = self._answers.batch.until = until
         try:
             self._loop(write, report)
         except Stopped:
@@ -146,7 +140,7 @@ class Trainer:
                 ) from None
             state.stopped = "done"
         finally:
-            self.learner.adapter.until = self._judged.batch.until = math.inf
+            self.learner.adapter.until = self._answers.batch.until = math.inf
         self._save()
         # Stopped in its last step, a run is interrupted too: measuring would take its time as well.
         return self._result("interrupted" if self._stop else state.stopped)
@@ -155,8 +149,8 @@ class Trainer:
         state, options = self.state, self.options
         if not state.curve:
             self._begin(write)
-        if isinstance(self._batches, Sampled) and not state.stopped:
-            self._find_temperature(self._batches, report)
+        if not (self._sft or state.stopped):
+            self._find_temperature(report)
         while not (state.stopped or self._stop or self._used(state.step) >= 1):
             began = time.monotonic()
             metrics = self._step()
@@ -179,7 +173,7 @@ class Trainer:
                 report({"event": "silent", "reward": metrics["reward"]})
             if silent:
                 state.stopped = "silence" if state.signal else "no signal"
-            elif self._answers and "validation" in metrics and state.stale >= _PATIENCE:
+            elif self._sft and "validation" in metrics and state.stale >= _PATIENCE:
                 self._lose_patience()
             elif state.step % options.checkpoint_every == 0:
                 self._save()
@@ -193,18 +187,18 @@ class Trainer:
             float64 [prompts]; nats a token, 0 where the method is not SFT.
         """
         nats, loss = self._nats(v)
-        if is_text(self.task.reward):
+        if is_text(self._answers.task.reward):
             return -nats, loss
-        return self._judged.greedy(self._vector(v), self._validation), loss
+        return self._answers.greedy(self._vector(v), self._validation), loss
 
     def _nats(self, v: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
         """Return the nats a token of each validation answer, float64 [prompts], and of all tokens."""
-        if not self._answers:
+        if not self._sft:
             return np.empty(0), 0.0
         self.learner.adapter.set(v)
-        logprobs = self.learner.measure(self._answers)
+        logprobs = self.learner.measure(self._held)
         sums = -np.array([float(each.sum()) for each in logprobs], np.float64)
-        counts = np.array([len(group.completions[0]) for group in self._answers])
+        counts = np.array([len(group.completions[0]) for group in self._held])
         return sums / counts, float(sums.sum() / counts.sum())
 
     def _begin(self, write: Report) -> None:
@@ -212,22 +206,22 @@ class Trainer:
         state, began = self.state, time.monotonic()
         scores, loss = self.validate(state.best_v) if self._known is None else (self._known, 0.0)
         state.best_scores = state.top_scores = scores
-        state.start_score = state.best_score = float(state.top_scores.mean())
+        state.start_score = float(scores.mean())
         state.start_loss = state.best_loss = state.lowest_loss = loss
         self._took = took = time.monotonic() - began
         state.seconds += took
-        losses = {"validation_loss": loss} if self._answers else {}
+        losses = {"validation_loss": loss} if self._sft else {}
         write({"event": "start", "validation": state.start_score, **losses, "validate_s": took})
 
     def _foresee(self, seconds: float) -> None:
         """Time a short pass, and refuse seconds too few for one step and a validation before and after it."""
         began, one = time.monotonic(), np.ones(1, np.float32)
-        chosen = self._answers[: self.learner.workers]
+        chosen = self._held[: self.learner.workers]
         probe = [Group(each.prompt[-_PROBE:], [each.completions[0][:_PROBE]], one) for each in chosen]
         self.learner.adapter.set(self.state.v)
         self.learner.gradient(probe)
         a_token = (time.monotonic() - began) / work_of(probe)
-        held, prompts, tokens = len(self._answers), self.options.prompts, work_of(self._answers)
+        held, prompts, tokens = len(self._held), self.options.prompts, work_of(self._held)
         # Without a gradient a token takes about a third.
         needed = a_token * tokens * (2 / 3 + prompts / held)
         about = float(f"{needed / 60:.2g}")  # two digits, and no exponent below a million
@@ -252,21 +246,21 @@ class Trainer:
             # Beside the steps, validations take a third of the time.
             needed = state.seconds + (of - 1) * self._longest * (1 + 1 / _APART) + self._took
             found = {"steps": fit, "of": of, "seconds": self._longest, "minutes": math.ceil(needed / 60)}
-            reach = {"reach": _reach(fit) / _reach(of)} if self._answers else {}
+            reach = {"reach": _reach(fit) / _reach(of)} if self._sft else {}
             report({"event": "few", **found, **reach})
 
-    def _find_temperature(self, batches: Sampled, report: Report) -> None:
+    def _find_temperature(self, report: Report) -> None:
         """Draw at rising temperatures until sampled answers differ in their reward, and learn at that one."""
         state, began = self.state, time.monotonic()
         if not state.temperature:
             shares: dict[float, float] = {}
-            own = self.task.temperature
+            own = self._answers.task.temperature
             for temperature in (own, *(each for each in _HOTTER if each > own)):
                 if self._stop:
                     return
                 report({"event": "temperature", "temperature": temperature, "differ": shares})
-                batches.temperature = temperature
-                _, metrics = batches.collect(*self._of_step(0, self._start))
+                self._answers.temperature = temperature
+                _, metrics = self._answers.drawn(*self._of_step(0, self._start))
                 shares[temperature] = metrics["signal"]
                 if shares[temperature] >= DIFFER:
                     break
@@ -274,7 +268,7 @@ class Trainer:
             state.seconds += time.monotonic() - began
             if not shares[state.temperature] or shares[state.temperature] < self._needed:
                 state.stopped = "no signal"
-        batches.temperature = self.learner.temperature = state.temperature
+        self._answers.temperature = self.learner.temperature = state.temperature
 
     def _due(self) -> bool:
         """Whether to validate after this step: without a number of steps, in a third of the time at most."""
@@ -296,22 +290,21 @@ class Trainer:
             used = max(used, 1.0 if spent + self._longest + self._took > limit else spent / limit)
         return used
 
-    def _result(self, stopped: str) -> Result:
+    def _result(self, stopped: str) -> tuple[MicroVector, Phase]:
         state = self.state
-        sft = bool(self._answers)
         phase = Phase(
             self._method,
             state.start_score,
-            state.best_score,
-            start_loss=state.start_loss if sft else None,
-            best_loss=state.best_loss if sft else None,
+            float(state.best_scores.mean()),
+            start_loss=state.start_loss if self._sft else None,
+            best_loss=state.best_loss if self._sft else None,
             best_step=state.best_step,
             steps=state.step,
             seconds=round(state.seconds, 1),
             stopped=stopped,
             temperature=state.temperature or None,
         )
-        return Result(self._vector(state.best_v), (phase,))
+        return self._vector(state.best_v), phase
 
     def _vector(self, v: NDArray[np.float32]) -> MicroVector:
         return MicroVector(v, basis=self.basis.digest, under=self.learner.adapter.under)
@@ -320,8 +313,15 @@ class Trainer:
         state = self.state
         state.rounded = state.rounded or self._used(state.step) >= ROUNDED
         at = self._rounded(state.v) if state.rounded else state.v
-        groups, found = self._batches.collect(*self._of_step(state.step, at))
-        metrics: dict[str, Any] = {"step": state.step + 1, **found}
+        vector, samples, seed = self._of_step(state.step, at)
+        if self._sft:
+            groups = self._answers.given(samples)
+            tokens = sum(len(group.completions[0]) for group in groups)
+            found: dict[str, Any] = {"tokens": tokens, "length": tokens / len(groups)}
+        else:
+            groups, found = self._answers.drawn(vector, samples, seed)
+            groups = [group for group in groups if group.advantage.any()]
+        metrics = {"step": state.step + 1, **found}
         began = time.monotonic()
         if groups:
             metrics |= self._learn(groups, at)
@@ -340,7 +340,7 @@ class Trainer:
             state.lr = options.lr or default_lr(self.basis, self._method)
         result: dict[str, Any] = {}
         gradient = self.learner.gradient(groups)
-        if self._answers:
+        if self._sft:
             result["loss"] = gradient.loss
         by_v = gradient.grad
         if self._rehearsal is not None:
@@ -393,9 +393,10 @@ class Trainer:
 
     def _likely(self) -> list[Group]:
         """Return answers whose likelihood says which directions matter."""
-        if isinstance(self._batches, Sampled):
-            return self._batches.likely(*self._of_step(0, self._start))
-        return self._batches.groups(self._pick(0, min(WHITENED, len(self._train))))
+        if self._sft:
+            return self._answers.given(self._pick(0, min(WHITENED, len(self._train))))
+        groups, _ = self._answers.drawn(*self._of_step(0, self._start))
+        return groups[: max(1, WHITENED // self._answers.each)]
 
     def _judge(self, write: Report) -> dict[str, float]:
         """Validate; keep what is as good as the highest so far, or go back from a collapse.
@@ -407,8 +408,8 @@ class Trainer:
         v = self._rounded(state.v)
         scores, loss = self.validate(v)
         score, top = float(scores.mean()), float(state.top_scores.mean())
-        if self._answers:
-            better = score > state.best_score or loss < state.best_loss
+        if self._sft:
+            better = score > state.best_scores.mean() or loss < state.best_loss
         else:
             better = score > state.start_score
         # Long first steps may raise the loss before it falls: that costs no patience in half the budget.
@@ -417,7 +418,7 @@ class Trainer:
         state.stale = 0 if progress or early else state.stale + 1
         if as_good(scores, state.top_scores) and better:
             state.best_v, state.best_step = v.copy(), state.step
-            state.best_scores, state.best_score, state.best_loss = scores, score, loss
+            state.best_scores, state.best_loss = scores, loss
         elif collapsed(scores, state.top_scores) or loss > 2 * state.lowest_loss + _EXPLOSION:
             self._go_back()
             state.lr /= 2
@@ -429,7 +430,7 @@ class Trainer:
         took = time.monotonic() - began
         state.seconds += took
         self._validated, self._since, self._took = state.step, 0.0, took
-        losses = {"validation_loss": loss} if self._answers else {}
+        losses = {"validation_loss": loss} if self._sft else {}
         return {"validation": score, **losses, "validate_s": took}
 
     def _go_back(self) -> None:
@@ -505,7 +506,6 @@ class TrainState:
     step: int = 0
     lr: float = 0.0
     seconds: float = 0.0  # spent on steps and validations
-    best_score: float = float("-inf")
     best_step: int = 0
     start_score: float = float("-inf")
     start_loss: float = 0.0  # nats a token of the validation answers, where SFT measures them
@@ -521,9 +521,9 @@ class TrainState:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, v: NDArray[np.float32]) -> TrainState:
-        """Return the state before the first step."""
-        return cls(v.copy(), np.zeros_like(v), np.zeros_like(v), v.copy(), np.empty(0), np.empty(0))
+    def start(cls, v: NDArray[np.float32], held: NDArray[np.float32]) -> TrainState:
+        """Return the state before the first step; `held` is what a frame holds of v."""
+        return cls(v.copy(), np.zeros_like(v), np.zeros_like(v), held, np.empty(0), np.empty(0))
 
 
 def save(path: Path, state: TrainState, identity: dict[str, Any]) -> None:
