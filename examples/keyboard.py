@@ -60,8 +60,8 @@ def main() -> None:
         if line == "night":
             how = {"basis": basis, "under": shared, "n_threads": options.threads}
             try:
-                sides = read_samples(options.texts)
-                samples = [*sides.train, *sides.held_out]
+                lines, _ = read_samples(options.texts)
+                samples = [line.sample for line in lines]
                 found = runtime.RewardLearner(llm, samples, rewards.text, **how).run(options.budget)
             except TinyLoraError as error:  # of too few texts, or a damaged line
                 print(error)

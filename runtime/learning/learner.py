@@ -34,7 +34,7 @@ from .search import Search, change, sigma_of
 from .state import Budget, Report, SearchState, beginning, load_state, picked, save_state, standard_error
 
 _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
-_EFFECT, _TEXTS_EFFECT = 0.5, 0.25  # in nats: a likelihood is a finer scale than right or wrong
+_EFFECT, _TEXTS_EFFECT = 0.5, 0.25  # in nats, of a candidate: a likelihood is a finer scale
 _REACH = 0.07  # of R's rows at the sigma that is measured first, root mean square
 _WIDER, _WIDEST = 1.5, 4.0  # sigma after a step without signal, and at most, over that of the beginning
 _NARROWER = 0.7  # sigma after going back to the best
@@ -51,30 +51,24 @@ class TuneSettings:
 
     Attributes:
         population: candidates a step, at least 4.
-        effect: size of a perturbation in nats: the root mean square change that it makes to the
-            log-probabilities of sampled tokens. Measured on the model and its prompts, by a few forward
-            passes before the first step, so that one number fits every basis. None: 0.5, for texts 0.25.
         prompts: how many a step; every candidate answers the same ones, greedily.
         held_back: prompts never learned on, which decide what is returned: at most a third of all. None: 48,
             for texts a tenth, 8 to 48.
         check_every: steps between checks on the first half of those; the last check is on all of them.
 
     Raises:
-        TrainError: a number is not above 0.
+        TrainError: a number is too small.
     """
 
     population: int = 8
-    effect: float | None = None
     prompts: int = 8
     held_back: int | None = None
     check_every: int = 8
 
     def __post_init__(self) -> None:
-        if self.effect is not None and not 0 < self.effect < math.inf:
-            raise TrainError(f"effect is {self.effect}: it must be a number of nats above 0")
-        for name in ("prompts", "held_back", "check_every"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise TrainError(f"{name} is {value}: it must be 1 or more")
+        for name, least in (("population", 4), ("prompts", 1), ("held_back", 1), ("check_every", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise TrainError(f"{name} is {value}: it must be {least} or more")
 
 
 @dataclass(frozen=True)
@@ -174,7 +168,7 @@ class RewardLearner:
         self._targets = [llm.encode_answer(sample)[:max_tokens] for sample in samples] if texts else []
         lengths = [len(answer) for answer in self._targets]
         self._longest = max(lengths, default=max_tokens)
-        self._effect = settings.effect or (_TEXTS_EFFECT if texts else _EFFECT)
+        self._effect = _TEXTS_EFFECT if texts else _EFFECT
         held = settings.held_back or (min(48, max(8, len(samples) // 10)) if texts else 48)
         self._train, self._check = _hold_back(len(samples), held, seed)
         self._prompts = min(settings.prompts, len(self._train))  # of a step
@@ -188,12 +182,8 @@ class RewardLearner:
         self._sigma = _REACH * math.sqrt(len(basis.modules) * basis.rank) / basis.projection.norm
         self._stop = False
         values = basis.values(start).astype(float)
-        try:
-            self._search = Search(
-                self._whitening.coordinates(values), self._sigma, seed, population=settings.population
-            )
-        except ValueError as error:
-            raise TrainError(f"the search cannot begin: {error}") from None
+        first = self._whitening.coordinates(values)
+        self._search = Search(first, self._sigma, seed, population=settings.population)
         self.state = SearchState(self._search.state(), values.tolist())
         if self._path is not None and self._path.exists():
             load_state(self._path, self._resume, self._identity())
@@ -240,7 +230,7 @@ class RewardLearner:
             if self.state.silent >= _SILENCE or self.state.unimproved >= _PATIENCE:
                 stopped = "silence" if self.state.silent >= _SILENCE else "patience"
                 break
-        found = self._best() if self._stop else self._end(stopped)
+        found = self._end("stopped" if self._stop else stopped)
         self._report({"event": "end", **found.record()})
         return found
 
@@ -262,7 +252,10 @@ class RewardLearner:
             self._report({"event": "start", **figures, **self._spent()})
 
     def _choose_sigma(self) -> None:
-        """Choose the sigma whose perturbations have the effect of the settings."""
+        """Choose the sigma whose perturbations change log-probabilities as much as `_EFFECT` says, in nats.
+
+        It is measured on the model and its prompts, so that one number fits every basis.
+        """
         state, batch = self.state, self._batch
         samples = [self._samples[i] for i in self._train[:_EFFECT_PROMPTS]]
         directions = np.random.default_rng((self._seed, 4)).standard_normal(
@@ -338,46 +331,35 @@ class RewardLearner:
         return float(scores.mean())
 
     def _end(self, stopped: str) -> Tuned:
-        """Compare the finalists with the start on all the prompts held back."""
-        state, check, half = self.state, self._check, self._half()
-        start = np.array(state.start_scores)
-        found, best = self._vector(state.start), start
+        """Compare the finalists with the start on all the prompts held back.
+
+        A sitting that was stopped answers no more: its finalist is the best by the checks so far.
+        """
+        state, check = self.state, self._check
+        if stopped == "stopped":
+            check = check[: self._half()]
+        best = start = np.array(state.start_scores[: len(check)])
+        found: MicroVector | None = None
         finalists = [(state.best, state.best_scores)] if state.best_step else []
-        if self._search.step > state.best_step:
+        if self._search.step > state.best_step and stopped != "stopped":
             finalists.append((self._mean().tolist(), []))
         for values, known in finalists:
-            rest = check[half:] if known else check
             more: Sequence[float] = []
-            if rest:
+            if rest := check[len(known) :]:
                 (more,) = self._judge([self._vector(values)], rest, checking=True)
             scores = np.array([*known, *more])
             gap = scores - best
             # Of two that the check cannot tell apart, keep the later: it has learned from more. The start
             # has to be beaten.
-            margin = 0.0 if best is start or len(gap) == 1 else -standard_error(gap)
+            margin = 0.0 if found is None or len(gap) == 1 else -standard_error(gap)
             if gap.mean() > margin and scores.mean() > start.mean():
                 found, best = self._vector(values), scores
         self._save()
-        return self._tuned(found if best is not start else None, start, best, stopped)
-
-    def _best(self) -> Tuned:
-        """Return the best by the checks so far: a sitting that was stopped answers no more."""
-        state = self.state
-        start, best = np.array(state.start_scores[: self._half()]), np.array(state.best_scores)
-        better = state.best_step and best.mean() > start.mean()
-        return self._tuned(
-            self._vector(state.best) if better else None, start, best if better else start, "stopped"
-        )
-
-    def _tuned(
-        self, found: MicroVector | None, start: NDArray[np.float64], best: NDArray[np.float64], stopped: str
-    ) -> Tuned:
-        state = self.state
         return Tuned(
             vector=found or self._start,
             improved=found is not None,
-            start_score=float(start.mean()) if len(start) else math.nan,
-            score=float(best.mean()) if len(best) else math.nan,
+            start_score=float(start.mean()),
+            score=float(best.mean()),
             held_back=len(start),
             steps=self._search.step,
             rollouts=state.rollouts,

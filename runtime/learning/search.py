@@ -37,8 +37,7 @@ class Search:
     Args:
         start: float64 [n].
         sigma: standard deviation of a candidate's entries around the start, above 0.
-        population: lambda, at least 4. Hansen's default is 4 + 3 ln n, 11 for n = 13; here answers cost more
-            than steps.
+        population: lambda. Hansen's default is 4 + 3 ln n, 11 for n = 13; here answers cost more than steps.
         first: how many steps earlier searches took.
 
     ValueError: an argument is not valid. MissingExtraError: cmaes is not installed.
@@ -56,8 +55,6 @@ class Search:
             raise ValueError(f"the start is {self.start}, expected finite numbers, at least one")
         if not (math.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma is {sigma}, expected a number above 0")
-        if population < 4:
-            raise ValueError(f"population is {population}, expected at least 4")
         self.sigma, self.seed, self.population, self.first = float(sigma), int(seed), population, first
         self.rewards: list[list[float]] = []
         (own,) = np.random.SeedSequence((self.seed, first)).generate_state(1)

@@ -55,22 +55,14 @@ _ROLES: dict[str, set[str]] = {
     "tool": {"tool_call_id"},
 }
 """Roles of messages, and the keys that those of each may have beside `_OF_ALL`."""
-_SPLITS = ("held_out", "shifted", "train")
+SPLITS = ("held_out", "shifted", "train")
 _KEYS = ("prompt", "messages", "answer", "split", "raw", "tools")
 _OF_PROMPTS = ("answer", "raw", "tools")  # keys that a text does not have
 
 
-class Lines(NamedTuple):
-    """The samples of a file by their split, `file:line` by the id of each sample, and notes for the user."""
+class Line(NamedTuple):
+    """A sample of a file, with its place, `file:line`. While a file is read its split may be unknown."""
 
-    train: list[Sample]
-    held_out: list[Sample]
-    shifted: list[Sample]
-    places: dict[int, str]
-    notes: list[str]
-
-
-class _Line(NamedTuple):
     place: str
     sample: Sample
     rank: float
@@ -83,8 +75,10 @@ def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple
         yield place, _object(place, line)
 
 
-def read_samples(path: Path, *, drop_duplicates: bool = False) -> Lines:
-    """Return the samples of a file: CSV where it ends in `.csv`, a text a line in `.txt`, else JSON lines.
+def read_samples(path: Path, *, drop_duplicates: bool = False) -> tuple[list[Line], list[str]]:
+    """Return the samples of a file, and notes for the user.
+
+    It is CSV where it ends in `.csv`, a text a line where it ends in `.txt`, else JSON lines.
 
     `drop_duplicates` leaves out prompts of training that are measured on too, and lines that repeat prompt
     and answer of another one. TrainError: a line is malformed, only some lines say their split or have a
@@ -108,20 +102,15 @@ def read_samples(path: Path, *, drop_duplicates: bool = False) -> Lines:
         raise TrainError(
             f'{without[0].place}: no "split", but other lines have one: expected it on all lines or on none'
         )
-    lines = _distinct(lines, drop_duplicates, notes)
-    sides: dict[str | None, list[Sample]] = {side: [] for side in _SPLITS}
-    for line in lines:
-        sides[line.split].append(line.sample)
-    places = {id(line.sample): line.place for line in lines}
-    return Lines(sides["train"], sides["held_out"], sides["shifted"], places, notes)
+    return _distinct(lines, drop_duplicates, notes), notes
 
 
-def _distinct(lines: list[_Line], drop: bool, notes: list[str]) -> list[_Line]:
+def _distinct(lines: list[Line], drop: bool, notes: list[str]) -> list[Line]:
     """Return lines without duplicates, where they are dropped; refuse or note them otherwise."""
-    owners: dict[float, _Line] = {}
-    for line in sorted(lines, key=lambda line: _SPLITS.index(str(line.split))):
+    owners: dict[float, Line] = {}
+    for line in sorted(lines, key=lambda line: SPLITS.index(str(line.split))):
         owners.setdefault(line.rank, line)  # the first of the split that stays: what is measured goes first
-    kept, crossing, repeated, seen = [], 0, list[_Line](), set[tuple[float, str | None]]()
+    kept, crossing, repeated, seen = [], 0, list[Line](), set[tuple[float, str | None]]()
     for line in lines:
         owner = owners[line.rank]
         if line.split != owner.split:
@@ -261,13 +250,13 @@ def _text(place: str, row: Mapping[str, Any]) -> Sample:
     return Sample("", text, {name: row[name] for name in row if name not in ("text", "split")}, raw=True)
 
 
-def _line(place: str, row: Mapping[str, Any]) -> _Line:
+def _line(place: str, row: Mapping[str, Any]) -> Line:
     split = row.get("split")
-    if not (split is None or split in _SPLITS):
+    if not (split is None or split in SPLITS):
         raise TrainError(f'{place}: "split" is {split!r}, expected "train", "held_out" or "shifted"')
     if "text" in row and not {"prompt", "messages"} & row.keys():
         sample = _text(place, row)
-        return _Line(place, sample, rank(sample), split)
+        return Line(place, sample, rank(sample), split)
     if ("prompt" in row) == ("messages" in row):
         found = "both" if "prompt" in row else f"only {', '.join(map(repr, row))}" if row else "neither"
         raise TrainError(f'{place}: found {found}, expected either "prompt" or "messages", or a "text"')
@@ -300,7 +289,7 @@ def _line(place: str, row: Mapping[str, Any]) -> _Line:
         raise TrainError(f'{place}: "raw" is true, but only a template tells a model of "tools"')
     data = {name: value for name, value in row.items() if name not in _KEYS}
     sample = Sample(prompt, _answer(place, answer, raw), data, raw, tools=functions)
-    return _Line(place, sample, rank(sample), split)
+    return Line(place, sample, rank(sample), split)
 
 
 def _answer(place: str, value: Any, raw: bool) -> str | None:

@@ -21,11 +21,10 @@ from typing import Any, Literal
 
 from ..errors import TrainError
 from ..jsonio import read_json
-from .files import kind_of, rank, read_samples
+from .files import SPLITS, kind_of, rank, read_samples
 from .rewards import (
     json_value,
     label,
-    nearly_short_sentence,
     parse_reward,
     picks_answer,
     read_off,
@@ -44,11 +43,7 @@ _ANSWER_TOKENS = (16, 64, 512)  # least limit; least where an answer may be word
 
 _HERE = Path(__file__).parent
 _SHIPPED: dict[str, tuple[str, Reward | None, dict[str, Any]]] = {
-    "brevity": (
-        "brevity",
-        short_sentence,
-        {"max_tokens": 24, "temperature": 0.7, "shaped": nearly_short_sentence},
-    ),
+    "brevity": ("brevity", short_sentence, {"max_tokens": 24, "temperature": 0.7}),
     "list-lookup": ("list-lookup", picks_answer, {"max_tokens": 16, "temperature": 0.5}),
     "snips": ("snips", None, {}),
     "snips-intents": ("snips", None, {"max_tokens": 32}),
@@ -102,11 +97,10 @@ def load_task(
     name = os.fspath(name_or_path)
     file, own, fields = _SHIPPED.get(name, ("", None, {}))
     path = Path(name) if not file else _HERE / f"{file}.jsonl"
-    task = dataclasses.replace(_from_file(name, path, judge or own, drop_duplicates), **fields)
+    judge = own if judge is None else judge
+    task = dataclasses.replace(_from_file(name, path, judge, drop_duplicates), **fields)
     if name == "snips-intents":
         task = dataclasses.replace(task, train=_intents(task.train), held_out=_intents(task.held_out))
-    if judge is not None:
-        task = dataclasses.replace(task, reward=judge, shaped=shaped(judge))
     held_to = _schema(schema, task)
     for samples, side in ((task.train, "training"), (task.held_out, "held-out")):
         if not samples:
@@ -130,8 +124,8 @@ def load_general(split: Literal["train", "held_out"] = "held_out") -> tuple[Samp
 
     Where a rule can check an answer, `data["answers"]` has those that are right.
     """
-    found = read_samples(_HERE / "general_prompts.jsonl")
-    return tuple(found.train if split == "train" else found.held_out)
+    lines, _ = read_samples(_HERE / "general_prompts.jsonl")
+    return tuple(line.sample for line in lines if line.split == split)
 
 
 def _intents(samples: Sequence[Sample]) -> list[Sample]:
@@ -181,47 +175,40 @@ def _from_file(name: str, path: Path, judge: Reward | None, drop_duplicates: boo
             f"there is no task and no file {name!r}: choose from {', '.join(BUILTIN)}, or the path of a "
             "JSONL, CSV or text file"
         )
-    lines = read_samples(path, drop_duplicates=drop_duplicates)
-    order = {key: number for number, key in enumerate(lines.places)}
-    samples = sorted([*lines.train, *lines.held_out, *lines.shifted], key=lambda sample: order[id(sample)])
-    answers, notes = [sample.answer for sample in samples if sample.answer is not None], lines.notes
+    lines, notes = read_samples(path, drop_duplicates=drop_duplicates)
+    answers = [line.sample.answer for line in lines if line.sample.answer is not None]
     reward = judge
-    if samples[0].unprompted:
+    if lines[0].sample.unprompted:
         if judge is not None and judge is not text:
             raise TrainError(
                 f"{name}: the reward {name_of(judge)} judges answers, but these are texts without prompts: "
                 "they are learned as they are, and measured by their nats a token"
             )
         judge = reward = text
-        notes.append(f"{len(samples):,} texts without prompts: learned as they are, measured by nats a token")
+        notes.append(f"{len(lines):,} texts without prompts: learned as they are, measured by nats a token")
     elif reward is None:
-        for sample in samples:
-            if sample.answer is None:
+        for line in lines:
+            if line.sample.answer is None:
                 raise TrainError(
-                    f'{lines.places[id(sample)]}: there is no "answer", and no reward: expected an answer on '
+                    f'{line.place}: there is no "answer", and no reward: expected an answer on '
                     "every line, or a reward for the task (--reward)"
                 )
         reward, why = read_off(answers)
         notes.append(f"reward: {name_of(reward)}, {why}")
     else:
-        for sample in samples:
-            if wrong := unfit(reward, sample.answer):
-                raise TrainError(f"{lines.places[id(sample)]}: {wrong}")
+        for line in lines:
+            if wrong := unfit(reward, line.sample.answer):
+                raise TrainError(f"{line.place}: {wrong}")
     if (reward is label or judge is None) and len(answers) > 1 and len(set(answers)) == 1:
         raise TrainError(
             f"{name}: all {len(answers):,} answers are {answers[0]!r:.60}: there is nothing to learn from "
             "one class alone, so add samples of others"
         )
     least, free, most = _ANSWER_TOKENS
-    whole = len(answers) == len(samples) and any(reward is each for each in (label, json_value, text))
+    whole = len(answers) == len(lines) and any(reward is each for each in (label, json_value, text))
     longest = max([least if whole else free, *(len(answer.encode()) + 1 for answer in answers)])
-    return Task(
-        name,
-        lines.train,
-        lines.held_out,
-        reward,
-        max_tokens=min(longest, most),
-        shaped=shaped(reward),
-        shifted=lines.shifted,
-        notes=notes,
-    )
+    sides: dict[str, Any] = {
+        split: [line.sample for line in lines if line.split == split] for split in SPLITS
+    }
+    limit = min(longest, most)
+    return Task(name, **sides, reward=reward, max_tokens=limit, shaped=shaped(reward), notes=notes)

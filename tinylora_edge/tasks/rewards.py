@@ -210,7 +210,8 @@ json_value.__name__ = "json"  # by which it is named
 
 def shaped(reward: Reward) -> Reward | None:
     """Return what GRPO and tuning learn from where a reward has credit for coming near (`Task.shaped`)."""
-    return json_fields if reward is json_value else None
+    nearly = (json_value, json_fields), (short_sentence, nearly_short_sentence)
+    return next((near for whole, near in nearly if reward is whole), None)
 
 
 def is_text(reward: Reward) -> bool:

@@ -296,9 +296,9 @@ class TestBadInput:
     def test_too_few_prompts(self, llm: TinyLoraLlama) -> None:
         with pytest.raises(TrainError, match="has 1 prompts, expected at least 2"):
             runtime.tune(llm, ["one"], favoured, budget=60, **QUICK)
-        for name in ("prompts", "held_back", "check_every"):
-            with pytest.raises(TrainError, match=f"{name} is 0: it must be 1 or more"):
-                TuneSettings(**{name: 0})
+        for name, least in (("prompts", 1), ("held_back", 1), ("check_every", 1), ("population", 4)):
+            with pytest.raises(TrainError, match=f"{name} is {least - 1}: it must be {least} or more"):
+                TuneSettings(**{name: least - 1})
 
     def test_a_reward_that_fails_later(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
         calls = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from planted import PROMPTS, favoured
 
 from tinylora_edge import Basis, MicroVector, Projection, TrainError, load_bundle
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
+from tinylora_edge.runtime.learning import learner
 from tinylora_edge.runtime.learning.search import change
 from tinylora_edge.tasks import Sample
 
@@ -64,9 +64,10 @@ class TestEffect:
             return change(here, there)
 
     @pytest.mark.parametrize("effect", [0.1, 0.5])
-    def test_the_first_sigma_has_the_effect(self, load, learned, effect):
+    def test_the_first_sigma_has_the_effect(self, load, learned, effect, monkeypatch):
+        monkeypatch.setattr(learner, "_EFFECT", effect)
         with load(learned) as llm:
-            start = rows_of(llm, 6, settings=replace(FAST, effect=effect))[0]
+            start = rows_of(llm, 6)[0]
             found = self.measured(llm, llm.bases.basis(numbers=6), start["sigma"])
             assert found == pytest.approx(effect, rel=0.4)
 
