@@ -13,13 +13,14 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-from tinylora_edge import Bases, Basis, Factors, Projection
+from tinylora_edge import Bases, Basis, Factors, MicroVector, Projection
 from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.modules import KINDS
 
@@ -94,6 +95,12 @@ def each_size(bases: Bases) -> list[Basis]:
     modules, rank = len(bases.factors.modules), bases.factors.rank
     numbers = dict.fromkeys([*(p.size for p in bases.projections), 13, min(50, modules - 3), modules])
     return [*(bases.basis(numbers=n) for n in numbers), bases.basis(rank=2), bases.basis(rank=rank)]
+
+
+def of_norm(basis: Basis, norm: float, seed: int = 1, **fields: Any) -> MicroVector:
+    """Return a random vector whose R has a norm."""
+    vector = MicroVector.random(basis, 1.0, seed=seed)
+    return replace(vector, values=vector.values * np.float32(norm / basis.norm(vector)), **fields)
 
 
 def bases_with(basis: Basis, *fingerprints: str) -> Bases:

@@ -93,6 +93,7 @@ class Clicks:
         self._start, self._sequence = first.values.astype(np.float64), 0 if start is None else start.sequence
         # A prior is of vectors, not of steps from one.
         self._prior = self._basis.projection.prior if start is None else None
+        self._identity = {"basis": self._basis.digest}  # of a state
         self._lock = threading.Lock()
 
     def vector(self, path: str | PathLike[str]) -> MicroVector:
@@ -242,11 +243,11 @@ class Clicks:
         size = self._basis.size
         if not Path(path).exists():
             return Posterior(size, self._prior)
-        return load_state(path, lambda record: Posterior.of(record, size, self._prior), self._identity())
+        return load_state(path, lambda record: Posterior.of(record, size, self._prior), self._identity)
 
     def _keep(self, path: str | PathLike[str], posterior: Posterior) -> MicroVector:
         posterior.clicks += 1
-        save_state(Path(path).resolve(), posterior.record(), self._identity())
+        save_state(Path(path).resolve(), posterior.record(), self._identity)
         return self._vector(posterior)
 
     def _vector(self, posterior: Posterior) -> MicroVector:
@@ -256,9 +257,6 @@ class Clicks:
     def _of(self, values: NDArray[np.float64], **options: Any) -> MicroVector:
         bounded = self._basis.bounded(values, getattr(self._under, "r", None)).astype(np.float32)
         return MicroVector(bounded, basis=self._basis.digest, under=self._under, **options)
-
-    def _identity(self) -> dict[str, Any]:
-        return {"basis": self._basis.digest}
 
 
 def _different(drawn: list[Generation], count: int) -> list[Generation]:

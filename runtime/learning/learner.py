@@ -219,20 +219,16 @@ class RewardLearner:
         with self._llm.batch(self._samples, self._longest, sequences=rows, n_threads=self._threads) as batch:
             self.state.seconds += time.monotonic() - began
             self._batch = batch
-            return self._sit()
-
-    def _sit(self) -> Tuned:
-        """Learn in the batch, which has room for all prompts; see `run`."""
-        self._begin()
-        stopped = "budget"
-        while not self._stop and self._affords():
-            self._step()
-            if self.state.silent >= _SILENCE or self.state.unimproved >= _PATIENCE:
-                stopped = "silence" if self.state.silent >= _SILENCE else "patience"
-                break
-        found = self._end("stopped" if self._stop else stopped)
-        self._report({"event": "end", **found.record()})
-        return found
+            self._begin()
+            stopped = "budget"
+            while not self._stop and self._affords():
+                self._step()
+                if self.state.silent >= _SILENCE or self.state.unimproved >= _PATIENCE:
+                    stopped = "silence" if self.state.silent >= _SILENCE else "patience"
+                    break
+            found = self._end("stopped" if self._stop else stopped)
+            self._report({"event": "end", **found.record()})
+            return found
 
     def _begin(self) -> None:
         """Score the start and choose sigma, unless the state has both, and check that a step is in budget."""
@@ -373,14 +369,17 @@ class RewardLearner:
     ) -> NDArray[np.float64]:
         """Return the rewards of vectors on samples, by their numbers: those to learn from, or to decide by.
 
-        What it costs is counted.
+        Of texts they are log-likelihoods, by the tokens of a mean one held back. What it costs is counted.
         """
         samples, task = [self._samples[i] for i in numbers], self._deciding if checking else self._lessons
         state = self.state
         tokens, seconds = state.tokens, state.seconds
         with self._counted():
             if self._targets:
-                rewards = self._likelihoods(vectors, numbers)
+                targets = [[self._targets[i]] for i in numbers]
+                found = self._batch.score_each(vectors, self._batch.encode(samples), targets)
+                totals = [[row.sum(dtype=np.float64) for (row,) in each] for each in found]
+                rewards = np.array(totals) / self._length
             else:
                 answers = self._batch.answer_each(
                     vectors, samples, max_tokens=self._max_tokens, schema=self._schema
@@ -390,13 +389,6 @@ class RewardLearner:
         state.answer_tokens += state.tokens - tokens
         state.answer_seconds += state.seconds - seconds
         return rewards
-
-    def _likelihoods(self, vectors: Sequence[MicroVector], numbers: Sequence[int]) -> NDArray[np.float64]:
-        """Return log-likelihoods of texts, by their numbers, by the tokens of a mean one held back."""
-        prompts = self._batch.encode([self._samples[i] for i in numbers])
-        found = self._batch.score_each(vectors, prompts, [[self._targets[i]] for i in numbers])
-        totals = np.array([[row.sum(dtype=np.float64) for (row,) in each] for each in found])
-        return totals / self._length
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -418,15 +410,12 @@ class RewardLearner:
     def _half(self) -> int:
         return -(-len(self._check) // 2)
 
-    def _rollouts_of_step(self) -> int:
-        step = self._search.population * self._prompts
+    def _ahead(self) -> tuple[int, int]:
+        """Return the answers of one more step, and of the last check: of the mean, and the best's others."""
+        half, whole = self._half(), len(self._check)
         due = (self._search.step + 1) % self.settings.check_every == 0
-        return step + (self._half() if due else 0)
-
-    def _rollouts_of_end(self) -> int:
-        """The last check: of the mean, and what the best has not answered yet."""
-        rest = len(self._check) - self._half()
-        return len(self._check) + (rest if self.state.best_step else 0)
+        step = self._search.population * self._prompts + (half if due else 0)
+        return step, whole + (whole - half if self.state.best_step else 0)
 
     def _affords(self) -> bool:
         """Whether a step, and the last check after it, are within the budget."""
@@ -435,7 +424,7 @@ class RewardLearner:
 
     def _needed(self) -> tuple[float, float]:
         """Tokens and seconds of this sitting, with one more step and the last check after it."""
-        tokens, seconds = self._cost(self._rollouts_of_step() + self._rollouts_of_end())
+        tokens, seconds = self._cost(sum(self._ahead()))
         return self.state.tokens - self._began[0] + tokens, self.state.seconds - self._began[1] + seconds
 
     def _spent(self) -> dict[str, float]:
@@ -448,7 +437,7 @@ class RewardLearner:
         return self.state.answer_tokens * each, self.state.answer_seconds * each
 
     def _too_small(self) -> TrainError:
-        step, (tokens, seconds) = self._cost(self._rollouts_of_step()), self._needed()
+        step, (tokens, seconds) = self._cost(self._ahead()[0]), self._needed()
         return TrainError(
             f"a budget of {self._budget} is too small: one step takes about {step[1]:.0f} s and "
             f"{step[0]:.0f} tokens here, and with the checks before and after it {seconds:.0f} s and "

@@ -12,6 +12,7 @@ from typing import Any
 
 import llama_cpp
 import onnx_bundles
+import onnxruntime
 import pytest
 import smollm2
 import support
@@ -65,6 +66,20 @@ def llama(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[Tin
 def onnx() -> Iterator[TinyLoraOnnx]:
     with runtime.load(onnx_bundles.tiny(), engine="onnx", n_ctx=256, n_threads=1) as opened:
         yield opened
+
+
+@pytest.fixture
+def engine_starts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The files that either engine has begun to load."""
+    started: list[Any] = []
+
+    def watch(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda path, *a, **k: started.append(path) or real(path, *a, **k))
+
+    watch(llama_cpp.llama_cpp, "llama_model_load_from_file")
+    watch(onnxruntime, "InferenceSession")
+    return started
 
 
 @pytest.fixture(params=["llama", "onnx"])

@@ -7,11 +7,9 @@ import shutil
 import signal
 from dataclasses import replace
 
-import llama_cpp
 import models
 import numpy as np
 import onnx_bundles
-import onnxruntime
 import pytest
 from bad_vectors import bad_vectors
 from llama_cpp import _logger
@@ -25,19 +23,6 @@ PROMPT = list(b"one two three four")
 @pytest.fixture
 def vector(basis):
     return MicroVector.random(basis, 0.5, seed=1)
-
-
-@pytest.fixture
-def engine_starts(monkeypatch):
-    started = []
-    real = llama_cpp.llama_cpp.llama_model_load_from_file
-
-    def spy(path, params):
-        started.append(path)
-        return real(path, params)
-
-    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_load_from_file", spy)
-    return started
 
 
 # What it takes
@@ -67,8 +52,7 @@ def test_silent_unless_verbose_is_given(tiny_bundle, vector, capfd):
 # What it refuses
 
 
-def test_bad_vectors_are_refused_before_an_engine_starts(tiny_bundle, engine_starts, monkeypatch):
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("it starts"))
+def test_bad_vectors_are_refused_before_an_engine_starts(tiny_bundle, engine_starts):
     for bundle in (tiny_bundle, onnx_bundles.tiny()):
         for error, data in bad_vectors(load_bundle(bundle).basis(numbers=13)):
             with pytest.raises(error):

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_bundles
 import onnx_models
 import pytest
+import support
 import torch
 
 from tinylora_edge import Bases, MicroVector, Policy, load_bundle, runtime
@@ -33,19 +34,14 @@ def bases(bundle):
     return load_bundle(bundle).bases
 
 
-def of_norm(basis, norm, seed, **fields):
-    vector = MicroVector.random(basis, 1.0, seed=seed)
-    return replace(vector, values=vector.values * np.float32(norm / basis.norm(vector)), **fields)
-
-
 @pytest.fixture(scope="module")
 def shared(bases):
-    return of_norm(bases.basis(rank=8), 4.0, 1)
+    return support.of_norm(bases.basis(rank=8), 4.0, 1)
 
 
 @pytest.fixture(scope="module")
 def own(bases):
-    return of_norm(bases.basis(rank=2), 3.0, 2)
+    return support.of_norm(bases.basis(rank=2), 3.0, 2)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +145,7 @@ def test_all_or_nothing(llm, bases, own, frames, tmp_path):
     their = MicroVector.random(foreign, 1.0).to_bytes(foreign)
     text = f"vector 1 of a stack: the vector is for basis {foreign.id}, .* of factors {bases.id}"
     past = own.to_bytes(bases.of(own), until=date(2026, 1, 2))
-    large = [of_norm(bases.basis(rank=8), 160.0, 5)] * 2
+    large = [support.of_norm(bases.basis(rank=8), 160.0, 5)] * 2
     for stack, error, message in (
         ([their, frames[1]], BasisMismatchError, text),
         ([frames[0], frames[1][:-2]], FrameError, "vector 2 of a stack"),

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import support
 
-from tinylora_edge import Bases, Basis, Hmac, MicroVector
+from tinylora_edge import Basis, Hmac
 from tinylora_edge.wire import text
 
 MAC = bytes(range(32)).hex()
@@ -118,24 +118,10 @@ def _started(folder: Path, command: list[str], announced: str, **more: str) -> I
             process.kill()
 
 
-def five_sizes(bases: Bases) -> list[Basis]:
-    """13 numbers, tiled ones, and all entries of rank 1, 2 and the baked one: 13,440 for SmolLM2."""
-    tiled = min(50, len(bases.factors.modules))
-    ranks = (1, 2, bases.factors.rank)
-    return [bases.basis(numbers=13), bases.basis(numbers=tiled), *(bases.basis(rank=k) for k in ranks)]
-
-
-def drawn(basis: Basis, seed: int = 1, *, norm: float = 3.0, sequence: int = 1) -> MicroVector:
-    """A random vector whose R has a norm."""
-    values = MicroVector.random(basis, 1, seed=seed).values
-    values = values * (norm / np.linalg.norm(basis.R(values)))
-    return MicroVector(values.astype(np.float32), sequence=sequence, basis=basis.digest)
-
-
 def framed(
     basis: Basis, user: str, seed: int = 1, *, norm: float = 3.0, sequence: int = 1, key: Hmac = KEY
 ) -> bytes:
-    return drawn(basis, seed, norm=norm, sequence=sequence).to_bytes(basis, tag=key, user=user)
+    return support.of_norm(basis, norm, seed, sequence=sequence).to_bytes(basis, tag=key, user=user)
 
 
 def as_text(frame: bytes) -> str:

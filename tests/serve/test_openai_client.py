@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 import support
-from serving import Serving, as_text, drawn, five_sizes, framed, mac_file, serving
+from serving import Serving, as_text, framed, mac_file, serving
 
 from tinylora_edge import Bases, Basis, Hmac, MicroVector, load_bundle, runtime
 from tinylora_edge.runtime import TinyLoraLlama
@@ -66,7 +66,7 @@ def test_the_base_answers_where_there_is_no_vector(client: openai.OpenAI, alone:
 
 def test_every_user_gets_their_own_answer_three_ways(server, client, alone, bases):
     """With 13, 50, 210, 840 and 13,440 numbers beside each other: each that of the same user alone."""
-    sizes = five_sizes(bases)
+    sizes = support.each_size(bases)
     assert [basis.size for basis in sizes] == [13, 50, 210, 840, 13_440]
     for seed, basis in enumerate(sizes):
         frame = as_text(framed(basis, f"user{seed}", seed))
@@ -85,7 +85,7 @@ def test_every_user_gets_their_own_answer_three_ways(server, client, alone, base
         pieces = ask(client, user=f"header{seed}", stream=True, extra_headers=headers)
         return "".join(piece.choices[0].delta.content or "" for piece in pieces)
 
-    expected = [content_of(alone, drawn(basis, seed)) for seed, basis in enumerate(sizes)]
+    expected = [content_of(alone, support.of_norm(basis, 3.0, seed)) for seed, basis in enumerate(sizes)]
     with ThreadPoolExecutor(15) as threads:
         ways = [list(threads.map(way, range(5))) for way in (by_name, by_body, by_header)]
     assert ways == [expected] * 3

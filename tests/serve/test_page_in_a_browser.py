@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import support
 from browsing import browser
-from serving import drawn, playing
+from serving import playing
 
 from tinylora_edge import Basis, MicroVector, Policy, load_bundle
 
@@ -141,7 +142,7 @@ def test_a_vector_of_840_numbers_has_no_sliders(page: Page, smollm2_bundle: Path
 
     base, _ = ask(page)
     grown = load_bundle(smollm2_bundle).basis(rank=2)
-    frame = MicroVector(drawn(grown).values, "int8").to_bytes(grown)
+    frame = MicroVector(support.of_norm(grown, 3.0).values, "int8").to_bytes(grown)
     (tmp_path / "grown.bin").write_bytes(frame)
     page.set_input_files("#file", tmp_path / "grown.bin")
     expect(page.locator("#hint")).to_have_text("No slider moves these 840 numbers. Set to 0 to move 13.")

@@ -27,7 +27,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from difflib import SequenceMatcher
 from fractions import Fraction
@@ -512,13 +512,22 @@ def read_answer(text: str) -> Any:
 
 
 def leaves(value: Any) -> Leaves:
-    """Values are equal where these are: true is not 1, and an empty object or list is a leaf."""
-    return {
-        path: leaf
-        if isinstance(leaf, int | float | Decimal) and not isinstance(leaf, bool)
-        else json.dumps(leaf, ensure_ascii=False)
-        for path, leaf in _leaves(value)
-    }
+    """Values are equal where these are: true is not 1, and an empty object or list is a leaf.
+
+    Without recursion, which deep answers exhaust.
+    """
+    found: Leaves = {}
+    level: list[tuple[Place, Any]] = [((), value)]
+    while level:
+        path, value = level.pop()
+        if value and isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            level += (((*path, key), item) for key, item in items)
+        elif isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+            found[path] = value
+        else:
+            found[path] = json.dumps(value, ensure_ascii=False)
+    return found
 
 
 def stands_in(answer: str, text: str) -> bool:
@@ -545,15 +554,3 @@ def _exact(text: str) -> Decimal:
         return Decimal(text)
     except ArithmeticError:
         raise ValueError(f"the number {text} has too large an exponent") from None
-
-
-def _leaves(value: Any) -> Iterator[tuple[Place, Any]]:
-    """Yield path and value of what holds nothing further; without recursion, which deep answers exhaust."""
-    level: list[tuple[Place, Any]] = [((), value)]
-    while level:
-        path, value = level.pop()
-        if value and isinstance(value, dict | list):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            level += (((*path, key), item) for key, item in items)
-        else:
-            yield path, value

@@ -93,8 +93,9 @@ class Trainer:
             )
         self.basis = basis
         self._start = np.array(options.start or [0.0] * basis.size, np.float32)
-        held = MicroVector(self._start, options.frame_dtype or "fp32", entries=basis.entries)
-        self.state = TrainState.start(self._start, held.values)
+        self.state = TrainState.start(self._start)
+        start = MicroVector(self._start, options.frame_dtype or "fp32", entries=basis.entries)
+        self.state.best_v = start.values
         self._whitening: Whitening | ModuleWhitening | None = None
         self._stop = False
         self._validated, self._since, self._took = 0, 0.0, 0.0  # the step, seconds of steps since, its own
@@ -184,22 +185,18 @@ class Trainer:
         """Return the rewards of greedy answers to the validation prompts, and the loss on the given ones.
 
         Returns:
-            float64 [prompts]; nats a token, 0 where the method is not SFT.
+            float64 [prompts], of texts minus the nats a token; nats a token, 0 where the method is not SFT.
         """
-        nats, loss = self._nats(v)
-        if is_text(self._answers.task.reward):
-            return -nats, loss
+        loss = 0.0
+        if self._sft:
+            self.learner.adapter.set(v)
+            logprobs = self.learner.measure(self._held)
+            sums = np.array([float(each.sum()) for each in logprobs], np.float64)
+            counts = np.array([len(group.completions[0]) for group in self._held])
+            loss = -float(sums.sum() / counts.sum())
+            if is_text(self._answers.task.reward):
+                return sums / counts, loss
         return self._answers.greedy(self._vector(v), self._validation), loss
-
-    def _nats(self, v: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
-        """Return the nats a token of each validation answer, float64 [prompts], and of all tokens."""
-        if not self._sft:
-            return np.empty(0), 0.0
-        self.learner.adapter.set(v)
-        logprobs = self.learner.measure(self._held)
-        sums = -np.array([float(each.sum()) for each in logprobs], np.float64)
-        counts = np.array([len(group.completions[0]) for group in self._held])
-        return sums / counts, float(sums.sum() / counts.sum())
 
     def _begin(self, write: Report) -> None:
         """Judge the start."""
@@ -521,9 +518,9 @@ class TrainState:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, v: NDArray[np.float32], held: NDArray[np.float32]) -> TrainState:
-        """Return the state before the first step; `held` is what a frame holds of v."""
-        return cls(v.copy(), np.zeros_like(v), np.zeros_like(v), held, np.empty(0), np.empty(0))
+    def start(cls, v: NDArray[np.float32]) -> TrainState:
+        """Return the state before the first step."""
+        return cls(v.copy(), np.zeros_like(v), np.zeros_like(v), v.copy(), np.empty(0), np.empty(0))
 
 
 def save(path: Path, state: TrainState, identity: dict[str, Any]) -> None:

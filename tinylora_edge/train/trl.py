@@ -102,7 +102,10 @@ def train_trl(
     chosen = grpo_fields(task, options, grpo or {}, processes=int(os.environ.get("WORLD_SIZE", "1")))
     with run_folder(output, lead=os.environ.get("RANK", "0") == "0") as folder:
         checkpoints = folder / "trl"
-        config = grpo_config({"output_dir": str(checkpoints), "eval_on_start": not resume, **chosen})
+        try:
+            config = GRPOConfig(**{"output_dir": str(checkpoints), "eval_on_start": not resume} | chosen)
+        except (TypeError, ValueError) as error:
+            raise TrainError(f"TRL does not take these settings: {error}") from None
         lead = config.process_index == 0
         last = _last_checkpoint(checkpoints, resume)
         source = Path(options.weights or found.base)
@@ -223,14 +226,6 @@ def grpo_fields(
         "ddp_broadcast_buffers": False,
         "ddp_find_unused_parameters": False,
     } | dict(grpo)
-
-
-def grpo_config(values: Mapping[str, Any]) -> GRPOConfig:
-    """Return `trl.GRPOConfig` of these fields; TRL's own errors become a TrainError."""
-    try:
-        return GRPOConfig(**values)
-    except (TypeError, ValueError) as error:
-        raise TrainError(f"TRL does not take these settings: {error}") from None
 
 
 def reward_function(

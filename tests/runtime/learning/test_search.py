@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -29,21 +28,6 @@ def test_climbs_in_noise() -> None:
             search.tell(coin(search.ask(), rng, 8))
         ends.append(np.linalg.norm(search.mean - TARGET) / np.linalg.norm(TARGET))
     assert np.mean(ends) < 0.8, ends
-
-
-def test_goes_on_from_its_state() -> None:
-    def run(search: Search, steps: int) -> None:
-        for _ in range(steps):
-            search.tell(coin(search.ask(), np.random.default_rng(search.step), 4))
-
-    whole, cut = Search(np.zeros(13), 0.3, 1), Search(np.zeros(13), 0.3, 1)
-    run(whole, 12)
-    run(cut, 5)
-    again = Search.restored(json.loads(json.dumps(cut.state())), 13, 1, 8)
-    np.testing.assert_array_equal(again.ask(), cut.ask())
-    run(again, 7)
-    assert again.state() == whole.state()
-    np.testing.assert_array_equal(again.mean, whole.mean)
 
 
 def test_anew_it_goes_on_from_there_with_other_candidates() -> None:

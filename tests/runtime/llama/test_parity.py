@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import llama_cpp
 import models
-import numpy as np
 import pytest
 import smollm2
 import support
-
-from tinylora_edge import MicroVector
 
 FULL_PRECISION = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
 NORM = 3.0  # of R
@@ -30,11 +27,6 @@ def in_torch(model, prompts):
     return [models.torch_logits(model, tokens) for tokens in prompts]
 
 
-def of_norm(basis, norm):
-    vector = MicroVector.random(basis, 1.0, seed=1)
-    return MicroVector(vector.values * np.float32(norm / np.linalg.norm(basis.R(vector))), basis=basis.digest)
-
-
 def in_llama(llm, prompts):
     return [models.llama_logits(llm, tokens) for tokens in prompts]
 
@@ -50,7 +42,7 @@ def test_vectors_of_every_size_equal_merged_weights(load, smollm2_gguf, f32_bund
     llm = load(f32_bundle, **FULL_PRECISION)
     plain = models.llama_greedy(llm, prompts[0], 20)
     for basis in support.each_size(llm.bases):
-        vector = of_norm(basis, NORM)
+        vector = support.of_norm(basis, NORM)
         llm.swap(vector)
         ours, generated = in_llama(llm, prompts), models.llama_greedy(llm, prompts[0], 20)
         with models.merged(smollm2.in_torch(smollm2_gguf), basis, vector) as model:

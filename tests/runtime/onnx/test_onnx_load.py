@@ -10,7 +10,6 @@ from typing import Any
 
 import onnx
 import onnx_bundles
-import onnxruntime
 import onnxruntime_genai as og
 import pytest
 
@@ -36,19 +35,6 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def vector(bundle: Path) -> MicroVector:
     return onnx_bundles.vectors(bundle, 1)[0]
-
-
-@pytest.fixture
-def engine_starts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    started: list[Any] = []
-    real = onnxruntime.InferenceSession
-
-    def spy(path: Any, *rest: Any, **options: Any) -> Any:
-        started.append(path)
-        return real(path, *rest, **options)
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
-    return started
 
 
 # What it takes
