@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,13 @@ from . import options as opts
 _PIXELS = 8  # a module's width in a picture: sharp on a phone held 20 cm away
 
 
+def _day(written: str) -> date:
+    try:
+        return date.fromisoformat(written)
+    except ValueError:
+        raise BadParameter(f"{written!r} is no day: write one as 2026-12-31") from None
+
+
 def pack(
     source: opts.VectorArgument,
     bundle: Annotated[Path | None, Argument(metavar="BUNDLE", help="Frame the vector anew.")] = None,
@@ -30,9 +37,7 @@ def pack(
         int | None, Option(metavar="N", min=0, max=65535, help="Rises with each vector of a user.")
     ] = None,
     user: opts.UserOption = DEFAULT_USER,
-    until: Annotated[
-        datetime | None, Option(metavar="DATE", formats=["%Y-%m-%d"], help="Last day, in UTC.")
-    ] = None,
+    until: Annotated[date | None, Option(metavar="DATE", parser=_day, help="Last day, in UTC.")] = None,
     as_text: Annotated[bool, Option("--text", help="Write base64url, for an SMS or a chat.")] = False,
     as_qr: Annotated[bool, Option("--qr", help="A QR code: terminal, FILE.png or FILE.svg.")] = False,
     as_json: opts.JsonOption = False,
@@ -68,8 +73,7 @@ def pack(
         basis = bases.of(found)
         number = found.sequence if sequence is None else sequence
         made = MicroVector(found.values, dtype or found.dtype, number, basis.digest, entries=basis.entries)
-        last = None if until is None else until.date()
-        data = made.to_bytes(basis, tag=signer or tags.Crc32(), user=bound, until=last)
+        data = made.to_bytes(basis, tag=signer or tags.Crc32(), user=bound, until=until)
         record = {"count": basis.size, "key": "" if signer is None else signer.id, "basis": basis.digest}
         record |= {"projection": basis.projection.descriptor, "norm": made.norm}
         record["exact"] = bool((made.values == found.values).all())

@@ -24,11 +24,11 @@ from ..basis import Bases, Basis
 from ..errors import BaseMismatchError, ExportError, ProjectionsLeftOutWarning
 from ..factorization import AGREEMENT
 from ..factors import Factors
-from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME, ONNX_NAME, load_bundle
+from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME, ONNX_NAME
 from ..formats.gguf import gguf_paths, split_name
 from ..formats.onnx_graph import DEFAULT
 from ..formats.side_tensors import check_shapes, fingerprint, load_bases, save_bases
-from ..formats.signatures import check_signer, sign_bundle
+from ..formats.signatures import changing
 from ..jsonio import write_json
 from ..projection import Projection
 from ..version import __version__
@@ -210,28 +210,25 @@ def add_base(
         TrustError: the bundle is signed and there is no signer, or is not as the signer signed it.
         OSError: the side tensors cannot be written; they stay as they were.
     """
-    found = load_bundle(bundle)
-    check_signer(found, signer)
-    factors = found.factors
-    weights = GGUFWeights(Path(base))
-    check_shapes(weights.file, factors)
-    worst = (0.0, "")
-    with blas_threads():
-        for module in factors.modules:
-            gap = distance(*factors.leading(module, factors.shape), weights.matrices(module))
-            worst = max(worst, (gap, module))
-    if worst[0] > AGREEMENT:
-        raise BaseMismatchError(
-            f"{worst[1]} in {base} is {worst[0]:.2g} away from the factors (at most {AGREEMENT} "
-            "is accepted): it is another model, and vectors of these factors would not work on it"
-        )
-    mark = fingerprint(weights.file, factors.modules)
-    bases = found.bases
-    if mark not in bases.fingerprints:
-        bases = bases.with_fingerprint(mark)
-        save_bases(bases, found.basis_path)
-        if signer is not None:
-            sign_bundle(bundle, signer)
+    with changing(bundle, signer) as found:
+        factors = found.factors
+        weights = GGUFWeights(Path(base))
+        check_shapes(weights.file, factors)
+        worst = (0.0, "")
+        with blas_threads():
+            for module in factors.modules:
+                gap = distance(*factors.leading(module, factors.shape), weights.matrices(module))
+                worst = max(worst, (gap, module))
+        if worst[0] > AGREEMENT:
+            raise BaseMismatchError(
+                f"{worst[1]} in {base} is {worst[0]:.2g} away from the factors (at most {AGREEMENT} "
+                "is accepted): it is another model, and vectors of these factors would not work on it"
+            )
+        mark = fingerprint(weights.file, factors.modules)
+        bases = found.bases
+        if mark not in bases.fingerprints:
+            bases = bases.with_fingerprint(mark)
+            save_bases(bases, found.basis_path)
     return bases, worst[0]
 
 
@@ -253,15 +250,12 @@ def add_projection(
         TrustError: the bundle is signed and there is no signer, or is not as the signer signed it.
         OSError: a file cannot be written; side tensors and manifest are whole, before or after.
     """
-    found = load_bundle(bundle)
-    check_signer(found, signer)
-    bases = found.bases.with_projection(projection)
-    save_bases(bases, found.basis_path)
-    if found.manifest_path is not None and found.manifest:
-        described = _described(bases) | {"learned": facts}
-        write_json(found.manifest_path, found.manifest | {"basis": described})
-    if signer is not None:
-        sign_bundle(bundle, signer)
+    with changing(bundle, signer) as found:
+        bases = found.bases.with_projection(projection)
+        save_bases(bases, found.basis_path)
+        if found.manifest_path is not None and found.manifest:
+            described = _described(bases) | {"learned": facts}
+            write_json(found.manifest_path, found.manifest | {"basis": described})
     return Basis(bases.factors, projection)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RequestError, VectorError
+from ..errors import BusyError, RequestError, VectorError
 from ..process import cores
 from ..tasks import Completion, Sample
 from ..vector import AdmittedVector, MicroVector
@@ -65,7 +65,7 @@ class Batch:
     (SmolLM2-135M, 32 sequences). Sequences are spread over as many contexts as leave 8 to each; where there
     are many vectors, a context takes one after the other.
 
-    Any thread may call it; calls take turns.
+    Any thread may call it; calls take turns. A callback of one that makes another gets a `BusyError`.
 
     Args:
         llm: a loaded model, whose `close` closes the batch. Its own context and vector are left alone.
@@ -96,7 +96,7 @@ class Batch:
         self.contexts = 1 if llm.one_engine else max(1, min(threads, contexts or sequences // _FEWEST))
         rows = -(-sequences // self.contexts)
         self.until = np.inf
-        self._turn = threading.RLock()  # whose call it is
+        self._turn, self._caller = threading.Lock(), 0  # whose call it is
         self._loops: list[Loop] = []
         try:
             for _ in range(self.contexts):
@@ -289,6 +289,8 @@ class Batch:
         """Run work to its end; whatever goes wrong, none of it runs afterwards."""
         over: SimpleQueue[tuple[W, BaseException | None]] = SimpleQueue()
         works: list[W] = list(make(lambda work, error: over.put((work, error))))
+        if self._caller == threading.get_ident():
+            raise BusyError("this is a callback of a batch's call: ask the batch after that has ended")
         with self._turn:
             shares = self._shares(works)
             ahead, in_loop, left = iter(shares), dict[W, Loop](), Counter[Loop]()
@@ -300,6 +302,7 @@ class Batch:
                 left[loop] = len(share)
                 loop.submit(*share)
 
+            self._caller = threading.get_ident()
             try:
                 for loop in self._loops:
                     give(loop)
@@ -317,6 +320,7 @@ class Batch:
                     if not left[loop]:
                         give(loop)
             finally:
+                self._caller = 0
                 for work, loop in in_loop.items():
                     loop.cancel(work)
                 for loop in self._loops:

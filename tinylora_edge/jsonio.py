@@ -16,7 +16,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from .limits import DEPTH, DIGITS, DOCUMENT_BYTES
-from .writes import atomic_write
+from .writes import atomic_write, open_file
 
 Record = TypeVar("Record")
 
@@ -66,7 +66,7 @@ def read_json(path: str | PathLike[str], *, limit: int = DOCUMENT_BYTES, strict:
 
     OSError: it cannot be read; ValueError: as for `parse_json`.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return parse_json(file.read(limit + 1).removeprefix(codecs.BOM_UTF8), limit=limit, strict=strict)
 
 

@@ -1,11 +1,14 @@
-"""Writes that are whole or nothing, and locks of files that several processes replace."""
+"""Writes that are whole or nothing, locks of files that several processes replace, and reads that end."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from os import PathLike
 from pathlib import Path
 from typing import IO
@@ -33,6 +36,16 @@ def atomic_write(path: str | PathLike[str], *, mode: int = 0o666) -> Iterator[IO
             error.filename = str(path)
         raise
     sync_directory(path.parent)
+
+
+@contextmanager
+def open_file(path: str | PathLike[str]) -> Iterator[BufferedReader]:
+    """Open a regular file for reading. OSError: it cannot be opened, or is a pipe or a device."""
+    at_once = getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for somebody who writes
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, not a regular file", os.fspath(path))
+        yield file
 
 
 @contextmanager

@@ -78,3 +78,5 @@ def test_a_basis_for_another_base(cli: Cli, bundle: Path, tiny_gguf: Path) -> No
 def test_a_bundle_without_a_part(cli: Cli, bundle: Path, part: str) -> None:
     (bundle / part).unlink()
     every_use(cli, bundle, f"{part} does not exist", "tinylora-edge export")
+    os.mkfifo(bundle / part)  # and nobody ever writes into it
+    every_use(cli, bundle, part, "it is a pipe or a device")

@@ -147,13 +147,9 @@ def lying() -> dict[str, bytes]:
     files = {
         "empty": b"",
         "header cut": image()[:23],
-        "zeros": space,
         "another magic": image(magic=b"GGML"),
         "version 1": image(version=1),
-        "big-endian version": image(version=3 << 24),
-        "2^60 keys": image(pair_count=HUGE, data=space),
         "more keys than there are": unpadded(image([pair("k", U8, b"\1")], pair_count=2)),
-        "2^60 tensors": image(tensor_count=HUGE, data=space),
         "more tensors than there are": image([], [tensor("t", [1])], tensor_count=2, data=bytes(4)),
         "key of 2^60 bytes": image([struct.pack("<Q", HUGE)], data=space),
         "key that is no UTF-8": image([pair(b"\xff\xfe", U8, b"\1")]),
@@ -161,10 +157,7 @@ def lying() -> dict[str, bytes]:
         "string that is no UTF-8": image([pair("k", STRING, text(b"\xc3"))]),
         "value of unknown kind": image([pair("k", 13, b"\0" * 8)], data=space),
         "array of unknown kind": image([array_of(13, 1, bytes(8))], data=space),
-        "array of arrays": image([array_of(ARRAY, 1, struct.pack("<IQ", U8, 1) + b"\1")], data=space),
-        "2^60 strings": image([array_of(STRING, HUGE)], data=space),
         "more strings than there are": unpadded(image([array_of(STRING, 3, text("a") * 2)])),
-        "a string of 2^60 bytes in an array": image([array_of(STRING, 1, struct.pack("<Q", HUGE))]),
         "two strings of 2^64-1 bytes in an array": image(
             [array_of(STRING, 2, struct.pack("<Q", (1 << 64) - 1) * 2)], data=space
         ),

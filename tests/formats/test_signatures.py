@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tinylora_edge import Ed25519Signer, Ed25519Verifier, TrustError, load_bundle
+from tinylora_edge.formats import signatures
 from tinylora_edge.formats.gguf import split_name
 from tinylora_edge.formats.signatures import Signature, check_bundle, sign_bundle, signature_path, signed
 
@@ -142,11 +143,20 @@ def test_links_to_files_are_followed_and_links_to_folders_refused(folder, tmp_pa
         check(folder)
 
 
-def test_a_pipe_is_not_waited_for(folder):
-    (folder / "onnx" / "model.onnx.data").unlink()
-    os.mkfifo(folder / "onnx" / "model.onnx.data")
-    with pytest.raises(TrustError, match="not a regular file"):
+@pytest.mark.parametrize("name", ["onnx/model.onnx.data", "signature.json"])
+def test_a_pipe_is_not_waited_for(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(OSError, match="not a regular file"):
         check(folder)
+
+
+def test_a_change_is_signed_again_and_its_lock_is_no_part(tmp_path):
+    folder = written(tmp_path / "onnx", {"basis.gguf": b"basis", "model.onnx": b"graph"})
+    sign_bundle(folder, SIGNER)
+    with signatures.changing(folder, SIGNER) as bundle:
+        bundle.basis_path.write_bytes(b"other")
+    assert check(folder) == {"basis.gguf", "model.onnx"}
 
 
 def test_a_name_that_no_list_holds(folder):

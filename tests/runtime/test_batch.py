@@ -17,7 +17,7 @@ import pytest
 import support
 from turns import PATIENCE, start
 
-from tinylora_edge import MicroVector, TinyLoraError, TrainError, VectorError
+from tinylora_edge import BusyError, MicroVector, TinyLoraError, TrainError, VectorError
 from tinylora_edge.runtime import TinyLoraLlama
 from tinylora_edge.runtime.batch import Batch, Generation, Stopped
 from tinylora_edge.runtime.model import PersonalizedModel
@@ -197,6 +197,8 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedMo
         ):
             with pytest.raises((VectorError, TrainError), match=message):
                 call()
+        with pytest.raises(BusyError):  # it would empty rows that are being evaluated
+            batch.generate([[1]], max_tokens=2, answered=lambda count: batch.generate([[1]], max_tokens=2))
         assert (batch.generate([], max_tokens=2), batch.score_each([None], [], [])) == ([], [[]])
         assert batch.score_each([None], [[1]], [[]]) == [[[]]]
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..errors import BaseMismatchError
 from ..factors import Shape
 from ..jsonio import read_json
+from ..writes import open_file
 
 MODEL_NAME, DATA_NAME, GENAI_NAME = "model.onnx", "model.onnx.data", "genai_config.json"
 """File names in a bundle's ONNX folder: the graph, its weights, and onnxruntime-genai's configuration."""
@@ -47,16 +48,11 @@ def onnx_fingerprint(folder: Path) -> str:
     """Return the fingerprint of a graph and its weights: SHA-256 in hexadecimal.
 
     Over the whole of `model.onnx`, and over the size of `model.onnx.data` and 1,024 evenly spaced pieces of
-    4,096 bytes of it: milliseconds, however large it is. BaseMismatchError: one of the two is no file.
+    4,096 bytes of it: milliseconds, however large it is. OSError: one of the two is no file.
     """
-    for name in (MODEL_NAME, DATA_NAME):
-        if not (folder / name).is_file():  # a pipe would wait for ever to be opened
-            raise BaseMismatchError(
-                f"{folder / name} is not there, or is not a file: copy it again, or export again"
-            )
-    with open(folder / MODEL_NAME, "rb") as graph:
+    with open_file(folder / MODEL_NAME) as graph:
         total = hashlib.sha256(b"tinylora onnx 2\n" + hashlib.file_digest(graph, "sha256").digest())
-    with open(folder / DATA_NAME, "rb") as data:
+    with open_file(folder / DATA_NAME) as data:
         size = data.seek(0, 2)
         total.update(struct.pack("<Q", size))
         for piece in range(_PIECES):

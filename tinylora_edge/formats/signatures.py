@@ -14,7 +14,6 @@ import base64
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from ..errors import TrustError
 from ..jsonio import read_json, write_json
 from ..limits import BUNDLE_FILES
 from ..wire.tags import Ed25519Signer, Ed25519Verifier
+from ..writes import locked, open_file
 from .bundle import BASIS_NAME, ONNX_NAME, Bundle, load_bundle
 from .gguf import gguf_paths, whole_stem
 
@@ -99,10 +99,26 @@ def sign_bundle(path: str | PathLike[str], signer: Ed25519Signer) -> Path:
 
     Raises:
         FileNotFoundError: there is no bundle.
-        TrustError: it holds too many files, or one that is not regular or has a name that cannot be listed.
-        OSError: a file cannot be read, or the signature not be written; what was there stays.
+        TrustError: it holds too many files, or one with a name that cannot be listed.
+        OSError: a file is not regular, or cannot be read, or the signature not be written; the old one stays.
     """
     bundle = load_bundle(path)
+    with locked(bundle.basis_path):
+        return _sign(bundle, signer)
+
+
+@contextmanager
+def changing(path: str | PathLike[str], signer: Ed25519Signer | None) -> Iterator[Bundle]:
+    """Lock a bundle for a block that changes it, and sign it again. TrustError: see `check_signer`."""
+    bundle = load_bundle(path)
+    with locked(bundle.basis_path):
+        check_signer(bundle, signer)
+        yield bundle
+        if signer is not None:
+            _sign(bundle, signer)
+
+
+def _sign(bundle: Bundle, signer: Ed25519Signer) -> Path:
     files, target = files_of(bundle), signature_path(bundle)
     for name in files:
         if not name.isprintable():
@@ -162,7 +178,7 @@ def signed(bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | Non
     stamps = check_bundle(bundle, keys, engine=engine) if keys else {}
     yield
     for path, then in stamps.items():
-        if stamp(os.stat(path), path) != then:
+        if stamp(os.stat(path)) != then:
             raise TrustError(
                 f"{path} changed between the check of its signature and its use: the model is not used. Load "
                 "it again once nobody writes there"
@@ -170,17 +186,14 @@ def signed(bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | Non
 
 
 def hash_file(path: Path) -> tuple[str, Stamp]:
-    """Return the SHA-256 of a file, and the stamp that it had before. TrustError: it is no file."""
-    stamp(os.stat(path), path)  # a pipe would wait for ever to be opened
-    with open(path, "rb") as file:
-        before = stamp(os.fstat(file.fileno()), path)
+    """Return the SHA-256 of a file, and the stamp that it had before. OSError: it is no file."""
+    with open_file(path) as file:
+        before = stamp(os.fstat(file.fileno()))
         return hashlib.file_digest(file, "sha256").hexdigest(), before
 
 
-def stamp(found: os.stat_result, path: Path) -> Stamp:
-    """Return the stamp of a file. Raises TrustError where it is no regular one."""
-    if not stat.S_ISREG(found.st_mode):
-        raise TrustError(f"{path} is not a regular file: a bundle that is signed has no others")
+def stamp(found: os.stat_result) -> Stamp:
+    """Return the stamp of a file."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
@@ -205,5 +218,6 @@ def files_of(bundle: Bundle, engine: str | None = None) -> dict[str, Path]:
                 raise TrustError(f"{bundle.onnx} has more than {BUNDLE_FILES} files: this is no bundle")
     root = bundle.basis_path.absolute().parent
     files = {path.absolute().relative_to(root).as_posix(): path for path in found}
-    files.pop(SIGNATURE_NAME, None)
+    for name in (SIGNATURE_NAME, f"{bundle.basis_path.name}.lock"):  # of `changing`
+        files.pop(name, None)
     return files

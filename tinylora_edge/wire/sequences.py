@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ..errors import RollbackError, VectorError
 from ..jsonio import parse_json
 from ..limits import DOCUMENT_BYTES
-from ..writes import atomic_write, locked
+from ..writes import atomic_write, locked, open_file
 
 Source = tuple[str, str, str]
 """Where a vector comes from: digest of the factors, id of the key (empty: no key), user."""
@@ -129,7 +129,7 @@ class SequenceFile(SequenceLog):
 
     def _refresh(self) -> None:
         try:
-            with open(self._path, "rb") as file:
+            with open_file(self._path) as file:
                 data = file.read(DOCUMENT_BYTES + 1)
         except FileNotFoundError:  # another process may remove it on purpose; what was seen here stays known
             return
