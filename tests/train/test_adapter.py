@@ -13,11 +13,13 @@ import pytest
 import support
 import torch
 from architectures import GGUF_NAMES
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tinylora_edge import Bases, Basis, Factors, MicroVector, Policy, Projection, TrainError
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.factorization import factors, truncated_svd
 from tinylora_edge.modules import canonical_order, is_adaptable
+from tinylora_edge.train import learner as learner_module
 from tinylora_edge.train.adapter import Adapter, SidePath, projected
 from tinylora_edge.train.learner import IMPORTANCE_CAP, Group, Learner, advantages, plain_head, token_loss
 
@@ -204,8 +206,16 @@ def group(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Group:
     ("architecture", "plain"),  # Granite divides its logits; Gemma's blocks see 8 tokens, in turns
     [("qwen2", True), ("phi3", True), ("granite", False), ("gemma3", True)],
 )
-def test_one_pass_equals_whole_sequences(architecture, plain, lengths, common, attention):
-    """Groups are computed together; what they begin with, and equal completions, once."""
+def test_one_pass_equals_whole_sequences(architecture, plain, lengths, common, attention, monkeypatch):
+    """Groups are computed together; what they begin with, and equal completions, once; of attention nothing
+    that a token does not see."""
+    keys = []
+
+    def record(module, query, key, *args, **options):
+        keys.append(key.shape[2])
+        return sdpa_attention_forward(module, query, key, *args, **options)
+
+    monkeypatch.setattr(learner_module, "sdpa_attention_forward", record)
     model = models.tiny_model(architecture)
     model.set_attn_implementation(attention)
     assert (plain_head(model) is not None) == plain
@@ -221,7 +231,10 @@ def test_one_pass_equals_whole_sequences(architecture, plain, lengths, common, a
             (lengths[1], [[4, 257], [6], [8, 8, 8, 8, 257]]),
         )
     ]
-    for group_, found in zip(groups, learner.logprobs(groups), strict=True):
+    scored = learner.logprobs(groups)
+    longest = max(len(each.prompt) + len(own) - 1 for each in groups for own in each.completions)
+    assert max(keys, default=None) == (longest if attention == "sdpa" else None)
+    for group_, found in zip(groups, scored, strict=True):
         prompt = group_.prompt.tolist()
         rows = found.detach().split([*map(len, group_.completions)])
         for row, completion in zip(rows, group_.completions, strict=True):
