@@ -210,9 +210,9 @@ class Text:
     def __init__(self, stop: Sequence[str] = (), tools: Tools | None = None) -> None:
         self.stopped, self.calls = False, 0
         self._stop, self._held = stop, ""
-        self._call_begin = CALL_BEGIN if tools is not None else ""
+        self._call_begin = "" if tools is None else CALL_BEGIN
         self._calling = tools is not None and tools.forced
-        self._openings = [] if tools is None else tools.openings()
+        self._opening, self._openings = (tools or Tools(())).openings()
         self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
         self._tokens: list[Token] = []
 
@@ -257,11 +257,11 @@ class Text:
         return Piece(text, tokens, tuple(calls))
 
     def _opens(self) -> bool:
-        """Whether the answer so far is a call without tags, or the beginning of one."""
-        if self._openings and not self._calling:
+        """Whether the answer so far may become a call without tags."""
+        if self._openings:
             text = "".join(self._held.split())
-            self._openings = [each for each in self._openings if each[: len(text)] == text[: len(each)]]
-            self._calling = any(len(each) <= len(text) for each in self._openings)
+            self._openings = [each for each in self._openings if each.startswith(text)]
+            self._calling = self._opening.match(self._held) is not None
         return bool(self._openings)
 
     def _begun(self, stop: str) -> int:

@@ -6,6 +6,7 @@ llama.cpp's own grammars are not used: a short pattern keeps them busy for minut
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,15 +75,7 @@ _TEXT = f'start: TEXT | begin calls | untagged\nbegin[lazy]: TEXT "{CALL_BEGIN}"
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as Python writes it: a call is rendered by the chat template as it was generated."""
 
-_OPEN = {
-    "additionalProperties",
-    "patternProperties",
-    "unevaluatedProperties",
-    "allOf",
-    "anyOf",
-    "oneOf",
-    "$ref",
-}
+_OPEN = {"additionalProperties", "allOf", "anyOf", "oneOf", "$ref"}
 
 
 def grammar_of(schema: Schema, tokenizer: Tokenizer) -> Grammar:
@@ -236,11 +229,12 @@ class Tools:
                 lines.append(f'untagged{number}: open{number} " "? arguments{number} /{CLOSING}/')
         return "\n".join(lines)
 
-    def openings(self) -> list[str]:
-        """Return how calls without tags may begin in an answer with text, white space left out."""
-        names = () if self.forced else (each["name"] for each in self.functions)
+    def openings(self) -> tuple[re.Pattern[str], list[str]]:
+        """Return how calls without tags begin in an answer with text; and all of it, white space left out."""
+        names = [] if self.forced else [each["name"] for each in self.functions]
         keys, fences = ("arguments", "parameters"), ("", "```", "```json")
-        return [f'{fence}{{"name":"{name}","{key}":' for name in names for key in keys for fence in fences]
+        texts = [f'{fence}{{"name":"{name}","{key}":' for name in names for key in keys for fence in fences]
+        return re.compile(OPENING.format(f"(?:{'|'.join(names)})")), texts
 
 
 @contextmanager

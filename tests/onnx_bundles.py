@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,15 @@ TOOLS_TEMPLATE = (
 
 
 def writes_tools() -> Path:
-    """A copy of `tiny()` whose chat template writes tools. Never write to it."""
+    """A copy of `tiny()` whose chat template writes tools, and that has a token for what begins a call, as
+    Qwen2.5 has. Never write to it."""
 
     def make(path: Path) -> Path:
         shutil.copytree(tiny(), path)
         (path / "onnx" / "chat_template.jinja").write_text(TOOLS_TEMPLATE)
+        tokens = json.loads((file := path / "onnx" / "tokenizer.json").read_text())
+        tokens["added_tokens"][-1] |= {"content": "<tool_call>", "special": False}
+        file.write_text(json.dumps(tokens).replace("<unk>", "<tool_call>"))
         return path
 
     return shared.once("onnx whose template writes tools", make)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from weakref import proxy
 
 import llama_cpp
 from llama_cpp import llama_chat_format
 
 from ...errors import TinyLoraError, VectorError
 from ...tasks.sample import renders_tools
+from ..engine import GrammarTokens
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -135,9 +135,7 @@ class LlamaTokenizer:
                 "the model has no token that ends an answer, so no answer can keep to a schema"
             )
         tokens = [self.data(token) for token in range(self._size)]
-        return LLTokenizer(
-            TokenizerWrapper(_Tokens(proxy(self._llm), tokens, self.end_ids)), eos_token=self.end_ids
-        )
+        return LLTokenizer(TokenizerWrapper(GrammarTokens(self, tokens)), eos_token=self.end_ids)
 
 
 class _Recorded(Exception):  # noqa: N818 - it carries a result, not an error
@@ -160,20 +158,3 @@ class _Recorder:
         tokens = self._llm.tokenize(prompt.encode(), special=True) if isinstance(prompt, str) else prompt
         stops = [stop] if isinstance(stop, str) else stop or []
         raise _Recorded(list(tokens), [each for each in stops if each])
-
-
-class _Tokens:
-    """The tokens as llguidance takes them: their bytes, and none for special ones.
-
-    `llm` is a weak proxy: the garbage collector does not see what llguidance holds.
-    """
-
-    bos_token_id = None
-
-    def __init__(self, llm: Any, tokens: list[bytes], ending: list[int]) -> None:
-        self._llm, self.tokens = llm, tokens
-        self.eos_token_id, self.special_token_ids = ending[0], ending
-
-    def __call__(self, text: bytes) -> list[int]:
-        found: list[int] = self._llm.tokenize(text, add_bos=False, special=False)
-        return found

@@ -17,7 +17,7 @@ from ...formats.onnx_graph import GENAI_NAME
 from ...jsonio import read_json
 from ...limits import TOKENIZER_BYTES
 from ...tasks.sample import renders_tools
-from ..engine import CLOSED, SpecialTokens
+from ..engine import CLOSED, GrammarTokens, SpecialTokens
 from .session import cannot_load
 
 if TYPE_CHECKING:
@@ -111,12 +111,17 @@ class OnnxTokenizer:
     @cached_property
     def special_tokens(self) -> SpecialTokens:
         """The texts of the special tokens, or a `TinyLoraError` where their file is damaged."""
+        return SpecialTokens(text for _, text, special in self._added if special)
+
+    @cached_property
+    def _added(self) -> list[tuple[int, str, bool]]:
+        """Id and text of each token beside the vocabulary, and whether it is special."""
         path = self._folder / _TOKENS_NAME
         try:
             tokens = read_json(path, limit=TOKENIZER_BYTES)["added_tokens"]
-            return SpecialTokens(each["content"] for each in tokens if each["special"])
+            return [(each["id"], each["content"], each["special"]) for each in tokens]
         except FileNotFoundError:  # a tokenizer of another kind, which names no special tokens
-            return SpecialTokens(())
+            return []
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TinyLoraError(
                 f"{path} is damaged, and names no special tokens: {error!r}. Export the bundle again"
@@ -158,11 +163,17 @@ class OnnxTokenizer:
     @cached_property
     def for_grammars(self) -> LLTokenizer:
         """See `Tokenizer`."""
-        from llguidance import LLTokenizer
+        from llguidance import LLTokenizer, TokenizerWrapper
 
         path = self._folder / _TOKENS_NAME
+        plain = {token: text.encode() for token, text, special in self._added if not special}
         try:
-            return LLTokenizer(path.read_text("utf-8"), n_vocab=self.size, eos_token=self.end_ids)
+            read = LLTokenizer(path.read_text("utf-8"), n_vocab=self.size, eos_token=self.end_ids, slices=[])
+            tokens = [  # it takes all of these in angle brackets for special ones, `<tool_call>` too
+                plain.get(token, b"") if read.is_special_token(token) else read.decode_bytes([token])
+                for token in range(self.size)
+            ]
+            return LLTokenizer(TokenizerWrapper(GrammarTokens(self, tokens)), eos_token=self.end_ids)
         except Exception as error:  # of the tokenizer's own library, any of them
             raise TinyLoraError(
                 f"llguidance does not read {path}, so that no answer can keep to a schema: "

@@ -64,10 +64,6 @@ def llama_pool(tiny_bundle: Path) -> Iterator[Pool]:
         yield opened
 
 
-def chat(pool: Pool, **options: Any) -> Answer:
-    return asyncio.run(pool.chat(MESSAGES, **options))
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_forced_calls_keep_to_their_schemas(pool: Pool, temperature: float) -> None:
     async def answers() -> list[Answer]:
@@ -113,6 +109,8 @@ def test_however_they_come_the_calls_are_the_same(cuts: list[int], count: int, b
         ('So: {"name": "f", "arguments": {"a": 1}} x', 'So: {"name": "f", "arguments": {"a": 1}} x', 0),
         ('{"name": "other", "arguments": {"a": 1}}', '{"name": "other", "arguments": {"a": 1}}', 0),
         ('{"name": "f"', '{"name": "f"', 0),
+        ('{"name": "f", "argu ments": {"a": 1}}', '{"name": "f", "argu ments": {"a": 1}}', 0),
+        (f'{{"name": "f", "arguments": {{"a": true}}{" " * 30}}}', None, 0),
     ],
 )
 def test_calls_without_tags(onnx_pool: Pool, answer: str, text: str | None, count: int) -> None:
@@ -193,14 +191,8 @@ def test_messages_about_calls_that_are_none(onnx_pool: Pool, messages: Any, mess
 
 
 def test_a_schema_that_is_itself_is_named(onnx_pool: Pool) -> None:
-    tools = Tools.read(
-        [
-            tool("fine", SCHEMAS["nested"]),
-            tool("broken", {"type": "object", "properties": {"a": {"$ref": "#"}}}),
-        ],
-        "auto",
-        True,
-    )
+    broken = {"type": "object", "properties": {"a": {"$ref": "#"}}}
+    tools = Tools.read([tool("fine", SCHEMAS["nested"]), tool("broken", broken)], "auto", True)
     assert tools is not None
     with pytest.raises(
         RequestError, match=r"^the parameters of 'broken': the \$ref '#' in the JSON schema"

@@ -102,7 +102,7 @@ def test_calls_of_tools_are_answers_as_the_server_reads_them(write: Write, smoll
     text = str(first.answer)
     (call,) = Text(tools=Tools.read([WAVE], "auto", True)).add(text.encode()).calls
     assert (call.name, json.loads(call.arguments)) == ("wave", {"hands": 2})
-    for answer, worth in ((text, 1), (text.replace("2", "3"), 0), (text[12:-13], 0)):
+    for answer, worth in ((f"\n{text}", 1), (text.replace("2", "3"), 0), (text[12:-13], 1)):
         assert task.score(completed(answer), first) == worth
     with closing(runtime.load(smollm2_bundle, engine="llama", n_ctx=64)) as llm:
         prompt = llm.detokenize(llm.encode(last)[0]).decode()

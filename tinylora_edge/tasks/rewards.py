@@ -28,6 +28,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal
 from difflib import SequenceMatcher
 from fractions import Fraction
@@ -37,7 +38,7 @@ from typing import Any, TypeAlias
 
 from ..errors import TrainError
 from ..jsonio import parse_json
-from .sample import CALL, CALL_BEGIN, Sample
+from .sample import CALL, CALL_BEGIN, Sample, untagged
 from .task import Completion, Reward, name_of
 
 _SHORT = 64  # characters of a label
@@ -66,7 +67,8 @@ def json_value(completion: Completion, sample: Sample) -> float:
 
     Guards: text around the JSON and a key that is there twice get 0.
     """
-    return float(_fields(completion) == leaves(read_answer(_reference(json_value, sample))))
+    found, right = _fields(completion, sample)
+    return float(found == right)
 
 
 def json_fields(completion: Completion, sample: Sample) -> float:
@@ -77,8 +79,8 @@ def json_fields(completion: Completion, sample: Sample) -> float:
 
     Guards: those of `json`; and a wrong object that stands in the prompt as it is gets 0.
     """
-    found, right = _fields(completion), leaves(read_answer(_reference(json_value, sample)))
-    if found is None or (found != right and stands_in(completion.text, sample.text)):
+    found, right = _fields(completion, sample)
+    if found != right and stands_in(completion.text, sample.text):
         return 0.0
     return len(found.items() & right.items()) / len(found.keys() | right.keys())
 
@@ -323,11 +325,12 @@ def _reference(reward: Reward, sample: Sample) -> str:
     return sample.answer
 
 
-def _fields(completion: Completion) -> Leaves | None:
-    try:
-        return leaves(read_answer(completion.text)) if completion.ended else None
-    except ValueError:
-        return None
+def _fields(completion: Completion, sample: Sample) -> tuple[Leaves, Leaves]:
+    right = leaves(read_answer(_reference(json_value, sample)))
+    with suppress(ValueError):
+        if completion.ended:
+            return leaves(read_answer(completion.text, called=(_CALLS, 0, 0) in right)), right
+    return {}, right
 
 
 def _is_json(answer: str) -> bool:
@@ -499,16 +502,16 @@ def _fraction(found: re.Match[str] | None) -> Fraction | None:
     return sign * Fraction(int(found["over"]), under) if under else None
 
 
-def read_answer(text: str) -> Any:
+def read_answer(text: str, *, called: bool = False) -> Any:
     """The value of an answer that is one JSON text, bare or in one ``` fence; else a ValueError.
 
     Numbers with a point or an exponent are exact (`Decimal`). Calls of tools are JSON, too: an object that no
-    JSON text is, with name and arguments of each.
+    JSON text is, with name and arguments of each. One without tags is JSON as it stands, unless `called`.
     """
-    text, calls = text.strip(), [*CALL.finditer(text)]
-    if calls and "".join(call[0] for call in calls) == text:
-        return {_CALLS: [[call[1], _parsed(call[2])] for call in calls]}
-    return _parsed(_body(text))
+    calls = CALL.findall(text := text.strip()) if not CALL.sub("", text) else []
+    if called and (call := untagged(text)):
+        calls = [call]
+    return {_CALLS: [[name, _parsed(each)] for name, each in calls]} if calls else _parsed(_body(text))
 
 
 def leaves(value: Any) -> Leaves:

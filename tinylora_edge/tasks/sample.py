@@ -34,8 +34,8 @@ CALL_BEGIN, CALL_END = "<tool_call>", "}\n</tool_call>"
 CALL = re.compile(r'\n?<tool_call>\n\{"name": "([\w-]+)", "arguments": (\{.*\})\}\n</tool_call>')
 """A whole call: the name, and the arguments as JSON."""
 
-OPENING = r'\s*(?:```\s*(?:json)?)?\s*\{{\s*"name"\s*:\s*"{}"\s*,\s*"(?:arguments|parameters)"\s*:'
-CLOSING = r"\s*\}(?:\s*```)?"
+OPENING = r'\s*(?:```\s*(?:json\s*)?)?\{{\s*"name"\s*:\s*"{}"\s*,\s*"(?:arguments|parameters)"\s*:'
+CLOSING = r"\s{0,20}\}(?:\s{0,20}```)?"
 """What a call without tags begins and ends with, around a space and its arguments; {} is the name."""
 
 _UNTAGGED = re.compile(OPENING.format(r"([\w-]+)") + r" ?(\{.*\})" + CLOSING + r"\s*", re.S)
