@@ -407,7 +407,8 @@ def served(engine: str, users: int) -> Callable[[dict[str, Any]], str]:
 def stepped(method: str) -> Callable[[dict[str, Any]], str]:
     def cell(found: dict[str, Any]) -> str:
         one = found["training"][method]
-        return f"{one['step_s']:.1f} s, {one['peak_bytes'] / 1e6:,.0f} MB"
+        cell = f"{one['step_s']:.1f} s, {one['peak_bytes'] / 1e6:,.0f} MB"
+        return cell if method == "sft" else f"{cell}, {100 * one['signal']:.0f} %"
 
     return cell
 
@@ -455,7 +456,7 @@ MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "**server**, ONNX Runtime, 16 users": served("onnx", 16),
     "1,000 users, ONNX Runtime": served("onnx", 1000),
     "**training**, 64 x 8: a step of SFT, 8 calls": stepped("sft"),
-    "a step of GRPO, 8 answers each to 8 lists": stepped("grpo"),
+    "a step of GRPO, 8 answers each to 8 lists, and how many of these differed": stepped("grpo"),
 }
 """The rows of `model_costs`: what a cell is, of a model's records by what was measured."""
 
