@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Option
@@ -12,7 +13,7 @@ from ..shipping.fetch import frame_path
 from ..shipping.publish import publish as publish_frame
 from ..wire import tags
 from ..wire.frame import DEFAULT_USER, bound_name
-from ..writes import atomic_write
+from ..writes import atomic_write, open_file
 from . import console, keyfiles, vectors
 from . import options as opts
 
@@ -72,8 +73,10 @@ def fetch(
         data = fetch_frame(url, bases, user).data
     assert data is not None  # no ETag was sent
     vector = policy.check(data, bases, user=bound)
-    changed = not output.exists() or output.read_bytes() != data
-    if changed:
+    before = b""
+    with suppress(FileNotFoundError), open_file(output) as file:
+        before = file.read(len(data) + 1)
+    if changed := before != data:
         # The state is written once the new vector is on the disk under another name: the state knows every
         # vector that is in place, and a kill between the two leaves the old one.
         with atomic_write(output) as file:

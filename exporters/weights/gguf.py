@@ -7,6 +7,7 @@ the reason. What is known of them was read from llama.cpp's sources.
 
 from __future__ import annotations
 
+import math
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -102,7 +103,7 @@ class GGUFWeights:
         if tensor is None:
             raise ExportError(f"the GGUF has no tensor {module}")
         n_out, n_in = tensor.shape[-2:]
-        raw = self.file.data(tensor).reshape(-1, n_out, tensor.row_bytes)
+        raw = self.file.data(tensor).reshape(math.prod(tensor.shape[:-2]), n_out, -1)
         try:
             decode = ggml_decoder(tensor.type, raw[0])
         except NotImplementedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def test_a_checksum_is_published_with_a_warning(cli: Cli, ready: Path) -> None:
         cli("fetch", url, basis, "-o", ready / "x.bin", "--key", f"{ready / 'key'}.pub").refused(
             "requires a tag"
         )
+        os.mkfifo(ready / "pipe")
+        cli("fetch", url, basis, "-o", ready / "pipe").refused("it is a pipe or a device")
     assert not (ready / "x.bin").exists()
 
 

@@ -154,6 +154,8 @@ def test_a_key_stands_for_one(tmp_path: Path) -> None:
     [
         (OptionError, {"n_contexts": 3}),
         (OptionError, {"name": "team@v1"}),
+        (OptionError, {"name": "team\udcff"}),
+        (OptionError, {"signer": KEY}),
         (OptionError, {"states": "states"}),
         (OptionError, {"store": "users.db", "page": True, "keys": [KEY]}),
         (TinyLoraError, {"api_keys": {"short": None}}),

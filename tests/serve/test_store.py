@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import subprocess
@@ -148,7 +149,10 @@ def test_stores_that_race_never_go_back(path: Path, bases: Bases, basis: Basis) 
 
 
 def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:
-    damaged, other, later = (tmp_path / f"{name}.db" for name in ("damaged", "other", "later"))
+    names = "damaged", "other", "later", "pipe"
+    damaged, other, later, pipe = (tmp_path / f"{name}.db" for name in names)
+    os.mkfifo(pipe)
+    mode = pipe.stat().st_mode
     damaged.write_bytes(b"no database at all" * 100)
     with sqlite3.connect(other) as connection:
         connection.execute("CREATE TABLE mine (a)")
@@ -159,11 +163,12 @@ def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:
         (damaged, r"damaged.db cannot be used: file is not a database"),
         (other, "no store of users' vectors"),
         (tmp_path, "cannot be used"),
+        (pipe, "cannot be used"),
         (later, r"version 1, but this release reads 2: name a new file"),
     ):
         with pytest.raises(StoreError, match=message):
             Store(path, bases)
-    assert damaged.read_bytes() == b"no database at all" * 100
+    assert (damaged.read_bytes(), pipe.stat().st_mode) == (b"no database at all" * 100, mode)
     with pytest.raises(FileNotFoundError, match="make it"):
         Store(tmp_path / "none" / "users.db", bases)
 

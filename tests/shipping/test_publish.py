@@ -132,7 +132,7 @@ def test_latest_that_is_something_else_is_not_replaced(tmp_path):
 
 def test_targets_that_are_none(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
-    for to, message in {"nowhere://x/y": "nowhere", "": "empty"}.items():
+    for to, message in {"nowhere://x/y": "nowhere", "ftp://127.0.0.1:1/x": "open ftp", "": "empty"}.items():
         with pytest.raises(TransferError, match=message):
             publish(frame(1), BASES, to)
     with pytest.raises(NotADirectoryError, match=str(tmp_path / "file")):

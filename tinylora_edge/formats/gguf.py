@@ -59,22 +59,11 @@ class Tensor:
     offset: int  # of the data, from the start of the file
     nbytes: int
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row, i.e. of `shape[-1]` values."""
-        return row_bytes(self.type, self.shape[-1])
-
 
 @dataclass(frozen=True)
 class _Strings:
     offset: int
     count: int
-
-
-def row_bytes(kind: gguf.GGMLQuantizationType, values: int) -> int:
-    """Bytes that a row of values takes in a GGML type."""
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    return values // block * size
 
 
 class GGUFFile:
@@ -213,9 +202,10 @@ class GGUFFile:
                 type_ = gguf.GGMLQuantizationType(kind)
             except ValueError:
                 raise MalformedGGUFError(f"tensor {name} has unknown type {kind}") from None
-            if ne[0] % gguf.GGML_QUANT_SIZES[type_][0]:
+            block, size = gguf.GGML_QUANT_SIZES[type_]
+            if ne[0] % block:
                 raise MalformedGGUFError(f"tensor {name} has rows of {ne[0]}, no whole {type_.name} blocks")
-            nbytes = row_bytes(type_, ne[0]) * math.prod(ne[1:])
+            nbytes = ne[0] // block * size * math.prod(ne[1:])
             entries.append(Tensor(name, tuple(reversed(ne)), type_, offset, nbytes))
         return entries, position
 

@@ -71,12 +71,15 @@ def app(
         Those of `runtime.Pool`, `Policy` and the stores.
     """
     name = name or os.path.basename(os.path.abspath(bundle)).removesuffix(".gguf")  # of a link, its own
-    if "@" in name:
+    if "@" in name or not name.isprintable():
         raise OptionError(
-            f"the model's name {name!r} has an @, which stands before a user: pass another (--name)"
+            f"the model's name {name!r} has an @, which stands before a user, or a control character: pass "
+            "another (--name)"
         )
     if store is None and (states is not None or page):
         raise OptionError("a page and learning from clicks keep vectors: name a store too (--store)")
+    if states is None and signer is not None:
+        raise OptionError("what clicks teach is signed, and nothing else: name where they go (--feedback)")
     if page and (api_keys is not None or keys):
         raise OptionError("a page is for one visitor, whose vectors nobody signs: pass no keys")
     if api_keys is not None and not isinstance(api_keys, ApiKeys):

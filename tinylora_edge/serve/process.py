@@ -123,7 +123,7 @@ def run(app: Starlette, *, host: str, port: int, ready: Callable[[str], None], q
 def check_exposure(host: str, *, has_keys: bool) -> None:
     """Refuse, with a TinyLoraError, to answer other machines without API keys."""
     if not has_keys and not is_this_device(host):
-        raise TinyLoraError(f"{host} can be reached by others: pass --api-keys FILE, or serve on 127.0.0.1")
+        raise TinyLoraError(f"{host!r} can be reached by others: pass --api-keys FILE, or serve on 127.0.0.1")
 
 
 def _listening(host: str, port: int, backlog: int = _BACKLOG) -> socket.socket:

@@ -149,7 +149,7 @@ class Store:
 
     def _set_up(self) -> None:
         self.read("PRAGMA synchronous = FULL", ())
-        if not self.path.stat().st_size:
+        if self.path.is_file() and not self.path.stat().st_size:
             os.chmod(self.path, 0o600)  # vectors are personal
         (application,), (version,) = (
             self.read(f"PRAGMA {name}", ())[0] for name in ("application_id", "user_version")

@@ -112,8 +112,8 @@ class _Remote:
         self._filesystem: Any = None
         try:
             self._filesystem, self._root = fsspec.core.url_to_fs(self._to)
-        except (ImportError, ValueError) as error:
-            raise TransferError(f"{to}: fsspec cannot open {scheme}://: {error}") from None
+        except Exception as error:  # each filesystem has exceptions of its own
+            raise TransferError(f"{to}: fsspec cannot open {scheme}://: {error}") from error
 
     def read(self, path: str) -> bytes | None:
         try:
