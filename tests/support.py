@@ -294,8 +294,3 @@ def memory_limit(extra: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def rebased(bundle: Path, bases: Bases, folder: Path) -> Path:
-    """Make a bundle of another one's base with other side tensors, and return its folder."""
-    return bundle_with(bases, bundle / "base.gguf", folder)

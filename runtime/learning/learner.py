@@ -171,6 +171,7 @@ class RewardLearner:
         self._effect = _TEXTS_EFFECT if texts else _EFFECT
         held = settings.held_back or (min(48, max(8, len(samples) // 10)) if texts else 48)
         self._train, self._check = _hold_back(len(samples), held, seed)
+        self._half = -(-len(self._check) // 2)  # of those, for every check but the last
         self._prompts = min(settings.prompts, len(self._train))  # of a step
         self._length = float(np.mean([lengths[i] for i in self._check] if texts else 1))
         start = start or (llm.vector if basis is None else None)
@@ -236,11 +237,17 @@ class RewardLearner:
         if not state.start_scores:
             (scores,) = self._judge([self._vector(state.start)], self._check, checking=True)
             state.start_scores = scores.tolist()
-            state.best, state.best_scores = list(state.start), state.start_scores[: self._half()]
+            state.best, state.best_scores = list(state.start), state.start_scores[: self._half]
         if not state.sigma:
             self._choose_sigma()
         if not self._search.step and not self._affords():
-            raise self._too_small()
+            step, (tokens, seconds) = self._cost(self._ahead()[0]), self._needed()
+            raise TrainError(
+                f"a budget of {self._budget} is too small: one step takes about {step[1]:.0f} s and "
+                f"{step[0]:.0f} tokens here, and with the checks before and after it {seconds:.0f} s and "
+                f"{tokens:.0f} tokens. Give more, or fewer prompts a step (prompts), or shorter answers "
+                "(max_tokens)"
+            )
         if fresh:
             self._save()
             check = float(np.mean(state.start_scores))
@@ -312,7 +319,7 @@ class RewardLearner:
     def _look(self) -> float:
         """Check the mean on the first held-back prompts: keep it, or go back to the best."""
         state, search = self.state, self._search
-        (scores,) = self._judge([self._vector(self._mean())], self._check[: self._half()], checking=True)
+        (scores,) = self._judge([self._vector(self._mean())], self._check[: self._half], checking=True)
         gap = scores - np.array(state.best_scores)
         if gap.mean() > 0 or (gap.mean() == 0 and state.best_step):
             state.unimproved = 0 if gap.mean() > 0 else state.unimproved + 1
@@ -333,7 +340,7 @@ class RewardLearner:
         """
         state, check = self.state, self._check
         if stopped == "stopped":
-            check = check[: self._half()]
+            check = check[: self._half]
         best = start = np.array(state.start_scores[: len(check)])
         found: MicroVector | None = None
         finalists = [(state.best, state.best_scores)] if state.best_step else []
@@ -407,12 +414,9 @@ class RewardLearner:
         bounded = self._basis.bounded(whole, getattr(self._under, "r", None))
         return replace(self._start, values=bounded.astype(np.float32), dtype="fp32")
 
-    def _half(self) -> int:
-        return -(-len(self._check) // 2)
-
     def _ahead(self) -> tuple[int, int]:
         """Return the answers of one more step, and of the last check: of the mean, and the best's others."""
-        half, whole = self._half(), len(self._check)
+        half, whole = self._half, len(self._check)
         due = (self._search.step + 1) % self.settings.check_every == 0
         step = self._search.population * self._prompts + (half if due else 0)
         return step, whole + (whole - half if self.state.best_step else 0)
@@ -435,15 +439,6 @@ class RewardLearner:
         """Tokens and seconds that so many answers take, by what they took so far."""
         each = rollouts / max(self.state.rollouts, 1)
         return self.state.answer_tokens * each, self.state.answer_seconds * each
-
-    def _too_small(self) -> TrainError:
-        step, (tokens, seconds) = self._cost(self._ahead()[0]), self._needed()
-        return TrainError(
-            f"a budget of {self._budget} is too small: one step takes about {step[1]:.0f} s and "
-            f"{step[0]:.0f} tokens here, and with the checks before and after it {seconds:.0f} s and "
-            f"{tokens:.0f} tokens. Give more, or fewer prompts a step (prompts), or shorter answers "
-            "(max_tokens)"
-        )
 
     def _save(self) -> None:
         self.state.search = self._search.state()

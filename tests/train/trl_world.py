@@ -1,16 +1,12 @@
-"""What the tests of the TRL engine and its recipes share: a tiny model, a task, task files."""
+"""What the tests of the TRL engine and its recipes share: a tokenizer, a task, given completions."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import models
 import numpy as np
-import shared
 
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options
@@ -29,10 +25,9 @@ def write_tokenizer(path: Path, template: str = TEMPLATE) -> None:
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    characters = {**{chr(b): b for b in printable}, **{chr(256 + i): b for i, b in enumerate(others)}}
+    characters = {character: byte for byte, character in bytes_to_unicode().items()}
     special = {"<bos>": 256, "<eos>": 257, "<pad>": 258, "<unk>": 259}
     inner = Tokenizer(BPE(vocab=characters | special, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -43,40 +38,12 @@ def write_tokenizer(path: Path, template: str = TEMPLATE) -> None:
     tokenizer.save_pretrained(path)
 
 
-def prepare(folder: Path) -> Path:
-    """A bundle of a tiny random model, and the same model for transformers."""
-    model = models.tiny_model("llama")
-    gguf = models.write_gguf(model, folder / "tiny.gguf", metadata={"tokenizer.chat_template": TEMPLATE})
-    shared.export(gguf, folder / "bundle")
-    write_tokenizer(models.write_hf(model, folder / "weights"))
-    return folder
-
-
 def steps(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows if "event" not in row]
 
 
 def rows_of(output: Path) -> list[dict[str, Any]]:
     return json.loads(Path(f"{output}.json").read_text())["curve"]  # type: ignore[no-any-return]
-
-
-def write_problems(folder: Path) -> dict[str, Path]:
-    """Task files as the recipes name them, with problems enough for a step and a validation."""
-    gsm8k = [
-        {"question": f"Ann has {n} pens and buys {n + 2}. How many?", "answer": f"Sum.\n#### {2 * n + 2}"}
-        for n in range(280)
-    ]
-    half = r"It is $\boxed{\frac{%d}{2}}$."
-    maths = [{"problem": f"What is ${n}/2$?", "solution": half % n} for n in range(400)]
-    for task, rows in (("gsm8k", gsm8k), ("math", maths)):
-        train, test, made = (folder / f"{name}.jsonl" for name in ("train", "test", task))
-        for path, part in ((train, rows[:-6]), (test, rows[-8:])):
-            path.write_text("".join(json.dumps(row) + "\n" for row in part))
-        script = ROOT / "recipes" / "problems.py"
-        command = [sys.executable, script, train, "--test", test, "-o", made]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert f"{len(rows) - 8} to train on, 8 held out" in done.stderr
-    return {task: folder / f"{task}.jsonl" for task in ("gsm8k", "math")}
 
 
 LIMIT, END = 6, 257

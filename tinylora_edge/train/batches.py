@@ -27,9 +27,9 @@ _AT_ONCE = 32  # general prompts that are answered together
 
 
 class Answers:
-    """The answers to a task's prompts: `given` for SFT, `drawn` for GRPO, `greedy` to judge a vector by.
+    """The answers to a task's prompts that are learned from: `given` ones by SFT, `drawn` ones by GRPO.
 
-    GRPO learns from the task's shaped reward, where it has one; `greedy` answers are judged by its reward.
+    The reward of those is the task's shaped one, where it has one.
 
     Attributes:
         batch: of the deployed model, which draws them.
@@ -57,19 +57,8 @@ class Answers:
         them.
         """
         key = vector, [*map(id, samples)], self.temperature, seed
-        if self._last is None or self._last[0] != key:
-            self._last = key, self._draw(vector, samples, seed)
-        return self._last[1]
-
-    def greedy(self, vector: MicroVector, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        """Return the rewards of greedy answers in the deployed model: float64 [samples]."""
-        how: dict[str, Any] = {"max_tokens": self.task.max_tokens, "schema": self.task.schema}
-        (answers,) = self.batch.answer_each([vector], samples, **how)
-        return np.array(self.task.scores(answers, samples), np.float64)
-
-    def _draw(
-        self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]
-    ) -> tuple[list[Group], dict[str, Any]]:
+        if self._last is not None and self._last[0] == key:
+            return self._last[1]
         began, prompts, each = time.monotonic(), self._prompts(samples), self.each
         drawn = self.batch.generate(
             [prompt.tolist() for prompt in prompts],
@@ -95,6 +84,7 @@ class Answers:
             "tokens": int(np.sum(lengths)),
             "draw_s": time.monotonic() - began,
         }
+        self._last = key, (groups, metrics)
         return groups, metrics
 
     def _prompts(self, samples: Sequence[Sample]) -> list[NDArray[np.int32]]:

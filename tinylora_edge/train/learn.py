@@ -117,16 +117,14 @@ def learn(
     general = load_questions()
     pairs = [(each, questions_of(each, general)) for each in chosen]
     paths = [Path(folder) / f"{_key(basis, *each, weights)}.npz" for each in pairs]
-    missing = [(each, path) for each, path in zip(pairs, paths, strict=True) if not path.exists()]
+    missing = {path: each for path, each in zip(paths, pairs, strict=True) if not path.exists()}
     if missing:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        rest = [each for each, _ in missing]
-        taken = _slopes(found, basis, rest, weights)
-        with closing(taken):
-            for number, (name, slope, seconds) in enumerate(taken):
-                with atomic_write(missing[number][1]) as file:
+        with closing(_slopes(found, basis, [*missing.values()], weights)) as taken:
+            first = len(paths) - len(missing) + 1
+            for done, (path, (name, slope, seconds)) in enumerate(zip(missing, taken, strict=True), first):
+                with atomic_write(path) as file:
                     np.savez(file, **vars(slope), seconds=seconds)
-                done = len(paths) - len(missing) + number + 1
                 report({"name": name, "done": done, "of": len(paths), "before": slope.before})
     return _assembled(basis, [each.name for each in chosen], paths, count)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -74,7 +74,7 @@ def train(
         TrainError: the task or the options do not work out, or nothing better than the base was found; the
             message says which and what to do.
         BasisError: the bundle has no basis of the rank or the numbers that are asked for.
-        VectorError: the shared vector is refused.
+        VectorError: the shared vector is refused, or the start has another number of values than the basis.
         BaseMismatchError: the base is not one that the factors were exported for.
         MissingExtraError: torch, transformers or llama-cpp-python is not installed.
         OSError: a file cannot be written.
@@ -83,14 +83,14 @@ def train(
     if options.steps is None and options.minutes is None:
         options = replace(options, minutes=MINUTES)
     with run_folder(output) as folder, ExitStack() as stack:
-        checkpoints = [folder / f"{method}.json" for method in METHODS]
-        if not resume and any(path.exists() for path in checkpoints):
+        checkpoints = {method: folder / f"{method}.json" for method in METHODS}
+        if not resume and any(path.exists() for path in checkpoints.values()):
             raise unfinished(folder)
         methods = chosen_methods(task, options)
-        first = folder / f"{methods[0]}.json"
+        first = checkpoints[methods[0]]
         if resume and not first.exists():
             raise TrainError(f"{folder} has no {first.name} to resume from: start without --resume")
-        run = _Run(bundle, task, options, methods, folder, stack, report)
+        run = _Run(bundle, task, options, methods, checkpoints, stack, report)
         task, options = run.task, run.options
         about = run.about()
         report({"event": "data", **about})
@@ -103,7 +103,7 @@ def train(
         written = vector, run.basis, task, options
         if better := vector.values.any():
             write_result(*written, outcome, run.curve, data=about)
-        for path in checkpoints:
+        for path in checkpoints.values():
             path.unlink(missing_ok=True)
         if not better:
             raise nothing_found(task, result, run.curve)
@@ -143,8 +143,8 @@ def chosen_methods(task: Task, options: Options) -> list[str]:
 class _Run:
     """The phases of a run, one after the other, over engines that all of them use.
 
-    Each phase has a checkpoint in `folder`. Where the first one has one already, it is of this run, or it is
-    refused before a model is loaded. `stack` closes the engines, in reverse order.
+    Each method has a checkpoint. Where that of the first exists already, it is of this run, or it is refused
+    before a model is loaded. `stack` closes the engines, in reverse order.
     """
 
     def __init__(
@@ -153,13 +153,13 @@ class _Run:
         task: Task,
         options: Options,
         methods: Sequence[str],
-        folder: Path,
+        checkpoints: Mapping[str, Path],
         stack: ExitStack,
         report: Report,
     ) -> None:
         self.stopping = False
         self.curve: list[dict[str, Any]] = []
-        self._methods, self._folder, self._stack, self._report = methods, folder, stack, report
+        self._methods, self._checkpoints, self._stack, self._report = methods, checkpoints, stack, report
         self._trainer: Trainer | None = None
         self._known: NDArray[np.float64] | None = None  # validation of what the last phase found
         options.split(task)
@@ -169,7 +169,7 @@ class _Run:
         self.basis = options.basis(found.bases)
         self.options = options = options.with_few_bits(self.basis)
         self._identity = partial(identity, task, self.basis)
-        if (first := self._checkpoint(methods[0])).exists():
+        if (first := checkpoints[methods[0]]).exists():
             load(first, self._identity(replace(options, method=methods[0])))
         shared = None
         if options.under is not None:
@@ -212,7 +212,7 @@ class _Run:
         result = Result(MicroVector.zeros(self.basis), ())
         for method in self._methods:
             why = self._why_not(result)
-            if why is not None and not self._checkpoint(method).exists():
+            if why is not None and not self._checkpoints[method].exists():
                 vector, phase = result.vector, Phase(method, result.best_score, result.best_score, why=why)
             else:
                 vector, phase = self._phase(method, result)
@@ -225,7 +225,7 @@ class _Run:
 
     def _phase(self, method: str, before: Result) -> tuple[MicroVector, Phase]:
         """Run a method from what was found before it, or resume it from its checkpoint."""
-        options, done, checkpoint = self.options, before.steps, self._checkpoint(method)
+        options, done = self.options, before.steps
         if before.best_step:
             options = replace(options, start=tuple(before.vector.values.tolist()))
         options = replace(
@@ -240,23 +240,18 @@ class _Run:
             learner,
             Answers(self.task, self.batch, options.samples),
             options=options,
-            checkpoint=checkpoint,
+            checkpoint=self._checkpoints[method],
             identity=self._identity(options),
             needed=DIFFER if before.phases else 0.0,
             known=self._known,
             rehearsal=Rehearsal(learner, self.batch, self._general) if options.rehearses(method) else None,
         )
-        if checkpoint.exists():
-            trainer.resume()
         if self.stopping:
             trainer.stop()
         found = trainer.run(lambda metrics: self._report(_placed(metrics, method, done)))
         self._trainer, self._known = None, trainer.state.best_scores
         self.curve += [_placed(row, method, done) for row in trainer.state.curve]
         return found
-
-    def _checkpoint(self, method: str) -> Path:
-        return self._folder / f"{method}.json"
 
     def _why_not(self, before: Result) -> str | None:
         """Return why a method is not worth its time after what was done before it, or None."""

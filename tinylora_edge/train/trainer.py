@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..basis import Basis
 from ..errors import TrainError
+from ..eval.measure import evaluate
 from ..jsonio import restored
 from ..projection import Whitening
 from ..runtime.batch import Stopped
@@ -59,12 +60,13 @@ class Trainer:
     """The loop that trains v, which the learner's adapter holds, by the method of the options.
 
     `answers` are those to learn from, and to the validation prompts, which are not trained on
-    (`Options.split`). `identity` is what a resumed run must share.
+    (`Options.split`). Where `checkpoint` exists it goes on from there: `identity` is what both must share.
     GRPO begins only if some groups, and at least the share `needed`, differ in their rewards. `known` are the
     rewards of its start, where that has been validated.
 
     Raises:
-        TrainError: the task has too few prompts, or the values to start from are not those of the basis.
+        TrainError: the task has too few prompts, or the checkpoint is damaged, or of another run.
+        VectorError: the basis has another number of values than the start.
     """
 
     def __init__(
@@ -86,26 +88,19 @@ class Trainer:
         self._method = options.method or "grpo"
         self._sft = self._method == "sft"
         self._held = answers.given(self._validation) if self._sft else []
-        if options.start is not None and len(options.start) != basis.size:
-            raise TrainError(
-                f"training would start from {len(options.start)} values, and the basis has {basis.size}: "
-                "give as many, or make them of another vector's with train.grown"
-            )
         self.basis = basis
-        self._start = np.array(options.start or [0.0] * basis.size, np.float32)
+        self._start = basis.values(options.start or np.zeros(basis.size))
         self.state = TrainState.start(self._start)
         start = MicroVector(self._start, options.frame_dtype or "fp32", entries=basis.entries)
         self.state.best_v = start.values
+        if checkpoint.exists():
+            self.state = load(checkpoint, identity)
         self._whitening: Whitening | ModuleWhitening | None = None
         self._stop = False
-        self._validated, self._since, self._took = 0, 0.0, 0.0  # the step, seconds of steps since, its own
+        self._validated = self.state.step  # the last step with a validation
+        self._since, self._took = 0.0, 0.0  # seconds of steps since, and of that validation
         self._longest = 0.0  # seconds of a step
         self._once = 0.0  # seconds of a step that no other one takes again
-
-    def resume(self) -> None:
-        """Go on from the checkpoint."""
-        self.state = load(self._checkpoint, self._identity)
-        self._validated = self.state.step
 
     def stop(self) -> None:
         """End the run after the step at hand, its state saved; safe to call from a signal handler."""
@@ -152,7 +147,7 @@ class Trainer:
             self._begin(write)
         if not (self._sft or state.stopped):
             self._find_temperature(report)
-        while not (state.stopped or self._stop or self._used(state.step) >= 1):
+        while not (state.stopped or self._stop or self._used() >= 1):
             began = time.monotonic()
             metrics = self._step()
             state.step += 1
@@ -163,7 +158,7 @@ class Trainer:
             whole = max(took, metrics.get("draw_s", 0.0) + metrics["learn_s"])
             self._longest = max(self._longest, whole - self._once)
             self._once = 0.0
-            metrics["share"] = min(1.0, self._used(state.step))
+            metrics["share"] = min(1.0, self._used())
             if state.step == 1:
                 self._tell_if_few(report)
             silent = state.silent >= _SILENCE
@@ -187,16 +182,16 @@ class Trainer:
         Returns:
             float64 [prompts], of texts minus the nats a token; nats a token, 0 where the method is not SFT.
         """
-        loss = 0.0
+        task, loss = self._answers.task, 0.0
         if self._sft:
             self.learner.adapter.set(v)
             logprobs = self.learner.measure(self._held)
             sums = np.array([float(each.sum()) for each in logprobs], np.float64)
             counts = np.array([len(group.completions[0]) for group in self._held])
             loss = -float(sums.sum() / counts.sum())
-            if is_text(self._answers.task.reward):
+            if is_text(task.reward):
                 return sums / counts, loss
-        return self._answers.greedy(self._vector(v), self._validation), loss
+        return evaluate(self._answers.batch, task, self._vector(v), samples=self._validation).scores, loss
 
     def _begin(self, write: Report) -> None:
         """Judge the start."""
@@ -274,12 +269,12 @@ class Trainer:
             return steps % every == 0
         return steps - self._validated >= every and self._since >= _APART * self._took
 
-    def _used(self, steps: int) -> float:
-        """Return the share of the budget, steps or minutes, that is used after so many steps.
+    def _used(self) -> float:
+        """Return the share of the budget, steps or minutes, that is used.
 
         Minutes are used up where the next step with its validation would pass them.
         """
-        options, used = self.options, 0.0
+        options, steps, used = self.options, self.state.step, 0.0
         if options.steps is not None:
             used = steps / options.steps
         if options.minutes is not None and steps:  # one step is taken in any case
@@ -308,7 +303,7 @@ class Trainer:
 
     def _step(self) -> dict[str, Any]:
         state = self.state
-        state.rounded = state.rounded or self._used(state.step) >= ROUNDED
+        state.rounded = state.rounded or self._used() >= ROUNDED
         at = self._rounded(state.v) if state.rounded else state.v
         vector, samples, seed = self._of_step(state.step, at)
         if self._sft:
@@ -351,7 +346,7 @@ class Trainer:
         limit = _CLIP * float(np.median(state.norms)) if state.norms else norm
         state.norms = [*state.norms, norm][-_CLIP_WINDOW:]
         last = None if options.steps is None else max(options.steps - 1, 1)
-        fallen = self._used(state.step) if last is None else state.step / last
+        fallen = self._used() if last is None else state.step / last
         lr = state.lr * (1 - (1 - _ANNEAL) * min(1.0, fallen))
         self._update(grad * min(1.0, limit / max(norm, 1e-30)), lr)
         return result | {"grad": norm, "lr": lr, "mismatch": gradient.mismatch}
@@ -410,7 +405,7 @@ class Trainer:
         else:
             better = score > state.start_score
         # Long first steps may raise the loss before it falls: that costs no patience in half the budget.
-        early = state.lowest_loss >= state.start_loss and self._used(state.step) < 0.5
+        early = state.lowest_loss >= state.start_loss and self._used() < 0.5
         progress = score > top or loss < _LOWER * state.lowest_loss
         state.stale = 0 if progress or early else state.stale + 1
         if as_good(scores, state.top_scores) and better:

@@ -207,11 +207,10 @@ def test_clicks_move_the_vector_that_they_start_with(llm: TinyLoraLlama, tmp_pat
 def test_learned_directions_lend_their_prior(load, tiny_bundle, tmp_path):
     bases = load_bundle(tiny_bundle).bases
     p = np.random.default_rng(0).standard_normal((13, len(bases.factors.modules), 2, 2)) / 4
-    made = {
-        name: Projection.learned(bases.factors.modules, p, prior)
-        for name, prior in {"known": (np.full(13, 0.05), 0.01 * np.eye(13)), "none": None}.items()
-    }
-    bundles = [support.rebased(tiny_bundle, bases.with_projection(made[n]), tmp_path / n) for n in made]
+    bundles = []
+    for name, prior in {"known": (np.full(13, 0.05), 0.01 * np.eye(13)), "none": None}.items():
+        made = bases.with_projection(Projection.learned(bases.factors.modules, p, prior))
+        bundles.append(support.bundle_with(made, tiny_bundle / "base.gguf", tmp_path / name))
     with load(bundles[0]) as learned, load(bundles[1]) as plain:
         with_prior, without = (Clicks(each, n_threads=1) for each in (learned, plain))
         assert not with_prior.vector(tmp_path / "s").values.any()

@@ -31,7 +31,7 @@ def bundle_of(bundle: Path, folder: Path, p: np.ndarray, covariance: np.ndarray 
     bases, mean = load_bundle(bundle).bases, np.full(len(p), 0.1)
     prior = None if covariance is None else (mean, covariance)
     made = bases.with_projection(Projection.learned(bases.factors.modules, p, prior))
-    return support.rebased(bundle, made, folder)
+    return support.bundle_with(made, bundle / "base.gguf", folder)
 
 
 def directions(count: int, modules: int = 14) -> np.ndarray:
