@@ -18,6 +18,7 @@ from . import options as opts
 
 if TYPE_CHECKING:
     from ..runtime import TinyLoraLlama, TinyLoraOnnx
+    from ..tasks import Prompt
 
 
 def run_prompt(
@@ -66,7 +67,7 @@ def run_prompt(
         prompt = sys.stdin.read()
     start = time.perf_counter()
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    conversation = messages(system, prompt)
+    conversation = prompt if system is None else messages(system, prompt)
     if held_to is None:
         text, reason = answer(llm, conversation, show=not as_json, **options)
     else:
@@ -83,24 +84,24 @@ def run_prompt(
 
 def answer(
     llm: TinyLoraLlama | TinyLoraOnnx,
-    conversation: list[dict[str, str]],
+    prompt: Prompt,
     *,
     show: bool = True,
     stopped: Sequence[int] = (),
     **options: Any,
 ) -> tuple[str, str | None]:
-    """Answer messages until the end, or until `stopped` is not empty; return the text and why it ended."""
+    """Answer a prompt until the end, or until `stopped` is not empty; return the text and why it ended."""
     text, reason = "", None
-    chunks: Any = llm.create_chat_completion(conversation, stream=True, **options)
+    tokens, ends = llm.encode(prompt)  # what vectors are trained and measured on, without a template too
+    chunks: Any = llm.create_completion(tokens, stop=ends, stream=True, **options)
     try:
         with console.progress("reading the prompt"):
             chunk = next(chunks, None)
         while chunk is not None and not stopped:
             choice = chunk["choices"][0]
-            piece = choice["delta"].get("content") or ""
-            text, reason = text + piece, choice["finish_reason"] or reason
+            text, reason = text + choice["text"], choice["finish_reason"] or reason
             if show:
-                write(piece)
+                write(choice["text"])
             chunk = next(chunks, None)
     except (TinyLoraError, UnicodeError):
         raise
@@ -115,19 +116,19 @@ def answer(
 
 async def held(
     llm: TinyLoraLlama | TinyLoraOnnx,
-    conversation: list[dict[str, str]],
+    prompt: Prompt,
     n_ctx: int,
     threads: int | None,
     *,
     show: bool,
     **options: Any,
 ) -> tuple[str, str | None]:
-    """Answer messages as `serve` does, which holds an answer to a schema; otherwise like `answer`."""
+    """Answer a prompt as `serve` does, which holds an answer to a schema; otherwise like `answer`."""
     from ..runtime import Pool
 
     text, size = "", min(n_ctx or llm.longest, llm.longest)
     with Pool(llm, contexts=1, slots=1, n_ctx=size, n_threads=threads) as pool:
-        stream = pool.stream(conversation, vector=llm.vector, **options)
+        stream = pool.stream(prompt, vector=llm.vector, **options)
         async for piece in stream:
             text += piece.text
             if show:
