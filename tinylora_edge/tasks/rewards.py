@@ -129,8 +129,8 @@ def max_words(n: int) -> Reward:
         raise TrainError(f"max_words takes a number of words, 1 or more, not {n!r}")
 
     def reward(completion: Completion, sample: Sample) -> float:
-        short = completion.ended and count_words(completion.text) <= n
-        return float(short and says_something(completion.text, sample))
+        count = sum(-(-len(word) // _LONGEST_WORD) for word in words(completion.text))
+        return float(completion.ended and count <= n and says_something(completion.text, sample))
 
     return _named(reward, f"max_words({n})")
 
@@ -378,11 +378,6 @@ def _word() -> re.Pattern[str]:
     marks = marks.replace("\u200b", "")  # which is a space without a width
     run = rf"[^\W_{_UNSPACED}](?:[^\W_{_UNSPACED}]|[{marks}])*"
     return re.compile(rf"[{_UNSPACED}]|{run}(?:['\u2019]{run})*")
-
-
-def count_words(text: str) -> int:
-    """Count words so that gluing them together does not help: a run of 20 characters at most is one."""
-    return sum(-(-len(word) // _LONGEST_WORD) for word in words(text))
 
 
 def own_words(text: str, sample: Sample) -> list[str]:

@@ -8,12 +8,11 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from ..errors import TrainError
 from .sample import Sample
 
-_T = TypeVar("_T")
 _Message = dict[str, str]
 _SHOWN = 300  # characters of a prompt or an answer that an error quotes
 
@@ -100,18 +99,6 @@ class Task:
     def _where(self, completion: Completion, sample: Sample) -> str:
         prompt = (sample.without_preamble or sample).text
         return f"task {self.name} (prompt {_short(prompt)!r}, completion {_short(completion.text)!r})"
-
-
-def drawn(seed: str, items: Sequence[_T], count: int) -> list[_T]:
-    """Return `count` of the items, each at most once, in random order: the same on every platform.
-
-    Python promises to keep the sequence of `random()` for a seed, but not what `sample` makes of it.
-    """
-    dice, pool = random.Random(seed), list(items)
-    for index in range(count):
-        other = index + int(dice.random() * (len(pool) - index))
-        pool[index], pool[other] = pool[other], pool[index]
-    return pool[:count]
 
 
 def _short(text: str) -> str:
@@ -207,7 +194,12 @@ def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...
             "have an answer: ask for fewer, or give the prompts answers"
         )
     name = Path(task.name).name  # of a file: wherever it lies
-    return tuple(drawn(f"{name}/examples/{seed}/{count}/0", list(pool.values()), count))
+    dice, samples = random.Random(f"{name}/examples/{seed}/{count}/0"), list(pool.values())
+    # Python promises to keep the sequence of `random()` for a seed, but not what `sample` makes of it.
+    for index in range(count):
+        other = index + int(dice.random() * (len(samples) - index))
+        samples[index], samples[other] = samples[other], samples[index]
+    return tuple(samples[:count])
 
 
 def _split(sample: Sample) -> tuple[str | None, Sequence[_Message]]:
