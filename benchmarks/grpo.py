@@ -2,7 +2,8 @@
 
 Both engines take the same prompts, samples, token limit, weights and dtype, each in a process of its own, by
 turns; the first step of a process and the last, which validates, are not counted. Of rollouts all draw the
-same number of completions of the same prompts under the same vector, the first draw not counted.
+same number of completions of the same prompts under the same vector, the first draw not counted. And a
+gradient of long answers, with attention by blocks and over the whole row.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
 from _subjects import export, smollm2, tiled
 
-from tinylora_edge import MicroVector, runtime
+from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.process import cores
 from tinylora_edge.projection import NUMBERS
 from tinylora_edge.tasks import Completion, Sample, Task, load_task
@@ -35,6 +36,8 @@ TASK, LR = "brevity", 5e-3
 OURS, TRL = "ours", "TRL, stock"
 DEPLOYED, GENERATE = "llama.cpp, Q4_1", "generate"
 ENGINES, WAYS = (OURS, TRL), (DEPLOYED, GENERATE)
+PROMPT, ANSWER = 100, 240  # tokens, about those of GSM8K
+BLOCKS, WHOLE = "by blocks", "over the row"
 
 
 def one_engine(name: str, bundle: Path, options: argparse.Namespace) -> list[float]:
@@ -123,6 +126,32 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
     return found[1:]
 
 
+def gradients(bundle: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return the seconds of CPU of a gradient of one prompt's long answers, by the way of attention."""
+    from tinylora_edge.train.adapter import Adapter, load_model
+    from tinylora_edge.train.learner import BY_BLOCKS, Group, Learner
+
+    random = np.random.default_rng(0)
+    prompt, *answers = (
+        random.integers(1000, 40_000, size).astype(np.int32) for size in [PROMPT] + [ANSWER] * options.samples
+    )
+    group = Group(prompt, answers, random.standard_normal(options.samples).astype(np.float32))
+    model = load_model(bundle / "base.gguf", options.dtype)
+    with Adapter(model, tiled(load_bundle(bundle).bases)) as adapter:
+        learner = Learner(model, adapter, temperature=1.0)
+
+        def run(attention: str) -> float:
+            model.set_attn_implementation(attention)
+            begun = time.process_time()
+            learner.gradient([group])
+            return time.process_time() - begun
+
+        ways = {BLOCKS: lambda: run(BY_BLOCKS), WHOLE: lambda: run("sdpa")}
+        times = bench.interleave(ways, options.rounds)
+        learner.close()
+    return {name: bench.summarize(values) for name, values in times.items()}
+
+
 def the_task(options: argparse.Namespace) -> Task:
     """Return the task, with a reward that tells any two answers apart: no step is without signal."""
     return replace(load_task(TASK), max_tokens=options.tokens, reward=told_apart)
@@ -169,6 +198,7 @@ def main() -> None:
         bundle, _ = export(Path(name))
         speeds = by_turns(WAYS, bundle, options)
         steps = by_turns(ENGINES, bundle, options)
+        learned = gradients(bundle, options)
     stock = speeds[GENERATE]["median"]
     headers = ["rollouts", "best tok/s", "median tok/s", "x generate"]
     rows = [
@@ -183,13 +213,18 @@ def main() -> None:
     rows = [[n, f"{r['min']:.2f}", f"{r['median']:.2f}", f"{r['rounds']}"] for n, r in steps.items()]
     report.say()
     report.say(bench.table([f"step, {options.dtype}", "best s", "median s", "steps"], rows))
+    rows = [[n, f"{r['min']:.1f}", f"{r['median']:.1f}", f"{r['rounds']}"] for n, r in learned.items()]
+    report.say()
+    report.say(bench.table([f"gradient, answers of {ANSWER}", "best s", "median s", "rounds"], rows))
     report.say()
     report.target("rollouts: llama.cpp / generate", stock / speeds[DEPLOYED]["median"], ">=", 2)
     report.target("step: TRL / ours", steps[TRL]["median"] / steps[OURS]["median"], ">=", 4)
+    report.target("gradient: row / blocks", learned[WHOLE]["median"] / learned[BLOCKS]["median"], ">=", 1.3)
     report.record |= {
         "tokens": options.tokens,
         "rollouts": speeds,
         "steps": steps,
+        "gradients": learned,
         "dtype": options.dtype,
     }
     report.finish()
