@@ -112,7 +112,8 @@ def test_refusals_leave_nothing(cli: Cli, tiny_bundle: Path, task: list[str], tm
     cli(*command, "--budget", "soon").refused("soon", "5m")
     cli(*command, "--budget", "9tokens").refused("9 tokens", "too small", "one step takes")
     cli(*command, "--resume").refused("no state", "v.bin.state")
-    cli("tune", tiny_bundle, *task, "-o", "-").misused("stdout cannot take")
+    for nowhere in ("-", "", "/"):
+        cli("tune", tiny_bundle, *task, "-o", nowhere).misused("stdout cannot take")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "v.bin").write_bytes(b"mine")
     cli(*command).refused("v.bin", "exists")
