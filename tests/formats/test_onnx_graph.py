@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,3 +65,9 @@ def test_another_graph_or_other_weights(change: Callable[[Path], object], copy: 
     change(copy / "onnx")
     with pytest.raises(BaseMismatchError, match=f"lists {bundle.bases.fingerprints[-1][:16]}"):
         bundle.check_onnx()
+
+
+def test_a_pipe_that_an_engine_would_open(copy: Path) -> None:
+    os.mkfifo(copy / "onnx" / "added_tokens.json")
+    with pytest.raises(BaseMismatchError, match=r"added_tokens\.json is a pipe"):
+        load_bundle(copy).check_onnx()
