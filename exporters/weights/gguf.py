@@ -72,7 +72,7 @@ class GGUFWeights:
         except MalformedGGUFError as error:
             raise ExportError(f"{path} is not a usable GGUF model: {error}") from None
         except OSError as error:
-            raise ExportError(f"{path} cannot be read: {error.strerror or error}") from None
+            raise ExportError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
         if kind != "model":
             raise ExportError(f"{path} holds a {kind!r}, not a model: pass the base model")
         if self.file.architecture not in gguf.MODEL_ARCH_NAMES.values():

@@ -53,9 +53,8 @@ def check(path, match):
 
 def test_a_file_that_is_missing(own):
     own[2].unlink()
-    check(own[0], r"1 are not beside it, such as tiny-00003-of-00003\.gguf: download")
-    own[1].unlink()
-    check(own[0], r"2 are not beside it, such as tiny-00002-of-00003\.gguf")
+    with pytest.raises(FileNotFoundError, match=own[2].name):
+        open_gguf(own[0])
 
 
 def test_files_out_of_order(own):
@@ -76,7 +75,6 @@ def test_a_file_that_is_not_the_first_or_has_another_name(own):
     ("key", "value", "kind", "match"),
     [
         ("split.no", "x", STRING, "split.no is 'x', expected a int"),
-        ("split.no", [0, 1], UINT32, r"split.no is array\(.*, expected a int"),
         ("split.tensors.count", [1, 2], UINT32, r"split.tensors.count is array\(.*, expected a int"),
     ],
 )

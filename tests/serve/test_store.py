@@ -149,8 +149,7 @@ def test_stores_that_race_never_go_back(path: Path, bases: Bases, basis: Basis) 
 
 
 def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:
-    names = "damaged", "other", "later", "pipe"
-    damaged, other, later, pipe = (tmp_path / f"{name}.db" for name in names)
+    damaged, other, later, pipe = (tmp_path / f"{name}.db" for name in ("damaged", "other", "later", "pipe"))
     os.mkfifo(pipe)
     mode = pipe.stat().st_mode
     damaged.write_bytes(b"no database at all" * 100)

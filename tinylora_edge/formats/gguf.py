@@ -264,7 +264,7 @@ def open_gguf(path: str | PathLike[str]) -> GGUFFile:
 
     The files of a split model lie beside each other, named as llama.cpp names them. Each must be the one that
     its name says, no tensor may be there twice, and there must be as many as the first file says.
-    MalformedGGUFError: a file is not GGUF, declares more than it holds, or breaks a rule.
+    MalformedGGUFError: a file is not GGUF, declares too much, or breaks a rule. OSError: one cannot be read.
     """
     path = Path(path)
     first = GGUFFile(path)
@@ -284,12 +284,6 @@ class _SplitGGUF(GGUFFile):
                 f"{name}"
             )
         paths = named_paths(path)
-        missing = [each.name for each in paths if not each.exists()]
-        if missing:
-            raise MalformedGGUFError(
-                f"it is the first of {len(paths)} files, and {len(missing)} are not beside it, such as "
-                f"{missing[0]}: download them"
-            )
         files = [first, *map(GGUFFile, paths[1:])]
         for position, (each, file) in enumerate(zip(paths, files, strict=True)):
             place = file.value("split.no", int, 0), file.value("split.count", int, 1)
