@@ -260,7 +260,8 @@ class Pool:
         """Check that a prompt may fit before it is rendered, which takes half a minute for a megabyte."""
         if not isinstance(prompt, str) and len(prompt) >= self.n_ctx:  # each has a token at least
             raise too_long(f"{len(prompt):,} messages", f"{self.n_ctx} tokens")
-        parts = [prompt] if isinstance(prompt, str) else [each.get("content") or "" for each in prompt]
+        messages = [{"content": prompt}] if isinstance(prompt, str) else prompt
+        parts = [each.get(key) or "" for each in messages for key in ("content", "tool_calls")]
         texts = [*map(str, [*parts, *tools])]
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
         if size > (most := _BYTES * self.n_ctx):

@@ -341,6 +341,8 @@ def test_more_messages_than_the_context_has_tokens_are_not_rendered(pool, monkey
     monkeypatch.setattr(pool.model.chat_tokenizer, "encode_messages", lambda *_: pytest.fail("rendered"))
     with pytest.raises(RequestError, match="400 messages, and the context 400 tokens"):
         asyncio.run(pool.chat([{"role": "user", "content": "x"}] * 400))
+    with pytest.raises(RequestError, match="bytes, and the context 400 tokens"):
+        asyncio.run(pool.chat([{"role": "assistant", "tool_calls": ["x" * 100_000]}]))
 
 
 def test_tokens_of_one_account_hold_nobody_up_and_closing_waits_for_them(pool, monkeypatch):
