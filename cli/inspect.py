@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from typer import Argument, BadParameter
 
 from .. import Ed25519Verifier, load_bundle
+from ..formats.gguf import gguf_paths
 from ..formats.side_tensors import load_bases
 from ..formats.signatures import Signature, check_bundle, signature_path
 from ..shipping.links import LINKS
@@ -87,7 +88,7 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
     elif signature.exists():
         signed = {"key": Signature.read(signature).key, "verified": False}
     record = {"kind": "bundle", "path": str(path)} | vectors.factors_facts(bundle.bases)
-    files = list(bundle.base.iterdir()) if bundle.base.is_dir() else [bundle.base]
+    files = list(bundle.base.iterdir()) if bundle.base.is_dir() else gguf_paths(bundle.base)
     record["base"] = {
         "path": str(bundle.base),
         "bytes": sum(file.stat().st_size for file in files if file.is_file()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import models
 import numpy as np
 import support
 from invocation import Cli
@@ -93,3 +94,10 @@ def test_what_names_no_basis_of_the_bundle(cli, smollm2_bundle, basis, trained):
     cli("inspect", "-", smollm2_bundle, stdin=bytes(26)).refused("26 bytes are no frame")
     cli("inspect", smollm2_bundle, smollm2_bundle).misused("only a vector")
     cli("inspect", trained, "--user", "al").misused("BUNDLE")
+
+
+def test_a_split_base_is_measured_whole(cli: Cli, tiny_gguf: Path, tmp_path: Path) -> None:
+    parts = models.split_gguf(tiny_gguf, tmp_path, 6)
+    cli("export", parts[0], "-o", tmp_path / "b").done()
+    found = cli("inspect", tmp_path / "b", "--json").record()["base"]
+    assert found["bytes"] == sum(part.stat().st_size for part in parts)

@@ -79,15 +79,12 @@ class TestKinds:
         layout, value = self.SCALARS[kind]
         packed = struct.pack(layout, value)
         array = struct.pack("<IQ", kind, 3) + packed * 3
-        file = GGUFFile(image([pair("one", kind, packed), pair("three", ARRAY, array)]))
+        pairs = [pair("one", kind, packed), pair("three", ARRAY, array)]
+        file = GGUFFile(image(pairs, version=2 + kind % 2))
         assert file.get("one") == value
         assert type(file.get("one")) is type(value)
         assert file.get("three").tolist() == [value] * 3
         assert file.get("three").dtype == np.dtype(layout)
-
-    @pytest.mark.parametrize("version", [2, 3])
-    def test_versions(self, version):
-        assert list(GGUFFile(image([pair("k", U8, b"\1")], version=version))) == ["k"]
 
     @pytest.mark.parametrize("alignment", [1, 8, 32, 4096])
     def test_alignment(self, alignment):
@@ -159,7 +156,6 @@ def lying() -> dict[str, bytes]:
         "two strings of 2^64-1 bytes in an array": image(
             [array_of(STRING, 2, struct.pack("<Q", (1 << 64) - 1) * 2)], data=space
         ),
-        "tensor name of 2^60 bytes": image([], [struct.pack("<Q", HUGE)], data=space),
         "no dimensions": image([], [tensor("t", [])], data=space),
         "5 dimensions": image([], [tensor("t", [1] * 5)], data=space),
         "row of 2^60": image([], [tensor("t", [HUGE])], data=space),
@@ -170,9 +166,6 @@ def lying() -> dict[str, bytes]:
         "data cut by a byte": image([], [tensor("t", [4])], data=bytes(15)),
         "a tensor twice": image([], [tensor("t", [1])] * 2, data=space),
         "alignment 0": image([pair("general.alignment", U32, bytes(4))], [tensor("t", [1])], data=space),
-        "alignment 2^31": image(
-            [pair("general.alignment", U32, struct.pack("<I", 1 << 31))], [tensor("t", [1])], data=space
-        ),
         "alignment that is a string": image([pair("general.alignment", STRING, text("32"))], data=space),
     }
     for kind, (layout, _) in TestKinds.SCALARS.items():

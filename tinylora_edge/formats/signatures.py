@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
 
 from ..errors import TrustError
 from ..jsonio import read_json, write_json
@@ -27,12 +26,9 @@ from ..limits import BUNDLE_FILES
 from ..wire.tags import Ed25519Signer, Ed25519Verifier
 from ..writes import locked, open_file
 from .bundle import BASIS_NAME, ONNX_NAME, Bundle, load_bundle
-from .gguf import gguf_paths, whole_stem
+from .gguf import gguf_paths
 
 SIGNATURE_NAME = "signature.json"
-
-Stamp: TypeAlias = tuple[int, ...]
-"""What `stat` says of a file, which differs where the file was replaced or changed."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -71,7 +67,7 @@ class Signature:
                 f"the signature {self.path} is by {self.key[:40]}, and does not verify under {trusted}"
             )
 
-    def check(self, name: str, path: Path) -> Stamp:
+    def check(self, name: str, path: Path) -> tuple[int, ...]:
         """Check that a file is the one that was signed under a name, else a TrustError; return its stamp."""
         if name not in self.files:
             raise TrustError(f"{path} is not in the signature {self.path}: it came from elsewhere. Remove it")
@@ -131,14 +127,12 @@ def _sign(bundle: Bundle, signer: Ed25519Signer) -> Path:
 
 def signature_path(bundle: Bundle) -> Path:
     """Return where the signature of a bundle is: `signature.json`, or `<stem>.signature.json`."""
-    if bundle.basis_path.name == BASIS_NAME:
-        return bundle.basis_path.with_name(SIGNATURE_NAME)
-    return bundle.basis_path.with_name(f"{whole_stem(bundle.base)}.{SIGNATURE_NAME}")
+    return bundle.basis_path.with_name(bundle.basis_path.name.removesuffix(BASIS_NAME) + SIGNATURE_NAME)
 
 
 def check_bundle(
     bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | None = None
-) -> dict[Path, Stamp]:
+) -> dict[Path, tuple[int, ...]]:
     """Check that one of some keys signed a bundle, and that its files are those of the list, all and no more.
 
     `engine`, `llama` or `onnx`, leaves out the base of the other one; None checks all files.
@@ -185,15 +179,15 @@ def signed(bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | Non
             )
 
 
-def hash_file(path: Path) -> tuple[str, Stamp]:
+def hash_file(path: Path) -> tuple[str, tuple[int, ...]]:
     """Return the SHA-256 of a file, and the stamp that it had before. OSError: it is no file."""
     with open_file(path) as file:
         before = stamp(os.fstat(file.fileno()))
         return hashlib.file_digest(file, "sha256").hexdigest(), before
 
 
-def stamp(found: os.stat_result) -> Stamp:
-    """Return the stamp of a file."""
+def stamp(found: os.stat_result) -> tuple[int, ...]:
+    """Return a file's stamp, which is another one where the file was replaced or changed."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
