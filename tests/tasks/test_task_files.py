@@ -92,9 +92,10 @@ def called(name: str = "wave", **arguments: Any) -> dict[str, Any]:
 
 
 def test_calls_of_tools_are_answers_as_the_server_reads_them(write: Write, smollm2_bundle: Path) -> None:
+    steps = [USER, called(hands=1), RESULT, called(), RESULT | {"content": ""}, called()]
     path = write(
         {"messages": [USER, called(hands=2)], "tools": [WAVE], "split": "train"},
-        {"messages": [USER, called(hands=1), RESULT, called()], "tools": [WAVE], "split": "held_out"},
+        {"messages": steps, "tools": [WAVE], "split": "held_out"},
     )
     task = load_task(path)
     assert task.reward is REWARDS["json"]

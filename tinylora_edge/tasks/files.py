@@ -321,7 +321,7 @@ def _messages(place: str, key: str, value: Any) -> tuple[dict[str, Any], ...]:
         more = _ROLES.get(role, set()) if isinstance(role, str) else set()
         whole = isinstance(role, str) and role in _ROLES and present <= _OF_ALL | more
         calls, content = bool(row.get("tool_calls")), row.get("content") or ""
-        if not (whole and isinstance(content, str) and (content.strip() or calls)):
+        if not (whole and isinstance(content, str) and (content.strip() or calls or role == "tool")):
             raise TrainError(
                 f'{place}: message {number} is {json.dumps(message)[:200]}, expected {{"role": ..., '
                 f'"content": TEXT}} with a role of {", ".join(_ROLES)}'
