@@ -38,11 +38,6 @@ def f32_bundle(source: Path) -> Path:
 
 
 @cache
-def _read(source: Path) -> gguf.GGUFReader:
-    return gguf.GGUFReader(requantized(source, ALL_F32))
-
-
-@cache
 def in_torch(source: Path) -> LlamaForCausalLM:
     """The model in torch, float32. Never change it: see `models.merged`.
 
@@ -64,7 +59,7 @@ def weights(source: Path) -> dict[str, NDArray[np.float32]]:
     """Module -> its weight [out, in], rows in GGUF order, read by the gguf package from the F32 file."""
     return {
         tensor.name: tensor.data
-        for tensor in _read(source).tensors
+        for tensor in gguf.GGUFReader(requantized(source, ALL_F32)).tensors
         if tensor.name.startswith("blk.") and "norm" not in tensor.name
     }
 

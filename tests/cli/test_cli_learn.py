@@ -7,7 +7,6 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
 from invocation import Cli, contents
 
 from tinylora_edge import MicroVector, load_bundle
@@ -16,15 +15,9 @@ BEHAVIOURS = [{"name": "pirate", "system": "Be a pirate."}, {"name": "french", "
 QUICK = ("--only", "--numbers", 2)
 
 
-@pytest.fixture(scope="module")
-def behaviours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("behaviours") / "own.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in BEHAVIOURS))
-    return path
-
-
-def test_a_bundle_is_learned(cli: Cli, tiny: Path, behaviours: Path, tmp_path: Path) -> None:
-    out, others = tmp_path / "bundle", tmp_path / "bundle.learn"
+def test_a_bundle_is_learned(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    out, others, behaviours = (tmp_path / name for name in ("bundle", "bundle.learn", "own.jsonl"))
+    behaviours.write_text("".join(json.dumps(row) + "\n" for row in BEHAVIOURS))
     shutil.copytree(tiny / "bundle", out, copy_function=os.link)
     before, key = load_bundle(out).bases, tmp_path / "fleet.key"
     cli("keygen", key).done()

@@ -54,13 +54,6 @@ def values_of(title: str) -> dict[str, str]:
     return dict(map(tuple, rows(title, 2)))  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def example() -> Factors:
-    """The factors of the page's test values for digests."""
-    a, b = np.array([[1, 0]], np.float32), np.array([[2], [-1], [0.5]], np.float32)
-    return Factors(architecture=ARCHITECTURE, modules=(MODULE,), rank=1, a=(a,), b=(b,))
-
-
 def frame_digest() -> str:
     return re.search(r"`([0-9a-f]{64})`", section("A frame taken apart")).group(1)
 
@@ -122,7 +115,9 @@ def test_keys_and_tensors_of_side_tensors(tmp_path: Path) -> None:
     np.testing.assert_array_equal(covariance.data, bases.projections[0].prior.covariance)
 
 
-def test_digests(example: Factors) -> None:
+def test_digests() -> None:
+    a, b = np.array([[1, 0]], np.float32), np.array([[2], [-1], [0.5]], np.float32)
+    example = Factors(architecture=ARCHITECTURE, modules=(MODULE,), rank=1, a=(a,), b=(b,))
     page = values_of("Digests")
     module = hashlib.sha256(bytes.fromhex(page["of the module"]))
     whole = hashlib.sha256(bytes.fromhex(page["before the modules"]) + module.digest())

@@ -37,7 +37,6 @@ OPTIONS: dict[str, Any] = {"n_ctx": 64, "n_threads": 1, "n_threads_batch": 1, "l
 OPTIONS |= {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32, "verbose": False}
 TOKENS = [1, 5, 9, 33, 7, 21]
 KINDS = ["5 numbers", "rank 2", "rank 8", "learned", "f32"]
-PROMPT = "The three primary colours are red, yellow and"
 
 
 World = dict[str, tuple[Path, Basis]]

@@ -170,10 +170,6 @@ def _train(folder: Path, progress: Progress) -> None:
     progress.done = 4
 
 
-def _prepare_training(folder: Path) -> None:
-    _step(folder, 1)
-
-
 def _check_training(folder: Path, done: int) -> None:
     state = trainer.load(folder / "checkpoint.json", _IDENTITY)
     assert state.step == state.v[0] == len(state.curve)
@@ -269,7 +265,7 @@ def writers(url: str) -> list[Writer]:
         Writer("a file", lambda folder: _whole(folder, 1, b"o"), _act_whole, _check_whole),
         Writer("a policy's state", partial(_apply, sequence=5), partial(_newer, _apply), _check_policy, 2),
         Writer("a store", partial(_put, sequence=5), partial(_newer, _put), _check_store, 2),
-        Writer("a training run", _prepare_training, _train, _check_training, 4),
+        Writer("a training run", partial(_step, step=1), _train, _check_training, 4),
         Writer("a bundle", _base, _act_bundle, _check_bundle),
         Writer("publish", _prepare_publish, _act_publish, _check_publish, 2),
         Writer("fetch", _prepare_fetch, partial(_act_fetch, url), _check_fetch),

@@ -53,11 +53,6 @@ MODELS = {
 pytestmark = pytest.mark.skipif(not native_reader.compilers(), reason="there is no C compiler: name it in CC")
 
 
-@pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return native_reader.build(tmp_path_factory.mktemp("reader"))
-
-
 @pytest.fixture
 def reader() -> Path:
     return native_reader.watched()
@@ -197,7 +192,8 @@ def test_a_real_bundle(reader: Path, smollm2_bundle: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(bool(RUNNER), reason="the limit would be the emulator's")
-def test_a_basis_larger_than_memory_is_mapped(plain: Path, tmp_path: Path) -> None:
+def test_a_basis_larger_than_memory_is_mapped(tmp_path: Path) -> None:
+    plain = native_reader.build(tmp_path)
     a, limit = np.zeros((1, 16 << 20), np.float32), (16 << 20, 16 << 20)  # 64 MB, and 16
     module = "blk.0.attn_q.weight"
     bases = Bases(Factors(architecture="llama", modules=(module,), rank=1, a=(a,), b=(a[:, :2].T,)))

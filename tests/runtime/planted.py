@@ -11,9 +11,12 @@ import numpy as np
 import support
 
 from tinylora_edge import MicroVector
+from tinylora_edge.runtime import TuneSettings
 from tinylora_edge.runtime.batch import Generation
 from tinylora_edge.tasks import Completion, Sample
 
+FAST = TuneSettings(prompts=4, held_back=8, check_every=3, population=6)
+QUICK: dict[str, Any] = {"max_tokens": 5, "settings": FAST, "n_threads": 1}
 PROMPTS = [f"prompt {word}" for word in "abcdefghijklmnopqrstuvwxyz"]
 
 

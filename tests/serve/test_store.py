@@ -43,11 +43,6 @@ def framed(basis: Basis, sequence: int, user: str = "alice", *, value: float = 0
     return vector.to_bytes(basis, tag=KEY, user=user)
 
 
-def of_another_model(basis: Basis) -> Basis:
-    """A basis of as many numbers."""
-    return Basis(support.random_factors(blocks=70, rng=1), basis.projection)
-
-
 def policy(store: Store) -> Policy:
     return Policy(keys=[KEY], state=store.sequences)
 
@@ -173,7 +168,7 @@ def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:
 
 
 def test_models_share_a_file(store: Store, path: Path, basis: Basis) -> None:
-    other = of_another_model(basis)
+    other = Basis(support.random_factors(blocks=70, rng=1), basis.projection)  # of as many numbers
     second = Store(path, Bases(other.factors))
     store.put("alice", framed(basis, 1), policy(store))
     second.put("alice", framed(other, 7), policy(second))

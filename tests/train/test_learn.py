@@ -181,26 +181,18 @@ def test_slopes_are_the_changes_of_each_question(pupil: Learner, plain: bool) ->
 # The divergence over the vocabulary: value and gradient against autograd in float64
 
 
-@pytest.fixture
-def parts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    torch.manual_seed(0)
-    return torch.randn(7, 8), torch.randn(7, 8), torch.randn(50, 8)
-
-
-def reference(h: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    target, own = (torch.log_softmax(each @ weight.T, -1) for each in (teacher, h))
-    return (target.exp() * (target - own)).sum(-1)
-
-
 @pytest.mark.parametrize("chunk", [1 << 24, 150, 1], ids=["whole", "three rows", "a row"])
-def test_it_is_the_divergence_and_its_gradient(parts, chunk, monkeypatch):
+def test_it_is_the_divergence_and_its_gradient(chunk, monkeypatch):
     monkeypatch.setattr(learner, "_CHUNK", chunk)
-    h, teacher, weight = parts
+    torch.manual_seed(0)
+    h, teacher, weight = torch.randn(7, 8), torch.randn(7, 8), torch.randn(50, 8)
     own = h.clone().requires_grad_(True)
     found = divergences(own, teacher, weight)
     (found * torch.arange(1.0, 8)).sum().backward()
     exact = h.double().requires_grad_(True)
-    expected = reference(exact, teacher.double(), weight.double())
+    rows = (torch.log_softmax(each @ weight.double().T, -1) for each in (teacher.double(), exact))
+    target, wanted = rows
+    expected = (target.exp() * (target - wanted)).sum(-1)
     (expected * torch.arange(1.0, 8)).sum().backward()
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(own.grad.double(), exact.grad, rtol=1e-4, atol=1e-5)

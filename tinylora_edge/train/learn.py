@@ -278,9 +278,9 @@ def _slopes(
         for name, slope, seconds in learner.map(work, lessons):
             if slope.before < NOISE:
                 raise TrainError(
-                    f"the teacher of behaviour {name!r} changes nothing: its answers are {slope.before:.4f} "
-                    f"nats a token from the bare model's, and below {NOISE} there is only noise. Leave it "
-                    "out, or ask it other questions"
+                    f"the teacher of behaviour {name!r} changes nothing: its answers are "
+                    f"{abs(slope.before):.4f} nats a token from the bare model's, and below {NOISE} there is "
+                    "only noise. Leave it out, or ask it other questions"
                 )
             yield name, slope, seconds
 

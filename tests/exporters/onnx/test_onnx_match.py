@@ -18,11 +18,6 @@ from tinylora_edge.exporters.onnx.bake import bake
 from tinylora_edge.exporters.weights.hf import HFConfig
 
 
-@pytest.fixture
-def factors(tiny_bundle):
-    return load_bundle(tiny_bundle).factors
-
-
 def unnamed(node):
     node.name = node.name.replace("/model/layers", "/layers")
 
@@ -50,7 +45,8 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("precision", "change", "arrays", "message"), CHANGES.values(), ids=CHANGES)
-def test_refusals(precision, change, arrays, message, factors, tmp_path):
+def test_refusals(precision, change, arrays, message, tiny_bundle, tmp_path):
+    factors = load_bundle(tiny_bundle).factors
     hf = onnx_models.tiny_hf("llama")
     folder = shutil.copytree(onnx_models.graph(hf, precision), tmp_path / "graph")
     if change is not None:

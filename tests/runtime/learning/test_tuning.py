@@ -17,7 +17,7 @@ import numpy as np
 import onnx_bundles
 import pytest
 import support
-from planted import PROMPTS, Planted, favoured
+from planted import PROMPTS, QUICK, Planted, favoured
 
 from tinylora_edge import BasisMismatchError, MicroVector, TrainError, VectorError, runtime
 from tinylora_edge.runtime import Budget, NotImprovedWarning, RewardLearner, TinyLoraLlama, TuneSettings
@@ -25,9 +25,6 @@ from tinylora_edge.runtime.learning import learner
 from tinylora_edge.runtime.learning.search import Search
 from tinylora_edge.runtime.learning.state import beginning
 from tinylora_edge.tasks import Completion, Sample, rewards
-
-FAST = TuneSettings(prompts=4, held_back=8, check_every=3, population=6)
-QUICK: dict[str, Any] = {"max_tokens": 5, "settings": FAST, "n_threads": 1}
 
 
 @pytest.fixture

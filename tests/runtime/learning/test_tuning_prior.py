@@ -8,22 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import support
-from planted import PROMPTS, favoured
+from planted import PROMPTS, QUICK, favoured
 
 from tinylora_edge import Basis, MicroVector, Projection, TrainError, load_bundle
-from tinylora_edge.runtime import RewardLearner, TinyLoraLlama, TuneSettings
+from tinylora_edge.runtime import RewardLearner, TinyLoraLlama
 from tinylora_edge.runtime.learning import learner
 from tinylora_edge.runtime.learning.search import change
 from tinylora_edge.tasks import Sample
-
-FAST = TuneSettings(prompts=4, held_back=8, check_every=3, population=6)
-QUICK: dict[str, Any] = {"max_tokens": 5, "settings": FAST, "n_threads": 1}
-
-
-def covariance_of(size: int) -> np.ndarray:
-    rng = np.random.default_rng(3)
-    mixing = rng.standard_normal((size, 3 * size)) * np.geomspace(0.1, 0.02, size)[:, None]
-    return (mixing @ mixing.T).astype(np.float32)
 
 
 def bundle_of(bundle: Path, folder: Path, p: np.ndarray, covariance: np.ndarray | None = None) -> Path:
@@ -40,7 +31,8 @@ def directions(count: int, modules: int = 14) -> np.ndarray:
 
 @pytest.fixture
 def learned(tiny_bundle: Path, tmp_path: Path) -> Path:
-    return bundle_of(tiny_bundle, tmp_path / "learned", directions(6), covariance_of(6))
+    mixing = np.random.default_rng(3).standard_normal((6, 18)) * np.geomspace(0.1, 0.02, 6)[:, None]
+    return bundle_of(tiny_bundle, tmp_path / "learned", directions(6), np.float32(mixing @ mixing.T))
 
 
 def rows_of(llm: TinyLoraLlama, numbers: int, budget: str = "4ktokens", **options: Any):

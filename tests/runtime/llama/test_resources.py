@@ -76,18 +76,14 @@ def test_adapters_that_are_kept_are_bounded_in_bytes_and_equal_ones_are_one(tiny
 # `load` compares fingerprints.
 
 
-def misfits(factors):
-    a = [*factors.a[:-1], np.zeros((factors.rank, factors.a[-1].shape[1] + 32), np.float32)]
-    yield Bases(replace(factors, a=tuple(a)))
-    yield Bases(replace(factors, modules=(*factors.modules[:-1], "blk.7.ffn_down.weight")))
-    yield Bases(replace(factors, architecture="qwen2"))
-
-
 def test_a_model_that_the_factors_do_not_fit_is_refused(tiny_bundle, capfd):
-    bases = load_bundle(tiny_bundle).bases
-    for bad in misfits(bases.factors):
+    factors = load_bundle(tiny_bundle).bases.factors
+    a = *factors.a[:-1], np.zeros((factors.rank, factors.a[-1].shape[1] + 32), np.float32)
+    modules = *factors.modules[:-1], "blk.7.ffn_down.weight"
+    for change in ({"a": a}, {"modules": modules}, {"architecture": "qwen2"}):
+        bases = Bases(replace(factors, **change))
         with pytest.raises(BaseMismatchError):
-            TinyLoraLlama(str(tiny_bundle / "base.gguf"), bases=bad, n_ctx=128, verbose=False)
+            TinyLoraLlama(str(tiny_bundle / "base.gguf"), bases=bases, n_ctx=128, verbose=False)
     capfd.readouterr()  # llama.cpp says why, on stderr
 
 
@@ -119,14 +115,9 @@ def test_one_b_serves_all_numbers_of_outputs_and_few_of_them_lie_together():
 # Where the platform has no fmemopen
 
 
-@pytest.fixture
-def without_fmemopen(monkeypatch, tmp_path):
+def test_a_temporary_file_serves_as_well_as_memory(tiny_bundle, load, tmp_path, monkeypatch):
     monkeypatch.setattr(adapters, "_HAS_FMEMOPEN", False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
-
-
-def test_a_temporary_file_serves_as_well_as_memory(tiny_bundle, load, without_fmemopen, monkeypatch):
     opened = []
     init = adapters.llama_cpp.llama_adapter_lora_init
 
@@ -140,8 +131,8 @@ def test_a_temporary_file_serves_as_well_as_memory(tiny_bundle, load, without_fm
     by_file.swap(vector)
     logits = models.llama_logits(by_file, PROMPT)
     assert opened
-    assert {(path.parent, mode) for path, mode in opened} == {(without_fmemopen, 0o600)}
-    assert list(without_fmemopen.iterdir()) == []
+    assert {(path.parent, mode) for path, mode in opened} == {(tmp_path, 0o600)}
+    assert list(tmp_path.iterdir()) == []
 
     monkeypatch.undo()
     assert np.array_equal(models.llama_logits(load(tiny_bundle, vector), PROMPT), logits)
@@ -181,17 +172,10 @@ assert running.wait(20)
 }
 
 
-def run_script(ending, bundle):
-    return subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", SCRIPT.format(ending=ending), str(bundle)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"},
-    )
-
-
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_process_ends_cleanly(tiny_bundle, ending):
-    done = run_script(ENDINGS[ending], tiny_bundle)
+    script = SCRIPT.format(ending=ENDINGS[ending])
+    command = [sys.executable, "-X", "faulthandler", "-c", script, str(tiny_bundle)]
+    watched = {**os.environ, "MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=watched)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

@@ -13,7 +13,7 @@ import onnx_bundles
 import onnxruntime_genai as og
 import pytest
 
-from tinylora_edge import Bases, MicroVector, load_bundle, runtime
+from tinylora_edge import Bases, load_bundle, runtime
 from tinylora_edge.errors import BaseMismatchError, CorruptBasisError, TinyLoraError
 from tinylora_edge.formats.onnx_graph import onnx_fingerprint
 from tinylora_edge.formats.side_tensors import save_bases
@@ -32,15 +32,11 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "copy"))
 
 
-@pytest.fixture
-def vector(bundle: Path) -> MicroVector:
-    return onnx_bundles.vectors(bundle, 1)[0]
-
-
 # What it takes
 
 
-def test_a_bundle_its_directory_and_its_graph(bundle: Path, vector: MicroVector, tmp_path: Path) -> None:
+def test_a_bundle_its_directory_and_its_graph(bundle: Path, tmp_path: Path) -> None:
+    (vector,) = onnx_bundles.vectors(bundle, 1)
     alone = Path(shutil.copytree(bundle / "onnx", tmp_path / "alone"))
     shutil.copy(bundle / "basis.gguf", alone)
     expected = TinyLoraOnnx(bundle, **OPTIONS)

@@ -13,7 +13,7 @@ import onnx_models
 import pytest
 import smollm2
 
-from tinylora_edge import MicroVector, load_bundle, runtime
+from tinylora_edge import MicroVector, runtime
 from tinylora_edge.runtime import OnnxSession, TinyLoraLlama, TinyLoraOnnx
 from tinylora_edge.tasks import Sample
 
@@ -34,11 +34,6 @@ def onnx_bundle() -> Path:
 
 
 @pytest.fixture(scope="module")
-def vector(onnx_bundle: Path) -> MicroVector:
-    return MicroVector.random(load_bundle(onnx_bundle).basis(rank=8), 10, seed=11)
-
-
-@pytest.fixture(scope="module")
 def llama(smollm2_gguf: Path) -> Iterator[TinyLoraLlama]:
     bundle = smollm2.f32_bundle(smollm2_gguf)
     llm = runtime.load(bundle, engine="llama", n_threads_batch=1, logits_all=True, verbose=False, **OPTIONS)
@@ -46,14 +41,8 @@ def llama(smollm2_gguf: Path) -> Iterator[TinyLoraLlama]:
     llm.close()
 
 
-@pytest.fixture(scope="module")
-def onnx(onnx_bundle: Path) -> Iterator[TinyLoraOnnx]:
-    llm = runtime.load(onnx_bundle, engine="onnx", **OPTIONS)
-    yield llm
-    llm.close()
-
-
-def test_both_render_and_tokenize_a_chat_alike(llama: TinyLoraLlama, onnx: TinyLoraOnnx) -> None:
+def test_both_render_and_tokenize_a_chat_alike(llama: TinyLoraLlama, onnx_bundle: Path) -> None:
+    onnx = TinyLoraOnnx(onnx_bundle, **OPTIONS)
     for question in QUESTIONS:
         messages = [{"role": "user", "content": question}]
         assert onnx.tokenize(onnx.chat_tokenizer.render(messages)) == llama.encode(messages)[0]
@@ -65,8 +54,9 @@ def test_both_render_and_tokenize_a_chat_alike(llama: TinyLoraLlama, onnx: TinyL
         assert llama.encode_answer(replace(sample, raw=True)) == [*tokens[:-1], llama.token_eos()]
 
 
-def test_logits_agree_within_a_hundredth_of_the_vectors_effect(llama, onnx_bundle, vector):
-    frame = vector.to_bytes(llama.bases.of(vector))
+def test_logits_agree_within_a_hundredth_of_the_vectors_effect(llama, onnx_bundle):
+    basis = llama.bases.basis(rank=8)
+    frame = MicroVector.random(basis, 10, seed=11).to_bytes(basis)
     session = OnnxSession(onnx_bundle)
     rows = session.rows(frame)
     for prompt in smollm2.PROMPTS:

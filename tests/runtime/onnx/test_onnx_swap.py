@@ -16,13 +16,8 @@ COUNT = 8
 
 
 @pytest.fixture(params=["default", "required"])
-def flavour(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def bundle(flavour: str) -> Path:
-    return onnx_bundles.tiny(flavour)
+def bundle(request: pytest.FixtureRequest) -> Path:
+    return onnx_bundles.tiny(request.param)
 
 
 @pytest.fixture
