@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, AnyStr, NamedTuple, Protocol
-from weakref import WeakSet, proxy
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,20 +142,17 @@ class Tokenizer(Protocol):
 
 
 class GrammarTokens:
-    """The tokens of a model as llguidance takes them: their bytes, and none for special ones.
-
-    The tokenizer is held by a weak proxy: the garbage collector does not see what llguidance holds.
-    """
+    """The tokens of a model as llguidance takes them: their bytes, and none for special ones."""
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: Any, tokens: list[bytes]) -> None:
-        self._tokenizer, self.tokens = proxy(tokenizer), tokens
-        self.eos_token_id, self.special_token_ids = tokenizer.end_ids[0], tokenizer.end_ids
+    def __init__(self, tokens: list[bytes], ends: list[int], encode: Callable[[bytes], list[int]]) -> None:
+        self.tokens, self.eos_token_id, self.special_token_ids = tokens, ends[0], ends
+        self._encode = encode
 
     def __call__(self, text: bytes) -> list[int]:
         """Return the tokens of a text."""
-        return list(self._tokenizer.encode_plain(text.decode()))
+        return self._encode(text)
 
 
 class SpecialTokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from weakref import proxy
 
 import llama_cpp
 from llama_cpp import llama_chat_format
@@ -135,7 +136,9 @@ class LlamaTokenizer:
                 "the model has no token that ends an answer, so no answer can keep to a schema"
             )
         tokens = [self.data(token) for token in range(self._size)]
-        return LLTokenizer(TokenizerWrapper(GrammarTokens(self, tokens)), eos_token=self.end_ids)
+        weak = proxy(self._llm)  # the garbage collector does not see what llguidance holds
+        found = GrammarTokens(tokens, self.end_ids, lambda text: weak.tokenize(text, add_bos=False))
+        return LLTokenizer(TokenizerWrapper(found), eos_token=self.end_ids)
 
 
 class _Recorded(Exception):  # noqa: N818 - it carries a result, not an error

@@ -173,7 +173,8 @@ class OnnxTokenizer:
                 plain.get(token, b"") if read.is_special_token(token) else read.decode_bytes([token])
                 for token in range(self.size)
             ]
-            return LLTokenizer(TokenizerWrapper(GrammarTokens(self, tokens)), eos_token=self.end_ids)
+            found = GrammarTokens(tokens, self.end_ids, read.tokenize_bytes)
+            return LLTokenizer(TokenizerWrapper(found), eos_token=self.end_ids)
         except Exception as error:  # of the tokenizer's own library, any of them
             raise TinyLoraError(
                 f"llguidance does not read {path}, so that no answer can keep to a schema: "
