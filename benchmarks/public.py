@@ -21,6 +21,7 @@ to a schema of the training data's calls. A run that is in the record is not run
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -66,6 +67,8 @@ KEYS = "set", "model", "each", "arm", "seed", "steps", "asked_lr", "n", "held"
 
 class Lora(nn.Module):
     """PEFT's LoRA on the layers of a basis: A uniform, B zero, scale 1, in float32."""
+
+    until = math.inf  # as an adapter has it, for a learner that is closed
 
     def __init__(self, model: Any, bundle: Any, rank: int, seed: int) -> None:
         super().__init__()
