@@ -17,6 +17,8 @@ from ..engine import GrammarTokens
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
+_MARK = b"\x02"  # a byte that is a token by itself, and joins no other
+
 
 class LlamaTokenizer:
     """See `Tokenizer`.
@@ -136,9 +138,17 @@ class LlamaTokenizer:
                 "the model has no token that ends an answer, so no answer can keep to a schema"
             )
         tokens = [self.data(token) for token in range(self._size)]
-        weak = proxy(self._llm)  # the garbage collector does not see what llguidance holds
-        found = GrammarTokens(tokens, self.end_ids, lambda text: weak.tokenize(text, add_bos=False))
-        return LLTokenizer(TokenizerWrapper(found), eos_token=self.end_ids)
+        llm = proxy(self._llm)  # the garbage collector does not see what llguidance holds
+
+        def encode(text: bytes) -> list[int]:
+            found: list[int] = llm.tokenize(text, add_bos=False)
+            if b"".join(tokens[token] for token in found) == text:
+                return found
+            found = llm.tokenize(_MARK + text, add_bos=False)  # SentencePiece puts a space in front
+            return found[[tokens[token] for token in found].index(_MARK) + 1 :]
+
+        own = TokenizerWrapper(GrammarTokens(tokens, self.end_ids, encode))
+        return LLTokenizer(own, eos_token=self.end_ids)
 
 
 class _Recorded(Exception):  # noqa: N818 - it carries a result, not an error

@@ -12,10 +12,14 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
+import converter
+import gguf
 import jsonschema
+import models
 import numpy as np
 import onnx_bundles
 import pytest
+import shared
 
 from tinylora_edge import MicroVector, RequestError, TinyLoraError
 from tinylora_edge.runtime import Pool
@@ -246,3 +250,23 @@ def test_every_sequence_of_a_batch_keeps_to_the_schema(either: Any, temperature:
         row = dict(zip(may, scores, strict=True))
         expected = row[each.tokens[0]] - np.log(sum(np.exp(row[token]) for token in may))
         assert each.logprobs[0] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_space_that_sentencepiece_puts_in_front_is_no_part_of_an_answer(tmp_path, load, monkeypatch):
+    def vocabulary(writer: gguf.GGUFWriter) -> None:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(
+            [*(f"<0x{byte:02X}>" for byte in range(256)), "<bos>", "<eos>", "<pad>", "<unk>"]
+        )
+        writer.add_token_scores([0.0] * 260)
+        writer.add_token_types([gguf.TokenType.BYTE] * 256 + [gguf.TokenType.CONTROL] * 4)
+        writer.add_bos_token_id(256)
+        writer.add_eos_token_id(257)
+
+    monkeypatch.setattr(converter, "_add_vocabulary", vocabulary)
+    source = models.write_gguf(models.tiny_model("llama"), tmp_path / "model.gguf")
+    with load(shared.export(source, tmp_path / "bundle")) as llm:
+        assert llm.chat_tokenizer.encode_plain("{")[0] != ord("{")
+        with Pool(llm, contexts=1, slots=1, n_ctx=256, n_threads=1) as pool:
+            answer = asyncio.run(pool.complete("x", schema={"const": "so"}, max_tokens=20))
+    assert answer.text == '"so"'
