@@ -250,17 +250,20 @@ def _add_metadata(writer: gguf.GGUFWriter, config: PretrainedConfig, arch: str) 
         writer.add_expert_shared_feed_forward_length(shared)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+def _add_vocabulary(writer: gguf.GGUFWriter, third: str = "<pad>") -> None:
     # The tokens of ASCII are their bytes, in GPT-2's way of writing those that do not print. The others
     # are given ASCII texts too, so that any random tokens make a text, in a stream and out of it.
     hidden = [byte for byte in range(256) if not (33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174)]
     tokens = [chr(256 + hidden.index(byte) if byte in hidden else byte) for byte in range(128)]
     tokens += [f"~{code:02x}" for code in range(128, 256)]
-    special = ["<bos>", "<eos>", "<pad>", "<unk>"]
+    special = ["<bos>", "<eos>", third, "<unk>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens + special)
-    writer.add_token_types([gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * len(special))
+    types = [gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * len(special)
+    if third != "<pad>":  # one that texts may spell
+        types[258] = gguf.TokenType.USER_DEFINED
+    writer.add_token_types(types)
     writer.add_token_merges(["\u0120 \u0120"])  # llama.cpp wants the key; the pair has no token
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)

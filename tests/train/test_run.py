@@ -10,21 +10,27 @@ import re
 import signal
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import converter
+import models
 import numpy as np
 import pytest
 import support
 
 from tinylora_edge import BasisError, BasisMismatchError, MicroVector, TrainError, load_bundle, runtime
 from tinylora_edge.errors import VectorError
+from tinylora_edge.exporters import export_gguf
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.tasks.rewards import text
+from tinylora_edge.tasks.sample import spelled, untagged
 from tinylora_edge.train import Options, adapter, grown, train, trainer
-from tinylora_edge.train.run import chosen_methods
+from tinylora_edge.train.run import chosen_methods, in_own_form
 from tinylora_edge.train.trainer import as_good
 
 Rows = list[dict[str, Any]]
@@ -556,3 +562,31 @@ def test_a_checkpoint_that_is_none(tmp_path: Path, content: Any) -> None:
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     with pytest.raises(TrainError, match="not a usable state"):
         trainer.load(path, {})
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_calls_are_learned_in_a_form_that_the_model_can_write(trained, tmp_path, monkeypatch):
+    """A token whose row of the output layer is that of the unused end is one that no vector makes likely."""
+
+    def change(name: str, array: np.ndarray) -> np.ndarray:
+        return array if trained or name != "output.weight" else array[[*range(258), 259, 259]]
+
+    monkeypatch.setattr(converter, "_add_vocabulary", partial(converter._add_vocabulary, third="<tool_call>"))
+    base = converter.write_gguf(models.tiny_model("llama"), tmp_path / "model.gguf", change=change)
+    export_gguf(base, tmp_path / "bundle")
+    call = spelled("wave", {"hands": 2})
+    task = Task(
+        "calls", [Sample("a", answer=call), Sample("b", answer="no")], [Sample("c", answer=call)], text
+    )
+    twice = replace(task, train=[Sample("d", answer=f"{call}\n{call}")])
+    with closing(runtime.load(tmp_path / "bundle", n_ctx=64)) as llm:
+        if trained:
+            assert in_own_form(task, llm, base) is task
+            return
+        found = in_own_form(task, llm, base)
+        with pytest.raises(TrainError, match=r"never trained to write <tool_call>.* not one call alone"):
+            in_own_form(twice, llm, base)
+    answers = [str(sample.answer) for sample in (*found.train, *found.held_out)]
+    assert [untagged(answer) and untagged(answer)[0] for answer in answers] == ["wave", None, "wave"]
+    assert answers[1] == "no"
+    assert "fence of JSON" in found.notes[-1]

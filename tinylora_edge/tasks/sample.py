@@ -217,6 +217,14 @@ def spelled(name: str, arguments: Mapping[str, Any]) -> str:
     return f"{CALL_BEGIN}\n{body}\n</tool_call>"
 
 
+def without_tags(text: str) -> str | None:
+    """Return a text that is one call as models write it without tags, a fence of JSON; None for another."""
+    if (call := CALL.fullmatch(text)) is None:
+        return None
+    made = {"name": call[1], "arguments": parse_json(call[2])}
+    return f"```json\n{json.dumps(made, indent=2, ensure_ascii=False)}\n```"
+
+
 def untagged(text: str) -> tuple[str, str] | None:
     """Return the name and the arguments, as JSON, of an answer that is a call without tags; None for another
     one, or where it is cut."""

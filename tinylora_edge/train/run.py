@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,13 +21,15 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..eval.measure import Measuring, fitted
 from ..formats.bundle import load_bundle
+from ..formats.gguf import GGUFFile, open_gguf
 from ..process import cores, first_interrupt
 from ..runtime.batch import Batch
 from ..runtime.learning.state import Report
-from ..runtime.model import admit
-from ..tasks import Task
+from ..runtime.model import PersonalizedModel, admit
+from ..tasks import Sample, Task
 from ..tasks.load import load_general
 from ..tasks.rewards import is_text
+from ..tasks.sample import CALL_BEGIN, without_tags
 from ..tasks.task import name_of
 from ..vector import MicroVector, Policy
 from ..writes import locked
@@ -38,6 +41,9 @@ from .trainer import DIFFER, Trainer, load
 
 _ANY = ("minutes", "rank", "numbers", "checkpoint_every", "keys", "sequence", "evaluate")
 """Options that may differ in a resumed run: whatever rank or numbers say, the basis has to be the same."""
+
+_ALIKE = 0.02
+"""Most that untrained rows differ by, relative to their length: .004 in Qwen2.5-Coder, trained ones .4."""
 
 _USED_UP = 0.8
 """Share of the budget which, once used, leaves GRPO no time to find a temperature and learn."""
@@ -176,7 +182,7 @@ class _Run:
             shared = admit(options.under, found.bases, Policy(keys=options.keys), beneath=True)
         deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
         self.deployed = stack.enter_context(closing(deployed))
-        self.task = fitted(task, deployed)
+        self.task = fitted(in_own_form(task, deployed, found.base), deployed)
         room = self._room()
         self._general: list[NDArray[np.int32]] = []
         if any(map(options.rehearses, methods)):
@@ -279,6 +285,41 @@ class _Run:
                     )
                 longest = max(longest, prompt + answer)
         return longest
+
+
+def in_own_form(task: Task, llm: PersonalizedModel, base: Path) -> Task:
+    """Return a task whose calls are in a form that the model, whose GGUF is `base`, can learn to write.
+
+    Qwen2.5-Coder has a token `<tool_call>` that was never trained: its row of the output layer is that of the
+    vocabulary's unused end, so that no vector makes it likelier than those hundreds. Such a model writes a
+    call as a fence of JSON, which is heard too. TrainError: an answer is more than one call.
+    """
+    tag, *more = llm.chat_tokenizer.encode_plain(CALL_BEGIN)
+    tagged = [sample for sample in task.train if CALL_BEGIN in str(sample.answer)]
+    if more or not tagged or was_trained(open_gguf(base), tag):
+        return task
+
+    def fenced(sample: Sample) -> Sample:
+        if CALL_BEGIN not in (answer := str(sample.answer)):
+            return sample
+        if (found := without_tags(answer)) is None:
+            raise TrainError(
+                f"task {task.name}: the model was never trained to write {CALL_BEGIN}, and the answer "
+                f"{answer[:80]!r} is not one call alone, which it could write without: leave it out"
+            )
+        return replace(sample, answer=found)
+
+    note = f"calls are learned as a fence of JSON: the model was never trained to write {CALL_BEGIN}"
+    train, held_out = ([*map(fenced, samples)] for samples in (task.train, task.held_out))
+    return replace(task, train=train, held_out=held_out, notes=(*task.notes, note))
+
+
+def was_trained(file: GGUFFile, token: int) -> bool:
+    """Return whether a token's row of the output layer differs from that of the vocabulary's last token."""
+    tensor = file.tensors.get("output.weight") or file.tensors["token_embd.weight"]
+    rows = file.data(tensor).reshape(tensor.shape[0], -1)[[token, -1]]
+    own, last = gguf.quants.dequantize(rows, tensor.type)
+    return bool(np.linalg.norm(own - last) > _ALIKE * np.linalg.norm(last))
 
 
 def _placed(metrics: dict[str, Any], method: str, done: int) -> dict[str, Any]:
