@@ -16,6 +16,11 @@ from tinylora_edge import BaseMismatchError, load_bundle
 from tinylora_edge.formats.onnx_graph import onnx_fingerprint
 
 
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(onnx_bundles.tiny(), tmp_path / "copy"))
+
+
 def test_what_is_hashed(tmp_path: Path) -> None:
     """From docs/FORMAT.md, "Of an ONNX graph"."""
     import hashlib
@@ -54,8 +59,7 @@ def renamed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [flip(0), flip(-1), cut, renamed])
-def test_another_graph_or_other_weights(change: Callable[[Path], object], tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(onnx_bundles.tiny(), tmp_path / "copy"))
+def test_another_graph_or_other_weights(change: Callable[[Path], object], copy: Path) -> None:
     bundle = load_bundle(copy)
     assert bundle.check_onnx() == bundle.bases.fingerprints[-1]
     change(copy / "onnx")
