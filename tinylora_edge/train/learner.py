@@ -348,16 +348,16 @@ def attention_masks(config: Any, owners: Tensor, places: Tensor, dtype: torch.dt
     """
     seen = ((owners[:, None] == owners) | (owners == 0)).all(-1).tril()
     lengths = torch.unique_consecutive(owners, dim=0, return_counts=True)[1].tolist()
-    ends = np.cumsum(lengths)
+    last = np.cumsum(lengths) - 1
+    chosen = [np.flatnonzero(row).tolist() for row in seen[last][:, last].tolist()]
 
     def added(allowed: Tensor) -> Tensor:
         mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
         mask = mask.masked_fill(~allowed, torch.finfo(dtype).min)[None, None]
-        blocks, rows = [], mask.split(lengths, 2)
-        for own, end in zip(rows, ends, strict=True):
-            chosen = [i for i, last in enumerate(ends) if seen[end - 1, last - 1]]
+        blocks = []
+        for own, others in zip(mask.split(lengths, 2), chosen, strict=True):
             columns = own.split(lengths, 3)
-            blocks.append((chosen, torch.cat([columns[i] for i in chosen], 3)))
+            blocks.append((others, torch.cat([columns[i] for i in others], 3)))
         setattr(mask, _BLOCKS, (lengths, blocks))
         return mask
 
