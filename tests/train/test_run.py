@@ -145,8 +145,11 @@ def test_a_killed_run_comes_to_the_same_bytes(cut, tiny_bundle, letters_task, op
 
 
 @pytest.mark.parametrize("at", ["temperature", 6])
-def test_sigint_saves_and_leaves(at, tiny_bundle, letters_task, options, tmp_path):
-    result, _ = interrupted(tiny_bundle, letters_task, tmp_path / "v", options, at=at)
+def test_sigint_saves_and_leaves(at, tiny_bundle, letters_task, options, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        if at == "temperature":  # before the first step, for which coordinates are found
+            patch.setattr(trainer, "whitened", lambda *_: pytest.fail("there is nothing to round"))
+        result, _ = interrupted(tiny_bundle, letters_task, tmp_path / "v", options, at=at)
     assert (result.stopped, result.steps) == ("interrupted", at if isinstance(at, int) else 0)
     assert not (tmp_path / "v").exists()
     resumed = train(tiny_bundle, letters_task, tmp_path / "v", options=options, resume=True).result
@@ -204,14 +207,6 @@ def test_few_bits_are_judged_and_learned_with(patience, tiny_bundle, easy, short
     data = outcome.path.read_bytes()
     assert len(data) == 8 + 14 * 8 + 896 // 4 + 4
     assert MicroVector.from_bytes(data, basis) == outcome.result.vector
-
-
-def test_nothing_is_rounded_that_is_not_found(tiny_bundle, letters_task, short, tmp_path, monkeypatch):
-    """Ctrl-C before the first step, or minutes that end in it, do not wait for the coordinates."""
-    monkeypatch.setattr(trainer, "whitened", lambda *_: pytest.fail("nothing is to be rounded"))
-    chosen = replace(short, frame_dtype="q2")
-    result, _ = interrupted(tiny_bundle, letters_task, tmp_path / "v", chosen, at="start")
-    assert (result.stopped, result.steps) == ("interrupted", 0)
 
 
 def test_a_vector_grows_exactly_or_not_at_all(tiny_bundle: Path) -> None:
@@ -278,8 +273,7 @@ def test_signal_that_dries_up_ends_the_run_with_what_was_found(
         return letters_task.reward(completion, sample) if calls <= 16 + 24 else last
 
     monkeypatch.setattr(trainer, "_SILENCE", 3)
-    quick = replace(options, steps=30, start=None)
-    quick = replace(quick, validate_every=1 if last == 0 else 50)
+    quick = replace(options, steps=30, start=None, validate_every=1 if last == 0 else 50)
     rows: Rows = []
     dry = replace(letters_task, reward=drying)
     more = {"options": quick, "report": rows.append}
@@ -340,6 +334,8 @@ def test_free_text_is_judged_by_its_nats(tiny_bundle, letters_task, short, tmp_p
         train(tiny_bundle, long, tmp_path / "long", options=still)
     with pytest.raises(TrainError, match="no reward judges"):
         train(tiny_bundle, free, tmp_path / "w", options=replace(short, method="grpo"))
+    with pytest.raises(TrainError, match=r"1 of 1 training prompts .* have no answer: SFT needs one"):
+        chosen_methods(replace(free, train=[Sample("Hi")]), Options())
 
 
 def test_a_run_that_finds_nothing_says_what_was_seen(tiny_bundle, letters_task, short, tmp_path):
@@ -378,8 +374,7 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(tiny_bundle, easy, short, 
     outcome = train(tiny_bundle, easy, tmp_path / "v", options=brief, report=rows.append)
     (phase,) = outcome.result.phases
     sizes = [row["lr"] for row in rows if "lr" in row]
-    assert phase.stopped == "done"
-    assert phase.steps > 1
+    assert (phase.stopped, phase.steps > 1) == ("done", True)
     assert sizes == sorted(sizes, reverse=True)
     assert 0.02 <= sizes[-1] <= sizes[0] <= 0.2
     (few,) = (row for row in rows if row.get("event") == "few")
@@ -401,12 +396,6 @@ def test_minutes_that_do_not_suffice_are_refused_before_a_step(
         with pytest.raises(TrainError, match=r"takes about [\d,]+ minutes here"):
             train(tiny_bundle, letters_task, tmp_path / "v", options=replace(short, steps=None, minutes=1))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_texts_without_answers_are_left_to_sft_which_refuses_them(letters_task: Task) -> None:
-    task = replace(letters_task, reward=text, train=[Sample("Hi")])
-    with pytest.raises(TrainError, match=r"1 of 1 training prompts .* have no answer: SFT needs one"):
-        chosen_methods(task, Options())
 
 
 @pytest.mark.parametrize("part", ["forward", "backward"])
@@ -436,8 +425,7 @@ def inside(part: str) -> bool:
 def test_steps_decide_when_it_validates_and_not_seconds(tiny_bundle, easy, short, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "_APART", math.inf)  # no validation is quick enough for minutes
     rows: Rows = []
-    chosen = replace(short, minutes=60.0)
-    train(tiny_bundle, easy, tmp_path / "v", options=chosen, report=rows.append)
+    train(tiny_bundle, easy, tmp_path / "v", options=replace(short, minutes=60.0), report=rows.append)
     assert [row["step"] for row in steps(rows) if "validation" in row] == [2, 4]
     np.testing.assert_allclose([row["lr"] for row in steps(rows)], np.linspace(0.2, 0.02, 4), rtol=1e-6)
 
@@ -579,13 +567,14 @@ def test_calls_are_learned_in_a_form_that_the_model_can_write(trained, tmp_path,
         "calls", [Sample("a", answer=call), Sample("b", answer="no")], [Sample("c", answer=call)], text
     )
     twice = replace(task, train=[Sample("d", answer=f"{call}\n{call}")])
+    model = adapter.load_model(base)
     with closing(runtime.load(tmp_path / "bundle", n_ctx=64)) as llm:
         if trained:
-            assert in_own_form(task, llm, base) is task
+            assert in_own_form(task, llm, model) is task
             return
-        found = in_own_form(task, llm, base)
+        found = in_own_form(task, llm, model)
         with pytest.raises(TrainError, match=r"never trained to write <tool_call>.* not one call alone"):
-            in_own_form(twice, llm, base)
+            in_own_form(twice, llm, model)
     answers = [str(sample.answer) for sample in (*found.train, *found.held_out)]
     assert [untagged(answer) and untagged(answer)[0] for answer in answers] == ["wave", None, "wave"]
     assert answers[1] == "no"

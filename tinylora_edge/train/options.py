@@ -77,7 +77,7 @@ class Options:
         under: the frame of a shared vector that stays active, unchanged, beneath the one that is trained.
             Answers are drawn and measured with both; the frame that is written holds the trained one alone.
         keys: one of these has to verify `under`; without any, a checksum is enough.
-        weights: Hugging Face directory to learn on; None dequantizes the deployed GGUF.
+        weights: GGUF or Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights in training: `bf16`, or `fp32` of twice the memory; None takes the faster one.
         frame_dtype: of the frame that is written. None is q4 for entries of R of 4 outputs or more (not with
             TRL), else int8 from 64 numbers on, else bf16. With `q2` and `q4`, for entries alone, validation
@@ -163,8 +163,7 @@ class Options:
         Raises:
             TrainError: there are too few.
         """
-        count = len(task.train)
-        held = self.validation
+        count, held = len(task.train), self.validation
         if held is None:
             if count < _FEWEST:
                 raise TrainError(
@@ -297,9 +296,8 @@ class Result:
 
     def record(self) -> dict[str, Any]:
         """Return it as the manifest has it, beside the vector."""
-        names = ("start_score", "best_score", "best_step", "steps", "stopped")
-        phases = [asdict(phase) for phase in self.phases]
-        return {**{name: getattr(self, name) for name in names}, "phases": phases}
+        names = "start_score", "best_score", "best_step", "steps", "stopped"
+        return {name: getattr(self, name) for name in names} | {"phases": [*map(asdict, self.phases)]}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +20,6 @@ from ..basis import Basis
 from ..errors import TrainError
 from ..eval.measure import Measuring, fitted
 from ..formats.bundle import load_bundle
-from ..formats.gguf import GGUFFile, open_gguf
 from ..process import cores, first_interrupt
 from ..runtime.batch import Batch
 from ..runtime.learning.state import Report
@@ -180,9 +178,15 @@ class _Run:
         shared = None
         if options.under is not None:
             shared = admit(options.under, found.bases, Policy(keys=options.keys), beneath=True)
-        deployed = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=self.threads)
+        if options.weights is None and found.base == found.onnx:
+            raise TrainError(
+                f"{bundle} has an ONNX graph, and no weights to learn on: name the GGUF that it was made "
+                "from, or a directory of the original weights, with --weights"
+            )
+        deployed = runtime.load(bundle, n_ctx=64, n_threads=self.threads)
         self.deployed = stack.enter_context(closing(deployed))
-        self.task = fitted(in_own_form(task, deployed, found.base), deployed)
+        self._model = load_model(options.weights or found.base, options.dtype)
+        self.task = fitted(in_own_form(task, deployed, self._model), deployed)
         room = self._room()
         self._general: list[NDArray[np.int32]] = []
         if any(map(options.rehearses, methods)):
@@ -190,7 +194,6 @@ class _Run:
             self._general = [np.array(tokens, np.int32) for tokens in prompts]
             room = max(room, *(len(tokens) + REHEARSED_TOKENS for tokens in prompts))
         self.batch = stack.enter_context(Batch(deployed, n_ctx_seq=room, n_threads=self.threads))
-        self._model = load_model(options.weights or found.base, options.dtype)
         self._adapter = stack.enter_context(Adapter(self._model, self.basis, shared))
 
     def about(self) -> dict[str, Any]:
@@ -217,9 +220,9 @@ class _Run:
         """Run the methods that are worth it, each from what the one before found."""
         result = Result(MicroVector.zeros(self.basis), ())
         for method in self._methods:
-            why = self._why_not(result)
-            if why is not None and not self._checkpoints[method].exists():
-                vector, phase = result.vector, Phase(method, result.best_score, result.best_score, why=why)
+            if self._used_up(result) and not self._checkpoints[method].exists():
+                vector, score = result.vector, result.best_score
+                phase = Phase(method, score, score, why="too little of the budget is left for it")
             else:
                 vector, phase = self._phase(method, result)
                 if result.phases and not phase.best_step and phase.stopped != "interrupted":
@@ -259,14 +262,14 @@ class _Run:
         self.curve += [_placed(row, method, done) for row in trainer.state.curve]
         return found
 
-    def _why_not(self, before: Result) -> str | None:
-        """Return why a method is not worth its time after what was done before it, or None."""
+    def _used_up(self, before: Result) -> bool:
+        """Whether what was done before a method leaves too little of the budget for it."""
         options, used = self.options, 0.0
         if options.steps is not None:
             used = before.steps / options.steps
         if options.minutes is not None:
             used = max(used, before.seconds / 60 / options.minutes)
-        return "too little of the budget is left for it" if used > _USED_UP else None
+        return used > _USED_UP
 
     def _room(self) -> int:
         """Return the tokens of the longest prompt with what is drawn or learned behind it."""
@@ -287,8 +290,8 @@ class _Run:
         return longest
 
 
-def in_own_form(task: Task, llm: PersonalizedModel, base: Path) -> Task:
-    """Return a task whose calls are in a form that the model, whose GGUF is `base`, can learn to write.
+def in_own_form(task: Task, llm: PersonalizedModel, model: Any) -> Task:
+    """Return a task whose calls are in a form that the model, in transformers `model`, can learn to write.
 
     Qwen2.5-Coder has a token `<tool_call>` that was never trained: its row of the output layer is that of the
     vocabulary's unused end, so that no vector makes it likelier than those hundreds. Such a model writes a
@@ -296,7 +299,10 @@ def in_own_form(task: Task, llm: PersonalizedModel, base: Path) -> Task:
     """
     tag, *more = llm.chat_tokenizer.encode_plain(CALL_BEGIN)
     tagged = [sample for sample in task.train if CALL_BEGIN in str(sample.answer)]
-    if more or not tagged or was_trained(open_gguf(base), tag):
+    if more or not tagged:
+        return task
+    own, last = model.get_output_embeddings().weight[[tag, -1]].float()
+    if (own - last).norm() > _ALIKE * last.norm():
         return task
 
     def fenced(sample: Sample) -> Sample:
@@ -312,14 +318,6 @@ def in_own_form(task: Task, llm: PersonalizedModel, base: Path) -> Task:
     note = f"calls are learned as a fence of JSON: the model was never trained to write {CALL_BEGIN}"
     train, held_out = ([*map(fenced, samples)] for samples in (task.train, task.held_out))
     return replace(task, train=train, held_out=held_out, notes=(*task.notes, note))
-
-
-def was_trained(file: GGUFFile, token: int) -> bool:
-    """Return whether a token's row of the output layer differs from that of the vocabulary's last token."""
-    tensor = file.tensors.get("output.weight") or file.tensors["token_embd.weight"]
-    rows = file.data(tensor).reshape(tensor.shape[0], -1)[[token, -1]]
-    own, last = gguf.quants.dequantize(rows, tensor.type)
-    return bool(np.linalg.norm(own - last) > _ALIKE * np.linalg.norm(last))
 
 
 def _placed(metrics: dict[str, Any], method: str, done: int) -> dict[str, Any]:
