@@ -3,7 +3,7 @@
 Both engines take the same prompts, samples, token limit, weights and dtype, each in a process of its own, by
 turns; the first step of a process and the last, which validates, are not counted. Of rollouts all draw the
 same number of completions of the same prompts under the same vector, the first draw not counted. And a
-gradient of long answers, with attention by blocks and over the whole row.
+gradient of long answers, with attention by blocks and over the whole row, and with the other dtype.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ OURS, TRL = "ours", "TRL, stock"
 DEPLOYED, GENERATE = "llama.cpp, Q4_1", "generate"
 ENGINES, WAYS = (OURS, TRL), (DEPLOYED, GENERATE)
 PROMPT, ANSWER = 100, 240  # tokens, about those of GSM8K
-BLOCKS, WHOLE = "by blocks", "over the row"
+DTYPES, WHOLE = ("fp32", "bf16"), "over the row"
 
 
 def one_engine(name: str, bundle: Path, options: argparse.Namespace) -> list[float]:
@@ -127,7 +128,7 @@ def one_way(name: str, bundle: Path, options: argparse.Namespace) -> list[float]
 
 
 def gradients(bundle: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return the seconds of CPU of a gradient of one prompt's long answers, by the way of attention."""
+    """Return the seconds of CPU of a gradient of one prompt's long answers, by attention and dtype."""
     from tinylora_edge.train.adapter import Adapter, load_model
     from tinylora_edge.train.learner import BY_BLOCKS, Group, Learner
 
@@ -136,19 +137,23 @@ def gradients(bundle: Path, options: argparse.Namespace) -> dict[str, dict[str, 
         random.integers(1000, 40_000, size).astype(np.int32) for size in [PROMPT] + [ANSWER] * options.samples
     )
     group = Group(prompt, answers, random.standard_normal(options.samples).astype(np.float32))
-    model = load_model(bundle / "base.gguf", options.dtype)
-    with Adapter(model, tiled(load_bundle(bundle).bases)) as adapter:
-        learner = Learner(model, adapter, temperature=1.0)
 
-        def run(attention: str) -> float:
-            model.set_attn_implementation(attention)
-            begun = time.process_time()
-            learner.gradient([group])
-            return time.process_time() - begun
+    def run(learner: Learner, attention: str) -> float:
+        learner.model.set_attn_implementation(attention)
+        begun = time.process_time()
+        learner.gradient([group])
+        return time.process_time() - begun
 
-        ways = {BLOCKS: lambda: run(BY_BLOCKS), WHOLE: lambda: run("sdpa")}
+    with ExitStack() as stack:
+        learners = {}
+        for kind in DTYPES:
+            model = load_model(bundle / "base.gguf", kind)
+            adapter = stack.enter_context(Adapter(model, tiled(load_bundle(bundle).bases)))
+            learners[kind] = Learner(model, adapter, temperature=1.0)
+            stack.callback(learners[kind].close)
+        ways = {kind: partial(run, learner, BY_BLOCKS) for kind, learner in learners.items()}
+        ways[WHOLE] = partial(run, learners[options.dtype], "sdpa")
         times = bench.interleave(ways, options.rounds)
-        learner.close()
     return {name: bench.summarize(values) for name, values in times.items()}
 
 
@@ -219,7 +224,9 @@ def main() -> None:
     report.say()
     report.target("rollouts: llama.cpp / generate", stock / speeds[DEPLOYED]["median"], ">=", 2)
     report.target("step: TRL / ours", steps[TRL]["median"] / steps[OURS]["median"], ">=", 4)
-    report.target("gradient: row / blocks", learned[WHOLE]["median"] / learned[BLOCKS]["median"], ">=", 1.3)
+    own, other = (learned[kind]["median"] for kind in sorted(DTYPES, key=options.dtype.__ne__))
+    report.target("gradient: row / blocks", learned[WHOLE]["median"] / own, ">=", 1.3)
+    report.target("gradient: the other dtype / this one", other / own, ">=", 1)
     report.record |= {
         "tokens": options.tokens,
         "rollouts": speeds,

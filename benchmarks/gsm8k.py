@@ -1,7 +1,7 @@
 """The paper's own claim on a small model: GRPO on GSM8K, and the share of test problems that are right.
 
     python recipes/problems.py train.jsonl --test test.jsonl -o gsm8k.jsonl
-    python benchmarks/gsm8k.py BUNDLE gsm8k.jsonl --arms base examples rank-8 numbers-13
+    python benchmarks/gsm8k.py BUNDLE gsm8k.jsonl --graph ONNX --arms base examples rank-8 numbers-13
 
 `train.jsonl` and `test.jsonl` are of github.com/openai/grade-school-math (Cobbe et al. 2021; MIT). An arm is
 `base`; `examples`, the base behind the best of nine draws of 2, 4 or 8 worked examples; the file of a vector,
@@ -17,6 +17,7 @@ import argparse
 import time
 from contextlib import closing
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
@@ -25,12 +26,13 @@ import numpy as np
 from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.eval.measure import Evaluation, compare, evaluate, find_examples
 from tinylora_edge.factors import read_shape
+from tinylora_edge.jsonio import read_json
 from tinylora_edge.tasks import Task
 from tinylora_edge.tasks.load import load_task
 from tinylora_edge.train import Options, train
 
 TOKENS = 256  # of an answer
-CHOSEN = 48  # training problems that choose a vector
+CHOSEN = 16  # training problems that choose a vector
 JUDGED = 16  # and those that choose the examples
 SHOWN = 8  # answers that a record has
 HOURS = 2  # to try examples
@@ -52,6 +54,7 @@ def settings(options: argparse.Namespace, arm: str, seed: int, validation: int =
         evaluate=False,
         seed=seed,
         start=options.values,
+        weights=str(load_bundle(options.bundle).base) if options.graph else None,
         **which,
     )
 
@@ -71,7 +74,9 @@ def learned(options: argparse.Namespace, task: Task, arm: str, seed: int) -> Pat
 
         resume = output.with_name(f"{output.name}.run").exists()
         chosen = settings(options, arm, seed)
-        outcome = train(options.bundle, task, output, options=chosen, resume=resume, report=tell)
+        outcome = train(
+            options.graph or options.bundle, task, output, options=chosen, resume=resume, report=tell
+        )
         if outcome.path != output:
             raise SystemExit(f"{arm}: interrupted; call again to go on")
     return output
@@ -93,6 +98,7 @@ def answered(options: argparse.Namespace, task: Task, arm: str, frame: Path | No
         prompts = [preamble.before(sample) for sample in task.held_out] if preamble else task.held_out
         with llm.batch(prompts, TOKENS, **threads) as batch:
             found = evaluate(batch, task, vector, preamble=preamble)
+        facts["tokens"] = fmean(len(llm.chat_tokenizer.encode_plain(each)) for each in found.answers)
     return facts | {"scores": found.scores.tolist(), "answers": found.answers[:SHOWN]}
 
 
@@ -107,6 +113,9 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=60)
     arguments.add_argument("--prompts", type=int, default=8, help="a step, of 8 answers each")
     arguments.add_argument("--start", type=Path, help="a vector that training starts from; else the base")
+    arguments.add_argument(
+        "--graph", type=Path, help="an ONNX bundle of the model, which answers are drawn with"
+    )
     arguments.add_argument("--n", type=int, default=400, help="test problems")
     arguments.add_argument("--threads", type=int, help="by default a thread a core")
     arguments.add_argument("--frames", type=Path, default=Path("gsm8k"), help="a folder for vectors")
@@ -133,6 +142,8 @@ def main() -> None:
                 began = time.monotonic()
                 found = answered(options, task, arm, Path(arm) if arm.endswith(".bin") else frame)
                 facts = {"commit": bench.commit(), "cpu": bench.environment()["cpu"]}
+                if frame is not None:
+                    facts["curve"] = read_json(frame.with_name(f"{frame.name}.json"))["curve"]
                 row = key | found | facts | {"seconds": round(time.monotonic() - began)}
                 bench.keep(options.study, row)
             rows.append(row)
