@@ -142,7 +142,9 @@ def gsm8k() -> str:
     for row in found:
         change = with_error(*paired(row["scores"], base))
         mean = statistics.mean(row["scores"])
-        cells = [GSM8K_ARMS[row["arm"]], f"{row.get('bytes', 0):,}", f"{row['n']}"]
+        steps = max((each.get("step", 0) for each in row.get("curve", ())), default=0)
+        name = GSM8K_ARMS[" ".join(filter(None, (row["arm"], row.get("method"))))].format(steps)
+        cells = [name, f"{row.get('bytes', 0):,}", f"{row['n']}"]
         cells += [
             with_error(mean, (mean * (1 - mean) / row["n"]) ** 0.5),
             change if row["arm"] != "base" else "",
@@ -154,7 +156,8 @@ def gsm8k() -> str:
 GSM8K_ARMS = {
     "base": "base",
     "examples": "best worked examples",
-    "rank-8": "10,752 numbers in 4 bits, 40 steps of SFT",
+    "rank-8 sft": "10,752 numbers in 4 bits, 40 steps of SFT",
+    "rank-8 grpo": "the same, {} steps of GRPO",
     "snips-rank-64x8-q4-240-s0.bin": "SNIPS calls, 86,016 numbers in 4 bits, 240 steps, without `--keep`",
 }
 

@@ -46,6 +46,7 @@ def settings(options: argparse.Namespace, arm: str, seed: int, validation: int =
     return Options(
         method=options.method,
         steps=options.steps,
+        minutes=options.minutes,
         prompts=options.prompts,
         validation=validation,
         validate_every=20,
@@ -111,6 +112,7 @@ def main() -> None:
     arguments.add_argument("--method", choices=["grpo", "sft"], default="grpo")
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0])
     arguments.add_argument("--steps", type=int, default=60)
+    arguments.add_argument("--minutes", type=float, help="of training, at most; what it found is measured")
     arguments.add_argument("--prompts", type=int, default=8, help="a step, of 8 answers each")
     arguments.add_argument("--start", type=Path, help="a vector that training starts from; else the base")
     arguments.add_argument(
