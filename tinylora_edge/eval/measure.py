@@ -273,7 +273,7 @@ class Measuring:
     Where another vector lies beneath it, that one, as `beneath`, takes the place of the base.
 
     Attributes:
-        llm: the model in llama.cpp, and `batch` over it.
+        llm: the deployed model, and `batch` over it.
         validation: prompts that the few-shot prompt is chosen by, the first of them.
         n_threads: of further batches.
         report: called with progress: `{"event": "measuring", "what", "done", "total"}`.

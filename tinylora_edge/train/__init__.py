@@ -3,7 +3,7 @@
 `train` runs a task on a bundle and writes a frame. The parts are there for those who run their own loop:
 `Adapter` puts a basis into a transformers model, `Learner` turns scored completions into a gradient of v,
 `Trainer` is the loop. Needs the extra `train` (torch, transformers); `train` itself, which draws and
-evaluates in the deployed engine, needs `llama` too.
+evaluates in the deployed engine, needs `llama` or `onnx` too.
 """
 
 from ..errors import MissingExtraError

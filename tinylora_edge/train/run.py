@@ -80,7 +80,7 @@ def train(
         BasisError: the bundle has no basis of the rank or the numbers that are asked for.
         VectorError: the shared vector is refused, or the start has another number of values than the basis.
         BaseMismatchError: the base is not one that the factors were exported for.
-        MissingExtraError: torch, transformers or llama-cpp-python is not installed.
+        MissingExtraError: torch, transformers or the bundle's engine is not installed.
         OSError: a file cannot be written.
     """
     options, output = options or Options(), Path(output)
