@@ -1,7 +1,7 @@
 """The paper's own claim on a small model: GRPO on GSM8K, and the share of test problems that are right.
 
     python recipes/problems.py train.jsonl --test test.jsonl -o gsm8k.jsonl
-    python benchmarks/gsm8k.py BUNDLE gsm8k.jsonl --graph ONNX --arms base examples rank-8 numbers-13
+    python benchmarks/gsm8k.py BUNDLE gsm8k.jsonl --graph --arms base examples rank-8 numbers-13
 
 `train.jsonl` and `test.jsonl` are of github.com/openai/grade-school-math (Cobbe et al. 2021; MIT). An arm is
 `base`; `examples`, the base behind the best of nine draws of 2, 4 or 8 worked examples; the file of a vector,
@@ -26,6 +26,7 @@ import numpy as np
 from tinylora_edge import MicroVector, load_bundle, runtime
 from tinylora_edge.eval.measure import Evaluation, compare, evaluate, find_examples
 from tinylora_edge.factors import read_shape
+from tinylora_edge.formats.bundle import ONNX_NAME
 from tinylora_edge.jsonio import read_json
 from tinylora_edge.tasks import Task
 from tinylora_edge.tasks.load import load_task
@@ -75,9 +76,8 @@ def learned(options: argparse.Namespace, task: Task, arm: str, seed: int) -> Pat
 
         resume = output.with_name(f"{output.name}.run").exists()
         chosen = settings(options, arm, seed)
-        outcome = train(
-            options.graph or options.bundle, task, output, options=chosen, resume=resume, report=tell
-        )
+        drawn_by = options.bundle / ONNX_NAME if options.graph else options.bundle
+        outcome = train(drawn_by, task, output, options=chosen, resume=resume, report=tell)
         if outcome.path != output:
             raise SystemExit(f"{arm}: interrupted; call again to go on")
     return output
@@ -116,7 +116,7 @@ def main() -> None:
     arguments.add_argument("--prompts", type=int, default=8, help="a step, of 8 answers each")
     arguments.add_argument("--start", type=Path, help="a vector that training starts from; else the base")
     arguments.add_argument(
-        "--graph", type=Path, help="an ONNX bundle of the model, which answers are drawn with"
+        "--graph", action="store_true", help="draw with the graph of a bundle for both engines"
     )
     arguments.add_argument("--n", type=int, default=400, help="test problems")
     arguments.add_argument("--threads", type=int, help="by default a thread a core")
