@@ -5,8 +5,7 @@
 
 `--data FILE` writes a training set instead: the other halves of `simple_python` and `irrelevance`, by a hash
 of their questions; what is measured is never trained on. Its answers are what the leaderboard takes, and
-`DECLINED` where no function fits. `--fenced` writes calls as Qwen2.5-Coder does, without tags: its token
-`<tool_call>` was never trained, and no vector makes it likely.
+`DECLINED` where no function fits.
 
 Needs `pip install --no-deps bfcl-eval` and the packages that its checker imports: tree_sitter==0.21.3,
 tree-sitter-java==0.21.0, tree-sitter-javascript==0.21.4, overrides, python-dotenv, tenacity.
@@ -73,7 +72,7 @@ def first(options: Any) -> Any:
     return value
 
 
-def write_data(handler: Any, path: Path, *, fenced: bool) -> None:
+def write_data(handler: Any, path: Path) -> None:
     """Write the halves that are trained on, a question once, shortest prompts first."""
     found = dict[str, dict[str, Any]]()
     for category in TRAINED:
@@ -84,11 +83,7 @@ def write_data(handler: Any, path: Path, *, fenced: bool) -> None:
                 ((_, options),) = entry["answer"][0].items()
                 first_values = {name: first(options[name]) for name in options if "" not in options[name]}
                 order = [name for name in function["parameters"]["properties"] if name in first_values]
-                arguments = {name: first_values[name] for name in order}
-                answer = spelled(function["name"], arguments)
-                if fenced:
-                    call = {"name": function["name"], "arguments": arguments}
-                    answer = f"```json\n{json.dumps(call, indent=2, ensure_ascii=False)}\n```"
+                answer = spelled(function["name"], {name: first_values[name] for name in order})
             row = {"messages": entry["question"][0], "tools": tools, "answer": answer}
             found.setdefault(str(row["messages"]), row)
     rows = sorted(found.values(), key=lambda row: len(str(row)))
@@ -140,13 +135,12 @@ def main() -> None:
     parser.add_argument("--categories", nargs="+", default=list(CATEGORIES), choices=CATEGORIES)
     parser.add_argument("--count", type=int, default=100, help="questions of a category (%(default)s)")
     parser.add_argument("--data", type=Path, help="write the training set there, and measure nothing")
-    parser.add_argument("--fenced", action="store_true", help="calls in a fence of JSON, without tags")
     options = parser.parse_args()
     os.environ.update(OPENAI_BASE_URL=options.url, OPENAI_API_KEY=os.environ.get("OPENAI_API_KEY", "none"))
     bfcl = leaderboard(options.models)
     handlers = {name: bfcl.Handler(name, 0, name, is_fc_model=True) for name in options.models}
     if options.data:
-        return write_data(handlers[options.models[0]], options.data, fenced=options.fenced)
+        return write_data(handlers[options.models[0]], options.data)
     report = _common.Report("bfcl", options.json)
     report.record["results"] = results = []
     for category in options.categories:

@@ -33,14 +33,13 @@ from tinylora_edge.tasks.load import load_task
 from tinylora_edge.train import Options, train
 
 TOKENS = 256  # of an answer
-CHOSEN = 16  # training problems that choose a vector
-JUDGED = 16  # and those that choose the examples
+CHOSEN = 16  # training problems that choose a vector, or the examples
 SHOWN = 8  # answers that a record has
 HOURS = 2  # to try examples
 KEYS = "model", "arm", "method", "seed", "steps", "prompts", "n", "start"
 
 
-def settings(options: argparse.Namespace, arm: str, seed: int, validation: int = CHOSEN) -> Options:
+def settings(options: argparse.Namespace, arm: str, seed: int) -> Options:
     """Return the options of a training run."""
     kind, _, size = arm.partition("-")
     which: dict[str, Any] = {"rank": read_shape(size)} if kind == "rank" else {"numbers": int(size)}
@@ -49,7 +48,7 @@ def settings(options: argparse.Namespace, arm: str, seed: int, validation: int =
         steps=options.steps,
         minutes=options.minutes,
         prompts=options.prompts,
-        validation=validation,
+        validation=CHOSEN,
         validate_every=20,
         checkpoint_every=1,
         workers=options.threads,
@@ -93,7 +92,7 @@ def answered(options: argparse.Namespace, task: Task, arm: str, frame: Path | No
             vector = MicroVector.from_bytes(data, llm.bases)
             facts = {"bytes": len(data), "numbers": len(vector.values)}
         if arm == "examples":
-            judged, _ = settings(options, "rank-2", 0, JUDGED).split(task)
+            judged, _ = settings(options, "rank-2", 0).split(task)
             preamble, tried = find_examples(llm, task, judged, seconds=HOURS * 3600, **threads)
             facts = {"tried": tried}
         prompts = [preamble.before(sample) for sample in task.held_out] if preamble else task.held_out

@@ -144,10 +144,10 @@ def test_a_killed_run_comes_to_the_same_bytes(cut, tiny_bundle, letters_task, op
         np.testing.assert_allclose(sizes, np.linspace(0.2, 0.02, most)[: len(sizes)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("at", ["temperature", 6])
+@pytest.mark.parametrize("at", ["start", "temperature", 6])
 def test_sigint_saves_and_leaves(at, tiny_bundle, letters_task, options, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        if at == "temperature":  # before the first step, for which coordinates are found
+        if at != 6:  # before the first step, for which coordinates are found
             patch.setattr(trainer, "whitened", lambda *_: pytest.fail("there is nothing to round"))
         result, _ = interrupted(tiny_bundle, letters_task, tmp_path / "v", options, at=at)
     assert (result.stopped, result.steps) == ("interrupted", at if isinstance(at, int) else 0)
