@@ -48,8 +48,7 @@ class Sampling:
         tools: functions that the answer may call; requests pass OpenAI's options `tools`, `tool_choice` and
             `parallel_tool_calls`.
 
-    Raises:
-        RequestError: a number is out of its range, or a stop text is too long.
+    RequestError: a number is out of its range, or a stop text is too long.
     """
 
     max_tokens: int | None = None

@@ -78,8 +78,7 @@ class Batch:
         contexts: how many compute side by side; each evaluates for itself what its prompts share.
         until: a call is given up, with `Stopped`, once `time.monotonic()` is later.
 
-    Raises:
-        TinyLoraError: the engine cannot make the contexts, or the model is closed.
+    TinyLoraError: the engine cannot make the contexts, or the model is closed.
     """
 
     def __init__(

@@ -74,8 +74,7 @@ class Engine(Protocol):
         Returns:
             float32 [wanted of all parts, vocabulary], in the order of the parts, until the next call.
 
-        Raises:
-            TinyLoraError: the engine fails, or is closed; the rows of this call are empty then.
+        TinyLoraError: the engine fails, or is closed; the rows of this call are empty then.
         """
 
     def length(self, row: int) -> int:
@@ -136,8 +135,7 @@ class Tokenizer(Protocol):
     def for_grammars(self) -> LLTokenizer:
         """The tokens as llguidance takes them, read when the first schema comes.
 
-        Raises:
-            TinyLoraError: the model has no token that ends an answer, or llguidance does not read them.
+        TinyLoraError: the model has no token that ends an answer, or llguidance does not read them.
         """
 
 

@@ -86,8 +86,7 @@ class Work(ABC):
     def take(self, logits: NDArray[np.float32]) -> None:
         """Take the logits [n, vocabulary] behind the next n tokens that are wanted.
 
-        Raises:
-            VectorError: they are not finite.
+        VectorError: they are not finite.
         """
 
     def finish(self, error: BaseException | None) -> None:
@@ -308,8 +307,7 @@ class Loop:
     def prepare(self) -> None:
         """Empty all rows while nothing runs.
 
-        Raises:
-            TinyLoraError: the loop is closed.
+        TinyLoraError: the loop is closed.
         """
         with self._changed:
             if self._closed:

@@ -240,8 +240,7 @@ class Pool:
     ) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """Return the tokens of a prompt, with the tools that it tells of, and its chat format's stop texts.
 
-        Raises:
-            RequestError: the model's chat template does not render the messages, or there is no template.
+        RequestError: the model's chat template does not render the messages, or there is no template.
         """
         if raw and tools:
             raise RequestError("a raw text cannot describe tools: send chat messages", param="tools")

@@ -268,8 +268,7 @@ def check_schema(schema: Mapping[str, Any], guidance: Mapping[str, Any]) -> str:
 
     `guidance` is for llguidance: the form of the answer.
 
-    Raises:
-        RequestError: it may take longer, or is no JSON.
+    RequestError: it may take longer, or is no JSON.
     """
     try:
         text = json.dumps(schema, allow_nan=False)

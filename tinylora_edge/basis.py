@@ -27,8 +27,7 @@ MAX_NORM = 256.0
 class Basis:
     """Factors and a projection: what turns a micro-vector into a change of weights, W' = W + B R A.
 
-    Raises:
-        BasisError: the projection is of other modules, or acts on directions that the factors do not have.
+    BasisError: the projection is of other modules, or acts on directions that the factors do not have.
     """
 
     factors: Factors
@@ -148,8 +147,7 @@ class Bases(Mapping[str, Basis]):
         projections: those that are stored or named.
         fingerprints: the deployed forms of the model that the factors were exported for.
 
-    Raises:
-        BasisError: a projection does not fit the factors, or two bases have one id.
+    BasisError: a projection does not fit the factors, or two bases have one id.
     """
 
     def __init__(
@@ -209,8 +207,7 @@ class Bases(Mapping[str, Basis]):
         With n numbers it is the last of the stored projections that have n, or the paper's tiled one. A rank
         is k, of R k x k, or (p, q).
 
-        Raises:
-            BasisError: there is none, or not one of the two is given.
+        BasisError: there is none, or not one of the two is given.
         """
         if (numbers is None) == (rank is None):
             raise BasisError("a basis is named by its numbers or by its rank: pass one of the two")

@@ -73,8 +73,7 @@ def truncated_svd(
         max_passes: stop after this many, whatever was reached.
         seed: of the random start block.
 
-    Raises:
-        BasisError: the rank does not fit the shape, or the weight holds NaN or infinity.
+    BasisError: the rank does not fit the shape, or the weight holds NaN or infinity.
     """
     array = np.asarray(weight)
     if array.ndim != 2 or array.dtype.kind != "f":

@@ -41,8 +41,7 @@ class Factors:
         a: for each module A, float32 or float16 [Q, in], or [experts, Q, in].
         b: for each module B, float32 or float16 [out, P], or [experts, out, P], with P >= Q.
 
-    Raises:
-        BasisError: the parts do not fit each other, or pass `limits`.
+    BasisError: the parts do not fit each other, or pass `limits`.
     """
 
     architecture: str

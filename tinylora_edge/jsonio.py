@@ -115,8 +115,7 @@ def restored(kind: type[Record], values: Any, beside: Mapping[str, Any] | None =
 
     Fields that the document lacks keep their defaults; `beside` has values of fields that are not in it.
 
-    Raises:
-        ValueError: it is no object, lacks a field, has another one, or one of another type.
+    ValueError: it is no object, lacks a field, has another one, or one of another type.
     """
     if not isinstance(values, dict):
         raise ValueError(f"found {type(values).__name__}, expected an object")

@@ -100,8 +100,7 @@ class Prior:
         [i, j] and [j, i] differ by at most 2^-20 sqrt(c_ii c_jj), and no pivot of its Cholesky decomposition
         is n 2^-24 c_ii or less. Whoever decomposes it in float64 then succeeds.
 
-        Raises:
-            BasisError: it is no such pair.
+        BasisError: it is no such pair.
         """
         with np.errstate(over="ignore"):  # infinity is refused
             mean, covariance = np.asarray(mean, np.float32), np.asarray(covariance, np.float32)
@@ -202,8 +201,7 @@ class Projection(ABC):
             groups: G = n, from 1 to M.
             rank: k.
 
-        Raises:
-            BasisError: the modules are in another order, or a number is out of its range.
+        BasisError: the modules are in another order, or a number is out of its range.
         """
         count = len(modules)
         if list(modules) != canonical_order(modules):
@@ -224,8 +222,7 @@ class Projection(ABC):
             p: the directions, float32 [n, M, k, k].
             prior: mean [n] and covariance [n, n] of the vectors that people want.
 
-        Raises:
-            BasisError: p has another shape, is too large or not finite, or the prior does not fit.
+        BasisError: p has another shape, is too large or not finite, or the prior does not fit.
         """
         with np.errstate(over="ignore"):  # infinity is refused below
             array = np.array(p, "<f4", order="C")  # its own
@@ -256,8 +253,7 @@ class Projection(ABC):
             modules: in canonical order.
             rank: k, for p = q = k, or (p, q).
 
-        Raises:
-            BasisError: a number is out of its range.
+        BasisError: a number is out of its range.
         """
         return _Entries(modules, shape_of(rank))
 

@@ -285,8 +285,7 @@ class Policy:
     def own(self, vector: MicroVector, known: Bases) -> AdmittedVector:
         """Return a vector that the app made itself, with its R: only norms are checked, its own and a sum's.
 
-        Raises:
-            VectorError: it is of no basis that the model knows, or R is larger than `max_norm`.
+        VectorError: it is of no basis that the model knows, or R is larger than `max_norm`.
         """
         basis = known.of(vector)
         if isinstance(vector, AdmittedVector) and hasattr(vector, "r"):
@@ -300,8 +299,7 @@ class Policy:
 
         Leading directions nest: a smaller R is the corner of a larger one.
 
-        Raises:
-            VectorError: R of both together is larger than `max_norm`.
+        VectorError: R of both together is larger than `max_norm`.
         """
         r = np.zeros(np.maximum(under.r.shape, vector.r.shape), np.float32)
         for each in (under.r, vector.r):

@@ -52,8 +52,7 @@ def open_file(path: str | PathLike[str]) -> Iterator[BufferedReader]:
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock `path`.lock, which the system frees when its holder dies.
 
-    Raises:
-        BlockingIOError: another process holds it, and there is no `wait`.
+    BlockingIOError: another process holds it, and there is no `wait`.
     """
     # Not the file itself: that is replaced, and a lock stays with what was replaced.
     handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)

@@ -19,7 +19,7 @@ from typing import Any
 
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
 from ...formats.gguf import GGUFFile
-from ...formats.gguf_transformers import read_model, read_once
+from ...formats.gguf_transformers import dequantize_into, read_model, read_once
 from ...modules import Heads
 from .pack import pack
 
@@ -75,6 +75,7 @@ def unpack(source: str, target: str) -> None:
 
     path = Path(source)
     try:
+        dequantize_into(Path(target).parent)
         model = read_model(path, torch.float32)
         with read_once():
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)

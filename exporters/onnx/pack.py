@@ -56,8 +56,7 @@ def pack(graph: Path, target: Path, gguf: Path | None, heads: Heads) -> Packed:
     Linear layers, head and table of embeddings are packed as in the GGUF that the graph was built from; to 8
     bits where there is none, or it has floats alone. Only some rows are in memory at a time.
 
-    Raises:
-        BaseMismatchError: a layer has another shape than in the GGUF.
+    BaseMismatchError: a layer has another shape than in the GGUF.
     """
     model = OnnxModel(graph)
     weights = None if gguf is None else GGUFWeights(gguf)

@@ -56,8 +56,7 @@ class TuneSettings:
             for texts a tenth, 8 to 48.
         check_every: steps between checks on the first half of those; the last check is on all of them.
 
-    Raises:
-        TrainError: a number is too small.
+    TrainError: a number is too small.
     """
 
     population: int = 8

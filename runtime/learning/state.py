@@ -41,8 +41,7 @@ class Budget:
         tokens: that the model evaluates, prompts and answers; None for no limit. With tokens alone a run is
             deterministic by seed, on one machine, engine build and number of threads.
 
-    Raises:
-        TrainError: both are None, or one is not above 0.
+    TrainError: both are None, or one is not above 0.
     """
 
     seconds: float | None = None

@@ -118,8 +118,7 @@ class Adapters:
             through their list when a context computes with another one than before.
         spare: most bytes of adapters that are kept while no context uses them, for vectors that come back.
 
-    Raises:
-        BaseMismatchError: llama.cpp refuses the factors for this model, a `llama_model`.
+    BaseMismatchError: llama.cpp refuses the factors for this model, a `llama_model`.
     """
 
     def __init__(self, model: Any, factors: Factors) -> None:

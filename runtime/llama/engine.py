@@ -44,8 +44,7 @@ class LlamaEngine:
         own: adapters of the caller's own, which are in force beside every R.
         rows, n_ctx, n_threads, together: see `PersonalizedModel.engine`.
 
-    Raises:
-        TinyLoraError: llama.cpp cannot make the context.
+    TinyLoraError: llama.cpp cannot make the context.
     """
 
     mixed = False

@@ -214,8 +214,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
             """As `llama_cpp.Llama.create_chat_completion`; special tokens that messages spell are text.
 
-            Raises:
-                VectorError: the model's chat template does not render the messages.
+            VectorError: the model's chat template does not render the messages.
             """
             try:
                 return super().create_chat_completion(self.special_tokens.cut(messages), *args, **kwargs)
@@ -231,8 +230,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     def generate(self, tokens: Any, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.generate`; nothing can be sent to what it returns.
 
-        Raises:
-            TinyLoraError: the prompt is empty.
+        TinyLoraError: the prompt is empty.
         """
         tokens = list(tokens)
         if not tokens and kwargs.get("reset", True):
@@ -290,8 +288,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     def load_state(self, state: Any) -> None:
         """As `llama_cpp.Llama.load_state`.
 
-        Raises:
-            VectorError: the state was computed with another vector than the active one.
+        VectorError: the state was computed with another vector than the active one.
         """
         inside = self._worker.inside  # a completion found it in its LlamaCache
         if getattr(state, "tinylora_vector", None) != (self._staged if inside else self.vector):

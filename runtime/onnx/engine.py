@@ -46,8 +46,7 @@ class OnnxEngine:
         head_size: values of a key, where the graph does not say.
         path: of the graph, for errors.
 
-    Raises:
-        BaseMismatchError: the graph does not compute rows like this.
+    BaseMismatchError: the graph does not compute rows like this.
     """
 
     mixed = exact = True

@@ -139,8 +139,7 @@ class TinyLoraOnnx(PersonalizedModel):
     def tokenize(self, prompt: str | Messages) -> list[int]:
         """Return the token ids of a text, special tokens recognized, or of chat messages, which spell none.
 
-        Raises:
-            VectorError: the chat template does not render the messages.
+        VectorError: the chat template does not render the messages.
         """
         return self.chat_tokenizer.encode(prompt)
 
@@ -158,8 +157,7 @@ class TinyLoraOnnx(PersonalizedModel):
             max_tokens: longest answer; None or 0 and less: until the context is full.
             sampling: of `Sampler`; by default the likeliest token each time.
 
-        Raises:
-            TinyLoraError: the prompt is empty, or leaves no room in the context.
+        TinyLoraError: the prompt is empty, or leaves no room in the context.
         """
         prompt = list(tokens)
         self._check(prompt)
@@ -220,8 +218,7 @@ class TinyLoraOnnx(PersonalizedModel):
         is `{"type": "json_object", "schema": ...}`; other arguments and errors are those of
         `create_completion`.
 
-        Raises:
-            VectorError: the template does not render the messages.
+        VectorError: the template does not render the messages.
         """
         if response_format is not None:
             options["schema"] = schema_of(response_format)

@@ -87,8 +87,7 @@ class OnnxSession:
         Returns:
             R, float32 [rows, M P Q]: zeros beyond p and q of each vector.
 
-        Raises:
-            VectorError: one is refused, and the message says which. No sequence is recorded then.
+        VectorError: one is refused, and the message says which. No sequence is recorded then.
         """
         one = vectors is None or isinstance(
             vectors, bytes | bytearray | memoryview | Path | MicroVector | str
@@ -130,8 +129,7 @@ class OnnxSession:
             feeds: name -> array or `OrtValue`, without R.
             rows: from `rows`; None for the base.
 
-        Raises:
-            VectorError: the rows do not match the batch; R among the feeds.
+        VectorError: the rows do not match the batch; R among the feeds.
         """
         if INPUT_NAME in feeds:
             raise VectorError(

@@ -15,9 +15,10 @@ import models
 import numpy as np
 import pytest
 import torch
+from transformers import modeling_gguf_pytorch_utils as loader
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from tinylora_edge.formats.gguf_transformers import read_model, read_once
+from tinylora_edge.formats.gguf_transformers import dequantize_into, read_model, read_once
 
 
 def test_afterwards_everything_is_as_it_was() -> None:
@@ -57,7 +58,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
     ],
 )
 def test_scaled_positions_of_a_split_model(
-    tmp_path: Path, architecture: str, kind: str, scaled: dict[str, Any]
+    tmp_path: Path, architecture: str, kind: str, scaled: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, extra = models.tiny_model(architecture), None
     model.config.rope_parameters |= {"rope_type": kind, **scaled}
@@ -73,6 +74,11 @@ def test_scaled_positions_of_a_split_model(
     assert np.abs(found - expected).max() < 1e-3
     with closing(llama_cpp.Llama(str(first), n_ctx=128, logits_all=True, verbose=False)) as llm:
         assert np.abs(models.llama_logits(llm, tokens) - expected).max() < 0.2  # a KV cache in float16
+    monkeypatch.setattr(loader, "load_gguf_checkpoint", loader.load_gguf_checkpoint)  # so that it is put back
+    dequantize_into(tmp_path)
+    in_files, maps = read_model(first, torch.float32), Path("/proc/self/maps").read_text()
+    assert maps.count(" (deleted)") >= len(in_files.state_dict())
+    assert np.array_equal(models.torch_logits(in_files, tokens), found)
 
 
 @pytest.mark.parametrize("tensor", ["rope_factors_long.weight", "rope_freqs.weight", "output_norm.weight"])

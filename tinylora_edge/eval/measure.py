@@ -162,8 +162,7 @@ def _likelihoods(
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
     """Compare two evaluations on the same prompts.
 
-    Raises:
-        VectorError: they have different numbers of prompts.
+    VectorError: they have different numbers of prompts.
     """
     if first.n != second.n:
         raise VectorError(

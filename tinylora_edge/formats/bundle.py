@@ -118,8 +118,7 @@ def load_bundle(path: str | PathLike[str]) -> Bundle:
             `base.gguf`, `basis.gguf`). Of a split model it is the first file, and its stem has no
             number. The `model.onnx` of a bundle stands for its directory.
 
-    Raises:
-        FileNotFoundError: the path, or one of the parts, is not there.
+    FileNotFoundError: the path, or one of the parts, is not there.
     """
     path = Path(path)
     if path.name == MODEL_NAME and path.exists():

@@ -28,8 +28,7 @@ class Feedback:
     Its methods but `remember` are called one after the other (`Service.in_turn`). `folder` is for users'
     states; without a signer vectors have a checksum. `under` is what lies beneath all of them.
 
-    Raises:
-        VectorError: the policy would refuse what is learned here.
+    VectorError: the policy would refuse what is learned here.
     """
 
     def __init__(

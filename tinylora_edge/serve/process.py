@@ -87,8 +87,7 @@ def run(app: Starlette, *, host: str, port: int, ready: Callable[[str], None], q
 
     `ready` is called with the server's address once it answers; `quiet` logs what fails alone.
 
-    Raises:
-        OSError: there is no such address, or the port is taken.
+    OSError: there is no such address, or the port is taken.
     """
     sys.setswitchinterval(_SWITCH_S)
     service: Service = app.state.service

@@ -74,8 +74,7 @@ def fetch(
             server's name, and tries more than one address.
         headers: such as Authorization.
 
-    Raises:
-        TransferError: no attempt brought an answer, or the answer is no vector of this model.
+    TransferError: no attempt brought an answer, or the answer is no vector of this model.
     """
     if attempts < 1:
         raise TransferError(f"{attempts} attempts fetch nothing: at least 1 is needed")

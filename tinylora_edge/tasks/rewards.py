@@ -141,8 +141,7 @@ def regex(pattern: str) -> Reward:
     Guards: an empty match counts for nothing; an answer that says nothing of its own gets 0, so that
     a prompt which shows the wanted form cannot simply be said back; so does a phrase three times in a row.
 
-    Raises:
-        TrainError: it is no regular expression.
+    TrainError: it is no regular expression.
     """
     try:
         compiled = re.compile(pattern)

@@ -121,8 +121,7 @@ class TemplateInput(NamedTuple):
 def read_functions(tools: Any) -> tuple[dict[str, Any], ...]:
     """Return the functions of tools in OpenAI's form: `name`, `description`, `parameters` (a JSON schema).
 
-    Raises:
-        RequestError: a tool is none, or there are too many.
+    RequestError: a tool is none, or there are too many.
     """
     if not isinstance(tools, list | tuple):
         raise RequestError("tools is no list", param="tools")
@@ -162,8 +161,7 @@ def template_input(
 ) -> TemplateInput:
     """Return messages and functions for a chat template; `own` says that it renders tools itself.
 
-    Raises:
-        RequestError: a call in a message is none, or a message of a tool answers none.
+    RequestError: a call in a message is none, or a message of a tool answers none.
     """
     open_calls, result = set[str](), list[dict[str, Any]]()
     for number, message in enumerate(messages):

@@ -133,8 +133,7 @@ class Preamble:
         A vector that is trained on it is used behind this preamble, and its gain is over the preamble alone.
         Training prompts that are shown as examples are left out.
 
-        Raises:
-            TrainError: a held-out prompt is shown, the task has a preamble already, or a prompt is raw.
+        TrainError: a held-out prompt is shown, the task has a preamble already, or a prompt is raw.
         """
         if not self:
             return task

@@ -219,8 +219,7 @@ def learn_from(basis: Basis, vectors: ArrayLike, count: int) -> Learned:
         vectors: one a user, [K, n].
         count: how many directions, fewer than there are users.
 
-    Raises:
-        TrainError: a basis of another kind, too few users, or vectors that differ in fewer directions.
+    TrainError: a basis of another kind, too few users, or vectors that differ in fewer directions.
     """
     began, values = time.monotonic(), np.asarray(vectors, np.float64)
     if basis.projection.kind != "entries" or basis.shape != (basis.rank, basis.rank):

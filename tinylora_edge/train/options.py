@@ -160,8 +160,7 @@ class Options:
 
         The choice depends on the prompts alone, not on their order, which often is one by answer.
 
-        Raises:
-            TrainError: there are too few.
+        TrainError: there are too few.
         """
         count, held = len(task.train), self.validation
         if held is None:

@@ -112,8 +112,7 @@ class Trainer:
         Where all answers of each group had the same reward (`no signal`), or nothing was better than the
         start, the vector is the start. A step that still runs a quarter past the minutes is given up.
 
-        Raises:
-            TrainError: the minutes are too few to judge the start or, by an estimate, for a step.
+        TrainError: the minutes are too few to judge the start or, by an estimate, for a step.
         """
         state, minutes = self.state, self.options.minutes
 

@@ -45,8 +45,7 @@ class Hmac:
     Attributes:
         id: `hmac:` and 16 hexadecimal digits, derived from the key, that do not reveal it.
 
-    Raises:
-        SignatureError: the key is shorter.
+    SignatureError: the key is shorter.
     """
 
     kind = HMAC

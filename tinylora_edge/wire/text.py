@@ -40,8 +40,7 @@ def is_text(data: bytes) -> bool:
 def decode(text: bytes | str) -> bytes:
     """Return the bytes of a text: base64url or hexadecimal.
 
-    Raises:
-        FrameError: it is too long, cut, or has characters that belong to neither form.
+    FrameError: it is too long, cut, or has characters that belong to neither form.
     """
     data = text.encode("utf-8", "replace") if isinstance(text, str) else bytes(text)
     if len(data) > TEXT_CHARACTERS:

@@ -90,8 +90,7 @@ def encode_values(values: NDArray[np.float32], dtype: str, entries: Entries = ()
 def decode_values(data: bytes, dtype: str, size: int, entries: Entries = ()) -> NDArray[np.float32]:
     """Return the float32 values [size] of a payload of the right length.
 
-    Raises:
-        FrameError: what fills it up is not zero, or a scale is not finite.
+    FrameError: what fills it up is not zero, or a scale is not finite.
     """
     if is_padded(size, dtype) and data[-1]:
         raise FrameError(f"the byte that fills the frame up is {data[-1]:#04x}, not 0: it was damaged")

@@ -23,9 +23,7 @@ from tinylora_edge.runtime.llama import adapters
 PROMPT = list(b"one two three four")
 
 
-class Mallinfo(ctypes.Structure):
-    """glibc's `mallinfo2`: ten sizes, of which the fifth and the eighth are bytes in use."""
-
+class Mallinfo(ctypes.Structure):  # glibc's mallinfo2: of ten sizes 4 and 7 are bytes in use
     _fields_ = (("sizes", ctypes.c_size_t * 10),)
 
 
@@ -42,8 +40,7 @@ def test_swaps_take_no_memory(smollm2_bundle, load):
             if i % 100 == 0:
                 llm.create_completion("one two", max_tokens=2, temperature=0.0)
                 gc.collect()
-                sizes = adapters._libc.mallinfo2().sizes
-                in_use.append(sizes[4] + sizes[7])
+                in_use.append(sum(adapters._libc.mallinfo2().sizes[4:8:3]))
             if i % 50 == 0:
                 llm.clear()
             llm.swap(choices[i % len(choices)])
@@ -130,7 +127,6 @@ def test_a_temporary_file_serves_as_well_as_memory(tiny_bundle, load, tmp_path, 
     vector = MicroVector.random(by_file.bases.basis(numbers=13), 0.5)
     by_file.swap(vector)
     logits = models.llama_logits(by_file, PROMPT)
-    assert opened
     assert {(path.parent, mode) for path, mode in opened} == {(tmp_path, 0o600)}
     assert list(tmp_path.iterdir()) == []
 
