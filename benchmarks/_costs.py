@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import _common as bench  # first: it sets what libraries read when loaded
 import gguf
 import llama_cpp
 import numpy as np
+import psutil
 from _records import crowds
 from _subjects import frames, write_stock_lora
 
@@ -99,10 +100,25 @@ def child(*words: str, keep: Path | None = None) -> dict[str, Any]:
         keep: where the base graph goes, before the factors are in it.
     """
     command = [sys.executable, "-c", CHILD, str(Path(__file__).parent), str(keep), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"refused": done.stderr.strip().splitlines()[-1].replace(str(Path(words[1]).parent) + "/", "")}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        most = 0
+        while running.poll() is None:
+            most = max(most, anonymous(psutil.Process(running.pid)))
+            time.sleep(0.05)
+        out, errors = running.communicate()
+    if running.returncode:
+        return {"refused": errors.strip().splitlines()[-1].replace(str(Path(words[1]).parent) + "/", "")}
+    return json.loads(out.splitlines()[-1]) | {"anonymous_bytes": most}
+
+
+def anonymous(process: psutil.Process) -> int:
+    """Bytes of a process and of those it started, but for files that are mapped: these can be read again."""
+    found = 0
+    with suppress(psutil.NoSuchProcess):
+        for each in (process, *process.children(recursive=True)):
+            memory = each.memory_info()
+            found += memory.rss - getattr(memory, "shared", 0)
+    return found
 
 
 def training(bundle: Path, steps: int = 5) -> dict[str, Any]:

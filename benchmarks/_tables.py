@@ -431,7 +431,9 @@ MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "**ONNX**, int8: export": lambda found: (
         f"{found['onnx']['cpu_s']:.0f} s" if "cpu_s" in found["onnx"] else "refused by the builder"
     ),
-    "its peak memory": lambda found: f"{found['onnx']['peak_bytes'] / 1e6:,.0f} MB",
+    "its peak memory, without mapped files": lambda found: (
+        f"{found['onnx']['anonymous_bytes'] / 1e6:,.0f} MB"
+    ),
     "bytes": lambda found: f"{found['onnx']['bytes'] / 1e6:,.0f} MB",
     "KL from the GGUF, nats a token": lambda found: f"{found['likeness']['kl']:.4f}",
     "answers that begin alike": lambda found: "{begin_alike} of {prompts}".format(**found["likeness"]),

@@ -22,7 +22,7 @@ from ..vector import AdmittedVector, MicroVector
 from .engine import Weights
 from .loop import Finished, Generating, Loop, Scoring, Work
 from .sampling import draw, logprobs
-from .schema import Grammar, Schema, grammar_of
+from .schema import Grammar, Schema, Tools, grammar_of
 from .turns import Who
 
 W = TypeVar("W", bound=Work)
@@ -97,6 +97,7 @@ class Batch:
         self.until = np.inf
         self._turn, self._caller = threading.Lock(), 0  # whose call it is
         self._loops: list[Loop] = []
+        self._grammars: dict[str, Grammar] = {}  # of tools
         try:
             for _ in range(self.contexts):
                 each = threads // self.contexts
@@ -127,6 +128,7 @@ class Batch:
         temperature: float = 0.0,
         seed: int | Sequence[int] = 0,
         schema: Schema | None = None,
+        tools: Sequence[tuple[dict[str, Any], ...]] = (),
         answered: Callable[[int], None] = lambda count: None,
     ) -> list[Generation]:
         """Continue every prompt `samples` times.
@@ -141,6 +143,8 @@ class Batch:
                 draw with the same ones.
             schema: what every sequence keeps to, from its first token: a JSON schema, or labels, one of which
                 is all of it.
+            tools: for each prompt the functions that its answers may call: without a schema they keep to
+                these, as they do in the server.
             answered: called with the number of sequences that ended since the last call.
 
         Returns:
@@ -150,8 +154,8 @@ class Batch:
             VectorError: a prompt is empty, or leaves no room for so many tokens; a vector fits no basis of
                 the model or is too large for it, or there are not as many as prompts; max_tokens or the
                 temperature is out of its range.
-            RequestError: the schema becomes no grammar, or one that takes too much, or allows no token.
-            MissingExtraError: llguidance is not installed, which schemas need.
+            RequestError: schema or tools become no grammar, or one that takes too much, or allows no token.
+            MissingExtraError: llguidance is not installed, which schemas and tools need.
             Stopped: it is later than `until`.
             TinyLoraError: the batch is closed, or is closed while it generates.
         """
@@ -166,11 +170,14 @@ class Batch:
             self._check(index, prompt, max_tokens)
         shape = len(prompts), samples, max_tokens
         uniform = np.random.default_rng(seed).random(shape) if temperature else np.zeros(shape)
-        grammar = None if schema is None else grammar_of(schema, self.llm.chat_tokenizer)
+        if schema is not None:
+            grammars: list[Grammar | None] = [grammar_of(schema, self.llm.chat_tokenizer)] * len(prompts)
+        else:
+            grammars = [self._grammar(functions) for functions in tools or [()] * len(prompts)]
         admitted, draws = self._admitted(own), list[_Drawn]()
 
         def works(finished: Finished) -> Iterator[Generating]:
-            for prompt, vector, numbers in zip(prompts, admitted, uniform, strict=True):
+            for prompt, vector, numbers, grammar in zip(prompts, admitted, uniform, grammars, strict=True):
                 for uniforms in numbers:
                     drawn = _Drawn(temperature, uniforms, grammar and grammar.copy())
                     draws.append(drawn)
@@ -195,6 +202,12 @@ class Batch:
             for number, (work, drawn) in enumerate(zip(self._run(works, answered), draws, strict=True))
         ]
 
+    def _grammar(self, functions: tuple[dict[str, Any], ...]) -> Grammar | None:
+        """Return what holds an answer to calls of functions, or None where there are none."""
+        if functions and (key := repr(functions)) not in self._grammars:
+            self._grammars[key] = Tools(functions).grammar(self.llm.chat_tokenizer)
+        return self._grammars[key] if functions else None
+
     def answer_each(
         self,
         vectors: Sequence[MicroVector | None],
@@ -210,6 +223,7 @@ class Batch:
             vectors=[vector for vector in vectors for _ in samples],
             max_tokens=max_tokens,
             schema=schema,
+            tools=[sample.tools for sample in samples] * len(vectors),
             answered=answered,
         )
         answers = iter([self.completion(generation) for generation in found])

@@ -111,7 +111,6 @@ def _run(command: list[str], failure: str) -> None:
     if any(word in last for word in _UNKNOWN):
         raise UnsupportedModelError(f"{failure}: {last}. Export it for llama.cpp: --format gguf")
     if done.returncode < 0:
-        last = f"it was ended by signal {-done.returncode}" + (
-            ", as the system does where memory runs out" if done.returncode == -9 else ""
-        )
+        why = {-9: ", as the system does where memory runs out", -7: ", as it is where the disk is full"}
+        last = f"it was ended by signal {-done.returncode}{why.get(done.returncode, '')}"
     raise ExportError(f"{failure}: {last or f'exit code {done.returncode}'}")

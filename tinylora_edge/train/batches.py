@@ -68,6 +68,7 @@ class Answers:
             temperature=self.temperature,
             seed=seed,
             schema=self.task.schema,
+            tools=[sample.tools for sample in samples],
         )
         answers = [self.batch.completion(one) for one in drawn]
         rewards = self._lessons.scores(answers, [sample for sample in samples for _ in range(each)])

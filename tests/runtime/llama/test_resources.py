@@ -109,10 +109,7 @@ def test_one_b_serves_all_numbers_of_outputs_and_few_of_them_lie_together():
     assert images._b[0][0, :4].flags.c_contiguous
 
 
-# Where the platform has no fmemopen
-
-
-def test_a_temporary_file_serves_as_well_as_memory(tiny_bundle, load, tmp_path, monkeypatch):
+def test_a_temporary_file_serves_where_there_is_no_fmemopen(tiny_bundle, load, tmp_path, monkeypatch):
     monkeypatch.setattr(adapters, "_HAS_FMEMOPEN", False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     opened = []
