@@ -143,7 +143,9 @@ def gsm8k() -> str:
         change = with_error(*paired(row["scores"], base))
         mean = statistics.mean(row["scores"])
         steps = max((each.get("step", 0) for each in row.get("curve", ())), default=0)
-        name = GSM8K_ARMS[" ".join(filter(None, (row["arm"], row.get("method"))))].format(steps)
+        name = GSM8K_ARMS[" ".join(filter(None, (row["arm"], row.get("method"))))].format(
+            steps, row.get("seed")
+        )
         cells = [name, f"{row.get('bytes', 0):,}", f"{row['n']}"]
         cells += [
             with_error(mean, (mean * (1 - mean) / row["n"]) ** 0.5),
@@ -157,7 +159,7 @@ GSM8K_ARMS = {
     "base": "base",
     "examples": "best worked examples",
     "rank-8 sft": "10,752 numbers in 4 bits, 40 steps of SFT",
-    "rank-8 grpo": "the same, {} steps of GRPO",
+    "rank-8 grpo": "the same, {} steps of GRPO, seed {}",
     "snips-rank-64x8-q4-240-s0.bin": "SNIPS calls, 86,016 numbers in 4 bits, 240 steps, without `--keep`",
 }
 
