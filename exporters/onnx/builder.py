@@ -17,9 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
+
 from ...errors import ExportError, MissingExtraError, UnsupportedModelError
 from ...formats.gguf import GGUFFile
-from ...formats.gguf_transformers import dequantize_into, read_model, read_once
+from ...formats.gguf_transformers import read_model, read_once
 from ...modules import Heads
 from .pack import pack
 
@@ -86,6 +89,37 @@ def unpack(source: str, target: str) -> None:
         tokenizer.save_pretrained(target)
     except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         sys.exit(json.dumps(f"{type(error).__name__}: {error}".splitlines()[0], ensure_ascii=False)[1:-1])
+
+
+def dequantize_into(folder: Path) -> None:
+    """Have transformers, in this process, dequantize a block at a time, into maps of nameless files there.
+
+    The memory that it needs is that of the largest tensor, twice, and no longer the model's in float32.
+    """
+    import torch
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    load = loader.load_gguf_checkpoint
+
+    def to_file(values: torch.Tensor) -> torch.Tensor:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            mapped = np.memmap(file, np.float32, "w+", shape=tuple(values.shape))
+        return torch.from_numpy(mapped).copy_(values)
+
+    def load_blocks(path: Any, return_tensors: bool = False, **options: Any) -> Any:
+        if not return_tensors:
+            return load(path, **options)
+        reader, tensors = gguf.GGUFReader(path), dict[str, Any]()
+        for name in [name for name in reader.fields if name.startswith("tokenizer.")]:
+            del reader.fields[name]  # it takes a second to read them, each time
+        blocks: dict[tuple[str, ...], list[Any]] = {}
+        for tensor in reader.tensors:
+            blocks.setdefault(tuple(tensor.name.split(".")[:2]), []).append(tensor)
+        for reader.tensors in blocks.values():
+            tensors |= {k: to_file(v) for k, v in load(path, True, **options)["tensors"].items()}
+        return {"tensors": tensors}
+
+    loader.load_gguf_checkpoint = load_blocks
 
 
 def _run(command: list[str], failure: str) -> None:

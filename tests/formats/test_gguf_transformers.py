@@ -18,7 +18,8 @@ import torch
 from transformers import modeling_gguf_pytorch_utils as loader
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from tinylora_edge.formats.gguf_transformers import dequantize_into, read_model, read_once
+from tinylora_edge.exporters.onnx.builder import dequantize_into
+from tinylora_edge.formats.gguf_transformers import read_model, read_once
 
 
 def test_afterwards_everything_is_as_it_was() -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import gguf
@@ -48,37 +47,6 @@ def read_once() -> Iterator[None]:
             yield
         finally:
             gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map  # type: ignore[misc]
-
-
-def dequantize_into(folder: Path) -> None:
-    """Have transformers, in this process, dequantize a block at a time, into maps of nameless files there.
-
-    The memory that it needs is that of the largest tensor, twice, and no longer the model's in float32.
-    """
-    import torch
-    from transformers import modeling_gguf_pytorch_utils as loader
-
-    load = loader.load_gguf_checkpoint
-
-    def to_file(values: torch.Tensor) -> torch.Tensor:
-        with TemporaryFile(dir=folder) as file:
-            mapped = np.memmap(file, np.float32, "w+", shape=tuple(values.shape))
-        return torch.from_numpy(mapped).copy_(values)
-
-    def load_blocks(path: Any, return_tensors: bool = False, **options: Any) -> Any:
-        if not return_tensors:
-            return load(path, **options)
-        reader, tensors = gguf.GGUFReader(path), dict[str, Any]()
-        for name in [name for name in reader.fields if name.startswith("tokenizer.")]:
-            del reader.fields[name]  # it takes a second to read them, each time
-        blocks: dict[tuple[str, ...], list[Any]] = {}
-        for tensor in reader.tensors:
-            blocks.setdefault(tuple(tensor.name.split(".")[:2]), []).append(tensor)
-        for reader.tensors in blocks.values():
-            tensors |= {k: to_file(v) for k, v in load(path, True, **options)["tensors"].items()}
-        return {"tensors": tensors}
-
-    loader.load_gguf_checkpoint = load_blocks
 
 
 def read_model(path: Path, dtype: Any) -> Any:
