@@ -94,7 +94,7 @@ def unpack(source: str, target: str) -> None:
 def dequantize_into(folder: Path) -> None:
     """Have transformers, in this process, dequantize a block at a time, into maps of nameless files there.
 
-    The memory that it needs is that of the largest tensor, twice, and no longer the model's in float32.
+    It takes the memory of the largest tensor in float32, three times, and no longer that of the model.
     """
     import torch
     from transformers import modeling_gguf_pytorch_utils as loader
