@@ -109,7 +109,7 @@ def dequantize_into(folder: Path) -> None:
     def load_blocks(path: Any, return_tensors: bool = False, **options: Any) -> Any:
         if not return_tensors:
             return load(path, **options)
-        reader, tensors = gguf.GGUFReader(path), dict[str, Any]()
+        reader, tensors = gguf.GGUFReader(path), dict[str, Any]()  # the one that `load` reads: `read_once`
         for name in [name for name in reader.fields if name.startswith("tokenizer.")]:
             del reader.fields[name]  # it takes a second to read them, each time
         blocks: dict[tuple[str, ...], list[Any]] = {}
