@@ -173,7 +173,7 @@ class Batch:
         if schema is not None:
             grammars: list[Grammar | None] = [grammar_of(schema, self.llm.chat_tokenizer)] * len(prompts)
         else:
-            grammars = [self._grammar(functions) for functions in tools or [()] * len(prompts)]
+            grammars = [self._grammar(each) if each else None for each in tools or [()] * len(prompts)]
         admitted, draws = self._admitted(own), list[_Drawn]()
 
         def works(finished: Finished) -> Iterator[Generating]:
@@ -202,11 +202,11 @@ class Batch:
             for number, (work, drawn) in enumerate(zip(self._run(works, answered), draws, strict=True))
         ]
 
-    def _grammar(self, functions: tuple[dict[str, Any], ...]) -> Grammar | None:
-        """Return what holds an answer to calls of functions, or None where there are none."""
-        if functions and (key := repr(functions)) not in self._grammars:
+    def _grammar(self, functions: tuple[dict[str, Any], ...]) -> Grammar:
+        """Return what holds an answer to calls of functions."""
+        if (key := repr(functions)) not in self._grammars:
             self._grammars[key] = Tools(functions).grammar(self.llm.chat_tokenizer)
-        return self._grammars[key] if functions else None
+        return self._grammars[key]
 
     def answer_each(
         self,
