@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..basis import Basis
 from ..errors import ExportError, UnsupportedModelError
 from ..factorization import AGREEMENT, fitting_order
-from ..formats.gguf import FLOAT32, STRING, Tensor, write, write_header
+from ..formats.gguf import FLOAT32, STRING, write, write_header
 from ..jsonio import write_json
 from ..modules import inverse, parse, row_orders
 from ..vector import MicroVector
@@ -29,7 +29,7 @@ from .weights.dequantize import FLOAT_BYTES, distance
 from .weights.gguf import GGUFWeights
 from .weights.hf import HFConfig, HFWeights
 
-_Q8_0, _BLOCK = gguf.GGMLQuantizationType.Q8_0, 32
+_Q8_0 = gguf.GGMLQuantizationType.Q8_0
 _OF_THE_FILE = "GGUF.", "split.", gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.ALIGNMENT
 """Beginnings of keys that are not copied from a base: header, split, and what the writer adds itself."""
 
@@ -117,7 +117,8 @@ def write_merged_gguf(
     floats keep their type, and all else is the base's. ExportError: the base cannot be read.
     """
     base, weights = Path(base), GGUFWeights(Path(base))
-    kinds = {m: _merged_type(weights.file.tensors[m]) for m in basis.modules}
+    types = {module: weights.file.tensors[module].type for module in basis.modules}
+    kinds = {module: kind if kind.name in FLOAT_BYTES else _Q8_0 for module, kind in types.items()}
     writer = gguf.GGUFWriter(None, weights.file.architecture)
     for field in gguf.GGUFReader(base).fields.values():
         if field.name.startswith(_OF_THE_FILE):
@@ -146,10 +147,3 @@ def write_merged_gguf(
                 delta = b[expert] @ a[expert] if a.ndim == 3 else b @ a
                 file.write(gguf.quantize(rows.rows(0, rows.shape[0]) + delta, kinds[name]).data)
         file.write(bytes(-file.tell() % writer.data_alignment))
-
-
-def _merged_type(tensor: Tensor) -> gguf.GGMLQuantizationType:
-    """Return the type of an adapted weight once a vector is merged into it."""
-    if tensor.type.name in FLOAT_BYTES:
-        return tensor.type
-    return _Q8_0 if tensor.shape[-1] % _BLOCK == 0 else gguf.GGMLQuantizationType.F16

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..basis import Bases, Basis
-from ..errors import BaseMismatchError, ExportError, ProjectionsLeftOutWarning
+from ..errors import BaseMismatchError, ExportError, ProjectionsLeftOutWarning, UnsupportedModelError
 from ..factorization import AGREEMENT
 from ..factors import Factors
 from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME, ONNX_NAME
@@ -134,6 +134,11 @@ class Export:
             warn_of(self._source.architecture, self._source.deployed.left_out)
         self.settings = self._source.fitted(settings or ExportSettings(), graph=self._onnx)
         self.modules = self._source.plan(self.settings)
+        if self._onnx and (experts := list(filter(self._source.stacked, self.modules))):
+            raise UnsupportedModelError(
+                f"{experts[0]} holds experts, which ONNX graphs compute in one node that cannot be extended: "
+                "leave them out with --targets"
+            )
         self.bytes = sum(map(self._source.nbytes, self.modules))
 
     def run(
@@ -251,11 +256,10 @@ def add_projection(
         OSError: a file cannot be written; side tensors and manifest are whole, before or after.
     """
     with changing(bundle, signer) as found:
-        bases = found.bases.with_projection(projection)
+        bases, manifest = found.bases.with_projection(projection), found.manifest
         save_bases(bases, found.basis_path)
-        if found.manifest_path is not None and found.manifest:
-            described = _described(bases) | {"learned": facts}
-            write_json(found.manifest_path, found.manifest | {"basis": described})
+        if found.manifest_path is not None and manifest:
+            write_json(found.manifest_path, manifest | {"basis": _described(bases) | {"learned": facts}})
     return Basis(bases.factors, projection)
 
 

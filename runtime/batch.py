@@ -42,15 +42,17 @@ class Generation:
         prompt: index of its prompt in the call.
         tokens: int32 [n], with the end-of-generation token where there was one.
         logprobs: float32 [n], natural logarithm, of each token under the distribution it was drawn
-            from: softmax(logits / temperature), or softmax(logits) for greedy decoding; with a schema
+            from: softmax(logits / temperature), or softmax(logits) for greedy decoding; with a grammar
             over the tokens that it allows there.
         ended: it ended by itself, within the limit.
+        grammar: what it keeps to, at its start; None for anything.
     """
 
     prompt: int
     tokens: NDArray[np.int32]
     logprobs: NDArray[np.float32]
     ended: bool
+    grammar: Grammar | None = None
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -198,6 +200,7 @@ class Batch:
                 np.array([*work.answer, *work.by], np.int32),
                 np.array(drawn.logprobs, np.float32),
                 bool(work.by),
+                grammars[number // samples],
             )
             for number, (work, drawn) in enumerate(zip(self._run(works, answered), draws, strict=True))
         ]

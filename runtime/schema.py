@@ -129,10 +129,23 @@ class Grammar:
     def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits [vocabulary] with -infinity for all tokens that may not come next. RequestError:
         the parser reaches one of its limits."""
+        allowed = np.unpackbits(self._bits(), count=len(logits), bitorder="little").astype(np.bool_)
+        return np.where(allowed, logits, np.float32(-np.inf))
+
+    def along(self, tokens: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """Return what was allowed in the place of each token of an answer: a bit a token of the vocabulary,
+        the first one the lowest. It stays where it is."""
+        at, found = self.copy(), list[NDArray[np.uint8]]()
+        for token in tokens:
+            found.append(at._bits())
+            if not self._ends(token):
+                at.accept(token)
+        return found
+
+    def _bits(self) -> NDArray[np.uint8]:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
-        allowed = np.unpackbits(bits, count=len(logits), bitorder="little").astype(np.bool_)
-        return np.where(allowed, logits, np.float32(-np.inf))
+        return bits
 
     def accept(self, token: int) -> None:
         """Go on after a token, which is allowed and does not end the answer. Errors: those of `masked`."""

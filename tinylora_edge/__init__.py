@@ -1,8 +1,8 @@
 """Personalize a frozen language model on a device with a dozen numbers.
 
 TinyLoRA (arXiv 2602.04118) changes every adapted linear layer of a model by W' = W + B R A, where A and B
-come from the rank-2 SVD of W, R is a combination of frozen random projections, and the coefficients of
-that combination, 13 numbers for the whole model, are all that is learned. A tour:
+come from the SVD of W and stay frozen. R is made of a vector's numbers, 13 to 107,520 of them, which are all
+that is learned. A tour:
 
 * `Factors` are what is frozen of a model: A and B. `tinylora-edge export` computes them once a model and
   writes them beside the GGUF. A `Projection` makes R of a vector's numbers; a `Basis` is the pair.
@@ -13,8 +13,7 @@ that combination, 13 numbers for the whole model, are all that is learned. A tou
 * `tinylora_edge.runtime.load(base, vector_bytes)` returns a `llama_cpp.Llama` that answers with it.
 * Everything raised on purpose is a `TinyLoraError`; `tinylora_edge.errors` has them all.
 
-The parts that others build on: `tinylora_edge.projection.project`, `tinylora_edge.projection.tie`,
-`tinylora_edge.factorization.truncated_svd`. Importing this package loads numpy and gguf, no engine.
+Importing this package loads numpy and gguf, no engine.
 """
 
 from pathlib import Path as _Path

@@ -29,7 +29,7 @@ class FrameError(VectorError):
 
 
 class ChecksumError(VectorError):
-    """The CRC-32 of a frame does not match: it was damaged on its way, or made for another basis."""
+    """The CRC-32 of a frame does not match: it was damaged on its way, or is another user's."""
 
 
 class SignatureError(VectorError):

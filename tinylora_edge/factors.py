@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -48,8 +48,8 @@ class Factors:
     modules: tuple[str, ...]
     rank: int
     factorization: str = LEFT
-    a: tuple[FactorArray, ...] = field(repr=False)
-    b: tuple[FactorArray, ...] = field(repr=False)
+    a: tuple[FactorArray, ...]
+    b: tuple[FactorArray, ...]
 
     def __post_init__(self) -> None:
         count = len(self.modules)

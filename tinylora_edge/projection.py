@@ -6,8 +6,7 @@ sum is close to N(0, 1) (excess kurtosis -0.1), it is an exact multiple of 2^-16
 and it needs no libm: every platform regenerates the same bits. Neighbours in depth share a number of v.
 `learned`: directions of R that were found once per model, stored. `entries`: v is R itself.
 
-docs/FORMAT.md has the definitions and test values. Nothing else in the product asks of which kind a
-projection is.
+docs/FORMAT.md has the definitions and test values.
 
 A learned projection may have a prior: mean and covariance of the vectors that people want. The function
 v -> dW does not depend on it, so no digest covers it.

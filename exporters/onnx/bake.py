@@ -33,7 +33,7 @@ from ...formats.onnx_adapter import encode
 from ...formats.onnx_graph import DEFAULT, INPUT_NAME, REQUIRED, VERSION, onnx_fingerprint
 from ...modules import Heads, inverse, parse, row_orders
 from ...vector import FIRST_SEQUENCE
-from ...writes import atomic_write, sync_directory
+from ...writes import atomic_write
 from .graph import LinearNode, ModuleSlice, OnnxModel, Site, import_onnx, match
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ def bake(folder: Path, factors: Factors, heads: Heads, flavour: str = DEFAULT) -
     model.save(folder)
     with atomic_write(folder / ADAPTER_NAME) as file:
         file.write(encode(np.zeros((1, factors.entries), np.float32), FIRST_SEQUENCE, 0))
-    sync_directory(folder)
     return onnx_fingerprint(folder), agreement
 
 

@@ -186,11 +186,6 @@ def match(model: OnnxModel, factors: Factors) -> list[Site]:
     found = linear_nodes(model)
     shapes = {}
     for module, a, b in zip(factors.modules, factors.a, factors.b, strict=True):
-        if a.ndim == 3:
-            raise UnsupportedModelError(
-                f"{module} holds experts, which ONNX graphs compute in one node that cannot be extended: "
-                "leave them out with --targets"
-            )
         shapes[module] = (len(b), a.shape[-1])
     sites = place(found, shapes)
     placed = {part.module for site in sites for part in site.parts}

@@ -178,6 +178,16 @@ def test_every_option_runs(change, size, tiny_bundle, letters_task, options, tmp
     assert all(math.isfinite(row["grad"]) and row["lr"] > 0 and row["mismatch"] < 0.05 for row in learned)
 
 
+def test_grpo_learns_among_what_a_schema_allows(tiny_bundle, letters_task, options, tmp_path):
+    """Tokens that are forced have no gradient, and what is chosen has that of the choice."""
+    rows: Rows = []
+    labels = tuple(f"{letter}, then" for letter in "abcdefghijklmnop")
+    task = replace(letters_task, schema=labels, reward=lambda each, _: labels.index(each.text), max_tokens=9)
+    train(tiny_bundle, task, tmp_path / "v", options=replace(options, steps=2), report=rows.append)
+    learned = [row for row in rows if "grad" in row]
+    assert learned and all(row["grad"] > 0 and row["mismatch"] < 1e-3 for row in learned)
+
+
 @pytest.mark.parametrize("patience", [4, 0])
 def test_few_bits_are_judged_and_learned_with(patience, tiny_bundle, easy, short, tmp_path, monkeypatch):
     """From two thirds on, or where nothing gets better; what is written was judged."""

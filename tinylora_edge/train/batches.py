@@ -76,7 +76,7 @@ class Answers:
         for number, prompt in enumerate(prompts):
             own = slice(number * each, (number + 1) * each)
             tokens, logprobs = zip(*((one.tokens, one.logprobs) for one in drawn[own]), strict=True)
-            groups.append(Group(prompt, tokens, advantages(rewards[own]), logprobs))
+            groups.append(Group(prompt, tokens, advantages(rewards[own]), logprobs, drawn[own][0].grammar))
         lengths = [len(one.tokens) for one in drawn]
         metrics = {
             "reward": float(np.mean(rewards)),

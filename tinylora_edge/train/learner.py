@@ -34,6 +34,7 @@ from transformers.masking_utils import sdpa_mask
 
 from ..basis import Basis
 from ..projection import Whitening
+from ..runtime.schema import Grammar
 from ..vector import MicroVector
 from ..wire.values import BITS, quantize_columns, scaled
 from .adapter import Adapter, give_back
@@ -58,12 +59,14 @@ class Group:
     Attributes:
         advantage: float32 [completions].
         sampled: log-probabilities they were drawn with, float32, same lengths; None where nobody drew them.
+        grammar: what they were held to, at its start: all log-probabilities are among what it allows.
     """
 
     prompt: NDArray[np.int32]
     completions: Sequence[NDArray[np.int32]]
     advantage: NDArray[np.float32]
     sampled: Sequence[NDArray[np.float32]] | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,13 @@ class Learner:
         rows = [completion for known in alone for completion in known.values()]
         outputs = self.outputs([group.prompt for group in groups], [[*known.values()] for known in alone])
         tokens = torch.from_numpy(np.concatenate(rows).astype(np.int64))
-        chosen = chosen_logprobs(outputs, self.head, tokens, self.temperature)
+        allowed = [
+            each
+            for group, known in zip(groups, alone, strict=True)
+            for row in known.values()
+            for each in (group.grammar.along(row.tolist()) if group.grammar else [None] * len(row))
+        ]
+        chosen = chosen_logprobs(outputs, self.head, tokens, self.temperature, allowed)
         scores, found = iter(chosen.split([len(row) for row in rows])), []
         for group, known in zip(groups, alone, strict=True):
             own = dict(zip(known, scores, strict=False))
@@ -277,14 +286,25 @@ def _logits(h: Tensor, weight: Tensor | None) -> Tensor:
     return h.to(_wide(h), copy=True) if weight is None else (h @ weight.T).to(_wide(h))
 
 
-def chosen_logprobs(outputs: Tensor, head: Tensor | None, tokens: Tensor, temperature: float) -> Tensor:
+def chosen_logprobs(
+    outputs: Tensor,
+    head: Tensor | None,
+    tokens: Tensor,
+    temperature: float,
+    allowed: Sequence[NDArray[np.uint8] | None] = (),
+) -> Tensor:
     """Return log softmax(logits / temperature) of one token a row: of hidden states, or of logits (no head).
 
-    `tokens` are int64 [rows]. The gradient by the logits is (one-hot - softmax) / temperature.
+    `tokens` are int64 [rows]; `allowed` is for each row a bit a token (`Grammar.along`), or None for all of
+    them. The gradient by the logits is (one-hot - softmax) / temperature.
     """
 
     def loss(z: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         chosen = tokens[rows, None]
+        for row, bits in zip(z, allowed[rows], strict=False):
+            if bits is not None:
+                fine = np.unpackbits(bits, count=len(row), bitorder="little").astype(np.bool_)
+                row.masked_fill_(~torch.from_numpy(fine).to(z.device), -math.inf)
         z.div_(temperature)
         z -= z.amax(-1, keepdim=True)
         at_chosen = z.gather(-1, chosen)

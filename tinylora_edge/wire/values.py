@@ -133,11 +133,9 @@ def is_padded(size: int, dtype: str) -> bool:
 def quantize(values: NDArray[np.float32]) -> tuple[bytes, NDArray[np.int8]]:
     """Return the scale (3 bytes) and q (int8 [n]) of `_scales` that come nearest to values [n].
 
-    Values that are such products already come back as they are. Where one is not finite, the scale is NaN.
+    Values are finite, and come back as they are where they are such products already.
     """
     exact = values.astype(np.float64)
-    if not np.isfinite(exact).all():
-        return b"\x00\xc0\x7f", np.zeros(len(exact), np.int8)
     scale, q, least = 0.0, np.zeros(len(exact)), float(exact @ exact)
     for scales in _scales(exact) if least else ():
         room = np.floor(_LARGEST / np.abs(scales))  # a product that would overflow is none
