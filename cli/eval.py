@@ -88,9 +88,9 @@ def evaluate(
             contestants["beneath"] = checked.under, Preamble()
         contestants |= {} if checked is None else {"vector": (checked, Preamble())}
         contestants |= {"vector + prompt": (checked, before)} if before and checked is not None else {}
-        done, total = itertools.count(1), len(samples) * len(contestants)  # its next() is atomic
+        done, total = itertools.count(1), len(samples) * len(contestants)
 
-        def answered(count: int) -> None:
+        def answered() -> None:
             number = next(done)
             show(f"{number}/{total} answers", done=number, total=total)
 

@@ -12,7 +12,7 @@
     answer = await pool.chat(messages, user="alice", vector=alice_bytes)
 
     session = runtime.OnnxSession("bundle")         # a loop of your own on plain ONNX Runtime
-    session.run(None, feeds, session.rows([alice_bytes, bob_bytes]))
+    session.run(None, feeds, session.rows([alice_bytes, bob_bytes], users=["alice", "bob"]))
 
 Needs numpy, gguf and one engine. Importing this package loads no engine: `load` does.
 """

@@ -131,7 +131,7 @@ class Batch:
         seed: int | Sequence[int] = 0,
         schema: Schema | None = None,
         tools: Sequence[tuple[dict[str, Any], ...]] = (),
-        answered: Callable[[int], None] = lambda count: None,
+        answered: Callable[[], None] = lambda: None,
     ) -> list[Generation]:
         """Continue every prompt `samples` times.
 
@@ -147,7 +147,7 @@ class Batch:
                 is all of it.
             tools: for each prompt the functions that its answers may call: without a schema they keep to
                 these, as they do in the server.
-            answered: called with the number of sequences that ended since the last call.
+            answered: called as each sequence ends.
 
         Returns:
             len(prompts) * samples generations, those of one prompt together, in order.
@@ -218,7 +218,7 @@ class Batch:
         *,
         max_tokens: int,
         schema: Schema | None = None,
-        answered: Callable[[int], None] = lambda count: None,
+        answered: Callable[[], None] = lambda: None,
     ) -> list[list[Completion]]:
         """Return each vector's greedy answers to all samples. Arguments and errors: see `generate`."""
         found = self.generate(
@@ -300,7 +300,7 @@ class Batch:
     def _run(
         self,
         make: Callable[[Finished], Iterator[W]],
-        answered: Callable[[int], None] = lambda count: None,
+        answered: Callable[[], None] = lambda: None,
     ) -> list[W]:
         """Run work to its end; whatever goes wrong, none of it runs afterwards."""
         over: SimpleQueue[tuple[W, BaseException | None]] = SimpleQueue()
@@ -330,7 +330,7 @@ class Batch:
                         raise Stopped from None
                     if error is not None:
                         raise error
-                    answered(1)
+                    answered()
                     loop = in_loop.pop(work)
                     left[loop] -= 1
                     if not left[loop]:

@@ -50,8 +50,8 @@ def load(
         base: a bundle directory that `tinylora-edge export` wrote, the `onnx/` directory in one, the
             `model.onnx` in that, or a `.gguf` with `<stem>.basis.gguf` beside it.
         vector_bytes: a frame (docs/FORMAT.md), the `pathlib.Path` of a file with one, a
-            `MicroVector` that the app made itself (no policy applies to it), a list of these, a stack, or
-            None for the base alone.
+            `MicroVector` that the app made itself (of the policy `max_norm` alone applies to it), a list of
+            these, a stack, or None for the base alone.
         policy: what is demanded of vectors, now and at every `swap`.
         bundle_keys: public keys, one of which must have signed the bundle; without any, no signature is
             checked.

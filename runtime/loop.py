@@ -497,7 +497,7 @@ class Loop:
             if work.cached is None:
                 continue
             begin = engine.length(slot.row)
-            # Behind the prompt one at a time, as they came, where a row is evaluated again.
+            # Behind the prompt an answer has one new token at a time.
             count = missing = max(1, min(work.prompt, work.first + outputs) - begin)
             if missing > engine.chunk:
                 count = min(engine.chunk, missing - _ALIGNED) // _ALIGNED * _ALIGNED

@@ -128,15 +128,15 @@ class Pool:
         else:
             llm = base
         self.model, self.bases, self.policy = llm, llm.bases, llm.policy
-        if llm.mixed and contexts not in (None, 1):
-            raise OptionError(
-                f"contexts={contexts}: ONNX Runtime answers everybody in one batch. Pass slots, its rows"
-            )
         threads = n_threads or cores()
         count = contexts or (1 if llm.one_engine else threads)
         rows = slots or (_MIXED_SLOTS if llm.mixed else _SLOTS)
         engines = []
         try:
+            if llm.mixed and contexts not in (None, 1):
+                raise OptionError(
+                    f"contexts={contexts}: ONNX Runtime answers everybody in one batch. Pass slots, its rows"
+                )
             for _ in range(count):
                 engines.append(llm.engine(rows=rows, n_ctx=n_ctx, n_threads=max(1, threads // count)))
         except BaseException:

@@ -107,7 +107,7 @@ class Sampler:
         """Return the next token of logits, float32 [vocabulary], or None where the grammar allows none.
 
         With a grammar, a token is first drawn from all, and again among the allowed ones if it is not one of
-        them. The distribution is that of masking all logits first, which is slow and seldom needed.
+        them. That is faster than masking all logits first and, without top_k, top_p and min_p, draws alike.
         VectorError: the logits are not finite.
         """
         if not np.isfinite(logits.max()):

@@ -133,7 +133,7 @@ class Clicks:
             VectorError: the prompt is empty, or the vector makes the logits non-finite.
         """
         tokens = self._llm.encode(prompt)[0]
-        with self._batch(len(tokens) + max_tokens) as batch:
+        with self._batch(len(tokens), max_tokens) as batch:
             drawn = batch.generate(
                 [tokens],
                 vectors=[vector],
@@ -194,12 +194,12 @@ class Clicks:
             posterior.prefer(scores[0], scores[1], (ratios[0], ratios[1]), at)
             return self._keep(path, posterior)
 
-    def _batch(self, tokens: int) -> Batch:
+    def _batch(self, prompt: int, answer: int) -> Batch:
         """Return a batch with room for sequences of so many tokens."""
-        if tokens > self._llm.longest:
-            raise no_room(tokens, 0, self._llm.longest)
+        if (room := prompt + answer) > self._llm.longest:
+            raise no_room(prompt, answer, self._llm.longest)
         return Batch(
-            self._llm, n_ctx_seq=tokens, sequences=_DRAWN, n_threads=self._threads, contexts=_SIDE_BY_SIDE
+            self._llm, n_ctx_seq=room, sequences=_DRAWN, n_threads=self._threads, contexts=_SIDE_BY_SIDE
         )
 
     def _score(
@@ -224,7 +224,7 @@ class Clicks:
         moved = [values for step in posterior.step * np.eye(len(at)) for values in (at + step, at - step)]
         ends = [at, self._start] if (at != self._start).any() else []
         vectors = [self._of(values) for values in (*moved, *ends)]
-        with self._batch(len(prompt) + max(map(len, answers))) as batch:
+        with self._batch(len(prompt), max(map(len, answers))) as batch:
             found = batch.score_each(vectors, [prompt], [answers], temperature=temperature)
         totals = np.array([[row.sum(dtype=float) for row in rows] for (rows,) in found])  # [vector, answer]
         ratios = totals[-2] - totals[-1] if ends else np.zeros(len(answers))

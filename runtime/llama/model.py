@@ -68,7 +68,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     ) -> None:
         self._prepare(bases, policy)
         self._worker, self._closing = Worker(), threading.Lock()
-        self._staged: AdmittedVector | None = None  # that the context has
+        self._staged: bytes | None = None  # digest of the vector that the context has
         if "n_ctx" in options:  # else the binding has room for fewer tokens than the context that it names
             options["n_ctx"] = -(-options["n_ctx"] // _CONTEXT_STEP) * _CONTEXT_STEP
         from jinja2 import TemplateError  # which llama-cpp-python brings along
@@ -105,10 +105,10 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     def _apply(self, vector: AdmittedVector | None) -> None:
         """Give the context a vector, and drop what was computed under another one."""
-        if (vector and vector.digest) == (self._staged and self._staged.digest):
+        if (digest := vector and vector.digest) == self._staged:
             return
         self.adapters.apply(self._ctx.ctx, None if vector is None else vector.r, self._own_adapters())
-        self._staged = vector
+        self._staged = digest
         if (memory := llama_cpp.llama_get_memory(self._ctx.ctx)) is not None:
             # Zeroing the cells takes milliseconds and matters only for NaN, which no mask hides.
             llama_cpp.llama_memory_clear(memory, self.n_tokens > 0 and not self._finite())
@@ -281,7 +281,10 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     def save_state(self) -> Any:
         """As `llama_cpp.Llama.save_state`; the state remembers the vector that it was computed with."""
-        state: Any = self._in_turn(super().save_state)
+        return self._in_turn(self._labelled, super().save_state)
+
+    def _labelled(self, save: Callable[[], Any]) -> Any:
+        state = save()
         state.tinylora_vector = self._staged
         return state
 
@@ -290,15 +293,16 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
         VectorError: the state was computed with another vector than the active one.
         """
-        inside = self._worker.inside  # a completion found it in its LlamaCache
-        if getattr(state, "tinylora_vector", None) != (self._staged if inside else self.vector):
-            if inside:
-                return  # of no use here: evaluate the prompt instead
+        self._in_turn(self._restored, super().load_state, state, self._worker.inside)
+
+    def _restored(self, load: Callable[[Any], None], state: Any, found: bool) -> None:
+        if getattr(state, "tinylora_vector", None) == self._staged:
+            load(state)
+        elif not found:  # by a completion in its LlamaCache, which evaluates the prompt instead
             raise VectorError(
                 "the saved state was computed with another vector than the active one: swap to the "
                 "vector that it was saved under, or evaluate the prompt again"
             )
-        self._in_turn(super().load_state, state)
 
 
 # The thread that computes with the model's own context.

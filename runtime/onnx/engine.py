@@ -129,8 +129,8 @@ class OnnxEngine:
         self.cut(row, 0)
 
     def close(self) -> None:
-        """Free the cells; the session is others'. Again is fine."""
-        self._cells = self._step_binding = None
+        """Free the cells, and the session where no other engine has it. Again is fine."""
+        self._session = self._cells = self._step_binding = None
 
     def _open(self) -> Cells:
         if self._cells is None:

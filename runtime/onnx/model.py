@@ -47,7 +47,7 @@ class TinyLoraOnnx(PersonalizedModel):
     Args:
         base: a bundle that `export --format onnx` wrote, its `onnx/` directory, or the `.onnx` in it.
         policy: what is demanded of vector bytes; None for a `Policy` with its defaults.
-        n_ctx: longest sequence in tokens; the KV cache is allocated for it. 0, or more than the model
+        n_ctx: longest sequence in tokens; memory is taken for those in use. 0, or more than the model
             has: the model's own.
         n_threads: CPU threads; by default ONNX Runtime's.
 
@@ -172,7 +172,7 @@ class TinyLoraOnnx(PersonalizedModel):
             work = Generating(
                 prompt,
                 most=most,
-                draw=lambda logits: sampler(logits),
+                draw=sampler,
                 ends=self.chat_tokenizer.ends,
                 heard=heard,
                 finished=lambda _, error: put(None, error or StopIteration()),

@@ -31,7 +31,7 @@ class OnnxSession:
     It holds no vector: each run names its own, and your loop begins its KV cache anew when they change.
 
         session = OnnxSession("bundle")
-        alice_and_bob = session.rows([alice_bytes, bob_bytes])      # one row a sequence of the batch
+        alice_and_bob = session.rows([alice_bytes, bob_bytes], users=["alice", "bob"])
         logits, *present = session.run(None, feeds, alice_and_bob)
 
     Args:
@@ -87,7 +87,8 @@ class OnnxSession:
         Returns:
             R, float32 [rows, M P Q]: zeros beyond p and q of each vector.
 
-        VectorError: one is refused, and the message says which. No sequence is recorded then.
+        VectorError: one is refused, or two are of one user with different sequences; the message says which.
+            No sequence is recorded then.
         """
         one = vectors is None or isinstance(
             vectors, bytes | bytearray | memoryview | Path | MicroVector | str
@@ -102,6 +103,7 @@ class OnnxSession:
             )
         factors = self.bases.factors
         r = np.zeros((len(sources), factors.entries), np.float32)
+        of: dict[str, int] = {}  # sequences by user
         with ExitStack() as admissions:  # which records what was accepted, once all are
             for row, (source, user) in enumerate(zip(sources, names, strict=True)):
                 if source is None:
@@ -113,6 +115,11 @@ class OnnxSession:
                     if one:
                         raise
                     raise type(error)(f"row {row}: {error}") from None
+                if of.setdefault(user, vector.sequence) != vector.sequence:
+                    raise VectorError(
+                        f"row {row} is of user {user!r} with sequence {vector.sequence}, another row with "
+                        f"{of[user]}: pass users=[...], one a row"
+                    )
                 r[row] = input_row(vector.r, factors.shape)
         return r
 

@@ -78,8 +78,8 @@ class Comparison:
     p: float
 
 
-Answered = Callable[[int], None]
-"""Called, from any thread, with how many more prompts are answered."""
+Answered = Callable[[], None]
+"""Called as each prompt is answered."""
 
 _TOGETHER = 32
 """Given answers that are measured between two reports of progress."""
@@ -109,7 +109,7 @@ def evaluate(
     *,
     samples: Sequence[Sample] | None = None,
     preamble: Preamble | None = None,
-    answered: Answered = lambda count: None,
+    answered: Answered = lambda: None,
 ) -> Evaluation:
     """Score the greedy answers of a vector to a task's held-out prompts.
 
@@ -122,7 +122,7 @@ def evaluate(
         vector: None for the base alone.
         samples: other prompts than `task.held_out`.
         preamble: what stands before every prompt. The reward sees the prompt without it.
-        answered: called as prompts are answered, with how many more.
+        answered: called as each prompt is answered.
 
     Raises:
         VectorError: the vector does not fit, or a prompt does not fit the batch's context.
@@ -155,7 +155,7 @@ def _likelihoods(
         (scores,) = batch.score_each([vector], batch.encode(samples), answers)
         for (each,) in scores:
             found.append(float(each.mean()))
-            answered(1)
+            answered()
     return Evaluation(np.array(found), [""] * len(found))
 
 
@@ -207,7 +207,7 @@ def find_examples(
     seconds: float,
     vector: MicroVector | None = None,
     n_threads: int | None = None,
-    answered: Answered = lambda count: None,
+    answered: Answered = lambda: None,
 ) -> tuple[Preamble, list[dict[str, float]]]:
     """Find the worked examples that do best for the base, or a vector, among a task's own training prompts.
 
@@ -229,8 +229,8 @@ def find_examples(
     found: list[tuple[Preamble, dict[str, float]]] = []
     refused, end = None, time.monotonic() + seconds
 
-    def going(count: int) -> None:
-        answered(count)
+    def going() -> None:
+        answered()
         if time.monotonic() > end:
             raise Stopped
 
@@ -292,7 +292,8 @@ class Measuring:
         """Measure the vector where it will be used, and return the record.
 
         Base and vector on the held-out prompts; the best few-shot prompt beside them; the drift. Ctrl-C ends
-        it at once and keeps what is measured by then. `record["unmeasured"]` has the rest, with the reason.
+        it at once and keeps what is measured by then. `record["unmeasured"]` has what was interrupted or failed,
+        with the reason; where base and vector fail, nothing else is tried.
         """
         parts: dict[str, Callable[[], None]] = {
             "base and vector": self._held_out,
@@ -365,9 +366,9 @@ class Measuring:
             row[name] = answer
 
     def _progress(self, what: str, total: int) -> Answered:
-        done = itertools.count(1)  # its next() is atomic
+        done = itertools.count(1)
 
-        def answered(count: int) -> None:
+        def answered() -> None:
             self.report({"event": "measuring", "what": what, "done": next(done), "total": total})
 
         self.report({"event": "measuring", "what": what, "done": 0, "total": total})

@@ -325,7 +325,7 @@ def _reference(reward: Reward, sample: Sample) -> str:
 
 
 def _fields(completion: Completion, sample: Sample) -> tuple[Leaves, Leaves]:
-    right = leaves(read_answer(_reference(json_value, sample)))
+    right = leaves(read_answer(_reference(json_value, sample), called=bool(sample.tools)))
     with suppress(ValueError):
         if completion.ended:
             return leaves(read_answer(completion.text, called=(_CALLS, 0, 0) in right)), right
@@ -502,7 +502,8 @@ def read_answer(text: str, *, called: bool = False) -> Any:
     Numbers with a point or an exponent are exact (`Decimal`). Calls of tools are JSON, too: an object that no
     JSON text is, with name and arguments of each. One without tags is JSON as it stands, unless `called`.
     """
-    calls = CALL.findall(text := text.strip()) if not CALL.sub("", text) else []
+    text = text.strip()
+    calls = CALL.findall(text) if not CALL.sub("", text) else []
     if called and (call := untagged(text)):
         calls = [call]
     return {_CALLS: [[name, _parsed(each)] for name, each in calls]} if calls else _parsed(_body(text))

@@ -31,9 +31,6 @@ MINUTES = 5.0
 _FEWEST = 20
 """Examples at least, so that there are some to choose a vector by and others to learn from."""
 
-_SECONDS = ("draw_s", "learn_s", "validate_s", "step_s")
-"""The metrics that say how long a part took. Their sum is what the vector cost, interruptions left out."""
-
 _Q4_FROM = 4
 """Outputs of R from which entries are written in q4: with fewer, the scales cost what it saves."""
 
@@ -338,7 +335,7 @@ def write_result(
         "options": options.record(),
         **more,
         "result": outcome.result.record(),
-        "seconds": round(sum(row.get(key, 0.0) for row in curve for key in _SECONDS), 1),
+        "seconds": round(outcome.result.seconds, 1),
         "curve": curve,
         **outcome.measured,
     }

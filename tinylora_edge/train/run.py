@@ -71,7 +71,8 @@ def train(
         task: prompts and reward.
         output: the frame file; it must not exist.
         options: of the run.
-        resume: go on from the checkpoints in `output`.run, to the identical result where no minutes are set.
+        resume: go on from the checkpoints in `output`.run, to the identical result on the same machine where no
+            minutes are set. Without steps and minutes it has those that the run began with.
         report: called with the metrics of every step, and with events.
 
     Raises:
@@ -84,8 +85,6 @@ def train(
         OSError: a file cannot be written.
     """
     options, output = options or Options(), Path(output)
-    if options.steps is None and options.minutes is None:
-        options = replace(options, minutes=MINUTES)
     with run_folder(output) as folder, ExitStack() as stack:
         checkpoints = {method: folder / f"{method}.json" for method in METHODS}
         if not resume and any(path.exists() for path in checkpoints.values()):
@@ -93,7 +92,9 @@ def train(
         methods = chosen_methods(task, options)
         first = checkpoints[methods[0]]
         if resume and not first.exists():
-            raise TrainError(f"{folder} has no {first.name} to resume from: start without --resume")
+            held = [f"go on with --method {method}" for method, path in checkpoints.items() if path.exists()]
+            advice = (*held, "start without --resume")[0]
+            raise TrainError(f"{folder} has no {first.name} to resume from: {advice}")
         run = _Run(bundle, task, options, methods, checkpoints, stack, report)
         task, options = run.task, run.options
         about = run.about()
@@ -173,8 +174,11 @@ class _Run:
         self.basis = options.basis(found.bases)
         self.options = options = options.with_few_bits(self.basis)
         self._identity = partial(identity, task, self.basis)
+        minutes = None
         if (first := checkpoints[methods[0]]).exists():
-            load(first, self._identity(replace(options, method=methods[0])))
+            minutes = load(first, self._identity(replace(options, method=methods[0]))).minutes
+        if options.steps is None and options.minutes is None:
+            self.options = options = replace(options, minutes=minutes or MINUTES)
         shared = None
         if options.under is not None:
             shared = admit(options.under, found.bases, Policy(keys=options.keys), beneath=True)

@@ -95,6 +95,7 @@ class Trainer:
         self.state.best_v = start.values
         if checkpoint.exists():
             self.state = load(checkpoint, identity)
+        self.state.minutes = options.minutes
         self._whitening: Whitening | ModuleWhitening | None = None
         self._stop = False
         self._validated = self.state.step  # the last step with a validation
@@ -496,6 +497,7 @@ class TrainState:
     updates: int = 0  # Adam's own count of steps
     step: int = 0
     lr: float = 0.0
+    minutes: float | None = None  # that the method has
     seconds: float = 0.0  # spent on steps and validations
     best_step: int = 0
     start_score: float = float("-inf")

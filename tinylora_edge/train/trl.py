@@ -89,7 +89,7 @@ def train_trl(
 
     Arguments, errors and what it writes are those of `train`, on a file system that all processes see. The
     vector is the best by validation (`Options.split`): the mean reward of one completion of each of its
-    prompts, drawn at the task's temperature.
+    prompts, drawn at the task's temperature. Where none was better than the base, it is zeros.
 
     `options.lr` is needed; options that TRL has no place for are refused or ignored. Each validation is a
     checkpoint. `grpo` are fields of `trl.GRPOConfig` that override those made of the options, such as
@@ -159,6 +159,7 @@ def grpo_fields(
         "start": options.start is not None,
         "under": options.under is not None,
         "schema": task.schema is not None,
+        "tools": any(sample.tools for sample in task.train),
         "keep": options.keep,
         "frame_dtype": options.frame_dtype in BITS,
     }
@@ -360,9 +361,9 @@ def _result(model: Any, task: Task, state: Any, curve: Sequence[Mapping[str, Any
     vector, step = vector_of(model), state.best_global_step
     if best <= start:
         vector, best, step = replace(vector, values=np.zeros_like(vector.values)), start, 0
-    return Result(
-        vector, (Phase("grpo", start, best, best_step=step, steps=state.global_step, stopped="done"),)
-    )
+    seconds = sum(row.get("step_s", 0.0) for row in curve)
+    found = {"best_step": step, "steps": state.global_step, "seconds": seconds, "stopped": "done"}
+    return Result(vector, (Phase("grpo", start, best, **found),))
 
 
 def _data_set(samples: Sequence[Sample], first: int, end: int, tokenizer: Any) -> Any:
