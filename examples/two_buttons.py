@@ -34,7 +34,7 @@ def main() -> None:
                 first, second = clicks.ask(messages, vector, max_tokens=24, seed=seed)
                 print(f"1: {first.text}\n2: {second.text}")
                 button = input("better [1/2, enter: neither]: ").strip()
-                if button in ("1", "2"):
+                if button in ("1", "2") and first.tokens != second.tokens:
                     better, worse = (first, second) if button == "1" else (second, first)
                     learning = later.submit(clicks.prefer, options.state, better, worse)
             else:

@@ -144,7 +144,7 @@ class AdmittedVector(MicroVector):
     """A micro-vector as engines take it: its R, and who vouches for it.
 
     `Policy.check` makes it of bytes, `Policy.own` of a vector of the app's; every later layer carries it.
-    It equals the vector that it holds, where that names its basis; what `dataclasses.replace` makes of it is admitted no longer.
+    It equals a vector that names its basis. What `dataclasses.replace` makes of it is admitted no longer.
 
     Attributes:
         r: float32 [M, p, q], read-only; of a stack the sum, in the larger shape.

@@ -105,7 +105,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     def _apply(self, vector: AdmittedVector | None) -> None:
         """Give the context a vector, and drop what was computed under another one."""
-        if (digest := vector and vector.digest) == self._staged:
+        if (digest := None if vector is None else vector.digest) == self._staged:
             return
         self.adapters.apply(self._ctx.ctx, None if vector is None else vector.r, self._own_adapters())
         self._staged = digest

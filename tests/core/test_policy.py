@@ -127,6 +127,10 @@ class TestValues:
                 else:
                     with pytest.raises(VectorError, match=r"norm 5\.0\d*, .* at most 5"):
                         policy.check(data, BASES)
+            with pytest.raises(
+                VectorError, match=r"norm 5\.0\d*, .* at most 5"
+            ):  # and what another one admits
+                policy.own(Policy().check(data, BASES), BASES)
         with pytest.raises(VectorError, match=r"norm 257, .* at most 256"):
             Policy().check(vector(values=(257, 0, 0)).to_bytes(BASIS), BASIS)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import socket
 import time
@@ -14,7 +16,8 @@ import pytest
 import support
 from serving import Serving, as_text, framed, head, keys_file, mac_file, serving
 
-from tinylora_edge import Basis
+from tinylora_edge import Basis, BusyError
+from tinylora_edge.serve.completions import _merged
 
 CHAT, PLAIN, VECTORS = "/v1/chat/completions", "/v1/completions", "/v1/vectors"
 GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 3, "temperature": 0}
@@ -87,6 +90,22 @@ def test_what_is_not_supported_is_not_ignored(server: Serving, name: str) -> Non
     refused(server.ask("POST", PLAIN, GOOD | {name: 2}, **APP), 400, "unsupported_parameter", name)
 
 
+def test_no_error_of_a_stream_is_left_for_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing:
+        async def __aiter__(self) -> Any:
+            raise BusyError("none")
+            yield
+
+    async def read() -> None:
+        async for _ in _merged([Failing()] * 3):
+            pytest.fail("it has no pieces")
+
+    with pytest.raises(BusyError):
+        asyncio.run(read())
+    gc.collect()  # a task that goes tells of an error that nobody asked for
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize(
     "messages",
     [None, [], "text", [7], [{"role": "king", "content": "x"}], [{"role": "user", "content": 7}],
@@ -104,7 +123,7 @@ def test_prompts_longer_than_the_context(server: Serving) -> None:
     long = "<|im_start|>" * 1500  # not read: it would take seconds
     for prompt, message in ((long, "18,000 bytes, and the context 256"), ("x" * 256, "256 tokens, and")):
         answer = server.ask("POST", PLAIN, GOOD | {"prompt": prompt}, **APP)
-        assert message in refused(answer, 400, "context_length_exceeded")
+        assert message in refused(answer, 400, "context_length_exceeded", "prompt")
 
 
 def test_bodies_that_are_too_large(server: Serving) -> None:
@@ -151,6 +170,11 @@ def test_keys_and_the_users_that_they_stand_for(server: Serving, basis: Basis) -
     assert own[1]["choices"] == alice["choices"]
     names = [model["id"] for model in server.ask("GET", "/v1/models", **ALICE)[1]["data"]]
     assert names == ["tiny", "tiny@alice"]
+    assert [server.ask("GET", f"/v1/models/{name}", **ALICE)[0] for name in (*names, "tiny@bob")] == [
+        200,
+        200,
+        404,
+    ]
     refused(server.ask("POST", PLAIN, GOOD | {"model": "tiny@bob"}, **ALICE), 403, "wrong_user")
     for method in ("GET", "PUT", "DELETE"):
         body = {} if method == "PUT" else None

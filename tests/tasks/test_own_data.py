@@ -118,6 +118,7 @@ CALLED = '<tool_call>\n{"name": "wave", "arguments": {"hands": 2}}\n</tool_call>
         ("[9007199254740992]", ["[9007199254740992.0]"], ["[9007199254740993.0]"]),
         ('{"x": [1]}', ['{"x": [1.0]}'], ['{"x": [1], "x": [1]}', '{"x": NaN}', f'{{"x": {"9" * 10_000}}}']),
         ("[1]", ["```JSON \n[1]\n ```"], ["```\n" + " " * (1 << 22) + "x"]),  # read in one go
+        (CALLED, [f" {CALLED}\n"], []),
         (CALLED, [f"```\n{CALLED[12:-13]}\n```"], ['[[["wave", {"hands": 2}]]]', f"So: {CALLED[12:-13]}"]),
         (CALLED[12:-13], ['{"arguments": {"hands": 2}, "name": "wave"}'], [CALLED]),
     ],

@@ -181,14 +181,13 @@ async def rate(request: Request, service: Service) -> Response:
 
 async def list_models(request: Request, service: Service) -> Response:
     """Answer `GET /v1/models`: the base, and the user that the key stands for. Others are not listed."""
-    key_user = request.state.caller.user
-    names = [service.name] + ([f"{service.name}@{key_user}"] if key_user else [])
-    return JSONResponse({"object": "list", "data": [_model(service, name) for name in names]})
+    found = [_model(service, name) for name in _models(request, service)]
+    return JSONResponse({"object": "list", "data": found})
 
 
 async def describe_model(request: Request, service: Service) -> Response:
-    """Answer `GET /v1/models/{model}`, of the base."""
-    if (wanted := request.path_params["model"]) != service.name:
+    """Answer `GET /v1/models/{model}`, of those that are listed."""
+    if (wanted := request.path_params["model"]) not in _models(request, service):
         raise RefusedError(404, f"there is no model {wanted[:80]!r}", "model_not_found", "model")
     return JSONResponse(_model(service, wanted))
 
@@ -230,6 +229,11 @@ def _described(stored: Stored) -> dict[str, object]:
 
 def _nothing(user: str) -> RefusedError:
     return RefusedError(404, f"user {user!r} has no vector here", "vector_not_found", "user")
+
+
+def _models(request: Request, service: Service) -> list[str]:
+    user = request.state.caller.user
+    return [service.name] + ([f"{service.name}@{user}"] if user else [])
 
 
 def _model(service: Service, name: str) -> dict[str, object]:

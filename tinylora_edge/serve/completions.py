@@ -61,6 +61,10 @@ _LAST_EVENT_S = 3.0  # of a server that goes down: a stream without its error ev
 _STRICT = ConfigDict(strict=True)
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {  # name -> values that have no effect
     "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "modalities": (None, ["text"]),
+    "prediction": (None,),
+    "web_search_options": (None,),
     "logit_bias": (None, {}),
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
@@ -122,6 +126,8 @@ def refusal(request: Request, service: Service, error: BaseException) -> JSONRes
         LOG.error("internal error", exc_info=error)
         message = "the server failed; its log says how"
     param = getattr(error, "param", "")
+    if param == "messages" and request.url.path.endswith("/v1/completions"):
+        param = "prompt"
     if isinstance(error, VectorError):
         param = "vector"
         service.metrics.refused.labels(code).inc()
@@ -383,8 +389,7 @@ async def _merged(streams: Sequence[AnswerStream]) -> AsyncIterator[tuple[int, P
     try:
         while steps:
             done, steps = await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                index, piece = task.result()
+            for index, piece in await asyncio.gather(*done):  # which hears the error of each
                 if piece is not None:
                     yield index, piece
                     steps.add(asyncio.create_task(step(index)))
@@ -393,6 +398,7 @@ async def _merged(streams: Sequence[AnswerStream]) -> AsyncIterator[tuple[int, P
     finally:
         for task in steps:
             task.cancel()
+        await asyncio.gather(*steps, return_exceptions=True)
 
 
 def _event(content: Any) -> dict[str, str]:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tinylora_edge import ExportError, MicroVector
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge import ExportError, MicroVector, UnsupportedModelError
+from tinylora_edge.exporters import Export, ExportSettings, export_gguf
 
 PROMPT = list(b"one two three four")
 EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
@@ -36,6 +36,12 @@ def test_gate_and_up_in_one_tensor(load, tmp_path):
     change = np.abs(expected - plain).max()
     assert change > 1
     assert np.abs(models.llama_logits(llm, PROMPT) - expected).max() < 1e-4 * change
+
+
+def test_a_graph_has_no_place_for_them(tmp_path):
+    base = models.write_gguf(models.tiny_model("qwen3moe"), tmp_path / "base.gguf")
+    with pytest.raises(UnsupportedModelError, match="holds experts, which ONNX graphs"):
+        Export(base, tmp_path / "bundle", target="onnx")
 
 
 def test_a_directory_without_them(tmp_path):

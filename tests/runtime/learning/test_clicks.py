@@ -178,7 +178,7 @@ def test_what_says_nothing_is_refused(clicks: Clicks, tmp_path: Path) -> None:
         clicks.prefer(tmp_path / "s", clicked, SampledAnswer((1,), (4,), None))
     with pytest.raises(TrainError, match="the two answers are the same"):
         clicks.prefer(tmp_path / "s", clicked, clicked)
-    with pytest.raises(TrainError, match="longest prompt has"):
+    with pytest.raises(TrainError, match=r"longest prompt has \d+ tokens, which with 64 to"):
         clicks.ask("x" * 10_000, None)
     assert not list(tmp_path.iterdir())
 

@@ -96,6 +96,10 @@ def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bu
         session.rows([alice, bob[:-1] + bytes([bob[-1] ^ 1])], users=["alice", "bob"])
     with pytest.raises(VectorError, match="2 vectors, but 3 users"):
         session.rows([alice, alice], users=["a", "b", "c"])
+    with pytest.raises(
+        VectorError, match="row 1 is of user 'alice' with sequence 8, another row with 3: pass u"
+    ):
+        session.rows([older, alice], users="alice")
     session.rows(older, users="alice")  # 8 was not recorded
     session.rows([alice, bob], users=["alice", "bob"])
     with pytest.raises(RollbackError):
