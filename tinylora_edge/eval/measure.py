@@ -292,7 +292,7 @@ class Measuring:
         """Measure the vector where it will be used, and return the record.
 
         Base and vector on the held-out prompts; the best few-shot prompt beside them; the drift. Ctrl-C ends
-        it at once and keeps what is measured by then. `record["unmeasured"]` says why the rest is not; where base
+        it at once and keeps what is measured by then. `record["unmeasured"]` says why a part is not; where base
         and vector fail, nothing else is tried.
         """
         parts: dict[str, Callable[[], None]] = {
