@@ -24,8 +24,8 @@ def test_the_prompts_are_those_that_were_measured(tasks: dict[str, Task]) -> Non
         assert hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] == digest
 
 
-def held_out_sample(tasks: dict[str, Task], name: str, text: str) -> Sample:
-    return next(sample for sample in tasks[name].held_out if re.search(text, sample.text))
+def river(task: Task) -> Sample:
+    return next(sample for sample in task.held_out if sample.text.startswith("What is a river"))
 
 
 def test_list_lookup(tasks: dict[str, Task]) -> None:
@@ -41,7 +41,7 @@ def test_list_lookup(tasks: dict[str, Task]) -> None:
 
 def test_brevity(tasks: dict[str, Task]) -> None:
     task = tasks["brevity"]
-    sample = held_out_sample(tasks, "brevity", "^What is a river")
+    sample = river(task)
     assert task.score(completed("A river is a long stream of fresh water."), sample) == 1.0
     assert task.score(completed("Rivers carry fresh water."), sample) == 1.0
     for cheap in (
@@ -65,7 +65,7 @@ def test_what_comes_near_brevity(tasks: dict[str, Task]) -> None:
     """The shaped reward rises towards the reward, agrees with it at 1, and pays no cheap answer."""
     task, shaped = tasks["brevity"], tasks["brevity"].shaped
     assert shaped is not None
-    sample = held_out_sample(tasks, "brevity", "^What is a river")
+    sample = river(task)
     sentence = "A river is a long stream of fresh water"
     steps = [
         f"{sentence} that flows from its source in the hills or mountains down the valleys to the sea.",

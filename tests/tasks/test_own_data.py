@@ -196,27 +196,21 @@ def test_what_is_measured_is_dropped_from_training(write: Write) -> None:
 # What is wrong with it
 
 
+UNANSWERED = [{"prompt": row["prompt"]} for row in STORIES]
+SAME = [{**row, "answer": "yes"} for row in SUMS]
+NO_JSON = "the answer is 'The fox met a friend, and came home late.*, expected a JSON object or list"
+
+
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("rows", "reward", "message"),
     [
-        ([{"prompt": "a"}, {"prompt": "b"}], ':.: there is no "answer", and no reward: expected an answer'),
-        ([{**row, "answer": "yes"} for row in SUMS], ": all 20 answers are 'yes': there is nothing to learn"),
+        (UNANSWERED[:2], None, ':.: there is no "answer", and no reward: expected an answer'),
+        (SAME, None, ": all 20 answers are 'yes': there is nothing to learn"),
+        (STORIES, "json", f":1: {NO_JSON}"),
+        (STORIES, "number", ":1: the answer is 'The .*, expected one number"),
+        (UNANSWERED, "label", ':1: there is no "answer", with which the reward label compares'),
     ],
 )
-def test_answers_that_are_none(write: Write, rows: list[Any], message: str) -> None:
+def test_answers_that_teach_nothing(write: Write, rows: list[Any], reward: str | None, message: str) -> None:
     with pytest.raises(TrainError, match=rf"own\.jsonl{message}"):
-        load_task(write(*rows))
-
-
-@pytest.mark.parametrize(
-    ("reward", "message"),
-    [
-        ("json", "the answer is 'The fox met a friend, and came home late.*, expected a JSON object or list"),
-        ("number", "the answer is 'The .*, expected one number"),
-        ("label", 'there is no "answer", with which the reward label compares'),
-    ],
-)
-def test_a_reward_that_the_answers_do_not_suit(write: Write, reward: str, message: str) -> None:
-    rows = [{"prompt": row["prompt"]} for row in STORIES] if reward == "label" else STORIES
-    with pytest.raises(TrainError, match=rf"own\.jsonl:1: {message}"):
         load_task(write(*rows), reward=reward)
