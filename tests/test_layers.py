@@ -68,9 +68,6 @@ OPTIONAL = {  # layer -> packages of extras that it imports in functions only
 }
 
 
-LAZY = (ast.FunctionDef, ast.AsyncFunctionDef)
-
-
 def layer(module: str) -> str:
     head = module.split(".")[1:2]
     return "face" if not head else head[0] if head[0] in MAY_IMPORT else "core"
@@ -91,14 +88,12 @@ def imports(module: str) -> list[tuple[str, int, bool]]:
             members = [f"{base}.{alias.name}" for alias in node.names]
             ours = [name for name in members if name in MODULES]
             yield from ((name, node.lineno, lazy) for name in ours or [base])
+        lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        lazy = lazy or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
         for child in ast.iter_child_nodes(node):
-            yield from walk(child, lazy or isinstance(node, LAZY) or "TYPE_CHECKING" in _test_of(node))
+            yield from walk(child, lazy)
 
     return list(walk(ast.parse(path.read_text("utf-8")), False))
-
-
-def _test_of(node: ast.AST) -> str:
-    return ast.unparse(node.test) if isinstance(node, ast.If) else ""
 
 
 def wrong(module: str) -> Iterator[str]:

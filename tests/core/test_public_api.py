@@ -14,21 +14,9 @@ from tinylora_edge import TinyLoraError, errors, runtime
 ROOT = Path(__file__).parents[2]
 
 
-def tree() -> dict[str, type[TinyLoraError]]:
-    return {
-        name: value
-        for name, value in vars(errors).items()
-        if inspect.isclass(value) and issubclass(value, TinyLoraError)
-    }
-
-
-def faces() -> list[str]:
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
-    return [name for name in packages if hasattr(import_module(name), "__all__")]
-
-
 def test_faces_list_what_they_have():
-    for face in faces():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]
+    for face in (name for name in packages if hasattr(import_module(name), "__all__")):
         module = import_module(face)
         assert [name for name in module.__all__ if not hasattr(module, name)] == [], face
         for name in module.__all__:
@@ -38,7 +26,10 @@ def test_faces_list_what_they_have():
 
 
 def test_every_error_is_exported():
-    assert set(tree()) <= set(tinylora_edge.__all__)
+    found = {
+        n for n, each in vars(errors).items() if inspect.isclass(each) and issubclass(each, TinyLoraError)
+    }
+    assert found <= set(tinylora_edge.__all__)
 
 
 def test_parameters_that_the_design_promises():
