@@ -28,7 +28,6 @@ from tinylora_edge.wire import values as _values
 from tinylora_edge.wire.frame import DEFAULT_USER, FIRST_DAY, LAST_DAY
 
 PAGE = Path(__file__).parents[2] / "docs" / "FORMAT.md"
-GOLDEN = Path(__file__).parents[1] / "golden"
 MODULE = "blk.0.attn_q.weight"
 ARCHITECTURE = "llama"
 
@@ -161,17 +160,15 @@ def test_table_of_types() -> None:
 
 
 def test_frame_taken_apart() -> None:
-    parts = rows("A frame taken apart", 3)
-    golden = json.loads((GOLDEN / "frames.json").read_text("utf-8"))["frames"]
-    frame = "".join(part for _, part, _ in parts)
-    assert frame in {entry["frame_hex"] for entry in golden}
+    parts, frame = rows("A frame taken apart", 3), taken_apart()
+    assert frame.hex() in {entry["frame_hex"] for entry in support.golden_frames()}
     position = 0
     for place, part, _ in parts:
         first, _, last = place.partition("-")
         assert (int(first), int(last or first)) == (position, position + len(part) // 2 - 1)
         position += len(part) // 2
     meanings = " ".join(meaning for *_, meaning in parts)
-    decoded = _frame.decode(bytes.fromhex(frame), 13, frame_digest())
+    decoded = _frame.decode(frame, 13, frame_digest())
     for bits, value in re.findall(r"0x([0-9A-F]{4}) = (-?[\d.]+\d|0)", meanings):
         assert _values.decode_values(bytes.fromhex(bits)[::-1], "bf16", 1) == [np.float32(value)]
         assert np.float32(value) in decoded.values
@@ -203,9 +200,8 @@ def test_test_frames() -> None:
 
 
 def test_bits_a_number() -> None:
-    golden = json.loads((GOLDEN / "low_bits.json").read_text("utf-8"))["frames"]
     ((dtype, values, frame),) = rows("Bits a number", 3)
-    (entry,) = (entry for entry in golden if entry["frame_hex"] == frame)
+    (entry,) = (entry for entry in support.golden_frames() if entry["frame_hex"] == frame)
     assert (entry["dtype"], entry["values_hex_le_f32"], support.entries(entry)) == (dtype, values, (5, 2, 2))
 
 
