@@ -44,9 +44,9 @@ def logprob(llm: TinyLoraLlama, vector: MicroVector | None, clicked: SampledAnsw
 
 
 def click(clicks: Clicks, state: Path, rounds: int) -> MicroVector:
-    for number in range(rounds):
-        vector, prompt = clicks.vector(state), PROMPTS[number % len(PROMPTS)]
-        answers = clicks.ask(prompt, vector, count=2, seed=vector.sequence, **OPTIONS)
+    for _ in range(rounds):
+        number = (vector := clicks.vector(state)).sequence
+        answers = clicks.ask(PROMPTS[number % len(PROMPTS)], vector, count=2, seed=number, **OPTIONS)
         if number % 2:
             clicks.prefer(state, *sorted(answers, key=lambda answer: answer.text))
         else:
@@ -102,15 +102,7 @@ def test_a_preference_parts_the_two(llm: TinyLoraLlama, clicks: Clicks, tmp_path
 def test_paused_and_resumed_is_as_if_it_never_stopped(llm, clicks, tmp_path):
     whole = click(clicks, tmp_path / "whole", 6)
     for _ in range(3):
-        again = Clicks(llm, basis=llm.bases.basis(numbers=5), n_threads=1)
-        vector = again.vector(tmp_path / "cut")
-        for number in (vector.sequence, vector.sequence + 1):
-            vector = again.vector(tmp_path / "cut")
-            answers = again.ask(PROMPTS[number % 3], vector, seed=number, **OPTIONS)
-            if number % 2:
-                again.prefer(tmp_path / "cut", *sorted(answers, key=lambda answer: answer.text))
-            else:
-                again.tell(tmp_path / "cut", answers[0], 1 if len(answers[0].text) > 6 else -1)
+        click(Clicks(llm, basis=llm.bases.basis(numbers=5), n_threads=1), tmp_path / "cut", 2)
     assert clicks.vector(tmp_path / "cut") == whole
     assert whole.sequence == 6
 

@@ -32,13 +32,16 @@ class User:
         return float(v @ self.fisher @ self.wish / norms)
 
 
-def clicked(user: User, clicks: int, at: np.ndarray | None = None, pleased: float = 0.0) -> Posterior:
+def clicked(
+    user: User, clicks: int, at: np.ndarray | None = None, pleased: float = 0.0, scale: float = 1.0
+) -> Posterior:
+    """What so many clicks say; `scale`: of the scores, in other units."""
     posterior = Posterior(N)
     at = np.zeros(N) if at is None else at
     for _ in range(clicks):
         score = user.score()
         reward = user.says(BETA * float(score @ user.wish) + pleased)
-        posterior.like(score, float(score @ at), at, reward)
+        posterior.like(scale * score, float(score @ at), at, reward)
     return posterior
 
 
@@ -88,14 +91,7 @@ def test_the_vector_stays_near_the_base_whatever_is_clicked() -> None:
 
 
 def test_the_units_of_the_basis_do_not_matter() -> None:
-    found = []
-    for scale in (1.0, 10.0):
-        user, posterior = User(1), Posterior(N)
-        for _ in range(30):
-            score = user.score()
-            reward = user.says(BETA * float(score @ user.wish))
-            posterior.like(scale * score, 0.0, np.zeros(N), reward)
-        found.append(posterior.vector() * scale)
+    found = [clicked(User(1), 30, scale=scale).vector() * scale for scale in (1.0, 10.0)]
     np.testing.assert_allclose(*found, rtol=1e-8)
 
 
