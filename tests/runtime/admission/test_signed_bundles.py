@@ -26,42 +26,29 @@ def bundle(tiny_bundle, tmp_path) -> Path:
     return folder
 
 
-@pytest.fixture
-def at_start(monkeypatch):
-    real, calls = llama_cpp.llama_cpp.llama_model_load_from_file, []
-
-    def spy(path, params):
-        for call in calls:
-            call()
-        return real(path, params)
-
-    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_load_from_file", spy)
-    return calls
-
-
-def exchange(path: Path, content: bytes) -> None:
-    path.rename(path.with_name("aside"))
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize("name", ["base.gguf", "basis.gguf"])
-def test_a_file_that_was_changed_is_refused_before_the_engine_starts(bundle, at_start, name):
-    started = []
-    at_start.append(lambda: started.append(True))
+def test_a_file_that_was_changed_is_refused_before_the_engine_starts(bundle, engine_starts, name):
     data = bytearray((bundle / name).read_bytes())
     data[len(data) // 2] ^= 1
     (bundle / name).write_bytes(data)
     with pytest.raises(TrustError, match=f"{name} has SHA-256"):
         runtime.load(bundle, bundle_keys=KEYS, **OPTIONS)
-    assert started == []
+    assert engine_starts == []
 
 
 @pytest.mark.parametrize("name", ["base.gguf", "basis.gguf"])
-def test_what_is_exchanged_between_check_and_use_is_not_used(bundle, at_start, tmp_path, name):
+def test_what_is_exchanged_between_check_and_use_is_not_used(bundle, tmp_path, monkeypatch, name):
     content = (bundle / name).read_bytes()
     vector = MicroVector.random(load_bundle(bundle).basis(numbers=13), 0.5)
     data = vector.to_bytes(load_bundle(bundle).basis(numbers=13))
-    at_start.append(lambda: exchange(bundle / name, content))
+    real = llama_cpp.llama_cpp.llama_model_load_from_file
+
+    def exchanged(path, params):
+        (bundle / name).rename(bundle / "aside")
+        (bundle / name).write_bytes(content)
+        return real(path, params)
+
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_load_from_file", exchanged)
     policy = Policy(state=tmp_path / "state")
     with pytest.raises(TrustError, match=f"{name} changed between the check of its signature and its use"):
         runtime.load(bundle, data, policy=policy, bundle_keys=KEYS, **OPTIONS)
