@@ -117,16 +117,12 @@ def test_r_of_a_stack_is_the_sum_in_the_larger_shape_and_what_caches_go_by(bases
         again = pickle.loads(pickle.dumps(stack))
         assert again == stack
         assert np.array_equal(again.r, stack.r)
-    wide, tall = (replace_r(small, np.ones((len(bases.factors.modules), *s))) for s in ((2, 8), (8, 2)))
+    wide, tall = (pickle.loads(pickle.dumps(small)) for _ in range(2))
+    for each, shape in ((wide, (2, 8)), (tall, (8, 2))):
+        vars(each)["r"] = np.ones((len(bases.factors.modules), *shape), np.float32)
     assert policy.stacked(tall, wide).r.sum(0).tolist() == [
         [14 * ((p < 8 and q < 2) + (p < 2 and q < 8)) for q in range(8)] for p in range(8)
     ]
-
-
-def replace_r(vector, r):
-    made = pickle.loads(pickle.dumps(vector))
-    made.__dict__["r"] = r.astype(np.float32)
-    return made
 
 
 def test_it_is_made_once_at_admission(llm, bases, frames, monkeypatch):
