@@ -14,7 +14,6 @@ import llama_cpp
 import onnx_bundles
 import onnxruntime
 import pytest
-import smollm2
 import support
 
 from tinylora_edge import Basis, load_bundle, runtime
@@ -39,11 +38,6 @@ def tiny_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def basis(tiny_bundle: Path) -> Basis:
     return load_bundle(tiny_bundle).basis(numbers=13)
-
-
-@pytest.fixture(scope="session")
-def f32_bundle(smollm2_gguf: Path) -> Path:
-    return smollm2.f32_bundle(smollm2_gguf)
 
 
 @pytest.fixture

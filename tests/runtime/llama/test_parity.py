@@ -31,15 +31,15 @@ def in_llama(llm, prompts):
     return [models.llama_logits(llm, tokens) for tokens in prompts]
 
 
-def test_f32_base_equals_torch(load, f32_bundle, prompts, base_in_torch):
+def test_f32_base_equals_torch(load, smollm2_gguf, prompts, base_in_torch):
     """Without this the tests below would say little."""
-    ours = in_llama(load(f32_bundle, **FULL_PRECISION), prompts)
+    ours = in_llama(load(smollm2.f32_bundle(smollm2_gguf), **FULL_PRECISION), prompts)
     assert smollm2.worst_difference(ours, base_in_torch) < 1e-3
 
 
-def test_vectors_of_every_size_equal_merged_weights(load, smollm2_gguf, f32_bundle, prompts, base_in_torch):
+def test_vectors_of_every_size_equal_merged_weights(load, smollm2_gguf, prompts, base_in_torch):
     """Logits, and token by token torch's first choice after each prefix that the runtime generated."""
-    llm = load(f32_bundle, **FULL_PRECISION)
+    llm = load(smollm2.f32_bundle(smollm2_gguf), **FULL_PRECISION)
     plain = models.llama_greedy(llm, prompts[0], 20)
     for basis in support.each_size(llm.bases):
         vector = support.of_norm(basis, NORM)
