@@ -18,8 +18,6 @@ import smollm2
 import support
 
 from tinylora_edge import Basis, Hmac, MicroVector, load_bundle, runtime
-from tinylora_edge.formats.gguf import GGUFFile
-from tinylora_edge.formats.side_tensors import fingerprint
 from tinylora_edge.wire import text
 from tinylora_edge.wire.frame import day_date
 
@@ -53,24 +51,15 @@ def personalize(tmp_path_factory: pytest.TempPathFactory) -> Program:
     return run
 
 
-@pytest.fixture(scope="module")
-def bundle(smollm2_gguf: Path, smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model as F32, where right implementations agree exactly."""
-    base = smollm2.requantized(smollm2_gguf, smollm2.ALL_F32)
-    bases = load_bundle(smollm2_bundle).bases
-    bases = bases.with_fingerprint(fingerprint(GGUFFile(base), bases.factors.modules))
-    return support.bundle_with(bases, base, tmp_path_factory.mktemp("native") / "bundle")
-
-
 def framed(basis: Basis, sequence: int = 7, signer: object = "crc32", **options: object) -> bytes:
-    unit = MicroVector.random(basis, 1, seed=1)
-    scale = np.float32((12 if basis.size < 100 else 6) / np.linalg.norm(basis.R(unit)))  # it is heard
-    return MicroVector(unit.values * scale, "bf16", sequence).to_bytes(basis, signer, **options)
+    norm = 12 if basis.size < 100 else 6  # it is heard
+    return support.of_norm(basis, norm, dtype="bf16", sequence=sequence).to_bytes(basis, signer, **options)
 
 
 @pytest.mark.slow
-def test_it_swaps_vectors_and_answers_as_python_does(personalize: Program, bundle: Path) -> None:
+def test_it_swaps_vectors_and_answers_as_python_does(personalize: Program, smollm2_gguf: Path) -> None:
     """Of all sizes, one after the other; one that is refused between them changes nothing."""
+    bundle = smollm2.f32_bundle(smollm2_gguf)  # where right implementations agree exactly
     bases = load_bundle(bundle)
     sizes = [{"numbers": 13}, {"rank": 8}, {"numbers": 50}, {"rank": 2}]
     frames = [framed(bases.basis(**size), 7 + i) for i, size in enumerate(sizes)]
