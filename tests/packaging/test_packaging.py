@@ -75,14 +75,6 @@ def wheel(built: Path) -> Path:
     return wheel
 
 
-@pytest.fixture(scope="module")
-def unpacked(built: Path) -> Path:
-    (sdist,) = built.glob("*.tar.gz")
-    shutil.unpack_archive(sdist, built / "sdist", filter="data")
-    (folder,) = (built / "sdist").iterdir()
-    return folder
-
-
 def metadata_of(wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -100,7 +92,10 @@ def test_the_wheel_holds_every_file_and_no_other(wheel: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
 
 
-def test_the_tests_run_from_the_sdist(unpacked: Path) -> None:
+def test_the_tests_run_from_the_sdist(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    shutil.unpack_archive(sdist, built / "sdist", filter="data")
+    (unpacked,) = (built / "sdist").iterdir()
     for path in (ROOT / "tests").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert (unpacked / path.relative_to(ROOT)).is_file()
