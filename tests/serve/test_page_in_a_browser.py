@@ -18,6 +18,7 @@ from tinylora_edge import Basis, MicroVector, Policy, load_bundle
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+expect = pytest.importorskip("playwright.sync_api").expect
 FIRST = {1: 0.5, 2: -0.25}  # slider -> value that the page begins with
 
 
@@ -53,8 +54,6 @@ def ready(page: Page) -> None:
 
 
 def wait_until_answered(page: Page) -> None:
-    from playwright.sync_api import expect
-
     expect(page.locator("#send")).to_have_text("Ask", timeout=60_000)
 
 
@@ -75,8 +74,6 @@ def values(page: Page) -> list[float]:
 
 
 def test_a_slider_moves_and_the_right_answer_changes(page: Page) -> None:
-    from playwright.sync_api import expect
-
     base, personal = ask(page)
     assert base
     assert personal
@@ -97,8 +94,6 @@ def test_a_slider_moves_and_the_right_answer_changes(page: Page) -> None:
 
 
 def test_a_click_moves_a_bar(page: Page) -> None:
-    from playwright.sync_api import expect
-
     before = values(page)
     ask(page, "Say yes.")
     page.evaluate("() => { own = fetch; fetch = () => { fetch = own; throw new Error('no network'); } }")
@@ -119,8 +114,6 @@ def test_a_click_moves_a_bar(page: Page) -> None:
 
 
 def test_a_frame_is_saved_and_loaded_again(page: Page, basis: Basis, tmp_path: Path) -> None:
-    from playwright.sync_api import expect
-
     page.fill("#value-5", "0.750")
     set_to = values(page)
     with page.expect_download() as download:
@@ -138,8 +131,6 @@ def test_a_frame_is_saved_and_loaded_again(page: Page, basis: Basis, tmp_path: P
 
 
 def test_a_vector_of_840_numbers_has_no_sliders(page: Page, smollm2_bundle: Path, tmp_path: Path) -> None:
-    from playwright.sync_api import expect
-
     base, _ = ask(page)
     grown = load_bundle(smollm2_bundle).basis(rank=2)
     frame = MicroVector(support.of_norm(grown, 3.0).values, "int8").to_bytes(grown)
