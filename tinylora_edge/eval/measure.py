@@ -292,8 +292,8 @@ class Measuring:
         """Measure the vector where it will be used, and return the record.
 
         Base and vector on the held-out prompts; the best few-shot prompt beside them; the drift. Ctrl-C ends
-        it at once and keeps what is measured by then. `record["unmeasured"]` says why a part is not; where base and
-        vector fail, nothing else is tried.
+        it at once and keeps what is measured by then. `record["unmeasured"]` says why a part is not. Where
+        base and vector fail, nothing else is tried.
         """
         parts: dict[str, Callable[[], None]] = {
             "base and vector": self._held_out,
