@@ -264,7 +264,7 @@ class Policy:
         if (until := received.head.until) is not None:
             check_day(until, self._clock)
         values = basis.values(received.values)
-        r = self._r(values, basis)
+        r = self._bounded(basis.R(values), "the vector")
         vector = AdmittedVector._with(
             {
                 "values": values,
@@ -292,7 +292,8 @@ class Policy:
             self._bounded(vector.r, "the vector")  # which another policy may have admitted
             return vector
         own = {key: getattr(vector, key) for key in ("values", "dtype", "sequence", "entries")}
-        made = AdmittedVector._with({**own, "basis": basis.digest, "r": self._r(vector, basis)})
+        r = self._bounded(basis.R(vector), "the vector")
+        made = AdmittedVector._with({**own, "basis": basis.digest, "r": r})
         return made if vector.under is None else self.stacked(self.own(vector.under, known), made)
 
     def stacked(self, under: AdmittedVector, vector: AdmittedVector) -> AdmittedVector:
@@ -308,9 +309,6 @@ class Policy:
         below = under if vector.under is None else self.stacked(under, vector.under)
         alone = {name: value for name, value in vars(vector).items() if name != "digest"}
         return AdmittedVector._with({**alone, "r": self._bounded(r, "the stack"), "under": below})
-
-    def _r(self, v: Any, basis: Basis) -> NDArray[np.float32]:
-        return self._bounded(basis.R(v), "the vector")
 
     def _bounded(self, r: NDArray[np.float32], of: str) -> NDArray[np.float32]:
         if (norm := frobenius(r)) > self.max_norm:

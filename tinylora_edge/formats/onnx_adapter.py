@@ -29,16 +29,12 @@ _FORMAT_VERSION, _FLOAT = 1, 1  # _FLOAT: TensorDataType.FLOAT
 def to_adapter(vector: MicroVector, basis: Basis) -> bytes:
     """Return the R of a micro-vector as an `.onnx_adapter`, float32 [1, M P Q]."""
     row = input_row(basis.R(vector), basis.factors.shape)
-    return encode(row[None], vector.sequence, basis_version(basis))
-
-
-def basis_version(basis: Basis) -> int:
-    """Return the `model_version` of adapters for a basis: its digest's first 4 bytes, big-endian, signed."""
-    return int.from_bytes(bytes.fromhex(basis.id), "big", signed=True)
+    version = int.from_bytes(bytes.fromhex(basis.id), "big", signed=True)
+    return encode(row[None], vector.sequence, version)
 
 
 def encode(values: NDArray[np.float32], adapter_version: int, model_version: int) -> bytes:
-    """Return an `.onnx_adapter` of values [rows, M P Q]; versions: the sequence, and `basis_version`."""
+    """Return an `.onnx_adapter` of values [rows, M P Q]; versions: the sequence, and the basis."""
     payload = np.ascontiguousarray(values, "<f4").tobytes()
     name = INPUT_NAME.encode()
     end = _RAW + 4 + len(payload)
