@@ -95,7 +95,13 @@ class GGUFFile:
     def get(self, key: str, default: Any = None) -> Any:
         """Return a metadata value: a scalar, a str, a numpy array, or a list of str."""
         value = self._values.get(key, default)
-        return self._read_strings(value) if isinstance(value, _Strings) else value
+        if not isinstance(value, _Strings):
+            return value
+        position, texts = value.offset, list[str]()
+        for _ in range(value.count):
+            text, position = self._string(position)
+            texts.append(text)
+        return texts
 
     def value(self, key: str, kind: type[T], default: T | None = None) -> T:
         """Return a metadata value of one kind; MalformedGGUFError where it is another, or missing."""
@@ -179,13 +185,6 @@ class GGUFFile:
             position += 8 + unpack(buffer, position)[0]
         self._check_end(position, f"{count} strings")
         return result, position
-
-    def _read_strings(self, strings: _Strings) -> list[str]:
-        position, result = strings.offset, []
-        for _ in range(strings.count):
-            text, position = self._string(position)
-            result.append(text)
-        return result
 
     def _entries(self, count: int, position: int) -> tuple[list[Tensor], int]:
         entries = []

@@ -72,7 +72,16 @@ class Line(NamedTuple):
 def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield `file:line` and the JSON object of every line that is not blank; `what` is what lines are."""
     for place, line in _filled(path, what):
-        yield place, _object(place, line)
+        try:
+            row = parse_json(line, strict=True)
+            if "\\u" in line:
+                json.dumps(row, ensure_ascii=False).encode()  # half of a pair of surrogates is no character
+        except ValueError as error:
+            why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            raise TrainError(f"{place}: not JSON: {why}, expected one JSON object a line") from None
+        if not isinstance(row, dict):
+            raise TrainError(f"{place}: {kind_of(row)}, expected a JSON object a line")
+        yield place, row
 
 
 def read_samples(path: Path, *, drop_duplicates: bool = False) -> tuple[list[Line], list[str]]:
@@ -194,19 +203,6 @@ def _lines(path: Path, what: str) -> io.StringIO:
 def _filled(path: Path, what: str) -> Iterator[tuple[str, str]]:
     """Yield `file:line` and every line that is not blank."""
     return ((f"{path}:{n}", line) for n, line in enumerate(_lines(path, what), 1) if line.strip())
-
-
-def _object(place: str, line: str) -> dict[str, Any]:
-    try:
-        row = parse_json(line, strict=True)
-        if "\\u" in line:
-            json.dumps(row, ensure_ascii=False).encode()  # half of a pair of surrogates is no character
-    except ValueError as error:
-        why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-        raise TrainError(f"{place}: not JSON: {why}, expected one JSON object a line") from None
-    if not isinstance(row, dict):
-        raise TrainError(f"{place}: {kind_of(row)}, expected a JSON object a line")
-    return row
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -132,7 +132,8 @@ def max_words(n: int) -> Reward:
         count = sum(-(-len(word) // _LONGEST_WORD) for word in words(completion.text))
         return float(completion.ended and count <= n and says_something(completion.text, sample))
 
-    return _named(reward, f"max_words({n})")
+    reward.__name__ = f"max_words({n})"  # by which trainers list rewards, and know a run again
+    return reward
 
 
 def regex(pattern: str) -> Reward:
@@ -152,7 +153,8 @@ def regex(pattern: str) -> Reward:
         found = any(match[0] for match in compiled.finditer(completion.text))
         return float(found and says_something(completion.text, sample))
 
-    return _named(reward, f"regex({pattern!r})")
+    reward.__name__ = f"regex({pattern!r})"
+    return reward
 
 
 def picks_answer(completion: Completion, sample: Sample) -> float:
@@ -311,11 +313,6 @@ def _imported(module: str, function: str) -> Reward:
             "Completion and a Sample"
         )
     return value  # type: ignore[no-any-return]  # Task.score checks what it returns
-
-
-def _named(reward: Reward, name: str) -> Reward:
-    reward.__name__ = name  # by which trainers list rewards, and know a run again
-    return reward
 
 
 def _reference(reward: Reward, sample: Sample) -> str:
