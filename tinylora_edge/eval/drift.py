@@ -168,12 +168,12 @@ def measure_parity(bundle: str | PathLike[str], *, n_threads: int | None = None)
     """
     answers, empty, samples = [], {}, load_general()[:PROMPTS]
     for form in (LLAMA, ONNX):
-        with closing(load(bundle, engine=form, n_ctx=_N_CTX)) as llm:
-            with llm.batch(samples, TOKENS, n_threads=n_threads) as batch:
-                found = batch.generate(batch.encode(samples), max_tokens=TOKENS)
-            texts = [
-                llm.chat_tokenizer.decode(one.tokens[: -1 if one.ended else None].tolist()) for one in found
-            ]
+        with (
+            closing(load(bundle, engine=form, n_ctx=_N_CTX)) as llm,
+            llm.batch(samples, TOKENS, n_threads=n_threads) as batch,
+        ):
+            found = batch.generate(batch.encode(samples), max_tokens=TOKENS)
+            texts = [batch.completion(one).text for one in found]
         answers.append([one.tokens.tolist() for one in found])
         empty[form] = sum(not text.strip() for text in texts)
     pairs = list(zip(*answers, strict=True))

@@ -267,7 +267,7 @@ _KEPT = 8  # answers that the record keeps
 
 @dataclass
 class Measuring:
-    """The measurement of a vector: evaluations by name (`base`, `vector`), and the record for JSON.
+    """The measurement of a vector, and its record for JSON.
 
     Where another vector lies beneath it, that one, as `beneath`, takes the place of the base.
 
@@ -285,7 +285,6 @@ class Measuring:
     validation: Sequence[Sample]
     n_threads: int
     report: Report
-    found: dict[str, Evaluation] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
@@ -316,9 +315,9 @@ class Measuring:
     def _held_out(self) -> None:
         if is_text(self.task.reward):
             self.record["unit"] = "nats a token"
-        self._arm(self._base, self.batch, self.vector.under)
-        self._arm("vector", self.batch, self.vector)
-        self.record["held_out"] = held_out(self.found[self._base], self.found["vector"])
+        name = "base" if self.vector.under is None else "beneath"
+        base = self._arm(name, self.batch, self.vector.under)
+        self.record["held_out"] = held_out(base, self._arm("vector", self.batch, self.vector))
 
     def _few_shot(self) -> None:
         if self.task.preamble is not None:
@@ -338,18 +337,13 @@ class Measuring:
         found = measure_drift(self.llm, self.vector, count=GENERAL, n_threads=self.n_threads)
         self.record["drift"] = asdict(found)
 
-    @property
-    def _base(self) -> str:
-        return "base" if self.vector.under is None else "beneath"
-
     def _arm(
         self, name: str, batch: Batch, vector: MicroVector | None, preamble: Preamble = _NOTHING
-    ) -> None:
+    ) -> Evaluation:
         samples = self.task.held_out
         answered = self._progress(f"{name} on held-out prompts", len(samples))
         found = evaluate(batch, self.task, vector, preamble=preamble, answered=answered)
         tokens = map(len, batch.encode([preamble.before(sample) for sample in samples]))
-        self.found[name] = found
         self.record.setdefault("arms", {})[name] = {
             "mean": found.mean,
             "standard_error": found.standard_error,
@@ -358,12 +352,13 @@ class Measuring:
             "bytes": len(vector.to_bytes(self.llm.bases.of(vector))) if vector is self.vector else 0,
         }
         if is_text(self.task.reward):  # nothing is answered
-            return
+            return found
         if not self.record.get("answers"):
             kept = [sample.without_preamble or sample for sample in samples[:_KEPT]]
             self.record["answers"] = [{"asked": each.text, "wanted": each.answer} for each in kept]
         for row, answer in zip(self.record["answers"], found.answers, strict=False):
             row[name] = answer
+        return found
 
     def _progress(self, what: str, total: int) -> Answered:
         done = itertools.count(1)
