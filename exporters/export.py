@@ -49,10 +49,6 @@ SHIPPED = Path(__file__).parent
 _SKETCHES_AGREE = 0.02
 """Most that sketches of the same factors differ by: in half precision it is .001, of other factors 1."""
 
-Sections = Mapping[str, dict[str, Any] | None]
-"""Sections of a manifest: `source` (where the files came from), `base` (the GGUF), `onnx` (the graph),
-and `factors` (their quality). One that is None is left out."""
-
 Stage = Callable[[str], None]
 """Called with the name of each step as it begins."""
 
@@ -315,12 +311,16 @@ def refuse_existing(output: Path) -> None:
         raise ExportError(f"{output} exists already: choose another output, or remove it first")
 
 
-def fill_bundle(bundle: Path, bases: Bases, sections: Sections, *, base: Path | None = None) -> str | None:
+def fill_bundle(
+    bundle: Path, bases: Bases, sections: dict[str, dict[str, Any] | None], *, base: Path | None = None
+) -> str | None:
     """Put side tensors, the GGUF (its fingerprint is their first) and the manifest into a new bundle.
 
+    Sections of the manifest are `source` (where the files came from), `factors` (their quality), `onnx` (the
+    graph), and `base` (the GGUF), which is added here; one that is None is left out.
     Returns how the GGUF came into it: `hard link` or `copy`; None where there is none.
     """
-    placed, sections = None, dict(sections)
+    placed = None
     save_bases(bases, bundle / BASIS_NAME)
     if base is not None:
         files = gguf_paths(base)

@@ -207,7 +207,7 @@ class _SidePathWriter:
         a = np.concatenate([np.asarray(factors.a[module], np.float32) for module in shared.modules])
         # A narrow one with a third dimension, since ONNX Runtime packs constant matrices into panels of 16
         # columns: of 2 to 8 it would read 2 to 8 times the bytes, at every token.
-        stored = self._floats(f"{shared.name}/a", a.T if len(a) >= _PANEL else a.T[None])
+        stored = self._constant(f"{shared.name}/a", a.T if len(a) >= _PANEL else a.T[None])
         columns = self._node("MatMul", [linear.input, stored], f"{shared.name}/a/MatMul", into=first)
         mixed: dict[_Modules, str] = {}
         for number, (site, own) in enumerate(shared.sites):
@@ -222,7 +222,7 @@ class _SidePathWriter:
                 factor = self._b[module][part.row : part.row + part.count]
                 b[start : start + outputs, part.column : part.column + part.count] = factor.T
             name, after = f"{shared.name}/b{tail}", self._after.setdefault(site.linear.last, [])
-            stored = self._floats(name, b)
+            stored = self._constant(name, b)
             side = self._node("MatMul", [mixed[own], stored], f"{name}/MatMul", into=after)
             base, result = f"{PREFIX}{name}/base", self._model.graph.node[site.linear.last].output
             result[list(result).index(site.linear.output)] = base  # so that all who read it read the sum
@@ -262,9 +262,6 @@ class _SidePathWriter:
         node = self._onnx.helper.make_node(operation, inputs, outputs, name=name, **attributes)
         (self._top if into is None else into).append(node)
         return outputs[0]
-
-    def _floats(self, name: str, array: NDArray[np.float32]) -> str:
-        return self._constant(name, np.asarray(array, np.float32))
 
     def _ints(self, name: str, values: list[int] | NDArray[np.int64]) -> str:
         return self._constant(name, np.asarray(values, np.int64))

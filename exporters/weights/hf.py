@@ -96,12 +96,20 @@ class HFWeights:
 
     def matrices(self, module: str) -> list[Matrix]:
         """Return the module's weight: one matrix."""
-        if module not in self._tensors:
+        if (tensor := self._tensors.get(module)) is None:
             raise ExportError(
                 f"{module}, which the deployed GGUF has, is no matrix in {self._directory}: experts are read "
                 "from the GGUF alone. Leave it out with --targets, or export from the GGUF"
             )
-        return [self._tensors[module].matrix(module)]
+        decode = float_decoder(tensor.dtype)
+        if decode is None or len(tensor.shape) != 2 or 0 in tensor.shape:
+            raise UnsupportedModelError(
+                f"{module} is stored in {tensor.path.name} as {tensor.dtype} of shape {tensor.shape}: "
+                "expected a matrix of floats; for quantized checkpoints export from the GGUF"
+            )
+        rows, columns = tensor.shape
+        raw = tensor.data.reshape(rows, columns * FLOAT_BYTES[tensor.dtype])
+        return [Matrix(raw, columns, decode)]
 
 
 # Safetensors files
@@ -115,17 +123,6 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     data: NDArray[np.uint8] = field(repr=False)
-
-    def matrix(self, module: str) -> Matrix:
-        """Return the tensor of a module as a matrix [out, in]."""
-        decode = float_decoder(self.dtype)
-        if decode is None or len(self.shape) != 2 or 0 in self.shape:
-            raise UnsupportedModelError(
-                f"{module} is stored in {self.path.name} as {self.dtype} of shape {self.shape}: expected a "
-                "matrix of floats; for quantized checkpoints export from the GGUF"
-            )
-        rows, columns = self.shape
-        return Matrix(self.data.reshape(rows, columns * FLOAT_BYTES[self.dtype]), columns, decode)
 
 
 def shard_names(directory: Path) -> list[str]:
