@@ -381,8 +381,7 @@ class Reply:
             else:
                 choice["text"] = answer.text
             choices.append(choice)
-        kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._head(kind), "choices": choices, "usage": usage([a.finish for a in answers])}
+        return {**self._head(), "choices": choices, "usage": usage([a.finish for a in answers])}
 
     def chunks(self, index: int, what: Piece | Finish) -> Iterator[dict[str, Any]]:
         """Yield the chunks of a piece, or of the end of an answer: a call is its name, and its arguments."""
@@ -406,7 +405,7 @@ class Reply:
             choice["delta"] = delta
         else:
             choice["text"] = what.text if isinstance(what, Piece) else ""
-        return {**self._head(self._chunk_kind), "choices": [choice]}
+        return {**self._head(".chunk"), "choices": [choice]}
 
     def _call(self, index: int, call: ToolCall) -> dict[str, Any]:
         """Return a call of an answer in OpenAI's shape."""
@@ -418,14 +417,10 @@ class Reply:
 
     def cost(self, finishes: Sequence[Finish]) -> dict[str, Any]:
         """Return the chunk that says what all of it cost."""
-        return {**self._head(self._chunk_kind), "choices": [], "usage": usage(finishes)}
+        return {**self._head(".chunk"), "choices": [], "usage": usage(finishes)}
 
-    @property
-    def _chunk_kind(self) -> str:
-        return "chat.completion.chunk" if self.chat else "text_completion"
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        prefix = "chatcmpl" if self.chat else "cmpl"
+    def _head(self, part: str = "") -> dict[str, Any]:
+        kind, prefix = (f"chat.completion{part}", "chatcmpl") if self.chat else ("text_completion", "cmpl")
         return {"id": f"{prefix}-{self.name}", "object": kind, "created": self.made, "model": self.model}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:

@@ -278,9 +278,6 @@ class Stream(Iterator[Any]):
         self._items: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
         self._turn = threading.Lock()  # one reader at a time
 
-    def __iter__(self) -> Self:
-        return self
-
     def __next__(self) -> Any:
         self._check()
         with self._turn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
@@ -204,14 +204,13 @@ class Pool:
         sampling = sampling_of(options)
         tenant = user if tenant is None else tenant
         who = Who(tenant if account is None else account, tenant)
-        request = Request((), who, user, sampling=sampling, choice=choice)
 
         def prepare() -> Prepared:
             functions = () if sampling.tools is None else sampling.tools.functions
             tokens, stops = self._encode(prompt, raw=raw, tools=functions)
             with self.model.in_use():
                 grammar = grammar_for(sampling, self.model.chat_tokenizer)
-            return replace(request, prompt=tokens, sampling=sampling_of(options, stops)), grammar
+            return Request(tokens, who, user, sampling=sampling_of(options, stops), choice=choice), grammar
 
         def begin(prepared: Prepared, report: Report) -> tuple[Request, Generating]:
             whole, grammar = prepared
@@ -301,7 +300,7 @@ class Pool:
         await asyncio.to_thread(self.close)
 
 
-class AnswerStream:
+class AnswerStream(AsyncIterator[Piece]):
     """An answer piece by piece: `async for piece in stream`.
 
     To leave it early, by a `break`, a cancelled task or `close`, frees its place.
@@ -357,9 +356,6 @@ class AnswerStream:
         except BaseException:
             self.close()
             raise
-
-    def __aiter__(self) -> Self:
-        return self
 
     async def __anext__(self) -> Piece:
         await self.start()

@@ -109,7 +109,10 @@ class LlamaEngine:
         chunks, found = list(self._chunks(ordered)), []
         token, pos, _, logits = self._columns
         try:
-            self._use(self._r[parts[0].row])
+            if self._now is not (r := self._r[parts[0].row]):
+                self._now = self  # unknown, until llama.cpp has taken it
+                self._adapters.apply(self._context, r, self._own)
+                self._now = r
             for tokens, positions, rows, wanted in chunks:
                 count = len(tokens)
                 token[:count], pos[:count], logits[:count] = tokens, positions, wanted
@@ -197,12 +200,6 @@ class LlamaEngine:
     def _check_open(self) -> None:
         if self._context is None:
             raise TinyLoraError(CLOSED)
-
-    def _use(self, r: NDArray[np.float32] | None) -> None:
-        if self._now is not r:
-            self._now = self
-            self._adapters.apply(self._context, r, self._own)
-            self._now = r
 
     def _chunks(self, parts: Sequence[Part]) -> Iterator[tuple[list[int], list[int], list[int], list[bool]]]:
         """Yield as many tokens as there is room for, positions, rows, and whether logits are wanted."""

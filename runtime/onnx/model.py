@@ -179,7 +179,9 @@ class TinyLoraOnnx(PersonalizedModel):
                 vector=vector,
                 who=_OWNER,
             )
-            return self._submitted(work)
+            with self.in_use():
+                self._loop.submit(work)
+            return work
 
         return Stream(begin)
 
@@ -259,7 +261,8 @@ class TinyLoraOnnx(PersonalizedModel):
             with self.in_use():
                 grammar = grammar_for(sampling, self.chat_tokenizer)
                 work = answering(request, grammar, self.chat_tokenizer, self._n_ctx, report)
-            return self._submitted(work)
+                self._loop.submit(work)
+            return work
 
         if stream:
             return Stream(lambda put: begin(put, chunks=True))
@@ -269,11 +272,6 @@ class TinyLoraOnnx(PersonalizedModel):
         finally:
             pieces.close()
         return reply.whole([Answer("".join(piece.text for piece in found), finish)])
-
-    def _submitted(self, work: Generating) -> Generating:
-        with self.in_use():
-            self._loop.submit(work)
-        return work
 
     def _check(self, tokens: Sequence[int]) -> None:
         """Check a prompt. TinyLoraError: it is empty, leaves no room, or has tokens that the model lacks."""
