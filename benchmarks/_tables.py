@@ -137,15 +137,18 @@ def paired(own: list[float], base: list[float]) -> tuple[float, float]:
 
 def gsm8k() -> str:
     """The share of GSM8K's test problems that are right, each vector paired with the base."""
-    rows, found = [], records("gsm8k")
+
+    def arm(row: dict[str, Any]) -> str:
+        return " ".join(filter(None, (row["arm"], row.get("method"))))
+
+    rows, order = [], list(GSM8K_ARMS)
+    found = sorted(records("gsm8k"), key=lambda row: order.index(arm(row)))
     base = next(row["scores"] for row in found if row["arm"] == "base")
     for row in found:
         change = with_error(*paired(row["scores"], base))
         mean = statistics.mean(row["scores"])
         steps = max((each.get("step", 0) for each in row.get("curve", ())), default=0)
-        name = GSM8K_ARMS[" ".join(filter(None, (row["arm"], row.get("method"))))].format(
-            steps, row.get("seed")
-        )
+        name = GSM8K_ARMS[arm(row)].format(steps, row.get("seed"))
         cells = [name, f"{row.get('bytes', 0):,}", f"{row['n']}"]
         cells += [
             with_error(mean, (mean * (1 - mean) / row["n"]) ** 0.5),
@@ -159,7 +162,7 @@ GSM8K_ARMS = {
     "base": "base",
     "examples": "best worked examples",
     "rank-8 sft": "10,752 numbers in 4 bits, 40 steps of SFT",
-    "rank-8 grpo": "the same, {} steps of GRPO, seed {}",
+    "rank-8 grpo": "10,752 numbers in 4 bits, {} steps of GRPO, seed {}",
     "snips-rank-64x8-q4-240-s0.bin": "SNIPS calls, 86,016 numbers in 4 bits, 240 steps, without `--keep`",
 }
 
