@@ -181,15 +181,15 @@ async def rate(request: Request, service: Service) -> Response:
 
 async def list_models(request: Request, service: Service) -> Response:
     """Answer `GET /v1/models`: the base, and the user that the key stands for. Others are not listed."""
-    found = [_model(service, name) for name in _models(request, service)]
-    return JSONResponse({"object": "list", "data": found})
+    return JSONResponse({"object": "list", "data": [*_models(request, service).values()]})
 
 
 async def describe_model(request: Request, service: Service) -> Response:
     """Answer `GET /v1/models/{model}`, of those that are listed."""
-    if (wanted := request.path_params["model"]) not in _models(request, service):
+    wanted = request.path_params["model"]
+    if (found := _models(request, service).get(wanted)) is None:
         raise RefusedError(404, f"there is no model {wanted[:80]!r}", "model_not_found", "model")
-    return JSONResponse(_model(service, wanted))
+    return JSONResponse(found)
 
 
 async def read_health(request: Request, service: Service) -> Response:
@@ -231,15 +231,13 @@ def _nothing(user: str) -> RefusedError:
     return RefusedError(404, f"user {user!r} has no vector here", "vector_not_found", "user")
 
 
-def _models(request: Request, service: Service) -> list[str]:
-    user = request.state.caller.user
-    return [service.name] + ([f"{service.name}@{user}"] if user else [])
-
-
-def _model(service: Service, name: str) -> dict[str, object]:
-    bases = service.pool.bases
-    found = {"id": name, "object": "model", "created": 0, "owned_by": "tinylora-edge"}
-    return found | {"factors": bases.id, "vectors": bases.known(), "n_ctx": service.pool.n_ctx}
+def _models(request: Request, service: Service) -> dict[str, dict[str, object]]:
+    """Return the models of a request's key by name."""
+    user, bases = request.state.caller.user, service.pool.bases
+    about = {"object": "model", "created": 0, "owned_by": "tinylora-edge"}
+    about |= {"factors": bases.id, "vectors": bases.known(), "n_ctx": service.pool.n_ctx}
+    names = [service.name] + ([f"{service.name}@{user}"] if user else [])
+    return {name: {"id": name, **about} for name in names}
 
 
 _ROUTES = (

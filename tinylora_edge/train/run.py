@@ -113,15 +113,8 @@ def train(
         if not better:
             raise nothing_found(task, result, run.curve)
         if options.evaluate:
-            measuring = Measuring(
-                run.deployed,
-                run.batch,
-                task,
-                vector,
-                validation=options.split(task)[0],
-                n_threads=run.threads,
-                report=report,
-            )
+            judged, _ = options.split(task)
+            measuring = Measuring(run.deployed, run.batch, task, vector, judged, run.threads, report)
             outcome = replace(outcome, measured=measuring.run())
             write_result(*written, outcome, run.curve, data=about)
     return outcome

@@ -142,8 +142,7 @@ def train_trl(
                     closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm,
                     llm.batch(task.held_out, task.max_tokens, n_threads=threads) as batch,
                 ):
-                    size: dict[str, Any] = {"n_threads": threads, "validation": validation}
-                    measuring = Measuring(llm, batch, task, vector, **size, report=report)
+                    measuring = Measuring(llm, batch, task, vector, validation, threads, report)
                     outcome = replace(outcome, measured=measuring.run())
                 write_result(vector, basis, task, options, outcome, curve, engine=engine)
     return outcome
