@@ -65,8 +65,8 @@ def public_sets() -> str:
     calls, intents, rows = public("snips"), public("clinc"), []
     for arm in sorted({*calls, *intents}, key=lambda arm: (rank_of(arm), arm)):
         mine = [*calls.get(arm, []), *intents.get(arm, [])]
-        if arm.startswith("plain") and ", " in arm:
-            continue  # steps that are not taken any more; the usual ones are the ruler
+        if (arm.startswith("plain") and ", " in arm) or ", step size" in arm:
+            continue  # steps that are not taken any more, or the worse of two sizes; the usual are the ruler
         if "score" not in mine[0] or arm.endswith((", long steps", ", short steps")):
             continue  # a service of 2017, or steps that the trainer does not take any more
         size = min(row["bytes"] for row in mine)
@@ -161,8 +161,8 @@ def gsm8k() -> str:
 GSM8K_ARMS = {
     "base": "base",
     "examples": "best worked examples",
-    "rank-8 sft": "10,752 numbers in 4 bits, 40 steps of SFT",
-    "rank-8 grpo": "10,752 numbers in 4 bits, {} steps of GRPO, seed {}",
+    "rank-8 sft": "10,752 numbers, 40 steps of SFT",
+    "rank-8 grpo": "10,752 numbers, {} steps of GRPO, seed {}",
     "snips-rank-64x8-q4-240-s0.bin": "SNIPS calls, 86,016 numbers in 4 bits, 240 steps, without `--keep`",
 }
 
