@@ -87,7 +87,7 @@ class OnnxSession:
         Returns:
             R, float32 [rows, M P Q]: zeros beyond p and q of each vector.
 
-        VectorError: one is refused, or two are of one user with different sequences; the message says which.
+        VectorError: one is refused, or frames of one user have different sequences; the message says which.
             No sequence is recorded then.
         """
         one = vectors is None or isinstance(
@@ -115,7 +115,8 @@ class OnnxSession:
                     if one:
                         raise
                     raise type(error)(f"row {row}: {error}") from None
-                if of.setdefault(user, vector.sequence) != vector.sequence:
+                recorded = not isinstance(source, MicroVector)
+                if recorded and of.setdefault(user, vector.sequence) != vector.sequence:
                     raise VectorError(
                         f"row {row} is of user {user!r} with sequence {vector.sequence}, another row with "
                         f"{of[user]}: pass users=[...], one a row"
