@@ -226,7 +226,10 @@ def users() -> Any:
     lines: dict[str, Any] = {}
     for server, counts in crowds().items():
         for law in ("uniform", "zipf"):
-            found = [(count, laws.get(law, laws.get("zipf"))) for count, laws in sorted(counts.items())]
+            # One user is drawn in one way.
+            found = [
+                (n, laws.get(law, laws.get("zipf") if n == 1 else None)) for n, laws in sorted(counts.items())
+            ]
             lines.setdefault(server, {})[law] = [[n, at["rate"], at["p95"]] for n, at in found if at]
     return rounded(lines)
 

@@ -207,7 +207,7 @@ def messages() -> dict[str, dict[str, dict[str, Any]]]:
 def gains(rows: dict[str, dict[str, Any]]) -> list[float]:
     """Return how many nats a token better than the shared vector each user's row of `messages` is."""
     shared = messages()["shared"]
-    return [shared[user]["nats"] - row["nats"] for user, row in rows.items()]
+    return [shared[user]["nats"] - row.get("int8", row)["nats"] for user, row in rows.items()]
 
 
 def found_on_device(task: str, way: tuple[str, str]) -> list[float]:

@@ -69,7 +69,7 @@ def public_sets() -> str:
             continue  # steps that are not taken any more, or the worse of two sizes; the usual are the ruler
         if "score" not in mine[0] or arm.endswith((", long steps", ", short steps")):
             continue  # a service of 2017, or steps that the trainer does not take any more
-        size = min(row["bytes"] for row in mine)
+        size = max(row["bytes"] for row in mine)
         tokens = f"{mine[0]['prompt_tokens']}" if "prompt_tokens" in mine[0] else "0"
         cells = [over(calls.get(arm, []), "slot_f1"), over(calls.get(arm, []), "score")]
         cells.append(over(intents.get(arm, []), "in_scope"))
@@ -86,7 +86,7 @@ def people() -> str:
     for arm, name in PEOPLE_ARMS.items():
         own = found[arm]
         gained = gains(own)
-        past = [row["nats"] < best[user] for user, row in own.items() if user in best]
+        past = [row.get("int8", row)["nats"] < best[user] for user, row in own.items() if user in best]
         told = [row["auc"]["relative"] for row in own.values() if "auc" in row]
         row = [name, f"{max(each.get('bytes_int8', 0) for each in own.values()):,}"]
         row.append(f"{statistics.mean(gained):+.2f} ± {between(gained):.2f}")
@@ -174,7 +174,7 @@ def over(rows: list[dict[str, Any]], key: str) -> str:
     mean, between_seeds = statistics.mean(row[key] for row in rows), between([row[key] for row in rows])
     if key == "slot_f1":  # a mean over slots, not over samples
         return with_error(mean, between_seeds) if between_seeds else number(mean)
-    n = rows[0]["n"] // 11 * 2 if key == "oos_recall" else rows[0]["n"]  # 1,000 of 5,500 are out of scope
+    n = rows[0]["n"] // 11 * 9 if key == "in_scope" else rows[0]["n"]  # 1,000 of 5,500 are out of scope
     return with_error(mean, max(between_seeds, (mean * (1 - mean) / n) ** 0.5))
 
 
@@ -271,15 +271,19 @@ def users(rows: list[dict[str, Any]] | None = None) -> str:
         for count, laws in sorted(counts.items()):
             if count == 100:
                 continue  # the figure has them
-            uniform = laws.get("uniform") or laws["zipf"]  # one user is drawn in one way
-            zipf = laws.get("zipf", uniform)
             row = [SERVERS[server], f"{count:,}"]
-            for each in (uniform, zipf):
-                row += [f"{each['rate']:.0f}", f"{each['share']:.0%}".replace("nan%", "").replace("%", " %")]
-            row.append(f"{uniform['p50']:.0f}, {uniform['p95']:.0f}")
+            for law in ("uniform", "zipf"):
+                each = laws.get(law)
+                row += (
+                    [f"{each['rate']:.0f}", f"{each['share']:.0%}".replace("%", " %")] if each else ["", ""]
+                )
+            first = laws.get("uniform", laws["zipf"])
+            row.append(
+                f"{first['p50']:.0f}, {first['p95']:.0f}" + (" (Zipf)" if "uniform" not in laws else "")
+            )
             cells.append([*row, f"{max(each['peak'] for each in laws.values()) / 1e6:,.0f}"])
     headers = ["server", "users", "tokens/s, uniform", "to 16 users", "tokens/s, Zipf", "to 16 users"]
-    headers += ["first token, uniform, ms: p50, p95", "peak memory, MB"]
+    headers += ["first token, ms: p50, p95", "peak memory, MB"]
     return markdown(headers, cells)
 
 

@@ -179,7 +179,7 @@ class RewardLearner:
         self._under = None if start.under is None else llm.own(start.under)
         self._basis, self._start = basis, start
         self._whitening = basis.projection.whitening
-        self._sigma = _REACH * math.sqrt(len(basis.modules) * basis.rank) / basis.projection.norm
+        self._sigma = _REACH * math.sqrt(len(basis.modules) * basis.shape[0]) / basis.projection.norm
         self._stop = False
         values = basis.values(start).astype(float)
         first = self._whitening.coordinates(values)

@@ -143,7 +143,9 @@ def test_resumes_to_the_same_numbers(tiny: Path, options: Options, tmp_path: Pat
     with pytest.raises(TrainError, match="go on with --resume"):
         train_trl(tiny / "bundle", task, tmp_path / "b.bin", **chosen)
     resumed = train_trl(tiny / "bundle", task, tmp_path / "b.bin", **chosen, resume=True)
-    assert resumed.result == whole.result
+    for one, other in zip(resumed.result.phases, whole.result.phases, strict=True):
+        assert one == replace(other, seconds=one.seconds)
+    assert resumed.result.vector == whole.result.vector
     assert (tmp_path / "b.bin").read_bytes() == (tmp_path / "a.bin").read_bytes()
     assert steps(rows_of(tmp_path / "b.bin")) == steps(rows)
     assert whole.result.best_step > 0 or whole.result.vector.norm == 0

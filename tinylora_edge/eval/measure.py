@@ -6,6 +6,7 @@ And the best few-shot prompt beside it, and the record of what a run measures.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -176,10 +177,7 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
 def _mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p: the discordant pairs are binomial with 1/2 (McNemar, 1947)."""
     pairs = gained + lost
-    tail = binomial = 1
-    for k in range(min(gained, lost)):
-        tail += (binomial := binomial * (pairs - k) // (k + 1))
-    p: float = 2 * tail / 2**pairs
+    p: float = 2 * sum(math.comb(pairs, k) for k in range(min(gained, lost) + 1)) / 2**pairs
     return min(1.0, p)
 
 
