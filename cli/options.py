@@ -45,10 +45,7 @@ DataArgument = Annotated[
     str, Argument(metavar="DATA", help="Examples: a JSONL, CSV or text file, or a built-in task's name.")
 ]
 RewardOption = Annotated[
-    str | None,
-    Option(
-        metavar="SPEC", help="label, json, max_words(12), ... or MODULE:FUNCTION. [default: by the answers]"
-    ),
+    str | None, Option(metavar="SPEC", help="json, max_words(12), MODULE:FUNCTION. [default: by the answers]")
 ]
 DropDuplicatesOption = Annotated[
     bool, Option("--drop-duplicates", help="Leave out repeated lines, and prompts that are measured on too.")
@@ -58,9 +55,7 @@ SchemaOption = Annotated[
 ]
 VectorsOption = Annotated[
     list[str] | None,
-    Option(
-        "--vector", metavar="FILE", help="A vector; - is stdin. Repeatable: a stack, the user's own last."
-    ),
+    Option("--vector", metavar="FILE", help="A vector; - is stdin. Repeatable: a stack, the user's last."),
 ]
 UnderOption = Annotated[
     Path | None, Option(metavar="FILE", help="A shared vector, kept unchanged beneath the user's.")

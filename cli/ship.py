@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Option
@@ -76,15 +76,13 @@ def fetch(
     before = b""
     with suppress(FileNotFoundError), open_file(output) as file:
         before = file.read(len(data) + 1)
-    if changed := before != data:
+    with atomic_write(output) if (changed := before != data) else nullcontext() as file:
         # The state is written once the new vector is on the disk under another name: the state knows every
         # vector that is in place, and a kill between the two leaves the old one.
-        with atomic_write(output) as file:
+        if file is not None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            policy.record(vector, bases.factors, user=bound)
-    else:
         policy.record(vector, bases.factors, user=bound)
     record: dict[str, Any] = {"vector": str(output), "changed": changed, **vectors.header(data)}
     record |= {"count": len(vector.values), "key": vector.verified_by, "norm": vector.norm}

@@ -80,7 +80,6 @@ def tune(
     rules: dict[str, Any] = {"policy": keyfiles.policy(keys), "user": bound_name(user)}
     frame = None if under is None else vectors.read(str(under))
     first = vectors.read_stack(None if start is None else [str(start)])
-    curve: list[dict[str, Any]] = []
     with (
         console.progress("loading the model", total=1) as show,
         closing(opts.load_model(bundle, engine, threads, vector=first, **rules)) as llm,
@@ -100,7 +99,7 @@ def tune(
             schema=loaded.schema,
             settings=runtime.TuneSettings(prompts=prompts),
             path=state,
-            report=_reporter(show, amount, curve, unit or "reward", sign),
+            report=_reporter(show, amount, unit or "reward", sign),
             n_threads=threads,
         )
 
@@ -134,7 +133,7 @@ def tune(
             raise
     made: dict[str, Any] = {"tool": f"tinylora-edge {__version__}", "basis": vector.basis}
     made |= {"dtype": vector.dtype, "sequence": vector.sequence, "budget": asdict(amount), "seed": seed}
-    made |= {"settings": asdict(learner.settings), **record, "curve": curve}
+    made |= {"settings": asdict(learner.settings), **record, "curve": learner.state.curve}
     write_json(output.with_name(f"{output.name}.json"), made)
     vectors.write(str(output), vector.to_bytes(llm.bases.of(vector)))
     state.unlink(missing_ok=True)
@@ -149,15 +148,12 @@ def tune(
     console.report({"file": str(output), **record}, as_json, wrote.strip(), rows=results.rows(record))
 
 
-def _reporter(
-    show: console.Show, budget: Budget, curve: list[dict[str, Any]], unit: str, sign: int
-) -> Callable[[dict[str, Any]], None]:
-    """Return a `report` that keeps the rows of a run, and shows how much of its budget is spent."""
+def _reporter(show: console.Show, budget: Budget, unit: str, sign: int) -> Callable[[dict[str, Any]], None]:
+    """Return a `report` that shows how much of a run's budget is spent."""
     limits = {key: limit for key, limit in asdict(budget).items() if limit is not None}
     known: dict[str, str] = {}
 
     def report(row: dict[str, Any]) -> None:
-        curve.append(row)
         if row.get("event") in ("restart", "end"):
             return
         names = {"reward": unit, "check": "held back"}

@@ -25,6 +25,7 @@ from ..jsonio import write_json
 from ..modules import inverse, parse, row_orders
 from ..vector import MicroVector
 from ..writes import atomic_write
+from .export import new_bundle
 from .weights.dequantize import FLOAT_BYTES, distance
 from .weights.gguf import GGUFWeights
 from .weights.hf import HFConfig, HFWeights
@@ -102,10 +103,9 @@ def write_peft_lora(
     }
     from safetensors.numpy import save  # which was there to read the model
 
-    directory.mkdir(exist_ok=True)
-    with atomic_write(directory / "adapter_model.safetensors") as file:
+    with new_bundle(directory) as partial, atomic_write(partial / "adapter_model.safetensors") as file:
         file.write(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
-    write_json(directory / "adapter_config.json", config)
+        write_json(partial / "adapter_config.json", config)
 
 
 def write_merged_gguf(

@@ -35,7 +35,7 @@ _open: WeakSet[PersonalizedModel] = WeakSet()
 def _close_all() -> None:
     """Close the models that are left open: later the interpreter takes apart what closing needs."""
     for model in list(_open):
-        with suppress(TinyLoraError):
+        with suppress(TinyLoraError, KeyboardInterrupt):
             model.close()
 
 

@@ -160,7 +160,7 @@ class RewardLearner:
         self._deciding, self._schema = Task("tuning", [], [], reward, max_tokens), schema
         self._lessons = replace(self._deciding, reward=shaped or reward)
         self._llm, self._samples, self._max_tokens, self._seed = llm, samples, max_tokens, seed
-        self._path, self._report, self._threads = None if path is None else Path(path), report, n_threads
+        self._path, self._told, self._threads = None if path is None else Path(path), report, n_threads
         texts = is_text(reward)
         if texts and any(sample.answer is None for sample in samples):
             raise TrainError("a prompt has no answer to learn: give each of them one, or pass a reward")
@@ -230,6 +230,10 @@ class RewardLearner:
             self._report({"event": "end", **found.record()})
             return found
 
+    def _report(self, row: dict[str, Any]) -> None:
+        self.state.curve.append(row)
+        self._told(row)
+
     def _begin(self) -> None:
         """Score the start and choose sigma, unless the state has both, and check that a step is in budget."""
         state, fresh = self.state, not self.state.sigma
@@ -248,10 +252,10 @@ class RewardLearner:
                 "(max_tokens)"
             )
         if fresh:
-            self._save()
             check = float(np.mean(state.start_scores))
             figures = {"check": check, "held_back": len(self._check), "sigma": state.sigma}
             self._report({"event": "start", **figures, **self._spent()})
+            self._save()
 
     def _choose_sigma(self) -> None:
         """Choose the sigma whose perturbations change log-probabilities as much as `_EFFECT` says, in nats.
@@ -312,8 +316,8 @@ class RewardLearner:
         }
         if search.step % self.settings.check_every == 0:
             figures["check"] = self._look()
-        self._save()
         self._report(figures)
+        self._save()
 
     def _look(self) -> float:
         """Check the mean on the first held-back prompts: keep it, or go back to the best."""
@@ -367,7 +371,7 @@ class RewardLearner:
             rollouts=state.rollouts,
             tokens=state.tokens,
             seconds=state.seconds,
-            stopped=stopped,
+            stopped="stopped" if self._stop else stopped,
         )
 
     def _judge(

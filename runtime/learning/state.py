@@ -100,6 +100,7 @@ class SearchState:
         sigma: of the first step; 0 before it is known.
         answer_tokens, answer_seconds: the part of the above that rollouts and the search took; the rest is
             finding sigma.
+        curve: what was reported.
     """
 
     search: dict[str, Any]
@@ -116,6 +117,7 @@ class SearchState:
     sigma: float = 0.0
     answer_tokens: int = 0
     answer_seconds: float = 0.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
 
 
 def beginning(bases: Bases, basis: Basis | None, start: MicroVector | None) -> tuple[Basis, MicroVector]:

@@ -78,7 +78,7 @@ class LlamaEngine:
         params.n_threads = params.n_threads_batch = n_threads
         if not together:
             adapters.spare = SPARE_BYTES
-        with signals_wait():
+        with adapters.lock.shared(), signals_wait():  # llama.cpp walks through them
             self._context: Any = llama_cpp.llama_init_from_model(model, params)
         if not self._context:
             raise TinyLoraError(

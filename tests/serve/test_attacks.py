@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,13 @@ def test_who_sends_nothing_is_left(tiny: Path, tmp_path: Path) -> None:
             connection = opened(stack, server.port, sent)
             while connection.recv(1000):  # until the server ends it
                 pass
+        trickling = opened(stack, server.port, b"GET /health HTTP/1.1\r\nX: ")
+        until = time.monotonic() + 20
+        with suppress(ConnectionError):
+            while time.monotonic() < until:
+                trickling.sendall(b"x")
+                time.sleep(0.1)
+        assert time.monotonic() < until, "who sends a byte now and then is idle too"
         assert server.ask("GET", "/v1/models")[0] == 200
 
 

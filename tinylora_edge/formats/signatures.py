@@ -100,7 +100,7 @@ def sign_bundle(path: str | PathLike[str], signer: Ed25519Signer) -> Path:
     """
     bundle = load_bundle(path)
     with locked(bundle.basis_path):
-        return _sign(bundle, signer)
+        return _sign(bundle, signer, {})
 
 
 @contextmanager
@@ -108,18 +108,23 @@ def changing(path: str | PathLike[str], signer: Ed25519Signer | None) -> Iterato
     """Lock a bundle for a block that changes it, and sign it again. TrustError: see `check_signer`."""
     bundle = load_bundle(path)
     with locked(bundle.basis_path):
-        check_signer(bundle, signer)
+        stamps = check_signer(bundle, signer)
         yield bundle
         if signer is not None:
-            _sign(bundle, signer)
+            _sign(bundle, signer, stamps)
 
 
-def _sign(bundle: Bundle, signer: Ed25519Signer) -> Path:
+def _sign(bundle: Bundle, signer: Ed25519Signer, stamps: Mapping[Path, tuple[int, ...]]) -> Path:
+    """Sign a bundle; a file that still has the stamp of its check is not hashed again."""
     files, target = files_of(bundle), signature_path(bundle)
+    known = Signature.read(target).files if stamps else {}
     for name in files:
         if not name.isprintable():
             raise TrustError(f"{name!r:.80} is no name for a file of a signed bundle: rename it")
-    hashes = {name: hash_file(file)[0] for name, file in sorted(files.items())}
+    hashes = {
+        name: known[name] if stamps.get(file) == stamp(os.stat(file)) else hash_file(file)[0]
+        for name, file in sorted(files.items())
+    }
     tag = base64.b64encode(signer.sign(signed_text(hashes))).decode()
     write_json(target, {"files": hashes, "key": signer.id, "signature": tag})
     return target
@@ -153,16 +158,18 @@ def check_bundle(
     return {path: signature.check(name, path) for name, path in sorted(files.items())}
 
 
-def check_signer(bundle: Bundle, signer: Ed25519Signer | None) -> None:
-    """Raise a TrustError where a bundle may not be changed: it is signed, and not as this signer left it."""
+def check_signer(bundle: Bundle, signer: Ed25519Signer | None) -> dict[Path, tuple[int, ...]]:
+    """Return the stamps of a signed bundle's files. Raise a TrustError where it may not be changed: it is
+    signed, and not as this signer left it."""
     path = signature_path(bundle)
     if signer is not None:
-        check_bundle(bundle, [Ed25519Verifier(signer.public_key)])
-    elif path.exists():
+        return check_bundle(bundle, [Ed25519Verifier(signer.public_key)])
+    if path.exists():
         raise TrustError(
             f"the bundle is signed by {Signature.read(path).key[:40]}, and devices would refuse it changed: "
             f"name that private key with --key, or remove {path}"
         )
+    return {}
 
 
 @contextmanager

@@ -63,8 +63,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {  # name -> values that have no e
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
-    "prediction": (None,),
-    "web_search_options": (None,),
     "logit_bias": (None, {}),
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),

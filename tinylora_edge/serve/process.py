@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import uvicorn
+from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -49,16 +50,16 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait()
+        end = self.timeout_keep_alive_handler
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, end)
 
     def data_received(self, data: bytes) -> None:
+        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
         super().data_received(data)
-        self._wait()
-
-    def _wait(self) -> None:
         if self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete):
-            end = self.timeout_keep_alive_handler
-            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, end)
+            self.timeout_keep_alive_task = timer
+        elif timer is not None:
+            timer.cancel()
 
 
 class _Server(uvicorn.Server):
@@ -69,6 +70,7 @@ class _Server(uvicorn.Server):
         self._service, self._ready = service, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        AppStatus.should_exit = False  # that of an earlier server in this process
         await super().startup(sockets)
         self._ready()
 
