@@ -223,7 +223,9 @@ class Text:
         found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            self._held, self._tokens = self._held[: min(found)], []
+            self._held, cut = self._held[: min(found)], len(self._held[min(found) :].encode())
+            while self._tokens and (cut := cut - len(self._tokens[-1].data)) >= 0:
+                self._tokens.pop()
             return self.rest()
         held = len(self._held) if self._opens() else max(map(self._begun, (*self._stop, self._call_begin)))
         return self._emit(len(self._held) - held)

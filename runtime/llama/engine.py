@@ -149,7 +149,10 @@ class LlamaEngine:
         """See `Engine`."""
         self._check_open()
         place = self._place[row]
-        if length < self._lengths[row] and not llama_cpp.llama_memory_seq_rm(self._memory, place, length, -1):
+        lost = llama_cpp.llama_memory_seq_pos_min(self._memory, place) > 0  # to a window (swa_full=False)
+        if length < self._lengths[row] and (
+            lost or not llama_cpp.llama_memory_seq_rm(self._memory, place, length, -1)
+        ):
             llama_cpp.llama_memory_seq_rm(self._memory, place, -1, -1)
             length = 0
         self._lengths[row] = min(self._lengths[row], length)

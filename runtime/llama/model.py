@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import llama_cpp
 import numpy as np
+from llama_cpp._internals import LlamaModel
 
 from ...basis import Bases
 from ...errors import BusyError, TinyLoraError, VectorError
@@ -33,6 +35,7 @@ _SPECIAL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNO
 """Attributes of tokens that llama.cpp recognizes in the text of a prompt, unless the text is plain."""
 
 _CONTEXT_STEP = 256
+_PIECE = 1 << 12  # bytes of the longest token
 
 
 class _Closed:
@@ -40,6 +43,16 @@ class _Closed:
 
     def __getattr__(self, name: str) -> Any:
         raise TinyLoraError(CLOSED)
+
+
+class _Model(LlamaModel):
+    """llama-cpp-python's model, whose own `detokenize` drops tokens of more than 32 bytes."""
+
+    def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
+        piece: Any = ctypes.create_string_buffer(_PIECE)
+        size = partial(llama_cpp.llama_token_to_piece, self.vocab)
+        text = b"".join(piece[: size(each, piece, _PIECE, 0, special)] for each in tokens)
+        return text.removeprefix(b" ") if list(tokens[:1]) == [self.token_bos()] else text
 
 
 class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
@@ -95,7 +108,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     @_model.setter
     def _model(self, model: Any) -> None:
-        self.__dict__["_model"] = model
+        self.__dict__["_model"], model.__class__ = model, _Model
         self.adapters = Adapters(model.model, self.bases.factors)
         self._stack.callback(self.adapters.free)  # after the context is freed, before the model is
 

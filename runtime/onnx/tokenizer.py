@@ -29,8 +29,7 @@ _TOKENS_NAME = "tokenizer.json"
 Messages = Sequence[Mapping[str, Any]]
 """Chat messages, each with `role` and `content`."""
 
-if hasattr(og, "disable_telemetry_events"):  # since 0.18
-    og.disable_telemetry_events()  # a device reports nothing to anybody
+og.disable_telemetry_events()  # a device reports nothing to anybody
 
 
 class OnnxTokenizer:
@@ -59,6 +58,9 @@ class OnnxTokenizer:
         self.has_template, self.renders_tools = self._text is not None, renders_tools(self._text or "")
         try:
             self._tokenizer: Any = og.Tokenizer(og.Config(str(self._folder)))
+            self._tokenizer.update_options(add_special_tokens="true")
+            self._begin = self._tokens("")  # what begins every text, as in llama.cpp and transformers
+            self._tokenizer.update_options(add_special_tokens="false")
         except Exception as error:  # RuntimeError, and OgaError in some releases
             raise cannot_load(folder, error) from error
 
@@ -78,19 +80,21 @@ class OnnxTokenizer:
     def encode(self, prompt: str | Messages | Sequence[int]) -> list[int]:
         """Return the token ids of a text or of chat messages; token ids are passed on. UnicodeEncodeError:
         the text has half of a surrogate pair; others are those of `render`."""
-        tokenizer = self.open
         if isinstance(prompt, str):
-            prompt.encode()  # genai says of half a surrogate pair that it is no str
-            return [int(token) for token in tokenizer.encode(prompt)]
+            return [*self._begin, *self._tokens(prompt)]
         if len(prompt) and isinstance(prompt[0], Mapping):
             return self.encode_messages(prompt)[0]  # type: ignore[arg-type]
         return [int(token) for token in prompt]  # type: ignore[arg-type]
+
+    def _tokens(self, text: str) -> list[int]:
+        text.encode()  # genai says of half a surrogate pair that it is no str
+        return [int(token) for token in self.open.encode(text)]
 
     def encode_messages(self, messages: Messages, tools: Any = None) -> tuple[list[int], list[str]]:
         """Return the token ids of chat messages; special tokens that a message spells are text in it."""
         cut = self.special_tokens.cut
         parts = self.special_tokens.parts(self.render(cut(messages), tools and cut(tools)))
-        return [token for part in parts for token in self.encode(part)], []
+        return [token for part in parts for token in self._tokens(part)], []
 
     def render(self, messages: Messages, tools: Any = None) -> str:
         """Return the prompt that the tokenizer's chat template makes of messages. VectorError: there is none,
@@ -132,9 +136,8 @@ class OnnxTokenizer:
     def encode_plain(self, text: str) -> list[int]:
         """See `Tokenizer`."""
         (message,) = self.special_tokens.cut([{"content": text}])
-        return [
-            token for part in self.special_tokens.parts(message["content"]) for token in self.encode(part)
-        ]
+        parts = self.special_tokens.parts(message["content"])
+        return [token for part in parts for token in self._tokens(part)]
 
     @property
     def eos_token(self) -> int:

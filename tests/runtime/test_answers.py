@@ -84,3 +84,10 @@ def test_stop_texts_of_a_call_and_of_the_chat_format() -> None:
     assert sampling_of({"stop": most}, ["</s>"]).stop == (*most, "</s>"), "the format's own are not counted"
     with pytest.raises(OptionError, match="no option 'temprature': there are max_tokens, temperature"):
         sampling_of({"temprature": 1})  # type: ignore[typeddict-unknown-key]
+
+
+def test_where_a_stop_text_ends_an_answer_the_tokens_before_it_are_kept() -> None:
+    text, tokens = Text(("\n\n",)), [Token(data, -1.0) for data in (b"one.\n", b"two", b".\n", b"\n")]
+    pieces = [text.add(token.data, token) for token in tokens]
+    assert "".join(piece.text for piece in pieces) == "one.\ntwo."
+    assert [token for piece in pieces for token in piece.tokens] == tokens[:3], "the last is the stop text's"

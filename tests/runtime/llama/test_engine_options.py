@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from tinylora_edge import MicroVector, TinyLoraError, VectorError, runtime
+from tinylora_edge import MicroVector, TinyLoraError, VectorError, exporters, runtime
+from tinylora_edge.runtime.engine import Part
 
 PROMPT = list(b"one two three four")
 
@@ -126,3 +127,13 @@ def test_instructor(real: Any) -> None:
     messages = [{"role": "user", "content": '{"likes_it": true}'}]
     found = create(messages=messages, response_model=Verdict, max_tokens=96, temperature=0.0)
     assert isinstance(found, Verdict)
+
+
+def test_a_row_that_left_its_window_begins_anew(tmp_path, load):
+    """With swa_full=False llama.cpp keeps a window of it, and says nothing of what is gone."""
+    base = models.write_gguf(models.tiny_model("gemma3"), tmp_path / "base.gguf")
+    with load(exporters.export_gguf(base, tmp_path / "bundle").output, swa_full=False) as llm:
+        engine = llm.engine(rows=1, n_ctx=2048, n_threads=1)
+        for part in 7 * [Part(0, 256 * [7], 0)]:
+            engine.evaluate([part])
+        assert [engine.cut(0, length) for length in (1792, 400)] == [1792, 0]

@@ -40,6 +40,13 @@ def test_text_is_a_message_of_the_user(smollm2):
     assert encode(smollm2, Sample(QUESTION, raw=True)) == raw
 
 
+def test_long_tokens_have_their_text(smollm2):
+    """SmolLM2 has tokens of up to 64 spaces, dashes and the like."""
+    line = b"-" * 64
+    (token,) = smollm2.tokenize(line, add_bos=False)
+    assert smollm2.detokenize([token]) == smollm2.chat_tokenizer.data(token) == line
+
+
 def test_a_model_without_a_template_continues_text(tiny_bundle, load):
     with load(tiny_bundle) as llm:
         assert not llm.chat_tokenizer.has_template

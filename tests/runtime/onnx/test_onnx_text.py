@@ -46,6 +46,25 @@ def test_tokens_there_and_back(llm: TinyLoraOnnx) -> None:
     assert llm.tokenize("<eos>") == [257], "special tokens are recognized"
 
 
+def test_a_text_begins_as_its_tokenizer_says(llm: TinyLoraOnnx, tmp_path: Path) -> None:
+    copy = shutil.copytree(onnx_bundles.tiny(), tmp_path / "copy")
+    tokenizer = copy / "onnx" / "tokenizer.json"
+    begin, text = {"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    bos = {"<bos>": {"id": "<bos>", "ids": [256], "tokens": ["<bos>"]}}
+    added = {
+        "type": "TemplateProcessing",
+        "single": [begin, text],
+        "pair": [begin, text],
+        "special_tokens": bos,
+    }
+    tokenizer.write_text(json.dumps({**json.loads(tokenizer.read_text()), "post_processor": added}))
+    with runtime.load(copy, engine="onnx", n_ctx=96, n_threads=1) as other:
+        assert other.tokenize("Hello") == [256, *llm.tokenize("Hello")]
+        assert other.encode(Sample("", answer="x", raw=True))[0] == [256]
+        assert other.encode(Sample("Hello"))[0] == llm.encode(Sample("Hello"))[0], "a template has its own"
+        assert other.chat_tokenizer.encode_plain("a<bos>") == llm.chat_tokenizer.encode_plain("a<bos>")
+
+
 def test_a_chat_is_a_completion_of_its_template(llm: TinyLoraOnnx) -> None:
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0}
     chat = llm.create_chat_completion(MESSAGES, **options)["choices"][0]["message"]
