@@ -73,7 +73,7 @@ def pack(
         basis = bases.of(found)
         number = found.sequence if sequence is None else sequence
         made = MicroVector(found.values, dtype or found.dtype, number, basis.digest, entries=basis.entries)
-        data = made.to_bytes(basis, tag=signer or tags.Crc32(), user=bound, until=until)
+        data = made.to_bytes(basis, tag=signer or tags.Crc32(), user=bound, until=until or found.until)
         record = {"count": basis.size, "key": "" if signer is None else signer.id, "basis": basis.digest}
         record |= {"projection": basis.projection.descriptor, "norm": made.norm}
         record["exact"] = bool((made.values == found.values).all())

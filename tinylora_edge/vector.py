@@ -343,7 +343,7 @@ class Policy:
         Raises:
             RollbackError: another thread or process recorded a later vector of the user meanwhile, or
                 another one with this sequence: the caller takes back what it did.
-            VectorError: the state file is damaged, or the user's name is too long.
+            VectorError: the state file is damaged.
             OSError: the state file cannot be written; it stays as it was.
         """
         key = vector.verified_by if isinstance(vector, AdmittedVector) else ""

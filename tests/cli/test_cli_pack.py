@@ -62,9 +62,9 @@ def test_a_qr_code(cli: Cli, trained: Path, tmp_path: Path) -> None:
 
 def test_again_under_the_same_key_alone(cli, small, trained, key, tmp_path):
     first, second = tmp_path / "1", tmp_path / "2"
-    cli("pack", trained, small, "-o", first, "--key", key).done()
+    cli("pack", trained, small, "-o", first, "--key", key, "--until", "2099-12-31").done()
     record = cli("pack", first, small, "-o", second, "--key", key, "--sequence", 9, "--json").record()
-    assert (record["sequence"], record["exact"]) == (9, True)
+    assert (record["sequence"], record["exact"], record["until"]) == (9, True, "2099-12-31")
     cli("keygen", tmp_path / "other").done()
     again = ("pack", first, small, "-o", tmp_path / "3")
     cli(*again, "--key", tmp_path / "other").refused("does not verify under any")

@@ -66,6 +66,8 @@ def test_a_bundle_as_it_was_signed(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert check(Path("onnx"))
     assert signature_path(load_bundle("onnx")).resolve() == folder / "signature.json"
+    sign_bundle("onnx", SIGNER)
+    assert check(folder) == {Path(name).name for name in FILES}, "a part stands for the whole"
 
 
 def test_one_that_is_not_signed_or_by_a_stranger(folder):

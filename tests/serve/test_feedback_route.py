@@ -101,6 +101,16 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(tiny
             assert server.ask("DELETE", "/v1/vectors/carl", **APP)[0] == 200
         assert rate(server, id=answered(server, user="carl"), reward=1) == (200, 4)
 
+        earlier = tmp_path / "states" / "basis" / "dora.state"
+        earlier.mkdir(parents=True)  # which cannot be removed as a file
+        put = {"vector": text.encode(MicroVector.random(basis, 0.1).to_bytes(basis, user="dora"))}
+        assert server.ask("PUT", "/v1/vectors/dora", put, **APP)[0] == 500
+        assert vector(server, "dora") is None, "a vector comes once the clicks are gone"
+        earlier.rmdir()
+        earlier.touch()
+        assert server.ask("DELETE", "/v1/vectors/dora", **APP)[0] == 404
+        assert not earlier.exists()
+
         name = answered(server, user="bob")
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda _: rate(server, id=name, reward=1), range(4)))

@@ -116,6 +116,8 @@ def test_what_is_final(reply, message):
     with servers.answering(reply) as (url, requests), pytest.raises(TransferError, match=message):
         fetch(url, BASES)
     assert len(requests) == 1
+    with servers.answering(reply) as (url, _), pytest.raises(TransferError, match=r"a line feed[^x]*$"):
+        fetch(url, BASES, headers={"Authorization": "Bearer xxx\n"})
 
 
 def test_more_bytes_than_announced_are_not_read():

@@ -6,6 +6,7 @@ import os
 import sys
 
 import fsspec
+import numpy as np
 import pytest
 import support
 from shipped import BASES, BASIS, SIGNER, frame
@@ -128,6 +129,13 @@ def test_latest_that_is_something_else_is_not_replaced(tmp_path):
     with pytest.raises(TransferError, match="is no frame of these factors"):
         publish(frame(4), BASES, str(tmp_path))
     assert (tmp_path / HOME / "latest").read_bytes().startswith(b"a page")
+
+
+def test_latest_of_directions_that_this_copy_lacks(tmp_path):
+    learned = BASES.with_projection(support.learned(BASES.factors, 5))
+    vector = MicroVector(np.zeros(5), sequence=3)
+    publish(vector.to_bytes(learned.basis(numbers=5), SIGNER), learned, str(tmp_path))
+    assert publish(frame(4), BASES, str(tmp_path)).changed
 
 
 def test_targets_that_are_none(tmp_path):

@@ -204,6 +204,8 @@ def files_of(bundle: Bundle, engine: str | None = None) -> dict[str, Path]:
     ONNX Runtime's are all that lie in the graph's folder: its tokenizer and generator take them by name.
     Raises TrustError where a link to a folder is among them, or too many files.
     """
+    if engine is None and bundle.basis_path.name == BASIS_NAME:  # a part was named, and means the whole
+        bundle = load_bundle(bundle.basis_path.parent)
     found = [bundle.basis_path]
     if bundle.manifest_path is not None and bundle.manifest_path.exists():
         found.append(bundle.manifest_path)

@@ -6,7 +6,6 @@ import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -63,10 +62,11 @@ class Feedback:
 
     def put(self, user: str, frame: bytes) -> Stored:
         """Store a vector as `Store.put` does; clicks are forgotten unless it is the one that they made."""
-        before = self._store.get(user)
-        stored = self._store.put(user, frame, self._policy)
-        if before is None or before.frame != frame:
-            self.forget(user)
+        with self._store.transaction():  # which ends once they are forgotten
+            before = self._store.get(user)
+            stored = self._store.put(user, frame, self._policy)
+            if before is None or before.frame != frame:
+                self.forget(user)
         return stored
 
     def forget(self, user: str) -> None:
@@ -74,8 +74,8 @@ class Feedback:
         with self._lock:
             for name in [name for name, (whose, _) in self._answers.items() if whose == user]:
                 del self._answers[name]
-        with suppress(FileNotFoundError):
-            os.unlink(self._path(user))
+        for path in self._folder.parent.glob(f"*/{user}.state"):  # on earlier bases, too
+            path.unlink(missing_ok=True)
 
     def _learned(self, names: list[str], key_user: str | None, learn: Callable[..., MicroVector]) -> Stored:
         """Learn from answers, and store the vector with a sequence above all that were accepted."""

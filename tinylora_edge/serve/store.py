@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -151,26 +151,24 @@ class Store:
         self.read("PRAGMA synchronous = FULL", ())
         if self.path.is_file() and not self.path.stat().st_size:
             os.chmod(self.path, 0o600)  # vectors are personal
-        (application,), (version,) = (
-            self.read(f"PRAGMA {name}", ())[0] for name in ("application_id", "user_version")
-        )
-        tables = "SELECT count(*) FROM sqlite_master"
-        if not application and not self.read(tables, ())[0][0]:
-            self.read("PRAGMA journal_mode = WAL", ())  # readers and a writer get on side by side
-            with self.transaction() as connection:
-                if not self.read(tables, ())[0][0]:  # nor did another process make them meanwhile
-                    for statement in _SCHEMA.split(";"):
-                        connection.execute(statement)
-        elif application != _APPLICATION:
-            raise StoreError(f"{self.path} is SQLite, but no store of users' vectors: name another file")
-        elif version != _VERSION:
-            raise StoreError(
-                f"{self.path} has version {version}, but this release reads {_VERSION}: name a new file"
-            )
         with self.transaction() as connection:
+            (application,), (version,) = (
+                self.read(f"PRAGMA {name}", ())[0] for name in ("application_id", "user_version")
+            )
+            if not application and not self.read("SELECT count(*) FROM sqlite_master", ())[0][0]:
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+            elif application != _APPLICATION:
+                raise StoreError(f"{self.path} is SQLite, but no store of users' vectors: name another file")
+            elif version != _VERSION:
+                raise StoreError(
+                    f"{self.path} has version {version}, but this release reads {_VERSION}: name a new file"
+                )
             digest = (self._bases.factors.digest,)
             connection.execute("INSERT OR IGNORE INTO factors (digest) VALUES (?)", digest)
             self._factors_id = int(self.read("SELECT id FROM factors WHERE digest = ?", digest)[0][0])
+        with suppress(StoreError):  # another process has it open, and does so or did
+            self.read("PRAGMA journal_mode = WAL", ())  # readers and a writer get on side by side
 
 
 class _StoreLog(SequenceLog):

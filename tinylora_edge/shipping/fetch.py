@@ -140,7 +140,10 @@ def _ask(server: SplitResult, path: str, headers: dict[str, str], end: float, li
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
         connection = http.client.HTTPConnection(host)
         connection.sock = _LimitedSocket(sock, left, limit + _AROUND_BYTES)
-        connection.request("GET", path, headers={"Host": server.netloc, **headers})
+        try:
+            connection.request("GET", path, headers={"Host": server.netloc, **headers})
+        except ValueError:  # whose text is the header's, such as a token
+            raise TransferError("a header has a line feed, or is not in Latin-1: mend headers") from None
         return _read(connection.getresponse(), headers.get("If-None-Match"), limit)
     finally:
         sock.close()

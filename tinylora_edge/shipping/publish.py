@@ -56,10 +56,10 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
     newest, there = target.read(latest), target.read(numbered)
     if newest is not None:
         try:
-            bases.of_frame(newest)
+            found = wire.head(newest).sequence
         except VectorError:
             raise TransferError(f"{to}/{latest} is no frame of these factors: remove it") from None
-        if (found := wire.head(newest).sequence) > sequence:
+        if found > sequence:
             lower = f"{to}/{latest} has sequence {found}, and this frame {sequence}"
             raise TransferError(f"{lower}: pack it with --sequence {found + 1}")
         if there is None and found == sequence:  # somebody removed the numbered one
