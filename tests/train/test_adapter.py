@@ -20,7 +20,7 @@ from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.factorization import factors, truncated_svd
 from tinylora_edge.modules import canonical_order, is_adaptable
 from tinylora_edge.train import learner as learner_module
-from tinylora_edge.train.adapter import Adapter, SidePath, projected
+from tinylora_edge.train.adapter import Adapter, Projected, SidePath
 from tinylora_edge.train.learner import IMPORTANCE_CAP, Group, Learner, advantages, plain_head, token_loss
 
 PROJECTIONS = {
@@ -105,7 +105,7 @@ def test_what_lies_beneath_acts_and_does_not_learn(sizes: tuple[Any, Any]) -> No
 def test_r_and_its_gradient_are_those_of_the_projection(kind: str) -> None:
     basis = Basis(made := support.random_factors(5, rank=3, outputs=5), PROJECTIONS[kind](made))
     v = torch.randn(basis.size, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    r = projected(v, basis.projection)
+    r = Projected.apply(v, basis.projection)
     np.testing.assert_array_equal(r.detach(), basis.R(v.detach().numpy()))
     weight = torch.randn(r.shape, generator=torch.Generator().manual_seed(2))
     (grad,) = torch.autograd.grad((r * weight).sum(), v)

@@ -98,7 +98,7 @@ class Adapter(nn.Module):
 
     def R(self) -> Tensor:
         """R of every module from the present v and what lies beneath: [M, p, q], differentiable."""
-        own = projected(self.v, self.basis.projection)
+        own: Tensor = Projected.apply(self.v, self.basis.projection)
         return _padded(own, *self.beneath.shape[1:]) + self.beneath.to(own)
 
     @contextmanager
@@ -161,23 +161,19 @@ def _padded(r: Tensor, outputs: int, inputs: int) -> Tensor:
     return nn.functional.pad(r, (0, inputs - r.shape[2], 0, outputs - r.shape[1]))
 
 
-def projected(v: Tensor, projection: Projection) -> Tensor:
-    """Return R of v [n]: [M, p, q], on its device and in its dtype, differentiable; computed on the CPU."""
-    found: Tensor = _Projected.apply(v, projection)
-    return found
-
-
-class _Projected(torch.autograd.Function):
-    """R of a projection, and its adjoint as the gradient: numpy's, so that R is that of every engine."""
+class Projected(torch.autograd.Function):
+    """R of v [n]: [M, p, q], on its device and in its dtype; numpy's, so that R is that of every engine."""
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, projection: Projection) -> Tensor:
+        """Return R."""
         ctx.projection = projection
         r = projection.R(v.detach().to("cpu", torch.float32).numpy())
         return torch.from_numpy(r).to(v)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of v, by the adjoint."""
         by_v = ctx.projection.adjoint(grads[0].cpu().numpy())
         return torch.from_numpy(by_v).to(grads[0]), None
 

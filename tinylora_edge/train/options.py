@@ -31,7 +31,7 @@ MINUTES = 5.0
 _FEWEST = 20
 """Examples at least, so that there are some to choose a vector by and others to learn from."""
 
-_Q4_FROM = 4
+Q4_FROM = 4
 """Outputs of R from which entries are written in q4: with fewer, the scales cost what it saves."""
 
 _INT8_FROM = 64
@@ -141,11 +141,6 @@ class Options:
     def rehearses(self, method: str | None) -> bool:
         """Return whether a method's loss holds v to the base."""
         return method == "sft" if self.keep is None else self.keep
-
-    def with_few_bits(self, basis: Basis) -> Options:
-        """Return these options with q4 as the frame's dtype, where none is chosen and the basis suits it."""
-        few = self.frame_dtype is None and basis.entries and basis.shape[0] >= _Q4_FROM
-        return replace(self, frame_dtype="q4") if few else self
 
     def framed(self, vector: MicroVector, basis: Basis) -> MicroVector:
         """Return a vector of this basis with the dtype and the sequence of its frame."""

@@ -34,7 +34,7 @@ from ..writes import locked
 from .adapter import Adapter, load_model, one_thread
 from .batches import REHEARSED_TOKENS, Answers, Rehearsal
 from .learner import Learner
-from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_result
+from .options import METHODS, MINUTES, Q4_FROM, Options, Outcome, Phase, Result, write_result
 from .trainer import DIFFER, Trainer, load
 
 _ANY = ("minutes", "rank", "numbers", "checkpoint_every", "keys", "sequence", "evaluate")
@@ -165,7 +165,9 @@ class _Run:
         stack.enter_context(one_thread())
         found = load_bundle(bundle)
         self.basis = options.basis(found.bases)
-        self.options = options = options.with_few_bits(self.basis)
+        if options.frame_dtype is None and self.basis.entries and self.basis.shape[0] >= Q4_FROM:
+            options = replace(options, frame_dtype="q4")
+        self.options = options
         self._identity = partial(identity, task, self.basis)
         minutes = None
         if (first := checkpoints[methods[0]]).exists():
@@ -261,12 +263,10 @@ class _Run:
 
     def _used_up(self, before: Result) -> bool:
         """Whether what was done before a method leaves too little of the budget for it."""
-        options, used = self.options, 0.0
-        if options.steps is not None:
-            used = before.steps / options.steps
-        if options.minutes is not None:
-            used = max(used, before.seconds / 60 / options.minutes)
-        return used > _USED_UP
+        steps, minutes = self.options.steps, self.options.minutes
+        of_steps = 0.0 if steps is None else before.steps / steps
+        of_minutes = 0.0 if minutes is None else before.seconds / 60 / minutes
+        return max(of_steps, of_minutes) > _USED_UP
 
     def _room(self) -> int:
         """Return the tokens of the longest prompt with what is drawn or learned behind it."""

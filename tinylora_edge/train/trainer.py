@@ -137,7 +137,7 @@ class Trainer:
             state.stopped = "done"
         finally:
             self.learner.adapter.until = self._answers.batch.until = math.inf
-        self._save()
+        save(self._checkpoint, self.state, self._identity)
         # Stopped in its last step, a run is interrupted too: measuring would take its time as well.
         return self._result("interrupted" if self._stop else state.stopped)
 
@@ -172,7 +172,7 @@ class Trainer:
             elif self._sft and "validation" in metrics and state.stale >= _PATIENCE:
                 self._lose_patience()
             elif state.step % options.checkpoint_every == 0:
-                self._save()
+                save(self._checkpoint, self.state, self._identity)
         if not (state.stopped or self._stop):
             state.stopped = "done" if state.signal else "no signal"
 
@@ -400,6 +400,8 @@ class Trainer:
         v = self._rounded(state.v)
         scores, loss = self.validate(v)
         score, top = float(scores.mean()), float(state.top_scores.mean())
+        gaps = state.top_scores - scores
+        far = max(_TOLERANCE, 2 * standard_error(gaps))  # neither chance nor worth going on from
         if self._sft:
             better = score > state.best_scores.mean() or loss < state.best_loss
         else:
@@ -411,7 +413,7 @@ class Trainer:
         if as_good(scores, state.top_scores) and better:
             state.best_v, state.best_step = v.copy(), state.step
             state.best_scores, state.best_loss = scores, loss
-        elif collapsed(scores, state.top_scores) or loss > 2 * state.lowest_loss + _EXPLOSION:
+        elif gaps.mean() > far or loss > 2 * state.lowest_loss + _EXPLOSION:
             self._go_back()
             state.lr /= 2
             went = {"validation": score, "best": top, "lr": state.lr}
@@ -449,9 +451,6 @@ class Trainer:
         """Return so many prompts of a step."""
         return [self._train[i] for i in picked(len(self._train), step, size, (self.options.seed, 3))]
 
-    def _save(self) -> None:
-        save(self._checkpoint, self.state, self._identity)
-
 
 def _reach(steps: int) -> float:
     """Return how far steps of SFT lower the loss, up to a factor.
@@ -460,12 +459,6 @@ def _reach(steps: int) -> float:
     .9 and .9 to 1 of what 40 have.
     """
     return min(steps, _FEW) / (min(steps, _FEW) + 4)
-
-
-def collapsed(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
-    """Whether scores fell so far below the highest that it is neither chance nor worth going on from."""
-    gaps = top - scores
-    return bool(gaps.mean() > max(_TOLERANCE, 2 * standard_error(gaps)))
 
 
 def as_good(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
