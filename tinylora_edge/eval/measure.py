@@ -171,14 +171,9 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
         )
     gaps = second.scores - first.scores
     gained, lost = int((gaps > 0).sum()), int((gaps < 0).sum())
-    return Comparison(float(gaps.mean()), standard_error(gaps), gained, lost, _mcnemar(gained, lost))
-
-
-def _mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p: the discordant pairs are binomial with 1/2 (McNemar, 1947)."""
-    pairs = gained + lost
-    p: float = 2 * sum(math.comb(pairs, k) for k in range(min(gained, lost) + 1)) / 2**pairs
-    return min(1.0, p)
+    pairs = gained + lost  # binomial with 1/2 (McNemar, 1947)
+    p = 2 * sum(math.comb(pairs, k) for k in range(min(gained, lost) + 1)) / 2**pairs
+    return Comparison(float(gaps.mean()), standard_error(gaps), gained, lost, min(1.0, p))
 
 
 def held_out(base: Evaluation, vector: Evaluation) -> dict[str, Any]:

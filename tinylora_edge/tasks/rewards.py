@@ -77,10 +77,11 @@ def json_fields(completion: Completion, sample: Sample) -> float:
     The fields are all leaves of both values, nested ones by their path, so that one too many costs as much
     as one that is missing.
 
-    Guards: those of `json`; and a wrong object that stands in the prompt as it is gets 0.
+    Guards: those of `json`; and a wrong object or list that stands in the prompt, white space aside, gets 0.
     """
     found, right = _fields(completion, sample)
-    if found != right and stands_in(completion.text, sample.text):
+    body = "".join(_body(completion.text).split())
+    if found != right and body.startswith(("{", "[")) and body in "".join(sample.text.split()):
         return 0.0
     return len(found.items() & right.items()) / len(found.keys() | right.keys())
 
@@ -523,12 +524,6 @@ def leaves(value: Any) -> Leaves:
         else:
             found[path] = json.dumps(value, ensure_ascii=False)
     return found
-
-
-def stands_in(answer: str, text: str) -> bool:
-    """Whether an object or a list stands in a text as it is, white space aside."""
-    body = "".join(_body(answer).split())
-    return body.startswith(("{", "[")) and body in "".join(text.split())
 
 
 def _body(text: str) -> str:
