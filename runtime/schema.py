@@ -363,13 +363,13 @@ def _check_rule(rule: Mapping[str, Any]) -> None:
     if len(_list(rule.get("required"))) > SCHEMA_PARTS:
         raise _refused(f"an object of the JSON schema requires more than {SCHEMA_PARTS} properties")
     multiple = rule.get("multipleOf")
-    if isinstance(multiple, bool):
-        multiple = None  # llguidance refuses it
-    if isinstance(multiple, int | float) and _digits(multiple) > SCHEMA_MULTIPLES:
-        raise _refused(
-            f"a multipleOf in the JSON schema is {multiple}, and without its decimal point at most "
-            f"{SCHEMA_MULTIPLES:,} becomes a grammar"
-        )
+    if type(multiple) in (int, float):  # llguidance refuses others
+        digits = f"{abs(Decimal(str(multiple)).normalize()):f}".replace(".", "")  # 025 for 0.25
+        if int(digits) > SCHEMA_MULTIPLES:
+            raise _refused(
+                f"a multipleOf in the JSON schema is {multiple}, and without its decimal point at most "
+                f"{SCHEMA_MULTIPLES:,} becomes a grammar"
+            )
 
 
 def _alternatives(rule: Mapping[str, Any]) -> int:
@@ -407,11 +407,6 @@ def _choice(labels: Sequence[str]) -> str:
 def _list(value: Any) -> Sequence[Any]:
     """Return a list as it is; an empty one for anything else, which llguidance refuses."""
     return value if isinstance(value, list) else ()
-
-
-def _digits(number: float) -> int:
-    """Return a number without its decimal point: 25 for 0.25."""
-    return int(f"{abs(Decimal(str(number)).normalize()):f}".replace(".", ""))
 
 
 def _no_grammar(why: str) -> RequestError:

@@ -64,8 +64,7 @@ def signals_wait() -> Iterator[None]:
     def note(number: int, frame: Any) -> None:
         arrived.append(number)
 
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    handlers = {n: handler for n in _SIGNALS if callable(handler := signal.getsignal(n))}
     try:
         for number in handlers:
             signal.signal(number, note)

@@ -257,7 +257,9 @@ class Cells:
         self.tensors: list[NDArray[np.float32]] = []
         for heads, width in shapes:
             shape = (rows, heads, self.length, width)
-            memory = _memory(int(np.prod(shape)) * 4)
+            # Not the default, shared memory, which cannot be freed by MADV_DONTNEED.
+            private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+            memory = mmap.mmap(-1, int(np.prod(shape)) * 4, **private)
             if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a page of 2 MB would be that of many rows
                 with suppress(OSError):
                     memory.madvise(mmap.MADV_NOHUGEPAGE)
@@ -306,12 +308,6 @@ def _pieces(count: int, wanted: int, tail: int) -> Iterator[tuple[int, int]]:
         found.append((begin, end))
         end = begin
     return reversed(found)
-
-
-def _memory(size: int) -> mmap.mmap:
-    if hasattr(mmap, "MAP_PRIVATE"):  # the default, shared memory, cannot be freed by MADV_DONTNEED
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return mmap.mmap(-1, size)
 
 
 def _bind_output(binding: Any, name: str, array: NDArray[np.float32]) -> None:
