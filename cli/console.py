@@ -26,8 +26,6 @@ from ..jsonio import plain
 
 NAME = "tinylora-edge"
 
-STOPPING = "stopping after the step at hand; Ctrl-C again stops at once"
-
 Show = Callable[..., None]
 """Shows how far a command is, from any thread: show(text, done=N, total=N). What is left out stays."""
 
@@ -84,7 +82,7 @@ def fail(error: BaseException) -> None:
     _print(stderr(), Text("error: ", "bold red").append(_one_line(text), "not bold default"))
 
 
-def acknowledge_interrupt(text: str = STOPPING) -> None:
+def acknowledge_interrupt(text: str = "stopping after the step at hand; Ctrl-C again stops at once") -> None:
     """Say at once that Ctrl-C was heard: from a signal handler, so past Python's buffers."""
     with suppress(OSError, ValueError):
         os.write(sys.stderr.fileno(), f"{text}\n".encode())

@@ -28,8 +28,6 @@ from . import console
 STREAM = "-"
 """Stands for stdin or stdout."""
 
-_LAST_SEQUENCE = (1 << 16) - 1
-
 
 def read(source: str) -> bytes:
     """Return the bytes of a vector from a file, or from stdin for `-`. A text is base64url or hexadecimal."""
@@ -123,7 +121,7 @@ def next_sequence(before: MicroVector | None) -> int:
     """Return the sequence of what is learned from a vector, or from none: receivers take no lower one."""
     if before is None:
         return FIRST_SEQUENCE
-    if before.sequence == _LAST_SEQUENCE:
+    if before.sequence == 0xFFFF:
         raise console.CommandError(
             f"sequence {before.sequence} is the last: pack the start for another user, with --sequence 1"
         )
@@ -153,8 +151,7 @@ def sizes(bases: Bases) -> dict[str, dict[str, int]]:
 
     def of(shape: values.Entries) -> dict[str, int]:
         n, dtypes = math.prod(shape), ("bf16", "int8", *(["q4"] if len(shape) > 1 else []))
-        return {"numbers": n} | {
-            dtype: frame.frame_bytes(n, dtype, tags.CRC32, entries=shape) for dtype in dtypes
-        }
+        lengths = {dtype: frame.frame_bytes(n, dtype, tags.CRC32, entries=shape) for dtype in dtypes}
+        return {"numbers": n, **lengths}
 
     return {option: of(shape) for option, shape in found.items()}

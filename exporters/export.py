@@ -1,7 +1,7 @@
 """The export: weights become factors, beside the GGUF that is deployed, in an ONNX graph, or both.
 
 `Export` has two steps: to make one refuses what it can, before a weight is read; `run` writes the bundle.
-`export_gguf` and `export_onnx` do both. `add_base` lists another deployed form of the same model.
+`export_gguf` and `export_onnx` do both.
 """
 
 from __future__ import annotations

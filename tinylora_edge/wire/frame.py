@@ -17,14 +17,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import (
-    BasisMismatchError,
-    ChecksumError,
-    ExpiredError,
-    FrameError,
-    SignatureError,
-    VectorError,
-)
+from ..errors import BasisMismatchError, ChecksumError, ExpiredError, FrameError, SignatureError, VectorError
 from ..limits import USER_CHARACTERS
 from . import tags
 from .values import BITS, DTYPES, Entries, decode_values, encode_values, payload_bytes
