@@ -77,7 +77,7 @@ def engine_starts(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.fixture(params=["llama", "onnx"])
-def either(request: pytest.FixtureRequest) -> PersonalizedModel:
+def llm(request: pytest.FixtureRequest) -> PersonalizedModel:
     """A tiny model on each engine: `llama` and `onnx`, which a module may have its own of."""
     found: PersonalizedModel = request.getfixturevalue(request.param)
     return found

@@ -38,11 +38,6 @@ def llama(load: Callable[..., TinyLoraLlama], tiny_bundle: Path) -> Iterator[Tin
         yield opened
 
 
-@pytest.fixture
-def llm(either: PersonalizedModel) -> PersonalizedModel:
-    return either
-
-
 def opened(llm: PersonalizedModel, **options: Any) -> Batch:
     return Batch(llm, **{"n_ctx_seq": 130, "sequences": 3, "n_threads": 1} | options)
 

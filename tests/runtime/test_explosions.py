@@ -33,13 +33,13 @@ def onnx() -> Iterator[PersonalizedModel]:
         yield opened
 
 
-def test_a_batch_says_what_is_too_large_and_forgets_it(either: PersonalizedModel) -> None:
+def test_a_batch_says_what_is_too_large_and_forgets_it(llm: PersonalizedModel) -> None:
     """Beyond what a policy accepts by default: R of a norm at which both models have no logits."""
-    basis = either.bases.basis(rank=8)
+    basis = llm.bases.basis(rank=8)
     huge = MicroVector(np.full(basis.size, 1e30, np.float32))
     small = MicroVector.random(basis, 0.3, seed=1)
     options: dict[str, Any] = {"samples": 3, "max_tokens": 7, "temperature": 1.0, "seed": 4}
-    with Batch(either, n_ctx_seq=40, sequences=16, n_threads=2) as batch:
+    with Batch(llm, n_ctx_seq=40, sequences=16, n_threads=2) as batch:
 
         def found() -> list[Any]:
             drawn = batch.generate(TOKENS, vectors=small, **options)

@@ -18,22 +18,10 @@ import llama_cpp
 import onnx_bundles
 import pytest
 import support
-from turns import PATIENCE, blocked, start
+from turns import PATIENCE, bits, blocked, start
 
-from tinylora_edge import (
-    FrameError,
-    Hmac,
-    MicroVector,
-    OptionError,
-    OverloadError,
-    Policy,
-    RequestError,
-    RollbackError,
-    SignatureError,
-    TinyLoraError,
-    VectorError,
-    runtime,
-)
+from tinylora_edge import FrameError, Hmac, MicroVector, Policy, RollbackError, SignatureError, runtime
+from tinylora_edge.errors import OptionError, OverloadError, RequestError, TinyLoraError, VectorError
 from tinylora_edge.runtime import Pool
 from tinylora_edge.runtime import pool as pool_module
 from tinylora_edge.runtime.answers import Answer
@@ -81,10 +69,6 @@ def alone(pool: Pool, prompt: str, vector: MicroVector | None, limit: int = LIMI
     llm: Any = pool.model
     llm.swap(vector or MicroVector.zeros(pool.bases.basis(numbers=13)))
     return llm.create_completion(prompt, max_tokens=limit, temperature=0.0)["choices"][0]["text"]
-
-
-def bits(answer: Answer) -> list[float]:
-    return [token.logprob for token in answer.tokens]
 
 
 async def idle(pool: Pool) -> None:

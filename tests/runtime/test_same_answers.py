@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx_bundles
 import pytest
+from turns import bits
 
 from tinylora_edge import MicroVector, Policy, VectorError
 from tinylora_edge.runtime import Pool
@@ -27,10 +28,6 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
     else:
         with Pool(onnx_bundles.tiny(architecture="qwen2", precision="int4"), slots=3, **usual) as made:
             yield made
-
-
-def bits(answer: Answer) -> list[float]:
-    return [token.logprob for token in answer.tokens]
 
 
 def test_a_prompt_that_comes_again_and_a_chat_that_goes_on(pool: Pool) -> None:

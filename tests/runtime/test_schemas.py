@@ -224,25 +224,23 @@ LABELS = ["cancel", "cancel order", '"quoted"\n']
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
-def test_every_sequence_of_a_batch_keeps_to_the_schema(either: Any, temperature: float) -> None:
-    prompts = [either.encode(Sample(text, raw=True))[0] for text in ("a prompt", "another", "x")]
-    users = [None, *vectors(either, 2)]
+def test_every_sequence_of_a_batch_keeps_to_the_schema(llm: Any, temperature: float) -> None:
+    prompts = [llm.encode(Sample(text, raw=True))[0] for text in ("a prompt", "another", "x")]
+    users = [None, *vectors(llm, 2)]
     how: Any = {"vectors": users, "samples": 2, "temperature": temperature, "seed": 3}
-    with Batch(either, n_ctx_seq=200, sequences=4, n_threads=2) as batch:
+    with Batch(llm, n_ctx_seq=200, sequences=4, n_threads=2) as batch:
         free = batch.generate(prompts, max_tokens=20, **how)
         for schema in (GOOD["one of"], GOOD["a list"]):
             for each in batch.generate(prompts, max_tokens=160, schema=schema, **how):
                 assert each.ended
-                jsonschema.validate(
-                    json.loads(either.chat_tokenizer.decode(each.tokens[:-1].tolist())), schema
-                )
+                jsonschema.validate(json.loads(llm.chat_tokenizer.decode(each.tokens[:-1].tolist())), schema)
         held = batch.generate(prompts, max_tokens=20, schema=LABELS, **how)
         again = batch.generate(prompts, max_tokens=20, **how)
         # Of the tokens that may stand there the masked distribution has all.
-        data = {token: either.chat_tokenizer.data(token).decode() for token in range(either.n_vocab())}
+        data = {token: llm.chat_tokenizer.data(token).decode() for token in range(llm.n_vocab())}
         may = [t for t, text in data.items() if text and any(each.startswith(text) for each in LABELS)]
         among = batch.score_each(users, prompts, [[[token] for token in may]] * 3)
-    assert [either.chat_tokenizer.decode(each.tokens[:-1].tolist()) in LABELS for each in held] == [True] * 6
+    assert [llm.chat_tokenizer.decode(each.tokens[:-1].tolist()) in LABELS for each in held] == [True] * 6
     assert all(each.ended for each in held)
     assert [each.tokens.tolist() for each in again] == [each.tokens.tolist() for each in free]
     for number, each in enumerate(held[::2]):

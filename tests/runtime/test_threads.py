@@ -16,12 +16,6 @@ from turns import LENGTH, PATIENCE, blocked, complete, start, stream
 
 from tinylora_edge import BusyError, MicroVector, TinyLoraError
 from tinylora_edge.runtime import Pool
-from tinylora_edge.runtime.model import PersonalizedModel
-
-
-@pytest.fixture
-def llm(either: PersonalizedModel) -> Any:
-    return either
 
 
 @pytest.fixture

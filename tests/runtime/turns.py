@@ -29,6 +29,10 @@ def blocked(future):
     return not future.done()
 
 
+def bits(answer):
+    return [token.logprob for token in answer.tokens]
+
+
 def complete(llm, prompt="abc def"):
     return llm(prompt, max_tokens=LENGTH, temperature=0.0)["choices"][0]["text"]
 
