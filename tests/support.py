@@ -10,9 +10,10 @@ import hashlib
 import hmac
 import json
 import struct
+import time
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -284,13 +285,27 @@ def text(value: str) -> bytes:
 
 
 @contextmanager
-def memory_limit(extra: int) -> Iterator[None]:
-    """Let the process grow by at most `extra` bytes of address space; more raises MemoryError."""
+def limited(what: str, most: int) -> Iterator[None]:
+    """Limit a resource of this process, such as `FSIZE`, the bytes of a file that it writes."""
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + extra, hard))
+    number = getattr(resource, f"RLIMIT_{what}")
+    before = resource.getrlimit(number)
+    resource.setrlimit(number, (most, before[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        resource.setrlimit(number, before)
+
+
+def memory_limit(extra: int) -> AbstractContextManager[None]:
+    """Let the process grow by at most `extra` bytes of address space; more raises MemoryError."""
+    return limited("AS", psutil.Process().memory_info().vms + extra)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for something; an AssertionError where it does not come."""
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)

@@ -29,10 +29,14 @@ class Outcome:
     def stdout(self) -> str:
         return self.stdout_bytes.decode()
 
+    def ran(self) -> Outcome:
+        """Check that it succeeded, whatever it noted on stderr, and return it."""
+        assert self.code == 0, self.stderr
+        return self
+
     def done(self) -> str:
         """Check that it succeeded, silent on stderr, and return its stdout."""
-        assert self.code == 0, self.stderr
-        assert self.stderr == ""
+        assert self.ran().stderr == ""
         return self.stdout
 
     def record(self) -> Any:

@@ -99,8 +99,7 @@ def test_a_like_moves_the_vector_and_it_can_be_saved(cli: Cli, tiny: Path, tmp_p
     lines = (
         f"hello\n/like\n/save {second}\nmore\n/dislike\n/vector {first}\n/base\nhello\n/like\n/save {third}"
     )
-    result = cli(*chat, "--vector", first, stdin=lines.encode())
-    assert result.code == 0, result.stderr
+    result = cli(*chat, "--vector", first, stdin=lines.encode()).ran()
     assert re.findall(r"^learned from (\d click)", result.stderr, re.M) == ["1 click", "2 click", "1 click"]
     basis = load_bundle(tiny / "bundle").basis(numbers=13)
     start, moved, last = (MicroVector.from_bytes(p.read_bytes(), basis) for p in (first, second, third))

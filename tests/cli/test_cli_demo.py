@@ -8,12 +8,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import support
 from invocation import Cli, contents
 
 from tinylora_edge import MicroVector, exporters, load_bundle, train
@@ -34,8 +34,7 @@ def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(measure, "_SEARCH_S", 0.1)  # for worked examples
     monkeypatch.setattr(measure, "GENERAL", 1)
     monkeypatch.chdir(tmp_path)
-    found = cli("demo", "--threads", 2)
-    assert found.code == 0, found.stderr
+    found = cli("demo", "--threads", 2).ran()
     assert "1,920 numbers" in found.stderr
     text = found.stdout
     assert "\x1b" not in text
@@ -55,11 +54,8 @@ def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pyt
 
 def test_an_interrupted_demo_leaves_nothing(start, tmp_path):
     child = start("demo", "-o", tmp_path / "out", "--threads", 2)
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "out" / "vector.bin.run").exists():  # the bundle is there, training begins
-        assert child.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    begun = tmp_path / "out" / "vector.bin.run"  # the bundle is there, training begins
+    support.wait_until(lambda: begun.exists() or child.poll() is not None, 240)
     child.send_signal(signal.SIGINT)
     _, stderr = child.communicate(timeout=120)
     assert child.returncode == 130, stderr

@@ -90,8 +90,7 @@ def test_a_stack_answers_and_its_last_vector_is_exchanged_and_moves(cli: Cli, tm
     cli(*run, "--vector", own, "--vector", tmp_path / "none").refused("none")
     lines = f"/vector {own}\n/vector\nhi\n/like\n/vector\n/save {tmp_path / 'saved'}\n/base\n/vector\n"
     chat = ("chat", bundle, "--engine", "onnx", "--threads", 1, "--max-tokens", 9, "--vector", shared)
-    talked = cli(*chat, "--vector", own, stdin=lines.encode())
-    assert talked.code == 0, talked.stderr
+    talked = cli(*chat, "--vector", own, stdin=lines.encode()).ran()
     assert talked.stderr.count("on what lies beneath") == 5  # three times asked, after a click, when saved
     saved = MicroVector.from_bytes((tmp_path / "saved").read_bytes(), bases)
     assert (saved.values.size, saved == MicroVector.from_bytes(own.read_bytes(), bases)) == (13, False)

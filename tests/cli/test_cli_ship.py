@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from pathlib import Path
 
 import pytest
@@ -72,12 +71,8 @@ def test_a_state_that_cannot_be_written_leaves_the_file_as_it_was(cli: Cli, read
         cli(*fetch).done()
         before = contents(device)
         cli(*publish, ready / "2.bin", basis).done()
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))
-        try:
+        with support.limited("FSIZE", 150):
             cli(*fetch).refused("File too large")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert contents(device) == before
         cli(*fetch).done()
     assert out.read_bytes() == (ready / "2.bin").read_bytes()

@@ -27,8 +27,8 @@ def task(tmp_path_factory):
 def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
     out = tmp_path / "v.bin"
     prompt = ("--system", "Be brief.", "--examples", 2)
-    trained = cli("train", tiny / "bundle", *task, "-o", out, *TRAIN, "--weights", tiny / "weights", *prompt)
-    assert trained.code == 0, trained.stderr
+    train = ("train", tiny / "bundle", *task, "-o", out, *TRAIN, "--weights", tiny / "weights")
+    trained = cli(*train, *prompt).ran()
     assert "which belongs to the vector" in trained.stdout
     manifest = json.loads((tmp_path / "v.bin.json").read_text())
     assert (manifest["numbers"], manifest["projection"]) == (896, "entries rank=8")
@@ -60,8 +60,7 @@ def test_a_users_own_messages(cli, tiny, tmp_path):
     texts = tmp_path / "mine.txt"
     texts.write_text("".join(f"c u at {i}, k?\n" for i in range(160)))
     out, few = tmp_path / "v.bin", ("--steps", 4, "--lr", 0.1, "--no-keep")
-    trained = cli("train", tiny / "bundle", texts, "-o", out, "--weights", tiny / "weights", *few)
-    assert trained.code == 0, trained.stderr
+    trained = cli("train", tiny / "bundle", texts, "-o", out, "--weights", tiny / "weights", *few).ran()
     assert "160 texts without prompts: learned as they are" in trained.stderr
     assert "reward text; SFT on 896 numbers" in trained.stderr
     assert "nats a token, less is better" in trained.stdout
@@ -99,8 +98,7 @@ def test_train_alone(cli, tiny, task, tmp_path):
         cli(*run).refused("another process trains to")
         assert (tmp_path / "v.bin.run").exists()
     cli(*run[: -len(TRAIN) - 1], tmp_path / "none", *TRAIN).refused("none does not exist")
-    found = cli(*run, "--no-evaluate", "--json")
-    assert found.code == 0, found.stderr
+    found = cli(*run, "--no-evaluate", "--json").ran()
     record = json.loads(found.stdout)
     assert record["result"]["stopped"] == "done"
     assert "held_out" not in record

@@ -6,10 +6,10 @@ import hashlib
 import json
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
+import support
 from invocation import Cli, on_a_terminal, write_vector
 
 from tinylora_edge import MicroVector, load_bundle
@@ -27,8 +27,7 @@ OPTIONS = ["--threads", "1"]
 
 def test_tune_writes_a_frame_and_its_story(cli, tiny_bundle, task, tmp_path):
     out = tmp_path / "v.bin"
-    ran = cli("tune", tiny_bundle, *task, "--budget", "20ktokens", "-o", out, "--json", *OPTIONS)
-    assert ran.code == 0, ran.stderr
+    ran = cli("tune", tiny_bundle, *task, "--budget", "20ktokens", "-o", out, "--json", *OPTIONS).ran()
     record = json.loads(ran.stdout)
     basis = load_bundle(tiny_bundle).basis(numbers=13)
     vector = MicroVector.from_bytes(out.read_bytes(), basis)
@@ -62,11 +61,7 @@ def test_an_interrupted_run_goes_on(start, cli, tiny_bundle, task, tmp_path):
     out, state = tmp_path / "v.bin", tmp_path / "v.bin.state"
     command = ["tune", tiny_bundle, *task, "-o", out, "--no-evaluate", *OPTIONS]
     child = start(*command, "--budget", "1h")
-    deadline = time.monotonic() + 120
-    while not state.exists():
-        assert time.monotonic() < deadline
-        assert child.poll() is None
-        time.sleep(0.02)
+    support.wait_until(lambda: state.exists() or child.poll() is not None, 120)
     child.send_signal(signal.SIGINT)
     stdout, stderr = child.communicate(timeout=120)
     assert (child.returncode, stdout) == (130, b"")
@@ -75,8 +70,7 @@ def test_an_interrupted_run_goes_on(start, cli, tiny_bundle, task, tmp_path):
     assert not out.exists()
     cli(*command).refused("v.bin.state", "--resume")
     spent = json.loads(state.read_text())["state"]["tokens"]
-    done = cli(*command, "--resume", "--json", "--budget", f"{spent + 12_000}tokens")
-    assert done.code == 0, done.stderr
+    done = cli(*command, "--resume", "--json", "--budget", f"{spent + 12_000}tokens").ran()
     assert json.loads(done.stdout)["result"]["tokens"] > spent > 0
     assert not state.exists()
 
@@ -84,22 +78,19 @@ def test_an_interrupted_run_goes_on(start, cli, tiny_bundle, task, tmp_path):
 def test_how_many_numbers(cli: Cli, tiny_bundle: Path, task: list[str], key: Path, tmp_path: Path) -> None:
     command = ["tune", tiny_bundle, *task, "--no-evaluate", *OPTIONS, "--budget", "12ktokens", "-o"]
     five, again = tmp_path / "five.bin", tmp_path / "again.bin"
-    ran = cli(*command, five, "--numbers", 5)
-    assert ran.code == 0, ran.stderr
+    ran = cli(*command, five, "--numbers", 5).ran()
     assert five.stat().st_size == 7 + 5 * 4 + 4
     cli(*command, again, "--start", five, "--numbers", 7).refused(
         "and not of", load_bundle(tiny_bundle).basis(numbers=7).id
     )
-    ran = cli(*command, again, "--start", five, "--json")
-    assert ran.code == 0, ran.stderr
+    ran = cli(*command, again, "--start", five, "--json").ran()
     assert len(json.loads(ran.stdout)["values"]) == 5
     shared, mine = tmp_path / "shared.bin", tmp_path / "mine.bin"
     drawn = write_vector(tmp_path / "drawn.bin", load_bundle(tiny_bundle).basis(rank=8), 2.0)
     cli("pack", drawn, tiny_bundle, "-o", shared, "--key", key).done()
     cli("pack", five, tiny_bundle, "-o", mine, "--key", key, "--user", "al").done()
     signed = ("--start", mine, "--under", shared, "--key", f"{key}.pub", "--user", "al")
-    ran = cli(*command, tmp_path / "own.bin", *signed, "--json")
-    assert ran.code == 0, ran.stderr
+    ran = cli(*command, tmp_path / "own.bin", *signed, "--json").ran()
     record = json.loads(ran.stdout)
     assert record["under"] == hashlib.sha256(shared.read_bytes()).hexdigest()
     assert MicroVector.from_bytes((tmp_path / "own.bin").read_bytes(), load_bundle(tiny_bundle).bases)
@@ -123,8 +114,8 @@ def test_a_users_own_texts_need_no_reward(cli: Cli, tiny_bundle: Path, tmp_path:
     mine, out = tmp_path / "mine.txt", tmp_path / "v.bin"
     mine.write_text("".join(f"on my way, {n} min\n" for n in range(60)))
     shared = write_vector(tmp_path / "shared.bin", load_bundle(tiny_bundle).basis(rank=8), 2.0)
-    ran = cli("tune", tiny_bundle, mine, "--under", shared, "--budget", "12ktokens", "-o", out, *OPTIONS)
-    assert ran.code == 0, ran.stderr
+    tune = ("tune", tiny_bundle, mine, "--under", shared, "--budget", "12ktokens", "-o", out)
+    ran = cli(*tune, *OPTIONS).ran()
     assert "texts without prompts: learned as they are" in ran.stderr
     told = re.search(r"held back ([\d.]+) -> ([\d.]+) nats a token", " ".join(ran.stdout.split()))
     assert told

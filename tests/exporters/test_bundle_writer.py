@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import support
 from threadpoolctl import threadpool_info
 
 from tinylora_edge import ExportError, load_bundle
@@ -88,13 +88,8 @@ def test_an_exception_while_writing_leaves_nothing(model, parent, monkeypatch, s
 
 @pytest.mark.parametrize("limit", [0, 10_000])
 def test_a_disk_that_fills_up_leaves_no_half_made_bundle(model, parent, limit):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        with pytest.raises(ExportError, match="bundle could not be written"):
-            export_gguf(model, parent / "bundle")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with support.limited("FSIZE", limit), pytest.raises(ExportError, match="bundle could not be written"):
+        export_gguf(model, parent / "bundle")
     assert names(parent) == []
     export_gguf(model, parent / "bundle")
 

@@ -221,10 +221,8 @@ def test_threads_take_turns(llm: PersonalizedModel) -> None:
 def test_closing_stops_what_computes(llm: PersonalizedModel, closed: str) -> None:
     batch = opened(llm, n_ctx_seq=LONG + 20, sequences=16, n_threads=2)
     options: Any = {"max_tokens": LONG, "temperature": 1.0, "samples": 40}
-    running, until = start(batch.generate, PROMPTS, **options), time.monotonic() + PATIENCE
-    while batch.evaluated < 20:
-        assert time.monotonic() < until
-        time.sleep(0.001)
+    running = start(batch.generate, PROMPTS, **options)
+    support.wait_until(lambda: batch.evaluated >= 20)
     waiting = start(batch.generate, PROMPTS, max_tokens=2)
     (batch if closed == "batch" else llm).close()
     for future in (running, waiting):

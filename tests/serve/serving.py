@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,9 +69,7 @@ class Serving:
 
     def wait_for_line(self, route: str) -> None:
         """Wait until the last line of the log is of this route: it is written when the reply has gone."""
-        until = time.monotonic() + 60
-        while self.lines()[-1]["route"] != route and time.monotonic() < until:
-            time.sleep(0.01)
+        support.wait_until(lambda: self.lines()[-1]["route"] == route)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import select
 import socket
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from serving import Serving, as_text, framed, head, keys_file, mac_file, serving
+from support import wait_until
 
 from tinylora_edge import Basis
 
@@ -36,13 +37,6 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     limits = ("--n-ctx", "4096", "--max-requests", str(PLACES), "--contexts", "1", "--slots", "2")
     with serving(folder, tiny, *options, *limits) as running:
         yield running
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def opened(stack: ExitStack, port: int, sent: bytes = b"") -> socket.socket:

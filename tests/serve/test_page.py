@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import stat
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import support
 from serving import KEY, Serving, playing
 
 from tinylora_edge import Basis, MicroVector, Policy, VectorError
@@ -149,9 +149,7 @@ def test_a_browser_is_opened_and_what_clicks_taught_is_kept(tiny: Path, tmp_path
     script.chmod(0o755)
     options = (tiny, "--keep", tmp_path / "kept")
     with playing(tmp_path, *options, browser=f"{script} %s") as (server, address):
-        until = time.monotonic() + 60
-        while not (opened.exists() and opened.read_text()) and time.monotonic() < until:
-            time.sleep(0.05)
+        support.wait_until(lambda: opened.exists() and bool(opened.read_text()))
         assert opened.read_text() == address
         token = key(address)
         assert learned(server, token) == ([0.0] * 13, 1)
