@@ -14,18 +14,13 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import (
-    Bases,
+from tinylora_edge import Bases, Ed25519Signer, Ed25519Verifier, Hmac, MicroVector, Policy
+from tinylora_edge.errors import (
     BasisMismatchError,
     ChecksumError,
-    Ed25519Signer,
-    Ed25519Verifier,
     ExpiredError,
     FrameError,
-    Hmac,
-    MicroVector,
     NonFiniteError,
-    Policy,
     RollbackError,
     SignatureError,
     VectorError,

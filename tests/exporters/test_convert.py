@@ -19,16 +19,8 @@ import pytest
 import support
 from peft import PeftModel
 
-from tinylora_edge import (
-    Bases,
-    Basis,
-    ExportError,
-    MicroVector,
-    MissingExtraError,
-    VectorError,
-    load_bundle,
-    runtime,
-)
+from tinylora_edge import Bases, Basis, MicroVector, load_bundle, runtime
+from tinylora_edge.errors import ExportError, MissingExtraError, VectorError
 from tinylora_edge.exporters import ExportSettings, convert, export_gguf
 from tinylora_edge.formats.onnx_adapter import to_adapter
 

@@ -20,24 +20,12 @@ import pytest
 import support
 from native_reader import RUNNER, Conversation, accepted, agree, refused, run
 
-from tinylora_edge import (
-    Bases,
-    ChecksumError,
-    CorruptBasisError,
-    Ed25519Signer,
-    Ed25519Verifier,
-    ExpiredError,
-    Factors,
-    Hmac,
-    MicroVector,
-    Policy,
-    Projection,
-    SignatureError,
-    load_bundle,
-)
+from tinylora_edge import Bases, Factors, MicroVector, Policy, Projection, load_bundle
+from tinylora_edge.errors import ChecksumError, CorruptBasisError, ExpiredError, SignatureError
 from tinylora_edge.formats.gguf import GGUFFile
 from tinylora_edge.formats.side_tensors import fingerprint, load_bases, save_bases
 from tinylora_edge.wire import text
+from tinylora_edge.wire.tags import Ed25519Signer, Ed25519Verifier, Hmac
 
 KEY = bytes(range(32))
 SHAPE = ("n", "modules", "rank")

@@ -35,10 +35,8 @@ LONG = BODY | {"max_tokens": 4000, "temperature": 1, "stream": True}
 
 def test_an_app_answers_and_closes(tiny: Path, tmp_path: Path) -> None:
     (link := tmp_path / "linked").symlink_to(tiny)  # whose name is the model's
-    client, body = (
-        TestClient(serve.app(link, store=tmp_path / "users.db", **SMALL)),
-        BODY | {"model": "linked"},
-    )
+    client = TestClient(serve.app(link, store=tmp_path / "users.db", **SMALL))
+    body = BODY | {"model": "linked"}
     with client:
         assert client.get("/health").status_code == 200
         answer = client.post("/v1/completions", json=body)
