@@ -59,7 +59,7 @@ def learn(
             try:
                 read.append(MicroVector.from_bytes(vectors.read(str(path)), found.bases))
             except VectorError as error:
-                raise type(error)(f"{path}: {error}") from None
+                raise type(error)(f"{path}: {error}. To learn from, pack it without a key") from None
         if (bases := len({vector.basis for vector in read})) != 1:
             raise TrainError(f"{users} has {len(read)} vectors (*.bin) of {bases} bases, expected one basis")
         learned = learn_from(found.bases.of(read[0]), [vector.values for vector in read], numbers)

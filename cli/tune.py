@@ -102,6 +102,8 @@ def tune(
             report=_reporter(show, amount, unit or "reward", sign),
             n_threads=threads,
         )
+        if start is None and any(learner.state.start):
+            raise TrainError(f"{state} began with a vector: go on with the same --start")
 
         def interrupted() -> None:
             learner.stop()

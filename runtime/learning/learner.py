@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,9 @@ from ...errors import NotImprovedWarning, TrainError
 from ...jsonio import restored
 from ...process import cores
 from ...tasks import Prompt, Reward, Sample, Task
+from ...tasks.files import rank
 from ...tasks.rewards import is_text
+from ...tasks.task import name_of
 from ...vector import MicroVector
 from ..batch import Batch
 from ..model import PersonalizedModel
@@ -169,7 +172,7 @@ class RewardLearner:
         self._longest = max(lengths, default=max_tokens)
         self._effect = _TEXTS_EFFECT if texts else _EFFECT
         held = settings.held_back or (min(48, max(8, len(samples) // 10)) if texts else 48)
-        self._train, self._check = _hold_back(len(samples), held, seed)
+        self._train, self._check = _hold_back(samples, held, seed)
         self._half = -(-len(self._check) // 2)  # of those, for every check but the last
         self._prompts = min(settings.prompts, len(self._train))  # of a step
         self._length = float(np.mean([lengths[i] for i in self._check] if texts else 1))
@@ -454,6 +457,7 @@ class RewardLearner:
             "prior": None if (prior := self._basis.projection.prior) is None else prior.digest,
             "under": None if self._under is None else self._under.digest.hex(),
             "seed": self._seed,
+            "reward": name_of(self._deciding.reward),
             "number of prompts": len(self._train),
             "number held back": len(self._check),
             "max_tokens": self._max_tokens,
@@ -503,13 +507,18 @@ def tune(
     return llm.swap(found.vector)
 
 
-def _hold_back(samples: int, count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Return the numbers of the samples to learn on, and of those held back."""
-    if samples < 2:
+def _hold_back(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Return the numbers of the samples to learn on, and of those held back: all that share a prompt."""
+    alike = defaultdict[float, list[int]](list)
+    for number, sample in enumerate(samples):
+        alike[rank(sample)].append(number)
+    if len(alike) < 2:
         raise TrainError(
-            f"learning has {samples} prompts, expected at least 2, and better 100: some are held "
+            f"learning has {len(alike)} prompts, expected at least 2, and better 100: some are held "
             "back, to check on them what was learned on the others"
         )
-    order = np.random.default_rng((seed, 0)).permutation(samples).tolist()
-    held = max(1, min(count, samples // 3))
-    return order[held:], order[:held]
+    *others, last = np.random.default_rng((seed, 0)).permutation([*alike]).tolist()
+    learn, check = alike.pop(last), list[int]()
+    for prompt in others:
+        (check if len(check) < max(1, min(count, len(samples) // 3)) else learn).extend(alike[prompt])
+    return learn, check

@@ -156,6 +156,8 @@ class LlamaEngine:
             llama_cpp.llama_memory_seq_rm(self._memory, place, -1, -1)
             length = 0
         self._lengths[row] = min(self._lengths[row], length)
+        if not any(self._lengths):
+            self._place.sort()  # nothing tells of what was evaluated before
         return self._lengths[row]
 
     def copy(self, source: int, target: int, length: int) -> None:

@@ -69,7 +69,11 @@ def test_an_interrupted_run_goes_on(start, cli, tiny_bundle, task, tmp_path):
     assert b"--resume" in stderr
     assert not out.exists()
     cli(*command).refused("v.bin.state", "--resume")
-    spent = json.loads(state.read_text())["state"]["tokens"]
+    saved = json.loads(text := state.read_text())
+    state.write_text(text.replace(json.dumps(saved["state"]["start"]), json.dumps([0.1] * 13)))
+    cli(*command, "--resume").refused("began with a vector", "--start")
+    state.write_text(text)
+    spent = saved["state"]["tokens"]
     done = cli(*command, "--resume", "--json", "--budget", f"{spent + 12_000}tokens").ran()
     assert json.loads(done.stdout)["result"]["tokens"] > spent > 0
     assert not state.exists()

@@ -263,6 +263,15 @@ def test_without_a_split_a_fifth_is_held_out_by_the_prompt_alone(write: Write) -
     assert {sample.text for sample in one.train} <= {sample.text for sample in other.train}
 
 
+def test_a_conversation_is_the_same_whatever_the_ids_of_its_calls() -> None:
+    function = {"name": "f", "arguments": "{}"}
+    one, two = (
+        Sample(({"role": "assistant", "content": None, "tool_calls": [{"id": name, "function": function}]},))
+        for name in ("call_1", "call_2")
+    )
+    assert files.rank(one) == files.rank(two)
+
+
 @pytest.mark.parametrize("count", [2, 5, 60])
 def test_a_small_file_has_both_sides_whatever_its_hashes(write: Write, count: int) -> None:
     for start in range(0, 2000, 100):
@@ -307,6 +316,7 @@ def test_arguments_replace_the_tasks_own_settings() -> None:
         ({"max_tokens": True}, "max_tokens is True"),
         ({"temperature": 0.0}, "temperature is 0.0, expected a number above 0"),
         ({"reward": 5}, "reward is 5, expected a callable or text"),
+        ({"reward": "text", "schema": {}}, "no answer is drawn where the reward is text"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:

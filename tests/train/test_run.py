@@ -476,6 +476,9 @@ def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> N
     assert (len(held), len(train_on)) == (12, 52)
     assert {sample.prompt for sample in held} == {sample.prompt for sample in other}
     assert held != list(letters_task.train[:12])
+    twice = [replace(sample, answer=answer) for sample in letters_task.train for answer in ("a", "b")]
+    held, train_on = options.split(replace(letters_task, train=twice))
+    assert not {sample.prompt for sample in held} & {sample.prompt for sample in train_on}
     with pytest.raises(TrainError, match="has 19 examples to train on, and at least 20"):
         options.split(replace(letters_task, train=letters_task.train[:19]))
 
@@ -486,7 +489,11 @@ def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> N
 @pytest.mark.parametrize(
     ("task", "chosen", "message"),
     [
-        ({"train": [Sample("x" * 600)] * 64}, {}, r"train sample 0 .* 60\d tokens, which with 6 .*512"),
+        (
+            {"train": [Sample("x" * 600 + str(n)) for n in range(64)]},
+            {},
+            r"train sample 0 .* 60\d tokens, which with 6 .*512",
+        ),
         ({"train": [Sample("too few")]}, {}, "1 training prompts"),
         ({}, {"start": (0.1,) * 12}, r"12 values, .* takes 896 numbers"),
         ({}, {"rank": None, "numbers": 13, "frame_dtype": "q4"}, "q4 is for all entries of R, and these 13"),
@@ -494,7 +501,11 @@ def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> N
         ({}, {"rank": None, "numbers": 56}, "these are all entries of rank 2: say --rank 2"),
         ({}, {"rank": None, "numbers": 57}, "no projection has 57 numbers: this model takes all entries"),
         ({}, {"numbers": 13}, "pass one of the two"),
-        ({"train": [Sample("x", answer="y" * 600)] * 64}, {"method": "sft"}, r"train sample 0 .*\d+.*60\d"),
+        (
+            {"train": [Sample(f"{n}", answer="y" * 600) for n in range(64)]},
+            {"method": "sft"},
+            r"train sample 0 .*\d+.*60\d",
+        ),
         ({}, {"weights": "no/such/folder"}, "no/such/folder does not exist: pass a directory"),
         ({"reward": lambda completion, sample: math.nan}, {}, r"task letters .*returned nan"),
         ({"train": [Sample("x")] * 64}, {"method": "sft"}, "64 of 64 training prompts .* have no answer"),

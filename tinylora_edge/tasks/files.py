@@ -155,7 +155,9 @@ def rank(sample: Sample) -> float:
         text = sample.text
     else:
         turns = (
-            f"{turn['role']}\x01{turn.get('content') or ''}{turn.get('tool_calls', '')}" for turn in prompt
+            f"{turn['role']}\x01{turn.get('content') or ''}"
+            f"{[call['function'] for call in turn.get('tool_calls') or ()] or ''}"  # whatever its id
+            for turn in prompt
         )
         text = "\x00".join(turns)
     canonical = " ".join(text.casefold().split()).encode("utf-8", "surrogatepass")

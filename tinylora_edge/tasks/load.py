@@ -138,6 +138,8 @@ def _intents(samples: Sequence[Sample]) -> list[Sample]:
 def _schema(
     schema: str | os.PathLike[str] | Mapping[str, Any] | None, task: Task
 ) -> Mapping[str, Any] | Sequence[str] | None:
+    if schema is not None and task.reward is text:
+        raise TrainError(f"{task.name}: no answer is drawn where the reward is text: leave the schema out")
     if schema == "label":
         if task.reward is not label:
             raise TrainError(

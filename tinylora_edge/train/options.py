@@ -164,13 +164,14 @@ class Options:
             held = max(8, min(48, count // 5))
         if held < 2:
             raise TrainError(f"{held} prompts for validation: at least 2 are needed to tell luck from gain")
-        if count < held + self.prompts:
+        ranks = [rank(sample) for sample in task.train]
+        last = max(sorted(ranks)[:held], default=0.0)
+        chosen = {index for index in range(count) if ranks[index] <= last}  # all lines of a prompt
+        if count < (held := max(held, len(chosen))) + self.prompts:
             raise TrainError(
                 f"task {task.name} has {count} training prompts, but {held} for validation and "
                 f"{self.prompts} a step are needed: add prompts, or lower those settings"
             )
-        order = sorted(range(count), key=lambda index: (rank(task.train[index]), index))
-        chosen = set(order[:held])
         return (
             [task.train[index] for index in sorted(chosen)],
             [sample for index, sample in enumerate(task.train) if index not in chosen],

@@ -72,7 +72,7 @@ def train(
         output: the frame file; it must not exist.
         options: of the run.
         resume: go on from the checkpoints in `output`.run, on this machine to the identical result where no
-            minutes are set. Without steps and minutes it has those that the run began with.
+            minutes are set. Without minutes it has those that the run began with.
         report: called with the metrics of every step, and with events.
 
     Raises:

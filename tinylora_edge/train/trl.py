@@ -99,6 +99,7 @@ def train_trl(
     found = load_bundle(bundle)
     found.check_base()
     basis = options.basis(found.bases)
+    options.framed(MicroVector.zeros(basis), basis)  # refuses an unknown dtype before the run
     chosen = grpo_fields(task, options, grpo or {}, processes=int(os.environ.get("WORLD_SIZE", "1")))
     with run_folder(output, lead=os.environ.get("RANK", "0") == "0") as folder:
         checkpoints = folder / "trl"

@@ -121,6 +121,14 @@ class TestLearning:
         assert found is own
         assert llm.vector is own
 
+    def test_prompts_held_back_are_not_learned_on(self, llm: TinyLoraLlama) -> None:
+        samples = [Sample(prompt, answer=answer) for prompt in PROMPTS for answer in ("a", "b")]
+        learner = RewardLearner(llm, samples, favoured, **QUICK)
+        learn, check = ({samples[i].prompt for i in part} for part in (learner._train, learner._check))
+        assert learn
+        assert check
+        assert not learn & check
+
     def test_stops_where_there_is_no_signal(self, llm: TinyLoraLlama) -> None:
         found = RewardLearner(llm, PROMPTS, lambda completion, sample: 0.5, **QUICK).run("1000ktokens")
         assert (found.stopped, found.improved, found.steps) == ("silence", False, 10)
@@ -165,7 +173,7 @@ class TestTexts:
         assert rows[-1]["score"] > rows[-1]["start_score"] + 0.05, "nats a token"
 
     def test_what_is_told_are_nats_a_token_of_those_held_back(self, llm: TinyLoraLlama) -> None:
-        texts = [Sample("", "yes" * (1 + n % 9), raw=True) for n in range(600)]
+        texts = [Sample("", f"{n}" + "yes" * (1 + n % 9), raw=True) for n in range(600)]
         tuning = RewardLearner(llm, texts, rewards.text, n_threads=1)
         found = tuning.run("9ktokens")
         held = [texts[n] for n in tuning._check]
@@ -234,7 +242,7 @@ class TestSittings:
         data = (tmp_path / "state").read_text()
         assert len(data) < 8192
         texts = {text for text, is_key in re.findall(r'"([^"]*)"(:?)', data) if not is_key}
-        assert texts == {llm.bases.basis(numbers=13).digest, "start"}  # an event of the curve
+        assert texts == {llm.bases.basis(numbers=13).digest, "reward", "start"}  # its name, and an event
         assert not any(word in data for word in ("secret", "prompt ", *(s for s in seen if len(s) > 3)))
         assert (tmp_path / "state").stat().st_mode & 0o077 == 0
         assert list(tmp_path.iterdir()) == [tmp_path / "state"]
@@ -305,6 +313,7 @@ class TestBadInput:
             calls += 1
             return favoured(completion, sample) if calls < 60 else math.nan
 
+        late.__name__ = "favoured"
         with pytest.raises(TrainError, match="the reward returned nan"):
             runtime.tune(llm, PROMPTS, late, budget="50ktokens", path=tmp_path / "state", **QUICK)
         again = RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK)
