@@ -175,7 +175,7 @@ class Conversation:
             why = "there is no vector to save, the base answers: /like or /dislike an answer first"
             raise console.CommandError(why)
         vectors.check_target(file)
-        data = vector.to_bytes(self._llm.bases.of(vector))
+        data = vector.to_bytes(self._llm.bases.of(vector), user=self._user)
         vectors.write(file, data)
         _note(f"wrote {file}: {len(data)} bytes, {vectors.summary(vector)}, CRC-32")
 

@@ -85,8 +85,7 @@ def schema_of(response_format: Any) -> Mapping[str, Any] | None:
     match response_format:
         case {"type": "text"}:
             return None
-        case {"type": "json_object"}:
-            found: Mapping[str, Any] = response_format.get("schema") or {}
+        case {"type": "json_object"} if isinstance(found := response_format.get("schema") or {}, dict):
             return found
         case {"type": "json_schema", "json_schema": {"schema": dict(schema)}} if schema:
             return schema

@@ -251,12 +251,13 @@ function decodeColumns(payload, n, bits, modules, columns) {
  * Check a frame, and read it.
  *
  * frame: Uint8Array. basis: of readBasis. Options: stream, whose it is; hmac or ed25519, a secret or a public key,
- * Uint8Array: with one, a frame without its tag is refused; last, the highest sequence that was taken for these
- * factors, stream and key; today, in days since 2026-01-01; maxNorm, of R, 256 by default.
- * Returns {r: Float32Array [M * outputs * rank], values, descriptor, dtype, tag, sequence, until}.
+ * Uint8Array: with one, a frame without its tag is refused; last, {sequence, content} of what was taken last for
+ * these factors, stream and key; today, in days since 2026-01-01; maxNorm, of R, 256 by default.
+ * Returns {r: Float32Array [M * outputs * rank], values, descriptor, dtype, tag, sequence, content, until}.
  */
 export async function readFrame(frame, basis, options = {}) {
-  const { stream = "", hmac, ed25519, last = 0, today = now(), maxNorm = 256 } = options;
+  const { stream = "", hmac, ed25519, last = { sequence: -1 }, today = now(), maxNorm = 256 } = options;
+  frame = Uint8Array.from(frame); // parts of a Buffer of Node's would share its memory
   const version = frame[0] >> 4, kind = (frame[0] >> 2) & 3, low = version > 3, bits = low ? frame[1] : 0;
   const dtype = low ? `q${bits}` : DTYPES[frame[0] & 3], dated = version % 2 === 1, at = low ? 6 : 5;
   if (frame.length < 8) fail("it was cut, or is no frame");
@@ -281,8 +282,10 @@ export async function readFrame(frame, basis, options = {}) {
   if (!values.every(Number.isFinite) || !r.every(Number.isFinite)) fail("it has a value that is not finite");
   const norm = Math.sqrt(r.reduce((sum, x) => sum + x * x, 0));
   if (norm > maxNorm) fail(`its numbers are too large: R has the norm ${norm}, at most ${maxNorm}`);
-  if (sequence < last) fail(`its sequence is ${sequence}, older than ${last}, which was taken before`);
-  return { r, values, descriptor: entry.descriptor, dtype, tag: TAGS[kind], sequence, until };
+  const content = hex(await sha256(entry.digest, dtype, payload));
+  if (sequence < last.sequence) fail(`its sequence is ${sequence}, older than ${last.sequence}, which was taken`);
+  if (kind && sequence === last.sequence && content !== last.content) fail(`another one with sequence ${sequence} was taken`);
+  return { r, values, descriptor: entry.descriptor, dtype, tag: TAGS[kind], sequence, content, until };
 }
 
 const now = () => Math.floor((Date.now() - Date.UTC(2026, 0, 1)) / 86_400_000);

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_bundles
 from invocation import Cli, on_a_terminal, press_until_it_ends, write_vector
 
-from tinylora_edge import MicroVector, load_bundle, runtime
+from tinylora_edge import MicroVector, Policy, load_bundle, runtime
 from tinylora_edge.cli.chat import clickable
 from tinylora_edge.exporters import export_gguf
 
@@ -115,9 +115,9 @@ def test_a_like_moves_the_vector_and_it_can_be_saved(cli: Cli, tiny: Path, tmp_p
 
 def test_a_like_on_a_graph(cli: Cli, tmp_path: Path) -> None:
     bundle, saved = onnx_bundles.tiny(), tmp_path / "saved.bin"
-    chat = ("chat", bundle, "--engine", "onnx", "--threads", 1, "--max-tokens", 8)
-    assert cli(*chat, stdin=f"hello\n/like\n/save {saved}\n".encode()).code == 0
-    assert MicroVector.from_bytes(saved.read_bytes(), load_bundle(bundle).bases).values.any()
+    chat = ("chat", bundle, "--engine", "onnx", "--threads", 1, "--max-tokens", 8, "--user", "al")
+    assert cli(*chat, stdin=f"hello\n/like\n/save {saved}\n/vector {saved}\n".encode()).code == 0
+    assert Policy().check(saved.read_bytes(), load_bundle(bundle).bases, user="al").values.any()
 
 
 def test_a_turn_that_ended_is_scored_with_what_ends_turns(tmp_path: Path) -> None:

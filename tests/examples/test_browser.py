@@ -152,18 +152,20 @@ def test_golden_frames(empty: Page) -> None:
         key = {"crc32": {}, "hmac": {"hmac": entry["key_hex"] or KEY}, "ed25519": {"ed25519": PUBLIC}}
         own = job | key[entry["auth"]]
         jobs += [own, own | {"stream": "bob"}, own | {"today": 1 << 16}]
+        jobs.append(own | {"last": {"sequence": 7, "content": "of another"}})
         jobs.append(
             job | {"hmac": None, "ed25519": None} if len(own) > len(job) else job | {"ed25519": PUBLIC}
         )
     found = iter(empty.evaluate(READ, jobs))
     for entry in entries:
-        own, other, late, without = (next(found) for _ in range(4))
+        own, other, late, again, without = (next(found) for _ in range(5))
         values = np.frombuffer(bytes.fromhex(entry["values_hex_le_f32"]), "<f4")
         vector = MicroVector(values, entry["dtype"], entry["sequence"], entries=support.entries(entry))
         assert own == {
             "dtype": entry["dtype"],
             "tag": {"crc32": "CRC-32", "hmac": "HMAC", "ed25519": "Ed25519"}[entry["auth"]],
             "sequence": 7,
+            "content": own["content"],
             "until": entry["last_day"],
             "descriptor": entries_descriptor((entry["outputs"], entry["rank"])),
             "values": vector.values.tobytes().hex(),
@@ -171,6 +173,8 @@ def test_golden_frames(empty: Page) -> None:
         }
         assert "stream" in other["refused"]
         assert late == (own if entry["last_day"] is None else {"refused": "its last day is over"})
+        taken = {"refused": "another one with sequence 7 was taken"}
+        assert again == (own if entry["auth"] == "crc32" else taken)
         assert "key" in without["refused"]
 
 

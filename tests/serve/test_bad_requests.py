@@ -77,6 +77,9 @@ def test_bodies_that_are_no_json(server: Serving, path: str, case: str) -> None:
         *(("user", value) for value in (7, "\ud800")),
         *(("vector", value) for value in ("\ud800", "no base64!")),
         ("response_format", {"type": "json_schema"}),
+        ("response_format", {"type": "json_object", "schema": 5}),
+        ("response_format", {"type": "json_object", "schema": ["a", "b"]}),
+        ("top_logprobs", 25),
         ("response_format", {"type": "json_schema", "json_schema": {"schema": {"type": 7}}}),
     ],
 )

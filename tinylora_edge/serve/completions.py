@@ -23,7 +23,7 @@ from .. import errors
 from ..errors import FrameError, RequestError, RollbackError, VectorError
 from ..jsonio import parse_json
 from ..runtime import SampledAnswer
-from ..runtime.answers import Answer, Finish, Piece, Reply, schema_of, usage
+from ..runtime.answers import LOGPROBS, Answer, Finish, Piece, Reply, schema_of, usage
 from ..runtime.model import VectorSource
 from ..runtime.pool import AnswerStream
 from ..runtime.turns import Who
@@ -115,6 +115,8 @@ def find_caller(request: Request, service: Service) -> Caller:
 
 def refusal(request: Request, service: Service, error: BaseException) -> JSONResponse:
     """Return the response to a request that fails, in OpenAI's shape; note why in log and metrics."""
+    if service.draining and type(error) is errors.TinyLoraError:  # of the pool, which was closed
+        error = going_down()
     if isinstance(error, RefusedError):
         status, code, message = error.status, error.code, error.message
     else:
@@ -465,7 +467,7 @@ class Body(BaseModel):
     model_config = _STRICT
     model: str
     messages: _List[_Message] = []
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)] = ""
+    prompt: Annotated[list[str], Field(min_length=1, max_length=1)] | str = ""
     user: str = ""
     vector: str = ""
     n: int = Field(1, ge=1, le=8)
@@ -479,7 +481,7 @@ class Body(BaseModel):
     stop: str | _List[str] = []
     response_format: dict[str, Any] = {"type": "text"}
     logprobs: bool | int | None = None
-    top_logprobs: int = 0
+    top_logprobs: int = Field(0, ge=0, le=LOGPROBS)
     tools: list[Any] = []
     tool_choice: str | dict[str, Any] = "auto"
     parallel_tool_calls: bool = True

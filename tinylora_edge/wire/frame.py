@@ -220,7 +220,7 @@ def day_number(day: date) -> int:
     plain = day.date() if isinstance(day, datetime) else day
     if not isinstance(plain, date) or not FIRST_DAY <= plain <= LAST_DAY:
         raise VectorError(
-            f"the day {plain!r:.40} cannot be written: it must be from {FIRST_DAY} to {LAST_DAY}"
+            f"the day {plain!s:.40} cannot be written: it must be a date from {FIRST_DAY} to {LAST_DAY}"
         )
     return (plain - FIRST_DAY).days
 
