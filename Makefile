@@ -78,7 +78,7 @@ site: $(SITE)/.made ## the docs as a site, into out/site
 	@echo "make: the site begins at out/site/index.html"
 
 size: ## lines, words, commands, and what each may be at most
-	@"$(PYTHON)" .ci/size.py
+	@test ! -e .git || "$(PYTHON)" .ci/size.py
 
 dist: $(VENV)/.dev ## the sdist and the wheel, into out/dist
 	@rm -rf out/dist
@@ -104,7 +104,7 @@ clean: ## remove build outputs and caches (the .venv stays)
 	@echo "make: removing build outputs and caches; to be rid of the environment too: rm -r $(VENV)"
 	@rm -rf out/demo out/dist out/site
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	@find tinylora_edge exporters runtime cli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	@find -L tinylora_edge tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps say which extra was installed since pyproject.toml last changed. `dev` contains
 # `demo`, so it stamps it too, and a demo after them starts at once.

@@ -47,11 +47,7 @@ LENGTHS, LORA_LR = (1.25, 2.5), 0.002
 """Between these is the length in R of a usual first step, 1.75; and the step size of a usual LoRA."""
 MESSAGES = 200  # that a user's own vector learns from, in tables
 PAIRS, USERS_HELD_OUT = 20, 64  # pairs clicked on, and prompts that a user's vector is measured on
-WAYS = {
-    PAPER: "13 numbers, the paper's",
-    LEARNED: "13 numbers, learned",
-    ALL: "840 numbers",
-}
+WAYS = {PAPER: "13 numbers, the paper's", LEARNED: "13 numbers, learned", ALL: "840 numbers"}
 """What figures compare."""
 SERVERS = {
     "onnx": "ours, ONNX Runtime int4",

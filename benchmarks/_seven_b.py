@@ -163,9 +163,7 @@ def _write_hf(shape: Shape, folder: Path, variants: list[dict[str, NDArray[np.ui
 
 
 def _write_gguf(
-    shape: Shape,
-    path: Path,
-    variants: list[dict[str, tuple[NDArray[np.uint8], gguf.GGMLQuantizationType]]],
+    shape: Shape, path: Path, variants: list[dict[str, tuple[NDArray[np.uint8], gguf.GGMLQuantizationType]]]
 ) -> Path:
     writer = gguf.GGUFWriter(path, "qwen2")
     writer.add_block_count(shape.blocks)

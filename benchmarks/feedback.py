@@ -226,12 +226,7 @@ def main() -> None:
     arguments.add_argument("--projection", choices=BASES, default="random", help="(%(default)s)")
     arguments.add_argument("--no-prior", action="store_true", help="leave a learned basis's prior out")
     arguments.add_argument("--preferences", nargs="+", choices=PREFERENCES, default=list(PREFERENCES))
-    arguments.add_argument(
-        "--methods",
-        nargs="+",
-        choices=["clicks", "pairs"],
-        default=["clicks", "pairs"],
-    )
+    arguments.add_argument("--methods", nargs="+", choices=["clicks", "pairs"], default=["clicks", "pairs"])
     arguments.add_argument("--clicks", type=int, nargs="+", default=[10, 20, 40, 80], metavar="N")
     arguments.add_argument("--users", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
     arguments.add_argument("--prompts", type=int, default=64, help="held out (%(default)s)")

@@ -183,14 +183,7 @@ class Run:
         self.longest = data.max_tokens or max(lengths) + 8
 
     def measured(
-        self,
-        arm: str,
-        seed: int,
-        steps: int,
-        lr: float | None,
-        frames: Path | None,
-        *,
-        answered: bool = True,
+        self, arm: str, seed: int, steps: int, lr: float | None, frames: Path | None, *, answered: bool = True
     ) -> dict[str, Any]:
         """Train one arm, and return its losses and what it scores on the set."""
         began = time.monotonic()

@@ -38,9 +38,14 @@ class CommandError(TinyLoraError):
     """A command cannot do what it was asked to, for a reason that lies in the command line itself."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # for the root of all commands: rich would end the process with 1, in silence
+
+
 def stdout(*, stderr: bool = False) -> Console:
     """A console on the present stdout, or stderr."""
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = _PIPE_WIDTH
     return console

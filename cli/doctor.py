@@ -92,7 +92,8 @@ def check_extras() -> Iterator[Finding]:
         found = ((name, metadata.Distribution.discover(name=name)) for name in sorted(packages[extra]))
         if missing := [name for name, installed in found if not [*installed]]:
             text, mend = f"{extra} lacks {', '.join(missing)}", _install(f"{console.NAME}[{extra}]")
-            yield Finding("extra", NOTE, text, mend)
+            ready = "SKBUILD_WHEEL_CMAKE=false " if extra == "llama-wheel" else ""
+            yield Finding("extra", NOTE, text, ready + mend)
         else:
             yield Finding("extra", OK, f"{extra} is complete")
 

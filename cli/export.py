@@ -31,7 +31,7 @@ def export(
     ] = None,
     output: Annotated[
         Path | None,
-        Option("--output", "-o", metavar="BUNDLE", help="Bundle to write. [default: MODEL's name]"),
+        Option("--output", "-o", metavar="BUNDLE", help="Bundle to write. [default: the hub's name]"),
     ] = None,
     quant: Annotated[str | None, Option(metavar="Q", help="Quantization to fetch: q4_k_m.")] = None,
     base: Annotated[str | None, Option(metavar="FILE", help="The GGUF of MODEL's weights.")] = None,

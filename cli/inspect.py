@@ -100,7 +100,7 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
 
 
 def _is_gguf(path: Path) -> bool:
-    if path.name.endswith(".gguf") or not path.is_file():  # a damaged basis is to be told from a vector
-        return path.name.endswith(".gguf")
+    if (named := path.name.endswith((".gguf", ".onnx"))) or not path.is_file():  # a damaged one, too
+        return named
     with open(path, "rb") as file:
         return file.read(4) == b"GGUF"

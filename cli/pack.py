@@ -79,7 +79,10 @@ def pack(
         record["exact"] = bool((made.values == found.values).all())
     record = {"vector": output, **vectors.header(data), **record}
     if as_qr and printed:
-        console.stdout().print(_qr_blocks(data), soft_wrap=True)
+        half_blocks = io.StringIO()  # whose spaces are dark; a terminal has colours of its own
+        qr_code(data).terminal(half_blocks, border=2, compact=True)
+        shown = Text(half_blocks.getvalue(), style="#ffffff on #000000", end="")
+        console.stdout().print(shown, soft_wrap=True)
     elif as_text:
         vectors.write(output, f"{text.encode(data)}\n".encode())
     else:
@@ -113,10 +116,3 @@ def _qr_picture(data: bytes, name: str) -> bytes:
     out = io.BytesIO()
     qr_code(data).save(out, kind=kind, scale=_PIXELS)
     return out.getvalue()
-
-
-def _qr_blocks(data: bytes) -> Text:
-    """Return a vector's QR code in half blocks, whose spaces are dark; a terminal has colours of its own."""
-    out = io.StringIO()
-    qr_code(data).terminal(out, border=2, compact=True)
-    return Text(out.getvalue(), style="#ffffff on #000000", end="")

@@ -18,13 +18,12 @@ def compared(found: Any) -> str:
     )
 
 
-def verdict(found: Any, what: str = "reward") -> str:
+def verdict(found: Any, what: str) -> str:
     """Return what a paired comparison shows, and no more than that."""
     if found.standard_error is None or not abs(found.difference) > 2 * found.standard_error:
         return "The difference is within two standard errors: it may be chance."
-    return (
-        f"The vector {'raises' if found.difference > 0 else 'lowers'} the {what}, beyond two standard errors."
-    )
+    change = "raises" if found.difference > 0 else "lowers"
+    return f"The vector {change} the {what}, beyond two standard errors."
 
 
 def table(record: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -37,7 +37,9 @@ def train(
         Literal["sft", "grpo"] | None,
         Option(help="sft: on answers; grpo: by a reward. [default: sft, then grpo, where they help]"),
     ] = None,
-    minutes: Annotated[float | None, Option(metavar="M", help="Minutes at most. [default: 5]")] = None,
+    minutes: Annotated[
+        float | None, Option(metavar="M", help="Minutes. [default: 5 without --steps]")
+    ] = None,
     steps: Annotated[
         int | None, Option(metavar="N", min=1, help="Steps at most. [default: what the minutes allow]")
     ] = None,
@@ -55,7 +57,7 @@ def train(
     numbers: Annotated[int | None, Option(metavar="N", help="Instead of a size: N numbers.")] = None,
     dtype: Annotated[
         opts.Dtype | None,
-        Option(help="Type of FILE's values; q2, q4 train rounded. [default: q4 where it is smallest]"),
+        Option(help="Type of FILE's values; q2, q4 train rounded. [default: q4 from rank 4, or int8]"),
     ] = None,
     start: Annotated[
         Path | None, Option(metavar="FILE", help="A vector to start from, of this size or smaller.")

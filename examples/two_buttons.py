@@ -9,6 +9,7 @@ without any text in it, and the next start goes on from there. Needs numpy and l
 import argparse
 import random
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from tinylora_edge import runtime
 
@@ -25,7 +26,7 @@ def main() -> None:
     learning: Future[object] | None = None
     clicks = runtime.Clicks(llm, n_threads=options.threads)
     vector, seed = clicks.vector(options.state), random.randrange(1 << 32)
-    with ThreadPoolExecutor(1) as later:
+    with ThreadPoolExecutor(1) as later, suppress(EOFError):  # Ctrl-D ends it, too
         print(f"{vector.sequence} clicks so far. An empty question ends.")
         while question := input("\nask: ").strip():
             messages, seed = [{"role": "user", "content": question}], seed + 1

@@ -78,6 +78,8 @@ def write_peft_lora(
         if a.ndim != 2:
             raise UnsupportedModelError(f"{module} has experts, which a PEFT LoRA does not adapt like this")
         name, shape = weights.layers.get(module, ("", ()))
+        if name.partition(".")[2][:1].isdigit():  # PEFT would not find it, and say nothing
+            raise ExportError(f"{model} has {name} without a prefix: save it as a causal language model")
         order, gap = None, inf
         if shape == (len(b), a.shape[1]):
             matrices, orders = weights.matrices(module), row_orders(parse(module)[1], len(b), found.heads)

@@ -103,7 +103,8 @@ class Source:
         self.architecture, self.modules = file.architecture, self.deployed.modules
         queries = file.get(f"{file.architecture}.attention.head_count")
         keys = file.get(f"{file.architecture}.attention.head_count_kv", queries)
-        self.heads = Heads(*(n if isinstance(n, int) and n > 0 else None for n in (queries, keys)))
+        most = (np.max(n, initial=0) if np.asarray(n).dtype.kind in "iu" else 0 for n in (queries, keys))
+        self.heads = Heads(*(int(n) or None for n in most))  # of blocks, where each has its own
         self.weights = self.deployed
         if model.is_dir():
             blocks = 1 + max(parse(module)[0] for module in self.modules)

@@ -208,7 +208,7 @@ def choose(
     found = models
     if quant is not None:
         name = _normal(quant.removesuffix(".gguf"))
-        found = [each for each in models if name in (each.quant, Path(each.stem).name.lower())]
+        found = [m for m in models if name in (m.quant, (stem := m.stem.lower()), Path(stem).name)]
     elif len(models) > 1:
         order = [default] if default else PREFERRED
         found = next((same for q in order if (same := [each for each in models if each.quant == q])), [])
@@ -314,4 +314,4 @@ def _is_local(text: str) -> bool:
     except OSError:  # too long for a name of a file
         return False
     looks = text.startswith(("/", ".", "~")) or text.lower().endswith(".gguf")
-    return looks or "\\" in text or text.count("/") > 1 or Path(text).is_absolute()
+    return looks or "\\" in text or text.partition("@")[0].count("/") > 1 or Path(text).is_absolute()

@@ -293,7 +293,12 @@ def answering(
     def heard(token: int, logits: NDArray[np.float32]) -> bool:
         if grammar is not None:
             grammar.accept(token)
-        described = None if sampling.logprobs is None else _token(tokenizer, logits, token, sampling.logprobs)
+        described = None
+        if (count := sampling.logprobs) is not None:
+            tokens = token, *likeliest(logits[None], count)[0].tolist()
+            known = logprobs(logits[None], np.array([tokens], np.int32))[0].tolist()
+            own, *others = zip(map(tokenizer.data, tokens), known, strict=True)
+            described = Token(*own, tuple(others))
         send(text.add(data(token), described))
         return text.stopped
 
@@ -346,12 +351,6 @@ def grammar_for(sampling: Sampling, tokenizer: Tokenizer) -> Grammar | None:
     except MissingExtraError as error:
         param = "response_format" if sampling.tools is None else "tools"
         raise RequestError(str(error), param=param, code="unsupported_parameter") from error
-
-
-def _token(tokenizer: Tokenizer, logits: NDArray[np.float32], token: int, count: int) -> Token:
-    best, data = likeliest(logits[None], count)[0], tokenizer.data
-    own, *others = logprobs(logits[None], np.array([[token, *best]], np.int32))[0].tolist()
-    return Token(data(token), own, tuple((data(int(b)), p) for b, p in zip(best, others, strict=True)))
 
 
 def _check(fine: bool, name: str, value: object, expected: str) -> None:

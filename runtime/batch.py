@@ -298,9 +298,7 @@ class Batch:
         self.close()
 
     def _run(
-        self,
-        make: Callable[[Finished], Iterator[W]],
-        answered: Callable[[], None] = lambda: None,
+        self, make: Callable[[Finished], Iterator[W]], answered: Callable[[], None] = lambda: None
     ) -> list[W]:
         """Run work to its end; whatever goes wrong, none of it runs afterwards."""
         over: SimpleQueue[tuple[W, BaseException | None]] = SimpleQueue()

@@ -245,8 +245,7 @@ class Loop:
     Whoever wants tokens is a client and submits `Work`: calls and streams of one model, batches, pools,
     learners. In ONNX Runtime all rows generate in one batch, which sequences join and leave at any token. In
     llama.cpp rows of one vector do in a batch; else they take turns of some tokens, so that an answer is the
-    same to the bit whatever is answered beside it. A row keeps what it
-    evaluated for the user's next prompt.
+    same to the bit whatever is answered beside it. A row keeps what it evaluated for a user's next prompt.
 
     Any thread may call it.
 
@@ -334,6 +333,8 @@ class Loop:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        if threading.current_thread() in self._threads:
+            return  # the garbage collector's call
         for thread in self._threads:
             thread.join()
         with self._changed:
@@ -428,6 +429,9 @@ class Loop:
         """Evaluate a chunk of new prompts and a token of every answer; return whether all gave logits."""
         for slot, work in list(turn.items()):
             if work.cancelled:
+                if work.digest and work.cached is not None and slot.after is None:
+                    engine.purge(slot.row)  # nobody has seen whether its logits are finite
+                    slot.tenant = ""
                 del turn[slot]
                 self._leave(slot, work, None)
             elif work.cached is None:

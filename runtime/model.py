@@ -178,12 +178,7 @@ class PersonalizedModel(Weights):
         longest = max(map(len, prompts))
         if longest + max_tokens > self.longest:
             raise no_room(longest, max_tokens, self.longest)
-        return Batch(
-            self,
-            n_ctx_seq=longest + max_tokens,
-            sequences=sequences,
-            n_threads=n_threads,
-        )
+        return Batch(self, n_ctx_seq=longest + max_tokens, sequences=sequences, n_threads=n_threads)
 
 
 # The admission of a vector: one way in for whatever an app passes, on every engine.

@@ -6,14 +6,14 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import Any, Self, TypeAlias
-from weakref import ref
+from weakref import finalize, ref
 
-from ..errors import OptionError, RequestError, TinyLoraError, VectorError
+from ..errors import OptionError, RequestError, VectorError
 from ..process import cores
 from ..tasks import Prompt, Sample
 from ..vector import AdmittedVector, Policy
@@ -132,24 +132,24 @@ class Pool:
         count = contexts or (1 if llm.one_engine else threads)
         rows = slots or (_MIXED_SLOTS if llm.mixed else _SLOTS)
         engines = []
-        try:
+        with ExitStack() as unless_made:
+            if self._owned is not None:
+                unless_made.callback(self._owned.close)
             if llm.mixed and contexts not in (None, 1):
                 raise OptionError(
                     f"contexts={contexts}: ONNX Runtime answers everybody in one batch. Pass slots, its rows"
                 )
             for _ in range(count):
                 engines.append(llm.engine(rows=rows, n_ctx=n_ctx, n_threads=max(1, threads // count)))
-        except BaseException:
-            for engine in engines:
-                engine.close()
-            if self._owned is not None:
-                self._owned.close()
-            raise
+                unless_made.callback(engines[-1].close)
+            unless_made.pop_all()
         self._loop = Loop(engines, closed=_CLOSED, waiting=waiting)
-        llm.loops.add(self._loop)
         self.n_ctx = self._loop.n_ctx
-        self._preparing = Workers(_PREPARING, waiting, "tinylora-prompts")
-        self._admitting = Workers(_ADMITTING, waiting, "tinylora-admission")
+        self._preparing = Workers(_PREPARING, waiting, "tinylora-prompts", _CLOSED)
+        self._admitting = Workers(_ADMITTING, waiting, "tinylora-admission", _CLOSED)
+        self._ends = ends = (self._preparing, self._admitting, self._loop)
+        llm.loops.update(ends)
+        finalize(self, lambda: [each.close() for each in ends]).atexit = False  # a pool that is dropped ends
 
     async def chat(self, messages: Prompt, **options: Any) -> Answer:
         """Answer chat messages.
@@ -281,9 +281,8 @@ class Pool:
 
         It waits for the engine's current step.
         """
-        for threads in (self._preparing, self._admitting):
-            threads.close(TinyLoraError(_CLOSED))
-        self._loop.close()
+        for each in self._ends:
+            each.close()
         if self._owned is not None:
             self._owned.close()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from ..errors import OverloadError
+from ..errors import OverloadError, TinyLoraError
 from .engine import check_alive
 
 T = TypeVar("T")
@@ -160,13 +160,13 @@ class Queue(Generic[T]):
 
 class Workers:
     """Threads, 2 or more, that run calls by turns, of which so many may wait. An account has at most half of
-    the threads, so that another waits for its own calls alone."""
+    the threads, so that another waits for its own calls alone. `closed` is the error after `close`."""
 
-    def __init__(self, count: int, waiting: int, name: str) -> None:
+    def __init__(self, count: int, waiting: int, name: str, closed: str) -> None:
         self._changed = threading.Condition()
         self._queue: Queue[tuple[Future[Any], Callable[[], Any]]] = Queue(waiting)
         self._running = Shares(count)
-        self._closed: Exception | None = None
+        self._error, self._closed = TinyLoraError(closed), False
         self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
@@ -175,26 +175,26 @@ class Workers:
         """Return what a call will return. OverloadError: too many wait."""
         future: Future[T] = Future()
         with self._changed:
-            if self._closed is not None:
-                raise self._closed
+            if self._closed:
+                raise self._error
             check_alive(self._threads)
             self._queue.add(who, (future, call))
             self._changed.notify()
         return future
 
-    def close(self, error: Exception) -> None:
+    def close(self) -> None:
         """End the threads, after the calls that run; those that wait or come later end with an error."""
         with self._changed:
-            self._closed = error
+            self._closed = True
             for future, _ in self._queue.drain():
                 if future.set_running_or_notify_cancel():
-                    future.set_exception(error)
+                    future.set_exception(self._error)
             self._changed.notify_all()
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while (next_one := self._queue.take(self._running)) is None and self._closed is None:
+                while (next_one := self._queue.take(self._running)) is None and not self._closed:
                     self._changed.wait()
                 if next_one is None:
                     return

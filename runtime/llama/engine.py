@@ -148,12 +148,10 @@ class LlamaEngine:
     def cut(self, row: int, length: int) -> int:
         """See `Engine`."""
         self._check_open()
-        place = self._place[row]
-        lost = llama_cpp.llama_memory_seq_pos_min(self._memory, place) > 0  # to a window (swa_full=False)
-        if length < self._lengths[row] and (
-            lost or not llama_cpp.llama_memory_seq_rm(self._memory, place, length, -1)
-        ):
-            llama_cpp.llama_memory_seq_rm(self._memory, place, -1, -1)
+        remove, place = llama_cpp.llama_memory_seq_rm, self._place[row]
+        whole = llama_cpp.llama_memory_seq_pos_min(self._memory, place) <= 0  # no window (swa_full)
+        if length < self._lengths[row] and not (whole and remove(self._memory, place, length, -1)):
+            remove(self._memory, place, -1, -1)
             length = 0
         self._lengths[row] = min(self._lengths[row], length)
         if not any(self._lengths):

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import llama_cpp
 import numpy as np
@@ -79,11 +79,11 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     def __init__(
         self, model_path: str, *, bases: Bases, policy: Policy | None = None, **options: Any
     ) -> None:
+        if "n_ctx" in options:  # else the binding has room for fewer tokens than the context that it names
+            options["n_ctx"] = -(-options["n_ctx"] // _CONTEXT_STEP) * _CONTEXT_STEP
         self._prepare(bases, policy)
         self._worker, self._closing = Worker(), threading.Lock()
         self._staged: bytes | None = None  # digest of the vector that the context has
-        if "n_ctx" in options:  # else the binding has room for fewer tokens than the context that it names
-            options["n_ctx"] = -(-options["n_ctx"] // _CONTEXT_STEP) * _CONTEXT_STEP
         from jinja2 import TemplateError  # which llama-cpp-python brings along
 
         try:
@@ -201,6 +201,9 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
                 self._close_engine()
                 gone = self._gone
                 self.__dict__.update(_model=gone, _ctx=gone, _batch=gone, tokenizer_=gone)
+
+    def __reduce__(self) -> NoReturn:
+        raise TinyLoraError("a model is neither copied nor pickled: load it where it is needed")
 
     # Messages are text: only the chat template writes special tokens.
 

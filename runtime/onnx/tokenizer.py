@@ -152,7 +152,7 @@ class OnnxTokenizer:
 
     def data(self, token: int) -> bytes:
         """See `Tokenizer`; a part of a character is U+FFFD, as genai gives no bytes."""
-        return self.decode([token]).encode()
+        return str(self.open.decode(np.array([token], np.int32))).encode()
 
     def detokenizer(self) -> Callable[[int], bytes]:
         """See `Tokenizer`."""
@@ -161,7 +161,8 @@ class OnnxTokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Tokenizer`."""
-        return str(self.open.decode(np.asarray(tokens, np.int32)))
+        # Not by genai's own, which ends at half a character.
+        return b"".join(map(self.detokenizer(), map(int, tokens))).decode()
 
     @cached_property
     def for_grammars(self) -> LLTokenizer:

@@ -127,6 +127,9 @@ def test_of_another_model(world: World, tmp_path: Path, monkeypatch: pytest.Monk
         other_hf = models.write_hf(other, tmp_path / str(number))
         with pytest.raises(ExportError, match="another model"):
             convert.write_peft_lora(basis, vector, tmp_path / "lora", other_hf)
+    models.tiny_model("llama").model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ExportError, match=r"layers\.0\.\S+ without a prefix"):
+        convert.write_peft_lora(basis, vector, tmp_path / "lora", tmp_path / "bare")
     for name in ("safetensors", "safetensors.numpy"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=r"tinylora-edge\[export\]"):

@@ -7,6 +7,7 @@ import json
 import models
 import numpy as np
 import pytest
+from gguf import GGUFValueType, GGUFWriter
 
 from tinylora_edge import MicroVector, __version__, load_bundle
 from tinylora_edge.exporters import ExportSettings, export_gguf
@@ -37,6 +38,15 @@ def test_every_setting_computes_what_the_basis_says(settings, size, tiny_model, 
     assert change > 0.1
     logits = models.llama_logits(load(report.output, vector), PROMPT)
     assert np.abs(logits - expected).max() < 1e-4 * change
+
+
+def test_heads_may_be_counted_block_by_block(tiny_weights, tmp_path, monkeypatch):
+    def array(writer, heads):
+        writer.add_key_value(f"{writer.arch}.attention.head_count_kv", [heads] * 2, GGUFValueType.ARRAY)
+
+    monkeypatch.setattr(GGUFWriter, "add_head_count_kv", array)
+    base = models.write_gguf(models.tiny_model("llama"), tmp_path / "base.gguf")
+    assert export_gguf(tiny_weights, tmp_path / "bundle", base=base).quality["agreement"] < 1e-2
 
 
 def test_the_manifest_says_what_was_done(tiny_weights, tiny_gguf, tmp_path):

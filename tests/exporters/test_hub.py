@@ -76,6 +76,8 @@ class TestWhatANameStandsFor:
         assert found.model.with_name("tiny-F16-00002-of-00002.gguf").read_bytes() == b"\2" * 1000
 
     def test_a_revision(self, server: HubServer) -> None:
+        with pytest.raises(HubError):  # it is asked for on the hub, and no local path
+            resolve(f"{REPO}@refs/pr/1", quant="f32")
         found = resolve(f"{REPO}@v1", quant="f32")
         assert found.provenance["base"]["revision"] == server.repos[REPO].tags["v1"]
         assert found.model.parent.name == server.repos[REPO].tags["v1"]
@@ -210,6 +212,7 @@ class TestNamesOfFiles:
         stem = f"m-{stem}"
         assert (found.stem, found.files) == (stem, tuple(sorted(n for n in self.NAMES if n.startswith(stem))))
         assert choose(models_in(["strange.gguf"]), None, "here").stem == "strange"
+        assert choose(models_in(["a/m-Q8_0.gguf", "b/m-Q8_0.gguf"]), "b/m-Q8_0", "").stem == "b/m-Q8_0"
 
     @pytest.mark.parametrize(
         ("names", "quant", "match"),

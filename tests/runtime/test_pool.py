@@ -157,6 +157,14 @@ def test_what_requests_of_a_tenant_begin_with_is_evaluated_once(pool: Pool) -> N
     assert [bits(each) for each in together] == [bits(each) for each in alone]
 
 
+def test_a_pool_that_is_dropped_leaves_no_thread(opened: Callable[..., Pool]) -> None:
+    gc.collect()
+    before = set(threading.enumerate())
+    opened()
+    gc.collect()
+    support.wait_until(lambda: set(threading.enumerate()) <= before, PATIENCE)
+
+
 def test_whoever_leaves_frees_a_place(pool: Pool, held: Callable[..., Any]) -> None:
     how: Any = {"user": "stays", "vector": vectors(pool, 1)[0], "max_tokens": 60, "temperature": 0}
 

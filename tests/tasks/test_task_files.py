@@ -264,11 +264,8 @@ def test_without_a_split_a_fifth_is_held_out_by_the_prompt_alone(write: Write) -
 
 
 def test_a_conversation_is_the_same_whatever_the_ids_of_its_calls() -> None:
-    function = {"name": "f", "arguments": "{}"}
-    one, two = (
-        Sample(({"role": "assistant", "content": None, "tool_calls": [{"id": name, "function": function}]},))
-        for name in ("call_1", "call_2")
-    )
+    calls = ({"id": name, "function": {"name": "f", "arguments": "{}"}} for name in ("call_1", "call_2"))
+    one, two = (Sample(({"role": "assistant", "content": None, "tool_calls": [call]},)) for call in calls)
     assert files.rank(one) == files.rank(two)
 
 

@@ -78,7 +78,7 @@ def _scale_positions(config: Any, file: GGUFFile) -> None:
     """Have a configuration scale positions as llama.cpp does; ValueError where that is not known here."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    prefix, rope = f"{file.architecture}.rope.scaling.", config.rope_parameters
+    prefix, rope = f"{file.architecture}.rope.scaling.", getattr(config, "rope_parameters", {})
     rope = rope.get("full_attention", rope)  # of Gemma's two kinds of layers
     kind, scaled = file.get(f"{prefix}type", "linear"), {"factor": file.get(f"{prefix}factor", 1.0)}
     if found := file.tensors.get("rope_freqs.weight"):

@@ -244,7 +244,9 @@ def read_off(answers: Sequence[str]) -> tuple[Reward, str]:
         return json_value, f"as all {len(answers):,} answers are JSON"
     short = all(len(answer) <= _SHORT and "\n" not in answer for answer in times)
     few = short and 2 * len(times) <= len(answers)
-    if all(map(_is_number, times)) and not (few and len(times) <= _FEW_NUMBERS):
+    bare = (answer for answer in times if "####" not in answer and "\\boxed{" not in answer)
+    numbers = all(map(_PLAIN.fullmatch, bare)) and None not in map(final_number, times)
+    if numbers and not (few and len(times) <= _FEW_NUMBERS):
         return number, f"as all {len(answers):,} answers are numbers"
     if few:
         (most, count) = times.most_common(1)[0]
@@ -337,11 +339,6 @@ def _is_json(answer: str) -> bool:
         return isinstance(read_answer(answer), dict | list)
     except ValueError:
         return False
-
-
-def _is_number(answer: str) -> bool:
-    marked = "####" in answer or "\\boxed{" in answer
-    return bool(marked or _PLAIN.fullmatch(answer)) and final_number(answer) is not None
 
 
 # Guards against answers that say nothing, echo their prompt or run in circles

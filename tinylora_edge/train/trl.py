@@ -116,7 +116,9 @@ def train_trl(
         room = model.config.max_position_embeddings - config.max_completion_length
         # one process compares with the deployed file: each that opens it needs memory for it
         check_prompts(tokenizer, task, samples, room=room, bundle=bundle if lead else None)
-        reward = reward_function(task, samples, tokenizer, _end_ids(model, tokenizer))
+        ids = model.generation_config.eos_token_id
+        ends = {*(ids if isinstance(ids, list | tuple) else (ids,)), tokenizer.eos_token_id} - {None}
+        reward = reward_function(task, samples, tokenizer, frozenset(ends))
         wrapped = peft_model(model, basis)
         trainer = GRPOTrainer(
             model=wrapped,
@@ -369,13 +371,6 @@ def _result(model: Any, task: Task, state: Any, curve: Sequence[Mapping[str, Any
 def _data_set(samples: Sequence[Sample], first: int, end: int, tokenizer: Any) -> Any:
     rows = [{"index": i, "prompt": _rendered(tokenizer, samples[i])} for i in range(first, end)]
     return datasets.Dataset.from_list(rows)
-
-
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The ids that end a completion, as TRL takes them."""
-    ids = model.generation_config.eos_token_id
-    found = set(ids) if isinstance(ids, list | tuple) else {ids}
-    return frozenset(i for i in found | {tokenizer.eos_token_id} if i is not None)
 
 
 def _rendered(tokenizer: Any, sample: Sample) -> str | list[dict[str, str]]:

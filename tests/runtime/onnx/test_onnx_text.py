@@ -43,6 +43,7 @@ def test_tokens_there_and_back(llm: TinyLoraOnnx) -> None:
     tokens = llm.tokenize(text)
     assert len(tokens) == len(text.encode())
     assert llm.detokenize(tokens) == text
+    assert llm.detokenize([llm.tokenize("é")[0], *llm.tokenize("bcd")]).endswith("cd"), "half a character"
     assert llm.tokenize("<eos>") == [257], "special tokens are recognized"
 
 
