@@ -489,7 +489,7 @@ def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> N
 @pytest.mark.parametrize(
     ("task", "chosen", "message"),
     [
-        ({"train": [Sample(f"{n:600}x") for n in range(64)]}, {}, r"train sample 0 .* 60\d tokens, .*512"),
+        ({"train": [Sample(str(n) + "x" * 600) for n in range(64)]}, {}, r"train sample 0 .* 60\d tokens, "),
         ({"train": [Sample("too few")]}, {}, "1 training prompts"),
         ({}, {"start": (0.1,) * 12}, r"12 values, .* takes 896 numbers"),
         ({}, {"rank": None, "numbers": 13, "frame_dtype": "q4"}, "q4 is for all entries of R, and these 13"),
