@@ -302,6 +302,7 @@ class Loop:
         work.cancelled = True
         with self._changed:
             self._waiting.remove(work.who, work)
+            self._changed.notify_all()  # a Ctrl-C may have come between a row and the word of it
 
     def prepare(self) -> None:
         """Empty all rows while nothing runs.
@@ -429,7 +430,7 @@ class Loop:
         """Evaluate a chunk of new prompts and a token of every answer; return whether all gave logits."""
         for slot, work in list(turn.items()):
             if work.cancelled:
-                if work.digest and work.cached is not None and slot.after is None:
+                if work.digest and work.cached is not None and engine.length(slot.row) and slot.after is None:
                     engine.purge(slot.row)  # nobody has seen whether its logits are finite
                     slot.tenant = ""
                 del turn[slot]
