@@ -107,7 +107,7 @@ def _teach(model: Path, output: Path, threads: int, say: Say) -> None:
     try:
         with training_progress() as show:
             outcome = train(output, task, output / VECTOR, options=options, report=show)
-        if outcome.result.stopped == "interrupted" or "held_out" not in outcome.measured:
+        if "held_out" not in outcome.measured:  # Ctrl-C, in training or later
             raise KeyboardInterrupt
     except BaseException:
         if not (output / VECTOR).exists():  # the directory is ours, and nothing in it is of use

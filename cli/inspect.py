@@ -39,7 +39,7 @@ def inspect(
       tinylora-edge inspect out/demo
       tinylora-edge inspect v1.bin out/demo --key fleet.key.pub
     """
-    if path.is_dir() or _is_gguf(path):
+    if path.is_dir() or _is_model(path):
         if bundle is not None:
             raise BadParameter("only a vector is checked against a bundle", param_hint="BUNDLE")
         with console.progress(f"checking {path}"):
@@ -99,7 +99,7 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
     return record | {"manifest": bundle.manifest, "signature": signed}
 
 
-def _is_gguf(path: Path) -> bool:
+def _is_model(path: Path) -> bool:
     if (named := path.name.endswith((".gguf", ".onnx"))) or not path.is_file():  # a damaged one, too
         return named
     with open(path, "rb") as file:

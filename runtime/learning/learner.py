@@ -518,7 +518,7 @@ def _hold_back(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[i
             "back, to check on them what was learned on the others"
         )
     *others, last = np.random.default_rng((seed, 0)).permutation([*alike]).tolist()
-    learn, check = alike.pop(last), list[int]()
+    learn, check, held = alike.pop(last), list[int](), max(1, min(count, len(samples) // 3))
     for prompt in others:
-        (check if len(check) < max(1, min(count, len(samples) // 3)) else learn).extend(alike[prompt])
+        (check if len(check) < held else learn).extend(alike[prompt])
     return learn, check
