@@ -26,11 +26,6 @@ LEARNED = "learned, as shipped"
 FAR = "learned: n = 13, dense"
 TITLES = {PAPER: "the paper's", LEARNED: "learned, as shipped", FAR: "learned far from all tasks"}
 ALL = "u = 4, G = 210, int8 (855 bytes)"
-BEHIND = {
-    "as shipped, behind the best prompt": TITLES[LEARNED],
-    "learned, behind the best prompt": TITLES[FAR],
-    f"{ALL}, behind the best prompt": "840 numbers",
-}
 DEVICE = {
     ("CMA-ES", "100ktokens"): "tune, 100,000 tokens, the paper's",
     ("CMA-ES, learned from 163 behaviours", "35ktokens"): "tune, 35,000, learned far from all tasks",
@@ -130,12 +125,6 @@ def best_prompt(task: str) -> tuple[dict[str, Any] | None, str]:
     return contestant(row, "prompt" if quick else "best prompt"), (
         f" (of {row['search']['tried']})" if quick else ""
     )
-
-
-def widest(run: dict[str, Any]) -> dict[str, Any]:
-    """Return what a run's vector gains on usual prompts: measured by the run, or later on more of them."""
-    rows = [row for row in records("held_out") if row["frame"] == run["frame"]]
-    return max([run, *(row for row in rows if row["prompts"] == "usual")], key=lambda row: int(row["n"]))
 
 
 def public(name: str) -> dict[str, list[dict[str, Any]]]:

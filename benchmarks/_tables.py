@@ -12,9 +12,7 @@ from typing import Any
 
 from _records import (
     ALL,
-    BEHIND,
     DEVICE,
-    HELD_OUT,
     LEARNED,
     PEOPLE_ARMS,
     RESULTS,
@@ -28,14 +26,12 @@ from _records import (
     gains,
     messages,
     over_seeds,
-    prompts,
     public,
     records,
     runs,
     titled,
     trained,
     ways,
-    widest,
 )
 
 WRONG = {
@@ -117,18 +113,6 @@ def rank_of(arm: str) -> tuple[int, int]:
     return order.index(kind) if kind in order else len(order), numbers
 
 
-WHITENING_STEPS = 40
-
-
-def whitening() -> str:
-    """The loss of calls that nobody trained on, by what learns and how it steps."""
-    rows, found = [], [row for row in records("whitening") if row["steps"] == WHITENING_STEPS]
-    for row in sorted(found, key=lambda row: -row["nats"]):
-        lr = f"{row['lr']:.4f}".strip("0")
-        rows.append([titled(row["arm"]), f"{row['numbers']:,}", lr, number3(row["nats"])])
-    return markdown(["", "numbers", "step size", "nats a token"], rows)
-
-
 def paired(own: list[float], base: list[float]) -> tuple[float, float]:
     """Return the mean of differences between scores of the same samples, and its standard error."""
     gaps = [a - b for a, b in zip(own, base, strict=True)]
@@ -178,28 +162,6 @@ def over(rows: list[dict[str, Any]], key: str) -> str:
     return with_error(mean, max(between_seeds, (mean * (1 - mean) / n) ** 0.5))
 
 
-def ifeval() -> str:
-    """What of the base's instruction following is left under a vector, paired."""
-    found = public("ifeval")
-    count = max(set.intersection(*({row["n"] for row in found[arm]} for arm in IFEVAL_ARMS)))
-    of = {arm: next(row for row in found[arm] if row["n"] == count) for arm in IFEVAL_ARMS}
-    base, rows = of["base"], []
-    for arm, name in IFEVAL_ARMS.items():
-        row = of[arm]
-        mean, error = paired(row["followed"], base["followed"])
-        change = f"{mean:+.3f} ± {error:.3f}" if arm != "base" else ""
-        rows.append([name, f"{count}", f"{row['score']:.3f}", change, f"{row['instructions']:.3f}"])
-    return markdown(["", "prompts", "prompts followed", "to the base", "instructions followed"], rows)
-
-
-IFEVAL_ARMS = {
-    "base": "base",
-    "w1-r4-40-s0.bin": "six intents of CLINC150, rank 8, 40 steps, `--keep`",
-    "w0-r4-40-s0.bin": "the same without `--keep`",
-    "snips-rank-8-240-s0.bin": "SNIPS calls, rank 8, 240 steps, without `--keep`",
-}
-
-
 def scores() -> str:
     """Each task: the base, the best prompt, and 13 numbers in each basis."""
     rows = []
@@ -218,32 +180,6 @@ def scores() -> str:
         )
     headers = ["task", "base", "best prompt", *(f"13 numbers, {title}" for title in TITLES.values())]
     return markdown([*headers, "840 numbers", "seeds"], rows)
-
-
-def together() -> str:
-    """What a vector adds to the best prompt, paired: trained without it, or behind it, each seed."""
-    rows, searched = [], prompts()
-    for task, title in TASKS.items():
-        best, few = best_prompt(task)
-        if best is None:
-            continue
-        pair = best["name"], f"vector + {best['name']}"
-        apart = [duel for duel in searched[task]["duels"] if (duel["first"], duel["second"]) == pair]
-        behind = {arm: "; ".join(added(widest(run)) for run in runs(arm, task)) for arm in BEHIND}
-        cells = [f"{BEHIND[arm]}: {text}" for arm, text in behind.items() if text]
-        score = with_error(best["mean"], best["standard_error"]) + few
-        rows.append([title, score, "; ".join(map(added, apart)), "; ".join(cells)])
-    return markdown(
-        ["task", "best prompt", "a vector trained without it adds", "one trained behind it adds"], rows
-    )
-
-
-def added(row: dict[str, Any]) -> str:
-    """Return a paired difference with its standard error, and McNemar's p where scores are 0 or 1."""
-    p = f"p = {row['p']:.1g}".replace("e-0", "e-") if "p" in row else ""
-    n = f"n = {row['n']}" if row.get("n", HELD_OUT) != HELD_OUT else ""
-    both = f" ({', '.join(filter(None, (n, p)))})" if n or p else ""
-    return f"{row['difference']:+.2f} ± {row['standard_error']:.2f}{both}"
 
 
 def device() -> str:
@@ -336,8 +272,9 @@ def requantized() -> str:
     for (task, numbers), forms in found.items():
         one = next(iter(forms.values()))
         name = f"{TASKS.get(task, 'SNIPS')}, {numbers:,} numbers"
-        gains = [added(forms[form]) if form in forms else "" for form in sizes]
-        cells.append([name, f"{one['n']}", number(one["base"]), *(gain.split(" (")[0] for gain in gains)])
+        rows = [forms.get(form) for form in sizes]
+        gained = [f"{row['difference']:+.2f} ± {row['standard_error']:.2f}" if row else "" for row in rows]
+        cells.append([name, f"{one['n']}", number(one["base"]), *gained])
     headers = [f"{form}, {size / 1e6:.0f} MB" for form, size in sizes.items()]
     return markdown(["vector", "prompts", "base", *headers], cells)
 
@@ -400,14 +337,6 @@ def ratio(what: str, part: str, name: str, key: str) -> Callable[[dict[str, Any]
     return cell
 
 
-def node_share(found: dict[str, Any]) -> str:
-    """Of the time that a LoRA of rank 8 adds to a token: what one of rank 0 would, by ranks 1 and 64."""
-    times = found["token"]["token"]
-    ranks = {rank: times[f"stock, rank {rank}"]["over_base"] - 1 for rank in (1, 64)}
-    slope = (ranks[64] - ranks[1]) / 63
-    return f"{100 * (ranks[1] - slope):+.1f} % and {100 * slope:+.2f} % a rank"
-
-
 def served(engine: str, users: int) -> Callable[[dict[str, Any]], str]:
     def cell(found: dict[str, Any]) -> str:
         one = found["server"]["crowds"][engine][str(users)]["uniform"]
@@ -436,7 +365,6 @@ MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "basis.gguf": lambda found: ", ".join(
         f"{found['export'][words]['basis_bytes'] / 1e6:.1f} MB" for words in ("--rank 8", "--outputs 64")
     ),
-    "worst residual": lambda found: f"{found['export']['--outputs 64']['residual']:.1e}",
     "**ONNX**, int8: export": lambda found: (
         f"{found['onnx']['cpu_s']:.0f} s" if "cpu_s" in found["onnx"] else "refused by the builder"
     ),
@@ -455,7 +383,6 @@ MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "with 13 numbers, rank 2, over the base": ratio("token", "token", "13 numbers", "over_base"),
     "with 64 x 8": ratio("token", "token", TALL, "over_base"),
     "with a stock LoRA of rank 8": ratio("token", "token", f"stock, {TALL}", "over_base"),
-    "what a side path costs by being there, and by its rank": node_share,
     "two threads: the base": ratio("token, 2 threads", "token", "base", ""),
     "two threads: with 64 x 8": ratio("token, 2 threads", "token", TALL, "over_base"),
     "**token** of the base graph, ONNX Runtime": ratio("onnx token", "token", "base", ""),
@@ -479,13 +406,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     block.__name__: block
     for block in (
         public_sets,
-        whitening,
         gsm8k,
         people,
         services,
-        ifeval,
         scores,
-        together,
         device,
         users,
         crowd,
