@@ -337,6 +337,14 @@ def ratio(what: str, part: str, name: str, key: str) -> Callable[[dict[str, Any]
     return cell
 
 
+def node_share(found: dict[str, Any]) -> str:
+    """Of the time that a LoRA of rank 8 adds to a token: what one of rank 0 would, by ranks 1 and 64."""
+    times = found["token"]["token"]
+    ranks = {rank: times[f"stock, rank {rank}"]["over_base"] - 1 for rank in (1, 64)}
+    slope = (ranks[64] - ranks[1]) / 63
+    return f"{100 * (ranks[1] - slope):+.1f} % and {100 * slope:+.2f} % a rank"
+
+
 def served(engine: str, users: int) -> Callable[[dict[str, Any]], str]:
     def cell(found: dict[str, Any]) -> str:
         one = found["server"]["crowds"][engine][str(users)]["uniform"]
@@ -365,6 +373,7 @@ MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "basis.gguf": lambda found: ", ".join(
         f"{found['export'][words]['basis_bytes'] / 1e6:.1f} MB" for words in ("--rank 8", "--outputs 64")
     ),
+    "worst residual": lambda found: f"{found['export']['--outputs 64']['residual']:.1e}",
     "**ONNX**, int8: export": lambda found: (
         f"{found['onnx']['cpu_s']:.0f} s" if "cpu_s" in found["onnx"] else "refused by the builder"
     ),
@@ -383,6 +392,7 @@ MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "with 13 numbers, rank 2, over the base": ratio("token", "token", "13 numbers", "over_base"),
     "with 64 x 8": ratio("token", "token", TALL, "over_base"),
     "with a stock LoRA of rank 8": ratio("token", "token", f"stock, {TALL}", "over_base"),
+    "what a side path costs by being there, and by its rank": node_share,
     "two threads: the base": ratio("token, 2 threads", "token", "base", ""),
     "two threads: with 64 x 8": ratio("token, 2 threads", "token", TALL, "over_base"),
     "**token** of the base graph, ONNX Runtime": ratio("onnx token", "token", "base", ""),
