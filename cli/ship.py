@@ -83,7 +83,7 @@ def fetch(
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        policy.record(vector, bases.factors, user=bound)
+        policy.record(vector)
     record: dict[str, Any] = {"vector": str(output), "changed": changed, **vectors.header(data)}
     record |= {"count": len(vector.values), "key": vector.verified_by, "norm": vector.norm}
     under = f" under {vector.verified_by}" if vector.verified_by else ""

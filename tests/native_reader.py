@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -118,7 +117,7 @@ class Conversation:
 
 def accepted(vector: MicroVector, digest: str, kind: int, until: int | None = None) -> str:
     """Return what the reader says of a vector that it takes, checked by its first key where it has a tag."""
-    mark = content("a" if kind else "", replace(vector, basis=digest)) or "0" * 32
+    mark = content(digest, vector.dtype, vector.values) if kind else "0" * 32
     head = f"ok dtype {support.DTYPE_CODES[vector.dtype]} tag {kind} sequence {vector.sequence}"
     last = f"until {-1 if until is None else until} key {0 if kind else -1} content {mark}"
     return f"{head} {last} values {vector.values.astype('<f4').tobytes().hex()}"
@@ -148,5 +147,5 @@ def agree(
     assert line == accepted(vector, basis.digest, data[0] >> 2 & 3, until), data.hex()
     assert r == [f"{basis.R(vector).astype('<f4').tobytes().hex()} {basis.projection.descriptor}"]
     if record:
-        policy.record(vector, bases.factors)
+        policy.record(vector)
     return None

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from .basis import MAX_NORM, Bases, Basis, frobenius
 from .errors import SignatureError, VectorError
 from .factors import Factors
-from .wire import frame, sequences, tags
+from .wire import frame, tags
 from .wire.frame import Clock, check_day, day_date, day_number, utc_today
+from .wire.sequences import Accepted, SequenceFile, SequenceLog, Source
 from .wire.values import BITS, SCALED, encode_values, finite
 
 FIRST_SEQUENCE = 1
@@ -152,6 +153,7 @@ class AdmittedVector(MicroVector):
         verified_by: id of the trusted key under which its tag verified; empty for a checksum.
         user: name of the user that it was checked for.
         until: the last day on which it may be accepted; None for ever.
+        mark: what a policy records of it: whose sequence, and which.
     """
 
     under: AdmittedVector | None = None
@@ -159,6 +161,7 @@ class AdmittedVector(MicroVector):
     verified_by: str = field(default="", init=False)
     user: str = field(default="", init=False)
     until: date | None = field(default=None, init=False)
+    mark: tuple[Source, Accepted] = field(default=(("", "", ""), Accepted()), init=False)  # nothing
 
     @cached_property
     def digest(self) -> bytes:
@@ -219,12 +222,12 @@ class Policy:
         *,
         keys: Sequence[tags.Verifier] = (),
         max_norm: float = MAX_NORM,
-        state: str | PathLike[str] | sequences.SequenceLog | None = None,
+        state: str | PathLike[str] | SequenceLog | None = None,
         today: Clock = utc_today,
     ) -> None:
         if state is None:
-            state = sequences.SequenceLog()
-        self._log = state if isinstance(state, sequences.SequenceLog) else sequences.SequenceFile(state)
+            state = SequenceLog()
+        self._log = state if isinstance(state, SequenceLog) else SequenceFile(state)
         self._clock = today
         for key in keys:
             if not isinstance(key, tags.Verifier):
@@ -263,24 +266,26 @@ class Policy:
             )
         if (until := received.head.until) is not None:
             check_day(until, self._clock)
-        values = basis.values(received.values)
+        values, dtype, sequence = basis.values(received.values), received.head.dtype, received.head.sequence
         r = self._bounded(basis.R(values), "the vector")
-        vector = AdmittedVector._with(
+        # Who has no key can choose any sequence: there is nothing to compare.
+        accepted = Accepted(sequence, content(basis.digest, dtype, values) if key else "")
+        source = basis.factors.digest, f"{key}(beneath {beneath})" if beneath else key, user
+        self._log.find(source).check(accepted, source)
+        return AdmittedVector._with(
             {
                 "values": values,
-                "dtype": received.head.dtype,
-                "sequence": received.head.sequence,
+                "dtype": dtype,
+                "sequence": sequence,
                 "basis": basis.digest,
                 "entries": basis.entries,
                 "r": r,
                 "verified_by": key,
                 "user": user,
                 "until": None if until is None else day_date(until),
+                "mark": (source, accepted),
             }
         )
-        source = _source(basis.factors, key, user, beneath)
-        self._log.check(source, vector.sequence, content(key, vector))
-        return vector
 
     def own(self, vector: MicroVector, known: Bases) -> AdmittedVector:
         """Return a vector that the app made itself, with its R: only norms are checked, its own and a sum's.
@@ -335,9 +340,9 @@ class Policy:
         """
         vector = self.check(data, known, user=user, beneath=beneath)
         yield vector
-        self.record(vector, known.factors, user=user, beneath=beneath)
+        self.record(vector)
 
-    def record(self, vector: MicroVector, factors: Factors, *, user: str = "", beneath: int = 0) -> None:
+    def record(self, vector: AdmittedVector) -> None:
         """Remember that a vector which `check` returned was applied; with a state file, durably.
 
         Raises:
@@ -346,25 +351,14 @@ class Policy:
             VectorError: the state file is damaged.
             OSError: the state file cannot be written; it stays as it was.
         """
-        key = vector.verified_by if isinstance(vector, AdmittedVector) else ""
-        self._log.record(_source(factors, key, user, beneath), vector.sequence, content(key, vector))
+        self._log.record(*vector.mark)
 
     def highest(self, factors: Factors, *, key: str = "", user: str = "") -> int:
         """Return the highest sequence accepted of a user under a key; 0 for none. It raises as `record`."""
         return self._log.find((factors.digest, key, user)).sequence
 
 
-def _source(factors: Factors, key: str, user: str, beneath: int) -> sequences.Source:
-    """Return whose sequence a vector's is: beneath another one, a user's vectors are counted apart."""
-    return factors.digest, key, f"{user}(beneath {beneath})" if beneath else user
-
-
-def content(key: str, vector: MicroVector) -> str:
-    """Return the digest by which a policy remembers a vector: 32 hexadecimal digits, or none without a key.
-
-    Whoever has no key can choose any sequence, so that there is nothing to compare.
-    """
-    if not key:
-        return ""
-    data = encode_values(vector.values, "fp32" if vector.dtype in SCALED else vector.dtype)
-    return hashlib.sha256(f"{vector.basis}\n{vector.dtype}\n".encode() + data).hexdigest()[:32]
+def content(digest: str, dtype: str, values: NDArray[np.float32]) -> str:
+    """Return the 32 hexadecimal digits by which a policy remembers a vector of the basis with a digest."""
+    data = encode_values(values, "fp32" if dtype in SCALED else dtype)
+    return hashlib.sha256(f"{digest}\n{dtype}\n".encode() + data).hexdigest()[:32]

@@ -136,7 +136,7 @@ class TestValues:
 
 
 def accept(policy: Policy, sequence: int, basis=BASIS, **user: str) -> None:
-    policy.record(policy.check(crc(sequence, basis, **user), basis, **user), basis.factors, **user)
+    policy.record(policy.check(crc(sequence, basis, **user), basis, **user))
 
 
 class TestSequences:
@@ -161,17 +161,17 @@ class TestSequences:
         policy = Policy(keys=[VERIFY])
         first, second = (vector(9, (x, 0, 0)).to_bytes(BASIS, SIGN) for x in (0.5, 0.25))
         checked, other = policy.check(first, BASIS), policy.check(second, BASIS)
-        policy.record(checked, FACTORS)
-        policy.record(policy.check(first, BASIS), FACTORS)
+        policy.record(checked)
+        policy.record(policy.check(first, BASIS))
         with pytest.raises(RollbackError, match=f"another vector with this sequence, 9, .* {VERIFY.id}"):
             policy.check(second, BASIS)
         with pytest.raises(RollbackError, match="another vector"):
-            policy.record(other, FACTORS)
+            policy.record(other)
 
     def test_an_app_may_try_vectors_of_its_own_under_one_sequence(self):
         policy = Policy()
         for x in (0.5, 0.25, 0.5):
-            policy.record(policy.check(vector(1, (x, 0, 0)).to_bytes(BASIS), BASIS), FACTORS)
+            policy.record(policy.check(vector(1, (x, 0, 0)).to_bytes(BASIS), BASIS))
         with pytest.raises(RollbackError):
             policy.check(crc(0), BASIS)
 
@@ -180,7 +180,7 @@ class TestSequences:
         older = policy.check(crc(2), BASIS)
         accept(policy, 9)
         with pytest.raises(RollbackError, match="sequence 2, but 9"):
-            policy.record(older, FACTORS)
+            policy.record(older)
         with pytest.raises(RollbackError), policy.admit(crc(9), BASIS):
             accept(policy, 10)
 
@@ -191,7 +191,7 @@ class TestSequences:
 
         def record(found):
             try:
-                policy.record(found, FACTORS)
+                policy.record(found)
             except RollbackError:
                 return False
             return True
@@ -299,7 +299,7 @@ class TestOrder:
     def test_the_first_broken_rule_raises(self, broken):
         """Rules as in the docstring, from 0: form, basis, tag, strength, finite, norm, sequence."""
         policy = Policy(keys=[MAC] if 3 in broken else [], max_norm=1)
-        policy.record(vector(9), FACTORS)
+        policy.record(Policy().check(crc(9), BASIS))
         values = [np.nan if 4 in broken else 0.0, 2.0 if 5 in broken else 0.5, 0.0]
         data = support.frame(
             OTHER.digest if 1 in broken else BASIS.digest,

@@ -109,7 +109,7 @@ def _policy(folder: Path) -> Policy:
 
 def _apply(folder: Path, sequence: int) -> None:
     policy = _policy(folder)
-    policy.record(policy.check(frame(sequence), BASES), BASIS.factors)
+    policy.record(policy.check(frame(sequence), BASES))
 
 
 def _newer(accept: Callable[[Path, int], None], folder: Path, progress: Progress) -> None:

@@ -144,7 +144,7 @@ def _read_state(data: bytes) -> None:
     policy = Policy(state=path)
     frame = VECTORS[0].to_bytes(BASIS)
     try:
-        policy.record(policy.check(frame, BASIS), BASIS.factors)
+        policy.record(policy.check(frame, BASIS))
     finally:
         path.unlink()
     assert Policy.check(policy, frame, BASIS).sequence == 1

@@ -172,6 +172,8 @@ def test_sequences_rise_of_each_by_itself(tmp_path, bases, shared, own):
         swap(frame(shared, 6), frame(own, 1, "alice"))
     assert swap(frame(shared, 5), frame(own, 2, "alice")) == (5, 2)  # nothing of those was recorded
     assert swap(frame(shared, 5), frame(own, 1), user="") == (5, 1)  # beneath, the same user is apart
+    assert swap(frame(shared, 5), frame(own, 9, "(beneath 1)"), user="(beneath 1)") == (5, 9)
+    assert swap(frame(shared, 5), frame(own, 2, "alice")) == (5, 2)  # whatever other users are called
 
 
 def test_sessions_take_a_stack_a_row(bundle, shared, frames):

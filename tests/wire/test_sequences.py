@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import support
 
-from tinylora_edge import Ed25519Signer, Ed25519Verifier, Hmac, MicroVector, Policy
+from tinylora_edge import AdmittedVector, Ed25519Signer, Ed25519Verifier, Hmac, MicroVector, Policy
 from tinylora_edge.errors import RollbackError, VectorError
 from tinylora_edge.wire.sequences import decode
 
@@ -29,9 +29,9 @@ def frame(sequence: int, signer=OLD, basis=BASIS, user: str = "", last: float = 
     return MicroVector(values, "fp32", sequence).to_bytes(basis, signer, user=user)
 
 
-def apply(policy: Policy, data: bytes, basis=BASIS, **stream: str) -> MicroVector:
+def apply(policy: Policy, data: bytes, basis=BASIS, **stream: str) -> AdmittedVector:
     vector = policy.check(data, basis, **stream)
-    policy.record(vector, basis.factors, **stream)
+    policy.record(vector)
     return vector
 
 
@@ -91,13 +91,13 @@ class TestFile:
     def test_damage_while_it_runs_is_refused_and_not_overwritten(self, tmp_path):
         path = tmp_path / "state"
         guarded = policy(path)
-        vector = apply(guarded, frame(5))
+        apply(guarded, frame(5))
+        higher = guarded.check(frame(9), BASIS)
         path.write_bytes(b"{}")
         with pytest.raises(VectorError, match="damaged"):
             guarded.check(frame(6), BASIS)
-        higher = MicroVector(vector.values, sequence=9)
         with pytest.raises(VectorError, match="damaged"):
-            guarded.record(higher, BASIS.factors)
+            guarded.record(higher)
         assert path.read_bytes() == b"{}"
 
     def test_a_later_vector_of_another_process_refuses_what_was_checked_before(self, tmp_path):
@@ -106,7 +106,7 @@ class TestFile:
         apply(theirs, frame(9))
         before = (tmp_path / "state").read_bytes()
         with pytest.raises(RollbackError):
-            ours.record(checked, BASIS.factors)
+            ours.record(checked)
         assert (tmp_path / "state").read_bytes() == before
 
     @pytest.mark.parametrize("value", ['"-1:"', '"1:ab"', '"x"', "5", "null"])
@@ -123,13 +123,13 @@ def test_processes_that_share_it_never_lower_each_other_s_marks(tmp_path):
         import sys
         from contextlib import suppress
         from tinylora_edge.errors import RollbackError
-        from tinylora_edge.wire.sequences import SequenceFile
+        from tinylora_edge.wire.sequences import Accepted, SequenceFile
         state, name = SequenceFile(sys.argv[1]), sys.argv[2]
         for sequence in range(1, 61):
-            state.record(("d", "k", name), sequence)
+            state.record(("d", "k", name), Accepted(sequence))
             shared = state.find(("d", "k", "all")).sequence
             with suppress(RollbackError):  # another process was faster
-                state.record(("d", "k", "all"), shared + 1)
+                state.record(("d", "k", "all"), Accepted(shared + 1))
             assert state.find(("d", "k", "all")).sequence > shared
         """
     )

@@ -58,21 +58,11 @@ class SequenceLog:
         self._accepted: dict[Source, Accepted] = {}
         self._lock = RLock()
 
-    def check(self, source: Source, sequence: int, content: str = "") -> None:
-        """Check that a vector may be accepted now.
-
-        Raises:
-            RollbackError: a higher sequence was recorded, or the same with other content.
-            VectorError, OSError, StoreError: what was kept cannot be read.
-        """
-        self.find(source).check(Accepted(sequence, content), source)
-
-    def record(self, source: Source, sequence: int, content: str = "") -> None:
+    def record(self, source: Source, accepted: Accepted) -> None:
         """Raise a sequence, durably where it is kept on disk; one that is there already writes nothing.
 
-        Errors are those of `check`; what was there stays.
+        RollbackError: a higher one is there. VectorError, OSError, StoreError: what is kept cannot be read.
         """
-        accepted = Accepted(sequence, content)
         if not self.settled(source, accepted):
             self.store(source, accepted)
 
