@@ -158,13 +158,38 @@ def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:
         (other, "no store of users' vectors"),
         (tmp_path, "cannot be used"),
         (pipe, "cannot be used"),
-        (later, r"version 1, but this release reads 2: name a new file"),
+        (later, r"version 1, but this release reads 3: name a new file"),
     ):
         with pytest.raises(StoreError, match=message):
             Store(path, bases)
     assert (damaged.read_bytes(), pipe.stat().st_mode) == (b"no database at all" * 100, mode)
     with pytest.raises(FileNotFoundError, match="make it"):
         Store(tmp_path / "none" / "users.db", bases)
+
+
+def test_a_file_of_version_2_is_read_on(path: Path, bases: Bases, basis: Basis) -> None:
+    Store(path, bases).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript(
+            """
+            DROP TABLE vectors;
+            CREATE TABLE vectors (
+                factors INTEGER NOT NULL, user TEXT NOT NULL, frame BLOB, sequence INTEGER NOT NULL,
+                made REAL NOT NULL, changed REAL NOT NULL, PRIMARY KEY (factors, user)
+            ) WITHOUT ROWID;
+            PRAGMA user_version = 2;
+            """
+        )
+        for user, data in (("alice", framed(basis, 3)), ("gone", None)):
+            connection.execute("INSERT INTO vectors VALUES (1, ?, ?, 3, 0, 0)", (user, data))
+    for _ in range(2):
+        with closing(Store(path, bases)) as store:
+            found = store.get("alice")
+            assert found is not None
+            assert (found.frame, found.sequence) == (framed(basis, 3), 3)
+            assert store.get("gone") is None
+            assert store.put("gone", framed(basis, 4, "gone"), policy(store)).sequence == 4
+            assert store.delete("gone")
 
 
 def test_models_share_a_file(store: Store, path: Path, basis: Basis) -> None:

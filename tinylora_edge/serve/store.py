@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,20 +19,26 @@ from ..wire.frame import DEFAULT_USER, RULE, is_portable
 from ..wire.sequences import Accepted, SequenceLog, Source
 
 _APPLICATION = 0x544C4556  # "TLEV": SQLite keeps it in the file's header
-_VERSION = 2
+_VERSION = 3
 _BUSY_S = 10.0
 
 _SCHEMA = f"""
 CREATE TABLE factors (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE);
 CREATE TABLE vectors (
-    factors INTEGER NOT NULL, user TEXT NOT NULL, frame BLOB, sequence INTEGER NOT NULL,
-    made REAL NOT NULL, changed REAL NOT NULL, PRIMARY KEY (factors, user)
+    factors INTEGER NOT NULL, user TEXT NOT NULL, frame BLOB NOT NULL, sequence INTEGER NOT NULL,
+    PRIMARY KEY (factors, user)
 ) WITHOUT ROWID;
 CREATE TABLE marks (
     digest TEXT NOT NULL, key TEXT NOT NULL, stream TEXT NOT NULL,
     sequence INTEGER NOT NULL, content TEXT NOT NULL, PRIMARY KEY (digest, key, stream)
 ) WITHOUT ROWID;
 PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {_VERSION};
+"""
+_FROM_2 = f"""
+ALTER TABLE vectors DROP COLUMN made;
+ALTER TABLE vectors DROP COLUMN changed;
+DELETE FROM vectors WHERE frame IS NULL;
 PRAGMA user_version = {_VERSION};
 """
 
@@ -97,29 +102,21 @@ class Store:
         """Return a user's vector; None where they have none."""
         query = "SELECT frame, sequence FROM vectors WHERE factors = ? AND user = ?"
         rows = self.read(query, (self._factors_id, check_user(user)))
-        return Stored(user, *rows[0]) if rows and rows[0][0] is not None else None
+        return Stored(user, *rows[0]) if rows else None
 
     def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
         """Store a user's vector in place of the one before. VectorError: the policy refuses it."""
         check_user(user)
         with self.transaction() as connection, policy.admit(frame, self._bases, user=user) as vector:
-            now = time.time()
-            connection.execute(
-                "INSERT INTO vectors VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                "frame = excluded.frame, sequence = excluded.sequence, changed = excluded.changed",
-                (self._factors_id, user, frame, vector.sequence, now, now),
-            )
+            row = (self._factors_id, user, frame, vector.sequence)
+            connection.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", row)
         return Stored(user, frame, vector.sequence)
 
     def delete(self, user: str) -> bool:
         """Remove a user's vector, but not what was accepted of them; return whether there was one."""
+        statement = "DELETE FROM vectors WHERE factors = ? AND user = ?"
         with self.transaction() as connection:
-            done = connection.execute(
-                "UPDATE vectors SET frame = NULL, changed = ? "
-                "WHERE factors = ? AND user = ? AND frame IS NOT NULL",
-                (time.time(), self._factors_id, check_user(user)),
-            )
-            return done.rowcount > 0
+            return connection.execute(statement, (self._factors_id, check_user(user))).rowcount > 0
 
     def close(self) -> None:
         """Close the file. Again is fine."""
@@ -155,15 +152,19 @@ class Store:
             (application,), (version,) = (
                 self.read(f"PRAGMA {name}", ())[0] for name in ("application_id", "user_version")
             )
+            statements = ""
             if not application and not self.read("SELECT count(*) FROM sqlite_master", ())[0][0]:
-                for statement in _SCHEMA.split(";"):
-                    connection.execute(statement)
+                statements = _SCHEMA
             elif application != _APPLICATION:
                 raise StoreError(f"{self.path} is SQLite, but no store of users' vectors: name another file")
+            elif version == 2:
+                statements = _FROM_2
             elif version != _VERSION:
                 raise StoreError(
                     f"{self.path} has version {version}, but this release reads {_VERSION}: name a new file"
                 )
+            for statement in statements.split(";"):
+                connection.execute(statement)
             digest = (self._bases.factors.digest,)
             connection.execute("INSERT OR IGNORE INTO factors (digest) VALUES (?)", digest)
             self._factors_id = int(self.read("SELECT id FROM factors WHERE digest = ?", digest)[0][0])
