@@ -10,15 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtraError
-from .access import ApiKeys, Limits
+from .access import ApiKeys, Limits, check_exposure
 
 if TYPE_CHECKING:
     from .application import app
-    from .process import check_exposure, run
+    from .process import run
 
 __all__ = ["ApiKeys", "Limits", "app", "check_exposure", "run"]
 
-_LAZY = {"app": ".application", "check_exposure": ".process", "run": ".process"}  # which bring the web along
+_LAZY = {"app": ".application", "run": ".process"}  # which bring the web along
 _WEB = ("anyio", "prometheus_client", "pydantic", "sse_starlette", "starlette", "uvicorn")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import RequestError, TinyLoraError
 from ..limits import BODY_BYTES
+from ..shipping.fetch import is_this_device
 from .store import check_user
 
 _KEY = re.compile(r"[\x21-\x7e]{8,512}\Z")
@@ -93,6 +94,12 @@ class ApiKeys:
             message = "this server needs one of its API keys: pass 'Authorization: Bearer KEY'"
             raise RefusedError(401, message, "invalid_api_key")
         return found, self._users[found]
+
+
+def check_exposure(host: str, *, has_keys: bool) -> None:
+    """Refuse, with a TinyLoraError, to answer other machines without API keys."""
+    if not has_keys and not is_this_device(host):
+        raise TinyLoraError(f"{host!r} can be reached by others: pass --api-keys FILE, or serve on 127.0.0.1")
 
 
 def _hash(key: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from os import PathLike
@@ -40,7 +40,7 @@ def app(
     store: str | PathLike[str] | None = None,
     name: str | None = None,
     keys: Sequence[Verifier] = (),
-    api_keys: Mapping[str, str | None] | ApiKeys | None = None,
+    api_keys: ApiKeys | None = None,
     limits: Limits | None = None,
     states: str | PathLike[str] | None = None,
     signer: Signer | None = None,
@@ -56,7 +56,7 @@ def app(
             theirs with each request.
         name: of the model, as clients ask for it; by default that of the bundle's folder.
         keys: of the policy that checks every vector, at every request (see `Policy`).
-        api_keys: key -> the one user that it stands for, or None for an app's key. None: no key is needed.
+        api_keys: None: no key is needed.
         limits: of every client.
         states: a folder, made where it does not exist, for what clicks say of each user: with it the server
             learns from `POST /v1/feedback`, and needs a store.
@@ -82,8 +82,6 @@ def app(
         raise OptionError("what clicks teach is signed, and nothing else: name where they go (--feedback)")
     if page and (api_keys is not None or keys):
         raise OptionError("a page is for one visitor, whose vectors nobody signs: pass no keys")
-    if api_keys is not None and not isinstance(api_keys, ApiKeys):
-        api_keys = ApiKeys(api_keys)
     bases, limits = load_bundle(bundle).bases, limits or Limits()
     opened = edited = feedback = None
     with ExitStack() as unless_made:

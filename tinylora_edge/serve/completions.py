@@ -504,17 +504,12 @@ class Body(BaseModel):
         logprobs = self.logprobs  # a bool for a chat, their number for a text
         if isinstance(logprobs, bool):
             logprobs = self.top_logprobs if logprobs else None
-        return {
+        same = ("temperature", "top_p", "stop", "tools", "tool_choice", "parallel_tool_calls")
+        return {name: getattr(self, name) for name in same} | {
             "max_tokens": count,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
             "seed": None if self.seed is None else self.seed % (1 << 64),  # OpenAI takes negative ones
-            "stop": self.stop,
             "schema": schema_of(self.response_format),
             "logprobs": logprobs,
-            "tools": self.tools,
-            "tool_choice": self.tool_choice,
-            "parallel_tool_calls": self.parallel_tool_calls,
         }
 
 

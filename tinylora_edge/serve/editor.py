@@ -24,9 +24,7 @@ from .completions import BYTES, content_type, only_field, read_bytes, read_json
 from .service import Service
 from .store import Store
 
-USER = "me"
-"""The visitor's name, whose vectors are made."""
-
+USER = "me"  # the visitor, whose vectors are made
 _FILES = Path(__file__).parent / "page"
 _TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 

@@ -16,8 +16,6 @@ from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..errors import TinyLoraError
-from ..shipping.fetch import is_this_device
 from ..wire import frame
 from .completions import LOG
 from .service import Service
@@ -119,12 +117,6 @@ def run(app: Starlette, *, host: str, port: int, ready: Callable[[str], None], q
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{bound.getsockname()[1]}"
         _Server(config, service, lambda: ready(address)).run([bound])
-
-
-def check_exposure(host: str, *, has_keys: bool) -> None:
-    """Refuse, with a TinyLoraError, to answer other machines without API keys."""
-    if not has_keys and not is_this_device(host):
-        raise TinyLoraError(f"{host!r} can be reached by others: pass --api-keys FILE, or serve on 127.0.0.1")
 
 
 def _listening(host: str, port: int, backlog: int = _BACKLOG) -> socket.socket:
