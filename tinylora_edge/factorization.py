@@ -18,14 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import BasisError
 
-LEFT = "left"
-"""How S is split: A = V^T, B = U S, as in the paper."""
+LEFT = "left"  # how S is split: A = V^T, B = U S, as in the paper
 
+# Largest |W v - s u| / s at which a weight counts as the one that was factorized. Quantization to 2 bits gave
+# up to 0.16; another row order or another model gives 1 and more.
 AGREEMENT = 0.3
-"""Largest |W v - s u| / s at which a weight counts as the one that was factorized.
-
-Quantization to 2 bits gave up to 0.16; another row order or another model gives 1 and more.
-"""
 
 _OVERSAMPLING = 6  # vectors of a block beyond the rank
 _WIDEST = 24  # of a block: at rank 64, wider ones multiply W with half as many vectors again

@@ -19,11 +19,10 @@ from .modules import canonical_order, parse
 
 FactorArray = NDArray[np.float32] | NDArray[np.float16]
 
-Shape = tuple[int, int]
-"""(p, q): outputs and inputs of R, the leading directions of B and of A that it acts on."""
+Shape = tuple[int, int]  # (p, q): outputs and inputs of R, leading directions of B and of A
 
+# Shapes of R that a user chooses between by the bytes of a frame (docs/SIZES.md).
 SIZES: dict[str, Shape] = {"small": (2, 2), "medium": (14, 8), "large": (64, 8)}
-"""Shapes of R that a user chooses between by the bytes of a frame (docs/SIZES.md)."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)

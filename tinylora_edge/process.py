@@ -33,11 +33,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-SPIN = 10_000
-"""Rounds that libgomp spins before a thread sleeps, a tenth of a millisecond; its default is 300,000."""
-
-OPENMP_VARIABLES = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"
-"""Variables that decide how OpenMP's threads wait."""
+SPIN = 10_000  # rounds before libgomp's threads sleep, a tenth of a millisecond; its default is 300,000
+OPENMP_VARIABLES = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"  # how OpenMP's threads wait
 
 
 def set_waiting() -> None:

@@ -31,12 +31,9 @@ from .errors import BasisError
 from .factors import Shape, is_whole, shape_name, shape_of
 from .modules import canonical_order
 
-SEED = 42
-"""Seed of all random projections."""
-NUMBERS = 13
-"""Numbers of a vector by default: the paper's."""
-RANK = 2
-"""Directions that random and learned projections act on by default: the paper's."""
+SEED = 42  # of all random projections
+NUMBERS = 13  # of a vector by default: the paper's
+RANK = 2  # directions that random and learned projections act on by default: the paper's
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

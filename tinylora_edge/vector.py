@@ -22,8 +22,7 @@ from .wire.frame import Clock, check_day, day_date, day_number, utc_today
 from .wire.sequences import Accepted, SequenceFile, SequenceLog, Source
 from .wire.values import BITS, SCALED, encode_values, finite
 
-FIRST_SEQUENCE = 1
-"""The sequence of a vector that nobody numbered."""
+FIRST_SEQUENCE = 1  # of a vector that nobody numbered
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -22,10 +22,8 @@ from ..limits import USER_CHARACTERS
 from . import tags
 from .values import BITS, DTYPES, Entries, decode_values, encode_values, payload_bytes
 
-BOUND, LOW = 2, 4
-"""Versions: 2, and 4 with a scale a column. One more: with a last day."""
-DATED = (BOUND + 1, LOW + 1)
-
+BOUND, LOW = 2, 4  # versions: 4 has a scale a column
+DATED = (BOUND + 1, LOW + 1)  # the same with a last day
 HEADER_BYTES = {BOUND: 7, BOUND + 1: 9, LOW: 8, LOW + 1: 10}
 
 
@@ -63,10 +61,8 @@ def message(user: str, digest: bytes, body: bytes) -> bytes:
 def check_tag(received: Frame, user: str, digest: str, keys: Sequence[tags.Verifier]) -> str:
     """Return the id of the key under which a frame's tag verifies; empty for a checksum.
 
-    Raises:
-        ChecksumError: a CRC-32 that the bytes do not have.
-        SignatureError: no key of the tag's kind is there, or none of them verifies it.
-        FrameError: the user's name is not valid.
+    ChecksumError: the bytes do not have this CRC-32. SignatureError: there is no key of the tag's kind, or
+    none of them verifies it. FrameError: the user's name is not valid.
     """
     kind, tag = received.head.kind, received.tag
     signed, name = message(user, bytes.fromhex(digest), received.body), tags.NAMES[kind]
@@ -120,9 +116,8 @@ def encode(
 def decode(data: bytes, size: int, digest: str, entries: Entries = ()) -> Frame:
     """Take apart a frame of `size` values for the basis with that digest, of `entries` or none.
 
-    Raises:
-        FrameError: no frame, of a wrong length, of an unknown version, dtype or tag kind, or damaged.
-        BasisMismatchError: the frame names another basis.
+    FrameError: it is none, of a wrong length or unknown version, dtype or tag, or damaged.
+    BasisMismatchError: it names another basis.
     """
     length, found = len(data), head(data)
     version, dtype, kind = found[:3]
@@ -182,12 +177,8 @@ def longest(size: int) -> int:
 
 # Whose a vector is: a frame is bound to the name, and a published one lies under it
 
-DEFAULT_USER = "default"
-"""What the user without a name is called where one is needed: in a path, on the command line."""
-
-RULE = "use 1 to 64 of A-Z a-z 0-9 . _ and -, beginning with a letter or digit"
-"""The rule of `is_portable`, for errors."""
-
+DEFAULT_USER = "default"  # the user without a name, where one is needed: in a path, on the command line
+RULE = "use 1 to 64 of A-Z a-z 0-9 . _ and -, beginning with a letter or digit"  # that of `is_portable`
 _PORTABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
@@ -205,9 +196,7 @@ def bound_name(user: str) -> str:
 
 FIRST_DAY = date(2026, 1, 1)
 LAST_DAY = FIRST_DAY + timedelta(days=0xFFFF)
-
-Clock: TypeAlias = date | Callable[[], date]
-"""A function that returns the day in UTC, or a fixed day."""
+Clock: TypeAlias = date | Callable[[], date]  # the day in UTC, or what returns it
 
 
 def utc_today() -> date:
@@ -231,12 +220,7 @@ def day_date(day: int) -> date:
 
 
 def check_day(until: int, clock: Clock) -> None:
-    """Check that a last day is not over.
-
-    Raises:
-        ExpiredError: it is.
-        VectorError: the clock says a day that cannot be today's.
-    """
+    """Raise ExpiredError where a last day is over, VectorError where the clock's cannot be today."""
     day = clock() if callable(clock) else clock
     try:
         today = day_number(day)

@@ -21,9 +21,7 @@ from ..jsonio import parse_json
 from ..limits import DOCUMENT_BYTES
 from ..writes import atomic_write, locked, open_file
 
-Source = tuple[str, str, str]
-"""Where a vector comes from: digest of the factors, id of the key (empty: no key), user."""
-
+Source = tuple[str, str, str]  # of a vector: digest of the factors, id of the key (empty: no key), user
 _FORMAT = 4
 _VALUE = re.compile(r"([0-9]{1,5}):((?:[0-9a-f]{32})?)\Z")
 
@@ -90,9 +88,7 @@ class SequenceFile(SequenceLog):
     forget it. A missing file is an empty state, and is made with the first sequence. Each call has what the
     file says now, whichever process wrote it; `record` returns once it is on disk. `<path>.lock` is the lock.
 
-    Raises:
-        OSError: its directory does not exist, or the file cannot be read.
-        VectorError: the file is damaged.
+    OSError: its directory does not exist, or the file cannot be read. VectorError: it is damaged.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:

@@ -14,12 +14,8 @@ from typing import Any, TypeAlias
 from ..errors import MissingExtraError, SignatureError
 from ..limits import PEM_BYTES
 
-CRC32, HMAC, ED25519 = 0, 1, 2
-"""Tag kinds, as the frame's first byte carries them."""
-
-SIZES = {CRC32: 4, HMAC: 8, ED25519: 64}
-"""Tag sizes in bytes."""
-
+CRC32, HMAC, ED25519 = 0, 1, 2  # kinds of tag, as the frame's first byte carries them
+SIZES = {CRC32: 4, HMAC: 8, ED25519: 64}  # in bytes
 NAMES = {CRC32: "CRC-32", HMAC: "HMAC", ED25519: "Ed25519"}
 
 _PEM_LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
@@ -80,18 +76,13 @@ class Hmac:
 
 
 class Ed25519Signer:
-    """Ed25519 signatures (RFC 8032).
-
-    Args:
-        private_key: the 32-byte seed.
+    """Ed25519 signatures (RFC 8032) under a private key, its seed of 32 bytes.
 
     Attributes:
         public_key: the 32 bytes that devices need.
         id: that of the `Ed25519Verifier` of its public key.
 
-    Raises:
-        MissingExtraError: `cryptography` is not installed.
-        SignatureError: the key is not 32 bytes.
+    MissingExtraError: `cryptography` is not installed. SignatureError: the key is not 32 bytes.
     """
 
     kind = ED25519
@@ -126,17 +117,12 @@ class Ed25519Signer:
 
 
 class Ed25519Verifier:
-    """A public key that checks Ed25519 signatures.
-
-    Args:
-        public_key: the 32-byte public key.
+    """A public key of 32 bytes that checks Ed25519 signatures.
 
     Attributes:
         id: `ed25519:` and the first 16 hexadecimal digits of the public key's SHA-256.
 
-    Raises:
-        MissingExtraError: `cryptography` is not installed.
-        SignatureError: the key is not 32 bytes.
+    MissingExtraError: `cryptography` is not installed. SignatureError: the key is not 32 bytes.
     """
 
     kind = ED25519
@@ -200,8 +186,6 @@ def _read_pem(text: str | bytes, label: str) -> Any:
     return key
 
 
+# What checks tags of one `kind`, and what makes them. An `id` names a key in errors and states.
 Verifier: TypeAlias = Hmac | Ed25519Verifier
-"""A key that checks tags of one `kind`; its `id` names it in errors and states."""
-
 Signer: TypeAlias = Crc32 | Hmac | Ed25519Signer
-"""What makes tags of one `kind`."""

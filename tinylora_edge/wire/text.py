@@ -12,12 +12,8 @@ import re
 from ..errors import FrameError
 from ..limits import VECTOR_FILE_BYTES
 
-TEXT_CHARACTERS = 2 * VECTOR_FILE_BYTES
-"""The most characters of a text, as many as hexadecimal digits take."""
-
-SCHEME = "tinylora:"
-"""May stand before the digits, so that a link or a QR code says what it is."""
-
+TEXT_CHARACTERS = 2 * VECTOR_FILE_BYTES  # at most, as many as hexadecimal digits take
+SCHEME = "tinylora:"  # may stand before the digits, so that a link or a QR code says what it is
 _SURELY_HEX = 16  # so many hexadecimal digits in a row are no base64url
 _WHITE = b" \t\r\n"
 _TEXT = re.compile(rb"(?i:tinylora:[A-Za-z0-9_-]+|[A-Za-z0-9_-]{16,})={0,2}\Z")

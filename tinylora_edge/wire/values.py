@@ -15,20 +15,18 @@ from numpy.typing import NDArray
 
 from ..errors import FrameError, NonFiniteError, VectorError
 
-BITS = {"q2": 2, "q4": 4}
-"""Bits a number of the dtypes that have a scale a column."""
-
-Entries = tuple[int, ...]
-"""(M, p, q) of R, whose entries v is; () where it is another."""
-
-DTYPES: tuple[str, ...] = ("fp32", "bf16", "fp16", "int8", *BITS)
-"""dtypes of values; the first four in the order of their codes."""
-
-SCALED = ("int8", *BITS)
-"""dtypes that round several values together."""
+BITS = {"q2": 2, "q4": 4}  # a number, of the dtypes that have a scale a column
+DTYPES: tuple[str, ...] = (
+    "fp32",
+    "bf16",
+    "fp16",
+    "int8",
+    *BITS,
+)  # the first four in the order of their codes
+SCALED = ("int8", *BITS)  # dtypes that round several values together
+Entries = tuple[int, ...]  # (M, p, q) of R, whose entries v is; () where it is another
 
 SCALE_BYTES = 3
-
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 _LOWEST, _HIGHEST = -128, 127
 _CUT = 1.04 ** np.arange(1, 60)  # how far the largest value may lie beyond the largest q
@@ -43,9 +41,8 @@ def finite(values: NDArray[np.float32], dtype: str, entries: Entries = ()) -> ND
 
     Ties to even; in int8 all of them together, in q2 and q4 those of a column.
 
-    Raises:
-        NonFiniteError: one is NaN or infinite, or too large for the dtype.
-        VectorError: there is no such dtype, or it is of entries, and these are not so many.
+    NonFiniteError: one is NaN or infinite, or too large for the dtype. VectorError: there is no such dtype,
+    or it is of entries, and these are not so many.
     """
     largest = _LARGEST
     if bits := BITS.get(dtype):
