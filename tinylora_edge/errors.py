@@ -117,15 +117,11 @@ class MissingExtraError(TinyLoraError, ImportError):
     """A feature needs a package that is not installed; the message is the pip command that brings it."""
 
     def __init__(self, feature: str, package: str, extra: str) -> None:
-        self.feature = feature
-        self.package = package
-        self.extra = extra
-        super().__init__(
-            f'{feature} needs the package {package}. Install it with: pip install "tinylora-edge[{extra}]"'
-        )
+        super().__init__(feature, package, extra)
 
-    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
-        return type(self), (self.feature, self.package, self.extra)
+    def __str__(self) -> str:
+        feature, package, extra = self.args
+        return f'{feature} needs the package {package}. Install it with: pip install "tinylora-edge[{extra}]"'
 
 
 class TinyLoraWarning(UserWarning):

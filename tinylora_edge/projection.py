@@ -47,12 +47,7 @@ _ROUND = 1e-6  # of a covariance that is isotropic but for rounding, relative to
 
 def project(seed: int, module: str, u: int, rank: int) -> NDArray[np.float32]:
     """Return P of the module with a GGUF tensor name: float32 [u, rank, rank], close to N(0, 1/rank).
-
-    Raises:
-        BasisError: an argument is out of range.
-
-    Source: docs/FORMAT.md, "Projection"; the scale is PEFT's.
-    """
+    BasisError: an argument is out of range. Source: docs/FORMAT.md, "Projection"; the scale is PEFT's."""
     if not 0 <= seed < 1 << 64:
         raise BasisError(f"projection seed {seed} is out of range: it must be from 0 to 2**64 - 1")
     if u < 1 or rank < 1:
@@ -192,33 +187,24 @@ class Projection(ABC):
     def random(modules: Sequence[str], groups: int = NUMBERS, rank: int = RANK) -> Projection:
         """Return the paper's, tiled: R[m] = v[floor(m G / M)] P[m] for module m of M, with P of `project`.
 
-        Args:
-            modules: in canonical order.
-            groups: G = n, from 1 to M.
-            rank: k.
-
-        BasisError: the modules are in another order, or a number is out of its range.
+        `groups` is G = n, from 1 to M, `rank` k. BasisError: the modules are not in canonical order, or a
+        number is out of its range.
         """
         count = len(modules)
         if list(modules) != canonical_order(modules):
             raise BasisError("the modules are not in canonical order: sort them with modules.canonical_order")
         if not is_whole(groups) or not 1 <= groups <= count:
             raise BasisError(f"{groups} groups for {count} modules: choose a whole number from 1 to {count}")
-        tying = (np.arange(count, dtype=np.int64) * groups // count).astype(np.int32)
-        return _Tied(modules, shape_of(rank), 1, tying, random_descriptor(groups, rank))
+        return _Tied(modules, shape_of(rank), groups, 1, random_descriptor(groups, rank))
 
     @staticmethod
     def learned(
         modules: Sequence[str], p: ArrayLike, prior: tuple[ArrayLike, ArrayLike] | None = None
     ) -> Projection:
-        """Return one of stored directions: R[m] = sum_i v[i] p[i, m].
+        """Return one of stored directions p, float32 [n, M, k, k]: R[m] = sum_i v[i] p[i, m].
 
-        Args:
-            modules: in canonical order.
-            p: the directions, float32 [n, M, k, k].
-            prior: mean [n] and covariance [n, n] of the vectors that people want.
-
-        BasisError: p has another shape, is too large or not finite, or the prior does not fit.
+        `prior` is mean [n] and covariance [n, n] of the vectors that people want. BasisError: p has another
+        shape, is too large or not finite, or the prior does not fit.
         """
         with np.errstate(over="ignore"):  # infinity is refused below
             array = np.array(p, "<f4", order="C")  # its own
@@ -232,9 +218,7 @@ class Projection(ABC):
             raise BasisError(f"entry {index} of the projection is {array[index]}: every entry must be finite")
         size, rank = len(array), array.shape[2]
         text = f"learned rank={rank} {hashlib.sha256(array.data).hexdigest()}"
-        tying = np.zeros(count, np.int32)
-        made = _Tied(modules, (rank, rank), size, tying, text, p=array.swapaxes(0, 1))
-        made.stored = array
+        made = _Tied(modules, (rank, rank), 1, size, text, stored=array)
         if prior is not None:
             if size > limits.PRIOR_VALUES:
                 raise BasisError(f"a prior is of at most {limits.PRIOR_VALUES:,} numbers, not {size:,}")
@@ -243,14 +227,8 @@ class Projection(ABC):
 
     @staticmethod
     def entries(modules: Sequence[str], rank: int | Shape) -> Projection:
-        """Return the one whose v is R, module by module, row by row: n = M p q.
-
-        Args:
-            modules: in canonical order.
-            rank: k, for p = q = k, or (p, q).
-
-        BasisError: a number is out of its range.
-        """
+        """Return the one whose v is R, module by module, row by row: n = M p q. A rank is k, for p = q = k,
+        or (p, q). BasisError: a number is out of its range."""
         return _Entries(modules, shape_of(rank))
 
     @staticmethod
@@ -314,33 +292,32 @@ class Projection(ABC):
 
 
 class _Tied(Projection):
-    """R[m] = sum_i v[tying[m], i] P[m, i]: P regenerated, or stored as p, [M, u, k, k]."""
+    """R[m] = sum_i v[g(m), i] P[m, i] over u numbers, g(m) = floor(m G / M): P regenerated, or stored."""
 
     def __init__(
         self,
         modules: Sequence[str],
         shape: Shape,
+        groups: int,
         u: int,
-        tying: NDArray[np.int32],
         descriptor: str,
-        *,
-        p: NDArray[np.float32] | None = None,
+        stored: NDArray[np.float32] | None = None,
     ) -> None:
         self.modules, self.shape, self.descriptor = tuple(modules), shape, descriptor
-        self._tying, self._u = tying, u
-        self.size = (int(tying.max()) + 1) * u
+        self.size, self._u, self.stored = groups * u, u, stored
+        self._tying = (np.arange(len(modules)) * groups // len(modules)).astype(np.int32)
         self._check()
-        entries = len(self.modules) * u * math.prod(shape)
+        entries = len(modules) * u * math.prod(shape)
         if entries > limits.PROJECTION_ENTRIES:
             raise BasisError(
                 f"a projection has at most {limits.PROJECTION_ENTRIES:,} entries of P, not {entries:,}"
             )
-        if p is not None:
-            self._p = p
 
     @cached_property
     def _p(self) -> NDArray[np.float32]:
         """P of every module: float32 [M, u, k, k]."""
+        if self.stored is not None:
+            return self.stored.swapaxes(0, 1)
         return np.stack([project(SEED, module, self._u, self.rank) for module in self.modules])
 
     def R(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
