@@ -83,10 +83,8 @@ class Basis:
     def values(self, v: Any) -> NDArray[np.float32]:
         """Return the values of v, a micro-vector or n numbers, as float32 [n].
 
-        Raises:
-            VectorError: v has another number of values.
-            BasisMismatchError: v is a micro-vector of another basis.
-            NonFiniteError: a value is NaN or infinite.
+        VectorError: v has another number of values, is a micro-vector of another basis (BasisMismatchError),
+        or has a value that is NaN or infinite (NonFiniteError).
         """
         if getattr(v, "basis", "") not in ("", self.digest):
             raise BasisMismatchError(f"the vector is of basis {v.basis[:8]}, and not of {self.id}")
@@ -105,9 +103,7 @@ class Basis:
     def R(self, v: Any) -> NDArray[np.float32]:
         """Return R of every module on the leading directions: float32 [M, p, q].
 
-        Raises:
-            NonFiniteError: an entry of R passes float32.
-            Those of `values`.
+        NonFiniteError: an entry of R passes float32. Other errors are those of `values`.
         """
         r = self.projection.R(self.values(v))
         if not np.isfinite(r).all():
@@ -228,9 +224,7 @@ class Bases(Mapping[str, Basis]):
     def of(self, vector: Any) -> Basis:
         """Return the basis of a micro-vector: the one it names, else the one of so many numbers, or entries.
 
-        Raises:
-            BasisMismatchError: it names one that is not here.
-            VectorError: no basis has so many numbers.
+        BasisMismatchError: it names one that is not here. VectorError: no basis has so many numbers.
         """
         if vector.basis:
             found = self.get(vector.basis[:8])
@@ -249,9 +243,7 @@ class Bases(Mapping[str, Basis]):
     def of_frame(self, data: bytes) -> Basis:
         """Return the basis that the bytes of a frame name; nothing of them is verified.
 
-        Raises:
-            FrameError: they are no frame.
-            BasisMismatchError: it is not here.
+        FrameError: they are no frame. BasisMismatchError: the basis is not here.
         """
         named = frame.head(data).basis_id
         found = self.get(named)

@@ -66,18 +66,13 @@ def canonical_order(modules: Iterable[str]) -> list[str]:
 
 
 def select(available: Sequence[str], targets: Sequence[str] | None = None) -> list[str]:
-    """Choose the modules to adapt, in canonical order.
+    """Choose those of a model's adaptable modules that are adapted, in canonical order.
 
-    Args:
-        available: names of the model's adaptable modules.
-        targets: kinds (`attn_q`), module names, or shell patterns over either (`attn_*`,
-            `blk.1?.ffn_down.weight`), or `light`, the attention of the first two thirds of the blocks;
-            None or empty takes every module. One that begins with `!` leaves out what it matches, from
-            the others or, alone, from every module (`!*_exps`).
+    Targets are kinds (`attn_q`), module names, shell patterns over either (`attn_*`, `blk.1?.ffn_*`), or
+    `light`, the attention of the first two thirds of the blocks; None or empty takes every module. One that
+    begins with `!` leaves out what it matches, from the others or, alone, from every module (`!*_exps`).
 
-    Raises:
-        BasisError: a target matches no module, or nothing is left; the message lists the kinds that
-            there are.
+    BasisError: nothing is left, or a target matches no module; then the message lists the kinds.
     """
     targets = targets or ()
     chosen = set(available) if all(target.startswith("!") for target in targets) else set[str]()

@@ -34,8 +34,7 @@ class MicroVector:
     Attributes:
         values: float32 [n]. Rounded to `dtype` when the vector is made, so that what a host holds
             is what a device will hold.
-        dtype: of the values on the wire: `fp32`, `bf16`, `fp16`, `int8`; or of entries of R `q2`
-            or `q4`, with so many bits a number and a scale a column.
+        dtype: `fp32`, `bf16`, `fp16`, `int8`; of entries of R also `q2` and `q4`, with a scale a column.
         sequence: 0 to 65535; rises with every vector of the same user.
         basis: digest of the basis that it is a point of, in hexadecimal. Where it is empty, a model takes it
             for one of the basis with so many numbers (`Bases.of`).
@@ -43,10 +42,8 @@ class MicroVector:
             base. The frame does not hold it.
         entries: (M, p, q) of R, whose entries v is, where the dtype has a scale a column.
 
-    Raises:
-        VectorError: an unknown dtype, values that are not [n] or no such entries, or a sequence
-            out of range.
-        NonFiniteError: a value is NaN or infinite, or too large for the dtype.
+    VectorError: an unknown dtype, values that are not [n] or no such entries, a sequence out of range, or
+    (NonFiniteError) a value that is NaN or infinite, or too large for the dtype.
     """
 
     values: NDArray[np.float32]
@@ -90,15 +87,13 @@ class MicroVector:
         """Return the frame of this vector.
 
         Args:
-            basis: the basis that the vector is for.
-            tag: "crc32" (the default), or a signer (`Hmac`, `Ed25519Signer`).
-            user: name of the user, as the device passes it to `swap`. In another one the frame does
-                not verify. The default is the user without a name.
+            basis: that of the vector.
+            tag: "crc32", or a signer (`Hmac`, `Ed25519Signer`).
+            user: as the device passes it to `swap`: for another one the frame does not verify.
             until: the last day on which the frame may be accepted, in UTC; None for ever.
 
-        Raises:
-            VectorError: the vector is not of the basis, or in a dtype that it does not take; an unknown tag,
-                or a day that no frame can name.
+        VectorError: the vector is not of the basis, or in a dtype that it does not take; an unknown tag, or a
+        day that no frame can name.
         """
         values = basis.values(self)
         if self.dtype in BITS and self.entries != basis.entries:
@@ -207,13 +202,12 @@ class Policy:
         max_norm: largest Frobenius norm of R that is accepted; infinite for any. It keeps nonsense out, and
             is no safety: which norm makes an engine's logits non-finite depends on the model and on where
             the norm is. A generation ends with an error where they are.
-        state: a file that keeps the sequences through restarts; processes may share it. Or a log that is kept
-            elsewhere, as a store of many users' vectors has one.
+        state: a file that keeps the sequences through restarts, which processes may share; or the log of a
+            store of many users' vectors.
         today: the day in UTC: a callable that returns it (by default the system's clock), or a date.
 
-    Raises:
-        VectorError: a key that is none, a `max_norm` that is no number from 0 on, or a damaged state file.
-        FileNotFoundError: the directory of `state` does not exist.
+    VectorError: a key that is none, a `max_norm` that is no number from 0 on, or a damaged state file.
+    FileNotFoundError: the directory of `state` does not exist.
     """
 
     def __init__(
@@ -251,9 +245,7 @@ class Policy:
             user: whose vectors they are, where an app has several: one a user, say.
             beneath: its place, from 1, among those that lie beneath another one.
 
-        Raises:
-            VectorError: one of its subclasses for each rule, as listed above.
-            OSError: the state file cannot be read.
+        VectorError: the bytes break a rule, as listed above. OSError: the state file cannot be read.
         """
         basis = known if isinstance(known, Basis) else known.of_frame(data)
         received = frame.decode(data, basis.size, basis.digest, basis.entries)
@@ -331,11 +323,7 @@ class Policy:
                 apply(vector)
 
         Where the block raises, nothing is recorded. Where recording raises, the block has run: it is the
-        caller's to take back what it did.
-
-        Raises:
-            VectorError: as for `check` and `record`.
-            OSError: the state file cannot be read or written.
+        caller's to take back what it did. Errors are those of `check` and `record`.
         """
         vector = self.check(data, known, user=user, beneath=beneath)
         yield vector
@@ -344,11 +332,9 @@ class Policy:
     def record(self, vector: AdmittedVector) -> None:
         """Remember that a vector which `check` returned was applied; with a state file, durably.
 
-        Raises:
-            RollbackError: another thread or process recorded a later vector of the user meanwhile, or
-                another one with this sequence: the caller takes back what it did.
-            VectorError: the state file is damaged.
-            OSError: the state file cannot be written; it stays as it was.
+        RollbackError: another thread or process recorded a later vector of the user meanwhile, or another one
+        with this sequence: the caller takes back what it did. VectorError: the state file is damaged.
+        OSError: it cannot be written, and stays as it was.
         """
         self._log.record(*vector.mark)
 

@@ -52,9 +52,8 @@ class ApiKeys:
     Args:
         keys: key -> the one user that it stands for, or None for a key of an app, which may name any.
 
-    Raises:
-        TinyLoraError: a key is shorter than 8 characters, or has others than printable ASCII.
-        RequestError: a user's name is not valid.
+    TinyLoraError: a key has fewer than 8 characters, or others than printable ASCII.
+    RequestError: a user's name is not valid.
     """
 
     def __init__(self, keys: Mapping[str, str | None]) -> None:

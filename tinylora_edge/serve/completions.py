@@ -168,13 +168,12 @@ async def read_json(request: Request, service: Service) -> Any:
 async def read_bytes(request: Request, service: Service) -> bytes:
     """Return a body. RefusedError: it is too large, or too slow."""
     most, data = service.limits.body, bytearray()
-    too_large = RefusedError(413, f"the body has more than {most:,} bytes", "body_too_large")
     try:
         async with asyncio.timeout(_UPLOAD_S):
             async for part in request.stream():
                 data += part
                 if len(data) > most:
-                    raise too_large
+                    raise RefusedError(413, f"the body has more than {most:,} bytes", "body_too_large")
     except TimeoutError:
         raise RefusedError(408, f"the body did not arrive within {_UPLOAD_S:g} s", "body_too_slow") from None
     return bytes(data)

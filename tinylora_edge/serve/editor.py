@@ -56,9 +56,7 @@ class VectorEditor:
     and it gets a new one. Each method returns a vector as JSON takes it. `first` is the frame that the page
     begins with, `token` the API key of its requests.
 
-    Raises:
-        VectorError: the policy refuses the visitor's first vector.
-        BasisError: there is no basis of 13 numbers.
+    VectorError: the policy refuses the first vector. BasisError: there is no basis of 13 numbers.
     """
 
     def __init__(self, bases: Bases, policy: Policy, store: Store, first: bytes | None = None) -> None:

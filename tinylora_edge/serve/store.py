@@ -72,12 +72,8 @@ class Store:
     A user has one, of any size: a newer one of 840 numbers takes the place of an older one of 13. Frame and
     sequence are written in one transaction where the policy is made with `state=store.sequences`.
 
-    Attributes:
-        sequences: what was accepted of each user, for a policy's `state`.
-
-    Raises:
-        FileNotFoundError: its directory does not exist.
-        StoreError: the file is damaged, or no store, or cannot be opened; of methods, it cannot be used.
+    FileNotFoundError: its directory does not exist.
+    StoreError: the file is damaged, or no store, or cannot be opened; of methods, it cannot be used.
     """
 
     def __init__(self, path: str | PathLike[str], bases: Bases) -> None:

@@ -15,12 +15,8 @@ LINKS: dict[str, int] = {name: size for sizes in _TABLE.values() for name, size 
 
 
 def qr_code(data: bytes) -> Any:
-    """Return segno's QR code of a frame's text, `tinylora:` before it.
-
-    Raises:
-        FrameError: it is too long.
-        MissingExtraError: segno is not installed.
-    """
+    """Return segno's QR code of a frame's text, `tinylora:` before it. FrameError: it is too long.
+    MissingExtraError: segno is not installed."""
     try:
         import segno
     except ImportError:

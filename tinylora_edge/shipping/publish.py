@@ -36,11 +36,9 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
         to: a directory, or an address that fsspec can write to (`s3://bucket/vectors`, `sftp://...`).
         user: whose vectors; the frame is bound to this name, that of the default user to none.
 
-    Raises:
-        TransferError: the sequence was used, or the address cannot be read or written.
-        OSError: the directory cannot be read or written.
-        VectorError: the bytes are no frame of these bases and this user, damaged, or past their last day.
-        MissingExtraError: the address needs fsspec, or a package of it, that is not installed.
+    VectorError: the bytes are no frame of these bases and this user, damaged, or past their last day.
+    TransferError: the sequence was used, or the address cannot be read or written; OSError: the directory
+    cannot. MissingExtraError: the address needs fsspec, which is not installed.
     """
     basis = bases.of_frame(frame)
     decoded = wire.decode(frame, basis.size, basis.digest, basis.entries)
@@ -109,7 +107,7 @@ class _Remote:
         except ImportError:
             raise MissingExtraError(f"publishing to {scheme}://", "fsspec", "ship") from None
         self._to = to.rstrip("/")
-        self._filesystem: Any = None
+        self._filesystem: Any
         try:
             self._filesystem, self._root = fsspec.core.url_to_fs(self._to)
         except Exception as error:  # each filesystem has exceptions of its own
