@@ -139,7 +139,6 @@ class Bases(Mapping[str, Basis]):
     the paper's tiled ones of 1 to M numbers; and the entries of every other R, p x q with p <= P and q <= Q.
 
     Attributes:
-        factors: of the model.
         projections: those that are stored or named.
         fingerprints: the deployed forms of the model that the factors were exported for.
 

@@ -54,21 +54,17 @@ class TruncatedSVD(_TruncatedSVD):
     converged: bool
 
 
-def truncated_svd(
-    weight: ArrayLike, rank: int, *, tol: float = 1e-3, max_passes: int = 40, seed: int = 0
-) -> TruncatedSVD:
+def truncated_svd(weight: ArrayLike, rank: int, *, tol: float = 1e-3, max_passes: int = 40) -> TruncatedSVD:
     """Return the `rank` largest singular triplets of a weight.
 
     Signs are canonical: in each right singular vector the entry of largest magnitude is positive.
-    The result is deterministic for given input and seed on one machine; between machines and BLAS
+    The result is deterministic for given input on one machine; between machines and BLAS
     libraries nearly equal singular values may come out as another pair.
 
     Args:
         weight: [out, in], of any float dtype; float32, row by row, is not copied.
-        rank: r, 1 <= r <= min(out, in).
         tol: stop when the residual is at most this.
         max_passes: stop after this many, whatever was reached.
-        seed: of the random start block.
 
     BasisError: the rank does not fit the shape, or the weight holds NaN or infinity.
     """
@@ -83,7 +79,7 @@ def truncated_svd(
             f"rank {rank} does not fit a weight of shape {n_out} x {n_in}: choose 1 to {min(n_out, n_in)}"
         )
     width = min(rank + _OVERSAMPLING, _WIDEST, n_in)
-    start = np.random.default_rng(seed).standard_normal((n_in, width), dtype=np.float32)
+    start = np.random.default_rng(0).standard_normal((n_in, width), dtype=np.float32)
     block: _Array = np.ascontiguousarray(np.linalg.qr(start)[0].T)
     # Rows are vectors: Q is an orthonormal basis of the space, Y = Q W^T, Z = Y W.
     q: _Array = np.empty((0, n_in), np.float32)

@@ -62,10 +62,8 @@ def parse_json(
 
 
 def read_json(path: str | PathLike[str], *, limit: int = DOCUMENT_BYTES, strict: bool = False) -> Any:
-    """Return the value of a JSON file, with a byte order mark or without.
-
-    OSError: it cannot be read; ValueError: as for `parse_json`.
-    """
+    """Return the value of a JSON file, with a byte order mark or without. OSError: it cannot be read;
+    ValueError: as for `parse_json`."""
     with open_file(path) as file:
         return parse_json(file.read(limit + 1).removeprefix(codecs.BOM_UTF8), limit=limit, strict=strict)
 
@@ -124,16 +122,13 @@ def restored(kind: type[Record], values: Any, beside: Mapping[str, Any] | None =
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{str(name)[:40]!r} is unknown: expected {', '.join(sorted(known))}")
-        if not _is(value, hints[name]):
-            raise ValueError(f"{name} is {value!r:.60}, expected {_named(hints[name])}")
+        if not _is(value, hint := hints[name]):
+            expected = hint if get_args(hint) else hint.__name__
+            raise ValueError(f"{name} is {value!r:.60}, expected {expected}")
     try:
         return kind(**beside, **values)
     except TypeError as error:  # a field is missing
         raise ValueError(str(error)) from None
-
-
-def _named(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
 
 
 def _is(value: Any, hint: Any) -> bool:

@@ -195,7 +195,7 @@ class Projection(ABC):
             raise BasisError("the modules are not in canonical order: sort them with modules.canonical_order")
         if not is_whole(groups) or not 1 <= groups <= count:
             raise BasisError(f"{groups} groups for {count} modules: choose a whole number from 1 to {count}")
-        return _Tied(modules, shape_of(rank), groups, 1, random_descriptor(groups, rank))
+        return _Tied(modules, shape_of(rank), int(groups), 1, random_descriptor(groups, rank))
 
     @staticmethod
     def learned(

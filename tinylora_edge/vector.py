@@ -240,7 +240,6 @@ class Policy:
         """Return the micro-vector in a frame if every rule allows it; change nothing.
 
         Args:
-            data: the bytes.
             known: the basis of the vector; or all that a model has, among which a frame names its own.
             user: whose vectors they are, where an app has several: one a user, say.
             beneath: its place, from 1, among those that lie beneath another one.
@@ -263,20 +262,10 @@ class Policy:
         accepted = Accepted(sequence, content(basis.digest, dtype, values) if key else "")
         source = basis.factors.digest, f"{key}(beneath {beneath})" if beneath else key, user
         self._log.find(source).check(accepted, source)
-        return AdmittedVector._with(
-            {
-                "values": values,
-                "dtype": dtype,
-                "sequence": sequence,
-                "basis": basis.digest,
-                "entries": basis.entries,
-                "r": r,
-                "verified_by": key,
-                "user": user,
-                "until": None if until is None else day_date(until),
-                "mark": (source, accepted),
-            }
-        )
+        found: dict[str, Any] = {"values": values, "dtype": dtype, "sequence": sequence, "r": r, "user": user}
+        found |= {"basis": basis.digest, "entries": basis.entries, "verified_by": key}
+        found |= {"until": None if until is None else day_date(until), "mark": (source, accepted)}
+        return AdmittedVector._with(found)
 
     def own(self, vector: MicroVector, known: Bases) -> AdmittedVector:
         """Return a vector that the app made itself, with its R: only norms are checked, its own and a sum's.

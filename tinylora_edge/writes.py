@@ -50,10 +50,8 @@ def open_file(path: str | PathLike[str]) -> Iterator[BufferedReader]:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock `path`.lock, which the system frees when its holder dies.
-
-    BlockingIOError: another process holds it, and there is no `wait`.
-    """
+    """Hold the lock `path`.lock, which the system frees when its holder dies. BlockingIOError: another
+    process holds it, and there is no `wait`."""
     # Not the file itself: that is replaced, and a lock stays with what was replaced.
     handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -57,7 +57,6 @@ def app(
         name: of the model, as clients ask for it; by default that of the bundle's folder.
         keys: of the policy that checks every vector, at every request (see `Policy`).
         api_keys: None: no key is needed.
-        limits: of every client.
         states: a folder, made where it does not exist, for what clicks say of each user: with it the server
             learns from `POST /v1/feedback`, and needs a store.
         signer: of the vectors that it learns; None for a checksum.
@@ -157,8 +156,7 @@ async def delete_vector(request: Request, service: Service) -> Response:
 async def rate(request: Request, service: Service) -> Response:
     """Answer `POST /v1/feedback`: `{"id", "reward"}`, or `{"better", "worse"}`."""
     key_user = request.state.caller.user
-    feedback = service.feedback
-    if feedback is None:
+    if (feedback := service.feedback) is None:
         message = "this server learns from no clicks: start it with --store and --feedback"
         raise RefusedError(404, message, "no_feedback")
     body = await read_json(request, service)
@@ -208,9 +206,8 @@ async def read_metrics(request: Request, service: Service) -> Response:
 
 
 def _user(request: Request, service: Service) -> str:
-    key_user = request.state.caller.user
     user = check_user(request.path_params["user"])
-    if key_user not in (None, user):
+    if request.state.caller.user not in (None, user):
         raise wrong_user(user)
     return user
 

@@ -64,7 +64,6 @@ class Service:
         hosts: names that a request without a key must be addressed to; empty for any. They keep out web pages
             whose own name is made to lead to 127.0.0.1 (DNS rebinding).
         draining: the server goes down, and takes no more requests.
-        places: of open requests.
     """
 
     pool: Pool
