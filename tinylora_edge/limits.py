@@ -7,9 +7,7 @@ time in proportion to its own bytes.
 from __future__ import annotations
 
 # Of a vector and its projection.
-VALUES = (
-    500_000  # numbers of a vector: 2 MB in float32. All entries of 64 x 8 have up to 451,584 in dense models
-)
+VALUES = 500_000  # numbers of a vector: 2 MB in float32. 64 x 8 has up to 451,584 in dense models
 RANK = 256  # right or left directions of factors. Beyond some tens they add nothing, and each module has p q
 PROJECTION_ENTRIES = 1 << 26  # of P, M * k * k or, of a learned projection, n * M * k * k: 256 MB in float32
 PROJECTIONS = 1 << 6  # that are stored beside the factors, or named there
@@ -22,9 +20,7 @@ USER_CHARACTERS = 1 << 7  # of a user's name, which a state keeps. What is publi
 MODULES = 1 << 14  # of a model. The largest models have some 1,500
 BLOCKS = 1 << 12  # of a decoder: the table of their tensors' names has 10 kB a block. The largest have 130
 NAME_BYTES = 1 << 10  # of a name in a model's file: of a tensor, a module, a metadata key
-ENTRIES = (
-    1 << 18
-)  # tensors, metadata keys or fields of a model's file. Checkpoints have up to 100,000 tensors
+ENTRIES = 1 << 18  # tensors, metadata keys or fields of a model's file. The most tensors are 100,000
 STRINGS = 1 << 22  # of one metadata list. The largest vocabularies have 256,000, and their merges 500,000
 TOKENIZER_BYTES = 1 << 26  # of a `tokenizer.json`. That of Gemma 3, with 262,144 tokens, has 33 MB
 BUNDLE_FILES = 1 << 12  # of a bundle. A model in the most parts that are usual has some hundred

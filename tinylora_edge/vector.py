@@ -262,10 +262,20 @@ class Policy:
         accepted = Accepted(sequence, content(basis.digest, dtype, values) if key else "")
         source = basis.factors.digest, f"{key}(beneath {beneath})" if beneath else key, user
         self._log.find(source).check(accepted, source)
-        found: dict[str, Any] = {"values": values, "dtype": dtype, "sequence": sequence, "r": r, "user": user}
-        found |= {"basis": basis.digest, "entries": basis.entries, "verified_by": key}
-        found |= {"until": None if until is None else day_date(until), "mark": (source, accepted)}
-        return AdmittedVector._with(found)
+        return AdmittedVector._with(
+            {
+                "values": values,
+                "dtype": dtype,
+                "sequence": sequence,
+                "basis": basis.digest,
+                "entries": basis.entries,
+                "r": r,
+                "verified_by": key,
+                "user": user,
+                "until": None if until is None else day_date(until),
+                "mark": (source, accepted),
+            }
+        )
 
     def own(self, vector: MicroVector, known: Bases) -> AdmittedVector:
         """Return a vector that the app made itself, with its R: only norms are checked, its own and a sum's.

@@ -16,13 +16,7 @@ from numpy.typing import NDArray
 from ..errors import FrameError, NonFiniteError, VectorError
 
 BITS = {"q2": 2, "q4": 4}  # a number, of the dtypes that have a scale a column
-DTYPES: tuple[str, ...] = (
-    "fp32",
-    "bf16",
-    "fp16",
-    "int8",
-    *BITS,
-)  # the first four in the order of their codes
+DTYPES = ("fp32", "bf16", "fp16", "int8", *BITS)  # the first four in the order of their codes
 SCALED = ("int8", *BITS)  # dtypes that round several values together
 Entries = tuple[int, ...]  # (M, p, q) of R, whose entries v is; () where it is another
 
