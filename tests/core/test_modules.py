@@ -92,9 +92,6 @@ def test_leaving_out_of_all_or_of_what_the_others_choose(targets, expected):
         modules.select(available, ["attn_q", "!attn_*"])
 
 
-# Row orders: names and heads by which they are looked up
-
-
 def test_one_head_of_keys_needs_no_other_order():
     values = {"num_attention_heads": 71, "num_kv_heads": 71, "multi_query": True}
     heads = modules.read_heads(values.get)

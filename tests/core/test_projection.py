@@ -157,9 +157,6 @@ def test_entries_that_are_refused() -> None:
             Projection.entries(MODULES, rank)
 
 
-# The prior of learned ones
-
-
 N = 4
 
 

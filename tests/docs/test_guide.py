@@ -134,9 +134,6 @@ def test_every_extra_is_in_the_table() -> None:
     assert sorted(re.findall(r"`([a-z-]+)`", " ".join(rows))) == sorted(extras)
 
 
-# Evidence: tables and figures are what the records say
-
-
 def test_tables_and_figures_are_those_of_the_records() -> None:
     words = [sys.executable, "benchmarks/evidence.py", "--check"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)

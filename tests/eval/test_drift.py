@@ -69,9 +69,6 @@ def test_in_onnx_too() -> None:
         assert long.kl > 0.01
 
 
-# The rules that judge greedy answers
-
-
 @pytest.mark.parametrize(
     ("text", "repeats"),
     [

@@ -34,9 +34,6 @@ def names(path):
     return sorted(item.name for item in path.iterdir())
 
 
-# How the base comes in
-
-
 @pytest.mark.parametrize("placed", ["hard link", "copy"])
 def test_a_hard_link_where_one_works_else_a_copy(model, parent, monkeypatch, placed):
     if placed == "copy":
@@ -50,9 +47,6 @@ def test_a_hard_link_where_one_works_else_a_copy(model, parent, monkeypatch, pla
     assert base.read_bytes() == Path(model).read_bytes()
     assert names(report.output) == ["base.gguf", "basis.gguf", "manifest.json"]
     assert load_bundle(report.output).check_base()
-
-
-# All or nothing
 
 
 def test_blas_keeps_its_limit_until_the_last_weight_has_ended(model, parent, monkeypatch):
@@ -94,9 +88,6 @@ def test_a_disk_that_fills_up_leaves_no_half_made_bundle(model, parent, limit):
     export_gguf(model, parent / "bundle")
 
 
-# Where it may be written
-
-
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
 def test_an_output_that_exists_is_left_as_it_is(model, parent, make):
     make(parent / "bundle")
@@ -113,9 +104,6 @@ def test_a_parent_that_is_missing_or_no_directory(model, parent):
         with pytest.raises(ExportError, match="bundle could not be written"):
             export_gguf(model, output)
     assert names(parent) == ["file"]
-
-
-# What another export writes, or a killed one left
 
 
 def test_two_exports_to_one_place(model, parent):

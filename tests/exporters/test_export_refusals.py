@@ -12,9 +12,6 @@ from tinylora_edge.exporters import ExportSettings, export_gguf
 MODULE = "blk.1.ffn_up.weight"
 
 
-# Files
-
-
 def test_an_architecture_that_is_unknown(refuse, write):
     refuse(UnsupportedModelError, "'gpt9'", write(architecture="gpt9"))
 
@@ -22,9 +19,6 @@ def test_an_architecture_that_is_unknown(refuse, write):
 def test_a_model_without_linear_layers_by_their_names(refuse, write):
     path = write(rename=lambda name: name.replace("blk.", "layer."))
     refuse(UnsupportedModelError, "none is named like", path)
-
-
-# Weights
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -44,9 +38,6 @@ def test_factors_beyond_float16(refuse, write, tmp_path, scale):
     error = refuse(ExportError, r"ffn_up in block 1 .*float16.*--factor-dtype f32", path)
     assert "inf" not in str(error)
     export_gguf(path, tmp_path / "bundle", settings=ExportSettings(factor_dtype="f32"))
-
-
-# Settings
 
 
 def test_no_more_outputs_than_the_smallest_layer_has(refuse, tiny_gguf, tmp_path):

@@ -81,9 +81,6 @@ def sequence_of(data: bytes) -> int:
     return checked.sequence
 
 
-# Whole files.
-
-
 def _whole(folder: Path, size: int, byte: bytes) -> None:
     with atomic_write(folder / "file") as file:
         for _ in range(4):
@@ -98,9 +95,6 @@ def _act_whole(folder: Path, progress: Progress) -> None:
 def _check_whole(folder: Path, done: int) -> None:
     data = (folder / "file").read_bytes()
     assert data == b"n" * 12_000 or (not done and data == b"o" * 4)
-
-
-# The state of a policy.
 
 
 def _policy(folder: Path) -> Policy:
@@ -128,9 +122,6 @@ def _check_policy(folder: Path, done: int) -> None:
     policy.check(frame(8), BASIS)
 
 
-# A store of users' vectors.
-
-
 def _put(folder: Path, sequence: int) -> None:
     with closing(Store(folder / "users.db", BASES)) as store:
         policy = Policy(keys=[Ed25519Verifier(SIGNER.public_key)], state=store.sequences)
@@ -149,9 +140,6 @@ def _check_store(folder: Path, done: int) -> None:
 
 
 _IDENTITY = {"digest": BASIS.digest}
-
-
-# A training run: its checkpoints and its result.
 
 
 def _step(folder: Path, step: int) -> None:
@@ -178,9 +166,6 @@ def _check_training(folder: Path, done: int) -> None:
         assert sequence_of((folder / "v.bin").read_bytes()) == 4
 
 
-# Bundles.
-
-
 def _base(folder: Path) -> None:
     pairs: list[Any] = [("general.architecture", 8, "llama"), ("llama.block_count", 4, 1)]
     image = gguf_image(pairs, [("blk.0.attn_q.weight", [8, 6], 0, bytes(4 * 48))])
@@ -204,9 +189,6 @@ def _check_bundle(folder: Path, done: int) -> None:
         assert bundle.manifest
         names = {path.name for path in (folder / "bundle").iterdir()}
         assert names == {"base.gguf", "basis.gguf", "manifest.json"}
-
-
-# Shipping.
 
 
 def _prepare_publish(folder: Path) -> None:

@@ -20,8 +20,6 @@ from tinylora_edge.tasks import load_task
 
 DIGEST = "0123456789abcdef" * 4
 
-# States.
-
 _IDENTITY = {"digest": DIGEST, "settings": {"seed": 1}}
 
 
@@ -57,9 +55,6 @@ def _read_clicks(data: bytes) -> None:
     path.write_bytes(data)
     posterior = load_state(path, lambda record: Posterior.of(record, _VALUES, None), _IDENTITY)
     assert np.isfinite(posterior.vector()).all()
-
-
-# A Hugging Face directory's documents.
 
 
 def _make_config(random: Random) -> bytes:

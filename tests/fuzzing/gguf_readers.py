@@ -207,9 +207,6 @@ def _some(found: Bases) -> list[Basis]:
     return [found[each] for each in {ids[0], ids[first - 1], *ids[first : first + 3], ids[-1]}]
 
 
-# A base, and a LoRA for it.
-
-
 @cache
 def _base() -> Path:
     path = folder() / "base.gguf"

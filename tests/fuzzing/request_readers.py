@@ -83,8 +83,6 @@ def _read_request(data: bytes) -> None:
         raise refused[0]
 
 
-# Schemas.
-
 _STEPS = 12
 _END = 256
 

@@ -25,9 +25,6 @@ def vector(basis):
     return MicroVector.random(basis, 0.5, seed=1)
 
 
-# What it takes
-
-
 def test_a_bundle_its_base_or_a_gguf_with_its_basis(tiny_bundle, load, tmp_path, vector, monkeypatch):
     expected = models.llama_logits(load(tiny_bundle, vector), PROMPT)
     named = tmp_path / "model.Q4_1.gguf"
@@ -47,9 +44,6 @@ def test_silent_unless_verbose_is_given(tiny_bundle, vector, capfd):
     assert "llama_context" in capfd.readouterr().err
     assert llm.verbose
     runtime.load(tiny_bundle, n_ctx=64)  # llama-cpp-python's logger is one for all models
-
-
-# What it refuses
 
 
 def test_bad_vectors_are_refused_before_an_engine_starts(tiny_bundle, engine_starts):
@@ -76,9 +70,6 @@ def test_factors_of_another_shape_than_the_base(tiny_bundle, tmp_path, basis, ch
     with pytest.raises(BaseMismatchError):
         runtime.load(tmp_path / "x.gguf")
     assert engine_starts == []
-
-
-# What it needs
 
 
 def test_a_signal_while_llama_cpp_logs_is_not_lost(load, tiny_bundle, monkeypatch):

@@ -144,9 +144,6 @@ def test_only_a_callback_of_a_generation_is_refused(llama: Any) -> None:
     assert complete(llama) == expected
 
 
-# Blocks
-
-
 def test_a_block_has_its_vector_and_others_have_theirs(llm, vector, other):
     base = complete(llm)
     with llm.using(vector) as active:
@@ -189,9 +186,6 @@ def test_a_block_is_that_of_a_task_and_follows_it_to_threads(llm, vector, other)
         assert active == mine
     assert beside == base
     assert llm.vector is None
-
-
-# The end of a model
 
 
 @pytest.mark.parametrize("begun", [False, True])

@@ -204,9 +204,6 @@ def test_nothing_that_is_sent_waits_for_an_acknowledgement() -> None:
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-# The end of a server: no stream is cut without saying why
-
-
 def streamed(server: Serving, begun: threading.Event, ends: list[str]) -> None:
     connection = server.connect()
     connection.request("POST", "/v1/completions", json.dumps(LONG), {"Content-Type": "application/json"})

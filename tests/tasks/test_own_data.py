@@ -45,9 +45,6 @@ def everything(task: Task) -> list[Sample]:
     return [*task.train, *task.held_out, *task.shifted]
 
 
-# The reward that is read off
-
-
 @pytest.mark.parametrize(
     ("rows", "name", "why", "tokens"),
     [
@@ -142,9 +139,6 @@ def test_a_label_is_the_answer_and_nothing_else(text: str, ended: bool, score: f
     assert rewards.label(completed(text, ended=ended), sample) == score
 
 
-# What answers are held to
-
-
 def test_the_schema_of_labels_is_the_answers(write: Write, tmp_path: Path) -> None:
     rows = [*UTTERANCES, {"prompt": "Far away?", "answer": "a new one"}]
     task = load_task(write(*rows), held_out=1, schema="label", reward="label")
@@ -169,9 +163,6 @@ def test_a_schema_that_does_not_suit(write: Write, schema: str, message: str) ->
         load_task(write(*CALLS), schema=schema)
 
 
-# What its user should know
-
-
 def test_what_stands_twice(write: Write) -> None:
     path = write(*UTTERANCES, UTTERANCES[0], UTTERANCES[1])
     repeated, _ = load_task(path).notes
@@ -191,9 +182,6 @@ def test_what_is_measured_is_dropped_from_training(write: Write) -> None:
     task = load_task(path, drop_duplicates=True)
     assert (len(task.train), len(task.held_out), len(task.shifted)) == (14, 3, 3)
     assert task.notes[0] == "left out 6 lines whose prompt is measured on, too"
-
-
-# What is wrong with it
 
 
 UNANSWERED = [{"prompt": row["prompt"]} for row in STORIES]

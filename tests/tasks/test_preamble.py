@@ -88,9 +88,6 @@ def test_what_stands_before_no_task() -> None:
         Preamble("Be kind.").before_task(behind)
 
 
-# Worked examples
-
-
 def test_examples_are_drawn_from_the_training_split_by_seed() -> None:
     found = load_task("list-lookup", held_out=10)
     shown = draw_examples(found, 4)

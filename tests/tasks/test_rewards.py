@@ -88,9 +88,6 @@ def test_a_word_keeps_its_marks(text: str) -> None:
     assert words("river\u200bbed\u3002\u5c71\u5ddd") == ["river", "bed", "\u5c71", "\u5ddd"]
 
 
-# Names
-
-
 @pytest.mark.parametrize("text", ["", "0.5", "max_words", "max_words(x)", "label(3)", "regex(x)", "(label)"])
 def test_an_error_lists_what_exists(text: str) -> None:
     with pytest.raises(TrainError, match="there is no reward") as caught:

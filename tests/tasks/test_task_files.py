@@ -34,9 +34,6 @@ SPLIT = [{"prompt": "one", "split": "train"}, {"prompt": "two", "split": "held_o
 USER = {"role": "user", "content": "Hi"}
 
 
-# What a line becomes
-
-
 def test_a_line_becomes_a_sample(write: Write) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
     path = write(
@@ -164,9 +161,6 @@ def test_a_malformed_text_is_named(write: Write, line: Any, message: str) -> Non
         load_task(path)
 
 
-# Malformed lines
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -249,9 +243,6 @@ def test_a_file_that_is_not_there_lists_the_tasks() -> None:
         load_task("list-lokup")
 
 
-# The split
-
-
 def test_without_a_split_a_fifth_is_held_out_by_the_prompt_alone(write: Write) -> None:
     rows = prompts(600)
     one = load_task(write(*rows, name="one.jsonl"), reward="number", held_out=1000)
@@ -294,9 +285,6 @@ def test_shifted_lines_are_a_second_set_to_measure_on(write: Write) -> None:
     assert (task.train, task.held_out) == ((Sample("one"),), (Sample("two"),))
     assert {sample.text for sample in task.shifted} == {row["prompt"] for row in shifted}
     assert load(path, held_out=2).shifted == task.shifted[:2]
-
-
-# Arguments
 
 
 def test_arguments_replace_the_tasks_own_settings() -> None:

@@ -44,9 +44,6 @@ def planted(count: int, fisher: np.ndarray = FLAT) -> np.ndarray:
     return (-(places @ PLANE) @ fisher).astype(np.float32)
 
 
-# Directions and prior
-
-
 @pytest.mark.parametrize("fisher", [FLAT, uneven()], ids=["flat", "uneven"])
 def test_a_planted_plane_is_found(fisher: np.ndarray) -> None:
     slopes = planted(20, fisher)
@@ -92,9 +89,6 @@ def test_slopes_that_teach_nothing_are_refused() -> None:
         learned_directions(slopes, FLAT, 2)
 
 
-# From users' vectors
-
-
 def test_how_users_differ_is_learned_from_their_vectors() -> None:
     basis = support.bases_with(support.random_basis(blocks=1)).basis(rank=2)
     places = np.random.default_rng(3).standard_normal((30, 2)) * (3, 1) + (1, 0)
@@ -117,9 +111,6 @@ def test_vectors_that_teach_too_little_are_refused() -> None:
     tiled = support.random_basis(blocks=1)
     with pytest.raises(TrainError, match="not all entries of a square R"):
         learning.learn_from(tiled, same[:, :2], 2)
-
-
-# The slopes of a behaviour
 
 
 def lesson() -> Lesson:
@@ -178,11 +169,9 @@ def test_slopes_are_the_changes_of_each_question(pupil: Learner, plain: bool) ->
     assert (np.abs(found.score).sum((1, 2, 3)) > 0).all()
 
 
-# The divergence over the vocabulary: value and gradient against autograd in float64
-
-
 @pytest.mark.parametrize("chunk", [1 << 24, 150, 1], ids=["whole", "three rows", "a row"])
 def test_it_is_the_divergence_and_its_gradient(chunk, monkeypatch):
+    """Over the vocabulary, against autograd in float64."""
     monkeypatch.setattr(learner, "_CHUNK", chunk)
     torch.manual_seed(0)
     h, teacher, weight = torch.randn(7, 8), torch.randn(7, 8), torch.randn(50, 8)
@@ -196,9 +185,6 @@ def test_it_is_the_divergence_and_its_gradient(chunk, monkeypatch):
     (expected * torch.arange(1.0, 8)).sum().backward()
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(own.grad.double(), exact.grad, rtol=1e-4, atol=1e-5)
-
-
-# On the real model
 
 
 def run(bundle: Path, folder: Path, **options: Any) -> Learned:

@@ -74,9 +74,6 @@ def test_says_what_is_wrong_with_a_recipe(changes: list[str], message: str) -> N
         read_recipe(RECIPES[0], changes)
 
 
-# The command line
-
-
 def short(task: Path, weights: Path) -> list[str]:
     """Two steps of 8 tokens on the CPU; what an untrained model says is told apart by its characters."""
     changes = {

@@ -273,9 +273,6 @@ def test_the_harder_it_rehearses_the_nearer_v_stays(tiny_bundle, letters_task, s
     assert last[100.0]["moved"] < last[1.0]["moved"]
 
 
-# What is kept, and when it goes back
-
-
 def test_what_is_trained_longer_is_kept_within_the_noise() -> None:
     top = np.array([1.0] * 12 + [0.0] * 12)
     one_lost, three_lost = top.copy(), top.copy()
@@ -324,9 +321,6 @@ def test_no_signal_is_said_before_the_first_step(tiny_bundle, easy, options, tmp
         train(tiny_bundle, easy, tmp_path / "v", options=options, report=rows.append)
     assert [row["temperature"] for row in rows if row.get("event") == "temperature"] == [1.0, 1.3]
     assert list(tmp_path.iterdir()) == []
-
-
-# SFT, and what follows it
 
 
 def test_sft_that_lowers_the_loss_is_progress_without_any_reward(
@@ -483,9 +477,6 @@ def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> N
         options.split(replace(letters_task, train=letters_task.train[:19]))
 
 
-# What is refused
-
-
 @pytest.mark.parametrize(
     ("task", "chosen", "message"),
     [
@@ -529,9 +520,6 @@ def test_what_is_refused_leaves_nothing(task, chosen, message, tiny_bundle, lett
 def test_options_that_are_none(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainError, match=message):
         Options(**options)
-
-
-# Checkpoints of others
 
 
 def test_a_checkpoint_of_another_run_is_refused_before_the_model_is_loaded(

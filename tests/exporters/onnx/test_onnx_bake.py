@@ -102,9 +102,6 @@ def test_a_vector_is_the_merged_weights(baked, architecture, settings):
         assert onnx_models.greedy(ours, TOKENS, 8, row) == text
 
 
-# What lies in the directory
-
-
 @pytest.mark.parametrize(
     ("settings", "rank", "outputs", "entries"), [("rank 3, f32", "3", None, 9), ("12 outputs", "4", "12", 48)]
 )

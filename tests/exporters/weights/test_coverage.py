@@ -76,9 +76,6 @@ def test_what_is_left_out_of_some_models(fields, count, message, write, tmp_path
     assert len(factors.modules) == count
 
 
-# Names in a Hugging Face directory
-
-
 def renamed(directory, change):
     tensors = load_file(directory / "model.safetensors")
     save_file({change(name): tensor for name, tensor in tensors.items()}, directory / "model.safetensors")

@@ -75,9 +75,6 @@ def test_a_routine_that_disagrees_is_not_used(monkeypatch):
     assert rows_read == [2]
 
 
-# safetensors
-
-
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [("BF16", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32), ("F64", torch.float64)],
@@ -90,9 +87,6 @@ def test_floats_as_torch_reads_them(name, dtype):
         found = float_decoder(name)(raw)
     assert found.dtype == np.float32
     assert same_bits(found, expected)
-
-
-# How far a weight is from factors
 
 
 @pytest.fixture

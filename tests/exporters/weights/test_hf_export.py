@@ -17,8 +17,6 @@ from tinylora_edge.exporters import ExportSettings, export_gguf, export_onnx
 from tinylora_edge.exporters.weights.hf import HFConfig, shards
 from tinylora_edge.limits import BLOCKS
 
-# Directories that cannot be used
-
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 

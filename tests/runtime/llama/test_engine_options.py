@@ -59,9 +59,6 @@ def test_embeddings(load, load_plain, tiny_bundle, vector, pooling):
     assert equal(embed(llm), expected)
 
 
-# Saved states
-
-
 def test_a_saved_state_comes_back_under_its_own_vector(llm, vector):
     llm.swap(vector)
     llm.eval(PROMPT)
@@ -88,9 +85,6 @@ def test_a_state_of_another_vector_is_refused(llm, vector):
             llm.load_state(state)
         assert (llm.n_tokens, llm.vector) == (3, active)
         assert np.array_equal(llm.scores[:3], before)
-
-
-# LangChain and instructor, the real packages
 
 
 @pytest.fixture

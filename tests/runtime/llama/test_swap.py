@@ -37,9 +37,6 @@ def same(left, right):
     return left[:2] == right[:2] and np.array_equal(left[2], right[2])
 
 
-# The base, bit for bit
-
-
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_zero_vector_is_the_base(llm, load_plain, tiny_bundle, zero):
     expected = outputs(load_plain(tiny_bundle))
@@ -57,9 +54,6 @@ def test_clearing_after_a_vector_that_overflowed_gives_the_base(load, load_plain
     assert not np.isfinite(models.llama_logits(llm, PROMPT * 3)).all()
     llm.clear()
     assert same(outputs(llm), outputs(load_plain(tiny_bundle)))
-
-
-# Any sequence of exchanges
 
 
 def test_swap_takes_and_returns_vectors_in_every_form(llm, load, tiny_bundle):
@@ -135,9 +129,6 @@ def test_any_sequence_of_exchanges_ends_as_a_fresh_load(load, tiny_bundle, cache
     fresh.close()
 
 
-# Caches
-
-
 def test_a_cache_with_states_of_another_vector_does_no_harm(llm, load, tiny_bundle, tmp_path):
     cache = LlamaDiskCache(str(tmp_path / "cache"))
     first, second, *_ = vectors(llm.bases)
@@ -160,9 +151,6 @@ def test_a_swap_empties_the_cache_and_a_refused_one_keeps_it(llm):
         assert len(cache.cache_state) == 1
         exchange()
         assert len(cache.cache_state) == 0
-
-
-# The caller's own LoRA
 
 
 def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp_path):
@@ -188,9 +176,6 @@ def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp
     with_lora.swap(vector)
     with_lora.clear()
     assert same(outputs(with_lora), plain)
-
-
-# Refused vectors
 
 
 def test_refused_vectors_change_nothing(smollm2_bundle, load):

@@ -32,9 +32,6 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "copy"))
 
 
-# What it takes
-
-
 def test_a_bundle_its_directory_and_its_graph(bundle: Path, tmp_path: Path) -> None:
     (vector,) = onnx_bundles.vectors(bundle, 1)
     alone = Path(shutil.copytree(bundle / "onnx", tmp_path / "alone"))
@@ -63,9 +60,6 @@ def test_the_engine_is_what_the_bundle_has(bundle: Path, tmp_path: Path, smollm2
     (both / "base.gguf").write_bytes(b"")
     assert runtime.engine_of(both) == "llama"
     assert runtime.engine_of(both, "onnx") == "onnx"
-
-
-# What it refuses
 
 
 def refused(path: Path, *parts: str, error: type[Exception] = BaseMismatchError) -> None:

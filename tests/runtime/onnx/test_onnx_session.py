@@ -42,9 +42,6 @@ def run(session: OnnxSession, rows: Any = None, batch: int = 1) -> np.ndarray:
     return session.run(["logits"], feeds(session, batch), rows)[0][:, -1]
 
 
-# Rows
-
-
 def test_no_vector_is_the_base_and_zeros_are_too(session: OnnxSession, bundle: Path) -> None:
     base = run(session)
     assert np.array_equal(base[0], onnx_bundles.logits(bundle, TOKENS, None))
@@ -117,9 +114,6 @@ def test_a_vector_of_a_wrong_width_or_of_other_factors(session: OnnxSession) -> 
             session.rows(source)
     with pytest.raises(BasisMismatchError):  # a rank beyond the graph's
         other.rows(MicroVector.zeros(session.bases.basis(rank=4)))
-
-
-# What ONNX Runtime would do silently, or say badly
 
 
 def test_the_vector_among_the_feeds(session: OnnxSession) -> None:

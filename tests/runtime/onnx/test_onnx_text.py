@@ -35,9 +35,6 @@ def joined(chunks: Any) -> tuple[str, str]:
     return text, reason
 
 
-# Tokens and templates
-
-
 def test_tokens_there_and_back(llm: TinyLoraOnnx) -> None:
     text = "Hello, Wörld"
     tokens = llm.tokenize(text)
@@ -99,9 +96,6 @@ def test_a_template_that_refuses(tmp_path: Path) -> None:
     llm = runtime.load(bundle, engine="onnx", n_ctx=64)
     with pytest.raises(VectorError, match="chat template"):
         llm.create_chat_completion(MESSAGES)
-
-
-# Completions
 
 
 def test_the_shape_of_a_completion(llm: TinyLoraOnnx) -> None:
