@@ -98,7 +98,6 @@ class Conversation:
         assert self._process.returncode == 0  # nor is anything left behind
 
     def ask(self, line: str) -> list[str]:
-        """Return the lines that answer a line."""
         assert self._process.stdin is not None
         print(line, file=self._process.stdin, flush=True)
         answer = [self._line()]

@@ -40,6 +40,20 @@ BAD_DOCUMENTS = {
 }
 """JSON that no reader takes for what it expects: beyond the limits, no JSON, or another value."""
 
+FACTORS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "rank 1": {"rank": 1},
+    "rank 8": {"rank": 8, "blocks": 5, "architecture": "qwen2"},
+    "5 outputs": {"outputs": 5},
+    "a column": {"rank": 1, "outputs": 3},
+    "experts": {"experts": 3, "rank": 3},
+    "experts, 4 outputs": {"experts": 2, "outputs": 4},
+    "f16": {"factor_dtype": np.float16, "rank": 8, "blocks": 5},
+    "f16, one expert": {"factor_dtype": np.float16, "experts": 1},
+    "one module": {"blocks": 1, "kinds": ("ffn_down",)},
+}
+"""Options of `random_factors`, one of each form that factors have."""
+
 
 def random_factors(
     blocks: int = 2,
@@ -83,10 +97,10 @@ def random_basis(blocks: int = 2, *, groups: int = 2, **fields: Any) -> Basis:
     return Basis(factors, Projection.random(factors.modules, groups, min(2, factors.rank)))
 
 
-def learned(factors: Factors, n: int = 13, *, scale: float = 1.0, prior: bool = True) -> Projection:
+def learned(factors: Factors, n: int = 13, *, prior: bool = True) -> Projection:
     """Return a learned projection of random directions, of rank 2, or of the factors' where that is less."""
     rng, k = np.random.default_rng(n), min(2, factors.rank)
-    p = scale * rng.standard_normal((n, len(factors.modules), k, k))
+    p = rng.standard_normal((n, len(factors.modules), k, k))
     wanted = (rng.standard_normal(n), np.diag(rng.uniform(0.5, 2, n))) if prior else None
     return Projection.learned(factors.modules, p, wanted)
 
@@ -104,9 +118,9 @@ def of_norm(basis: Basis, norm: float, seed: int = 1, **fields: Any) -> MicroVec
     return replace(vector, values=vector.values * np.float32(norm / basis.norm(vector)), **fields)
 
 
-def bases_with(basis: Basis, *fingerprints: str) -> Bases:
+def bases_with(basis: Basis) -> Bases:
     """Return the bases of a basis's factors, in which its projection is named or stored."""
-    return Bases(basis.factors, (basis.projection,), fingerprints)
+    return Bases(basis.factors, (basis.projection,))
 
 
 def golden_frames() -> list[dict[str, Any]]:
@@ -154,10 +168,8 @@ def _golden(model: dict[str, Any]) -> Bases:
     for listed in model["projections"]:
         n, k = listed["n"], listed["rank"]
         p = (11 * np.arange(n * len(shapes) * k * k) % 37 - 18) / 16
-        prior = (3 * np.arange(n) % 7 - 3) / 8, np.where(np.eye(n), 1, 1 / 16)
-        projections.append(
-            Projection.learned(made.modules, p.reshape(n, -1, k, k), prior if listed["prior"] else None)
-        )
+        prior = ((3 * np.arange(n) % 7 - 3) / 8, np.where(np.eye(n), 1, 1 / 16)) if listed["prior"] else None
+        projections.append(Projection.learned(made.modules, p.reshape(n, -1, k, k), prior))
     return Bases(made, tuple(projections))
 
 
@@ -231,7 +243,6 @@ def frame(
     sequence: int = 0,
     key: Any = None,
     version: int = 2,
-    stream: str = "",
     until: int = 0,
 ) -> bytes:
     """Return a frame as docs/FORMAT.md, "Frames", words it, whatever the payload holds (NaN too).
@@ -242,7 +253,7 @@ def frame(
     first = bytes([16 * (version + 2 * len(bits)) + min(DTYPE_CODES[dtype], 3) + 4 * TAG_CODES[tag]]) + bits
     day = until.to_bytes(2, "little") if version == 3 else b""
     body = first + bytes.fromhex(digest)[:4] + sequence.to_bytes(2, "little") + day + payload
-    bound = hashlib.sha256(b"tinylora stream 2\n" + stream.encode()).digest()
+    bound = hashlib.sha256(b"tinylora stream 2\n").digest()
     message = bound + bytes.fromhex(digest) + body
     if tag == "crc32":
         return body + zlib.crc32(message).to_bytes(4, "little")

@@ -111,21 +111,14 @@ class TestValues:
             Policy().check(support.frame(BASIS.digest, payload), BASIS)
 
     def test_the_norm_is_that_of_R_whatever_the_size(self):
-        policy = Policy(max_norm=5)
+        policy, message = Policy(max_norm=5), r"norm 5\.0\d*, .* at most 5"
         for basis in map(BASES.__getitem__, BASES):
-            unit = MicroVector.random(basis, 1)
-            scale = 5 / np.linalg.norm(basis.R(unit).astype(float))
-            for factor in (0.99, 1.01):
-                data = MicroVector(unit.values * np.float32(scale * factor)).to_bytes(basis)
-                if factor < 1:
-                    assert policy.check(data, BASES).basis == basis.digest
-                else:
-                    with pytest.raises(VectorError, match=r"norm 5\.0\d*, .* at most 5"):
-                        policy.check(data, BASES)
-            with pytest.raises(
-                VectorError, match=r"norm 5\.0\d*, .* at most 5"
-            ):  # and what another one admits
-                policy.own(Policy().check(data, BASES), BASES)
+            within, beyond = (support.of_norm(basis, norm).to_bytes(basis) for norm in (4.95, 5.05))
+            assert policy.check(within, BASES).basis == basis.digest
+            with pytest.raises(VectorError, match=message):
+                policy.check(beyond, BASES)
+            with pytest.raises(VectorError, match=message):  # and what another one admits
+                policy.own(Policy().check(beyond, BASES), BASES)
         with pytest.raises(VectorError, match=r"norm 257, .* at most 256"):
             Policy().check(vector(values=(257, 0, 0)).to_bytes(BASIS), BASIS)
 

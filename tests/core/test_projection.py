@@ -28,7 +28,6 @@ def test_golden(case):
     assert p.dtype == np.float32
     assert p.shape == (case["u"], case["r"], case["r"])
     assert p.astype("<f4").tobytes().hex() == case["hex_le_f32"]
-    assert p.reshape(-1)[:4].tolist() == case["first"]
 
 
 @pytest.mark.parametrize(
@@ -70,20 +69,16 @@ class TestKinds:
 
 
 def model(blocks: int) -> list[str]:
-    kinds = "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"
-    return [f"blk.{block}.{kind}.weight" for block in range(blocks) for kind in kinds]
+    return [f"blk.{block}.{kind}.weight" for block in range(blocks) for kind in modules.KINDS[:7]]
 
 
 @given(st.data())
 def test_groups(data) -> None:
-    modules = model(data.draw(st.integers(1, 9)))
-    groups = data.draw(st.integers(1, len(modules)))
-    tying, _ = Projection.random(modules, groups).tied
+    names = model(data.draw(st.integers(1, 9)))
+    groups = data.draw(st.integers(1, len(names)))
+    tying, _ = Projection.random(names, groups).tied
     assert tying.dtype == np.int32
-    assert tying.tolist() == [j * groups // len(modules) for j in range(len(modules))]
-    sizes = np.bincount(tying, minlength=groups)
-    assert sizes.max() - sizes.min() <= 1
-    assert sizes.min() >= 1
+    assert tying.tolist() == [j * groups // len(names) for j in range(len(names))]
 
 
 def test_groups_that_cannot_be() -> None:
@@ -235,7 +230,6 @@ def test_z_is_round_where_v_has_the_prior_and_has_its_unit() -> None:
 
 
 def test_the_largest_dense_model_has_vectors_of_64_x_8() -> None:
-    named = [f"blk.{block}.{kind}.weight" for block in range(126) for kind in modules.KINDS[:7]]  # of 405B
-    size = Projection.entries(named, (64, 8)).size
+    size = Projection.entries(model(126), (64, 8)).size  # of 405B
     assert size == 451_584
     assert 4 * size + 100 <= limits.VECTOR_FILE_BYTES  # in float32, signed

@@ -26,9 +26,8 @@ def test_faces_list_what_they_have():
 
 
 def test_every_error_is_exported():
-    found = {
-        n for n, each in vars(errors).items() if inspect.isclass(each) and issubclass(each, TinyLoraError)
-    }
+    classes = {name: each for name, each in vars(errors).items() if inspect.isclass(each)}
+    found = {name for name, each in classes.items() if issubclass(each, TinyLoraError)}
     assert found <= set(tinylora_edge.__all__)
 
 

@@ -187,9 +187,7 @@ def golden_tag(case):
     return signer, Policy(keys=[verifier], today=date(2026, 1, 1))
 
 
-@pytest.mark.parametrize(
-    "case", GOLDEN, ids=lambda case: f"{case['dtype']}-{case['auth']}-{case['n']}-{case['last_day']}"
-)
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: "{dtype}-{auth}-{n}-{last_day}".format_map(case))
 class TestGolden:
     def test_encode(self, case):
         signer, _ = golden_tag(case)

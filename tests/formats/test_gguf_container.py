@@ -171,9 +171,8 @@ def lying() -> dict[str, bytes]:
     for kind, (layout, _) in TestKinds.SCALARS.items():
         files[f"2^60 values of kind {kind}"] = image([array_of(kind, HUGE)], data=space)
         files[f"2^64-1 values of kind {kind}"] = image([array_of(kind, (1 << 64) - 1)], data=space)
-        files[f"one value of kind {kind} too many"] = image(
-            [array_of(kind, 64 // struct.calcsize(layout), bytes(32))]
-        )[:-1]
+        more = array_of(kind, 64 // struct.calcsize(layout), bytes(32))
+        files[f"one value of kind {kind} too many"] = image([more])[:-1]
     return files
 
 

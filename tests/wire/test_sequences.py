@@ -1,4 +1,4 @@
-"""The sequences that a policy remembers: durable, shared and never lower. Restarts: tests/shipping."""
+"""The sequences that a policy remembers: durable, shared and never lower. Restarts: runtime/admission."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import stat
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,8 @@ MAC = Hmac(b"m" * 32)
 TRUSTED = [Ed25519Verifier(OLD.public_key), Ed25519Verifier(NEW.public_key), MAC]
 
 
-def frame(sequence: int, signer=OLD, basis=BASIS, user: str = "", last: float = 0.125) -> bytes:
-    values = np.array([0.5, -0.25, last], np.float32)
+def frame(sequence: int, signer=OLD, basis=BASIS, user: str = "") -> bytes:
+    values = np.array([0.5, -0.25, 0.125], np.float32)
     return MicroVector(values, "fp32", sequence).to_bytes(basis, signer, user=user)
 
 
@@ -117,24 +116,24 @@ class TestFile:
             decode(f'{{"format": 4, "sha256": "{digest}", "accepted": {body}}}'.encode())
 
 
+RAISE = """
+import sys
+from contextlib import suppress
+from tinylora_edge.errors import RollbackError
+from tinylora_edge.wire.sequences import Accepted, SequenceFile
+state, name = SequenceFile(sys.argv[1]), sys.argv[2]
+for sequence in range(1, 61):
+    state.record(("d", "k", name), Accepted(sequence))
+    shared = state.find(("d", "k", "all")).sequence
+    with suppress(RollbackError):  # another process was faster
+        state.record(("d", "k", "all"), Accepted(shared + 1))
+    assert state.find(("d", "k", "all")).sequence > shared
+"""
+
+
 def test_processes_that_share_it_never_lower_each_other_s_marks(tmp_path):
-    code = textwrap.dedent(
-        """
-        import sys
-        from contextlib import suppress
-        from tinylora_edge.errors import RollbackError
-        from tinylora_edge.wire.sequences import Accepted, SequenceFile
-        state, name = SequenceFile(sys.argv[1]), sys.argv[2]
-        for sequence in range(1, 61):
-            state.record(("d", "k", name), Accepted(sequence))
-            shared = state.find(("d", "k", "all")).sequence
-            with suppress(RollbackError):  # another process was faster
-                state.record(("d", "k", "all"), Accepted(shared + 1))
-            assert state.find(("d", "k", "all")).sequence > shared
-        """
-    )
     path = tmp_path / "state"
-    children = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in ("a", "b", "c")]
+    children = [subprocess.Popen([sys.executable, "-c", RAISE, path, name]) for name in ("a", "b", "c")]
     assert [child.wait() for child in children] == [0, 0, 0]
     marks = {mark: accepted.sequence for mark, accepted in decode(path.read_bytes()).items()}
     assert [marks["d", "k", name] for name in ("a", "b", "c")] == [60] * 3

@@ -143,9 +143,8 @@ def test_entries_that_a_vector_is_not():
     for shape, message in (((), "none$"), ((5, 2, 2), r"none of the shape \(5, 2, 2\)")):
         with pytest.raises(VectorError, match=f"12 numbers are {message}"):
             rounded(np.ones(12), "q4", shape)
-    with pytest.raises(
-        VectorError, match=rf"of the shape \(3, 4, 1\), but those of basis {ENTRIES.id} are \(3, 2, 2\)"
-    ):
+    message = rf"of the shape \(3, 4, 1\), but those of basis {ENTRIES.id} are \(3, 2, 2\)"
+    with pytest.raises(VectorError, match=message):
         MicroVector(np.ones(12), "q4", entries=(3, 4, 1)).to_bytes(ENTRIES)
 
 
