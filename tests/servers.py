@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -54,12 +55,11 @@ def static(root: Path) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
 
 
 @contextmanager
-def listening(serve: Callable[[socket.socket, int], None]) -> Iterator[tuple[int, list[int]]]:
-    """Call serve(connection, its number) in a thread of its own for each connection; yield port and numbers.
+def listening(serve: Callable[[socket.socket, int], None]) -> Iterator[int]:
+    """Call serve(connection, its number) in a thread of its own for each connection; yield the port.
 
     Whatever a client that went away makes of the connection is its own affair.
     """
-    accepted: list[int] = []
     listener = socket.create_server(("127.0.0.1", 0))
 
     def one(connection: socket.socket, number: int) -> None:
@@ -68,14 +68,13 @@ def listening(serve: Callable[[socket.socket, int], None]) -> Iterator[tuple[int
 
     def accept() -> None:
         with suppress(OSError):
-            while True:
+            for number in itertools.count():
                 connection, _ = listener.accept()
-                accepted.append(len(accepted))
-                threading.Thread(target=one, args=(connection, accepted[-1]), daemon=True).start()
+                threading.Thread(target=one, args=(connection, number), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
     try:
-        yield listener.getsockname()[1], accepted
+        yield listener.getsockname()[1]
     finally:
         with suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
@@ -104,5 +103,5 @@ def answering(*answers: bytes | Callable[[socket.socket], None]) -> Iterator[tup
         else:
             connection.sendall(answer)
 
-    with listening(serve) as (port, _):
+    with listening(serve) as port:
         yield f"http://127.0.0.1:{port}", requests

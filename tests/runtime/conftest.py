@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import support
 
-from tinylora_edge import Basis, load_bundle, runtime
+from tinylora_edge import Basis, MicroVector, load_bundle, runtime
 from tinylora_edge.formats.side_tensors import save_bases
 from tinylora_edge.runtime import Pool, TinyLoraLlama, TinyLoraOnnx
 from tinylora_edge.runtime.loop import Generating
@@ -38,6 +38,11 @@ def tiny_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def basis(tiny_bundle: Path) -> Basis:
     return load_bundle(tiny_bundle).basis(numbers=13)
+
+
+@pytest.fixture
+def vector(basis: Basis) -> MicroVector:
+    return MicroVector.random(basis, 0.5, seed=1)
 
 
 @pytest.fixture
@@ -92,17 +97,10 @@ def pool(request: pytest.FixtureRequest) -> Pool:
 
 class Held:
     def __init__(self) -> None:
-        self._reached, self._free = threading.Event(), threading.Event()
+        self.here, self.free = threading.Event(), threading.Event()
 
     async def reached(self) -> None:
-        assert await asyncio.to_thread(self._reached.wait, 60)
-
-    def wait(self) -> None:
-        self._reached.set()
-        assert self._free.wait(60)
-
-    def let_go(self) -> None:
-        self._free.set()
+        assert await asyncio.to_thread(self.here.wait, 60)
 
 
 @pytest.fixture
@@ -113,7 +111,8 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
         def take(self: Generating, logits: Any) -> None:
             if self.who.tenant == user and len(self.answer) >= after:
-                at.wait()
+                at.here.set()
+                assert at.free.wait(60)
             real(self, logits)
 
         with monkeypatch.context() as patched:
@@ -121,6 +120,6 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             try:
                 yield at
             finally:
-                at.let_go()
+                at.free.set()
 
     return hold

@@ -14,15 +14,10 @@ import pytest
 from bad_vectors import bad_vectors
 from llama_cpp import _logger
 
-from tinylora_edge import BaseMismatchError, Bases, MicroVector, load_bundle, runtime
+from tinylora_edge import BaseMismatchError, Bases, load_bundle, runtime
 from tinylora_edge.formats.side_tensors import save_bases
 
 PROMPT = list(b"one two three four")
-
-
-@pytest.fixture
-def vector(basis):
-    return MicroVector.random(basis, 0.5, seed=1)
 
 
 def test_a_bundle_its_base_or_a_gguf_with_its_basis(tiny_bundle, load, tmp_path, vector, monkeypatch):

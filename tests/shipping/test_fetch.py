@@ -1,12 +1,17 @@
-"""`fetch` against a real server, and a bad line."""
+"""`fetch` against a real server, a bad line, and over TLS."""
 
 from __future__ import annotations
 
 import re
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 import servers
+import trustme
 from shipped import BASES, answer, frame
 
 from tinylora_edge import TransferError
@@ -127,9 +132,50 @@ def test_more_bytes_than_announced_are_not_read():
 
 @pytest.mark.parametrize("etag", ["x", '"' + "e" * 5000 + '"', '"a b"', '"\xe9"', '"a"\t"b"', ""])
 def test_an_etag_that_is_none_is_neither_kept_nor_sent(etag):
-    with servers.answering(
-        answer(frame(1)).replace(b"\r\n\r\n", f"\r\nETag: {etag}\r\n\r\n".encode("latin-1"), 1)
-    ) as (url, requests):
+    head = f"\r\nETag: {etag}\r\n\r\n".encode("latin-1")
+    with servers.answering(answer(frame(1)).replace(b"\r\n\r\n", head, 1)) as (url, requests):
         assert fetch(url, BASES, etag=f"{etag}\r\nX-Smuggled: 1").etag is None
     assert b"None-Match" not in requests[0]
     assert b"Smuggled" not in requests[0]
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Path:
+    """The file of the authority that signed the server's certificate."""
+    return tmp_path / "authority.pem"
+
+
+@pytest.fixture
+def secure(authority: Path) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that answers every request over TLS: its address and the requests that it read."""
+    made = trustme.CA()
+    made.cert_pem.write_to_path(authority)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.issue_cert("127.0.0.1").configure_cert(context)
+    requests: list[bytes] = []
+
+    def serve(connection: socket.socket, number: int) -> None:
+        with context.wrap_socket(connection, server_side=True) as encrypted:
+            requests.append(encrypted.recv(4096))
+            encrypted.sendall(answer(frame(1), 'ETag: "one"'))
+
+    with servers.listening(serve) as port:
+        yield f"https://127.0.0.1:{port}", requests
+
+
+def test_a_certificate_that_is_trusted(secure, authority, monkeypatch):
+    url, requests = secure
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    assert fetch(url, BASES, headers={"Authorization": "Bearer t"}) == Fetched(frame(1), '"one"')
+    assert b"Bearer t" in requests[0]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_certificate_that_nobody_trusts_or_of_another_host(secure, authority, monkeypatch, host):
+    url, requests = secure
+    if host == "localhost":
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    with pytest.raises(TransferError, match=r"(certificate|mismatch)") as failed:
+        fetch(url.replace("127.0.0.1", host), BASES, headers={"Authorization": "Bearer t"})
+    assert requests == []
+    assert "attempts" not in str(failed.value)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 import servers
@@ -38,8 +37,6 @@ def flood(head: bytes, part: bytes) -> Callable[[socket.socket], None]:
 
 
 def drip(head: bytes) -> Callable[[socket.socket], None]:
-    """Send a head, and then a byte now and then."""
-
     def send(connection: socket.socket) -> None:
         connection.sendall(head)
         while True:
@@ -63,39 +60,34 @@ FLOODS = {
     "a status line": flood(b"HTTP/1.1 200 ", b"x"),
 }
 
-CLIENT = textwrap.dedent(
-    """
-    import json, resource, sys, time
-    from pathlib import Path
-    import support
-    from tinylora_edge import Bases, TransferError
-    from tinylora_edge.shipping import fetch
+CLIENT = """
+import json, resource, sys
+from pathlib import Path
+from shipped import BASES
+from tinylora_edge import TransferError
+from tinylora_edge.shipping import fetch
 
-    bases = Bases(support.random_factors(blocks=5))
+def peak():
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux lets a process begin with its parent's ru_maxrss.
+    return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
 
-    def peak():
-        status = Path("/proc/self/status")
-        if not status.exists():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        # Linux lets a process begin with its parent's ru_maxrss.
-        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
-
-    fetch(sys.argv[1], bases)
-    for url in sys.argv[2:]:
-        before = peak()
-        try:
-            fetch(url, bases, deadline=3, attempts=2)
-            why = ""
-        except TransferError as error:
-            why = str(error)
-        print(json.dumps([peak() - before, why]), flush=True)
-    """
-)
+fetch(sys.argv[1], BASES)
+for url in sys.argv[2:]:
+    before = peak()
+    try:
+        fetch(url, BASES, deadline=3, attempts=2)
+        why = ""
+    except TransferError as error:
+        why = str(error)
+    print(json.dumps([peak() - before, why]), flush=True)
+"""
 
 
 def test_what_a_server_sends_without_end_costs_no_memory(monkeypatch):
-    tests = Path(__file__).parent.parent
-    monkeypatch.setenv("PYTHONPATH", f"{tests}:{tests.parent}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     with ExitStack() as stack:
         urls = [stack.enter_context(servers.answering(reply))[0] for reply in (ANSWER, *FLOODS.values())]
         command = [sys.executable, "-c", CLIENT, *urls]
@@ -126,7 +118,7 @@ def test_a_flood_is_not_tried_again(name):
     ids=["status", "header", "body", "silence", "handshake"],
 )
 def test_a_drip_ends_with_the_deadline(scheme, slow):
-    with servers.listening(lambda connection, _: slow(connection)) as (port, _):
+    with servers.listening(lambda connection, _: slow(connection)) as port:
         started = time.monotonic()
         with pytest.raises(TransferError, match=r"within 1 s"):
             fetch(f"{scheme}://127.0.0.1:{port}", BASES, deadline=1)
@@ -156,9 +148,7 @@ def test_what_is_no_http(garbage):
     "line", [b"HTTP/1.1 404 \x1b[2J\x07", b"\x1b[2J\x1b]0;x\x07", b"HTTP/1.1 503 \x1b[31m\x9b2J"]
 )
 def test_what_it_says_commands_no_terminal(line):
-    with (
-        servers.answering(line + b"\r\nContent-Length: 0\r\n\r\n") as (url, _),
-        pytest.raises(TransferError, match=r"\\x1b") as caught,
-    ):
+    reply, refused = line + b"\r\nContent-Length: 0\r\n\r\n", pytest.raises(TransferError, match=r"\\x1b")
+    with servers.answering(reply) as (url, _), refused as caught:
         fetch(url, BASES, attempts=1)
     assert str(caught.value).isprintable()

@@ -25,16 +25,13 @@ def tree(root) -> dict[str, bytes]:
 
 @pytest.fixture(params=["directory", "memory"])
 def target(request, tmp_path):
-    """A target, and what lies there."""
     if request.param == "directory":
         yield str(tmp_path / "new" / "root"), lambda: tree(tmp_path / "new" / "root")
         return
     store = fsspec.filesystem("memory")
     store.store.clear()
-    yield (
-        "memory://bucket/v",
-        lambda: {path.removeprefix("/bucket/v/"): store.cat_file(path) for path in store.find("/bucket/v")},
-    )
+    root = "/bucket/v/"
+    yield f"memory:/{root}", lambda: {path[len(root) :]: store.cat_file(path) for path in store.find(root)}
     store.store.clear()
 
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tinylora_edge import MicroVector, OptionError, Policy, RollbackError, VectorError
+from tinylora_edge import Hmac, MicroVector, OptionError, Policy, RollbackError, VectorError, load_bundle
 from tinylora_edge.runtime.model import admitted, vector_bytes
 
 
 @pytest.fixture
-def vector(basis):
-    return replace(MicroVector.random(basis, 0.5, seed=1), sequence=3)
+def vector(vector):
+    return replace(vector, sequence=3)
 
 
 OTHERS = [
@@ -65,6 +65,35 @@ def test_a_block_that_raises_records_nothing(basis, vector):
         raise ZeroDivisionError
     with admitted(replace(vector, sequence=2).to_bytes(basis), basis, policy) as lower:
         assert lower.sequence == 2
+
+
+def test_a_vector_that_was_replaced_is_refused_after_a_restart(tiny_bundle, load, vector, tmp_path):
+    """Also where the user has grown, and the frames are signed."""
+    key, bases, state = Hmac(b"k" * 32), load_bundle(tiny_bundle).bases, tmp_path / "state"
+    grown = replace(MicroVector.random(bases.basis(rank=4), 0.3, dtype="bf16"), sequence=5)
+    sent = vector, grown, replace(vector, sequence=4)
+    first, second, older = (each.to_bytes(bases.of(each), key) for each in sent)
+    with load(tiny_bundle, first, policy=Policy(keys=[key], state=state)) as llm:
+        llm.swap(second)
+    with pytest.raises(RollbackError):
+        load(tiny_bundle, older, policy=Policy(keys=[key], state=state))
+    with load(tiny_bundle, second, policy=Policy(keys=[key], state=state)) as again:
+        written = state.read_bytes()
+        with pytest.raises(RollbackError):
+            again.swap(older)
+        assert (again.vector, state.read_bytes()) == (grown, written)
+
+
+def test_a_state_that_cannot_be_written_leaves_the_model_alone(tiny_bundle, load, basis, vector, tmp_path):
+    (folder := tmp_path / "state").mkdir()
+    with load(tiny_bundle, vector.to_bytes(basis), policy=Policy(state=folder / "seen")) as llm:
+        folder.rename(tmp_path / "away")
+        newer = replace(vector, sequence=4).to_bytes(basis)
+        with pytest.raises(OSError, match="seen"):
+            llm.swap(newer)
+        assert llm.vector == vector
+        folder.mkdir()
+        assert llm.swap(newer).sequence == 4
 
 
 def test_an_unknown_option_is_refused(tiny_bundle, load):

@@ -22,11 +22,6 @@ def llm(load, tiny_bundle):
     return load(tiny_bundle)
 
 
-@pytest.fixture
-def vector(llm):
-    return MicroVector.random(llm.bases.basis(numbers=13), 0.5, seed=1)
-
-
 def test_options_reach_the_engine_and_others_are_those_of_llama(tiny_bundle):
     ours, plain = runtime.load(tiny_bundle), llama_cpp.Llama(str(tiny_bundle / "base.gguf"), verbose=False)
     left, right = ours.__getstate__(), plain.__getstate__()
@@ -98,9 +93,8 @@ def real(smollm2_bundle: Path) -> Any:
 def test_langchain(real: Any) -> None:
     from langchain_community.llms.llamacpp import LlamaCpp
 
-    chain = LlamaCpp.model_construct(
-        client=real, model_path=real.model_path, max_tokens=8, temperature=0.0, streaming=False
-    )
+    options = {"max_tokens": 8, "temperature": 0.0, "streaming": False}
+    chain = LlamaCpp.model_construct(client=real, model_path=real.model_path, **options)
     expected = real.create_completion("The sea is", max_tokens=8, temperature=0.0)["choices"][0]["text"]
     assert chain.invoke("The sea is") == expected != ""
     assert "".join(chain.stream("The sea is")) == expected
