@@ -256,6 +256,11 @@ def _add_vocabulary(writer: gguf.GGUFWriter, third: str = "<pad>") -> None:
     hidden = [byte for byte in range(256) if not (33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174)]
     tokens = [chr(256 + hidden.index(byte) if byte in hidden else byte) for byte in range(128)]
     tokens += [f"~{code:02x}" for code in range(128, 256)]
+    add_tokens(writer, tokens, third)
+
+
+def add_tokens(writer: gguf.GGUFWriter, tokens: list[str], third: str = "<pad>") -> None:
+    """A vocabulary of 256 tokens and the special ones."""
     special = ["<bos>", "<eos>", third, "<unk>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

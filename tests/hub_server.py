@@ -31,17 +31,7 @@ class Repo:
     gated: bool = False
     readers: set[str] = field(default_factory=set)  # tokens
 
-    def commit(self, files: dict[str, bytes], tag: str | None = None) -> str:
-        """Add a commit and return its hash."""
-        content = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(files.items())]
-        name = hashlib.sha1(json.dumps([len(self.commits), content]).encode()).hexdigest()
-        self.commits[name] = dict(files)
-        if tag is not None:
-            self.tags[tag] = name
-        return name
-
     def find(self, revision: str) -> str | None:
-        """The commit of a branch, a tag or a commit."""
         if revision == "main":
             return next(reversed(self.commits))
         return self.tags.get(revision, revision if revision in self.commits else None)
@@ -63,13 +53,14 @@ class HubServer:
     requests: list[str] = field(default_factory=list)
     broken: int | None = None
 
-    def add(self, name: str, files: dict[str, bytes | Path], **options: Any) -> str:
-        """Add a repository, or a commit to one, and return the commit's hash."""
+    def add(self, name: str, files: dict[str, bytes | Path], tag: str = "") -> None:
+        """Add a repository, or a commit to one, whose newest commit it is then."""
+        whole = {name: data if isinstance(data, bytes) else data.read_bytes() for name, data in files.items()}
+        content = [(name, hashlib.sha256(data).hexdigest()) for name, data in sorted(whole.items())]
         repo = self.repos.setdefault(name, Repo())
-        tag = options.pop("tag", None)
-        for key, value in options.items():
-            setattr(repo, key, value)
-        return repo.commit({n: d if isinstance(d, bytes) else d.read_bytes() for n, d in files.items()}, tag)
+        commit = hashlib.sha1(json.dumps([len(repo.commits), content]).encode()).hexdigest()
+        repo.commits[commit] = whole
+        repo.tags |= {tag: commit} if tag else {}
 
     @property
     def downloads(self) -> list[str]:
@@ -80,7 +71,6 @@ class HubServer:
 
 @contextmanager
 def serve() -> Iterator[HubServer]:
-    """Run a hub on a free port of loopback."""
     hub = HubServer()
 
     class Handler(_Handler):
@@ -127,9 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer(name, repo, commit, *rest)
 
     def _list(self, name: str, repo: Repo, commit: str) -> None:
-        siblings = [
-            {"rfilename": file, "size": len(data)} for file, data in sorted(repo.commits[commit].items())
-        ]
+        files = sorted(repo.commits[commit].items())
+        siblings = [{"rfilename": file, "size": len(data)} for file, data in files]
         body = {"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
         self._send(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
 

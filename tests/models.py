@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import os
 from pathlib import Path
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["VOCABULARY", "gguf_tensors", "merged", "to_hf_rows", "write_gguf"]  # of others, for tests
-
-ARCHITECTURES = ("llama", "qwen2")
 
 
 def tiny_model(architecture: str, *, hidden: int = 64, blocks: int = 2, seed: int = 0) -> PreTrainedModel:
@@ -60,14 +57,11 @@ def _random_weight(rng: np.random.Generator, name: str, shape: tuple[int, ...]) 
     return ((noise + left * strength @ right) / np.sqrt(n_in)).astype(np.float32)
 
 
-def write_hf(model: PreTrainedModel, path: Path, dtype: str = "float32", **options: Any) -> Path:
+def write_hf(model: PreTrainedModel, path: Path, **options: Any) -> Path:
     """Write a Hugging Face directory; `max_shard_size="50KB"` makes it a sharded one."""
-    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    if dtype != "float32":
-        model = copy.deepcopy(model).to(getattr(torch, dtype))
     model.save_pretrained(path, **options)
     return path
 
@@ -91,7 +85,6 @@ def torch_logits(model: PreTrainedModel, tokens: list[int]) -> NDArray[np.float3
 
 
 def torch_greedy(model: PreTrainedModel, tokens: list[int], count: int) -> list[int]:
-    """The tokens that greedy decoding appends."""
     out = list(tokens)
     for _ in range(count):
         out.append(int(torch_logits(model, out)[-1].argmax()))
@@ -115,7 +108,6 @@ def llama_greedy(llm: llama_cpp.Llama, tokens: list[int], count: int) -> list[in
 
 
 def quantize_file(source: Path, target: Path, ftype: int) -> Path:
-    """Requantize a whole GGUF with llama.cpp."""
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = ftype
     parameters.allow_requantize = True
@@ -124,20 +116,6 @@ def quantize_file(source: Path, target: Path, ftype: int) -> Path:
         code = llama_cpp.llama_model_quantize(*map(os.fsencode, (source, target)), ctypes.byref(parameters))
     assert code == 0
     return target
-
-
-def write_lora(
-    path: Path, architecture: str, pairs: dict[str, tuple[NDArray[Any], NDArray[Any]]], alpha: float
-) -> Path:
-    """Write a stock LoRA adapter, as llama.cpp's convert_lora_to_gguf does: module -> (A, B)."""
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
-    for module, (a, b) in pairs.items():
-        writer.add_tensor(f"{module}.lora_a", np.ascontiguousarray(a, np.float32))
-        writer.add_tensor(f"{module}.lora_b", np.ascontiguousarray(b, np.float32))
-    return finish(writer, path)
 
 
 def split_gguf(source: Path, folder: Path, tensors: int, stem: str = "model") -> list[Path]:

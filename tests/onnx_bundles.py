@@ -105,9 +105,8 @@ def basis(bundle: Path) -> Basis:
     return load_bundle(bundle).basis(numbers=5)
 
 
-def vectors(bundle: Path, count: int, norm: float = 1.0) -> list[MicroVector]:
-    """Different vectors for a bundle."""
-    return [MicroVector.random(basis(bundle), norm, seed=seed) for seed in range(count)]
+def vectors(bundle: Path, count: int) -> list[MicroVector]:
+    return [MicroVector.random(basis(bundle), 1.0, seed=seed) for seed in range(count)]
 
 
 def logits(bundle: Path, tokens: list[int], vector: MicroVector | None) -> np.ndarray:

@@ -8,34 +8,31 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
+import converter
 import gguf
 import models
 import numpy as np
 import onnxruntime as ort
 import shared
+from numpy.typing import NDArray
 
-from tinylora_edge import exporters
+from tinylora_edge import Basis, exporters
 from tinylora_edge.exporters.onnx import builder, pack
 from tinylora_edge.modules import Heads
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from tinylora_edge import Basis
 
 TOKENS = [72, 101, 108, 108, 111, 32, 119, 111, 114, 108, 100]
 
 
-def write_hf(model: Any, path: Path, dtype: str = "float32", **options: Any) -> Path:
+def write_hf(model: Any, path: Path) -> Path:
     """Write a Hugging Face directory with a tokenizer of bytes, which the builder asks for."""
     import transformers
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
 
-    models.write_hf(model, path, dtype, **options)
+    models.write_hf(model, path)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     vocabulary = {token: i for i, token in enumerate([*alphabet, *special.values()])}
@@ -51,15 +48,7 @@ def add_vocabulary(writer: gguf.GGUFWriter) -> None:
     from tokenizers import pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<bos>", "<eos>", "<pad>", "<unk>"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*alphabet[:255], "\u0120\u0120", *special])
-    writer.add_token_types([gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * len(special))
-    writer.add_token_merges(["\u0120 \u0120"])
-    writer.add_bos_token_id(256)
-    writer.add_eos_token_id(257)
-    writer.add_add_bos_token(False)
+    converter.add_tokens(writer, [*alphabet[:255], "\u0120\u0120"])
 
 
 @cache
@@ -103,14 +92,15 @@ def export(source: Path, output: Path, precision: str = "fp32", **options: Any) 
         return exporters.export_onnx(source, output, precision=precision, **options)
 
 
-def session(folder: Path, *, threads: int = 1, **options: Any) -> ort.InferenceSession:
-    """An ONNX Runtime session on a directory's `model.onnx`."""
+def options() -> ort.SessionOptions:
+    """Of a session on one thread, which is silent."""
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.log_severity_level = 3
-    for key, value in options.items():
-        setattr(settings, key, value)
-    return ort.InferenceSession(str(folder / "model.onnx"), settings, providers=["CPUExecutionProvider"])
+    settings.intra_op_num_threads, settings.log_severity_level = 1, 3
+    return settings
+
+
+def session(folder: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(str(folder / "model.onnx"), options(), providers=["CPUExecutionProvider"])
 
 
 def feeds(

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import gguf
-import llama_cpp
 import models
-import numpy as np
 import shared
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from transformers import LlamaForCausalLM
 
 ALL_F32, MOSTLY_Q8_0, MOSTLY_Q4_K_M = 0, 7, 15  # llama_ftype
@@ -46,30 +41,3 @@ def in_torch(source: Path) -> LlamaForCausalLM:
     from tinylora_edge.train.adapter import load_model
 
     return load_model(requantized(source, ALL_F32), "fp32")
-
-
-@cache
-def top_singular_values(source: Path) -> dict[str, NDArray[np.float64]]:
-    """Module -> the nine largest singular values of its weight, by a full decomposition in float64."""
-    return {module: models.top_singular_values(w, 9) for module, w in weights(source).items()}
-
-
-@cache
-def weights(source: Path) -> dict[str, NDArray[np.float32]]:
-    """Module -> its weight [out, in], rows in GGUF order, read by the gguf package from the F32 file."""
-    return {
-        tensor.name: tensor.data
-        for tensor in gguf.GGUFReader(requantized(source, ALL_F32)).tensors
-        if tensor.name.startswith("blk.") and "norm" not in tensor.name
-    }
-
-
-def tokenize(model: Path, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts, special tokens recognized."""
-    llm = llama_cpp.Llama(str(model), n_ctx=32, n_threads=1, n_threads_batch=1, verbose=False)
-    return [llm.tokenize(text.encode(), special=True) for text in texts]
-
-
-def worst_difference(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]) -> float:
-    """The largest absolute difference between logits of the same prompts."""
-    return max(float(np.abs(a - b).max()) for a, b in zip(left, right, strict=True))

@@ -31,12 +31,9 @@ TOKENS = [1, 5, 9, 33, 7, 21]
 KINDS = ["5 numbers", "rank 2", "rank 8", "learned", "f32"]
 
 
-World = dict[str, tuple[Path, Basis]]
-"""Kind -> a bundle, and one of its bases."""
-
-
 @pytest.fixture(scope="module")
-def world(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Basis]]:
+    """Kind -> a bundle, and one of its bases."""
     root = tmp_path_factory.mktemp("convert")
     whole = export_gguf(tiny_gguf, root / "whole")
     exact = export_gguf(tiny_gguf, root / "exact", settings=ExportSettings(factor_dtype="f32"))
@@ -57,7 +54,7 @@ def ours(bundle: Path, vector: MicroVector) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_llama_cpp_loads_a_gguf_lora(world: World, tmp_path: Path, kind: str) -> None:
+def test_llama_cpp_loads_a_gguf_lora(world: Any, tmp_path: Path, kind: str) -> None:
     bundle, basis = world[kind]
     vector = MicroVector.random(basis, 0.1 * np.sqrt(basis.size), seed=3)
     convert.write_gguf_lora(basis, vector, tmp_path / "v.gguf")
@@ -73,16 +70,15 @@ def test_llama_cpp_loads_a_gguf_lora(world: World, tmp_path: Path, kind: str) ->
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
-def test_peft_loads_a_lora(world: World, tiny_weights: Path, tmp_path: Path, kind: str) -> None:
+def test_peft_loads_a_lora(world: Any, tiny_weights: Path, tmp_path: Path, kind: str) -> None:
     _, basis = world[kind]
     vector = MicroVector.random(basis, 0.1 * np.sqrt(basis.size), seed=4)
     convert.write_peft_lora(basis, vector, tmp_path / "lora", tiny_weights)
     model = models.tiny_model("llama")
     loaded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "lora").eval()
     with models.merged(model, basis, vector) as merged:
-        np.testing.assert_allclose(
-            models.torch_logits(loaded, TOKENS), models.torch_logits(merged, TOKENS), atol=1e-4
-        )
+        logits = (models.torch_logits(each, TOKENS) for each in (loaded, merged))
+        np.testing.assert_allclose(*logits, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -92,9 +88,8 @@ def test_llama_cpp_runs_a_merged_model(tmp_path: Path, architecture: str) -> Non
     packed = models.quantize_file(floats, tmp_path / "packed.gguf", llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1)
     data = bytearray(floats.read_bytes())
     data[16:24] = (data[16] + 1).to_bytes(8, "little")  # one more key: an empty list
-    data[24:24] = struct.pack(
-        "<Q8sIIQ", 8, b"tiny.set", gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING, 0
-    )
+    kinds = gguf.GGUFValueType
+    data[24:24] = struct.pack("<Q8sIIQ", 8, b"tiny.set", kinds.ARRAY, kinds.STRING, 0)
     floats.write_bytes(data)
     for base in (floats, models.split_gguf(packed, tmp_path, 9)[0]):
         bundle = export_gguf(base, tmp_path / f"{base.stem}-bundle").output
@@ -115,16 +110,14 @@ def test_llama_cpp_runs_a_merged_model(tmp_path: Path, architecture: str) -> Non
                 assert after.fields[key].contents() == field.contents(), key
 
 
-def test_of_another_model(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_another_model(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, basis = world["rank 2"]
     vector = MicroVector.zeros(basis)
     deeper = models.write_hf(models.tiny_model("llama", blocks=1), tmp_path / "one")
     with pytest.raises(ExportError, match=r"has no layer for blk\.1\.attn_q\.weight.*another model"):
         convert.write_peft_lora(basis, vector, tmp_path / "lora", deeper)
-    for number, other in enumerate(
-        (models.tiny_model("llama", hidden=128), models.tiny_model("llama", seed=1))
-    ):
-        other_hf = models.write_hf(other, tmp_path / str(number))
+    for name, other in (("wide", {"hidden": 128}), ("drawn", {"seed": 1})):
+        other_hf = models.write_hf(models.tiny_model("llama", **other), tmp_path / name)
         with pytest.raises(ExportError, match="another model"):
             convert.write_peft_lora(basis, vector, tmp_path / "lora", other_hf)
     models.tiny_model("llama").model.save_pretrained(tmp_path / "bare")

@@ -198,19 +198,12 @@ class TestNamesOfFiles:
 
     NAMES = ("m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-F16.gguf", *(f"m-Q4_0-{n:05}-of-00002.gguf" for n in (2, 1)))
 
-    @pytest.mark.parametrize(
-        ("quant", "default", "stem"),
-        [
-            (None, None, "Q4_K_M"),
-            (None, "q8_0", "Q8_0"),
-            ("q4_0", "q8_0", "Q4_0"),
-            ("m-q8_0.gguf", None, "Q8_0"),
-        ],
-    )
-    def test_choosing(self, quant: str | None, default: str | None, stem: str) -> None:
-        found = choose(models_in(self.NAMES), quant, "here", default)
-        stem = f"m-{stem}"
-        assert (found.stem, found.files) == (stem, tuple(sorted(n for n in self.NAMES if n.startswith(stem))))
+    def test_choosing(self) -> None:
+        choices = [(None, None, "Q4_K_M"), (None, "q8_0", "Q8_0"), ("q4_0", "q8_0", "Q4_0")]
+        for quant, default, kind in (*choices, ("m-q8_0.gguf", None, "Q8_0")):
+            found = choose(models_in(self.NAMES), quant, "here", default)
+            files = tuple(sorted(name for name in self.NAMES if name.startswith(f"m-{kind}")))
+            assert (found.stem, found.files) == (f"m-{kind}", files)
         assert choose(models_in(["strange.gguf"]), None, "here").stem == "strange"
         assert choose(models_in(["a/m-Q8_0.gguf", "b/m-Q8_0.gguf"]), "b/m-Q8_0", "").stem == "b/m-Q8_0"
 

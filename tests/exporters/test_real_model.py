@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import gguf
+import models
 import numpy as np
 import pytest
 import smollm2
@@ -54,19 +56,17 @@ def test_other_factors_are_others_and_it_is_said(plain: Factors, change: str) ->
 @pytest.mark.slow
 def test_singular_values_and_residuals(plain, smollm2_gguf):
     """Of every module, against a full decomposition in float64."""
-    exact, weights = smollm2.top_singular_values(smollm2_gguf), smollm2.weights(smollm2_gguf)
-    errors, residuals, gaps = {}, {}, {}
+    reader = gguf.GGUFReader(smollm2.requantized(smollm2_gguf, smollm2.ALL_F32))
+    weights = {tensor.name: tensor.data for tensor in reader.tensors}
+    errors, residuals = {}, {}
     for module, a, b in zip(plain.modules, plain.a, plain.b, strict=True):
         w, s = weights[module], np.linalg.norm(b.astype(np.float64), axis=0)  # B = U S
         u, v = b / s, a.astype(np.float64).T
         assert np.abs(v.T @ v - np.eye(RANK)).max() < ROUNDING
         assert np.abs(u.T @ u - np.eye(RANK)).max() < 2 * RESIDUAL
         assert all(column[np.abs(column).argmax()] > 0 for column in v.T)
-        errors[module] = np.abs(s / exact[module][:RANK] - 1).max()
+        errors[module] = np.abs(s / models.top_singular_values(w, RANK) - 1).max()
         left, right = w.astype(np.float64) @ v - u * s, w.T.astype(np.float64) @ u - v * s
         residuals[module] = max((np.linalg.norm(part, axis=0) / s).max() for part in (left, right))
-        gaps[module] = exact[module][RANK - 1] / exact[module][RANK]
     for values, bound in ((errors, VALUES + ROUNDING), (residuals, RESIDUAL + ROUNDING)):
         assert {module: value for module, value in values.items() if value > bound} == {}
-    assert min(gaps.values()) < 1.002  # the hardest are among them
-    assert sum(gap < 1.05 for gap in gaps.values()) > 20

@@ -14,7 +14,7 @@ import smollm2
 import transformers
 from onnx_models import TOKENS
 
-from tinylora_edge import ExportError, MicroVector, UnsupportedModelError, load_bundle
+from tinylora_edge import MicroVector, UnsupportedModelError, load_bundle
 from tinylora_edge.eval import measure_parity
 from tinylora_edge.exporters import export_onnx
 from tinylora_edge.exporters.onnx import builder
@@ -35,10 +35,8 @@ def test_from_a_gguf(tmp_path, monkeypatch):
     monkeypatch.setattr(converter, "_add_vocabulary", onnx_models.add_vocabulary)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tempfile.py").write_text("raise SystemExit('the builder ran what lies here')")
-    model = onnx_models.tiny("qwen2")
-    source = models.write_gguf(
-        model, tmp_path / "model.gguf", metadata={"tokenizer.chat_template": "{{ messages[0].content }}"}
-    )
+    model, metadata = onnx_models.tiny("qwen2"), {"tokenizer.chat_template": "{{ messages[0].content }}"}
+    source = models.write_gguf(model, tmp_path / "model.gguf", metadata=metadata)
     report = export_onnx(source, tmp_path / "bundle", with_gguf=True)
 
     check(report, model)
@@ -78,10 +76,3 @@ def test_a_configuration_that_the_builder_reads_otherwise():
     """As Gemma 3's ends it, with transformers 5."""
     with pytest.raises(UnsupportedModelError, match=r"failed: KeyError: 'rope_type'\. .*--format gguf"):
         builder._run(["-c", "raise KeyError('rope_type')"], "it failed")
-
-
-def test_a_directory_without_a_tokenizer(tmp_path):
-    hf = models.write_hf(onnx_models.tiny("llama"), tmp_path / "hf")
-    with pytest.raises(ExportError, match=r"has no tokenizer\.json"):
-        export_onnx(hf, tmp_path / "bundle")
-    assert {path.name for path in tmp_path.iterdir()} == {"hf"}

@@ -49,10 +49,9 @@ def floats(source, file, folder):
     model, values = OnnxModel(folder), {}
     for tensor in gguf.GGUFReader(file).tensors:
         array = gguf.dequantize(tensor.data, tensor.tensor_type)
-        own = tensor.name.startswith("blk")
-        values[tensor.name] = (
-            models.to_hf_rows(onnx_models.tiny("llama"), tensor.name, array) if own else array
-        )
+        if tensor.name.startswith("blk"):
+            array = models.to_hf_rows(onnx_models.tiny("llama"), tensor.name, array)
+        values[tensor.name] = array
     found, tables = linear_nodes(model), {"model.embed_tokens.weight": values["token_embd.weight"]}
     shapes = {name: each.shape for name, each in values.items() if "blk" in name and each.ndim == 2}
     for site in place(found, shapes):
@@ -140,9 +139,8 @@ def test_the_graph_says_what_a_weight_is(source, tmp_path):
     four = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "output", "token_embd")
     other = quantized(tmp_path / "other.gguf", dict.fromkeys(four, TYPES.Q4_0))
     found, weights = packed(floats(source, other, tmp_path / "graph"), tmp_path, file, Heads())
-    assert found == Packed(
-        kept=WEIGHTS - 6, rounded=6
-    )  # down, whose values differ, and q and k, whose heads are not known
+    # Rounded are down, whose values differ, and q and k, whose heads are not known.
+    assert found == Packed(kept=WEIGHTS - 6, rounded=6)
     assert all(rounded(values, wanted) for _, values, wanted in weights.values())
 
 

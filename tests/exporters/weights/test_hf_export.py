@@ -33,6 +33,7 @@ def sharded(tiny_model, tmp_path):
 def test_a_missing_shard_or_tokenizer(sharded, tiny_gguf, refuse, tmp_path):
     with pytest.raises(ExportError, match=r"sharded has no tokenizer\.json"):
         export_onnx(sharded, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == [sharded]
     lost = sorted(sharded.glob("*.safetensors"))[1]
     lost.unlink()
     refuse(ExportError, lost.name, sharded, base=tiny_gguf)
@@ -59,11 +60,8 @@ def test_names_of_shards(tmp_path, shard):
 
 def with_entry(**changes):
     entry = {"dtype": "F32", "shape": [64, 64], "data_offsets": [0, 16384]} | changes
-    return with_header(json.dumps({Q_PROJ: entry}).encode())
-
-
-def with_header(text):
-    return struct.pack("<Q", len(text)) + text + bytes(16384)
+    header = json.dumps({Q_PROJ: entry}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(16384)
 
 
 DAMAGED = {
@@ -100,11 +98,9 @@ def test_a_directory_without_one_of_the_weights(hf, tiny_gguf, refuse, tmp_path)
 def test_a_base_of_more_blocks_than_are_read(hf, tiny_model, refuse, tmp_path):
     """A table of names is made for every block: a small file must not take gigabytes."""
 
-    def rename(name):
-        return name.replace("blk.1.", f"blk.{BLOCKS}.")
-
-    metadata = {"llama.block_count": BLOCKS + 1}
-    base = models.write_gguf(tiny_model, tmp_path / "deep.gguf", rename=rename, metadata=metadata)
+    change = {"rename": lambda name: name.replace("blk.1.", f"blk.{BLOCKS}.")}
+    change["metadata"] = {"llama.block_count": BLOCKS + 1}
+    base = models.write_gguf(tiny_model, tmp_path / "deep.gguf", **change)
     refuse(ExportError, r"deep\.gguf has tensors of block 4,096: at most 4,096 blocks", hf, base=base)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import converter
+import gguf
 import models
 import numpy as np
 import pytest
@@ -154,10 +156,14 @@ def test_a_swap_empties_the_cache_and_a_refused_one_keeps_it(llm):
 
 
 def test_the_callers_lora_stays_in_force(llm, load, load_plain, tiny_bundle, tmp_path):
-    rng = np.random.default_rng(5)
-    module, n_out = "output.weight", models.VOCABULARY  # a matrix without factors
-    pairs = {module: (rng.normal(size=(4, 64)) / 4, rng.normal(size=(n_out, 4)) / 4)}
-    lora = models.write_lora(tmp_path / "lora.gguf", "llama", pairs, alpha=4.0)
+    rng, lora = np.random.default_rng(5), tmp_path / "lora.gguf"
+    writer = gguf.GGUFWriter(lora, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 4.0)
+    for part, shape in (("a", (4, 64)), ("b", (models.VOCABULARY, 4))):  # of a matrix without factors
+        writer.add_tensor(f"output.weight.lora_{part}", np.float32(rng.normal(size=shape) / 4))
+    converter.finish(writer, lora)
     vector = vectors(llm.bases)[-1]  # of another rank than the LoRA
     options = {"lora_path": str(lora), "lora_scale": 0.5}
     plain = outputs(load_plain(tiny_bundle, **options))

@@ -49,12 +49,8 @@ def test_a_text_begins_as_its_tokenizer_says(llm: TinyLoraOnnx, tmp_path: Path) 
     tokenizer = copy / "onnx" / "tokenizer.json"
     begin, text = {"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     bos = {"<bos>": {"id": "<bos>", "ids": [256], "tokens": ["<bos>"]}}
-    added = {
-        "type": "TemplateProcessing",
-        "single": [begin, text],
-        "pair": [begin, text],
-        "special_tokens": bos,
-    }
+    added = {"type": "TemplateProcessing", "special_tokens": bos}
+    added |= {key: [begin, text] for key in ("single", "pair")}
     tokenizer.write_text(json.dumps({**json.loads(tokenizer.read_text()), "post_processor": added}))
     with runtime.load(copy, engine="onnx", n_ctx=96, n_threads=1) as other:
         assert other.tokenize("Hello") == [256, *llm.tokenize("Hello")]
