@@ -74,7 +74,6 @@ def _held(name: str, options: argparse.Namespace) -> bool:
 
 
 def _throw(harness: Harness, seconds: float, seed: int) -> None:
-    """Be the process of one harness."""
     harness.accepts(b"")  # what a harness makes once is not the reader's time
     until, counts = time.monotonic() + seconds, [0, 0]
     for number, case in enumerate(harness.cases(seed)):

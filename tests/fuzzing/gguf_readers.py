@@ -70,7 +70,6 @@ def _parts(image: bytes) -> tuple[list[Pair], list[Entry]]:
 
 
 def _altered(pairs: list[Pair], entries: list[Entry], random: Random) -> bytes:
-    """Return an image with some of its parts changed."""
     pairs, entries, offsets = list(pairs), list(entries), dict[int, int]()
     for _ in range(random.choice((0, 1, 1, 1, 2, 4))):
         kind = random.randrange(10)
@@ -88,9 +87,7 @@ def _altered(pairs: list[Pair], entries: list[Entry], random: Random) -> bytes:
                 values = changed(values, random, 1)
                 if not isinstance(values, list) or any(isinstance(each, list | dict) for each in values):
                     values = []
-                if item == _STRING or all(
-                    type(each) in (int, float) and abs(each) < 1e308 for each in values
-                ):
+                if item == _STRING or all(type(n) in (int, float) and abs(n) < 1e308 for n in values):
                     pairs[at] = (key, _ARRAY, (item, values))
             elif type_ == _STRING:
                 pairs[at] = (key, _STRING, changed(value, random, 1))
@@ -201,7 +198,6 @@ def _read_basis(data: bytes) -> None:
 
 
 def _some(found: Bases) -> list[Basis]:
-    """Bases of each kind."""
     ids = list(found)
     first = found.factors.rank
     return [found[each] for each in {ids[0], ids[first - 1], *ids[first : first + 3], ids[-1]}]
@@ -211,9 +207,8 @@ def _some(found: Bases) -> list[Basis]:
 def _base() -> Path:
     path = folder() / "base.gguf"
     pairs: list[Pair] = [("general.architecture", _STRING, "llama"), ("llama.block_count", 4, 1)]
-    entries: list[Entry] = [
-        (f"blk.0.{kind}.weight", [8, 6], _F32, bytes(4 * 48)) for kind in ("attn_q", "ffn_down")
-    ]
+    names = "blk.0.attn_q.weight", "blk.0.ffn_down.weight"
+    entries: list[Entry] = [(name, [8, 6], _F32, bytes(4 * 48)) for name in names]
     path.write_bytes(gguf_image(pairs, entries))
     return path
 

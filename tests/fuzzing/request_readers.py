@@ -140,7 +140,6 @@ def _drawn(random: Random, depth: int) -> dict[str, Any]:
 
 
 def _pattern(random: Random, depth: int) -> str:
-    """Return a regular expression."""
     if not depth:
         atoms = ("", "a", "b", ".", "[^a]", "[a-z0-9]", r"\d", r"\w", r"\s", "é", r"\.", "^", "$", "(?i:x)")
         return random.choice(atoms)
