@@ -33,5 +33,6 @@ def bad_vectors(basis: Basis) -> list[tuple[type[VectorError], bytes | MicroVect
         (NonFiniteError, support.frame(basis.digest, nan.astype("<f4").tobytes(), sequence=1)),
         (NonFiniteError, MicroVector(np.full(basis.size, 3e38, np.float32))),  # of R
         (VectorError, MicroVector.random(basis, 1e5).to_bytes(basis)),  # the norm of R
+        (VectorError, MicroVector.random(basis, 1e5)),
         (VectorError, MicroVector(np.zeros(basis.size + 77_777, np.float32))),
     ]

@@ -55,9 +55,8 @@ def logits(llm: Any, tokens: list[int], vector: MicroVector | None) -> np.ndarra
 
 
 def exact(llm: Any, prompt: list[int], tokens: list[int], vector: MicroVector | None, t: float) -> np.ndarray:
-    rows = [
-        logits(llm, [*prompt, *tokens[:i]], vector).astype(np.float64) / (t or 1) for i in range(len(tokens))
-    ]
+    found = (logits(llm, [*prompt, *tokens[:i]], vector) for i in range(len(tokens)))
+    rows = [row.astype(np.float64) / (t or 1) for row in found]
     return np.stack([row - row.max() - np.log(np.exp(row - row.max()).sum()) for row in rows])
 
 
@@ -123,14 +122,11 @@ def test_logprobs_are_exact_at_the_sampling_temperature(llm: Any) -> None:
 
 @pytest.mark.parametrize("samples", [1, 9])
 def test_the_seed_decides_and_not_what_runs_beside(llm: PersonalizedModel, samples: int) -> None:
-    found = []
+    found, how = [], {"samples": samples, "max_tokens": LIMIT, "temperature": 1.5}
     for sequences, threads, seed in ((2, 1, 3), (16, 1, 3), (16, 2, 3), (24, 3, 3), (16, 2, 4)):
         with opened(llm, sequences=sequences, n_threads=threads) as batch:
             assert batch.contexts == (1 if llm.mixed else min(threads, max(1, sequences // 8)))
-            drawn = batch.generate(
-                PROMPTS, samples=samples, max_tokens=LIMIT, temperature=1.5, seed=(seed, 1)
-            )
-            found.append(texts(drawn))
+            found.append(texts(batch.generate(PROMPTS, seed=(seed, 1), **how)))
     assert found[0] == found[1] == found[2] == found[3] != found[4]
 
 

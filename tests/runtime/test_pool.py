@@ -29,29 +29,16 @@ from tinylora_edge.runtime.pool import AnswerStream
 
 LIMIT = 20
 PROMPTS = ["one two three", "one two four", "quite another text, and a longer one", "x" * 129, "y" * 256]
-ENGINES: dict[str, dict[str, Any]] = {
-    "llama": {
-        "engine": "llama",
-        "contexts": 2,
-        "slots": 3,
-        "type_k": llama_cpp.GGML_TYPE_F32,
-        "type_v": llama_cpp.GGML_TYPE_F32,
-    },
-    "onnx": {"engine": "onnx", "slots": 5},
-}
 
 
 @pytest.fixture(params=["llama", "onnx"])
 def opened(request: pytest.FixtureRequest, tiny_bundle: Path) -> Callable[..., Pool]:
-    bundle = tiny_bundle if request.param == "llama" else onnx_bundles.tiny()
-    usual = {"n_ctx": 400, "n_threads": 2 if request.param == "llama" else 1, **ENGINES[request.param]}
-
-    def make(**options: Any) -> Pool:
-        if request.param == "onnx":
-            options.pop("contexts", None)
-        return Pool(bundle, **usual | options)
-
-    return make
+    usual: dict[str, Any] = {"n_ctx": 400, "n_threads": 2, "contexts": 2, "slots": 3}
+    usual |= dict.fromkeys(("type_k", "type_v"), llama_cpp.GGML_TYPE_F32)
+    if request.param == "llama":
+        return lambda **options: Pool(tiny_bundle, **usual | options)
+    usual = {"n_ctx": 400, "n_threads": 1, "slots": 5}
+    return lambda contexts=1, **options: Pool(onnx_bundles.tiny(), **usual | options)
 
 
 @pytest.fixture
@@ -244,10 +231,8 @@ def test_one_account_holds_nobody_up(opened: Callable[..., Pool], tenants: int) 
         return heard["m"] - (begun or 0)
 
     def stream(pool: Pool, user: str) -> AnswerStream:
-        tenant = next(users) if user == "m" else user
-        return pool.stream(
-            "abc", raw=True, tenant=tenant, account=user, user=user, max_tokens=300, logprobs=0
-        )
+        who = {"tenant": next(users) if user == "m" else user, "account": user, "user": user}
+        return pool.stream("abc", raw=True, **who, max_tokens=300, logprobs=0)
 
     async def again_and_again(pool: Pool) -> None:
         while True:

@@ -135,12 +135,11 @@ def test_an_answer_keeps_to_its_schema(pool: Pool, temperature: float) -> None:
     users = vectors(pool, 2)
 
     async def answers() -> list[Answer]:
-        return await asyncio.gather(
-            *(
-                pool.complete("x", schema=schema, vector=users[n % 2], seed=n, temperature=temperature)
-                for n, schema in enumerate(GOOD.values())
-            )
+        calls = (
+            pool.complete("x", schema=schema, vector=users[n % 2], seed=n, temperature=temperature)
+            for n, schema in enumerate(GOOD.values())
         )
+        return await asyncio.gather(*calls)
 
     for schema, answer in zip(GOOD.values(), asyncio.run(answers()), strict=True):
         jsonschema.validate(json.loads(answer.text), schema)
@@ -210,11 +209,11 @@ def test_a_missing_library_is_named_with_the_command(pool: Pool, monkeypatch: py
 def test_a_tokenizer_that_cannot_be_read_fails_schemas_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path.read_text
     with Pool(onnx_bundles.tiny(), slots=2, n_ctx=64, n_threads=1) as pool:
-        monkeypatch.setattr(
-            Path,
-            "read_text",
-            lambda path, *a, **k: "{}" if path.name == "tokenizer.json" else real(path, *a, **k),
-        )
+
+        def read(path: Path, *how: Any, **more: Any) -> str:
+            return "{}" if path.name == "tokenizer.json" else real(path, *how, **more)
+
+        monkeypatch.setattr(Path, "read_text", read)
         with pytest.raises(TinyLoraError, match=r"does not read .*tokenizer\.json"):
             asyncio.run(pool.complete("x", schema={"enum": [1]}))
         assert asyncio.run(pool.complete("x", max_tokens=2)).finish.completion_tokens <= 2
@@ -253,9 +252,8 @@ def test_every_sequence_of_a_batch_keeps_to_the_schema(llm: Any, temperature: fl
 def test_the_space_that_sentencepiece_puts_in_front_is_no_part_of_an_answer(tmp_path, load, monkeypatch):
     def vocabulary(writer: gguf.GGUFWriter) -> None:
         writer.add_tokenizer_model("llama")
-        writer.add_token_list(
-            [*(f"<0x{byte:02X}>" for byte in range(256)), "<bos>", "<eos>", "<pad>", "<unk>"]
-        )
+        tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+        writer.add_token_list([*tokens, "<bos>", "<eos>", "<pad>", "<unk>"])
         writer.add_token_scores([0.0] * 260)
         writer.add_token_types([gguf.TokenType.BYTE] * 256 + [gguf.TokenType.CONTROL] * 4)
         writer.add_bos_token_id(256)

@@ -104,9 +104,8 @@ def test_however_they_come_the_calls_are_the_same(cuts: list[int], count: int, b
     pieces.append(text.rest())
     assert "".join(piece.text for piece in pieces) == begin
     found = [call for piece in pieces for call in piece.calls]
-    assert [(call.index, call.name, json.loads(call.arguments)) for call in found] == [
-        (index, *call) for index, call in enumerate(calls)
-    ]
+    assert [call.index for call in found] == list(range(count))
+    assert [(call.name, json.loads(call.arguments)) for call in found] == calls
 
 
 @pytest.mark.parametrize(
@@ -141,6 +140,7 @@ def test_calls_without_tags(onnx_pool: Pool, answer: str, text: str | None, coun
 
 
 CALLED = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": "é"}'}}
+CUT = {"name": "f", "arguments": "[1"}
 ROUND = [
     *MESSAGES,
     {"role": "assistant", "content": None, "tool_calls": [CALLED, CALLED | {"id": "c2"}]},
@@ -151,18 +151,16 @@ ROUND = [
 
 def test_what_a_model_without_tools_in_its_template_reads() -> None:
     functions = read_functions([tool("f", description="Does it.")])
-    messages, tools = template_input(
-        [{"role": "system", "content": "Be brief."}, *ROUND], functions, own=False
-    )
+    brief = {"role": "system", "content": "Be brief."}
+    messages, tools = template_input([brief, *ROUND], functions, own=False)
     assert tools is None
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
     assert messages[0]["content"].startswith("Be brief.\n\nYou can call")
     assert json.dumps(functions[0]) in messages[0]["content"]
     call = '<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>'
     assert messages[2]["content"] == f"{call}\n{call}"
-    assert messages[3]["content"] == "\n".join(
-        f"<tool_response>\n{n}\n</tool_response>" for n in ("two", "one")
-    )
+    results = (f"<tool_response>\n{n}\n</tool_response>" for n in ("two", "one"))
+    assert messages[3]["content"] == "\n".join(results)
     assert template_input(MESSAGES, functions, own=False).messages[0]["role"] == "system"
     assert template_input(MESSAGES, (), own=False) == (MESSAGES, None)
 
@@ -174,9 +172,8 @@ def test_a_template_that_knows_tools_writes_them_itself(onnx_pool, tiny_bundle, 
     with load(tiny_bundle) as llm:
         llm.metadata["tokenizer.chat_template"] = template
         llm.chat_format = named
-        llm._chat_handlers[named] = Jinja2ChatFormatter(
-            template, eos_token="", bos_token=""
-        ).to_chat_handler()
+        formatter = Jinja2ChatFormatter(template, eos_token="", bos_token="")
+        llm._chat_handlers[named] = formatter.to_chat_handler()
         assert llm.encode(sample)[0] == llm.tokenize(expected.encode(), special=True)
     assert onnx_pool.model.encode(sample)[0] == onnx_pool.model.chat_tokenizer.encode(expected)
 
@@ -190,10 +187,7 @@ def test_a_template_that_knows_tools_writes_them_itself(onnx_pool, tiny_bundle, 
         ([*ROUND, *MESSAGES, ROUND[-1]], "'c1', and the assistant's message"),
         ([{"role": "user", "content": "x", "tool_calls": [CALLED]}], "no list of an assistant"),
         ([{"role": "assistant", "tool_calls": [{"id": "c1"}]}], r"tool_calls\[0\] is no call"),
-        (
-            [{"role": "assistant", "tool_calls": [CALLED | {"function": {"name": "f", "arguments": "[1"}}]}],
-            r"tool_calls\[0\] is no call",
-        ),
+        ([{"role": "assistant", "tool_calls": [CALLED | {"function": CUT}]}], r"tool_calls\[0\] is no call"),
     ],
 )
 def test_messages_about_calls_that_are_none(onnx_pool: Pool, messages: Any, message: str) -> None:
@@ -205,8 +199,7 @@ def test_a_schema_that_is_itself_is_named(onnx_pool: Pool) -> None:
     broken = {"type": "object", "properties": {"a": {"$ref": "#"}}}
     tools = Tools.read([tool("fine", SCHEMAS["nested"]), tool("broken", broken)], "auto", True)
     assert tools is not None
-    with pytest.raises(
-        RequestError, match=r"^the parameters of 'broken': the \$ref '#' in the JSON schema"
-    ) as caught:
+    message = r"^the parameters of 'broken': the \$ref '#' in the JSON schema"
+    with pytest.raises(RequestError, match=message) as caught:
         tools.grammar(onnx_pool.model.chat_tokenizer)
     assert caught.value.param == "tools[1].function.parameters"

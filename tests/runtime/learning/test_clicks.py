@@ -35,9 +35,8 @@ def logprob(llm: TinyLoraLlama, vector: MicroVector | None, clicked: SampledAnsw
     llm.clear()
     if vector is not None:
         llm.swap(vector)
-    rows = models.llama_logits(llm, [*clicked.prompt, *clicked.tokens])[len(clicked.prompt) - 1 : -1].astype(
-        np.float64
-    )
+    rows = models.llama_logits(llm, [*clicked.prompt, *clicked.tokens]).astype(np.float64)
+    rows = rows[len(clicked.prompt) - 1 : -1]
     rows -= rows.max(-1, keepdims=True)
     rows -= np.log(np.exp(rows).sum(-1, keepdims=True))
     return float(rows[np.arange(len(clicked.tokens)), clicked.tokens].sum())

@@ -209,10 +209,9 @@ class TestSittings:
             if "reward" in figures:
                 tunings[-1].stop()
 
+        options: dict[str, Any] = {**QUICK, "report": stop_after_a_step, "path": tmp_path / "s"}
         for _ in range(steps):
-            tunings.append(
-                RewardLearner(llm, PROMPTS, favoured, report=stop_after_a_step, path=tmp_path / "s", **QUICK)
-            )
+            tunings.append(RewardLearner(llm, PROMPTS, favoured, **options))
             assert tunings[-1].run("1000ktokens").stopped == "stopped"
         assert without_times(cut) == without_times(whole)
         assert tunings[-1].state.search == once.state.search

@@ -10,7 +10,7 @@ import pytest
 import support
 from planted import PROMPTS, QUICK, favoured
 
-from tinylora_edge import Basis, MicroVector, Projection, TrainError, load_bundle
+from tinylora_edge import MicroVector, Projection, TrainError, load_bundle
 from tinylora_edge.runtime import RewardLearner, TinyLoraLlama
 from tinylora_edge.runtime.learning import learner
 from tinylora_edge.runtime.learning.search import change
@@ -18,15 +18,14 @@ from tinylora_edge.tasks import Sample
 
 
 def bundle_of(bundle: Path, folder: Path, p: np.ndarray, covariance: np.ndarray | None = None) -> Path:
-    """Make a bundle with learned directions, and return its folder."""
     bases, mean = load_bundle(bundle).bases, np.full(len(p), 0.1)
     prior = None if covariance is None else (mean, covariance)
     made = bases.with_projection(Projection.learned(bases.factors.modules, p, prior))
     return support.bundle_with(made, bundle / "base.gguf", folder)
 
 
-def directions(count: int, modules: int = 14) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((count, modules, 2, 2)) / 4
+def directions(count: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, 14, 2, 2)) / 4
 
 
 @pytest.fixture
@@ -35,64 +34,52 @@ def learned(tiny_bundle: Path, tmp_path: Path) -> Path:
     return bundle_of(tiny_bundle, tmp_path / "learned", directions(6), np.float32(mixing @ mixing.T))
 
 
-def rows_of(llm: TinyLoraLlama, numbers: int, budget: str = "4ktokens", **options: Any):
+def sigmas(llm: TinyLoraLlama, numbers: int, **options: Any) -> list[float]:
     rows: list[dict[str, Any]] = []
     options = {**QUICK, "basis": llm.bases.basis(numbers=numbers), "report": rows.append, **options}
-    RewardLearner(llm, PROMPTS, favoured, **options).run(budget)
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    RewardLearner(llm, PROMPTS, favoured, **options).run("4ktokens")
+    return [row["sigma"] for row in rows if "sigma" in row]
 
 
-class TestEffect:
-    def measured(self, llm: Any, basis: Basis, sigma: float) -> float:
-        samples = [Sample(prompt) for prompt in PROMPTS]
-        rng = np.random.default_rng(9)
-        whitened = basis.projection.whitening.values(rng.standard_normal((40, basis.size)))
-        vectors = [MicroVector((sigma * v).astype(np.float32), basis=basis.digest) for v in whitened]
+@pytest.mark.parametrize("effect", [0.1, 0.5])
+def test_the_first_sigma_has_the_effect(load, learned, effect, monkeypatch):
+    monkeypatch.setattr(learner, "_EFFECT", effect)
+    samples = [Sample(prompt) for prompt in PROMPTS]
+    with load(learned) as llm:
+        basis, (sigma, *_) = llm.bases.basis(numbers=6), sigmas(llm, 6)
+        drawn = np.random.default_rng(9).standard_normal((40, basis.size))
+        values = np.float32(sigma * basis.projection.whitening.values(drawn))
+        vectors = [MicroVector(v, basis=basis.digest) for v in values]
         with llm.batch(samples, 5, sequences=8, n_threads=1) as batch:
             prompts = batch.encode(samples)
-            drawn = batch.generate(prompts, max_tokens=5, temperature=1.0, seed=8)
-            found = batch.score_each([None, *vectors], prompts, [[each.tokens.tolist()] for each in drawn])
-            here, *there = (np.concatenate([row for (row,) in each]) for each in found)
-            return change(here, there)
-
-    @pytest.mark.parametrize("effect", [0.1, 0.5])
-    def test_the_first_sigma_has_the_effect(self, load, learned, effect, monkeypatch):
-        monkeypatch.setattr(learner, "_EFFECT", effect)
-        with load(learned) as llm:
-            start = rows_of(llm, 6)[0]
-            found = self.measured(llm, llm.bases.basis(numbers=6), start["sigma"])
-            assert found == pytest.approx(effect, rel=0.4)
-
-    def test_it_is_the_same_for_a_basis_in_other_units(self, load, tiny_bundle, tmp_path):
-        found = []
-        for scale in (1, 8):
-            with load(bundle_of(tiny_bundle, tmp_path / str(scale), scale * directions(4))) as llm:
-                rows = rows_of(llm, 4)
-            found.append([row["sigma"] * scale for row in rows if "sigma" in row])
-        np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+            answers = batch.generate(prompts, max_tokens=5, temperature=1.0, seed=8)
+            found = batch.score_each([None, *vectors], prompts, [[each.tokens.tolist()] for each in answers])
+        here, *there = (np.concatenate([row for (row,) in each]) for each in found)
+        assert change(here, there) == pytest.approx(effect, rel=0.4)
 
 
-class TestShape:
-    def test_it_starts_at_a_vector_that_is_given(self, load, learned):
-        with load(learned) as llm:
-            basis = llm.bases.basis(numbers=6)
-            own = MicroVector.random(basis, 0.2, seed=3)
-            tuning = RewardLearner(llm, PROMPTS, favoured, start=own, **QUICK)
-            z = np.array(tuning.state.search["start"])
-            np.testing.assert_allclose(basis.projection.whitening.values(z), own.values, atol=1e-7)
-            assert tuning.state.start == own.values.tolist()
+def test_it_is_the_same_for_a_basis_in_other_units(load, tiny_bundle, tmp_path):
+    found = []
+    for scale in (1, 8):
+        with load(bundle_of(tiny_bundle, tmp_path / str(scale), scale * directions(4))) as llm:
+            found.append(scale * np.array(sigmas(llm, 4)))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
 
 
-class TestStates:
-    def test_of_another_prior(self, load, learned, tiny_bundle, tmp_path):
-        state = tmp_path / "state"
-        with load(learned) as llm:
-            prior = llm.bases.basis(numbers=6).projection.prior
-            rows_of(llm, 6, path=state)
-        plain = bundle_of(tiny_bundle, tmp_path / "plain", directions(6))
-        assert prior is not None
-        with (
-            load(plain) as llm,
-            pytest.raises(TrainError, match=f"its prior is '{prior.digest}', this run's is None"),
-        ):
-            rows_of(llm, 6, path=state)
+def test_it_starts_at_a_vector_that_is_given(load, learned):
+    with load(learned) as llm:
+        basis = llm.bases.basis(numbers=6)
+        own = MicroVector.random(basis, 0.2, seed=3)
+        tuning = RewardLearner(llm, PROMPTS, favoured, start=own, **QUICK)
+        z = np.array(tuning.state.search["start"])
+        np.testing.assert_allclose(basis.projection.whitening.values(z), own.values, atol=1e-7)
+        assert tuning.state.start == own.values.tolist()
+
+
+def test_a_state_of_another_prior(load, learned, tiny_bundle, tmp_path):
+    with load(learned) as llm:
+        prior = llm.bases.basis(numbers=6).projection.prior.digest
+        sigmas(llm, 6, path=tmp_path / "state")
+    plain = bundle_of(tiny_bundle, tmp_path / "plain", directions(6))
+    with load(plain) as llm, pytest.raises(TrainError, match=f"its prior is '{prior}', this run's is None"):
+        sigmas(llm, 6, path=tmp_path / "state")
