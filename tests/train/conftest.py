@@ -20,30 +20,16 @@ from tinylora_edge.train import Options
 @pytest.fixture
 def options(tiny_weights: Path) -> Options:
     """Of a short GRPO run that begins with a vector: it writes one, whether or not it finds a better one."""
-    return Options(
-        method="grpo",
-        steps=6,
-        prompts=4,
-        samples=6,
-        rank=8,
-        lr=0.2,
-        validation=16,
-        validate_every=3,
-        checkpoint_every=2,
-        seed=1,
-        start=(0.01,) * 896,
-        weights=str(tiny_weights),
-        dtype="fp32",
-        workers=2,
-        keep=False,
-        evaluate=False,
-    )
+    sizes = {"steps": 6, "prompts": 4, "samples": 6, "validation": 16, "validate_every": 3, "workers": 2}
+    start = {"rank": 8, "start": (0.01,) * 896, "weights": str(tiny_weights), "dtype": "fp32", "lr": 0.2}
+    how = {"method": "grpo", "checkpoint_every": 2, "seed": 1, "keep": False, "evaluate": False}
+    return Options(**sizes, **start, **how)
 
 
 @pytest.fixture
 def short(options: Options) -> Options:
     """Of a short SFT run, which draws nothing to train on: two runs differ by rounding alone."""
-    return replace(options, method="sft", steps=4, validate_every=2, checkpoint_every=1, evaluate=False)
+    return replace(options, method="sft", steps=4, validate_every=2, checkpoint_every=1)
 
 
 @pytest.fixture

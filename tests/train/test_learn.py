@@ -230,9 +230,8 @@ def test_each_behaviour_is_reported_once_and_not_done_again(smollm2_bundle, lear
     assert (repeated.projection.descriptor, again) == (made.projection.descriptor, [])
 
 
-NOTHING = Behaviour(
-    "nothing", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-)  # which is what the model's own template says where nobody says anything
+# Which is what the model's own template says where nobody says anything.
+NOTHING = Behaviour("nothing", "You are a helpful AI assistant named SmolLM, trained by Hugging Face")
 
 
 def test_a_teacher_that_changes_nothing_is_refused(smollm2_bundle, tmp_path):

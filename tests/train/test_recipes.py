@@ -48,12 +48,10 @@ def test_recipes_say_what_the_paper_does(problems: dict[str, Path]) -> None:
         ("The answer is 2", "2", 0.0),
     ],
 )
-def test_the_reward_for_math(answer: str, reference: str, score: float) -> None:
-    sys.path.insert(0, str(ROOT / "recipes"))
-    try:
-        from problems import boxed
-    finally:
-        sys.path.pop(0)
+def test_the_reward_for_math(answer, reference, score, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    from problems import boxed
+
     assert boxed(Completion(answer, True, 9), Sample("x", reference)) == score
 
 
@@ -76,25 +74,12 @@ def test_says_what_is_wrong_with_a_recipe(changes: list[str], message: str) -> N
 
 def short(task: Path, weights: Path) -> list[str]:
     """Two steps of 8 tokens on the CPU; what an untrained model says is told apart by its characters."""
-    changes = {
-        "task": task,
-        "reward": "test_recipes:varied",
-        "max_tokens": 8,
-        "options.weights": weights,
-        "options.lr": 2e-4,
-        "options.dtype": "fp32",
-        "options.steps": 2,
-        "options.prompts": 2,
-        "options.validation": 2,
-        "options.validate_every": 1,
-        "grpo.num_train_epochs": 1,
-        "grpo.max_steps": 2,
-        "grpo.per_device_train_batch_size": 4,
-        "grpo.per_device_eval_batch_size": 2,
-        "grpo.use_cpu": "true",
-        "grpo.dataloader_pin_memory": "false",
-    }
-    return [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    changes = [f"task={task}", "reward=test_recipes:varied", "max_tokens=8", f"options.weights={weights}"]
+    changes += ["options.lr=2e-4", "options.dtype=fp32", "options.steps=2", "options.prompts=2"]
+    changes += ["options.validation=2", "options.validate_every=1", "grpo.num_train_epochs=1"]
+    changes += ["grpo.max_steps=2", "grpo.per_device_train_batch_size=4", "grpo.per_device_eval_batch_size=2"]
+    changes += ["grpo.use_cpu=true", "grpo.dataloader_pin_memory=false"]
+    return [part for change in changes for part in ("--set", change)]
 
 
 def varied(completion: Completion, sample: Sample) -> float:

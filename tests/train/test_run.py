@@ -50,7 +50,6 @@ def easy(letters_task: Task) -> Task:
 def interrupted(
     bundle: Path, task: Task, output: Path, options: Options, *, at: int | str, resume: bool = False
 ) -> Any:
-    """Interrupt a run at a step or an event; return its result and its rows."""
     rows: Rows = []
 
     def interrupt(metrics: dict[str, Any]) -> None:
@@ -285,15 +284,12 @@ def test_what_is_trained_longer_is_kept_within_the_noise() -> None:
 
 
 @pytest.mark.parametrize("last", [1.0, 0.0], ids=["the last one", "the start, to which it goes back"])
-def test_signal_that_dries_up_ends_the_run_with_what_was_found(
-    last, tiny_bundle, letters_task, options, tmp_path, monkeypatch
-):
-    calls = 0
+def test_signal_that_dries_up_ends_a_run(last, tiny_bundle, letters_task, options, tmp_path, monkeypatch):
+    calls = itertools.count()
 
     def drying(completion: Completion, sample: Sample) -> float:
-        nonlocal calls
-        calls += 1  # validation 16, to find a temperature 24, of which the first step learns
-        return letters_task.reward(completion, sample) if calls <= 16 + 24 else last
+        # Validation 16, to find a temperature 24, of which the first step learns.
+        return letters_task.reward(completion, sample) if next(calls) < 16 + 24 else last
 
     monkeypatch.setattr(trainer, "_SILENCE", 3)
     quick = replace(options, steps=30, start=None, validate_every=1 if last == 0 else 50)
@@ -323,10 +319,8 @@ def test_no_signal_is_said_before_the_first_step(tiny_bundle, easy, options, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sft_that_lowers_the_loss_is_progress_without_any_reward(
-    tiny_bundle, letters_task, short, tmp_path, monkeypatch
-):
-    """GRPO, which would have nothing to learn from, is left out, and the vector is SFT's."""
+def test_sft_that_lowers_the_loss_is_progress(tiny_bundle, letters_task, short, tmp_path, monkeypatch):
+    """Without any reward: GRPO, which would learn from nothing, is left out, and the vector is SFT's."""
     none = replace(letters_task, reward=lambda completion, sample: 0.0)
     monkeypatch.setattr(trainer, "_PATIENCE", 0)
     chosen = replace(short, method=None, steps=8, validate_every=4, start=None, frame_dtype="int8")
@@ -364,16 +358,14 @@ def test_a_run_that_finds_nothing_says_what_was_seen(tiny_bundle, letters_task, 
     still = replace(short, steps=50, validate_every=1, lr=1e-30)
     with pytest.raises(TrainError, match=r"sft, 32 steps: on answers .*: add examples, .* or another --lr"):
         train(tiny_bundle, letters_task, tmp_path / "v", options=still)
-    calls = iter(range(1000))
+    calls = itertools.count()
     falling = replace(letters_task, reward=lambda completion, sample: float(next(calls) < 16))
     with pytest.raises(TrainError, match=r"at best afterwards: add examples, .*\(--reward\)"):
         train(tiny_bundle, falling, tmp_path / "v", options=short)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_loss_that_rises_before_it_falls_does_not_end_a_run(
-    tiny_bundle, letters_task, short, tmp_path, monkeypatch
-):
+def test_a_loss_that_rises_first_does_not_end_a_run(tiny_bundle, letters_task, short, tmp_path, monkeypatch):
     losses = iter([2.0, 2.1, 2.1, 2.1, 2.1, 1.5, 1.4, 1.3, 1.2, 1.1, 1.0])
 
     def validate(self: trainer.Trainer, v: np.ndarray) -> tuple[np.ndarray, float]:
@@ -402,9 +394,7 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(tiny_bundle, easy, short, 
     assert few["minutes"] > 1.5
 
 
-def test_minutes_that_do_not_suffice_are_refused_before_a_step(
-    tiny_bundle, letters_task, options, short, tmp_path
-):
+def test_too_few_minutes_are_refused_before_a_step(tiny_bundle, letters_task, options, short, tmp_path):
     """SFT foresees it by a short pass; GRPO, whose answers nobody knows, gives up what it draws."""
     brief = {"steps": None, "minutes": 1e-5}
     with pytest.raises(TrainError, match=r"1e-05 minutes are too few.*--minutes 1, or shorten"):
@@ -477,6 +467,9 @@ def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> N
         options.split(replace(letters_task, train=letters_task.train[:19]))
 
 
+LONG = [Sample(f"{n}", answer="y" * 600) for n in range(64)]
+
+
 @pytest.mark.parametrize(
     ("task", "chosen", "message"),
     [
@@ -488,11 +481,7 @@ def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> N
         ({}, {"rank": None, "numbers": 56}, "these are all entries of rank 2: say --rank 2"),
         ({}, {"rank": None, "numbers": 57}, "no projection has 57 numbers: this model takes all entries"),
         ({}, {"numbers": 13}, "pass one of the two"),
-        (
-            {"train": [Sample(f"{n}", answer="y" * 600) for n in range(64)]},
-            {"method": "sft"},
-            r"train sample 0 .*\d+.*60\d",
-        ),
+        ({"train": LONG}, {"method": "sft"}, r"train sample 0 .*\d+.*60\d"),
         ({}, {"weights": "no/such/folder"}, "no/such/folder does not exist: pass a directory"),
         ({"reward": lambda completion, sample: math.nan}, {}, r"task letters .*returned nan"),
         ({"train": [Sample("x")] * 64}, {"method": "sft"}, "64 of 64 training prompts .* have no answer"),
@@ -584,9 +573,8 @@ def test_calls_are_learned_in_a_form_that_the_model_can_write(trained, tmp_path,
     base = converter.write_gguf(models.tiny_model("llama"), tmp_path / "model.gguf", change=change)
     export_gguf(base, tmp_path / "bundle")
     call = spelled("wave", {"hands": 2})
-    task = Task(
-        "calls", [Sample("a", answer=call), Sample("b", answer="no")], [Sample("c", answer=call)], text
-    )
+    train_on, held_out = [Sample("a", answer=call), Sample("b", answer="no")], [Sample("c", answer=call)]
+    task = Task("calls", train_on, held_out, text)
     twice = replace(task, train=[Sample("d", answer=f"{call}\n{call}")])
     model = adapter.load_model(base)
     with closing(runtime.load(tmp_path / "bundle", n_ctx=64)) as llm:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -50,7 +51,6 @@ LIMIT, END = 6, 257
 
 
 def letters(completion: Completion, sample: Sample) -> float:
-    """Share of ASCII letters in the answer."""
     return sum(c.isascii() and c.isalpha() for c in completion.text) / max(len(completion.text), 1)
 
 
@@ -60,20 +60,9 @@ def letters_task() -> Task:
 
 
 def options(folder: Path) -> Options:
-    return Options(
-        steps=4,
-        prompts=3,
-        samples=4,
-        numbers=13,
-        lr=0.2,
-        validation=8,
-        validate_every=2,
-        seed=1,
-        weights=str(folder / "weights"),
-        dtype="fp32",
-        workers=1,
-        evaluate=False,
-    )
+    sizes = {"steps": 4, "prompts": 3, "samples": 4, "validation": 8, "validate_every": 2, "workers": 1}
+    what = {"numbers": 13, "weights": str(folder / "weights"), "dtype": "fp32"}
+    return Options(**sizes, **what, lr=0.2, seed=1, evaluate=False)
 
 
 def completions(prompts: list[Any], trainer: Any) -> dict[str, Any]:
@@ -100,10 +89,7 @@ def fixed_run(folder: Path, output: Path, rows: list[dict[str, Any]]) -> Any:
             super().__init__(**arguments, rollout_func=completions)
             made.append(self)
 
-    before, engine.GRPOTrainer = engine.GRPOTrainer, Recorded
-    try:
-        chosen = {"options": options(folder), "grpo": {"beta": 0.1}}
+    chosen = {"options": options(folder), "grpo": {"beta": 0.1}}
+    with patch.object(engine, "GRPOTrainer", Recorded):
         engine.train_trl(folder / "bundle", letters_task(), output, **chosen, report=rows.append)
-    finally:
-        engine.GRPOTrainer = before
     return made[0]
