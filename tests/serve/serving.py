@@ -17,7 +17,6 @@ from typing import Any
 import support
 
 from tinylora_edge import Basis, Hmac
-from tinylora_edge.wire import text
 
 MAC = bytes(range(32)).hex()
 KEY = Hmac.from_hex(MAC)
@@ -35,7 +34,6 @@ def keys_file(folder: Path, keys: str, name: str = "keys") -> Path:
 
 
 MAIN = "from tinylora_edge.cli import main; main()"
-COMMAND = [sys.executable, "-c", MAIN, "serve"]
 
 
 @dataclass
@@ -71,6 +69,11 @@ class Serving:
         """Wait until the last line of the log is of this route: it is written when the reply has gone."""
         support.wait_until(lambda: self.lines()[-1]["route"] == route)
 
+    def load(self) -> tuple[int, int]:
+        """How many requests run, and how many wait."""
+        _, health = self.ask("GET", "/health")
+        return health["running"], health["waiting"]
+
 
 @contextmanager
 def serving(folder: Path, *options: str | Path, before: str = "") -> Iterator[Serving]:
@@ -83,7 +86,7 @@ def serving(folder: Path, *options: str | Path, before: str = "") -> Iterator[Se
 
 @contextmanager
 def playing(folder: Path, *options: str | Path, browser: str = "") -> Iterator[tuple[Serving, str]]:
-    command = [*COMMAND[:-1], "play", *map(str, options), "--threads", "2"]
+    command = [sys.executable, "-c", MAIN, "play", *map(str, options), "--threads", "2"]
     command += [] if browser else ["--no-open"]
     announced = r"at http://127\.0\.0\.1:(\d+)/#token=[\w-]{32}$"
     with _started(folder, command, announced, BROWSER=browser) as (server, line):
@@ -119,10 +122,6 @@ def framed(
     basis: Basis, user: str, seed: int = 1, *, norm: float = 3.0, sequence: int = 1, key: Hmac = KEY
 ) -> bytes:
     return support.of_norm(basis, norm, seed, sequence=sequence).to_bytes(basis, tag=key, user=user)
-
-
-def as_text(frame: bytes) -> str:
-    return text.encode(frame)
 
 
 def head(path: str, headers: dict[str, str], length: int, method: str = "POST") -> bytes:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Serving, as_text, framed, head, keys_file, mac_file, serving
+from serving import Serving, framed, head, keys_file, mac_file, serving
 from support import wait_until
 
 from tinylora_edge import Basis
+from tinylora_edge.wire.text import encode as as_text
 
 PLAIN = "/v1/completions"
 GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abcdefgh", "max_tokens": 3, "temperature": 0}
@@ -30,7 +31,6 @@ SHORT = "from tinylora_edge.serve import process; process._PATIENCE_S = 1; "
 
 @pytest.fixture(scope="module")
 def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    """One with few places."""
     folder = tmp_path_factory.mktemp("server")
     keys = keys_file(folder, "first-app-key-1\nother-app-key-1\nalice-key-1 alice\nbob-key-1 bob\n")
     options = ("--store", folder / "users.db", "--key", mac_file(folder), "--api-keys", keys)
@@ -51,9 +51,8 @@ def status(connection: socket.socket) -> int:
 
 def is_refused(connection: socket.socket) -> bool:
     """Whether an answer has come, and is that there are too many; it stays to be read."""
-    return bool(select.select([connection], [], [], 0)[0]) and b" 429 " in connection.recv(
-        16, socket.MSG_PEEK
-    )
+    come, *_ = select.select([connection], [], [], 0)
+    return bool(come) and b" 429 " in connection.recv(16, socket.MSG_PEEK)
 
 
 def test_who_sends_nothing_is_left(tiny: Path, tmp_path: Path) -> None:
@@ -101,7 +100,7 @@ def test_one_key_fills_no_queue(server: Serving, user: str) -> None:
         wait_until(lambda: any(is_refused(each) for each in flood))
         for headers in ([APP] if user == "mallory" else []) + [OTHER_APP, ALICE, BOB] * 3:
             assert server.ask("POST", PLAIN, GOOD | {"user": "ann"}, **headers)[0] == 200
-    wait_until(lambda: not any(server.ask("GET", "/health")[1][name] for name in ("running", "waiting")))
+    wait_until(lambda: server.load() == (0, 0))
 
 
 def test_nobody_learns_the_prompts_of_another(server: Serving, basis: Basis) -> None:

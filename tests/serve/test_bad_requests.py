@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 
 import pytest
 import support
-from serving import Serving, as_text, framed, head, keys_file, mac_file, serving
+from serving import Serving, framed, head, keys_file, mac_file, serving
 
 from tinylora_edge import Basis, BusyError
 from tinylora_edge.serve.completions import _merged
+from tinylora_edge.wire.text import encode as as_text
 
 CHAT, PLAIN, VECTORS = "/v1/chat/completions", "/v1/completions", "/v1/vectors"
 GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 3, "temperature": 0}
@@ -189,8 +189,6 @@ def test_a_slow_reader_holds_nobody_up(server: Serving) -> None:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
             slow.connect(("127.0.0.1", server.port))
             slow.sendall(head(PLAIN, APP, len(body)) + body)
-        while server.ask("GET", "/health")[1]["running"] == 0:
-            time.sleep(0.01)
+        support.wait_until(lambda: server.load()[0] > 0)
         assert server.ask("POST", PLAIN, GOOD, **ALICE)[0] == 200  # the app itself may get 429
-        while (load := server.ask("GET", "/health")[1])["running"] or load["waiting"]:
-            time.sleep(0.01)  # they are answered, whether it is read or not
+        support.wait_until(lambda: server.load() == (0, 0))  # they are answered, whether it is read or not

@@ -8,10 +8,10 @@ from typing import Any
 
 import onnx_bundles
 import pytest
-from serving import KEY, Serving, as_text, framed, keys_file, mac_file, serving
+from serving import KEY, Serving, framed, keys_file, mac_file, serving
 
 from tinylora_edge import Ed25519Signer, MicroVector, SignatureError, load_bundle, serve
-from tinylora_edge.wire import text
+from tinylora_edge.wire.text import encode as as_text
 
 GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 1, "seed": 3}
 APP, ALICE = {"Authorization": "Bearer app-key-1"}, {"Authorization": "Bearer alice-key"}
@@ -77,7 +77,7 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(tiny
         assert rate(server, id=last, reward=1) == (200, 2)
         basis = load_bundle(tiny).basis(numbers=13)
         frame = MicroVector(MicroVector.random(basis, 0.1).values, sequence=7).to_bytes(basis, user="alice")
-        brought = answered(server, user="alice", vector=text.encode(frame))
+        brought = answered(server, user="alice", vector=as_text(frame))
         assert rate(server, id=brought, reward=1) == (200, 8)
         first = answered(server, user="alice")
         again = {"vector": vector(server, "alice")}  # which clicks made: they go on
@@ -92,7 +92,7 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(tiny
         assert rate(server, id=answered(server, user="carl"), reward=1) == (200, 1)
         for sequence, own in enumerate((basis, load_bundle(tiny).basis(rank=2))):
             frame = MicroVector(MicroVector.random(own, 0.1).values, sequence=2 + sequence)
-            put = {"vector": text.encode(frame.to_bytes(own, user="carl"))}
+            put = {"vector": as_text(frame.to_bytes(own, user="carl"))}
             assert server.ask("PUT", "/v1/vectors/carl", put, **APP)[0] == 200
             kept = answered(server, user="carl")  # the base's: what clicks find of it takes nothing's place
             status, answer = server.ask("POST", "/v1/feedback", {"id": kept, "reward": 1}, **APP)
@@ -103,7 +103,7 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(tiny
 
         earlier = tmp_path / "states" / "basis" / "dora.state"
         earlier.mkdir(parents=True)  # which cannot be removed as a file
-        put = {"vector": text.encode(MicroVector.random(basis, 0.1).to_bytes(basis, user="dora"))}
+        put = {"vector": as_text(MicroVector.random(basis, 0.1).to_bytes(basis, user="dora"))}
         assert server.ask("PUT", "/v1/vectors/dora", put, **APP)[0] == 500
         assert vector(server, "dora") is None, "a vector comes once the clicks are gone"
         earlier.rmdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,10 +12,11 @@ from typing import Any
 import openai
 import pytest
 import support
-from serving import Serving, as_text, framed, mac_file, serving
+from serving import Serving, framed, mac_file, serving
 
 from tinylora_edge import Bases, Basis, Hmac, MicroVector, load_bundle, runtime
 from tinylora_edge.runtime import TinyLoraLlama
+from tinylora_edge.wire.text import encode as as_text
 
 QUESTION = [{"role": "user", "content": "Name three fruits."}]
 LIMIT = 8
@@ -206,12 +206,9 @@ def test_a_client_that_leaves_frees_its_slot(server: Serving, client: openai.Ope
     connection = server.connect()
     body = json.dumps({"model": "smollm2", "temperature": 0} | long)
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-    waited = threading.Event()
-    while server.ask("GET", "/health")[1]["running"] == 0:
-        waited.wait(0.01)
+    support.wait_until(lambda: server.load()[0] > 0)
     connection.close()
-    while server.ask("GET", "/health")[1]["running"]:
-        waited.wait(0.01)
+    support.wait_until(lambda: server.load()[0] == 0)
     finished = [line["completion_tokens"] for line in server.lines() if "completion_tokens" in line]
     assert 400 not in finished
 

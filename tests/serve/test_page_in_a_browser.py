@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 expect = pytest.importorskip("playwright.sync_api").expect
-FIRST = {1: 0.5, 2: -0.25}  # slider -> value that the page begins with
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +29,7 @@ def basis(smollm2_bundle: Path) -> Basis:
 @pytest.fixture(scope="module")
 def address(chromium, smollm2_bundle, basis, tmp_path_factory):
     folder = tmp_path_factory.mktemp("played")
-    values = np.zeros(basis.size, np.float32)
-    for slider, value in FIRST.items():
-        values[slider - 1] = value
-    vector = MicroVector(values)
+    vector = MicroVector(np.float32([0.5, -0.25, *[0] * (basis.size - 2)]))
     (folder / "first.bin").write_bytes(vector.to_bytes(basis))
     with playing(folder, smollm2_bundle, "--vector", folder / "first.bin") as (server, page):
         yield page
