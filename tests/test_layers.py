@@ -126,7 +126,6 @@ def test_every_layer_was_read() -> None:
 
 
 def engines(module: str, seen: set[str]) -> set[str]:
-    """Return the engines that are loaded with a module."""
     seen.add(module)
     loaded = [name for name, _, lazy in imports(module) if not lazy]
     found = {ENGINES[head] for name in loaded if (head := name.partition(".")[0]) in ENGINES}

@@ -46,7 +46,7 @@ def _described(wheel: Path) -> metadata.Distribution:
 def linked(folder: Path, requirement: str, wheel: Path | None = None) -> Path:
     """Make an environment with the packages of a requirement of this one; return its interpreter.
 
-    They are linked from here, as fast as that is. The package itself is left out.
+    They are linked from here, as fast as that is. The package itself is left out, or installed from a wheel.
     """
     venv.create(folder, symlinks=os.name != "nt")
     (site,) = folder.glob("lib/python*/site-packages")
@@ -57,7 +57,11 @@ def linked(folder: Path, requirement: str, wheel: Path | None = None) -> Path:
             source, target = Path(str(package.locate_file(top))), site / top
             if source.exists() and not target.exists():
                 target.symlink_to(source)
-    return folder / "bin" / "python"
+    python = folder / "bin" / "python"
+    if wheel is not None:
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
+    return python
 
 
 def run(python: Path, *arguments: object) -> str:
@@ -68,9 +72,3 @@ def run(python: Path, *arguments: object) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def install(python: Path, wheel: Path) -> None:
-    """Install a wheel there, without what it asks for."""
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)

@@ -57,17 +57,12 @@ def opened(
 ) -> Iterator[Page]:
     """Open an address in a window of its own; at the end, see that its console had no errors.
 
-    Args:
-        browser: that `chromium` started.
-        address: of the page.
-        screen: one of `WIDTHS`.
-        scheme: one of `SCHEMES`.
-        expected: a regular expression of what the console may complain about.
+    `expected` is a regular expression of what the console may complain about.
     """
     width, height = WIDTHS[screen]
     context = browser.new_context(
         viewport={"width": width, "height": height},
-        color_scheme="dark" if scheme == "dark" else "light",
+        color_scheme=scheme,
         reduced_motion="reduce",
         accept_downloads=True,
     )
@@ -95,8 +90,7 @@ def overflow(page: Page) -> int:
 
 def pale(page: Page, least: float = 4.5) -> dict[str, float]:
     """Return the visible texts whose contrast (WCAG 2) to what is behind them is below the least one."""
-    found: dict[str, float] = page.evaluate(_PALE, least)
-    return found
+    return page.evaluate(_PALE, least)
 
 
 _PALE = """least => {

@@ -40,7 +40,6 @@ PAGES = [path for path in GUIDE if re.search(r"^```(?:sh|python)$", path.read_te
 
 
 def blocks(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield language and text of each fenced block."""
     yield from re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S)
 
 
@@ -118,10 +117,8 @@ def test_commands_that_are_not_run_are_parsed() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_files_that_are_named_are_there(document: Path) -> None:
-    named = re.findall(
-        r"`((?:tinylora_edge|exporters|runtime|cli|tests|benchmarks|examples)/[\w/.]+)`",
-        document.read_text("utf-8"),
-    )
+    folders = "tinylora_edge|exporters|runtime|cli|tests|benchmarks|examples"
+    named = re.findall(rf"`((?:{folders})/[\w/.]+)`", document.read_text("utf-8"))
     if document.name != "CHANGELOG.md":
         assert [name for name in named if not (ROOT / name).exists()] == []
 

@@ -1,4 +1,4 @@
-"""Example apps on the real model: a keyboard that learns from what was sent, and two buttons."""
+"""Example apps: a keyboard that learns from what was sent, two buttons, and learning without PyTorch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+import models
+import venvs
+
+from tinylora_edge.exporters import export_gguf
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -61,3 +66,27 @@ def test_two_buttons(smollm2_bundle: Path, tmp_path: Path) -> None:
     answers = [line for line in lines if line.removeprefix("ask: ").startswith(("1: ", "2: "))]
     assert len(answers) == 2
     assert state.read_bytes() == kept  # neither button was pressed
+
+
+def test_a_model_learns_without_torch(tmp_path: Path) -> None:
+    """Where there is nothing but what a device has."""
+    assert not {"torch", "transformers", "onnx", "scipy"} & set(venvs.closure("tinylora-edge[llama,cli]"))
+    device = venvs.linked(tmp_path / "venv", "tinylora-edge[llama,cli]")
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "tinylora_edge").symlink_to(EXAMPLES.parent / "tinylora_edge")
+    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    model, metadata = models.tiny_model("llama"), {"tokenizer.chat_template": template}
+    gguf = models.write_gguf(model, tmp_path / "tiny.gguf", metadata=metadata)
+    bundle = export_gguf(gguf, tmp_path / "bundle").output
+    output = venvs.run(device, EXAMPLES / "tune_on_device.py", bundle, "15ktokens")
+    assert "PyTorch is not installed here." in output
+    assert "step 1: reward" in output
+    assert output.count("before: ") == output.count("after: ") == 6
+    assert (bundle / "mine.bin").stat().st_size == 63
+    assert not (bundle / "mine.state").exists()
+    mine, own = tmp_path / "mine.txt", tmp_path / "own.bin"
+    command = "from tinylora_edge.cli import main; main()"
+    mine.write_text("".join(f"on my way, {n} min\n" for n in range(60)))
+    options = "--under", bundle / "mine.bin", "--numbers", 13, "--budget", "8ktokens", "--no-evaluate"
+    venvs.run(device, "-c", command, "tune", bundle, mine, "-o", own, *options)
+    assert own.stat().st_size == 63

@@ -83,13 +83,10 @@ RUN = """async ({ folder, feeds, adapter }) => {
 
 @dataclass(frozen=True)
 class Site:
-    """What a server gives out."""
-
     address: str
     folder: Path
 
     def page(self, bundle: str, most: int = MOST) -> str:
-        """The address of the page, for a bundle in the folder."""
         text = (EXAMPLE / "index.html").read_text("utf-8")
         for old, new in (('BUNDLE = "bundle/"', f'BUNDLE = "{bundle}/"'), ("MOST = 48", f"MOST = {most}")):
             assert text.count(old) == 1
@@ -102,7 +99,7 @@ class Handler(SimpleHTTPRequestHandler):
     """What `python -m http.server` runs, without its log."""
 
     def log_message(self, *arguments: object) -> None:
-        """Say nothing of each file."""
+        pass
 
 
 def node_modules() -> Path:
@@ -153,9 +150,8 @@ def test_golden_frames(empty: Page) -> None:
         own = job | key[entry["auth"]]
         jobs += [own, own | {"stream": "bob"}, own | {"today": 1 << 16}]
         jobs.append(own | {"last": {"sequence": 7, "content": "of another"}})
-        jobs.append(
-            job | {"hmac": None, "ed25519": None} if len(own) > len(job) else job | {"ed25519": PUBLIC}
-        )
+        signed = len(own) > len(job)
+        jobs.append(job | ({"hmac": None, "ed25519": None} if signed else {"ed25519": PUBLIC}))
     found = iter(empty.evaluate(READ, jobs))
     for entry in entries:
         own, other, late, again, without = (next(found) for _ in range(5))
@@ -179,7 +175,6 @@ def test_golden_frames(empty: Page) -> None:
 
 
 def read_back(empty: Page, site: Site, bases: Bases, frames: list[bytes]) -> list[dict[str, Any]]:
-    """What the reader says of a file, and of frames."""
     save_bases(bases, site.folder / "read.gguf")
     jobs = [{"file": "read.gguf"}, *({"file": "read.gguf", "frame": frame.hex()} for frame in frames)]
     found: list[dict[str, Any]] = empty.evaluate(READ, jobs)

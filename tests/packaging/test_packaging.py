@@ -81,10 +81,6 @@ def metadata_of(wheel: Path) -> Message:
         return message_from_string(archive.read(name).decode())
 
 
-def requirements(wheel: Path) -> list[Requirement]:
-    return [Requirement(text) for text in metadata_of(wheel).get_all("Requires-Dist", [])]
-
-
 def test_the_wheel_holds_every_file_and_no_other(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         content = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -137,7 +133,8 @@ def test_a_clone_without_links_says_so(tmp_path: Path) -> None:
 
 
 def test_a_device_needs_numpy_and_gguf(wheel: Path) -> None:
-    assert {one.name for one in requirements(wheel) if one.marker is None} == {"numpy", "gguf"}
+    requirements = map(Requirement, metadata_of(wheel).get_all("Requires-Dist", []))
+    assert {one.name for one in requirements if one.marker is None} == {"numpy", "gguf"}
 
 
 @pytest.mark.parametrize("extra", ["llama", "onnx", "tune", "cli", "export", "serve", "sign", "ship"])
@@ -166,7 +163,6 @@ def test_every_extra_that_an_error_names_brings_the_package(wheel: Path) -> None
 def test_a_model_answers_beside_one_engine_alone(engine, module, wheel, tiny_bundle, tmp_path):
     bundle = tiny_bundle if engine == "llama" else onnx_bundles.tiny()
     python = venvs.linked(tmp_path / "venv", f"tinylora-edge[{engine}]", wheel)
-    venvs.install(python, wheel)
     assert venvs.run(python, "-P", "-c", ASK, bundle).split() == [module]
     version = subprocess.run([python.with_name("tinylora-edge"), "--version"], capture_output=True, text=True)
     assert version.stderr.endswith('pip install "tinylora-edge[cli]"\n')
@@ -177,13 +173,11 @@ def test_a_model_answers_beside_one_engine_alone(engine, module, wheel, tiny_bun
 
 def test_with_all_extras_every_module_loads(wheel: Path, tmp_path: Path) -> None:
     python = venvs.linked(tmp_path / "venv", "tinylora-edge[all]", wheel)
-    venvs.install(python, wheel)
     venvs.run(python, "-P", "-c", IMPORT_ALL)
 
 
 def test_the_package_has_types(wheel: Path, tmp_path: Path) -> None:
     python = venvs.linked(tmp_path / "venv", "tinylora-edge", wheel)
-    venvs.install(python, wheel)
     (tmp_path / "user.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "mypy", "--strict", f"--python-executable={python}", "user.py"]
     output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
@@ -204,9 +198,8 @@ def test_the_package_has_types(wheel: Path, tmp_path: Path) -> None:
 )
 def test_a_missing_package_is_answered_with_the_pip_command(package, code, extra, smollm2_bundle, tmp_path):
     script = f"import sys; sys.modules[{package!r}] = None\n{code}"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(smollm2_bundle)], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", script, str(smollm2_bundle)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.endswith(f'pip install "tinylora-edge[{extra}]"\n')
     assert list(tmp_path.iterdir()) == []

@@ -16,26 +16,25 @@ from tinylora_edge.tasks.rewards import REWARDS
 
 Write = Callable[..., Path]
 
+
+def row(prompt: str, answer: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "answer": answer}
+
+
 TOPICS = ("card arrival", "card linking", "exchange rate", "lost or stolen card")
 UTTERANCES = [
-    {"prompt": f"{start} {what}, please?", "answer": TOPICS[number % 4]}
+    row(f"{start} {what}, please?", TOPICS[number % 4])
     for number, what in enumerate(("my card", "the new card", "pounds", "a stolen wallet", "top ups"))
     for start in ("Where is", "Can you track", "How do I get", "What about")
 ]
 CALLS = [
-    {
-        "prompt": f"Wake me at {hour} on {day}",
-        "answer": {"name": "alarm", "arguments": {"hour": hour, "day": day}},
-    }
+    row(f"Wake me at {hour} on {day}", {"name": "alarm", "arguments": {"hour": hour, "day": day}})
     for hour in range(5, 9)
     for day in ("Monday", "Tuesday", "Friday")
 ]
-SUMS = [{"prompt": f"A crate holds {n} pears. Pears in 12 crates?", "answer": 12 * n} for n in range(3, 23)]
+SUMS = [row(f"A crate holds {n} pears. Pears in 12 crates?", 12 * n) for n in range(3, 23)]
 STORIES = [
-    {
-        "prompt": f"The {animal} {end}. How did it end?",
-        "answer": f"The {animal} {end}, and came home late.\nSo it was.",
-    }
+    row(f"The {animal} {end}. How did it end?", f"The {animal} {end}, and came home late.\nSo it was.")
     for animal in ("fox", "hen", "owl", "cat", "dog")
     for end in ("met a friend", "found a river", "saw the sea")
 ]
@@ -145,9 +144,8 @@ def test_the_schema_of_labels_is_the_answers(write: Write, tmp_path: Path) -> No
     assert task.schema == ["a new one", *TOPICS]
     path = tmp_path / "schema.json"
     path.write_text('{"type": "object"}')
-    assert load_task(write(*CALLS), schema=path).schema == {"type": "object"} == load_task(
-        "snips", schema={"type": "object"}
-    ).schema  # fmt: skip
+    for name, schema in ((write(*CALLS), path), ("snips", {"type": "object"})):
+        assert load_task(name, schema=schema).schema == {"type": "object"}
 
 
 @pytest.mark.parametrize(
@@ -173,9 +171,8 @@ def test_what_stands_twice(write: Write) -> None:
 
 
 def test_what_is_measured_is_dropped_from_training(write: Write) -> None:
-    measured = [
-        {**row, "split": split} for row, split in zip(SUMS[:6], ["held_out", "shifted"] * 3, strict=True)
-    ]
+    sides = ["held_out", "shifted"] * 3
+    measured = [{**row, "split": split} for row, split in zip(SUMS[:6], sides, strict=True)]
     path = write(*({**row, "split": "train"} for row in SUMS), *measured)
     with pytest.raises(TrainError, match=r"own\.jsonl:1: its split is 'train', but .* 'held_out' at .*:21"):
         load_task(path)

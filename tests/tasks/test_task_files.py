@@ -271,10 +271,8 @@ def test_a_small_file_has_both_sides_whatever_its_hashes(write: Write, count: in
 
 @pytest.mark.parametrize("again", [{"prompt": " ONE"}, {"messages": [{"role": "user", "content": "one"}]}])
 def test_a_held_out_prompt_that_is_trained_on_is_named_with_both_lines(write, again):
-    with pytest.raises(
-        TrainError,
-        match=r"1: its split is 'train', but the same prompt is 'held_out' at .*own\.jsonl:3: .*--drop-dup",
-    ):
+    message = r"1: its split is 'train', but the same prompt is 'held_out' at .*own\.jsonl:3: .*--drop-dup"
+    with pytest.raises(TrainError, match=message):
         load(write(*SPLIT, {**again, "split": "held_out"}))
 
 
