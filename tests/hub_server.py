@@ -88,13 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self._answer()
-
     def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.state.requests.append(f"{self.command} {path}")
         if self.state.broken is not None:
@@ -105,6 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._of_commit(self._resolve, match[1], match[2], match[3])
         else:
             self._send(404)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _of_commit(self, answer: Callable[..., None], name: str, revision: str, *rest: str) -> None:
         repo = self.state.repos.get(name)

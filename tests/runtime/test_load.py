@@ -68,9 +68,6 @@ def test_factors_of_another_shape_than_the_base(tiny_bundle, tmp_path, basis, ch
 
 
 def test_a_signal_while_llama_cpp_logs_is_not_lost(load, tiny_bundle, monkeypatch):
-    class ArrivedError(Exception):
-        pass
-
     class Log:
         calls = 0
 
@@ -85,13 +82,13 @@ def test_a_signal_while_llama_cpp_logs_is_not_lost(load, tiny_bundle, monkeypatc
             pass
 
     def handle(number: int, frame: object) -> None:
-        raise ArrivedError
+        raise EOFError
 
     log = Log()
     monkeypatch.setattr(_logger, "logger", log)
     before = signal.signal(signal.SIGTERM, handle)
     try:
-        with pytest.raises(ArrivedError):
+        with pytest.raises(EOFError):
             load(tiny_bundle)
         assert log.calls > 1, "the load went on, and the handler was called at its end"
         assert signal.getsignal(signal.SIGTERM) is handle

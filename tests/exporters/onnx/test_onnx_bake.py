@@ -47,10 +47,6 @@ def baked(tmp_path_factory):
     return run
 
 
-def folder(report):
-    return report.output / "onnx"
-
-
 def vectors(bases):
     """A vector of each kind and size that the bases take, and its basis."""
     of = [bases.basis(rank=rank) for rank in range(1, bases.factors.rank + 1)]
@@ -70,7 +66,7 @@ def vectors(bases):
 def test_zeros_are_the_base_bit_for_bit(baked, architecture, precision, flavour):
     report = baked(architecture, precision, flavour=flavour)
     base = onnx_models.session(onnx_models.graph(onnx_models.tiny_hf(architecture), precision))
-    ours = onnx_models.session(folder(report))
+    ours = onnx_models.session(report.output / "onnx")
     factors = report.bases.factors
     zeros = np.zeros((1, factors.entries), np.float32)
     for tokens in ([TOKENS], [TOKENS, TOKENS[::-1]], [TOKENS[:1]]):
@@ -88,7 +84,7 @@ def test_a_vector_is_the_merged_weights(baked, architecture, settings):
         pytest.skip("its q, k and v are one module")
     report = baked(architecture, settings=settings)
     model = onnx_models.tiny(architecture)
-    ours = onnx_models.session(folder(report))
+    ours = onnx_models.session(report.output / "onnx")
     base = onnx_models.logits(ours, [TOKENS])[0]
     for basis, vector in vectors(report.bases):
         row = onnx_models.row(basis, vector)
@@ -107,14 +103,14 @@ def test_a_vector_is_the_merged_weights(baked, architecture, settings):
 )
 def test_the_metadata_names_the_factors(baked, settings, rank, outputs, entries):
     report = baked("llama", settings=settings)
-    metadata = onnx_models.session(folder(report)).get_modelmeta().custom_metadata_map
+    metadata = onnx_models.session(report.output / "onnx").get_modelmeta().custom_metadata_map
     factors = load_bundle(report.output).factors
     assert metadata["tinylora.version"] == "2"
     assert metadata["tinylora.factors"] == factors.digest == report.bases.factors.digest
     assert json.loads(metadata["tinylora.modules"]) == list(factors.modules)
     assert (metadata["tinylora.rank"], metadata.get("tinylora.outputs")) == (rank, outputs)
     assert metadata["tinylora.flavour"] == "default"
-    graph = onnx.load(folder(report) / "model.onnx", load_external_data=False).graph
+    graph = onnx.load(report.output / "onnx" / "model.onnx", load_external_data=False).graph
     (value,) = (value for value in graph.input if value.name == "tinylora_r")
     rows, size = value.type.tensor_type.shape.dim
     assert (rows.dim_param, size.dim_value) == ("tinylora_rows", len(factors.modules) * entries)
@@ -122,7 +118,7 @@ def test_the_metadata_names_the_factors(baked, settings, rank, outputs, entries)
 
 
 def test_only_the_graph_is_changed(baked):
-    source, ours = onnx_models.graph(onnx_models.tiny_hf("llama"), "fp32"), folder(baked("llama"))
+    source, ours = onnx_models.graph(onnx_models.tiny_hf("llama"), "fp32"), baked("llama").output / "onnx"
     before, after = onnx_models.digests(source), onnx_models.digests(ours)
     assert after.keys() == before.keys() | {"zeros.onnx_adapter"}
     assert {name for name in before if after[name] != before[name]} == {"model.onnx"}

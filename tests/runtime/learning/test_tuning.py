@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -303,12 +304,10 @@ class TestBadInput:
                 TuneSettings(**{name: least - 1})
 
     def test_a_reward_that_fails_later(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
-        calls = 0
+        calls = itertools.count(1)
 
         def late(completion: Completion, sample: Sample) -> float:
-            nonlocal calls
-            calls += 1
-            return favoured(completion, sample) if calls < 60 else math.nan
+            return favoured(completion, sample) if next(calls) < 60 else math.nan
 
         late.__name__ = "favoured"
         with pytest.raises(TrainError, match="the reward returned nan"):

@@ -29,11 +29,6 @@ QUESTIONS = (
 
 
 @pytest.fixture(scope="module")
-def onnx_bundle() -> Path:
-    return onnx_bundles.real()
-
-
-@pytest.fixture(scope="module")
 def llama(smollm2_gguf: Path) -> Iterator[TinyLoraLlama]:
     bundle = smollm2.f32_bundle(smollm2_gguf)
     llm = runtime.load(bundle, engine="llama", n_threads_batch=1, logits_all=True, verbose=False, **OPTIONS)
@@ -41,8 +36,8 @@ def llama(smollm2_gguf: Path) -> Iterator[TinyLoraLlama]:
     llm.close()
 
 
-def test_both_render_and_tokenize_a_chat_alike(llama: TinyLoraLlama, onnx_bundle: Path) -> None:
-    onnx = TinyLoraOnnx(onnx_bundle, **OPTIONS)
+def test_both_render_and_tokenize_a_chat_alike(llama: TinyLoraLlama) -> None:
+    onnx = TinyLoraOnnx(onnx_bundles.real(), **OPTIONS)
     for question in QUESTIONS:
         messages = [{"role": "user", "content": question}]
         assert onnx.tokenize(onnx.chat_tokenizer.render(messages)) == llama.encode(messages)[0]
@@ -54,10 +49,10 @@ def test_both_render_and_tokenize_a_chat_alike(llama: TinyLoraLlama, onnx_bundle
         assert llama.encode_answer(replace(sample, raw=True)) == [*tokens[:-1], llama.token_eos()]
 
 
-def test_logits_agree_within_a_hundredth_of_the_vectors_effect(llama, onnx_bundle):
+def test_logits_agree_within_a_hundredth_of_the_vectors_effect(llama):
     basis = llama.bases.basis(rank=8)
     frame = MicroVector.random(basis, 10, seed=11).to_bytes(basis)
-    session = OnnxSession(onnx_bundle)
+    session = OnnxSession(onnx_bundles.real())
     rows = session.rows(frame)
     for prompt in smollm2.PROMPTS:
         tokens = llama.tokenize(prompt.encode(), special=True)
