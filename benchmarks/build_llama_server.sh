@@ -1,9 +1,9 @@
 #!/bin/sh
-# Builds llama-server, which no package brings, for tests/exporters/test_convert.py: from the llama.cpp sources
+# Builds llama-server, which no package brings, for cliff.py and wrong_user.py: from the llama.cpp sources
 # inside llama-cpp-python's sdist, against the libraries of that version which are installed. Only the server
 # itself is compiled, a dozen files: under a minute on two cores, a tenth of the work of building all of llama.cpp.
 #
-#     tests/exporters/build_llama_server.sh PYTHON OUTPUT        JOBS=N limits the compilers at work at once
+#     benchmarks/build_llama_server.sh PYTHON OUTPUT        JOBS=N limits the compilers at work at once
 set -eu
 
 python=$1
@@ -39,7 +39,7 @@ for file in ui.h ui.cpp; do
     "tools/ui/$file.in" >"$work/ui/$file"
 done
 
-# The definitions are those of llama.cpp's build, but for OpenSSL, which a test on 127.0.0.1 does without.
+# The definitions are those of llama.cpp's build, but for OpenSSL, which a server on 127.0.0.1 does without.
 # Nothing is exported: the libraries carry a copy of httplib of their own, which may be built with OpenSSL, and
 # the two must not be taken for each other. -O0, because all that computes is in the libraries.
 cat >"$work/compile" <<END
