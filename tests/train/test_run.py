@@ -394,6 +394,21 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(tiny_bundle, easy, short, 
     assert few["minutes"] > 1.5
 
 
+def test_a_run_whose_minutes_find_nothing_goes_on_with_more(tiny_bundle, easy, short, tmp_path, monkeypatch):
+    clock = itertools.count(math.ceil(time.monotonic()))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    run, brief = (tiny_bundle, easy, tmp_path / "v"), replace(short, start=None, steps=None, minutes=1.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "as_good", lambda *_: False)
+        for resume in (False, True):
+            with pytest.raises(TrainError, match="to go on from there, add --resume to more --minutes"):
+                train(*run, options=brief, resume=resume)
+    taken = json.loads((tmp_path / "v.run" / "sft.json").read_text())["state"]["step"]
+    result = train(*run, options=replace(brief, minutes=3), resume=True).result
+    assert 0 < taken < result.best_step
+    assert not (tmp_path / "v.run").exists()
+
+
 def test_too_few_minutes_are_refused_before_a_step(tiny_bundle, letters_task, options, short, tmp_path):
     """SFT foresees it by a short pass; GRPO, whose answers nobody knows, gives up what it draws."""
     brief = {"steps": None, "minutes": 1e-5}
@@ -419,6 +434,7 @@ def test_a_step_that_passes_the_minutes_is_given_up(part, tiny_bundle, easy, sho
     chosen = replace(short, steps=50, minutes=60.0, validate_every=1)
     result = train(tiny_bundle, easy, tmp_path / "v", options=chosen, report=over).result
     assert (result.stopped, result.steps) == ("done", 2)
+    assert result.phases[0].seconds >= 60 * chosen.minutes  # of which no other method gets any
     assert result.best_step
     assert (tmp_path / "v").exists()
 

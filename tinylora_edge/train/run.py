@@ -64,7 +64,7 @@ def train(
     Writes `output` (the frame), `output`.json (task, basis, options, curve, held-out figures) and, while it
     runs, the directory `output`.run with a checkpoint a method.
     SIGINT ends the run after the step at hand with its state saved; a second one ends it at once. A run that
-    is refused, or finds nothing, leaves no file.
+    is refused, or finds nothing, leaves no file; but where its minutes were over, it can go on with more.
 
     Args:
         bundle: of the base that is deployed.
@@ -108,10 +108,14 @@ def train(
         written = vector, run.basis, task, options
         if better := vector.values.any():
             write_result(*written, outcome, run.curve, data=about)
-        for path in checkpoints.values():
-            path.unlink(missing_ok=True)
+        ends = [phase.stopped for phase in result.phases]
+        # A method whose minutes were over goes on with more. The methods behind it began from its end.
+        kept = 1 + ends.index("done") if not better and options.steps is None and "done" in ends else 0
+        for method, path in checkpoints.items():
+            if method not in methods[:kept]:
+                path.unlink(missing_ok=True)
         if not better:
-            raise nothing_found(task, result, run.curve)
+            raise nothing_found(task, result, run.curve, folder if kept else None)
         if options.evaluate:
             judged, _ = options.split(task)
             measuring = Measuring(run.deployed, run.batch, task, vector, judged, run.threads, report)
@@ -330,8 +334,11 @@ _NO_SIGNAL = (
 _NO_GAIN = "it brought nothing on the answers held back"
 
 
-def nothing_found(task: Task, result: Result, curve: Sequence[dict[str, Any]]) -> TrainError:
-    """Return the error of a run that found nothing better than the base, with advice on what was seen."""
+def nothing_found(
+    task: Task, result: Result, curve: Sequence[dict[str, Any]], kept: Path | None = None
+) -> TrainError:
+    """Return the error of a run that found nothing better than the base, with advice on what was seen; `kept`
+    is the folder whose checkpoints go on with more minutes."""
     advice = []
     for phase in result.phases:
         rows = [row for row in curve if row.get("method") == phase.method]
@@ -356,6 +363,8 @@ def nothing_found(task: Task, result: Result, curve: Sequence[dict[str, Any]]) -
                 "--minutes, check that the reward judges as you would, or give answers to learn from"
             )
         advice.append(f"{phase.method}, {phase.steps} steps: {saw}")
+    if kept is not None:
+        advice.append(f"to go on from there, add --resume to more --minutes; to begin anew, remove {kept}")
     return TrainError(f"nothing better than the base was found for {task.name}: {'; '.join(advice)}")
 
 

@@ -95,6 +95,8 @@ class Trainer:
         self.state.best_v = start.values
         if checkpoint.exists():
             self.state = load(checkpoint, identity)
+            if self.state.stopped == "done" and (options.minutes or 0) > (self.state.minutes or math.inf):
+                self.state.stopped = ""
         self.state.minutes = options.minutes
         self._whitening: Whitening | ModuleWhitening | None = None
         self._stop = False
@@ -134,7 +136,7 @@ class Trainer:
                     f"{minutes:g} minutes are over, and the {len(self._validation)} prompts that choose the "
                     "vector are not answered once: allow more minutes, or shorten the answers"
                 ) from None
-            state.stopped = "done"
+            state.stopped, state.seconds = "done", max(state.seconds, 60 * _GRACE * (minutes or 0))
         finally:
             self.learner.adapter.until = self._answers.batch.until = math.inf
         save(self._checkpoint, self.state, self._identity)
