@@ -8,7 +8,7 @@ import math
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -264,7 +264,9 @@ class TestLastDays:
             data = vector().to_bytes(BASIS, MAC, until=day)
             assert int.from_bytes(data[7:9], "little") == number
             assert Policy(keys=[MAC], today=day).check(data, BASIS).until == day
-        data = vector().to_bytes(BASIS, MAC, until=datetime.now(UTC).date())
+        data = vector().to_bytes(
+            BASIS, MAC, until=datetime.now(UTC).date() + timedelta(days=1)
+        )  # midnight may pass
         Policy(keys=[MAC]).check(data, BASIS)
 
     @pytest.mark.parametrize("day", [date(2025, 12, 31), date(2205, 6, 8), "2026-12-31", 5])

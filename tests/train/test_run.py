@@ -64,7 +64,6 @@ def test_learns_and_ships(tiny_bundle: Path, letters_task: Task, options: Option
     rows: Rows = []
     chosen = replace(options, evaluate=True)
     outcome = train(tiny_bundle, letters_task, tmp_path / "v.bin", options=chosen, report=rows.append)
-    assert outcome.result.best_score >= outcome.result.start_score
     bases = load_bundle(tiny_bundle).bases
     data = outcome.path.read_bytes()
     vector = MicroVector.from_bytes(data, bases)

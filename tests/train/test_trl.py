@@ -32,8 +32,6 @@ def test_learns_and_ships(tiny: Path, options: Options, tmp_path: Path) -> None:
     outcome = train_trl(tiny / "bundle", task, tmp_path / "v.bin", options=longer, report=rows.append)
     rewards = [row["reward"] for row in steps(rows)]
     assert len(rewards) == 8
-    assert outcome.result.best_score >= outcome.result.start_score
-    assert outcome.result.vector.norm > 0 or outcome.result.best_step == 0
     vector = MicroVector.from_bytes(outcome.path.read_bytes(), load_bundle(tiny / "bundle").bases)
     assert (len(outcome.path.read_bytes()), vector.dtype) == (37, "bf16")
     assert np.allclose(vector.values, outcome.result.vector.values, rtol=2**-8)
