@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any
 
@@ -66,26 +67,36 @@ class _Root(TyperGroup):
             with formatter.section(title):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(100)) for name in section])
 
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
+        with _one_line_errors(debug="--debug" in args):  # of --version and --help, which print at once
+            return super().make_context(info_name, args, *more, **extra)
+
     def invoke(self, ctx: Any) -> Any:  # a click Context, which typer brings under a name of its own
+        with console.readable_warnings(), _one_line_errors(debug=ctx.params.get("debug")):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _one_line_errors(*, debug: bool) -> Iterator[None]:
+    try:
         try:
-            with console.readable_warnings():
-                result = super().invoke(ctx)
+            yield
+        finally:
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not when Python ends
-            return result
-        except KeyboardInterrupt:
-            raise typer.Exit(_INTERRUPTED) from None
-        except BrokenPipeError:  # the reader, `head` say, has seen enough
-            _flush_or_forget()
-            raise typer.Exit(_BROKEN_PIPE) from None
-        except (TinyLoraError, OSError, UnicodeError) as error:
-            # What the signal broke is no error of its own: `run` ends with it. Of a chat Ctrl-C ends a part.
-            if _signals and _signals[-1] != signal.SIGINT:
-                raise
-            if ctx.params.get("debug"):
-                traceback.print_exc()
-            console.fail(error)
-            _flush_or_forget()
-            raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(_INTERRUPTED) from None
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        _flush_or_forget()
+        raise typer.Exit(_BROKEN_PIPE) from None
+    except (TinyLoraError, OSError, UnicodeError) as error:
+        # What the signal broke is no error of its own: `run` ends with it. Of a chat Ctrl-C ends a part.
+        if _signals and _signals[-1] != signal.SIGINT:
+            raise
+        if debug:
+            traceback.print_exc()
+        console.fail(error)
+        _flush_or_forget()
+        raise typer.Exit(1) from None
 
 
 app = typer.Typer(

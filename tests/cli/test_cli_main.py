@@ -65,20 +65,15 @@ def test_debug_shows_the_traceback_and_the_same_line(cli: Cli, tmp_path: Path) -
     assert debug.stderr.endswith(plain.stderr)
 
 
-def test_a_closed_pipe_ends_the_command_quietly(start, smollm2_bundle):
-    reader, writer = os.pipe()
+@pytest.mark.parametrize("words", [["inspect"], ["--version"], ["--help"]])
+def test_a_stdout_that_takes_nothing(process: Cli, small: Path, words: list[str]) -> None:
+    """A closed pipe ends the command quietly, a full device is an error."""
+    reader, closed = os.pipe()
     os.close(reader)
-    child = start("inspect", smollm2_bundle, stdout=writer)
-    os.close(writer)
-    _, stderr = child.communicate(timeout=60)
-    assert child.returncode == 141
-    assert stderr == b""
-
-
-def test_a_full_device_is_an_error(process: Cli, smollm2_bundle: Path) -> None:
-    with open("/dev/full", "wb") as full:
-        result = process("inspect", smollm2_bundle, capture_output=False, stdout=full, stderr=subprocess.PIPE)
-    assert (result.code, result.stderr) == (1, "error: No space left on device\n")
+    with open(closed, "wb") as pipe, open("/dev/full", "wb") as full:
+        for stdout, code, stderr in ((pipe, 141, ""), (full, 1, "error: No space left on device\n")):
+            result = process(*words, small, capture_output=False, stdout=stdout, stderr=subprocess.PIPE)
+            assert (result.code, result.stderr) == (code, stderr)
 
 
 def test_help_needs_no_engine_and_no_exporter(environment: dict[str, str]) -> None:
