@@ -11,13 +11,13 @@ import re
 import shlex
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -175,47 +175,33 @@ def next_command(*words: object) -> None:
     say(f"next: {command(*words)}")
 
 
-def progress(what: str, total: float | None = None) -> AbstractContextManager[Show]:
-    """Show how far a command is: live on a terminal; in a pipe a line every ten seconds, `... WHAT`."""
-    screen = stderr()
-    live = screen.is_terminal and not screen.is_dumb_terminal
-    return _bar(screen, what, total) if live else _lines(what, total)
-
-
 @contextmanager
-def _bar(screen: Console, what: str, total: float | None) -> Iterator[Show]:
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
+def progress(what: str, total: float | None = None) -> Iterator[Show]:
+    """Show how far a command is: live on a terminal; in a pipe a line every ten seconds, `... WHAT`."""
+    screen, ended = stderr(), threading.Event()
+    live = screen.is_terminal and not screen.is_dumb_terminal
     whole = Column(no_wrap=False, overflow="fold")
     words = TextColumn("{task.description}", markup=False, table_column=whole)
     bar = [BarColumn(bar_width=max(4, min(30, screen.width - 60)))] if total else []
     columns = (SpinnerColumn(), words, *bar, TimeElapsedColumn())
-    with Progress(*columns, console=screen, transient=True) as display:
-        task = display.add_task(harmless(what), total=total)
-
-        def show(text: str | None = None, *, done: float | None = None, total: float | None = None) -> None:
-            description = None if text is None else harmless(text)
-            display.update(task, description=description, completed=done, total=total)
-
-        yield show
-
-
-@contextmanager
-def _lines(what: str, total: float | None) -> Iterator[Show]:
-    now: dict[str, Any] = {"text": what, "done": None, "total": total}
-    began, ended = time.monotonic(), threading.Event()
+    display = Progress(*columns, console=screen, transient=True, disable=not live)
+    task = display.add_task(harmless(what), total=total)
 
     def print_lines() -> None:
+        (now,) = display.tasks
         while not ended.wait(_PIPE_SECONDS):
-            share = f", {now['done'] / now['total']:.0%}" if now["done"] and now["total"] else ""
-            note(f"... {now['text']}{share} ({time.monotonic() - began:.0f} s)")
+            share = f", {now.percentage:.0f}%" if now.completed and now.total else ""
+            note(f"... {now.description}{share} ({now.elapsed:.0f} s)")
 
     def show(text: str | None = None, *, done: float | None = None, total: float | None = None) -> None:
-        now.update({k: v for k, v in (("text", text), ("done", done), ("total", total)) if v is not None})
+        description = None if text is None else harmless(text)
+        display.update(task, description=description, completed=done, total=total)
 
-    threading.Thread(target=print_lines, daemon=True).start()
+    if not live:
+        threading.Thread(target=print_lines, daemon=True).start()
     try:
-        yield show
+        with display:
+            yield show
     finally:
         ended.set()
 
