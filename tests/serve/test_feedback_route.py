@@ -79,6 +79,9 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(tiny
         frame = MicroVector(MicroVector.random(basis, 0.1).values, sequence=7).to_bytes(basis, user="alice")
         brought = answered(server, user="alice", vector=as_text(frame))
         assert rate(server, id=brought, reward=1) == (200, 8)
+        last = MicroVector(MicroVector.random(basis, 0.1).values, sequence=65535).to_bytes(basis, user="eve")
+        brought = answered(server, user="eve", vector=as_text(last))
+        assert rate(server, id=brought, reward=1) == (400, "invalid_value")  # no sequence is left
         first = answered(server, user="alice")
         again = {"vector": vector(server, "alice")}  # which clicks made: they go on
         assert server.ask("PUT", "/v1/vectors/alice", again, **APP)[0] == 200
@@ -89,7 +92,10 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(tiny
         assert server.ask("DELETE", "/v1/vectors/alice", **APP)[0] == 200
         assert rate(server, id=first, reward=1) == (404, "answer_not_found")  # it was forgotten with the user
 
-        assert rate(server, id=answered(server, user="carl"), reward=1) == (200, 1)
+        for user in ("carl", "Carl"):
+            assert rate(server, id=answered(server, user=user), reward=1) == (200, 1)
+        names = [path.name.lower() for path in (tmp_path / "states").rglob("*.state")]
+        assert len(set(names)) == len(names), "some file systems take Carl for carl"
         for sequence, own in enumerate((basis, load_bundle(tiny).basis(rank=2))):
             frame = MicroVector(MicroVector.random(own, 0.1).values, sequence=2 + sequence)
             put = {"vector": as_text(frame.to_bytes(own, user="carl"))}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..errors import RequestError, StoreError, TrainError
+from ..errors import RequestError, TrainError
 from ..projection import NUMBERS
 from ..runtime import Clicks, SampledAnswer
 from ..runtime.pool import Pool
@@ -74,7 +75,7 @@ class Feedback:
         with self._lock:
             for name in [name for name, (whose, _) in self._answers.items() if whose == user]:
                 del self._answers[name]
-        for path in self._folder.parent.glob(f"*/{user}.state"):  # on earlier bases, too
+        for path in self._folder.parent.glob(f"*/{self._path(user).name}"):  # on earlier bases, too
             path.unlink(missing_ok=True)
 
     def _learned(self, names: list[str], key_user: str | None, learn: Callable[..., MicroVector]) -> Stored:
@@ -92,7 +93,8 @@ class Feedback:
             accepted = self._policy.highest(self._basis.factors, key=self._signed_by, user=user)
             sequence = 1 + max(accepted, 0 if stored is None else stored.sequence)
             if sequence >= 1 << 16:
-                raise StoreError(f"user {user!r} has sequence 65535, the last: sign with a new key")
+                why = f"user {user!r} has sequence 65535, the last: go on under another name"
+                raise RequestError(why, param="user")
             try:
                 self._clicks.vector(self._path(user))
             except TrainError as error:  # the operator's: it names the file, which is not for clients
@@ -121,4 +123,5 @@ class Feedback:
             return user, [self._answers.pop(name)[1] for name in names]
 
     def _path(self, user: str) -> Path:
-        return self._folder / f"{user}.state"
+        name = re.sub("[A-Z]", r"+\g<0>", user)  # some file systems take Alice for alice
+        return self._folder / f"{name}.state"
