@@ -73,7 +73,7 @@ def look() -> Iterator[Finding]:
     yield from engines
     if all(finding.level == NOTE for finding in engines):
         text = "no engine is installed: nothing can be run"
-        yield Finding("engine", FAULT, text, _install(f"{console.NAME}[llama]"))
+        yield Finding("engine", FAULT, text, _install_extra("llama"))
 
 
 def check_extras() -> Iterator[Finding]:
@@ -91,9 +91,7 @@ def check_extras() -> Iterator[Finding]:
     for extra in sorted(packages.keys() - _OURS):
         found = ((name, metadata.Distribution.discover(name=name)) for name in sorted(packages[extra]))
         if missing := [name for name, installed in found if not [*installed]]:
-            text, mend = f"{extra} lacks {', '.join(missing)}", _install(f"{console.NAME}[{extra}]")
-            ready = "SKBUILD_WHEEL_CMAKE=false " if extra == "llama-wheel" else ""
-            yield Finding("extra", NOTE, text, ready + mend)
+            yield Finding("extra", NOTE, f"{extra} lacks {', '.join(missing)}", _install_extra(extra))
         else:
             yield Finding("extra", OK, f"{extra} is complete")
 
@@ -102,11 +100,11 @@ def check_engine(name: str) -> Finding:
     """Return what is found of an engine, `llama` or `onnx`: a process of its own loads it."""
     title, package, code = _ENGINES[name]
     try:
-        title = f"{title} ({package} {metadata.version(package)})"
+        version = metadata.version(package)
     except metadata.PackageNotFoundError:
-        text, mend = f"{title} is not installed", _install(f"{console.NAME}[{name}]")
-        return Finding("engine", NOTE, text, mend)
-    mend = _install("--force-reinstall", "--no-cache-dir", package)
+        return Finding("engine", NOTE, f"{title} is not installed", _install_extra(name))
+    title = f"{title} ({package} {version})"
+    mend = _install("--force-reinstall", "--no-cache-dir", f"{package}=={version}")
     # An engine that was built for another processor ends the process that loads it.
     # -P: nothing that lies in the present folder is run.
     command = [sys.executable, "-P", "-c", code]
@@ -120,6 +118,14 @@ def check_engine(name: str) -> Finding:
         return Finding("engine", FAULT, text, mend)
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     return Finding("engine", FAULT, f"{title} fails: {last[:200]}", mend)
+
+
+def _install_extra(extra: str) -> str:
+    named = f"{console.NAME}[{extra}]"
+    if extra != "llama-wheel":
+        return _install(named)
+    # Bindings without libraries, which pip must not keep for an extra `llama` of later.
+    return f"SKBUILD_WHEEL_CMAKE=false {_install('--no-cache-dir', named)}"
 
 
 def _install(*words: str) -> str:
