@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from tinylora_edge.errors import OptionError, RollbackError, TinyLoraError, Vect
 from tinylora_edge.runtime import SampledAnswer
 from tinylora_edge.serve import ApiKeys, process
 from tinylora_edge.serve.completions import Body
+from tinylora_edge.serve.service import Service
 from tinylora_edge.wire import text
 
 SMALL: dict[str, Any] = {"n_ctx": 256, "contexts": 1, "n_threads": 1}
@@ -72,6 +75,21 @@ def test_one_user_makes_the_server_forget_nobody_else(tiny, tmp_path, monkeypatc
         app.state.service.feedback.remember(f"m{number}", "mallory", answer)
     assert list(app.state.service.feedback._answers) == ["a", "m5", "m6", "m7", "m8"]
     app.state.service.close()
+
+
+def test_servers_that_share_a_folder_lose_no_click(tiny: Path, tmp_path: Path) -> None:
+    files = {"store": tmp_path / "users.db", "states": tmp_path / "states"}
+    services = [serve.app(tiny, **files, **SMALL).state.service for _ in range(2)]
+
+    def click(service: Service) -> list[int]:
+        for name in "ab":
+            service.feedback.remember(name, "ann", SampledAnswer((1,), (2,), None, 1.0))
+        return [service.feedback.tell(name, 1, None).sequence for name in "ab"]
+
+    with ThreadPoolExecutor() as pool:
+        assert sorted(chain(*pool.map(click, services))) == [1, 2, 3, 4]
+    for service in services:
+        service.close()
 
 
 def test_a_shared_vector_lies_beneath_every_users_and_not_beneath_the_base(tiny, bases, tmp_path):

@@ -7,6 +7,7 @@ import re
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ..runtime import Clicks, SampledAnswer
 from ..runtime.pool import Pool
 from ..vector import MicroVector
 from ..wire.tags import Signer
+from ..writes import locked
 from .access import RefusedError
 from .store import Store, Stored
 
@@ -26,7 +28,8 @@ class Feedback:
     """Users' clicks on this server's answers: each moves the user's vector, which the store keeps.
 
     Its methods but `remember` are called one after the other (`Service.in_turn`). `folder` is for users'
-    states; without a signer vectors have a checksum. `under` is what lies beneath all of them.
+    states, and servers that share it take turns; without a signer vectors have a checksum. `under` is what
+    lies beneath all of them.
 
     VectorError: the policy would refuse what is learned here.
     """
@@ -39,6 +42,7 @@ class Feedback:
         zeros = MicroVector.zeros(basis).to_bytes(basis, signer or "crc32")
         self._signed_by = pool.policy.check(zeros, basis).verified_by  # a key's id; empty for a checksum
         self._clicks = Clicks(pool.model, basis=basis, under=under)
+        self._root = folder
         self._folder: Path = folder / basis.id
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         self._answers = OrderedDict[str, tuple[str, SampledAnswer]]()  # id -> its user, the answer
@@ -55,27 +59,33 @@ class Feedback:
     def tell(self, name: str, reward: int, key_user: str | None) -> Stored:
         """Learn from a like or a dislike; return the user's new vector. What was learned and could not be
         stored comes with the next click."""
-        return self._learned([name], key_user, partial(self._clicks.tell, reward=reward))
+        with self._turn():
+            return self._learned([name], key_user, partial(self._clicks.tell, reward=reward))
 
     def prefer(self, better: str, worse: str, key_user: str | None) -> Stored:
         """Learn which of two answers is better; return the user's new vector."""
-        return self._learned([better, worse], key_user, self._clicks.prefer)
+        with self._turn():
+            return self._learned([better, worse], key_user, self._clicks.prefer)
 
     def put(self, user: str, frame: bytes) -> Stored:
         """Store a vector as `Store.put` does; clicks are forgotten unless it is the one that they made."""
-        with self._store.transaction():  # which ends once they are forgotten
+        with self._turn(), self._store.transaction():  # which ends once they are forgotten
             before = self._store.get(user)
             stored = self._store.put(user, frame, self._policy)
             if before is None or before.frame != frame:
-                self.forget(user)
+                self._forget(user)
         return stored
 
     def forget(self, user: str) -> None:
         """Forget a user's answers, and what their clicks said. OSError: the state cannot be removed."""
+        with self._turn():
+            self._forget(user)
+
+    def _forget(self, user: str) -> None:
         with self._lock:
             for name in [name for name, (whose, _) in self._answers.items() if whose == user]:
                 del self._answers[name]
-        for path in self._folder.parent.glob(f"*/{self._path(user).name}"):  # on earlier bases, too
+        for path in self._root.glob(f"*/{self._path(user).name}"):  # on earlier bases, too
             path.unlink(missing_ok=True)
 
     def _learned(self, names: list[str], key_user: str | None, learn: Callable[..., MicroVector]) -> Stored:
@@ -121,6 +131,10 @@ class Feedback:
                 raise RequestError("only two answers to one user can be compared", param="worse")
             (user,) = users
             return user, [self._answers.pop(name)[1] for name in names]
+
+    def _turn(self) -> AbstractContextManager[None]:
+        """Keep out other servers: a state that two of them read would be written with the clicks of one."""
+        return locked(self._root / "clicks")
 
     def _path(self, user: str) -> Path:
         name = re.sub("[A-Z]", r"+\g<0>", user)  # some file systems take Alice for alice
