@@ -83,11 +83,14 @@ def evaluate(
         checked = admit(frames, llm.bases, policy, user=user) if frames else None
         loaded = loaded if max_tokens is not None else fitted(loaded, llm)
         contestants: dict[str, tuple[Any, Preamble]] = {"base": (None, Preamble())}
-        contestants |= {"prompt": (None, before)} if before else {}
-        if checked is not None and checked.under is not None:
-            contestants["beneath"] = checked.under, Preamble()
-        contestants |= {} if checked is None else {"vector": (checked, Preamble())}
-        contestants |= {"vector + prompt": (checked, before)} if before and checked is not None else {}
+        if before:
+            contestants["prompt"] = None, before
+        if checked is not None:
+            if checked.under is not None:
+                contestants["beneath"] = checked.under, Preamble()
+            contestants["vector"] = checked, Preamble()
+            if before:
+                contestants["vector + prompt"] = checked, before
         done, total = itertools.count(1), len(samples) * len(contestants)
 
         def answered() -> None:
@@ -108,12 +111,13 @@ def evaluate(
             away = results.drift(llm, checked, n_threads=threads)
     pairs = itertools.combinations(contestants, 2)
     comparisons = {f"{name} - {other}": compare(found[other], found[name]) for other, name in pairs}
-    drifted: dict[str, Any] = {} if away is None else {"drift": asdict(away)}
     free_text = rewards.is_text(loaded.reward)
     record: dict[str, Any] = {"unit": "nats a token"} if free_text else {}
-    drifted |= {"under": [sha256(frame).hexdigest() for frame in frames[:-1]]} if frames[1:] else {}
+    beside: dict[str, Any] = {} if away is None else {"drift": asdict(away)}
+    if frames[1:]:
+        beside["under"] = [sha256(frame).hexdigest() for frame in frames[:-1]]
     if as_json:
-        record |= {"task": loaded.name, "split": "shifted" if shifted else "held_out", **drifted}
+        record |= {"task": loaded.name, "split": "shifted" if shifted else "held_out", **beside}
         for name, each in found.items():
             record[name] = arms[name] | {"scores": each.scores.tolist(), "answers": each.answers}
         record["comparisons"] = {name: asdict(each) for name, each in comparisons.items()}
@@ -125,7 +129,7 @@ def evaluate(
         (name, results.compared(replace(each, difference=sign * each.difference)))
         for name, each in comparisons.items()
     ]
-    console.facts([("held-out prompts", str(len(samples))), *rows, *results.rows(drifted)])
+    console.facts([("held-out prompts", str(len(samples))), *rows, *results.rows(beside)])
     if free_text:
         return
     width = max(map(len, found))
