@@ -115,6 +115,9 @@ def test_a_python_callable_is_a_reward(my_rewards: Path) -> None:
     assert [reward(completed(text), RIVER) for text in ("please", "now")] == [1.0, 0.0]
     assert parse_reward("my_rewards_module:Holder.length")(completed("please"), RIVER) == 6
     assert str(my_rewards) not in sys.path
+    sys.path.insert(0, str(my_rewards))
+    parse_reward("my_rewards_module:polite")
+    assert sys.path[0] == str(my_rewards)
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,8 @@ def parse_reward(text: str) -> Reward:
 def _imported(module: str, function: str) -> Reward:
     """Return a callable of a module; those in the current folder are found too, as a script's own are."""
     here = str(Path.cwd())
-    sys.path.append(here)
+    if added := here not in sys.path:
+        sys.path.append(here)
     try:
         value: Any = importlib.import_module(module)
         for part in function.split("."):
@@ -309,7 +310,8 @@ def _imported(module: str, function: str) -> Reward:
             f"the reward {module}:{function} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     finally:
-        sys.path.remove(here)
+        if added:
+            sys.path.remove(here)
     if not callable(value):
         raise TrainError(
             f"the reward {module}:{function} is a {type(value).__name__}, expected a callable of a "
