@@ -80,10 +80,11 @@ def learn(
         energy, of = float(learned.energy.sum()), console.counted(len(chosen), "behaviour")
         facts = {"behaviours": len(chosen), "energy": energy, "seconds": round(learned.seconds, 1)}
     basis = add_projection(bundle, learned.projection, facts, signer=signer)
-    for path in folder.glob("*.npz") if users is None else ():
-        path.unlink()
-    with suppress(OSError):  # it holds something of others
-        folder.rmdir()
+    if users is None:
+        for path in folder.glob("*.npz"):
+            path.unlink()
+        with suppress(OSError):  # it holds something of others
+            folder.rmdir()
     record = {"bundle": str(bundle), "basis": basis.digest, "numbers": basis.size, "learned": facts}
     if learned.behaviours:
         names = "name", "divergence", "held"

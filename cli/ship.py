@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Option
@@ -76,13 +76,15 @@ def fetch(
     before = b""
     with suppress(FileNotFoundError), open_file(output) as file:
         before = file.read(len(data) + 1)
-    with atomic_write(output) if (changed := before != data) else nullcontext() as file:
+    if changed := before != data:
         # The state is written once the new vector is on the disk under another name: the state knows every
         # vector that is in place, and a kill between the two leaves the old one.
-        if file is not None:
+        with atomic_write(output) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            policy.record(vector)
+    else:
         policy.record(vector)
     record: dict[str, Any] = {"vector": str(output), "changed": changed, **vectors.header(data)}
     record |= {"count": len(vector.values), "key": vector.verified_by, "norm": vector.norm}
