@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +66,11 @@ def chat(
     if interactive:
         _note(f"{_described(llm.vector)}. /help lists the commands.")
     with tempfile.TemporaryDirectory(prefix="tinylora-chat-") as folder:
-        conversation = Conversation(llm, system, options, user, threads, Path(folder))
+        state = Path(folder) / "clicks.state"
+        conversation = Conversation(llm, system, options, user, threads, state, interactive)
         for line in _lines(interactive):
             try:
-                if not conversation.take(line, interactive):
+                if not conversation.take(line):
                     break
             except (TinyLoraError, OSError) as error:
                 if not interactive or isinstance(error, BrokenPipeError):
@@ -76,57 +78,58 @@ def chat(
                 console.fail(error)
 
 
+@dataclass
 class Conversation:
-    """Messages so far, and what a line of input does to them and to the vector."""
+    """Messages so far, and what a line of input does to them and to the vector.
 
-    def __init__(
-        self,
-        llm: Any,
-        system: str | None,
-        options: dict[str, Any],
-        user: str,
-        threads: int | None,
-        folder: Path,
-    ) -> None:
-        self._llm, self._options, self._user = llm, options, user
-        self._threads, self._state = threads, folder / "clicks.state"
-        self._system = messages(system)
-        self._messages = list(self._system)
-        self.begin_with(llm.vector)
+    `options` are those of every answer; `state` is the file of the clicks.
+    """
+
+    llm: Any
+    system: str | None
+    options: dict[str, Any]
+    user: str
+    threads: int | None
+    state: Path
+    interactive: bool
+
+    def __post_init__(self) -> None:
+        self._messages = messages(self.system)
+        self.begin_with(self.llm.vector)
 
     def begin_with(self, vector: MicroVector | None) -> None:
         """Start from a vector: forget the clicks, which moved another one."""
-        self._state.unlink(missing_ok=True)
+        self.state.unlink(missing_ok=True)
         self._last: tuple[list[dict[str, str]], str, bool] | None = None  # messages, reply, ended by itself
         self._clicks: Clicks | None = None
         self._start, self._count = vector, 0
 
-    def take(self, line: str, interactive: bool) -> bool:
+    def take(self, line: str) -> bool:
         """Act on a line; return False where it ends the conversation."""
         word, _, rest = line.strip().partition(" ")
         rest = rest.strip()
         if not word.startswith("/"):
             if word:
-                self._turn(line.strip(), interactive)
+                self._turn(line.strip())
         elif word in ("/quit", "/exit"):
             return False
         elif word == "/vector":
             if rest == vectors.STREAM:
                 raise console.CommandError("stdin carries the conversation: name a file, /vector FILE")
             if rest:
-                under = self._llm.vector and self._llm.vector.under
-                self._llm.swap([*([under] if under else []), vectors.read(rest)], user=self._user)
-                self.begin_with(self._llm.vector)
-            _note(f"vector: {_described(self._llm.vector)}")
+                under = self.llm.vector and self.llm.vector.under
+                self.llm.swap([*([under] if under else []), vectors.read(rest)], user=self.user)
+                self.begin_with(self.llm.vector)
+            _note(f"vector: {_described(self.llm.vector)}")
         elif word == "/base":
-            self._llm.clear()
+            self.llm.clear()
             self.begin_with(None)
             _note(_described(None))
         elif word == "/clear":
-            self._messages, self._last = list(self._system), None
+            self._messages, self._last = messages(self.system), None
             _note("the conversation is forgotten")
         elif word in ("/like", "/dislike"):
-            self._click(1 if word == "/like" else -1, interactive)
+            self._click(1 if word == "/like" else -1)
         elif word == "/save":
             self._save(rest)
         elif word == "/help":
@@ -136,46 +139,46 @@ class Conversation:
             raise console.CommandError(f"unknown command {line.strip()!r}: /help lists the commands")
         return True
 
-    def _turn(self, text: str, interactive: bool) -> None:
+    def _turn(self, text: str) -> None:
         conversation = [*self._messages, *messages(None, text)]
         stopped: list[int] = []
-        with first_interrupt(lambda: stopped.append(1)) if interactive else nullcontext():
-            reply, reason = answer(self._llm, conversation, stopped=stopped, **self._options)
+        with first_interrupt(lambda: stopped.append(1)) if self.interactive else nullcontext():
+            reply, reason = answer(self.llm, conversation, stopped=stopped, **self.options)
         write("\n")
         self._messages = [*conversation, {"role": "assistant", "content": reply}]
         ended = not stopped and reason == "stop"
         self._last = (conversation, reply, ended) if reply else None
 
-    def _click(self, reward: int, interactive: bool) -> None:
+    def _click(self, reward: int) -> None:
         if self._last is None:
             raise console.CommandError("there is no answer to like, or it was clicked already: ask something")
         from ..runtime import Clicks
 
         if self._clicks is None:
-            self._clicks = Clicks(self._llm, start=self._start, n_threads=self._threads)
+            self._clicks = Clicks(self.llm, start=self._start, n_threads=self.threads)
         try:
             with console.progress("learning from the answer"):
-                answered = clickable(self._llm, *self._last, self._options["temperature"])
-                moved = self._clicks.tell(self._state, answered, reward)
+                answered = clickable(self.llm, *self._last, self.options["temperature"])
+                moved = self._clicks.tell(self.state, answered, reward)
         except KeyboardInterrupt:
-            if not interactive:
+            if not self.interactive:
                 raise
             _note("stopped: nothing was learned")
             return
-        self._llm.swap(moved)
+        self.llm.swap(moved)
         self._last, self._count = None, self._count + 1
         clicks = console.counted(self._count, "click")
         _note(f"learned from {clicks}: {vectors.summary(moved)}. /save FILE keeps the vector")
 
     def _save(self, file: str) -> None:
-        vector = self._llm.vector
+        vector = self.llm.vector
         if file in ("", vectors.STREAM):
             raise console.CommandError("stdout carries the answers: name a file, /save FILE")
         if vector is None:
             why = "there is no vector to save, the base answers: /like or /dislike an answer first"
             raise console.CommandError(why)
         vectors.check_target(file)
-        data = vector.to_bytes(self._llm.bases.of(vector), user=self._user)
+        data = vector.to_bytes(self.llm.bases.of(vector), user=self.user)
         vectors.write(file, data)
         _note(f"wrote {file}: {len(data)} bytes, {vectors.summary(vector)}, CRC-32")
 
