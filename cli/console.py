@@ -77,7 +77,7 @@ def warn(text: str) -> None:
 
 
 def fail(error: BaseException) -> None:
-    """Print an error on stderr, in one line of a pipe."""
+    """Print an error on stderr: one line in a pipe."""
     text = str(error) or type(error).__name__
     if isinstance(error, UnicodeError):
         text = f"a text is not UTF-8: {text}"
@@ -114,7 +114,7 @@ def report(record: Any, as_json: bool, *sentences: str, rows: Iterable[tuple[str
 
 
 def grid(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under a header, the first of them, as a table on stdout; nothing where there are none."""
+    """Print rows as a table on stdout, the first one as its header; nothing where there are none."""
     for header in rows[:1]:
         columns = [Column(Text(harmless(label)), justify="right") for label in header]
         columns[0].justify = "left"

@@ -92,8 +92,10 @@ def find_bases(path: Path) -> Bases:
 
 def is_basis(path: Path) -> bool:
     """Tell whether a file is one of side tensors, by its name or as far as its header can be read."""
-    if not path.is_file() or path.name.endswith("basis.gguf"):
-        return path.is_file()
+    if not path.is_file():
+        return False
+    if path.name.endswith("basis.gguf"):
+        return True
     with suppress(MalformedGGUFError):
         return GGUFFile(path).value("adapter.type", str, "") == "tinylora"
     return False
