@@ -89,8 +89,7 @@ def check_extras() -> Iterator[Finding]:
         if match := _REQUIREMENT.match(line):
             packages.setdefault(match["extra"], []).append(match["package"])
     for extra in sorted(packages.keys() - _OURS):
-        found = ((name, metadata.Distribution.discover(name=name)) for name in sorted(packages[extra]))
-        if missing := [name for name, installed in found if not [*installed]]:
+        if missing := [name for name in sorted(packages[extra]) if not _is_installed(name)]:
             yield Finding("extra", NOTE, f"{extra} lacks {', '.join(missing)}", _install_extra(extra))
         else:
             yield Finding("extra", OK, f"{extra} is complete")
@@ -117,7 +116,13 @@ def check_engine(name: str) -> Finding:
         text = f"{title} ends its process with signal {number} ({signal.strsignal(number)}){why}"
         return Finding("engine", FAULT, text, mend)
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    if name == "llama" and _is_installed("llama-cpp-py-sync"):  # perhaps there is no compiler
+        mend = _install_extra("llama-wheel")
     return Finding("engine", FAULT, f"{title} fails: {last[:200]}", mend)
+
+
+def _is_installed(package: str) -> bool:
+    return any(metadata.Distribution.discover(name=package))
 
 
 def _install_extra(extra: str) -> str:

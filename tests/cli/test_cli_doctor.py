@@ -68,6 +68,19 @@ def test_an_engine_that_does_not_answer(source, ending, monkeypatch, tmp_path):
     assert finding.mend.endswith(f" -m pip install --force-reinstall --no-cache-dir {package}")
 
 
+def test_ready_libraries_that_fail_are_installed_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (folder := tmp_path / "site" / "llama_cpp_py_sync-1.dist-info").mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: llama-cpp-py-sync\nVersion: 1\n")
+    (folder.parent / "llama_cpp.py").write_text("raise ImportError('of another llama.cpp')\n")
+    monkeypatch.syspath_prepend(folder.parent)
+    monkeypatch.setenv("PYTHONPATH", f"{folder.parent}", prepend=os.pathsep)
+    finding = doctor.check_engine("llama")
+    assert (finding.level, finding.text.endswith("ImportError: of another llama.cpp")) == (FAULT, True)
+    assert finding.mend.endswith("pip install --no-cache-dir 'tinylora-edge[llama-wheel]'")
+
+
 def test_nothing_of_the_present_folder_is_run(tmp_path: Path) -> None:
     (tmp_path / "tempfile.py").write_text("raise SystemExit('it was run')\n")
     finding = doctor.check_engine("onnx")
