@@ -46,8 +46,8 @@ class _Console(Console):
 def stdout(*, stderr: bool = False) -> Console:
     """A console on the present stdout, or stderr."""
     console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _PIPE_WIDTH
+    if not console.width or (not console.is_terminal and "COLUMNS" not in os.environ):
+        console.width = _PIPE_WIDTH  # with COLUMNS=0 rich would print nothing
     return console
 
 

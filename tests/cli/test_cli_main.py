@@ -76,6 +76,11 @@ def test_a_stdout_that_takes_nothing(process: Cli, small: Path, words: list[str]
             assert (result.code, result.stderr) == (code, stderr)
 
 
+def test_a_report_for_no_columns(cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    assert "sequence" in cli("inspect", trained).done()
+
+
 def test_help_needs_no_engine_and_no_exporter(environment: dict[str, str]) -> None:
     code = (
         "import sys; from tinylora_edge.cli import app; "
