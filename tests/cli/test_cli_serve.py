@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def test_what_is_not_there_or_taken(cli: Cli, tiny_bundle: Path, tmp_path: Path)
     cli("play", tiny_bundle, "--keep", tmp_path / "none" / "kept", "--no-open").refused("none/kept")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         cli("serve", tiny_bundle, "--port", taken.getsockname()[1]).refused("in use")
+
+
+def test_an_address_that_cannot_be_printed(process: Cli, tiny_bundle: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        options = {"capture_output": False, "stdout": full, "stderr": subprocess.PIPE}
+        found = process("serve", tiny_bundle, "--port", 0, **options)
+    assert (found.code, found.stderr) == (1, "error: No space left on device\n")
 
 
 def test_vectors_that_no_page_begins_with(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -63,14 +63,9 @@ class _Connection(H11Protocol):
 class _Server(uvicorn.Server):
     """A server whose answers end before its connections do."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._service, self._ready = service, ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        AppStatus.should_exit = False  # that of an earlier server in this process
-        await super().startup(sockets)
-        self._ready()
+        self._service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End: no new requests, a moment for those that are answered, an error event for the rest."""
@@ -85,7 +80,7 @@ class _Server(uvicorn.Server):
 def run(app: Starlette, *, host: str, port: int, ready: Callable[[str], None], quiet: bool = False) -> None:
     """Answer requests until the process gets SIGTERM or SIGINT.
 
-    `ready` is called with the server's address once it answers; `quiet` logs what fails alone.
+    `ready` is called with the server's address once it takes connections; `quiet` logs what fails alone.
 
     OSError: there is no such address, or the port is taken.
     """
@@ -113,10 +108,11 @@ def run(app: Starlette, *, host: str, port: int, ready: Callable[[str], None], q
         backlog=backlog,
         h11_max_incomplete_event_size=_HEADERS_BYTES + 2 * frame.longest(service.pool.bases.most),
     )
+    AppStatus.should_exit = False  # that of an earlier server in this process
     with _listening(host, port, backlog) as bound:
         name = f"[{host}]" if ":" in host else host
-        address = f"http://{name}:{bound.getsockname()[1]}"
-        _Server(config, service, lambda: ready(address)).run([bound])
+        ready(f"http://{name}:{bound.getsockname()[1]}")
+        _Server(config, service).run([bound])
 
 
 def _listening(host: str, port: int, backlog: int = _BACKLOG) -> socket.socket:
