@@ -145,6 +145,16 @@ def test_targets_that_are_none(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_an_address_without_a_folder_is_no_local_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = fsspec.filesystem("memory")
+    publish(frame(1), BASES, "memory://")
+    found = store.find("")
+    store.store.clear()
+    assert found == [f"/{HOME}/00001.bin", f"/{HOME}/latest"]
+    assert os.listdir(tmp_path) == []
+
+
 def test_files_can_be_read_by_a_web_server(tmp_path):
     before = os.umask(0o022)
     try:

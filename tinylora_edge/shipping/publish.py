@@ -109,9 +109,10 @@ class _Remote:
         self._to = to.rstrip("/")
         self._filesystem: Any
         try:
-            self._filesystem, self._root = fsspec.core.url_to_fs(self._to)
+            self._filesystem, root = fsspec.core.url_to_fs(to)
         except Exception as error:  # each filesystem has exceptions of its own
             raise TransferError(f"{to}: fsspec cannot open {scheme}://: {error}") from error
+        self._root = root.rstrip("/")
 
     def read(self, path: str) -> bytes | None:
         try:
