@@ -82,7 +82,7 @@ MaxTokensOption = Annotated[int, Option(metavar="N", min=0, help="Tokens of an a
 TemperatureOption = Annotated[float, Option(metavar="T", min=0, max=100, help="0: the likeliest token.")]
 SeedOption = Annotated[int, Option(metavar="N", min=0, max=(1 << 32) - 2, help="Seed of sampling.")]
 ContextOption = Annotated[
-    int, Option("--n-ctx", metavar="N", min=0, help="Context in tokens; 0: the model's own.")
+    int, Option("--n-ctx", metavar="N", min=0, max=1 << 24, help="Context in tokens; 0: the model's own.")
 ]
 MessageOption = Annotated[str | None, Option(metavar="TEXT", help="A system message.")]
 UserOption = Annotated[str, Option("--user", metavar="NAME", help="Whose vectors these are.")]

@@ -100,6 +100,7 @@ def test_a_prompt_that_does_not_fit(cli: Cli, smollm2_bundle: Path) -> None:
     run = ("run", smollm2_bundle, "word " * 300, "--threads", 1, "--n-ctx")
     cli(*run, 256).refused("256", "--n-ctx")
     cli(*run, 8).refused("256", "--n-ctx")  # llama.cpp's contexts are multiples of 256 tokens
+    cli(*run, 1 << 32).misused("--n-ctx")  # llama.cpp would take its lower 32 bits
     chat = ("chat", smollm2_bundle, "--threads", 1, "--n-ctx", 256)
     cli(*chat, stdin=b"word " * 300).refused("256", "/clear")
 
