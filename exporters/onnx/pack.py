@@ -5,28 +5,26 @@ bit: their codes and scales are those of a MatMulNBits node with zero points in 
 minimum or with scales of two levels (Q4_1, Q4_K, Q6_K, ...) have no such node, and are rounded to 8 bits in
 blocks of 32, by at most 1/254 of a block's largest weight. What are floats in the GGUF stay floats.
 
-The graph's values decide: codes are taken from the GGUF where they give the same values, bit for bit, in one
+The graph's values decide: a scale is the GGUF's where codes times it are the same values, bit for bit, in one
 of the orders that rows may have (`row_orders`). Elsewhere the graph's own values are rounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...factorization import fitting_order
-from ...formats.gguf import Tensor
 from ...formats.onnx_graph import DATA_NAME, MODEL_NAME
 from ...modules import Heads, inverse, row_orders
-from ..weights.dequantize import FLOAT_BYTES, ggml_decoder
+from ..weights.dequantize import FLOAT_BYTES
 from ..weights.gguf import GGUFWeights
-from .graph import BLOCK, HEAD, FloatWeight, ModuleSlice, OnnxModel, import_onnx, linear_nodes, place
+from .graph import BLOCK, HEAD, FloatWeight, ModuleSlice, OnnxModel, linear_nodes, place
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
@@ -35,10 +33,7 @@ _DOMAIN = "com.microsoft"
 _ALIGNMENT = 4096  # of a tensor in its file, so that it can be mapped
 _VALUES = 1 << 22  # weights that are in memory as floats
 _HEAD, _TABLE = "output.weight", "token_embd.weight"
-_Q4_0, _Q8_0 = "Q4_0", "Q8_0"
-
-Codes: TypeAlias = tuple[NDArray[np.int8], NDArray[np.float32]]
-"""Rows of a weight: int8 [n, blocks, 32], and what they are multiplied with, float32 [n, blocks]."""
+_BITS = {"Q4_0": 4, "Q8_0": 8}  # of a code, in types whose block is a scale in float16, and codes
 
 
 @dataclass
@@ -79,31 +74,10 @@ class _Blocks:
     scales: str
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Rows of a GGUF's tensor of type Q4_0 or Q8_0: uint8 [all rows, row bytes], and which of them."""
-
-    kind: str
-    raw: NDArray[np.uint8]
-    rows: NDArray[np.int64]
-
-    def codes(self, start: int, stop: int) -> Codes:
-        """Return the codes of some of the rows. A block is a scale in float16 and codes; of Q4_0 a byte has
-        one of the first 16 in its low bits, and one of the last 16 in its high bits."""
-        chosen = self.raw[self.rows[start:stop]]
-        blocks = chosen.reshape(len(chosen), -1, 2 + (BLOCK if self.kind == _Q8_0 else BLOCK // 2))
-        scales = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0].astype(np.float32)
-        packed = blocks[..., 2:]
-        if self.kind == _Q8_0:
-            return packed.view(np.int8), scales
-        return np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int8) - np.int8(8), scales
-
-
 class _Packer:
     """The packing of one graph in memory, and of its data into a file."""
 
     def __init__(self, model: OnnxModel, weights: GGUFWeights | None, heads: Heads, file: BinaryIO) -> None:
-        self._onnx = import_onnx()
         self._model, self._weights, self._heads, self._file = model, weights, heads, file
         self._tensors = {} if weights is None else weights.file.tensors
         self._done: dict[str, _Blocks | None] = {}
@@ -156,7 +130,7 @@ class _Packer:
             return
         found = self._pack(weight, [ModuleSlice(_TABLE, 0, 0, n_out)])
         if found is not None:
-            rows = self._onnx.TensorProto.FromString(found.blocks.SerializeToString())
+            rows = deepcopy(found.blocks)
             rows.name, rows.dims[:] = f"{rows.name}_rows", [n_out, n_in * found.bits // 8]  # the same bytes
             self._add(rows)
             sizes = {"bits": found.bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
@@ -166,69 +140,71 @@ class _Packer:
         """Write a weight's blocks, once; None where it stays as it is."""
         key = weight.tensor.name
         if key not in self._done:
-            tensors = [self._tensors.get(part.module) for part in parts]
+            tensors = (self._tensors.get(part.module) for part in parts)
             floats = any(tensor is not None and tensor.type.name in FLOAT_BYTES for tensor in tensors)
             if floats or sum(part.count for part in parts) != weight.shape[0]:
                 self._done[key] = None
                 self.packed.floats += max(len(parts), 1)
             else:
-                self._done[key] = self._written(weight, parts, tensors)
+                self._done[key] = self._written(weight, parts)
         return self._done[key]
 
-    def _written(
-        self, weight: FloatWeight, parts: Sequence[ModuleSlice], tensors: Sequence[Tensor | None]
-    ) -> _Blocks:
-        n_out, n_in = weight.shape
-        shares = [(part, self._kept(weight, part, t)) for part, t in zip(parts, tensors, strict=True)]
-        kept = [rows for _, rows in shares if rows is not None]
-        self.packed.kept += len(kept)
-        self.packed.rounded += len(parts) - len(kept)
-        bits = 4 if all(rows is not None and rows.kind == _Q4_0 for _, rows in shares) else 8
-        scales = np.empty((n_out, -(-n_in // BLOCK)), np.float32)
+    def _written(self, weight: FloatWeight, parts: Sequence[ModuleSlice]) -> _Blocks:
+        from onnx import TensorProto
 
-        def blocks() -> Iterator[NDArray[np.uint8]]:
-            for part, rows in sorted(shares, key=lambda share: share[0].column):
-                for i, j in _chunks(part.count, n_in):
-                    columns = slice(part.column + i, part.column + j)
-                    if rows is not None:
-                        codes, scales[columns] = rows.codes(i, j)
-                    else:
-                        codes, scales[columns] = _rounded(
-                            weight.rows(self._model, columns.start, columns.stop)
-                        )
-                    yield _bytes(codes, bits)
-
-        kind, name = self._onnx.TensorProto, weight.tensor.name
-        data = kind(name=f"{name}_Q{bits}", data_type=kind.UINT8, dims=[*scales.shape, BLOCK * bits // 8])
-        _refer(data, *self._write(blocks()))
-        factors = kind(name=f"{name}_scales", data_type=kind.FLOAT, dims=scales.shape)
+        found = [self._scales(weight, part) for part in sorted(parts, key=lambda part: part.column)]
+        scales, bits = np.concatenate([own for own, _ in found]), max(bits for _, bits in found)
+        name, shape = weight.tensor.name, (*scales.shape, BLOCK * bits // 8)
+        data = TensorProto(name=f"{name}_Q{bits}", data_type=TensorProto.UINT8, dims=shape)
+        codes = (_codes(blocks, scales[n], bits) for n, blocks in self._blocks(weight, 0, weight.shape[0]))
+        _refer(data, *self._write(_bytes(each, bits) for each in codes))
+        factors = TensorProto(name=f"{name}_scales", data_type=TensorProto.FLOAT, dims=scales.shape)
         _refer(factors, *self._write([scales]))
         self._add(data)
         self._add(factors)
         return _Blocks(bits, data, factors.name)
 
-    def _kept(self, weight: FloatWeight, part: ModuleSlice, tensor: Tensor | None) -> _Stored | None:
-        """Return the rows of the GGUF that are these of the graph, bit for bit, if they can be kept."""
-        if self._weights is None or tensor is None or tensor.type.name not in (_Q4_0, _Q8_0):
-            return None
+    def _scales(self, weight: FloatWeight, part: ModuleSlice) -> tuple[NDArray[np.float32], int]:
+        """Return the scales of a part, float32 [count, blocks], and the bits of its codes.
+
+        They are the GGUF's where codes times these are the graph's values, bit for bit.
+        """
+        for scales, bits in self._stored(weight, part):
+            if all(
+                np.array_equal(_codes(blocks, scales[n], bits) * scales[n][..., None], blocks)
+                for n, blocks in self._blocks(weight, part.column, part.count)
+            ):
+                self.packed.kept += 1
+                return scales, bits
+        self.packed.rounded += 1
+        each = self._blocks(weight, part.column, part.count)
+        largest = [np.abs(blocks).max(axis=-1) for _, blocks in each]
+        return np.divide(np.concatenate(largest), 127, dtype=np.float32), 8  # as ggml does for Q8_0
+
+    def _stored(self, weight: FloatWeight, part: ModuleSlice) -> Iterator[tuple[NDArray[np.float32], int]]:
+        """Yield the scales of a part in the GGUF, and its bits, in each order that its rows may have."""
+        tensor = self._tensors.get(part.module)
+        if self._weights is None or tensor is None or tensor.type.name not in _BITS:
+            return
         n_out, n_in = tensor.shape
-        if n_in != weight.shape[1] or n_out < part.row + part.count:
-            return None
-        raw = self._weights.file.data(tensor).reshape(n_out, -1)
-        decode = ggml_decoder(tensor.type, raw)
+        if n_in == weight.shape[1] and n_out >= part.row + part.count:
+            blocks = self._weights.file.data(tensor).reshape(n_out, n_in // BLOCK, -1)
+            scales = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0].astype(np.float32)
+            for order in row_orders(tensor.name.split(".")[-2], n_out, self._heads):
+                rows = inverse(order)[part.row : part.row + part.count]
+                yield scales[rows], _BITS[tensor.type.name]
 
-        def differ(order: NDArray[np.int64]) -> float:
-            rows = inverse(order)[part.row : part.row + part.count]
-            for i, j in _chunks(part.count, n_in):
-                here = weight.rows(self._model, part.column + i, part.column + j)
-                if not np.array_equal(decode(raw[rows[i:j]]), here):
-                    return inf
-            return 0.0
-
-        order, _ = fitting_order(row_orders(tensor.name.split(".")[-2], n_out, self._heads), differ)
-        if order is None:
-            return None
-        return _Stored(tensor.type.name, raw, inverse(order)[part.row : part.row + part.count])
+    def _blocks(
+        self, weight: FloatWeight, first: int, count: int
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield so many rows of a weight in blocks, float32 [n, blocks, 32], and which n of them they are."""
+        n_in = weight.shape[1]
+        step = max(1, _VALUES // n_in)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            rows = weight.rows(self._model, first + start, first + stop)
+            blocks = np.pad(rows, ((0, 0), (0, -n_in % BLOCK))).reshape(len(rows), -1, BLOCK)
+            yield slice(start, stop), blocks
 
     def _drop_unread(self) -> None:
         """Take out the floats that nothing reads any more, and a Transpose that only turned them."""
@@ -243,10 +219,12 @@ class _Packer:
                     del entries[i]
 
     def _become(self, node: NodeProto, operation: str, inputs: list[str], sizes: dict[str, int]) -> None:
+        from onnx import helper
+
         node.op_type, node.domain = operation, _DOMAIN
         node.input[:] = inputs
         del node.attribute[:]
-        node.attribute.extend(self._onnx.helper.make_attribute(key, value) for key, value in sizes.items())
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in sizes.items())
         if all(item.domain != _DOMAIN for item in self._model.proto.opset_import):
             self._model.proto.opset_import.add(domain=_DOMAIN, version=1)
 
@@ -271,23 +249,13 @@ def _refer(tensor: TensorProto, offset: int, length: int) -> None:
         tensor.external_data.add(key=key, value=str(value))
 
 
-def _chunks(rows: int, n_in: int) -> Iterator[tuple[int, int]]:
-    step = max(1, _VALUES // n_in)
-    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+def _codes(blocks: NDArray[np.float32], scales: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """Return the whole numbers [n, blocks, 32] that times scales [n, blocks] come nearest to values."""
+    half = 1 << (bits - 1)
+    return np.rint(blocks / np.where(scales, scales, 1)[..., None]).clip(-half, half - 1)
 
 
-def _rounded(values: NDArray[np.float32]) -> Codes:
-    """Round float32 [n, K] to 8 bits, as ggml makes Q8_0 of it, with scales in float32."""
-    n, n_in = values.shape
-    blocks = np.pad(values, ((0, 0), (0, -n_in % BLOCK))).reshape(n, -1, BLOCK)
-    scales = np.abs(blocks).max(axis=-1) / np.float32(127)
-    divisor = np.where(scales > 0, scales, 1)[..., None]
-    return np.rint(blocks / divisor).astype(np.int8), scales
-
-
-def _bytes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+def _bytes(codes: NDArray[np.float32], bits: int) -> NDArray[np.uint8]:
     """Codes as a node has them: uint8, zero in the middle, of 4 bits the first of two in the low ones."""
-    if bits == 8:
-        return codes.view(np.uint8) ^ np.uint8(0x80)
-    nibbles = (codes + np.int8(8)).view(np.uint8)
-    return nibbles[..., ::2] | nibbles[..., 1::2] << np.uint8(4)
+    found = (codes + (1 << (bits - 1))).astype(np.uint8)
+    return found if bits == 8 else found[..., ::2] | found[..., 1::2] << np.uint8(4)
