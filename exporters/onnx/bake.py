@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -34,10 +35,10 @@ from ...formats.onnx_graph import DEFAULT, INPUT_NAME, REQUIRED, VERSION, onnx_f
 from ...modules import Heads, inverse, parse, row_orders
 from ...vector import FIRST_SEQUENCE
 from ...writes import atomic_write
-from .graph import LinearNode, ModuleSlice, OnnxModel, Site, import_onnx, match
+from .graph import LinearNode, ModuleSlice, OnnxModel, Site, match
 
 if TYPE_CHECKING:
-    from onnx import NodeProto
+    from onnx import NodeProto, TensorProto
 
 ROWS = "tinylora_rows"
 PREFIX = "tinylora/"
@@ -157,7 +158,6 @@ class _SidePathWriter:
     """The nodes and initializers of a side path, collected, and then put into the graph."""
 
     def __init__(self, model: OnnxModel, factors: Factors, b: Sequence[NDArray[np.float32]]) -> None:
-        self._onnx = import_onnx()
         self._model, self._factors, self._b = model, factors, b
         self._top: list[NodeProto] = []
         self._after: dict[int, list[NodeProto]] = {}
@@ -230,22 +230,22 @@ class _SidePathWriter:
 
     def finish(self, flavour: str) -> None:
         """Put the nodes into the graph, in an order in which they can run, and the input."""
-        graph, helper = self._model.graph, self._onnx.helper
-        nodes = [*self._top]
+        from onnx import TensorProto, helper
+
+        graph, nodes = self._model.graph, [*self._top]
         for index, node in enumerate(graph.node):
             nodes.append(node)
             nodes += self._after.get(index, [])
-        copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+        nodes = deepcopy(nodes)  # before `del` takes the graph's own away
         del graph.node[:]
-        graph.node.extend(copies)
+        graph.node.extend(nodes)
         width = self._factors.entries
-        value = helper.make_tensor_value_info(INPUT_NAME, self._onnx.TensorProto.FLOAT, [ROWS, width])
+        value = helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, [ROWS, width])
         shape = "rank, rank" if self._factors.outputs == self._factors.rank else "outputs, rank"
         value.doc_string = f"R, row-major [modules, {shape}], one row or one for each row of the batch."
         graph.input.append(value)
         if flavour == DEFAULT:
-            zeros = np.zeros((1, width), np.float32)
-            graph.initializer.append(self._onnx.numpy_helper.from_array(zeros, INPUT_NAME))
+            graph.initializer.append(_tensor(INPUT_NAME, np.zeros((1, width), np.float32)))
 
     def _node(
         self,
@@ -257,9 +257,11 @@ class _SidePathWriter:
         into: list[NodeProto] | None = None,
         **attributes: Any,
     ) -> str:
-        name = name if name.startswith(PREFIX) else f"{PREFIX}{name}"
+        from onnx import helper
+
+        name = f"{PREFIX}{name}"
         outputs = outputs or [f"{name}/output"]
-        node = self._onnx.helper.make_node(operation, inputs, outputs, name=name, **attributes)
+        node = helper.make_node(operation, inputs, outputs, name=name, **attributes)
         (self._top if into is None else into).append(node)
         return outputs[0]
 
@@ -267,6 +269,11 @@ class _SidePathWriter:
         return self._constant(name, np.asarray(values, np.int64))
 
     def _constant(self, name: str, array: NDArray[Any]) -> str:
-        tensor = self._onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"{PREFIX}{name}")
-        self._model.graph.initializer.append(tensor)
+        self._model.graph.initializer.append(_tensor(f"{PREFIX}{name}", array))
         return f"{PREFIX}{name}"
+
+
+def _tensor(name: str, array: NDArray[Any]) -> TensorProto:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(np.ascontiguousarray(array), name)

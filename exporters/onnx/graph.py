@@ -13,12 +13,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import BaseMismatchError, MissingExtraError, UnsupportedModelError
+from ...errors import BaseMismatchError, UnsupportedModelError
 from ...factors import Factors
 from ...formats.onnx_graph import DATA_NAME, MODEL_NAME
 from ...modules import parse
@@ -55,8 +55,9 @@ class OnnxModel:
     """A graph in memory, and its weights, which are mapped."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / MODEL_NAME
-        self.proto: ModelProto = import_onnx().load_model(str(self._path), load_external_data=False)
+        import onnx
+
+        self.proto: ModelProto = onnx.load_model(str(folder / MODEL_NAME), load_external_data=False)
         self.graph = self.proto.graph
         self.initializers: dict[str, TensorProto] = {tensor.name: tensor for tensor in self.graph.initializer}
         self._data = np.memmap(folder / DATA_NAME, np.uint8, "r")
@@ -78,17 +79,6 @@ class OnnxModel:
             )
         with atomic_write(folder / MODEL_NAME) as file:
             file.write(self.proto.SerializeToString())
-
-
-def import_onnx() -> Any:
-    """Return the onnx package."""
-    try:
-        import onnx
-    except ModuleNotFoundError as error:
-        if error.name != "onnx":
-            raise
-        raise MissingExtraError("exporting to ONNX", "onnx", "onnx-export") from None
-    return onnx
 
 
 @dataclass(frozen=True)
