@@ -99,6 +99,13 @@ def test_wrong_usage(cli: Cli, smollm2_gguf: Path, options: list[str], part: str
     cli("export", smollm2_gguf, *options).misused(part)
 
 
+def test_a_folder_does_not_go_to_stdout(cli, tiny_gguf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in (["export", tiny_gguf], ["demo"], ["demo", "--replay"]):
+        cli(*command, "-o", "-").refused("stdout")
+    assert contents(tmp_path) == {}
+
+
 def test_both_from_a_gguf(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--format", "both", "--outputs", 12, "--onnx-input", "required", "--json"]
@@ -124,6 +131,9 @@ def test_a_name_is_all_that_it_takes(process, environment, tiny_gguf, tmp_path):
         assert listed["gpt-oss-20b"]["quants"] == {"mxfp4": 12_109_566_624}
         assert all(name in process("export", env=home).done() for name in ("qwen2.5-7b", "117 B"))
         process("export", "-o", "out", env=home).misused("-o", "needs a MODEL")
+        process("export", "org/tiny-GGUF", "-o", "no/out", env=home, cwd=tmp_path).refused(
+            "no/out", "directory"
+        )
         assert server.requests == []
 
         export = partial(process, "export", "org/tiny-GGUF", cwd=tmp_path)
