@@ -68,7 +68,7 @@ def test_files_out_of_order(own):
 def test_a_file_that_is_not_the_first_or_has_another_name(own):
     check(own[1], r"one of the 3 files .*called like tiny-00001-of-00003\.gguf")
     renamed = own[0].rename(own[0].with_name("first.gguf"))
-    check(renamed, r"one of the 3 files .*called like model-00001-of-00003\.gguf")
+    check(renamed, r"one of the 3 files .*called like first-00001-of-00003\.gguf")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import mmap
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 _SCALARS = dict(zip((*range(8), 10, 11, 12), (f"<{code}" for code in "BbHhIif?Qqd"), strict=True))
 _STRING, _ARRAY = 8, 9
-_SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
+_SPLIT_NAME = re.compile(r"(?P<stem>.+)-[0-9]{5}-of-(?P<count>[0-9]{5})\.gguf")
 _MAX_DIMS = 4  # of the format
 
 UINT32 = gguf.GGUFValueType.UINT32
@@ -217,7 +217,7 @@ class GGUFFile:
         for entry in entries:
             offset = start + entry.offset
             self._check_end(offset + entry.nbytes, f"{entry.nbytes} bytes of tensor {entry.name}")
-            tensors[entry.name] = Tensor(entry.name, entry.shape, entry.type, offset, entry.nbytes)
+            tensors[entry.name] = replace(entry, offset=offset)
         if len(tensors) != len(entries):
             raise MalformedGGUFError("it names a tensor twice")
         for one, two in pairwise(sorted(tensors.values(), key=lambda tensor: tensor.offset)):
@@ -242,20 +242,17 @@ def whole_stem(path: str | PathLike[str]) -> str:
     return match["stem"] if match else path.stem
 
 
-def named_paths(path: Path) -> list[Path]:
-    """Return the files of the split model that a file is of by its name, in order, or the file alone."""
-    match = _SPLIT_NAME.fullmatch(path.name)
-    if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
-        return [path]
-    count = int(match["count"])
-    return [path.with_name(split_name(match["stem"], number, count)) for number in range(1, count + 1)]
+def _parts(path: Path, count: int) -> list[Path]:
+    """Return the files of the split model that has this one and so many, in order."""
+    return [path.with_name(split_name(whole_stem(path), number, count)) for number in range(1, count + 1)]
 
 
 def gguf_paths(path: str | PathLike[str]) -> list[Path]:
     """Return the files of a model that `open_gguf` opened: the one, or all of a split one, in order."""
     path = Path(path)
-    paths = named_paths(path)
-    return paths if all(each.exists() for each in paths) else [path]
+    match = _SPLIT_NAME.fullmatch(path.name)
+    parts = _parts(path, int(match["count"])) if match else []
+    return parts if path in parts and all(each.exists() for each in parts) else [path]
 
 
 def open_gguf(path: str | PathLike[str]) -> GGUFFile:
@@ -275,14 +272,12 @@ class _SplitGGUF(GGUFFile):
     """All files of a split model as if they were one."""
 
     def __init__(self, path: Path, first: GGUFFile, count: int) -> None:
-        match = _SPLIT_NAME.fullmatch(path.name)
-        if match is None or match["number"] != "00001":
-            name = split_name(match["stem"] if match else "model", 1, count)
+        if path.name != (name := split_name(whole_stem(path), 1, count)):
             raise MalformedGGUFError(
                 f"it is one of the {count} files of a split model: name the first, which must be called like "
                 f"{name}"
             )
-        paths = named_paths(path)
+        paths = _parts(path, count)
         files = [first, *map(GGUFFile, paths[1:])]
         for position, (each, file) in enumerate(zip(paths, files, strict=True)):
             place = file.value("split.no", int, 0), file.value("split.count", int, 1)
