@@ -209,14 +209,18 @@ class _Packer:
     def _drop_unread(self) -> None:
         """Take out the floats that nothing reads any more, and a Transpose that only turned them."""
         graph = self._model.graph
-        for entries in (graph.node, graph.initializer):
-            read = {name for node in graph.node for name in node.input}
-            for i in reversed(range(len(entries))):
-                turn = entries is graph.node and graph.node[i].op_type == "Transpose"
-                if (turn and not read & {*graph.node[i].output}) or (
-                    entries is graph.initializer and graph.initializer[i].name not in read
-                ):
-                    del entries[i]
+        read = self._read()
+        for node in list(graph.node):
+            if node.op_type == "Transpose" and node.output[0] not in read:
+                graph.node.remove(node)
+        read = self._read()
+        for tensor in list(graph.initializer):
+            if tensor.name not in read:
+                graph.initializer.remove(tensor)
+
+    def _read(self) -> set[str]:
+        """Names of the values that nodes read."""
+        return {name for node in self._model.graph.node for name in node.input}
 
     def _become(self, node: NodeProto, operation: str, inputs: list[str], sizes: dict[str, int]) -> None:
         from onnx import helper
