@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .. import limits
 from ..errors import BaseMismatchError, BasisError, ExportError, MissingExtraError
 from ..factorization import AGREEMENT, TruncatedSVD, factors, fitting_order, truncated_svd
-from ..factors import SIZES, Shape
+from ..factors import SIZES, Shape, shape_of
 from ..modules import Heads, listed_order, parse, row_orders, select
 from ..process import cores
 from .weights.dequantize import Matrix, distance
@@ -55,10 +55,10 @@ class ExportSettings:
     def __post_init__(self) -> None:
         if self.factor_dtype not in ("f32", "f16"):
             raise BasisError(f"unknown factor dtype {self.factor_dtype!r}: choose 'f32' or 'f16'")
-        if not 1 <= self.rank <= self.shape[0] <= limits.RANK:
+        outputs, rank = shape_of(self.shape)
+        if not 1 <= rank <= outputs <= limits.RANK:
             raise BasisError(
-                f"factors of rank {self.rank} and {self.shape[0]} outputs: choose 1 <= rank <= outputs <= "
-                f"{limits.RANK}"
+                f"factors of rank {rank} and {outputs} outputs: choose 1 <= rank <= outputs <= {limits.RANK}"
             )
 
     @property

@@ -52,6 +52,7 @@ def test_no_more_outputs_than_the_smallest_layer_has(refuse, tiny_gguf, tmp_path
         ({"targets": ("attn_x",)}, "attn_x.*attn_q, attn_k"),
         ({"targets": ("attn_q", "blk.2.*")}, r"blk\.2"),
         ({"rank": 0}, "rank 0 and 0 outputs"),
+        ({"rank": 2.5}, "whole number"),
         ({"rank": 65}, r"blk\.0\.attn_q\.weight.*rank 65 .* at most 64"),
         ({"rank": 257}, "rank 257 and 257"),
         ({"outputs": 7}, "rank 8 and 7 outputs.* 256"),
