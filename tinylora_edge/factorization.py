@@ -9,9 +9,10 @@ value decomposition", NeurIPS 2015, arXiv 1504.05477.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,14 +34,11 @@ _Array = NDArray[np.float32]
 _Order = NDArray[np.int64]
 
 
-class _TruncatedSVD(NamedTuple):
-    U: _Array
-    S: _Array
-    V: _Array
-
-
-class TruncatedSVD(_TruncatedSVD):
+@dataclass(frozen=True, eq=False)
+class TruncatedSVD:
     """The factors U [out, r], S [r] descending and V [in, r], all float32, and how well they were reached.
+
+    It unpacks into U, S and V.
 
     Attributes:
         residual: max(|W v - s u|, |W^T u - s v|) / s of the worst triplet; a value that float32 cannot tell
@@ -49,9 +47,15 @@ class TruncatedSVD(_TruncatedSVD):
         converged: `residual` met the tolerance, or the smallest value is 0 as far as float32 can tell.
     """
 
+    U: _Array
+    S: _Array
+    V: _Array
     residual: float
     passes: int
     converged: bool
+
+    def __iter__(self) -> Iterator[_Array]:
+        return iter((self.U, self.S, self.V))
 
 
 def truncated_svd(weight: ArrayLike, rank: int, *, tol: float = 1e-3, max_passes: int = 40) -> TruncatedSVD:
@@ -108,11 +112,10 @@ def truncated_svd(weight: ArrayLike, rank: int, *, tol: float = 1e-3, max_passes
         outside = np.linalg.norm(beta @ vectors[-beta.shape[1] :], axis=0)
         estimate = float(np.max(outside / np.maximum(values, np.finfo(np.float64).tiny)))
         if last or closed or estimate <= tol:
-            result = _triplets(q, np.concatenate(ys), np.concatenate(zs), vectors)
-            result.passes = passes
-            result.converged = result.residual <= tol or bool(result.S[-1] <= _ROUNDING * result.S[0])
-            if last or result.converged:
-                return result
+            (U, S, V), residual = _triplets(q, np.concatenate(ys), np.concatenate(zs), vectors)
+            converged = residual <= tol or bool(S[-1] <= _ROUNDING * S[0])
+            if last or converged:
+                return TruncatedSVD(U, S, V, residual, passes, converged)
         look = passes + (3 if estimate > 20 * tol else 1)
 
 
@@ -155,8 +158,10 @@ def _next_block(
     return np.ascontiguousarray(basis.T), beta.astype(np.float64)
 
 
-def _triplets(q: _Array, y: _Array, z: _Array, vectors: NDArray[np.float64]) -> TruncatedSVD:
-    """Return the Ritz triplets, their signs canonical, with their residual."""
+def _triplets(
+    q: _Array, y: _Array, z: _Array, vectors: NDArray[np.float64]
+) -> tuple[tuple[_Array, _Array, _Array], float]:
+    """Return the Ritz triplets U, S and V, their signs canonical, and their residual."""
     wv = y.T.astype(np.float64) @ vectors  # W v: [out, r]
     # A second Rayleigh-Ritz, in float64 on r vectors, mends what squaring into the Gram matrix lost.
     u, s, rotation = np.linalg.svd(wv, full_matrices=False)
@@ -167,9 +172,8 @@ def _triplets(q: _Array, y: _Array, z: _Array, vectors: NDArray[np.float64]) -> 
     left = np.linalg.norm(wv @ rotation.T - u * s, axis=0)
     v /= np.linalg.norm(v, axis=0)
     flip = np.where(v[np.abs(v).argmax(axis=0), np.arange(v.shape[1])] < 0, -1.0, 1.0)
-    result = TruncatedSVD(*(part.astype(np.float32) for part in (u * flip, s, v * flip)))
-    result.residual = float((np.maximum(left, right) / scale).max())
-    return result
+    U, S, V = (part.astype(np.float32) for part in (u * flip, s, v * flip))
+    return (U, S, V), float((np.maximum(left, right) / scale).max())
 
 
 def gap(product: _Array, expected: _Array) -> float:

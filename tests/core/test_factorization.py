@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_deficient_rank(rows, columns, true_rank, rank):
     np.testing.assert_allclose(svd.S[:there], expected[:there], rtol=VALUES)
     assert (svd.S[there:] <= 1e-6 * svd.S[0]).all(), "the exporter refuses such a module by this ratio"
     np.testing.assert_allclose(svd.V.T @ svd.V, np.eye(rank), atol=1e-5)
-    head = TruncatedSVD(svd.U[:, :there], svd.S[:there], svd.V[:, :there])
+    head = replace(svd, U=svd.U[:, :there], S=svd.S[:there], V=svd.V[:, :there])
     assert residual(weight, head) <= TOL + ROUNDING
 
 
