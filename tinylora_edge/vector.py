@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .basis import MAX_NORM, Bases, Basis, frobenius
 from .errors import SignatureError, VectorError
-from .factors import Factors
+from .factors import Factors, is_whole
 from .wire import frame, tags
 from .wire.frame import Clock, check_day, day_date, day_number, utc_today
 from .wire.sequences import Accepted, SequenceFile, SequenceLog, Source
@@ -58,7 +58,7 @@ class MicroVector:
             exact = np.asarray(self.values, dtype=np.float32)
         if exact.ndim != 1:
             raise VectorError(f"values of a micro-vector are n numbers, not of shape {exact.shape}")
-        if not isinstance(self.sequence, int | np.integer) or not 0 <= self.sequence < 1 << 16:
+        if not is_whole(self.sequence) or not 0 <= self.sequence < 1 << 16:
             raise VectorError(f"sequence {self.sequence} is out of range: whole numbers from 0 to 65535")
         values = finite(exact, self.dtype, self.entries)
         values.flags.writeable = False

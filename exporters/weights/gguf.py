@@ -66,6 +66,7 @@ class GGUFWeights:
     kind = "gguf"
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self.file = open_gguf(path)
             kind = self.file.value("general.type", str, "model")
@@ -101,7 +102,7 @@ class GGUFWeights:
         """Return the module's weight: one matrix, or one an expert."""
         tensor = self.file.tensors.get(module)
         if tensor is None:
-            raise ExportError(f"the GGUF has no tensor {module}")
+            raise ExportError(f"{self._path} has no tensor {module}: it is another model, or not complete")
         n_out, n_in = tensor.shape[-2:]
         raw = self.file.data(tensor).reshape(math.prod(tensor.shape[:-2]), n_out, -1)
         try:

@@ -72,7 +72,7 @@ def test_what_no_vector_has():
             make(range(12), dtype)
     with pytest.raises(VectorError, match=r"n numbers, not of shape \("):
         MicroVector(np.zeros((4, 3), np.float32))
-    for sequence in (-1, 65536, 1.5):
+    for sequence in (-1, 65536, 1.5, True):
         with pytest.raises(VectorError, match=f"{sequence} .*0 to 65535"):
             make(range(12), sequence=sequence)
 

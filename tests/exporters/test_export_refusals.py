@@ -21,6 +21,11 @@ def test_a_model_without_linear_layers_by_their_names(refuse, write):
     refuse(UnsupportedModelError, "none is named like", path)
 
 
+def test_a_model_without_a_module_of_the_base(refuse, write, tiny_gguf):
+    path = write(rename=lambda name: name.replace("blk.1.", "blk.2."))
+    refuse(ExportError, r"model\.gguf has no tensor blk\.1\.attn_q", path, base=tiny_gguf)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_not_finite(refuse, write, value):
     one = models.altered(MODULE, lambda w: np.where(w == w[5, 7], np.float32(value), w))
