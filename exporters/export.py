@@ -1,6 +1,6 @@
 """The export: weights become factors, beside the GGUF that is deployed, in an ONNX graph, or both.
 
-`Export` has two steps: to make one refuses what it can, before a weight is read; `run` writes the bundle.
+An `Export` is made first, which refuses what it can before a weight is read; its `run` writes the bundle.
 `export_gguf` and `export_onnx` do both.
 """
 
@@ -47,7 +47,7 @@ SHIPPED = Path(__file__).parent
 """The folder of the projections that are shipped, `*.npz`."""
 
 _SKETCHES_AGREE = 0.02
-"""Most that sketches of the same factors differ by: in half precision it is .001, of other factors 1."""
+"""Sketches of the same factors differ by less: by .001 in half precision. Those of others differ by 1."""
 
 Stage = Callable[[str], None]
 """Called with the name of each step as it begins."""
@@ -242,9 +242,9 @@ def add_projection(
 ) -> Basis:
     """Add a projection to a bundle, whose `basis(numbers=)` returns it from then on.
 
-    The bundle still takes every frame that it took. Again is fine: of projections with equally many numbers
-    the last one is returned. A signed bundle is signed again, by its own signer. `facts` are how it was
-    learned, for the manifest.
+    The bundle still takes every frame that it took. Of several projections with as many numbers the one that
+    was added last is returned. A signed bundle is signed again, by its own signer. `facts` say how the
+    projection was learned, for the manifest.
 
     Raises:
         BasisError: it does not fit the factors, or there are too many.
@@ -265,8 +265,9 @@ def add_projection(
 def find_shipped(factors: Factors) -> Projection | None:
     """Return the shipped projection that was learned with factors, or None.
 
-    No digest tells: another machine computes the same factors to some digits. A file has P, its prior, and a
-    sketch of the factors, float32 [M, 2, k]; one of the same modules that does not fit is a warning.
+    A digest cannot tell, since another machine computes the same factors to some digits only. So a file has
+    a sketch of them, float32 [M, 2, k], beside P and its prior. Other factors of the same modules are a
+    warning.
     """
     for path in sorted(SHIPPED.glob("*.npz")):
         with np.load(path) as file:

@@ -209,8 +209,8 @@ class ModuleFactors:
 
 
 def quality(found: dict[str, ModuleFactors]) -> dict[str, Any]:
-    """Return for the manifest how exact factors are: the worst two-sided residual, the modules that met the
-    bound on passes before the tolerance, and the worst distance to deployed weights that are others."""
+    """Return for the manifest how exact factors are: the worst two-sided residual, the modules that did not
+    meet the tolerance, and the worst distance to the deployed weights, where they are of others."""
     worst = max(found, key=lambda module: found[module].residual)
     return {
         "worst_residual": found[worst].residual,

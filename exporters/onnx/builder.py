@@ -46,7 +46,7 @@ def build(model: Path, folder: Path, precision: str, heads: Heads) -> dict[str, 
 
     Blocks have 32 weights, are symmetric, and are multiplied at accuracy level 4. `int8`: those of a
     quantized GGUF (see `pack`), or every weight rounded to 8 bits. `int4`: every weight rounded to 4 bits by
-    the builder, those that were quantized before a second time. Returns for the manifest what built the
+    the builder, also those that were quantized before. Returns for the manifest what built the
     `graph`, and how many of its `weights` were packed how (int8).
 
     UnsupportedModelError: the builder does not know the architecture. ExportError: the model cannot be read,
@@ -92,9 +92,9 @@ def unpack(source: str, target: str) -> None:
 
 
 def dequantize_into(folder: Path) -> None:
-    """Have transformers, in this process, dequantize a block at a time, into maps of nameless files there.
+    """Make transformers dequantize a GGUF block by block in this process, into mapped temporary files.
 
-    It takes the memory of the largest tensor in float32, three times, and no longer that of the model.
+    That takes three times the memory of the largest tensor in float32, and not that of the whole model.
     """
     import torch
     from transformers import modeling_gguf_pytorch_utils as loader

@@ -150,8 +150,8 @@ def dequantize(scale: bytes, q: NDArray[np.int8]) -> NDArray[np.float32]:
 def _scales(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
     """Yield scales of 24 bits to choose from, in columns: positive ones first, and large ones.
 
-    They lie on both sides of the largest value over each q that it may have, which finds values that are
-    products already, and of that value over more than 128, where it is cut to the advantage of the others.
+    They are the largest value over each q that it may have, rounded down and up, which finds values that are
+    products already; and that value over more than 128, where it is cut to the advantage of the others.
     """
     parts = np.abs(values).max() / np.concatenate([np.arange(1, -_LOWEST + 1), -_LOWEST * _CUT])
     below = np.minimum(parts, _LARGEST).astype("<f4").view("<u4") & np.uint32(0xFFFFFF00)
@@ -172,9 +172,8 @@ def quantize_columns(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return scales (uint8 [M, q]) and codes (uint8 [M, p, q]) that come near R by (weighted) least squares.
 
-    Each scale that is tried puts the largest value of a column on a code that it may have, which finds values
-    that are products already, or beyond the last code, and is then moved to the best one for the codes that
-    it gives.
+    Each scale that is tried puts the largest value of a column on a code, which finds values that are
+    products already, or beyond the last code. Then it is moved to the best one for the codes that it gives.
     """
     exact, most, weighed = values.astype(np.float64), (1 << bits) - 1, 1.0 if weights is None else weights
     scales, levels = np.zeros((len(exact), exact.shape[2]), np.uint8), np.full(exact.shape, -most / 2)
