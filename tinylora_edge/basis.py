@@ -154,7 +154,6 @@ class Bases(Mapping[str, Basis]):
                 f"there are {len(projections)} projections beside the factors, and at most "
                 f"{limits.PROJECTIONS} are read: export the model again, and add those that are in use"
             )
-        modules = factors.modules
         self._of: dict[str, Basis | partial[Projection]] = {}  # id -> it, or what makes its projection
         square = [shape for shape in self._shapes if shape[0] == shape[1]]
         self._add_entries(square)
@@ -166,9 +165,9 @@ class Bases(Mapping[str, Basis]):
                     "frame could not say which is meant. Leave one of them out"
                 )
             self._of[basis.id] = basis
-        for numbers in range(1, len(modules) + 1) if factors.rank >= RANK else ():
+        for numbers in self._tiled:
             tiled = digest_of(factors, random_descriptor(numbers))[:8]
-            self._of.setdefault(tiled, partial(Projection.random, modules, numbers))
+            self._of.setdefault(tiled, partial(Projection.random, factors.modules, numbers))
         self._add_entries(self._shapes)  # 512 of 64 x 8, in a millisecond
 
     def __repr__(self) -> str:
@@ -213,7 +212,7 @@ class Bases(Mapping[str, Basis]):
         for projection in reversed(self.projections):
             if projection.size == numbers:
                 return self._named(projection.descriptor)
-        if numbers and numbers in range(1, len(self.factors.modules) + 1) and self.factors.rank >= RANK:
+        if numbers is not None and numbers in self._tiled:
             return self._named(random_descriptor(int(numbers)))
         shapes = self._of_size(numbers)
         names = " or ".join(map(shape_name, [shape for shape in shapes if shape[0] == shape[1]] or shapes))
@@ -233,7 +232,7 @@ class Bases(Mapping[str, Basis]):
         size = len(vector.values)
         try:
             square = next((q for p, q in self._of_size(size) if p == q), 0)
-            if square > 1 or (square and self.factors.rank < RANK):  # else as many tiled ones
+            if square and size not in self._tiled:
                 return self.basis(rank=square)
             return self.basis(numbers=size)
         except BasisError as error:
@@ -265,7 +264,7 @@ class Bases(Mapping[str, Basis]):
         numbers = f"{modules:,} to {factors.entries:,} numbers"
         ranks = f"all entries of rank 1 to {shape_name(factors.shape)} ({numbers})"
         stored = "".join(f", {p.kind} ones of {p.size} numbers" for p in self.projections)
-        tiled = f", tiled ones of 1 to {modules}" if factors.rank >= RANK else ""
+        tiled = f", tiled ones of 1 to {modules}" if self._tiled else ""
         return f"this model takes {ranks}{stored}{tiled}"
 
     def _named(self, descriptor: str) -> Basis:
@@ -275,6 +274,11 @@ class Bases(Mapping[str, Basis]):
         for shape in shapes:
             entries = digest_of(self.factors, entries_descriptor(shape))[:8]
             self._of.setdefault(entries, partial(Projection.entries, self.factors.modules, shape))
+
+    @property
+    def _tiled(self) -> range:
+        """How many numbers the paper's projections here have."""
+        return range(1, len(self.factors.modules) + 1) if self.factors.rank >= RANK else range(0)
 
     @property
     def _shapes(self) -> Iterator[Shape]:
