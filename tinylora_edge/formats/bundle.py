@@ -28,14 +28,18 @@ class Bundle:
     Attributes:
         base: the GGUF file (the first of a split one), or the ONNX directory where the bundle has no GGUF.
         basis_path: the side tensors.
-        manifest_path: where the manifest is, if there is one.
         onnx: the ONNX directory (`model.onnx` and what belongs to it), or None.
     """
 
     base: Path
     basis_path: Path
-    manifest_path: Path | None = None
     onnx: Path | None = None
+
+    @property
+    def manifest_path(self) -> Path | None:
+        """The manifest, which lies beside a `basis.gguf`, or None where there is none."""
+        path = self.basis_path.with_name(MANIFEST_NAME)
+        return path if self.basis_path.name == BASIS_NAME and path.exists() else None
 
     @cached_property
     def bases(self) -> Bases:
@@ -54,12 +58,12 @@ class Bundle:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """The manifest, or {} where there is none; BasisError where it is not JSON."""
-        if self.manifest_path is None or not self.manifest_path.exists():
+        if (path := self.manifest_path) is None:
             return {}
         try:
-            content = read_json(self.manifest_path)
+            content = read_json(path)
         except ValueError as error:
-            raise BasisError(f"{self.manifest_path} is not JSON: {error}. Export the bundle again") from None
+            raise BasisError(f"{path} is not JSON: {error}. Export the bundle again") from None
         return content if isinstance(content, dict) else {}
 
     def check_base(self) -> str:
@@ -126,13 +130,13 @@ def load_bundle(path: str | PathLike[str]) -> Bundle:
     inside = _base_in(path)
     if (path / MODEL_NAME).exists() and not inside.exists():
         home = path if (path / BASIS_NAME).exists() else path.absolute().parent
-        bundle = Bundle(path, home / BASIS_NAME, home / MANIFEST_NAME, path)
+        bundle = Bundle(path, home / BASIS_NAME, path)
     elif path.is_dir():
         onnx = path / ONNX_NAME if (path / ONNX_NAME / MODEL_NAME).exists() else None
         base = onnx if onnx is not None and not inside.exists() else inside
-        bundle = Bundle(base, path / BASIS_NAME, path / MANIFEST_NAME, onnx)
+        bundle = Bundle(base, path / BASIS_NAME, onnx)
     elif path == _base_in(path.parent) and (path.parent / BASIS_NAME).exists():
-        bundle = Bundle(path, path.parent / BASIS_NAME, path.parent / MANIFEST_NAME)
+        bundle = Bundle(path, path.parent / BASIS_NAME)
     else:
         bundle = Bundle(path, path.with_name(f"{whole_stem(path)}.basis.gguf"))
     for part in (path, bundle.base, bundle.basis_path):

@@ -207,8 +207,8 @@ def files_of(bundle: Bundle, engine: str | None = None) -> dict[str, Path]:
     if engine is None and bundle.basis_path.name == BASIS_NAME:  # a part was named, and means the whole
         bundle = load_bundle(bundle.basis_path.parent)
     found = [bundle.basis_path]
-    if bundle.manifest_path is not None and bundle.manifest_path.exists():
-        found.append(bundle.manifest_path)
+    if (manifest := bundle.manifest_path) is not None:
+        found.append(manifest)
     if engine != "onnx" and bundle.base != bundle.onnx:
         found += gguf_paths(bundle.base)
     if engine != "llama" and bundle.onnx is not None:
