@@ -70,7 +70,7 @@ if what == "plain":
     weights = gguf if model == base else HFWeights(Path(model), gguf.file.architecture, blocks)
     for module in gguf.modules:
         for matrix in weights.matrices(module):
-            matrix.rows(0, matrix.shape[0])
+            matrix.rows()
 else:
     settings = ExportSettings(outputs=8)
     report = Export(model, output, base=base, settings=settings).run()

@@ -62,7 +62,7 @@ class Ours:
         with bench.stopwatch() as watch, blas_threads():  # as an export does
             weights = GGUFWeights(self._path)
             svds = [
-                truncated_svd(matrix, RANK, tol=TOLERANCE)
+                truncated_svd(matrix.rows(), RANK, tol=TOLERANCE)
                 for module in canonical_order(weights.modules)
                 for matrix in weights.matrices(module)
             ]
@@ -257,7 +257,7 @@ def main() -> None:
     path = smollm2()
     weights = GGUFWeights(path)
     modules = canonical_order(weights.modules)
-    matrices = [m.rows(0, m.shape[0]) for name in modules for m in weights.matrices(name)]
+    matrices = [m.rows() for name in modules for m in weights.matrices(name)]
     report.say("finding the cheapest settings of svd_lowrank and svds, loading the transformers model")
     with threads(1):
         contestants: dict[str, Any] = {

@@ -145,7 +145,7 @@ def write_merged_gguf(
                 continue
             a, b = basis.factors.leading(name, basis.shape)
             b = b @ r[basis.factors.index(name)]
-            for expert, rows in enumerate(weights.matrices(name)):
+            for expert, matrix in enumerate(weights.matrices(name)):
                 delta = b[expert] @ a[expert] if a.ndim == 3 else b @ a
-                file.write(gguf.quantize(rows.rows(0, rows.shape[0]) + delta, kinds[name]).data)
+                file.write(gguf.quantize(matrix.rows() + delta, kinds[name]).data)
         file.write(bytes(-file.tell() % writer.data_alignment))

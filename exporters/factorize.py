@@ -285,7 +285,7 @@ def _factorize(source: Source, module: str, settings: ExportSettings, stop: Even
 
 def _svd(where: str, module: str, matrix: Matrix, rank: int) -> TruncatedSVD:
     try:
-        svd = truncated_svd(matrix.rows(0, matrix.shape[0]), rank)
+        svd = truncated_svd(matrix.rows(), rank)
     except BasisError as error:
         raise ExportError(f"{where}: {error}") from None
     if not svd.S[-1] > 1e-6 * svd.S[0]:

@@ -42,8 +42,8 @@ class Matrix:
         self._raw, self._decode = raw, decode
         self.shape = (len(raw), n_in)
 
-    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Return rows start .. stop-1 as float32 [stop - start, in]."""
+    def rows(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Return rows start .. stop-1, or all of them, as float32 [rows, in]."""
         return self._decode(self._raw[start:stop])
 
 
@@ -61,7 +61,7 @@ def distance(a: NDArray[np.float32], b: NDArray[np.float32], matrices: Sequence[
     for one_a, one_b, matrix in pairs:
         v = one_a.astype(np.float32).T
         starts = range(0, shape[0], _ROWS)
-        product = np.concatenate([matrix.rows(i, min(i + _ROWS, shape[0])) @ v for i in starts])
+        product = np.concatenate([matrix.rows(i, i + _ROWS) @ v for i in starts])
         worst = max(worst, gap(product, one_b.astype(np.float32)))
     return worst
 
