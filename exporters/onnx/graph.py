@@ -174,10 +174,8 @@ def match(model: OnnxModel, factors: Factors) -> list[Site]:
         BaseMismatchError: a node has another shape than its module.
     """
     found = linear_nodes(model)
-    shapes = {}
-    for module, a, b in zip(factors.modules, factors.a, factors.b, strict=True):
-        shapes[module] = (len(b), a.shape[-1])
-    sites = place(found, shapes)
+    both = zip(factors.modules, factors.a, factors.b, strict=True)
+    sites = place(found, {module: (len(b), a.shape[-1]) for module, a, b in both})
     placed = {part.module for site in sites for part in site.parts}
     if missing := [module for module in factors.modules if module not in placed]:
         nodes = ", ".join(linear.name for linear in found[:_NAMED]) or "none"
@@ -243,9 +241,8 @@ def place(found: list[LinearNode], shapes: Mapping[str, tuple[int, int]]) -> lis
         for linear, part in _parts(module, kind, n_out, blocks[block]):
             if linear.weight.shape[1] != n_in or part.column < 0 or part.column + part.count > linear.n_out:
                 raise BaseMismatchError(
-                    f"{module} has factors for {n_in} x {n_out}, but node {linear.name} takes K = "
-                    f"{linear.weight.shape[1]} to N = {linear.n_out}: the graph is of another model than the "
-                    "factors were made of"
+                    f"{module} is {n_out} x {n_in}, but node {linear.name} takes K = "
+                    f"{linear.weight.shape[1]} to N = {linear.n_out}: the graph is of another model"
                 )
             sites.setdefault(linear.index, Site(linear)).parts.append(part)
     return [sites[index] for index in sorted(sites)]

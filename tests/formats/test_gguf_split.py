@@ -74,8 +74,8 @@ def test_a_file_that_is_not_the_first_or_has_another_name(own):
 @pytest.mark.parametrize(
     ("key", "value", "kind", "match"),
     [
-        ("split.no", "x", STRING, "split.no is 'x', expected a int"),
-        ("split.tensors.count", [1, 2], UINT32, r"split.tensors.count is array\(.*, expected a int"),
+        ("split.no", "x", STRING, "split.no is 'x', expected int"),
+        ("split.tensors.count", [1, 2], UINT32, r"split.tensors.count is array\(.*, expected int"),
     ],
 )
 def test_keys_of_another_kind(tmp_path, key, value, kind, match):

@@ -156,7 +156,7 @@ def with_p(p: np.ndarray) -> tuple[dict[str, object], Tensors]:
 FORGED = {
     "version 1": (({"version": 1}, {}), "version 1, but .*reads version 2: export the model again"),
     "another digest": (({"factors": "0" * 64}, {}), "states factors 0000000000000000.*content gives"),
-    "a rank that is a text": (({"rank": "2"}, {}), "tinylora.rank is '2', expected a int"),
+    "a rank that is a text": (({"rank": "2"}, {}), "tinylora.rank is '2', expected int"),
     "another rank": (({"rank": 3}, {}), r"\(2, 12\) and \(10, 2\), not those of rank 3"),
     "a rank of 2^32-1": (({"rank": (1 << 32) - 1}, {}), "not those of rank 4294967295"),
     "a module without factors": (({"modules": ["blk.2.attn_q.weight"]}, {}), "blk.2.attn_q.weight.tinylora"),

@@ -107,7 +107,7 @@ class GGUFFile:
         """Return a metadata value of one kind; MalformedGGUFError where it is another, or missing."""
         found = self.get(key, default)
         if not isinstance(found, kind) or isinstance(found, bool):
-            raise MalformedGGUFError(f"its key {key} is {found!r:.60}, expected a {kind.__name__}")
+            raise MalformedGGUFError(f"its key {key} is {found!r:.60}, expected {kind.__name__}")
         return found
 
     @property

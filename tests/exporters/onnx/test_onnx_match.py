@@ -40,7 +40,7 @@ CHANGES = {
     "a Gemm": ("fp32", gemm, {}, "o_proj.* is a Gemm"),
     "zero points": ("int4", zero_points, {}, "MatMulNBits with 3 tensors.* symmetric"),
     "other factors": ("fp32", None, {"b": lambda _, b: b[::-1]}, r"blk\.0\.attn_q\.weight is .* away from"),
-    "a narrower input": ("fp32", None, {"a": narrow}, r"has factors for 48 x 64.* K = 64"),
+    "a narrower input": ("fp32", None, {"a": narrow}, r"is 64 x 48.* K = 64"),
 }
 
 
