@@ -52,7 +52,7 @@ _NAMED = 4  # of many, in an error
 
 
 class OnnxModel:
-    """A graph in memory, and its weights, which are mapped."""
+    """A graph in memory, and its weights, which are mapped; `initializers` are those it was read with."""
 
     def __init__(self, folder: Path) -> None:
         import onnx

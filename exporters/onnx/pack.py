@@ -5,8 +5,8 @@ bit: their codes and scales are those of a MatMulNBits node with zero points in 
 minimum or with scales of two levels (Q4_1, Q4_K, Q6_K, ...) have no such node, and are rounded to 8 bits in
 blocks of 32, by at most 1/254 of a block's largest weight. What are floats in the GGUF stay floats.
 
-The graph's values decide: a scale is the GGUF's where codes times it are the same values, bit for bit, in one
-of the orders that rows may have (`row_orders`). Elsewhere the graph's own values are rounded.
+The graph's values decide. Scales are the GGUF's where codes times them are these values, bit for bit, in one
+of the orders that rows may have (`row_orders`). Elsewhere the values are rounded.
 """
 
 from __future__ import annotations
@@ -81,7 +81,6 @@ class _Packer:
         self._model, self._weights, self._heads, self._file = model, weights, heads, file
         self._tensors = {} if weights is None else weights.file.tensors
         self._done: dict[str, _Blocks | None] = {}
-        self._moved: set[str] = set()
         self.packed = Packed()
 
     def run(self) -> None:
@@ -107,7 +106,7 @@ class _Packer:
                 self._look_up(node, producers.get(node.input[0]))
         self._drop_unread()
         for tensor in graph.initializer:
-            if tensor.data_location == tensor.EXTERNAL and tensor.name not in self._moved:
+            if tensor.data_location == tensor.EXTERNAL and tensor.name in model.initializers:
                 _refer(tensor, *self._write([model.data(tensor)]))
 
     def _multiply(self, node: NodeProto, weight: FloatWeight, parts: Sequence[ModuleSlice]) -> None:
@@ -132,7 +131,7 @@ class _Packer:
         if found is not None:
             rows = deepcopy(found.blocks)
             rows.name, rows.dims[:] = f"{rows.name}_rows", [n_out, n_in * found.bits // 8]  # the same bytes
-            self._add(rows)
+            self._model.graph.initializer.append(rows)
             sizes = {"bits": found.bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
             self._become(node, "GatherBlockQuantized", [rows.name, node.input[1], found.scales], sizes)
 
@@ -160,14 +159,13 @@ class _Packer:
         _refer(data, *self._write(_bytes(each, bits) for each in codes))
         factors = TensorProto(name=f"{name}_scales", data_type=TensorProto.FLOAT, dims=scales.shape)
         _refer(factors, *self._write([scales]))
-        self._add(data)
-        self._add(factors)
+        self._model.graph.initializer.extend([data, factors])
         return _Blocks(bits, data, factors.name)
 
     def _scales(self, weight: FloatWeight, part: ModuleSlice) -> tuple[NDArray[np.float32], int]:
         """Return the scales of a part, float32 [count, blocks], and the bits of its codes.
 
-        They are the GGUF's where codes times these are the graph's values, bit for bit.
+        They are the GGUF's where codes times them are the graph's values, bit for bit.
         """
         for scales, bits in self._stored(weight, part):
             if all(
@@ -197,7 +195,7 @@ class _Packer:
     def _blocks(
         self, weight: FloatWeight, first: int, count: int
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Yield so many rows of a weight in blocks, float32 [n, blocks, 32], and which n of them they are."""
+        """Yield so many rows of a weight, some at a time: which they are, and float32 [n, blocks, 32]."""
         n_in = weight.shape[1]
         step = max(1, _VALUES // n_in)
         for start in range(0, count, step):
@@ -231,10 +229,6 @@ class _Packer:
         node.attribute.extend(helper.make_attribute(key, value) for key, value in sizes.items())
         if all(item.domain != _DOMAIN for item in self._model.proto.opset_import):
             self._model.proto.opset_import.add(domain=_DOMAIN, version=1)
-
-    def _add(self, tensor: TensorProto) -> None:
-        self._model.graph.initializer.append(tensor)
-        self._moved.add(tensor.name)
 
     def _write(self, chunks: Iterable[NDArray[Any]]) -> tuple[int, int]:
         """Append a tensor's bytes to the file and return (offset, length)."""
