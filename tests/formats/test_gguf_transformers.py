@@ -82,6 +82,16 @@ def test_scaled_positions_of_a_split_model(
     assert np.array_equal(models.torch_logits(in_files, tokens), found)
 
 
+def test_yarn_without_the_length_that_it_was_trained_on(tmp_path, monkeypatch):
+    """llama.cpp then takes the whole context's."""
+    model = models.tiny_model("qwen2")
+    scaled = {"factor": 4.0, "original_max_position_embeddings": model.config.max_position_embeddings}
+    model.config.rope_parameters |= {"rope_type": "yarn", **scaled}
+    monkeypatch.setattr(gguf.GGUFWriter, "add_rope_scaling_orig_ctx_len", lambda *_: None)
+    found = read_model(models.write_gguf(model, tmp_path / "model.gguf"), torch.float32)
+    assert found.config.rope_parameters.items() >= scaled.items()
+
+
 @pytest.mark.parametrize("tensor", ["rope_factors_long.weight", "rope_freqs.weight", "output_norm.weight"])
 def test_a_model_that_would_be_another_one(tmp_path: Path, tensor: str) -> None:
     extra = {tensor: np.linspace(1, 9, 8, dtype=np.float32)} if "rope" in tensor else None

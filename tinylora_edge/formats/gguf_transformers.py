@@ -88,7 +88,8 @@ def _scale_positions(config: Any, file: GGUFFile) -> None:
     elif kind == "none" or scaled["factor"] in (0.0, 1.0):
         return
     elif kind == "yarn":
-        scaled["original_max_position_embeddings"] = file.get(f"{prefix}original_context_length")
+        trained = file.get(f"{prefix}original_context_length") or config.max_position_embeddings
+        scaled["original_max_position_embeddings"] = trained
     rope |= {"rope_type": kind, **scaled}
     known = kind in ("linear", "llama3", "yarn")
     if known and found:
