@@ -2,8 +2,8 @@
 
 Both LoRAs are (A, B R): rank r, scale 1, the vector folded in, exact. The first is for llama.cpp's `--lora`
 and what is built on it, the second for PEFT, vLLM, SGLang. The model is for programs that take no adapters,
-such as Ollama. ONNX Runtime's `.onnx_adapter` is in the core (`formats.onnx_adapter`), since devices write
-it too.
+such as Ollama. As in a frame, a vector that lies beneath is not in them. ONNX Runtime's `.onnx_adapter` is in
+the core (`formats.onnx_adapter`), since devices write it too.
 """
 
 from __future__ import annotations
