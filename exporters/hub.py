@@ -123,10 +123,12 @@ def resolve(
     if base is not None and not local and not _REPOSITORY.fullmatch(str(base)):
         raise ExportError(f"{base} does not exist: --base takes a GGUF file, or org/name on the hub")
     entry, here = _entry(text)
-    if quant is not None and (local or (base is None and here)):
-        raise ExportError(f"--quant {quant} chooses a file on the hub, and {base or text} is a local path")
+    fetched = not local if base is not None else not here and (deployed or not graph)
+    if quant is not None and not fetched:
+        why = f"{base or text} is a local path" if local or here else "a graph is of the original weights"
+        raise ExportError(f"--quant {quant} chooses a file on the hub, and {why}")
     wanted: dict[str, tuple[Listing, tuple[str, ...], str]] = {}
-    if (base is not None and not local) or (base is None and not here and (deployed or not graph)):
+    if fetched:
         listing = _list(str(base or (entry.gguf if entry else text)))
         default = (entry.default or next(iter(entry.quants))) if entry and base is None else None
         chosen = choose(models_in(listing.sizes), quant, listing, default)

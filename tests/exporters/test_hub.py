@@ -115,6 +115,11 @@ class TestWhatANameStandsFor:
             ("tiny", {"quant": "q9_0"}, "no quantization 'q9_0': choose one with --quant: f16, f32"),
             ("tiny@v1", {}, "'tiny@v1' is neither"),
             ("tiny", {"base": "here.gguf", "quant": "f16"}, "--quant f16 chooses a file on the hub"),
+            (
+                "tiny",
+                {"quant": "f16", "deployed": False, "graph": True},
+                "and a graph is of the original weights",
+            ),
             ("tiny", {"base": "nowhere"}, "nowhere does not exist: --base takes a GGUF file"),
             (REPO, {"base": "x.gguf"}, "has no safetensors, or lacks some"),
             ("org/pickle", {}, "has no GGUF: name the one that is deployed with --base"),
