@@ -244,7 +244,8 @@ def whole_stem(path: str | PathLike[str]) -> str:
 
 def _parts(path: Path, count: int) -> list[Path]:
     """Return the files of the split model that has this one and so many, in order."""
-    return [path.with_name(split_name(whole_stem(path), number, count)) for number in range(1, count + 1)]
+    stem = whole_stem(path)
+    return [path.with_name(split_name(stem, number, count)) for number in range(1, count + 1)]
 
 
 def gguf_paths(path: str | PathLike[str]) -> list[Path]:
