@@ -38,7 +38,7 @@ from ..runtime.llama.model import TinyLoraLlama
 from ..tasks import Prompt, Sample
 from ..tasks.behaviours import Behaviour, load_behaviours, load_questions
 from ..writes import atomic_write
-from .adapter import Adapter, load_model, one_thread
+from .adapter import Adapter, default_dtype, load_model, one_thread
 from .learner import Learner, chosen_logprobs, divergences
 
 Matrix = NDArray[np.float64]
@@ -255,10 +255,10 @@ def _slopes(
     weights: str | PathLike[str] | None,
 ) -> Generator[tuple[str, Slopes, float], None, None]:
     """Yield name, slopes and seconds of each behaviour; the deployed engine answers all of them first."""
-    on_cpu = not torch.cuda.is_available()
-    passes = cores() if on_cpu else 1  # at the same time
+    on_gpu = torch.cuda.is_available()
+    device, passes = ("cuda", 1) if on_gpu else ("cpu", cores())  # passes at the same time
     began = time.monotonic()
-    room: dict[str, Any] = {"n_ctx": 64, "n_threads": cores(), "n_gpu_layers": 0 if on_cpu else -1}
+    room: dict[str, Any] = {"n_ctx": 64, "n_threads": cores(), "n_gpu_layers": -1 if on_gpu else 0}
     with closing(runtime.load(found.base, engine="llama", **room)) as llm:
         lessons = prepare_lessons(llm, pairs)
     sampled = (time.monotonic() - began) / len(lessons)
@@ -270,8 +270,8 @@ def _slopes(
 
     with ExitStack() as stack:
         stack.enter_context(one_thread())
-        model = load_model(weights or found.base).to("cpu" if on_cpu else "cuda")
-        adapter = stack.enter_context(Adapter(model, basis))
+        model = load_model(weights or found.base, default_dtype(on_gpu)).to(device)
+        adapter = stack.enter_context(Adapter(model, basis).to(device))
         learner = Learner(model, adapter, temperature=1.0, workers=passes)
         stack.callback(learner.close)
         for name, slope, seconds in learner.map(work, lessons):

@@ -110,7 +110,7 @@ def train_trl(
         lead = config.process_index == 0
         last = _last_checkpoint(checkpoints, resume)
         source = Path(options.weights or found.base)
-        model, tokenizer = load_model(source, options.dtype), load_tokenizer(source)
+        model, tokenizer = load_model(source, _dtype(options)), load_tokenizer(source)
         validation, others = options.split(task)
         samples, held = [*validation, *others], len(validation)
         room = model.config.max_position_embeddings - config.max_completion_length
@@ -221,7 +221,7 @@ def grpo_fields(
         "logging_steps": 1,
         "report_to": "none",
         "disable_tqdm": True,
-        "bf16": (options.dtype or default_dtype()) == "bf16",
+        "bf16": _dtype(options) == "bf16",
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "gradient_checkpointing": False,
@@ -229,6 +229,10 @@ def grpo_fields(
         "ddp_broadcast_buffers": False,
         "ddp_find_unused_parameters": False,
     } | dict(grpo)
+
+
+def _dtype(options: Options) -> str:
+    return options.dtype or default_dtype(torch.cuda.is_available())
 
 
 def reward_function(
