@@ -105,9 +105,14 @@ def test_how_users_differ_is_learned_from_their_vectors() -> None:
 def test_vectors_that_teach_too_little_are_refused() -> None:
     basis = support.bases_with(support.random_basis(blocks=1)).basis(rank=2)
     same = np.ones((5, basis.size))
-    for few, match in ((same[:2], "2 users' vectors cannot teach 2"), (same, "differ in fewer than 2")):
+    refused = (
+        (same[:2], 2, "2 users' vectors cannot teach 2"),
+        (same, 2, "differ in fewer than 2"),
+        (same, basis.size + 1, f"directions are 1 to {basis.size}, the numbers of R"),
+    )
+    for few, count, match in refused:
         with pytest.raises(TrainError, match=match):
-            learning.learn_from(basis, few, 2)
+            learning.learn_from(basis, few, count)
     tiled = support.random_basis(blocks=1)
     with pytest.raises(TrainError, match="not all entries of a square R"):
         learning.learn_from(tiled, same[:, :2], 2)

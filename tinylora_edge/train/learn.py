@@ -104,8 +104,7 @@ def learn(
     found, count = load_bundle(bundle), directions
     basis = found.basis(rank=min(RANK, found.factors.rank))
     chosen = list(load_behaviours() if behaviours is None else behaviours)
-    if not 1 <= count <= basis.size:
-        raise TrainError(f"directions are 1 to {basis.size}, the numbers of R, not {count}")
+    _check(count, basis)
     twice = [name for name, times in Counter(each.name for each in chosen).items() if times > 1]
     if twice:
         raise TrainError(f"two behaviours are called {twice[0]!r}: give yours another name")
@@ -219,13 +218,15 @@ def learn_from(basis: Basis, vectors: ArrayLike, count: int) -> Learned:
         vectors: one a user, [K, n].
         count: how many directions, fewer than there are users.
 
-    TrainError: a basis of another kind, too few users, or vectors that differ in fewer directions.
+    TrainError: a basis of another kind, more directions than R has numbers, too few users, or vectors that
+    differ in fewer directions.
     """
     began, values = time.monotonic(), np.asarray(vectors, np.float64)
     if basis.projection.kind != "entries" or basis.shape != (basis.rank, basis.rank):
         raise TrainError(
             f"vectors of basis {basis.id} are not all entries of a square R: learn from those of --rank 8"
         )
+    _check(count, basis)
     if len(values) <= count:
         raise TrainError(
             f"{len(values)} users' vectors cannot teach {count} directions: ask for fewer numbers"
@@ -241,6 +242,11 @@ def learn_from(basis: Basis, vectors: ArrayLike, count: int) -> Learned:
     prior = _moments(places / units)
     projection = Projection.learned(basis.modules, (axes * units[:, None]).reshape(shape), prior)
     return Learned(projection, (), squares / (values**2).sum(), time.monotonic() - began)
+
+
+def _check(count: int, basis: Basis) -> None:
+    if not 1 <= count <= basis.size:
+        raise TrainError(f"directions are 1 to {basis.size}, the numbers of R, not {count}")
 
 
 def _shortened(steps: Matrix) -> Matrix:
