@@ -482,6 +482,12 @@ def test_what_is_held_back_depends_on_the_prompts_alone(letters_task: Task) -> N
         options.split(replace(letters_task, train=letters_task.train[:19]))
 
 
+def test_weights_that_cannot_be_read_are_said_to_be_so(tmp_path: Path) -> None:
+    (tmp_path / "short.gguf").write_bytes(b"GGUF")
+    with pytest.raises(TrainError, match=r"cannot load .*short\.gguf for training: .* --weights DIR"):
+        adapter.load_model(tmp_path / "short.gguf")
+
+
 LONG = [Sample(f"{n}", answer="y" * 600) for n in range(64)]
 
 
