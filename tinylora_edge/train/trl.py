@@ -71,6 +71,9 @@ _METRICS = {
 }
 """This project's name of a metric -> TRL's."""
 
+_OWN = "output_dir", "eval_on_start", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"
+"""Fields of `trl.GRPOConfig` that every run has the same."""
+
 STEPS = 40
 """Steps of a run where neither steps nor epochs are given."""
 
@@ -132,7 +135,15 @@ def train_trl(
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         curve = _curve(trainer.state.log_history)
-        outcome = Outcome(output, _result(wrapped, task, trainer.state, curve))
+        if not any(row.get("signal") for row in curve):
+            if lead:
+                shutil.rmtree(checkpoints, ignore_errors=True)
+            raise TrainError(
+                f"task {task.name} gives no signal: in {trainer.state.global_step} steps all samples of "
+                "every prompt got the same reward. Make the task easier or harder, raise the temperature, or "
+                "draw more samples"
+            )
+        outcome = Outcome(output, _result(wrapped, trainer.state, curve))
         check_agreement(outcome.result.vector)
         if lead:
             vector = options.framed(outcome.result.vector, basis)
@@ -170,8 +181,11 @@ def grpo_fields(
             raise TrainError(
                 f"the TRL engine has no {name}: leave it out, or train with `tinylora-edge train`"
             )
-    if "output_dir" in grpo:
-        raise TrainError("output_dir cannot be set: the run's files lie beside the output")
+    for name in _OWN:
+        if name in grpo:
+            raise TrainError(
+                f"{name} cannot be set: a run has its own files, and finds the best vector by itself"
+            )
     if "use_transformers_continuous_batching" in grpo:
         raise TrainError(
             "TRL's continuous batching casts the whole model, and v with it, to bfloat16: leave "
@@ -356,13 +370,8 @@ def _curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _result(model: Any, task: Task, state: Any, curve: Sequence[Mapping[str, Any]]) -> Result:
-    """Return what the run found, its best vector being in the model; an error where no step had a signal."""
-    if not any(row.get("signal") for row in curve):
-        raise TrainError(
-            f"task {task.name} gives no signal: in {state.global_step} steps all samples of every prompt got "
-            "the same reward. Make the task easier or harder, raise the temperature, or draw more samples"
-        )
+def _result(model: Any, state: Any, curve: Sequence[Mapping[str, Any]]) -> Result:
+    """Return what the run found, its best vector being in the model."""
     start, best = curve[0]["validation"], float(state.best_metric)
     vector, step = vector_of(model), state.best_global_step
     if best <= start:
