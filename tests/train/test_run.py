@@ -393,10 +393,13 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(tiny_bundle, easy, short, 
     assert few["minutes"] > 1.5
 
 
-def test_a_run_whose_minutes_find_nothing_goes_on_with_more(tiny_bundle, easy, short, tmp_path, monkeypatch):
+@pytest.mark.parametrize("steps", [None, 50])
+def test_a_run_whose_minutes_find_nothing_goes_on_with_more(
+    steps, tiny_bundle, easy, short, tmp_path, monkeypatch
+):
     clock = itertools.count(math.ceil(time.monotonic()))
     monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    run, brief = (tiny_bundle, easy, tmp_path / "v"), replace(short, start=None, steps=None, minutes=1.5)
+    run, brief = (tiny_bundle, easy, tmp_path / "v"), replace(short, start=None, steps=steps, minutes=1.5)
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "as_good", lambda *_: False)
         for resume in (False, True):

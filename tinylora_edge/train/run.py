@@ -110,7 +110,8 @@ def train(
             write_result(*written, outcome, run.curve, data=about)
         ends = [phase.stopped for phase in result.phases]
         # A method whose minutes were over goes on with more. The methods behind it began from its end.
-        kept = 1 + ends.index("done") if not better and options.steps is None and "done" in ends else 0
+        over = "done" in ends and result.steps != options.steps
+        kept = 1 + ends.index("done") if over and not better else 0
         for method, path in checkpoints.items():
             if method not in methods[:kept]:
                 path.unlink(missing_ok=True)
