@@ -182,7 +182,7 @@ class Options:
         values = np.array(self.start or (), "<f4").tobytes()
         data = {"start": values, "under": self.under}
         hashed = {name: hashlib.sha256(each).hexdigest() if each else None for name, each in data.items()}
-        return asdict(self) | hashed | {"keys": [key.id for key in self.keys]}
+        return vars(self) | hashed | {"keys": [key.id for key in self.keys]}
 
 
 def grown(vector: MicroVector, bases: Bases, basis: Basis) -> tuple[float, ...]:

@@ -252,7 +252,7 @@ class Trainer:
             for temperature in (own, *(each for each in _HOTTER if each > own)):
                 if self._stop:
                     return
-                report({"event": "temperature", "temperature": temperature, "differ": shares})
+                report({"event": "temperature", "temperature": temperature, "differ": {**shares}})
                 self._answers.temperature = temperature
                 _, metrics = self._answers.drawn(*self._of_step(0, self._start))
                 shares[temperature] = metrics["signal"]
