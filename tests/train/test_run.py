@@ -130,7 +130,7 @@ def test_a_killed_run_comes_to_the_same_bytes(cut, tiny_bundle, letters_task, op
         train(tiny_bundle, letters_task, tmp_path / "cut", options=options)
     if cut == 11:  # what GRPO has found is not given up for minutes that are over
         brief = replace(options, minutes=1e-4)
-        with pytest.raises(TrainError, match="more than 0 minutes"):
+        with pytest.raises(TrainError, match=r"0\.0001 minutes are over: what came before grpo took"):
             train(tiny_bundle, letters_task, tmp_path / "cut", options=brief, resume=True)
     rest: Rows = []
     train(tiny_bundle, letters_task, tmp_path / "cut", options=options, resume=True, report=rest.append)
@@ -391,6 +391,19 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(tiny_bundle, easy, short, 
     (few,) = (row for row in rows if row.get("event") == "few")
     assert 1 <= few["steps"] < few["of"] == 40
     assert few["minutes"] > 1.5
+
+
+def test_more_minutes_are_the_last_methods(tiny_bundle, letters_task, options, tmp_path, monkeypatch):
+    """GRPO has begun from SFT's end, which more minutes let be."""
+    monkeypatch.setattr(trainer, "_PATIENCE", 0)
+    run, chosen = (tiny_bundle, letters_task, tmp_path / "v"), replace(options, method=None, steps=None)
+    first, _ = interrupted(*run, replace(chosen, minutes=30), at="temperature")
+    path = tmp_path / "v.run" / "sft.json"
+    path.write_text(path.read_text().replace('"patience"', '"done"'))
+    more, at = replace(chosen, minutes=60), first.steps + 1
+    second, _ = interrupted(*run, more, at=at, resume=True)
+    assert second.phases[0] == replace(first.phases[0], stopped="done")
+    assert (second.phases[1].method, second.phases[1].steps) == ("grpo", 1)
 
 
 @pytest.mark.parametrize("steps", [None, 50])

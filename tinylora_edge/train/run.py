@@ -72,7 +72,7 @@ def train(
         output: the frame file; it must not exist.
         options: of the run.
         resume: go on from the checkpoints in `output`.run, on this machine to the identical result where no
-            minutes are set. Without minutes it has those that the run began with.
+            minutes are set. Where neither steps nor minutes are given, it has the minutes that it had.
         report: called with the metrics of every step, and with events.
 
     Raises:
@@ -238,15 +238,17 @@ class _Run:
 
     def _phase(self, method: str, before: Result) -> tuple[MicroVector, Phase]:
         """Run a method from what was found before it, or resume it from its checkpoint."""
-        options, done = self.options, before.steps
+        options, done, minutes = self.options, before.steps, self.options.minutes
         if before.best_step:
             options = replace(options, start=tuple(before.vector.values.tolist()))
-        options = replace(
-            options,
-            method=method,
-            steps=None if options.steps is None else options.steps - done,
-            minutes=None if options.minutes is None else options.minutes - before.seconds / 60,
-        )
+        if minutes is not None and (minutes := minutes - before.seconds / 60) <= 0:
+            raise TrainError(
+                f"{options.minutes:g} minutes are over: what came before {method} took "
+                f"{before.seconds / 60:.1f}. Allow more minutes"
+            )
+        steps = None if options.steps is None else options.steps - done
+        options = replace(options, method=method, steps=steps, minutes=minutes)
+        behind = self._methods[self._methods.index(method) + 1 :]
         learner = Learner(self._model, self._adapter, temperature=1.0, workers=self.threads)
         self._stack.callback(learner.close)
         self._trainer = trainer = Trainer(
@@ -255,6 +257,7 @@ class _Run:
             options=options,
             checkpoint=self._checkpoints[method],
             identity=self._identity(options),
+            followed=any(self._checkpoints[each].exists() for each in behind),
             needed=DIFFER if before.phases else 0.0,
             known=self._known,
             rehearsal=Rehearsal(learner, self.batch, self._general) if options.rehearses(method) else None,

@@ -61,8 +61,9 @@ class Trainer:
 
     `answers` are those to learn from, and to the validation prompts, which are not trained on
     (`Options.split`). Where `checkpoint` exists it goes on from there: `identity` is what both must share.
-    GRPO begins only if some groups, and at least the share `needed`, differ in their rewards. `known` are the
-    rewards of its start, where that has been validated.
+    If its minutes were over, more of them let it go on, unless another method has begun from its end:
+    `followed`. GRPO begins only if some groups, and at least the share `needed`, differ in their rewards.
+    `known` are the rewards of its start, where that has been validated.
 
     Raises:
         TrainError: the task has too few prompts, or the checkpoint is damaged, or of another run.
@@ -77,6 +78,7 @@ class Trainer:
         options: Options,
         checkpoint: Path,
         identity: dict[str, Any],
+        followed: bool = False,
         needed: float = 0.0,
         known: NDArray[np.float64] | None = None,
         rehearsal: Rehearsal | None = None,
@@ -95,7 +97,8 @@ class Trainer:
         self.state.best_v = start.values
         if checkpoint.exists():
             self.state = load(checkpoint, identity)
-            if self.state.stopped == "done" and (options.minutes or 0) > (self.state.minutes or math.inf):
+            more = (options.minutes or 0) > (self.state.minutes or math.inf)
+            if self.state.stopped == "done" and more and not followed:
                 self.state.stopped = ""
         self.state.minutes = options.minutes
         self._whitening: Whitening | ModuleWhitening | None = None
