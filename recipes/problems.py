@@ -75,15 +75,16 @@ def plain(answer: str) -> str:
 
 def task_rows(path: Path, split: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a task from a file of problems; those without a boxed answer are left out."""
-    for line in path.read_text("utf-8").splitlines():
-        row = json.loads(line)
-        if "question" in row:
-            problem, instruction, answer = row["question"], GSM8K, _CALCULATOR.sub("", row["answer"]).strip()
-        else:
-            problem, instruction, answer = row["problem"], MATH, last_box(row["solution"])
-        if answer is not None:
-            messages = [{"role": "user", "content": f"{problem.strip()}\n\n{instruction}"}]
-            yield {"messages": messages, "answer": answer, "split": split}
+    with path.open(encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            if "question" in row:
+                problem, instruction = row["question"], GSM8K
+                answer = _CALCULATOR.sub("", row["answer"]).strip()
+            else:
+                problem, instruction, answer = row["problem"], MATH, last_box(row["solution"])
+            if answer is not None:
+                messages = [{"role": "user", "content": f"{problem.strip()}\n\n{instruction}"}]
+                yield {"messages": messages, "answer": answer, "split": split}
 
 
 def main() -> None:
