@@ -36,10 +36,7 @@ def threads_of(options: argparse.Namespace) -> dict[str, Any]:
 
 def nats(llm: Any, batch: Batch, task: Task, vector: MicroVector | None) -> float:
     """Return the nats a token of the given answers to the held-out prompts."""
-    end = llm.turn_end
-    answers = [
-        [[*llm.tokenize(str(s.answer).encode(), add_bos=False, special=False), end]] for s in task.held_out
-    ]
+    answers = [[llm.encode_answer(sample)] for sample in task.held_out]
     (found,) = batch.score_each([vector], batch.encode(task.held_out), answers)
     return float(-np.concatenate([row for (row,) in found]).mean())
 

@@ -11,7 +11,6 @@ many clicks, by the share of held-out prompts that are answered as the user like
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import tempfile
@@ -247,9 +246,8 @@ def main() -> None:
                 drawn = draw(llm, basis, load_task(name), STEP[options.projection], options.threads)
                 drawn = [row | {"projection": options.projection} for row in drawn]
                 answers += drawn
-                if options.answers:
-                    with options.answers.open("a", encoding="utf-8") as file:
-                        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn)
+                for row in drawn if options.answers else ():
+                    bench.keep(options.answers, row)
         for found in sessions(llm, basis, options, answers, done):
             session = found | arm
             done.append(session)

@@ -114,11 +114,7 @@ def measure(report: bench.Report, bundles: dict[str, Path], options: Any, thread
     general = load_general()[:PROMPTS]
     with closing(opened(bundles, GGUF, threads)) as llm:
         vector = Policy().check(options.vector.read_bytes(), llm.bases)
-        end = [llm.turn_end]
-        answers = [
-            [*llm.tokenize(str(each.answer).encode(), add_bos=False, special=False), *end]
-            for each in task.held_out
-        ]
+        answers = [llm.encode_answer(sample) for sample in task.held_out]
         with llm.batch(general, TOKENS, n_threads=threads) as batch:
             prompts = batch.encode(general)
             drawn = [each.tokens.tolist() for each in batch.generate(prompts, max_tokens=TOKENS)]

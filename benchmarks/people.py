@@ -42,13 +42,14 @@ import numpy as np
 import torch
 from _records import between
 from _subjects import smollm2
-from public import Lora, Steps, differentiated, drawn
+from public import Lora, Steps, differentiated
 from torch import Tensor
 
 from tinylora_edge import Basis, MicroVector, load_bundle, runtime
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.factors import read_shape
 from tinylora_edge.process import cores
+from tinylora_edge.runtime.learning.state import picked
 from tinylora_edge.tasks import Sample
 from tinylora_edge.train import Adapter, Group, Learner
 from tinylora_edge.train.adapter import load_model
@@ -305,12 +306,12 @@ def fit(
     held = held or chosen_by(groups)
     learned, judging = groups[:-held], groups[-held:]
     vector = isinstance(learner.adapter, Adapter)
-    first = drawn(seed, 0, min(WHITENED, len(learned)), len(learned))
+    first = picked(len(learned), 0, min(WHITENED, len(learned)), (seed, 3))
     adam = Steps(learner, trained, lr, steps, (lambda: [learned[i] for i in first]) if vector else None)
     losses: list[float] = []
     curve, best = [judged(learner, judging)["nats"]], [part.detach().clone() for part in trained]
     for step in range(steps):
-        chosen = [learned[i] for i in drawn(seed, step, BATCH, len(learned))]
+        chosen = [learned[i] for i in picked(len(learned), step, BATCH, (seed, 3))]
         loss, gradients = differentiated(learner, trained, chosen)
         adam.take(step, gradients)
         losses.append(loss)
@@ -444,9 +445,8 @@ def main() -> None:
     options.frames.mkdir(exist_ok=True)
     base = options.base or smollm2()
     bundle = options.frames / f"{base.stem}.bundle"
-    if (
-        not bundle.exists()
-    ):  # another machine's factors differ in their last bits, and take no vector of these
+    # Another machine's factors differ in their last bits, and take no vector of these.
+    if not bundle.exists():
         export_gguf(base, bundle, settings=ExportSettings(outputs=options.outputs))
     study = Study(options, base, bundle)
     with closing(study._llm):

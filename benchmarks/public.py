@@ -45,6 +45,7 @@ from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.factors import read_shape
 from tinylora_edge.process import cores
 from tinylora_edge.runtime.batch import Batch
+from tinylora_edge.runtime.learning.state import picked
 from tinylora_edge.tasks import Preamble, Sample, Task, draw_examples
 from tinylora_edge.tasks.load import load_general
 from tinylora_edge.train import Adapter, Group, Learner
@@ -157,15 +158,6 @@ def in_blocks(exact: Tensor, bits: int) -> Tensor:
     tried = codes * scales[:, None]
     best = ((tried - x[..., None]) ** 2).sum(1).argmin(1)
     return tried[torch.arange(len(x)), :, best].reshape(exact.shape)
-
-
-def drawn(seed: int, step: int, size: int, count: int) -> list[int]:
-    """Return which of some samples a step learns from: every epoch visits all, in an order of its own."""
-    found = []
-    for position in range(step * size, (step + 1) * size):
-        epoch, offset = divmod(position, count)
-        found.append(int(np.random.default_rng((seed, 3, epoch)).permutation(count)[offset]))
-    return found
 
 
 class Run:
@@ -294,11 +286,12 @@ class Run:
     ) -> list[float]:
         """Train in place, and return the losses. Steps are in the trainer's coordinates, unless plain."""
         losses, samples = list[float](), self.data.train
-        first = drawn(seed, 0, min(WHITENED, len(samples)), len(samples))
+        count = len(samples)
+        first = picked(count, 0, min(WHITENED, count), (seed, 3))
         whitener = None if plain else lambda: [self._group(samples[i]) for i in first]
         adam = Steps(learner, trained, lr, steps, whitener, dtype)
         for step in range(steps):
-            groups = [self._group(samples[i]) for i in drawn(seed, step, self.data.batch, len(samples))]
+            groups = [self._group(samples[i]) for i in picked(count, step, self.data.batch, (seed, 3))]
             loss, gradients = differentiated(learner, trained, groups)
             if kept is not None:
                 pull = kept.gradient(step)
