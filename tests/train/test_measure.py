@@ -129,3 +129,7 @@ def test_what_fails_is_named_and_costs_no_vector(both, task, quick, tmp_path):
     assert list(record["unmeasured"]) == ["base and vector"]
     assert "ZeroDivisionError" in record["unmeasured"]["base and vector"]
     assert "held_out" not in record
+
+    (folder := tmp_path / "nothing").mkdir()
+    record = run(both, replace(task, held_out=[]), folder, quick)
+    assert record["unmeasured"] == {"base and vector": "task letters has no held-out prompts to measure on"}

@@ -306,6 +306,8 @@ class Measuring:
         return self.record | ({"unmeasured": unmeasured} if unmeasured else {})
 
     def _held_out(self) -> None:
+        if not self.task.held_out:
+            raise TrainError(f"task {self.task.name} has no held-out prompts to measure on")
         if is_text(self.task.reward):
             self.record["unit"] = "nats a token"
         name = "base" if self.vector.under is None else "beneath"

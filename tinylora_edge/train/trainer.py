@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -519,7 +519,7 @@ class TrainState:
 
 def save(path: Path, state: TrainState, identity: dict[str, Any]) -> None:
     """Write a checkpoint; `identity` is what a resumed run must share with this one."""
-    save_state(path, asdict(state) | {name: getattr(state, name).tolist() for name in _ARRAYS}, identity)
+    save_state(path, vars(state) | {name: getattr(state, name).tolist() for name in _ARRAYS}, identity)
 
 
 def load(path: Path, identity: dict[str, Any]) -> TrainState:
