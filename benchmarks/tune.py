@@ -29,17 +29,14 @@ from tinylora_edge.eval.measure import Evaluation, compare, evaluate
 from tinylora_edge.runtime import Budget, RewardLearner, TuneSettings
 from tinylora_edge.tasks import load_task
 
-ARMS: dict[str, TuneSettings] = {
-    "CMA-ES": TuneSettings(),  # the default
-    "CMA-ES, learned": TuneSettings(),
-    "CMA-ES, learned, behind the best prompt": TuneSettings(),
-    "CMA-ES, all of R": TuneSettings(),
+ARMS = {
+    "CMA-ES": tiled,
+    "CMA-ES, learned": learned,
+    "CMA-ES, learned, behind the best prompt": learned,
+    "CMA-ES, all of R": all_of_r,
 }
-BASES = {arm: learned for arm in ARMS if "learned" in arm} | {
-    arm: all_of_r for arm in ARMS if "all of R" in arm
-}
-TASKS = {"brevity": 0.2, "list-lookup": 0.2}
-"""Task -> gain that is asked for."""
+SETTINGS = asdict(TuneSettings())  # of every run: those of another version are not gone on with
+TASKS, GAIN = ("brevity", "list-lookup"), 0.2  # and what is asked for
 
 
 def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -49,7 +46,7 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
         task = best_prompt(name).before_task(task)
     with tempfile.TemporaryDirectory() as folder:
         bundle, bases = export(Path(folder), options.weights)
-        basis = BASES.get(arm, tiled)(bases)
+        basis = ARMS[arm](bases)
         with closing(runtime.load(bundle, engine="llama", n_ctx=64)) as llm:
             tuning = RewardLearner(
                 llm,
@@ -59,7 +56,6 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
                 basis=basis,
                 seed=seed,
                 max_tokens=task.max_tokens,
-                settings=ARMS[arm],
                 report=rows.append,
                 n_threads=options.threads,
             )
@@ -78,7 +74,7 @@ def one_run(arm: str, name: str, seed: int, options: argparse.Namespace) -> dict
         "budget": options.budget,
         "weights": options.weights,
         "threads": options.threads,
-        "settings": asdict(ARMS[arm]),
+        "settings": SETTINGS,
         "basis": basis.digest,
         "commit": bench.commit(),
         "n": base.n,
@@ -109,10 +105,9 @@ def known_base(task: str, options: argparse.Namespace) -> Evaluation | None:
 
 
 def matches(run: dict[str, Any], options: argparse.Namespace) -> bool:
-    """Whether a kept run was made with the same options and settings: those of an arm may have changed."""
-    same = run["arm"] in ARMS and run["settings"] == json.loads(json.dumps(asdict(ARMS[run["arm"]])))
-    wanted = options.budget, options.held_out, options.weights
-    return bool(same and (run["budget"], run["n"], run["weights"]) == wanted)
+    """Whether a kept run was made with the same options and settings."""
+    wanted = json.loads(json.dumps(SETTINGS)), options.budget, options.held_out, options.weights
+    return (run["settings"], run["budget"], run["n"], run["weights"]) == wanted
 
 
 def run_missing(options: argparse.Namespace, report: bench.Report) -> None:
@@ -154,7 +149,7 @@ def summary(arm: str, task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "vectors": [run["vector"] for run in runs],
         "gain": statistics.mean(gains),
         "standard_error": error,
-        "reached": sum(gain >= TASKS.get(task, 0.2) for gain in gains),
+        "reached": sum(gain >= GAIN for gain in gains),
     }
 
 

@@ -51,7 +51,7 @@ class Answers:
     def drawn(
         self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]
     ) -> tuple[list[Group], dict[str, Any]]:
-        """Draw and score; the same once more is what was drawn last.
+        """Draw and score. Asked for the same again, it returns what it drew last.
 
         So the first step learns from the answers that found the temperature, and takes its coordinates from
         them.

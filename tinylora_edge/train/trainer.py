@@ -233,7 +233,7 @@ class Trainer:
     def _tell_if_few(self, report: Report) -> None:
         """Tell the user, once the first step shows how long one takes, if the minutes have room for few.
 
-        Behind another method the minutes are what it left, and whatever comes of them is more.
+        A second method tells nothing: it has the minutes that are left, and all that it finds is a gain.
         """
         options, state, of = self.options, self.state, self.options.steps or _FEW
         if options.minutes is None or self._known is not None:
@@ -268,7 +268,7 @@ class Trainer:
         self._answers.temperature = self.learner.temperature = state.temperature
 
     def _due(self) -> bool:
-        """Whether to validate after this step: without a number of steps, in a third of the time at most."""
+        """Whether to validate after this step. Where minutes end a run, a third of them is for that at most."""
         steps, every = self.state.step, self.options.validate_every
         if self.options.steps is not None:  # so that two runs of so many steps are the same
             return steps % every == 0
