@@ -70,10 +70,10 @@ def records(study: str) -> list[dict[str, Any]]:
     return bench.read_study(RESULTS / f"{study}.jsonl")
 
 
-def runs(arm: str, task: str, study: str = "learned_basis") -> list[dict[str, Any]]:
+def runs(arm: str, task: str) -> list[dict[str, Any]]:
     """Return the runs of an arm with the usual settings, by seed."""
     wanted = (arm, task, STEPS, HELD_OUT)
-    rows = records(study)
+    rows = records("learned_basis")
     found = [row for row in rows if (row["arm"], row["task"], row["settings"]["steps"], row["n"]) == wanted]
     return sorted(found, key=lambda row: int(row["seed"]))
 

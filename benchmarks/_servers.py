@@ -108,7 +108,7 @@ def ours(bundle: Path, folder: Path, *options: str | Path) -> Iterator[Server]:
 
 
 @contextmanager
-def stock(base: Path, loras: Sequence[Path], folder: Path, *, slots: int, ram: int = 0) -> Iterator[Server]:
+def stock(base: Path, loras: Sequence[Path], folder: Path, *, slots: int) -> Iterator[Server]:
     """Stock llama-server with adapters, none of which applies by itself: a request names one by its place.
 
     Args:
@@ -116,7 +116,6 @@ def stock(base: Path, loras: Sequence[Path], folder: Path, *, slots: int, ram: i
         loras: GGUFs of adapters.
         folder: where the log goes.
         slots: requests that are answered at the same time.
-        ram: MiB of its cache of prompts beside the slots.
     """
     named = os.environ.get("LLAMA_SERVER")
     binary = named or shutil.which("llama-server", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -126,7 +125,7 @@ def stock(base: Path, loras: Sequence[Path], folder: Path, *, slots: int, ram: i
         port = free.getsockname()[1]
     command = [binary, "-m", str(base), "--host", "127.0.0.1", "--port", str(port), "-ngl", "0"]
     command += ["-c", str(N_CTX * slots), "-np", str(slots), "-t", str(cores()), "-tb", str(cores())]
-    command += ["--cache-ram", str(ram), "--lora-init-without-apply"]
+    command += ["--cache-ram", "0", "--lora-init-without-apply"]
     command += ["--lora-scaled", ",".join(f"{path}:0" for path in loras)]
     with (folder / f"stock-{len(loras)}.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

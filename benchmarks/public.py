@@ -163,7 +163,7 @@ def in_blocks(exact: Tensor, bits: int) -> Tensor:
 class Run:
     """The model that learns, the deployed one that answers, and a public set."""
 
-    def __init__(self, bundle: Path, data: PublicSet, *, trained: bool = True, held: bool = False) -> None:
+    def __init__(self, bundle: Path, data: PublicSet, *, trained: bool, held: bool) -> None:
         torch.set_num_threads(1)
         self.bundle, self.data = load_bundle(bundle), data
         self.schema = data.schema if held else None

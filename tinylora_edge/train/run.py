@@ -339,10 +339,12 @@ _NO_GAIN = "it brought nothing on the answers held back"
 
 
 def nothing_found(
-    task: Task, result: Result, curve: Sequence[dict[str, Any]], kept: Path | None = None
+    task: Task, result: Result, curve: Sequence[dict[str, Any]], kept: Path | None
 ) -> TrainError:
-    """Return the error of a run that found nothing better than the base, with advice on what was seen; `kept`
-    is the folder whose checkpoints go on with more minutes."""
+    """Return the error of a run that found nothing better than the base, with advice on what was seen.
+
+    `kept` is the folder whose checkpoints go on with more minutes.
+    """
     advice = []
     for phase in result.phases:
         rows = [row for row in curve if row.get("method") == phase.method]

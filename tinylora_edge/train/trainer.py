@@ -268,7 +268,7 @@ class Trainer:
         self._answers.temperature = self.learner.temperature = state.temperature
 
     def _due(self) -> bool:
-        """Whether to validate after this step. Where minutes end a run, a third of them is for that at most."""
+        """Whether to validate now. Where minutes end a run, at most a third of them is for validation."""
         steps, every = self.state.step, self.options.validate_every
         if self.options.steps is not None:  # so that two runs of so many steps are the same
             return steps % every == 0

@@ -162,9 +162,7 @@ def train_trl(
     return outcome
 
 
-def grpo_fields(
-    task: Task, options: Options, grpo: Mapping[str, Any], *, processes: int = 1
-) -> dict[str, Any]:
+def grpo_fields(task: Task, options: Options, grpo: Mapping[str, Any], *, processes: int) -> dict[str, Any]:
     """Return the fields of `trl.GRPOConfig` for a task and options; those of `grpo` override them."""
     refused = {
         f"method {options.method}": options.method not in (None, "grpo"),
