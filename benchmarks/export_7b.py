@@ -24,16 +24,14 @@ from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
 import _seven_b as seven_b
-import numpy as np
-import scipy.sparse.linalg
 import torch
+from factorization import RANK, TOLERANCE, Matrix, Triplets, residual, svd_lowrank, svds
+from peft import TinyLoraConfig, get_peft_model
 from threadpoolctl import threadpool_limits
 
-from tinylora_edge.exporters import ExportSettings
 from tinylora_edge.factorization import truncated_svd
 from tinylora_edge.process import cores
 
-RANK, TOLERANCE = ExportSettings().rank, 1e-3
 MAX_BYTES, MAX_PASSES, MIN_SPEEDUP = 1.5e9, 6, 40
 
 # Anonymous memory is what the process owns; pages of mapped files are the system's cache.
@@ -108,38 +106,16 @@ class Runner:
         return run
 
 
-def residual(matrix: np.ndarray, triplets: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
-    u, s, v = triplets
-    right = np.linalg.norm(matrix @ v - u * s, axis=0)
-    left = np.linalg.norm(matrix.T @ u - v * s, axis=0)
-    return float((np.maximum(right, left) / s).max())
-
-
-def cheapest(
-    solve: Callable[[float], tuple[np.ndarray, np.ndarray, np.ndarray]],
-    settings: list[float],
-    matrix: np.ndarray,
-) -> float:
+def cheapest(solve: Callable[[Matrix, float], Triplets], settings: list[float], matrix: Matrix) -> float:
     """Seconds of the first setting that reaches the residual; finding it is not counted."""
     seconds = 0.0
     for setting in settings:
         with bench.stopwatch() as watch:
-            triplets = solve(setting)
+            triplets = solve(matrix, setting)
         seconds = watch.seconds
         if residual(matrix, triplets) <= TOLERANCE:
             break
     return seconds
-
-
-def lowrank(matrix: torch.Tensor, niter: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    torch.manual_seed(0)
-    u, s, v = torch.svd_lowrank(matrix, q=RANK + 6, niter=int(niter))
-    return u[:, :RANK].numpy(), s[:RANK].numpy(), v[:, :RANK].numpy()
-
-
-def svds(matrix: np.ndarray, tol: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    u, s, vt = scipy.sparse.linalg.svds(matrix, k=RANK, tol=tol, random_state=0)
-    return u[:, ::-1], s[::-1], vt[::-1].T
 
 
 def one_block(shape: seven_b.Shape, with_peft: bool) -> dict[str, float]:
@@ -154,18 +130,15 @@ def one_block(shape: seven_b.Shape, with_peft: bool) -> dict[str, float]:
             truncated_svd(matrix, RANK)
         seconds["ours"] += watch.seconds
         with threadpool_limits(cores(), user_api="blas"):
-            seconds["svds"] += cheapest(lambda tol, m=matrix: svds(m, tol), [1e-2, 1e-3, 1e-4, 1e-5], matrix)
-            tensor = torch.from_numpy(matrix)
-            seconds["svd_lowrank"] += cheapest(lambda n, t=tensor: lowrank(t, n), [2, 4, 8, 16, 32], matrix)
+            seconds["svds"] += cheapest(svds, [1e-2, 1e-3, 1e-4, 1e-5], matrix)
+            seconds["svd_lowrank"] += cheapest(svd_lowrank, [2, 4, 8, 16, 32], matrix)
         if with_peft:
             seconds["PEFT init"] += peft_init(matrix)
     return seconds
 
 
-def peft_init(matrix: np.ndarray) -> float:
+def peft_init(matrix: Matrix) -> float:
     """Seconds of PEFT's own init of one layer, torch with all cores."""
-    from peft import TinyLoraConfig, get_peft_model
-
     layer = torch.nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
     layer.weight.data = torch.from_numpy(matrix)
     model = torch.nn.Sequential(layer)

@@ -173,7 +173,7 @@ def falling_tol() -> Iterator[float]:
         tol /= 2
 
 
-def residual(weight: NDArray[np.float64], triplets: Triplets) -> float:
+def residual(weight: NDArray[Any], triplets: Triplets) -> float:
     """max(|W v - s u|, |W^T u - s v|) / s of the worst triplet, in float64."""
     u, s, v = (x.astype(np.float64) for x in triplets)
     left, right = weight @ v - u * s, weight.T @ u - v * s
