@@ -101,17 +101,17 @@ def learn(
         TrainError: fewer behaviours than directions, a teacher that changes nothing, a prompt
             that passes the model's context.
     """
-    found, count = load_bundle(bundle), directions
+    found = load_bundle(bundle)
     basis = found.basis(rank=min(RANK, found.factors.rank))
     chosen = list(load_behaviours() if behaviours is None else behaviours)
-    _check(count, basis)
+    _check(directions, basis)
     twice = [name for name, times in Counter(each.name for each in chosen).items() if times > 1]
     if twice:
         raise TrainError(f"two behaviours are called {twice[0]!r}: give yours another name")
-    if len(chosen) < count:
+    if len(chosen) < directions:
         raise TrainError(
-            f"{len(chosen)} behaviours cannot teach {count} directions: give more behaviours, or ask for "
-            "fewer directions"
+            f"{len(chosen)} behaviours cannot teach {directions} directions: give more behaviours, or ask "
+            "for fewer directions"
         )
     general = load_questions()
     pairs = [(each, questions_of(each, general)) for each in chosen]
@@ -125,7 +125,7 @@ def learn(
                 with atomic_write(path) as file:
                     np.savez(file, **vars(slope), seconds=seconds)
                 report({"name": name, "done": done, "of": len(paths), "before": slope.before})
-    return _assembled(basis, [each.name for each in chosen], paths, count)
+    return _assembled(basis, [each.name for each in chosen], paths, directions)
 
 
 def questions_of(behaviour: Behaviour, general: Sequence[str]) -> list[str]:
@@ -250,8 +250,7 @@ def _check(count: int, basis: Basis) -> None:
 
 
 def _shortened(steps: Matrix) -> Matrix:
-    shortened: Matrix = steps / np.sqrt((steps**2).sum(1, keepdims=True) + _WEAK)
-    return shortened
+    return np.asarray(steps / np.sqrt((steps**2).sum(1, keepdims=True) + _WEAK))
 
 
 def _slopes(
@@ -314,15 +313,8 @@ def _key(
     basis: Basis, behaviour: Behaviour, questions: list[str], weights: str | PathLike[str] | None
 ) -> str:
     """Return a hash of everything that a behaviour's slopes depend on."""
-    facts = [
-        basis.digest,
-        asdict(behaviour),
-        questions,
-        weights and str(weights),
-        TOKENS,
-        _TEMPERATURE,
-        _SEED,
-    ]
+    what = basis.digest, asdict(behaviour), questions, weights and str(weights)
+    facts = [*what, TOKENS, _TEMPERATURE, _SEED]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
