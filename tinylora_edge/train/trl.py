@@ -154,7 +154,7 @@ def train_trl(
                 threads = options.workers or cores()
                 with (
                     closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm,
-                    llm.batch(task.held_out, task.max_tokens, n_threads=threads) as batch,
+                    llm.batch([*validation, *task.held_out], task.max_tokens, n_threads=threads) as batch,
                 ):
                     measuring = Measuring(llm, batch, task, vector, validation, threads, report)
                     outcome = replace(outcome, measured=measuring.run())
