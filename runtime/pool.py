@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -21,7 +20,6 @@ from .answers import (
     Answer,
     Finish,
     Piece,
-    Report,
     Request,
     Token,
     answering,
@@ -212,27 +210,7 @@ class Pool:
                 grammar = grammar_for(sampling, self.model.chat_tokenizer)
             return Request(tokens, who, user, sampling=sampling_of(options, stops), choice=choice), grammar
 
-        def begin(prepared: Prepared, report: Report) -> tuple[Request, Generating]:
-            whole, grammar = prepared
-            checked = (
-                nullcontext() if vector is None else admitted(vector, self.bases, self.policy, user=user)
-            )
-            work: Generating | None = None
-            try:
-                with checked as found:
-                    whole = replace(whole, vector=found)
-                    with self.model.in_use():
-                        work = answering(whole, grammar, self.model.chat_tokenizer, self.n_ctx, report)
-                    self._loop.submit(work)
-            except BaseException:  # the policy could not remember the vector
-                if work is not None:
-                    self._loop.cancel(work)
-                raise
-            return whole, work
-
-        prepared = partial(self._preparing.submit, who, prepare)
-        admitting = None if vector is None else partial(self._admitting.submit, who)
-        return AnswerStream(prepared, begin, self._loop, admitting)
+        return AnswerStream(self, who, prepare, vector)
 
     def _encode(
         self, prompt: Prompt, *, raw: bool, tools: tuple[dict[str, Any], ...]
@@ -311,16 +289,12 @@ class AnswerStream(AsyncIterator[Piece]):
     """
 
     def __init__(
-        self,
-        prepare: Callable[[], Future[Prepared]],
-        begin: Callable[[Prepared, Report], tuple[Request, Generating]],
-        loop: Loop,
-        admitting: Callable[[Callable[[], None]], Future[None]] | None,
+        self, pool: Pool, who: Who, prepare: Callable[[], Prepared], source: VectorSource | None
     ) -> None:
         self.finish: Finish | None = None
         self.vector: AdmittedVector | None = None
         self.request: Request | None = None
-        self._prepare, self._begin, self._loop, self._admitting = prepare, begin, loop, admitting
+        self._pool, self._who, self._prepare, self._source = pool, who, prepare, source
         self._begun = self._left = False
         self._work: Generating | None = None
         self._arrived: asyncio.Queue[Piece | Finish | BaseException] = asyncio.Queue()
@@ -331,6 +305,7 @@ class AnswerStream(AsyncIterator[Piece]):
         if self._begun or self._left:
             return
         self._begun = True
+        pool, source = self._pool, self._source
         loop, arrived, this = asyncio.get_running_loop(), self._arrived, ref(self)
 
         def report(what: Piece | Finish | BaseException) -> None:  # keeps no stream that its reader dropped
@@ -341,17 +316,25 @@ class AnswerStream(AsyncIterator[Piece]):
                     stream._leave()
 
         def begin(prepared: Prepared) -> None:
-            self.request, self._work = self._begin(prepared, report)
-            self.vector = self.request.vector
-            if self._left:
-                self._loop.cancel(self._work)
+            request, grammar = prepared
+            checked: AbstractContextManager[AdmittedVector | None] = nullcontext()
+            if source is not None:
+                checked = admitted(source, pool.bases, pool.policy, user=request.user)
+            with checked as vector:
+                request = replace(request, vector=vector)
+                with pool.model.in_use():
+                    work = answering(request, grammar, pool.model.chat_tokenizer, pool.n_ctx, report)
+                self._work = work  # `close` finds it, or `_left` tells of `close`
+                if not self._left:
+                    pool._loop.submit(work)
+            self.request, self.vector = request, vector
 
         try:
-            prepared = await asyncio.wrap_future(self._prepare())
-            if self._admitting is None:
+            prepared = await asyncio.wrap_future(pool._preparing.submit(self._who, self._prepare))
+            if source is None:
                 await loop.run_in_executor(None, begin, prepared)
             else:
-                await asyncio.wrap_future(self._admitting(partial(begin, prepared)))
+                await asyncio.wrap_future(pool._admitting.submit(self._who, partial(begin, prepared)))
         except BaseException:
             self.close()
             raise
@@ -390,7 +373,7 @@ class AnswerStream(AsyncIterator[Piece]):
         self._left = True
         self._arrived.put_nowait(StopAsyncIteration())  # another task may wait for a piece
         if self._work is not None and self.finish is None:
-            self._loop.cancel(self._work)
+            self._pool._loop.cancel(self._work)
 
     def _leave(self) -> None:
         self._left = True
