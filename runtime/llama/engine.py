@@ -16,30 +16,14 @@ from .adapters import SPARE_BYTES, Adapter, Adapters, signals_wait
 _CHUNK = 512
 """Tokens that are evaluated at once, as many as `llama_cpp.Llama` takes."""
 
-_AS_THE_MODEL = (  # as the model's own context has them, so that answers are the same to the last bit
-    "type_k",
-    "type_v",
-    "flash_attn_type",
-    "rope_scaling_type",
-    "rope_freq_base",
-    "rope_freq_scale",
-    "yarn_ext_factor",
-    "yarn_attn_factor",
-    "yarn_beta_fast",
-    "yarn_beta_slow",
-    "yarn_orig_ctx",
-    "offload_kqv",
-    "op_offload",
-    "swa_full",
-)
-
 
 class LlamaEngine:
     """A context with sequences; see `Engine`. All rows of one decode have one R, which the context has.
 
     Args:
         model: the `llama_model`, which must outlive the engine.
-        like: parameters of the model's own context: the engine has the same ones that change the last bits.
+        like: parameters of the model's own context. The engine's differ in size and threads alone, so that
+            answers are the same to the last bit.
         adapters: of the model.
         own: adapters of the caller's own, which are in force beside every R.
         rows, n_ctx, n_threads, together: see `PersonalizedModel.engine`.
@@ -66,9 +50,7 @@ class LlamaEngine:
         self._adapters, self._own = adapters, own
         self.rows, self.evaluated = rows, 0
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model)))
-        params = llama_cpp.llama_context_default_params()
-        for name in _AS_THE_MODEL:
-            setattr(params, name, getattr(like, name))
+        params = type(like).from_buffer_copy(like)
         self._spare = rows  # a sequence beyond the rows, by which two of them change places
         sequences = rows + together
         params.n_ctx = n_ctx * sequences
@@ -76,6 +58,7 @@ class LlamaEngine:
         params.n_seq_max = sequences
         params.kv_unified = False  # attention goes over a row's own cells, not over everybody's
         params.n_threads = params.n_threads_batch = n_threads
+        params.embeddings = False
         if not together:
             adapters.spare = SPARE_BYTES
         with adapters.lock.shared(), signals_wait():  # llama.cpp walks through them

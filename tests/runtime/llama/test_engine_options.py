@@ -34,6 +34,20 @@ def test_options_reach_the_engine_and_others_are_those_of_llama(tiny_bundle):
         runtime.load(tiny_bundle, type_v=llama_cpp.GGML_TYPE_Q4_0, flash_attn=False)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention_type": llama_cpp.LLAMA_ATTENTION_TYPE_NON_CAUSAL},
+        {"embedding": True, "pooling_type": llama_cpp.LLAMA_POOLING_TYPE_LAST},
+    ],
+)
+def test_a_batch_computes_as_the_models_own_context(load, tiny_bundle, options):
+    llm = load(tiny_bundle, **options)
+    llm.eval(PROMPT)
+    (found,) = llm.engine(rows=2, n_ctx=256, n_threads=1).evaluate([Part(1, PROMPT)])
+    assert np.allclose(found, llm.scores[len(PROMPT) - 1], atol=1e-4)
+
+
 @pytest.mark.parametrize("pooling", ["NONE", "LAST"])
 def test_embeddings(load, load_plain, tiny_bundle, vector, pooling):
     options = {"embedding": True, "pooling_type": getattr(llama_cpp, f"LLAMA_POOLING_TYPE_{pooling}")}
