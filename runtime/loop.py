@@ -335,7 +335,7 @@ class Loop:
             self._closed = True
             self._changed.notify_all()
         if threading.current_thread() in self._threads:
-            return  # the garbage collector's call
+            return  # the garbage collector's call: each thread frees its engine as it ends
         for thread in self._threads:
             thread.join()
         with self._changed:
@@ -381,7 +381,7 @@ class Loop:
     # The thread of an engine
 
     def _work(self, engine: Engine) -> None:
-        """Run what is in an engine's rows until the loop is closed."""
+        """Run what is in an engine's rows until the loop is closed, and then free the engine."""
         last = -1, NOBODY
         while turn := self._next(engine, last):
             slot, work = next(iter(turn.items()))
@@ -395,6 +395,7 @@ class Loop:
                     break
                 if self._closed or not generated:  # a chunk that does not end a prompt is a slice of its own
                     break
+        engine.close()
 
     def _next(self, engine: Engine, last: tuple[int, Who]) -> dict[Slot, Work]:
         """Wait for work, and return what an engine evaluates together; nothing once the loop is closed.

@@ -16,6 +16,8 @@ from turns import LENGTH, PATIENCE, blocked, complete, start, stream
 
 from tinylora_edge import BusyError, MicroVector, TinyLoraError
 from tinylora_edge.runtime import Pool
+from tinylora_edge.runtime.engine import Part
+from tinylora_edge.runtime.loop import Generating, Loop
 
 
 @pytest.fixture
@@ -197,6 +199,17 @@ def test_a_stream_of_a_closed_model_ends_with_the_error(llm: Any, begun: bool) -
     with pytest.raises(TinyLoraError, match="the model is closed"):
         list(chunks)
     chunks.close()
+
+
+def test_a_loop_that_its_own_thread_closes_frees_its_engine(llm: Any) -> None:
+    """As the garbage collector does, in whichever thread it runs."""
+    engine = llm.engine(rows=1, n_ctx=64, n_threads=1)
+    loop = Loop([engine], closed="the loop is closed")
+    how: Any = {"most": 9, "draw": lambda _: None, "ends": lambda _: True}
+    loop.submit(Generating([1, 2], finished=lambda *_: loop.close(), **how))
+    loop._threads[0].join(PATIENCE)
+    with pytest.raises(TinyLoraError, match="closed"):
+        engine.evaluate([Part(0, [1])])
 
 
 def test_who_waits_for_a_model_that_is_closed_is_refused(llama: Any, monkeypatch: Any) -> None:
