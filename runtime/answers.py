@@ -312,7 +312,7 @@ def answering(
         report(Finish(reason, work.prompt, work.cached or 0, len(answer), (*answer, *work.by)))
 
     return Generating(
-        prompt,
+        tokens=list(prompt),
         most=min(len(prompt) + (sampling.max_tokens or n_ctx), n_ctx),
         draw=lambda logits: sampler(logits, grammar),
         ends=tokenizer.ends,

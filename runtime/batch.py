@@ -6,8 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import pairwise
 from queue import Empty, SimpleQueue
 from typing import Any, Self, TypeVar
@@ -21,7 +20,7 @@ from ..tasks import Completion, Sample
 from ..vector import AdmittedVector, MicroVector
 from .engine import Weights
 from .loop import Finished, Generating, Loop, Scoring, Work
-from .sampling import draw, logprobs
+from .sampling import draw
 from .schema import Grammar, Schema, Tools, grammar_of
 from .turns import Who
 
@@ -184,7 +183,7 @@ class Batch:
                     drawn = _Drawn(temperature, uniforms, grammar and grammar.copy())
                     draws.append(drawn)
                     yield Generating(
-                        prompt,
+                        tokens=list(prompt),
                         most=len(prompt) + max_tokens,
                         draw=drawn,
                         heard=drawn.accept,
@@ -275,8 +274,14 @@ class Batch:
             for vector in distinct.values():
                 for prompt, each in zip(prompts, completions, strict=True):
                     for completion in each:
-                        read = partial(_logprobs, completion, temperature)
-                        yield Scoring(prompt, completion, read, finished=finished, vector=vector, who=_OWNER)
+                        yield Scoring(
+                            tokens=list(prompt),
+                            completion=completion,
+                            temperature=temperature,
+                            finished=finished,
+                            vector=vector,
+                            who=_OWNER,
+                        )
 
         rows = (np.array(work.found, np.float32) for work in self._run(works))
         of = {key: [[next(rows) for _ in each] for each in completions] for key in distinct}
@@ -384,31 +389,27 @@ class Batch:
         return shares
 
 
+@dataclass
 class _Drawn:
     """The draws of one sequence, and how likely each was: see `sampling.draw`."""
 
-    def __init__(self, temperature: float, uniform: NDArray[np.float64], grammar: Grammar | None) -> None:
-        self.logprobs: list[float] = []
-        self._temperature, self._uniform, self._grammar = temperature, uniform, grammar
+    temperature: float
+    uniform: NDArray[np.float64]
+    grammar: Grammar | None
+    logprobs: list[float] = field(default_factory=list)
 
     def __call__(self, logits: NDArray[np.float32]) -> int:
         at = len(self.logprobs)
-        if self._grammar is not None:
-            finite, logits = np.isfinite(logits.max()), self._grammar.masked(logits)
+        if self.grammar is not None:
+            finite, logits = np.isfinite(logits.max()), self.grammar.masked(logits)
             if finite and logits.max() == -np.inf:
                 raise RequestError("no token of the model's goes on with what the schema allows here")
-        token, found = draw(logits, self._temperature, self._uniform[at])
+        token, found = draw(logits, self.temperature, self.uniform[at])
         self.logprobs.append(found)
         return token
 
     def accept(self, token: int, _: NDArray[np.float32]) -> bool:
         """Go on behind a token of the answer; it does not end it."""
-        if self._grammar is not None:
-            self._grammar.accept(token)
+        if self.grammar is not None:
+            self.grammar.accept(token)
         return False
-
-
-def _logprobs(
-    completion: Sequence[int], temperature: float, logits: NDArray[np.float32], at: int
-) -> Sequence[Any]:
-    return list(logprobs(logits, np.array(completion[at : at + len(logits)], np.int32), temperature))

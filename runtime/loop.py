@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..errors import TinyLoraError, VectorError
 from ..vector import AdmittedVector
 from .engine import Engine, Part, check_alive
+from .sampling import logprobs
 from .turns import Queue, Shares, Who
 
 _SLICE = 16
@@ -48,34 +49,34 @@ Draw: TypeAlias = Callable[[NDArray[np.float32]], int | None]
 NOBODY = Who("", "")
 
 
+@dataclass(eq=False, kw_only=True)
 class Work(ABC):
     """Tokens that a row evaluates, and what becomes of the logits behind them.
 
     Attributes:
-        tokens: ids of the prompt's tokens, and of those that followed so far.
-        prompt: how many of them are the prompt's.
+        tokens: ids of the prompt's tokens, and of those that followed so far. The list is the work's own.
+        finished: see `Finished`.
         vector: under which they are evaluated; None for the base.
-        digest: of its R; empty for the base. It is taken here, since loops compare it under their lock.
         who: whose turns it takes. Only the same tenant reuses what was evaluated for it; for "" nothing is
             kept.
+        prompt: how many of the tokens are the prompt's.
+        digest: of the vector's R; empty for the base. Made once, since loops compare it under their lock.
         cached: tokens of the prompt that were not evaluated again; None before it begins.
         cancelled: nobody wants the rest. Setting it is enough, in the garbage collector too.
         over: nothing more is wanted.
     """
 
-    def __init__(
-        self,
-        tokens: Sequence[int],
-        *,
-        finished: Finished,
-        vector: AdmittedVector | None = None,
-        who: Who = NOBODY,
-    ) -> None:
-        self.tokens, self.prompt, self.vector = list(tokens), len(tokens), vector
-        self.digest = b"" if vector is None else vector.digest
-        self.who, self._finished = who, finished
-        self.cached: int | None = None
-        self.cancelled = self.over = False
+    tokens: list[int]
+    finished: Finished
+    vector: AdmittedVector | None = None
+    who: Who = NOBODY
+    cached: int | None = field(default=None, init=False)
+    cancelled: bool = field(default=False, init=False)
+    over: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt = len(self.tokens)
+        self.digest = b"" if self.vector is None else self.vector.digest
 
     @property
     @abstractmethod
@@ -92,42 +93,28 @@ class Work(ABC):
     def finish(self, error: BaseException | None) -> None:
         """Report the end, once the row is free for others: None, or the error that it failed with."""
         if not self.cancelled:
-            self._finished(self, error)
+            self.finished(self, error)
 
 
+@dataclass(eq=False, kw_only=True)
 class Generating(Work):
     """A sequence that is generated.
 
-    Args:
-        prompt: token ids.
+    Attributes:
         most: tokens of prompt and answer at most.
         draw: the next token of logits.
         ends: whether a token ends the answer.
         heard: called with each token of the answer and its logits; True where the answer ends behind it.
-        finished: see `Finished`.
-        vector, who: see `Work`.
-
-    Attributes:
         reason: why it ended, once it has.
         by: the token that it ended with, which is no part of the answer; () where there was none.
     """
 
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        *,
-        most: int,
-        draw: Draw,
-        ends: Callable[[int], bool],
-        finished: Finished,
-        heard: Callable[[int, NDArray[np.float32]], bool] = lambda token, logits: False,
-        vector: AdmittedVector | None = None,
-        who: Who = NOBODY,
-    ) -> None:
-        super().__init__(prompt, finished=finished, vector=vector, who=who)
-        self.reason: FinishReason = "length"
-        self.by: tuple[int, ...] = ()
-        self._most, self._draw, self._ends, self._heard = most, draw, ends, heard
+    most: int
+    draw: Draw
+    ends: Callable[[int], bool]
+    heard: Callable[[int, NDArray[np.float32]], bool] = lambda token, logits: False
+    reason: FinishReason = field(default="length", init=False)
+    by: tuple[int, ...] = field(default=(), init=False)
 
     @property
     def first(self) -> int:
@@ -141,43 +128,35 @@ class Generating(Work):
 
     def take(self, logits: NDArray[np.float32]) -> None:
         """See `Work`."""
-        token = self._draw(logits[0])
-        if token is None or self._ends(token):
+        token = self.draw(logits[0])
+        if token is None or self.ends(token):
             self.reason, self.by, self.over = "stop", () if token is None else (token,), True
             return
         self.tokens.append(token)
-        if self._heard(token, logits[0]):
+        if self.heard(token, logits[0]):
             self.reason, self.over = "stop", True
-        self.over = self.over or len(self.tokens) >= self._most
+        self.over = self.over or len(self.tokens) >= self.most
 
 
+@dataclass(eq=False, kw_only=True)
 class Scoring(Work):
     """A completion whose tokens are looked up in the logits before them; it is evaluated, nothing is drawn.
 
-    Args:
-        prompt, completion: token ids, at least one each.
-        read: logits [n, vocabulary], and the number of the completion's token that the first row belongs
-            to -> what to keep of each row.
-        finished: see `Finished`.
-        vector, who: see `Work`.
-
     Attributes:
-        found: what was kept, an item a token of the completion.
+        tokens: of the prompt when it is made; those of the completion but the last one follow.
+        completion: token ids, at least one.
+        temperature: see `logprobs`.
+        found: log-probabilities of the completion's tokens, so far.
     """
 
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        completion: Sequence[int],
-        read: Callable[[NDArray[np.float32], int], Sequence[Any]],
-        *,
-        finished: Finished,
-        vector: AdmittedVector | None = None,
-        who: Who = NOBODY,
-    ) -> None:
-        super().__init__([*prompt, *completion[:-1]], finished=finished, vector=vector, who=who)
-        self.found: list[Any] = []
-        self._before, self._count, self._read = len(prompt), len(completion), read
+    completion: Sequence[int]
+    temperature: float
+    found: list[np.float32] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._before = len(self.tokens)
+        self.tokens += self.completion[:-1]
+        super().__post_init__()
 
     @property
     def first(self) -> int:
@@ -186,8 +165,10 @@ class Scoring(Work):
 
     def take(self, logits: NDArray[np.float32]) -> None:
         """See `Work`."""
-        self.found += self._read(logits, len(self.found))
-        self.over = len(self.found) == self._count
+        at = len(self.found)
+        tokens = np.array(self.completion[at : at + len(logits)], np.int32)
+        self.found += list(logprobs(logits, tokens, self.temperature))
+        self.over = len(self.found) == len(self.completion)
 
 
 class Load(NamedTuple):

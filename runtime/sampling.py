@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -78,10 +80,11 @@ def likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.int32]:
     return np.take_along_axis(found, order, axis=1).astype(np.int32)
 
 
+@dataclass
 class Sampler:
     """The draws of one answer. Options apply in the order of llama.cpp, and the temperature comes last.
 
-    Args:
+    Attributes:
         temperature: 0 takes the likeliest token each time.
         top_p: keep the likeliest whose probabilities sum to p.
         top_k: keep the k likeliest; 0 or less keeps all.
@@ -90,18 +93,16 @@ class Sampler:
         number: which of the answers with this seed it is: each draws differently.
     """
 
-    def __init__(
-        self,
-        temperature: float,
-        *,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        seed: int | None = None,
-        number: int = 0,
-    ) -> None:
-        self._temperature, self._top_p, self._top_k, self._min_p = temperature, top_p, max(0, top_k), min_p
-        self._random = np.random.default_rng(None if seed is None else [seed, number])
+    temperature: float
+    _: KW_ONLY
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        self._random = np.random.default_rng(None if self.seed is None else [self.seed, self.number])
 
     def __call__(self, logits: NDArray[np.float32], grammar: Grammar | None = None) -> int | None:
         """Return the next token of logits, float32 [vocabulary], or None where the grammar allows none.
@@ -119,24 +120,24 @@ class Sampler:
         return self._draw(masked) if np.isfinite(masked.max()) else None
 
     def _draw(self, logits: NDArray[np.float32]) -> int:
-        if self._temperature <= 0:
+        if self.temperature <= 0:
             return int(logits.argmax())
         uniform = self._random.random()
-        if not self._top_k and self._top_p >= 1 and self._min_p <= 0:
-            return draw(logits, self._temperature, uniform)[0]
+        if self.top_k <= 0 and self.top_p >= 1 and self.min_p <= 0:
+            return draw(logits, self.temperature, uniform)[0]
         kept = self._kept(logits)
-        return int(kept[draw(logits[kept], self._temperature, uniform)[0]])
+        return int(kept[draw(logits[kept], self.temperature, uniform)[0]])
 
     def _kept(self, logits: NDArray[np.float32]) -> NDArray[np.int32]:
         """Return the tokens that are drawn from, likeliest first."""
         weights = np.exp((logits - logits.max()).astype(np.float64))
-        for most in [self._top_k] if self._top_k else [_LIKELY, len(logits)]:
+        for most in [self.top_k] if self.top_k > 0 else [_LIKELY, len(logits)]:
             order = likeliest(logits[None], most)[0]
             chosen = weights[order]
-            total = chosen.sum() if self._top_k else weights.sum()
-            count = int((chosen >= self._min_p * chosen[0]).sum())
-            if self._top_p < 1:
-                count = min(count, int(np.searchsorted(chosen.cumsum(), self._top_p * total)) + 1)
+            total = chosen.sum() if self.top_k > 0 else weights.sum()
+            count = int((chosen >= self.min_p * chosen[0]).sum())
+            if self.top_p < 1:
+                count = min(count, int(np.searchsorted(chosen.cumsum(), self.top_p * total)) + 1)
             if count < len(order):
                 break
         kept: NDArray[np.int32] = order[: max(1, count)]

@@ -170,7 +170,7 @@ class TinyLoraOnnx(PersonalizedModel):
                 return False
 
             work = Generating(
-                prompt,
+                tokens=prompt,
                 most=most,
                 draw=sampler,
                 ends=self.chat_tokenizer.ends,
