@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from .onnx.model import TinyLoraOnnx
 
     _Model: TypeAlias = TinyLoraLlama | TinyLoraOnnx
-    _Start = Callable[[Bundle, Policy, dict[str, Any]], _Model]
 
 _Base: TypeAlias = str | PathLike[str]
 _Vector: TypeAlias = VectorSource | None
@@ -77,7 +77,6 @@ def load(
     """
     bundle = load_bundle(base)
     engine = _choose(bundle, engine)
-    start: _Start = _start_onnx if engine == ONNX else _start_llama
     policy = policy or Policy()
     with ExitStack() as undo:
         with ExitStack() as admission:  # which records the vector at its end
@@ -87,7 +86,7 @@ def load(
                     checked = admitted(vector_bytes, bundle.bases, policy, user=user)
                     vector = admission.enter_context(checked)
                 try:
-                    llm = start(bundle, policy, engine_options)
+                    llm = _start(engine, bundle, policy, engine_options)
                 except ModuleNotFoundError as error:
                     raise missing_engine(error) from None
                 undo.callback(llm.close)
@@ -117,30 +116,30 @@ def _choose(bundle: Bundle, engine: str | None) -> str:
     return engine
 
 
-def _start_llama(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> TinyLoraLlama:
-    from .llama import import_llama_cpp
+def _start(engine: str, bundle: Bundle, policy: Policy, options: dict[str, Any]) -> _Model:
+    known: Sequence[str]
+    start: Callable[..., _Model]
+    if engine == ONNX:
+        from .onnx.model import TinyLoraOnnx
 
-    bundle.check_base()
-    import_llama_cpp()
-    from .llama.model import OPTIONS, TinyLoraLlama
+        known = [
+            name for name in inspect.signature(TinyLoraOnnx).parameters if name not in ("base", "policy")
+        ]
+        start = partial(TinyLoraOnnx, bundle)
+    else:
+        from .llama import import_llama_cpp
 
-    _check_options(options, OPTIONS)  # llama_cpp ignores a name that it does not know
-    options.setdefault("verbose", False)
-    return TinyLoraLlama(str(bundle.base), bases=bundle.bases, policy=policy, **options)
+        bundle.check_base()
+        import_llama_cpp()
+        from .llama.model import OPTIONS, TinyLoraLlama
 
-
-def _start_onnx(bundle: Bundle, policy: Policy, options: dict[str, Any]) -> TinyLoraOnnx:
-    from .onnx.model import TinyLoraOnnx
-
-    known = inspect.signature(TinyLoraOnnx).parameters
-    _check_options(options, [name for name in known if name not in ("base", "policy")])
-    return TinyLoraOnnx(bundle, policy=policy, **options)
-
-
-def _check_options(options: Iterable[str], known: Sequence[str]) -> None:
+        known = OPTIONS  # llama_cpp itself ignores a name that it does not know
+        start = partial(TinyLoraLlama, str(bundle.base), bases=bundle.bases)
+        options = {"verbose": False, **options}
     for name in options:
         if name not in known:
             raise OptionError(f"load() has no option {name!r}: this engine's are {', '.join(known)}")
+    return start(policy=policy, **options)
 
 
 def missing_engine(error: ModuleNotFoundError) -> ImportError:
