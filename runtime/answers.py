@@ -222,7 +222,8 @@ class Text:
         found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            self._held, cut = self._held[: min(found)], len(self._held[min(found) :].encode())
+            cut = len(self._held[min(found) :].encode()) + self._partial()
+            self._held = self._held[: min(found)]
             while self._tokens and (cut := cut - len(self._tokens[-1].data)) >= 0:
                 self._tokens.pop()
             return self.rest()
@@ -251,10 +252,14 @@ class Text:
             calls.append(ToolCall(self.calls, *call.groups()))
             self._held = self._held[call.end() :]
             self.calls += 1
-        if self._held:
+        if self._held or self._partial():
             return Piece(text, calls=tuple(calls))
         tokens, self._tokens = tuple(self._tokens), []
         return Piece(text, tokens, tuple(calls))
+
+    def _partial(self) -> int:
+        """Return how many bytes of a character came that is not whole yet."""
+        return len(self._decoder.getstate()[0])
 
     def _opens(self) -> bool:
         """Whether the answer so far may become a call without tags."""

@@ -91,3 +91,10 @@ def test_where_a_stop_text_ends_an_answer_the_tokens_before_it_are_kept() -> Non
     pieces = [text.add(token.data, token) for token in tokens]
     assert "".join(piece.text for piece in pieces) == "one.\ntwo."
     assert [token for piece in pieces for token in piece.tokens] == tokens[:3], "the last is the stop text's"
+
+
+@pytest.mark.parametrize("last", [b"\xac", b"\xac\xe2"])
+def test_parts_of_a_character_of_a_stop_text_are_no_tokens_of_the_answer(last: bytes) -> None:
+    text, tokens = Text(("€",)), [Token(data, -1.0) for data in (b"one", b"\xe2\x82", last)]
+    pieces = [text.add(token.data, token) for token in tokens]
+    assert [token for piece in pieces for token in piece.tokens] == tokens[:1]
