@@ -113,7 +113,6 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         self._stack.callback(self.adapters.free)  # after the context is freed, before the model is
 
     def _stage(self, vector: AdmittedVector | None) -> None:
-        self._worker.check_waiting()
         self._worker.run(partial(self._apply, vector))
 
     def _apply(self, vector: AdmittedVector | None) -> None:
@@ -136,11 +135,12 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     def _in_turn(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call what computes with the context, in turn, under the vector that is active here."""
-        return self._worker.run(partial(self._under, self._worker.inside or self.vector, call, args, kwargs))
+        if self._worker.inside:  # a part of the current job, which has its vector
+            return call(*args, **kwargs)
+        return self._worker.run(partial(self._under, self.vector, call, args, kwargs))
 
-    def _under(self, vector: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if vector is not True:  # True: a part of the current job, which has its vector
-            self._apply(vector)
+    def _under(self, vector: AdmittedVector | None, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._apply(vector)
         return call(*args, **kwargs)
 
     def _own_adapters(self) -> list[tuple[Any, float]]:
@@ -379,9 +379,8 @@ class Worker:
             self._changed.notify_all()
 
     def run(self, call: Callable[[], T]) -> T:
-        """Call in turn, and return what it returns; inside a job, call at once as a part of it."""
-        if self.inside:
-            return call()
+        """Call in turn, and return what it returns. BusyError: this is a callback of a generation."""
+        self.check_waiting()
         ended: SimpleQueue[tuple[T, BaseException | None]] = SimpleQueue()
         job = Job(call, lambda result, error: ended.put((result, error)))
         self.submit(job)
