@@ -23,6 +23,7 @@ from ...errors import MissingExtraError
 
 Array = NDArray[np.float64]
 
+_LARGEST = 1e32  # of a mean's entries, as cmaes has it
 _ROUNDS = 4  # sigmas that are tried at most, to find one with an effect
 _NEAR = 0.1  # of log sigma: how well a few tokens tell it
 _FARTHEST = 4.0  # factor between two sigmas that are tried: far away the effect says little about here
@@ -51,8 +52,8 @@ class Search:
         except ModuleNotFoundError:
             raise MissingExtraError("tuning", "cmaes", "tune") from None
         self.start: Array = np.array(start, np.float64).reshape(-1)
-        if not self.start.size or not np.isfinite(self.start).all():
-            raise ValueError(f"the start is {self.start}, expected finite numbers, at least one")
+        if not self.start.size or not (np.abs(self.start) < _LARGEST).all():
+            raise ValueError(f"the start is {self.start}, expected numbers below {_LARGEST}, at least one")
         if not (math.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma is {sigma}, expected a number above 0")
         self.sigma, self.seed, self.population, self.first = float(sigma), int(seed), population, first

@@ -39,6 +39,7 @@ def test_anew_it_goes_on_from_there_with_other_candidates() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Search([1e33], 1, 0), r"expected numbers below 1e\+32"),
         (lambda: Search([0.0], 1, 0).tell([1.0]), "8 candidates"),
         (lambda: Search([0.0], 1, 0).tell([np.nan] * 8), "finite"),
         (lambda: Search.restored(Search([0.0], 1, 0).state(), 2, 0, 8), "has 1 dimensions, expected 2"),
