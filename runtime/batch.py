@@ -69,7 +69,8 @@ class Batch:
     Any thread may call it; calls take turns. A callback of one that makes another gets a `BusyError`.
 
     Args:
-        llm: a loaded model, whose `close` closes the batch. Its own context and vector are left alone.
+        llm: a loaded model, whose `close` closes the batch, as dropping it does. Its own context and vector
+            are left alone.
         n_ctx_seq: tokens of the longest sequence, prompt and completion; in ONNX Runtime the model's at most.
         sequences: how many run at the same time.
         n_threads: cores to use; by default all that this process may use.
@@ -108,7 +109,7 @@ class Batch:
             self.close()
             raise
         self._n_ctx = min(loop.n_ctx for loop in self._loops)
-        llm.loops.update(self._loops)
+        llm.close_with(self, *self._loops)
 
     @property
     def evaluated(self) -> int:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, AnyStr, NamedTuple, Protocol
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -300,6 +300,11 @@ class Weights:
         """
 
     # The end
+
+    def close_with(self, owner: object, *loops: Any) -> None:
+        """Close loops before the model is closed, or once their owner is dropped."""
+        self.loops.update(loops)
+        finalize(owner, lambda: [loop.close() for loop in loops]).atexit = False
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import Any, Self, TypeAlias
-from weakref import finalize, ref
+from weakref import ref
 
 from ..errors import OptionError, RequestError, VectorError
 from ..process import cores
@@ -145,9 +145,8 @@ class Pool:
         self.n_ctx = self._loop.n_ctx
         self._preparing = Workers(_PREPARING, waiting, "tinylora-prompts", _CLOSED)
         self._admitting = Workers(_ADMITTING, waiting, "tinylora-admission", _CLOSED)
-        self._ends = ends = (self._preparing, self._admitting, self._loop)
-        llm.loops.update(ends)
-        finalize(self, lambda: [each.close() for each in ends]).atexit = False  # a pool that is dropped ends
+        self._ends = (self._preparing, self._admitting, self._loop)
+        llm.close_with(self, *self._ends)
 
     async def chat(self, messages: Prompt, **options: Any) -> Answer:
         """Answer chat messages.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any
-from weakref import finalize
 
 from ...errors import OptionError, TinyLoraError
 from ...formats.bundle import Bundle, load_bundle
@@ -76,8 +75,7 @@ class TinyLoraOnnx(PersonalizedModel):
         self._n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
         self._session = open_session(path, n_threads=n_threads)
         self._loop = Loop([self._engine(1, self._n_ctx)], closed=CLOSED)
-        finalize(self, self._loop.close).atexit = False
-        self.loops.add(self._loop)
+        self.close_with(self, self._loop)
         self._opened()
 
     def __repr__(self) -> str:

@@ -73,13 +73,11 @@ def test_what_takes_too_long_is_given_up(llm: Any) -> None:
         assert len(batch.generate(PROMPTS, max_tokens=2)) == len(PROMPTS)
 
 
-def test_closing_a_model_ends_the_threads_of_a_batch_that_was_dropped(llm: Any) -> None:
-    before = threading.enumerate()
+def test_a_batch_that_is_dropped_leaves_no_thread(llm: Any) -> None:
+    before = set(threading.enumerate())
     opened(llm).generate(PROMPTS, max_tokens=1)
     gc.collect()
-    threads = [thread for thread in threading.enumerate() if thread not in before and "loop" in thread.name]
-    llm.close()
-    assert [thread.is_alive() for thread in threads] == [False]
+    assert set(threading.enumerate()) <= before
 
 
 def test_each_row_is_what_its_user_gets_alone(llm: Any) -> None:
