@@ -185,7 +185,7 @@ class SpecialTokens:
             places = [0, *(found.start() + 1 for found in self._begins.finditer(value)), len(value)]
             return self._seam.join(value[a:b] for a, b in pairwise(places))
         if isinstance(value, Mapping):
-            return {key: self._cut(each) for key, each in value.items()}
+            return {self._cut(key): self._cut(each) for key, each in value.items()}  # a template writes both
         if isinstance(value, list | tuple):
             return [self._cut(each) for each in value]
         return value

@@ -41,6 +41,9 @@ def test_they_are_cut_wherever_they_stand() -> None:
     assert special_tokens.parts(first["text"]) == ["<", "a>"]
     assert (second, message["none"]) == ({"type": "image", "size": 3}, None)
     assert special_tokens.parts(message["name"]) == ["a", "a"]
+    (tool,) = special_tokens.cut([{"properties": {"<a>": {"type": "string"}}}])
+    ((name, rule),) = tool["properties"].items()
+    assert (special_tokens.parts(name), rule) == (["<", "a>"], {"type": "string"})
     assert SpecialTokens(()).cut([{"content": "<a>"}]) == [{"content": "<a>"}]
 
 
