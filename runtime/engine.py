@@ -198,21 +198,19 @@ class Weights:
         bases: those that vectors may be of.
         policy: what is demanded of their bytes.
         mixed: rows with different vectors share one evaluation of its engines.
-        loops: over its weights, which are closed before the model is.
     """
 
     bases: Bases
     policy: Policy
     mixed: bool
-    loops: WeakSet[Any]
 
     def _prepare(self, bases: Bases, policy: Policy | None) -> None:
         # Not __init__: an engine's own class may have one with other arguments.
         self.bases = bases
         self.policy = policy or Policy()
-        self.loops = WeakSet()
+        self._loops: WeakSet[Any] = WeakSet()  # over the weights
         self._engines: WeakSet[Engine] = WeakSet()  # what those compute with
-        self._changed = threading.Condition()  # of the two that follow
+        self._changed = threading.Condition()  # of the loops, and the two that follow
         self._closed = False
         self._users = 0
 
@@ -303,7 +301,8 @@ class Weights:
 
     def close_with(self, owner: object, *loops: Any) -> None:
         """Close loops before the model is closed, or once their owner is dropped."""
-        self.loops.update(loops)
+        with self._changed:
+            self._loops.update(loops)
         finalize(owner, lambda: [loop.close() for loop in loops]).atexit = False
 
     @contextmanager
@@ -324,7 +323,8 @@ class Weights:
         """Refuse what comes, and end what computes with the model: it can be freed then."""
         with self._changed:
             self._closed = True
-        for loop in list(self.loops):
+            loops = list(self._loops)
+        for loop in loops:
             loop.close()
         with self._changed:
             self._changed.wait_for(lambda: not self._users)
