@@ -23,18 +23,18 @@ from .sampling import logprobs
 from .turns import Queue, Shares, Who
 
 _SLICE = 16
-"""Tokens that a row generates before another row of its engine has its turn, where each is evaluated by
-itself: to change the vector costs llama.cpp as much as a token of a small model."""
+"""Tokens that a row generates in one turn, where rows are evaluated one by one. The next row has a vector of
+its own, and to change it costs llama.cpp as much as a token of a small model."""
 
 _WORTH = 16
-"""Tokens of a prompt that a row must hold to be chosen, copied or waited for on their account."""
+"""Fewest tokens of a prompt for which a row that holds them is chosen, copied or waited for."""
 
 _ALIGNED = 8
-"""Where answers must be the same to the bit, rows keep a multiple of so many tokens of a prompt, and evaluate
-at least so many: kernels compute tokens in blocks, and those that fill no block otherwise."""
+"""Where answers must be the same to the bit, a row keeps a multiple of so many tokens of a prompt, and
+evaluates at least so many. Kernels compute tokens in blocks, and tokens that fill none in another way."""
 
 _SCORED = 32
-"""Most tokens of one evaluation with logits: 200 kB each, and more at once save no time."""
+"""Most tokens with logits in one evaluation: a token's logits are 200 kB, and more at once save no time."""
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 """Why an answer ended: by itself or at a stop text, at its longest, or by itself behind calls."""
@@ -205,9 +205,10 @@ class Slot:
     used: int = 0
 
     def shared(self, work: Work, *, soon: bool = False) -> int:
-        """Return how many tokens of a prompt it holds, or `soon` will: once its own prompt is evaluated.
+        """Return how many of the work's first tokens the row holds.
 
-        It is the whole prompt where the logits behind it are known too.
+        With `soon`: how many it will hold once its own prompt is evaluated. It is a whole prompt only where
+        the logits behind that are known too.
         """
         if not self.tenant or self.tenant != work.who.tenant or self.vector != work.digest:
             return 0
@@ -381,9 +382,10 @@ class Loop:
     def _next(self, engine: Engine, last: tuple[int, Who]) -> dict[Slot, Work]:
         """Wait for work, and return what an engine evaluates together; nothing once the loop is closed.
 
-        The account with the fewest turns, in any engine, comes first; among equals the one that had the last
-        turn goes behind a newcomer. So do its tenants; the rows of one tenant follow each other. The rows
-        that can be evaluated beside the first go with it. Where all can, a turn is a chunk of a prompt.
+        The account that had the fewest turns, in any engine, comes first; of two that had equally many, the
+        one that had the last turn comes second. The same holds for the tenants of an account, and the rows
+        of a tenant follow each other. Rows that can be evaluated beside the first one go with it. Where all
+        of them can, only chunks of prompts count as turns.
         """
         row, before = last
 
@@ -478,7 +480,8 @@ class Loop:
             slot.after = None
 
     def _parts(self, engine: Engine, turn: dict[Slot, Work]) -> Iterator[tuple[Slot, Part]]:
-        """Yield what is evaluated next: prompts first come, first served, and the last token of answers."""
+        """Yield what is evaluated next: chunks of prompts, first come, first served, and the last token of
+        each answer."""
         left, outputs = engine.chunk, max(_SCORED, len(turn))
         for slot, work in turn.items():
             if work.cached is None:
