@@ -127,6 +127,7 @@ class Request:
         vector: the one to answer under; None for the base alone.
         sampling: how the answer is drawn.
         choice: the number of this answer, where one prompt has several: each draws numbers of its own.
+        grammar: what the answer keeps to, of `grammar_for`; it moves on with the answer.
     """
 
     prompt: tuple[int, ...]
@@ -135,6 +136,7 @@ class Request:
     vector: AdmittedVector | None = None
     sampling: Sampling = field(default_factory=Sampling)
     choice: int = 0
+    grammar: Grammar | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -275,11 +277,9 @@ class Text:
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
-def answering(
-    request: Request, grammar: Grammar | None, tokenizer: Tokenizer, n_ctx: int, report: Report
-) -> Generating:
+def answering(request: Request, tokenizer: Tokenizer, n_ctx: int, report: Report) -> Generating:
     """Return the work of a request, whose text, calls and end are reported; errors of `check_prompt`."""
-    prompt, sampling = request.prompt, request.sampling
+    prompt, sampling, grammar = request.prompt, request.sampling, request.grammar
     check_prompt(prompt, n_ctx)
     sampler = Sampler(
         sampling.temperature,

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from os import PathLike
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 from weakref import ref
 
 from ..errors import OptionError, RequestError, VectorError
@@ -30,7 +30,7 @@ from .answers import (
 from .load import load
 from .loop import Generating, Load, Loop
 from .model import PersonalizedModel, VectorSource, admitted
-from .schema import Grammar, ToolCall
+from .schema import ToolCall
 from .turns import Who, Workers
 
 _OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not use
@@ -50,10 +50,6 @@ _RUN = re.compile(r"\w+|\s+|[^\w\s]+")
 
 _PREPARING = 2  # threads that make tokens and grammars; an account has at most one of them
 _ADMITTING = 4  # threads for vectors, whose policy may wait for a file: requests without one never do
-
-
-Prepared: TypeAlias = tuple[Request, Grammar | None]
-"""A request with its tokens, and what the answer keeps to."""
 
 
 class Pool:
@@ -202,12 +198,13 @@ class Pool:
         tenant = user if tenant is None else tenant
         who = Who(tenant if account is None else account, tenant)
 
-        def prepare() -> Prepared:
+        def prepare() -> Request:
             functions = () if sampling.tools is None else sampling.tools.functions
             tokens, stops = self._encode(prompt, raw=raw, tools=functions)
             with self.model.in_use():
                 grammar = grammar_for(sampling, self.model.chat_tokenizer)
-            return Request(tokens, who, user, sampling=sampling_of(options, stops), choice=choice), grammar
+            whole = sampling_of(options, stops)
+            return Request(tokens, who, user, sampling=whole, choice=choice, grammar=grammar)
 
         return AnswerStream(self, who, prepare, vector)
 
@@ -288,7 +285,7 @@ class AnswerStream(AsyncIterator[Piece]):
     """
 
     def __init__(
-        self, pool: Pool, who: Who, prepare: Callable[[], Prepared], source: VectorSource | None
+        self, pool: Pool, who: Who, prepare: Callable[[], Request], source: VectorSource | None
     ) -> None:
         self.finish: Finish | None = None
         self.vector: AdmittedVector | None = None
@@ -314,26 +311,25 @@ class AnswerStream(AsyncIterator[Piece]):
                 if (stream := this()) is not None:
                     stream._leave()
 
-        def begin(prepared: Prepared) -> None:
-            request, grammar = prepared
+        def begin(request: Request) -> None:
             checked: AbstractContextManager[AdmittedVector | None] = nullcontext()
             if source is not None:
                 checked = admitted(source, pool.bases, pool.policy, user=request.user)
             with checked as vector:
                 request = replace(request, vector=vector)
                 with pool.model.in_use():
-                    work = answering(request, grammar, pool.model.chat_tokenizer, pool.n_ctx, report)
+                    work = answering(request, pool.model.chat_tokenizer, pool.n_ctx, report)
                 self._work = work  # `close` finds it, or `_left` tells of `close`
                 if not self._left:
                     pool._loop.submit(work)
             self.request, self.vector = request, vector
 
         try:
-            prepared = await asyncio.wrap_future(pool._preparing.submit(self._who, self._prepare))
+            request = await asyncio.wrap_future(pool._preparing.submit(self._who, self._prepare))
             if source is None:
-                await loop.run_in_executor(None, begin, prepared)
+                await loop.run_in_executor(None, begin, request)
             else:
-                await asyncio.wrap_future(pool._admitting.submit(self._who, partial(begin, prepared)))
+                await asyncio.wrap_future(pool._admitting.submit(self._who, partial(begin, request)))
         except BaseException:
             self.close()
             raise

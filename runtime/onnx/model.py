@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -257,8 +258,8 @@ class TinyLoraOnnx(PersonalizedModel):
             if chunks and chat:
                 put(reply.chunk(0, None, {"role": "assistant"}), None)
             with self.in_use():
-                grammar = grammar_for(sampling, self.chat_tokenizer)
-                work = answering(request, grammar, self.chat_tokenizer, self._n_ctx, report)
+                held = replace(request, grammar=grammar_for(sampling, self.chat_tokenizer))
+                work = answering(held, self.chat_tokenizer, self._n_ctx, report)
                 self._loop.submit(work)
             return work
 
