@@ -80,7 +80,9 @@ class Batch:
         contexts: how many compute side by side; each evaluates for itself what its prompts share.
         until: a call is given up, with `Stopped`, once `time.monotonic()` is later.
 
-    TinyLoraError: the engine cannot make the contexts, or the model is closed.
+    Raises:
+        VectorError: there are no sequences.
+        TinyLoraError: the engine cannot make the contexts, or the model is closed.
     """
 
     def __init__(
@@ -92,6 +94,8 @@ class Batch:
         n_threads: int | None = None,
         contexts: int | None = None,
     ) -> None:
+        if sequences < 1:
+            raise VectorError(f"a batch of {sequences} sequences runs none: pass 1 or more")
         self.llm = llm
         threads = n_threads or cores()
         self.contexts = 1 if llm.one_engine else max(1, min(threads, contexts or sequences // _FEWEST))
