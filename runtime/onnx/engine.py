@@ -47,7 +47,9 @@ class OnnxEngine:
         head_size: values of a key, where the graph does not say.
         path: of the graph, for errors.
 
-    BaseMismatchError: the graph does not compute rows like this.
+    Raises:
+        BaseMismatchError: the graph does not compute rows like this.
+        TinyLoraError: there is no memory for so many.
     """
 
     mixed = exact = True
@@ -61,8 +63,12 @@ class OnnxEngine:
         self._past, shapes, self.n_vocab = self._read_graph(head_size)
         self._present = [name.replace(_PAST, _PRESENT) for name in self._past]
         self._fewest = min(rows, _FEWEST)
-        # A row that computes for nothing writes the cell behind its last one.
-        self._cells: Cells | None = Cells(shapes, rows=rows, length=n_ctx + 1)
+        try:  # a row that computes for nothing writes the cell behind its last one
+            self._cells: Cells | None = Cells(shapes, rows=rows, length=n_ctx + 1)
+        except OSError as error:
+            raise TinyLoraError(
+                f"there is no memory for {rows:,} sequences of {n_ctx:,} tokens ({error}): take fewer"
+            ) from None
         self._tail = min(CHUNK, max(_FEWEST + 1, _FLOATS // self.n_vocab))
         self._shape = factors.shape
         self._r = np.zeros((rows, factors.entries), np.float32)

@@ -356,6 +356,8 @@ def test_what_makes_no_pool(tiny_bundle: Path) -> None:
     ):
         with pytest.raises((RequestError, OptionError), match=message):
             Pool(tiny_bundle, **options)
+    with pytest.raises(TinyLoraError, match="no memory for 1,000,000,000,000 sequences of 512 tokens"):
+        Pool(onnx_bundles.tiny(), slots=10**12)
     with pytest.raises(OptionError, match="contexts=2: ONNX Runtime answers everybody in one batch"):
         Pool(onnx_bundles.tiny(), contexts=2)
 
