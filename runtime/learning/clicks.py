@@ -26,7 +26,7 @@ from ...vector import MicroVector
 from ..batch import Batch, Generation
 from ..model import PersonalizedModel, no_room
 from .posterior import Posterior
-from .state import beginning, load_state, save_state
+from .state import beginning, kept, save_state
 
 _CHANGE = 0.6
 """Nats by which a step of the finite differences changes an answer's log-probability, root mean square.
@@ -236,14 +236,9 @@ class Clicks:
 
     def _read(self, path: str | PathLike[str]) -> Posterior:
         """Return the posterior in a user's file; without one, nothing was clicked."""
-        if not (folder := Path(path).resolve().parent).is_dir():
-            raise FileNotFoundError(
-                f"{folder} does not exist: make it for the state, or name a file elsewhere"
-            )
-        size = self._basis.size
-        if not Path(path).exists():
-            return Posterior(size, self._prior)
-        return load_state(path, lambda record: Posterior.of(record, size, self._prior), self._identity)
+        size, prior = self._basis.size, self._prior
+        found = kept(path, lambda record: Posterior.of(record, size, prior), self._identity)
+        return found or Posterior(size, prior)
 
     def _keep(self, path: str | PathLike[str], posterior: Posterior) -> MicroVector:
         posterior.clicks += 1

@@ -34,7 +34,7 @@ from ..batch import Batch
 from ..model import PersonalizedModel
 from ..schema import Schema
 from .search import Search, change, sigma_of
-from .state import Budget, Report, SearchState, beginning, load_state, picked, save_state, standard_error
+from .state import Budget, Report, SearchState, beginning, kept, picked, save_state, standard_error
 
 _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
 _EFFECT, _TEXTS_EFFECT = 0.5, 0.25  # in nats, of a candidate: a likelihood is a finer scale
@@ -135,6 +135,7 @@ class RewardLearner:
             out of range; the basis has more numbers than a search finds; a state is damaged, or of another
             run.
         VectorError: the start is of another basis, or of none of the model's.
+        OSError: the state cannot be read, or there is no folder for it.
     """
 
     _batch: Batch  # of the sitting
@@ -188,8 +189,8 @@ class RewardLearner:
         first = self._whitening.coordinates(values)
         self._search = Search(first, self._sigma, seed, population=settings.population)
         self.state = SearchState(self._search.state(), values.tolist())
-        if self._path is not None and self._path.exists():
-            load_state(self._path, self._resume, self._identity())
+        if self._path is not None:
+            kept(self._path, self._resume, self._identity())
 
     def _resume(self, content: Any) -> None:
         self.state = restored(SearchState, content)

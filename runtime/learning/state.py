@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -176,3 +177,10 @@ def load_state(path: str | PathLike[str], read: Callable[[Any], T], identity: di
         return read(content["state"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise TrainError(f"{path} is not a usable state: {error}. Remove it to begin anew") from None
+
+
+def kept(path: str | PathLike[str], read: Callable[[Any], T], identity: dict[str, Any]) -> T | None:
+    """As `load_state`; None where there is no file yet. FileNotFoundError: there is no folder for it."""
+    if not (folder := Path(path).resolve().parent).is_dir():
+        raise FileNotFoundError(f"{folder} does not exist: make it for the state, or name a file elsewhere")
+    return load_state(path, read, identity) if Path(path).exists() else None
