@@ -99,14 +99,13 @@ class Batch:
         self.llm = llm
         threads = n_threads or cores()
         self.contexts = 1 if llm.one_engine else max(1, min(threads, contexts or sequences // _FEWEST))
-        rows = -(-sequences // self.contexts)
+        rows, each = -(-sequences // self.contexts), threads // self.contexts
         self.until = np.inf
         self._turn, self._caller = threading.Lock(), 0  # whose call it is
         self._loops: list[Loop] = []
         self._grammars: dict[str, Grammar] = {}  # of tools
         try:
             for _ in range(self.contexts):
-                each = threads // self.contexts
                 engine = llm.engine(rows=rows, n_ctx=n_ctx_seq, n_threads=each, together=True)
                 self._loops.append(Loop([engine], closed=_CLOSED, exact=False))
         except BaseException:
