@@ -196,7 +196,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         if not worker.close():
             return
         with self._closing:  # llama.cpp would free it twice, if two threads did
-            if not self._closed:
+            if self.__dict__.get("_ctx") is not self._gone:
                 self._end_all()
                 self._close_engine()
                 gone = self._gone

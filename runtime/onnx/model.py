@@ -88,8 +88,6 @@ class TinyLoraOnnx(PersonalizedModel):
 
     def close(self) -> None:
         """See `PersonalizedModel.close`."""
-        if self._closed:
-            return
         self._end_all()
         self.chat_tokenizer.close()
         self._session = None

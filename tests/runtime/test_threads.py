@@ -235,6 +235,16 @@ def test_who_waits_for_a_model_that_is_closed_is_refused(llama: Any, monkeypatch
         first.result(PATIENCE)
 
 
+def test_a_close_that_was_interrupted_is_done_by_the_next(llm: Any, monkeypatch: Any) -> None:
+    with Pool(llm, n_ctx=64), monkeypatch.context() as patched:
+        patched.setattr(Loop, "close", lambda self: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            llm.close()
+        patched.undo()
+        llm.close()
+    assert "closed" in repr(llm)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
 def test_a_fork_has_no_threads_and_is_told_so(llm: Any) -> None:
     """As multiprocessing makes one: it would wait for ever."""
