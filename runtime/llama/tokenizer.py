@@ -71,14 +71,14 @@ class LlamaTokenizer:
                 "the model has no chat template, so chat messages cannot be rendered: use text prompts, or "
                 "load it with chat_format=..."
             )
-        handler = (
-            llm.chat_handler
-            or llm._chat_handlers.get(llm.chat_format)
-            or llama_chat_format.get_chat_completion_handler(llm.chat_format)
-        )
         cut = llm.special_tokens.cut
         more = {} if tools is None else {"tools": cut(tools)}
         try:
+            handler = (
+                llm.chat_handler
+                or llm._chat_handlers.get(llm.chat_format)
+                or llama_chat_format.get_chat_completion_handler(llm.chat_format)
+            )
             handler(llama=_Recorder(llm), messages=cut(messages), **more)
         except _Recorded as recorded:
             return recorded.tokens, recorded.stop

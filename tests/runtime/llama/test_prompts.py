@@ -53,6 +53,13 @@ def test_a_model_without_a_template_continues_text(tiny_bundle, load):
         assert encode(llm, "one two") == llm.tokenize(b"one two", special=True)
 
 
+def test_a_chat_format_that_is_none(tiny_bundle, load):
+    with load(tiny_bundle, chat_format="none") as llm:
+        for render in (lambda: encode(llm, MESSAGES), lambda: llm.create_chat_completion(MESSAGES)):
+            with pytest.raises(VectorError, match="Invalid chat handler: none"):
+                render()
+
+
 def test_messages_cannot_be_raw(smollm2):
     with pytest.raises(TrainError, match="a raw prompt is text"):
         encode(smollm2, MESSAGES, raw=True)
