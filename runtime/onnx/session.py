@@ -115,7 +115,8 @@ class OnnxSession:
                     if one:
                         raise
                     raise type(error)(f"row {row}: {error}") from None
-                recorded = not isinstance(source, MicroVector)
+                own = source[-1] if isinstance(source, list | tuple) else source  # of a stack
+                recorded = not isinstance(own, MicroVector)
                 if recorded and of.setdefault(user, vector.sequence) != vector.sequence:
                     raise VectorError(
                         f"row {row} is of user {user!r} with sequence {vector.sequence}, another row with "

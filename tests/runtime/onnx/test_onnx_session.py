@@ -88,6 +88,8 @@ def test_a_refused_row_is_named_and_nothing_is_recorded(session: OnnxSession, bu
         session.rows([alice, alice], users=["a", "b", "c"])
     with pytest.raises(VectorError, match="row 1 is of user 'alice' with sequence 8, another row with 3: p"):
         session.rows([older, alice], users="alice")
+    shared = MicroVector(values)  # the app's own are not recorded, in a stack neither
+    session.rows([[shared, MicroVector(values, sequence=s)] for s in (1, 2)], users="alice")
     session.rows(older, users="alice")  # 8 was not recorded
     session.rows([alice, bob], users=["alice", "bob"])
     with pytest.raises(RollbackError):
