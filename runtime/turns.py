@@ -160,13 +160,13 @@ class Queue(Generic[T]):
 
 class Workers:
     """Threads, 2 or more, that run calls by turns, of which so many may wait. An account has at most half of
-    the threads, so that another waits for its own calls alone. `closed` is the error after `close`."""
+    the threads, so that another waits for its own calls alone. `closed` is the error's text after `close`."""
 
     def __init__(self, count: int, waiting: int, name: str, closed: str) -> None:
         self._changed = threading.Condition()
         self._queue: Queue[tuple[Future[Any], Callable[[], Any]]] = Queue(waiting)
         self._running = Shares(count)
-        self._error, self._closed = TinyLoraError(closed), False
+        self._message, self._closed = closed, False
         self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
@@ -176,7 +176,7 @@ class Workers:
         future: Future[T] = Future()
         with self._changed:
             if self._closed:
-                raise self._error
+                raise TinyLoraError(self._message)
             check_alive(self._threads)
             self._queue.add(who, (future, call))
             self._changed.notify()
@@ -188,7 +188,7 @@ class Workers:
             self._closed = True
             for future, _ in self._queue.drain():
                 if future.set_running_or_notify_cancel():
-                    future.set_exception(self._error)
+                    future.set_exception(TinyLoraError(self._message))
             self._changed.notify_all()
 
     def _work(self) -> None:

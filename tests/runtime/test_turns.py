@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tinylora_edge import OverloadError
-from tinylora_edge.runtime.turns import Queue, Shares, Who
+from tinylora_edge import OverloadError, TinyLoraError
+from tinylora_edge.runtime.turns import Queue, Shares, Who, Workers
 
 
 def who(name: str) -> Who:
@@ -101,3 +101,14 @@ def test_a_queue_keeps_places_for_others_and_takes_nobody_who_has_no_room() -> N
     assert queue.take(shares(7, "a1 a1 b1 b1")) == (who("c1"), "c1")
     assert sorted(queue.drain()) == ["a1", "a2", "a3", "b1"]
     assert len(queue) == 0
+
+
+def test_each_refusal_is_an_error_of_its_own() -> None:
+    workers = Workers(2, 4, "workers", "they are closed")
+    workers.close()
+    errors = []
+    for _ in range(2):
+        with pytest.raises(TinyLoraError, match="they are closed") as caught:
+            workers.submit(who("a"), int)
+        errors.append(caught.value)
+    assert errors[0] is not errors[1], "one would keep the frames of both"
