@@ -69,7 +69,7 @@ class Engine(Protocol):
         """Give a row its R, float32 [M, p, q], at most P x Q of the factors, or None; what it holds stays."""
 
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
-        """Append tokens to rows, each of which occurs once.
+        """Append tokens to one row or more, each of which occurs once.
 
         Returns:
             float32 [wanted of all parts, vocabulary], in the order of the parts, until the next call.

@@ -112,8 +112,7 @@ class OnnxEngine:
             raise TinyLoraError(f"ONNX Runtime failed: {' '.join(str(error).split())[:300]}") from error
         if len(parts) == 1:
             return found[parts[0].row]
-        rows = [found[part.row] for part in parts]
-        return np.concatenate(rows) if rows else np.empty((0, self.n_vocab), np.float32)
+        return np.concatenate([found[part.row] for part in parts])
 
     def length(self, row: int) -> int:
         """See `Engine`."""
