@@ -319,7 +319,7 @@ class AnswerStream(AsyncIterator[Piece]):
                 request = replace(request, vector=vector)
                 with pool.model.in_use():
                     work = answering(request, pool.model.chat_tokenizer, pool.n_ctx, report)
-                self._work = work  # `close` finds it, or `_left` tells of `close`
+                self._work = work  # first, so that `close` finds it, or is seen in `_left`
                 if not self._left:
                     pool._loop.submit(work)
             self.request, self.vector = request, vector

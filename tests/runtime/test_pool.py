@@ -202,6 +202,21 @@ def test_whoever_leaves_frees_a_place(pool: Pool, held: Callable[..., Any]) -> N
     asyncio.run(leave())
 
 
+def test_who_leaves_while_a_request_begins_is_not_answered(pool: Pool, monkeypatch: Any) -> None:
+    def leave(*request: Any) -> Any:
+        stream.close()
+        return real(*request)
+
+    async def begin() -> None:
+        await stream.start()
+        assert pool.load() == (0, 0)
+        assert [piece async for piece in stream] == []
+
+    real, stream = pool_module.answering, pool.stream(PROMPTS[0], max_tokens=300)
+    monkeypatch.setattr(pool_module, "answering", leave)
+    asyncio.run(begin())
+
+
 def test_more_than_may_wait_are_refused(opened: Callable[..., Pool]) -> None:
     async def too_many(pool: Pool) -> list[Any]:
         calls = [pool.complete(PROMPTS[1], user=str(i), max_tokens=90, temperature=0) for i in range(9)]
