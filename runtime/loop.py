@@ -254,6 +254,7 @@ class Loop:
         self._rows = Shares(len(self._slots) if waiting else sys.maxsize, brief=True)
         self._running: dict[Slot, Work] = {}
         self._closed = False
+        self._left = False  # nobody waits for the threads: each frees its engine as it ends
         self._begun = 0
         self._threads: list[threading.Thread] = []
 
@@ -313,11 +314,12 @@ class Loop:
 
         Again is fine; whoever comes second waits.
         """
+        mine = threading.current_thread() in self._threads  # the garbage collector's call
         with self._changed:
-            self._closed = True
+            self._closed, self._left = True, self._left or mine
             self._changed.notify_all()
-        if threading.current_thread() in self._threads:
-            return  # the garbage collector's call: each thread frees its engine as it ends
+        if mine:
+            return
         for thread in self._threads:
             thread.join()
         with self._changed:
@@ -363,7 +365,7 @@ class Loop:
     # The thread of an engine
 
     def _work(self, engine: Engine) -> None:
-        """Run what is in an engine's rows until the loop is closed, and then free the engine."""
+        """Run what is in an engine's rows until the loop is closed."""
         last = -1, NOBODY
         while turn := self._next(engine, last):
             slot, work = next(iter(turn.items()))
@@ -377,7 +379,8 @@ class Loop:
                     break
                 if self._closed or not generated:  # a chunk that does not end a prompt is a slice of its own
                     break
-        engine.close()
+        if self._left:
+            engine.close()
 
     def _next(self, engine: Engine, last: tuple[int, Who]) -> dict[Slot, Work]:
         """Wait for work, and return what an engine evaluates together; nothing once the loop is closed.

@@ -80,6 +80,17 @@ def test_a_batch_that_is_dropped_leaves_no_thread(llm: Any) -> None:
     assert set(threading.enumerate()) <= before
 
 
+def test_a_batch_is_dropped_where_adapters_are_exchanged(llama: TinyLoraLlama) -> None:
+    """As by the garbage collector, in a thread that has the lock: it waits for the batch's threads."""
+    (batch := opened(llama)).generate(PROMPTS, max_tokens=1)
+
+    def drop() -> None:
+        with llama.adapters._exchange:
+            batch.close()
+
+    start(drop).result(PATIENCE)
+
+
 def test_each_row_is_what_its_user_gets_alone(llm: Any) -> None:
     users = [*vectors(llm), None]
     llm.swap(own := MicroVector.random(llm.bases.basis(numbers=13), 1.0, seed=9))
