@@ -124,9 +124,10 @@ def _mismatch(found: LlamaLibraries | None, how: str) -> TinyLoraError:
 
 
 _ADVICE = (
-    'Install the pair that fits, pip install "tinylora-edge[llama-wheel]", or build it with a C++ compiler: '
-    f"pip install --force-reinstall --no-cache-dir --no-deps {BINDINGS} ({VARIABLE} unset). ONNX bundles "
-    'need neither: pip install "tinylora-edge[onnx]"'
+    "Install the pair that fits, SKBUILD_WHEEL_CMAKE=false pip install --no-cache-dir "
+    '"tinylora-edge[llama-wheel]", or build it with a C++ compiler: pip install --force-reinstall '
+    f"--no-cache-dir --no-deps {BINDINGS} ({VARIABLE} unset). ONNX bundles need neither: "
+    'pip install "tinylora-edge[onnx]"'
 )
 
 # Before any module here imports llama_cpp: that loads its libraries, which read how threads are to wait.
