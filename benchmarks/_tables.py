@@ -147,6 +147,7 @@ GSM8K_ARMS = {
     "examples": "best worked examples",
     "rank-8 sft": "10,752 numbers, 40 steps of SFT",
     "rank-8 grpo": "10,752 numbers, {} steps of GRPO, seed {}",
+    "numbers-13 grpo": "13 numbers, {} steps of GRPO, seed {}",
     "snips-rank-64x8-q4-240-s0.bin": "SNIPS calls, 86,016 numbers in 4 bits, 240 steps, without `--keep`",
 }
 
