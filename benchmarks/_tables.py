@@ -214,7 +214,7 @@ def users(rows: list[dict[str, Any]] | None = None) -> str:
                 row += (
                     [f"{each['rate']:.0f}", f"{each['share']:.0%}".replace("%", " %")] if each else ["", ""]
                 )
-            first = laws.get("uniform", laws["zipf"])
+            first = laws["uniform" if "uniform" in laws else "zipf"]
             row.append(
                 f"{first['p50']:.0f}, {first['p95']:.0f}" + (" (Zipf)" if "uniform" not in laws else "")
             )
