@@ -29,6 +29,7 @@ from _records import crowds
 from _subjects import frames, write_stock_lora
 
 from tinylora_edge import Basis, Factors, MicroVector, runtime
+from tinylora_edge.formats.gguf import open_gguf
 from tinylora_edge.formats.side_tensors import load_bases
 
 CHILD = """
@@ -150,7 +151,11 @@ def timed(work: Callable[[], Any], threads: int = 1) -> float:
 def costs(
     model: Path, wanted: Collection[str], done: Collection[str], rounds: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield what a model costs by what it is measured on, but for what is done; bundles stay beside it."""
+    """Yield what a model costs by what it is measured on, but for what is done; bundles stay beside it.
+
+    Graphs are left out where onnxruntime-genai's builder makes none, and servers, which are asked by chats,
+    where there is no chat template.
+    """
     bundle, graph = model.with_suffix(".bundle"), model.with_suffix(".onnx")
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "export": lambda: exports(model, bundle),
@@ -166,8 +171,12 @@ def costs(
         "server": lambda: servers(bundle, graph),
         "training": lambda: training(bundle),
     }
+    chats = open_gguf(model).get("tokenizer.chat_template") is not None
     for what in measures:
-        if what not in done and (not wanted or what in wanted):
+        of_graph = what == "likeness" or what.startswith("onnx ")
+        if what in done or (wanted and what not in wanted):
+            continue
+        if (chats or what != "server") and (graph.exists() or not of_graph):
             yield what, measures[what]()
 
 
