@@ -416,7 +416,7 @@ def test_a_run_whose_minutes_find_nothing_goes_on_with_more(
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "as_good", lambda *_: False)
         for resume in (False, True):
-            with pytest.raises(TrainError, match="to go on from there, add --resume to more --minutes"):
+            with pytest.raises(TrainError, match="to go on from there, give --resume and more --minutes"):
                 train(*run, options=brief, resume=resume)
     taken = json.loads((tmp_path / "v.run" / "sft.json").read_text())["state"]["step"]
     result = train(*run, options=replace(brief, minutes=3), resume=True).result

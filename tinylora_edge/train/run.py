@@ -370,7 +370,7 @@ def nothing_found(
             )
         advice.append(f"{phase.method}, {phase.steps} steps: {saw}")
     if kept is not None:
-        advice.append(f"to go on from there, add --resume to more --minutes; to begin anew, remove {kept}")
+        advice.append(f"to go on from there, give --resume and more --minutes; to begin anew, remove {kept}")
     return TrainError(f"nothing better than the base was found for {task.name}: {'; '.join(advice)}")
 
 
