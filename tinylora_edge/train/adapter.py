@@ -265,7 +265,7 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
             model = read(source, dtype=_DTYPES[kind])
     except Exception as error:  # whatever the libraries of its formats raise
         needed = "the original weights with --weights DIR" if source.is_file() else "a directory of a model"
-        raise TrainError(f"transformers cannot load {source} for training: {error}. Pass {needed}") from None
+        raise TrainError(f"transformers cannot load {source} for training: {error}. Pass {needed}") from error
     give_back()  # what dequantizing took
     return model.requires_grad_(False).eval()
 

@@ -121,16 +121,15 @@ class Trainer:
         TrainError: the minutes are too few to judge the start or, by an estimate, for a step.
         """
         state, minutes = self.state, self.options.minutes
+        most = math.inf if minutes is None else 60 * _GRACE * minutes
 
         def write(metrics: dict[str, Any]) -> None:
             state.curve.append(metrics)
             report(metrics)
 
-        if minutes is not None:
-            if self._sft and not state.curve:
-                self._foresee(60 * minutes)
-            until = time.monotonic() + 60 * _GRACE * minutes - state.seconds
-            self.learner.adapter.until = self._answers.batch.until = until
+        if minutes is not None and self._sft and not state.curve:
+            self._foresee(60 * minutes)
+        self.learner.adapter.until = self._answers.batch.until = time.monotonic() + most - state.seconds
         try:
             self._loop(write, report)
         except Stopped:
@@ -139,7 +138,8 @@ class Trainer:
                     f"{minutes:g} minutes are over, and the {len(self._validation)} prompts that choose the "
                     "vector are not answered once: allow more minutes, or shorten the answers"
                 ) from None
-            state.stopped, state.seconds = "done", max(state.seconds, 60 * _GRACE * (minutes or 0))
+            state.stopped = "done"
+            state.seconds = max(state.seconds, most)  # the step that was given up took them too
         finally:
             self.learner.adapter.until = self._answers.batch.until = math.inf
         save(self._checkpoint, self.state, self._identity)
