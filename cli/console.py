@@ -194,8 +194,8 @@ def progress(what: str, total: float | None = None) -> Iterator[Show]:
             note(f"... {now.description}{share} ({now.elapsed:.0f} s)")
 
     def show(text: str | None = None, *, done: float | None = None, total: float | None = None) -> None:
-        description = None if text is None else harmless(text)
-        display.update(task, description=description, completed=done, total=total)
+        new = None if text is None else harmless(text)  # shown at once, however soon the next one comes
+        display.update(task, description=new, completed=done, total=total, refresh=new is not None)
 
     if not live:
         threading.Thread(target=print_lines, daemon=True).start()
