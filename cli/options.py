@@ -74,6 +74,10 @@ KeysOption = Annotated[
     list[Path] | None,
     Option("--key", metavar="FILE", help="A trusted public key (PEM) or MAC key. Repeatable."),
 ]
+BundleKeysOption = Annotated[
+    list[Path] | None,
+    Option("--bundle-key", metavar="FILE", help="A public key that signed the bundle. Repeatable."),
+]
 SignerOption = Annotated[Path | None, Option("--key", metavar="FILE", help="Private key of a signed bundle.")]
 StateOption = Annotated[
     Path | None, Option(metavar="FILE", help="Keep the sequence here, and refuse lower ones.")

@@ -6,7 +6,6 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, BadParameter, Option
@@ -34,10 +33,7 @@ def run_prompt(
     system: opts.MessageOption = None,
     schema: Annotated[str | None, Option(metavar="FILE", help="Hold the answer to this JSON schema.")] = None,
     keys: opts.KeysOption = None,
-    bundle_keys: Annotated[
-        list[Path] | None,
-        Option("--bundle-key", metavar="FILE", help="A public key that signed the bundle. Repeatable."),
-    ] = None,
+    bundle_keys: opts.BundleKeysOption = None,
     state: opts.StateOption = None,
     user: opts.UserOption = DEFAULT_USER,
     as_json: Annotated[bool, Option("--json", help="Report the answer as JSON.")] = False,

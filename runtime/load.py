@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     _Model: TypeAlias = TinyLoraLlama | TinyLoraOnnx
 
-_Base: TypeAlias = str | PathLike[str]
+_Base: TypeAlias = str | PathLike[str] | Bundle
 _Vector: TypeAlias = VectorSource | None
 
 LLAMA, ONNX = "llama", "onnx"
@@ -48,7 +48,8 @@ def load(
 
     Args:
         base: a bundle directory that `tinylora-edge export` wrote, the `onnx/` directory in one, the
-            `model.onnx` in that, or a `.gguf` with `<stem>.basis.gguf` beside it.
+            `model.onnx` in that, or a `.gguf` with `<stem>.basis.gguf` beside it; or a `Bundle`, which is
+            not read again.
         vector_bytes: a frame (docs/FORMAT.md), the `pathlib.Path` of a file with one, a
             `MicroVector` that the app made itself (of the policy `max_norm` alone applies to it), a list of
             these, a stack, or None for the base alone.
@@ -96,7 +97,7 @@ def load(
     return llm
 
 
-def engine_of(base: str | PathLike[str], engine: str | None = None) -> str:
+def engine_of(base: _Base, engine: str | None = None) -> str:
     """Return the engine that `load` uses for a bundle: `llama` or `onnx`. Arguments and errors: as there."""
     return _choose(load_bundle(base), engine)
 

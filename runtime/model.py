@@ -66,10 +66,16 @@ class PersonalizedModel(Weights):
     def vector(self) -> AdmittedVector | None:
         """The active micro-vector, or None for the base alone. In a `using` block it is the block's.
 
-        Of a stack it is the last one, whose `under` holds the others.
+        Of a stack it is the last one, whose `under` holds the others. Once its last day is over, nothing is
+        answered under it: a request raises an ExpiredError until another one is swapped in, or `clear`.
         """
         block = self._block.get()
         return self._vector if block is None else block[0]
+
+    def _asked(self) -> AdmittedVector | None:
+        """Return the vector that a request gets. ExpiredError: its last day is over."""
+        vector = self.vector
+        return None if vector is None else self.policy.in_force(vector)
 
     def swap(self, vector: VectorSource, *, user: str = "") -> AdmittedVector:
         """Exchange the micro-vector, all or nothing, and return the one that is now active.

@@ -13,6 +13,7 @@ from typing import Any, Self
 from weakref import ref
 
 from ..errors import OptionError, RequestError, VectorError
+from ..formats.bundle import Bundle
 from ..process import cores
 from ..tasks import Prompt, Sample
 from ..vector import AdmittedVector, Policy
@@ -92,7 +93,7 @@ class Pool:
 
     def __init__(
         self,
-        base: str | PathLike[str] | PersonalizedModel,
+        base: str | PathLike[str] | Bundle | PersonalizedModel,
         *,
         policy: Policy | None = None,
         contexts: int | None = None,
@@ -112,7 +113,7 @@ class Pool:
                 "chat, complete or stream"
             )
         self._owned: PersonalizedModel | None = None
-        if isinstance(base, str | PathLike):
+        if isinstance(base, str | PathLike | Bundle):
             engine_options["n_threads"] = n_threads or cores()
             llm = load(base, policy=policy, n_ctx=_OWN_CONTEXT, **engine_options)
             self._owned = llm

@@ -109,6 +109,7 @@ class Queue(Generic[T]):
     def __init__(self, most: int) -> None:
         self._shares = Shares(most)
         self._items: OrderedDict[str, OrderedDict[Who, deque[T]]] = OrderedDict()  # who is next comes first
+        self._last = ""  # the account that was taken last: it may have come back since
 
     def __len__(self) -> int:
         return sum(len(items) for tenants in self._items.values() for items in tenants.values())
@@ -121,7 +122,7 @@ class Queue(Generic[T]):
 
     def take(self, running: Shares) -> tuple[Who, T] | None:
         """Remove and return the next one; None where nobody who waits may have another running place."""
-        for account in sorted(self._items, key=lambda each: running.of(Who(each, each))[0]):
+        for account in sorted(self._items, key=lambda a: (running.of(Who(a, a))[0], a == self._last)):
             tenants = self._items[account]
             who = min(tenants, key=lambda each: running.of(each)[1])
             if running.has_room(who):
@@ -129,6 +130,7 @@ class Queue(Generic[T]):
                 self._items.move_to_end(account)
                 tenants.move_to_end(who)
                 self._left(who)
+                self._last = account
                 return who, item
         return None
 
@@ -159,8 +161,9 @@ class Queue(Generic[T]):
 
 
 class Workers:
-    """Threads, 2 or more, that run calls by turns, of which so many may wait. An account has at most half of
-    the threads, so that another waits for its own calls alone. `closed` is the error's text after `close`."""
+    """Threads that run calls by turns, of which so many may wait. An account has at most half of them, so
+    that another waits for its own calls alone; where there is one thread, also for the call that it runs.
+    `closed` is the error's text after `close`."""
 
     def __init__(self, count: int, waiting: int, name: str, closed: str) -> None:
         self._changed = threading.Condition()

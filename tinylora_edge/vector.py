@@ -146,7 +146,7 @@ class AdmittedVector(MicroVector):
         under: the vector beneath it, admitted too.
         verified_by: id of the trusted key under which its tag verified; empty for a checksum.
         user: name of the user that it was checked for.
-        until: the last day on which it may be accepted; None for ever.
+        until: the last day on which it may be used; None for ever.
         mark: what a policy records of it: whose sequence, and which.
     """
 
@@ -278,14 +278,16 @@ class Policy:
         )
 
     def own(self, vector: MicroVector, known: Bases) -> AdmittedVector:
-        """Return a vector that the app made itself, with its R: only norms are checked, its own and a sum's.
+        """Return a vector that the app made itself, with its R: only norms are checked, its own and a sum's,
+        and of one that was admitted before its last day.
 
-        VectorError: it is of no basis that the model knows, or R is larger than `max_norm`.
+        VectorError: it is of no basis that the model knows, or R is larger than `max_norm`; its day is over
+        (ExpiredError).
         """
         basis = known.of(vector)
         if isinstance(vector, AdmittedVector) and hasattr(vector, "r"):  # what `replace` made of one has no R
             self._bounded(vector.r, "the vector")  # which another policy may have admitted
-            return vector
+            return self.in_force(vector)
         own = {key: getattr(vector, key) for key in ("values", "dtype", "sequence", "entries")}
         r = self._bounded(basis.R(vector), "the vector")
         made = AdmittedVector._with({**own, "basis": basis.digest, "r": r})
@@ -304,6 +306,15 @@ class Policy:
         below = under if vector.under is None else self.stacked(under, vector.under)
         alone = {name: value for name, value in vars(vector).items() if name != "digest"}
         return AdmittedVector._with({**alone, "r": self._bounded(r, "the stack"), "under": below})
+
+    def in_force(self, vector: AdmittedVector) -> AdmittedVector:
+        """Return a vector that is to answer one more request. ExpiredError: its last day is over, or that of
+        one beneath it. Whatever keeps an admitted vector asks this at each use."""
+        if vector.until is not None:
+            check_day(day_number(vector.until), self._clock)
+        if vector.under is not None:
+            self.in_force(vector.under)
+        return vector
 
     def _bounded(self, r: NDArray[np.float32], of: str) -> NDArray[np.float32]:
         if (norm := frobenius(r)) > self.max_norm:

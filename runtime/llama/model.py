@@ -137,7 +137,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         """Call what computes with the context, in turn, under the vector that is active here."""
         if self._worker.inside:  # a part of the current job, which has its vector
             return call(*args, **kwargs)
-        return self._worker.run(partial(self._under, self.vector, call, args, kwargs))
+        return self._worker.run(partial(self._under, self._asked(), call, args, kwargs))
 
     def _under(self, vector: AdmittedVector | None, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._apply(vector)
@@ -263,7 +263,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         return self._in_turn(super().create_completion, *args, **kwargs)
 
     def _stream(self, call: Callable[..., Iterator[Any]], *args: Any, **kwargs: Any) -> Stream:
-        worker, under = self._worker, partial(self._under, self.vector, call, args, kwargs)
+        worker, under = self._worker, partial(self._under, self._asked(), call, args, kwargs)
 
         def begin(put: Put) -> Job:
             def generate() -> None:

@@ -66,7 +66,7 @@ class TinyLoraOnnx(PersonalizedModel):
         n_ctx: int = 2048,
         n_threads: int | None = None,
     ) -> None:
-        bundle = base if isinstance(base, Bundle) else load_bundle(base)
+        bundle = load_bundle(base)
         bundle.check_onnx()
         assert bundle.onnx is not None
         path = bundle.onnx / MODEL_NAME
@@ -159,7 +159,7 @@ class TinyLoraOnnx(PersonalizedModel):
         prompt = list(tokens)
         self._check(prompt)
         most = min(len(prompt) + (_limit(max_tokens) or self._n_ctx), self._n_ctx)
-        sampler, vector = Sampler(**{**_DEFAULTS, "temperature": 0.0, **sampling}), self.vector
+        sampler, vector = Sampler(**{**_DEFAULTS, "temperature": 0.0, **sampling}), self._asked()
 
         def begin(put: Put) -> Generating:
             def heard(token: int, _: Any) -> bool:
@@ -240,7 +240,7 @@ class TinyLoraOnnx(PersonalizedModel):
                 raise OptionError(f"a completion has no option {name!r}: there are {', '.join(_OPTIONS)}")
         stops = tuple(each for each in ([stop] if isinstance(stop, str) else stop or []) if each)
         sampling = Sampling(max_tokens=_limit(max_tokens), stop=stops, **{**_DEFAULTS, **options})
-        request = Request(tuple(tokens), _OWNER, vector=self.vector, sampling=sampling)
+        request = Request(tuple(tokens), _OWNER, vector=self._asked(), sampling=sampling)
         reply = Reply(self.model_path, chat)
 
         def begin(put: Put, chunks: bool = False) -> Generating:

@@ -16,13 +16,22 @@ from ...errors import BaseMismatchError, VectorError
 from ...formats.bundle import load_bundle
 from ...formats.onnx_graph import INPUT_NAME, MODEL_NAME, input_row
 from ...formats.signatures import signed
-from ...vector import MicroVector, Policy
+from ...vector import AdmittedVector, MicroVector, Policy
 from ...wire.tags import Ed25519Verifier
 from ..model import VectorSource, admitted
 
 _SPIN = "session.intra_op.spin_duration_us", "50"
 """How long a thread spins before it sleeps. ONNX Runtime's own are milliseconds, and where other work wants
 the cores too, each operation waits that long for a thread that does not run."""
+
+
+class Rows(NDArray[np.float32]):
+    """R of checked vectors, float32 [rows, M P Q], and these, whose last days each run looks at."""
+
+    vectors: tuple[AdmittedVector, ...] = ()
+
+    def __array_finalize__(self, made: Any) -> None:
+        self.vectors = getattr(made, "vectors", ())
 
 
 class OnnxSession:
@@ -77,15 +86,16 @@ class OnnxSession:
 
     def rows(
         self, vectors: VectorSource | Sequence[VectorSource | None] | None, *, users: str | Sequence[str] = ""
-    ) -> NDArray[np.float32]:
-        """Return checked vectors for a run: one for the whole batch, or one for each of its sequences.
+    ) -> Rows:
+        """Return checked vectors for runs: one for the whole batch, or one for each of its sequences.
 
         Args:
             vectors: a frame, a `MicroVector`, or None for the base; or a sequence of them, of any sizes.
             users: whose vectors they are (see `Policy`): one, or one a row.
 
         Returns:
-            R, float32 [rows, M P Q]: zeros beyond p and q of each vector.
+            R, float32 [rows, M P Q]: zeros beyond p and q of each vector. Keep them as they are: an array
+            that is made of them may know no last days.
 
         VectorError: one is refused, or frames of one user have different sequences; the message says which.
             No sequence is recorded then.
@@ -102,7 +112,7 @@ class OnnxSession:
                 f"there are {len(sources)} vectors, but {len(names)} users: pass one user for each"
             )
         factors = self.bases.factors
-        r = np.zeros((len(sources), factors.entries), np.float32)
+        r = np.zeros((len(sources), factors.entries), np.float32).view(Rows)
         of: dict[str, int] = {}  # sequences by user
         with ExitStack() as admissions:  # which records what was accepted, once all are
             for row, (source, user) in enumerate(zip(sources, names, strict=True)):
@@ -123,6 +133,7 @@ class OnnxSession:
                         f"{of[user]}: pass users=[...], one a row"
                     )
                 r[row] = input_row(vector.r, factors.shape)
+                r.vectors += (vector,)
         return r
 
     def run(
@@ -138,13 +149,16 @@ class OnnxSession:
             feeds: name -> array or `OrtValue`, without R.
             rows: from `rows`; None for the base.
 
-        VectorError: the rows do not match the batch; R among the feeds.
+        VectorError: the rows do not match the batch; R among the feeds; a vector's last day is over
+        (ExpiredError).
         """
         if INPUT_NAME in feeds:
             raise VectorError(
                 f"{INPUT_NAME} is among the feeds, unchecked: pass rows=session.rows(...) instead"
             )
         rows = self._zeros if rows is None else rows
+        for vector in getattr(rows, "vectors", ()):
+            self.policy.in_force(vector)
         count = len(rows)
         for name in self._batch & feeds.keys():
             feed = feeds[name]

@@ -1,4 +1,4 @@
-"""`keygen` and `sign`; `inspect --key` and `run --bundle-key`: a bundle from its maker to a device."""
+"""`keygen` and `sign`; `inspect --key`, `run --bundle-key`, `serve`: a bundle from its maker to a device."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def test_a_bundle_is_inspected_and_run(cli: Cli, ready: Path) -> None:
     cli("inspect", bundle / "basis.gguf", *key).misused("a basis alone is not signed")
     run = ("run", bundle, "--threads", 1, "--max-tokens", 2, "--state", ready / "state", "The moon")
     assert cli(*run, "--bundle-key", f"{ready / 'key'}.pub").done()
-    cli(*run, "--bundle-key", f"{ready / 'other'}.pub").refused("does not verify under")
+    for command in (run, ("serve", bundle)):
+        cli(*command, "--bundle-key", f"{ready / 'other'}.pub").refused("does not verify under")
     (bundle / "signature.json").unlink()
     assert cli("inspect", bundle, "--json").record()["signature"] is None
 

@@ -11,6 +11,8 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,15 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from tinylora_edge import Basis, MicroVector, runtime, serve
+from tinylora_edge import Basis, MicroVector, Policy, runtime, serve
 from tinylora_edge.errors import OptionError, RollbackError, TinyLoraError, VectorError
-from tinylora_edge.runtime import SampledAnswer
+from tinylora_edge.runtime import Clicks, SampledAnswer
+from tinylora_edge.runtime.turns import Who
 from tinylora_edge.serve import ApiKeys, process
 from tinylora_edge.serve.completions import Body
 from tinylora_edge.serve.service import Service
 from tinylora_edge.wire import text
+from tinylora_edge.wire.frame import utc_today
 
 SMALL: dict[str, Any] = {"n_ctx": 256, "contexts": 1, "n_threads": 1}
 BODY = {"model": "tiny", "prompt": "abc", "max_tokens": 3}
@@ -51,10 +55,10 @@ def test_an_app_answers_and_closes(tiny: Path, tmp_path: Path) -> None:
 
 def test_what_takes_seconds_holds_nobody_up(tiny: Path, tmp_path: Path) -> None:
     app, release = serve.app(tiny, store=tmp_path / "users.db", **SMALL), threading.Event()
-    service = app.state.service
+    service, mallory = app.state.service, Who("m", "m")
     with TestClient(app) as client:
         assert client.portal is not None
-        slow = [client.portal.start_task_soon(service.in_turn, release.wait, 60) for _ in range(40)]
+        slow = [client.portal.start_task_soon(service.learn, mallory, release.wait, 60) for _ in range(40)]
         assert client.post("/v1/completions", json=BODY).status_code == 200
         assert client.get("/v1/vectors/ann").status_code == 404
         assert not any(task.done() for task in slow)
@@ -66,15 +70,92 @@ def test_what_takes_seconds_holds_nobody_up(tiny: Path, tmp_path: Path) -> None:
                 task.result()
 
 
-def test_one_user_makes_the_server_forget_nobody_else(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("tinylora_edge.serve.feedback._REMEMBERED", 5)
+def test_clicks_and_the_store_take_turns_by_account(tiny: Path, tmp_path: Path) -> None:
+    """Whoever sends many, under many users' names, is no nearer to the next turn than who sends one."""
+    app, release = serve.app(tiny, store=tmp_path / "users.db", **SMALL), threading.Event()
+    done = list[str]()
+    service, ann = app.state.service, Who("ann", "ann")
+    with TestClient(app) as client:
+        assert client.portal is not None
+
+        def work(name: str, store: Any = None) -> None:
+            assert release.wait(60)
+            done.append(name)
+
+        def begin(who: Who) -> list[Any]:
+            stored = client.portal.start_task_soon(service.with_store, who, partial(work, f"{who}, stored"))
+            return [stored, client.portal.start_task_soon(service.learn, who, work, who.account)]
+
+        many = [task for number in range(20) for task in begin(Who("mallory", f"user {number}"))]
+        stored = client.portal.start_task_soon(service.with_store, ann, lambda store: "now")
+        clicked = begin(ann)
+        client.portal.call(asyncio.sleep, 0)  # all of them wait now
+        assert stored.result(60) == "now", "while two calls of the other account hold two threads"
+        release.set()
+        for task in many + clicked:
+            task.result(60)
+        assert [name for name in done if name in ("ann", "mallory")].index("ann") == 1
+
+
+def test_an_account_makes_the_server_forget_nobody_elses_answers(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("tinylora_edge.serve.feedback._REMEMBERED", 6)
     app = serve.app(tiny, store=tmp_path / "users.db", states=tmp_path / "states", **SMALL)
-    answer = SampledAnswer((1,), (2,), None, 1.0)
-    app.state.service.feedback.remember("a", "ann", answer)
-    for number in range(9):
-        app.state.service.feedback.remember(f"m{number}", "mallory", answer)
-    assert list(app.state.service.feedback._answers) == ["a", "m5", "m6", "m7", "m8"]
+    feedback, answer = app.state.service.feedback, SampledAnswer((1,), (2,), None, 1.0)
+    for name in "ab":
+        feedback.remember(name, Who("app", "ann"), answer)
+    feedback.remember("z", Who("other", "zoe"), answer)
+    for number in range(9):  # users' names cost nothing
+        feedback.remember(f"m{number}", Who("other", f"mallory {number}"), answer)
+    assert list(feedback._answers) == ["a", "b", "m5", "m6", "m7", "m8"]
+    for number in range(4):
+        feedback.remember(f"c{number}", Who("app", "carl"), answer)
+    assert list(feedback._answers) == ["b", "m6", "m7", "m8", "c2", "c3"]
     app.state.service.close()
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["put", "deleted"])
+def test_nothing_waits_for_a_click_and_what_comes_meanwhile_wins(tiny, basis, tmp_path, monkeypatch, gone):
+    at, release, real = threading.Event(), threading.Event(), Clicks.tell
+
+    def tell(*args: Any, **options: Any) -> MicroVector:
+        at.set()
+        assert release.wait(60)
+        return real(*args, **options)
+
+    app = serve.app(tiny, store=tmp_path / "users.db", states=tmp_path / "states", **SMALL)
+    with TestClient(app) as client:
+
+        def put(user: str, **change: Any) -> Any:
+            frame = replace(MicroVector.random(basis, 1.0), **change).to_bytes(basis, user=user)
+            return client.put(f"/v1/vectors/{user}", json={"vector": text.encode(frame)}), text.encode(frame)
+
+        ids = [client.post("/v1/completions", json=BODY | {"user": "ann"}).json()["id"] for _ in range(3)]
+        for before in range(2):  # a user without a vector, and one whose clicks made one
+            monkeypatch.setattr(Clicks, "tell", tell)
+            at.clear()
+            release.clear()
+            click = {"id": ids[before], "reward": 1}
+            learning = client.portal.start_task_soon(
+                partial(asyncio.to_thread, client.post, "/v1/feedback", json=click)
+            )
+            assert at.wait(60)
+            assert put("bob", sequence=1 + before)[0].status_code == 200
+            if gone:
+                assert client.delete("/v1/vectors/ann").status_code == (200 if before else 404)
+            else:
+                stored, frame = put("ann", sequence=2 + 8 * before)
+                assert stored.status_code == 200
+            release.set()
+            reply = learning.result(60)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (409, "vector_changed")
+            found = client.get("/v1/vectors/ann")
+            assert found.status_code == 404 if gone else found.json()["vector"] == frame
+            assert not [*(tmp_path / "states").rglob("ann*")]
+            assert client.post("/v1/feedback", json={"id": ids[2], "reward": 1}).status_code == 404
+            monkeypatch.setattr(Clicks, "tell", real)
+            client.delete("/v1/vectors/ann")
+            ids = [client.post("/v1/completions", json=BODY | {"user": "ann"}).json()["id"] for _ in range(3)]
+            assert client.post("/v1/feedback", json={"id": ids[0], "reward": 1}).status_code == 200
 
 
 def test_servers_that_share_a_folder_lose_no_click(tiny: Path, tmp_path: Path) -> None:
@@ -83,8 +164,8 @@ def test_servers_that_share_a_folder_lose_no_click(tiny: Path, tmp_path: Path) -
 
     def click(service: Service) -> list[int]:
         for name in "ab":
-            service.feedback.remember(name, "ann", SampledAnswer((1,), (2,), None, 1.0))
-        return [service.feedback.tell(name, 1, None).sequence for name in "ab"]
+            service.feedback.remember(name, Who("", "ann"), SampledAnswer((1,), (2,), None, 1.0))
+        return [service.feedback.learn([name], "", 1).sequence for name in "ab"]
 
     with ThreadPoolExecutor() as pool:
         assert sorted(chain(*pool.map(click, services))) == [1, 2, 3, 4]
@@ -135,6 +216,28 @@ def test_a_shared_vector_lies_beneath_every_users_and_not_beneath_the_base(tiny,
     for refused, error in ((older, RollbackError), (b"no vector", VectorError), ([], VectorError)):
         with pytest.raises(error):
             serve.app(tiny, under=refused, **files, **SMALL)
+
+
+def test_a_shared_vector_is_asked_again_when_its_last_day_ends(tiny, bases, basis, tmp_path, monkeypatch):
+    today = utc_today()
+    monkeypatch.setattr("tinylora_edge.serve.application.Policy", partial(Policy, today=lambda: today))
+    shared = MicroVector.random(basis, 1.0).to_bytes(basis, until=today)
+    app = serve.app(tiny, under=shared, store=tmp_path / "users.db", states=tmp_path / "clicks", **SMALL)
+    app.state.service.store.put("ann", MicroVector.random(basis, 1.0).to_bytes(basis, user="ann"), Policy())
+    with TestClient(app) as client:
+
+        def ask(model: str) -> Any:
+            return client.post("/v1/completions", json=BODY | {"model": model})
+
+        replies = [ask(model) for model in ("tiny@ann", "tiny@bob", "tiny@bob")]
+        assert [each.status_code for each in replies] == [200] * 3
+        click = {"id": replies[1].json()["id"], "reward": 1}
+        today += timedelta(days=1)
+        refused = [ask("tiny@ann"), ask("tiny@bob"), client.post("/v1/feedback", json=click)]
+        for each in refused:
+            assert (each.status_code, each.json()["error"]["code"]) == (403, "vector_refused")
+            assert "last day was" in each.json()["error"]["message"]
+        assert ask("tiny").status_code == 200
 
 
 def test_a_name_with_a_slash_below_a_path(tiny: Path) -> None:

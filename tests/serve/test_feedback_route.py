@@ -14,7 +14,7 @@ from tinylora_edge import Ed25519Signer, MicroVector, SignatureError, load_bundl
 from tinylora_edge.wire.text import encode as as_text
 
 GOOD: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 6, "temperature": 1, "seed": 3}
-APP, ALICE = {"Authorization": "Bearer app-key-1"}, {"Authorization": "Bearer alice-key"}
+APP, OTHER, ALICE = ({"Authorization": f"Bearer {key}"} for key in ("app-key-1", "app-key-2", "alice-key"))
 
 
 def answered(server: Serving, **change: Any) -> str:
@@ -36,7 +36,7 @@ def vector(server: Serving, user: str) -> str | None:
 @pytest.mark.parametrize("engine", ["llama", "onnx"])
 def test_a_users_vector_moves_with_their_clicks(tiny: Path, tmp_path: Path, engine: str) -> None:
     """On both engines, and in vectors that the server signs."""
-    keys_file(tmp_path, "app-key-1\nalice-key alice\n")
+    keys_file(tmp_path, "app-key-1\napp-key-2\nalice-key alice\n")
     options = ["--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256"]
     private, public = Ed25519Signer(bytes(range(32))).pem()
     options += ["--sign", keys_file(tmp_path, private, "key"), "--name", "tiny"]
@@ -53,7 +53,13 @@ def test_a_users_vector_moves_with_their_clicks(tiny: Path, tmp_path: Path, engi
         assert rate(server, better=f"{pair}:1", worse=pair) == (200, 3)
         assert vector(server, "bob") is None
         bobs, nobodys = answered(server, user="bob"), answered(server)
-        assert rate(server, ALICE, id=bobs, reward=1) == (404, "answer_not_found")
+        hers = answered(server, user="alice")
+        for other in (ALICE, OTHER):  # also where it is alice's vector: it answered another key
+            assert rate(server, other, id=hers, reward=1) == (404, "answer_not_found")
+            assert rate(server, other, id=bobs, reward=1) == (404, "answer_not_found")
+        status, asked = server.ask("POST", "/v1/completions", GOOD, **ALICE)
+        assert status == 200
+        assert rate(server, id=asked["id"], reward=1) == (404, "answer_not_found")
         assert rate(server, id=nobodys, reward=1) == (404, "answer_not_found")
         assert rate(server, better=bobs, worse=bobs) == (400, "invalid_value")
         for body in ({}, {"id": bobs}, {"id": bobs, "reward": 2}, {"id": 7, "reward": 1}, {"better": bobs}):

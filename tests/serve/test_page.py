@@ -18,6 +18,7 @@ from tinylora_edge import Basis, MicroVector, Policy, VectorError
 from tinylora_edge.serve.editor import USER, VectorEditor
 from tinylora_edge.serve.store import Store
 from tinylora_edge.wire import text
+from tinylora_edge.wire.frame import utc_today
 
 VALUES = [0.5, -0.25, 0.0, 0.125, 1.0, *[0.0] * 8]  # which bf16 holds exactly
 
@@ -121,6 +122,9 @@ def test_what_clicks_made_comes_after_what_the_page_began_with(bases, basis, tmp
         assert present == editor.learned()
         assert present["sequence"] == sequence
     assert editor.opened(first.to_bytes(basis, user=USER))["sequence"] == 2  # 1, by hand
+    today = utc_today()
+    bounded = text.decode(editor.opened(first.to_bytes(basis, until=today))["vector"])
+    assert policy.check(bounded, basis, user=USER).until == today, "a file's last day is not lost"
     store.delete(USER)
     made = text.decode(editor.made([0.5] * basis.size)["vector"])
     assert policy.check(made, basis, user=USER).sequence == 2  # which the policy remembers

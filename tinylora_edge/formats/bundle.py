@@ -113,17 +113,19 @@ class Bundle:
         )
 
 
-def load_bundle(path: str | PathLike[str]) -> Bundle:
-    """Return a bundle, its parts located; the factors are read when they are first used.
+def load_bundle(path: str | PathLike[str] | Bundle) -> Bundle:
+    """Return a bundle, its parts located; the factors are read when they are first used, once a `Bundle`.
 
     Args:
         path: a directory that `export` wrote, the `onnx` directory in it (or a copy of that with
             `basis.gguf` inside), or a `.gguf` with `<stem>.basis.gguf` beside it (or, for
             `base.gguf`, `basis.gguf`). Of a split model it is the first file, and its stem has no
-            number. The `model.onnx` of a bundle stands for its directory.
+            number. The `model.onnx` of a bundle stands for its directory, and a `Bundle` for itself.
 
     FileNotFoundError: the path, or one of the parts, is not there.
     """
+    if isinstance(path, Bundle):
+        return path
     path = Path(path)
     if path.name == MODEL_NAME and path.exists():
         path = path.absolute().parent

@@ -21,11 +21,14 @@ from starlette.routing import Route
 
 from ..errors import OptionError, RequestError, TrainError
 from ..formats.bundle import load_bundle
+from ..formats.signatures import signed
+from ..runtime.load import engine_of
 from ..runtime.model import VectorSource, admit
 from ..runtime.pool import Pool
+from ..runtime.turns import Who
 from ..vector import Policy
 from ..wire import text
-from ..wire.tags import Signer, Verifier
+from ..wire.tags import Ed25519Verifier, Signer, Verifier
 from . import completions, editor
 from .access import ApiKeys, Limits, RefusedError
 from .completions import BYTES, content_type, find_caller, only_field, read_bytes, read_frame, read_json
@@ -40,6 +43,8 @@ def app(
     store: str | PathLike[str] | None = None,
     name: str | None = None,
     keys: Sequence[Verifier] = (),
+    bundle_keys: Sequence[Ed25519Verifier] = (),
+    engine: str | None = None,
     api_keys: ApiKeys | None = None,
     limits: Limits | None = None,
     states: str | PathLike[str] | None = None,
@@ -56,6 +61,7 @@ def app(
             theirs with each request.
         name: of the model, as clients ask for it; by default that of the bundle's folder.
         keys: of the policy that checks every vector, at every request (see `Policy`).
+        bundle_keys, engine: as for `runtime.load`.
         api_keys: None: no key is needed.
         states: a folder, made where it does not exist, for what clicks say of each user: with it the server
             learns from `POST /v1/feedback`, and needs a store.
@@ -81,19 +87,22 @@ def app(
         raise OptionError("what clicks teach is signed, and nothing else: name where they go (--feedback)")
     if page and (api_keys is not None or keys):
         raise OptionError("a page is for one visitor, whose vectors nobody signs: pass no keys")
-    bases, limits = load_bundle(bundle).bases, limits or Limits()
+    found, limits = load_bundle(bundle), limits or Limits()
+    engine = engine_of(found, engine)
     opened = edited = feedback = None
     with ExitStack() as unless_made:
-        if store is not None:
-            opened = Store(store, bases)
-            unless_made.callback(opened.close)
-        policy = Policy(keys=keys, state=opened.sequences if opened else None)
-        shared = None if under is None else admit(under, bases, policy, beneath=True)
-        if page and opened is not None:
-            edited = editor.VectorEditor(bases, policy, opened, vector)
-            api_keys = ApiKeys({edited.token: editor.USER})
-        pool = Pool(bundle, policy=policy, waiting=limits.requests, **pool_options)
-        unless_made.callback(pool.close)
+        with signed(found, bundle_keys, engine=engine):
+            bases = found.bases
+            if store is not None:
+                opened = Store(store, bases)
+                unless_made.callback(opened.close)
+            policy = Policy(keys=keys, state=opened.sequences if opened else None)
+            shared = None if under is None else admit(under, bases, policy, beneath=True)
+            if page and opened is not None:
+                edited = editor.VectorEditor(bases, policy, opened, vector)
+                api_keys = ApiKeys({edited.token: editor.USER})
+            pool = Pool(found, engine=engine, policy=policy, waiting=limits.requests, **pool_options)
+            unless_made.callback(pool.close)
         if states is not None and opened is not None:
             feedback = Feedback(pool, opened, Path(states), signer, shared)
         unless_made.pop_all()
@@ -120,22 +129,20 @@ def app(
 
 async def put_vector(request: Request, service: Service) -> Response:
     """Answer `PUT /v1/vectors/{user}`: the frame as bytes, or as text in JSON. The reply leaves it out."""
-    user = _user(request, service)
+    user, who = _user(request, service)
     if content_type(request) == BYTES:
         frame = await read_bytes(request, service)
     else:
         frame = read_frame(only_field(await read_json(request, service), "vector"))
-    if service.feedback is not None:
-        stored = await service.in_turn(service.feedback.put, user, frame)
-    else:
-        stored = await service.with_store(lambda store: store.put(user, frame, service.pool.policy))
+    feedback, policy = service.feedback, service.pool.policy
+    stored = await service.with_store(who, lambda store: (feedback or store).put(user, frame, policy))
     return JSONResponse(_described(stored))
 
 
 async def get_vector(request: Request, service: Service) -> Response:
     """Answer `GET /v1/vectors/{user}`: JSON, or the bytes where the client accepts these."""
-    user = _user(request, service)
-    stored = await service.with_store(lambda store: store.get(user))
+    user, who = _user(request, service)
+    stored = await service.with_store(who, lambda store: store.get(user))
     if stored is None:
         raise _nothing(user)
     if request.headers.get("accept", "") == BYTES:
@@ -145,31 +152,33 @@ async def get_vector(request: Request, service: Service) -> Response:
 
 async def delete_vector(request: Request, service: Service) -> Response:
     """Answer `DELETE /v1/vectors/{user}`: the clicks go too, which would bring the vector back."""
-    user = _user(request, service)
-    if service.feedback is not None:
-        await service.in_turn(service.feedback.forget, user)
-    if not await service.with_store(lambda store: store.delete(user)):
+    user, who = _user(request, service)
+    feedback = service.feedback
+    if not await service.with_store(who, lambda store: (feedback or store).delete(user)):
         raise _nothing(user)
     return JSONResponse({"object": "vector.deleted", "user": user, "deleted": True})
 
 
 async def rate(request: Request, service: Service) -> Response:
-    """Answer `POST /v1/feedback`: `{"id", "reward"}`, or `{"better", "worse"}`."""
-    key_user = request.state.caller.user
+    """Answer `POST /v1/feedback`: `{"id", "reward"}`, or `{"better", "worse"}`, of answers to this key."""
+    caller = request.state.caller
     if (feedback := service.feedback) is None:
         message = "this server learns from no clicks: start it with --store and --feedback"
         raise RefusedError(404, message, "no_feedback")
-    body = await read_json(request, service)
+    reward = 0
+    match await read_json(request, service):
+        case {"id": str(name), "reward": 1 | -1 as told, **rest} if not rest:
+            names, reward = [name], int(told)
+        case {"better": str(better), "worse": str(worse), **rest} if not rest:
+            names = [better, worse]
+        case _:
+            raise RequestError(
+                'the body is {"id": text, "reward": 1 or -1}, or {"better": text, "worse": text}'
+            )
+    rating = [_reply_id(name) for name in names], caller.who.account
+    who = caller.who_of(feedback.user_of(*rating))
     try:
-        match body:
-            case {"id": str(name), "reward": 1 | -1 as reward, **rest} if not rest:
-                stored = await service.in_turn(feedback.tell, _reply_id(name), int(reward), key_user)
-            case {"better": str(better), "worse": str(worse), **rest} if not rest:
-                stored = await service.in_turn(feedback.prefer, _reply_id(better), _reply_id(worse), key_user)
-            case _:
-                raise RequestError(
-                    'the body is {"id": text, "reward": 1 or -1}, or {"better": text, "worse": text}'
-                )
+        stored = await service.learn(who, feedback.learn, *rating, reward)
     except TrainError as error:
         raise RequestError(str(error), code="nothing_learned") from None
     return JSONResponse({"object": "feedback", "user": stored.user, "sequence": stored.sequence})
@@ -205,11 +214,12 @@ async def read_metrics(request: Request, service: Service) -> Response:
     return Response(counted, media_type=CONTENT_TYPE_LATEST)
 
 
-def _user(request: Request, service: Service) -> str:
-    user = check_user(request.path_params["user"])
-    if request.state.caller.user not in (None, user):
+def _user(request: Request, service: Service) -> tuple[str, Who]:
+    """Return the user of a path, and whose turns the request takes."""
+    user, caller = check_user(request.path_params["user"]), request.state.caller
+    if caller.user not in (None, user):
         raise wrong_user(user)
-    return user
+    return user, caller.who_of(user)
 
 
 def _reply_id(name: str) -> str:

@@ -284,19 +284,19 @@ async def _begin(body: Body, request: Request, service: Service) -> list[AnswerS
         return await _start(body, service, who, check_user(user) if user else "", read_frame(text))
     if not at:
         return await _start(body, service, who, sender.user or body.user, None)
-    frame = await _stored(service, named)
+    frame = await _stored(service, who, named)
     try:
         return await _start(body, service, who, named, frame)
     except RollbackError:
-        newer = await _stored(service, named)
+        newer = await _stored(service, who, named)
         if newer == frame:
             raise
         return await _start(body, service, who, named, newer)  # it was replaced meanwhile
 
 
-async def _stored(service: Service, user: str) -> bytes | MicroVector | None:
+async def _stored(service: Service, who: Who, user: str) -> bytes | MicroVector | None:
     """Return a user's vector; without one it is what lies beneath every user's."""
-    found = None if service.store is None else await service.with_store(lambda store: store.get(user))
+    found = None if service.store is None else await service.with_store(who, lambda store: store.get(user))
     if found is None and service.under is None:
         message = f"user {user!r} has no vector here: put one with PUT /v1/vectors/{user}, or ask for "
         raise RefusedError(404, f"{message}{service.name!r}, the base", "model_not_found", "model")
@@ -410,6 +410,7 @@ def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) ->
         stream.close()
     finishes = [stream.finish for stream in streams if stream.finish is not None]
     tokens, vector, fields = usage(finishes), streams[0].vector, request.state.log
+    account = request.state.caller.who.account
     counts = {kind: tokens[f"{kind}_tokens"] for kind in ("prompt", "completion")}
     counts["cached"] = tokens["prompt_tokens_details"]["cached_tokens"]
     for kind, count in counts.items():
@@ -424,7 +425,7 @@ def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) ->
         if stream.finish is not None and made is not None and is_user(made.user):
             name = f"{fields['id']}:{index}" if index else fields["id"]
             answer = SampledAnswer(made.prompt, stream.finish.tokens, made.vector, made.sampling.temperature)
-            service.feedback.remember(name, made.user, answer)
+            service.feedback.remember(name, Who(account, made.user), answer)
 
 
 T = TypeVar("T")

@@ -53,8 +53,8 @@ class VectorEditor:
 
     Values are those of the basis of 13 numbers; a vector of another basis has no values to move. A frame that
     is opened by hand may be older than what clicks have taught since: everything but its sequence is checked,
-    and it gets a new one. Each method returns a vector as JSON takes it. `first` is the frame that the page
-    begins with, `token` the API key of its requests.
+    and it gets a new one, but keeps its last day. Each method returns a vector as JSON takes it. `first` is
+    the frame that the page begins with, `token` the API key of its requests.
 
     VectorError: the policy refuses the first vector. BasisError: there is no basis of 13 numbers.
     """
@@ -108,7 +108,7 @@ class VectorEditor:
         accepted = self._policy.highest(self._bases.factors, user=USER)
         sequence = max(self._sequence(), accepted, FIRST_SEQUENCE)
         again = replace(vector, dtype=_DTYPE if movable else vector.dtype, sequence=sequence)
-        frame = again.to_bytes(basis, user=USER)
+        frame = again.to_bytes(basis, user=USER, until=getattr(vector, "until", None))
         self._policy.check(frame, basis, user=USER)
         values = [float(value) for value in vector.values] if movable else None
         found = {"object": "page.vector", "numbers": basis.size, "values": values, "norm": vector.norm}

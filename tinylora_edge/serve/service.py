@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from ..errors import TinyLoraError
 from ..runtime.loop import Load
 from ..runtime.pool import Pool
-from ..runtime.turns import Shares
+from ..runtime.turns import Shares, Who, Workers
 from ..vector import MicroVector
 from .access import ApiKeys, Limits, RefusedError
 from .feedback import Feedback
@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _STORE_THREADS = 4  # they wait for its lock, for seconds: nobody else's may
+_GOING_DOWN = "the server is going down: ask again in a moment"
 
 
 class Metrics:
@@ -78,32 +79,33 @@ class Service:
 
     def __post_init__(self) -> None:
         self.metrics, self.places = Metrics(), Shares(self.limits.requests)
-        self._storing = ThreadPoolExecutor(_STORE_THREADS, "tinylora-store")
-        self._learning = ThreadPoolExecutor(1, "tinylora-clicks")  # a click takes seconds
+        most = self.limits.requests
+        self._storing = Workers(_STORE_THREADS, most, "tinylora-store", _GOING_DOWN)
+        self._learning = Workers(
+            1, most, "tinylora-clicks", _GOING_DOWN
+        )  # a click takes all cores for seconds
 
     def close(self) -> None:
         """Close pool and store. Again is fine."""
         self.draining = True
+        self._learning.close()
         self.pool.close()
+        self._storing.close()
         if self.store is not None:
             self.store.close()
 
-    async def in_turn(self, call: Callable[..., T], *args: Any) -> T:
-        """Run a call that computes for seconds in the one thread for such calls, in turn."""
+    async def learn(self, who: Who, call: Callable[..., T], *args: Any) -> T:
+        """Learn from a click in the one thread for it, by turns. OverloadError: too many wait."""
+        if self.draining:
+            raise going_down()
+        return await asyncio.wrap_future(self._learning.submit(who, partial(call, *args)))
 
-        def unless_it_goes_down() -> T:
-            if self.draining:
-                raise going_down()
-            return call(*args)
-
-        return await asyncio.get_running_loop().run_in_executor(self._learning, unless_it_goes_down)
-
-    async def with_store(self, call: Callable[[Store], T]) -> T:
-        """Call the store in a thread of its own. RefusedError: there is none."""
+    async def with_store(self, who: Who, call: Callable[[Store], T]) -> T:
+        """Call the store in one of its threads, by turns. RefusedError: there is none."""
         store = self.store
         if store is None:
             raise RefusedError(404, "this server has no store: start it with --store", "no_store")
-        return await asyncio.get_running_loop().run_in_executor(self._storing, call, store)
+        return await asyncio.wrap_future(self._storing.submit(who, partial(call, store)))
 
 
 def wrong_user(user: str) -> RefusedError:
@@ -113,4 +115,4 @@ def wrong_user(user: str) -> RefusedError:
 
 def going_down() -> TinyLoraError:
     """Return the error of a request that comes while the server goes down."""
-    return TinyLoraError("the server is going down: ask again in a moment")
+    return TinyLoraError(_GOING_DOWN)

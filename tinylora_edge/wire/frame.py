@@ -228,5 +228,6 @@ def check_day(until: int, clock: Clock) -> None:
         raise VectorError(f"the device's clock says {day!s:.40}, which cannot be: set it") from None
     if today > until:
         raise ExpiredError(
-            f"the frame's last day was {day_date(until)}, and today is {day_date(today)} (UTC)"
+            f"the vector's last day was {day_date(until)}, and today is {day_date(today)} (UTC): get a newer "
+            "one"
         )

@@ -9,8 +9,9 @@ import llama_cpp
 import onnx_bundles
 import pytest
 
-from tinylora_edge import Ed25519Signer, Ed25519Verifier, MicroVector, Policy, load_bundle, runtime
+from tinylora_edge import Ed25519Signer, Ed25519Verifier, MicroVector, Policy, load_bundle, runtime, serve
 from tinylora_edge.errors import TrustError
+from tinylora_edge.formats import side_tensors
 from tinylora_edge.formats.signatures import sign_bundle
 
 SIGNER, STRANGER = Ed25519Signer(b"k" * 32), Ed25519Signer(b"s" * 32)
@@ -65,3 +66,17 @@ def test_the_whole_folder_of_a_graph_is_covered(start, tmp_path):
     (folder / "onnx" / "added_tokens.json").write_text("{}")
     with pytest.raises(TrustError, match=r"added_tokens\.json is not in the signature"):
         start(folder, bundle_keys=KEYS)
+
+
+@pytest.mark.parametrize("start", [runtime.load, runtime.Pool, serve.app], ids=["load", "pool", "app"])
+def test_a_basis_is_read_once_and_only_once_its_signature_is_checked(bundle, monkeypatch, start):
+    read, real = [], side_tensors.load_bases
+    monkeypatch.setattr(
+        "tinylora_edge.formats.bundle.load_bases", lambda path: read.append(path) or real(path)
+    )
+    with pytest.raises(TrustError, match="does not verify under"):
+        start(bundle, bundle_keys=KEYS[:1], **OPTIONS)
+    assert read == []
+    made = start(bundle, bundle_keys=KEYS, **OPTIONS)
+    assert len(read) == 1
+    getattr(getattr(made, "state", None), "service", made).close()
