@@ -13,6 +13,7 @@ from ..formats.side_tensors import load_bases
 from ..formats.signatures import Signature, check_bundle, signature_path
 from ..shipping.links import LINKS
 from ..wire.frame import DEFAULT_USER, bound_name
+from ..writes import open_file
 from . import console, keyfiles, vectors
 from . import options as opts
 
@@ -102,5 +103,5 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
 def _is_model(path: Path) -> bool:
     if (named := path.name.endswith((".gguf", ".onnx"))) or not path.is_file():  # a damaged one, too
         return named
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return file.read(4) == b"GGUF"

@@ -15,6 +15,7 @@ from .. import Policy, SignatureError
 from ..formats.signatures import Signature, sign_bundle
 from ..limits import PEM_BYTES
 from ..wire import tags
+from ..writes import open_file
 from . import console, vectors
 from . import options as opts
 
@@ -111,7 +112,7 @@ def warn_if_others_read(path: Path) -> None:
 
 
 def _key(path: Path, pem: Callable[[bytes], T], other: Callable[[bytes], U]) -> T | U:
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         data = file.read(PEM_BYTES + 1)
     try:
         key = pem(data) if b"-----BEGIN" in data else other(data)

@@ -22,7 +22,7 @@ from ..projection import NUMBERS, RANK
 from ..vector import FIRST_SEQUENCE
 from ..wire import frame, tags, text, values
 from ..wire.frame import day_date
-from ..writes import atomic_write
+from ..writes import atomic_write, open_file
 from . import console
 
 STREAM = "-"
@@ -34,7 +34,7 @@ def read(source: str) -> bytes:
     if source == STREAM:
         data = sys.stdin.buffer.read(text.TEXT_CHARACTERS + 1)
     else:
-        with open(source, "rb") as file:
+        with open_file(source) as file:
             data = file.read(text.TEXT_CHARACTERS + 1)
     data = data.removeprefix(codecs.BOM_UTF8)  # which editors write, and no frame begins with
     if text.is_text(data):

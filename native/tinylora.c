@@ -19,11 +19,15 @@
 #if defined(_WIN32) && !defined(TINYLORA_NO_MMAP)
 #define TINYLORA_NO_MMAP
 #endif
-#ifndef TINYLORA_NO_MMAP
+#ifndef _WIN32
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#endif
+#ifndef TINYLORA_NO_MMAP
+#include <sys/mman.h>
+#else
+#define munmap(data, size) free(data)
 #endif
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -404,6 +408,11 @@ static int by_name(const void *a, const void *b) {
     return compared(((const tensor *)a)->name, ((const tensor *)b)->name);
 }
 
+static int by_place(const void *a, const void *b) {
+    const uint8_t *one = ((const tensor *)a)->data, *two = ((const tensor *)b)->data;
+    return (one > two) - (one < two);
+}
+
 /* Read what is mapped. `close_gguf` is for after an error, too. */
 static int read_gguf(gguf *file, error *why) {
     uint64_t start, size = file->size;
@@ -437,6 +446,12 @@ static int read_gguf(gguf *file, error *why) {
             return BAD("tensor %.*s ends beyond the file's " N64 " bytes: it was cut", NAME(t->name), size);
         t->data = file->data + start + t->offset;
     }
+    qsort(file->tensors, (size_t)file->tensor_count, sizeof *file->tensors, by_place);
+    for (uint64_t i = 1; i < file->tensor_count; i++) {
+        const tensor *one = file->tensors + i - 1, *two = one + 1;
+        if ((uint64_t)(two->data - one->data) < one->size)
+            return BAD("its tensors %.*s and %.*s lie over the same bytes", NAME(one->name), NAME(two->name));
+    }
     qsort(file->tensors, (size_t)file->tensor_count, sizeof *file->tensors, by_name);
     for (uint64_t i = 1; i < file->tensor_count; i++)
         if (!by_name(file->tensors + i - 1, file->tensors + i))
@@ -459,38 +474,42 @@ static const tensor *find_tensor(const gguf *file, text name, const char *suffix
 
 /* ---- Files ---- */
 
-#ifndef TINYLORA_NO_MMAP
-static int map_file(gguf *file, const char *path, error *why) {
-    struct stat about;
-    int handle = open(path, O_RDONLY), found = 0;
-    void *data = MAP_FAILED;
-    if (handle >= 0 && !fstat(handle, &about))
-        found = S_ISREG(about.st_mode) && about.st_size > 0 && (uint64_t)about.st_size <= SIZE_MAX;
-    if (found) data = mmap(NULL, (size_t)about.st_size, PROT_READ, MAP_PRIVATE, handle, 0);
-    if (data == MAP_FAILED) ERR(SYSTEM, "%s", found || handle < 0 ? strerror(errno) : "it is no file");
-    if (handle >= 0) close(handle); /* the mapping stays */
-    if (data == MAP_FAILED) return TINYLORA_E_SYSTEM;
-    file->data = data;
-    file->size = (uint64_t)about.st_size;
-    return TINYLORA_OK;
-}
-
+/* All files are opened here: regular ones alone, since a pipe would wait for somebody who writes. */
+static FILE *open_file(const char *path, error *why) {
+#ifdef _WIN32
+    FILE *file = fopen(path, "rb");
+    if (!file) ERR(SYSTEM, "%s", strerror(errno));
 #else
-#define munmap(data, size) free(data)
-
-static int map_file(gguf *file, const char *path, error *why) {
-    FILE *from = fopen(path, "rb");
-    long end = from && !fseek(from, 0, SEEK_END) ? ftell(from) : -1;
-    uint8_t *data = end > 0 ? malloc((size_t)end) : NULL;
-    if (data) rewind(from);
-    file->size = data ? fread(data, 1, (size_t)end, from) : 0;
-    if (from) fclose(from);
-    file->data = data;
-    if (file->size) return TINYLORA_OK;
-    return ERR(SYSTEM, "%ld bytes cannot be read into memory: %s", end, strerror(errno));
+    struct stat about;
+    int handle = open(path, O_RDONLY | O_NONBLOCK);
+    int regular = handle >= 0 && !fstat(handle, &about) && S_ISREG(about.st_mode);
+    FILE *file = regular ? fdopen(handle, "rb") : NULL;
+    if (!file) ERR(SYSTEM, "%s", handle >= 0 && !regular ? "it is no regular file" : strerror(errno));
+    if (!file && handle >= 0) close(handle);
+#endif
+    return file;
 }
 
+static int map_file(gguf *file, const char *path, error *why) {
+    FILE *from = open_file(path, why);
+    void *data;
+    if (!from) return TINYLORA_E_SYSTEM;
+#ifndef TINYLORA_NO_MMAP
+    struct stat about = {0};
+    if (!fstat(fileno(from), &about) && about.st_size > 0 && (uint64_t)about.st_size <= SIZE_MAX)
+        file->size = (uint64_t)about.st_size;
+    data = mmap(NULL, (size_t)file->size, PROT_READ, MAP_PRIVATE, fileno(from), 0); /* not of 0 bytes */
+    file->data = data == MAP_FAILED ? NULL : data;
+#else
+    long end = fseek(from, 0, SEEK_END) ? -1 : ftell(from);
+    file->data = data = end > 0 ? malloc((size_t)end) : NULL;
+    rewind(from);
+    file->size = data ? fread(data, 1, (size_t)end, from) : 0;
 #endif
+    fclose(from); /* a mapping stays */
+    if (file->data && file->size) return TINYLORA_OK;
+    return ERR(SYSTEM, "it is empty, or cannot be read into memory: %s", strerror(errno));
+}
 
 static int open_gguf(gguf *file, const char *path, error *why) {
     int status;

@@ -19,6 +19,7 @@ from ..errors import TinyLoraError, TrainError, VectorError
 from ..limits import VECTOR_FILE_BYTES
 from ..tasks import Sample
 from ..vector import AdmittedVector, MicroVector, Policy
+from ..writes import open_file
 from .batch import Batch
 from .engine import Weights
 
@@ -237,7 +238,7 @@ def vector_bytes(source: object) -> bytes:
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if isinstance(source, Path):
-        with source.open("rb") as file:
+        with open_file(source) as file:
             data = file.read(VECTOR_FILE_BYTES + 1)
         if len(data) > VECTOR_FILE_BYTES:
             raise VectorError(f"{source} has more than {VECTOR_FILE_BYTES:,} bytes: it is no vector's file")

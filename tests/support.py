@@ -134,6 +134,12 @@ def entries(frame: dict[str, Any]) -> tuple[int, int, int]:
     return frame["modules"], frame["outputs"], frame["rank"]
 
 
+def golden_overlaps() -> list[dict[str, Any]]:
+    """Return the files of tests/golden/overlaps.json: name, file_hex, and `factors` where it is accepted."""
+    found: list[dict[str, Any]] = json.loads((GOLDEN / "overlaps.json").read_text("utf-8"))["files"]
+    return found
+
+
 def golden_models() -> list[tuple[Bases, dict[str, Any]]]:
     """Return the models of tests/golden/bases.json, made by its formulas, and what it says of each.
 

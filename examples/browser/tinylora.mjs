@@ -132,6 +132,9 @@ async function read(bytes) {
       tensors.set(name, { shape, type: int(), offset: long() });
     }
   }
+  const end = ({ shape, type, offset }) => offset + shape.reduce((product, d) => product * d, type === 0 ? 4 : 2);
+  const floats = [...tensors.values()].filter(({ type }) => type < 2).sort((one, two) => one.offset - two.offset);
+  if (floats.some(({ offset }, i) => i && offset < end(floats[i - 1]))) fail("basis.gguf: tensors over the same bytes");
   const alignment = keys.get("general.alignment") ?? 32, start = Math.ceil(at / alignment) * alignment;
   /** A tensor of such a shape, where null is any length: {shape, size of an item, data}. */
   const tensor = (name, shape, types = [0, 1]) => {

@@ -23,6 +23,7 @@ from ...formats.gguf_transformers import layer_names
 from ...jsonio import read_json
 from ...limits import BLOCKS
 from ...modules import KINDS, find_architecture, is_adaptable, parse, read_heads
+from ...writes import open_file
 from .dequantize import FLOAT_BYTES, Matrix, float_decoder
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -161,7 +162,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     except ModuleNotFoundError:
         raise MissingExtraError("reading a Hugging Face directory", "safetensors", "export") from None
     try:
-        with safe_open(path, framework="numpy"), open(path, "rb") as file:  # which checks all that is used
+        with open_file(path) as file, safe_open(path, framework="numpy"):  # which checks all that is used
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (SafetensorError, OSError, ValueError) as error:
         raise ExportError(f"{path} is damaged, or no safetensors file: {error}") from None

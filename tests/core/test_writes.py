@@ -1,4 +1,4 @@
-"""atomic_write: a file is seen whole or not at all."""
+"""atomic_write: a file is seen whole or not at all. open_file: whatever is no file is not waited for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import stat
 
 import pytest
 
+from tinylora_edge import TinyLoraError
+from tinylora_edge.cli import keyfiles, vectors
+from tinylora_edge.exporters.weights.hf import read_safetensors
+from tinylora_edge.runtime.model import vector_bytes
+from tinylora_edge.serve.access import ApiKeys
+from tinylora_edge.shipping.publish import _Directory
+from tinylora_edge.tasks import load_task
 from tinylora_edge.writes import atomic_write
 
 
@@ -43,3 +50,21 @@ def test_permissions_are_those_of_open(tmp_path, monkeypatch, umask, mode, expec
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == expected
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda pipe: vectors.read(str(pipe)),
+        vector_bytes,
+        lambda pipe: keyfiles.verifiers([pipe]),
+        ApiKeys.read,
+        lambda pipe: load_task(str(pipe)),
+        read_safetensors,
+        lambda pipe: _Directory(str(pipe.parent)).read(pipe.name),
+    ],
+)
+def test_no_reader_waits_for_a_pipe(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe.jsonl")  # and nobody ever writes into it
+    with pytest.raises((OSError, TinyLoraError), match="it is a pipe or a device"):
+        read(tmp_path / "pipe.jsonl")

@@ -193,6 +193,16 @@ def test_golden_bases(empty: Page, site: Site, number: int) -> None:
             support.assert_golden(entry, "r", bytes.fromhex(found_one["r"]))
 
 
+def test_tensors_over_each_other(empty: Page, site: Site) -> None:
+    files = support.golden_overlaps()
+    for number, each in enumerate(files):
+        (site.folder / f"overlaps-{number}.gguf").write_bytes(bytes.fromhex(each["file_hex"]))
+    found = empty.evaluate(READ, [{"file": f"overlaps-{number}.gguf"} for number in range(len(files))])
+    for each, found_one in zip(files, found, strict=True):
+        refused = {"refused": "basis.gguf: tensors over the same bytes"}
+        assert found_one == refused if not each["accepted"] else found_one["factors"] == each["factors"]
+
+
 @pytest.mark.parametrize(
     "fields", [{"rank": 8, "factor_dtype": np.float16}, {"experts": 3}, {"rank": 1, "outputs": 3}], ids=str
 )

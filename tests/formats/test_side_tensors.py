@@ -199,6 +199,16 @@ def test_forged_content(path, changes, message):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("golden", support.golden_overlaps(), ids=lambda golden: golden["name"])
+def test_tensors_over_each_other(path, golden):
+    path.write_bytes(bytes.fromhex(golden["file_hex"]))
+    if golden["accepted"]:
+        assert load_bases(path).factors.digest == golden["factors"]
+    else:
+        with pytest.raises(CorruptBasisError, match="lie over the same bytes"):
+            load_bases(path)
+
+
 @pytest.mark.parametrize("outputs", [None, "5", 0, 1, 2, 4, 6, (1 << 32) - 1])
 def test_forged_outputs(path, outputs):
     save_bases(Bases(support.random_factors(outputs=5)), path)

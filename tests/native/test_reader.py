@@ -6,6 +6,7 @@ Where there are sanitizers, a read behind an end fails the test, and so does mem
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import subprocess
@@ -149,6 +150,27 @@ def test_golden_bases(reader: Path, tmp_path: Path, number: int) -> None:
         values, _, descriptor = r.partition(" ")
         support.assert_golden(entry, "r", bytes.fromhex(values))
         assert descriptor == entry["descriptor"]
+
+
+@pytest.mark.parametrize("golden", support.golden_overlaps(), ids=lambda golden: golden["name"])
+def test_tensors_over_each_other(reader: Path, tmp_path: Path, golden: dict[str, object]) -> None:
+    (path := tmp_path / "basis.gguf").write_bytes(bytes.fromhex(str(golden["file_hex"])))
+    said = f"factors {golden['factors']}\n" if golden["accepted"] else "lie over the same bytes"
+    assert said in run(reader, "bases", path)
+
+
+@pytest.mark.parametrize("flags", [[], ["-DTINYLORA_NO_MMAP"]], ids=str)
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, flags: list[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")  # and nobody ever writes into it
+    (tmp_path / "empty").touch()
+    program = native_reader.build(tmp_path, *flags)
+    for name, why in {
+        "pipe": "no regular file",
+        "": "no regular file",
+        "empty": "empty",
+        "no": "No such",
+    }.items():
+        assert why in run(program, "bases", tmp_path / name)
 
 
 @pytest.mark.slow

@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
 from ..errors import RequestError, TinyLoraError
 from ..limits import BODY_BYTES
 from ..shipping.fetch import is_this_device
+from ..writes import open_file
 from .store import check_user
 
 _KEY = re.compile(r"[\x21-\x7e]{8,512}\Z")
@@ -69,7 +69,9 @@ class ApiKeys:
         """Read a file of keys: a line has a key, or a key and a user. `#` begins a line of comment.
         TinyLoraError: a line is neither, or gives a key to a second user, or there is no key."""
         keys: dict[str, str | None] = {}
-        for number, line in enumerate(Path(path).read_text("utf-8-sig", errors="replace").splitlines(), 1):
+        with open_file(path) as file:
+            text = file.read().decode("utf-8-sig", errors="replace")
+        for number, line in enumerate(text.splitlines(), 1):
             key, *users = line.split() or ["#"]
             if key.startswith("#"):
                 continue

@@ -11,7 +11,7 @@ from ..limits import VECTOR_FILE_BYTES
 from ..wire import frame as wire
 from ..wire import tags
 from ..wire.frame import DEFAULT_USER, bound_name
-from ..writes import atomic_write
+from ..writes import atomic_write, open_file
 from .fetch import frame_path
 
 
@@ -81,7 +81,7 @@ class _Directory:
 
     def read(self, path: str) -> bytes | None:
         try:
-            with open(self._root / path, "rb") as file:
+            with open_file(self._root / path) as file:
                 return file.read(VECTOR_FILE_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None

@@ -38,6 +38,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..errors import RequestError, TrainError
 from ..jsonio import parse_json
 from ..limits import DATA_BYTES
+from ..writes import open_file
 from .sample import Sample, read_functions, template_input
 
 T = TypeVar("T")
@@ -186,7 +187,7 @@ def kind_of(value: Any) -> str:
 def _lines(path: Path, what: str) -> io.StringIO:
     """Return the lines of a text in UTF-8."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(DATA_BYTES + 1)
     except OSError as error:
         raise TrainError(f"{path}: cannot read {what}: {error.strerror}") from error

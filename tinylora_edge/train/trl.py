@@ -42,6 +42,7 @@ from ..runtime.learning.state import Report
 from ..tasks import Completion, Sample, Task, load_task
 from ..vector import MicroVector
 from ..wire.values import BITS
+from ..writes import open_file
 from .adapter import default_dtype, load_model
 from .learner import IMPORTANCE_CAP
 from .options import Options, Outcome, Phase, Result, write_result
@@ -432,7 +433,10 @@ def read_recipe(path: str | PathLike[str] | None, changes: Sequence[str] = ()) -
             setting's.
     """
     try:
-        table: dict[str, Any] = {} if path is None else tomllib.loads(Path(path).read_text("utf-8"))
+        table: dict[str, Any] = {}
+        if path is not None:
+            with open_file(path) as file:
+                table = tomllib.load(file)
         for change in changes:
             key, equals, text = change.partition("=")
             if not equals or not key:
