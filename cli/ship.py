@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from typer import Argument, BadParameter, Option
 
 from ..shipping.fetch import fetch as fetch_frame
-from ..shipping.fetch import frame_path
+from ..shipping.fetch import frame_path, shown
+from ..shipping.publish import named
 from ..shipping.publish import publish as publish_frame
 from ..wire import tags
 from ..wire.frame import DEFAULT_USER, bound_name
@@ -36,15 +37,16 @@ def publish(
     """
     bases = vectors.find_bases(bundle)
     data = vectors.read(source)
-    with console.progress(f"publishing to {to}"):
+    where = named(to)
+    with console.progress(f"publishing to {where}"):
         done = publish_frame(data, bases, to, user=user)
     kind = vectors.header(data)["tag"]
     if kind == tags.NAMES[tags.CRC32]:
         console.warn("a checksum proves nothing about the sender: sign what you publish (pack --key)")
-    record = {"target": to, **done._asdict(), "latest": frame_path(bases.id, user)}
+    record = {"target": where, **done._asdict(), "latest": frame_path(bases.id, user)}
     record |= {"bytes": len(data), "tag": kind}
-    where = f"{to.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}"
-    console.report(record, as_json, f"{'published' if done.changed else 'was there already:'} {where}")
+    place = f"{where.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}"
+    console.report(record, as_json, f"{'published' if done.changed else 'was there already:'} {place}")
 
 
 def fetch(
@@ -69,7 +71,7 @@ def fetch(
     policy = keyfiles.policy(keys, state)
     vectors.check_folder(output)
     bases, bound = vectors.find_bases(bundle), bound_name(user)
-    with console.progress(f"asking {url}"):
+    with console.progress(f"asking {shown(url)}"):
         data = fetch_frame(url, bases, user).data
     assert data is not None  # no ETag was sent
     vector = policy.check(data, bases, user=bound)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 import support
+from fsspec.config import set_conf_env
+from fsspec.implementations.local import LocalFileSystem
 from shipped import BASES, BASIS, SIGNER, frame
 
 from tinylora_edge import Bases, BasisMismatchError, ChecksumError, FrameError, MicroVector, TransferError
 from tinylora_edge.errors import ExpiredError
-from tinylora_edge.shipping import Published, publish
+from tinylora_edge.shipping import Published, fetch, publish
 from tinylora_edge.wire.frame import FIRST_DAY
 
 HOME = f"{BASES.id}/default"
@@ -23,16 +26,9 @@ def tree(root) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
-@pytest.fixture(params=["directory", "memory"])
+@pytest.fixture(params=["", "file://"], ids=["directory", "fsspec"])
 def target(request, tmp_path):
-    if request.param == "directory":
-        yield str(tmp_path / "new" / "root"), lambda: tree(tmp_path / "new" / "root")
-        return
-    store = fsspec.filesystem("memory")
-    store.store.clear()
-    root = "/bucket/v/"
-    yield f"memory:/{root}", lambda: {path[len(root) :]: store.cat_file(path) for path in store.find(root)}
-    store.store.clear()
+    return f"{request.param}{tmp_path / 'new' / 'root'}", lambda: tree(tmp_path / "new" / "root")
 
 
 def test_the_layout_in_which_sequences_rise_and_each_is_used_once(target):
@@ -145,14 +141,41 @@ def test_targets_that_are_none(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_an_address_without_a_folder_is_no_local_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "to",
+    ["memory://", "memory://v", "://x", ":/x", "s3:/b/v", "memory:/v", "simplecache::file://v", "a@b:/v"],
+)
+def test_what_nobody_could_read_is_refused(tmp_path, monkeypatch, to):
     monkeypatch.chdir(tmp_path)
-    store = fsspec.filesystem("memory")
-    publish(frame(1), BASES, "memory://")
-    found = store.find("")
-    store.store.clear()
-    assert found == [f"/{HOME}/00001.bin", f"/{HOME}/latest"]
+    with pytest.raises(TransferError, match="no place that others can read"):
+        publish(frame(1), BASES, to)
     assert os.listdir(tmp_path) == []
+
+
+def test_what_is_read_back_is_what_was_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", lambda self, path, data: Path(path).touch())
+    with pytest.raises(TransferError, match="latest was written, and something else is read there"):
+        publish(frame(1), BASES, f"file://{tmp_path}")
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "sftp", "https", "nowhere", "", "u:secret@x"])
+@pytest.mark.parametrize("user", ["bob:secret", "bob:se@cret", "bob:sec/ret", "bob:secret?", ":secret"])
+def test_no_message_has_a_password(scheme, user):
+    to = f"{scheme}://{user}@127.0.0.1:1/v"
+    for call in (lambda: publish(frame(1), BASES, to), lambda: fetch(to, BASES, deadline=1)):
+        with pytest.raises(TransferError, match=r"127\.0\.0\.1:1/v") as caught:
+            call()
+        for text in traceback.format_exception(caught.value):
+            assert "bob" not in text
+            assert "cret" not in text
+
+
+def test_a_password_has_a_place(monkeypatch):
+    with pytest.raises(TransferError, match=r"ftp://127\.0\.0\.1:1/v has a password.*FSSPEC_FTP_PASSWORD"):
+        publish(frame(1), BASES, "ftp://bob:secret@127.0.0.1:1/v")
+    monkeypatch.setenv("FSSPEC_FTP_PASSWORD", "secret")
+    set_conf_env(conf := {})
+    assert conf == {"ftp": {"password": "secret"}}
 
 
 def test_files_can_be_read_by_a_web_server(tmp_path):

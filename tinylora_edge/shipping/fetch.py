@@ -44,6 +44,11 @@ def frame_path(factors_id: str, user: str, sequence: int | None = None) -> str:
     return f"{factors_id}/{user}/{LATEST if sequence is None else f'{sequence:05d}.bin'}"
 
 
+def shown(address: str) -> str:
+    """Return an address for people: without user and password, query and fragment, which may be secrets."""
+    return re.sub(r"(?s)\A([A-Za-z0-9+.-]*://)?.*@|[?#].*", r"\1", address)
+
+
 class Fetched(NamedTuple):
     """A server's answer: the bytes, unchecked, or None where nothing changed; and the next ETag."""
 
@@ -88,14 +93,16 @@ def fetch(
         try:
             return _ask(server, path, sent, end, frame.longest(bases.most))
         except (TransferError, ssl.SSLCertVerificationError) as error:
-            raise TransferError(f"{url}: {error}") from None
+            raise TransferError(f"{shown(url)}: {error}") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             why = _printable(str(error) or type(error).__name__)
         wait = random.uniform(0.5, 1) * _BACKOFF_S * 2 ** (attempt - 1)
         if attempt == attempts or time.monotonic() + wait >= end:
             break
         time.sleep(wait)
-    raise TransferError(f"{url}: no vector within {deadline:g} s, in {attempt} of {attempts} attempts: {why}")
+    raise TransferError(
+        f"{shown(url)}: no vector within {deadline:g} s, in {attempt} of {attempts} attempts: {why}"
+    )
 
 
 def _address(url: str, path: str) -> tuple[SplitResult, str]:
@@ -109,10 +116,10 @@ def _address(url: str, path: str) -> tuple[SplitResult, str]:
             raise ValueError("a user, a query or a fragment does not belong in it")
         folder = quote(parts.path.rstrip("/"), safe=string.punctuation)
     except ValueError as error:
-        raise TransferError(f"{url!r} is no address of a folder of vectors: {error}") from None
+        raise TransferError(f"{shown(url)!r} is no address of a folder of vectors: {error}") from None
     if parts.scheme == "http" and not is_this_device(host):
         raise TransferError(
-            f"{url} is read by all on its way: publish over https (http is for localhost alone)"
+            f"{shown(url)} is read by all on its way: publish over https (http is for localhost alone)"
         )
     return parts, f"{folder}/{path}"
 
@@ -190,7 +197,8 @@ def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fet
         if answer.status == 404:
             why += ": nothing is published there for this model and user"
         if "Location" in answer.headers:
-            why += f": redirects are not followed, nor this one to {_printable(answer.headers['Location'])}"
+            location = _printable(shown(answer.headers["Location"]))
+            why += f": redirects are not followed, nor this one to {location}"
         raise TransferError(why)
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise TransferError("the server compressed the file: serve files as they are")

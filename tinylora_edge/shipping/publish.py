@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,10 @@ from ..wire import frame as wire
 from ..wire import tags
 from ..wire.frame import DEFAULT_USER, bound_name
 from ..writes import atomic_write, open_file
-from .fetch import frame_path
+from .fetch import frame_path, shown
+
+_ADDRESS = re.compile(r"(?:[^/]{2,})?:/")  # C:/ is none
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 
 class Published(NamedTuple):
@@ -33,7 +37,8 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
 
     Args:
         frame: as `MicroVector.to_bytes` returns it. A CRC-32 is checked here, other tags by the devices.
-        to: a directory, or an address that fsspec can write to (`s3://bucket/vectors`, `sftp://...`).
+        to: a directory, or an address that fsspec can write to (`s3://bucket/vectors`, `sftp://...`), without
+            a password: fsspec takes it from the environment (`FSSPEC_FTP_PASSWORD`), or from its own files.
         user: whose vectors; the frame is bound to this name, that of the default user to none.
 
     VectorError: the bytes are no frame of these bases and this user, damaged, or past their last day.
@@ -49,7 +54,7 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
         raise TransferError("the target is an empty text: name a directory, or an address")
     if decoded.head.kind == tags.CRC32:
         wire.check_tag(decoded, bound_name(user), basis.digest, ())
-    target = _Remote(to) if "://" in to else _Directory(to)
+    target, to = _Remote(to) if _ADDRESS.match(to) else _Directory(to), named(to)
     latest, numbered = (frame_path(bases.id, user, number) for number in (None, sequence))
     newest, there = target.read(latest), target.read(numbered)
     if newest is not None:
@@ -70,7 +75,14 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
         target.write(numbered, frame)
     if newest != frame:
         target.write(latest, frame)
+        if target.read(latest) != frame:
+            raise TransferError(f"{to}/{latest} was written, and something else is read there")
     return Published(numbered, sequence, there is None or newest != frame)
+
+
+def named(to: str) -> str:
+    """Return a target as people may see it: a directory as it is, of an address what `shown` leaves."""
+    return shown(to) if _ADDRESS.match(to) else to
 
 
 class _Directory:
@@ -97,21 +109,31 @@ class _Remote:
     """A place that fsspec reaches. An object store replaces an object in one step; others may not."""
 
     def __init__(self, to: str) -> None:
-        scheme = to.partition("://")[0]
+        self._to = shown(to).rstrip("/")
+        scheme, separator, place = to.partition("://")
         if scheme in ("http", "https"):
             raise TransferError(
-                f"{to} is where devices fetch from: publish to the directory or bucket behind it"
+                f"{self._to} is where devices fetch from: publish to the directory or bucket behind it"
+            )
+        if not (_SCHEME.fullmatch(scheme) and separator) or "::" in to or scheme == "memory":
+            raise TransferError(
+                f"{self._to} is no place that others can read: name one such as s3://bucket/vectors, or a "
+                "directory"
+            )
+        if ":" in place.rpartition("@")[0]:  # a password, which an error of fsspec would repeat
+            raise TransferError(
+                f"{self._to} has a password, which other users of this machine see: set FSSPEC_"
+                f"{scheme.upper()}_PASSWORD instead"
             )
         try:
             import fsspec
         except ImportError:
             raise MissingExtraError(f"publishing to {scheme}://", "fsspec", "ship") from None
-        self._to = to.rstrip("/")
         self._filesystem: Any
         try:
             self._filesystem, root = fsspec.core.url_to_fs(to)
         except Exception as error:  # each filesystem has exceptions of its own
-            raise TransferError(f"{to}: fsspec cannot open {scheme}://: {error}") from error
+            raise TransferError(f"{self._to}: fsspec cannot open {scheme}://: {error}") from error
         self._root = root.rstrip("/")
 
     def read(self, path: str) -> bytes | None:
