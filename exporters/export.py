@@ -33,7 +33,7 @@ from ..jsonio import write_json
 from ..projection import Projection
 from ..version import __version__
 from ..wire.tags import Ed25519Signer
-from ..writes import atomic_write, sync_directory
+from ..writes import atomic_write, locked, sync_directory
 from .factorize import ExportSettings, ModuleFactors, Progress, Source, blas_threads, factorize, quality
 from .onnx import FLAVOURS, PRECISIONS, bake, build, check_builder
 from .weights.dequantize import distance
@@ -353,22 +353,26 @@ def fill_bundle(
 
 @contextmanager
 def new_bundle(output: Path) -> Iterator[Path]:
-    """Yield a directory to fill. On leaving it becomes `output` in one rename; on an error it is removed."""
+    """Yield a directory to fill. On leaving it becomes `output` in one rename; on an error it is removed.
+
+    What an export that was killed left there is replaced. ExportError: another one is at work there.
+    """
     refuse_existing(output)
     partial = output.parent / f".{output.name}.partial"
     try:
-        partial.mkdir()
-        try:
-            yield partial
-            sync_directory(partial)
-            os.rename(partial, output)
-            sync_directory(output.parent)
-        finally:
+        with locked(partial, wait=False, keep=False):
+            refuse_existing(output)  # which another one may have made just now
             shutil.rmtree(partial, ignore_errors=True)
-    except FileExistsError:
-        raise ExportError(
-            f"{partial} exists: another export is writing {output}. If it was killed, remove it"
-        ) from None
+            partial.mkdir()
+            try:
+                yield partial
+                sync_directory(partial)
+                os.rename(partial, output)
+                sync_directory(output.parent)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except BlockingIOError:
+        raise ExportError(f"another export is writing {output}: wait for its end") from None
     except OSError as error:
         why = error.strerror or str(error)
         raise ExportError(

@@ -49,11 +49,12 @@ def open_file(path: str | PathLike[str]) -> Iterator[BufferedReader]:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True, keep: bool = True) -> Iterator[None]:
     """Hold the lock `path`.lock, which the system frees when its holder dies. BlockingIOError: another
-    process holds it, and there is no `wait`."""
+    process holds it, and there is no `wait`. Its file stays, unless `keep` is False for all who lock it."""
     # Not the file itself: that is replaced, and a lock stays with what was replaced.
-    handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = f"{path}.lock"
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if os.name == "nt":
             import msvcrt
@@ -64,9 +65,24 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
             import fcntl
 
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+        if not keep and not _is_at(handle, lock):  # its last holder has removed it meanwhile
+            raise BlockingIOError(errno.EWOULDBLOCK, "another process has just held it", lock)
+        try:
+            yield
+        finally:
+            if not keep and os.name != "nt":
+                Path(lock).unlink(missing_ok=True)
     finally:
         os.close(handle)
+        if not keep and os.name == "nt":  # where none that is open can be removed, nor another holder's
+            with suppress(OSError):
+                os.unlink(lock)
+
+
+def _is_at(handle: int, path: str) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    return False
 
 
 def sync_directory(path: Path) -> None:

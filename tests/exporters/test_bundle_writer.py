@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
@@ -15,6 +18,13 @@ from threadpoolctl import threadpool_info
 
 from tinylora_edge import ExportError, load_bundle
 from tinylora_edge.exporters import export, export_gguf
+
+KILLED = """
+import os, signal, sys
+with new(Path(sys.argv[1])) as partial:
+    (partial / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.fixture
@@ -107,10 +117,38 @@ def test_a_parent_that_is_missing_or_no_directory(model, parent):
 
 
 def test_two_exports_to_one_place(model, parent):
-    left = parent / ".bundle.partial"
-    left.mkdir()
-    with pytest.raises(ExportError, match=r"\.bundle\.partial exists.*remove it"):
-        export_gguf(model, parent / "bundle")
-    assert names(parent) == [left.name]
-    left.rmdir()
+    with export.new_bundle(parent / "bundle") as partial:
+        (partial / "mine").touch()
+        with pytest.raises(ExportError, match=r"another export is writing .*bundle"):
+            export_gguf(model, parent / "bundle")
+        assert names(partial) == ["mine"]
+    assert names(parent) == ["bundle"]
+    assert names(parent / "bundle") == ["mine"]
+
+
+def test_what_a_killed_export_left_is_replaced(model, parent):
+    export_at = (
+        f"from pathlib import Path; from tinylora_edge.exporters.export import new_bundle as new\n{KILLED}"
+    )
+    killed = subprocess.run([sys.executable, "-c", export_at, str(parent / "bundle")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert names(parent / ".bundle.partial") == ["half"]
     export_gguf(model, parent / "bundle")
+    assert names(parent) == ["bundle"]
+    assert names(parent / "bundle") == ["base.gguf", "basis.gguf", "manifest.json"]
+
+
+def test_a_lock_that_was_removed_while_it_was_waited_for(parent, monkeypatch):
+    """Whoever opened it before its holder ended has the lock of a file that nobody else sees."""
+    real = os.open
+
+    def opened(path, flags, mode=0o777, **options):
+        handle = real(path, flags, mode, **options)
+        if str(path).endswith(".lock"):
+            os.unlink(path)
+        return handle
+
+    monkeypatch.setattr(os, "open", opened)
+    with pytest.raises(ExportError, match="another export is writing"), export.new_bundle(parent / "bundle"):
+        pass
+    assert names(parent) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import shutil
 import struct
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -174,7 +173,6 @@ def _base(folder: Path) -> None:
 
 def _act_bundle(folder: Path, progress: Progress) -> None:
     if not (folder / "bundle").exists():
-        shutil.rmtree(folder / ".bundle.partial", ignore_errors=True)  # as the export's error says
         base = folder / "tiny.gguf"
         found = side_tensors.fingerprint(GGUFFile(base), BASIS.modules)
         with export.new_bundle(folder / "bundle") as partial:

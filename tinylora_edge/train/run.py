@@ -390,14 +390,13 @@ def run_folder(output: Path, *, lead: bool = True) -> Iterator[Path]:
         return
     with ExitStack() as lock:
         try:
-            lock.enter_context(locked(folder / "run", wait=False))
+            lock.enter_context(locked(folder / "run", wait=False, keep=False))
         except BlockingIOError:
             raise TrainError(f"another process trains to {output}: let it end, or choose another") from None
         try:
             yield folder
         finally:
             lock.close()
-            (folder / "run.lock").unlink(missing_ok=True)
             for path in (*folder.glob("*"), folder):
                 with suppress(OSError):  # it holds something
                     path.rmdir()
