@@ -57,12 +57,12 @@ def write_gguf_lora(basis: Basis, vector: MicroVector, path: str | PathLike[str]
 def write_peft_lora(
     basis: Basis, vector: MicroVector, directory: str | PathLike[str], model: str | PathLike[str]
 ) -> None:
-    """Write a checkpoint that `PeftModel.from_pretrained` loads; files of the same names are replaced.
+    """Write a checkpoint that `PeftModel.from_pretrained` loads.
 
     `model` is the Hugging Face directory whose names and order of rows PEFT expects.
 
     Raises:
-        ExportError: the model is another one or damaged.
+        ExportError: the directory exists already, or the model is another one or damaged.
         MissingExtraError: safetensors is not installed.
         UnsupportedModelError: no GGUF architecture is known for it, or experts are adapted.
         OSError: a file cannot be written.

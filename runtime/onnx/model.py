@@ -133,16 +133,17 @@ class TinyLoraOnnx(PersonalizedModel):
         """Entries of the logits."""
         return self.chat_tokenizer.size
 
-    def tokenize(self, prompt: str | Messages) -> list[int]:
-        """Return the token ids of a text, special tokens recognized, or of chat messages, which spell none.
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """As `llama_cpp.Llama.tokenize`. TypeError: it is no bytes; ValueError: no UTF-8."""
+        if not isinstance(text, bytes):
+            raise TypeError(f"tokenize takes bytes, as text.encode() gives them, not {type(text).__name__}")
+        return self.chat_tokenizer.tokenize(text.decode(), begin=add_bos, special=special)
 
-        VectorError: the chat template does not render the messages.
-        """
-        return self.chat_tokenizer.encode(prompt)
-
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens, special ones left out."""
-        return self.chat_tokenizer.decode(tokens)
+    def detokenize(
+        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
+    ) -> bytes:
+        """As `llama_cpp.Llama.detokenize`, which does nothing with `prev_tokens` either."""
+        return b"".join(map(self.chat_tokenizer.detokenizer(special=special), map(int, tokens)))
 
     # Generation
 

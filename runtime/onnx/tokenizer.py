@@ -81,10 +81,17 @@ class OnnxTokenizer:
         """Return the token ids of a text or of chat messages; token ids are passed on. UnicodeEncodeError:
         the text has half of a surrogate pair; others are those of `render`."""
         if isinstance(prompt, str):
-            return [*self._begin, *self._tokens(prompt)]
+            return self.tokenize(prompt, special=True)
+        if isinstance(prompt, bytes):  # whose items would be taken for tokens
+            raise TypeError("a prompt is a str, messages or tokens, and not bytes")
         if len(prompt) and isinstance(prompt[0], Mapping):
             return self.encode_messages(prompt)[0]  # type: ignore[arg-type]
         return [int(token) for token in prompt]  # type: ignore[arg-type]
+
+    def tokenize(self, text: str, *, begin: bool = True, special: bool) -> list[int]:
+        """Return a text's tokens, behind what begins every text; `special` tokens that it spells are some."""
+        tokens = self._tokens(text) if special else self.encode_plain(text)
+        return [*self._begin, *tokens] if begin else tokens
 
     def _tokens(self, text: str) -> list[int]:
         text.encode()  # genai says of half a surrogate pair that it is no str
@@ -154,10 +161,11 @@ class OnnxTokenizer:
         """See `Tokenizer`; a part of a character is U+FFFD, as genai gives no bytes."""
         return str(self.open.decode(np.array([token], np.int32))).encode()
 
-    def detokenizer(self) -> Callable[[int], bytes]:
-        """See `Tokenizer`."""
+    def detokenizer(self, *, special: bool = False) -> Callable[[int], bytes]:
+        """See `Tokenizer`; `special`: special tokens have their texts."""
         stream = self.open.create_stream()
-        return lambda token: str(stream.decode(token)).encode()
+        texts = {token: text.encode() for token, text, own in self._added if own} if special else {}
+        return lambda token: texts.get(token) or str(stream.decode(token)).encode()
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Tokenizer`."""

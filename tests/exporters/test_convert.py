@@ -74,6 +74,8 @@ def test_peft_loads_a_lora(world: Any, tiny_weights: Path, tmp_path: Path, kind:
     _, basis = world[kind]
     vector = MicroVector.random(basis, 0.1 * np.sqrt(basis.size), seed=4)
     convert.write_peft_lora(basis, vector, tmp_path / "lora", tiny_weights)
+    with pytest.raises(ExportError, match="exists already"):
+        convert.write_peft_lora(basis, vector, tmp_path / "lora", tiny_weights)
     model = models.tiny_model("llama")
     loaded = PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "lora").eval()
     with models.merged(model, basis, vector) as merged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import models
@@ -40,13 +41,24 @@ def test_both_render_and_tokenize_a_chat_alike(llama: TinyLoraLlama) -> None:
     onnx = TinyLoraOnnx(onnx_bundles.real(), **OPTIONS)
     for question in QUESTIONS:
         messages = [{"role": "user", "content": question}]
-        assert onnx.tokenize(onnx.chat_tokenizer.render(messages)) == llama.encode(messages)[0]
+        rendered = onnx.chat_tokenizer.render(messages).encode()
+        assert onnx.tokenize(rendered, special=True) == llama.encode(messages)[0]
     for answer in (*QUESTIONS, "<|im_end|> is text", "Größe\n"):
         sample = Sample(QUESTIONS[0], answer)
         (end,) = llama.tokenize(b"<|im_end|>", add_bos=False, special=True)
         tokens = [*llama.tokenize(answer.encode(), add_bos=False, special=False), end]
         assert onnx.encode_answer(sample) == llama.encode_answer(sample) == tokens
         assert llama.encode_answer(replace(sample, raw=True)) == [*tokens[:-1], llama.token_eos()]
+
+
+def test_text_and_tokens_have_llama_cpps_signature(llama: TinyLoraLlama) -> None:
+    onnx = TinyLoraOnnx(onnx_bundles.real(), **OPTIONS)
+    text = "<|im_start|>Größe <|im_end|>\n".encode()
+    for options in product((True, False), repeat=2):
+        tokens = llama.tokenize(text, *options)
+        assert onnx.tokenize(text, *options) == tokens
+        for special in (True, False):
+            assert onnx.detokenize(tokens, None, special) == llama.detokenize(tokens, None, special)
 
 
 def test_logits_agree_within_a_hundredth_of_the_vectors_effect(llama):

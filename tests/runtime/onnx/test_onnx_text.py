@@ -37,11 +37,18 @@ def joined(chunks: Any) -> tuple[str, str]:
 
 def test_tokens_there_and_back(llm: TinyLoraOnnx) -> None:
     text = "Hello, Wörld"
-    tokens = llm.tokenize(text)
+    tokens = llm.tokenize(text.encode())
     assert len(tokens) == len(text.encode())
-    assert llm.detokenize(tokens) == text
-    assert llm.detokenize([llm.tokenize("é")[0], *llm.tokenize("bcd")]).endswith("cd"), "half a character"
-    assert llm.tokenize("<eos>") == [257], "special tokens are recognized"
+    assert llm.detokenize(tokens) == text.encode()
+    half = llm.tokenize("é".encode())[:1]
+    assert llm.detokenize([*half, *llm.tokenize(b"bcd")]).endswith(b"cd"), "half a character"
+    assert llm.tokenize(b"<eos>", special=True) == [257]
+    assert (llm.detokenize([257]), llm.detokenize([257], special=True)) == (b"", b"<eos>")
+    assert len(llm.tokenize(b"<eos>")) == 5
+    with pytest.raises(TypeError, match="takes bytes"):
+        llm.tokenize(text)
+    with pytest.raises(TypeError, match="not bytes"):
+        llm.create_completion(text.encode())
 
 
 def test_a_text_begins_as_its_tokenizer_says(llm: TinyLoraOnnx, tmp_path: Path) -> None:
@@ -53,7 +60,8 @@ def test_a_text_begins_as_its_tokenizer_says(llm: TinyLoraOnnx, tmp_path: Path) 
     added |= {key: [begin, text] for key in ("single", "pair")}
     tokenizer.write_text(json.dumps({**json.loads(tokenizer.read_text()), "post_processor": added}))
     with runtime.load(copy, engine="onnx", n_ctx=96, n_threads=1) as other:
-        assert other.tokenize("Hello") == [256, *llm.tokenize("Hello")]
+        assert other.tokenize(b"Hello") == [256, *llm.tokenize(b"Hello")]
+        assert other.tokenize(b"Hello", add_bos=False) == llm.tokenize(b"Hello")
         assert other.encode(Sample("", answer="x", raw=True))[0] == [256]
         assert other.encode(Sample("Hello"))[0] == llm.encode(Sample("Hello"))[0], "a template has its own"
         assert other.chat_tokenizer.encode_plain("a<bos>") == llm.chat_tokenizer.encode_plain("a<bos>")
@@ -68,13 +76,13 @@ def test_a_chat_is_a_completion_of_its_template(llm: TinyLoraOnnx) -> None:
 
 def test_a_text_is_a_message_of_the_user_unless_it_is_raw(llm: TinyLoraOnnx, tmp_path: Path) -> None:
     chat = llm.encode(Sample(({"role": "user", "content": "Hello"},)))[0]
-    assert llm.detokenize(chat) == "[user] Hello\n[assistant] "
+    assert llm.detokenize(chat) == b"[user] Hello\n[assistant] "
     assert llm.encode(Sample("Hello"))[0] == chat
-    assert llm.encode(Sample("Hello", raw=True))[0] == llm.tokenize("Hello")
+    assert llm.encode(Sample("Hello", raw=True))[0] == llm.tokenize(b"Hello")
     copy = shutil.copytree(onnx_bundles.without_template(), tmp_path / "copy")
     with runtime.load(copy, engine="onnx", n_ctx=96, n_threads=1) as bare:
         assert not bare.chat_tokenizer.has_template
-        assert bare.encode(Sample("Hello"))[0] == llm.tokenize("Hello")
+        assert bare.encode(Sample("Hello"))[0] == llm.tokenize(b"Hello")
     tokenizer = copy / "onnx" / "tokenizer_config.json"
     described = json.loads(tokenizer.read_text())
     tokenizer.write_text(json.dumps({**described, "chat_template": onnx_bundles.TEMPLATE}))
