@@ -34,6 +34,12 @@ def test_a_missing_vector_or_bundle(cli: Cli, smollm2_bundle: Path, tmp_path: Pa
     for command in ("pack", "inspect"):
         cli(command, missing).refused(str(missing), "No such file")
     cli("pack", tmp_path).refused(str(tmp_path), "Is a directory")
+    os.mkfifo(tmp_path / "pipe")  # and nobody ever writes into it
+    target = ("--to", "gguf-lora", "-o", tmp_path / "lora")
+    cli("convert", tmp_path / "pipe", smollm2_bundle, *target).refused("it is a pipe or a device")
+    cli("run", smollm2_bundle, "Hello", "--vector", tmp_path / "pipe").refused("it is a pipe or a device")
+    for command in ("pack", "inspect"):
+        cli(command, tmp_path / "pipe").refused("it is a pipe or a device")
     for words in (("run", missing, "Hello"), ("chat", missing), ("run", tmp_path, "Hello")):
         cli(*words).refused("does not exist")
     cli("pack", "-", missing, stdin=b"").refused("does not exist")

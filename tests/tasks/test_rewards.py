@@ -25,6 +25,8 @@ PICK = question(
     "tree",
     others=("dog", "lamp", "ice cream"),
 )
+WIND = question("List: window, wind. What is the last word?", "wind", others=("window",))
+SECOND = question("List: a1, b, c. Second?", "b", others=("a1", "c"))
 FOUR, WORD = " max_words( 4 ) ", r'regex("\bwater\b")'
 DATED = r"regex('Date: \d{4}-\d\d-\d\d')"
 
@@ -42,6 +44,9 @@ DATED = r"regex('Date: \d{4}-\d\d-\d\d')"
         (DATED, DATE, "Date: 2031-12-07"),
         ("picks_answer", PICK, 'The last word in the list is "Tree."'),
         ("picks_answer", PICK, "It is tree, the tree."),
+        ("picks_answer", PICK, "It is tr\u00adee; nice."),
+        ("picks_answer", WIND, "The wind."),
+        ("picks_answer", SECOND, "A word that I would pick: b."),
     ],
 )
 def test_what_earns_a_reward(reward: str, sample: Sample, text: str) -> None:
@@ -52,6 +57,8 @@ def test_what_earns_a_reward(reward: str, sample: Sample, text: str) -> None:
     ("reward", "sample", "texts"),
     [
         ("number", APPLES, ["", "8", "seven", "7 or 8", "#### 6\n#### 7", "#### 7 million"]),
+        ("number", APPLES, ["#### 7\nNo, wait: the answer is 8", r"\boxed{7} or 8", "#### 7\n8"]),
+        ("number", APPLES, ["A: 5 B: 6 C: 7", "A is 5, B is 6, C is 7", "Tom: 3\nA: 6, B: 7."]),
         ("number", LARGEST, [LARGEST.text, "numbers 12, 5, or 40"]),
         (FOUR, RIVER, ["Water flowing very far downhill.", "Water-flowing_very/far.downhill"]),
         ("max_words(100)", RIVER, [*NOTHING, *LOOPS]),
@@ -61,6 +68,10 @@ def test_what_earns_a_reward(reward: str, sample: Sample, text: str) -> None:
         (DATED, DATE, [DATE.text, f"Okay. {DATE.text}"]),
         ("picks_answer", PICK, ["", "lamp", "trees", "dog, lamp, ice cream, tree", "tree or lamp"]),
         ("picks_answer", PICK, ["Ice cream and tree", "tree tree", "tree " * 5]),
+        ("picks_answer", PICK, ["tree, not dogs", "tree or dog's", "tree, lampshade", "tree, ice-creams"]),
+        ("picks_answer", PICK, [f"tree or d{char}og" for char in "\u00ad\u200b\u200d\u2060\u034f\ufe0f"]),
+        ("picks_answer", PICK, ["tree or \uff44\uff4f\uff47", "tree or DOG", "dog's tree"]),
+        ("picks_answer", SECOND, ["b or c", "c"]),
     ],
 )
 def test_what_does_not(reward: str, sample: Sample, texts: list[str]) -> None:
@@ -70,7 +81,6 @@ def test_what_does_not(reward: str, sample: Sample, texts: list[str]) -> None:
 
 def test_what_the_limit_cut() -> None:
     assert rewards.number(completed("3 + 4 = 7", ended=False), APPLES) == 0.0
-    assert rewards.number(completed("#### 7\nSo", ended=False), APPLES) == 1.0
     assert parse_reward(FOUR)(completed("Water flowing", ended=False), RIVER) == 0.0
 
 
@@ -86,6 +96,12 @@ def test_what_the_limit_cut() -> None:
 def test_a_word_keeps_its_marks(text: str) -> None:
     assert words(text) == text.split()
     assert words("river\u200bbed\u3002\u5c71\u5ddd") == ["river", "bed", "\u5c71", "\u5ddd"]
+
+
+def test_an_expression_that_takes_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "_SEARCH_S", 0.5)
+    with pytest.raises(TrainError, match=r"regex: '\(a\+\)\+\$' takes more than 0.5 s: write it without"):
+        parse_reward('regex("(a+)+$")')(completed(f"{'a' * 60}!"), RIVER)
 
 
 @pytest.mark.parametrize("text", ["", "0.5", "max_words", "max_words(x)", "label(3)", "regex(x)", "(label)"])

@@ -23,16 +23,19 @@ from __future__ import annotations
 
 import importlib
 import json
+import marshal
 import re
+import subprocess
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from difflib import SequenceMatcher
 from fractions import Fraction
 from functools import cache
+from operator import eq
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -89,19 +92,19 @@ def json_fields(completion: Completion, sample: Sample) -> float:
 def number(completion: Completion, sample: Sample) -> float:
     r"""1 if the answer arrives at the number at which the reference answer arrives.
 
-    One grammar reads both (`numbers.final_number`): a number behind `####` or in `\boxed{}`, else the answer
-    as a whole, or its end behind `=`, a colon or "is". Commas, currency and percent signs, a trailing period
-    and trailing zeros do not matter: $1,000.00 is 1000.
+    One grammar reads both (`final_number`): a number behind `####` or in `\boxed{}`, else the answer as a
+    whole, or its end behind `=`, a colon or "is". Commas, currency and percent signs, a trailing period and
+    trailing zeros do not matter: $1,000.00 is 1000.
 
-    Guards: an answer whose marks disagree, or hold more than a number, gets 0; so does a number that the
-    token limit may have cut, and an answer that is a piece of the prompt, 4 words or more.
+    Guards: an answer whose marks disagree, hold more than a number, or have words behind them gets 0; so does
+    a list of numbers, what did not end by itself, and a piece of the prompt, 4 words or more.
     """
     expected = None if sample.answer is None else final_number(sample.answer)
     if expected is None:
         raise ValueError(f"number needs a sample whose answer has a number, not {sample.answer!r}")
-    if copies(completion.text, sample):
+    if not completion.ended or copies(completion.text, sample):
         return 0.0
-    return float(final_number(completion.text, complete=completion.ended) == expected)
+    return float(final_number(completion.text) == expected)
 
 
 def text(completion: Completion, sample: Sample) -> float:
@@ -143,32 +146,62 @@ def regex(pattern: str) -> Reward:
     Guards: an empty match counts for nothing; an answer that says nothing of its own gets 0, so that
     a prompt which shows the wanted form cannot simply be said back; so does a phrase three times in a row.
 
-    TrainError: it is no regular expression.
+    TrainError: it is no regular expression. The reward raises one where a search takes more than 10 s, as
+    repeats inside of repeats may take hours.
     """
     try:
-        compiled = re.compile(pattern)
+        re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise TrainError(f"regex: {pattern!r:.200} is no regular expression: {error}") from None
 
     def reward(completion: Completion, sample: Sample) -> float:
-        found = any(match[0] for match in compiled.finditer(completion.text))
-        return float(found and says_something(completion.text, sample))
+        return float(says_something(completion.text, sample) and _finds(pattern, completion.text))
 
     reward.__name__ = f"regex({pattern!r})"
     return reward
 
 
+_SEARCH_S = 10.0  # of a search for an expression
+_SEARCH = """
+import marshal, re, sys
+print(any(match[0] for match in re.finditer(*marshal.load(sys.stdin.buffer))))
+"""
+
+
+def _finds(pattern: str, text: str) -> bool:
+    """Whether an expression finds more than nothing. A process looks, for no thread can be ended: 12 ms."""
+    command = [sys.executable, "-I", "-S", "-c", _SEARCH]
+    given = marshal.dumps((pattern, text))
+    try:  # in a session of its own, since Ctrl-C is not for it
+        done = subprocess.run(
+            command, input=given, capture_output=True, check=True, timeout=_SEARCH_S, start_new_session=True
+        )
+    except subprocess.TimeoutExpired:
+        raise TrainError(
+            f"regex: {pattern!r:.200} takes more than {_SEARCH_S:g} s: write it without repeats inside of "
+            "repeats"
+        ) from None
+    return done.stdout.split() == [b"True"]
+
+
 def picks_answer(completion: Completion, sample: Sample) -> float:
     """1 if the answer has the sample's answer as a word (or words), and none of `data["others"]`.
 
-    Guards: listing the choices gets 0, since the others are among them; so does an answer that says the
-    word twice without any other word, or a phrase three times in a row.
+    Guards: listing the choices gets 0, since the others are among them, also where a word begins with one
+    (cats, cat's) or has invisible characters; so does an answer that says the word twice without any other
+    word, or a phrase three times in a row.
     """
     others = sample.data.get("others")
     if not sample.answer or not isinstance(others, Sequence) or isinstance(others, str):
         raise ValueError('picks_answer needs a sample with an answer and a list "others"')
-    sequence, target = words(completion.text), words(sample.answer)
-    if not contains(sequence, target) or any(contains(sequence, words(other)) for other in others):
+    sequence, target = words(visible(completion.text)), words(visible(sample.answer))
+
+    def named(said: str, word: str) -> bool:
+        longer = len(word) > 2 and word.isalpha() and said not in target  # A is no beginning, nor is 1
+        return said == word or (longer and said.startswith(word))
+
+    listed = (words(visible(other)) for other in others)
+    if not contains(sequence, target) or any(contains(sequence, other, named) for other in listed):
         return 0.0
     stutters = len(sequence) > len(target) and not set(sequence) - set(target)
     return float(not stutters and not repeats(completion.text))
@@ -376,6 +409,17 @@ def _word() -> re.Pattern[str]:
     return re.compile(rf"[{_UNSPACED}]|{run}(?:['\u2019]{run})*")
 
 
+def visible(text: str) -> str:
+    """Return a text in compatibility form (NFKC), without what takes no width, such as soft hyphens."""
+    return _invisible().sub("", unicodedata.normalize("NFKC", text))
+
+
+@cache
+def _invisible() -> re.Pattern[str]:
+    formats = "".join(each for each in map(chr, range(0xAD, 0x20000)) if unicodedata.category(each) == "Cf")
+    return re.compile(rf"[{formats}\u034f\ufe00-\ufe0f\U000e0000-\U000e0fff]")  # and selectors of variants
+
+
 def own_words(text: str, sample: Sample) -> list[str]:
     """The answer's content words that its prompt does not have, in singular or plural, and its numbers."""
     prompt = set(words(sample.text))
@@ -411,10 +455,10 @@ def copies(text: str, sample: Sample) -> bool:
     return len(answer) >= _ECHO_RUN and contains(words(sample.text), answer)
 
 
-def contains(sequence: list[str], run: list[str]) -> bool:
-    """Whether words are an uninterrupted run of a sequence."""
+def contains(sequence: list[str], run: list[str], same: Callable[[str, str], bool] = eq) -> bool:
+    """Whether words are an uninterrupted run of a sequence; `same` compares one of it with one of the run."""
     starts = range(len(sequence) - len(run) + 1)
-    return bool(run) and any(sequence[start : start + len(run)] == run for start in starts)
+    return bool(run) and any(all(map(same, sequence[start : start + len(run)], run)) for start in starts)
 
 
 def repeats(text: str) -> bool:
@@ -443,11 +487,14 @@ _NUMBER = rf"""
     (?: \s?(?:%|{_MONEY}) )?
 """
 _ANSWER = rf"\*{{0,2}} {_NUMBER} \*{{0,2}} \.? \*{{0,2}}"  # bold, and the end of a sentence
-_LEAD = r"(?: \A | [\w)\]%}]\s?= | [^\W\d_]:\*{0,2} | \bis\b )"  # what an unmarked number may follow
+_NAMED = r"(?: [^\W\d_]:\*{0,2} | \bis\b ) \s*"  # what an unmarked number may follow, and a list has often
+_LEAD = rf"(?: \A \s* | [\w)\]%}}]\s?= \s* | (?P<named>{_NAMED}) )"
 _MARK = re.compile(r"\#{4} | \\boxed\{", re.VERBOSE)
 _AFTER = re.compile(rf"[ \t]* {_ANSWER} [ \t\r]* (?:\n|\Z)", re.VERBOSE)
 _INSIDE = re.compile(rf"\s* {_ANSWER} \s* \}}", re.VERBOSE)
-_AT_END = re.compile(rf"{_LEAD} \s* {_ANSWER} \s* \Z", re.VERBOSE)
+_AT_END = re.compile(rf"{_LEAD} {_ANSWER} \s* \Z", re.VERBOSE)
+_IN_LIST = re.compile(rf"{_NAMED} {_NUMBER}", re.VERBOSE)
+_CLOSED = re.compile(r"(?: [\s.*$] | \\[\])] )* \Z", re.VERBOSE)  # ends of a sentence, of bold, of a formula
 
 Place: TypeAlias = tuple[str | int | None, ...]
 """Where a leaf of a JSON value is: keys, and places in lists."""
@@ -459,27 +506,29 @@ _LONGEST = 100  # characters of a number with a point or an exponent
 _CALLS = None  # the key of what an answer calls: keys of JSON are texts, places in a list numbers
 
 
-def final_number(text: str, *, complete: bool = True) -> Fraction | None:
+def final_number(text: str) -> Fraction | None:
     r"""Return the number that a text arrives at, or None.
 
     A number is digits, perhaps with commas between groups of three, with a sign (also the minus sign, and the
     en dash that is written for it), decimals and an exponent; or a fraction: `3/4`, `\frac{3}{4}`. Currency
     signs and a percent sign around it are dropped: 50% is 50. At most 100 digits, and 3 of an exponent.
 
-    It stands alone in its line behind `####`, or alone in `\boxed{}`; all marks of a text have to agree.
-    A text without a mark is a number and nothing else, or ends in one behind `=`, behind a word with a
-    colon, or behind "is". So what continues a number (`5 million`, `5 km`, `minus 5`, `10^2`) makes it None.
-
-    `complete` says that the text ended by itself: where the limit cut it, digits may be missing at its end.
+    It stands alone in its line behind `####`, or alone in `\boxed{}`; all marks of a text have to agree, and
+    no word stands behind the last. A text without a mark is a number and nothing else, or ends in one behind
+    `=`, behind a word with a colon, or behind "is"; numbers that follow the last two in its last line have to
+    agree. So what continues a number (`5 million`, `5 km`, `minus 5`, `10^2`) makes it None.
     """
     for latex, plain in (("{,}", ","), ("\\$", "$"), ("\\%", "%")):
         text = text.replace(latex, plain)
-    if not complete:
-        text += "\0"  # continues whatever number stands at the end
-    marks = list(_MARK.finditer(text))
-    if not marks:
-        return _fraction(_AT_END.search(text))
-    values = {_fraction((_AFTER if mark[0] == "####" else _INSIDE).match(text, mark.end())) for mark in marks}
+    if marks := list(_MARK.finditer(text)):
+        found = [(_AFTER if mark[0] == "####" else _INSIDE).match(text, mark.end()) for mark in marks]
+        if found[-1] is None or not _CLOSED.match(text, found[-1].end()):
+            return None
+    else:
+        found = [end := _AT_END.search(text)]
+        if end is not None and end["named"]:
+            found += _IN_LIST.finditer(text.rstrip().rpartition("\n")[2])
+    values = set(map(_fraction, found))
     return values.pop() if len(values) == 1 else None
 
 
