@@ -72,6 +72,12 @@ def test_says_what_is_wrong_with_a_recipe(changes: list[str], message: str) -> N
         read_recipe(RECIPES[0], changes)
 
 
+def test_a_recipe_that_is_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "recipe.toml")
+    with pytest.raises(TrainError, match="it is a pipe or a device"):
+        read_recipe(tmp_path / "recipe.toml")
+
+
 def short(task: Path, weights: Path) -> list[str]:
     """Two steps of 8 tokens on the CPU; what an untrained model says is told apart by its characters."""
     changes = [f"task={task}", "reward=test_recipes:varied", "max_tokens=8", f"options.weights={weights}"]
