@@ -1,4 +1,4 @@
-"""R as llama.cpp takes it: one LoRA adapter (A, B R), folded in memory, for the contexts of one model."""
+"""LoRA adapters in memory: (A, B R), with a vector folded in, and (A, B), for all vectors of an engine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import os
 import signal
 import tempfile
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import llama_cpp
@@ -27,9 +26,6 @@ from ...projection import RANK
 
 Adapter = Any
 """Pointer to a `llama_adapter_lora`, as llama_cpp's functions return and take it."""
-
-SPARE_BYTES = 256 << 20
-"""Bytes of adapters that a pool keeps while no context uses them: vectors come back every few tokens."""
 
 _ALONE = 1 << 16
 """Most multiplications that OpenBLAS does in one thread: others would wait for busy cores."""
@@ -76,116 +72,93 @@ def signals_wait() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-class SharedLock:
-    """A readers-writer lock: many share it, or one has it alone. It is not reentrant."""
-
-    def __init__(self) -> None:
-        self._door = threading.Lock()
-        self._changed = threading.Condition()
-        self._sharing = 0
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Share it, once nobody is alone."""
-        with self._door, self._changed:
-            self._sharing += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._sharing -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be alone: whoever shares it ends first, and nobody begins meanwhile."""
-        with self._door:
-            with self._changed:
-                self._changed.wait_for(lambda: not self._sharing)
-            yield
-
-
 class Adapters:
-    """The adapters of one model, shared by its contexts: equal R is one adapter.
+    """The adapters of one model: that of its own context, with R folded into B, and the one of all engines.
 
     Make it before the first context, since llama.cpp sizes a context's graph for the adapters that exist
     then, and free it after the contexts and before the model. An R of zeros takes no adapter: the base, bit
     for bit.
 
     Attributes:
-        lock: shared while a context computes, alone while adapters are loaded or freed: llama.cpp walks
-            through their list when a context computes with another one than before.
-        spare: most bytes of adapters that are kept while no context uses them, for vectors that come back.
+        factors: whose A and B they have.
+        lock: held while adapters are loaded or freed, and while llama.cpp walks through the list of them: as
+            it makes a context, and as one computes with other adapters than before (see `computing`).
+        modules: address of a tensor A of the engines' adapter -> number of its module. The first engine
+            finds them.
 
     BaseMismatchError: llama.cpp refuses the factors for this model, a `llama_model`.
     """
 
     def __init__(self, model: Any, factors: Factors) -> None:
-        self.lock = SharedLock()
-        self.spare = 0
-        self._model = model
-        self._images = _Images(factors)
-        self._exchange = threading.RLock()
-        # R -> adapter, bytes; last used last
-        self._staged: OrderedDict[bytes, tuple[Adapter, int]] = OrderedDict()
-        self._of: dict[int, bytes] = {}  # context -> its R, where it has one
-        with self.lock.alone():
-            rank = min(RANK, factors.rank)  # of most vectors: its image is needed anyhow
-            self._stage(b"", np.zeros((len(factors.modules), rank, rank), np.float32))
+        self.factors, self.lock = factors, threading.Lock()
+        self.modules: dict[int, int] = {}
+        self._model, self._images = model, _Images(factors)
+        self._whole: Adapter | None = None
+        self._unlike: set[int] = set()  # contexts that were given other adapters since they computed
+        self._key = b""  # the R of the one adapter that is folded
+        rank = min(RANK, factors.rank)  # of most vectors: its image is needed anyhow
+        with self.lock:
+            self._folded = self._load(
+                self._images.of(np.zeros((len(factors.modules), rank, rank), np.float32))
+            )
 
     def apply(
         self, context: Any, r: NDArray[np.float32] | None, others: Sequence[tuple[Adapter, float]] = ()
     ) -> None:
-        """Give a `llama_context`, which does not compute now, its R, float32 [M, p, q]; None for the base.
+        """Give the model's own context, which does not compute now, its R, float32 [M, p, q]; None: the base.
 
         Adapters of the caller's own, and their scales, are in force beside it. TinyLoraError: llama.cpp
         refuses; the R before stays in force.
         """
         key = b"" if r is None or not r.any() else repr(r.shape).encode() + r.astype(np.float32).tobytes()
-        with self._exchange:
-            if not key or key in self._staged:
-                self._set(context, key, others)
-                return
-        with self.lock.alone(), self._exchange:
-            if key not in self._staged:  # another context may have staged it meanwhile
-                assert r is not None
-                self._stage(key, r)
+        if not key or r is None:
+            self.set(context, others)
+            return
+        with self.lock:
+            unused = folded = self._folded
+            if key != self._key:
+                unused = folded = self._load(self._images.of(r))
             try:
-                self._set(context, key, others)
+                self.set(context, [(folded, 1.0), *others])
+                if folded is not self._folded:
+                    unused, self._folded, self._key = self._folded, folded, key
             finally:
-                self._retire()
+                if unused is not self._folded:
+                    _free(unused)
 
-    def forget(self, context: Any) -> None:
-        """Forget a context that is about to be freed."""
-        with self._exchange:
-            self._of.pop(_address(context), None)
+    def whole(self) -> Adapter:
+        """Return the adapter (A, B) that every engine has, loaded once; `lock` is held.
+
+        Its rank is P: A has zeros for rows beyond Q.
+        """
+        if self._whole is None:
+            self._whole = self._load(self._images.whole())
+        return self._whole
+
+    def set(self, context: Any, active: Sequence[tuple[Adapter, float]]) -> None:
+        """Set a context's adapters and their scales. TinyLoraError: llama.cpp refuses."""
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(active))(*(a for a, _ in active))
+        scales = (ctypes.c_float * len(active))(*(s for _, s in active))
+        self._unlike.add(_address(context))
+        if code := llama_cpp.llama_set_adapters_lora(context, adapters, len(active), scales):
+            raise TinyLoraError(f"llama.cpp refused to set {len(active)} adapters (code {code})")
+
+    def computing(self, context: Any) -> AbstractContextManager[Any]:
+        """Return what a context computes in: with `lock` where it was given other adapters before."""
+        address = _address(context)
+        if address not in self._unlike:
+            return nullcontext()
+        self._unlike.discard(address)
+        return self.lock
 
     def free(self) -> None:
         """Free every adapter."""
-        with self.lock.alone():
-            while self._staged:
-                _free(self._staged.popitem()[1][0])
+        with self.lock:
+            for adapter in filter(None, (self._folded, self._whole)):
+                _free(adapter)
+            self._folded = self._whole = None
 
-    def _set(self, context: Any, key: bytes, others: Sequence[tuple[Adapter, float]]) -> None:
-        active = [(self._staged[key][0], 1.0), *others] if key else list(others)
-        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(active))(*(a for a, _ in active))
-        scales = (ctypes.c_float * len(active))(*(s for _, s in active))
-        if code := llama_cpp.llama_set_adapters_lora(context, adapters, len(active), scales):
-            raise TinyLoraError(f"llama.cpp refused to set {len(active)} adapters (code {code})")
-        self._of[_address(context)] = key
-        if key:
-            self._staged.move_to_end(key)
-
-    def _retire(self) -> None:
-        """Free those that no context has in force, but for the spare ones that were used last."""
-        used, spare = set(self._of.values()) - {b""}, self.spare
-        for key in [key for key in reversed(self._staged) if key not in used]:
-            spare -= self._staged[key][1]
-            if spare < 0 and len(self._staged) > 1:  # for contexts that are still to come
-                _free(self._staged.pop(key)[0])
-
-    def _stage(self, key: bytes, r: NDArray[np.float32]) -> None:
-        image = self._images.of(r)
+    def _load(self, image: NDArray[np.uint8]) -> Adapter:
         with signals_wait():
             adapter = _from_memory(self._model, image)
         if not adapter:
@@ -193,7 +166,7 @@ class Adapters:
                 "llama.cpp refused the adapter that was built from the factors: its modules or their shapes "
                 "are not those of the loaded model (verbose=True shows which)"
             )
-        self._staged[key] = adapter, image.nbytes
+        return adapter
 
 
 def _from_memory(model: Any, image: NDArray[np.uint8]) -> Adapter | None:
@@ -261,6 +234,15 @@ class _Images:
             place[...] = part
         return stack
 
+    def whole(self) -> NDArray[np.uint8]:
+        """Return a file of rank P: B as it is, and A with rows of zeros beyond Q."""
+        factors, tensors = self._factors, dict[str, NDArray[Any]]()
+        for module, a, b in zip(factors.modules, factors.a, factors.b, strict=True):
+            wide = np.zeros((*a.shape[:-2], factors.outputs, a.shape[-1]), np.float32)
+            wide[..., : factors.rank, :] = a
+            tensors |= {f"{module}.lora_a": wide, f"{module}.lora_b": np.asarray(b, np.float32)}
+        return self._write(tensors)
+
     def _file(self, rank: int) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
         """Return a file, and the places in it where the products of each shape go."""
         factors, tensors, stacks = self._factors, dict[str, NDArray[Any]](), []
@@ -269,20 +251,23 @@ class _Images:
         for found in self._alike:
             stacks.append(np.zeros((*factors.b[found[0]].shape[:-1], rank), np.float32))
             tensors |= {f"{factors.modules[i]}.lora_b": stacks[-1] for i in found}
-        metadata = [
-            ("general.type", "adapter", STRING),
-            ("adapter.type", "lora", STRING),
-            ("adapter.lora.alpha", 0.0, FLOAT32),  # 0: the adapter's scale is used as it is
-        ]
-        file = io.BytesIO()
-        gguf.write(file, factors.architecture, metadata, tensors)
-        data = np.frombuffer(file.getbuffer(), np.uint8)
+        data = self._write(tensors)
         folded, begin = list[NDArray[np.float32]](), data.nbytes
         for found, b in zip(reversed(self._alike), reversed(stacks), strict=True):
             apart = -(-b.nbytes // gguf.ALIGNMENT) * gguf.ALIGNMENT
             begin -= apart * len(found)
             folded.insert(0, np.ndarray((len(found), *b.shape), np.float32, data, begin, (apart, *b.strides)))
         return data, folded
+
+    def _write(self, tensors: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+        metadata = [
+            ("general.type", "adapter", STRING),
+            ("adapter.type", "lora", STRING),
+            ("adapter.lora.alpha", 0.0, FLOAT32),  # 0: the adapter's scale is used as it is
+        ]
+        file = io.BytesIO()
+        gguf.write(file, self._factors.architecture, metadata, tensors)
+        return np.frombuffer(file.getbuffer(), np.uint8)
 
 
 def _rows(outputs: int, work: int) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
@@ -11,27 +12,29 @@ from numpy.typing import NDArray
 
 from ...errors import TinyLoraError
 from ..engine import CLOSED, Part
-from .adapters import SPARE_BYTES, Adapter, Adapters, signals_wait
+from .adapters import Adapter, Adapters, signals_wait
+from .columns import Columns
 
 _CHUNK = 512
 """Tokens that are evaluated at once, as many as `llama_cpp.Llama` takes."""
 
 
 class LlamaEngine:
-    """A context with sequences; see `Engine`. All rows of one decode have one R, which the context has.
+    """A context with sequences, each with its R; see `Engine`.
+
+    Rows that generate are evaluated together, and a prompt's tokens by themselves: llama.cpp keeps the order
+    of a batch where its sequences follow each other and have a token each.
 
     Args:
         model: the `llama_model`, which must outlive the engine.
-        like: parameters of the model's own context. The engine's differ in size and threads alone, so that
-            answers are the same to the last bit.
+        like: parameters of the model's own context. The engine's differ in size and threads alone.
         adapters: of the model.
         own: adapters of the caller's own, which are in force beside every R.
-        rows, n_ctx, n_threads, together: see `PersonalizedModel.engine`.
+        rows, n_ctx, n_threads: see `PersonalizedModel.engine`.
 
-    TinyLoraError: llama.cpp cannot make the context.
+    TinyLoraError: llama.cpp cannot make the context, or evaluates this model in another way.
     """
 
-    mixed = False
     chunk = _CHUNK
     _release = llama_cpp.llama_free, llama_cpp.llama_batch_free  # bound early: globals go before models do
 
@@ -45,84 +48,121 @@ class LlamaEngine:
         rows: int,
         n_ctx: int,
         n_threads: int,
-        together: bool,
     ) -> None:
-        self._adapters, self._own = adapters, own
         self.rows, self.evaluated = rows, 0
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model)))
+        self._adapters = adapters
+        columns = self._columns = Columns(adapters.factors, adapters.modules)
         params = type(like).from_buffer_copy(like)
-        self._spare = rows  # a sequence beyond the rows, by which two of them change places
-        sequences = rows + together
-        params.n_ctx = n_ctx * sequences
+        params.n_ctx = n_ctx * rows
         params.n_batch = params.n_ubatch = self._size = max(_CHUNK, rows)
-        params.n_seq_max = sequences
+        params.n_seq_max = rows
         params.kv_unified = False  # attention goes over a row's own cells, not over everybody's
         params.n_threads = params.n_threads_batch = n_threads
         params.embeddings = False
-        if not together:
-            adapters.spare = SPARE_BYTES
-        with adapters.lock.shared(), signals_wait():  # llama.cpp walks through them
-            self._context: Any = llama_cpp.llama_init_from_model(model, params)
+        params.cb_eval = llama_cpp.ggml_backend_sched_eval_callback(
+            lambda node, ask, _: columns(node, ask)
+        )
+        self._kept = params  # with the callback
+        with adapters.lock:
+            whole = adapters.whole()
+            with signals_wait():
+                self._context: Any = llama_cpp.llama_init_from_model(model, params)
         if not self._context:
             raise TinyLoraError(
                 f"llama.cpp cannot make a context of {params.n_ctx} tokens for {rows} sequences: take fewer"
             )
         self._buffer = llama_cpp.llama_batch_init(self._size, 0, 1)
         names = ("token", "pos", "n_seq_id", "logits")
-        self._columns = [np.ctypeslib.as_array(getattr(self._buffer, n), (self._size,)) for n in names]
-        self._columns[2][:] = 1
+        self._fields = [np.ctypeslib.as_array(getattr(self._buffer, n), (self._size,)) for n in names]
+        self._fields[2][:] = 1
         self._memory = llama_cpp.llama_get_memory(self._context)
         self.n_ctx = min(int(llama_cpp.llama_n_ctx_seq(self._context)), n_ctx)
         self._lengths = [0] * rows
         self._place = list(range(rows))  # the sequence of each row
         self._r: list[NDArray[np.float32] | None] = [None] * rows
-        self.exact = not together
-        self._now: object = self  # the R that the context has; nothing yet
+        try:
+            adapters.set(self._context, [(whole, 1.0)])
+            if not adapters.modules:
+                with columns.looking():
+                    self._append(Part(0, [0]))
+                self.cut(0, 0)
+            adapters.set(self._context, [(whole, 1.0), *own])
+        except BaseException:
+            self.close()
+            raise
+        self.evaluated = 0
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
         """See `Engine`."""
         self._r[row] = r
 
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
-        """See `Engine`; all rows have one R."""
+        """See `Engine`."""
         self._check_open()
-        if not self.exact:
-            self._gather([part.row for part in parts])
-        ordered = sorted(parts, key=lambda part: self._place[part.row])
-        chunks, found = list(self._chunks(ordered)), []
-        token, pos, _, logits = self._columns
+        steps = [part for part in parts if len(part.tokens) == part.wanted == 1]
+        found: dict[int, NDArray[np.float32]] = {}
         try:
-            if self._now is not (r := self._r[parts[0].row]):
-                self._now = self  # unknown, until llama.cpp has taken it
-                self._adapters.apply(self._context, r, self._own)
-                self._now = r
-            for tokens, positions, rows, wanted in chunks:
-                count = len(tokens)
-                token[:count], pos[:count], logits[:count] = tokens, positions, wanted
-                for i, row in enumerate(rows):
-                    self._buffer.seq_id[i][0] = row
-                self._buffer.n_tokens = count
-                with self._adapters.lock.shared():
-                    code = llama_cpp.llama_decode(self._context, self._buffer)
-                if code:
-                    reason = "its KV cache is full" if code == 1 else f"code {code}"
-                    raise TinyLoraError(f"llama.cpp could not evaluate {count} tokens: {reason}")
-                self.evaluated += count
-                there = self._logits(sum(wanted))
-                found.append(there.copy() if len(chunks) > 1 else there)
+            if steps:  # the last tokens of prompts join them
+                ends = [part for part in parts if len(part.tokens) > part.wanted == 1]
+                steps += [Part(part.row, part.tokens[-1:]) for part in ends]
+                self._gather([part.row for part in steps])
+            joined = {part.row for part in steps}
+            for part in parts:
+                if part.row not in joined:
+                    found[part.row] = self._append(part)
+                elif len(part.tokens) > 1:
+                    self._append(Part(part.row, part.tokens[:-1], 0))
+            steps.sort(key=lambda part: self._place[part.row])
+            while steps:  # as many as follow each other
+                first = self._place[steps[0].row]
+                run = [part for at, part in enumerate(steps) if self._place[part.row] == first + at]
+                steps = steps[len(run) :]
+                logits = self._decode(run)
+                if [part.row for part in run] == [part.row for part in parts]:
+                    return logits
+                found |= {part.row: row.copy() for part, row in zip(run, logits[:, None], strict=True)}
         except BaseException:
             for part in parts:
-                llama_cpp.llama_memory_seq_rm(self._memory, self._place[part.row], -1, -1)
-                self._lengths[part.row] = 0
+                self._empty(part.row)
             raise
+        return found[parts[0].row] if len(parts) == 1 else np.concatenate([found[p.row] for p in parts])
+
+    def _append(self, part: Part) -> NDArray[np.float32]:
+        """Append tokens to one row; return the logits that are wanted."""
+        row, tokens, wanted = part
+        found = []
+        for begin in range(0, len(tokens), self._size):
+            piece = tokens[begin : begin + self._size]
+            left = len(tokens) - begin - len(piece)
+            found.append(self._decode([Part(row, piece, min(len(piece), max(0, wanted - left)))]).copy())
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _decode(self, parts: Sequence[Part]) -> NDArray[np.float32]:
+        """Evaluate tokens of one row, or one of each of some whose sequences follow each other."""
+        token, pos, _, logits = self._fields
+        at = 0
+        for row, tokens, wanted in parts:
+            begin, count = self._lengths[row], len(tokens)
+            token[at : at + count], pos[at : at + count] = tokens, range(begin, begin + count)
+            logits[at : at + count - wanted], logits[at + count - wanted : at + count] = False, True
+            for i in range(at, at + count):
+                self._buffer.seq_id[i][0] = self._place[row]
+            at += count
+        self._buffer.n_tokens = at
+        with self._columns.of([self._r[part.row] for part in parts]), self._adapters.computing(self._context):
+            code = llama_cpp.llama_decode(self._context, self._buffer)
+        if code:
+            reason = "its KV cache is full" if code == 1 else f"code {code}"
+            raise TinyLoraError(f"llama.cpp could not evaluate {at} tokens: {reason}")
+        self.evaluated += at
         for part in parts:
             self._lengths[part.row] += len(part.tokens)
-        logits = found[0] if len(found) == 1 else np.concatenate(found)
-        if ordered == list(parts):
-            return logits
-        ends = np.cumsum([part.wanted for part in ordered])
-        of = {part.row: logits[end - part.wanted : end] for part, end in zip(ordered, ends, strict=True)}
-        return np.concatenate([of[part.row] for part in parts])
+        if not (outputs := sum(part.wanted for part in parts)):
+            return np.empty((0, self.n_vocab), np.float32)
+        pointer = llama_cpp.llama_get_logits(self._context)
+        found: NDArray[np.float32] = np.ctypeslib.as_array(pointer, (outputs, self.n_vocab))
+        return found
 
     def length(self, row: int) -> int:
         """See `Engine`."""
@@ -144,8 +184,7 @@ class LlamaEngine:
     def copy(self, source: int, target: int, length: int) -> None:
         """See `Engine`; the whole of the source is copied."""
         self._check_open()
-        self._copy(self._place[source], self._place[target])
-        self._lengths[target] = self._lengths[source]
+        self._restore(target, self._lengths[source], self._saved(source))
         self.cut(target, length)
 
     def purge(self, row: int) -> None:
@@ -153,7 +192,7 @@ class LlamaEngine:
         length = self._lengths[row]
         self.cut(row, 0)
         self.set_r(row, None)
-        self.evaluate([Part(row, [0] * length, 0)])
+        self._append(Part(row, [0] * length, 0))
         self.cut(row, 0)
 
     def close(self) -> None:
@@ -161,51 +200,51 @@ class LlamaEngine:
         context, self._context = self._context, None
         if context is None:
             return
-        self._adapters.forget(context)
         free, free_batch = self._release
-        self._columns = []
+        self._fields = []
         free_batch(self._buffer)
         free(context)
 
-    def _copy(self, source: int, target: int) -> None:
-        llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
-        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+    def _empty(self, row: int) -> None:
+        llama_cpp.llama_memory_seq_rm(self._memory, self._place[row], -1, -1)
+        self._lengths[row] = 0
+
+    def _saved(self, row: int) -> NDArray[np.uint8]:
+        """Return what a row holds: the cells in use, where a copy of its sequence would be all cells."""
+        if not self._lengths[row]:
+            return np.empty(0, np.uint8)
+        data = np.empty(llama_cpp.llama_state_seq_get_size(self._context, self._place[row]), np.uint8)
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        llama_cpp.llama_state_seq_get_data(self._context, pointer, data.nbytes, self._place[row])
+        return data
+
+    def _restore(self, row: int, length: int, data: NDArray[np.uint8]) -> None:
+        """Replace what a row holds by so many tokens, that were saved."""
+        self._empty(row)
+        if length:
+            pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+            read = llama_cpp.llama_state_seq_set_data(
+                self._context, pointer, data.nbytes, self._place[row]
+            )
+            if read != data.nbytes:
+                self._empty(row)
+                raise TinyLoraError(f"llama.cpp could not move {length} tokens to another sequence")
+            self._lengths[row] = length
 
     def _gather(self, rows: Sequence[int]) -> None:
         """Give rows the first sequences: llama.cpp evaluates those together that follow each other."""
-        taken = {self._place[row] for row in rows}
-        holes = iter(set(range(len(rows))) - taken)
+        row_of = {place: row for row, place in enumerate(self._place)}
+        holes = [place for place in range(len(rows)) if row_of[place] not in rows]
         for row in rows:
             if (place := self._place[row]) >= len(rows):
-                hole = next(holes)
-                other = self._place.index(hole)
-                for source, target in ((place, self._spare), (hole, place), (self._spare, hole)):
-                    self._copy(source, target)
+                other = row_of[hole := holes.pop()]
+                kept = [(each, self._lengths[each], self._saved(each)) for each in (row, other)]
+                self._empty(row)
+                self._empty(other)
                 self._place[row], self._place[other] = hole, place
+                for each in kept:
+                    self._restore(*each)
 
     def _check_open(self) -> None:
         if self._context is None:
             raise TinyLoraError(CLOSED)
-
-    def _chunks(self, parts: Sequence[Part]) -> Iterator[tuple[list[int], list[int], list[int], list[bool]]]:
-        """Yield as many tokens as there is room for, positions, rows, and whether logits are wanted."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        rows: list[int] = []
-        wanted: list[bool] = []
-        for row, added, last in parts:
-            tokens += added
-            begin, count = self._lengths[row], len(added)
-            positions += range(begin, begin + count)
-            rows += [self._place[row]] * count
-            wanted += [False] * (count - last) + [True] * last
-        for start in range(0, len(tokens), self._size):
-            end = start + self._size
-            yield tokens[start:end], positions[start:end], rows[start:end], wanted[start:end]
-
-    def _logits(self, outputs: int) -> NDArray[np.float32]:
-        if not outputs:
-            return np.empty((0, self.n_vocab), np.float32)
-        pointer = llama_cpp.llama_get_logits(self._context)
-        logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, (outputs, self.n_vocab))
-        return logits

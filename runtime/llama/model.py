@@ -71,7 +71,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         TinyLoraError: llama.cpp cannot open it with these options, or its chat template cannot be read.
     """
 
-    mixed = LlamaEngine.mixed
+    mixed = True
     # Bound early: when the interpreter ends, globals go before models do.
     _gone = _Closed()
     _close_engine = llama_cpp.Llama.close
@@ -175,7 +175,6 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
                 rows=rows,
                 n_ctx=n_ctx,
                 n_threads=n_threads,
-                together=together,
             )
             self._engines.add(made)
         return made
@@ -292,7 +291,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         return self._in_turn(self._computed, super().embed, *args, **kwargs)
 
     def _computed(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with self.adapters.lock.shared():
+        with self.adapters.computing(self._ctx.ctx):
             return call(*args, **kwargs)
 
     def save_state(self) -> Any:

@@ -1,0 +1,189 @@
+"""R of each row, inside an evaluation: llama.cpp computes B (A x), and between the two A x becomes R A x.
+
+All vectors of a model share A and B. So one adapter serves them all: the callback that llama.cpp calls between
+the nodes of its graph replaces each column of A x by R A x, with the R of the row whose token it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import BaseMismatchError, TinyLoraError
+from ...factors import Factors
+
+_A = b".lora_a"
+_F32 = 0  # GGML_TYPE_F32
+
+
+class _Tensor(ctypes.Structure):
+    """ggml's `ggml_tensor`, as `_ggml` has checked."""
+
+    _fields_: ClassVar = [
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+        ("extra", ctypes.c_void_p),
+        ("padding", ctypes.c_char * 8),
+    ]
+
+
+_SRC = _Tensor.src.offset
+
+
+class _Memory(ctypes.Structure):
+    _fields_: ClassVar = [("size", ctypes.c_size_t), ("buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
+
+
+@cache
+def _ggml() -> Any:
+    """Return ggml's library, whose tensors are as `_Tensor` says.
+
+    TinyLoraError: they are not, in a llama.cpp that is older or newer than this.
+    """
+    folder = Path(llama_cpp.llama_cpp._lib._name).parent
+    names = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
+    found = next((folder / name for name in names if (folder / name).exists()), None)
+    ggml = llama_cpp.llama_cpp._lib if found is None else ctypes.CDLL(str(found))
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    for name, result, *arguments in (
+        ("ggml_init", pointer, _Memory),
+        ("ggml_free", None, pointer),
+        ("ggml_tensor_overhead", size),
+        ("ggml_new_tensor_2d", pointer, pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64),
+        ("ggml_mul_mat", pointer, pointer, pointer, pointer),
+        ("ggml_set_name", pointer, pointer, ctypes.c_char_p),
+        ("ggml_get_data", pointer, pointer),
+        ("ggml_backend_buffer_is_host", ctypes.c_bool, pointer),
+        ("ggml_backend_tensor_get", None, pointer, pointer, size, size),
+        ("ggml_backend_tensor_set", None, pointer, pointer, size, size),
+    ):
+        function = getattr(ggml, name)
+        function.restype, function.argtypes = result, arguments
+    memory = ggml.ggml_init(_Memory(1 << 16, None, False))
+    try:
+        a, x = (ggml.ggml_new_tensor_2d(memory, _F32, 5, n) for n in (3, 2))
+        ggml.ggml_set_name(a, _A)
+        address = ggml.ggml_mul_mat(memory, a, x)
+        overhead = ggml.ggml_tensor_overhead() - ctypes.sizeof(_Tensor)
+        fits = overhead in range(16, 65) and overhead % 16 == 0  # an object's header
+        if fits:
+            node, leaf = _Tensor.from_address(address), _Tensor.from_address(a)
+            fits = (
+                (node.type, [*node.ne], [*node.nb], [*node.src[:3]], node.data, node.view_src, node.view_offs)
+                == (_F32, [3, 2, 1, 1], [4, 12, 24, 24], [a, x, None], ggml.ggml_get_data(address), None, 0)
+                and (leaf.op, leaf.name) == (0, _A)
+                and node.op != 0
+            )
+    finally:
+        ggml.ggml_free(memory)
+    if not fits:
+        raise TinyLoraError(
+            f"llama-cpp-python {llama_cpp.__version__} brings a ggml whose tensors are laid out otherwise than "
+            "this version of tinylora-edge knows: install the version that its README names"
+        )
+    return ggml
+
+
+class Columns:
+    """What llama.cpp calls between the nodes of an engine's graphs: with a node's address, and whether it asks
+    for interest in it, before it computes, or hands it over, behind that.
+
+    Args:
+        factors: of the model.
+        modules: address of a tensor A -> number of its module.
+    """
+
+    def __init__(self, factors: Factors, modules: dict[int, int]) -> None:
+        self._ggml, self._factors, self._modules = _ggml(), factors, modules
+        self._rows: Sequence[NDArray[np.float32] | None] = ()
+        self._numbers: dict[bytes, int] = {}  # name of a tensor A -> number of its module, while it looks
+        self._error: BaseException | None = None
+
+    @contextmanager
+    def of(self, rows: Sequence[NDArray[np.float32] | None]) -> Iterator[None]:
+        """Evaluate tokens that have these R in a block, float32 [M, p, q], in their order; one is that of all.
+
+        TinyLoraError: llama.cpp evaluates the tokens of this model in another way.
+        """
+        self._rows, self._error = rows, None
+        yield
+        if self._error is not None:
+            raise self._error
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Find the tensors A of the only adapter, in an evaluation of the base that the block does.
+
+        BaseMismatchError: it has none.
+        """
+        self._numbers = {name.encode() + _A: number for number, name in enumerate(self._factors.modules)}
+        try:
+            with self.of([None]):
+                yield
+        finally:
+            self._numbers = {}
+        if not self._modules:
+            raise BaseMismatchError("llama.cpp evaluates none of the modules that the factors are for")
+
+    def __call__(self, address: int, ask: bool) -> bool:
+        try:
+            source = ctypes.c_void_p.from_address(address + _SRC).value
+            if not ask:
+                self._replace(_Tensor.from_address(address), self._modules[source or 0])
+            elif source and self._numbers:
+                leaf = _Tensor.from_address(source)
+                if leaf.name in self._numbers:
+                    self._modules[source] = self._numbers[leaf.name]
+            return source in self._modules if ask else True
+        except BaseException as error:  # which ctypes would drop
+            self._error = self._error or error
+            return False
+
+    def _replace(self, node: _Tensor, module: int) -> None:
+        """Replace A x of each token by R A x, and by zeros for the base."""
+        outputs, columns = node.ne[0], node.ne[1] * node.ne[2] * node.ne[3]
+        several = self._factors.a[module].ndim > 2  # experts: some columns a token
+        if (
+            (outputs, node.nb[0], node.nb[1]) != (self._factors.outputs, 4, 4 * outputs)
+            or columns % len(self._rows)
+            or (len(self._rows) not in (1, columns) and not several)
+        ):
+            raise TinyLoraError(
+                f"llama.cpp evaluates {self._factors.modules[module]} for {columns} columns of {outputs}, not "
+                f"for {len(self._rows)} tokens of {self._factors.outputs}: this architecture answers in "
+                "`load` alone, one user at a time"
+            )
+        size = 4 * outputs * columns
+        if host := self._ggml.ggml_backend_buffer_is_host(node.buffer):
+            memory = (ctypes.c_char * size).from_address(node.data)
+        else:
+            memory = ctypes.create_string_buffer(size)
+            self._ggml.ggml_backend_tensor_get(ctypes.byref(node), memory, 0, size)
+        x = np.frombuffer(memory, np.float32).reshape(len(self._rows), -1, outputs)
+        for place, r in zip(x, self._rows, strict=True):
+            if r is None:
+                place[:] = 0
+            else:
+                p, q = r.shape[1:]
+                place[:, :p] = place[:, :q] @ r[module].T
+                place[:, p:] = 0
+        if not host:
+            self._ggml.ggml_backend_tensor_set(ctypes.byref(node), memory, 0, size)
