@@ -36,7 +36,6 @@ from _tables import users as table
 
 from tinylora_edge import Bases, Policy, load_bundle
 from tinylora_edge.exporters import export_onnx
-from tinylora_edge.process import cores
 from tinylora_edge.runtime.model import admitted
 from tinylora_edge.serve.store import Store
 
@@ -122,15 +121,14 @@ def opened(
 ) -> dict[tuple[str, int], tuple[servers.Server, servers.Own]]:
     """Start a server for each number of users; return them, and what a user's request has of their own."""
     found: dict[tuple[str, int], tuple[servers.Server, servers.Own]] = {}
-    slots = {"llama": -(-AT_ONCE // cores()), "onnx": AT_ONCE}
     for users in options.users:
         place = folder / str(users)
         place.mkdir()
-        for kind in (each for each in slots if each in options.servers):
+        for kind in (each for each in ("llama", "onnx") if each in options.servers):
             bases, store = load_bundle(bundles[kind]).bases, place / f"{kind}.db"
             vectors: Iterator[Any] = (servers.vector(bases, user) for user in range(users))
             servers.fill(store, bases, servers.largest(bases, users) if options.largest else vectors)
-            arguments = ["--engine", kind, "--slots", str(slots[kind]), "--store", str(store)]
+            arguments = ["--engine", kind, "--slots", str(AT_ONCE), "--store", str(store)]
             server = stack.enter_context(servers.ours(bundles[kind], place, *arguments))
             found[kind, users] = server, lambda user: {"model": f"m@{servers.name(user)}"}
         if "stock" in options.servers and users <= STOCK_USERS:

@@ -123,7 +123,7 @@ async def held(
     from ..runtime import Pool
 
     text, size = "", min(n_ctx or llm.longest, llm.longest)
-    with Pool(llm, contexts=1, slots=1, n_ctx=size, n_threads=threads) as pool:
+    with Pool(llm, slots=1, n_ctx=size, n_threads=threads) as pool:
         stream = pool.stream(prompt, vector=llm.vector, **options)
         async for piece in stream:
             text += piece.text

@@ -27,10 +27,7 @@ def serve(
     feedback: Annotated[Path | None, Option(metavar="DIR", help="Learn from clicks, kept here.")] = None,
     sign: Annotated[Path | None, Option(metavar="FILE", help="Sign learned vectors with it.")] = None,
     engine: opts.EngineOption = None,
-    contexts: Annotated[
-        int | None, Option(metavar="N", min=1, help="llama.cpp's contexts. [default: one a core]")
-    ] = None,
-    slots: Annotated[int | None, Option(metavar="N", min=1, help="Users a context remembers.")] = None,
+    slots: Annotated[int, Option(metavar="N", min=1, help="Answers that run at a time.")] = 16,
     n_ctx: Annotated[int, Option("--n-ctx", metavar="N", min=1, help="Tokens of a request.")] = opts.CONTEXT,
     threads: opts.ThreadsOption = None,
     max_requests: Annotated[int, Option(metavar="N", min=1, help="Open requests.")] = _LIMITS.requests,
@@ -68,7 +65,6 @@ def serve(
             states=feedback,
             signer=None if sign is None else keyfiles.signer(sign),
             engine=engine,
-            contexts=contexts,
             slots=slots,
             n_ctx=n_ctx,
             n_threads=threads,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from queue import Empty, SimpleQueue
 from typing import Any, Self, TypeVar
 
@@ -25,9 +23,6 @@ from .schema import Grammar, Schema, Tools, grammar_of
 from .turns import Who
 
 W = TypeVar("W", bound=Work)
-
-_FEWEST = 8
-"""Sequences of a context: with fewer, reading the weights costs more than waiting for other threads."""
 
 _OWNER = Who("batch", "batch")
 _CLOSED = "the batch is closed: it was, or its model was. Make another one"
@@ -61,11 +56,6 @@ class Stopped(Exception):  # noqa: N818 - not an error
 class Batch:
     """Rows over a model's weights, in which sequences are generated or scored, each with its vector.
 
-    ONNX Runtime computes all of them in one evaluation. A llama.cpp context has one vector at a time, and its
-    threads wait for each other at every operation: one context a core is 1.5 times as fast on two cores
-    (SmolLM2-135M, 32 sequences). Sequences are spread over as many contexts as leave 8 to each; where there
-    are many vectors, a context takes one after the other.
-
     Any thread may call it; calls take turns. A callback of one that makes another gets a `BusyError`.
 
     Args:
@@ -74,10 +64,8 @@ class Batch:
         n_ctx_seq: tokens of the longest sequence, prompt and completion; in ONNX Runtime the model's at most.
         sequences: how many run at the same time.
         n_threads: cores to use; by default all that this process may use.
-        contexts: how many at most; by default one for 8 sequences, and one a core at most.
 
     Attributes:
-        contexts: how many compute side by side; each evaluates for itself what its prompts share.
         until: a call is given up, with `Stopped`, once `time.monotonic()` is later.
 
     Raises:
@@ -92,32 +80,21 @@ class Batch:
         n_ctx_seq: int,
         sequences: int = 32,
         n_threads: int | None = None,
-        contexts: int | None = None,
     ) -> None:
         if sequences < 1:
             raise VectorError(f"a batch of {sequences} sequences runs none: pass 1 or more")
         self.llm = llm
-        threads = n_threads or cores()
-        self.contexts = 1 if llm.one_engine else max(1, min(threads, contexts or sequences // _FEWEST))
-        rows, each = -(-sequences // self.contexts), threads // self.contexts
         self.until = np.inf
         self._turn, self._caller = threading.Lock(), 0  # whose call it is
-        self._loops: list[Loop] = []
         self._grammars: dict[str, Grammar] = {}  # of tools
-        try:
-            for _ in range(self.contexts):
-                engine = llm.engine(rows=rows, n_ctx=n_ctx_seq, n_threads=each, together=True)
-                self._loops.append(Loop([engine], closed=_CLOSED, exact=False))
-        except BaseException:
-            self.close()
-            raise
-        self._n_ctx = min(loop.n_ctx for loop in self._loops)
-        llm.close_with(self, *self._loops)
+        engine = llm.engine(rows=sequences, n_ctx=n_ctx_seq, n_threads=n_threads or cores())
+        self._loop = Loop(engine, closed=_CLOSED, exact=False)
+        llm.close_with(self, self._loop)
 
     @property
     def evaluated(self) -> int:
         """Tokens that were evaluated since the batch was made, prompts and answers."""
-        return sum(engine.evaluated for loop in self._loops for engine in loop.engines)
+        return self._loop.engine.evaluated
 
     def encode(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Return the tokens of the samples' prompts."""
@@ -297,8 +274,7 @@ class Batch:
         A call that computes in another thread is stopped, and raises a `TinyLoraError`, as every later one
         does. Closing again is fine.
         """
-        for loop in self._loops:
-            loop.close()
+        self._loop.close()
 
     def __enter__(self) -> Self:
         return self
@@ -315,21 +291,12 @@ class Batch:
         if self._caller == threading.get_ident():
             raise BusyError("this is a callback of a batch's call: ask the batch after that has ended")
         with self._turn:
-            shares = self._shares(works)
-            ahead, in_loop, left = iter(shares), dict[W, Loop](), Counter[Loop]()
-
-            def give(loop: Loop) -> None:  # each begins alike: the same vector scores the same
-                loop.prepare()
-                share = next(ahead, [])
-                in_loop.update(dict.fromkeys(share, loop))
-                left[loop] = len(share)
-                loop.submit(*share)
-
+            left = set(works)
             self._caller = threading.get_ident()
             try:
-                for loop in self._loops:
-                    give(loop)
-                for _ in works:
+                self._loop.prepare()  # each call begins alike: the same vector scores the same
+                self._loop.submit(*works)
+                while left:
                     try:
                         left_s = None if self.until == np.inf else max(0.0, self.until - time.monotonic())
                         work, error = over.get(timeout=left_s)
@@ -338,16 +305,12 @@ class Batch:
                     if error is not None:
                         raise error
                     answered()
-                    loop = in_loop.pop(work)
-                    left[loop] -= 1
-                    if not left[loop]:
-                        give(loop)
+                    left.remove(work)
             finally:
                 self._caller = 0
-                for work, loop in in_loop.items():
-                    loop.cancel(work)
-                for loop in self._loops:
-                    loop.drain()
+                for work in left:
+                    self._loop.cancel(work)
+                self._loop.drain()
         return works
 
     def _admitted(self, vectors: Sequence[MicroVector | None]) -> list[AdmittedVector | None]:
@@ -370,27 +333,11 @@ class Batch:
     def _check(self, index: int, prompt: Sequence[int], more: int) -> None:
         if not len(prompt):
             raise VectorError(f"prompt {index} is empty")
-        if len(prompt) + more > self._n_ctx:
+        if len(prompt) + more > self._loop.n_ctx:
             raise VectorError(
-                f"prompt {index} has {len(prompt)} tokens, which with {more} more pass the {self._n_ctx} of "
-                "a sequence of this batch: raise n_ctx_seq, or take fewer"
+                f"prompt {index} has {len(prompt)} tokens, which with {more} more pass the "
+                f"{self._loop.n_ctx} of a sequence of this batch: raise n_ctx_seq, or take fewer"
             )
-
-    def _shares(self, works: list[W]) -> list[list[W]]:
-        """Return what a context takes at a time: one vector in llama.cpp, all in ONNX Runtime."""
-        if self.llm.mixed:
-            return [works] if works else []
-        groups: dict[bytes, list[W]] = {}
-        for work in works:
-            groups.setdefault(work.digest, []).append(work)
-        vectors, shares = list(groups.values()), []
-        for start in range(0, len(vectors), self.contexts):
-            wave = vectors[start : start + self.contexts]  # the last one has contexts to spare
-            for group in wave:
-                parts = min(self.contexts // len(wave), len(group))
-                edges = [len(group) * i // parts for i in range(parts + 1)]
-                shares += [group[a:b] for a, b in pairwise(edges)]
-        return shares
 
 
 @dataclass

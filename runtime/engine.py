@@ -53,16 +53,12 @@ class Engine(Protocol):
         rows: how many there are.
         n_ctx: tokens of the longest row.
         chunk: tokens that one `evaluate` should get at most where others wait.
-        mixed: rows of different R share one evaluation.
-        exact: each row is computed as if it were alone, to the last bit.
         evaluated: tokens since it was made.
     """
 
     rows: int
     n_ctx: int
     chunk: int
-    mixed: bool
-    exact: bool
     evaluated: int
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
@@ -197,12 +193,10 @@ class Weights:
     Attributes:
         bases: those that vectors may be of.
         policy: what is demanded of their bytes.
-        mixed: rows with different vectors share one evaluation of its engines.
     """
 
     bases: Bases
     policy: Policy
-    mixed: bool
 
     def _prepare(self, bases: Bases, policy: Policy | None) -> None:
         # Not __init__: an engine's own class may have one with other arguments.
@@ -276,21 +270,14 @@ class Weights:
 
     # What loops run on
 
-    @property
     @abstractmethod
-    def one_engine(self) -> bool:
-        """Whether one engine takes all cores, or the GPU; else one a core is quickest."""
-
-    @abstractmethod
-    def engine(self, *, rows: int, n_ctx: int, n_threads: int, together: bool = False) -> Engine:
+    def engine(self, *, rows: int, n_ctx: int, n_threads: int) -> Engine:
         """Return rows over this model's weights, which `close` closes too.
 
         Args:
             rows: how many.
             n_ctx: tokens of each.
             n_threads: cores to use. ONNX Runtime keeps those that the model was loaded with.
-            together: rows of one vector are computed in one evaluation in llama.cpp; else each as if it were
-                alone, to the last bit.
 
         Raises:
             TinyLoraError: the engine cannot make it, or the model is closed.

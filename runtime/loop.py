@@ -1,4 +1,4 @@
-"""The loop of continuous batching: many sequences run in the rows of engines, each under its own vector.
+"""The loop of continuous batching: many sequences run in the rows of an engine, each under its own vector.
 
 `Work` is what runs in a row: a sequence that is generated, or a completion that is scored.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -21,10 +20,6 @@ from ..vector import AdmittedVector
 from .engine import Engine, Part, check_alive
 from .sampling import logprobs
 from .turns import Queue, Shares, Who
-
-_SLICE = 16
-"""Tokens that a row generates in one turn, where rows are evaluated one by one. The next row has a vector of
-its own, and to change it costs llama.cpp as much as a token of a small model."""
 
 _WORTH = 16
 """Fewest tokens of a prompt for which a row that holds them is chosen, copied or waited for."""
@@ -222,17 +217,16 @@ class Slot:
 
 
 class Loop:
-    """The loop: one queue of work, and a thread for each engine, which alone touches the rows of that engine.
+    """The loop: a queue of work, and a thread, which alone touches the rows of an engine.
 
     Whoever wants tokens is a client and submits `Work`: calls and streams of one model, batches, pools,
-    learners. In ONNX Runtime all rows generate in one batch, which sequences join and leave at any token. In
-    llama.cpp rows of one vector do in a batch; else they take turns of some tokens, so that an answer is the
-    same to the bit whatever is answered beside it. A row keeps what it evaluated for a user's next prompt.
+    learners. All rows generate in one batch, which sequences join and leave at any token. A row keeps what it
+    evaluated for a user's next prompt.
 
     Any thread may call it.
 
     Args:
-        engines: those whose rows it owns; it closes them.
+        engine: whose rows it owns; it closes it.
         closed: message of the error for work that it refuses, or does not end, because it is closed.
         waiting: how much work may wait, where many share the loop (see `Shares`). None: it has one client.
         exact: an answer is the same to the bit whatever was evaluated before it.
@@ -242,21 +236,20 @@ class Loop:
     """
 
     def __init__(
-        self, engines: Sequence[Engine], *, closed: str, waiting: int | None = None, exact: bool = True
+        self, engine: Engine, *, closed: str, waiting: int | None = None, exact: bool = True
     ) -> None:
-        self.engines = list(engines)
-        self.n_ctx = min(engine.n_ctx for engine in engines)
+        self.engine, self.n_ctx = engine, engine.n_ctx
         self._message = closed
         aligned = _ALIGNED if exact else 1
-        self._slots = [Slot(engine, row, aligned) for engine in engines for row in range(engine.rows)]
+        self._slots = [Slot(engine, row, aligned) for row in range(engine.rows)]
         self._changed = threading.Condition()  # what follows is looked at and changed with it
         self._waiting: Queue[Work] = Queue(waiting or sys.maxsize)
         self._rows = Shares(len(self._slots) if waiting else sys.maxsize, brief=True)
         self._running: dict[Slot, Work] = {}
         self._closed = False
-        self._left = False  # nobody waits for the threads: each frees its engine as it ends
+        self._left = False  # nobody waits for the thread: it frees the engine as it ends
         self._begun = 0
-        self._threads: list[threading.Thread] = []
+        self._thread: threading.Thread | None = None
 
     def submit(self, *works: Work) -> None:
         """Let sequences wait for their turns.
@@ -268,17 +261,13 @@ class Loop:
         with self._changed:
             if self._closed:
                 raise TinyLoraError(self._message)
-            check_alive(self._threads)
+            check_alive([self._thread] if self._thread else [])
             for work in works:
                 self._waiting.add(work.who, work)
             self._place()
-            if works and not self._threads:
-                self._threads = [
-                    threading.Thread(target=self._work, args=(each,), name="tinylora-loop", daemon=True)
-                    for each in self.engines
-                ]
-                for thread in self._threads:
-                    thread.start()
+            if works and self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="tinylora-loop", daemon=True)
+                self._thread.start()
 
     def cancel(self, work: Work) -> None:
         """Give a sequence up: its row is free after the engine's current step. Again does nothing."""
@@ -297,7 +286,7 @@ class Loop:
                 raise TinyLoraError(self._message)
             for slot in self._slots:
                 slot.tenant, slot.used = "", 0
-                slot.engine.cut(slot.row, 0)
+                self.engine.cut(slot.row, 0)
 
     def drain(self) -> None:
         """Wait until nothing runs; what was cancelled leaves its row at the next step."""
@@ -310,24 +299,23 @@ class Loop:
             return Load(len(self._running), len(self._waiting))
 
     def close(self) -> None:
-        """End everything with a `TinyLoraError` and free the engines, after their current steps.
+        """End everything with a `TinyLoraError` and free the engine, after its current step.
 
         Again is fine; whoever comes second waits.
         """
-        mine = threading.current_thread() in self._threads  # the garbage collector's call
+        mine = threading.current_thread() is self._thread  # the garbage collector's call
         with self._changed:
             self._closed, self._left = True, self._left or mine
             self._changed.notify_all()
         if mine:
             return
-        for thread in self._threads:
-            thread.join()
+        if self._thread is not None:
+            self._thread.join()
         with self._changed:
             left = [*self._running.values(), *self._waiting.drain()]
             self._running.clear()
             self._changed.notify_all()
-            for engine in self.engines:
-                engine.close()
+            self.engine.close()
         for work in left:
             work.finish(TinyLoraError(self._message))
 
@@ -340,11 +328,10 @@ class Loop:
                 break
             who, work = found
             self._rows.take(who)
-            busy = Counter(id(slot.engine) for slot in self._running)
 
-            def rank(slot: Slot, work: Work = work, busy: Counter[int] = busy) -> tuple[int, ...]:
+            def rank(slot: Slot, work: Work = work) -> tuple[int, ...]:
                 has = slot.shared(work)
-                return (-has if has >= _WORTH else 0, busy[id(slot.engine)], slot.used, slot.row)
+                return (-has if has >= _WORTH else 0, slot.used, slot.row)
 
             slot = min(free, key=rank)
             self._begun += 1
@@ -362,33 +349,28 @@ class Loop:
             self._changed.notify_all()
         work.finish(error)
 
-    # The thread of an engine
+    # The thread
 
-    def _work(self, engine: Engine) -> None:
-        """Run what is in an engine's rows until the loop is closed."""
+    def _work(self) -> None:
+        """Run what is in the rows until the loop is closed."""
         last = -1, NOBODY
-        while turn := self._next(engine, last):
+        while turn := self._next(last):
             slot, work = next(iter(turn.items()))
             last = slot.row, work.who
-            for _ in range(_SLICE if engine.exact and not engine.mixed else 1):
-                try:
-                    generated = self._step(engine, turn)
-                except BaseException as error:
-                    for slot, work in turn.items():
-                        self._leave(slot, work, error)
-                    break
-                if self._closed or not generated:  # a chunk that does not end a prompt is a slice of its own
-                    break
+            try:
+                self._step(turn)
+            except BaseException as error:
+                for slot, work in turn.items():
+                    self._leave(slot, work, error)
         if self._left:
-            engine.close()
+            self.engine.close()
 
-    def _next(self, engine: Engine, last: tuple[int, Who]) -> dict[Slot, Work]:
-        """Wait for work, and return what an engine evaluates together; nothing once the loop is closed.
+    def _next(self, last: tuple[int, Who]) -> dict[Slot, Work]:
+        """Wait for work, and return what runs, in turn; nothing once the loop is closed.
 
-        The account that had the fewest turns, in any engine, comes first; of two that had equally many, the
-        one that had the last turn comes second. The same holds for the tenants of an account, and the rows
-        of a tenant follow each other. Rows that can be evaluated beside the first one go with it. Where all
-        of them can, only chunks of prompts count as turns.
+        The account whose prompts had the fewest turns comes first; of two that had equally many, the one that
+        had the last turn comes second. The same holds for the tenants of an account, and the rows of a tenant
+        follow each other.
         """
         row, before = last
 
@@ -398,23 +380,14 @@ class Loop:
             return account, who.account == before.account, tenant, who == before, slot.row <= row, slot.row
 
         with self._changed:
-            while not self._closed:
-                running = {slot: each for slot, each in self._running.items() if slot.engine is engine}
-                if not running:
-                    self._changed.wait()
-                    continue
-                if engine.mixed:
-                    return {slot: running[slot] for slot in sorted(running, key=rank)}
-                lead = min(running, key=rank)
-                self._rows.turn(running[lead].who)
-                if engine.exact:
-                    return {lead: running[lead]}
-                alike = running[lead].digest
-                return {slot: work for slot, work in running.items() if work.digest == alike}
-            return {}
+            self._changed.wait_for(lambda: self._running or self._closed)
+            if self._closed:
+                return {}
+            return {slot: self._running[slot] for slot in sorted(self._running, key=rank)}
 
-    def _step(self, engine: Engine, turn: dict[Slot, Work]) -> bool:
-        """Evaluate a chunk of new prompts and a token of every answer; return whether all gave logits."""
+    def _step(self, turn: dict[Slot, Work]) -> None:
+        """Evaluate a chunk of new prompts and a token of every answer."""
+        engine = self.engine
         for slot, work in list(turn.items()):
             if work.cancelled:
                 if work.digest and work.cached is not None and engine.length(slot.row) and slot.after is None:
@@ -424,14 +397,13 @@ class Loop:
                 self._leave(slot, work, None)
             elif work.cached is None:
                 self._begin(slot, work, turn)
-        parts = list(self._parts(engine, turn))
+        parts = list(self._parts(turn))
         if not parts:
-            return False
-        if engine.mixed:
-            with self._changed:
-                for slot, part in parts:
-                    if len(part.tokens) > 1:
-                        self._rows.turn(turn[slot].who)
+            return
+        with self._changed:
+            for slot, part in parts:
+                if len(part.tokens) > 1:
+                    self._rows.turn(turn[slot].who)
         logits, at = engine.evaluate([part for _, part in parts]), 0
         for slot, part in parts:
             rows = logits[at : at + part.wanted]
@@ -441,7 +413,6 @@ class Loop:
                 if len(work.tokens) == work.prompt and isinstance(work, Generating):
                     slot.after = rows[0].copy()
                 self._take(slot, work, rows, turn)
-        return bool(turn) and all(part.wanted for _, part in parts)
 
     def _take(self, slot: Slot, work: Work, rows: NDArray[np.float32], turn: dict[Slot, Work]) -> None:
         error: BaseException | None = None
@@ -450,7 +421,7 @@ class Loop:
         except BaseException as found:
             error = found
             if isinstance(found, VectorError):  # the logits are not finite, and no mask hides that
-                slot.engine.purge(slot.row)
+                self.engine.purge(slot.row)
                 slot.tenant, slot.after = "", None
         if error is not None or work.over:
             del turn[slot]
@@ -461,8 +432,8 @@ class Loop:
 
         Where another row is evaluating more of it, this one begins later.
         """
-        engine, has = slot.engine, slot.shared(work)
-        beside = [each for each in self._slots if each.engine is engine and each is not slot]
+        engine, has = self.engine, slot.shared(work)
+        beside = [each for each in self._slots if each is not slot]
         source = max(beside, key=lambda each: each.shared(work), default=slot)
         there = source.shared(work)
         for each in beside:
@@ -482,9 +453,10 @@ class Loop:
         else:
             slot.after = None
 
-    def _parts(self, engine: Engine, turn: dict[Slot, Work]) -> Iterator[tuple[Slot, Part]]:
+    def _parts(self, turn: dict[Slot, Work]) -> Iterator[tuple[Slot, Part]]:
         """Yield what is evaluated next: chunks of prompts, first come, first served, and the last token of
         each answer."""
+        engine = self.engine
         left, outputs = engine.chunk, max(_SCORED, len(turn))
         for slot, work in turn.items():
             if work.cached is None:

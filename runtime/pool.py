@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -37,8 +37,8 @@ from .turns import Who, Workers
 _OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not use
 _CLOSED = "the pool is closed: it was, or its model was. Make another one"
 
-_SLOTS, _MIXED_SLOTS = 4, 16
-"""Rows of an engine by default. Where they share evaluations, each more of them slows everybody's tokens."""
+_SLOTS = 16
+"""Rows by default: each more of them slows everybody's tokens."""
 
 _BYTES = 32
 """Most bytes of a prompt for each token of the context; texts have about 4."""
@@ -61,19 +61,17 @@ class Pool:
         async for piece in pool.stream(messages, user="bob", vector=other_frame):
             print(piece.text, end="")
 
-    An answer is, to the bit, the one that the same request gets alone. In ONNX Runtime all rows generate in
-    one batch. In llama.cpp there is an engine a core, whose rows take turns.
+    All rows generate in one batch. In ONNX Runtime an answer is, to the bit, the one that the same request
+    gets alone. In llama.cpp it is with one slot; beside others the order of a sum may differ.
 
     Args:
         base: as for `load`, or a model that `load` returned, which stays the caller's: it keeps its context
             and its vector, and its `close` closes the pool.
         policy: what is demanded of vector bytes, at every request; a loaded model has its own.
-        contexts: how many of llama.cpp compute side by side; by default one a core, and one alone on a GPU.
-        slots: how many users' prefixes are remembered. In llama.cpp they take turns in each context, 4 by
-            default; in ONNX Runtime they are the rows of one batch, 16 by default. No account may have all
-            of them: see `Shares`.
-        n_ctx: tokens of the longest sequence, prompt and answer. llama.cpp has memory for contexts * slots
-            such sequences from the start; ONNX Runtime for the tokens in use, of the model's own at most.
+        slots: the rows of the batch, each of which remembers a user's last prompt; no account may have all of
+            them: see `Shares`. llama.cpp has memory for so many sequences of n_ctx tokens from the start,
+            ONNX Runtime for the tokens in use.
+        n_ctx: tokens of the longest sequence, prompt and answer; in ONNX Runtime the model's own at most.
         waiting: how many requests may wait, shared likewise.
         n_threads: cores to use; by default all that this process may use. A loaded ONNX model keeps its own.
         engine_options: as for `load`, where `base` is a path.
@@ -87,7 +85,7 @@ class Pool:
     Raises:
         TinyLoraError: the engine cannot make the contexts.
         RequestError: a number is below 1.
-        OptionError: `vector_bytes`, options for a loaded model, or several contexts for ONNX Runtime.
+        OptionError: `vector_bytes`, or options for a loaded model.
         Those of `load`.
     """
 
@@ -96,14 +94,13 @@ class Pool:
         base: str | PathLike[str] | Bundle | PersonalizedModel,
         *,
         policy: Policy | None = None,
-        contexts: int | None = None,
-        slots: int | None = None,
+        slots: int = _SLOTS,
         n_ctx: int = 2048,
         waiting: int = 1024,
         n_threads: int | None = None,
         **engine_options: Any,
     ) -> None:
-        numbers = {"contexts": contexts, "slots": slots, "n_ctx": n_ctx, "waiting": waiting}
+        numbers = {"slots": slots, "n_ctx": n_ctx, "waiting": waiting}
         for name, value in {**numbers, "n_threads": n_threads}.items():
             if value is not None and value < 1:
                 raise RequestError(f"a pool with {name}={value} answers nobody: pass 1 or more", param=name)
@@ -123,22 +120,13 @@ class Pool:
         else:
             llm = base
         self.model, self.bases, self.policy = llm, llm.bases, llm.policy
-        threads = n_threads or cores()
-        count = contexts or (1 if llm.one_engine else threads)
-        rows = slots or (_MIXED_SLOTS if llm.mixed else _SLOTS)
-        engines = []
-        with ExitStack() as unless_made:
+        try:
+            engine = llm.engine(rows=slots, n_ctx=n_ctx, n_threads=n_threads or cores())
+        except BaseException:
             if self._owned is not None:
-                unless_made.callback(self._owned.close)
-            if llm.mixed and contexts not in (None, 1):
-                raise OptionError(
-                    f"contexts={contexts}: ONNX Runtime answers everybody in one batch. Pass slots, its rows"
-                )
-            for _ in range(count):
-                engines.append(llm.engine(rows=rows, n_ctx=n_ctx, n_threads=max(1, threads // count)))
-                unless_made.callback(engines[-1].close)
-            unless_made.pop_all()
-        self._loop = Loop(engines, closed=_CLOSED, waiting=waiting)
+                self._owned.close()
+            raise
+        self._loop = Loop(engine, closed=_CLOSED, waiting=waiting)
         self.n_ctx = self._loop.n_ctx
         self._preparing = Workers(_PREPARING, waiting, "tinylora-prompts", _CLOSED)
         self._admitting = Workers(_ADMITTING, waiting, "tinylora-admission", _CLOSED)

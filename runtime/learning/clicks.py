@@ -34,7 +34,6 @@ _CHANGE = 0.6
 Quantized activations move it by about 0.3 whatever the step, so that a smaller one measures noise.
 """
 _DRAWN = 4  # answers drawn for a pair, of which two that differ are returned
-_SIDE_BY_SIDE = 2  # contexts, of one vector each: threads of different ones do not wait for each other
 
 
 @dataclass(frozen=True)
@@ -198,9 +197,7 @@ class Clicks:
         """Return a batch with room for sequences of so many tokens."""
         if (room := prompt + answer) > self._llm.longest:
             raise no_room(prompt, answer, self._llm.longest)
-        return Batch(
-            self._llm, n_ctx_seq=room, sequences=_DRAWN, n_threads=self._threads, contexts=_SIDE_BY_SIDE
-        )
+        return Batch(self._llm, n_ctx_seq=room, sequences=_DRAWN, n_threads=self._threads)
 
     def _score(
         self, posterior: Posterior, clicked: list[SampledAnswer]

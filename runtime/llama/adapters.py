@@ -94,7 +94,7 @@ class Adapters:
         self.modules: dict[int, int] = {}
         self._model, self._images = model, _Images(factors)
         self._whole: Adapter | None = None
-        self._unlike: set[int] = set()  # contexts that were given other adapters since they computed
+        self._laid_out: set[int] = set()  # contexts that have computed with the adapters that they have
         self._key = b""  # the R of the one adapter that is folded
         rank = min(RANK, factors.rank)  # of most vectors: its image is needed anyhow
         with self.lock:
@@ -139,16 +139,16 @@ class Adapters:
         """Set a context's adapters and their scales. TinyLoraError: llama.cpp refuses."""
         adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(active))(*(a for a, _ in active))
         scales = (ctypes.c_float * len(active))(*(s for _, s in active))
-        self._unlike.add(_address(context))
+        self._laid_out.discard(_address(context))
         if code := llama_cpp.llama_set_adapters_lora(context, adapters, len(active), scales):
             raise TinyLoraError(f"llama.cpp refused to set {len(active)} adapters (code {code})")
 
     def computing(self, context: Any) -> AbstractContextManager[Any]:
-        """Return what a context computes in: with `lock` where it was given other adapters before."""
+        """Return what a context computes in: with `lock` where it has other adapters than before."""
         address = _address(context)
-        if address not in self._unlike:
+        if address in self._laid_out:
             return nullcontext()
-        self._unlike.discard(address)
+        self._laid_out.add(address)
         return self.lock
 
     def free(self) -> None:

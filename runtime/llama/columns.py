@@ -1,7 +1,7 @@
 """R of each row, inside an evaluation: llama.cpp computes B (A x), and between the two A x becomes R A x.
 
-All vectors of a model share A and B. So one adapter serves them all: the callback that llama.cpp calls between
-the nodes of its graph replaces each column of A x by R A x, with the R of the row whose token it is.
+All vectors of a model share A and B. So one adapter serves them all: the callback that llama.cpp calls
+between the nodes of its graph replaces each column of A x by R A x, with the R of the row whose token it is.
 """
 
 from __future__ import annotations
@@ -96,15 +96,14 @@ def _ggml() -> Any:
         ggml.ggml_free(memory)
     if not fits:
         raise TinyLoraError(
-            f"llama-cpp-python {llama_cpp.__version__} brings a ggml whose tensors are laid out otherwise than "
-            "this version of tinylora-edge knows: install the version that its README names"
+            f"llama-cpp-python {llama_cpp.__version__} brings a ggml whose tensors are laid out in another "
+            "way than this version of tinylora-edge knows: install 0.3.36"
         )
     return ggml
 
 
 class Columns:
-    """What llama.cpp calls between the nodes of an engine's graphs: with a node's address, and whether it asks
-    for interest in it, before it computes, or hands it over, behind that.
+    """What llama.cpp calls between the nodes of an engine's graphs.
 
     Args:
         factors: of the model.
@@ -114,16 +113,18 @@ class Columns:
     def __init__(self, factors: Factors, modules: dict[int, int]) -> None:
         self._ggml, self._factors, self._modules = _ggml(), factors, modules
         self._rows: Sequence[NDArray[np.float32] | None] = ()
+        self._counts = set[int]()
         self._numbers: dict[bytes, int] = {}  # name of a tensor A -> number of its module, while it looks
         self._error: BaseException | None = None
 
     @contextmanager
-    def of(self, rows: Sequence[NDArray[np.float32] | None]) -> Iterator[None]:
-        """Evaluate tokens that have these R in a block, float32 [M, p, q], in their order; one is that of all.
+    def of(self, rows: Sequence[NDArray[np.float32] | None], counts: set[int]) -> Iterator[None]:
+        """Evaluate rows with these R in a block, float32 [M, p, q], in their order.
 
-        TinyLoraError: llama.cpp evaluates the tokens of this model in another way.
+        `counts` are the tokens of each row, and those behind the last attention, where llama.cpp leaves out
+        what gives no logits. TinyLoraError: it evaluates the tokens of this model in another way.
         """
-        self._rows, self._error = rows, None
+        self._rows, self._counts, self._error = rows, counts, None
         yield
         if self._error is not None:
             raise self._error
@@ -136,7 +137,7 @@ class Columns:
         """
         self._numbers = {name.encode() + _A: number for number, name in enumerate(self._factors.modules)}
         try:
-            with self.of([None]):
+            with self.of([None], {0, 1}):
                 yield
         finally:
             self._numbers = {}
@@ -144,6 +145,7 @@ class Columns:
             raise BaseMismatchError("llama.cpp evaluates none of the modules that the factors are for")
 
     def __call__(self, address: int, ask: bool) -> bool:
+        """Say whether it wants the node at an address, or take it; False ends the evaluation."""
         try:
             source = ctypes.c_void_p.from_address(address + _SRC).value
             if not ask:
@@ -159,17 +161,16 @@ class Columns:
 
     def _replace(self, node: _Tensor, module: int) -> None:
         """Replace A x of each token by R A x, and by zeros for the base."""
-        outputs, columns = node.ne[0], node.ne[1] * node.ne[2] * node.ne[3]
-        several = self._factors.a[module].ndim > 2  # experts: some columns a token
-        if (
-            (outputs, node.nb[0], node.nb[1]) != (self._factors.outputs, 4, 4 * outputs)
-            or columns % len(self._rows)
-            or (len(self._rows) not in (1, columns) and not several)
+        outputs, columns, rows = node.ne[0], node.ne[1] * node.ne[2] * node.ne[3], len(self._rows)
+        tokens = node.ne[2] if self._factors.a[module].ndim > 2 else columns  # each has several experts
+        if tokens == 0:
+            return
+        if (outputs, *node.nb[:2]) != (self._factors.outputs, 4, 4 * outputs) or (
+            tokens not in [rows * count for count in self._counts]
         ):
             raise TinyLoraError(
-                f"llama.cpp evaluates {self._factors.modules[module]} for {columns} columns of {outputs}, not "
-                f"for {len(self._rows)} tokens of {self._factors.outputs}: this architecture answers in "
-                "`load` alone, one user at a time"
+                f"llama.cpp evaluates {self._factors.modules[module]} in another way than is known, so this "
+                "model answers through `load` alone, one user at a time"
             )
         size = 4 * outputs * columns
         if host := self._ggml.ggml_backend_buffer_is_host(node.buffer):
@@ -177,7 +178,7 @@ class Columns:
         else:
             memory = ctypes.create_string_buffer(size)
             self._ggml.ggml_backend_tensor_get(ctypes.byref(node), memory, 0, size)
-        x = np.frombuffer(memory, np.float32).reshape(len(self._rows), -1, outputs)
+        x = np.frombuffer(memory, np.float32).reshape(rows, -1, outputs)
         for place, r in zip(x, self._rows, strict=True):
             if r is None:
                 place[:] = 0

@@ -22,8 +22,8 @@ _CHUNK = 512
 class LlamaEngine:
     """A context with sequences, each with its R; see `Engine`.
 
-    Rows that generate are evaluated together, and a prompt's tokens by themselves: llama.cpp keeps the order
-    of a batch where its sequences follow each other and have a token each.
+    Rows that generate are evaluated together, and a prompt's tokens by themselves. llama.cpp keeps the order
+    of a batch where its sequences follow each other, with equally many tokens each; so that is how they come.
 
     Args:
         model: the `llama_model`, which must outlive the engine.
@@ -60,9 +60,7 @@ class LlamaEngine:
         params.kv_unified = False  # attention goes over a row's own cells, not over everybody's
         params.n_threads = params.n_threads_batch = n_threads
         params.embeddings = False
-        params.cb_eval = llama_cpp.ggml_backend_sched_eval_callback(
-            lambda node, ask, _: columns(node, ask)
-        )
+        params.cb_eval = llama_cpp.ggml_backend_sched_eval_callback(lambda node, ask, _: columns(node, ask))
         self._kept = params  # with the callback
         with adapters.lock:
             whole = adapters.whole()
@@ -85,7 +83,7 @@ class LlamaEngine:
             adapters.set(self._context, [(whole, 1.0)])
             if not adapters.modules:
                 with columns.looking():
-                    self._append(Part(0, [0]))
+                    self._fill(0, [0])
                 self.cut(0, 0)
             adapters.set(self._context, [(whole, 1.0), *own])
         except BaseException:
@@ -98,67 +96,78 @@ class LlamaEngine:
         self._r[row] = r
 
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
-        """See `Engine`."""
+        """See `Engine`. The logits that are wanted of a part are those of its last 512 tokens at most."""
         self._check_open()
-        steps = [part for part in parts if len(part.tokens) == part.wanted == 1]
         found: dict[int, NDArray[np.float32]] = {}
         try:
-            if steps:  # the last tokens of prompts join them
-                ends = [part for part in parts if len(part.tokens) > part.wanted == 1]
-                steps += [Part(part.row, part.tokens[-1:]) for part in ends]
-                self._gather([part.row for part in steps])
-            joined = {part.row for part in steps}
-            for part in parts:
-                if part.row not in joined:
-                    found[part.row] = self._append(part)
-                elif len(part.tokens) > 1:
-                    self._append(Part(part.row, part.tokens[:-1], 0))
-            steps.sort(key=lambda part: self._place[part.row])
-            while steps:  # as many as follow each other
-                first = self._place[steps[0].row]
-                run = [part for at, part in enumerate(steps) if self._place[part.row] == first + at]
-                steps = steps[len(run) :]
-                logits = self._decode(run)
-                if [part.row for part in run] == [part.row for part in parts]:
-                    return logits
-                found |= {part.row: row.copy() for part, row in zip(run, logits[:, None], strict=True)}
+            runs = self._runs(parts)
+            for run in runs:
+                logits, wanted = self._decode(run), run[0].wanted
+                if len(runs) > 1:  # the next one overwrites them
+                    logits = logits.copy()
+                found |= {part.row: logits[i * wanted :][:wanted] for i, part in enumerate(run)}
         except BaseException:
             for part in parts:
                 self._empty(part.row)
             raise
-        return found[parts[0].row] if len(parts) == 1 else np.concatenate([found[p.row] for p in parts])
+        rows = [part.row for part in parts]
+        return logits if len(runs) == 1 and [*found] == rows else np.concatenate([found[row] for row in rows])
 
-    def _append(self, part: Part) -> NDArray[np.float32]:
-        """Append tokens to one row; return the logits that are wanted."""
-        row, tokens, wanted = part
-        found = []
-        for begin in range(0, len(tokens), self._size):
-            piece = tokens[begin : begin + self._size]
-            left = len(tokens) - begin - len(piece)
-            found.append(self._decode([Part(row, piece, min(len(piece), max(0, wanted - left)))]).copy())
-        return found[0] if len(found) == 1 else np.concatenate(found)
+    def _runs(self, parts: Sequence[Part]) -> list[list[Part]]:
+        """Return what is evaluated together: parts of one length, whose sequences follow each other.
 
-    def _decode(self, parts: Sequence[Part]) -> NDArray[np.float32]:
-        """Evaluate tokens of one row, or one of each of some whose sequences follow each other."""
-        token, pos, _, logits = self._fields
-        at = 0
+        What else there is of them is evaluated here.
+        """
+        if len(parts) > 1:
+            self._gather([part.row for part in parts])
+        beside = any(len(part.tokens) == 1 for part in parts)
+        alike: dict[tuple[int, int], list[Part]] = {}
         for row, tokens, wanted in parts:
-            begin, count = self._lengths[row], len(tokens)
-            token[at : at + count], pos[at : at + count] = tokens, range(begin, begin + count)
-            logits[at : at + count - wanted], logits[at + count - wanted : at + count] = False, True
-            for i in range(at, at + count):
+            # The last token of a prompt goes with those of the rows that generate.
+            ahead = len(tokens) - 1 if beside and wanted == 1 else max(0, len(tokens) - self._size)
+            self._fill(row, tokens[:ahead])
+            alike.setdefault((len(tokens) - ahead, wanted), []).append(Part(row, tokens[ahead:], wanted))
+        runs: list[list[Part]] = []
+        for (count, _), group in alike.items():
+            before = None
+            for part in sorted(group, key=lambda part: self._place[part.row]):
+                if (
+                    before is None
+                    or self._place[part.row] != before + 1
+                    or len(runs[-1]) * count + count > self._size
+                ):
+                    runs.append([])
+                runs[-1].append(part)
+                before = self._place[part.row]
+        return runs
+
+    def _fill(self, row: int, tokens: Sequence[int]) -> None:
+        for begin in range(0, len(tokens), self._size):
+            self._decode([Part(row, tokens[begin : begin + self._size], 0)])
+
+    def _decode(self, run: Sequence[Part]) -> NDArray[np.float32]:
+        """Evaluate a run, and return the logits that are wanted, until the next call."""
+        token, pos, _, logits = self._fields
+        at, (_, tokens, wanted) = 0, run[0]
+        count = len(tokens)
+        for row, tokens, _ in run:
+            begin, end = self._lengths[row], at + count
+            token[at:end], pos[at:end] = tokens, range(begin, begin + count)
+            logits[at : end - wanted], logits[end - wanted : end] = False, True
+            for i in range(at, end):
                 self._buffer.seq_id[i][0] = self._place[row]
-            at += count
+            at = end
         self._buffer.n_tokens = at
-        with self._columns.of([self._r[part.row] for part in parts]), self._adapters.computing(self._context):
+        columns = self._columns.of([self._r[part.row] for part in run], {count, wanted})
+        with columns, self._adapters.computing(self._context):
             code = llama_cpp.llama_decode(self._context, self._buffer)
         if code:
             reason = "its KV cache is full" if code == 1 else f"code {code}"
             raise TinyLoraError(f"llama.cpp could not evaluate {at} tokens: {reason}")
         self.evaluated += at
-        for part in parts:
-            self._lengths[part.row] += len(part.tokens)
-        if not (outputs := sum(part.wanted for part in parts)):
+        for part in run:
+            self._lengths[part.row] += count
+        if not (outputs := wanted * len(run)):
             return np.empty((0, self.n_vocab), np.float32)
         pointer = llama_cpp.llama_get_logits(self._context)
         found: NDArray[np.float32] = np.ctypeslib.as_array(pointer, (outputs, self.n_vocab))
@@ -192,7 +201,7 @@ class LlamaEngine:
         length = self._lengths[row]
         self.cut(row, 0)
         self.set_r(row, None)
-        self._append(Part(row, [0] * length, 0))
+        self._fill(row, [0] * length)
         self.cut(row, 0)
 
     def close(self) -> None:
@@ -223,9 +232,7 @@ class LlamaEngine:
         self._empty(row)
         if length:
             pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-            read = llama_cpp.llama_state_seq_set_data(
-                self._context, pointer, data.nbytes, self._place[row]
-            )
+            read = llama_cpp.llama_state_seq_set_data(self._context, pointer, data.nbytes, self._place[row])
             if read != data.nbytes:
                 self._empty(row)
                 raise TinyLoraError(f"llama.cpp could not move {length} tokens to another sequence")

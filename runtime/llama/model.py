@@ -71,7 +71,6 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         TinyLoraError: llama.cpp cannot open it with these options, or its chat template cannot be read.
     """
 
-    mixed = True
     # Bound early: when the interpreter ends, globals go before models do.
     _gone = _Closed()
     _close_engine = llama_cpp.Llama.close
@@ -159,12 +158,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         """Tokens of the longest sequence that the model was trained for."""
         return int(self._model.n_ctx_train())
 
-    @property
-    def one_engine(self) -> bool:
-        """Whether a GPU computes some of the layers."""
-        return bool(self.model_params.n_gpu_layers and llama_cpp.llama_supports_gpu_offload())
-
-    def engine(self, *, rows: int, n_ctx: int, n_threads: int, together: bool = False) -> LlamaEngine:
+    def engine(self, *, rows: int, n_ctx: int, n_threads: int) -> LlamaEngine:
         """See `PersonalizedModel.engine`."""
         with self.in_use():
             made = LlamaEngine(

@@ -52,7 +52,6 @@ class OnnxEngine:
         TinyLoraError: there is no memory for so many.
     """
 
-    mixed = exact = True
     chunk = CHUNK
 
     def __init__(

@@ -75,7 +75,7 @@ class TinyLoraOnnx(PersonalizedModel):
         self._tokenizer = OnnxTokenizer(bundle.onnx)
         self._n_ctx = min(n_ctx, self.longest) if n_ctx > 0 else self.longest
         self._session = open_session(path, n_threads=n_threads)
-        self._loop = Loop([self._engine(1, self._n_ctx)], closed=CLOSED)
+        self._loop = Loop(self._engine(1, self._n_ctx), closed=CLOSED)
         self.close_with(self, self._loop)
         self._opened()
 
@@ -104,9 +104,7 @@ class TinyLoraOnnx(PersonalizedModel):
         """Tokens of the longest sequence that the model was made for."""
         return self.chat_tokenizer.context
 
-    one_engine, mixed = True, OnnxEngine.mixed
-
-    def engine(self, *, rows: int, n_ctx: int, n_threads: int, together: bool = False) -> OnnxEngine:
+    def engine(self, *, rows: int, n_ctx: int, n_threads: int) -> OnnxEngine:
         """See `PersonalizedModel.engine`; at least two rows, of at most the model's own context."""
         with self.in_use():
             return self._engine(max(rows, 2), min(n_ctx, self.longest))

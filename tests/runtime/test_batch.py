@@ -81,11 +81,11 @@ def test_a_batch_that_is_dropped_leaves_no_thread(llm: Any) -> None:
 
 
 def test_a_batch_is_dropped_where_adapters_are_exchanged(llama: TinyLoraLlama) -> None:
-    """As by the garbage collector, in a thread that has the lock: it waits for the batch's threads."""
+    """As by the garbage collector, in a thread that has the lock: it waits for the batch's thread."""
     (batch := opened(llama)).generate(PROMPTS, max_tokens=1)
 
     def drop() -> None:
-        with llama.adapters._exchange:
+        with llama.adapters.lock:
             batch.close()
 
     start(drop).result(PATIENCE)
@@ -134,7 +134,6 @@ def test_the_seed_decides_and_not_what_runs_beside(llm: PersonalizedModel, sampl
     found, how = [], {"samples": samples, "max_tokens": LIMIT, "temperature": 1.5}
     for sequences, threads, seed in ((2, 1, 3), (16, 1, 3), (16, 2, 3), (24, 3, 3), (16, 2, 4)):
         with opened(llm, sequences=sequences, n_threads=threads) as batch:
-            assert batch.contexts == (1 if llm.mixed else min(threads, max(1, sequences // 8)))
             found.append(texts(batch.generate(PROMPTS, seed=(seed, 1), **how)))
     assert found[0] == found[1] == found[2] == found[3] != found[4]
 
@@ -248,10 +247,10 @@ def test_closing_stops_what_computes(llm: PersonalizedModel, closed: str) -> Non
         opened(llm)
 
 
-def test_a_failure_stops_the_other_contexts_and_is_forgotten(llama: TinyLoraLlama) -> None:
+def test_a_failure_stops_the_others_and_is_forgotten(llama: TinyLoraLlama) -> None:
     with opened(llama, sequences=16, n_threads=2) as batch:
         whole = texts(batch.generate(PROMPTS, samples=2, max_tokens=LIMIT))
-        engine: Any = batch._loops[1].engines[0]
+        engine: Any = batch._loop.engine
         engine.evaluate, real = lambda parts: 1 / 0, engine.evaluate  # type: ignore[method-assign]
         with pytest.raises(ZeroDivisionError):
             batch.generate(PROMPTS, samples=40, max_tokens=LIMIT)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import numpy as np
 import onnx_bundles
 import pytest
 import support
@@ -22,7 +23,7 @@ from turns import PATIENCE, bits, blocked, start
 
 from tinylora_edge import FrameError, Hmac, MicroVector, Policy, RollbackError, SignatureError, runtime
 from tinylora_edge.errors import OptionError, OverloadError, RequestError, TinyLoraError, VectorError
-from tinylora_edge.runtime import Pool
+from tinylora_edge.runtime import Pool, TinyLoraLlama
 from tinylora_edge.runtime import pool as pool_module
 from tinylora_edge.runtime.answers import Answer
 from tinylora_edge.runtime.pool import AnswerStream
@@ -33,12 +34,12 @@ PROMPTS = ["one two three", "one two four", "quite another text, and a longer on
 
 @pytest.fixture(params=["llama", "onnx"])
 def opened(request: pytest.FixtureRequest, tiny_bundle: Path) -> Callable[..., Pool]:
-    usual: dict[str, Any] = {"n_ctx": 400, "n_threads": 2, "contexts": 2, "slots": 3}
+    usual: dict[str, Any] = {"n_ctx": 400, "n_threads": 2, "slots": 3}
     usual |= dict.fromkeys(("type_k", "type_v"), llama_cpp.GGML_TYPE_F32)
     if request.param == "llama":
         return lambda **options: Pool(tiny_bundle, **usual | options)
     usual = {"n_ctx": 400, "n_threads": 1, "slots": 5}
-    return lambda contexts=1, **options: Pool(onnx_bundles.tiny(), **usual | options)
+    return lambda **options: Pool(onnx_bundles.tiny(), **usual | options)
 
 
 @pytest.fixture
@@ -89,10 +90,12 @@ def test_every_user_gets_the_answer_that_they_would_get_alone(pool: Pool) -> Non
 
 
 @pytest.mark.slow
-def test_an_answer_has_the_same_bits_whoever_is_answered_beside_it(pool: Pool) -> None:
-    mine, *others = vectors(pool, 7)
+def test_an_answer_has_the_same_bits_whoever_is_answered_beside_it(opened: Callable[..., Pool]) -> None:
+    """Beside it in ONNX Runtime; in llama.cpp, which adds up several rows in another order, after it: it has
+    one slot."""
 
-    async def answers(beside: int, prompt: str, temperature: float) -> list[float]:
+    async def answers(pool: Pool, beside: int, prompt: str, temperature: float) -> list[float]:
+        mine, *others = vectors(pool, 7)
         tasks = []
         for number in range(beside):
             how: Any = {"vector": others[number % 6], "max_tokens": 5 * (number + 1), "temperature": 1}
@@ -103,10 +106,14 @@ def test_an_answer_has_the_same_bits_whoever_is_answered_beside_it(pool: Pool) -
         own = pool.complete(prompt, user=f"me {beside}", logprobs=0, top_p=0.9, **options)
         return bits((await asyncio.gather(own, *tasks))[0])
 
-    for prompt in PROMPTS:
-        for temperature in (0.0, 1.0):
-            first = asyncio.run(answers(0, prompt, temperature))
-            assert [asyncio.run(answers(beside, prompt, temperature)) for beside in (1, 3, 6)] == [first] * 3
+    with opened() as pool:
+        rows = {"slots": 1} if isinstance(pool.model, TinyLoraLlama) else {}
+    with opened(**rows) as pool:
+        for prompt in PROMPTS:
+            for temperature in (0.0, 1.0):
+                first = asyncio.run(answers(pool, 0, prompt, temperature))
+                found = [asyncio.run(answers(pool, beside, prompt, temperature)) for beside in (1, 3, 6)]
+                assert found == [first] * 3
 
 
 def test_a_users_next_request_finds_what_the_last_one_evaluated(pool: Pool) -> None:
@@ -139,9 +146,9 @@ def test_what_requests_of_a_tenant_begin_with_is_evaluated_once(pool: Pool) -> N
 
     together, alone = asyncio.run(answers(*["me"] * 4)), asyncio.run(answers("a", "b", "c", "d"))
     cached = sorted(each.finish.cached_tokens for each in together)
-    once = len(pool._loop.engines)  # an engine sees nothing of another one's
-    assert cached[once:] == [(len(begin) + 3 - 8) // 8 * 8] * (4 - once)
-    assert [bits(each) for each in together] == [bits(each) for each in alone]
+    assert cached == [0, *[(len(begin) + 3 - 8) // 8 * 8] * 3]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(bits(one), bits(other), rtol=1e-4)
 
 
 def test_a_pool_that_is_dropped_leaves_no_thread(opened: Callable[..., Pool]) -> None:
@@ -182,7 +189,7 @@ def test_whoever_leaves_frees_a_place(pool: Pool, held: Callable[..., Any]) -> N
         for stream in streams:
             stream.close()
             assert [piece async for piece in stream] == []
-        assert bits(await staying) == expected
+        np.testing.assert_allclose(bits(await staying), expected, rtol=1e-3)
 
         class Leaving(ThreadPoolExecutor):  # the request has begun, and its task is cancelled before it hears
             def submit(self, *call: Any) -> Any:  # type: ignore[override]
@@ -222,7 +229,7 @@ def test_more_than_may_wait_are_refused(opened: Callable[..., Pool]) -> None:
         calls = [pool.complete(PROMPTS[1], user=str(i), max_tokens=90, temperature=0) for i in range(9)]
         return await asyncio.gather(*calls, return_exceptions=True)
 
-    with opened(contexts=1, slots=1, n_ctx=256, waiting=2, n_threads=1) as pool:
+    with opened(slots=1, n_ctx=256, waiting=2, n_threads=1) as pool:
         found = asyncio.run(too_many(pool))
         refused = [each for each in found if isinstance(each, OverloadError)]
         assert len(refused) >= 1
@@ -261,12 +268,12 @@ def test_one_account_holds_nobody_up(opened: Callable[..., Pool], tenants: int) 
         await ann.start()
         assert pool.load().running == 4
         others = await read(ann, "ann")
-        assert others < (3.5 if pool.model.mixed else 1.5) * heard["ann"]
+        assert others < 3.5 * heard["ann"]
         for task in many:
             task.cancel()
         await asyncio.gather(*many, return_exceptions=True)
 
-    with opened(contexts=1, slots=4, n_threads=1) as pool:
+    with opened(slots=4, n_threads=1) as pool:
         asyncio.run(beside(pool))
 
 
@@ -373,8 +380,6 @@ def test_what_makes_no_pool(tiny_bundle: Path) -> None:
             Pool(tiny_bundle, **options)
     with pytest.raises(TinyLoraError, match="no memory for 1,000,000,000,000 sequences of 512 tokens"):
         Pool(onnx_bundles.tiny(), slots=10**12)
-    with pytest.raises(OptionError, match="contexts=2: ONNX Runtime answers everybody in one batch"):
-        Pool(onnx_bundles.tiny(), contexts=2)
 
 
 def test_a_failure_of_the_engine_ends_what_runs_and_nothing_else(pool, monkeypatch):
@@ -382,8 +387,7 @@ def test_a_failure_of_the_engine_ends_what_runs_and_nothing_else(pool, monkeypat
         raise TinyLoraError("no memory")
 
     with monkeypatch.context() as patched:
-        for engine in pool._loop.engines:
-            patched.setattr(engine, "evaluate", failing)
+        patched.setattr(pool._loop.engine, "evaluate", failing)
         with pytest.raises(TinyLoraError, match="no memory"):
             asyncio.run(pool.complete(PROMPTS[1], max_tokens=4))
     assert asyncio.run(pool.complete(PROMPTS[1], max_tokens=4)).finish.cached_tokens == 0
@@ -413,7 +417,9 @@ def test_closing_ends_what_is_being_answered_and_its_threads(opened: Callable[..
 def test_a_pool_over_a_model_that_is_there(opened: Callable[..., Pool]) -> None:
     with opened() as first:
         path = Path(first.model.model_path)  # type: ignore[attr-defined]
-    with runtime.load(path, engine="onnx" if first.model.mixed else "llama", n_ctx=256, n_threads=1) as llm:
+    with runtime.load(
+        path, engine="llama" if isinstance(first.model, TinyLoraLlama) else "onnx", n_ctx=256, n_threads=1
+    ) as llm:
         mine, other = (MicroVector.random(llm.bases.basis(numbers=13), 3.0, seed=seed) for seed in (1, 2))
         pool = Pool(llm, slots=3, n_ctx=256)
         expected = alone(pool, "abc", mine, 9)

@@ -122,7 +122,7 @@ def onnx_pool() -> Iterator[Pool]:
 
 @pytest.fixture
 def llama_pool(tiny_bundle: Path) -> Iterator[Pool]:
-    with Pool(tiny_bundle, contexts=1, slots=3, n_ctx=400, n_threads=1) as opened:
+    with Pool(tiny_bundle, slots=3, n_ctx=400, n_threads=1) as opened:
         yield opened
 
 
@@ -263,6 +263,6 @@ def test_the_space_that_sentencepiece_puts_in_front_is_no_part_of_an_answer(tmp_
     source = models.write_gguf(models.tiny_model("llama"), tmp_path / "model.gguf")
     with load(shared.export(source, tmp_path / "bundle")) as llm:
         assert llm.chat_tokenizer.encode_plain("{")[0] != ord("{")
-        with Pool(llm, contexts=1, slots=1, n_ctx=256, n_threads=1) as pool:
+        with Pool(llm, slots=1, n_ctx=256, n_threads=1) as pool:
             answer = asyncio.run(pool.complete("x", schema={"const": "so"}, max_tokens=20))
     assert answer.text == '"so"'

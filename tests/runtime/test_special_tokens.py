@@ -49,7 +49,7 @@ def test_they_are_cut_wherever_they_stand() -> None:
 
 @pytest.fixture(scope="module")
 def pool(smollm2_bundle: Path) -> Any:
-    with Pool(smollm2_bundle, contexts=1, slots=1, n_ctx=512, n_threads=1) as opened:
+    with Pool(smollm2_bundle, slots=1, n_ctx=512, n_threads=1) as opened:
         yield opened
 
 

@@ -204,10 +204,10 @@ def test_a_stream_of_a_closed_model_ends_with_the_error(llm: Any, begun: bool) -
 def test_a_loop_that_its_own_thread_closes_frees_its_engine(llm: Any) -> None:
     """As the garbage collector does, in whichever thread it runs."""
     engine = llm.engine(rows=1, n_ctx=64, n_threads=1)
-    loop = Loop([engine], closed="the loop is closed")
+    loop = Loop(engine, closed="the loop is closed")
     how: Any = {"most": 9, "draw": lambda _: None, "ends": lambda _: True}
     loop.submit(Generating(tokens=[1, 2], finished=lambda *_: loop.close(), **how))
-    loop._threads[0].join(PATIENCE)
+    loop._thread.join(PATIENCE)
     with pytest.raises(TinyLoraError, match="closed"):
         engine.evaluate([Part(0, [1])])
 

@@ -62,7 +62,7 @@ def onnx_pool() -> Iterator[Pool]:
 def llama_pool(tiny_bundle: Path) -> Iterator[Pool]:
     template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     handler = Jinja2ChatFormatter(template, eos_token="", bos_token="").to_chat_handler()
-    with Pool(tiny_bundle, contexts=1, slots=3, n_ctx=1200, n_threads=1, chat_handler=handler) as opened:
+    with Pool(tiny_bundle, slots=3, n_ctx=1200, n_threads=1, chat_handler=handler) as opened:
         yield opened
 
 

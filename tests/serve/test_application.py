@@ -35,7 +35,7 @@ from tinylora_edge.serve.service import Service
 from tinylora_edge.wire import text
 from tinylora_edge.wire.frame import utc_today
 
-SMALL: dict[str, Any] = {"n_ctx": 256, "contexts": 1, "n_threads": 1}
+SMALL: dict[str, Any] = {"n_ctx": 256, "n_threads": 1}
 BODY = {"model": "tiny", "prompt": "abc", "max_tokens": 3}
 LONG = BODY | {"max_tokens": 4000, "temperature": 1, "stream": True}
 

@@ -34,7 +34,7 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     folder = tmp_path_factory.mktemp("server")
     keys = keys_file(folder, "first-app-key-1\nother-app-key-1\nalice-key-1 alice\nbob-key-1 bob\n")
     options = ("--store", folder / "users.db", "--key", mac_file(folder), "--api-keys", keys)
-    limits = ("--n-ctx", "4096", "--max-requests", str(PLACES), "--contexts", "1", "--slots", "2")
+    limits = ("--n-ctx", "4096", "--max-requests", str(PLACES), "--slots", "2")
     with serving(folder, tiny, *options, *limits) as running:
         yield running
 

@@ -18,6 +18,7 @@ import support
 
 from tinylora_edge import BaseMismatchError, Bases, MicroVector, load_bundle
 from tinylora_edge.runtime import TinyLoraLlama
+from tinylora_edge.runtime.engine import Part
 from tinylora_edge.runtime.llama import adapters
 
 PROMPT = list(b"one two three four")
@@ -50,23 +51,23 @@ def test_swaps_take_no_memory(smollm2_bundle, load):
     assert grown(llm.bases.basis(rank=8)) < 200_000
 
 
-def test_adapters_that_are_kept_are_bounded_in_bytes_and_equal_ones_are_one(tiny_bundle, load):
-    llm = load(tiny_bundle)
-    held, context, sizes = llm.adapters, llm._ctx.ctx, {}
-    r = {k: [np.full((14, k, k), x, np.float32) for x in (0.1, 0.2, 0.3)] for k in (2, 8)}
-    for k, choices in r.items():
-        held.apply(context, choices[0])
-        assert len(held._staged) == 1, "a model alone keeps the one in force"
-        ((_, sizes[k]),) = held._staged.values()
-    assert sizes[8] > 2 * sizes[2]
-    held.spare = sizes[8] + sizes[2]
-    for each in (*r[8], *r[2], r[2][2].copy()):
-        held.apply(context, each)
-    assert [nbytes for _, nbytes in held._staged.values()] == [sizes[2]] * 3
-    held.spare = sizes[8] + 2 * sizes[2]
-    for each in (r[8][0], r[2][0], r[2][1], r[2][0]):
-        held.apply(context, each)
-    assert [nbytes for _, nbytes in held._staged.values()].count(sizes[8]) == 1
+def test_a_model_keeps_the_adapter_in_force_and_one_for_all_engines(tiny_bundle, load, monkeypatch):
+    loaded, freed = [], []
+    load_image, free = adapters._from_memory, adapters._free
+    monkeypatch.setattr(adapters, "_from_memory", lambda *a: loaded.append(load_image(*a)) or loaded[-1])
+    monkeypatch.setattr(adapters, "_free", lambda adapter: freed.append(adapter) or free(adapter))
+    with load(tiny_bundle) as llm:
+        small, large = (np.full((14, k, k), 0.1, np.float32) for k in (2, 8))
+        for r in (small, small.copy(), None, small, large):
+            llm.adapters.apply(llm._ctx.ctx, r)
+        assert [len(loaded), len(freed)] == [3, 2]
+        engines = [llm.engine(rows=2, n_ctx=64, n_threads=1) for _ in range(2)]
+        for engine in engines:
+            for row, r in enumerate((small, large)):
+                engine.set_r(row, r)
+            engine.evaluate([Part(0, [1, 2]), Part(1, [3])])
+        assert [len(loaded), len(freed)] == [4, 2], "rows and engines share one"
+    assert len(freed) == 4
 
 
 # Factors that do not fit the loaded model: only a caller of TinyLoraLlama itself can get there, since

@@ -54,7 +54,7 @@ def test_any_sequence_of_exchanges_equals_a_fresh_model(llm, bundle, vectors):
 
 
 def test_the_beginning_of_a_prompt_is_used_again_with_the_same_vector_alone(llm, bundle, vectors):
-    (engine,) = llm._loop.engines
+    engine = llm._loop.engine
     longer = [*PROMPT * 4, 120, 121]
     llm.swap(vectors[0])
     for prompt, fresh in ((PROMPT, 7), (PROMPT, 0), (longer, 30), ([*longer, 122], 15), ([65, 66], 2)):
