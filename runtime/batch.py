@@ -352,9 +352,7 @@ class _Drawn:
     def __call__(self, logits: NDArray[np.float32]) -> int:
         at = len(self.logprobs)
         if self.grammar is not None:
-            finite, logits = np.isfinite(logits.max()), self.grammar.masked(logits)
-            if finite and logits.max() == -np.inf:
-                raise RequestError("no token of the model's goes on with what the schema allows here")
+            logits = self.grammar.masked(logits)
         token, found = draw(logits, self.temperature, self.uniform[at])
         self.logprobs.append(found)
         return token

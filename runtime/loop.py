@@ -38,8 +38,8 @@ Finished: TypeAlias = Callable[[Any, BaseException | None], None]
 """Called once, from a loop's thread, at the end: with the work, and None or the error that it failed with. It
 must not raise."""
 
-Draw: TypeAlias = Callable[[NDArray[np.float32]], int | None]
-"""Logits [vocabulary] -> the next token, or None where none may follow. VectorError: they are not finite."""
+Draw: TypeAlias = Callable[[NDArray[np.float32]], int]
+"""Logits [vocabulary] -> the next token. VectorError: they are not finite. RequestError: none may follow."""
 
 NOBODY = Who("", "")
 
@@ -124,8 +124,8 @@ class Generating(Work):
     def take(self, logits: NDArray[np.float32]) -> None:
         """See `Work`."""
         token = self.draw(logits[0])
-        if token is None or self.ends(token):
-            self.reason, self.by, self.over = "stop", () if token is None else (token,), True
+        if self.ends(token):
+            self.reason, self.by, self.over = "stop", (token,), True
             return
         self.tokens.append(token)
         if self.heard(token, logits[0]):

@@ -104,20 +104,19 @@ class Sampler:
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(None if self.seed is None else [self.seed, self.number])
 
-    def __call__(self, logits: NDArray[np.float32], grammar: Grammar | None = None) -> int | None:
-        """Return the next token of logits, float32 [vocabulary], or None where the grammar allows none.
+    def __call__(self, logits: NDArray[np.float32], grammar: Grammar | None = None) -> int:
+        """Return the next token of logits, float32 [vocabulary].
 
         With a grammar, a token is first drawn from all, and again among the allowed ones if it is not one of
         them. That is faster than masking all logits first and, without top_k, top_p and min_p, draws alike.
-        VectorError: the logits are not finite.
+        VectorError: the logits are not finite. RequestError: the grammar allows no token.
         """
         if not np.isfinite(logits.max()):
             raise too_large()
         token = self._draw(logits)
         if grammar is None or grammar.allows(token):
             return token
-        masked = grammar.masked(logits)
-        return self._draw(masked) if np.isfinite(masked.max()) else None
+        return self._draw(grammar.masked(logits))
 
     def _draw(self, logits: NDArray[np.float32]) -> int:
         if self.temperature <= 0:

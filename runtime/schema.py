@@ -10,14 +10,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal
+from itertools import count
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingExtraError, RequestError
+from ..errors import MissingExtraError, RequestError, TinyLoraError
 from ..tasks.sample import CALL_BEGIN, CALL_END, CLOSING, OPENING, read_functions
+from .compiling import MEGABYTES, SECONDS, why_not
 from .engine import Tokenizer
 
 if TYPE_CHECKING:
@@ -30,45 +31,21 @@ SCHEMA_BYTES = 1 << 16
 """Bytes of a JSON schema that an answer keeps to."""
 
 SCHEMA_PARTS = 400
-"""Most schemas within a schema, each $ref written out, and most names that an object requires. llguidance
-stops at 2,000 items at once, of which an optional property takes four; 2,000 levels overflow its stack."""
-
-SCHEMA_NUMBER = 1 << 53
-"""Largest magnitude of a number in a schema: what JSON promises to keep (RFC 8259, section 6). At -2^63
-llguidance 1.9 overflows its stack."""
-
-SCHEMA_MULTIPLES = 10_000
-"""Largest `multipleOf`, its decimal point left out: the automaton has a state for each remainder."""
-
-SCHEMA_ALTERNATIVES = 32
-"""Most objects and arrays among the alternatives of a schema, beyond the first of each choice: alternatives
-that may begin alike are read side by side. With 400 of them that lead to each other a token takes .1 s."""
+"""Most schemas within a schema, each $ref written out: as many may be read side by side, in some ms a token. An
+object of so many properties is near llguidance's limit of 2,000 items at once."""
 
 _BETWEEN = r" |\n[ \t]{0,20}"
 """White space that an answer may have between two parts. Without a bound a model may write nothing else."""
 
-_LIMITS = {"max_lexer_states": 1 << 14, "step_lexer_fuel": 100_000, "step_max_items": 50_000}
-"""Limits of llguidance's parser: states of its automaton, of about 1 kB each, ten a token where a text has a
-length; and the work for one token, some ms."""
-
-_KEYWORDS = frozenset({
-    "$ref", "anyOf", "oneOf", "allOf", "enum", "const", "type",
-    "properties", "additionalProperties", "required", "minProperties", "maxProperties",
-    "items", "additionalItems", "prefixItems", "minItems", "maxItems",
-    "pattern", "format", "minLength", "maxLength",
-    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
-})  # fmt: skip
-"""Keywords that constrain an answer and that llguidance knows. It refuses all others but `patternProperties`,
-which is refused here."""
-
-_BESIDE = {
-    **dict.fromkeys(("$ref", "anyOf", "oneOf", "allOf"), frozenset[str]()),
-    **dict.fromkeys(("enum", "const", "pattern"), frozenset({"type"})),
+_LIMITS = {
+    "max_lexer_states": 1 << 14,
+    "step_lexer_fuel": 20_000,
+    "step_max_items": 50_000,
+    "precompute_large_lexemes": False,
+    "verbose_errors": False,
 }
-"""Keyword -> those that may stand beside it. Where two schemas or two patterns have to hold together,
-llguidance looks for what both allow, in exponential time: 24 patterns took it minutes and gigabytes."""
-
-_SCALARS = frozenset({"string", "number", "integer", "boolean", "null"})
+"""Limits of llguidance's parser: states of its automaton, of about 1 kB each, ten a token where a text has a
+length; and the work for one token, some ms. To make a grammar has other limits: see `compiling`."""
 
 _CALLS = 16  # of one answer, at most
 _TEXT = f'start: TEXT | begin calls | untagged\nbegin[lazy]: TEXT "{CALL_BEGIN}"\nTEXT: /(.|\\n)*/'
@@ -78,33 +55,44 @@ _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": 
 _OPEN = {"additionalProperties", "allOf", "anyOf", "oneOf", "$ref"}
 
 
-def grammar_of(schema: Schema, tokenizer: Tokenizer) -> Grammar:
+def grammar_of(schema: Schema, tokenizer: Tokenizer, left: Callable[[], bool] = lambda: False) -> Grammar:
     """Return the grammar of a schema over the tokens of a model. Any thread may call it.
 
+    `left` tells whether nobody waits for it any more.
+
     Raises:
-        RequestError: llguidance makes no grammar of it, it may take too long, or a label is no text.
+        RequestError: llguidance makes no grammar of it, it takes too much, or a label is no text.
         MissingExtraError: llguidance is not installed.
-        TinyLoraError: llguidance does not read the model's tokens.
+        Left: nobody waits.
+        TinyLoraError: llguidance does not read the model's tokens, or its process has ended.
     """
     if isinstance(schema, Mapping):
         text = check_schema(schema or {"type": "object"}, {"whitespace_pattern": _BETWEEN})
-        return compiled(text, tokenizer, json_schema=True)
-    return compiled(_choice(schema), tokenizer)
+        return compiled(f"start: %json {text}", tokenizer, left)
+    return compiled(_choice(schema), tokenizer, left)
 
 
-def compiled(text: str, tokenizer: Tokenizer, *, json_schema: bool = False) -> Grammar:
-    """Return the grammar of a JSON schema, or of llguidance's form of Lark. Errors: those of `grammar_of`."""
+def compiled(text: str, tokenizer: Tokenizer, left: Callable[[], bool]) -> Grammar:
+    """Return the grammar of a text in llguidance's form of Lark. Errors: those of `grammar_of`."""
     try:
         from llguidance import LLMatcher, LLParserLimits
     except ModuleNotFoundError as error:
         if error.name != "llguidance":
             raise
         raise MissingExtraError("a schema", "llguidance", "schema") from None
+    # Where one text alone may follow, llguidance would tokenize all of it, at each token.
+    grammar = LLMatcher.grammar_from_lark(f'%llguidance {{"no_forcing": true}}\n{text}')
     try:
-        grammar = (LLMatcher.grammar_from_json_schema if json_schema else LLMatcher.grammar_from_lark)(text)
-    except ValueError as error:
-        raise _no_grammar(str(error)) from None
-    limits = LLParserLimits(**_LIMITS, verbose_errors=False)
+        why = why_not(grammar, _LIMITS, left)
+    except OSError as error:
+        raise TinyLoraError(f"no grammar can be made: {error}") from error
+    if why is None:
+        raise _refused(
+            f"the grammar of this schema takes more than {SECONDS} s or {MEGABYTES} MB to make: ask for less"
+        )
+    if why:
+        raise _no_grammar(why)
+    limits: Any = LLParserLimits(**_LIMITS)
     return Grammar(LLMatcher(tokenizer.for_grammars, grammar, log_level=0, limits=limits), tokenizer.ends)
 
 
@@ -128,8 +116,10 @@ class Grammar:
 
     def masked(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the logits [vocabulary] with -infinity for all tokens that may not come next. RequestError:
-        the parser reaches one of its limits."""
+        none may, or the parser reaches one of its limits."""
         allowed = np.unpackbits(self._bits(), count=len(logits), bitorder="little").astype(np.bool_)
+        if not allowed.any():
+            raise _dead_end()
         return np.where(allowed, logits, np.float32(-np.inf))
 
     def along(self, tokens: Sequence[int]) -> list[NDArray[np.uint8]]:
@@ -204,7 +194,7 @@ class Tools:
             param="tool_choice",
         )
 
-    def grammar(self, tokenizer: Tokenizer) -> Grammar:
+    def grammar(self, tokenizer: Tokenizer, left: Callable[[], bool] = lambda: False) -> Grammar:
         """Return the grammar of the answer over the tokens of a model. Any thread may call it. RequestError:
         a schema becomes no grammar, or all of them are too large; others are those of `grammar_of`."""
         texts = dict[str, str]()
@@ -217,15 +207,17 @@ class Tools:
                 f"the tools have {size:,} bytes of parameters, and at most {SCHEMA_BYTES:,} become a grammar",
                 param="tools",
             )
+        lark = self._lark(texts)
         try:
-            return compiled(self._lark(texts), tokenizer)
+            return compiled(lark, tokenizer, left)
         except RequestError as error:
-            whole = error
-        for number, function in enumerate(self.functions):  # find the one that is refused
-            if (name := function["name"]) in texts:
-                with _parameters_of(number, name):
-                    compiled(self._lark({name: texts[name]}), tokenizer)
-        raise RequestError(f"the tools together: {whole}", param="tools")
+            line = re.search(r": at (\d+)\(", str(error))  # the first one is of `compiled`
+            at = line and re.match(r"arguments(\d+):", lark.splitlines()[int(line[1]) - 2])
+            if at is None:
+                raise RequestError(f"the tools together: {error}", param="tools") from None
+            name, names = [*texts][int(at[1])], [each["name"] for each in self.functions]
+            with _parameters_of(names.index(name), name):
+                raise
 
     def _lark(self, schemas: Mapping[str, str]) -> str:
         lines = [f'start: "{CALL_BEGIN}" calls' if self.forced else _TEXT]
@@ -277,15 +269,13 @@ def _closed(schema: Any) -> Any:
 
 
 def check_schema(schema: Mapping[str, Any], guidance: Mapping[str, Any]) -> str:
-    """Return a schema as JSON, each $ref written out, if llguidance makes a grammar of it in some .1 s.
+    """Return a schema as JSON, each $ref written out. `guidance` is for llguidance: the form of the answer.
 
-    `guidance` is for llguidance: the form of the answer.
-
-    RequestError: it may take longer, or is no JSON.
+    RequestError: it is no JSON, or has too many parts.
     """
     try:
         text = json.dumps(schema, allow_nan=False)
-        plain = json.loads(text, parse_int=_number, parse_float=_number)
+        plain = json.loads(text)
     except (RecursionError, TypeError, ValueError) as error:  # of an app: what came over HTTP was JSON
         raise _refused(f"the schema is no JSON: {error}") from None
     if len(text) > SCHEMA_BYTES:
@@ -298,96 +288,34 @@ def check_schema(schema: Mapping[str, Any], guidance: Mapping[str, Any]) -> str:
         if isinstance(some := plain.get(key), dict)
         for name, each in some.items()
     }
-    rules: list[dict[str, Any]] = []
-    whole = _written_out(plain, named, rules)
-    if (choices := sum(map(_alternatives, rules))) > SCHEMA_ALTERNATIVES:
-        raise _refused(
-            f"the choices of the JSON schema have {choices:,} objects and arrays beyond the first of each, "
-            f"and at most {SCHEMA_ALTERNATIVES} become a grammar"
-        )
-    return json.dumps({**whole, "x-guidance": guidance} if isinstance(whole, dict) else whole)
+    return json.dumps({**_written_out(plain, named, count(1)), "x-guidance": guidance})
 
 
-def _number(text: str) -> float:
-    """Return a number of a schema, if it is one that JSON keeps."""
-    value = float(text) if {*text} & {*".eE"} else int(text)
-    if abs(value) > SCHEMA_NUMBER:
-        raise ValueError(f"it has the number {text[:40]}, and JSON keeps only those up to 2^53")
-    return value
+def _written_out(node: Any, named: Mapping[str, Any], parts: Iterator[int], within: tuple[str, ...] = ()) -> Any:
+    """Return a schema with those that each $ref names in its place; `parts` counts them.
 
-
-def _written_out(
-    node: Any, named: Mapping[str, Any], rules: list[dict[str, Any]], within: tuple[str, ...] = ()
-) -> Any:
-    """Return a schema with those that each $ref names in its place; `rules` gets all of them, checked.
-
-    RequestError: a $ref leads to nothing, or back to itself; there are too many schemas.
+    RequestError: a $ref leads to nothing, or back to itself, or there are too many.
     """
     if not isinstance(node, dict):  # true, false, or what llguidance refuses
         return node
-    _check_rule(node)
-    rules.append(node)
-    if len(rules) > SCHEMA_PARTS + 1:
+    if next(parts) > SCHEMA_PARTS + 1:
         raise _refused(f"the JSON schema has more than {SCHEMA_PARTS} schemas in it, each $ref written out")
-    if "$ref" in node:
-        name = str(node["$ref"])
-        if name not in named or name in within:
-            why = "leads back to itself" if name in within else "is no '#/$defs/NAME' of it"
-            raise _refused(f"the $ref {name[:80]!r} in the JSON schema {why}, and no grammar is made of it")
-        return _written_out(named[name], named, rules, (*within, name))
-    found = {key: value for key, value in node.items() if key not in ("$defs", "definitions")}
+    found = {key: value for key, value in node.items() if key not in ("$ref", "$defs", "definitions")}
     for key, value in found.items():
         if key in ("items", "additionalItems", "additionalProperties") and isinstance(value, dict):
-            found[key] = _written_out(value, named, rules, within)
+            found[key] = _written_out(value, named, parts, within)
         elif key in ("anyOf", "oneOf", "allOf", "prefixItems", "items") and isinstance(value, list):
-            found[key] = [_written_out(each, named, rules, within) for each in value]
-        elif key == "properties" and isinstance(value, dict):
-            found[key] = {name: _written_out(each, named, rules, within) for name, each in value.items()}
-    return found
-
-
-def _check_rule(rule: Mapping[str, Any]) -> None:
-    """Check one schema by itself."""
-    keywords = rule.keys() & _KEYWORDS
-    for key in keywords & _BESIDE.keys():
-        if more := keywords - {key} - _BESIDE[key]:
-            raise _refused(
-                f"the JSON schema has {key!r} and {min(more)!r} in one object, and no grammar is made of "
-                "two that must hold together: write them as one"
-            )
-    if "patternProperties" in rule:
-        raise _refused("the JSON schema has 'patternProperties', of which no grammar is made")
-    kinds = _list(rule.get("type"))
-    if len(_list(rule.get("allOf"))) > 1 or len(kinds) > len({*map(str, kinds)}):
-        raise _refused("the JSON schema has an allOf of several, or a type twice: write it as one")
-    if len(_list(rule.get("required"))) > SCHEMA_PARTS:
-        raise _refused(f"an object of the JSON schema requires more than {SCHEMA_PARTS} properties")
-    multiple = rule.get("multipleOf")
-    if type(multiple) in (int, float):  # llguidance refuses others
-        digits = f"{abs(Decimal(str(multiple)).normalize()):f}".replace(".", "")  # 025 for 0.25
-        if int(digits) > SCHEMA_MULTIPLES:
-            raise _refused(
-                f"a multipleOf in the JSON schema is {multiple}, and without its decimal point at most "
-                f"{SCHEMA_MULTIPLES:,} becomes a grammar"
-            )
-
-
-def _alternatives(rule: Mapping[str, Any]) -> int:
-    """Return how many objects and arrays a schema lets an answer choose among, beyond the first."""
-    found = [isinstance(value, dict | list) for value in _list(rule.get("enum"))]
-    found += [_may_nest(each) for key in ("anyOf", "oneOf") for each in _list(rule.get(key))]
-    return max(0, sum(found) - 1)
-
-
-def _may_nest(option: Any) -> bool:
-    """Whether a schema allows an object or an array."""
-    if not isinstance(option, dict):
-        return bool(option)
-    if option.keys() & {"enum", "const"}:
-        values = [*_list(option.get("enum")), option.get("const")]
-        return any(isinstance(value, dict | list) for value in values)
-    kinds = option.get("type")
-    return not kinds or not {*map(str, _list(kinds) or [kinds])} <= _SCALARS
+            found[key] = [_written_out(each, named, parts, within) for each in value]
+        elif key in ("properties", "patternProperties") and isinstance(value, dict):
+            found[key] = {name: _written_out(each, named, parts, within) for name, each in value.items()}
+    if "$ref" not in node:
+        return found
+    name = str(node["$ref"])
+    if name not in named or name in within:
+        why = "leads back to itself" if name in within else "is no '#/$defs/NAME' of it"
+        raise _refused(f"the $ref {name[:80]!r} in the JSON schema {why}, and no grammar is made of it")
+    there = _written_out(named[name], named, parts, (*within, name))
+    return {"allOf": [there, found] if found else [there]}
 
 
 def _choice(labels: Sequence[str]) -> str:
@@ -404,13 +332,12 @@ def _choice(labels: Sequence[str]) -> str:
     return text
 
 
-def _list(value: Any) -> Sequence[Any]:
-    """Return a list as it is; an empty one for anything else, which llguidance refuses."""
-    return value if isinstance(value, list) else ()
-
-
 def _no_grammar(why: str) -> RequestError:
     return _refused(f"llguidance makes no grammar of this schema: {' '.join(why.split())[:200]}")
+
+
+def _dead_end() -> RequestError:
+    return _refused("no token of the model's goes on with what the schema allows here")
 
 
 def _refused(why: str) -> RequestError:
