@@ -346,13 +346,15 @@ def too_long(size: str, room: str) -> RequestError:
     )
 
 
-def grammar_for(sampling: Sampling, tokenizer: Tokenizer) -> Grammar | None:
-    """Return the grammar of an answer, or None; to make it takes some .1 s. RequestError: none can be made of
-    the schema, or of one of the tools."""
+def grammar_for(
+    sampling: Sampling, tokenizer: Tokenizer, left: Callable[[], bool] = lambda: False
+) -> Grammar | None:
+    """Return the grammar of an answer, or None. RequestError: none can be made of the schema, or of one of
+    the tools. Others are those of `grammar_of`."""
     try:
         if sampling.tools is not None:
-            return sampling.tools.grammar(tokenizer)
-        return None if sampling.schema is None else grammar_of(sampling.schema, tokenizer)
+            return sampling.tools.grammar(tokenizer, left)
+        return None if sampling.schema is None else grammar_of(sampling.schema, tokenizer, left)
     except MissingExtraError as error:
         param = "response_format" if sampling.tools is None else "tools"
         raise RequestError(str(error), param=param, code="unsupported_parameter") from error

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BusyError, RequestError, VectorError
+from ..errors import BusyError, VectorError
 from ..process import cores
 from ..tasks import Completion, Sample
 from ..vector import AdmittedVector, MicroVector

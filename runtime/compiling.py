@@ -1,8 +1,8 @@
 """Whether a grammar can be made: a process of its own tries first, and ends where one takes too much.
 
 llguidance 1.9 has no limit that holds while it makes a grammar: three numbers with `multipleOf` keep it busy
-for minutes, and -2^63 overflows its stack. What the other process makes within its limits, this one makes with
-the same work. This file is that process, too: there it imports nothing of the package, and has 20 MB.
+for minutes, and -2^63 overflows its stack. What the other process makes within its limits, this one makes
+with the same work. This file is that process, too: there it imports nothing of the package, and has 20 MB.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _LOOK_S = 0.05  # after which it is asked again whether anybody waits
 
 _started: set[subprocess.Popen[bytes]] = set()
 _idle: list[subprocess.Popen[bytes]] = []
-os.register_at_fork(after_in_child=_idle.clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)
 
 
 class Left(Exception):  # noqa: N818 - nobody is there to be told
@@ -41,15 +42,18 @@ def why_not(grammar: str, limits: dict[str, Any], left: Callable[[], bool]) -> s
     Any thread may call it; `left` tells whether nobody waits any more. Left: nobody does. OSError: the
     process cannot be started, or ends.
     """
+    if not hasattr(os, "fork"):  # Windows, which has no such limits
+        return ""
     try:
         process = _idle.pop()
     except IndexError:
         process = _start(limits)
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         process.stdin.write(json.dumps(grammar).encode() + b"\n")
         process.stdin.flush()
-        while not wait([process.stdout], _LOOK_S):
+        while not wait([process.stdout.fileno()], _LOOK_S):
             if left():
                 raise Left
         answer: str | None = json.loads(process.stdout.readline() or _ended())
@@ -121,7 +125,7 @@ def _answer(packages: str, limits: str) -> None:
                 os.write(1, b"null\n")
             continue
         with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20, MEGABYTES << 20))
+            resource.setrlimit(resource.RLIMIT_DATA, (MEGABYTES << 20, MEGABYTES << 20))
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # nobody handles its signal, which ends the process
         try:
             matcher = LLMatcher(tokenizer, json.loads(line), log_level=0, limits=known)

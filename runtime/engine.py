@@ -140,13 +140,12 @@ class GrammarTokens:
 
     bos_token_id = None
 
-    def __init__(self, tokens: list[bytes], ends: list[int], encode: Callable[[bytes], list[int]]) -> None:
+    def __init__(self, tokens: list[bytes], ends: list[int]) -> None:
         self.tokens, self.eos_token_id, self.special_token_ids = tokens, ends[0], ends
-        self._encode = encode
 
     def __call__(self, text: bytes) -> list[int]:
-        """Return the tokens of a text."""
-        return self._encode(text)
+        """No grammar of ours needs the tokens of a text."""
+        raise NotImplementedError
 
 
 class SpecialTokens:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from asyncio import wrap_future
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -12,7 +13,7 @@ from os import PathLike
 from typing import Any, Self
 from weakref import ref
 
-from ..errors import OptionError, RequestError, VectorError
+from ..errors import OptionError, RequestError, TinyLoraError, VectorError
 from ..formats.bundle import Bundle
 from ..process import cores
 from ..tasks import Prompt, Sample
@@ -21,6 +22,7 @@ from .answers import (
     Answer,
     Finish,
     Piece,
+    Report,
     Request,
     Token,
     answering,
@@ -28,6 +30,7 @@ from .answers import (
     sampling_of,
     too_long,
 )
+from .compiling import Left
 from .load import load
 from .loop import Generating, Load, Loop
 from .model import PersonalizedModel, VectorSource, admitted
@@ -49,7 +52,8 @@ time."""
 
 _RUN = re.compile(r"\w+|\s+|[^\w\s]+")
 
-_PREPARING = 2  # threads that make tokens and grammars; an account has at most one of them
+_PREPARING = 2  # threads that make tokens; an account has at most one of them
+_COMPILING = 2  # threads that make grammars, likewise: a request without one waits for none
 _ADMITTING = 4  # threads for vectors, whose policy may wait for a file: requests without one never do
 
 
@@ -129,8 +133,9 @@ class Pool:
         self._loop = Loop(engine, closed=_CLOSED, waiting=waiting)
         self.n_ctx = self._loop.n_ctx
         self._preparing = Workers(_PREPARING, waiting, "tinylora-prompts", _CLOSED)
+        self._compiling = Workers(_COMPILING, waiting, "tinylora-grammars", _CLOSED)
         self._admitting = Workers(_ADMITTING, waiting, "tinylora-admission", _CLOSED)
-        self._ends = (self._preparing, self._admitting, self._loop)
+        self._ends = (self._preparing, self._compiling, self._admitting, self._loop)
         llm.close_with(self, *self._ends)
 
     async def chat(self, messages: Prompt, **options: Any) -> Answer:
@@ -159,30 +164,40 @@ class Pool:
         """Continue a text, without the chat template. Arguments and errors: see `chat`."""
         return await self.stream(prompt, raw=True, **options).answer()
 
-    def stream(
+    def stream(self, prompt: Prompt, **options: Any) -> AnswerStream:
+        """Return an answer piece by piece. Arguments and errors: see `streams`; its first step checks it."""
+        (only,) = self._streams(prompt, 1, **options)
+        return only
+
+    async def streams(self, prompt: Prompt, n: int, **options: Any) -> list[AnswerStream]:
+        """Return n answers to one prompt, piece by piece. They have begun, and each draws its own numbers.
+
+        Args:
+            prompt: chat messages, or text.
+            n: how many, 1 or more.
+            raw: the text goes past the chat template.
+            options: as for `chat`.
+
+        Raises:
+            OptionError: there is no such option.
+            Those of `chat`.
+        """
+        streams = self._streams(prompt, n, **options)
+        await streams[0]._begin(streams)
+        return streams
+
+    def _streams(
         self,
         prompt: Prompt,
+        n: int,
         *,
         raw: bool = False,
         user: str = "",
         tenant: str | None = None,
         account: str | None = None,
         vector: VectorSource | None = None,
-        choice: int = 0,
         **options: Any,
-    ) -> AnswerStream:
-        """Return an answer piece by piece.
-
-        Args:
-            prompt: chat messages, or text.
-            raw: the text goes past the chat template.
-            user, tenant, account, vector, options: as for `chat`.
-            choice: the number of this answer, where one prompt with one seed has several.
-
-        Raises:
-            OptionError: there is no such option.
-            RequestError: an option is out of its range. All others come from the stream's first step.
-        """
+    ) -> list[AnswerStream]:
         sampling = sampling_of(options)
         tenant = user if tenant is None else tenant
         who = Who(tenant if account is None else account, tenant)
@@ -190,12 +205,21 @@ class Pool:
         def prepare() -> Request:
             functions = () if sampling.tools is None else sampling.tools.functions
             tokens, stops = self._encode(prompt, raw=raw, tools=functions)
-            with self.model.in_use():
-                grammar = grammar_for(sampling, self.model.chat_tokenizer)
-            whole = sampling_of(options, stops)
-            return Request(tokens, who, user, sampling=whole, choice=choice, grammar=grammar)
+            return Request(tokens, who, user, sampling=sampling_of(options, stops))
 
-        return AnswerStream(self, who, prepare, vector)
+        return [AnswerStream(self, who, prepare, vector) for _ in range(n)]
+
+    def _compile(self, request: Request, left: Callable[[], bool]) -> Request:
+        """Return a request with its grammar; errors are those of `grammar_for`."""
+        tokenizer, closed = self.model.chat_tokenizer, lambda: self._compiling.closed
+        try:
+            with self.model.in_use():
+                grammar = grammar_for(request.sampling, tokenizer, lambda: closed() or left())
+        except Left:
+            if closed():
+                raise TinyLoraError(_CLOSED) from None
+            raise
+        return replace(request, grammar=grammar)
 
     def _encode(
         self, prompt: Prompt, *, raw: bool, tools: tuple[dict[str, Any], ...]
@@ -287,41 +311,68 @@ class AnswerStream(AsyncIterator[Piece]):
     async def start(self) -> None:
         """Check the request and let it wait for its turn; without this call the first step does it. Errors:
         those of `Pool.chat`."""
+        await self._begin([self])
+
+    async def _begin(self, streams: Sequence[AnswerStream]) -> None:
+        """Begin streams of one prompt, of which this is the first."""
         if self._begun or self._left:
             return
-        self._begun = True
-        pool, source = self._pool, self._source
-        loop, arrived, this = asyncio.get_running_loop(), self._arrived, ref(self)
+        for stream in streams:
+            stream._begun = True
+        pool, who = self._pool, self._who
 
-        def report(what: Piece | Finish | BaseException) -> None:  # keeps no stream that its reader dropped
+        def left() -> bool:
+            return all(stream._left for stream in streams)
+
+        try:
+            request = await wrap_future(pool._preparing.submit(who, self._prepare))
+            if request.sampling.schema is not None or request.sampling.tools is not None:
+                compiling = partial(pool._compile, request, left)
+                request = await wrap_future(pool._compiling.submit(who, compiling))
+            submit = partial(self._submit, request, streams, asyncio.get_running_loop())
+            if self._source is None:
+                await asyncio.get_running_loop().run_in_executor(None, submit)
+            else:
+                await wrap_future(pool._admitting.submit(who, submit))
+        except Left:  # all of them were closed meanwhile
+            return
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            raise
+
+    def _submit(
+        self, request: Request, streams: Sequence[AnswerStream], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Admit the vector of a request, and let its answers wait for their turns."""
+        pool, source, works = self._pool, self._source, list[Generating]()
+        checked: AbstractContextManager[AdmittedVector | None] = nullcontext()
+        if source is not None:
+            checked = admitted(source, pool.bases, pool.policy, user=request.user)
+        with checked as vector, pool.model.in_use():
+            for choice, stream in enumerate(streams):
+                grammar = request.grammar and (request.grammar.copy() if choice else request.grammar)
+                stream.request = replace(request, vector=vector, choice=choice, grammar=grammar)
+                stream.vector = vector
+                report = stream._reporting(loop)
+                work = answering(stream.request, pool.model.chat_tokenizer, pool.n_ctx, report)
+                stream._work = work  # first, so that `close` finds it, or is seen in `_left`
+                if not stream._left:
+                    works.append(work)
+            pool._loop.submit(*works)
+
+    def _reporting(self, loop: asyncio.AbstractEventLoop) -> Report:
+        """Return what a loop's thread reports to. It keeps no stream that its reader dropped."""
+        arrived, this = self._arrived, ref(self)
+
+        def report(what: Piece | Finish | BaseException) -> None:
             try:
                 loop.call_soon_threadsafe(arrived.put_nowait, what)
             except RuntimeError:  # the loop is closed, and with it whoever would read this
                 if (stream := this()) is not None:
                     stream._leave()
 
-        def begin(request: Request) -> None:
-            checked: AbstractContextManager[AdmittedVector | None] = nullcontext()
-            if source is not None:
-                checked = admitted(source, pool.bases, pool.policy, user=request.user)
-            with checked as vector:
-                request = replace(request, vector=vector)
-                with pool.model.in_use():
-                    work = answering(request, pool.model.chat_tokenizer, pool.n_ctx, report)
-                self._work = work  # first, so that `close` finds it, or is seen in `_left`
-                if not self._left:
-                    pool._loop.submit(work)
-            self.request, self.vector = request, vector
-
-        try:
-            request = await asyncio.wrap_future(pool._preparing.submit(self._who, self._prepare))
-            if source is None:
-                await loop.run_in_executor(None, begin, request)
-            else:
-                await asyncio.wrap_future(pool._admitting.submit(self._who, partial(begin, request)))
-        except BaseException:
-            self.close()
-            raise
+        return report
 
     async def __anext__(self) -> Piece:
         await self.start()

@@ -31,8 +31,8 @@ SCHEMA_BYTES = 1 << 16
 """Bytes of a JSON schema that an answer keeps to."""
 
 SCHEMA_PARTS = 400
-"""Most schemas within a schema, each $ref written out: as many may be read side by side, in some ms a token. An
-object of so many properties is near llguidance's limit of 2,000 items at once."""
+"""Most schemas within a schema, each $ref written out: as many may be read side by side, in some ms a token.
+Schemas that lead back to themselves would take a second of it."""
 
 _BETWEEN = r" |\n[ \t]{0,20}"
 """White space that an answer may have between two parts. Without a bound a model may write nothing else."""
@@ -291,7 +291,9 @@ def check_schema(schema: Mapping[str, Any], guidance: Mapping[str, Any]) -> str:
     return json.dumps({**_written_out(plain, named, count(1)), "x-guidance": guidance})
 
 
-def _written_out(node: Any, named: Mapping[str, Any], parts: Iterator[int], within: tuple[str, ...] = ()) -> Any:
+def _written_out(
+    node: Any, named: Mapping[str, Any], parts: Iterator[int], within: tuple[str, ...] = ()
+) -> Any:
     """Return a schema with those that each $ref names in its place; `parts` counts them.
 
     RequestError: a $ref leads to nothing, or back to itself, or there are too many.

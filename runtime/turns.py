@@ -10,6 +10,7 @@ import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import OverloadError, TinyLoraError
@@ -163,33 +164,47 @@ class Queue(Generic[T]):
 class Workers:
     """Threads that run calls by turns, of which so many may wait. An account has at most half of them, so
     that another waits for its own calls alone; where there is one thread, also for the call that it runs.
-    `closed` is the error's text after `close`."""
+    `closed` is the error's text after `close`.
+
+    Attributes:
+        closed: whether `close` was called.
+    """
 
     def __init__(self, count: int, waiting: int, name: str, closed: str) -> None:
         self._changed = threading.Condition()
-        self._queue: Queue[tuple[Future[Any], Callable[[], Any]]] = Queue(waiting)
+        self._queue: Queue[Future[Any]] = Queue(waiting)
+        self._calls: dict[Future[Any], Callable[[], Any]] = {}  # of those that wait
         self._running = Shares(count)
-        self._message, self._closed = closed, False
+        self._message, self.closed = closed, False
         self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
 
     def submit(self, who: Who, call: Callable[[], T]) -> Future[T]:
-        """Return what a call will return. OverloadError: too many wait."""
+        """Return what a call will return; one that waits may be cancelled. OverloadError: too many wait."""
         future: Future[T] = Future()
         with self._changed:
-            if self._closed:
+            if self.closed:
                 raise TinyLoraError(self._message)
             check_alive(self._threads)
-            self._queue.add(who, (future, call))
+            self._queue.add(who, future)
+            self._calls[future] = call
             self._changed.notify()
+        future.add_done_callback(partial(self._cancelled, who))
         return future
+
+    def _cancelled(self, who: Who, future: Future[Any]) -> None:
+        if future.cancelled():
+            with self._changed:
+                self._queue.remove(who, future)
+                self._calls.pop(future, None)
 
     def close(self) -> None:
         """End the threads, after the calls that run; those that wait or come later end with an error."""
         with self._changed:
-            self._closed = True
-            for future, _ in self._queue.drain():
+            self.closed = True
+            self._calls.clear()
+            for future in self._queue.drain():
                 if future.set_running_or_notify_cancel():
                     future.set_exception(TinyLoraError(self._message))
             self._changed.notify_all()
@@ -197,11 +212,12 @@ class Workers:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while (next_one := self._queue.take(self._running)) is None and not self._closed:
+                while (next_one := self._queue.take(self._running)) is None and not self.closed:
                     self._changed.wait()
                 if next_one is None:
                     return
-                who, (future, call) = next_one
+                who, future = next_one
+                call = self._calls.pop(future)
                 self._running.take(who)
             try:
                 if future.set_running_or_notify_cancel():

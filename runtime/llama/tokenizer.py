@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from weakref import proxy
 
 import llama_cpp
 from llama_cpp import llama_chat_format
@@ -16,8 +15,6 @@ from ..engine import GrammarTokens
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
-
-_MARK = b"\x02"  # a byte that is a token by itself, and joins no other
 
 
 class LlamaTokenizer:
@@ -138,16 +135,7 @@ class LlamaTokenizer:
                 "the model has no token that ends an answer, so no answer can keep to a schema"
             )
         tokens = [self.data(token) for token in range(self._size)]
-        llm = proxy(self._llm)  # the garbage collector does not see what llguidance holds
-
-        def encode(text: bytes) -> list[int]:
-            found: list[int] = llm.tokenize(text, add_bos=False)
-            if b"".join(tokens[token] for token in found) == text:
-                return found
-            found = llm.tokenize(_MARK + text, add_bos=False)  # SentencePiece puts a space in front
-            return found[[tokens[token] for token in found].index(_MARK) + 1 :]
-
-        own = TokenizerWrapper(GrammarTokens(tokens, self.end_ids, encode))
+        own = TokenizerWrapper(GrammarTokens(tokens, self.end_ids))
         return LLTokenizer(own, eos_token=self.end_ids)
 
 

@@ -185,7 +185,7 @@ class OnnxTokenizer:
                 plain.get(token, b"") if read.is_special_token(token) else read.decode_bytes([token])
                 for token in range(self.size)
             ]
-            found = GrammarTokens(tokens, self.end_ids, read.tokenize_bytes)
+            found = GrammarTokens(tokens, self.end_ids)
             return LLTokenizer(TokenizerWrapper(found), eos_token=self.end_ids)
         except Exception as error:  # of the tokenizer's own library, any of them
             raise TinyLoraError(

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tinylora_edge import RequestError, VectorError
-from tinylora_edge.runtime.batch import _Drawn
+from tinylora_edge import VectorError
 from tinylora_edge.runtime.sampling import Sampler, draw, likeliest, logprobs
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
@@ -58,14 +57,10 @@ def test_draws_have_the_distribution(temperature: float, options: Any, expected:
 def test_what_is_not_allowed_is_never_drawn() -> None:
     np.testing.assert_allclose(shares(1, Only(0, 2)), [1 / 3, 0, 2 / 3, 0], atol=0.03)
     assert shares(0, Only(0, 2)) == [0, 0, 1, 0]
-    none: Any = Only()
-    assert Sampler(1)(LOGITS, none) is None
-    with pytest.raises(RequestError, match="no token of the model"):
-        _Drawn(0.0, np.zeros(1), none)(LOGITS)
 
 
 def test_a_seed_fixes_the_draws_and_every_answer_has_its_own() -> None:
-    def draws(seed: int | None, number: int = 0) -> list[int | None]:
+    def draws(seed: int | None, number: int = 0) -> list[int]:
         sampler = Sampler(1, seed=seed, number=number)
         return [sampler(LOGITS) for _ in range(50)]
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +23,11 @@ import pytest
 import shared
 
 from tinylora_edge import MicroVector, RequestError, TinyLoraError
-from tinylora_edge.runtime import Pool
+from tinylora_edge.runtime import Pool, compiling
+from tinylora_edge.runtime import schema as schema_module
 from tinylora_edge.runtime.answers import Answer
 from tinylora_edge.runtime.batch import Batch
+from tinylora_edge.runtime.engine import GrammarTokens
 from tinylora_edge.tasks import Sample
 
 NAMED = {"type": "string", "pattern": "^[A-Z][a-z]{1,8}$"}
@@ -46,6 +49,22 @@ GOOD: dict[str, dict[str, Any]] = {
         "required": ["from", "to"],
         "additionalProperties": False,
     },
+    "both of two": {"type": "string", "allOf": [{"pattern": "^[ab]+$"}, {"maxLength": 5}], "pattern": "^a"},
+    "a part and more": {
+        "$defs": {"part": {"properties": {"a": {"type": "boolean"}}, "required": ["a"]}},
+        "$ref": "#/$defs/part",
+        "type": "object",
+        "properties": {"b": {"type": "null"}},
+        "required": ["b"],
+        "maxProperties": 2,
+    },
+    "names by pattern": {
+        "type": "object",
+        "patternProperties": {"^x[ab]$": {"type": "null"}},
+        "additionalProperties": False,
+        "maxProperties": 2,
+    },
+    "multiples": {"type": "integer", "multipleOf": 7, "minimum": -700, "maximum": 700},
 }
 
 
@@ -60,11 +79,8 @@ SLOW = r"((.{0,65536}é\w)+){0,3}\\"
 BAD = [
     {"$ref": "https://example.org/schema.json"},
     {"type": "string", "pattern": "^(?=a)a$"},
-    {"type": "integer", "multipleOf": 10_007},
     {"type": "number", "multipleOf": False},
-    {"type": "number", "allOf": [{"multipleOf": 0.97}, {"multipleOf": 109}]},
     {"not": {"type": "string"}},
-    {"const": -(1 << 63)},
     {"enum": [math.nan]},
     {"maxLength": math.nan},
     {"maxLength": -math.inf},
@@ -73,23 +89,18 @@ BAD = [
     {"properties": {f"p{i}": {} for i in range(401)}},
     {"enum": [object()]},
     {"type": "array", "items": {"$ref": "#/$defs/a~1b"}, "$defs": {"a/b": {"$ref": "#/$defs/a~1b"}}},
-    # Each of these kept llguidance busy for seconds, the second one for 21.
-    {"pattern": SLOW, "maxLength": 65_536},
-    {"type": "string", "allOf": [{"pattern": f".*{letter}.*"} for letter in ascii_lowercase[:24]]},  # hours
-    {"type": "string", "allOf": [{"allOf": [{"pattern": "a"}]}], "pattern": "b"},
-    {"type": "string", "pattern": "^a", "format": "email"},
-    {"type": "string", "pattern": "^a", "enum": ["a"]},
-    {"patternProperties": {"^a": {}}},
-    {"properties": {"a": {"$ref": "#/$defs/a", "type": "object"}}, "$defs": {"a": {"type": "object"}}},
     {"type": "array", "items": {"$ref": "#"}},
-    {"$ref": "#/description", "description": {"allOf": [{}, {}]}},
     {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"a": {"$ref": "#/$defs/a"}}}}},
-    {"type": ["array", "array"]},
-    {"required": [str(number) for number in range(401)]},
-    {"enum": [[number] for number in range(34)]},
+    {"$ref": "#/description", "description": {"allOf": [{}, {}]}},
     twice(9),
+]
+BOMB = {"anyOf": [{"type": "integer", "multipleOf": number} for number in (9000, 9001, 9002)]}
+TOO_MUCH = [  # each of these keeps llguidance busy for minutes and takes gigabytes, or ends its process
+    BOMB,
+    {"properties": {f"p{number}": {"type": "integer", "multipleOf": 9000 + number} for number in range(100)}},
+    {"type": "string", "allOf": [{"pattern": f".*{letter}.*"} for letter in ascii_lowercase[:24]]},
+    {"const": -(1 << 63)},
     {"allOf": [{"pattern": SLOW}, {"pattern": "^.*x.*y.*$"}]},
-    {"allOf": [{"pattern": SLOW}, {"maxLength": 65_536}]},
     {
         "$defs": {"a": {"properties": {"p": {"pattern": SLOW}}}},
         "$ref": "#/$defs/a",
@@ -107,6 +118,9 @@ LONG = [  # some kept an engine busy for minutes, others were refused without ne
     {"type": "number", "multipleOf": 0.01},
     {"type": "integer", "multipleOf": 9_973},
     {"type": "object", "properties": {f"p{i}": {} for i in range(400)}},
+    {"anyOf": [{"type": "array", "minItems": number} for number in range(400)]},
+    {"enum": [[number] for number in range(400)]},
+    {"required": [str(number) for number in range(401)]},
     twice(6),
     {"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"type": "boolean"}}, "title": "as pydantic has it"},
     {"$ref": "#/$defs/a", "$defs": {"a": {"required": ["pattern"]}}, "description": "alone"},
@@ -162,14 +176,88 @@ def test_a_schema_of_many_ways_takes_no_time(onnx_pool: Pool, schema: dict[str, 
     assert time.process_time() - began < 5, "and it takes some milliseconds"
 
 
-@pytest.mark.parametrize(
-    "keyword",
-    ["not", "if", "contains", "propertyNames", "dependentSchemas", "unevaluatedProperties", "$dynamicRef"],
-)
-def test_llguidance_knows_no_intersections_but_those_that_are_refused(onnx_pool: Pool, keyword: str) -> None:
-    """Where a newer one does, they are to be refused as well."""
-    with pytest.raises(RequestError, match="no grammar"):
-        asyncio.run(onnx_pool.complete("x", schema={"type": "object", keyword: {"type": "object"}}))
+@pytest.mark.parametrize("schema", TOO_MUCH, ids=lambda schema: json.dumps(schema)[:30])
+def test_a_grammar_that_takes_too_much_is_refused(onnx_pool: Pool, schema: dict[str, Any]) -> None:
+    asking = onnx_pool.complete("x", schema=schema, max_tokens=2)
+    with pytest.raises(RequestError, match="takes more than") as caught:
+        asyncio.run(asyncio.wait_for(asking, 60))
+    assert caught.value.param == "response_format"
+    held = asyncio.run(onnx_pool.complete("x", schema={"const": 1}, max_tokens=9))
+    assert held.text == "1", "the next one is made as ever"
+
+
+def test_who_has_no_schema_waits_for_no_grammar(onnx_pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while grammars of two accounts are made, and a third waits."""
+    made = threading.Event()
+    monkeypatch.setattr(schema_module, "why_not", lambda *_: made.wait(60) and None)
+
+    async def ask() -> None:
+        bombs = [asyncio.create_task(onnx_pool.complete("x", user=f"{n}", schema=BOMB)) for n in range(3)]
+        try:
+            await asyncio.sleep(0)
+            for user in "0abc":
+                answer = await asyncio.wait_for(onnx_pool.complete("x", user=user, max_tokens=2), 60)
+                assert answer.finish.completion_tokens
+            assert not any(task.done() for task in bombs)
+        finally:
+            made.set()
+        assert all(
+            isinstance(each, RequestError) for each in await asyncio.gather(*bombs, return_exceptions=True)
+        )
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("how", ["closed", "cancelled"])
+def test_no_grammar_is_made_for_who_has_left(onnx_pool: Pool, how: str) -> None:
+    """Its process is ended, and those that wait are never begun."""
+
+    async def ask() -> None:
+        before = set(compiling._started)
+        streams = [onnx_pool.stream("x", schema=BOMB, user="left") for _ in range(4)]
+        tasks = [asyncio.create_task(stream.start()) for stream in streams]
+        while not (busy := compiling._started - {*compiling._idle}):
+            await asyncio.sleep(0.01)
+        for stream, task in zip(streams, tasks, strict=True):
+            stream.close() if how == "closed" else task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        while any(process.poll() is None for process in busy):
+            await asyncio.sleep(0.01)
+        assert len(onnx_pool._compiling._queue) == 0
+        assert not compiling._started - before - busy, "one was begun"
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
+
+
+def test_answers_to_one_prompt_have_one_grammar(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, made = schema_module.why_not, list[str]()
+    monkeypatch.setattr(schema_module, "why_not", lambda text, *how: made.append(text) or real(text, *how))
+    encoded = list[Any]()
+    encode = pool._encode
+    monkeypatch.setattr(pool, "_encode", lambda *args, **how: encoded.append(args) or encode(*args, **how))
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 3}
+
+    async def ask(n: int) -> list[str]:
+        streams = await pool.streams("x", n, raw=True, schema=schema, temperature=1, seed=4, max_tokens=300)
+        return [(await stream.answer()).text for stream in streams]
+
+    texts = asyncio.run(ask(3))
+    assert (len(made), len(encoded)) == (1, 1)
+    assert len({*texts}) == 3, "each draws its own numbers"
+    for text in texts:
+        jsonschema.validate(json.loads(text), schema)
+    assert asyncio.run(ask(1)) == texts[:1]
+
+
+def test_a_long_text_is_not_tokenized_at_each_token(onnx_pool, monkeypatch):
+    asked = list[int]()
+    monkeypatch.setattr(GrammarTokens, "__call__", lambda self, text: asked.append(len(text)) or [*text])
+    tokenizer = onnx_pool.model.chat_tokenizer
+    monkeypatch.delitem(vars(tokenizer), "for_grammars", raising=False)
+    text = "abcdefgh" * 7000
+    answer = asyncio.run(onnx_pool.complete("x", schema={"const": text}, max_tokens=9))
+    assert f'"{text}"'.startswith(answer.text)
+    assert max(asked) < 100
 
 
 def test_whoever_has_no_schema_gets_the_same_bits_beside_those_who_have_one(onnx_pool: Pool) -> None:
@@ -249,20 +337,48 @@ def test_every_sequence_of_a_batch_keeps_to_the_schema(llm: Any, temperature: fl
         assert each.logprobs[0] == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_space_that_sentencepiece_puts_in_front_is_no_part_of_an_answer(tmp_path, load, monkeypatch):
-    def vocabulary(writer: gguf.GGUFWriter) -> None:
-        writer.add_tokenizer_model("llama")
-        tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-        writer.add_token_list([*tokens, "<bos>", "<eos>", "<pad>", "<unk>"])
-        writer.add_token_scores([0.0] * 260)
-        writer.add_token_types([gguf.TokenType.BYTE] * 256 + [gguf.TokenType.CONTROL] * 4)
-        writer.add_bos_token_id(256)
-        writer.add_eos_token_id(257)
+@pytest.fixture
+def sentencepiece(tmp_path, load, monkeypatch):
+    """Return a function that makes a model of bytes, where one of them may be missing."""
 
-    monkeypatch.setattr(converter, "_add_vocabulary", vocabulary)
-    source = models.write_gguf(models.tiny_model("llama"), tmp_path / "model.gguf")
-    with load(shared.export(source, tmp_path / "bundle")) as llm:
+    def opened(without: int | None = None) -> Any:
+        def vocabulary(writer: gguf.GGUFWriter) -> None:
+            writer.add_tokenizer_model("llama")
+            tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+            writer.add_token_list([*tokens, "<bos>", "<eos>", "<pad>", "<unk>"])
+            writer.add_token_scores([0.0] * 260)
+            kinds = [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.CONTROL] * 4
+            if without is not None:
+                kinds[without] = gguf.TokenType.CONTROL
+            writer.add_token_types(kinds)
+            writer.add_bos_token_id(256)
+            writer.add_eos_token_id(257)
+
+        monkeypatch.setattr(converter, "_add_vocabulary", vocabulary)
+        source = models.write_gguf(models.tiny_model("llama"), tmp_path / "model.gguf")
+        return load(shared.export(source, tmp_path / "bundle"))
+
+    return opened
+
+
+def test_the_space_that_sentencepiece_puts_in_front_is_no_part_of_an_answer(sentencepiece):
+    with sentencepiece() as llm:
         assert llm.chat_tokenizer.encode_plain("{")[0] != ord("{")
         with Pool(llm, slots=1, n_ctx=256, n_threads=1) as pool:
             answer = asyncio.run(pool.complete("x", schema={"const": "so"}, max_tokens=20))
     assert answer.text == '"so"'
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_where_no_token_goes_on_an_answer_fails(sentencepiece, temperature):
+    schema: Any = {"const": "so"}
+    with sentencepiece(without=ord("o")) as llm:
+        with (
+            Batch(llm, n_ctx_seq=64, sequences=1, n_threads=1) as batch,
+            pytest.raises(RequestError, match="schema"),
+        ):
+            batch.generate([[1]], max_tokens=20, schema=schema, temperature=temperature)
+        with Pool(llm, contexts=1, slots=1, n_ctx=256, n_threads=1) as pool:
+            with pytest.raises(RequestError, match="schema"):
+                asyncio.run(pool.complete("x", schema=schema, temperature=temperature, max_tokens=20))
+            assert asyncio.run(pool.complete("x", schema={"const": "s"}, max_tokens=20)).text == '"s"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import select
+import signal
 import socket
 import sqlite3
 import time
@@ -101,6 +102,32 @@ def test_one_key_fills_no_queue(server: Serving, user: str) -> None:
         for headers in ([APP] if user == "mallory" else []) + [OTHER_APP, ALICE, BOB] * 3:
             assert server.ask("POST", PLAIN, GOOD | {"user": "ann"}, **headers)[0] == 200
     wait_until(lambda: server.load() == (0, 0))
+
+
+def test_grammars_that_take_too_much_hold_nobody_up(tiny: Path, tmp_path: Path) -> None:
+    """Nothing is computed for clients who leave before they are answered, and SIGTERM ends what runs."""
+    numbers = [{"type": "integer", "multipleOf": number} for number in (9000, 9001, 9002)]
+    bomb = {"type": "json_object", "schema": {"anyOf": numbers}}
+    flood = json.dumps(GOOD | {"n": 8, "response_format": bomb}).encode()
+    keys = keys_file(tmp_path, "first-app-key-1\nother-app-key-1\n")
+    with serving(tmp_path, tiny, "--api-keys", keys, "--max-requests", str(PLACES)) as server:
+        with ExitStack() as stack:
+            for _ in range(PLACES // 2):
+                opened(stack, server.port, head(PLAIN, APP, len(flood)) + flood)
+            good = {"type": "json_object", "schema": {"const": 1}}
+            for more in ({}, {"response_format": good, "max_tokens": 9}):
+                assert server.ask("POST", PLAIN, GOOD | more, **OTHER_APP)[0] == 200
+        wait_until(lambda: len(server.lines()) == PLACES // 2 + 2)
+        statuses = [line["status"] for line in server.lines()]
+        assert statuses.count(200) == 2
+        assert 499 in statuses, "who left is gone"
+        assert {*statuses} <= {200, 400, 429, 499}
+        with ExitStack() as stack:
+            for _ in range(PLACES // 2):
+                opened(stack, server.port, head(PLAIN, APP, len(flood)) + flood)
+            server.process.terminate()
+            assert server.process.wait(60) == 128 + signal.SIGTERM
+        assert [line for line in server.lines() if line["level"] != "info"] == []
 
 
 def test_nobody_learns_the_prompts_of_another(server: Serving, basis: Basis) -> None:

@@ -8,9 +8,9 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sse_starlette import EventSourceResponse
@@ -35,6 +35,7 @@ from .service import Service, going_down, wrong_user
 from .store import check_user, is_user
 
 LOG = logging.getLogger("tinylora_edge.serve")
+T = TypeVar("T")
 BYTES = "application/octet-stream"
 _OPEN = "are open"  # what the requests that have places do
 # Error, status and code of OpenAI's error object; the first that fits. Without a code: the error's own.
@@ -251,21 +252,25 @@ async def complete(request: Request, service: Service, *, chat: bool) -> Respons
     """Answer `POST /v1/chat/completions`, or `POST /v1/completions`."""
     start = time.perf_counter()
     body = read_body(await read_json(request, service), chat=chat)
-    streams = await _begin(body, request, service)
+    streams = await _unless_left(request, _begin(body, request, service))
     reply = Reply(body.model, chat)
     request.state.log.update(id=reply.name, stream=body.stream)
     if body.stream:
         events = _events(request, service, reply, streams, start, body)
         return EventSourceResponse(events, sep="\n", shutdown_grace_period=_LAST_EVENT_S)
     try:
-        answers = await _whole(request, streams)
+        answers = await _unless_left(request, _whole(streams))
     finally:
         _end(request, service, streams)
     return JSONResponse(reply.whole(answers))
 
 
-async def _begin(body: Body, request: Request, service: Service) -> list[AnswerStream]:
-    """Return the answers to a request, which have begun, under the vector that it names."""
+_Beginning: TypeAlias = Coroutine[Any, Any, list[AnswerStream]]
+"""The answers to a request, which have begun."""
+
+
+def _begin(body: Body, request: Request, service: Service) -> _Beginning:
+    """Let a request take its user's place; return what begins its answers under the vector that it names."""
     name, at, named = body.model.partition("@")
     sender, header = request.state.caller, request.headers.get("x-tinylora-vector", "")
     if name != service.name:
@@ -281,9 +286,13 @@ async def _begin(body: Body, request: Request, service: Service) -> list[AnswerS
     sender.who = who
     if text := body.vector or header:
         user = named or sender.user or body.user
-        return await _start(body, service, who, check_user(user) if user else "", read_frame(text))
+        return _start(body, service, who, check_user(user) if user else "", read_frame(text))
     if not at:
-        return await _start(body, service, who, sender.user or body.user, None)
+        return _start(body, service, who, sender.user or body.user, None)
+    return _start_under_stored(body, service, who, named)
+
+
+async def _start_under_stored(body: Body, service: Service, who: Who, named: str) -> list[AnswerStream]:
     frame = await _stored(service, who, named)
     try:
         return await _start(body, service, who, named, frame)
@@ -312,36 +321,29 @@ async def _start(
     if isinstance(vector, bytes) and service.under is not None:
         stack = [service.under, vector]
     whose: Any = {"user": user, "tenant": who.tenant, "account": who.account, "vector": stack}
-    options = body.options(service.limits)
-    streams = [
-        service.pool.stream(body.text, raw=not body.messages, choice=choice, **whose, **options)
-        for choice in range(body.n)
-    ]
-    try:
-        for stream in streams:
-            await stream.start()
-    except BaseException:
-        for stream in streams:
-            stream.close()
-        raise
-    return streams
+    return await service.pool.streams(
+        body.text, body.n, raw=not body.messages, **whose, **body.options(service.limits)
+    )
 
 
-async def _whole(request: Request, streams: Sequence[AnswerStream]) -> list[Answer]:
-    """Return the whole answers. ClientDisconnect: the client left before."""
+async def _whole(streams: Sequence[AnswerStream]) -> list[Answer]:
+    return await asyncio.gather(*(stream.answer() for stream in streams))
+
+
+async def _unless_left(request: Request, doing: Coroutine[Any, Any, T]) -> T:
+    """Return what a coroutine returns. ClientDisconnect: the client left before, and it is cancelled."""
 
     async def leaves() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    answers = asyncio.gather(*(stream.answer() for stream in streams))
-    left = asyncio.create_task(leaves())
-    both: tuple[asyncio.Future[Any], ...] = (answers, left)
+    done, left = asyncio.create_task(doing), asyncio.create_task(leaves())
+    both: tuple[asyncio.Task[Any], ...] = (done, left)
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not answers.done():
+        if not done.done():
             raise ClientDisconnect
-        return answers.result()
+        return done.result()
     finally:
         for each in both:
             each.cancel()
@@ -428,7 +430,6 @@ def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) ->
             service.feedback.remember(name, Who(account, made.user), answer)
 
 
-T = TypeVar("T")
 _List = Annotated[list[T], Field(fail_fast=True)]
 """A list that is refused at its first wrong item: a body of 1 MB may have 500,000, which takes seconds."""
 
