@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.connection import wait
+from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
 SECONDS = 0.5
@@ -53,9 +53,11 @@ def why_not(grammar: str, limits: dict[str, Any], left: Callable[[], bool]) -> s
     try:
         process.stdin.write(json.dumps(grammar).encode() + b"\n")
         process.stdin.flush()
-        while not wait([process.stdout.fileno()], _LOOK_S):
-            if left():
-                raise Left
+        with DefaultSelector() as answered:
+            answered.register(process.stdout, EVENT_READ)
+            while not answered.select(_LOOK_S):
+                if left():
+                    raise Left
         answer: str | None = json.loads(process.stdout.readline() or _ended())
     except BaseException:
         _end(process)
