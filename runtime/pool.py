@@ -211,12 +211,12 @@ class Pool:
 
     def _compile(self, request: Request, left: Callable[[], bool]) -> Request:
         """Return a request with its grammar; errors are those of `grammar_for`."""
-        tokenizer, closed = self.model.chat_tokenizer, lambda: self._compiling.closed
+        tokenizer, compiling = self.model.chat_tokenizer, self._compiling
         try:
             with self.model.in_use():
-                grammar = grammar_for(request.sampling, tokenizer, lambda: closed() or left())
+                grammar = grammar_for(request.sampling, tokenizer, lambda: compiling.closed or left())
         except Left:
-            if closed():
+            if compiling.closed:
                 raise TinyLoraError(_CLOSED) from None
             raise
         return replace(request, grammar=grammar)

@@ -118,8 +118,6 @@ class Grammar:
         """Return the logits [vocabulary] with -infinity for all tokens that may not come next. RequestError:
         none may, or the parser reaches one of its limits."""
         allowed = np.unpackbits(self._bits(), count=len(logits), bitorder="little").astype(np.bool_)
-        if not allowed.any():
-            raise _dead_end()
         return np.where(allowed, logits, np.float32(-np.inf))
 
     def along(self, tokens: Sequence[int]) -> list[NDArray[np.uint8]]:
@@ -144,6 +142,8 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
+            if self._matcher.get_error().startswith("NoExtensionBias"):
+                raise _refused("no token of the model's goes on with what the schema allows here")
             raise _no_grammar(self._matcher.get_error())
 
 
@@ -336,10 +336,6 @@ def _choice(labels: Sequence[str]) -> str:
 
 def _no_grammar(why: str) -> RequestError:
     return _refused(f"llguidance makes no grammar of this schema: {' '.join(why.split())[:200]}")
-
-
-def _dead_end() -> RequestError:
-    return _refused("no token of the model's goes on with what the schema allows here")
 
 
 def _refused(why: str) -> RequestError:
