@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import math
 import secrets
 import time
@@ -374,12 +375,19 @@ class Reply:
     name: str = field(default_factory=lambda: secrets.token_hex(12))
     made: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """Return the reply with whole answers."""
+    def encoded(self, answers: Sequence[Answer]) -> bytes:
+        """Return the reply with whole answers as JSON. Tokens are described one by one, so that other threads
+        get on: 16,000 of them with 20 others each take seconds."""
+        whole = self.whole(answers, described=False)
+        compact: Any = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
+        return json.dumps(whole, default=self._token, **compact).encode()
+
+    def whole(self, answers: Sequence[Answer], *, described: bool = True) -> dict[str, Any]:
+        """Return the reply with whole answers; not `described`, tokens are left as they are."""
         choices = []
         for index, answer in enumerate(answers):
             choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish.reason}
-            choice["logprobs"] = self._logprobs(answer.tokens)
+            choice["logprobs"] = self._logprobs(answer.tokens, described)
             if self.chat:
                 content = None if answer.calls and not answer.text else answer.text
                 choice["message"] = {"role": "assistant", "content": content, "refusal": None}
@@ -430,23 +438,23 @@ class Reply:
         kind, prefix = (f"chat.completion{part}", "chatcmpl") if self.chat else ("text_completion", "cmpl")
         return {"id": f"{prefix}-{self.name}", "object": kind, "created": self.made, "model": self.model}
 
-    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[Token], described: bool = True) -> dict[str, Any] | None:
         if not tokens:
             return None
+        each = [self._token(token) for token in tokens] if described else list(tokens)
         if self.chat:
-            content = [
-                {
-                    **_described(token.data, token.logprob),
-                    "top_logprobs": [_described(data, logprob) for data, logprob in token.likeliest],
-                }
-                for token in tokens
-            ]
-            return {"content": content, "refusal": None}
+            return {"content": each, "refusal": None}
         return {
             "tokens": [_readable(token.data) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{_readable(data): p for data, p in token.likeliest} for token in tokens],
+            "top_logprobs": each,
         }
+
+    def _token(self, token: Token) -> dict[str, Any]:
+        if self.chat:
+            others = [_described(data, logprob) for data, logprob in token.likeliest]
+            return {**_described(token.data, token.logprob), "top_logprobs": others}
+        return {_readable(data): logprob for data, logprob in token.likeliest}
 
 
 def usage(finishes: Sequence[Finish]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -20,6 +21,14 @@ from ..vector import AdmittedVector
 from .engine import Engine, Part, check_alive
 from .sampling import logprobs
 from .turns import Queue, Shares, Who
+
+_BESIDE, _AHEAD = 8, 64
+"""Most tokens that an account evaluates in a step: of prompts and answers together, where another one has
+rows too, and of prompts, where another one may come. On two cores a step with 8 beside one takes 2 to 3 times
+as long as that one alone; prompts are no faster in larger pieces."""
+
+_SLICE = 16
+"""Tokens of a row's turn, where not all are evaluated in a step: engines move those that are."""
 
 _WORTH = 16
 """Fewest tokens of a prompt for which a row that holds them is chosen, copied or waited for."""
@@ -187,6 +196,7 @@ class Slot:
             computed one at a time, by kernels whose last bits differ.
         after: logits [vocabulary] behind the prompt, where an answer was generated from it.
         used: number of the sequence that used it last, as the loop counts them.
+        slice: tokens that it evaluated of its present slice.
     """
 
     engine: Engine
@@ -198,6 +208,7 @@ class Slot:
     prompt: int = 0
     after: NDArray[np.float32] | None = None
     used: int = 0
+    slice: int = 0
 
     def shared(self, work: Work, *, soon: bool = False) -> int:
         """Return how many of the work's first tokens the row holds.
@@ -245,7 +256,8 @@ class Loop:
         self._changed = threading.Condition()  # what follows is looked at and changed with it
         self._waiting: Queue[Work] = Queue(waiting or sys.maxsize)
         self._rows = Shares(len(self._slots) if waiting else sys.maxsize, brief=True)
-        self._running: dict[Slot, Work] = {}
+        self._chunk = min(engine.chunk, _AHEAD) if waiting else engine.chunk
+        self._running: dict[Slot, Work] = {}  # whose slice ended first comes first
         self._closed = False
         self._left = False  # nobody waits for the thread: it frees the engine as it ends
         self._begun = 0
@@ -353,10 +365,7 @@ class Loop:
 
     def _work(self) -> None:
         """Run what is in the rows until the loop is closed."""
-        last = -1, NOBODY
-        while turn := self._next(last):
-            slot, work = next(iter(turn.items()))
-            last = slot.row, work.who
+        while turn := self._next():
             try:
                 self._step(turn)
             except BaseException as error:
@@ -365,34 +374,35 @@ class Loop:
         if self._left:
             self.engine.close()
 
-    def _next(self, last: tuple[int, Who]) -> dict[Slot, Work]:
+    def _next(self) -> dict[Slot, Work]:
         """Wait for work, and return what runs, in turn; nothing once the loop is closed.
 
-        The account whose prompts had the fewest turns comes first; of two that had equally many, the one that
-        had the last turn comes second. The same holds for the tenants of an account, and the rows of a tenant
-        follow each other.
+        Rows in the middle of a slice come first, then one of each tenant, then another of each, and so on. Of
+        several, the one comes first whose last slice ended before.
         """
-        row, before = last
-
-        def rank(slot: Slot) -> tuple[int, bool, int, bool, bool, int]:
-            who = self._running[slot].who
-            account, tenant = self._rows.turns(who)
-            return account, who.account == before.account, tenant, who == before, slot.row <= row, slot.row
-
         with self._changed:
             self._changed.wait_for(lambda: self._running or self._closed)
             if self._closed:
                 return {}
-            return {slot: self._running[slot] for slot in sorted(self._running, key=rank)}
+            rows, ranks = Counter[Who](), dict[Slot, tuple[bool, int]]()
+            for slot in sorted(self._running, key=lambda slot: slot.slice == 0):
+                who = self._running[slot].who
+                rows[who] += 1
+                ranks[slot] = slot.slice == 0, rows[who]
+            return {slot: self._running[slot] for slot in sorted(ranks, key=ranks.__getitem__)}
 
     def _step(self, turn: dict[Slot, Work]) -> None:
         """Evaluate a chunk of new prompts and a token of every answer."""
         engine = self.engine
+        self._probe(
+            [
+                slot
+                for slot, work in turn.items()
+                if work.cancelled and work.digest and work.cached is not None
+            ]
+        )
         for slot, work in list(turn.items()):
             if work.cancelled:
-                if work.digest and work.cached is not None and engine.length(slot.row) and slot.after is None:
-                    engine.purge(slot.row)  # nobody has seen whether its logits are finite
-                    slot.tenant = ""
                 del turn[slot]
                 self._leave(slot, work, None)
             elif work.cached is None:
@@ -402,8 +412,9 @@ class Loop:
             return
         with self._changed:
             for slot, part in parts:
-                if len(part.tokens) > 1:
-                    self._rows.turn(turn[slot].who)
+                slot.slice = (slot.slice + len(part.tokens)) % _SLICE
+                if not slot.slice:
+                    self._running[slot] = self._running.pop(slot)  # behind all others
         logits, at = engine.evaluate([part for _, part in parts]), 0
         for slot, part in parts:
             rows = logits[at : at + part.wanted]
@@ -413,6 +424,16 @@ class Loop:
                 if len(work.tokens) == work.prompt and isinstance(work, Generating):
                     slot.after = rows[0].copy()
                 self._take(slot, work, rows, turn)
+
+    def _probe(self, slots: list[Slot]) -> None:
+        """Empty rows whose logits are not finite, of those that were left before anybody saw a logit."""
+        unseen = [slot for slot in slots if slot.after is None and self.engine.length(slot.row)]
+        if unseen:
+            logits = self.engine.evaluate([Part(slot.row, [0], 1) for slot in unseen])
+            for slot, finite in zip(unseen, np.isfinite(logits.max(axis=1)), strict=True):
+                slot.tenant = ""
+                if not finite:
+                    self.engine.purge(slot.row)
 
     def _take(self, slot: Slot, work: Work, rows: NDArray[np.float32], turn: dict[Slot, Work]) -> None:
         error: BaseException | None = None
@@ -454,22 +475,24 @@ class Loop:
             slot.after = None
 
     def _parts(self, turn: dict[Slot, Work]) -> Iterator[tuple[Slot, Part]]:
-        """Yield what is evaluated next: chunks of prompts, first come, first served, and the last token of
-        each answer."""
-        engine = self.engine
-        left, outputs = engine.chunk, max(_SCORED, len(turn))
+        """Yield what is evaluated next: of one account a chunk of prompts and the last token of each answer,
+        of several accounts a few tokens each."""
+        engine, spent = self.engine, Counter[str]()
+        outputs = max(_SCORED, len(turn))
+        beside = len({work.who.account for work in turn.values()}) > 1
+        most = _BESIDE if beside else self._chunk
         for slot, work in turn.items():
             if work.cached is None:
                 continue
-            begin = engine.length(slot.row)
+            begin, account = engine.length(slot.row), work.who.account
             # Behind the prompt an answer has one new token at a time.
             count = missing = max(1, min(work.prompt, work.first + outputs) - begin)
-            if missing > engine.chunk:
-                count = min(engine.chunk, missing - _ALIGNED) // _ALIGNED * _ALIGNED
-            if count > 1:
-                left -= count
-                if left < 0:
+            if missing > most:
+                count = min(most, missing - _ALIGNED) // _ALIGNED * _ALIGNED or missing
+            if beside or count > 1:
+                if spent[account] and spent[account] + count > most:
                     continue
+                spent[account] += count
             wanted = max(0, begin + count - work.first)
             if wanted and not outputs:
                 continue

@@ -27,7 +27,7 @@ class Who(NamedTuple):
 
 
 class Shares:
-    """Places: who has taken them, and how many turns each of those has had.
+    """Places, and who has taken them.
 
     An account may take at most as many places as it leaves free: alone it has half of them. A tenant may take
     at most as many as it leaves to the other tenants of its account: alone it has a third. Where places come
@@ -41,7 +41,6 @@ class Shares:
     def __init__(self, most: int, *, brief: bool = False) -> None:
         self._free, self._brief = most, brief
         self._taken: Counter[str | Who] = Counter()  # by account, and by tenant
-        self._turns: dict[str | Who, int] = {}  # of whoever has a place
 
     def of(self, who: Who) -> tuple[int, int]:
         """Return how many places an account has, and one of its tenants."""
@@ -65,13 +64,7 @@ class Shares:
             )
 
     def take(self, who: Who) -> None:
-        """Take a place; who had none begins with as many turns as the others have at least."""
-        if not self._taken[who.account]:
-            others = (turns for each, turns in self._turns.items() if not isinstance(each, Who))
-            self._turns[who.account] = min(others, default=0)
-        if not self._taken[who]:
-            beside = (each for each in self._turns if isinstance(each, Who) and each.account == who.account)
-            self._turns[who] = min((self._turns[each] for each in beside), default=0)
+        """Take a place."""
         self._taken.update((who.account, who))
         self._free -= 1
 
@@ -90,17 +83,8 @@ class Shares:
         for each in (who.account, who):
             self._taken[each] -= 1
             if not self._taken[each]:
-                del self._taken[each], self._turns[each]
+                del self._taken[each]
         self._free += 1
-
-    def turns(self, who: Who) -> tuple[int, int]:
-        """Return how many turns an account had since it came, and one of its tenants."""
-        return self._turns[who.account], self._turns[who]
-
-    def turn(self, who: Who) -> None:
-        """Count a turn."""
-        for each in (who.account, who):
-            self._turns[each] += 1
 
 
 class Queue(Generic[T]):

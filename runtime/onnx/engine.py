@@ -28,7 +28,7 @@ _IDS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 _PAST, _PRESENT = "past_key_values.", "present."
 _WIDTH = 256  # cells that the mask grows by
 _FLOATS = 1 << 23  # of the logits of a prompt's end, at most
-_IDLE = 8  # calls after which a row may be moved
+_IDLE = 2  # calls after which a row may be moved: it rests for a slice, or is free
 _BLOCK = 64  # cells that a row's length is a multiple of, so that rows begin at a page of memory
 
 

@@ -64,3 +64,17 @@ def test_nobody_gets_anothers_answer(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "record").read_text("utf-8"))
     assert found["counts"] == {"own": 3 * 16 + 9}, found["wrong"]
     assert found["left"] > 0
+
+
+@pytest.mark.slow
+def test_what_attacks_cost_a_neighbour_is_measured_with_one_command(tmp_path: Path) -> None:
+    attacks = ["choices", "logprobs", "long", "leaving", "slow"]
+    command = [sys.executable, FOLDER / "neighbours.py", "--attacks", *attacks, "--json", tmp_path / "record"]
+    command += ["--llama", onnx_bundles.both(), "--onnx", onnx_bundles.both()]
+    command += [*("--rounds", "1"), *("--each", "2"), *("--tokens", "4"), *("--requests", "0")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "record").read_text("utf-8"))["neighbour"]
+    for engine in ("llama", "onnx"):
+        assert found[engine]["seconds"].keys() == {"quiet", *attacks}
+        assert all(found[engine]["ratios"]["median"][name] > 0 for name in attacks)

@@ -64,6 +64,43 @@ async def idle(pool: Pool) -> None:
         await asyncio.sleep(0.002)
 
 
+def test_an_account_has_a_share_of_the_tokens_and_not_of_the_rows(opened, monkeypatch):
+    """Long prompts and many answers of one account: another has few of them beside it, and all get on."""
+    with opened(n_ctx=400, slots=7) as pool:
+        loop, found = pool._loop, list[tuple[bool, Counter[str]]]()
+        engine, real = loop.engine, loop.engine.evaluate
+
+        def evaluate(parts: Any) -> Any:
+            running = {slot.row: work.who.account for slot, work in loop._running.items()}
+            counts = Counter[str]()
+            for part in parts:
+                counts[running[part.row]] += len(part.tokens)
+            found.append((len(set(running.values())) > 1, counts))
+            return real(parts)
+
+        async def ask(prompt: str, user: str, account: str) -> str:
+            sampling: Any = {"max_tokens": 40, "temperature": 0.0}
+            return (await pool.complete(prompt, user=user, account=account, **sampling)).text
+
+        async def both() -> None:
+            expected = [await ask(prompt, "ann", "ann") for prompt in PROMPTS]
+            monkeypatch.setattr(engine, "evaluate", evaluate)
+            others = [asyncio.create_task(ask(PROMPTS[n % 5], f"u{n}", "app")) for n in range(15)]
+            while not found:
+                await asyncio.sleep(0.001)
+            own = [await ask(prompt, "bob", "bob") for prompt in PROMPTS[::2]]
+            all_others = await asyncio.gather(*others)
+            if not hasattr(pool.model, "eval"):  # ONNX Runtime: to the bit, however a prompt was cut
+                assert (own, all_others) == (expected[::2], expected * 3)
+
+        asyncio.run(both())
+    shared = [counts for both, counts in found if both]
+    assert max(count for counts in shared for count in counts.values()) < 16  # 8, or the rest of a prompt
+    assert sum(counts["bob"] == 1 for counts in shared) > 60
+    assert all(counts["app"] for counts in shared), "what one account cannot use the other has"
+    assert max(counts["app"] for both, counts in found if not both) >= 64
+
+
 def test_every_user_gets_the_answer_that_they_would_get_alone(pool: Pool) -> None:
     chance, users = random.Random(0), [None, *vectors(pool, 7)]
     requests = [(u, p, 1 + chance.randrange(2 * LIMIT)) for u in range(8) for p in PROMPTS[:4]]

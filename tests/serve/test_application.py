@@ -28,6 +28,7 @@ from starlette.testclient import TestClient
 from tinylora_edge import Basis, MicroVector, Policy, runtime, serve
 from tinylora_edge.errors import OptionError, RollbackError, TinyLoraError, VectorError
 from tinylora_edge.runtime import Clicks, SampledAnswer
+from tinylora_edge.runtime.answers import Reply
 from tinylora_edge.runtime.turns import Who
 from tinylora_edge.serve import ApiKeys, process
 from tinylora_edge.serve.completions import Body
@@ -245,6 +246,35 @@ def test_a_name_with_a_slash_below_a_path(tiny: Path) -> None:
     below = TestClient(Starlette(routes=[Mount("/llm", app=app)]))
     assert below.get("/llm/v1/models").json()["data"][0]["id"] == "org/tiny"
     app.state.service.close()
+
+
+def test_a_long_reply_is_made_beside_what_else_is_answered(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, release, real = threading.Event(), threading.Event(), Reply.whole
+
+    def whole(*args: Any, **options: Any) -> Any:
+        at.set()
+        assert release.wait(60)
+        return real(*args, **options)
+
+    with TestClient(serve.app(tiny, **SMALL)) as client:
+        assert client.portal is not None
+        ask = partial(client.post, "/v1/completions")
+        monkeypatch.setattr(Reply, "whole", whole)
+        body = BODY | {"logprobs": 2, "temperature": 0}
+        first = client.portal.start_task_soon(partial(asyncio.to_thread, ask, json=body))
+        assert at.wait(60)
+        with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as streamed:
+            events = [
+                line.removeprefix("data: ") for line in streamed.iter_lines() if line.startswith("data: {")
+            ]
+        release.set()
+        described = first.result(60).json()["choices"][0]["logprobs"]
+    pieces = [json.loads(event)["choices"][0]["logprobs"] for event in events]
+    assert len(described["tokens"]) == 3
+    for name, each in described.items():
+        assert each == [*chain(*(piece[name] for piece in pieces if piece))]
 
 
 def test_a_body_is_read_up_to_its_first_wrong_item() -> None:

@@ -8,8 +8,9 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -262,7 +263,10 @@ async def complete(request: Request, service: Service, *, chat: bool) -> Respons
         answers = await _unless_left(request, _whole(streams))
     finally:
         _end(request, service, streams)
-    return JSONResponse(reply.whole(answers))
+    content: Callable[[], bytes] = partial(reply.encoded, answers)
+    if any(answer.tokens for answer in answers):  # which may be of megabytes
+        return Response(await service.write(request.state.caller.who, content), media_type="application/json")
+    return Response(content(), media_type="application/json")
 
 
 _Beginning: TypeAlias = Coroutine[Any, Any, list[AnswerStream]]

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _STORE_THREADS = 4  # they wait for its lock, for seconds: nobody else's may
+_WRITE_THREADS = 2  # one account's replies keep another's waiting in no more than one of them
 _GOING_DOWN = "the server is going down: ask again in a moment"
 
 
@@ -81,6 +82,7 @@ class Service:
         self.metrics, self.places = Metrics(), Shares(self.limits.requests)
         most = self.limits.requests
         self._storing = Workers(_STORE_THREADS, most, "tinylora-store", _GOING_DOWN)
+        self._writing = Workers(_WRITE_THREADS, most, "tinylora-replies", _GOING_DOWN)
         self._learning = Workers(
             1, most, "tinylora-clicks", _GOING_DOWN
         )  # a click takes all cores for seconds
@@ -90,6 +92,7 @@ class Service:
         self.draining = True
         self._learning.close()
         self.pool.close()
+        self._writing.close()
         self._storing.close()
         if self.store is not None:
             self.store.close()
@@ -99,6 +102,10 @@ class Service:
         if self.draining:
             raise going_down()
         return await asyncio.wrap_future(self._learning.submit(who, partial(call, *args)))
+
+    async def write(self, who: Who, call: Callable[[], bytes]) -> bytes:
+        """Make a long reply in a thread for it, by turns. OverloadError: too many wait."""
+        return await asyncio.wrap_future(self._writing.submit(who, call))
 
     async def with_store(self, who: Who, call: Callable[[Store], T]) -> T:
         """Call the store in one of its threads, by turns. RefusedError: there is none."""
