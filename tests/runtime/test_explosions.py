@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,3 +64,42 @@ def test_the_policy_of_a_model_is_that_of_a_batch(tiny_bundle: Path) -> None:
         vector = MicroVector.random(llm.bases.basis(rank=8), 257.0)
         with pytest.raises(VectorError, match="norm 257, but the policy accepts at most 256"):
             batch.generate(TOKENS, vectors=vector, max_tokens=2)
+
+
+def test_what_was_left_in_its_prompt_is_forgotten_too(
+    llm: PersonalizedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has seen that its logits are not finite; where they are, a token says so, and no prompt."""
+    basis = llm.bases.basis(rank=8)
+    huge, small = MicroVector(np.full(basis.size, 1e30, np.float32)), MicroVector.random(basis, 0.3, seed=1)
+    with runtime.Pool(llm, n_ctx=96, slots=2, n_threads=1) as pool:
+        engine, real, seen = pool._loop.engine, pool._loop.engine.evaluate, list[list[int]]()
+
+        async def answers() -> list[str]:
+            asked = [pool.complete("one " * 18, user=user, temperature=0.0, max_tokens=5) for user in "abcd"]
+            return [answer.text for answer in await asyncio.gather(*asked)]
+
+        async def leave(vector: MicroVector) -> int:
+            stream = pool.stream("one " * 20, raw=True, user="m", vector=vector)
+
+            def evaluate(parts: Any) -> Any:
+                seen.append([len(part.tokens) for part in parts])
+                if len(seen) == 1:
+                    stream.close()
+                return real(parts)
+
+            seen.clear()
+            before = engine.evaluated
+            with monkeypatch.context() as patched:
+                patched.setattr(engine, "evaluate", evaluate)
+                await stream.start()
+                while pool.load().running or pool.load().waiting or not seen:
+                    await asyncio.sleep(0.001)
+            return engine.evaluated - before
+
+        before = asyncio.run(answers())
+        assert asyncio.run(leave(small)) == 64 + 1
+        assert seen == [[64], [1]]
+        for _ in range(2):
+            asyncio.run(leave(huge))
+            assert asyncio.run(answers()) == before
