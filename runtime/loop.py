@@ -22,10 +22,12 @@ from .engine import Engine, Part, check_alive
 from .sampling import logprobs
 from .turns import Queue, Shares, Who
 
-_BESIDE, _AHEAD = 8, 64
-"""Most tokens that an account evaluates in a step: of prompts and answers together, where another one has
-rows too, and of prompts, where another one may come. On two cores a step with 8 beside one takes 2 to 3 times
-as long as that one alone; prompts are no faster in larger pieces."""
+_AHEAD = 64
+"""Most tokens of prompts in a step where another account may come: they are no faster in larger pieces."""
+
+_PROMPT, _ROWS = 32, 8
+"""Most tokens of prompts in a step, and most rows of an account that generate in it, where several accounts
+have rows: on two cores a step with these takes 2 to 4 times as long as that of one row alone."""
 
 _SLICE = 16
 """Tokens of a row's turn, where not all are evaluated in a step: engines move those that are."""
@@ -257,7 +259,7 @@ class Loop:
         self._waiting: Queue[Work] = Queue(waiting or sys.maxsize)
         self._rows = Shares(len(self._slots) if waiting else sys.maxsize, brief=True)
         self._chunk = min(engine.chunk, _AHEAD) if waiting else engine.chunk
-        self._running: dict[Slot, Work] = {}  # whose slice ended first comes first
+        self._running: dict[Slot, Work] = {}
         self._closed = False
         self._left = False  # nobody waits for the thread: it frees the engine as it ends
         self._begun = 0
@@ -377,19 +379,19 @@ class Loop:
     def _next(self) -> dict[Slot, Work]:
         """Wait for work, and return what runs, in turn; nothing once the loop is closed.
 
-        Rows in the middle of a slice come first, then one of each tenant, then another of each, and so on. Of
-        several, the one comes first whose last slice ended before.
+        The account that evaluated the fewest tokens comes first. In it rows in the middle of a slice do, then
+        those of the tenant with the fewest.
         """
+
+        def rank(slot: Slot) -> tuple[int, bool, int, int]:
+            account, tenant = self._rows.tokens(self._running[slot].who)
+            return account, slot.slice == 0, tenant, slot.row
+
         with self._changed:
             self._changed.wait_for(lambda: self._running or self._closed)
             if self._closed:
                 return {}
-            rows, ranks = Counter[Who](), dict[Slot, tuple[bool, int]]()
-            for slot in sorted(self._running, key=lambda slot: slot.slice == 0):
-                who = self._running[slot].who
-                rows[who] += 1
-                ranks[slot] = slot.slice == 0, rows[who]
-            return {slot: self._running[slot] for slot in sorted(ranks, key=ranks.__getitem__)}
+            return {slot: self._running[slot] for slot in sorted(self._running, key=rank)}
 
     def _step(self, turn: dict[Slot, Work]) -> None:
         """Evaluate a chunk of new prompts and a token of every answer."""
@@ -412,9 +414,8 @@ class Loop:
             return
         with self._changed:
             for slot, part in parts:
+                self._rows.count(turn[slot].who, len(part.tokens))
                 slot.slice = (slot.slice + len(part.tokens)) % _SLICE
-                if not slot.slice:
-                    self._running[slot] = self._running.pop(slot)  # behind all others
         logits, at = engine.evaluate([part for _, part in parts]), 0
         for slot, part in parts:
             rows = logits[at : at + part.wanted]
@@ -475,24 +476,27 @@ class Loop:
             slot.after = None
 
     def _parts(self, turn: dict[Slot, Work]) -> Iterator[tuple[Slot, Part]]:
-        """Yield what is evaluated next: of one account a chunk of prompts and the last token of each answer,
-        of several accounts a few tokens each."""
-        engine, spent = self.engine, Counter[str]()
-        outputs = max(_SCORED, len(turn))
+        """Yield what is evaluated next: chunks of prompts and the last token of each answer, and of several
+        accounts fewer of both."""
         beside = len({work.who.account for work in turn.values()}) > 1
-        most = _BESIDE if beside else self._chunk
+        left, outputs = _PROMPT if beside else self._chunk, max(_SCORED, len(turn))
+        generating = Counter[str]()
         for slot, work in turn.items():
             if work.cached is None:
                 continue
-            begin, account = engine.length(slot.row), work.who.account
+            begin = self.engine.length(slot.row)
             # Behind the prompt an answer has one new token at a time.
             count = missing = max(1, min(work.prompt, work.first + outputs) - begin)
-            if missing > most:
-                count = min(most, missing - _ALIGNED) // _ALIGNED * _ALIGNED or missing
-            if beside or count > 1:
-                if spent[account] and spent[account] + count > most:
+            if missing == 1:
+                generating[work.who.account] += 1
+                if beside and generating[work.who.account] > _ROWS:
                     continue
-                spent[account] += count
+            else:
+                if missing > left:
+                    count = min(left, missing - _ALIGNED) // _ALIGNED * _ALIGNED
+                if count <= 0:
+                    continue
+                left -= count
             wanted = max(0, begin + count - work.first)
             if wanted and not outputs:
                 continue

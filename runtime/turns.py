@@ -27,7 +27,7 @@ class Who(NamedTuple):
 
 
 class Shares:
-    """Places, and who has taken them.
+    """Places: who has taken them, and how many tokens each of those has had evaluated.
 
     An account may take at most as many places as it leaves free: alone it has half of them. A tenant may take
     at most as many as it leaves to the other tenants of its account: alone it has a third. Where places come
@@ -41,6 +41,7 @@ class Shares:
     def __init__(self, most: int, *, brief: bool = False) -> None:
         self._free, self._brief = most, brief
         self._taken: Counter[str | Who] = Counter()  # by account, and by tenant
+        self._tokens: dict[str | Who, int] = {}  # of whoever has a place
 
     def of(self, who: Who) -> tuple[int, int]:
         """Return how many places an account has, and one of its tenants."""
@@ -64,7 +65,13 @@ class Shares:
             )
 
     def take(self, who: Who) -> None:
-        """Take a place."""
+        """Take a place; who had none begins with as many tokens as the others have at least."""
+        if not self._taken[who.account]:
+            others = (tokens for each, tokens in self._tokens.items() if not isinstance(each, Who))
+            self._tokens[who.account] = min(others, default=0)
+        if not self._taken[who]:
+            beside = (each for each in self._tokens if isinstance(each, Who) and each.account == who.account)
+            self._tokens[who] = min((self._tokens[each] for each in beside), default=0)
         self._taken.update((who.account, who))
         self._free -= 1
 
@@ -83,8 +90,17 @@ class Shares:
         for each in (who.account, who):
             self._taken[each] -= 1
             if not self._taken[each]:
-                del self._taken[each]
+                del self._taken[each], self._tokens[each]
         self._free += 1
+
+    def tokens(self, who: Who) -> tuple[int, int]:
+        """Return how many tokens an account had since it came, and one of its tenants."""
+        return self._tokens[who.account], self._tokens[who]
+
+    def count(self, who: Who, tokens: int) -> None:
+        """Count tokens that were evaluated."""
+        for each in (who.account, who):
+            self._tokens[each] += tokens
 
 
 class Queue(Generic[T]):

@@ -52,6 +52,19 @@ def test_a_tenant_has_a_third_and_many_have_no_more_than_their_account() -> None
     assert not made.has_room(who("a1"))
 
 
+def test_who_comes_has_no_claim_on_tokens_from_before() -> None:
+    made = shares(9, "a1 a2 b1")
+    for name in ("a1", "a1", "a2", "b1"):
+        made.count(who(name), 1)
+    made.take(who("a3"))
+    made.take(who("c1"))
+    tokens = {name: made.tokens(who(name)) for name in ("a1", "a2", "a3", "b1", "c1")}
+    assert tokens == {"a1": (3, 2), "a2": (3, 1), "a3": (3, 1), "b1": (1, 1), "c1": (1, 0)}
+    made.leave(who("a1"))
+    made.take(who("a1"))
+    assert made.tokens(who("a1")) == (3, 1)
+
+
 @pytest.mark.parametrize(
     ("waiting", "running", "expected"),
     [
