@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import architectures
+import llama_cpp
 import models
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from tinylora_edge import ExportError, MicroVector
 from tinylora_edge.exporters import export_gguf
 from tinylora_edge.exporters.weights.gguf import TESTED
+from tinylora_edge.runtime.engine import Part
 
 PROMPT = list(b"one two three four five")
 GELU = ("gemma2", "gemma3", "falcon")  # which ggml looks up in a table of float16
@@ -47,6 +49,29 @@ def base(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(base, tmp_path_factory):
     return export_gguf(base, tmp_path_factory.mktemp("exported") / "bundle")
+
+
+def test_rows_of_different_vectors_are_evaluated_together(architecture, exported, load):
+    """Prompts of several lengths, two of one, and then tokens of each row are what each vector does alone."""
+    bases = [exported.bases.basis(rank=rank) for rank in (1, 2, exported.bases.factors.shape, 2)]
+    vectors = [None, *(MicroVector.random(basis, 3.0, seed=1) for basis in bases)]
+    prompts = [PROMPT[i % 2 : 5 + 5 * (i % 3)] for i in range(len(vectors))]
+    options = dict.fromkeys(("type_k", "type_v"), llama_cpp.GGML_TYPE_F32)
+    llm = load(exported.output, **options)
+    expected = []
+    for vector, prompt in zip(vectors, prompts, strict=True):
+        llm.clear() if vector is None else llm.swap(vector)
+        expected.append(models.llama_logits(llm, [*prompt, 65, 66])[-3:])
+    engine = llm.engine(rows=len(vectors) + 1, n_ctx=64, n_threads=1)
+    rows = np.random.default_rng(0).permutation(len(vectors) + 1)[:-1].tolist()
+    for row, vector in zip(rows, vectors, strict=True):
+        engine.set_r(row, None if vector is None else llm.own(vector).r)
+    found = [engine.evaluate([Part(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]).copy()]
+    for token in (65, 66):
+        found.append(engine.evaluate([Part(row, [token]) for row in rows]).copy())
+    for row, (alone, beside) in enumerate(zip(expected, np.stack(found, 1), strict=True)):
+        assert np.abs(beside - alone).max() < 1e-4 * np.abs(alone).max(), row
+    assert np.abs(found[1][0] - found[1][-1]).max() > 1e-2 * np.abs(found[0]).max(), "the vectors differ"
 
 
 @pytest.mark.parametrize("size", SIZES)

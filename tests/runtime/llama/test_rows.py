@@ -1,0 +1,130 @@
+"""Rows of a llama.cpp engine: each has its R and its tokens, wherever its sequence lies."""
+
+from __future__ import annotations
+
+import random
+
+import converter
+import gguf
+import llama_cpp
+import models
+import numpy as np
+import pytest
+import support
+
+from tinylora_edge import MicroVector, TinyLoraError
+from tinylora_edge.runtime.engine import Part
+from tinylora_edge.runtime.llama import columns
+
+F32 = dict.fromkeys(("type_k", "type_v"), llama_cpp.GGML_TYPE_F32)
+
+
+@pytest.fixture
+def llm(load, tiny_bundle):
+    return load(tiny_bundle, **F32)
+
+
+def vectors(llm):
+    return [None, *(MicroVector.random(basis, 3.0, seed=1) for basis in support.each_size(llm.bases))]
+
+
+def alone(llm, tokens, vector):
+    llm.clear() if vector is None else llm.swap(vector)
+    return models.llama_logits(llm, tokens)[-1]
+
+
+def assert_same(found, expected):
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_rows_that_come_go_grow_and_are_copied_in_any_order(llm):
+    chance, choices = random.Random(1), vectors(llm)
+    engine = llm.engine(rows=6, n_ctx=128, n_threads=1)
+    held, of = [[] for _ in range(6)], [choices[0]] * 6
+    for _ in range(40):
+        for row in chance.sample(range(6), 2):
+            begun = chance.random() < 0.3
+            if begun:
+                assert engine.cut(row, 0) == 0
+                held[row], of[row] = [], chance.choice(choices)
+                engine.set_r(row, None if of[row] is None else llm.own(of[row]).r)
+            elif held[row] and chance.random() < 0.3:
+                other = chance.choice([each for each in range(6) if each != row])
+                length = chance.randint(1, len(held[row]))
+                engine.copy(row, other, length)
+                held[other], of[other] = held[row][:length], of[row]
+                engine.set_r(other, None if of[other] is None else llm.own(of[other]).r)
+        parts = []
+        for row in chance.sample(range(6), chance.randint(1, 6)):
+            count = chance.choice([1, 1, 1, 2, 3, 5])
+            parts.append(Part(row, [chance.randrange(256) for _ in range(count)], chance.randint(0, count)))
+            held[row] = [*held[row], *parts[-1].tokens]
+        logits, at = engine.evaluate(parts).copy(), 0
+        for row, _, wanted in parts:
+            assert engine.length(row) == len(held[row])
+            if wanted:
+                at += wanted
+                assert_same(logits[at - 1], alone(llm, held[row], of[row]))
+        assert at == len(logits)
+        for row in range(6):
+            if len(held[row]) > 100:
+                held[row] = held[row][: engine.cut(row, 5)]
+    assert engine.evaluated > 40
+
+
+def test_a_prompt_longer_than_an_evaluation(load, tiny_bundle):
+    llm = load(tiny_bundle, n_ctx=512, **F32)
+    vector, tokens = vectors(llm)[-1], [i % 250 for i in range(500)]
+    engine = llm.engine(rows=2, n_ctx=600, n_threads=1)
+    engine.set_r(1, llm.own(vector).r)
+    engine._size = 64
+    logits = engine.evaluate([Part(1, tokens, 2), Part(0, [1])])
+    assert_same(logits[1], alone(llm, tokens, vector))
+
+
+def test_the_callers_lora_is_in_force_for_every_row(load, tiny_bundle, tmp_path):
+    """Of a module that has factors: its A has the name of ours."""
+    rng, lora = np.random.default_rng(5), tmp_path / "lora.gguf"
+    writer = gguf.GGUFWriter(lora, "llama")
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 8.0)
+    for part, shape in (("a", (8, 64)), ("b", (64, 8))):
+        writer.add_tensor(f"blk.1.attn_q.weight.lora_{part}", np.float32(rng.normal(size=shape) / 4))
+    converter.finish(writer, lora)
+    llm = load(tiny_bundle, lora_path=str(lora), **F32)
+    tokens, choices = [65, 66, 67], vectors(llm)
+    expected = [alone(llm, tokens, vector) for vector in choices]
+    assert np.abs(alone(load(tiny_bundle, **F32), tokens, None) - expected[0]).max() > 1e-2
+    engine = llm.engine(rows=len(choices), n_ctx=64, n_threads=1)
+    for row, vector in enumerate(choices):
+        engine.set_r(row, None if vector is None else llm.own(vector).r)
+    engine.evaluate([Part(row, tokens[:2]) for row in range(len(choices))])
+    for found, each in zip(
+        engine.evaluate([Part(r, tokens[2:]) for r in range(len(choices))]), expected, strict=True
+    ):
+        assert_same(found, each)
+
+
+def test_the_base_is_the_base_to_the_bit_beside_others(llm, tiny_bundle, load_plain):
+    tokens = [65, 66, 67]
+    plain = models.llama_logits(load_plain(tiny_bundle, **F32), tokens)
+    engine = llm.engine(rows=1, n_ctx=64, n_threads=1)
+    assert np.array_equal(engine.evaluate([Part(0, tokens, 3)]), plain)
+    engine.set_r(0, llm.own(vectors(llm)[-1]).r)
+    engine.evaluate([Part(0, tokens)])
+    engine.cut(0, 0)
+    engine.set_r(0, None)
+    assert np.array_equal(engine.evaluate([Part(0, tokens, 3)]), plain)
+
+
+def test_tensors_of_another_ggml_are_refused_before_any_is_read(llm, monkeypatch):
+    class Longer(columns._Tensor):
+        _fields_ = (("more", columns.ctypes.c_char * 256),)
+
+    columns._ggml.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(columns, "_Tensor", Longer)
+        with pytest.raises(TinyLoraError, match="laid out in another way"):
+            llm.engine(rows=1, n_ctx=64, n_threads=1)
+    llm.engine(rows=1, n_ctx=64, n_threads=1)
