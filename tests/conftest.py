@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # A worker of pytest-xdist has one core, from before anything counts cores. OpenBLAS starts a thread a core as
 # soon as numpy is loaded; one from before runs on the other worker's core, too, and both wait for each other
@@ -18,6 +18,7 @@ if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
         _cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {_cores[int(_worker.removeprefix("gw")) % len(_cores)]})
 
+import numpy as np
 import pytest
 import shared
 from browsing import browser
@@ -94,6 +95,39 @@ def tiny_weights() -> Path:
     import models
 
     return shared.once("tiny-weights", lambda path: models.write_hf(models.tiny_model("llama"), path))
+
+
+# Whether a few steps find something better depends on the processor. With these fixtures each check does, by
+# the number of its step; everything else is real. So tests see what a learner does with what it has found.
+
+
+@pytest.fixture
+def tuning_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every check of a `RewardLearner` scores higher than one of an earlier step."""
+    from tinylora_edge.runtime import RewardLearner
+
+    judge = RewardLearner._judge
+
+    def judged(self: Any, vectors: Any, numbers: Any, *, checking: bool = False) -> Any:
+        found = judge(self, vectors, numbers, checking=checking)
+        return np.full_like(found, -1 / (1 + self._search.step)) if checking else found
+
+    monkeypatch.setattr(RewardLearner, "_judge", judged)
+
+
+@pytest.fixture
+def training_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every validation of a `Trainer` is better than one of an earlier step: in reward, and in SFT's loss."""
+    from tinylora_edge.train.trainer import Trainer
+
+    validate = Trainer.validate
+
+    def validated(self: Any, v: Any) -> Any:
+        scores, _ = validate(self, v)
+        loss = 1 / (1 + self.state.step)
+        return (np.full_like(scores, -loss), loss) if self._sft else (np.full_like(scores, 1 - loss), 0.0)
+
+    monkeypatch.setattr(Trainer, "validate", validated)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from tinylora_edge.eval import measure
 from tinylora_edge.tasks import Completion, load_task
 
 
+@pytest.mark.usefixtures("training_gains")
 def test_the_demo_on_a_short_training(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = partial(exporters.ExportSettings, targets=("attn_v",))  # the whole is what every other test loads
     monkeypatch.setattr(exporters, "ExportSettings", few)

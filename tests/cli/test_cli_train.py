@@ -13,6 +13,7 @@ from invocation import write_vector
 from tinylora_edge import MicroVector, load_bundle
 from tinylora_edge.train.run import run_folder
 
+pytestmark = pytest.mark.usefixtures("training_gains")
 REWARD = ("--reward", "regex('^')")
 TRAIN = ("--steps", 2, "--prompts", 4, "--samples", 4, "--lr", 0.1)
 

@@ -114,6 +114,7 @@ def test_refusals_leave_nothing(cli: Cli, tiny_bundle: Path, task: list[str], tm
     cli(*command).refused("v.bin", "exists")
 
 
+@pytest.mark.usefixtures("tuning_gains")
 def test_a_users_own_texts_need_no_reward(cli: Cli, tiny_bundle: Path, tmp_path: Path) -> None:
     mine, out = tmp_path / "mine.txt", tmp_path / "v.bin"
     mine.write_text("".join(f"on my way, {n} min\n" for n in range(60)))
@@ -121,12 +122,14 @@ def test_a_users_own_texts_need_no_reward(cli: Cli, tiny_bundle: Path, tmp_path:
     tune = ("tune", tiny_bundle, mine, "--under", shared, "--budget", "12ktokens", "-o", out)
     ran = cli(*tune, *OPTIONS).ran()
     assert "texts without prompts: learned as they are" in ran.stderr
-    told = re.search(r"held back ([\d.]+) -> ([\d.]+) nats a token", " ".join(ran.stdout.split()))
-    assert told
-    assert float(told[1]) > float(told[2])
+    told = re.search(r"held back 1\.0+ -> 0\.\d+ nats a token", " ".join(ran.stdout.split()))
+    assert told, "the first check, and a later one"
     assert re.search(r"\nbeneath +\d", ran.stdout), "nats have no minus"
     record = json.loads((tmp_path / "v.bin.json").read_text())
-    assert record["held_out"]["vector"] > record["held_out"]["base"], "what lies beneath is the base"
+    stack = ("--vector", shared, "--vector", out, "-n", record["held_out"]["n"])
+    found = json.loads(cli("eval", tiny_bundle, mine, *stack, "--json", *OPTIONS).stdout)
+    held = [record["held_out"][arm] for arm in ("base", "vector")]
+    assert held == pytest.approx([found[arm]["mean"] for arm in ("beneath", "vector")], abs=1e-3)
     assert record["result"]["rollouts"] > 0
     cli("tune", tiny_bundle, mine, "--reward", "max_words(3)", "-o", tmp_path / "w.bin").refused(
         "without prompts"

@@ -79,6 +79,7 @@ def folder(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("training_gains", "tuning_gains")
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_code_runs_as_it_is_printed(path, folder, tmp_path, monkeypatch):
     place = tmp_path / "reader"
