@@ -99,6 +99,8 @@ def people(folder: Path) -> People:
 class Nothing:
     """In an adapter's place where nothing is learned."""
 
+    until = math.inf
+
     def using(self, r: None) -> nullcontext[None]:
         return nullcontext(r)
 
