@@ -44,6 +44,7 @@ from tinylora_edge import MicroVector, Policy, load_bundle, runtime
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.factors import read_shape
 from tinylora_edge.process import cores
+from tinylora_edge.projection import Whitening
 from tinylora_edge.runtime.batch import Batch
 from tinylora_edge.runtime.learning.state import picked
 from tinylora_edge.tasks import Preamble, Sample, Task, draw_examples
@@ -52,7 +53,7 @@ from tinylora_edge.train import Adapter, Group, Learner
 from tinylora_edge.train.adapter import give_back, hf_names, load_model
 from tinylora_edge.train.batches import KEEP, REHEARSED_TOKENS, WHITENED, Rehearsal
 from tinylora_edge.train.learner import rounded, whitened
-from tinylora_edge.train.trainer import ROUNDED, default_lr
+from tinylora_edge.train.trainer import ROUNDED, fitted_lr
 
 GENERAL, ANSWERED = 32, 48  # prompts, and tokens of an answer to one
 BLOCK = 32  # numbers of a LoRA that share a scale of 16 bits, as in GGUF's Q4_0
@@ -105,6 +106,7 @@ class Steps:
 
     Args:
         trained: what learns; the adapter's v where there is a `whitener`.
+        lr: step size; None for the trainer's, of a vector, which `fit` finds.
         count: steps in all.
         whitener: makes the completions that the coordinates are found by; None for plain steps.
         dtype: `q2` or `q4`, to which what learns is rounded in the last third of the steps (`q1` too without
@@ -115,19 +117,24 @@ class Steps:
         self,
         learner: Learner,
         trained: list[Tensor],
-        lr: float,
+        lr: float | None,
         count: int,
         whitener: Callable[[], Sequence[Group]] | None,
         dtype: str = "",
     ) -> None:
-        self._learner, self._lr, self._count, self._dtype = learner, lr, count, dtype
+        self._learner, self.lr, self._count, self._dtype = learner, lr or 0.0, count, dtype
         self._coordinates = None if whitener is None else whitened(learner, whitener)
         self._trained, self._z = trained, trained
         if whitener is not None:
             self._z = [torch.zeros_like(part) for part in trained]
         elif dtype:  # gradients are of the rounded numbers, steps go to the exact ones
             self._z = [part.detach().clone() for part in trained]
-        self._adam = torch.optim.Adam(self._z, lr=lr, betas=(0.9, 0.99))
+        self._adam = torch.optim.Adam(self._z, lr=self.lr, betas=(0.9, 0.99))
+
+    def fit(self, groups: Sequence[Group], gradient: Tensor) -> None:
+        """Find the step size as the trainer does, by the groups of the first step and its gradient by v."""
+        coordinates = self._coordinates or Whitening()
+        self.lr = fitted_lr(self._learner, coordinates, groups, coordinates.gradient(gradient.numpy()))
 
     def take(self, number: int, gradients: list[Tensor]) -> None:
         """Take a step, counted from 0, by gradients of what learns."""
@@ -136,7 +143,7 @@ class Steps:
             gradients = [torch.from_numpy(np.float32(coordinates.gradient(gradients[0].numpy())))]
         for part, gradient in zip(self._z, gradients, strict=True):
             part.grad = gradient
-        self._adam.param_groups[0]["lr"] = self._lr * (1 - 0.9 * number / max(self._count - 1, 1))
+        self._adam.param_groups[0]["lr"] = self.lr * (1 - 0.9 * number / max(self._count - 1, 1))
         self._adam.step()
         rounds = bool(self._dtype) and number + 1 >= ROUNDED * self._count
         if coordinates is None:
@@ -192,13 +199,13 @@ class Run:
             bases = self.bundle.bases
             basis = learned(bases) if kind == "learned" else bases.basis(rank=read_shape(size))
             adapter = Adapter(self.model, basis)
-            trained, lr = [adapter.v], lr or default_lr(basis, "sft")
+            trained = [adapter.v]
         learner = Learner(self.model, adapter, temperature=1.0, workers=cores())
         general = self._general()
         likely = mean(learner.measure(general))
         kept = self._rehearsal(learner) if kind == "keep" else None
         plain = basis is None or kind == "plain"
-        losses = self._fit(learner, trained, lr, seed, steps, kept, dtype, plain=plain)
+        lr, losses = self._fit(learner, trained, lr, seed, steps, kept, dtype, plain=plain)
         took = time.monotonic() - began
         numbers = sum(part.numel() for part in trained)
         facts: dict[str, Any] = {"lr": lr, "numbers": numbers, "losses": losses, "train_s": took}
@@ -276,15 +283,18 @@ class Run:
         self,
         learner: Learner,
         trained: list[Tensor],
-        lr: float,
+        lr: float | None,
         seed: int,
         steps: int,
         kept: Rehearsal | None,
         dtype: str,
         *,
         plain: bool,
-    ) -> list[float]:
-        """Train in place, and return the losses. Steps are in the trainer's coordinates, unless plain."""
+    ) -> tuple[float, list[float]]:
+        """Train in place, and return the step size and the losses.
+
+        Steps are in the trainer's coordinates, and as long, unless plain.
+        """
         losses, samples = list[float](), self.data.train
         count = len(samples)
         first = picked(count, 0, min(WHITENED, count), (seed, 3))
@@ -296,11 +306,13 @@ class Run:
             if kept is not None:
                 pull = kept.gradient(step)
                 gradients[0] = gradients[0] + KEEP * pull.grad
+            if not adam.lr:
+                adam.fit(groups, gradients[0])
             adam.take(step, gradients)
             losses.append(loss)
             if step % 10 == 9:
                 print(f"step {step + 1}: loss {np.mean(losses[-10:]):.3f}", flush=True)
-        return losses
+        return adam.lr, losses
 
     def _general(self) -> list[Group]:
         """Return the base's greedy answers to general prompts."""

@@ -14,6 +14,7 @@ from tinylora_edge import Basis, MicroVector, Projection
 from tinylora_edge.train import Adapter, Group, Learner
 from tinylora_edge.train.adapter import hf_names
 from tinylora_edge.train.learner import DAMPING, ModuleWhitening, whitened
+from tinylora_edge.train.trainer import fitted_lr
 from tinylora_edge.wire.values import BITS
 
 
@@ -96,6 +97,44 @@ def test_rounded_columns_make_good_for_each_other(dtype: str) -> None:
         return float(np.square((rounded - v).reshape(shape) @ np.linalg.inv(root)).sum())
 
     assert cost(found) < 0.7 * cost(MicroVector(v, dtype, entries=shape).values)
+
+
+@pytest.mark.parametrize("times", [0.1, 1, 20])
+def test_a_first_step_moves_what_is_predicted_by_the_same_whatever_the_scale(found: Any, times: int) -> None:
+    """B of another scale: as with models whose weights differ, one length in R is another change."""
+    model, basis, _, _ = found
+    layers = [model.get_submodule(name) for name in hf_names(model, basis.factors).values()]
+    for layer in layers:
+        layer.weight.data *= times
+    factors = basis_of(model, "entries").factors
+    own = Basis(factors, Projection.entries(factors.modules, (3, 3)))
+    start = np.random.default_rng(2).normal(0, 0.01, own.size).astype(np.float32)
+    try:
+        with Adapter(model, own) as adapter, torch.no_grad():
+            learner = Learner(model, adapter, temperature=1.0, workers=1)
+            coordinates = own.projection.whitening
+            adapter.set(start)
+            with torch.enable_grad():
+                grad = learner.gradient(groups()).grad.numpy()
+            before, lr = log_chances(model), fitted_lr(learner, coordinates, groups(), grad)
+            assert (adapter.v.numpy() == start).all()
+            adapter.set(start - np.float32(lr) * np.sign(grad))
+            after = log_chances(model)
+            learner.close()
+    finally:
+        for layer in layers:
+            layer.weight.data /= times
+    moved = float((before.exp() * (before - after)).sum(-1).mean())
+    assert 0.5 / 3 < moved < 0.5 * 3
+
+
+def log_chances(model: Any) -> torch.Tensor:
+    """Return log-probabilities of all tokens at those of the completions of `groups`, by a row a pass."""
+    found = []
+    for group in groups():
+        row = torch.tensor([[*group.prompt, *group.completions[0]]])
+        found.append(torch.log_softmax(model(row).logits[0, len(group.prompt) - 1 : -1].double(), -1))
+    return torch.cat(found)
 
 
 def test_few_inputs_and_numbers_that_are_not_all_of_r_keep_their_own_coordinates(found: Any) -> None:

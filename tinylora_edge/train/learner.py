@@ -205,19 +205,32 @@ class Learner:
         It is exact: over the whole vocabulary, at temperature 1. A vector beneath v is part of the base.
         """
 
-        def loss(chosen: Sequence[Group]) -> tuple[Tensor, float]:
-            rows = [group.prompt for group in chosen], [group.completions for group in chosen]
-            with torch.no_grad():
-                base = self.outputs(*rows, self.adapter.beneath.to(self.adapter.v))
-            return divergences(self.outputs(*rows), base, self.head).sum(), 0.0
+        base = self.adapter.beneath.to(self.adapter.v)
+        return self._gradient(groups, lambda chosen: (self._apart(chosen, base), 0.0))
 
-        return self._gradient(groups, loss)
+    def apart(self, groups: Sequence[Group], r: Tensor) -> float:
+        """Return KL(r || v) of the next token, its mean over the completions' tokens: as `pull`, from any R.
+
+        `r` is float32 [M, p, q], as `Adapter.R` returns it.
+        """
+
+        def run(chosen: Sequence[Group]) -> float:
+            with torch.no_grad():
+                return float(self._apart(chosen, r))
+
+        return sum(self._map(run, groups)) / tokens_of(groups)
+
+    def _apart(self, groups: Sequence[Group], r: Tensor) -> Tensor:
+        rows = [group.prompt for group in groups], [group.completions for group in groups]
+        with torch.no_grad():
+            base = self.outputs(*rows, r)
+        return divergences(self.outputs(*rows), base, self.head).sum()
 
     def _gradient(
         self, groups: Sequence[Group], loss: Callable[[Sequence[Group]], tuple[Tensor, float]]
     ) -> Gradient:
         """Return the means over all tokens of a loss and a gap, of which `loss` returns sums over groups."""
-        count = sum(len(completion) for group in groups for completion in group.completions)
+        count = tokens_of(groups)
 
         def run(chosen: Sequence[Group]) -> tuple[Tensor, Tensor, float]:
             total, gap = loss(chosen)
@@ -425,6 +438,11 @@ def plain_head(model: Any) -> Tensor | None:
         hidden = model.base_model(tokens, use_cache=False)[0]
         same = torch.equal(hidden @ head.weight.T, model(tokens, use_cache=False).logits)
     return head.weight if same else None
+
+
+def tokens_of(groups: Sequence[Group]) -> int:
+    """Return the tokens of all completions."""
+    return sum(len(completion) for group in groups for completion in group.completions)
 
 
 def work_of(groups: Sequence[Group]) -> int:

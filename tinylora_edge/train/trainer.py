@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..basis import Basis
@@ -44,16 +46,56 @@ ROUNDED = 2 / 3  # of a run, after which gradients are taken at rounded values
 DIFFER = 0.25  # share of the groups whose rewards must differ for GRPO to be worth its time
 _HOTTER = 1.0, 1.3  # temperatures to try above a task's own
 _LENGTHS = {"sft": 1.75, "grpo": 0.5}  # of a first step, in R
+_MOVES = 0.5  # nats a token by which a first step of SFT moves what the model predicts
+_POWER = 1.6  # of the step size that these nats rise with, about: 2 where it is short, 1.3 where it is long
+_TRIES = 4  # of a step size, until these nats are near
+_NEAR = math.log(2)  # of times too much or too little: a step size that is as near is not measured again
+_FARTHEST = math.log(4)  # of times longer or shorter than what was tried before
 
 
 def default_lr(basis: Basis, method: str) -> float:
-    """Return the step size where none is given: a first step has one length in R for all bases.
+    """Return a step size by which a first step has one length in R for all bases.
 
     Adam's first step is +-lr in each of the n numbers. In R its Frobenius norm is lr |P| in the mean, P being
     the map v -> R. R is relative to the singular values (R = x I scales the leading part of a weight by
     1 + x), so its unit is the same in every module. The lengths are the best of grids (docs/EVIDENCE.md).
     """
     return _LENGTHS[method] / basis.projection.norm
+
+
+def fitted_lr(
+    learner: Learner,
+    coordinates: Whitening | ModuleWhitening,
+    groups: Sequence[Group],
+    grad: NDArray[np.float32],
+) -> float:
+    """Return the step size of SFT that fits a model, a size and a task: a first step moves what the model
+    predicts by `_MOVES` on the step's own answers.
+
+    The best length in R differs twofold between models, and hardly in these nats (docs/EVIDENCE.md).
+
+    Args:
+        learner: its adapter has v at the start, and has it again afterwards.
+        coordinates: of the steps.
+        groups: of the first step.
+        grad: its gradient by the coordinates, [n].
+    """
+    adapter, lr = learner.adapter, default_lr(learner.adapter.basis, "sft")
+    with torch.no_grad():
+        start, r = adapter.v.cpu().numpy().copy(), adapter.R()
+    power, last = _POWER, (0.0, 0.0)
+    for number in range(_TRIES):
+        adapter.set(adapter.basis.bounded(start - coordinates.values(np.float32(lr) * np.sign(grad))))
+        moved = learner.apart(groups, r)  # NaN where the step is far too long
+        away = math.log(max(moved if math.isfinite(moved) else 1e9, 1e-9) / _MOVES)
+        if number and away != last[1]:
+            power = min(max((away - last[1]) / (math.log(lr) - last[0]), 1.0), 4.0)
+        last = math.log(lr), away
+        lr *= math.exp(min(max(-away / power, -_FARTHEST), _FARTHEST))
+        if abs(away) < _NEAR:
+            break
+    adapter.set(start)
+    return lr
 
 
 class Trainer:
@@ -333,8 +375,6 @@ class Trainer:
         """Step by the gradient at v, or at what v is rounded to (a straight-through estimate)."""
         state, options = self.state, self.options
         self.learner.adapter.set(at)
-        if not state.lr:
-            state.lr = options.lr or default_lr(self.basis, self._method)
         result: dict[str, Any] = {}
         gradient = self.learner.gradient(groups)
         if self._sft:
@@ -348,6 +388,8 @@ class Trainer:
         norm = float(np.linalg.norm(grad))
         if not np.isfinite(norm):
             return result | {"skipped": "non-finite gradient"}
+        if not state.lr:
+            state.lr = options.lr or self._first_lr(groups, grad)
         limit = _CLIP * float(np.median(state.norms)) if state.norms else norm
         state.norms = [*state.norms, norm][-_CLIP_WINDOW:]
         last = None if options.steps is None else max(options.steps - 1, 1)
@@ -355,6 +397,15 @@ class Trainer:
         lr = state.lr * (1 - (1 - _ANNEAL) * min(1.0, fallen))
         self._update(grad * min(1.0, limit / max(norm, 1e-30)), lr)
         return result | {"grad": norm, "lr": lr, "mismatch": gradient.mismatch}
+
+    def _first_lr(self, groups: list[Group], grad: NDArray[np.float32]) -> float:
+        """Return the step size where none is given."""
+        if not self._sft:
+            return default_lr(self.basis, self._method)
+        began, coordinates = time.monotonic(), self._coordinates()
+        found = fitted_lr(self.learner, coordinates, groups, grad)
+        self._once += time.monotonic() - began
+        return found
 
     def _update(self, grad: NDArray[np.float32], lr: float) -> None:
         """One step of Adam (Kingma & Ba, 2015).
