@@ -51,7 +51,11 @@ def export(
     rank: Annotated[int, Option(metavar="N", min=1, help="Directions of every module.")] = 8,
     outputs: Annotated[
         int | None,
-        Option(metavar="N", min=1, help="Left directions. [default: 64; of graphs and experts --rank's]"),
+        Option(
+            metavar="N",
+            min=1,
+            help="Left directions, or all of a layer. [default: 64; of graphs and experts --rank's]",
+        ),
     ] = None,
     targets: Annotated[
         list[str] | None,

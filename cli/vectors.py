@@ -4,7 +4,6 @@ sizes a bundle takes."""
 from __future__ import annotations
 
 import codecs
-import math
 import os
 import sys
 from contextlib import suppress
@@ -142,18 +141,19 @@ def factors_facts(bases: Bases) -> dict[str, Any]:
 
 def sizes(bases: Bases) -> dict[str, dict[str, int]]:
     """Return sizes of vectors by the option that names them: numbers, and bytes of frames with a checksum."""
-    modules, most = len(bases.factors.modules), bases.factors.rank
+    factors, modules, most = bases.factors, len(bases.factors.modules), bases.factors.rank
     tiled = (min(NUMBERS, modules), modules) if most >= RANK else ()
     numbers = sorted({*(p.size for p in bases.projections), *tiled})
-    found: dict[str, values.Entries] = {f"--numbers {n}": (n,) for n in numbers}
-    whole = bases.factors.shape
+    found: dict[str, tuple[int, values.Entries]] = {f"--numbers {n}": (n, ()) for n in numbers}
+    whole = factors.shape
     shapes = {f"--size {name}": (p, q) for name, (p, q) in SIZES.items() if p <= whole[0] and q <= whole[1]}
     shapes |= {} if whole in shapes.values() else {f"--rank {shape_name(whole)}": whole}
-    found |= {option: (modules, *shape) for option, shape in shapes.items()}
+    made = {option: bases.basis(rank=shape) for option, shape in shapes.items()}
+    found |= {option: (basis.size, basis.entries) for option, basis in made.items()}
 
-    def of(shape: values.Entries) -> dict[str, int]:
-        n, dtypes = math.prod(shape), ("bf16", "int8", *(["q4"] if len(shape) > 1 else []))
-        lengths = {dtype: frame.frame_bytes(n, dtype, tags.CRC32, entries=shape) for dtype in dtypes}
+    def of(n: int, entries: values.Entries) -> dict[str, int]:
+        dtypes = "bf16", "int8", *(["q4"] if entries else [])
+        lengths = {dtype: frame.frame_bytes(n, dtype, tags.CRC32, entries=entries) for dtype in dtypes}
         return {"numbers": n, **lengths}
 
-    return {option: of(shape) for option, shape in found.items()}
+    return {option: of(*each) for option, each in found.items()}

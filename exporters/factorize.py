@@ -41,7 +41,8 @@ class ExportSettings:
     Attributes:
         rank: Q, the number of right directions. Vectors of lower ranks act on the leading ones, so that a
             large one costs space alone.
-        outputs: P, the number of left directions, Q or more; None for what `Source.fitted` chooses.
+        outputs: P, the number of left directions, Q or more, of modules that have as many; None for what
+            `Source.fitted` chooses.
         targets: kinds, names or patterns of modules, or `light` (`modules.select`); empty for every linear
             layer.
         factor_dtype: `f32` or `f16`.
@@ -152,6 +153,7 @@ class Source:
                 f"{what} of {len(modules):,} modules would be vectors of {entries:,} numbers, and at most "
                 f"{limits.VALUES:,} are read: choose fewer, or fewer modules with --targets"
             )
+        most = 0
         for module in modules:
             matrices = self.weights.matrices(module)
             n_out, n_in = matrices[0].shape
@@ -164,11 +166,14 @@ class Source:
                         f"{module} is {'x'.join(map(str, expected))} in {self.base}, but "
                         f"{'x'.join(map(str, found))} in {self.model}: it is another model, or not complete"
                     )
-            if outputs > min(n_out, n_in):
+            if rank > min(n_out, n_in):
                 raise BasisError(
-                    f"{module}: {what} does not fit a weight of shape {n_out} x {n_in}: choose at most "
+                    f"{module}: rank {rank} does not fit a weight of shape {n_out} x {n_in}: choose at most "
                     f"{min(n_out, n_in)}, or leave the module out with --targets '!{module}'"
                 )
+            most = max(most, min(n_out, n_in))
+        if outputs > most:
+            raise BasisError(f"{what} do not fit any weight: choose at most {most}")
         return modules
 
     def align(
@@ -267,7 +272,12 @@ def _factorize(source: Source, module: str, settings: ExportSettings, stop: Even
     for number, matrix in enumerate(source.weights.matrices(module)):
         if stop.is_set():
             raise CancelledError
-        svd = _svd(f"{module}, expert {number}" if stacked else module, module, matrix, settings.shape[0])
+        svd = _svd(
+            f"{module}, expert {number}" if stacked else module,
+            module,
+            matrix,
+            min(settings.shape[0], *matrix.shape),
+        )
         a, b = factors(svd)
         pairs.append((a[: settings.rank], b))
         found.append(svd)

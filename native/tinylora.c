@@ -530,6 +530,7 @@ typedef struct {
     uint64_t block;
     tensor a, b;
     uint32_t order; /* of the kind inside a block */
+    uint32_t rows;  /* of R: columns of b */
 } module;
 
 enum { ENTRIES, LEARNED, RANDOM };
@@ -571,7 +572,7 @@ static int comes_before(const module *a, const module *b) {
     return a->order != b->order ? a->order < b->order : compared(a->kind, b->kind) < 0;
 }
 
-/* A (Q, in) and B (out, P) of a module, of experts with a dimension in front. */
+/* A (Q, in) and B (out, Q to P) of a module, of experts with a dimension in front. */
 static int read_module(tinylora_bases *bases, uint32_t number, text name, error *why) {
     struct tinylora_own *own = bases->own;
     module *m = own->modules + number;
@@ -585,11 +586,12 @@ static int read_module(tinylora_bases *bases, uint32_t number, text name, error 
     if (!a || !b) return BAD("it lacks the factors of %.*s", NAME(name));
     d = a->dimensions;
     if (d < 2 || d > 3 || b->dimensions != d || a->type > F16 || b->type > F16 || a->shape[d - 2] != r ||
-        b->shape[d - 1] != bases->outputs || (d == 3 && a->shape[0] != b->shape[0]))
+        b->shape[d - 1] < r || b->shape[d - 1] > bases->outputs || (d == 3 && a->shape[0] != b->shape[0]))
         return BAD("the factors of %.*s are not F32 or F16 of rank " N32 " and " N32 " outputs", NAME(name),
                    bases->rank, bases->outputs);
     m->a = *a;
     m->b = *b;
+    m->rows = (uint32_t)b->shape[d - 1];
     return TINYLORA_OK;
 }
 
@@ -674,11 +676,18 @@ static void project(uint64_t seed, text name, uint32_t u, uint32_t k, float *p) 
     }
 }
 
-static void set_entries(basis *b, uint32_t modules, uint32_t p, uint32_t q) {
+/* Rows of R, p x q, that module m has: the others are zeros, of which a vector has none. */
+static uint32_t rows_of(const tinylora_bases *bases, uint32_t m, uint32_t p) {
+    uint32_t rows = bases->own->modules[m].rows;
+    return rows < p ? rows : p;
+}
+
+static void set_entries(const tinylora_bases *bases, basis *b, uint32_t p, uint32_t q) {
     b->kind = ENTRIES;
     b->known.outputs = p;
     b->known.rank = q;
-    b->known.n = modules * p * q;
+    b->known.n = 0;
+    for (uint32_t m = 0; m < bases->modules; m++) b->known.n += rows_of(bases, m, p) * q;
     if (p == q)
         snprintf(b->known.descriptor, sizeof b->known.descriptor, "entries rank=" N32, q);
     else
@@ -762,7 +771,7 @@ static void basis_at(const tinylora_bases *bases, uint32_t i, basis *b) {
             p += q == bases->rank;
             q = q % bases->rank + 1;
         } while (p == q || i--);
-        set_entries(b, bases->modules, p, q);
+        set_entries(bases, b, p, q);
     }
     basis_digest(bases, b);
 }
@@ -776,10 +785,11 @@ static int make_r(const tinylora_bases *bases, const basis *b, const float *v, d
     float *p = b->kind == RANDOM ? malloc((size_t)size * sizeof *p) : NULL;
     if (b->kind == RANDOM && !p) return no_memory(why, size * sizeof *p);
     for (uint32_t m = 0; m < bases->modules; m++, out += size) {
+        uint64_t own = (uint64_t)rows_of(bases, m, b->known.outputs) * b->known.rank; /* entries that v has */
         const float *row = p ? v + (uint64_t)m * b->known.n / bases->modules : v; /* a number for each group */
         if (p) project(SEED, bases->own->modules[m].name, 1, b->known.rank, p);
         for (uint64_t entry = 0; entry < size; entry++) {
-            double sum = b->kind == ENTRIES ? v[m * size + entry] : 0;
+            double sum = b->kind == ENTRIES && entry < own ? v[entry] : 0;
             for (uint64_t i = 0; b->kind != ENTRIES && i < terms; i++) {
                 uint64_t stored = (i * bases->modules + m) * size + entry;
                 sum += (double)row[i] * (p ? p[entry] : f32_at(b->p + 4 * stored));
@@ -787,6 +797,7 @@ static int make_r(const tinylora_bases *bases, const basis *b, const float *v, d
             out[entry] = (float)sum;
             norm += (double)out[entry] * out[entry];
         }
+        if (b->kind == ENTRIES) v += own;
     }
     free(p);
     norm = sqrt(norm);
@@ -802,7 +813,7 @@ static int read_side_tensors(tinylora_bases *bases, const char *path, error *why
     struct tinylora_own *own = bases->own;
     const gguf *file = &own->file;
     uint64_t count, listed;
-    uint32_t version;
+    uint32_t version, most = 0;
     char found[65];
     text kind, stated;
     cursor names, texts;
@@ -836,8 +847,12 @@ static int read_side_tensors(tinylora_bases *bases, const char *path, error *why
     own->modules = calloc(bases->modules, sizeof *own->modules);
     own->first = calloc(own->first_count, sizeof *own->first);
     if (!own->modules || !own->first) return no_memory(why, count * sizeof *own->modules);
-    for (uint32_t i = 0; i < bases->modules; i++)
+    for (uint32_t i = 0; i < bases->modules; i++) {
         if ((status = read_module(bases, i, take_text(&names), why))) return status;
+        if (own->modules[i].rows > most) most = own->modules[i].rows;
+    }
+    if (most != bases->outputs)
+        return BAD("it states " N32 " outputs, but its factors have " N32, bases->outputs, most);
     factors_digest(bases);
     stated = text_key(file, "tinylora.factors");
     if (!is_hash(stated, bases->digest))
@@ -846,7 +861,7 @@ static int read_side_tensors(tinylora_bases *bases, const char *path, error *why
     for (uint32_t i = 0; i < own->first_count; i++) {
         basis *b = own->first + i;
         if (i < bases->rank) {
-            set_entries(b, bases->modules, i + 1, i + 1);
+            set_entries(bases, b, i + 1, i + 1);
         } else if ((status = read_listed(bases, i - bases->rank, take_text(&texts), b, why))) {
             return status;
         }
@@ -1061,18 +1076,19 @@ static int check_mark(const tinylora_mark *kept, const tinylora_vector *v, error
     return TINYLORA_OK;
 }
 
-/* Check a frame, whose form was read, for v->basis, all but its norm; v->values has room. `modules`: M of entries. */
-static int check_frame(const uint8_t *frame, size_t size, uint32_t modules, const tinylora_policy *policy,
-                       tinylora_vector *v, error *why) {
+/* Check a frame, whose form was read, for v->basis, all but its norm; v->values has room. `bases`: of entries, or NULL. */
+static int check_frame(const uint8_t *frame, size_t size, const tinylora_bases *bases,
+                       const tinylora_policy *policy, tinylora_vector *v, error *why) {
     const uint32_t n = v->basis.n, bits = BITS[v->dtype], q = v->basis.rank;
     const int dtype = v->dtype, tag = v->tag, dated = frame[0] >> 4 & 1;
     const size_t sequence = bits ? 6 : 5, header = sequence + 2 + 2 * dated;
-    const size_t scales = (size_t)modules * q;
+    const size_t scales = bases ? (size_t)bases->modules * q : 0;
     size_t body = header + payload_bytes(n, dtype, scales);
     uint8_t *message;
     const uint8_t *at = frame + header;
     float scale = 0;
     int today, status;
+    uint32_t m = 0, end = 0; /* the module that a number is of, and where its numbers end */
     sha256 s;
     v->last_day = v->key = -1;
     if (bits && !scales)
@@ -1124,8 +1140,11 @@ static int check_frame(const uint8_t *frame, size_t size, uint32_t modules, cons
         if (bits) { /* a scale is the upper bits of an f16, without its sign */
             uint64_t bit = (uint64_t)i * bits, code = at[scales + bit / 8] >> bit % 8;
             float level = (float)(code & ((1u << bits) - 1)) - (float)(1u << bits) / 2 + 0.5f;
-            uint8_t upper = at[(size_t)(i / (n / modules)) * q + i % q];
-            uint8_t half[2] = {(uint8_t)(upper << 7), (uint8_t)(upper >> 1)};
+            uint8_t upper, half[2];
+            if (i == end) end += rows_of(bases, m++, v->basis.outputs) * q;
+            upper = at[(size_t)(m - 1) * q + i % q];
+            half[0] = (uint8_t)(upper << 7);
+            half[1] = (uint8_t)(upper >> 1);
             value = f16_at(half) * level + 0.0f;
         }
         if (!isfinite(value)) return ERR(VALUES, "value " N32 " of the vector is %g", i, value);
@@ -1161,7 +1180,7 @@ static int read_vector(tinylora_vector *v, const tinylora_bases *bases, const ui
     v->values = malloc(b.known.n * sizeof *v->values);
     v->r = malloc(entries * sizeof *v->r);
     if (!v->values || !v->r) return no_memory(why, (b.known.n + (uint64_t)entries) * sizeof *v->r);
-    status = check_frame(frame, size, b.kind == ENTRIES ? bases->modules : 0, policy, v, why);
+    status = check_frame(frame, size, b.kind == ENTRIES ? bases : NULL, policy, v, why);
     if (!status) status = make_r(bases, &b, v->values, policy->max_norm, v->r, why);
     return status ? status : check_mark(mark_of(policy, v), v, why);
 }
@@ -1271,12 +1290,13 @@ static void put_floats(image *to, const tensor *t, uint64_t p, uint64_t q, const
     uint64_t stacked = t->dimensions == 3 ? t->shape[0] : 1;
     uint64_t rows = t->shape[t->dimensions - 2], columns = t->shape[t->dimensions - 1];
     uint64_t high = r ? rows : q, wide = r ? q : columns;
+    uint64_t sum = p < columns ? p : columns; /* a small layer has fewer than p */
     float *out = to->bytes ? (float *)(void *)(to->bytes + to->used) : NULL; /* at a multiple of 32 bytes */
     for (uint64_t row = 0; out && row < stacked * high; row++, out += wide) {
         uint64_t start = (row / high * rows + row % high) * columns;
         for (uint64_t column = 0; column < wide; column++) {
             out[column] = r ? 0 : item(t, start + column);
-            for (uint64_t l = 0; r && l < p; l++) out[column] += item(t, start + l) * r[l * q + column];
+            for (uint64_t l = 0; r && l < sum; l++) out[column] += item(t, start + l) * r[l * q + column];
         }
     }
     to->used += 4 * stacked * high * wide;

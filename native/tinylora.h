@@ -77,7 +77,7 @@ typedef enum {
 typedef struct {
     uint32_t modules;   /* M, adapted layers */
     uint32_t rank;      /* Q, rows of each A: a vector acts on the leading q <= Q */
-    uint32_t outputs;   /* P, columns of each B: and on the leading p <= P */
+    uint32_t outputs;   /* P, columns of B, fewer in small layers: and on the leading p <= P */
     uint32_t bases;     /* what `tinylora_basis_at` counts to */
     uint8_t digest[32]; /* of the factors */
     struct tinylora_own *own;
@@ -87,7 +87,7 @@ typedef struct {
 typedef struct {
     char descriptor[128]; /* "entries rank=2", "random rank=2 seed=42 groups=13 u=1 tying=tiled", ... */
     uint32_t n;           /* numbers of a vector */
-    uint32_t outputs;     /* p: R has modules * p * q floats, row by row, a module after the other */
+    uint32_t outputs;     /* p: R has modules * p * q floats, row by row, a module after the other; zeros where B ends */
     uint32_t rank;        /* q */
     uint8_t digest[32];   /* its first 4 bytes are in each frame */
 } tinylora_basis;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -67,8 +66,8 @@ class Basis:
 
     @property
     def entries(self) -> tuple[int, ...]:
-        """(M, p, q) where v is the entries of R; () where it is not, and takes neither `q2` nor `q4`."""
-        return (len(self.modules), *self.shape) if self.projection.kind == "entries" else ()
+        """`Projection.layout`; where it is (), v takes neither `q2` nor `q4`."""
+        return self.projection.layout
 
     @cached_property
     def digest(self) -> str:
@@ -193,7 +192,7 @@ class Bases(Mapping[str, Basis]):
     @property
     def most(self) -> int:
         """Numbers of the largest vector."""
-        return max([self.factors.entries, *(p.size for p in self.projections)])
+        return max([self.factors.numbers(self.factors.shape), *(p.size for p in self.projections)])
 
     def basis(self, *, numbers: int | None = None, rank: int | Shape | None = None) -> Basis:
         """Return the basis of so many numbers, or of all entries of R; one of the two is given.
@@ -261,7 +260,7 @@ class Bases(Mapping[str, Basis]):
     def known(self) -> str:
         """Return which vectors these bases take, in words."""
         factors, modules = self.factors, len(self.factors.modules)
-        numbers = f"{modules:,} to {factors.entries:,} numbers"
+        numbers = f"{modules:,} to {factors.numbers(factors.shape):,} numbers"
         ranks = f"all entries of rank 1 to {shape_name(factors.shape)} ({numbers})"
         stored = "".join(f", {p.kind} ones of {p.size} numbers" for p in self.projections)
         tiled = f", tiled ones of 1 to {modules}" if self._tiled else ""
@@ -273,7 +272,8 @@ class Bases(Mapping[str, Basis]):
     def _add_entries(self, shapes: Iterable[Shape]) -> None:
         for shape in shapes:
             entries = digest_of(self.factors, entries_descriptor(shape))[:8]
-            self._of.setdefault(entries, partial(Projection.entries, self.factors.modules, shape))
+            made = partial(Projection.entries, self.factors.modules, shape, self.factors.rows)
+            self._of.setdefault(entries, made)
 
     @property
     def _tiled(self) -> range:
@@ -287,8 +287,7 @@ class Bases(Mapping[str, Basis]):
 
     def _of_size(self, numbers: int | None) -> list[Shape]:
         """Return the shapes whose entries are so many."""
-        modules = len(self.factors.modules)
-        return [shape for shape in self._shapes if modules * math.prod(shape) == numbers]
+        return [shape for shape in self._shapes if self.factors.numbers(shape) == numbers]
 
     def _unknown(self, basis_id: str) -> BasisMismatchError:
         return BasisMismatchError(

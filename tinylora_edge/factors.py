@@ -30,7 +30,8 @@ class Factors:
     """A and B of every adapted module, from the truncated SVD of its weight: W' = W + B R A.
 
     Their leading directions, A[:q] and B[:, :p], serve R of p outputs and q inputs: one export serves every
-    p and q. B has r columns (Q), or more (P): the left singular directions that follow, times S.
+    p and q. B has r columns (Q), or more (P): the left singular directions that follow, times S. A weight
+    that has fewer than P of them has all of its own.
 
     Attributes:
         architecture: the model's `general.architecture`, such as `llama`.
@@ -38,7 +39,8 @@ class Factors:
         rank: Q, right directions of every module.
         factorization: `left`: all of S is in B.
         a: for each module A, float32 or float16 [Q, in], or [experts, Q, in].
-        b: for each module B, float32 or float16 [out, P], or [experts, out, P], with P >= Q.
+        b: for each module B, float32 or float16 [out, P], or [experts, out, P], with P >= Q. That of a small
+            weight may have fewer columns, Q or more.
 
     BasisError: the parts do not fit each other, or pass `limits`.
     """
@@ -71,11 +73,11 @@ class Factors:
                 if array.dtype.kind != "f" or array.itemsize not in (2, 4):
                     raise BasisError(f"a factor of {module} is {array.dtype}: expected float32 or float16")
             fits = a.ndim == b.ndim and a.ndim in (2, 3) and a.shape[:-2] == b.shape[:-2]
-            if not fits or (b.shape[-1], a.shape[-2]) != (self.outputs, self.rank):
+            if not fits or b.shape[-1] < self.rank or a.shape[-2] != self.rank:
                 raise BasisError(
                     f"factors of {module} have shapes {a.shape} and {b.shape}, not those of rank "
                     f"{self.rank} and {self.outputs} outputs: expected A [{self.rank}, in] and B [out, "
-                    f"{self.outputs}], or the same with one leading axis for experts"
+                    f"{self.rank} to {self.outputs}], or the same with one leading axis for experts"
                 )
         if not 1 <= self.rank <= self.outputs <= limits.RANK:
             raise BasisError(
@@ -91,10 +93,15 @@ class Factors:
             f"rank {shape_name(self.shape)}, {self.dtype})"
         )
 
-    @property
+    @cached_property
     def outputs(self) -> int:
-        """P, left directions of every module: as many as its rank, or more."""
-        return self.b[0].shape[-1] if self.b[0].ndim else 0
+        """P, left directions of the modules that have most: as many as the rank, or more."""
+        return max((b.shape[-1] for b in self.b if b.ndim), default=0)
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Left directions of each module: P, or fewer where its weight has no more."""
+        return tuple(b.shape[-1] for b in self.b)
 
     @property
     def shape(self) -> Shape:
@@ -103,8 +110,13 @@ class Factors:
 
     @property
     def entries(self) -> int:
-        """M P Q: of the largest R."""
+        """M P Q: of the largest R, with the rows of zeros that it has where modules have fewer than P."""
         return len(self.modules) * self.outputs * self.rank
+
+    def numbers(self, shape: Shape) -> int:
+        """Return how many entries R of a shape has, without rows of zeros."""
+        p, q = shape
+        return sum(min(p, own) for own in self.rows) * q
 
     @property
     def dtype(self) -> str:
@@ -141,10 +153,15 @@ class Factors:
             ) from None
 
     def leading(self, module: str, shape: Shape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return A [.., q, in] and B [.., out, p] of a module's leading directions, in float32."""
+        """Return A [.., q, in] and B [.., out, p] of a module's leading directions, in float32.
+
+        B ends in columns of zeros where the module has fewer than p.
+        """
         (outputs, inputs), position = shape, self.index(module)
-        a, b = self.a[position][..., :inputs, :], self.b[position][..., :outputs]
-        return np.asarray(a, np.float32), np.asarray(b, np.float32)
+        a = np.asarray(self.a[position][..., :inputs, :], np.float32)
+        b = np.asarray(self.b[position][..., :outputs], np.float32)
+        missing = max(0, outputs - b.shape[-1])
+        return a, np.pad(b, [(0, 0)] * (b.ndim - 1) + [(0, missing)]) if missing else b
 
 
 def is_whole(number: object) -> bool:

@@ -30,6 +30,7 @@ from . import limits
 from .errors import BasisError
 from .factors import Shape, is_whole, shape_name, shape_of
 from .modules import canonical_order
+from .wire.values import Entries, gathered, number_of, spread
 
 SEED = 42  # of all random projections
 NUMBERS = 13  # of a vector by default: the paper's
@@ -174,6 +175,8 @@ class Projection(ABC):
         descriptor: the canonical text that names the map (docs/FORMAT.md, "Projections").
         stored: P, float32 [n, M, k, k], where it cannot be regenerated, else None.
         prior: mean and covariance of the vectors that people want, or None. In no digest.
+        layout: (M, p, q) where v is the entries of R, with the rows of each module where one has fewer than
+            p (`wire.values.Entries`); () where it is not.
     """
 
     modules: tuple[str, ...]
@@ -182,6 +185,7 @@ class Projection(ABC):
     descriptor: str
     stored: NDArray[np.float32] | None = None
     prior: Prior | None = None
+    layout: Entries = ()
 
     @staticmethod
     def random(modules: Sequence[str], groups: int = NUMBERS, rank: int = RANK) -> Projection:
@@ -226,10 +230,14 @@ class Projection(ABC):
         return made
 
     @staticmethod
-    def entries(modules: Sequence[str], rank: int | Shape) -> Projection:
-        """Return the one whose v is R, module by module, row by row: n = M p q. A rank is k, for p = q = k,
-        or (p, q). BasisError: a number is out of its range."""
-        return _Entries(modules, shape_of(rank))
+    def entries(modules: Sequence[str], rank: int | Shape, rows: Sequence[int] = ()) -> Projection:
+        """Return the one whose v is R, module by module, row by row: n = M p q.
+
+        A rank is k, for p = q = k, or (p, q). `rows` are how many each module has at most (`Factors.rows`):
+        where it has fewer than p, v has its own alone, and R ends in zeros. BasisError: a number is out of
+        its range.
+        """
+        return _Entries(modules, shape_of(rank), rows)
 
     @staticmethod
     def read(descriptor: str, modules: Sequence[str]) -> Projection:
@@ -340,21 +348,28 @@ class _Tied(Projection):
 
 
 class _Entries(Projection):
-    """R is v."""
+    """R is v, but for rows that a module does not have."""
 
-    def __init__(self, modules: Sequence[str], shape: Shape) -> None:
+    def __init__(self, modules: Sequence[str], shape: Shape, rows: Sequence[int]) -> None:
         self.modules, self.shape = tuple(modules), shape
-        self.size, self.descriptor = len(self.modules) * math.prod(shape), entries_descriptor(shape)
+        own = tuple(min(shape[0], each) for each in rows)
+        self.layout = (len(self.modules), *shape, *(own if own and min(own) < shape[0] else ()))
+        self.size, self.descriptor = number_of(self.layout), entries_descriptor(shape)
         self._check()
 
     def R(self, v: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.array(v, np.float32).reshape(-1, *self.shape)
+        return spread(np.array(v, np.float32), self.layout)
 
     def adjoint(self, r: NDArray[Any]) -> NDArray[np.float64]:
-        return np.asarray(r, np.float64).reshape(-1)
+        return gathered(np.asarray(r, np.float64), self.layout)
 
     @property
     def tied(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        if len(self.layout) > 3:
+            raise BasisError(
+                f"modules with fewer than {self.shape[0]} rows of R are no tied map: choose at most "
+                f"{min(self.layout[3:])} outputs"
+            )
         count, entries = len(self.modules), math.prod(self.shape)
         units = np.eye(entries, dtype=np.float32).reshape(entries, *self.shape)
         return np.arange(count, dtype=np.int32), np.broadcast_to(units, (count, *units.shape))

@@ -60,16 +60,19 @@ function randomP(module, k) {
 }
 
 /**
- * Of a descriptor: {size, R, columns}, n, the map from Float32Array [n] to Float32Array [M, outputs, rank], zeros beyond R.
+ * Of a descriptor: {size, R, columns, starts}, n, the map from Float32Array [n] to Float32Array [M, outputs, rank], zeros
+ * beyond R, q, and where the numbers of each module begin in entries.
  *
- * outputs, rank: of the factors. p: of a learned projection, Float32Array [n, M, k, k].
+ * outputs, rank: of the factors; rows: that each module has at most. p: of a learned projection, Float32Array [n, M, k, k].
  */
-function projection(descriptor, { modules, outputs, rank }, p) {
+function projection(descriptor, { modules, outputs, rank, rows }, p) {
   const random = RANDOM.exec(descriptor), shape = /(?:rank|out)=(\d+)(?: in=(\d+))?/.exec(descriptor);
   const high = Number(shape[1]), k = Number(shape[2] ?? high), square = high * k; // R is high x k
   if (k > rank || high > outputs) fail(`${descriptor}: it is at most ${outputs} x ${rank}`);
   const count = random ? 1 : p ? p.length / modules.length / square : 0; // numbers that R of a module sums
-  const size = random ? Number(random[2]) : count || modules.length * square;
+  const starts = [0];
+  for (const own of rows) starts.push(starts.at(-1) + Math.min(own, high) * k);
+  const size = random ? Number(random[2]) : count || starts.at(-1);
   if (random && size > modules.length) fail(`${descriptor}: there are ${modules.length} modules`);
   if (size > LARGEST || modules.length * count * square > 2 ** 26) fail(`${descriptor}: it is too large`);
   const R = (values) => {
@@ -77,15 +80,15 @@ function projection(descriptor, { modules, outputs, rank }, p) {
     modules.forEach((module, m) => {
       const own = random ? randomP(module, k) : p, step = modules.length * square;
       const [first, start] = random ? [Math.floor((m * size) / modules.length), 0] : [0, m * square];
-      for (let c = 0; c < square; c++) {
-        let sum = own ? 0 : values[m * square + c]; // in binary64, rounded once
+      for (let c = 0; c < (own ? square : starts[m + 1] - starts[m]); c++) {
+        let sum = own ? 0 : values[starts[m] + c]; // in binary64, rounded once
         for (let i = 0; i < count; i++) sum += values[first + i] * own[start + i * step + c];
         out[(m * outputs + Math.floor(c / k)) * rank + (c % k)] = sum;
       }
     });
     return out;
   };
-  return { size, R, columns: k };
+  return { size, R, columns: k, starts };
 }
 
 /* Side tensors, a GGUF file. */
@@ -93,7 +96,8 @@ function projection(descriptor, { modules, outputs, rank }, p) {
 /**
  * Read `basis.gguf`, a Uint8Array.
  *
- * Returns {factors: their digest in hexadecimal, modules: names, outputs, rank, bases: Map from the id in a frame}.
+ * Returns {factors: their digest in hexadecimal, modules: names, outputs, rank, rows: outputs of each module, bases: Map
+ * from the id in a frame}.
  */
 export async function readBasis(bytes) {
   try {
@@ -154,17 +158,20 @@ async function read(bytes) {
   const words = (...numbers) => new Uint32Array(numbers); // little-endian, as everything that runs JavaScript
   const spelled = (word) => [words(encoded(word).length), word];
   const packed = ({ shape, size, data }) => [words(size, shape.length), new BigUint64Array(shape.map(BigInt)), data];
+  const rows = [];
   const hashes = modules.map((module) => {
     const experts = tensors.get(`${module}.tinylora_a`)?.shape.length === 3 ? [null] : [];
     const a = tensor(`${module}.tinylora_a`, [...experts, rank, null]);
-    const b = tensor(`${module}.tinylora_b`, [...experts.map(() => a.shape[0]), null, outputs]);
+    const b = tensor(`${module}.tinylora_b`, [...experts.map(() => a.shape[0]), null, null]);
+    rows.push(b.shape.at(-1));
     return sha256(...spelled(module), ...packed(a), ...packed(b));
   });
   const head = [...spelled(keys.get("general.architecture")), ...spelled("left"), words(rank, modules.length)];
   const factors = await sha256("tinylora factors 2\n", ...head, ...(await Promise.all(hashes)));
   if (hex(factors) !== key("factors")) fail("basis.gguf: the factors have another digest");
+  if (rows.some((own) => own < rank) || Math.max(...rows) !== outputs) fail(`basis.gguf: B has not ${outputs} outputs`);
 
-  const found = { factors: hex(factors), modules, outputs, rank, bases: new Map() };
+  const found = { factors: hex(factors), modules, outputs, rank, rows, bases: new Map() };
   const listed = Array.from({ length: rank }, (_, i) => ({ descriptor: `entries rank=${i + 1}` }));
   for (const [i, descriptor] of (keys.get("tinylora.projections") ?? []).entries()) {
     const [, k, digest] = LEARNED.exec(descriptor) ?? RANDOM.exec(descriptor) ?? fail(`projection "${descriptor}"`);
@@ -239,14 +246,20 @@ function decode(payload, n, dtype) {
   return values;
 }
 
-/** Values of a payload with a scale for each of `columns` of `modules`, then n codes of so many bits: Float32Array [n]. */
-function decodeColumns(payload, n, bits, modules, columns) {
-  const scale = (i) => payload[Math.floor(i / (n / modules)) * columns + (i % columns)];
+/**
+ * Values of a payload with a scale for each of `columns` of a module, whose numbers begin at `starts`, then n codes of so
+ * many bits: Float32Array [n].
+ */
+function decodeColumns(payload, n, bits, starts, columns) {
+  const modules = starts.length - 1;
+  let m = 0;
   if ((n * bits) % 8 && payload.at(-1) >> ((n * bits) % 8)) fail("its filling bits are not zero");
   return Float32Array.from({ length: n }, (_, i) => {
+    if (i === starts[m + 1]) m++;
     const bit = i * bits, code = (payload[modules * columns + (bit >> 3)] >> (bit & 7)) & (2 ** bits - 1);
-    if (scale(i) >= 0xf8) fail("it has a scale that is not finite");
-    return half(scale(i) << 7) * (code - 2 ** (bits - 1) + 0.5) + 0; // no zero has a sign
+    const scale = payload[m * columns + (i % columns)];
+    if (scale >= 0xf8) fail("it has a scale that is not finite");
+    return half(scale << 7) * (code - 2 ** (bits - 1) + 0.5) + 0; // no zero has a sign
   });
 }
 
@@ -268,7 +281,7 @@ export async function readFrame(frame, basis, options = {}) {
   if (low && ((frame[0] & 3) !== 3 || !BITS.includes(bits))) fail("its type is none that is read here");
   const id = hex(frame.subarray(at - 4, at)), entry = basis.bases.get(id);
   if (!entry) fail(`it is for basis ${id}, which is none of this model's`);
-  const { size: n, R, columns } = projection(entry.descriptor, basis, entry.p), modules = basis.modules.length;
+  const { size: n, R, columns, starts } = projection(entry.descriptor, basis, entry.p), modules = basis.modules.length;
   if (low && !entry.descriptor.startsWith("entries")) fail(`it is in ${dtype}, which entries alone are`);
   const start = at + 2 + 2 * dated, odd = dtype === "int8" && n % 2 === 0;
   const plain = dtype === "int8" ? 3 + n + odd : n * (dtype === "fp32" ? 4 : 2);
@@ -281,7 +294,7 @@ export async function readFrame(frame, basis, options = {}) {
   const [sequence, day] = [at, at + 2].map((i) => frame[i] | (frame[i + 1] << 8)), until = dated ? day : null;
   if (until !== null && (today < 0 || today > until)) fail("its last day is over");
   const payload = frame.slice(start, end);
-  const values = low ? decodeColumns(payload, n, bits, modules, columns) : decode(payload, n, dtype), r = R(values);
+  const values = low ? decodeColumns(payload, n, bits, starts, columns) : decode(payload, n, dtype), r = R(values);
   if (!values.every(Number.isFinite) || !r.every(Number.isFinite)) fail("it has a value that is not finite");
   const norm = Math.sqrt(r.reduce((sum, x) => sum + x * x, 0));
   if (norm > maxNorm) fail(`its numbers are too large: R has the norm ${norm}, at most ${maxNorm}`);

@@ -219,9 +219,10 @@ class _Images:
             for found, b, target in zip(self._alike, self._b, folded, strict=True):
                 rows = _rows(b.shape[-1], outputs * rank)
                 between = (1,) * (b.ndim - 2)  # rows, and experts: they share their module's R
+                own = min(outputs, b.shape[-2])  # a small weight has no more
                 product(
-                    np.moveaxis(b.reshape(*b.shape[:-1], -1, rows)[..., :outputs, :, :], -3, -1),
-                    r[found].reshape(len(found), *between, outputs, rank),
+                    np.moveaxis(b.reshape(*b.shape[:-1], -1, rows)[..., :own, :, :], -3, -1),
+                    r[found, :own].reshape(len(found), *between, own, rank),
                     out=target.reshape(*target.shape[:-2], -1, rows, rank),
                 )
         return file
@@ -235,10 +236,10 @@ class _Images:
         return stack
 
     def whole(self) -> NDArray[np.uint8]:
-        """Return a file of rank P: B as it is, and A with rows of zeros beyond Q."""
+        """Return a file of rank P, or of a module's own: B as it is, and A with rows of zeros beyond Q."""
         factors, tensors = self._factors, dict[str, NDArray[Any]]()
         for module, a, b in zip(factors.modules, factors.a, factors.b, strict=True):
-            wide = np.zeros((*a.shape[:-2], factors.outputs, a.shape[-1]), np.float32)
+            wide = np.zeros((*a.shape[:-2], b.shape[-1], a.shape[-1]), np.float32)
             wide[..., : factors.rank, :] = a
             tensors |= {f"{module}.lora_a": wide, f"{module}.lora_b": np.asarray(b, np.float32)}
         return self._write(tensors)

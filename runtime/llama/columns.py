@@ -165,7 +165,7 @@ class Columns:
         tokens = node.ne[2] if self._factors.a[module].ndim > 2 else columns  # each has several experts
         if tokens == 0:
             return
-        if (outputs, *node.nb[:2]) != (self._factors.outputs, 4, 4 * outputs) or (
+        if (outputs, *node.nb[:2]) != (self._factors.rows[module], 4, 4 * outputs) or (
             tokens not in [rows * count for count in self._counts]
         ):
             raise TinyLoraError(
@@ -183,8 +183,9 @@ class Columns:
             if r is None:
                 place[:] = 0
             else:
-                p, q = r.shape[1:]
-                place[:, :p] = place[:, :q] @ r[module].T
+                own = r[module, :outputs]
+                p, q = own.shape
+                place[:, :p] = place[:, :q] @ own.T
                 place[:, p:] = 0
         if not host:
             self._ggml.ggml_backend_tensor_set(ctypes.byref(node), memory, 0, size)

@@ -221,7 +221,7 @@ REFUSED = {
     "unknown factorization": ({"factorization": "right"}, "'right'.*'left'"),
     "fewer A than modules": ({"a": arrays(2, 12)[:5]}, r"6 modules.*5 and 6"),
     "B of fewer outputs": ({"b": arrays(10, 1)}, "rank 2 and 1 outputs"),
-    "B of other outputs": ({"b": (*arrays(10, 3)[1:], np.ones((10, 2), "f4"))}, r"\(10, 2\).* 3 outputs"),
+    "B of other outputs": ({"b": (*arrays(10, 3)[1:], np.ones((10, 1), "f4"))}, r"\(10, 1\).* 3 outputs"),
     "B without an axis": ({"b": (np.float32(1).reshape(()),) * 6}, r"\(\), not those"),
     "A transposed": ({"a": arrays(12, 2)}, r"\(12, 2\)"),
     "other experts in B": ({"a": arrays(4, 2, 12), "b": arrays(3, 10, 2)}, r"\(4, 2, 12\).*\(3, 10, 2\)"),

@@ -38,7 +38,7 @@ def test_parameters_that_the_design_promises():
     assert parameters(runtime.load)[:3] == ["base", "vector_bytes", "policy"]
     assert inspect.signature(runtime.load).parameters["policy"].kind is inspect.Parameter.KEYWORD_ONLY
     assert parameters(tinylora_edge.load_bundle) == ["path"]
-    assert parameters(tinylora_edge.Projection.entries) == ["modules", "rank"]
+    assert parameters(tinylora_edge.Projection.entries) == ["modules", "rank", "rows"]
     assert parameters(tinylora_edge.Projection.random) == ["modules", "groups", "rank"]
     assert parameters(tinylora_edge.MicroVector.from_bytes) == ["data", "basis", "policy"]
     fields = tinylora_edge.MicroVector.__dataclass_fields__

@@ -181,7 +181,7 @@ def read_back(empty: Page, site: Site, bases: Bases, frames: list[bytes]) -> lis
     return found
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_golden_bases(empty: Page, site: Site, number: int) -> None:
     bases, golden = support.golden_models()[number]
     frames = [support.golden_frame(entry) for entry in golden["bases"]]

@@ -11,6 +11,7 @@ from gguf import GGUFValueType, GGUFWriter
 
 from tinylora_edge import MicroVector, __version__, load_bundle
 from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.runtime.batch import Batch
 
 PROMPT = list(b"one two three four")
 
@@ -21,6 +22,7 @@ OTHER_SETTINGS = {
     "rank 1": (ExportSettings(rank=1), {"rank": 1}),
     "5 outputs": (ExportSettings(rank=2, outputs=5), {"rank": (5, 2)}),
     "fewer outputs than inputs": (ExportSettings(outputs=12), {"rank": (1, 8)}),
+    "more outputs than k and v have": (ExportSettings(outputs=40), {"rank": (36, 8)}),
     "a square of more outputs": (ExportSettings(rank=3, outputs=12), {"rank": 2}),
     "some targets": (ExportSettings(targets=("attn_q", "blk.1.ffn_*")), {"numbers": 2}),
 }
@@ -38,6 +40,20 @@ def test_every_setting_computes_what_the_basis_says(settings, size, tiny_model, 
     assert change > 0.1
     logits = models.llama_logits(load(report.output, vector), PROMPT)
     assert np.abs(logits - expected).max() < 1e-4 * change
+
+
+def test_users_beside_each_other_where_k_and_v_have_fewer_outputs(tiny_model, tiny_gguf, load, tmp_path):
+    report = export_gguf(tiny_gguf, tmp_path / "bundle", settings=ExportSettings(outputs=40))
+    llm = load(report.output, type_k=0, type_v=0)
+    basis = report.bases.basis(rank=(40, 8))
+    vectors = [MicroVector.random(basis, 1.0, seed=seed) for seed in (3, 4)]
+    with Batch(llm, n_ctx_seq=64, sequences=2, n_threads=1) as batch:
+        drawn = batch.generate([PROMPT, PROMPT], vectors=vectors, max_tokens=8)
+    for vector, one in zip(vectors, drawn, strict=True):
+        tokens = [int(token) for token in one.tokens]
+        with models.merged(tiny_model, basis, vector) as personal:
+            logits = models.torch_logits(personal, PROMPT + tokens)[len(PROMPT) - 1 : -1]
+        assert logits.argmax(axis=1).tolist() == tokens
 
 
 def test_heads_may_be_counted_block_by_block(tiny_weights, tmp_path, monkeypatch):

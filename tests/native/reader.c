@@ -113,6 +113,12 @@ static void show_texts(void) {
 static void check_lines(const uint8_t *digest, uint32_t n, const uint32_t *entries, const tinylora_bases *bases,
                         tinylora_policy *policy, int accept) {
     char *line = room(LINE);
+    struct tinylora_own own = {0};
+    tinylora_bases alone = {0}; /* of n entries, without a file */
+    alone.modules = entries[0];
+    alone.own = &own;
+    own.modules = room((entries[0] + 1) * sizeof *own.modules);
+    for (uint32_t m = 0; m < entries[0]; m++) own.modules[m].rows = n / (entries[0] * entries[1]);
     while (fgets(line, LINE, stdin)) {
         size_t size, length = strcspn(line, "\n"), most = (3 * length + 3) / 4;
         uint8_t *data = room(most); /* no more than the header says: a sanitizer watches the end */
@@ -123,11 +129,12 @@ static void check_lines(const uint8_t *digest, uint32_t n, const uint32_t *entri
         status = tinylora_text(line, data, most, &size, &why);
         v.basis.n = n;
         v.basis.rank = entries[1];
+        v.basis.outputs = entries[0] ? n / (entries[0] * entries[1]) : 0;
         if (digest) memcpy(v.basis.digest, digest, 32);
         if (!bases) v.values = room(n * sizeof *v.values);
         if (!status && bases) status = tinylora_read(&v, bases, data, size, policy, &why);
         if (!status && !bases) status = read_form(data, size, &named, &v, &why);
-        if (!status && !bases) status = check_frame(data, size, entries[0], policy, &v, &why);
+        if (!status && !bases) status = check_frame(data, size, entries[0] ? &alone : NULL, policy, &v, &why);
         if (!status && accept) status = tinylora_accept(policy, &v, &why);
         if (status) {
             printf("refused %d %s\n", status, why.text);
@@ -146,6 +153,7 @@ static void check_lines(const uint8_t *digest, uint32_t n, const uint32_t *entri
         free(data);
         tinylora_vector_free(&v);
     }
+    free(own.modules);
     free(line);
 }
 

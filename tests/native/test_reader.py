@@ -136,7 +136,7 @@ def test_a_base_may_have_tokens_that_are_no_UTF_8(reader: Path, smollm2_bundle: 
     assert run(reader, "bases", smollm2_bundle / "basis.gguf", base).startswith("modules 210")
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_golden_bases(reader: Path, tmp_path: Path, number: int) -> None:
     """What tests/golden/bases.json was computed by: it still says the same."""
     bases, golden = support.golden_models()[number]
@@ -150,6 +150,18 @@ def test_golden_bases(reader: Path, tmp_path: Path, number: int) -> None:
         values, _, descriptor = r.partition(" ")
         support.assert_golden(entry, "r", bytes.fromhex(values))
         assert descriptor == entry["descriptor"]
+
+
+@pytest.mark.parametrize("dtype", ["q2", "q4", "fp16"])
+def test_small_weights_have_fewer_rows(reader: Path, tmp_path: Path, dtype: str) -> None:
+    bases, _ = support.golden_models()[3]
+    save_bases(bases, tmp_path / "basis.gguf")
+    with Conversation(reader, "apply", tmp_path / "basis.gguf", "", 1) as waiting:
+        for shape in ((2, 2), (3, 1), (4, 2), (5, 2)):
+            basis = bases.basis(rank=shape)
+            frame = MicroVector.random(basis, 0.5, dtype=dtype).to_bytes(basis)
+            assert agree(waiting, Policy(), frame, bases) is None
+            assert agree(waiting, Policy(), frame[:-1], bases) is not None
 
 
 @pytest.mark.parametrize("golden", support.golden_overlaps(), ids=lambda golden: golden["name"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import models
@@ -88,7 +89,7 @@ def test_rounded_columns_make_good_for_each_other(dtype: str) -> None:
     rng, shape = np.random.default_rng(0), (2, 16, 4)
     values, vectors = np.linalg.eigh(np.ones((4, 4)) + np.diag([0.01, 0.02, 0.04, 0.03]))
     root = (vectors / np.sqrt(values)) @ vectors.T
-    whitening = ModuleWhitening(np.stack([np.eye(16)] * 2), np.stack([root] * 2))
+    whitening = ModuleWhitening(np.stack([np.eye(16)] * 2), np.stack([root] * 2), shape)
     v = np.float32(rng.standard_normal(shape)).reshape(-1)
     found = whitening.rounded(v, dtype)
     assert (MicroVector(found, dtype, entries=shape).values == found).all()
@@ -135,6 +136,32 @@ def log_chances(model: Any) -> torch.Tensor:
         row = torch.tensor([[*group.prompt, *group.completions[0]]])
         found.append(torch.log_softmax(model(row).logits[0, len(group.prompt) - 1 : -1].double(), -1))
     return torch.cat(found)
+
+
+def test_modules_with_fewer_rows_step_by_themselves(found: Any) -> None:
+    """As those of as many rows do, and nothing of v is where they have none."""
+    model, basis, _, _ = found
+    factors = basis.factors
+    cut = tuple(b[:, : 3 + 2 * (m % 2)] for m, b in enumerate(factors.b))
+    small = replace(factors, rank=3, a=tuple(a[:3] for a in factors.a), b=cut)
+    found_of = {}
+    for shape in ((3, 3), (5, 3)):
+        own = Basis(small, Projection.entries(small.modules, shape, small.rows))
+        with Adapter(model, own) as adapter:
+            learner = Learner(model, adapter, temperature=1.0, workers=1)
+            found_of[shape] = own, whitened(learner, groups)
+            learner.close()
+    (_, narrow), (own, wide) = found_of.values()
+    assert own.size == sum(small.rows) * 3 < len(small.modules) * 15
+    z = np.random.default_rng(3).normal(0, 1, own.size).astype(np.float32)
+    r = own.R(wide.values(z))
+    for m, rows in enumerate(small.rows):
+        assert not r[m, rows:].any()
+        if rows == 3:
+            np.testing.assert_allclose(wide.left[m][:3, :3], narrow.left[m], rtol=1e-4)
+    for dtype in BITS:
+        near = wide.rounded(np.float32(z), dtype)
+        assert (MicroVector(near, dtype, entries=own.entries).values == near).all()
 
 
 def test_few_inputs_and_numbers_that_are_not_all_of_r_keep_their_own_coordinates(found: Any) -> None:

@@ -36,7 +36,7 @@ from ..basis import Basis
 from ..projection import Whitening
 from ..runtime.schema import Grammar
 from ..vector import MicroVector
-from ..wire.values import BITS, quantize_columns, scaled
+from ..wire.values import BITS, Entries, gathered, quantize_columns, rows_of, scaled, spread
 from .adapter import Adapter, give_back
 
 S = TypeVar("S")
@@ -467,15 +467,17 @@ FEWEST = 3
 
 
 class ModuleWhitening:
-    """R = left R' right in every module, for v that is R: `left` is float64 [M, p, p], `right` [M, q, q]."""
+    """R = left R' right in every module, for v that is R: `left` is float64 [M, p, p], `right` [M, q, q].
 
-    def __init__(self, left: NDArray[np.float64], right: NDArray[np.float64]) -> None:
-        self.left, self.right = left, right
+    `entries` is the basis's. `left` is 1 in the diagonal of rows that a module does not have.
+    """
+
+    def __init__(self, left: NDArray[np.float64], right: NDArray[np.float64], entries: Entries) -> None:
+        self.left, self.right, self.entries = left, right, entries
 
     def values(self, z: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return v of coordinates, or of differences of them: [n]."""
-        shape = len(self.left), self.left.shape[-1], self.right.shape[-1]
-        return (self.left @ z.reshape(shape) @ self.right).reshape(-1)
+        return gathered(self.left @ spread(z, self.entries) @ self.right, self.entries)
 
     gradient = values
     """The gradient by the coordinates of one by v, [n]: both sides are symmetric."""
@@ -487,9 +489,9 @@ class ModuleWhitening:
         of each, as far as their inputs go together (Frantar et al., "GPTQ", arXiv 2210.17323). Rows weigh as
         much as their outputs do.
         """
-        r = v.reshape(len(self.left), self.left.shape[-1], self.right.shape[-1]).astype(np.float64)
+        r = spread(v, self.entries).astype(np.float64)
         c, d = (np.linalg.inv(root @ root) for root in (self.right, self.left))
-        weights = d.diagonal(axis1=1, axis2=2)[..., None]
+        weights = (d.diagonal(axis1=1, axis2=2) * rows_of(self.entries))[..., None]
         order, modules = np.argsort(c.diagonal(axis1=1, axis2=2), 1), np.arange(len(c))[:, None]
         factor = np.linalg.cholesky(c[modules[..., None], order[..., None], order[:, None]])
         error, found = np.zeros_like(r), np.empty_like(r)  # both of columns in their order
@@ -499,7 +501,7 @@ class ModuleWhitening:
             near = scaled(*quantize_columns(wanted - feed, BITS[dtype], weights), BITS[dtype])
             error[..., j : j + 1] = near - wanted
             np.put_along_axis(found, order[:, None, j : j + 1], near, 2)
-        return found.astype(np.float32).reshape(-1)
+        return gathered(found.astype(np.float32), self.entries)
 
 
 def rounded(
@@ -521,19 +523,22 @@ def whitened(learner: Learner, groups: Callable[[], Sequence[Group]]) -> Whiteni
     """
     basis = learner.adapter.basis
     p, q = basis.shape
-    if q < FEWEST or basis.size != len(basis.modules) * p * q:
+    if q < FEWEST or not basis.entries:
         return basis.projection.whitening
     moments = learner.moments(groups())
-    strengths = [np.square(b[..., :p], dtype=np.float64).sum(-2) for b in basis.factors.b]
+    strengths = [np.square(b[..., :p], dtype=np.float64).sum(-2) for b in basis.factors.b]  # of own rows
     lefts, rights = [], []
     for (c, d), strength in zip(moments, strengths, strict=True):
-        right, left = _inverse_root(c), _inverse_root(d)
-        gram = strength.reshape(-1, p).sum(0)  # B'B, which is diagonal, of all experts
+        own = strength.shape[-1]
+        right, left = _inverse_root(c), _inverse_root(d[:own, :own])
+        gram = strength.reshape(-1, own).sum(0)  # B'B, which is diagonal, of all experts
         before = gram.sum() * c.trace()  # E|B R A x|^2 of a unit R, and of a unit R'
         after = np.einsum("ij,j,ij", left, gram, left) * np.einsum("ij,jk,ki", right, c, right)
-        lefts.append(left * np.sqrt(before / after) if after > 0 else np.eye(p))
+        lefts.append(np.eye(p))
+        if after > 0:
+            lefts[-1][:own, :own] = left * np.sqrt(before / after)
         rights.append(right if after > 0 else np.eye(q))
-    return ModuleWhitening(np.stack(lefts), np.stack(rights))
+    return ModuleWhitening(np.stack(lefts), np.stack(rights), basis.entries)
 
 
 def _inverse_root(moment: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,7 +6,6 @@ every reader has the same values. Columns of R differ a hundredfold, hence a sca
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +17,9 @@ from ..errors import FrameError, NonFiniteError, VectorError
 BITS = {"q2": 2, "q4": 4}  # a number, of the dtypes that have a scale a column
 DTYPES = ("fp32", "bf16", "fp16", "int8", *BITS)  # the first four in the order of their codes
 SCALED = ("int8", *BITS)  # dtypes that round several values together
-Entries = tuple[int, ...]  # (M, p, q) of R, whose entries v is; () where it is another
+Entries = tuple[int, ...]
+"""(M, p, q) of R, whose entries v is, and where a module has fewer than p rows, those of each; () where v is
+something else."""
 
 SCALE_BYTES = 3
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
@@ -41,8 +42,8 @@ def finite(values: NDArray[np.float32], dtype: str, entries: Entries = ()) -> ND
     largest = _LARGEST
     if bits := BITS.get(dtype):
         largest = float(_scale(_NO_SCALE - 1)) * ((1 << bits) - 1) / 2
-        if not entries or math.prod(entries) != len(values):
-            whole = f" of the shape {entries}" if entries else ""
+        if not entries or number_of(entries) != len(values):
+            whole = f" of the shape {entries[:3]}" if entries else ""
             raise VectorError(f"{dtype} is for entries of R alone: {len(values)} numbers are none{whole}")
     rounded = values
     fits = np.abs(values) <= largest  # nor is NaN
@@ -72,8 +73,8 @@ def encode_values(values: NDArray[np.float32], dtype: str, entries: Entries = ()
         scale, q = quantize(values)
         return scale + q.tobytes() + bytes(is_padded(len(values), dtype))
     if width := BITS.get(dtype):
-        scales, codes = quantize_columns(values.reshape(entries), width)
-        each = np.unpackbits(codes.reshape(-1, 1), axis=1, count=width, bitorder="little")
+        scales, codes = quantize_columns(spread(values, entries), width, rows_of(entries)[..., None])
+        each = np.unpackbits(gathered(codes, entries)[:, None], axis=1, count=width, bitorder="little")
         return scales.tobytes() + np.packbits(each, bitorder="little").tobytes()
     raise VectorError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
 
@@ -95,8 +96,8 @@ def decode_values(data: bytes, dtype: str, size: int, entries: Entries = ()) -> 
 
 
 def _decode_columns(data: bytes, bits: int, entries: Entries) -> NDArray[np.float32]:
-    modules, _, columns = entries
-    count, used = modules * columns, math.prod(entries)
+    modules, _, columns = entries[:3]
+    count, used = modules * columns, number_of(entries)
     scales = np.frombuffer(data, np.uint8, count)
     if (wrong := np.flatnonzero(scales >= _NO_SCALE)).size:
         module, column = divmod(int(wrong[0]), columns)
@@ -105,7 +106,35 @@ def _decode_columns(data: bytes, bits: int, entries: Entries) -> NDArray[np.floa
     each = (packed[:, None] >> np.arange(0, 8, bits, dtype=np.uint8) & np.uint8((1 << bits) - 1)).reshape(-1)
     if each[used:].any():
         raise FrameError(f"the bits that fill the last byte {data[-1]:#04x} up are not 0: it was damaged")
-    return scaled(scales.reshape(modules, columns), each[:used].reshape(entries), bits).reshape(-1)
+    codes = spread(each[:used], entries)
+    return gathered(scaled(scales.reshape(modules, columns), codes, bits), entries)
+
+
+def number_of(entries: Entries) -> int:
+    """Return n, how many entries there are."""
+    modules, p, q, *rows = entries
+    return (sum(rows) if rows else modules * p) * q
+
+
+def rows_of(entries: Entries) -> NDArray[np.bool_]:
+    """Return which rows of R there are: bool [M, p]."""
+    modules, p, _, *rows = entries
+    there: NDArray[np.bool_] = np.arange(p) < np.array(rows or [p] * modules)[:, None]
+    return there
+
+
+def spread(values: NDArray[Any], entries: Entries) -> NDArray[Any]:
+    """Return R [M, p, q] of values [n], with zeros in the rows that a module does not have."""
+    if len(entries) == 3:
+        return values.reshape(entries)
+    whole = np.zeros(entries[:3], values.dtype)
+    whole[rows_of(entries)] = values.reshape(-1, entries[2])
+    return whole
+
+
+def gathered(r: NDArray[Any], entries: Entries) -> NDArray[Any]:
+    """Return the values [n] of R [M, p, q]."""
+    return r.reshape(-1) if len(entries) == 3 else r[rows_of(entries)].reshape(-1)
 
 
 def payload_bytes(size: int, dtype: str, entries: Entries = ()) -> int:

@@ -27,6 +27,7 @@ SETTINGS = {
     "some kinds": ExportSettings(rank=2, targets=("attn_*[kv]", "ffn_up", "ffn_down")),
     "one kind": ExportSettings(targets=("attn_v", "attn_output")),
     "12 outputs": ExportSettings(rank=4, outputs=12),
+    "40 outputs": ExportSettings(rank=4, outputs=40),  # k and v have 32
 }
 
 
