@@ -39,7 +39,8 @@ LIKED = {"brevity": "brief", "list-lookup": "correct"}
 PUBLIC_STEPS = {"snips": 80, "clinc": 100, "ifeval": 0}
 """Steps of the runs that the table of public data compares."""
 LENGTHS, LORA_LR = (1.25, 2.5), 0.002
-"""Between these is the length in R of a usual first step, 1.75; and the step size of a usual LoRA."""
+"""Between these was the length in R of a usual first step, 1.75, before runs found their own (`fitted`); and
+the step size of a usual LoRA."""
 MESSAGES = 200  # that a user's own vector learns from, in tables
 PAIRS, USERS_HELD_OUT = 20, 64  # pairs clicked on, and prompts that a user's vector is measured on
 WAYS = {PAPER: "13 numbers, the paper's", LEARNED: "13 numbers, learned", ALL: "840 numbers"}
@@ -144,7 +145,7 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
         if "losses" in row or kept:
             more += [f"{steps} steps"] * (steps != PUBLIC_STEPS[name])
             more += [f"{row['samples']:,} utterances"] * (row["each"] != 70)
-            if arm.startswith("rank"):
+            if arm.startswith("rank") and not row.get("fitted"):
                 length = row.get("lr", math.inf) * row["numbers"] ** 0.5  # files' are of longer ones
                 more += ["long steps"] * (length > LENGTHS[1]) + ["short steps"] * (length < LENGTHS[0])
             if arm.startswith("lora") and row["lr"] != LORA_LR:

@@ -205,10 +205,11 @@ class Run:
         likely = mean(learner.measure(general))
         kept = self._rehearsal(learner) if kind == "keep" else None
         plain = basis is None or kind == "plain"
+        fitted = {"fitted": True} if lr is None else {}
         lr, losses = self._fit(learner, trained, lr, seed, steps, kept, dtype, plain=plain)
         took = time.monotonic() - began
         numbers = sum(part.numel() for part in trained)
-        facts: dict[str, Any] = {"lr": lr, "numbers": numbers, "losses": losses, "train_s": took}
+        facts: dict[str, Any] = {**fitted, "lr": lr, "numbers": numbers, "losses": losses, "train_s": took}
         if kept is not None:
             facts["keep"] = KEEP
         facts["nats"] = -mean(learner.measure([self._group(sample) for sample in self.data.test]))
