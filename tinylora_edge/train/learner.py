@@ -48,6 +48,9 @@ _TOKENS = 768
 _CHUNK = 1 << 24
 """Logits at the same time: 64 MiB in float32, and a few times that inside a loss."""
 
+_BLOCK = 256
+"""Tokens at most that attend together though they do not see each other."""
+
 IMPORTANCE_CAP = 2.0
 """Largest weight exp(log p_learner - log p_sampler) of a token."""
 
@@ -380,9 +383,9 @@ def attention_masks(config: Any, owners: Tensor, places: Tensor, dtype: torch.dt
     of attention go by.
     """
     seen = ((owners[:, None] == owners) | (owners == 0)).all(-1).tril()
-    lengths = torch.unique_consecutive(owners, dim=0, return_counts=True)[1].tolist()
-    last = np.cumsum(lengths) - 1
-    chosen = [np.flatnonzero(row).tolist() for row in seen[last][:, last].tolist()]
+    lengths = joined(torch.unique_consecutive(owners, dim=0, return_counts=True)[1].tolist())
+    blocks_seen = [torch.stack([b.any() for b in row.any(0).split(lengths)]) for row in seen.split(lengths)]
+    chosen = [np.flatnonzero(row.cpu()).tolist() for row in blocks_seen]
 
     def added(allowed: Tensor) -> Tensor:
         mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
@@ -399,6 +402,20 @@ def attention_masks(config: Any, owners: Tensor, places: Tensor, dtype: torch.dt
         return added(seen)
     near = added(seen & (places[:, None] - places < window))
     return {"full_attention": added(seen), "sliding_attention": near} if kinds else near
+
+
+def joined(lengths: Sequence[int]) -> list[int]:
+    """Return the lengths of blocks of which neighbours are one up to `_BLOCK` tokens: a call has its price.
+
+    Of 40 texts of 17 tokens the calls of attention took a third of a gradient (SmolLM2).
+    """
+    found: list[int] = []
+    for length in lengths:
+        if found and found[-1] + length <= _BLOCK:
+            found[-1] += length
+        else:
+            found.append(length)
+    return found
 
 
 def by_blocks(
