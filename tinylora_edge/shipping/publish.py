@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from ..limits import VECTOR_FILE_BYTES
 from ..wire import frame as wire
 from ..wire import tags
 from ..wire.frame import DEFAULT_USER, bound_name
-from ..writes import atomic_write, open_file
+from ..writes import atomic_write, locked, open_file
 from .fetch import frame_path, shown
 
 _ADDRESS = re.compile(r"(?:[^/]{2,})?:/")  # C:/ is none
@@ -33,7 +35,8 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
     A sequence below the newest one's is refused, as devices would refuse it; so is an equal one with other
     bytes, of which devices would keep whichever they saw first. The numbered file is written first and
     `latest` last, so that `latest` is always a whole frame; doing it again completes what was interrupted.
-    Let one host publish for a user: that two do so at the same moment is not noticed.
+    Let one host publish for a user: that two do so at the same moment is not noticed. Its processes wait for
+    each other.
 
     Args:
         frame: as `MicroVector.to_bytes` returns it. A CRC-32 is checked here, other tags by the devices.
@@ -56,27 +59,28 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
         wire.check_tag(decoded, bound_name(user), basis.digest, ())
     target, to = _Remote(to) if _ADDRESS.match(to) else _Directory(to), named(to)
     latest, numbered = (frame_path(bases.id, user, number) for number in (None, sequence))
-    newest, there = target.read(latest), target.read(numbered)
-    if newest is not None:
-        try:
-            found = wire.head(newest).sequence
-        except VectorError:
-            raise TransferError(f"{to}/{latest} is no frame of these factors: remove it") from None
-        if found > sequence:
-            lower = f"{to}/{latest} has sequence {found}, and this frame {sequence}"
-            raise TransferError(f"{lower}: pack it with --sequence {found + 1}")
-        if there is None and found == sequence:  # somebody removed the numbered one
-            there = newest if newest != frame else None
-    if there not in (None, frame):
-        raise TransferError(
-            f"another frame with sequence {sequence} lies in {to}: pack it with --sequence {sequence + 1}"
-        )
-    if there is None:
-        target.write(numbered, frame)
-    if newest != frame:
-        target.write(latest, frame)
-        if target.read(latest) != frame:
-            raise TransferError(f"{to}/{latest} was written, and something else is read there")
+    with target.alone(latest):
+        newest, there = target.read(latest), target.read(numbered)
+        if newest is not None:
+            try:
+                found = wire.head(newest).sequence
+            except VectorError:
+                raise TransferError(f"{to}/{latest} is no frame of these factors: remove it") from None
+            if found > sequence:
+                lower = f"{to}/{latest} has sequence {found}, and this frame {sequence}"
+                raise TransferError(f"{lower}: pack it with --sequence {found + 1}")
+            if there is None and found == sequence:  # somebody removed the numbered one
+                there = newest if newest != frame else None
+        if there not in (None, frame):
+            raise TransferError(
+                f"another frame with sequence {sequence} lies in {to}: pack it with --sequence {sequence + 1}"
+            )
+        if there is None:
+            target.write(numbered, frame)
+        if newest != frame:
+            target.write(latest, frame)
+            if target.read(latest) != frame:
+                raise TransferError(f"{to}/{latest} was written, and something else is read there")
     return Published(numbered, sequence, there is None or newest != frame)
 
 
@@ -103,6 +107,14 @@ class _Directory:
         full.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(full) as file:
             file.write(data)
+
+    @contextmanager
+    def alone(self, path: str) -> Iterator[None]:
+        """Let other processes of this machine wait with what they publish there, while the block runs."""
+        full = self._root / path
+        full.parent.mkdir(parents=True, exist_ok=True)
+        with locked(full, keep=False):
+            yield
 
 
 class _Remote:
@@ -153,3 +165,7 @@ class _Remote:
             self._filesystem.pipe_file(full, data)
         except Exception as error:  # each filesystem has exceptions of its own
             raise TransferError(f"{self._to}/{path} could not be written: {error}") from error
+
+    def alone(self, path: str) -> AbstractContextManager[None]:
+        """Keep nobody out: what fsspec reaches has no locks."""
+        return nullcontext()
