@@ -62,12 +62,16 @@ _OF_PROMPTS = ("answer", "raw", "tools")  # keys that a text does not have
 
 
 class Line(NamedTuple):
-    """A sample of a file, with its place, `file:line`. While a file is read its split may be unknown."""
+    """A sample of a file, with its place, `file:line`. While a file is read its split may be unknown.
+
+    It is `drawn` where the file does not say which samples are held out.
+    """
 
     place: str
     sample: Sample
     rank: float
     split: str | None
+    drawn: bool = False
 
 
 def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -107,7 +111,8 @@ def read_samples(path: Path, *, drop_duplicates: bool = False) -> tuple[list[Lin
     without = [line for line in lines if line.split is None]
     if len(without) == len(lines):
         threshold = _threshold({line.rank for line in lines})
-        lines = [line._replace(split="held_out" if line.rank < threshold else "train") for line in lines]
+        sides = ["held_out" if line.rank < threshold else "train" for line in lines]
+        lines = [line._replace(split=side, drawn=True) for line, side in zip(lines, sides, strict=True)]
     elif without:
         raise TrainError(
             f'{without[0].place}: no "split", but other lines have one: expected it on all lines or on none'

@@ -212,5 +212,6 @@ def _from_file(name: str, path: Path, judge: Reward | None, drop_duplicates: boo
     sides: dict[str, Any] = {
         split: [line.sample for line in lines if line.split == split] for split in SPLITS
     }
+    sides["drawn"] = [line.sample for line in lines if line.drawn and line.split == "held_out"]
     limit = min(longest, most)
     return Task(name, **sides, reward=reward, max_tokens=limit, shaped=shaped(reward), notes=notes)

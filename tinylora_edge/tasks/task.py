@@ -55,6 +55,7 @@ class Task:
         preamble: what all prompts begin with, as `Preamble.record` returns it; None without one.
         schema: what answers are held to while they are drawn, in training and in use: a JSON schema, or a
             list of labels, one of which is the answer; None where they are free.
+        drawn: all samples that were held out where the data do not say which; else none.
         notes: sentences that a user should read about the data, such as duplicates that were dropped.
     """
 
@@ -68,6 +69,7 @@ class Task:
     shifted: Sequence[Sample] = ()
     preamble: Mapping[str, Any] | None = None
     schema: Mapping[str, Any] | Sequence[str] | None = None
+    drawn: Sequence[Sample] = ()
     notes: Sequence[str] = ()
 
     def score(self, completion: Completion, sample: Sample) -> float:

@@ -538,14 +538,19 @@ def whitened(learner: Learner, groups: Callable[[], Sequence[Group]]) -> Whiteni
         learner: its passes give both moments.
         groups: makes the completions whose likelihood says which directions matter.
     """
-    basis = learner.adapter.basis
+    return coordinates(learner.adapter.basis, lambda: learner.moments(groups()))
+
+
+def coordinates(
+    basis: Basis, moments: Callable[[], list[list[NDArray[np.float64]]]]
+) -> Whitening | ModuleWhitening:
+    """Return what `whitened` does, of second moments in any unit (`Learner.moments`)."""
     p, q = basis.shape
     if q < FEWEST or not basis.entries:
         return basis.projection.whitening
-    moments = learner.moments(groups())
     strengths = [np.square(b[..., :p], dtype=np.float64).sum(-2) for b in basis.factors.b]  # of own rows
     lefts, rights = [], []
-    for (c, d), strength in zip(moments, strengths, strict=True):
+    for (c, d), strength in zip(moments(), strengths, strict=True):
         own = strength.shape[-1]
         right, left = _inverse_root(c), _inverse_root(d[:own, :own])
         gram = strength.reshape(-1, own).sum(0)  # B'B, which is diagonal, of all experts

@@ -73,6 +73,8 @@ class Options:
             vector); None is the base.
         under: the frame of a shared vector that stays active, unchanged, beneath the one that is trained.
             Answers are drawn and measured with both; the frame that is written holds the trained one alone.
+        whitening: the bytes of the file beside it (`texts.make_whitening`), for texts without prompts. None
+            takes the texts themselves.
         keys: one of these has to verify `under`; without any, a checksum is enough.
         weights: GGUF or Hugging Face directory to learn on; None dequantizes the deployed GGUF.
         dtype: of the weights in training: `bf16`, or `fp32` of twice the memory; None takes the faster one.
@@ -99,6 +101,7 @@ class Options:
     seed: int = 0
     start: tuple[float, ...] | None = None
     under: bytes | None = None
+    whitening: bytes | None = None
     keys: Sequence[Verifier] = ()
     weights: str | None = None
     dtype: str | None = None
@@ -178,9 +181,9 @@ class Options:
         )
 
     def record(self) -> dict[str, Any]:
-        """Return the options for JSON: SHA-256 of a start's values and a shared frame, and ids of keys."""
+        """Return the options for JSON: SHA-256 of what is bytes and of a start's values, and ids of keys."""
         values = np.array(self.start or (), "<f4").tobytes()
-        data = {"start": values, "under": self.under}
+        data = {"start": values, "under": self.under, "whitening": self.whitening}
         hashed = {name: hashlib.sha256(each).hexdigest() if each else None for name, each in data.items()}
         return vars(self) | hashed | {"keys": [key.id for key in self.keys]}
 

@@ -30,14 +30,15 @@ from ..tasks.rewards import is_text
 from ..tasks.sample import CALL_BEGIN, without_tags
 from ..tasks.task import name_of
 from ..vector import MicroVector, Policy
-from ..writes import locked
+from ..writes import atomic_write, locked
 from .adapter import Adapter, load_model, one_thread
 from .batches import REHEARSED_TOKENS, Answers, Rehearsal
 from .learner import Learner
-from .options import METHODS, MINUTES, Q4_FROM, Options, Outcome, Phase, Result, write_result
+from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_result
+from .texts import framing, in_full_steps, learn_task, make_whitening, whitening_path
 from .trainer import DIFFER, Trainer, load
 
-_ANY = ("minutes", "rank", "numbers", "checkpoint_every", "keys", "sequence", "evaluate")
+_ANY = ("minutes", "rank", "numbers", "checkpoint_every", "keys", "sequence", "evaluate", "whitening")
 """Options that may differ in a resumed run: whatever rank or numbers say, the basis has to be the same."""
 
 _ALIKE = 0.02
@@ -59,7 +60,9 @@ def train(
     """Train a micro-vector and write its frame.
 
     SFT ends where validation gets no better, and GRPO goes on from its vector with the rest of the budget
-    (`Options.method`). `Result.phases` says what each method did, or why it was left out.
+    (`Options.method`). `Result.phases` says what each method did, or why it was left out. Texts without
+    prompts on a shared vector are learned in full steps (`texts`), where no budget is given. Beside a vector
+    of such texts that stands on the base, `output`.whitening is for those that will stand on it.
 
     Writes `output` (the frame), `output`.json (task, basis, options, curve, held-out figures) and, while it
     runs, the directory `output`.run with a checkpoint a method.
@@ -95,6 +98,8 @@ def train(
             held = [f"go on with --method {method}" for method, path in checkpoints.items() if path.exists()]
             advice = (*held, "start without --resume")[0]
             raise TrainError(f"{folder} has no {first.name} to resume from: {advice}")
+        if in_full_steps(task, options):
+            return learn_task(bundle, task, output, options, report)
         run = _Run(bundle, task, options, methods, checkpoints, stack, report)
         task, options = run.task, run.options
         about = run.about()
@@ -122,6 +127,11 @@ def train(
             measuring = Measuring(run.deployed, run.batch, task, vector, judged, run.threads, report)
             outcome = replace(outcome, measured=measuring.run())
             write_result(*written, outcome, run.curve, data=about)
+    if is_text(task.reward) and task.train[0].unprompted and options.under is None:
+        report({"event": "whitening"})
+        shared = replace(options, under=output.read_bytes(), keys=())
+        with atomic_write(whitening_path(output)) as file:
+            file.write(make_whitening(bundle, shared, task.train))
     return outcome
 
 
@@ -170,9 +180,7 @@ class _Run:
         stack.enter_context(one_thread())
         found = load_bundle(bundle)
         self.basis = options.basis(found.bases)
-        if options.frame_dtype is None and self.basis.entries and self.basis.shape[0] >= Q4_FROM:
-            options = replace(options, frame_dtype="q4")
-        self.options = options
+        self.options = options = framing(options, self.basis)
         self._identity = partial(identity, task, self.basis)
         minutes = None
         if (first := checkpoints[methods[0]]).exists():
