@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from typer import Argument, Option
+from typer import Argument, BadParameter, Option
 
 from .. import Policy, SignatureError
 from ..formats.signatures import Signature, sign_bundle
@@ -98,6 +98,17 @@ def public_keys(paths: Sequence[Path] | None) -> list[tags.Ed25519Verifier]:
 def verifiers(paths: Sequence[Path] | None) -> list[tags.Verifier]:
     """Return what `--key` trusts: public keys in PEM, and MAC keys."""
     return [_key(path, tags.Ed25519Verifier.from_pem, tags.Hmac.from_hex) for path in paths or ()]
+
+
+def signer_and_trusted(
+    paths: Sequence[Path] | None,
+) -> tuple[tags.Ed25519Signer | tags.Hmac | None, list[tags.Verifier]]:
+    """Return what signs, and what is trusted, of key files: private and MAC keys sign, public ones check."""
+    public = [path for path in paths or () if b"PUBLIC KEY-----" in path.read_bytes()[:PEM_BYTES]]
+    secret = [path for path in paths or () if path not in public]
+    if len(secret) > 1:
+        raise BadParameter(f"{secret[0]} and {secret[1]} both sign: pass one of them", param_hint="--key")
+    return (signing_key(secret[0]) if secret else None), verifiers(public)
 
 
 def policy(keys: Sequence[Path] | None, state: Path | None = None) -> Policy:

@@ -102,6 +102,12 @@ def phases(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what each method of a run brought, for reading."""
     found = []
     for each in (SimpleNamespace(**phase) for phase in record["result"].get("phases", ())):
+        if each.method == "texts":
+            losses = (
+                f"{each.start_loss:.3f} -> {each.best_loss:.3f} nats a token of them, before the last step"
+            )
+            found.append(("texts", f"{each.steps} full steps, {each.seconds:.0f} s, {losses}"))
+            continue
         text = f"{console.counted(each.steps, 'step')}, {each.seconds:.0f} s, held back "
         if record.get("data", {}).get("reward") == "text":
             text += f"{-each.start_score:.3f} -> {-each.best_score:.3f} nats a token"

@@ -17,6 +17,7 @@ from ..jsonio import read_json
 from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, results, vectors
 from . import options as opts
+from .many import train_users
 
 
 def _shape(text: str) -> Shape:
@@ -69,11 +70,19 @@ def train(
     examples: opts.ExamplesOption = None,
     seed: Annotated[int, Option(metavar="N", min=0, help="Seed of everything.")] = 0,
     weights: Annotated[Path | None, Option(metavar="PATH", help="GGUF or Hugging Face weights.")] = None,
+    workers: Annotated[
+        int | None, Option(metavar="N", min=1, help="Of many users: processes. [default: 1]")
+    ] = None,
+    ray: Annotated[
+        str | None, Option(metavar="ADDRESS", help="Of many users: a Ray cluster; auto finds it.")
+    ] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
     keep: Annotated[
         bool | None, Option("--keep/--no-keep", help="Rehearse, to keep other skills. [default: in SFT]")
     ] = None,
-    evaluate: opts.EvaluateOption = True,
+    evaluate: Annotated[
+        bool | None, Option("--evaluate/--no-evaluate", help="Measure the gain. [default: of one user]")
+    ] = None,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Train a vector on examples, and write it as a frame.
@@ -88,6 +97,11 @@ def train(
     37 bytes, along directions that the bundle has learned, or the paper's.
 
     With --under it learns on top of a shared vector, and FILE, without that one, is used on top of it too.
+    Texts without prompts are then learned in a few full steps, without --minutes and --steps.
+
+    Where DATA is a folder with a file of texts a user, or JSON lines with "user" and "text", every user gets
+    a vector, in the folder FILE as publish lays it out. A private --key signs them.
+
     With --system or --examples the vector is trained behind a prompt, and is used behind it.
 
     \b
@@ -96,14 +110,39 @@ def train(
       tinylora-edge train out/demo brevity --size small --minutes 20 -o brief.bin
       tinylora-edge train out/demo brevity --start brief.bin -o briefer.bin
       tinylora-edge train out/demo examples.csv --schema label -o mine.bin
+      tinylora-edge train out/demo mine.txt --under shared.bin -o mine.bin
+      tinylora-edge train out/demo people/ --under shared.bin -o vectors --key fleet.key --workers 8
     """
     from ..train import Options, grown
     from ..train import train as run
+    from ..train.many import names_users
+    from ..train.texts import whitening_path
 
     if size is not None:
         if rank is not None or numbers is not None:
             raise BadParameter("--size is a rank: pass one of --size, --rank and --numbers")
         rank = SIZES[size]
+    many = names_users(Path(data))
+    own: dict[str, object] = {
+        "--method": method,
+        "--minutes": minutes,
+        "--steps": steps,
+        "--lr": lr,
+        "--start": start,
+    }
+    own |= {
+        "--system": system,
+        "--examples": examples,
+        "--reward": reward,
+        "--schema": schema,
+        "--keep": keep,
+    }
+    for name, value in own.items() if many else ():
+        if value is not None:
+            raise BadParameter("it is of the training of one user, and DATA has many", param_hint=name)
+    if not many and (workers is not None or ray is not None):
+        raise BadParameter(f"{data} is no folder, nor a JSONL, of many users' texts", param_hint="DATA")
+    beside = None if under is None else whitening_path(under)
     options = Options(
         method=method,
         minutes=minutes,
@@ -117,10 +156,21 @@ def train(
         seed=seed,
         keep=keep,
         under=None if under is None else vectors.read(str(under)),
-        keys=keyfiles.verifiers(keys),
+        whitening=None if beside is None or not beside.exists() else beside.read_bytes(),
+        keys=() if many else keyfiles.verifiers(keys),
         weights=None if weights is None else str(weights),
-        evaluate=evaluate,
+        evaluate=evaluate is not False,
     )
+    if many:
+        how: dict[str, Any] = {
+            "under": under,
+            "keys": keys,
+            "evaluate": bool(evaluate),
+            "workers": workers,
+            "ray": ray,
+        }
+        train_users(bundle, Path(data), output, options, **how, resume=resume, as_json=as_json)
+        return
     if start is not None:
         bases = load_bundle(bundle).bases
         policy = Policy(keys=options.keys)
@@ -136,7 +186,7 @@ def train(
         console.note(f"interrupted after step {result.steps}: the state is saved, go on with --resume")
         raise typer.Exit(130)
     record = read_json(outcome.path.with_name(f"{outcome.path.name}.json"))
-    if not evaluate:
+    if not options.evaluate:
         record["unmeasured"] = {"base, worked examples and drift": "--no-evaluate; eval measures them"}
     kept = f"the vector of step {result.best_step} of {result.steps}" if result.best_step else "as it began"
     wrote = f"wrote {outcome.path} ({outcome.path.stat().st_size:,} bytes), {kept}"
@@ -191,6 +241,15 @@ def _note_event(metrics: dict[str, Any], sign: int, bar: console.Show) -> None:
             f"{' and then '.join(map(str.upper, metrics['methods']))} on {metrics['numbers']:,} numbers"
         )
         bar("scoring the start")
+    elif event == "texts":
+        held = (
+            f"{metrics['held_out']} held out to measure the gain first"
+            if metrics["held_out"]
+            else "none held out"
+        )
+        console.note(f"{metrics['train']} texts, learned in {metrics['steps']} full steps, {held}")
+    elif event == "whitening":
+        bar("making the whitening for vectors on this one")
     elif event == "temperature":
         drawn = "".join(f", {share:.0%} differ at {at}" for at, share in metrics["differ"].items())
         bar(f"drawing answers at temperature {metrics['temperature']}{drawn}", done=0.0)

@@ -34,7 +34,7 @@ MAY_IMPORT = {  # "face" is `tinylora_edge` itself, "core" its other files
     "runtime": {*BASE, "tasks", "runtime"},
     "exporters": {*BASE, "exporters"},
     "eval": {*BASE, "tasks", "runtime", "eval"},
-    "train": {*BASE, "tasks", "runtime", "eval", "train"},
+    "train": {*BASE, "shipping", "tasks", "runtime", "eval", "train"},
     "serve": {*BASE, "shipping", "tasks", "runtime", "serve"},
     "cli": {*BASE, "face", "shipping", "tasks", "runtime", "exporters", "eval", "train", "serve", "cli"},
 }

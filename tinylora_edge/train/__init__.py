@@ -15,8 +15,21 @@ except ModuleNotFoundError:
 
 from .adapter import Adapter
 from .learner import Group, Learner
+from .many import UserResult, train_many
 from .options import Options, Outcome, Result, grown
 from .run import train
 from .trainer import Trainer
 
-__all__ = ["Adapter", "Group", "Learner", "Options", "Outcome", "Result", "Trainer", "grown", "train"]
+__all__ = [
+    "Adapter",
+    "Group",
+    "Learner",
+    "Options",
+    "Outcome",
+    "Result",
+    "Trainer",
+    "UserResult",
+    "grown",
+    "train",
+    "train_many",
+]

@@ -1,0 +1,111 @@
+"""`train` of many users: what it shows while it runs, and its table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import typer
+from typer import BadParameter
+
+from tinylora_edge.wire import tags
+from tinylora_edge.wire.frame import head
+from tinylora_edge.writes import atomic_write
+
+from . import console, keyfiles
+
+_WORDS = {
+    "learned": "",
+    "unchanged": "their texts are those of their vector",
+    "kept": "what was learned does not beat the shared vector",
+    "overtaken": "a newer vector came meanwhile, and stays",
+    "failed": "",
+}
+_SHOWN = 10  # failures that are printed; the report has all
+
+
+def train_users(
+    bundle: Path,
+    users: Path,
+    output: Path,
+    options: Any,
+    *,
+    under: Path | None,
+    keys: list[Path] | None,
+    evaluate: bool,
+    workers: int | None,
+    ray: str | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Train a vector for each user of a folder or a file, and publish them in another folder."""
+    from ..train import train_many
+    from ..train.texts import whitening_path
+
+    if under is None:
+        raise BadParameter("users' vectors lie on a shared one: name it", param_hint="--under")
+    signer, trusted = keyfiles.signer_and_trusted(keys)
+    if signer is not None and not trusted and head(options.under).kind != tags.CRC32:
+        trusted = [
+            tags.Ed25519Verifier(signer.public_key) if isinstance(signer, tags.Ed25519Signer) else signer
+        ]
+    options, beside, found = replace(options, keys=trusted), whitening_path(under), list[Any]()
+    stopped = False
+    with console.progress("loading the model", 1.0) as bar:
+        counts: Counter[str] = Counter()
+
+        def show(event: dict[str, Any]) -> None:
+            nonlocal stopped
+            if event["event"] == "users":
+                counts["users"], counts["done"] = event["users"], event["done"]
+            elif event["event"] == "whitening":
+                with atomic_write(beside) as file:
+                    file.write(event["data"])
+                console.note(f"wrote {beside}, made of the users' texts: later runs take it")
+            elif event["event"] == "stopping":
+                stopped = True
+                console.acknowledge_interrupt()
+
+        results = train_many(
+            bundle,
+            users,
+            output,
+            options=options,
+            signer=signer or "crc32",
+            evaluate=evaluate,
+            workers=workers,
+            ray=ray,
+            resume=resume,
+            report=show,
+        )
+        for result in results:
+            found.append(result)
+            counts["done"] += 1
+            counts[result.status] += 1
+            said = [f"{counts[status]} {status}" for status in _WORDS if counts[status]]
+            bar(f"{counts['done']:,} of {counts['users']:,} users: {', '.join(said)}")
+            bar(done=counts["done"] / counts["users"])
+    record = f"{str(output).rstrip('/')}.report.jsonl"
+    about: dict[str, Any] = {"vectors": str(output), "report": record, "users": counts["users"]}
+    about |= {status: counts[status] for status in _WORDS}
+    gains = [result.gain for result in found if result.status != "unchanged" and result.gain is not None]
+    about |= {"gain": fmean(gains)} if gains else {}
+    wrote = f"{console.counted(counts['done'], 'user')} of {counts['users']:,} in {output}; report: {record}"
+    failed = [(result.user, result.why) for result in found if result.status == "failed"]
+    rows = [
+        (status, f"{counts[status]:,}  {why}".strip()) for status, why in _WORDS.items() if counts[status]
+    ]
+    if gains:
+        ahead = sum(gain > 0 for gain in gains)
+        rows.append(
+            ("gain", f"{fmean(gains):+.3f} nats a token, the mean; {ahead} of {len(gains)} users gain")
+        )
+    console.report(about, as_json, wrote, rows=[*rows, *failed[:_SHOWN]])
+    if stopped:
+        console.note("interrupted: go on with --resume")
+        raise typer.Exit(130)
+    if failed and len(failed) == len(found):
+        raise typer.Exit(1)
