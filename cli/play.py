@@ -45,7 +45,7 @@ def play(
             page=True,
             vector=frames[-1] if frames else None,
             under=frames[:-1] or None,
-            slots=2,  # one person: a prefix for each pane
+            slots=3,  # both panes of one person at once: an account leaves one free
             n_ctx=opts.CONTEXT,
             n_threads=threads,
         )

@@ -47,7 +47,8 @@ READ = """async jobs => {
     const { modules, outputs, rank } = options;
     const basis = file
       ? await readBasis(new Uint8Array(await (await fetch(file, { cache: "no-store" })).arrayBuffer()))
-      : { rank, outputs, modules: Array.from({ length: modules }, (_, i) => `blk.${i}.attn_q.weight`),
+      : { rank, outputs, rows: Array(modules).fill(outputs),
+          modules: Array.from({ length: modules }, (_, i) => `blk.${i}.attn_q.weight`),
           bases: new Map([[digest.slice(0, 8), { descriptor, digest: bytes(digest) }]]) };
     if (!frame) return { factors: basis.factors, ids: [...basis.bases.keys()] };
     const keys = { hmac: bytes(hmac), ed25519: bytes(ed25519) };
@@ -342,7 +343,7 @@ def test_its_answers_are_pythons_token_for_token(chromium: Browser, site: Site) 
             assert pale(page) == {}
 
     llm: Any = runtime.load(bundle, engine="onnx", n_ctx=128)
-    prompt = llm.tokenize(llm.chat_tokenizer.render([{"role": "user", "content": QUESTION}]))
+    prompt = llm.encode(QUESTION)[0]
     base, personal = (list(map(int, tokens.split(","))) for tokens in found)
     assert base == list(llm.generate(prompt, max_tokens=MOST))
     llm.swap(frame)
