@@ -72,8 +72,11 @@ def pack(
         found = _check(data, bases, signer, bound)
         basis = bases.of(found)
         number = found.sequence if sequence is None else sequence
-        made = MicroVector(found.values, dtype or found.dtype, number, basis.digest, entries=basis.entries)
-        data = made.to_bytes(basis, tag=signer or tags.Crc32(), user=bound, until=until or found.until)
+        made: MicroVector = found
+        if dtype is not None and dtype != found.dtype:
+            made = MicroVector(found.values, dtype, basis=basis.digest, entries=basis.entries)
+        last = until or found.until
+        data = made.to_bytes(basis, signer or tags.Crc32(), user=bound, until=last, sequence=number)
         record = {"count": basis.size, "key": "" if signer is None else signer.id, "basis": basis.digest}
         record |= {"projection": basis.projection.descriptor, "norm": made.norm}
         record["exact"] = bool((made.values == found.values).all())

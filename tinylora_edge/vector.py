@@ -20,7 +20,7 @@ from .factors import Factors, is_whole
 from .wire import frame, tags
 from .wire.frame import Clock, check_day, day_date, day_number, utc_today
 from .wire.sequences import Accepted, SequenceFile, SequenceLog, Source
-from .wire.values import BITS, SCALED, encode_values, finite
+from .wire.values import BITS, SCALED, encode_values, rounded
 
 FIRST_SEQUENCE = 1  # of a vector that nobody numbered
 
@@ -58,11 +58,11 @@ class MicroVector:
             exact = np.asarray(self.values, dtype=np.float32)
         if exact.ndim != 1:
             raise VectorError(f"values of a micro-vector are n numbers, not of shape {exact.shape}")
-        if not is_whole(self.sequence) or not 0 <= self.sequence < 1 << 16:
-            raise VectorError(f"sequence {self.sequence} is out of range: whole numbers from 0 to 65535")
-        values = finite(exact, self.dtype, self.entries)
+        check_sequence(self.sequence)
+        values, payload = rounded(exact, self.dtype, self.entries)
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
+        object.__setattr__(self, "_payload", payload)  # scales are searched for once
 
     @classmethod
     def zeros(cls, basis: Basis) -> MicroVector:
@@ -82,20 +82,28 @@ class MicroVector:
         return (policy or Policy()).check(data, basis)
 
     def to_bytes(
-        self, basis: Basis, tag: tags.Signer | str = "crc32", *, user: str = "", until: date | None = None
+        self,
+        basis: Basis,
+        tag: tags.Signer | str = "crc32",
+        *,
+        user: str = "",
+        until: date | None = None,
+        sequence: int | None = None,
     ) -> bytes:
-        """Return the frame of this vector.
+        """Return the frame of this vector. Its bytes are there already, and are only signed.
 
         Args:
             basis: that of the vector.
             tag: "crc32", or a signer (`Hmac`, `Ed25519Signer`).
             user: as the device passes it to `swap`: for another one the frame does not verify.
             until: the last day on which the frame may be accepted, in UTC; None for ever.
+            sequence: of the frame; None for the vector's own.
 
         VectorError: the vector is not of the basis, or in a dtype that it does not take; an unknown tag, or a
-        day that no frame can name.
+        sequence or a day that no frame can name.
         """
-        values = basis.values(self)
+        basis.values(self)
+        number = self.sequence if sequence is None else check_sequence(sequence)
         if self.dtype in BITS and self.entries != basis.entries:
             raise VectorError(
                 f"the vector in {self.dtype} is entries of the shape {self.entries}, but those of basis "
@@ -105,8 +113,8 @@ class MicroVector:
         if isinstance(signer, str) or signer is None:
             raise VectorError(f"unknown tag {tag!r}: use 'crc32' or a signer")
         last = None if until is None else day_number(until)
-        sent = values, self.dtype, self.sequence
-        return frame.encode(*sent, basis.digest, signer, user=user, until=last, entries=self.entries)
+        payload: bytes = vars(self)["_payload"]
+        return frame.encode(payload, self.dtype, number, basis.digest, signer, user=user, until=last)
 
     def __repr__(self) -> str:
         values = np.array2string(self.values, precision=4, threshold=6, edgeitems=2, separator=", ")
@@ -265,6 +273,7 @@ class Policy:
         return AdmittedVector._with(
             {
                 "values": values,
+                "_payload": received.payload,
                 "dtype": dtype,
                 "sequence": sequence,
                 "basis": basis.digest,
@@ -288,7 +297,7 @@ class Policy:
         if isinstance(vector, AdmittedVector) and hasattr(vector, "r"):  # what `replace` made of one has no R
             self._bounded(vector.r, "the vector")  # which another policy may have admitted
             return self.in_force(vector)
-        own = {key: getattr(vector, key) for key in ("values", "dtype", "sequence", "entries")}
+        own = {key: getattr(vector, key) for key in ("values", "_payload", "dtype", "sequence", "entries")}
         r = self._bounded(basis.R(vector), "the vector")
         made = AdmittedVector._with({**own, "basis": basis.digest, "r": r})
         return made if vector.under is None else self.stacked(self.own(vector.under, known), made)
@@ -351,6 +360,13 @@ class Policy:
     def highest(self, factors: Factors, *, key: str = "", user: str = "") -> int:
         """Return the highest sequence accepted of a user under a key; 0 for none. It raises as `record`."""
         return self._log.find((factors.digest, key, user)).sequence
+
+
+def check_sequence(number: int) -> int:
+    """Return a sequence that a frame can carry; VectorError where it is none."""
+    if not is_whole(number) or not 0 <= number < 1 << 16:
+        raise VectorError(f"sequence {number} is out of range: whole numbers from 0 to 65535")
+    return number
 
 
 def content(digest: str, dtype: str, values: NDArray[np.float32]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 from invocation import Cli
 
 from tinylora_edge import Basis, Ed25519Verifier, Hmac, MicroVector, Policy
-from tinylora_edge.wire import text
+from tinylora_edge.wire import frame, text
+from tinylora_edge.wire.tags import Crc32
 
 
 def test_signed(cli: Cli, small: Path, small_basis: Basis, trained: Path, key: Path) -> None:
@@ -47,6 +49,20 @@ def test_as_it_came(cli: Cli, small: Path, trained: Path) -> None:
     out = trained.with_name("v.txt")
     record = cli("pack", trained, "--text", "-o", out, "--json").record()
     assert (out.read_text(), record["sequence"]) == (printed, 3)
+
+
+def test_codes_are_signed_as_they_came(cli: Cli, small: Path, small_basis: Basis, tmp_path: Path) -> None:
+    """Even ones, for which the search that makes codes of values would find halves, and twice the scale."""
+    scale = np.float32(0.5).tobytes()[1:]
+    codes = np.arange(small_basis.size, dtype=np.int8) * 2
+    payload = scale + codes.tobytes() + bytes(small_basis.size % 2 == 0)
+    trained, out = tmp_path / "t.bin", tmp_path / "v.bin"
+    trained.write_bytes(frame.encode(payload, "int8", 3, small_basis.digest, Crc32()))
+    (tmp_path / "d.mac").write_text("ab" * 32)
+    (tmp_path / "d.mac").chmod(0o600)
+    cli("pack", trained, small, "-o", out, "--key", tmp_path / "d.mac", "--sequence", 4).done()
+    assert out.read_bytes()[7:-8] == payload
+    assert Policy(keys=[Hmac(b"\xab" * 32)]).check(out.read_bytes(), small_basis).sequence == 4
 
 
 def test_a_qr_code(cli: Cli, trained: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import BasisMismatchError, ChecksumError, ExpiredError, FrameError, SignatureError, VectorError
 from ..limits import USER_CHARACTERS
 from . import tags
-from .values import BITS, DTYPES, Entries, decode_values, encode_values, payload_bytes
+from .values import BITS, DTYPES, Entries, decode_values, payload_bytes
 
 BOUND, LOW = 2, 4  # versions: 4 has a scale a column
 DATED = (BOUND + 1, LOW + 1)  # the same with a last day
@@ -44,6 +44,7 @@ class Frame:
 
     head: Head
     values: NDArray[np.float32]  # [n]
+    payload: bytes  # that carries them
     body: bytes  # all bytes before the tag
     tag: bytes
 
@@ -91,7 +92,7 @@ def check_tag(received: Frame, user: str, digest: str, keys: Sequence[tags.Verif
 
 
 def encode(
-    values: NDArray[np.float32],
+    payload: bytes,
     dtype: str,
     sequence: int,
     digest: str,
@@ -99,17 +100,16 @@ def encode(
     *,
     user: str = "",
     until: int | None = None,
-    entries: Entries = (),
 ) -> bytes:
-    """Return the frame of values [n] that `dtype` can carry, with a sequence from 0 to 65535.
+    """Return the frame of values that were encoded in `dtype`, with a sequence from 0 to 65535.
 
-    `until` is the number of its last day, `entries` (M, p, q) of R. FrameError: the user's name is not valid.
+    `until` is the number of its last day. FrameError: the user's name is not valid.
     """
     basis, low = bytes.fromhex(digest), dtype in BITS
     day = b"" if until is None else until.to_bytes(2, "little")
     first = _version(dtype, bool(day)) << 4 | min(DTYPES.index(dtype), 3) | signer.kind << 2
     header = bytes([first, BITS[dtype]] if low else [first]) + basis[:4] + struct.pack("<H", sequence) + day
-    body = header + encode_values(values, dtype, entries)
+    body = header + payload
     return body + signer.sign(message(user, basis, body))
 
 
@@ -136,8 +136,9 @@ def decode(data: bytes, size: int, digest: str, entries: Entries = ()) -> Frame:
         )
     end = length - tags.SIZES[kind]
     body = bytes(data[:end])
-    values = decode_values(body[HEADER_BYTES[version] :], dtype, size, entries)
-    return Frame(found, values, body, bytes(data[end:]))
+    payload = body[HEADER_BYTES[version] :]
+    values = decode_values(payload, dtype, size, entries)
+    return Frame(found, values, payload, body, bytes(data[end:]))
 
 
 def head(data: bytes) -> Head:

@@ -31,8 +31,10 @@ _NO_SCALE = 0xF8  # the first byte whose exponent is that of infinity
 _LARGEST_SCALE = float(np.finfo(np.float16).max)
 
 
-def finite(values: NDArray[np.float32], dtype: str, entries: Entries = ()) -> NDArray[np.float32]:
-    """Round values [n] to the nearest ones that `dtype` carries.
+def rounded(
+    values: NDArray[np.float32], dtype: str, entries: Entries = ()
+) -> tuple[NDArray[np.float32], bytes]:
+    """Round values [n] to the nearest ones that `dtype` carries; return them, and the bytes that carry them.
 
     Ties to even; in int8 all of them together, in q2 and q4 those of a column.
 
@@ -45,15 +47,16 @@ def finite(values: NDArray[np.float32], dtype: str, entries: Entries = ()) -> ND
         if not entries or number_of(entries) != len(values):
             whole = f" of the shape {entries[:3]}" if entries else ""
             raise VectorError(f"{dtype} is for entries of R alone: {len(values)} numbers are none{whole}")
-    rounded = values
+    found, payload = values, b""
     fits = np.abs(values) <= largest  # nor is NaN
     if fits.all() or dtype not in SCALED:
-        rounded = decode_values(encode_values(values, dtype, entries), dtype, len(values), entries)
-        fits = np.isfinite(rounded)
+        payload = encode_values(values, dtype, entries)
+        found = decode_values(payload, dtype, len(values), entries)
+        fits = np.isfinite(found)
     if not fits.all():
         index = int(np.flatnonzero(~fits)[0])
         raise NonFiniteError(f"value {index} is {values[index]}, which is not finite in {dtype}")
-    return rounded
+    return found, payload
 
 
 def encode_values(values: NDArray[np.float32], dtype: str, entries: Entries = ()) -> bytes:
