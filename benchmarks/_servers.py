@@ -22,7 +22,7 @@ from _subjects import write_stock_lora
 
 from tinylora_edge import Bases, Basis, Hmac, MicroVector, Policy
 from tinylora_edge.process import cores
-from tinylora_edge.serve.store import Store
+from tinylora_edge.serve.store import Store, Stored
 from tinylora_edge.wire.frame import message
 from tinylora_edge.wire.tags import CRC32, SIZES
 
@@ -183,14 +183,18 @@ def largest(bases: Bases, users: int) -> Iterator[bytes]:
 
 
 def fill(path: Path, bases: Bases, vectors: Iterator[MicroVector | bytes]) -> None:
-    """Put a vector of each user into a new store, as the server's route does, in one transaction."""
+    """Put a vector of each user into a new store."""
     store = Store(path, bases)
     policy = Policy(keys=[KEY], state=store.sequences)
-    with store.transaction():
+
+    def frames() -> Iterator[tuple[str, bytes]]:
         for user, each in enumerate(vectors):
             if isinstance(each, MicroVector):
                 each = each.to_bytes(bases.of(each), tag=KEY, user=name(user))
-            store.put(name(user), each, policy)
+            yield name(user), each
+
+    for user, stored in store.put_many(frames(), policy):
+        assert isinstance(stored, Stored), (user, stored)
     store.close()
 
 

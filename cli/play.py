@@ -41,7 +41,7 @@ def play(
         made = app(
             bundle,
             store=Path(folder) / "vectors.db",
-            states=Path(folder) / "clicks",
+            feedback=True,
             page=True,
             vector=frames[-1] if frames else None,
             under=frames[:-1] or None,

@@ -16,7 +16,9 @@ _LIMITS = Limits()
 
 def serve(
     bundle: opts.BundleArgument,
-    store: Annotated[Path | None, Option(metavar="FILE", help="Users' vectors: an SQLite file.")] = None,
+    store: Annotated[
+        str | None, Option(metavar="FILE|URL", help="Users' vectors: an SQLite file, or postgresql://...")
+    ] = None,
     host: Annotated[str, Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: opts.PortOption = 8000,
     under: opts.UnderOption = None,
@@ -24,7 +26,7 @@ def serve(
     api_keys: Annotated[Path | None, Option(metavar="FILE", help="A line: key, or key and user.")] = None,
     keys: opts.KeysOption = None,
     bundle_keys: opts.BundleKeysOption = None,
-    feedback: Annotated[Path | None, Option(metavar="DIR", help="Learn from clicks, kept here.")] = None,
+    feedback: Annotated[bool, Option("--feedback", help="Learn from clicks, kept in the store.")] = False,
     sign: Annotated[Path | None, Option(metavar="FILE", help="Sign learned vectors with it.")] = None,
     engine: opts.EngineOption = None,
     slots: Annotated[int, Option(metavar="N", min=1, help="Answers that run at a time.")] = 16,
@@ -62,7 +64,7 @@ def serve(
             bundle_keys=keyfiles.public_keys(bundle_keys),
             api_keys=None if api_keys is None else ApiKeys.read(api_keys),
             limits=Limits(requests=max_requests, body=max_body, tokens=max_tokens),
-            states=feedback,
+            feedback=feedback,
             signer=None if sign is None else keyfiles.signer(sign),
             engine=engine,
             slots=slots,

@@ -62,6 +62,7 @@ OPTIONAL = {  # layer -> packages of extras that it imports in functions only
         *("huggingface_hub", "onnx_ir", "onnxscript", "safetensors", "threadpoolctl", "torch", "transformers")
     },
     "formats": {"cryptography", "transformers"},
+    "serve": {"psycopg", "psycopg_pool"},
     "shipping": {"fsspec", "segno"},
     "runtime": {"cmaes", "llguidance", "jinja2"},  # which llama-cpp-python brings along
     "cli": set(ENGINES),

@@ -254,6 +254,15 @@ class Policy:
 
         VectorError: the bytes break a rule, as listed above. OSError: the state file cannot be read.
         """
+        vector = self.verified(data, known, user=user, beneath=beneath)
+        source, accepted = vector.mark
+        self._log.find(source).check(accepted, source)
+        return vector
+
+    def verified(
+        self, data: bytes, known: Basis | Bases, *, user: str = "", beneath: int = 0
+    ) -> AdmittedVector:
+        """Return what `check` does, by every rule but the sequence's: who calls this compares its mark."""
         basis = known if isinstance(known, Basis) else known.of_frame(data)
         received = frame.decode(data, basis.size, basis.digest, basis.entries)
         key = frame.check_tag(received, user, basis.digest, self._keys)
@@ -269,7 +278,6 @@ class Policy:
         # Who has no key can choose any sequence: there is nothing to compare.
         accepted = Accepted(sequence, content(basis.digest, dtype, values) if key else "")
         source = basis.factors.digest, f"{key}(beneath {beneath})" if beneath else key, user
-        self._log.find(source).check(accepted, source)
         return AdmittedVector._with(
             {
                 "values": values,

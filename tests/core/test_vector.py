@@ -84,7 +84,7 @@ def test_what_no_frame_takes():
         make(range(12)).to_bytes(BASIS, "sha1")
     with pytest.raises(VectorError, match="unknown tag None"):
         make(range(12)).to_bytes(BASIS, None)
-    with pytest.raises(VectorError, match="65536 .*0 to 65535"):
+    with pytest.raises(VectorError, match=r"65536 .*0 to 65535"):
         make(range(12)).to_bytes(BASIS, sequence=65536)
 
 

@@ -31,6 +31,7 @@ from tinylora_edge.runtime import Clicks, SampledAnswer
 from tinylora_edge.runtime.answers import Reply
 from tinylora_edge.runtime.turns import Who
 from tinylora_edge.serve import ApiKeys, process
+from tinylora_edge.serve.access import RefusedError
 from tinylora_edge.serve.completions import Body
 from tinylora_edge.serve.service import Service
 from tinylora_edge.wire import text
@@ -98,20 +99,21 @@ def test_clicks_and_the_store_take_turns_by_account(tiny: Path, tmp_path: Path) 
         assert [name for name in done if name in ("ann", "mallory")].index("ann") == 1
 
 
-def test_an_account_makes_the_server_forget_nobody_elses_answers(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("tinylora_edge.serve.feedback._REMEMBERED", 6)
-    app = serve.app(tiny, store=tmp_path / "users.db", states=tmp_path / "states", **SMALL)
-    feedback, answer = app.state.service.feedback, SampledAnswer((1,), (2,), None, 1.0)
-    for name in "ab":
-        feedback.remember(name, Who("app", "ann"), answer)
-    feedback.remember("z", Who("other", "zoe"), answer)
-    for number in range(9):  # users' names cost nothing
-        feedback.remember(f"m{number}", Who("other", f"mallory {number}"), answer)
-    assert list(feedback._answers) == ["a", "b", "m5", "m6", "m7", "m8"]
-    for number in range(4):
-        feedback.remember(f"c{number}", Who("app", "carl"), answer)
-    assert list(feedback._answers) == ["b", "m6", "m7", "m8", "c2", "c3"]
-    app.state.service.close()
+def test_an_account_makes_the_store_forget_nobody_elses_answers(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("tinylora_edge.serve.store._WAITING", 3)
+    app = serve.app(tiny, store=tmp_path / "users.db", feedback=True, **SMALL)
+    service, answer = app.state.service, SampledAnswer((1,), (2,), None, 1.0)
+    feedback = service.feedback
+    feedback.remember("a", Who("app", "ann"), answer)
+    feedback.remember("z", Who("app", "zoe"), answer)
+    for number in range(5):
+        feedback.remember(f"m{number}", Who("mallory", "ann"), answer)
+    found = service.store.answers(["a", "z", *(f"m{number}" for number in range(5))])
+    assert [*found] == ["a", "z", "m2", "m3", "m4"]
+    monkeypatch.setattr("tinylora_edge.serve.store._WAITING_S", -1)  # a day later
+    feedback.remember("b", Who("app", "bob"), answer)
+    assert not service.store.answers([*found, "b"])
+    service.close()
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["put", "deleted"])
@@ -123,7 +125,7 @@ def test_nothing_waits_for_a_click_and_what_comes_meanwhile_wins(tiny, basis, tm
         assert release.wait(60)
         return real(*args, **options)
 
-    app = serve.app(tiny, store=tmp_path / "users.db", states=tmp_path / "states", **SMALL)
+    app = serve.app(tiny, store=tmp_path / "users.db", feedback=True, **SMALL)
     with TestClient(app) as client:
 
         def put(user: str, **change: Any) -> Any:
@@ -151,7 +153,7 @@ def test_nothing_waits_for_a_click_and_what_comes_meanwhile_wins(tiny, basis, tm
             assert (reply.status_code, reply.json()["error"]["code"]) == (409, "vector_changed")
             found = client.get("/v1/vectors/ann")
             assert found.status_code == 404 if gone else found.json()["vector"] == frame
-            assert not [*(tmp_path / "states").rglob("ann*")]
+            assert app.state.service.store.clicks("ann", basis.digest) == (0, None)
             assert client.post("/v1/feedback", json={"id": ids[2], "reward": 1}).status_code == 404
             monkeypatch.setattr(Clicks, "tell", real)
             client.delete("/v1/vectors/ann")
@@ -159,17 +161,22 @@ def test_nothing_waits_for_a_click_and_what_comes_meanwhile_wins(tiny, basis, tm
             assert client.post("/v1/feedback", json={"id": ids[0], "reward": 1}).status_code == 200
 
 
-def test_servers_that_share_a_folder_lose_no_click(tiny: Path, tmp_path: Path) -> None:
-    files = {"store": tmp_path / "users.db", "states": tmp_path / "states"}
+def test_servers_that_share_a_file_lose_no_click(tiny: Path, tmp_path: Path) -> None:
+    files = {"store": tmp_path / "users.db", "feedback": True}
     services = [serve.app(tiny, **files, **SMALL).state.service for _ in range(2)]
 
-    def click(service: Service) -> list[int]:
-        for name in "ab":
-            service.feedback.remember(name, Who("", "ann"), SampledAnswer((1,), (2,), None, 1.0))
-        return [service.feedback.learn([name], "", 1).sequence for name in "ab"]
+    for name in "abcd":
+        services[0].feedback.remember(name, Who("", "ann"), SampledAnswer((1,), (2,), None, 1.0))
+
+    def click(service: Service, names: str) -> list[int]:
+        return [service.feedback.learn([name], "", 1).sequence for name in names]
 
     with ThreadPoolExecutor() as pool:
-        assert sorted(chain(*pool.map(click, services))) == [1, 2, 3, 4]
+        assert sorted(chain(*pool.map(click, services, ("ab", "cd")))) == [1, 2, 3, 4]
+    revision, state = services[0].store.clicks("ann", services[0].feedback._basis.digest)
+    assert (revision, json.loads(state)["state"]["clicks"]) == (4, 4)
+    with pytest.raises(RefusedError, match="was rated already"):
+        services[1].feedback.learn(["a"], "", 1)
     for service in services:
         service.close()
 
@@ -188,7 +195,7 @@ def test_a_shared_vector_lies_beneath_every_users_and_not_beneath_the_base(tiny,
     def expected(vector: Any, user: str = "alice") -> str:
         return asyncio.run(answered(vector, user))
 
-    files = {"store": tmp_path / "users.db", "states": tmp_path / "states"}
+    files = {"store": tmp_path / "users.db", "feedback": True}
     app = serve.app(tiny, under=shared, **files, **SMALL)
     service = app.state.service
     service.store.put("alice", own, service.pool.policy)
@@ -223,7 +230,7 @@ def test_a_shared_vector_is_asked_again_when_its_last_day_ends(tiny, bases, basi
     today = utc_today()
     monkeypatch.setattr("tinylora_edge.serve.application.Policy", partial(Policy, today=lambda: today))
     shared = MicroVector.random(basis, 1.0).to_bytes(basis, until=today)
-    app = serve.app(tiny, under=shared, store=tmp_path / "users.db", states=tmp_path / "clicks", **SMALL)
+    app = serve.app(tiny, under=shared, store=tmp_path / "users.db", feedback=True, **SMALL)
     app.state.service.store.put("ann", MicroVector.random(basis, 1.0).to_bytes(basis, user="ann"), Policy())
     with TestClient(app) as client:
 
@@ -307,7 +314,7 @@ def test_a_key_stands_for_one(tmp_path: Path) -> None:
         (OptionError, {"name": "team@v1"}),
         (OptionError, {"name": "team\udcff"}),
         (OptionError, {"signer": KEY}),
-        (OptionError, {"states": "states"}),
+        (OptionError, {"feedback": True}),
         (OptionError, {"store": "users.db", "page": True, "keys": [KEY]}),
         (FileNotFoundError, {"store": Path("none", "users.db")}),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ def rate(server: Serving, headers: dict[str, str] = APP, **body: Any) -> tuple[i
     return status, answer["sequence"] if status == 200 else answer["error"]["code"]
 
 
+def clicks(folder: Path, user: str) -> list[Any]:
+    with sqlite3.connect(folder / "users.db") as connection:
+        return connection.execute("SELECT * FROM tinylora_clicks WHERE name = ?", (user,)).fetchall()
+
+
 def vector(server: Serving, user: str) -> str | None:
     status, body = server.ask("GET", f"/v1/vectors/{user}", **APP)
     return body["vector"] if status == 200 else None
@@ -37,7 +43,7 @@ def vector(server: Serving, user: str) -> str | None:
 def test_a_users_vector_moves_with_their_clicks(tiny: Path, tmp_path: Path, engine: str) -> None:
     """On both engines, and in vectors that the server signs."""
     keys_file(tmp_path, "app-key-1\napp-key-2\nalice-key alice\n")
-    options = ["--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256"]
+    options = ["--store", tmp_path / "users.db", "--feedback", "--n-ctx", "256"]
     private, public = Ed25519Signer(bytes(range(32))).pem()
     options += ["--sign", keys_file(tmp_path, private, "key"), "--name", "tiny"]
     options += ["--key", keys_file(tmp_path, public, "key.pub")]
@@ -66,19 +72,17 @@ def test_a_users_vector_moves_with_their_clicks(tiny: Path, tmp_path: Path, engi
             assert rate(server, **body) == (400, "invalid_value"), body
         assert rate(server, {}, id=bobs, reward=1) == (401, "invalid_api_key")
         assert rate(server, id=bobs, reward=1) == (200, 1)
-        assert {path.stem for path in (tmp_path / "states").rglob("*.state")} == {"alice", "bob"}
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:  # a restart remembers
         assert rate(server, id=answered(server, model="tiny@alice"), reward=1) == (200, 4)
 
 
 def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(tiny, tmp_path):
-    options = ("--store", tmp_path / "users.db", "--feedback", tmp_path / "states", "--n-ctx", "256")
+    options = ("--store", tmp_path / "users.db", "--feedback", "--n-ctx", "256")
     keys_file(tmp_path, "app-key-1\n")
     with serving(tmp_path, tiny, *options, "--api-keys", tmp_path / "keys") as server:
         assert rate(server, id=answered(server, user="alice"), reward=1) == (200, 1)
-        (state,) = (tmp_path / "states").rglob("alice.state")
         assert server.ask("DELETE", "/v1/vectors/alice", **APP)[0] == 200
-        assert not state.exists()
+        assert not clicks(tmp_path, "alice")
         last = answered(server, user="alice")
         assert rate(server, id=last, reward=1) == (200, 2)
         basis = load_bundle(tiny).basis(numbers=13)
@@ -91,17 +95,16 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(tiny
         first = answered(server, user="alice")
         again = {"vector": vector(server, "alice")}  # which clicks made: they go on
         assert server.ask("PUT", "/v1/vectors/alice", again, **APP)[0] == 200
-        assert state.exists()
-        state.write_text("damaged")
+        assert clicks(tmp_path, "alice")
+        with sqlite3.connect(tmp_path / "users.db") as connection:
+            connection.execute("UPDATE tinylora_clicks SET state = ? WHERE name = 'alice'", (b"damaged",))
         assert rate(server, id=first, reward=1) == (500, "internal_error")
-        assert f"{state} is not a usable state" in server.log.read_text("utf-8")  # and not in the answer
+        assert "is not a usable state" in server.log.read_text("utf-8")  # and not in the answer
         assert server.ask("DELETE", "/v1/vectors/alice", **APP)[0] == 200
         assert rate(server, id=first, reward=1) == (404, "answer_not_found")  # it was forgotten with the user
 
         for user in ("carl", "Carl"):
             assert rate(server, id=answered(server, user=user), reward=1) == (200, 1)
-        names = [path.name.lower() for path in (tmp_path / "states").rglob("*.state")]
-        assert len(set(names)) == len(names), "some file systems take Carl for carl"
         for sequence, own in enumerate((basis, load_bundle(tiny).basis(rank=2))):
             frame = MicroVector(MicroVector.random(own, 0.1).values, sequence=2 + sequence)
             put = {"vector": as_text(frame.to_bytes(own, user="carl"))}
@@ -112,16 +115,6 @@ def test_clicks_come_after_whatever_was_accepted_and_an_answer_teaches_once(tiny
             assert f"{own.size} numbers of basis {own.id}, is not of clicks" in answer["error"]["message"]
             assert server.ask("DELETE", "/v1/vectors/carl", **APP)[0] == 200
         assert rate(server, id=answered(server, user="carl"), reward=1) == (200, 4)
-
-        earlier = tmp_path / "states" / "basis" / "dora.state"
-        earlier.mkdir(parents=True)  # which cannot be removed as a file
-        put = {"vector": as_text(MicroVector.random(basis, 0.1).to_bytes(basis, user="dora"))}
-        assert server.ask("PUT", "/v1/vectors/dora", put, **APP)[0] == 500
-        assert vector(server, "dora") is None, "a vector comes once the clicks are gone"
-        earlier.rmdir()
-        earlier.touch()
-        assert server.ask("DELETE", "/v1/vectors/dora", **APP)[0] == 404
-        assert not earlier.exists()
 
         name = answered(server, user="bob")
         with ThreadPoolExecutor(4) as pool:
@@ -157,5 +150,4 @@ def test_a_server_without_a_store_and_a_store_that_is_damaged(tiny: Path, tmp_pa
 
 def test_vectors_that_nobody_could_use_are_not_learned(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(SignatureError):
-        serve.app(tiny, store=tmp_path / "users.db", states=tmp_path / "states", keys=[KEY])
-    assert not (tmp_path / "states").exists()
+        serve.app(tiny, store=tmp_path / "users.db", feedback=True, keys=[KEY])

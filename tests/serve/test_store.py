@@ -7,18 +7,20 @@ import random
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
+import postgres
 import pytest
 import support
 
 from tinylora_edge import Bases, Basis, Hmac, MicroVector, Policy
-from tinylora_edge.errors import RollbackError, StoreError
+from tinylora_edge.errors import FrameError, RequestError, RollbackError, SignatureError, StoreError
 from tinylora_edge.formats.side_tensors import save_bases
-from tinylora_edge.serve.store import Store
+from tinylora_edge.serve.store import Store, Stored
 
 KEY = Hmac(bytes(range(32)))
 
@@ -28,14 +30,25 @@ def bases() -> Bases:
     return Bases(support.random_factors(blocks=70, rank=8))
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "users.db"
+@pytest.fixture(scope="module")
+def database() -> Iterator[postgres.Server]:
+    with postgres.running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def path(tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """A new store: an SQLite file, or a database of PostgreSQL."""
+    if request.param == "sqlite":
+        return str(tmp_path / "users.db")
+    server: postgres.Server = request.getfixturevalue("database")
+    return server.make()
 
 
 @pytest.fixture
-def store(path: Path, bases: Bases) -> Store:
-    return Store(path, bases)
+def store(path: str, bases: Bases) -> Iterator[Store]:
+    with closing(Store(path, bases)) as made:
+        yield made
 
 
 def framed(basis: Basis, sequence: int, user: str = "alice", *, value: float = 0.5) -> bytes:
@@ -47,7 +60,7 @@ def policy(store: Store) -> Policy:
     return Policy(keys=[KEY], state=store.sequences)
 
 
-def test_what_is_put_is_there(store: Store, path: Path, bases: Bases, basis: Basis) -> None:
+def test_what_is_put_is_there(store: Store, path: str, bases: Bases, basis: Basis) -> None:
     assert store.get("alice") is None
     store.put("alice", framed(basis, 1), policy(store))
     second = store.put("alice", framed(basis, 2), policy(store))
@@ -57,10 +70,11 @@ def test_what_is_put_is_there(store: Store, path: Path, bases: Bases, basis: Bas
     store.close()
     again = Store(path, bases)
     assert again.get("alice") == second
-    assert path.stat().st_mode & 0o077 == 0
+    assert "://" in path or Path(path).stat().st_mode & 0o077 == 0
+    again.close()
 
 
-def test_nothing_older_comes_back(store: Store, path: Path, bases: Bases, basis: Basis) -> None:
+def test_nothing_older_comes_back(store: Store, path: str, bases: Bases, basis: Basis) -> None:
     store.put("alice", framed(basis, 5), policy(store))
     for _ in range(2):
         with pytest.raises(RollbackError, match="sequence 4, but 5 was already accepted"):
@@ -69,8 +83,9 @@ def test_nothing_older_comes_back(store: Store, path: Path, bases: Bases, basis:
             store.put("alice", framed(basis, 5, value=0.25), policy(store))
         with pytest.raises(RollbackError):  # a request's own vector, not from the store
             policy(store).check(framed(basis, 4), basis, user="alice")
-        store.close()
-        store = Store(path, bases)
+        again = Store(path, bases)
+        assert again.get("alice") == store.get("alice")
+        again.close()
     assert store.delete("alice")
     assert not store.delete("alice")
     assert store.get("alice") is None
@@ -87,7 +102,7 @@ def test_what_was_acknowledged_outlives_a_process_that_leaves(path, bases, tmp_p
 import sys
 from tinylora_edge import *
 from tinylora_edge.formats.side_tensors import load_bases
-from tinylora_edge.serve.store import Store
+from tinylora_edge.serve.store import Store, Stored
 bases, key = load_bases(sys.argv[2]), Hmac(bytes(range(32)))
 basis = bases.basis(numbers=13)
 store = Store(sys.argv[1], bases)
@@ -117,16 +132,16 @@ store.close()
             first.kill()
         first.stdin.close()
         first.wait(60)
-    store = Store(path, bases)
-    found = store.get("alice")
-    assert found is not None
-    assert found.sequence == 13
-    assert all(store.get(f"user{sequence}") for sequence in range(1, 14))
-    with pytest.raises(RollbackError):
-        store.put("alice", framed(bases.basis(numbers=13), 5), policy(store))
+    with closing(Store(path, bases)) as store:
+        found = store.get("alice")
+        assert found is not None
+        assert found.sequence == 13
+        assert all(store.get(f"user{sequence}") for sequence in range(1, 14))
+        with pytest.raises(RollbackError):
+            store.put("alice", framed(bases.basis(numbers=13), 5), policy(store))
 
 
-def test_stores_that_race_never_go_back(path: Path, bases: Bases, basis: Basis) -> None:
+def test_stores_that_race_never_go_back(path: str, bases: Bases, basis: Basis) -> None:
     """Each has a connection of its own, as each of several servers has."""
 
     def put(seed: int) -> None:
@@ -143,7 +158,103 @@ def test_stores_that_race_never_go_back(path: Path, bases: Bases, basis: Basis) 
         list(threads.map(put, range(4)))
 
 
-def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:
+def test_many_are_put_at_once_and_listed(store: Store, basis: Basis) -> None:
+    frames = [(f"user{number:03}", framed(basis, 2, f"user{number:03}")) for number in range(600)]
+    store.put("user004", framed(basis, 3, "user004"), policy(store))
+    found = dict(
+        store.put_many([*frames, ("default", b""), ("cut", framed(basis, 1, "cut")[:-1])], policy(store))
+    )
+    refused = {user: type(each) for user, each in found.items() if not isinstance(each, Stored)}
+    assert refused == {"user004": RollbackError, "default": RequestError, "cut": FrameError}
+    assert len(found) == 602
+    first = store.listed(most=500)
+    rest = store.listed(first[-1].user)
+    assert [each.user for each in first + rest] == [user for user, _ in frames]
+    assert {each.sequence for each in first + rest} == {2, 3}
+    assert first[0] == ("user000", 2, len(frames[0][1]))
+    twice = [("eve", framed(basis, sequence, "eve")) for sequence in (2, 1, 3)]
+    kinds = [type(each) for _, each in store.put_many(twice, policy(store))]
+    assert kinds == [Stored, RollbackError, Stored]
+    assert store.get("eve").frame == twice[2][1]
+
+
+def test_a_vector_is_checked_once_and_always_the_newest(path: str, bases: Bases, basis: Basis) -> None:
+    """Two servers: what one of them keeps is never older than what the other one acknowledged."""
+    with closing(Store(path, bases)) as store, closing(Store(path, bases)) as other:
+        rules = policy(store)
+        assert store.admitted("alice", rules) is None
+        for sequence in range(1, 6):
+            other.put("alice", framed(basis, sequence, value=sequence / 8), policy(other))
+            found = store.admitted("alice", rules)
+            assert found is not None
+            assert (found.sequence, found.user, found.values[0]) == (sequence, "alice", sequence / 8)
+            assert store.admitted("alice", rules) is found, "nothing was checked again"
+        assert store.admitted("bob", rules) is None
+        policy(other).record(policy(other).check(framed(basis, 9), bases, user="alice"))
+        with pytest.raises(RollbackError, match="sequence 5, but 9"):
+            store.admitted("alice", rules)
+        with pytest.raises(SignatureError):  # of another policy, which has another key
+            store.admitted("alice", Policy(keys=[Hmac(bytes(32))]))
+        other.delete("alice")
+        assert store.admitted("alice", rules) is None
+
+
+def test_users_who_ask_seldom_are_checked_again(store: Store, basis: Basis, monkeypatch) -> None:
+    for user in ("ann", "bob"):
+        store.put(user, framed(basis, 1, user), rules := policy(store))
+    monkeypatch.setattr("tinylora_edge.serve.store._KEPT_BYTES", basis.R(np.zeros(13)).nbytes)
+    first = store.admitted("ann", rules)
+    assert store.admitted("ann", rules) is first
+    assert store.admitted("bob", rules) is not None
+    assert store.admitted("ann", rules) is not first
+
+
+def test_a_click_is_stored_whole_or_not_at_all(store: Store, basis: Basis) -> None:
+    rules, clicks = policy(store), (0, basis.digest, b"state")
+    for name in "ab":
+        store.remember(name, "app", "alice", b"answer")
+    assert store.answers("ac") == {"a": ("app", "alice", b"answer")}
+    assert store.learned("alice", framed(basis, 1), rules, ["a", "c"], clicks) is None
+    assert store.get("alice") is None
+    assert store.learned("alice", framed(basis, 1), rules, ["a"], clicks) is not None
+    assert store.clicks("alice", basis.digest) == (1, b"state")
+    assert store.clicks("alice", "another") == (1, None)
+    for revision in (0, 2):  # learned from what is another by now
+        again = (revision, basis.digest, b"later")
+        assert store.learned("alice", framed(basis, 2), rules, ["b"], again) is None
+    assert store.learned("alice", framed(basis, 0), rules, ["b"], (1, basis.digest, b"later")) is None
+    assert (store.get("alice").sequence, [*store.answers("ab")]) == (1, ["b"])
+    store.put("alice", framed(basis, 1), rules)  # which clicks made: they go on
+    assert store.clicks("alice", basis.digest) == (1, b"state")
+    store.put("alice", framed(basis, 2), rules)
+    assert (store.clicks("alice", basis.digest), store.answers("b")) == ((0, None), {})
+
+
+def test_a_database_that_is_away_comes_back_by_itself(bases: Bases, basis: Basis) -> None:
+    with postgres.running() as server, closing(Store(server.url(), bases)) as store:
+        store.put("alice", framed(basis, 1), policy(store))
+        server.stop()
+        server.start()
+        assert store.get("alice") is not None, "after a restart no request fails"
+        server.kill()
+        for _ in range(2):
+            with pytest.raises(StoreError, match=r"cannot be used|could not be reached"):
+                store.get("alice")
+        with pytest.raises(StoreError, match="connection failed"):
+            Store(server.url(), bases)
+        server.start()
+
+        def is_back() -> bool:
+            with suppress(StoreError):
+                return store.put("alice", framed(basis, 2), policy(store)).sequence == 2
+            return False
+
+        support.wait_until(is_back)
+    with pytest.raises(StoreError, match="cannot be used"):
+        Store("postgresql://nobody:secret@127.0.0.1:1/none?bad=1", bases)
+
+
+def test_a_file_that_is_no_store(tmp_path: str, bases: Bases) -> None:
     damaged, other, later, pipe = (tmp_path / f"{name}.db" for name in ("damaged", "other", "later", "pipe"))
     os.mkfifo(pipe)
     mode = pipe.stat().st_mode
@@ -152,13 +263,13 @@ def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:
         connection.execute("CREATE TABLE mine (a)")
     Store(later, bases).close()
     with sqlite3.connect(later) as connection:
-        connection.execute("PRAGMA user_version = 1")
+        connection.execute("UPDATE tinylora_store SET version = 2")
     for path, message in (
         (damaged, r"damaged.db cannot be used: file is not a database"),
         (other, "no store of users' vectors"),
         (tmp_path, "cannot be used"),
         (pipe, "cannot be used"),
-        (later, r"version 1, but this release reads 3: name a new file"),
+        (later, r"later.db has version 2, but this release reads 1 at most: update it"),
     ):
         with pytest.raises(StoreError, match=message):
             Store(path, bases)
@@ -167,35 +278,11 @@ def test_a_file_that_is_no_store(tmp_path: Path, bases: Bases) -> None:
         Store(tmp_path / "none" / "users.db", bases)
 
 
-def test_a_file_of_version_2_is_read_on(path: Path, bases: Bases, basis: Basis) -> None:
-    Store(path, bases).close()
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.executescript(
-            """
-            DROP TABLE vectors;
-            CREATE TABLE vectors (
-                factors INTEGER NOT NULL, user TEXT NOT NULL, frame BLOB, sequence INTEGER NOT NULL,
-                made REAL NOT NULL, changed REAL NOT NULL, PRIMARY KEY (factors, user)
-            ) WITHOUT ROWID;
-            PRAGMA user_version = 2;
-            """
-        )
-        for user, data in (("alice", framed(basis, 3)), ("gone", None)):
-            connection.execute("INSERT INTO vectors VALUES (1, ?, ?, 3, 0, 0)", (user, data))
-    for _ in range(2):
-        with closing(Store(path, bases)) as store:
-            found = store.get("alice")
-            assert found is not None
-            assert (found.frame, found.sequence) == (framed(basis, 3), 3)
-            assert store.get("gone") is None
-            assert store.put("gone", framed(basis, 4, "gone"), policy(store)).sequence == 4
-            assert store.delete("gone")
-
-
-def test_models_share_a_file(store: Store, path: Path, basis: Basis) -> None:
+def test_models_share_a_file(store: Store, path: str, basis: Basis) -> None:
     other = Basis(support.random_factors(blocks=70, rng=1), basis.projection)  # of as many numbers
     second = Store(path, Bases(other.factors))
     store.put("alice", framed(basis, 1), policy(store))
     second.put("alice", framed(other, 7), policy(second))
     found = [each.get("alice") for each in (store, second)]
+    second.close()
     assert [entry and entry.sequence for entry in found] == [1, 7]

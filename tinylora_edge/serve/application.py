@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -19,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..errors import OptionError, RequestError, TrainError
+from ..errors import OptionError, RequestError, TinyLoraError, TrainError
 from ..formats.bundle import load_bundle
 from ..formats.signatures import signed
 from ..runtime.load import engine_of
@@ -34,7 +33,9 @@ from .access import ApiKeys, Limits, RefusedError
 from .completions import BYTES, content_type, find_caller, only_field, read_bytes, read_frame, read_json
 from .feedback import Feedback
 from .service import Service, wrong_user
-from .store import Store, Stored, check_user
+from .store import Listed, Store, Stored, check_user
+
+_PAGE = 1000  # vectors of a list, at most
 
 
 def app(
@@ -47,7 +48,7 @@ def app(
     engine: str | None = None,
     api_keys: ApiKeys | None = None,
     limits: Limits | None = None,
-    states: str | PathLike[str] | None = None,
+    feedback: bool = False,
     signer: Signer | None = None,
     page: bool = False,
     vector: bytes | None = None,
@@ -57,14 +58,13 @@ def app(
     """Return a server of a bundle as an ASGI app, its model loaded.
 
     Args:
-        store: an SQLite file with users' vectors, made where it does not exist. Without one, clients send
-            theirs with each request.
+        store: an SQLite file with users' vectors, made where it does not exist, or `postgresql://...` (see
+            `Store`). Without one, clients send theirs with each request.
         name: of the model, as clients ask for it; by default that of the bundle's folder.
         keys: of the policy that checks every vector, at every request (see `Policy`).
         bundle_keys, engine: as for `runtime.load`.
         api_keys: None: no key is needed.
-        states: a folder, made where it does not exist, for what clicks say of each user: with it the server
-            learns from `POST /v1/feedback`, and needs a store.
+        feedback: whether the server learns from clicks, `POST /v1/feedback`; it needs a store.
         signer: of the vectors that it learns; None for a checksum.
         page: whether the app has a page, at `/`, whose token is the only API key; it needs a store.
         vector: a frame that the page begins with; None for what clicks made, or the base.
@@ -81,15 +81,15 @@ def app(
             f"the model's name {name!r} has an @, which stands before a user, or a control character: pass "
             "another (--name)"
         )
-    if store is None and (states is not None or page):
+    if store is None and (feedback or page):
         raise OptionError("a page and learning from clicks keep vectors: name a store too (--store)")
-    if states is None and signer is not None:
-        raise OptionError("what clicks teach is signed, and nothing else: name where they go (--feedback)")
+    if not feedback and signer is not None:
+        raise OptionError("what clicks teach is signed, and nothing else: learn from them (--feedback)")
     if page and (api_keys is not None or keys):
         raise OptionError("a page is for one visitor, whose vectors nobody signs: pass no keys")
     found, limits = load_bundle(bundle), limits or Limits()
     engine = engine_of(found, engine)
-    opened = edited = feedback = None
+    opened = edited = clicks = None
     with ExitStack() as unless_made:
         with signed(found, bundle_keys, engine=engine):
             bases = found.bases
@@ -103,10 +103,10 @@ def app(
                 api_keys = ApiKeys({edited.token: editor.USER})
             pool = Pool(found, engine=engine, policy=policy, waiting=limits.requests, **pool_options)
             unless_made.callback(pool.close)
-        if states is not None and opened is not None:
-            feedback = Feedback(pool, opened, Path(states), signer, shared)
+        if feedback and opened is not None:
+            clicks = Feedback(pool, opened, signer, shared)
         unless_made.pop_all()
-    service = Service(pool, name, opened, api_keys, limits, feedback, shared)
+    service = Service(pool, name, opened, api_keys, limits, clicks, shared)
 
     @asynccontextmanager
     async def lifespan(made: Starlette) -> AsyncIterator[None]:
@@ -134,9 +134,48 @@ async def put_vector(request: Request, service: Service) -> Response:
         frame = await read_bytes(request, service)
     else:
         frame = read_frame(only_field(await read_json(request, service), "vector"))
-    feedback, policy = service.feedback, service.pool.policy
-    stored = await service.with_store(who, lambda store: (feedback or store).put(user, frame, policy))
+    policy = service.pool.policy
+    stored = await service.with_store(who, lambda store: store.put(user, frame, policy))
     return JSONResponse(_described(stored))
+
+
+async def put_vectors(request: Request, service: Service) -> Response:
+    """Answer `PUT /v1/vectors`: the frames of several users as text; which are stored, and why others not."""
+    found = only_field(await read_json(request, service), "vectors")
+    caller, policy = request.state.caller, service.pool.policy
+    if not isinstance(found, dict):
+        raise RequestError("vectors must be an object: a user's name, and a frame as text", param="vectors")
+    if caller.user is not None and (others := [*found.keys() - {caller.user}]):
+        raise wrong_user(others[0])
+    frames = [(user, read_frame(vector)) for user, vector in found.items()]
+    done = await service.with_store(caller.who, lambda store: [*store.put_many(frames, policy)])
+
+    def described(user: str, found: Stored | TinyLoraError) -> dict[str, object]:
+        if isinstance(found, Stored):
+            return _described(found)
+        return {"object": "vector", "user": user, "error": completions.failure(service, found)[1]}
+
+    return JSONResponse({"object": "list", "data": [described(*each) for each in done]})
+
+
+async def list_vectors(request: Request, service: Service) -> Response:
+    """Answer `GET /v1/vectors`: by name, those behind `?after=USER`, `?limit=N` of them; to a user's key its
+    own alone."""
+    own, asked = request.state.caller.user, request.query_params
+    after, limit = asked.get("after", ""), asked.get("limit", str(_PAGE))
+    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= _PAGE:
+        raise RequestError(f"limit is {limit[:80]!r}: it must be from 1 to {_PAGE}", param="limit")
+
+    def listed(store: Store) -> tuple[list[Listed], bool]:
+        if own is None:
+            found = store.listed(after, int(limit) + 1)
+            return found[: int(limit)], len(found) > int(limit)
+        stored = store.get(own)
+        return [] if stored is None else [Listed(own, stored.sequence, len(stored.frame))], False
+
+    found, more = await service.with_store(request.state.caller.who, listed)
+    data = [{"object": "vector", **each._asdict()} for each in found]
+    return JSONResponse({"object": "list", "data": data, "has_more": more})
 
 
 async def get_vector(request: Request, service: Service) -> Response:
@@ -145,7 +184,8 @@ async def get_vector(request: Request, service: Service) -> Response:
     stored = await service.with_store(who, lambda store: store.get(user))
     if stored is None:
         raise _nothing(user)
-    if request.headers.get("accept", "") == BYTES:
+    accepted = request.headers.get("accept", "").split(",")
+    if BYTES in (each.partition(";")[0].strip().lower() for each in accepted):
         return Response(stored.frame, media_type=BYTES)
     return JSONResponse(_described(stored) | {"vector": text.encode(stored.frame)})
 
@@ -153,8 +193,7 @@ async def get_vector(request: Request, service: Service) -> Response:
 async def delete_vector(request: Request, service: Service) -> Response:
     """Answer `DELETE /v1/vectors/{user}`: the clicks go too, which would bring the vector back."""
     user, who = _user(request, service)
-    feedback = service.feedback
-    if not await service.with_store(who, lambda store: (feedback or store).delete(user)):
+    if not await service.with_store(who, lambda store: store.delete(user)):
         raise _nothing(user)
     return JSONResponse({"object": "vector.deleted", "user": user, "deleted": True})
 
@@ -176,7 +215,7 @@ async def rate(request: Request, service: Service) -> Response:
                 'the body is {"id": text, "reward": 1 or -1}, or {"better": text, "worse": text}'
             )
     rating = [_reply_id(name) for name in names], caller.who.account
-    who = caller.who_of(feedback.user_of(*rating))
+    who = caller.who_of(await service.with_store(caller.who, lambda _: feedback.user_of(*rating)))
     try:
         stored = await service.learn(who, feedback.learn, *rating, reward)
     except TrainError as error:
@@ -186,13 +225,13 @@ async def rate(request: Request, service: Service) -> Response:
 
 async def list_models(request: Request, service: Service) -> Response:
     """Answer `GET /v1/models`: the base, and the user that the key stands for. Others are not listed."""
-    return JSONResponse({"object": "list", "data": [*_models(request, service).values()]})
+    return JSONResponse({"object": "list", "data": [*(await _models(request, service)).values()]})
 
 
 async def describe_model(request: Request, service: Service) -> Response:
     """Answer `GET /v1/models/{model}`, of those that are listed."""
     wanted = request.path_params["model"]
-    if (found := _models(request, service).get(wanted)) is None:
+    if (found := (await _models(request, service)).get(wanted)) is None:
         raise RefusedError(404, f"there is no model {wanted[:80]!r}", "model_not_found", "model")
     return JSONResponse(found)
 
@@ -236,12 +275,15 @@ def _nothing(user: str) -> RefusedError:
     return RefusedError(404, f"user {user!r} has no vector here", "vector_not_found", "user")
 
 
-def _models(request: Request, service: Service) -> dict[str, dict[str, object]]:
-    """Return the models of a request's key by name."""
-    user, bases = request.state.caller.user, service.pool.bases
+async def _models(request: Request, service: Service) -> dict[str, dict[str, object]]:
+    """Return the models of a request's key by name: of its user where a vector of theirs would answer."""
+    user, bases, who = request.state.caller.user, service.pool.bases, request.state.caller.who
     about = {"object": "model", "created": 0, "owned_by": "tinylora-edge"}
     about |= {"factors": bases.id, "vectors": bases.known(), "n_ctx": service.pool.n_ctx}
-    names = [service.name] + ([f"{service.name}@{user}"] if user else [])
+    names, answers = [service.name], service.under is not None
+    if user and service.store is not None and not answers:
+        answers = await service.with_store(who, lambda store: store.get(user)) is not None
+    names += [f"{service.name}@{user}"] if user and answers else []
     return {name: {"id": name, **about} for name in names}
 
 
@@ -251,6 +293,8 @@ _ROUTES = (
     ("/v1/models", "GET", list_models),
     ("/v1/models/{model:path}", "GET", describe_model),
     ("/v1/feedback", "POST", rate),
+    ("/v1/vectors", "GET", list_vectors),
+    ("/v1/vectors", "PUT", put_vectors),
     ("/v1/vectors/{user}", "PUT", put_vector),
     ("/v1/vectors/{user}", "GET", get_vector),
     ("/v1/vectors/{user}", "DELETE", delete_vector),

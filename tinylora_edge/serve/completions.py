@@ -46,7 +46,8 @@ _FAILURES: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.SignatureError, 403, "vector_forged"),
     (RollbackError, 403, "vector_stale"),
     (errors.BasisMismatchError, 403, "vector_of_another_basis"),
-    (errors.ChecksumError, 403, "vector_damaged"),
+    (errors.ChecksumError, 422, "vector_damaged"),
+    (FrameError, 422, "vector_damaged"),
     (VectorError, 403, "vector_refused"),
     (errors.OverloadError, 429, "overloaded"),
     (errors.StoreError, 503, "store_unavailable"),
@@ -54,7 +55,11 @@ _FAILURES: tuple[tuple[type[BaseException], int, str], ...] = (
     (BaseException, 500, "internal_error"),
 )
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_HEADERS = {429: {"Retry-After": "1"}, 401: {"Connection": "close"}}  # whoever has no key gets one answer
+_HEADERS = {
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "1"},
+    401: {"Connection": "close"},
+}  # whoever has no key gets one answer
 _TENANT_DIGITS = 12  # of its hash, in the log
 _LEFT = 499  # as nginx has it: the client left before the answer
 
@@ -117,6 +122,15 @@ def find_caller(request: Request, service: Service) -> Caller:
 
 def refusal(request: Request, service: Service, error: BaseException) -> JSONResponse:
     """Return the response to a request that fails, in OpenAI's shape; note why in log and metrics."""
+    status, content = failure(service, error)
+    if content["param"] == "messages" and request.url.path.endswith("/v1/completions"):
+        content["param"] = "prompt"
+    request.state.log["error"] = content["code"]
+    return JSONResponse({"error": content}, status, _HEADERS.get(status))
+
+
+def failure(service: Service, error: BaseException) -> tuple[int, dict[str, Any]]:
+    """Return the status and OpenAI's object of an error; note it in log and metrics."""
     if service.draining and type(error) is errors.TinyLoraError:  # of the pool, which was closed
         error = going_down()
     if isinstance(error, RefusedError):
@@ -124,19 +138,18 @@ def refusal(request: Request, service: Service, error: BaseException) -> JSONRes
     else:
         status, code = next(each[1:] for each in _FAILURES if isinstance(error, each[0]))
         code, message = code or str(getattr(error, "code", "")), str(error)
-    if status == 500 or isinstance(error, errors.StoreError):  # whose text names a file of the operator's
+    if status == 500:
         LOG.error("internal error", exc_info=error)
         message = "the server failed; its log says how"
+    if isinstance(error, errors.StoreError):  # whose text names a file or a host of the operator's
+        LOG.error("store", extra={"fields": {"why": message}})
+        message = "the store of vectors cannot be used: ask again in a moment"
     param = getattr(error, "param", "")
-    if param == "messages" and request.url.path.endswith("/v1/completions"):
-        param = "prompt"
     if isinstance(error, VectorError):
         param = "vector"
         service.metrics.refused.labels(code).inc()
-    request.state.log["error"] = code
     kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    content = {"error": {"message": message, "type": kind, "param": param or None, "code": code}}
-    return JSONResponse(content, status, _HEADERS.get(status))
+    return status, {"message": message, "type": kind, "param": param or None, "code": code}
 
 
 async def unknown_route(request: Request, error: Exception) -> Response:
@@ -261,6 +274,8 @@ async def complete(request: Request, service: Service, *, chat: bool) -> Respons
         return EventSourceResponse(events, sep="\n", shutdown_grace_period=_LAST_EVENT_S)
     try:
         answers = await _unless_left(request, _whole(streams))
+        for index in range(len(streams)):
+            await _remember(request, service, index, streams[index])
     finally:
         _end(request, service, streams)
     content: Callable[[], bytes] = partial(reply.encoded, answers)
@@ -297,23 +312,19 @@ def _begin(body: Body, request: Request, service: Service) -> _Beginning:
 
 
 async def _start_under_stored(body: Body, service: Service, who: Who, named: str) -> list[AnswerStream]:
-    frame = await _stored(service, who, named)
-    try:
-        return await _start(body, service, who, named, frame)
-    except RollbackError:
-        newer = await _stored(service, who, named)
-        if newer == frame:
-            raise
-        return await _start(body, service, who, named, newer)  # it was replaced meanwhile
+    return await _start(body, service, who, named, await _stored(service, who, named))
 
 
-async def _stored(service: Service, who: Who, user: str) -> bytes | MicroVector | None:
+async def _stored(service: Service, who: Who, user: str) -> MicroVector | None:
     """Return a user's vector; without one it is what lies beneath every user's."""
-    found = None if service.store is None else await service.with_store(who, lambda store: store.get(user))
+    found: MicroVector | None = None
+    if service.store is not None:
+        policy = service.pool.policy
+        found = await service.with_store(who, lambda store: store.admitted(user, policy))
     if found is None and service.under is None:
         message = f"user {user!r} has no vector here: put one with PUT /v1/vectors/{user}, or ask for "
         raise RefusedError(404, f"{message}{service.name!r}, the base", "model_not_found", "model")
-    return service.under if found is None else found.frame
+    return service.under if found is None else found
 
 
 async def _start(
@@ -322,7 +333,7 @@ async def _start(
     if service.draining:
         raise going_down()
     stack: VectorSource | None = vector
-    if isinstance(vector, bytes) and service.under is not None:
+    if vector is not None and service.under is not None and vector is not service.under:
         stack = [service.under, vector]
     whose: Any = {"user": user, "tenant": who.tenant, "account": who.account, "vector": stack}
     return await service.pool.streams(
@@ -371,6 +382,8 @@ async def _events(
             if not begun:
                 begun = True
                 service.metrics.first_token.observe(time.perf_counter() - start)
+            if isinstance(part, Finish):
+                await _remember(request, service, index, streams[index])
             for chunk in reply.chunks(index, part):
                 yield _event(chunk)
         if body.stream_options.get("include_usage"):
@@ -411,12 +424,11 @@ def _event(content: Any) -> dict[str, str]:
 
 
 def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) -> None:
-    """Give up what was not read; count and log what was, and remember it for clicks."""
+    """Give up what was not read; count and log what was."""
     for stream in streams:
         stream.close()
     finishes = [stream.finish for stream in streams if stream.finish is not None]
     tokens, vector, fields = usage(finishes), streams[0].vector, request.state.log
-    account = request.state.caller.who.account
     counts = {kind: tokens[f"{kind}_tokens"] for kind in ("prompt", "completion")}
     counts["cached"] = tokens["prompt_tokens_details"]["cached_tokens"]
     for kind, count in counts.items():
@@ -424,14 +436,20 @@ def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) ->
         fields[f"{kind}_tokens"] = count
     fields["sequence"] = None if vector is None else vector.sequence
     fields["finish"] = [finish.reason for finish in finishes]
-    if service.feedback is None:
+
+
+async def _remember(request: Request, service: Service, index: int, stream: AnswerStream) -> None:
+    """Let an answer wait for its click, on any server of the store, before its reader has all of it."""
+    feedback, made, finish, name = service.feedback, stream.request, stream.finish, request.state.log["id"]
+    if feedback is None or finish is None or made is None or not is_user(made.user):
         return
-    for index, stream in enumerate(streams):
-        made = stream.request
-        if stream.finish is not None and made is not None and is_user(made.user):
-            name = f"{fields['id']}:{index}" if index else fields["id"]
-            answer = SampledAnswer(made.prompt, stream.finish.tokens, made.vector, made.sampling.temperature)
-            service.feedback.remember(name, Who(account, made.user), answer)
+    answer = SampledAnswer(made.prompt, finish.tokens, made.vector, made.sampling.temperature)
+    whose = Who(request.state.caller.who.account, made.user)
+    named = f"{name}:{index}" if index else name
+    try:
+        await service.with_store(whose, lambda _: feedback.remember(named, whose, answer))
+    except errors.TinyLoraError as error:  # the answer is good; to click on it later is a 404
+        LOG.error("answer not remembered", extra={"fields": {"why": str(error)}})
 
 
 _List = Annotated[list[T], Field(fail_fast=True)]

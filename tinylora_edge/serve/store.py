@@ -1,46 +1,98 @@
-"""The store of users' vectors: an SQLite file with a frame for each, and what was accepted of them."""
+"""The store of users' vectors, for one server or many: an SQLite file, or a PostgreSQL database.
+
+What must not go back is one conditional statement, so that servers need no lock between them: the later of
+two writers of a sequence sees what the earlier one wrote.
+"""
 
 from __future__ import annotations
 
-import os
-import sqlite3
+import hashlib
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from os import PathLike
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from ..basis import Bases
-from ..errors import RequestError, StoreError
-from ..vector import Policy
+from ..errors import RequestError, StoreError, TinyLoraError, VectorError
+from ..process import cores
+from ..vector import AdmittedVector, Policy
 from ..wire.frame import DEFAULT_USER, RULE, is_portable
 from ..wire.sequences import Accepted, SequenceLog, Source
+from .database import Session, open_database
 
-_APPLICATION = 0x544C4556  # "TLEV": SQLite keeps it in the file's header
-_VERSION = 3
-_BUSY_S = 10.0
+# Migrations: the n-th makes version n of what version n - 1 has. The types are SQLite's.
+_MIGRATIONS = (
+    """
+    CREATE TABLE tinylora_factors (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE);
+    CREATE TABLE tinylora_marks (
+        factors INTEGER NOT NULL, name TEXT NOT NULL, key TEXT NOT NULL,
+        sequence INTEGER NOT NULL, content TEXT NOT NULL, PRIMARY KEY (factors, name, key)
+    );
+    CREATE TABLE tinylora_vectors (
+        factors INTEGER NOT NULL, name TEXT NOT NULL, key TEXT NOT NULL, sequence INTEGER NOT NULL,
+        digest TEXT NOT NULL, frame BLOB NOT NULL, PRIMARY KEY (factors, name)
+    );
+    CREATE TABLE tinylora_clicks (
+        factors INTEGER NOT NULL, name TEXT NOT NULL, basis TEXT NOT NULL, revision INTEGER NOT NULL,
+        state BLOB NOT NULL, PRIMARY KEY (factors, name)
+    );
+    CREATE TABLE tinylora_answers (
+        factors INTEGER NOT NULL, id TEXT NOT NULL, account TEXT NOT NULL, name TEXT NOT NULL,
+        made BIGINT NOT NULL, answer BLOB NOT NULL, PRIMARY KEY (factors, id)
+    );
+    CREATE INDEX tinylora_answers_of ON tinylora_answers (factors, name, account, made);
+    CREATE INDEX tinylora_answers_made ON tinylora_answers (made);
+    """,
+)
+_VERSION = len(_MIGRATIONS)
+_RAISE = """
+    INSERT INTO tinylora_marks AS mark VALUES (?, ?, ?, ?, ?) ON CONFLICT (factors, name, key) DO UPDATE SET
+        sequence = excluded.sequence,
+        content = CASE WHEN excluded.content = '' AND excluded.sequence = mark.sequence
+            THEN mark.content ELSE excluded.content END
+    WHERE excluded.sequence > mark.sequence OR excluded.sequence = mark.sequence
+        AND (mark.content = '' OR excluded.content IN ('', mark.content))
+    RETURNING 1
+"""  # `Accepted.check` has the same rule
+_MARK = "SELECT sequence, content FROM tinylora_marks WHERE factors = ? AND name = ? AND key = ?"
+_OTHER = """
+    factors = ? AND name = ? AND NOT EXISTS
+        (SELECT 1 FROM tinylora_vectors WHERE factors = ? AND name = ? AND digest = ?)
+"""  # what clicks left belongs to the vector that is replaced by another
+_PUT = """
+    INSERT INTO tinylora_vectors VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (factors, name) DO UPDATE SET
+        key = excluded.key, sequence = excluded.sequence, digest = excluded.digest, frame = excluded.frame
+"""
+_VECTOR = """
+    SELECT vector.digest, mark.sequence, mark.content,
+        CASE WHEN vector.digest = ? THEN NULL ELSE vector.frame END
+    FROM tinylora_vectors AS vector JOIN tinylora_marks AS mark
+        ON mark.factors = vector.factors AND mark.name = vector.name AND mark.key = vector.key
+    WHERE vector.factors = ? AND vector.name = ?
+"""
 
-_SCHEMA = f"""
-CREATE TABLE factors (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE);
-CREATE TABLE vectors (
-    factors INTEGER NOT NULL, user TEXT NOT NULL, frame BLOB NOT NULL, sequence INTEGER NOT NULL,
-    PRIMARY KEY (factors, user)
-) WITHOUT ROWID;
-CREATE TABLE marks (
-    digest TEXT NOT NULL, key TEXT NOT NULL, stream TEXT NOT NULL,
-    sequence INTEGER NOT NULL, content TEXT NOT NULL, PRIMARY KEY (digest, key, stream)
-) WITHOUT ROWID;
-PRAGMA application_id = {_APPLICATION};
-PRAGMA user_version = {_VERSION};
+_CLICKED = """
+    INSERT INTO tinylora_clicks AS old VALUES (?, ?, ?, ?, ?) ON CONFLICT (factors, name) DO UPDATE SET
+        basis = excluded.basis, revision = excluded.revision, state = excluded.state
+    WHERE old.revision = excluded.revision - 1 RETURNING 1
 """
-_FROM_2 = f"""
-ALTER TABLE vectors DROP COLUMN made;
-ALTER TABLE vectors DROP COLUMN changed;
-DELETE FROM vectors WHERE frame IS NULL;
-PRAGMA user_version = {_VERSION};
+_TOO_MANY = """
+    DELETE FROM tinylora_answers WHERE factors = ? AND name = ? AND account = ? AND made <=
+        (SELECT made FROM tinylora_answers WHERE factors = ? AND name = ? AND account = ?
+        ORDER BY made DESC LIMIT 1 OFFSET ?)
 """
+
+_WAITING, _WAITING_S = 64, 86_400  # answers of an account and user that wait for a click, and for how long
+_AT_ONCE = 256  # vectors of a transaction
+_KEPT_BYTES = 1 << 26  # of R, of users who ask often
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +102,22 @@ class Stored:
     user: str
     frame: bytes
     sequence: int
+
+
+class Listed(NamedTuple):
+    """What a list says of a stored vector."""
+
+    user: str
+    sequence: int
+    bytes: int
+
+
+class _Checked(NamedTuple):
+    """A frame that may be stored, unless a later one was."""
+
+    stored: Stored
+    source: Source
+    accepted: Accepted
 
 
 def is_user(name: str) -> bool:
@@ -67,132 +135,275 @@ def check_user(name: str) -> str:
 
 
 class Store:
-    """Users' vectors of one model's factors in an SQLite file (WAL), which threads and processes may share.
+    """Users' vectors of one model's factors, which threads, processes and, in PostgreSQL, machines may share.
 
-    A user has one, of any size: a newer one of 840 numbers takes the place of an older one of 13. Frame and
-    sequence are written in one transaction where the policy is made with `state=store.sequences`.
+    A user has one, of any size: a newer one of 840 numbers takes the place of an older one of 13. What was
+    accepted is kept in the same transaction, and by a policy that is made with `state=store.sequences`.
 
-    FileNotFoundError: its directory does not exist.
-    StoreError: the file is damaged, or no store, or cannot be opened; of methods, it cannot be used.
+    Args:
+        where: an SQLite file, made where it does not exist, or `postgresql://...` (extra `postgres`), whose
+            tables are made where they do not exist.
+
+    FileNotFoundError: the file's directory does not exist.
+    StoreError: the file is damaged, or no store; of methods, it cannot be used, or not be reached.
     """
 
-    def __init__(self, path: str | PathLike[str], bases: Bases) -> None:
-        self.path, self._bases = Path(path), bases
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"{self.path.parent} does not exist: make it for the store")
-        self._lock = threading.RLock()
-        with _named_errors(self.path):
-            # Nothing but SQLite ever opens the file: who closes another descriptor of it drops all locks of
-            # this process on it, and the next process to leave the store would unlink the log in use.
-            self._connection = sqlite3.connect(
-                self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-            )
+    def __init__(self, where: str | PathLike[str], bases: Bases) -> None:
+        self._bases = bases
+        self._database = open_database(where)
+        self._kept = OrderedDict[str, tuple[Policy, str, AdmittedVector]]()  # user -> digest and vector
+        self._lock, self._swept = threading.Lock(), 0
         try:
-            self._set_up()
+            self._factors = self._database.write(self._set_up, first=True)
         except BaseException:
-            self._connection.close()
+            self._database.close()
             raise
         self.sequences: SequenceLog = _StoreLog(self)
 
     def get(self, user: str) -> Stored | None:
         """Return a user's vector; None where they have none."""
-        query = "SELECT frame, sequence FROM vectors WHERE factors = ? AND user = ?"
-        rows = self.read(query, (self._factors_id, check_user(user)))
+        query = "SELECT frame, sequence FROM tinylora_vectors WHERE factors = ? AND name = ?"
+        rows = self._database.read(query, (self._factors, check_user(user)))
         return Stored(user, *rows[0]) if rows else None
 
+    def admitted(self, user: str, policy: Policy) -> AdmittedVector | None:
+        """Return a user's vector as `policy.check` does; None where they have none.
+
+        It is checked again when another one was stored. Until then the store is asked for its digest and the
+        sequence alone. Its last day is the caller's to ask for (`Policy.own` does).
+        VectorError: the policy refuses it.
+        """
+        with self._lock:
+            of, digest, vector = self._kept.get(user, (policy, "", None))
+        if of is not policy:
+            digest = ""
+        rows = self._database.read(_VECTOR, (digest, self._factors, check_user(user)))
+        with self._lock:
+            if not rows:
+                self._kept.pop(user, None)
+                return None
+            ((now, sequence, content, frame),) = rows
+        if frame is not None:
+            vector = policy.verified(frame, self._bases, user=user)
+        assert vector is not None
+        source, accepted = vector.mark
+        Accepted(sequence, content).check(accepted, source)
+        with self._lock:
+            self._kept[user] = policy, now, vector
+            self._kept.move_to_end(user)
+            while sum(each.r.nbytes for _, _, each in self._kept.values()) > _KEPT_BYTES:
+                self._kept.popitem(last=False)
+        return vector
+
+    def listed(self, after: str = "", most: int = 1000) -> list[Listed]:
+        """Return whose vectors there are, by name: those behind one, and at most so many."""
+        query = "SELECT name, sequence, length(frame) FROM tinylora_vectors WHERE factors = ? AND name > ?"
+        rows = self._database.read(f"{query} ORDER BY name LIMIT ?", (self._factors, after, most))
+        return [Listed(*row) for row in rows]
+
     def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
-        """Store a user's vector in place of the one before. VectorError: the policy refuses it."""
-        check_user(user)
-        with self.transaction() as connection, policy.admit(frame, self._bases, user=user) as vector:
-            row = (self._factors_id, user, frame, vector.sequence)
-            connection.execute("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", row)
-        return Stored(user, frame, vector.sequence)
+        """Store a user's vector in place of the one before; what clicks said of another one is forgotten.
+
+        VectorError: the policy refuses it. RequestError: no user may have this name.
+        """
+        checked = self._checked(user, frame, policy)
+        (found,) = self._database.write(lambda session: self._put(session, [checked]))
+        if isinstance(found, TinyLoraError):
+            raise found
+        return found
+
+    def put_many(
+        self, frames: Iterable[tuple[str, bytes]], policy: Policy
+    ) -> Iterator[tuple[str, Stored | TinyLoraError]]:
+        """Store the vectors of many users, as `put` does; yield each one, or why it was refused, in order.
+
+        What is yielded is stored: there is a transaction for some hundred of them. They are checked on all
+        cores while those before them are written.
+        """
+        with ThreadPoolExecutor(cores()) as threads:
+            rest, before = iter(frames), list[Future[tuple[str, _Checked | TinyLoraError]]]()
+
+            def check(each: tuple[str, bytes]) -> tuple[str, _Checked | TinyLoraError]:
+                try:
+                    return each[0], self._checked(*each, policy)
+                except (VectorError, RequestError) as error:
+                    return each[0], error
+
+            while True:
+                begun = [threads.submit(check, each) for each in islice(rest, _AT_ONCE)]
+                found = [each.result() for each in before]
+                put = partial(self._put, checked=[each for _, each in found if isinstance(each, _Checked)])
+                done = iter(self._database.write(put))
+                for user, each in found:
+                    yield user, next(done) if isinstance(each, _Checked) else each
+                if not begun:
+                    return
+                before = begun
 
     def delete(self, user: str) -> bool:
-        """Remove a user's vector, but not what was accepted of them; return whether there was one."""
-        statement = "DELETE FROM vectors WHERE factors = ? AND user = ?"
-        with self.transaction() as connection:
-            return connection.execute(statement, (self._factors_id, check_user(user))).rowcount > 0
+        """Remove a user's vector and clicks, but not what was accepted; return whether there was a vector."""
+
+        def delete(session: Session) -> bool:
+            of, whose = "factors = ? AND name = ?", (self._factors, check_user(user))
+            for table in ("answers", "clicks"):
+                session.execute(f"DELETE FROM tinylora_{table} WHERE {of}", whose)
+            return bool(session.execute(f"DELETE FROM tinylora_vectors WHERE {of} RETURNING 1", whose))
+
+        return self._database.write(delete)
+
+    def remember(self, answer: str, account: str, user: str, content: bytes) -> None:
+        """Keep an answer by its id until it is clicked, for a day; the oldest of too many are forgotten."""
+        whose, now = (self._factors, user, account), time.time_ns() // 1000
+
+        def remember(session: Session) -> None:
+            session.execute(
+                "INSERT INTO tinylora_answers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (self._factors, answer, account, user, now, content),
+            )
+            session.execute(_TOO_MANY, (*whose, *whose, _WAITING))
+
+        self._database.write(remember)
+        if now - self._swept > 1e6 * _WAITING_S / 24:
+            self._swept = now
+            old = (now - 1_000_000 * _WAITING_S,)
+            self._database.write(
+                lambda session: session.execute("DELETE FROM tinylora_answers WHERE made < ?", old)
+            )
+
+    def answers(self, names: Sequence[str]) -> dict[str, tuple[str, str, bytes]]:
+        """Return the answers that wait, of those with some ids: account, user and content."""
+        query = "SELECT account, name, answer FROM tinylora_answers WHERE factors = ? AND id = ?"
+        found = {name: self._database.read(query, (self._factors, name)) for name in names}
+        return {name: rows[0] for name, rows in found.items() if rows}
+
+    def clicks(self, user: str, basis: str) -> tuple[int, bytes | None]:
+        """Return what a user's clicks said on a basis, if anything, and the number of its revision."""
+        query = "SELECT revision, state, basis FROM tinylora_clicks WHERE factors = ? AND name = ?"
+        rows = self._database.read(query, (self._factors, check_user(user)))
+        return (rows[0][0], rows[0][1] if rows[0][2] == basis else None) if rows else (0, None)
+
+    def learned(
+        self, user: str, frame: bytes, policy: Policy, answers: Sequence[str], clicks: tuple[int, str, bytes]
+    ) -> Stored | None:
+        """Store what a user's clicks made of their vector; the answers that they were on wait no longer.
+
+        Args:
+            clicks: the revision that was read, and the basis and the state that follow it.
+
+        None: nothing was stored, since an answer waits no longer, or what was read is another by now. What
+        puts or deletes a vector takes the answers away. VectorError: the policy refuses the frame.
+        """
+        stored, source, accepted = self._checked(user, frame, policy)
+        whose, (revision, basis, state) = (self._factors, user), clicks
+
+        def learn(session: Session) -> bool:
+            steps = [(_RAISE, self._row(source, accepted))]
+            for answer in sorted(answers):
+                taken = "DELETE FROM tinylora_answers WHERE factors = ? AND id = ? RETURNING 1"
+                steps.append((taken, (self._factors, answer)))
+            steps.append((_CLICKED, (*whose, basis, revision + 1, state)))
+            if not all(session.execute(*step) for step in steps):
+                raise _ChangedError
+            session.execute(_PUT, (*whose, source[1], stored.sequence, _digest(frame), frame))
+            return True
+
+        try:
+            self._database.write(learn)
+        except _ChangedError:
+            return None
+        return stored
 
     def close(self) -> None:
-        """Close the file. Again is fine."""
-        with self._lock:
-            self._connection.close()
+        """Close the file, or the connections. Again is fine."""
+        self._database.close()
 
-    def read(self, statement: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        """Return the rows of a query."""
-        with self._lock, _named_errors(self.path):
-            return self._connection.execute(statement, values).fetchall()
+    def _checked(self, user: str, frame: bytes, policy: Policy) -> _Checked:
+        vector = policy.verified(frame, self._bases, user=check_user(user))
+        return _Checked(Stored(user, frame, vector.sequence), *vector.mark)
 
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction; one inside of another is a part of it."""
-        with self._lock, _named_errors(self.path):
-            if self._connection.in_transaction:
-                yield self._connection
-                return
-            self._connection.execute("BEGIN IMMEDIATE")
+    def _put(self, session: Session, checked: Sequence[_Checked]) -> list[Stored | TinyLoraError]:
+        """Store vectors in one order of users, so that two of these transactions cannot block each other."""
+        order = sorted(range(len(checked)), key=lambda at: checked[at].stored.user)
+        raised = session.each(_RAISE, [self._row(*checked[at][1:]) for at in order])
+        found: dict[int, Stored | TinyLoraError] = {}
+        others, rows = [], []
+        for at, may in zip(order, raised, strict=True):
+            stored, source, accepted = checked[at]
+            found[at] = stored
+            if may:
+                whose, digest = (self._factors, stored.user), _digest(stored.frame)
+                others.append((*whose, *whose, digest))
+                rows.append((*whose, source[1], stored.sequence, digest, stored.frame))
+                continue
             try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+                self._accepted(session.execute(_MARK, self._whose(source))).check(accepted, source)
+            except VectorError as error:
+                found[at] = error
+        for table in ("answers", "clicks"):
+            session.each(f"DELETE FROM tinylora_{table} WHERE {_OTHER}", others)
+        session.each(_PUT, rows)
+        return [found[at] for at in range(len(checked))]
 
-    def _set_up(self) -> None:
-        self.read("PRAGMA synchronous = FULL", ())
-        if self.path.is_file() and not self.path.stat().st_size:
-            os.chmod(self.path, 0o600)  # vectors are personal
-        with self.transaction() as connection:
-            (application,), (version,) = (
-                self.read(f"PRAGMA {name}", ())[0] for name in ("application_id", "user_version")
+    def _row(self, source: Source, accepted: Accepted) -> tuple[Any, ...]:
+        """Return the row of what was accepted."""
+        return *self._whose(source), *accepted
+
+    def _whose(self, source: Source) -> tuple[Any, ...]:
+        """Return the key of that row. StoreError: it is of another model."""
+        digest, key, user = source
+        if digest != self._bases.factors.digest:
+            raise StoreError(f"the store is of factors {self._bases.id}, and not of {digest[:8]}")
+        return self._factors, user, key
+
+    @staticmethod
+    def _accepted(rows: list[tuple[Any, ...]]) -> Accepted:
+        return Accepted(*rows[0]) if rows else Accepted()
+
+    def _set_up(self, session: Session) -> int:
+        """Make the tables, or bring them to this version; return the number of the factors."""
+        version = session.version(self._database.name)
+        if version > _VERSION:
+            raise StoreError(
+                f"{self._database.name} has version {version}, but this release reads {_VERSION} at most: "
+                "update it, or name another store"
             )
-            statements = ""
-            if not application and not self.read("SELECT count(*) FROM sqlite_master", ())[0][0]:
-                statements = _SCHEMA
-            elif application != _APPLICATION:
-                raise StoreError(f"{self.path} is SQLite, but no store of users' vectors: name another file")
-            elif version == 2:
-                statements = _FROM_2
-            elif version != _VERSION:
-                raise StoreError(
-                    f"{self.path} has version {version}, but this release reads {_VERSION}: name a new file"
-                )
-            for statement in statements.split(";"):
-                connection.execute(statement)
-            digest = (self._bases.factors.digest,)
-            connection.execute("INSERT OR IGNORE INTO factors (digest) VALUES (?)", digest)
-            self._factors_id = int(self.read("SELECT id FROM factors WHERE digest = ?", digest)[0][0])
-        with suppress(StoreError):  # another process has it open, and does so or did
-            self.read("PRAGMA journal_mode = WAL", ())  # readers and a writer get on side by side
+        for script in _MIGRATIONS[version:]:
+            for statement in filter(str.strip, script.split(";")):
+                session.execute(statement)
+        if version < _VERSION:
+            session.execute("DELETE FROM tinylora_store")
+            session.execute("INSERT INTO tinylora_store VALUES (?)", (_VERSION,))
+        digest = (self._bases.factors.digest,)
+        session.execute(
+            "INSERT INTO tinylora_factors SELECT 1 + coalesce(max(id), 0), ? FROM tinylora_factors "
+            "WHERE true ON CONFLICT DO NOTHING",
+            digest,
+        )
+        ((number,),) = session.execute("SELECT id FROM tinylora_factors WHERE digest = ?", digest)
+        return int(number)
+
+
+class _ChangedError(Exception):
+    """What a click was learned from is another by now: the transaction is rolled back."""
+
+
+def _digest(frame: bytes) -> str:
+    return hashlib.sha256(frame).hexdigest()[:32]
 
 
 class _StoreLog(SequenceLog):
-    """What was accepted of each user, in the store's file: a policy that is made with it keeps it there."""
+    """What was accepted of each user, in the store: a policy that is made with it keeps it there."""
 
     def __init__(self, store: Store) -> None:
         super().__init__()
         self._store = store
 
     def store(self, source: Source, accepted: Accepted) -> None:
-        """Write what was accepted in a transaction. Raises StoreError where the file cannot be written."""
-        with self._store.transaction() as connection:
-            if not self.settled(source, accepted):
-                row = (*source, *accepted)
-                connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?, ?)", row)
+        """Write what was accepted, in one statement. RollbackError: a later one is there."""
+        row = self._store._row(source, accepted)
+        if not self._store._database.write(lambda session: session.execute(_RAISE, row)):
+            self.find(source).check(accepted, source)
 
     def find(self, source: Source) -> Accepted:
-        """Return what was accepted last, as the file says now."""
-        rows = self._store.read(
-            "SELECT sequence, content FROM marks WHERE digest = ? AND key = ? AND stream = ?", source
-        )
-        return Accepted(*rows[0]) if rows else Accepted()
-
-
-@contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StoreError(f"the store {path} cannot be used: {error}") from None
+        """Return what was accepted last, as the store says now."""
+        return self._store._accepted(self._store._database.read(_MARK, self._store._whose(source)))
