@@ -57,4 +57,4 @@ def play(
             if not no_open:  # in a thread: a browser of the terminal would keep the server from answering
                 threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
-        run(made, host="127.0.0.1", port=port, ready=ready, quiet=True)
+        run(made, host="127.0.0.1", port=port, ready=ready, quiet=True, grace=2)

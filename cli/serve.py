@@ -35,6 +35,10 @@ def serve(
     max_requests: Annotated[int, Option(metavar="N", min=1, help="Open requests.")] = _LIMITS.requests,
     max_body: Annotated[int, Option(metavar="BYTES", min=1, help="Bytes of a request.")] = _LIMITS.body,
     max_tokens: Annotated[int, Option(metavar="N", min=1, help="Tokens of an answer.")] = _LIMITS.tokens,
+    drain: Annotated[
+        float, Option(metavar="SECONDS", min=0, help="After SIGTERM: /health is 503, requests are taken.")
+    ] = 0.0,
+    grace: Annotated[float, Option(metavar="SECONDS", min=0, help="Then: running answers may end.")] = 30.0,
 ) -> None:
     """Answer OpenAI's clients over HTTP, each request with its user's vector.
 
@@ -73,4 +77,11 @@ def serve(
         )
     model = made.state.service.name
 
-    run(made, host=host, port=port, ready=lambda url: console.say(f"serving {model} at {url}/v1"))
+    run(
+        made,
+        host=host,
+        port=port,
+        ready=lambda url: console.say(f"serving {model} at {url}/v1"),
+        drain=drain,
+        grace=grace,
+    )

@@ -63,6 +63,10 @@ class Serving:
         return response.status, json.loads(data) if kind == "application/json" else data
 
     def lines(self) -> list[dict[str, Any]]:
+        """What the log says, but for the server's beginning and end."""
+        return [line for line in self.events() if line["event"] not in ("start", "drain", "stop")]
+
+    def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text("utf-8").splitlines()]
 
     def wait_for_line(self, route: str) -> None:

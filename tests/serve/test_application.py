@@ -24,6 +24,7 @@ from serving import KEY, Serving, serving
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
+from support import wait_until
 
 from tinylora_edge import Basis, MicroVector, Policy, runtime, serve
 from tinylora_edge.errors import OptionError, RollbackError, TinyLoraError, VectorError
@@ -374,9 +375,47 @@ def streamed(server: Serving, begun: threading.Event, ends: list[str]) -> None:
     ends.append(last)
 
 
+def test_a_server_leaves_in_steps_and_cuts_no_answer(tiny: Path, tmp_path: Path) -> None:
+    """Behind a load balancer: it sees 503 first, while what it still sends is answered."""
+    with serving(tmp_path, tiny, "--n-ctx", "1024", "--drain", "4", "--name", "tiny") as server:
+        begun, ends = threading.Event(), []
+        stream = threading.Thread(target=streamed, args=(server, begun, ends))
+        assert server.ask("GET", "/health")[0] == 200
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.ask("GET", "/health")[0] == 503)
+        assert server.ask("GET", "/health")[1]["status"] == "draining"
+        stream.start()
+        assert begun.wait(60), "a request that came while /health says 503 is taken"
+        stream.join(60)
+        assert ends == ["[DONE]"]
+        assert server.process.wait(60) == 0
+        events = [line["event"] for line in server.events()]
+    assert (events[0], [each for each in events if each in ("drain", "stop")]) == ("start", ["drain", "stop"])
+
+
+def test_a_second_signal_is_now(tiny: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, tiny, "--drain", "600", "--grace", "600") as server:
+        assert server.ask("GET", "/health")[0] == 200
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.ask("GET", "/health")[0] == 503)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+
+
+def test_a_request_keeps_its_id(tiny: Path, tmp_path: Path) -> None:
+    app = serve.app(tiny, **SMALL)
+    with TestClient(app) as client:
+        assert client.get("/v1/models", headers={"X-Request-Id": "a-1:b"}).headers["x-request-id"] == "a-1:b"
+        found = [client.get("/none", headers={"X-Request-Id": each}) for each in ("", "a b", "x" * 200)]
+        made = {each.headers["x-request-id"] for each in found}
+        assert [each.status_code for each in found] == [404] * 3
+        assert len(made) == 3
+        assert all(len(each) == 32 for each in made)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_streams_say_why_they_end(tiny: Path, tmp_path: Path, number: signal.Signals) -> None:
-    with serving(tmp_path, tiny, "--n-ctx", "4096") as server:
+    with serving(tmp_path, tiny, "--n-ctx", "4096", "--grace", "1") as server:
         begun, ends = threading.Event(), []
         threads = [threading.Thread(target=streamed, args=(server, begun, ends)) for _ in range(12)]
         for thread in threads:
@@ -385,7 +424,7 @@ def test_streams_say_why_they_end(tiny: Path, tmp_path: Path, number: signal.Sig
         server.process.send_signal(number)
         for thread in threads:
             thread.join(60)
-        assert server.process.wait(60) == 128 + number
+        assert server.process.wait(60) == (0 if number == signal.SIGTERM else 128 + number)
         log = server.lines()
     cut = [json.loads(end)["error"] for end in ends if end != "[DONE]"]
     assert len(ends) == 12

@@ -237,11 +237,11 @@ async def describe_model(request: Request, service: Service) -> Response:
 
 
 async def read_health(request: Request, service: Service) -> Response:
-    """Answer `GET /health`: 200 while requests are taken, 503 once the server is going down."""
-    load = service.pool.load()
-    state = "draining" if service.draining else "ok"
+    """Answer `GET /health`: 200, and 503 once the server is about to go down."""
+    load, leaves = service.pool.load(), service.leaving or service.draining
+    state = "draining" if leaves else "ok"
     body = {"status": state, "running": load.running, "waiting": load.waiting}
-    return JSONResponse(body, 503 if service.draining else 200)
+    return JSONResponse(body, 503 if leaves else 200, completions.HEADERS[503] if leaves else None)
 
 
 async def read_metrics(request: Request, service: Service) -> Response:

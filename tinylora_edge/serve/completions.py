@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -55,11 +56,12 @@ _FAILURES: tuple[tuple[type[BaseException], int, str], ...] = (
     (BaseException, 500, "internal_error"),
 )
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_HEADERS = {
+HEADERS = {
     429: {"Retry-After": "1"},
     503: {"Retry-After": "1"},
     401: {"Connection": "close"},
 }  # whoever has no key gets one answer
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z", re.ASCII)  # that a client or a proxy chose
 _TENANT_DIGITS = 12  # of its hash, in the log
 _LEFT = 499  # as nginx has it: the client left before the answer
 
@@ -126,7 +128,7 @@ def refusal(request: Request, service: Service, error: BaseException) -> JSONRes
     if content["param"] == "messages" and request.url.path.endswith("/v1/completions"):
         content["param"] = "prompt"
     request.state.log["error"] = content["code"]
-    return JSONResponse({"error": content}, status, _HEADERS.get(status))
+    return JSONResponse({"error": content}, status, HEADERS.get(status))
 
 
 def failure(service: Service, error: BaseException) -> tuple[int, dict[str, Any]]:
@@ -215,6 +217,7 @@ def read_frame(vector: object) -> bytes:
 class RequestMiddleware:
     """What is around all routes: who may ask, how much at once, errors as JSON, a line of log, metrics.
 
+    A request keeps the id that it comes with, as `X-Request-Id`, or gets one; the reply and the log have it.
     Handlers have `request.state.caller`, on routes below /v1/, and `request.state.log`: the fields of the
     request's line in the log, to be added to. No prompt, answer or user's name is among them.
     """
@@ -228,15 +231,18 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         start, status = time.perf_counter(), _LEFT
+        service, request, placed = self._service, Request(scope), None
+        named = request.headers.get("x-request-id", "")
+        name = named if _REQUEST_ID.match(named) else secrets.token_hex(16)
+        fields = request.state.log = dict[str, Any](request=name)
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
             await send(message)
 
-        service, request, placed = self._service, Request(scope), None
-        fields = request.state.log = dict[str, Any]()
         try:
             if scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
                 found = request.state.caller = find_caller(request, service)

@@ -65,7 +65,8 @@ class Service:
         under: what lies beneath every vector, but not beneath the base; None for nothing.
         hosts: names that a request without a key must be addressed to; empty for any. They keep out web pages
             whose own name is made to lead to 127.0.0.1 (DNS rebinding).
-        draining: the server goes down, and takes no more requests.
+        leaving: the server is about to go down, which `/health` says; requests are still taken.
+        draining: it goes down, and takes no more requests.
     """
 
     pool: Pool
@@ -76,6 +77,7 @@ class Service:
     feedback: Feedback | None
     under: MicroVector | None
     hosts: frozenset[str] = frozenset()
+    leaving: bool = False
     draining: bool = False
 
     def __post_init__(self) -> None:
