@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
 # Studies take up to hours, or bundles, vectors and libraries: they run by themselves.
-STUDIES = $(patsubst %,benchmarks/%.py,bfcl drift evidence feedback gsm8k models onnx_weights people public requantized tune)
+STUDIES = $(patsubst %,benchmarks/%.py,evidence gsm8k models people public)
 BENCHMARKS = $(filter-out benchmarks/_% $(STUDIES),$(wildcard benchmarks/*.py))
 
 # A worker a core, each pinned to its own (tests/conftest.py); whole files, for their fixtures. `-n 0` is one.

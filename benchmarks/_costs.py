@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,16 @@ import _common as bench  # first: it sets what libraries read when loaded
 import gguf
 import llama_cpp
 import numpy as np
+import onnxruntime_genai as og
 import psutil
 from _records import crowds
 from _subjects import frames, write_stock_lora
+from numpy.typing import NDArray
 
 from tinylora_edge import Basis, Factors, MicroVector, runtime
 from tinylora_edge.formats.gguf import open_gguf
 from tinylora_edge.formats.side_tensors import load_bases
+from tinylora_edge.runtime.engine import Part
 
 CHILD = """
 import json, os, resource, shutil, sys, time
@@ -291,7 +294,7 @@ def clearer(llm: Any) -> Callable[[], None]:
 def swap(llm: Any, vectors: Iterator[bytes]) -> float:
     """Seconds of a swap, in a context that holds a token."""
     llm.reset()
-    llm.eval([1000])
+    llm.eval([1])
     vector = next(vectors)
     return timed(lambda: llm.swap(vector))
 
@@ -321,10 +324,16 @@ def plain_lora(bundle: Path, factors: Factors, rank: int) -> Path:
     return path
 
 
+def drawn_ids(vocabulary: int, shape: int | tuple[int, ...]) -> NDArray[np.int32]:
+    """Draw tokens' numbers: of usual words, where the vocabulary has so many."""
+    bounds = min(1000, vocabulary // 2), min(40000, vocabulary)
+    return np.random.default_rng(0).integers(*bounds, shape).astype(np.int32)
+
+
 def token(llm: Any, put: Callable[[], Any], threads: int) -> float:
     """Seconds a token, after a prompt that is not counted."""
     put()
-    ids = np.random.default_rng(0).integers(1000, 40000, PROMPT + TOKENS).tolist()
+    ids = drawn_ids(llm.n_vocab(), PROMPT + TOKENS).tolist()
     llm.reset()
     llm.eval(ids[:PROMPT])
     return timed(lambda: [llm.eval([each]) for each in ids[PROMPT:]], threads) / TOKENS
@@ -337,12 +346,34 @@ def answer(llm: Any, put: Callable[[], Any]) -> str:
     return str(made["choices"][0]["text"])
 
 
+class Graph:
+    """A graph in onnxruntime-genai, and its vectors."""
+
+    def __init__(self, folder: Path, threads: int | None) -> None:
+        config = og.Config(str(folder))
+        if threads:
+            options = {"session_options": {"intra_op_num_threads": threads}}
+            config.overlay(json.dumps({"model": {"decoder": options}}))
+        self.model = og.Model(config)
+        self.adapters = og.Adapters(self.model)
+
+    def load(self, name: str, path: Path) -> None:
+        self.adapters.load(str(path), name)
+
+    def generator(self, adapter: str | None, batch: int, length: int) -> Any:
+        params = og.GeneratorParams(self.model)
+        # Nobody ends early, and all decode as many tokens.
+        params.set_search_options(do_sample=False, batch_size=batch, max_length=length, min_length=length)
+        generator = og.Generator(self.model, params)
+        if adapter is not None:
+            generator.set_active_adapter(self.adapters, adapter)
+        return generator
+
+
 def graph_tokens(
     model: Path, bundle: Path, graph: Path, threads: int, rounds: int, rows: int = 1
 ) -> dict[str, Any]:
     """Return the costs of a token a row: the graph that was built, that of rank 8, and one of 64 outputs."""
-    import onnx_decode as decode
-
     from tinylora_edge.exporters.factorize import Source
     from tinylora_edge.exporters.onnx import bake
     from tinylora_edge.formats.onnx_adapter import encode
@@ -352,11 +383,12 @@ def graph_tokens(
         shutil.copytree(base, tall)
         bake(tall, load_bases(bundle / "basis.gguf").factors, Source(model, None, needs_gguf=True).heads)
     places = {"base": base, "rank 8": graph / "onnx", LARGEST: tall}
-    prompts = np.random.default_rng(0).integers(1000, 40000, (rows, PROMPT)).astype(np.int32)
+    config = json.loads((base / "genai_config.json").read_text("utf-8"))
+    prompts = drawn_ids(config["model"]["vocab_size"], (rows, PROMPT))
     runs: dict[str, Callable[[], float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, place in places.items():
-            opened, adapter = decode.Model(place, threads), None
+            opened, adapter = Graph(place, threads), None
             if name != "base":
                 file = Path(folder) / f"{name}.onnx_adapter"
                 side = load_bases((graph if name == "rank 8" else bundle) / "basis.gguf").factors
@@ -375,11 +407,29 @@ def graph_token(model: Any, adapter: str | None, prompts: Any, threads: int) -> 
     return timed(lambda: [generator.generate_next_token() for _ in range(TOKENS)], threads) / TOKENS
 
 
+def distributions(
+    llm: Any, texts: Sequence[tuple[list[int], list[int]]], threads: int
+) -> NDArray[np.float32]:
+    """Natural logarithms of the next token's probabilities wherever a token of an answer stands."""
+    longest, rows = max(len(prompt) + len(answer) for prompt, answer in texts), []
+    engine = llm.engine(rows=2, n_ctx=longest, n_threads=threads)
+    for prompt, answer in texts:
+        logits = np.array(engine.evaluate([Part(0, [*prompt, *answer[:-1]], len(answer))]), np.float64)
+        logits -= logits.max(axis=-1, keepdims=True)
+        rows.append(np.float32(logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))))
+        engine.cut(0, 0)
+    engine.close()
+    return np.concatenate(rows)
+
+
+def divergence(p: NDArray[np.float32], q: NDArray[np.float32]) -> float:
+    """KL(p || q) in nats, the mean over places."""
+    return float((np.exp(p) * (p - q)).sum(axis=-1, dtype=np.float64).mean())
+
+
 def likeness(bundle: Path, graph: Path) -> dict[str, Any]:
     """Return the KL of the graph from the GGUF, in nats a token of the GGUF's greedy answers, and how many
     of these the graph begins likewise: its likeliest tokens are theirs."""
-    import onnx_weights as weights
-
     from tinylora_edge.eval.drift import BEGINNING, PROMPTS, TOKENS
     from tinylora_edge.tasks.load import load_general
 
@@ -389,16 +439,16 @@ def likeness(bundle: Path, graph: Path) -> dict[str, Any]:
             prompts = batch.encode(general)
             drawn = [each.tokens.tolist() for each in batch.generate(prompts, max_tokens=TOKENS)]
         texts = list(zip(prompts, drawn, strict=True))
-        found.append(weights.distributions(llm, texts, 1))
+        found.append(distributions(llm, texts, 1))
     with closing(runtime.load(graph, engine="onnx", n_ctx=512, n_threads=1)) as llm:
-        found.append(weights.distributions(llm, texts, 1))
+        found.append(distributions(llm, texts, 1))
     starts = np.cumsum([0, *map(len, drawn[:-1])])
     likeliest = found[1].argmax(axis=-1)
     alike = sum(
         list(likeliest[start:][: len(answer[:BEGINNING])]) == answer[:BEGINNING]
         for start, answer in zip(starts, drawn, strict=True)
     )
-    kl = weights.divergence(*found)
+    kl = divergence(*found)
     return {"kl": kl, "tokens": len(found[0]), "prompts": len(texts), "begin_alike": alike}
 
 

@@ -60,7 +60,7 @@ def stopped(server: Server, body: Callable[[int], dict[str, Any]], users: int) -
     for thread in threads:
         thread.start()
     asking = server.connect()
-    while sum(_load(asking)) < users:  # all of them are answered, or wait for it
+    while sum(_load(asking)) + len(ends) < users:  # all are answered, or wait for it
         time.sleep(0.01)
     asking.close()
     with bench.stopwatch() as watch:
