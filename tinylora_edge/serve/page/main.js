@@ -19,6 +19,7 @@ let rows;
 let reach = 1; // of the sliders
 let question = ""; // the prompt that the answers are to
 let answered = ""; // the frame that the personalized answer is of
+let asking = false; // the base may have answered before the other pane's vector is made
 let edits = 0; // of the vector, so that what is late is not taken for the newest
 let learning = false;
 let pause = 0;
@@ -127,7 +128,7 @@ async function attempt(action) {
 
 /** Show what can be done now. */
 function refresh() {
-  part("send").textContent = base.running || personal.running ? "Stop" : "Ask";
+  part("send").textContent = asking || base.running || personal.running ? "Stop" : "Ask";
   for (const pane of [base, personal]) {
     for (const button of pane.buttons) {
       button.hidden = !about.feedback || !values || (about.under && pane === base);
@@ -147,7 +148,13 @@ async function ask() {
     answered = made.vector;
     await personal.run(made);
   };
-  await Promise.all([base.run(null), own()]);
+  asking = true;
+  try {
+    await Promise.all([base.run(null), own()]);
+  } finally {
+    asking = false;
+    refresh();
+  }
 }
 
 function stop() {
