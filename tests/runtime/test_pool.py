@@ -96,12 +96,13 @@ def test_an_account_has_a_share_of_the_tokens_and_not_of_the_rows(opened, monkey
                 assert (own, all_others) == (expected[::2], expected * 6)
 
         asyncio.run(both())
+        began = len(found)
+        asyncio.run(ask("a prompt of its own, " * 12, "ann", "ann"))
     shared = [counts for both, counts, *_ in found if both]
     assert max(prompts for both, _, prompts, _ in found if both) <= 32
-    assert max(rows for both, *_, rows in found if both) == 8
-    assert sum(counts["bob"] == 1 for counts in shared) > 60
-    assert all(counts["app"] for counts in shared), "what one account cannot use the other has"
-    assert max(counts["app"] for both, counts, *_ in found if not both) >= 64
+    assert max(rows for both, *_, rows in found if both) <= 8
+    assert any(counts["bob"] and counts["app"] for counts in shared), "both get on in one step"
+    assert max(prompts for _, _, prompts, _ in found[began:]) == 64, "who is alone has more"
 
 
 def test_every_user_gets_the_answer_that_they_would_get_alone(pool: Pool) -> None:
