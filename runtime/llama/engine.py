@@ -82,8 +82,11 @@ class LlamaEngine:
         try:
             adapters.set(self._context, [(whole, 1.0)])
             if not adapters.modules:
+                # OpenMP's threads would stay with this thread, as `TinyLoraLlama` says.
+                llama_cpp.llama_set_n_threads(self._context, 1, 1)
                 with columns.looking():
                     self._fill(0, [0])
+                llama_cpp.llama_set_n_threads(self._context, n_threads, n_threads)
                 self.cut(0, 0)
             adapters.set(self._context, [(whole, 1.0), *own])
         except BaseException:

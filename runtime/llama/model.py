@@ -7,6 +7,7 @@ import inspect
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -86,8 +87,11 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         from jinja2 import TemplateError  # which llama-cpp-python brings along
 
         try:
-            with signals_wait():
-                super().__init__(model_path, **options)
+            # In a thread that ends: llama.cpp packs weights with OpenMP, whose threads stay with the thread that
+            # called it. Where there are more of them than cores, all of them sleep after each operation, and a
+            # token of an engine took 85 ms and not 13 (SmolLM2 on two cores with AMX).
+            with signals_wait(), ThreadPoolExecutor(1, "tinylora-load") as loading:
+                loading.submit(super().__init__, model_path, **options).result()
         except TemplateError as error:
             raise TinyLoraError(f"the model's chat template cannot be read: {error}") from error
         except TinyLoraError:
