@@ -1,11 +1,13 @@
-"""The README of the distribution: its links lead to the repository. The rest is in pyproject.toml."""
+"""The README of the distribution, whose links lead to the repository, and an extension that is built where a
+compiler is. The rest is in pyproject.toml."""
 
+import os
 import re
 import sys
 import tomllib
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 HERE = Path(__file__).parent
 if (HERE / "tinylora_edge/cli").is_file():
@@ -24,4 +26,17 @@ def lead(link: re.Match[str]) -> str:
 setup(
     long_description=re.sub(r"!?\[[^\]]*\]\((?!https?:|#)", lead, (HERE / "README.md").read_text("utf-8")),
     long_description_content_type="text/markdown",
+    # A wheel for every platform is made without it.
+    ext_modules=[]
+    if os.environ.get("TINYLORA_EDGE_PURE")
+    else [
+        Extension(
+            "tinylora_edge.runtime.llama._columns",
+            ["runtime/llama/columns.c"],
+            extra_compile_args=[] if sys.platform == "win32" else ["-O3"],
+            optional=True,  # columns.py does the same
+            py_limited_api=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

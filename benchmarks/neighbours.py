@@ -309,6 +309,7 @@ def measure(report: bench.Report, options: Any, folder: Path) -> None:
         here = folder / f"{engine}-server"
         here.mkdir()
         options_of = ["--engine", engine, "--store", here / "users.db", "--api-keys", folder / "keys"]
+        options_of += ["--grace", "1"]
         with ours(bundle, here, *options_of) as server:
             target = Target(
                 server, load_bundle(bundle).bases.basis(numbers=13), here / "users.db", options.tokens

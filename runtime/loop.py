@@ -25,11 +25,12 @@ from .turns import Queue, Shares, Who
 _AHEAD = 64
 """Most tokens of prompts in a step where another account may come: they are no faster in larger pieces."""
 
-_PROMPT, _ROWS = 32, 8
-"""Most tokens of prompts in a step, and most rows of an account that generate in it, where several accounts
-have rows: on two cores a step with these takes 2 to 4 times as long as that of one row alone."""
+_PROMPT, _SAVED, _ROWS = 8, 64, 4
+"""What an account has of a step where several have rows: so many tokens of prompts, which are saved up to
+`_SAVED`, since few at once take nearly as long as many; and so many rows that generate, or as many as the
+account with the second most. On two cores another account's step is 2 to 4 times as long as alone."""
 
-_SLICE = 16
+_SLICE = 64
 """Tokens of a row's turn, where not all are evaluated in a step: engines move those that are."""
 
 _WORTH = 16
@@ -260,6 +261,7 @@ class Loop:
         self._rows = Shares(len(self._slots) if waiting else sys.maxsize, brief=True)
         self._chunk = min(engine.chunk, _AHEAD) if waiting else engine.chunk
         self._running: dict[Slot, Work] = {}
+        self._saved: dict[str, int] = {}  # tokens of prompts, by account; the thread's own
         self._closed = False
         self._left = False  # nobody waits for the thread: it frees the engine as it ends
         self._begun = 0
@@ -476,27 +478,32 @@ class Loop:
             slot.after = None
 
     def _parts(self, turn: dict[Slot, Work]) -> Iterator[tuple[Slot, Part]]:
-        """Yield what is evaluated next: chunks of prompts and the last token of each answer, and of several
-        accounts fewer of both."""
-        beside = len({work.who.account for work in turn.values()}) > 1
-        left, outputs = _PROMPT if beside else self._chunk, max(_SCORED, len(turn))
-        generating = Counter[str]()
+        """Yield what is evaluated next: chunks of prompts and the last token of each answer.
+
+        Of several accounts each has its share, see `_PROMPT`.
+        """
+        others = Counter(work.who.account for work in turn.values()).most_common(2)[1:]
+        most_rows, rows = max(_ROWS, *(many for _, many in others), 0), Counter[str]()
+        saved = {account: tokens + _PROMPT for account, tokens in self._saved.items()}
+        saved = self._saved = {account: tokens for account, tokens in saved.items() if tokens < _SAVED}
+        left, outputs = self._chunk, max(_SCORED, len(turn))
         for slot, work in turn.items():
             if work.cached is None:
                 continue
-            begin = self.engine.length(slot.row)
+            account, begin = work.who.account, self.engine.length(slot.row)
             # Behind the prompt an answer has one new token at a time.
             count = missing = max(1, min(work.prompt, work.first + outputs) - begin)
             if missing == 1:
-                generating[work.who.account] += 1
-                if beside and generating[work.who.account] > _ROWS:
+                rows[account] += 1
+                if others and rows[account] > most_rows:
                     continue
             else:
                 if missing > left:
                     count = min(left, missing - _ALIGNED) // _ALIGNED * _ALIGNED
-                if count <= 0:
+                if count <= 0 or (others and count > saved.get(account, _SAVED)):
                     continue
                 left -= count
+                saved[account] = saved.get(account, _SAVED) - count
             wanted = max(0, begin + count - work.first)
             if wanted and not outputs:
                 continue

@@ -2,6 +2,8 @@
 
 All vectors of a model share A and B. So one adapter serves them all: the callback that llama.cpp calls
 between the nodes of its graph replaces each column of A x by R A x, with the R of the row whose token it is.
+columns.c has the callback without the interpreter's lock, for which llama.cpp would wait at every node; where
+it is not built, the one here does the same.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -102,12 +105,47 @@ def _ggml() -> Any:
     return ggml
 
 
+class _Module(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("a", ctypes.c_size_t),
+        *((name, ctypes.c_int64) for name in ("number", "outputs", "experts")),
+    ]
+
+
+class _Row(ctypes.Structure):
+    _fields_: ClassVar = [("r", ctypes.c_void_p), ("p", ctypes.c_int64), ("q", ctypes.c_int64)]
+
+
+class _Columns(ctypes.Structure):
+    """columns.c's `columns`."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_void_p) for name in ("unknown", "is_host", "get", "set")),
+        ("modules", ctypes.POINTER(_Module)),
+        ("rows", ctypes.POINTER(_Row)),
+        ("n_modules", ctypes.c_int64),
+        ("n_rows", ctypes.c_int64),
+        ("counts", ctypes.c_int64 * 2),
+        ("failed", ctypes.c_int64),
+    ]
+
+
+@cache
+def _native() -> Any:
+    """Return the callback of columns.c; None where it is not built."""
+    found = find_spec(f"{__package__}._columns")
+    return None if found is None or found.origin is None else ctypes.CDLL(found.origin).tinylora_columns
+
+
 class Columns:
     """What llama.cpp calls between the nodes of an engine's graphs.
 
     Args:
         factors: of the model.
         modules: address of a tensor A -> number of its module.
+
+    Attributes:
+        callback, data: for a context's parameters. They live as long as this.
     """
 
     def __init__(self, factors: Factors, modules: dict[int, int]) -> None:
@@ -116,6 +154,28 @@ class Columns:
         self._counts = set[int]()
         self._numbers: dict[bytes, int] = {}  # name of a tensor A -> number of its module, while it looks
         self._error: BaseException | None = None
+        kind = llama_cpp.ggml_backend_sched_eval_callback
+        self._python = self.callback = kind(lambda node, ask, _: self(node, ask))
+        self.data: Any = None
+        self._table: _Columns | None = None
+        if native := _native():
+            host, get, put = (
+                ctypes.cast(getattr(self._ggml, f"ggml_backend_{name}"), ctypes.c_void_p).value
+                for name in ("buffer_is_host", "tensor_get", "tensor_set")
+            )
+            unknown = ctypes.cast(self._python, ctypes.c_void_p).value
+            self._table = _Columns(unknown, host, get, put)
+            self.callback, self.data = ctypes.cast(native, kind), ctypes.addressof(self._table)
+            self._know()
+
+    def _know(self) -> None:
+        """Tell columns.c the modules."""
+        if self._table is not None:
+            known = [
+                _Module(a, number, self._factors.rows[number], self._factors.a[number].ndim > 2)
+                for a, number in sorted(self._modules.items())
+            ]
+            self._table.modules, self._table.n_modules = (_Module * len(known))(*known), len(known)
 
     @contextmanager
     def of(self, rows: Sequence[NDArray[np.float32] | None], counts: set[int]) -> Iterator[None]:
@@ -125,7 +185,14 @@ class Columns:
         what gives no logits. TinyLoraError: it evaluates the tokens of this model in another way.
         """
         self._rows, self._counts, self._error = rows, counts, None
+        if (table := self._table) is not None:
+            none = (None, 0, 0)
+            known = [none if r is None else (r.ctypes.data, *r.shape[1:]) for r in rows]
+            table.rows, table.n_rows, table.failed = (_Row * len(rows))(*known), len(rows), 0
+            table.counts[:] = min(counts), max(counts)
         yield
+        if self._error is None and table is not None and table.failed:
+            self._error = self._otherwise(table.failed - 1)
         if self._error is not None:
             raise self._error
 
@@ -143,6 +210,7 @@ class Columns:
             self._numbers = {}
         if not self._modules:
             raise BaseMismatchError("llama.cpp evaluates none of the modules that the factors are for")
+        self._know()
 
     def __call__(self, address: int, ask: bool) -> bool:
         """Say whether it wants the node at an address, or take it; False ends the evaluation."""
@@ -168,10 +236,7 @@ class Columns:
         if (outputs, *node.nb[:2]) != (self._factors.rows[module], 4, 4 * outputs) or (
             tokens not in [rows * count for count in self._counts]
         ):
-            raise TinyLoraError(
-                f"llama.cpp evaluates {self._factors.modules[module]} in another way than is known, so this "
-                "model answers through `load` alone, one user at a time"
-            )
+            raise self._otherwise(module)
         size = 4 * outputs * columns
         if host := self._ggml.ggml_backend_buffer_is_host(node.buffer):
             memory = (ctypes.c_char * size).from_address(node.data)
@@ -189,3 +254,9 @@ class Columns:
                 place[:, p:] = 0
         if not host:
             self._ggml.ggml_backend_tensor_set(ctypes.byref(node), memory, 0, size)
+
+    def _otherwise(self, module: int) -> TinyLoraError:
+        return TinyLoraError(
+            f"llama.cpp evaluates {self._factors.modules[module]} in another way than is known, so this "
+            "model answers through `load` alone, one user at a time"
+        )

@@ -60,8 +60,7 @@ class LlamaEngine:
         params.kv_unified = False  # attention goes over a row's own cells, not over everybody's
         params.n_threads = params.n_threads_batch = n_threads
         params.embeddings = False
-        params.cb_eval = llama_cpp.ggml_backend_sched_eval_callback(lambda node, ask, _: columns(node, ask))
-        self._kept = params  # with the callback
+        params.cb_eval, params.cb_eval_user_data = columns.callback, columns.data
         with adapters.lock:
             whole = adapters.whole()
             with signals_wait():
@@ -96,7 +95,7 @@ class LlamaEngine:
 
     def set_r(self, row: int, r: NDArray[np.float32] | None) -> None:
         """See `Engine`."""
-        self._r[row] = r
+        self._r[row] = None if r is None else np.ascontiguousarray(r)
 
     def evaluate(self, parts: Sequence[Part]) -> NDArray[np.float32]:
         """See `Engine`. The logits that are wanted of a part are those of its last 512 tokens at most."""

@@ -87,9 +87,9 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         from jinja2 import TemplateError  # which llama-cpp-python brings along
 
         try:
-            # In a thread that ends: llama.cpp packs weights with OpenMP, whose threads stay with the thread that
-            # called it. Where there are more of them than cores, all of them sleep after each operation, and a
-            # token of an engine took 85 ms and not 13 (SmolLM2 on two cores with AMX).
+            # In a thread that ends: llama.cpp packs weights with OpenMP, whose threads stay with the thread
+            # that called it. Where there are more of them than cores, all of them sleep after each operation:
+            # a token of an engine took 85 ms and not 13 (SmolLM2 on two cores with AMX).
             with signals_wait(), ThreadPoolExecutor(1, "tinylora-load") as loading:
                 loading.submit(super().__init__, model_path, **options).result()
         except TemplateError as error:

@@ -60,12 +60,13 @@ def sources() -> Iterator[tuple[Path, str]]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel that is built from it, both of a copy of the sources."""
+    """A folder with the sdist, and the wheel for every platform that is built from it, both of copied sources."""
     folder = tmp_path_factory.mktemp("built")
     ignore = shutil.ignore_patterns(".?*", "out", "build", "dist", "*.egg-info", "__pycache__")
     source = shutil.copytree(ROOT, folder / "source", ignore=ignore, symlinks=True)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    environment = {**os.environ, "TINYLORA_EDGE_PURE": "1"}
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, env=environment)
     return folder
 
 
@@ -86,6 +87,21 @@ def test_the_wheel_holds_every_file_and_no_other(wheel: Path) -> None:
         content = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert content == {name for path, name in sources() if path.is_file()}
     assert wheel.name.endswith("-py3-none-any.whl")
+
+
+def test_the_wheel_of_a_platform_has_the_callback_too(built: Path, wheel: Path) -> None:
+    if shutil.which(os.environ.get("CC", "cc")) is None:
+        pytest.skip("there is no C compiler")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", built / "own"]
+    subprocess.run([*command, built / "source"], cwd=built, check=True, capture_output=True)
+    (own,) = (built / "own").glob("*-cp311-abi3-*.whl")
+    contents = [
+        {name for name in zipfile.ZipFile(each).namelist() if ".dist-info/" not in name}
+        for each in (own, wheel)
+    ]
+    (callback,) = contents[0] - contents[1]
+    assert callback.startswith("tinylora_edge/runtime/llama/_columns.")
+    assert contents[1] < contents[0]
 
 
 def test_the_tests_run_from_the_sdist(built: Path) -> None:

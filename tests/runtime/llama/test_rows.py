@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 
 import converter
@@ -17,6 +18,16 @@ from tinylora_edge.runtime.engine import Part
 from tinylora_edge.runtime.llama import columns
 
 F32 = dict.fromkeys(("type_k", "type_v"), llama_cpp.GGML_TYPE_F32)
+
+
+@pytest.fixture(params=["c", "python"], autouse=True)
+def callback(request, monkeypatch):
+    """What runs between two nodes of a graph: C, where a compiler was found at the installation, or Python."""
+    if request.param == "python":
+        monkeypatch.setattr(columns, "_native", lambda: None)
+    elif columns._native() is None:
+        pytest.skip("columns.c is not built")
+    return request.param
 
 
 @pytest.fixture
@@ -128,3 +139,37 @@ def test_tensors_of_another_ggml_are_refused_before_any_is_read(llm, monkeypatch
         with pytest.raises(TinyLoraError, match="laid out in another way"):
             llm.engine(rows=1, n_ctx=64, n_threads=1)
     llm.engine(rows=1, n_ctx=64, n_threads=1)
+
+
+def test_tensors_that_are_not_in_the_hosts_memory_are_copied(llm, monkeypatch):
+    """As on a GPU: a buffer says that it is not host."""
+    tokens, choices = [65, 66, 67], vectors(llm)
+
+    def logits():
+        engine = llm.engine(rows=len(choices), n_ctx=64, n_threads=1)
+        for row, vector in enumerate(choices):
+            engine.set_r(row, None if vector is None else llm.own(vector).r)
+        return engine.evaluate([Part(row, tokens, 1) for row in range(len(choices))]).copy()
+
+    expected, asked = logits(), 0
+
+    @ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
+    def is_host(buffer):
+        nonlocal asked
+        asked += 1
+        return False
+
+    monkeypatch.setattr(columns._ggml(), "ggml_backend_buffer_is_host", is_host)
+    assert np.array_equal(logits(), expected)
+    assert asked
+
+
+def test_what_llama_cpp_evaluates_in_another_way_is_refused(llm):
+    engine = llm.engine(rows=1, n_ctx=64, n_threads=1)
+    engine.set_r(0, llm.own(vectors(llm)[-1]).r)
+    of = engine._columns.of
+    engine._columns.of = lambda rows, counts: of(rows, {7})
+    with pytest.raises(TinyLoraError, match=r"evaluates blk.0.attn_q.weight in another way than is known"):
+        engine.evaluate([Part(0, [65, 66, 67], 1)])
+    engine._columns.of = of
+    engine.evaluate([Part(0, [65, 66, 67], 1)])
