@@ -60,7 +60,7 @@ def sources() -> Iterator[tuple[Path, str]]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel for every platform that is built from it, both of copied sources."""
+    """A folder with the sdist, and the wheel for every platform that is built from it, of copied sources."""
     folder = tmp_path_factory.mktemp("built")
     ignore = shutil.ignore_patterns(".?*", "out", "build", "dist", "*.egg-info", "__pycache__")
     source = shutil.copytree(ROOT, folder / "source", ignore=ignore, symlinks=True)

@@ -22,7 +22,7 @@ F32 = dict.fromkeys(("type_k", "type_v"), llama_cpp.GGML_TYPE_F32)
 
 @pytest.fixture(params=["c", "python"], autouse=True)
 def callback(request, monkeypatch):
-    """What runs between two nodes of a graph: C, where a compiler was found at the installation, or Python."""
+    """What runs between two nodes of a graph: C, where it was built at the installation, or Python."""
     if request.param == "python":
         monkeypatch.setattr(columns, "_native", lambda: None)
     elif columns._native() is None:
