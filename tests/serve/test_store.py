@@ -178,6 +178,42 @@ def test_many_are_put_at_once_and_listed(store: Store, basis: Basis) -> None:
     assert store.get("eve").frame == twice[2][1]
 
 
+def test_what_was_learned_for_long_replaces_nothing_that_came_meanwhile(
+    store: Store, path: str, bases: Bases, basis: Basis
+) -> None:
+    rules = policy(store)
+    assert store.last("alice") is None
+    assert store.put_newer("alice", framed(basis, 1), rules)
+    assert store.put_newer("alice", framed(basis, 1), rules), "it is there"
+    assert not store.put_newer("alice", framed(basis, 1, value=0.25), rules)
+    store.put("alice", framed(basis, 4), rules)
+    assert store.last("alice") == 4
+    assert not store.put_newer("alice", framed(basis, 2), rules)
+    other = Hmac(bytes(32))  # whose sequences rise by themselves, but not under those of another key
+    vector = MicroVector(basis.values(np.full(basis.size, 0.5)), sequence=4)
+    frame = vector.to_bytes(basis, tag=other, user="alice")
+    assert not store.put_newer("alice", frame, Policy(keys=[other], state=store.sequences))
+    assert store.get("alice") == Stored("alice", framed(basis, 4), 4)
+    store.delete("alice")
+    assert store.last("alice") == 4
+
+    def put(seed: int) -> list[int]:  # each has a store, and learns from what it says
+        with closing(Store(path, bases)) as own:
+            return [
+                sequence
+                for step in range(20)
+                if own.put_newer(
+                    "bob",
+                    framed(basis, sequence := 1 + (own.last("bob") or 0), "bob", value=seed + step / 32),
+                    policy(own),
+                )
+            ]
+
+    with ThreadPoolExecutor(4) as threads:
+        stored = [sequence for each in threads.map(put, range(4)) for sequence in each]
+    assert sorted(stored) == [*range(1, 1 + store.last("bob"))], "each sequence is somebody's alone"
+
+
 def test_a_vector_is_checked_once_and_always_the_newest(path: str, bases: Bases, basis: Basis) -> None:
     """Two servers: what one of them keeps is never older than what the other one acknowledged."""
     with closing(Store(path, bases)) as store, closing(Store(path, bases)) as other:

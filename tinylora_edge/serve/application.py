@@ -147,8 +147,11 @@ async def put_vectors(request: Request, service: Service) -> Response:
         raise RequestError("vectors must be an object: a user's name, and a frame as text", param="vectors")
     if caller.user is not None and (others := [*found.keys() - {caller.user}]):
         raise wrong_user(others[0])
-    frames = [(user, read_frame(vector)) for user, vector in found.items()]
-    done = await service.with_store(caller.who, lambda store: [*store.put_many(frames, policy)])
+
+    def put(store: Store) -> list[tuple[str, Stored | TinyLoraError]]:
+        return [*store.put_many([(user, read_frame(vector)) for user, vector in found.items()], policy)]
+
+    done = await service.with_store(caller.who, put)
 
     def described(user: str, found: Stored | TinyLoraError) -> dict[str, object]:
         if isinstance(found, Stored):

@@ -56,10 +56,11 @@ _RAISE = """
         sequence = excluded.sequence,
         content = CASE WHEN excluded.content = '' AND excluded.sequence = mark.sequence
             THEN mark.content ELSE excluded.content END
-    WHERE excluded.sequence > mark.sequence OR excluded.sequence = mark.sequence
+    WHERE excluded.sequence > mark.sequence OR excluded.sequence = mark.sequence AND ?
         AND (mark.content = '' OR excluded.content IN ('', mark.content))
     RETURNING 1
-"""  # `Accepted.check` has the same rule
+"""  # `Accepted.check` has the same rule; the last value: whether a sequence may come again
+_HIGHEST = "SELECT max(sequence) FROM tinylora_marks WHERE factors = ? AND name = ?"
 _MARK = "SELECT sequence, content FROM tinylora_marks WHERE factors = ? AND name = ? AND key = ?"
 _OTHER = """
     factors = ? AND name = ? AND NOT EXISTS
@@ -152,7 +153,7 @@ class Store:
         self._bases = bases
         self._database = open_database(where)
         self._kept = OrderedDict[str, tuple[Policy, str, AdmittedVector]]()  # user -> digest and vector
-        self._lock, self._swept = threading.Lock(), 0
+        self._lock, self._swept, self._kept_bytes = threading.Lock(), 0, 0
         try:
             self._factors = self._database.write(self._set_up, first=True)
         except BaseException:
@@ -180,7 +181,7 @@ class Store:
         rows = self._database.read(_VECTOR, (digest, self._factors, check_user(user)))
         with self._lock:
             if not rows:
-                self._kept.pop(user, None)
+                self._forget(user)
                 return None
             ((now, sequence, content, frame),) = rows
         if frame is not None:
@@ -189,10 +190,11 @@ class Store:
         source, accepted = vector.mark
         Accepted(sequence, content).check(accepted, source)
         with self._lock:
+            self._forget(user)
             self._kept[user] = policy, now, vector
-            self._kept.move_to_end(user)
-            while sum(each.r.nbytes for _, _, each in self._kept.values()) > _KEPT_BYTES:
-                self._kept.popitem(last=False)
+            self._kept_bytes += vector.r.nbytes
+            while self._kept_bytes > _KEPT_BYTES:
+                self._forget(next(iter(self._kept)))
         return vector
 
     def listed(self, after: str = "", most: int = 1000) -> list[Listed]:
@@ -211,6 +213,28 @@ class Store:
         if isinstance(found, TinyLoraError):
             raise found
         return found
+
+    def last(self, user: str) -> int | None:
+        """Return the highest sequence that was accepted of a user, under any key; None where none was."""
+        ((sequence,),) = self._database.read(_HIGHEST, (self._factors, check_user(user)))
+        return None if sequence is None else int(sequence)
+
+    def put_newer(self, user: str, frame: bytes, policy: Policy) -> bool:
+        """Store a user's vector, as `put` does, if its sequence is above all that were accepted; return
+        whether it is there. With the sequence behind `last`, nothing that came meanwhile is replaced."""
+        checked = self._checked(user, frame, policy)
+
+        def put(session: Session) -> bool:
+            ((highest,),) = session.execute(_HIGHEST, (self._factors, user))
+            newer = checked.stored.sequence > (-1 if highest is None else highest)
+            row = self._row(checked.source, checked.accepted, again=False)
+            if newer and session.execute(_RAISE, row):
+                self._put(session, [checked])
+                return True
+            there = "SELECT 1 FROM tinylora_vectors WHERE factors = ? AND name = ? AND digest = ?"
+            return bool(session.execute(there, (self._factors, user, _digest(frame))))  # ran before, say
+
+        return self._database.write(put)
 
     def put_many(
         self, frames: Iterable[tuple[str, bytes]], policy: Policy
@@ -344,9 +368,14 @@ class Store:
         session.each(_PUT, rows)
         return [found[at] for at in range(len(checked))]
 
-    def _row(self, source: Source, accepted: Accepted) -> tuple[Any, ...]:
-        """Return the row of what was accepted."""
-        return *self._whose(source), *accepted
+    def _row(self, source: Source, accepted: Accepted, *, again: bool = True) -> tuple[Any, ...]:
+        """Return the values of `_RAISE`; `again`: a sequence may come again."""
+        return *self._whose(source), *accepted, again
+
+    def _forget(self, user: str) -> None:
+        """Keep a user's admitted vector no longer."""
+        if (kept := self._kept.pop(user, None)) is not None:
+            self._kept_bytes -= kept[2].r.nbytes
 
     def _whose(self, source: Source) -> tuple[Any, ...]:
         """Return the key of that row. StoreError: it is of another model."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
+import string
 
 from ..errors import FrameError
 from ..limits import VECTOR_FILE_BYTES
@@ -16,6 +17,7 @@ TEXT_CHARACTERS = 2 * VECTOR_FILE_BYTES  # at most, as many as hexadecimal digit
 SCHEME = "tinylora:"  # may stand before the digits, so that a link or a QR code says what it is
 _SURELY_HEX = 16  # so many hexadecimal digits in a row are no base64url
 _WHITE = b" \t\r\n"
+_DIGITS = string.digits.encode() + string.ascii_letters.encode() + b"-_"
 _TEXT = re.compile(rb"(?i:tinylora:[A-Za-z0-9_-]+|[A-Za-z0-9_-]{16,})={0,2}\Z")
 
 
@@ -52,12 +54,13 @@ def decode(text: bytes | str) -> bytes:
                 f"the text has {len(packed)} hexadecimal digits, an odd number: it was cut on its way"
             )
     digits = packed.rstrip(b"=")
-    wrong = re.search(rb"[^A-Za-z0-9_-]", digits)
+    wrong = digits.translate(None, _DIGITS)
     if wrong or not digits:
-        found = f"has {wrong.group()!r}" if wrong else "is empty"
+        found = f"has {wrong[:1]!r}" if wrong else "is empty"
         raise FrameError(f"the text {found}: base64url is A-Z a-z 0-9 - and _, hexadecimal 0-9 and a-f")
-    whole = len(digits) % 4 != 1
+    last = len(digits) // 4 * 4  # of whole groups
+    whole = len(digits) - last != 1
     decoded = base64.urlsafe_b64decode(digits + b"=" * (-len(digits) % 4)) if whole else b""
-    if base64.urlsafe_b64encode(decoded).rstrip(b"=") != digits:
+    if base64.urlsafe_b64encode(decoded[last // 4 * 3 :]).rstrip(b"=") != digits[last:]:
         raise FrameError(f"the {len(digits)} characters are no whole base64url text: it was cut on its way")
     return decoded

@@ -27,6 +27,11 @@ _LOWEST, _HIGHEST = -128, 127
 _CUT = 1.04 ** np.arange(1, 60)  # how far the largest value may lie beyond the largest q
 _AT_ONCE = 1 << 20
 _LARGEST = float(np.finfo(np.float32).max)
+_LEVELS = {  # of the codes in each byte, by the bits of a code: float32 [256, 8 / bits]
+    bits: (np.arange(256)[:, None] >> np.arange(0, 8, bits) & (1 << bits) - 1).astype(np.float32)
+    - np.float32((1 << bits) / 2 - 0.5)
+    for bits in BITS.values()
+}
 _NO_SCALE = 0xF8  # the first byte whose exponent is that of infinity
 _LARGEST_SCALE = float(np.finfo(np.float16).max)
 
@@ -105,12 +110,10 @@ def _decode_columns(data: bytes, bits: int, entries: Entries) -> NDArray[np.floa
     if (wrong := np.flatnonzero(scales >= _NO_SCALE)).size:
         module, column = divmod(int(wrong[0]), columns)
         raise FrameError(f"the scale of module {module}, column {column} is not finite: it was damaged")
-    packed = np.frombuffer(data, np.uint8, offset=count)
-    each = (packed[:, None] >> np.arange(0, 8, bits, dtype=np.uint8) & np.uint8((1 << bits) - 1)).reshape(-1)
-    if each[used:].any():
+    if (rest := used * bits % 8) and data[-1] >> rest:
         raise FrameError(f"the bits that fill the last byte {data[-1]:#04x} up are not 0: it was damaged")
-    codes = spread(each[:used], entries)
-    return gathered(scaled(scales.reshape(modules, columns), codes, bits), entries)
+    levels = _LEVELS[bits].take(np.frombuffer(data, np.uint8, offset=count), axis=0).reshape(-1)[:used]
+    return gathered(_products(scales.reshape(modules, columns), spread(levels, entries)), entries)
 
 
 def number_of(entries: Entries) -> int:
@@ -195,8 +198,14 @@ def _scales(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
 
 def scaled(scales: NDArray[np.uint8], codes: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
     """Return the values [M, p, q] of scales [M, q] and codes [M, p, q], exactly, and no zero with a sign."""
-    levels = codes - np.float32((1 << bits) / 2 - 0.5)
-    return _scale(scales).astype(np.float32)[:, None] * levels + np.float32(0)
+    return _products(scales, codes - np.float32((1 << bits) / 2 - 0.5))
+
+
+def _products(scales: NDArray[np.uint8], levels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return scales [M, q] times levels [M, p, q], in their place."""
+    levels *= _scale(scales).astype(np.float32)[:, None]
+    levels += np.float32(0)
+    return levels
 
 
 def quantize_columns(
