@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
+from ..shipping.bucket import shown
 from ..shipping.fetch import fetch as fetch_frame
-from ..shipping.fetch import frame_path, shown
+from ..shipping.fetch import frame_path
 from ..shipping.publish import named
 from ..shipping.publish import publish as publish_frame
 from ..wire import tags

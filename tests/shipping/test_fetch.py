@@ -61,7 +61,7 @@ def test_folders_of_any_name(tmp_path, folder):
 @pytest.mark.parametrize(
     "url",
     [
-        *("ftp://host/v", "file:///etc", "host/v", "https://", "https://h/v?x=1", "//h", "https://[::1/v"),
+        *("ftp://host/v", "FTP://host/v", "host/v", "https://", "https://h/v?x=1", "//h", "https://[::1/v"),
         *("https://h/\udcff", "https://me:secret@h/v", "https://h:99999", "https://a b/", "https://é/v"),
     ],
 )

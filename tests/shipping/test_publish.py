@@ -83,7 +83,7 @@ def test_what_was_interrupted_is_completed(target, monkeypatch):
     to, content = target
     publish(frame(3), BASES, to)
     module = sys.modules["tinylora_edge.shipping.publish"]  # the face has a function of its name
-    kind = module._Remote if "://" in to else module._Directory
+    kind = module.Bucket if "://" in to else module._Directory
     usual = kind.write
 
     def write(self, path: str, data: bytes) -> None:

@@ -1,7 +1,8 @@
 """The device's end: `fetch` brings the newest vector of a user from a server that is not trusted.
 
-The standard library alone, since this runs on devices. Why http.client and no more: urllib and the libraries
-around it have no deadline over a whole exchange, and no limit on headers and trailers.
+The standard library alone, since this runs on devices; fsspec for buckets. Why http.client and no more:
+urllib and the libraries around it have no deadline over a whole exchange, and no limit on headers and
+trailers.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from ..errors import TransferError
 from ..version import __version__
 from ..wire import frame
 from ..wire.frame import DEFAULT_USER, RULE, is_portable
+from .bucket import Bucket, shown
 
 _IDLE_S = 30.0
 _AROUND_BYTES = 1 << 16  # status lines, headers, chunk sizes, trailers
 _BACKOFF_S = 1.0
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{1,200}"\Z')
+_BUCKET = re.compile(r"(?!(?:https?|ftp)://)[A-Za-z0-9+.-]+://", re.IGNORECASE)  # all read what ftp carries
 _RETRIED = {408, 425, 429, *range(500, 600)}
 
 
@@ -42,11 +45,6 @@ def frame_path(factors_id: str, user: str, sequence: int | None = None) -> str:
     if not is_portable(user):
         raise TransferError(f"user {user!r} is no name that is safe in a path: {RULE}")
     return f"{factors_id}/{user}/{LATEST if sequence is None else f'{sequence:05d}.bin'}"
-
-
-def shown(address: str) -> str:
-    """Return an address for people: without user and password, query and fragment, which may be secrets."""
-    return re.sub(r"(?s)\A([A-Za-z0-9+.-]*://)?.*@|[?#].*", r"\1", address)
 
 
 class Fetched(NamedTuple):
@@ -68,12 +66,14 @@ def fetch(
 ) -> Fetched:
     """Return the newest published frame of a user; a policy decides whether it may be applied.
 
-    Only https is spoken, and http to this device itself; no redirect is followed and no proxy used. At most
-    the longest frame of the model is read, and 64 KB around it. A broken connection, 30 silent seconds and
-    the statuses 408, 425, 429 and 5xx are tried again after 1, 2, 4, ... seconds; everything else is final.
+    A web server is asked over https, and this device itself over http; no redirect is followed and no proxy
+    used. At most the longest frame of the model is read, and 64 KB around it. A broken connection, 30 silent
+    seconds and the statuses 408, 425, 429 and 5xx are tried again after 1, 2, 4, ... seconds; everything else
+    is final. A bucket is asked through fsspec, with its own credentials, time-outs and attempts, and there is
+    no ETag: the other arguments are for web servers.
 
     Args:
-        url: of the folder that `publish` wrote to.
+        url: of the folder that `publish` wrote to: `https://...`, or an address for fsspec (`s3://...`).
         etag: of what the device has: where nothing changed, no body is sent.
         deadline: seconds that all attempts may take together, without those in which the system looks up the
             server's name, and tries more than one address.
@@ -81,9 +81,12 @@ def fetch(
 
     TransferError: no attempt brought an answer, or the answer is no vector of this model.
     """
+    path = frame_path(bases.id, user)
+    if _BUCKET.match(url):
+        return Fetched(_of_bucket(url, path, frame.longest(bases.most)), None)
     if attempts < 1:
         raise TransferError(f"{attempts} attempts fetch nothing: at least 1 is needed")
-    server, path = _address(url, frame_path(bases.id, user))
+    server, path = _address(url, path)
     agent = f"tinylora-edge/{__version__}"
     sent = {"User-Agent": agent, "Accept-Encoding": "identity", "Connection": "close", **(headers or {})}
     if etag is not None and _ETAG.match(etag):
@@ -103,6 +106,18 @@ def fetch(
     raise TransferError(
         f"{shown(url)}: no vector within {deadline:g} s, in {attempt} of {attempts} attempts: {why}"
     )
+
+
+def _of_bucket(url: str, path: str, limit: int) -> bytes:
+    """Return a file of a bucket. TransferError: it is not there, or too long."""
+    data = Bucket(url).read(path)
+    if data is None:
+        raise TransferError(f"{shown(url)}: nothing is published there for this model and user")
+    if len(data) > limit:
+        raise TransferError(
+            f"{shown(url)}: {path} has more than {limit} bytes, the longest frame of this model"
+        )
+    return data
 
 
 def _address(url: str, path: str) -> tuple[SplitResult, str]:

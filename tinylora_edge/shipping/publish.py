@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..basis import Bases
-from ..errors import MissingExtraError, TransferError, VectorError
+from ..errors import TransferError, VectorError
 from ..limits import VECTOR_FILE_BYTES
 from ..wire import frame as wire
 from ..wire import tags
 from ..wire.frame import DEFAULT_USER, bound_name
 from ..writes import atomic_write, locked, open_file
-from .fetch import frame_path, shown
+from .bucket import Bucket, shown
+from .fetch import frame_path
 
 _ADDRESS = re.compile(r"(?:[^/]{2,})?:/")  # C:/ is none
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 
 class Published(NamedTuple):
@@ -57,7 +57,7 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
         raise TransferError("the target is an empty text: name a directory, or an address")
     if decoded.head.kind == tags.CRC32:
         wire.check_tag(decoded, bound_name(user), basis.digest, ())
-    target, to = _Remote(to) if _ADDRESS.match(to) else _Directory(to), named(to)
+    target, to = Bucket(to) if _ADDRESS.match(to) else _Directory(to), named(to)
     latest, numbered = (frame_path(bases.id, user, number) for number in (None, sequence))
     with target.alone(latest):
         newest, there = target.read(latest), target.read(numbered)
@@ -115,57 +115,3 @@ class _Directory:
         full.parent.mkdir(parents=True, exist_ok=True)
         with locked(full, keep=False):
             yield
-
-
-class _Remote:
-    """A place that fsspec reaches. An object store replaces an object in one step; others may not."""
-
-    def __init__(self, to: str) -> None:
-        self._to = shown(to).rstrip("/")
-        scheme, separator, place = to.partition("://")
-        if scheme in ("http", "https"):
-            raise TransferError(
-                f"{self._to} is where devices fetch from: publish to the directory or bucket behind it"
-            )
-        if not (_SCHEME.fullmatch(scheme) and separator) or "::" in to or scheme == "memory":
-            raise TransferError(
-                f"{self._to} is no place that others can read: name one such as s3://bucket/vectors, or a "
-                "directory"
-            )
-        if ":" in place.rpartition("@")[0]:  # a password, which an error of fsspec would repeat
-            raise TransferError(
-                f"{self._to} has a password, which other users of this machine see: set FSSPEC_"
-                f"{scheme.upper()}_PASSWORD instead"
-            )
-        try:
-            import fsspec
-        except ImportError:
-            raise MissingExtraError(f"publishing to {scheme}://", "fsspec", "ship") from None
-        self._filesystem: Any
-        try:
-            self._filesystem, root = fsspec.core.url_to_fs(to)
-        except Exception as error:  # each filesystem has exceptions of its own
-            raise TransferError(f"{self._to}: fsspec cannot open {scheme}://: {error}") from error
-        self._root = root.rstrip("/")
-
-    def read(self, path: str) -> bytes | None:
-        try:
-            self._filesystem.invalidate_cache()  # a listing would hide what another host has published since
-            data: bytes = self._filesystem.cat_file(f"{self._root}/{path}", end=VECTOR_FILE_BYTES + 1)
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # each filesystem has exceptions of its own
-            raise TransferError(f"{self._to}/{path} cannot be read: {error}") from error
-        return data
-
-    def write(self, path: str, data: bytes) -> None:
-        full = f"{self._root}/{path}"
-        try:
-            self._filesystem.makedirs(full.rpartition("/")[0], exist_ok=True)
-            self._filesystem.pipe_file(full, data)
-        except Exception as error:  # each filesystem has exceptions of its own
-            raise TransferError(f"{self._to}/{path} could not be written: {error}") from error
-
-    def alone(self, path: str) -> AbstractContextManager[None]:
-        """Keep nobody out: what fsspec reaches has no locks."""
-        return nullcontext()
