@@ -82,6 +82,9 @@ SignerOption = Annotated[Path | None, Option("--key", metavar="FILE", help="Priv
 StateOption = Annotated[
     Path | None, Option(metavar="FILE", help="Keep the sequence here, and refuse lower ones.")
 ]
+StoreOption = Annotated[
+    str | None, Option(metavar="FILE|URL", help="Users' vectors: an SQLite file, or postgresql://...")
+]
 MaxTokensOption = Annotated[int, Option(metavar="N", min=0, help="Tokens of an answer; 0: no limit.")]
 TemperatureOption = Annotated[float, Option(metavar="T", min=0, max=100, help="0: the likeliest token.")]
 SeedOption = Annotated[int, Option(metavar="N", min=0, max=(1 << 32) - 2, help="Seed of sampling.")]

@@ -16,9 +16,7 @@ _LIMITS = Limits()
 
 def serve(
     bundle: opts.BundleArgument,
-    store: Annotated[
-        str | None, Option(metavar="FILE|URL", help="Users' vectors: an SQLite file, or postgresql://...")
-    ] = None,
+    store: opts.StoreOption = None,
     host: Annotated[str, Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: opts.PortOption = 8000,
     under: opts.UnderOption = None,

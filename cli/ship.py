@@ -1,17 +1,21 @@
-"""`publish` and `fetch`: a user's frames to where devices get them, and the newest of them onto a device."""
+"""`publish` and `fetch`: users' frames to where devices or servers get them, and the newest onto a device."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument, BadParameter, Option
+from typer import Argument, BadParameter, Exit, Option
 
+from .. import Bases, Policy
+from ..errors import TinyLoraError
 from ..shipping.bucket import shown
 from ..shipping.fetch import fetch as fetch_frame
 from ..shipping.fetch import frame_path
-from ..shipping.publish import named
+from ..shipping.publish import named, published
 from ..shipping.publish import publish as publish_frame
 from ..wire import tags
 from ..wire.frame import DEFAULT_USER, bound_name
@@ -19,24 +23,45 @@ from ..writes import atomic_write, open_file
 from . import console, keyfiles, vectors
 from . import options as opts
 
+_SHOWN = 10  # refusals that are printed; a report has all
+
 
 def publish(
     source: opts.VectorArgument,
     bundle: opts.BasisArgument,
-    to: Annotated[str, Option("--to", metavar="DIR|URL", help="A directory, or a URL for fsspec.")],
+    to: Annotated[
+        str | None, Option("--to", metavar="DIR|URL", help="A directory, or a URL for fsspec.")
+    ] = None,
+    store: opts.StoreOption = None,
     user: opts.UserOption = DEFAULT_USER,
+    keys: opts.KeysOption = None,
     as_json: opts.JsonOption = False,
 ) -> None:
-    """Publish a frame as the newest of its user, where any web server can serve it.
+    """Publish a frame as the newest of its user: where any web server can serve it, or in a server's store.
 
-    It becomes <factors id>/<user>/<sequence>.bin and <factors id>/<user>/latest under DIR.
+    With --to it becomes <factors id>/<user>/<sequence>.bin and <factors id>/<user>/latest under DIR. With
+    --store it is checked as by a server with the same --key. FILE may then be a directory that --to or train
+    wrote: the newest frames of all its users go into the store, and who has a newer one there keeps it.
 
     \b
     Examples:
       tinylora-edge publish v1.bin out/demo --to /srv/vectors
       tinylora-edge publish v1.bin out/demo --to s3://bucket/vectors --user alice
+      tinylora-edge publish /srv/vectors out/demo --store users.db --key fleet.key.pub
     """
+    if (to is None) == (store is None):
+        raise BadParameter("say where to: to one of the two", param_hint="--to, --store")
     bases = vectors.find_bases(bundle)
+    if store is not None:
+        many = os.path.isdir(source)
+        if many and user != DEFAULT_USER:
+            raise BadParameter(f"{source} has the names of its users", param_hint="--user")
+        frames = published(source, bases) if many else iter([(user, vectors.read(source))])
+        _put(frames, bases, store, keys, as_json)
+        return
+    assert to is not None
+    if keys:
+        raise BadParameter("devices check what lies there, with their own", param_hint="--key")
     data = vectors.read(source)
     where = named(to)
     with console.progress(f"publishing to {where}"):
@@ -48,6 +73,34 @@ def publish(
     record |= {"bytes": len(data), "tag": kind}
     place = f"{where.rstrip('/')}/{done.path}, {len(data)} bytes, sequence {done.sequence}, {kind}"
     console.report(record, as_json, f"{'published' if done.changed else 'was there already:'} {place}")
+
+
+def _put(
+    frames: Iterator[tuple[str, bytes]], bases: Bases, where: str, keys: list[Path] | None, as_json: bool
+) -> None:
+    """Put frames into a store of servers, and say which were refused."""
+    from ..serve.store import Store, Stored
+
+    trusted, stored, refused = keyfiles.verifiers(keys), 0, dict[str, TinyLoraError]()
+    with console.progress(f"storing in {shown(where)}") as bar, closing(Store(where, bases)) as store:
+        for user, found in store.put_many(frames, Policy(keys=trusted, state=store.sequences)):
+            if isinstance(found, Stored):
+                stored += 1
+                bar(f"{stored:,} stored")
+            else:
+                refused[user] = found
+    total = stored + len(refused)
+    if total == 1 and refused:
+        raise refused.popitem()[1]
+    if not trusted:
+        console.warn("a checksum proves nothing about the sender: pass the key that signed (--key)")
+    summary = f"{stored:,} of {console.counted(total, 'vector')} stored in {shown(where)}"
+    reasons = {user: str(error) for user, error in refused.items()}
+    rows = [("refused", f"{len(refused):,}"), *list(reasons.items())[:_SHOWN]] if refused else []
+    record = {"store": shown(where), "stored": stored, "refused": reasons}
+    console.report(record, as_json, summary, rows=rows)
+    if refused and not stored:
+        raise Exit(1)
 
 
 def fetch(

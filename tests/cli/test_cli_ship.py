@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import servers
 import support
 from invocation import Cli, contents, write_vector
 
-from tinylora_edge.formats.side_tensors import save_bases
+from tinylora_edge.formats.side_tensors import load_bases, save_bases
+from tinylora_edge.serve.store import Store
 
 
 @pytest.fixture
@@ -99,7 +101,49 @@ def test_what_is_refused_before_any_request(cli: Cli, ready: Path) -> None:
     cli("fetch", "http://127.0.0.1:1", basis, "-o", "-").misused("stdout cannot take")
     same = ("-o", ready / "v.bin", "--state", ready / "root" / ".." / "v.bin")
     cli("fetch", "http://127.0.0.1:1", basis, *same).misused("--state", "name another file")
-    cli("fetch", "file:///etc", basis, "-o", ready / "v.bin").refused("no address of a folder")
+    cli("fetch", "ftp://host/v", basis, "-o", ready / "v.bin").refused("no address of a folder")
     cli("publish", ready / "1.bin", basis, "--to", "https://example.org/").refused("where devices fetch from")
     cli("publish", ready / "1.bin", basis, "--to", ready / "root", "--user", "../up").refused("safe in")
     assert contents(ready / "root") == {}
+
+
+def test_a_folder_of_many_goes_into_the_store_of_servers(cli: Cli, ready: Path) -> None:
+    basis, root, store = ready / "b.basis.gguf", ready / "root", ready / "users.db"
+    trusted = ("--store", store, "--key", f"{ready / 'key'}.pub")
+    for user, number in (("al", 1), ("bo", 2), ("cy", 3)):
+        made = ready / f"{user}.bin"
+        pack = ("pack", ready / f"{number}.bin", basis, "-o", made, "--user", user)
+        cli(*pack, "--key", ready / "key", "--sequence", number).done()
+        cli("publish", made, basis, "--to", root, "--user", user).done()
+    assert cli("publish", root, basis, *trusted, "--json").record() == {
+        "store": str(store),
+        "stored": 3,
+        "refused": {},
+    }
+    newer = ("pack", ready / "al.bin", basis, "-o", ready / "newer.bin", "--user", "al")
+    cli(*newer, "--key", ready / "key", "--sequence", 7).done()
+    assert (
+        "1 of 1 vector stored" in cli("publish", ready / "newer.bin", basis, *trusted, "--user", "al").done()
+    )
+    (root / cli("publish", ready / "1.bin", basis, "--to", root, "--json").record()["latest"]).unlink()
+    (root / load_bases(basis).id / "cy" / "latest").write_bytes((ready / "al.bin").read_bytes())
+    again = cli("publish", root, basis, *trusted, "--json").record()
+    assert (again["stored"], again["refused"].keys()) == (1, {"al", "cy"})
+    assert "sequence 1, but 7 was already accepted" in again["refused"]["al"]
+    assert "does not verify" in again["refused"]["cy"]
+    cli("publish", ready / "al.bin", basis, *trusted, "--user", "al").refused("but 7 was already accepted")
+    cli("publish", ready / "al.bin", basis, "--store", store, "--user", "al").refused("no Ed25519 key")
+    cli("publish", root, basis, "--store", store, "--key", ready / "evil").refused("evil")
+    cli("publish", ready / "device", basis, *trusted).refused("No such file")
+    (ready / "device").mkdir()
+    cli("publish", ready / "device", basis, *trusted).refused("has no vectors of these factors")
+    with closing(Store(store, load_bases(basis))) as opened:
+        assert [(each.user, each.sequence) for each in opened.listed()] == [("al", 7), ("bo", 2), ("cy", 3)]
+
+
+def test_what_publish_does_not_take(cli: Cli, ready: Path) -> None:
+    publish = ("publish", ready / "root", ready / "b.basis.gguf")
+    cli(*publish).misused("--to, --store")
+    cli(*publish, "--to", "x", "--store", "y").misused("--to, --store")
+    cli(*publish, "--to", "x", "--key", ready / "key").misused("--key")
+    cli(*publish, "--store", "y", "--user", "al").misused("--user")

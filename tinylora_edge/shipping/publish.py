@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from ..errors import TransferError, VectorError
 from ..limits import VECTOR_FILE_BYTES
 from ..wire import frame as wire
 from ..wire import tags
-from ..wire.frame import DEFAULT_USER, bound_name
+from ..wire.frame import DEFAULT_USER, bound_name, is_portable
 from ..writes import atomic_write, locked, open_file
 from .bucket import Bucket, shown
 from .fetch import frame_path
@@ -82,6 +84,20 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
             if target.read(latest) != frame:
                 raise TransferError(f"{to}/{latest} was written, and something else is read there")
     return Published(numbered, sequence, there is None or newest != frame)
+
+
+def published(folder: str | PathLike[str], bases: Bases) -> Iterator[tuple[str, bytes]]:
+    """Yield user and newest frame, unchecked, of a directory that `publish` wrote to, by name.
+
+    TransferError: it has none for these factors. OSError: it cannot be read.
+    """
+    home = Path(folder) / bases.id
+    if not home.is_dir():
+        raise TransferError(f"{folder} has no vectors of these factors, which would lie in {home}")
+    target = _Directory(str(folder))
+    for user in sorted(filter(is_portable, os.listdir(home))):
+        if (frame := target.read(frame_path(bases.id, user))) is not None:
+            yield user, frame
 
 
 def named(to: str) -> str:
