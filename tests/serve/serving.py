@@ -80,10 +80,10 @@ class Serving:
 
 
 @contextmanager
-def serving(folder: Path, *options: str | Path, before: str = "") -> Iterator[Serving]:
-    """`serve` in a process that runs some code before it."""
+def serving(folder: Path, *options: str | Path, before: str = "", port: int = 0) -> Iterator[Serving]:
+    """`serve` in a process that runs some code before it; at any port that is free, or at one."""
     command = [sys.executable, "-c", before + MAIN, "serve", *map(str, options)]
-    command += ["--port", "0", "--threads", "2"]
+    command += ["--port", str(port), "--threads", "2"]
     with _started(folder, command, r"at http://127\.0\.0\.1:(\d+)/v1$") as (server, _):
         yield server
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import re
+import shutil
+import socket
+import subprocess
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import postgres
@@ -25,52 +32,99 @@ pytestmark = pytest.mark.slow
 
 KEY = Ed25519Signer(bytes(range(32)))
 USERS, CLICKERS, THREADS = 200, 4, 12  # the vectors of the first ones are made by clicks, those of others put
+PROXY = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        return int(bound.getsockname()[1])
+
+
+@contextmanager
+def proxy(folder: Path, ports: list[int]) -> Iterator[int]:
+    """HAProxy before servers at some ports, as it is deployed; its own port."""
+    port, text = free_port(), PROXY.read_text("utf-8")
+    servers = "".join(f"    server s{number} 127.0.0.1:{number}\n" for number in ports)
+    text = re.sub(r"^    server .*\n", "", text, flags=re.M).replace("bind :8000", f"bind 127.0.0.1:{port}")
+    (folder / "haproxy.cfg").write_text(text + servers, "utf-8")
+    with subprocess.Popen(["haproxy", "-db", "-f", str(folder / "haproxy.cfg")], stderr=DEVNULL) as process:
+        try:
+            yield port
+        finally:
+            process.kill()
 
 
 class Fleet:
-    """Servers of one store, any of which may be killed."""
+    """Servers of one store, any of which may be killed, behind a proxy where there is one."""
 
-    def __init__(self, bundle: Path, folder: Path, store: str, count: int) -> None:
+    def __init__(self, bundle: Path, folder: Path, store: str, count: int, *more: str) -> None:
         private, public = KEY.pem()
         keys = ("--key", keys_file(folder, public, "pub"), "--sign", keys_file(folder, private, "key"))
-        self._options = (bundle, "--name", "tiny", "--store", store, "--feedback", *keys)
-        self._folder, self._rooms = folder, [ExitStack() for _ in range(count)]
+        self._options = (bundle, "--name", "tiny", "--store", store, "--feedback", *keys, *more)
+        self._folder, self._rooms, self.logs = folder, [ExitStack() for _ in range(count)], list[Path]()
+        self._ports, self._proxy = [free_port() for _ in range(count)], ExitStack()
         self.servers = [self._start(number) for number in range(count)]
+        self._front: Serving | None = None
+        if shutil.which("haproxy"):
+            port = self._proxy.enter_context(proxy(folder, self._ports))
+            self._front = replace(self.servers[0], port=port)
+            support.wait_until(lambda: self.ask("GET", "/health")[0] == 200)
 
     def __enter__(self) -> Fleet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for room in self._rooms:
+        for room in (self._proxy, *self._rooms):
             room.close()
 
     def kill(self, number: int) -> None:
         """Kill a server, and start another one in its place."""
         self.servers[number].process.kill()
+        self._restart(number)
+
+    def replace(self, number: int) -> None:
+        """Let a server leave, and start another one in its place."""
+        self.servers[number].process.terminate()
+        assert self.servers[number].process.wait(60) == 0
+        self._restart(number)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """Ask any of them; 0 where it was killed meanwhile, or none is there."""
+        with suppress(OSError, http.client.HTTPException):
+            status, reply = (self._front or random.choice(self.servers)).ask(method, path, body, **headers)
+            return (
+                (0, None) if status >= 500 and isinstance(reply, bytes) else (status, reply)
+            )  # a proxy's own
+        return 0, None
+
+    def answered(self) -> Iterator[tuple[str, int]]:
+        """Which sequence answered each request that a server answered under a vector, by the request's id."""
+        for log in self.logs:
+            for line in log.read_text("utf-8").splitlines():
+                with suppress(ValueError):  # of one that was killed
+                    found = json.loads(line)
+                    if found.get("status") == 200 and found.get("sequence") is not None:
+                        yield found["request"], found["sequence"]
+
+    def _restart(self, number: int) -> None:
         self._rooms[number].close()
         self.servers[number] = self._start(number)
 
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """Ask any of them; 0 where it was killed meanwhile."""
-        with suppress(OSError, http.client.HTTPException):
-            return random.choice(self.servers).ask(method, path, body, **headers)
-        return 0, None
-
     def _start(self, number: int) -> Serving:
-        folder = self._folder / f"server{number}"
-        folder.mkdir(exist_ok=True)
-        return self._rooms[number].enter_context(serving(folder, *self._options, "--n-ctx", "128"))
+        folder = self._folder / f"server{len(self.logs)}"
+        folder.mkdir()
+        self.logs.append(folder / "log")
+        options, port = (*self._options, "--n-ctx", "128"), self._ports[number]
+        return self._rooms[number].enter_context(serving(folder, *options, port=port))
 
 
 class Users:
     """Users who are served by any server, and what they were told: sequences, and clicks that were taken."""
 
-    def __init__(self, fleet: Fleet, basis: Basis, *, away: bool) -> None:
-        self._fleet, self._basis, self._lock = fleet, basis, threading.Lock()
+    def __init__(self, fleet: Fleet, basis: Basis, *, failures: tuple[int, ...] = (0, 429)) -> None:
+        self._fleet, self._basis, self._lock, self._failures = fleet, basis, threading.Lock(), failures
         self.told, self.clicks, self.answers = [0] * USERS, [0] * CLICKERS, 0
         self.wrong: list[object] = []
-        self._failures = (0, 429, *([503] if away else []))
-        self._lost = (404,) if away else ()  # an answer that could not be remembered
 
     def live(self, number: int) -> None:
         """Do one thing."""
@@ -85,7 +139,7 @@ class Users:
             self._expect(status, reply)
             if status == 200:
                 self.see(number, decode(reply["vector"]), before)
-            self.chat(user, f"tiny@{user}")
+            self.chat(user, f"tiny@{user}", f"{number}:{before}:{random.random()}")
 
     def see(self, number: int, frame: bytes, before: int) -> None:
         """Compare a vector with what was acknowledged before it was asked for."""
@@ -99,34 +153,49 @@ class Users:
         headers = {"Content_Type": "application/octet-stream"}
         data = self._frame(number, sequence)
         status, reply = self._fleet.ask("PUT", f"/v1/vectors/user{number}", data, **headers)
-        stale = status == 403 and reply["error"]["code"] == "vector_stale"  # another put was quicker
-        if not stale:
-            self._expect(status, reply)
+        self._expect(status, reply, "vector_stale")  # where another put was quicker
         if status == 200:
             with self._lock:
                 self.told[number] = max(self.told[number], sequence)
 
-    def chat(self, user: str, model: str) -> str:
+    def chat(self, user: str, model: str, name: str = "") -> str:
         body = {"model": model, "prompt": f"I am {user}", "max_tokens": 2, "user": user, "temperature": 1}
-        status, reply = self._fleet.ask("POST", "/v1/completions", body)
-        self._expect(status, reply)
+        status, reply = self._fleet.ask("POST", "/v1/completions", body, X_Request_Id=name)
+        self._expect(status, reply, away="@" in model)
         self.answers += status == 200
         return reply["id"] if status == 200 else ""
 
     def click(self, number: int, answer: str) -> None:
         status, reply = self._fleet.ask("POST", "/v1/feedback", {"id": answer, "reward": 1})
-        self._expect(status, reply, *self._lost)
+        self._expect(status, reply, "answer_not_found")  # which could not be remembered
         if status == 200:
             with self._lock:
                 self.clicks[number] += 1
                 self.told[number] = max(self.told[number], reply["sequence"])
 
+    def check_answers(self) -> int:
+        """Compare what answered with what was acknowledged before it was asked for; return how many did."""
+        count = 0
+        for name, sequence in self._fleet.answered():
+            if (found := re.fullmatch(r"(\d+):(\d+):.*", name)) is not None:
+                count += 1
+                if sequence < int(found[2]):
+                    self.wrong.append(f"{sequence} answered user{found[1]}, who was told {found[2]} before")
+        return count
+
     def _frame(self, number: int, sequence: int) -> bytes:
         vector = support.of_norm(self._basis, 3.0, 1 + number, sequence=sequence)
         return vector.to_bytes(self._basis, tag=KEY, user=f"user{number}")
 
-    def _expect(self, status: int, reply: Any, *also: int) -> None:
-        if status not in (200, *self._failures, *also):
+    def _expect(self, status: int, reply: Any, *codes: str, away: bool = True) -> None:
+        """Note an answer that is none of those which servers that are killed may give.
+
+        `away`: it needs the database, which may be away.
+        """
+        if status in (200, *self._failures):
+            return
+        code = reply["error"]["code"]
+        if 0 not in self._failures or code not in (*codes, *(["store_unavailable"] if away else [])):
             self.wrong.append((status, reply))
 
 
@@ -159,6 +228,7 @@ def attack(fleet: Fleet, users: Users, disturb: Callable[[], None]) -> None:
             users.see(number, decode(reply["vector"]), users.told[number])
         body = {"model": f"tiny@user{number}", "prompt": "abc", "max_tokens": 1}
         assert server.ask("POST", "/v1/completions", body)[0] == 200
+    assert users.check_answers() > 0
     assert users.wrong == []
 
 
@@ -168,6 +238,16 @@ def check_clicks(store: str, bases: Bases, basis: Basis, clicks: list[int]) -> N
             revision, state = opened.clicks(f"user{number}", basis.digest)
             learned = json.loads(state)["state"]["clicks"] if state else 0
             assert learned == revision >= count
+
+
+def check_without_database(fleet: Fleet) -> None:
+    """Who needs a vector of the database gets 503, and nobody else notices."""
+    base, stored = ({"model": model, "prompt": "abc", "max_tokens": 1} for model in ("tiny", "tiny@user9"))
+    for server in fleet.servers:
+        status, reply = server.ask("POST", "/v1/completions", stored)
+        assert (status, reply["error"]["code"]) == (503, "store_unavailable")
+        assert server.ask("POST", "/v1/completions", base)[0] == 200
+        assert server.ask("GET", "/health")[0] == 200
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
@@ -180,14 +260,34 @@ def test_servers_of_one_store_are_killed(
             database = stack.enter_context(postgres.running())
             count, store = 3, database.make()
         fleet = stack.enter_context(Fleet(tiny, tmp_path, store, count))
-        users = Users(fleet, basis, away=database is not None)
+        users = Users(fleet, basis)
 
         def disturb() -> None:
             for number in (*range(count), 0):
                 fleet.kill(number)
                 if database is not None:
                     database.kill()
+                    check_without_database(fleet)
                     database.start()
+
+        attack(fleet, users, disturb)
+        check_clicks(store, bases, basis, users.clicks)
+
+
+@pytest.mark.skipif(not shutil.which("haproxy"), reason="needs HAProxy: install Debian's package haproxy")
+def test_no_request_is_lost_where_servers_are_replaced(
+    tiny: Path, bases: Bases, basis: Basis, tmp_path: Path
+) -> None:
+    """Each server leaves with SIGTERM, and every request gets its answer."""
+    store = str(tmp_path / "users.db")
+    with Fleet(tiny, tmp_path, store, 2, "--drain", "3") as fleet:
+        users = Users(fleet, basis, failures=())
+
+        def disturb() -> None:
+            for number in range(2):
+                fleet.replace(number)
+                support.wait_until(lambda: fleet.servers[number].ask("GET", "/health")[0] == 200)  # noqa: B023
+                time.sleep(1)  # the proxy sees it, too
 
         attack(fleet, users, disturb)
         check_clicks(store, bases, basis, users.clicks)
