@@ -16,6 +16,7 @@ import converter
 import models
 import onnx_bundles
 import onnx_models
+import postgres
 import pytest
 import shared
 
@@ -95,6 +96,15 @@ def test_servers(ran: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "record").unlink()
     crowd = ("--servers", "llama", "onnx", "--users", 1, 3, "--requests", 2, "--laws", "uniform")
     assert "3" in ran("cliff", *bundles, *crowd)
+
+
+def test_the_store_of_a_fleet(tiny_bundle: Path, ran: Callable[..., str], tmp_path: Path) -> None:
+    record = ("--json", tmp_path / "record", "--bundle", tiny_bundle)
+    ran("fleet", *record, "--users", 3)
+    assert len(targets(tmp_path / "record")) == 2
+    with postgres.running() as server:
+        ran("fleet", *record, "--users", 3, "--postgres", server.make())
+    assert len(targets(tmp_path / "record")) == 4
 
 
 def test_what_a_model_costs(wide: Path, tmp_path: Path) -> None:
