@@ -298,7 +298,8 @@ class Bases(Mapping[str, Basis]):
 
 def frobenius(r: NDArray[np.float32]) -> float:
     """Return the Frobenius norm, summed in float64."""
-    return float(np.sqrt(np.square(r, dtype=np.float64).sum()))  # BLAS would wake threads
+    flat = r.reshape(-1)
+    return float(np.sqrt(np.einsum("i,i->", flat, flat, dtype=np.float64)))  # BLAS would wake threads
 
 
 def digest_of(factors: Factors, descriptor: str) -> str:

@@ -379,5 +379,7 @@ def check_sequence(number: int) -> int:
 
 def content(digest: str, dtype: str, values: NDArray[np.float32]) -> str:
     """Return the 32 hexadecimal digits by which a policy remembers a vector of the basis with a digest."""
-    data = encode_values(values, "fp32" if dtype in SCALED else dtype)
-    return hashlib.sha256(f"{digest}\n{dtype}\n".encode() + data).hexdigest()[:32]
+    found = hashlib.sha256(f"{digest}\n{dtype}\n".encode())
+    whole = dtype in ("fp32", *SCALED)
+    found.update(np.ascontiguousarray(values, "<f4") if whole else encode_values(values, dtype))
+    return found.hexdigest()[:32]
