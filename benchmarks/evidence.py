@@ -16,7 +16,9 @@ from _figures import EVIDENCE
 from _tables import BLOCKS
 
 DOCS = Path(__file__).parents[1] / "docs"
-DOCUMENTS = [DOCS / f"{name}.md" for name in ("EVIDENCE", "INSTALL", "MODELS")] + [DOCS.parent / "README.md"]
+DOCUMENTS = [DOCS / f"{name}.md" for name in ("EVIDENCE", "FLEET", "INSTALL", "MODELS")] + [
+    DOCS.parent / "README.md"
+]
 FIGURES = DOCS / "figures"
 
 
