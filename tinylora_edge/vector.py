@@ -381,5 +381,5 @@ def content(digest: str, dtype: str, values: NDArray[np.float32]) -> str:
     """Return the 32 hexadecimal digits by which a policy remembers a vector of the basis with a digest."""
     found = hashlib.sha256(f"{digest}\n{dtype}\n".encode())
     whole = dtype in ("fp32", *SCALED)
-    found.update(np.ascontiguousarray(values, "<f4") if whole else encode_values(values, dtype))
+    found.update(np.ascontiguousarray(values, "<f4").data if whole else encode_values(values, dtype))
     return found.hexdigest()[:32]
