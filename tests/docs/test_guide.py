@@ -118,7 +118,7 @@ def test_commands_that_are_not_run_are_parsed() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_files_that_are_named_are_there(document: Path) -> None:
-    folders = "tinylora_edge|exporters|runtime|cli|tests|benchmarks|examples"
+    folders = "tinylora_edge|exporters|runtime|cli|deploy|tests|benchmarks|examples"
     named = re.findall(rf"`((?:{folders})/[\w/.]+)`", document.read_text("utf-8"))
     if document.name != "CHANGELOG.md":
         assert [name for name in named if not (ROOT / name).exists()] == []
