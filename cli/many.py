@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +12,9 @@ from typing import Any
 import typer
 from typer import BadParameter
 
+from tinylora_edge import Policy, load_bundle
+from tinylora_edge.serve.store import Store
+from tinylora_edge.shipping.bucket import shown
 from tinylora_edge.wire import tags
 from tinylora_edge.wire.frame import head
 from tinylora_edge.writes import atomic_write
@@ -27,6 +31,24 @@ _WORDS = {
 _SHOWN = 10  # failures that are printed; the report has all
 
 
+class _InStore:
+    """A store of servers, to `train_many`: a `Target`."""
+
+    def __init__(self, store: Store, policy: Policy) -> None:
+        self._store, self._policy, self.last = store, policy, store.last
+
+    def put_newer(self, user: str, frame: bytes) -> bool:
+        """Store a frame, if its sequence is above all that were accepted of its user."""
+        return self._store.put_newer(user, frame, self._policy)
+
+
+def _verifier(signer: tags.Ed25519Signer | tags.Hmac | None) -> list[tags.Verifier]:
+    """Return what checks the tags of a signer."""
+    if isinstance(signer, tags.Ed25519Signer):
+        return [tags.Ed25519Verifier(signer.public_key)]
+    return [] if signer is None else [signer]
+
+
 def train_users(
     bundle: Path,
     users: Path,
@@ -34,6 +56,7 @@ def train_users(
     options: Any,
     *,
     under: Path | None,
+    store: str | None,
     keys: list[Path] | None,
     evaluate: bool,
     workers: int | None,
@@ -41,7 +64,7 @@ def train_users(
     resume: bool,
     as_json: bool,
 ) -> None:
-    """Train a vector for each user of a folder or a file, and publish them in another folder."""
+    """Train a vector for each user of a folder or a file, and publish them in another folder, or a store."""
     from ..train import train_many
     from ..train.texts import whitening_path
 
@@ -49,12 +72,16 @@ def train_users(
         raise BadParameter("users' vectors lie on a shared one: name it", param_hint="--under")
     signer, trusted = keyfiles.signer_and_trusted(keys)
     if signer is not None and not trusted and head(options.under).kind != tags.CRC32:
-        trusted = [
-            tags.Ed25519Verifier(signer.public_key) if isinstance(signer, tags.Ed25519Signer) else signer
-        ]
+        trusted = _verifier(signer)
+    record, target = f"{str(output).rstrip('/')}.report.jsonl", shown(store) if store else str(output)
     options, beside, found = replace(options, keys=trusted), whitening_path(under), list[Any]()
     stopped = False
-    with console.progress("loading the model", 1.0) as bar:
+    with console.progress("loading the model", 1.0) as bar, ExitStack() as stack:
+        to: Path | _InStore = output
+        if store is not None:
+            bases = load_bundle(bundle).bases
+            opened = stack.enter_context(closing(Store(store, bases)))
+            to = _InStore(opened, Policy(keys=_verifier(signer), state=opened.sequences))
         counts: Counter[str] = Counter()
 
         def show(event: dict[str, Any]) -> None:
@@ -72,13 +99,14 @@ def train_users(
         results = train_many(
             bundle,
             users,
-            output,
+            to,
             options=options,
             signer=signer or "crc32",
             evaluate=evaluate,
             workers=workers,
             ray=ray,
             resume=resume,
+            record=record,
             report=show,
         )
         for result in results:
@@ -88,12 +116,11 @@ def train_users(
             said = [f"{counts[status]} {status}" for status in _WORDS if counts[status]]
             bar(f"{counts['done']:,} of {counts['users']:,} users: {', '.join(said)}")
             bar(done=counts["done"] / counts["users"])
-    record = f"{str(output).rstrip('/')}.report.jsonl"
-    about: dict[str, Any] = {"vectors": str(output), "report": record, "users": counts["users"]}
+    about: dict[str, Any] = {"vectors": target, "report": record, "users": counts["users"]}
     about |= {status: counts[status] for status in _WORDS}
     gains = [result.gain for result in found if result.status != "unchanged" and result.gain is not None]
     about |= {"gain": fmean(gains)} if gains else {}
-    wrote = f"{console.counted(counts['done'], 'user')} of {counts['users']:,} in {output}; report: {record}"
+    wrote = f"{console.counted(counts['done'], 'user')} of {counts['users']:,} in {target}; report: {record}"
     failed = [(result.user, result.why) for result in found if result.status == "failed"]
     rows = [
         (status, f"{counts[status]:,}  {why}".strip()) for status, why in _WORDS.items() if counts[status]

@@ -76,6 +76,7 @@ def train(
     ray: Annotated[
         str | None, Option(metavar="ADDRESS", help="Of many users: a Ray cluster; auto finds it.")
     ] = None,
+    store: opts.StoreOption = None,
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
     keep: Annotated[
         bool | None, Option("--keep/--no-keep", help="Rehearse, to keep other skills. [default: in SFT]")
@@ -100,7 +101,8 @@ def train(
     Texts without prompts are then learned in a few full steps, without --minutes and --steps.
 
     Where DATA is a folder with a file of texts a user, or JSON lines with "user" and "text", every user gets
-    a vector, in the folder FILE as publish lays it out. A private --key signs them.
+    a vector, in the folder FILE as publish lays it out. A private --key signs them. With --store they go into
+    the store of servers, and FILE.report.jsonl says what became of whom in both cases.
 
     With --system or --examples the vector is trained behind a prompt, and is used behind it.
 
@@ -140,7 +142,7 @@ def train(
     for name, value in own.items() if many else ():
         if value is not None:
             raise BadParameter("it is of the training of one user, and DATA has many", param_hint=name)
-    if not many and (workers is not None or ray is not None):
+    if not many and (workers, ray, store) != (None, None, None):
         raise BadParameter(f"{data} is no folder, nor a JSONL, of many users' texts", param_hint="DATA")
     beside = None if under is None else whitening_path(under)
     options = Options(
@@ -164,6 +166,7 @@ def train(
     if many:
         how: dict[str, Any] = {
             "under": under,
+            "store": store,
             "keys": keys,
             "evaluate": bool(evaluate),
             "workers": workers,

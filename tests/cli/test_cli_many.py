@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 
 import pytest
 
 from tinylora_edge import MicroVector, Policy, load_bundle
+from tinylora_edge.serve.store import Store
 from tinylora_edge.shipping.fetch import frame_path
-from tinylora_edge.wire.tags import Ed25519Verifier
+from tinylora_edge.wire.tags import Ed25519Signer, Ed25519Verifier
 
 
 @pytest.fixture
@@ -51,12 +53,35 @@ def test_many_users_are_trained_signed_and_left_alone_afterwards(cli, tiny, peop
     cli(*run).refused("there are no users")
 
 
+@pytest.mark.slow
+def test_vectors_go_straight_into_the_store_of_servers(cli, tiny, people, under, key, tmp_path):
+    bases = load_bundle(tiny / "bundle").bases
+    basis, store = bases.basis(rank=(6, 4)), tmp_path / "users.db"
+    run = ("train", tiny / "bundle", people, "-o", tmp_path / "night", "--under", under, "--key", key)
+    run = (*run, "--rank", "6x4", "--weights", tiny / "weights", "--store", store)
+    assert f"in {store}" in cli(*run).ran().stdout
+    signer = Ed25519Signer.from_pem(key.read_bytes())
+    with closing(Store(store, bases)) as opened:
+        rules = Policy(keys=[Ed25519Verifier(signer.public_key)], state=opened.sequences)
+        assert {user: opened.admitted(user, rules).sequence for user in ("al", "bo")} == {"al": 1, "bo": 1}
+        put = MicroVector.random(basis, 0.1)
+        opened.put("al", put.to_bytes(basis, signer, user="al", sequence=6), rules)
+        opened.delete("bo")
+    (people / "al.txt").write_text("".join(f"al is away {number}\n" for number in range(24)))
+    record = json.loads(cli(*run, "--json").ran().stdout)
+    assert (record["vectors"], record["learned"], record["unchanged"]) == (str(store), 1, 1)
+    with closing(Store(store, bases)) as opened:
+        assert [(each.user, each.sequence) for each in opened.listed()] == [("al", 7)]
+    assert not (tmp_path / "night").exists()
+
+
 def test_what_many_users_do_not_take(cli, tiny, people, under, tmp_path):
     run = ("train", tiny / "bundle", people, "-o", tmp_path / "vectors")
     cli(*run).misused("--under")
     for option in (("--minutes", 3), ("--steps", 3), ("--system", "Be brief."), ("--method", "sft")):
         cli(*run, "--under", under, *option).misused(option[0])
     cli("train", tiny / "bundle", people / "al.txt", "-o", tmp_path / "v", "--workers", 2).misused("DATA")
+    cli("train", tiny / "bundle", people / "al.txt", "-o", tmp_path / "v", "--store", "x").misused("DATA")
     assert not (tmp_path / "vectors").exists()
 
 
