@@ -25,6 +25,7 @@ from xml.etree import ElementTree
 
 import pytest
 import servers
+import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -114,6 +115,23 @@ def test_commands_that_are_not_run_are_parsed() -> None:
                 command.make_context(words[0], words[1:])
                 found += 1
     assert found >= 10
+
+
+def test_what_is_deployed_is_here() -> None:
+    root: Any = get_command(app)
+    services = yaml.safe_load((ROOT / "deploy" / "compose.yml").read_text("utf-8"))["services"]
+    started = [each["command"] for each in services.values() if "command" in each]
+    assert len(started) == 2
+    for words in started:
+        root.get_command(None, words[0]).make_context(words[0], words[1:])
+    proxied = re.findall(
+        r"^    server \w+ ([\w-]+):8000$", (ROOT / "deploy/haproxy.cfg").read_text("utf-8"), re.M
+    )
+    assert {*proxied} <= services.keys()
+    copied = re.findall(r"^COPY (?!--)(.+) \S+$", (ROOT / "deploy/Dockerfile").read_text("utf-8"), re.M)
+    found = {path.name for path in (ROOT / "tinylora_edge").iterdir() if path.is_symlink()}
+    assert found <= {*" ".join(copied).split()}, "folders that the package links to are in the images"
+    assert all((ROOT / name).exists() for name in " ".join(copied).split())
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
