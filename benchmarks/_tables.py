@@ -299,36 +299,25 @@ def installs() -> str:
 
 
 FLEETS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+LEARNING_S = 12  # of a core, for the 100 messages of a user (docs/MANY_USERS.md)
+UNITS = {"MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
 def fleet() -> str:
     """What users' vectors cost a fleet: measured up to the users of the record, and multiplied beyond."""
-    record = json.loads((RESULTS / "fleet.json").read_text("utf-8"))
-    sizes: dict[str, list[dict[str, Any]]] = {}
-    for row in record["rows"]:
-        sizes.setdefault(row["size"], []).append(row)
-
-    def most(size: str, key: str) -> float:
-        return float(max(row[key] for row in sizes[size]))
+    most: dict[str, float] = {}
+    for row in json.loads((RESULTS / "fleet.json").read_text("utf-8"))["rows"]:
+        most[row["size"]] = max(row["disk"], most.get(row["size"], 0.0))
 
     def of_bytes(value: float) -> str:
-        unit = next(unit for unit in ("MB", "GB", "TB") if value < 1e3 * UNITS[unit] or unit == "TB")
+        unit = next(unit for unit in UNITS if value < 1e3 * UNITS[unit] or unit == "TB")
         return f"{value / UNITS[unit]:.3g} {unit}"
 
-    heads = ["users", *sizes, "hours to put the largest"]
-    largest, learned = [*sizes][-1], record.get("learned")
-    if learned:
-        heads.append(f"hours of a core to learn it, of {learned['texts']:.0f} messages")
     rows = []
     for users in FLEETS:
-        cells = [f"{users:,}", *(of_bytes(users * most(size, "disk")) for size in sizes)]
-        seconds = [most(largest, "put"), *([learned["seconds"]] if learned else [])]
-        hours = [users * each / 3600 for each in seconds]
-        rows.append([*cells, *(f"{each:,.0f}" if each >= 10 else f"{each:.1g}" for each in hours)])
-    return markdown(heads, rows)
-
-
-UNITS = {"MB": 1e6, "GB": 1e9, "TB": 1e12}
+        disk = [of_bytes(users * each) for each in most.values()]
+        rows.append([f"{users:,}", *disk, f"{users * LEARNING_S / 3600:,.0f}"])
+    return markdown(["users", *most, "hours of a core to learn the largest"], rows)
 
 
 def model_costs() -> str:

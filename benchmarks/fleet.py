@@ -93,9 +93,6 @@ def main() -> None:
     arguments.add_argument("--bundle", type=Path, metavar="DIR", help="by default SmolLM2 is exported")
     arguments.add_argument("--users", type=int, default=10_000, help="of each size (%(default)s)")
     arguments.add_argument("--postgres", metavar="URL", help="an empty database, too")
-    arguments.add_argument(
-        "--learned", type=Path, metavar="FILE", help="the report of a `train` of many users"
-    )
     options = arguments.parse_args()
     report = bench.Report("fleet", options.json)
     with tempfile.TemporaryDirectory() as place:
@@ -123,10 +120,6 @@ def main() -> None:
         report.target(bulk, FLEET * row["put"], "<=", SECONDS)
         report.target(f"asked again / anew, {row['database']}", row["again"] / row["anew"], "<=", 0.25)
     report.record["rows"] = rows
-    if options.learned:
-        users = [row for row in bench.read_study(options.learned) if row["status"] == "learned"]
-        means = {key: statistics.mean(row[key] for row in users) for key in ("texts", "seconds")}
-        report.record["learned"] = {"users": len(users), **means}
     report.finish()
 
 
