@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from .. import BasisError, Policy, load_bundle
 from ..factors import SIZES, Shape, read_shape
 from ..jsonio import read_json
 from ..wire.frame import DEFAULT_USER, bound_name
-from . import console, keyfiles, results, vectors
+from . import console, keyfiles, report, results, vectors
 from . import options as opts
 from .many import train_users
 
@@ -91,7 +92,11 @@ def train(
     then from the rewards of sampled answers (GRPO), where those differ. A method that brings nothing is left
     out.
 
-    Beside FILE it leaves FILE.json: task, settings, curve, held-out figures, answers. Ctrl-C saves the state.
+    Beside FILE it leaves FILE.json: task, settings, curve, held-out figures, answers; and a page to look at,
+    v.html for v.bin. Ctrl-C saves the state.
+
+    It measures the vector beside the obvious prompt, which it composes of the file: an instruction with the
+    labels or the fields, and worked examples. The last line says which one is ahead.
 
     The larger the file, the more it learns: calls with arguments need a large one. With --numbers 13 it has
     37 bytes, along directions that the bundle has learned, or the paper's.
@@ -171,6 +176,9 @@ def train(
         }
         train_users(bundle, Path(data), output, options, **how, resume=resume, as_json=as_json)
         return
+    if (page := output.with_suffix(".html")) == output:
+        raise BadParameter(f"{output} is the name of the page beside the vector: name it v.bin, say")
+    vectors.check_target(str(page))
     if start is not None:
         bases = load_bundle(bundle).bases
         policy = Policy(keys=options.keys)
@@ -185,12 +193,14 @@ def train(
     if result.stopped == "interrupted":
         console.note(f"interrupted after step {result.steps}: the state is saved, go on with --resume")
         raise typer.Exit(130)
-    record = read_json(outcome.path.with_name(f"{outcome.path.name}.json"))
+    record: dict[str, Any] = {"file": str(outcome.path)}
+    record |= read_json(outcome.path.with_name(f"{outcome.path.name}.json"))
     if not options.evaluate:
-        record["unmeasured"] = {"base, worked examples and drift": "--no-evaluate; eval measures them"}
+        record["unmeasured"] = {"base, prompt and drift": "--no-evaluate; eval measures them"}
+    report.write(page, {outcome.path.name: record})
     kept = f"the vector of step {result.best_step} of {result.steps}" if result.best_step else "as it began"
     wrote = f"wrote {outcome.path} ({outcome.path.stat().st_size:,} bytes), {kept}"
-    console.report({"file": str(outcome.path), **record}, as_json, wrote, rows=results.phases(record))
+    console.report(record, as_json, wrote, rows=results.phases(record))
     if not as_json:
         results.show(record)
 
@@ -248,6 +258,11 @@ def _note_event(metrics: dict[str, Any], sign: int, bar: console.Show) -> None:
             else "none held out"
         )
         console.note(f"{metrics['train']} texts, learned in {metrics['steps']} full steps, {held}")
+    elif event == "estimate":
+        minutes = console.counted(max(1, math.ceil(metrics["seconds"] / 60)), "minute")
+        console.note(
+            f"behind the training, measuring takes up to about {minutes}; --no-evaluate leaves it out"
+        )
     elif event == "whitening":
         bar("making the whitening for vectors on this one")
     elif event == "temperature":

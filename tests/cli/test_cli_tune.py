@@ -54,7 +54,7 @@ def test_a_terminal_shows_how_far_it_is(environment, tiny_bundle, task, tmp_path
     assert "nan" not in text
     assert re.search(r"held back [01]\..* measuring on held-out prompts", text)
     again = on_a_terminal(environment, "eval", tiny_bundle, *task, "-n", "4").read()
-    assert "4/4 answers" in again
+    assert "measuring: answers" in again
 
 
 def test_an_interrupted_run_goes_on(start, cli, tiny_bundle, task, tmp_path):

@@ -227,6 +227,7 @@ class Phase:
             it did not begin.
         temperature: at which answers were drawn (GRPO).
         why: why it was left out, or brought nothing.
+        gaining: the budget ended it, and its last validation was the best.
     """
 
     method: str
@@ -240,6 +241,7 @@ class Phase:
     stopped: str = "left out"
     temperature: float | None = None
     why: str | None = None
+    gaining: bool = False
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ class Trainer:
             self._once = 0.0
             metrics["share"] = min(1.0, self._used())
             if state.step == 1:
-                self._tell_if_few(report)
+                self._tell_if_few(write)
             silent = state.silent >= _SILENCE
             if self._due() or silent or metrics["share"] == 1:
                 metrics |= self._judge(write)
@@ -272,7 +272,7 @@ class Trainer:
                 "shorten the answers"
             )
 
-    def _tell_if_few(self, report: Report) -> None:
+    def _tell_if_few(self, write: Report) -> None:
         """Tell the user, once the first step shows how long one takes, if the minutes have room for few.
 
         A second method tells nothing: it has the minutes that are left, and all that it finds is a gain.
@@ -286,7 +286,7 @@ class Trainer:
             needed = state.seconds + (of - 1) * self._longest * (1 + 1 / _APART) + self._took
             found = {"steps": fit, "of": of, "seconds": self._longest, "minutes": math.ceil(needed / 60)}
             reach = {"reach": _reach(fit) / _reach(of)} if self._sft else {}
-            report({"event": "few", **found, **reach})
+            write({"event": "few", **found, **reach})
 
     def _find_temperature(self, report: Report) -> None:
         """Draw at rising temperatures until sampled answers differ in their reward, and learn at that one."""
@@ -331,6 +331,7 @@ class Trainer:
 
     def _result(self, stopped: str) -> tuple[MicroVector, Phase]:
         state = self.state
+        validated = [row.get("step", 0) for row in state.curve if "validation" in row]
         phase = Phase(
             self._method,
             state.start_score,
@@ -342,6 +343,7 @@ class Trainer:
             seconds=round(state.seconds, 1),
             stopped=stopped,
             temperature=state.temperature or None,
+            gaining=stopped == "done" and 0 < state.best_step == validated[-1],
         )
         return self._vector(state.best_v), phase
 
