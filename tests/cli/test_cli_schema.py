@@ -46,9 +46,11 @@ def rows(folder: Path, answer: Callable[[int], str]) -> Path:
 
 def test_eval_measures_answers_that_are_held_to_a_schema(cli, bundle, labels, schema):
     command = ("eval", bundle, labels, "--reward", "label", "-n", 6, *SMALL)
-    found = cli(*command, "--schema", "label", "--json").record()["base"]
-    assert set(found["answers"]) <= set(LABELS)
-    assert found["tokens"] == len("u:prompt 10\na:") - sum(i < 10 for i in held_out(labels)) / 6
+    found = cli(*command, "--schema", "label", "--json").record()
+    assert {row["base"] for row in found["answers"]} <= set(LABELS)
+    assert (
+        found["arms"]["base"]["tokens"] == len("u:prompt 10\na:") - sum(i < 10 for i in held_out(labels)) / 6
+    )
     lists = cli(*command, "--schema", schema, "--max-tokens", 60, "--json").record()["answers"]
     assert len(lists) == 6
     for answer in lists:
