@@ -93,7 +93,10 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 def _charts(records: Mapping[str, Record]) -> Iterator[str]:
     """Yield the curves: what was held back, and its loss, by the step."""
     sign = -1 if any("unit" in record for record in records.values()) else 1
-    for key, title in (("validation", "held back"), ("validation_loss", "loss held back, nats a token")):
+    for key, title in (
+        ("validation", "prompts held back"),
+        ("validation_loss", "loss on answers held back, nats a token"),
+    ):
         factor = sign if key == "validation" else 1
         lines = {
             name: [(row.get("step", 0), factor * row[key]) for row in record.get("curve", ()) if key in row]
