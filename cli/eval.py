@@ -49,11 +49,11 @@ def evaluate(
 ) -> None:
     """Measure a vector on held-out prompts in the deployed runtime, paired with the base.
 
-    DATA is a file of examples, or a built-in task's name. Of a stack, the vectors beneath the last one are
-    measured by themselves too.
+    DATA is a file of examples, or the name of a built-in task. Of several vectors the last one is measured on
+    top of the others, and these are measured without it.
 
-    With --system or --examples the prompt that could take the vector's place is measured on the same prompts,
-    alone and together with the vector.
+    With --system or --examples it also measures the prompt that could take the vector's place, alone and
+    together with the vector.
 
     The drift is how far the vector moves the model from its base on general prompts that nobody trained on:
     in nats, and in answers that begin to repeat themselves or to be wrong.

@@ -37,16 +37,17 @@ def train(
     schema: opts.SchemaOption = None,
     method: Annotated[
         Literal["sft", "grpo"] | None,
-        Option(help="sft: on answers; grpo: by a reward. [default: sft, then grpo, where they help]"),
+        Option(help="sft: learn answers; grpo: learn from a reward. [default: both, as far as they help]"),
     ] = None,
     minutes: Annotated[
-        float | None, Option(metavar="M", help="Minutes. [default: 5 without --steps]")
+        float | None,
+        Option(metavar="M", help="Minutes to learn, without measuring. [default: 5 without --steps]"),
     ] = None,
     steps: Annotated[
         int | None, Option(metavar="N", min=1, help="Steps at most. [default: what the minutes allow]")
     ] = None,
-    prompts: Annotated[int, Option(metavar="N", min=1, help="Prompts a step.")] = 8,
-    samples: Annotated[int, Option(metavar="N", min=2, help="Completions a prompt (grpo).")] = 8,
+    prompts: Annotated[int, Option(metavar="N", min=1, help="Prompts in each step.")] = 8,
+    samples: Annotated[int, Option(metavar="N", min=2, help="Sampled answers for each prompt (grpo).")] = 8,
     lr: Annotated[float | None, Option(metavar="X", help="Step size. [default: by method and size]")] = None,
     size: Annotated[
         Literal["small", "medium", "large"] | None,
@@ -54,43 +55,47 @@ def train(
     ] = None,
     rank: Annotated[
         Any,  # a tuple, which would be several values
-        Option(metavar="K|PxQ", parser=_shape, help="Instead of a size: all of R, K x K or P x Q."),
+        Option(metavar="K|PxQ", parser=_shape, help="Instead of a size: all of R, as K x K or P x Q."),
     ] = None,
     numbers: Annotated[int | None, Option(metavar="N", help="Instead of a size: N numbers.")] = None,
     dtype: Annotated[
         opts.Dtype | None,
-        Option(help="Type of FILE's values; q2, q4 train rounded. [default: q4 from rank 4, or int8]"),
+        Option(help="Type of the numbers in FILE. [default: q4 from rank 4 on, else int8]"),
     ] = None,
     start: Annotated[
-        Path | None, Option(metavar="FILE", help="A vector to start from, of this size or smaller.")
+        Path | None, Option(metavar="FILE", help="Begin with this vector, of the same size or smaller.")
     ] = None,
     under: opts.UnderOption = None,
     keys: opts.KeysOption = None,
     user: opts.UserOption = DEFAULT_USER,
     system: opts.SystemOption = None,
     examples: opts.ExamplesOption = None,
-    seed: Annotated[int, Option(metavar="N", min=0, help="Seed of everything.")] = 0,
-    weights: Annotated[Path | None, Option(metavar="PATH", help="GGUF or Hugging Face weights.")] = None,
+    seed: Annotated[int, Option(metavar="N", min=0, help="Seed of all random numbers.")] = 0,
+    weights: Annotated[
+        Path | None, Option(metavar="PATH", help="Weights to learn on: GGUF or Hugging Face.")
+    ] = None,
     workers: Annotated[
-        int | None, Option(metavar="N", min=1, help="Of many users: processes. [default: 1]")
+        int | None, Option(metavar="N", min=1, help="For many users: processes. [default: 1]")
     ] = None,
     ray: Annotated[
-        str | None, Option(metavar="ADDRESS", help="Of many users: a Ray cluster; auto finds it.")
+        str | None, Option(metavar="ADDRESS", help="For many users: a Ray cluster; auto finds it.")
     ] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
     keep: Annotated[
-        bool | None, Option("--keep/--no-keep", help="Rehearse, to keep other skills. [default: in SFT]")
+        bool | None,
+        Option("--keep/--no-keep", help="Rehearse general answers, so that they stay. [default: in SFT]"),
     ] = None,
     evaluate: Annotated[
-        bool | None, Option("--evaluate/--no-evaluate", help="Measure the gain. [default: of one user]")
+        bool | None,
+        Option("--evaluate/--no-evaluate", help="Measure what it brings. [default: for one user]"),
     ] = None,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Train a vector on examples, and write it as a frame.
 
-    Where every example has an answer, it learns from these (SFT) until held-back prompts get no better, and
-    then from the rewards of sampled answers (GRPO), where those differ. A method that brings nothing is left
-    out.
+    Where every example has an answer, it learns the answers (SFT) until held-back prompts get no better.
+    Then it learns from rewards of sampled answers (GRPO), where the rewards differ. A method without a gain
+    is left out.
 
     Beside FILE it leaves FILE.json: task, settings, curve, held-out figures, answers; and a page to look at,
     v.html for v.bin. Ctrl-C saves the state.
@@ -98,16 +103,16 @@ def train(
     It measures the vector beside the obvious prompt, which it composes of the file: an instruction with the
     labels or the fields, and worked examples. The last line says which one is ahead.
 
-    The larger the file, the more it learns: calls with arguments need a large one. With --numbers 13 it has
-    37 bytes, along directions that the bundle has learned, or the paper's.
+    A larger vector learns more: calls with arguments need a large one. With --numbers 13 it has 37 bytes,
+    along the directions that the bundle has learned, else the paper's.
 
-    With --under it learns on top of a shared vector, and FILE, without that one, is used on top of it too.
-    Texts without prompts are then learned in a few full steps, without --minutes and --steps.
+    With --under it learns on top of a shared vector. FILE holds the new vector alone: use both together.
+    Texts without prompts are then learned in a few full steps, unless --minutes or --steps is given.
 
-    Where DATA is a folder with a file of texts a user, or JSON lines with "user" and "text", every user gets
-    a vector, in the folder FILE as publish lays it out. A private --key signs them.
+    DATA may hold the texts of many users: a folder with a file for each user, or JSON lines with "user" and
+    "text". Every user gets a vector, in the folder FILE as publish lays it out. A private --key signs them.
 
-    With --system or --examples the vector is trained behind a prompt, and is used behind it.
+    With --system or --examples the vector is trained behind a prompt. Use it behind the same prompt.
 
     \b
     Examples:

@@ -27,17 +27,19 @@ def tune(
     bundle: opts.BundleArgument,
     data: opts.DataArgument,
     output: opts.RunFrameOption,
-    budget: Annotated[str, Option(metavar="AMOUNT", help="90s, 5m, 1h, or 80ktokens.")] = "5m",
+    budget: Annotated[
+        str, Option(metavar="AMOUNT", help="Time or tokens to spend: 90s, 5m, 1h, 80ktokens.")
+    ] = "5m",
     reward: opts.RewardOption = None,
     schema: opts.SchemaOption = None,
     drop_duplicates: opts.DropDuplicatesOption = False,
-    start: Annotated[Path | None, Option(metavar="FILE", help="A vector to start from.")] = None,
+    start: Annotated[Path | None, Option(metavar="FILE", help="Begin with this vector.")] = None,
     numbers: opts.NumbersOption = None,
     under: opts.UnderOption = None,
     system: opts.SystemOption = None,
     examples: opts.ExamplesOption = None,
-    prompts: Annotated[int, Option(metavar="N", min=1, help="Prompts a step.")] = 8,
-    seed: Annotated[int, Option(metavar="N", min=0, help="Seed of everything.")] = 0,
+    prompts: Annotated[int, Option(metavar="N", min=1, help="Prompts in each step.")] = 8,
+    seed: Annotated[int, Option(metavar="N", min=0, help="Seed of all random numbers.")] = 0,
     engine: opts.EngineOption = None,
     threads: opts.ThreadsOption = None,
     keys: opts.KeysOption = None,
@@ -48,10 +50,11 @@ def tune(
 ) -> None:
     """Tune a vector for a task on this device: no PyTorch, no gradients, the base as it is deployed.
 
-    Texts, and answers of free text, are learned as they are; else a reward judges the model's own answers.
-    Held-back training prompts choose the vector that is written: the start, where nothing does better on
-    them. Beside FILE it leaves FILE.json: settings, curve, held-out results. Ctrl-C saves the state, which
-    holds numbers alone. With --system or --examples the vector is found, and is used, behind a prompt.
+    Texts, and answers of free text, are learned as they are. A reward judges all other answers of the model.
+    The vector that does best on held-back training prompts is written. Where none does better than the start,
+    the start is. Beside FILE it leaves FILE.json: settings, curve, held-out results. Ctrl-C saves the state,
+    which holds numbers and no text. With --system or --examples the vector is found behind a prompt: use it
+    behind the same prompt.
 
     \b
     Example:

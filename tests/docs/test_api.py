@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_public_names_and_signatures_are_those_of_the_page() -> None:
-    """Where this fails, something public changed: docs/VERSIONS.md says what may, and `python docs/site/api.py`
-    writes the page anew."""
+    """Where this fails, something public changed: docs/VERSIONS.md says what may. The command
+    `python docs/site/api.py` writes the page anew."""
     spec = importlib.util.spec_from_file_location("api", ROOT / "docs/site/api.py")
     assert spec is not None
     assert spec.loader is not None

@@ -35,7 +35,9 @@ def test_an_account_has_half_of_all_places_and_leaves_some_to_each_that_comes() 
     made = Shares(32)
     assert filled(made, "a") == {"a": 16}
     assert filled(made, "b") == {"b": 8}
-    with pytest.raises(OverloadError, match="16 requests of yours run, 16 of this user, and 8 places are"):
+    with pytest.raises(
+        OverloadError, match="has 16 requests that run, 16 of them of this user; the 8 places that"
+    ):
         made.check(who("a"), "run")
     for _ in range(16):
         made.leave(who("a"))
