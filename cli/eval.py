@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -120,12 +119,7 @@ def evaluate(
             contestants["vector"] = checked, Preamble()
             if before:
                 contestants["vector + prompt"] = checked, before
-
-        def counting(what: str, total: int) -> Callable[[], None]:
-            done = itertools.count(1)
-            return lambda: show(f"measuring: {what}", done=next(done), total=total)
-
-        answered = counting("answers", len(samples) * len(contestants))
+        answered = console.counting(show, "measuring: answers", len(samples) * len(contestants))
         arms = record["arms"] = {}
         for name, (value, preamble) in contestants.items():
             prompts = [preamble.before(sample) for sample in samples]
@@ -136,7 +130,7 @@ def evaluate(
                 keep_answers(record, name, batch, loaded, value, each, preamble, most=number)
             found[name] = each
         if drift:
-            progress = counting("the drift on general prompts", 5 * len(load_general()))
+            progress = console.counting(show, "measuring: drift on general prompts", 5 * len(load_general()))
             if away := results.drift(llm, checked, n_threads=threads, answered=progress):
                 record["drift"] = asdict(away)
     pairs = itertools.combinations(contestants, 2)

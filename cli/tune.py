@@ -126,12 +126,12 @@ def tune(
         record |= {name: part for name, part in parts.items() if part is not None}
         try:
             if evaluate:
-                show("measuring on held-out prompts", done=1)
+                answered = console.counting(show, "measuring on held-out prompts", 2 * len(loaded.held_out))
                 with llm.batch(loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
-                    base, tuned = measure(batch, loaded, shared), measure(batch, loaded, vector)
+                    base, tuned = (measure(batch, loaded, v, answered=answered) for v in (shared, vector))
                 record["held_out"] = held_out(base, tuned)
-                show("measuring the drift on general prompts")
-                if away := results.drift(llm, vector, count=GENERAL, n_threads=threads):
+                answered = console.counting(show, "measuring the drift on general prompts", 5 * GENERAL)
+                if away := results.drift(llm, vector, count=GENERAL, n_threads=threads, answered=answered):
                     record["drift"] = asdict(away)
         except KeyboardInterrupt:
             console.note("interrupted while it was measured: the state stays, finish with --resume")

@@ -22,8 +22,8 @@ WIDE = 100  # characters of a line of code
 HEAD = """# Python
 
 What apps import. Everything else is the package's own, and may change in any release
-([Versions](../VERSIONS.md)). `help(NAME)` has arguments, units and errors. `python docs/site/api.py` writes this
-page.
+([Versions](../VERSIONS.md)). `help(NAME)` has arguments, units and errors. The page is written by
+`python docs/site/api.py`.
 """
 
 
