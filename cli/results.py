@@ -79,11 +79,6 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     base = "beneath" if "under" in record or "beneath" in record.get("arms", ()) else "base"
     if "held_out" in record:
         held = SimpleNamespace(**record["held_out"])
-        if "arms" not in record:
-            error = _error(held, "base_standard_error")
-            found.append((base, f"{sign * held.base:.3f}{error} (n = {held.n}, held out)"))
-            error = _error(held, "vector_standard_error")
-            found.append(("vector", f"{sign * held.vector:.3f}{error}"))
         held.difference *= sign
         difference = f"{compared(held)} (n = {held.n}, held out)"
         found += [(f"vector - {base}", difference), ("", verdict(held, unit))]
@@ -181,7 +176,7 @@ def _scale(record: dict[str, Any]) -> tuple[int, str]:
     return (1, "reward") if unit is None else (-1, str(unit))
 
 
-def _error(found: Any, name: str = "standard_error") -> str:
+def _error(found: Any) -> str:
     """Return a standard error for reading; nothing where it is of one prompt, and so none."""
-    error = getattr(found, name)
+    error = found.standard_error
     return "" if error is None or math.isnan(error) else f" +- {error:.3f}"

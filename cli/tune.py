@@ -61,7 +61,7 @@ def tune(
       tinylora-edge tune out/demo list-lookup --budget 5m -o lookup.bin
     """
     from .. import runtime
-    from ..eval.measure import GENERAL, fitted, held_out
+    from ..eval.measure import GENERAL, arm, fitted, held_out, keep_answers
     from ..eval.measure import evaluate as measure
     from ..runtime.model import admit
     from ..tasks.rewards import is_text
@@ -129,6 +129,12 @@ def tune(
                 answered = console.counting(show, "measuring on held-out prompts", 2 * len(loaded.held_out))
                 with llm.batch(loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
                     base, tuned = (measure(batch, loaded, v, answered=answered) for v in (shared, vector))
+                    size = len(vector.to_bytes(llm.bases.of(vector)))
+                    first_arm = "base" if shared is None else "beneath"
+                    arms = record["arms"] = {}
+                    for name, each, v in ((first_arm, base, shared), ("vector", tuned, vector)):
+                        arms[name] = arm(batch, each, loaded.held_out, size if v is vector else 0)
+                        keep_answers(record, name, batch, loaded, v, each)
                 record["held_out"] = held_out(base, tuned)
                 answered = console.counting(show, "measuring the drift on general prompts", 5 * GENERAL)
                 if away := results.drift(llm, vector, count=GENERAL, n_threads=threads, answered=answered):
@@ -150,7 +156,9 @@ def tune(
         f"{found.tokens:,} tokens and {found.seconds:.0f} s: held back "
         f"{sign * found.start_score:.3f} -> {sign * found.score:.3f} {unit}"
     )
-    console.report({"file": str(output), **record}, as_json, wrote.strip(), rows=results.rows(record))
+    console.report({"file": str(output), **record}, as_json, wrote.strip())
+    if not as_json:
+        results.show(record)
 
 
 def _reporter(show: console.Show, budget: Budget, unit: str, sign: int) -> Callable[[dict[str, Any]], None]:
