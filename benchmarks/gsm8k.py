@@ -4,7 +4,7 @@
     python benchmarks/gsm8k.py BUNDLE gsm8k.jsonl --graph --arms base examples rank-8 numbers-13
 
 `train.jsonl` and `test.jsonl` are of github.com/openai/grade-school-math (Cobbe et al. 2021; MIT). An arm is
-`base`; `examples`, the base behind the best of nine draws of 2, 4 or 8 worked examples; the file of a vector,
+`base`; `examples`, the base behind the best prompt of worked examples that `find_prompt` tries; the file of a vector,
 `*.bin`; `rank-K` and `numbers-N`, a vector that GRPO learns by the reward `number`. Answers have 256 tokens
 at most and are greedy where they are measured.
 

@@ -60,8 +60,8 @@ class Shares:
         if not self.has_room(who):
             account, mine = self.of(who)
             raise OverloadError(
-                f"requests that {doing}: {account} of this account, {mine} of this user; {self._free} places are "
-                "left, for others: ask again later"
+                f"requests that {doing}: {account} of this account, {mine} of this user; {self._free} places "
+                "are left, for others: ask again later"
             )
 
     def take(self, who: Who) -> None:

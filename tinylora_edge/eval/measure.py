@@ -215,7 +215,7 @@ def find_prompt(
     its own training prompts, or both.
 
     It is chosen by its score on the prompts of `judged`, which are neither shown nor measured on. After
-    `seconds` the prompt that is being tried is given up. `answered` is called as in `evaluate`, for all of
+    `seconds` the prompt that is being tried is given up, unless it is the first. `answered` is called as in `evaluate`, for all of
     `prompts_for` times `judged` answers.
 
     Returns:
@@ -224,8 +224,7 @@ def find_prompt(
 
     Raises:
         TrainError: the task has neither an instruction nor answers to show; no prompt leaves room in the
-            model's context for the longest question, judged or held out, and its answer; none was tried to
-            its end in the time.
+            model's context for the longest question, judged or held out, and its answer.
     """
     hidden = {sample.text for sample in judged}
     source = replace(task, train=[sample for sample in task.train if sample.text not in hidden])
@@ -235,7 +234,7 @@ def find_prompt(
 
     def going() -> None:
         answered()
-        if time.monotonic() > end:
+        if found and time.monotonic() > end:
             raise Stopped
 
     for said, draw, count in prompts_for(source):
@@ -254,7 +253,7 @@ def find_prompt(
         tried = {"instruction": said is not None, "examples": count, "draw": draw, "score": one.mean}
         found.append((preamble, tried))
     if not found:
-        raise refused or TrainError(f"no prompt was tried to its end within {seconds:.0f} s: allow more")
+        raise refused or TrainError(f"task {task.name} has nothing to make a prompt of")
     best, _ = max(found, key=lambda each: (each[1]["score"], -each[1]["examples"]))
     return best, [tried for _, tried in found]
 
@@ -277,7 +276,7 @@ def expected_seconds(task: Task, answer_s: float) -> float:
     """Return about what `Measuring.run` takes, at most, where an answer takes so many seconds."""
     asked = answer_s * len(task.held_out)
     tried = answer_s * _LONGER * _JUDGED * len(prompts_for(task))
-    general = 5 * GENERAL * answer_s * _WRITTEN / max(_WRITTEN, task.max_tokens)
+    general = 3 * GENERAL * answer_s * max(1.0, _WRITTEN / task.max_tokens)
     behind = 0.0 if task.preamble is not None else min(_SEARCH_S, tried) + 2 * _LONGER * asked
     return 2 * asked + behind + general
 
