@@ -231,7 +231,7 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
                 )
                 at = f"{metrics['method']}, step {metrics.get('step', 0)}"
                 values = (known[key] for key in _METRICS if key in known)
-                bar("  ".join([at, *values]), done=metrics.get("share", 0.0))
+                bar("  ".join([at, *values]), done=metrics.get("share", 0.0), total=1.0)
             elif event == "measuring":
                 bar(f"measuring: {metrics['what']}", done=metrics["done"], total=metrics["total"])
             elif event == "stopping":
@@ -272,7 +272,7 @@ def _note_event(metrics: dict[str, Any], sign: int, bar: console.Show) -> None:
         bar("making the whitening for vectors on this one")
     elif event == "temperature":
         drawn = "".join(f", {share:.0%} differ at {at}" for at, share in metrics["differ"].items())
-        bar(f"drawing answers at temperature {metrics['temperature']}{drawn}", done=0.0)
+        bar(f"drawing answers at temperature {metrics['temperature']}{drawn}", done=0.0, total=1.0)
     elif event == "few":
         reach = ""
         if "reach" in metrics:

@@ -423,7 +423,7 @@ def test_more_minutes_are_the_last_methods(tiny_bundle, letters_task, options, t
     path.write_text(path.read_text().replace('"patience"', '"done"'))
     more, at = replace(chosen, minutes=60), first.steps + 1
     second, _ = interrupted(*run, more, at=at, resume=True)
-    assert second.phases[0] == replace(first.phases[0], stopped="done")
+    assert second.phases[0] == replace(first.phases[0], stopped="done", gaining=True)
     assert (second.phases[1].method, second.phases[1].steps) == ("grpo", 1)
 
 

@@ -215,8 +215,8 @@ def find_prompt(
     its own training prompts, or both.
 
     It is chosen by its score on the prompts of `judged`, which are neither shown nor measured on. After
-    `seconds` the prompt that is being tried is given up, unless it is the first. `answered` is called as in `evaluate`, for all of
-    `prompts_for` times `judged` answers.
+    `seconds` the prompt that is being tried is given up, unless it is the first. `answered` is called as in
+    `evaluate`, for all of `prompts_for` times `judged` answers.
 
     Returns:
         the best prompt, of equals one with the fewest examples; and `instruction` (whether it has one),

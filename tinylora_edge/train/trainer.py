@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,7 @@ class Trainer:
         self.state.minutes = options.minutes
         self._whitening: Whitening | ModuleWhitening | None = None
         self._stop = False
+        self._answered: Callable[[], None] = lambda: None
         self._validated = self.state.step  # the last step with a validation
         self._since, self._took = 0.0, 0.0  # seconds of steps since, and of that validation
         self._longest = 0.0  # seconds of a step
@@ -191,7 +193,7 @@ class Trainer:
     def _loop(self, write: Report, report: Report) -> None:
         state, options = self.state, self.options
         if not state.curve:
-            self._begin(write)
+            self._begin(write, report)
         if not (self._sft or state.stopped):
             self._find_temperature(report)
         while not (state.stopped or self._stop or self._used() >= 1):
@@ -238,15 +240,23 @@ class Trainer:
             loss = -float(sums.sum() / counts.sum())
             if is_text(task.reward):
                 return sums / counts, loss
-        return evaluate(self._answers.batch, task, self._vector(v), samples=self._validation).scores, loss
+        more: dict[str, Any] = {"samples": self._validation, "answered": self._answered}
+        return evaluate(self._answers.batch, task, self._vector(v), **more).scores, loss
 
-    def _begin(self, write: Report) -> None:
-        """Judge the start."""
-        state, began = self.state, time.monotonic()
+    def _begin(self, write: Report, report: Report) -> None:
+        """Judge the start, of which nobody knows yet how long it takes."""
+        state, began, done = self.state, time.monotonic(), itertools.count(1)
+        what = {
+            "event": "measuring",
+            "what": "the start on prompts held back",
+            "total": len(self._validation),
+        }
+        self._answered = lambda: report({**what, "done": next(done)})
         scores, loss = self.validate(state.best_v) if self._known is None else (self._known, 0.0)
         state.best_scores = state.top_scores = scores
         state.start_score = float(scores.mean())
         state.start_loss = state.best_loss = state.lowest_loss = loss
+        self._answered = lambda: None
         self._took = took = time.monotonic() - began
         state.seconds += took
         losses = {"validation_loss": loss} if self._sft else {}
