@@ -5,8 +5,8 @@
 
 `train.jsonl` and `test.jsonl` are of github.com/openai/grade-school-math (Cobbe et al. 2021; MIT). An arm is
 `base`; `examples`, the base behind the best prompt that `find_prompt` finds; the file of a vector, `*.bin`;
-`rank-K` and `numbers-N`, a vector that GRPO learns by the reward `number`. Answers have 256 tokens at most, and
-are greedy where they are measured.
+`rank-K` and `numbers-N`, a vector that GRPO learns by the reward `number`. Answers have 256 tokens at
+most, and are greedy where they are measured.
 
 A run may take hours: Ctrl-C saves it, and the next call goes on. What the record has is not run again.
 """
