@@ -81,7 +81,7 @@ def evaluate(
     from ..tasks.load import load_general
 
     if drift and vector is None:
-        raise BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
+        raise BadParameter("the drift is of a vector: name it with --vector", param_hint="--drift")
     policy, user = keyfiles.policy(keys), bound_name(user)
     frames = vectors.read_stack(vector)
     limits: dict[str, Any] = {"held_out": number, "max_tokens": max_tokens}

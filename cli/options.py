@@ -22,7 +22,7 @@ Engine = Literal["llama", "onnx"]
 def file_needed(output: Path) -> Path:
     """Refuse `-`, and what names no file: what is made is several files, or has a place of its own."""
     if str(output) == "-" or not output.name:
-        raise BadParameter(f"stdout cannot take what is written here, nor {str(output)!r}: name a file")
+        raise BadParameter(f"stdout cannot take what is written here: name a file, not {str(output)!r}")
     return output
 
 

@@ -35,7 +35,7 @@ def table(*records: dict[str, Any], names: Sequence[str] = ()) -> list[tuple[str
     records stand under each other, with the records' `names` in the first column."""
     units = {_scale(record) for record in records}
     if len(units) > 1:
-        raise console.CommandError("some of the records have rewards, others nats a token: draw them apart")
+        raise console.CommandError("some records have rewards, others nats a token: draw them apart")
     (sign, unit) = units.pop()
     arms = [arm for record in records for arm in record.get("arms", {}).values()]
     near = ("in part",) if any("partial" in arm for arm in arms) else ()

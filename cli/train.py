@@ -149,9 +149,13 @@ def train(
     }
     for name, value in own.items() if many else ():
         if value is not None:
-            raise BadParameter("it is of the training of one user, and DATA has many", param_hint=name)
+            raise BadParameter(
+                "the option is for one user's vector, and DATA has many users", param_hint=name
+            )
     if not many and (workers is not None or ray is not None):
-        raise BadParameter(f"{data} is no folder, nor a JSONL, of many users' texts", param_hint="DATA")
+        raise BadParameter(
+            f"{data} has no texts of many users: they are in a folder, or in JSON lines", param_hint="DATA"
+        )
     beside = None if under is None else whitening_path(under)
     options = Options(
         method=method,
@@ -266,7 +270,7 @@ def _note_event(metrics: dict[str, Any], sign: int, bar: console.Show) -> None:
     elif event == "estimate":
         minutes = console.counted(max(1, math.ceil(metrics["seconds"] / 60)), "minute")
         console.note(
-            f"behind the training, measuring takes up to about {minutes}; --no-evaluate leaves it out"
+            f"after the training, measuring takes up to about {minutes}; --no-evaluate leaves it out"
         )
     elif event == "whitening":
         bar("making the whitening for vectors on this one")

@@ -147,7 +147,7 @@ class Batch:
             raise VectorError(f"{len(prompts)} prompts need as many vectors, not {len(own)}: one for each")
         if max_tokens < 1 or not 0 <= temperature < np.inf:
             raise VectorError(
-                f"max_tokens is {max_tokens}, the temperature {temperature}: at least 1, and 0, are needed"
+                f"max_tokens is {max_tokens}, expected at least 1; the temperature {temperature}, at least 0"
             )
         for index, prompt in enumerate(prompts):
             self._check(index, prompt, max_tokens)
