@@ -36,8 +36,8 @@ class Basis:
         factors, projection = self.factors, self.projection
         if projection.modules != factors.modules:
             raise BasisError(
-                f"the projection has {len(projection.modules)} modules, and the factors have "
-                f"{len(factors.modules)} others"
+                f"the projection has {len(projection.modules)} modules, which are not the "
+                f"{len(factors.modules)} of the factors"
             )
         _check_within(projection.shape, factors)
 

@@ -106,8 +106,8 @@ class MicroVector:
         number = self.sequence if sequence is None else check_sequence(sequence)
         if self.dtype in BITS and self.entries != basis.entries:
             raise VectorError(
-                f"the {self.dtype} vector has entries of the shape {self.entries}, but basis {basis.id} has "
-                f"those of {basis.entries}"
+                f"the vector in {self.dtype} is entries of the shape {self.entries}, but those of basis "
+                f"{basis.id} are {basis.entries}"
             )
         signer = tags.Crc32() if tag == "crc32" else tag
         if isinstance(signer, str) or signer is None:
