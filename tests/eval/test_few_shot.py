@@ -55,7 +55,7 @@ def test_the_obvious_prompt_is_among_those_that_are_tried(llm: TinyLoraLlama) ->
     said = instruction(task)
     assert said is not None
     assert said.splitlines()[1:] == [*"abcdefghijkl"]
-    assert prompts_for(task)[:2] == [(said, 0, 12), (said, 0, 0)]
+    assert prompts_for(task)[:2] == [(said, 0, 12), (None, 0, 12)]
     assert len({each.answer for each in draw_examples(task, 12)}) == 12
     found, tried = find_prompt(llm, task, task.train[:2], seconds=100.0, n_threads=1)
     assert {each["instruction"] for each in tried} == {True, False}

@@ -181,19 +181,19 @@ def held_out(base: Evaluation, vector: Evaluation) -> dict[str, Any]:
 
 
 TRIED = (
-    *((True, 0, 8), (True, 0, 0), (True, 1, 8), (True, 0, 4), (False, 0, 8), (True, 2, 8)),
-    *((False, 0, 4), (False, 1, 8), (False, 0, 2)),
+    *((True, 0, 8), (False, 0, 8), (True, 1, 8), (False, 1, 8), (True, 0, 4)),
+    *((True, 0, 0), (False, 0, 4), (True, 2, 8), (False, 0, 2)),
 )
-"""The prompts that are tried, those first that do well most often: with the task's `instruction` or without,
-which draw of examples, and how many. Eight are more where more answers than these are labels."""
+"""The prompts that are tried, those first that do well most often: with the task's `instruction` or without (a
+135M model did better without), which draw of examples, and how many: where answers recur, one of each at least."""
 
 _WHOLE, _MOST_EXAMPLES = 8, 32
 
 
 def prompts_for(task: Task) -> list[tuple[str | None, int, int]]:
     """Return the prompts of `TRIED` that a task has: the instruction or None, the draw, the examples."""
-    said, labels = instruction(task), {sample.answer for sample in task.train}
-    each = min(len(labels), _MOST_EXAMPLES) if task.reward is label else 0
+    said, different = instruction(task), len({sample.answer for sample in task.train})
+    each = min(different, _MOST_EXAMPLES) if 2 * different <= len(task.train) else 0
     found = [
         (said if with_it else None, draw, max(count, each) if count == _WHOLE else count)
         for with_it, draw, count in TRIED
