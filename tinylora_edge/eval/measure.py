@@ -184,8 +184,8 @@ TRIED = (
     *((True, 0, 8), (False, 0, 8), (True, 1, 8), (False, 1, 8), (True, 0, 4)),
     *((True, 0, 0), (False, 0, 4), (True, 2, 8), (False, 0, 2)),
 )
-"""The prompts that are tried, in this order: with the task's `instruction` or without, which draw of examples,
-and how many; where answers recur, one of each at least. Small models do better without the instruction."""
+"""The prompts that are tried, in this order: with the task's `instruction` or without, which draw of
+examples, and how many; where answers recur, one of each at least. Small models do better without it."""
 
 _WHOLE, _MOST_EXAMPLES = 8, 32
 
