@@ -4,9 +4,9 @@
     python benchmarks/gsm8k.py BUNDLE gsm8k.jsonl --graph --arms base examples rank-8 numbers-13
 
 `train.jsonl` and `test.jsonl` are of github.com/openai/grade-school-math (Cobbe et al. 2021; MIT). An arm is
-`base`; `examples`, the base behind the best of nine draws of 2, 4 or 8 worked examples; the file of a vector,
-`*.bin`; `rank-K` and `numbers-N`, a vector that GRPO learns by the reward `number`. Answers have 256 tokens
-at most and are greedy where they are measured.
+`base`; `examples`, the base behind the best prompt that `find_prompt` finds; the file of a vector, `*.bin`;
+`rank-K` and `numbers-N`, a vector that GRPO learns by the reward `number`. Answers have 256 tokens at
+most, and are greedy where they are measured.
 
 A run may take hours: Ctrl-C saves it, and the next call goes on. What the record has is not run again.
 """
@@ -24,7 +24,7 @@ import _common as bench  # first: it sets what libraries read when loaded
 import numpy as np
 
 from tinylora_edge import MicroVector, load_bundle, runtime
-from tinylora_edge.eval.measure import Evaluation, compare, evaluate, find_examples
+from tinylora_edge.eval.measure import Evaluation, compare, evaluate, find_prompt
 from tinylora_edge.factors import read_shape
 from tinylora_edge.formats.bundle import ONNX_NAME
 from tinylora_edge.jsonio import read_json
@@ -93,7 +93,7 @@ def answered(options: argparse.Namespace, task: Task, arm: str, frame: Path | No
             facts = {"bytes": len(data), "numbers": len(vector.values)}
         if arm == "examples":
             judged, _ = settings(options, "rank-2", 0).split(task)
-            preamble, tried = find_examples(llm, task, judged, seconds=HOURS * 3600, **threads)
+            preamble, tried = find_prompt(llm, task, judged, seconds=HOURS * 3600, **threads)
             facts = {"tried": tried}
         prompts = [preamble.before(sample) for sample in task.held_out] if preamble else task.held_out
         with llm.batch(prompts, TOKENS, **threads) as batch:

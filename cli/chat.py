@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typer import BadParameter
 
 from .. import MicroVector, TinyLoraError
 from ..process import first_interrupt
+from ..projection import NUMBERS
 from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, vectors
 from . import options as opts
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 _COMMANDS = """\
 /vector FILE  exchange the vector, the last of a stack; alone, it says which one is active
 /base         back to the base; the conversation stays
-/like         the last answer is as wanted: the vector moves, in some seconds
+/like         the last answer is as wanted: learn from it, along 13 directions, whatever vector is loaded
 /dislike      the last answer is not as wanted
-/save FILE    write the vector as it is now
+/save FILE    write the vector as it is now, or what was learned on top of a larger one
 /clear        forget the conversation; the vector stays
 /quit         leave, as /exit and the end of input do"""
 """What may be typed in the place of a turn."""
@@ -102,7 +104,7 @@ class Conversation:
         self.state.unlink(missing_ok=True)
         self._last: tuple[list[dict[str, str]], str, bool] | None = None  # messages, reply, ended by itself
         self._clicks: Clicks | None = None
-        self._start, self._count = vector, 0
+        self._loaded, self._count = vector, 0
 
     def take(self, line: str) -> bool:
         """Act on a line; return False where it ends the conversation."""
@@ -117,7 +119,7 @@ class Conversation:
             if rest == vectors.STREAM:
                 raise console.CommandError("stdin carries the conversation: name a file, /vector FILE")
             if rest:
-                under = self.llm.vector and self.llm.vector.under
+                under = self._loaded and self._loaded.under
                 self.llm.swap([*([under] if under else []), vectors.read(rest)], user=self.user)
                 self.begin_with(self.llm.vector)
             _note(f"vector: {_described(self.llm.vector)}")
@@ -154,12 +156,16 @@ class Conversation:
             raise console.CommandError("there is no answer to like, or it was clicked already: ask something")
         from ..runtime import Clicks
 
+        loaded = self._loaded
         if self._clicks is None:
-            self._clicks = Clicks(self.llm, start=self._start, n_threads=self.threads)
+            # A click reads the answer twice a number: what it teaches lies on a vector of many of them.
+            small = loaded is None or loaded.values.size <= NUMBERS
+            place: dict[str, Any] = {"start": loaded} if small else {"under": loaded}
+            self._clicks = Clicks(self.llm, **place, n_threads=self.threads)
         try:
-            with console.progress("learning from the answer"):
-                answered = clickable(self.llm, *self._last, self.options["temperature"])
-                moved = self._clicks.tell(self.state, answered, reward)
+            with console.progress("learning from the answer") as show:
+                answer = clickable(self.llm, *self._last, self.options["temperature"])
+                moved = self._clicks.tell(self.state, answer, reward, scored=_timed(show))
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
@@ -181,6 +187,8 @@ class Conversation:
         data = vector.to_bytes(self.llm.bases.of(vector), user=self.user)
         vectors.write(file, data)
         _note(f"wrote {file}: {len(data)} bytes, {vectors.summary(vector)}, CRC-32")
+        if vector.under is not None:
+            _note(f"load it on top of what lies beneath: --vector THAT --vector {file}")
 
 
 def clickable(
@@ -191,6 +199,17 @@ def clickable(
 
     tokens = (*llm.chat_tokenizer.encode_plain(reply), *((llm.turn_end,) if ended else ()))
     return SampledAnswer(tuple(llm.encode(conversation)[0]), tokens, llm.vector, temperature)
+
+
+def _timed(show: console.Show) -> Callable[[int, int], None]:
+    """Return what shows how much of a click is done, and how long all of it takes."""
+    began = time.monotonic()
+
+    def scored(done: int, total: int) -> None:
+        seconds = (time.monotonic() - began) * total / done
+        show(f"learning from the answer: {done} of {total} readings of it, {seconds:.0f} s in all")
+
+    return scored
 
 
 def _note(text: str) -> None:

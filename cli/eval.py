@@ -6,23 +6,31 @@ import itertools
 from contextlib import closing
 from dataclasses import asdict, replace
 from hashlib import sha256
-from statistics import fmean
+from pathlib import Path
 from typing import Annotated, Any
 
-from typer import BadParameter, Option
+from typer import Argument, BadParameter, Option
 
 from .. import TrainError
+from ..jsonio import read_json
 from ..wire.frame import DEFAULT_USER, bound_name
-from . import console, keyfiles, results, vectors
+from . import console, keyfiles, report, results, vectors
 from . import options as opts
 
 _ANSWERS = 3  # prompts whose answers are printed
 
 
 def evaluate(
-    bundle: opts.BundleArgument,
-    data: opts.DataArgument,
+    given: Annotated[
+        list[str],
+        Argument(
+            metavar="BUNDLE DATA | RECORD...", help="A bundle and examples, or records of runs, *.json."
+        ),
+    ],
     vector: opts.VectorsOption = None,
+    page: Annotated[
+        Path | None, Option("--output", "-o", metavar="FILE", help="Write the report as a page, HTML.")
+    ] = None,
     reward: opts.RewardOption = None,
     schema: opts.SchemaOption = None,
     drop_duplicates: opts.DropDuplicatesOption = False,
@@ -40,27 +48,40 @@ def evaluate(
 ) -> None:
     """Measure a vector on held-out prompts in the deployed runtime, paired with the base.
 
-    Of a stack, the vectors beneath the last one are measured by themselves too.
+    DATA is a file of examples, or the name of a built-in task. Of several vectors the last one is measured on
+    top of the others, and these are measured without it.
 
-    With --system or --examples the prompt that could take the vector's place is measured on the same prompts,
-    alone and together with the vector.
+    With --system or --examples it also measures the prompt that could take the vector's place, alone and
+    together with the vector.
 
     The drift is how far the vector moves the model from its base on general prompts that nobody trained on:
     in nats, and in answers that begin to repeat themselves or to be wrong.
+
+    Records, which train, tune and eval --json write, are drawn together: nothing is measured anew.
 
     \b
     Examples:
       tinylora-edge eval out/demo list-lookup --vector lookup.bin
       tinylora-edge eval out/demo list-lookup --vector lookup.bin --system "One word." --examples 2
+      tinylora-edge eval small.bin.json large.bin.json -o both.html
     """
+    if page is not None:
+        vectors.check_target(str(opts.file_needed(page)))
+    if all(each.endswith(".json") for each in given):
+        _draw(given, page, as_json)
+        return
+    if len(given) != 2:
+        raise BadParameter(f"expected BUNDLE and DATA, or records that end in .json, not {len(given)} words")
+    bundle, data = Path(given[0]), given[1]
     from ..eval import Evaluation, compare
     from ..eval import evaluate as measure
-    from ..eval.measure import fitted
+    from ..eval.measure import arm, fitted, keep_answers
     from ..runtime.model import admit
     from ..tasks import Preamble, rewards
+    from ..tasks.load import load_general
 
     if drift and vector is None:
-        raise BadParameter("the drift is a vector's: say which, with --vector", param_hint="--drift")
+        raise BadParameter("the drift is of a vector: name it with --vector", param_hint="--drift")
     policy, user = keyfiles.policy(keys), bound_name(user)
     frames = vectors.read_stack(vector)
     limits: dict[str, Any] = {"held_out": number, "max_tokens": max_tokens}
@@ -70,12 +91,19 @@ def evaluate(
             raise TrainError(f"task {loaded.name} has no shifted prompts: leave out --shifted")
         loaded = replace(loaded, held_out=loaded.shifted)
     samples = loaded.held_out[:number]
+    loaded = replace(loaded, held_out=samples)
     if len(samples) < number:
         why = f"task {loaded.name} has {len(samples)} such prompts, and -n is {number}"
         console.note(f"{why}: measuring on all {len(samples)}")
     before = opts.make_preamble(loaded, system, examples)
+    free_text = rewards.is_text(loaded.reward)
+    record: dict[str, Any] = {"task": loaded.name, "split": "shifted" if shifted else "held_out"}
+    record |= {"unit": "nats a token"} if free_text else {}
+    if before:
+        record["prompt"] = before.record()
+    if frames[1:]:
+        record["under"] = [sha256(frame).hexdigest() for frame in frames[:-1]]
     found: dict[str, Evaluation] = {}
-    arms: dict[str, dict[str, Any]] = {}
     with (
         console.progress("loading the model", total=1) as show,
         closing(opts.load_model(bundle, engine, threads, policy=policy)) as llm,
@@ -91,50 +119,64 @@ def evaluate(
             contestants["vector"] = checked, Preamble()
             if before:
                 contestants["vector + prompt"] = checked, before
-        done, total = itertools.count(1), len(samples) * len(contestants)
-
-        def answered() -> None:
-            number = next(done)
-            show(f"{number}/{total} answers", done=number, total=total)
-
+        answered = console.counting(show, "measuring: answers", len(samples) * len(contestants))
+        arms = record["arms"] = {}
         for name, (value, preamble) in contestants.items():
             prompts = [preamble.before(sample) for sample in samples]
             with llm.batch(prompts, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
-                each = measure(batch, loaded, value, samples=samples, preamble=preamble, answered=answered)
-                tokens = fmean(map(len, batch.encode(prompts)))
+                each = measure(batch, loaded, value, preamble=preamble, answered=answered)
+                size = len(frames[-1]) if value is checked and frames else 0
+                arms[name] = arm(batch, each, prompts, size) | {"scores": each.scores.tolist()}
+                keep_answers(record, name, batch, loaded, value, each, preamble, most=number)
             found[name] = each
-            arms[name] = {"n": each.n, "mean": each.mean, "standard_error": each.standard_error}
-            arms[name] |= {"tokens": tokens, "bytes": len(frames[-1]) if value is checked and frames else 0}
-        away = None
         if drift:
-            show("measuring the drift on general prompts")
-            away = results.drift(llm, checked, n_threads=threads)
+            progress = console.counting(show, "measuring: drift on general prompts", 5 * len(load_general()))
+            if away := results.drift(llm, checked, n_threads=threads, answered=progress):
+                record["drift"] = asdict(away)
     pairs = itertools.combinations(contestants, 2)
     comparisons = {f"{name} - {other}": compare(found[other], found[name]) for other, name in pairs}
-    free_text = rewards.is_text(loaded.reward)
-    record: dict[str, Any] = {"unit": "nats a token"} if free_text else {}
-    beside: dict[str, Any] = {} if away is None else {"drift": asdict(away)}
-    if frames[1:]:
-        beside["under"] = [sha256(frame).hexdigest() for frame in frames[:-1]]
+    record["comparisons"] = {name: asdict(each) for name, each in comparisons.items()}
+    if "vector - prompt" in comparisons:
+        record["ahead"] = record["comparisons"]["vector - prompt"]
+    if page is not None:
+        report.write(page, {loaded.name: record})
     if as_json:
-        record |= {"task": loaded.name, "split": "shifted" if shifted else "held_out", **beside}
-        for name, each in found.items():
-            record[name] = arms[name] | {"scores": each.scores.tolist(), "answers": each.answers}
-        record["comparisons"] = {name: asdict(each) for name, each in comparisons.items()}
         console.print_json(record)
         return
-    console.grid(results.table(record | {"arms": arms}))
+    console.grid(results.table(record))
     sign = -1 if free_text else 1
     rows = [
         (name, results.compared(replace(each, difference=sign * each.difference)))
         for name, each in comparisons.items()
     ]
-    console.facts([("held-out prompts", str(len(samples))), *rows, *results.rows(beside)])
-    if free_text:
-        return
-    width = max(map(len, found))
-    for i in range(min(_ANSWERS, len(samples))):
+    console.facts([("held-out prompts", str(len(samples))), *rows, *results.rows(record)])
+    names = results.arm_names(record)
+    for i, row in enumerate(record.get("answers", ())[:_ANSWERS]):
         console.say()
-        console.prose(f"prompt: {samples[i].text}")
+        console.prose(f"prompt: {row['asked']}")
         for name, each in found.items():
-            console.prose(f"  {name:<{width}} ({each.scores[i]:g}): {each.answers[i].strip()}")
+            console.prose(f"  {names[name]} ({sign * each.scores[i]:.3g}): {row[name].strip()}")
+
+
+def _draw(files: list[str], page: Path | None, as_json: bool) -> None:
+    """Show records of runs together, and write them as a page."""
+    records: dict[str, Any] = {}
+    for file in files:
+        try:
+            record = read_json(file)
+        except ValueError as error:
+            raise console.CommandError(f"{file} is no record of a run: {error}") from None
+        if not isinstance(record, dict) or not isinstance(record.get("arms"), dict):
+            raise console.CommandError(f"{file} is no record of a run that was measured: it has no arms")
+        name = Path(file).name.removesuffix(".json")
+        records[file if name in records else name] = record
+    if page is not None:
+        report.write(page, records)
+    if as_json:
+        console.print_json(records)
+        return
+    console.grid(results.table(*records.values(), names=[*records]))
+    for name, record in records.items():
+        console.say()
+        console.say(name)
+        console.facts(results.rows(record))

@@ -48,7 +48,9 @@ def learn(
     if only and behaviours is None:
         raise BadParameter("there is no FILE.jsonl to learn from", param_hint="--only")
     if users is not None and (behaviours, weights) != (None, None):
-        raise BadParameter("it takes vectors alone, no behaviours and no weights", param_hint="--from")
+        raise BadParameter(
+            "it learns from vectors: leave --behaviours and --weights out", param_hint="--from"
+        )
     signer, found = None if key is None else keyfiles.signer(key), load_bundle(bundle)
     check_signer(found, signer)
     whole = bundle.absolute()

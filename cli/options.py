@@ -22,7 +22,7 @@ Engine = Literal["llama", "onnx"]
 def file_needed(output: Path) -> Path:
     """Refuse `-`, and what names no file: what is made is several files, or has a place of its own."""
     if str(output) == "-" or not output.name:
-        raise BadParameter(f"stdout cannot take what is written here, nor {str(output)!r}: name a file")
+        raise BadParameter(f"stdout cannot take what is written here: name a file, not {str(output)!r}")
     return output
 
 
@@ -42,26 +42,34 @@ EngineOption = Annotated[Engine | None, Option(help="Engine to use. [default: ll
 ThreadsOption = Annotated[int | None, Option(metavar="N", min=1, help="CPU threads.")]
 PortOption = Annotated[int, Option(metavar="N", min=0, max=65535, help="Port; 0: any that is free.")]
 DataArgument = Annotated[
-    str, Argument(metavar="DATA", help="Examples: a JSONL, CSV or text file, or a built-in task's name.")
+    str, Argument(metavar="DATA", help="Examples: a JSONL, CSV or text file, or the name of a built-in task.")
 ]
 RewardOption = Annotated[
-    str | None, Option(metavar="SPEC", help="json, max_words(12), MODULE:FUNCTION. [default: by the answers]")
+    str | None,
+    Option(metavar="SPEC", help="json, max_words(12), MODULE:FUNCTION. [default: read off the answers]"),
 ]
 DropDuplicatesOption = Annotated[
-    bool, Option("--drop-duplicates", help="Leave out repeated lines, and prompts that are measured on too.")
+    bool,
+    Option("--drop-duplicates", help="Leave out repeated lines, and training prompts that are held out too."),
 ]
 SchemaOption = Annotated[
-    str | None, Option(metavar="FILE", help="Hold answers to a JSON schema, or with `label` to DATA's.")
+    str | None,
+    Option(metavar="FILE", help="Hold answers to this JSON schema; `label`: to the labels in DATA."),
 ]
 VectorsOption = Annotated[
     list[str] | None,
-    Option("--vector", metavar="FILE", help="A vector; - is stdin. Repeatable: a stack, the user's last."),
+    Option(
+        "--vector",
+        metavar="FILE",
+        help="A vector; - is stdin. Repeatable: shared ones first, the user's last.",
+    ),
 ]
 UnderOption = Annotated[
     Path | None, Option(metavar="FILE", help="A shared vector, kept unchanged beneath the user's.")
 ]
 NumbersOption = Annotated[
-    int | None, Option(metavar="N", min=1, help="How many numbers: 1 to one a module. [default: 13]")
+    int | None,
+    Option(metavar="N", min=1, help="How many numbers, at most one for each module. [default: 13]"),
 ]
 SystemOption = Annotated[
     str | None, Option("--system", metavar="TEXT", help="Put this system prompt before every prompt.")
@@ -72,15 +80,15 @@ ExamplesOption = Annotated[
 EvaluateOption = Annotated[bool, Option(help="Measure gain and drift on held-out prompts.")]
 KeysOption = Annotated[
     list[Path] | None,
-    Option("--key", metavar="FILE", help="A trusted public key (PEM) or MAC key. Repeatable."),
+    Option("--key", metavar="FILE", help="A public key (PEM) or MAC key to trust. Repeatable."),
 ]
 BundleKeysOption = Annotated[
     list[Path] | None,
-    Option("--bundle-key", metavar="FILE", help="A public key that signed the bundle. Repeatable."),
+    Option("--bundle-key", metavar="FILE", help="The public key of whoever signed the bundle. Repeatable."),
 ]
 SignerOption = Annotated[Path | None, Option("--key", metavar="FILE", help="Private key of a signed bundle.")]
 StateOption = Annotated[
-    Path | None, Option(metavar="FILE", help="Keep the sequence here, and refuse lower ones.")
+    Path | None, Option(metavar="FILE", help="Keep the vector's sequence here, and refuse older vectors.")
 ]
 StoreOption = Annotated[
     str | None, Option(metavar="FILE|URL", help="Users' vectors: an SQLite file, or postgresql://...")
@@ -92,7 +100,7 @@ ContextOption = Annotated[
     int, Option("--n-ctx", metavar="N", min=0, max=1 << 24, help="Context in tokens; 0: the model's own.")
 ]
 MessageOption = Annotated[str | None, Option(metavar="TEXT", help="A system message.")]
-UserOption = Annotated[str, Option("--user", metavar="NAME", help="Whose vectors these are.")]
+UserOption = Annotated[str, Option("--user", metavar="NAME", help="The user whose vectors these are.")]
 
 
 def load_data(data: str, **arguments: Any) -> Task:

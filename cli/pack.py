@@ -29,15 +29,23 @@ def _day(written: str) -> date:
 
 def pack(
     source: opts.VectorArgument,
-    bundle: Annotated[Path | None, Argument(metavar="BUNDLE", help="Frame the vector anew.")] = None,
+    bundle: Annotated[
+        Path | None, Argument(metavar="BUNDLE", help="The bundle that the vector is for: frame it anew.")
+    ] = None,
     output: opts.OutputOption = vectors.STREAM,
     key: Annotated[Path | None, Option(metavar="FILE", help="Private key, or MAC key, to sign with.")] = None,
     dtype: Annotated[opts.Dtype | None, Option(help="Type of the values. [default: as now]")] = None,
     sequence: Annotated[
-        int | None, Option(metavar="N", min=0, max=65535, help="Rises with each vector of a user.")
+        int | None,
+        Option(
+            metavar="N", min=0, max=65535, help="The frame's number, which rises with each vector of a user."
+        ),
     ] = None,
     user: opts.UserOption = DEFAULT_USER,
-    until: Annotated[date | None, Option(metavar="DATE", parser=_day, help="Last day, in UTC.")] = None,
+    until: Annotated[
+        date | None,
+        Option(metavar="DATE", parser=_day, help="The last day on which the vector is accepted, in UTC."),
+    ] = None,
     as_text: Annotated[bool, Option("--text", help="Write base64url, for an SMS or a chat.")] = False,
     as_qr: Annotated[bool, Option("--qr", help="A QR code: terminal, FILE.png or FILE.svg.")] = False,
     as_json: opts.JsonOption = False,

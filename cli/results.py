@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from .. import TinyLoraError
 from . import console
+
+ANSWERS = 10
+"""Answers that a report shows."""
 
 
 def compared(found: Any) -> str:
@@ -26,22 +30,41 @@ def verdict(found: Any, what: str) -> str:
     return f"The vector {change} the {what}, beyond two standard errors."
 
 
-def table(record: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return the arms that the record of a run compares, for reading: a header, then a row an arm."""
-    arms, (sign, unit) = record.get("arms", {}), _scale(record)
-    examples = record.get("prompt", {}).get("examples", ())
-    kind = "worked example" if any(each["question"] for each in examples) else "earlier text"
-    prompt = console.counted(len(examples), kind) if examples else "prompt"
-    names = {"base": "base", "beneath": "what lies beneath", "prompt": prompt, "vector": "vector"}
-    names["vector + prompt"] = f"vector + {prompt}"
+def table(*records: dict[str, Any], names: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """Return the arms that records compare, for reading: a header, then a row an arm. Those of several
+    records stand under each other, with the records' `names` in the first column."""
+    units = {_scale(record) for record in records}
+    if len(units) > 1:
+        raise console.CommandError("some records have rewards, others nats a token: draw them apart")
+    (sign, unit) = units.pop()
+    arms = [arm for record in records for arm in record.get("arms", {}).values()]
+    near = ("in part",) if any("partial" in arm for arm in arms) else ()
     better = "" if sign > 0 else ", less is better"
-    near = ("in part",) if any("partial" in arm for arm in arms.values()) else ()
-    found: list[tuple[str, ...]] = [("", f"{unit}{better}", *near, "tokens a request", "bytes a user")]
-    for name in [each for each in names if each in arms]:
-        arm = SimpleNamespace(**arms[name])
-        scores = [f"{sign * arm.mean:.3f}{_error(arm)}", *(f"{arm.partial:.3f}" for _ in near)]
-        found.append((names[name], *scores, f"{arm.tokens:.0f}", f"{arm.bytes:,}"))
+    first = ("record",) if names else ()
+    found: list[tuple[str, ...]] = [
+        (*first, "", f"{unit}{better}", *near, "tokens a request", "bytes a user")
+    ]
+    for number, record in enumerate(records):
+        called = arm_names(record)
+        for name in [each for each in called if each in record.get("arms", {})]:
+            arm = SimpleNamespace(**record["arms"][name])
+            score = f"{sign * arm.mean:.3f}{_error(arm)}"
+            parts = [f"{getattr(arm, 'partial', math.nan):.3f}".replace("nan", "") for _ in near]
+            row = (called[name], score, *parts, f"{arm.tokens:.0f}", f"{arm.bytes:,}")
+            found.append((*names[number : number + 1], *row))
     return found if arms else []
+
+
+def arm_names(record: dict[str, Any]) -> dict[str, str]:
+    """Return the arms that a record may have, in order, with what they are called."""
+    prompt = record.get("prompt", {})
+    examples = prompt.get("examples", ())
+    texts = any(not each["question"] for each in examples)
+    kind = "earlier text" if texts else "example" if prompt.get("system") else "worked example"
+    parts = ["instruction"] if prompt.get("system") else []
+    called = " + ".join([*parts, *([console.counted(len(examples), kind)] if examples else [])]) or "prompt"
+    names = {"base": "base", "beneath": "what lies beneath", "prompt": called, "vector": "vector"}
+    return names | {"vector + prompt": f"vector + {called}"}
 
 
 def show(record: dict[str, Any]) -> None:
@@ -56,25 +79,20 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     base = "beneath" if "under" in record or "beneath" in record.get("arms", ()) else "base"
     if "held_out" in record:
         held = SimpleNamespace(**record["held_out"])
-        if "arms" not in record:
-            error = _error(held, "base_standard_error")
-            found.append((base, f"{sign * held.base:.3f}{error} (n = {held.n}, held out)"))
-            error = _error(held, "vector_standard_error")
-            found.append(("vector", f"{sign * held.vector:.3f}{error}"))
         held.difference *= sign
         difference = f"{compared(held)} (n = {held.n}, held out)"
         found += [(f"vector - {base}", difference), ("", verdict(held, unit))]
-    if "prompt" in record:
-        tried = console.counted(len(record["prompt"]["tried"]), "draw")
-        found.append(("examples", f"from the training prompts, the best of {tried} on held-back ones"))
-    arms = record.get("arms", {})
-    if "prompt" in arms and arms["prompt"]["mean"] > arms["vector"]["mean"]:
-        found.append(("", "They do better than the vector: take them, or give more examples or --minutes."))
+    if tried := record.get("prompt", {}).get("tried"):
+        count = console.counted(len(tried), "prompt")
+        about = "its instruction and examples are made of the training prompts"
+        found.append(("prompt", f"the best of {count} on held-back ones; {about}"))
     if "drift" in record:
         drift = SimpleNamespace(**record["drift"])
         away = "the base" if base == "base" else "what lies beneath"
         where = f"from {away} on {console.counted(drift.prompts, 'general prompt')}"
         faults = f"{drift.repeating['new']} answers repeat themselves now, {drift.wrong['new']} are wrong now"
+        if hasattr(drift, "changed"):
+            faults = f"{drift.changed} answers differ, {faults}"
         found.append(("drift", f"{drift.kl:.3f}{_error(drift)} nats a token {where}; {faults}"))
     if "preamble" in record:
         behind = (
@@ -84,7 +102,36 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     unmeasured = record.get("unmeasured", {})
     for why in dict.fromkeys(unmeasured.values()):
         found.append(("not measured", f"{', '.join(w for w in unmeasured if unmeasured[w] == why)}: {why}"))
-    return found
+    return [*found, *_unfinished(record), *_ahead(record, unit)]
+
+
+def _unfinished(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say where a run ended while it still gained, and how to go on."""
+    phases = [phase for phase in record.get("result", {}).get("phases", ()) if phase.get("gaining")]
+    if not phases:
+        return []
+    known = [row["minutes"] for row in record["curve"] if row.get("event") == "few"]
+    minutes = max([*known, math.ceil(2 * (record["options"]["minutes"] or record["seconds"] / 60))])
+    file = record.get("file", "FILE")
+    why = f"the budget ended while {phases[-1]['method'].upper()} still gained: its last step was the best"
+    return [("go on", f"{why}. Train on with --start {file} --minutes {minutes}")]
+
+
+def _ahead(record: dict[str, Any], unit: str) -> list[tuple[str, str]]:
+    """Say which of vector and prompt is ahead, and how sure that is."""
+    if "ahead" not in record:
+        return []
+    found = SimpleNamespace(**record["ahead"])
+    name, other = ("vector", "prompt") if found.difference > 0 else ("prompt", "vector")
+    by = f"by {abs(found.difference):.3f}{_error(found)} {unit} (paired, p = {found.p:.2g})"
+    if found.standard_error and abs(found.difference) > 2 * found.standard_error:
+        text = f"the {name} is ahead of the {other} {by}, beyond two standard errors"
+    elif found.difference:
+        text = f"neither for sure: the {name} is {by}, within two standard errors, which may be chance"
+    else:
+        text = "neither: vector and prompt do equally well"
+    more = ". Take the prompt, or give more examples or --minutes" if name == "prompt" else ""
+    return [("ahead", f"{text}{more if found.difference else ''}")]
 
 
 def drift(llm: Any, vector: Any, **options: Any) -> Any:
@@ -129,7 +176,7 @@ def _scale(record: dict[str, Any]) -> tuple[int, str]:
     return (1, "reward") if unit is None else (-1, str(unit))
 
 
-def _error(found: Any, name: str = "standard_error") -> str:
+def _error(found: Any) -> str:
     """Return a standard error for reading; nothing where it is of one prompt, and so none."""
-    error = getattr(found, name)
+    error = found.standard_error
     return "" if error is None or math.isnan(error) else f" +- {error:.3f}"

@@ -21,7 +21,9 @@ def serve(
     port: opts.PortOption = 8000,
     under: opts.UnderOption = None,
     name: Annotated[str | None, Option(metavar="NAME", help="Name of the model.")] = None,
-    api_keys: Annotated[Path | None, Option(metavar="FILE", help="A line: key, or key and user.")] = None,
+    api_keys: Annotated[
+        Path | None, Option(metavar="FILE", help="A file with a key in each line, or a key and its user.")
+    ] = None,
     keys: opts.KeysOption = None,
     bundle_keys: opts.BundleKeysOption = None,
     feedback: Annotated[bool, Option("--feedback", help="Learn from clicks, kept in the store.")] = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from .. import BasisError, Policy, load_bundle
 from ..factors import SIZES, Shape, read_shape
 from ..jsonio import read_json
 from ..wire.frame import DEFAULT_USER, bound_name
-from . import console, keyfiles, results, vectors
+from . import console, keyfiles, report, results, vectors
 from . import options as opts
 from .many import train_users
 
@@ -36,16 +37,17 @@ def train(
     schema: opts.SchemaOption = None,
     method: Annotated[
         Literal["sft", "grpo"] | None,
-        Option(help="sft: on answers; grpo: by a reward. [default: sft, then grpo, where they help]"),
+        Option(help="sft: learn answers; grpo: learn from a reward. [default: both, as far as they help]"),
     ] = None,
     minutes: Annotated[
-        float | None, Option(metavar="M", help="Minutes. [default: 5 without --steps]")
+        float | None,
+        Option(metavar="M", help="Minutes to learn, without measuring. [default: 5 without --steps]"),
     ] = None,
     steps: Annotated[
         int | None, Option(metavar="N", min=1, help="Steps at most. [default: what the minutes allow]")
     ] = None,
-    prompts: Annotated[int, Option(metavar="N", min=1, help="Prompts a step.")] = 8,
-    samples: Annotated[int, Option(metavar="N", min=2, help="Completions a prompt (grpo).")] = 8,
+    prompts: Annotated[int, Option(metavar="N", min=1, help="Prompts in each step.")] = 8,
+    samples: Annotated[int, Option(metavar="N", min=2, help="Sampled answers for each prompt (grpo).")] = 8,
     lr: Annotated[float | None, Option(metavar="X", help="Step size. [default: by method and size]")] = None,
     size: Annotated[
         Literal["small", "medium", "large"] | None,
@@ -53,58 +55,69 @@ def train(
     ] = None,
     rank: Annotated[
         Any,  # a tuple, which would be several values
-        Option(metavar="K|PxQ", parser=_shape, help="Instead of a size: all of R, K x K or P x Q."),
+        Option(metavar="K|PxQ", parser=_shape, help="Instead of a size: all of R, as K x K or P x Q."),
     ] = None,
     numbers: Annotated[int | None, Option(metavar="N", help="Instead of a size: N numbers.")] = None,
     dtype: Annotated[
         opts.Dtype | None,
-        Option(help="Type of FILE's values; q2, q4 train rounded. [default: q4 from rank 4, or int8]"),
+        Option(help="Type of the numbers in FILE. [default: q4 from rank 4 on, else int8]"),
     ] = None,
     start: Annotated[
-        Path | None, Option(metavar="FILE", help="A vector to start from, of this size or smaller.")
+        Path | None, Option(metavar="FILE", help="Begin with this vector, of the same size or smaller.")
     ] = None,
     under: opts.UnderOption = None,
     keys: opts.KeysOption = None,
     user: opts.UserOption = DEFAULT_USER,
     system: opts.SystemOption = None,
     examples: opts.ExamplesOption = None,
-    seed: Annotated[int, Option(metavar="N", min=0, help="Seed of everything.")] = 0,
-    weights: Annotated[Path | None, Option(metavar="PATH", help="GGUF or Hugging Face weights.")] = None,
+    seed: Annotated[int, Option(metavar="N", min=0, help="Seed of all random numbers.")] = 0,
+    weights: Annotated[
+        Path | None, Option(metavar="PATH", help="Weights to learn on: GGUF or Hugging Face.")
+    ] = None,
     workers: Annotated[
-        int | None, Option(metavar="N", min=1, help="Of many users: processes. [default: 1]")
+        int | None, Option(metavar="N", min=1, help="For many users: processes. [default: 1]")
     ] = None,
     ray: Annotated[
-        str | None, Option(metavar="ADDRESS", help="Of many users: a Ray cluster; auto finds it.")
+        str | None, Option(metavar="ADDRESS", help="For many users: a Ray cluster; auto finds it.")
     ] = None,
     store: opts.StoreOption = None,
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
     keep: Annotated[
-        bool | None, Option("--keep/--no-keep", help="Rehearse, to keep other skills. [default: in SFT]")
+        bool | None,
+        Option("--keep/--no-keep", help="Rehearse general answers, so that they stay. [default: in SFT]"),
     ] = None,
     evaluate: Annotated[
-        bool | None, Option("--evaluate/--no-evaluate", help="Measure the gain. [default: of one user]")
+        bool | None,
+        Option("--evaluate/--no-evaluate", help="Measure what it brings. [default: for one user]"),
     ] = None,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Train a vector on examples, and write it as a frame.
 
-    Where every example has an answer, it learns from these (SFT) until held-back prompts get no better, and
-    then from the rewards of sampled answers (GRPO), where those differ. A method that brings nothing is left
-    out.
+    Where every example has an answer, it learns the answers (SFT) until held-back prompts get no better.
+    Then it learns from rewards of sampled answers (GRPO), where the rewards differ. A method without a gain
+    is left out.
 
-    Beside FILE it leaves FILE.json: task, settings, curve, held-out figures, answers. Ctrl-C saves the state.
+    Beside FILE it leaves FILE.json: task, settings, curve, held-out figures, answers; and a page to look at,
+    v.html for v.bin. Ctrl-C saves the state.
 
-    The larger the file, the more it learns: calls with arguments need a large one. With --numbers 13 it has
-    37 bytes, along directions that the bundle has learned, or the paper's.
+    It measures the vector beside the obvious prompt, which it composes of the file: an instruction with the
+    labels or the fields, and worked examples. The last line says which one is ahead.
 
-    With --under it learns on top of a shared vector, and FILE, without that one, is used on top of it too.
-    Texts without prompts are then learned in a few full steps, without --minutes and --steps.
+    A larger vector learns more: calls with arguments need a large one. With --numbers 13 it has 37 bytes,
+    along the directions that the bundle has learned, else the paper's.
 
-    Where DATA is a folder with a file of texts a user, or JSON lines with "user" and "text", every user gets
+    With --under it learns on top of a shared vector. FILE holds the new vector alone: use both together.
+    Texts without prompts are then learned in a few full steps, unless --minutes or --steps is given.
+
+    DATA may be a folder with a file of texts for each user, or JSON lines with "user" and "text". Each user gets
     a vector, in the folder FILE as publish lays it out. A private --key signs them. With --store they go into
     the store of servers, and FILE.report.jsonl says what became of whom in both cases.
 
-    With --system or --examples the vector is trained behind a prompt, and is used behind it.
+    DATA may hold the texts of many users: a folder with a file for each user, or JSON lines with "user" and
+    "text". Every user gets a vector, in the folder FILE as publish lays it out. A private --key signs them.
+
+    With --system or --examples the vector is trained behind a prompt. Use it behind the same prompt.
 
     \b
     Examples:
@@ -141,9 +154,13 @@ def train(
     }
     for name, value in own.items() if many else ():
         if value is not None:
-            raise BadParameter("it is of the training of one user, and DATA has many", param_hint=name)
+            raise BadParameter(
+                "the option is for one user's vector, and DATA has many users", param_hint=name
+            )
     if not many and (workers, ray, store) != (None, None, None):
-        raise BadParameter(f"{data} is no folder, nor a JSONL, of many users' texts", param_hint="DATA")
+        raise BadParameter(
+            f"{data} has no texts of many users: they are in a folder, or in JSON lines", param_hint="DATA"
+        )
     beside = None if under is None else whitening_path(under)
     options = Options(
         method=method,
@@ -174,6 +191,9 @@ def train(
         }
         train_users(bundle, Path(data), output, options, **how, resume=resume, as_json=as_json)
         return
+    if (page := output.with_suffix(".html")) == output:
+        raise BadParameter(f"{output} is the name of the page beside the vector: name it v.bin, say")
+    vectors.check_target(str(page))
     if start is not None:
         bases = load_bundle(bundle).bases
         policy = Policy(keys=options.keys)
@@ -188,12 +208,14 @@ def train(
     if result.stopped == "interrupted":
         console.note(f"interrupted after step {result.steps}: the state is saved, go on with --resume")
         raise typer.Exit(130)
-    record = read_json(outcome.path.with_name(f"{outcome.path.name}.json"))
+    record: dict[str, Any] = {"file": str(outcome.path)}
+    record |= read_json(outcome.path.with_name(f"{outcome.path.name}.json"))
     if not options.evaluate:
-        record["unmeasured"] = {"base, worked examples and drift": "--no-evaluate; eval measures them"}
+        record["unmeasured"] = {"base, prompt and drift": "--no-evaluate; eval measures them"}
+    report.write(page, {outcome.path.name: record})
     kept = f"the vector of step {result.best_step} of {result.steps}" if result.best_step else "as it began"
     wrote = f"wrote {outcome.path} ({outcome.path.stat().st_size:,} bytes), {kept}"
-    console.report({"file": str(outcome.path), **record}, as_json, wrote, rows=results.phases(record))
+    console.report(record, as_json, wrote, rows=results.phases(record))
     if not as_json:
         results.show(record)
 
@@ -219,7 +241,7 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
                 )
                 at = f"{metrics['method']}, step {metrics.get('step', 0)}"
                 values = (known[key] for key in _METRICS if key in known)
-                bar("  ".join([at, *values]), done=metrics.get("share", 0.0))
+                bar("  ".join([at, *values]), done=metrics.get("share", 0.0), total=1.0)
             elif event == "measuring":
                 bar(f"measuring: {metrics['what']}", done=metrics["done"], total=metrics["total"])
             elif event == "stopping":
@@ -251,11 +273,16 @@ def _note_event(metrics: dict[str, Any], sign: int, bar: console.Show) -> None:
             else "none held out"
         )
         console.note(f"{metrics['train']} texts, learned in {metrics['steps']} full steps, {held}")
+    elif event == "estimate":
+        minutes = console.counted(max(1, math.ceil(metrics["seconds"] / 60)), "minute")
+        console.note(
+            f"after the training, measuring takes up to about {minutes}; --no-evaluate leaves it out"
+        )
     elif event == "whitening":
         bar("making the whitening for vectors on this one")
     elif event == "temperature":
         drawn = "".join(f", {share:.0%} differ at {at}" for at, share in metrics["differ"].items())
-        bar(f"drawing answers at temperature {metrics['temperature']}{drawn}", done=0.0)
+        bar(f"drawing answers at temperature {metrics['temperature']}{drawn}", done=0.0, total=1.0)
     elif event == "few":
         reach = ""
         if "reach" in metrics:

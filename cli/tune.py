@@ -27,17 +27,19 @@ def tune(
     bundle: opts.BundleArgument,
     data: opts.DataArgument,
     output: opts.RunFrameOption,
-    budget: Annotated[str, Option(metavar="AMOUNT", help="90s, 5m, 1h, or 80ktokens.")] = "5m",
+    budget: Annotated[
+        str, Option(metavar="AMOUNT", help="Time or tokens to spend: 90s, 5m, 1h, 80ktokens.")
+    ] = "5m",
     reward: opts.RewardOption = None,
     schema: opts.SchemaOption = None,
     drop_duplicates: opts.DropDuplicatesOption = False,
-    start: Annotated[Path | None, Option(metavar="FILE", help="A vector to start from.")] = None,
+    start: Annotated[Path | None, Option(metavar="FILE", help="Begin with this vector.")] = None,
     numbers: opts.NumbersOption = None,
     under: opts.UnderOption = None,
     system: opts.SystemOption = None,
     examples: opts.ExamplesOption = None,
-    prompts: Annotated[int, Option(metavar="N", min=1, help="Prompts a step.")] = 8,
-    seed: Annotated[int, Option(metavar="N", min=0, help="Seed of everything.")] = 0,
+    prompts: Annotated[int, Option(metavar="N", min=1, help="Prompts in each step.")] = 8,
+    seed: Annotated[int, Option(metavar="N", min=0, help="Seed of all random numbers.")] = 0,
     engine: opts.EngineOption = None,
     threads: opts.ThreadsOption = None,
     keys: opts.KeysOption = None,
@@ -48,17 +50,18 @@ def tune(
 ) -> None:
     """Tune a vector for a task on this device: no PyTorch, no gradients, the base as it is deployed.
 
-    Texts, and answers of free text, are learned as they are; else a reward judges the model's own answers.
-    Held-back training prompts choose the vector that is written: the start, where nothing does better on
-    them. Beside FILE it leaves FILE.json: settings, curve, held-out results. Ctrl-C saves the state, which
-    holds numbers alone. With --system or --examples the vector is found, and is used, behind a prompt.
+    Texts, and answers of free text, are learned as they are. A reward judges all other answers of the model.
+    The vector that does best on held-back training prompts is written. Where none does better than the start,
+    the start is. Beside FILE it leaves FILE.json: settings, curve, held-out results. Ctrl-C saves the state,
+    which holds numbers and no text. With --system or --examples the vector is found behind a prompt: use it
+    behind the same prompt.
 
     \b
     Example:
       tinylora-edge tune out/demo list-lookup --budget 5m -o lookup.bin
     """
     from .. import runtime
-    from ..eval.measure import GENERAL, fitted, held_out
+    from ..eval.measure import GENERAL, arm, fitted, held_out, keep_answers
     from ..eval.measure import evaluate as measure
     from ..runtime.model import admit
     from ..tasks.rewards import is_text
@@ -123,12 +126,18 @@ def tune(
         record |= {name: part for name, part in parts.items() if part is not None}
         try:
             if evaluate:
-                show("measuring on held-out prompts", done=1)
+                answered = console.counting(show, "measuring on held-out prompts", 2 * len(loaded.held_out))
                 with llm.batch(loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
-                    base, tuned = measure(batch, loaded, shared), measure(batch, loaded, vector)
+                    base, tuned = (measure(batch, loaded, v, answered=answered) for v in (shared, vector))
+                    size = len(vector.to_bytes(llm.bases.of(vector)))
+                    first_arm = "base" if shared is None else "beneath"
+                    arms = record["arms"] = {}
+                    for name, each, v in ((first_arm, base, shared), ("vector", tuned, vector)):
+                        arms[name] = arm(batch, each, loaded.held_out, size if v is vector else 0)
+                        keep_answers(record, name, batch, loaded, v, each)
                 record["held_out"] = held_out(base, tuned)
-                show("measuring the drift on general prompts")
-                if away := results.drift(llm, vector, count=GENERAL, n_threads=threads):
+                answered = console.counting(show, "measuring the drift on general prompts", 5 * GENERAL)
+                if away := results.drift(llm, vector, count=GENERAL, n_threads=threads, answered=answered):
                     record["drift"] = asdict(away)
         except KeyboardInterrupt:
             console.note("interrupted while it was measured: the state stays, finish with --resume")
@@ -147,7 +156,9 @@ def tune(
         f"{found.tokens:,} tokens and {found.seconds:.0f} s: held back "
         f"{sign * found.start_score:.3f} -> {sign * found.score:.3f} {unit}"
     )
-    console.report({"file": str(output), **record}, as_json, wrote.strip(), rows=results.rows(record))
+    console.report({"file": str(output), **record}, as_json, wrote.strip())
+    if not as_json:
+        results.show(record)
 
 
 def _reporter(show: console.Show, budget: Budget, unit: str, sign: int) -> Callable[[dict[str, Any]], None]:

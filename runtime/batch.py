@@ -66,6 +66,7 @@ class Batch:
         n_threads: cores to use; by default all that this process may use.
 
     Attributes:
+        n_ctx_seq: as above.
         until: a call is given up, with `Stopped`, once `time.monotonic()` is later.
 
     Raises:
@@ -83,7 +84,7 @@ class Batch:
     ) -> None:
         if sequences < 1:
             raise VectorError(f"a batch of {sequences} sequences runs none: pass 1 or more")
-        self.llm = llm
+        self.llm, self.n_ctx_seq = llm, n_ctx_seq
         self.until = np.inf
         self._turn, self._caller = threading.Lock(), 0  # whose call it is
         self._grammars: dict[str, Grammar] = {}  # of tools
@@ -146,7 +147,7 @@ class Batch:
             raise VectorError(f"{len(prompts)} prompts need as many vectors, not {len(own)}: one for each")
         if max_tokens < 1 or not 0 <= temperature < np.inf:
             raise VectorError(
-                f"max_tokens is {max_tokens}, the temperature {temperature}: at least 1, and 0, are needed"
+                f"max_tokens is {max_tokens}, expected at least 1; the temperature {temperature}, at least 0"
             )
         for index, prompt in enumerate(prompts):
             self._check(index, prompt, max_tokens)
@@ -219,6 +220,7 @@ class Batch:
         completions: Sequence[Sequence[Sequence[int]]],
         *,
         temperature: float = 1.0,
+        answered: Callable[[], None] = lambda: None,
     ) -> list[list[list[NDArray[np.float32]]]]:
         """Return the exact log-probabilities of completions: evaluation alone, nothing is drawn.
 
@@ -228,6 +230,7 @@ class Batch:
             completions: for each prompt the token ids of its completions, with the end-of-generation token
                 where it is part of one.
             temperature: above 0; of the distribution softmax(logits / temperature).
+            answered: called as each completion is scored, under each vector that differs from the others.
 
         Returns:
             For each vector and prompt, for each of its completions: float32 [n], natural logarithms, one a
@@ -264,7 +267,7 @@ class Batch:
                             who=_OWNER,
                         )
 
-        rows = (np.array(work.found, np.float32) for work in self._run(works))
+        rows = (np.array(work.found, np.float32) for work in self._run(works, answered))
         of = {key: [[next(rows) for _ in each] for each in completions] for key in distinct}
         return [of[key] for key in keys]
 

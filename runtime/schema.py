@@ -34,9 +34,6 @@ SCHEMA_PARTS = 400
 """Most schemas within a schema, each $ref written out: as many may be read side by side, in some ms a token.
 Schemas that lead back to themselves would take a second of it."""
 
-_BETWEEN = r" |\n[ \t]{0,20}"
-"""White space that an answer may have between two parts. Without a bound a model may write nothing else."""
-
 _LIMITS = {
     "max_lexer_states": 1 << 14,
     "step_lexer_fuel": 20_000,
@@ -51,6 +48,8 @@ _CALLS = 16  # of one answer, at most
 _TEXT = f'start: TEXT | begin calls | untagged\nbegin[lazy]: TEXT "{CALL_BEGIN}"\nTEXT: /(.|\\n)*/'
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as Python writes it: a call is rendered by the chat template as it was generated."""
+_COMPACT = _FORM | {"item_separator": ", ?", "key_separator": ": ?"}
+"""JSON in one line. Where white space is free, a model may write nothing else."""
 
 _OPEN = {"additionalProperties", "allOf", "anyOf", "oneOf", "$ref"}
 
@@ -67,7 +66,7 @@ def grammar_of(schema: Schema, tokenizer: Tokenizer, left: Callable[[], bool] = 
         TinyLoraError: llguidance does not read the model's tokens, or its process has ended.
     """
     if isinstance(schema, Mapping):
-        text = check_schema(schema or {"type": "object"}, {"whitespace_pattern": _BETWEEN})
+        text = check_schema(schema or {"type": "object"}, _COMPACT)
         return compiled(f"start: %json {text}", tokenizer, left)
     return compiled(_choice(schema), tokenizer, left)
 
@@ -311,13 +310,32 @@ def _written_out(
         elif key in ("properties", "patternProperties") and isinstance(value, dict):
             found[key] = {name: _written_out(each, named, parts, within) for name, each in value.items()}
     if "$ref" not in node:
-        return found
+        return _without_minus_zero(found)
     name = str(node["$ref"])
     if name not in named or name in within:
         why = "leads back to itself" if name in within else "is no '#/$defs/NAME' of it"
         raise _refused(f"the $ref {name[:80]!r} in the JSON schema {why}, and no grammar is made of it")
     there = _written_out(named[name], named, parts, (*within, name))
     return {"allOf": [there, found] if found else [there]}
+
+
+def _without_minus_zero(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema of numbers as one of those from 0 on, and one of those below: `-0` is neither.
+
+    llguidance has no `-0` itself where one bound is given, or where numbers need not be whole.
+    """
+    types = node["type"] if isinstance(node.get("type"), list) else [node.get("type")]
+    kind = next((kind for kind in ("number", "integer") if kind in types), None)
+    others = {"enum", "const", "anyOf", "oneOf", "allOf", "exclusiveMinimum", "exclusiveMaximum"}
+    bounds = [node[name] for name in ("minimum", "maximum") if name in node]
+    if kind is None or node.keys() & others or not all(isinstance(each, int | float) for each in bounds):
+        return node
+    if bounds and (kind == "number" or len(bounds) == 1 or not bounds[0] < 0 <= bounds[1]):
+        return node
+    below: dict[str, Any] = {"maximum": -1} if kind == "integer" else {"exclusiveMaximum": 0}
+    rest = [each for each in types if each not in ("number", "integer")]
+    parts = [{**node, "type": kind, "minimum": 0}, {**node, "type": kind, **below}]
+    return {"anyOf": [*parts, *([{**node, "type": rest}] if rest else [])]}
 
 
 def _choice(labels: Sequence[str]) -> str:

@@ -60,12 +60,12 @@ class Shares:
         if not self.has_room(who):
             account, mine = self.of(who)
             raise OverloadError(
-                f"{account} requests of yours {doing}, {mine} of this user, and {self._free} places are left "
-                "for others: ask again later"
+                f"requests that {doing}: {account} of this account, {mine} of this user; {self._free} places "
+                "are left, for others: ask again later"
             )
 
     def take(self, who: Who) -> None:
-        """Take a place; who had none begins with as many tokens as the others have at least."""
+        """Take a place. An account, or a user, without one begins with the fewest tokens that another has."""
         if not self._taken[who.account]:
             others = (tokens for each, tokens in self._tokens.items() if not isinstance(each, Who))
             self._tokens[who.account] = min(others, default=0)
@@ -76,7 +76,7 @@ class Shares:
         self._free -= 1
 
     def move(self, who: Who, to: Who, doing: str) -> None:
-        """Give a place to another tenant. OverloadError: that may not have it, and it stays where it is."""
+        """Give a place to another tenant. OverloadError: that one may not have it; the place stays."""
         self.leave(who)
         try:
             self.check(to, doing)

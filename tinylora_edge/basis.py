@@ -36,8 +36,8 @@ class Basis:
         factors, projection = self.factors, self.projection
         if projection.modules != factors.modules:
             raise BasisError(
-                f"the projection is of {len(projection.modules)} modules, and not of the "
-                f"{len(factors.modules)} that the factors are of"
+                f"the projection has {len(projection.modules)} modules, which are not the "
+                f"{len(factors.modules)} of the factors"
             )
         _check_within(projection.shape, factors)
 

@@ -148,8 +148,8 @@ class Factors:
             return self.modules.index(module)
         except ValueError:
             raise BasisError(
-                f"there are no factors of {module!r}: there are those of {len(self.modules)} modules, from "
-                f"{self.modules[0]} to {self.modules[-1]}"
+                f"module {module!r} has no factors: {len(self.modules)} modules have, from {self.modules[0]} "
+                f"to {self.modules[-1]}"
             ) from None
 
     def leading(self, module: str, shape: Shape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

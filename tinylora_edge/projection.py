@@ -245,7 +245,7 @@ class Projection(ABC):
         found = _RANDOM.fullmatch(descriptor)
         if found is None:
             raise BasisError(
-                f"{descriptor[:120]!r} names no projection that is read: expected such as "
+                f"{descriptor[:120]!r} names no projection that is known: expected one such as "
                 f"'{random_descriptor(NUMBERS)}', of any rank and groups"
             )
         return Projection.random(modules, int(found["groups"]), int(found["rank"]))

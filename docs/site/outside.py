@@ -31,8 +31,15 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
-    """Make each link to a document one to its page; of a file that has no page, the name stays."""
+    """Make each link to a document one to its page; of a file that has no page, the name stays.
+
+    The page of the API, which is short in a checkout, has all that its modules say of themselves.
+    """
     place = page.file.src_uri
+    if place == "reference/api.md":
+        head, *faces = re.split(r"^## ", markdown, flags=re.M)
+        parts = (f"::: {face.split()[0]}\n    options:\n      heading_level: 2\n" for face in faces)
+        markdown = "\n".join([head, *parts])
     document = next((name for name, other in PAGES.items() if other == place), f"docs/{place}")
     folder = posixpath.dirname(document)
 

@@ -10,7 +10,9 @@ difference, call nothing.
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -145,7 +147,14 @@ class Clicks:
         decode = self._llm.chat_tokenizer.decode
         return [SampledAnswer(tuple(tokens), tuple(a), vector, temperature, decode(a)) for a in answers]
 
-    def tell(self, path: str | PathLike[str], answer: SampledAnswer, reward: int) -> MicroVector:
+    def tell(
+        self,
+        path: str | PathLike[str],
+        answer: SampledAnswer,
+        reward: int,
+        *,
+        scored: Callable[[int, int], None] = lambda done, total: None,
+    ) -> MicroVector:
         """Learn that a user liked an answer (+1), or did not (-1); return what their vector should be now.
 
         Tell about each answer once.
@@ -154,6 +163,7 @@ class Clicks:
             path: of the user's state, which need not exist yet.
             answer: one that `ask` returned, or of the app's own.
             reward: +1 or -1.
+            scored: called after each evaluation of the answer, with how many are done and how many there are.
 
         Raises:
             TrainError: another reward, an empty answer, or a damaged state. Nothing was learned.
@@ -164,7 +174,7 @@ class Clicks:
             raise TrainError(f"a click is +1 or -1, not {reward!r}")
         with self._lock:
             posterior = self._read(path)
-            scores, ratios, at = self._score(posterior, [answer])
+            scores, ratios, at = self._score(posterior, [answer], scored)
             posterior.like(scores[0], ratios[0], at, int(reward))
             return self._keep(path, posterior)
 
@@ -200,7 +210,10 @@ class Clicks:
         return Batch(self._llm, n_ctx_seq=room, sequences=_DRAWN, n_threads=self._threads)
 
     def _score(
-        self, posterior: Posterior, clicked: list[SampledAnswer]
+        self,
+        posterior: Posterior,
+        clicked: list[SampledAnswer],
+        scored: Callable[[int, int], None] = lambda done, total: None,
     ) -> tuple[NDArray[np.float64], list[float], NDArray[np.float64]]:
         """Return the scores of answers, float64 [answers, n], their log-ratios, and v0 less the start.
 
@@ -221,8 +234,15 @@ class Clicks:
         moved = [values for step in posterior.step * np.eye(len(at)) for values in (at + step, at - step)]
         ends = [at, self._start] if (at != self._start).any() else []
         vectors = [self._of(values) for values in (*moved, *ends)]
+        done, total = itertools.count(1), len({each.values.tobytes() for each in vectors}) * len(answers)
         with self._batch(len(prompt), max(map(len, answers))) as batch:
-            found = batch.score_each(vectors, [prompt], [answers], temperature=temperature)
+            found = batch.score_each(
+                vectors,
+                [prompt],
+                [answers],
+                temperature=temperature,
+                answered=lambda: scored(next(done), total),
+            )
         totals = np.array([[row.sum(dtype=float) for row in rows] for (rows,) in found])  # [vector, answer]
         ratios = totals[-2] - totals[-1] if ends else np.zeros(len(answers))
         changes = (totals[: len(moved) : 2] - totals[1 : len(moved) : 2]).T / 2

@@ -516,7 +516,7 @@ def _hold_back(samples: Sequence[Sample], count: int, seed: int) -> tuple[list[i
     if len(alike) < 2:
         raise TrainError(
             f"learning has {len(alike)} prompts, expected at least 2, and better 100: some are held "
-            "back, to check on them what was learned on the others"
+            "back to check what was learned"
         )
     *others, last = np.random.default_rng((seed, 0)).permutation([*alike]).tolist()
     learn, check, held = alike.pop(last), list[int](), max(1, min(count, len(samples) // 3))

@@ -113,6 +113,33 @@ def test_a_like_moves_the_vector_and_it_can_be_saved(cli: Cli, tiny: Path, tmp_p
     assert MicroVector.from_bytes(second.read_bytes(), basis) == moved
 
 
+def test_a_like_takes_as_long_whatever_vector_is_loaded(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    """Along 13 directions, on top of a vector of many numbers, which stays as it is."""
+    bases = load_bundle(tiny / "bundle").bases
+    large, saved, other = (tmp_path / f"{name}.bin" for name in ("large", "saved", "other"))
+    write_vector(large, bases.basis(rank=8), 0.5)
+    write_vector(other, bases.basis(rank=2), 0.5)
+    lines = f"hello\n/like\n/save {saved}\n/vector {other}\n/vector\n"
+    chat = ("chat", tiny / "bundle", "--threads", 1, "--max-tokens", 8)
+    result = cli(*chat, "--vector", large, stdin=lines.encode()).ran()
+    assert "learned from 1 click: 13 fp32 values" in result.stderr
+    assert f"--vector THAT --vector {saved}" in result.stderr
+    assert "on what lies beneath" not in result.stderr.splitlines()[-1], (
+        "the next file takes the large one's place"
+    )
+    learned = MicroVector.from_bytes(saved.read_bytes(), bases)
+    assert learned.values.size == 13
+    with runtime.load(tiny / "bundle", [large.read_bytes(), saved.read_bytes()], n_threads=1) as llm:
+        assert llm.vector is not None
+        assert np.array_equal(llm.vector.values, learned.values)
+        answer = llm.encode("hello")[0]
+        shown = list[tuple[int, int]]()
+        clicks = runtime.Clicks(llm, under=llm.vector.under, n_threads=1)
+        told = runtime.SampledAnswer(tuple(answer), (*b"abc",), llm.vector.under)
+        clicks.tell(tmp_path / "state", told, 1, scored=lambda *at: shown.append(at))
+        assert shown == [(n, 26) for n in range(1, 27)]
+
+
 def test_a_like_on_a_graph(cli: Cli, tmp_path: Path) -> None:
     bundle, saved = onnx_bundles.tiny(), tmp_path / "saved.bin"
     chat = ("chat", bundle, "--engine", "onnx", "--threads", 1, "--max-tokens", 8, "--user", "al")

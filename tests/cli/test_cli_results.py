@@ -38,11 +38,36 @@ def test_arms() -> None:
         ("vector", "-0.500 +- 0.050", "31", "13,455"),
     ]
     found = facts(**record)
-    assert "the best of 7 draws" in found["examples"]
+    assert "the best of 7 prompts" in found["prompt"]
     assert found["not measured"] == "arms, drift: interrupted"
-    assert "better than the vector" not in "".join(found.values())
-    better = record | {"arms": ARMS | {"prompt": ARMS["base"] | {"mean": -0.4}}}
-    assert "They do better than the vector: take them" in "".join(facts(**better).values())
+
+
+def test_the_last_line_says_which_is_ahead_and_how_sure_that_is() -> None:
+    ahead = HELD_OUT | {"difference": -0.16, "standard_error": 0.06, "p": 0.02}
+    record: dict[str, Any] = {"held_out": HELD_OUT, "arms": ARMS, "ahead": ahead}
+    (label, text) = results.rows(record)[-1]
+    assert label == "ahead"
+    assert text.startswith("the prompt is ahead of the vector by 0.160 +- 0.060 reward (paired, p = 0.02)")
+    assert text.endswith("Take the prompt, or give more examples or --minutes")
+    for found, part in (
+        ({"difference": 0.16}, "the vector is ahead of the prompt by 0.160"),
+        ({"standard_error": 0.1}, "neither for sure: the prompt is by 0.160"),
+        ({"standard_error": None}, "neither for sure"),
+        ({"difference": 0.0}, "neither: vector and prompt do equally well"),
+    ):
+        assert part in facts(**record | {"ahead": ahead | found})["ahead"]
+    nats = facts(**record, unit="nats a token")["ahead"]
+    assert nats.startswith("the prompt is ahead of the vector by 0.160 +- 0.060 nats a token")
+
+
+def test_what_still_gained_says_how_to_go_on() -> None:
+    sft = asdict(Phase("sft", 0.1, 0.5, best_step=9, steps=9, stopped="done", gaining=True))
+    record: dict[str, Any] = {"result": {"phases": [sft]}, "options": {"minutes": 5.0}, "file": "v.bin"}
+    curve = [{"event": "few", "minutes": 40}]
+    assert facts(**record, curve=curve)["go on"].endswith("Train on with --start v.bin --minutes 40")
+    assert facts(**record, curve=[])["go on"].endswith("--start v.bin --minutes 10")
+    done = record | {"result": {"phases": [sft | {"gaining": False}]}}
+    assert "go on" not in facts(**done, curve=curve)
 
 
 def test_nats_stay_nats() -> None:

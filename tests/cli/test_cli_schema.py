@@ -46,12 +46,15 @@ def rows(folder: Path, answer: Callable[[int], str]) -> Path:
 
 def test_eval_measures_answers_that_are_held_to_a_schema(cli, bundle, labels, schema):
     command = ("eval", bundle, labels, "--reward", "label", "-n", 6, *SMALL)
-    found = cli(*command, "--schema", "label", "--json").record()["base"]
-    assert set(found["answers"]) <= set(LABELS)
-    assert found["tokens"] == len("u:prompt 10\na:") - sum(i < 10 for i in held_out(labels)) / 6
-    lists = cli(*command, "--schema", schema, "--max-tokens", 60, "--json").record()["base"]["answers"]
+    found = cli(*command, "--schema", "label", "--json").record()
+    assert {row["base"] for row in found["answers"]} <= set(LABELS)
+    assert (
+        found["arms"]["base"]["tokens"] == len("u:prompt 10\na:") - sum(i < 10 for i in held_out(labels)) / 6
+    )
+    lists = cli(*command, "--schema", schema, "--max-tokens", 60, "--json").record()["answers"]
+    assert len(lists) == 6
     for answer in lists:
-        jsonschema.validate(json.loads(answer), SCHEMA)
+        jsonschema.validate(json.loads(answer["base"]), SCHEMA)
     assert "tokens a request" in cli(*command, "--schema", "label").done()
 
 
@@ -82,7 +85,9 @@ def test_free_text_is_measured_by_the_nats_of_its_answers(cli: Cli, bundle: Path
     task = rows(tmp_path, lambda i: f"Reply {i}")
     command = ("eval", bundle, task, "--reward", "text", "-n", 5, *SMALL)
     record = cli(*command, "--json").record()
-    assert (record["unit"], record["base"]["answers"]) == ("nats a token", [""] * 5)
+    assert record["unit"] == "nats a token"
+    assert [row["wanted"] for row in record["answers"]] == [f"Reply {i}" for i in held_out(task)[:5]]
+    assert all(row["base"] for row in record["answers"]), "free text has answers, too"
     expected = []
     with runtime.load(bundle, n_ctx=256, n_threads=1, logits_all=True) as llm:
         assert isinstance(llm, runtime.TinyLoraLlama)
@@ -92,7 +97,7 @@ def test_free_text_is_measured_by_the_nats_of_its_answers(cli: Cli, bundle: Path
             logits = models.llama_logits(llm, [*prompt, *answer])[len(prompt) - 1 : -1].astype(np.float64)
             nats = np.log(np.exp(logits).sum(1)) - logits[range(len(answer)), answer]
             expected.append(-nats.mean())
-    assert sorted(record["base"]["scores"]) == pytest.approx(sorted(expected), abs=1e-3)
+    assert sorted(record["arms"]["base"]["scores"]) == pytest.approx(sorted(expected), abs=1e-3)
     assert "nats a token, less is better" in (printed := cli(*command).done())
     assert f"{-np.mean(expected):.3f}" in printed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import models
 import pytest
@@ -44,15 +45,18 @@ def test_train_then_eval_behind_a_prompt(cli, tiny, task, tmp_path):
     n = manifest["held_out"]["n"]
     measure = ("eval", tiny / "bundle", *task, "-n", n, "--vector", out, *prompt)
     found = cli(*measure, "--drift", "--json").record()
-    assert manifest["held_out"]["base"] == found["prompt"]["mean"]
-    assert manifest["held_out"]["vector"] == found["vector + prompt"]["mean"]
-    assert found["base"]["n"] == found["vector"]["n"] == n
+    arms = found["arms"]
+    assert manifest["held_out"]["base"] == arms["prompt"]["mean"]
+    assert manifest["held_out"]["vector"] == arms["vector + prompt"]["mean"]
+    assert arms["base"]["n"] == arms["vector"]["n"] == n
     assert len(found["comparisons"]) == 6
-    difference = found["vector"]["mean"] - found["base"]["mean"]
+    difference = arms["vector"]["mean"] - arms["base"]["mean"]
     assert found["comparisons"]["vector - base"]["difference"] == pytest.approx(difference)
     assert found["drift"]["prompts"] >= 200
     text = cli(*measure).done()
     assert "vector + prompt - prompt" in text
+    assert found["ahead"] == found["comparisons"]["vector - prompt"]
+    assert re.search(r"^ahead .*(vector|prompt)", text, re.M)
     assert text.count("prompt: p") == 3
 
 
@@ -75,10 +79,10 @@ def test_a_users_own_messages(cli, tiny, tmp_path):
     assert arms["prompt"]["tokens"] > 1 + 12 * count, "a token a byte"
     eval_ = ("eval", tiny / "bundle", texts, "--vector", out, "-n", n)
     found = json.loads(cli(*eval_, "--examples", 2, "--json").stdout)
-    assert {name: found[name]["mean"] for name in ("base", "vector")} == pytest.approx(
+    assert {name: found["arms"][name]["mean"] for name in ("base", "vector")} == pytest.approx(
         {name: arms[name]["mean"] for name in ("base", "vector")}, abs=1e-3
     )
-    assert found["prompt"]["tokens"] > 24
+    assert found["arms"]["prompt"]["tokens"] > 24
     (tmp_path / "few.txt").write_text("one\ntwo\nthree\n")  # one is held out: there is no error of its mean
     for wanted in ((), ("--json",)):
         few = cli("eval", tiny / "bundle", tmp_path / "few.txt", "--vector", out, *wanted)
@@ -103,10 +107,15 @@ def test_train_alone(cli, tiny, task, tmp_path):
     record = json.loads(found.stdout)
     assert record["result"]["stopped"] == "done"
     assert "held_out" not in record
-    assert "worked examples" in str(record["unmeasured"])
+    assert "prompt" in str(record["unmeasured"])
+    page = tmp_path / "v.html"
+    assert page.read_text("utf-8").startswith("<!doctype html>")
+    cli(*run).refused("v.html exists already")
+    page.unlink()
     cli(*run).refused("v.bin exists already")
     (tmp_path / "v.bin").unlink()
     cli(*run).refused("v.bin.json exists already")
+    cli("train", *run[1:3], *REWARD, "-o", page).misused("name it v.bin")
     cli("tune", *run[1:5], "-o", tmp_path / "v.bin").refused("v.bin.json exists already")
     cli("train", tiny / "bundle", *task, "-o", "-").misused("stdout cannot take")
 
@@ -154,9 +163,9 @@ def test_a_vector_on_top_of_another(cli, tiny, task, tmp_path):
     assert vector.basis == bases.basis(rank=2).digest
     found = ("eval", tiny / "bundle", *task, "-n", 4, "--drift", "--vector", shared, "--vector", own)
     record = cli(*found, "--json").record()
-    arms = [name for name in record if "scores" in (record[name] or {})]
-    assert arms == ["base", "beneath", "vector"]
-    assert [record[name]["bytes"] for name in arms] == [0, 0, len(own.read_bytes())]
+    arms = record["arms"]
+    assert list(arms) == ["base", "beneath", "vector"]
+    assert [arm["bytes"] for arm in arms.values()] == [0, 0, len(own.read_bytes())]
     assert list(record["comparisons"]) == ["beneath - base", "vector - base", "vector - beneath"]
     shown = cli(*found).done()
     assert "what lies beneath" in shown
@@ -173,7 +182,7 @@ def test_eval_on_shifted_prompts(cli, tiny, task, tmp_path):
     (tmp_path / "shifted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ("eval", tiny / "bundle", tmp_path / "shifted.jsonl", *REWARD, "--shifted", "-n")
     record = cli(*command, 4, "--json").record()
-    assert (record["split"], record["base"]["n"]) == ("shifted", 4)
+    assert (record["split"], record["arms"]["base"]["n"]) == ("shifted", 4)
     cli("eval", tiny / "bundle", *task, "--shifted").refused("no shifted prompts", "--shifted")
 
 
@@ -185,7 +194,7 @@ def test_scores_are_not_lost_where_the_drift_has_no_room(cli, task, tmp_path):
     found = cli("eval", bundle, *task, "-n", 4, "--vector", vector, "--drift", "--json")
     assert "the drift on general prompts was not measured: the longest prompt has" in found.stderr
     record = json.loads(found.stdout)
-    assert (found.code, len(record["vector"]["scores"]), "drift" in record) == (0, 4, False)
+    assert (found.code, len(record["arms"]["vector"]["scores"]), "drift" in record) == (0, 4, False)
 
 
 def test_bad_input(cli, tiny, task, tmp_path):

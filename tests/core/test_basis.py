@@ -244,5 +244,5 @@ def test_a_projection_that_does_not_fit_the_factors():
     factors = support.random_factors()
     with pytest.raises(BasisError, match="rank 3 is not among 1 to 2"):
         Basis(factors, Projection.entries(factors.modules, 3))
-    with pytest.raises(BasisError, match="of 5 modules, and not of the 6"):
+    with pytest.raises(BasisError, match="has 5 modules, which are not the 6"):
         Basis(factors, Projection.entries(factors.modules[:5], 1))

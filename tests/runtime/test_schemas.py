@@ -80,6 +80,7 @@ BAD = [
     {"$ref": "https://example.org/schema.json"},
     {"type": "string", "pattern": "^(?=a)a$"},
     {"type": "number", "multipleOf": False},
+    {"type": "integer", "minimum": "x", "maximum": 1},
     {"not": {"type": "string"}},
     {"enum": [math.nan]},
     {"maxLength": math.nan},
@@ -160,6 +161,44 @@ def test_an_answer_keeps_to_its_schema(pool: Pool, temperature: float) -> None:
         assert answer.finish.reason == "stop"
 
 
+def allowed(pool: Pool, schema: dict[str, Any], text: str) -> bool:
+    """Whether a text is an answer that keeps to a schema: each of its bytes, and its end."""
+    tokenizer = pool.model.chat_tokenizer
+    grammar = schema_module.grammar_of(schema, tokenizer)
+    for token in tokenizer.encode_plain(text):
+        if not grammar.allows(token):
+            return False
+        grammar.accept(token)
+    return bool(grammar._matcher.is_accepting())
+
+
+def test_json_is_compact(llama_pool: Pool) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "array"}}}
+    for text in ('{"a": null, "b": [1, {}]}', '{"a":null,"b":[1,{}]}'):
+        assert allowed(llama_pool, schema, text)
+    for text in (
+        '{"a": null\n\n, "b": []}',
+        '{ "a": null}',
+        '{"a":  null}',
+        '{\n "a": null\n}',
+        '{"a": null }',
+    ):
+        assert not allowed(llama_pool, schema, text), text
+
+
+@pytest.mark.parametrize(
+    "bounds", [{}, {"minimum": -9, "maximum": 9}, {"minimum": -9}, {"maximum": 9}], ids=str
+)
+@pytest.mark.parametrize("kind", ["integer", "number", ["integer", "null"], ["null", "number"]], ids=str)
+def test_no_number_is_minus_zero(llama_pool: Pool, kind: Any, bounds: dict[str, int]) -> None:
+    schema = {"type": kind, **bounds}
+    whole = "number" not in kind
+    for text in ("0", "-1", "7", *([] if whole else ["-0.5", "0.25"]), *(["null"] if "null" in kind else [])):
+        assert allowed(llama_pool, schema, text), text
+    for text in ("-0", *(["-0.5"] if whole else ["-0.0"]), *([] if "null" in kind else ["null"])):
+        assert not allowed(llama_pool, schema, text), text
+
+
 @pytest.mark.parametrize("schema", BAD, ids=lambda schema: json.dumps(schema, default=str)[:30])
 def test_a_schema_that_becomes_no_grammar(onnx_pool: Pool, schema: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="schema") as caught:
@@ -235,7 +274,8 @@ def test_answers_to_one_prompt_have_one_grammar(pool: Pool, monkeypatch: pytest.
     encoded = list[Any]()
     encode = pool._encode
     monkeypatch.setattr(pool, "_encode", lambda *args, **how: encoded.append(args) or encode(*args, **how))
-    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 3}
+    items = {"type": "integer", "minimum": 0, "maximum": 99_999}  # an end, whatever random weights write
+    schema = {"type": "array", "items": items, "minItems": 3, "maxItems": 3}
 
     async def ask(n: int) -> list[str]:
         streams = await pool.streams("x", n, raw=True, schema=schema, temperature=1, seed=4, max_tokens=300)

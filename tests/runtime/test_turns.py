@@ -35,7 +35,9 @@ def test_an_account_has_half_of_all_places_and_leaves_some_to_each_that_comes() 
     made = Shares(32)
     assert filled(made, "a") == {"a": 16}
     assert filled(made, "b") == {"b": 8}
-    with pytest.raises(OverloadError, match="16 requests of yours run, 16 of this user, and 8 places are"):
+    with pytest.raises(
+        OverloadError, match="that run: 16 of this account, 16 of this user; 8 places are left, for others"
+    ):
         made.check(who("a"), "run")
     for _ in range(16):
         made.leave(who("a"))
@@ -94,7 +96,7 @@ def test_a_queue_keeps_places_for_others_and_takes_nobody_who_has_no_room() -> N
     for name in ("a1", "a2", "a3", "b1"):
         queue.add(who(name), name)
     for name in ("a4", "b1"):
-        with pytest.raises(OverloadError, match="of yours wait"):
+        with pytest.raises(OverloadError, match="requests that wait: "):
             queue.add(who(name), name)
     queue.add(who("c1"), "c1")
     assert queue.take(shares(7, "a1 a1 b1 b1 c1 c1")) is None

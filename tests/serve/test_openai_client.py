@@ -142,6 +142,13 @@ def test_what_is_refused_is_refused_with_the_reason(server, client, basis):
         if code == "vector_of_another_basis":
             assert f"for basis {other.id}" in body["error"]["message"]
             assert "this model takes all entries of rank 1 to 8" in body["error"]["message"]
+    kind = {"Content_Type": "application/octet-stream"}
+    for frame, status, code in (
+        (framed(basis, "eve"), 403, "vector_forged"),
+        (newer[:-1], 422, "vector_damaged"),
+    ):
+        found, body = server.ask("PUT", "/v1/vectors/dora", frame, **kind)
+        assert (found, body["error"]["code"]) == (status, code)
     assert server.ask("GET", "/v1/vectors/dora")[0] == 404
     both = {"extra_body": {"vector": as_text(newer)}, "extra_headers": {"X-TinyLora-Vector": as_text(older)}}
     for model, error, message, options in (

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from tinylora_edge import TrainError
-from tinylora_edge.tasks import Completion, Preamble, Sample, Task, draw_examples, load_task
+from tinylora_edge.tasks import (
+    Completion,
+    Preamble,
+    Reward,
+    Sample,
+    Task,
+    draw_examples,
+    instruction,
+    load_task,
+    rewards,
+)
 
 
 def message(role: str, content: str) -> dict[str, str]:
@@ -106,3 +117,33 @@ def test_examples_need_answers() -> None:
         draw_examples(load_task("brevity", held_out=2), 1)
     hidden = Task("sums", [EXAMPLE, ASKED, Sample("p", "a", raw=True)], [ASKED], echoes)
     assert draw_examples(hidden, 1) == (EXAMPLE,), "neither what is measured on, nor what is no chat turn"
+
+
+def about(reward: Reward, *answers: str) -> str | None:
+    return instruction(Task("t", [Sample(f"p{i}", each) for i, each in enumerate(answers)], [], reward))
+
+
+def test_the_instruction_says_what_the_answers_show() -> None:
+    assert about(rewards.label, "no", "yes", "no") == (
+        "Answer with one of these labels and nothing else:\nno\nyes"
+    )
+    rows = [{"kind": "ab"[i % 2], "who": {"name": f"n{i}"}} | ({"age": i} if i else {}) for i in range(4)]
+    said = about(rewards.json_value, *map(json.dumps, rows))
+    assert said == (
+        "Answer with a JSON object and nothing else. Its fields (a.b is the field b of a):\n"
+        '"kind": one of "a", "b"\n'
+        '"who.name", such as "n0", "n1"\n'
+        '"age" (not in every answer), such as 1, 2'
+    )
+    assert about(rewards.number, "7", "12") == "Answer with a number and nothing else."
+    assert about(rewards.number, "2 + 5\n#### 7") is None
+    assert about(rewards.text, "anything") is None
+    assert about(rewards.label, *map(str, range(300))) is None, "too many labels to list"
+    assert about(rewards.json_value, '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>') is None
+
+
+def test_examples_show_each_answer_before_one_is_shown_again() -> None:
+    samples = [Sample(f"p{i}", "often" if i % 10 else f"rare {i}") for i in range(40)]
+    found = Task("labels", samples, [], echoes)
+    assert {each.answer for each in draw_examples(found, 5)} == {each.answer for each in samples}
+    assert [each.answer for each in draw_examples(found, 9)].count("often") == 5

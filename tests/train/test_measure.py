@@ -15,7 +15,7 @@ import trl_world
 from tinylora_edge import MicroVector, TrainError, load_bundle, runtime
 from tinylora_edge.cli import results
 from tinylora_edge.eval import evaluate
-from tinylora_edge.eval.measure import INTERRUPTED, TRIED
+from tinylora_edge.eval.measure import INTERRUPTED, prompts_for
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.train import Options, train
 
@@ -65,7 +65,9 @@ def test_every_arm(both: Path, task: Task, quick: Options, tmp_path: Path) -> No
     progress = [row for row in rows if row.get("event") == "measuring"]
     ends = {row["what"]: row["total"] for row in progress if row["done"] == row["total"]}
     assert ends["base on held-out prompts"] == ends["vector + prompt on held-out prompts"] == 8
-    assert ends["worked examples on validation prompts"] == len(TRIED) * 8
+    assert ends["prompts, on validation prompts"] == len(prompts_for(task)) * 8
+    assert ends["drift on general prompts"] == 5 * 32
+    assert record["ahead"]["difference"] == pytest.approx(arms["vector"]["mean"] - arms["prompt"]["mean"])
 
 
 def test_what_lies_beneath_takes_the_place_of_the_base(both, task, quick, tmp_path):
@@ -100,15 +102,15 @@ def test_a_graph_is_trained_for_with_the_weights_that_it_was_made_from(both, tas
     assert "unmeasured" not in record
 
 
-@pytest.mark.parametrize("at", ["vector on held-out prompts", "worked examples on validation prompts"])
+@pytest.mark.parametrize("at", ["vector on held-out prompts", "prompts, on validation prompts"])
 def test_ctrl_c_loses_nothing_that_is_known(at, both, task, quick, tmp_path):
     def interrupt(row: dict[str, Any]) -> None:
         if row.get("what") == at and not row["done"]:
             signal.raise_signal(signal.SIGINT)
 
     record = run(both, task, tmp_path, quick, report=interrupt)
-    known = at.startswith("worked")
-    lost = [*([] if known else ["base and vector"]), "worked examples", "drift"]
+    known = at.startswith("prompts")
+    lost = [*([] if known else ["base and vector"]), "prompt", "drift"]
     assert record["unmeasured"] == dict.fromkeys(lost, INTERRUPTED)
     assert list(record["arms"]) == (["base", "vector"] if known else ["base"])
     assert ("held_out" in record) == known
@@ -117,8 +119,8 @@ def test_ctrl_c_loses_nothing_that_is_known(at, both, task, quick, tmp_path):
 def test_what_fails_is_named_and_costs_no_vector(both, task, quick, tmp_path):
     unanswered = [replace(sample, answer=None) for sample in task.train]
     record = run(both, replace(task, train=unanswered), tmp_path, quick)
-    assert list(record["unmeasured"]) == ["worked examples"]
-    assert "0 training prompts have an answer" in record["unmeasured"]["worked examples"]
+    assert list(record["unmeasured"]) == ["prompt"]
+    assert "0 training prompts have an answer" in record["unmeasured"]["prompt"]
     assert (record["held_out"]["n"], record["drift"]["prompts"]) == (8, 32)
 
     def fails(completion: Completion, sample: Sample) -> float:

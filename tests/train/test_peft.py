@@ -47,7 +47,7 @@ def set_vector(wrapped: peft.PeftModel, v: Any) -> None:
     values = np.asarray(getattr(v, "values", v), np.float32).reshape(len(rows), -1)
     with torch.no_grad():
         for row, value in zip(rows, values, strict=True):
-            row.copy_(torch.from_numpy(value))
+            row.copy_(torch.tensor(value))
 
 
 KINDS = [("llama", each) for each in PROJECTIONS if each != "tall"]

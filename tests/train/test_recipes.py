@@ -131,7 +131,7 @@ def test_a_recipe_runs_in_two_processes(tiny: Path, problems: dict[str, Path], t
     assert manifest["options"]["lr"] == 2e-4
     (recipe, options), fields = read_recipe(path), manifest["engine"]["grpo"]
     assert (fields["num_generations"], fields["beta"]) == (options.samples, recipe.grpo["beta"])
-    assert fields["gradient_checkpointing"] is True
+    assert fields["activation_checkpointing"] is True
 
 
 def test_a_command_that_cannot_run_says_one_line(tiny, problems, tmp_path, capsys):

@@ -9,7 +9,7 @@ Over `runtime`, which never imports it: a device that only answers or learns has
 """
 
 from .drift import Drift, measure_drift, measure_parity
-from .measure import Comparison, Evaluation, compare, evaluate, find_examples
+from .measure import Comparison, Evaluation, compare, evaluate, find_prompt
 
 __all__ = [
     "Comparison",
@@ -17,7 +17,7 @@ __all__ = [
     "Evaluation",
     "compare",
     "evaluate",
-    "find_examples",
+    "find_prompt",
     "measure_drift",
     "measure_parity",
 ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
@@ -34,6 +34,7 @@ from ..vector import MicroVector
 _DRAWN = 32  # tokens of an answer that the divergence is estimated on
 _REPEATED_RUN, _TIMES = 4, 3  # words, and how often they occur in an answer that repeats itself
 _JUDGED = 64  # tokens of an answer that is judged: enough to begin to repeat itself
+_SHOWN = 5  # answers that differ
 PROMPTS, TOKENS, BEGINNING = 16, 24, 8  # of parity
 _N_CTX = 64  # tokens of the model's own context, which stays empty: answers have contexts of their own
 
@@ -61,6 +62,8 @@ class Drift:
         tokens: tokens of the base's answers.
         repeating: answers that repeat themselves (`faults`).
         wrong: wrong answers (`faults`) to the prompts that a rule can check.
+        changed: how many greedy answers differ from the base's; and `examples` of them, the first ones that
+            do: `asked`, `base`, `vector`.
     """
 
     kl: float
@@ -69,6 +72,8 @@ class Drift:
     tokens: int
     repeating: dict[str, int]
     wrong: dict[str, int]
+    changed: int
+    examples: list[dict[str, str]]
 
 
 def measure_drift(
@@ -78,6 +83,7 @@ def measure_drift(
     *,
     count: int | None = None,
     n_threads: int | None = None,
+    answered: Callable[[], None] = lambda: None,
 ) -> Drift:
     """Measure how far a vector moves the model from its base on general prompts, by forward passes alone.
 
@@ -89,6 +95,7 @@ def measure_drift(
             its data, is checked for being right. None: those that are shipped (`tasks.load.load_general`).
         count: ask only the first `count` prompts.
         n_threads: cores to use; by default all that the engine would take.
+        answered: called five times a prompt, as it goes on.
 
     Raises:
         TrainError: there are no prompts, or one has no room in the model's context.
@@ -100,11 +107,16 @@ def measure_drift(
     with llm.batch(samples, max(_DRAWN, _JUDGED), n_threads=n_threads) as batch:
         tokens = batch.encode(samples)
         under = None if vector is None else vector.under
-        drawn = batch.generate(tokens, vectors=under, max_tokens=_DRAWN, temperature=1.0)
+        drawn = batch.generate(tokens, vectors=under, max_tokens=_DRAWN, temperature=1.0, answered=answered)
         answers = [[each.tokens.tolist()] for each in drawn]  # none is empty: its end is a token
-        found = batch.score_each([under, vector], tokens, answers)
+        found = batch.score_each([under, vector], tokens, answers, answered=answered)
         gaps = [here.astype(np.float64) - there for (here,), (there,) in zip(*found, strict=True)]
-        base, own = batch.answer_each([under, vector], samples, max_tokens=_JUDGED)
+        base, own = batch.answer_each([under, vector], samples, max_tokens=_JUDGED, answered=answered)
+    changed = [
+        {"asked": sample.text, "base": here.text, "vector": there.text}
+        for sample, here, there in zip(samples, base, own, strict=True)
+        if here.text != there.text
+    ]
     known = [(i, expected) for i, sample in enumerate(samples) if (expected := right_answers(sample))]
     return Drift(
         *divergence(gaps),
@@ -114,6 +126,8 @@ def measure_drift(
         wrong=faults(
             *([not is_right(side[i].text, expected) for i, expected in known] for side in (base, own))
         ),
+        changed=len(changed),
+        examples=changed[:_SHOWN],
     )
 
 

@@ -1,6 +1,6 @@
 """What a vector is worth in the deployed engine: scores on held-out prompts, paired, with errors and a test.
 
-And the best few-shot prompt beside it, and the record of what a run measures.
+And the best prompt beside it, and the record of what a run measures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..errors import TinyLoraError, TrainError, VectorError
 from ..runtime.batch import Batch, Stopped
 from ..runtime.learning.state import Report, standard_error
 from ..runtime.model import PersonalizedModel
-from ..tasks import Preamble, Sample, Task, draw_examples
+from ..tasks import Preamble, Sample, Task, draw_examples, instruction
 from ..tasks.rewards import is_text, json_value, label
 from ..vector import MicroVector
 from .drift import measure_drift
@@ -81,9 +81,6 @@ class Comparison:
 
 Answered = Callable[[], None]
 """Called as each prompt is answered."""
-
-_TOGETHER = 32
-"""Given answers that are measured between two reports of progress."""
 
 _COUNTED = 32
 """Answers, the longest in bytes, that are tokenized to find the longest in tokens."""
@@ -149,14 +146,9 @@ def _likelihoods(
     batch: Batch, task: Task, vector: MicroVector | None, prompts: Sequence[Sample], answered: Answered
 ) -> Evaluation:
     """Measure how likely the given answers are."""
-    found: list[float] = []
-    for start in range(0, len(prompts), _TOGETHER):
-        samples = prompts[start : start + _TOGETHER]
-        answers = [[batch.llm.encode_answer(sample)[: task.max_tokens]] for sample in samples]
-        (scores,) = batch.score_each([vector], batch.encode(samples), answers)
-        for (each,) in scores:
-            found.append(float(each.mean()))
-            answered()
+    answers = [[batch.llm.encode_answer(sample)[: task.max_tokens]] for sample in prompts]
+    (scores,) = batch.score_each([vector], batch.encode(prompts), answers, answered=answered)
+    found = [float(each.mean()) for (each,) in scores]
     return Evaluation(np.array(found), [""] * len(found))
 
 
@@ -188,11 +180,28 @@ def held_out(base: Evaluation, vector: Evaluation) -> dict[str, Any]:
     }
 
 
-TRIED = tuple(itertools.product(range(3), (2, 4, 8)))
-"""The few-shot prompts that are tried: which draw, and of how many examples."""
+TRIED = (
+    *((True, 0, 8), (False, 0, 8), (True, 1, 8), (False, 1, 8), (True, 0, 4)),
+    *((True, 0, 0), (False, 0, 4), (True, 2, 8), (False, 0, 2)),
+)
+"""The prompts that are tried, in this order: with the task's `instruction` or without, which draw of
+examples, and how many; where answers recur, one of each at least. Small models do better without it."""
+
+_WHOLE, _MOST_EXAMPLES = 8, 32
 
 
-def find_examples(
+def prompts_for(task: Task) -> list[tuple[str | None, int, int]]:
+    """Return the prompts of `TRIED` that a task has: the instruction or None, the draw, the examples."""
+    said, different = instruction(task), len({sample.answer for sample in task.train})
+    each = min(different, _MOST_EXAMPLES) if 2 * different <= len(task.train) else 0
+    found = [
+        (said if with_it else None, draw, max(count, each) if count == _WHOLE else count)
+        for with_it, draw, count in TRIED
+    ]
+    return [one for one in dict.fromkeys(found) if one[0] or one[2]]
+
+
+def find_prompt(
     llm: PersonalizedModel,
     task: Task,
     judged: Sequence[Sample],
@@ -201,35 +210,36 @@ def find_examples(
     vector: MicroVector | None = None,
     n_threads: int | None = None,
     answered: Answered = lambda: None,
-) -> tuple[Preamble, list[dict[str, float]]]:
-    """Find the worked examples that do best for the base, or a vector, among a task's own training prompts.
+) -> tuple[Preamble, list[dict[str, Any]]]:
+    """Find the prompt that does best for the base, or a vector: the task's instruction, worked examples from
+    its own training prompts, or both.
 
-    They are chosen by their score on the prompts of `judged`, which are neither shown nor measured on. After
-    `seconds` the draw that is being tried is given up. `answered` is called as in `evaluate`, for `TRIED`
-    times `judged` answers in all.
+    It is chosen by its score on the prompts of `judged`, which are neither shown nor measured on. After
+    `seconds` the prompt that is being tried is given up, unless it is the first. `answered` is called as in
+    `evaluate`, for all of `prompts_for` times `judged` answers.
 
     Returns:
-        the best draw, of equals one with the fewest examples; and `examples`, `draw` and `score` of each that
-        was measured to its end.
+        the best prompt, of equals one with the fewest examples; and `instruction` (whether it has one),
+        `examples`, `draw` and `score` of each that was measured to its end.
 
     Raises:
-        TrainError: the task has no answers to show; no draw leaves room in the model's context for the
-            longest prompt, judged or held out, and its answer; none was tried to its end in the time.
+        TrainError: the task has neither an instruction nor answers to show; no prompt leaves room in the
+            model's context for the longest question, judged or held out, and its answer.
     """
     hidden = {sample.text for sample in judged}
     source = replace(task, train=[sample for sample in task.train if sample.text not in hidden])
     longest = max((*task.held_out, *judged), key=lambda sample: len(llm.encode(sample)[0]))
-    found: list[tuple[Preamble, dict[str, float]]] = []
+    found: list[tuple[Preamble, dict[str, Any]]] = []
     refused, end = None, time.monotonic() + seconds
 
     def going() -> None:
         answered()
-        if time.monotonic() > end:
+        if found and time.monotonic() > end:
             raise Stopped
 
-    for draw, count in TRIED:
+    for said, draw, count in prompts_for(source):
         try:
-            preamble = Preamble(examples=draw_examples(source, count, seed=draw))
+            preamble = Preamble(said, draw_examples(source, count, seed=draw))
             prompts = [preamble.before(sample) for sample in (*judged, longest)]
             batch = llm.batch(prompts, task.max_tokens, n_threads=n_threads)
         except TrainError as error:
@@ -240,9 +250,10 @@ def find_examples(
                 one = evaluate(batch, task, vector, samples=judged, preamble=preamble, answered=going)
         except Stopped:
             break
-        found.append((preamble, {"examples": count, "draw": draw, "score": one.mean}))
+        tried = {"instruction": said is not None, "examples": count, "draw": draw, "score": one.mean}
+        found.append((preamble, tried))
     if not found:
-        raise refused or TrainError(f"no draw was tried to its end within {seconds:.0f} s: allow more")
+        raise refused or TrainError(f"task {task.name} has nothing to make a prompt of")
     best, _ = max(found, key=lambda each: (each[1]["score"], -each[1]["examples"]))
     return best, [tried for _, tried in found]
 
@@ -251,11 +262,23 @@ INTERRUPTED = "interrupted; the vector is written, and eval measures it"
 
 _NOTHING = Preamble()
 
-_SEARCH_S = 120.0  # for the few-shot prompt
+_SEARCH_S = 120.0  # for the prompt that is measured beside the vector
 _JUDGED = 24  # validation prompts that it is chosen by
 GENERAL = 32
 """General prompts that the drift is measured on beside a gain; `eval --drift` takes all."""
-_KEPT = 8  # answers that the record keeps
+KEPT = 10
+"""Answers that a record keeps."""
+_WRITTEN = 64  # tokens of an answer of free text that is kept, at most
+_LONGER = 1.5  # times a bare question, what an answer behind a prompt takes, about
+
+
+def expected_seconds(task: Task, answer_s: float) -> float:
+    """Return about what `Measuring.run` takes, at most, where an answer takes so many seconds."""
+    asked = answer_s * len(task.held_out)
+    tried = answer_s * _LONGER * _JUDGED * len(prompts_for(task))
+    general = 3 * GENERAL * answer_s * max(1.0, _WRITTEN / task.max_tokens)
+    behind = 0.0 if task.preamble is not None else min(_SEARCH_S, tried) + 2 * _LONGER * asked
+    return 2 * asked + behind + general
 
 
 @dataclass
@@ -266,7 +289,7 @@ class Measuring:
 
     Attributes:
         llm: the deployed model, and `batch` over it.
-        validation: prompts that the few-shot prompt is chosen by, the first of them.
+        validation: prompts that the prompt beside the vector is chosen by, the first of them.
         n_threads: of further batches.
         report: called with progress: `{"event": "measuring", "what", "done", "total"}`.
     """
@@ -283,13 +306,13 @@ class Measuring:
     def run(self) -> dict[str, Any]:
         """Measure the vector where it will be used, and return the record.
 
-        Base and vector on the held-out prompts; the best few-shot prompt beside them; the drift. Ctrl-C ends
-        it at once and keeps what is measured by then. `record["unmeasured"]` says why a part is not. Where
-        base and vector fail, nothing else is tried.
+        Base and vector on the held-out prompts; the best prompt beside them (`find_prompt`), and which of
+        the two is `ahead`; the drift. Ctrl-C ends it at once and keeps what is measured by then.
+        `record["unmeasured"]` says why a part is not. Where base and vector fail, nothing else is tried.
         """
         parts: dict[str, Callable[[], None]] = {
             "base and vector": self._held_out,
-            "worked examples": self._few_shot,
+            "prompt": self._prompt,
             "drift": self._drift,
         }
         unmeasured: dict[str, str] = {}
@@ -312,25 +335,28 @@ class Measuring:
             self.record["unit"] = "nats a token"
         name = "base" if self.vector.under is None else "beneath"
         base = self._arm(name, self.batch, self.vector.under)
-        self.record["held_out"] = held_out(base, self._arm("vector", self.batch, self.vector))
+        self._own = self._arm("vector", self.batch, self.vector)
+        self.record["held_out"] = held_out(base, self._own)
 
-    def _few_shot(self) -> None:
+    def _prompt(self) -> None:
         if self.task.preamble is not None:
             raise TrainError("base and vector stand behind a prompt already")
         judged = self.validation[:_JUDGED]
-        answered = self._progress("worked examples on validation prompts", len(TRIED) * len(judged))
+        total = len(prompts_for(self.task)) * len(judged)
+        answered = self._progress("prompts, on validation prompts", total)
         more: dict[str, Any] = {"seconds": _SEARCH_S, "answered": answered, "n_threads": self.n_threads}
-        best, tried = find_examples(self.llm, self.task, judged, vector=self.vector.under, **more)
+        best, tried = find_prompt(self.llm, self.task, judged, vector=self.vector.under, **more)
         self.record["prompt"] = {**best.record(), "tried": tried}
         prompts = [best.before(sample) for sample in self.task.held_out]
         with self.llm.batch(prompts, self.task.max_tokens, n_threads=self.n_threads) as batch:
-            self._arm("prompt", batch, self.vector.under, best)
+            behind = self._arm("prompt", batch, self.vector.under, best)
+            self.record["ahead"] = asdict(compare(behind, self._own))
             self._arm("vector + prompt", batch, self.vector, best)
 
     def _drift(self) -> None:
-        self._progress("drift on general prompts", GENERAL)
-        found = measure_drift(self.llm, self.vector, count=GENERAL, n_threads=self.n_threads)
-        self.record["drift"] = asdict(found)
+        answered = self._progress("drift on general prompts", 5 * GENERAL)
+        more: dict[str, Any] = {"answered": answered, "n_threads": self.n_threads}
+        self.record["drift"] = asdict(measure_drift(self.llm, self.vector, count=GENERAL, **more))
 
     def _arm(
         self, name: str, batch: Batch, vector: MicroVector | None, preamble: Preamble = _NOTHING
@@ -338,21 +364,10 @@ class Measuring:
         samples = self.task.held_out
         answered = self._progress(f"{name} on held-out prompts", len(samples))
         found = evaluate(batch, self.task, vector, preamble=preamble, answered=answered)
-        tokens = map(len, batch.encode([preamble.before(sample) for sample in samples]))
-        self.record.setdefault("arms", {})[name] = {
-            "mean": found.mean,
-            "standard_error": found.standard_error,
-            **({} if found.partial is None else {"partial": found.partial}),
-            "tokens": fmean(tokens),
-            "bytes": len(vector.to_bytes(self.llm.bases.of(vector))) if vector is self.vector else 0,
-        }
-        if is_text(self.task.reward):  # nothing is answered
-            return found
-        if not self.record.get("answers"):
-            kept = [sample.without_preamble or sample for sample in samples[:_KEPT]]
-            self.record["answers"] = [{"asked": each.text, "wanted": each.answer} for each in kept]
-        for row, answer in zip(self.record["answers"], found.answers, strict=False):
-            row[name] = answer
+        size = len(vector.to_bytes(self.llm.bases.of(vector))) if vector is self.vector else 0
+        arms = self.record.setdefault("arms", {})
+        arms[name] = arm(batch, found, [preamble.before(sample) for sample in samples], size)
+        keep_answers(self.record, name, batch, self.task, vector, found, preamble)
         return found
 
     def _progress(self, what: str, total: int) -> Answered:
@@ -363,3 +378,44 @@ class Measuring:
 
         self.report({"event": "measuring", "what": what, "done": 0, "total": total})
         return answered
+
+
+def arm(batch: Batch, found: Evaluation, prompts: Sequence[Sample], size: int) -> dict[str, Any]:
+    """Return the figures of what was measured, as records have them; `size` is of the vector, in bytes."""
+    return {
+        "n": found.n,
+        "mean": found.mean,
+        "standard_error": found.standard_error,
+        **({} if found.partial is None else {"partial": found.partial}),
+        "tokens": fmean(map(len, batch.encode(prompts))),
+        "bytes": size,
+    }
+
+
+def keep_answers(
+    record: dict[str, Any],
+    name: str,
+    batch: Batch,
+    task: Task,
+    vector: MicroVector | None,
+    found: Evaluation,
+    preamble: Preamble = _NOTHING,
+    *,
+    most: int = KEPT,
+) -> None:
+    """Keep the first answers in a record, beside those to be given. Where the reward is `text`, none was
+    drawn yet: `KEPT` are drawn, and cut short. Texts without prompts answer nothing."""
+    samples, answers = task.held_out[:most], found.answers
+    if samples[0].unprompted:
+        return
+    if is_text(task.reward):
+        samples = samples[:KEPT]
+        prompts = [preamble.before(sample) for sample in samples]
+        room = batch.n_ctx_seq - max(map(len, batch.encode(prompts)))
+        (drawn,) = batch.answer_each([vector], prompts, max_tokens=min(task.max_tokens, _WRITTEN, room))
+        answers = [answer.text for answer in drawn]
+    if not record.get("answers"):
+        asked = [sample.without_preamble or sample for sample in samples]
+        record["answers"] = [{"asked": each.text, "wanted": each.answer} for each in asked]
+    for row, answer in zip(record["answers"], answers, strict=False):
+        row[name] = answer

@@ -132,7 +132,8 @@ def _distinct(lines: list[Line], drop: bool, notes: list[str]) -> list[Line]:
             if not drop:
                 raise TrainError(
                     f"{line.place}: its split is {line.split!r}, but the same prompt is {owner.split!r} at "
-                    f"{owner.place}: a prompt must not occur in two splits (--drop-duplicates keeps that one)"
+                    f"{owner.place}: a prompt must not occur in two splits "
+                    f"(--drop-duplicates keeps the one that is {owner.split!r})"
                 )
             crossing += 1
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,7 +185,8 @@ class Preamble:
 def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...]:
     """Return worked examples for a preamble: training samples with an answer, none of them held out.
 
-    They are the same ones for the same arguments on every machine.
+    Each answer is shown once before one is shown again, as far as the count goes. They are the same ones for
+    the same arguments on every machine.
     """
     unseen = {sample.text for sample in (*task.held_out, *task.shifted)}
     shown = (each for each in task.train if each.unprompted or (each.answer is not None and not each.raw))
@@ -197,10 +199,16 @@ def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...
     name = Path(task.name).name  # of a file: wherever it lies
     dice, samples = random.Random(f"{name}/examples/{seed}/{count}/0"), list(pool.values())
     # Python promises to keep the sequence of `random()` for a seed, but not what `sample` makes of it.
-    for index in range(count):
+    for index in range(len(samples)):
         other = index + int(dice.random() * (len(samples) - index))
         samples[index], samples[other] = samples[other], samples[index]
-    return tuple(samples[:count])
+    times = Counter[str | None]()
+    shown_before = []
+    for sample in samples:
+        shown_before.append(times[sample.answer])
+        times[sample.answer] += 1
+    order = sorted(range(len(samples)), key=shown_before.__getitem__)
+    return tuple(samples[index] for index in order[:count])
 
 
 def _split(sample: Sample) -> tuple[str | None, Sequence[_Message]]:

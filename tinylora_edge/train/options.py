@@ -136,7 +136,7 @@ class Options:
         basis = bases.basis(numbers=self.numbers, rank=rank)
         if self.frame_dtype in BITS and not basis.entries:
             raise TrainError(
-                f"{self.frame_dtype} is for all entries of R, and these {basis.size} numbers are others: "
+                f"{self.frame_dtype} is for all entries of R, which these {basis.size} numbers are not: "
                 "choose a rank, or leave the dtype out"
             )
         return basis
@@ -208,8 +208,8 @@ def grown(vector: MicroVector, bases: Bases, basis: Basis) -> tuple[float, ...]:
     found[own] = basis.R(values)
     if not np.array_equal(found, whole):
         raise TrainError(
-            f"a vector of {source.size} numbers does not go into {basis.size} others: train on from it with "
-            f"all entries of its rank, --rank {shape_name(source.shape)}, or of a higher one"
+            f"{basis.size} numbers cannot hold a vector of {source.size} others: go on with all entries of "
+            f"its rank, --rank {shape_name(source.shape)}, or of a higher one"
         )
     return tuple(values.tolist())
 
@@ -227,6 +227,7 @@ class Phase:
             it did not begin.
         temperature: at which answers were drawn (GRPO).
         why: why it was left out, or brought nothing.
+        gaining: the budget ended it, and its last validation was the best.
     """
 
     method: str
@@ -240,6 +241,7 @@ class Phase:
     stopped: str = "left out"
     temperature: float | None = None
     why: str | None = None
+    gaining: bool = False
 
 
 @dataclass(frozen=True)

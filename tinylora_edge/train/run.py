@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .. import runtime
 from ..basis import Basis
 from ..errors import TrainError
-from ..eval.measure import Measuring, fitted
+from ..eval.measure import Measuring, expected_seconds, fitted
 from ..formats.bundle import load_bundle
 from ..process import cores, first_interrupt
 from ..runtime.batch import Batch
@@ -234,7 +234,8 @@ class _Run:
         for method in self._methods:
             if self._used_up(result) and not self._checkpoints[method].exists():
                 vector, score = result.vector, result.best_score
-                phase = Phase(method, score, score, why="too little of the budget is left for it")
+                why = _STILL_GAINING if result.phases[-1].gaining else _USED
+                phase = Phase(method, score, score, why=why)
             else:
                 vector, phase = self._phase(method, result)
                 if result.phases and not phase.best_step and phase.stopped != "interrupted":
@@ -272,7 +273,14 @@ class _Run:
         )
         if self.stopping:
             trainer.stop()
-        found = trainer.run(lambda metrics: self._report(_placed(metrics, method, done)))
+
+        def told(metrics: dict[str, Any]) -> None:
+            self._report(_placed(metrics, method, done))
+            if metrics.get("event") == "start" and not before.phases and options.evaluate:
+                answer_s = metrics["validate_s"] / len(options.split(self.task)[0])
+                self._report({"event": "estimate", "seconds": expected_seconds(self.task, answer_s)})
+
+        found = trainer.run(told)
         self._trainer, self._known = None, trainer.state.best_scores
         self.curve += [_placed(row, method, done) for row in trainer.state.curve]
         return found
@@ -343,6 +351,8 @@ _NO_SIGNAL = (
     "hardly any group of sampled answers differed in its rewards, at any temperature, and GRPO learns "
     "from differences alone"
 )
+_USED = "too little of the budget is left for it"
+_STILL_GAINING = "what came before it was still gaining, and took the budget"
 _NO_GAIN = "it brought nothing on the answers held back"
 
 

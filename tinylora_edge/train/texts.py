@@ -286,7 +286,7 @@ def record_of(
         facts = {"mean": each.mean, "standard_error": each.standard_error, "tokens": fmean(prompts)}
         arms[name] = {**facts, "bytes": sent}
     why = "texts are learned in seconds; eval measures it"
-    unmeasured = dict.fromkeys(("worked examples", "drift"), why)
+    unmeasured = dict.fromkeys(("prompt", "drift"), why)
     return {"unit": "nats a token", "arms": arms, "held_out": held_out(*found), "unmeasured": unmeasured}
 
 

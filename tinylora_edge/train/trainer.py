@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,7 @@ class Trainer:
         self.state.minutes = options.minutes
         self._whitening: Whitening | ModuleWhitening | None = None
         self._stop = False
+        self._answered: Callable[[], None] = lambda: None
         self._validated = self.state.step  # the last step with a validation
         self._since, self._took = 0.0, 0.0  # seconds of steps since, and of that validation
         self._longest = 0.0  # seconds of a step
@@ -191,7 +193,7 @@ class Trainer:
     def _loop(self, write: Report, report: Report) -> None:
         state, options = self.state, self.options
         if not state.curve:
-            self._begin(write)
+            self._begin(write, report)
         if not (self._sft or state.stopped):
             self._find_temperature(report)
         while not (state.stopped or self._stop or self._used() >= 1):
@@ -207,7 +209,7 @@ class Trainer:
             self._once = 0.0
             metrics["share"] = min(1.0, self._used())
             if state.step == 1:
-                self._tell_if_few(report)
+                self._tell_if_few(write)
             silent = state.silent >= _SILENCE
             if self._due() or silent or metrics["share"] == 1:
                 metrics |= self._judge(write)
@@ -238,15 +240,23 @@ class Trainer:
             loss = -float(sums.sum() / counts.sum())
             if is_text(task.reward):
                 return sums / counts, loss
-        return evaluate(self._answers.batch, task, self._vector(v), samples=self._validation).scores, loss
+        more: dict[str, Any] = {"samples": self._validation, "answered": self._answered}
+        return evaluate(self._answers.batch, task, self._vector(v), **more).scores, loss
 
-    def _begin(self, write: Report) -> None:
-        """Judge the start."""
-        state, began = self.state, time.monotonic()
+    def _begin(self, write: Report, report: Report) -> None:
+        """Judge the start, of which nobody knows yet how long it takes."""
+        state, began, done = self.state, time.monotonic(), itertools.count(1)
+        what = {
+            "event": "measuring",
+            "what": "the start on prompts held back",
+            "total": len(self._validation),
+        }
+        self._answered = lambda: report({**what, "done": next(done)})
         scores, loss = self.validate(state.best_v) if self._known is None else (self._known, 0.0)
         state.best_scores = state.top_scores = scores
         state.start_score = float(scores.mean())
         state.start_loss = state.best_loss = state.lowest_loss = loss
+        self._answered = lambda: None
         self._took = took = time.monotonic() - began
         state.seconds += took
         losses = {"validation_loss": loss} if self._sft else {}
@@ -272,7 +282,7 @@ class Trainer:
                 "shorten the answers"
             )
 
-    def _tell_if_few(self, report: Report) -> None:
+    def _tell_if_few(self, write: Report) -> None:
         """Tell the user, once the first step shows how long one takes, if the minutes have room for few.
 
         A second method tells nothing: it has the minutes that are left, and all that it finds is a gain.
@@ -286,7 +296,7 @@ class Trainer:
             needed = state.seconds + (of - 1) * self._longest * (1 + 1 / _APART) + self._took
             found = {"steps": fit, "of": of, "seconds": self._longest, "minutes": math.ceil(needed / 60)}
             reach = {"reach": _reach(fit) / _reach(of)} if self._sft else {}
-            report({"event": "few", **found, **reach})
+            write({"event": "few", **found, **reach})
 
     def _find_temperature(self, report: Report) -> None:
         """Draw at rising temperatures until sampled answers differ in their reward, and learn at that one."""
@@ -331,6 +341,7 @@ class Trainer:
 
     def _result(self, stopped: str) -> tuple[MicroVector, Phase]:
         state = self.state
+        validated = [row.get("step", 0) for row in state.curve if "validation" in row]
         phase = Phase(
             self._method,
             state.start_score,
@@ -342,6 +353,7 @@ class Trainer:
             seconds=round(state.seconds, 1),
             stopped=stopped,
             temperature=state.temperature or None,
+            gaining=stopped == "done" and 0 < state.best_step == validated[-1],
         )
         return self._vector(state.best_v), phase
 

@@ -237,7 +237,7 @@ def grpo_fields(task: Task, options: Options, grpo: Mapping[str, Any], *, proces
         "bf16": _dtype(options) == "bf16",
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.accelerator.is_available(),
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         # the buffers are the factors: the same everywhere, and megabytes at every step
         "ddp_broadcast_buffers": False,
         "ddp_find_unused_parameters": False,

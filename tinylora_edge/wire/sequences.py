@@ -42,7 +42,8 @@ class Accepted(NamedTuple):
             )
         if later.sequence == self.sequence and self.content and later.content not in ("", self.content):
             raise RollbackError(
-                f"another vector with this sequence, {self.sequence}, was already accepted{of}: raise it"
+                f"another vector with this sequence, {self.sequence}, was already accepted{of}: use a "
+                "higher sequence"
             )
 
 

@@ -104,17 +104,6 @@ def real(smollm2_bundle: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_langchain(real: Any) -> None:
-    from langchain_community.llms.llamacpp import LlamaCpp
-
-    options = {"max_tokens": 8, "temperature": 0.0, "streaming": False}
-    chain = LlamaCpp.model_construct(client=real, model_path=real.model_path, **options)
-    expected = real.create_completion("The sea is", max_tokens=8, temperature=0.0)["choices"][0]["text"]
-    assert chain.invoke("The sea is") == expected != ""
-    assert "".join(chain.stream("The sea is")) == expected
-
-
-@pytest.mark.slow
 def test_instructor(real: Any) -> None:
     import instructor
 
