@@ -110,12 +110,9 @@ def train(
     With --under it learns on top of a shared vector. FILE holds the new vector alone: use both together.
     Texts without prompts are then learned in a few full steps, unless --minutes or --steps is given.
 
-    DATA may be a folder with a file of texts for each user, or JSON lines with "user" and "text". Each user gets
-    a vector, in the folder FILE as publish lays it out. A private --key signs them. With --store they go into
-    the store of servers, and FILE.report.jsonl says what became of whom in both cases.
-
     DATA may hold the texts of many users: a folder with a file for each user, or JSON lines with "user" and
-    "text". Every user gets a vector, in the folder FILE as publish lays it out. A private --key signs them.
+    "text". Every user gets a vector, in the folder FILE as publish lays it out, or with --store in the store
+    of servers. A private --key signs them. FILE.report.jsonl says what became of whom.
 
     With --system or --examples the vector is trained behind a prompt. Use it behind the same prompt.
 
