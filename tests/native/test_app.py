@@ -57,14 +57,17 @@ def framed(basis: Basis, sequence: int = 7, signer: object = "crc32", **options:
 
 
 @pytest.mark.slow
-def test_it_swaps_vectors_and_answers_as_python_does(personalize: Program, smollm2_gguf: Path) -> None:
+@pytest.mark.parametrize("form", [[], ["--fold"]], ids=["rows", "folded"])
+def test_it_swaps_vectors_and_answers_as_python_does(
+    personalize: Program, smollm2_gguf: Path, form: list[str]
+) -> None:
     """Of all sizes, one after the other; one that is refused between them changes nothing."""
     bundle = smollm2.f32_bundle(smollm2_gguf)  # where right implementations agree exactly
     bases = load_bundle(bundle)
     sizes = [{"numbers": 13}, {"rank": 8}, {"numbers": 50}, {"rank": 2}]
     frames = [framed(bases.basis(**size), 7 + i) for i, size in enumerate(sizes)]
     texts = [*map(text.encode, [*frames[:2], frames[0], *frames[2:]])]
-    done = personalize(bundle / "base.gguf", bundle / "basis.gguf", PROMPT, *texts)
+    done = personalize(*form, bundle / "base.gguf", bundle / "basis.gguf", PROMPT, *texts)
     llm = runtime.load(bundle, n_ctx=512, n_threads=2)
     expected, answers = "", []
     for frame in (None, *frames):
