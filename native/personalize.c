@@ -2,10 +2,10 @@
  *
  *     personalize [--fold] [--key HEX] [--stream NAME] BASE.gguf BASIS.gguf PROMPT FRAME...
  *
- * Generates an answer by the base, and by each vector. One adapter serves them all, and a swap is a pointer; with --fold
- * each vector becomes an adapter of its own, which takes less memory and more time. FRAME is a text, as `tinylora-edge pack --text` and a QR code have
- * it. With a key, an HMAC's, frames without its tag are refused. PROMPT goes to the model as it is: write its chat template
- * out. A frame that is refused leaves the model with the vector before it.
+ * Generates an answer by the base, and by each vector. One adapter serves all vectors, and a swap is a pointer; with
+ * --fold each becomes an adapter of its own. FRAME is a text, as `tinylora-edge pack --text` and a QR code have it. With a
+ * key, an HMAC's, frames without its tag are refused. PROMPT goes to the model as it is: write its chat template out. A
+ * frame that is refused leaves the model with the vector before it.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -97,7 +97,7 @@ int main(int argc, char **argv) {
     if (tinylora_adapter(&adapter, model, bases, fold ? &vector.basis : NULL, fold ? vector.r : NULL, &why))
         fail(why.text);
     struct llama_context_params parameters = llama_context_default_params();
-    tinylora_rows rows = {bases, &active, 1, {""}};
+    tinylora_rows rows = {bases, &active, NULL, {""}};
     parameters.n_ctx = parameters.n_batch = CONTEXT;
     parameters.n_threads = parameters.n_threads_batch = THREADS;
     if (!fold) {

@@ -1420,35 +1420,47 @@ static void apply(float *x, uint64_t outputs, const tinylora_vector *v, uint64_t
     }
 }
 
-/* Replace A x of each token by R A x. The tokens of a row follow each other, and an expert's have several columns. */
+static int has_logits(const struct llama_batch *batch, int token) {
+    return batch->logits ? batch->logits[token] : token == batch->n_tokens - 1;
+}
+
+/* Replace A x of each token by R A x; an expert's token has several columns. */
 static int apply_rows(const tinylora_rows *rows, struct ggml_tensor *node, const module *m, error *why) {
+    const struct llama_batch *batch = rows->batch;
+    const module *modules = rows->bases->own->modules;
     const uint64_t outputs = (uint64_t)node->ne[0], columns = (uint64_t)ggml_nrows(node);
-    const uint64_t tokens = m->a.dimensions == 3 ? (uint64_t)node->ne[2] : columns, size = ggml_nbytes(node);
+    const int tokens = (int)(m->a.dimensions == 3 ? node->ne[2] : (int64_t)columns);
+    const size_t size = ggml_nbytes(node);
+    int host, token = 0, wanted = 0, status = TINYLORA_OK;
     float *x = node->data;
-    int host;
     if (!tokens) return TINYLORA_OK;
-    if (!rows->count || tokens % rows->count)
-        return ERR(ARGUMENT, N64 " tokens are evaluated at once, and there are " N32 " rows: each has as many",
-                   tokens, rows->count);
+    for (int i = 0; batch && i < batch->n_tokens; i++) wanted += has_logits(batch, i);
+    /* In the last block llama.cpp leaves out what gives no logits. */
+    if (batch && tokens != batch->n_tokens &&
+        (tokens != wanted || m->block != modules[rows->bases->modules - 1].block))
+        return ERR(ARGUMENT, "llama.cpp evaluates %d of %d tokens at once: set kv_unified, and n_ubatch to n_batch",
+                   tokens, (int)batch->n_tokens);
     if (node->type != GGML_TYPE_F32 || !ggml_is_contiguous(node) || outputs > m->rows)
-        return ERR(BASE, "llama.cpp evaluates %.*s in another way than is known, or with another's adapter",
+        return ERR(BASE, "llama.cpp evaluates %.*s in another way than is known, or with another adapter",
                    NAME(m->name));
-    for (uint32_t i = 0; i < rows->count; i++) {
-        const tinylora_basis *b = rows->vectors[i] ? &rows->vectors[i]->basis : NULL;
-        if (b && (b->rank > outputs || (b->outputs < m->rows ? b->outputs : m->rows) > outputs))
-            return ERR(ARGUMENT, "row " N32 " is of %s, and the adapter of rank " N64 ": make a larger one", i,
-                       b->descriptor, outputs);
-    }
     host = ggml_backend_buffer_is_host(node->buffer);
-    if (!host) x = malloc((size_t)size);
+    if (!host) x = malloc(size);
     if (!x) return no_memory(why, size);
-    if (!host) ggml_backend_tensor_get(node, x, 0, (size_t)size);
-    for (uint64_t i = 0; i < columns; i++)
-        apply(x + i * outputs, outputs, rows->vectors[i / (columns / rows->count)],
-              (uint64_t)(m - rows->bases->own->modules));
-    if (!host) ggml_backend_tensor_set(node, x, 0, (size_t)size);
+    if (!host) ggml_backend_tensor_get(node, x, 0, size);
+    for (uint64_t i = 0, each = columns / (uint64_t)tokens; i < columns && !status; i++) {
+        const tinylora_vector *v;
+        if (i && i % each == 0) token++;
+        while (batch && tokens < batch->n_tokens && !has_logits(batch, token)) token++;
+        v = rows->vectors[batch && batch->seq_id ? batch->seq_id[token][0] : 0];
+        if (v && (v->basis.rank > outputs || rows_of(rows->bases, (uint32_t)(m - modules), v->basis.outputs) > outputs))
+            status = ERR(ARGUMENT, "%s does not fit into an adapter of rank " N64 ": make a larger one",
+                         v->basis.descriptor, outputs);
+        else
+            apply(x + i * outputs, outputs, v, (uint64_t)(m - modules));
+    }
+    if (!host) ggml_backend_tensor_set(node, x, 0, size);
     if (!host) free(x);
-    return TINYLORA_OK;
+    return status;
 }
 
 bool tinylora_eval(struct ggml_tensor *node, bool ask, void *data) {

@@ -15,7 +15,7 @@
  *
  *     if (tinylora_open(&bases, "basis.gguf", "base.gguf", &why)) return complain(why.text);
  *     if (tinylora_adapter(&adapter, model, bases, NULL, NULL, &why)) return complain(why.text);
- *     tinylora_rows rows = {bases, &active, 1, {""}};
+ *     tinylora_rows rows = {bases, &active, NULL, {""}};
  *     parameters.cb_eval = tinylora_eval;
  *     parameters.cb_eval_user_data = &rows;
  *     context = llama_init_from_model(model, parameters);
@@ -184,35 +184,36 @@ tinylora_status tinylora_text(const char *text, uint8_t *out, size_t room, size_
 
 struct llama_model;
 struct llama_adapter_lora;
+struct llama_batch;
 struct ggml_tensor;
 
-/* An adapter of a model that was loaded from `base_path`, made in memory. llama.cpp sizes its graph for the adapters that
- * there are, so make it before the context. The model frees it. There are two forms:
+/* An adapter of a model that was loaded from `base_path`, made in memory. Make one before the context: llama.cpp sizes its
+ * graph for the adapters that there are. The model frees it. No context of the model may compute meanwhile.
  *
- * (A, B), where `r` is NULL: for all vectors of that basis and of smaller p and q, and for `tinylora_eval`. A swap is a
- * pointer. Its memory goes with p: for a model of 0.5B 18 MB at p = 8, and 141 MB at p = 64, which all vectors fit in
- * (`basis` NULL).
+ * Where `r` is NULL it is (A, B), for `tinylora_eval` and all vectors of at most the basis's p and q. A swap is then a
+ * pointer. Memory and time of a token grow with p, so give the basis of the largest vectors that the app uses; NULL: the
+ * largest there are.
  *
- * (A, B R), of one vector, without a callback: memory goes with q, 4 MB at q = 2. For a swap make the new one, set it,
- * clear the context's memory, and free the old one (llama_adapter_lora_free): milliseconds. No context of the model may
- * compute meanwhile. */
+ * Otherwise it is (A, B R), for one vector and no callback. Memory and time of a token grow with q, and a swap takes 20 ms
+ * and more: make the new one, set it, clear the context's memory, and free the old one (llama_adapter_lora_free). */
 tinylora_status tinylora_adapter(struct llama_adapter_lora **out, struct llama_model *model,
                                  const tinylora_bases *bases, const tinylora_basis *basis, const float *r,
                                  tinylora_error *why);
 
-/* The vectors of a context's rows, that are evaluated together. Change them between two calls of llama_decode, and clear
- * what the row has in the context's memory. With one row, all tokens are its own. With more, set kv_unified to false and
- * n_ubatch to n_batch, give the rows the sequences 0, 1, 2, ..., and put equally many tokens of each in a batch, row after
- * row, and equally many with logits. llama_decode succeeds even where `tinylora_eval` does not: look at `why`. */
+/* The vectors of a context's sequences. Change them between two calls of llama_decode, and clear what the sequence has in
+ * the context's memory. An app with one sequence needs no `batch`. With more, all are evaluated together, whatever their
+ * vectors and the numbers of their tokens: set the context's kv_unified to true and its n_ubatch to n_batch, and `batch`
+ * before each call. (That is not for models with recurrent layers: llama.cpp takes their tokens in another order.) */
 typedef struct {
     const tinylora_bases *bases;
-    const tinylora_vector *const *vectors; /* of each row; NULL: the base, bit for bit */
-    uint32_t count;
-    tinylora_error why; /* empty until an evaluation fails; then empty it before the next */
+    const tinylora_vector *const *vectors; /* of each sequence; NULL: the base, bit for bit */
+    const struct llama_batch *batch;       /* that llama_decode gets; NULL: all tokens are of vectors[0] */
+    tinylora_error why; /* empty until an evaluation fails, though llama_decode returns 0. Then empty it, and clear the
+                         * context's memory */
 } tinylora_rows;
 
 /* llama.cpp calls it inside an evaluation, where it replaces A x by R A x. It is the context's cb_eval, with a
- * `tinylora_rows` as cb_eval_user_data and (A, B) as its only adapter, of scale 1: llama.cpp names the tensors of every
+ * `tinylora_rows` as cb_eval_user_data, and (A, B) as the only adapter, of scale 1: llama.cpp names the tensors of every
  * adapter alike. */
 bool tinylora_eval(struct ggml_tensor *node, bool ask, void *rows);
 #endif

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -30,11 +29,7 @@ Program = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def personalize(tmp_path_factory: pytest.TempPathFactory) -> Program:
     """Run the program, compiled as its README says, against the llama.cpp that llama-cpp-python brings."""
-    spec = importlib.util.find_spec("llama_cpp")
-    assert spec is not None
-    assert spec.origin is not None
-    if shutil.which("cc") is None or not (Path(spec.origin).parents[1] / "include" / "llama.h").exists():
-        pytest.skip("this takes a C compiler, and a llama-cpp-python that was built from its sources")
+    native_reader.llama()
     folder = tmp_path_factory.mktemp("native") / "native"
     shutil.copytree(native_reader.NATIVE, folder)
     (block,) = re.findall(r"^```console\n(.+?)^```$", (folder / "README.md").read_text("utf-8"), re.M | re.S)
