@@ -206,7 +206,7 @@ tinylora_status tinylora_adapter(struct llama_adapter_lora **out, struct llama_m
  * before each call. (That is not for models with recurrent layers: llama.cpp takes their tokens in another order.) */
 typedef struct {
     const tinylora_bases *bases;
-    const tinylora_vector *const *vectors; /* of each sequence; NULL: the base, bit for bit */
+    const tinylora_vector *const *vectors; /* of n_seq_max sequences; NULL: the base, bit for bit */
     const struct llama_batch *batch;       /* that llama_decode gets; NULL: all tokens are of vectors[0] */
     tinylora_error why; /* empty until an evaluation fails, though llama_decode returns 0. Then empty it, and clear the
                          * context's memory */
