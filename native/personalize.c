@@ -1,10 +1,11 @@
 /* Vectors in llama.cpp, without Python: what an app does with them, a frame after the other.
  *
- *     personalize [--key HEX] [--stream NAME] BASE.gguf BASIS.gguf PROMPT FRAME...
+ *     personalize [--fold] [--key HEX] [--stream NAME] BASE.gguf BASIS.gguf PROMPT FRAME...
  *
- * Generates an answer by the base, and by each vector. FRAME is a text, as `tinylora-edge pack --text` and a QR code have
- * it. With a key, an HMAC's, frames without its tag are refused. PROMPT goes to the model as it is: write its chat template
- * out. A frame that is refused leaves the model with the vector before it.
+ * Generates an answer by the base, and by each vector. One adapter serves all vectors, and a swap is a pointer; with
+ * --fold each becomes an adapter of its own. FRAME is a text, as `tinylora-edge pack --text` and a QR code have it. With a
+ * key, an HMAC's, frames without its tag are refused. PROMPT goes to the model as it is: write its chat template out. A
+ * frame that is refused leaves the model with the vector before it.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,7 +28,8 @@ static void errors_only(enum ggml_log_level level, const char *line, void *data)
 }
 
 /* Greedy, from an empty cache: what it held was computed by the model as it was before. */
-static void generate(struct llama_context *context, const struct llama_model *model, const char *prompt) {
+static void generate(struct llama_context *context, const struct llama_model *model, const char *prompt,
+                     const tinylora_rows *rows) {
     const struct llama_vocab *vocab = llama_model_get_vocab(model);
     struct llama_sampler *greedy = llama_sampler_init_greedy();
     llama_token tokens[CONTEXT - TOKENS];
@@ -37,6 +39,7 @@ static void generate(struct llama_context *context, const struct llama_model *mo
     llama_memory_clear(llama_get_memory(context), true);
     for (int made = 0; made < TOKENS; made++) {
         if (llama_decode(context, llama_batch_get_one(tokens, count))) fail("llama.cpp could not compute");
+        if (*rows->why.text) fail(rows->why.text);
         tokens[0] = llama_sampler_sample(greedy, context, -1);
         count = 1;
         if (llama_vocab_is_eog(vocab, tokens[0])) break;
@@ -62,55 +65,71 @@ int main(int argc, char **argv) {
     tinylora_policy policy = {0};
     tinylora_error why;
     tinylora_bases *bases;
-    tinylora_vector vector = {0};
-    struct llama_adapter_lora *now, *next;
+    tinylora_vector vector = {0}, next = {0};
+    const tinylora_vector *active = NULL; /* the base */
+    struct llama_adapter_lora *adapter, *old;
     float whole = 1;
-    int at = 1, refused = 0;
-    for (; at + 1 < argc && !strncmp(argv[at], "--", 2); at += 2) {
-        if (!strcmp(argv[at], "--stream")) policy.stream = argv[at + 1];
-        if (strcmp(argv[at], "--key")) continue;
-        if (tinylora_text(argv[at + 1], secret, sizeof secret, &key.size, &why)) fail(why.text);
+    int at = 1, refused = 0, fold = 0;
+    for (; at + 1 < argc && !strncmp(argv[at], "--", 2); at++) {
+        if (!strcmp(argv[at], "--fold")) {
+            fold = 1;
+            continue;
+        }
+        if (!strcmp(argv[at++], "--stream")) policy.stream = argv[at];
+        if (strcmp(argv[at - 1], "--key")) continue;
+        if (tinylora_text(argv[at], secret, sizeof secret, &key.size, &why)) fail(why.text);
         policy.keys = &key;
         policy.key_count = 1;
     }
     if (argc - at < 4)
-        fail("usage: personalize [--key HEX] [--stream NAME] BASE.gguf BASIS.gguf PROMPT FRAME...");
+        fail("usage: personalize [--fold] [--key HEX] [--stream NAME] BASE.gguf BASIS.gguf PROMPT FRAME...");
     const char *base_path = argv[at], *prompt = argv[at + 2];
 
     /* First all that may be refused: factors, base, and frame. */
     if (tinylora_open(&bases, argv[at + 1], base_path, &why)) fail(why.text);
     if (receive(&vector, bases, argv[at + 3], &policy, &why)) fail(why.text);
 
-    /* Then the model. The first adapter comes before the context: llama.cpp sizes its graph for those that there are. */
+    /* Then the model. An adapter comes before the context: llama.cpp sizes its graph for those that there are. */
     llama_log_set(errors_only, NULL);
     llama_backend_init();
     struct llama_model *model = llama_model_load_from_file(base_path, llama_model_default_params());
     if (!model) fail("llama.cpp could not load the base");
-    if (tinylora_adapter(&now, model, bases, &vector.basis, vector.r, &why)) fail(why.text);
+    if (tinylora_adapter(&adapter, model, bases, fold ? &vector.basis : NULL, fold ? vector.r : NULL, &why))
+        fail(why.text);
     struct llama_context_params parameters = llama_context_default_params();
+    tinylora_rows rows = {bases, &active, NULL, {""}};
     parameters.n_ctx = parameters.n_batch = CONTEXT;
     parameters.n_threads = parameters.n_threads_batch = THREADS;
+    if (!fold) {
+        parameters.cb_eval = tinylora_eval;
+        parameters.cb_eval_user_data = &rows;
+    }
     struct llama_context *context = llama_init_from_model(model, parameters);
     if (!context) fail("llama.cpp could not make a context");
+    if (!fold && llama_set_adapters_lora(context, &adapter, 1, &whole)) fail("llama.cpp refused the adapter");
     printf("base: ");
-    generate(context, model, prompt);
+    generate(context, model, prompt, &rows);
 
     for (at += 3;;) {
-        if (llama_set_adapters_lora(context, &now, 1, &whole)) fail("llama.cpp refused the adapter");
+        active = &vector;
+        if (fold && llama_set_adapters_lora(context, &adapter, 1, &whole))
+            fail("llama.cpp refused the adapter");
         if (tinylora_accept(&policy, &vector, &why))
             fail(why.text); /* an app keeps its marks on disk, here */
         printf("sequence %u, %u numbers: ", (unsigned)vector.mark.sequence, (unsigned)vector.basis.n);
-        generate(context, model, prompt);
-        tinylora_vector_free(&vector);
-        while (++at < argc && receive(&vector, bases, argv[at], &policy, &why)) {
+        generate(context, model, prompt, &rows);
+        while (++at < argc && receive(&next, bases, argv[at], &policy, &why)) {
             fprintf(stderr, "personalize: %s\n", why.text);
             refused = 1;
         }
+        tinylora_vector_free(&vector);
         if (at == argc) break;
-        if (tinylora_adapter(&next, model, bases, &vector.basis, vector.r, &why)) fail(why.text);
-        llama_set_adapters_lora(context, &next, 1, &whole);
-        llama_adapter_lora_free(now);
-        now = next;
+        vector = next;
+        if (!fold) continue;
+        old = adapter;
+        if (tinylora_adapter(&adapter, model, bases, &vector.basis, vector.r, &why)) fail(why.text);
+        llama_set_adapters_lora(context, &adapter, 1, &whole);
+        llama_adapter_lora_free(old);
     }
     llama_free(context);
     llama_model_free(model); /* and its adapter with it */

@@ -1285,18 +1285,18 @@ static float item(const tensor *t, uint64_t i) {
     return t->type == F32 ? f32_at(t->data + 4 * i) : f16_at(t->data + 2 * i);
 }
 
-/* One tensor, F32: the first q rows of A, or with R (p x q), B's first p columns times R. */
-static void put_floats(image *to, const tensor *t, uint64_t p, uint64_t q, const float *r) {
+/* One tensor, F32, of high x wide: rows of A, with zeros behind them, or the first columns of B; with R (p x wide), B's
+ * first p columns times R. */
+static void put_floats(image *to, const tensor *t, uint64_t high, uint64_t wide, const float *r, uint64_t p) {
     uint64_t stacked = t->dimensions == 3 ? t->shape[0] : 1;
     uint64_t rows = t->shape[t->dimensions - 2], columns = t->shape[t->dimensions - 1];
-    uint64_t high = r ? rows : q, wide = r ? q : columns;
     uint64_t sum = p < columns ? p : columns; /* a small layer has fewer than p */
     float *out = to->bytes ? (float *)(void *)(to->bytes + to->used) : NULL; /* at a multiple of 32 bytes */
-    for (uint64_t row = 0; out && row < stacked * high; row++, out += wide) {
-        uint64_t start = (row / high * rows + row % high) * columns;
+    for (uint64_t i = 0; out && i < stacked * high; i++, out += wide) {
+        uint64_t row = i % high, start = (i / high * rows + row) * columns;
         for (uint64_t column = 0; column < wide; column++) {
-            out[column] = r ? 0 : item(t, start + column);
-            for (uint64_t l = 0; r && l < sum; l++) out[column] += item(t, start + l) * r[l * q + column];
+            out[column] = r || row >= rows ? 0 : item(t, start + column);
+            for (uint64_t l = 0; r && l < sum; l++) out[column] += item(t, start + l) * r[l * wide + column];
         }
     }
     to->used += 4 * stacked * high * wide;
@@ -1317,6 +1317,12 @@ static void put_entry(image *to, const module *m, int is_b, uint64_t k, uint64_t
     *offset += (4 * stacked * high * wide + 31) / 32 * 32;
 }
 
+/* Of a module in an adapter: q with R folded in, else what A x and R A x both fit in. */
+static uint64_t rank_of(const module *m, uint32_t p, uint32_t q, const float *r) {
+    uint32_t rank = r || p < q ? q : p;
+    return rank < m->rows ? rank : m->rows;
+}
+
 static void put_adapter(image *to, const tinylora_bases *bases, uint32_t p, uint32_t q, const float *r) {
     const struct tinylora_own *own = bases->own;
     uint64_t offset = 0;
@@ -1330,11 +1336,16 @@ static void put_adapter(image *to, const tinylora_bases *bases, uint32_t p, uint
     put_text(to, text_of("adapter.lora.alpha"), "");
     put_number(to, 6, 4); /* an f32 */
     put_number(to, 0, 4); /* 0: the adapter's scale is used as it is */
-    for (uint32_t i = 0; i < 2 * bases->modules; i++) put_entry(to, own->modules + i / 2, i % 2, q, &offset);
+    for (uint32_t i = 0; i < 2 * bases->modules; i++) {
+        const module *m = own->modules + i / 2;
+        put_entry(to, m, i % 2, rank_of(m, p, q, r), &offset);
+    }
     pad(to);
     for (uint32_t i = 0; i < bases->modules; i++) {
-        put_floats(to, &own->modules[i].a, p, q, NULL);
-        put_floats(to, &own->modules[i].b, p, q, r + (uint64_t)i * p * q);
+        const module *m = own->modules + i;
+        uint64_t rank = rank_of(m, p, q, r);
+        put_floats(to, &m->a, rank, m->a.shape[m->a.dimensions - 1], NULL, 0);
+        put_floats(to, &m->b, m->b.shape[m->b.dimensions - 2], rank, r ? r + (uint64_t)i * p * q : NULL, p);
     }
 }
 
@@ -1354,7 +1365,7 @@ tinylora_status tinylora_adapter(struct llama_adapter_lora **out, struct llama_m
                                  const tinylora_bases *bases, const tinylora_basis *basis, const float *r,
                                  tinylora_error *why) {
     const struct tinylora_own *own = bases->own;
-    const uint32_t p = basis->outputs, q = basis->rank;
+    const uint32_t p = basis ? basis->outputs : bases->outputs, q = basis ? basis->rank : bases->rank;
     char architecture[64] = "";
     image made = {NULL, 0};
     FILE *file;
@@ -1382,5 +1393,79 @@ tinylora_status tinylora_adapter(struct llama_adapter_lora **out, struct llama_m
     if (*out) return TINYLORA_OK;
     return ERR(BASE, "llama.cpp refused the adapter of " N32 " modules, the first %.*s: its log says why",
                bases->modules, NAME(own->modules[0].name));
+}
+
+static int by_order(const void *a, const void *b) { return comes_before(a, b) ? -1 : comes_before(b, a); }
+
+/* The module that has A; NULL: none. A copy for another device is called CUDA0#blk.0.attn_q.weight.lora_a#0. */
+static const module *module_of(const tinylora_bases *bases, const struct ggml_tensor *a) {
+    const char *end = a ? strstr(a->name, ".lora_a") : NULL, *copy = end ? strchr(a->name, '#') : NULL;
+    module wanted;
+    if (!end) return NULL;
+    wanted.name.at = (const uint8_t *)(copy && copy < end ? copy + 1 : a->name);
+    wanted.name.size = (uint64_t)((const uint8_t *)end - wanted.name.at);
+    if (!read_name(&wanted)) return NULL;
+    return bsearch(&wanted, bases->own->modules, bases->modules, sizeof wanted, by_order);
+}
+
+/* Replace x by R x, with zeros behind it. */
+static void apply(float *x, uint64_t outputs, const tinylora_vector *v, uint64_t number) {
+    float old[LARGEST_RANK];
+    const uint64_t p = v ? v->basis.outputs : 0, q = v ? v->basis.rank : 0;
+    const float *r = v ? v->r + number * p * q : NULL;
+    for (uint64_t j = 0; j < q; j++) old[j] = x[j];
+    for (uint64_t i = 0; i < outputs; i++) {
+        x[i] = 0;
+        for (uint64_t j = 0; i < p && j < q; j++) x[i] += r[i * q + j] * old[j];
+    }
+}
+
+static int has_logits(const struct llama_batch *batch, int token) {
+    return batch->logits ? batch->logits[token] : token == batch->n_tokens - 1;
+}
+
+/* Replace A x of each token by R A x; an expert's token has several columns. */
+static int apply_rows(const tinylora_rows *rows, struct ggml_tensor *node, const module *m, error *why) {
+    const struct llama_batch *batch = rows->batch;
+    const module *modules = rows->bases->own->modules;
+    const uint64_t outputs = (uint64_t)node->ne[0], columns = (uint64_t)ggml_nrows(node);
+    const int tokens = (int)(m->a.dimensions == 3 ? node->ne[2] : (int64_t)columns);
+    const size_t size = ggml_nbytes(node);
+    int host, token = 0, wanted = 0, status = TINYLORA_OK;
+    float *x = node->data;
+    if (!tokens) return TINYLORA_OK;
+    for (int i = 0; batch && i < batch->n_tokens; i++) wanted += has_logits(batch, i);
+    /* In the last block llama.cpp leaves out what gives no logits. */
+    if (batch && tokens != batch->n_tokens &&
+        (tokens != wanted || m->block != modules[rows->bases->modules - 1].block))
+        return ERR(ARGUMENT, "llama.cpp evaluates %d of %d tokens at once: set kv_unified, and n_ubatch to n_batch",
+                   tokens, (int)batch->n_tokens);
+    if (node->type != GGML_TYPE_F32 || !ggml_is_contiguous(node) || outputs > m->rows)
+        return ERR(BASE, "llama.cpp evaluates %.*s in another way than is known, or with another adapter",
+                   NAME(m->name));
+    host = ggml_backend_buffer_is_host(node->buffer);
+    if (!host) x = malloc(size);
+    if (!x) return no_memory(why, size);
+    if (!host) ggml_backend_tensor_get(node, x, 0, size);
+    for (uint64_t i = 0, each = columns / (uint64_t)tokens; i < columns && !status; i++) {
+        const tinylora_vector *v;
+        if (i && i % each == 0) token++;
+        while (batch && tokens < batch->n_tokens && !has_logits(batch, token)) token++;
+        v = rows->vectors[batch && batch->seq_id ? batch->seq_id[token][0] : 0];
+        if (v && (v->basis.rank > outputs || rows_of(rows->bases, (uint32_t)(m - modules), v->basis.outputs) > outputs))
+            status = ERR(ARGUMENT, "%s does not fit into an adapter of rank " N64 ": make a larger one",
+                         v->basis.descriptor, outputs);
+        else
+            apply(x + i * outputs, outputs, v, (uint64_t)(m - modules));
+    }
+    if (!host) ggml_backend_tensor_set(node, x, 0, size);
+    if (!host) free(x);
+    return status;
+}
+
+bool tinylora_eval(struct ggml_tensor *node, bool ask, void *data) {
+    tinylora_rows *rows = data;
+    const module *m = module_of(rows->bases, node->src[0]);
+    return ask ? m != NULL : m && !apply_rows(rows, node, m, &rows->why);
 }
 #endif

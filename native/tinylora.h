@@ -4,23 +4,30 @@
  *
  * A bundle is a model, base.gguf, and basis.gguf beside it: the factors A and B of each adapted layer. A vector travels
  * as a frame, 27 bytes for 13 numbers, 13 kB for 13,440. This library checks a frame, makes R of it, a p x q matrix a
- * layer, and hands llama.cpp the change W' = W + B R A as one adapter.
+ * layer, and has llama.cpp compute with W' = W + B R A.
  *
  *     tinylora_error why;
  *     tinylora_bases *bases;
  *     tinylora_vector vector;
  *     tinylora_policy policy = {0};                      // any frame with a checksum
  *     struct llama_adapter_lora *adapter;
+ *     const tinylora_vector *active = NULL;              // the base
  *
  *     if (tinylora_open(&bases, "basis.gguf", "base.gguf", &why)) return complain(why.text);
- *     if (tinylora_read(&vector, bases, frame, size, &policy, &why)) return complain(why.text);
- *     if (tinylora_adapter(&adapter, model, bases, &vector.basis, vector.r, &why)) return complain(why.text);
+ *     if (tinylora_adapter(&adapter, model, bases, NULL, NULL, &why)) return complain(why.text);
+ *     tinylora_rows rows = {bases, &active, NULL, {""}};
+ *     parameters.cb_eval = tinylora_eval;
+ *     parameters.cb_eval_user_data = &rows;
+ *     context = llama_init_from_model(model, parameters);
  *     llama_set_adapters_lora(context, &adapter, 1, &one);       // float one = 1
+ *
+ *     if (tinylora_read(&vector, bases, frame, size, &policy, &why)) return complain(why.text);
+ *     active = &vector;                                          // the swap
  *     llama_memory_clear(llama_get_memory(context), true);       // it holds what the last vector computed
  *     tinylora_accept(&policy, &vector, &why);           // no older frame any more: now keep policy.mark on disk
- *     tinylora_vector_free(&vector);
+ *     if (llama_decode(context, batch) || *rows.why.text) return complain(rows.why.text);
  *
- * Build: add both files to your app, and -lm. Define TINYLORA_LLAMA for `tinylora_adapter`, which takes llama.h, and
+ * Build: add both files to your app, and -lm. Define TINYLORA_LLAMA for the last two functions, which take llama.h, and
  * TINYLORA_NO_MMAP where files cannot be mapped: they are then read into memory. (Windows defines it by itself.)
  *
  * Errors: a call that can fail returns a `tinylora_status`, 0 for success. Where it fails, `why` (which may be NULL) has
@@ -173,16 +180,42 @@ tinylora_status tinylora_text(const char *text, uint8_t *out, size_t room, size_
 /* ---- llama.cpp ---- */
 
 #ifdef TINYLORA_LLAMA
+#include <stdbool.h>
+
 struct llama_model;
 struct llama_adapter_lora;
+struct llama_batch;
+struct ggml_tensor;
 
-/* (A, B R) as an adapter of a model that was loaded from `base_path`: made in memory, milliseconds for a small model.
- * Make the first one before the context: llama.cpp sizes its graph for the adapters that there are. For a swap make the
- * new one, set it, clear the context's memory, and free the old one (llama_adapter_lora_free); the model frees what is
- * left. No context of the model may compute while an adapter is made or freed. */
+/* An adapter of a model that was loaded from `base_path`, made in memory. Make one before the context: llama.cpp sizes its
+ * graph for the adapters that there are. The model frees it. No context of the model may compute meanwhile.
+ *
+ * Where `r` is NULL it is (A, B), for `tinylora_eval` and all vectors of at most the basis's p and q. A swap is then a
+ * pointer. Memory and time of a token grow with p, so give the basis of the largest vectors that the app uses; NULL: the
+ * largest there are.
+ *
+ * Otherwise it is (A, B R), for one vector and no callback. Memory and time of a token grow with q, and a swap takes 20 ms
+ * and more: make the new one, set it, clear the context's memory, and free the old one (llama_adapter_lora_free). */
 tinylora_status tinylora_adapter(struct llama_adapter_lora **out, struct llama_model *model,
                                  const tinylora_bases *bases, const tinylora_basis *basis, const float *r,
                                  tinylora_error *why);
+
+/* The vectors of a context's sequences. Change them between two calls of llama_decode, and clear what the sequence has in
+ * the context's memory. An app with one sequence needs no `batch`. With more, all are evaluated together, whatever their
+ * vectors and the numbers of their tokens: set the context's kv_unified to true and its n_ubatch to n_batch, and `batch`
+ * before each call. (That is not for models with recurrent layers: llama.cpp takes their tokens in another order.) */
+typedef struct {
+    const tinylora_bases *bases;
+    const tinylora_vector *const *vectors; /* of n_seq_max sequences; NULL: the base, bit for bit */
+    const struct llama_batch *batch;       /* that llama_decode gets; NULL: all tokens are of vectors[0] */
+    tinylora_error why; /* empty until an evaluation fails, though llama_decode returns 0. Then empty it, and clear the
+                         * context's memory */
+} tinylora_rows;
+
+/* llama.cpp calls it inside an evaluation, where it replaces A x by R A x. It is the context's cb_eval, with a
+ * `tinylora_rows` as cb_eval_user_data, and (A, B) as the only adapter, of scale 1: llama.cpp names the tensors of every
+ * adapter alike. */
+bool tinylora_eval(struct ggml_tensor *node, bool ask, void *rows);
 #endif
 
 #ifdef __cplusplus

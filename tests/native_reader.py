@@ -5,6 +5,7 @@ CC=aarch64-linux-gnu-gcc RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" pytest 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import pytest
 import support
 
 from tinylora_edge import Bases, FrameError, MicroVector, Policy, VectorError, errors
@@ -22,7 +24,6 @@ from tinylora_edge.vector import content
 from tinylora_edge.wire.frame import day_number
 
 NATIVE = Path(__file__).parents[1] / "native"
-SOURCE = Path(__file__).with_name("native") / "reader.c"
 RUNNER = shlex.split(os.environ.get("RUNNER", ""))
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 _STRICT = ("-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-pedantic", "-Werror", f"-I{NATIVE}")
@@ -46,10 +47,29 @@ def compilers() -> list[list[str]]:
     return found or [["cc"]] * bool(shutil.which("cc"))
 
 
-def build(folder: Path, *flags: str, compiler: Sequence[str] = (), watched: bool = False) -> Path:
-    """Compile the reader without a warning, and return it; `watched`: with sanitizers, where they run."""
-    program = folder / "reader"
-    command = [*(compiler or compilers()[0]), *_STRICT, *flags, str(SOURCE), "-o", str(program), "-lm"]
+def llama() -> Path:
+    """Return the folder where the llama.cpp of llama-cpp-python has `include` and `lib`."""
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec is not None
+    assert spec.origin is not None
+    site = Path(spec.origin).parents[1]
+    if not compilers() or not (site / "include" / "llama.h").exists():
+        pytest.skip("this takes a C compiler, and a llama-cpp-python that was built from its sources")
+    return site
+
+
+def build(
+    folder: Path,
+    *flags: str,
+    compiler: Sequence[str] = (),
+    watched: bool = False,
+    source: str = "reader.c",
+    libraries: Sequence[str] = ("-lm",),
+) -> Path:
+    """Compile a program of tests/native without a warning; `watched`: with sanitizers, where they run."""
+    path = Path(__file__).with_name("native") / source
+    program = folder / path.stem
+    command = [*(compiler or compilers()[0]), *_STRICT, *flags, str(path), "-o", str(program), *libraries]
     if watched and not RUNNER:
         subprocess.run([*command, *SANITIZERS], capture_output=True, check=False)
         if program.exists() and subprocess.run([program], check=False).returncode == 0:

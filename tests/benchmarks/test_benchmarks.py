@@ -14,6 +14,7 @@ from pathlib import Path
 
 import converter
 import models
+import native_reader
 import onnx_bundles
 import onnx_models
 import postgres
@@ -84,6 +85,12 @@ def test_a_token_and_a_swap(ran: Callable[..., str], tmp_path: Path) -> None:
     assert len(targets(tmp_path / "record")) == 4
     ran("swap", *record, "--loads", 1, "--swaps", 2)
     assert len(targets(tmp_path / "record")) == 10
+
+
+def test_the_c_library(ran: Callable[..., str], tmp_path: Path) -> None:
+    native_reader.llama()
+    ran("native", "--rounds", 1, "--json", tmp_path / "record")
+    assert len(targets(tmp_path / "record")) == 1
 
 
 def test_servers(ran: Callable[..., str], tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -30,11 +29,7 @@ Program = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def personalize(tmp_path_factory: pytest.TempPathFactory) -> Program:
     """Run the program, compiled as its README says, against the llama.cpp that llama-cpp-python brings."""
-    spec = importlib.util.find_spec("llama_cpp")
-    assert spec is not None
-    assert spec.origin is not None
-    if shutil.which("cc") is None or not (Path(spec.origin).parents[1] / "include" / "llama.h").exists():
-        pytest.skip("this takes a C compiler, and a llama-cpp-python that was built from its sources")
+    native_reader.llama()
     folder = tmp_path_factory.mktemp("native") / "native"
     shutil.copytree(native_reader.NATIVE, folder)
     (block,) = re.findall(r"^```console\n(.+?)^```$", (folder / "README.md").read_text("utf-8"), re.M | re.S)
@@ -57,14 +52,17 @@ def framed(basis: Basis, sequence: int = 7, signer: object = "crc32", **options:
 
 
 @pytest.mark.slow
-def test_it_swaps_vectors_and_answers_as_python_does(personalize: Program, smollm2_gguf: Path) -> None:
+@pytest.mark.parametrize("form", [[], ["--fold"]], ids=["rows", "folded"])
+def test_it_swaps_vectors_and_answers_as_python_does(
+    personalize: Program, smollm2_gguf: Path, form: list[str]
+) -> None:
     """Of all sizes, one after the other; one that is refused between them changes nothing."""
     bundle = smollm2.f32_bundle(smollm2_gguf)  # where right implementations agree exactly
     bases = load_bundle(bundle)
     sizes = [{"numbers": 13}, {"rank": 8}, {"numbers": 50}, {"rank": 2}]
     frames = [framed(bases.basis(**size), 7 + i) for i, size in enumerate(sizes)]
     texts = [*map(text.encode, [*frames[:2], frames[0], *frames[2:]])]
-    done = personalize(bundle / "base.gguf", bundle / "basis.gguf", PROMPT, *texts)
+    done = personalize(*form, bundle / "base.gguf", bundle / "basis.gguf", PROMPT, *texts)
     llm = runtime.load(bundle, n_ctx=512, n_threads=2)
     expected, answers = "", []
     for frame in (None, *frames):
