@@ -248,7 +248,14 @@ def test_sizes_grow_with_the_width_and_end_with_the_factors():
     assert factors.sizes == {"small": (2, 2), "medium": (28, 8), "large": (128, 8), "full": (160, 8)}
     less = support.random_factors(rank=3, outputs=5).sizes
     assert less == {"small": (2, 2)} | dict.fromkeys(("medium", "large", "full"), (5, 3))
-    assert [outputs_that_pay(width) for width in (64, 576, 640, 896, 1536, 3584)] == [64, 64, 64, 128, 192, 448]
+    assert [outputs_that_pay(width) for width in (64, 576, 640, 896, 1536, 3584)] == [
+        64,
+        64,
+        64,
+        128,
+        192,
+        448,
+    ]
 
 
 def test_a_projection_that_does_not_fit_the_factors():
