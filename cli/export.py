@@ -54,7 +54,7 @@ def export(
         Option(
             metavar="N",
             min=1,
-            help="Left directions, or all of a layer. [default: an eighth of the width; of graphs, experts --rank's]",
+            help="Left directions, or all of a layer. [default: width / 8; of graphs, experts --rank's]",
         ),
     ] = None,
     targets: Annotated[
