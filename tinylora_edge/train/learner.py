@@ -45,7 +45,7 @@ T = TypeVar("T")
 _TOKENS, _OUTPUTS = 768, 1 << 27
 """Tokens of all passes at the same time, and outputs of linear layers for them.
 
-A token keeps these, and twice as many numbers beside, until its gradient is done: about a megabyte for SmolLM2,
+A token keeps these, and twice as many numbers beside, until its gradient is done: a megabyte for SmolLM2,
 and 3 for a model of 1.5B in bfloat16.
 """
 
