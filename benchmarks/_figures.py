@@ -156,60 +156,45 @@ def draw_scored(figure: Any, data: Any) -> None:
 
 
 def frontier() -> Any:
-    """Each set: [what, bytes a user, mean score], the best of each rank, LoRA, and what is beside them."""
-    sets: dict[str, list[Any]] = {}
-    for name, key, title in (
-        ("snips", "slot_f1", "SNIPS: slot F1"),
-        ("clinc", "in_scope", "CLINC150: right intents"),
-    ):
-        best: dict[str, Any] = {}
-        for arm, rows in public(name).items():
-            row, kind = rows[0], arm.partition(", ")[0].replace("plain", "rank")
-            usual = row["model"].startswith("SmolLM2") and row["each"] == 70 and not row.get("held")
-            usual &= row["steps"] <= 240
-            score = statistics.mean(row.get(key, 0.0) for row in rows)
-            if row.get("bytes") and usual and "long steps" not in arm and score > best.get(kind, [0.0])[-1]:
-                best[kind] = [titled(kind), row["bytes"], score]
-        sets[title] = [*best.values()]
-    own = {arm: found for arm in FRAMES if (found := runs(arm, "list-lookup"))}
-    sets["List lookup, a task of our own"] = [
-        [*FRAMES[arm], statistics.mean(row["base"] + row["difference"] for row in found)]
-        for arm, found in own.items()
-    ]
-    return rounded(sets)
+    """Each model: [what, bytes a user, mean slot F1 on SNIPS], the best number of steps of each rank."""
+    models: dict[str, dict[str, Any]] = {name: {} for name in MODELS.values()}
+    for arm, rows in public("snips").items():
+        row, kind = rows[0], arm.partition(", ")[0].replace("plain", "rank")
+        model = next((name for stem, name in MODELS.items() if row["model"].startswith(stem)), None)
+        usual = row["each"] == 70 and not row.get("held") and "losses" in row and row["steps"] <= 240
+        if model is None or not usual or "slot_f1" not in row or "long steps" in arm:
+            continue
+        score = statistics.mean(row["slot_f1"] for row in rows)
+        if score > models[model].get(kind, [0.0])[-1]:
+            models[model][kind] = [titled(kind), row["bytes"], score]
+    return rounded({name: [*best.values()] for name, best in models.items()})
 
 
-FRAMES = {
-    LEARNED: ("13 numbers", 37),
-    "G = 210": ("210 numbers", 431),
-    ALL: ("rank 2", 855),
-    "LoRA r = 1": ("LoRA of rank 1", 1_221_120),
-    "LoRA r = 8": ("LoRA of rank 8", 9_768_960),
+MODELS = {
+    "SmolLM2": "SmolLM2-135M",
+    "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B",
+    "qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B",
 }
-"""What arms of our own tasks are called, and the bytes of their frames (bf16, 840 in int8) or tensors."""
+"""Panels of the frontier, by how a record's model begins."""
+APART = 0.055
+"""Of F1, between names on one side of their points, so that none covers another."""
 
 
 def draw_frontier(figure: Any, data: Any) -> None:
     for axes, (title, rows) in zip(figure.subplots(1, len(data), sharey=True), data.items(), strict=True):
-        rows = sorted(rows, key=lambda row: row[1])
-        for place, (name, size, score) in enumerate(rows):
-            tone = next((tone for word, tone in TONES.items() if name.startswith(word)), SHIPPED)
-            axes.plot([size], [score], "o", color=tone, clip_on=False, zorder=3)
-            if size < 5e3:
-                side, offset = "left", (0.0, 7.0)
-            elif size < 1e6:  # where many are: vectors' names stand left of their points, LoRAs' right
-                side, offset = ("left", (5.0, -2.5)) if tone == BOTH else ("right", (-5.0, -2.5))
-            else:  # below the point where a later one is as high
-                lower = any(later[2] >= score for later in rows[place + 1 : place + 2])
-                side, offset = "right", (0.0, -13.0 if lower else 7.0)
-            axes.annotate(name, (size, score), offset, textcoords="offset points", fontsize=7, ha=side)
+        lowest = {"left": 2.0, "right": 2.0}
+        for name, size, score in sorted(rows, key=lambda row: -row[2]):
+            lora = name.startswith("LoRA")
+            axes.plot([size], [score], "o", color=BOTH if lora else SHIPPED, clip_on=False, zorder=3)
+            # Where many are, vectors' names stand left of their points, and small LoRAs' right of them.
+            side = "left" if size < 5e3 or (lora and size < 1e6) else "right"
+            at = lowest[side] = min(score, lowest[side] - APART)
+            offset = 5.0 if side == "left" else -5.0
+            axes.annotate(name, (size, at), (offset, -2.5), textcoords="offset points", fontsize=7, ha=side)
         axes.set_title(title)
         by_bytes(axes)
-        axes.set_ylim(0, 1.08)
+        axes.set_ylim(0, 1)
     figure.supxlabel("bytes of a user", fontsize=8.5)
-
-
-TONES = {"LoRA": BOTH, "TF-IDF": PROMPT}
 
 
 def by_bytes(axes: Any) -> None:
@@ -304,6 +289,8 @@ EVIDENCE = {
         "Share of 128 held-out prompts answered as wanted, SmolLM2-135M", 3.1, scored, draw_scored
     ),
     "own": EvidenceFigure("A user's own vector, learned from 200 of their messages", 3.0, own, draw_own),
-    "frontier": EvidenceFigure("The score, and the bytes that a user costs", 3.3, frontier, draw_frontier),
+    "frontier": EvidenceFigure(
+        "Slot F1 on SNIPS, and the bytes that a user costs", 3.3, frontier, draw_frontier
+    ),
     "users": EvidenceFigure("What more users cost a server, 16 requests at a time", 3.1, users, draw_users),
 }

@@ -145,6 +145,7 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
         if "losses" in row or kept:
             more += [f"{steps} steps"] * (steps != PUBLIC_STEPS[name])
             more += [f"{row['samples']:,} utterances"] * (row["each"] != 70)
+            more += ["own step size"] * bool(row.get("fitted"))
             if arm.startswith("rank") and not row.get("fitted"):
                 length = row.get("lr", math.inf) * row["numbers"] ** 0.5  # files' are of longer ones
                 more += ["long steps"] * (length > LENGTHS[1]) + ["short steps"] * (length < LENGTHS[0])

@@ -54,7 +54,7 @@ def export(
         Option(
             metavar="N",
             min=1,
-            help="Left directions. [default: 64; for ONNX and for experts, as many as --rank]",
+            help="Left directions. [default: width / 8; for ONNX and for experts, as many as --rank]",
         ),
     ] = None,
     targets: Annotated[

@@ -13,7 +13,7 @@ import typer
 from typer import BadParameter, Option
 
 from .. import BasisError, Policy, load_bundle
-from ..factors import SIZES, Shape, read_shape
+from ..factors import Shape, read_shape
 from ..jsonio import read_json
 from ..wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, report, results, vectors
@@ -50,8 +50,8 @@ def train(
     samples: Annotated[int, Option(metavar="N", min=2, help="Sampled answers for each prompt (grpo).")] = 8,
     lr: Annotated[float | None, Option(metavar="X", help="Step size. [default: by method and size]")] = None,
     size: Annotated[
-        Literal["small", "medium", "large"] | None,
-        Option(help="855 bytes, 13 kB or 55 kB for SmolLM2. [default: the most that BUNDLE takes]"),
+        Literal["small", "medium", "large", "full"] | None,
+        Option(help="855 bytes, 13 kB or 55 kB for SmolLM2; full: all outputs of BUNDLE. [default: large]"),
     ] = None,
     rank: Annotated[
         Any,  # a tuple, which would be several values
@@ -133,7 +133,7 @@ def train(
     if size is not None:
         if rank is not None or numbers is not None:
             raise BadParameter("--size is a rank: pass one of --size, --rank and --numbers")
-        rank = SIZES[size]
+        rank = load_bundle(bundle).bases.factors.sizes[size]
     many = names_users(Path(data))
     own: dict[str, object] = {
         "--method": method,

@@ -13,7 +13,6 @@ from typing import Any
 from typer import BadParameter
 
 from .. import Bases, FrameError, MicroVector, load_bundle
-from ..factors import SIZES, shape_name
 from ..formats.gguf import GGUFFile, MalformedGGUFError
 from ..formats.side_tensors import load_bases
 from ..limits import VECTOR_FILE_BYTES
@@ -141,14 +140,11 @@ def factors_facts(bases: Bases) -> dict[str, Any]:
 
 def sizes(bases: Bases) -> dict[str, dict[str, int]]:
     """Return sizes of vectors by the option that names them: numbers, and bytes of frames with a checksum."""
-    factors, modules, most = bases.factors, len(bases.factors.modules), bases.factors.rank
+    modules, most = len(bases.factors.modules), bases.factors.rank
     tiled = (min(NUMBERS, modules), modules) if most >= RANK else ()
     numbers = sorted({*(p.size for p in bases.projections), *tiled})
     found: dict[str, tuple[int, values.Entries]] = {f"--numbers {n}": (n, ()) for n in numbers}
-    whole = factors.shape
-    shapes = {f"--size {name}": (p, q) for name, (p, q) in SIZES.items() if p <= whole[0] and q <= whole[1]}
-    shapes |= {} if whole in shapes.values() else {f"--rank {shape_name(whole)}": whole}
-    made = {option: bases.basis(rank=shape) for option, shape in shapes.items()}
+    made = {f"--size {name}": bases.basis(rank=shape) for name, shape in bases.factors.sizes.items()}
     found |= {option: (basis.size, basis.entries) for option, basis in made.items()}
 
     def of(n: int, entries: values.Entries) -> dict[str, int]:

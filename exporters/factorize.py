@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .. import limits
 from ..errors import BaseMismatchError, BasisError, ExportError, MissingExtraError
 from ..factorization import AGREEMENT, TruncatedSVD, factors, fitting_order, truncated_svd
-from ..factors import SIZES, Shape, shape_of
+from ..factors import Shape, outputs_that_pay, shape_of
 from ..modules import Heads, listed_order, parse, row_orders, select
 from ..process import cores
 from .weights.dequantize import Matrix, distance
@@ -132,7 +132,7 @@ class Source:
         return self.deployed is not None and len(self.deployed.file.tensors[module].shape) == 3
 
     def fitted(self, settings: ExportSettings, *, graph: bool) -> ExportSettings:
-        """Return settings with the number of outputs: that of a large vector, or less for a small weight.
+        """Return settings with the number of outputs: that of a large vector on a model of this width.
 
         It is the rank for a graph, which computes every output for every vector, and for experts, which have
         a B each.
@@ -140,9 +140,9 @@ class Source:
         modules, rank = select(self.modules, settings.targets), settings.rank
         if settings.outputs is not None or graph or any(map(self.stacked, modules)):
             return settings
-        fewest = min(min(self.weights.matrices(module)[0].shape) for module in modules)
-        most = min(SIZES["large"][0], fewest, limits.VALUES // (len(modules) * rank))
-        return replace(settings, outputs=max(rank, most))
+        width = max(min(self.weights.matrices(module)[0].shape) for module in modules)
+        most = min(limits.RANK, width // 2, limits.VALUES // (len(modules) * rank))
+        return replace(settings, outputs=max(rank, min(outputs_that_pay(width), most)))
 
     def plan(self, settings: ExportSettings) -> list[str]:
         """Return the modules that get factors, in canonical order, once every weight is known to fit."""

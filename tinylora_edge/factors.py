@@ -21,8 +21,7 @@ FactorArray = NDArray[np.float32] | NDArray[np.float16]
 
 Shape = tuple[int, int]  # (p, q): outputs and inputs of R, leading directions of B and of A
 
-# Shapes of R that a user chooses between by the bytes of a frame (docs/SIZES.md).
-SIZES: dict[str, Shape] = {"small": (2, 2), "medium": (14, 8), "large": (64, 8)}
+_IN_ONE = 64  # outputs, of which a large vector has a whole number
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -118,6 +117,17 @@ class Factors:
         p, q = shape
         return sum(min(p, own) for own in self.rows) * q
 
+    @cached_property
+    def sizes(self) -> dict[str, Shape]:
+        """Shapes of R that a user chooses between by the bytes of a frame (docs/SIZES.md).
+
+        `large` has the outputs that pay on a model of this width, `full` all that there are.
+        """
+        width = max(min(b.shape[-2], a.shape[-1]) for a, b in zip(self.a, self.b, strict=True))
+        pay = outputs_that_pay(width)
+        shapes = {"small": (2, 2), "medium": (7 * pay // 32, 8), "large": (pay, 8), "full": self.shape}
+        return {name: (min(p, self.outputs), min(q, self.rank)) for name, (p, q) in shapes.items()}
+
     @property
     def dtype(self) -> str:
         """What A and B are stored in: `f32` or `f16`."""
@@ -162,6 +172,14 @@ class Factors:
         b = np.asarray(self.b[position][..., :outputs], np.float32)
         missing = max(0, outputs - b.shape[-1])
         return a, np.pad(b, [(0, 0)] * (b.ndim - 1) + [(0, missing)]) if missing else b
+
+
+def outputs_that_pay(width: int) -> int:
+    """Return how many outputs a large vector has on a model of this width: an eighth, in 64s, at least 64.
+
+    Twice as many brought nothing, and half of them less (docs/EVIDENCE.md, "Outputs").
+    """
+    return max(1, round(width / 8 / _IN_ONE)) * _IN_ONE
 
 
 def is_whole(number: object) -> bool:

@@ -186,8 +186,7 @@ class Columns:
         """
         self._rows, self._counts, self._error = rows, counts, None
         if (table := self._table) is not None:
-            none = (None, 0, 0)
-            known = [none if r is None else (r.ctypes.data, *r.shape[1:]) for r in rows]
+            known = [_Row() if r is None else _Row(r.ctypes.data, *r.shape[1:]) for r in rows]
             table.rows, table.n_rows, table.failed = (_Row * len(rows))(*known), len(rows), 0
             table.counts[:] = min(counts), max(counts)
         yield

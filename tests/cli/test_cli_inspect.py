@@ -20,7 +20,7 @@ def test_a_bundle_as_json(cli: Cli, smollm2_bundle: Path, basis: Basis) -> None:
     base = {"path": str(bundle.base), "bytes": bundle.base.stat().st_size}
     assert record["base"] == base | {"fingerprint": bundle.bases.fingerprints[0]}
     sizes = {"--numbers 13": 13, "--numbers 210": 210}
-    sizes |= {"--size small": 840, "--rank 8": 13440}
+    sizes |= {"--size small": 840, "--size medium": 13440, "--size large": 13440, "--size full": 13440}
     assert {name: size["numbers"] for name, size in record["frame_bytes"].items()} == sizes
     assert record["frame_bytes"]["--size small"] == {"numbers": 840, "bf16": 1691, "int8": 855, "q4": 852}
     expected = {"kind": "bundle", "factors": basis.factors.digest, "architecture": "llama", "modules": 210}

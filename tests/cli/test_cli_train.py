@@ -146,9 +146,9 @@ def test_a_tall_vector(cli, tiny, task, tmp_path):
     assert json.loads((tmp_path / "6x2.bin.json").read_text())["options"]["rank"] == [6, 2]
     cli("inspect", tall, tiny / "bundle").done()
     cli(*run, "--rank", "2x9", "-o", tmp_path / "v.bin").refused("rank 2x9 is not among 1 to 8", "--rank 9")
-    large = (*run, "--size", "large", "-o", tmp_path / "v.bin")
-    cli(*large).refused("export again with --rank 8 --outputs 64")
-    cli(*large, "--rank", 2).misused("pass one of --size, --rank and --numbers")
+    wide = (*run, "-o", tmp_path / "v.bin")
+    cli(*wide, "--rank", "64x8").refused("export again with --rank 8 --outputs 64")
+    cli(*wide, "--size", "large", "--rank", 2).misused("pass one of --size, --rank and --numbers")
     for text in ("x2", "2x", "2x2x2", "-1", "two"):
         cli(*run, f"--rank={text}", "-o", tmp_path / "v.bin").misused(f"'{text}' is no rank")
 

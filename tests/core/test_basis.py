@@ -10,6 +10,7 @@ import support
 
 from tinylora_edge import Bases, Basis, Factors, MicroVector, Policy, Projection
 from tinylora_edge.errors import BasisError, BasisMismatchError, FrameError, NonFiniteError, VectorError
+from tinylora_edge.factors import outputs_that_pay
 
 
 @pytest.fixture(params=support.FACTORS.values(), ids=support.FACTORS)
@@ -238,6 +239,23 @@ REFUSED = {
 def test_factors_that_do_not_fit(fields, message):
     with support.memory_limit(64 << 20), pytest.raises(BasisError, match=message):
         support.random_factors(**fields)
+
+
+def test_sizes_grow_with_the_width_and_end_with_the_factors():
+    b = np.ones((896, 160), np.float32), np.ones((96, 96), np.float32)
+    a = np.ones((8, 896), np.float32), np.ones((8, 4864), np.float32)
+    factors = support.random_factors(1, kinds=("attn_q", "attn_k"), rank=8, a=a, b=b)
+    assert factors.sizes == {"small": (2, 2), "medium": (28, 8), "large": (128, 8), "full": (160, 8)}
+    less = support.random_factors(rank=3, outputs=5).sizes
+    assert less == {"small": (2, 2)} | dict.fromkeys(("medium", "large", "full"), (5, 3))
+    assert [outputs_that_pay(width) for width in (64, 576, 640, 896, 1536, 3584)] == [
+        64,
+        64,
+        64,
+        128,
+        192,
+        448,
+    ]
 
 
 def test_a_projection_that_does_not_fit_the_factors():

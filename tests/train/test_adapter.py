@@ -247,6 +247,21 @@ def test_one_pass_equals_whole_sequences(architecture, plain, lengths, common, a
     learner.close()
 
 
+def test_a_large_model_learns_in_more_passes_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.tiny_model("llama")
+    basis, groups = basis_of(model, "tiled"), [group([1, 2, 3, 4], [[5, 6]]), group([1, 2, 9], [[7], [8]])]
+    found = []
+    for outputs in (1 << 27, 1):
+        monkeypatch.setattr(learner_module, "_OUTPUTS", outputs)
+        with Adapter(model, basis) as adapter:
+            learner = Learner(model, adapter, temperature=1.0)
+            found.append((learner.gradient(groups).grad.numpy(), len(learner._passes(groups))))
+            learner.close()
+    (one, passes), (each, more) = found
+    assert (passes, more) == (1, 2)
+    np.testing.assert_allclose(each, one, rtol=1e-4, atol=1e-6)
+
+
 def test_bfloat16_base_keeps_v_in_float32() -> None:
     model = models.tiny_model("llama").bfloat16()
     basis = basis_of(models.tiny_model("llama"), "tiled")

@@ -413,6 +413,11 @@ def test_minutes_end_a_run_and_let_the_step_size_fall(tiny_bundle, easy, short, 
     assert few["minutes"] > 1.5
 
 
+@pytest.mark.parametrize(("validation", "expected"), [(0.0, 1.0), (1.0, 1.2), (10.0, 1.5)])
+def test_an_estimate_counts_validations_as_often_as_they_are(validation, expected):
+    assert trainer.paced(1.0, validation, every=5) == expected
+
+
 @pytest.mark.usefixtures("training_gains")
 def test_more_minutes_are_the_last_methods(tiny_bundle, letters_task, options, tmp_path, monkeypatch):
     """GRPO has begun from SFT's end, which more minutes let be."""

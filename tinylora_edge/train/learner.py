@@ -42,8 +42,12 @@ from .adapter import Adapter, give_back
 S = TypeVar("S")
 T = TypeVar("T")
 
-_TOKENS = 768
-"""Tokens of all passes at the same time: each keeps about a megabyte (SmolLM2) until its gradient is done."""
+_TOKENS, _OUTPUTS = 768, 1 << 27
+"""Tokens of all passes at the same time, and outputs of linear layers for them.
+
+A token keeps these, and twice as many numbers beside, until its gradient is done: a megabyte for SmolLM2,
+and 3 for a model of 1.5B in bfloat16.
+"""
 
 _CHUNK = 1 << 24
 """Logits at the same time: 64 MiB in float32, and a few times that inside a loss."""
@@ -97,6 +101,9 @@ class Learner:
         # Not in this thread: what oneDNN computes in bfloat16 releases the AMX tiles that llama.cpp has
         # configured, once for each thread that it computes in, and its next use of them is illegal.
         self.head = self._pool.submit(plain_head, model).result()
+        layers = (each for each in model.modules() if isinstance(each, nn.Linear))
+        outputs = sum(each.out_features for each in layers if each.weight is not self.head)
+        self._tokens = max(1, min(_TOKENS, _OUTPUTS // max(1, outputs)))
         if model.config._attn_implementation == "sdpa":  # else its attention is its own, and goes by the mask
             model.set_attn_implementation(BY_BLOCKS)
 
@@ -249,7 +256,7 @@ class Learner:
     def _passes(self, groups: Sequence[Group]) -> list[list[int]]:
         """Return the groups of each pass: similar in length, few enough for memory, as many a worker."""
         order = sorted(range(len(groups)), key=lambda i: (len(groups[i].prompt), i))
-        count = min(max(1, -(-work_of(groups) // _TOKENS)) * self.workers, len(groups))
+        count = min(max(1, -(-work_of(groups) // self._tokens)) * self.workers, len(groups))
         return [order[len(order) * i // count : len(order) * (i + 1) // count] for i in range(count)]
 
     def _map(self, function: Callable[[Sequence[Group]], T], groups: Sequence[Group]) -> list[T]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..basis import Bases, Basis
 from ..errors import TrainError
-from ..factors import SIZES, Shape, shape_name
+from ..factors import Shape, shape_name
 from ..jsonio import write_json
 from ..tasks import Sample, Task
 from ..tasks.files import rank
@@ -57,8 +57,7 @@ class Options:
         samples: completions of each prompt (GRPO).
         rank: k or (p, q), to train all entries of R of this shape.
         numbers: how many numbers to train, in the bundle's learned projection of that size, or else in the
-            paper's random one. Without rank and numbers it is the rank `large` of `SIZES`, as far as the
-            bundle's factors go.
+            paper's random one. Without rank and numbers it is the `large` one of the bundle's factors.
         lr: step size of Adam in the coordinates of `learner.whitened`; it falls linearly to a tenth. None
             takes `trainer.default_lr`.
         validation: prompts held back from training to choose the vector by, at least 2. None takes a fifth of
@@ -131,8 +130,7 @@ class Options:
         """Return the basis that a run trains in; BasisError where there is none of its rank or numbers."""
         rank = self.rank
         if rank is None and self.numbers is None:
-            (p, q), (outputs, inputs) = SIZES["large"], bases.factors.shape
-            rank = min(p, outputs), min(q, inputs)
+            rank = bases.factors.sizes["large"]
         basis = bases.basis(numbers=self.numbers, rank=rank)
         if self.frame_dtype in BITS and not basis.entries:
             raise TrainError(

@@ -290,10 +290,10 @@ class Trainer:
         options, state, of = self.options, self.state, self.options.steps or _FEW
         if options.minutes is None or self._known is not None:
             return
-        more = int((60 * options.minutes - state.seconds - self._took) / self._longest)
+        each = paced(self._longest, self._took, options.validate_every)
+        more = int((60 * options.minutes - state.seconds - self._took) / each)
         if (fit := 1 + max(0, more)) < of:
-            # Beside the steps, validations take a third of the time.
-            needed = state.seconds + (of - 1) * self._longest * (1 + 1 / _APART) + self._took
+            needed = state.seconds + (of - 1) * each + self._took
             found = {"steps": fit, "of": of, "seconds": self._longest, "minutes": math.ceil(needed / 60)}
             reach = {"reach": _reach(fit) / _reach(of)} if self._sft else {}
             write({"event": "few", **found, **reach})
@@ -518,6 +518,11 @@ class Trainer:
     def _pick(self, step: int, size: int) -> list[Sample]:
         """Return so many prompts of a step."""
         return [self._train[i] for i in picked(len(self._train), step, size, (self.options.seed, 3))]
+
+
+def paced(step: float, validation: float, every: int) -> float:
+    """Return the seconds of a step with its share of the validations, where minutes end a run."""
+    return step * (1 + validation / max(every * step, _APART * validation))
 
 
 def _reach(steps: int) -> float:
