@@ -10,7 +10,7 @@ import pytest
 
 from tinylora_edge import MicroVector, load_bundle
 from tinylora_edge.train import Options, train_many
-from tinylora_edge.train.many import Folder, sequence_of
+from tinylora_edge.train.many import Folder
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
 
@@ -44,4 +44,4 @@ def test_every_user_once_though_a_node_dies(
     assert sorted(result.user for result in found) == sorted(users)
     assert {result.status for result in found} == {"learned"}
     target = Folder(tmp_path / "out", bases)
-    assert {sequence_of(target.latest(user)) for user in users} == {1}
+    assert {target.last(user) for user in users} == {1}

@@ -18,7 +18,7 @@ from tinylora_edge import MicroVector, Policy, TrainError, load_bundle
 from tinylora_edge.shipping.fetch import frame_path
 from tinylora_edge.shipping.publish import publish
 from tinylora_edge.train import Options, UserResult, train_many
-from tinylora_edge.train.many import Folder, names_users, read_users, sequence_of
+from tinylora_edge.train.many import Folder, names_users, read_users
 from tinylora_edge.wire.tags import Ed25519Signer, Ed25519Verifier
 
 SIGNER = Ed25519Signer(bytes(32))
@@ -80,13 +80,14 @@ def test_a_folder_takes_the_next_sequence_alone(tiny: Path, tmp_path: Path) -> N
         vector = MicroVector(frames[number].values, sequence=sequence)
         return vector.to_bytes(basis, SIGNER, user="al")
 
-    assert target.latest("al") is None
-    assert target.put("al", frame(0, 1), None)
+    assert target.last("al") is None
+    assert target.put_newer("al", frame(0, 1))
+    assert target.put_newer("al", frame(0, 1)), "it ran before, say"
     publish(frame(1, 2), bases, str(tmp_path), user="al")  # a click, while the user is at work
-    assert not target.put("al", frame(2, 2), 1)
+    assert not target.put_newer("al", frame(2, 2))
     publish(frame(1, 7), bases, str(tmp_path), user="al")
-    assert not target.put("al", frame(2, 3), 2)
-    assert target.latest("al") == frame(1, 7)
+    assert not target.put_newer("al", frame(2, 3))
+    assert target.last("al") == 7
 
 
 def test_what_is_refused_before_any_work(tiny: Path, options: Options, tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_a_killed_run_goes_on_and_loses_nothing(tiny: Path, options: Options, tm
         file.write(json.dumps(line | {"user": "bo"}) + "\n" + json.dumps(line | {"user": "cy"})[:40])
     rest = by_user(train_many(tiny / "bundle", users, to, resume=True, **how))
     assert {user: each.status for user, each in rest.items()} == {"bo": "learned", "cy": "learned"}
-    assert {user: sequence_of(Folder(to, bases).latest(user)) for user in users} == dict.fromkeys(users, 1)
+    assert {user: Folder(to, bases).last(user) for user in users} == dict.fromkeys(users, 1)
     assert [*train_many(tiny / "bundle", users, to, resume=True, **how)] == []
     (tmp_path / "report.jsonl").write_text('{"user": 3}\n')
     with pytest.raises(TrainError, match=r"report\.jsonl:1: it is no report"):
@@ -196,7 +197,7 @@ def test_a_vector_that_does_not_gain_is_not_published(tiny: Path, options: Optio
     for user, result in found.items():
         assert result.gain is not None
         assert result.status == ("learned" if result.gain > 0 else "kept")
-        assert (Folder(tmp_path / "out", bases).latest(user) is not None) == (result.gain > 0)
+        assert (Folder(tmp_path / "out", bases).last(user) == 1) == (result.gain > 0)
     assert found["al"].gain is not None
     assert found["noise"].gain is not None
     assert found["al"].gain > found["noise"].gain

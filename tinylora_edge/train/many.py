@@ -80,12 +80,12 @@ class UserResult:
 class Target(Protocol):
     """Where users' frames go."""
 
-    def latest(self, user: str) -> bytes | None:
-        """Return a user's newest frame, or None."""
+    def last(self, user: str) -> int | None:
+        """Return the sequence of a user's newest frame; None where they have none."""
 
-    def put(self, user: str, frame: bytes, last: int | None) -> bool:
-        """Write a frame as a user's newest, if `last` is still the sequence of what they have (None:
-        nothing); return whether it was."""
+    def put_newer(self, user: str, frame: bytes) -> bool:
+        """Write a frame as a user's newest, if its sequence is above that of what they have; return whether
+        it was."""
 
 
 class Folder:
@@ -94,21 +94,21 @@ class Folder:
     def __init__(self, root: str | PathLike[str], bases: Bases) -> None:
         self.root, self._bases = Path(root), bases
 
-    def latest(self, user: str) -> bytes | None:
-        """Return a user's newest frame, or None."""
+    def last(self, user: str) -> int | None:
+        """Return the sequence of a user's newest frame. FrameError: what is there is no frame."""
         try:
             with open_file(self.root / frame_path(self._bases.id, user)) as file:
-                return file.read(VECTOR_FILE_BYTES + 1)
+                return head(file.read(VECTOR_FILE_BYTES + 1)).sequence
         except FileNotFoundError:
             return None
 
-    def put(self, user: str, frame: bytes, last: int | None) -> bool:
-        """Publish a frame, whose sequence is the one above `last`: `publish` refuses it where that was
-        used."""
+    def put_newer(self, user: str, frame: bytes) -> bool:
+        """Publish a frame; return whether its sequence is above the last one."""
         try:
             publish(frame, self._bases, str(self.root), user=user)
         except TransferError:
-            if sequence_of(self.latest(user)) == last:
+            last = self.last(user)
+            if last is None or last < head(frame).sequence:
                 raise
             return False
         return True
@@ -234,11 +234,6 @@ def _texts_of(file: Path) -> list[str]:
     return [str(line.sample.answer) for line in lines if line.drawn or line.split == "train"]
 
 
-def sequence_of(frame: bytes | None) -> int | None:
-    """Return the sequence of a frame, None of none. FrameError: the bytes are no frame."""
-    return None if frame is None else head(frame).sequence
-
-
 class _ManyUsers:
     """One run: what its users share."""
 
@@ -334,7 +329,7 @@ class _ManyUsers:
         if row.status == "failed" or row.sequence is None:
             return row.status != "failed"
         try:
-            found = sequence_of(self._target.latest(row.user))
+            found = self._target.last(row.user)
         except (TinyLoraError, OSError):
             return False  # whoever writes there says what is wrong
         return found is not None and found >= row.sequence
@@ -358,7 +353,7 @@ class _ManyUsers:
             while jobs and workers.free and not (self._stopping and jobs[0].user):
                 job = jobs.popleft()
                 try:
-                    self._last[job.user] = sequence_of(self._target.latest(job.user)) if job.user else None
+                    self._last[job.user] = self._target.last(job.user) if job.user else None
                 except (TinyLoraError, OSError) as error:
                     yield job, Failed(str(error))
                     continue
@@ -397,7 +392,7 @@ class _ManyUsers:
             frame = vector.to_bytes(self._basis, self._signer, user=job.user)
             row = replace(row, status="learned", sequence=sequence, bytes=len(frame))
             _written(log, row)
-            if not self._target.put(job.user, frame, last):
+            if not self._target.put_newer(job.user, frame):
                 row = _written(log, replace(row, status="overtaken", sequence=None, bytes=0))
         except (TinyLoraError, OSError) as error:
             row = _written(log, replace(row, status="failed", why=str(error), sequence=None, bytes=0))
