@@ -1,6 +1,6 @@
 """A user's own texts, learned on a shared vector in a few full steps: in seconds, with no text held back.
 
-A full step goes by one gradient over all of the texts, or over as many as `TOKENS` of them, in whitened
+A full step goes by one gradient over all of the texts, or as many as `TOKENS` allows, in whitened
 coordinates (`learner.whitened`). These come from texts of others: they are made once for the shared vector,
 and lie beside it in a file of second moments. v goes against the sign of the gradient, by steps of known
 lengths in R that become shorter. So few steps cannot go far wrong: nothing is validated, and every text is
@@ -50,9 +50,9 @@ LENGTHS = 6.0, 4.0, 3.0, 2.0, 1.5, 1.0
 MOMENTUM = 0.3
 """Share of the direction before that stays in a step's own."""
 
-TOKENS = 1000
-"""Of a step, about: of more texts it takes a part, and the next step the next one. So a user has a bound in
-time, and is learned no worse (docs/EVIDENCE.md)."""
+TOKENS = 12
+"""Of a text in a step, the mean at most, where there are 100 texts or more: of longer ones a step takes a
+part, and the next step the next one. So 100 texts have a bound in time."""
 
 FEWEST = 20
 """Texts of a user at least."""
@@ -220,7 +220,7 @@ class Texts:
         lengths = self.lengths or LENGTHS[: steps_of(len(groups))]
         v = direction = np.zeros(self.basis.size)
         within, count = self.coordinates_for(groups), len(groups)
-        some = -(-count // -(-tokens_of(groups) // TOKENS))
+        some = min(count, math.ceil(count * TOKENS * max(count, 100) / tokens_of(groups)))
         for number, length in enumerate(lengths, 1):
             adapter.set(v)
             chosen = picked(count, number - 1, some, (self.options.seed, 4))
