@@ -10,10 +10,11 @@ fewer messages, up to 150 of each, once a size and seed.
 
 An arm is `base`; `prompt-K`, the base behind the user's K messages before; `shared`, the shared vector;
 `shared-prompt-K`, both; `own-SIZE`, a vector of the user's own on the shared one; `alone-SIZE`, without it;
-`other-SIZE`, that of the user before on the shared one; `lora-K` and `shared-lora-K`, a LoRA on the same
-layers. A SIZE is `numbers-N` or `rank-K`, K being k or PxQ. Every run takes all its steps. The last tenth of
-what is learned from, five messages at least, chooses which of the vectors on the way is measured, and which
-of a LoRA's step sizes counts. What was learned is measured in int8. Texts are learned and measured as `train`
+`other-SIZE`, that of the user before on the shared one; `texts-SIZE`, their own on the shared one as `train`
+learns texts, in a few full steps and in its frame; `lora-K` and `shared-lora-K`, a LoRA on the same layers.
+A SIZE is `numbers-N` or `rank-K`, K being k or PxQ. Every run takes all its steps. The last tenth of what is
+learned from, five messages at least, chooses which of the vectors on the way is measured, and which of a
+LoRA's step sizes counts. What was learned is measured in int8. Texts are learned and measured as `train`
 does it, in torch on the dequantized weights. A run in the record is not run again; `--frames` is a folder of
 vectors, and of the bundle that they are for.
 
@@ -51,9 +52,10 @@ from tinylora_edge.factors import read_shape
 from tinylora_edge.process import cores
 from tinylora_edge.runtime.learning.state import picked
 from tinylora_edge.tasks import Sample
-from tinylora_edge.train import Adapter, Group, Learner
+from tinylora_edge.train import Adapter, Group, Learner, Options
 from tinylora_edge.train.adapter import load_model
 from tinylora_edge.train.batches import WHITENED
+from tinylora_edge.train.texts import Texts, make_whitening, whitening_path
 from tinylora_edge.train.trainer import default_lr
 
 ARCHIVE = "smsCorpus_en_xml_2015.03.09_all"
@@ -65,7 +67,7 @@ JUDGED, FEWEST = 100, 5  # messages that choose a shared vector, and at least of
 BATCH, EVERY = 16, 5  # messages a step, and steps between two validations
 KEYS = "model", "shared", "user", "arm", "n", "seed", "lr", "steps"
 ARM = re.compile(
-    r"(base|shared)|(prompt|shared-prompt|lora|shared-lora)-(\d+)|(own|alone|other)-((?:numbers|rank)-[\dx]+)"
+    r"(base|shared)|(prompt|shared-prompt|lora|shared-lora)-(\d+)|(own|alone|other|texts)-((?:numbers|rank)-[\dx]+)"
 )
 
 
@@ -96,6 +98,11 @@ def people(folder: Path) -> People:
     )
 
 
+def samples(texts: Sequence[str]) -> list[Sample]:
+    """Return texts as `train` has them."""
+    return [Sample("", text, raw=True) for text in texts]
+
+
 class Nothing:
     """In an adapter's place where nothing is learned."""
 
@@ -112,12 +119,14 @@ class Study:
         torch.set_num_threads(1)
         self.options, self.name, self.bundle = options, base.stem, load_bundle(bundle)
         self.people = people(options.folder)
-        self.users = [*self.people.measured][: options.users]
+        self.users = [*self.people.measured][options.skip :][: options.users]
         self.model = load_model(self.bundle.base)
         self.model.set_attn_implementation("sdpa")
         self._llm = runtime.load(bundle, engine="llama", n_ctx=64, n_threads=1)
         self._done = {self._key(row) for row in bench.read_study(options.study)}
         self._starts: dict[tuple[Any, ...], list[float]] = {}
+        self._path = bundle
+        self._learns: tuple[tuple[int, str], Texts] | None = None
 
     def asked(self) -> Iterator[dict[str, Any]]:
         """Yield what is asked for: users outermost, so that a stopped study has whole users."""
@@ -155,7 +164,7 @@ class Study:
         if kind in ("shared", "shared-prompt"):
             yield each
             return
-        each["steps"] = self.options.steps
+        each["steps"] = None if kind == "texts" else self.options.steps
         for n in [LEARNED] if kind == "other" else self.options.n:
             for lr in self.options.lora_lrs if "lora" in kind else [None]:
                 yield each | {"n": n, "lr": lr}
@@ -164,6 +173,8 @@ class Study:
         """Return the figures of one run; what lies beneath it is attached until the stack ends."""
         arm, user, seed = each["arm"], each["user"], each["seed"]
         plain, kind, rank, own, size = ARM.fullmatch(arm).groups()  # type: ignore[union-attr]
+        if own == "texts":
+            return self._in_full_steps(each, size)
         if each["shared"] is not None:
             shared = self._adapter(stack, each["shared"])
             shared.set(self._shared(seed))
@@ -202,6 +213,34 @@ class Study:
         facts = self._fitted(learner, learned, seed, each["steps"], self._frame(each))
         learner.adapter.set(self._read(self._frame(each)))
         return facts | judged(learner, held_out) | leaked(learner, learned, held_out, before)
+
+    def _in_full_steps(self, each: dict[str, Any], size: str) -> dict[str, Any]:
+        """Return the figures of a vector that is learned as `train` does it; `cpu_s` is of learning alone."""
+        texts, own = self._texts(each["seed"], size), samples(self.people.measured[each["user"]])
+        began = time.process_time()
+        found = texts.learn(own[LEARNED - each["n"] : LEARNED])
+        facts: dict[str, Any] = {
+            "cpu_s": round(time.process_time() - began, 1),
+            "full_steps": len(found.losses),
+        }
+        vector = texts.options.framed(MicroVector(found.values, under=texts.shared), texts.basis)
+        facts |= {"numbers": texts.basis.size, "bytes": len(vector.to_bytes(texts.basis)), "of": found.tokens}
+        texts.learner.adapter.set(found.values)
+        return facts | judged(texts.learner, texts.groups(own[LEARNED:]))
+
+    def _texts(self, seed: int, size: str) -> Texts:
+        """Return what learns users' texts, with a model of its own; the last one is kept."""
+        if self._learns is None or self._learns[0] != (seed, size):
+            if self._learns is not None:
+                self._learns[1].close()
+            shared, rank = self._shared_frame(seed), self._basis(size).shape
+            options = Options(under=shared.read_bytes(), rank=rank, workers=1)
+            beside = whitening_path(shared)
+            if not beside.exists():
+                others = [text for user in sorted(self.people.others) for text in self.people.others[user]]
+                beside.write_bytes(make_whitening(self._path, options, samples(others)))
+            self._learns = (seed, size), Texts(self._path, replace(options, whitening=beside.read_bytes()))
+        return self._learns[1]
 
     def _start(self, each: dict[str, Any], learner: Learner, *texts: Sequence[Group]) -> list[float]:
         """Return the nats a token of each text before anything of the user's own is learned."""
@@ -383,6 +422,8 @@ def judged(learner: Learner, groups: Sequence[Group]) -> dict[str, Any]:
 def cells(row: dict[str, Any]) -> str:
     """Return the figures of one run as text."""
     text = f"{row['nats']:.3f} nats, top 1 {row['top1']:.3f}, top 3 {row['top3']:.3f}"
+    if "full_steps" in row:
+        text += f", {row['full_steps']} full steps, {row['cpu_s']} s of a core"
     if "done" in row:
         text += f", step {row['best_step']} of {row['done']}"
     return f"{text}, {row['seconds']:.0f} s"
@@ -408,10 +449,10 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
         figures = [
             f"{statistics.mean(row[key] for row in own.values()):.3f}" for key in ("nats", "top1", "top3")
         ]
-        size = next(iter(own.values())).get("bytes_int8", 0)
+        size = next((row[key] for row in own.values() for key in ("bytes", "bytes_int8") if key in row), 0)
         table.append([arm, str(n or ""), str(len({user for user, _ in own})), *figures, gain, f"{size:,}"])
     return bench.table(
-        ["arm", "messages", "users", "nats", "top 1", "top 3", "better than shared", "bytes, int8"], table
+        ["arm", "messages", "users", "nats", "top 1", "top 3", "better than shared", "bytes"], table
     )
 
 
@@ -428,6 +469,7 @@ def main() -> None:
         "--seeds", nargs="+", type=int, default=[0], help="of the shared vector, and of steps"
     )
     arguments.add_argument("--users", type=int, help="those with most messages; by default all")
+    arguments.add_argument("--skip", type=int, default=0, help="users with more messages, before those")
     arguments.add_argument("--steps", type=int, default=40, help="of a user's own")
     arguments.add_argument("--shared-steps", type=int, default=240, help="of the shared vector")
     arguments.add_argument("--lora-lrs", nargs="+", type=float, default=[5e-4, 1e-3, 2e-3])

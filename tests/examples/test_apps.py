@@ -14,6 +14,7 @@ import models
 import pytest
 import venvs
 
+from tinylora_edge import MicroVector, load_bundle
 from tinylora_edge.exporters import export_gguf
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -57,6 +58,20 @@ def test_a_keyboard_learns_at_night_and_forgets(smollm2_bundle, tmp_path, monkey
     texts.unlink()
     keyboard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_keyboard_learns_by_gradients(smollm2_bundle, tmp_path, monkeypatch, capsys):
+    texts, shared, bases = tmp_path / "me.jsonl", tmp_path / "shared.bin", load_bundle(smollm2_bundle).bases
+    shared.write_bytes(MicroVector.random(bases.basis(rank=2), 0.1).to_bytes(bases.basis(rank=2)))
+    texts.write_text("".join(json.dumps({"text": f"c u at {n} lah"}) + "\n" for n in range(20)))
+    command = ["keyboard.py", smollm2_bundle, "--texts", texts, "--under", shared, "--torch"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("night\nc u\n"))
+    runpy.run_path(str(EXAMPLES / "keyboard.py"), run_name="__main__")
+    screen = capsys.readouterr().out
+    assert "learned from 20 texts" in screen
+    assert "c u|" in screen
+    assert MicroVector.from_bytes((tmp_path / "me.jsonl.bin").read_bytes(), bases).values.any()
 
 
 def test_two_buttons(smollm2_bundle: Path, tmp_path: Path) -> None:

@@ -262,6 +262,28 @@ def test_a_large_model_learns_in_more_passes_and_the_same(monkeypatch: pytest.Mo
     np.testing.assert_allclose(each, one, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "phi3", "gemma3"])  # Gemma's windows go by blocks
+def test_short_texts_attend_as_batches(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than a batch has, of several lengths: as by blocks, and so is the gradient."""
+    model = models.tiny_model(architecture)
+    basis = basis_of(model, "entries", architecture)
+    groups = [group([256], [[*range(40, 40 + length), 257]]) for length in (1, 9, 3, 17, 3, 12, 5)]
+    found = []
+    with Adapter(model, basis) as adapter:
+        adapter.set(MicroVector.random(basis, 0.5, seed=1))
+        learner = Learner(model, adapter, temperature=0.6)
+        for texts in (0, 3):
+            if texts and architecture != "gemma3":
+                monkeypatch.setattr(learner_module, "sdpa_attention_forward", None)
+            monkeypatch.setattr(learner_module, "_SHORT", 128 * bool(texts))
+            monkeypatch.setattr(learner_module, "_TEXTS", max(texts, 1))
+            found.append((torch.cat(learner.measure(groups)), learner.gradient(groups).grad))
+        learner.close()
+    (scores, grad), (own_scores, own_grad) = found
+    torch.testing.assert_close(own_scores, scores, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(own_grad, grad, rtol=1e-3, atol=1e-5 * float(grad.abs().max()))
+
+
 def test_bfloat16_base_keeps_v_in_float32() -> None:
     model = models.tiny_model("llama").bfloat16()
     basis = basis_of(models.tiny_model("llama"), "tiled")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from tinylora_edge import MicroVector, TrainError, load_bundle
 from tinylora_edge.tasks import Sample, load_task
 from tinylora_edge.tasks.files import rank
 from tinylora_edge.train import Options, train
-from tinylora_edge.train.learner import ModuleWhitening, whitened
+from tinylora_edge.train.learner import Gradient, Group, ModuleWhitening, whitened
 from tinylora_edge.train.texts import (
     LENGTHS,
     Texts,
@@ -114,6 +114,25 @@ def test_measured_texts_are_learned_by_the_last_run_alone(texts: Texts) -> None:
     assert found.measured[0].shape == found.measured[1].shape == (len(held),)
     assert found.gain == pytest.approx(float((found.measured[1] - found.measured[0]).mean()))
     assert np.array_equal(found.values, texts.learn(own).values), "all texts are learned from, in the end"
+
+
+def test_a_step_takes_a_part_of_long_texts_and_the_next_one_another(
+    texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, gradient = list[set[int]](), texts.learner.gradient
+
+    def record(groups: Sequence[Group]) -> Gradient:
+        taken.append({id(group) for group in groups})
+        return gradient(groups)
+
+    monkeypatch.setattr(texts.learner, "gradient", record)
+    texts.learn(samples(24))
+    assert [len(each) for each in taken] == [24] * 3
+    monkeypatch.setattr("tinylora_edge.train.texts.TOKENS", texts.learn(samples(24)).tokens / 100 / 2)
+    taken.clear()
+    texts.learn(samples(24))
+    assert [len(each) for each in taken] == [12] * 3
+    assert len(taken[0] | taken[1]) == 24
 
 
 def test_too_few_and_too_long(texts: Texts) -> None:

@@ -151,7 +151,7 @@ class Adapter(nn.Module):
                 moments[position] = [(each.mT @ each).double().cpu().numpy() for each in own]
 
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + SidePath.apply(inputs[0], self._forward.r[position], a, b, watch)
+            return SidePath.apply(inputs[0], self._forward.r[position], a, b, watch, output)
 
         return add
 
@@ -184,24 +184,35 @@ class SidePath(torch.autograd.Function):
     Shapes: x [..., in], R [p, q], A [q, in], B [out, p] -> [..., out]. Every token of one row may have its
     own R: x [1, tokens, in], R [tokens, p, q]. R is float32 (or float64); the rest share the base's dtype.
     `watch` is called before the forward pass, and in the backward pass with x A^T and the gradient at the
-    output of R, of all tokens; it may raise.
+    output of R, of all tokens; it may raise. The side path is added to `onto` in place, where that is given.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, r: Tensor, a: Tensor, b: Tensor, watch: Callable[..., None] = lambda *_: None
+        ctx: Any,
+        x: Tensor,
+        r: Tensor,
+        a: Tensor,
+        b: Tensor,
+        watch: Callable[..., None] = lambda *_: None,
+        onto: Tensor | None = None,
     ) -> Tensor:
-        """Return the side path's output."""
+        """Return the side path's output, or `onto`."""
         watch()
-        ctx.watch = watch
+        ctx.watch, ctx.onto = watch, onto is not None
         low = x @ a.T
         ctx.save_for_backward(low, r, a, b)
         # R stays in float32: rounded to bfloat16, steps of v below 0.4 % would do nothing
-        return _times(low.to(r.dtype), r.mT).to(low.dtype) @ b.T
+        high = _times(low.to(r.dtype), r.mT).to(low.dtype)
+        if onto is None:
+            return high @ b.T
+        ctx.mark_dirty(onto)
+        onto.view(-1, onto.shape[-1]).addmm_(high.flatten(0, -2), b.T)  # one pass over it in place of three
+        return onto
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        """Return the gradients of x and R."""
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x and R, and of `onto`."""
         low, r, a, b = ctx.saved_tensors
         high = (grads[0] @ b).to(r.dtype)  # [..., p]: the gradient at the output of R
         ctx.watch(low.to(r.dtype).flatten(0, -2), high.flatten(0, -2))
@@ -211,7 +222,7 @@ class SidePath(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             high, low = high.flatten(0, -2), low.to(r.dtype).flatten(0, -2)
             grad_r = high.mT @ low if r.dim() == 2 else high[:, :, None] * low[:, None]
-        return grad_x, grad_r, None, None, None
+        return grad_x, grad_r, None, None, None, grads[0] if ctx.onto else None
 
 
 def _times(x: Tensor, r: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class UserResult:
         why: what failed.
         texts, tokens: what was learned of.
         steps, seconds: full steps, and the time that these took.
-        loss: nats a token of all texts before the first step, and before the last one.
+        loss: nats a token of its texts before the first step, and before the last one.
         gain: nats a token better than the shared vector on held-out texts, where that was measured.
         sequence, bytes: of the frame.
         data: SHA-256 of the texts, and of what they were learned with.

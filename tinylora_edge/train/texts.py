@@ -1,9 +1,10 @@
 """A user's own texts, learned on a shared vector in a few full steps: in seconds, with no text held back.
 
-A full step goes by one gradient over all of the texts, in whitened coordinates (`learner.whitened`). These
-come from texts of others: they are made once for the shared vector, and lie beside it in a file of second
-moments. v goes against the sign of the gradient, by steps of known lengths in R that become shorter. So few
-steps cannot go far wrong: nothing is validated, and every text is learned from.
+A full step goes by one gradient over all of the texts, or as many as `TOKENS` allows, in whitened
+coordinates (`learner.whitened`). These come from texts of others: they are made once for the shared vector,
+and lie beside it in a file of second moments. v goes against the sign of the gradient, by steps of known
+lengths in R that become shorter. So few steps cannot go far wrong: nothing is validated, and every text is
+learned from.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from ..tasks import Sample, Task
 from ..tasks.files import rank
 from ..vector import AdmittedVector, MicroVector, Policy
 from ..wire.values import BITS
-from .adapter import Adapter, load_model, one_thread
-from .learner import Group, Learner, ModuleWhitening, coordinates, rounded
+from .adapter import Adapter, give_back, load_model, one_thread
+from .learner import Group, Learner, ModuleWhitening, coordinates, rounded, tokens_of
 from .options import Q4_FROM, Options, Outcome, Phase, Result, write_result
 
 Moments = list[list[NDArray[np.float64]]]
@@ -48,6 +49,10 @@ LENGTHS = 6.0, 4.0, 3.0, 2.0, 1.5, 1.0
 
 MOMENTUM = 0.3
 """Share of the direction before that stays in a step's own."""
+
+TOKENS = 12
+"""Of a text in a step, the mean at most, where there are 100 texts or more: of longer ones a step takes a
+part, and the next step the next one. So 100 texts have a bound in time."""
 
 FEWEST = 20
 """Texts of a user at least."""
@@ -65,7 +70,7 @@ _HELD_OUT = 10  # of so many texts one is held out, where a gain is to be known;
 
 def steps_of(texts: int) -> int:
     """Return the number of full steps for so many texts: more of them bear more steps."""
-    return 3 if texts < 50 else 4 if texts < 100 else 6
+    return 3 + sum(texts >= more for more in (50, 100, 200))
 
 
 def in_full_steps(task: Task, options: Options) -> bool:
@@ -86,7 +91,7 @@ class Learned:
 
     Attributes:
         values: v as its frame holds it, float32 [n].
-        losses: nats a token of all texts before each step.
+        losses: nats a token of each step's texts, before it.
         tokens: of all texts.
         seconds: of learning, and of measuring where that was asked for.
         measured: without the vector of the user's own, and with it: rewards of held-out texts (minus nats a
@@ -214,10 +219,12 @@ class Texts:
         adapter, losses = self.learner.adapter, list[float]()
         lengths = self.lengths or LENGTHS[: steps_of(len(groups))]
         v = direction = np.zeros(self.basis.size)
-        within = self.coordinates_for(groups)
+        within, count = self.coordinates_for(groups), len(groups)
+        some = min(count, math.ceil(count * TOKENS * max(count, 100) / tokens_of(groups)))
         for number, length in enumerate(lengths, 1):
             adapter.set(v)
-            found = self.learner.gradient(groups)
+            chosen = picked(count, number - 1, some, (self.options.seed, 4))
+            found = self.learner.gradient([groups[each] for each in chosen])
             if not np.isfinite(found.loss):
                 raise TrainError("the loss of these texts is not finite: there is nothing to learn by")
             losses.append(found.loss)
@@ -226,6 +233,7 @@ class Texts:
             size = float(np.linalg.norm(self.basis.R(step.astype(np.float32))))
             v = self.basis.bounded(v - step * (length / max(size, 1e-30)), self.shared.r)
             report({"step": number, "method": "texts", "loss": found.loss, "share": number / len(lengths)})
+        give_back()
         near = v.astype(np.float32)
         dtype = self.options.frame_dtype
         return rounded(within, near, dtype, self.basis) if dtype in BITS else near, losses

@@ -25,6 +25,7 @@ from ..tasks import Sample
 from ..tasks.rewards import is_text
 from ..vector import MicroVector
 from ..wire.values import BITS
+from .adapter import give_back
 from .batches import KEEP, WHITENED, Answers, Rehearsal
 from .learner import Group, Learner, ModuleWhitening, rounded, whitened, work_of
 from .options import Options, Phase
@@ -396,6 +397,7 @@ class Trainer:
             pull = self._rehearsal.gradient(state.step)
             by_v = by_v + KEEP * pull.grad
             result["moved"] = pull.loss
+        give_back()
         grad = np.asarray(self._coordinates().gradient(by_v.numpy()), np.float32)
         norm = float(np.linalg.norm(grad))
         if not np.isfinite(norm):
