@@ -266,7 +266,7 @@ class Learner:
         parts: list[list[int]] = [[] for _ in range(count)]
         done = 0
         for i in order:
-            parts[count * done // sum(work)].append(i)
+            parts[count * (2 * done + work[i]) // (2 * sum(work))].append(i)
             done += work[i]
         return [part for part in parts if part]
 
