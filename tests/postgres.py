@@ -10,9 +10,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import support
 
@@ -56,8 +57,12 @@ class Server:
         """As a power cut would end it, but for what the kernel has in its buffers."""
         assert self._process is not None
         pid = int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, signal.SIGKILL)
+        every = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        for process in every:  # its children, too, which would answer for a moment
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait(60)
+        psutil.wait_procs(every, timeout=60)
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
