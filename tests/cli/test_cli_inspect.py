@@ -76,7 +76,7 @@ def test_a_vector_as_a_device_sees_it(cli, small, small_basis, trained, key, tmp
     assert record["values"] == MicroVector.from_bytes(trained.read_bytes(), small_basis).values.tolist()
     assert record["verified"] is True
     r = small_basis.R(MicroVector.from_bytes(trained.read_bytes(), small_basis))
-    assert record["norm_of_r"] == float(np.linalg.norm(r.astype(np.float64)))
+    assert record["norm_of_r"] == pytest.approx(float(np.linalg.norm(r.astype(np.float64))), rel=1e-12)
     assert (record["projection"], record["rank"]) == (small_basis.projection.descriptor, 2)
     cli("inspect", tmp_path / "v", small, *public).refused("does not verify")
     cli("inspect", tmp_path / "v", small, "--user", "al").refused("no Ed25519 key")
