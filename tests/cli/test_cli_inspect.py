@@ -7,6 +7,7 @@ from pathlib import Path
 
 import models
 import numpy as np
+import pytest
 import support
 from invocation import Cli
 
