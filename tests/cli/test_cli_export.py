@@ -31,7 +31,7 @@ def test_the_report_of_the_real_model(cli: Cli, smollm2_gguf: Path, tmp_path: Pa
     assert written.factors.digest in text
     assert basis.projection.descriptor in text
     assert re.search(r"^frame bytes.--numbers 13 +numbers 13, bf16 37, int8 27$", text, re.M)
-    assert re.search(r"^frame bytes.--rank 8 +numbers 13440, bf16 26891, int8 13455, q4 8412$", text, re.M)
+    assert re.search(r"^frame bytes.--size full +numbers 13440, bf16 26891, int8 13455, q4 8412$", text, re.M)
     same = os.path.samefile(smollm2_gguf, out / "base.gguf")
     assert bool(re.search(r"^base +hard link$", text, re.M)) is same
     suggested = [shlex.split(line)[2:4] for line in text.splitlines() if line.startswith("next: ")]

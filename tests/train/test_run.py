@@ -543,7 +543,11 @@ LONG = [Sample(f"{n}", answer="y" * 600) for n in range(64)]
         ({"train": [Sample(str(n) + "x" * 600) for n in range(64)]}, {}, r"train sample 0 .* 60\d tokens, "),
         ({"train": [Sample("too few")]}, {}, "1 training prompts"),
         ({}, {"start": (0.1,) * 12}, r"12 values, .* takes 896 numbers"),
-        ({}, {"rank": None, "numbers": 13, "frame_dtype": "q4"}, "q4 is for all entries of R, and these 13"),
+        (
+            {},
+            {"rank": None, "numbers": 13, "frame_dtype": "q4"},
+            "q4 is for all entries of R, which these 13",
+        ),
         ({}, {"rank": 9}, "rank 9 is not among 1 to 8"),
         ({}, {"rank": None, "numbers": 56}, "these are all entries of rank 2: say --rank 2"),
         ({}, {"rank": None, "numbers": 57}, "no projection has 57 numbers: this model takes all entries"),

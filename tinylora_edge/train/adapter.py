@@ -151,7 +151,10 @@ class Adapter(nn.Module):
                 moments[position] = [(each.mT @ each).double().cpu().numpy() for each in own]
 
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return SidePath.apply(inputs[0], self._forward.r[position], a, b, watch, output)
+            side = inputs[0], self._forward.r[position], a, b, watch
+            if output._is_view():  # as of a layer with a bias: autograd adds nothing to views in place
+                return output + SidePath.apply(*side)
+            return SidePath.apply(*side, output)
 
         return add
 
