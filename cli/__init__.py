@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ..errors import MissingExtraError
+from tinylora_edge.errors import MissingExtraError
 
 
 def main() -> None:

@@ -16,9 +16,10 @@ import typer
 from typer import Option
 from typer.core import TyperGroup
 
-from ..errors import TinyLoraError
-from ..process import set_waiting
-from ..version import __version__
+from tinylora_edge.errors import TinyLoraError
+from tinylora_edge.process import set_waiting
+from tinylora_edge.version import __version__
+
 from . import console
 from .chat import chat
 from .convert import convert

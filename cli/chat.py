@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from typer import BadParameter
 
-from .. import MicroVector, TinyLoraError
-from ..process import first_interrupt
-from ..projection import NUMBERS
-from ..wire.frame import DEFAULT_USER, bound_name
+from tinylora_edge import MicroVector, TinyLoraError
+from tinylora_edge.process import first_interrupt
+from tinylora_edge.projection import NUMBERS
+from tinylora_edge.wire.frame import DEFAULT_USER, bound_name
+
 from . import console, keyfiles, vectors
 from . import options as opts
 from .run import answer, messages, write
 
 if TYPE_CHECKING:
-    from ..runtime import Clicks, SampledAnswer
+    from tinylora_edge.runtime import Clicks, SampledAnswer
 
 _COMMANDS = """\
 /vector FILE  exchange the vector, the last of a stack; alone, it says which one is active
@@ -154,7 +155,7 @@ class Conversation:
     def _click(self, reward: int) -> None:
         if self._last is None:
             raise console.CommandError("there is no answer to like, or it was clicked already: ask something")
-        from ..runtime import Clicks
+        from tinylora_edge.runtime import Clicks
 
         loaded = self._loaded
         if self._clicks is None:
@@ -195,7 +196,7 @@ def clickable(
     llm: Any, conversation: list[dict[str, str]], reply: str, ended: bool, temperature: float
 ) -> SampledAnswer:
     """Return an answer for a click to judge; one that ended by itself has the token that ends a turn."""
-    from ..runtime import SampledAnswer
+    from tinylora_edge.runtime import SampledAnswer
 
     tokens = (*llm.chat_tokenizer.encode_plain(reply), *((llm.turn_end,) if ended else ()))
     return SampledAnswer(tuple(llm.encode(conversation)[0]), tokens, llm.vector, temperature)

@@ -22,8 +22,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Column, Table
 from rich.text import Text
 
-from ..errors import TinyLoraError, TinyLoraWarning
-from ..jsonio import plain
+from tinylora_edge.errors import TinyLoraError, TinyLoraWarning
+from tinylora_edge.jsonio import plain
 
 NAME = "tinylora-edge"
 

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 from typer import BadParameter, Option
 
-from .. import load_bundle
-from ..formats.onnx_adapter import to_adapter
-from ..wire.frame import DEFAULT_USER, bound_name
+from tinylora_edge import load_bundle
+from tinylora_edge.formats.onnx_adapter import to_adapter
+from tinylora_edge.wire.frame import DEFAULT_USER, bound_name
+
 from . import console, keyfiles, vectors
 from . import options as opts
 
@@ -55,7 +56,7 @@ def convert(
     if to == "onnx-adapter":
         vectors.write(output, to_adapter(vector, basis))
     else:
-        from ..exporters.convert import write_gguf_lora, write_merged_gguf, write_peft_lora
+        from tinylora_edge.exporters.convert import write_gguf_lora, write_merged_gguf, write_peft_lora
 
         if to == "gguf":
             write_merged_gguf(basis, vector, found.base, target)

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from typer import Option
 
-from ..errors import MissingExtraError
-from ..formats.bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME, load_bundle
-from ..jsonio import read_json
-from ..process import cores
+from tinylora_edge.errors import MissingExtraError
+from tinylora_edge.formats.bundle import BASE_NAME, BASIS_NAME, MANIFEST_NAME, load_bundle
+from tinylora_edge.jsonio import read_json
+from tinylora_edge.process import cores
+
 from . import console, results
 from . import options as opts
 from .export import module_progress
@@ -90,9 +91,9 @@ def demo(
 
 def _teach(model: Path, output: Path, threads: int, say: Say) -> None:
     """Steps 1 and 2: export the model, train a vector, and measure it on held-out prompts."""
-    from ..exporters import Export, ExportSettings
-    from ..tasks import load_task
-    from ..train import Options, train
+    from tinylora_edge.exporters import Export, ExportSettings
+    from tinylora_edge.tasks import load_task
+    from tinylora_edge.train import Options, train
 
     planned = Export(model, output, settings=ExportSettings(outputs=8))  # in a third of the time
     with module_progress(len(planned.modules), planned.bytes) as (step, _):
@@ -116,7 +117,7 @@ def _teach(model: Path, output: Path, threads: int, say: Say) -> None:
 
 
 def _unpack(model: Path, output: Path, say: Say) -> None:
-    from ..exporters.export import new_bundle, place_base
+    from tinylora_edge.exporters.export import new_bundle, place_base
 
     with new_bundle(output) as partial:
         for name in (BASIS_NAME, MANIFEST_NAME, VECTOR, f"{VECTOR}.json"):
@@ -134,9 +135,9 @@ def _unpack(model: Path, output: Path, say: Say) -> None:
 
 def _exchange(output: Path, known: Sequence[dict[str, Any]], threads: int, say: Say) -> dict[str, Any]:
     """Steps 3 and 4: answer without and with the vector, and give the base back."""
-    from .. import runtime
-    from ..runtime.llama import import_llama_cpp
-    from ..tasks import load_task
+    from tinylora_edge import runtime
+    from tinylora_edge.runtime.llama import import_llama_cpp
+    from tinylora_edge.tasks import load_task
 
     import_llama_cpp()  # before the bindings, which may have no libraries of their own
     from llama_cpp import Llama

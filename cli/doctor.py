@@ -15,7 +15,8 @@ from pathlib import Path
 
 import typer
 
-from ..version import __version__
+from tinylora_edge.version import __version__
+
 from . import console
 from . import options as opts
 

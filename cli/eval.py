@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
-from .. import TrainError
-from ..jsonio import read_json
-from ..wire.frame import DEFAULT_USER, bound_name
+from tinylora_edge import TrainError
+from tinylora_edge.jsonio import read_json
+from tinylora_edge.wire.frame import DEFAULT_USER, bound_name
+
 from . import console, keyfiles, report, results, vectors
 from . import options as opts
 
@@ -73,12 +74,12 @@ def evaluate(
     if len(given) != 2:
         raise BadParameter(f"expected BUNDLE and DATA, or records that end in .json, not {len(given)} words")
     bundle, data = Path(given[0]), given[1]
-    from ..eval import Evaluation, compare
-    from ..eval import evaluate as measure
-    from ..eval.measure import arm, fitted, keep_answers
-    from ..runtime.model import admit
-    from ..tasks import Preamble, rewards
-    from ..tasks.load import load_general
+    from tinylora_edge.eval import Evaluation, compare
+    from tinylora_edge.eval import evaluate as measure
+    from tinylora_edge.eval.measure import arm, fitted, keep_answers
+    from tinylora_edge.runtime.model import admit
+    from tinylora_edge.tasks import Preamble, rewards
+    from tinylora_edge.tasks.load import load_general
 
     if drift and vector is None:
         raise BadParameter("the drift is of a vector: name it with --vector", param_hint="--drift")

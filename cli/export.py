@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Argument, BadParameter, Option
 
-from .. import load_bundle
-from ..errors import TinyLoraError
-from ..formats.gguf import whole_stem
-from ..jsonio import write_json
+from tinylora_edge import load_bundle
+from tinylora_edge.errors import TinyLoraError
+from tinylora_edge.formats.gguf import whole_stem
+from tinylora_edge.jsonio import write_json
+
 from . import console, keyfiles, vectors
 from . import options as opts
 
 if TYPE_CHECKING:
-    from ..exporters import ExportReport
+    from tinylora_edge.exporters import ExportReport
 
 
 def export(
@@ -93,8 +94,8 @@ def export(
     if target_format == "gguf":
         _refuse(ctx, {"onnx_input", "onnx_precision"}, "goes with --format onnx or both")
 
-    from ..exporters import Export, ExportSettings, default_name, refuse_existing, resolve
-    from ..exporters.onnx import check_builder
+    from tinylora_edge.exporters import Export, ExportSettings, default_name, refuse_existing, resolve
+    from tinylora_edge.exporters.onnx import check_builder
 
     if output is None:
         if (name := default_name(model)) is None:
@@ -150,7 +151,7 @@ def export(
 
 
 def _list_names(as_json: bool) -> None:
-    from ..exporters.hub import load_catalog
+    from tinylora_edge.exporters.hub import load_catalog
 
     catalog = load_catalog().values()
     rows = []
@@ -176,7 +177,7 @@ def module_progress(modules: int, size: int) -> Iterator[tuple[Callable[[str, in
 
 
 def _add_base(bundle: Path, base: Path, key: Path | None, as_json: bool) -> None:
-    from ..exporters import add_base
+    from tinylora_edge.exporters import add_base
 
     signer = None if key is None else keyfiles.signer(key)
     with console.progress(f"comparing the weights of {base} with the factors"):
@@ -194,7 +195,7 @@ def _measure_parity(report: ExportReport) -> dict[str, Any] | None:
     """Compare the answers of graph and GGUF, where there are both, and note it in the manifest."""
     if report.onnx is None or report.base_placed is None:
         return None
-    from ..eval import measure_parity
+    from tinylora_edge.eval import measure_parity
 
     try:
         with console.progress("comparing the answers of both forms"):

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 from typer import Argument, BadParameter
 
-from .. import Ed25519Verifier, load_bundle
-from ..formats.gguf import gguf_paths
-from ..formats.side_tensors import load_bases
-from ..formats.signatures import Signature, check_bundle, signature_path
-from ..shipping.links import LINKS
-from ..wire.frame import DEFAULT_USER, bound_name
-from ..writes import open_file
+from tinylora_edge import Ed25519Verifier, load_bundle
+from tinylora_edge.formats.gguf import gguf_paths
+from tinylora_edge.formats.side_tensors import load_bases
+from tinylora_edge.formats.signatures import Signature, check_bundle, signature_path
+from tinylora_edge.shipping.links import LINKS
+from tinylora_edge.wire.frame import DEFAULT_USER, bound_name
+from tinylora_edge.writes import open_file
+
 from . import console, keyfiles, vectors
 from . import options as opts
 

@@ -11,11 +11,12 @@ from typing import Annotated, TypeVar
 
 from typer import Argument, BadParameter, Option
 
-from .. import Policy, SignatureError
-from ..formats.signatures import Signature, sign_bundle
-from ..limits import PEM_BYTES
-from ..wire import tags
-from ..writes import open_file
+from tinylora_edge import Policy, SignatureError
+from tinylora_edge.formats.signatures import Signature, sign_bundle
+from tinylora_edge.limits import PEM_BYTES
+from tinylora_edge.wire import tags
+from tinylora_edge.writes import open_file
+
 from . import console, vectors
 from . import options as opts
 

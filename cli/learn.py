@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from typer import BadParameter, Option
 
-from .. import MicroVector, TrainError, VectorError, load_bundle
+from tinylora_edge import MicroVector, TrainError, VectorError, load_bundle
+
 from . import console, keyfiles, vectors
 from . import options as opts
 
@@ -39,11 +40,11 @@ def learn(
       tinylora-edge learn smollm2 --behaviours mine.jsonl --key fleet.key
       tinylora-edge learn smollm2 --from vectors
     """
-    from ..exporters import add_projection
-    from ..formats.signatures import check_signer
-    from ..tasks.behaviours import load_behaviours
-    from ..train.learn import learn as learn_projection
-    from ..train.learn import learn_from
+    from tinylora_edge.exporters import add_projection
+    from tinylora_edge.formats.signatures import check_signer
+    from tinylora_edge.tasks.behaviours import load_behaviours
+    from tinylora_edge.train.learn import learn as learn_projection
+    from tinylora_edge.train.learn import learn_from
 
     if only and behaviours is None:
         raise BadParameter("there is no FILE.jsonl to learn from", param_hint="--only")

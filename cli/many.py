@@ -65,8 +65,8 @@ def train_users(
     as_json: bool,
 ) -> None:
     """Train a vector for each user of a folder or a file, and publish them in another folder, or a store."""
-    from ..train import train_many
-    from ..train.texts import whitening_path
+    from tinylora_edge.train import train_many
+    from tinylora_edge.train.texts import whitening_path
 
     if under is None:
         raise BadParameter("users' vectors lie on a shared one: name it", param_hint="--under")

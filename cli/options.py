@@ -10,7 +10,7 @@ from typer import Argument, BadParameter, Option
 from . import console
 
 if TYPE_CHECKING:
-    from ..tasks import Preamble, Task
+    from tinylora_edge.tasks import Preamble, Task
 
 CONTEXT = 2048
 """Tokens of a context where none is named, whatever the model was made for."""
@@ -105,7 +105,7 @@ UserOption = Annotated[str, Option("--user", metavar="NAME", help="The user whos
 
 def load_data(data: str, **arguments: Any) -> Task:
     """Return the task of DATA, and print its notes, such as the reward that was read off."""
-    from ..tasks import load_task
+    from tinylora_edge.tasks import load_task
 
     task = load_task(data, **arguments)
     for sentence in task.notes:
@@ -115,7 +115,7 @@ def load_data(data: str, **arguments: Any) -> Task:
 
 def make_preamble(task: Task, system: str | None, examples: int | None) -> Preamble:
     """Return what `--system` and `--examples` put before every prompt."""
-    from ..tasks import Preamble, draw_examples
+    from tinylora_edge.tasks import Preamble, draw_examples
 
     return Preamble(system, () if examples is None else draw_examples(task, examples))
 
@@ -130,7 +130,7 @@ def load_model(
     **options: Any,
 ) -> Any:
     """Return the deployed model; answers in contexts of their own need no larger one than the default."""
-    from .. import runtime
+    from tinylora_edge import runtime
 
     chosen = runtime.engine_of(bundle, engine)
     options["n_ctx"] = n_ctx

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 from rich.text import Text
 from typer import Argument, BadParameter, Option
 
-from .. import AdmittedVector, Bases, ChecksumError, MicroVector, Policy, SignatureError
-from ..shipping.links import qr_code
-from ..wire import frame, tags, text
-from ..wire.frame import DEFAULT_USER, FIRST_DAY, bound_name
+from tinylora_edge import AdmittedVector, Bases, ChecksumError, MicroVector, Policy, SignatureError
+from tinylora_edge.shipping.links import qr_code
+from tinylora_edge.wire import frame, tags, text
+from tinylora_edge.wire.frame import DEFAULT_USER, FIRST_DAY, bound_name
+
 from . import console, keyfiles, vectors
 from . import options as opts
 

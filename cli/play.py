@@ -32,7 +32,7 @@ def play(
       tinylora-edge play out/demo
       tinylora-edge play out/demo --vector vector.bin --keep my-clicks
     """
-    from ..serve import app, run
+    from tinylora_edge.serve import app, run
 
     frames = vectors.read_stack(vector)
     if keep is not None:

@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..writes import atomic_write
+from tinylora_edge.writes import atomic_write
+
 from . import results
 
 Record = dict[str, Any]

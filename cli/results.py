@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from .. import TinyLoraError
+from tinylora_edge import TinyLoraError
+
 from . import console
 
 ANSWERS = 10
@@ -136,7 +137,7 @@ def _ahead(record: dict[str, Any], unit: str) -> list[tuple[str, str]]:
 
 def drift(llm: Any, vector: Any, **options: Any) -> Any:
     """Return the `Drift` that `measure_drift` finds. Where it fails, warn and return None: scores stay."""
-    from ..eval import measure_drift
+    from tinylora_edge.eval import measure_drift
 
     try:
         return measure_drift(llm, vector, **options)

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
-from .. import TinyLoraError
-from ..wire.frame import DEFAULT_USER, bound_name
+from tinylora_edge import TinyLoraError
+from tinylora_edge.wire.frame import DEFAULT_USER, bound_name
+
 from . import console, keyfiles, vectors
 from . import options as opts
 
 if TYPE_CHECKING:
-    from ..runtime import TinyLoraLlama, TinyLoraOnnx
-    from ..tasks import Prompt
+    from tinylora_edge.runtime import TinyLoraLlama, TinyLoraOnnx
+    from tinylora_edge.tasks import Prompt
 
 
 def run_prompt(
@@ -47,7 +48,7 @@ def run_prompt(
       tinylora-edge run out/demo --vector vector.bin "Describe the moon in one sentence."
       tinylora-edge run out/demo --vector v1.bin --key fleet.key.pub --state v.state "Describe the moon."
     """
-    from ..tasks import read_schema
+    from tinylora_edge.tasks import read_schema
 
     if prompt == vectors.STREAM in (vector or ()):
         raise BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
@@ -120,7 +121,7 @@ async def held(
     **options: Any,
 ) -> tuple[str, str | None]:
     """Answer a prompt as `serve` does, which holds an answer to a schema; otherwise like `answer`."""
-    from ..runtime import Pool
+    from tinylora_edge.runtime import Pool
 
     text, size = "", min(n_ctx or llm.longest, llm.longest)
     with Pool(llm, slots=1, n_ctx=size, n_threads=threads) as pool:

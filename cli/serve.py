@@ -7,7 +7,8 @@ from typing import Annotated
 
 from typer import Option
 
-from ..serve import ApiKeys, Limits
+from tinylora_edge.serve import ApiKeys, Limits
+
 from . import console, keyfiles, vectors
 from . import options as opts
 
@@ -53,7 +54,7 @@ def serve(
       curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
         -d '{"model": "demo@alice", "messages": [{"role": "user", "content": "Hello!"}]}'
     """
-    from ..serve import app, check_exposure, run
+    from tinylora_edge.serve import app, check_exposure, run
 
     check_exposure(host, has_keys=api_keys is not None)
     if api_keys is not None:

@@ -10,16 +10,17 @@ from typing import Annotated, Any
 
 from typer import Argument, BadParameter, Exit, Option
 
-from .. import Bases, Policy
-from ..errors import TinyLoraError
-from ..shipping.bucket import shown
-from ..shipping.fetch import fetch as fetch_frame
-from ..shipping.fetch import frame_path
-from ..shipping.publish import named, published
-from ..shipping.publish import publish as publish_frame
-from ..wire import tags
-from ..wire.frame import DEFAULT_USER, bound_name
-from ..writes import atomic_write, open_file
+from tinylora_edge import Bases, Policy
+from tinylora_edge.errors import TinyLoraError
+from tinylora_edge.shipping.bucket import shown
+from tinylora_edge.shipping.fetch import fetch as fetch_frame
+from tinylora_edge.shipping.fetch import frame_path
+from tinylora_edge.shipping.publish import named, published
+from tinylora_edge.shipping.publish import publish as publish_frame
+from tinylora_edge.wire import tags
+from tinylora_edge.wire.frame import DEFAULT_USER, bound_name
+from tinylora_edge.writes import atomic_write, open_file
+
 from . import console, keyfiles, vectors
 from . import options as opts
 
@@ -79,7 +80,7 @@ def _put(
     frames: Iterator[tuple[str, bytes]], bases: Bases, where: str, keys: list[Path] | None, as_json: bool
 ) -> None:
     """Put frames into a store of servers, and say which were refused."""
-    from ..serve.store import Store, Stored
+    from tinylora_edge.serve.store import Store, Stored
 
     trusted, stored, refused = keyfiles.verifiers(keys), 0, dict[str, TinyLoraError]()
     with console.progress(f"storing in {shown(where)}") as bar, closing(Store(where, bases)) as store:

@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 import typer
 from typer import BadParameter, Option
 
-from .. import BasisError, Policy, load_bundle
-from ..factors import Shape, read_shape
-from ..jsonio import read_json
-from ..wire.frame import DEFAULT_USER, bound_name
+from tinylora_edge import BasisError, Policy, load_bundle
+from tinylora_edge.factors import Shape, read_shape
+from tinylora_edge.jsonio import read_json
+from tinylora_edge.wire.frame import DEFAULT_USER, bound_name
+
 from . import console, keyfiles, report, results, vectors
 from . import options as opts
 from .many import train_users
@@ -125,10 +126,10 @@ def train(
       tinylora-edge train out/demo mine.txt --under shared.bin -o mine.bin
       tinylora-edge train out/demo people/ --under shared.bin -o vectors --key fleet.key --workers 8
     """
-    from ..train import Options, grown
-    from ..train import train as run
-    from ..train.many import names_users
-    from ..train.texts import whitening_path
+    from tinylora_edge.train import Options, grown
+    from tinylora_edge.train import train as run
+    from tinylora_edge.train.many import names_users
+    from tinylora_edge.train.texts import whitening_path
 
     if size is not None:
         if rank is not None or numbers is not None:

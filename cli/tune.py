@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from .. import TrainError, __version__
-from ..jsonio import write_json
-from ..process import first_interrupt
-from ..wire.frame import DEFAULT_USER, bound_name
+from tinylora_edge import TrainError, __version__
+from tinylora_edge.jsonio import write_json
+from tinylora_edge.process import first_interrupt
+from tinylora_edge.wire.frame import DEFAULT_USER, bound_name
+
 from . import console, keyfiles, results, vectors
 from . import options as opts
 
 if TYPE_CHECKING:
-    from ..runtime import Budget
+    from tinylora_edge.runtime import Budget
 
 
 def tune(
@@ -60,11 +61,11 @@ def tune(
     Example:
       tinylora-edge tune out/demo list-lookup --budget 5m -o lookup.bin
     """
-    from .. import runtime
-    from ..eval.measure import GENERAL, arm, fitted, held_out, keep_answers
-    from ..eval.measure import evaluate as measure
-    from ..runtime.model import admit
-    from ..tasks.rewards import is_text
+    from tinylora_edge import runtime
+    from tinylora_edge.eval.measure import GENERAL, arm, fitted, held_out, keep_answers
+    from tinylora_edge.eval.measure import evaluate as measure
+    from tinylora_edge.runtime.model import admit
+    from tinylora_edge.tasks.rewards import is_text
 
     amount = runtime.Budget.of(budget)
     state = output.with_name(f"{output.name}.state")

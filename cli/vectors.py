@@ -12,15 +12,16 @@ from typing import Any
 
 from typer import BadParameter
 
-from .. import Bases, FrameError, MicroVector, load_bundle
-from ..formats.gguf import GGUFFile, MalformedGGUFError
-from ..formats.side_tensors import load_bases
-from ..limits import VECTOR_FILE_BYTES
-from ..projection import NUMBERS, RANK
-from ..vector import FIRST_SEQUENCE
-from ..wire import frame, tags, text, values
-from ..wire.frame import day_date
-from ..writes import atomic_write, open_file
+from tinylora_edge import Bases, FrameError, MicroVector, load_bundle
+from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError
+from tinylora_edge.formats.side_tensors import load_bases
+from tinylora_edge.limits import VECTOR_FILE_BYTES
+from tinylora_edge.projection import NUMBERS, RANK
+from tinylora_edge.vector import FIRST_SEQUENCE
+from tinylora_edge.wire import frame, tags, text, values
+from tinylora_edge.wire.frame import day_date
+from tinylora_edge.writes import atomic_write, open_file
+
 from . import console
 
 STREAM = "-"

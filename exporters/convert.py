@@ -17,14 +17,15 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ..basis import Basis
-from ..errors import ExportError, UnsupportedModelError
-from ..factorization import AGREEMENT, fitting_order
-from ..formats.gguf import FLOAT32, STRING, write, write_header
-from ..jsonio import write_json
-from ..modules import inverse, parse, row_orders
-from ..vector import MicroVector
-from ..writes import atomic_write
+from tinylora_edge.basis import Basis
+from tinylora_edge.errors import ExportError, UnsupportedModelError
+from tinylora_edge.factorization import AGREEMENT, fitting_order
+from tinylora_edge.formats.gguf import FLOAT32, STRING, write, write_header
+from tinylora_edge.jsonio import write_json
+from tinylora_edge.modules import inverse, parse, row_orders
+from tinylora_edge.vector import MicroVector
+from tinylora_edge.writes import atomic_write
+
 from .export import new_bundle
 from .weights.dequantize import FLOAT_BYTES, distance
 from .weights.gguf import GGUFWeights

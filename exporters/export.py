@@ -20,20 +20,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..basis import Bases, Basis
-from ..errors import BaseMismatchError, ExportError, ProjectionsLeftOutWarning, UnsupportedModelError
-from ..factorization import AGREEMENT
-from ..factors import Factors
-from ..formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME, ONNX_NAME
-from ..formats.gguf import gguf_paths, split_name
-from ..formats.onnx_graph import DEFAULT
-from ..formats.side_tensors import check_shapes, fingerprint, load_bases, save_bases
-from ..formats.signatures import changing
-from ..jsonio import write_json
-from ..projection import Projection
-from ..version import __version__
-from ..wire.tags import Ed25519Signer
-from ..writes import atomic_write, locked, sync_directory
+from tinylora_edge.basis import Bases, Basis
+from tinylora_edge.errors import (
+    BaseMismatchError,
+    ExportError,
+    ProjectionsLeftOutWarning,
+    UnsupportedModelError,
+)
+from tinylora_edge.factorization import AGREEMENT
+from tinylora_edge.factors import Factors
+from tinylora_edge.formats.bundle import BASE_NAME, BASE_STEM, BASIS_NAME, MANIFEST_NAME, ONNX_NAME
+from tinylora_edge.formats.gguf import gguf_paths, split_name
+from tinylora_edge.formats.onnx_graph import DEFAULT
+from tinylora_edge.formats.side_tensors import check_shapes, fingerprint, load_bases, save_bases
+from tinylora_edge.formats.signatures import changing
+from tinylora_edge.jsonio import write_json
+from tinylora_edge.projection import Projection
+from tinylora_edge.version import __version__
+from tinylora_edge.wire.tags import Ed25519Signer
+from tinylora_edge.writes import atomic_write, locked, sync_directory
+
 from .factorize import ExportSettings, ModuleFactors, Progress, Source, blas_threads, factorize, quality
 from .onnx import FLAVOURS, PRECISIONS, bake, build, check_builder
 from .weights.dequantize import distance

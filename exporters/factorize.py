@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import limits
-from ..errors import BaseMismatchError, BasisError, ExportError, MissingExtraError
-from ..factorization import AGREEMENT, TruncatedSVD, factors, fitting_order, truncated_svd
-from ..factors import Shape, outputs_that_pay, shape_of
-from ..modules import Heads, listed_order, parse, row_orders, select
-from ..process import cores
+from tinylora_edge import limits
+from tinylora_edge.errors import BaseMismatchError, BasisError, ExportError, MissingExtraError
+from tinylora_edge.factorization import AGREEMENT, TruncatedSVD, factors, fitting_order, truncated_svd
+from tinylora_edge.factors import Shape, outputs_that_pay, shape_of
+from tinylora_edge.modules import Heads, listed_order, parse, row_orders, select
+from tinylora_edge.process import cores
+
 from .weights.dequantize import Matrix, distance
 from .weights.gguf import GGUFWeights
 from .weights.hf import HFConfig, HFWeights

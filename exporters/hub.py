@@ -17,8 +17,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import ExportError, HubError, MissingExtraError
-from ..formats.bundle import BASIS_NAME
+from tinylora_edge.errors import ExportError, HubError, MissingExtraError
+from tinylora_edge.formats.bundle import BASIS_NAME
+
 from .weights.hf import INDEX, SINGLE, shard_names
 
 PREFERRED = ("q4_k_m", "q4_0", "mxfp4", "q8_0", "f16", "bf16")

@@ -20,8 +20,9 @@ Needs numpy, gguf and one engine. Importing this package loads no engine: `load`
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NotImprovedWarning
-from ..vector import Policy
+from tinylora_edge.errors import NotImprovedWarning
+from tinylora_edge.vector import Policy
+
 from .learning import Budget, Clicks, RewardLearner, SampledAnswer, Tuned, TuneSettings, tune
 from .load import engine_of, load, missing_engine
 from .pool import Pool

@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingExtraError, OptionError, RequestError
-from ..tasks.sample import CALL, CALL_BEGIN, CALL_END, untagged
-from ..vector import AdmittedVector
+from tinylora_edge.errors import MissingExtraError, OptionError, RequestError
+from tinylora_edge.tasks.sample import CALL, CALL_BEGIN, CALL_END, untagged
+from tinylora_edge.vector import AdmittedVector
+
 from .engine import Tokenizer
 from .loop import NOBODY, FinishReason, Generating
 from .sampling import Sampler, likeliest, logprobs

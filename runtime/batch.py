@@ -12,10 +12,11 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BusyError, VectorError
-from ..process import cores
-from ..tasks import Completion, Sample
-from ..vector import AdmittedVector, MicroVector
+from tinylora_edge.errors import BusyError, VectorError
+from tinylora_edge.process import cores
+from tinylora_edge.tasks import Completion, Sample
+from tinylora_edge.vector import AdmittedVector, MicroVector
+
 from .engine import Weights
 from .loop import Finished, Generating, Loop, Scoring, Work
 from .sampling import draw

@@ -20,11 +20,11 @@ from weakref import WeakSet, finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from ..basis import Bases
-from ..errors import TinyLoraError
-from ..tasks import Prompt, Sample
-from ..tasks.sample import template_input
-from ..vector import AdmittedVector, MicroVector, Policy
+from tinylora_edge.basis import Bases
+from tinylora_edge.errors import TinyLoraError
+from tinylora_edge.tasks import Prompt, Sample
+from tinylora_edge.tasks.sample import template_input
+from tinylora_edge.vector import AdmittedVector, MicroVector, Policy
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer

@@ -9,11 +9,12 @@ from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
-from ..errors import MissingExtraError, OptionError, TinyLoraError
-from ..formats.bundle import Bundle, load_bundle
-from ..formats.signatures import signed
-from ..vector import Policy
-from ..wire.tags import Ed25519Verifier
+from tinylora_edge.errors import MissingExtraError, OptionError, TinyLoraError
+from tinylora_edge.formats.bundle import Bundle, load_bundle
+from tinylora_edge.formats.signatures import signed
+from tinylora_edge.vector import Policy
+from tinylora_edge.wire.tags import Ed25519Verifier
+
 from .model import VectorSource, admitted
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import TinyLoraError, VectorError
-from ..vector import AdmittedVector
+from tinylora_edge.errors import TinyLoraError, VectorError
+from tinylora_edge.vector import AdmittedVector
+
 from .engine import Engine, Part, check_alive
 from .sampling import logprobs
 from .turns import Queue, Shares, Who

@@ -14,12 +14,13 @@ from queue import SimpleQueue
 from typing import Any, Self, TypeAlias
 from weakref import WeakSet
 
-from ..basis import Bases
-from ..errors import TinyLoraError, TrainError, VectorError
-from ..limits import VECTOR_FILE_BYTES
-from ..tasks import Sample
-from ..vector import AdmittedVector, MicroVector, Policy
-from ..writes import open_file
+from tinylora_edge.basis import Bases
+from tinylora_edge.errors import TinyLoraError, TrainError, VectorError
+from tinylora_edge.limits import VECTOR_FILE_BYTES
+from tinylora_edge.tasks import Sample
+from tinylora_edge.vector import AdmittedVector, MicroVector, Policy
+from tinylora_edge.writes import open_file
+
 from .batch import Batch
 from .engine import Weights
 

@@ -13,11 +13,12 @@ from os import PathLike
 from typing import Any, Self
 from weakref import ref
 
-from ..errors import OptionError, RequestError, TinyLoraError, VectorError
-from ..formats.bundle import Bundle
-from ..process import cores
-from ..tasks import Prompt, Sample
-from ..vector import AdmittedVector, Policy
+from tinylora_edge.errors import OptionError, RequestError, TinyLoraError, VectorError
+from tinylora_edge.formats.bundle import Bundle
+from tinylora_edge.process import cores
+from tinylora_edge.tasks import Prompt, Sample
+from tinylora_edge.vector import AdmittedVector, Policy
+
 from .answers import (
     Answer,
     Finish,

@@ -7,7 +7,8 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import VectorError
+from tinylora_edge.errors import VectorError
+
 from .schema import Grammar
 
 _BLOCK = 512

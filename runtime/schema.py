@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MissingExtraError, RequestError, TinyLoraError
-from ..tasks.sample import CALL_BEGIN, CALL_END, CLOSING, OPENING, read_functions
+from tinylora_edge.errors import MissingExtraError, RequestError, TinyLoraError
+from tinylora_edge.tasks.sample import CALL_BEGIN, CALL_END, CLOSING, OPENING, read_functions
+
 from .compiling import MEGABYTES, SECONDS, why_not
 from .engine import Tokenizer
 

@@ -13,7 +13,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from ..errors import OverloadError, TinyLoraError
+from tinylora_edge.errors import OverloadError, TinyLoraError
+
 from .engine import check_alive
 
 T = TypeVar("T")

@@ -117,6 +117,15 @@ def test_imports_follow_the_arrows() -> None:
     assert [found for module in MODULES for found in wrong(module)] == []
 
 
+def test_a_folder_beside_the_package_is_left_by_absolute_imports() -> None:
+    """A relative one would lead through the link in the package, which no editor follows from the folder."""
+    for folder in ("cli", "exporters", "runtime"):
+        for path in (ROOT / folder).rglob("*.py"):
+            inside = len(path.relative_to(ROOT).parts) - 1
+            tree = ast.walk(ast.parse(path.read_text("utf-8")))
+            assert [n.lineno for n in tree if isinstance(n, ast.ImportFrom) and n.level > inside] == [], path
+
+
 def test_no_files_import_each_other() -> None:
     graph = {module: {n for n, *_ in imports(module) if n in MODULES} - {module} for module in MODULES}
     graphlib.TopologicalSorter(graph).prepare()  # CycleError names the circle

@@ -27,14 +27,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import BaseMismatchError
-from ...factorization import AGREEMENT, fitting_order, gap
-from ...factors import Factors
-from ...formats.onnx_adapter import encode
-from ...formats.onnx_graph import DEFAULT, INPUT_NAME, REQUIRED, VERSION, onnx_fingerprint
-from ...modules import Heads, inverse, parse, row_orders
-from ...vector import FIRST_SEQUENCE
-from ...writes import atomic_write
+from tinylora_edge.errors import BaseMismatchError
+from tinylora_edge.factorization import AGREEMENT, fitting_order, gap
+from tinylora_edge.factors import Factors
+from tinylora_edge.formats.onnx_adapter import encode
+from tinylora_edge.formats.onnx_graph import DEFAULT, INPUT_NAME, REQUIRED, VERSION, onnx_fingerprint
+from tinylora_edge.modules import Heads, inverse, parse, row_orders
+from tinylora_edge.vector import FIRST_SEQUENCE
+from tinylora_edge.writes import atomic_write
+
 from .graph import LinearNode, ModuleSlice, OnnxModel, Site, match
 
 if TYPE_CHECKING:

@@ -20,10 +20,11 @@ from typing import Any
 import gguf
 import numpy as np
 
-from ...errors import ExportError, MissingExtraError, UnsupportedModelError
-from ...formats.gguf import GGUFFile
-from ...formats.gguf_transformers import read_model, read_once
-from ...modules import Heads
+from tinylora_edge.errors import ExportError, MissingExtraError, UnsupportedModelError
+from tinylora_edge.formats.gguf import GGUFFile
+from tinylora_edge.formats.gguf_transformers import read_model, read_once
+from tinylora_edge.modules import Heads
+
 from .pack import pack
 
 PRECISIONS = ("fp32", "int8", "int4")

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import BaseMismatchError, UnsupportedModelError
-from ...factors import Factors
-from ...formats.onnx_graph import DATA_NAME, MODEL_NAME
-from ...modules import parse
-from ...writes import atomic_write
+from tinylora_edge.errors import BaseMismatchError, UnsupportedModelError
+from tinylora_edge.factors import Factors
+from tinylora_edge.formats.onnx_graph import DATA_NAME, MODEL_NAME
+from tinylora_edge.modules import parse
+from tinylora_edge.writes import atomic_write
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ...formats.onnx_graph import DATA_NAME, MODEL_NAME
-from ...modules import Heads, inverse, row_orders
+from tinylora_edge.formats.onnx_graph import DATA_NAME, MODEL_NAME
+from tinylora_edge.modules import Heads, inverse, row_orders
+
 from ..weights.dequantize import FLOAT_BYTES
 from ..weights.gguf import GGUFWeights
 from .graph import BLOCK, HEAD, FloatWeight, ModuleSlice, OnnxModel, linear_nodes, place

@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ...factorization import gap
+from tinylora_edge.factorization import gap
 
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of a value of each safetensors dtype that is read."""

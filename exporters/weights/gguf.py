@@ -14,9 +14,15 @@ from pathlib import Path
 
 import gguf
 
-from ...errors import ExportError, ModulesLeftOutWarning, UnsupportedModelError, UntestedArchitectureWarning
-from ...formats.gguf import GGUFFile, MalformedGGUFError, open_gguf
-from ...modules import is_adaptable, parse
+from tinylora_edge.errors import (
+    ExportError,
+    ModulesLeftOutWarning,
+    UnsupportedModelError,
+    UntestedArchitectureWarning,
+)
+from tinylora_edge.formats.gguf import GGUFFile, MalformedGGUFError, open_gguf
+from tinylora_edge.modules import is_adaptable, parse
+
 from .dequantize import FLOAT_BYTES, Matrix, ggml_decoder
 
 TESTED = frozenset(

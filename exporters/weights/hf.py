@@ -18,12 +18,13 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ExportError, MissingExtraError, UnsupportedModelError
-from ...formats.gguf_transformers import layer_names
-from ...jsonio import read_json
-from ...limits import BLOCKS
-from ...modules import KINDS, find_architecture, is_adaptable, parse, read_heads
-from ...writes import open_file
+from tinylora_edge.errors import ExportError, MissingExtraError, UnsupportedModelError
+from tinylora_edge.formats.gguf_transformers import layer_names
+from tinylora_edge.jsonio import read_json
+from tinylora_edge.limits import BLOCKS
+from tinylora_edge.modules import KINDS, find_architecture, is_adaptable, parse, read_heads
+from tinylora_edge.writes import open_file
+
 from .dequantize import FLOAT_BYTES, Matrix, float_decoder
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...basis import Basis
-from ...errors import TrainError
-from ...tasks import Prompt
-from ...vector import MicroVector
+from tinylora_edge.basis import Basis
+from tinylora_edge.errors import TrainError
+from tinylora_edge.tasks import Prompt
+from tinylora_edge.vector import MicroVector
+
 from ..batch import Batch, Generation
 from ..model import PersonalizedModel, no_room
 from .posterior import Posterior

@@ -21,15 +21,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...basis import Basis
-from ...errors import NotImprovedWarning, TrainError
-from ...jsonio import restored
-from ...process import cores
-from ...tasks import Prompt, Reward, Sample, Task
-from ...tasks.files import rank
-from ...tasks.rewards import is_text
-from ...tasks.task import name_of
-from ...vector import MicroVector
+from tinylora_edge.basis import Basis
+from tinylora_edge.errors import NotImprovedWarning, TrainError
+from tinylora_edge.jsonio import restored
+from tinylora_edge.process import cores
+from tinylora_edge.tasks import Prompt, Reward, Sample, Task
+from tinylora_edge.tasks.files import rank
+from tinylora_edge.tasks.rewards import is_text
+from tinylora_edge.tasks.task import name_of
+from tinylora_edge.vector import MicroVector
+
 from ..batch import Batch
 from ..model import PersonalizedModel
 from ..schema import Schema

@@ -27,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ...projection import Prior
+from tinylora_edge.projection import Prior
 
 Array = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ...errors import MissingExtraError
+from tinylora_edge.errors import MissingExtraError
 
 Array = NDArray[np.float64]
 

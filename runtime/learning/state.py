@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...basis import Bases, Basis
-from ...errors import TrainError
-from ...jsonio import read_json
-from ...projection import NUMBERS
-from ...vector import MicroVector
-from ...writes import atomic_write
+from tinylora_edge.basis import Bases, Basis
+from tinylora_edge.errors import TrainError
+from tinylora_edge.jsonio import read_json
+from tinylora_edge.projection import NUMBERS
+from tinylora_edge.vector import MicroVector
+from tinylora_edge.writes import atomic_write
 
 _FORMAT = 3
 _MOST = 1 << 10  # numbers of a vector: a search and a posterior keep a square of them

@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...errors import TinyLoraError
-from ...process import set_waiting
+from tinylora_edge.errors import TinyLoraError
+from tinylora_edge.process import set_waiting
 
 VARIABLE = "LLAMA_CPP_LIB_PATH"
 """The environment variable that names a folder with other libraries to llama-cpp-python."""

@@ -18,11 +18,11 @@ import numpy as np
 from llama_cpp._logger import GGML_LOG_LEVEL_TO_LOGGING_LEVEL
 from numpy.typing import NDArray
 
-from ...errors import BaseMismatchError, TinyLoraError
-from ...factors import Factors
-from ...formats import gguf
-from ...formats.gguf import FLOAT32, STRING
-from ...projection import RANK
+from tinylora_edge.errors import BaseMismatchError, TinyLoraError
+from tinylora_edge.factors import Factors
+from tinylora_edge.formats import gguf
+from tinylora_edge.formats.gguf import FLOAT32, STRING
+from tinylora_edge.projection import RANK
 
 Adapter = Any
 """Pointer to a `llama_adapter_lora`, as llama_cpp's functions return and take it."""

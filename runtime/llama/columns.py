@@ -20,8 +20,8 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import BaseMismatchError, TinyLoraError
-from ...factors import Factors
+from tinylora_edge.errors import BaseMismatchError, TinyLoraError
+from tinylora_edge.factors import Factors
 
 _A = b".lora_a"
 _F32 = 0  # GGML_TYPE_F32

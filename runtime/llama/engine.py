@@ -10,7 +10,8 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import TinyLoraError
+from tinylora_edge.errors import TinyLoraError
+
 from ..engine import CLOSED, Part
 from .adapters import Adapter, Adapters, signals_wait
 from .columns import Columns

@@ -16,9 +16,10 @@ import llama_cpp
 import numpy as np
 from llama_cpp._internals import LlamaModel
 
-from ...basis import Bases
-from ...errors import BusyError, TinyLoraError, VectorError
-from ...vector import AdmittedVector, Policy
+from tinylora_edge.basis import Bases
+from tinylora_edge.errors import BusyError, TinyLoraError, VectorError
+from tinylora_edge.vector import AdmittedVector, Policy
+
 from ..engine import CLOSED, SpecialTokens, check_alive
 from ..model import PersonalizedModel, Put, Stream
 from .adapters import Adapters, signals_wait

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import llama_cpp
 from llama_cpp import llama_chat_format
 
-from ...errors import TinyLoraError, VectorError
-from ...tasks.sample import renders_tools
+from tinylora_edge.errors import TinyLoraError, VectorError
+from tinylora_edge.tasks.sample import renders_tools
+
 from ..engine import GrammarTokens
 
 if TYPE_CHECKING:

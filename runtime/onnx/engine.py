@@ -11,9 +11,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from ...errors import BaseMismatchError, TinyLoraError
-from ...factors import Factors
-from ...formats.onnx_graph import INPUT_NAME, input_row
+from tinylora_edge.errors import BaseMismatchError, TinyLoraError
+from tinylora_edge.factors import Factors
+from tinylora_edge.formats.onnx_graph import INPUT_NAME, input_row
+
 from ..engine import CLOSED, Part
 
 CHUNK = 128

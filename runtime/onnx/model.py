@@ -7,10 +7,11 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from ...errors import OptionError, TinyLoraError
-from ...formats.bundle import Bundle, load_bundle
-from ...formats.onnx_graph import MODEL_NAME
-from ...vector import AdmittedVector, Policy
+from tinylora_edge.errors import OptionError, TinyLoraError
+from tinylora_edge.formats.bundle import Bundle, load_bundle
+from tinylora_edge.formats.onnx_graph import MODEL_NAME
+from tinylora_edge.vector import AdmittedVector, Policy
+
 from ..answers import (
     Answer,
     Finish,

@@ -12,12 +12,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from ...errors import BaseMismatchError, VectorError
-from ...formats.bundle import load_bundle
-from ...formats.onnx_graph import INPUT_NAME, MODEL_NAME, input_row
-from ...formats.signatures import signed
-from ...vector import AdmittedVector, MicroVector, Policy
-from ...wire.tags import Ed25519Verifier
+from tinylora_edge.errors import BaseMismatchError, VectorError
+from tinylora_edge.formats.bundle import load_bundle
+from tinylora_edge.formats.onnx_graph import INPUT_NAME, MODEL_NAME, input_row
+from tinylora_edge.formats.signatures import signed
+from tinylora_edge.vector import AdmittedVector, MicroVector, Policy
+from tinylora_edge.wire.tags import Ed25519Verifier
+
 from ..model import VectorSource, admitted
 
 _SPIN = "session.intra_op.spin_duration_us", "50"

@@ -12,11 +12,12 @@ import numpy as np
 import onnxruntime  # noqa: F401 - genai needs it, and does not name it when it is missing
 import onnxruntime_genai as og
 
-from ...errors import TinyLoraError, VectorError
-from ...formats.onnx_graph import GENAI_NAME
-from ...jsonio import read_json
-from ...limits import TOKENIZER_BYTES
-from ...tasks.sample import renders_tools
+from tinylora_edge.errors import TinyLoraError, VectorError
+from tinylora_edge.formats.onnx_graph import GENAI_NAME
+from tinylora_edge.jsonio import read_json
+from tinylora_edge.limits import TOKENIZER_BYTES
+from tinylora_edge.tasks.sample import renders_tools
+
 from ..engine import CLOSED, GrammarTokens, SpecialTokens
 from .session import cannot_load
 
