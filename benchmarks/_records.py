@@ -49,6 +49,7 @@ SERVERS = {
     "onnx": "ours, ONNX Runtime int4",
     "llama": "ours, llama.cpp Q4_1",
     "stock": "llama-server, a LoRA each",
+    "base": "llama-server, no adapters",
 }
 """The servers of `cliff.py`."""
 PEOPLE_ARMS = {

@@ -113,7 +113,7 @@ def stock(base: Path, loras: Sequence[Path], folder: Path, *, slots: int) -> Ite
 
     Args:
         base: a GGUF.
-        loras: GGUFs of adapters.
+        loras: GGUFs of adapters; none for the base alone.
         folder: where the log goes.
         slots: requests that are answered at the same time.
     """
@@ -125,8 +125,10 @@ def stock(base: Path, loras: Sequence[Path], folder: Path, *, slots: int) -> Ite
         port = free.getsockname()[1]
     command = [binary, "-m", str(base), "--host", "127.0.0.1", "--port", str(port), "-ngl", "0"]
     command += ["-c", str(N_CTX * slots), "-np", str(slots), "-t", str(cores()), "-tb", str(cores())]
-    command += ["--cache-ram", "0", "--lora-init-without-apply"]
-    command += ["--lora-scaled", ",".join(f"{path}:0" for path in loras)]
+    command += ["--cache-ram", "0"]
+    if loras:
+        scaled = ",".join(f"{path}:0" for path in loras)
+        command += ["--lora-init-without-apply", "--lora-scaled", scaled]
     with (folder / f"stock-{len(loras)}.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
@@ -171,8 +173,11 @@ def name(user: int) -> str:
 
 
 def largest(bases: Bases, users: int) -> Iterator[bytes]:
-    """Yield a frame of 64 x 8 in q4 a user: random codes below the scales of one vector, slow to find."""
-    basis, random = bases.basis(rank=(64, 8)), np.random.default_rng(0)
+    """Yield a frame a user of 64 x 8 in q4, or as many outputs as there are: random codes below the scales of
+    one vector, slow to find.
+    """
+    basis = bases.basis(rank=(min(64, bases.factors.outputs), 8))
+    random = np.random.default_rng(0)
     values = MicroVector.random(basis, R_NORM).values
     vector = MicroVector(values, "q4", basis=basis.digest, entries=basis.entries)
     codes = basis.size // 2

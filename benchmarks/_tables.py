@@ -40,6 +40,13 @@ WRONG = {
     "stock-cached": "llama-server, `cache_prompt` true",
 }
 """Those of `wrong_user.py`."""
+ROW_SERVERS = {
+    "llama": "ours, llama.cpp",
+    "onnx": "ours, ONNX Runtime int8",
+    "stock": "llama-server, a LoRA each",
+    "base": "llama-server, no adapters",
+}
+"""Those of `cliff.py`, of the models in docs/MODELS.md."""
 
 
 def number(value: float) -> str:
@@ -224,6 +231,26 @@ def users(rows: list[dict[str, Any]] | None = None) -> str:
     return markdown(headers, cells)
 
 
+def rows() -> str:
+    """What servers of three models do with 1 to 64 requests at a time, and with a crowd of users."""
+    turns, cells = records("rows"), list[list[str]]()
+    models = list(dict.fromkeys(turn["model"] for turn in turns))
+    arms = dict.fromkeys((turn["at_once"], turn["server"], turn["users"]) for turn in turns)
+    for at_once, server, users in sorted(
+        arms, key=lambda arm: (arm[0], arm[2] > 64, arm[2], arm[1] == "base")
+    ):
+        row = [str(at_once), ROW_SERVERS[server] + (f", {users:,} users" if users > 64 else "")]
+        for model in models:
+            mine = [t for t in turns if (t["model"], t["at_once"], t["users"]) == (model, at_once, users)]
+            found = crowds(mine).get(server)
+            row.append("")
+            if found:
+                each = found[users]["uniform"]
+                row[-1] = f"{each['rate']:.0f}, {each['p95'] / 1000:.1f} s, {each['peak'] / 1e6:,.0f} MB"
+        cells.append(row)
+    return markdown(["requests at a time", "server", *models], cells)
+
+
 def crowd() -> str:
     """The lines of the README on many users."""
     found = crowds()
@@ -368,14 +395,6 @@ def node_share(found: dict[str, Any]) -> str:
     return f"{100 * (ranks[1] - slope):+.1f} % and {100 * slope:+.2f} % a rank"
 
 
-def served(engine: str, users: int) -> Callable[[dict[str, Any]], str]:
-    def cell(found: dict[str, Any]) -> str:
-        one = found["server"]["crowds"][engine][str(users)]["uniform"]
-        return f"{one['rate']:.1f} tokens/s, {one['p95'] / 1000:.1f} s, {one['peak'] / 1e6:,.0f} MB"
-
-    return cell
-
-
 def stepped(method: str) -> Callable[[dict[str, Any]], str]:
     def cell(found: dict[str, Any]) -> str:
         one = found["training"][method]
@@ -425,10 +444,6 @@ MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "16 rows, 64 x 8": ratio("onnx token, 16 rows", "token", TALL, "over_base"),
     "two threads: the base graph": ratio("onnx token, 2 threads", "token", "base", ""),
     "with 64 x 8, two threads": ratio("onnx token, 2 threads", "token", TALL, "over_base"),
-    "**server**, llama.cpp, 16 users: rate, first token (p95), memory": served("llama", 16),
-    "1,000 users": served("llama", 1000),
-    "**server**, ONNX Runtime, 16 users": served("onnx", 16),
-    "1,000 users, ONNX Runtime": served("onnx", 1000),
     "**training**, 64 x 8: a step of SFT, 8 calls": stepped("sft"),
     "a step of GRPO, 8 answers each to 8 lists, and how many of these differed": stepped("grpo"),
 }
@@ -445,6 +460,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         scores,
         device,
         users,
+        rows,
         crowd,
         wrong_users,
         requantized,

@@ -1,4 +1,4 @@
-"""What more users cost a server: 1 to 10,000 with a vector each, 16 requests at a time.
+"""What more users cost a server: 1 to 10,000 with a vector each, 16 requests at a time, or another number.
 
 Vectors are of 13 to 13,440 numbers, all sizes mixed. Who asks next is drawn uniformly, or after Zipf (the
 n-th user with a weight of 1 / n). Each number of users has a server and a store of its own, and all of them
@@ -7,10 +7,11 @@ anybody, and answers of 16 to 32 tokens, so that they do not keep step.
 
 * onnx, llama: `tinylora-edge serve` of a bundle, whose requests name the user (`m@user7`);
 * stock: llama-server with a LoRA a user, the same vectors as GGUFs, whose requests name one in `lora`. It
-  loads all of them when it starts.
+  loads all of them when it starts;
+* base: llama-server without adapters, which is the limit for `llama`.
 
-A turn's tokens are counted while all 16 are busy: from the 17th request on, until none is left to ask. Each
-turn is a row of the record, which another run goes on with.
+A turn's tokens are counted while all places are busy: with 16, from the 17th request on, until none is left
+to ask. Each turn is a row of the record, which another run goes on with.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from tinylora_edge.exporters import export_onnx
 from tinylora_edge.runtime.model import admitted
 from tinylora_edge.serve.store import Store
 
-AT_ONCE, MOST_TOKENS = 16, 32
+MOST_TOKENS = 32
 LOOK_UPS = 1000
 STOCK_USERS = 100  # a LoRA each takes 9 MB of its memory
 
@@ -61,12 +62,13 @@ class Arm:
 class Turn:
     """What a turn's requests found: when each was asked, and when each of its texts came."""
 
+    at_once: int
     sent: list[float] = field(default_factory=list)
     answers: list[tuple[float, list[float], int, int]] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
         """Return the figures of the time in which all were busy."""
-        begin, end = self.sent[AT_ONCE], self.sent[-1]
+        begin, end = self.sent[self.at_once], self.sent[-1]
         tokens = sum(
             count * sum(begin < at <= end for at in times) / len(times) for _, times, count, _ in self.answers
         )
@@ -80,9 +82,9 @@ class Turn:
         }
 
 
-def turn(server: servers.Server, body: servers.Own, users: list[int], seed: int) -> Turn:
-    """Let users ask, 16 of them at a time."""
-    draw, found, lock = random.Random(seed), Turn(), threading.Lock()
+def turn(server: servers.Server, body: servers.Own, users: list[int], at_once: int, seed: int) -> Turn:
+    """Let users ask, so many of them at a time."""
+    draw, found, lock = random.Random(seed), Turn(at_once), threading.Lock()
     left = queue.SimpleQueue[dict[str, Any]]()
     for user in users:
         about = f"{draw.randrange(10**6)} is the number of this chat. Answer in a few sentences."
@@ -111,8 +113,8 @@ def turn(server: servers.Server, body: servers.Own, users: list[int], seed: int)
             if times:  # else it had nothing to say
                 found.answers.append((at, times, cost["completion_tokens"], cached))
 
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        list(threads.map(work, range(AT_ONCE)))
+    with ThreadPoolExecutor(at_once) as threads:
+        list(threads.map(work, range(at_once)))
     return found
 
 
@@ -128,15 +130,19 @@ def opened(
             bases, store = load_bundle(bundles[kind]).bases, place / f"{kind}.db"
             vectors: Iterator[Any] = (servers.vector(bases, user) for user in range(users))
             servers.fill(store, bases, servers.largest(bases, users) if options.largest else vectors)
-            arguments = ["--engine", kind, "--slots", str(AT_ONCE), "--store", str(store)]
+            arguments = ["--engine", kind, "--slots", str(options.at_once), "--store", str(store)]
             server = stack.enter_context(servers.ours(bundles[kind], place, *arguments))
             found[kind, users] = server, lambda user: {"model": f"m@{servers.name(user)}"}
         if "stock" in options.servers and users <= STOCK_USERS:
             bases = load_bundle(bundles["llama"]).bases
             loras = servers.write_loras(folder, bases, (servers.vector(bases, user) for user in range(users)))
             base = bundles["llama"] / "base.gguf"
-            server = stack.enter_context(servers.stock(base, loras, place, slots=AT_ONCE))
+            server = stack.enter_context(servers.stock(base, loras, place, slots=options.at_once))
             found["stock", users] = server, lambda user: {"lora": [{"id": user, "scale": 1}]}
+    if "base" in options.servers:
+        base = bundles["llama"] / "base.gguf"
+        server = stack.enter_context(servers.stock(base, (), folder, slots=options.at_once))
+        found["base", options.users[0]] = server, lambda user: {}
     return found
 
 
@@ -152,10 +158,11 @@ def measure(
         shift = number % len(arms)
         for arm in arms[shift:] + arms[:shift]:
             server, body = began[arm.server, arm.users]
-            count = AT_ONCE + options.requests if number >= 0 else 2  # the first round warms up
-            found = turn(server, body, arm.draw(random.Random(number), count), number)
+            count = options.at_once + options.requests if number >= 0 else 2  # the first round warms up
+            found = turn(server, body, arm.draw(random.Random(number), count), options.at_once, number)
             if number >= 0:
                 own = {"server": arm.server, "users": arm.users, "law": arm.law, "round": number}
+                own["at_once"] = options.at_once
                 load = {"load": bench.load_average()[0]}
                 bench.keep(study, run | own | found.row() | server.memory() | load)
 
@@ -181,9 +188,10 @@ def main() -> None:
     parser = bench.parser(__doc__, rounds=3)
     parser.add_argument("--servers", nargs="+", default=["onnx", "llama", "stock"])
     parser.add_argument("--users", type=int, nargs="+", default=[1, 16, 100, 1000, 10_000])
-    parser.add_argument("--requests", type=int, default=48, help="of a turn, beside 16 first ones (48)")
+    parser.add_argument("--at-once", type=int, default=16, help="requests that are answered together (16)")
+    parser.add_argument("--requests", type=int, default=48, help="of a turn, beside the first ones (48)")
     parser.add_argument("--laws", nargs="+", default=["zipf", "uniform"], help="(%(default)s)")
-    parser.add_argument("--largest", action="store_true", help="everybody has 64 x 8 numbers in q4, 55 kB")
+    parser.add_argument("--largest", action="store_true", help="64 x 8 numbers each in q4, 8 x 8 on a graph")
     parser.add_argument("--llama", type=Path, help="a bundle for llama.cpp; SmolLM2 is exported otherwise")
     parser.add_argument("--onnx", type=Path, help="one for ONNX Runtime; SmolLM2 in int4 otherwise")
     options = parser.parse_args()

@@ -23,8 +23,9 @@ from .engine import Engine, Part, check_alive
 from .sampling import logprobs
 from .turns import Queue, Shares, Who
 
-_AHEAD = 64
-"""Most tokens of prompts in a step where another account may come: they are no faster in larger pieces."""
+_AHEAD, _AHEAD_ROW = 64, 4
+"""Most tokens of prompts in a step where another account may come, or so many a row, where these are more:
+prompts are no faster in larger pieces, but many rows would stand empty with fewer tokens."""
 
 _PROMPT, _SAVED, _ROWS = 8, 64, 4
 """What an account has of a step where several have rows: so many tokens of prompts, which are saved up to
@@ -260,7 +261,8 @@ class Loop:
         self._changed = threading.Condition()  # what follows is looked at and changed with it
         self._waiting: Queue[Work] = Queue(waiting or sys.maxsize)
         self._rows = Shares(len(self._slots) if waiting else sys.maxsize, brief=True)
-        self._chunk = min(engine.chunk, _AHEAD) if waiting else engine.chunk
+        ahead = max(_AHEAD, _AHEAD_ROW * engine.rows)
+        self._chunk = min(engine.chunk, ahead) if waiting else engine.chunk
         self._running: dict[Slot, Work] = {}
         self._saved: dict[str, int] = {}  # tokens of prompts, by account; the thread's own
         self._closed = False
