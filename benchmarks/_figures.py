@@ -186,8 +186,8 @@ def draw_frontier(figure: Any, data: Any) -> None:
         for name, size, score in sorted(rows, key=lambda row: -row[2]):
             lora = name.startswith("LoRA")
             axes.plot([size], [score], "o", color=BOTH if lora else SHIPPED, clip_on=False, zorder=3)
-            # Where many are, vectors' names stand left of their points, and small LoRAs' right of them.
-            side = "left" if size < 5e3 or (lora and size < 1e6) else "right"
+            # Where many are, names of small vectors stand left of their points, others right of them.
+            side = "left" if size < 5e3 or 5e4 < size < 1e6 else "right"
             at = lowest[side] = min(score, lowest[side] - APART)
             offset = 5.0 if side == "left" else -5.0
             axes.annotate(name, (size, at), (offset, -2.5), textcoords="offset points", fontsize=7, ha=side)
