@@ -80,8 +80,9 @@ models: $(VENV)/.dev ## bring MODELS, 2 GB, and measure what each costs, into ou
 	@for m in $(MODELS); do \
 	  $(BIN)/python benchmarks/models.py $$m --into out/models --measure out/models/models.jsonl || exit 1; done
 
-site: $(SITE)/.made ## the docs as a site, into out/site
+site: $(SITE)/.made ## the docs as a site without a dead link, into out/site
 	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(SITE)/bin/python -m mkdocs --quiet build --strict
+	@$(SITE)/bin/python docs/site/links.py out/site
 	@echo "make: the site begins at out/site/index.html"
 
 size: ## how many lines, words and commands there are
