@@ -53,7 +53,7 @@ if [ ! -e "$site/.made" ]; then
   pip download --quiet --progress-bar off --dest "$arm/wheels" --only-binary :all: --python-version 3.13 \
     --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 \
     'numpy>=1.26' 'gguf>=0.18' 'onnxruntime>=1.31' 'onnxruntime-genai>=0.18' diskcache jinja2 typing-extensions \
-    cryptography hypothesis psutil pytest
+    cryptography hypothesis pip psutil pytest setuptools
   for wheel in "$arm"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
   touch "$site/.made"
 fi
@@ -91,9 +91,8 @@ fi
 
 rm -rf "$arm/source" "$arm/ours"
 mkdir "$arm/source"
-git -C "$root" archive HEAD tinylora_edge exporters runtime cli pyproject.toml README.md LICENSE |
-  tar -x -C "$arm/source"
-pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$arm/ours" "$arm/source"
+git -C "$root" archive HEAD | tar -x -C "$arm/source"
+TINYLORA_EDGE_PURE=1 pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$arm/ours" "$arm/source"
 
 # A cortex-a72 is a Raspberry Pi 4: armv8-a, and nothing that is slow to emulate (pointer authentication).
 cat >"$arm/python" <<END
@@ -102,6 +101,20 @@ export PYTHONPATH='$site:$root' PYTHONPYCACHEPREFIX='$arm/pyc' PYTHONDONTWRITEBY
 exec qemu-aarch64 -cpu cortex-a72 -L '$arm/root' '$arm/root/usr/bin/python3.13' "\$@"
 END
 chmod +x "$arm/python"
+
+# `make try`, in a checkout of its own: a .so that is built here is for x86-64. pip is emulated too, and what it installs
+# lies in .arm/try, which takes the place of an environment. llama.cpp is the one from above: it is there, so that
+# .ci/engine/install.sh builds none, which would take hours under emulation.
+mkdir -p "$arm/try/bin" "$arm/try/first"
+touch "$arm/try/pyvenv.cfg"
+echo "import sys; sys.executable = '$arm/try/bin/python'" >"$arm/try/first/sitecustomize.py"
+sed -e "s|^export PYTHONPATH=[^ ]*|export PYTHONPATH='$arm/try/first:$site' PYTHONUSERBASE='$arm/try'|" \
+  "$arm/python" >"$arm/try/bin/python"
+chmod +x "$arm/try/bin/python"
+say "make try, emulated: 15 minutes on 2 cores"
+rm -f "$arm/try/.made"
+PIP_USER=1 PIP_BREAK_SYSTEM_PACKAGES=1 TINYLORA_EDGE_PURE=1 \
+  make -C "$arm/source" --no-print-directory try TRY="$arm/try" PYTHON=false DEMO_ARGS="--threads 1"
 
 cd "$root"
 say "golden projections, digests, bases and frames, by numpy on aarch64"
