@@ -1,6 +1,7 @@
-"""The README of the distribution, whose links lead to the repository, and an extension that is built where a
-compiler is. The rest is in pyproject.toml."""
+"""The README of the distribution, whose links lead to the repository, an extension that is built where a compiler is,
+and the list of what the wheel holds of others' (PEP 770). The rest is in pyproject.toml."""
 
+import json
 import os
 import re
 import sys
@@ -8,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 HERE = Path(__file__).parent
 if (HERE / "tinylora_edge/cli").is_file():
@@ -23,7 +25,22 @@ def lead(link: re.Match[str]) -> str:
     return f"{link[0]}{REPOSITORY}/{'raw' if link[0].startswith('!') else 'blob'}/HEAD/"
 
 
+class Wheel(bdist_wheel):
+    """A wheel that has sbom.cdx.json, with its version, in the folder of its metadata."""
+
+    def egg2dist(self, egginfo_path: str, distinfo_path: str) -> None:
+        """Write the folder of metadata."""
+        super().egg2dist(egginfo_path, distinfo_path)
+        bill, version = json.loads((HERE / "sbom.cdx.json").read_text("utf-8")), self.distribution.get_version()
+        own = bill["metadata"]["component"]
+        own |= {"version": version, "purl": f"pkg:pypi/{own['name']}@{version}"}
+        folder = Path(distinfo_path, "sboms")
+        folder.mkdir(exist_ok=True)
+        (folder / "tinylora-edge.cdx.json").write_text(json.dumps(bill, indent=2) + "\n", "utf-8")
+
+
 setup(
+    cmdclass={"bdist_wheel": Wheel},
     long_description=re.sub(r"!?\[[^\]]*\]\((?!https?:|#)", lead, (HERE / "README.md").read_text("utf-8")),
     long_description_content_type="text/markdown",
     # A wheel for every platform is made without it.

@@ -6,12 +6,13 @@ import errno
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from os import PathLike
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextmanager
@@ -57,10 +58,7 @@ def locked(path: Path, *, wait: bool = True, keep: bool = True) -> Iterator[None
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if os.name == "nt":
-            import msvcrt
-
-            how = msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK  # type: ignore[attr-defined,unused-ignore]
-            msvcrt.locking(handle, how, 1)  # type: ignore[attr-defined,unused-ignore]
+            _lock_byte(handle, lock, wait)
         else:
             import fcntl
 
@@ -77,6 +75,21 @@ def locked(path: Path, *, wait: bool = True, keep: bool = True) -> Iterator[None
         if not keep and os.name == "nt":  # where none that is open can be removed, nor another holder's
             with suppress(OSError):
                 os.unlink(lock)
+
+
+def _lock_byte(handle: int, lock: str, wait: bool) -> None:
+    """Do what `flock` does, on Windows: there LK_LOCK gives up after 10 seconds."""
+    import msvcrt
+
+    locking: Any = msvcrt.locking  # type: ignore[attr-defined,unused-ignore]
+    while True:
+        try:
+            locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+            return
+        except PermissionError:
+            if not wait:
+                raise BlockingIOError(errno.EWOULDBLOCK, "another process holds it", lock) from None
+        time.sleep(0.05)
 
 
 def _is_at(handle: int, path: str) -> bool:

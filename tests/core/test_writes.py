@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+import windows
 
-from tinylora_edge import TinyLoraError
+from tinylora_edge import TinyLoraError, writes
 from tinylora_edge.cli import keyfiles, vectors
 from tinylora_edge.exporters.weights.hf import read_safetensors
 from tinylora_edge.runtime.model import vector_bytes
 from tinylora_edge.serve.access import ApiKeys
 from tinylora_edge.shipping.publish import _Directory
 from tinylora_edge.tasks import load_task
-from tinylora_edge.writes import atomic_write
+from tinylora_edge.writes import atomic_write, locked
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
@@ -70,3 +74,21 @@ def test_no_reader_waits_for_a_pipe(tmp_path, read):
     for name in ("pipe.jsonl", "zeros.jsonl"):
         with pytest.raises((OSError, TinyLoraError), match="it is a pipe or a device"):
             read(tmp_path / name)
+
+
+def test_a_lock_on_windows_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits waits for as long as it takes, and who does not is told as on other systems."""
+    monkeypatch.setattr(writes, "os", windows.Os("os"))
+    monkeypatch.setitem(sys.modules, "msvcrt", windows.Msvcrt("msvcrt"))
+    slept: list[float] = []
+    path = tmp_path / "file"
+    with ExitStack() as held:
+        held.enter_context(locked(path))
+        with pytest.raises(BlockingIOError), locked(path, wait=False):
+            pass
+        monkeypatch.setattr(writes.time, "sleep", lambda s: slept.append(s) or len(slept) < 30 or held.close())
+        with locked(path):
+            assert len(slept) == 30
+    with locked(path, wait=False, keep=False):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from email import message_from_string
@@ -17,7 +20,11 @@ from pathlib import Path
 import onnx_bundles
 import pytest
 import venvs
+import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from tinylora_edge import __version__
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = "", "cli", "exporters", "runtime"  # links, but in the sdist, are not followed
@@ -40,6 +47,33 @@ import importlib, pkgutil, tinylora_edge
 for found in pkgutil.walk_packages(tinylora_edge.__path__, "tinylora_edge."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
+"""
+WINDOWS = """
+import windows
+windows.pretend()
+import importlib, json, os, pkgutil, signal, sys
+import tinylora_edge
+for found in pkgutil.walk_packages(tinylora_edge.__path__, "tinylora_edge."):
+    if not found.name.startswith("tinylora_edge.train") and not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+from tinylora_edge import MicroVector, Policy, runtime
+from tinylora_edge.cli.app import app
+from typer.testing import CliRunner
+assert os.name == "nt" and not hasattr(os, "fork") and not hasattr(signal, "SIGKILL")
+policy = Policy(state="policy.state")
+with runtime.load(sys.argv[1], n_ctx=64, n_threads=1, policy=policy) as llm:
+    basis = llm.bases.basis(numbers=13)
+    frame = MicroVector.random(basis, 0.5, seed=1).to_bytes(basis)
+    llm.swap(frame)
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["a", "b"]}}}
+    answer = llm.create_chat_completion(
+        [{"role": "user", "content": "a"}], max_tokens=8, temperature=0, response_format=schema
+    )
+    assert json.loads(answer["choices"][0]["message"]["content"]) in ("a", "b")
+open("v.bin", "wb").write(frame)
+for words in ("doctor", "inspect v.bin", "run BUNDLE a --vector v.bin --max-tokens 2 --threads 1"):
+    done = CliRunner().invoke(app, [sys.argv[1] if word == "BUNDLE" else word for word in words.split()])
+    assert done.exit_code == 0, done.output
 """
 ONNX = ("onnxruntime", "onnxruntime_genai")
 PROGRAM = """
@@ -87,6 +121,72 @@ def test_the_wheel_holds_every_file_and_no_other(wheel: Path) -> None:
         content = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert content == {name for path, name in sources() if path.is_file()}
     assert wheel.name.endswith("-py3-none-any.whl")
+
+
+def test_what_is_installed_has_no_links_and_names_for_every_system(built: Path, wheel: Path) -> None:
+    """Windows makes links for administrators alone, knows no case, and has names that no file may have."""
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        members = archive.getmembers()
+        assert [each.name for each in members if not (each.isfile() or each.isdir())] == []
+    with zipfile.ZipFile(wheel) as archive:
+        infos = archive.infolist()
+        assert [each.filename for each in infos if stat.S_ISLNK(each.external_attr >> 16)] == []
+    for names in ([each.name for each in members], [each.filename for each in infos]):
+        assert len({name.lower() for name in names}) == len(names)
+        parts = {part for name in names for part in name.split("/")}
+        assert [part for part in parts if re.search(r'[<>:"|?*\\\x00-\x1f]|[. ]$', part)] == []
+        devices = "con|prn|aux|nul|com[0-9]|lpt[0-9]"
+        assert [part for part in parts if re.fullmatch(rf"({devices})(\..*)?", part, re.I)] == []
+        assert max(map(len, names)) < 160  # of 259 with the folder that they are in
+
+
+def test_the_wheel_says_what_it_holds_of_others(wheel: Path) -> None:
+    """PEP 770: an SBOM in the folder of the metadata; CycloneDX 1.6."""
+    with zipfile.ZipFile(wheel) as archive:
+        held = archive.namelist()
+        (name,) = (name for name in held if ".dist-info/sboms/" in name)
+        bill, records = json.loads(archive.read(name)), archive.read(name.split("/")[0] + "/RECORD").decode()
+    assert f"{name},sha256=" in records
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    assert bill["metadata"]["component"]["purl"] == f"pkg:pypi/tinylora-edge@{__version__}"
+    named = re.findall(r"tinylora_edge/[\w/.-]+", str(bill["components"]))
+    assert {*named} <= {*held}
+    assert {*named} >= {name for name in held if name.endswith((".gguf", ".npz"))}, "weights of a model"
+
+
+def test_the_version_is_one(wheel: Path) -> None:
+    """In tinylora_edge/version.py; what has to repeat it has the same."""
+    assert metadata_of(wheel)["Version"] == __version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    recipe = yaml.safe_load((ROOT / "conda/recipe.yaml").read_text("utf-8"))
+    latest = re.findall(r"^## \[(.+?)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)[0]
+    assert latest == (citation["version"], str(citation["date-released"]))
+    assert {citation["version"], recipe["context"]["version"]} == {__version__}
+
+
+def test_conda_installs_what_pip_does(wheel: Path) -> None:
+    recipe = yaml.safe_load((ROOT / "conda/recipe.yaml").read_text("utf-8"))
+    metadata = metadata_of(wheel)
+    wanted = {f"python {metadata['Requires-Python']}"}
+    for extra in ("", "cli", "tune"):
+        for one in map(Requirement, metadata.get_all("Requires-Dist", [])):
+            if one.name != "tinylora-edge" and (one.marker is None or one.marker.evaluate({"extra": extra})):
+                wanted.add(f"{one.name} {one.specifier}")
+    assert {*map(_spec, recipe["requirements"]["run"])} == {*map(_spec, wanted)}
+
+
+def _spec(requirement: str) -> tuple[str, SpecifierSet]:
+    name, _, versions = requirement.partition(" ")
+    return name, SpecifierSet(versions)
+
+
+def test_it_runs_without_what_windows_lacks(tiny_bundle: Path, tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    command = [sys.executable, "-c", WINDOWS, str(tiny_bundle)]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_wheel_of_a_platform_has_the_callback_too(built: Path, wheel: Path) -> None:
