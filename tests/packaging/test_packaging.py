@@ -51,11 +51,9 @@ for found in pkgutil.walk_packages(tinylora_edge.__path__, "tinylora_edge."):
 WINDOWS = """
 import windows
 windows.pretend()
-import importlib, json, os, pkgutil, signal, sys
-import tinylora_edge
-for found in pkgutil.walk_packages(tinylora_edge.__path__, "tinylora_edge."):
-    if not found.name.startswith("tinylora_edge.train") and not found.name.endswith("__main__"):
-        importlib.import_module(found.name)
+import asyncio, json, os, signal, sys
+import tinylora_edge.eval, tinylora_edge.exporters.export, tinylora_edge.runtime.onnx.model, tinylora_edge.runtime.pool
+import tinylora_edge.serve.application, tinylora_edge.serve.process, tinylora_edge.shipping.fetch
 from tinylora_edge import MicroVector, Policy, runtime
 from tinylora_edge.cli.app import app
 from typer.testing import CliRunner
@@ -65,11 +63,13 @@ with runtime.load(sys.argv[1], n_ctx=64, n_threads=1, policy=policy) as llm:
     basis = llm.bases.basis(numbers=13)
     frame = MicroVector.random(basis, 0.5, seed=1).to_bytes(basis)
     llm.swap(frame)
-    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["a", "b"]}}}
-    answer = llm.create_chat_completion(
-        [{"role": "user", "content": "a"}], max_tokens=8, temperature=0, response_format=schema
-    )
-    assert json.loads(answer["choices"][0]["message"]["content"]) in ("a", "b")
+    llm.create_chat_completion([{"role": "user", "content": "a"}], max_tokens=4, temperature=0)
+async def held():
+    with runtime.Pool(sys.argv[1], slots=1, n_ctx=64, n_threads=1, policy=policy) as pool:
+        schema = {"enum": ["a", "b"]}
+        answer = await pool.chat("a", vector=frame, max_tokens=8, schema=schema)
+        assert json.loads(answer.text) in ("a", "b")
+asyncio.run(held())
 open("v.bin", "wb").write(frame)
 for words in ("doctor", "inspect v.bin", "run BUNDLE a --vector v.bin --max-tokens 2 --threads 1"):
     done = CliRunner().invoke(app, [sys.argv[1] if word == "BUNDLE" else word for word in words.split()])
