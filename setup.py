@@ -1,5 +1,5 @@
-"""The README of the distribution, whose links lead to the repository, an extension that is built where a compiler is,
-and the list of what the wheel holds of others' (PEP 770). The rest is in pyproject.toml."""
+"""The README of the distribution, whose links lead to the repository; an extension that is built where a
+compiler is; and a list of what the wheel holds of others (PEP 770). The rest is in pyproject.toml."""
 
 import json
 import os
@@ -31,8 +31,8 @@ class Wheel(bdist_wheel):
     def egg2dist(self, egginfo_path: str, distinfo_path: str) -> None:
         """Write the folder of metadata."""
         super().egg2dist(egginfo_path, distinfo_path)
-        bill, version = json.loads((HERE / "sbom.cdx.json").read_text("utf-8")), self.distribution.get_version()
-        own = bill["metadata"]["component"]
+        bill = json.loads((HERE / "sbom.cdx.json").read_text("utf-8"))
+        own, version = bill["metadata"]["component"], self.distribution.get_version()
         own |= {"version": version, "purl": f"pkg:pypi/{own['name']}@{version}"}
         folder = Path(distinfo_path, "sboms")
         folder.mkdir(exist_ok=True)

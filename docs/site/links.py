@@ -1,6 +1,6 @@
 """Whether each link of the site that `make site` builds leads to a file, and to a place in it.
 
-    python docs/site/links.py out/site
+python docs/site/links.py out/site
 """
 
 from __future__ import annotations

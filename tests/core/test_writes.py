@@ -86,7 +86,13 @@ def test_a_lock_on_windows_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         held.enter_context(locked(path))
         with pytest.raises(BlockingIOError), locked(path, wait=False):
             pass
-        monkeypatch.setattr(writes.time, "sleep", lambda s: slept.append(s) or len(slept) < 30 or held.close())
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            if len(slept) == 30:
+                held.close()
+
+        monkeypatch.setattr(writes.time, "sleep", sleep)
         with locked(path):
             assert len(slept) == 30
     with locked(path, wait=False, keep=False):

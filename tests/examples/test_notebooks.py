@@ -46,7 +46,7 @@ def test_it_runs(path, smollm2_bundle, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_is_kept_without_outputs_and_leads_to_pages_that_there_are(path):
     assert path.stem in SMALL
-    assert [each["outputs"] for each in cells(path, "code") if each["outputs"] or each["execution_count"]] == []
+    assert [each for each in cells(path, "code") if each["outputs"] or each["execution_count"]] == []
     links = re.findall(r"\]\(([^)]+)\)", "".join("".join(each["source"]) for each in cells(path, "markdown")))
     prefix = "https://github.com/tinylora-edge/tinylora-edge/blob/HEAD/"
     assert links

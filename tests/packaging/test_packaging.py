@@ -52,7 +52,8 @@ WINDOWS = """
 import windows
 windows.pretend()
 import asyncio, json, os, signal, sys
-import tinylora_edge.eval, tinylora_edge.exporters.export, tinylora_edge.runtime.onnx.model, tinylora_edge.runtime.pool
+import tinylora_edge.eval, tinylora_edge.exporters.export, tinylora_edge.runtime.onnx.model
+import tinylora_edge.runtime.pool
 import tinylora_edge.serve.application, tinylora_edge.serve.process, tinylora_edge.shipping.fetch
 from tinylora_edge import MicroVector, Policy, runtime
 from tinylora_edge.cli.app import app
