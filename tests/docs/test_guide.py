@@ -35,7 +35,7 @@ from tinylora_edge.tasks import load_task
 from tinylora_edge.train import Options
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [path for pattern in ("*.md", "*/*.md", "*/*/*.md") for path in ROOT.glob(pattern)]
+DOCUMENTS = [path for pattern in ("*.md", "[!.]*/*.md", "[!.]*/*/*.md") for path in ROOT.glob(pattern)]
 GUIDE = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES = [path for path in GUIDE if re.search(r"^```(?:sh|python)$", path.read_text("utf-8"), re.M)]
 
