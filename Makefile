@@ -102,7 +102,7 @@ fuzz: $(VENV)/.dev ## SECONDS=60 of every reader, or of HARNESS="frame basis"
 faults: $(VENV)/.dev ## kill every writer at every call, and fill its disk, ROUNDS=4 times (Linux)
 	@$(BIN)/python tests/faults/injection.py --rounds $(ROUNDS)
 
-arm: $(VENV)/.dev ## ARM64, emulated: golden values, and both engines' tokens beside x86-64's; 15 minutes (Linux, qemu-user)
+arm: $(VENV)/.dev ## ARM64, emulated: golden values, and both engines' tokens beside x86-64's; `make try` too; half an hour (Linux, qemu-user)
 	@.ci/arm/run.sh $(BIN)/python
 
 setup: $(VENV)/.dev ## a .venv with everything that developing needs

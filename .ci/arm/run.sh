@@ -111,7 +111,7 @@ echo "import sys; sys.executable = '$arm/try/bin/python'" >"$arm/try/first/sitec
 sed -e "s|^export PYTHONPATH=[^ ]*|export PYTHONPATH='$arm/try/first:$site' PYTHONUSERBASE='$arm/try'|" \
   "$arm/python" >"$arm/try/bin/python"
 chmod +x "$arm/try/bin/python"
-say "make try, emulated: 15 minutes on 2 cores"
+say "make try, emulated: 10 minutes"
 rm -f "$arm/try/.made"
 PIP_USER=1 PIP_ROOT_USER_ACTION=ignore PIP_BREAK_SYSTEM_PACKAGES=1 TINYLORA_EDGE_PURE=1 \
   make -C "$arm/source" --no-print-directory try TRY="$arm/try" PYTHON=false DEMO_ARGS="--threads 1"
