@@ -5,7 +5,6 @@ In a pipe nothing here writes a control code, or folds a line to a terminal that
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -207,11 +206,9 @@ def progress(what: str, total: float | None = None) -> Iterator[Show]:
         ended.set()
 
 
-def counting(show: Show, what: str, total: int) -> Callable[[], None]:
-    """Return what is called at each of `total` parts of a work, and shows how far it is."""
-    done = itertools.count(1)
-    show(what, done=0, total=total)
-    return lambda: show(what, done=next(done), total=total)
+def measuring(show: Show) -> Callable[[dict[str, Any]], None]:
+    """Return a `report` that shows how far a measurement is."""
+    return lambda event: show(f"measuring: {event['what']}", done=event["done"], total=event["total"])
 
 
 @contextmanager

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, BadParameter, Option
 
@@ -17,6 +19,10 @@ from tinylora_edge.wire.frame import DEFAULT_USER, bound_name
 
 from . import console, keyfiles, report, results, vectors
 from . import options as opts
+
+if TYPE_CHECKING:
+    from tinylora_edge import MicroVector
+    from tinylora_edge.tasks import Preamble, Task
 
 _ANSWERS = 3  # prompts whose answers are printed
 
@@ -74,12 +80,9 @@ def evaluate(
     if len(given) != 2:
         raise BadParameter(f"expected BUNDLE and DATA, or records that end in .json, not {len(given)} words")
     bundle, data = Path(given[0]), given[1]
-    from tinylora_edge.eval import Evaluation, compare
-    from tinylora_edge.eval import evaluate as measure
-    from tinylora_edge.eval.measure import arm, fitted, keep_answers
+    from tinylora_edge.eval import compare
+    from tinylora_edge.eval.measure import Measuring, fitted
     from tinylora_edge.runtime.model import admit
-    from tinylora_edge.tasks import Preamble, rewards
-    from tinylora_edge.tasks.load import load_general
 
     if drift and vector is None:
         raise BadParameter("the drift is of a vector: name it with --vector", param_hint="--drift")
@@ -87,76 +90,77 @@ def evaluate(
     frames = vectors.read_stack(vector)
     limits: dict[str, Any] = {"held_out": number, "max_tokens": max_tokens}
     loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates, **limits)
-    if shifted:
-        if not loaded.shifted:
-            raise TrainError(f"task {loaded.name} has no shifted prompts: leave out --shifted")
-        loaded = replace(loaded, held_out=loaded.shifted)
-    samples = loaded.held_out[:number]
-    loaded = replace(loaded, held_out=samples)
-    if len(samples) < number:
-        why = f"task {loaded.name} has {len(samples)} such prompts, and -n is {number}"
-        console.note(f"{why}: measuring on all {len(samples)}")
+    loaded = _asked(loaded, number, shifted)
     before = opts.make_preamble(loaded, system, examples)
-    free_text = rewards.is_text(loaded.reward)
     record: dict[str, Any] = {"task": loaded.name, "split": "shifted" if shifted else "held_out"}
-    record |= {"unit": "nats a token"} if free_text else {}
     if before:
         record["prompt"] = before.record()
     if frames[1:]:
         record["under"] = [sha256(frame).hexdigest() for frame in frames[:-1]]
-    found: dict[str, Evaluation] = {}
     with (
         console.progress("loading the model", total=1) as show,
         closing(opts.load_model(bundle, engine, threads, policy=policy)) as llm,
     ):
         checked = admit(frames, llm.bases, policy, user=user) if frames else None
         loaded = loaded if max_tokens is not None else fitted(loaded, llm)
-        contestants: dict[str, tuple[Any, Preamble]] = {"base": (None, Preamble())}
-        if before:
-            contestants["prompt"] = None, before
-        if checked is not None:
-            if checked.under is not None:
-                contestants["beneath"] = checked.under, Preamble()
-            contestants["vector"] = checked, Preamble()
-            if before:
-                contestants["vector + prompt"] = checked, before
-        answered = console.counting(show, "measuring: answers", len(samples) * len(contestants))
-        arms = record["arms"] = {}
-        for name, (value, preamble) in contestants.items():
-            prompts = [preamble.before(sample) for sample in samples]
-            with llm.batch(prompts, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
-                each = measure(batch, loaded, value, preamble=preamble, answered=answered)
-                size = len(frames[-1]) if value is checked and frames else 0
-                arms[name] = arm(batch, each, prompts, size) | {"scores": each.scores.tolist()}
-                keep_answers(record, name, batch, loaded, value, each, preamble, most=number)
-            found[name] = each
+        size = len(frames[-1]) if frames else 0
+        more: dict[str, Any] = {"n_threads": threads, "kept": number, "record": record}
+        measuring = Measuring(llm, loaded, checked, size, console.measuring(show), **more)
+        found = {name: measuring.arm(name, *each) for name, each in _arms(checked, before).items()}
         if drift:
-            progress = console.counting(show, "measuring: drift on general prompts", 5 * len(load_general()))
-            if away := results.drift(llm, checked, n_threads=threads, answered=progress):
-                record["drift"] = asdict(away)
-    pairs = itertools.combinations(contestants, 2)
-    comparisons = {f"{name} - {other}": compare(found[other], found[name]) for other, name in pairs}
-    record["comparisons"] = {name: asdict(each) for name, each in comparisons.items()}
-    if "vector - prompt" in comparisons:
+            measuring.attempt("drift", partial(measuring.drift, None))
+    for name, each in found.items():
+        record["arms"][name]["scores"] = each.scores.tolist()
+    pairs = itertools.combinations(found, 2)
+    record["comparisons"] = {
+        f"{name} - {one}": asdict(compare(found[one], found[name])) for one, name in pairs
+    }
+    if "vector - prompt" in record["comparisons"]:
         record["ahead"] = record["comparisons"]["vector - prompt"]
     if page is not None:
         report.write(page, {loaded.name: record})
     if as_json:
         console.print_json(record)
-        return
+    else:
+        _show(record)
+
+
+def _asked(task: Task, number: int, shifted: bool) -> Task:
+    """Return a task whose held-out prompts are those to measure on."""
+    if shifted and not task.shifted:
+        raise TrainError(f"task {task.name} has no shifted prompts: leave out --shifted")
+    samples = (task.shifted if shifted else task.held_out)[:number]
+    if len(samples) < number:
+        why = f"task {task.name} has {len(samples)} such prompts, and -n is {number}"
+        console.note(f"{why}: measuring on all {len(samples)}")
+    return replace(task, held_out=samples)
+
+
+def _arms(vector: MicroVector | None, prompt: Preamble) -> dict[str, tuple[Any, ...]]:
+    """Return what is measured: the vector of each arm, and what stands before every prompt."""
+    arms: dict[str, tuple[Any, ...]] = {"base": (None,)} | ({"prompt": (None, prompt)} if prompt else {})
+    if vector is not None:
+        arms |= {"beneath": (vector.under,)} if vector.under is not None else {}
+        arms |= {"vector": (vector,)} | ({"vector + prompt": (vector, prompt)} if prompt else {})
+    return arms
+
+
+def _show(record: dict[str, Any]) -> None:
+    """Print what was measured: the arms, their differences, and the first answers."""
     console.grid(results.table(record))
-    sign = -1 if free_text else 1
-    rows = [
-        (name, results.compared(replace(each, difference=sign * each.difference)))
-        for name, each in comparisons.items()
-    ]
-    console.facts([("held-out prompts", str(len(samples))), *rows, *results.rows(record)])
+    sign, _ = results.scale(record)
+    rows = [("held-out prompts", str(record["arms"]["base"]["n"]))]
+    for name, each in record["comparisons"].items():
+        rows.append(
+            (name, results.compared(SimpleNamespace(**each | {"difference": sign * each["difference"]})))
+        )
+    console.facts([*rows, *results.rows(record)])
     names = results.arm_names(record)
     for i, row in enumerate(record.get("answers", ())[:_ANSWERS]):
         console.say()
         console.prose(f"prompt: {row['asked']}")
-        for name, each in found.items():
-            console.prose(f"  {names[name]} ({sign * each.scores[i]:.3g}): {row[name].strip()}")
+        for name, arm in record["arms"].items():
+            console.prose(f"  {names[name]} ({sign * arm['scores'][i]:.3g}): {row[name].strip()}")
 
 
 def _draw(files: list[str], page: Path | None, as_json: bool) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from tinylora_edge import TinyLoraError
-
 from . import console
 
 ANSWERS = 10
@@ -34,7 +32,7 @@ def verdict(found: Any, what: str) -> str:
 def table(*records: dict[str, Any], names: Sequence[str] = ()) -> list[tuple[str, ...]]:
     """Return the arms that records compare, for reading: a header, then a row an arm. Those of several
     records stand under each other, with the records' `names` in the first column."""
-    units = {_scale(record) for record in records}
+    units = {scale(record) for record in records}
     if len(units) > 1:
         raise console.CommandError("some records have rewards, others nats a token: draw them apart")
     (sign, unit) = units.pop()
@@ -76,7 +74,7 @@ def show(record: dict[str, Any]) -> None:
 
 def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what the record of a run says of its vector beside `table`: gain, drift, and more."""
-    found, (sign, unit) = [], _scale(record)
+    found, (sign, unit) = [], scale(record)
     base = "beneath" if "under" in record or "beneath" in record.get("arms", ()) else "base"
     if "held_out" in record:
         held = SimpleNamespace(**record["held_out"])
@@ -135,17 +133,6 @@ def _ahead(record: dict[str, Any], unit: str) -> list[tuple[str, str]]:
     return [("ahead", f"{text}{more if found.difference else ''}")]
 
 
-def drift(llm: Any, vector: Any, **options: Any) -> Any:
-    """Return the `Drift` that `measure_drift` finds. Where it fails, warn and return None: scores stay."""
-    from tinylora_edge.eval import measure_drift
-
-    try:
-        return measure_drift(llm, vector, **options)
-    except TinyLoraError as error:
-        console.warn(f"the drift on general prompts was not measured: {error}")
-        return None
-
-
 def phases(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what each method of a run brought, for reading."""
     found = []
@@ -171,7 +158,7 @@ def phases(record: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _scale(record: dict[str, Any]) -> tuple[int, str]:
+def scale(record: dict[str, Any]) -> tuple[int, str]:
     """Return what a score is multiplied by for reading, and its unit: nats are minus the score."""
     unit = record.get("unit")
     return (1, "reward") if unit is None else (-1, str(unit))

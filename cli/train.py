@@ -241,7 +241,7 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
                 values = (known[key] for key in _METRICS if key in known)
                 bar("  ".join([at, *values]), done=metrics.get("share", 0.0), total=1.0)
             elif event == "measuring":
-                bar(f"measuring: {metrics['what']}", done=metrics["done"], total=metrics["total"])
+                console.measuring(bar)(metrics)
             elif event == "stopping":
                 console.acknowledge_interrupt()
             else:

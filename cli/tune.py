@@ -62,22 +62,11 @@ def tune(
       tinylora-edge tune out/demo list-lookup --budget 5m -o lookup.bin
     """
     from tinylora_edge import runtime
-    from tinylora_edge.eval.measure import GENERAL, arm, fitted, held_out, keep_answers
-    from tinylora_edge.eval.measure import evaluate as measure
+    from tinylora_edge.eval.measure import Measuring, fitted
     from tinylora_edge.runtime.model import admit
     from tinylora_edge.tasks.rewards import is_text
 
-    amount = runtime.Budget.of(budget)
-    state = output.with_name(f"{output.name}.state")
-    vectors.check_target(str(output))
-    if not resume:
-        vectors.check_target(f"{output}.json")  # a file of the user's own, or of another run
-    if resume is not state.exists():
-        raise TrainError(
-            f"there is no state {state} to resume from: start without --resume"
-            if resume
-            else f"{state} holds the state of an unfinished run: go on with --resume, or remove it"
-        )
+    amount, state = runtime.Budget.of(budget), _check_files(output, resume)
     loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates)
     sign, unit = (-1, "nats a token") if is_text(loaded.reward) else (1, "")
     loaded = opts.make_preamble(loaded, system, examples).before_task(loaded)
@@ -120,46 +109,47 @@ def tune(
             console.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")
             raise typer.Exit(130)
         vector = replace(found.vector, dtype="fp32", sequence=sequence)
+        written = vector.to_bytes(llm.bases.of(vector))
         record: dict[str, Any] = {"task": loaded.name, "values": vector.values.tolist()}
         record |= {"result": found.record()} | ({"unit": unit} if unit else {})
         shared_digest = None if frame is None else sha256(frame).hexdigest()
         parts = {"preamble": loaded.preamble, "schema": loaded.schema, "under": shared_digest}
         record |= {name: part for name, part in parts.items() if part is not None}
-        try:
-            if evaluate:
-                answered = console.counting(show, "measuring on held-out prompts", 2 * len(loaded.held_out))
-                with llm.batch(loaded.held_out, loaded.max_tokens, sequences=32, n_threads=threads) as batch:
-                    base, tuned = (measure(batch, loaded, v, answered=answered) for v in (shared, vector))
-                    size = len(vector.to_bytes(llm.bases.of(vector)))
-                    first_arm = "base" if shared is None else "beneath"
-                    arms = record["arms"] = {}
-                    for name, each, v in ((first_arm, base, shared), ("vector", tuned, vector)):
-                        arms[name] = arm(batch, each, loaded.held_out, size if v is vector else 0)
-                        keep_answers(record, name, batch, loaded, v, each)
-                record["held_out"] = held_out(base, tuned)
-                answered = console.counting(show, "measuring the drift on general prompts", 5 * GENERAL)
-                if away := results.drift(llm, vector, count=GENERAL, n_threads=threads, answered=answered):
-                    record["drift"] = asdict(away)
-        except KeyboardInterrupt:
-            console.note("interrupted while it was measured: the state stays, finish with --resume")
-            raise
+        if evaluate:
+            more: dict[str, Any] = {"n_threads": threads, "record": record}
+            Measuring(llm, loaded, vector, len(written), console.measuring(show), **more).run()
     made: dict[str, Any] = {"tool": f"tinylora-edge {__version__}", "basis": vector.basis}
     made |= {"dtype": vector.dtype, "sequence": vector.sequence, "budget": asdict(amount), "seed": seed}
     made |= {"settings": asdict(learner.settings), **record, "curve": learner.state.curve}
     write_json(output.with_name(f"{output.name}.json"), made)
-    vectors.write(str(output), vector.to_bytes(llm.bases.of(vector)))
+    vectors.write(str(output), written)
     state.unlink(missing_ok=True)
     if not found.improved:
         on = console.counted(found.held_back, "prompt")
         console.warn(f"nothing did better than the start on the {on} held back: {output} is the start")
     wrote = (
-        f"wrote {output} ({output.stat().st_size} bytes) after {console.counted(found.steps, 'step')}, "
+        f"wrote {output} ({len(written)} bytes) after {console.counted(found.steps, 'step')}, "
         f"{found.tokens:,} tokens and {found.seconds:.0f} s: held back "
         f"{sign * found.start_score:.3f} -> {sign * found.score:.3f} {unit}"
     )
     console.report({"file": str(output), **record}, as_json, wrote.strip())
     if not as_json:
         results.show(record)
+
+
+def _check_files(output: Path, resume: bool) -> Path:
+    """Return the file of the state, once none of the files is another run's, or of the user's own."""
+    state = output.with_name(f"{output.name}.state")
+    vectors.check_target(str(output))
+    if not resume:
+        vectors.check_target(f"{output}.json")
+    if resume is not state.exists():
+        raise TrainError(
+            f"there is no state {state} to resume from: start without --resume"
+            if resume
+            else f"{state} holds the state of an unfinished run: go on with --resume, or remove it"
+        )
+    return state
 
 
 def _reporter(show: console.Show, budget: Budget, unit: str, sign: int) -> Callable[[dict[str, Any]], None]:

@@ -49,16 +49,17 @@ def test_tune_writes_a_frame_and_its_story(cli, tiny_bundle, task, tmp_path):
 def test_a_terminal_shows_how_far_it_is(environment, tiny_bundle, task, tmp_path):
     options = (*OPTIONS, "--budget", "20ktokens", "--prompts", "2", "-o", tmp_path / "v.bin")
     interrupted = on_a_terminal(environment, "tune", tiny_bundle, *task, *options)
-    interrupted.expect("measuring on")
+    interrupted.expect("measuring: base on")
     screen = interrupted.before + interrupted.after
     interrupted.send("\x03")
-    assert re.search(r"finish\s+with\s+--resume", interrupted.read())
-    screen += on_a_terminal(environment, "tune", tiny_bundle, *task, *options, "--resume").read()
+    screen += interrupted.read()
     text = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).split())
     assert "nan" not in text
-    assert re.search(r"held back [01]\..* measuring on held-out prompts", text)
+    assert re.search(r"held back [01]\..* measuring: base on held-out prompts", text)
+    assert re.search(r"not measured base and vector, drift: interrupted; the vector is written", text)
+    assert (tmp_path / "v.bin").exists()
     again = on_a_terminal(environment, "eval", tiny_bundle, *task, "-n", "4").read()
-    assert "measuring: answers" in again
+    assert "measuring: base on held-out prompts" in again
 
 
 def test_an_interrupted_run_goes_on(start, cli, tiny_bundle, task, tmp_path):

@@ -21,6 +21,7 @@ from ..runtime.batch import Batch, Stopped
 from ..runtime.learning.state import Report, standard_error
 from ..runtime.model import PersonalizedModel
 from ..tasks import Preamble, Sample, Task, draw_examples, instruction
+from ..tasks.load import load_general
 from ..tasks.rewards import is_text, json_value, label
 from ..vector import MicroVector
 from .drift import measure_drift
@@ -283,60 +284,100 @@ def expected_seconds(task: Task, answer_s: float) -> float:
 
 @dataclass
 class Measuring:
-    """The measurement of a vector, and its record for JSON.
+    """The measurement of a vector where it will be used, and its record for JSON.
 
     Where another vector lies beneath it, that one, as `beneath`, takes the place of the base.
 
     Attributes:
-        llm: the deployed model, and `batch` over it.
-        validation: prompts that the prompt beside the vector is chosen by, the first of them.
-        n_threads: of further batches.
+        llm: the deployed model.
+        task: whose held-out prompts it is measured on.
+        vector: None for the base alone.
+        size: bytes of its frame.
         report: called with progress: `{"event": "measuring", "what", "done", "total"}`.
+        n_threads: of its batches.
+        validation: prompts that the prompt beside the vector is chosen by, the first of them; without any,
+            none is sought.
+        kept: answers that the record keeps.
     """
 
     llm: PersonalizedModel
-    batch: Batch
     task: Task
-    vector: MicroVector
-    validation: Sequence[Sample]
-    n_threads: int
+    vector: MicroVector | None
+    size: int
     report: Report
+    n_threads: int | None = None
+    validation: Sequence[Sample] = ()
+    kept: int = KEPT
     record: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if is_text(self.task.reward):
+            self.record["unit"] = "nats a token"
+
     def run(self) -> dict[str, Any]:
-        """Measure the vector where it will be used, and return the record.
+        """Measure all of it, and return the record.
 
         Base and vector on the held-out prompts; the best prompt beside them (`find_prompt`), and which of
         the two is `ahead`; the drift. Ctrl-C ends it at once and keeps what is measured by then.
         `record["unmeasured"]` says why a part is not. Where base and vector fail, nothing else is tried.
         """
-        parts: dict[str, Callable[[], None]] = {
-            "base and vector": self._held_out,
-            "prompt": self._prompt,
-            "drift": self._drift,
-        }
-        unmeasured: dict[str, str] = {}
+        parts: dict[str, Callable[[], None]] = {"base and vector": self._held_out}
+        parts |= {"prompt": self._prompt} if self.validation else {}
+        parts |= {"drift": self.drift}
         for number, (what, measure) in enumerate(parts.items()):
             try:
-                measure()
+                self.attempt(what, measure)
             except KeyboardInterrupt:
+                unmeasured = self.record.setdefault("unmeasured", {})
                 unmeasured |= dict.fromkeys([*parts][number:], INTERRUPTED)
                 break
-            except (TinyLoraError, OSError) as error:
-                unmeasured[what] = str(error)
-                if "held_out" not in self.record:
-                    break
-        return self.record | ({"unmeasured": unmeasured} if unmeasured else {})
+            if "held_out" not in self.record:
+                break
+        return self.record
+
+    def attempt(self, what: str, measure: Callable[[], None]) -> None:
+        """Measure a part; where it fails, the record says why."""
+        try:
+            measure()
+        except (TinyLoraError, OSError) as error:
+            self.record.setdefault("unmeasured", {})[what] = str(error)
+
+    def arm(self, name: str, vector: MicroVector | None, preamble: Preamble = _NOTHING) -> Evaluation:
+        """Score a vector behind a preamble, and note its figures and first answers under a name."""
+        samples, task = self.task.held_out, self.task
+        answered = self._progress(f"{name} on held-out prompts", len(samples))
+        prompts = [preamble.before(sample) for sample in samples]
+        with self.llm.batch(prompts, task.max_tokens, n_threads=self.n_threads) as batch:
+            found = evaluate(batch, task, vector, preamble=preamble, answered=answered)
+            self.record.setdefault("arms", {})[name] = {
+                "n": found.n,
+                "mean": found.mean,
+                "standard_error": found.standard_error,
+                **({} if found.partial is None else {"partial": found.partial}),
+                "tokens": fmean(map(len, batch.encode(prompts))),
+                "bytes": 0 if vector is not self.vector else self.size,
+            }
+            self._keep_answers(name, batch, vector, found, prompts)
+        return found
+
+    def drift(self, count: int | None = GENERAL) -> None:
+        """Measure the drift on the first `count` general prompts, or on all."""
+        total = 5 * len(load_general()[:count])
+        more: dict[str, Any] = {"answered": self._progress("drift on general prompts", total)}
+        found = measure_drift(self.llm, self.vector, count=count, n_threads=self.n_threads, **more)
+        self.record["drift"] = asdict(found)
 
     def _held_out(self) -> None:
         if not self.task.held_out:
             raise TrainError(f"task {self.task.name} has no held-out prompts to measure on")
-        if is_text(self.task.reward):
-            self.record["unit"] = "nats a token"
-        name = "base" if self.vector.under is None else "beneath"
-        base = self._arm(name, self.batch, self.vector.under)
-        self._own = self._arm("vector", self.batch, self.vector)
+        below = self._beneath
+        base = self.arm("base" if below is None else "beneath", below)
+        self._own = self.arm("vector", self.vector)
         self.record["held_out"] = held_out(base, self._own)
+
+    @property
+    def _beneath(self) -> MicroVector | None:
+        return None if self.vector is None else self.vector.under
 
     def _prompt(self) -> None:
         if self.task.preamble is not None:
@@ -345,30 +386,31 @@ class Measuring:
         total = len(prompts_for(self.task)) * len(judged)
         answered = self._progress("prompts, on validation prompts", total)
         more: dict[str, Any] = {"seconds": _SEARCH_S, "answered": answered, "n_threads": self.n_threads}
-        best, tried = find_prompt(self.llm, self.task, judged, vector=self.vector.under, **more)
+        best, tried = find_prompt(self.llm, self.task, judged, vector=self._beneath, **more)
         self.record["prompt"] = {**best.record(), "tried": tried}
-        prompts = [best.before(sample) for sample in self.task.held_out]
-        with self.llm.batch(prompts, self.task.max_tokens, n_threads=self.n_threads) as batch:
-            behind = self._arm("prompt", batch, self.vector.under, best)
-            self.record["ahead"] = asdict(compare(behind, self._own))
-            self._arm("vector + prompt", batch, self.vector, best)
+        behind = self.arm("prompt", self._beneath, best)
+        self.record["ahead"] = asdict(compare(behind, self._own))
+        self.arm("vector + prompt", self.vector, best)
 
-    def _drift(self) -> None:
-        answered = self._progress("drift on general prompts", 5 * GENERAL)
-        more: dict[str, Any] = {"answered": answered, "n_threads": self.n_threads}
-        self.record["drift"] = asdict(measure_drift(self.llm, self.vector, count=GENERAL, **more))
-
-    def _arm(
-        self, name: str, batch: Batch, vector: MicroVector | None, preamble: Preamble = _NOTHING
-    ) -> Evaluation:
-        samples = self.task.held_out
-        answered = self._progress(f"{name} on held-out prompts", len(samples))
-        found = evaluate(batch, self.task, vector, preamble=preamble, answered=answered)
-        size = len(vector.to_bytes(self.llm.bases.of(vector))) if vector is self.vector else 0
-        arms = self.record.setdefault("arms", {})
-        arms[name] = arm(batch, found, [preamble.before(sample) for sample in samples], size)
-        keep_answers(self.record, name, batch, self.task, vector, found, preamble)
-        return found
+    def _keep_answers(
+        self, name: str, batch: Batch, vector: MicroVector | None, found: Evaluation, prompts: list[Sample]
+    ) -> None:
+        """Keep the first answers, beside those to be given. Where the reward is `text`, none was drawn yet:
+        `KEPT` are drawn, and cut short. Texts without prompts answer nothing."""
+        samples, answers, free = self.task.held_out, found.answers, is_text(self.task.reward)
+        if samples[0].unprompted:
+            return
+        most = min(self.kept, KEPT) if free else self.kept
+        if free:
+            room = batch.n_ctx_seq - max(map(len, batch.encode(prompts[:most])))
+            tokens = min(self.task.max_tokens, _WRITTEN, room)
+            (drawn,) = batch.answer_each([vector], prompts[:most], max_tokens=tokens)
+            answers = [answer.text for answer in drawn]
+        if not self.record.get("answers"):
+            asked = [sample.without_preamble or sample for sample in samples[:most]]
+            self.record["answers"] = [{"asked": each.text, "wanted": each.answer} for each in asked]
+        for row, answer in zip(self.record["answers"], answers, strict=False):
+            row[name] = answer
 
     def _progress(self, what: str, total: int) -> Answered:
         done = itertools.count(1)
@@ -378,44 +420,3 @@ class Measuring:
 
         self.report({"event": "measuring", "what": what, "done": 0, "total": total})
         return answered
-
-
-def arm(batch: Batch, found: Evaluation, prompts: Sequence[Sample], size: int) -> dict[str, Any]:
-    """Return the figures of what was measured, as records have them; `size` is of the vector, in bytes."""
-    return {
-        "n": found.n,
-        "mean": found.mean,
-        "standard_error": found.standard_error,
-        **({} if found.partial is None else {"partial": found.partial}),
-        "tokens": fmean(map(len, batch.encode(prompts))),
-        "bytes": size,
-    }
-
-
-def keep_answers(
-    record: dict[str, Any],
-    name: str,
-    batch: Batch,
-    task: Task,
-    vector: MicroVector | None,
-    found: Evaluation,
-    preamble: Preamble = _NOTHING,
-    *,
-    most: int = KEPT,
-) -> None:
-    """Keep the first answers in a record, beside those to be given. Where the reward is `text`, none was
-    drawn yet: `KEPT` are drawn, and cut short. Texts without prompts answer nothing."""
-    samples, answers = task.held_out[:most], found.answers
-    if samples[0].unprompted:
-        return
-    if is_text(task.reward):
-        samples = samples[:KEPT]
-        prompts = [preamble.before(sample) for sample in samples]
-        room = batch.n_ctx_seq - max(map(len, batch.encode(prompts)))
-        (drawn,) = batch.answer_each([vector], prompts, max_tokens=min(task.max_tokens, _WRITTEN, room))
-        answers = [answer.text for answer in drawn]
-    if not record.get("answers"):
-        asked = [sample.without_preamble or sample for sample in samples]
-        record["answers"] = [{"asked": each.text, "wanted": each.answer} for each in asked]
-    for row, answer in zip(record["answers"], answers, strict=False):
-        row[name] = answer

@@ -123,8 +123,10 @@ def train(
         if not better:
             raise nothing_found(task, result, run.curve, folder if kept else None)
         if options.evaluate:
+            run.batch.close()
             judged, _ = options.split(task)
-            measuring = Measuring(run.deployed, run.batch, task, vector, judged, run.threads, report)
+            size = len(vector.to_bytes(run.basis))
+            measuring = Measuring(run.deployed, task, vector, size, report, run.threads, judged)
             outcome = replace(outcome, measured=measuring.run())
             write_result(*written, outcome, run.curve, data=about)
     if is_text(task.reward) and task.train[0].unprompted and options.under is None:

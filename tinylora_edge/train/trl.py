@@ -153,11 +153,9 @@ def train_trl(
             shutil.rmtree(checkpoints, ignore_errors=True)
             if options.evaluate:
                 threads = options.workers or cores()
-                with (
-                    closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm,
-                    llm.batch([*validation, *task.held_out], task.max_tokens, n_threads=threads) as batch,
-                ):
-                    measuring = Measuring(llm, batch, task, vector, validation, threads, report)
+                with closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm:
+                    size = len(vector.to_bytes(basis))
+                    measuring = Measuring(llm, task, vector, size, report, threads, validation)
                     outcome = replace(outcome, measured=measuring.run())
                 write_result(vector, basis, task, options, outcome, curve, engine=engine)
     return outcome
