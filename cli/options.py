@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
+from tinylora_edge import load_bundle
+
 from . import console
 
 if TYPE_CHECKING:
@@ -132,8 +134,9 @@ def load_model(
     """Return the deployed model; answers in contexts of their own need no larger one than the default."""
     from tinylora_edge import runtime
 
-    chosen = runtime.engine_of(bundle, engine)
+    found = load_bundle(bundle)
+    chosen = runtime.engine_of(found, engine)
     options["n_ctx"] = n_ctx
     if threads is not None:
         options |= {"n_threads": threads, **({"n_threads_batch": threads} if chosen == "llama" else {})}
-    return runtime.load(bundle, vector or None, engine=chosen, **options)
+    return runtime.load(found, vector or None, engine=chosen, **options)

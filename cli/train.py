@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import BadParameter, Option
@@ -20,6 +20,11 @@ from tinylora_edge.wire.frame import DEFAULT_USER, bound_name
 from . import console, keyfiles, report, results, vectors
 from . import options as opts
 from .many import train_users
+
+if TYPE_CHECKING:
+    from tinylora_edge import Bases, Bundle
+    from tinylora_edge.tasks import Task
+    from tinylora_edge.train import Options
 
 
 def _shape(text: str) -> Shape:
@@ -126,40 +131,17 @@ def train(
       tinylora-edge train out/demo mine.txt --under shared.bin -o mine.bin
       tinylora-edge train out/demo people/ --under shared.bin -o vectors --key fleet.key --workers 8
     """
-    from tinylora_edge.train import Options, grown
-    from tinylora_edge.train import train as run
+    from tinylora_edge.train import Options
     from tinylora_edge.train.many import names_users
     from tinylora_edge.train.texts import whitening_path
 
+    found = load_bundle(bundle)
     if size is not None:
         if rank is not None or numbers is not None:
             raise BadParameter("--size is a rank: pass one of --size, --rank and --numbers")
-        rank = load_bundle(bundle).bases.factors.sizes[size]
-    many = names_users(Path(data))
-    own: dict[str, object] = {
-        "--method": method,
-        "--minutes": minutes,
-        "--steps": steps,
-        "--lr": lr,
-        "--start": start,
-    }
-    own |= {
-        "--system": system,
-        "--examples": examples,
-        "--reward": reward,
-        "--schema": schema,
-        "--keep": keep,
-    }
-    for name, value in own.items() if many else ():
-        if value is not None:
-            raise BadParameter(
-                "the option is for one user's vector, and DATA has many users", param_hint=name
-            )
-    if not many and (workers, ray, store) != (None, None, None):
-        raise BadParameter(
-            f"{data} has no texts of many users: they are in a folder, or in JSON lines", param_hint="DATA"
-        )
+        rank = found.factors.sizes[size]
     beside = None if under is None else whitening_path(under)
+    many = names_users(Path(data))
     options = Options(
         method=method,
         minutes=minutes,
@@ -179,29 +161,47 @@ def train(
         evaluate=evaluate is not False,
     )
     if many:
-        how: dict[str, Any] = {
-            "under": under,
-            "store": store,
-            "keys": keys,
-            "evaluate": bool(evaluate),
-            "workers": workers,
-            "ray": ray,
-        }
-        train_users(bundle, Path(data), output, options, **how, resume=resume, as_json=as_json)
+        of_one: dict[str, object] = {"--method": method, "--minutes": minutes, "--steps": steps, "--lr": lr}
+        of_one |= {"--start": start, "--system": system, "--examples": examples, "--reward": reward}
+        for name, value in {**of_one, "--schema": schema, "--keep": keep}.items():
+            if value is not None:
+                why = "the option is for one user's vector, and DATA has many users"
+                raise BadParameter(why, param_hint=name)
+        how: dict[str, Any] = {"under": under, "store": store, "keys": keys, "evaluate": bool(evaluate)}
+        how |= {"workers": workers, "ray": ray, "resume": resume, "as_json": as_json}
+        train_users(bundle, Path(data), output, options, **how)
         return
+    if (workers, ray, store) != (None, None, None):
+        raise BadParameter(
+            f"{data} has no texts of many users: they are in a folder, or in JSON lines", param_hint="DATA"
+        )
     if (page := output.with_suffix(".html")) == output:
         raise BadParameter(f"{output} is the name of the page beside the vector: name it v.bin, say")
     vectors.check_target(str(page))
     if start is not None:
-        bases = load_bundle(bundle).bases
-        policy = Policy(keys=options.keys)
-        vector = policy.check(vectors.read(str(start)), bases, user=bound_name(user))
-        values = grown(vector, bases, options.basis(bases))
-        options = replace(options, start=values, sequence=vectors.next_sequence(vector))
+        options = _begun(options, found.bases, start, bound_name(user))
     loaded = opts.load_data(data, reward=reward, schema=schema, drop_duplicates=drop_duplicates)
     loaded = opts.make_preamble(loaded, system, examples).before_task(loaded)
+    _train_one(found, loaded, output, options, page, resume, as_json)
+
+
+def _begun(options: Options, bases: Bases, start: Path, user: str) -> Options:
+    """Return options that begin with the vector in a file, and number the new one behind it."""
+    from tinylora_edge.train import grown
+
+    vector = Policy(keys=options.keys).check(vectors.read(str(start)), bases, user=user)
+    values = grown(vector, bases, options.basis(bases))
+    return replace(options, start=values, sequence=vectors.next_sequence(vector))
+
+
+def _train_one(
+    bundle: Bundle, task: Task, output: Path, options: Options, page: Path, resume: bool, as_json: bool
+) -> None:
+    """Train one vector, and say what it brings."""
+    from tinylora_edge.train import train as run
+
     with training_progress() as show:
-        outcome = run(bundle, loaded, output, options=options, resume=resume, report=show)
+        outcome = run(bundle, task, output, options=options, resume=resume, report=show)
     result = outcome.result
     if result.stopped == "interrupted":
         console.note(f"interrupted after step {result.steps}: the state is saved, go on with --resume")

@@ -6,11 +6,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from tinylora_edge.errors import MissingExtraError, OptionError, TinyLoraError
-from tinylora_edge.formats.bundle import Bundle, load_bundle
+from tinylora_edge.formats.bundle import Bundle, BundleOrPath, load_bundle
 from tinylora_edge.formats.signatures import signed
 from tinylora_edge.vector import Policy
 from tinylora_edge.wire.tags import Ed25519Verifier
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     _Model: TypeAlias = TinyLoraLlama | TinyLoraOnnx
 
-_Base: TypeAlias = str | PathLike[str] | Bundle
 _Vector: TypeAlias = VectorSource | None
 
 LLAMA, ONNX = "llama", "onnx"
@@ -31,12 +29,14 @@ LLAMA, ONNX = "llama", "onnx"
 
 @overload
 def load(
-    base: _Base, vector_bytes: _Vector = ..., *, engine: Literal["llama"], **options: Any
+    base: BundleOrPath, vector_bytes: _Vector = ..., *, engine: Literal["llama"], **options: Any
 ) -> TinyLoraLlama: ...
 @overload
-def load(base: _Base, vector_bytes: _Vector = ..., *, engine: str | None = ..., **options: Any) -> _Model: ...
 def load(
-    base: _Base,
+    base: BundleOrPath, vector_bytes: _Vector = ..., *, engine: str | None = ..., **options: Any
+) -> _Model: ...
+def load(
+    base: BundleOrPath,
     vector_bytes: _Vector = None,
     *,
     policy: Policy | None = None,
@@ -98,7 +98,7 @@ def load(
     return llm
 
 
-def engine_of(base: _Base, engine: str | None = None) -> str:
+def engine_of(base: BundleOrPath, engine: str | None = None) -> str:
     """Return the engine that `load` uses for a bundle: `llama` or `onnx`. Arguments and errors: as there."""
     return _choose(load_bundle(base), engine)
 

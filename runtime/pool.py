@@ -14,7 +14,7 @@ from typing import Any, Self
 from weakref import ref
 
 from tinylora_edge.errors import OptionError, RequestError, TinyLoraError, VectorError
-from tinylora_edge.formats.bundle import Bundle
+from tinylora_edge.formats.bundle import Bundle, BundleOrPath
 from tinylora_edge.process import cores
 from tinylora_edge.tasks import Prompt, Sample
 from tinylora_edge.vector import AdmittedVector, Policy
@@ -96,7 +96,7 @@ class Pool:
 
     def __init__(
         self,
-        base: str | PathLike[str] | Bundle | PersonalizedModel,
+        base: BundleOrPath | PersonalizedModel,
         *,
         policy: Policy | None = None,
         slots: int = _SLOTS,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..basis import Bases, Basis
 from ..errors import BaseMismatchError, BasisError
@@ -113,7 +113,11 @@ class Bundle:
         )
 
 
-def load_bundle(path: str | PathLike[str] | Bundle) -> Bundle:
+BundleOrPath: TypeAlias = str | PathLike[str] | Bundle
+"""What `load_bundle` takes, and with it all that opens a bundle: a `Bundle` is not read again."""
+
+
+def load_bundle(path: BundleOrPath) -> Bundle:
     """Return a bundle, its parts located; the factors are read when they are first used, once a `Bundle`.
 
     Args:

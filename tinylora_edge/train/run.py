@@ -19,7 +19,7 @@ from .. import runtime
 from ..basis import Basis
 from ..errors import TrainError
 from ..eval.measure import Measuring, expected_seconds, fitted
-from ..formats.bundle import load_bundle
+from ..formats.bundle import Bundle, BundleOrPath, load_bundle
 from ..process import cores, first_interrupt
 from ..runtime.batch import Batch
 from ..runtime.learning.state import Report
@@ -49,7 +49,7 @@ _USED_UP = 0.8
 
 
 def train(
-    bundle: str | PathLike[str],
+    bundle: BundleOrPath,
     task: Task,
     output: str | PathLike[str],
     *,
@@ -87,7 +87,7 @@ def train(
         MissingExtraError: torch, transformers or the bundle's engine is not installed.
         OSError: a file cannot be written.
     """
-    options, output = options or Options(), Path(output)
+    options, output, found = options or Options(), Path(output), load_bundle(bundle)
     with run_folder(output) as folder, ExitStack() as stack:
         checkpoints = {method: folder / f"{method}.json" for method in METHODS}
         if not resume and any(path.exists() for path in checkpoints.values()):
@@ -99,8 +99,8 @@ def train(
             advice = (*held, "start without --resume")[0]
             raise TrainError(f"{folder} has no {first.name} to resume from: {advice}")
         if in_full_steps(task, options):
-            return learn_task(bundle, task, output, options, report)
-        run = _Run(bundle, task, options, methods, checkpoints, stack, report)
+            return learn_task(found, task, output, options, report)
+        run = _Run(found, task, options, methods, checkpoints, stack, report)
         task, options = run.task, run.options
         about = run.about()
         report({"event": "data", **about})
@@ -133,7 +133,7 @@ def train(
         report({"event": "whitening"})
         shared = replace(options, under=output.read_bytes(), keys=())
         with atomic_write(whitening_path(output)) as file:
-            file.write(make_whitening(bundle, shared, task.train))
+            file.write(make_whitening(found, shared, task.train))
     return outcome
 
 
@@ -164,7 +164,7 @@ class _Run:
 
     def __init__(
         self,
-        bundle: str | PathLike[str],
+        bundle: Bundle,
         task: Task,
         options: Options,
         methods: Sequence[str],
@@ -180,8 +180,7 @@ class _Run:
         options.split(task)
         self.threads = options.workers or cores()
         stack.enter_context(one_thread())
-        found = load_bundle(bundle)
-        self.basis = options.basis(found.bases)
+        self.basis = options.basis(bundle.bases)
         self.options = options = framing(options, self.basis)
         self._identity = partial(identity, task, self.basis)
         minutes = None
@@ -191,15 +190,15 @@ class _Run:
             self.options = options = replace(options, minutes=minutes or MINUTES)
         shared = None
         if options.under is not None:
-            shared = admit(options.under, found.bases, Policy(keys=options.keys), beneath=True)
-        if options.weights is None and found.base == found.onnx:
+            shared = admit(options.under, bundle.bases, Policy(keys=options.keys), beneath=True)
+        if options.weights is None and bundle.base == bundle.onnx:
             raise TrainError(
-                f"{bundle} has an ONNX graph, and no weights to learn on: name the GGUF that it was made "
-                "from, or a directory of the original weights, with --weights"
+                f"the bundle of {bundle.basis_path} has an ONNX graph, and no weights to learn on: name the "
+                "GGUF that it was made from, or a directory of the original weights, with --weights"
             )
         deployed = runtime.load(bundle, n_ctx=64, n_threads=self.threads)
         self.deployed = stack.enter_context(closing(deployed))
-        self._model = load_model(options.weights or found.base, options.dtype)
+        self._model = load_model(options.weights or bundle.base, options.dtype)
         self.task = fitted(in_own_form(task, deployed, self._model), deployed)
         room = self._room()
         self._general: list[NDArray[np.int32]] = []

@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from os import PathLike
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,7 +26,7 @@ from .. import runtime
 from ..basis import Bases, Basis
 from ..errors import TrainError
 from ..eval.measure import Evaluation, held_out
-from ..formats.bundle import load_bundle
+from ..formats.bundle import BundleOrPath, load_bundle
 from ..jsonio import parse_json
 from ..process import cores
 from ..projection import Whitening
@@ -122,7 +121,7 @@ class Texts:
     Raises: what `train` raises of a bundle, options and a shared vector.
     """
 
-    def __init__(self, bundle: str | PathLike[str], options: Options) -> None:
+    def __init__(self, bundle: BundleOrPath, options: Options) -> None:
         found = load_bundle(bundle)
         self.basis = options.basis(found.bases)
         self.options = framing(options, self.basis)
@@ -133,11 +132,11 @@ class Texts:
             self.shared = admit(options.under or b"", found.bases, policy, beneath=True)
             if options.weights is None and found.base == found.onnx:
                 raise TrainError(
-                    f"{bundle} has an ONNX graph, and no weights to learn on: name the GGUF that it was made "
-                    "from, or a directory of the original weights, with --weights"
+                    f"the bundle of {found.basis_path} has an ONNX graph, and no weights to learn on: name the "
+                    "GGUF that it was made from, or a directory of the original weights, with --weights"
                 )
             threads = options.workers or cores()
-            self.llm = stack.enter_context(closing(runtime.load(bundle, n_ctx=64, n_threads=threads)))
+            self.llm = stack.enter_context(closing(runtime.load(found, n_ctx=64, n_threads=threads)))
             model = load_model(options.weights or found.base, options.dtype)
             adapter = stack.enter_context(Adapter(model, self.basis, self.shared))
             self.learner = Learner(model, adapter, temperature=1.0, workers=threads)
@@ -243,9 +242,7 @@ class Texts:
         return np.array([float(each.double().mean()) for each in self.learner.measure(groups)])
 
 
-def learn_task(
-    bundle: str | PathLike[str], task: Task, output: Path, options: Options, report: Report
-) -> Outcome:
+def learn_task(bundle: BundleOrPath, task: Task, output: Path, options: Options, report: Report) -> Outcome:
     """Learn a user's texts, and write their frame with its record: `train` in full steps.
 
     What the data themselves hold out is measured, where a gain is to be known, or else a tenth of the texts.
@@ -307,7 +304,7 @@ def whitening_path(under: Path) -> Path:
     return under.with_name(f"{under.name}.whitening")
 
 
-def make_whitening(bundle: str | PathLike[str], options: Options, samples: Sequence[Sample]) -> bytes:
+def make_whitening(bundle: BundleOrPath, options: Options, samples: Sequence[Sample]) -> bytes:
     """Return the file of the shared vector `options.under`, made of texts of others."""
     with closing(Texts(bundle, for_whitening(options, load_bundle(bundle).bases))) as texts:
         return texts.whitening(samples)

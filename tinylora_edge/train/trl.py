@@ -34,7 +34,7 @@ import torch
 from .. import runtime
 from ..errors import MissingExtraError, TinyLoraError, TrainError
 from ..eval.measure import Measuring
-from ..formats.bundle import load_bundle
+from ..formats.bundle import BundleOrPath, load_bundle
 from ..formats.gguf_transformers import read_once
 from ..jsonio import restored
 from ..process import cores
@@ -80,7 +80,7 @@ STEPS = 40
 
 
 def train_trl(
-    bundle: str | PathLike[str],
+    bundle: BundleOrPath,
     task: Task,
     output: str | PathLike[str],
     *,
@@ -119,7 +119,7 @@ def train_trl(
         samples, held = [*validation, *others], len(validation)
         room = model.config.max_position_embeddings - config.max_completion_length
         # one process compares with the deployed file: each that opens it needs memory for it
-        check_prompts(tokenizer, task, samples, room=room, bundle=bundle if lead else None)
+        check_prompts(tokenizer, task, samples, room=room, bundle=found if lead else None)
         ids = model.generation_config.eos_token_id
         ends = {*(ids if isinstance(ids, list | tuple) else (ids,)), tokenizer.eos_token_id} - {None}
         reward = reward_function(task, samples, tokenizer, frozenset(ends))
@@ -153,7 +153,7 @@ def train_trl(
             shutil.rmtree(checkpoints, ignore_errors=True)
             if options.evaluate:
                 threads = options.workers or cores()
-                with closing(runtime.load(bundle, engine="llama", n_ctx=64, n_threads=threads)) as llm:
+                with closing(runtime.load(found, engine="llama", n_ctx=64, n_threads=threads)) as llm:
                     size = len(vector.to_bytes(basis))
                     measuring = Measuring(llm, task, vector, size, report, threads, validation)
                     outcome = replace(outcome, measured=measuring.run())
@@ -267,7 +267,7 @@ def check_prompts(
     samples: Sequence[Sample],
     *,
     room: int,
-    bundle: str | PathLike[str] | None = None,
+    bundle: BundleOrPath | None = None,
 ) -> None:
     """Refuse prompts that TRL cannot run or, if `bundle` is given, makes other tokens of than the device.
 
