@@ -180,7 +180,7 @@ class Scoring(Work):
         self.over = len(self.found) == len(self.completion)
 
 
-class Load(NamedTuple):
+class Busy(NamedTuple):
     """How busy a loop is, in sequences: those in a row, and those that wait for one."""
 
     running: int
@@ -312,10 +312,10 @@ class Loop:
         with self._changed:
             self._changed.wait_for(lambda: not self._running)
 
-    def load(self) -> Load:
+    def busy(self) -> Busy:
         """Return how busy it is."""
         with self._changed:
-            return Load(len(self._running), len(self._waiting))
+            return Busy(len(self._running), len(self._waiting))
 
     def close(self) -> None:
         """End everything with a `TinyLoraError` and free the engine, after its current step.

@@ -33,7 +33,7 @@ from .answers import (
 )
 from .compiling import Left
 from .load import load
-from .loop import Generating, Load, Loop
+from .loop import Busy, Generating, Loop
 from .model import PersonalizedModel, VectorSource, admitted
 from .schema import ToolCall
 from .turns import Who, Workers
@@ -260,9 +260,9 @@ class Pool:
                 param="messages",
             )
 
-    def load(self) -> Load:
+    def busy(self) -> Busy:
         """Return how busy the pool is."""
-        return self._loop.load()
+        return self._loop.busy()
 
     def close(self) -> None:
         """End answers in progress with a `TinyLoraError`, and free everything. Again is fine.

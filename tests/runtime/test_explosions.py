@@ -93,7 +93,7 @@ def test_what_was_left_in_its_prompt_is_forgotten_too(
             with monkeypatch.context() as patched:
                 patched.setattr(engine, "evaluate", evaluate)
                 await stream.start()
-                while pool.load().running or pool.load().waiting or not seen:
+                while pool.busy().running or pool.busy().waiting or not seen:
                     await asyncio.sleep(0.001)
             return engine.evaluated - before
 

@@ -60,7 +60,7 @@ def alone(pool: Pool, prompt: str, vector: MicroVector | None, limit: int = LIMI
 
 
 async def idle(pool: Pool) -> None:
-    while (load := pool.load()).running or load.waiting:
+    while (busy := pool.busy()).running or busy.waiting:
         await asyncio.sleep(0.002)
 
 
@@ -262,7 +262,7 @@ def test_who_leaves_while_a_request_begins_is_not_answered(pool: Pool, monkeypat
 
     async def begin() -> None:
         await stream.start()
-        assert pool.load() == (0, 0)
+        assert pool.busy() == (0, 0)
         assert [piece async for piece in stream] == []
 
     real, stream = pool_module.answering, pool.stream(PROMPTS[0], max_tokens=300)
@@ -308,11 +308,11 @@ def test_one_account_holds_nobody_up(opened: Callable[..., Pool], tenants: int) 
 
     async def beside(pool: Pool) -> None:
         many = [asyncio.create_task(again_and_again(pool)) for _ in range(6)]
-        while pool.load().waiting < 3:
+        while pool.busy().waiting < 3:
             await asyncio.sleep(0.001)
         ann = stream(pool, "ann")
         await ann.start()
-        assert pool.load().running == 4
+        assert pool.busy().running == 4
         others = await read(ann, "ann")
         assert others < 3.5 * heard["ann"]
         for task in many:
@@ -379,7 +379,7 @@ def test_bad_requests(pool, prompt, options, error, message, monkeypatch) -> Non
     monkeypatch.setattr(pool_module, "_UNBROKEN", 256)
     with pytest.raises(error, match=message):
         asyncio.run(pool.complete(prompt, **options))
-    assert pool.load().running == 0
+    assert pool.busy().running == 0
 
 
 def test_more_messages_than_the_context_has_tokens_are_not_rendered(pool, monkeypatch):
@@ -445,7 +445,7 @@ def test_closing_ends_what_is_being_answered_and_its_threads(opened: Callable[..
     async def closed(pool: Pool) -> list[Any]:
         how: Any = {"vector": vectors(pool, 1)[0], "temperature": 1}
         calls = [asyncio.create_task(pool.complete("x", user=str(i), **how)) for i in range(40)]
-        while not pool.load().running:
+        while not pool.busy().running:
             await asyncio.sleep(0.001)
         await asyncio.gather(*(asyncio.to_thread(pool.close) for _ in range(3)))
         found = await asyncio.gather(*calls, return_exceptions=True)

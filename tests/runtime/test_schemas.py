@@ -204,7 +204,7 @@ def test_a_schema_that_becomes_no_grammar(onnx_pool: Pool, schema: dict[str, Any
     with pytest.raises(RequestError, match="schema") as caught:
         asyncio.run(onnx_pool.complete("x", schema=schema, max_tokens=2))
     assert (caught.value.param, caught.value.code) == ("response_format", "invalid_value")
-    assert onnx_pool.load().running == 0
+    assert onnx_pool.busy().running == 0
 
 
 @pytest.mark.parametrize("schema", LONG, ids=lambda schema: json.dumps(schema)[:50])

@@ -73,7 +73,7 @@ class Serving:
         """Wait until the last line of the log is of this route: it is written when the reply has gone."""
         support.wait_until(lambda: self.lines()[-1]["route"] == route)
 
-    def load(self) -> tuple[int, int]:
+    def busy(self) -> tuple[int, int]:
         """How many requests run, and how many wait."""
         _, health = self.ask("GET", "/health")
         return health["running"], health["waiting"]

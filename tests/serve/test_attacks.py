@@ -100,7 +100,7 @@ def test_one_key_fills_no_queue(server: Serving, user: str) -> None:
         wait_until(lambda: any(is_refused(each) for each in flood))
         for headers in ([APP] if user == "mallory" else []) + [OTHER_APP, ALICE, BOB] * 3:
             assert server.ask("POST", PLAIN, GOOD | {"user": "ann"}, **headers)[0] == 200
-    wait_until(lambda: server.load() == (0, 0))
+    wait_until(lambda: server.busy() == (0, 0))
 
 
 def test_grammars_that_take_too_much_hold_nobody_up(tiny: Path, tmp_path: Path) -> None:

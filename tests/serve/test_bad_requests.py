@@ -189,6 +189,6 @@ def test_a_slow_reader_holds_nobody_up(server: Serving) -> None:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
             slow.connect(("127.0.0.1", server.port))
             slow.sendall(head(PLAIN, APP, len(body)) + body)
-        support.wait_until(lambda: server.load()[0] > 0)
+        support.wait_until(lambda: server.busy()[0] > 0)
         assert server.ask("POST", PLAIN, GOOD, **ALICE)[0] == 200  # the app itself may get 429
-        support.wait_until(lambda: server.load() == (0, 0))  # they are answered, whether it is read or not
+        support.wait_until(lambda: server.busy() == (0, 0))  # they are answered, whether it is read or not

@@ -233,9 +233,9 @@ def test_a_client_that_leaves_frees_its_slot(server: Serving, client: openai.Ope
     connection = server.connect()
     body = json.dumps({"model": "smollm2", "temperature": 0} | long)
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-    support.wait_until(lambda: server.load()[0] > 0)
+    support.wait_until(lambda: server.busy()[0] > 0)
     connection.close()
-    support.wait_until(lambda: server.load()[0] == 0)
+    support.wait_until(lambda: server.busy()[0] == 0)
     finished = [line["completion_tokens"] for line in server.lines() if "completion_tokens" in line]
     assert 400 not in finished
 

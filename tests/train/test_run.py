@@ -627,10 +627,10 @@ OTHERS = [{**document(), "identity": 7}, {**document(), "format": 2}]
 def test_a_checkpoint_that_is_none(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "checkpoint.json"
     path.write_text(json.dumps(document()))
-    assert trainer.load(path, {}).norms == [1, 2.5]
+    assert trainer.read_checkpoint(path, {}).norms == [1, 2.5]
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     with pytest.raises(TrainError, match="not a usable state"):
-        trainer.load(path, {})
+        trainer.read_checkpoint(path, {})
 
 
 @pytest.mark.parametrize("trained", [True, False])

@@ -241,9 +241,9 @@ async def describe_model(request: Request, service: Service) -> Response:
 
 async def read_health(request: Request, service: Service) -> Response:
     """Answer `GET /health`: 200, and 503 once the server is about to go down."""
-    load, leaves = service.pool.load(), service.leaving or service.draining
+    busy, leaves = service.pool.busy(), service.leaving or service.draining
     state = "draining" if leaves else "ok"
-    body = {"status": state, "running": load.running, "waiting": load.waiting}
+    body = {"status": state, "running": busy.running, "waiting": busy.waiting}
     return JSONResponse(body, 503 if leaves else 200, completions.HEADERS[503] if leaves else None)
 
 
@@ -252,7 +252,7 @@ async def read_metrics(request: Request, service: Service) -> Response:
     if find_caller(request, service).user is not None:
         message = "the metrics are the operator's: ask with a key that stands for no user"
         raise RefusedError(403, message, "not_the_operator")
-    counted = service.metrics.text(service.pool.load())
+    counted = service.metrics.text(service.pool.busy())
     return Response(counted, media_type=CONTENT_TYPE_LATEST)
 
 

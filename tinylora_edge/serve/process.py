@@ -86,14 +86,14 @@ class _Server(uvicorn.Server):
             return await super().on_tick(counter)
         if not self._service.leaving:
             self._service.leaving = True
-            _event("drain", seconds=self._drain, running=self._service.pool.load().running)
+            _event("drain", seconds=self._drain, running=self._service.pool.busy().running)
         return await super().on_tick(counter) or time.monotonic() >= self._leaves
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End: no new requests, some time for those that are answered, an error event for the rest."""
         loop = asyncio.get_running_loop()
         self._service.leaving = self._service.draining = True
-        _event("stop", grace=self._grace, running=self._service.pool.load().running)
+        _event("stop", grace=self._grace, running=self._service.pool.busy().running)
         closing = loop.call_later(self._grace, loop.run_in_executor, None, self._service.close)
         await super().shutdown(sockets)
         closing.cancel()

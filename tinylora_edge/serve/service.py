@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ..errors import TinyLoraError
-from ..runtime.loop import Load
+from ..runtime.loop import Busy
 from ..runtime.pool import Pool
 from ..runtime.turns import Shares, Who, Workers
 from ..vector import MicroVector
@@ -47,10 +47,10 @@ class Metrics:
         self._running = Gauge("tinylora_running", "Answers that are being generated.", registry=own)
         self._waiting = Gauge("tinylora_waiting", "Answers that wait for a slot.", registry=own)
 
-    def text(self, load: Load) -> bytes:
-        """Return all of them in Prometheus's format, with the current load."""
-        self._running.set(load.running)
-        self._waiting.set(load.waiting)
+    def text(self, busy: Busy) -> bytes:
+        """Return all of them in Prometheus's format, and how busy the pool is."""
+        self._running.set(busy.running)
+        self._waiting.set(busy.waiting)
         return generate_latest(self._registry)
 
 

@@ -36,7 +36,7 @@ from .batches import REHEARSED_TOKENS, Answers, Rehearsal
 from .learner import Learner
 from .options import METHODS, MINUTES, Options, Outcome, Phase, Result, write_result
 from .texts import framing, in_full_steps, learn_task, make_whitening, whitening_path
-from .trainer import DIFFER, Trainer, load
+from .trainer import DIFFER, Trainer, read_checkpoint
 
 _ANY = ("minutes", "rank", "numbers", "checkpoint_every", "keys", "sequence", "evaluate", "whitening")
 """Options that may differ in a resumed run: whatever rank or numbers say, the basis has to be the same."""
@@ -185,7 +185,7 @@ class _Run:
         self._identity = partial(identity, task, self.basis)
         minutes = None
         if (first := checkpoints[methods[0]]).exists():
-            minutes = load(first, self._identity(replace(options, method=methods[0]))).minutes
+            minutes = read_checkpoint(first, self._identity(replace(options, method=methods[0]))).minutes
         if options.steps is None and options.minutes is None:
             self.options = options = replace(options, minutes=minutes or MINUTES)
         shared = None

@@ -132,8 +132,8 @@ class Texts:
             self.shared = admit(options.under or b"", found.bases, policy, beneath=True)
             if options.weights is None and found.base == found.onnx:
                 raise TrainError(
-                    f"the bundle of {found.basis_path} has an ONNX graph, and no weights to learn on: name the "
-                    "GGUF that it was made from, or a directory of the original weights, with --weights"
+                    f"the bundle of {found.basis_path} has an ONNX graph, and no weights to learn on: name "
+                    "the GGUF that it was made from, or a directory of the original weights, with --weights"
                 )
             threads = options.workers or cores()
             self.llm = stack.enter_context(closing(runtime.load(found, n_ctx=64, n_threads=threads)))

@@ -140,7 +140,7 @@ class Trainer:
         start = MicroVector(self._start, options.frame_dtype or "fp32", entries=basis.entries)
         self.state.best_v = start.values
         if checkpoint.exists():
-            self.state = load(checkpoint, identity)
+            self.state = read_checkpoint(checkpoint, identity)
             more = (options.minutes or 0) > (self.state.minutes or math.inf)
             if self.state.stopped == "done" and more and not followed:
                 self.state.stopped = ""
@@ -187,7 +187,7 @@ class Trainer:
             state.seconds = max(state.seconds, most)  # the step that was given up took them too
         finally:
             self.learner.adapter.until = self._answers.batch.until = math.inf
-        save(self._checkpoint, self.state, self._identity)
+        save_checkpoint(self._checkpoint, self.state, self._identity)
         # Stopped in its last step, a run is interrupted too: measuring would take its time as well.
         return self._result("interrupted" if self._stop else state.stopped)
 
@@ -222,7 +222,7 @@ class Trainer:
             elif self._sft and "validation" in metrics and state.stale >= _PATIENCE:
                 self._lose_patience()
             elif state.step % options.checkpoint_every == 0:
-                save(self._checkpoint, self.state, self._identity)
+                save_checkpoint(self._checkpoint, self.state, self._identity)
         if not (state.stopped or self._stop):
             state.stopped = "done" if state.signal else "no signal"
 
@@ -587,12 +587,12 @@ class TrainState:
         return cls(v.copy(), np.zeros_like(v), np.zeros_like(v), v.copy(), np.empty(0), np.empty(0))
 
 
-def save(path: Path, state: TrainState, identity: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: TrainState, identity: dict[str, Any]) -> None:
     """Write a checkpoint; `identity` is what a resumed run must share with this one."""
     save_state(path, vars(state) | {name: getattr(state, name).tolist() for name in _ARRAYS}, identity)
 
 
-def load(path: Path, identity: dict[str, Any]) -> TrainState:
+def read_checkpoint(path: Path, identity: dict[str, Any]) -> TrainState:
     """Read a checkpoint. Errors: those of `load_state`."""
 
     def read(content: Any) -> TrainState:
