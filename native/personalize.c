@@ -1,6 +1,6 @@
 /* Vectors in llama.cpp, without Python: what an app does with them, a frame after the other.
  *
- *     personalize [--fold] [--key HEX] [--stream NAME] BASE.gguf BASIS.gguf PROMPT FRAME...
+ *     personalize [--fold] [--key HEX] [--user NAME] BASE.gguf BASIS.gguf PROMPT FRAME...
  *
  * Generates an answer by the base, and by each vector. One adapter serves all vectors, and a swap is a pointer; with
  * --fold each becomes an adapter of its own. FRAME is a text, as `tinylora-edge pack --text` and a QR code have it. With a
@@ -75,14 +75,14 @@ int main(int argc, char **argv) {
             fold = 1;
             continue;
         }
-        if (!strcmp(argv[at++], "--stream")) policy.stream = argv[at];
+        if (!strcmp(argv[at++], "--user")) policy.user = argv[at];
         if (strcmp(argv[at - 1], "--key")) continue;
         if (tinylora_text(argv[at], secret, sizeof secret, &key.size, &why)) fail(why.text);
         policy.keys = &key;
         policy.key_count = 1;
     }
     if (argc - at < 4)
-        fail("usage: personalize [--fold] [--key HEX] [--stream NAME] BASE.gguf BASIS.gguf PROMPT FRAME...");
+        fail("usage: personalize [--fold] [--key HEX] [--user NAME] BASE.gguf BASIS.gguf PROMPT FRAME...");
     const char *base_path = argv[at], *prompt = argv[at + 2];
 
     /* First all that may be refused: factors, base, and frame. */

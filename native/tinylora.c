@@ -39,7 +39,7 @@
 
 /* Limits, so that no small file takes gigabytes or minutes; most are in docs/FORMAT.md. */
 enum { LARGEST_VECTOR = 500000, LARGEST_RANK = 256, LARGEST_P = 1 << 26, MOST_MODULES = 1 << 14 };
-enum { MOST_LISTED = 64, MOST_ENTRIES = 1 << 18, LONGEST_NAME = 1 << 10, LONGEST_STREAM = 128 };
+enum { MOST_LISTED = 64, MOST_ENTRIES = 1 << 18, LONGEST_NAME = 1 << 10, LONGEST_USER = 128 };
 enum { LONGEST_TEXT = 1 << 22, LAST_DAY = 0xFFFF, EDGE = 4096 /* bytes of each end, in a fingerprint */ };
 
 /* ---- Errors: an int that is returned beside a `why` is a tinylora_status ---- */
@@ -976,7 +976,7 @@ static size_t payload_bytes(size_t n, int dtype, size_t scales) {
     return dtype == TINYLORA_INT8 ? 3 + n + (n % 2 == 0) : n * (dtype ? 2 : 4);
 }
 
-static const char *stream_of(const tinylora_policy *policy) { return policy->stream ? policy->stream : ""; }
+static const char *user_of(const tinylora_policy *policy) { return policy->user ? policy->user : ""; }
 
 /* The day of today; negative where the clock says what cannot be. */
 static int today_of(const tinylora_policy *policy) {
@@ -985,10 +985,10 @@ static int today_of(const tinylora_policy *policy) {
 }
 
 static int check_policy(const tinylora_policy *policy, error *why) {
-    size_t size = 0; /* of the stream's name, in characters of UTF-8 */
-    for (const char *c = stream_of(policy); *c; c++) size += ((unsigned char)*c & 0xC0) != 0x80;
-    if (size > LONGEST_STREAM)
-        return ERR(ARGUMENT, "the stream's name has %zu characters, at most %d", size, LONGEST_STREAM);
+    size_t size = 0; /* of the user's name, in characters of UTF-8 */
+    for (const char *c = user_of(policy); *c; c++) size += ((unsigned char)*c & 0xC0) != 0x80;
+    if (size > LONGEST_USER)
+        return ERR(ARGUMENT, "the user's name has %zu characters, at most %d", size, LONGEST_USER);
     for (size_t i = 0; i < policy->key_count; i++) {
         const tinylora_key *key = policy->keys + i;
         if (key->kind == TINYLORA_HMAC ? key->size < 16 : key->kind != TINYLORA_ED25519 || key->size != 32)
@@ -1007,8 +1007,8 @@ static int check_tag(const uint8_t *message, size_t size, const uint8_t *found, 
         if (crc == sent) return TINYLORA_OK;
         return ERR(CHECKSUM,
                    "the frame's checksum is %08" PRIx32 ", but its bytes give %08" PRIx32
-                   ": it was damaged on its way, or is of another stream than '%.80s'",
-                   sent, crc, stream_of(policy));
+                   ": it was damaged on its way, or is of another user than '%.80s'",
+                   sent, crc, user_of(policy));
     }
     for (size_t i = 0; i < policy->key_count; i++) {
         const tinylora_key *key = policy->keys + i;
@@ -1026,9 +1026,9 @@ static int check_tag(const uint8_t *message, size_t size, const uint8_t *found, 
         return TINYLORA_OK;
     }
     return ERR(SIGNATURE,
-               "the %s tag %s verifies under none of %zu keys for stream '%.60s': it was altered, or comes "
+               "the %s tag %s verifies under none of %zu keys for user '%.60s': it was altered, or comes "
                "from someone else",
-               TAGS[v->tag], hex(shown, found, 8), tried, stream_of(policy));
+               TAGS[v->tag], hex(shown, found, 8), tried, user_of(policy));
 }
 
 /* What the first bytes of a frame say: v->dtype and v->tag, and where the basis is named. */
@@ -1108,11 +1108,11 @@ static int check_frame(const uint8_t *frame, size_t size, const tinylora_bases *
     v->mark.sequence = (uint32_t)number_at(frame + sequence, 2);
     if (dated) v->last_day = (int)number_at(frame + sequence + 2, 2);
 
-    message = malloc(64 + body); /* the stream's hash, the basis's digest, the frame before its tag */
+    message = malloc(64 + body); /* the user's hash, the basis's digest, the frame before its tag */
     if (!message) return no_memory(why, 64 + body);
     sha256_begin(&s);
     sha256_add(&s, "tinylora stream 2\n", 18);
-    sha256_add(&s, stream_of(policy), strlen(stream_of(policy)));
+    sha256_add(&s, user_of(policy), strlen(user_of(policy)));
     sha256_end(&s, message);
     memcpy(message + 32, v->basis.digest, 32);
     memcpy(message + 64, frame, body);

@@ -57,7 +57,7 @@ typedef enum {
     TINYLORA_E_BASE,      /* another model than the factors were exported for, or one without their layers */
     TINYLORA_E_FRAME,     /* bytes that are no frame, or not of the length that they state */
     TINYLORA_E_UNKNOWN,   /* a frame for a basis that is not among those of this model */
-    TINYLORA_E_CHECKSUM,  /* damaged on its way, or of another stream */
+    TINYLORA_E_CHECKSUM,  /* damaged on its way, or of another user */
     TINYLORA_E_SIGNATURE, /* no key of the policy made it */
     TINYLORA_E_EXPIRED,   /* its last day is over */
     TINYLORA_E_VALUES,    /* not finite, or beyond the policy's norm */
@@ -119,7 +119,7 @@ tinylora_status tinylora_r(const tinylora_bases *bases, uint32_t index, const fl
 
 /* ---- Trust ---- */
 
-/* What was accepted last; zeros: nothing. Keep it on disk, one for each (factors' digest, stream, key or none). */
+/* What was accepted last; zeros: nothing. Keep it on disk, one for each (factors' digest, user, key or none). */
 typedef struct {
     uint32_t sequence;
     uint8_t content[16]; /* stands for the vector; zeros under a checksum, where any of this sequence will do */
@@ -138,9 +138,9 @@ typedef struct {
 typedef int (*tinylora_verify)(void *data, const uint8_t key[32], const uint8_t *message, size_t size,
                                const uint8_t signature[64]);
 
-/* Which frames a device accepts. Zeros: those with a checksum, in the stream without a name. */
+/* Which frames a device accepts. Zeros: those with a checksum, of the user without a name. */
 typedef struct {
-    const char *stream;     /* whose vectors these are, UTF-8, at most 128 characters; NULL: without a name */
+    const char *user;       /* whose vectors these are, UTF-8, at most 128 characters; NULL: without a name */
     tinylora_key *keys;     /* one of them has to have made a frame; NULL: a checksum is enough */
     size_t key_count;
     tinylora_verify verify; /* for Ed25519; NULL: such frames are refused */

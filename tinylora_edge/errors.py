@@ -37,7 +37,7 @@ class SignatureError(VectorError):
 
 
 class RollbackError(VectorError):
-    """A frame's sequence is lower than one accepted from the same stream, or that of another vector."""
+    """A frame's sequence is lower than one accepted from the same user, or that of another vector."""
 
 
 class ExpiredError(VectorError):

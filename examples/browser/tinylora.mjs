@@ -2,7 +2,7 @@
 // WebCrypto alone, and runs in browsers and in Node.
 //
 //     const basis = await readBasis(bytesOfBasisGguf);
-//     const vector = await readFrame(bytesOfTheFrame, basis, { stream: "alice", ed25519: publicKey, last: 6 });
+//     const vector = await readFrame(bytesOfTheFrame, basis, { user: "alice", ed25519: publicKey, last: 6 });
 //     feeds.tinylora_r = new ort.Tensor("float32", vector.r, [1, vector.r.length]);
 //
 // What is wrong with a file or a frame is an Error that says so.
@@ -212,17 +212,17 @@ async function checkTag(kind, message, tag, { hmac, ed25519 }) {
   if (kind === 0) {
     if (hmac || ed25519) fail("it has no signature, and a key is set");
     const crc = new DataView(tag.buffer).getUint32(0, true);
-    if (crc32(message) !== crc) fail("its checksum is wrong: it was damaged, or is of another stream");
+    if (crc32(message) !== crc) fail("its checksum is wrong: it was damaged, or is of another user");
   } else if (kind === 1) {
     const how = { name: "HMAC", hash: "SHA-256" };
     const key = await crypto.subtle.importKey("raw", hmac ?? fail("it takes an HMAC key"), how, false, ["sign"]);
     const mac = new Uint8Array(await crypto.subtle.sign(how, key, message));
-    if (tag.reduce((differ, byte, i) => differ | (byte ^ mac[i]), 0)) fail("its HMAC is not of this key and stream");
+    if (tag.reduce((differ, byte, i) => differ | (byte ^ mac[i]), 0)) fail("its HMAC is not of this key and user");
   } else {
     const how = "Ed25519";
     const key = await crypto.subtle.importKey("raw", ed25519 ?? fail("it takes a public key"), how, false, ["verify"]);
     const right = await crypto.subtle.verify(how, key, tag, message);
-    if (!right) fail("its signature is not of this key and stream");
+    if (!right) fail("its signature is not of this key and user");
   }
 }
 
@@ -266,13 +266,13 @@ function decodeColumns(payload, n, bits, starts, columns) {
 /**
  * Check a frame, and read it.
  *
- * frame: Uint8Array. basis: of readBasis. Options: stream, whose it is; hmac or ed25519, a secret or a public key,
+ * frame: Uint8Array. basis: of readBasis. Options: user, whose it is; hmac or ed25519, a secret or a public key,
  * Uint8Array: with one, a frame without its tag is refused; last, {sequence, content} of what was taken last for
- * these factors, stream and key; today, in days since 2026-01-01; maxNorm, of R, 256 by default.
+ * these factors, user and key; today, in days since 2026-01-01; maxNorm, of R, 256 by default.
  * Returns {r: Float32Array [M * outputs * rank], values, descriptor, dtype, tag, sequence, content, until}.
  */
 export async function readFrame(frame, basis, options = {}) {
-  const { stream = "", hmac, ed25519, last = { sequence: -1 }, today = now(), maxNorm = 256 } = options;
+  const { user = "", hmac, ed25519, last = { sequence: -1 }, today = now(), maxNorm = 256 } = options;
   frame = Uint8Array.from(frame); // parts of a Buffer of Node's would share its memory
   const version = frame[0] >> 4, kind = (frame[0] >> 2) & 3, low = version > 3, bits = low ? frame[1] : 0;
   const dtype = low ? `q${bits}` : DTYPES[frame[0] & 3], dated = version % 2 === 1, at = low ? 6 : 5;
@@ -288,7 +288,7 @@ export async function readFrame(frame, basis, options = {}) {
   const end = start + (low ? modules * columns + Math.ceil((n * bits) / 8) : plain);
   if (frame.length !== end + TAG_BYTES[kind]) fail("it was cut, or is no frame");
   if (odd && frame[end - 1]) fail("its filling byte is not zero");
-  const bound = await sha256("tinylora stream 2\n", stream);
+  const bound = await sha256("tinylora stream 2\n", user);
   const message = joined(bound, entry.digest, frame.slice(0, end));
   await checkTag(kind, message, frame.slice(end), { hmac, ed25519 });
   const [sequence, day] = [at, at + 2].map((i) => frame[i] | (frame[i + 1] << 8)), until = dated ? day : null;

@@ -144,12 +144,17 @@ def test_golden_frames(empty: Page) -> None:
     entries = support.golden_frames()
     jobs = []
     for entry in entries:
-        job = {name: entry[name] for name in ("rank", "outputs", "modules", "stream")}
-        job |= {"frame": entry["frame_hex"], "digest": entry["digest_hex"], "today": entry["last_day"] or 0}
+        job = {name: entry[name] for name in ("rank", "outputs", "modules")}
+        job |= {
+            "user": entry["stream"],
+            "frame": entry["frame_hex"],
+            "digest": entry["digest_hex"],
+            "today": entry["last_day"] or 0,
+        }
         job["descriptor"] = entries_descriptor((entry["outputs"], entry["rank"]))
         key = {"crc32": {}, "hmac": {"hmac": entry["key_hex"] or KEY}, "ed25519": {"ed25519": PUBLIC}}
         own = job | key[entry["auth"]]
-        jobs += [own, own | {"stream": "bob"}, own | {"today": 1 << 16}]
+        jobs += [own, own | {"user": "bob"}, own | {"today": 1 << 16}]
         jobs.append(own | {"last": {"sequence": 7, "content": "of another"}})
         signed = len(own) > len(job)
         jobs.append(job | ({"hmac": None, "ed25519": None} if signed else {"ed25519": PUBLIC}))
@@ -168,7 +173,7 @@ def test_golden_frames(empty: Page) -> None:
             "values": vector.values.tobytes().hex(),
             "r": vector.values.tobytes().hex(),
         }
-        assert "stream" in other["refused"]
+        assert "user" in other["refused"]
         assert late == (own if entry["last_day"] is None else {"refused": "its last day is over"})
         taken = {"refused": "another one with sequence 7 was taken"}
         assert again == (own if entry["auth"] == "crc32" else taken)

@@ -4,9 +4,9 @@
  *     reader bases BASIS [BASE]                     what side tensors hold; with a base, whether it is one of theirs
  *     reader each                                   the same of each path on stdin, and the hash of an R of each basis
  *     reader texts                                  what each text on stdin, in hexadecimal, is
- *     reader vectors DIGEST N[/M/Q] STREAM DAY [KEY...]  check each vector of n numbers (of m modules and q inputs) for a basis
- *     reader apply BASIS STREAM DAY [KEY...]        the same among the bases of a file, and R of every module
- *     reader accept BASIS STREAM DAY [KEY...]       the same, where each that is accepted moves its mark
+ *     reader vectors DIGEST N[/M/Q] USER DAY [KEY...]  check each vector of n numbers (of m modules and q inputs) for a basis
+ *     reader apply BASIS USER DAY [KEY...]        the same among the bases of a file, and R of every module
+ *     reader accept BASIS USER DAY [KEY...]       the same, where each that is accepted moves its mark
  *
  * DAY is today, from 1 on. KEY is hmac:HEX or ed25519:HEX. Signatures are printed and taken to verify: whoever reads the
  * output verifies them.
@@ -185,7 +185,7 @@ int main(int argc, char **argv) {
         uint8_t digest[32];
         size_t size;
         if (!bases && tinylora_text(argv[2], digest, sizeof digest, &size, &why)) fail_with(why.text);
-        policy.stream = argv[first];
+        policy.user = argv[first];
         policy.today = atoi(argv[first + 1]);
         policy.verify = print_signed;
         policy.keys = argc > first + 2 ? keys : NULL;

@@ -96,7 +96,7 @@ def test_what_it_refuses(personalize: Program, smollm2_bundle: Path, tmp_path: P
         ((base, cut, frame), f"{cut}: tensor "),
         ((base, tmp_path / "none", frame), f"{tmp_path / 'none'}: No such file"),
         ((base, side, frame, *key), "needs one of 1 keys"),
-        ((base, side, signed, *key, "--stream", "bob"), "none of 1 keys for stream 'bob'"),
+        ((base, side, signed, *key, "--user", "bob"), "none of 1 keys for user 'bob'"),
         ((base, side, old, *key), "the last day is 1, and today is "),
     ]
     for (base_path, side_path, data, *options), why in cases:
