@@ -8,6 +8,7 @@ the core (`formats.onnx_adapter`), since devices write it too.
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf
 from os import PathLike
 from pathlib import Path
@@ -19,10 +20,9 @@ from numpy.typing import NDArray
 
 from tinylora_edge.basis import Basis
 from tinylora_edge.errors import ExportError, UnsupportedModelError
-from tinylora_edge.factorization import AGREEMENT, fitting_order
+from tinylora_edge.factorization import AGREEMENT, fitting_rows
 from tinylora_edge.formats.gguf import FLOAT32, STRING, write, write_header
 from tinylora_edge.jsonio import write_json
-from tinylora_edge.modules import inverse, parse, row_orders
 from tinylora_edge.vector import MicroVector
 from tinylora_edge.writes import atomic_write
 
@@ -81,17 +81,17 @@ def write_peft_lora(
         name, shape = weights.layers.get(module, ("", ()))
         if name.partition(".")[2][:1].isdigit():  # PEFT would not find it, and say nothing
             raise ExportError(f"{model} has {name} without a prefix: save it as a causal language model")
-        order, gap = None, inf
+        rows, gap = None, inf
         if shape == (len(b), a.shape[1]):
-            matrices, orders = weights.matrices(module), row_orders(parse(module)[1], len(b), found.heads)
-            order, gap = fitting_order(map(inverse, orders), lambda o: distance(a, b[o], matrices))  # noqa: B023
-        if order is None:
+            away = partial(distance, a, matrices=weights.matrices(module))
+            rows, gap = fitting_rows(module, b, found.heads, away, back=True)
+        if rows is None:
             raise ExportError(
                 f"{model} has {shape or 'no layer'} for {module}, which is {len(b)} x {a.shape[1]}, "
                 f"{gap:.2g} away from it (at most {AGREEMENT} is accepted): the factors are of another model"
             )
         tensors[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(a)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = (b @ r[m])[order]
+        tensors[f"base_model.model.{name}.lora_B.weight"] = rows @ r[m]
         names.append(name)
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -106,9 +106,9 @@ def write_peft_lora(
     }
     from safetensors.numpy import save  # which was there to read the model
 
-    with new_bundle(directory) as partial, atomic_write(partial / "adapter_model.safetensors") as file:
+    with new_bundle(directory) as folder, atomic_write(folder / "adapter_model.safetensors") as file:
         file.write(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
-        write_json(partial / "adapter_config.json", config)
+        write_json(folder / "adapter_config.json", config)
 
 
 def write_merged_gguf(

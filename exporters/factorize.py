@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from tinylora_edge import limits
 from tinylora_edge.errors import BaseMismatchError, BasisError, ExportError, MissingExtraError
-from tinylora_edge.factorization import AGREEMENT, TruncatedSVD, factors, fitting_order, truncated_svd
+from tinylora_edge.factorization import AGREEMENT, TruncatedSVD, factors, fitting_rows, truncated_svd
 from tinylora_edge.factors import Shape, outputs_that_pay, shape_of
-from tinylora_edge.modules import Heads, listed_order, parse, row_orders, select
+from tinylora_edge.modules import Heads, listed_order, parse, select
 from tinylora_edge.process import cores
 
 from .weights.dequantize import Matrix, distance
@@ -188,18 +188,17 @@ class Source:
         """
         if self.weights is self.deployed:
             return b, None
-        kind, rows = parse(module)[1], b.shape[-2]
         if self.deployed is None:
-            return b[..., listed_order(self.architecture, kind, rows, self.heads), :], None
+            order = listed_order(self.architecture, parse(module)[1], b.shape[-2], self.heads)
+            return b[..., order, :], None
         deployed = self.deployed.matrices(module)
-        orders = row_orders(kind, rows, self.heads)
-        order, gap = fitting_order(orders, lambda order: distance(a, b[..., order, :], deployed))
-        if order is None:
+        rows, gap = fitting_rows(module, b, self.heads, lambda rows: distance(a, rows, deployed))
+        if rows is None:
             raise BaseMismatchError(
                 f"{module} in {self.base} is {gap:.2g} away from the factors of the weights (at most "
                 f"{AGREEMENT} is accepted): it was made from another model, or with an unknown order of rows"
             )
-        return b[..., order, :], gap
+        return rows, gap
 
 
 @dataclass(frozen=True)

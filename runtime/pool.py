@@ -331,10 +331,8 @@ class AnswerStream(AsyncIterator[Piece]):
                 compiling = partial(pool._compile, request, left)
                 request = await wrap_future(pool._compiling.submit(who, compiling))
             submit = partial(self._submit, request, streams, asyncio.get_running_loop())
-            if self._source is None:
-                await asyncio.get_running_loop().run_in_executor(None, submit)
-            else:
-                await wrap_future(pool._admitting.submit(who, submit))
+            threads = pool._preparing if self._source is None else pool._admitting
+            await wrap_future(threads.submit(who, submit))
         except Left:  # all of them were closed meanwhile
             return
         except BaseException:

@@ -9,7 +9,7 @@ value decomposition", NeurIPS 2015, arXiv 1504.05477.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import BasisError
+from .modules import Heads, inverse, parse, row_orders
 
 LEFT = "left"  # how S is split: A = V^T, B = U S, as in the paper
 
@@ -31,7 +32,6 @@ _WHOLE_BYTES = 8 << 20  # of a weight that is not worth cutting into pieces
 _CACHED_BYTES = 2 << 20  # of float32 rows, which then stay in a core's cache for both products
 _ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of a product with W^T W, relative to its norm
 _Array = NDArray[np.float32]
-_Order = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,15 +188,25 @@ def gap(product: _Array, expected: _Array) -> float:
     return float(found.max()) if np.isfinite(found).all() else inf
 
 
-def fitting_order(orders: Iterable[_Order], gap_of: Callable[[_Order], float]) -> tuple[_Order | None, float]:
-    """Return the first order of rows in which factors fit a weight, and its gap.
+def fitting_rows(
+    module: str, b: _Array, heads: Heads, away: Callable[[_Array], float], *, back: bool = False
+) -> tuple[_Array | None, float]:
+    """Return a module's B with its rows in the order of a weight, and its gap to it: the first that fits.
 
-    None, and the least gap, where none fits: `gap_of` is above `AGREEMENT` for all.
+    The weight itself decides, so that no list of architectures has to be right: another order or another
+    model misses by 100 % and more. None, and the least gap, where none of `row_orders` fits.
+
+    Args:
+        b: [.., out, p].
+        away: the gap of B in an order.
+        back: its rows are in the order of a GGUF, and the weight's may be in Hugging Face's; else the other
+            way round.
     """
+    orders = row_orders(parse(module)[1], b.shape[-2], heads)
     least = inf
-    for order in orders:
-        found = gap_of(order)
-        if found <= AGREEMENT:
-            return order, found
+    for order in map(inverse, orders) if back else orders:
+        rows = np.take(b, order, axis=-2)
+        if (found := away(rows)) <= AGREEMENT:
+            return rows, found
         least = min(least, found)
     return None, least

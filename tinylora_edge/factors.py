@@ -83,8 +83,8 @@ class Factors:
                 f"factors have rank {self.rank} and {self.outputs} outputs: expected 1 <= rank <= outputs <= "
                 f"{limits.RANK}"
             )
-        if self.entries > limits.VALUES:
-            raise BasisError(f"factors have at most {limits.VALUES:,} entries of R, not {self.entries:,}")
+        if self.r_size > limits.VALUES:
+            raise BasisError(f"factors have at most {limits.VALUES:,} entries of R, not {self.r_size:,}")
 
     def __repr__(self) -> str:
         return (
@@ -108,8 +108,8 @@ class Factors:
         return self.outputs, self.rank
 
     @property
-    def entries(self) -> int:
-        """M P Q: of the largest R, with the rows of zeros that it has where modules have fewer than P."""
+    def r_size(self) -> int:
+        """M P Q: numbers of the largest R, with rows of zeros where modules have fewer outputs than P."""
         return len(self.modules) * self.outputs * self.rank
 
     def numbers(self, shape: Shape) -> int:

@@ -28,11 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinylora_edge.errors import BaseMismatchError
-from tinylora_edge.factorization import AGREEMENT, fitting_order, gap
+from tinylora_edge.factorization import AGREEMENT, fitting_rows, gap
 from tinylora_edge.factors import Factors
 from tinylora_edge.formats.onnx_adapter import encode
 from tinylora_edge.formats.onnx_graph import DEFAULT, INPUT_NAME, REQUIRED, VERSION, onnx_fingerprint
-from tinylora_edge.modules import Heads, inverse, parse, row_orders
+from tinylora_edge.modules import Heads
 from tinylora_edge.vector import FIRST_SEQUENCE
 from tinylora_edge.writes import atomic_write
 
@@ -85,7 +85,7 @@ def bake(folder: Path, factors: Factors, heads: Heads, flavour: str = DEFAULT) -
         model.proto.metadata_props.add(key=f"tinylora.{key}", value=value)
     model.save(folder)
     with atomic_write(folder / ADAPTER_NAME) as file:
-        file.write(encode(np.zeros((1, factors.entries), np.float32), FIRST_SEQUENCE, 0))
+        file.write(encode(np.zeros((1, factors.r_size), np.float32), FIRST_SEQUENCE, 0))
     return onnx_fingerprint(folder), agreement
 
 
@@ -102,15 +102,14 @@ def _align(
             values.append(linear.weight.rows(model, column, column + count))
             numbers.append(np.arange(start, start + count) + part.row)
     rows, product = np.concatenate(numbers), np.concatenate(values) @ a.T
-    orders = (inverse(order) for order in row_orders(parse(module)[1], len(b), heads))
-    order, found = fitting_order(orders, lambda order: gap(product, b[order][rows]))
-    if order is None:
+    ordered, found = fitting_rows(module, b, heads, lambda b: gap(product, b[rows]), back=True)
+    if ordered is None:
         names = ", ".join(linear.name for linear, _ in homes)
         raise BaseMismatchError(
             f"{module} is {found:.2g} away from the weight of node {names} (at most {AGREEMENT} is accepted):"
             " the graph is of another model than the factors, or has an unknown order of rows"
         )
-    return b[order], found
+    return ordered, found
 
 
 # The side path
@@ -240,7 +239,7 @@ class _SidePathWriter:
         nodes = deepcopy(nodes)  # before `del` takes the graph's own away
         del graph.node[:]
         graph.node.extend(nodes)
-        width = self._factors.entries
+        width = self._factors.r_size
         value = helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, [ROWS, width])
         shape = "rank, rank" if self._factors.outputs == self._factors.rank else "outputs, rank"
         value.doc_string = f"R, row-major [modules, {shape}], one row or one for each row of the batch."

@@ -71,7 +71,7 @@ class OnnxEngine:
             ) from None
         self._tail = min(CHUNK, max(_FEWEST + 1, _FLOATS // self.n_vocab))
         self._shape = factors.shape
-        self._r = np.zeros((rows, factors.entries), np.float32)
+        self._r = np.zeros((rows, factors.r_size), np.float32)
         self._ids = np.zeros((rows, 1), np.int64)
         self._logits = np.zeros((rows, 1, self.n_vocab), np.float32)
         self._last = np.zeros((1, self._tail, self.n_vocab), np.float32)

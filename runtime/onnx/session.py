@@ -113,7 +113,7 @@ class OnnxSession:
                 f"there are {len(sources)} vectors, but {len(names)} users: pass one user for each"
             )
         factors = self.bases.factors
-        r = np.zeros((len(sources), factors.entries), np.float32).view(Rows)
+        r = np.zeros((len(sources), factors.r_size), np.float32).view(Rows)
         of: dict[str, int] = {}  # sequences by user
         with ExitStack() as admissions:  # which records what was accepted, once all are
             for row, (source, user) in enumerate(zip(sources, names, strict=True)):

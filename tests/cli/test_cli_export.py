@@ -120,7 +120,7 @@ def test_both_from_a_gguf(cli: Cli, tmp_path: Path) -> None:
     assert found.manifest["base"]["file"] == "base.gguf"
     assert (record["outputs"], found.basis(rank=(12, 8)).shape) == (12, (12, 8))
     (taken,) = (each for each in onnx_models.session(out / "onnx").get_inputs() if each.name == "tinylora_r")
-    assert taken.shape == ["tinylora_rows", found.factors.entries]
+    assert taken.shape == ["tinylora_rows", found.factors.r_size]
 
 
 def test_a_name_is_all_that_it_takes(process, environment, tiny_gguf, tmp_path):

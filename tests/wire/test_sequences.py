@@ -14,6 +14,7 @@ import support
 
 from tinylora_edge import AdmittedVector, Ed25519Signer, Ed25519Verifier, Hmac, MicroVector, Policy
 from tinylora_edge.errors import RollbackError, VectorError
+from tinylora_edge.wire import sequences
 from tinylora_edge.wire.sequences import decode
 
 BASIS = support.random_basis(groups=3)
@@ -52,6 +53,22 @@ class TestMarks:
         assert apply(policy(path, ()), frame(1, "crc32")).sequence == 1
         with pytest.raises(RollbackError):
             policy(path).check(frame(8), BASIS)
+
+    def test_a_state_is_parsed_once_for_all_that_ask_while_nobody_changes_it(self, tmp_path, monkeypatch):
+        path, parsed = tmp_path / "state", list[int]()
+        one, other = policy(path), policy(path)
+        monkeypatch.setattr(sequences, "decode", lambda data: parsed.append(len(data)) or decode(data))
+        apply(one, frame(3))
+        assert parsed == [], "what it wrote itself"
+        apply(other, frame(4))
+        assert len(parsed) == 1
+        with pytest.raises(RollbackError):
+            one.check(frame(3), BASIS)
+        apply(one, frame(5))
+        assert len(parsed) == 2
+        path.write_bytes(b"")
+        with pytest.raises(VectorError, match="damaged"):
+            one.check(frame(6), BASIS)
 
     def test_what_changes_nothing_writes_nothing(self, tmp_path):
         path = tmp_path / "state"

@@ -32,10 +32,10 @@ from torch import Tensor, nn
 
 from ..basis import Basis
 from ..errors import MissingExtraError, TrainError
-from ..factorization import AGREEMENT, fitting_order, gap
+from ..factorization import AGREEMENT, fitting_rows, gap
 from ..factors import Factors, Shape
 from ..formats.gguf_transformers import layer_names, read_model
-from ..modules import inverse, parse, read_heads, row_orders
+from ..modules import parse, read_heads
 from ..projection import Projection
 from ..runtime.batch import Stopped
 from ..vector import AdmittedVector, MicroVector
@@ -322,14 +322,13 @@ def factors_for(model: Any, factors: Factors, module: str, name: str, shape: Sha
     v = torch.from_numpy(a.T).to(layer.weight.device)
     heads = read_heads(lambda key: getattr(model.config, key, None))
     product = torch.cat([rows.float() @ v for rows in layer.weight.detach().split(4096)]).cpu().numpy()
-    orders = row_orders(parse(module)[1], len(b), heads)
-    order, away = fitting_order(orders, lambda order: gap(product, b[inverse(order)]))
-    if order is None:
+    rows, away = fitting_rows(module, b, heads, lambda rows: gap(product, rows), back=True)
+    if rows is None:
         raise TrainError(
             f"{name} is {away:.2g} away from the factors of {module} (at most {AGREEMENT} is accepted): it "
             "is another model, or keeps its rows in an unknown order"
         )
-    return torch.from_numpy(a.copy()), torch.from_numpy(b[inverse(order)])
+    return torch.from_numpy(a.copy()), torch.from_numpy(rows)
 
 
 @contextmanager

@@ -95,6 +95,7 @@ class SequenceFile(SequenceLog):
     def __init__(self, path: str | PathLike[str]) -> None:
         super().__init__()
         self._path = Path(os.path.realpath(path))  # a link stays one
+        self._read: bytes | None = None  # what was parsed last
         if not self._path.parent.is_dir():
             raise FileNotFoundError(f"{self._path.parent} does not exist: make it for the state")
         self._refresh()
@@ -112,13 +113,15 @@ class SequenceFile(SequenceLog):
                 data = encode({**self._accepted, source: accepted})
                 with atomic_write(self._path, mode=0o600) as file:
                     file.write(data)
-                self._accepted[source] = accepted
+                self._accepted[source], self._read = accepted, data
 
     def _refresh(self) -> None:
         try:
             with open_file(self._path) as file:
                 data = file.read(DOCUMENT_BYTES + 1)
         except FileNotFoundError:  # another process may remove it on purpose; what was seen here stays known
+            return
+        if data == self._read:
             return
         try:
             fresh = decode(data)
@@ -128,6 +131,7 @@ class SequenceFile(SequenceLog):
             ) from None
         for source, accepted in fresh.items():
             self._accepted[source] = max(accepted, self._accepted.get(source, Accepted()))
+        self._read = data
 
 
 def encode(accepted: dict[Source, Accepted]) -> bytes:

@@ -69,7 +69,7 @@ def test_zeros_are_the_base_bit_for_bit(baked, architecture, precision, flavour)
     base = onnx_models.session(onnx_models.graph(onnx_models.tiny_hf(architecture), precision))
     ours = onnx_models.session(report.output / "onnx")
     factors = report.bases.factors
-    zeros = np.zeros((1, factors.entries), np.float32)
+    zeros = np.zeros((1, factors.r_size), np.float32)
     for tokens in ([TOKENS], [TOKENS, TOKENS[::-1]], [TOKENS[:1]]):
         expected = onnx_models.logits(base, tokens)
         assert np.array_equal(onnx_models.logits(ours, tokens, zeros), expected)
