@@ -130,18 +130,25 @@ def export(
     )
     with module_progress(len(planned.modules), planned.bytes) as (step, stage):
         report = planned.run(step, stage)
+    _say_what_was_made(report, start, planned.base, files.provenance, as_json)
+
+
+def _say_what_was_made(
+    report: ExportReport, start: float, base: Path, source: dict[str, Any] | None, as_json: bool
+) -> None:
+    """Compare the answers of both forms, where there are both, and print what an export made."""
+    output, bases, quality, placed = report.output, report.bases, report.quality, report.base_placed
     alike, seconds = _measure_parity(report), time.perf_counter() - start
-    bases, quality, placed = report.bases, report.quality, report.base_placed
     if names := quality["unconverged"]:
         some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         worst = f"a residual above the tolerance (worst {quality['worst_residual']:.2g})"
         console.warn(f"{len(names)} of {len(bases.factors.modules)} modules kept {worst}: {some}")
     record: dict[str, Any] = {"bundle": str(output), "seconds": round(seconds, 3)}
     record |= {**vectors.factors_facts(bases), **quality, "base": placed}
-    record |= {"source": files.provenance} if files.provenance else {}
+    record |= {"source": source} if source else {}
     if report.onnx is not None:
         record["onnx"] = {**report.onnx, **({"answers": alike} if alike else {})}
-    wrote = f"exported {planned.base.name} to {output} in {seconds:.1f} s"
+    wrote = f"exported {base.name} to {output} in {seconds:.1f} s"
     console.report(record, as_json, wrote, rows=console.flat(record))
     find = output, "brevity", "-o", "brief.bin"
     if placed is not None and not as_json:  # PyTorch reads the GGUF, which an export for ONNX alone lacks

@@ -35,7 +35,7 @@ from ..batch import Batch
 from ..model import PersonalizedModel
 from ..schema import Schema
 from .search import Search, change, sigma_of
-from .state import Budget, Report, SearchState, beginning, kept, picked, save_state, standard_error
+from .state import Budget, Report, SearchState, as_good, beginning, collapsed, kept, picked, save_state
 
 _EFFECT_PROMPTS, _EFFECT_TOKENS, _EFFECT_VECTORS = 4, 16, 4  # on which the effect of a sigma is measured
 _EFFECT, _TEXTS_EFFECT = 0.5, 0.25  # in nats, of a candidate: a likelihood is a finer scale
@@ -328,16 +328,17 @@ class RewardLearner:
         """Check the mean on the first held-back prompts: keep it, or go back to the best."""
         state, search = self.state, self._search
         (scores,) = self._judge([self._vector(self._mean())], self._check[: self._half], checking=True)
-        gap = scores - np.array(state.best_scores)
+        best = np.array(state.best_scores)
+        gap = scores - best
         if gap.mean() > 0 or (gap.mean() == 0 and state.best_step):
             state.unimproved = 0 if gap.mean() > 0 else state.unimproved + 1
             state.best, state.best_scores = self._mean().tolist(), scores.tolist()
             state.best_step = search.step
         else:
             state.unimproved += 1
-            if -gap.mean() > max(_TOLERANCE, 2 * standard_error(gap)):
-                best = self._whitening.coordinates(np.array(state.best))
-                self._search = search.anew(best, search.sigma * _NARROWER)
+            if collapsed(scores, best, _TOLERANCE):
+                there = self._whitening.coordinates(np.array(state.best))
+                self._search = search.anew(there, search.sigma * _NARROWER)
                 self._report({"event": "restart", "step": search.step, "sigma": self._search.sigma})
         return float(scores.mean())
 
@@ -359,11 +360,9 @@ class RewardLearner:
             if rest := check[len(known) :]:
                 (more,) = self._judge([self._vector(values)], rest, checking=True)
             scores = np.array([*known, *more])
-            gap = scores - best
             # Of two that the check cannot tell apart, keep the later: it has learned from more. The start
             # has to be beaten.
-            margin = 0.0 if found is None or len(gap) == 1 else -standard_error(gap)
-            if gap.mean() > margin and scores.mean() > start.mean():
+            if scores.mean() > start.mean() and (found is None or as_good(scores, best)):
                 found, best = self._vector(values), scores
         self._save()
         return Tuned(

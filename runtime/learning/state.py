@@ -151,6 +151,24 @@ def standard_error(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
+def as_good(scores: NDArray[np.float64], best: NDArray[np.float64]) -> bool:
+    """Whether scores on the same prompts are no lower than the best so far, but for one standard error of the
+    difference.
+
+    The highest of many noisy scores is in part luck, and what was learned for longer is not worse for that:
+    with SmolLM2 the last vector of a run was better on held-out prompts than the one that scored highest.
+    """
+    gain = scores - best
+    return bool(gain.mean() > 0 or gain.mean() >= -standard_error(gain))
+
+
+def collapsed(scores: NDArray[np.float64], best: NDArray[np.float64], tolerance: float) -> bool:
+    """Whether scores fell below the best by more than a tolerance, and than two standard errors: that is
+    neither chance nor worth going on from."""
+    loss = best - scores
+    return bool(loss.mean() > max(tolerance, 2 * standard_error(loss)))
+
+
 def save_state(path: str | PathLike[str], state: dict[str, Any], identity: dict[str, Any]) -> None:
     """Write a state atomically, for its owner alone, as JSON: `load_state` demands the same `identity`."""
     content = {"format": _FORMAT, "identity": identity, "state": state}

@@ -20,7 +20,7 @@ from ..eval.measure import evaluate
 from ..jsonio import restored
 from ..projection import Whitening
 from ..runtime.batch import Stopped
-from ..runtime.learning.state import Report, load_state, picked, save_state, standard_error
+from ..runtime.learning.state import Report, as_good, collapsed, load_state, picked, save_state
 from ..tasks import Sample
 from ..tasks.rewards import is_text
 from ..vector import MicroVector
@@ -470,8 +470,6 @@ class Trainer:
         v = self._rounded(state.v)
         scores, loss = self.validate(v)
         score, top = float(scores.mean()), float(state.top_scores.mean())
-        gaps = state.top_scores - scores
-        far = max(_TOLERANCE, 2 * standard_error(gaps))  # neither chance nor worth going on from
         if self._sft:
             better = score > state.best_scores.mean() or loss < state.best_loss
         else:
@@ -483,7 +481,7 @@ class Trainer:
         if as_good(scores, state.top_scores) and better:
             state.best_v, state.best_step = v.copy(), state.step
             state.best_scores, state.best_loss = scores, loss
-        elif gaps.mean() > far or loss > 2 * state.lowest_loss + _EXPLOSION:
+        elif collapsed(scores, state.top_scores, _TOLERANCE) or loss > 2 * state.lowest_loss + _EXPLOSION:
             self._go_back()
             state.lr /= 2
             went = {"validation": score, "best": top, "lr": state.lr}
@@ -534,16 +532,6 @@ def _reach(steps: int) -> float:
     .9 and .9 to 1 of what 40 have.
     """
     return min(steps, _FEW) / (min(steps, _FEW) + 4)
-
-
-def as_good(scores: NDArray[np.float64], top: NDArray[np.float64]) -> bool:
-    """Whether scores are no lower than the highest so far, but for one standard error of the difference.
-
-    The highest of many noisy scores is in part luck, and what was trained longer is not worse for that: at
-    SmolLM2's size the last vector of a run was better on held-out prompts than the one that scored highest.
-    """
-    gaps = scores - top
-    return bool(gaps.mean() >= -standard_error(gaps))
 
 
 # Checkpoints: the whole state of a run in one JSON file, replaced atomically
