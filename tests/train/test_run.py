@@ -26,9 +26,9 @@ import support
 from tinylora_edge import BasisError, BasisMismatchError, MicroVector, TrainError, load_bundle, runtime
 from tinylora_edge.errors import VectorError
 from tinylora_edge.exporters import export_gguf
+from tinylora_edge.runtime.learning.state import as_good
 from tinylora_edge.tasks import Completion, Sample, Task
 from tinylora_edge.tasks.rewards import text
-from tinylora_edge.runtime.learning.state import as_good
 from tinylora_edge.tasks.sample import spelled, untagged
 from tinylora_edge.train import Learner, Options, adapter, grown, train, trainer
 from tinylora_edge.train.run import chosen_methods, in_own_form
