@@ -36,7 +36,7 @@ from .load import load
 from .loop import Busy, Generating, Loop
 from .model import PersonalizedModel, VectorSource, admitted
 from .schema import ToolCall
-from .turns import Who, Workers
+from .turns import Threads, Who
 
 _OWN_CONTEXT = 256  # tokens of the model's own context, which a pool does not use
 _CLOSED = "the pool is closed: it was, or its model was. Make another one"
@@ -133,9 +133,9 @@ class Pool:
             raise
         self._loop = Loop(engine, closed=_CLOSED, waiting=waiting)
         self.n_ctx = self._loop.n_ctx
-        self._preparing = Workers(_PREPARING, waiting, "tinylora-prompts", _CLOSED)
-        self._compiling = Workers(_COMPILING, waiting, "tinylora-grammars", _CLOSED)
-        self._admitting = Workers(_ADMITTING, waiting, "tinylora-admission", _CLOSED)
+        self._preparing = Threads(_PREPARING, waiting, "tinylora-prompts", _CLOSED)
+        self._compiling = Threads(_COMPILING, waiting, "tinylora-grammars", _CLOSED)
+        self._admitting = Threads(_ADMITTING, waiting, "tinylora-admission", _CLOSED)
         self._ends = (self._preparing, self._compiling, self._admitting, self._loop)
         llm.close_with(self, *self._ends)
 

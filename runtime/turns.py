@@ -162,7 +162,7 @@ class Queue(Generic[T]):
             del self._items[who.account]
 
 
-class Workers:
+class Threads:
     """Threads that run calls by turns, of which so many may wait. An account has at most half of them, so
     that another waits for its own calls alone; where there is one thread, also for the call that it runs.
     `closed` is the error's text after `close`.

@@ -83,7 +83,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         if "n_ctx" in options:  # else the binding has room for fewer tokens than the context that it names
             options["n_ctx"] = -(-options["n_ctx"] // _CONTEXT_STEP) * _CONTEXT_STEP
         self._prepare(bases, policy)
-        self._worker, self._closing = Worker(), threading.Lock()
+        self._thread, self._closing = ContextThread(), threading.Lock()
         self._staged: bytes | None = None  # digest of the vector that the context has
         from jinja2 import TemplateError  # which llama-cpp-python brings along
 
@@ -117,7 +117,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         self._stack.callback(self.adapters.free)  # after the context is freed, before the model is
 
     def _stage(self, vector: AdmittedVector | None) -> None:
-        self._worker.run(partial(self._apply, vector))
+        self._thread.run(partial(self._apply, vector))
 
     def _apply(self, vector: AdmittedVector | None) -> None:
         """Give the context a vector, and drop what was computed under another one."""
@@ -139,9 +139,9 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
     def _in_turn(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call what computes with the context, in turn, under the vector that is active here."""
-        if self._worker.inside:  # a part of the current job, which has its vector
+        if self._thread.inside:  # a part of the current job, which has its vector
             return call(*args, **kwargs)
-        return self._worker.run(partial(self._under, self._asked(), call, args, kwargs))
+        return self._thread.run(partial(self._under, self._asked(), call, args, kwargs))
 
     def _under(self, vector: AdmittedVector | None, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._apply(vector)
@@ -188,10 +188,10 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
         A call afterwards raises a `TinyLoraError`: llama.cpp would end the process. Closing again is fine.
         """
-        worker = self.__dict__.get("_worker")
-        if worker is None or self.__dict__.get("_ctx") is self._gone:  # it was not opened, or is closed
+        thread = self.__dict__.get("_thread")
+        if thread is None or self.__dict__.get("_ctx") is self._gone:  # it was not opened, or is closed
             return
-        if not worker.close():
+        if not thread.close():
             return
         with self._closing:  # llama.cpp would free it twice, if two threads did
             if self.__dict__.get("_ctx") is not self._gone:
@@ -239,7 +239,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
                     self.chat_tokenizer.encode_messages(messages)  # says so where the template is what fails
                 raise
 
-    # What computes with the context is a job of the worker.
+    # What computes with the context is a job of its thread.
 
     def generate(self, tokens: Any, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.generate`; nothing can be sent to what it returns.
@@ -249,37 +249,37 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
         tokens = list(tokens)
         if not tokens and kwargs.get("reset", True):
             raise TinyLoraError("the prompt has no tokens: pass some text")
-        if self._worker.inside:  # of a completion, which ends between two tokens where nobody wants it
+        if self._thread.inside:  # of a completion, which ends between two tokens where nobody wants it
             return self._checked(super().generate(tokens, *args, **kwargs))
         return self._stream(super().generate, tokens, *args, **kwargs)
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.create_completion`."""
-        self._worker.check_waiting()
+        self._thread.check_waiting()
         if kwargs.get("stream"):
             return self._stream(super().create_completion, *args, **kwargs)
         return self._in_turn(super().create_completion, *args, **kwargs)
 
     def _stream(self, call: Callable[..., Iterator[Any]], *args: Any, **kwargs: Any) -> Stream:
-        worker, under = self._worker, partial(self._under, self._asked(), call, args, kwargs)
+        thread, under = self._thread, partial(self._under, self._asked(), call, args, kwargs)
 
         def begin(put: Put) -> Job:
             def generate() -> None:
                 for item in under():
                     put(item, None)
-                    worker.check()
+                    thread.check()
 
             job = Job(generate, lambda _, error: put(None, error or StopIteration()))
-            worker.submit(job)
+            thread.submit(job)
             return job
 
         with self.in_use():
-            return Stream(begin, worker.check_waiting)
+            return Stream(begin, thread.check_waiting)
 
     def _checked(self, steps: Iterator[int]) -> Iterator[int]:
         for token in steps:
             yield token
-            self._worker.check()
+            self._thread.check()
 
     def eval(self, *args: Any, **kwargs: Any) -> Any:
         """As `llama_cpp.Llama.eval`."""
@@ -307,7 +307,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
 
         VectorError: the state was computed with another vector than the active one.
         """
-        self._in_turn(self._restored, super().load_state, state, self._worker.inside)
+        self._in_turn(self._restored, super().load_state, state, self._thread.inside)
 
     def _restored(self, load: Callable[[Any], None], state: Any, found: bool) -> None:
         if getattr(state, "tinylora_vector", None) == self._staged:
@@ -327,7 +327,7 @@ _AT_EXIT = 2.0  # seconds that the end of the process waits for a callback that 
 
 
 class Job:
-    """A call for a worker. `cancelled` asks it to end at the next token."""
+    """A call in the thread of a context. `cancelled` asks it to end at the next token."""
 
     def __init__(self, call: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
         self.call, self.done, self.cancelled = call, done, False
@@ -337,7 +337,7 @@ class Cancelled(Exception):  # noqa: N818 - it ends a generation that nobody wan
     """The job's reader has left."""
 
 
-class Worker:
+class ContextThread:
     """One daemon thread and its queue. Any thread may use it; it does not keep the model alive."""
 
     def __init__(self) -> None:
@@ -360,7 +360,7 @@ class Worker:
             )
 
     def check(self) -> None:
-        """End the current job where it was cancelled, or the worker was closed."""
+        """End the current job where it was cancelled, or the model was closed."""
         if self._now is not None and self._now.cancelled:
             raise Cancelled
 
@@ -431,4 +431,4 @@ class Worker:
             with self._changed:
                 self._now = None
             job.done(result, error)
-            del job, result, error  # the worker keeps no model; it may close one that nobody else has
+            del job, result, error  # the thread keeps no model; it may close one that nobody else has

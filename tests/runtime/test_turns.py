@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tinylora_edge import OverloadError, TinyLoraError
-from tinylora_edge.runtime.turns import Queue, Shares, Who, Workers
+from tinylora_edge.runtime.turns import Queue, Shares, Threads, Who
 
 
 def who(name: str) -> Who:
@@ -106,7 +106,7 @@ def test_a_queue_keeps_places_for_others_and_takes_nobody_who_has_no_room() -> N
 
 
 def test_each_refusal_is_an_error_of_its_own() -> None:
-    workers = Workers(2, 4, "workers", "they are closed")
+    workers = Threads(2, 4, "workers", "they are closed")
     workers.close()
     errors = []
     for _ in range(2):

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from ..errors import TinyLoraError
 from ..runtime.loop import Busy
 from ..runtime.pool import Pool
-from ..runtime.turns import Shares, Who, Workers
+from ..runtime.turns import Shares, Threads, Who
 from ..vector import MicroVector
 from .access import ApiKeys, Limits, RefusedError
 from .feedback import Feedback
@@ -83,9 +83,9 @@ class Service:
     def __post_init__(self) -> None:
         self.metrics, self.places = Metrics(), Shares(self.limits.requests)
         most = self.limits.requests
-        self._storing = Workers(_STORE_THREADS, most, "tinylora-store", _GOING_DOWN)
-        self._writing = Workers(_WRITE_THREADS, most, "tinylora-replies", _GOING_DOWN)
-        self._learning = Workers(
+        self._storing = Threads(_STORE_THREADS, most, "tinylora-store", _GOING_DOWN)
+        self._writing = Threads(_WRITE_THREADS, most, "tinylora-replies", _GOING_DOWN)
+        self._learning = Threads(
             1, most, "tinylora-clicks", _GOING_DOWN
         )  # a click takes all cores for seconds
 
