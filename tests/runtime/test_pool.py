@@ -8,9 +8,9 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import replace
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -237,14 +237,17 @@ def test_whoever_leaves_frees_a_place(pool: Pool, held: Callable[..., Any]) -> N
             assert [piece async for piece in stream] == []
         np.testing.assert_allclose(bits(await staying), expected, rtol=1e-3)
 
-        class Leaving(ThreadPoolExecutor):  # the request has begun, and its task is cancelled before it hears
-            def submit(self, *call: Any) -> Any:  # type: ignore[override]
-                wait([begun := super().submit(*call)])
-                task.cancel()
-                return begun
+        prepare, calls = pool._preparing.submit, count()
 
-        asyncio.get_running_loop().set_default_executor(Leaving(1))
-        with held("leaves"):
+        def leaving(*call: Any) -> Any:  # the request has begun, and its task is cancelled before it hears
+            begun = prepare(*call)
+            if next(calls) == 1:
+                wait([begun])
+                task.cancel()
+            return begun
+
+        with pytest.MonkeyPatch.context() as patch, held("leaves"):
+            patch.setattr(pool._preparing, "submit", leaving)
             stream = pool.stream(PROMPTS[0], user="leaves", max_tokens=300)
             task = asyncio.create_task(stream.start())
             with pytest.raises(asyncio.CancelledError):
