@@ -25,6 +25,7 @@ from tinylora_edge.train.texts import (
     steps_of,
     tenth,
 )
+from tinylora_edge.wire.values import spread
 
 
 def samples(count: int, word: str = "c u at") -> list[Sample]:
@@ -50,7 +51,9 @@ def texts(tiny: Path, options: Options, whitening: bytes) -> Iterator[Texts]:
         yield found
 
 
-def test_the_first_step_goes_against_the_sign_of_the_gradient_of_all_texts(texts: Texts) -> None:
+def test_the_first_step_goes_against_the_gradient_of_all_texts_with_equal_singular_values(
+    texts: Texts,
+) -> None:
     own, told = samples(24), list[dict]()
     found = texts.learn(own, report=told.append)
     assert [each["step"] for each in told] == [1, 2, 3] == [*range(1, steps_of(24) + 1)]
@@ -64,9 +67,12 @@ def test_the_first_step_goes_against_the_sign_of_the_gradient_of_all_texts(texts
     for count in (1, 2):
         texts.lengths = LENGTHS[:count]
         stepped[count] = texts.learn(own).values
-    step = texts.coordinates_for(groups).values(
-        -np.sign(texts.coordinates_for(groups).gradient(first.grad.numpy()))
-    )
+    within = texts.coordinates_for(groups)
+    assert isinstance(within, ModuleWhitening)
+    towards = within.direction(-within.gradient(first.grad.numpy()))
+    values = np.linalg.svd(spread(towards, within.entries), compute_uv=False)
+    np.testing.assert_allclose(values, 1, atol=1e-3)
+    step = within.values(towards)
     expected = step * LENGTHS[0] / np.linalg.norm(step)
     np.testing.assert_allclose(stepped[1], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     assert np.linalg.norm(stepped[2] - stepped[1]) == pytest.approx(LENGTHS[1], rel=1e-4)

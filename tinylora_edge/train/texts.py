@@ -2,9 +2,9 @@
 
 A full step goes by one gradient over all of the texts, or as many as `TOKENS` allows, in whitened
 coordinates (`learner.whitened`). These come from texts of others: they are made once for the shared vector,
-and lie beside it in a file of second moments. v goes against the sign of the gradient, by steps of known
-lengths in R that become shorter. So few steps cannot go far wrong: nothing is validated, and every text is
-learned from.
+and lie beside it in a file of second moments. v goes against the gradient with its singular values made
+equal, or against its sign, by steps of known lengths in R that become shorter. So few steps cannot go far
+wrong: nothing is validated, and every text is learned from.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from .options import Q4_FROM, Options, Outcome, Phase, Result, write_result
 Moments = list[list[NDArray[np.float64]]]
 """Of each module the second moments of A x, [q, q], and of B' d, [p, p]: `Learner.moments`."""
 
-LENGTHS = 6.0, 4.0, 3.0, 2.0, 1.5, 1.0
+LENGTHS = 6.0, 4.0, 3.0, 2.0, 1.5
 """Of the full steps, in R (its Frobenius norm)."""
 
 MOMENTUM = 0.3
 """Share of the direction before that stays in a step's own."""
 
-TOKENS = 12
+TOKENS = 15
 """Of a text in a step, the mean at most, where there are 100 texts or more: of longer ones a step takes a
 part, and the next step the next one. So 100 texts have a bound in time."""
 
@@ -69,7 +69,7 @@ _HELD_OUT = 10  # of so many texts one is held out, where a gain is to be known;
 
 def steps_of(texts: int) -> int:
     """Return the number of full steps for so many texts: more of them bear more steps."""
-    return 3 + sum(texts >= more for more in (50, 100, 200))
+    return 3 + sum(texts >= more for more in (100, 200))
 
 
 def in_full_steps(task: Task, options: Options) -> bool:
@@ -228,7 +228,8 @@ class Texts:
                 raise TrainError("the loss of these texts is not finite: there is nothing to learn by")
             losses.append(found.loss)
             direction = MOMENTUM * direction + np.asarray(within.gradient(found.grad.numpy()), np.float64)
-            step = np.asarray(within.values(np.sign(direction)), np.float64)
+            towards = within.direction if isinstance(within, ModuleWhitening) else np.sign
+            step = np.asarray(within.values(towards(direction)), np.float64)
             size = float(np.linalg.norm(self.basis.R(step.astype(np.float32))))
             v = self.basis.bounded(v - step * (length / max(size, 1e-30)), self.shared.r)
             report({"step": number, "method": "texts", "loss": found.loss, "share": number / len(lengths)})
