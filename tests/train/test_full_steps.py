@@ -69,12 +69,13 @@ def test_the_first_step_goes_against_the_gradient_of_all_texts_with_equal_singul
         stepped[count] = texts.learn(own).values
     within = texts.coordinates_for(groups)
     assert isinstance(within, ModuleWhitening)
-    towards = within.direction(-within.gradient(first.grad.numpy()))
-    values = np.linalg.svd(spread(towards, within.entries), compute_uv=False)
-    np.testing.assert_allclose(values, 1, atol=1e-3)
-    step = within.values(towards)
-    expected = step * LENGTHS[0] / np.linalg.norm(step)
-    np.testing.assert_allclose(stepped[1], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    step = np.linalg.solve(within.left, spread(stepped[1], within.entries)) @ np.linalg.inv(within.right)
+    downhill = -spread(within.gradient(first.grad.numpy()), within.entries)
+    lengths = np.linalg.svd(step, compute_uv=False)
+    np.testing.assert_allclose(lengths, lengths.mean(), rtol=1e-3)
+    steepest = np.linalg.svd(downhill, compute_uv=False).sum((0, 1)) * lengths.mean()
+    assert np.vdot(step, downhill) == pytest.approx(steepest, rel=1e-3), "no such step goes further down"
+    assert np.linalg.norm(stepped[1]) == pytest.approx(LENGTHS[0], rel=1e-4)
     assert np.linalg.norm(stepped[2] - stepped[1]) == pytest.approx(LENGTHS[1], rel=1e-4)
 
 

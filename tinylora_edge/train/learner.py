@@ -573,10 +573,10 @@ class ModuleWhitening:
         """Return where to step along z [n]: in each module R' with its singular values made equal.
 
         What all texts of a user agree on, and what few of them say, count alike then (Bernstein and Newhouse,
-        "Old Optimizer, New Norm", arXiv 2409.20325). Against signs this gains .01 to .03 nats of 25 texts.
+        "Old Optimizer, New Norm", arXiv 2409.20325).
         """
-        u, s, vt = np.linalg.svd(spread(z.astype(np.float32), self.entries), full_matrices=False)
-        return gathered((u * (s > 1e-6 * s[:, :1])[:, None]).astype(np.float64) @ vt, self.entries)
+        u, s, vt = np.linalg.svd(spread(z, self.entries), full_matrices=False)
+        return gathered((u * (s > 1e-6 * s[:, :1])[:, None]) @ vt, self.entries)
 
     def rounded(self, v: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
         """Return v [n] in steps of `q2` or `q4`, so that what R does to the prompts changes least.
@@ -606,6 +606,11 @@ def rounded(
     """Return what a frame of `q2` or `q4` holds of v [n]: as `ModuleWhitening` rounds it, or else nearest."""
     near = coordinates.rounded(v, dtype) if isinstance(coordinates, ModuleWhitening) else v
     return MicroVector(near, dtype, entries=basis.entries).values
+
+
+def direction(coordinates: Whitening | ModuleWhitening, z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return where to step along z [n], in coordinates: as `ModuleWhitening` finds it, or else the signs."""
+    return coordinates.direction(z) if isinstance(coordinates, ModuleWhitening) else np.sign(z)
 
 
 def whitened(learner: Learner, groups: Callable[[], Sequence[Group]]) -> Whitening | ModuleWhitening:

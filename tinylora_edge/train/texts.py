@@ -3,7 +3,7 @@
 A full step goes by one gradient over all of the texts, or as many as `TOKENS` allows, in whitened
 coordinates (`learner.whitened`). These come from texts of others: they are made once for the shared vector,
 and lie beside it in a file of second moments. v goes against the gradient with its singular values made
-equal, or against its sign, by steps of known lengths in R that become shorter. So few steps cannot go far
+equal (`learner.direction`), by steps of known lengths in R that become shorter. So few steps cannot go far
 wrong: nothing is validated, and every text is learned from.
 """
 
@@ -37,7 +37,7 @@ from ..tasks.files import rank
 from ..vector import AdmittedVector, MicroVector, Policy
 from ..wire.values import BITS
 from .adapter import Adapter, give_back, load_model, one_thread
-from .learner import Group, Learner, ModuleWhitening, coordinates, rounded, tokens_of
+from .learner import Group, Learner, ModuleWhitening, coordinates, direction, rounded, tokens_of
 from .options import Q4_FROM, Options, Outcome, Phase, Result, write_result
 
 Moments = list[list[NDArray[np.float64]]]
@@ -47,7 +47,7 @@ LENGTHS = 6.0, 4.0, 3.0, 2.0, 1.5
 """Of the full steps, in R (its Frobenius norm)."""
 
 MOMENTUM = 0.3
-"""Share of the direction before that stays in a step's own."""
+"""Share of the gradients before that stays in a step's own."""
 
 TOKENS = 15
 """Of a text in a step, the mean at most, where there are 100 texts or more: of longer ones a step takes a
@@ -217,7 +217,7 @@ class Texts:
         """Return v after all full steps, as its frame holds it, and the loss before each."""
         adapter, losses = self.learner.adapter, list[float]()
         lengths = self.lengths or LENGTHS[: steps_of(len(groups))]
-        v = direction = np.zeros(self.basis.size)
+        v = trend = np.zeros(self.basis.size)
         within, count = self.coordinates_for(groups), len(groups)
         some = min(count, math.ceil(count * TOKENS * max(count, 100) / tokens_of(groups)))
         for number, length in enumerate(lengths, 1):
@@ -227,9 +227,8 @@ class Texts:
             if not np.isfinite(found.loss):
                 raise TrainError("the loss of these texts is not finite: there is nothing to learn by")
             losses.append(found.loss)
-            direction = MOMENTUM * direction + np.asarray(within.gradient(found.grad.numpy()), np.float64)
-            towards = within.direction if isinstance(within, ModuleWhitening) else np.sign
-            step = np.asarray(within.values(towards(direction)), np.float64)
+            trend = MOMENTUM * trend + np.asarray(within.gradient(found.grad.numpy()), np.float64)
+            step = np.asarray(within.values(direction(within, trend)), np.float64)
             size = float(np.linalg.norm(self.basis.R(step.astype(np.float32))))
             v = self.basis.bounded(v - step * (length / max(size, 1e-30)), self.shared.r)
             report({"step": number, "method": "texts", "loss": found.loss, "share": number / len(lengths)})
