@@ -63,6 +63,8 @@ PEOPLE_ARMS = {
     "shared-lora-8": "a LoRA of rank 8",
 }
 """Arms of `people.py` that tables and figures have, in their order."""
+TEXTS_ARMS = {"texts-rank-2": "840 numbers", "texts-rank-8": "13,440", "texts-rank-64x8": "107,520"}
+"""Arms of `people.py` that learn in full steps, by size."""
 STEPS, HELD_OUT = 40, 128  # steps, and prompts
 
 

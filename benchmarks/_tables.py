@@ -18,6 +18,7 @@ from _records import (
     RESULTS,
     SERVERS,
     TASKS,
+    TEXTS_ARMS,
     TITLES,
     best_prompt,
     between,
@@ -98,6 +99,42 @@ def people() -> str:
         rows.append([*row, with_error(statistics.mean(told), between(told)) if len(told) > 1 else ""])
     headers = ["", "bytes a user", "nats a token better than shared", "users ahead of it"]
     return markdown([*headers, "of their best prompt", "AUC"], rows)
+
+
+def texts() -> str:
+    """What full steps bring on users' next messages, by messages and numbers, and the seconds of a core."""
+    rows, table = records("texts"), []
+    shared = {(row["user"], row["seed"]): row["nats"] for row in rows if row["arm"] == "shared"}
+    prompts = {
+        arm: {row["user"]: row["nats"] for row in rows if row["arm"] == arm}
+        for arm in ("prompt-25", "prompt-40")
+    }
+    for arm, name in TEXTS_ARMS.items():
+        for n in sorted({row["n"] for row in rows if row["arm"] == arm}):
+            own = [row for row in rows if (row["arm"], row["n"]) == (arm, n)]
+            gained: dict[str, list[float]] = {}
+            for row in own:
+                gained.setdefault(row["user"], []).append(shared[row["user"], row["seed"]] - row["nats"])
+            means, took = [statistics.mean(each) for each in gained.values()], [row["cpu_s"] for row in own]
+            cells = [name, f"{n}", f"{len(gained)}", with_error(statistics.mean(means), between(means))]
+            cells += [
+                f"{sum(row['nats'] < each[row['user']] for row in own)} of {len(own)}"
+                for each in prompts.values()
+            ]
+            table.append([*cells, f"{statistics.mean(took):.0f}, {max(took):.0f} at most"])
+    for arm, found in prompts.items():
+        means = [shared[user, 0] - nats for user, nats in found.items()]
+        about = [f"{arm[-2:]} messages in the prompt", "", f"{len(means)}"]
+        table.append([*about, with_error(statistics.mean(means), between(means)), "", "", ""])
+    headers = [
+        "",
+        "messages",
+        "users",
+        "nats a token better than shared",
+        "ahead of 25 in the prompt",
+        "of 40",
+    ]
+    return markdown([*headers, "seconds of a core"], table)
 
 
 def services() -> str:
@@ -456,6 +493,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         public_sets,
         gsm8k,
         people,
+        texts,
         services,
         scores,
         device,

@@ -11,7 +11,9 @@ fewer messages, up to 150 of each, once a size and seed.
 An arm is `base`; `prompt-K`, the base behind the user's K messages before; `shared`, the shared vector;
 `shared-prompt-K`, both; `own-SIZE`, a vector of the user's own on the shared one; `alone-SIZE`, without it;
 `other-SIZE`, that of the user before on the shared one; `texts-SIZE`, their own on the shared one as `train`
-learns texts, in a few full steps and in its frame; `lora-K` and `shared-lora-K`, a LoRA on the same layers.
+learns texts, in a few full steps and in its frame; `behind-SIZE`, the same, but every other text is learned
+behind the user's first ten, and it is measured alone and behind their last ten; `lora-K` and `shared-lora-K`,
+a LoRA on the same layers.
 A SIZE is `numbers-N` or `rank-K`, K being k or PxQ. Every run takes all its steps. The last tenth of what is
 learned from, five messages at least, chooses which of the vectors on the way is measured, and which of a
 LoRA's step sizes counts. What was learned is measured in int8. Texts are learned and measured as `train`
@@ -67,7 +69,7 @@ JUDGED, FEWEST = 100, 5  # messages that choose a shared vector, and at least of
 BATCH, EVERY = 16, 5  # messages a step, and steps between two validations
 KEYS = "model", "shared", "user", "arm", "n", "seed", "lr", "steps"
 ARM = re.compile(
-    r"(base|shared)|(prompt|shared-prompt|lora|shared-lora)-(\d+)|(own|alone|other|texts)-((?:numbers|rank)-[\dx]+)"
+    r"(base|shared)|(prompt|shared-prompt|lora|shared-lora)-(\d+)|(own|alone|other|texts|behind)-((?:numbers|rank)-[\dx]+)"
 )
 
 
@@ -164,7 +166,7 @@ class Study:
         if kind in ("shared", "shared-prompt"):
             yield each
             return
-        each["steps"] = None if kind == "texts" else self.options.steps
+        each["steps"] = None if kind in ("texts", "behind") else self.options.steps
         for n in [LEARNED] if kind == "other" else self.options.n:
             for lr in self.options.lora_lrs if "lora" in kind else [None]:
                 yield each | {"n": n, "lr": lr}
@@ -173,8 +175,8 @@ class Study:
         """Return the figures of one run; what lies beneath it is attached until the stack ends."""
         arm, user, seed = each["arm"], each["user"], each["seed"]
         plain, kind, rank, own, size = ARM.fullmatch(arm).groups()  # type: ignore[union-attr]
-        if own == "texts":
-            return self._in_full_steps(each, size)
+        if own in ("texts", "behind"):
+            return self._in_full_steps(each, size, behind=own == "behind")
         if each["shared"] is not None:
             shared = self._adapter(stack, each["shared"])
             shared.set(self._shared(seed))
@@ -214,11 +216,15 @@ class Study:
         learner.adapter.set(self._read(self._frame(each)))
         return facts | judged(learner, held_out) | leaked(learner, learned, held_out, before)
 
-    def _in_full_steps(self, each: dict[str, Any], size: str) -> dict[str, Any]:
+    def _in_full_steps(self, each: dict[str, Any], size: str, *, behind: bool) -> dict[str, Any]:
         """Return the figures of a vector that is learned as `train` does it; `cpu_s` is of learning alone."""
         texts, own = self._texts(each["seed"], size), samples(self.people.measured[each["user"]])
+        learned, held_out = own[LEARNED - each["n"] : LEARNED], own[LEARNED:]
+        first, last = (tuple(str(text.answer) for text in ten) for ten in (learned[:10], learned[-10:]))
+        if behind:  # the first ten are before no text that they have in them
+            learned[11::2] = [replace(text, earlier=first) for text in learned[11::2]]
         began = time.process_time()
-        found = texts.learn(own[LEARNED - each["n"] : LEARNED])
+        found = texts.learn(learned)
         facts: dict[str, Any] = {
             "cpu_s": round(time.process_time() - began, 1),
             "full_steps": len(found.losses),
@@ -226,7 +232,10 @@ class Study:
         vector = texts.options.framed(MicroVector(found.values, under=texts.shared), texts.basis)
         facts |= {"numbers": texts.basis.size, "bytes": len(vector.to_bytes(texts.basis)), "of": found.tokens}
         texts.learner.adapter.set(found.values)
-        return facts | judged(texts.learner, texts.groups(own[LEARNED:]))
+        if behind:
+            after = texts.groups([replace(text, earlier=last) for text in held_out])
+            facts |= {"behind": judged(texts.learner, after), "prompt_tokens": len(after[0].prompt)}
+        return facts | judged(texts.learner, texts.groups(held_out))
 
     def _texts(self, seed: int, size: str) -> Texts:
         """Return what learns users' texts, with a model of its own; the last one is kept."""

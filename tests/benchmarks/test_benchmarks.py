@@ -137,7 +137,7 @@ def test_messages_of_people(ran: Callable[..., str], tiny_gguf: Path, tmp_path: 
     with zipfile.ZipFile(tmp_path / "smsCorpus_en_xml_2015.03.09_all.zip", "w") as archive:
         archive.writestr("corpus.xml", f"<smsCorpus>{texts}</smsCorpus>")
     arms = ["base", "prompt-2", "shared", "shared-prompt-2", "own-rank-2", "alone-numbers-13", "other-rank-2"]
-    arms += ["texts-rank-2", "lora-1", "shared-lora-1"]
+    arms += ["texts-rank-2", "behind-rank-2", "lora-1", "shared-lora-1"]
     options = ("--users", 2, "--steps", 1, "--shared-steps", 1, "--lora-lrs", 0.001, "--shared", "rank-2")
     place = ("--base", tiny_gguf, "--frames", tmp_path / "frames", "--study", tmp_path / "study.jsonl")
     printed = ran("people", tmp_path, "--arms", *arms, *options, *place)
