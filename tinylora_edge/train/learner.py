@@ -562,7 +562,7 @@ class ModuleWhitening:
     def __init__(self, left: NDArray[np.float64], right: NDArray[np.float64], entries: Entries) -> None:
         self.left, self.right, self.entries = left, right, entries
 
-    def values(self, z: NDArray[np.float32]) -> NDArray[np.float64]:
+    def values(self, z: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return v of coordinates, or of differences of them: [n]."""
         return gathered(self.left @ spread(z, self.entries) @ self.right, self.entries)
 
