@@ -17,6 +17,7 @@ from tinylora_edge.train import Options, train
 from tinylora_edge.train.learner import Gradient, Group, ModuleWhitening, whitened
 from tinylora_edge.train.texts import (
     LENGTHS,
+    PLAIN,
     Texts,
     for_whitening,
     in_full_steps,
@@ -77,6 +78,13 @@ def test_the_first_step_goes_against_the_gradient_of_all_texts_with_equal_singul
     assert np.vdot(step, downhill) == pytest.approx(steepest, rel=1e-3), "no such step goes further down"
     assert np.linalg.norm(stepped[1]) == pytest.approx(LENGTHS[0], rel=1e-4)
     assert np.linalg.norm(stepped[2] - stepped[1]) == pytest.approx(LENGTHS[1], rel=1e-4)
+
+
+def test_steps_are_shorter_where_r_is_not_whitened(tiny: Path, options: Options) -> None:
+    with closing(Texts(tiny / "bundle", replace(options, rank=2))) as texts:
+        texts.lengths = LENGTHS[:1]
+        v = texts.learn(samples(24)).values
+        assert np.linalg.norm(texts.basis.R(v)) == pytest.approx(PLAIN * LENGTHS[0], rel=1e-4)
 
 
 def test_coordinates_are_those_of_the_file_in_every_size(

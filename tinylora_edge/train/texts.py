@@ -46,6 +46,9 @@ Moments = list[list[NDArray[np.float64]]]
 LENGTHS = 6.0, 4.0, 3.0, 2.0, 1.5
 """Of the full steps, in R (its Frobenius norm)."""
 
+PLAIN = 0.1
+"""Share of these lengths where R is not whitened: by whole ones 840 numbers lost to the shared vector."""
+
 MOMENTUM = 0.3
 """Share of the gradients before that stays in a step's own."""
 
@@ -219,6 +222,7 @@ class Texts:
         lengths = self.lengths or LENGTHS[: steps_of(len(groups))]
         v = trend = np.zeros(self.basis.size)
         within, count = self.coordinates_for(groups), len(groups)
+        share = 1.0 if isinstance(within, ModuleWhitening) else PLAIN
         some = min(count, math.ceil(count * TOKENS * max(count, 100) / tokens_of(groups)))
         for number, length in enumerate(lengths, 1):
             adapter.set(v)
@@ -230,7 +234,7 @@ class Texts:
             trend = MOMENTUM * trend + np.asarray(within.gradient(found.grad.numpy()), np.float64)
             step = np.asarray(within.values(direction(within, trend)), np.float64)
             size = float(np.linalg.norm(self.basis.R(step.astype(np.float32))))
-            v = self.basis.bounded(v - step * (length / max(size, 1e-30)), self.shared.r)
+            v = self.basis.bounded(v - step * (share * length / max(size, 1e-30)), self.shared.r)
             report({"step": number, "method": "texts", "loss": found.loss, "share": number / len(lengths)})
         give_back()
         near = v.astype(np.float32)
