@@ -103,7 +103,7 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
 app = typer.Typer(
     name=console.NAME,
     cls=_Root,
-    help="Personalize a frozen language model on a device with a dozen numbers.",
+    help="Personalize a frozen language model on a device with a vector of a few numbers.",
     epilog="tinylora-edge COMMAND --help explains a command, with examples.",
     no_args_is_help=True,
     add_completion=False,

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from tinylora_edge.runtime import Clicks, SampledAnswer
 
 _COMMANDS = """\
-/vector FILE  exchange the vector, the last of a stack; alone, it says which one is active
-/base         back to the base; the conversation stays
-/like         the last answer is as wanted: learn from it, along 13 directions, whatever vector is loaded
-/dislike      the last answer is not as wanted
-/save FILE    write the vector as it is now, or what was learned on top of a larger one
+/vector FILE  replace the vector (of a stack, the last one); without FILE, say which vector is active
+/base         remove the vector; the conversation stays
+/like         learn from the last answer that you want more of this: 13 numbers, with any vector loaded
+/dislike      learn from the last answer that you want less of this
+/save FILE    write the vector as it is now; if it has more than 13 numbers, what was learned on top of it
 /clear        forget the conversation; the vector stays
-/quit         leave, as /exit and the end of input do"""
-"""What may be typed in the place of a turn."""
+/quit         leave, as with /exit or at the end of the input"""
+"""What may be typed instead of a turn."""
 
 
 def chat(
@@ -51,15 +51,15 @@ def chat(
 ) -> None:
     """Talk with the model, and change its vector on the way.
 
-    A line is a turn; /help lists what else may be typed, such as /vector FILE, /like and /save FILE. Lines
-    may come from a pipe; there the first error ends the command.
+    Each line is a turn of the conversation. /help lists the commands, such as /vector FILE, /like and /save
+    FILE. Lines may come from a pipe; the first error then ends the command.
 
     \b
     Example:
       tinylora-edge chat out/demo --vector vector.bin
     """
     if vectors.STREAM in (vector or ()):
-        raise BadParameter("stdin carries the conversation: pass a file", param_hint="--vector")
+        raise BadParameter("stdin is used for the conversation: pass a file", param_hint="--vector")
     policy, user = keyfiles.policy(keys), bound_name(user)
     frames = vectors.read_stack(vector)
     with console.progress("loading the model"):
@@ -118,7 +118,7 @@ class Conversation:
             return False
         elif word == "/vector":
             if rest == vectors.STREAM:
-                raise console.CommandError("stdin carries the conversation: name a file, /vector FILE")
+                raise console.CommandError("stdin is used for the conversation: name a file, /vector FILE")
             if rest:
                 under = self._loaded and self._loaded.under
                 self.llm.swap([*([under] if under else []), vectors.read(rest)], user=self.user)
@@ -154,7 +154,7 @@ class Conversation:
 
     def _click(self, reward: int) -> None:
         if self._last is None:
-            raise console.CommandError("there is no answer to like, or it was clicked already: ask something")
+            raise console.CommandError("there is no answer to rate, or it was rated already: ask something")
         from tinylora_edge.runtime import Clicks
 
         loaded = self._loaded
@@ -180,16 +180,16 @@ class Conversation:
     def _save(self, file: str) -> None:
         vector = self.llm.vector
         if file in ("", vectors.STREAM):
-            raise console.CommandError("stdout carries the answers: name a file, /save FILE")
+            raise console.CommandError("stdout is used for the answers: name a file, /save FILE")
         if vector is None:
-            why = "there is no vector to save, the base answers: /like or /dislike an answer first"
+            why = "there is no vector to save: /like or /dislike an answer first"
             raise console.CommandError(why)
         vectors.check_target(file)
         data = vector.to_bytes(self.llm.bases.of(vector), user=self.user)
         vectors.write(file, data)
         _note(f"wrote {file}: {len(data)} bytes, {vectors.summary(vector)}, CRC-32")
         if vector.under is not None:
-            _note(f"load it on top of what lies beneath: --vector THAT --vector {file}")
+            _note(f"load it on top of the vector that was loaded: --vector THAT --vector {file}")
 
 
 def clickable(
@@ -208,7 +208,7 @@ def _timed(show: console.Show) -> Callable[[int, int], None]:
 
     def scored(done: int, total: int) -> None:
         seconds = (time.monotonic() - began) * total / done
-        show(f"learning from the answer: {done} of {total} readings of it, {seconds:.0f} s in all")
+        show(f"learning from the answer: read {done} of {total} times, {seconds:.0f} s in all")
 
     return scored
 
@@ -231,5 +231,5 @@ def _lines(interactive: bool) -> Iterator[str]:
 
 def _described(vector: MicroVector | None) -> str:
     if vector is None:
-        return "the base, without a vector"
+        return "the base, with no vector"
     return f"{vectors.summary(vector)}, sequence {vector.sequence}"

@@ -19,18 +19,21 @@ from . import options as opts
 def convert(
     source: opts.VectorArgument,
     bundle: opts.BasisArgument,
-    to: Annotated[Literal["gguf", "gguf-lora", "peft", "onnx-adapter"], Option(help="What to make of it.")],
+    to: Annotated[Literal["gguf", "gguf-lora", "peft", "onnx-adapter"], Option(help="Format to write.")],
     output: opts.OutputOption,
-    model: Annotated[Path | None, Option(metavar="DIR", help="The model, with --to peft.")] = None,
+    model: Annotated[
+        Path | None, Option(metavar="DIR", help="The Hugging Face model, for --to peft.")
+    ] = None,
     keys: opts.KeysOption = None,
     user: opts.UserOption = DEFAULT_USER,
     as_json: opts.JsonOption = False,
 ) -> None:
-    """Convert a vector to another program's format, without tag and user.
+    """Convert a vector to the format of another program, which has neither tag nor user.
 
-    gguf-lora: a LoRA for llama.cpp. peft: a LoRA in a directory, for PEFT, vLLM, SGLang. onnx-adapter: what
-    ONNX Runtime and onnxruntime-genai load in any language. gguf: the whole model with the vector merged
-    into it, for Ollama and others without adapters; its adapted weights are Q8_0, or floats as they were.
+    gguf-lora: a LoRA for llama.cpp. peft: a LoRA in a directory, for PEFT, vLLM and SGLang. onnx-adapter: an
+    adapter that ONNX Runtime and onnxruntime-genai load in any language. gguf: the whole model with the
+    vector merged into it, for Ollama and others without adapters; quantized weights that the vector changes
+    become Q8_0, and floats keep their type.
 
     \b
     Examples:
@@ -42,7 +45,7 @@ def convert(
         why = "--to peft needs the Hugging Face model, and no other format does"
         raise BadParameter(why, param_hint="--model")
     if output == vectors.STREAM and to != "onnx-adapter":
-        raise console.CommandError(f"--to {to} makes files, which stdout cannot carry: pass -o PATH")
+        raise console.CommandError(f"--to {to} cannot write to stdout: pass -o PATH")
     target = Path(output)
     vectors.check_target(output, as_json=as_json)
     if to == "gguf":

@@ -45,16 +45,19 @@ Say = Callable[[str], None]
 
 
 def demo(
-    output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="For all files.")] = OUTPUT,
-    replay: Annotated[bool, Option("--replay", help="Use a vector that was trained before.")] = False,
+    output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder for all files.")] = OUTPUT,
+    replay: Annotated[
+        bool, Option("--replay", help="Use a vector that is shipped instead of training one.")
+    ] = False,
     threads: opts.ThreadsOption = None,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Teach a real model from public data, in a vector, prove it, and take it back bit for bit.
 
-    Exports SmolLM2-135M-Instruct, trains a vector on SNIPS, in which an utterance becomes its intent as JSON,
-    measures it beside a prompt on utterances never trained on, and proves by the logits that the base can be
-    restored: 5 minutes on two cores. --replay does all but the training, without PyTorch, in seconds.
+    demo exports SmolLM2-135M-Instruct, trains a vector on SNIPS (from an utterance to its intent as JSON),
+    measures the vector beside a prompt on utterances that it never trained on, and proves by the logits that
+    the base can be restored. It takes 5 minutes on two cores. --replay does all but the training, without
+    PyTorch, in seconds.
 
     \b
     Examples:

@@ -41,10 +41,10 @@ class Finding:
 
 
 def doctor(as_json: opts.JsonOption = False) -> None:
-    """Say what is missing or wrong in this installation, and the command that mends it.
+    """Say what is missing or wrong in this installation, and the command that repairs it.
 
-    It looks at Python and the extras, and loads each engine in a process of its own. A fault makes the
-    exit code 1. A bundle is checked by inspect.
+    doctor checks Python and the extras, and loads each engine in a separate process. The exit code is 1 if
+    there is a fault. To check a bundle, use inspect.
 
     \b
     Example:

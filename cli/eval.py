@@ -36,17 +36,19 @@ def evaluate(
     ],
     vector: opts.VectorsOption = None,
     page: Annotated[
-        Path | None, Option("--output", "-o", metavar="FILE", help="Write the report as a page, HTML.")
+        Path | None, Option("--output", "-o", metavar="FILE", help="Also write the report as an HTML page.")
     ] = None,
     reward: opts.RewardOption = None,
     schema: opts.SchemaOption = None,
     drop_duplicates: opts.DropDuplicatesOption = False,
-    system: Annotated[str | None, Option(metavar="TEXT", help="Compare with a system prompt.")] = None,
-    examples: Annotated[int | None, Option(metavar="K", min=1, help="Compare with K examples.")] = None,
-    number: Annotated[int, Option("-n", metavar="N", min=2, help="Held-out prompts.")] = 128,
-    max_tokens: Annotated[int | None, Option(metavar="N", min=1, help="Tokens of an answer.")] = None,
-    shifted: Annotated[bool, Option("--shifted", help="Use the task's shifted prompts.")] = False,
-    drift: Annotated[bool, Option("--drift", help="Also measure how far from the base it is.")] = False,
+    system: Annotated[str | None, Option(metavar="TEXT", help="Compare with this system prompt.")] = None,
+    examples: Annotated[
+        int | None, Option(metavar="K", min=1, help="Compare with K examples in the prompt.")
+    ] = None,
+    number: Annotated[int, Option("-n", metavar="N", min=2, help="Held-out prompts to measure on.")] = 128,
+    max_tokens: Annotated[int | None, Option(metavar="N", min=1, help="Most tokens of an answer.")] = None,
+    shifted: Annotated[bool, Option("--shifted", help="Measure on the shifted prompts instead.")] = False,
+    drift: Annotated[bool, Option("--drift", help="Also measure the drift from the base.")] = False,
     engine: opts.EngineOption = None,
     threads: opts.ThreadsOption = None,
     keys: opts.KeysOption = None,
@@ -55,16 +57,16 @@ def evaluate(
 ) -> None:
     """Measure a vector on held-out prompts in the deployed runtime, paired with the base.
 
-    DATA is a file of examples, or the name of a built-in task. Of several vectors the last one is measured on
-    top of the others, and these are measured without it.
+    DATA is a file of examples, or the name of a built-in task. With several vectors, eval measures the last
+    one on top of the others, and the others alone.
 
-    With --system or --examples it also measures the prompt that could take the vector's place, alone and
-    together with the vector.
+    With --system or --examples, it also measures the prompt that could replace the vector, alone and together
+    with the vector.
 
-    The drift is how far the vector moves the model from its base on general prompts that nobody trained on:
-    in nats, and in answers that begin to repeat themselves or to be wrong.
+    The drift says how far the vector moves the model from its base on general prompts that nobody trained on:
+    in nats a token, and in the number of answers that now repeat themselves or are wrong.
 
-    Records, which train, tune and eval --json write, are drawn together: nothing is measured anew.
+    Given records, which train, tune and eval --json write, eval shows them together, and measures nothing.
 
     \b
     Examples:
@@ -85,7 +87,9 @@ def evaluate(
     from tinylora_edge.runtime.model import admit
 
     if drift and vector is None:
-        raise BadParameter("the drift is of a vector: name it with --vector", param_hint="--drift")
+        raise BadParameter(
+            "there is no vector whose drift could be measured: pass --vector", param_hint="--drift"
+        )
     policy, user = keyfiles.policy(keys), bound_name(user)
     frames = vectors.read_stack(vector)
     limits: dict[str, Any] = {"held_out": number, "max_tokens": max_tokens}
@@ -170,9 +174,9 @@ def _draw(files: list[str], page: Path | None, as_json: bool) -> None:
         try:
             record = read_json(file)
         except ValueError as error:
-            raise console.CommandError(f"{file} is no record of a run: {error}") from None
+            raise console.CommandError(f"{file} is not a record of a run: {error}") from None
         if not isinstance(record, dict) or not isinstance(record.get("arms"), dict):
-            raise console.CommandError(f"{file} is no record of a run that was measured: it has no arms")
+            raise console.CommandError(f'{file} is not a record of a measured run: it has no "arms"')
         name = Path(file).name.removesuffix(".json")
         records[file if name in records else name] = record
     if page is not None:

@@ -34,34 +34,39 @@ def export(
         Path | None,
         Option("--output", "-o", metavar="BUNDLE", help="Bundle to write. [default: the hub's name]"),
     ] = None,
-    quant: Annotated[str | None, Option(metavar="Q", help="Quantization to fetch: q4_k_m.")] = None,
-    base: Annotated[str | None, Option(metavar="FILE", help="The GGUF of MODEL's weights.")] = None,
+    quant: Annotated[
+        str | None, Option(metavar="Q", help="Quantization to download, such as q4_k_m.")
+    ] = None,
+    base: Annotated[
+        str | None, Option(metavar="FILE", help="The GGUF to deploy, if MODEL is a directory.")
+    ] = None,
     add_base: Annotated[Path | None, Option(metavar="FILE", help="Add a GGUF to MODEL, a bundle.")] = None,
     key: opts.SignerOption = None,
     target_format: Annotated[
-        Literal["gguf", "onnx", "both"], Option("--format", help="What to export for.")
+        Literal["gguf", "onnx", "both"], Option("--format", help="Form of the base.")
     ] = "gguf",
     onnx_input: Annotated[
         Literal["default", "required"],
-        Option(help="default: zeros where no vector is fed. required: for browsers."),
+        Option(help="default: R is zeros if no vector is fed. required: R must be fed, for browsers."),
     ] = "default",
     onnx_precision: Annotated[
         Literal["fp32", "int8", "int4"] | None,
-        Option(help="Type of the graph's weights. [default: int8 where the GGUF is quantized; else fp32]"),
+        Option(help="Type of the graph's weights. [default: int8 if the GGUF is quantized, else fp32]"),
     ] = None,
-    rank: Annotated[int, Option(metavar="N", min=1, help="Directions of every module.")] = 8,
+    rank: Annotated[int, Option(metavar="N", min=1, help="Inputs of the factors (Q).")] = 8,
     outputs: Annotated[
         int | None,
         Option(
             metavar="N",
             min=1,
-            help="Left directions. [default: width / 8; for ONNX and for experts, as many as --rank]",
+            help="Outputs of the factors (P). [default: width / 8; for ONNX and for experts, --rank]",
         ),
     ] = None,
     targets: Annotated[
         list[str] | None,
         Option(
-            metavar="KINDS", help="Modules: attn_q,ffn_*; light; !PATTERN: not. Repeatable. [default: all]"
+            metavar="KINDS",
+            help="Modules to adapt: attn_q,ffn_*; light; !PATTERN excludes. Repeatable. [default: all]",
         ),
     ] = None,
     factor_dtype: Annotated[Literal["f32", "f16"], Option(help="Type of the factors.")] = "f16",
@@ -70,9 +75,9 @@ def export(
     """Bake a model's frozen factors into a bundle, once.
 
     The bundle holds the model (a hard link where possible), the factors of its linear layers, learned
-    directions where some are shipped for it, and a manifest. Vectors of any size then personalize it.
+    directions if some are shipped for the model, and a manifest. It takes vectors of every size.
 
-    Without MODEL it lists the models that have short names; any org/name on the hub works as well.
+    Without MODEL, export lists the models that have short names. Any org/name on the hub works too.
 
     \b
     Examples:
@@ -99,7 +104,7 @@ def export(
 
     if output is None:
         if (name := default_name(model)) is None:
-            raise BadParameter("say where the bundle goes: -o BUNDLE", ctx=ctx)
+            raise BadParameter("name the bundle to write: -o BUNDLE", ctx=ctx)
         output = Path(name)
     refuse_existing(output)  # before anything is asked of the hub
     graph, deployed = target_format != "gguf", target_format != "onnx"
@@ -208,7 +213,7 @@ def _measure_parity(report: ExportReport) -> dict[str, Any] | None:
         with console.progress("comparing the answers of both forms"):
             alike = measure_parity(report.output)
     except TinyLoraError as error:
-        console.warn(f"the answers of both forms were not compared: {error}")
+        console.warn(f"the answers of graph and GGUF were not compared: {error}")
         return None
     found = load_bundle(report.output)
     assert found.manifest_path is not None

@@ -30,11 +30,11 @@ def inspect(
 ) -> None:
     """Show what a bundle, a basis or a vector is, and check it.
 
-    Of a bundle: that its factors give the digest that they state, and that the base is one that they were
-    exported for; with --key, that its files are those that were signed.
+    For a bundle, inspect checks that the factors have the digest that the file states, and that they were
+    exported for the base; with --key, it also checks that the files are the signed ones.
 
-    Of a vector: what its header says, and how many messages of each link it takes. With BUNDLE: all that a
-    device checks, which projection it is of, and its values.
+    For a vector, it shows the header, and how many messages of each link the vector takes. With BUNDLE, it
+    also makes all checks that a device makes, and shows the projection and the values.
 
     \b
     Examples:
@@ -48,7 +48,7 @@ def inspect(
             record = _model(path, keyfiles.public_keys(keys))
     else:
         if bundle is None and (keys or user != DEFAULT_USER):
-            raise BadParameter("a vector is checked with its bundle: name it", param_hint="BUNDLE")
+            raise BadParameter("checking a vector needs its bundle: name it", param_hint="BUNDLE")
         record = _vector(vectors.read(str(path)), bundle, keys, user)
     readable = dict(record)
     if len(record.get("values", [])) > _VALUES:
@@ -79,7 +79,7 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
     """Return what a basis or a bundle is, once it is known to be sound."""
     if vectors.is_basis(path):
         if keys:
-            raise BadParameter("a basis alone is not signed: name the bundle", param_hint="--key")
+            raise BadParameter("a basis alone has no signature: name the bundle", param_hint="--key")
         return {"kind": "basis", "path": str(path)} | vectors.factors_facts(load_bases(path))
     bundle = load_bundle(path)
     signature = signature_path(bundle)

@@ -27,15 +27,18 @@ U = TypeVar("U")
 def keygen(
     output: Annotated[
         Path,
-        Argument(metavar="FILE", help="Where the secret key goes, mode 0600.", callback=opts.file_needed),
+        Argument(
+            metavar="FILE", help="Where to write the secret key, with mode 0600.", callback=opts.file_needed
+        ),
     ],
-    mac: Annotated[bool, Option("--mac", help="A MAC key, which sender and devices share.")] = False,
+    mac: Annotated[bool, Option("--mac", help="Make a MAC key, which sender and device share.")] = False,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Make a key pair (Ed25519, PEM), or a MAC key (hexadecimal digits).
 
-    Of a pair, FILE signs and stays where vectors are made; FILE.pub goes onto every device. A MAC key does
-    both: whoever takes one device apart can make vectors for all that share its key.
+    In a pair, FILE signs, and stays where vectors are made; FILE.pub checks, and goes onto every device. A
+    MAC key signs and checks: anyone who reads it from one device can make vectors for all devices that share
+    it.
 
     \b
     Examples:
@@ -66,8 +69,8 @@ def sign(
 ) -> None:
     """Sign a bundle that is ready for devices; a later change needs a new signature.
 
-    signature.json beside the basis lists the SHA-256 of every file. A device checks it with --bundle-key, in
-    Python with load(..., bundle_keys=[...]).
+    sign writes signature.json beside the basis, with the SHA-256 of every file. A device checks the files
+    with --bundle-key, or in Python with load(..., bundle_keys=[...]).
 
     \b
     Example:

@@ -17,22 +17,24 @@ from . import options as opts
 def learn(
     bundle: opts.BundleArgument,
     behaviours: Annotated[
-        Path | None, Option(metavar="FILE.jsonl", help="Behaviours beside the shipped ones.")
+        Path | None, Option(metavar="FILE.jsonl", help="Behaviours to learn besides the shipped ones.")
     ] = None,
     only: Annotated[bool, Option("--only", help="Learn from FILE.jsonl alone.")] = False,
     users: Annotated[
-        Path | None, Option("--from", metavar="FOLDER", help="Learn from the users' vectors in it, *.bin.")
+        Path | None,
+        Option("--from", metavar="FOLDER", help="Learn from the vectors of users in this folder, *.bin."),
     ] = None,
     numbers: Annotated[int, Option(metavar="N", min=1, help="Numbers of a vector.")] = 13,
-    weights: Annotated[Path | None, Option(metavar="DIR", help="Hugging Face weights.")] = None,
+    weights: Annotated[Path | None, Option(metavar="DIR", help="Hugging Face weights to learn on.")] = None,
     key: opts.SignerOption = None,
     as_json: opts.JsonOption = False,
 ) -> None:
-    """Learn which directions of R are worth a number, and add them to BUNDLE.
+    """Learn the directions of R along which small vectors gain most, and add them to BUNDLE.
 
-    Done once per model, on a host, with PyTorch. Every vector stays valid; later ones of --numbers 13 use the
-    new directions. BUNDLE.learn keeps what is done, so that an interrupted run goes on from there. --from
-    takes the directions in which vectors of users differ, all of one --rank, in seconds.
+    Do this once per model, on a host, with PyTorch. Older vectors stay valid; new vectors with --numbers 13
+    use the new directions. The folder BUNDLE.learn keeps finished parts, so that an interrupted run can
+    continue. --from takes the directions in which the vectors of users differ. These must have the same
+    --rank; it takes seconds.
 
     \b
     Examples:
@@ -50,7 +52,7 @@ def learn(
         raise BadParameter("there is no FILE.jsonl to learn from", param_hint="--only")
     if users is not None and (behaviours, weights) != (None, None):
         raise BadParameter(
-            "it learns from vectors: leave --behaviours and --weights out", param_hint="--from"
+            "--from learns from vectors: leave out --behaviours and --weights", param_hint="--from"
         )
     signer, found = None if key is None else keyfiles.signer(key), load_bundle(bundle)
     check_signer(found, signer)
@@ -62,9 +64,11 @@ def learn(
             try:
                 read.append(MicroVector.from_bytes(vectors.read(str(path)), found.bases))
             except VectorError as error:
-                raise type(error)(f"{path}: {error}. To learn from, pack it without a key") from None
+                raise type(error)(f"{path}: {error}. Pack it without a key to learn from it") from None
         if (bases := len({vector.basis for vector in read})) != 1:
-            raise TrainError(f"{users} has {len(read)} vectors (*.bin) of {bases} bases, expected one basis")
+            raise TrainError(
+                f"{users} has {len(read)} vectors (*.bin) of {bases} different bases, expected one basis"
+            )
         learned = learn_from(found.bases.of(read[0]), [vector.values for vector in read], numbers)
         facts: dict[str, Any] = {"vectors": len(read)}
         of = console.counted(len(read), "vector")

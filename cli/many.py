@@ -23,9 +23,9 @@ from . import console, keyfiles
 
 _WORDS = {
     "learned": "",
-    "unchanged": "their texts are those of their vector",
-    "kept": "what was learned does not beat the shared vector",
-    "overtaken": "a newer vector came meanwhile, and stays",
+    "unchanged": "their texts have not changed since their vector was learned",
+    "kept": "the new vector is not better than the shared one: not published",
+    "overtaken": "a newer vector was stored meanwhile, and stays",
     "failed": "",
 }
 _SHOWN = 10  # failures that are printed; the report has all
@@ -69,7 +69,9 @@ def train_users(
     from tinylora_edge.train.texts import whitening_path
 
     if under is None:
-        raise BadParameter("users' vectors lie on a shared one: name it", param_hint="--under")
+        raise BadParameter(
+            "vectors of many users need a shared vector beneath them: name it", param_hint="--under"
+        )
     signer, trusted = keyfiles.signer_and_trusted(keys)
     if signer is not None and not trusted and head(options.under).kind != tags.CRC32:
         trusted = _verifier(signer)
@@ -91,7 +93,7 @@ def train_users(
             elif event["event"] == "whitening":
                 with atomic_write(beside) as file:
                     file.write(event["data"])
-                console.note(f"wrote {beside}, made of the users' texts: later runs take it")
+                console.note(f"wrote {beside}, made from the users' texts: later runs use it")
             elif event["event"] == "stopping":
                 stopped = True
                 console.acknowledge_interrupt()
@@ -132,7 +134,7 @@ def train_users(
         )
     console.report(about, as_json, wrote, rows=[*rows, *failed[:_SHOWN]])
     if stopped:
-        console.note("interrupted: go on with --resume")
+        console.note("interrupted: continue with --resume")
         raise typer.Exit(130)
     if failed and len(failed) == len(found):
         raise typer.Exit(1)

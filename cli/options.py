@@ -22,9 +22,9 @@ Engine = Literal["llama", "onnx"]
 
 
 def file_needed(output: Path) -> Path:
-    """Refuse `-`, and what names no file: what is made is several files, or has a place of its own."""
+    """Refuse `-`, and a path without a file name: stdout cannot take several files."""
     if str(output) == "-" or not output.name:
-        raise BadParameter(f"stdout cannot take what is written here: name a file, not {str(output)!r}")
+        raise BadParameter(f"this command cannot write to stdout: name a file, not {str(output)!r}")
     return output
 
 
@@ -40,7 +40,7 @@ RunFrameOption = Annotated[
     Path, Option("--output", "-o", metavar="FILE", help="The frame to write.", callback=file_needed)
 ]
 JsonOption = Annotated[bool, Option("--json", help="Report as JSON.")]
-EngineOption = Annotated[Engine | None, Option(help="Engine to use. [default: llama where it can]")]
+EngineOption = Annotated[Engine | None, Option(help="Engine to use. [default: llama if there is a GGUF]")]
 ThreadsOption = Annotated[int | None, Option(metavar="N", min=1, help="CPU threads.")]
 PortOption = Annotated[int, Option(metavar="N", min=0, max=65535, help="Port; 0: any that is free.")]
 DataArgument = Annotated[
@@ -48,7 +48,7 @@ DataArgument = Annotated[
 ]
 RewardOption = Annotated[
     str | None,
-    Option(metavar="SPEC", help="json, max_words(12), MODULE:FUNCTION. [default: read off the answers]"),
+    Option(metavar="SPEC", help="json, max_words(12), MODULE:FUNCTION. [default: chosen by the answers]"),
 ]
 DropDuplicatesOption = Annotated[
     bool,
@@ -56,7 +56,7 @@ DropDuplicatesOption = Annotated[
 ]
 SchemaOption = Annotated[
     str | None,
-    Option(metavar="FILE", help="Hold answers to this JSON schema; `label`: to the labels in DATA."),
+    Option(metavar="FILE", help="Constrain answers to this JSON schema, or to the labels in DATA: `label`."),
 ]
 VectorsOption = Annotated[
     list[str] | None,
@@ -79,30 +79,39 @@ SystemOption = Annotated[
 ExamplesOption = Annotated[
     int | None, Option("--examples", metavar="K", min=1, help="Put K training examples before every prompt.")
 ]
-EvaluateOption = Annotated[bool, Option(help="Measure gain and drift on held-out prompts.")]
+EvaluateOption = Annotated[
+    bool, Option(help="Measure the gain on held-out prompts, and the drift on general ones.")
+]
 KeysOption = Annotated[
     list[Path] | None,
     Option("--key", metavar="FILE", help="A public key (PEM) or MAC key to trust. Repeatable."),
 ]
 BundleKeysOption = Annotated[
     list[Path] | None,
-    Option("--bundle-key", metavar="FILE", help="The public key of whoever signed the bundle. Repeatable."),
+    Option(
+        "--bundle-key", metavar="FILE", help="Load the bundle only if this public key signed it. Repeatable."
+    ),
 ]
-SignerOption = Annotated[Path | None, Option("--key", metavar="FILE", help="Private key of a signed bundle.")]
+SignerOption = Annotated[
+    Path | None, Option("--key", metavar="FILE", help="Private key that signs a signed bundle again.")
+]
 StateOption = Annotated[
-    Path | None, Option(metavar="FILE", help="Keep the vector's sequence here, and refuse older vectors.")
+    Path | None,
+    Option(metavar="FILE", help="A file that keeps the highest sequence, to refuse older vectors."),
 ]
 StoreOption = Annotated[
     str | None, Option(metavar="FILE|URL", help="Users' vectors: an SQLite file, or postgresql://...")
 ]
-MaxTokensOption = Annotated[int, Option(metavar="N", min=0, help="Tokens of an answer; 0: no limit.")]
-TemperatureOption = Annotated[float, Option(metavar="T", min=0, max=100, help="0: the likeliest token.")]
+MaxTokensOption = Annotated[int, Option(metavar="N", min=0, help="Most tokens of an answer; 0: no limit.")]
+TemperatureOption = Annotated[
+    float, Option(metavar="T", min=0, max=100, help="Of sampling; 0: the likeliest token.")
+]
 SeedOption = Annotated[int, Option(metavar="N", min=0, max=(1 << 32) - 2, help="Seed of sampling.")]
 ContextOption = Annotated[
     int, Option("--n-ctx", metavar="N", min=0, max=1 << 24, help="Context in tokens; 0: the model's own.")
 ]
 MessageOption = Annotated[str | None, Option(metavar="TEXT", help="A system message.")]
-UserOption = Annotated[str, Option("--user", metavar="NAME", help="The user whose vectors these are.")]
+UserOption = Annotated[str, Option("--user", metavar="NAME", help="The user to whom the vectors belong.")]
 
 
 def load_data(data: str, **arguments: Any) -> Task:

@@ -25,21 +25,21 @@ def _day(written: str) -> date:
     try:
         return date.fromisoformat(written)
     except ValueError:
-        raise BadParameter(f"{written!r} is no day: write one as 2026-12-31") from None
+        raise BadParameter(f"{written!r} is not a date: write it as 2026-12-31") from None
 
 
 def pack(
     source: opts.VectorArgument,
     bundle: Annotated[
-        Path | None, Argument(metavar="BUNDLE", help="The bundle that the vector is for: frame it anew.")
+        Path | None, Argument(metavar="BUNDLE", help="The bundle of the vector; needed to frame it again.")
     ] = None,
     output: opts.OutputOption = vectors.STREAM,
-    key: Annotated[Path | None, Option(metavar="FILE", help="Private key, or MAC key, to sign with.")] = None,
-    dtype: Annotated[opts.Dtype | None, Option(help="Type of the values. [default: as now]")] = None,
+    key: Annotated[Path | None, Option(metavar="FILE", help="Private key or MAC key to sign with.")] = None,
+    dtype: Annotated[opts.Dtype | None, Option(help="Type of the values. [default: unchanged]")] = None,
     sequence: Annotated[
         int | None,
         Option(
-            metavar="N", min=0, max=65535, help="The frame's number, which rises with each vector of a user."
+            metavar="N", min=0, max=65535, help="Sequence of the frame; it rises with each vector of a user."
         ),
     ] = None,
     user: opts.UserOption = DEFAULT_USER,
@@ -48,13 +48,15 @@ def pack(
         Option(metavar="DATE", parser=_day, help="The last day on which the vector is accepted, in UTC."),
     ] = None,
     as_text: Annotated[bool, Option("--text", help="Write base64url, for an SMS or a chat.")] = False,
-    as_qr: Annotated[bool, Option("--qr", help="A QR code: terminal, FILE.png or FILE.svg.")] = False,
+    as_qr: Annotated[
+        bool, Option("--qr", help="Write a QR code: on the terminal, FILE.png or FILE.svg.")
+    ] = False,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Frame a vector for its way to a device: checksum, MAC or signature; bytes, text or QR code.
 
-    Without BUNDLE the bytes stay, and only their form changes. A vector that is signed already is first
-    checked under the same key.
+    Without BUNDLE, the bytes of the frame stay the same, and only their form changes. A vector that is
+    already signed is first checked with the same key.
 
     \b
     Examples:
@@ -63,12 +65,12 @@ def pack(
       tinylora-edge pack v1.bin --qr -o v1.png
     """
     if as_text and as_qr:
-        raise BadParameter("--text and --qr are two forms: pass one", param_hint="--qr")
+        raise BadParameter("--text and --qr are two forms of the output: pass one of them", param_hint="--qr")
     bound = bound_name(user)
     framing = {"key": key, "dtype": dtype, "sequence": sequence, "user": bound or None, "until": until}
     for option, value in framing.items():
         if bundle is None and value is not None:
-            why = "it says how the vector is framed: name its BUNDLE"
+            why = "the option frames the vector again, which needs its BUNDLE: name it"
             raise BadParameter(why, param_hint=f"--{option}")
     printed = (as_text or as_qr) and output == vectors.STREAM and not as_json
     if not printed:

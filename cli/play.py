@@ -18,14 +18,16 @@ from . import options as opts
 def play(
     bundle: opts.BundleArgument,
     vector: opts.VectorsOption = None,
-    keep: Annotated[Path | None, Option(metavar="DIR", help="Keep here what clicks taught.")] = None,
+    keep: Annotated[
+        Path | None, Option(metavar="DIR", help="Folder that keeps what is learned from clicks.")
+    ] = None,
     port: opts.PortOption = 0,
     no_open: Annotated[bool, Option("--no-open", help="Open no browser.")] = False,
     threads: opts.ThreadsOption = None,
 ) -> None:
     """Open a page in the browser: base and personalized model side by side, and the vector as sliders.
 
-    The page is served on this machine alone, and its address has a token. Ctrl-C ends it.
+    The page is served to this machine alone, and its address has a token. Ctrl-C ends the command.
 
     \b
     Examples:

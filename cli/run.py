@@ -32,7 +32,9 @@ def run_prompt(
     threads: opts.ThreadsOption = None,
     engine: opts.EngineOption = None,
     system: opts.MessageOption = None,
-    schema: Annotated[str | None, Option(metavar="FILE", help="Hold the answer to this JSON schema.")] = None,
+    schema: Annotated[
+        str | None, Option(metavar="FILE", help="Constrain the answer to this JSON schema.")
+    ] = None,
     keys: opts.KeysOption = None,
     bundle_keys: opts.BundleKeysOption = None,
     state: opts.StateOption = None,
@@ -41,7 +43,7 @@ def run_prompt(
 ) -> None:
     """Ask once, and stream the answer to stdout.
 
-    A signed vector, or one with a MAC, needs the key that it is checked under.
+    A signed vector, or one with a MAC, needs --key to check it.
 
     \b
     Examples:
@@ -51,9 +53,11 @@ def run_prompt(
     from tinylora_edge.tasks import read_schema
 
     if prompt == vectors.STREAM in (vector or ()):
-        raise BadParameter("stdin carries the vector: pass PROMPT as an argument", param_hint="PROMPT")
+        raise BadParameter("stdin has the vector: pass PROMPT as an argument", param_hint="PROMPT")
     if schema == "label":
-        raise console.CommandError("--schema label: there is no DATA here to take labels from: give a file")
+        raise console.CommandError(
+            "--schema label takes the labels from DATA, which run does not have: pass a file"
+        )
     held_to = None if schema is None else read_schema(schema)
     policy, signers = keyfiles.policy(keys, state), keyfiles.public_keys(bundle_keys)
     frames = vectors.read_stack(vector)

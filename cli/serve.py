@@ -23,29 +23,40 @@ def serve(
     under: opts.UnderOption = None,
     name: Annotated[str | None, Option(metavar="NAME", help="Name of the model.")] = None,
     api_keys: Annotated[
-        Path | None, Option(metavar="FILE", help="A file with a key in each line, or a key and its user.")
+        Path | None, Option(metavar="FILE", help="A file with a key on each line, or a key and its user.")
     ] = None,
     keys: opts.KeysOption = None,
     bundle_keys: opts.BundleKeysOption = None,
-    feedback: Annotated[bool, Option("--feedback", help="Learn from clicks, kept in the store.")] = False,
-    sign: Annotated[Path | None, Option(metavar="FILE", help="Sign learned vectors with it.")] = None,
+    feedback: Annotated[bool, Option("--feedback", help="Learn from clicks, kept in --store.")] = False,
+    sign: Annotated[
+        Path | None, Option(metavar="FILE", help="Private key that signs vectors learned from clicks.")
+    ] = None,
     engine: opts.EngineOption = None,
-    slots: Annotated[int, Option(metavar="N", min=1, help="Answers that run at a time.")] = 16,
-    n_ctx: Annotated[int, Option("--n-ctx", metavar="N", min=1, help="Tokens of a request.")] = opts.CONTEXT,
+    slots: Annotated[int, Option(metavar="N", min=1, help="Answers that are generated at a time.")] = 16,
+    n_ctx: Annotated[
+        int, Option("--n-ctx", metavar="N", min=1, help="Most tokens of prompt and answer.")
+    ] = opts.CONTEXT,
     threads: opts.ThreadsOption = None,
-    max_requests: Annotated[int, Option(metavar="N", min=1, help="Open requests.")] = _LIMITS.requests,
-    max_body: Annotated[int, Option(metavar="BYTES", min=1, help="Bytes of a request.")] = _LIMITS.body,
-    max_tokens: Annotated[int, Option(metavar="N", min=1, help="Tokens of an answer.")] = _LIMITS.tokens,
+    max_requests: Annotated[int, Option(metavar="N", min=1, help="Most open requests.")] = _LIMITS.requests,
+    max_body: Annotated[int, Option(metavar="BYTES", min=1, help="Most bytes of a body.")] = _LIMITS.body,
+    max_tokens: Annotated[int, Option(metavar="N", min=1, help="Most tokens of an answer.")] = _LIMITS.tokens,
     drain: Annotated[
-        float, Option(metavar="SECONDS", min=0, help="After SIGTERM: /health is 503, requests are taken.")
+        float,
+        Option(
+            metavar="SECONDS",
+            min=0,
+            help="After SIGTERM: time with /health at 503 in which requests are taken.",
+        ),
     ] = 0.0,
-    grace: Annotated[float, Option(metavar="SECONDS", min=0, help="Then: running answers may end.")] = 30.0,
+    grace: Annotated[
+        float, Option(metavar="SECONDS", min=0, help="After that: time for running answers to end.")
+    ] = 30.0,
 ) -> None:
     """Answer OpenAI's clients over HTTP, each request with its user's vector.
 
-    A client asks for MODEL, the base; for MODEL@USER, whose vector the store has; or sends a vector along, as
-    "vector" in the body or as X-TinyLora-Vector in the header. A vector is checked at every request, and lies
-    on top of --under's; MODEL has neither.
+    For the model NAME, the base answers. NAME@USER answers with the vector that the store has for USER. A
+    client may also send a vector along, as "vector" in the body or in the header X-TinyLora-Vector. Vectors
+    are checked at every request. --under lies beneath every user's vector, and not beneath the base.
 
     \b
     Examples:

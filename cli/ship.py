@@ -31,7 +31,7 @@ def publish(
     source: opts.VectorArgument,
     bundle: opts.BasisArgument,
     to: Annotated[
-        str | None, Option("--to", metavar="DIR|URL", help="A directory, or a URL for fsspec.")
+        str | None, Option("--to", metavar="DIR|URL", help="The directory to publish in, or a bucket's URL.")
     ] = None,
     store: opts.StoreOption = None,
     user: opts.UserOption = DEFAULT_USER,
@@ -40,9 +40,9 @@ def publish(
 ) -> None:
     """Publish a frame as the newest of its user: where any web server can serve it, or in a server's store.
 
-    With --to it becomes <factors id>/<user>/<sequence>.bin and <factors id>/<user>/latest under DIR. With
-    --store it is checked as by a server with the same --key. FILE may then be a directory that --to or train
-    wrote: the newest frames of all its users go into the store, and who has a newer one there keeps it.
+    With --to, the frame is written to <factors id>/<user>/<sequence>.bin and <factors id>/<user>/latest under
+    DIR. With --store, it is checked as a server with the same --key checks it. FILE may then be a directory
+    that --to or train wrote: the newest frame of each user is stored, unless the store has a newer one.
 
     \b
     Examples:
@@ -51,18 +51,23 @@ def publish(
       tinylora-edge publish /srv/vectors out/demo --store users.db --key fleet.key.pub
     """
     if (to is None) == (store is None):
-        raise BadParameter("say where to: to one of the two", param_hint="--to, --store")
+        raise BadParameter("pass one of the two", param_hint="--to, --store")
     bases = vectors.find_bases(bundle)
     if store is not None:
         many = os.path.isdir(source)
         if many and user != DEFAULT_USER:
-            raise BadParameter(f"{source} has the names of its users", param_hint="--user")
+            raise BadParameter(
+                f"the folder {source} names its users: leave the option out", param_hint="--user"
+            )
         frames = published(source, bases) if many else iter([(user, vectors.read(source))])
         _put(frames, bases, store, keys, as_json)
         return
     assert to is not None
     if keys:
-        raise BadParameter("devices check what lies there, with their own", param_hint="--key")
+        raise BadParameter(
+            "keys check what goes into a store; devices check published frames with their own",
+            param_hint="--key",
+        )
     data = vectors.read(source)
     where = named(to)
     with console.progress(f"publishing to {where}"):
@@ -105,7 +110,7 @@ def _put(
 
 
 def fetch(
-    url: Annotated[str, Argument(metavar="URL", help="The folder that publish wrote to.")],
+    url: Annotated[str, Argument(metavar="URL", help="The folder or bucket that publish wrote to.")],
     bundle: opts.BasisArgument,
     output: opts.RunFrameOption,
     user: opts.UserOption = DEFAULT_USER,

@@ -43,27 +43,27 @@ def train(
     schema: opts.SchemaOption = None,
     method: Annotated[
         Literal["sft", "grpo"] | None,
-        Option(help="sft: learn answers; grpo: learn from a reward. [default: both, as far as they help]"),
+        Option(help="sft: learn answers; grpo: learn from a reward. [default: both, each if it gains]"),
     ] = None,
     minutes: Annotated[
         float | None,
-        Option(metavar="M", help="Minutes to learn, without measuring. [default: 5 without --steps]"),
+        Option(metavar="M", help="Minutes to train; measuring comes on top. [default: 5 without --steps]"),
     ] = None,
     steps: Annotated[
-        int | None, Option(metavar="N", min=1, help="Steps at most. [default: what the minutes allow]")
+        int | None, Option(metavar="N", min=1, help="Most steps. [default: as many as the minutes allow]")
     ] = None,
     prompts: Annotated[int, Option(metavar="N", min=1, help="Prompts in each step.")] = 8,
-    samples: Annotated[int, Option(metavar="N", min=2, help="Sampled answers for each prompt (grpo).")] = 8,
+    samples: Annotated[int, Option(metavar="N", min=2, help="Answers to sample for each prompt (grpo).")] = 8,
     lr: Annotated[float | None, Option(metavar="X", help="Step size. [default: by method and size]")] = None,
     size: Annotated[
         Literal["small", "medium", "large", "full"] | None,
-        Option(help="855 bytes, 13 kB or 55 kB for SmolLM2; full: all outputs of BUNDLE. [default: large]"),
+        Option(help="For SmolLM2 855 bytes, 13 kB, 55 kB; full: all outputs of BUNDLE. [default: large]"),
     ] = None,
     rank: Annotated[
         Any,  # a tuple, which would be several values
-        Option(metavar="K|PxQ", parser=_shape, help="Instead of a size: all of R, as K x K or P x Q."),
+        Option(metavar="K|PxQ", parser=_shape, help="Instead of --size: all entries of R, K x K or P x Q."),
     ] = None,
-    numbers: Annotated[int | None, Option(metavar="N", help="Instead of a size: N numbers.")] = None,
+    numbers: Annotated[int | None, Option(metavar="N", help="Instead of --size: N numbers.")] = None,
     dtype: Annotated[
         opts.Dtype | None,
         Option(help="Type of the numbers in FILE. [default: q4 from rank 4 on, else int8]"),
@@ -78,49 +78,54 @@ def train(
     examples: opts.ExamplesOption = None,
     seed: Annotated[int, Option(metavar="N", min=0, help="Seed of all random numbers.")] = 0,
     weights: Annotated[
-        Path | None, Option(metavar="PATH", help="Weights to learn on: GGUF or Hugging Face.")
+        Path | None,
+        Option(metavar="PATH", help="Weights to train on, instead of BUNDLE's: GGUF or Hugging Face."),
     ] = None,
     workers: Annotated[
-        int | None, Option(metavar="N", min=1, help="For many users: processes. [default: 1]")
+        int | None, Option(metavar="N", min=1, help="For many users: number of processes. [default: 1]")
     ] = None,
     ray: Annotated[
-        str | None, Option(metavar="ADDRESS", help="For many users: a Ray cluster; auto finds it.")
+        str | None, Option(metavar="ADDRESS", help="For many users: the Ray cluster to use; auto finds it.")
     ] = None,
     store: opts.StoreOption = None,
-    resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue an interrupted run.")] = False,
     keep: Annotated[
         bool | None,
-        Option("--keep/--no-keep", help="Rehearse general answers, so that they stay. [default: in SFT]"),
+        Option(
+            "--keep/--no-keep",
+            help="Rehearse general prompts, so that their answers change less. [default: in SFT]",
+        ),
     ] = None,
     evaluate: Annotated[
         bool | None,
-        Option("--evaluate/--no-evaluate", help="Measure what it brings. [default: for one user]"),
+        Option("--evaluate/--no-evaluate", help="Measure the gain. [default: for one user]"),
     ] = None,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Train a vector on examples, and write it as a frame.
 
-    Where every example has an answer, it learns the answers (SFT) until held-back prompts get no better.
-    Then it learns from rewards of sampled answers (GRPO), where the rewards differ. A method without a gain
-    is left out.
+    If every example has an answer, train learns the answers (SFT) until the score on held-back prompts gets
+    no better. If sampled answers then differ in their rewards, it learns from the rewards (GRPO). It leaves
+    out a method that gains nothing.
 
-    Beside FILE it leaves FILE.json: task, settings, curve, held-out figures, answers; and a page to look at,
-    v.html for v.bin. Ctrl-C saves the state.
+    Beside FILE, train writes FILE.json (task, settings, curve, held-out figures, answers) and a report to
+    look at, v.html for v.bin. Ctrl-C saves the state.
 
-    It measures the vector beside the obvious prompt, which it composes of the file: an instruction with the
-    labels or the fields, and worked examples. The last line says which one is ahead.
+    It measures the vector beside the obvious prompt, which it composes from DATA: an instruction that lists
+    the labels or the fields, and worked examples. The last line says whether vector or prompt is ahead.
 
-    A larger vector learns more: calls with arguments need a large one. With --numbers 13 it has 37 bytes,
-    along the directions that the bundle has learned, else the paper's.
+    A larger vector learns more; calls with arguments need a large one. With --numbers 13 the vector has 37
+    bytes, along the bundle's learned directions if it has some, otherwise along the paper's random ones.
 
-    With --under it learns on top of a shared vector. FILE holds the new vector alone: use both together.
-    Texts without prompts are then learned in a few full steps, unless --minutes or --steps is given.
+    With --under, train learns a vector on top of a shared one. FILE holds the new vector alone: use it
+    together with the shared one. Texts without prompts are then learned in a few full steps, unless --minutes
+    or --steps is given.
 
     DATA may hold the texts of many users: a folder with a file for each user, or JSON lines with "user" and
-    "text". Every user gets a vector, in the folder FILE as publish lays it out, or with --store in the store
-    of servers. A private --key signs them. FILE.report.jsonl says what became of whom.
+    "text". Each user gets a vector, in the folder FILE as publish writes it, or with --store in the servers'
+    store. A private --key signs the vectors. FILE.report.jsonl has the result for each user.
 
-    With --system or --examples the vector is trained behind a prompt. Use it behind the same prompt.
+    With --system or --examples, the vector is trained behind a prompt. Use it behind the same prompt.
 
     \b
     Examples:
@@ -176,7 +181,7 @@ def train(
             f"{data} has no texts of many users: they are in a folder, or in JSON lines", param_hint="DATA"
         )
     if (page := output.with_suffix(".html")) == output:
-        raise BadParameter(f"{output} is the name of the page beside the vector: name it v.bin, say")
+        raise BadParameter(f"{output} is where the report goes: give the vector another name, such as v.bin")
     vectors.check_target(str(page))
     if start is not None:
         options = _begun(options, found.bases, start, bound_name(user))
@@ -204,7 +209,7 @@ def _train_one(
         outcome = run(bundle, task, output, options=options, resume=resume, report=show)
     result = outcome.result
     if result.stopped == "interrupted":
-        console.note(f"interrupted after step {result.steps}: the state is saved, go on with --resume")
+        console.note(f"interrupted after step {result.steps}: the state is saved, continue with --resume")
         raise typer.Exit(130)
     record: dict[str, Any] = {"file": str(outcome.path)}
     record |= read_json(outcome.path.with_name(f"{outcome.path.name}.json"))
@@ -273,9 +278,7 @@ def _note_event(metrics: dict[str, Any], sign: int, bar: console.Show) -> None:
         console.note(f"{metrics['train']} texts, learned in {metrics['steps']} full steps, {held}")
     elif event == "estimate":
         minutes = console.counted(max(1, math.ceil(metrics["seconds"] / 60)), "minute")
-        console.note(
-            f"after the training, measuring takes up to about {minutes}; --no-evaluate leaves it out"
-        )
+        console.note(f"after the training, measuring takes up to about {minutes}; --no-evaluate skips it")
     elif event == "whitening":
         bar("making the whitening for vectors on this one")
     elif event == "temperature":
@@ -284,20 +287,20 @@ def _note_event(metrics: dict[str, Any], sign: int, bar: console.Show) -> None:
     elif event == "few":
         reach = ""
         if "reach" in metrics:
-            reach = f", and likely lower the loss by {metrics['reach']:.0%} of what all would"
+            reach = f", and are likely to lower the loss by {metrics['reach']:.0%} as much as all steps would"
         console.warn(
             f"a step takes {round(metrics['seconds'], 2):g} s here: {metrics['steps']} of {metrics['of']} "
             f"steps fit into the minutes{reach}. Allow --minutes {metrics['minutes']}, or shorten the answers"
         )
     elif event == "silent":
         console.warn(
-            "two steps without signal: all sampled answers of every prompt got the same reward, "
-            f"{metrics['reward']:.3f} on average. Give answers to learn from, draw more with --samples, or "
+            "two steps learned nothing: for every prompt, all sampled answers got the same reward, "
+            f"{metrics['reward']:.3f} on average. Add answers to DATA, sample more with --samples, or "
             "make the task easier or harder"
         )
     elif event == "back-off":
         worse = f"{sign * metrics['validation']:.3f} after {sign * metrics['best']:.3f}"
         console.warn(
-            f"validation got worse, {worse}: went back to the best vector and halved the step size to "
+            f"held-back prompts got worse, {worse}: went back to the best vector and halved the step size to "
             f"{metrics['lr']:.2g}"
         )

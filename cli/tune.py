@@ -45,17 +45,17 @@ def tune(
     threads: opts.ThreadsOption = None,
     keys: opts.KeysOption = None,
     user: opts.UserOption = DEFAULT_USER,
-    resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue an interrupted run.")] = False,
     evaluate: opts.EvaluateOption = True,
     as_json: opts.JsonOption = False,
 ) -> None:
-    """Tune a vector for a task on this device: no PyTorch, no gradients, the base as it is deployed.
+    """Tune a vector on this device, by forward passes of the deployed base: no PyTorch, no gradients.
 
-    Texts, and answers of free text, are learned as they are. A reward judges all other answers of the model.
-    The vector that does best on held-back training prompts is written. Where none does better than the start,
-    the start is. Beside FILE it leaves FILE.json: settings, curve, held-out results. Ctrl-C saves the state,
-    which holds numbers and no text. With --system or --examples the vector is found behind a prompt: use it
-    behind the same prompt.
+    Texts without prompts, and answers of free text, are scored by their likelihood. For all other tasks, a
+    reward scores the answers that the model samples. tune writes the vector that does best on held-back
+    training prompts, or the start if no vector does better. Beside FILE it writes FILE.json (settings, curve,
+    held-out results). Ctrl-C saves the state, which holds numbers and no text. With --system or --examples,
+    the vector is found behind a prompt: use it behind the same prompt.
 
     \b
     Example:
@@ -96,7 +96,7 @@ def tune(
             n_threads=threads,
         )
         if start is None and any(learner.state.start):
-            raise TrainError(f"{state} began with a vector: go on with the same --start")
+            raise TrainError(f"{state} began with a vector: continue with the same --start")
 
         def interrupted() -> None:
             learner.stop()
@@ -106,7 +106,7 @@ def tune(
         with first_interrupt(interrupted):
             found = learner.run(amount.less(learner.state.tokens, learner.state.seconds))
         if found.stopped == "stopped":
-            console.note(f"interrupted after step {found.steps}: the state is saved, go on with --resume")
+            console.note(f"interrupted after step {found.steps}: the state is saved, continue with --resume")
             raise typer.Exit(130)
         vector = replace(found.vector, dtype="fp32", sequence=sequence)
         written = vector.to_bytes(llm.bases.of(vector))

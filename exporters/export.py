@@ -315,9 +315,9 @@ def _along(factor: NDArray[Any]) -> NDArray[np.float64]:
 def refuse_existing(output: Path) -> None:
     """Raise an ExportError where something is at the output already, or no folder can be."""
     if str(output) == "-":
-        raise ExportError("a folder is written, which stdout cannot take: name one with --output")
+        raise ExportError("export writes a folder, not to stdout: name the folder with --output")
     if not output.parent.is_dir():
-        raise ExportError(f"{output} could not be written: {output.parent} is no directory. Make it first")
+        raise ExportError(f"{output} could not be written: {output.parent} is not a directory. Make it first")
     if output.exists() or output.is_symlink():
         raise ExportError(f"{output} exists already: choose another output, or remove it first")
 

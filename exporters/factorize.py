@@ -165,7 +165,7 @@ class Source:
                 if expected != found:
                     raise BaseMismatchError(
                         f"{module} is {'x'.join(map(str, expected))} in {self.base}, but "
-                        f"{'x'.join(map(str, found))} in {self.model}: it is another model, or not complete"
+                        f"{'x'.join(map(str, found))} in {self.model}: it is another model, or incomplete"
                     )
             if rank > min(n_out, n_in):
                 raise BasisError(

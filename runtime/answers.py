@@ -333,7 +333,7 @@ def answering(request: Request, tokenizer: Tokenizer, n_ctx: int, report: Report
 def check_prompt(prompt: Sequence[int], n_ctx: int) -> None:
     """Raise a `RequestError` where a prompt is empty, or leaves no room for an answer."""
     if not prompt:
-        raise RequestError("the prompt is empty: it needs one token at least", param="prompt")
+        raise RequestError("the prompt is empty: it needs at least one token", param="prompt")
     if len(prompt) >= n_ctx:
         raise too_long(f"{len(prompt)} tokens", str(n_ctx))
 

@@ -84,7 +84,7 @@ class Batch:
         n_threads: int | None = None,
     ) -> None:
         if sequences < 1:
-            raise VectorError(f"a batch of {sequences} sequences runs none: pass 1 or more")
+            raise VectorError(f"a batch of {sequences} sequences runs nothing: pass 1 or more")
         self.llm, self.n_ctx_seq = llm, n_ctx_seq
         self.until = np.inf
         self._turn, self._caller = threading.Lock(), 0  # whose call it is
@@ -293,7 +293,7 @@ class Batch:
         over: SimpleQueue[tuple[W, BaseException | None]] = SimpleQueue()
         works: list[W] = list(make(lambda work, error: over.put((work, error))))
         if self._caller == threading.get_ident():
-            raise BusyError("this is a callback of a batch's call: ask the batch after that has ended")
+            raise BusyError("a callback must not call its own batch: call it after the callback has ended")
         with self._turn:
             left = set(works)
             self._caller = threading.get_ident()

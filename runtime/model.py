@@ -242,7 +242,9 @@ def vector_bytes(source: object) -> bytes:
         with open_file(source) as file:
             data = file.read(VECTOR_FILE_BYTES + 1)
         if len(data) > VECTOR_FILE_BYTES:
-            raise VectorError(f"{source} has more than {VECTOR_FILE_BYTES:,} bytes: it is no vector's file")
+            raise VectorError(
+                f"{source} has more than {VECTOR_FILE_BYTES:,} bytes: it is not the file of a vector"
+            )
         return data
     raise VectorError(
         "a vector is bytes, a pathlib.Path of a file with them, a MicroVector(values), or a list of these, "

@@ -143,7 +143,7 @@ class Grammar:
     def _check(self) -> None:
         if self._matcher.is_error():
             if self._matcher.get_error().startswith("NoExtensionBias"):
-                raise _refused("no token of the model's goes on with what the schema allows here")
+                raise _refused("the model has no token that the schema allows here")
             raise _no_grammar(self._matcher.get_error())
 
 
@@ -187,7 +187,9 @@ class Tools:
             case {"type": "function", "function": {"name": str(name)}}:
                 if any(each["name"] == name for each in functions):
                     return cls(functions, True, name, False)
-                raise RequestError(f"tool_choice names {name!r:.80}, which is no tool", param="tool_choice")
+                raise RequestError(
+                    f"tool_choice names {name!r:.80}, which is not among the tools", param="tool_choice"
+                )
         raise RequestError(
             "tool_choice is none of 'none', 'auto', 'required' and "
             "{'type': 'function', 'function': {'name': ...}}",
@@ -277,7 +279,7 @@ def check_schema(schema: Mapping[str, Any], guidance: Mapping[str, Any]) -> str:
         text = json.dumps(schema, allow_nan=False)
         plain = json.loads(text)
     except (RecursionError, TypeError, ValueError) as error:  # of an app: what came over HTTP was JSON
-        raise _refused(f"the schema is no JSON: {error}") from None
+        raise _refused(f"the schema is not JSON: {error}") from None
     if len(text) > SCHEMA_BYTES:
         raise _refused(
             f"the JSON schema has {len(text):,} bytes, and at most {SCHEMA_BYTES:,} become a grammar"
@@ -315,7 +317,7 @@ def _written_out(
     name = str(node["$ref"])
     if name not in named or name in within:
         why = "leads back to itself" if name in within else "is no '#/$defs/NAME' of it"
-        raise _refused(f"the $ref {name[:80]!r} in the JSON schema {why}, and no grammar is made of it")
+        raise _refused(f"the $ref {name[:80]!r} in the JSON schema {why}, and a grammar cannot be made of it")
     there = _written_out(named[name], named, parts, (*within, name))
     return {"allOf": [there, found] if found else [there]}
 

@@ -203,7 +203,7 @@ class Bases(Mapping[str, Basis]):
         BasisError: there is none, or not one of the two is given.
         """
         if (numbers is None) == (rank is None):
-            raise BasisError("a basis is named by its numbers or by its rank: pass one of the two")
+            raise BasisError("a basis is chosen by its numbers or by its rank: pass one of the two")
         if rank is not None:
             shape = shape_of(rank)
             _check_within(shape, self.factors)

@@ -205,7 +205,9 @@ def read_shape(text: str) -> Shape:
     """Return the shape of R that a text names (see `shape_name`); BasisError where it names none."""
     found = re.fullmatch("([0-9]{1,4})(?:x([0-9]{1,4}))?", text)
     if found is None:
-        raise BasisError(f"{text[:20]!r} is no rank: expected a number, such as 8, or outputs x inputs, 64x8")
+        raise BasisError(
+            f"{text[:20]!r} is not a rank: expected a number, such as 8, or outputs x inputs, such as 64x8"
+        )
     return int(found[1]), int(found[2] or found[1])
 
 

@@ -245,7 +245,7 @@ class Projection(ABC):
         found = _RANDOM.fullmatch(descriptor)
         if found is None:
             raise BasisError(
-                f"{descriptor[:120]!r} names no projection that is known: expected one such as "
+                f"{descriptor[:120]!r} is not a known projection: expected one such as "
                 f"'{random_descriptor(NUMBERS)}', of any rank and groups"
             )
         return Projection.random(modules, int(found["groups"]), int(found["rank"]))
@@ -367,7 +367,7 @@ class _Entries(Projection):
     def tied(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         if len(self.layout) > 3:
             raise BasisError(
-                f"modules with fewer than {self.shape[0]} rows of R are no tied map: choose at most "
+                f"modules with fewer than {self.shape[0]} rows of R cannot be tied to groups: choose at most "
                 f"{min(self.layout[3:])} outputs"
             )
         count, entries = len(self.modules), math.prod(self.shape)

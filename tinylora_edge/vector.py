@@ -237,7 +237,7 @@ class Policy:
                 )
         self._keys = tuple(keys)
         if not isinstance(max_norm, int | float | np.floating | np.integer) or not max_norm >= 0:  # nor NaN
-            raise VectorError(f"max_norm={max_norm!r} bounds nothing: pass a number from 0 on")
+            raise VectorError(f"max_norm={max_norm!r} is not a bound: pass a number of at least 0")
         self.max_norm = max_norm
 
     def __repr__(self) -> str:

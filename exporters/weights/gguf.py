@@ -108,7 +108,7 @@ class GGUFWeights:
         """Return the module's weight: one matrix, or one an expert."""
         tensor = self.file.tensors.get(module)
         if tensor is None:
-            raise ExportError(f"{self._path} has no tensor {module}: it is another model, or not complete")
+            raise ExportError(f"{self._path} has no tensor {module}: it is another model, or incomplete")
         n_out, n_in = tensor.shape[-2:]
         raw = self.file.data(tensor).reshape(math.prod(tensor.shape[:-2]), n_out, -1)
         try:

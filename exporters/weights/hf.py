@@ -100,7 +100,8 @@ class HFWeights:
         """Return the module's weight: one matrix."""
         if (tensor := self._tensors.get(module)) is None:
             raise ExportError(
-                f"{module}, which the deployed GGUF has, is no matrix in {self._directory}: experts are read "
+                f"{module}, which the deployed GGUF has, is not a matrix in {self._directory}: "
+                "experts are read "
                 "from the GGUF alone. Leave it out with --targets, or export from the GGUF"
             )
         decode = float_decoder(tensor.dtype)
@@ -166,7 +167,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         with open_file(path) as file, safe_open(path, framework="numpy"):  # which checks all that is used
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ExportError(f"{path} is damaged, or no safetensors file: {error}") from None
+        raise ExportError(f"{path} is damaged, or not a safetensors file: {error}") from None
     start = 8 + int.from_bytes(buffer[:8], "little")
     header = json.loads(buffer[8:start])
     header.pop("__metadata__", None)

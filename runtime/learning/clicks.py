@@ -172,7 +172,7 @@ class Clicks:
             OSError: the state cannot be read or written. Nothing was learned.
         """
         if isinstance(reward, bool) or reward not in (1, -1):
-            raise TrainError(f"a click is +1 or -1, not {reward!r}")
+            raise TrainError(f"a click must be +1 or -1, not {reward!r}")
         with self._lock:
             posterior = self._read(path)
             scores, ratios, at = self._score(posterior, [answer], scored)

@@ -168,7 +168,9 @@ class RewardLearner:
         self._path, self._told, self._threads = None if path is None else Path(path), report, n_threads
         texts = is_text(reward)
         if texts and any(sample.answer is None for sample in samples):
-            raise TrainError("a prompt has no answer to learn: give each of them one, or pass a reward")
+            raise TrainError(
+                "a prompt has no answer to learn: give an answer to each prompt, or pass a reward"
+            )
         self._targets = [llm.encode_answer(sample)[:max_tokens] for sample in samples] if texts else []
         lengths = [len(answer) for answer in self._targets]
         self._longest = max(lengths, default=max_tokens)

@@ -86,14 +86,14 @@ class Posterior:
         for name in _SUMS:
             own, numbers = getattr(made, name), np.array(record[name])
             if numbers.dtype.kind not in "fi":
-                raise ValueError(f"its {name} is no list of numbers")
+                raise ValueError(f"its {name} is not a list of numbers")
             own[...] = numbers.reshape(own.shape)
         counted = all(type(record[name]) is int and record[name] >= 0 for name in _COUNTS)
         known = record.keys() == {*_SUMS, *_COUNTS, "step"}
         with np.errstate(all="ignore"):  # a LinAlgError is a ValueError
             found = (made.precision, made.shift, made.fisher, *made.solved(), made.vector())
         if not (counted and known and 0 < made.step < np.inf and all(np.isfinite(n).all() for n in found)):
-            raise ValueError("it has numbers that no clicks give")
+            raise ValueError("it has numbers that clicks cannot produce")
         return made
 
     def information(self) -> Array:

@@ -132,7 +132,7 @@ def beginning(bases: Bases, basis: Basis | None, start: MicroVector | None) -> t
     if basis.size > _MOST:
         raise TrainError(
             f"forward passes find at most {_MOST:,} numbers, and vectors of basis {basis.id} have "
-            f"{basis.size:,}: begin with one of {NUMBERS}, or train it on a host"
+            f"{basis.size:,}: start with a vector of {NUMBERS}, or train it on a host"
         )
     start = MicroVector.zeros(basis) if start is None else start
     basis.values(start)
@@ -190,15 +190,18 @@ def load_state(path: str | PathLike[str], read: Callable[[Any], T], identity: di
             if found.get(key) != value:
                 raise TrainError(
                     f"{path} belongs to another run: its {key} is {found.get(key)!r}, this run's is "
-                    f"{value!r}. Go on as it began, name another file, or remove it to begin anew"
+                    f"{value!r}. Continue with the same settings, name another file, or remove it to "
+                    "start again"
                 )
         return read(content["state"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise TrainError(f"{path} is not a usable state: {error}. Remove it to begin anew") from None
+        raise TrainError(f"{path} is not a usable state: {error}. Remove it to start again") from None
 
 
 def kept(path: str | PathLike[str], read: Callable[[Any], T], identity: dict[str, Any]) -> T | None:
     """As `load_state`; None where there is no file yet. FileNotFoundError: there is no folder for it."""
     if not (folder := Path(path).resolve().parent).is_dir():
-        raise FileNotFoundError(f"{folder} does not exist: make it for the state, or name a file elsewhere")
+        raise FileNotFoundError(
+            f"{folder} does not exist: make this directory for the state, or name a file elsewhere"
+        )
     return load_state(path, read, identity) if Path(path).exists() else None

@@ -356,7 +356,8 @@ class ContextThread:
         """Raise a `BusyError` in a callback of a generation, which would wait for itself."""
         if self.inside:
             raise BusyError(
-                "this is a callback of a generation, which would wait for itself: do this after it has ended"
+                "a callback must not call its own model, which would wait for itself: call it after "
+                "the generation has ended"
             )
 
     def check(self) -> None:

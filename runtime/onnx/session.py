@@ -106,7 +106,7 @@ class OnnxSession:
         )
         sources: list[VectorSource | None] = [vectors] if one else list(vectors)  # type: ignore[arg-type, list-item]
         if not sources:
-            raise VectorError("there are no vectors: pass one for all sequences, or one for each")
+            raise VectorError("the list of vectors is empty: pass one for all sequences, or one for each")
         names = [users] * len(sources) if isinstance(users, str) else list(users)
         if len(names) != len(sources):
             raise VectorError(

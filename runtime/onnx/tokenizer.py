@@ -151,7 +151,7 @@ class OnnxTokenizer:
     def eos_token(self) -> int:
         """See `Tokenizer`; a TinyLoraError where the configuration names none."""
         if not self.end_ids:
-            raise TinyLoraError(f"{self._folder / GENAI_NAME} names no token that ends an answer")
+            raise TinyLoraError(f"{self._folder / GENAI_NAME} does not name a token that ends an answer")
         return self.end_ids[0]
 
     def ends(self, token: int) -> bool:

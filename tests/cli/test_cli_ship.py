@@ -101,7 +101,7 @@ def test_what_is_refused_before_any_request(cli: Cli, ready: Path) -> None:
     cli("fetch", "http://127.0.0.1:1", basis, "-o", "-").misused("stdout cannot take")
     same = ("-o", ready / "v.bin", "--state", ready / "root" / ".." / "v.bin")
     cli("fetch", "http://127.0.0.1:1", basis, *same).misused("--state", "name another file")
-    cli("fetch", "ftp://host/v", basis, "-o", ready / "v.bin").refused("no address of a folder")
+    cli("fetch", "ftp://host/v", basis, "-o", ready / "v.bin").refused("not the address of a folder")
     cli("publish", ready / "1.bin", basis, "--to", "https://example.org/").refused("where devices fetch from")
     cli("publish", ready / "1.bin", basis, "--to", ready / "root", "--user", "../up").refused("safe in")
     assert contents(ready / "root") == {}

@@ -100,7 +100,7 @@ def test_a_users_own_messages(cli, tiny, tmp_path):
 def test_train_alone(cli, tiny, task, tmp_path):
     run = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin", "--weights", tiny / "weights", *TRAIN)
     with run_folder(tmp_path / "v.bin"):
-        cli(*run).refused("another process trains to")
+        cli(*run).refused("another process writes")
         assert (tmp_path / "v.bin.run").exists()
     cli(*run[: -len(TRAIN) - 1], tmp_path / "none", *TRAIN).refused("none does not exist")
     found = cli(*run, "--no-evaluate", "--json").ran()

@@ -163,7 +163,7 @@ def test_a_change_is_signed_again_and_its_lock_is_no_part(tmp_path):
 
 def test_a_name_that_no_list_holds(folder):
     (folder / "onnx" / "two\nlines").write_bytes(b"")
-    with pytest.raises(TrustError, match=r"two\\nlines' is no name"):
+    with pytest.raises(TrustError, match=r"two\\nlines' is not allowed as the name"):
         sign_bundle(folder, SIGNER)
 
 

@@ -308,7 +308,7 @@ def test_a_file_that_is_no_store(tmp_path: str, bases: Bases) -> None:
         connection.execute("UPDATE tinylora_store SET version = 2")
     for path, message in (
         (damaged, r"damaged.db cannot be used: file is not a database"),
-        (other, "no store of users' vectors"),
+        (other, "not a store of vectors"),
         (tmp_path, "cannot be used"),
         (pipe, "cannot be used"),
         (later, r"later.db has version 2, but this release reads 1 at most: update it"),

@@ -67,7 +67,7 @@ def test_folders_of_any_name(tmp_path, folder):
 )
 def test_addresses_that_are_none(url):
     plain = url.replace("me:secret@", "").removesuffix("?x=1")  # nothing that may be a secret
-    with pytest.raises(TransferError, match=re.escape(f"{plain!r} is no address of a folder")):
+    with pytest.raises(TransferError, match=re.escape(f"{plain!r} is not the address of a folder")):
         fetch(url, BASES)
 
 

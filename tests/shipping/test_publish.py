@@ -119,7 +119,7 @@ def test_what_is_no_frame_of_the_basis(tmp_path, data, error):
 def test_latest_that_is_something_else_is_not_replaced(tmp_path):
     publish(frame(3), BASES, str(tmp_path))
     (tmp_path / HOME / "latest").write_bytes(b"a page that a web server made")
-    with pytest.raises(TransferError, match="is no frame of these factors"):
+    with pytest.raises(TransferError, match="is not a frame of these factors"):
         publish(frame(4), BASES, str(tmp_path))
     assert (tmp_path / HOME / "latest").read_bytes().startswith(b"a page")
 

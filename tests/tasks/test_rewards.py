@@ -140,7 +140,7 @@ def test_a_python_callable_is_a_reward(my_rewards: Path) -> None:
     ("text", "message"),
     [
         ("max_words(0)", "number of words, 1 or more, not 0"),
-        ("regex('(')", "'(' is no regular expression: missing )"),
+        ("regex('(')", "'(' is not a regular expression: missing )"),
         ("no_such_module:f", "ModuleNotFoundError"),
         ("my_rewards_module:nothing", "has no attribute 'nothing'"),
         ("my_rewards_module:number", "is a int, expected a callable"),

@@ -143,7 +143,7 @@ def test_a_text_without_a_prompt_is_learned_as_it_is(write: Write, name: str) ->
     assert load_task(path, reward="text").train == task.train
     with pytest.raises(TrainError, match=r"the reward label judges answers, but these are texts without"):
         load_task(path, reward="label")
-    with pytest.raises(TrainError, match=r"none\.txt: the file is empty, expected a sample a line"):
+    with pytest.raises(TrainError, match=r"none\.txt: the file is empty, expected a sample on each line"):
         load_task(write(" ", name="none.txt"))
 
 
@@ -164,7 +164,7 @@ def test_a_malformed_text_is_named(write: Write, line: Any, message: str) -> Non
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "a"', "not JSON: .*, expected one JSON object a line"),
+        ('{"prompt": "a"', "not JSON: .*, expected one JSON object on each line"),
         ('["a"]', "a list of 1, expected a JSON object"),
         ('{"prompt": "Gr\u00fc\u00dfe"}'.encode("latin-1"), "the byte 0xfc is no UTF-8"),
         ("[" * 100_000, "not JSON: it is nested too deeply"),
@@ -183,7 +183,7 @@ def test_a_malformed_text_is_named(write: Write, line: Any, message: str) -> Non
         ({"messages": [USER, {"role": "assistant", "content": "Hi", "weight": 0}]}, "message 2 is"),
         ({"messages": [USER, called("bow")], "tools": [WAVE]}, "calls 'bow', which is none of its"),
         ({"messages": [USER, {"role": "tool", "content": "1"}]}, "has the tool_call_id None"),
-        ({"messages": [USER, called(hands=math.nan)], "tools": [WAVE]}, "is no call"),
+        ({"messages": [USER, called(hands=math.nan)], "tools": [WAVE]}, "is not a call"),
         ({"prompt": "a", "answer": " "}, '"answer" is blank text, expected what the model should say'),
         ({"prompt": "a", "split": "test"}, '"split" is \'test\', expected "train", "held_out" or "shifted"'),
         ({"prompt": "a"}, 'no "split", but other lines have one'),
@@ -200,7 +200,7 @@ def test_a_malformed_line_is_named(write: Write, line: Any, message: str) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prompt,answer\n", ": the file is empty, expected a sample a line"),
+        ("prompt,answer\n", ": the file is empty, expected a sample on each line"),
         ("prompt\nHi\n", ":1: the columns are 'prompt', expected prompt and answer, and others"),
         ("prompt,answer,answer\nHi,Ho,Ha\n", ":1: the columns are .*, but none twice"),
         ('prompt,answer\n"Hi\nyou",Ho\nHi, you,Ho\n', ":4: other columns than the 2 of the header"),
@@ -227,8 +227,8 @@ def test_a_file_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "own.jsonl: the file is empty, expected a sample a line"),
-        ([b"\xff\xfe{\x00"], ":1: the byte 0xff is no UTF-8: save the file as UTF-8"),
+        ([], "own.jsonl: the file is empty, expected a sample on each line"),
+        ([b"\xff\xfe{\x00"], ":1: the byte 0xff is not UTF-8: save the file as UTF-8"),
         ([SPLIT[0]], "1 training and 0 held-out samples, expected at least one held-out"),
         ([SPLIT[1]], "0 training and 1 held-out samples, expected at least one training"),
     ],
@@ -299,7 +299,7 @@ def test_arguments_replace_the_tasks_own_settings() -> None:
         ({"max_tokens": True}, "max_tokens is True"),
         ({"temperature": 0.0}, "temperature is 0.0, expected a number above 0"),
         ({"reward": 5}, "reward is 5, expected a callable or text"),
-        ({"reward": "text", "schema": {}}, "no answer is drawn where the reward is text"),
+        ({"reward": "text", "schema": {}}, "with the reward text no answer is sampled"),
     ],
 )
 def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None:

@@ -103,7 +103,7 @@ def measure_drift(
     """
     samples = [Sample.of(prompt) for prompt in (load_general() if prompts is None else prompts)[:count]]
     if not samples:
-        raise TrainError("drift is measured on prompts, and there are none: give at least one")
+        raise TrainError("there are no prompts to measure the drift on: pass at least one")
     with llm.batch(samples, max(_DRAWN, _JUDGED), n_threads=n_threads) as batch:
         tokens = batch.encode(samples)
         under = None if vector is None else vector.under

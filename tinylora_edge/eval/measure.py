@@ -381,7 +381,7 @@ class Measuring:
 
     def _prompt(self) -> None:
         if self.task.preamble is not None:
-            raise TrainError("base and vector stand behind a prompt already")
+            raise TrainError("base and vector are already behind a prompt")
         judged = self.validation[:_JUDGED]
         total = len(prompts_for(self.task)) * len(judged)
         answered = self._progress("prompts, on validation prompts", total)

@@ -80,7 +80,7 @@ class Bundle:
             check_shapes(base, self.factors)
             found = fingerprint(base, self.factors.modules)
         except (MalformedGGUFError, BaseMismatchError) as error:
-            raise BaseMismatchError(f"{self.base} is no base for these factors: {error}") from None
+            raise BaseMismatchError(f"{self.base} is not a base for these factors: {error}") from None
         self._check_listed(self.base, found)
         return found
 

@@ -65,7 +65,7 @@ def check_config(folder: Path) -> None:
     """Raise a BaseMismatchError where genai_config.json names a library of native code, or is damaged, or
     where there is a pipe: the engine opens files by name, and would wait for ever."""
     if pipe := next((each for each in folder.rglob("*") if each.is_fifo()), None):
-        raise BaseMismatchError(f"{pipe} is a pipe, and no file of a bundle is: remove it")
+        raise BaseMismatchError(f"{pipe} is a pipe, which a bundle must not have: remove it")
     path = folder / GENAI_NAME
     try:
         content = read_json(path, strict=True)  # no key hides another one

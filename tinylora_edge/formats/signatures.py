@@ -56,7 +56,7 @@ class Signature:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise TrustError(f"the signature {path} is damaged: {error!r:.80}") from None
         if not whole or not isinstance(key, str) or len(files) > BUNDLE_FILES:
-            raise TrustError(f"the signature {path} is damaged: it is no list of names and hashes")
+            raise TrustError(f"the signature {path} is damaged: it is not a list of names and hashes")
         return cls(files, key, tag, path)
 
     def verify(self, keys: Sequence[Ed25519Verifier]) -> None:
@@ -120,7 +120,9 @@ def _sign(bundle: Bundle, signer: Ed25519Signer, stamps: Mapping[Path, tuple[int
     known = Signature.read(target).files if stamps else {}
     for name in files:
         if not name.isprintable():
-            raise TrustError(f"{name!r:.80} is no name for a file of a signed bundle: rename it")
+            raise TrustError(
+                f"{name!r:.80} is not allowed as the name of a file in a signed bundle: rename it"
+            )
     hashes = {
         name: known[name] if stamps.get(file) == stamp(os.stat(file)) else hash_file(file)[0]
         for name, file in sorted(files.items())

@@ -82,11 +82,11 @@ def app(
             "another (--name)"
         )
     if store is None and (feedback or page):
-        raise OptionError("a page and learning from clicks keep vectors: name a store too (--store)")
+        raise OptionError("the page and learning from clicks need a store: name one (--store)")
     if not feedback and signer is not None:
-        raise OptionError("what clicks teach is signed, and nothing else: learn from them (--feedback)")
+        raise OptionError("the signer signs only vectors learned from clicks: turn these on (--feedback)")
     if page and (api_keys is not None or keys):
-        raise OptionError("a page is for one visitor, whose vectors nobody signs: pass no keys")
+        raise OptionError("the page is for one visitor, whose vectors are not signed: leave out the keys")
     found, limits = load_bundle(bundle), limits or Limits()
     engine = engine_of(found, engine)
     opened = edited = clicks = None
@@ -205,7 +205,7 @@ async def rate(request: Request, service: Service) -> Response:
     """Answer `POST /v1/feedback`: `{"id", "reward"}`, or `{"better", "worse"}`, of answers to this key."""
     caller = request.state.caller
     if (feedback := service.feedback) is None:
-        message = "this server learns from no clicks: start it with --store and --feedback"
+        message = "this server does not learn from clicks: start it with --store and --feedback"
         raise RefusedError(404, message, "no_feedback")
     reward = 0
     match await read_json(request, service):

@@ -65,7 +65,7 @@ class Session:
         else:
             names = {name for (name,) in self.execute("SELECT name FROM sqlite_master")}
             if names and "tinylora_store" not in names:
-                raise StoreError(f"{name} is SQLite, but no store of users' vectors: name another file")
+                raise StoreError(f"{name} is an SQLite file, but not a store of vectors: name another file")
         self.execute("CREATE TABLE IF NOT EXISTS tinylora_store (version INTEGER NOT NULL)")
         rows = self.execute("SELECT version FROM tinylora_store")
         return int(rows[0][0]) if rows else 0
@@ -77,7 +77,7 @@ class SQLite:
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path.parent} does not exist: make it for the store")
+            raise FileNotFoundError(f"{path.parent} does not exist: make this directory for the store")
         self._lock = threading.RLock()
         with self._turn():
             # Nothing but SQLite ever opens the file: who closes another descriptor of it drops all locks of

@@ -130,7 +130,7 @@ def check_user(name: str) -> str:
     """Return a name that a user may have. RequestError: no user may have it."""
     if not is_user(name):
         raise RequestError(
-            f"{name[:80]!r} is no name of a user: {RULE}, and not {DEFAULT_USER!r}", param="user"
+            f"{name[:80]!r} is not a valid user: {RULE}, and not {DEFAULT_USER!r}", param="user"
         )
     return name
 

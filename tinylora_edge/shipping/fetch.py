@@ -43,7 +43,7 @@ def frame_path(factors_id: str, user: str, sequence: int | None = None) -> str:
     """Return the path of a user's frame with a sequence, or of the newest: docs/FORMAT.md has the tree.
     TransferError: the user's name is not safe in a path and an address."""
     if not is_portable(user):
-        raise TransferError(f"user {user!r} is no name that is safe in a path: {RULE}")
+        raise TransferError(f"user {user!r} is not safe in a path: {RULE}")
     return f"{factors_id}/{user}/{LATEST if sequence is None else f'{sequence:05d}.bin'}"
 
 
@@ -85,7 +85,7 @@ def fetch(
     if _BUCKET.match(url):
         return Fetched(_of_bucket(url, path, frame.longest(bases.most)), None)
     if attempts < 1:
-        raise TransferError(f"{attempts} attempts fetch nothing: at least 1 is needed")
+        raise TransferError(f"{attempts} attempts are too few: at least 1 is needed")
     server, path = _address(url, path)
     agent = f"tinylora-edge/{__version__}"
     sent = {"User-Agent": agent, "Accept-Encoding": "identity", "Connection": "close", **(headers or {})}
@@ -131,10 +131,11 @@ def _address(url: str, path: str) -> tuple[SplitResult, str]:
             raise ValueError("a user, a query or a fragment does not belong in it")
         folder = quote(parts.path.rstrip("/"), safe=string.punctuation)
     except ValueError as error:
-        raise TransferError(f"{shown(url)!r} is no address of a folder of vectors: {error}") from None
+        raise TransferError(f"{shown(url)!r} is not the address of a folder of vectors: {error}") from None
     if parts.scheme == "http" and not is_this_device(host):
         raise TransferError(
-            f"{shown(url)} is read by all on its way: publish over https (http is for localhost alone)"
+            f"{shown(url)} could be read by others on its way: publish over https (http is for "
+            "localhost alone)"
         )
     return parts, f"{folder}/{path}"
 
@@ -165,7 +166,7 @@ def _ask(server: SplitResult, path: str, headers: dict[str, str], end: float, li
         try:
             connection.request("GET", path, headers={"Host": server.netloc, **headers})
         except ValueError:  # whose text is the header's, such as a token
-            raise TransferError("a header has a line feed, or is not in Latin-1: mend headers") from None
+            raise TransferError("a header has a line feed, or is not in Latin-1: correct headers") from None
         return _read(connection.getresponse(), headers.get("If-None-Match"), limit)
     finally:
         sock.close()

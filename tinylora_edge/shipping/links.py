@@ -25,4 +25,6 @@ def qr_code(data: bytes) -> Any:
         return segno.make_qr(text.encode(data, scheme=True), error="L", boost_error=False, mode="byte")
     except segno.DataOverflowError:
         most = max(size for link, size in LINKS.items() if link.startswith("QR code"))
-        raise FrameError(f"{len(data):,} bytes fit no QR code, which takes {most:,}: send the file") from None
+        raise FrameError(
+            f"{len(data):,} bytes are too many for a QR code, which takes {most:,}: send the file"
+        ) from None

@@ -67,7 +67,7 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
             try:
                 found = wire.head(newest).sequence
             except VectorError:
-                raise TransferError(f"{to}/{latest} is no frame of these factors: remove it") from None
+                raise TransferError(f"{to}/{latest} is not a frame of these factors: remove it") from None
             if found > sequence:
                 lower = f"{to}/{latest} has sequence {found}, and this frame {sequence}"
                 raise TransferError(f"{lower}: pack it with --sequence {found + 1}")

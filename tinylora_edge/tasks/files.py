@@ -83,9 +83,9 @@ def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple
                 json.dumps(row, ensure_ascii=False).encode()  # half of a pair of surrogates is no character
         except ValueError as error:
             why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-            raise TrainError(f"{place}: not JSON: {why}, expected one JSON object a line") from None
+            raise TrainError(f"{place}: not JSON: {why}, expected one JSON object on each line") from None
         if not isinstance(row, dict):
-            raise TrainError(f"{place}: {kind_of(row)}, expected a JSON object a line")
+            raise TrainError(f"{place}: {kind_of(row)}, expected a JSON object on each line")
         yield place, row
 
 
@@ -101,7 +101,7 @@ def read_samples(path: Path, *, drop_duplicates: bool = False) -> tuple[list[Lin
     readers = {".csv": _csv_rows, ".txt": _text_rows}
     lines = [_line(*row) for row in readers.get(path.suffix.lower(), read_objects)(path)]
     if not lines:
-        raise TrainError(f"{path}: the file is empty, expected a sample a line")
+        raise TrainError(f"{path}: the file is empty, expected a sample on each line")
     for line in lines:
         if line.sample.unprompted != lines[0].sample.unprompted:
             raise TrainError(
@@ -204,7 +204,7 @@ def _lines(path: Path, what: str) -> io.StringIO:
     except UnicodeDecodeError as error:
         number = data.count(b"\n", 0, error.start) + 1
         raise TrainError(
-            f"{path}:{number}: the byte 0x{data[error.start]:02x} is no UTF-8: save the file as UTF-8"
+            f"{path}:{number}: the byte 0x{data[error.start]:02x} is not UTF-8: save the file as UTF-8"
         ) from None
     return io.StringIO(text, newline="\n")
 

@@ -139,7 +139,7 @@ def _schema(
     schema: str | os.PathLike[str] | Mapping[str, Any] | None, task: Task
 ) -> Mapping[str, Any] | Sequence[str] | None:
     if schema is not None and task.reward is text:
-        raise TrainError(f"{task.name}: no answer is drawn where the reward is text: leave the schema out")
+        raise TrainError(f"{task.name}: with the reward text no answer is sampled: leave out the schema")
     if schema == "label":
         if task.reward is not label:
             raise TrainError(

@@ -152,7 +152,7 @@ def regex(pattern: str) -> Reward:
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise TrainError(f"regex: {pattern!r:.200} is no regular expression: {error}") from None
+        raise TrainError(f"regex: {pattern!r:.200} is not a regular expression: {error}") from None
 
     def reward(completion: Completion, sample: Sample) -> float:
         return float(says_something(completion.text, sample) and _finds(pattern, completion.text))
@@ -178,7 +178,7 @@ def _finds(pattern: str, text: str) -> bool:
         )
     except subprocess.TimeoutExpired:
         raise TrainError(
-            f"regex: {pattern!r:.200} takes more than {_SEARCH_S:g} s: write it without repeats inside of "
+            f"regex: {pattern!r:.200} takes more than {_SEARCH_S:g} s: write it without repeats inside "
             "repeats"
         ) from None
     return done.stdout.split() == [b"True"]
@@ -324,7 +324,7 @@ def parse_reward(text: str) -> Reward:
     if not (found := _IMPORT.fullmatch(text)):
         raise TrainError(
             f"there is no reward {text!r:.100}: expected one of {', '.join(REWARDS)}, max_words(12), "
-            'regex("PATTERN"), or a callable of yours as module:function'
+            'regex("PATTERN"), or your own function as module:function'
         )
     return _imported(found[1], found[2])
 

@@ -251,7 +251,8 @@ def _call(call: Any, where: str) -> dict[str, Any]:
             if isinstance(arguments, dict):
                 return {"id": it, "type": "function", "function": {"name": name, "arguments": arguments}}
     raise RequestError(
-        f"{where} is no call: it has id, the type 'function', and function with name and arguments, the JSON "
+        f"{where} is not a call: a call has an id, the type 'function', and function with name and "
+        "arguments, the JSON "
         "text of an object",
         param=where,
     )

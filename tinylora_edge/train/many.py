@@ -270,7 +270,7 @@ class _ManyUsers:
                 stack.enter_context(locked(record, wait=False, keep=False))
             except BlockingIOError:
                 raise TrainError(
-                    f"another run writes {record}: let it end, or choose another place"
+                    f"another run writes {record}: wait for it, or choose another output place"
                 ) from None
             known = _Known(record)
             done = known.of_this_run(self._there) if resume else set()
@@ -308,7 +308,7 @@ class _ManyUsers:
         """Return what there is to learn of a user, or why there is nothing."""
         why = ""
         if not is_portable(user) or user == DEFAULT_USER:
-            why = f"{user[:80]!r} is no name of a user: {RULE}, and not {DEFAULT_USER!r}"
+            why = f"{user[:80]!r} is not a valid user: {RULE}, and not {DEFAULT_USER!r}"
         elif isinstance(texts, TrainError):
             why = str(texts)
         elif len(texts) < FEWEST:

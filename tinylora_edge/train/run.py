@@ -411,7 +411,9 @@ def run_folder(output: Path, *, lead: bool = True) -> Iterator[Path]:
         try:
             lock.enter_context(locked(folder / "run", wait=False, keep=False))
         except BlockingIOError:
-            raise TrainError(f"another process trains to {output}: let it end, or choose another") from None
+            raise TrainError(
+                f"another process writes {output}: wait for it, or choose another output"
+            ) from None
         try:
             yield folder
         finally:

@@ -229,7 +229,7 @@ class Texts:
             chosen = picked(count, number - 1, some, (self.options.seed, 4))
             found = self.learner.gradient([groups[each] for each in chosen])
             if not np.isfinite(found.loss):
-                raise TrainError("the loss of these texts is not finite: there is nothing to learn by")
+                raise TrainError("the loss of these texts is not finite: the model cannot learn from them")
             losses.append(found.loss)
             trend = MOMENTUM * trend + np.asarray(within.gradient(found.grad.numpy()), np.float64)
             step = np.asarray(within.values(direction(within, trend)), np.float64)

@@ -55,7 +55,8 @@ def message(user: str, digest: bytes, body: bytes) -> bytes:
         if len(user) <= USER_CHARACTERS:
             return hashlib.sha256(b"tinylora stream 2\n" + user.encode()).digest() + digest + body
     raise FrameError(
-        f"the user {user[:40]!r} is no name: {len(user)} characters, of {USER_CHARACTERS} at most"
+        f"the user {user[:40]!r} is not valid: it has {len(user)} characters, and at most "
+        f"{USER_CHARACTERS} are allowed"
     )
 
 
@@ -79,7 +80,8 @@ def check_tag(received: Frame, user: str, digest: str, keys: Sequence[tags.Verif
     usable = [key for key in keys if key.kind == kind]
     if not usable:
         raise SignatureError(
-            f"the frame has an {name} tag, and the policy no {name} key to check it (keys=[...], --key FILE)"
+            f"the frame has an {name} tag, but the policy has no {name} key to check it (keys=[...], "
+            "--key FILE)"
         )
     for key in usable:
         if key.verify(signed, tag):
@@ -144,16 +146,16 @@ def decode(data: bytes, size: int, digest: str, entries: Entries = ()) -> Frame:
 def head(data: bytes) -> Head:
     """Return what a frame's first bytes say. FrameError: they are none of a frame."""
     if len(data) <= HEADER_BYTES[BOUND]:
-        raise FrameError(f"{len(data)} bytes are no frame: it was cut on its way, or is something else")
+        raise FrameError(f"{len(data)} bytes are not a frame: it was cut on its way, or is something else")
     version, dtype, kind = data[0] >> 4, DTYPES[data[0] & 3], data[0] >> 2 & 3
     if version not in HEADER_BYTES:
-        raise FrameError(f"{len(data)} bytes are no frame that is read: version {version} is none of 2 to 5")
+        raise FrameError(f"{len(data)} bytes are a frame of version {version}, but this release reads 2 to 5")
     if kind not in tags.SIZES:
         raise FrameError(f"the frame's first byte {data[0]:#04x} names an unknown tag {kind}")
     if low := version >= LOW:
         named = [name for name, bits in BITS.items() if data[1] == bits]
         if not named or dtype != "int8":
-            raise FrameError(f"the frame's first bytes {data[:2].hex()} name no number of bits that is read")
+            raise FrameError(f"the frame's first bytes {data[:2].hex()} name an unknown number of bits")
         dtype = named[0]
     basis, sequence = struct.unpack_from("<4sH", data, 1 + low)
     end = HEADER_BYTES[version]
@@ -226,7 +228,9 @@ def check_day(until: int, clock: Clock) -> None:
     try:
         today = day_number(day)
     except VectorError:
-        raise VectorError(f"the device's clock says {day!s:.40}, which cannot be: set it") from None
+        raise VectorError(
+            f"the device's clock says {day!s:.40}, which is impossible: set the clock"
+        ) from None
     if today > until:
         raise ExpiredError(
             f"the vector's last day was {day_date(until)}, and today is {day_date(today)} (UTC): get a newer "

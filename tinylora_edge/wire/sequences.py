@@ -97,7 +97,7 @@ class SequenceFile(SequenceLog):
         self._path = Path(os.path.realpath(path))  # a link stays one
         self._read: bytes | None = None  # what was parsed last
         if not self._path.parent.is_dir():
-            raise FileNotFoundError(f"{self._path.parent} does not exist: make it for the state")
+            raise FileNotFoundError(f"{self._path.parent} does not exist: make this directory for the state")
         self._refresh()
 
     def find(self, source: Source) -> Accepted:
@@ -127,7 +127,8 @@ class SequenceFile(SequenceLog):
             fresh = decode(data)
         except ValueError as error:
             raise VectorError(
-                f"the state {self._path} is damaged: {error}. Restore it, or lose what it knows"
+                f"the state {self._path} is damaged: {error}. Restore it, or remove it and lose the "
+                "sequences in it"
             ) from None
         for source, accepted in fresh.items():
             self._accepted[source] = max(accepted, self._accepted.get(source, Accepted()))
@@ -151,7 +152,7 @@ def decode(data: bytes) -> dict[Source, Accepted]:
     """Return what the content of a state file says; ValueError where `encode` does not write such."""
     document = parse_json(data)
     if not isinstance(document, dict) or document.keys() != {"format", "sha256", "accepted"}:
-        raise ValueError("it is no object of format, sha256 and accepted")
+        raise ValueError("it is not an object with format, sha256 and accepted")
     if document["format"] != _FORMAT or document["sha256"] != _digest(document["accepted"]):
         raise ValueError(f"it is of another format than {_FORMAT}, or does not match its SHA-256")
     accepted: dict[Source, Accepted] = {}

@@ -62,5 +62,7 @@ def decode(text: bytes | str) -> bytes:
     whole = len(digits) - last != 1
     decoded = base64.urlsafe_b64decode(digits + b"=" * (-len(digits) % 4)) if whole else b""
     if base64.urlsafe_b64encode(decoded[last // 4 * 3 :]).rstrip(b"=") != digits[last:]:
-        raise FrameError(f"the {len(digits)} characters are no whole base64url text: it was cut on its way")
+        raise FrameError(
+            f"the {len(digits)} characters are not a complete base64url text: it was cut on its way"
+        )
     return decoded

@@ -139,7 +139,7 @@ def test_a_state_that_no_clicks_gave_is_refused_and_left(clicks: Clicks, tmp_pat
     change(content)
     path.write_text(json.dumps(content))
     damaged = path.read_bytes()
-    with pytest.raises(TrainError, match=r"me\.state .*[Rr]emove it to begin anew"):
+    with pytest.raises(TrainError, match=r"me\.state .*[Rr]emove it to start again"):
         click(clicks, path, 1)
     assert path.read_bytes() == damaged
 
@@ -155,7 +155,7 @@ def test_a_state_that_cannot_be_written_loses_nothing(clicks, tmp_path, monkeypa
             clicks.tell(path, clicked, 1)
     assert path.read_bytes() == kept
     assert clicks.tell(path, clicked, 1) != before
-    with pytest.raises(FileNotFoundError, match="missing does not exist: make it"):
+    with pytest.raises(FileNotFoundError, match="missing does not exist: make this directory"):
         clicks.tell(tmp_path / "missing" / "x.state", clicked, 1)
 
 

@@ -290,7 +290,9 @@ class TestSittings:
         ):
             with pytest.raises(TrainError, match=message):
                 RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "state", **QUICK, **other)
-        with pytest.raises(FileNotFoundError, match="missing does not exist: make it for the state"):
+        with pytest.raises(
+            FileNotFoundError, match=("missing does not exist: make this directory for the state")
+        ):
             RewardLearner(llm, PROMPTS, favoured, path=tmp_path / "missing" / "state", **QUICK)
 
     def test_a_state_knows_what_the_run_began_with(self, llm: TinyLoraLlama, tmp_path: Path) -> None:
