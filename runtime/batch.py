@@ -293,7 +293,7 @@ class Batch:
         over: SimpleQueue[tuple[W, BaseException | None]] = SimpleQueue()
         works: list[W] = list(make(lambda work, error: over.put((work, error))))
         if self._caller == threading.get_ident():
-            raise BusyError("a callback must not call its own batch: call it after the callback has ended")
+            raise BusyError("a callback must not call its own batch: wait until the running call has ended")
         with self._turn:
             left = set(works)
             self._caller = threading.get_ident()

@@ -208,7 +208,7 @@ class Weights:
         self._users = 0
 
     def own(self, vector: MicroVector) -> AdmittedVector:
-        """Return a vector of the app's own with its R. VectorError: it is of no basis, or too large."""
+        """Return a vector that the app made, with its R. VectorError: it fits no basis, or is too large."""
         return self.policy.own(vector, self.bases)
 
     # Tokens
@@ -251,7 +251,7 @@ class Weights:
 
     @cached_property
     def turn_end(self) -> int:
-        """The token that ends an answer in a chat: what the template writes behind one.
+        """The token that ends an answer in a chat: the one that the template writes after an answer.
 
         What an engine calls the end of a turn is a guess where the file does not say it: `<|endoftext|>` in
         SmolLM2, whose answers end with `<|im_end|>`. VectorError: the model has no chat template.
@@ -261,7 +261,7 @@ class Weights:
         return ends[-1] if ends else self.chat_tokenizer.eos_token
 
     def encode_answer(self, sample: Sample) -> list[int]:
-        """Return the tokens of a sample's answer, and the one that ends it: a turn, or a raw text."""
+        """Return the tokens of a sample's answer, with the token that ends the turn or the raw text."""
         tokenizer = self.chat_tokenizer
         chat = tokenizer.has_template and not sample.raw
         end = self.turn_end if chat else tokenizer.eos_token
@@ -286,7 +286,7 @@ class Weights:
     # The end
 
     def close_with(self, owner: object, *loops: Any) -> None:
-        """Close loops before the model is closed, or once their owner is dropped."""
+        """Close loops before the model is closed, or when their owner is garbage-collected."""
         with self._changed:
             self._loops.update(loops)
         finalize(owner, lambda: [loop.close() for loop in loops]).atexit = False

@@ -45,7 +45,7 @@ def load(
     engine: str | None = None,
     **engine_options: Any,
 ) -> _Model:
-    """Load a base model and apply a micro-vector to it; refusals come before the engine starts.
+    """Load a base model and apply a micro-vector to it. Bad input is refused before the engine starts.
 
     Args:
         base: a bundle directory that `tinylora-edge export` wrote, the `onnx/` directory in one, the

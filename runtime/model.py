@@ -66,7 +66,7 @@ class PersonalizedModel(Weights):
 
     @property
     def vector(self) -> AdmittedVector | None:
-        """The active micro-vector, or None for the base alone. In a `using` block it is the block's.
+        """The active micro-vector, or None for the base alone. In a `using` block, the vector of the block.
 
         Of a stack it is the last one, whose `under` holds the others. Once its last day is over, nothing is
         answered under it: a request raises an ExpiredError until another one is swapped in, or `clear`.
@@ -80,7 +80,7 @@ class PersonalizedModel(Weights):
         return None if vector is None else self.policy.in_force(vector)
 
     def swap(self, vector: VectorSource, *, user: str = "") -> AdmittedVector:
-        """Exchange the micro-vector, all or nothing, and return the one that is now active.
+        """Replace the micro-vector, all or nothing, and return the new active one.
 
         Answers that are requested from now on have it; earlier ones keep their own to the end. No answer
         uses what was computed under another vector. In a `using` block the exchange ends with the block.

@@ -59,7 +59,7 @@ _ADMITTING = 4  # threads for vectors, whose policy may wait for a file: request
 
 
 class Pool:
-    """A model that answers many tasks of one program at once, each under its own vector.
+    """A model that answers many requests of one program at once, each with its own vector.
 
         pool = runtime.Pool("bundle", policy=Policy(keys=[...]))
         answer = await pool.chat(messages, user="alice", vector=frame, max_tokens=64)
@@ -171,7 +171,7 @@ class Pool:
         return only
 
     async def streams(self, prompt: Prompt, n: int, **options: Any) -> list[AnswerStream]:
-        """Return n answers to one prompt, piece by piece. They have begun, and each draws its own numbers.
+        """Start n answers to one prompt, each with its own random numbers; return them as streams of pieces.
 
         Args:
             prompt: chat messages, or text.
@@ -265,7 +265,7 @@ class Pool:
         return self._loop.busy()
 
     def close(self) -> None:
-        """End answers in progress with a `TinyLoraError`, and free everything. Again is fine.
+        """End running answers with a `TinyLoraError`, and free all memory. A second call does nothing.
 
         It waits for the engine's current step.
         """

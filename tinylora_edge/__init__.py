@@ -1,4 +1,4 @@
-"""Personalize a frozen language model on a device with a dozen numbers.
+"""Personalize a frozen language model on a device with a vector of a few numbers.
 
 TinyLoRA (arXiv 2602.04118) changes every adapted linear layer of a model by W' = W + B R A, where A and B
 come from the SVD of W and stay frozen. R is made of a vector's numbers, 13 to 107,520 of them, which are all

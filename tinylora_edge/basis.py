@@ -24,7 +24,7 @@ MAX_NORM = 256.0
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Basis:
-    """Factors and a projection: what turns a micro-vector into a change of weights, W' = W + B R A.
+    """Factors and a projection: they turn a micro-vector into a change of the weights, W' = W + B R A.
 
     BasisError: the projection is of other modules, or acts on directions that the factors do not have.
     """
@@ -132,7 +132,7 @@ class Basis:
 
 
 class Bases(Mapping[str, Basis]):
-    """All bases that vectors of one model's factors may be points of, by their ids: what `basis.gguf` holds.
+    """All bases that vectors of one model may belong to, by their ids: the content of `basis.gguf`.
 
     They are the entries of every square R; every projection that is stored or named in the file; where Q >= 2
     the paper's tiled ones of 1 to M numbers; and the entries of every other R, p x q with p <= P and q <= Q.
@@ -186,7 +186,8 @@ class Bases(Mapping[str, Basis]):
 
     @property
     def id(self) -> str:
-        """The first 4 bytes of the factors' digest in hexadecimal: where a model's vectors are published."""
+        """The first 4 bytes of the factors' digest in hexadecimal: the folder in which vectors are
+        published."""
         return self.factors.digest[:8]
 
     @property
@@ -195,7 +196,7 @@ class Bases(Mapping[str, Basis]):
         return max([self.factors.numbers(self.factors.shape), *(p.size for p in self.projections)])
 
     def basis(self, *, numbers: int | None = None, rank: int | Shape | None = None) -> Basis:
-        """Return the basis of so many numbers, or of all entries of R; one of the two is given.
+        """Return the basis of `numbers` numbers, or of all entries of R of a rank; pass one of the two.
 
         With n numbers it is the last of the stored projections that have n, or the paper's tiled one. A rank
         is k, of R k x k, or (p, q).
@@ -219,7 +220,8 @@ class Bases(Mapping[str, Basis]):
         raise BasisError(f"no projection has {numbers} numbers: {advice}")
 
     def of(self, vector: Any) -> Basis:
-        """Return the basis of a micro-vector: the one it names, else the one of so many numbers, or entries.
+        """Return the basis that a micro-vector names; if it names none, the one that its numbers or entries
+        fit.
 
         BasisMismatchError: it names one that is not here. VectorError: no basis has so many numbers.
         """
@@ -238,7 +240,7 @@ class Bases(Mapping[str, Basis]):
             raise VectorError(f"the vector fits no basis: {error}") from None
 
     def of_frame(self, data: bytes) -> Basis:
-        """Return the basis that the bytes of a frame name; nothing of them is verified.
+        """Return the basis that a frame names, without verifying the frame.
 
         FrameError: they are no frame. BasisMismatchError: the basis is not here.
         """
@@ -249,16 +251,16 @@ class Bases(Mapping[str, Basis]):
         return found
 
     def with_projection(self, projection: Projection) -> Bases:
-        """Return these bases with a projection as the last one, new or moved there. Errors: the class's."""
+        """Return these bases with a projection added, or moved, to the end. Errors: those of the class."""
         others = (each for each in self.projections if each.descriptor != projection.descriptor)
         return Bases(self.factors, (*others, projection), self.fingerprints)
 
     def with_fingerprint(self, fingerprint: str) -> Bases:
-        """Return these bases with one more deployed form of the model listed."""
+        """Return these bases with the fingerprint of one more deployed form of the model."""
         return Bases(self.factors, self.projections, (*self.fingerprints, fingerprint))
 
     def known(self) -> str:
-        """Return which vectors these bases take, in words."""
+        """Return a text that says which vectors these bases take."""
         factors, modules = self.factors, len(self.factors.modules)
         numbers = f"{modules:,} to {factors.numbers(factors.shape):,} numbers"
         ranks = f"all entries of rank 1 to {shape_name(factors.shape)} ({numbers})"

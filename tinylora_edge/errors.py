@@ -25,7 +25,7 @@ class VectorError(TinyLoraError, ValueError):
 
 
 class FrameError(VectorError):
-    """The bytes are no frame that fits the basis."""
+    """The bytes are not a frame that fits the basis."""
 
 
 class ChecksumError(VectorError):
@@ -61,7 +61,7 @@ class BaseMismatchError(BasisError):
 
 
 class CorruptBasisError(BasisError):
-    """A file of side tensors is truncated, damaged, or not one at all."""
+    """A file is not a file of side tensors, or is truncated or damaged."""
 
 
 class ExportError(TinyLoraError):
@@ -77,23 +77,23 @@ class UnsupportedModelError(ExportError):
 
 
 class TrainError(TinyLoraError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 class TransferError(TinyLoraError):
-    """A vector could not be published or fetched; what was there, on either side, stays."""
+    """A vector could not be published or fetched; the files on both sides stay as they were."""
 
 
 class TrustError(TinyLoraError, ValueError):
-    """A bundle is not as one of the trusted keys signed it."""
+    """A bundle does not match a signature of a trusted key."""
 
 
 class BusyError(TinyLoraError):
-    """A callback of a generation asked its own model for something, which would wait for itself."""
+    """A callback of a generation called its own model, which would wait for itself."""
 
 
 class OverloadError(TinyLoraError):
-    """More requests wait for an answer than a pool or a server lets wait; ask again later."""
+    """Too many requests wait in a pool or a server; ask again later."""
 
 
 class StoreError(TinyLoraError):
@@ -110,11 +110,11 @@ class RequestError(TinyLoraError, ValueError):
 
 
 class OptionError(TinyLoraError, TypeError):
-    """A call has an option that it does not take, or one that does not go with the others."""
+    """A call has an unknown option, or options that exclude each other."""
 
 
 class MissingExtraError(TinyLoraError, ImportError):
-    """A feature needs a package that is not installed; the message is the pip command that brings it."""
+    """A feature needs a package that is not installed; the message has the pip command that installs it."""
 
     def __init__(self, feature: str, package: str, extra: str) -> None:
         super().__init__(feature, package, extra)

@@ -94,12 +94,12 @@ class Factors:
 
     @cached_property
     def outputs(self) -> int:
-        """P, left directions of the modules that have most: as many as the rank, or more."""
+        """P, the most outputs that a module has: the rank, or more."""
         return max((b.shape[-1] for b in self.b if b.ndim), default=0)
 
     @cached_property
     def rows(self) -> tuple[int, ...]:
-        """Left directions of each module: P, or fewer where its weight has no more."""
+        """Outputs of each module: P, or fewer if its weight has fewer."""
         return tuple(b.shape[-1] for b in self.b)
 
     @property
@@ -113,13 +113,13 @@ class Factors:
         return len(self.modules) * self.outputs * self.rank
 
     def numbers(self, shape: Shape) -> int:
-        """Return how many entries R of a shape has, without rows of zeros."""
+        """Return the number of entries of an R of a shape, without rows of zeros."""
         p, q = shape
         return sum(min(p, own) for own in self.rows) * q
 
     @cached_property
     def sizes(self) -> dict[str, Shape]:
-        """Shapes of R that a user chooses between by the bytes of a frame (docs/SIZES.md).
+        """The shapes of R by their names: small, medium, large and full (docs/SIZES.md).
 
         `large` has the outputs that pay on a model of this width, `full` all that there are.
         """
@@ -130,7 +130,7 @@ class Factors:
 
     @property
     def dtype(self) -> str:
-        """What A and B are stored in: `f32` or `f16`."""
+        """The type in which A and B are stored: `f32` or `f16`."""
         return {4: "f32", 2: "f16"}[self.a[0].itemsize]
 
     @property
@@ -140,7 +140,7 @@ class Factors:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 in hexadecimal over what the factors are, as stored (docs/FORMAT.md, "Digests")."""
+        """SHA-256 in hexadecimal over the factors as stored (docs/FORMAT.md, "Digests")."""
         total = hashlib.sha256(b"tinylora factors 2\n")
         total.update(packed_text(self.architecture) + packed_text(self.factorization))
         total.update(struct.pack("<II", self.rank, len(self.modules)))

@@ -189,7 +189,8 @@ class Projection(ABC):
 
     @staticmethod
     def random(modules: Sequence[str], groups: int = NUMBERS, rank: int = RANK) -> Projection:
-        """Return the paper's, tiled: R[m] = v[floor(m G / M)] P[m] for module m of M, with P of `project`.
+        """Return the paper's projection, tiled: R[m] = v[floor(m G / M)] P[m] for module m of M, P from
+        `project`.
 
         `groups` is G = n, from 1 to M, `rank` k. BasisError: the modules are not in canonical order, or a
         number is out of its range.
@@ -205,7 +206,7 @@ class Projection(ABC):
     def learned(
         modules: Sequence[str], p: ArrayLike, prior: tuple[ArrayLike, ArrayLike] | None = None
     ) -> Projection:
-        """Return one of stored directions p, float32 [n, M, k, k]: R[m] = sum_i v[i] p[i, m].
+        """Return the projection along stored directions p, float32 [n, M, k, k]: R[m] = sum_i v[i] p[i, m].
 
         `prior` is mean [n] and covariance [n, n] of the vectors that people want. BasisError: p has another
         shape, is too large or not finite, or the prior does not fit.
@@ -231,7 +232,7 @@ class Projection(ABC):
 
     @staticmethod
     def entries(modules: Sequence[str], rank: int | Shape, rows: Sequence[int] = ()) -> Projection:
-        """Return the one whose v is R, module by module, row by row: n = M p q.
+        """Return the projection whose v is R itself, module by module, row by row: n = M p q.
 
         A rank is k, for p = q = k, or (p, q). `rows` are how many each module has at most (`Factors.rows`):
         where it has fewer than p, v has its own alone, and R ends in zeros. BasisError: a number is out of
@@ -241,7 +242,7 @@ class Projection(ABC):
 
     @staticmethod
     def read(descriptor: str, modules: Sequence[str]) -> Projection:
-        """Return the random projection that a descriptor names; BasisError where it names none."""
+        """Return the random projection of a descriptor. BasisError: it describes none."""
         found = _RANDOM.fullmatch(descriptor)
         if found is None:
             raise BasisError(
@@ -270,7 +271,7 @@ class Projection(ABC):
 
     @property
     def kind(self) -> str:
-        """`random`, `learned` or `entries`: a word for people."""
+        """`random`, `learned` or `entries`, for messages."""
         return self.descriptor.partition(" ")[0]
 
     @abstractmethod

@@ -90,7 +90,7 @@ class MicroVector:
         until: date | None = None,
         sequence: int | None = None,
     ) -> bytes:
-        """Return the frame of this vector. Its bytes are there already, and are only signed.
+        """Return the frame of this vector. Its values are encoded already; this adds header and tag.
 
         Args:
             basis: that of the vector.
@@ -144,7 +144,7 @@ class MicroVector:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AdmittedVector(MicroVector):
-    """A micro-vector as engines take it: its R, and who vouches for it.
+    """A checked micro-vector, as engines take it: with its R, and the key that verified it.
 
     `Policy.check` makes it of bytes, `Policy.own` of a vector of the app's; every later layer carries it.
     It equals a vector that names its basis. What `dataclasses.replace` makes of it is admitted no longer.
@@ -167,7 +167,7 @@ class AdmittedVector(MicroVector):
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 of R: the same for whatever does the same to the model."""
+        """SHA-256 of R: equal for vectors that change the model equally."""
         return hashlib.sha256(repr(self.r.shape).encode() + self.r.tobytes()).digest()
 
     @classmethod
@@ -262,7 +262,7 @@ class Policy:
     def verified(
         self, data: bytes, known: Basis | Bases, *, user: str = "", beneath: int = 0
     ) -> AdmittedVector:
-        """Return what `check` does, by every rule but the sequence's: who calls this compares its mark."""
+        """Return what `check` returns, but leave the sequence unchecked: the caller compares its mark."""
         basis = known if isinstance(known, Basis) else known.of_frame(data)
         received = frame.decode(data, basis.size, basis.digest, basis.entries)
         key = frame.check_tag(received, user, basis.digest, self._keys)
@@ -311,7 +311,7 @@ class Policy:
         return made if vector.under is None else self.stacked(self.own(vector.under, known), made)
 
     def stacked(self, under: AdmittedVector, vector: AdmittedVector) -> AdmittedVector:
-        """Return a vector with another one beneath it: R is the sum of both, in the larger shape.
+        """Return a vector with another one beneath it. Its R is the sum of both, in the larger shape.
 
         Leading directions nest: a smaller R is the corner of a larger one.
 
@@ -344,7 +344,7 @@ class Policy:
     def admit(
         self, data: bytes, known: Basis | Bases, *, user: str = "", beneath: int = 0
     ) -> Iterator[AdmittedVector]:
-        """Check bytes, give the vector to a block that applies it, and record it once that is done.
+        """Check bytes, yield the vector to a block that applies it, and record it after the block.
 
             with policy.admit(data, known, user="alice") as vector:
                 apply(vector)
@@ -357,7 +357,7 @@ class Policy:
         self.record(vector)
 
     def record(self, vector: AdmittedVector) -> None:
-        """Remember that a vector which `check` returned was applied; with a state file, durably.
+        """Record that a vector from `check` was applied; with a state file, durably.
 
         RollbackError: another thread or process recorded a later vector of the user meanwhile, or another one
         with this sequence: the caller takes back what it did. VectorError: the state file is damaged.
@@ -366,7 +366,8 @@ class Policy:
         self._log.record(*vector.mark)
 
     def highest(self, factors: Factors, *, key: str = "", user: str = "") -> int:
-        """Return the highest sequence accepted of a user under a key; 0 for none. It raises as `record`."""
+        """Return the highest sequence accepted from a user under a key; 0 if there is none. Errors: see
+        `record`."""
         return self._log.find((factors.digest, key, user)).sequence
 
 

@@ -41,7 +41,7 @@ _DRAWN = 4  # answers drawn for a pair, of which two that differ are returned
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """An answer that a user may click on.
+    """An answer that a user may rate with a click.
 
     Attributes:
         prompt: token ids.
@@ -59,7 +59,7 @@ class SampledAnswer:
 
 
 class Clicks:
-    """A learner of many users' vectors from their clicks, by forward passes alone.
+    """Learns the vectors of many users from their clicks, by forward passes alone.
 
     A click costs 2 n evaluations of its prompt and answer, n being the number of values: they give the
     direction in which the answer becomes likelier, and the click is evidence about it (`posterior.py`). So do
@@ -99,7 +99,7 @@ class Clicks:
         self._lock = threading.Lock()
 
     def vector(self, path: str | PathLike[str]) -> MicroVector:
-        """Return what a user's vector should be now; its sequence rises with every click.
+        """Return a user's current vector; its sequence rises with every click.
 
         Args:
             path: of the user's state, which need not exist yet.
@@ -156,7 +156,7 @@ class Clicks:
         *,
         scored: Callable[[int, int], None] = lambda done, total: None,
     ) -> MicroVector:
-        """Learn that a user liked an answer (+1), or did not (-1); return what their vector should be now.
+        """Learn that a user liked an answer (+1) or did not (-1); return their new vector.
 
         Tell about each answer once.
 
@@ -180,7 +180,7 @@ class Clicks:
             return self._keep(path, posterior)
 
     def prefer(self, path: str | PathLike[str], better: SampledAnswer, worse: SampledAnswer) -> MicroVector:
-        """Learn which of two answers to one prompt a user preferred; return what their vector should be now.
+        """Learn which of two answers to one prompt a user preferred; return their new vector.
 
         Args:
             path: of the user's state.

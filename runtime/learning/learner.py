@@ -76,7 +76,7 @@ class TuneSettings:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best vector that was found so far, and what it took.
+    """The best vector that was found so far, with its scores, steps, tokens and seconds.
 
     Attributes:
         vector: the best one; the start where nothing was better.
@@ -105,7 +105,7 @@ class Tuned:
 
 
 class RewardLearner:
-    """A learner of v on the device from rewards of its answers, in one sitting or many.
+    """Learns v on the device from the rewards of its answers, in one run or several.
 
     Between two steps everything is in `state`, so an app may give it idle minutes: `run` goes on where the
     last one ended, and with a `path` so does another process.
@@ -202,11 +202,11 @@ class RewardLearner:
         self._search = Search.restored(self.state.search, size, self._seed, population)
 
     def stop(self) -> None:
-        """End the sitting after the step at hand; safe to call from a signal handler or another thread."""
+        """End the run after the current step; safe to call from a signal handler or another thread."""
         self._stop = True
 
     def run(self, budget: Budget | float | str) -> Tuned:
-        """Learn until the budget is spent, or nothing is left to find.
+        """Learn until the budget is spent, or no better vector can be found.
 
         Args:
             budget: seconds, a text such as `5m` or `80ktokens`, or a `Budget`. What the last check will take

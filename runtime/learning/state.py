@@ -35,7 +35,7 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Budget:
-    """The seconds and tokens that one sitting may spend; the first to run out ends it.
+    """The seconds and tokens that a run may spend; it ends when one of them is used up.
 
     Attributes:
         seconds: of wall time, pauses aside; None for no limit.

@@ -58,7 +58,7 @@ class _Model(LlamaModel):
 
 
 class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
-    """A `llama_cpp.Llama`, all of it, with a micro-vector; `tinylora_edge.runtime.load` makes one.
+    """A complete `llama_cpp.Llama` with a micro-vector; `tinylora_edge.runtime.load` makes one.
 
     Calls and streams of any threads take turns in one thread, each under the vector that was active when it
     was made. Another vector empties the KV cache, the prefix cache and a `LlamaCache`.
@@ -226,7 +226,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     if not TYPE_CHECKING:  # its type is that of `llama_cpp.Llama`
 
         def create_chat_completion(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
-            """As `llama_cpp.Llama.create_chat_completion`; special tokens that messages spell are text.
+            """As `llama_cpp.Llama.create_chat_completion`; special tokens in messages are read as plain text.
 
             VectorError: the model's chat template does not render the messages.
             """
@@ -242,7 +242,7 @@ class TinyLoraLlama(PersonalizedModel, llama_cpp.Llama):
     # What computes with the context is a job of its thread.
 
     def generate(self, tokens: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `llama_cpp.Llama.generate`; nothing can be sent to what it returns.
+        """As `llama_cpp.Llama.generate`; the generator that it returns takes no `send`.
 
         TinyLoraError: the prompt is empty.
         """

@@ -1,4 +1,4 @@
-"""Measuring: what a vector is worth where it will be used, and what a prompt is worth in its place.
+"""Measuring: how much a vector gains in the deployed model, and how much a prompt would gain instead.
 
     from tinylora_edge import eval
     base, own = (eval.evaluate(batch, task, vector) for vector in (None, llm.vector))

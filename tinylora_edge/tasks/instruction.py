@@ -22,7 +22,7 @@ _SHOWN = 40  # characters of a value
 
 
 def instruction(task: Task) -> str | None:
-    """Return what to say before a task's prompts; None where its answers show nothing that can be said.
+    """Return an instruction for a task's prompts, or None if the answers do not suggest one.
 
     Answers that call tools need none: the prompt describes the tools.
     """

@@ -64,7 +64,7 @@ def load_task(
     max_tokens: int | None = None,
     temperature: float | None = None,
 ) -> Task:
-    """Return a task, the same one for the same arguments on every machine.
+    """Return a task. The same arguments give the same task on every machine.
 
     Args:
         name_or_path: one of `BUILTIN`, or the path of a JSONL, CSV or text file (see `files`).
@@ -157,7 +157,7 @@ def _schema(
 
 
 def read_schema(schema: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the JSON schema of a file; a TrainError says that there is none."""
+    """Return the JSON schema in a file. TrainError: the file has none."""
     try:
         value = read_json(schema)
     except OSError as error:

@@ -81,7 +81,7 @@ class Sample:
 
     @classmethod
     def of(cls, prompt: Prompt | Sample, *, raw: bool = False) -> Sample:
-        """Return text, or chat messages, which are copied, as a sample; a sample is returned as it is."""
+        """Return a text or chat messages (copied) as a sample; a sample is returned unchanged."""
         if isinstance(prompt, Sample):
             return prompt
         copied = prompt if isinstance(prompt, str) else tuple(dict(message) for message in prompt)
@@ -95,12 +95,13 @@ class Sample:
 
     @property
     def unprompted(self) -> bool:
-        """Whether it is a text without a prompt, learned as it is: its `answer`, which begins a sequence."""
+        """Whether the sample is a text without a prompt. The text is its `answer`, at the start of a
+        sequence."""
         return self.raw and not self.prompt and self.answer is not None
 
     @property
     def text(self) -> str:
-        """The prompt's words alone: what an answer could echo. Messages are joined by newlines.
+        """The words of the prompt, which an answer could echo. Messages are joined by newlines.
 
         What has no prompt is known by its answer.
         """

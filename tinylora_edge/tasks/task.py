@@ -96,7 +96,7 @@ class Task:
         )
 
     def scores(self, completions: Sequence[Completion], samples: Sequence[Sample]) -> list[float]:
-        """The rewards of completions, one a sample."""
+        """Return the rewards of completions, one for each sample."""
         return [self.score(*each) for each in zip(completions, samples, strict=True)]
 
     def _where(self, completion: Completion, sample: Sample) -> str:
@@ -110,7 +110,7 @@ def _short(text: str) -> str:
 
 @dataclass(frozen=True)
 class Preamble:
-    """The start of every request: nothing, a system prompt, samples with answers as examples, or both."""
+    """Messages that begin every request: none, a system prompt, samples with answers as examples, or both."""
 
     system: str | None = None
     examples: tuple[Sample, ...] = ()
@@ -131,7 +131,7 @@ class Preamble:
         return {"system": self.system, "examples": examples}
 
     def before_task(self, task: Task) -> Task:
-        """Return a task all of whose prompts begin with the preamble; its reward is the same.
+        """Return the task with the preamble before each prompt, and the same reward.
 
         A vector that is trained on it is used behind this preamble, and its gain is over the preamble alone.
         Training prompts that are shown as examples are left out.
@@ -158,7 +158,7 @@ class Preamble:
         )
 
     def before(self, sample: Sample) -> Sample:
-        """Return a sample whose prompt has the preamble before it; everything else of it stays.
+        """Return the sample with the preamble before its prompt; the rest is unchanged.
 
         A system prompt of its own stands behind the preamble's, in one message; those of examples are left
         out. A text without a prompt has other texts before it. A raw sample has no place for anything

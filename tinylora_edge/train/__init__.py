@@ -1,4 +1,4 @@
-"""The host side of a vector: GRPO or SFT finds its numbers, evaluation proves them.
+"""The host side of a vector: SFT or GRPO finds its numbers, and evaluation measures them.
 
 `train` runs a task on a bundle and writes a frame. The parts are there for those who run their own loop:
 `Adapter` puts a basis into a transformers model, `Learner` turns scored completions into a gradient of v,

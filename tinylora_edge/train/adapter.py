@@ -92,12 +92,12 @@ class Adapter(nn.Module):
             self.v.copy_(torch.from_numpy(self.basis.values(v).copy()))
 
     def vector(self) -> MicroVector:
-        """Return v as a micro-vector, on what lies beneath it."""
+        """Return v as a micro-vector, on the vector beneath it."""
         values = self.v.detach().cpu().numpy().copy()
         return MicroVector(values, basis=self.basis.digest, under=self.under)
 
     def R(self) -> Tensor:
-        """R of every module from the present v and what lies beneath: [M, p, q], differentiable."""
+        """R of every module from the current v and the vectors beneath it: [M, p, q], differentiable."""
         own: Tensor = Projected.apply(self.v, self.basis.projection)
         return _padded(own, *self.beneath.shape[1:]) + self.beneath.to(own)
 

@@ -114,7 +114,7 @@ class Learner:
             model.set_attn_implementation(BY_BLOCKS)
 
     def close(self) -> None:
-        """End the threads, and what they compute; the adapter is another learner's to use then."""
+        """End the threads and their work; another learner may then use the adapter."""
         before, self.adapter.until = self.adapter.until, -math.inf
         self._pool.shutdown(cancel_futures=True)
         self.adapter.until = before
@@ -179,7 +179,7 @@ class Learner:
         return outputs[0, deciding]
 
     def measure(self, groups: Sequence[Group]) -> list[Tensor]:
-        """Return the log-probabilities of each group under the present v, without a gradient."""
+        """Return the log-probabilities of each group under the current v, without a gradient."""
 
         def run(chosen: Sequence[Group]) -> list[Tensor]:
             with torch.no_grad():

@@ -46,7 +46,7 @@ LAST_SEQUENCE = 0xFFFF
 
 @dataclass(frozen=True, kw_only=True)
 class UserResult:
-    """What became of a user, as a line of the report has it.
+    """The result for one user: a line of the report.
 
     Attributes:
         user: their name.
@@ -128,7 +128,7 @@ def train_many(
     record: str | PathLike[str] | None = None,
     report: Report = lambda metrics: None,
 ) -> Iterator[UserResult]:
-    """Learn a vector of each user's texts on a shared one, and yield what became of each, as it is done.
+    """Learn a vector from each user's texts, on a shared vector, and yield each user's result as it is done.
 
     A user's frame is bound to their name, and its sequence is above that of what they have. A user whose
     texts have not changed since is left alone. What fails of one user (data, too few texts, a crash) is in
@@ -270,7 +270,7 @@ class _ManyUsers:
                 stack.enter_context(locked(record, wait=False, keep=False))
             except BlockingIOError:
                 raise TrainError(
-                    f"another run writes {record}: wait for it, or choose another output place"
+                    f"another run writes {record}: wait for it, or choose another place"
                 ) from None
             known = _Known(record)
             done = known.of_this_run(self._there) if resume else set()

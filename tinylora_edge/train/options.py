@@ -127,7 +127,7 @@ class Options:
             )
 
     def basis(self, bases: Bases) -> Basis:
-        """Return the basis that a run trains in; BasisError where there is none of its rank or numbers."""
+        """Return the basis that a run trains in. BasisError: none has its rank or numbers."""
         rank = self.rank
         if rank is None and self.numbers is None:
             rank = bases.factors.sizes["large"]
@@ -140,7 +140,7 @@ class Options:
         return basis
 
     def rehearses(self, method: str | None) -> bool:
-        """Return whether a method's loss holds v to the base."""
+        """Return whether the loss of a method pulls v towards the base."""
         return method == "sft" if self.keep is None else self.keep
 
     def framed(self, vector: MicroVector, basis: Basis) -> MicroVector:
@@ -149,7 +149,7 @@ class Options:
         return replace(vector, dtype=dtype, sequence=self.sequence, entries=basis.entries)
 
     def split(self, task: Task) -> tuple[list[Sample], list[Sample]]:
-        """Return the samples to choose the vector by, and those to learn from.
+        """Return the samples that choose the vector, and the samples to learn from.
 
         The choice depends on the prompts alone, not on their order, which often is one by answer.
 
@@ -179,7 +179,8 @@ class Options:
         )
 
     def record(self) -> dict[str, Any]:
-        """Return the options for JSON: SHA-256 of what is bytes and of a start's values, and ids of keys."""
+        """Return the options as JSON, with SHA-256 in place of bytes and of a start's values, and ids in
+        place of keys."""
         values = np.array(self.start or (), "<f4").tobytes()
         data = {"start": values, "under": self.under, "whitening": self.whitening}
         hashed = {name: hashlib.sha256(each).hexdigest() if each else None for name, each in data.items()}
@@ -281,16 +282,16 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """Seconds that those took, with their validations."""
+        """Seconds that these steps took, with their validations."""
         return sum(phase.seconds for phase in self.phases)
 
     @property
     def stopped(self) -> str:
-        """Why the last phase that began ended: see `Phase`."""
+        """Why the last phase ended (see `Phase`)."""
         return next(phase.stopped for phase in reversed(self.phases) if phase.stopped != "left out")
 
     def record(self) -> dict[str, Any]:
-        """Return it as the manifest has it, beside the vector."""
+        """Return the result as the record beside the vector has it."""
         names = "start_score", "best_score", "best_step", "steps", "stopped"
         return {name: getattr(self, name) for name in names} | {"phases": [*map(asdict, self.phases)]}
 

@@ -101,7 +101,7 @@ def fitted_lr(
 
 
 class Trainer:
-    """The loop that trains v, which the learner's adapter holds, by the method of the options.
+    """The loop that trains v, held by the learner's adapter, with the method in the options.
 
     `answers` are those to learn from, and to the validation prompts, which are not trained on
     (`Options.split`). Where `checkpoint` exists it goes on from there: `identity` is what both must share.
@@ -154,11 +154,11 @@ class Trainer:
         self._once = 0.0  # seconds of a step that no other one takes again
 
     def stop(self) -> None:
-        """End the run after the step at hand, its state saved; safe to call from a signal handler."""
+        """End the run after the current step and save its state; safe to call from a signal handler."""
         self._stop = True
 
     def run(self, report: Report = lambda metrics: None) -> tuple[MicroVector, Phase]:
-        """Train until the budget is used, nothing gets better, or `stop`.
+        """Train until the budget is used up, nothing gets better, or `stop` is called.
 
         Where all answers of each group had the same reward (`no signal`), or nothing was better than the
         start, the vector is the start. A step that still runs a quarter past the minutes is given up.

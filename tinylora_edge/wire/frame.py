@@ -55,8 +55,8 @@ def message(user: str, digest: bytes, body: bytes) -> bytes:
         if len(user) <= USER_CHARACTERS:
             return hashlib.sha256(b"tinylora stream 2\n" + user.encode()).digest() + digest + body
     raise FrameError(
-        f"the user {user[:40]!r} is not valid: it has {len(user)} characters, and at most "
-        f"{USER_CHARACTERS} are allowed"
+        f"the user {user[:40]!r} is not valid: it has {len(user)} characters, where "
+        f"at most {USER_CHARACTERS} of valid Unicode are allowed"
     )
 
 
@@ -149,7 +149,7 @@ def head(data: bytes) -> Head:
         raise FrameError(f"{len(data)} bytes are not a frame: it was cut on its way, or is something else")
     version, dtype, kind = data[0] >> 4, DTYPES[data[0] & 3], data[0] >> 2 & 3
     if version not in HEADER_BYTES:
-        raise FrameError(f"{len(data)} bytes are a frame of version {version}, but this release reads 2 to 5")
+        raise FrameError(f"{len(data)} bytes are not a frame that is read: version {version}, not 2 to 5")
     if kind not in tags.SIZES:
         raise FrameError(f"the frame's first byte {data[0]:#04x} names an unknown tag {kind}")
     if low := version >= LOW:

@@ -23,7 +23,7 @@ _HMAC_KEY_BYTES = 16  # the least that RFC 2104's advice allows in practice; 32 
 
 
 class Crc32:
-    """A checksum, which finds damage and proves nothing about the sender."""
+    """A checksum, which detects damage but proves nothing about the sender."""
 
     kind = CRC32
 
@@ -33,7 +33,7 @@ class Crc32:
 
 
 class Hmac:
-    """HMAC-SHA-256 (RFC 2104) cut to 8 bytes: whoever holds the key can make frames and check them.
+    """HMAC-SHA-256 (RFC 2104) cut to 8 bytes: anyone who has the key can both make and check frames.
 
     Args:
         key: the shared secret, at least 16 bytes.
@@ -57,7 +57,7 @@ class Hmac:
 
     @classmethod
     def from_hex(cls, text: str | bytes) -> Hmac:
-        """Return the key in hexadecimal digits. SignatureError: they are none, or the key is too short."""
+        """Return the key that hexadecimal digits spell. SignatureError: other characters, or too few."""
         digits = "".join((text.decode("ascii", "replace") if isinstance(text, bytes) else text).split())
         if len(text) > PEM_BYTES or not re.fullmatch("(?:[0-9a-fA-F]{2})+", digits):
             raise SignatureError(
@@ -76,7 +76,7 @@ class Hmac:
 
 
 class Ed25519Signer:
-    """Ed25519 signatures (RFC 8032) under a private key, its seed of 32 bytes.
+    """Signs with Ed25519 (RFC 8032) under a private key, a seed of 32 bytes.
 
     Attributes:
         public_key: the 32 bytes that devices need.
@@ -97,7 +97,8 @@ class Ed25519Signer:
 
     @classmethod
     def from_pem(cls, text: str | bytes) -> Ed25519Signer:
-        """Return the signer of a private key in PEM (PKCS #8). SignatureError: none is there in the clear."""
+        """Return the signer of an unencrypted private key in PEM (PKCS #8). SignatureError: the text has
+        none."""
         return cls(_read_pem(text, "PRIVATE KEY").private_bytes_raw())
 
     def pem(self) -> tuple[str, str]:
