@@ -36,7 +36,7 @@ def test_chat_in_a_pipe(process: Cli, smollm2_bundle: Path, answer: Callable[...
     assert result.stdout == "\n".join([a, b, c, d, ""])
     assert result.stderr.splitlines() == [
         f"vector: 840 bf16 values, norm {second.norm:.4g}, sequence 1",
-        "the base, without a vector",
+        "the base, with no vector",
         "the conversation is forgotten",
     ]
 
@@ -49,10 +49,10 @@ def test_chat_ends_at_the_end_of_input_and_at_the_first_error(cli: Cli, smollm2_
         ("/vectr x", "'/vectr x'", "/help"),
         ("/save", "/save FILE"),
         ("/save x.bin", "no vector to save", "/like"),
-        ("/save -", "stdout carries the answers"),
-        ("/like", "no answer to like"),
+        ("/save -", "stdout is used for the answers"),
+        ("/like", "no answer to rate"),
         ("/vector /no/such/file\nHello", "/no/such/file"),
-        ("/vector -", "stdin carries the conversation"),
+        ("/vector -", "stdin is used for the conversation"),
     ):
         cli(*chat, stdin=f"{line}\n".encode()).refused(*parts)
     cli(*chat, "--vector", "-").misused("--vector")

@@ -92,7 +92,7 @@ def test_what_names_no_basis_of_the_bundle(cli, smollm2_bundle, basis, trained):
     cli("inspect", trained, smollm2_bundle).refused(
         trained.read_bytes()[1:5].hex(), basis.factors.digest[:8], sizes
     )
-    cli("inspect", "-", smollm2_bundle, stdin=bytes(26)).refused("26 bytes are no frame")
+    cli("inspect", "-", smollm2_bundle, stdin=bytes(26)).refused("26 bytes are not a frame")
     cli("inspect", smollm2_bundle, smollm2_bundle).misused("only a vector")
     cli("inspect", trained, "--user", "al").misused("BUNDLE")
 

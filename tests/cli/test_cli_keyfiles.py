@@ -67,7 +67,7 @@ def test_a_bundle_is_inspected_and_run(cli: Cli, ready: Path) -> None:
     assert "verified True, files 3" in cli("inspect", bundle, *key).done()
     assert "verified False" in cli("inspect", bundle).done()
     cli("inspect", bundle, "--key", f"{ready / 'other'}.pub").refused("does not verify under")
-    cli("inspect", bundle / "basis.gguf", *key).misused("a basis alone is not signed")
+    cli("inspect", bundle / "basis.gguf", *key).misused("a basis alone has no signature")
     run = ("run", bundle, "--threads", 1, "--max-tokens", 2, "--state", ready / "state", "The moon")
     assert cli(*run, "--bundle-key", f"{ready / 'key'}.pub").done()
     for command in (run, ("serve", bundle)):

@@ -113,5 +113,5 @@ def test_what_no_answer_can_keep_to(cli: Cli, bundle: Path, labels: Path, tmp_pa
         cli(*command, "--schema", bad).refused("llguidance makes no grammar of this schema")
         cli(*command, "--schema", broken).refused("broken.json: not JSON")
         cli(*command, "--schema", tmp_path / "none").refused("none", "No such file")
-    cli("run", bundle, "x", "--schema", "label").refused("--schema label", "give a file")
+    cli("run", bundle, "x", "--schema", "label").refused("--schema label", "pass a file")
     assert sorted(tmp_path.iterdir()) == sorted([*before, bad, broken])

@@ -23,7 +23,7 @@ def test_nobody_else_is_answered_without_keys(cli: Cli, tiny_bundle: Path) -> No
     [
         ("", ("has no API key",)),
         ("short", ("line 1", "8 to 512 printable ASCII characters")),
-        ("# fine\nlong-enough ../x", ("line 2", "no name of a user")),
+        ("# fine\nlong-enough ../x", ("line 2", "not a valid user")),
     ],
 )
 def test_files_of_keys_that_are_none(cli, tiny_bundle, tmp_path, content, parts):
@@ -65,7 +65,7 @@ def test_vectors_that_no_page_begins_with(cli: Cli, tiny_bundle: Path, tmp_path:
     for data, part in (
         (vector.to_bytes(basis, Hmac(bytes(32))), "HMAC"),
         (vector.to_bytes(basis)[:-1] + b"?", "checksum"),
-        (b"", "0 bytes are no frame"),
+        (b"", "0 bytes are not a frame"),
     ):
         (tmp_path / "v").write_bytes(data)
         cli("play", tiny_bundle, "--vector", tmp_path / "v", "--no-open").refused(part)

@@ -115,7 +115,7 @@ def test_train_alone(cli, tiny, task, tmp_path):
     cli(*run).refused("v.bin exists already")
     (tmp_path / "v.bin").unlink()
     cli(*run).refused("v.bin.json exists already")
-    cli("train", *run[1:3], *REWARD, "-o", page).misused("name it v.bin")
+    cli("train", *run[1:3], *REWARD, "-o", page).misused("such as v.bin")
     cli("tune", *run[1:5], "-o", tmp_path / "v.bin").refused("v.bin.json exists already")
     cli("train", tiny / "bundle", *task, "-o", "-").misused("stdout cannot take")
 
@@ -200,7 +200,7 @@ def test_scores_are_not_lost_where_the_drift_has_no_room(cli, task, tmp_path):
 def test_bad_input(cli, tiny, task, tmp_path):
     train = ("train", tiny / "bundle", *task, "-o", tmp_path / "v.bin")
     cli(*train, "--examples", 500).refused("500 worked examples", "ask for fewer")
-    cli("eval", tiny / "bundle", *task, "--drift").misused("name it with --vector")
+    cli("eval", tiny / "bundle", *task, "--drift").misused("pass --vector")
     cli("eval", tiny / "bundle", *task, "--vector", tmp_path / "none").refused("none: No such file")
     for command in ("train", "eval", "tune"):
         output = () if command == "eval" else ("-o", tmp_path / "v.bin")

@@ -182,7 +182,7 @@ class TestBases:
         for basis in map(bases.__getitem__, bases):
             assert bases.of_frame(MicroVector.random(basis, 1).to_bytes(basis)) is basis
         for data in (b"", b"x", bytes(24), bytes(3)):
-            with pytest.raises(FrameError, match=f"{len(data)} bytes are no frame"):
+            with pytest.raises(FrameError, match=f"{len(data)} bytes are not a frame"):
                 bases.of_frame(data)
         other = support.random_basis(rank=3, rng=1)
         with pytest.raises(BasisMismatchError):

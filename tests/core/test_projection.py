@@ -112,7 +112,7 @@ RANDOM = "random rank=2 seed=42 groups=4 u=1 tying=tiled"
 UNREADABLE = {
     "entries": ("entries rank=2", "is not a known projection"),
     "a zero in front": (RANDOM.replace("42", "042"), "is not a known projection"),
-    "another seed": (RANDOM.replace("42", "7"), "seed=7 .* names no projection"),
+    "another seed": (RANDOM.replace("42", "7"), "seed=7 .* is not a known projection"),
     "a line feed": (RANDOM + "\n", "is not a known projection"),
     "other digits": (RANDOM.replace("4 u", "\u0664 u"), "is not a known projection"),
     "groups without a module": (RANDOM.replace("groups=4", "groups=7"), "7 groups for 6 modules"),

@@ -193,7 +193,7 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(llm: PersonalizedMo
             (lambda: batch.generate([[1]], vectors=[b"bytes"], max_tokens=2), "a MicroVector, not bytes"),
             (lambda: llm.batch([Sample("x" * 20_000, raw=True)], 1), "longest prompt has 20000 tokens"),
             (lambda: llm.batch([], 1), "at least one sample"),
-            (lambda: llm.batch([Sample("x")], 1, sequences=0), "0 sequences runs none"),
+            (lambda: llm.batch([Sample("x")], 1, sequences=0), "0 sequences runs nothing"),
         ):
             with pytest.raises((VectorError, TrainError), match=message):
                 call()

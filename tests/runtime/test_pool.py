@@ -374,7 +374,7 @@ def test_stop_texts_log_probabilities_and_the_longest_answer(pool: Pool) -> None
         ("\ud800", {}, RequestError, "the text is not valid Unicode"),
         ("x", {"temperature": -1}, RequestError, "temperature is -1"),
         ("x", {"vector": "a path"}, VectorError, "a vector is bytes"),
-        ("x", {"vector": b"?"}, FrameError, "1 bytes are no frame"),
+        ("x", {"vector": b"?"}, FrameError, "1 bytes are not a frame"),
         ("x", {"vector": MicroVector([1.0] * 99)}, VectorError, "99 numbers"),
     ],
 )

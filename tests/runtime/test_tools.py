@@ -186,8 +186,11 @@ def test_a_template_that_knows_tools_writes_them_itself(onnx_pool, tiny_bundle, 
         ([{"role": "tool", "content": "x"}], "None, and the assistant's message"),
         ([*ROUND, *MESSAGES, ROUND[-1]], "'c1', and the assistant's message"),
         ([{"role": "user", "content": "x", "tool_calls": [CALLED]}], "no list of an assistant"),
-        ([{"role": "assistant", "tool_calls": [{"id": "c1"}]}], r"tool_calls\[0\] is no call"),
-        ([{"role": "assistant", "tool_calls": [CALLED | {"function": CUT}]}], r"tool_calls\[0\] is no call"),
+        ([{"role": "assistant", "tool_calls": [{"id": "c1"}]}], r"tool_calls\[0\] is not a call"),
+        (
+            [{"role": "assistant", "tool_calls": [CALLED | {"function": CUT}]}],
+            r"tool_calls\[0\] is not a call",
+        ),
     ],
 )
 def test_messages_about_calls_that_are_none(onnx_pool: Pool, messages: Any, message: str) -> None:

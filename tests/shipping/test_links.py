@@ -34,7 +34,7 @@ def test_what_is_drawn_is_what_the_table_says():
     code = qr_code(data)
     assert code.designator == "4-L"
     code.save(out, kind="png", scale=4)
-    with pytest.raises(FrameError, match=r"2,209 bytes fit no QR code, which takes 2,208"):
+    with pytest.raises(FrameError, match=r"2,209 bytes are too many for a QR code, which takes 2,208"):
         qr_code(bytes(2209))
     (found,) = zxingcpp.read_barcodes(image.open(out))
     assert (bytes(found.bytes), found.ec_level) == (text.encode(data, scheme=True).encode(), "L")

@@ -166,7 +166,7 @@ def test_a_malformed_text_is_named(write: Write, line: Any, message: str) -> Non
     [
         ('{"prompt": "a"', "not JSON: .*, expected one JSON object on each line"),
         ('["a"]', "a list of 1, expected a JSON object"),
-        ('{"prompt": "Gr\u00fc\u00dfe"}'.encode("latin-1"), "the byte 0xfc is no UTF-8"),
+        ('{"prompt": "Gr\u00fc\u00dfe"}'.encode("latin-1"), "the byte 0xfc is not UTF-8"),
         ("[" * 100_000, "not JSON: it is nested too deeply"),
         (b'{"prompt": "a", "answer": {"x": 1, "x": 2}}', "not JSON: the key 'x' is there twice"),
         (b'{"prompt": "' + b"a" * (1 << 24) + b'"}', "not JSON: it has more than 16,777,216 bytes"),

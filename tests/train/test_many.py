@@ -129,7 +129,7 @@ def test_every_user_once_and_what_fails_is_theirs_alone(tiny: Path, options: Opt
         **dict.fromkeys(("few", "not/a name", "long"), "failed"),
     }
     assert "at least 20 are needed" in found["few"].why
-    assert "no name of a user" in found["not/a name"].why
+    assert "not a valid user" in found["not/a name"].why
     assert "the model's context" in found["long"].why
     assert {user: found[user].sequence for user in ("al", "bo", "cy", "di")} == {
         "al": 1,

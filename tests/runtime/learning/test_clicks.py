@@ -162,7 +162,7 @@ def test_a_state_that_cannot_be_written_loses_nothing(clicks, tmp_path, monkeypa
 def test_what_says_nothing_is_refused(clicks: Clicks, tmp_path: Path) -> None:
     clicked = SampledAnswer((1, 2), (3,), None)
     for reward in (0, 2, 0.5, True, None, "1", float("nan")):
-        with pytest.raises(TrainError, match=r"a click is \+1 or -1, not"):
+        with pytest.raises(TrainError, match=r"a click must be \+1 or -1, not"):
             clicks.tell(tmp_path / "s", clicked, reward)  # type: ignore[arg-type]
     with pytest.raises(TrainError, match="without a token"):
         clicks.tell(tmp_path / "s", SampledAnswer((1, 2), (), None), 1)
