@@ -1035,7 +1035,7 @@ static int check_tag(const uint8_t *message, size_t size, const uint8_t *found, 
 static int read_form(const uint8_t *frame, size_t size, const uint8_t **named, tinylora_vector *v,
                      error *why) {
     int version = size ? frame[0] >> 4 : 0, dtype = size ? frame[0] & 3 : 0, tag = size ? frame[0] >> 2 & 3 : 0;
-    if (size < 8) return ERR(FRAME, "%zu bytes are no frame: it was cut, or is something else", size);
+    if (size < 8) return ERR(FRAME, "%zu bytes are not a frame: it was cut, or is something else", size);
     if (version > 3) {
         int bits = dtype == TINYLORA_INT8 ? frame[1] : 0;
         for (dtype = TINYLORA_Q4; dtype > TINYLORA_INT8 && BITS[dtype] != bits;) dtype--;

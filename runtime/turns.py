@@ -57,16 +57,16 @@ class Shares:
         return left > (0 if who.account == who.tenant else mine)
 
     def check(self, who: Who, doing: str) -> None:
-        """Raise an OverloadError where a tenant may not have another place; its requests are `doing` it."""
+        """Raise an OverloadError if a tenant may not have another place. `doing` says what its requests do."""
         if not self.has_room(who):
             account, mine = self.of(who)
             raise OverloadError(
-                f"requests that {doing}: {account} of this account, {mine} of this user; {self._free} places "
-                "are left, for others: ask again later"
+                f"too many requests {doing}: {account} of this account, {mine} of this user, and the "
+                f"{self._free} free places are for others: ask again later"
             )
 
     def take(self, who: Who) -> None:
-        """Take a place. An account, or a user, without one begins with the fewest tokens that another has."""
+        """Take a place. An account, or a tenant, that has no place yet starts with the fewest tokens of another."""
         if not self._taken[who.account]:
             others = (tokens for each, tokens in self._tokens.items() if not isinstance(each, Who))
             self._tokens[who.account] = min(others, default=0)

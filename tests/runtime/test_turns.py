@@ -36,7 +36,8 @@ def test_an_account_has_half_of_all_places_and_leaves_some_to_each_that_comes() 
     assert filled(made, "a") == {"a": 16}
     assert filled(made, "b") == {"b": 8}
     with pytest.raises(
-        OverloadError, match="that run: 16 of this account, 16 of this user; 8 places are left, for others"
+        OverloadError,
+        match="requests run: 16 of this account, 16 of this user, and the 8 free places are for others",
     ):
         made.check(who("a"), "run")
     for _ in range(16):

@@ -125,7 +125,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("no name", {"tools": [{"type": "function", "function": {}}]}, "name is None"),
     ("no function", {"tools": [{"type": "custom"}]}, "tools[0] is {'type': 'custom'}, expected "),
     ("twice", {"tools": [TOOLS[0], TOOLS[0]]}, "two tools have the name 'get_weather'"),
-    ("unknown", {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "'g', which is not among the tools"),
+    ("unknown", {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "'g', which is not among"),
     ("a choice", {"tool_choice": "any"}, "tool_choice is none of"),
     ("no tools", {"tools": [], "tool_choice": "required"}, "tool_choice needs tools"),
     ("a result", {"messages": [{"role": "tool", "tool_call_id": "x", "content": "1"}]}, "no such call"),
