@@ -57,7 +57,7 @@ class Shares:
         return left > (0 if who.account == who.tenant else mine)
 
     def check(self, who: Who, doing: str) -> None:
-        """Raise an OverloadError if a tenant may not have another place. `doing` says what its requests do."""
+        """Raise an OverloadError if a tenant may not have another place; its requests "are open", or "wait"."""
         if not self.has_room(who):
             account, mine = self.of(who)
             raise OverloadError(
@@ -66,7 +66,7 @@ class Shares:
             )
 
     def take(self, who: Who) -> None:
-        """Take a place. An account, or a tenant, that has no place yet starts with the fewest tokens of another."""
+        """Take a place. An account or tenant without one starts with the fewest tokens of another."""
         if not self._taken[who.account]:
             others = (tokens for each, tokens in self._tokens.items() if not isinstance(each, Who))
             self._tokens[who.account] = min(others, default=0)
