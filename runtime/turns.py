@@ -57,7 +57,7 @@ class Shares:
         return left > (0 if who.account == who.tenant else mine)
 
     def check(self, who: Who, doing: str) -> None:
-        """Raise an OverloadError if a tenant may not have another place; its requests "are open", or "wait"."""
+        """Raise an OverloadError if a tenant may have no more places; its requests "are open", or "wait"."""
         if not self.has_room(who):
             account, mine = self.of(who)
             raise OverloadError(
