@@ -2,11 +2,11 @@
 
     python examples/keyboard.py BUNDLE [--under shared.bin [--torch]] [--texts me.jsonl]
 
-Type, and press enter: three words come. 1, 2 or 3 takes one, an empty line sends the message, `night` learns
-from all that was sent. What was sent is in me.jsonl, what was learned in me.jsonl.bin. Delete me.jsonl, and
-the next start forgets both. Needs numpy and llama.cpp: no PyTorch, no network. A night is minutes of forward
-passes, and finds 13 numbers, 63 bytes. With --torch it is seconds of a few gradients, which find 55 kB for
-SmolLM2.
+Type some words and press enter: the app suggests three next words. 1, 2 or 3 takes one, an empty line sends
+the message, and `night` learns from all sent messages. me.jsonl has the messages, me.jsonl.bin the vector. If
+you delete me.jsonl, the next start deletes the vector too. The app needs numpy and llama.cpp, but no PyTorch
+and no network. A night takes minutes of forward passes, and finds 13 numbers in 63 bytes. With --torch it
+takes seconds of a few gradients, and finds a vector of 55 kB for SmolLM2.
 """
 
 import argparse
@@ -53,10 +53,10 @@ def main() -> None:
     """Suggest, keep what is sent, and learn when night comes."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     arguments.add_argument("bundle")
-    arguments.add_argument("--under", type=Path, help="a vector that learned how people write")
-    arguments.add_argument("--texts", type=Path, default=Path("me.jsonl"), help="what was sent")
+    arguments.add_argument("--under", type=Path, help="a shared vector that learned how people write")
+    arguments.add_argument("--texts", type=Path, default=Path("me.jsonl"), help="the file of sent messages")
     arguments.add_argument("--torch", action="store_true", help="learn by gradients, with PyTorch")
-    arguments.add_argument("--budget", default="5m", help="of a night, without --torch")
+    arguments.add_argument("--budget", default="5m", help="time of a night, without --torch (%(default)s)")
     arguments.add_argument("--threads", type=int, help="cores to use (default: all)")
     options = arguments.parse_args()
     if options.torch and not options.under:

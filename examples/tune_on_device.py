@@ -1,6 +1,6 @@
 """A small assistant that learns on the device itself, in minutes, to answer in one short sentence.
 
-Needs `tinylora-edge[llama,tune]`, which is numpy, llama.cpp and cmaes: no PyTorch, no gradients, no network.
+It needs `tinylora-edge[llama,tune]` (numpy, llama.cpp and cmaes): no PyTorch, no gradients, no network.
 Usage: tune_on_device.py BUNDLE [BUDGET]
 """
 

@@ -2,8 +2,8 @@
 
     python examples/two_buttons.py BUNDLE [--state FILE] [--pairs]
 
-BUNDLE is what `tinylora-edge export` or `demo` wrote. What was learned is in the state, a file of 3 kB
-without any text in it, and the next start goes on from there. Needs numpy and llama.cpp.
+BUNDLE is a folder that `tinylora-edge export` or `demo` wrote. The state, a file of 3 kB without any text,
+holds what was learned, and the next start continues from it. The app needs numpy and llama.cpp.
 """
 
 import argparse

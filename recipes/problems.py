@@ -2,10 +2,10 @@ r"""The task files of GSM8K and MATH, and the reward of MATH.
 
     python recipes/problems.py train.jsonl --test test.jsonl -o math.jsonl
 
-reads problems a line as they are commonly distributed, and writes them as a task: the problem with an
-instruction, and an answer. MATH (Hendrycks et al. 2021) has the keys `problem` and `solution`, and the answer
-is what the last `\boxed{}` of the solution holds. GSM8K (Cobbe et al. 2021) has `question` and `answer`: the
-solution, which ends in `#### n`.
+reads files with a problem on each line, as they are commonly distributed, and writes a task file: each
+problem with an instruction, and its answer. MATH (Hendrycks et al. 2021) has the keys `problem` and
+`solution`; the answer is the content of the last `\boxed{}` of the solution. GSM8K (Cobbe et al. 2021) has
+the keys `question` and `answer`; its answer is a solution that ends in `#### n`.
 """
 
 from __future__ import annotations
