@@ -97,7 +97,7 @@ def test_a_queue_keeps_places_for_others_and_takes_nobody_who_has_no_room() -> N
     for name in ("a1", "a2", "a3", "b1"):
         queue.add(who(name), name)
     for name in ("a4", "b1"):
-        with pytest.raises(OverloadError, match="requests that wait: "):
+        with pytest.raises(OverloadError, match="requests wait: "):
             queue.add(who(name), name)
     queue.add(who("c1"), "c1")
     assert queue.take(shares(7, "a1 a1 b1 b1 c1 c1")) is None
