@@ -60,7 +60,7 @@ def test_a_bundle_learns_from_users_vectors(cli: Cli, tiny: Path, tmp_path: Path
     assert found.projection.prior is not None
     assert found.shape == (2, 2)
     (users / "other.bin").write_bytes(MicroVector.zeros(found).to_bytes(found))
-    cli(*learn).refused("has 5 vectors (*.bin) of 2 bases, expected one basis")
+    cli(*learn).refused("has 5 vectors (*.bin) of 2 different bases, expected one basis")
     (users / "damaged.bin").write_bytes(frame[:-1] + bytes([frame[-1] ^ 1]))
     cli(*learn).refused("damaged.bin: the frame's checksum")
     cli("learn", out, "--from", tmp_path / "none").refused("none has 0 vectors")

@@ -111,7 +111,7 @@ def test_wrong_usage(cli: Cli, small: Path, trained: Path, tmp_path: Path) -> No
     pack = ("pack", trained, small, "-o", tmp_path / "v")
     cli(*pack, "--sequence", 65536).misused("--sequence")
     cli(*pack, "--text", "--qr").misused("two forms")
-    cli(*pack, "--until", "tomorrow").misused("--until", "'tomorrow' is no day")
+    cli(*pack, "--until", "tomorrow").misused("--until", "'tomorrow' is not a date")
     cli("pack", trained, "-o", tmp_path / "v", "--dtype", "bf16").misused("--dtype", "BUNDLE")
     (tmp_path / "short").write_text("ab" * 8)
     cli(*pack, "--key", tmp_path / "short").refused("short: ", "8 bytes", "at least 16")

@@ -150,7 +150,7 @@ def test_a_tall_vector(cli, tiny, task, tmp_path):
     cli(*wide, "--rank", "64x8").refused("export again with --rank 8 --outputs 64")
     cli(*wide, "--size", "large", "--rank", 2).misused("pass one of --size, --rank and --numbers")
     for text in ("x2", "2x", "2x2x2", "-1", "two"):
-        cli(*run, f"--rank={text}", "-o", tmp_path / "v.bin").misused(f"'{text}' is no rank")
+        cli(*run, f"--rank={text}", "-o", tmp_path / "v.bin").misused(f"'{text}' is not a rank")
 
 
 def test_a_vector_on_top_of_another(cli, tiny, task, tmp_path):
