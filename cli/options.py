@@ -24,7 +24,7 @@ Engine = Literal["llama", "onnx"]
 def file_needed(output: Path) -> Path:
     """Refuse `-`, and a path without a file name: stdout cannot take several files."""
     if str(output) == "-" or not output.name:
-        raise BadParameter(f"this command cannot write to stdout: name a file, not {str(output)!r}")
+        raise BadParameter(f"stdout cannot take what this command writes: name a file, not {str(output)!r}")
     return output
 
 

@@ -178,7 +178,7 @@ def train(
         return
     if (workers, ray, store) != (None, None, None):
         raise BadParameter(
-            f"{data} has no texts of many users: they are in a folder, or in JSON lines", param_hint="DATA"
+            f"{data} does not have the texts of many users: pass a folder, or JSON lines", param_hint="DATA"
         )
     if (page := output.with_suffix(".html")) == output:
         raise BadParameter(f"{output} is where the report goes: give the vector another name, such as v.bin")

@@ -147,7 +147,7 @@ def _check_files(output: Path, resume: bool) -> Path:
         raise TrainError(
             f"there is no state {state} to resume from: start without --resume"
             if resume
-            else f"{state} holds the state of an unfinished run: go on with --resume, or remove it"
+            else f"{state} holds the state of an unfinished run: continue with --resume, or remove it"
         )
     return state
 

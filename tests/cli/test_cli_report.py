@@ -88,7 +88,7 @@ def test_records_are_drawn_together(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [("{", "not a record of a run"), ("[]", "not a record of a run"), ('{"a": 1}', "no \"arms\""),
+    [("{", "not a record of a run"), ("[]", "not a record of a measured run"), ('{"a": 1}', "no \"arms\""),
      (json.dumps(record(0.5, unit="nats a token")), "draw them apart")],
 )  # fmt: skip
 def test_what_cannot_be_drawn(cli: Cli, tmp_path: Path, content: str, why: str) -> None:
