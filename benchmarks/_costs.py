@@ -392,7 +392,7 @@ def graph_tokens(
             if name != "base":
                 file = Path(folder) / f"{name}.onnx_adapter"
                 side = load_bases((graph if name == "rank 8" else bundle) / "basis.gguf").factors
-                r = np.random.default_rng(0).standard_normal((rows, side.entries)) * 0.01
+                r = np.random.default_rng(0).standard_normal((rows, side.r_size)) * 0.01
                 file.write_bytes(encode(r.astype(np.float32), 0, 0))
                 adapter = "v"
                 opened.load(adapter, file)

@@ -316,7 +316,7 @@ def test_a_file_that_is_no_store(tmp_path: str, bases: Bases) -> None:
         with pytest.raises(StoreError, match=message):
             Store(path, bases)
     assert (damaged.read_bytes(), pipe.stat().st_mode) == (b"no database at all" * 100, mode)
-    with pytest.raises(FileNotFoundError, match="make it"):
+    with pytest.raises(FileNotFoundError, match="make this directory"):
         Store(tmp_path / "none" / "users.db", bases)
 
 
