@@ -145,11 +145,11 @@ def _step(folder: Path, step: int) -> None:
     state = trainer.TrainState.start(np.full(1, step, np.float32))
     state.step = step
     state.curve = [{"step": number, "padding": "x" * 100} for number in range(1, step + 1)]
-    trainer.save(folder / "checkpoint.json", state, _IDENTITY)
+    trainer.save_checkpoint(folder / "checkpoint.json", state, _IDENTITY)
 
 
 def _train(folder: Path, progress: Progress) -> None:
-    for step in range(trainer.load(folder / "checkpoint.json", _IDENTITY).step + 1, 4):
+    for step in range(trainer.read_checkpoint(folder / "checkpoint.json", _IDENTITY).step + 1, 4):
         _step(folder, step)
         progress.done = step
     with atomic_write(folder / "v.bin") as file:
@@ -158,7 +158,7 @@ def _train(folder: Path, progress: Progress) -> None:
 
 
 def _check_training(folder: Path, done: int) -> None:
-    state = trainer.load(folder / "checkpoint.json", _IDENTITY)
+    state = trainer.read_checkpoint(folder / "checkpoint.json", _IDENTITY)
     assert state.step == state.v[0] == len(state.curve)
     assert max(1, min(done, 3)) <= state.step <= 3
     if done == 4 or (folder / "v.bin").exists():
