@@ -56,7 +56,8 @@ def test_a_terminal_shows_how_far_it_is(environment, tiny_bundle, task, tmp_path
     text = " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen).split())
     assert "nan" not in text
     assert re.search(r"held back [01]\..* measuring: base on held-out prompts", text)
-    assert re.search(r"not measured base and vector, drift: interrupted; the vector is written", text)
+    # A fast processor has measured the vector before the key arrives.
+    assert re.search(r"not measured (base and vector, )?drift: interrupted; the vector is written", text)
     assert (tmp_path / "v.bin").exists()
     again = on_a_terminal(environment, "eval", tiny_bundle, *task, "-n", "4").read()
     assert "measuring: base on held-out prompts" in again
