@@ -41,12 +41,7 @@ WRONG = {
     "stock-cached": "llama-server, `cache_prompt` true",
 }
 """Those of `wrong_user.py`."""
-ROW_SERVERS = {
-    "llama": "ours, llama.cpp",
-    "onnx": "ours, ONNX Runtime int8",
-    "stock": "llama-server, a LoRA each",
-    "base": "llama-server, no adapters",
-}
+ROW_SERVERS = {**SERVERS, "llama": "ours, llama.cpp", "onnx": "ours, ONNX Runtime int8"}
 """Those of `cliff.py`, of the models in docs/MODELS.md."""
 
 

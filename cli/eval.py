@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, BadParameter, Option
@@ -154,10 +153,7 @@ def _show(record: dict[str, Any]) -> None:
     console.grid(results.table(record))
     sign, _ = results.scale(record)
     rows = [("held-out prompts", str(record["arms"]["base"]["n"]))]
-    for name, each in record["comparisons"].items():
-        rows.append(
-            (name, results.compared(SimpleNamespace(**each | {"difference": sign * each["difference"]})))
-        )
+    rows += [(name, results.compared(each, sign)) for name, each in record["comparisons"].items()]
     console.facts([*rows, *results.rows(record)])
     names = results.arm_names(record)
     for i, row in enumerate(record.get("answers", ())[:_ANSWERS]):

@@ -13,10 +13,11 @@ ANSWERS = 10
 """Answers that a report shows."""
 
 
-def compared(found: Any) -> str:
-    """Return a paired comparison for reading: a `Comparison`, or a record with its figures."""
+def compared(record: dict[str, Any], sign: int) -> str:
+    """Return the record of a paired comparison for reading; `sign` is that of `scale`."""
+    found = SimpleNamespace(**record)
     return (
-        f"{found.difference:+.3f}{_error(found)}, paired: "
+        f"{sign * found.difference:+.3f}{_error(found)}, paired: "
         f"{console.counted(found.gained, 'prompt')} gained, {found.lost} lost, McNemar p = {found.p:.2g}"
     )
 
@@ -78,8 +79,8 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
     base = "beneath" if "under" in record or "beneath" in record.get("arms", ()) else "base"
     if "held_out" in record:
         held = SimpleNamespace(**record["held_out"])
+        difference = f"{compared(record['held_out'], sign)} (n = {held.n}, held out)"
         held.difference *= sign
-        difference = f"{compared(held)} (n = {held.n}, held out)"
         found += [(f"vector - {base}", difference), ("", verdict(held, unit))]
     if tried := record.get("prompt", {}).get("tried"):
         count = console.counted(len(tried), "prompt")

@@ -608,11 +608,6 @@ def rounded(
     return MicroVector(near, dtype, entries=basis.entries).values
 
 
-def direction(coordinates: Whitening | ModuleWhitening, z: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return where to step along z [n], in coordinates: as `ModuleWhitening` finds it, or else the signs."""
-    return coordinates.direction(z) if isinstance(coordinates, ModuleWhitening) else np.sign(z)
-
-
 def whitened(learner: Learner, groups: Callable[[], Sequence[Group]]) -> Whitening | ModuleWhitening:
     """Return the coordinates to train the learner's adapter in, as its v is now.
 

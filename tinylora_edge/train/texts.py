@@ -3,8 +3,8 @@
 A full step goes by one gradient over all of the texts, or as many as `TOKENS` allows, in whitened
 coordinates (`learner.whitened`). These come from texts of others: they are made once for the shared vector,
 and lie beside it in a file of second moments. v goes against the gradient with its singular values made
-equal (`learner.direction`), by steps of known lengths in R that become shorter. So few steps cannot go far
-wrong: nothing is validated, and every text is learned from.
+equal (`ModuleWhitening.direction`), by steps of known lengths in R that become shorter. So few steps cannot
+go far wrong: nothing is validated, and every text is learned from.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ..tasks.files import rank
 from ..vector import AdmittedVector, MicroVector, Policy
 from ..wire.values import BITS
 from .adapter import Adapter, give_back, load_model, one_thread
-from .learner import Group, Learner, ModuleWhitening, coordinates, direction, rounded, tokens_of
+from .learner import Group, Learner, ModuleWhitening, coordinates, rounded, tokens_of
 from .options import Q4_FROM, Options, Outcome, Phase, Result, write_result
 
 Moments = list[list[NDArray[np.float64]]]
@@ -222,7 +222,7 @@ class Texts:
         lengths = self.lengths or LENGTHS[: steps_of(len(groups))]
         v = trend = np.zeros(self.basis.size)
         within, count = self.coordinates_for(groups), len(groups)
-        share = 1.0 if isinstance(within, ModuleWhitening) else PLAIN
+        along, share = (within.direction, 1.0) if isinstance(within, ModuleWhitening) else (np.sign, PLAIN)
         some = min(count, math.ceil(count * TOKENS * max(count, 100) / tokens_of(groups)))
         for number, length in enumerate(lengths, 1):
             adapter.set(v)
@@ -232,7 +232,7 @@ class Texts:
                 raise TrainError("the loss of these texts is not finite: the model cannot learn from them")
             losses.append(found.loss)
             trend = MOMENTUM * trend + np.asarray(within.gradient(found.grad.numpy()), np.float64)
-            step = np.asarray(within.values(direction(within, trend)), np.float64)
+            step = np.asarray(within.values(along(trend)), np.float64)
             size = float(np.linalg.norm(self.basis.R(step.astype(np.float32))))
             v = self.basis.bounded(v - step * (share * length / max(size, 1e-30)), self.shared.r)
             report({"step": number, "method": "texts", "loss": found.loss, "share": number / len(lengths)})
