@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import support
+from servers import free_port
 
 
 def binaries() -> Path | None:
@@ -32,8 +32,7 @@ class Server:
 
     def __init__(self, folder: Path, commands: Path) -> None:
         self._folder, self._commands = folder, commands
-        with socket.create_server(("127.0.0.1", 0)) as bound:
-            self.port = bound.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._made = 0
         self._run("initdb", "-D", str(folder / "data"), "-A", "trust", "-U", "me", "-N").wait(120)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,15 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+_PORTS = itertools.count(random.randrange(12_000, 22_000))
+
+
+def free_port() -> int:
+    """A port for who takes it later, or again: below those that systems give to whoever asks for any."""
+    while True:
+        with suppress(OSError), socket.create_server(("127.0.0.1", port := next(_PORTS))):
+            return port
 
 
 class Handler(SimpleHTTPRequestHandler):

@@ -7,7 +7,6 @@ import json
 import random
 import re
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import postgres
 import pytest
 import support
+from servers import free_port
 from serving import Serving, keys_file, serving
 
 from tinylora_edge import Bases, Basis, Ed25519Signer
@@ -33,11 +33,6 @@ pytestmark = pytest.mark.slow
 KEY = Ed25519Signer(bytes(range(32)))
 USERS, CLICKERS, THREADS = 200, 4, 12  # the vectors of the first ones are made by clicks, those of others put
 PROXY = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        return int(bound.getsockname()[1])
 
 
 @contextmanager

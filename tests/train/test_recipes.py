@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from servers import free_port
 from trl_world import RECIPES, ROOT, steps
 
 from tinylora_edge import MicroVector, TrainError, load_bundle
@@ -115,8 +115,7 @@ def test_a_recipe_runs_in_two_processes(tiny: Path, problems: dict[str, Path], t
     command = [sys.executable, "-c", TWO, str(tiny / "bundle"), "-o", str(output)]
     path = next(each for each in RECIPES if each.stem == "math")
     command += ["--recipe", str(path), *short(problems[path.stem], tiny / "weights")]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment = os.environ | launched | {"OMP_NUM_THREADS": "1", "CI": "1"}  # CI: TRL sends no telemetry
     environment["PYTHONPATH"] = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
