@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import postgres
 import pytest
 import support
-from servers import free_port
+from servers import free_port, running
 from serving import Serving, keys_file, serving
 
 from tinylora_edge import Bases, Basis, Ed25519Signer
@@ -33,6 +34,9 @@ pytestmark = pytest.mark.slow
 KEY = Ed25519Signer(bytes(range(32)))
 USERS, CLICKERS, THREADS = 200, 4, 12  # the vectors of the first ones are made by clicks, those of others put
 PROXY = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
+HAPROXY = pytest.mark.skipif(
+    not shutil.which("haproxy"), reason="needs HAProxy: install Debian's package haproxy"
+)
 
 
 @contextmanager
@@ -270,7 +274,33 @@ def test_servers_of_one_store_are_killed(
         check_clicks(store, bases, basis, users.clicks)
 
 
-@pytest.mark.skipif(not shutil.which("haproxy"), reason="needs HAProxy: install Debian's package haproxy")
+@HAPROXY
+def test_the_proxy_takes_no_busy_server_for_a_dead_one(tmp_path: Path) -> None:
+    checks = []
+
+    class Busy(BaseHTTPRequestHandler):
+        """It needs a second to say that it is healthy."""
+
+        def do_GET(self) -> None:
+            if self.path == "/health":
+                time.sleep(1)
+                checks.append(self.path)
+            with suppress(ConnectionError):  # of a proxy that did not wait
+                self.send_response_only(200)
+                self.end_headers()
+
+    with running(Busy) as server, proxy(tmp_path, [server.server_port]) as port:
+
+        def is_answered() -> bool:
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+                connection.request("GET", "/")
+                return connection.getresponse().status == 200
+
+        support.wait_until(lambda: len(checks) > 2)
+        support.wait_until(is_answered)
+
+
+@HAPROXY
 def test_no_request_is_lost_where_servers_are_replaced(
     tiny: Path, bases: Bases, basis: Basis, tmp_path: Path
 ) -> None:
