@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import random
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -167,7 +169,8 @@ class Users:
 
     def click(self, number: int, answer: str) -> None:
         status, reply = self._fleet.ask("POST", "/v1/feedback", {"id": answer, "reward": 1})
-        self._expect(status, reply, "answer_not_found")  # which could not be remembered
+        # It could not be remembered; or a database that was killed behind its commit came back for the retry.
+        self._expect(status, reply, "answer_not_found", "vector_changed")
         if status == 200:
             with self._lock:
                 self.clicks[number] += 1
@@ -250,12 +253,21 @@ def check_without_database(fleet: Fleet) -> None:
         assert server.ask("GET", "/health")[0] == 200
 
 
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[str]:
+    """An SQLite file in memory, where there is some: a sync on a busy disk takes longer than servers wait."""
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
+    ) as folder:
+        yield str(Path(folder) / "users.db")
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_servers_of_one_store_are_killed(
-    tiny: Path, bases: Bases, basis: Basis, tmp_path: Path, kind: str
+    tiny: Path, bases: Bases, basis: Basis, tmp_path: Path, file: str, kind: str
 ) -> None:
     with ExitStack() as stack:
-        count, store, database = 2, str(tmp_path / "users.db"), None
+        count, store, database = 2, file, None
         if kind == "postgres":
             database = stack.enter_context(postgres.running())
             count, store = 3, database.make()
@@ -302,18 +314,17 @@ def test_the_proxy_takes_no_busy_server_for_a_dead_one(tmp_path: Path) -> None:
 
 @HAPROXY
 def test_no_request_is_lost_where_servers_are_replaced(
-    tiny: Path, bases: Bases, basis: Basis, tmp_path: Path
+    tiny: Path, bases: Bases, basis: Basis, tmp_path: Path, file: str
 ) -> None:
     """Each server leaves with SIGTERM, and every request gets its answer."""
-    store = str(tmp_path / "users.db")
-    with Fleet(tiny, tmp_path, store, 2, "--drain", "3") as fleet:
+    with Fleet(tiny, tmp_path, file, 2, "--drain", "5") as fleet:
         users = Users(fleet, basis, failures=())
 
         def disturb() -> None:
             for number in range(2):
                 fleet.replace(number)
-                support.wait_until(lambda: fleet.servers[number].ask("GET", "/health")[0] == 200)  # noqa: B023
-                time.sleep(1)  # the proxy sees it, too
+                new = fleet.servers[number]
+                support.wait_until(lambda: any(line["route"] != "/health" for line in new.lines()))  # noqa: B023
 
         attack(fleet, users, disturb)
-        check_clicks(store, bases, basis, users.clicks)
+        check_clicks(file, bases, basis, users.clicks)
