@@ -67,7 +67,8 @@ class Serving:
         return [line for line in self.events() if line["event"] not in ("start", "drain", "stop")]
 
     def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text("utf-8").splitlines()]
+        whole, _, _ = self.log.read_text("utf-8").rpartition("\n")  # the last one may be half written
+        return [json.loads(line) for line in whole.splitlines()]
 
     def wait_for_line(self, route: str) -> None:
         """Wait until the last line of the log is of this route: it is written when the reply has gone."""
