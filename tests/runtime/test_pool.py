@@ -68,20 +68,21 @@ def test_an_account_has_a_share_of_the_tokens_and_not_of_the_rows(opened, monkey
     """Long prompts and many answers of one account: another has few of them beside it, and all get on."""
     with opened(n_ctx=400, slots=12) as pool:
         loop, found, steps = pool._loop, list[tuple[bool, Counter[str], Counter[str]]](), 0
+        accounts = dict[int, str]()  # by row: of the turn, since others get rows while it is evaluated
         engine, real, parts_of = loop.engine, loop.engine.evaluate, loop._parts
 
         def count(turn: Any) -> Any:
-            nonlocal steps
-            steps += len({work.who.account for work in turn.values()}) > 1
+            nonlocal steps, accounts
+            accounts = {slot.row: work.who.account for slot, work in turn.items()}
+            steps += len({*accounts.values()}) > 1
             return parts_of(turn)
 
         def evaluate(parts: Any) -> Any:
-            running = {slot.row: work.who.account for slot, work in loop._running.items()}
             prompts, rows = Counter[str](), Counter[str]()
             for part in parts:
-                prompts[running[part.row]] += len(part.tokens) if len(part.tokens) > 1 else 0
-                rows[running[part.row]] += len(part.tokens) == 1
-            found.append((len(set(running.values())) > 1, prompts, rows))
+                prompts[accounts[part.row]] += len(part.tokens) if len(part.tokens) > 1 else 0
+                rows[accounts[part.row]] += len(part.tokens) == 1
+            found.append((len({*accounts.values()}) > 1, prompts, rows))
             return real(parts)
 
         async def ask(prompt: str, user: str, account: str) -> str:
