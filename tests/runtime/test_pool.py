@@ -288,7 +288,9 @@ def test_more_than_may_wait_are_refused(opened: Callable[..., Pool]) -> None:
 
 
 @pytest.mark.parametrize("tenants", [1, 10_000])
-def test_one_account_holds_nobody_up(opened: Callable[..., Pool], tenants: int) -> None:
+def test_one_account_holds_nobody_up(
+    opened: Callable[..., Pool], held: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tenants: int
+) -> None:
     """Whoever comes next finds a slot, and has as many turns in it as the other account has in all its slots,
     however many users it names."""
     users = map(str, cycle(range(tenants)))
@@ -315,8 +317,10 @@ def test_one_account_holds_nobody_up(opened: Callable[..., Pool], tenants: int) 
         while pool.busy().waiting < 3:
             await asyncio.sleep(0.001)
         ann = stream(pool, "ann")
-        await ann.start()
-        assert pool.busy().running == 4
+        with held("ann") as at:
+            await ann.start()
+            await at.reached()
+            assert pool.busy().running == 4
         others = await read(ann, "ann")
         assert others < 3.5 * heard["ann"]
         for task in many:
@@ -324,6 +328,7 @@ def test_one_account_holds_nobody_up(opened: Callable[..., Pool], tenants: int) 
         await asyncio.gather(*many, return_exceptions=True)
 
     with opened(slots=4, n_threads=1) as pool:
+        monkeypatch.setattr(pool.model.chat_tokenizer, "ends", lambda token: False)  # each has 300 tokens
         asyncio.run(beside(pool))
 
 
