@@ -34,19 +34,22 @@ def learned(tiny_bundle: Path, tmp_path: Path) -> Path:
     return bundle_of(tiny_bundle, tmp_path / "learned", directions(6), np.float32(mixing @ mixing.T))
 
 
-def sigmas(llm: TinyLoraLlama, numbers: int, **options: Any) -> list[float]:
+def sigmas(llm: TinyLoraLlama, numbers: int, budget: str = "4ktokens", **options: Any) -> list[float]:
     rows: list[dict[str, Any]] = []
     options = {**QUICK, "basis": llm.bases.basis(numbers=numbers), "report": rows.append, **options}
-    RewardLearner(llm, PROMPTS, favoured, **options).run("4ktokens")
+    RewardLearner(llm, PROMPTS, favoured, **options).run(budget)
     return [row["sigma"] for row in rows if "sigma" in row]
 
 
 @pytest.mark.parametrize("effect", [0.1, 0.5])
 def test_the_first_sigma_has_the_effect(load, learned, effect, monkeypatch):
     monkeypatch.setattr(learner, "_EFFECT", effect)
+    # Of 4 vectors and 4 prompts the effect is known to a factor of 2, by the factors of a processor.
+    monkeypatch.setattr(learner, "_EFFECT_VECTORS", 24)
+    monkeypatch.setattr(learner, "_EFFECT_PROMPTS", 10)
     samples = [Sample(prompt) for prompt in PROMPTS]
     with load(learned) as llm:
-        basis, (sigma, *_) = llm.bases.basis(numbers=6), sigmas(llm, 6)
+        basis, (sigma, *_) = llm.bases.basis(numbers=6), sigmas(llm, 6, budget="15ktokens")
         drawn = np.random.default_rng(9).standard_normal((40, basis.size))
         values = np.float32(sigma * basis.projection.whitening.values(drawn))
         vectors = [MicroVector(v, basis=basis.digest) for v in values]
