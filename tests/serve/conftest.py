@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,14 @@ from tinylora_edge import Bases, Basis, load_bundle
 def tiny(tiny_bundle: Path) -> Path:
     """Whose name is the model's."""
     return tiny_bundle
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where there is some: a sync of a busy disk takes longer than a store waits."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
+    with tempfile.TemporaryDirectory(prefix="tinylora-tests-", dir=place) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")

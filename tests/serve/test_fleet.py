@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import random
 import re
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -253,21 +251,12 @@ def check_without_database(fleet: Fleet) -> None:
         assert server.ask("GET", "/health")[0] == 200
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Iterator[str]:
-    """An SQLite file in memory, where there is some: a sync on a busy disk takes longer than servers wait."""
-    with tempfile.TemporaryDirectory(
-        dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path
-    ) as folder:
-        yield str(Path(folder) / "users.db")
-
-
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_servers_of_one_store_are_killed(
-    tiny: Path, bases: Bases, basis: Basis, tmp_path: Path, file: str, kind: str
+    tiny: Path, bases: Bases, basis: Basis, tmp_path: Path, memory: Path, kind: str
 ) -> None:
     with ExitStack() as stack:
-        count, store, database = 2, file, None
+        count, store, database = 2, str(memory / "users.db"), None
         if kind == "postgres":
             database = stack.enter_context(postgres.running())
             count, store = 3, database.make()
@@ -314,10 +303,11 @@ def test_the_proxy_takes_no_busy_server_for_a_dead_one(tmp_path: Path) -> None:
 
 @HAPROXY
 def test_no_request_is_lost_where_servers_are_replaced(
-    tiny: Path, bases: Bases, basis: Basis, tmp_path: Path, file: str
+    tiny: Path, bases: Bases, basis: Basis, tmp_path: Path, memory: Path
 ) -> None:
     """Each server leaves with SIGTERM, and every request gets its answer."""
-    with Fleet(tiny, tmp_path, file, 2, "--drain", "5") as fleet:
+    store = str(memory / "users.db")
+    with Fleet(tiny, tmp_path, store, 2, "--drain", "5") as fleet:
         users = Users(fleet, basis, failures=())
 
         def disturb() -> None:
@@ -327,4 +317,4 @@ def test_no_request_is_lost_where_servers_are_replaced(
                 support.wait_until(lambda: any(line["route"] != "/health" for line in new.lines()))  # noqa: B023
 
         attack(fleet, users, disturb)
-        check_clicks(file, bases, basis, users.clicks)
+        check_clicks(store, bases, basis, users.clicks)

@@ -37,10 +37,10 @@ def database() -> Iterator[postgres.Server]:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def path(tmp_path: Path, request: pytest.FixtureRequest) -> str:
+def path(memory: Path, request: pytest.FixtureRequest) -> str:
     """A new store: an SQLite file, or a database of PostgreSQL."""
     if request.param == "sqlite":
-        return str(tmp_path / "users.db")
+        return str(memory / "users.db")
     server: postgres.Server = request.getfixturevalue("database")
     return server.make()
 
