@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 expect = pytest.importorskip("playwright.sync_api").expect
+expect.set_options(timeout=60_000)  # five seconds are few where a model computes on the same core
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def ready(page: Page) -> None:
 
 
 def wait_until_answered(page: Page) -> None:
-    expect(page.locator("#send")).to_have_text("Ask", timeout=60_000)
+    expect(page.locator("#send")).to_have_text("Ask")
 
 
 def ask(page: Page, prompt: str = "What is the moon?") -> tuple[str, str]:
@@ -77,7 +78,7 @@ def test_a_slider_moves_and_the_right_answer_changes(page: Page) -> None:
         expect(page.locator(f"{pane} .speed")).to_have_text(re.compile(r"^\d+ tokens, [\d.]+ tokens/s$"))
     page.locator("#base .answer").evaluate("place => place.firstChild.untouched = true")
     page.fill("#value-7", "-1")  # as far as it goes
-    expect(page.locator("#personal .answer")).not_to_have_text(personal, timeout=60_000)
+    expect(page.locator("#personal .answer")).not_to_have_text(personal)
     wait_until_answered(page)
     after = answers(page)
     assert after[0] == base
@@ -85,7 +86,7 @@ def test_a_slider_moves_and_the_right_answer_changes(page: Page) -> None:
     assert after[1] not in ("", base, personal)
     assert page.locator("#norm").inner_text() == f"{np.linalg.norm([0.5, -1, -0.25]):.2f}"
     page.click("#reset")
-    expect(page.locator("#personal .answer")).to_have_text(base, timeout=60_000)  # at 0 it is the base
+    expect(page.locator("#personal .answer")).to_have_text(base)  # at 0 it is the base
     assert page.locator("#hint").inner_text().startswith("All values are 0")
 
 
@@ -143,7 +144,7 @@ def test_a_vector_of_840_numbers_has_no_sliders(page: Page, smollm2_bundle: Path
     download.value.save_as(tmp_path / "saved.bin")
     assert len((tmp_path / "saved.bin").read_bytes()) == len(frame) == 855
     page.click("#reset")
-    expect(page.locator("#personal .answer")).to_have_text(base, timeout=60_000)
+    expect(page.locator("#personal .answer")).to_have_text(base)
     assert values(page) == [0.0] * 13
 
 
