@@ -67,8 +67,12 @@ class Serving:
         return [line for line in self.events() if line["event"] not in ("start", "drain", "stop")]
 
     def events(self) -> list[dict[str, Any]]:
-        whole, _, _ = self.log.read_text("utf-8").rpartition("\n")  # the last one may be half written
-        return [json.loads(line) for line in whole.splitlines()]
+        return [json.loads(line) for line in self.text().splitlines()]
+
+    def text(self) -> str:
+        """The log, but for a line that is half written, and for progress: that a slow machine still loads."""
+        lines = self.log.read_text("utf-8").splitlines(keepends=True)
+        return "".join(line for line in lines if line.endswith("\n") and not line.startswith("... "))
 
     def wait_for_line(self, route: str) -> None:
         """Wait until the last line of the log is of this route: it is written when the reply has gone."""

@@ -167,7 +167,7 @@ def test_a_browser_is_opened_and_what_clicks_taught_is_kept(tiny: Path, tmp_path
         assert server.ask("GET", "/v1/page")[0] == 401
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(60) == 128 + signal.SIGINT
-        assert server.log.read_text("utf-8") == "Ctrl-C ends it\n"
+        assert server.text() == "Ctrl-C ends it\n"
     assert stat.S_IMODE((tmp_path / "kept").stat().st_mode) == 0o700
     with playing(tmp_path, *options) as (server, address):
         assert key(address) != token

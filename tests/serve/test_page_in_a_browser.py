@@ -34,7 +34,7 @@ def address(chromium, smollm2_bundle, basis, tmp_path_factory):
     (folder / "first.bin").write_bytes(vector.to_bytes(basis))
     with playing(folder, smollm2_bundle, "--vector", folder / "first.bin") as (server, page):
         yield page
-        assert server.log.read_text("utf-8").splitlines() == ["Ctrl-C ends it"]
+        assert server.text() == "Ctrl-C ends it\n"
 
 
 @pytest.fixture
