@@ -57,13 +57,20 @@ def test_an_app_answers_and_closes(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_what_takes_seconds_holds_nobody_up(tiny: Path, tmp_path: Path) -> None:
-    app, release = serve.app(tiny, store=tmp_path / "users.db", **SMALL), threading.Event()
+    app = serve.app(tiny, store=tmp_path / "users.db", **SMALL)
+    begun, release = threading.Event(), threading.Event()
     service, mallory = app.state.service, Who("m", "m")
+
+    def learn() -> bool:
+        begun.set()
+        return release.wait(60)
+
     with TestClient(app) as client:
         assert client.portal is not None
-        slow = [client.portal.start_task_soon(service.learn, mallory, release.wait, 60) for _ in range(40)]
+        slow = [client.portal.start_task_soon(service.learn, mallory, learn) for _ in range(40)]
         assert client.post("/v1/completions", json=BODY).status_code == 200
         assert client.get("/v1/vectors/ann").status_code == 404
+        assert begun.wait(60)
         assert not any(task.done() for task in slow)
         service.close()
         release.set()
