@@ -1,4 +1,4 @@
-"""The basis, what a vector is a point of: factors and a projection; and all the bases of a model."""
+"""A basis, which is factors and a projection, and all the bases of a model."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ class Basis:
     def bounded(self, values: ArrayLike, under: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
         """Return values, scaled down where their R is too large: float [n] -> float64 [n].
 
-        A learner's proposal may pass `MAX_NORM`, by itself or with the R that lies `under` it. A fiftieth is
-        left to the rounding of dtypes.
+        The Frobenius norm of their R and that of the R `under` them add up to at most 98 % of `MAX_NORM`, as
+        rounding to a dtype may then raise the norm a little.
         """
         exact = np.asarray(values, np.float64)
         norm = frobenius(self.projection.R(exact.astype(np.float32)))
@@ -153,7 +153,8 @@ class Bases(Mapping[str, Basis]):
                 f"there are {len(projections)} projections beside the factors, and at most "
                 f"{limits.PROJECTIONS} are read: export the model again, and add those that are in use"
             )
-        self._of: dict[str, Basis | partial[Projection]] = {}  # id -> it, or what makes its projection
+        # By id: the basis, or until it is first asked for, what makes its projection.
+        self._of: dict[str, Basis | partial[Projection]] = {}
         square = [shape for shape in self._shapes if shape[0] == shape[1]]
         self._add_entries(square)
         for projection in projections:
@@ -167,7 +168,7 @@ class Bases(Mapping[str, Basis]):
         for numbers in self._tiled:
             tiled = digest_of(factors, random_descriptor(numbers))[:8]
             self._of.setdefault(tiled, partial(Projection.random, factors.modules, numbers))
-        self._add_entries(self._shapes)  # 512 of 64 x 8, in a millisecond
+        self._add_entries(self._shapes)
 
     def __repr__(self) -> str:
         return f"Bases({self.factors!r}, {self.known()}, {len(self.fingerprints)} deployed forms)"
@@ -279,7 +280,7 @@ class Bases(Mapping[str, Basis]):
 
     @property
     def _tiled(self) -> range:
-        """How many numbers the paper's projections here have."""
+        """The numbers of values for which these factors have a tiled projection of the paper's."""
         return range(1, len(self.factors.modules) + 1) if self.factors.rank >= RANK else range(0)
 
     @property
@@ -288,7 +289,7 @@ class Bases(Mapping[str, Basis]):
         return product(range(1, outputs + 1), range(1, inputs + 1))
 
     def _of_size(self, numbers: int | None) -> list[Shape]:
-        """Return the shapes whose entries are so many."""
+        """Return the shapes of R that have this number of entries."""
         return [shape for shape in self._shapes if self.factors.numbers(shape) == numbers]
 
     def _unknown(self, basis_id: str) -> BasisMismatchError:
@@ -301,7 +302,8 @@ class Bases(Mapping[str, Basis]):
 def frobenius(r: NDArray[np.float32]) -> float:
     """Return the Frobenius norm, summed in float64."""
     flat = r.reshape(-1)
-    return float(np.sqrt(np.einsum("i,i->", flat, flat, dtype=np.float64)))  # BLAS would wake threads
+    # np.linalg.norm would sum in float32, and wake the threads of BLAS.
+    return float(np.sqrt(np.einsum("i,i->", flat, flat, dtype=np.float64)))
 
 
 def digest_of(factors: Factors, descriptor: str) -> str:

@@ -106,7 +106,7 @@ class RequestError(TinyLoraError, ValueError):
     def __init__(self, *args: object, param: str = "", code: str = "invalid_value") -> None:
         super().__init__(*args)
         self.param = param
-        self.code = code  # for programs, as OpenAI's interface names it
+        self.code = code  # the `code` of OpenAI's error object
 
 
 class OptionError(TinyLoraError, TypeError):

@@ -1,7 +1,7 @@
-"""The rank-r truncated SVD of a weight, and whether rows of a weight are those that factors were made of.
+"""The truncated SVD of a weight, and the check that factors were made of a given weight.
 
-The SVD is a randomized block Krylov method: a random block X is multiplied with W^T W again and again. The
-products span a space, and the best approximations in it (Rayleigh-Ritz) are the singular vectors.
+The SVD is a randomized block Krylov method. A random block X is multiplied with W^T W again and again; the
+products span a Krylov space, in which the Rayleigh-Ritz method finds the singular vectors.
 
 Source: C. Musco, C. Musco, "Randomized block Krylov methods for stronger and faster approximate singular
 value decomposition", NeurIPS 2015, arXiv 1504.05477.
@@ -20,17 +20,17 @@ from numpy.typing import ArrayLike, NDArray
 from .errors import BasisError
 from .modules import Heads, inverse, parse, row_orders
 
-LEFT = "left"  # how S is split: A = V^T, B = U S, as in the paper
+LEFT = "left"  # the factorization in which S belongs to B: A = V^T, B = U S, as in the paper
 
-# Largest |W v - s u| / s at which a weight counts as the one that was factorized. Quantization to 2 bits gave
-# up to 0.16; another row order or another model gives 1 and more.
+# The largest |W v - s u| / s at which a weight counts as the one that was factorized. Quantization to 2 bits
+# gave up to 0.16; another order of rows, or another model, gives 1 or more.
 AGREEMENT = 0.3
 
-_OVERSAMPLING = 6  # vectors of a block beyond the rank
-_WIDEST = 24  # of a block: at rank 64, wider ones multiply W with half as many vectors again
-_WHOLE_BYTES = 8 << 20  # of a weight that is not worth cutting into pieces
-_CACHED_BYTES = 2 << 20  # of float32 rows, which then stay in a core's cache for both products
-_ROUNDING = 4 * float(np.finfo(np.float32).eps)  # of a product with W^T W, relative to its norm
+_OVERSAMPLING = 6  # vectors that a block has beyond the rank
+_WIDEST = 24  # vectors of a block at most: at rank 64, wider ones multiply W with half as many again
+_WHOLE_BYTES = 8 << 20  # a weight of at most this size is not cut into pieces
+_CACHED_BYTES = 2 << 20  # size of a piece, which then stays in a core's cache for both products
+_ROUNDING = 4 * float(np.finfo(np.float32).eps)  # error of a product with W^T W, relative to its norm
 _Array = NDArray[np.float32]
 
 
@@ -88,7 +88,8 @@ def truncated_svd(weight: ArrayLike, rank: int, *, tol: float = 1e-3, max_passes
     # Rows are vectors: Q is an orthonormal basis of the space, Y = Q W^T, Z = Y W.
     q: _Array = np.empty((0, n_in), np.float32)
     ys, zs = list[_Array](), list[_Array]()
-    gram, scale, look = np.empty((0, 0)), 0.0, max(3, -(-rank // width))  # fewer never do on real weights
+    # `look` is the pass after which convergence is estimated first: real weights never need fewer.
+    gram, scale, look = np.empty((0, 0)), 0.0, max(3, -(-rank // width))
     while True:
         y, z = _multiply(w, block)
         if not np.isfinite(z).all():
@@ -97,11 +98,11 @@ def truncated_svd(weight: ArrayLike, rank: int, *, tol: float = 1e-3, max_passes
         ys.append(y)
         zs.append(z)
         passes = len(ys)
-        column = np.concatenate([each @ y.T for each in ys]).astype(np.float64)  # of the Gram matrix Y Y^T
+        column = np.concatenate([each @ y.T for each in ys]).astype(np.float64)  # the new one of Y Y^T
         gram = np.block([[gram, column[: len(gram)]], [column.T]])
         scale = max(scale, float(np.linalg.norm(z.astype(np.float64), axis=1).max()))
         block, beta = _next_block(z - (z @ q.T) @ q, q, width, scale)
-        # W^T W maps the space into itself; where that is too small, the next block is one of rounding's
+        # W^T W maps the space into itself, but for rounding: another block would hold rounding errors alone.
         closed = len(gram) >= rank and bool(np.linalg.norm(beta) <= _ROUNDING * scale)
         last = passes >= max_passes or not len(block)
         if passes < look and not last and not closed:
@@ -125,7 +126,7 @@ def factors(svd: TruncatedSVD) -> tuple[_Array, _Array]:
 
 
 def _multiply(w: _Array, x: _Array) -> tuple[_Array, _Array]:
-    """Return y = x W^T and z = y W of row vectors x [b, in], a piece of W in cache for both."""
+    """Return y = x W^T and z = y W of row vectors x [b, in]. W is read once, piece by piece."""
     y, z = np.empty((len(x), len(w)), np.float32), np.zeros_like(x)
     step = len(w) if w.nbytes <= _WHOLE_BYTES else max(1, _CACHED_BYTES // (4 * w.shape[1]))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -142,15 +143,16 @@ def _next_block(
 ) -> tuple[_Array, NDArray[np.float64]]:
     """Return an orthonormal basis of what a block has outside of q, and the block's coefficients in it.
 
-    Orthogonalizing once is not enough (Giraud et al., 2005), and the second time must follow the
-    normalization: where `rest` is nearly dependent, normalizing brings q back in.
+    The block is orthogonalized against q twice (Giraud et al., 2005). The second time follows the
+    normalization, which brings parts of q back where the rows of `rest` are nearly dependent.
     """
     room = min(width, q.shape[1] - len(q))
     basis, beta = np.linalg.qr(rest.T)
-    left, strength, right = np.linalg.svd(beta)  # the strongest directions, where there is no room for all
+    left, strength, right = np.linalg.svd(beta)  # where there is no room for all, the strongest ones stay
     basis, beta = (basis @ left)[:, :room], (strength[:, None] * right)[:room]
     basis -= q.T @ (q @ basis)
-    if room and strength[room - 1] < 0.01 * scale:  # so much was taken away that it needs normalizing again
+    # A weak direction may have been made of q's parts, which are gone now: normalize again.
+    if room and strength[room - 1] < 0.01 * scale:
         for _ in range(2):
             basis, change = np.linalg.qr(basis)
             beta = change @ beta
@@ -163,7 +165,8 @@ def _triplets(
 ) -> tuple[tuple[_Array, _Array, _Array], float]:
     """Return the Ritz triplets U, S and V, their signs canonical, and their residual."""
     wv = y.T.astype(np.float64) @ vectors  # W v: [out, r]
-    # A second Rayleigh-Ritz, in float64 on r vectors, mends what squaring into the Gram matrix lost.
+    # The Gram matrix squares the condition number. A second Rayleigh-Ritz, of r vectors in float64, restores
+    # the digits that this lost.
     u, s, rotation = np.linalg.svd(wv, full_matrices=False)
     vectors = vectors @ rotation.T
     v, wtwv = (each.T.astype(np.float64) @ vectors for each in (q, z))
@@ -177,9 +180,10 @@ def _triplets(
 
 
 def gap(product: _Array, expected: _Array) -> float:
-    """Return max |W v - s u| / |s u| over triplets, of W v and s u [rows, r]; inf where not finite.
+    """Return the largest |W v - s u| / |s u| over triplets; inf where one is not finite.
 
-    Where one has fewer triplets, only as many are compared.
+    `product` is W v and `expected` s u, each [rows, r]. Where one has fewer triplets, only those that both
+    have are compared.
     """
     count = min(product.shape[1], expected.shape[1])
     product, expected = product[:, :count], expected[:, :count]
@@ -191,16 +195,16 @@ def gap(product: _Array, expected: _Array) -> float:
 def fitting_rows(
     module: str, b: _Array, heads: Heads, away: Callable[[_Array], float], *, back: bool = False
 ) -> tuple[_Array | None, float]:
-    """Return a module's B with its rows in the order of a weight, and its gap to it: the first that fits.
+    """Return B with its rows in the order of a weight, and its `gap` to the weight.
 
-    The weight itself decides, so that no list of architectures has to be right: another order or another
-    model misses by 100 % and more. None, and the least gap, where none of `row_orders` fits.
+    The order is the first of `row_orders` whose gap is at most `AGREEMENT`. So the weight itself decides, and
+    no list of architectures has to be right. Where no order fits, return None and the smallest gap.
 
     Args:
         b: [.., out, p].
-        away: the gap of B in an order.
-        back: its rows are in the order of a GGUF, and the weight's may be in Hugging Face's; else the other
-            way round.
+        away: B in some order -> its gap.
+        back: the rows of B are in GGUF's order, and those of the weight may be in Hugging Face's; if False,
+            the other way round.
     """
     orders = row_orders(parse(module)[1], b.shape[-2], heads)
     least = inf

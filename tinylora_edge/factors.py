@@ -1,4 +1,4 @@
-"""The factors A and B: what of a model is frozen into side tensors, and their digest."""
+"""The factors A and B, which are frozen and stored once a model, and their digest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FactorArray = NDArray[np.float32] | NDArray[np.float16]
 
 Shape = tuple[int, int]  # (p, q): outputs and inputs of R, leading directions of B and of A
 
-_IN_ONE = 64  # outputs, of which a large vector has a whole number
+_STEP = 64  # the outputs of a large vector are a multiple of this
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -175,11 +175,11 @@ class Factors:
 
 
 def outputs_that_pay(width: int) -> int:
-    """Return how many outputs a large vector has on a model of this width: an eighth, in 64s, at least 64.
+    """Return the outputs of a large vector: an eighth of the model's width, to the nearest 64, at least 64.
 
-    Twice as many brought nothing, and half of them less (docs/EVIDENCE.md, "Outputs").
+    Twice as many gained nothing more, and half as many gained less (docs/EVIDENCE.md, "Outputs").
     """
-    return max(1, round(width / 8 / _IN_ONE)) * _IN_ONE
+    return max(1, round(width / 8 / _STEP)) * _STEP
 
 
 def is_whole(number: object) -> bool:
@@ -188,7 +188,7 @@ def is_whole(number: object) -> bool:
 
 
 def shape_of(rank: Any) -> Shape:
-    """Return (p, q) of a rank, which is k, for p = q = k, or both; BasisError where it is neither."""
+    """Return (p, q) of a rank: of k, which stands for (k, k), or of a pair. BasisError: it is neither."""
     found = tuple(rank) if isinstance(rank, tuple | list) else (rank, rank)
     if len(found) != 2 or not all(map(is_whole, found)):
         raise BasisError(f"a rank is a whole number k, or two of them (p, q), not {rank!r}")
@@ -196,7 +196,7 @@ def shape_of(rank: Any) -> Shape:
 
 
 def shape_name(shape: Shape) -> str:
-    """Return the shape of R as options and messages have it: `8`, a rank, where it is square, or `64x8`."""
+    """Return the shape of R as options and messages have it: `8` for (8, 8), `64x8` for (64, 8)."""
     outputs, inputs = shape
     return str(inputs) if outputs == inputs else f"{outputs}x{inputs}"
 
@@ -212,6 +212,6 @@ def read_shape(text: str) -> Shape:
 
 
 def packed_text(value: str) -> bytes:
-    """UTF-8 with its length before it, u32: how digest and fingerprint take strings in."""
+    """Return a text as digests and fingerprints hash it: its length in bytes (u32), then its UTF-8."""
     data = value.encode()
     return struct.pack("<I", len(data)) + data

@@ -1,7 +1,7 @@
-"""JSON: what others wrote, read within limits (of size, of depth, of the digits of a number), and our own.
+"""JSON, read within limits of size, of depth and of the digits of a number; and written.
 
-Everything that is wrong with a document is a ValueError, which the caller turns into its own, with the name
-of the file. `restored` makes a program's own state again from what it wrote.
+A document that is wrong raises a ValueError, to which the caller adds the name of the file. `restored` makes
+a dataclass of a document again.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def parse_json(
 ) -> Any:
     """Return the value of a JSON text in UTF-8; ValueError where it is none, too long or too deep.
 
-    Python reads more than JSON: a key given twice, NaN, Infinity, and numbers beyond a float (1e999), which
-    `strict` refuses. `parse_float` makes a number of a text with a point or an exponent.
+    `strict` refuses what Python reads beyond JSON: a key that is there twice, NaN, Infinity, and numbers that
+    a float cannot hold (1e999). `parse_float` makes the value of a number with a point or an exponent.
     """
     raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
     if len(raw) > limit:
@@ -62,7 +62,7 @@ def parse_json(
 
 
 def read_json(path: str | PathLike[str], *, limit: int = DOCUMENT_BYTES, strict: bool = False) -> Any:
-    """Return the value of a JSON file, with a byte order mark or without. OSError: it cannot be read;
+    """Return the value of a JSON file, which may begin with a byte order mark. OSError: it cannot be read.
     ValueError: as for `parse_json`."""
     with open_file(path) as file:
         return parse_json(file.read(limit + 1).removeprefix(codecs.BOM_UTF8), limit=limit, strict=strict)
@@ -75,7 +75,7 @@ def write_json(path: str | PathLike[str], value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON takes it, which has no NaN and no infinity: they become null."""
+    """Return a value in which NaN and infinity, which JSON does not have, are None, and tuples are lists."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -109,9 +109,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def restored(kind: type[Record], values: Any, beside: Mapping[str, Any] | None = None) -> Record:
-    """Return a dataclass of numbers, texts, lists and objects from a document, each of its field's type.
+    """Return a dataclass whose fields have the values of a document.
 
-    Fields that the document lacks keep their defaults; `beside` has values of fields that are not in it.
+    Each value must have its field's type. A field that the document lacks keeps its default; `beside` has the
+    values of fields that the document must not have.
 
     ValueError: it is no object, lacks a field, has another one, or one of another type.
     """

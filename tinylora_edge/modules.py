@@ -1,16 +1,17 @@
-"""Module names: their kinds, their order, the choice of those that are adapted; orders of their rows.
+"""Modules: their names, their order, which of them are adapted, and the order of their rows.
 
-A module is named by its GGUF tensor, `blk.<block>.<kind>.weight`, on every engine.
+On every engine a module is named by its GGUF tensor, `blk.<block>.<kind>.weight`.
 
-convert_hf_to_gguf moves rows of q, k and fused qkv (`modify_tensors` of its model classes). The two halves of
-each head that transformers rotates become ggml's neighbouring pairs, on architectures that need it; a fused
-qkv that lies head by head becomes all q, then all k, then all v. Factors are in the order of the GGUF, so
-whoever holds weights in the other order moves the rows of B. An order is a permutation, int64 [rows]:
+convert_hf_to_gguf changes the order of the rows of q, k and fused qkv (`modify_tensors` of its model
+classes). On architectures that need it, the two halves of each head, which transformers rotates, become
+ggml's neighbouring pairs. A fused qkv that lies head by head becomes all q, then all k, then all v. Factors
+are in the order of the GGUF. Whoever holds weights in the other order permutes the rows of B. An order is a
+permutation, int64 [rows]:
 
     b_gguf = b_hf[order]        b_hf = b_gguf[inverse(order)]
 
-Where the weights are at hand, they decide which order is theirs, so that no list has to be right. Where they
-are not, `listed_order` goes by what is known of the architecture.
+Where the weights are at hand, they decide which order is theirs, so that no list of architectures has to be
+right. Where they are not, `listed_order` looks the architecture up.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ KINDS: tuple[str, ...] = (
 """The adaptable kinds in canonical order inside a block (docs/FORMAT.md, "Modules and groups")."""
 
 BEYOND: tuple[str, ...] = ("ffn_down_shexp", "ffn_gate_shexp", "ffn_gate_up_exps", "ffn_up_shexp")
-"""Adaptable kinds that follow those: the expert that all tokens share; gate and up of experts in one."""
+"""Adaptable kinds that follow `KINDS`: the expert that all tokens share, and experts' gate and up in one."""
 
 LIGHT = "light"
 """The target that stands for the attention of the first two thirds of the blocks (docs/YOUR_MODEL.md)."""
@@ -117,22 +118,22 @@ PERMUTED = frozenset(
         "xverse", "internlm2", "olmo", "smollm3", "nanbeige", "llada",
     }
 )  # fmt: skip
-"""`general.architecture` of those whose rows of q and k are moved (its classes with `undo_permute`, and three
-with a permutation of their own)."""
+"""`general.architecture` of models whose rows of q and k convert_hf_to_gguf permutes: its classes with
+`undo_permute`, and three with a permutation of their own."""
 
 UNGROUPED = frozenset({"falcon", "bloom", "gptneox"})
-"""`general.architecture` of those whose fused qkv lies head by head in Hugging Face's format."""
+"""`general.architecture` of models whose fused qkv lies head by head in Hugging Face's format."""
 
 
 class Heads(NamedTuple):
-    """Numbers of attention heads of a model: of q, and of k and v; None where one is not known."""
+    """How many attention heads a model has for q, and for k and v; None where that is not known."""
 
     queries: int | None = None
     keys: int | None = None
 
 
 def read_heads(value: Callable[[str], Any]) -> Heads:
-    """Return the numbers of heads that a configuration states; `value`: field of config.json -> its value."""
+    """Return the heads that a configuration states; `value` returns the value of a field of config.json."""
     queries = value("num_attention_heads")
     keys = value("num_key_value_heads") or value("num_kv_heads") or queries
     if value("multi_query") and not value("new_decoder_architecture"):
@@ -141,14 +142,15 @@ def read_heads(value: Callable[[str], Any]) -> Heads:
 
 
 def find_architecture(model_type: str, known: Collection[str]) -> str | None:
-    """Return which of the `known` `general.architecture` convert_hf_to_gguf gives a `model_type`, or None."""
+    """Return the `general.architecture` that convert_hf_to_gguf gives a `model_type`; None where none is
+    among the `known` ones."""
     plain = model_type.replace("_", "").replace("-", "")
     names = (RENAMED.get(model_type), model_type, model_type.replace("_", "-"), plain)
     return next((name for name in names if name in known), None)
 
 
 def row_orders(kind: str, rows: int, heads: Heads) -> list[NDArray[np.int64]]:
-    """Return the orders that a layer of a kind (`attn_q`) may have: int64 [rows], the unchanged one first."""
+    """Return the row orders that a layer of a kind (`attn_q`) may have: int64 [rows], the identity first."""
     every = np.arange(rows)
     orders = [every]
     queries, keys = heads
@@ -165,7 +167,7 @@ def row_orders(kind: str, rows: int, heads: Heads) -> list[NDArray[np.int64]]:
 
 
 def listed_order(architecture: str, kind: str, rows: int, heads: Heads) -> NDArray[np.int64]:
-    """Return the order of a layer by its `general.architecture` alone: int64 [rows]. See `row_orders`."""
+    """Return the one of `row_orders` that a layer has by its `general.architecture`: int64 [rows]."""
     moved = UNGROUPED if kind == "attn_qkv" else PERMUTED
     return row_orders(kind, rows, heads)[-1 if architecture in moved else 0]
 

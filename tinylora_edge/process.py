@@ -1,4 +1,4 @@
-"""This process: the cores that it may use, how its threads wait, and what its first Ctrl-C does."""
+"""Settings of this process: its cores, how its threads wait, and what Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any
 
 @contextmanager
 def first_interrupt(stop: Callable[[], object]) -> Iterator[None]:
-    """Let the first Ctrl-C of a block call `stop`; a second one does as usual. In the main thread alone."""
+    """Have the first Ctrl-C during a block call `stop`; the second one does what it did before the block.
+
+    In any other thread than the main one, Ctrl-C stays as it is.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -33,15 +36,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-SPIN = 10_000  # rounds before libgomp's threads sleep, a tenth of a millisecond; its default is 300,000
-OPENMP_VARIABLES = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"  # how OpenMP's threads wait
+SPIN = 10_000  # rounds, a tenth of a millisecond, after which libgomp's threads sleep; its default is 300,000
+OPENMP_VARIABLES = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"  # each says how OpenMP's threads wait
 
 
 def set_waiting() -> None:
-    """Let OpenMP's threads spin briefly, in libraries loaded from now on; what the user has set stays.
+    """Let OpenMP's threads spin only briefly before they sleep, in libraries that are loaded from now on.
 
-    llama.cpp's threads meet after every operation, hundreds of times a token. Where other work wants the
-    cores, the thread that is waited for is often not running, and the one that spins takes its time away.
+    A variable that the user has set stays. llama.cpp's threads wait for each other after every operation,
+    hundreds of times a token. Where other work wants the cores, a thread that spins takes processor time from
+    the thread that it waits for.
     """
     if not any(name in os.environ for name in OPENMP_VARIABLES):
         os.environ["GOMP_SPINCOUNT"] = str(SPIN)

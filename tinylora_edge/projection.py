@@ -1,15 +1,17 @@
 """Projections: linear maps from the n numbers of a vector to R, of three kinds.
 
-`random`: the paper's P, regenerated from a seed with exact integer arithmetic. Every entry is the centred sum
-of twelve 16-bit uniforms that splitmix64 derives from the seed, the module's name and the entry's index. The
-sum is close to N(0, 1) (excess kurtosis -0.1), it is an exact multiple of 2^-16, so float32 holds it exactly,
-and it needs no libm: every platform regenerates the same bits. Neighbours in depth share a number of v.
-`learned`: directions of R that were found once per model, stored. `entries`: v is R itself.
+* `random` is the paper's P, regenerated from a seed in exact integer arithmetic. An entry is the centred sum
+  of twelve uniforms of 16 bits, which splitmix64 derives from the seed, the module's name and the entry's
+  index. The sum is close to N(0, 1) (excess kurtosis -0.1). It is a multiple of 2^-16, so float32 holds it
+  exactly, and it needs no libm: every platform regenerates the same bits. Modules that follow each other
+  share a number of v.
+* `learned` has directions of R that were learned once for a model, and are stored.
+* `entries`: v is R itself.
 
 docs/FORMAT.md has the definitions and test values.
 
-A learned projection may have a prior: mean and covariance of the vectors that people want. The function
-v -> dW does not depend on it, so no digest covers it.
+A learned projection may have a prior: mean and covariance of the vectors that people want. No digest covers
+it, as the map from v to R does not depend on it.
 """
 
 from __future__ import annotations
@@ -32,18 +34,18 @@ from .factors import Shape, is_whole, shape_name, shape_of
 from .modules import canonical_order
 from .wire.values import Entries, gathered, number_of, spread
 
-SEED = 42  # of all random projections
-NUMBERS = 13  # of a vector by default: the paper's
-RANK = 2  # directions that random and learned projections act on by default: the paper's
+SEED = 42  # the seed of all random projections
+NUMBERS = 13  # default numbers of a vector, as in the paper
+RANK = 2  # default rank of random and learned projections, as in the paper
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _LANE = np.uint64(0xFFFF)
-_MEAN = 393210  # of the sum of twelve uniforms on 0..65535
-_ROUNDING = 2.0**-24  # of a float32, relative
-_ASYMMETRY = 2.0**-20  # of two entries that should be one, relative to their variances
-_ROUND = 1e-6  # of a covariance that is isotropic but for rounding, relative to its mean variance
+_MEAN = 393210  # mean of the sum of twelve uniforms on 0..65535
+_ROUNDING = 2.0**-24  # relative rounding error of a float32
+_ASYMMETRY = 2.0**-20  # how far c[i, j] may be from c[j, i], relative to the deviations of i and j
+_ISOTROPIC = 1e-6  # how far a covariance that counts as isotropic may be from c I, relative to c
 
 
 def project(seed: int, module: str, u: int, rank: int) -> NDArray[np.float32]:
@@ -86,20 +88,20 @@ class Prior:
 
     @classmethod
     def of(cls, mean: ArrayLike, covariance: ArrayLike, size: int) -> Prior:
-        """Return the prior of a projection of n = `size` numbers, of [n] and [n, n] in float32.
+        """Return the prior of a projection of n = `size` numbers; mean [n] and covariance [n, n] in float32.
 
-        The covariance is symmetric and positive definite, both beyond the rounding of float32: its entries
-        [i, j] and [j, i] differ by at most 2^-20 sqrt(c_ii c_jj), and no pivot of its Cholesky decomposition
-        is n 2^-24 c_ii or less. Whoever decomposes it in float64 then succeeds.
+        The covariance must be symmetric and positive definite, beyond the rounding of float32: entries [i, j]
+        and [j, i] differ by at most 2^-20 sqrt(c_ii c_jj), and each pivot of the Cholesky decomposition is
+        above n 2^-24 c_ii. Then a Cholesky decomposition in float64 succeeds everywhere.
 
-        BasisError: it is no such pair.
+        BasisError: they are no such pair.
         """
-        with np.errstate(over="ignore"):  # infinity is refused
+        with np.errstate(over="ignore"):  # infinity is refused below
             mean, covariance = np.asarray(mean, np.float32), np.asarray(covariance, np.float32)
         for what, array, shape in (("mean", mean, (size,)), ("covariance", covariance, (size, size))):
             if array.shape != shape or not np.isfinite(array).all():
                 raise BasisError(f"the {what} of the prior is {array.shape}: expected finite float32 {shape}")
-        exact = covariance.astype(np.float64)  # half of the smallest float32 is 0
+        exact = covariance.astype(np.float64)  # in float32, half of the smallest number would be 0
         deviations = np.sqrt(np.maximum(exact.diagonal(), 0))
         units = np.outer(deviations, deviations)
         if not units.all() or (np.abs(exact - exact.T) > _ASYMMETRY * units).any():
@@ -131,10 +133,10 @@ class Prior:
 
 
 class Whitening:
-    """A change of coordinates v = L z, in which all directions are as likely to be wanted.
+    """Coordinates z, with v = L z, in which the prior's covariance is the same in all directions.
 
     L L' is the covariance of the prior divided by its mean variance, so that z has the unit of v. Without a
-    prior, and where the covariance is c I, v is z: what goes in comes out, the same array.
+    prior, or with a covariance of c I, z is v, and the methods return the array that they are given.
 
     Attributes:
         matrix: L, float64 [n, n], lower triangular with a positive diagonal; None where v is z.
@@ -146,7 +148,7 @@ class Whitening:
             return
         size = len(prior.mean)
         scaled = prior.covariance / (math.fsum(prior.covariance.diagonal()) / size)
-        if np.abs(scaled - np.eye(size)).max() > _ROUND:
+        if np.abs(scaled - np.eye(size)).max() > _ISOTROPIC:
             self.matrix = np.asarray(np.linalg.cholesky(scaled), np.float64)
 
     def values(self, z: NDArray[Any]) -> NDArray[Any]:
@@ -212,7 +214,7 @@ class Projection(ABC):
         shape, is too large or not finite, or the prior does not fit.
         """
         with np.errstate(over="ignore"):  # infinity is refused below
-            array = np.array(p, "<f4", order="C")  # its own
+            array = np.array(p, "<f4", order="C")  # a copy, whose bytes are hashed below
         count = len(modules)
         if array.ndim != 4 or array.shape[1] != count or array.shape[2] != array.shape[3] or not array.size:
             raise BasisError(
@@ -349,7 +351,7 @@ class _Tied(Projection):
 
 
 class _Entries(Projection):
-    """R is v, but for rows that a module does not have."""
+    """R[m] is v[m] in order, row by row, followed by rows of zeros where a module has fewer than p."""
 
     def __init__(self, modules: Sequence[str], shape: Shape, rows: Sequence[int]) -> None:
         self.modules, self.shape = tuple(modules), shape
@@ -381,7 +383,7 @@ class _Entries(Projection):
 
 
 def random_descriptor(groups: int | str, rank: int | str = RANK) -> str:
-    """Return the text that names a random projection. Others of its form had another seed, u or tying."""
+    """Return the descriptor of a random projection: seed, u and tying are the same in all of them."""
     return f"random rank={rank} seed={SEED} groups={groups} u=1 tying=tiled"
 
 
@@ -389,6 +391,6 @@ _RANDOM = re.compile(random_descriptor("(?P<groups>[1-9][0-9]{0,8})", "(?P<rank>
 
 
 def entries_descriptor(shape: Shape) -> str:
-    """Return the text that names the entries of a shape."""
+    """Return the descriptor of all entries of R of a shape."""
     outputs, inputs = shape
     return f"entries rank={inputs}" if outputs == inputs else f"entries out={outputs} in={inputs}"

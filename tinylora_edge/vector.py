@@ -1,4 +1,4 @@
-"""The micro-vector v, and the policy that says which bytes may become it."""
+"""The micro-vector v, and the policy that decides which bytes may become one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .wire.frame import Clock, check_day, day_date, day_number, utc_today
 from .wire.sequences import Accepted, SequenceFile, SequenceLog, Source
 from .wire.values import BITS, SCALED, encode_values, rounded
 
-FIRST_SEQUENCE = 1  # of a vector that nobody numbered
+FIRST_SEQUENCE = 1  # the sequence of a vector that was given none
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,7 +62,7 @@ class MicroVector:
         values, payload = rounded(exact, self.dtype, self.entries)
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
-        object.__setattr__(self, "_payload", payload)  # scales are searched for once
+        object.__setattr__(self, "_payload", payload)  # kept, as it takes long to find scales
 
     @classmethod
     def zeros(cls, basis: Basis) -> MicroVector:
@@ -136,7 +136,7 @@ class MicroVector:
 
     def __reduce__(self) -> tuple[Any, ...]:
         whole = self.values, self.dtype, self.sequence, self.basis, self.under, self.entries
-        return type(self), whole  # copies are read-only too
+        return type(self), whole  # through the constructor, so that values of a copy are read-only too
 
     def __hash__(self) -> int:
         return hash(self._key())
@@ -172,7 +172,7 @@ class AdmittedVector(MicroVector):
 
     @classmethod
     def _with(cls, attributes: dict[str, Any]) -> AdmittedVector:
-        vector = object.__new__(cls)  # its values are those of its dtype: they are not rounded once more
+        vector = object.__new__(cls)  # past the constructor: the values are rounded to the dtype already
         vector.__dict__.update(attributes)
         vector.values.flags.writeable = vector.r.flags.writeable = False
         return vector
@@ -275,7 +275,7 @@ class Policy:
             check_day(until, self._clock)
         values, dtype, sequence = basis.values(received.values), received.head.dtype, received.head.sequence
         r = self._bounded(basis.R(values), "the vector")
-        # Who has no key can choose any sequence: there is nothing to compare.
+        # A sender without a key can choose any sequence, so other values under the same one prove nothing.
         accepted = Accepted(sequence, content(basis.digest, dtype, values) if key else "")
         source = basis.factors.digest, f"{key}(beneath {beneath})" if beneath else key, user
         return AdmittedVector._with(
@@ -302,8 +302,8 @@ class Policy:
         (ExpiredError).
         """
         basis = known.of(vector)
-        if isinstance(vector, AdmittedVector) and hasattr(vector, "r"):  # what `replace` made of one has no R
-            self._bounded(vector.r, "the vector")  # which another policy may have admitted
+        if isinstance(vector, AdmittedVector) and hasattr(vector, "r"):  # after `replace` it has no R
+            self._bounded(vector.r, "the vector")  # another policy may have admitted it
             return self.in_force(vector)
         own = {key: getattr(vector, key) for key in ("values", "_payload", "dtype", "sequence", "entries")}
         r = self._bounded(basis.R(vector), "the vector")
@@ -379,7 +379,10 @@ def check_sequence(number: int) -> int:
 
 
 def content(digest: str, dtype: str, values: NDArray[np.float32]) -> str:
-    """Return the 32 hexadecimal digits by which a policy remembers a vector of the basis with a digest."""
+    """Return the 32 hexadecimal digits by which a policy remembers the values of a vector.
+
+    `digest` is the basis's.
+    """
     found = hashlib.sha256(f"{digest}\n{dtype}\n".encode())
     whole = dtype in ("fp32", *SCALED)
     found.update(np.ascontiguousarray(values, "<f4").data if whole else encode_values(values, dtype))

@@ -1,4 +1,4 @@
-"""Writes that are whole or nothing, locks of files that several processes replace, and reads that end."""
+"""Atomic writes, locks of files that several processes replace, and reads that cannot block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import IO, Any
 def atomic_write(path: str | PathLike[str], *, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path` for writing; on leaving, make it `path` durably.
 
-    On an exception the temporary file is removed and `path` stays as it was. The umask goes for `mode`.
+    On an exception the temporary file is removed and `path` stays as it was. The umask applies to `mode`.
     OSError, of `path` and not of the temporary file: the directory is missing, not writable, or full.
     """
     path = Path(path)
@@ -42,7 +42,7 @@ def atomic_write(path: str | PathLike[str], *, mode: int = 0o666) -> Iterator[IO
 @contextmanager
 def open_file(path: str | PathLike[str]) -> Iterator[BufferedReader]:
     """Open a regular file for reading. OSError: it cannot be opened, or is a pipe or a device."""
-    at_once = getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for somebody who writes
+    at_once = getattr(os, "O_NONBLOCK", 0)  # to open a pipe would wait for somebody who writes
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is a pipe or a device, not a regular file", os.fspath(path))
@@ -51,9 +51,13 @@ def open_file(path: str | PathLike[str]) -> Iterator[BufferedReader]:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True, keep: bool = True) -> Iterator[None]:
-    """Hold the lock `path`.lock, which the system frees when its holder dies. BlockingIOError: another
-    process holds it, and there is no `wait`. Its file stays, unless `keep` is False for all who lock it."""
-    # Not the file itself: that is replaced, and a lock stays with what was replaced.
+    """Hold the lock `path`.lock during the block. The system frees it when its holder dies.
+
+    The lock's file stays; with `keep=False`, which all who lock it must then pass, it is removed.
+    BlockingIOError: another process holds the lock, and `wait` is False; or, with `keep=False`, it has just
+    removed the file.
+    """
+    # The lock is not on `path` itself: that is replaced, and a lock would stay with the file that it was on.
     lock = f"{path}.lock"
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -72,13 +76,13 @@ def locked(path: Path, *, wait: bool = True, keep: bool = True) -> Iterator[None
                 Path(lock).unlink(missing_ok=True)
     finally:
         os.close(handle)
-        if not keep and os.name == "nt":  # where none that is open can be removed, nor another holder's
+        if not keep and os.name == "nt":  # there a file that anybody has open cannot be removed
             with suppress(OSError):
                 os.unlink(lock)
 
 
 def _lock_byte(handle: int, lock: str, wait: bool) -> None:
-    """Do what `flock` does, on Windows: there LK_LOCK gives up after 10 seconds."""
+    """Lock a file on Windows as `flock` does elsewhere: LK_LOCK alone would give up after 10 seconds."""
     import msvcrt
 
     locking: Any = msvcrt.locking  # type: ignore[attr-defined,unused-ignore]

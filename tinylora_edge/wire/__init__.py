@@ -1,1 +1,1 @@
-"""A vector as bytes. Nothing here knows a model or a basis: it is for whoever moves, signs or stores them."""
+"""Vectors as bytes, for code that moves, signs or stores them. Nothing here knows a model or a basis."""

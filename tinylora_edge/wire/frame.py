@@ -22,20 +22,20 @@ from ..limits import USER_CHARACTERS
 from . import tags
 from .values import BITS, DTYPES, Entries, decode_values, payload_bytes
 
-BOUND, LOW = 2, 4  # versions: 4 has a scale a column
-DATED = (BOUND + 1, LOW + 1)  # the same with a last day
+BOUND, LOW = 2, 4  # versions of frames without a last day; 4 is for q2 and q4
+DATED = (BOUND + 1, LOW + 1)  # the versions of the same frames with a last day
 HEADER_BYTES = {BOUND: 7, BOUND + 1: 9, LOW: 8, LOW + 1: 10}
 
 
 class Head(NamedTuple):
-    """What a frame's first bytes say: nothing of it is verified."""
+    """What a frame's first bytes say, unverified."""
 
     version: int
     dtype: str
-    kind: int  # of the tag
+    kind: int  # of tag, as in `wire.tags`
     basis_id: str
     sequence: int
-    until: int | None  # the number of the last day
+    until: int | None  # last day, as `day_number` counts it
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,14 @@ class Frame:
 
     head: Head
     values: NDArray[np.float32]  # [n]
-    payload: bytes  # that carries them
+    payload: bytes  # the encoded values
     body: bytes  # all bytes before the tag
     tag: bytes
 
 
 def message(user: str, digest: bytes, body: bytes) -> bytes:
-    """Return what a tag is computed over; `body` is all before it. FrameError: the user's name is invalid."""
+    """Return what a tag is computed over, where `body` is all bytes before the tag. FrameError: the user's
+    name is not valid."""
     with suppress(UnicodeEncodeError):
         if len(user) <= USER_CHARACTERS:
             return hashlib.sha256(b"tinylora stream 2\n" + user.encode()).digest() + digest + body
@@ -68,7 +69,7 @@ def check_tag(received: Frame, user: str, digest: str, keys: Sequence[tags.Verif
     """
     kind, tag = received.head.kind, received.tag
     signed, name = message(user, bytes.fromhex(digest), received.body), tags.NAMES[kind]
-    # `train` makes vectors of the user without a name
+    # A vector that `train` wrote is bound to no name, hence the advice.
     other = f"another user than {user!r} (pack --user {user!r} makes it theirs)" if user else "a named user"
     if kind == tags.CRC32:
         if tag != (expected := tags.Crc32().sign(signed)):
@@ -116,9 +117,12 @@ def encode(
 
 
 def decode(data: bytes, size: int, digest: str, entries: Entries = ()) -> Frame:
-    """Take apart a frame of `size` values for the basis with that digest, of `entries` or none.
+    """Take a frame apart, whose tag is not verified here.
 
-    FrameError: it is none, of a wrong length or unknown version, dtype or tag, or damaged.
+    `size`, `digest` and `entries` are those of the basis: n, its digest, and the layout of R where its values
+    are the entries of R.
+
+    FrameError: it is no frame, has a wrong length or an unknown version, dtype or tag, or is damaged.
     BasisMismatchError: it names another basis.
     """
     length, found = len(data), head(data)
@@ -144,7 +148,7 @@ def decode(data: bytes, size: int, digest: str, entries: Entries = ()) -> Frame:
 
 
 def head(data: bytes) -> Head:
-    """Return what a frame's first bytes say. FrameError: they are none of a frame."""
+    """Return what a frame's first bytes say. FrameError: no frame begins with them."""
     if len(data) <= HEADER_BYTES[BOUND]:
         raise FrameError(f"{len(data)} bytes are not a frame: it was cut on its way, or is something else")
     version, dtype, kind = data[0] >> 4, DTYPES[data[0] & 3], data[0] >> 2 & 3
@@ -168,34 +172,37 @@ def _version(dtype: str, dated: bool) -> int:
 
 
 def frame_bytes(size: int, dtype: str, kind: int, *, dated: bool = False, entries: Entries = ()) -> int:
-    """Length of a frame of `size` values."""
+    """Return how many bytes a frame of `size` values has."""
     around = HEADER_BYTES[_version(dtype, dated)] + tags.SIZES[kind]
     return around + payload_bytes(size, dtype, entries)
 
 
 def longest(size: int) -> int:
-    """Length of the longest frame of `size` values: in fp32, since every column has a value or more."""
+    """Return how many bytes the longest frame of `size` values has.
+
+    It is in fp32: q2 and q4 have a scale of a byte for each column, but each column has at least one value.
+    """
     return frame_bytes(size, "fp32", tags.ED25519, dated=True)
 
 
-# Whose a vector is: a frame is bound to the name, and a published one lies under it
+# Users: a frame is bound to a user's name, and published under it
 
-DEFAULT_USER = "default"  # the user without a name, where one is needed: in a path, on the command line
+DEFAULT_USER = "default"  # stands for no name where one is needed: in a path, and on the command line
 RULE = "use 1 to 64 of A-Z a-z 0-9 . _ and -, beginning with a letter or digit"  # that of `is_portable`
 _PORTABLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
 def is_portable(user: str) -> bool:
-    """Tell whether a name is safe in a path and an address: that of a user who can be published or served."""
+    """Tell whether a name is safe in a path and an address, as it must be to be published or served."""
     return _PORTABLE.match(user) is not None
 
 
 def bound_name(user: str) -> str:
-    """Return the name that frames of a published user are bound to: the default one is without a name."""
+    """Return the name that a user's frames are bound to: none for the default user."""
     return "" if user == DEFAULT_USER else user
 
 
-# The last day on which a frame may be accepted: a number from 0 to 65535, of days since 2026-01-01 in UTC
+# Last days: a frame has the number, 0 to 65535, of days since 2026-01-01 in UTC
 
 FIRST_DAY = date(2026, 1, 1)
 LAST_DAY = FIRST_DAY + timedelta(days=0xFFFF)
@@ -203,7 +210,7 @@ Clock: TypeAlias = date | Callable[[], date]  # the day in UTC, or what returns 
 
 
 def utc_today() -> date:
-    """Return the day that the system's clock says."""
+    """Return the present day by the system's clock."""
     return datetime.now(UTC).date()
 
 
@@ -223,7 +230,7 @@ def day_date(day: int) -> date:
 
 
 def check_day(until: int, clock: Clock) -> None:
-    """Raise ExpiredError where a last day is over, VectorError where the clock's cannot be today."""
+    """Raise ExpiredError where a last day is over, VectorError where the clock's day is no possible one."""
     day = clock() if callable(clock) else clock
     try:
         today = day_number(day)

@@ -1,8 +1,8 @@
-"""The memory of a policy: the highest sequence accepted of each (factors, key, user), and its content.
+"""What a policy remembers: the highest sequence accepted from each (factors, key, user), and its content.
 
-`SequenceLog` is the rule that a policy asks, and lives in memory; `SequenceFile` keeps the same on disk,
-through restarts, kills and power cuts (docs/FORMAT.md, "State files"). A file is only ever replaced whole,
-under a lock that all processes which share it take, and a sequence only ever rises.
+`SequenceLog` keeps it in memory. `SequenceFile` keeps it on disk, through restarts, kills and power cuts
+(docs/FORMAT.md, "State files"): a file is only ever replaced whole, under a lock that all processes which
+share it take. A sequence never falls.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ..jsonio import parse_json
 from ..limits import DOCUMENT_BYTES
 from ..writes import atomic_write, locked, open_file
 
-Source = tuple[str, str, str]  # of a vector: digest of the factors, id of the key (empty: no key), user
+Source = tuple[str, str, str]  # where a vector is from: factors' digest, id of the key (empty: none), user
 _FORMAT = 4
 _VALUE = re.compile(r"([0-9]{1,5}):((?:[0-9a-f]{32})?)\Z")
 
 
 class Accepted(NamedTuple):
-    """A vector that was accepted: its sequence, and what stands for its values (empty: does not matter)."""
+    """The sequence of an accepted vector, and a hash of its values (empty: any other values are accepted)."""
 
     sequence: int = 0
     content: str = ""
 
     def check(self, later: Accepted, source: Source) -> None:
-        """Raise RollbackError unless another vector may come after this one, or this one again."""
+        """Raise RollbackError unless a vector may follow this one, or is this one again."""
         _, key, user = source
         of = f"{f' from user {user!r}' if user else ''}{f' under key {key}' if key else ''}"
         if later.sequence < self.sequence:
@@ -48,9 +48,9 @@ class Accepted(NamedTuple):
 
 
 class SequenceLog:
-    """The highest sequence accepted from each source, in memory. Safe from any thread.
+    """The highest sequence accepted from each source, in memory. Threads may share it.
 
-    A subclass that keeps it elsewhere overrides `find` and `store`, as `SequenceFile` and a server do.
+    A subclass that keeps it elsewhere overrides `find` and `store`.
     """
 
     def __init__(self) -> None:
@@ -58,50 +58,51 @@ class SequenceLog:
         self._lock = RLock()
 
     def record(self, source: Source, accepted: Accepted) -> None:
-        """Raise a sequence, durably where it is kept on disk; one that is there already writes nothing.
+        """Record what was accepted, durably where it is kept on disk; what is recorded is not written again.
 
-        RollbackError: a higher one is there. VectorError, OSError, StoreError: what is kept cannot be read.
+        RollbackError: a higher sequence is there, or this one with other content. VectorError, OSError,
+        StoreError: what is kept cannot be read or written.
         """
         if not self.settled(source, accepted):
             self.store(source, accepted)
 
     def settled(self, source: Source, accepted: Accepted) -> bool:
-        """Whether there is nothing to write. Raises RollbackError where it may not be written."""
+        """Tell whether this is recorded already. RollbackError: it may not be recorded."""
         found = self.find(source)
         found.check(accepted, source)
         return found == accepted or (found.sequence == accepted.sequence and not accepted.content)
 
     def find(self, source: Source) -> Accepted:
-        """Return what was accepted last, with sequence 0 where nothing was."""
+        """Return the last that was accepted from a source; sequence 0 where nothing was."""
         return self._accepted.get(source, Accepted())
 
     def store(self, source: Source, accepted: Accepted) -> None:
-        """Write what was accepted, unless it is `settled` by now: that is checked under the lock."""
+        """Write what was accepted, unless it is `settled`, which is asked again under the lock."""
         with self._lock:
             if not self.settled(source, accepted):
                 self._accepted[source] = accepted
 
 
 class SequenceFile(SequenceLog):
-    """A log in a file, for one process or several.
+    """A log in a file, which several processes may share.
 
-    A file that is no valid state is refused, at the start and ever after: to go on without it would be to
-    forget it. A missing file is an empty state, and is made with the first sequence. Each call has what the
-    file says now, whichever process wrote it; `record` returns once it is on disk. `<path>.lock` is the lock.
+    A file that is no valid state is refused at every call, since to go on without it would be to forget it. A
+    missing file is an empty state, and is made with the first sequence. Each call reads what the file says
+    now, and `record` returns once the file is on disk. `<path>.lock` is the lock.
 
     OSError: its directory does not exist, or the file cannot be read. VectorError: it is damaged.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         super().__init__()
-        self._path = Path(os.path.realpath(path))  # a link stays one
-        self._read: bytes | None = None  # what was parsed last
+        self._path = Path(os.path.realpath(path))  # so that a link is not replaced by the file
+        self._read: bytes | None = None  # the content that was parsed last
         if not self._path.parent.is_dir():
             raise FileNotFoundError(f"{self._path.parent} does not exist: make this directory for the state")
         self._refresh()
 
     def find(self, source: Source) -> Accepted:
-        """Return what was accepted last, as the file says now."""
+        """Return the last that was accepted from a source, as the file says now."""
         with self._lock:
             self._refresh()
             return super().find(source)
@@ -119,7 +120,7 @@ class SequenceFile(SequenceLog):
         try:
             with open_file(self._path) as file:
                 data = file.read(DOCUMENT_BYTES + 1)
-        except FileNotFoundError:  # another process may remove it on purpose; what was seen here stays known
+        except FileNotFoundError:  # somebody removed it on purpose; this process still knows what it read
             return
         if data == self._read:
             return
@@ -136,7 +137,7 @@ class SequenceFile(SequenceLog):
 
 
 def encode(accepted: dict[Source, Accepted]) -> bytes:
-    """Return the content of a state file; VectorError where it is longer than any that is read."""
+    """Return the content of a state file. VectorError: it would be too long to be read again."""
     tree: dict[str, dict[str, dict[str, str]]] = {}
     for (digest, key, user), (sequence, content) in sorted(accepted.items()):
         tree.setdefault(digest, {}).setdefault(key, {})[user] = f"{sequence}:{content}"
@@ -149,7 +150,7 @@ def encode(accepted: dict[Source, Accepted]) -> bytes:
 
 
 def decode(data: bytes) -> dict[Source, Accepted]:
-    """Return what the content of a state file says; ValueError where `encode` does not write such."""
+    """Return what the content of a state file says. ValueError: it is not as `encode` writes it."""
     document = parse_json(data)
     if not isinstance(document, dict) or document.keys() != {"format", "sha256", "accepted"}:
         raise ValueError("it is not an object with format, sha256 and accepted")

@@ -1,6 +1,6 @@
-"""Tags: what closes a frame and lets a device check it. Keys are in PEM, as OpenSSL writes them (RFC 8410).
+"""Tags: the last bytes of a frame, by which a device checks it.
 
-`cryptography` does Ed25519 and reads its keys.
+Ed25519 keys are in PEM, as OpenSSL writes them (RFC 8410); the package `cryptography` reads and uses them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 from ..errors import MissingExtraError, SignatureError
 from ..limits import PEM_BYTES
 
-CRC32, HMAC, ED25519 = 0, 1, 2  # kinds of tag, as the frame's first byte carries them
-SIZES = {CRC32: 4, HMAC: 8, ED25519: 64}  # in bytes
+CRC32, HMAC, ED25519 = 0, 1, 2  # kinds of tag, as the frame's first byte has them
+SIZES = {CRC32: 4, HMAC: 8, ED25519: 64}  # bytes
 NAMES = {CRC32: "CRC-32", HMAC: "HMAC", ED25519: "Ed25519"}
 
 _PEM_LABEL = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
-_HMAC_KEY_BYTES = 16  # the least that RFC 2104's advice allows in practice; 32 is usual
+_HMAC_KEY_BYTES = 16  # bytes of a key at least
 
 
 class Crc32:
@@ -52,7 +52,7 @@ class Hmac:
                 f"a MAC key of {len(key)} bytes is too short: use at least {_HMAC_KEY_BYTES}"
             )
         self._key = bytes(key)
-        # Of a message that no frame begins with, so that an id is never half of a tag.
+        # No frame's message is this short, so the id, which anybody may see, is never a tag.
         self.id = f"hmac:{hmac.digest(self._key, b'tinylora key id', hashlib.sha256)[:8].hex()}"
 
     @classmethod
@@ -187,6 +187,6 @@ def _read_pem(text: str | bytes, label: str) -> Any:
     return key
 
 
-# What checks tags of one `kind`, and what makes them. An `id` names a key in errors and states.
+# Each checks or makes tags of one `kind`. An `id` names a key in errors and states.
 Verifier: TypeAlias = Hmac | Ed25519Verifier
 Signer: TypeAlias = Crc32 | Hmac | Ed25519Signer

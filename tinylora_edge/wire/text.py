@@ -1,7 +1,7 @@
-"""Vector bytes as text, for carriers that take no others: base64url (RFC 4648, section 5) and hexadecimal.
+"""Frames as text, for carriers that take text alone: base64url (RFC 4648, section 5) or hexadecimal.
 
-White space is ignored, so a text may be folded. An even number of hexadecimal digits alone is hexadecimal; a
-base64url text of 13 values is that by chance once in 10^23 vectors.
+White space is ignored, so a text may be folded. An even number of hexadecimal digits alone is hexadecimal: a
+frame in base64url is never that, as its version makes it begin with one of the letters I to W.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import string
 from ..errors import FrameError
 from ..limits import VECTOR_FILE_BYTES
 
-TEXT_CHARACTERS = 2 * VECTOR_FILE_BYTES  # at most, as many as hexadecimal digits take
-SCHEME = "tinylora:"  # may stand before the digits, so that a link or a QR code says what it is
-_SURELY_HEX = 16  # so many hexadecimal digits in a row are no base64url
+TEXT_CHARACTERS = 2 * VECTOR_FILE_BYTES  # characters of a text at most: the longest file in hexadecimal
+SCHEME = "tinylora:"  # may stand before a text, so that a link or a QR code says what it is
+_SURELY_HEX = 16  # a longer text of hexadecimal digits alone is not taken for base64url
 _WHITE = b" \t\r\n"
 _DIGITS = string.digits.encode() + string.ascii_letters.encode() + b"-_"
 _TEXT = re.compile(rb"(?i:tinylora:[A-Za-z0-9_-]+|[A-Za-z0-9_-]{16,})={0,2}\Z")
 
 
 def encode(data: bytes, *, scheme: bool = False) -> str:
-    """Return a frame as base64url in one line, with `tinylora:` before it where `scheme`."""
+    """Return a frame as base64url in one line; with `scheme`, `tinylora:` stands before it."""
     return SCHEME * scheme + base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def is_text(data: bytes) -> bool:
-    """Tell whether bytes are the text of a vector, and not the vector itself.
+    """Tell whether bytes are the text of a frame, and not the frame itself.
 
-    No frame with a sequence below 256 is taken for one; of others of 13 values one in 10^11 at the most. A
-    short text needs the scheme before it.
+    No frame with a sequence below 256 is taken for text, as it has a byte 0; of other frames with 13 values,
+    at most one in 10^11 is. A text of fewer than 16 characters needs the scheme before it.
     """
     return len(data) <= TEXT_CHARACTERS and bool(_TEXT.match(data.translate(None, _WHITE)))
 
@@ -58,8 +58,8 @@ def decode(text: bytes | str) -> bytes:
     if wrong or not digits:
         found = f"has {wrong[:1]!r}" if wrong else "is empty"
         raise FrameError(f"the text {found}: base64url is A-Z a-z 0-9 - and _, hexadecimal 0-9 and a-f")
-    last = len(digits) // 4 * 4  # of whole groups
-    whole = len(digits) - last != 1
+    last = len(digits) // 4 * 4  # where the groups of four characters, of three bytes each, end
+    whole = len(digits) - last != 1  # one character of a group has less than a byte
     decoded = base64.urlsafe_b64decode(digits + b"=" * (-len(digits) % 4)) if whole else b""
     if base64.urlsafe_b64encode(decoded[last // 4 * 3 :]).rstrip(b"=") != digits[last:]:
         raise FrameError(

@@ -1,7 +1,8 @@
-"""Values as bytes: fp32, bf16, fp16, int8 with one scale for all, and q2 and q4 with one a column of R.
+"""Values as bytes: fp32, bf16, fp16, int8 with one scale for all, and q2 and q4 with a scale a column of R.
 
-docs/FORMAT.md has the bytes. Scales have so few bits that their products with codes are exact in float32, and
-every reader has the same values. Columns of R differ a hundredfold, hence a scale for each in q2 and q4.
+docs/FORMAT.md has the bytes. Scales have so few bits that their products with codes are exact in float32, so
+every reader gets the same values. q2 and q4 have a scale a column, as the sizes of columns differ a
+hundredfold.
 """
 
 from __future__ import annotations
@@ -14,37 +15,37 @@ from numpy.typing import NDArray
 
 from ..errors import FrameError, NonFiniteError, VectorError
 
-BITS = {"q2": 2, "q4": 4}  # a number, of the dtypes that have a scale a column
-DTYPES = ("fp32", "bf16", "fp16", "int8", *BITS)  # the first four in the order of their codes
-SCALED = ("int8", *BITS)  # dtypes that round several values together
+BITS = {"q2": 2, "q4": 4}  # bits of a code, of the dtypes that have a scale a column
+DTYPES = ("fp32", "bf16", "fp16", "int8", *BITS)  # a frame's first byte has the place of the first four
+SCALED = ("int8", *BITS)  # dtypes in which several values share a scale
 Entries = tuple[int, ...]
-"""(M, p, q) of R, whose entries v is, and where a module has fewer than p rows, those of each; () where v is
-something else."""
+"""The layout of R where v is its entries: (M, p, q), followed by the rows of each module if one has fewer than
+p. () where v is not the entries of R."""
 
-SCALE_BYTES = 3
+SCALE_BYTES = 3  # of int8's scale, whose fourth and lowest byte would be 0
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 _LOWEST, _HIGHEST = -128, 127
-_CUT = 1.04 ** np.arange(1, 60)  # how far the largest value may lie beyond the largest q
-_AT_ONCE = 1 << 20
+_CUT = 1.04 ** np.arange(1, 60)  # ratios, up to 10, of the largest value to the largest that a scale reaches
+_AT_ONCE = 1 << 20  # products of values and scales that are in memory at a time
 _LARGEST = float(np.finfo(np.float32).max)
-_LEVELS = {  # of the codes in each byte, by the bits of a code: float32 [256, 8 / bits]
+_LEVELS = {  # bits of a code -> the levels of the codes in each byte, float32 [256, 8 / bits]
     bits: (np.arange(256)[:, None] >> np.arange(0, 8, bits) & (1 << bits) - 1).astype(np.float32)
     - np.float32((1 << bits) / 2 - 0.5)
     for bits in BITS.values()
 }
-_NO_SCALE = 0xF8  # the first byte whose exponent is that of infinity
+_NO_SCALE = 0xF8  # from this byte on a scale is not finite
 _LARGEST_SCALE = float(np.finfo(np.float16).max)
 
 
 def rounded(
     values: NDArray[np.float32], dtype: str, entries: Entries = ()
 ) -> tuple[NDArray[np.float32], bytes]:
-    """Round values [n] to the nearest ones that `dtype` carries; return them, and the bytes that carry them.
+    """Round values [n] to the nearest ones that `dtype` has; return them, and their bytes.
 
-    Ties to even; in int8 all of them together, in q2 and q4 those of a column.
+    Ties go to even. In int8 all values are rounded together, in q2 and q4 those of a column.
 
-    NonFiniteError: one is NaN or infinite, or too large for the dtype. VectorError: there is no such dtype,
-    or it is of entries, and these are not so many.
+    NonFiniteError: a value is NaN or infinite, or too large for the dtype. VectorError: there is no such
+    dtype, or it is q2 or q4 and the values are not the `entries` of R.
     """
     largest = _LARGEST
     if bits := BITS.get(dtype):
@@ -53,7 +54,7 @@ def rounded(
             whole = f" of the shape {entries[:3]}" if entries else ""
             raise VectorError(f"{dtype} is for entries of R alone: {len(values)} numbers are none{whole}")
     found, payload = values, b""
-    fits = np.abs(values) <= largest  # nor is NaN
+    fits = np.abs(values) <= largest  # False for NaN
     if fits.all() or dtype not in SCALED:
         payload = encode_values(values, dtype, entries)
         found = decode_values(payload, dtype, len(values), entries)
@@ -74,7 +75,7 @@ def encode_values(values: NDArray[np.float32], dtype: str, entries: Entries = ()
     if dtype == "bf16":
         bits = values.astype("<f4").view("<u4")
         upper = bits >> 16
-        rounded = (bits + (0x7FFF + (upper & 1))) >> 16  # a NaN alone passes 32 bits
+        rounded = (bits + (0x7FFF + (upper & 1))) >> 16  # the sum can pass 32 bits for a NaN alone
         quiet_nan = upper | 0x40
         return np.where(np.isnan(values), quiet_nan, rounded).astype("<u2").tobytes()
     if dtype == "int8":
@@ -90,7 +91,7 @@ def encode_values(values: NDArray[np.float32], dtype: str, entries: Entries = ()
 def decode_values(data: bytes, dtype: str, size: int, entries: Entries = ()) -> NDArray[np.float32]:
     """Return the float32 values [size] of a payload of the right length.
 
-    FrameError: what fills it up is not zero, or a scale is not finite.
+    FrameError: a filling byte or bit is not 0, or a scale is not finite.
     """
     if is_padded(size, dtype) and data[-1]:
         raise FrameError(f"the byte that fills the frame up is {data[-1]:#04x}, not 0: it was damaged")
@@ -117,13 +118,13 @@ def _decode_columns(data: bytes, bits: int, entries: Entries) -> NDArray[np.floa
 
 
 def number_of(entries: Entries) -> int:
-    """Return n, how many entries there are."""
+    """Return n, the number of entries of R."""
     modules, p, q, *rows = entries
     return (sum(rows) if rows else modules * p) * q
 
 
 def rows_of(entries: Entries) -> NDArray[np.bool_]:
-    """Return which rows of R there are: bool [M, p]."""
+    """Return which rows of R modules have: bool [M, p]."""
     modules, p, _, *rows = entries
     there: NDArray[np.bool_] = np.arange(p) < np.array(rows or [p] * modules)[:, None]
     return there
@@ -144,7 +145,7 @@ def gathered(r: NDArray[Any], entries: Entries) -> NDArray[Any]:
 
 
 def payload_bytes(size: int, dtype: str, entries: Entries = ()) -> int:
-    """Length of `size` values; it is even, but in q2 and q4."""
+    """Return how many bytes `size` values have: an even number, but in q2 and q4."""
     if bits := BITS.get(dtype):
         return entries[0] * entries[2] + (size * bits + 7) // 8
     scale = SCALE_BYTES if dtype == "int8" else 0
@@ -152,19 +153,19 @@ def payload_bytes(size: int, dtype: str, entries: Entries = ()) -> int:
 
 
 def is_padded(size: int, dtype: str) -> bool:
-    """Whether a zero byte follows so many values."""
+    """Tell whether a zero byte follows `size` values, which makes their bytes even."""
     return dtype == "int8" and size % 2 == 0
 
 
 def quantize(values: NDArray[np.float32]) -> tuple[bytes, NDArray[np.int8]]:
-    """Return the scale (3 bytes) and q (int8 [n]) of `_scales` that come nearest to values [n].
+    """Return the scale (3 bytes), one of `_scales`, and q (int8 [n]) whose products come nearest to values.
 
-    Values are finite, and come back as they are where they are such products already.
+    Values [n] are finite. Those that are such products already come back unchanged.
     """
     exact = values.astype(np.float64)
     scale, q, least = 0.0, np.zeros(len(exact)), float(exact @ exact)
     for scales in _scales(exact) if least else ():
-        room = np.floor(_LARGEST / np.abs(scales))  # a product that would overflow is none
+        room = np.floor(_LARGEST / np.abs(scales))  # the largest q whose product is finite
         found = np.rint(exact / scales)
         found = np.clip(found, np.maximum(_LOWEST, -room), np.minimum(_HIGHEST, room))
         errors = np.square(exact - scales * found).sum(1)
@@ -175,18 +176,19 @@ def quantize(values: NDArray[np.float32]) -> tuple[bytes, NDArray[np.int8]]:
 
 
 def dequantize(scale: bytes, q: NDArray[np.int8]) -> NDArray[np.float32]:
-    """Return float32 values [n]: scale * q, exactly, and no zero with a sign."""
+    """Return float32 values [n]: scale * q, exactly; zeros have no sign."""
     factor = np.frombuffer(b"\0" + scale, "<f4")[0]
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by name
+    with np.errstate(invalid="ignore", over="ignore"):  # callers refuse what is not finite
         values: NDArray[np.float32] = (factor * q.astype(np.float32) + np.float32(0)).astype(np.float32)
     return values
 
 
 def _scales(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    """Yield scales of 24 bits to choose from, in columns: positive ones first, and large ones.
+    """Yield scales of 24 bits to choose from, as columns: large ones first, each part with either sign.
 
-    They are the largest value over each q that it may have, rounded down and up, which finds values that are
-    products already; and that value over more than 128, where it is cut to the advantage of the others.
+    Some are the largest value divided by each q from 1 to 128, rounded down and up: among these are the
+    scales of values that are products already. Others are that value divided by more than 128: they clip it,
+    to the advantage of the smaller values.
     """
     parts = np.abs(values).max() / np.concatenate([np.arange(1, -_LOWEST + 1), -_LOWEST * _CUT])
     below = np.minimum(parts, _LARGEST).astype("<f4").view("<u4") & np.uint32(0xFFFFFF00)
@@ -197,12 +199,12 @@ def _scales(values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
 
 
 def scaled(scales: NDArray[np.uint8], codes: NDArray[np.uint8], bits: int) -> NDArray[np.float32]:
-    """Return the values [M, p, q] of scales [M, q] and codes [M, p, q], exactly, and no zero with a sign."""
+    """Return the values [M, p, q] of scales [M, q] and codes [M, p, q], exactly; zeros have no sign."""
     return _products(scales, codes - np.float32((1 << bits) / 2 - 0.5))
 
 
 def _products(scales: NDArray[np.uint8], levels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return scales [M, q] times levels [M, p, q], in their place."""
+    """Return scales [M, q] times levels [M, p, q], which it overwrites."""
     levels *= _scale(scales).astype(np.float32)[:, None]
     levels += np.float32(0)
     return levels
@@ -211,10 +213,11 @@ def _products(scales: NDArray[np.uint8], levels: NDArray[np.float32]) -> NDArray
 def quantize_columns(
     values: NDArray[Any], bits: int, weights: NDArray[Any] | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return scales (uint8 [M, q]) and codes (uint8 [M, p, q]) that come near R by (weighted) least squares.
+    """Return scales (uint8 [M, q]) and codes (uint8 [M, p, q]) near R [M, p, q], by weighted least squares.
 
-    Each scale that is tried puts the largest value of a column on a code, which finds values that are
-    products already, or beyond the last code. Then it is moved to the best one for the codes that it gives.
+    Each scale that is tried puts the largest value of a column on a code, which finds the scale of values
+    that are products already, or beyond the last code. It is then replaced by the best scale for the codes
+    that it gives.
     """
     exact, most, weighed = values.astype(np.float64), (1 << bits) - 1, 1.0 if weights is None else weights
     scales, levels = np.zeros((len(exact), exact.shape[2]), np.uint8), np.full(exact.shape, -most / 2)
@@ -233,12 +236,13 @@ def quantize_columns(
 
 
 def _scale(byte: Any) -> NDArray[np.float64]:
-    """Return the scales in bytes, which are the upper bits of a float16."""
+    """Return the scales that bytes stand for: the bits of a float16 behind its sign, the lowest seven 0."""
     return (np.asarray(byte, np.uint16) << 7).view(np.float16).astype(np.float64)
 
 
 def _levels(values: NDArray[np.float64], scales: NDArray[np.float64], most: int) -> NDArray[np.float64]:
-    """Return levels, -most / 2 to most / 2 in steps of 1, that times scales [M, q] come nearest to values."""
+    """Return the levels, from -most / 2 to most / 2 in steps of 1, whose products with scales [M, q] are
+    nearest to values."""
     steps = scales[:, None]
     parts = np.divide(values, steps, out=np.zeros_like(values), where=steps > 0)
     return np.clip(np.floor(parts), -(most + 1) // 2, most // 2) + 0.5
