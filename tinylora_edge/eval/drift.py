@@ -1,12 +1,12 @@
-"""How far a personalized model is from its base on prompts that nobody trained on, and a graph from its GGUF.
+"""How far a vector moves a model on prompts that nobody trained on, and how far a graph is from its GGUF.
 
-Two figures say how far a vector drifts. The divergence KL(base || personalized) is estimated on answers that
-the base draws: the mean, over their tokens, of log p_base - log p_personalized, which is what forward passes
-give. And greedy answers of both are judged by rule: whether they repeat themselves, and whether they are
-right where a rule can tell.
+A vector's drift has two figures. The divergence KL(base || personalized) is estimated on answers that the
+base draws: the mean over their tokens of log p_base - log p_personalized, which takes forward passes alone.
+And the greedy answers of both are judged by rule: whether they repeat themselves, and, where a rule can tell,
+whether they are right.
 
-Engines round in different places, and a graph's weights may be quantized further. Users see words, not
-logits, so parity counts the answers that stay the same.
+The two forms of a model round in different places, and a graph's weights may be quantized further. Users see
+words and not logits, so `measure_parity` counts the answers that are the same.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from ..tasks.load import load_general
 from ..tasks.rewards import repeats, words
 from ..vector import MicroVector
 
-_DRAWN = 32  # tokens of an answer that the divergence is estimated on
-_REPEATED_RUN, _TIMES = 4, 3  # words, and how often they occur in an answer that repeats itself
-_JUDGED = 64  # tokens of an answer that is judged: enough to begin to repeat itself
-_SHOWN = 5  # answers that differ
-PROMPTS, TOKENS, BEGINNING = 16, 24, 8  # of parity
-_N_CTX = 64  # tokens of the model's own context, which stays empty: answers have contexts of their own
+_DRAWN = 32  # tokens of an answer that the divergence is estimated on, at most
+_REPEATED_RUN, _TIMES = 4, 3  # an answer that has a run of 4 words 3 times repeats itself
+_JUDGED = 64  # tokens of an answer that is judged, at most: long enough to begin to repeat itself
+_SHOWN = 5  # examples of answers that differ, at most
+PROMPTS, TOKENS, BEGINNING = 16, 24, 8  # of parity: prompts, tokens of an answer, and of its beginning
+_N_CTX = 64  # tokens of the model's own context, which stays empty: batches have contexts of their own
 
 
 def faults(base: Sequence[bool], vector: Sequence[bool]) -> dict[str, int]:
@@ -108,7 +108,7 @@ def measure_drift(
         tokens = batch.encode(samples)
         under = None if vector is None else vector.under
         drawn = batch.generate(tokens, vectors=under, max_tokens=_DRAWN, temperature=1.0, answered=answered)
-        answers = [[each.tokens.tolist()] for each in drawn]  # none is empty: its end is a token
+        answers = [[each.tokens.tolist()] for each in drawn]  # never empty, as the end is a token too
         found = batch.score_each([under, vector], tokens, answers, answered=answered)
         gaps = [here.astype(np.float64) - there for (here,), (there,) in zip(*found, strict=True)]
         base, own = batch.answer_each([under, vector], samples, max_tokens=_JUDGED, answered=answered)
@@ -132,11 +132,11 @@ def measure_drift(
 
 
 def divergence(gaps: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
-    """Return the mean, nats a token, of log p_base - log p_personalized, and its standard error.
+    """Return the mean of log p_base - log p_personalized in nats a token, and its standard error.
 
-    `gaps` are these differences, an array for each answer.
-    The tokens of an answer need not be independent, answers are: it is the error of a ratio of sums over
-    answers (Cochran, Sampling Techniques, 1977, section 2.11), NaN for a single one.
+    `gaps` are these differences, an array for each answer. Answers are independent, but the tokens of one
+    need not be: the error is that of a ratio of sums over answers (Cochran, Sampling Techniques, 1977,
+    section 2.11), NaN for a single answer.
     """
     sums, tokens, n = np.array([each.sum() for each in gaps]), np.array([*map(len, gaps)]), len(gaps)
     mean = float(sums.sum() / tokens.sum())
@@ -153,14 +153,14 @@ def right_answers(sample: Sample) -> tuple[str, ...]:
 
 
 def repeats_itself(text: str) -> bool:
-    """Whether up to 8 words occur three times in a row, or the same four words three times anywhere."""
+    """Tell whether a phrase of up to 8 words occurs three times in a row, or one of 4 three times anywhere."""
     sequence = words(text)
     runs = Counter(tuple(sequence[i : i + _REPEATED_RUN]) for i in range(len(sequence) - _REPEATED_RUN + 1))
     return max(runs.values(), default=0) >= _TIMES or repeats(text)
 
 
 def is_right(text: str, answers: Sequence[str]) -> bool:
-    """Whether an accepted answer stands in a text, as words or a number of its own: 112 has no 12."""
+    """Tell whether one of the right answers is in a text as whole words or a whole number: 112 has no 12."""
     return any(
         re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(answer)}(?!\w|[.,]\d)", text, re.IGNORECASE)
         for answer in answers

@@ -1,4 +1,4 @@
-"""Files that host and device share. Each is read with distrust: it may be damaged, or meant to do damage.
+"""Files that host and device share. Their readers expect that a file is damaged, or meant to do damage.
 
 * `bundle` finds a deployed base, its basis and its graph from one path; `signatures` says who signed them.
 * `side_tensors` is `basis.gguf` (docs/FORMAT.md, "Side tensors"), `gguf` is its container.

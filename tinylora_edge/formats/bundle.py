@@ -114,7 +114,7 @@ class Bundle:
 
 
 BundleOrPath: TypeAlias = str | PathLike[str] | Bundle
-"""What `load_bundle` takes, and with it all that opens a bundle: a `Bundle` is not read again."""
+"""What `load_bundle` takes, and so every function that opens a bundle. A `Bundle` is not read again."""
 
 
 def load_bundle(path: BundleOrPath) -> Bundle:
@@ -156,7 +156,7 @@ def load_bundle(path: BundleOrPath) -> Bundle:
 
 
 def _base_in(directory: Path) -> Path:
-    """Return where a bundle's GGUF is, or would be: one file, or the first of several."""
+    """Return the path of a bundle's GGUF, which need not exist: one file, or the first of a split one."""
     whole = directory / BASE_NAME
     split = [] if whole.exists() else sorted(directory.glob(f"{BASE_STEM}-00001-of-*.gguf"))
     return split[0] if split else whole

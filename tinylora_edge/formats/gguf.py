@@ -1,9 +1,9 @@
 """The GGUF container, read and written.
 
-Writing is the gguf package's `GGUFWriter`. Reading is ours, for two reasons measured on SmolLM2's 98 MB
-file: `GGUFReader` takes 1.6 s, because it turns every entry of the vocabulary into numpy arrays, where
-a device should start in milliseconds; and it trusts the sizes that a file declares. This reader checks
-every declared size against the file before it uses it, and touches no tensor data until asked to.
+The gguf package's `GGUFWriter` writes it. The reader is ours, for two reasons. `GGUFReader` turns every entry
+of the vocabulary into numpy arrays, which takes 1.6 s for SmolLM2's 98 MB, where a device should start in
+milliseconds. And it trusts the sizes that a file declares: this reader checks each of them against the file
+before it uses it, and reads no tensor data until it is asked to.
 
 A model may be split into several files, `<name>-00001-of-00008.gguf` and so on (llama.cpp's
 `llama_split_path`, and its keys `split.no`, `split.count` and `split.tensors.count`).
@@ -37,7 +37,7 @@ T = TypeVar("T")
 _SCALARS = dict(zip((*range(8), 10, 11, 12), (f"<{code}" for code in "BbHhIif?Qqd"), strict=True))
 _STRING, _ARRAY = 8, 9
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-[0-9]{5}-of-(?P<count>[0-9]{5})\.gguf")
-_MAX_DIMS = 4  # of the format
+_MAX_DIMS = 4  # dimensions of a tensor, by the format
 
 UINT32 = gguf.GGUFValueType.UINT32
 STRING = gguf.GGUFValueType.STRING
@@ -46,17 +46,17 @@ ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 
 
 class MalformedGGUFError(ValueError):
-    """The bytes are no GGUF file; callers turn this into their own error, which names the file."""
+    """The bytes are no GGUF file. Callers raise an error of their own instead, which names the file."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor's entry. `shape` is in numpy order: a linear weight is (out, in)."""
+    """A tensor as the header describes it. `shape` is in numpy's order: (out, in) for a linear weight."""
 
     name: str
     shape: tuple[int, ...]
     type: gguf.GGMLQuantizationType
-    offset: int  # of the data, from the start of the file
+    offset: int  # of the data, in bytes from the start of the file
     nbytes: int
 
 
@@ -181,7 +181,7 @@ class GGUFFile:
             raise MalformedGGUFError(f"it holds a list of {count} texts: at most {limits.STRINGS} are read")
         result = _Strings(position, count)
         unpack, buffer = struct.Struct("<Q").unpack_from, self._buffer
-        for _ in range(count):  # a vocabulary has 10^5 of them: this loop is what a parse costs
+        for _ in range(count):  # 10^5 times for a vocabulary, which is most of the time of a parse
             position += 8 + unpack(buffer, position)[0]
         self._check_end(position, f"{count} strings")
         return result, position
@@ -209,7 +209,7 @@ class GGUFFile:
         return entries, position
 
     def _locate(self, entries: list[Tensor], position: int) -> dict[str, Tensor]:
-        alignment = self.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
+        alignment = self.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise MalformedGGUFError(f"its alignment is {alignment!r}, expected a power of two")
         start = -(-position // alignment) * alignment
@@ -221,7 +221,7 @@ class GGUFFile:
         if len(tensors) != len(entries):
             raise MalformedGGUFError("it names a tensor twice")
         for one, two in pairwise(sorted(tensors.values(), key=lambda tensor: tensor.offset)):
-            if two.offset < one.offset + one.nbytes:  # otherwise a small file could declare much
+            if two.offset < one.offset + one.nbytes:  # else a small file could declare much data
                 raise MalformedGGUFError(f"its tensors {one.name} and {two.name} lie over the same bytes")
         return tensors
 
@@ -231,25 +231,25 @@ class GGUFFile:
 
 
 def split_name(stem: str, number: int, count: int) -> str:
-    """Return the name of file `number`, from 1, of `count`."""
+    """Return the name of file `number` of `count`, counted from 1, of a split model."""
     return f"{stem}-{number:05}-of-{count:05}.gguf"
 
 
 def whole_stem(path: str | PathLike[str]) -> str:
-    """Return the stem of a GGUF file's name, without what says that it is one of several."""
+    """Return the stem of a GGUF file's name, without the numbers of a split model's file."""
     path = Path(path)
     match = _SPLIT_NAME.fullmatch(path.name)
     return match["stem"] if match else path.stem
 
 
 def _parts(path: Path, count: int) -> list[Path]:
-    """Return the files of the split model that has this one and so many, in order."""
+    """Return the `count` files, in order, of the split model to which a file belongs."""
     stem = whole_stem(path)
     return [path.with_name(split_name(stem, number, count)) for number in range(1, count + 1)]
 
 
 def gguf_paths(path: str | PathLike[str]) -> list[Path]:
-    """Return the files of a model that `open_gguf` opened: the one, or all of a split one, in order."""
+    """Return the files of a model, in order: the one that is named, or all of a split model."""
     path = Path(path)
     match = _SPLIT_NAME.fullmatch(path.name)
     parts = _parts(path, int(match["count"])) if match else []
@@ -257,10 +257,10 @@ def gguf_paths(path: str | PathLike[str]) -> list[Path]:
 
 
 def open_gguf(path: str | PathLike[str]) -> GGUFFile:
-    """Open a GGUF model: its one file, or the first of a split one, whose metadata stand for all.
+    """Open a GGUF model: its one file, or the first of a split model, whose metadata count for all.
 
-    The files of a split model lie beside each other, named as llama.cpp names them. Each must be the one that
-    its name says, no tensor may be there twice, and there must be as many as the first file says.
+    The files of a split model lie beside each other, named as llama.cpp names them. Each must have the number
+    that its name says, no tensor may be there twice, and there must be as many as the first file says.
     MalformedGGUFError: a file is not GGUF, declares too much, or breaks a rule. OSError: one cannot be read.
     """
     path = Path(path)
@@ -314,9 +314,9 @@ def write(
     metadata: Sequence[tuple[str, Any, gguf.GGUFValueType]],
     tensors: Mapping[str, NDArray[Any]],
 ) -> None:
-    """Write a GGUF image of (key, value, type) and tensors; a list value is an array of that type.
+    """Write metadata (key, value, type) and tensors as GGUF; a list is an array of values of its type.
 
-    The data of the tensors are the image's end, one behind the other, each at a multiple of `ALIGNMENT`.
+    The file ends with the tensors' data in order, each of which begins at a multiple of `ALIGNMENT`.
     """
     writer = gguf.GGUFWriter(None, architecture)
     for key, value, kind in metadata:
@@ -334,7 +334,7 @@ def write(
 
 
 def write_header(writer: gguf.GGUFWriter, file: IO[bytes]) -> None:
-    """Write all but the tensors' data: GGUFWriter opens paths alone, and here takes an open file."""
+    """Write all but the tensors' data into an open file, where GGUFWriter itself takes only paths."""
     writer.fout, writer.state = [file], WriterState.EMPTY  # type: ignore[list-item]
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

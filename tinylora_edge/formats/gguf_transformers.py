@@ -1,4 +1,4 @@
-"""A GGUF model in transformers: read in one go, whole, its layers by name, dequantized for good."""
+"""A GGUF model in transformers: loaded dequantized, all files of a split one, and its layers' names."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ import numpy as np
 
 from .gguf import GGUFFile, gguf_paths, open_gguf
 
-# Of every Llama 3: a GGUF has the frequencies that come of them instead.
+# The scaling parameters of every Llama 3. A GGUF has the frequencies that result from them instead.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
-_TURN = threading.RLock()  # held while functions of the gguf package are replaced, which are all threads'
+_TURN = threading.RLock()  # held while functions of the gguf package are replaced, for all threads
 
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Have transformers read a GGUF file's metadata once during the block, and make one map of names.
+    """Have transformers read a GGUF's metadata once during the block, and make the map of names once.
 
-    Its loader reads them three times, element by element through `numpy.memmap`, and makes the same map anew
-    for each module: 14 of 18 seconds for SmolLM2 (transformers 5). Threads take turns.
+    Its loader reads them three times, element by element through `numpy.memmap`, and makes the map again for
+    each module: 14 of 18 seconds for SmolLM2 (transformers 5). Threads take turns.
     """
     with _TURN:
         reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
 
         class Reader(reader):  # type: ignore[valid-type, misc]
-            """The library's, of a split model whole, over a plain array: parts of a `memmap` are dear."""
+            """The library's reader of all files of a split model, over a plain array, whose slices are
+            cheaper than those of a `memmap`."""
 
             def __init__(self, path: Any, mode: Any = "r") -> None:
                 super().__init__(path, mode)
@@ -66,7 +67,7 @@ def read_model(path: Path, dtype: Any) -> Any:
         )
     if missing := found["missing_keys"]:
         raise ValueError(f"it lacks {min(missing)}")
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):  # with which trainers refuse it
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):  # trainers refuse a model with these
         if hasattr(model, name):
             delattr(model, name) if name in vars(model) else setattr(model, name, None)
     if hasattr(model.config, "quantization_config"):
@@ -75,11 +76,11 @@ def read_model(path: Path, dtype: Any) -> Any:
 
 
 def _scale_positions(config: Any, file: GGUFFile) -> None:
-    """Have a configuration scale positions as llama.cpp does; ValueError where that is not known here."""
+    """Set in a configuration how llama.cpp scales positions. ValueError: in a way that is not known here."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     prefix, rope = f"{file.architecture}.rope.scaling.", getattr(config, "rope_parameters", {})
-    rope = rope.get("full_attention", rope)  # of Gemma's two kinds of layers
+    rope = rope.get("full_attention", rope)  # of the two kinds of layers that Gemma has
     kind, scaled = file.get(f"{prefix}type", "linear"), {"factor": file.get(f"{prefix}factor", 1.0)}
     if found := file.tensors.get("rope_freqs.weight"):
         kind, scaled = "llama3", {"factor": float(file.array(found).max()), **_LLAMA3}
@@ -101,11 +102,11 @@ def _scale_positions(config: Any, file: GGUFFile) -> None:
 
 
 def layer_names(architecture: str, blocks: int) -> Callable[[str], str | None]:
-    """Return the map from layers of transformers to tensors of a GGUF, None where there is none.
+    """Return the map from names of layers in transformers to names of tensors in a GGUF, or None.
 
     Both names are without `.weight`; `architecture` is a `general.architecture`.
     """
     known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(known[architecture], blocks)
-    # As convert_hf_to_gguf does for the language model inside of one that also sees.
+    # convert_hf_to_gguf leaves the prefix out, which the language model of a vision model has.
     return lambda layer: table.get_name(layer.replace("language_model.", ""))

@@ -20,8 +20,8 @@ from ..basis import Basis
 from ..vector import MicroVector
 from .onnx_graph import INPUT_NAME, input_row
 
-# Where the parts lie: one vtable for both tables, which have the same layout; then what they point at.
-# Vectors of 8-byte entries begin at a multiple of 8, after their 4-byte length.
+# Offsets in bytes: one vtable for both tables, which have the same layout, the tables, and what they point
+# at. A FlatBuffer's vector of 8-byte entries begins at a multiple of 8, behind its length of 4 bytes.
 _VTABLE, _ADAPTER, _PARAMETERS, _PARAMETER, _DIMS, _RAW = 8, 20, 40, 48, 68, 92
 _FORMAT_VERSION, _FLOAT = 1, 1  # _FLOAT: TensorDataType.FLOAT
 
@@ -34,13 +34,13 @@ def to_adapter(vector: MicroVector, basis: Basis) -> bytes:
 
 
 def encode(values: NDArray[np.float32], adapter_version: int, model_version: int) -> bytes:
-    """Return an `.onnx_adapter` of values [rows, M P Q]; versions: the sequence, and the basis."""
+    """Return an `.onnx_adapter` of values, float32 [rows, M P Q], and of the two version numbers."""
     payload = np.ascontiguousarray(values, "<f4").tobytes()
     name = INPUT_NAME.encode()
     end = _RAW + 4 + len(payload)
     parts = (
         (0, "<I4s", (_ADAPTER, b"TORT")),
-        (_VTABLE, "<6H", (12, 20, 4, 8, 12, 16)),  # bytes of it, of a table, and where its four fields are
+        (_VTABLE, "<6H", (12, 20, 4, 8, 12, 16)),  # size of it, size of a table, offsets of its four fields
         (_ADAPTER, "<4i", (_ADAPTER - _VTABLE, _FORMAT_VERSION, adapter_version, model_version)),
         (_ADAPTER + 16, "<I", (_PARAMETERS - (_ADAPTER + 16),)),
         (_PARAMETERS, "<2I", (1, _PARAMETER - (_PARAMETERS + 4))),

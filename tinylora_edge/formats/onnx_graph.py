@@ -1,6 +1,6 @@
-"""A baked ONNX graph as files: the names that both sides share, and what is checked before an engine starts.
+"""A baked ONNX graph as files: names that host and device share, and the checks before an engine loads it.
 
-A device has no package that reads ONNX, so the fingerprint of a graph is over its files (docs/FORMAT.md).
+A device has no package that reads ONNX, so a graph's fingerprint is over its files (docs/FORMAT.md).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ INPUT_NAME = "tinylora_r"
 """Name of the graph input that takes R: float32 [rows, M P Q], one row or one for each sequence."""
 
 DEFAULT, REQUIRED = "default", "required"
-"""Flavours of that input: with an initializer of zeros, and without."""
+"""Flavours of a graph: that input has an initializer of zeros, or none, so that R must be fed."""
 
 VERSION = "2"
 """Version of the graph's input and of its metadata."""
 
-_PIECES, _PIECE_BYTES = 1024, 4096  # of the weights, that a fingerprint covers
+_PIECES, _PIECE_BYTES = 1024, 4096  # what a fingerprint covers of the weights
 
 _NATIVE = "custom_ops_library", "library_path", "backend_path", "trt_extra_plugin_lib_paths"
-"""Keys of genai_config.json that name a library of native code, which the engine would load and run."""
+"""Keys of genai_config.json that name a library, whose native code the engine would run."""
 
 
 def input_row(r: NDArray[np.float32], shape: Shape) -> NDArray[np.float32]:
@@ -47,8 +47,8 @@ def input_row(r: NDArray[np.float32], shape: Shape) -> NDArray[np.float32]:
 def onnx_fingerprint(folder: Path) -> str:
     """Return the fingerprint of a graph and its weights: SHA-256 in hexadecimal.
 
-    Over the whole of `model.onnx`, and over the size of `model.onnx.data` and 1,024 evenly spaced pieces of
-    4,096 bytes of it: milliseconds, however large it is. OSError: one of the two is no file.
+    It covers all of `model.onnx`, the size of `model.onnx.data`, and 1,024 evenly spaced pieces of 4,096
+    bytes of that, which takes milliseconds for any size. OSError: one of the two is no file.
     """
     with open_file(folder / MODEL_NAME) as graph:
         total = hashlib.sha256(b"tinylora onnx 2\n" + hashlib.file_digest(graph, "sha256").digest())
@@ -62,13 +62,16 @@ def onnx_fingerprint(folder: Path) -> str:
 
 
 def check_config(folder: Path) -> None:
-    """Raise a BaseMismatchError where genai_config.json names a library of native code, or is damaged, or
-    where there is a pipe: the engine opens files by name, and would wait for ever."""
+    """Check a graph's folder before an engine opens it.
+
+    BaseMismatchError: genai_config.json is damaged, or names a library of native code; or the folder has a
+    pipe, on which the engine, which opens files by name, would wait for ever.
+    """
     if pipe := next((each for each in folder.rglob("*") if each.is_fifo()), None):
         raise BaseMismatchError(f"{pipe} is a pipe, which a bundle must not have: remove it")
     path = folder / GENAI_NAME
     try:
-        content = read_json(path, strict=True)  # no key hides another one
+        content = read_json(path, strict=True)  # where no key may be there twice, and hide another
     except FileNotFoundError:
         return
     except ValueError as error:

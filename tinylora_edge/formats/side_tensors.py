@@ -24,11 +24,11 @@ from . import gguf
 from .gguf import STRING, UINT32, GGUFFile, MalformedGGUFError
 
 VERSION = 2
-_EDGE_BYTES = 4096  # of each tensor's data, at both ends, go into a fingerprint
+_EDGE_BYTES = 4096  # what a fingerprint covers of each end of a tensor's data
 
 
 def save_bases(bases: Bases, path: str | PathLike[str]) -> None:
-    """Write factors and the stored projections as GGUF side tensors, atomically; OSError where that fails."""
+    """Write factors and projections as GGUF side tensors, atomically. OSError: that failed."""
     factors = bases.factors
     metadata: list[tuple[str, Any, Any]] = [
         ("general.type", "adapter", STRING),
@@ -107,9 +107,11 @@ def fingerprint(base: GGUFFile, modules: Sequence[str]) -> str:
 
 
 def check_shapes(base: GGUFFile, factors: Factors) -> None:
-    """Check that a GGUF has the architecture of factors and every module of them, in its shape.
+    """Check that a GGUF has the architecture and all modules of factors, in the same shapes.
 
-    Else a BaseMismatchError: llama.cpp ends the process where factors have other dimensions than the weight.
+    llama.cpp would end the process if factors had other dimensions than a weight.
+
+    BaseMismatchError: the architecture differs, or a module is missing or has another shape.
     """
     if base.architecture != factors.architecture:
         raise BaseMismatchError(

@@ -1,11 +1,11 @@
-"""Signed bundles: one list of the SHA-256 of every file, signed with Ed25519, checked before any is read.
+"""Signed bundles: a list of the SHA-256 of every file, signed with Ed25519, and checked before any is read.
 
 `signature.json` lies beside the basis (docs/FORMAT.md, "Signed bundles"):
 
     {"files": {"base.gguf": "<SHA-256>", ...}, "key": "ed25519:<id>", "signature": "<base64>"}
 
-What is signed is a line `tinylora bundle 1` and one for each file, in the order of their names, as sha256sum
-prints it: hash, two spaces, name. Names are relative to the folder of the basis.
+The signed text has a line `tinylora bundle 1`, and then a line for each file, in the order of their names, as
+sha256sum prints it: hash, two spaces, name. Names are relative to the folder of the basis.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 @dataclass(frozen=True)
 class Signature:
-    """A signed list of files, SHA-256 by name, with the id of the key as the file says it."""
+    """What a `signature.json` says: SHA-256 of files by name, the id of the key, and the signature."""
 
     files: dict[str, str]
     key: str
@@ -68,7 +68,7 @@ class Signature:
             )
 
     def check(self, name: str, path: Path) -> tuple[int, ...]:
-        """Check that a file is the one that was signed under a name, else a TrustError; return its stamp."""
+        """Return the stamp of a file. TrustError: it is not the one that was signed under a name."""
         if name not in self.files:
             raise TrustError(f"{path} is not in the signature {self.path}: it came from elsewhere. Remove it")
         try:
@@ -105,7 +105,7 @@ def sign_bundle(path: str | PathLike[str], signer: Ed25519Signer) -> Path:
 
 @contextmanager
 def changing(path: str | PathLike[str], signer: Ed25519Signer | None) -> Iterator[Bundle]:
-    """Lock a bundle for a block that changes it, and sign it again. TrustError: see `check_signer`."""
+    """Lock a bundle while the block changes it, then sign it again. TrustError: see `check_signer`."""
     bundle = load_bundle(path)
     with locked(bundle.basis_path):
         stamps = check_signer(bundle, signer)
@@ -115,7 +115,7 @@ def changing(path: str | PathLike[str], signer: Ed25519Signer | None) -> Iterato
 
 
 def _sign(bundle: Bundle, signer: Ed25519Signer, stamps: Mapping[Path, tuple[int, ...]]) -> Path:
-    """Sign a bundle; a file that still has the stamp of its check is not hashed again."""
+    """Sign a bundle. A file whose stamp is still that of `stamps` keeps its hash."""
     files, target = files_of(bundle), signature_path(bundle)
     known = Signature.read(target).files if stamps else {}
     for name in files:
@@ -161,8 +161,11 @@ def check_bundle(
 
 
 def check_signer(bundle: Bundle, signer: Ed25519Signer | None) -> dict[Path, tuple[int, ...]]:
-    """Return the stamps of a signed bundle's files. Raise a TrustError where it may not be changed: it is
-    signed, and not as this signer left it."""
+    """Return the stamps of a signed bundle's files; {} where there is no signer and no signature.
+
+    TrustError: the bundle must not be changed, as it is not as this signer left it, or it is signed and there
+    is no signer.
+    """
     path = signature_path(bundle)
     if signer is not None:
         return check_bundle(bundle, [Ed25519Verifier(signer.public_key)])
@@ -176,8 +179,8 @@ def check_signer(bundle: Bundle, signer: Ed25519Signer | None) -> dict[Path, tup
 
 @contextmanager
 def signed(bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | None = None) -> Iterator[None]:
-    """Check a bundle, and after the block that loads it, that it is unchanged; without keys neither. Errors:
-    those of `check_bundle`."""
+    """Check a bundle, and after the block that loads it, that the files are unchanged. Without keys nothing
+    is checked. Errors: those of `check_bundle`."""
     stamps = check_bundle(bundle, keys, engine=engine) if keys else {}
     yield
     for path, then in stamps.items():
@@ -189,24 +192,24 @@ def signed(bundle: Bundle, keys: Sequence[Ed25519Verifier], *, engine: str | Non
 
 
 def hash_file(path: Path) -> tuple[str, tuple[int, ...]]:
-    """Return the SHA-256 of a file, and the stamp that it had before. OSError: it is no file."""
+    """Return the SHA-256 of a file, and its stamp before it was hashed. OSError: it is no file."""
     with open_file(path) as file:
         before = stamp(os.fstat(file.fileno()))
         return hashlib.file_digest(file, "sha256").hexdigest(), before
 
 
 def stamp(found: os.stat_result) -> tuple[int, ...]:
-    """Return a file's stamp, which is another one where the file was replaced or changed."""
+    """Return a file's stamp, which differs once the file is replaced or changed."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def files_of(bundle: Bundle, engine: str | None = None) -> dict[str, Path]:
     """Return the files of a bundle that an engine may open, by name; None for all.
 
-    ONNX Runtime's are all that lie in the graph's folder: its tokenizer and generator take them by name.
-    Raises TrustError where a link to a folder is among them, or too many files.
+    ONNX Runtime may open all files in the graph's folder: its tokenizer and generator open them by name.
+    TrustError: a link to a folder is among them, or there are too many files.
     """
-    if engine is None and bundle.basis_path.name == BASIS_NAME:  # a part was named, and means the whole
+    if engine is None and bundle.basis_path.name == BASIS_NAME:  # of a part, the whole bundle is meant
         bundle = load_bundle(bundle.basis_path.parent)
     found = [bundle.basis_path]
     if (manifest := bundle.manifest_path) is not None:

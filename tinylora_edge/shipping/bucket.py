@@ -1,4 +1,4 @@
-"""Buckets, and whatever else fsspec reaches: what `publish` writes, and `fetch` reads."""
+"""Buckets, and other places that fsspec reaches, for `publish` and `fetch`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 
 
 def shown(address: str) -> str:
-    """Return an address for people: without user and password, query and fragment, which may be secrets."""
+    """Return an address to show: without user and password, query and fragment, which may be secrets."""
     return re.sub(r"(?s)\A([A-Za-z0-9+.-]*://)?.*@|[?#].*", r"\1", address)
 
 
 class Bucket:
-    """A place that fsspec reaches. An object store replaces an object in one step; others may not.
+    """A place that fsspec reaches. An object store replaces an object in one step; other places may not.
 
-    TransferError: it is none, cannot be opened, or has a password in its address; of methods, it cannot be
+    TransferError: the address is no such place, cannot be opened, or has a password; of methods, it cannot be
     read or written. MissingExtraError: fsspec is not installed.
     """
 
@@ -53,9 +53,9 @@ class Bucket:
         self._root = root.rstrip("/")
 
     def read(self, path: str) -> bytes | None:
-        """Return a file, or what of it no vector is longer than; None where there is none."""
+        """Return a file, cut behind the length of the longest vector's; None where there is none."""
         try:
-            self._filesystem.invalidate_cache()  # a listing would hide what another host has published since
+            self._filesystem.invalidate_cache()  # so that what another host has published is found
             data: bytes = self._filesystem.cat_file(f"{self._root}/{path}", end=VECTOR_FILE_BYTES + 1)
         except FileNotFoundError:
             return None
@@ -64,7 +64,7 @@ class Bucket:
         return data
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file, in place of the one before."""
+        """Write a file, or replace it."""
         full = f"{self._root}/{path}"
         try:
             self._filesystem.makedirs(full.rpartition("/")[0], exist_ok=True)
@@ -73,5 +73,5 @@ class Bucket:
             raise TransferError(f"{self._to}/{path} could not be written: {error}") from error
 
     def alone(self, path: str) -> AbstractContextManager[None]:
-        """Keep nobody out: what fsspec reaches has no locks."""
+        """Do nothing: places that fsspec reaches have no locks."""
         return nullcontext()

@@ -1,8 +1,7 @@
-"""The device's end: `fetch` brings the newest vector of a user from a server that is not trusted.
+"""The device's side: `fetch` brings the newest vector of a user from a server that is not trusted.
 
-The standard library alone, since this runs on devices; fsspec for buckets. Why http.client and no more:
-urllib and the libraries around it have no deadline over a whole exchange, and no limit on headers and
-trailers.
+It runs on devices, so it needs the standard library alone, and fsspec for buckets. It uses http.client, as
+urllib and libraries like it have no deadline for a whole exchange, and no limit on headers and trailers.
 """
 
 from __future__ import annotations
@@ -27,20 +26,19 @@ from ..wire import frame
 from ..wire.frame import DEFAULT_USER, RULE, is_portable
 from .bucket import Bucket, shown
 
-_IDLE_S = 30.0
-_AROUND_BYTES = 1 << 16  # status lines, headers, chunk sizes, trailers
-_BACKOFF_S = 1.0
+_IDLE_S = 30.0  # longest wait for the server's next bytes
+_AROUND_BYTES = 1 << 16  # most bytes of status lines, headers, chunk sizes and trailers
+_BACKOFF_S = 1.0  # wait before the second attempt; each later one is twice as long
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{1,200}"\Z')
-_BUCKET = re.compile(r"(?!(?:https?|ftp)://)[A-Za-z0-9+.-]+://", re.IGNORECASE)  # all read what ftp carries
-_RETRIED = {408, 425, 429, *range(500, 600)}
-
+_BUCKET = re.compile(r"(?!(?:https?|ftp)://)[A-Za-z0-9+.-]+://", re.IGNORECASE)  # not ftp, which all can read
+_RETRIED = {408, 425, 429, *range(500, 600)}  # statuses
 
 LATEST = "latest"
 """The file of a user's newest frame."""
 
 
 def frame_path(factors_id: str, user: str, sequence: int | None = None) -> str:
-    """Return the path of a user's frame with a sequence, or of the newest: docs/FORMAT.md has the tree.
+    """Return the path of a user's frame with a sequence, or of the newest (docs/FORMAT.md has the tree).
     TransferError: the user's name is not safe in a path and an address."""
     if not is_portable(user):
         raise TransferError(f"user {user!r} is not safe in a path: {RULE}")
@@ -109,7 +107,7 @@ def fetch(
 
 
 def _of_bucket(url: str, path: str, limit: int) -> bytes:
-    """Return a file of a bucket. TransferError: it is not there, or too long."""
+    """Return a file of a bucket. TransferError: it is not there, or has more than `limit` bytes."""
     data = Bucket(url).read(path)
     if data is None:
         raise TransferError(f"{shown(url)}: nothing is published there for this model and user")
@@ -121,7 +119,7 @@ def _of_bucket(url: str, path: str, limit: int) -> bytes:
 
 
 def _address(url: str, path: str) -> tuple[SplitResult, str]:
-    """Return the server of a folder's address, and the path of a file in that folder."""
+    """Return the parts of a folder's address, and the path on the server of a file in that folder."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -141,7 +139,7 @@ def _address(url: str, path: str) -> tuple[SplitResult, str]:
 
 
 def is_this_device(host: str) -> bool:
-    """Tell whether a host's name or address is this machine's own."""
+    """Tell whether a host is `localhost` or a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -165,7 +163,7 @@ def _ask(server: SplitResult, path: str, headers: dict[str, str], end: float, li
         connection.sock = _LimitedSocket(sock, left, limit + _AROUND_BYTES)
         try:
             connection.request("GET", path, headers={"Host": server.netloc, **headers})
-        except ValueError:  # whose text is the header's, such as a token
+        except ValueError:  # its text would show the header, which may be a token
             raise TransferError("a header has a line feed, or is not in Latin-1: correct headers") from None
         return _read(connection.getresponse(), headers.get("If-None-Match"), limit)
     finally:
@@ -173,7 +171,10 @@ def _ask(server: SplitResult, path: str, headers: dict[str, str], end: float, li
 
 
 class _LimitedSocket(io.RawIOBase):
-    """A connected socket as http.client takes it: its waits and its bytes are limited."""
+    """A connected socket for http.client, with limits on each wait and on all received bytes.
+
+    `left` returns the seconds that the next wait may take, or raises; `size` is the most bytes.
+    """
 
     def __init__(self, sock: socket.socket, left: Callable[[], float], size: int) -> None:
         super().__init__()
@@ -221,7 +222,7 @@ def _read(answer: http.client.HTTPResponse, etag: str | None, limit: int) -> Fet
     data = answer.read(limit + 1)
     if len(data) > limit:
         raise TransferError(f"the server sends more than {limit} bytes, the longest frame of this model")
-    if answer.length or not data:  # what a Content-Length promised and did not come
+    if answer.length or not data:  # `length`: bytes of the Content-Length that have not come
         raise ConnectionError(f"the body broke off after {len(data)} bytes")
     return Fetched(data, fresh)
 

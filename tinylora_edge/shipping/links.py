@@ -1,4 +1,4 @@
-"""Links: how many bytes of a frame a message of each takes; and QR codes."""
+"""How many bytes of a frame fit into a message of a link, and QR codes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..wire import text
 
 _TABLE = tomllib.loads(Path(__file__).with_name("links.toml").read_text("utf-8"))
 LINKS: dict[str, int] = {name: size for sizes in _TABLE.values() for name, size in sizes.items()}
-"""Link -> the longest frame in bytes that a message takes; LoRaWAN's is without MAC commands."""
+"""Link -> bytes of the longest frame that one message takes; for LoRaWAN, a message without MAC commands."""
 
 
 def qr_code(data: bytes) -> Any:
-    """Return segno's QR code of a frame's text, `tinylora:` before it. FrameError: it is too long.
+    """Return a frame as text in a QR code, of the class that segno has for it. FrameError: it is too long.
     MissingExtraError: segno is not installed."""
     try:
         import segno

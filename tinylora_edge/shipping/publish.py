@@ -1,4 +1,4 @@
-"""The sender's end: `publish` puts a frame into the static layout that devices fetch from."""
+"""The sender's side: `publish` writes a frame into the tree of files that devices fetch from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..writes import atomic_write, locked, open_file
 from .bucket import Bucket, shown
 from .fetch import frame_path
 
-_ADDRESS = re.compile(r"(?:[^/]{2,})?:/")  # C:/ is none
+_ADDRESS = re.compile(r"(?:[^/]{2,})?:/")  # not C:/
 
 
 class Published(NamedTuple):
@@ -71,7 +71,7 @@ def publish(frame: bytes, bases: Bases, to: str, *, user: str = DEFAULT_USER) ->
             if found > sequence:
                 lower = f"{to}/{latest} has sequence {found}, and this frame {sequence}"
                 raise TransferError(f"{lower}: pack it with --sequence {found + 1}")
-            if there is None and found == sequence:  # somebody removed the numbered one
+            if there is None and found == sequence:  # somebody removed the numbered file
                 there = newest if newest != frame else None
         if there not in (None, frame):
             raise TransferError(
@@ -101,7 +101,7 @@ def published(folder: str | PathLike[str], bases: Bases) -> Iterator[tuple[str, 
 
 
 def named(to: str) -> str:
-    """Return a target as people may see it: a directory as it is, of an address what `shown` leaves."""
+    """Return a target to show: a directory as it is, an address as `shown` has it."""
     return shown(to) if _ADDRESS.match(to) else to
 
 
@@ -126,7 +126,7 @@ class _Directory:
 
     @contextmanager
     def alone(self, path: str) -> Iterator[None]:
-        """Let other processes of this machine wait with what they publish there, while the block runs."""
+        """Keep other processes of this machine from publishing there while the block runs."""
         full = self._root / path
         full.parent.mkdir(parents=True, exist_ok=True)
         with locked(full, keep=False):

@@ -19,8 +19,8 @@ BITS = {"q2": 2, "q4": 4}  # bits of a code, of the dtypes that have a scale a c
 DTYPES = ("fp32", "bf16", "fp16", "int8", *BITS)  # a frame's first byte has the place of the first four
 SCALED = ("int8", *BITS)  # dtypes in which several values share a scale
 Entries = tuple[int, ...]
-"""The layout of R where v is its entries: (M, p, q), followed by the rows of each module if one has fewer than
-p. () where v is not the entries of R."""
+"""The layout of R where v is its entries: (M, p, q), then the rows of each module if one has fewer than p.
+() where v is not the entries of R."""
 
 SCALE_BYTES = 3  # of int8's scale, whose fourth and lowest byte would be 0
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
