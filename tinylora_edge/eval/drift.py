@@ -153,7 +153,7 @@ def right_answers(sample: Sample) -> tuple[str, ...]:
 
 
 def repeats_itself(text: str) -> bool:
-    """Tell whether a phrase of up to 8 words occurs three times in a row, or one of 4 three times anywhere."""
+    """Tell whether a text has up to 8 words three times in a row, or 4 words three times anywhere."""
     sequence = words(text)
     runs = Counter(tuple(sequence[i : i + _REPEATED_RUN]) for i in range(len(sequence) - _REPEATED_RUN + 1))
     return max(runs.values(), default=0) >= _TIMES or repeats(text)

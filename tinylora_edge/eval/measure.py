@@ -1,6 +1,6 @@
-"""What a vector is worth in the deployed engine: scores on held-out prompts, paired, with errors and a test.
+"""What a vector gains in the deployed model: paired scores on held-out prompts, with errors and a test.
 
-And the best prompt beside it, and the record of what a run measures.
+Also the search for the prompt that a vector is compared with, and the record of all that is measured.
 """
 
 from __future__ import annotations
@@ -84,14 +84,15 @@ Answered = Callable[[], None]
 """Called as each prompt is answered."""
 
 _COUNTED = 32
-"""Answers, the longest in bytes, that are tokenized to find the longest in tokens."""
+"""How many answers, the longest in bytes, are tokenized to find the longest in tokens."""
 
 
 def fitted(task: Task, llm: PersonalizedModel) -> Task:
-    """Return a task whose answers have at most half as many tokens again as the longest of its given ones.
+    """Return a task with a lower limit of tokens: half as many again as its longest given answer has.
 
-    The limit of a file's task is its longest answer in bytes, as no model is there to count tokens. Where the
-    reward compares with whole answers, what is longer is wrong; all other tasks keep their limit.
+    Only for rewards that compare with whole answers, to which a longer answer is wrong; other tasks keep
+    their limit. The limit of a task from a file is in bytes of its longest answer, as no model was there to
+    count tokens.
     """
     known = [sample for sample in (*task.train, *task.held_out) if sample.answer is not None]
     if not known or task.reward not in (label, json_value):
@@ -146,7 +147,7 @@ def evaluate(
 def _likelihoods(
     batch: Batch, task: Task, vector: MicroVector | None, prompts: Sequence[Sample], answered: Answered
 ) -> Evaluation:
-    """Measure how likely the given answers are."""
+    """Return minus the nats a token of the given answers, in place of rewards."""
     answers = [[batch.llm.encode_answer(sample)[: task.max_tokens]] for sample in prompts]
     (scores,) = batch.score_each([vector], batch.encode(prompts), answers, answered=answered)
     found = [float(each.mean()) for (each,) in scores]
@@ -185,14 +186,15 @@ TRIED = (
     *((True, 0, 8), (False, 0, 8), (True, 1, 8), (False, 1, 8), (True, 0, 4)),
     *((True, 0, 0), (False, 0, 4), (True, 2, 8), (False, 0, 2)),
 )
-"""The prompts that are tried, in this order: with the task's `instruction` or without, which draw of
-examples, and how many; where answers recur, one of each at least. Small models do better without it."""
+"""The prompts that are tried, in this order: whether with the task's `instruction`, which draw of examples,
+and how many. Small models do better without an instruction."""
 
 _WHOLE, _MOST_EXAMPLES = 8, 32
+"""Prompts of 8 examples have one of each answer where answers recur, up to 32."""
 
 
 def prompts_for(task: Task) -> list[tuple[str | None, int, int]]:
-    """Return the prompts of `TRIED` that a task has: the instruction or None, the draw, the examples."""
+    """Return the prompts of `TRIED` for a task: the instruction or None, the draw, how many examples."""
     said, different = instruction(task), len({sample.answer for sample in task.train})
     each = min(different, _MOST_EXAMPLES) if 2 * different <= len(task.train) else 0
     found = [
@@ -263,18 +265,18 @@ INTERRUPTED = "interrupted; the vector is written, and eval measures it"
 
 _NOTHING = Preamble()
 
-_SEARCH_S = 120.0  # for the prompt that is measured beside the vector
-_JUDGED = 24  # validation prompts that it is chosen by
+_SEARCH_S = 120.0  # time for the search for the prompt that the vector is compared with
+_JUDGED = 24  # validation prompts that this prompt is chosen by
 GENERAL = 32
 """General prompts that the drift is measured on beside a gain; `eval --drift` takes all."""
 KEPT = 10
 """Answers that a record keeps."""
-_WRITTEN = 64  # tokens of an answer of free text that is kept, at most
-_LONGER = 1.5  # times a bare question, what an answer behind a prompt takes, about
+_WRITTEN = 64  # tokens of a kept answer of free text, at most
+_LONGER = 1.5  # about how many times as long an answer behind a prompt takes as one without
 
 
 def expected_seconds(task: Task, answer_s: float) -> float:
-    """Return about what `Measuring.run` takes, at most, where an answer takes so many seconds."""
+    """Return about how many seconds `Measuring.run` takes at most, if an answer takes `answer_s`."""
     asked = answer_s * len(task.held_out)
     tried = answer_s * _LONGER * _JUDGED * len(prompts_for(task))
     general = 3 * GENERAL * answer_s * max(1.0, _WRITTEN / task.max_tokens)
@@ -284,9 +286,9 @@ def expected_seconds(task: Task, answer_s: float) -> float:
 
 @dataclass
 class Measuring:
-    """The measurement of a vector where it will be used, and its record for JSON.
+    """The measurement of a vector in the deployed model, and its record for JSON.
 
-    Where another vector lies beneath it, that one, as `beneath`, takes the place of the base.
+    If the vector lies on another one, that one takes the base's place, under the name `beneath`.
 
     Attributes:
         llm: the deployed model.
@@ -294,9 +296,9 @@ class Measuring:
         vector: None for the base alone.
         size: bytes of its frame.
         report: called with progress: `{"event": "measuring", "what", "done", "total"}`.
-        n_threads: of its batches.
-        validation: prompts that the prompt beside the vector is chosen by, the first of them; without any,
-            none is sought.
+        n_threads: of the batches.
+        validation: prompts, of which the first choose the prompt that the vector is compared with; without
+            any, it is compared with none.
         kept: answers that the record keeps.
     """
 
@@ -315,11 +317,12 @@ class Measuring:
             self.record["unit"] = "nats a token"
 
     def run(self) -> dict[str, Any]:
-        """Measure all of it, and return the record.
+        """Measure everything, and return the record.
 
-        Base and vector on the held-out prompts; the best prompt beside them (`find_prompt`), and which of
-        the two is `ahead`; the drift. Ctrl-C ends it at once and keeps what is measured by then.
-        `record["unmeasured"]` says why a part is not. Where base and vector fail, nothing else is tried.
+        The parts are base and vector on the held-out prompts; the best prompt (`find_prompt`), and whether it
+        or the vector is `ahead`; and the drift. Ctrl-C ends the measurement at once, and what is measured by
+        then stays. `record["unmeasured"]` says why a part is not measured. If base and vector fail, nothing
+        else is tried.
         """
         parts: dict[str, Callable[[], None]] = {"base and vector": self._held_out}
         parts |= {"prompt": self._prompt} if self.validation else {}
@@ -336,14 +339,14 @@ class Measuring:
         return self.record
 
     def attempt(self, what: str, measure: Callable[[], None]) -> None:
-        """Measure a part; where it fails, the record says why."""
+        """Measure a part. If that fails, the record says why."""
         try:
             measure()
         except (TinyLoraError, OSError) as error:
             self.record.setdefault("unmeasured", {})[what] = str(error)
 
     def arm(self, name: str, vector: MicroVector | None, preamble: Preamble = _NOTHING) -> Evaluation:
-        """Score a vector behind a preamble, and note its figures and first answers under a name."""
+        """Score a vector behind a preamble, and record its figures and first answers under a name."""
         samples, task = self.task.held_out, self.task
         answered = self._progress(f"{name} on held-out prompts", len(samples))
         prompts = [preamble.before(sample) for sample in samples]
@@ -395,8 +398,8 @@ class Measuring:
     def _keep_answers(
         self, name: str, batch: Batch, vector: MicroVector | None, found: Evaluation, prompts: list[Sample]
     ) -> None:
-        """Keep the first answers, beside those to be given. Where the reward is `text`, none was drawn yet:
-        `KEPT` are drawn, and cut short. Texts without prompts answer nothing."""
+        """Record the first answers, beside the right ones. For the reward `text` none was drawn yet, so up
+        to `KEPT` short ones are drawn now. Texts without prompts have no answers."""
         samples, answers, free = self.task.held_out, found.answers, is_text(self.task.reward)
         if samples[0].unprompted:
             return

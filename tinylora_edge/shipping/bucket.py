@@ -53,7 +53,7 @@ class Bucket:
         self._root = root.rstrip("/")
 
     def read(self, path: str) -> bytes | None:
-        """Return a file, cut behind the length of the longest vector's; None where there is none."""
+        """Return a file, of a long one a byte more than vectors' files may have; None where there is none."""
         try:
             self._filesystem.invalidate_cache()  # so that what another host has published is found
             data: bytes = self._filesystem.cat_file(f"{self._root}/{path}", end=VECTOR_FILE_BYTES + 1)

@@ -1,10 +1,10 @@
-"""Behaviours: prompts that a vector can take the place of, and the questions that they are asked with.
+"""Behaviours: prompts that a vector can replace, and questions that show what they do.
 
-Learning directions compares two views of one question: the teacher sees it behind a system prompt or worked
-examples (`Behaviour.prompted`), the student sees it alone. Two files are shipped, both
-written for this project: `behaviours.jsonl`, and `questions.jsonl` for the behaviours that bring no questions
-of their own. A file of your own has one JSON object a line, with a `name`, a teacher (`system`, `examples`,
-or both), and perhaps `questions`:
+Learning directions compares two views of a question: the teacher sees it behind a system prompt or worked
+examples (`Behaviour.prompted`), the student sees it alone. Two files are shipped, both written for this
+project: `behaviours.jsonl`, and `questions.jsonl` for the behaviours that have no questions of their own. A
+file of your own has one JSON object a line, with a `name`, a teacher (`system`, `examples`, or both), and
+perhaps `questions`:
 
     {"name": "one-sentence", "system": "Answer in one short sentence."}
     {"name": "last-word", "examples": [{"question": "hat, gate, drum", "answer": "drum"}]}
@@ -28,10 +28,10 @@ _QUESTIONS = Path(__file__).with_name("questions.jsonl")
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A teacher, and the questions that show what it teaches (none where general ones do: `load_questions`).
+    """A teacher, and questions that show what it teaches; without any, those of `load_questions` do.
 
-    `name` is unique among the behaviours that are used together; `examples` are worked ones, each with a
-    `question` and its `answer`.
+    `name` is unique among the behaviours that are used together. Each of the `examples` has a `question` and
+    its `answer`.
 
     Raises:
         TrainError: there is neither a system prompt nor an example, an example has other keys, or a text is
@@ -62,7 +62,7 @@ class Behaviour:
 
 
 def load_behaviours(path: str | os.PathLike[str] | None = None) -> tuple[Behaviour, ...]:
-    """Return the behaviours of a file, or of the shipped one. TrainError: a line is malformed, or a name is
+    """Return the behaviours of a file, or the shipped ones. TrainError: a line is malformed, or a name is
     there twice."""
     file = _BEHAVIOURS if path is None else Path(path)
     found: dict[str, Behaviour] = {}
@@ -78,5 +78,5 @@ def load_behaviours(path: str | os.PathLike[str] | None = None) -> tuple[Behavio
 
 
 def load_questions() -> tuple[str, ...]:
-    """Return the shipped questions, in order: everyday questions and instructions."""
+    """Return the shipped questions, in order: everyday ones, and instructions."""
     return tuple(row["question"] for _, row in read_objects(_QUESTIONS, "the questions"))

@@ -1,4 +1,4 @@
-"""Samples from files, and their split into trained on and held out, by the prompt alone.
+"""Samples from files, and their split into training and held-out ones, by the prompt alone.
 
     {"prompt": "What is 2 + 2?", "answer": "4"}
     {"prompt": "Play some jazz", "answer": {"intent": "play", "genre": "jazz"}}
@@ -6,21 +6,23 @@
     {"messages": [{"role": "user", "content": "Hi"}], "split": "held_out", "any": "other key"}
     {"text": "on my way, 10 min"}
 
-These are JSON lines. `prompt` is text or a list of chat messages, `messages` a list of them, whose last one
-may be the assistant's: then it is the answer. All go through the model's chat template, text as one message
-of the user; with `"raw": true` the model continues the text as it stands. An answer that is an object, a list
-or a boolean becomes its JSON text. Other keys than these, `answer` and `split` become the sample's `data`.
+These are JSON lines. `prompt` is a text or a list of chat messages. `messages` is a list of chat messages, of
+which the last may be the assistant's: then it is the answer. The model's chat template renders all of them, a
+text as one message of the user; with `"raw": true` the model continues the text as it stands. An answer that
+is an object, a list or a boolean becomes its JSON text. Keys that have no meaning here become the sample's
+`data`.
 
-A line may have `tools` in OpenAI's form, and messages `tool_calls` and results of them, as the server takes
-them. Where the last message calls, the answer is its calls as text, in the form that the server reads.
+A line may have `tools` in OpenAI's form, and messages may have `tool_calls` and their results, as in requests
+to the server. If the last message calls tools, the answer is these calls as text, in the form that the server
+reads.
 
-A `text` without a prompt is learned as it is, past the chat template; a `.txt` file has one a line. A file
-has texts or prompts, and not both.
+A `text` without a prompt is learned as it is, without the chat template; a `.txt` file has one a line. A file
+has texts or prompts, but not both.
 
-A `.csv` file has a header with `prompt` and `answer`; its other columns are other keys, where filled in.
+A `.csv` file has a header with `prompt` and `answer`; its other columns are further keys, where filled in.
 
-A line's `split` is "train", "held_out" or "shifted". Where lines say none, a fifth of the distinct prompts is
-held out, chosen by their hash, and none is shifted. Every complaint names its file and line.
+A line's `split` is "train", "held_out" or "shifted". If no line has one, a fifth of the distinct prompts is
+held out, chosen by their hash, and none is shifted. Every error names its file and line.
 """
 
 from __future__ import annotations
@@ -44,27 +46,27 @@ from .sample import Sample, read_functions, template_input
 T = TypeVar("T")
 
 HELD_OUT_SHARE = 0.2
-"""Of the distinct prompts, where a file does not say which are held out."""
+"""Share of the distinct prompts that is held out, where a file does not say which are."""
 
-_SURELY_HELD_OUT = 8  # prompts that a small file holds out, though their hashes may choose fewer
+_SURELY_HELD_OUT = 8  # prompts that a small file holds out even if their hashes choose fewer
 
-_OF_ALL = {"role", "content", "name"}
+_OF_ALL = {"role", "content", "name"}  # keys that messages of every role may have
 _ROLES: dict[str, set[str]] = {
     "system": set(),
     "user": set(),
     "assistant": {"tool_calls"},
     "tool": {"tool_call_id"},
 }
-"""Roles of messages, and the keys that those of each may have beside `_OF_ALL`."""
+"""Role of a message -> the keys that it may have beside `_OF_ALL`."""
 SPLITS = ("held_out", "shifted", "train")
 _KEYS = ("prompt", "messages", "answer", "split", "raw", "tools")
 _OF_PROMPTS = ("answer", "raw", "tools")  # keys that a text does not have
 
 
 class Line(NamedTuple):
-    """A sample of a file, with its place, `file:line`. While a file is read its split may be unknown.
+    """A sample of a file, with its place, `file:line`, and its `rank`.
 
-    It is `drawn` where the file does not say which samples are held out.
+    `split` is None until it is known. `drawn` says that the split is by the prompt's hash, not by the file.
     """
 
     place: str
@@ -75,12 +77,12 @@ class Line(NamedTuple):
 
 
 def read_objects(path: Path, what: str = "the task's samples") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield `file:line` and the JSON object of every line that is not blank; `what` is what lines are."""
+    """Yield `file:line` and the JSON object of each line that is not blank; errors call the lines `what`."""
     for place, line in _filled(path, what):
         try:
             row = parse_json(line, strict=True)
             if "\\u" in line:
-                json.dumps(row, ensure_ascii=False).encode()  # half of a pair of surrogates is no character
+                json.dumps(row, ensure_ascii=False).encode()  # fails for one of a pair of surrogates alone
         except ValueError as error:
             why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
             raise TrainError(f"{place}: not JSON: {why}, expected one JSON object on each line") from None
@@ -121,10 +123,10 @@ def read_samples(path: Path, *, drop_duplicates: bool = False) -> tuple[list[Lin
 
 
 def _distinct(lines: list[Line], drop: bool, notes: list[str]) -> list[Line]:
-    """Return lines without duplicates, where they are dropped; refuse or note them otherwise."""
+    """Return the lines without duplicates if these are to be dropped; else refuse them, or note them."""
     owners: dict[float, Line] = {}
     for line in sorted(lines, key=lambda line: SPLITS.index(str(line.split))):
-        owners.setdefault(line.rank, line)  # the first of the split that stays: what is measured goes first
+        owners.setdefault(line.rank, line)  # `SPLITS` begins with those that are measured on: these stay
     kept, crossing, repeated, seen = [], 0, list[Line](), set[tuple[float, str | None]]()
     for line in lines:
         owner = owners[line.rank]
@@ -163,7 +165,7 @@ def rank(sample: Sample) -> float:
     else:
         turns = (
             f"{turn['role']}\x01{turn.get('content') or ''}"
-            f"{[call['function'] for call in turn.get('tool_calls') or ()] or ''}"  # whatever its id
+            f"{[call['function'] for call in turn.get('tool_calls') or ()] or ''}"  # without its id
             for turn in prompt
         )
         text = "\x00".join(turns)
@@ -172,7 +174,7 @@ def rank(sample: Sample) -> float:
 
 
 def _threshold(ranks: Iterable[float]) -> float:
-    """Return the rank below which distinct prompts are held out, so that a small file has some of both."""
+    """Return the rank below which prompts are held out; a small file, too, then has some of either kind."""
     ordered = sorted(ranks)
     least = min(max(1, len(ordered) // 5), _SURELY_HELD_OUT)
     count = min(max(least, bisect_left(ordered, HELD_OUT_SHARE)), max(1, len(ordered) // 3))
@@ -180,18 +182,18 @@ def _threshold(ranks: Iterable[float]) -> float:
 
 
 def kind_of(value: Any) -> str:
-    """Name a JSON value for an error, short: its type, and the value where that helps."""
+    """Return what a JSON value is, for an error: its type, and a short value itself."""
     if isinstance(value, str):
         return "blank text" if not value.strip() else f"the string {value[:40]!r}"
     if isinstance(value, dict):
         return f"an object with the keys {', '.join(map(repr, value)) or 'none'}"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    return "null" if value is None else f"{json.dumps(value)}"
+    return json.dumps(value)
 
 
 def _lines(path: Path, what: str) -> io.StringIO:
-    """Return the lines of a text in UTF-8."""
+    """Return a file of UTF-8 text, for reading line by line. TrainError: it cannot be read."""
     try:
         with open_file(path) as file:
             data = file.read(DATA_BYTES + 1)
@@ -210,12 +212,12 @@ def _lines(path: Path, what: str) -> io.StringIO:
 
 
 def _filled(path: Path, what: str) -> Iterator[tuple[str, str]]:
-    """Yield `file:line` and every line that is not blank."""
+    """Yield `file:line` and the text of each line that is not blank."""
     return ((f"{path}:{n}", line) for n, line in enumerate(_lines(path, what), 1) if line.strip())
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield `file:line` and the filled cells of every row, by the names of the header."""
+    """Yield `file:line` and the cells of each row that are not blank, by the names in the header."""
     reader = csv.DictReader(_lines(path, "the task's samples"), strict=True)
     try:
         names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
@@ -308,7 +310,7 @@ def _answer(place: str, value: Any, raw: bool) -> str | None:
 
 
 def _checked(place: str, read: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Return what the server would read; what it would refuse is the line's error."""
+    """Return what one of the server's readers returns; its RequestError becomes the line's TrainError."""
     try:
         return read(*arguments, **options)
     except RequestError as error:

@@ -1,7 +1,7 @@
-"""The obvious instruction for a task: what anybody would write in a prompt who looks at the file.
+"""The obvious instruction for a task: what anybody who looks at the file would write into a prompt.
 
-A vector is worth its training where it does better than such a prompt. The instruction says nothing that the
-training answers do not show: their labels, or the fields of their JSON with the values that occur.
+A vector is worth its training if it does better than such a prompt. The instruction says only what the
+training answers show: their labels, or the fields of their JSON with the values that occur.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ from .rewards import is_text, json_value, label, leaves, number, read_answer
 from .sample import CALL_BEGIN
 from .task import Task
 
-_LABELS = 200  # that an instruction lists at most
-_VALUES = 20  # of a field, that it lists at most; of more, or of ones that do not recur, it shows two
-_FIELDS = 60
-_SHOWN = 40  # characters of a value
+_LABELS = 200  # labels that an instruction lists at most
+_VALUES = 20  # values of a field that it lists at most; if there are more, or few recur, it shows two
+_FIELDS = 60  # fields that it lists at most
+_SHOWN = 40  # characters of a value that it shows, at most
 
 
 def instruction(task: Task) -> str | None:
-    """Return an instruction for a task's prompts, or None if the answers do not suggest one.
-
-    Answers that call tools need none: the prompt describes the tools.
-    """
+    """Return an instruction for a task's prompts; None where the answers suggest none, or the prompts, with
+    tools, have one already."""
     answers = [sample.answer.strip() for sample in task.train if sample.answer is not None]
     if not answers or is_text(task.reward) or any(sample.tools or sample.raw for sample in task.train):
         return None

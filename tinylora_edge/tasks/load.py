@@ -1,9 +1,9 @@
-"""`load_task`: from a name or a path to a task; and the tasks that are shipped, files beside this one.
+"""`load_task`, which makes a task of a name or a path, and the shipped tasks, files beside this one.
 
-Where SNIPS is from: snips.LICENSE. `brevity` and `list-lookup` were drawn from word lists for this project;
-what a held-out prompt asks for is in no training prompt, and shifted ones have rarer words, other phrasings
-and longer lists. Greedy held-out scores of SmolLM2-135M-Instruct (Q4_1) before any training, n = 128:
-`list-lookup` .34, `brevity` .13.
+snips.LICENSE says where SNIPS is from. `brevity` and `list-lookup` were drawn from word lists for this
+project: what a held-out prompt asks for is in no training prompt, and shifted ones have rarer words, other
+phrasings and longer lists. Greedy held-out scores of SmolLM2-135M-Instruct (Q4_1) before any training, n =
+128: `list-lookup` .34, `brevity` .13.
 
 `general_prompts.jsonl` is no task: what people ask a model in general. A personalized model is compared with
 its base on these prompts (`eval.measure_drift`), and rehearses others of them in training (`Options.keep`).
@@ -37,9 +37,9 @@ from .sample import Sample
 from .task import Reward, Task, name_of
 
 LABELS = 1000
-"""Different answers at most that `schema="label"` holds a model to."""
+"""Most labels that `schema="label"` can constrain answers to."""
 
-_ANSWER_TOKENS = (16, 64, 512)  # least limit; least where an answer may be worded freely; largest limit
+_ANSWER_TOKENS = (16, 64, 512)  # limits of a file's task: lowest, lowest for free wording, highest
 
 _HERE = Path(__file__).parent
 _SHIPPED: dict[str, tuple[str, Reward | None, dict[str, Any]]] = {
@@ -129,7 +129,7 @@ def load_general(split: Literal["train", "held_out"] = "held_out") -> tuple[Samp
 
 
 def _intents(samples: Sequence[Sample]) -> list[Sample]:
-    """Return samples of SNIPS with the name of each call alone for an answer."""
+    """Return samples of SNIPS, each with its intent, the name of its call, as the answer."""
     names = [json.loads(str(sample.answer))["name"] for sample in samples]
     answers = [json.dumps({"intent": name}) for name in names]
     return [dataclasses.replace(each, answer=text) for each, text in zip(samples, answers, strict=True)]
@@ -207,7 +207,7 @@ def _from_file(name: str, path: Path, judge: Reward | None, drop_duplicates: boo
             "one class alone, so add samples of others"
         )
     least, free, most = _ANSWER_TOKENS
-    whole = len(answers) == len(lines) and any(reward is each for each in (label, json_value, text))
+    whole = len(answers) == len(lines) and reward in (label, json_value, text)
     longest = max([least if whole else free, *(len(answer.encode()) + 1 for answer in answers)])
     sides: dict[str, Any] = {
         split: [line.sample for line in lines if line.split == split] for split in SPLITS

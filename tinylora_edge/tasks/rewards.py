@@ -1,22 +1,23 @@
-r"""Rewards: the built-in ones, each guarded against the cheap answers that it invites.
+r"""The built-in rewards, each guarded against the cheap answers that it invites.
 
-A reward takes a `Completion` and its `Sample` and returns 0.0 or 1.0. Training finds a reward's holes: the
-plain "ends within 12 words" was won in part by saying the noun back. So each docstring names its
-guards, and the tests try exactly those answers. Guards judge form, not truth: no reward here knows whether a
-river is made of water.
+A reward takes a `Completion` and its `Sample`, and returns a number from 0 to 1. Training finds the holes of
+a reward: "ends within 12 words", without guards, was met in part by repeating the noun that was asked about.
+So each docstring names the guards, and the tests try exactly those answers. Guards judge the form and not the
+truth: no reward here knows whether a river is made of water.
 
-Four compare with the sample's own answer, and are read off the answers of a file where none is named:
+Four compare with the sample's own answer. If none is named, the answers of a file decide which of them is
+used:
 
-    label     few different short answers: the answer and nothing else, upper and lower case as it is
+    label     few different short answers: the same text and nothing else
     json      objects, lists, calls of tools: the same values; GRPO learns from their share (`json_fields`)
-    number    numbers: the number at which the answer arrives
+    number    numbers: the same number
     text      everything else: no completion has a reward, see `text`
 
-`parse_reward` finds these by name, and others, as the command line has it:
+`parse_reward` finds these by name, and others, as the command line has them:
 
     max_words(12)               one with a number
     regex("^Date: ")            one with a pattern
-    my_rewards:politeness       a Python callable of yours, module:function: sums, products, anything else
+    my_rewards:politeness       a Python callable of yours, module:function
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ from ..jsonio import parse_json
 from .sample import CALL, CALL_BEGIN, Sample, untagged
 from .task import Completion, Reward, name_of
 
-_SHORT = 64  # characters of a label
-_LONGEST_SENTENCE = 14  # words of a short sentence
-_FEW_NUMBERS = 10  # different whole ones at most are labels, such as 0 and 1, or one to five stars
-_PLAIN = re.compile(  # no leading zero, which telephone numbers and postal codes have
+_SHORT = 64  # characters of a label at most
+_LONGEST_SENTENCE = 14  # words of a short sentence at most
+_FEW_NUMBERS = 10  # so many different numbers, or fewer, are labels: 0 and 1, or one to five stars
+_PLAIN = re.compile(  # a number, not a telephone number or postal code, which begin with 0
     r"[-+\u2212]?[$€£¥₹]?[-\u2212]?(?:0|[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]*)?(?:\.[0-9]+)?\s?%?"
 )
 
@@ -161,7 +162,7 @@ def regex(pattern: str) -> Reward:
     return reward
 
 
-_SEARCH_S = 10.0  # of a search for an expression
+_SEARCH_S = 10.0  # time limit of a search for an expression
 _SEARCH = """
 import marshal, re, sys
 print(any(match[0] for match in re.finditer(*marshal.load(sys.stdin.buffer))))
@@ -169,10 +170,11 @@ print(any(match[0] for match in re.finditer(*marshal.load(sys.stdin.buffer))))
 
 
 def _finds(pattern: str, text: str) -> bool:
-    """Whether an expression finds more than nothing. A process looks, for no thread can be ended: 12 ms."""
+    """Tell whether an expression matches some text. A process searches, which takes 12 ms, since a thread
+    could not be ended."""
     command = [sys.executable, "-I", "-S", "-c", _SEARCH]
     given = marshal.dumps((pattern, text))
-    try:  # in a session of its own, since Ctrl-C is not for it
+    try:  # in a session of its own, so that Ctrl-C does not reach it
         done = subprocess.run(
             command, input=given, capture_output=True, check=True, timeout=_SEARCH_S, start_new_session=True
         )
@@ -197,7 +199,8 @@ def picks_answer(completion: Completion, sample: Sample) -> float:
     sequence, target = words(visible(completion.text)), words(visible(sample.answer))
 
     def named(said: str, word: str) -> bool:
-        longer = len(word) > 2 and word.isalpha() and said not in target  # A is no beginning, nor is 1
+        # Many words begin with a choice such as A or 1: there a beginning names no choice.
+        longer = len(word) > 2 and word.isalpha() and said not in target
         return said == word or (longer and said.startswith(word))
 
     listed = (words(visible(other)) for other in others)
@@ -242,22 +245,23 @@ def _plural(noun: str) -> str:
     return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{noun}s"
 
 
-json_value.__name__ = "json"  # by which it is named
+json_value.__name__ = "json"  # its name for `name_of`
 
 
 def shaped(reward: Reward) -> Reward | None:
-    """Return what GRPO and tuning learn from where a reward has credit for coming near (`Task.shaped`)."""
+    """Return the reward with credit for coming near that GRPO and tuning learn from in place of a reward, or
+    None (`Task.shaped`)."""
     nearly = (json_value, json_fields), (short_sentence, nearly_short_sentence)
     return next((near for whole, near in nearly if reward is whole), None)
 
 
 def is_text(reward: Reward) -> bool:
-    """Whether a task is measured by the nats of its answers and not by judging completions."""
+    """Tell whether a reward is `text`: given answers are measured, and no completions are judged."""
     return reward is text
 
 
 def unfit(reward: Reward, answer: str | None) -> str | None:
-    """Say what is wrong with a sample's answer for one of these rewards, or None."""
+    """Return why a built-in reward cannot compare with a sample's answer; None where it can."""
     if reward not in (label, json_value, number, text):
         return None
     if answer is None:
@@ -270,7 +274,7 @@ def unfit(reward: Reward, answer: str | None) -> str | None:
 
 
 def read_off(answers: Sequence[str]) -> tuple[Reward, str]:
-    """Return the reward that answers ask for, and why, as the rest of a sentence."""
+    """Return the reward that suits the answers, and why, as the end of a sentence."""
     times = Counter(answer.strip() for answer in answers)
     structured = sum(count for answer, count in times.items() if _is_json(answer))
     if structured == len(answers):
@@ -330,7 +334,7 @@ def parse_reward(text: str) -> Reward:
 
 
 def _imported(module: str, function: str) -> Reward:
-    """Return a callable of a module; those in the current folder are found too, as a script's own are."""
+    """Return a callable of a module, which may also lie in the current folder."""
     here = str(Path.cwd())
     if added := here not in sys.path:
         sys.path.append(here)
@@ -376,14 +380,14 @@ def _is_json(answer: str) -> bool:
         return False
 
 
-# Guards against answers that say nothing, echo their prompt or run in circles
+# Guards against answers that say nothing, echo their prompt or repeat themselves
 
-# Scripts without spaces between words: each character counts as one word.
+# Characters of scripts without spaces between words: each counts as a word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_LONGEST_WORD = 20  # characters; a longer run is taken for words glued together
+_LONGEST_WORD = 20  # characters; a longer word counts as several, so that gluing words together is no use
 
-_LONGEST_UNIT = 8  # words of a phrase whose repetition is noticed
-_ECHO_RUN = 4  # consecutive words of the prompt that may be taken for chance at most
+_LONGEST_UNIT = 8  # words of the longest phrase whose repetition is noticed
+_ECHO_RUN = 4  # so many consecutive words of the prompt, or more, are an echo; fewer are chance
 
 _FUNCTION_WORDS = """
     a an and are as at be been but by can do does for from had has have he her his how i if in into is it
@@ -401,27 +405,28 @@ def words(text: str) -> list[str]:
 
 @cache
 def _word() -> re.Pattern[str]:
-    # What belongs to the letter before it (Extend, Format and ZWJ of UAX 29): vowel signs, accents, joiners.
+    # Vowel signs, accents and joiners belong to the letter before them (Extend, Format and ZWJ of UAX 29).
     signs = map(chr, (*range(0xAD, 0x20000), *range(0xE0100, 0xE01F0)))
     marks = "".join(each for each in signs if unicodedata.category(each) in ("Mn", "Mc", "Me", "Cf"))
-    marks = marks.replace("\u200b", "")  # which is a space without a width
+    marks = marks.replace("\u200b", "")  # the zero-width space, which separates words
     run = rf"[^\W_{_UNSPACED}](?:[^\W_{_UNSPACED}]|[{marks}])*"
     return re.compile(rf"[{_UNSPACED}]|{run}(?:['\u2019]{run})*")
 
 
 def visible(text: str) -> str:
-    """Return a text in compatibility form (NFKC), without what takes no width, such as soft hyphens."""
+    """Return a text in compatibility form (NFKC), without invisible characters such as soft hyphens."""
     return _invisible().sub("", unicodedata.normalize("NFKC", text))
 
 
 @cache
 def _invisible() -> re.Pattern[str]:
     formats = "".join(each for each in map(chr, range(0xAD, 0x20000)) if unicodedata.category(each) == "Cf")
-    return re.compile(rf"[{formats}\u034f\ufe00-\ufe0f\U000e0000-\U000e0fff]")  # and selectors of variants
+    return re.compile(rf"[{formats}\u034f\ufe00-\ufe0f\U000e0000-\U000e0fff]")  # also variation selectors
 
 
 def own_words(text: str, sample: Sample) -> list[str]:
-    """The answer's content words that its prompt does not have, in singular or plural, and its numbers."""
+    """Return the numbers of an answer, and those of its content words that are in its prompt neither in
+    singular nor in plural."""
     prompt = set(words(sample.text))
     return [word for word in words(text) if word.isdecimal() or not _known(word, prompt)]
 
@@ -438,9 +443,9 @@ def _known(word: str, prompt: set[str]) -> bool:
 
 
 def says_something(text: str, sample: Sample) -> bool:
-    """Whether an answer has words of its own, does not run in circles, and is no echo.
+    """Tell whether an answer has words of its own, does not repeat itself, and is no echo.
 
-    An echo is, by half and by 4 words or more, one uninterrupted run of the prompt's words.
+    Half of an echo or more, at least 4 words, is one uninterrupted run of the prompt's words.
     """
     if not own_words(text, sample) or repeats(text):
         return False
@@ -450,19 +455,19 @@ def says_something(text: str, sample: Sample) -> bool:
 
 
 def copies(text: str, sample: Sample) -> bool:
-    """Whether the whole answer, 4 words or more, is one uninterrupted run of its prompt's words."""
+    """Tell whether a whole answer, of 4 words or more, is one uninterrupted run of its prompt's words."""
     answer = words(text)
     return len(answer) >= _ECHO_RUN and contains(words(sample.text), answer)
 
 
 def contains(sequence: list[str], run: list[str], same: Callable[[str, str], bool] = eq) -> bool:
-    """Whether words are an uninterrupted run of a sequence; `same` compares one of it with one of the run."""
+    """Tell whether `run` is an uninterrupted run of `sequence`; `same` compares a word of each."""
     starts = range(len(sequence) - len(run) + 1)
     return bool(run) and any(all(map(same, sequence[start : start + len(run)], run)) for start in starts)
 
 
 def repeats(text: str) -> bool:
-    """Whether a phrase of 1 to 8 words occurs three times in a row."""
+    """Tell whether a phrase of 1 to 8 words occurs three times in a row."""
     sequence = words(text)
     for size in range(1, _LONGEST_UNIT + 1):
         run = 0
@@ -473,10 +478,10 @@ def repeats(text: str) -> bool:
     return False
 
 
-# What an answer says: the number that it arrives at, and its JSON, whose leaves are compared
+# The number at which an answer arrives, and the leaves of its JSON
 
 _DIGITS = "[0-9]{1,100}"
-_SIGN, _MONEY = "[-+\u2212\u2013]", "[$€£¥₹]"  # the minus sign, and the en dash that stands for it
+_SIGN, _MONEY = "[-+\u2212\u2013]", "[$€£¥₹]"  # also the minus sign, and the en dash, which stands for it
 _NUMBER = rf"""
     (?: {_MONEY}(?P<inner>{_SIGN}) | (?P<outer>{_SIGN})?{_MONEY}? )
     (?: (?P<latex>\\[dt]?frac\{{)? (?P<over>{_DIGITS})
@@ -486,8 +491,8 @@ _NUMBER = rf"""
             (?: [eE][-+]?[0-9]{{1,3}} )? ) )
     (?: \s?(?:%|{_MONEY}) )?
 """
-_ANSWER = rf"\*{{0,2}} {_NUMBER} \*{{0,2}} \.? \*{{0,2}}"  # bold, and the end of a sentence
-_NAMED = r"(?: [^\W\d_]:\*{0,2} | \bis\b ) \s*"  # what an unmarked number may follow, and a list has often
+_ANSWER = rf"\*{{0,2}} {_NUMBER} \*{{0,2}} \.? \*{{0,2}}"  # may be bold, or end a sentence
+_NAMED = r"(?: [^\W\d_]:\*{0,2} | \bis\b ) \s*"  # may stand before a number without a mark; lists repeat it
 _LEAD = rf"(?: \A \s* | [\w)\]%}}]\s?= \s* | (?P<named>{_NAMED}) )"
 _MARK = re.compile(r"\#{4} | \\boxed\{", re.VERBOSE)
 _AFTER = re.compile(rf"[ \t]* {_ANSWER} [ \t\r]* (?:\n|\Z)", re.VERBOSE)
@@ -502,8 +507,8 @@ Place: TypeAlias = tuple[str | int | None, ...]
 Leaves: TypeAlias = dict[Place, str | float | Decimal]
 """The leaves of a JSON value by their path: numbers as they are, anything else as its JSON text."""
 
-_LONGEST = 100  # characters of a number with a point or an exponent
-_CALLS = None  # the key of what an answer calls: keys of JSON are texts, places in a list numbers
+_LONGEST = 100  # characters of a number with a point or an exponent, at most
+_CALLS = None  # the key of an answer's calls: JSON has texts as keys, and lists have numbers
 
 
 def final_number(text: str) -> Fraction | None:
@@ -543,10 +548,11 @@ def _fraction(found: re.Match[str] | None) -> Fraction | None:
 
 
 def read_answer(text: str, *, called: bool = False) -> Any:
-    """The value of an answer that is one JSON text, bare or in one ``` fence; else a ValueError.
+    """Return the value of an answer that is one JSON text, bare or in one ``` fence, or that is calls.
 
-    Numbers with a point or an exponent are exact (`Decimal`). Calls of tools are JSON, too: an object that no
-    JSON text is, with name and arguments of each. One without tags is JSON as it stands, unless `called`.
+    Numbers with a point or an exponent are exact (`Decimal`). Calls of tools become an object with the key
+    `_CALLS`, and the name and arguments of each. A call without tags is one only if `called`, else an object.
+    ValueError: the answer is neither.
     """
     text = text.strip()
     calls = CALL.findall(text) if not CALL.sub("", text) else []
@@ -556,11 +562,9 @@ def read_answer(text: str, *, called: bool = False) -> Any:
 
 
 def leaves(value: Any) -> Leaves:
-    """Values are equal where these are: true is not 1, and an empty object or list is a leaf.
-
-    Without recursion, which deep answers exhaust.
-    """
-    found: Leaves = {}
+    """Return the leaves of a value, by which values are compared: true is not 1, and an empty object or list
+    is a leaf."""
+    found: Leaves = {}  # without recursion, whose limit a deep answer could reach
     level: list[tuple[Place, Any]] = [((), value)]
     while level:
         path, value = level.pop()
@@ -575,7 +579,7 @@ def leaves(value: Any) -> Leaves:
 
 
 def _body(text: str) -> str:
-    """Return what stands in the one ``` fence around a text, or the text where there is none."""
+    """Return what is inside the ``` fence around a text, or the text where there is none."""
     first, _, rest = text.strip().partition("\n")
     fenced = first.rstrip().lower() in ("```", "```json") and rest.endswith("```")
     return rest.removesuffix("```") if fenced else text

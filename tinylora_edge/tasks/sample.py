@@ -1,4 +1,4 @@
-"""A prompt as samples and requests have it: messages, and functions that a model may call, in OpenAI's form.
+"""Prompts of samples and requests: messages, and functions that a model may call, both in OpenAI's form.
 
 A call is text in the form that most open models learned (Hermes, Qwen):
 
@@ -6,9 +6,9 @@ A call is text in the form that most open models learned (Hermes, Qwen):
     {"name": "weather", "arguments": {"city": "Oslo"}}
     </tool_call>
 
-A chat template that knows tools and this form renders them itself; for any other one they become text of
-messages that it knows. Qwen2.5-Coder and Llama 3 leave the tags out, and may write `parameters` or a fence of
-Markdown: an answer that is one such object is a call, too.
+A chat template that knows tools and this form renders them itself; for any other template they become text
+in messages. Qwen2.5-Coder and Llama 3 leave the tags out, and may write `parameters` or a fence of Markdown:
+an answer that is one such object is a call, too.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ FUNCTIONS = 128
 """Functions of a request: OpenAI's own limit."""
 
 CALL_BEGIN, CALL_END = "<tool_call>", "}\n</tool_call>"
-"""What a call begins and ends with. No JSON text has a line break within a string, so the end is one."""
+"""What a call begins and ends with. The end is in no arguments: JSON strings have no line breaks."""
 
 CALL = re.compile(r'\n?<tool_call>\n\{"name": "([\w-]+)", "arguments": (\{.*\})\}\n</tool_call>')
-"""A whole call: the name, and the arguments as JSON."""
+"""A whole call; its groups are the name, and the arguments as JSON."""
 
 OPENING = r'\s*(?:```\s*(?:json\s*)?)?\{{\s*"name"\s*:\s*"{}"\s*,\s*"(?:arguments|parameters)"\s*:'
 CLOSING = r"\s{0,20}\}(?:\s{0,20}```)?"
-"""What a call without tags begins and ends with, around a space and its arguments; {} is the name."""
+"""What a call without tags has before its arguments, and a space, and behind them; {} is for the name."""
 
 _UNTAGGED = re.compile(OPENING.format(r"([\w-]+)") + r" ?(\{.*\})" + CLOSING + r"\s*", re.S)
 
@@ -109,7 +109,7 @@ class Sample:
             return str(self.answer)
         if isinstance(self.prompt, str):
             return self.prompt
-        return "\n".join(message.get("content") or "" for message in self.prompt)  # a call has none
+        return "\n".join(message.get("content") or "" for message in self.prompt)  # calls have no content
 
 
 class TemplateInput(NamedTuple):
@@ -160,9 +160,9 @@ def read_functions(tools: Any) -> tuple[dict[str, Any], ...]:
 def template_input(
     messages: Sequence[Mapping[str, Any]], functions: Sequence[dict[str, Any]], *, own: bool
 ) -> TemplateInput:
-    """Return messages and functions for a chat template; `own` says that it renders tools itself.
+    """Return messages and functions as a chat template takes them; `own`: it renders tools itself.
 
-    RequestError: a call in a message is none, or a message of a tool answers none.
+    RequestError: a call of a message is malformed, or a tool's message answers no call.
     """
     open_calls, result = set[str](), list[dict[str, Any]]()
     for number, message in enumerate(messages):
@@ -192,7 +192,7 @@ def template_input(
                 result.append(dict(message))
                 continue
             text = f"<tool_response>\n{message['content']}\n</tool_response>"
-            if messages[number - 1].get("role") == "tool":  # the same turn
+            if messages[number - 1].get("role") == "tool":  # results of one turn are one message
                 result[-1]["content"] += f"\n{text}"
             else:
                 result.append({"role": "user", "content": text})
@@ -217,7 +217,7 @@ def spelled(name: str, arguments: Mapping[str, Any]) -> str:
 
 
 def without_tags(text: str) -> str | None:
-    """Return a text that is one call as models write it without tags, a fence of JSON; None for another."""
+    """Return a text that is one call without its tags, as a fence of JSON; None for any other text."""
     if (call := CALL.fullmatch(text)) is None:
         return None
     made = {"name": call[1], "arguments": parse_json(call[2])}
@@ -225,13 +225,13 @@ def without_tags(text: str) -> str | None:
 
 
 def untagged(text: str) -> tuple[str, str] | None:
-    """Return the name and the arguments, as JSON, of an answer that is a call without tags; None for another
-    one, or where it is cut."""
+    """Return the name and the arguments, as JSON, of an answer that is one whole call without tags; None for
+    any other answer."""
     if (call := _UNTAGGED.fullmatch(text)) is None:
         return None
     try:
         parse_json(call[2])
-    except ValueError:  # it is cut at the brace of an object inside
+    except ValueError:  # the answer was cut, and the last brace is that of an object in the arguments
         return None
     return call[1], call[2]
 
@@ -242,7 +242,7 @@ def renders_tools(template: str) -> bool:
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
-    """Return a call of a message with its arguments as an object, as templates want them."""
+    """Return a message's call with its arguments as an object, which templates expect."""
     match call:
         case {"id": str(it), "type": "function", "function": {"name": str(name), "arguments": arguments}}:
             try:
@@ -253,7 +253,6 @@ def _call(call: Any, where: str) -> dict[str, Any]:
                 return {"id": it, "type": "function", "function": {"name": name, "arguments": arguments}}
     raise RequestError(
         f"{where} is not a call: a call has an id, the type 'function', and function with name and "
-        "arguments, the JSON "
-        "text of an object",
+        "arguments, the JSON text of an object",
         param=where,
     )

@@ -1,4 +1,4 @@
-"""A task: prompts, a reward, the check on all that the reward returns; and a preamble before its prompts."""
+"""Tasks: prompts, and a reward whose values are checked; and preambles, which stand before prompts."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...
         )
     name = Path(task.name).name  # of a file: wherever it lies
     dice, samples = random.Random(f"{name}/examples/{seed}/{count}/0"), list(pool.values())
-    # Python promises to keep the sequence of `random()` for a seed, but not what `sample` makes of it.
+    # For a seed, Python promises the same sequence of `random()` in every version, but not of `sample`.
     for index in range(len(samples)):
         other = index + int(dice.random() * (len(samples) - index))
         samples[index], samples[other] = samples[other], samples[index]
