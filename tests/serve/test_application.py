@@ -363,7 +363,7 @@ def test_a_request_on_onnx_enters_few_files() -> None:
 def test_nothing_that_is_sent_waits_for_an_acknowledgement() -> None:
     """A body would else arrive 40 ms after its headers, and a token as long after the one before it."""
     with (
-        process._listening("127.0.0.1", 0) as bound,
+        process._listening("127.0.0.1", 0, 1) as bound,
         socket.create_connection(bound.getsockname()),
         bound.accept()[0] as accepted,
     ):

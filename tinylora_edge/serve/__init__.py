@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ApiKeys", "Limits", "app", "check_exposure", "run"]
 
-_LAZY = {"app": ".application", "run": ".process"}  # which bring the web along
+_LAZY = {"app": ".application", "run": ".process"}  # these import the packages of `_WEB`
 _WEB = ("anyio", "prometheus_client", "pydantic", "sse_starlette", "starlette", "uvicorn")
 
 

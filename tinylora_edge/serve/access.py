@@ -1,6 +1,6 @@
-"""What a server lets its clients do: limits and API keys, and the error of a request that it refuses.
+"""What a server lets its clients do: limits, API keys, and the error of a refused request.
 
-Nothing of the web is imported here: `serve --help` and apps without a server read it too.
+It imports no web framework, so that `serve --help` works without one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Limits:
 
 @dataclass
 class RefusedError(Exception):
-    """A request that is refused for a reason of HTTP's own."""
+    """A request is refused with a status of its own, which no other error of the package stands for."""
 
     status: int
     message: str

@@ -1,4 +1,4 @@
-"""The app, for any ASGI server: the routes over a service, and what answers those beside completions."""
+"""The app, for any ASGI server: its routes, and the handlers of all routes but completions and the page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .feedback import Feedback
 from .service import Service, wrong_user
 from .store import Listed, Store, Stored, check_user
 
-_PAGE = 1000  # vectors of a list, at most
+_PAGE = 1000  # vectors that one list has, at most
 
 
 def app(
@@ -128,7 +128,7 @@ def app(
 
 
 async def put_vector(request: Request, service: Service) -> Response:
-    """Answer `PUT /v1/vectors/{user}`: the frame as bytes, or as text in JSON. The reply leaves it out."""
+    """Answer `PUT /v1/vectors/{user}`: the body is the frame, or JSON with its text."""
     user, who = _user(request, service)
     if content_type(request) == BYTES:
         frame = await read_bytes(request, service)
@@ -140,7 +140,8 @@ async def put_vector(request: Request, service: Service) -> Response:
 
 
 async def put_vectors(request: Request, service: Service) -> Response:
-    """Answer `PUT /v1/vectors`: the frames of several users as text; which are stored, and why others not."""
+    """Answer `PUT /v1/vectors`: the body has the frames of several users as text. The reply says for each
+    whether it is stored, or why not."""
     found = only_field(await read_json(request, service), "vectors")
     caller, policy = request.state.caller, service.pool.policy
     if not isinstance(found, dict):
@@ -162,8 +163,8 @@ async def put_vectors(request: Request, service: Service) -> Response:
 
 
 async def list_vectors(request: Request, service: Service) -> Response:
-    """Answer `GET /v1/vectors`: by name, those behind `?after=USER`, `?limit=N` of them; to a user's key its
-    own alone."""
+    """Answer `GET /v1/vectors`: up to `?limit=N` vectors by user's name, from the first name behind
+    `?after=USER`; a user's key gets that user's alone."""
     own, asked = request.state.caller.user, request.query_params
     after, limit = asked.get("after", ""), asked.get("limit", str(_PAGE))
     if not limit.isdecimal() or not 1 <= int(limit[:9]) <= _PAGE:
@@ -182,7 +183,7 @@ async def list_vectors(request: Request, service: Service) -> Response:
 
 
 async def get_vector(request: Request, service: Service) -> Response:
-    """Answer `GET /v1/vectors/{user}`: JSON, or the bytes where the client accepts these."""
+    """Answer `GET /v1/vectors/{user}`: JSON, or the frame where the client accepts its media type."""
     user, who = _user(request, service)
     stored = await service.with_store(who, lambda store: store.get(user))
     if stored is None:
@@ -194,7 +195,7 @@ async def get_vector(request: Request, service: Service) -> Response:
 
 
 async def delete_vector(request: Request, service: Service) -> Response:
-    """Answer `DELETE /v1/vectors/{user}`: the clicks go too, which would bring the vector back."""
+    """Answer `DELETE /v1/vectors/{user}`. Clicks are deleted too, as they would bring the vector back."""
     user, who = _user(request, service)
     if not await service.with_store(who, lambda store: store.delete(user)):
         raise _nothing(user)
@@ -202,7 +203,8 @@ async def delete_vector(request: Request, service: Service) -> Response:
 
 
 async def rate(request: Request, service: Service) -> Response:
-    """Answer `POST /v1/feedback`: `{"id", "reward"}`, or `{"better", "worse"}`, of answers to this key."""
+    """Answer `POST /v1/feedback`: `{"id", "reward"}` or `{"better", "worse"}`, of answers that this API key
+    asked for."""
     caller = request.state.caller
     if (feedback := service.feedback) is None:
         message = "this server does not learn from clicks: start it with --store and --feedback"
@@ -227,12 +229,12 @@ async def rate(request: Request, service: Service) -> Response:
 
 
 async def list_models(request: Request, service: Service) -> Response:
-    """Answer `GET /v1/models`: the base, and the user that the key stands for. Others are not listed."""
+    """Answer `GET /v1/models`: the base, and the model of the user that the key stands for."""
     return JSONResponse({"object": "list", "data": [*(await _models(request, service)).values()]})
 
 
 async def describe_model(request: Request, service: Service) -> Response:
-    """Answer `GET /v1/models/{model}`, of those that are listed."""
+    """Answer `GET /v1/models/{model}`, for the models that `list_models` lists."""
     wanted = request.path_params["model"]
     if (found := (await _models(request, service)).get(wanted)) is None:
         raise RefusedError(404, f"there is no model {wanted[:80]!r}", "model_not_found", "model")
@@ -240,7 +242,7 @@ async def describe_model(request: Request, service: Service) -> Response:
 
 
 async def read_health(request: Request, service: Service) -> Response:
-    """Answer `GET /health`: 200, and 503 once the server is about to go down."""
+    """Answer `GET /health`: status 200, or 503 once the server is about to go down."""
     busy, leaves = service.pool.busy(), service.leaving or service.draining
     state = "draining" if leaves else "ok"
     body = {"status": state, "running": busy.running, "waiting": busy.waiting}
@@ -248,7 +250,7 @@ async def read_health(request: Request, service: Service) -> Response:
 
 
 async def read_metrics(request: Request, service: Service) -> Response:
-    """Answer `GET /metrics` for Prometheus: others' tokens are in it, so no user's key opens it."""
+    """Answer `GET /metrics` for Prometheus. They count all users' tokens, so a user's key is refused."""
     if find_caller(request, service).user is not None:
         message = "the metrics are the operator's: ask with a key that stands for no user"
         raise RefusedError(403, message, "not_the_operator")
@@ -279,7 +281,7 @@ def _nothing(user: str) -> RefusedError:
 
 
 async def _models(request: Request, service: Service) -> dict[str, dict[str, object]]:
-    """Return the models of a request's key by name: of its user where a vector of theirs would answer."""
+    """Return the models of a request's key by name; its user's is among them if a vector would answer."""
     user, bases, who = request.state.caller.user, service.pool.bases, request.state.caller.who
     about = {"object": "model", "created": 0, "owned_by": "tinylora-edge"}
     about |= {"factors": bases.id, "vectors": bases.known(), "n_ctx": service.pool.n_ctx}

@@ -1,4 +1,4 @@
-"""A request: who sends it, its body, whose vector answers, and the reply or its failure as JSON."""
+"""A request for completions: who sends it, its body, whose vector answers, and the reply or error as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sse_starlette import EventSourceResponse
@@ -39,8 +39,8 @@ from .store import check_user, is_user
 LOG = logging.getLogger("tinylora_edge.serve")
 T = TypeVar("T")
 BYTES = "application/octet-stream"
-_OPEN = "are open"  # what the requests that have places do
-# Error, status and code of OpenAI's error object; the first that fits. Without a code: the error's own.
+_OPEN = "are open"  # what requests do, in errors of `Shares`: too many requests are open
+# Error, status, and code of OpenAI's error object; the first that fits counts. "": the error's own code.
 _FAILURES: tuple[tuple[type[BaseException], int, str], ...] = (
     (RequestError, 400, ""),
     (errors.OptionError, 400, "invalid_value"),
@@ -59,16 +59,16 @@ _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 HEADERS = {
     429: {"Retry-After": "1"},
     503: {"Retry-After": "1"},
-    401: {"Connection": "close"},
-}  # whoever has no key gets one answer
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z", re.ASCII)  # that a client or a proxy chose
-_TENANT_DIGITS = 12  # of its hash, in the log
-_LEFT = 499  # as nginx has it: the client left before the answer
+    401: {"Connection": "close"},  # a client without a key gets one answer a connection
+}
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z", re.ASCII)  # an id that a client or a proxy chose
+_TENANT_DIGITS = 12  # digits of a tenant's hash that the log has
+_LEFT = 499  # nginx's status of a request whose client left before the answer
 
-_UPLOAD_S = 30.0  # in which a body arrives
-_LAST_EVENT_S = 3.0  # of a server that goes down: a stream without its error event is cut then
+_UPLOAD_S = 30.0  # time in which a body must arrive
+_LAST_EVENT_S = 3.0  # when a server goes down, the time that a stream has for its error event
 _STRICT = ConfigDict(strict=True)
-_UNSUPPORTED: dict[str, tuple[object, ...]] = {  # name -> values that have no effect
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {  # name -> values that ask for nothing, which are accepted
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
@@ -80,7 +80,7 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {  # name -> values that have no e
     "echo": (None, False),
     "best_of": (None, 1),
 }
-_OF_CHATS: dict[str, tuple[object, ...]] = {"messages": (None, []), "tools": (None, [])}
+_OF_CHATS: dict[str, tuple[object, ...]] = {"messages": (None, []), "tools": (None, [])}  # not of texts
 
 
 @dataclass
@@ -90,8 +90,8 @@ class Caller:
     Attributes:
         key: SHA-256 of the API key; empty where the server needs none.
         user: the one user that the key stands for; None for any.
-        who: whose places and turns the request takes: the key's, and once its body is read those of the user
-            that it names, inside the key's.
+        who: account and tenant, whose places and turns the request takes. The tenant is the key's, and once
+            the body is read, that of the user whom it names.
     """
 
     key: bytes = b""
@@ -102,8 +102,8 @@ class Caller:
         self.who = Who(self.key.hex(), self.key.hex())
 
     def who_of(self, *users: str) -> Who:
-        """Return the key's tenant for some users, hashed; without a key it is its own account. A user's key
-        has one tenant."""
+        """Return the key's account, and its tenant for these users: a hash of their names. A user's key has
+        one tenant. Without a key, the tenant is the account too."""
         if not self.key and not any(users):
             return self.who
         named = users if self.user is None else (self.user,)
@@ -123,7 +123,7 @@ def find_caller(request: Request, service: Service) -> Caller:
 
 
 def refusal(request: Request, service: Service, error: BaseException) -> JSONResponse:
-    """Return the response to a request that fails, in OpenAI's shape; note why in log and metrics."""
+    """Return the response to a request that fails, in OpenAI's form; log and count the reason."""
     status, content = failure(service, error)
     if content["param"] == "messages" and request.url.path.endswith("/v1/completions"):
         content["param"] = "prompt"
@@ -132,8 +132,8 @@ def refusal(request: Request, service: Service, error: BaseException) -> JSONRes
 
 
 def failure(service: Service, error: BaseException) -> tuple[int, dict[str, Any]]:
-    """Return the status and OpenAI's object of an error; note it in log and metrics."""
-    if service.draining and type(error) is errors.TinyLoraError:  # of the pool, which was closed
+    """Return the status and OpenAI's object of an error; log and count it."""
+    if service.draining and type(error) is errors.TinyLoraError:  # the pool says that it is closed
         error = going_down()
     if isinstance(error, RefusedError):
         status, code, message = error.status, error.code, error.message
@@ -143,7 +143,7 @@ def failure(service: Service, error: BaseException) -> tuple[int, dict[str, Any]
     if status == 500:
         LOG.error("internal error", exc_info=error)
         message = "the server failed; its log says how"
-    if isinstance(error, errors.StoreError):  # whose text names a file or a host of the operator's
+    if isinstance(error, errors.StoreError):  # its text names a file or a host of the operator
         LOG.error("store", extra={"fields": {"why": message}})
         message = "the store of vectors cannot be used: ask again in a moment"
     param = getattr(error, "param", "")
@@ -170,7 +170,7 @@ def content_type(request: Request) -> str:
 async def read_json(request: Request, service: Service) -> Any:
     """Return the JSON of a body."""
     kind = content_type(request)
-    if kind != "application/json":  # another site's page needs a preflight request for this
+    if kind != "application/json":  # pages of other sites cannot send it without a preflight request
         other = f", or {BYTES} for the bytes of a frame" if request.method == "PUT" else ""
         message = f"the body's type is {kind[:80]!r}: send Content-Type: application/json{other}"
         raise RefusedError(415, message, "unsupported_media_type")
@@ -215,11 +215,11 @@ def read_frame(vector: object) -> bytes:
 
 
 class RequestMiddleware:
-    """What is around all routes: who may ask, how much at once, errors as JSON, a line of log, metrics.
+    """What surrounds all routes: the check of the caller, their places, errors as JSON, log and metrics.
 
-    A request keeps the id that it comes with, as `X-Request-Id`, or gets one; the reply and the log have it.
-    Handlers have `request.state.caller`, on routes below /v1/, and `request.state.log`: the fields of the
-    request's line in the log, to be added to. No prompt, answer or user's name is among them.
+    A request keeps the id of its header `X-Request-Id`, or gets one; the reply and the log have it. Handlers
+    have `request.state.caller`, on routes below /v1/, and `request.state.log`, the fields of the request's
+    line in the log, to which they add. No prompt, answer or user's name is among them.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -252,7 +252,7 @@ class RequestMiddleware:
                 placed = found
             await self._app(scope, receive, sending)
         except ClientDisconnect:
-            pass  # nobody is there to be answered; the log has the status of a client who left
+            pass  # nobody is left to be answered; the log gets the status `_LEFT`
         except Exception as error:
             if status != _LEFT:  # the response has begun
                 raise
@@ -260,7 +260,7 @@ class RequestMiddleware:
         finally:
             if placed is not None:
                 service.places.leave(placed.who)
-                fields["tenant"] = placed.who.tenant[:_TENANT_DIGITS]  # its user's, once the body named one
+                fields["tenant"] = placed.who.tenant[:_TENANT_DIGITS]  # again, as the body may name a user
             seconds, route = time.perf_counter() - start, getattr(scope.get("route"), "path", "none")
             service.metrics.requests.labels(route, str(status)).inc()
             service.metrics.seconds.labels(route).observe(seconds)
@@ -285,17 +285,13 @@ async def complete(request: Request, service: Service, *, chat: bool) -> Respons
     finally:
         _end(request, service, streams)
     content: Callable[[], bytes] = partial(reply.encoded, answers)
-    if any(answer.tokens for answer in answers):  # which may be of megabytes
+    if any(answer.tokens for answer in answers):  # log-probabilities of tokens may be megabytes of JSON
         return Response(await service.write(request.state.caller.who, content), media_type="application/json")
     return Response(content(), media_type="application/json")
 
 
-_Beginning: TypeAlias = Coroutine[Any, Any, list[AnswerStream]]
-"""The answers to a request, which have begun."""
-
-
-def _begin(body: Body, request: Request, service: Service) -> _Beginning:
-    """Let a request take its user's place; return what begins its answers under the vector that it names."""
+async def _begin(body: Body, request: Request, service: Service) -> list[AnswerStream]:
+    """Let a request take a place of its user's, and begin its answers under the vector that it names."""
     name, at, named = body.model.partition("@")
     sender, header = request.state.caller, request.headers.get("x-tinylora-vector", "")
     if name != service.name:
@@ -311,18 +307,14 @@ def _begin(body: Body, request: Request, service: Service) -> _Beginning:
     sender.who = who
     if text := body.vector or header:
         user = named or sender.user or body.user
-        return _start(body, service, who, check_user(user) if user else "", read_frame(text))
+        return await _start(body, service, who, check_user(user) if user else "", read_frame(text))
     if not at:
-        return _start(body, service, who, sender.user or body.user, None)
-    return _start_under_stored(body, service, who, named)
-
-
-async def _start_under_stored(body: Body, service: Service, who: Who, named: str) -> list[AnswerStream]:
+        return await _start(body, service, who, sender.user or body.user, None)
     return await _start(body, service, who, named, await _stored(service, who, named))
 
 
 async def _stored(service: Service, who: Who, user: str) -> MicroVector | None:
-    """Return a user's vector; without one it is what lies beneath every user's."""
+    """Return a user's vector or, where they have none, the one that lies beneath every user's."""
     found: MicroVector | None = None
     if service.store is not None:
         policy = service.pool.policy
@@ -352,7 +344,7 @@ async def _whole(streams: Sequence[AnswerStream]) -> list[Answer]:
 
 
 async def _unless_left(request: Request, doing: Coroutine[Any, Any, T]) -> T:
-    """Return what a coroutine returns. ClientDisconnect: the client left before, and it is cancelled."""
+    """Return what a coroutine returns. ClientDisconnect: the client left first, and it is cancelled."""
 
     async def leaves() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -413,7 +405,7 @@ async def _merged(streams: Sequence[AnswerStream]) -> AsyncIterator[tuple[int, P
     try:
         while steps:
             done, steps = await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
-            for index, piece in await asyncio.gather(*done):  # which hears the error of each
+            for index, piece in await asyncio.gather(*done):  # gather retrieves the exceptions of all tasks
                 if piece is not None:
                     yield index, piece
                     steps.add(asyncio.create_task(step(index)))
@@ -430,7 +422,7 @@ def _event(content: Any) -> dict[str, str]:
 
 
 def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) -> None:
-    """Give up what was not read; count and log what was."""
+    """Close the streams; count and log the tokens that were made."""
     for stream in streams:
         stream.close()
     finishes = [stream.finish for stream in streams if stream.finish is not None]
@@ -445,7 +437,8 @@ def _end(request: Request, service: Service, streams: Sequence[AnswerStream]) ->
 
 
 async def _remember(request: Request, service: Service, index: int, stream: AnswerStream) -> None:
-    """Let an answer wait for its click, on any server of the store, before its reader has all of it."""
+    """Store an answer for its click, which may come to any server of the store, before the client has all of
+    it."""
     feedback, made, finish, name = service.feedback, stream.request, stream.finish, request.state.log["id"]
     if feedback is None or finish is None or made is None or not is_user(made.user):
         return
@@ -454,12 +447,13 @@ async def _remember(request: Request, service: Service, index: int, stream: Answ
     named = f"{name}:{index}" if index else name
     try:
         await service.with_store(whose, lambda _: feedback.remember(named, whose, answer))
-    except errors.TinyLoraError as error:  # the answer is good; to click on it later is a 404
+    except errors.TinyLoraError as error:  # the answer is good, but a click on it will get a 404
         LOG.error("answer not remembered", extra={"fields": {"why": str(error)}})
 
 
 _List = Annotated[list[T], Field(fail_fast=True)]
-"""A list that is refused at its first wrong item: a body of 1 MB may have 500,000, which takes seconds."""
+"""A list that is refused at its first wrong item: to report all of the 500,000 that 1 MB may have would take
+seconds."""
 
 
 class _Part(BaseModel):
@@ -523,20 +517,20 @@ class Body(BaseModel):
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
     def options(self, limits: Limits) -> dict[str, Any]:
-        """Return how to answer. RequestError: an option is out of its range."""
+        """Return the options of `Pool.streams`. RequestError: one is out of its range."""
         name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         count: int | None = getattr(self, name)
         if not 1 <= (count := limits.tokens if count is None else count) <= limits.tokens:
             raise RequestError(f"{name} is {count}: it must be from 1 to {limits.tokens}", param=name)
         if self.top_logprobs and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-        logprobs = self.logprobs  # a bool for a chat, their number for a text
+        logprobs = self.logprobs  # whether, for a chat; how many, for a text
         if isinstance(logprobs, bool):
             logprobs = self.top_logprobs if logprobs else None
         same = ("temperature", "top_p", "stop", "tools", "tool_choice", "parallel_tool_calls")
         return {name: getattr(self, name) for name in same} | {
             "max_tokens": count,
-            "seed": None if self.seed is None else self.seed % (1 << 64),  # OpenAI takes negative ones
+            "seed": None if self.seed is None else self.seed % (1 << 64),  # OpenAI's may be negative
             "schema": schema_of(self.response_format),
             "logprobs": logprobs,
         }
@@ -554,7 +548,7 @@ def read_body(body: Any, *, chat: bool) -> Body:
         found = Body.model_validate(fields)
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_context=False, include_input=False)
-        first = max(wrong, key=lambda each: len(each["loc"]))  # where a value has several forms, the nearest
+        first = max(wrong, key=lambda each: len(each["loc"]))  # of a value's several forms, the nearest one's
         where = first["loc"][: 3 if first["loc"][0] == "messages" else 1]
         param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where)[1:]
         raise RequestError(f"{param}: {first['msg']}", param=param) from None

@@ -1,4 +1,4 @@
-"""The databases of a store: an SQLite file, and PostgreSQL. Both run the same statements, SQLite's."""
+"""The databases of a store, an SQLite file and PostgreSQL. Both run the same statements, in SQLite's form."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from urllib.parse import urlsplit
 
 from ..errors import MissingExtraError, StoreError
 
-_BUSY_S = 10.0
-_CONNECTIONS = 8  # of a server to PostgreSQL, made as they are needed
+_BUSY_S = 10.0  # most that a statement waits for the lock of an SQLite file
+_CONNECTIONS = 8  # most connections of a process to PostgreSQL, made as they are needed
 _CONNECT_S = 2.0  # most that a request waits for a connection
-_WAITS = {  # in which a server is noticed that is gone, and a transaction ended whose client hangs
+_WAITS = {  # time-outs: of a database that is gone, and of a transaction whose client hangs
     "connect_timeout": 2,
     "tcp_user_timeout": 10_000,
     "keepalives_idle": 10,
     "options": "-c statement_timeout=30s -c idle_in_transaction_session_timeout=30s",
 }
-_AGAIN_S = 1.0  # after which a database that could not be reached is tried again, by one request
+_AGAIN_S = 1.0  # after so long one request tries a database again that could not be reached
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ def open_database(where: str | PathLike[str]) -> SQLite | Postgres:
 
 
 class Session:
-    """A transaction, or a query by itself, of either database."""
+    """Runs statements of a transaction, or a query without one, in either database."""
 
     def __init__(self, connection: Any, *, postgres: bool) -> None:
         self._connection, self._postgres = connection, postgres
@@ -49,7 +49,7 @@ class Session:
         return cursor.fetchall() if cursor.description else []
 
     def each(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
-        """Run a statement for each of some rows, and return whether it changed something."""
+        """Run a statement with each of some rows, and return for each whether it changed something."""
         if not self._postgres:
             return [self._connection.execute(statement, row).fetchone() is not None for row in rows]
         if not rows:
@@ -59,7 +59,8 @@ class Session:
             return [each.rowcount > 0 for each in cursor.results()]
 
     def version(self, name: str) -> int:
-        """Return the version of the tables, 0 before there are any, and keep others from making them."""
+        """Return the version of the tables, 0 if there are none; until the transaction ends, no other process
+        can make them."""
         if self._postgres:
             self.execute("SELECT pg_advisory_xact_lock(hashtext('tinylora_store'))")
         else:
@@ -72,7 +73,7 @@ class Session:
 
 
 class SQLite:
-    """A file, with one connection of this process."""
+    """A file, with one connection, which the threads of this process share."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -80,8 +81,8 @@ class SQLite:
             raise FileNotFoundError(f"{path.parent} does not exist: make this directory for the store")
         self._lock = threading.RLock()
         with self._turn():
-            # Nothing but SQLite ever opens the file: who closes another descriptor of it drops all locks of
-            # this process on it, and the next process to leave the store would unlink the log in use.
+            # SQLite alone may open the file. To close any other descriptor of it would drop all locks that
+            # this process has on it, and the next process to close the store would delete the log in use.
             self._connection = sqlite3.connect(
                 path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
             )
@@ -100,7 +101,7 @@ class SQLite:
             return self._session.execute(query, values)
 
     def write(self, work: Callable[[Session], T], *, first: bool = False) -> T:
-        """Return what some work in a transaction returns; `first`: it makes the tables."""
+        """Do some work in a transaction, and return its result; `first`: it makes the tables."""
         with self._turn():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -111,8 +112,8 @@ class SQLite:
                     self._connection.execute("ROLLBACK")
                 raise
         if first:
-            with suppress(StoreError):  # another process has it open, and does so or did
-                self.read("PRAGMA journal_mode = WAL")  # readers and a writer get on side by side
+            with suppress(StoreError):  # another process has the file open, and sets or has set the mode
+                self.read("PRAGMA journal_mode = WAL")  # in which readers do not wait for a writer
         return done
 
     def close(self) -> None:
@@ -132,7 +133,7 @@ class SQLite:
 class Postgres:
     """A database, with connections that are made as they are needed.
 
-    Where it cannot be reached, requests are refused at once, but for one each second that tries again.
+    While it cannot be reached, requests are refused at once, but for one each second that tries again.
     """
 
     def __init__(self, address: str) -> None:
@@ -147,7 +148,7 @@ class Postgres:
         try:
             given = psycopg.conninfo.conninfo_to_dict(address)
             options: dict[str, Any] = {name: value for name, value in _WAITS.items() if name not in given}
-            psycopg.connect(address, **options).close()  # whose error says why, as the pool's do not
+            psycopg.connect(address, **options).close()  # its error says why, which the pool's would not
         except psycopg.Error as error:
             raise self._unusable(error) from None
         self._pool = psycopg_pool.ConnectionPool(
@@ -166,7 +167,8 @@ class Postgres:
         return self._run(lambda connection: Session(connection, postgres=True).execute(query, values))
 
     def write(self, work: Callable[[Session], T], *, first: bool = False) -> T:
-        """Return what some work in a transaction returns. It may run twice: it changes nothing again."""
+        """Do some work in a transaction, and return its result. The work may run twice, so done again it must
+        change nothing."""
 
         def write(connection: Any) -> T:
             with connection.transaction():
@@ -192,9 +194,9 @@ class Postgres:
                 self._broken = False
                 return done
             except self._failures as error:
-                fatal = error.diag.severity_nonlocalized in ("FATAL", "PANIC")  # the last words of a server
+                fatal = error.diag.severity_nonlocalized in ("FATAL", "PANIC")  # the server hangs up
                 gone = connection is None or connection.closed or fatal
-                if gone and connection is not None and not last:  # by a restart: so are its idle ones
+                if gone and connection is not None and not last:  # after a restart idle ones are gone too
                     self._pool.check()
                     continue
                 with self._lock:

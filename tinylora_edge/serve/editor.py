@@ -1,4 +1,4 @@
-"""The page of `play`: its files, its visitor's vector, and the routes that the browser calls."""
+"""The page of `play`: its files, its visitor's vector, and its routes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .completions import BYTES, content_type, only_field, read_bytes, read_json
 from .service import Service
 from .store import Store
 
-USER = "me"  # the visitor, whose vectors are made
+USER = "me"  # the name of the visitor, as a user of the store
 _FILES = Path(__file__).parent / "page"
 _TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
-# Nothing from anywhere else, nothing inline, in nobody's frame.
+# The page loads nothing from elsewhere, runs nothing inline, and is shown in no frame of another page.
 _HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -42,19 +42,19 @@ _HEADERS: Mapping[str, str] = {
 }
 
 _TOKEN_BYTES = 24
-_DTYPE = "bf16"  # 37 bytes for 13 values, and steps finer than those of a slider
-_REACH = 1.0  # of a slider, where no prior says how large values are
-_LARGEST = 1e30  # far beyond what any model bears, and within float32 and bf16
-_DEVIATIONS = 3.0  # of the prior, that a slider reaches
+_DTYPE = "bf16"  # 13 values take 37 bytes
+_REACH = 1.0  # largest value of a slider, where no prior says how large values are
+_LARGEST = 1e30  # largest value that is accepted: beyond any use, and finite in float32 and bf16
+_DEVIATIONS = 3.0  # standard deviations of the prior that a slider reaches
 
 
 class VectorEditor:
-    """The vector of the page's visitor, as they move its values, open a frame, and click.
+    """The vector of the page's visitor, who moves its values, opens frames, and clicks.
 
-    Values are those of the basis of 13 numbers; a vector of another basis has no values to move. A frame that
-    is opened by hand may be older than what clicks have taught since: everything but its sequence is checked,
-    and it gets a new one, but keeps its last day. Each method returns a vector as JSON takes it. `first` is
-    the frame that the page begins with, `token` the API key of its requests.
+    Sliders move the values of the basis of 13 numbers; a vector of another basis has none. A frame that is
+    opened may be older than what clicks taught since, so its sequence is not checked: it gets a new one, and
+    keeps its last day. Methods return a vector as JSON has it. `first` is the frame that the page begins
+    with, `token` the API key of its requests.
 
     VectorError: the policy refuses the first vector. BasisError: there is no basis of 13 numbers.
     """
@@ -64,15 +64,15 @@ class VectorEditor:
         self.basis = basis = bases.basis(numbers=NUMBERS)
         self.token = secrets.token_urlsafe(_TOKEN_BYTES)
         self._first, self._before = MicroVector.zeros(basis), 0
-        if first is not None:  # it comes before what was stored until now
+        if first is not None:  # `present` prefers it to what is stored by now
             self._first, self._before = self._read(first), self._sequence()
 
     def present(self) -> dict[str, Any]:
-        """Return what clicks made of the vector, or the one that the page begins with, or the base: zeros."""
+        """Return the vector that clicks made; the page's first one until a click follows it; else zeros."""
         return self.learned() if self._sequence() > self._before else self._framed(self._first)
 
     def learned(self) -> dict[str, Any]:
-        """Return what clicks made of the vector, in earlier sessions too; zeros where there were none."""
+        """Return the vector that clicks made, also those of earlier sessions; zeros where there were none."""
         stored = self._store.get(USER)
         return self._framed(MicroVector.zeros(self.basis) if stored is None else self._read(stored.frame))
 
@@ -87,7 +87,7 @@ class VectorEditor:
         return self._framed(self._read(data))
 
     def reach(self) -> float:
-        """Return how far from 0 a slider goes: as far as vectors of the prior, where there is one."""
+        """Return the largest value of a slider: that of likely vectors by the prior, where there is one."""
         prior = self.basis.projection.prior
         if prior is None:
             return _REACH
@@ -96,7 +96,7 @@ class VectorEditor:
 
     def _read(self, data: bytes) -> MicroVector:
         data = text.decode(data) if text.is_text(data) else data
-        rules = Policy()  # which remembers no sequence
+        rules = Policy()  # a new one, which has accepted no sequence
         try:
             return rules.check(data, self._bases, user=USER)
         except ChecksumError:
@@ -120,7 +120,7 @@ class VectorEditor:
 
 
 async def page_file(request: Request, service: Service) -> Response:
-    """Answer `GET /` and `GET /page/{file}`: no secrets. The token is in the address, behind the #."""
+    """Answer `GET /` and `GET /page/{file}`. They need no API key, as the files have no secret."""
     name = request.path_params.get("file", "index.html")
     if name not in os.listdir(_FILES):
         raise RefusedError(404, f"the page has no file {name[:80]!r}", "not_found")
@@ -129,7 +129,7 @@ async def page_file(request: Request, service: Service) -> Response:
 
 
 async def page_about(request: Request, service: Service) -> Response:
-    """Answer `GET /v1/page`: what the page shows, the visitor's vector, and what clicks made of it."""
+    """Answer `GET /v1/page`: what the page shows, with the visitor's vector and the one that clicks made."""
     editor = _editor(request, service)
     present, learned = await asyncio.to_thread(lambda: (editor.present(), editor.learned()))
     about: dict[str, Any] = {"object": "page", "model": service.name, "user": USER, "basis": editor.basis.id}
@@ -140,7 +140,7 @@ async def page_about(request: Request, service: Service) -> Response:
 
 
 async def page_vector(request: Request, service: Service) -> Response:
-    """Answer `POST /v1/page/vector`: the frame of `{"values": [...]}`, or the values of a file's bytes."""
+    """Answer `POST /v1/page/vector`: the body is `{"values": [...]}`, or the bytes of a vector's file."""
     editor = _editor(request, service)
     if content_type(request) == BYTES:
         return JSONResponse(await asyncio.to_thread(editor.opened, await read_bytes(request, service)))

@@ -1,4 +1,4 @@
-"""Clicks over HTTP: answers that wait for one in the store, and vectors that learn from them."""
+"""Clicks over HTTP: answers in the store that wait for a click, and vectors that learn from clicks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..wire.tags import Signer
 from .access import RefusedError
 from .store import Store, Stored
 
-_TRIES = 8  # of a click, while other servers learn from clicks of the same user
+_TRIES = 8  # how often a click is learned from, while clicks on other servers change the same user's vector
 
 
 class Feedback:
-    """Users' clicks on answers, of this server or another one of the store: each moves the user's vector.
+    """Moves users' vectors by their clicks on answers of any server of the store.
 
-    `learn` is called by one thread at a time, and computes for seconds; nothing waits for it. Without a
-    signer vectors have a checksum. `under` is what lies beneath all of them, on all servers of the store.
+    `learn` computes for seconds; one thread at a time may call it. Without a signer, vectors have a checksum.
+    `under` lies beneath all of them, on all servers of the store.
 
     VectorError: the policy would refuse what is learned here.
     """
@@ -39,9 +39,13 @@ class Feedback:
         self._clicks, self._under = Clicks(pool.model, basis=basis, under=under), under
 
     def remember(self, name: str, who: Who, answer: SampledAnswer) -> None:
-        """Let an answer to a user (the tenant) that an account asked for wait for its click: the last 64 of
-        the account and user do, for a day. One under a vector of another basis teaches nothing."""
-        vector, values = answer.vector, None  # the base's, on which nothing lies
+        """Store an answer to a user (`who.tenant`), for which an account asked, until its click.
+
+        The last 64 of the account and user are kept, for a day. An answer under a vector of another basis
+        teaches nothing, and is not stored.
+        """
+        # The answer's own vector: its values, [] for `under` alone, or None for the base.
+        vector, values = answer.vector, None
         if vector is not None:
             own = vector != self._under
             if own and vector.basis != self._basis.digest:
@@ -52,17 +56,17 @@ class Feedback:
         self._store.remember(name, who.account, who.tenant, data)
 
     def user_of(self, names: list[str], account: str) -> str:
-        """Return the user of one answer, or of two that are compared. RefusedError: they are not there, or
-        another account asked for them; "" may rate all."""
+        """Return the user of one answer, or of two that are compared. RefusedError: an answer is not there,
+        or another account asked for it; the account "" may rate all."""
         return self._waiting(names, account)[0]
 
     def learn(self, names: list[str], account: str, reward: int) -> Stored:
-        """Learn from a reward of 1 or -1, or of two answers that the first is better; return the user's new
-        vector, whose sequence is above all that were accepted.
+        """Learn that an answer has a reward of 1 or -1, or that the first of two is better (reward 0).
 
-        An answer is rated once: it leaves the store with the click that is stored. A vector that is put
-        meanwhile, or a deletion, wins: the click comes to nothing (RefusedError). Where a click on another
-        server was quicker, it is learned from once more.
+        Returns the user's new vector, whose sequence is above all that were accepted. An answer can be rated
+        once: it leaves the store when what was learned is stored. If a vector is put or deleted meanwhile,
+        nothing is learned (RefusedError). If a click on another server was stored meanwhile, this one is
+        learned from again.
         """
         user, answers = self._waiting(names, account)
         for _ in range(_TRIES):
@@ -78,7 +82,7 @@ class Feedback:
     def _learned(
         self, user: str, names: list[str], answers: list[SampledAnswer], reward: int
     ) -> Stored | None:
-        """Learn, and store vector and state; or nothing where the vector is another one by now."""
+        """Learn, and store vector and state; None, and nothing stored, where these have changed meanwhile."""
         before, (revision, state) = self._store.get(user), self._store.clicks(user, self._basis.digest)
         other = self._basis if before is None else self._bases.of_frame(before.frame)
         if other.digest != self._basis.digest or (before is not None and state is None):
@@ -98,7 +102,7 @@ class Feedback:
                 path.write_bytes(state)
             try:
                 self._clicks.vector(path)
-            except TrainError as error:  # the operator's, and not for clients
+            except TrainError as error:  # a damaged state is the operator's concern, not the client's
                 raise OSError(f"the clicks of a user in the store: {error}") from None
             tell, first, *second = self._clicks.tell, *answers
             rate = partial(tell, reward=reward) if reward else self._clicks.prefer

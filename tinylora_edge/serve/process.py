@@ -1,4 +1,4 @@
-"""A server as a process: its socket and connections, its log, and its end."""
+"""A server as a process: its socket and connections, its log, and how it ends."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from ..wire import frame
 from .completions import LOG
 from .service import Service
 
-_SWITCH_S = 0.0005  # most that a Python thread delays the next token; Python's default is 5 ms
-GRACE_S = 30.0  # that answers have to end by themselves
-_END_S = 3  # more, after which connections are cut
-_PATIENCE_S = 30  # that a client may be idle, or take to send a request's head
-_CONNECTIONS, _BACKLOG = 16_384, 512
-_HEADERS_BYTES = 1 << 16  # beside a vector
+_SWITCH_S = 0.0005  # most that another Python thread delays the next token; Python's default is 5 ms
+GRACE_S = 30.0  # time that running answers have to end by themselves
+_END_S = 3  # time after that in which connections may end before they are cut
+_PATIENCE_S = 30  # time that a client may be idle, or take to send a request's head
+_CONNECTIONS, _BACKLOG = 16_384, 512  # most open connections, and most that wait to be accepted
+_HEADERS_BYTES = 1 << 16  # most bytes of a request's head, without a vector in it
 
 
 class _JsonLine(logging.Formatter):
-    """A line of JSON a record: no prompts, no answers, no vectors."""
+    """A record as a line of JSON. Records have no prompts, answers or vectors."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
@@ -45,9 +45,9 @@ class _JsonLine(logging.Formatter):
 
 
 class _Connection(H11Protocol):
-    """A connection that ends where its client is idle, also before a first request's whole head.
+    """A connection that is closed when its client is idle, also while a head is not complete.
 
-    uvicorn's own `timeout_keep_alive` begins behind a response, and ends with the next byte.
+    uvicorn itself starts `timeout_keep_alive` only after a response, and stops it at the next byte.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -65,23 +65,23 @@ class _Connection(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves in steps: `/health` says so for `drain` seconds, then running answers have `grace`
-    seconds to end, then they get an error event. Whoever asks a second time gets all of it at once."""
+    """A server that ends in steps. For `drain` seconds `/health` has status 503, then running answers have
+    `grace` seconds to end, then they get an error event. A second signal skips the waits."""
 
     def __init__(self, config: uvicorn.Config, service: Service, drain: float, grace: float) -> None:
         super().__init__(config)
         self._service, self._drain, self._grace = service, drain, grace
-        self._leaves: float | None = None  # when it takes no more requests
+        self._leaves: float | None = None  # when, by the monotonic clock, it stops taking requests
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Hear a signal: SIGTERM is no error, and Ctrl-C does not wait for a load balancer."""
+        """Begin to end. SIGTERM is no error; Ctrl-C is one, and does not wait for a load balancer."""
         if sig != signal.SIGTERM:
-            self._captured_signals.append(sig)  # which uvicorn raises once it has ended
+            self._captured_signals.append(sig)  # uvicorn raises these once the server has ended
         self.force_exit = again = self._leaves is not None
         self._leaves = time.monotonic() + (self._drain if sig == signal.SIGTERM and not again else 0.0)
 
     async def on_tick(self, counter: int) -> bool:
-        """Return whether to end."""
+        """Tell uvicorn whether to shut down now."""
         if self._leaves is None:
             return await super().on_tick(counter)
         if not self._service.leaving:
@@ -90,7 +90,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter) or time.monotonic() >= self._leaves
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End: no new requests, some time for those that are answered, an error event for the rest."""
+        """Take no more requests, let running answers end for a while, and send the rest an error event."""
         loop = asyncio.get_running_loop()
         self._service.leaving = self._service.draining = True
         _event("stop", grace=self._grace, running=self._service.pool.busy().running)
@@ -128,13 +128,13 @@ def run(
     service: Service = app.state.service
     service.hosts = frozenset({host, "localhost", "127.0.0.1", "::1"})
     most = _most_connections()
-    backlog = min(_BACKLOG, most // 8)  # as many may be accepted before the first of them is counted
+    backlog = min(_BACKLOG, most // 8)  # all of them may be accepted before the first is counted
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLine())
     for name in (LOG.name, "uvicorn", "asyncio", "psycopg.pool"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.ERROR)  # clients provoke the warnings of libraries: they would fill the log
+        logger.setLevel(logging.ERROR)  # clients can cause libraries' warnings, which would fill the log
     LOG.setLevel(logging.WARNING if quiet else logging.INFO)
     config = uvicorn.Config(
         app,
@@ -148,8 +148,8 @@ def run(
         backlog=backlog,
         h11_max_incomplete_event_size=_HEADERS_BYTES + 2 * frame.longest(service.pool.bases.most),
     )
-    AppStatus.should_exit = False  # that of an earlier server in this process
-    AppStatus.enable_automatic_graceful_drain = False  # which would cut streams: they end with the pool
+    AppStatus.should_exit = False  # an earlier server in this process may have set it
+    AppStatus.enable_automatic_graceful_drain = False  # it would cut streams, which end with the pool
     with _listening(host, port, backlog) as bound:
         name = f"[{host}]" if ":" in host else host
         ready(f"http://{name}:{bound.getsockname()[1]}")
@@ -157,18 +157,19 @@ def run(
         _Server(config, service, drain, grace).run([bound])
 
 
-def _listening(host: str, port: int, backlog: int = _BACKLOG) -> socket.socket:
+def _listening(host: str, port: int, backlog: int) -> socket.socket:
     bound = socket.create_server(
         (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=backlog
     )
-    # asyncio does this only where a socket names its protocol, which those of `create_server` do not: every
-    # token of a stream would wait up to 40 ms for the client's acknowledgement of what was sent before it.
+    # Without it, each token of a stream would wait up to 40 ms for the client to acknowledge the one before.
+    # asyncio sets it only for sockets that name their protocol, which those of `create_server` do not.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return bound
 
 
 def _most_connections() -> int:
-    """Raise the limit on open files, and return how many connections half of it is enough for."""
+    """Raise the limit on open files to its maximum, and return how many connections there may be: half of
+    it, or `_CONNECTIONS` if that is less."""
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""The service behind the routes: what they share, what is counted, and the end."""
+"""What the routes share: pool, store, threads and metrics."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .store import Store
 
 T = TypeVar("T")
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-_STORE_THREADS = 4  # they wait for its lock, for seconds: nobody else's may
-_WRITE_THREADS = 2  # one account's replies keep another's waiting in no more than one of them
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)  # buckets of histograms
+_STORE_THREADS = 4  # threads of their own, as calls of the store may wait seconds for its lock
+_WRITE_THREADS = 2  # an account may use one of them, so that its replies do not block those of others
 _GOING_DOWN = "the server is going down: ask again in a moment"
 
 
@@ -48,7 +48,7 @@ class Metrics:
         self._waiting = Gauge("tinylora_waiting", "Answers that wait for a slot.", registry=own)
 
     def text(self, busy: Busy) -> bytes:
-        """Return all of them in Prometheus's format, and how busy the pool is."""
+        """Return all metrics in Prometheus's format; `busy` are the pool's present counts."""
         self._running.set(busy.running)
         self._waiting.set(busy.waiting)
         return generate_latest(self._registry)
@@ -59,14 +59,14 @@ class Service:
     """What an app's routes share: pool, store, limits, metrics, threads.
 
     Attributes:
-        store: None where clients bring their vectors along.
+        store: None where clients send vectors along.
         api_keys: those that are accepted; None: no key is needed.
         feedback: None where the server does not learn from clicks.
-        under: what lies beneath every vector, but not beneath the base; None for nothing.
-        hosts: names that a request without a key must be addressed to; empty for any. They keep out web pages
-            whose own name is made to lead to 127.0.0.1 (DNS rebinding).
+        under: the vector beneath every user's, but not beneath the base; None: there is none.
+        hosts: names, one of which requests without a key must be addressed to; empty for any. They keep out
+            web pages whose own name is made to lead to 127.0.0.1 (DNS rebinding).
         leaving: the server is about to go down, which `/health` says; requests are still taken.
-        draining: it goes down, and takes no more requests.
+        draining: the server goes down, and takes no more requests.
     """
 
     pool: Pool
@@ -85,9 +85,7 @@ class Service:
         most = self.limits.requests
         self._storing = Threads(_STORE_THREADS, most, "tinylora-store", _GOING_DOWN)
         self._writing = Threads(_WRITE_THREADS, most, "tinylora-replies", _GOING_DOWN)
-        self._learning = Threads(
-            1, most, "tinylora-clicks", _GOING_DOWN
-        )  # a click takes all cores for seconds
+        self._learning = Threads(1, most, "tinylora-clicks", _GOING_DOWN)  # a click takes all cores
 
     def close(self) -> None:
         """Close pool and store. Again is fine."""
@@ -100,17 +98,19 @@ class Service:
             self.store.close()
 
     async def learn(self, who: Who, call: Callable[..., T], *args: Any) -> T:
-        """Learn from a click in the one thread for it, by turns. OverloadError: too many wait."""
+        """Learn from a click in the thread for clicks, where accounts take turns. OverloadError: too many
+        wait."""
         if self.draining:
             raise going_down()
         return await asyncio.wrap_future(self._learning.submit(who, partial(call, *args)))
 
     async def write(self, who: Who, call: Callable[[], bytes]) -> bytes:
-        """Make a long reply in a thread for it, by turns. OverloadError: too many wait."""
+        """Make a long reply in a thread for replies, where accounts take turns. OverloadError: too many
+        wait."""
         return await asyncio.wrap_future(self._writing.submit(who, call))
 
     async def with_store(self, who: Who, call: Callable[[Store], T]) -> T:
-        """Call the store in one of its threads, by turns. RefusedError: there is none."""
+        """Call the store in one of its threads, where accounts take turns. RefusedError: there is none."""
         store = self.store
         if store is None:
             raise RefusedError(404, "this server has no store: start it with --store", "no_store")
@@ -118,7 +118,7 @@ class Service:
 
 
 def wrong_user(user: str) -> RefusedError:
-    """Return the error of a key that asks for another user than its own."""
+    """Return the error of a request whose API key stands for another user."""
     return RefusedError(403, f"this API key does not stand for user {user!r}", "wrong_user")
 
 

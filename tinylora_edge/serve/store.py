@@ -1,7 +1,7 @@
 """The store of users' vectors, for one server or many: an SQLite file, or a PostgreSQL database.
 
-What must not go back is one conditional statement, so that servers need no lock between them: the later of
-two writers of a sequence sees what the earlier one wrote.
+A sequence is raised by one conditional statement, so that servers need no lock between them: the later of two
+writers sees what the earlier one wrote.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..wire.frame import DEFAULT_USER, RULE, is_portable
 from ..wire.sequences import Accepted, SequenceLog, Source
 from .database import Session, open_database
 
-# Migrations: the n-th makes version n of what version n - 1 has. The types are SQLite's.
+# The n-th migration makes the tables of version n of those of version n - 1. The types are SQLite's.
 _MIGRATIONS = (
     """
     CREATE TABLE tinylora_factors (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE);
@@ -59,13 +59,13 @@ _RAISE = """
     WHERE excluded.sequence > mark.sequence OR excluded.sequence = mark.sequence AND ?
         AND (mark.content = '' OR excluded.content IN ('', mark.content))
     RETURNING 1
-"""  # `Accepted.check` has the same rule; the last value: whether a sequence may come again
+"""  # `Accepted.check` has the same rule. The last value says whether an equal sequence is accepted
 _HIGHEST = "SELECT max(sequence) FROM tinylora_marks WHERE factors = ? AND name = ?"
 _MARK = "SELECT sequence, content FROM tinylora_marks WHERE factors = ? AND name = ? AND key = ?"
 _OTHER = """
     factors = ? AND name = ? AND NOT EXISTS
         (SELECT 1 FROM tinylora_vectors WHERE factors = ? AND name = ? AND digest = ?)
-"""  # what clicks left belongs to the vector that is replaced by another
+"""  # answers and clicks belong to the stored vector: they go when it is replaced by another one
 _PUT = """
     INSERT INTO tinylora_vectors VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (factors, name) DO UPDATE SET
         key = excluded.key, sequence = excluded.sequence, digest = excluded.digest, frame = excluded.frame
@@ -90,15 +90,15 @@ _TOO_MANY = """
 """
 
 _WAITING, _WAITING_S = 64, 86_400  # answers of an account and user that wait for a click, and for how long
-_AT_ONCE = 256  # vectors of a transaction
-_KEPT_BYTES = 1 << 26  # of R, of users who ask often
+_AT_ONCE = 256  # vectors that `put_many` stores in a transaction
+_KEPT_BYTES = 1 << 26  # memory for the R of vectors that were used last
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The vector of a user: a frame, which a policy checks at each request, and the frame's sequence."""
+    """A user's vector: a frame, which a policy checks before each use, and the frame's sequence."""
 
     user: str
     frame: bytes
@@ -106,7 +106,7 @@ class Stored:
 
 
 class Listed(NamedTuple):
-    """What a list says of a stored vector."""
+    """A stored vector as lists describe it."""
 
     user: str
     sequence: int
@@ -114,7 +114,7 @@ class Listed(NamedTuple):
 
 
 class _Checked(NamedTuple):
-    """A frame that may be stored, unless a later one was."""
+    """A frame that a policy allows, to be stored unless a later one was."""
 
     stored: Stored
     source: Source
@@ -122,12 +122,12 @@ class _Checked(NamedTuple):
 
 
 def is_user(name: str) -> bool:
-    """Whether a user may have this name."""
+    """Tell whether a user may have this name."""
     return is_portable(name) and name != DEFAULT_USER
 
 
 def check_user(name: str) -> str:
-    """Return a name that a user may have. RequestError: no user may have it."""
+    """Return a user's name. RequestError: no user may have it."""
     if not is_user(name):
         raise RequestError(
             f"{name[:80]!r} is not a valid user: {RULE}, and not {DEFAULT_USER!r}", param="user"
@@ -138,8 +138,8 @@ def check_user(name: str) -> str:
 class Store:
     """Users' vectors of one model's factors, which threads, processes and, in PostgreSQL, machines may share.
 
-    A user has one, of any size: a newer one of 840 numbers takes the place of an older one of 13. What was
-    accepted is kept in the same transaction, and by a policy that is made with `state=store.sequences`.
+    A user has one vector, of any size: a newer one of 840 numbers replaces an older one of 13. Its sequence
+    is recorded in the same transaction; a policy with `state=store.sequences` records those that it accepts.
 
     Args:
         where: an SQLite file, made where it does not exist, or `postgresql://...` (extra `postgres`), whose
@@ -152,7 +152,8 @@ class Store:
     def __init__(self, where: str | PathLike[str], bases: Bases) -> None:
         self._bases = bases
         self._database = open_database(where)
-        self._kept = OrderedDict[str, tuple[Policy, str, AdmittedVector]]()  # user -> digest and vector
+        # By user, the one used last at the end: policy that checked the vector, frame's digest, vector.
+        self._kept = OrderedDict[str, tuple[Policy, str, AdmittedVector]]()
         self._lock, self._swept, self._kept_bytes = threading.Lock(), 0, 0
         try:
             self._factors = self._database.write(self._set_up, first=True)
@@ -170,8 +171,8 @@ class Store:
     def admitted(self, user: str, policy: Policy) -> AdmittedVector | None:
         """Return a user's vector as `policy.check` does; None where they have none.
 
-        It is checked again when another one was stored. Until then the store is asked for its digest and the
-        sequence alone. Its last day is the caller's to ask for (`Policy.own` does).
+        The frame is read and checked only if another one was stored since the last call; else the store is
+        asked for its digest and the sequence alone. The caller checks the last day (`Policy.own` does).
         VectorError: the policy refuses it.
         """
         with self._lock:
@@ -198,13 +199,13 @@ class Store:
         return vector
 
     def listed(self, after: str = "", most: int = 1000) -> list[Listed]:
-        """Return whose vectors there are, by name: those behind one, and at most so many."""
+        """Return the stored vectors by name: those behind the name `after`, at most `most` of them."""
         query = "SELECT name, sequence, length(frame) FROM tinylora_vectors WHERE factors = ? AND name > ?"
         rows = self._database.read(f"{query} ORDER BY name LIMIT ?", (self._factors, after, most))
         return [Listed(*row) for row in rows]
 
     def put(self, user: str, frame: bytes, policy: Policy) -> Stored:
-        """Store a user's vector in place of the one before; what clicks said of another one is forgotten.
+        """Store a user's vector in place of the one before, whose answers and clicks are removed.
 
         VectorError: the policy refuses it. RequestError: no user may have this name.
         """
@@ -220,8 +221,8 @@ class Store:
         return None if sequence is None else int(sequence)
 
     def put_newer(self, user: str, frame: bytes, policy: Policy) -> bool:
-        """Store a user's vector, as `put` does, if its sequence is above all that were accepted; return
-        whether it is there. With the sequence behind `last`, nothing that came meanwhile is replaced."""
+        """Store a user's vector as `put` does if its sequence is above all that were accepted; return whether
+        it is stored. With a sequence of `last` + 1, nothing that came meanwhile is replaced."""
         checked = self._checked(user, frame, policy)
 
         def put(session: Session) -> bool:
@@ -232,16 +233,16 @@ class Store:
                 self._put(session, [checked])
                 return True
             there = "SELECT 1 FROM tinylora_vectors WHERE factors = ? AND name = ? AND digest = ?"
-            return bool(session.execute(there, (self._factors, user, _digest(frame))))  # ran before, say
+            return bool(session.execute(there, (self._factors, user, _digest(frame))))  # if this ran before
 
         return self._database.write(put)
 
     def put_many(
         self, frames: Iterable[tuple[str, bytes]], policy: Policy
     ) -> Iterator[tuple[str, Stored | TinyLoraError]]:
-        """Store the vectors of many users, as `put` does; yield each one, or why it was refused, in order.
+        """Store the vectors of many users as `put` does; yield each one in order, or why it was refused.
 
-        What is yielded is stored: there is a transaction for some hundred of them. They are checked on all
+        A vector is stored when it is yielded: each transaction has some hundred. They are checked on all
         cores while those before them are written.
         """
         with ThreadPoolExecutor(cores()) as threads:
@@ -265,7 +266,8 @@ class Store:
                 before = begun
 
     def delete(self, user: str) -> bool:
-        """Remove a user's vector and clicks, but not what was accepted; return whether there was a vector."""
+        """Remove a user's vector, answers and clicks, but not their sequences; return whether there was a
+        vector."""
 
         def delete(session: Session) -> bool:
             of, whose = "factors = ? AND name = ?", (self._factors, check_user(user))
@@ -276,7 +278,7 @@ class Store:
         return self._database.write(delete)
 
     def remember(self, answer: str, account: str, user: str, content: bytes) -> None:
-        """Keep an answer by its id until it is clicked, for a day; the oldest of too many are forgotten."""
+        """Keep an answer, by its id, until it is clicked on, for a day at most; the oldest of too many go."""
         whose, now = (self._factors, user, account), time.time_ns() // 1000
 
         def remember(session: Session) -> None:
@@ -295,13 +297,13 @@ class Store:
             )
 
     def answers(self, names: Sequence[str]) -> dict[str, tuple[str, str, bytes]]:
-        """Return the answers that wait, of those with some ids: account, user and content."""
+        """Return the waiting answers that have one of some ids, by id: account, user and content."""
         query = "SELECT account, name, answer FROM tinylora_answers WHERE factors = ? AND id = ?"
         found = {name: self._database.read(query, (self._factors, name)) for name in names}
         return {name: rows[0] for name, rows in found.items() if rows}
 
     def clicks(self, user: str, basis: str) -> tuple[int, bytes | None]:
-        """Return what a user's clicks said on a basis, if anything, and the number of its revision."""
+        """Return the revision of a user's clicks, 0 without any, and their state if it is of this basis."""
         query = "SELECT revision, state, basis FROM tinylora_clicks WHERE factors = ? AND name = ?"
         rows = self._database.read(query, (self._factors, check_user(user)))
         return (rows[0][0], rows[0][1] if rows[0][2] == basis else None) if rows else (0, None)
@@ -309,13 +311,13 @@ class Store:
     def learned(
         self, user: str, frame: bytes, policy: Policy, answers: Sequence[str], clicks: tuple[int, str, bytes]
     ) -> Stored | None:
-        """Store what a user's clicks made of their vector; the answers that they were on wait no longer.
+        """Store a vector that was learned from a click, and remove the answers that the click was on.
 
         Args:
-            clicks: the revision that was read, and the basis and the state that follow it.
+            clicks: the revision that was read; the basis and the state of the next one.
 
-        None: nothing was stored, since an answer waits no longer, or what was read is another by now. What
-        puts or deletes a vector takes the answers away. VectorError: the policy refuses the frame.
+        Returns None, and nothing is stored, where an answer waits no longer or the revision is another one by
+        now: to put or delete a vector removes its answers. VectorError: the policy refuses the frame.
         """
         stored, source, accepted = self._checked(user, frame, policy)
         whose, (revision, basis, state) = (self._factors, user), clicks
@@ -346,7 +348,7 @@ class Store:
         return _Checked(Stored(user, frame, vector.sequence), *vector.mark)
 
     def _put(self, session: Session, checked: Sequence[_Checked]) -> list[Stored | TinyLoraError]:
-        """Store vectors in one order of users, so that two of these transactions cannot block each other."""
+        """Store vectors, in the order of users' names, so that two such transactions cannot deadlock."""
         order = sorted(range(len(checked)), key=lambda at: checked[at].stored.user)
         raised = session.each(_RAISE, [self._row(*checked[at][1:]) for at in order])
         found: dict[int, Stored | TinyLoraError] = {}
@@ -369,7 +371,7 @@ class Store:
         return [found[at] for at in range(len(checked))]
 
     def _row(self, source: Source, accepted: Accepted, *, again: bool = True) -> tuple[Any, ...]:
-        """Return the values of `_RAISE`; `again`: a sequence may come again."""
+        """Return the values of `_RAISE`; `again`: an equal sequence is accepted."""
         return *self._whose(source), *accepted, again
 
     def _forget(self, user: str) -> None:
@@ -378,7 +380,7 @@ class Store:
             self._kept_bytes -= kept[2].r.nbytes
 
     def _whose(self, source: Source) -> tuple[Any, ...]:
-        """Return the key of that row. StoreError: it is of another model."""
+        """Return the key of a source's row of marks. StoreError: it is of another model."""
         digest, key, user = source
         if digest != self._bases.factors.digest:
             raise StoreError(f"the store is of factors {self._bases.id}, and not of {digest[:8]}")
@@ -389,7 +391,7 @@ class Store:
         return Accepted(*rows[0]) if rows else Accepted()
 
     def _set_up(self, session: Session) -> int:
-        """Make the tables, or bring them to this version; return the number of the factors."""
+        """Make the tables, or migrate them to this version; return the number of the factors in them."""
         version = session.version(self._database.name)
         if version > _VERSION:
             raise StoreError(
@@ -413,7 +415,7 @@ class Store:
 
 
 class _ChangedError(Exception):
-    """What a click was learned from is another by now: the transaction is rolled back."""
+    """What a click was learned from has changed: the transaction is rolled back."""
 
 
 def _digest(frame: bytes) -> str:
@@ -421,18 +423,18 @@ def _digest(frame: bytes) -> str:
 
 
 class _StoreLog(SequenceLog):
-    """What was accepted of each user, in the store: a policy that is made with it keeps it there."""
+    """The sequences that a policy accepted, kept in a store."""
 
     def __init__(self, store: Store) -> None:
         super().__init__()
         self._store = store
 
     def store(self, source: Source, accepted: Accepted) -> None:
-        """Write what was accepted, in one statement. RollbackError: a later one is there."""
+        """Write what was accepted, in one statement. RollbackError: it must not be accepted any more."""
         row = self._store._row(source, accepted)
         if not self._store._database.write(lambda session: session.execute(_RAISE, row)):
             self.find(source).check(accepted, source)
 
     def find(self, source: Source) -> Accepted:
-        """Return what was accepted last, as the store says now."""
+        """Return the last that was accepted from a source, as the store says now."""
         return self._store._accepted(self._store._database.read(_MARK, self._store._whose(source)))

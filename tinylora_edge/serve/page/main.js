@@ -17,13 +17,13 @@ let values; // of the sliders; null where the vector is of another size, and non
 /** @type {{input: HTMLInputElement, bar: HTMLElement, output: HTMLOutputElement, root: HTMLElement}[]} */
 let rows;
 let reach = 1; // of the sliders
-let question = ""; // the prompt that the answers are to
-let answered = ""; // the frame that the personalized answer is of
-let asking = false; // the base may have answered before the other pane's vector is made
-let edits = 0; // of the vector, so that what is late is not taken for the newest
-let learning = false;
-let pause = 0;
-let hiding = 0;
+let question = ""; // the prompt of the present answers
+let answered = ""; // the frame of the vector under which the personalized answer was made
+let asking = false; // until both answers are there: the base's may be before the other's vector is made
+let edits = 0; // how often the vector was changed, so that a late reply is not taken for the newest
+let learning = false; // from a click
+let pause = 0; // the timer of `PAUSE_MS`
+let hiding = 0; // the timer of `STATUS_MS`
 
 /** @param {string} id */
 const part = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
@@ -39,7 +39,7 @@ class Pane {
     this.place = /** @type {HTMLElement} */ (part(id).querySelector(".answer"));
     this.speed = /** @type {HTMLElement} */ (part(id).querySelector(".speed"));
     this.buttons = /** @type {NodeListOf<HTMLButtonElement>} */ (part(id).querySelectorAll("[data-reward]"));
-    this.id = ""; // of an answer that is whole and not rated yet
+    this.id = ""; // of the answer, once it is whole and until it is rated
     for (const button of this.buttons) {
       button.addEventListener("click", () => attempt(() => tell(this, button)));
     }
@@ -116,7 +116,7 @@ function say(text, bad = false) {
   if (!bad && !learning) hiding = setTimeout(() => status.classList.remove("shown"), STATUS_MS);
 }
 
-/** @param {() => Promise<void>} action to do; the status shows its error. */
+/** @param {() => Promise<void>} action whose error the status shows. */
 async function attempt(action) {
   try {
     await action();
@@ -175,7 +175,7 @@ async function remake() {
   return made;
 }
 
-/** @param {Vector} made that answers from now on. */
+/** @param {Vector} made the vector that answers from now on. */
 function take(made) {
   vector = made;
   part("bytes").textContent = `${vector.bytes.toLocaleString("en")} bytes`;
@@ -193,7 +193,7 @@ async function again() {
 }
 
 /**
- * Take another vector over, and let the personalized model answer with it.
+ * Show another vector, and let the personalized model answer with it.
  *
  * @param {Vector} made
  */
@@ -207,7 +207,7 @@ async function adopt(made) {
 }
 
 /**
- * The reader says what they think of an answer: the bars move by what the click taught, from where they are.
+ * Rate an answer: the sliders move from where they are by what the click taught.
  *
  * @param {Pane} pane
  * @param {HTMLButtonElement} button

@@ -1,4 +1,4 @@
-// The server: the token of the page, what it asks with it in the header, and events as they come.
+// Requests to the server, with the page's token in their header, and the events of its replies.
 
 const NAME = "tinylora-token";
 
@@ -46,7 +46,7 @@ function takeToken() {
     sessionStorage.setItem(NAME, fresh);
     history.replaceState(null, "", location.pathname);
   }
-  // Another token that is opened in this tab is a jump inside the page for a browser.
+  // To open the page's address with another token in this tab is a jump inside the page for a browser.
   addEventListener("hashchange", () => location.hash.startsWith("#token=") && location.reload());
   return fresh ?? sessionStorage.getItem(NAME) ?? "";
 }
