@@ -1,4 +1,4 @@
-"""What every benchmark shares: the interleaved loop, the table, the record."""
+"""What benchmarks share: the loop in which contestants take turns, the table, the record."""
 
 from __future__ import annotations
 
@@ -21,21 +21,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is loaded
 
 from tinylora_edge.process import set_waiting
 
-# A ratio of threads that spin for each other says who had the luck, and threads that sleep after every
-# operation are nobody's: benchmarks wait as the product's commands do, from here on.
-set_waiting()
+set_waiting()  # as the product's commands do: the times of threads that spin for each other depend on luck
 
-PACKAGES: tuple[str, ...] = (
-    "tinylora-edge",
-    "numpy",
-    "gguf",
-    "llama-cpp-python",
-    "torch",
-    "transformers",
-    "peft",
-    "scipy",
+PACKAGES = (
+    *("tinylora-edge", "numpy", "gguf", "llama-cpp-python", "torch", "transformers", "peft", "scipy"),
+    *("onnx", "onnxruntime", "onnxruntime-genai"),
 )
-PACKAGES += ("onnx", "onnxruntime", "onnxruntime-genai")
 
 
 class Stopwatch:
@@ -57,8 +48,8 @@ def interleave(
 ) -> dict[str, Any]:
     """Run every contestant once a round, and return its times: name -> `rounds` floats.
 
-    A contestant times itself and returns the figure, so that it can set up and clean up untimed. Each
-    round starts with another contestant: none always runs after the same neighbour.
+    A contestant returns the time that it measured, so that setting up and cleaning up are not in it. Each
+    round starts with another contestant, so that not always the same one comes first.
     """
     names = list(contestants)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -78,7 +69,7 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A plain table: the first column left, the others right."""
+    """Return a table as text, the first column flush left, the others flush right."""
     widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
 
     def line(cells: Sequence[str]) -> str:
@@ -102,12 +93,10 @@ class Report:
     def say(self, text: str = "") -> None:
         print(text, file=self._text, flush=True)
 
-    def target(self, name: str, value: float, relation: str, bound: float) -> None:
-        met = value <= bound if relation == "<=" else value >= bound
-        self.record["targets"].append(
-            {"name": name, "value": value, "relation": relation, "bound": bound, "met": met}
-        )
-        self.say(f"{'met   ' if met else 'MISSED'}  {name}: {value:.4g} (target {relation} {bound:g})")
+    def target(self, name: str, value: float, bound: float) -> None:
+        met = value <= bound
+        self.record["targets"].append({"name": name, "value": value, "bound": bound, "met": met})
+        self.say(f"{'met   ' if met else 'MISSED'}  {name}: {value:.4g} (target <= {bound:g})")
 
     def finish(self) -> None:
         self.record["load_average_at_end"] = load_average()
@@ -140,10 +129,10 @@ def environment() -> dict[str, Any]:
 
 
 def read_study(study: Path | None) -> list[dict[str, Any]]:
-    """Return the rows of a study, a JSON object a line; none where it is not there yet.
+    """Return the rows of a study, a JSON object a line; none where there is no file yet.
 
     Raises:
-        SystemExit: a line is not one.
+        SystemExit: a line is no JSON object.
     """
     if study is None or not study.exists():
         return []
@@ -162,13 +151,13 @@ def read_study(study: Path | None) -> list[dict[str, Any]]:
 
 
 def keep(study: Path, row: Mapping[str, Any]) -> None:
-    """Add a row to a study, as soon as it is there: a second call goes on behind it."""
+    """Add a row to a study as soon as it is measured, so that an interrupted run continues behind it."""
     with open(study, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def commit() -> str | None:
-    """The commit of the checkout, with a + where a file differs from it; None outside of a checkout."""
+    """Return the commit of the checkout, with a + if a file differs from it; None outside of a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         words = [*git, "rev-parse", "--short=12", "HEAD"]
@@ -191,9 +180,9 @@ def load_average() -> list[float]:
 
 
 def peak_resident() -> int:
-    """Peak resident bytes of this process.
+    """Return the peak resident bytes of this process.
 
-    On Linux that of its own memory map (VmHWM): ru_maxrss starts at what the parent had.
+    On Linux it is VmHWM, as ru_maxrss begins with what the parent had.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,7 +1,7 @@
-"""What it costs to personalize a model: export, load, swap, a token and a server, beside stock ones.
+"""What it costs to personalize a model: an export, a load, a swap, a token, a server, training.
 
-Times of one thread are of the process's CPU: other work on the machine is not in them. With more threads, and
-of servers, they are the wall's, by turns: measure these on a quiet machine.
+Times of one thread are processor times of the process, which other work on the machine does not change. With
+more threads, and of servers, they are wall-clock times, so measure these on a quiet machine.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ taken = [end - begin for begin, end in zip(ends[:-2], ends[1:-1])]
 facts = {"step_s": statistics.median(taken), "signal": statistics.mean(shares[1:-1])}
 print(json.dumps(facts | {"peak_bytes": bench.peak_resident()}))
 """
-# As llama_cpp.Llama loads a base with a lora_path; and small, as several may stand side by side.
+# Not mapped, as llama_cpp.Llama loads a base with a lora_path.
 UNMAPPED: dict[str, Any] = {"verbose": False, "use_mmap": False, "n_ctx": 256, "n_batch": 64}
 SIZES: dict[str, dict[str, Any]] = {
     "13 numbers": {"numbers": 13},
@@ -91,9 +91,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "rank 64x8": {"rank": (64, 8)},
 }
 LARGEST = "rank 64x8"
-PLAIN = 1, 64  # ranks of stock LoRAs that tell a node's cost from its arithmetic's
-PROMPT, TOKENS = 2, 4
-LOUD = 40.0  # the norm of a vector that changes the answer
+PLAIN = 1, 64  # ranks of stock LoRAs: the slope is the cost of a rank, the rest that of any adapter
+PROMPT, TOKENS = 2, 4  # tokens of a prompt, which are not timed, and of an answer
+STEPS = 5  # of a training
+LOUD = 40.0  # Euclidean norm of a vector that is large enough to change the answer
 QUESTION = "Write a Python function that returns the n-th Fibonacci number. Only the code."
 
 
@@ -116,7 +117,7 @@ def child(*words: str, keep: Path | None = None) -> dict[str, Any]:
 
 
 def anonymous(process: psutil.Process) -> int:
-    """Bytes of a process and of those it started, but for files that are mapped: these can be read again."""
+    """Return the resident bytes of a process and its children, without those of mapped files."""
     found = 0
     with suppress(psutil.NoSuchProcess):
         for each in (process, *process.children(recursive=True)):
@@ -125,15 +126,15 @@ def anonymous(process: psutil.Process) -> int:
     return found
 
 
-def training(bundle: Path, steps: int = 5) -> dict[str, Any]:
-    """Return the seconds of CPU that a step of the largest vector takes, and the peak memory.
+def training(bundle: Path) -> dict[str, Any]:
+    """Return the seconds of processor time that a step of the large vector takes, and the peak memory.
 
     The first step, which finds the coordinates, and the last, which judges, are left out.
     """
     found = {}
     for method, task in (("sft", "snips"), ("grpo", "list-lookup")):
         with tempfile.TemporaryDirectory() as folder:
-            words = [str(Path(__file__).parent), str(bundle), method, task, str(steps), f"{folder}/v.bin"]
+            words = [str(Path(__file__).parent), str(bundle), method, task, str(STEPS), f"{folder}/v.bin"]
             done = subprocess.run([sys.executable, "-c", TRAIN, *words], stdout=subprocess.PIPE, check=False)
         if not done.returncode:  # without a chat template there are no lists
             found[method] = json.loads(done.stdout.splitlines()[-1])
@@ -154,9 +155,9 @@ def timed(work: Callable[[], Any], threads: int = 1) -> float:
 def costs(
     model: Path, wanted: Collection[str], done: Collection[str], rounds: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield what a model costs by what it is measured on, but for what is done; bundles stay beside it.
+    """Yield the name and the figures of each measurement that is not done; bundles stay beside the model.
 
-    Graphs are left out where onnxruntime-genai's builder makes none, and servers, which are asked by chats,
+    Graphs are left out where onnxruntime-genai's builder makes none, and servers, which are asked in chats,
     where there is no chat template.
     """
     bundle, graph = model.with_suffix(".bundle"), model.with_suffix(".onnx")
@@ -199,7 +200,7 @@ def quality(bundle: Path) -> dict[str, Any]:
 
 
 def graphs(model: Path, graph: Path) -> dict[str, Any]:
-    """Export a graph with the weights of the GGUF, in 8 bits where its type is no graph's."""
+    """Export a graph with the weights of the GGUF, in 8 bits where a graph cannot have their type."""
     base = graph.with_suffix(".base")
     for folder in (graph, base):
         shutil.rmtree(folder, ignore_errors=True)
@@ -230,7 +231,7 @@ def loads(model: Path, bundle: Path, rounds: int) -> dict[str, Any]:
 
 
 class Stock:
-    """A LoRA in force in a model's context, as llama.cpp has it: the weights that all contestants share."""
+    """Puts a stock LoRA into force in a model's context, whose weights all contestants share."""
 
     def __init__(self, llm: Any, path: Path) -> None:
         self.llm, self.adapter = llm, llama_cpp.llama_adapter_lora_init(llm.model, str(path).encode())
@@ -243,7 +244,7 @@ class Stock:
 
 
 def swaps(bundle: Path, rounds: int) -> dict[str, Any]:
-    """Return the costs of a swap, of vectors of all sizes by turns, and of loading a stock LoRA."""
+    """Return the times of swaps to vectors of all sizes, and of loading stock LoRAs of their ranks."""
     bases, runs = load_bases(bundle / "basis.gguf"), dict[str, Callable[[], float]]()
     with closing(runtime.load(bundle, **UNMAPPED, **threads_of(1))) as llm:
         for name, which in SIZES.items():
@@ -255,9 +256,9 @@ def swaps(bundle: Path, rounds: int) -> dict[str, Any]:
 
 
 def tokens(bundle: Path, threads: int, rounds: int) -> dict[str, Any]:
-    """Return the costs of a token, and what the largest vector and its stock LoRA answer.
+    """Return the times of a token, and what the largest vector and its stock LoRA answer.
 
-    One model in memory is every contestant's, so that no other placement of weights is in the ratios.
+    All contestants share one model in memory, so that where its weights lie does not change the ratios.
     """
     bases = load_bases(bundle / "basis.gguf")
     with closing(runtime.load(bundle, **UNMAPPED, **threads_of(threads))) as llm:
@@ -267,7 +268,7 @@ def tokens(bundle: Path, threads: int, rounds: int) -> dict[str, Any]:
             loud = MicroVector.random(basis, LOUD)
             put[name] = lambda v=loud: llm.swap(v)
             put[f"stock, {name}"] = Stock(llm, stock_lora(bundle, name, basis, loud))
-        del put["stock, 13 numbers"]  # of rank 2, too
+        del put["stock, 13 numbers"]  # its rank is 2, which is measured already
         for rank in PLAIN:
             put[f"stock, rank {rank}"] = Stock(llm, plain_lora(bundle, bases.factors, rank))
         answers = {name: answer(llm, put[name]) for name in ("base", LARGEST, f"stock, {LARGEST}")}
@@ -286,13 +287,13 @@ def stock_lora(bundle: Path, name: str, basis: Basis, vector: MicroVector | None
 def clearer(llm: Any) -> Callable[[], None]:
     def clear() -> None:
         llm.clear()
-        assert not llama_cpp.llama_set_adapters_lora(llm.ctx, None, 0, None)  # those that it knows nothing of
+        assert not llama_cpp.llama_set_adapters_lora(llm.ctx, None, 0, None)  # stock ones, unknown to it
 
     return clear
 
 
 def swap(llm: Any, vectors: Iterator[bytes]) -> float:
-    """Seconds of a swap, in a context that holds a token."""
+    """Return the seconds of a swap, in a context that has a token."""
     llm.reset()
     llm.eval([1])
     vector = next(vectors)
@@ -325,13 +326,13 @@ def plain_lora(bundle: Path, factors: Factors, rank: int) -> Path:
 
 
 def drawn_ids(vocabulary: int, shape: int | tuple[int, ...]) -> NDArray[np.int32]:
-    """Draw tokens' numbers: of usual words, where the vocabulary has so many."""
+    """Return random token ids, of usual words where the vocabulary is large enough."""
     bounds = min(1000, vocabulary // 2), min(40000, vocabulary)
     return np.random.default_rng(0).integers(*bounds, shape).astype(np.int32)
 
 
 def token(llm: Any, put: Callable[[], Any], threads: int) -> float:
-    """Seconds a token, after a prompt that is not counted."""
+    """Return the seconds of a token, after a prompt that is not timed."""
     put()
     ids = drawn_ids(llm.n_vocab(), PROMPT + TOKENS).tolist()
     llm.reset()
@@ -362,7 +363,7 @@ class Graph:
 
     def generator(self, adapter: str | None, batch: int, length: int) -> Any:
         params = og.GeneratorParams(self.model)
-        # Nobody ends early, and all decode as many tokens.
+        # No answer ends early, so that all have the same number of tokens.
         params.set_search_options(do_sample=False, batch_size=batch, max_length=length, min_length=length)
         generator = og.Generator(self.model, params)
         if adapter is not None:
@@ -373,7 +374,7 @@ class Graph:
 def graph_tokens(
     model: Path, bundle: Path, graph: Path, threads: int, rounds: int, rows: int = 1
 ) -> dict[str, Any]:
-    """Return the costs of a token a row: the graph that was built, that of rank 8, and one of 64 outputs."""
+    """Return the times of a step: of the graph without factors, of rank 8 and of 64 x 8."""
     from tinylora_edge.exporters.factorize import Source
     from tinylora_edge.exporters.onnx import bake
     from tinylora_edge.formats.onnx_adapter import encode
@@ -403,16 +404,14 @@ def graph_tokens(
 def graph_token(model: Any, adapter: str | None, prompts: Any, threads: int) -> float:
     generator = model.generator(adapter, len(prompts), PROMPT + TOKENS + 1)
     generator.append_tokens(prompts)
-    generator.generate_next_token()  # of the prompt's logits
+    generator.generate_next_token()  # not timed, as it evaluates the prompt
     return timed(lambda: [generator.generate_next_token() for _ in range(TOKENS)], threads) / TOKENS
 
 
-def distributions(
-    llm: Any, texts: Sequence[tuple[list[int], list[int]]], threads: int
-) -> NDArray[np.float32]:
-    """Natural logarithms of the next token's probabilities wherever a token of an answer stands."""
+def distributions(llm: Any, texts: Sequence[tuple[list[int], list[int]]]) -> NDArray[np.float32]:
+    """Return the log-probabilities at each token of the answers: float32 [tokens, vocabulary]."""
     longest, rows = max(len(prompt) + len(answer) for prompt, answer in texts), []
-    engine = llm.engine(rows=2, n_ctx=longest, n_threads=threads)
+    engine = llm.engine(rows=2, n_ctx=longest, n_threads=1)
     for prompt, answer in texts:
         logits = np.array(engine.evaluate([Part(0, [*prompt, *answer[:-1]], len(answer))]), np.float64)
         logits -= logits.max(axis=-1, keepdims=True)
@@ -423,13 +422,13 @@ def distributions(
 
 
 def divergence(p: NDArray[np.float32], q: NDArray[np.float32]) -> float:
-    """KL(p || q) in nats, the mean over places."""
+    """Return KL(p || q) in nats, the mean over tokens."""
     return float((np.exp(p) * (p - q)).sum(axis=-1, dtype=np.float64).mean())
 
 
 def likeness(bundle: Path, graph: Path) -> dict[str, Any]:
-    """Return the KL of the graph from the GGUF, in nats a token of the GGUF's greedy answers, and how many
-    of these the graph begins likewise: its likeliest tokens are theirs."""
+    """Return KL(GGUF || graph) in nats a token of the GGUF's greedy answers, and how many of these the graph
+    would begin with the same tokens."""
     from tinylora_edge.eval.drift import BEGINNING, PROMPTS, TOKENS
     from tinylora_edge.tasks.load import load_general
 
@@ -439,9 +438,9 @@ def likeness(bundle: Path, graph: Path) -> dict[str, Any]:
             prompts = batch.encode(general)
             drawn = [each.tokens.tolist() for each in batch.generate(prompts, max_tokens=TOKENS)]
         texts = list(zip(prompts, drawn, strict=True))
-        found.append(distributions(llm, texts, 1))
+        found.append(distributions(llm, texts))
     with closing(runtime.load(graph, engine="onnx", n_ctx=512, n_threads=1)) as llm:
-        found.append(distributions(llm, texts, 1))
+        found.append(distributions(llm, texts))
     starts = np.cumsum([0, *map(len, drawn[:-1])])
     likeliest = found[1].argmax(axis=-1)
     alike = sum(
@@ -453,7 +452,7 @@ def likeness(bundle: Path, graph: Path) -> dict[str, Any]:
 
 
 def servers(bundle: Path, graph: Path) -> dict[str, Any]:
-    """Return what `cliff.py` finds of 16 and of 1,000 users; on ONNX Runtime too where there is a graph."""
+    """Return what `cliff.py` measures with 16 and 1,000 users; on ONNX Runtime too where there is a graph."""
     with tempfile.TemporaryDirectory() as folder:
         study = Path(folder) / "cliff.jsonl"
         words = [sys.executable, str(Path(__file__).with_name("cliff.py")), "--servers", "llama"]
@@ -466,7 +465,10 @@ def servers(bundle: Path, graph: Path) -> dict[str, Any]:
 
 
 def ratios(times: dict[str, list[float]], over: dict[str, str]) -> dict[str, dict[str, float]]:
-    """Summarize times, each with the median of its ratios to another contestant's in the same round."""
+    """Summarize times, with the median of their ratios to another contestant's in the same round.
+
+    `over` has that other contestant's name by the key of the ratio, in which {} is the contestant's own name.
+    """
     found = {name: bench.summarize(values) for name, values in times.items()}
     for name, figures in found.items():
         for key, pattern in over.items():

@@ -1,7 +1,7 @@
-"""The figures of docs/EVIDENCE.md, one a question, drawn by matplotlib from the records, in light and dark.
+"""The figures of docs/EVIDENCE.md, drawn by matplotlib from the records, in light and dark colours.
 
-A figure's file says which data it was made of, by their digest. So whether a figure is older than the records
-can be seen without drawing it, and another version of matplotlib makes no figure stale.
+A figure's file has the digest of its data. So it can be checked against the records without drawing it, and a
+new version of matplotlib does not make it stale.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ STYLE: dict[Any, Any] = {
     "font.size": 8.5,
     "grid.color": RULE,
     "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "tinylora-edge",  # parts have the same names in every run
+    "svg.fonttype": "none",  # text stays text, and does not become shapes
+    "svg.hashsalt": "tinylora-edge",  # so that elements have the same ids in every run
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
@@ -70,13 +70,13 @@ STAMP = re.compile(r"made of records with SHA-256 ([0-9a-f]{64})")
 
 @dataclass(frozen=True)
 class EvidenceFigure:
-    """One question: the data that answer it, and how they are drawn.
+    """A figure: its data, and how they are drawn.
 
     Attributes:
         title: of the figure.
         height: inches.
-        data: returns lists and objects of JSON.
-        draw: puts them into an empty figure of matplotlib.
+        data: returns the data, as JSON has them.
+        draw: draws the data into an empty figure of matplotlib.
     """
 
     title: str
@@ -96,7 +96,7 @@ class EvidenceFigure:
             self.draw(figure, data)
             figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", file.getvalue())
-        # Colours stay in their places, for renderers that know no more than that.
+        # The light colours stay in the elements, for renderers without style sheets.
         dark = " ".join(
             f'[style*="{part}: {colour}"] {{ {part}: {other} !important }}'
             for colour, other in IN_THE_DARK.items()
@@ -121,7 +121,7 @@ def digest(data: Any) -> str:
 
 
 def scored() -> Any:
-    """Each task: what base, best prompt and numbers scored, with standard errors; None where not run."""
+    """Return the scores of base, best prompt and vectors by task, with standard errors; None: not run."""
     groups = {}
     for task, title in trained().items():
         found, (best, _) = ways(task), best_prompt(task)
@@ -156,7 +156,8 @@ def draw_scored(figure: Any, data: Any) -> None:
 
 
 def frontier() -> Any:
-    """Each model: [what, bytes a user, mean slot F1 on SNIPS], the best number of steps of each rank."""
+    """Return [what, bytes a user, mean slot F1 on SNIPS] by model, of each rank with its best number of
+    steps."""
     models: dict[str, dict[str, Any]] = {name: {} for name in MODELS.values()}
     for arm, rows in public("snips").items():
         row, kind = rows[0], arm.partition(", ")[0].replace("plain", "rank")
@@ -175,9 +176,9 @@ MODELS = {
     "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B",
     "qwen2.5-coder-1.5b": "Qwen2.5-Coder-1.5B",
 }
-"""Panels of the frontier, by how a record's model begins."""
+"""Beginning of a record's model -> the title of its panel of the frontier."""
 APART = 0.055
-"""Of F1, between names on one side of their points, so that none covers another."""
+"""Distance, in F1, between names on one side of their points, so that none covers another."""
 
 
 def draw_frontier(figure: Any, data: Any) -> None:
@@ -186,7 +187,7 @@ def draw_frontier(figure: Any, data: Any) -> None:
         for name, size, score in sorted(rows, key=lambda row: -row[2]):
             lora = name.startswith("LoRA")
             axes.plot([size], [score], "o", color=BOTH if lora else SHIPPED, clip_on=False, zorder=3)
-            # Where many are, names of small vectors stand left of their points, others right of them.
+            # Neighbours have their names on different sides, by size.
             side = "left" if size < 5e3 or 5e4 < size < 1e6 else "right"
             at = lowest[side] = min(score, lowest[side] - APART)
             offset = 5.0 if side == "left" else -5.0
@@ -198,7 +199,7 @@ def draw_frontier(figure: Any, data: Any) -> None:
 
 
 def by_bytes(axes: Any) -> None:
-    """Have a grid whose horizontal axis is the bytes of a user, from 13 numbers' to a large LoRA's."""
+    """Give axes a grid, and a horizontal axis of bytes, from those of 13 numbers to those of a large LoRA."""
     axes.set_xscale("log")
     axes.set_xticks([1e2, 1e4, 1e6], ["100 B", "10 kB", "1 MB"])
     axes.set_xlim(12, 5e7)
@@ -207,11 +208,11 @@ def by_bytes(axes: Any) -> None:
 
 
 def users() -> Any:
-    """Each server and law: [users, tokens a second, milliseconds to the first token (p95)]."""
+    """Return [users, tokens a second, p95 of milliseconds to the first token] by server and law."""
     lines: dict[str, Any] = {}
     for server, counts in crowds().items():
         for law in ("uniform", "zipf"):
-            # One user is drawn in one way.
+            # One user has a single record, which stands for both laws.
             found = [
                 (n, laws.get(law, laws.get("zipf") if n == 1 else None)) for n, laws in sorted(counts.items())
             ]
@@ -244,7 +245,8 @@ def draw_users(figure: Any, data: Any) -> None:
 
 
 def own() -> Any:
-    """Vectors and LoRAs: [what, bytes, mean gain on the shared vector, its error]; and the prompt's gain."""
+    """Return [what, bytes, mean gain on the shared vector, its error] of vectors and LoRAs, and the prompt's
+    gain."""
     found, lines = messages(), dict[str, Any]()
     for arm, rows in found.items():
         if len(rows) > 1 and arm.startswith(("own", "shared-lora")) and "twice" not in arm:
@@ -276,7 +278,7 @@ CROWDS = {"onnx": SHIPPED, "llama": BOTH, "stock": PROMPT}
 
 
 def rounded(data: Any) -> Any:
-    """Return the data with six digits: what a platform adds last is none of theirs."""
+    """Return the data with floats rounded to six decimals, as the last digits depend on the platform."""
     if isinstance(data, float):
         return round(data, 6)
     if isinstance(data, dict):

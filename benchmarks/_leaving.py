@@ -1,4 +1,4 @@
-"""What happens when clients leave, and when the server does: how soon a slot is free, and how streams end."""
+"""How soon a slot is free when its client leaves, and how streams end when the server is stopped."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from typing import Any
 import _common as bench
 from _servers import Server, events, pieces
 
-TOKENS = 400  # more than anybody waits for
+TOKENS = 400  # of an answer, which is cut before its end
 BEFORE = 8  # tokens that are timed before a client leaves
 
-
 Body = Callable[[], dict[str, Any]]
-"""What makes the body of another request."""
+"""Makes the body of the next request."""
 
 
 def freed(server: Server, body: Body, rounds: int) -> dict[str, Any]:
-    """Seconds from when a client leaves until their slot is free, and those of a token before, in pairs."""
+    """Return, in pairs, the seconds of a token, and those from when its client leaves to a free slot."""
     tokens, free, ratios = [], [], []
     for _ in range(rounds):
         connection = server.connect()
@@ -49,7 +48,7 @@ def freed(server: Server, body: Body, rounds: int) -> dict[str, Any]:
 
 
 def stopped(server: Server, body: Callable[[int], dict[str, Any]], users: int) -> dict[str, Any]:
-    """Let so many users stream, stop the server, and return seconds to its exit and how the streams ended."""
+    """Stop the server while some users stream; return the seconds until its exit, and how streams ended."""
     ends: list[str] = []
 
     def one(user: int) -> None:

@@ -1,4 +1,4 @@
-"""The records that the evidence is made of, in benchmarks/results: their names, and how they are read."""
+"""The records in benchmarks/results, which the evidence is made of: names in them, and how they are read."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ DEVICE = {
     ("pairs", "random"): "20 pairs, the paper's",
     ("pairs", "learned"): "20 pairs, learned, as shipped",
 }
-"""What a device finds: search and budget in `tune.jsonl`, or method and directions in `feedback.jsonl`."""
+"""Ways to find a vector on a device: search and budget in `tune.jsonl`, or method and projection in
+`feedback.jsonl`."""
 LIKED = {"brevity": "brief", "list-lookup": "correct"}
-"""What simulated users like, by the task that asks for it."""
+"""Task -> what simulated users like who want the same."""
 PUBLIC_STEPS = {"snips": 80, "clinc": 100, "ifeval": 0}
 """Steps of the runs that the table of public data compares."""
 LENGTHS, LORA_LR = (1.25, 2.5), 0.002
-"""Between these was the length in R of a usual first step, 1.75, before runs found their own (`fitted`); and
-the step size of a usual LoRA."""
-MESSAGES = 200  # that a user's own vector learns from, in tables
-PAIRS, USERS_HELD_OUT = 20, 64  # pairs clicked on, and prompts that a user's vector is measured on
+"""In runs that have no `fitted`, the length in R of a usual first step is between these. And the usual step
+size of a LoRA."""
+MESSAGES = 200  # messages that a user's own vector learns from, in tables
+PAIRS, USERS_HELD_OUT = 20, 64  # pairs that a user clicks on, and prompts that their vector is measured on
 WAYS = {PAPER: "13 numbers, the paper's", LEARNED: "13 numbers, learned", ALL: "840 numbers"}
-"""What figures compare."""
+"""Arms that figures compare."""
 SERVERS = {
     "onnx": "ours, ONNX Runtime int4",
     "llama": "ours, llama.cpp Q4_1",
@@ -62,15 +63,15 @@ PEOPLE_ARMS = {
     "own-rank-64x8": "107,520",
     "shared-lora-8": "a LoRA of rank 8",
 }
-"""Arms of `people.py` that tables and figures have, in their order."""
+"""Arms of `people.py` in tables and figures, in order."""
 TEXTS_ARMS = {"texts-rank-2": "840 numbers", "texts-rank-8": "13,440", "texts-rank-64x8": "107,520"}
 """Arms of `people.py` that learn in full steps, by size."""
-STEPS, HELD_OUT = 40, 128  # steps, and prompts
+STEPS, HELD_OUT = 40, 128  # steps of a run with the usual settings, and prompts that it is measured on
 
 
 @cache
 def records(study: str) -> list[dict[str, Any]]:
-    """Return the rows of a study, which many tables and figures ask for: it is read once."""
+    """Return the rows of a study, whose file is read once."""
     return bench.read_study(RESULTS / f"{study}.jsonl")
 
 
@@ -83,20 +84,20 @@ def runs(arm: str, task: str) -> list[dict[str, Any]]:
 
 
 def ways(task: str) -> dict[str, list[dict[str, Any]]]:
-    """Return the runs of a task in each basis."""
+    """Return the runs of a task by basis."""
     return {arm: runs(arm, task) for arm in TITLES}
 
 
 def between(values: list[float]) -> float:
-    """Return the standard error of a mean, by how far values are from each other; 0 of one value."""
+    """Return the standard error of the mean of values; 0 of one value."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
-    """Return mean and standard error: that over prompts, or that between seeds where it is larger.
+    """Return the mean and the larger of two standard errors: over prompts, and between seeds.
 
-    All seeds are measured on the same prompts, so that more of them do not make the first smaller. And two
-    seeds may come out alike by chance.
+    All seeds are measured on the same prompts, so more seeds do not make the error over prompts smaller. The
+    error between seeds may be small by chance.
     """
     values = [float(row[key]) for row in rows]
     mean = statistics.mean(values)
@@ -104,12 +105,12 @@ def over_seeds(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
 
 
 def trained() -> dict[str, str]:
-    """Return the tasks that there are runs of in the directions that are shipped, and their titles."""
+    """Return the titles of the tasks that have runs in the shipped directions, by task."""
     return {task: title for task, title in TASKS.items() if runs(LEARNED, task)}
 
 
 def prompts() -> dict[str, dict[str, Any]]:
-    """Return what a search found, by task: the thorough one, where there was one."""
+    """Return the record of the search for a prompt by task, the thorough one where there are two."""
     rows = records("prompts")
     return {
         row["task"]: row for kind in ("quick", "thorough") for row in rows if row["search"]["kind"] == kind
@@ -121,7 +122,7 @@ def contestant(row: dict[str, Any], name: str) -> dict[str, Any] | None:
 
 
 def best_prompt(task: str) -> tuple[dict[str, Any] | None, str]:
-    """Return what the best prompt of a task scored, and how many it is the best of where these are few."""
+    """Return the scores of a task's best prompt, and a remark on how many were tried if these were few."""
     row = prompts().get(task)
     if row is None:
         return None, ""
@@ -132,11 +133,10 @@ def best_prompt(task: str) -> tuple[dict[str, Any] | None, str]:
 
 
 def public(name: str) -> dict[str, list[dict[str, Any]]]:
-    """Return the runs of a public set by what was run, each a list over seeds.
+    """Return the runs of a public set by name, each a list over seeds.
 
-    Runs of another model, of other steps or utterances than the usual ones, and answers that were held to a
-    schema say so in their names. So do those of vectors whose first step in R was longer or shorter than is
-    usual now, and of a LoRA with another step size.
+    A name has the arm, and what differs from the usual: another model, another number of steps or utterances,
+    a longer or shorter first step in R of a vector, another step size of a LoRA, answers held to a schema.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for row in records("public"):
@@ -150,7 +150,7 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
             more += [f"{row['samples']:,} utterances"] * (row["each"] != 70)
             more += ["own step size"] * bool(row.get("fitted"))
             if arm.startswith("rank") and not row.get("fitted"):
-                length = row.get("lr", math.inf) * row["numbers"] ** 0.5  # files' are of longer ones
+                length = row.get("lr", math.inf) * row["numbers"] ** 0.5  # vectors' files have long steps
                 more += ["long steps"] * (length > LENGTHS[1]) + ["short steps"] * (length < LENGTHS[0])
             if arm.startswith("lora") and row["lr"] != LORA_LR:
                 more += [f"step size {row['lr']:g}".replace("0.", ".")]
@@ -161,7 +161,7 @@ def public(name: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def titled(arm: str) -> str:
-    """Return what a run of a public set is called in tables and figures."""
+    """Return the title of a run of a public set in tables and figures."""
     first, *more = arm.split(", ")
     kind, _, size = first.partition("-")
     size = re.sub(r"-q(\d)", r" in \1 bits", size).replace(" 1 bits", " 1 bit")
@@ -181,9 +181,10 @@ def titled(arm: str) -> str:
 
 
 def messages() -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the records of `people.py` after `MESSAGES` by arm, then by user.
+    """Return the records of `people.py` after `MESSAGES`, by arm and user.
 
-    Of a LoRA's step sizes it is the one that most users have. Vectors have the default, or `twice` as much.
+    Of a LoRA's step sizes they have the one that most users have. Vectors have the default one, or `twice`
+    that.
     """
     found: dict[str, dict[float | None, dict[str, dict[str, Any]]]] = {}
     for row in records("people"):
@@ -201,7 +202,7 @@ def gains(rows: dict[str, dict[str, Any]]) -> list[float]:
 
 
 def found_on_device(task: str, way: tuple[str, str]) -> list[float]:
-    """Return the gains of a task's vectors that a device found, a seed or a user each, by `DEVICE`."""
+    """Return the gains of a task's vectors that a device found in one way of `DEVICE`, by seed or user."""
     how, what = way
     if how != "pairs":
         rows = records("tune")
@@ -223,14 +224,15 @@ def found_on_device(task: str, way: tuple[str, str]) -> list[float]:
 
 
 def crowds(rows: list[dict[str, Any]] | None = None) -> dict[str, dict[int, dict[str, dict[str, float]]]]:
-    """Return what turns of `cliff.py` found, by server, number of users, and law by which they ask.
+    """Return what `cliff.py` measured, by server, number of users, and law by which they ask.
 
     Args:
-        rows: of its record; those in results unless given.
+        rows: of its record; by default those in results.
 
     Returns:
-        Medians over turns: `rate`, tokens a second; `share` of what 16 users got in the same round. Of all
-        requests `p50` and `p95`, milliseconds to the first text. `peak` and `resident`, the server's bytes.
+        Medians over turns: `rate`, tokens a second, and `share`, the ratio to the rate of 16 users in the
+        same round. `p50` and `p95` of all requests: milliseconds to the first text. `peak` and `resident`:
+        bytes of the server.
     """
     turns = [row for row in (records("cliff") if rows is None else rows) if "law" in row]
     of_16 = {_turn(row): row["tokens_per_second"] for row in turns if row["users"] == 16}
@@ -252,5 +254,5 @@ def crowds(rows: list[dict[str, Any]] | None = None) -> dict[str, dict[int, dict
 
 
 def _turn(row: dict[str, Any]) -> tuple[str, ...]:
-    """Return what the turns of one round of one run have in common."""
+    """Return what turns have in common whose rates are compared: server, law, round and run."""
     return row["server"], row["law"], str(row["round"]), row["run"]

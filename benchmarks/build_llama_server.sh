@@ -1,7 +1,7 @@
 #!/bin/sh
-# Builds llama-server, which no package brings, for cliff.py and wrong_user.py: from the llama.cpp sources
-# inside llama-cpp-python's sdist, against the libraries of that version which are installed. Only the server
-# itself is compiled, a dozen files: under a minute on two cores, a tenth of the work of building all of llama.cpp.
+# Builds llama-server, which no package has, for cliff.py and wrong_user.py. The sources are those of llama.cpp
+# in llama-cpp-python's sdist, and it is linked with the libraries of the installed version. Only the dozen files
+# of the server are compiled: that takes under a minute on two cores, a tenth of the time of all of llama.cpp.
 #
 #     benchmarks/build_llama_server.sh PYTHON OUTPUT        JOBS=N limits the compilers at work at once
 set -eu
@@ -32,16 +32,16 @@ trap 'exit 130' INT TERM
 tar xzf "$work"/*.tar.gz -C "$work"
 cd "$work"/llama_cpp_python-*/vendor/llama.cpp
 
-# The web page is left out: its templates are filled in as llama.cpp's own build does where it has no assets.
+# Its web page is left out: the templates are filled in as llama.cpp's own build does without assets.
 mkdir "$work/ui" "$work/objects"
 for file in ui.h ui.cpp; do
   sed -e 's/@N_ASSETS@/0/' -e 's/@USE_GZIP@/false/' -e '/@ASSET_/d' -e '/^#cmakedefine/d' \
     "tools/ui/$file.in" >"$work/ui/$file"
 done
 
-# The definitions are those of llama.cpp's build, but for OpenSSL, which a server on 127.0.0.1 does without.
-# Nothing is exported: the libraries carry a copy of httplib of their own, which may be built with OpenSSL, and
-# the two must not be taken for each other. -O0, because all that computes is in the libraries.
+# The definitions are those of llama.cpp's build without OpenSSL, which a server on 127.0.0.1 does not need. Symbols
+# are hidden: the libraries have their own copy of httplib, perhaps built with OpenSSL, and the linker must not
+# mix the two. -O0 is enough, as all computing is in the libraries.
 cat >"$work/compile" <<END
 "$cxx" -std=c++17 -O0 -w -fvisibility=hidden -DNDEBUG -DLLAMA_SUBPROCESS \\
   -DCPPHTTPLIB_FORM_URL_ENCODED_PAYLOAD_MAX_LENGTH=1048576 -DCPPHTTPLIB_REQUEST_URI_MAX_LENGTH=32768 \\

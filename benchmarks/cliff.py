@@ -1,17 +1,17 @@
-"""What more users cost a server: 1 to 10,000 with a vector each, 16 requests at a time, or another number.
+"""What more users cost a server: 1 to 10,000 users with a vector each, by default 16 requests at a time.
 
-Vectors are of 13 to 13,440 numbers, all sizes mixed. Who asks next is drawn uniformly, or after Zipf (the
-n-th user with a weight of 1 / n). Each number of users has a server and a store of its own, and all of them
-take turns. Everybody is asked the same: prompts that begin differently, so that no cache of prompts helps
-anybody, and answers of 16 to 32 tokens, so that they do not keep step.
+Vectors have 13 to 13,440 numbers, all sizes mixed. Who asks next is drawn uniformly, or after Zipf's law (the
+n-th user has a weight of 1 / n). Each number of users has a server and a store of its own, and all of them
+take turns. All servers get the same requests: prompts that begin differently, so that no cache of prompts
+helps, for answers of 16 to 32 tokens, so that these do not all end together.
 
 * onnx, llama: `tinylora-edge serve` of a bundle, whose requests name the user (`m@user7`);
-* stock: llama-server with a LoRA a user, the same vectors as GGUFs, whose requests name one in `lora`. It
-  loads all of them when it starts;
+* stock: llama-server with a LoRA for each user, the same vectors as GGUFs, whose requests name one in `lora`.
+  It loads all of them when it starts;
 * base: llama-server without adapters, which is the limit for `llama`.
 
-A turn's tokens are counted while all places are busy: with 16, from the 17th request on, until none is left
-to ask. Each turn is a row of the record, which another run goes on with.
+The tokens of a turn are counted while all places are busy: with 16, from the 17th request until the last one
+is sent. Each turn is a row of the record, to which another run adds.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from tinylora_edge.serve.store import Store
 
 MOST_TOKENS = 32
 LOOK_UPS = 1000
-STOCK_USERS = 100  # a LoRA each takes 9 MB of its memory
+STOCK_USERS = 100  # most users of the stock server, each of whose LoRAs takes 9 MB of its memory
 
 
 @dataclass(frozen=True)
 class Arm:
-    """So many users of a server, drawn by one of two laws."""
+    """A number of users of a server, who are drawn by one of two laws."""
 
     server: str
     users: int
@@ -60,14 +60,14 @@ class Arm:
 
 @dataclass
 class Turn:
-    """What a turn's requests found: when each was asked, and when each of its texts came."""
+    """The requests of a turn: when each was sent, when its texts came, and its tokens, cached ones too."""
 
     at_once: int
     sent: list[float] = field(default_factory=list)
     answers: list[tuple[float, list[float], int, int]] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
-        """Return the figures of the time in which all were busy."""
+        """Return the figures of the time in which all places were busy."""
         begin, end = self.sent[self.at_once], self.sent[-1]
         tokens = sum(
             count * sum(begin < at <= end for at in times) / len(times) for _, times, count, _ in self.answers
@@ -83,7 +83,7 @@ class Turn:
 
 
 def turn(server: servers.Server, body: servers.Own, users: list[int], at_once: int, seed: int) -> Turn:
-    """Let users ask, so many of them at a time."""
+    """Let users ask, `at_once` of them at a time."""
     draw, found, lock = random.Random(seed), Turn(at_once), threading.Lock()
     left = queue.SimpleQueue[dict[str, Any]]()
     for user in users:
@@ -104,13 +104,13 @@ def turn(server: servers.Server, body: servers.Own, users: list[int], at_once: i
                 at = time.perf_counter()
                 found.sent.append(at)
             times, cost = list[float](), dict[str, Any]()
-            connection = server.connect()  # llama-server ends one after some answers
+            connection = server.connect()  # a new one, as llama-server ends a connection after some answers
             for text, usage in servers.pieces(server.post(connection, request)):
                 times += [time.perf_counter()] if text else []
                 cost = usage or cost
             connection.close()
             cached = (cost.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-            if times:  # else it had nothing to say
+            if times:  # else the answer was empty
                 found.answers.append((at, times, cost["completion_tokens"], cached))
 
     with ThreadPoolExecutor(at_once) as threads:
@@ -121,7 +121,7 @@ def turn(server: servers.Server, body: servers.Own, users: list[int], at_once: i
 def opened(
     stack: ExitStack, options: Any, bundles: dict[str, Path], folder: Path
 ) -> dict[tuple[str, int], tuple[servers.Server, servers.Own]]:
-    """Start a server for each number of users; return them, and what a user's request has of their own."""
+    """Start a server for each number of users; return each, with what a user's requests have of their own."""
     found: dict[tuple[str, int], tuple[servers.Server, servers.Own]] = {}
     for users in options.users:
         place = folder / str(users)
@@ -168,7 +168,7 @@ def measure(
 
 
 def vector_cost(path: Path, bases: Bases, users: int) -> dict[str, float]:
-    """Median seconds that a user's vector takes a request, by its numbers: found, checked, made an R."""
+    """Return the median seconds of a request to find and check a user's vector and make R, by size."""
     store, times = Store(path, bases), dict[str, list[float]]()
     policy, draw = Policy(keys=[servers.KEY], state=store.sequences), random.Random(0)
     for _ in range(LOOK_UPS):
@@ -177,7 +177,7 @@ def vector_cost(path: Path, bases: Bases, users: int) -> dict[str, float]:
             stored = store.get(user)
             assert stored is not None
             with admitted(stored.frame, bases, policy, user=user) as vector:
-                for _ in range(2):  # when it is submitted, and when it begins
+                for _ in range(2):  # R is made when a request is submitted, and when it begins
                     bases.of(vector).R(vector)
         times.setdefault(str(len(vector.values)), []).append(watch.seconds)
     store.close()

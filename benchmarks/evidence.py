@@ -1,7 +1,7 @@
-"""The tables and figures of the documents, made of the records.
+"""Writes the tables and figures of the documents, which are made of the records.
 
-Every block of a document between `<!-- evidence: NAME -->` and `<!-- end -->` is one of `BLOCKS`. Without
-options documents and figures are written again, in seconds. With `--check` nothing is written, and a
+Each block of a document between `<!-- evidence: NAME -->` and `<!-- end -->` is one of `BLOCKS`. Without
+options, documents and figures are written again, in seconds. With `--check` nothing is written, and a
 difference is an error; that needs no matplotlib.
 """
 

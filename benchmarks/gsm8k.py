@@ -1,4 +1,4 @@
-"""The paper's own claim on a small model: GRPO on GSM8K, and the share of test problems that are right.
+"""The paper's task with a small model: GRPO on GSM8K, and the share of test problems that are right.
 
     python recipes/problems.py train.jsonl --test test.jsonl -o gsm8k.jsonl
     python benchmarks/gsm8k.py BUNDLE gsm8k.jsonl --graph --arms base examples rank-8 numbers-13
@@ -32,10 +32,10 @@ from tinylora_edge.tasks import Task
 from tinylora_edge.tasks.load import load_task
 from tinylora_edge.train import Options, train
 
-TOKENS = 256  # of an answer
-CHOSEN = 16  # training problems that choose a vector, or the examples
-SHOWN = 8  # answers that a record has
-HOURS = 2  # to try examples
+TOKENS = 256  # of an answer, at most
+CHOSEN = 16  # training problems that choose the best vector, or the best examples
+SHOWN = 8  # answers that a row of the record has
+HOURS = 2  # to try prompts of examples
 KEYS = "model", "arm", "method", "seed", "steps", "prompts", "n", "start"
 
 
@@ -61,7 +61,7 @@ def settings(options: argparse.Namespace, arm: str, seed: int) -> Options:
 
 
 def learned(options: argparse.Namespace, task: Task, arm: str, seed: int) -> Path:
-    """Train a vector where its file is not there, or go on with it. SystemExit: it was interrupted."""
+    """Return the file of a vector, which is trained unless it is there. SystemExit: it was interrupted."""
     began = time.monotonic()
     after = f"-after-{options.start.stem}" if options.start else ""
     name = f"{options.model}-{arm}-{options.method}-{options.steps}-s{seed}{after}.bin"

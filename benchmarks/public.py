@@ -55,11 +55,11 @@ from tinylora_edge.train.batches import KEEP, REHEARSED_TOKENS, WHITENED, Rehear
 from tinylora_edge.train.learner import rounded, whitened
 from tinylora_edge.train.trainer import ROUNDED, fitted_lr
 
-GENERAL, ANSWERED = 32, 48  # prompts, and tokens of an answer to one
+GENERAL, ANSWERED = 32, 48  # general prompts, and most tokens of an answer to one
 BLOCK = 32  # numbers of a LoRA that share a scale of 16 bits, as in GGUF's Q4_0
 SHOTS, CHOSEN = (2, 4, 8), 14  # examples in a prompt, and training samples that choose among prompts
 SERVICES = tuple(f"{name}_metrics" for name in ("Snips", "api.ai", "Wit", "Luis", "Alexa"))
-SERVICES += ("Snips_metrics_full",)  # whose records SNIPS's repository has, the last of about 2,000 an intent
+SERVICES += ("Snips_metrics_full",)  # SNIPS's repository has their figures; the last learned 2,000 an intent
 FUNCTIONS_PROMPT = """Answer with the one call that does what the user says, as JSON:
 {{"name": <function>, "arguments": {{<argument>: <words of the user>, ...}}}}
 Leave out the arguments that the user does not mention. The functions:
@@ -70,7 +70,7 @@ KEYS = "set", "model", "each", "arm", "seed", "steps", "asked_lr", "n", "held"
 class Lora(nn.Module):
     """PEFT's LoRA on the layers of a basis: A uniform, B zero, scale 1, in float32."""
 
-    until = math.inf  # as an adapter has it, for a learner that is closed
+    until = math.inf  # learners set it, as they set an adapter's
 
     def __init__(self, model: Any, bundle: Any, rank: int, seed: int) -> None:
         super().__init__()
@@ -417,9 +417,9 @@ def main() -> None:
         for arm in options.arms:
             data = data_of(options, seed)
             steps = options.steps or data.steps
-            name = Path(arm).name  # of a file without its folder
+            name = Path(arm).name  # an arm may be a file
             values = options.set, base.stem, options.each, name, seed, steps, options.lr, len(data.test)
-            values += (options.held or None,)  # records from before have no such key
+            values += (options.held or None,)  # None for False: records of older versions lack the key
             keys.append(dict(zip(KEYS, values, strict=True)))
     done = [{key: row.get(key) for key in KEYS} for row in bench.read_study(options.study)]
     if left := [each for each in keys if each not in done]:

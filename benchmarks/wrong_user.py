@@ -1,20 +1,20 @@
 """Whether a server ever answers somebody with another user's adapter.
 
-Each user has an adapter that marks them: to each of a few prompts, which share their beginning, it gives
-another answer than everybody else's and than the base's. References are greedy answers of each, alone. Then
-all ask at once, 16 at a time: mixed, the same again and again, streaming and not, and some leave in the
-middle. Each answer is looked up among all references:
+Each user has an adapter under which the answers to a few prompts, which share their beginning, differ from
+those of all other users and of the base. References are the greedy answers of each user, alone. Then all ask,
+16 at a time: in mixed order, some the same twice, some streaming, and some of these leave in the middle. Each
+answer is compared with all references:
 
-* their own: the reference of who asked, or its beginning where they left;
-* another's: the reference of somebody else, or of the base;
-* nobody's: none of them; and of these, how many begin no more like their own than like another's.
+* own: it is the reference of who asked, or its beginning where they left;
+* another's: it is the reference of somebody else, or of the base;
+* nobody's: it is none of them. Some of these begin more like their own reference than like any other.
 
     python benchmarks/wrong_user.py --servers onnx llama stock stock-cached --json record.jsonl
     python benchmarks/wrong_user.py --url 127.0.0.1:8000 --models sql-lora chat-lora
 
-The first form starts ours, with references of a pool of its own, and stock llama-server, which is told the
+The first form starts our server, with references from a pool, and stock llama-server, whose requests name the
 adapter in `lora`, without its cache of prompts and with it; its references are its own answers, alone and
-without that cache. The second asks any OpenAI server whose adapters are models, alone and then all at once.
+without that cache. The second form asks any OpenAI server whose adapters are models, alone and then at once.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from tinylora_edge.exporters import export_onnx
 from tinylora_edge.process import cores
 
 AT_ONCE, TOKENS, LEFT_AFTER = 16, 12, 4
-NORM = 4.0  # of a mark's R: everybody still speaks, and nobody as anybody else
-BASE = -1  # as a user
+NORM = 4.0  # Frobenius norm of R: answers stay sensible, and differ between users
+BASE = -1  # the number of the base among users
 OURS, STOCK = ("onnx", "llama"), {"stock": False, "stock-cached": True}
 GUIDE = {
     "role": "system",
@@ -59,7 +59,7 @@ References = dict[tuple[int, int], str]
 
 @dataclass(frozen=True)
 class Query:
-    """A request: whose, which prompt, and whether they stream the answer, or leave it in the middle."""
+    """A request: whose, which prompt, whether the answer is streamed, and whether its user leaves it."""
 
     user: int
     prompt: int
@@ -72,7 +72,7 @@ def body(own: servers.Own, user: int, prompt: int) -> dict[str, Any]:
 
 
 def answered(server: servers.Server, own: servers.Own, query: Query) -> str:
-    """Ask; return the answer, or what came of it until its reader left."""
+    """Ask; return the answer, or what came until the user left."""
     connection = server.connect()
     request = body(own, query.user, query.prompt)
     try:
@@ -91,7 +91,7 @@ def answered(server: servers.Server, own: servers.Own, query: Query) -> str:
 
 
 def plan(users: int, again: int, seed: int) -> list[Query]:
-    """Return every user's request of every prompt and some again, in disorder; a few come twice in a row."""
+    """Return all users' requests for all prompts, and some again, in random order, some twice in a row."""
     draw = random.Random(seed)
     pairs = [(user, prompt) for user in range(users) for prompt in range(len(PROMPTS))]
     pairs += draw.choices(pairs, k=again)
@@ -124,7 +124,7 @@ def any_own(text: str, reference: str, leaves: bool) -> bool:
 def ask_all(
     server: servers.Server, own: servers.Own, references: References, *, users: int, again: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Let everybody ask at once; return how many answers were whose, and some that were not their own."""
+    """Let all users ask; return how many answers were whose, and some that were not the user's own."""
     requests = plan(users, again, seed)
     with ThreadPoolExecutor(AT_ONCE) as threads, bench.stopwatch() as watch:
         texts = list(threads.map(lambda query: answered(server, own, query), requests))
@@ -149,7 +149,7 @@ def alone(server: servers.Server, own: servers.Own, users: Iterator[int] | list[
 
 
 async def marked(bundle: Path, engine: str, slots: int, users: int) -> tuple[list[MicroVector], References]:
-    """Return vectors whose answers differ from each other's and the base's, and those answers, each alone."""
+    """Return vectors under which all answers differ from each other's and the base's, and these answers."""
     references, vectors = References(), list[MicroVector]()
     with runtime.Pool(bundle, engine=engine, slots=slots, n_ctx=servers.N_CTX) as pool:
 
@@ -174,7 +174,7 @@ async def marked(bundle: Path, engine: str, slots: int, users: int) -> tuple[lis
 
 
 def with_lora(cached: bool) -> servers.Own:
-    """Return how llama-server is told whose adapter answers, and whether it may use what it evaluated."""
+    """Return what names a user's adapter in requests to llama-server, and whether its cache may be used."""
 
     def own(user: int) -> dict[str, Any]:
         return {"cache_prompt": cached, "lora": [{"id": user, "scale": 1}] if user != BASE else []}
@@ -187,7 +187,7 @@ def with_model(user: int) -> dict[str, Any]:
 
 
 def measure(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield what each server did."""
+    """Yield the figures of each server."""
     users, size = options.users, {"users": options.users, "again": options.again}
     bundle = options.llama
     if bundle is None and {"llama", *STOCK} & {*options.servers}:
@@ -224,7 +224,7 @@ def measure(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def ask_url(options: Any) -> dict[str, Any]:
-    """Return what a server that runs already did."""
+    """Return the figures of a server that runs already."""
     host, _, port = options.url.rpartition(":")
     server = servers.Server(int(port), host=host)
     users = range(len(options.models))
