@@ -1,4 +1,4 @@
-"""The `tinylora-edge` command. The application is in `app`; this module loads it, or says what it lacks."""
+"""The `tinylora-edge` command: this module loads the application in `app`, or says which package it lacks."""
 
 from __future__ import annotations
 

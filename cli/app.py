@@ -1,4 +1,4 @@
-"""The application: the table of commands, global options, and what becomes of errors and signals."""
+"""The application: its table of commands, its global options, and how errors and signals end it."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 """All commands by what people want to do."""
 
 _INTERRUPTED = 128 + signal.SIGINT
-_BROKEN_PIPE = 128 + 13  # SIGPIPE, which Windows does not name
-_LEAVE_S = 2.0  # from SIGTERM until the process ends, whatever its threads do
+_BROKEN_PIPE = 128 + 13  # 13 is SIGPIPE, for which Windows has no name
+_LEAVE_S = 2.0  # most time from SIGTERM until the process ends, whatever its threads do
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
-_signals: list[int] = []  # that told this process to end
+_signals: list[int] = []  # the signals that told this process to end
 
 
 class _Root(TyperGroup):
-    """The root of all commands: it turns every error that a user can cause into one line and an exit code."""
+    """The group of all commands. It turns each error that a user can cause into one line and an exit code."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         for title, section in COMMANDS.items():
@@ -69,10 +69,10 @@ class _Root(TyperGroup):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(100)) for name in section])
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
-        with _one_line_errors(debug="--debug" in args):  # of --version and --help, which print at once
+        with _one_line_errors(debug="--debug" in args):  # --version and --help print here
             return super().make_context(info_name, args, *more, **extra)
 
-    def invoke(self, ctx: Any) -> Any:  # a click Context, which typer brings under a name of its own
+    def invoke(self, ctx: Any) -> Any:  # ctx is a click Context, of which typer has a copy of its own
         with console.readable_warnings(), _one_line_errors(debug=ctx.params.get("debug")):
             return super().invoke(ctx)
 
@@ -83,14 +83,15 @@ def _one_line_errors(*, debug: bool) -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()  # a full disk or a closed pipe shows here, not when Python ends
+            sys.stdout.flush()  # so that a full disk or a closed pipe is an error here, not when Python ends
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         _flush_or_forget()
         raise typer.Exit(_BROKEN_PIPE) from None
     except (TinyLoraError, OSError, UnicodeError) as error:
-        # What the signal broke is no error of its own: `run` ends with it. Of a chat Ctrl-C ends a part.
+        # The signal caused the error: `run` handles it. After SIGINT it is an error of its own, as in a chat
+        # Ctrl-C ends only an answer.
         if _signals and _signals[-1] != signal.SIGINT:
             raise
         if debug:
@@ -108,7 +109,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain text: typer's boxes cut what is long, and cannot be piped
+    rich_markup_mode=None,  # plain text, as typer's boxes cut long texts, and cannot be piped
     context_settings=_SETTINGS,
 )
 for _section in COMMANDS.values():
@@ -133,11 +134,11 @@ def _options(
 
 
 def run() -> None:
-    """Run the application as the process: waiting threads, signals, encodings, exit code."""
-    set_waiting()  # before any library that has threads: PyTorch brings an OpenMP of its own
+    """Run the application as this process, with its signals, streams and exit code."""
+    set_waiting()  # before any library with threads is loaded: PyTorch has an OpenMP of its own
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # under nohup SIGHUP is ignored
             signal.signal(number, _leave)
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
@@ -147,15 +148,15 @@ def run() -> None:
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except Exception:
-        if not _signals:  # what a signal cut short looks like anything
+        if not _signals:  # code that a signal interrupts may raise anything
             raise
         sys.exit(128 + _signals[-1])
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    # As an exception, so that what is half written is removed on the way out. Where it passes through code
-    # written in C (a module of numpy that is being imported), it arrives as another one. Threads that compute
-    # may take minutes to notice: they are not waited for. Whole files are all that lies on the disk.
+    # The process ends by an exception, so that half-written files are removed on the way. Code in C, such as
+    # a module of numpy that is being imported, may turn it into another exception. Threads that compute may
+    # take minutes to notice, so the timer ends the process without them: files on the disk are whole.
     _signals.append(number)
     end = threading.Timer(_LEAVE_S, os._exit, (128 + number,))
     end.daemon = True
@@ -166,12 +167,12 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     _signals.append(number)
     if sys.stderr and sys.stderr.isatty():
-        console.acknowledge_interrupt("stopping")  # at once: threads of an engine may take seconds to end
+        console.acknowledge_interrupt("stopping")  # now, as threads of an engine may take seconds to end
     raise KeyboardInterrupt
 
 
 def _flush_or_forget() -> None:
-    """Write what stdout still holds; what it does not take Python would try again when it ends."""
+    """Write what stdout still holds. If that fails, discard it, or Python would try again when it ends."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

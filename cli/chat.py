@@ -1,4 +1,4 @@
-"""`chat`: a conversation, in which the micro-vector can be exchanged, and moves towards what is liked."""
+"""`chat`: a conversation, in which the vector can be replaced, and learns from what the user likes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COMMANDS = """\
 /save FILE    write the vector as it is now; if it has more than 13 numbers, what was learned on top of it
 /clear        forget the conversation; the vector stays
 /quit         leave, as with /exit or at the end of the input"""
-"""What may be typed instead of a turn."""
+"""The commands that may be typed in place of a message."""
 
 
 def chat(
@@ -83,9 +83,9 @@ def chat(
 
 @dataclass
 class Conversation:
-    """Messages so far, and what a line of input does to them and to the vector.
+    """The messages so far, the vector, and what a line of input does with them.
 
-    `options` are those of every answer; `state` is the file of the clicks.
+    `options` are those of every answer; `state` is the file in which clicks are kept.
     """
 
     llm: Any
@@ -101,14 +101,15 @@ class Conversation:
         self.begin_with(self.llm.vector)
 
     def begin_with(self, vector: MicroVector | None) -> None:
-        """Start from a vector: forget the clicks, which moved another one."""
+        """Start from a vector: forget the clicks, which were on another one."""
         self.state.unlink(missing_ok=True)
-        self._last: tuple[list[dict[str, str]], str, bool] | None = None  # messages, reply, ended by itself
+        # The last answer, until it is rated: messages, reply, and whether it ended by itself.
+        self._last: tuple[list[dict[str, str]], str, bool] | None = None
         self._clicks: Clicks | None = None
         self._loaded, self._count = vector, 0
 
     def take(self, line: str) -> bool:
-        """Act on a line; return False where it ends the conversation."""
+        """Do what a line of input says; return False if it ends the conversation."""
         word, _, rest = line.strip().partition(" ")
         rest = rest.strip()
         if not word.startswith("/"):
@@ -159,7 +160,7 @@ class Conversation:
 
         loaded = self._loaded
         if self._clicks is None:
-            # A click reads the answer twice a number: what it teaches lies on a vector of many of them.
+            # A click reads the answer twice for each number, so it moves 13 numbers on top of a large vector.
             small = loaded is None or loaded.values.size <= NUMBERS
             place: dict[str, Any] = {"start": loaded} if small else {"under": loaded}
             self._clicks = Clicks(self.llm, **place, n_threads=self.threads)
@@ -195,7 +196,7 @@ class Conversation:
 def clickable(
     llm: Any, conversation: list[dict[str, str]], reply: str, ended: bool, temperature: float
 ) -> SampledAnswer:
-    """Return an answer for a click to judge; one that ended by itself has the token that ends a turn."""
+    """Return an answer as `Clicks` takes it; if it ended by itself, its last token is the end of a turn."""
     from tinylora_edge.runtime import SampledAnswer
 
     tokens = (*llm.chat_tokenizer.encode_plain(reply), *((llm.turn_end,) if ended else ()))
@@ -203,7 +204,7 @@ def clickable(
 
 
 def _timed(show: console.Show) -> Callable[[int, int], None]:
-    """Return what shows how much of a click is done, and how long all of it takes."""
+    """Return a callback that shows how much of a click is done, and how long all of it will take."""
     began = time.monotonic()
 
     def scored(done: int, total: int) -> None:
@@ -214,7 +215,7 @@ def _timed(show: console.Show) -> Callable[[int, int], None]:
 
 
 def _note(text: str) -> None:
-    console.note(text, "dim")  # what is not the model's
+    console.note(text, "dim")  # dim, to tell it from the model's text
 
 
 def _lines(interactive: bool) -> Iterator[str]:

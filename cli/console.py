@@ -1,6 +1,6 @@
-"""Output of the commands: reports on stdout; warnings, progress and the one line of an error on stderr.
+"""Output of the commands: reports on stdout; warnings, progress and errors on stderr.
 
-In a pipe nothing here writes a control code, or folds a line to a terminal that is not there.
+In a pipe there are no control codes, and lines are not folded.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ from tinylora_edge.jsonio import plain
 NAME = "tinylora-edge"
 
 Show = Callable[..., None]
-"""Shows how far a command is, from any thread: show(text, done=N, total=N). What is left out stays."""
+"""Shows the progress of a command, from any thread: show(text, done=N, total=N). What is left out stays."""
 
-_PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, and folds a digest at that
-_PIPE_SECONDS = 10.0  # between lines of progress in a pipe
+_PIPE_WIDTH = 120  # columns of a table in a pipe, for which rich assumes 80, and would fold digests
+_PIPE_SECONDS = 10.0  # time between two lines of progress in a pipe
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class CommandError(TinyLoraError):
-    """A command cannot do what it was asked to, for a reason that lies in the command line itself."""
+    """A command cannot do what it was asked to, for a reason of the command line's own."""
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # for the root of all commands: rich would end the process with 1, in silence
+        raise BrokenPipeError  # `app` handles it; rich would end the process with 1 and no message
 
 
 def stdout(*, stderr: bool = False) -> Console:
-    """A console on the present stdout, or stderr."""
+    """Return a console on the present stdout, or stderr."""
     console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.width or (not console.is_terminal and "COLUMNS" not in os.environ):
-        console.width = _PIPE_WIDTH  # with COLUMNS=0 rich would print nothing
+        console.width = _PIPE_WIDTH  # a width of 0 is that of COLUMNS=0, with which rich prints nothing
     return console
 
 
 def stderr() -> Console:
-    """A console on the present stderr."""
+    """Return a console on the present stderr."""
     return stdout(stderr=True)
 
 
 def say(text: str = "") -> None:
-    """Print a line on stdout, as it is: what is to be copied is not broken."""
+    """Print a line on stdout, which is not folded, so that it can be copied."""
     stdout().print(Text(harmless(text)), soft_wrap=True)
 
 
 def prose(text: str) -> None:
-    """Print sentences on stdout: a line in a pipe, and broken between words on a terminal."""
+    """Print sentences on stdout: folded between words on a terminal, one line in a pipe."""
     _print(stdout(), Text(harmless(text)))
 
 
@@ -88,7 +88,7 @@ def fail(error: BaseException) -> None:
 
 
 def acknowledge_interrupt(text: str = "stopping after the step at hand; Ctrl-C again stops at once") -> None:
-    """Say at once that Ctrl-C was heard: from a signal handler, so past Python's buffers."""
+    """Say at once that Ctrl-C was heard. Signal handlers call it, so it does not use Python's buffers."""
     with suppress(OSError, ValueError):
         os.write(sys.stderr.fileno(), f"{text}\n".encode())
 
@@ -99,12 +99,12 @@ def print_json(value: Any) -> None:
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> None:
-    """Print labelled facts as a table on stdout."""
+    """Print (label, text) as a table on stdout."""
     _table([Column(style="dim", overflow="fold"), Column(overflow="fold")], rows, show_header=False)
 
 
 def report(record: Any, as_json: bool, *sentences: str, rows: Iterable[tuple[str, str]] = ()) -> None:
-    """Print a record as JSON, or what is to be read of it: sentences, and labelled facts."""
+    """Print a record as JSON, or else sentences and `rows` (see `facts`) in its place."""
     if as_json:
         print_json(record)
         return
@@ -114,7 +114,7 @@ def report(record: Any, as_json: bool, *sentences: str, rows: Iterable[tuple[str
 
 
 def grid(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows as a table on stdout, the first one as its header; nothing where there are none."""
+    """Print rows as a table on stdout, the first as its header; without rows print nothing."""
     for header in rows[:1]:
         columns = [Column(Text(harmless(label)), justify="right") for label in header]
         columns[0].justify = "left"
@@ -122,7 +122,8 @@ def grid(rows: Sequence[Sequence[str]]) -> None:
 
 
 def flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield a record as labelled facts, such as `raw 26, crc-32 37`; what is empty is left out."""
+    """Yield a record as (label, text) for `facts`; an inner record is one text, such as `raw 26, crc-32 37`,
+    and what is empty is left out."""
     for key, value in record.items():
         name = f"{prefix}{key}".replace("_", " ")
         if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
@@ -135,7 +136,7 @@ def flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _table(columns: Sequence[Column], rows: Iterable[Sequence[str]], **options: Any) -> None:
-    """Print a table on stdout, without the blanks that pad its lines."""
+    """Print a table on stdout, without spaces at the end of lines."""
     console, table = stdout(), Table(*columns, box=None, padding=(0, 2, 0, 0), **options)
     for row in rows:
         table.add_row(*(Text(harmless(cell)) for cell in row))
@@ -151,22 +152,22 @@ def counted(number: int, noun: str) -> str:
 
 
 def megabytes(size: float) -> str:
-    """Return a size for reading: `4.7 GB`, `98.4 MB`, or `731 bytes`."""
+    """Return a size in bytes as text: `4.7 GB`, `98.4 MB`, or `731 bytes`."""
     if size >= 1e9:
         return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size:,.0f} bytes"
 
 
 def harmless(text: str) -> str:
-    """Return a text whose control characters are escaped, those of writing direction among them.
+    """Return a text in which control characters, also those of writing direction, are escaped.
 
-    What files and models say must not command a terminal, nor stand there in another order than it is.
+    Texts of files and models must not control a terminal, nor be shown in another order.
     """
     return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
 def command(*words: object) -> str:
-    """Return a command of ours as it is typed in a shell."""
+    """Return a command of this program as it is typed in a shell."""
     return shlex.join([NAME, *map(str, words)])
 
 
@@ -177,7 +178,7 @@ def next_command(*words: object) -> None:
 
 @contextmanager
 def progress(what: str, total: float | None = None) -> Iterator[Show]:
-    """Show how far a command is: live on a terminal; in a pipe a line every ten seconds, `... WHAT`."""
+    """Show the progress of a command: live on a terminal; in a pipe as a line `... WHAT` every 10 seconds."""
     screen, ended = stderr(), threading.Event()
     live = screen.is_terminal and not screen.is_dumb_terminal
     whole = Column(no_wrap=False, overflow="fold")
@@ -194,7 +195,7 @@ def progress(what: str, total: float | None = None) -> Iterator[Show]:
             note(f"... {now.description}{share} ({now.elapsed:.0f} s)")
 
     def show(text: str | None = None, *, done: float | None = None, total: float | None = None) -> None:
-        new = None if text is None else harmless(text)  # shown at once, however soon the next one comes
+        new = None if text is None else harmless(text)  # a new text is shown at once, not at the next refresh
         display.update(task, description=new, completed=done, total=total, refresh=new is not None)
 
     if not live:
@@ -207,13 +208,13 @@ def progress(what: str, total: float | None = None) -> Iterator[Show]:
 
 
 def measuring(show: Show) -> Callable[[dict[str, Any]], None]:
-    """Return a `report` that shows how far a measurement is."""
+    """Return a `report` that shows the progress of a measurement."""
     return lambda event: show(f"measuring: {event['what']}", done=event["done"], total=event["total"])
 
 
 @contextmanager
 def readable_warnings() -> Iterator[None]:
-    """Print the library's own warnings as one line, without the place in the source."""
+    """Print this package's warnings as one line, without their place in the source."""
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
@@ -229,9 +230,9 @@ def readable_warnings() -> Iterator[None]:
 
 
 def prepare_streams() -> None:
-    """Let the standard streams take any text: what the encoding lacks is escaped. Closed ones are refused.
+    """Have stdout and stderr escape what their encoding lacks. A closed standard stream ends the process.
 
-    A file that is opened later would take the number of a closed one, and what libraries print.
+    A file that is opened later would get the number of a closed stream, and with it what libraries print.
     """
     if None in (sys.stdin, sys.stdout, sys.stderr):
         sys.exit("error: stdin, stdout or stderr is closed: redirect it, to /dev/null say")

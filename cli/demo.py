@@ -1,8 +1,8 @@
-"""`demo`: a real model learns from public data, in a vector that is sent, and is given back unchanged.
+"""`demo`: a real model learns from public data, in a vector, and the base is restored unchanged.
 
-`demo --replay` shows it with what lies in `replay/`, written by `export --rank 2` and by `train snips-intents
---method sft --steps 80`. The factors are there since another machine's differ in their last bits, and with
-them the digest that the vector is bound to.
+`demo --replay` uses the files in `replay/`, which `export --rank 2` and `train snips-intents --method sft
+--steps 80` wrote. They include the factors, as those of another machine would differ in their last bits, and
+so in the digest that the vector is bound to.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 MODEL, VECTOR, TASK = "SmolLM2-135M-Instruct.Q4_1.gguf", "vector.bin", "snips-intents"
 REPLAY = Path(__file__).parent / "replay"
 OUTPUT = Path("out", "demo")
-MINUTES, HELD_OUT = 1.75, 48  # of a training, and the prompts that it is measured on
+MINUTES, HELD_OUT = 1.75, 48  # of the training, and prompts that it is measured on
 _DATA = "SNIPS (Coucke et al. 2018, CC0)"
-_CONTEXT, _ANSWERS = 512, 4
+_CONTEXT, _ANSWERS = 512, 4  # tokens of the context, and answers that are shown
 _TOKENS = 40  # of an answer that is shown, at most
 
 Logits = NDArray[np.float32]
@@ -98,7 +98,7 @@ def _teach(model: Path, output: Path, threads: int, say: Say) -> None:
     from tinylora_edge.tasks import load_task
     from tinylora_edge.train import Options, train
 
-    planned = Export(model, output, settings=ExportSettings(outputs=8))  # in a third of the time
+    planned = Export(model, output, settings=ExportSettings(outputs=8))  # faster than with 64 outputs
     with module_progress(len(planned.modules), planned.bytes) as (step, _):
         bases = planned.run(step).bases
     say(f"1. Export {model.name}: frozen factors {bases.id} of {len(planned.modules)} modules.")
@@ -114,7 +114,7 @@ def _teach(model: Path, output: Path, threads: int, say: Say) -> None:
         if "held_out" not in outcome.measured:  # Ctrl-C, in training or later
             raise KeyboardInterrupt
     except BaseException:
-        if not (output / VECTOR).exists():  # the directory is ours, and nothing in it is of use
+        if not (output / VECTOR).exists():  # the export made the directory, and nothing in it is of use
             shutil.rmtree(output, ignore_errors=True)
         raise
 
@@ -142,10 +142,10 @@ def _exchange(output: Path, known: Sequence[dict[str, Any]], threads: int, say: 
     from tinylora_edge.runtime.llama import import_llama_cpp
     from tinylora_edge.tasks import load_task
 
-    import_llama_cpp()  # before the bindings, which may have no libraries of their own
+    import_llama_cpp()  # first, as the bindings may have no libraries of their own
     from llama_cpp import Llama
 
-    # The same for the plain Llama: only then can the logits be the same, bit for bit.
+    # The plain Llama gets the same options: only then can its logits be the same, bit for bit.
     engine: dict[str, Any] = {"n_threads": threads, "n_threads_batch": threads, "n_ctx": _CONTEXT}
     frame = (output / VECTOR).read_bytes()
     task = load_task(TASK)

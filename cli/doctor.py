@@ -1,4 +1,4 @@
-"""`doctor`: what is missing or broken in an installation, and the command that mends it."""
+"""`doctor`: what is missing or broken in an installation, and the command that repairs it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from . import console
 from . import options as opts
 
 OK, NOTE, FAULT = "ok", "note", "fault"
-_OURS = {"all", "dev"}  # extras that combine others, or are for this package's developers
+_OURS = {"all", "dev"}  # extras that are not checked: one of all others, and that of developers
 _REQUIREMENT = re.compile(r"(?P<package>[A-Za-z0-9._-]+).*;.*extra\s*==\s*['\"](?P<extra>[^'\"]+)")
 _ENGINES = {
     "llama": ("llama.cpp", "llama-cpp-python", "from tinylora_edge.runtime import llama; llama.probe()"),
     "onnx": ("ONNX Runtime", "onnxruntime", "import onnxruntime; onnxruntime.get_available_providers()"),
 }
-"""Extra -> name, package, and what loads its libraries."""
+"""Extra -> name of the engine, its package, and code that loads its libraries."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A thing that was looked at, what was found, and the command that mends it. A `note` may not matter."""
+    """What was checked, what was found, and the command that repairs it. A `note` need not be a fault."""
 
     check: str
     level: str
@@ -66,7 +66,7 @@ def doctor(as_json: opts.JsonOption = False) -> None:
 
 
 def look() -> Iterator[Finding]:
-    """Yield what is found."""
+    """Yield all findings."""
     runs = f"Python {platform.python_version()} ({platform.machine()}); {console.NAME} {__version__}"
     yield Finding("python", OK if sys.maxsize > 1 << 32 else FAULT, runs)
     yield from check_extras()
@@ -78,7 +78,7 @@ def look() -> Iterator[Finding]:
 
 
 def check_extras() -> Iterator[Finding]:
-    """Yield what each extra lacks; the extras that it names are looked at by themselves."""
+    """Yield for each extra which of its packages are missing, not those of extras that it includes."""
     try:
         lines = metadata.requires(console.NAME) or []
     except metadata.PackageNotFoundError:
@@ -97,7 +97,7 @@ def check_extras() -> Iterator[Finding]:
 
 
 def check_engine(name: str) -> Finding:
-    """Return what is found of an engine, `llama` or `onnx`: a process of its own loads it."""
+    """Load an engine, `llama` or `onnx`, in a process of its own, and return what is found."""
     title, package, code = _ENGINES[name]
     try:
         version = metadata.version(package)
@@ -105,8 +105,8 @@ def check_engine(name: str) -> Finding:
         return Finding("engine", NOTE, f"{title} is not installed", _install_extra(name))
     title = f"{title} ({package} {version})"
     mend = _install("--force-reinstall", "--no-cache-dir", f"{package}=={version}")
-    # An engine that was built for another processor ends the process that loads it.
-    # -P: nothing that lies in the present folder is run.
+    # An engine that was built for another processor ends the process that loads it. With -P, Python imports
+    # nothing from the present folder.
     command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode == 0:
@@ -130,7 +130,7 @@ def _install_extra(extra: str) -> str:
     named = f"{console.NAME}[{extra}]"
     if extra != "llama-wheel":
         return _install(named)
-    # Bindings without libraries, which pip must not keep for an extra `llama` of later.
+    # pip must not cache these bindings without libraries, which it would use for the extra `llama` later.
     return f"SKBUILD_WHEEL_CMAKE=false {_install('--no-cache-dir', named)}"
 
 

@@ -1,4 +1,4 @@
-"""`eval`: prove in the deployed runtime that a vector helps."""
+"""`eval`: measure in the deployed model what a vector gains."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def evaluate(
 
 
 def _asked(task: Task, number: int, shifted: bool) -> Task:
-    """Return a task whose held-out prompts are those to measure on."""
+    """Return a task whose held-out prompts are the `number` that are measured on."""
     if shifted and not task.shifted:
         raise TrainError(f"task {task.name} has no shifted prompts: leave out --shifted")
     samples = (task.shifted if shifted else task.held_out)[:number]
@@ -140,7 +140,7 @@ def _asked(task: Task, number: int, shifted: bool) -> Task:
 
 
 def _arms(vector: MicroVector | None, prompt: Preamble) -> dict[str, tuple[Any, ...]]:
-    """Return what is measured: the vector of each arm, and what stands before every prompt."""
+    """Return by arm the arguments of `Measuring.arm`: a vector, and perhaps what stands before prompts."""
     arms: dict[str, tuple[Any, ...]] = {"base": (None,)} | ({"prompt": (None, prompt)} if prompt else {})
     if vector is not None:
         arms |= {"beneath": (vector.under,)} if vector.under is not None else {}

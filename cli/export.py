@@ -141,7 +141,7 @@ def export(
 def _say_what_was_made(
     report: ExportReport, start: float, base: Path, source: dict[str, Any] | None, as_json: bool
 ) -> None:
-    """Compare the answers of both forms, where there are both, and print what an export made."""
+    """Compare the answers of both forms, if there are both, and print what an export made."""
     output, bases, quality, placed = report.output, report.bases, report.quality, report.base_placed
     alike, seconds = _measure_parity(report), time.perf_counter() - start
     if names := quality["unconverged"]:
@@ -156,9 +156,9 @@ def _say_what_was_made(
     wrote = f"exported {base.name} to {output} in {seconds:.1f} s"
     console.report(record, as_json, wrote, rows=console.flat(record))
     find = output, "brevity", "-o", "brief.bin"
-    if placed is not None and not as_json:  # PyTorch reads the GGUF, which an export for ONNX alone lacks
+    if placed is not None and not as_json:  # `train` reads the GGUF, which an export for ONNX alone lacks
         console.next_command("train", *find)
-    if (bases.projections or placed is None) and not as_json:  # 13 random numbers are too few for `tune`
+    if (bases.projections or placed is None) and not as_json:  # `tune` gains little in random directions
         console.next_command("tune", *find)
 
 
@@ -177,7 +177,7 @@ def _list_names(as_json: bool) -> None:
 
 @contextmanager
 def module_progress(modules: int, size: int) -> Iterator[tuple[Callable[[str, int], None], console.Show]]:
-    """Show how far an export is; yield what counts a module, and what says what comes after them."""
+    """Show the progress of an export; yield what to call after each module, and what shows later stages."""
     done = [0, 0]
     with console.progress("reading the model", size) as show:
 
@@ -204,7 +204,7 @@ def _add_base(bundle: Path, base: Path, key: Path | None, as_json: bool) -> None
 
 
 def _measure_parity(report: ExportReport) -> dict[str, Any] | None:
-    """Compare the answers of graph and GGUF, where there are both, and note it in the manifest."""
+    """Compare the answers of graph and GGUF, if there are both, and write the result into the manifest."""
     if report.onnx is None or report.base_placed is None:
         return None
     from tinylora_edge.eval import measure_parity

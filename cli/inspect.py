@@ -1,4 +1,4 @@
-"""`inspect`: what a bundle, a basis or a vector is, and whether it is sound."""
+"""`inspect`: what a bundle, a basis or a vector is, and whether it is intact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tinylora_edge.writes import open_file
 from . import console, keyfiles, vectors
 from . import options as opts
 
-_VALUES = 64  # values in a table
+_VALUES = 64  # most values that are shown without --json
 
 
 def inspect(
@@ -76,7 +76,7 @@ def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, user: str
 
 
 def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
-    """Return what a basis or a bundle is, once it is known to be sound."""
+    """Check a basis or a bundle, and return what it is."""
     if vectors.is_basis(path):
         if keys:
             raise BadParameter("a basis alone has no signature: name the bundle", param_hint="--key")
@@ -102,7 +102,7 @@ def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
 
 
 def _is_model(path: Path) -> bool:
-    if (named := path.name.endswith((".gguf", ".onnx"))) or not path.is_file():  # a damaged one, too
+    if (named := path.name.endswith((".gguf", ".onnx"))) or not path.is_file():  # even if it is damaged
         return named
     with open_file(path) as file:
         return file.read(4) == b"GGUF"

@@ -1,4 +1,4 @@
-"""Keys on the command line: `keygen` makes them, `sign` signs a bundle with one, and commands read them."""
+"""Keys on the command line: `keygen` makes them, `sign` signs a bundle, and other commands read them here."""
 
 from __future__ import annotations
 
@@ -90,24 +90,31 @@ def signer(path: Path) -> tags.Ed25519Signer:
 
 
 def signing_key(path: Path) -> tags.Ed25519Signer | tags.Hmac:
-    """Return what signs with a file: a private key in PEM, or a MAC key in hexadecimal digits."""
+    """Return the signer of a file that has a private key in PEM, or a MAC key in hexadecimal digits."""
     return _key(path, tags.Ed25519Signer.from_pem, tags.Hmac.from_hex)
 
 
+def verifier(signer: tags.Ed25519Signer | tags.Hmac | None) -> list[tags.Verifier]:
+    """Return the verifier of a signer's tags; none without a signer, as checksums need no key."""
+    if isinstance(signer, tags.Ed25519Signer):
+        return [tags.Ed25519Verifier(signer.public_key)]
+    return [] if signer is None else [signer]
+
+
 def public_keys(paths: Sequence[Path] | None) -> list[tags.Ed25519Verifier]:
-    """Return what checks signatures of public key files."""
+    """Return the verifiers of public key files."""
     return [_key(path, tags.Ed25519Verifier.from_pem, tags.Ed25519Verifier.from_pem) for path in paths or ()]
 
 
 def verifiers(paths: Sequence[Path] | None) -> list[tags.Verifier]:
-    """Return what `--key` trusts: public keys in PEM, and MAC keys."""
+    """Return the verifiers of key files: public keys in PEM, and MAC keys."""
     return [_key(path, tags.Ed25519Verifier.from_pem, tags.Hmac.from_hex) for path in paths or ()]
 
 
 def signer_and_trusted(
     paths: Sequence[Path] | None,
 ) -> tuple[tags.Ed25519Signer | tags.Hmac | None, list[tags.Verifier]]:
-    """Return what signs, and what is trusted, of key files: private and MAC keys sign, public ones check."""
+    """Return the signer of key files, a private or a MAC key, and the verifiers of the public keys."""
     public = [path for path in paths or () if b"PUBLIC KEY-----" in path.read_bytes()[:PEM_BYTES]]
     secret = [path for path in paths or () if path not in public]
     if len(secret) > 1:
@@ -116,12 +123,12 @@ def signer_and_trusted(
 
 
 def policy(keys: Sequence[Path] | None, state: Path | None = None) -> Policy:
-    """Return the policy of a device that trusts these keys; without any, a checksum is enough."""
+    """Return a policy that trusts the keys in files; without any, a checksum is enough."""
     return Policy(keys=verifiers(keys), state=state)
 
 
 def warn_if_others_read(path: Path) -> None:
-    """Warn of a file with secrets that others on this machine can read."""
+    """Warn if others on this machine can read a file with secrets."""
     if os.name != "nt" and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         console.warn(f"{path} can be read by others on this machine: chmod 600 {path}")
 

@@ -1,4 +1,4 @@
-"""`learn`: directions of R that are worth a number, for a bundle that is there."""
+"""`learn`: adds learned directions of R to a bundle."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def learn(
     if users is None:
         for path in folder.glob("*.npz"):
             path.unlink()
-        with suppress(OSError):  # it holds something of others
+        with suppress(OSError):  # somebody else's file is in it
             folder.rmdir()
     record = {"bundle": str(bundle), "basis": basis.digest, "numbers": basis.size, "learned": facts}
     if learned.behaviours:

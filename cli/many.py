@@ -1,4 +1,4 @@
-"""`train` of many users: what it shows while it runs, and its table."""
+"""`train` of many users: its progress and its report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SHOWN = 10  # failures that are printed; the report has all
 
 
 class _InStore:
-    """A store of servers, to `train_many`: a `Target`."""
+    """A servers' store as the `Target` of `train_many`."""
 
     def __init__(self, store: Store, policy: Policy) -> None:
         self._store, self._policy, self.last = store, policy, store.last
@@ -40,13 +40,6 @@ class _InStore:
     def put_newer(self, user: str, frame: bytes) -> bool:
         """Store a frame, if its sequence is above all that were accepted of its user."""
         return self._store.put_newer(user, frame, self._policy)
-
-
-def _verifier(signer: tags.Ed25519Signer | tags.Hmac | None) -> list[tags.Verifier]:
-    """Return what checks the tags of a signer."""
-    if isinstance(signer, tags.Ed25519Signer):
-        return [tags.Ed25519Verifier(signer.public_key)]
-    return [] if signer is None else [signer]
 
 
 def train_users(
@@ -74,7 +67,7 @@ def train_users(
         )
     signer, trusted = keyfiles.signer_and_trusted(keys)
     if signer is not None and not trusted and head(options.under).kind != tags.CRC32:
-        trusted = _verifier(signer)
+        trusted = keyfiles.verifier(signer)
     record, target = f"{str(output).rstrip('/')}.report.jsonl", shown(store) if store else str(output)
     options, beside, found = replace(options, keys=trusted), whitening_path(under), list[Any]()
     stopped = False
@@ -83,7 +76,7 @@ def train_users(
         if store is not None:
             bases = load_bundle(bundle).bases
             opened = stack.enter_context(closing(Store(store, bases)))
-            to = _InStore(opened, Policy(keys=_verifier(signer), state=opened.sequences))
+            to = _InStore(opened, Policy(keys=keyfiles.verifier(signer), state=opened.sequences))
         counts: Counter[str] = Counter()
 
         def show(event: dict[str, Any]) -> None:

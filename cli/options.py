@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from tinylora_edge.tasks import Preamble, Task
 
 CONTEXT = 2048
-"""Tokens of a context where none is named, whatever the model was made for."""
+"""Default tokens of a context, whatever the model was made for."""
 
 Dtype = Literal["fp32", "bf16", "fp16", "int8", "q2", "q4"]
 Engine = Literal["llama", "onnx"]
 
 
 def file_needed(output: Path) -> Path:
-    """Refuse `-`, and a path without a file name: stdout cannot take several files."""
+    """Return an output path. BadParameter: it is `-`, as stdout cannot take several files, or has no name."""
     if str(output) == "-" or not output.name:
         raise BadParameter(f"stdout cannot take what this command writes: name a file, not {str(output)!r}")
     return output
@@ -69,18 +69,11 @@ VectorsOption = Annotated[
 UnderOption = Annotated[
     Path | None, Option(metavar="FILE", help="A shared vector, kept unchanged beneath the user's.")
 ]
-NumbersOption = Annotated[
-    int | None,
-    Option(metavar="N", min=1, help="How many numbers, at most one for each module. [default: 13]"),
-]
 SystemOption = Annotated[
     str | None, Option("--system", metavar="TEXT", help="Put this system prompt before every prompt.")
 ]
 ExamplesOption = Annotated[
     int | None, Option("--examples", metavar="K", min=1, help="Put K training examples before every prompt.")
-]
-EvaluateOption = Annotated[
-    bool, Option(help="Measure the gain on held-out prompts, and the drift on general ones.")
 ]
 KeysOption = Annotated[
     list[Path] | None,
@@ -115,7 +108,7 @@ UserOption = Annotated[str, Option("--user", metavar="NAME", help="The user to w
 
 
 def load_data(data: str, **arguments: Any) -> Task:
-    """Return the task of DATA, and print its notes, such as the reward that was read off."""
+    """Return the task of DATA, and print its notes, such as which reward the answers chose."""
     from tinylora_edge.tasks import load_task
 
     task = load_task(data, **arguments)
@@ -140,7 +133,7 @@ def load_model(
     vector: list[bytes] | None = None,
     **options: Any,
 ) -> Any:
-    """Return the deployed model; answers in contexts of their own need no larger one than the default."""
+    """Return the deployed model. 64 tokens of context are enough where batches have contexts of their own."""
     from tinylora_edge import runtime
 
     found = load_bundle(bundle)

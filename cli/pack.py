@@ -1,4 +1,4 @@
-"""`pack`: a vector made ready for its way to a device: framed, signed, as text or as a QR code."""
+"""`pack`: a vector framed for its way to a device, signed, and written as bytes, text or QR code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tinylora_edge.wire.frame import DEFAULT_USER, FIRST_DAY, bound_name
 from . import console, keyfiles, vectors
 from . import options as opts
 
-_PIXELS = 8  # a module's width in a picture: sharp on a phone held 20 cm away
+_PIXELS = 8  # width of a QR code's module in a picture, which a phone reads from 20 cm
 
 
 def _day(written: str) -> date:
@@ -93,7 +93,7 @@ def pack(
         record["exact"] = bool((made.values == found.values).all())
     record = {"vector": output, **vectors.header(data), **record}
     if as_qr and printed:
-        half_blocks = io.StringIO()  # whose spaces are dark; a terminal has colours of its own
+        half_blocks = io.StringIO()  # spaces are dark modules, whatever colours the terminal has
         qr_code(data).terminal(half_blocks, border=2, compact=True)
         shown = Text(half_blocks.getvalue(), style="#ffffff on #000000", end="")
         console.stdout().print(shown, soft_wrap=True)
@@ -109,12 +109,10 @@ def pack(
 def _check(
     data: bytes, known: Bases, signer: tags.Ed25519Signer | tags.Hmac | None, user: str
 ) -> AdmittedVector:
-    """Return the vector: of the default user, as `train` leaves it, or of the one it is packed for."""
-    keys: list[tags.Verifier] = []
-    if signer is not None:
-        keys = [tags.Ed25519Verifier(signer.public_key) if isinstance(signer, tags.Ed25519Signer) else signer]
+    """Return the vector of a frame that is bound to the default user, as `train` writes it, or to `user`."""
     tagged = frame.head(data).kind != tags.CRC32
-    policy = Policy(keys=keys if tagged else (), today=FIRST_DAY)  # what is over may be packed anew
+    keys = keyfiles.verifier(signer) if tagged else []
+    policy = Policy(keys=keys, today=FIRST_DAY)  # a vector whose last day is over may be packed again
     try:
         return policy.check(data, known)
     except (ChecksumError, SignatureError):

@@ -1,4 +1,4 @@
-"""`play`: the page of a server in a browser on this machine: base and personalized model side by side."""
+"""`play`: a server's page in a browser on this machine, with base and personalized model side by side."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def play(
             page=True,
             vector=frames[-1] if frames else None,
             under=frames[:-1] or None,
-            slots=3,  # both panes of one person at once: an account leaves one free
+            slots=3,  # for both panes at once, as an account has to leave one slot free
             n_ctx=opts.CONTEXT,
             n_threads=threads,
         )
 
         def ready(url: str) -> None:
-            address = f"{url}/#token={made.state.editor.token}"  # behind the #, which no browser sends
+            address = f"{url}/#token={made.state.editor.token}"  # browsers do not send what is behind the #
             console.say(f"the page is at {address}")
             console.note("Ctrl-C ends it")
-            if not no_open:  # in a thread: a browser of the terminal would keep the server from answering
+            if not no_open:  # in a thread, as a browser in the terminal would block the server
                 threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
         run(made, host="127.0.0.1", port=port, ready=ready, quiet=True, grace=2)

@@ -1,4 +1,4 @@
-"""Runs as a page, one file without scripts: curves, figures, answers, and what changed elsewhere."""
+"""A report on runs as one HTML file without scripts: curves, figures, answers, and changes elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import results
 Record = dict[str, Any]
 Points = list[tuple[float, float]]
 
-_WIDE, _HIGH, _LEFT, _RIGHT, _TOP, _FOOT = 720, 240, 56, 16, 12, 34  # a chart, in pixels, and its margins
+_WIDE, _HIGH, _LEFT, _RIGHT, _TOP, _FOOT = 720, 240, 56, 16, 12, 34  # pixels of a chart and its margins
 _COLOURS = "#0969da", "#bc4c00", "#1a7f37", "#8250df", "#cf222e", "#9a6700"
 _STYLE = """
 :root { color-scheme: light dark; --line: #d1d9e0; --dim: #59636e; --right: #dafbe1 }
@@ -31,7 +31,7 @@ svg line { stroke: var(--line) } .dim { color: var(--dim) }
 
 
 def write(path: Path, records: Mapping[str, Record]) -> None:
-    """Write the page of records, which are read under their names."""
+    """Write the page of records, which have their names on it."""
     with atomic_write(path) as file:
         file.write(page(records).encode())
 
@@ -51,7 +51,7 @@ def page(records: Mapping[str, Record]) -> str:
 
 
 def _section(record: Record) -> Iterator[str]:
-    """Yield what is of one record: how it was made, what it says, its answers, and those elsewhere."""
+    """Yield the part of one record: how it was made, its figures, its answers, and changed general ones."""
     known = ("tool", "task", "split", "projection", "numbers", "dtype", "basis", "seconds")
     made = [(name, str(record[name])) for name in known if name in record]
     phases = results.phases(record) if "result" in record else []
@@ -92,7 +92,7 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _charts(records: Mapping[str, Record]) -> Iterator[str]:
-    """Yield the curves: what was held back, and its loss, by the step."""
+    """Yield the curves of the scores on held-back prompts and of their loss, by step."""
     sign = -1 if any("unit" in record for record in records.values()) else 1
     for key, title in (
         ("validation", "prompts held back"),
@@ -108,7 +108,7 @@ def _charts(records: Mapping[str, Record]) -> Iterator[str]:
 
 
 def _chart(title: str, lines: Mapping[str, Points]) -> str:
-    """Return curves as SVG: steps to the right, values upwards."""
+    """Return curves as SVG, with steps on the horizontal axis."""
     xs, ys = zip(*[point for points in lines.values() for point in points], strict=True)
     low, high, last = min(*ys, 0.0), max(ys), max(xs) or 1
     span = high - low or 1.0

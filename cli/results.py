@@ -1,4 +1,4 @@
-"""What was measured of a vector, for reading: its record becomes a table of arms and labelled facts."""
+"""Records of measurements as text: a table of arms, and labelled facts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ANSWERS = 10
 
 
 def compared(record: dict[str, Any], sign: int) -> str:
-    """Return the record of a paired comparison for reading; `sign` is that of `scale`."""
+    """Return the record of a paired comparison as text; `sign` is that of `scale`."""
     found = SimpleNamespace(**record)
     return (
         f"{sign * found.difference:+.3f}{_error(found)}, paired: "
@@ -23,7 +23,7 @@ def compared(record: dict[str, Any], sign: int) -> str:
 
 
 def verdict(found: Any, what: str) -> str:
-    """Return what a paired comparison shows, and no more than that."""
+    """Return a sentence on what a paired comparison shows, and no more than that."""
     if found.standard_error is None or not abs(found.difference) > 2 * found.standard_error:
         return "The difference is within two standard errors: it may be chance."
     change = "raises" if found.difference > 0 else "lowers"
@@ -31,8 +31,8 @@ def verdict(found: Any, what: str) -> str:
 
 
 def table(*records: dict[str, Any], names: Sequence[str] = ()) -> list[tuple[str, ...]]:
-    """Return the arms that records compare, for reading: a header, then a row an arm. Those of several
-    records stand under each other, with the records' `names` in the first column."""
+    """Return the arms of records as a table: a header, then a row for each arm. With several records, their
+    `names` are in the first column."""
     units = {scale(record) for record in records}
     if len(units) > 1:
         raise console.CommandError("some records have rewards, others nats a token: draw them apart")
@@ -56,7 +56,7 @@ def table(*records: dict[str, Any], names: Sequence[str] = ()) -> list[tuple[str
 
 
 def arm_names(record: dict[str, Any]) -> dict[str, str]:
-    """Return the arms that a record may have, in order, with what they are called."""
+    """Return the titles of the arms that a record may have, by arm and in order."""
     prompt = record.get("prompt", {})
     examples = prompt.get("examples", ())
     texts = any(not each["question"] for each in examples)
@@ -68,13 +68,13 @@ def arm_names(record: dict[str, Any]) -> dict[str, str]:
 
 
 def show(record: dict[str, Any]) -> None:
-    """Print what the record of a run says of its vector."""
+    """Print the figures in a run's record."""
     console.grid(table(record))
     console.facts(rows(record))
 
 
 def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what the record of a run says of its vector beside `table`: gain, drift, and more."""
+    """Return the figures in a run's record that `table` does not have, as labelled facts."""
     found, (sign, unit) = [], scale(record)
     base = "beneath" if "under" in record or "beneath" in record.get("arms", ()) else "base"
     if "held_out" in record:
@@ -106,7 +106,7 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _unfinished(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Say where a run ended while it still gained, and how to go on."""
+    """Return advice on how to continue a run that ended while it still gained; [] for any other."""
     phases = [phase for phase in record.get("result", {}).get("phases", ()) if phase.get("gaining")]
     if not phases:
         return []
@@ -118,7 +118,7 @@ def _unfinished(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _ahead(record: dict[str, Any], unit: str) -> list[tuple[str, str]]:
-    """Say which of vector and prompt is ahead, and how sure that is."""
+    """Return whether the vector or the prompt is ahead, and how sure that is; [] if not measured."""
     if "ahead" not in record:
         return []
     found = SimpleNamespace(**record["ahead"])
@@ -135,7 +135,7 @@ def _ahead(record: dict[str, Any], unit: str) -> list[tuple[str, str]]:
 
 
 def phases(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what each method of a run brought, for reading."""
+    """Return the figures of each method of a run, as labelled facts."""
     found = []
     for each in (SimpleNamespace(**phase) for phase in record["result"].get("phases", ())):
         if each.method == "texts":
@@ -160,12 +160,12 @@ def phases(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def scale(record: dict[str, Any]) -> tuple[int, str]:
-    """Return what a score is multiplied by for reading, and its unit: nats are minus the score."""
+    """Return the factor with which scores are shown, and their unit: nats a token are minus the score."""
     unit = record.get("unit")
     return (1, "reward") if unit is None else (-1, str(unit))
 
 
 def _error(found: Any) -> str:
-    """Return a standard error for reading; nothing where it is of one prompt, and so none."""
+    """Return a standard error as text; "" where a single prompt has none."""
     error = found.standard_error
     return "" if error is None or math.isnan(error) else f" +- {error:.3f}"

@@ -1,4 +1,4 @@
-"""`run`: one answer, with or without a micro-vector; and what `chat` has in common with it."""
+"""`run`: one answer, with or without a vector; and the functions that `chat` also uses."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def answer(
 ) -> tuple[str, str | None]:
     """Answer a prompt until the end, or until `stopped` is not empty; return the text and why it ended."""
     text, reason = "", None
-    tokens, ends = llm.encode(prompt)  # what vectors are trained and measured on, without a template too
+    tokens, ends = llm.encode(prompt)  # as in training and measuring, also where there is no chat template
     chunks: Any = llm.create_completion(tokens, stop=ends, stream=True, **options)
     try:
         with console.progress("reading the prompt"):
@@ -124,7 +124,7 @@ async def held(
     show: bool,
     **options: Any,
 ) -> tuple[str, str | None]:
-    """Answer a prompt as `serve` does, which holds an answer to a schema; otherwise like `answer`."""
+    """Answer as `answer` does, but in a pool, as `serve` does, where a schema can constrain the answer."""
     from tinylora_edge.runtime import Pool
 
     text, size = "", min(n_ctx or llm.longest, llm.longest)
@@ -138,7 +138,7 @@ async def held(
 
 
 def messages(system: str | None, prompt: str | None = None) -> list[dict[str, str]]:
-    """Return a system message and a user's, as far as they are there."""
+    """Return a system message and a user's, those that are given."""
     parts = ("system", system), ("user", prompt)
     return [{"role": role, "content": text} for role, text in parts if text is not None]
 

@@ -1,4 +1,4 @@
-"""`publish` and `fetch`: users' frames to where devices or servers get them, and the newest onto a device."""
+"""`publish` and `fetch`: frames to the place where devices or servers get them, and onto a device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tinylora_edge.writes import atomic_write, open_file
 from . import console, keyfiles, vectors
 from . import options as opts
 
-_SHOWN = 10  # refusals that are printed; a report has all
+_SHOWN = 10  # refusals that are printed; --json has all
 
 
 def publish(
@@ -84,7 +84,7 @@ def publish(
 def _put(
     frames: Iterator[tuple[str, bytes]], bases: Bases, where: str, keys: list[Path] | None, as_json: bool
 ) -> None:
-    """Put frames into a store of servers, and say which were refused."""
+    """Put frames into a servers' store, and print which were refused."""
     from tinylora_edge.serve.store import Store, Stored
 
     trusted, stored, refused = keyfiles.verifiers(keys), 0, dict[str, TinyLoraError]()
@@ -139,8 +139,8 @@ def fetch(
     with suppress(FileNotFoundError), open_file(output) as file:
         before = file.read(len(data) + 1)
     if changed := before != data:
-        # The state is written once the new vector is on the disk under another name: the state knows every
-        # vector that is in place, and a kill between the two leaves the old one.
+        # The state is written when the new vector is on the disk, but under another name. So the state knows
+        # each vector that is in place, and a kill between the two steps leaves the old vector there.
         with atomic_write(output) as file:
             file.write(data)
             file.flush()

@@ -60,7 +60,7 @@ def train(
         Option(help="For SmolLM2 855 bytes, 13 kB, 55 kB; full: all outputs of BUNDLE. [default: large]"),
     ] = None,
     rank: Annotated[
-        Any,  # a tuple, which would be several values
+        Any,  # not a tuple, which typer would take for several values
         Option(metavar="K|PxQ", parser=_shape, help="Instead of --size: all entries of R, K x K or P x Q."),
     ] = None,
     numbers: Annotated[int | None, Option(metavar="N", help="Instead of --size: N numbers.")] = None,
@@ -191,7 +191,7 @@ def train(
 
 
 def _begun(options: Options, bases: Bases, start: Path, user: str) -> Options:
-    """Return options that begin with the vector in a file, and number the new one behind it."""
+    """Return options that begin with the vector in a file, and give the new one the next sequence."""
     from tinylora_edge.train import grown
 
     vector = Policy(keys=options.keys).check(vectors.read(str(start)), bases, user=user)
@@ -202,7 +202,7 @@ def _begun(options: Options, bases: Bases, start: Path, user: str) -> Options:
 def _train_one(
     bundle: Bundle, task: Task, output: Path, options: Options, page: Path, resume: bool, as_json: bool
 ) -> None:
-    """Train one vector, and say what it brings."""
+    """Train one vector, write the report, and print the figures."""
     from tinylora_edge.train import train as run
 
     with training_progress() as show:
@@ -225,7 +225,7 @@ def _train_one(
 
 @contextmanager
 def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show what a run learns from, its loss and rewards, and how far it is."""
+    """Show a run's data, loss, rewards and progress."""
     known: dict[str, str] = {}
     sign = 1
     with console.progress("loading the model", 1.0) as bar:
@@ -255,12 +255,17 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
         yield show
 
 
-_METRICS = {"loss": "loss {:.3f}", "reward": "reward {:.2f}"}  # of a step, as they are shown
-_METRICS |= {"validation": "held back {:.3f}", "validation_loss": "(loss {:.3f})"}
+_METRICS = {
+    "loss": "loss {:.3f}",
+    "reward": "reward {:.2f}",
+    "validation": "held back {:.3f}",
+    "validation_loss": "(loss {:.3f})",
+}
+"""The metrics of a step that are shown, and how."""
 
 
 def _note_event(metrics: dict[str, Any], sign: int, bar: console.Show) -> None:
-    """Say what has happened in a run beside its steps."""
+    """Print an event of a run that is no step."""
     event = metrics["event"]
     if event == "data":
         console.note(

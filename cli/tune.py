@@ -35,7 +35,10 @@ def tune(
     schema: opts.SchemaOption = None,
     drop_duplicates: opts.DropDuplicatesOption = False,
     start: Annotated[Path | None, Option(metavar="FILE", help="Begin with this vector.")] = None,
-    numbers: opts.NumbersOption = None,
+    numbers: Annotated[
+        int | None,
+        Option(metavar="N", min=1, help="How many numbers, at most one for each module. [default: 13]"),
+    ] = None,
     under: opts.UnderOption = None,
     system: opts.SystemOption = None,
     examples: opts.ExamplesOption = None,
@@ -46,7 +49,9 @@ def tune(
     keys: opts.KeysOption = None,
     user: opts.UserOption = DEFAULT_USER,
     resume: Annotated[bool, Option("--resume", help="Continue an interrupted run.")] = False,
-    evaluate: opts.EvaluateOption = True,
+    evaluate: Annotated[
+        bool, Option(help="Measure the gain on held-out prompts, and the drift on general ones.")
+    ] = True,
     as_json: opts.JsonOption = False,
 ) -> None:
     """Tune a vector on this device, by forward passes of the deployed base: no PyTorch, no gradients.
@@ -138,7 +143,8 @@ def tune(
 
 
 def _check_files(output: Path, resume: bool) -> Path:
-    """Return the file of the state, once none of the files is another run's, or of the user's own."""
+    """Return the file of the state. Errors: a file to be written is there already, or a state is there
+    without --resume, or missing with it."""
     state = output.with_name(f"{output.name}.state")
     vectors.check_target(str(output))
     if not resume:
@@ -153,7 +159,7 @@ def _check_files(output: Path, resume: bool) -> Path:
 
 
 def _reporter(show: console.Show, budget: Budget, unit: str, sign: int) -> Callable[[dict[str, Any]], None]:
-    """Return a `report` that shows how much of a run's budget is spent."""
+    """Return a `report` that shows the rewards of a run, and how much of its budget is spent."""
     limits = {key: limit for key, limit in asdict(budget).items() if limit is not None}
     known: dict[str, str] = {}
 

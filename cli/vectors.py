@@ -1,5 +1,4 @@
-"""Vector bytes on the command line: where they come from, where they go, what their header says, and which
-sizes a bundle takes."""
+"""Vectors on the command line: their bytes from and to files and streams, their headers, and their sizes."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ def read(source: str) -> bytes:
     else:
         with open_file(source) as file:
             data = file.read(text.TEXT_CHARACTERS + 1)
-    data = data.removeprefix(codecs.BOM_UTF8)  # which editors write, and no frame begins with
+    data = data.removeprefix(codecs.BOM_UTF8)  # editors may write it into a text; no frame begins with it
     if text.is_text(data):
         data = text.decode(data)
     if len(data) > VECTOR_FILE_BYTES:
@@ -45,14 +44,14 @@ def read(source: str) -> bytes:
 
 
 def read_stack(sources: list[str] | None) -> list[bytes]:
-    """Return the bytes of vectors that act together; stdin has one of them at most."""
+    """Return the bytes of a stack of vectors, of which at most one may come from stdin."""
     if (sources or []).count(STREAM) > 1:
         raise BadParameter("stdin has one vector: pass files for the others", param_hint="--vector")
     return [read(source) for source in sources or ()]
 
 
 def check_target(target: str, *, as_json: bool = False) -> None:
-    """Check that bytes may be written there, before any work is done."""
+    """Check, before any work is done, that a vector can be written to an output that is not there yet."""
     if target == STREAM:
         if as_json:
             why = "stdout carries the vector: pass -o FILE to have a report"
@@ -68,7 +67,7 @@ def check_target(target: str, *, as_json: bool = False) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Check that the directory that a file goes to is there, and takes files."""
+    """Check that the directory of a file exists and can be written to."""
     if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         why = "is not a directory to write in: make it first, or choose another output"
         raise FileNotFoundError(f"{path.parent} {why}")
@@ -90,7 +89,7 @@ def find_bases(path: Path) -> Bases:
 
 
 def is_basis(path: Path) -> bool:
-    """Tell whether a file is one of side tensors, by its name or as far as its header can be read."""
+    """Tell whether a file is one of side tensors, by its name or, if it is GGUF, by its header."""
     if not path.is_file():
         return False
     if path.name.endswith("basis.gguf"):
@@ -101,7 +100,7 @@ def is_basis(path: Path) -> bool:
 
 
 def header(data: bytes) -> dict[str, Any]:
-    """Return what the bytes of a vector say without a basis: nothing of it is verified."""
+    """Return what a frame says without its basis, unverified."""
     length = len(data)
     version, dtype, kind, basis_id, sequence, until = frame.head(data)
     around, name = frame.HEADER_BYTES[version] + tags.SIZES[kind], tags.NAMES[kind]
@@ -113,13 +112,13 @@ def header(data: bytes) -> dict[str, Any]:
 
 
 def summary(vector: MicroVector) -> str:
-    """Return what a vector is, in a few words: `13 fp32 values, norm 0.31`."""
+    """Return a vector in a few words: `13 fp32 values, norm 0.31`."""
     values = console.counted(vector.values.size, f"{vector.dtype} value")
     return f"{values}, norm {vector.norm:.4g}" + ("" if vector.under is None else ", on what lies beneath")
 
 
 def next_sequence(before: MicroVector | None) -> int:
-    """Return the sequence of what is learned from a vector, or from none: receivers take no lower one."""
+    """Return the sequence of a vector that was learned from another one, or from none."""
     if before is None:
         return FIRST_SEQUENCE
     if before.sequence == 0xFFFF:
@@ -130,7 +129,7 @@ def next_sequence(before: MicroVector | None) -> int:
 
 
 def factors_facts(bases: Bases) -> dict[str, Any]:
-    """Return what a model's factors are, for a report, and what vectors they take: see `sizes`."""
+    """Return the facts on a model's factors for a report, with the `sizes` of vectors."""
     factors = bases.factors
     about: dict[str, Any] = {"factors": factors.digest, "architecture": factors.architecture}
     about |= {"modules": len(factors.modules), "kinds": factors.kinds, "rank": factors.rank}
@@ -140,7 +139,7 @@ def factors_facts(bases: Bases) -> dict[str, Any]:
 
 
 def sizes(bases: Bases) -> dict[str, dict[str, int]]:
-    """Return sizes of vectors by the option that names them: numbers, and bytes of frames with a checksum."""
+    """Return by option the numbers of a vector, and the bytes of its frame with a checksum by dtype."""
     modules, most = len(bases.factors.modules), bases.factors.rank
     tiled = (min(NUMBERS, modules), modules) if most >= RANK else ()
     numbers = sorted({*(p.size for p in bases.projections), *tiled})
