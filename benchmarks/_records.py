@@ -231,8 +231,8 @@ def crowds(rows: list[dict[str, Any]] | None = None) -> dict[str, dict[int, dict
 
     Returns:
         Medians over turns: `rate`, tokens a second, and `share`, the ratio to the rate of 16 users in the
-        same round. `p50` and `p95` of all requests: milliseconds to the first text. `peak` and `resident`:
-        bytes of the server.
+        same round. `p50` and `p95` of all requests: milliseconds to the first text. `peak`: bytes of the
+        server.
     """
     turns = [row for row in (records("cliff") if rows is None else rows) if "law" in row]
     of_16 = {_turn(row): row["tokens_per_second"] for row in turns if row["users"] == 16}
@@ -244,10 +244,8 @@ def crowds(rows: list[dict[str, Any]] | None = None) -> dict[str, dict[int, dict
         found.setdefault(server, {}).setdefault(users, {})[law] = {
             "rate": statistics.median(row["tokens_per_second"] for row in mine),
             "share": statistics.median(shares) if shares else math.nan,
-            "turns": len(mine),
             "p50": statistics.median(first),
             "p95": first[int(0.95 * (len(first) - 1))],
-            "resident": statistics.median(row["resident"] for row in mine),
             "peak": max(row["peak"] for row in mine),
         }
     return found

@@ -27,7 +27,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
@@ -35,13 +34,10 @@ import _servers as servers
 from _subjects import export, smollm2
 from _tables import users as table
 
-from tinylora_edge import Bases, Policy, load_bundle
+from tinylora_edge import load_bundle
 from tinylora_edge.exporters import export_onnx
-from tinylora_edge.runtime.model import admitted
-from tinylora_edge.serve.store import Store
 
 MOST_TOKENS = 32
-LOOK_UPS = 1000
 STOCK_USERS = 100  # most users of the stock server, each of whose LoRAs takes 9 MB of its memory
 
 
@@ -167,23 +163,6 @@ def measure(
                 bench.keep(study, run | own | found.row() | server.memory() | load)
 
 
-def vector_cost(path: Path, bases: Bases, users: int) -> dict[str, float]:
-    """Return the median seconds of a request to find and check a user's vector and make R, by size."""
-    store, times = Store(path, bases), dict[str, list[float]]()
-    policy, draw = Policy(keys=[servers.KEY], state=store.sequences), random.Random(0)
-    for _ in range(LOOK_UPS):
-        user = servers.name(draw.randrange(users))
-        with bench.stopwatch() as watch:
-            stored = store.get(user)
-            assert stored is not None
-            with admitted(stored.frame, bases, policy, user=user) as vector:
-                for _ in range(2):  # R is made when a request is submitted, and when it begins
-                    bases.of(vector).R(vector)
-        times.setdefault(str(len(vector.values)), []).append(watch.seconds)
-    store.close()
-    return {size: median(found) for size, found in times.items()}
-
-
 def main() -> None:
     parser = bench.parser(__doc__, rounds=3)
     parser.add_argument("--servers", nargs="+", default=["onnx", "llama", "stock"])
@@ -206,12 +185,6 @@ def main() -> None:
         with ExitStack() as stack:
             began = opened(stack, options, bundles, folder)
             bench.keep(study, run | {"commit": bench.commit(), "environment": environment})
-            for users in options.users:
-                if kind := next((kind for kind in bundles if (kind, users) in began), None):
-                    store = folder / str(users) / f"{kind}.db"
-                    cost = vector_cost(store, load_bundle(bundles[kind]).bases, users)
-                    facts = {"users": users, "vector_seconds": cost, "bytes": store.stat().st_size}
-                    bench.keep(study, run | facts)
             measure(began, options, study, run)
         print(table(bench.read_study(study)))
 

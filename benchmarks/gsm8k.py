@@ -40,7 +40,6 @@ KEYS = "model", "arm", "method", "seed", "steps", "prompts", "n", "start"
 
 
 def settings(options: argparse.Namespace, arm: str, seed: int) -> Options:
-    """Return the options of a training run."""
     kind, _, size = arm.partition("-")
     which: dict[str, Any] = {"rank": read_shape(size)} if kind == "rank" else {"numbers": int(size)}
     return Options(
@@ -103,7 +102,6 @@ def answered(options: argparse.Namespace, task: Task, arm: str, frame: Path | No
 
 
 def main() -> None:
-    """Run what the record lacks, and print a row an arm, paired with the base."""
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     arguments.add_argument("bundle", type=Path)
     arguments.add_argument("task", type=Path, help="a file that recipes/problems.py wrote")

@@ -384,7 +384,6 @@ def classified(data: PublicSet, arm: str) -> dict[str, Any]:
 
 
 def data_of(options: argparse.Namespace, seed: int) -> PublicSet:
-    """Return the public set that is asked for."""
     if options.set == "snips":
         return snips(options.folder, options.each, seed).thinned(options.n)
     return {"clinc": clinc, "ifeval": ifeval}[options.set](options.folder).thinned(options.n)

@@ -103,7 +103,6 @@ def plan(users: int, again: int, seed: int) -> list[Query]:
 
 
 def judged(query: Query, text: str, references: References) -> str:
-    """Return whose answer a text is."""
     theirs = {user: text_of for (user, prompt), text_of in references.items() if prompt == query.prompt}
     if any_own(text, theirs[query.user], query.leaves):
         return "own"
@@ -187,7 +186,6 @@ def with_model(user: int) -> dict[str, Any]:
 
 
 def measure(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each server."""
     users, size = options.users, {"users": options.users, "again": options.again}
     bundle = options.llama
     if bundle is None and {"llama", *STOCK} & {*options.servers}:

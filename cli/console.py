@@ -43,17 +43,21 @@ class _Console(Console):
         raise BrokenPipeError  # `app` handles it; rich would end the process with 1 and no message
 
 
-def stdout(*, stderr: bool = False) -> Console:
-    """Return a console on the present stdout, or stderr."""
-    console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not console.width or (not console.is_terminal and "COLUMNS" not in os.environ):
-        console.width = _PIPE_WIDTH  # a width of 0 is that of COLUMNS=0, with which rich prints nothing
-    return console
+def stdout() -> Console:
+    """Return a console on the present stdout."""
+    return _console(stderr=False)
 
 
 def stderr() -> Console:
     """Return a console on the present stderr."""
-    return stdout(stderr=True)
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.width or (not console.is_terminal and "COLUMNS" not in os.environ):
+        console.width = _PIPE_WIDTH  # a width of 0 is that of COLUMNS=0, with which rich prints nothing
+    return console
 
 
 def say(text: str = "") -> None:

@@ -117,7 +117,7 @@ def check_engine(name: str) -> Finding:
         text = f"{title} ends its process with signal {number} ({signal.strsignal(number)}){why}"
         return Finding("engine", FAULT, text, mend)
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    if name == "llama" and _is_installed("llama-cpp-py-sync"):  # perhaps there is no compiler
+    if name == "llama" and _is_installed("llama-cpp-py-sync"):  # without a compiler this extra is used
         mend = _install_extra("llama-wheel")
     return Finding("engine", FAULT, f"{title} fails: {last[:200]}", mend)
 

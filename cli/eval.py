@@ -149,7 +149,6 @@ def _arms(vector: MicroVector | None, prompt: Preamble) -> dict[str, tuple[Any, 
 
 
 def _show(record: dict[str, Any]) -> None:
-    """Print what was measured: the arms, their differences, and the first answers."""
     console.grid(results.table(record))
     sign, _ = results.scale(record)
     rows = [("held-out prompts", str(record["arms"]["base"]["n"]))]

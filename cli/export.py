@@ -118,7 +118,7 @@ def export(
     )
 
     def say(what: str, where: object, size: int) -> None:
-        if console.stderr().is_terminal:  # the hub's client shows how far it is
+        if console.stderr().is_terminal:  # where the hub's client shows its progress
             console.note(f"{what} from {where}: {console.megabytes(size)}")
 
     files = resolve(model, base=base, quant=quant, deployed=deployed, graph=graph, say=say)

@@ -76,7 +76,6 @@ def _vector(data: bytes, bundle: Path | None, keys: list[Path] | None, user: str
 
 
 def _model(path: Path, keys: list[Ed25519Verifier]) -> dict[str, Any]:
-    """Check a basis or a bundle, and return what it is."""
     if vectors.is_basis(path):
         if keys:
             raise BadParameter("a basis alone has no signature: name the bundle", param_hint="--key")

@@ -38,7 +38,6 @@ class _InStore:
         self._store, self._policy, self.last = store, policy, store.last
 
     def put_newer(self, user: str, frame: bytes) -> bool:
-        """Store a frame, if its sequence is above all that were accepted of its user."""
         return self._store.put_newer(user, frame, self._policy)
 
 

@@ -202,7 +202,6 @@ def _begun(options: Options, bases: Bases, start: Path, user: str) -> Options:
 def _train_one(
     bundle: Bundle, task: Task, output: Path, options: Options, page: Path, resume: bool, as_json: bool
 ) -> None:
-    """Train one vector, write the report, and print the figures."""
     from tinylora_edge.train import train as run
 
     with training_progress() as show:
@@ -255,17 +254,15 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
         yield show
 
 
-_METRICS = {
+_METRICS = {  # those of a step that are shown
     "loss": "loss {:.3f}",
     "reward": "reward {:.2f}",
     "validation": "held back {:.3f}",
     "validation_loss": "(loss {:.3f})",
 }
-"""The metrics of a step that are shown, and how."""
 
 
 def _note_event(metrics: dict[str, Any], sign: int, bar: console.Show) -> None:
-    """Print an event of a run that is no step."""
     event = metrics["event"]
     if event == "data":
         console.note(

@@ -88,7 +88,7 @@ def truncated_svd(weight: ArrayLike, rank: int, *, tol: float = 1e-3, max_passes
     # Rows are vectors: Q is an orthonormal basis of the space, Y = Q W^T, Z = Y W.
     q: _Array = np.empty((0, n_in), np.float32)
     ys, zs = list[_Array](), list[_Array]()
-    # `look` is the pass after which convergence is estimated first: real weights never need fewer.
+    # `look` is the pass after which the error is estimated first: fewer never suffice for real weights.
     gram, scale, look = np.empty((0, 0)), 0.0, max(3, -(-rank // width))
     while True:
         y, z = _multiply(w, block)

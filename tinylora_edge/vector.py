@@ -236,7 +236,7 @@ class Policy:
                     f"keys=[...] takes verifiers, Hmac and Ed25519Verifier, not {type(key).__name__}"
                 )
         self._keys = tuple(keys)
-        if not isinstance(max_norm, int | float | np.floating | np.integer) or not max_norm >= 0:  # nor NaN
+        if not isinstance(max_norm, int | float | np.floating | np.integer) or not max_norm >= 0:  # or is NaN
             raise VectorError(f"max_norm={max_norm!r} is not a bound: pass a number of at least 0")
         self.max_norm = max_norm
 

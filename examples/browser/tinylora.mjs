@@ -19,7 +19,7 @@ const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2,
 const encoded = (text) => new TextEncoder().encode(text);
 const sha256 = async (...parts) => new Uint8Array(await crypto.subtle.digest("SHA-256", joined(...parts)));
 
-/** The bytes of texts and typed arrays, one behind another. */
+/** The bytes of texts and typed arrays, joined. */
 function joined(...parts) {
   const arrays = parts.map((part) => (typeof part === "string" ? encoded(part) : part));
   const out = new Uint8Array(arrays.reduce((sum, each) => sum + each.byteLength, 0));
@@ -60,16 +60,16 @@ function randomP(module, k) {
 }
 
 /**
- * Of a descriptor: {size, R, columns, starts}, n, the map from Float32Array [n] to Float32Array [M, outputs, rank], zeros
- * beyond R, q, and where the numbers of each module begin in entries.
+ * Return what a descriptor means: {size: n, R: the map from Float32Array [n] to Float32Array [M, outputs, rank] with zeros
+ * beyond R, columns: q, starts: where each module's numbers begin, in entries}.
  *
- * outputs, rank: of the factors; rows: that each module has at most. p: of a learned projection, Float32Array [n, M, k, k].
+ * outputs, rank: of the factors; rows: outputs of each module. p: of a learned projection, Float32Array [n, M, k, k].
  */
 function projection(descriptor, { modules, outputs, rank, rows }, p) {
   const random = RANDOM.exec(descriptor), shape = /(?:rank|out)=(\d+)(?: in=(\d+))?/.exec(descriptor);
   const high = Number(shape[1]), k = Number(shape[2] ?? high), square = high * k; // R is high x k
   if (k > rank || high > outputs) fail(`${descriptor}: it is at most ${outputs} x ${rank}`);
-  const count = random ? 1 : p ? p.length / modules.length / square : 0; // numbers that R of a module sums
+  const count = random ? 1 : p ? p.length / modules.length / square : 0; // numbers in a module's sum; 0: entries
   const starts = [0];
   for (const own of rows) starts.push(starts.at(-1) + Math.min(own, high) * k);
   const size = random ? Number(random[2]) : count || starts.at(-1);
@@ -140,7 +140,7 @@ async function read(bytes) {
   const floats = [...tensors.values()].filter(({ type }) => type < 2).sort((one, two) => one.offset - two.offset);
   if (floats.some(({ offset }, i) => i && offset < end(floats[i - 1]))) fail("basis.gguf: tensors over the same bytes");
   const alignment = keys.get("general.alignment") ?? 32, start = Math.ceil(at / alignment) * alignment;
-  /** A tensor of such a shape, where null is any length: {shape, size of an item, data}. */
+  /** Return a tensor, whose shape must be this, where null is any length: {shape, size of an item, data}. */
   const tensor = (name, shape, types = [0, 1]) => {
     const found = tensors.get(name) ?? fail(`basis.gguf: ${name} is missing`), size = found.type === 0 ? 4 : 2;
     const fits = found.shape.length === shape.length && shape.every((d, i) => d === null || d === found.shape[i]);
@@ -155,7 +155,7 @@ async function read(bytes) {
   if (outputs < rank || large) fail(`basis.gguf: rank ${rank} and ${outputs} outputs of ${modules.length} modules`);
   if (version !== 2 || key("factorization") !== "left") fail(`basis.gguf: version ${version}, expected 2`);
 
-  const words = (...numbers) => new Uint32Array(numbers); // little-endian, as everything that runs JavaScript
+  const words = (...numbers) => new Uint32Array(numbers); // little-endian, as all machines that run JavaScript
   const spelled = (word) => [words(encoded(word).length), word];
   const packed = ({ shape, size, data }) => [words(size, shape.length), new BigUint64Array(shape.map(BigInt)), data];
   const rows = [];
@@ -183,7 +183,7 @@ async function read(bytes) {
       listed.push({ descriptor, p });
     }
   }
-  listed.forEach(({ descriptor, p }) => projection(descriptor, found, p)); // what is wrong with one is said here
+  listed.forEach(({ descriptor, p }) => projection(descriptor, found, p)); // throws where one is wrong
   const tiled = modules.map((_, i) => ({ descriptor: `random rank=2 seed=42 groups=${i + 1} u=1 tying=tiled` }));
   const others = Array.from({ length: outputs * rank }, (_, i) => [Math.floor(i / rank) + 1, (i % rank) + 1])
     .filter(([high, wide]) => high !== wide)
@@ -232,7 +232,7 @@ function half(bits) {
   return sign * (exponent ? (1 + fraction) * 2 ** (exponent - 15) : fraction * 2 ** -14);
 }
 
-/** Values of a payload: Float32Array [n]. */
+/** Return the values of a payload: Float32Array [n]. */
 function decode(payload, n, dtype) {
   const view = new DataView(payload.buffer), values = new Float32Array(n), bits = new Uint32Array(values.buffer);
   const single = (whole) => new Float32Array(new Uint32Array([whole]).buffer)[0];
@@ -247,8 +247,8 @@ function decode(payload, n, dtype) {
 }
 
 /**
- * Values of a payload with a scale for each of `columns` of a module, whose numbers begin at `starts`, then n codes of so
- * many bits: Float32Array [n].
+ * Return the values of a payload that has a scale for each column of each module, then n codes of so many bits: Float32Array
+ * [n]. `starts` has the place at which each module's values begin.
  */
 function decodeColumns(payload, n, bits, starts, columns) {
   const modules = starts.length - 1;
@@ -273,7 +273,7 @@ function decodeColumns(payload, n, bits, starts, columns) {
  */
 export async function readFrame(frame, basis, options = {}) {
   const { user = "", hmac, ed25519, last = { sequence: -1 }, today = now(), maxNorm = 256 } = options;
-  frame = Uint8Array.from(frame); // parts of a Buffer of Node's would share its memory
+  frame = Uint8Array.from(frame); // a copy, as slices of Node's Buffer share its memory
   const version = frame[0] >> 4, kind = (frame[0] >> 2) & 3, low = version > 3, bits = low ? frame[1] : 0;
   const dtype = low ? `q${bits}` : DTYPES[frame[0] & 3], dated = version % 2 === 1, at = low ? 6 : 5;
   if (frame.length < 8) fail("it was cut, or is no frame");

@@ -304,7 +304,6 @@ class _SplitGGUF(GGUFFile):
             )
 
     def data(self, tensor: Tensor) -> NDArray[np.uint8]:
-        """Return the raw bytes of a tensor: uint8 [nbytes], read-only, not copied."""
         return self._homes[tensor.name].data(tensor)
 
 

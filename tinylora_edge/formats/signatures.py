@@ -226,6 +226,6 @@ def files_of(bundle: Bundle, engine: str | None = None) -> dict[str, Path]:
                 raise TrustError(f"{bundle.onnx} has more than {BUNDLE_FILES} files: this is no bundle")
     root = bundle.basis_path.absolute().parent
     files = {path.absolute().relative_to(root).as_posix(): path for path in found}
-    for name in (SIGNATURE_NAME, f"{bundle.basis_path.name}.lock"):  # of `changing`
+    for name in (SIGNATURE_NAME, f"{bundle.basis_path.name}.lock"):  # the lock is that of `changing`
         files.pop(name, None)
     return files

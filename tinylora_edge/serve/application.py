@@ -75,7 +75,7 @@ def app(
         OptionError: the name has an @, or an option lacks another one, or contradicts it.
         Those of `runtime.Pool`, `Policy` and the stores.
     """
-    name = name or os.path.basename(os.path.abspath(bundle)).removesuffix(".gguf")  # of a link, its own
+    name = name or os.path.basename(os.path.abspath(bundle)).removesuffix(".gguf")  # a link's own name
     if "@" in name or not name.isprintable():
         raise OptionError(
             f"the model's name {name!r} has an @, which stands before a user, or a control character: pass "

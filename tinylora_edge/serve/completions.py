@@ -285,9 +285,9 @@ async def complete(request: Request, service: Service, *, chat: bool) -> Respons
     finally:
         _end(request, service, streams)
     content: Callable[[], bytes] = partial(reply.encoded, answers)
-    if any(answer.tokens for answer in answers):  # log-probabilities of tokens may be megabytes of JSON
-        return Response(await service.write(request.state.caller.who, content), media_type="application/json")
-    return Response(content(), media_type="application/json")
+    long = any(answer.tokens for answer in answers)  # log-probabilities of tokens may be megabytes of JSON
+    data = await service.write(request.state.caller.who, content) if long else content()
+    return Response(data, media_type="application/json")
 
 
 async def _begin(body: Body, request: Request, service: Service) -> list[AnswerStream]:
@@ -465,8 +465,6 @@ class _Part(BaseModel):
 
 
 class _Message(BaseModel):
-    """A message of a chat."""
-
     model_config = _STRICT
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | _List[_Part] | None = None

@@ -210,6 +210,5 @@ class Postgres:
 
 
 def _of_postgres(statement: str) -> str:
-    """Return a statement as PostgreSQL and psycopg take it."""
     typed = statement.replace(" BLOB ", " BYTEA ").replace(" TEXT ", ' TEXT COLLATE "C" ')
     return typed.replace("?", "%s")

@@ -375,7 +375,6 @@ class Store:
         return *self._whose(source), *accepted, again
 
     def _forget(self, user: str) -> None:
-        """Keep a user's admitted vector no longer."""
         if (kept := self._kept.pop(user, None)) is not None:
             self._kept_bytes -= kept[2].r.nbytes
 
@@ -436,5 +435,4 @@ class _StoreLog(SequenceLog):
             self.find(source).check(accepted, source)
 
     def find(self, source: Source) -> Accepted:
-        """Return the last that was accepted from a source, as the store says now."""
         return self._store._accepted(self._store._database.read(_MARK, self._store._whose(source)))

@@ -301,7 +301,7 @@ def _line(place: str, row: Mapping[str, Any]) -> Line:
 
 def _answer(place: str, value: Any, raw: bool) -> str | None:
     if isinstance(value, float):
-        return f"{Decimal(repr(value)):f}"  # as people write it
+        return f"{Decimal(repr(value)):f}"  # without an exponent, as people write it
     if value is None or isinstance(value, str):
         if value is not None and not value.strip():
             raise TrainError(f'{place}: "answer" is {kind_of(value)}, expected what the model should say')

@@ -22,8 +22,10 @@ _SHOWN = 40  # characters of a value that it shows, at most
 
 
 def instruction(task: Task) -> str | None:
-    """Return an instruction for a task's prompts; None where the answers suggest none, or the prompts, with
-    tools, have one already."""
+    """Return an instruction for a task's prompts, or None if the answers do not suggest one.
+
+    Answers that call tools need none: the prompt describes the tools.
+    """
     answers = [sample.answer.strip() for sample in task.train if sample.answer is not None]
     if not answers or is_text(task.reward) or any(sample.tools or sample.raw for sample in task.train):
         return None

@@ -137,7 +137,7 @@ def max_words(n: int) -> Reward:
         count = sum(-(-len(word) // _LONGEST_WORD) for word in words(completion.text))
         return float(completion.ended and count <= n and says_something(completion.text, sample))
 
-    reward.__name__ = f"max_words({n})"  # by which trainers list rewards, and know a run again
+    reward.__name__ = f"max_words({n})"  # names the reward in trainers' lists and in states of runs
     return reward
 
 

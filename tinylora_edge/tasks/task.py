@@ -196,7 +196,7 @@ def draw_examples(task: Task, count: int, *, seed: int = 0) -> tuple[Sample, ...
             f"{count} worked examples of task {task.name} were asked for, and {len(pool)} training prompts "
             "have an answer: ask for fewer, or give the prompts answers"
         )
-    name = Path(task.name).name  # of a file: wherever it lies
+    name = Path(task.name).name  # so that a file's examples do not depend on its folder
     dice, samples = random.Random(f"{name}/examples/{seed}/{count}/0"), list(pool.values())
     # For a seed, Python promises the same sequence of `random()` in every version, but not of `sample`.
     for index in range(len(samples)):
