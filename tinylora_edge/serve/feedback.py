@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from functools import partial
 from pathlib import Path
 
 from ..errors import RequestError, TrainError
@@ -104,9 +103,10 @@ class Feedback:
                 self._clicks.vector(path)
             except TrainError as error:  # a damaged state is the operator's concern, not the client's
                 raise OSError(f"the clicks of a user in the store: {error}") from None
-            tell, first, *second = self._clicks.tell, *answers
-            rate = partial(tell, reward=reward) if reward else self._clicks.prefer
-            learned = rate(path, first, *second)
+            if reward:
+                learned = self._clicks.tell(path, answers[0], reward)
+            else:
+                learned = self._clicks.prefer(path, *answers)
             state = path.read_bytes()
         vector = MicroVector(learned.values, sequence=sequence)
         frame = vector.to_bytes(self._basis, self._signer or "crc32", user=user)

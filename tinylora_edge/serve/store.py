@@ -306,7 +306,10 @@ class Store:
         """Return the revision of a user's clicks, 0 without any, and their state if it is of this basis."""
         query = "SELECT revision, state, basis FROM tinylora_clicks WHERE factors = ? AND name = ?"
         rows = self._database.read(query, (self._factors, check_user(user)))
-        return (rows[0][0], rows[0][1] if rows[0][2] == basis else None) if rows else (0, None)
+        if not rows:
+            return 0, None
+        ((revision, state, of),) = rows
+        return revision, state if of == basis else None
 
     def learned(
         self, user: str, frame: bytes, policy: Policy, answers: Sequence[str], clicks: tuple[int, str, bytes]
