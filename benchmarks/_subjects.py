@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import gguf
 import numpy as np
 
 from tinylora_edge import Bases, Basis, MicroVector, Projection
-from tinylora_edge.exporters import ExportSettings, export_gguf
+from tinylora_edge.exporters import ExportSettings, export_gguf, export_onnx
 from tinylora_edge.projection import NUMBERS
 
 NORM = 0.05  # Euclidean norm of the vectors, which change the model's answers a little
@@ -37,6 +38,18 @@ def export(folder: Path) -> tuple[Path, Bases]:
     """Export SmolLM2 into a folder; return the bundle and its bases."""
     report = export_gguf(smollm2(), folder / "bundle", settings=ExportSettings(outputs=8))
     return report.output, report.bases
+
+
+def add_bundles(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--llama", type=Path, help="a bundle for llama.cpp; by default SmolLM2 is exported")
+    parser.add_argument("--onnx", type=Path, help="one for ONNX Runtime; by default SmolLM2 in int4")
+
+
+def bundle_of(engine: str, options: argparse.Namespace, folder: Path) -> Path:
+    """Return the bundle that an option of `add_bundles` names, or export SmolLM2 for the engine."""
+    if engine == "llama":
+        return options.llama or export(folder)[0]
+    return options.onnx or export_onnx(smollm2(), folder / "onnx", precision="int4").output
 
 
 def frames(basis: Basis, count: int) -> list[bytes]:

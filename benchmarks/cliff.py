@@ -31,11 +31,10 @@ from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
 import _servers as servers
-from _subjects import export, smollm2
+from _subjects import add_bundles, bundle_of
 from _tables import users as table
 
 from tinylora_edge import load_bundle
-from tinylora_edge.exporters import export_onnx
 
 MOST_TOKENS = 32
 STOCK_USERS = 100  # most users of the stock server, each of whose LoRAs takes 9 MB of its memory
@@ -171,15 +170,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=48, help="of a turn, beside the first ones (48)")
     parser.add_argument("--laws", nargs="+", default=["zipf", "uniform"], help="(%(default)s)")
     parser.add_argument("--largest", action="store_true", help="64 x 8 numbers each in q4, 8 x 8 on a graph")
-    parser.add_argument("--llama", type=Path, help="a bundle for llama.cpp; SmolLM2 is exported otherwise")
-    parser.add_argument("--onnx", type=Path, help="one for ONNX Runtime; SmolLM2 in int4 otherwise")
+    add_bundles(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         study = Path(options.json) if options.json else folder / "cliff.jsonl"
-        bundles = {"llama": options.llama or export(folder)[0]}
-        if "onnx" in options.servers:
-            bundles["onnx"] = options.onnx or export_onnx(smollm2(), folder / "onnx", precision="int4").output
+        engines = ("llama", "onnx") if "onnx" in options.servers else ("llama",)
+        bundles = {engine: bundle_of(engine, options, folder) for engine in engines}
         environment = bench.environment()
         run = {"run": environment["time"]}
         with ExitStack() as stack:

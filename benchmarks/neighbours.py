@@ -29,10 +29,9 @@ from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
 from _servers import KEY, NOUNS, Server, ours
-from _subjects import export, smollm2
+from _subjects import add_bundles, bundle_of
 
 from tinylora_edge import Basis, MicroVector, load_bundle
-from tinylora_edge.exporters import export_onnx
 from tinylora_edge.wire import text
 
 NEIGHBOUR, ATTACKER, OTHERS = (f"{who}-key-1" for who in ("neighbour", "attacker", "others"))
@@ -297,15 +296,10 @@ def resident(target: Target, requests: int) -> list[int]:
 
 
 def measure(report: bench.Report, options: Any, folder: Path) -> None:
-    bundles = {engine: getattr(options, engine) for engine in options.engines}
-    if bundles.get("llama", folder) is None:
-        bundles["llama"] = export(folder)[0]
-    if bundles.get("onnx", folder) is None:
-        bundles["onnx"] = export_onnx(smollm2(), folder / "onnx", precision="int4").output
     (folder / "keys").touch(mode=0o600)
     (folder / "keys").write_text(f"{OTHERS}\n{NEIGHBOUR} neighbour\n{ATTACKER}\n")
-    for engine, bundle in bundles.items():
-        here = folder / f"{engine}-server"
+    for engine in options.engines:
+        bundle, here = bundle_of(engine, options, folder), folder / f"{engine}-server"
         here.mkdir()
         options_of = ["--engine", engine, "--store", here / "users.db", "--api-keys", folder / "keys"]
         options_of += ["--grace", "1"]
@@ -370,8 +364,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=8, help="of the neighbour, a round (%(default)s)")
     parser.add_argument("--tokens", type=int, default=16, help="of their answers (%(default)s)")
     parser.add_argument("--requests", type=int, default=5000, help="for the memory; 0: none (%(default)s)")
-    parser.add_argument("--llama", type=Path, help="a bundle for llama.cpp; SmolLM2 Q4_1 otherwise")
-    parser.add_argument("--onnx", type=Path, help="one for ONNX Runtime; SmolLM2 in int4 otherwise")
+    add_bundles(parser)
     options = parser.parse_args()
     report = bench.Report("neighbours", options.json)
     report.record |= {name: getattr(options, name) for name in ("rounds", "each", "tokens", "requests")}

@@ -19,14 +19,12 @@ from typing import Any
 import _common as bench  # first: it sets what libraries read when loaded
 import _leaving as leaving
 from _servers import KEY, N_CTX, NOUNS, Server, name, ours, pieces
-from _subjects import NORM, export, smollm2, tiled
+from _subjects import NORM, add_bundles, bundle_of, tiled
 
 from tinylora_edge import Bases, MicroVector, load_bundle, runtime
-from tinylora_edge.exporters import export_onnx
 from tinylora_edge.process import cores
 from tinylora_edge.wire import text
 
-ENGINES = ("llama", "onnx")
 TOKENS, USERS = 48, 64
 MOST_FIRST_MS, MOST_TOKENS_TO_FREE, MOST_EXIT_S = 10.0, 1.0, 5.0
 
@@ -85,10 +83,9 @@ def first_token(server: Server, ask: Ask, bundle: Path, engine: str, rounds: int
 
 
 def measure(report: bench.Report, options: Any, folder: Path) -> None:
-    bundles = {"llama": options.llama or export(folder)[0]}
-    bundles["onnx"] = options.onnx or export_onnx(smollm2(), folder / "onnx", precision="int4").output
     with ExitStack() as stack:
-        for engine, bundle in bundles.items():
+        for engine in ("llama", "onnx"):
+            bundle = bundle_of(engine, options, folder)
             server = stack.enter_context(ours(bundle, folder, "--engine", engine))
             ask = asks(load_bundle(bundle).bases)
             first = first_token(server, ask, bundle, engine, options.rounds)
@@ -124,8 +121,7 @@ def left(report: bench.Report, engine: str, server: Server, ask: Ask, rounds: in
 
 def main() -> None:
     parser = bench.parser(__doc__, rounds=20)
-    parser.add_argument("--llama", type=Path, help="a bundle for llama.cpp; SmolLM2 is exported otherwise")
-    parser.add_argument("--onnx", type=Path, help="one for ONNX Runtime; SmolLM2 in int4 otherwise")
+    add_bundles(parser)
     options = parser.parse_args()
     report = bench.Report("serve", options.json)
     with tempfile.TemporaryDirectory() as place:

@@ -33,11 +33,10 @@ from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
 import _servers as servers
-from _subjects import export, smollm2
+from _subjects import add_bundles, bundle_of
 from _tables import wrong_users
 
 from tinylora_edge import MicroVector, load_bundle, runtime
-from tinylora_edge.exporters import export_onnx
 from tinylora_edge.process import cores
 
 AT_ONCE, TOKENS, LEFT_AFTER = 16, 12, 4
@@ -187,34 +186,23 @@ def with_model(user: int) -> dict[str, Any]:
 
 def measure(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
     users, size = options.users, {"users": options.users, "again": options.again}
-    bundle = options.llama
-    if bundle is None and {"llama", *STOCK} & {*options.servers}:
-        bundle = export(folder)[0]
+    engines = {"onnx" if each == "onnx" else "llama" for each in options.servers}
+    bundles = {engine: bundle_of(engine, options, folder) for engine in engines}
     vectors: list[MicroVector] = []
     for engine in (each for each in OURS if each in options.servers):
-        base, slots = bundle, -(-AT_ONCE // cores())
-        if engine == "onnx":
-            base = options.onnx or export_onnx(smollm2(), folder / "onnx", precision="int4").output
-            slots = AT_ONCE
+        base, slots = bundles[engine], AT_ONCE if engine == "onnx" else -(-AT_ONCE // cores())
         vectors, references = asyncio.run(marked(base, engine, slots, users))
         place = folder / engine
         place.mkdir(exist_ok=True)
         servers.fill(place / "users.db", load_bundle(base).bases, iter(vectors))
-        arguments: list[str | Path] = [
-            "--engine",
-            engine,
-            "--slots",
-            str(slots),
-            "--store",
-            place / "users.db",
-        ]
+        arguments = ["--engine", engine, "--slots", str(slots), "--store", str(place / "users.db")]
         with servers.ours(base, place, *arguments) as server:
             yield {"server": engine} | size | ask_all(server, with_model, references, **size)
     if kinds := [each for each in STOCK if each in options.servers]:
-        bases = load_bundle(bundle).bases
+        bases = load_bundle(bundles["llama"]).bases
         vectors = vectors or [servers.vector(bases, user, norm=NORM) for user in range(users)]
         loras = servers.write_loras(folder, bases, iter(vectors))
-        with servers.stock(bundle / "base.gguf", loras, folder, slots=AT_ONCE) as server:
+        with servers.stock(bundles["llama"] / "base.gguf", loras, folder, slots=AT_ONCE) as server:
             references = alone(server, with_lora(False), [BASE, *range(users)])
             for kind in kinds:
                 found = ask_all(server, with_lora(STOCK[kind]), references, **size)
@@ -243,8 +231,7 @@ def main() -> None:
     parser.add_argument("--servers", nargs="+", default=[*OURS, *STOCK], choices=[*OURS, *STOCK])
     parser.add_argument("--users", type=int, default=64, help="with an adapter each (%(default)s)")
     parser.add_argument("--again", type=int, default=64, help="requests beside one of each prompt (64)")
-    parser.add_argument("--llama", type=Path, help="a bundle for llama.cpp; SmolLM2 is exported otherwise")
-    parser.add_argument("--onnx", type=Path, help="one for ONNX Runtime; SmolLM2 in int4 otherwise")
+    add_bundles(parser)
     parser.add_argument("--url", metavar="HOST:PORT", help="a server that runs; then --models")
     parser.add_argument(
         "--models", nargs="+", default=[], metavar="NAME", help="its adapters, by their names"

@@ -27,7 +27,7 @@ STOPS = [" ", "\n", ".", ",", "!", "?"]
 def suggestions(llm: runtime.TinyLoraLlama, typed: str) -> list[str]:
     """Return the three likeliest next words behind a text, of which the last may be unfinished."""
     start = llm.encode(Sample("", typed, raw=True))[0]  # what texts without a prompt begin with
-    tokens = [*start, *llm.chat_tokenizer.encode_plain(typed)[-200:]]  # of a context of 256
+    tokens = [*start, *llm.chat_tokenizer.encode_plain(typed)[-200:]]  # the context has 256
     llm.create_completion(tokens, max_tokens=1)
     ranked = map(int, (-llm.scores[len(tokens) - 1]).argsort())
     found = []
@@ -64,7 +64,7 @@ def main() -> None:
     own, fresh = (options.texts.with_name(f"{options.texts.name}.{end}") for end in ("bin", "new"))
     if not options.texts.exists():
         for each in (own, fresh):
-            each.unlink(missing_ok=True)  # its user deleted what it was learned from
+            each.unlink(missing_ok=True)  # the user deleted the messages that it was learned from
     llm = runtime.load(options.bundle, engine="llama", n_ctx=256, logits_all=True, n_threads=options.threads)
     under = [options.under] if options.under else []
     shared, basis = llm.swap(under) if under else None, llm.bases.basis(numbers=13)
@@ -73,7 +73,7 @@ def main() -> None:
     typed, offered = "", list[str]()
     while True:
         try:
-            line = input("> ").encode(errors="ignore").decode()  # bytes that are no UTF-8
+            line = input("> ").encode(errors="ignore").decode()  # without bytes that are no UTF-8
         except EOFError:
             break
         if line == "night":
@@ -86,7 +86,7 @@ def main() -> None:
                 else:
                     found = runtime.RewardLearner(llm, samples, rewards.text, **how).run(options.budget)
                     frame = found.vector.to_bytes(basis) if found.improved else b""
-            except TinyLoraError as error:  # of too few texts, or a damaged line
+            except TinyLoraError as error:  # there are too few texts, or a line is damaged
                 print(error)
                 continue
             if frame:

@@ -6,7 +6,7 @@ import { send, ServerError, stream } from "./server.js";
 
 const STATUS_MS = 8_000; // how long the status shows what went well; an error stays
 const PAUSE_MS = 300; // after the last move of a slider, until the personalized model answers again
-const SNAP = 0.012; // of the reach: so near to 0 it is 0
+const SNAP = 0.012; // a value nearer to 0 than this share of the reach becomes 0
 
 /** @type {import("./server.js").About} */
 let about;
