@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import signal
 import threading
 import time
@@ -12,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import _common as bench
-from _servers import Server, events, pieces
+from _servers import Server, events, load, pieces
 
 TOKENS = 400  # of an answer, which is cut before its end
 BEFORE = 8  # tokens that are timed before a client leaves
@@ -38,7 +36,7 @@ def freed(server: Server, body: Body, rounds: int) -> dict[str, Any]:
         with bench.stopwatch() as watch:
             response.close()
             connection.close()
-            while _load(asking)[0]:
+            while load(asking)[0]:
                 pass
         asking.close()
         tokens.append((times[-1] - times[0]) / BEFORE)
@@ -59,7 +57,7 @@ def stopped(server: Server, body: Callable[[int], dict[str, Any]], users: int) -
     for thread in threads:
         thread.start()
     asking = server.connect()
-    while sum(_load(asking)) + len(ends) < users:  # all are answered, or wait for it
+    while sum(load(asking)) + len(ends) < users:  # all are answered, or wait for it
         time.sleep(0.01)
     asking.close()
     with bench.stopwatch() as watch:
@@ -74,10 +72,3 @@ def stopped(server: Server, body: Callable[[int], dict[str, Any]], users: int) -
         "told why": with_reason,
         "streams": users,
     }
-
-
-def _load(connection: http.client.HTTPConnection) -> tuple[int, int]:
-    """Return how many answers run, and how many requests wait."""
-    connection.request("GET", "/health")
-    found = json.loads(connection.getresponse().read())
-    return found["running"], found["waiting"]

@@ -65,6 +65,13 @@ class Server:
         return {"resident": int(found["VmRSS"]) * 1024, "peak": int(found["VmHWM"]) * 1024}
 
 
+def load(connection: http.client.HTTPConnection) -> tuple[int, int]:
+    """Return how many answers run on our server, and how many requests wait."""
+    connection.request("GET", "/health")
+    found = json.loads(connection.getresponse().read())
+    return found["running"], found["waiting"]
+
+
 def events(response: http.client.HTTPResponse) -> Iterator[str]:
     """Yield the data of a stream's events."""
     while line := response.readline():

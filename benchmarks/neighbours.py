@@ -28,7 +28,7 @@ from threading import Event, Thread
 from typing import Any
 
 import _common as bench  # first: it sets what libraries read when loaded
-from _servers import KEY, NOUNS, Server, ours
+from _servers import KEY, NOUNS, Server, load, ours
 from _subjects import add_bundles, bundle_of
 
 from tinylora_edge import Basis, MicroVector, load_bundle
@@ -243,15 +243,10 @@ class Target:
             if attack is not None:
                 attack(stack)
             yield
-        while any(self.load()):
-            time.sleep(0.05)
-
-    def load(self) -> tuple[int, int]:
         connection = self.server.connect()
-        connection.request("GET", "/health")
-        health = json.loads(connection.getresponse().read())
+        while any(load(connection)):
+            time.sleep(0.05)
         connection.close()
-        return health["running"], health["waiting"]
 
     def neighbour(self, attack: Attack | None, requests: int) -> list[float]:
         """Return the seconds that each answer takes the neighbour, who uses a new connection each time."""

@@ -161,8 +161,8 @@ def _listening(host: str, port: int, backlog: int) -> socket.socket:
     bound = socket.create_server(
         (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=backlog
     )
-    # Without it, each token of a stream would wait up to 40 ms for the client to acknowledge the one before.
-    # asyncio sets it only for sockets that name their protocol, which those of `create_server` do not.
+    # Else each token of a stream would wait up to 40 ms until the client has acknowledged the one before.
+    # asyncio sets this only for sockets that name their protocol, which those of `create_server` do not.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return bound
 
