@@ -1,12 +1,12 @@
 """Loads a transformers model, frozen, and attaches TinyLoRA to it: v is all that is trained.
 
 Each adapted linear layer computes y = x W^T + ((x A^T) R^T) B^T with the R that the basis's projection makes
-of v. One autograd function a module, whose only trainable input is R: it keeps the q-wide x A^T for the
-backward pass and never an `in x out` gradient, nor the layer's input. v and its gradient are float32 whatever
-the base is.
+of v. One autograd function computes the side path of a module. It keeps x A^T, of q columns, for the backward
+pass, and neither the layer's input nor a gradient of its weight. v and its gradient are float32 whatever the
+base is.
 
 The weights are the deployed ones, dequantized, or the original ones. GGUF keeps the rows of some layers in
-another order than transformers: `factors_for` turns a module's factors into the layer's.
+another order than transformers: `factors_for` puts the rows of B into the layer's order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from functools import cache
+from functools import cache, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -73,17 +73,13 @@ class Adapter(nn.Module):
         self._handles: list[Any] = []
         self._forward = threading.local()  # several threads may run the model at once
         model.requires_grad_(False)
-        names = hf_names(model, basis.factors)
-        pairs = [
-            factors_for(model, basis.factors, module, names[module], (outputs, inputs))
-            for module in basis.modules
-        ]
-        for position, (module, pair) in enumerate(zip(basis.modules, pairs, strict=True)):
-            linear: Any = model.get_submodule(names[module])
+        pairs = factors_for(model, basis.factors, (outputs, inputs))
+        for position, (name, pair) in enumerate(pairs.items()):
+            linear: Any = model.get_submodule(name)
             weight = linear.weight
             a, b = (t.contiguous().to(weight.device, weight.dtype) for t in pair)
             self._handles.append(linear.register_forward_hook(self._hook(position, a, b)))
-        body = getattr(model, "base_model", model)  # runs alone too, where logits are not wanted
+        body = getattr(model, "base_model", model)  # the learner also runs it alone, without the logits
         self._handles.append(body.register_forward_pre_hook(self._refresh))
 
     def set(self, v: MicroVector | ArrayLike) -> None:
@@ -137,7 +133,7 @@ class Adapter(nn.Module):
         self.detach()
 
     def _refresh(self, model: nn.Module, inputs: Any) -> None:
-        # once a forward pass: 210 modules share one projection, and its one backward
+        # Once a forward pass, so that all modules share one projection, forward and backward.
         own = getattr(self._forward, "own", None)
         self._forward.r = self.R() if own is None else own
 
@@ -152,7 +148,7 @@ class Adapter(nn.Module):
 
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             side = inputs[0], self._forward.r[position], a, b, watch
-            if output._is_view():  # as of a layer with a bias: autograd adds nothing to views in place
+            if output._is_view():  # a layer with a bias may return a view: autograd refuses to change it
                 return output + SidePath.apply(*side)
             return SidePath.apply(*side, output)
 
@@ -160,12 +156,12 @@ class Adapter(nn.Module):
 
 
 def _padded(r: Tensor, outputs: int, inputs: int) -> Tensor:
-    """Return R as the corner of a larger one."""
+    """Return R padded with zeros to `outputs` x `inputs`."""
     return nn.functional.pad(r, (0, inputs - r.shape[2], 0, outputs - r.shape[1]))
 
 
 class Projected(torch.autograd.Function):
-    """R of v [n]: [M, p, q], on its device and in its dtype; numpy's, so that R is that of every engine."""
+    """R of v [n]: [M, p, q], on v's device and in its dtype. numpy computes it, as for every engine."""
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, projection: Projection) -> Tensor:
@@ -205,12 +201,12 @@ class SidePath(torch.autograd.Function):
         ctx.watch, ctx.onto = watch, onto is not None
         low = x @ a.T
         ctx.save_for_backward(low, r, a, b)
-        # R stays in float32: rounded to bfloat16, steps of v below 0.4 % would do nothing
+        # R stays in float32: rounding to bfloat16 would undo steps that change v by less than 0.4 %
         high = _times(low.to(r.dtype), r.mT).to(low.dtype)
         if onto is None:
             return high @ b.T
         ctx.mark_dirty(onto)
-        onto.view(-1, onto.shape[-1]).addmm_(high.flatten(0, -2), b.T)  # one pass over it in place of three
+        onto.view(-1, onto.shape[-1]).addmm_(high.flatten(0, -2), b.T)  # reads and writes `onto` once
         return onto
 
     @staticmethod
@@ -229,16 +225,16 @@ class SidePath(torch.autograd.Function):
 
 
 def _times(x: Tensor, r: Tensor) -> Tensor:
-    """Return x R for one R, or with a token's own R for each of x [1, tokens, p or q]."""
+    """Return x R: with one R for all tokens, or for x [1, tokens, ...] with an R for each token."""
     return x @ r if r.dim() == 2 else (x[..., None, :] @ r)[..., 0, :]
 
 
 @cache
 def default_dtype(on_gpu: bool = False) -> str:
-    """Return bf16 on a GPU, with AMX, and where a product is much faster in it; else fp32.
+    """Return `bf16` on a GPU, on a CPU with AMX, and where a product of matrices is much faster; else `fp32`.
 
-    Where bfloat16 is AVX-512's, a gradient of Qwen2.5-Coder-0.5B took 1.6 times as long as in fp32 on an
-    Intel Xeon, and 0.44 times on an AMD EPYC.
+    On CPUs that have bfloat16 in AVX-512 alone, a gradient of Qwen2.5-Coder-0.5B took 1.6 times as long in it
+    as in float32 on an Intel Xeon, and 0.44 times as long on an AMD EPYC.
     """
     if on_gpu or torch.cpu._is_amx_tile_supported():
         return "bf16"
@@ -280,7 +276,7 @@ def load_model(source: str | PathLike[str], dtype: str | None = None) -> Any:
     except Exception as error:  # whatever the libraries of its formats raise
         needed = "the original weights with --weights DIR" if source.is_file() else "a directory of a model"
         raise TrainError(f"transformers cannot load {source} for training: {error}. Pass {needed}") from error
-    give_back()  # what dequantizing took
+    give_back()
     return model.requires_grad_(False).eval()
 
 
@@ -305,30 +301,33 @@ def hf_names(model: nn.Module, factors: Factors) -> dict[str, str]:
     return {module: found[module] for module in factors.modules}
 
 
-def factors_for(model: Any, factors: Factors, module: str, name: str, shape: Shape) -> tuple[Tensor, Tensor]:
-    """Return a module's leading A [q, in] and B [out, p], float32, B's rows as in layer `name` (`hf_names`).
+def factors_for(model: Any, factors: Factors, shape: Shape) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return layer name -> leading A [q, in] and B [out, p], float32, in the order of the modules.
 
-    GGUF keeps the rows of some layers in another order. As in an export, the layer's weight decides which,
-    and shows whether the factors are its own: a TrainError says that they are not.
+    B has its rows in the order of the layer, which for some layers is another one than GGUF's. As in an
+    export, the layer's weight decides which order that is, and whether the factors are its own. TrainError:
+    they are not, or `hf_names` finds no layer.
     """
-    layer: Any = model.get_submodule(name)
-    a, b = factors.leading(module, shape)
-    if (b.shape[0], a.shape[1]) != (found := tuple(layer.weight.shape)):
-        raise TrainError(
-            f"{name} is {' x '.join(map(str, found))}, but the factors of {module} fit {b.shape[0]} x "
-            f"{a.shape[1]}: this is another model, or its weights are quantized or in parts"
-        )
-    # W A^T in float32, in pieces
-    v = torch.from_numpy(a.T).to(layer.weight.device)
-    heads = read_heads(lambda key: getattr(model.config, key, None))
-    product = torch.cat([rows.float() @ v for rows in layer.weight.detach().split(4096)]).cpu().numpy()
-    rows, away = fitting_rows(module, b, heads, lambda rows: gap(product, rows), back=True)
-    if rows is None:
-        raise TrainError(
-            f"{name} is {away:.2g} away from the factors of {module} (at most {AGREEMENT} is accepted): it "
-            "is another model, or keeps its rows in an unknown order"
-        )
-    return torch.from_numpy(a.copy()), torch.from_numpy(rows)
+    found, heads = {}, read_heads(lambda key: getattr(model.config, key, None))
+    for module, name in hf_names(model, factors).items():
+        weight = model.get_submodule(name).weight
+        a, b = factors.leading(module, shape)
+        if (b.shape[0], a.shape[1]) != tuple(weight.shape):
+            raise TrainError(
+                f"{name} is {' x '.join(map(str, weight.shape))}, but the factors of {module} fit "
+                f"{b.shape[0]} x {a.shape[1]}: it is another model, or its weights are quantized or in parts"
+            )
+        v = torch.from_numpy(a.T).to(weight.device)
+        # W A^T in float32, some rows at a time
+        product = torch.cat([rows.float() @ v for rows in weight.detach().split(4096)]).cpu().numpy()
+        ordered, away = fitting_rows(module, b, heads, partial(gap, product), back=True)
+        if ordered is None:
+            raise TrainError(
+                f"{name} is {away:.2g} away from the factors of {module} (at most {AGREEMENT} is accepted): "
+                "it is another model, or keeps its rows in an unknown order"
+            )
+        found[name] = torch.from_numpy(a.copy()), torch.from_numpy(ordered)
+    return found
 
 
 @contextmanager

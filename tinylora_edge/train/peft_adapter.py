@@ -18,7 +18,7 @@ from ..basis import Basis
 from ..errors import BasisMismatchError, MissingExtraError, TrainError
 from ..factors import shape_name
 from ..vector import MicroVector
-from .adapter import SidePath, factors_for, hf_names
+from .adapter import SidePath, factors_for
 
 try:
     from peft import PeftModel, get_peft_model
@@ -159,7 +159,7 @@ class TinyLoraEdgeModel(TinyLoraModel):
             self._replace_module(parent, target_name, layer, target)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Nothing: v is in float32 already, and factors in the base's dtype save a copy of every input."""
+        """Do nothing: v is float32 already, and factors in the base's dtype save a copy of every input."""
 
 
 def peft_model(model: Any, basis: Basis) -> PeftModel:
@@ -176,28 +176,24 @@ def peft_model(model: Any, basis: Basis) -> PeftModel:
         raise TrainError(
             f"PEFT's layers take a square R, and not {shape_name(basis.shape)}: choose a rank of one number"
         )
-    names = hf_names(model, basis.factors)
-    factors = {
-        name: factors_for(model, basis.factors, module, name, basis.shape) for module, name in names.items()
-    }
+    factors = factors_for(model, basis.factors, basis.shape)
     tying, p = basis.projection.tied
     config = TinyLoraEdgeConfig(
         task_type="CAUSAL_LM",
         r=basis.rank,
         u=p.shape[1],
-        target_modules=list(names.values()),
-        tying={names[m]: int(group) for m, group in zip(basis.modules, tying, strict=True)},
+        target_modules=list(factors),
+        tying={name: int(group) for name, group in zip(factors, tying, strict=True)},
         digest=basis.digest,
     )
     wrapped = get_peft_model(model, config)
     # Else PEFT asks the Hugging Face hub for that name at every checkpoint, to compare vocabularies.
     config.base_model_name_or_path = ""
-    for position, name in enumerate(names.values()):
+    for (name, (a, b)), own in zip(factors.items(), p, strict=True):
         layer = model.get_submodule(name)
-        a, b = factors[name]
         layer.tinylora_A["default"].copy_(a)
         layer.tinylora_B["default"].copy_(b)
-        layer.tinylora_P["default"].copy_(torch.from_numpy(p[position].copy()))
+        layer.tinylora_P["default"].copy_(torch.from_numpy(own.copy()))
     return wrapped
 
 
