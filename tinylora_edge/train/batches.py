@@ -16,11 +16,11 @@ from ..vector import MicroVector
 from .learner import Gradient, Group, Learner, advantages
 
 KEEP = 1.0
-"""Weight of KL(base || v), in nats a token on general prompts, in the loss (docs/EVIDENCE.md)."""
+"""Weight in the loss of KL(base || v), in nats a token on general prompts (docs/EVIDENCE.md)."""
 REHEARSED = 4
 """General prompts a step."""
 REHEARSED_TOKENS = 24
-"""Tokens at most of the base's answer to one."""
+"""Most tokens of the base's answer to a general prompt."""
 WHITENED = 32
 """Answers that the coordinates of steps are computed from."""
 _AT_ONCE = 32  # general prompts that are answered together
@@ -29,12 +29,12 @@ _AT_ONCE = 32  # general prompts that are answered together
 class Answers:
     """The answers to a task's prompts that are learned from: `given` ones by SFT, `drawn` ones by GRPO.
 
-    The reward of those is the task's shaped one, where it has one.
+    Drawn answers are scored by the task's shaped reward, where it has one.
 
     Attributes:
-        batch: of the deployed model, which draws them.
-        each: completions of a prompt that are drawn.
-        temperature: at which they are drawn.
+        batch: of the deployed model, which draws answers.
+        each: completions that are drawn for a prompt.
+        temperature: at which answers are drawn.
     """
 
     def __init__(self, task: Task, batch: Batch, each: int) -> None:
@@ -43,7 +43,7 @@ class Answers:
         self._last: tuple[Any, tuple[list[Group], dict[str, Any]]] | None = None
 
     def given(self, samples: Sequence[Sample]) -> list[Group]:
-        """Return the prompts with the samples' own answers, and the tokens that end these."""
+        """Return the prompts with the samples' own answers, each with the token that ends it."""
         one, prompts = np.ones(1, np.float32), self._prompts(samples)
         answers = [np.array(self.batch.llm.encode_answer(sample), np.int32) for sample in samples]
         return [Group(prompt, [answer], one) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -51,10 +51,10 @@ class Answers:
     def drawn(
         self, vector: MicroVector, samples: Sequence[Sample], seed: tuple[int, ...]
     ) -> tuple[list[Group], dict[str, Any]]:
-        """Draw and score. Asked for the same again, it returns what it drew last.
+        """Draw and score answers; return them with figures of the draw.
 
-        So the first step learns from the answers that found the temperature, and takes its coordinates from
-        them.
+        A call that repeats the last one returns the same answers. So the temperature, the coordinates of
+        steps and the first step come from one draw.
         """
         key = vector, [*map(id, samples)], self.temperature, seed
         if self._last is not None and self._last[0] == key:
@@ -95,7 +95,7 @@ class Answers:
 class Rehearsal:
     """The base's own answers to general prompts, which v is held to while it learns something else.
 
-    The next `REHEARSED` prompts are part of a step. `batch` draws the answers greedily, when they are needed.
+    A step rehearses the next `REHEARSED` prompts. `batch` answers a prompt greedily when it is first needed.
     """
 
     def __init__(self, learner: Learner, batch: Batch, prompts: Sequence[NDArray[np.int32]]) -> None:
@@ -103,7 +103,7 @@ class Rehearsal:
         self._groups: dict[int, Group] = {}
 
     def gradient(self, step: int) -> Gradient:
-        """Return KL(base || v) on the prompts of a step, in nats a token, and its gradient by v."""
+        """Return KL(base || v) on the answers of a step, in nats a token, and its gradient by v."""
         numbers = range(step * REHEARSED, (step + 1) * REHEARSED)
         return self._learner.pull([self._group(number % len(self._prompts)) for number in numbers])
 

@@ -1,8 +1,7 @@
 """Workers that learn users' texts: processes of this machine, or actors of a Ray cluster.
 
-A worker loads model, engine and whitening once, and takes one job after the other. One that dies loses its
-own job
-alone: who drives the crew hands it to another.
+A worker loads model, engine and whitening once, and takes one job after the other. A worker that dies loses
+its own job alone, which the driver of the crew gives to another.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ..tasks import Sample
 from .options import Options
 from .texts import Learned, Texts, tenth
 
-_LOADS = 3  # workers in a row that may die while they load the model
+_LOADS = 3  # workers in a row that die while they load the model end the run
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a job has no result. Where its worker was `lost`, another one may have more luck."""
+    """Why a job has no result. Where its worker was `lost`, another worker may do the job."""
 
     why: str
     lost: bool = False
 
 
 class Worker:
-    """What a process or an actor is: a model that learns one user after another."""
+    """What runs in a process or an actor: a model that learns the texts of one user after another."""
 
     def __init__(self, bundle: str, options: Options) -> None:
         self._setup = bundle, options
@@ -56,7 +55,7 @@ class Worker:
         return ""
 
     def answer(self, job: Job) -> Learned | Failed | bytes:
-        """Return what was learned of a user, or the file of a whitening; whatever fails is an answer too."""
+        """Return what was learned of a user, or the file of a whitening. An error is returned as `Failed`."""
         samples = [Sample("", text, raw=True) for text in job.texts]
         try:
             assert self._texts is not None
@@ -65,7 +64,7 @@ class Worker:
             return self._texts.learn(samples, tenth(samples) if job.evaluate else ())
         except TinyLoraError as error:
             return Failed(str(error))
-        except Exception as error:  # of this user: all others go on
+        except Exception as error:  # one user's error must not end the others' learning
             return Failed(f"{type(error).__name__}: {error}")
 
 
@@ -105,13 +104,12 @@ class Processes:
         self._members = [self._start() for _ in range(count)]
 
     def _start(self) -> _Member:
-        context = multiprocessing.get_context(
-            "spawn"
-        )  # a fork would share the threads of what is loaded here
+        # Not by fork, which would copy locks of libraries' threads without the threads.
+        context = multiprocessing.get_context("spawn")
         own, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, *self._setup), daemon=True)
         process.start()
-        theirs.close()  # so that its end is seen
+        theirs.close()  # else the end of the process would not end `own`
         return _Member(process, own)
 
     @property
@@ -123,7 +121,7 @@ class Processes:
         """Hand a job to one that is free."""
         member = next(member for member in self._members if member.loaded and member.job is None)
         member.job = job
-        with suppress(OSError):  # it died: `take` sees it
+        with suppress(OSError):  # the worker died: `take` finds that out
             member.connection.send(job)
 
     def take(self) -> tuple[Job, Any] | None:
@@ -162,8 +160,8 @@ class Processes:
 
 
 def _serve(connection: Connection, bundle: str, options: Options) -> None:
-    """Be a worker process: answer until nobody asks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who drives the crew
+    """Run in a worker process: answer jobs until the driver's end of the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver alone
     worker = Worker(bundle, options)
     with suppress(EOFError, OSError):
         connection.send(worker.load())
@@ -173,12 +171,12 @@ def _serve(connection: Connection, bundle: str, options: Options) -> None:
 
 @dataclass
 class Cluster:
-    """Actors of a Ray cluster, each with a core. One whose node dies begins anew on another that has room.
+    """Actors of a Ray cluster, each with a core. An actor that dies is replaced, on any node that has room.
 
     Attributes:
-        address: of the cluster, as `ray.init` takes it; where the program is connected already, it stays so.
-        count: of actors; 0: as many as the cluster has cores.
-        most: actors that there is work for.
+        address: of the cluster, as `ray.init` takes it; a program that is connected already stays connected.
+        count: actors; 0: as many as the cluster has cores.
+        most: most actors that there is work for.
 
     MissingExtraError: Ray is not installed. TrainError: the cluster cannot be reached.
     """
@@ -201,7 +199,7 @@ class Cluster:
         if self._own:
             try:
                 ray.init(address=self.address, log_to_driver=False)
-            except Exception as error:  # Ray has several kinds
+            except Exception as error:  # Ray raises errors of several types
                 raise TrainError(f"there is no Ray cluster at {self.address}: {error}") from error
         self._setup = self.bundle, ray.put(self.options)
         self._actor = ray.remote(num_cpus=1, max_restarts=0)(Worker)
@@ -233,7 +231,7 @@ class Cluster:
             self._unlucky += job is None
             if self._unlucky == _LOADS:
                 raise TrainError(f"{_LOADS} workers in a row died while they loaded the model") from error
-            self._start()  # where a node has room, or once one comes
+            self._start()  # Ray places it once a node has room
             return None if job is None else (job, Failed(why, lost=True))
         if job is None and found:
             raise TrainError(found)

@@ -2,10 +2,11 @@
 
 Near R = 0 the KL divergence of the changed model from the base is 1/2 R^T F R nats a token, F being the
 Fisher information of the model's next token (Amari, "Natural gradient works efficiently in learning", 1998).
-For many behaviours, prompts that the model follows, the slope g of the KL from the prompted model is taken in
-all M k^2 numbers of R at rank 2. The step -F^-1 g is what the behaviour asks of R. The first principal
-directions of all steps, measured in nats, are the learned projection, and their places in them its prior.
-Where users have vectors already, the principal directions of their R make a projection too (`learn_from`).
+A behaviour is a prompt that the model follows. For many behaviours the slope g of the KL from the prompted
+model is taken in all M k^2 numbers of R at rank 2. The step -F^-1 g is what the behaviour asks of R. The
+learned projection is the first principal directions of all steps, with lengths measured in nats; where the
+steps lie in these directions gives the prior. Where users have vectors already, the principal directions of
+their R make a projection too (`learn_from`).
 """
 
 from __future__ import annotations
@@ -45,17 +46,18 @@ Matrix = NDArray[np.float64]
 Tokens = NDArray[np.int32]
 
 NOISE = 0.01
-"""Nats a token: a prompt that changes less than this changes nothing. Quantized activations alone move the
-answers of a small model by a fifth of it."""
-_ROWS = 64  # of logits in memory at once
+"""Nats a token: a behaviour that changes the answers by less is refused. Quantized activations alone change
+those of a small model by a fifth of it."""
+_ROWS = 64  # rows of logits in memory at once
 QUESTIONS, TOKENS = 8, 14
 """Questions that each behaviour is asked, and tokens of an answer at most."""
 _TEMPERATURE, _SEED = 0.8, 0
 
 SHRINKAGE = 0.1
-"""Share of F's mean that is added to its diagonal: a direction that few samples call free is not."""
+"""Share of F's mean eigenvalue that is added to its diagonal: with few samples, F is too small along
+directions that they leave out."""
 _WEAK = 1.0
-"""Squared length, in units of effect, of a step that is mostly noise: it counts half."""
+"""Squared length of a step, in units of effect, that shortening halves. Shorter steps are mostly noise."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,10 @@ class Learned:
         projection: with the prior of the behaviours' vectors. A unit has the same effect in every value: near
             zero, a vector v moves the model by at most about |v|^2 / 2 nats a token.
         behaviours: of each behaviour its name, the KL from the prompted model to the bare one, in nats a
-            token, and the share of what it asks of R that the directions hold. None with users' vectors.
+            token, and the share of its step's squared length that the directions hold. Empty where users'
+            vectors were learned from.
         energy: share of the steps' squared lengths that each direction holds, in order; float64 [n].
-        seconds: the time of all sittings together.
+        seconds: the time that it took, with that of slopes from earlier runs.
     """
 
     projection: Projection
@@ -141,8 +144,8 @@ def questions_of(behaviour: Behaviour, general: Sequence[str]) -> list[str]:
 def information(scores: ArrayLike, tokens: int) -> Matrix:
     """Return the Fisher information F of R, in nats a token: float64 [D, D], positive definite, D = M k^2.
 
-    `scores`, [K, D], are slopes of the summed log-probability of tokens drawn from the model, `tokens` in
-    all.
+    Each of the `scores`, [K, D], is the slope of the summed log-probability of tokens that were drawn from
+    the model. `tokens` is the number of all these tokens.
     """
     flat = np.asarray(scores, np.float64)
     found = flat.T @ flat / tokens
@@ -158,7 +161,7 @@ class Directions:
         directions: float32 [n, D], orthonormal by the Fisher information: a unit is a unit of effect.
         places: float64 [K, n], the step of each behaviour in them.
         shares: float64 [K], share of the squared length of each behaviour's step that they hold.
-        energy: float64 [n], share of all behaviours' squared lengths, as they count, that each holds.
+        energy: float64 [n], share of all shortened steps' squared lengths that each direction holds.
     """
 
     directions: NDArray[np.float32]
@@ -168,13 +171,13 @@ class Directions:
 
 
 def learned_directions(slopes: NDArray[np.float32], fisher: Matrix, count: int) -> Directions:
-    """Return the `count` directions in which steps of steepest descent differ from zero the most.
+    """Return the `count` directions in which natural-gradient steps differ from zero the most.
 
-    A step is -F^-1 g (the natural gradient), for `slopes` g, float32 [K, D], in nats a token. In whitened
-    coordinates its squared length is twice the nats that it promises, and noise is alike in all directions.
-    Each step is shortened to at most 1, so that a task that the bare model fails outright does not fill the
-    basis alone. Not centred: what all behaviours share is worth a number too. Signs are canonical: the entry
-    of largest magnitude is positive.
+    A step is -F^-1 g, for `slopes` g, float32 [K, D], in nats a token. In whitened coordinates its squared
+    length is twice the nats that it promises, and noise is alike in all directions. Each step is shortened to
+    a length below 1, so that a task that the bare model fails outright does not fill the basis alone. Steps
+    are not centred: what all behaviours share is worth a number too. Signs are canonical: the entry of
+    largest magnitude is positive.
     """
     if not np.isfinite(slopes).all():
         raise TrainError("the slope of a behaviour is not finite: the model computes infinities or NaN")
@@ -194,8 +197,8 @@ def learned_directions(slopes: NDArray[np.float32], fisher: Matrix, count: int) 
 def prior_of(places: Matrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return mean and covariance of vectors that behaviours asked for: float32 [n] and [n, n].
 
-    Places, float64 [K, n], are shortened as steps are. A tenth of the mean variance is added to the
-    covariance's diagonal, so that a few behaviours rule no direction out.
+    Places, float64 [K, n], are shortened as steps are. A tenth of the mean variance is added to each entry of
+    the covariance's diagonal, so that a few behaviours rule no direction out.
     """
     return _moments(_shortened(places))
 
@@ -259,9 +262,9 @@ def _slopes(
     pairs: Sequence[tuple[Behaviour, list[str]]],
     weights: str | PathLike[str] | None,
 ) -> Generator[tuple[str, Slopes, float], None, None]:
-    """Yield name, slopes and seconds of each behaviour; the deployed engine answers all of them first."""
+    """Yield name, slopes and seconds of each behaviour, after the deployed engine has answered for all."""
     on_gpu = torch.cuda.is_available()
-    device, passes = ("cuda", 1) if on_gpu else ("cpu", cores())  # passes at the same time
+    device, passes = ("cuda", 1) if on_gpu else ("cpu", cores())  # `passes` run at the same time
     began = time.monotonic()
     room: dict[str, Any] = {"n_ctx": 64, "n_threads": cores(), "n_gpu_layers": -1 if on_gpu else 0}
     with closing(runtime.load(found.base, engine="llama", **room)) as llm:
@@ -318,8 +321,8 @@ def _key(
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-# The slopes of a behaviour: the deployed engine answers under its prompt, and the bare model sees the answers
-# without it.
+# The slopes of a behaviour: the deployed engine answers questions under the behaviour's prompt, and the bare
+# model in torch reads the answers without that prompt.
 
 
 @dataclass(frozen=True)
@@ -328,8 +331,8 @@ class Lesson:
 
     Attributes:
         name: of the behaviour.
-        prompted: for each question the prompt with the teacher, int32 [n].
-        unprompted: the same without the teacher.
+        prompted: for each question its prompt behind the teacher's messages, int32 [n].
+        unprompted: the same without those messages.
         answers: sampled from the prompted model, each with its end token if it ended, int32 [n].
     """
 
@@ -340,7 +343,7 @@ class Lesson:
 
 
 def prepare_lessons(llm: TinyLoraLlama, chosen: Sequence[tuple[Behaviour, Sequence[str]]]) -> list[Lesson]:
-    """Ask the deployed model, prompted by each teacher, and return the lessons in order.
+    """Have the deployed model answer under each behaviour's teacher, and return the lessons in order.
 
     A lesson depends on its behaviour and its questions alone. TrainError: a prompt with its answer passes the
     model's context. VectorError: there is no chat template.
@@ -371,8 +374,8 @@ class Slopes:
     Attributes:
         divergence: float32 [questions, M, k, k], of the KL to the prompted model, in nats.
         score: float32 [questions, M, k, k], of the log-probabilities of tokens that the bare model draws at
-            the same places. Their outer products are, in the mean, the Fisher information of the answer.
-        before: KL without any change, in nats a token.
+            the same places. The expected outer product of a score is the Fisher information of the answer.
+        before: KL at R = 0, in nats a token.
         tokens: int32 [questions], of each answer.
     """
 
@@ -383,9 +386,9 @@ class Slopes:
 
 
 def slopes(learner: Learner, lesson: Lesson, *, seed: Sequence[int]) -> Slopes:
-    """Return what a lesson asks of R where v is 0, and how much any change of R would matter there.
+    """Return the slopes of a lesson at R = 0: of its KL, and of what the bare model would say itself.
 
-    Several threads may do it at once, for different lessons.
+    Several threads may call it at once, for different lessons.
     """
     basis, answers = learner.adapter.basis, [[answer] for answer in lesson.answers]
     with torch.no_grad():

@@ -43,23 +43,23 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _TOKENS, _OUTPUTS = 768, 1 << 27
-"""Tokens of all passes at the same time, and outputs of linear layers for them.
+"""Most tokens in all passes that run at the same time, and most outputs of linear layers for these tokens.
 
-A token keeps these, and twice as many numbers beside, until its gradient is done: a megabyte for SmolLM2,
-and 3 for a model of 1.5B in bfloat16.
+A token keeps its outputs in memory, and twice as many other numbers, until its gradient is done: 1 MB for
+SmolLM2, and 3 MB for a model of 1.5B in bfloat16.
 """
 
 _CHUNK = 1 << 24
-"""Logits at the same time: 64 MiB in float32, and a few times that inside a loss."""
+"""Most logits in memory at once: 64 MiB in float32, and a few times that inside a loss."""
 
 _CACHED = 8
-"""Rows of logits that a loss is computed of at a time, which a core's cache has room for."""
+"""Rows of logits that a loss handles at once on a CPU: a core's cache has room for them."""
 
 _SHORT, _TEXTS = 128, 16
-"""Tokens at most of texts that attend as a batch, and how many of them do."""
+"""Most tokens of a text whose attention is computed in a batch of texts, and most texts of such a batch."""
 
 _BLOCK = 256
-"""Tokens at most that attend together though they do not see each other."""
+"""Most tokens of neighbouring blocks that share a call of attention though they do not see each other."""
 
 IMPORTANCE_CAP = 2.0
 """Largest weight exp(log p_learner - log p_sampler) of a token."""
@@ -71,8 +71,10 @@ class Group:
 
     Attributes:
         advantage: float32 [completions].
-        sampled: log-probabilities they were drawn with, float32, same lengths; None where nobody drew them.
-        grammar: what they were held to, at its start: all log-probabilities are among what it allows.
+        sampled: log-probabilities that the completions were drawn with, float32, same lengths; None where
+            they were not drawn.
+        grammar: what the completions keep to, at its start. All log-probabilities are under the distribution
+            over the tokens that it allows. None: all tokens.
     """
 
     prompt: NDArray[np.int32]
@@ -104,8 +106,9 @@ class Learner:
         self.temperature = temperature
         self.workers = workers
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-        # Not in this thread: what oneDNN computes in bfloat16 releases the AMX tiles that llama.cpp has
-        # configured, once for each thread that it computes in, and its next use of them is illegal.
+        # Not in this thread, in which llama.cpp may compute too. It configures AMX tiles once for each
+        # thread; oneDNN releases them after a product in bfloat16, and llama.cpp's next use of them is
+        # illegal.
         self.head = self._pool.submit(plain_head, model).result()
         layers = (each for each in model.modules() if isinstance(each, nn.Linear))
         outputs = sum(each.out_features for each in layers if each.weight is not self.head)
@@ -125,7 +128,7 @@ class Learner:
 
     def logprobs(self, groups: Sequence[Group]) -> list[Tensor]:
         """Return the log-probabilities of all tokens of each group's completions: float32 [tokens]."""
-        # At a low temperature some samples of a prompt are the same: each is computed once.
+        # At a low temperature some samples of a prompt are equal: equal ones are computed once.
         alone = [{each.tobytes(): each for each in group.completions} for group in groups]
         rows = [completion for known in alone for completion in known.values()]
         outputs = self.outputs([group.prompt for group in groups], [[*known.values()] for known in alone])
@@ -159,11 +162,12 @@ class Learner:
         own_r = r is not None and r.dim() == 4
         shared = 0 if own_r else common_prefix(prompts)
         ids, places, deciding = prompts[0][:shared].tolist(), [*range(shared)], list[int]()
-        owners = [(0, 0)] * shared  # prompt and completion, from 1; 0: of all
+        owners = [(0, 0)] * shared  # see `attention_masks`
         for number, (prompt, own) in enumerate(zip(prompts, completions, strict=True), 1):
             ids += prompt[shared:].tolist()
             places += range(shared, len(prompt))
-            owners += [(number, int(len(own) == 1))] * (len(prompt) - shared)  # an only completion's, too
+            # A prompt with one completion belongs to it: both are then one block.
+            owners += [(number, int(len(own) == 1))] * (len(prompt) - shared)
             last = len(ids) - 1
             for branch, completion in enumerate(own, 1):
                 deciding += [last, *range(len(ids), len(ids) + len(completion) - 1)]
@@ -245,7 +249,7 @@ class Learner:
     def _gradient(
         self, groups: Sequence[Group], loss: Callable[[Sequence[Group]], tuple[Tensor, float]]
     ) -> Gradient:
-        """Return the means over all tokens of a loss and a gap, of which `loss` returns sums over groups."""
+        """Return the means over all tokens of a loss and a mismatch, of which `loss` returns groups' sums."""
         count = tokens_of(groups)
 
         def run(chosen: Sequence[Group]) -> tuple[Tensor, Tensor, float]:
@@ -259,7 +263,8 @@ class Learner:
         return Gradient(float(sum(losses)), torch.stack(gradients).sum(0), sum(gaps))
 
     def _passes(self, groups: Sequence[Group]) -> list[list[int]]:
-        """Return the groups of each pass: similar in length, few enough for memory, as much work for each."""
+        """Return the numbers of the groups of each pass: similar in length, with room in memory, and about
+        as much work in every pass."""
         work = [len(group.prompt) + sum(map(len, group.completions)) for group in groups]
         order = sorted(range(len(groups)), key=lambda i: (work[i], i))
         count = min(max(1, -(-work_of(groups) // self._tokens)) * self.workers, len(groups))
@@ -276,10 +281,10 @@ class Learner:
 
 
 LogitLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""(logits [rows, vocabulary], which of all rows these are) -> a number a row, float32 or wider, and its
-gradient by them.
+"""(logits [rows, vocabulary], which of all rows these are) -> a loss for each row, float32 or wider, and the
+gradient of the losses by the logits.
 
-The logits have the model's dtype, and are its own to write over.
+The logits have the model's dtype; the function may write over them.
 """
 
 
@@ -287,8 +292,7 @@ class OfLogits(torch.autograd.Function):
     """A loss of the logits of every row, differentiable in h, that keeps no logits: [rows], float32 or wider.
 
     The logits are h W^T, for hidden states h [rows, hidden] and the output layer's W [vocabulary, hidden]; or
-    h itself where there is no W. The gradient of h, that of the logits times W, is worked out in the forward
-    pass, and is all that is kept.
+    h itself where there is no W. The forward pass computes the gradient of h, and keeps nothing else.
     """
 
     @staticmethod
@@ -331,8 +335,9 @@ def chosen_logprobs(
 ) -> Tensor:
     """Return log softmax(logits / temperature) of one token a row: of hidden states, or of logits (no head).
 
-    `tokens` are int64 [rows]; `allowed` is for each row a bit a token (`Grammar.along`), or None for all of
-    them. The gradient by the logits is (one-hot - softmax) / temperature.
+    `tokens` are int64 [rows]; `allowed` has for each row a bit for each token of the vocabulary
+    (`Grammar.along`), or None where all are allowed. The gradient by the logits is
+    (one-hot - softmax) / temperature.
     """
 
     def loss(logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
@@ -360,7 +365,7 @@ def chosen_logprobs(
 def divergences(outputs: Tensor, base: Tensor, head: Tensor | None) -> Tensor:
     """Return KL(base || present) of the next token, one a row: of hidden states, or of logits (no head).
 
-    The gradient by the present logits is the difference of both softmax.
+    The gradient by the present logits is softmax(present) - softmax(base).
     """
 
     def loss(z: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
@@ -384,10 +389,10 @@ def advantages(rewards: ArrayLike) -> NDArray[np.float32]:
 
 
 def token_loss(logprobs: Tensor, advantage: Tensor, sampled: Tensor | None) -> Tensor:
-    """Return the loss of every token, to be minimised; all have one shape.
+    """Return the loss of every token; all arguments have its shape.
 
-    With advantage 1 and nothing sampled it is cross-entropy. `sampled` are the log-probabilities that the
-    tokens were drawn with, for their importance.
+    With advantage 1 and without `sampled` it is cross-entropy. `sampled` are the log-probabilities that the
+    tokens were drawn with: they give the importance weights.
     """
     if sampled is None:
         return -logprobs * advantage
@@ -400,11 +405,12 @@ BY_BLOCKS, _BLOCKS, _ALONE = "tinylora_by_blocks", "tinylora_blocks", "tinylora_
 
 
 def attention_masks(config: Any, owners: Tensor, places: Tensor, dtype: torch.dtype) -> Any:
-    """Return what a transformers model takes as `attention_mask` for a row in which tokens see some others.
+    """Return what a transformers model takes as `attention_mask` for a row of several prompts.
 
-    `owners`, [tokens, 2], are each token's prompt and completion, from 1, or 0 where it is of all: a token
-    sees those before it that are its own, or of all. `places`, [tokens], are their positions, which windows
-    of attention go by.
+    `owners`, [tokens, 2], has the numbers of each token's prompt and completion, from 1. 0 stands for all: a
+    prefix that all prompts share is (0, 0), and prompt 1 of several completions is (1, 0). A token sees the
+    tokens before it that have its own numbers, or 0. `places`, [tokens], are positions in the texts, which
+    windows of attention need.
     """
     window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
     windows = window and kinds != {"full_attention"}
@@ -441,9 +447,9 @@ def short_texts(owners: Tensor, counts: Tensor) -> bool:
 
 
 def joined(lengths: Sequence[int]) -> list[int]:
-    """Return the lengths of blocks of which neighbours are one up to `_BLOCK` tokens: a call has its price.
+    """Return the lengths of blocks, with neighbours joined up to `_BLOCK` tokens: each block costs a call.
 
-    Of 40 texts of 17 tokens the calls of attention took a third of a gradient (SmolLM2).
+    For 40 texts of 17 tokens, calls of attention took a third of the time of a gradient (SmolLM2).
     """
     found: list[int] = []
     for length in lengths:
@@ -459,8 +465,8 @@ def by_blocks(
 ) -> tuple[Tensor, None]:
     """transformers' `sdpa` attention, without the blocks of a row that `attention_masks` hides whole.
 
-    Of 8 completions of 240 tokens these are five sixths: a gradient took 1.6 times as long with them
-    (SmolLM2). A mask that is not of `attention_masks` is taken as it is.
+    For 8 completions of 240 tokens these are five sixths of all: a gradient that computed them took 1.6 times
+    as long (SmolLM2). A mask that `attention_masks` did not make is used as it is.
     """
     attend: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward
     if hasattr(attention_mask, _ALONE):
@@ -477,8 +483,11 @@ def by_blocks(
 
 
 def batched(lengths: Sequence[int], device: Any) -> list[tuple[int, tuple[int, int], Tensor, Tensor, Tensor]]:
-    """Return a row's texts as batches of some: their tokens, and as a batch's [texts, longest] which token is
-    where (any behind a text's end), where each token is, and what is added to scores."""
+    """Return the texts of a row in batches, each padded to [texts, longest] for `by_texts`.
+
+    A batch is the number of its tokens, its padded shape, the token at each place (any token behind a text's
+    end), the place of each token, and the causal mask that is added to scores.
+    """
     found = []
     for start in range(0, len(lengths), _TEXTS):
         own = lengths[start : start + _TEXTS]
@@ -493,15 +502,15 @@ def batched(lengths: Sequence[int], device: Any) -> list[tuple[int, tuple[int, i
 def by_texts(query: Tensor, key: Tensor, value: Tensor, texts: Any, scaling: float) -> Tensor:
     """Causal attention of a row's short texts, each by itself (`batched`): [1, tokens, heads, d].
 
-    torch's kernel goes by single heads: of 20 texts of 30 tokens it takes more than twice as long.
+    torch's own kernel computes one head after another: for 20 texts of 30 tokens it takes more than twice as
+    long.
     """
     groups, found, sizes = key.shape[1], [], [each[0] for each in texts]
-    wide = torch.promote_types(query.dtype, torch.float32)
     rows = zip(*(x[0].transpose(0, 1).split(sizes) for x in (query, key, value)), strict=True)
     for (_, shape, index, back, hidden), own in zip(texts, rows, strict=True):
         q, k, v = (x.index_select(0, index).unflatten(0, shape).transpose(1, 2) for x in own)
         scores = q.reshape(len(q), groups, -1, q.shape[-1]) @ k.mT
-        scores = scores.to(wide).mul_(scaling).unflatten(2, (-1, len(hidden))).add_(hidden)
+        scores = scores.to(_wide(scores)).mul_(scaling).unflatten(2, (-1, len(hidden))).add_(hidden)
         chances = scores.softmax(-1).to(v.dtype).flatten(2, 3)
         seen = (chances @ v).unflatten(2, (-1, len(hidden))).permute(0, 3, 1, 2, 4)
         found.append(seen.flatten(2, 3).flatten(0, 1).index_select(0, back))
@@ -515,7 +524,8 @@ AttentionMaskInterface.register(BY_BLOCKS, sdpa_mask)
 def plain_head(model: Any) -> Tensor | None:
     """Return the output layer's weight [vocabulary, hidden] if the model's logits are h W^T and no more.
 
-    Some architectures scale or cap their logits, or add a bias: for them it is None. Found by comparison.
+    Some architectures scale or cap their logits, or add a bias: for them it is None. A comparison of both
+    results decides.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None or model.base_model is model:
@@ -533,30 +543,31 @@ def tokens_of(groups: Sequence[Group]) -> int:
 
 
 def work_of(groups: Sequence[Group]) -> int:
-    """Return how many tokens are computed for groups: a beginning that all prompts share counts once."""
+    """Return how many tokens a pass over groups computes: a prefix that all prompts share counts once."""
     shared = common_prefix([group.prompt for group in groups])
     lengths = (map(len, (group.prompt, *group.completions)) for group in groups)
     return shared + sum(sum(each) - shared for each in lengths)
 
 
-# Whitened coordinates, for Adam. Its steps are equally long in every coordinate, but R's columns read
-# directions of x that differ a hundredfold in strength, and its rows write directions that matter as
-# unequally. So steps are taken in R', where R = D^-1/2 R' C^-1/2: C is the second moment of A x and D that of
-# B' d, for inputs x of a module and gradients d at its output (K-FAC's factors, on the span of
-# the baked directions: Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate
-# Curvature", arXiv 1503.05671). What is learned and written is R.
+# Whitened coordinates. Adam's steps are equally long in every coordinate, but R's columns read directions of
+# x that differ a hundredfold in strength, and its rows write directions that matter as unequally. So steps
+# are taken in R', where R = D^-1/2 R' C^-1/2. C is the second moment of A x and D that of B' d, for inputs x
+# of a module and gradients d at its output: K-FAC's factors, on the span of the baked directions (Martens and
+# Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", arXiv 1503.05671). What
+# is learned and written is R.
 
 DAMPING = 0.01
-"""Share of the mean eigenvalue that is added to each: directions that few prompts use may matter later."""
+"""Share of the mean eigenvalue that is added to each eigenvalue: directions that few prompts use may matter
+later."""
 
 FEWEST = 3
-"""Inputs of R from which on it is whitened: with 1 or 2 the loss was lower without (1.14 nats, not 1.17)."""
+"""Fewest inputs of R for which it is whitened: with 1 or 2, whitening raised the loss from 1.14 to 1.17."""
 
 
 class ModuleWhitening:
     """R = left R' right in every module, for v that is R: `left` is float64 [M, p, p], `right` [M, q, q].
 
-    `entries` is the basis's. `left` is 1 in the diagonal of rows that a module does not have.
+    `entries` is the basis's. For rows that a module does not have, `left` is the identity.
     """
 
     def __init__(self, left: NDArray[np.float64], right: NDArray[np.float64], entries: Entries) -> None:
@@ -570,27 +581,27 @@ class ModuleWhitening:
     """The gradient by the coordinates of one by v, [n]: both sides are symmetric."""
 
     def direction(self, z: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return where to step along z [n]: in each module R' with its singular values made equal.
+        """Return the direction of a step along z [n]: each module's R' with its singular values set to 1.
 
-        What all texts of a user agree on, and what few of them say, count alike then (Bernstein and Newhouse,
+        So what all texts of a user agree on counts as much as what few of them say (Bernstein and Newhouse,
         "Old Optimizer, New Norm", arXiv 2409.20325).
         """
         u, s, vt = np.linalg.svd(spread(z, self.entries), full_matrices=False)
         return gathered((u * (s > 1e-6 * s[:, :1])[:, None]) @ vt, self.entries)
 
     def rounded(self, v: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
-        """Return v [n] in steps of `q2` or `q4`, so that what R does to the prompts changes least.
+        """Return v [n] rounded to `q2` or `q4`, so that what R does to the prompts changes least.
 
-        Columns are rounded one after another, the strongest first, and those that follow make good the error
-        of each, as far as their inputs go together (Frantar et al., "GPTQ", arXiv 2210.17323). Rows weigh as
-        much as their outputs do.
+        Columns are rounded one after another, the strongest first. Those that follow make up for each error,
+        as far as their inputs correlate (Frantar et al., "GPTQ", arXiv 2210.17323). Rows are weighted by the
+        second moment of their outputs' gradients.
         """
         r = spread(v, self.entries).astype(np.float64)
         c, d = (np.linalg.inv(root @ root) for root in (self.right, self.left))
         weights = (d.diagonal(axis1=1, axis2=2) * rows_of(self.entries))[..., None]
         order, modules = np.argsort(c.diagonal(axis1=1, axis2=2), 1), np.arange(len(c))[:, None]
         factor = np.linalg.cholesky(c[modules[..., None], order[..., None], order[:, None]])
-        error, found = np.zeros_like(r), np.empty_like(r)  # both of columns in their order
+        error, found = np.zeros_like(r), np.empty_like(r)  # `error` has its columns in `order`
         for j in reversed(range(r.shape[2])):
             feed = error[..., j + 1 :] @ (factor[:, j + 1 :, j : j + 1] / factor[:, j : j + 1, j : j + 1])
             wanted = np.take_along_axis(r, order[:, None, j : j + 1], 2)
@@ -627,13 +638,15 @@ def coordinates(
     p, q = basis.shape
     if q < FEWEST or not basis.entries:
         return basis.projection.whitening
-    strengths = [np.square(b[..., :p], dtype=np.float64).sum(-2) for b in basis.factors.b]  # of own rows
+    # The squared length of each column of B, of the module's own outputs alone.
+    strengths = [np.square(b[..., :p], dtype=np.float64).sum(-2) for b in basis.factors.b]
     lefts, rights = [], []
     for (c, d), strength in zip(moments(), strengths, strict=True):
         own = strength.shape[-1]
         right, left = _inverse_root(c), _inverse_root(d[:own, :own])
-        gram = strength.reshape(-1, own).sum(0)  # B'B, which is diagonal, of all experts
-        before = gram.sum() * c.trace()  # E|B R A x|^2 of a unit R, and of a unit R'
+        gram = strength.reshape(-1, own).sum(0)  # the diagonal of B'B, summed over experts; the rest is 0
+        # E|B R A x|^2 of a random R of unit variance, and of such an R': both get the same scale.
+        before = gram.sum() * c.trace()
         after = np.einsum("ij,j,ij", left, gram, left) * np.einsum("ij,jk,ki", right, c, right)
         lefts.append(np.eye(p))
         if after > 0:
@@ -651,7 +664,7 @@ def _inverse_root(moment: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def common_prefix(prompts: Sequence[NDArray[np.int32]]) -> int:
-    """Length of what all prompts begin with, at least one token short of the shortest; 0 for one alone."""
+    """Length of the prefix that all prompts share, shorter than any of them; 0 for a single prompt."""
     limit = min(map(len, prompts)) - 1
     for i in range(limit):
         if len({prompt[i] for prompt in prompts}) > 1:
